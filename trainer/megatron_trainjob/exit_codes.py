@@ -1,0 +1,48 @@
+"""Exit codes of the trainer: what each says about a retry. The operator decides restart or failure by them.
+
+Codes 64 to 78 (the range of BSD sysexits) and 2 mean that a retry with the same manifest cannot help.
+"""
+
+from __future__ import annotations
+
+from enum import IntEnum
+from typing import Literal
+
+Retry = Literal["done", "never", "retry", "resume"]
+
+
+class ExitCode(IntEnum):
+    """Codes that the trainer itself chooses; any other code comes from the interpreter, a signal or a library."""
+
+    OK = 0
+    ERROR = 1
+    USAGE = 2
+    BAD_ARGUMENTS = 64
+    BAD_DATA = 65
+    MISSING_INPUT = 66
+    CHECKPOINT_INCOMPATIBLE = 67
+    NO_CHECKPOINT = 68
+    LOSS_NOT_FINITE = 69
+    UNSUPPORTED = 70
+    OUTPUT_NOT_WRITABLE = 73
+    PREEMPTED = 143
+
+
+def retry_class(exit_code: int) -> Retry:
+    """What a restart can do after this code: nothing to do, never helps, may help, or simply continues the run."""
+    if exit_code == ExitCode.OK:
+        return "done"
+    if exit_code == ExitCode.USAGE or 64 <= exit_code <= 78:
+        return "never"
+    if exit_code == ExitCode.PREEMPTED:
+        return "resume"
+    return "retry"
+
+
+def describe(exit_code: int) -> str:
+    """A short reason for status and events, for example "BAD_ARGUMENTS" or "signal 9"."""
+    if exit_code in ExitCode._value2member_map_:
+        return ExitCode(exit_code).name
+    if 128 < exit_code < 160:
+        return f"signal {exit_code - 128}"
+    return f"exit code {exit_code}"
