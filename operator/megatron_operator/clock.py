@@ -1,0 +1,10 @@
+"""The operator's only reader of the wall clock: the shells take `now` here and hand it to the pure core."""
+
+from __future__ import annotations
+
+import time
+
+
+def now() -> float:
+    """Seconds since the epoch."""
+    return time.time()

@@ -1,0 +1,132 @@
+"""Every name that the operator shares with a cluster: API group, labels, annotations, condition types and reasons.
+
+Also the rules by which names of child objects follow from the job and the attempt. No behaviour beyond naming.
+"""
+
+from __future__ import annotations
+
+from typing import Final, Literal
+
+GROUP: Final = "megatrontrain.dev"
+VERSION: Final = "v1alpha1"
+API_VERSION: Final = f"{GROUP}/{VERSION}"
+KIND: Final = "MegatronTrainJob"
+LIST_KIND: Final = "MegatronTrainJobList"
+PLURAL: Final = "megatrontrainjobs"
+SINGULAR: Final = "megatrontrainjob"
+SHORT_NAMES: Final = ("mtj", "mtjob")
+CATEGORIES: Final = ("all", "training")
+
+MANAGER: Final = f"{GROUP}/operator"
+MULTIKUEUE_MANAGER: Final = "kueue.x-k8s.io/multikueue"
+FIELD_MANAGER: Final = "megatron-train-operator"
+
+CONTAINER: Final = "trainer"
+MASTER: Final = "master"
+WORKER: Final = "worker"
+Role = Literal["master", "worker"]
+
+LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
+LABEL_REPLICA_TYPE: Final = f"{GROUP}/replica-type"
+LABEL_REPLICA_INDEX: Final = f"{GROUP}/replica-index"
+LABEL_RESTART_ATTEMPT: Final = f"{GROUP}/restart-attempt"
+ANNOTATION_ARGS_HASH: Final = f"{GROUP}/args-hash"
+ANNOTATION_DEFAULT_CONTAINER: Final = "kubectl.kubernetes.io/default-container"
+ANNOTATION_MULTUS: Final = "k8s.v1.cni.cncf.io/networks"
+
+KUEUE_QUEUE: Final = "kueue.x-k8s.io/queue-name"
+KUEUE_PRIORITY: Final = "kueue.x-k8s.io/priority-class"
+KUEUE_GROUP_NAME: Final = "kueue.x-k8s.io/pod-group-name"
+KUEUE_GROUP_TOTAL: Final = "kueue.x-k8s.io/pod-group-total-count"
+KUEUE_RETRIABLE: Final = "kueue.x-k8s.io/retriable-in-group"
+KUEUE_REQUIRED_TOPOLOGY: Final = "kueue.x-k8s.io/podset-required-topology"
+KUEUE_PREFERRED_TOPOLOGY: Final = "kueue.x-k8s.io/podset-preferred-topology"
+KUEUE_GATE: Final = "kueue.x-k8s.io/admission"
+
+VOLCANO_GROUP_NAME: Final = "scheduling.k8s.io/group-name"
+VOLCANO_TASK: Final = "volcano.sh/task-spec"
+COSCHEDULING_GROUP: Final = "scheduling.x-k8s.io/pod-group"
+
+# Condition types (metav1.Condition). RECONCILING and STALLED follow kstatus: present only while True.
+ADMITTED: Final = "Admitted"
+PODS_READY: Final = "PodsReady"
+RUNNING: Final = "Running"
+SUSPENDED: Final = "Suspended"
+RESTARTING: Final = "Restarting"
+SUCCEEDED: Final = "Succeeded"
+FAILED: Final = "Failed"
+RECONCILING: Final = "Reconciling"
+STALLED: Final = "Stalled"
+
+# Reasons of Admitted
+NOT_QUEUED: Final = "NotQueued"
+WAITING_FOR_QUOTA: Final = "WaitingForQuota"
+QUOTA_RESERVED: Final = "QuotaReserved"
+GANG_UNSCHEDULABLE: Final = "GangUnschedulable"
+# Reasons of PodsReady and Running
+PODS_CREATING: Final = "PodsCreating"
+PODS_PENDING: Final = "PodsPending"
+ALL_PODS_READY: Final = "AllPodsReady"
+ALL_PODS_RUNNING: Final = "AllPodsRunning"
+JOB_FINISHED: Final = "JobFinished"
+JOB_SUSPENDED: Final = "JobSuspended"
+# Reasons of Suspended
+USER_REQUESTED: Final = "UserRequested"
+RESUMED: Final = "Resumed"
+# Reasons of Restarting
+POD_FAILED: Final = "PodFailed"
+PREEMPTED: Final = "Preempted"
+NODE_LOST: Final = "NodeLost"
+HUNG: Final = "Hung"
+GANG_RUNNING: Final = "GangRunning"
+# Reasons of Succeeded and Failed
+MASTER_SUCCEEDED: Final = "MasterSucceeded"
+INVALID_SPEC: Final = "InvalidSpec"
+MAX_RESTARTS_EXCEEDED: Final = "MaxRestartsExceeded"
+NON_RETRYABLE_EXIT: Final = "NonRetryableExit"
+DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
+STARTUP_FAILED: Final = "StartupFailed"
+OOM_KILLED: Final = "OOMKilled"
+FAILURE_POLICY: Final = "FailurePolicy"
+# Reasons of Stalled
+JOB_FAILED: Final = "JobFailed"
+GANG_SCHEDULER_MISSING: Final = "GangSchedulerMissing"
+
+MAX_JOB_NAME_LENGTH: Final = 45
+
+
+def replica_names(job_name: str, attempt: int, num_nodes: int) -> tuple[str, ...]:
+    """Pod names of one attempt in node-rank order: the master, then the workers."""
+    return tuple(pod_name(job_name, attempt, rank) for rank in range(num_nodes))
+
+
+def pod_name(job_name: str, attempt: int, node_rank: int) -> str:
+    """Name and hostname of the pod with this node rank; rank 0 is the master, rank i the worker i - 1."""
+    if node_rank == 0:
+        return f"{job_name}-a{attempt}-{MASTER}-0"
+    return f"{job_name}-a{attempt}-{WORKER}-{node_rank - 1}"
+
+
+def config_map_name(job_name: str, attempt: int) -> str:
+    """Name of the immutable ConfigMap that hands the trainer its arguments in this attempt."""
+    return f"{job_name}-a{attempt}-args"
+
+
+def group_name(job_name: str, attempt: int) -> str:
+    """Name of the PodGroup, or of the Kueue pod group, of this attempt."""
+    return f"{job_name}-a{attempt}"
+
+
+def claim_name(job_name: str) -> str:
+    """Name of the checkpoint claim that the operator makes from spec.checkpoint.pvc.template."""
+    return f"{job_name}-checkpoint"
+
+
+def service_name(job_name: str) -> str:
+    """Name of the headless service through which the pods of a job find their master."""
+    return job_name
+
+
+def selector(job_name: str, attempt: int) -> dict[str, str]:
+    """Labels that pick the pods of one attempt and no others."""
+    return {LABEL_JOB_NAME: job_name, LABEL_RESTART_ATTEMPT: str(attempt)}

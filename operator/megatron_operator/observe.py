@@ -1,0 +1,264 @@
+"""What is there, as values: raw pods, objects and progress of one job -> Seen. Judges nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from megatron_operator import names
+from megatron_operator.timestamp import to_seconds
+from megatron_trainjob.progress import Progress
+
+Object = Mapping[str, Any]
+PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """One pod. `exit_code`, `reason`, `message` and `iteration` are of its failed or finished main container.
+
+    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does not start.
+    Times are seconds since the epoch.
+    """
+
+    name: str
+    uid: str = ""
+    attempt: int = 0
+    role: str = names.MASTER
+    index: int = 0
+    phase: PodPhase = "Pending"
+    ready: bool = False
+    deleting: bool = False
+    grace_ends: float | None = None
+    gated: bool = False
+    scheduled_at: float | None = None
+    unschedulable: str | None = None
+    waiting: str | None = None
+    waiting_message: str = ""
+    node: str = ""
+    exit_code: int | None = None
+    reason: str = ""
+    message: str = ""
+    iteration: int | None = None
+    finished_at: float | None = None
+    disruption: str | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its containers have ended."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gang:
+    """The PodGroup of the current attempt. `served` is False when the cluster does not know such groups."""
+
+    name: str = ""
+    phase: str = ""
+    served: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """All that is known of one job's children. `status` is the stored status of the job, {} at first.
+
+    service_selector: None when there is no service. `problem` is (reason, message) of the last refused change,
+    for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
+    lost_nodes: names of nodes that are gone or not ready.
+    """
+
+    status: Object = field(default_factory=dict)
+    pods: tuple[Pod, ...] = ()
+    service_selector: Mapping[str, str] | None = None
+    config_maps: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
+    gang: Gang | None = None
+    progress: Progress | None = None
+    lost_nodes: frozenset[str] = frozenset()
+    problem: tuple[str, str] | None = None
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that the status has written down."""
+        return int(self.status.get("restarts", {}).get("attempt", 0))
+
+    @property
+    def current(self) -> tuple[Pod, ...]:
+        """Pods of this attempt, in node-rank order."""
+        return tuple(pod for pod in self.pods if pod.attempt == self.attempt)
+
+    @property
+    def stale(self) -> tuple[Pod, ...]:
+        """Pods of earlier attempts."""
+        return tuple(pod for pod in self.pods if pod.attempt != self.attempt)
+
+    @property
+    def beat(self) -> Progress | None:
+        """The progress record if this attempt wrote it."""
+        return self.progress if self.progress and self.progress.attempt == self.attempt else None
+
+    def condition(self, type_: str) -> Object | None:
+        """The stored condition of this type."""
+        return next((c for c in self.status.get("conditions", ()) if c["type"] == type_), None)
+
+    def is_true(self, type_: str) -> bool:
+        """Whether the stored condition of this type is True."""
+        condition = self.condition(type_)
+        return condition is not None and condition["status"] == "True"
+
+
+def observe(
+    *,
+    job_uid: str,
+    status: Object | None,
+    pods: Iterable[Object],
+    services: Iterable[Object] = (),
+    config_maps: Iterable[str] = (),
+    claims: Iterable[str] = (),
+    gang: Object | None = None,
+    gang_served: bool = True,
+    progress: Progress | None = None,
+    lost_nodes: Iterable[str] = (),
+    problem: tuple[str, str] | None = None,
+) -> Seen:
+    """Everything seen of one job. Pods and services are raw API objects; those of another owner are left out."""
+    ours = sorted((read_pod(pod) for pod in pods if is_owned(pod, job_uid)), key=_by_rank)
+    selectors = [service["spec"].get("selector") or {} for service in services if is_owned(service, job_uid)]
+    return Seen(
+        status=status or {},
+        pods=tuple(ours),
+        service_selector=selectors[0] if selectors else None,
+        config_maps=frozenset(config_maps),
+        claims=frozenset(claims),
+        gang=read_gang(gang, served=gang_served),
+        progress=progress,
+        lost_nodes=frozenset(lost_nodes),
+        problem=problem,
+    )
+
+
+def is_owned(raw: Object, job_uid: str) -> bool:
+    """Whether the object's controlling owner is the job with this uid."""
+    owners = raw["metadata"].get("ownerReferences") or ()
+    return any(owner.get("uid") == job_uid and owner.get("controller") for owner in owners)
+
+
+def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
+    """The PodGroup as a value; a group that cannot exist (API not served) is told apart from none."""
+    if raw is None:
+        return None if served else Gang(served=False)
+    phase = (raw.get("status") or {}).get("phase", "")
+    return Gang(name=raw["metadata"]["name"], phase=phase)
+
+
+def read_pod(raw: Object) -> Pod:
+    """One raw pod as a value."""
+    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    labels = metadata.get("labels") or {}
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    waiting, waiting_message = _waiting(status)
+    return Pod(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        attempt=int(labels.get(names.LABEL_RESTART_ATTEMPT, 0)),
+        role=labels.get(names.LABEL_REPLICA_TYPE, names.MASTER),
+        index=int(labels.get(names.LABEL_REPLICA_INDEX, 0)),
+        phase=status.get("phase", "Pending"),
+        ready=_is_true(conditions, "Ready"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        grace_ends=to_seconds(metadata.get("deletionTimestamp")),
+        gated=bool(spec.get("schedulingGates")),
+        scheduled_at=_scheduled_at(conditions),
+        unschedulable=_unschedulable(conditions),
+        waiting=waiting,
+        waiting_message=waiting_message,
+        node=spec.get("nodeName", ""),
+        disruption=_disruption(conditions),
+        **_ending(status),
+    )
+
+
+def _by_rank(pod: Pod) -> tuple[int, bool, int]:
+    return (pod.attempt, pod.role != names.MASTER, pod.index)
+
+
+def _is_true(conditions: Mapping[str, Object], type_: str) -> bool:
+    return conditions.get(type_, {}).get("status") == "True"
+
+
+def _scheduled_at(conditions: Mapping[str, Object]) -> float | None:
+    if not _is_true(conditions, "PodScheduled"):
+        return None
+    return to_seconds(conditions["PodScheduled"].get("lastTransitionTime"))
+
+
+def _unschedulable(conditions: Mapping[str, Object]) -> str | None:
+    condition = conditions.get("PodScheduled", {})
+    if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
+        return str(condition.get("message", ""))
+    return None
+
+
+def _disruption(conditions: Mapping[str, Object]) -> str | None:
+    if not _is_true(conditions, "DisruptionTarget"):
+        return None
+    return str(conditions["DisruptionTarget"].get("reason") or "Unknown")
+
+
+def _waiting(status: Object) -> tuple[str | None, str]:
+    """Why a container is not started, of the first that says so."""
+    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+        waiting = (container.get("state") or {}).get("waiting")
+        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            return waiting["reason"], waiting.get("message", "")
+    return None, ""
+
+
+def _ending(status: Object) -> dict[str, Any]:
+    """Exit code, reason, message, iteration and time of the container that ended the pod.
+
+    A reason of the pod itself (Evicted, NodeShutdown ...) goes before that of the container.
+    """
+    terminated = _terminated(status)
+    record = _termination_record(terminated.get("message", ""))
+    exit_code = terminated.get("exitCode")
+    return {
+        "exit_code": exit_code,
+        "reason": status.get("reason") or _container_reason(terminated, record),
+        "message": str(record.get("message") or terminated.get("message") or status.get("message") or "")[:1024],
+        "iteration": record.get("iteration"),
+        "finished_at": to_seconds(terminated.get("finishedAt")),
+    }
+
+
+def _terminated(status: Object) -> Object:
+    """The terminated state that decided the pod: a failed init container, else the trainer, else any failed one."""
+    ended = [
+        (container["name"], (container.get("state") or {})["terminated"])
+        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+        if (container.get("state") or {}).get("terminated")
+    ]
+    failed = [state for _, state in ended if state.get("exitCode")]
+    trainer = [state for name, state in ended if name == names.CONTAINER]
+    if trainer and trainer[0].get("exitCode"):
+        return trainer[0]
+    return next(iter((*failed, *trainer)), {})
+
+
+def _container_reason(terminated: Object, record: Object) -> str:
+    """The kubelet's own reason where it says more than "Error", else the trainer's."""
+    reason = terminated.get("reason") or ""
+    if reason in ("", "Error", "Completed"):
+        return str(record.get("reason") or reason)
+    return str(reason)
+
+
+def _termination_record(message: str) -> Object:
+    """The record that the trainer's launcher left as termination message, {} when the message is other text."""
+    try:
+        record = json.loads(message)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
