@@ -1,0 +1,129 @@
+"""How one argument is declared (`arg(...)` in the group files) and described (`Argument`, for every reader).
+
+Type, nullability and choices come from the annotation, so nothing is written twice. Declares no argument.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import types
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
+
+Task = Literal["pt", "sft", "rlhf", "export"]
+Status = Literal["works", "works on GPU only", "refused", "not yet"]
+Scalar = str | int | float | bool
+
+TRAINING: tuple[Task, ...] = ("pt", "sft", "rlhf")
+EVERY_TASK: tuple[Task, ...] = ("pt", "sft", "rlhf", "export")
+TYPE_NAMES = {int: "int", float: "float", str: "str", bool: "bool", Mapping: "json"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Details:
+    """What the annotation and the default cannot say about an argument."""
+
+    help: str
+    status: Status
+    unit: str = ""
+    ge: float | None = None
+    gt: float | None = None
+    le: float | None = None
+    lt: float | None = None
+    featured: bool = False
+    aliases: tuple[str, ...] = ()
+    inverted_aliases: tuple[str, ...] = ()
+    applies_to: tuple[Task, ...] = TRAINING
+    task_defaults: Mapping[Task, Scalar] = dataclasses.field(default_factory=dict)
+    reason: str = ""
+    refused_choices: Mapping[Scalar, str] = dataclasses.field(default_factory=dict)
+    hf_config_keys: tuple[str, ...] = ()
+    fallback: Scalar | None = None
+
+
+def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a dataclass field stands for any type)
+    """A dataclass field with this default and description; the keywords are those of `Details`.
+
+    `aliases` are other accepted names; the value of `inverted_aliases` means the opposite.
+    `status` is what the trainer does with it today; "refused" needs a `reason`, and `refused_choices` gives the
+    reason of single values. `task_defaults` replaces the default for some tasks. `fallback` is what an unset
+    value becomes when the model's config.json has none of `hf_config_keys` either.
+    """
+    return dataclasses.field(default=default, metadata={"details": Details(help=help, **details)})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Argument(Details):
+    """One argument, complete: name, type, default, choices and every detail of its declaration.
+
+    `type` is one of int, float, str, bool, json, str|json, list[str], list[float].
+    `nullable` means that absent has a meaning of its own. `choices` are those of each element for a list.
+    """
+
+    name: str
+    group: str
+    type: str
+    nullable: bool
+    default: Any
+    choices: tuple[str, ...] | None
+
+    def default_for(self, task: Task) -> Any:  # noqa: ANN401 (arguments have eight types)
+        """The value that an unset argument has in this task."""
+        return self.task_defaults.get(task, self.default)
+
+    @property
+    def rlhf_default(self) -> Any:  # noqa: ANN401 (arguments have eight types)
+        """The value that an unset argument has in preference training."""
+        return self.default_for("rlhf")
+
+    @property
+    def is_list(self) -> bool:
+        """Whether the value is a list."""
+        return self.type.startswith("list")
+
+    @property
+    def is_usable(self) -> bool:
+        """Whether the argument may be given at all."""
+        return self.status in ("works", "works on GPU only")
+
+
+def describe_group(name: str, group: type) -> dict[str, Argument]:
+    """The arguments that a group class declares itself, in its order."""
+    hints = get_type_hints(group)
+    own = [field for field in dataclasses.fields(group) if field.name in group.__annotations__]
+    return {field.name: _describe(name, field, hints[field.name]) for field in own}
+
+
+def _describe(group: str, field: dataclasses.Field[Any], hint: Any) -> Argument:  # noqa: ANN401 (any annotation)
+    details: Details = field.metadata["details"]
+    type_name, nullable, choices = _read_annotation(hint)
+    shallow = {item.name: getattr(details, item.name) for item in dataclasses.fields(details)}
+    return Argument(
+        name=field.name,
+        group=group,
+        type=type_name,
+        nullable=nullable,
+        default=field.default,
+        choices=choices,
+        **shallow,
+    )
+
+
+def _read_annotation(hint: Any) -> tuple[str, bool, tuple[str, ...] | None]:  # noqa: ANN401 (any annotation)
+    """(type name, nullable, choices) of an annotation such as `tuple[Literal["a", "b"], ...] | None`."""
+    members = list(get_args(hint)) if get_origin(hint) in (Union, types.UnionType) else [hint]
+    nullable = types.NoneType in members
+    members = [member for member in members if member is not types.NoneType]
+    names: list[str] = []
+    choices: tuple[str, ...] | None = None
+    for member in members:
+        origin = get_origin(member)
+        if origin is Literal:
+            names, choices = [*names, "str"], get_args(member)
+        elif origin is tuple:
+            element, _, choices = _read_annotation(get_args(member)[0])
+            names.append(f"list[{element}]")
+        else:
+            names.append(TYPE_NAMES[origin or member])
+    return "|".join(names), nullable, choices

@@ -1,0 +1,141 @@
+"""The data sets and how they are read."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseData:
+    """The data sets and how they are read."""
+
+    dataset: tuple[str, ...] = arg(
+        (),
+        (
+            "Training data: files (jsonl, json, csv, txt), folders or hub ids, each "
+            "[hf::|ms::]name[:subset][#rows]."
+        ),
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    val_dataset: tuple[str, ...] = arg(
+        (),
+        "Validation data, written as dataset is.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    split_dataset_ratio: float = arg(
+        0.0,
+        "Share of each training set that is held out for validation when val_dataset is empty.",
+        unit="fraction",
+        ge=0,
+        lt=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    data_seed: int = arg(
+        42,
+        "Seed for drawing, splitting and shuffling data.",
+        ge=0,
+        le=4294967295,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    dataset_shuffle: bool = arg(
+        True,
+        "Shuffle the training data.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    val_dataset_shuffle: bool = arg(
+        False,
+        "Shuffle the validation data.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    dataset_num_proc: int = arg(
+        1,
+        "Processes that prepare the data.",
+        unit="processes",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    load_from_cache_file: bool = arg(
+        True,
+        "Use prepared data of an earlier run.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    interleave_prob: tuple[float, ...] | None = arg(
+        None,
+        "Probability of each data set; mixes them instead of joining them.",
+        ge=0,
+        le=1,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"] = arg(
+        "first_exhausted",
+        "When mixing stops: with the first or with the last exhausted data set.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    shuffle_buffer_size: int = arg(
+        1000,
+        "Samples in the shuffle buffer of a stream.",
+        unit="samples",
+        ge=1,
+        status="not yet",
+    )
+    download_mode: Literal["reuse_dataset_if_exists", "force_redownload"] = arg(
+        "reuse_dataset_if_exists",
+        "Whether data sets are downloaded anew.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    columns: Mapping[str, Any] | None = arg(
+        None,
+        'Columns to rename before the format is recognised, for example {"text1": "query"}.',
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    strict: bool = arg(
+        False,
+        "Stop at the first bad row instead of dropping it.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    remove_unused_columns: bool = arg(
+        True,
+        "Drop columns that training does not use.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    model_name: tuple[str, ...] | None = arg(
+        None,
+        "Name of the model for self-cognition data, Chinese and English.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    model_author: tuple[str, ...] | None = arg(
+        None,
+        "Author of the model for self-cognition data, Chinese and English.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    custom_dataset_info: tuple[str, ...] = arg(
+        (),
+        "dataset_info.json files that name further data sets.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )

@@ -1,0 +1,138 @@
+"""The model, its tokenizer and where they come from."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseModel:
+    """The model, its tokenizer and where they come from."""
+
+    model: str | None = arg(
+        None,
+        (
+            "Hub id or local folder of the model: config.json, tokenizer and weights; unset: read from "
+            "args.json in the loaded checkpoint."
+        ),
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    model_type: str | None = arg(
+        None,
+        "Model family; unset: from config.json.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    model_revision: str | None = arg(
+        None,
+        "Revision of the model on the hub.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    torch_dtype: Literal["float16", "bfloat16", "float32"] | None = arg(
+        None,
+        "Type of the weights, which also decides the training precision; unset: from config.json.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    task_type: Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"] | None = arg(
+        None,
+        "Kind of head on the model; unset: causal_lm.",
+        status="not yet",
+        refused_choices={
+            "seq_cls": "only causal language modelling is trained here",
+            "embedding": "only causal language modelling is trained here",
+            "reranker": "only causal language modelling is trained here",
+            "generative_reranker": "only causal language modelling is trained here",
+        },
+    )
+    attn_impl: str | None = arg(
+        None,
+        "Attention of the transformers library.",
+        applies_to=EVERY_TASK,
+        status="refused",
+        reason="no transformers attention runs here; use attention_backend",
+    )
+    new_special_tokens: tuple[str, ...] = arg(
+        (),
+        "Tokens to add to the vocabulary; an item ending in .txt is a file of tokens.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    max_model_len: int | None = arg(
+        None,
+        "Context length to reach by rope_scaling.",
+        unit="tokens",
+        ge=1,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    model_kwargs: Mapping[str, Any] | None = arg(
+        None,
+        "Settings of single models, exported as environment variables in upper case.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    use_hf: bool = arg(
+        False,
+        "Hugging Face hub instead of ModelScope.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    hub_token: str | None = arg(
+        None,
+        "Access token of the hub.",
+        applies_to=EVERY_TASK,
+        status="refused",
+        reason="a manifest is no place for a secret; give the pods HF_TOKEN from a Secret through envFrom",
+    )
+    local_repo_path: str | None = arg(
+        None,
+        "Clone of a repository with model code.",
+        applies_to=EVERY_TASK,
+        status="refused",
+        reason="models are built from Megatron-Core, no model code is cloned or run",
+    )
+    device_map: str | Mapping[str, Any] | None = arg(
+        None,
+        "Placement of the model during conversion.",
+        applies_to=("export",),
+        status="refused",
+        reason="conversion streams one tensor at a time and needs no placement",
+    )
+    max_memory: str | Mapping[str, Any] | None = arg(
+        None,
+        "Memory limits during conversion.",
+        applies_to=("export",),
+        status="refused",
+        reason="conversion streams one tensor at a time and needs no placement",
+    )
+    custom_register_path: tuple[str, ...] = arg(
+        (),
+        "Python files, imported at the start, that register data formats or templates.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    external_plugins: tuple[str, ...] = arg(
+        (),
+        "Python files, imported at the start, with loss scales or agent templates.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    load_args: bool = arg(
+        False,
+        "Take unset model and template arguments from args.json in the checkpoint.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    load_data_args: bool = arg(
+        False,
+        "Take unset data arguments from args.json in the checkpoint.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )

@@ -1,0 +1,28 @@
+"""The process group."""
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseRuntime:
+    """The process group."""
+
+    ddp_timeout: int = arg(
+        18_000_000,
+        "Time after which a silent collective fails.",
+        unit="seconds",
+        ge=1,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    ignore_args_error: bool = arg(
+        False,
+        "Ignore unknown arguments.",
+        applies_to=EVERY_TASK,
+        status="refused",
+        reason=(
+            "an unknown argument is always an error; use spec.extraArgs for arguments newer than the schema"
+        ),
+    )

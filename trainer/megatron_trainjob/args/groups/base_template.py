@@ -1,0 +1,136 @@
+"""How a conversation becomes tokens and which of them are trained."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaseTemplate:
+    """How a conversation becomes tokens and which of them are trained."""
+
+    template: str | None = arg(
+        None,
+        "Chat template; unset: that of the model.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    system: str | None = arg(
+        None,
+        "System prompt, or a .txt file with it; a system message in the data wins.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    max_length: int | None = arg(
+        None,
+        "Longest sample; unset: what the model supports.",
+        unit="tokens",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    truncation_strategy: Literal["delete", "left", "right"] = arg(
+        "delete",
+        "What happens to a longer sample: dropped, or cut on one side.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    max_pixels: int | None = arg(
+        None,
+        "Largest image.",
+        unit="pixels",
+        ge=1,
+        featured=True,
+        status="refused",
+        reason="only text models are trained here, this argument is about images, video or audio",
+    )
+    agent_template: (
+        Literal[
+            "react_en",
+            "react_zh",
+            "qwen_en",
+            "qwen_zh",
+            "qwen_en_parallel",
+            "qwen_zh_parallel",
+            "hermes",
+            "hunyuan_hermes",
+            "toolbench",
+            "glm4",
+            "glm4_0414",
+            "glm4_5",
+            "llama3",
+            "llama4",
+            "react_grpo",
+            "mistral",
+        ]
+        | None
+    ) = arg(
+        None,
+        "How tools and tool calls are written; unset: as the chat template does.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    norm_bbox: Literal["norm1000", "none"] | None = arg(
+        None,
+        "Scaling of bounding boxes.",
+        status="refused",
+        reason="only text models are trained here, this argument is about images, video or audio",
+    )
+    use_chat_template: bool = arg(
+        True,
+        "Use the chat template; pre-training uses plain text.",
+        applies_to=EVERY_TASK,
+        task_defaults={"pt": False},
+        status="not yet",
+    )
+    padding_side: Literal["left", "right"] = arg(
+        "right",
+        "Side on which samples are padded.",
+        status="not yet",
+    )
+    loss_scale: Literal[
+        "default",
+        "last_round",
+        "all",
+        "ignore_empty_think",
+        "last_round_with_ignore_empty_think",
+        "react",
+        "hermes",
+        "qwen",
+        "agentflan",
+        "alpha_umi",
+    ] = arg(
+        "default",
+        (
+            'Which tokens are trained, and how strongly: "default" all answers, "last_round" the last '
+            'answer, "all" everything; the others weight parts of answers.'
+        ),
+        applies_to=EVERY_TASK,
+        task_defaults={"pt": "all", "rlhf": "last_round"},
+        status="not yet",
+    )
+    sequence_parallel_size: int = arg(
+        1,
+        "Sequence split of the non-Megatron trainers.",
+        ge=1,
+        status="refused",
+        reason="it always equals context_parallel_size; set that",
+    )
+    response_prefix: str | None = arg(
+        None,
+        "Beginning of each generated answer.",
+        applies_to=("export",),
+        status="refused",
+        reason="it is about inference, nothing is generated here",
+    )
+    template_backend: Literal["swift", "jinja"] = arg(
+        "swift",
+        "Engine of the chat template.",
+        status="not yet",
+        refused_choices={"jinja": "it cannot mark which tokens are trained; use swift"},
+    )

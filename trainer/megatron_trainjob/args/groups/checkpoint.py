@@ -1,0 +1,110 @@
+"""What is saved, where, and what is read back."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """What is saved, where, and what is read back."""
+
+    save: str | None = arg(
+        None,
+        (
+            "Folder for checkpoints and reports, shared by all nodes; unset: megatron_output/{model} (the "
+            "operator sets the checkpoint volume)."
+        ),
+        featured=True,
+        aliases=("output_dir",),
+        status="not yet",
+    )
+    save_interval: int = arg(
+        500,
+        "Steps between checkpoints; one is always written at the end.",
+        unit="steps",
+        ge=1,
+        featured=True,
+        aliases=("save_steps",),
+        status="not yet",
+    )
+    no_save_optim: bool = arg(
+        False,
+        "Leave the optimizer and scheduler state out of checkpoints.",
+        featured=True,
+        status="not yet",
+    )
+    no_save_rng: bool = arg(
+        False,
+        "Leave the state of the random generators out of checkpoints.",
+        featured=True,
+        status="not yet",
+    )
+    load: str | None = arg(
+        None,
+        "Folder of the Megatron-Core checkpoint to start from or to resume.",
+        featured=True,
+        aliases=("mcore_model",),
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    no_load_optim: bool = arg(
+        False,
+        "Do not restore the optimizer state.",
+        featured=True,
+        status="not yet",
+    )
+    no_load_rng: bool = arg(
+        False,
+        "Do not restore the state of the random generators.",
+        featured=True,
+        status="not yet",
+    )
+    finetune: bool = arg(
+        False,
+        (
+            "Take only the weights from load and start at iteration 0; false resumes where the checkpoint "
+            "stopped, data included (streams cannot skip data)."
+        ),
+        featured=True,
+        status="not yet",
+    )
+    ckpt_format: Literal["torch", "torch_dist", "zarr"] = arg(
+        "torch_dist",
+        "Format of checkpoints on disk.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+        refused_choices={"zarr": "Megatron-Core no longer reads or writes zarr; use torch_dist"},
+    )
+    no_initialization: bool = arg(
+        True,
+        (
+            "Skip random initialisation because weights are read; false trains from scratch when no "
+            "weights are given."
+        ),
+        inverted_aliases=("perform_initialization",),
+        status="not yet",
+    )
+    auto_detect_ckpt_format: bool = arg(
+        True,
+        "Recognise the format of the checkpoint in load by its files.",
+        status="not yet",
+    )
+    exit_on_missing_checkpoint: bool = arg(
+        True,
+        "Stop when load holds no checkpoint; false goes on without it.",
+        status="not yet",
+    )
+    save_total_limit: int | None = arg(
+        None,
+        "Keep only this many of the newest checkpoints; unset: keep all.",
+        unit="checkpoints",
+        ge=1,
+        status="not yet",
+    )
+    async_save: bool = arg(
+        False,
+        "Write checkpoints in the background while training goes on.",
+        status="not yet",
+    )

@@ -1,0 +1,100 @@
+"""How the model and the data are split over ranks."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Distributed:
+    """How the model and the data are split over ranks."""
+
+    distributed_backend: Literal["nccl", "gloo"] = arg(
+        "nccl",
+        "Collective library of GPU runs; CPU runs always use gloo.",
+        aliases=("ddp_backend",),
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    use_distributed_optimizer: bool = arg(
+        True,
+        "Split the optimizer state over the data-parallel ranks (ZeRO stage 1).",
+        featured=True,
+        status="not yet",
+    )
+    tensor_model_parallel_size: int = arg(
+        1,
+        "Ranks that each weight matrix is split over.",
+        unit="ranks",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    pipeline_model_parallel_size: int = arg(
+        1,
+        "Stages that the layers are split into.",
+        unit="ranks",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    decoder_first_pipeline_num_layers: int | None = arg(
+        None,
+        "Layers on the first pipeline stage; unset: an even split.",
+        unit="layers",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    decoder_last_pipeline_num_layers: int | None = arg(
+        None,
+        "Layers on the last pipeline stage; unset: an even split.",
+        unit="layers",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    sequence_parallel: bool = arg(
+        False,
+        "Split norm and dropout activations along the sequence over the tensor-parallel ranks.",
+        featured=True,
+        status="not yet",
+    )
+    context_parallel_size: int = arg(
+        1,
+        "Ranks that each sequence is split over.",
+        unit="ranks",
+        ge=1,
+        featured=True,
+        status="not yet",
+    )
+    tp_comm_overlap: bool = arg(
+        False,
+        "Overlap tensor-parallel communication with matrix products.",
+        status="not yet",
+    )
+    overlap_grad_reduce: bool = arg(
+        False,
+        "Overlap the reduction of gradients with the backward pass.",
+        featured=True,
+        status="not yet",
+    )
+    overlap_param_gather: bool = arg(
+        False,
+        "Overlap the gathering of updated parameters with the forward pass.",
+        featured=True,
+        status="not yet",
+    )
+    distributed_timeout_minutes: int = arg(
+        300_000,
+        "Process-group timeout in minutes, superseded by ddp_timeout.",
+        unit="minutes",
+        ge=1,
+        status="refused",
+        reason="it has no effect of its own; set ddp_timeout (seconds)",
+    )

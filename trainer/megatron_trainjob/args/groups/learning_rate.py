@@ -1,0 +1,55 @@
+"""The learning rate and its schedule."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class LearningRate:
+    """The learning rate and its schedule."""
+
+    lr: float | None = arg(
+        None,
+        "Peak learning rate; unset: 1e-5 for full training, 1e-4 for LoRA.",
+        gt=0,
+        featured=True,
+        status="not yet",
+    )
+    lr_decay_style: Literal["cosine", "linear", "constant"] = arg(
+        "cosine",
+        "Shape of the learning rate after warmup.",
+        status="not yet",
+    )
+    lr_decay_iters: int | None = arg(
+        None,
+        "Steps over which the rate falls to min_lr; unset: train_iters.",
+        unit="iterations",
+        ge=1,
+        featured=True,
+        status="not yet",
+    )
+    lr_warmup_iters: int = arg(
+        0,
+        "Steps of linear warmup from 0.",
+        unit="iterations",
+        ge=0,
+        status="not yet",
+    )
+    lr_warmup_fraction: float | None = arg(
+        None,
+        "Warmup as a share of the decay steps.",
+        unit="fraction",
+        ge=0,
+        le=1,
+        featured=True,
+        status="not yet",
+    )
+    min_lr: float = arg(
+        0.0,
+        "Learning rate at the end of the decay.",
+        ge=0,
+        featured=True,
+        status="not yet",
+    )

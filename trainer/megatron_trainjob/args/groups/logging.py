@@ -1,0 +1,77 @@
+"""What a run reports: TensorBoard, Weights & Biases, log level."""
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Logging:
+    """What a run reports: TensorBoard, Weights & Biases, log level."""
+
+    log_params_norm: bool = arg(
+        False,
+        "Record the L2 norm of the parameters.",
+        status="not yet",
+    )
+    log_throughput: bool = arg(
+        False,
+        "Record TFLOP/s per GPU, counted from real tokens.",
+        unit="TFLOP/s/GPU",
+        status="not yet",
+    )
+    tensorboard_log_interval: int = arg(
+        1,
+        "Steps between two TensorBoard records.",
+        unit="steps",
+        ge=1,
+        status="not yet",
+    )
+    tensorboard_queue_size: int = arg(
+        50,
+        "Events that TensorBoard holds back before it writes.",
+        unit="events",
+        ge=1,
+        status="not yet",
+    )
+    log_timers_to_tensorboard: bool = arg(
+        True,
+        "Write the times of the parts of a step to TensorBoard.",
+        status="not yet",
+    )
+    no_log_learning_rate_to_tensorboard: bool = arg(
+        False,
+        "Leave the learning rate out of TensorBoard.",
+        status="not yet",
+    )
+    log_validation_ppl_to_tensorboard: bool = arg(
+        True,
+        "Write the validation perplexity, exp(min(loss, 20)), to TensorBoard.",
+        status="not yet",
+    )
+    log_memory_to_tensorboard: bool = arg(
+        True,
+        "Write memory use to TensorBoard.",
+        status="not yet",
+    )
+    logging_level: str | None = arg(
+        None,
+        "Level of the log messages, such as INFO or WARNING; unset: INFO.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    wandb_project: str = arg(
+        "",
+        "Weights & Biases project; empty: off.",
+        status="not yet",
+    )
+    wandb_exp_name: str = arg(
+        "",
+        "Weights & Biases run name.",
+        status="not yet",
+    )
+    wandb_save_dir: str = arg(
+        "",
+        "Folder for Weights & Biases files; empty: {save}/wandb.",
+        status="not yet",
+    )

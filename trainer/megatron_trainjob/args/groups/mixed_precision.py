@@ -1,0 +1,35 @@
+"""16-bit training."""
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixedPrecision:
+    """16-bit training."""
+
+    fp16: bool | None = arg(
+        None,
+        "Train in float16 with loss scaling; unset: when the model is stored in float16.",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("torch_dtype",),
+        status="not yet",
+    )
+    bf16: bool | None = arg(
+        None,
+        "Train in bfloat16; unset: when the model is stored in bfloat16.",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("torch_dtype",),
+        status="not yet",
+    )
+    apply_query_key_layer_scaling: bool | None = arg(
+        None,
+        "Divide attention scores by the layer number; unset: on in float16.",
+        status="not yet",
+    )
+    attention_softmax_in_fp32: bool = arg(
+        True,
+        "Compute attention mask and softmax in float32.",
+        status="not yet",
+    )

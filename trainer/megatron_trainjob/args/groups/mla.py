@@ -1,0 +1,51 @@
+"""Multi-head latent attention (DeepSeek); unset values come from the model's config.json."""
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentAttention:
+    """Multi-head latent attention (DeepSeek); unset values come from the model's config.json."""
+
+    multi_latent_attention: bool | None = arg(
+        None,
+        "Multi-head latent attention.",
+        fallback=False,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("true when kv_lora_rank exists",),
+        status="not yet",
+    )
+    q_lora_rank: int | None = arg(
+        None,
+        "Rank of the query projection; unset everywhere: not factored.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("q_lora_rank",),
+        status="not yet",
+    )
+    kv_lora_rank: int | None = arg(
+        None,
+        "Rank of the key-value projection.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("kv_lora_rank",),
+        status="not yet",
+    )
+    qk_head_dim: int | None = arg(
+        None,
+        "Width of the part of a query-key head without positions.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("qk_nope_head_dim",),
+        status="not yet",
+    )
+    qk_pos_emb_head_dim: int | None = arg(
+        None,
+        "Width of the part of a query-key head with positions.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("qk_rope_head_dim",),
+        status="not yet",
+    )

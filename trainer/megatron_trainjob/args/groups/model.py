@@ -1,0 +1,214 @@
+"""The shape of the network; unset values come from the model's config.json."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """The shape of the network; unset values come from the model's config.json."""
+
+    num_layers: int | None = arg(
+        None,
+        "Transformer layers.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("num_hidden_layers",),
+        status="not yet",
+    )
+    hidden_size: int | None = arg(
+        None,
+        "Width of the hidden states.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("hidden_size",),
+        status="not yet",
+    )
+    ffn_hidden_size: int | None = arg(
+        None,
+        "Width of the feed-forward block; unset everywhere: 4 * hidden_size.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("intermediate_size",),
+        status="not yet",
+    )
+    num_attention_heads: int | None = arg(
+        None,
+        "Attention heads.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("num_attention_heads",),
+        status="not yet",
+    )
+    group_query_attention: bool | None = arg(
+        None,
+        "Whether several query heads share one key-value head; unset: when num_query_groups > 1.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    num_query_groups: int | None = arg(
+        None,
+        "Key-value heads.",
+        ge=1,
+        fallback=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("num_key_value_heads",),
+        status="not yet",
+    )
+    max_position_embeddings: int | None = arg(
+        None,
+        "Longest sequence that the model supports.",
+        unit="tokens",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("max_position_embeddings",),
+        status="not yet",
+    )
+    position_embedding_type: Literal["learned_absolute", "rope", "mrope", "relative", "none"] | None = arg(
+        None,
+        "How positions enter the model.",
+        fallback="rope",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("rope_scaling.mrope_section -> mrope",),
+        status="not yet",
+        refused_choices={"mrope": "it is for multimodal models", "relative": "no decoder-only model uses it"},
+    )
+    rotary_base: int | None = arg(
+        None,
+        "Base (theta) of the rotary frequencies.",
+        ge=1,
+        fallback=10000,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("rope_theta",),
+        status="not yet",
+    )
+    rotary_percent: float | None = arg(
+        None,
+        "Share of each head that is rotated.",
+        unit="fraction",
+        gt=0,
+        le=1,
+        fallback=1.0,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    normalization: Literal["LayerNorm", "RMSNorm"] | None = arg(
+        None,
+        "Kind of normalisation layer.",
+        fallback="RMSNorm",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    norm_epsilon: float | None = arg(
+        None,
+        "Epsilon of the normalisation layers.",
+        gt=0,
+        fallback=1e-05,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("rms_norm_eps",),
+        status="not yet",
+    )
+    swiglu: bool | None = arg(
+        None,
+        "SwiGLU instead of GELU in the feed-forward block.",
+        fallback=True,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("hidden_act == silu",),
+        status="not yet",
+    )
+    untie_embeddings_and_output_weights: bool | None = arg(
+        None,
+        "Separate matrices for input embedding and output.",
+        fallback=True,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("not tie_word_embeddings",),
+        status="not yet",
+    )
+    disable_bias_linear: bool | None = arg(
+        None,
+        "No bias in linear layers.",
+        fallback=True,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("not mlp_bias",),
+        status="not yet",
+    )
+    add_qkv_bias: bool | None = arg(
+        None,
+        "Bias in the query-key-value projection only.",
+        fallback=True,
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "attention_bias",
+            "qkv_bias",
+            "use_bias",
+        ),
+        status="not yet",
+    )
+    attention_dropout: float | None = arg(
+        None,
+        "Dropout on attention probabilities.",
+        ge=0,
+        lt=1,
+        fallback=0.0,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("attention_dropout",),
+        status="not yet",
+    )
+    hidden_dropout: float | None = arg(
+        None,
+        "Dropout on hidden states.",
+        ge=0,
+        lt=1,
+        fallback=0.0,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    kv_channels: int | None = arg(
+        None,
+        "Width of one head; unset everywhere: hidden_size / num_attention_heads.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "head_dim",
+            "v_head_dim",
+        ),
+        status="not yet",
+    )
+    qk_layernorm: bool | None = arg(
+        None,
+        "Normalise queries and keys.",
+        fallback=False,
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "use_qk_norm",
+            "architecture (Qwen3, DeepSeek-V2/V3, dots1)",
+        ),
+        status="not yet",
+    )
+    transformer_impl: Literal["local", "transformer_engine"] = arg(
+        "transformer_engine",
+        'Layers of Megatron-Core itself ("local") or of Transformer Engine; CPU runs always use local.',
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    padded_vocab_size: int | None = arg(
+        None,
+        "Rows of the embedding matrix.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("vocab_size",),
+        status="not yet",
+    )
+    rope_scaling: str | Mapping[str, Any] | None = arg(
+        None,
+        (
+            "Scaling of the rotary embedding: a config.json object, or linear, dynamic, yarn together "
+            "with max_model_len."
+        ),
+        applies_to=EVERY_TASK,
+        hf_config_keys=("rope_scaling",),
+        status="not yet",
+    )

@@ -1,0 +1,197 @@
+"""Experts: their shape, routing, balancing and parallelism."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class MixtureOfExperts:
+    """Experts: their shape, routing, balancing and parallelism."""
+
+    num_experts: int | None = arg(
+        None,
+        "Routed experts in a layer.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "num_experts",
+            "n_routed_experts",
+            "moe_num_experts",
+        ),
+        status="not yet",
+    )
+    moe_layer_freq: str | None = arg(
+        None,
+        'Which layers have experts: a period such as "2", or a list such as "[0]*1+[1]*27".',
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "first_k_dense_replace",
+            "moe_layer_start_index",
+        ),
+        status="not yet",
+    )
+    moe_ffn_hidden_size: int | None = arg(
+        None,
+        "Feed-forward width of one expert; unset everywhere: ffn_hidden_size.",
+        ge=1,
+        aliases=("moe_ffn_hidden_siz",),
+        applies_to=EVERY_TASK,
+        hf_config_keys=("moe_intermediate_size",),
+        status="not yet",
+    )
+    moe_shared_expert_intermediate_size: int | None = arg(
+        None,
+        "Feed-forward width of all shared experts together; 0: none.",
+        ge=0,
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "shared_expert_intermediate_size",
+            "n_shared_experts * moe_intermediate_size",
+        ),
+        status="not yet",
+    )
+    moe_router_topk: int | None = arg(
+        None,
+        "Experts chosen for a token; unset everywhere: 2.",
+        ge=1,
+        applies_to=EVERY_TASK,
+        hf_config_keys=(
+            "num_experts_per_tok",
+            "n_group",
+            "moe_topk",
+            "moe_k",
+        ),
+        status="not yet",
+    )
+    moe_router_pre_softmax: bool | None = arg(
+        None,
+        "Softmax before the choice of experts instead of after it.",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("not norm_topk_prob",),
+        status="not yet",
+    )
+    moe_router_dtype: Literal["none", "fp32", "fp64"] = arg(
+        "fp32",
+        'Type in which routing is computed; "none": that of the hidden states.',
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_router_score_function: Literal["softmax", "sigmoid"] | None = arg(
+        None,
+        "Function that turns router logits into scores.",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("scoring_func",),
+        status="not yet",
+    )
+    moe_router_bias_update_rate: float = arg(
+        0.001,
+        "Step by which the expert bias rises for idle and falls for busy experts.",
+        ge=0,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_router_enable_expert_bias: bool | None = arg(
+        None,
+        "Balance experts by a bias per expert instead of a loss.",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("true when score function is sigmoid",),
+        status="not yet",
+    )
+    moe_router_topk_scaling_factor: float | None = arg(
+        None,
+        "Factor on the routing weights.",
+        gt=0,
+        applies_to=EVERY_TASK,
+        hf_config_keys=("routed_scaling_factor",),
+        status="not yet",
+    )
+    moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "sinkhorn", "none"] | None = arg(
+        None,
+        "How the load of experts is balanced; unset everywhere: aux_loss.",
+        applies_to=EVERY_TASK,
+        hf_config_keys=("seq_aux_loss for DeepSeek/dots1 architectures",),
+        status="not yet",
+    )
+    expert_model_parallel_size: int = arg(
+        1,
+        "Ranks that the experts are spread over.",
+        unit="ranks",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    expert_tensor_parallel_size: int | None = arg(
+        None,
+        "Ranks that each expert is split over; unset: tensor_model_parallel_size.",
+        unit="ranks",
+        ge=1,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex", "alltoall_seq"] = arg(
+        "alltoall",
+        "How tokens travel to their experts.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+        refused_choices={"alltoall_seq": "Megatron-Core removed this dispatcher; use alltoall"},
+    )
+    moe_enable_deepep: bool = arg(
+        False,
+        "DeepEP kernels for the flex dispatcher.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_grouped_gemm: bool = arg(
+        False,
+        "Run the experts of a rank as one grouped matrix product.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_permute_fusion: bool = arg(
+        False,
+        "Fused kernel for sorting tokens by expert.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_aux_loss_coeff: float = arg(
+        0.0,
+        "Weight of the load-balancing loss; 0: off.",
+        ge=0,
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_z_loss_coeff: float | None = arg(
+        None,
+        "Weight of the loss on large router logits; unset: off.",
+        ge=0,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_expert_capacity_factor: float | None = arg(
+        None,
+        "Tokens an expert takes, relative to an even share; unset: no token is dropped.",
+        gt=0,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_shared_expert_overlap: bool = arg(
+        False,
+        "Compute shared experts while tokens travel.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    moe_token_drop_policy: Literal["probs", "position"] = arg(
+        "probs",
+        "Which tokens an overfull expert drops.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )

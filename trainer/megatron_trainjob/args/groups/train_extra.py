@@ -1,0 +1,94 @@
+"""Packing, streaming, epochs and further losses."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainExtra:
+    """Packing, streaming, epochs and further losses."""
+
+    add_version: bool = arg(
+        True,
+        (
+            "Append a sub-folder v{N}-{time} to save, so that runs never overwrite each other; the "
+            "operator sets false so that a restart finds its checkpoint."
+        ),
+        status="not yet",
+    )
+    padding_free: bool = arg(
+        True,
+        "Join the samples of a micro-batch into one row instead of padding them.",
+        status="not yet",
+    )
+    mlp_padding_free: bool = arg(
+        False,
+        "With padding, still drop pad tokens inside the feed-forward block.",
+        status="not yet",
+    )
+    vit_gradient_checkpointing: bool = arg(
+        True,
+        "Recomputation in the vision tower of a multimodal model.",
+        status="refused",
+        reason="only text models are trained here, this argument is about images, video or audio",
+    )
+    gradient_checkpointing_kwargs: Mapping[str, Any] | None = arg(
+        None,
+        "Keywords for torch.utils.checkpoint.",
+        aliases=("vit_gradient_checkpointing_kwargs",),
+        status="refused",
+        reason="Megatron-Core recomputes activations itself; use recompute_granularity and its companions",
+    )
+    packing: bool = arg(
+        False,
+        "Pack whole samples into rows of packing_length tokens.",
+        featured=True,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    packing_length: int | None = arg(
+        None,
+        "Tokens in a packed row; unset: max_length.",
+        unit="tokens",
+        ge=1,
+        status="not yet",
+    )
+    streaming: bool = arg(
+        False,
+        "Read and tokenise the data while training; the length of the run must be given.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    lazy_tokenize: bool = arg(
+        False,
+        "Tokenise while training instead of before.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    cached_dataset: tuple[str, ...] = arg(
+        (),
+        "Folders of data tokenised beforehand by an export with to_cached_dataset.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    max_epochs: int | None = arg(
+        None,
+        "Passes over the data, after which the run evaluates, saves and ends.",
+        unit="epochs",
+        ge=1,
+        aliases=("num_train_epochs",),
+        status="not yet",
+    )
+    enable_dft_loss: bool = arg(
+        False,
+        "Dynamic fine-tuning: weight each token by its own probability (arXiv 2508.05629).",
+        status="not yet",
+    )
+    enable_channel_loss: bool = arg(
+        False,
+        'Report the loss separately for each value of the data field "channel".',
+        status="not yet",
+    )

@@ -1,0 +1,258 @@
+"""Batches, recomputation, kernel fusions, optimizer precision, data loading: the basic part of a run."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Training:
+    """Batches, recomputation, kernel fusions, optimizer precision, data loading: the basic part of a run."""
+
+    micro_batch_size: int = arg(
+        1,
+        "Samples, or packed rows, that a data-parallel rank feeds through one forward and backward pass.",
+        unit="samples",
+        ge=1,
+        featured=True,
+        status="not yet",
+    )
+    global_batch_size: int = arg(
+        16,
+        (
+            "Samples consumed by one optimizer step over all ranks; the number of micro-batches per step "
+            "follows from it."
+        ),
+        unit="samples",
+        ge=1,
+        featured=True,
+        status="not yet",
+    )
+    recompute_granularity: Literal["full", "selective", "none"] = arg(
+        "selective",
+        (
+            'What is computed again in the backward pass to save memory: "full" whole layers, "selective" '
+            'the sub-modules in recompute_modules, "none" nothing.'
+        ),
+        featured=True,
+        status="not yet",
+    )
+    recompute_method: Literal["uniform", "block"] | None = arg(
+        None,
+        (
+            'Which layers full recomputation covers: "uniform" cuts the stage into equal chunks, "block" '
+            "takes the first layers of each stage."
+        ),
+        featured=True,
+        status="not yet",
+    )
+    recompute_num_layers: int | None = arg(
+        None,
+        (
+            'With "uniform" the layers in one recomputed chunk, with "block" how many layers of each '
+            "stage are recomputed."
+        ),
+        unit="layers",
+        ge=1,
+        featured=True,
+        status="not yet",
+    )
+    recompute_modules: tuple[
+        Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"], ...
+    ] = arg(
+        ("core_attn",),
+        "Sub-modules computed again under selective recomputation.",
+        status="not yet",
+    )
+    deterministic_mode: bool = arg(
+        False,
+        "Use only deterministic kernels, so that two runs give the same bits; slower.",
+        status="not yet",
+    )
+    train_iters: int | None = arg(
+        None,
+        "Optimizer steps of the whole run; unset: computed from max_epochs and the size of the data set.",
+        unit="iterations",
+        ge=1,
+        featured=True,
+        status="not yet",
+    )
+    log_interval: int = arg(
+        5,
+        "Steps between two records of metrics; the first step is recorded too.",
+        unit="iterations",
+        ge=1,
+        featured=True,
+        aliases=("logging_steps",),
+        status="not yet",
+    )
+    tensorboard_dir: str | None = arg(
+        None,
+        "Folder for TensorBoard event files; unset: {save}/runs.",
+        status="not yet",
+    )
+    no_masked_softmax_fusion: bool = arg(
+        False,
+        "Turn off the fused scale + mask + softmax kernel for attention scores.",
+        inverted_aliases=("masked_softmax_fusion",),
+        status="not yet",
+    )
+    no_bias_dropout_fusion: bool = arg(
+        False,
+        "Turn off the fused bias + dropout kernel.",
+        inverted_aliases=("bias_dropout_fusion",),
+        status="not yet",
+    )
+    no_bias_swiglu_fusion: bool = arg(
+        False,
+        "Turn off the fused bias + SwiGLU kernel.",
+        inverted_aliases=("bias_activation_fusion",),
+        status="not yet",
+    )
+    no_rope_fusion: bool = arg(
+        False,
+        "Turn off the fused rotary-embedding kernel.",
+        inverted_aliases=("apply_rope_fusion",),
+        status="not yet",
+    )
+    no_gradient_accumulation_fusion: bool = arg(
+        False,
+        "Turn off fusing weight-gradient accumulation into the GEMM (the fused path needs apex).",
+        inverted_aliases=("gradient_accumulation_fusion",),
+        status="not yet",
+    )
+    cross_entropy_loss_fusion: bool = arg(
+        False,
+        "Use a fused vocabulary-parallel cross-entropy.",
+        featured=True,
+        status="not yet",
+    )
+    cross_entropy_fusion_impl: Literal["native", "te"] = arg(
+        "native",
+        'Who supplies the fused cross-entropy: Megatron-Core ("native") or Transformer Engine ("te").',
+        status="not yet",
+    )
+    calculate_per_token_loss: bool = arg(
+        True,
+        (
+            "Divide the loss by the trained tokens of the whole global batch; false averages each micro- "
+            "batch first. Preference training defaults to false."
+        ),
+        task_defaults={"rlhf": False},
+        status="not yet",
+    )
+    attention_backend: Literal["flash", "fused", "unfused", "local", "auto"] = arg(
+        "flash",
+        "Kernel family of the attention.",
+        featured=True,
+        status="not yet",
+    )
+    optimizer: Literal["adam", "sgd"] = arg(
+        "adam",
+        '"adam" is AdamW with decoupled weight decay.',
+        status="not yet",
+    )
+    optimizer_cpu_offload: bool = arg(
+        False,
+        "Keep the optimizer state in host memory and update there.",
+        featured=True,
+        status="not yet",
+    )
+    optimizer_offload_fraction: float = arg(
+        1.0,
+        "Share of the optimizer state moved to host memory.",
+        unit="fraction",
+        ge=0,
+        le=1,
+        status="not yet",
+    )
+    use_precision_aware_optimizer: bool = arg(
+        False,
+        (
+            "Use the Transformer Engine optimizer, which can hold main parameters and moments in lower "
+            "precision."
+        ),
+        status="not yet",
+    )
+    main_grads_dtype: Literal["fp32", "bf16"] = arg(
+        "fp32",
+        "Type of the main gradients under the precision-aware optimizer.",
+        status="not yet",
+    )
+    main_params_dtype: Literal["fp32", "fp16"] = arg(
+        "fp32",
+        "Type of the main parameters under the precision-aware optimizer.",
+        status="not yet",
+    )
+    exp_avg_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = arg(
+        "fp32",
+        "Storage type of the first Adam moment; the arithmetic stays in float32.",
+        status="not yet",
+    )
+    exp_avg_sq_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = arg(
+        "fp32",
+        "Storage type of the second Adam moment; the arithmetic stays in float32.",
+        status="not yet",
+    )
+    dataloader_type: Literal["single", "cyclic", "external"] = arg(
+        "cyclic",
+        (
+            'Order of samples: "single" once in sequence, "cyclic" shuffled anew each epoch, "external" '
+            "as the stream gives them."
+        ),
+        status="not yet",
+    )
+    manual_gc: bool = arg(
+        False,
+        "Switch automatic garbage collection off and collect on all ranks at the same step.",
+        status="not yet",
+    )
+    manual_gc_interval: int = arg(
+        0,
+        "Steps between collections; 0: only around evaluation.",
+        unit="iterations",
+        ge=0,
+        aliases=("manual_gc_steps",),
+        status="not yet",
+    )
+    seed: int = arg(
+        42,
+        "Seed of Python, NumPy and PyTorch on every rank.",
+        ge=0,
+        le=4294967295,
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    num_workers: int = arg(
+        4,
+        "Data-loading processes per rank.",
+        unit="processes",
+        ge=0,
+        featured=True,
+        aliases=("dataloader_num_workers",),
+        status="not yet",
+    )
+    seq_length: int | None = arg(
+        None,
+        (
+            "Sequence length that Megatron-Core plans with; unset: max_length. It does not limit samples, "
+            "max_length does."
+        ),
+        unit="tokens",
+        ge=1,
+        status="not yet",
+    )
+    use_cpu_initialization: bool = arg(
+        False,
+        "Initialise weights on the host.",
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    extra_megatron_kwargs: Mapping[str, Any] | None = arg(
+        None,
+        "Further Megatron-Core settings, passed on as they are.",
+        aliases=("megatron_extra_kwargs",),
+        status="not yet",
+    )

@@ -1,0 +1,40 @@
+"""What is trained: all weights or adapters."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import EVERY_TASK, arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tuner:
+    """What is trained: all weights or adapters."""
+
+    train_type: Literal["lora", "full"] = arg(
+        "full",
+        "Train all weights, or LoRA adapters only.",
+        aliases=("tuner_type",),
+        applies_to=EVERY_TASK,
+        status="not yet",
+    )
+    freeze_llm: bool = arg(
+        False,
+        "Freeze the language model of a multimodal model.",
+        featured=True,
+        status="refused",
+        reason="only text models are trained here, this argument is about images, video or audio",
+    )
+    freeze_vit: bool = arg(
+        True,
+        "Freeze the vision and audio towers of a multimodal model.",
+        featured=True,
+        status="refused",
+        reason="only text models are trained here, this argument is about images, video or audio",
+    )
+    freeze_aligner: bool = arg(
+        True,
+        "Freeze the projector of a multimodal model.",
+        featured=True,
+        status="refused",
+        reason="only text models are trained here, this argument is about images, video or audio",
+    )

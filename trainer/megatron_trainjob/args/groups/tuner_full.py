@@ -1,0 +1,42 @@
+"""Freezing parts of the model in full training."""
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import arg
+
+
+@dataclass(frozen=True, kw_only=True)
+class TunerFull:
+    """Freezing parts of the model in full training."""
+
+    freeze_parameters: tuple[str, ...] = arg(
+        (),
+        "Parameters to freeze, by the beginning of their names.",
+        status="not yet",
+    )
+    freeze_parameters_regex: str | None = arg(
+        None,
+        "Parameters to freeze, by a regular expression found in their names.",
+        status="not yet",
+    )
+    freeze_parameters_ratio: float = arg(
+        0.0,
+        (
+            "Share of the parameters to freeze, counted from the bottom; 1: all, to be used with "
+            "trainable_parameters."
+        ),
+        unit="fraction",
+        ge=0,
+        le=1,
+        status="not yet",
+    )
+    trainable_parameters: tuple[str, ...] = arg(
+        (),
+        "Frozen parameters to train after all, by the beginning of their names.",
+        status="not yet",
+    )
+    trainable_parameters_regex: str | None = arg(
+        None,
+        "Frozen parameters to train after all, by a regular expression found in their names.",
+        status="not yet",
+    )

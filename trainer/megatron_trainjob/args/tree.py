@@ -1,0 +1,92 @@
+"""`TrainArgs`, every argument of a run in one flat record, and `ARGUMENTS`, what is known about each."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import Argument, describe_group
+from megatron_trainjob.args.groups.base_data import BaseData
+from megatron_trainjob.args.groups.base_model import BaseModel
+from megatron_trainjob.args.groups.base_runtime import BaseRuntime
+from megatron_trainjob.args.groups.base_template import BaseTemplate
+from megatron_trainjob.args.groups.checkpoint import Checkpoint
+from megatron_trainjob.args.groups.distributed import Distributed
+from megatron_trainjob.args.groups.dpo import Dpo
+from megatron_trainjob.args.groups.evaluation import Evaluation
+from megatron_trainjob.args.groups.export import Export
+from megatron_trainjob.args.groups.fp8 import Fp8
+from megatron_trainjob.args.groups.learning_rate import LearningRate
+from megatron_trainjob.args.groups.logging import Logging
+from megatron_trainjob.args.groups.mixed_precision import MixedPrecision
+from megatron_trainjob.args.groups.mla import LatentAttention
+from megatron_trainjob.args.groups.model import Model
+from megatron_trainjob.args.groups.moe import MixtureOfExperts
+from megatron_trainjob.args.groups.regularization import Regularization
+from megatron_trainjob.args.groups.rlhf import Rlhf
+from megatron_trainjob.args.groups.train_extra import TrainExtra
+from megatron_trainjob.args.groups.training import Training
+from megatron_trainjob.args.groups.tuner import Tuner
+from megatron_trainjob.args.groups.tuner_full import TunerFull
+from megatron_trainjob.args.groups.tuner_lora import TunerLora
+
+GROUPS: dict[str, type] = {
+    "training": Training,
+    "learning_rate": LearningRate,
+    "regularization": Regularization,
+    "checkpoint": Checkpoint,
+    "distributed": Distributed,
+    "logging": Logging,
+    "evaluation": Evaluation,
+    "fp8": Fp8,
+    "mixed_precision": MixedPrecision,
+    "model": Model,
+    "moe": MixtureOfExperts,
+    "mla": LatentAttention,
+    "tuner": Tuner,
+    "tuner_full": TunerFull,
+    "tuner_lora": TunerLora,
+    "dpo": Dpo,
+    "train_extra": TrainExtra,
+    "rlhf": Rlhf,
+    "base_model": BaseModel,
+    "base_data": BaseData,
+    "base_template": BaseTemplate,
+    "base_runtime": BaseRuntime,
+    "export": Export,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainArgs(
+    Training,
+    LearningRate,
+    Regularization,
+    Checkpoint,
+    Distributed,
+    Logging,
+    Evaluation,
+    Fp8,
+    MixedPrecision,
+    Model,
+    MixtureOfExperts,
+    LatentAttention,
+    Tuner,
+    TunerFull,
+    TunerLora,
+    Dpo,
+    TrainExtra,
+    Rlhf,
+    BaseModel,
+    BaseData,
+    BaseTemplate,
+    BaseRuntime,
+    Export,
+):
+    """All arguments under canonical names. None is absent; the help of an argument says what absent does."""
+
+
+ARGUMENTS: dict[str, Argument] = {
+    name: argument
+    for group, declaration in GROUPS.items()
+    for name, argument in describe_group(group, declaration).items()
+}
