@@ -16,8 +16,8 @@ def convert(gguf: Path, output: Path) -> None:
     """Writes config, weights, tokenizer with chat template, generation config.
 
     The weights are bfloat16, the precision that the model was published in. The GGUF file has 4-bit matrices
-    and 8-bit embeddings; rounding what they stand for to bfloat16 moves a weight by at most 0.4 % of its value,
-    their own quantisation by several percent. The tied output matrix is left out, as in the published file.
+    and 8-bit embeddings: rounding what they stand for to bfloat16 moves a weight by at most 0.4 % of its
+    value, their own quantisation by several percent. The tied output matrix is left out, as when published.
     """
     disable_progress_bar()
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}

@@ -1,4 +1,4 @@
-"""Where the quickstart keeps its files: the folder that plays the volume `quickstart-data` of trainjob.yaml."""
+"""Where the quickstart keeps its files: a folder for the volume `quickstart-data` of trainjob.yaml."""
 
 from __future__ import annotations
 
