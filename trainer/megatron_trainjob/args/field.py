@@ -46,9 +46,9 @@ def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a data
     """A dataclass field with this default and description; the keywords are those of `Details`.
 
     `aliases` are other accepted names; the value of `inverted_aliases` means the opposite.
-    `status` is what the trainer does with it today; "refused" needs a `reason`, and `refused_choices` gives the
-    reason of single values. `task_defaults` replaces the default for some tasks. `fallback` is what an unset
-    value becomes when the model's config.json has none of `hf_config_keys` either.
+    `status` is what the trainer does with it today; "refused" needs a `reason`, and `refused_choices` gives
+    the reason of single values. `task_defaults` replaces the default for some tasks. `fallback` is what an
+    unset value becomes when the model's config.json has none of `hf_config_keys` either.
     """
     return dataclasses.field(default=default, metadata={"details": Details(help=help, **details)})
 

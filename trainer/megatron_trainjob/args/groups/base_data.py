@@ -13,10 +13,7 @@ class BaseData:
 
     dataset: tuple[str, ...] = arg(
         (),
-        (
-            "Training data: files (jsonl, json, csv, txt), folders or hub ids, each "
-            "[hf::|ms::]name[:subset][#rows]."
-        ),
+        ("Training data: files (jsonl, json, csv, txt), folders or hub ids, each [hf::|ms::]name[:subset][#rows]."),
         featured=True,
         applies_to=EVERY_TASK,
         status="not yet",

@@ -22,7 +22,5 @@ class BaseRuntime:
         "Ignore unknown arguments.",
         applies_to=EVERY_TASK,
         status="refused",
-        reason=(
-            "an unknown argument is always an error; use spec.extraArgs for arguments newer than the schema"
-        ),
+        reason=("an unknown argument is always an error; use spec.extraArgs for arguments newer than the schema"),
     )

@@ -79,10 +79,7 @@ class Checkpoint:
     )
     no_initialization: bool = arg(
         True,
-        (
-            "Skip random initialisation because weights are read; false trains from scratch when no "
-            "weights are given."
-        ),
+        ("Skip random initialisation because weights are read; false trains from scratch when no weights are given."),
         inverted_aliases=("perform_initialization",),
         status="not yet",
     )

@@ -11,10 +11,7 @@ class Export:
 
     output_dir: str | None = arg(
         None,
-        (
-            "Folder for the result; unset: beside the input, with the suffix -mcore, -hf, -merged or "
-            "-cached_dataset."
-        ),
+        ("Folder for the result; unset: beside the input, with the suffix -mcore, -hf, -merged or -cached_dataset."),
         featured=True,
         applies_to=("export",),
         status="not yet",

@@ -59,9 +59,7 @@ class Training:
         featured=True,
         status="not yet",
     )
-    recompute_modules: tuple[
-        Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"], ...
-    ] = arg(
+    recompute_modules: tuple[Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"], ...] = arg(
         ("core_attn",),
         "Sub-modules computed again under selective recomputation.",
         status="not yet",
@@ -170,10 +168,7 @@ class Training:
     )
     use_precision_aware_optimizer: bool = arg(
         False,
-        (
-            "Use the Transformer Engine optimizer, which can hold main parameters and moments in lower "
-            "precision."
-        ),
+        ("Use the Transformer Engine optimizer, which can hold main parameters and moments in lower precision."),
         status="not yet",
     )
     main_grads_dtype: Literal["fp32", "bf16"] = arg(

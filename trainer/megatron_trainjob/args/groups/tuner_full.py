@@ -21,10 +21,7 @@ class TunerFull:
     )
     freeze_parameters_ratio: float = arg(
         0.0,
-        (
-            "Share of the parameters to freeze, counted from the bottom; 1: all, to be used with "
-            "trainable_parameters."
-        ),
+        ("Share of the parameters to freeze, counted from the bottom; 1: all, to be used with trainable_parameters."),
         unit="fraction",
         ge=0,
         le=1,

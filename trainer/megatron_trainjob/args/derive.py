@@ -1,0 +1,233 @@
+"""Everything that follows from the arguments and a few facts: sizes, counts, schedules, paths. Pure.
+
+Symbols: W world size, dp data-parallel size, N items of the training set, s = micro_batch_size * dp.
+Callers have checked the rules; a division that the rules forbid raises ValueError here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+
+
+def model_parallel_size(args: TrainArgs) -> int:
+    """Ranks that hold one copy of the model and one sequence: tp * pp * cp."""
+    return args.tensor_model_parallel_size * args.pipeline_model_parallel_size * args.context_parallel_size
+
+
+def data_parallel_size(args: TrainArgs, world_size: int) -> int:
+    """Copies of the model, dp = W / (tp * pp * cp). Raises ValueError when that is not whole."""
+    return _whole(world_size, model_parallel_size(args), "world size", "tp * pp * cp")
+
+
+def expert_tensor_parallel_size(args: TrainArgs) -> int:
+    """Ranks that each expert is split over."""
+    return args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+
+
+def expert_data_parallel_size(args: TrainArgs, world_size: int) -> int:
+    """Copies of each expert, W / (etp * ep * pp). Raises ValueError when that is not whole."""
+    ranks = expert_tensor_parallel_size(args) * args.expert_model_parallel_size * args.pipeline_model_parallel_size
+    return _whole(world_size, ranks, "world size", "etp * ep * pp")
+
+
+def samples_per_micro_step(args: TrainArgs, data_parallel_size: int) -> int:
+    """Samples that all ranks feed through one forward and backward pass, s = micro_batch_size * dp."""
+    return args.micro_batch_size * data_parallel_size
+
+
+def num_micro_batches(args: TrainArgs, world_size: int) -> int:
+    """Micro-batches of a rank per optimizer step, global_batch_size / s. Raises ValueError if not whole."""
+    samples = samples_per_micro_step(args, data_parallel_size(args, world_size))
+    return _whole(args.global_batch_size, samples, "global_batch_size", "micro_batch_size * dp")
+
+
+def learning_rate(args: TrainArgs) -> float:
+    """Peak learning rate: as given, else 1e-5 for full training and 1e-4 for LoRA."""
+    if args.lr is not None:
+        return args.lr
+    return 1e-4 if args.train_type == "lora" else 1e-5
+
+
+def items_per_epoch(args: TrainArgs, num_items: int, data_parallel_size: int) -> int:
+    """Items of an epoch that are trained: the last incomplete micro-step is dropped, N // s * s."""
+    samples = samples_per_micro_step(args, data_parallel_size)
+    return num_items // samples * samples
+
+
+def train_iters(args: TrainArgs, num_items: int | None, data_parallel_size: int) -> int:
+    """Optimizer steps of the run; num_items None means that the length of the data is unknown.
+
+    Without max_epochs it is train_iters; otherwise (N // s * s) * max_epochs // global_batch_size, and the
+    smaller of the two when both are given. Raises ValueError when neither decides.
+    """
+    limits = [] if args.train_iters is None else [args.train_iters]
+    if args.max_epochs is not None and num_items is not None:
+        items = items_per_epoch(args, num_items, data_parallel_size) * args.max_epochs
+        limits.append(items // args.global_batch_size)
+    if not limits:
+        raise ValueError("train_iters is needed: the length of the run does not follow from max_epochs")
+    return min(limits)
+
+
+def eval_iters(args: TrainArgs, num_validation_items: int, data_parallel_size: int) -> int:
+    """Steps of one evaluation: as given, else max((V // s * s) // global_batch_size, 1).
+
+    0 without a validation set, and when its V items do not fill one micro-step (V < s).
+    """
+    items = items_per_epoch(args, num_validation_items, data_parallel_size)
+    if items == 0:
+        return 0
+    if args.eval_iters >= 0:
+        return args.eval_iters
+    return max(items // args.global_batch_size, 1)
+
+
+def eval_interval(args: TrainArgs) -> int:
+    """Training steps between two evaluations."""
+    return args.eval_interval or args.save_interval
+
+
+def lr_decay_samples(args: TrainArgs, train_iters: int) -> int:
+    """Samples after which the learning rate has fallen to min_lr."""
+    return (args.lr_decay_iters or train_iters) * args.global_batch_size
+
+
+def lr_warmup_samples(args: TrainArgs, train_iters: int) -> float:
+    """Samples over which the learning rate rises from 0 to its peak."""
+    if args.lr_warmup_fraction is not None:
+        return args.lr_warmup_fraction * lr_decay_samples(args, train_iters)
+    return float(args.lr_warmup_iters * args.global_batch_size)
+
+
+def layers_per_stage(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
+    """Layers of each pipeline stage, first to last. Raises ValueError when they cannot be placed evenly."""
+    stages = args.pipeline_model_parallel_size
+    first, last = args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers
+    if stages == 1:
+        return (num_layers,)
+    middle_stages = stages - (first is not None) - (last is not None)
+    middle_layers = num_layers - (first or 0) - (last or 0)
+    if middle_stages == 0:
+        if middle_layers != 0:
+            raise ValueError(f"the two stages hold {(first or 0) + (last or 0)} of {num_layers} layers")
+        return tuple(layers for layers in (first, last) if layers is not None)
+    each = _whole(middle_layers, middle_stages, "layers", "pipeline stages")
+    if each < 1:
+        raise ValueError(f"{middle_layers} layers are left for {middle_stages} pipeline stages")
+    return (
+        *(() if first is None else (first,)),
+        *(each,) * middle_stages,
+        *(() if last is None else (last,)),
+    )
+
+
+def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool]:
+    """(fp16, bf16) of the run: as given, else by torch_dtype, else by the type that the model is stored in.
+
+    float32 means that training is in float32: narrowing a model that nobody asked to narrow would be silent.
+    """
+    if args.fp16 is not None or args.bf16 is not None:
+        return bool(args.fp16), bool(args.bf16)
+    dtype = weight_dtype(args, hf_config)
+    return dtype == "float16", dtype == "bfloat16"
+
+
+def weight_dtype(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
+    """Type that the model's weights are read in: torch_dtype, else that of config.json, else float32."""
+    stored = hf_config.get("torch_dtype") or hf_config.get("dtype") or "float32"
+    return args.torch_dtype or str(stored).removeprefix("torch.")
+
+
+def model_value(args: TrainArgs, hf_config: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 (of any type)
+    """A model argument: as given, else from its config.json keys in order, else its fallback or None."""
+    given = getattr(args, name)
+    if given is not None:
+        return given
+    for key in ARGUMENTS[name].hf_config_keys:
+        if hf_config.get(key) is not None:
+            return hf_config[key]
+    return ARGUMENTS[name].fallback
+
+
+def num_experts(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
+    """Routed experts of a layer, 0 for a dense model."""
+    return model_value(args, hf_config, "num_experts") or 0
+
+
+def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
+    """Feed-forward width of all shared experts together, 0 without any."""
+    given = model_value(args, hf_config, "moe_shared_expert_intermediate_size")
+    if given is not None:
+        return int(given)
+    width = model_value(args, hf_config, "moe_ffn_hidden_size") or 0
+    return int((hf_config.get("n_shared_experts") or 0) * width)
+
+
+def max_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
+    """Longest sample in tokens: as given, else what the model supports; None if config.json is silent."""
+    return args.max_length or args.max_model_len or model_value(args, hf_config, "max_position_embeddings")
+
+
+def packing_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
+    """Tokens of a packed row."""
+    return args.packing_length or max_length(args, hf_config)
+
+
+def sequence_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
+    """Sequence length that Megatron-Core plans with: seq_length, else that of a row."""
+    if args.seq_length is not None:
+        return args.seq_length
+    return packing_length(args, hf_config) if args.packing else max_length(args, hf_config)
+
+
+def sequence_multiple(args: TrainArgs) -> int:
+    """Every row is padded to a multiple of this many tokens, so that it can be split over ranks.
+
+    tp with sequence parallelism, times 2 * cp with context parallelism; FP8 needs a multiple of 16 per part.
+    """
+    multiple = args.tensor_model_parallel_size if args.sequence_parallel else 1
+    if args.context_parallel_size > 1:
+        multiple *= 2 * args.context_parallel_size
+    if args.fp8_format is not None:
+        multiple = max(8 * multiple, 16)
+    return multiple
+
+
+def num_workers(args: TrainArgs) -> int:
+    """Data-loading processes of a rank; a stream has one."""
+    return 1 if args.streaming else args.num_workers
+
+
+def dataloader_type(args: TrainArgs) -> str:
+    """Order of samples; a stream gives its own."""
+    return "external" if args.streaming else args.dataloader_type
+
+
+def apply_query_key_layer_scaling(args: TrainArgs, *, fp16: bool) -> bool:
+    """Whether attention scores are divided by the layer number: as given, else in float16."""
+    return fp16 if args.apply_query_key_layer_scaling is None else args.apply_query_key_layer_scaling
+
+
+def save_directory(args: TrainArgs) -> str:
+    """Folder for checkpoints before add_version: as given, else megatron_output/{model name}."""
+    source = args.model or args.load or "model"
+    return args.save or f"megatron_output/{source.rstrip('/').rsplit('/', maxsplit=1)[-1]}"
+
+
+def tensorboard_directory(args: TrainArgs, save: str) -> str:
+    """Folder for TensorBoard files; `save` is the folder of this run, version included."""
+    return args.tensorboard_dir or f"{save.rstrip('/')}/runs"
+
+
+def wandb_directory(args: TrainArgs, save: str) -> str:
+    """Folder for Weights & Biases files; `save` is the folder of this run, version included."""
+    return args.wandb_save_dir or f"{save.rstrip('/')}/wandb"
+
+
+def _whole(number: int, divisor: int, number_name: str, divisor_name: str) -> int:
+    if number % divisor:
+        raise ValueError(f"{number_name} {number} is not divisible by {divisor_name} = {divisor}")
+    return number // divisor

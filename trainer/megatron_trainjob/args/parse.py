@@ -1,0 +1,127 @@
+"""Turns a mapping of written arguments into `TrainArgs`, or into everything that is wrong with it at once.
+
+Knows neither where the mapping came from (cli, yaml_file, a manifest) nor the size of the cluster.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_trainjob.args import rules
+from megatron_trainjob.args.field import Argument, Task
+from megatron_trainjob.args.names import find_alias, nearest
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.args.value import WrongValue, from_text, read_value, shown
+from megatron_trainjob.violation import Violation
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parsed:
+    """The arguments, or None with the violations; `given` holds the canonical names that the user set."""
+
+    args: TrainArgs | None
+    violations: tuple[Violation, ...] = ()
+    warnings: tuple[str, ...] = ()
+    given: frozenset[str] = frozenset()
+
+
+@dataclass
+class _Reading:
+    """What has been read so far of one mapping."""
+
+    values: dict[str, Any] = field(default_factory=dict)
+    broken: set[str] = field(default_factory=set)
+    violations: list[Violation] = field(default_factory=list)
+    warnings: list[str] = field(default_factory=list)
+
+
+def parse(mapping: Mapping[str, object], *, task: Task, path: str = "spec.args") -> Parsed:
+    """The arguments of `task`, or every violation: names, types, choices, ranges, status, rules.
+
+    A null value counts as not given. Rules that need the world size or the model's config.json are left to
+    `rules.check`, which the caller runs again once it knows them.
+    """
+    reading = _Reading()
+    for name, value in mapping.items():
+        if value is not None:
+            _read_one(reading, name, value, task, path)
+    given = frozenset(reading.values)
+    args = TrainArgs(**{**task_defaults(task), **reading.values})
+    broken_rules = rules.check(args, given, task=task, path=path, broken=frozenset(reading.broken))
+    violations = (*reading.violations, *broken_rules)
+    return Parsed(
+        args=None if violations else args,
+        violations=violations,
+        warnings=tuple(reading.warnings),
+        given=given,
+    )
+
+
+def task_defaults(task: Task) -> dict[str, Any]:
+    """The defaults that this task changes."""
+    return {name: arg.task_defaults[task] for name, arg in ARGUMENTS.items() if task in arg.task_defaults}
+
+
+def text_values(texts: Mapping[str, str], *, task: Task) -> dict[str, object]:
+    """The values of a string map such as spec.extraArgs, read by type; to be given to `parse`."""
+    values: dict[str, object] = {}
+    for name, text in texts.items():
+        alias = find_alias(name, task)
+        argument = ARGUMENTS.get(alias.canonical if alias else name)
+        values[name] = from_text(argument, text) if argument else text
+    return values
+
+
+def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str) -> None:
+    def refuse(message: str) -> None:
+        reading.violations.append(Violation(path=f"{path}.{name}", value=value, message=message))
+
+    alias = find_alias(name, task)
+    argument = ARGUMENTS.get(alias.canonical if alias else name)
+    if argument is None:
+        return refuse(_unknown(name, task))
+    if alias:
+        reading.warnings.append(_renamed(path, name, argument, inverted=alias.inverted))
+    try:
+        converted = read_value(argument, value)
+    except WrongValue as wrong:
+        reading.broken.add(argument.name)
+        return refuse(str(wrong))
+    if alias and alias.inverted:
+        converted = not converted
+    if argument.name in reading.values and reading.values[argument.name] != converted:
+        return refuse(f"is another name of {argument.name}, which has another value; remove one of them")
+    reading.values[argument.name] = converted
+    objection = _objection(argument, converted, task)
+    if objection:
+        reading.broken.add(argument.name)
+        refuse(objection)
+    return None
+
+
+def _unknown(name: str, task: Task) -> str:
+    suggestion = nearest(name, task)
+    hint = f"did you mean {suggestion}?" if suggestion else "docs/arguments.md lists all of them"
+    return f"unknown argument; {hint}"
+
+
+def _renamed(path: str, name: str, argument: Argument, *, inverted: bool) -> str:
+    opposite = "the opposite of " if inverted else ""
+    return f"{path}.{name} is another name of {opposite}{argument.name}; write {argument.name}"
+
+
+def _objection(argument: Argument, value: object, task: Task) -> str:
+    """Why this value cannot be accepted although it is well formed, or ""."""
+    if value == argument.default_for(task):
+        return ""
+    if task not in argument.applies_to:
+        return f"applies to {', '.join(argument.applies_to)} only and this is {task}; remove it"
+    if argument.status == "refused":
+        return f"is refused: {argument.reason}"
+    if argument.status == "not yet":
+        default = argument.default_for(task)
+        remedy = "remove it" if default is None else f"remove it or leave it at {shown(default)}"
+        return f"does not work yet; {remedy}"
+    return ""

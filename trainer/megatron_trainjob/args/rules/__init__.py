@@ -1,0 +1,5 @@
+"""What must hold between arguments. One function or table row per truth; none changes an argument."""
+
+from megatron_trainjob.args.rules.check import RULES, check
+
+__all__ = ["RULES", "check"]

@@ -1,0 +1,46 @@
+"""Runs all rules that can be judged with what is known."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_trainjob.args.field import Task
+from megatron_trainjob.args.rules import batch
+from megatron_trainjob.args.rules.rule import Facts, Rule
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Violation
+
+RULES: dict[str, Rule] = {rule.name: rule for module in (batch,) for rule in module.RULES}
+
+
+def check(
+    args: TrainArgs,
+    given: frozenset[str],
+    *,
+    task: Task,
+    world_size: int | None = None,
+    hf_config: Mapping[str, Any] | None = None,
+    path: str = "spec.args",
+    broken: frozenset[str] = frozenset(),
+) -> tuple[Violation, ...]:
+    """All violations; rules of other tasks, about unknown facts or about `broken` arguments are skipped.
+
+    `world_size` counts ranks; `hf_config` is the model's config.json; `broken` names arguments that have been
+    reported already.
+    """
+    facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=hf_config)
+    return tuple(
+        Violation(path=f"{path}.{rule.about[0]}", value=getattr(args, rule.about[0]), message=message)
+        for rule in RULES.values()
+        if _can_judge(rule, facts) and broken.isdisjoint(rule.about)
+        if (message := rule.broken(facts))
+    )
+
+
+def _can_judge(rule: Rule, facts: Facts) -> bool:
+    return (
+        facts.task in rule.tasks
+        and not (rule.needs_world_size and facts.world_size is None)
+        and not (rule.needs_model and facts.hf_config is None)
+    )

@@ -1,0 +1,61 @@
+"""What a rule is and what it may look at."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_trainjob.args.field import EVERY_TASK, TRAINING, Task
+from megatron_trainjob.args.tree import TrainArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Facts:
+    """All that rules judge: arguments, which of them the user gave, what is known of cluster and model."""
+
+    args: TrainArgs
+    given: frozenset[str]
+    task: Task
+    world_size: int | None = None
+    hf_config: Mapping[str, Any] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rule:
+    """One truth. `broken(facts)` says what is wrong and what to do, or "" when the truth holds.
+
+    `about` names the arguments it reads, the one to blame first; it is skipped when one of them is malformed.
+    `cel` is the same truth in CEL over spec.args, "" when CEL cannot say it.
+    """
+
+    name: str
+    about: tuple[str, ...]
+    broken: Callable[[Facts], str]
+    tasks: tuple[Task, ...] = EVERY_TASK
+    needs_world_size: bool = False
+    needs_model: bool = False
+    cel: str = ""
+
+
+def rule(
+    *about: str,
+    tasks: tuple[Task, ...] = TRAINING,
+    needs_world_size: bool = False,
+    needs_model: bool = False,
+    cel: str = "",
+) -> Callable[[Callable[[Facts], str]], Rule]:
+    """Makes a Rule of a function; the function's name is the truth it states."""
+
+    def make(function: Callable[[Facts], str]) -> Rule:
+        return Rule(
+            name=function.__name__,
+            about=about,
+            broken=function,
+            tasks=tasks,
+            needs_world_size=needs_world_size,
+            needs_model=needs_model,
+            cel=cel,
+        )
+
+    return make

@@ -1,0 +1,82 @@
+"""Reads YAML as kubectl does (1e-5 is a number, a date is text), but refuses a key written twice."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+
+class YamlProblem(ValueError):
+    """The text is not usable YAML; the message names the source, the line and what is wrong."""
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader with the scalars of YAML 1.2 where 1.1 surprises, and without duplicate keys."""
+
+
+def load(path: Path) -> Any:  # noqa: ANN401 (YAML holds anything)
+    """The one document of a file. Raises YamlProblem, and OSError when the file cannot be read."""
+    documents = load_all(path)
+    if len(documents) > 1:
+        raise YamlProblem(f"{path}: holds {len(documents)} documents, expected one; split the file at ---")
+    return documents[0] if documents else None
+
+
+def load_all(path: Path) -> list[Any]:
+    """All documents of a file, empty ones left out. Raises YamlProblem, and OSError."""
+    try:
+        text = path.read_text(encoding="utf-8")
+    except UnicodeDecodeError as err:
+        raise YamlProblem(f"{path}: is not UTF-8 text") from err
+    return parse_text(text, source=str(path))
+
+
+def parse_text(text: str, *, source: str = "<text>") -> list[Any]:
+    """All documents of a text, empty ones left out. Raises YamlProblem."""
+    try:
+        return [document for document in yaml.load_all(text, _Loader) if document is not None]
+    except yaml.MarkedYAMLError as err:
+        raise YamlProblem(f"{source}{_where(err.problem_mark)}: {err.problem}") from err
+    except yaml.YAMLError as err:
+        raise YamlProblem(f"{source}: {err}") from err
+
+
+def _where(mark: yaml.Mark | None) -> str:
+    return f" line {mark.line + 1}" if mark else ""
+
+
+def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
+    """A mapping whose every key was written once; keys that come in through << may be overridden."""
+    first_line: dict[Any, int] = {}
+    for key_node, _ in node.value:
+        if key_node.tag == "tag:yaml.org,2002:merge":
+            continue
+        if not isinstance(key_node, yaml.ScalarNode):
+            raise yaml.constructor.ConstructorError(None, None, "a key must be text", key_node.start_mark)
+        key = loader.construct_object(key_node, deep=True)
+        line = key_node.start_mark.line + 1
+        if key in first_line:
+            problem = f"key {key!r} is written twice, here and in line {first_line[key]}; keep one"
+            raise yaml.constructor.ConstructorError(None, None, problem, key_node.start_mark)
+        first_line[key] = line
+    return loader.construct_mapping(node, deep=True)
+
+
+def _without(tag: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
+    return {
+        first: [(name, pattern) for name, pattern in resolvers if name != f"tag:yaml.org,2002:{tag}"]
+        for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+    }
+
+
+FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
+INT = re.compile(r"^[-+]?(?:0b[01_]+|0x[\da-fA-F_]+|0[0-7_]*|[1-9][\d_]*)$")
+
+for unwanted in ("float", "int", "timestamp"):
+    _Loader.yaml_implicit_resolvers = _without(unwanted)
+_Loader.add_implicit_resolver("tag:yaml.org,2002:int", INT, list("-+0123456789"))
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", FLOAT, list("-+0123456789."))
+_Loader.add_constructor("tag:yaml.org,2002:map", _mapping)
