@@ -9,9 +9,6 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.progress import Phase
-
 from megatron_trainer.report import window
 from megatron_trainer.report.records import (
     CheckpointRecord,
@@ -23,6 +20,8 @@ from megatron_trainer.report.records import (
     Sink,
     StepRecord,
 )
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.progress import Phase
 
 logger = logging.getLogger(__name__)
 
