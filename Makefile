@@ -1,0 +1,54 @@
+# Everything a developer runs. `make help` lists the targets; each one sets up what it needs.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+VENV ?= .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+DEMO ?= .cache/quickstart
+export OMP_NUM_THREADS ?= 1
+
+.PHONY: help install demo test test-slow lint type generate verify control-plane clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
+
+install: $(INSTALLED)  ## create .venv with everything in it (a second run does nothing)
+
+$(INSTALLED): pyproject.toml
+	@python=$$(.ci/python) && { [ -x $(BIN)/python ] || $$python -m venv $(VENV); }
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[operator,trainer,dev]'
+	@touch $@
+
+demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/trainjob.yaml on this machine
+	@$(BIN)/python examples/quickstart/make_model.py --output $(DEMO)/model
+	@$(BIN)/python examples/quickstart/make_data.py --output $(DEMO)
+	@$(BIN)/mtj run examples/quickstart/trainjob.yaml --volume quickstart-data=$(DEMO)
+	@$(BIN)/python examples/quickstart/show_result.py --data $(DEMO)
+
+test: install  ## run the tests that need neither a GPU nor many minutes
+	$(BIN)/pytest -m "not gpu and not slow"
+
+test-slow: install  ## run the long tests as well
+	$(BIN)/pytest -m "not gpu"
+
+lint: install  ## ruff and the import contracts
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	PYTHONPATH=operator:trainer $(BIN)/lint-imports --no-cache
+
+type: install  ## mypy --strict on the contract and the operator
+	$(BIN)/mypy -p megatron_trainjob -p megatron_operator
+
+generate: install  ## write docs/arguments.md, the CRD and the chart's copies from the argument definitions
+	$(BIN)/python -m megatron_trainjob.generate
+	$(BIN)/python -m megatron_operator.crd --write
+
+verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
+	@git diff --exit-code -- docs/arguments.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
+
+control-plane: install  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
+	$(BIN)/python tests/control_plane_binaries.py
+
+clean:  ## remove what was built here (not the caches in ~/.cache)
+	rm -rf $(VENV) .cache .mtj build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

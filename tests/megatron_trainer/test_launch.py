@@ -1,0 +1,129 @@
+"""The launcher's answer when ranks fail, are killed, or are asked to stop; the ranks are small real processes."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from megatron_trainer import environment, failure, launch
+from megatron_trainer.failure import FailureRecord
+from megatron_trainjob.exit_codes import ExitCode
+
+LAUNCHER = """
+import sys
+from megatron_trainer import launch
+launch.RANK_COMMAND = [sys.executable, {program!r}]
+launch.LINGER_S = 0.5
+sys.exit(launch.main(["sft"]))
+"""
+
+
+@pytest.fixture
+def start(tmp_path):
+    """Starts a launcher of two ranks that run the given program; returns its process and the termination log."""
+
+    def start_launcher(program: str) -> tuple[subprocess.Popen, Path]:
+        script = tmp_path / "rank.py"
+        script.write_text("import json, os, sys, time, signal\nrank = int(os.environ['RANK'])\n" + program)
+        log = tmp_path / "termination-log"
+        env = {
+            **os.environ,
+            "NPROC_PER_NODE": "2",
+            "NNODES": "2",
+            "NODE_RANK": "1",
+            "MTJ_TERMINATION_LOG": str(log),
+            "PYTHONPATH": os.pathsep.join(sys.path),
+        }
+        process = subprocess.Popen([sys.executable, "-c", LAUNCHER.format(program=str(script))], env=env)
+        return process, log
+
+    return start_launcher
+
+
+def test_all_ranks_end_well(start):
+    process, log = start("")
+    assert process.wait(20) == 0
+    assert not log.exists()
+
+
+def test_the_rank_that_explains_itself_gives_the_pod_its_code_and_message(start):
+    record = {"exitCode": 65, "reason": "BAD_DATA", "rank": 3, "iteration": 0, "message": "row 7"}
+    process, log = start(
+        f"if rank == 3:\n open(os.environ['MTJ_FAILURE_FILE'], 'w').write({json.dumps(record)!r}); sys.exit(65)\n"
+        "time.sleep(60)"
+    )
+    assert process.wait(20) == ExitCode.BAD_DATA
+    assert json.loads(log.read_text()) == record
+
+
+def test_a_killed_rank_is_reported_as_its_signal(start):
+    process, log = start("if rank == 2:\n os.kill(os.getpid(), 9)\ntime.sleep(60)")
+    assert process.wait(20) == 128 + signal.SIGKILL
+    assert json.loads(log.read_text())["reason"] == "signal 9"
+    assert json.loads(log.read_text())["rank"] == 2
+
+
+def test_termination_reaches_every_rank_and_their_code_comes_back(start, tmp_path):
+    process, _ = start(
+        "def stop(*_): sys.exit(143)\n"
+        f"signal.signal(signal.SIGTERM, stop); open({str(tmp_path)!r} + f'/ready-{{rank}}', 'w')\ntime.sleep(60)"
+    )
+    wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
+    process.terminate()
+    assert process.wait(20) == ExitCode.PREEMPTED
+
+
+def test_ranks_die_with_a_killed_launcher(start, tmp_path):
+    process, _ = start(f"open({str(tmp_path)!r} + f'/pid-{{rank}}', 'w').write(str(os.getpid()))\ntime.sleep(60)")
+    wait_for(lambda: all((tmp_path / f"pid-{r}").exists() and (tmp_path / f"pid-{r}").read_text() for r in (2, 3)))
+    process.kill()
+    process.wait(20)
+    for rank in (2, 3):
+        pid = int((tmp_path / f"pid-{rank}").read_text())
+        wait_for(lambda pid=pid: not is_running(pid))
+
+
+def test_each_rank_knows_its_place_in_the_world():
+    env = environment.read({"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "job-a0-master-0.job"})
+    variables = environment.for_rank(env, 1, 8)
+    assert {k: variables[k] for k in ("RANK", "LOCAL_RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")} == {
+        "RANK": "17",
+        "LOCAL_RANK": "1",
+        "WORLD_SIZE": "32",
+        "MASTER_ADDR": "job-a0-master-0.job",
+        "MASTER_PORT": "29500",
+    }
+
+
+@pytest.mark.parametrize(("name", "value"), [("NNODES", "two"), ("MTJ_RESUME", "Maybe")])
+def test_a_wrong_variable_is_named(name, value):
+    with pytest.raises(ValueError, match=f"{name}: must be .*{value}"):
+        environment.read({name: value})
+
+
+def test_auto_means_one_process_on_a_machine_told_to_use_its_processor():
+    assert launch.num_processes(environment.read({"MTJ_DEVICE": "cpu"})) == 1
+
+
+def test_a_long_failure_message_is_cut_and_read_back(tmp_path):
+    record = FailureRecord(exit_code=1, reason="ERROR", rank=0, iteration=3, message="x" * 5000)
+    path = tmp_path / "failure.json"
+    failure.write(path, record)
+    assert failure.read(path).message == "x" * 1024
+    assert failure.read(tmp_path / "missing.json") is None
+
+
+def wait_for(condition) -> None:
+    deadline = time.monotonic() + 20
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+
+
+def is_running(pid: int) -> bool:
+    stat = Path(f"/proc/{pid}/stat")
+    return stat.exists() and stat.read_text().rsplit(")", 1)[1].split()[0] != "Z"

@@ -1,0 +1,96 @@
+"""Writes a checkpoint: all ranks write beside the final place, then the first rank publishes it by renaming.
+
+A crash at any moment leaves either no folder of that iteration or a whole one.
+"""
+
+from __future__ import annotations
+
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import dist_checkpointing
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint import contents, folder
+from megatron_trainer.checkpoint.folder import Manifest
+from megatron_trainer.engine import Engine
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.state import TrainState
+from megatron_trainjob.exit_codes import ExitCode
+
+
+@dataclass(frozen=True, kw_only=True)
+class SavePolicy:
+    """What goes into a checkpoint and how it is labelled. attempt: the restart attempt that writes."""
+
+    save: Path
+    layout: dict[str, int]
+    train_type: str
+    with_optimizer: bool
+    with_rng: bool
+    attempt: int
+
+
+def save(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy, loss: float | None) -> Path:
+    """The published folder. Collective.
+
+    Raises:
+        TrainingError: a rank could not write (disk full, volume gone); older checkpoints are untouched.
+    """
+    final = folder.iteration_folder(policy.save, state.iteration)
+    aside = final.with_name(f".{final.name}.attempt{policy.attempt}.tmp")
+    if dist.get_rank() == 0:
+        shutil.rmtree(aside, ignore_errors=True)
+        aside.mkdir(parents=True)
+    dist.barrier()
+    _all_ranks(lambda: dist_checkpointing.save(_state(engine, state, backend, policy), str(aside)), backend)
+    _all_ranks(lambda: _publish(aside, final, state, policy, loss), backend)
+    return final
+
+
+def _state(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
+    models = contents.model_state(engine, trainable_only=policy.train_type == "lora")
+    saved = {**models, "train_state": contents.train_state(state)}
+    if policy.with_optimizer:
+        saved["optimizer"] = contents.optimizer_state(engine, models, is_loading=False)
+    if policy.with_rng:
+        saved["rng_state"] = contents.random_state(backend)
+    return saved
+
+
+def _publish(aside: Path, final: Path, state: TrainState, policy: SavePolicy, loss: float | None) -> None:
+    if dist.get_rank() != 0:
+        return
+    if folder.newest_attempt(policy.save) > policy.attempt:
+        raise OSError(f"a newer attempt writes to {policy.save}; attempt {policy.attempt} publishes nothing")
+    manifest = Manifest(
+        iteration=state.iteration,
+        layout=policy.layout,
+        world_size=dist.get_world_size(),
+        train_type=policy.train_type,
+        has_optimizer=policy.with_optimizer,
+        has_rng=policy.with_rng,
+        loss=loss,
+        files=folder.file_sizes(aside),
+    )
+    folder.write_manifest(aside, manifest)
+    shutil.rmtree(final, ignore_errors=True)  # an incomplete or older one of the same iteration
+    aside.rename(final)
+    folder.write_tracker(policy.save, state.iteration)
+
+
+def _all_ranks(action: object, backend: Backend) -> None:
+    """Runs the action; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
+    error: OSError | None = None
+    try:
+        action()  # type: ignore[operator]
+    except OSError as err:
+        error = err
+    failed = torch.tensor([int(error is not None)], device=backend.device)
+    dist.all_reduce(failed, op=dist.ReduceOp.MAX)
+    if failed.item():
+        reason = str(error) if error else "another rank could not write; see its log"
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"cannot write the checkpoint: {reason}") from error

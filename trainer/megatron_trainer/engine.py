@@ -1,0 +1,53 @@
+"""The model under training: Megatron's wrapped model chunks and their optimizer, as one value."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.distributed import DistributedDataParallel
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer
+from megatron.core.transformer import TransformerConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engine:
+    """models: the bare chunks of this rank (one a virtual stage); chunks: the same, wrapped for training."""
+
+    config: TransformerConfig
+    models: Sequence[GPTModel]
+    chunks: Sequence[DistributedDataParallel]
+    optimizer: MegatronOptimizer
+
+    def trainable_names(self, index: int) -> frozenset[str]:
+        """Names of the parameters that train in chunk `index`."""
+        return frozenset(name for name, p in self.models[index].named_parameters() if p.requires_grad)
+
+    def num_parameters(self, *, trainable_only: bool) -> int:
+        """Parameters of the whole model, each counted once whatever the layout. Collective."""
+        own = sum(
+            p.numel() / _num_holders(p)
+            for model in self.models
+            for p in model.parameters()
+            if not getattr(p, "shared", False) and (p.requires_grad or not trainable_only)
+        )
+        total = torch.tensor(own, dtype=torch.float64, device=next(self.models[0].parameters()).device)
+        dist.all_reduce(total)
+        return round(total.item())
+
+
+def _num_holders(parameter: torch.nn.Parameter) -> int:
+    """Ranks that hold the same values of a parameter (Megatron marks experts with allreduce=False)."""
+    is_expert = not getattr(parameter, "allreduce", True)
+    if is_expert:
+        shards = parallel_state.get_expert_model_parallel_world_size()
+        tensor_shards = parallel_state.get_expert_tensor_parallel_world_size()
+    else:
+        shards, tensor_shards = 1, parallel_state.get_tensor_model_parallel_world_size()
+    if getattr(parameter, "tensor_model_parallel", False):
+        shards *= tensor_shards
+    return dist.get_world_size() // (shards * parallel_state.get_pipeline_model_parallel_world_size())

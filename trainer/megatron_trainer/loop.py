@@ -1,0 +1,150 @@
+"""The training loop: step, report, evaluate, save, until the iterations are done or someone asks to stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from megatron_trainer import optim
+from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint.save import SavePolicy, save
+from megatron_trainer.engine import Engine
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.feed import Feed
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.report import CheckpointRecord, EvalRecord, Reporter, StepRecord
+from megatron_trainer.schedule import Schedule, learning_rate
+from megatron_trainer.state import TrainState
+from megatron_trainer.step import StepResult, evaluate, train_step
+from megatron_trainer.tasks import Task
+from megatron_trainer.termination import Termination
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that a run needs, built once."""
+
+    args: TrainArgs
+    spec: ModelSpec
+    task: Task
+    engine: Engine
+    backend: Backend
+    train: Feed
+    validation: Feed | None
+    schedule: Schedule
+    reporter: Reporter
+    save_policy: SavePolicy
+    total_iterations: int
+    eval_iters: int
+    eval_interval: int
+    flops_per_token: float | None
+    termination: Termination
+
+
+def fit(run: Run, state: TrainState) -> TrainState:
+    """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop."""
+    batches = run.train.global_batches(state.consumed_samples, run.backend)
+    saved_at = state.iteration
+    while state.iteration < run.total_iterations:
+        micro_batches = next(batches, None)
+        if micro_batches is None:
+            logger.info("the data has ended at iteration=%d", state.iteration)
+            break
+        rate = learning_rate(run.schedule, state.iteration)
+        optim.set_learning_rate(run.engine.optimizer, rate, run.args.weight_decay)
+        result = train_step(
+            run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
+        )
+        state = advance(state, result, run.args.global_batch_size)
+        run.termination.iteration = state.iteration
+        _check_loss(run, state, result)
+        run.reporter.step(_record(run, state, result, rate))
+        if result.stop_requested:
+            break
+        if state.iteration % run.eval_interval == 0 or state.iteration == run.total_iterations:
+            state = validate(run, state)
+        if state.iteration % run.args.save_interval == 0:
+            saved_at = _save(run, state, result)
+    if saved_at != state.iteration:
+        _save(run, state, None)
+    return state
+
+
+def advance(state: TrainState, result: StepResult, global_batch_size: int) -> TrainState:
+    """The state after one more step."""
+    return replace(
+        state,
+        iteration=state.iteration + 1,
+        consumed_samples=state.consumed_samples + global_batch_size,
+        consumed_tokens=state.consumed_tokens + result.num_tokens,
+        skipped_iterations=state.skipped_iterations + result.is_skipped,
+    )
+
+
+def validate(run: Run, state: TrainState) -> TrainState:
+    """One evaluation round over the same samples as every other round; unchanged state without validation data."""
+    if run.validation is None or run.eval_iters == 0:
+        return state
+    run.reporter.phase("evaluating")
+    started = time.monotonic()
+    rounds = islice(run.validation.global_batches(0, run.backend), run.eval_iters)
+    losses, num_tokens = evaluate(run.engine, run.task, rounds, run.backend)
+    run.reporter.evaluation(
+        EvalRecord(
+            iteration=state.iteration,
+            losses=losses,
+            num_samples=run.eval_iters * run.args.global_batch_size,
+            seconds=time.monotonic() - started,
+            consumed_samples=state.consumed_samples,
+            tokens=num_tokens,
+        )
+    )
+    run.reporter.phase("training")
+    loss = losses[run.task.losses[0]]
+    best = loss if state.best_validation_loss is None else min(loss, state.best_validation_loss)
+    return replace(state, last_validation_loss=loss, best_validation_loss=best)
+
+
+def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
+    """Saves and returns the saved iteration."""
+    run.reporter.phase("saving")
+    started = time.monotonic()
+    loss = result.losses[run.task.losses[0]] if result else None
+    path = save(run.engine, state, run.backend, run.save_policy, loss)
+    seconds = time.monotonic() - started
+    run.reporter.checkpoint(CheckpointRecord(iteration=state.iteration, path=str(path), seconds=seconds))
+    run.reporter.phase("training")
+    return state.iteration
+
+
+def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
+    """A loss that is not a number never recovers; with fp16 an overflow is skipped by the loss scaler instead."""
+    loss = result.losses[run.task.losses[0]]
+    if not math.isfinite(loss) and not result.is_skipped:
+        message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or look at the data of this step"
+        raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
+
+
+def _record(run: Run, state: TrainState, result: StepResult, rate: float) -> StepRecord:
+    return StepRecord(
+        iteration=state.iteration,
+        losses=result.losses,
+        learning_rate=rate,
+        tokens=result.num_tokens,
+        seconds=result.seconds,
+        consumed_samples=state.consumed_samples,
+        gradient_norm=result.gradient_norm,
+        num_zeros_in_gradient=result.num_zeros_in_gradient,
+        loss_scale=run.engine.optimizer.get_loss_scale().item(),
+        is_skipped=result.is_skipped,
+        has_nan=not all(math.isfinite(loss) for loss in result.losses.values()),
+        flops=None if run.flops_per_token is None else run.flops_per_token * result.num_tokens,
+        memory_bytes=run.backend.peak_memory_bytes(),
+    )

@@ -1,0 +1,1 @@
+"""Losses as plain tensor functions: no collectives, no Megatron, testable by hand."""

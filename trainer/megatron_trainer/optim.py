@@ -1,0 +1,78 @@
+"""Wraps a built model for training: mixed precision, data-parallel gradient buffers, optimizer; sets its rates."""
+
+from __future__ import annotations
+
+import torch
+from megatron.core.distributed import (
+    DistributedDataParallel,
+    DistributedDataParallelConfig,
+    finalize_model_grads,
+)
+from megatron.core.models.gpt import GPTModel
+from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.transformer.module import Float16Module
+
+from megatron_trainer.engine import Engine
+from megatron_trainjob.args.tree import TrainArgs
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
+
+
+def wrap(models: list[GPTModel], args: TrainArgs, *, learning_rate: float) -> Engine:
+    """The engine for models whose trainable parameters are already chosen (adapters added, others frozen)."""
+    config = models[0].config
+    chunks = [_data_parallel(model, args, is_first=index == 0) for index, model in enumerate(models)]
+    optimizer = get_megatron_optimizer(optimizer_config(args, config.params_dtype, learning_rate), chunks)
+    config.finalize_model_grads_func = finalize_model_grads
+    config.grad_scale_func = optimizer.scale_loss
+    if args.overlap_grad_reduce:
+        config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
+    return Engine(config=config, models=models, chunks=chunks, optimizer=optimizer)
+
+
+def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: float) -> OptimizerConfig:
+    """Megatron's optimizer settings for our arguments."""
+    return OptimizerConfig(
+        optimizer=args.optimizer,
+        lr=learning_rate,
+        min_lr=args.min_lr,
+        weight_decay=args.weight_decay,
+        adam_beta1=args.adam_beta1,
+        adam_beta2=args.adam_beta2,
+        adam_eps=args.adam_eps,
+        sgd_momentum=args.sgd_momentum,
+        clip_grad=args.clip_grad,
+        fp16=params_dtype == torch.float16,
+        bf16=params_dtype == torch.bfloat16,
+        params_dtype=params_dtype,
+        use_distributed_optimizer=args.use_distributed_optimizer,
+        overlap_param_gather=args.overlap_param_gather,
+        use_precision_aware_optimizer=args.use_precision_aware_optimizer,
+        main_grads_dtype=DTYPES[args.main_grads_dtype],
+        main_params_dtype=DTYPES[args.main_params_dtype],
+        exp_avg_dtype=DTYPES[args.exp_avg_dtype],
+        exp_avg_sq_dtype=DTYPES[args.exp_avg_sq_dtype],
+        optimizer_cpu_offload=args.optimizer_cpu_offload,
+        optimizer_offload_fraction=args.optimizer_offload_fraction if args.optimizer_cpu_offload else 0.0,
+    )
+
+
+def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
+    """Sets every group's rate and decay for the next step; biases and one-dimensional weights do not decay."""
+    for group in optimizer.param_groups:
+        group["lr"] = learning_rate
+        group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
+
+
+def _data_parallel(model: GPTModel, args: TrainArgs, *, is_first: bool) -> DistributedDataParallel:
+    config = model.config
+    is_half = config.params_dtype != torch.float32
+    ddp_config = DistributedDataParallelConfig(
+        use_distributed_optimizer=args.use_distributed_optimizer,
+        overlap_grad_reduce=args.overlap_grad_reduce,
+        overlap_param_gather=args.overlap_param_gather,
+        grad_reduce_in_fp32=args.main_grads_dtype == "fp32",
+        check_for_nan_in_grad=False,  # the loop checks the loss on all ranks and says which step it was
+    )
+    module = Float16Module(config, model) if is_half else model
+    return DistributedDataParallel(config, ddp_config, module, disable_bucketing=not is_first)

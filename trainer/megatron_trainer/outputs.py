@@ -1,0 +1,35 @@
+"""What a finished run leaves besides its checkpoint: the PEFT adapter of a LoRA run, a Hugging Face directory."""
+
+from __future__ import annotations
+
+import logging
+
+from megatron_trainer.checkpoint.folder import iteration_folder
+from megatron_trainer.convert.adapter import save_adapter
+from megatron_trainer.convert.save import save_model
+from megatron_trainer.loop import Run
+from megatron_trainer.lora.merge import merged
+from megatron_trainer.state import TrainState
+
+logger = logging.getLogger(__name__)
+
+
+def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, str]:
+    """Paths by name. A LoRA run always gets its adapter; to_hf asks for the model (merge_lora: with the adapter)."""
+    save = run.save_policy.save
+    outputs = {"checkpoint": str(iteration_folder(save, state.iteration))}
+    if not is_done:
+        return outputs
+    run.reporter.phase("exporting")
+    models = list(run.engine.models)
+    if run.args.train_type == "lora":
+        save_adapter(models, run.spec, run.args, save / "adapter")
+        outputs["adapter"] = str(save / "adapter")
+        if run.args.merge_lora:
+            with merged(models):
+                save_model(models, run.spec, save / "hf")
+            outputs["hf"] = str(save / "hf")
+    elif run.args.to_hf:
+        save_model(models, run.spec, save / "hf")
+        outputs["hf"] = str(save / "hf")
+    return outputs

@@ -1,0 +1,286 @@
+"""Builds a run from its arguments: process, data, model, optimizer, checkpoint to start from, reports.
+
+One function a stage, in the order of `build`; each takes what the ones before it made.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch.distributed as dist
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from megatron_trainer import backend as backends
+from megatron_trainer import clock, optim, output_folder, parallel
+from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint import folder
+from megatron_trainer.checkpoint import load as checkpoint_load
+from megatron_trainer.checkpoint.folder import Checkpoint
+from megatron_trainer.checkpoint.save import SavePolicy
+from megatron_trainer.convert.load import load_weights
+from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
+from megatron_trainer.data.prepare import Prepared, prepare
+from megatron_trainer.data.sample import Sampler
+from megatron_trainer.engine import Engine
+from megatron_trainer.environment import Environment
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.feed import Feed
+from megatron_trainer.loop import Run
+from megatron_trainer.lora.freeze import freeze
+from megatron_trainer.lora.inject import add_adapters
+from megatron_trainer.models.build import build_model
+from megatron_trainer.models.spec import ModelSpec, read_model
+from megatron_trainer.report import RunInfo, open_reporter
+from megatron_trainer.report.flops import flops_per_token
+from megatron_trainer.schedule import Schedule
+from megatron_trainer.state import TrainState
+from megatron_trainer.tasks import TASKS
+from megatron_trainer.termination import Termination
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+
+def start_process(env: Environment, args: TrainArgs) -> Backend:
+    """The backend of this rank, with its device taken and the process group started. Collective."""
+    backend = backends.select()
+    backend.install()
+    backend.bind(env.local_rank)
+    if not dist.is_initialized():
+        parallel.join(
+            backend,
+            rank=env.rank,
+            world_size=env.world_size,
+            master_address=env.master_address,
+            master_port=env.master_port,
+            timeout_s=args.ddp_timeout,
+        )
+    parallel.initialise(args)
+    return backend
+
+
+def build(
+    parsed: Parsed, task: str, env: Environment, backend: Backend, termination: Termination
+) -> tuple[Run, TrainState]:
+    """The run and the state to start from. Collective."""
+    args = _arguments(parsed)
+    save = output_folder.choose(args)
+    folder.claim(save, env.attempt)
+    spec = read_model(args.model, args)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    data = _prepare_data(args, tokenizer, task, spec, save)
+    engine = build_engine(args, spec, backend)
+    state = start_state(args, env, engine, backend, save)
+    train, validation = _feeds(args, tokenizer, data)
+    world_size = dist.get_world_size()
+    data_parallel_size = derive.data_parallel_size(args, world_size)
+    total = derive.train_iters(args, len(data.train), data_parallel_size)
+    eval_iters = derive.eval_iters(args, len(data.validation or ()), data_parallel_size)
+    info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
+    output_folder.write_arguments(args, task, {"train_iters": total, "eval_iters": eval_iters}, save)
+    reporter = open_reporter(args, save=save, rank=env.rank, environment=env.variables, now=clock.epoch_s)
+    reporter.start(info)
+    run = Run(
+        args=args,
+        spec=spec,
+        task=TASKS[task](args, spec),
+        engine=engine,
+        backend=backend,
+        train=train,
+        validation=validation,
+        schedule=_schedule(args, total),
+        reporter=reporter,
+        save_policy=_save_policy(args, env, save),
+        total_iterations=total,
+        eval_iters=eval_iters,
+        eval_interval=derive.eval_interval(args),
+        flops_per_token=flops_per_token(spec.hf_config.to_dict(), args),
+        termination=termination,
+    )
+    return run, state
+
+
+def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend) -> Engine:
+    """Model with its weights, adapters or frozen parts, wrapped for training. Collective."""
+    models = build_model(spec, args, backend)
+    if args.no_initialization:
+        load_weights(models, spec)
+    if args.train_type == "lora":
+        add_adapters(models, args)
+    else:
+        freeze(models, args)
+    return optim.wrap(models, args, learning_rate=derive.learning_rate(args))
+
+
+def start_state(args: TrainArgs, env: Environment, engine: Engine, backend: Backend, save: Path) -> TrainState:
+    """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective."""
+    policy = checkpoint_load.LoadPolicy(
+        layout=layout(),
+        with_optimizer=not args.no_load_optim,
+        with_rng=not args.no_load_rng,
+    )
+    own = folder.newest_complete(save) if env.resume != "Never" else None
+    if own is not None:
+        logger.info("resuming job=%s from=%s", env.job_name, own.path)
+        return checkpoint_load.resume(engine, own, backend, policy)
+    if env.resume == "Required":
+        raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
+    for found, trainable_only in _given_checkpoints(args):
+        if args.finetune or not trainable_only and args.train_type == "lora":
+            checkpoint_load.weights(engine, found, trainable_only=trainable_only)
+        else:
+            return checkpoint_load.resume(engine, found, backend, policy)
+    return TrainState()
+
+
+def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, bool]]:
+    """What load and adapter_load name, each with whether it holds the trainable part alone; the base comes first."""
+    found = []
+    for name, path, trainable_only in (("load", args.load, False), ("adapter_load", args.adapter_load, True)):
+        if path is None:
+            continue
+        checkpoint = checkpoint_load.find(Path(path))
+        if checkpoint is not None:
+            found.append((checkpoint, trainable_only))
+        elif args.exit_on_missing_checkpoint:
+            message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
+            raise TrainingError(ExitCode.NO_CHECKPOINT, message)
+        else:
+            logger.warning("no complete checkpoint in %s=%s; going on without it", name, path)
+    return found
+
+
+def layout() -> dict[str, int]:
+    """Sizes of the parallel axes of this run, under the names that checkpoints and reports use."""
+    here = parallel.coordinates()
+    return {
+        "tp": here.tensor_size,
+        "pp": here.pipeline_size,
+        "cp": here.context_size,
+        "dp": here.data_size,
+        "ep": here.expert_size,
+    }
+
+
+def _arguments(parsed: Parsed) -> TrainArgs:
+    if parsed.args is None:
+        raise ValueError("arguments with violations cannot be run")
+    return parsed.args
+
+
+def _prepare_data(
+    args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: str, spec: ModelSpec, save: Path
+) -> Prepared:
+    """The first rank reads and caches; the others read the cache after it."""
+    is_first = dist.get_rank() == 0
+    max_length = args.max_length or spec.hf_config.max_position_embeddings
+    options: dict[str, Any] = {
+        "task": task,
+        "max_length": max_length,
+        "save": save,
+        "is_first_rank": is_first,
+    }
+    if not is_first:
+        dist.barrier()
+    prepared = prepare(args, tokenizer, **options)
+    if is_first:
+        dist.barrier()
+    return prepared
+
+
+def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> tuple[Feed, Feed | None]:
+    world_size = dist.get_world_size()
+    shape = RowShape(
+        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
+        padding_free=args.padding_free or args.packing,
+        sample_multiple=sample_multiple(context_parallel=args.context_parallel_size),
+        row_multiple=row_multiple(
+            tensor_parallel=args.tensor_model_parallel_size,
+            context_parallel=args.context_parallel_size,
+            sequence_parallel=args.sequence_parallel,
+            fp8=args.fp8_format is not None,
+        ),
+        padding_side=args.padding_side,
+    )
+    place = {
+        "micro_batch_size": args.micro_batch_size,
+        "data_parallel_rank": parallel.coordinates().data,
+        "data_parallel_size": derive.data_parallel_size(args, world_size),
+    }
+    common = {
+        "shape": shape,
+        "num_micro_batches": derive.num_micro_batches(args, world_size),
+        "num_workers": args.num_workers,
+    }
+    train_order = Sampler(
+        num_items=len(data.train), dataloader_type=args.dataloader_type, num_epochs=args.max_epochs, **place
+    )
+    train = Feed(items=data.train, sampler=train_order, **common)
+    if not data.validation or len(data.validation) < place["micro_batch_size"] * place["data_parallel_size"]:
+        return train, None
+    in_order = Sampler(num_items=len(data.validation), dataloader_type="single", **place)
+    return train, Feed(items=data.validation, sampler=in_order, **common)
+
+
+def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
+    decay = args.lr_decay_iters or total_iterations
+    warmup = args.lr_warmup_iters if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay
+    return Schedule(
+        peak=derive.learning_rate(args),
+        floor=args.min_lr,
+        warmup_steps=warmup,
+        decay_steps=decay,
+        style=args.lr_decay_style,
+    )
+
+
+def _save_policy(args: TrainArgs, env: Environment, save: Path) -> SavePolicy:
+    return SavePolicy(
+        save=save,
+        layout=layout(),
+        train_type=args.train_type,
+        with_optimizer=not args.no_save_optim,
+        with_rng=not args.no_save_rng,
+        attempt=env.attempt,
+    )
+
+
+def _run_info(
+    parsed: Parsed,
+    task: str,
+    env: Environment,
+    backend: Backend,
+    spec: ModelSpec,
+    engine: Engine,
+    data: Prepared,
+    state: TrainState,
+    total_iterations: int,
+) -> RunInfo:
+    args = _arguments(parsed)
+    return RunInfo(
+        job_name=env.job_name,
+        task=task,
+        model=str(spec.directory),
+        train_type=args.train_type,
+        num_parameters=engine.num_parameters(trainable_only=False),
+        num_trainable_parameters=engine.num_parameters(trainable_only=True),
+        device=backend.device_name(),
+        world_size=dist.get_world_size(),
+        layout=layout(),
+        dtype=str(spec.dtype).removeprefix("torch."),
+        micro_batch_size=args.micro_batch_size,
+        global_batch_size=args.global_batch_size,
+        max_length=args.max_length or spec.hf_config.max_position_embeddings,
+        start_iteration=state.iteration,
+        total_iterations=total_iterations,
+        consumed_samples=state.consumed_samples,
+        peak_flops_per_second_per_gpu=backend.peak_flops(spec.dtype),
+        data=data.report.to_json(),
+        arguments_given={name: asdict(args)[name] for name in sorted(parsed.given)},
+    )

@@ -1,0 +1,116 @@
+"""One optimizer step and one evaluation round: Megatron's schedule over the micro-batches, then reduced metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.pipeline_parallel import get_forward_backward_func
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.engine import Engine
+from megatron_trainer.tasks import Task
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Equal on all ranks. losses: means over the global batch, nats. num_tokens: real tokens, without padding."""
+
+    losses: Mapping[str, float]
+    gradient_norm: float | None
+    num_zeros_in_gradient: float | None
+    is_skipped: bool
+    stop_requested: bool
+    num_tokens: int
+    seconds: float
+
+
+def train_step(
+    engine: Engine, task: Task, batches: Sequence[MicroBatch], backend: Backend, *, stop_requested: bool
+) -> StepResult:
+    """Forward, backward and update over this rank's micro-batches of one global batch. Collective."""
+    started = time.monotonic()
+    for chunk in engine.chunks:
+        chunk.zero_grad_buffer()
+    engine.optimizer.zero_grad()
+    metrics = _run_schedule(engine, task, batches, is_training=True)
+    updated, gradient_norm, num_zeros = engine.optimizer.step()
+    losses, num_tokens, stop = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
+    backend.synchronize()
+    return StepResult(
+        losses=losses,
+        gradient_norm=None if gradient_norm is None else float(gradient_norm),
+        num_zeros_in_gradient=None if num_zeros is None else float(num_zeros),
+        is_skipped=not updated,
+        stop_requested=stop,
+        num_tokens=num_tokens,
+        seconds=time.monotonic() - started,
+    )
+
+
+def evaluate(
+    engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]], backend: Backend
+) -> tuple[dict[str, float], int]:
+    """Mean losses over all global batches of the rounds, each token weighing the same, and the real tokens read."""
+    for chunk in engine.chunks:
+        chunk.eval()
+    all_metrics: list[Mapping[str, torch.Tensor]] = []
+    all_batches: list[MicroBatch] = []
+    with torch.no_grad():
+        for batches in rounds:
+            all_metrics.extend(_run_schedule(engine, task, batches, is_training=False))
+            all_batches.extend(batches)
+    for chunk in engine.chunks:
+        chunk.train()
+    losses, num_tokens, _ = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
+    return losses, num_tokens
+
+
+def _run_schedule(
+    engine: Engine, task: Task, batches: Sequence[MicroBatch], *, is_training: bool
+) -> list[Mapping[str, torch.Tensor]]:
+    """Metrics of each micro-batch; an empty list on stages other than the last."""
+    iterators = [iter(batches) for _ in engine.chunks]
+    return get_forward_backward_func()(
+        forward_step_func=task.forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=list(engine.chunks),
+        num_microbatches=len(batches),
+        seq_length=batches[0].tokens_BT.shape[1],
+        micro_batch_size=batches[0].tokens_BT.shape[0],
+        forward_only=not is_training,
+    )
+
+
+def _reduce(
+    names: Sequence[str],
+    metrics: Sequence[Mapping[str, torch.Tensor]],
+    batches: Sequence[MicroBatch],
+    backend: Backend,
+    *,
+    stop_requested: bool,
+) -> tuple[dict[str, float], int, bool]:
+    """Means by name, real tokens of the global batch, and whether any rank was asked to stop: one all-reduce.
+
+    Of the ranks that hold the same numbers one contributes; context-parallel ranks hold different tokens.
+    """
+    totals = torch.zeros(2 * len(names) + 2, dtype=torch.float64, device=backend.device)
+    is_last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    if is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0:
+        for index, name in enumerate(names):
+            totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
+        if parallel_state.get_context_parallel_rank() == 0:
+            totals[-2] = sum(batch.num_tokens for batch in batches)
+    totals[-1] = float(stop_requested)
+    dist.all_reduce(totals)
+    values = totals.tolist()
+    losses = {
+        name: values[2 * index] / values[2 * index + 1] if values[2 * index + 1] else 0.0
+        for index, name in enumerate(names)
+    }
+    return losses, int(values[-2]), values[-1] > 0

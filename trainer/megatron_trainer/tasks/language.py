@@ -1,0 +1,77 @@
+"""Pre-training and supervised fine-tuning: cross entropy of the next token over the tokens that carry loss.
+
+Shape suffixes: B batch (1 when rows are packed), T tokens of this rank, V vocabulary columns of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from torch import Tensor, nn
+
+from megatron_trainer import parallel
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.losses import token
+from megatron_trainer.models.logits import mask_padded_columns
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.tasks.task import Task
+from megatron_trainjob.args.tree import TrainArgs
+
+MAIN_LOSS = "lm loss"
+
+
+def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
+    """The task of `pt` and `sft`; they differ in their data alone."""
+    return Task(forward_step=partial(_forward_step, args, spec), losses=(MAIN_LOSS,))
+
+
+def num_target_tokens(batch: MicroBatch) -> int:
+    """Tokens of the micro-batch that carry loss."""
+    return int((batch.loss_weight_BT != 0).sum())
+
+
+def _forward_step(
+    args: TrainArgs, spec: ModelSpec, batches: Iterator[MicroBatch], model: nn.Module
+) -> tuple[Tensor, Any]:
+    whole = next(batches)
+    batch = parallel.local_part(whole)
+    logits_BTV = model(
+        batch.tokens_BT,
+        batch.position_ids_BT,
+        batch.attention_mask,
+        packed_seq_params=parallel.packed_sequence_parameters(whole),
+    )
+    return logits_BTV, partial(_loss, args, spec, batch, num_target_tokens(whole))
+
+
+def _loss(
+    args: TrainArgs, spec: ModelSpec, batch: MicroBatch, num_target_tokens: int, logits_BTV: Tensor
+) -> tuple[Any, ...]:
+    """Per token: (sum, count, metrics), which Megatron divides by the global count. Else: (mean, metrics)."""
+    losses_BT = _cross_entropy(args, mask_padded_columns(logits_BTV, spec), batch.labels_BT)
+    if args.enable_dft_loss:
+        losses_BT = token.dynamic_fine_tuning(losses_BT)
+    loss_sum = token.weighted_sum(losses_BT, batch.loss_weight_BT)
+    count = (batch.loss_weight_BT != 0).sum()
+    metrics = {MAIN_LOSS: torch.stack([loss_sum.detach().double(), count.double()])}
+    if args.calculate_per_token_loss:
+        return loss_sum, count.int(), metrics
+    return loss_sum / max(num_target_tokens, 1), metrics
+
+
+def _cross_entropy(args: TrainArgs, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
+    """Cross entropy in nats, float32 [B, T]; meaningless where the label is -100."""
+    logits_TBV = logits_BTV.transpose(0, 1).contiguous()
+    labels_TB = labels_BT.clamp(min=0).transpose(0, 1).contiguous()
+    if args.cross_entropy_loss_fusion:
+        group = parallel_state.get_tensor_model_parallel_group()
+        losses_TB = fused_vocab_parallel_cross_entropy(logits_TBV, labels_TB, group)
+    else:
+        losses_TB = vocab_parallel_cross_entropy(logits_TBV, labels_TB)
+    return losses_TB.transpose(0, 1)

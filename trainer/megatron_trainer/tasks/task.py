@@ -1,0 +1,30 @@
+"""What a task is: a forward step that returns the model's output and the function from it to a loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor, nn
+
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.args.tree import TrainArgs
+
+Metrics = Mapping[str, Tensor]
+"""By name: [2] float64, the local sum and count; their sums over all ranks give the mean."""
+
+LossFunction = Callable[[Tensor], tuple[Any, ...]]
+ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunction]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """forward_step has the form that Megatron's pipeline schedules want; losses[0] is what evaluation watches."""
+
+    forward_step: ForwardStep
+    losses: tuple[str, ...]
+
+
+TaskFactory = Callable[[TrainArgs, ModelSpec], Task]
