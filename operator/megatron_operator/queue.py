@@ -1,0 +1,137 @@
+"""Keys that wait to be reconciled: each once, never twice at a time, failed ones again after a back-off.
+
+Knows nothing of what a key means or why it is due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import random
+from collections.abc import Awaitable, Callable
+
+Key = tuple[str, str]
+Reconcile = Callable[[Key], Awaitable[float | None]]
+logger = logging.getLogger(__name__)
+
+
+class RetryLater(Exception):
+    """A state that will pass (a busy server, a conflict): try the key again after its back-off."""
+
+
+class WorkQueue:
+    """A deduplicating queue with one due time per key.
+
+    A key that is added while it is being worked on runs once more afterwards. What `reconcile` returns
+    (seconds, or None) replaces the key's due time: a level-triggered reconcile always knows when it wants to
+    look again.
+    """
+
+    def __init__(self, *, backoff_initial_s: float = 0.2, backoff_max_s: float = 60.0) -> None:
+        self._backoff_initial_s = backoff_initial_s
+        self._backoff_max_s = backoff_max_s
+        self._waiting: dict[Key, float] = {}
+        self._running: set[Key] = set()
+        self._again: set[Key] = set()
+        self._due: dict[Key, float] = {}
+        self._heap: list[tuple[float, Key]] = []
+        self._failures: dict[Key, int] = {}
+        self._available = asyncio.Semaphore(0)
+        self._alarm: asyncio.TimerHandle | None = None
+
+    def __len__(self) -> int:
+        """Keys that wait for a worker."""
+        return len(self._waiting)
+
+    @property
+    def oldest_s(self) -> float:
+        """Seconds that the first key has waited for a worker; 0 when none waits."""
+        first = next(iter(self._waiting.values()), None)
+        return 0.0 if first is None else asyncio.get_running_loop().time() - first
+
+    def add(self, key: Key) -> None:
+        """Makes the key due now."""
+        if key in self._running:
+            self._again.add(key)
+        elif key not in self._waiting:
+            self._waiting[key] = asyncio.get_running_loop().time()
+            self._available.release()
+
+    def add_after(self, key: Key, seconds: float) -> None:
+        """Makes the key due in so many seconds, in place of an earlier such wish."""
+        due = asyncio.get_running_loop().time() + max(0.0, seconds)
+        self._due[key] = due
+        heapq.heappush(self._heap, (due, key))
+        self._set_alarm()
+
+    def forget(self, key: Key) -> None:
+        """Drops due time and failures of a key that is gone for good."""
+        self._due.pop(key, None)
+        self._failures.pop(key, None)
+
+    async def run(self, num_workers: int, reconcile: Reconcile) -> None:
+        """Works for ever with so many keys at once."""
+        async with asyncio.TaskGroup() as group:
+            for _ in range(num_workers):
+                group.create_task(self._work(reconcile))
+
+    async def _work(self, reconcile: Reconcile) -> None:
+        while True:
+            key = await self._take()
+            try:
+                seconds = await reconcile(key)
+            except RetryLater as reason:
+                logger.info("reconcile postponed namespace=%s job=%s reason=%s", *key, reason)
+                self._retry(key)
+            except Exception:  # a defect met by one job must not stop the others
+                logger.exception("reconcile failed namespace=%s job=%s", *key)
+                self._retry(key)
+            else:
+                self._failures.pop(key, None)
+                self._reschedule(key, seconds)
+            finally:
+                self._finish(key)
+
+    async def _take(self) -> Key:
+        await self._available.acquire()
+        key = next(iter(self._waiting))
+        del self._waiting[key]
+        self._running.add(key)
+        return key
+
+    def _finish(self, key: Key) -> None:
+        self._running.discard(key)
+        if key in self._again:
+            self._again.discard(key)
+            self.add(key)
+
+    def _retry(self, key: Key) -> None:
+        failures = self._failures.get(key, 0)
+        self._failures[key] = failures + 1
+        longest_s = min(self._backoff_max_s, self._backoff_initial_s * 2 ** min(failures, 30))
+        self.add_after(key, longest_s * random.uniform(0.5, 1.0))
+
+    def _reschedule(self, key: Key, seconds: float | None) -> None:
+        if seconds is None:
+            self._due.pop(key, None)
+        else:
+            self.add_after(key, seconds)
+
+    def _set_alarm(self) -> None:
+        """Rings when the first due time comes; entries that were replaced are skipped."""
+        while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
+            heapq.heappop(self._heap)
+        if self._alarm:
+            self._alarm.cancel()
+        loop = asyncio.get_running_loop()
+        self._alarm = loop.call_at(self._heap[0][0], self._ring) if self._heap else None
+
+    def _ring(self) -> None:
+        now = asyncio.get_running_loop().time()
+        while self._heap and self._heap[0][0] <= now:
+            due, key = heapq.heappop(self._heap)
+            if self._due.get(key) == due:
+                del self._due[key]
+                self.add(key)
+        self._set_alarm()

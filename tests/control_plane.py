@@ -1,0 +1,272 @@
+"""A real Kubernetes control plane on loopback for one test session: TLS, RBAC, free ports, stopped at the end.
+
+etcd, kube-apiserver and kube-controller-manager; kube-scheduler with native gang scheduling where a test asks.
+No nodes and no kubelets: fake_kubelet.py plays them.
+"""
+
+from __future__ import annotations
+
+import base64
+import http.client
+import json
+import signal
+import socket
+import ssl
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlencode
+
+import yaml
+
+from control_plane_binaries import find_or_get
+
+Object = Mapping[str, Any]
+READY_S = 60
+SERVICE_RANGE = "10.0.0.0/16"
+NAMES = "subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
+MERGE_PATCH = "application/merge-patch+json"
+
+
+class Refused(Exception):
+    """The API server's answer to a request that it refused."""
+
+    def __init__(self, status: int, answer: Object) -> None:
+        super().__init__(f"{status} {answer.get('message')}")
+        self.status = status
+        self.reason: str = answer.get("reason", "")
+        self.message: str = answer.get("message", "")
+
+
+@dataclass(kw_only=True)
+class ControlPlane:
+    """A running control plane; its files and logs lie in `folder`."""
+
+    folder: Path
+    binaries: Path
+    port: int
+    etcd_port: int
+    processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+
+    @property
+    def server(self) -> str:
+        """URL of the API server."""
+        return f"https://127.0.0.1:{self.port}"
+
+    @property
+    def kubeconfig(self) -> Path:
+        """The administrator's kubeconfig."""
+        return self.folder / "kubeconfig"
+
+    def request(
+        self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
+    ) -> Any:
+        """The decoded answer to the administrator's request; raises Refused."""
+        context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
+        context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=30)
+        try:
+            data = None if body is None else json.dumps(body)
+            connection.request(method, path, data, {"Content-Type": content_type})
+            response = connection.getresponse()
+            payload = response.read()
+        finally:
+            connection.close()
+        is_json = "json" in response.headers.get("Content-Type", "")
+        answer = json.loads(payload) if is_json else payload.decode()
+        if response.status >= 400:
+            raise Refused(response.status, answer if is_json else {"message": answer})
+        return answer
+
+    def get(self, path: str) -> Any:
+        """What is there, or None."""
+        try:
+            return self.request("GET", path)
+        except Refused as refused:
+            if refused.status == 404:
+                return None
+            raise
+
+    def create(self, path: str, body: Object, **query: str) -> Any:
+        """The object as the server made it."""
+        return self.request("POST", f"{path}?{urlencode(query)}" if query else path, body)
+
+    def merge(self, path: str, body: Object) -> Any:
+        """The object after a merge patch."""
+        return self.request("PATCH", path, body, content_type=MERGE_PATCH)
+
+    def delete(self, path: str, body: Object | None = None) -> Any:
+        """The server's answer to a deletion."""
+        return self.request("DELETE", path, body)
+
+    def start_process(self, name: str, *arguments: str) -> None:
+        """Starts one program, its output in NAME.log."""
+        program = self.binaries / ("kube-" + name if name != "etcd" else name)
+        with (self.folder / f"{name}.log").open("ab") as log:
+            self.processes[name] = subprocess.Popen(
+                [program, *arguments], cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+            )
+
+    def stop_process(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Ends one program. State is throw-away, so nothing is waited for but its end."""
+        process = self.processes.pop(name)
+        process.send_signal(number)
+        process.wait()
+
+    def stop(self) -> None:
+        """Ends every program, the ones that depend on others first."""
+        for name in reversed(list(self.processes)):
+            self.stop_process(name)
+
+    def start_etcd(self) -> None:
+        """Starts the store; without fsync, nothing here outlives the session."""
+        client, peer = f"http://127.0.0.1:{self.etcd_port}", f"http://127.0.0.1:{free_port()}"
+        self.start_process(
+            "etcd",
+            f"--data-dir={self.folder}/etcd",
+            f"--listen-client-urls={client}",
+            f"--advertise-client-urls={client}",
+            f"--listen-peer-urls={peer}",
+            f"--initial-advertise-peer-urls={peer}",
+            f"--initial-cluster=default={peer}",
+            "--unsafe-no-fsync",
+            "--log-level=error",
+        )
+
+    def start_apiserver(self, *more: str) -> None:
+        """Starts the API server and waits until it is ready."""
+        self.start_process(
+            "apiserver",
+            f"--etcd-servers=http://127.0.0.1:{self.etcd_port}",
+            f"--secure-port={self.port}",
+            "--bind-address=127.0.0.1",
+            "--tls-cert-file=server.crt",
+            "--tls-private-key-file=server.key",
+            "--client-ca-file=ca.crt",
+            "--authorization-mode=RBAC",
+            "--service-account-issuer=https://kubernetes.default.svc",
+            "--service-account-key-file=sa.pub",
+            "--service-account-signing-key-file=sa.key",
+            f"--service-cluster-ip-range={SERVICE_RANGE}",
+            "--allow-privileged=true",
+            "--feature-gates=GenericWorkload=true",
+            "--runtime-config=scheduling.k8s.io/v1beta1=true",
+            *more,
+        )
+        self.wait_ready()
+
+    def wait_ready(self) -> None:
+        """Returns once the API server says that it is ready; raises with the end of its log otherwise."""
+        deadline = time.monotonic() + READY_S
+        while time.monotonic() < deadline and self.processes["apiserver"].poll() is None:
+            try:
+                self.request("GET", "/readyz")
+            except (OSError, Refused, http.client.HTTPException):
+                time.sleep(0.1)
+            else:
+                return
+        log = (self.folder / "apiserver.log").read_text()[-3000:]
+        raise RuntimeError(f"kube-apiserver did not become ready:\n{log}")
+
+    def start_controller_manager(self, *more: str) -> None:
+        """Starts the controllers (garbage collection, service accounts, node lifecycle and the rest).
+
+        The node lifecycle controller is off: fake nodes have no kubelet that renews their lease.
+        """
+        self.start_process(
+            "controller-manager",
+            f"--kubeconfig={self.kubeconfig}",
+            "--service-account-private-key-file=sa.key",
+            "--root-ca-file=ca.crt",
+            "--use-service-account-credentials",
+            "--controllers=*,-node-lifecycle-controller",
+            "--leader-elect=false",
+            "--secure-port=0",
+            *more,
+        )
+
+    def start_scheduler(self) -> None:
+        """Starts the scheduler with native gang scheduling."""
+        self.start_process(
+            "scheduler",
+            f"--kubeconfig={self.kubeconfig}",
+            "--leader-elect=false",
+            "--secure-port=0",
+            "--feature-gates=GenericWorkload=true",
+        )
+
+
+def free_port() -> int:
+    """A TCP port of loopback that nobody listens on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+    return port
+
+
+def start(folder: Path, *, apiserver_flags: Sequence[str] = ()) -> ControlPlane:
+    """A control plane that answers, its state in `folder`. The caller stops it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plane = ControlPlane(folder=folder, binaries=find_or_get(), port=free_port(), etcd_port=free_port())
+    make_certificates(folder)
+    write_kubeconfig(plane)
+    try:
+        plane.start_etcd()
+        plane.start_apiserver(*apiserver_flags)
+        plane.start_controller_manager()
+    except BaseException:
+        plane.stop()
+        raise
+    return plane
+
+
+def make_certificates(folder: Path) -> None:
+    """Writes the session's own authority, server and administrator certificates, and the token keys."""
+    openssl(folder, "genrsa", "-out", "sa.key", "2048")
+    openssl(folder, "rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
+    subject = ("-days", "30", "-subj", "/CN=test-ca")
+    openssl(folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt", *subject)
+    certificate(folder, "admin", "/O=system:masters/CN=admin")
+    certificate(folder, "server", "/CN=kube-apiserver", names=NAMES)
+
+
+def certificate(folder: Path, name: str, subject: str, *, names: str = "") -> None:
+    """Writes NAME.crt and NAME.key, signed by the authority in `folder`."""
+    (folder / f"{name}.ext").write_text(names)
+    new_key = ("-newkey", "rsa:2048", "-nodes", "-keyout", f"{name}.key")
+    openssl(folder, "req", *new_key, "-out", f"{name}.csr", "-subj", subject)
+    signed_by = ("-CA", "ca.crt", "-CAkey", "ca.key", "-CAcreateserial", "-days", "30")
+    files = ("-in", f"{name}.csr", "-out", f"{name}.crt", "-extfile", f"{name}.ext")
+    openssl(folder, "x509", "-req", *files, *signed_by)
+
+
+def openssl(folder: Path, *arguments: str) -> None:
+    """Runs openssl in `folder`; its output is shown only when it fails."""
+    done = subprocess.run(["openssl", *arguments], cwd=folder, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"openssl {' '.join(arguments)}:\n{done.stderr}")
+
+
+def write_kubeconfig(plane: ControlPlane, *, name: str = "kubeconfig", token: str | None = None) -> Path:
+    """Writes a kubeconfig of the administrator, or of the account behind `token`; its path."""
+
+    def inline(file: str) -> str:
+        return base64.b64encode((plane.folder / file).read_bytes()).decode()
+
+    certificates = {"client-certificate-data": inline("admin.crt"), "client-key-data": inline("admin.key")}
+    config = {
+        "apiVersion": "v1",
+        "kind": "Config",
+        "current-context": "test",
+        "clusters": [
+            {"name": "test", "cluster": {"server": plane.server, "certificate-authority-data": inline("ca.crt")}}
+        ],
+        "users": [{"name": "user", "user": {"token": token} if token else certificates}],
+        "contexts": [{"name": "test", "context": {"cluster": "test", "user": "user"}}],
+    }
+    path = plane.folder / name
+    path.write_text(yaml.safe_dump(config))
+    return path
