@@ -1,0 +1,79 @@
+"""The adapter of the word embeddings, s * B(A[:, token]): A is split by vocabulary like the table, B is whole.
+
+As in PEFT, A starts at zero and B is normal, and there is no dropout (a token is not a number to scale).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
+from megatron.core.utils import make_sharded_tensor_for_checkpoint, make_tp_sharded_tensor_for_checkpoint
+
+from megatron_trainer.lora.layer import Settings, generator_of
+
+
+class EmbeddingAdapter(torch.nn.Module):
+    """A [r, V/tp] and B [H, r] of a VocabParallelEmbedding (V vocabulary, H hidden size)."""
+
+    def __init__(self, name: str, table: torch.nn.Module, settings: Settings) -> None:
+        super().__init__()
+        weight = table.weight
+        self.settings = settings
+        self.active = True
+        self.group = table.tp_group
+        self.first_token = table.vocab_start_index
+        self.scattered = table.reduce_scatter_embeddings
+        self.A = torch.nn.Parameter(weight.new_zeros(settings.rank, weight.shape[0]))
+        self.B = torch.nn.Parameter(_normal(name, weight, settings))
+        set_tensor_model_parallel_attributes(self.A, is_parallel=True, dim=1, stride=1)
+        self.B.sequence_parallel = self.scattered
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        """What the adapter adds to the embeddings of `tokens` [B, T], in the embedding's own layout."""
+        local = tokens - self.first_token
+        held = (local >= 0) & (local < self.A.shape[1])
+        low = torch.nn.functional.embedding(local.where(held, 0), self.A.t())
+        low = low * (held.unsqueeze(-1) * self.settings.scale).to(low.dtype)
+        if self.scattered:
+            low = reduce_scatter_to_sequence_parallel_region(low.transpose(0, 1).contiguous(), group=self.group)
+        else:
+            low = reduce_from_tensor_model_parallel_region(low, group=self.group)
+        return torch.nn.functional.linear(low, self.B)
+
+    def deltas(self, base: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+        """(table [V/tp, H], what merging adds to it, float32)."""
+        yield base.weight, self.settings.scale * (self.B.float() @ self.A.float()).t()
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, object]:
+        """A split by vocabulary (padding may differ between layouts) and B whole."""
+        groups = {
+            "tp_group": self.group,
+            "dp_cp_group": ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+        }
+        return {
+            f"{prefix}A": make_tp_sharded_tensor_for_checkpoint(
+                self.A,
+                f"{prefix}A",
+                1,
+                prepend_offsets=sharded_offsets,
+                allow_shape_mismatch=True,
+                **groups,
+            ),
+            f"{prefix}B": make_sharded_tensor_for_checkpoint(
+                self.B, f"{prefix}B", prepend_offsets=sharded_offsets, **groups
+            ),
+        }
+
+
+def _normal(name: str, weight: torch.Tensor, settings: Settings) -> torch.Tensor:
+    whole = torch.empty(weight.shape[1], settings.rank, dtype=torch.float32, device="cpu")
+    return whole.normal_(generator=generator_of(name, settings)).to(dtype=weight.dtype, device=weight.device)

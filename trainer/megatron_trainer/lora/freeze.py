@@ -1,0 +1,99 @@
+"""Which parameters train in full training: rules over whole-model parameter names, applied in a fixed order.
+
+First freeze_parameters_ratio, freeze_parameters (prefixes) and freeze_parameters_regex (search) freeze, then
+trainable_parameters (prefixes) and trainable_parameters_regex (search) let train again.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.lora import agree
+from megatron_trainer.lora.attach import train_biases_of_frozen_weights
+from megatron_trainer.lora.names import named_parameters
+from megatron_trainer.lora.placement import is_expert
+from megatron_trainer.lora.recompute import let_gradients_through_embeddings
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Violation
+
+
+def freeze(chunks: list[torch.nn.Module], args: TrainArgs) -> int:
+    """Number of parameter tensors that train on this rank. Collective.
+
+    Raises InvalidInput for each prefix or expression that no parameter of the whole model answers, and when
+    nothing at all would train.
+    """
+    parameters = list(named_parameters(chunks))
+    names = [name for name, _ in parameters]
+    _refuse_unmatched(names, args)
+    sizes = {name: _whole_size(name, parameter) for name, parameter in parameters}
+    frozen = frozen_names(sizes, args)
+    if not agree.union(set(names) - frozen):
+        message = "nothing is left to train; add trainable_parameters or freeze less"
+        value = args.freeze_parameters_ratio
+        raise InvalidInput((_violation("freeze_parameters_ratio", value, message),))
+    for name, parameter in parameters:
+        parameter.requires_grad_(name not in frozen)
+    train_biases_of_frozen_weights(chunks)
+    let_gradients_through_embeddings(chunks)
+    return len(set(names) - frozen)
+
+
+def frozen_names(sizes: Mapping[str, int], args: TrainArgs) -> frozenset[str]:
+    """The parameters that do not train. sizes: elements of each whole parameter by name, in model order."""
+    frozen = _from_the_bottom(sizes, args.freeze_parameters_ratio)
+    frozen |= _chosen(sizes, args.freeze_parameters, args.freeze_parameters_regex)
+    return frozenset(frozen - _chosen(sizes, args.trainable_parameters, args.trainable_parameters_regex))
+
+
+def _from_the_bottom(sizes: Mapping[str, int], ratio: float) -> set[str]:
+    """The first parameters, as many as fit whole into `ratio` of all elements."""
+    limit = int(sum(sizes.values()) * ratio)
+    total = 0
+    frozen = set()
+    for name, size in sizes.items():
+        total += size
+        if total > limit:
+            break
+        frozen.add(name)
+    return frozen
+
+
+def _chosen(names: Iterable[str], prefixes: Sequence[str], regex: str | None) -> set[str]:
+    return {
+        name for name in names if name.startswith(tuple(prefixes)) or (regex is not None and re.search(regex, name))
+    }
+
+
+def _whole_size(name: str, parameter: torch.nn.Parameter) -> int:
+    """Elements over all tensor-parallel ranks, so that a ratio freezes the same share in every layout."""
+    if not getattr(parameter, "tensor_model_parallel", False):
+        return parameter.numel()
+    if is_expert(name):
+        return parameter.numel() * parallel_state.get_expert_tensor_parallel_world_size()
+    return parameter.numel() * parallel_state.get_tensor_model_parallel_world_size()
+
+
+def _refuse_unmatched(names: list[str], args: TrainArgs) -> None:
+    existing = agree.union(names)
+    known = ", ".join(sorted({".".join(name.split(".")[:2]) for name in existing}))
+    message = f"matches no parameter of this model; names begin with {known}"
+    violations = []
+    for argument in ("freeze_parameters", "trainable_parameters"):
+        for prefix in getattr(args, argument):
+            if not _chosen(existing, (prefix,), None):
+                violations.append(_violation(argument, prefix, message))
+        regex = getattr(args, f"{argument}_regex")
+        if regex is not None and not _chosen(existing, (), regex):
+            violations.append(_violation(f"{argument}_regex", regex, message))
+    if violations:
+        raise InvalidInput(tuple(violations))
+
+
+def _violation(argument: str, value: object, message: str) -> Violation:
+    return Violation(path=f"spec.args.{argument}", value=value, message=message)

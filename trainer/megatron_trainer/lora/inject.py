@@ -1,0 +1,102 @@
+"""Turns a loaded model into one that trains low-rank adapters: freezes it, selects, attaches.
+
+Runs after the base weights are loaded and before the model is wrapped for data parallelism. Collective: all
+ranks come to the same verdict, also when only one of them holds what is wrong.
+"""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+from megatron.core import parallel_state
+
+from megatron_trainer.lora import agree, select
+from megatron_trainer.lora.attach import attach, train_biases_of_frozen_weights
+from megatron_trainer.lora.embedding import EmbeddingAdapter
+from megatron_trainer.lora.grouped import GroupedAdapter
+from megatron_trainer.lora.layer import LinearAdapter, Settings
+from megatron_trainer.lora.names import is_adapter, named_modules, named_parameters, unwrapped
+from megatron_trainer.lora.placement import placement
+from megatron_trainer.lora.recompute import let_gradients_through_embeddings
+from megatron_trainer.lora.refuse import Wishes, refuse
+from megatron_trainjob.args.tree import TrainArgs
+
+logger = logging.getLogger(__name__)
+
+
+def settings(args: TrainArgs) -> Settings:
+    """The numbers of the run's adapters."""
+    return Settings(
+        rank=args.lora_rank,
+        alpha=args.lora_alpha,
+        dropout=args.lora_dropout,
+        rank_stabilized=args.use_rslora,
+        seed=args.seed,
+    )
+
+
+def add_adapters(chunks: list[torch.nn.Module], args: TrainArgs, *, keep_originals: bool = False) -> int:
+    """Number of modules that got an adapter on this rank; everything else is frozen but what args say trains.
+
+    keep_originals: hold a copy of the weights that train in full, so that adapters_disabled can show the
+    untouched model (a reference policy needs it; it costs their size).
+
+    Raises InvalidInput with every problem: names that match nothing, and layouts where the result would be wrong.
+    """
+    modules = dict(named_modules(chunks))
+    kinds = {name: kind for name, module in modules.items() if (kind := select.kind(name, module))}
+    chosen = select.targets(kinds, args.target_modules, args.target_regex)
+    saved = select.saved_modules(modules, args.modules_to_save)
+    refuse(chunks, args, Wishes(kinds=kinds, modules=modules, adapted=chosen, saved=saved))
+    for _, parameter in named_parameters(chunks):
+        parameter.requires_grad_(False)
+    for name in sorted(chosen.names):
+        _adapt(name, modules[name], settings(args), unwrapped(chunks[0]).config)
+    _train_in_full(chunks, args, agree.union(saved.names), keep_originals=keep_originals)
+    let_gradients_through_embeddings(chunks)
+    logger.info("added adapters modules=%d rank=%d", len(chosen.names), args.lora_rank)
+    return len(chosen.names)
+
+
+def _adapt(name: str, module: torch.nn.Module, numbers: Settings, config: object) -> None:
+    if hasattr(module, "num_gemms"):
+        names = _grouped_names(name, module.num_gemms)
+        attach(module, GroupedAdapter(names, placement(name, module.weight0, config), numbers))
+        return
+    match select.kind(name, module):
+        case "embedding":
+            attach(module, EmbeddingAdapter(name, module, numbers))
+        case "router":
+            place = placement(name, module.weight, config)
+            attach(module, LinearAdapter(name, place, numbers), method="gating")
+        case _:
+            attach(module, LinearAdapter(name, placement(name, module.weight, config), numbers))
+
+
+def _grouped_names(name: str, num_local: int) -> list[str]:
+    """Each local expert's own name: `...experts.linear_fc1` -> `...experts.local_experts.<n>.linear_fc1`."""
+    owner, linear = name.rsplit(".", 1)
+    first = parallel_state.get_expert_model_parallel_rank() * num_local
+    return [f"{owner}.local_experts.{first + index}.{linear}" for index in range(num_local)]
+
+
+def _train_in_full(
+    chunks: list[torch.nn.Module], args: TrainArgs, saved: frozenset[str], *, keep_originals: bool
+) -> None:
+    for name, parameter in named_parameters(chunks):
+        if not trains_in_full(name, saved, args.lora_bias):
+            continue
+        parameter.requires_grad_(True)
+        if keep_originals:
+            parameter.original = parameter.detach().clone()
+    train_biases_of_frozen_weights(chunks)
+
+
+def trains_in_full(name: str, saved: frozenset[str], lora_bias: str) -> bool:
+    """Whether a parameter of the base trains itself: part of a module to save, or a bias with lora_bias=all."""
+    if is_adapter(name):
+        return False
+    owner, own_name = name.rsplit(".", 1)
+    is_saved = any(owner == module or owner.startswith(f"{module}.") for module in saved)
+    return is_saved or (lora_bias == "all" and "bias" in own_name)

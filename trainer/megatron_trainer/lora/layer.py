@@ -1,0 +1,142 @@
+"""The adapter of one linear, s * B(A(dropout(x))), for every way that Megatron splits the linear.
+
+    weight W      A              B              between A and B; with sequence parallelism
+    column        [r, I] whole   [O/tp, r]      copy (gradient summed); gathered along the sequence
+    row           [r, I/tp]      [O, r] whole   summed over ranks;      summed and scattered along the sequence
+    none          [r, I] whole   [O, r] whole   nothing
+
+What crosses between ranks is r wide, not I or O wide, and s*B@A has the split of W, so merging needs no
+communication. Shapes: I inputs, O outputs, r the adapter's rank, s the scale.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
+
+import torch
+from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.mappings import (
+    copy_to_tensor_model_parallel_region,
+    gather_from_sequence_parallel_region,
+    reduce_from_tensor_model_parallel_region,
+    reduce_scatter_to_sequence_parallel_region,
+)
+from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, get_expert_parallel_rng_tracker_name
+
+from megatron_trainer.lora.placement import Placement
+from megatron_trainer.lora.sharding import sharded_pair
+
+
+@dataclass(frozen=True, kw_only=True)
+class Settings:
+    """The numbers that every adapter of a run shares; `seed` and the module's name decide the first A."""
+
+    rank: int
+    alpha: int
+    dropout: float
+    rank_stabilized: bool
+    seed: int
+
+    @property
+    def scale(self) -> float:
+        """alpha / r, or alpha / sqrt(r) when rank-stabilised (Kalajdzievski 2023)."""
+        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
+
+
+class LinearAdapter(torch.nn.Module):
+    """A and B of one linear. Adds nothing at first: A is Kaiming-uniform, B is zero (Hu et al. 2021)."""
+
+    def __init__(self, name: str, place: Placement, settings: Settings) -> None:
+        super().__init__()
+        self.place = place
+        self.settings = settings
+        self.active = True
+        self.A = torch.nn.Parameter(share_of_A(kaiming_uniform(name, place.in_features, settings), place))
+        rows = place.out_features // (place.size if place.split == "column" else 1)
+        self.B = torch.nn.Parameter(torch.zeros(rows, settings.rank, dtype=place.dtype, device=place.device))
+        mark(self.A, self.B, place)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """What the adapter adds to the linear's output, split like that output. x: what the linear saw."""
+        low = torch.nn.functional.linear(self._dropped(x), self.A) * self.settings.scale
+        return torch.nn.functional.linear(_exchanged(low, self.place), self.B)
+
+    def deltas(self, base: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
+        """(weight of `base`, what merging adds to this rank's part of it, float32)."""
+        yield base.weight, self.settings.scale * (self.B.float() @ self.A.float())
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
+    ) -> dict[str, object]:
+        """A and B for a distributed checkpoint, cut like the weight, so that any layout can load them."""
+        return sharded_pair(self.A, self.B, self.place, prefix, sharded_offsets, metadata)
+
+    def _dropped(self, x: torch.Tensor) -> torch.Tensor:
+        if not self.training or self.settings.dropout == 0:
+            return x
+        with dropout_generator(self.place):
+            return torch.nn.functional.dropout(x, self.settings.dropout)
+
+
+def generator_of(name: str, settings: Settings) -> torch.Generator:
+    """The random stream of one module, from the seed and the module's whole-model name alone.
+
+    So every layout starts from the same adapters, and ranks that hold copies need not agree on anything.
+    """
+    digest = hashlib.sha256(f"{settings.seed}/{name}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def kaiming_uniform(name: str, in_features: int, settings: Settings) -> torch.Tensor:
+    """The whole first A [r, I], uniform within +-1/sqrt(I), float32 on the host."""
+    whole = torch.empty(settings.rank, in_features, dtype=torch.float32, device="cpu")
+    return torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator_of(name, settings))
+
+
+def share_of_A(whole: torch.Tensor, place: Placement) -> torch.Tensor:
+    """This rank's part of a whole A, in the weight's type and place."""
+    part = whole.chunk(place.size, dim=1)[place.rank] if place.split == "row" else whole
+    return part.to(dtype=place.dtype, device=place.device).contiguous()
+
+
+def mark(a: torch.nn.Parameter, b: torch.nn.Parameter, place: Placement) -> None:
+    """Tells Megatron how A and B are split and over which ranks their gradients are summed.
+
+    A half that is whole on every rank but saw only a part of the sequence gets a part of its gradient;
+    `sequence_parallel` has finalize_model_grads sum the parts. An expert's halves count as split even over one
+    rank: the gradient norm takes unsplit parameters from tensor-parallel rank 0 only, and another expert lies there.
+    """
+    for parameter in (a, b):
+        parameter.allreduce = place.data_parallel_all_reduce
+    if place.split == "row" or place.expert:
+        set_tensor_model_parallel_attributes(a, is_parallel=True, dim=1, stride=1)
+    if place.split == "column" or place.expert:
+        set_tensor_model_parallel_attributes(b, is_parallel=True, dim=0, stride=1)
+    if place.sequence_parallel:
+        a.sequence_parallel = place.split != "row"
+        b.sequence_parallel = place.split != "column"
+
+
+def dropout_generator(place: Placement) -> AbstractContextManager[None]:
+    """The random stream for dropping inputs: one for all ranks that see the same input, else one each."""
+    if place.expert:
+        return get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name())
+    if place.split == "row" or place.sequence_parallel:
+        return get_cuda_rng_tracker().fork()
+    return nullcontext()
+
+
+def _exchanged(low: torch.Tensor, place: Placement) -> torch.Tensor:
+    if place.split == "none":
+        return low
+    if place.split == "column" and place.sequence_parallel:
+        return gather_from_sequence_parallel_region(low, group=place.group)
+    if place.split == "column":
+        return copy_to_tensor_model_parallel_region(low, group=place.group)
+    if place.sequence_parallel:
+        return reduce_scatter_to_sequence_parallel_region(low, group=place.group)
+    return reduce_from_tensor_model_parallel_region(low, group=place.group)

@@ -1,0 +1,65 @@
+"""Names of modules and parameters that are the same in every parallel layout.
+
+Megatron counts layers from zero on each pipeline stage and experts from zero on each expert rank; selection by
+name has to mean the same weights however the model is split, so both are counted over the whole model here.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+
+import torch
+from megatron.core import parallel_state
+
+_LAYER = re.compile(r"^(decoder\.layers)\.(\d+)(?=\.|$)")
+_EXPERT = re.compile(r"(\.local_experts)\.(\d+)(?=\.|$)")
+TIED_OUTPUT = "output_layer.weight"
+WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+
+
+def unwrapped(chunk: torch.nn.Module) -> torch.nn.Module:
+    """The language model itself, without the wrappers for data parallelism and mixed precision."""
+    while hasattr(chunk, "module"):
+        chunk = chunk.module
+    return chunk
+
+
+def whole_model_name(chunk: torch.nn.Module, name: str) -> str:
+    """`decoder.layers.0...` of the second of two stages of four layers each -> `decoder.layers.4...`.
+
+    The copy of tied word embeddings that the last stage keeps as its output layer goes by the embedding's name.
+    """
+    if name == TIED_OUTPUT and chunk.share_embeddings_and_output_weights:
+        return WORD_EMBEDDINGS
+    layer = _LAYER.match(name)
+    if layer is None:
+        return name
+    number = chunk.decoder.layers[int(layer[2])].layer_number - 1
+    return _EXPERT.sub(lambda match: _whole_expert(chunk, match), f"{layer[1]}.{number}{name[layer.end() :]}")
+
+
+def _whole_expert(chunk: torch.nn.Module, match: re.Match[str]) -> str:
+    num_local = chunk.config.num_moe_experts // parallel_state.get_expert_model_parallel_world_size()
+    first = parallel_state.get_expert_model_parallel_rank() * num_local
+    return f"{match[1]}.{first + int(match[2])}"
+
+
+def is_adapter(name: str) -> bool:
+    """Whether a parameter belongs to an adapter and not to the model that it adapts."""
+    return ".lora." in name
+
+
+def named_parameters(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+    """Every parameter of this rank under its whole-model name, in model order."""
+    for chunk in map(unwrapped, chunks):
+        for name, parameter in chunk.named_parameters():
+            yield whole_model_name(chunk, name), parameter
+
+
+def named_modules(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
+    """Every module of this rank under its whole-model name, in model order, without the model itself."""
+    for chunk in map(unwrapped, chunks):
+        for name, module in chunk.named_modules():
+            if name:
+                yield whole_model_name(chunk, name), module

@@ -1,0 +1,81 @@
+"""How one weight lies over the tensor-parallel ranks, read off Megatron's own marks on the weight.
+
+Nothing here names a class of TransformerEngine: its linears carry the same marks as Megatron's local ones.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from megatron.core import parallel_state
+
+Split = Literal["column", "row", "none"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Placement:
+    """`in_features` and `out_features` count the whole matrix; `rank` and `size` are of the group that splits it.
+
+    `sequence_parallel`: activations on the unsplit side hold only this rank's part of the sequence.
+    `gated`: the rows are two halves, gate over up, each split by itself: rank r holds [gate_r; up_r].
+    """
+
+    split: Split
+    in_features: int
+    out_features: int
+    group: torch.distributed.ProcessGroup
+    rank: int
+    size: int
+    sequence_parallel: bool
+    expert: bool
+    gated: bool
+    vocabulary: bool
+    data_parallel_all_reduce: bool
+    dtype: torch.dtype
+    device: torch.device
+
+
+def placement(name: str, weight: torch.nn.Parameter, config: object) -> Placement:
+    """Where the weight [rows, columns] of the module called `name` lies.
+
+    Experts are split over the expert tensor-parallel group and see their tokens whole, whatever the sequence does.
+    """
+    expert = is_expert(name)
+    group = _group(expert=expert)
+    size = group.size()
+    split = _split(weight) if size > 1 else "none"
+    rows, columns = weight.shape
+    return Placement(
+        split=split,
+        in_features=columns * (size if split == "row" else 1),
+        out_features=rows * (size if split == "column" else 1),
+        group=group,
+        rank=group.rank(),
+        size=size,
+        sequence_parallel=bool(config.sequence_parallel) and size > 1 and not expert,
+        expert=expert,
+        gated=name.endswith("linear_fc1") and bool(config.gated_linear_unit),
+        vocabulary=name.endswith("output_layer"),
+        data_parallel_all_reduce=getattr(weight, "allreduce", True),
+        dtype=weight.dtype,
+        device=weight.device,
+    )
+
+
+def is_expert(name: str) -> bool:
+    """Whether the module belongs to one routed expert (a shared expert is an ordinary MLP)."""
+    return ".experts." in name
+
+
+def _group(*, expert: bool) -> torch.distributed.ProcessGroup:
+    if expert:
+        return parallel_state.get_expert_tensor_parallel_group()
+    return parallel_state.get_tensor_model_parallel_group()
+
+
+def _split(weight: torch.nn.Parameter) -> Split:
+    if not getattr(weight, "tensor_model_parallel", False):
+        return "none"
+    return "row" if weight.partition_dim == 1 else "column"
