@@ -1,4 +1,4 @@
-"""Reporter: the loop's one call point for everything it reports. Which sinks there are is decided in open_reporter.
+"""Reporter: the loop's one call point for everything it reports. Which sinks there are is listed in sinks.py.
 
 Ranks other than the first get a reporter without sinks, so that call sites never ask for the rank.
 """
@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from megatron_trainer.report import window
+from megatron_trainer.report import carry, window
 from megatron_trainer.report.records import (
     CheckpointRecord,
     EvalRecord,
@@ -29,21 +29,27 @@ logger = logging.getLogger(__name__)
 class Reporter:
     """Spreads the loop's records over the sinks, and averages the steps of each sink's interval.
 
-    now: seconds since the epoch. Every method may be called on every rank; without sinks they do nothing.
+    now: seconds since the epoch. carry_path: file that keeps unlogged steps over a restart, None for not at all.
+    Every method may be called on every rank; without sinks they do nothing.
     """
 
-    def __init__(self, sinks: Sequence[Sink], *, now: Callable[[], float]) -> None:
+    def __init__(self, sinks: Sequence[Sink], *, now: Callable[[], float], carry_path: Path | None = None) -> None:
         self._sinks = tuple(sinks)
         self._now = now
+        self._carry_path = carry_path
         self._run: RunInfo | None = None
-        self._started_at = now()
-        self._open_windows: dict[int, list[StepRecord]] = {sink.interval: [] for sink in self._sinks}
-        self._step_seconds: list[float] = []
+        self._windows: dict[int, list[StepRecord]] = {sink.interval: [] for sink in sinks}
+        self._pace = Pace(now())
+        self._iteration = 0
 
     def start(self, run: RunInfo) -> None:
-        """Call once, after the model is built and before the first step."""
+        """Call once, when all is built and the iteration to start after is known; before the first step."""
         self._run = run
-        self._started_at = self._now()
+        self._iteration = run.start_iteration
+        self._pace = Pace(self._now())
+        if self._sinks and self._carry_path and run.start_iteration:
+            carried = carry.load(self._carry_path, run.start_iteration)
+            self._windows = {interval: carried.get(interval, []) for interval in self._windows}
         self._emit(run)
         self.phase("training")
 
@@ -51,12 +57,12 @@ class Reporter:
         """Call after every step, skipped ones too."""
         if self._run is None or not self._sinks:
             return
-        self._step_seconds.append(record.seconds)
-        for interval, steps in self._open_windows.items():
+        self._iteration = record.iteration
+        self._pace.count_step(self._now())
+        total = self._run.total_iterations
+        for interval, steps in self._windows.items():
             steps.append(record)
-            if window.is_boundary(
-                record.iteration, interval=interval, total_iterations=self._run.total_iterations
-            ):
+            if window.is_boundary(record.iteration, interval=interval, total_iterations=total):
                 self._log(interval, self._run)
 
     def evaluation(self, record: EvalRecord) -> None:
@@ -68,13 +74,15 @@ class Reporter:
         self._emit(record)
 
     def phase(self, phase: Phase) -> None:
-        """Call when the run turns to "evaluating", "saving", "exporting", and back to "training"."""
+        """Call when the run turns to "evaluating", "saving" (before a save), "exporting", and back to "training"."""
+        if phase == "saving" and self._sinks and self._carry_path:
+            carry.store(self._carry_path, self._iteration, self._windows)
         self._emit(PhaseRecord(phase=phase))
 
     def finish(self, record: FinishRecord) -> None:
         """Call once at the end of a run that finished, or stopped in a state that can be resumed."""
-        if self._run is not None:
-            for interval in self._open_windows:
+        if self._run is not None and record.phase == "finished":
+            for interval in self._windows:
                 self._log(interval, self._run)
         self._emit(record)
 
@@ -87,21 +95,19 @@ class Reporter:
                 logger.exception("cannot close report sink=%s", type(sink).__name__)
 
     def _log(self, interval: int, run: RunInfo) -> None:
-        steps = self._open_windows[interval]
+        """Logs and empties a window, to the sinks of its interval."""
+        steps = self._windows[interval]
         if not steps:
             return
+        self._windows[interval] = []
         now = self._now()
         record = window.summarise(
-            steps,
-            run,
-            elapsed_s=now - self._started_at,
-            seconds_per_step=_expected_seconds(self._step_seconds),
-            now=now,
+            steps, run, elapsed_s=now - self._pace.started_at, seconds_per_step=self._pace.seconds_per_step, now=now
         )
-        self._open_windows[interval] = []
         self._emit(record, interval)
 
     def _emit(self, event: Event, interval: int | None = None) -> None:
+        """To all sinks, or to those of an interval."""
         for sink in self._sinks:
             if interval is not None and sink.interval != interval:
                 continue
@@ -111,23 +117,38 @@ class Reporter:
                 logger.exception("cannot write report sink=%s event=%s", type(sink).__name__, type(event).__name__)
 
 
+class Pace:
+    """How long steps take, evaluations and saves between them included. The first step, which also warms up, is
+    left out as soon as there is another.
+    """
+
+    def __init__(self, started_at: float) -> None:
+        self.started_at = started_at
+        self.seconds_per_step = 0.0
+        self._first_ended_at = started_at
+        self._num_steps = 0
+
+    def count_step(self, now: float) -> None:
+        """One more step has ended."""
+        self._num_steps += 1
+        if self._num_steps == 1:
+            self._first_ended_at = now
+            self.seconds_per_step = now - self.started_at
+        else:
+            self.seconds_per_step = (now - self._first_ended_at) / (self._num_steps - 1)
+
+
 def open_reporter(
-    args: TrainArgs,
-    *,
-    save: Path,
-    rank: int,
-    environment: Mapping[str, str],
-    now: Callable[[], float],
+    args: TrainArgs, *, save: Path, rank: int, environment: Mapping[str, str], now: Callable[[], float]
 ) -> Reporter:
     """The reporter of this rank; on the first rank it writes to every sink that args ask for.
 
     save: the run's folder (version folder included). environment: the process environment (MTJ_PROGRESS_FILE,
     MTJ_RESTART_ATTEMPT, KUBEFLOW_TRAINER_SERVER_*).
+    Raises InvalidInput when W&B is asked for but not installed.
     """
-    return Reporter((), now=now)
+    if rank != 0:
+        return Reporter((), now=now)
+    from megatron_trainer.report.sinks import open_sinks  # TensorBoard, jinja2: only this rank pays for them
 
-
-def _expected_seconds(step_seconds: Sequence[float]) -> float:
-    """Mean seconds of a step, without the first one, which pays for compilation and warm caches."""
-    steady = step_seconds[1:] or step_seconds
-    return sum(steady) / len(steady) if steady else 0.0
+    return Reporter(open_sinks(args, save, environment, now), now=now, carry_path=save / "unlogged_steps.json")

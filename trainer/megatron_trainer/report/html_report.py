@@ -1,0 +1,228 @@
+"""report.html: one file without outside resources that shows a run to people. Its curves come from logging.jsonl."""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from markupsafe import Markup
+
+from megatron_trainer.report import duration
+from megatron_trainer.report.chart import Series, line_chart, readable
+from megatron_trainer.report.jsonl import Row, losses_in, read_rows
+from megatron_trainer.report.records import Answer, Event, FinishRecord, PhaseRecord, RunInfo
+
+SECONDS_BETWEEN_RENDERS = 30.0
+MAX_SHARE_OF_TIME = 0.01
+"""A long run has many rows: rendering is spaced out so that it never takes more of the run than this."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Figure:
+    """A chart with its heading; the legend names the lines when there are several."""
+
+    title: str
+    svg: Markup
+    legend: tuple[Series, ...]
+
+
+class HtmlReport:
+    """Renders the file now and then during a run, and at its end."""
+
+    def __init__(self, path: Path, *, rows: Path, interval: int, now: Callable[[], float]) -> None:
+        self.interval = interval
+        self._path = path
+        self._rows = rows
+        self._now = now
+        self._run: RunInfo | None = None
+        self._finish: FinishRecord | None = None
+        self._phase = "starting"
+        self._next_render_at = float("-inf")
+
+    def write(self, event: Event) -> None:
+        """Takes the event in; renders when it is time, and always at the end."""
+        match event:
+            case RunInfo():
+                self._run = event
+            case PhaseRecord():
+                self._phase = event.phase
+            case FinishRecord():
+                self._finish = event
+                self._render()
+        if self._now() >= self._next_render_at:
+            self._render()
+
+    def close(self) -> None:
+        """Renders once more when the run ended without finishing, so that its last steps are in the report."""
+        if self._finish is None:
+            self._phase = "failed"
+            self._render()
+
+    def _render(self) -> None:
+        if self._run is None:
+            return
+        started = time.monotonic()
+        phase = self._finish.phase if self._finish else self._phase
+        text = render(self._run, read_rows(self._rows), finish=self._finish, phase=phase, now=self._now())
+        aside = self._path.with_name(self._path.name + ".tmp")
+        aside.write_text(text)
+        aside.replace(self._path)
+        seconds = time.monotonic() - started
+        self._next_render_at = self._now() + max(SECONDS_BETWEEN_RENDERS, seconds / MAX_SHARE_OF_TIME)
+
+
+def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, phase: str, now: float) -> str:
+    """The whole page. rows: those of logging.jsonl. now: seconds since the epoch."""
+    environment = Environment(
+        loader=PackageLoader("megatron_trainer.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    answers: Iterable[Answer] = finish.answers if finish else ()
+    return environment.get_template("report.html.j2").render(
+        run=run,
+        phase=phase,
+        is_live=phase not in ("finished", "stopped", "failed"),
+        message=finish.message if finish else "",
+        rendered_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
+        tiles=tiles(run, rows),
+        figures=figures(rows),
+        tables=tables(run, rows, finish),
+        answers=tuple(answers),
+    )
+
+
+def figures(rows: Sequence[Row]) -> list[Figure]:
+    """The loss with its validation, learning rate, gradient norm, tokens per second, then the other metrics."""
+    names = list(dict.fromkeys(name for row in rows for name in losses_in(row)))
+    charts = [_loss_figure(rows, name) for name in names[:1]]
+    charts += [
+        _figure("Learning rate", rows, "learning_rate", from_zero=True),
+        _figure("Gradient norm, before clipping", rows, "grad_norm", from_zero=True),
+        _figure("Tokens per second, without padding", rows, "tokens_per_second", from_zero=True),
+    ]
+    charts += [_loss_figure(rows, name) for name in names[1:]]
+    return [chart for chart in charts if chart.svg]
+
+
+def tiles(run: RunInfo, rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """(label, value, note) of the numbers that a reader looks for first."""
+    steps = [row for row in rows if "learning_rate" in row]
+    if not steps:
+        return []
+    last = steps[-1]
+    iteration = int(_number(last, "iteration"))
+    found = [("Iterations", f"{iteration:,}", f"of {run.total_iterations:,}")]
+    for name, value in list(losses_in(last).items())[:1]:
+        first = _number(steps[0], name)
+        found.append(("Training loss", readable(value), f"{readable(first)} at the start"))
+        found += _validation_tile(rows, f"eval_{name}")
+    rates = [_number(row, "tokens_per_second") for row in steps[1:] or steps]
+    tokens = sum(int(_number(row, "tokens")) for row in steps)
+    found.append(("Tokens per second", readable(sum(rates) / len(rates)), f"{tokens:,} tokens in logged steps"))
+    if "mfu" in last:
+        found.append(("Model FLOPs utilisation", f"{100 * _number(last, 'mfu'):.1f} %", "of the device's peak"))
+    found.append(("Elapsed", duration.in_words(_number(last, "elapsed_s")), "since the last start"))
+    return found
+
+
+def tables(run: RunInfo, rows: Sequence[Row], finish: FinishRecord | None) -> list[tuple[str, list[tuple[str, str]]]]:
+    """(heading, rows of name and value) of the facts about the run."""
+    checkpoints = [str(row["checkpoint"]) for row in rows if "checkpoint" in row]
+    outputs = dict(finish.outputs) if finish else {}
+    if checkpoints and "checkpoint" not in outputs:
+        outputs["checkpoint"] = checkpoints[-1]
+    found = [
+        ("Model", _model_facts(run)),
+        ("Layout", _layout_facts(run)),
+        ("Data", _pairs(run.data)),
+        ("Outputs", _pairs(outputs)),
+        ("Arguments given", _pairs(run.arguments_given)),
+    ]
+    return [(heading, pairs) for heading, pairs in found if pairs]
+
+
+def _loss_figure(rows: Sequence[Row], name: str) -> Figure:
+    series = (
+        Series(name="training", css_class="first", points=_points(rows, name)),
+        Series(name="validation", css_class="second", points=_points(rows, f"eval_{name}")),
+    )
+    drawn = tuple(one for one in series if one.points)
+    svg = line_chart(drawn, x_label="iteration", y_label=name)
+    return Figure(title=name[:1].upper() + name[1:], svg=Markup(svg), legend=drawn if len(drawn) > 1 else ())
+
+
+def _figure(title: str, rows: Sequence[Row], key: str, *, from_zero: bool) -> Figure:
+    series = Series(name=title.split(",")[0].lower(), css_class="first", points=_points(rows, key))
+    svg = line_chart([series], x_label="iteration", y_label=title, from_zero=from_zero)
+    return Figure(title=title, svg=Markup(svg), legend=())
+
+
+def _validation_tile(rows: Sequence[Row], key: str) -> list[tuple[str, str, str]]:
+    values = [_number(row, key) for row in rows if key in row]
+    if not values:
+        return []
+    note = f"best {readable(min(values))} of {len(values)} rounds" if len(values) > 1 else "one round"
+    return [("Validation loss", readable(values[-1]), note)]
+
+
+def _model_facts(run: RunInfo) -> list[tuple[str, str]]:
+    share = 100 * run.num_trainable_parameters / run.num_parameters if run.num_parameters else 0.0
+    return [
+        ("Model", run.model),
+        ("Task", run.task),
+        ("Tuning", run.train_type),
+        ("Parameters", f"{run.num_parameters:,}"),
+        ("Trained parameters", f"{run.num_trainable_parameters:,} ({share:.2f} %)"),
+        ("Number format", run.dtype),
+        ("Longest sample", f"{run.max_length:,} tokens"),
+    ]
+
+
+def _layout_facts(run: RunInfo) -> list[tuple[str, str]]:
+    micro_batches = run.global_batch_size // (run.micro_batch_size * run.layout.get("dp", 1) or 1)
+    facts = [
+        ("Processes", f"{run.world_size} x {run.device}"),
+        *((f"{name} ranks", str(size)) for name, size in run.layout.items()),
+        ("Global batch", f"{run.global_batch_size} samples"),
+        ("Micro-batch", f"{run.micro_batch_size} samples, {micro_batches} per step and rank"),
+    ]
+    if run.start_iteration:
+        facts.append(("Resumed after", f"iteration {run.start_iteration:,}"))
+    return facts
+
+
+def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
+    return [(_number(row, "iteration"), _number(row, key)) for row in rows if key in row]
+
+
+def _number(row: Row, key: str) -> float:
+    """The value as a number; nan for a value that is none (a loss that was not finite is kept as text)."""
+    value = row.get(key)
+    return float(value) if isinstance(value, int | float) else math.nan
+
+
+def _pairs(values: Mapping[str, object]) -> list[tuple[str, str]]:
+    return [(name.replace("_", " ") if " " in name else name, _text(value)) for name, value in values.items()]
+
+
+def _text(value: object) -> str:
+    match value:
+        case bool() | None:
+            return json.dumps(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return readable(value)
+        case str():
+            return value
+        case _:
+            return json.dumps(value, default=str, ensure_ascii=False)

@@ -1,0 +1,137 @@
+"""logging.jsonl: one JSON object per logged step, evaluation and checkpoint, for scripts and for the HTML report."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from datetime import UTC, datetime
+from pathlib import Path
+
+from megatron_trainer.report import duration
+from megatron_trainer.report.records import CheckpointRecord, EvalRecord, Event, LogRecord, RunInfo
+
+GIB = 2**30
+# fmt: off
+STEP_KEYS = frozenset((
+    "iteration", "global_step/max_steps", "grad_norm", "params_norm", "num_zeros", "learning_rate",
+    "elapsed_time_per_iteration", "memory(GiB)", "elapsed_time", "remaining_time", "elapsed_s", "remaining_s",
+    "throughput", "mfu", "tokens", "tokens_per_second", "tokens_per_second_per_gpu", "loss_scale",
+    "consumed_samples", "skipped_iterations", "nan_iterations", "time",
+))
+# fmt: on
+Row = Mapping[str, object]
+
+
+class Jsonl:
+    """Appends rows to a file. At the start of a run it drops the rows that a resumed run will write again."""
+
+    def __init__(self, path: Path, *, interval: int, log_throughput: bool) -> None:
+        self.interval = interval
+        self._path = path
+        self._log_throughput = log_throughput
+
+    def write(self, event: Event) -> None:
+        """Appends the event's row and closes the file, so that a killed run has every row that it reported."""
+        match event:
+            case RunInfo():
+                rewind(self._path, event.start_iteration)
+            case LogRecord():
+                self._append(log_row(event, log_throughput=self._log_throughput))
+            case EvalRecord():
+                self._append(eval_row(event))
+            case CheckpointRecord():
+                self._append(checkpoint_row(event))
+
+    def close(self) -> None:
+        """Nothing is held open."""
+
+    def _append(self, row: Row) -> None:
+        with self._path.open("a") as stream:
+            stream.write(to_line(row))
+
+
+def read_rows(path: Path) -> list[Row]:
+    """All rows, in order; none without a file. A last line that a killed run left unfinished is passed over."""
+    rows = []
+    for line in path.read_text().splitlines() if path.exists() else ():
+        try:
+            row = json.loads(line)
+        except ValueError:
+            continue
+        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+            rows.append(row)
+    return rows
+
+
+def rewind(path: Path, last_iteration: int) -> None:
+    """Keeps the rows up to `last_iteration`; a reader sees the old file or the new one."""
+    if path.exists():
+        kept = [row for row in read_rows(path) if row["iteration"] <= last_iteration]  # type: ignore[operator]
+        aside = path.with_name(path.name + ".tmp")
+        aside.write_text("".join(map(to_line, kept)))
+        aside.replace(path)
+
+
+def to_line(row: Row) -> str:
+    """The row as one line of strict JSON: a number that is not finite becomes the string "NaN" or "Infinity"."""
+    return json.dumps({name: _finite(value) for name, value in row.items()}, allow_nan=False) + "\n"
+
+
+def losses_in(row: Row) -> dict[str, float]:
+    """The losses and other task metrics of a logged step's row: what is there beside the keys that every step has."""
+    if "learning_rate" not in row:
+        return {}
+    return {name: value for name, value in row.items() if name not in STEP_KEYS and isinstance(value, int | float)}
+
+
+def log_row(record: LogRecord, *, log_throughput: bool) -> Row:
+    """The keys of the reference, and beside them rates in real tokens and times in plain seconds."""
+    row: dict[str, object] = {
+        "iteration": record.iteration,
+        "global_step/max_steps": f"{record.iteration}/{record.total_iterations}",
+        **record.losses,
+        "grad_norm": record.gradient_norm,
+        "params_norm": record.params_norm,
+        "num_zeros": record.num_zeros_in_gradient,
+        "learning_rate": record.learning_rate,
+        "elapsed_time_per_iteration": record.seconds_per_step,
+        "memory(GiB)": None if record.memory_bytes is None else round(record.memory_bytes / GIB, 3),
+        "elapsed_time": duration.in_words(record.elapsed_s),
+        "remaining_time": duration.in_words(record.remaining_s),
+        "elapsed_s": round(record.elapsed_s, 3),
+        "remaining_s": round(record.remaining_s, 3),
+        "throughput": record.tflops_per_gpu if log_throughput else None,
+        "mfu": record.utilisation,
+        "tokens": record.tokens,
+        "tokens_per_second": record.tokens_per_second,
+        "tokens_per_second_per_gpu": record.tokens_per_second_per_gpu,
+        "loss_scale": record.loss_scale,
+        "consumed_samples": record.consumed_samples,
+        "skipped_iterations": record.num_skipped,
+        "nan_iterations": record.num_nan,
+        "time": datetime.fromtimestamp(record.logged_at, UTC).isoformat(timespec="seconds"),
+    }
+    return {name: value for name, value in row.items() if value is not None}
+
+
+def eval_row(record: EvalRecord) -> Row:
+    """Losses under the reference's `eval_` names."""
+    return {
+        "iteration": record.iteration,
+        **{f"eval_{name}": value for name, value in record.losses.items()},
+        "eval_samples": record.num_samples,
+        "eval_seconds": round(record.seconds, 3),
+        "consumed_samples": record.consumed_samples,
+    }
+
+
+def checkpoint_row(record: CheckpointRecord) -> Row:
+    """Where the checkpoint lies and how long the training waited for it."""
+    return {"iteration": record.iteration, "checkpoint": record.path, "checkpoint_seconds": round(record.seconds, 3)}
+
+
+def _finite(value: object) -> object:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else ("Infinity" if value > 0 else "-Infinity")
+    return value
