@@ -1,0 +1,110 @@
+"""Carries a plan out on a cluster: status first, then deletions, patches, creations, events.
+
+Stops at the first refusal; whoever calls looks again later. Takes no decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from megatron_operator.cluster.kubernetes import ApiError, Client
+from megatron_operator.cluster.kubernetes_events import Recorder
+from megatron_operator.cluster.kubernetes_resource import CLAIM, JOB, RESOURCES, Resource
+from megatron_operator.observe import is_owned
+from megatron_operator.plan import Patch, Plan, Ref
+
+Object = Mapping[str, Any]
+
+
+class ForeignObject(Exception):
+    """An object of the wanted name exists and is not the job's; the operator leaves it alone."""
+
+
+async def apply(
+    client: Client,
+    recorder: Recorder,
+    job: Object,
+    plan: Plan,
+    now: float,
+    *,
+    on_written: Callable[[Resource, Object], None],
+) -> None:
+    """Carries out the plan. on_written hears of every object that the server answered with.
+
+    Raises ApiError, or ForeignObject when a wanted name is taken.
+    """
+    namespace = job["metadata"]["namespace"]
+    if plan.status is not None:
+        on_written(JOB, await write_status(client, job, plan.status))
+    await _all(_delete(client, namespace, ref, on_written) for ref in plan.delete)
+    await _all(_patch(client, namespace, patch, on_written) for patch in plan.patch)
+    # A pod is refused, or waits, without the objects it refers to: those come first.
+    await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] != "Pod")
+    await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] == "Pod")
+    for event in plan.events:
+        await recorder.post(job, event, now)
+
+
+async def write_status(client: Client, job: Object, status: Object) -> Object:
+    """The job after its status was replaced; refused (409) when the job changed since it was read."""
+    metadata = job["metadata"]
+    body = {
+        "metadata": {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]},
+        "status": merge_patch(job.get("status") or {}, status),
+    }
+    return await client.patch(JOB, metadata["namespace"], metadata["name"], body, subresource="status")
+
+
+def merge_patch(old: Object, new: Object) -> dict[str, Any]:
+    """The JSON merge patch (RFC 7386) that turns `old` into `new`: None removes a key, lists go as a whole."""
+    patch: dict[str, Any] = {key: None for key in old if key not in new}
+    for key, value in new.items():
+        if key in old and isinstance(value, Mapping) and isinstance(old[key], Mapping):
+            if changes := merge_patch(old[key], value):
+                patch[key] = changes
+        elif key not in old or old[key] != value:
+            patch[key] = value
+    return patch
+
+
+async def _all(requests: Iterable[Awaitable[None]]) -> None:
+    """Runs them at once and waits for every one; then raises the first error, if any."""
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _delete(client: Client, namespace: str, ref: Ref, on_written: Callable[[Resource, Object], None]) -> None:
+    resource = RESOURCES[ref.api_version, ref.kind]
+    answer = await client.delete(resource, namespace, ref.name, uid=ref.uid, grace_period_s=ref.grace_period_s)
+    if answer and answer.get("kind") == ref.kind:
+        on_written(resource, answer)
+
+
+async def _patch(client: Client, namespace: str, patch: Patch, on_written: Callable[[Resource, Object], None]) -> None:
+    resource = RESOURCES[patch.api_version, patch.kind]
+    on_written(resource, await client.patch(resource, namespace, patch.name, patch.body))
+
+
+async def _create(client: Client, job: Object, body: Object, on_written: Callable[[Resource, Object], None]) -> None:
+    """Makes the object; one that is there already and belongs to the job is as good."""
+    resource = RESOURCES[body["apiVersion"], body["kind"]]
+    namespace, name = job["metadata"]["namespace"], body["metadata"]["name"]
+    try:
+        on_written(resource, await client.create(resource, namespace, body))
+        return
+    except ApiError as error:
+        if not error.already_exists:
+            raise
+    if resource is CLAIM:  # a claim outlives its job on purpose: the next job of this name goes on with it
+        on_written(resource, {**body, "metadata": {**body["metadata"], "namespace": namespace}})
+        return
+    found = await client.get(resource, namespace, name)
+    if found and not is_owned(found, job["metadata"]["uid"]):
+        kind = body["kind"]
+        raise ForeignObject(f"{kind} {name} exists and is not this job's; delete it or rename the job")
+    if found:
+        on_written(resource, found)
