@@ -45,9 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     entries = sorted(unique_entries(), key=order)
     if len(entries) < args.train + args.validation:
-        raise SystemExit(
-            f"the standard library has only {len(entries)} suitable docstrings; ask for fewer rows"
-        )
+        raise SystemExit(f"the standard library has only {len(entries)} suitable docstrings; ask for fewer rows")
     held_out, rest = entries[: args.validation], entries[args.validation :]
     args.output.mkdir(parents=True, exist_ok=True)
     write_rows(args.output / "validation.jsonl", held_out)

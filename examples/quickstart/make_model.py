@@ -49,9 +49,7 @@ def make_model(aside: Path, output: Path) -> None:
     answer = ask_once(aside / "model", QUESTION)
     print(f"          {answer}")
     if ANSWER not in answer:
-        raise SystemExit(
-            f"the converted model does not know {ANSWER}: please report this with the output above"
-        )
+        raise SystemExit(f"the converted model does not know {ANSWER}: please report this with the output above")
     (aside / "model").rename(output)
 
 
