@@ -152,6 +152,13 @@ def model_value(args: TrainArgs, hf_config: Mapping[str, Any], name: str) -> Any
     return ARGUMENTS[name].fallback
 
 
+def uses_latent_attention(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
+    """Whether the model has multi-head latent attention: as given, else when config.json has kv_lora_rank."""
+    if args.multi_latent_attention is not None:
+        return args.multi_latent_attention
+    return hf_config.get("kv_lora_rank") is not None
+
+
 def num_experts(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
     """Routed experts of a layer, 0 for a dense model."""
     return model_value(args, hf_config, "num_experts") or 0
@@ -164,6 +171,37 @@ def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
         return int(given)
     width = model_value(args, hf_config, "moe_ffn_hidden_size") or 0
     return int((hf_config.get("n_shared_experts") or 0) * width)
+
+
+def expert_width(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
+    """Feed-forward width of one expert, that of a dense block when there is no other; None when unknown."""
+    own: int | None = model_value(args, hf_config, "moe_ffn_hidden_size")
+    dense: int | None = model_value(args, hf_config, "ffn_hidden_size")
+    return own or dense
+
+
+def router_topk(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
+    """Experts that each token goes to."""
+    return model_value(args, hf_config, "moe_router_topk") or 2
+
+
+def router_pre_softmax(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
+    """Whether the softmax precedes the choice of experts: as given, else unless norm_topk_prob says otherwise."""
+    if args.moe_router_pre_softmax is not None:
+        return args.moe_router_pre_softmax
+    return not hf_config.get("norm_topk_prob", True)
+
+
+def router_score_function(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
+    """softmax or sigmoid."""
+    return model_value(args, hf_config, "moe_router_score_function") or "softmax"
+
+
+def router_has_bias(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
+    """Whether experts are balanced by a bias: as given, else with sigmoid scores."""
+    if args.moe_router_enable_expert_bias is not None:
+        return args.moe_router_enable_expert_bias
+    return router_score_function(args, hf_config) == "sigmoid"
 
 
 def max_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:

@@ -46,7 +46,6 @@ class Checkpoint:
         "Folder of the Megatron-Core checkpoint to start from or to resume.",
         featured=True,
         aliases=("mcore_model",),
-        applies_to=EVERY_TASK,
         status="not yet",
     )
     no_load_optim: bool = arg(

@@ -135,7 +135,7 @@ class Training:
     calculate_per_token_loss: bool = arg(
         True,
         (
-            "Divide the loss by the trained tokens of the whole global batch; false averages each micro- "
+            "Divide the loss by the trained tokens of the whole global batch; false averages each micro-"
             "batch first. Preference training defaults to false."
         ),
         task_defaults={"rlhf": False},

@@ -14,13 +14,12 @@ class TunerLora:
         None,
         "Adapter checkpoint to start from or to resume; finetune decides which.",
         aliases=("mcore_adapter",),
-        applies_to=EVERY_TASK,
         status="not yet",
     )
     target_modules: tuple[str, ...] = arg(
         ("all-linear",),
         (
-            'Modules that get adapters, by the end of their names; "all-linear", "all-router" and "all- '
+            'Modules that get adapters, by the end of their names; "all-linear", "all-router" and "all-'
             'embedding" stand for all of a kind.'
         ),
         featured=True,

@@ -1,16 +1,107 @@
-"""Batch arithmetic and the length of the run."""
+"""Batch arithmetic, the length of the run and its evaluation."""
 
 from __future__ import annotations
 
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.rules.condition import cel_value, is_, is_set
+from megatron_trainjob.args.rules.pair import needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
+PARALLEL_SIZES = (
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "context_parallel_size",
+)
+NO_LENGTH = "is needed, or max_epochs, to know how long the run is; set one of them"
 
-@rule("train_iters", "max_epochs")
+
+@rule(
+    "train_iters",
+    "max_epochs",
+    "streaming",
+    cel=f"{is_set('train_iters').cel()} || {is_set('max_epochs').cel()} || {is_('streaming', True).cel()}",
+    cel_message=NO_LENGTH,
+)
 def the_length_of_the_run_is_given(facts: Facts) -> str:
-    """train_iters or max_epochs."""
-    if facts.args.train_iters is not None or facts.args.max_epochs is not None:
+    """train_iters or max_epochs; a stream has a rule of its own."""
+    args = facts.args
+    if args.train_iters is not None or args.max_epochs is not None or args.streaming:
         return ""
-    return "the length of the run is missing; set train_iters or max_epochs"
+    return NO_LENGTH
 
 
-RULES = (the_length_of_the_run_is_given,)
+@rule(
+    "global_batch_size",
+    "micro_batch_size",
+    cel=f"{cel_value('global_batch_size')} % {cel_value('micro_batch_size')} == 0",
+    cel_message="must be a multiple of micro_batch_size",
+)
+def the_global_batch_consists_of_whole_micro_batches(facts: Facts) -> str:
+    """global_batch_size % micro_batch_size == 0, necessary whatever the number of ranks."""
+    size, micro = facts.args.global_batch_size, facts.args.micro_batch_size
+    return "" if size % micro == 0 else _not_a_multiple(size, micro, "micro_batch_size")
+
+
+@rule("global_batch_size", "micro_batch_size", *PARALLEL_SIZES, needs_world_size=True)
+def the_global_batch_divides_over_the_ranks(facts: Facts) -> str:
+    """global_batch_size % (micro_batch_size * dp) == 0."""
+    args, world_size = facts.args, facts.world_size
+    assert world_size is not None
+    if world_size % derive.model_parallel_size(args) or args.global_batch_size % args.micro_batch_size:
+        return ""
+    copies = derive.data_parallel_size(args, world_size)
+    samples = derive.samples_per_micro_step(args, copies)
+    if args.global_batch_size % samples == 0:
+        return ""
+    factors = f"micro_batch_size * data-parallel size = {args.micro_batch_size} * {copies}"
+    return _not_a_multiple(args.global_batch_size, samples, factors)
+
+
+def _not_a_multiple(size: int, divisor: int, meaning: str) -> str:
+    below, above = size // divisor * divisor, (size // divisor + 1) * divisor
+    nearest = f"{below} or {above}" if below else f"{above}"
+    value = "" if str(divisor) in meaning else f" = {divisor}"
+    return f"must be a multiple of {meaning}{value}; use {nearest}"
+
+
+@rule("eval_interval", "val_dataset", "split_dataset_ratio", "cached_dataset")
+def an_evaluation_interval_needs_a_validation_set(facts: Facts) -> str:
+    """Without validation data nothing would ever be evaluated."""
+    args = facts.args
+    if args.eval_interval is None or _has_validation_data(facts):
+        return ""
+    return "has no effect without validation data; set val_dataset or split_dataset_ratio, or remove it"
+
+
+@rule("eval_iters", "val_dataset", "split_dataset_ratio", "cached_dataset")
+def evaluation_steps_need_a_validation_set(facts: Facts) -> str:
+    """Without validation data there is nothing to take steps on."""
+    if facts.args.eval_iters < 1 or _has_validation_data(facts):
+        return ""
+    return "has no effect without validation data; set val_dataset or split_dataset_ratio, or remove it"
+
+
+def _has_validation_data(facts: Facts) -> bool:
+    args = facts.args
+    return bool(args.val_dataset or args.split_dataset_ratio or args.cached_dataset)
+
+
+@rule("eval_iters", "streaming", "val_dataset")
+def a_streamed_evaluation_has_a_given_length(facts: Facts) -> str:
+    """The size of a streamed validation set is unknown."""
+    args = facts.args
+    if not args.streaming or not args.val_dataset or args.eval_iters >= 0:
+        return ""
+    return "cannot be derived from a streamed val_dataset; set the number of steps"
+
+
+RULES = (
+    the_length_of_the_run_is_given,
+    needs("a_stream_has_a_given_length", is_("streaming", True), is_set("train_iters"), tasks=TRAINING),
+    the_global_batch_consists_of_whole_micro_batches,
+    the_global_batch_divides_over_the_ranks,
+    an_evaluation_interval_needs_a_validation_set,
+    evaluation_steps_need_a_validation_set,
+    a_streamed_evaluation_has_a_given_length,
+)

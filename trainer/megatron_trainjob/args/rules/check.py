@@ -6,12 +6,39 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_trainjob.args.field import Task
-from megatron_trainjob.args.rules import batch
+from megatron_trainjob.args.rules import (
+    batch,
+    data,
+    experts,
+    export,
+    kernel,
+    layout,
+    optimizer,
+    precision,
+    preference,
+    recompute,
+    reporting,
+    tuner,
+)
 from megatron_trainjob.args.rules.rule import Facts, Rule
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
-RULES: dict[str, Rule] = {rule.name: rule for module in (batch,) for rule in module.RULES}
+TOPICS = (
+    data,
+    batch,
+    layout,
+    experts,
+    optimizer,
+    precision,
+    kernel,
+    recompute,
+    tuner,
+    preference,
+    reporting,
+    export,
+)
+RULES: dict[str, Rule] = {rule.name: rule for topic in TOPICS for rule in topic.RULES}
 
 
 def check(

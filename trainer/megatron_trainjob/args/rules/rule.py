@@ -26,7 +26,7 @@ class Rule:
     """One truth. `broken(facts)` says what is wrong and what to do, or "" when the truth holds.
 
     `about` names the arguments it reads, the one to blame first; it is skipped when one of them is malformed.
-    `cel` is the same truth in CEL over spec.args, "" when CEL cannot say it.
+    `cel` is the same truth in CEL over spec.args with its message, "" when CEL cannot say it.
     """
 
     name: str
@@ -36,6 +36,7 @@ class Rule:
     needs_world_size: bool = False
     needs_model: bool = False
     cel: str = ""
+    cel_message: str = ""
 
 
 def rule(
@@ -44,6 +45,7 @@ def rule(
     needs_world_size: bool = False,
     needs_model: bool = False,
     cel: str = "",
+    cel_message: str = "",
 ) -> Callable[[Callable[[Facts], str]], Rule]:
     """Makes a Rule of a function; the function's name is the truth it states."""
 
@@ -56,6 +58,7 @@ def rule(
             needs_world_size=needs_world_size,
             needs_model=needs_model,
             cel=cel,
+            cel_message=cel_message,
         )
 
     return make

@@ -1,0 +1,171 @@
+"""Model source, data sets, packing and streaming."""
+
+from __future__ import annotations
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.rules.condition import changed, is_, is_set
+from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.rule import Facts, rule
+
+NO_MODEL = "is missing; set it to a hub id or a folder with config.json and tokenizer"
+NO_DATA = "is missing; set it, or cached_dataset, to the data to train on"
+ROPE_SCALINGS = ("linear", "dynamic", "yarn")
+
+
+@rule(
+    "model",
+    "load",
+    "adapter_load",
+    cel=" || ".join(is_set(name).cel() for name in ("model", "load", "adapter_load")),
+    cel_message=NO_MODEL,
+)
+def the_model_is_given(facts: Facts) -> str:
+    """A hub id or folder, or a checkpoint whose args.json names it."""
+    if facts.args.model or facts.args.load or facts.args.adapter_load:
+        return ""
+    return NO_MODEL
+
+
+@rule(
+    "dataset",
+    "cached_dataset",
+    cel=f"{is_set('dataset').cel()} || {is_set('cached_dataset').cel()}",
+    cel_message=NO_DATA,
+)
+def training_data_is_given(facts: Facts) -> str:
+    """At least one data set, tokenised or not."""
+    if facts.args.dataset or facts.args.cached_dataset:
+        return ""
+    return NO_DATA
+
+
+@rule("interleave_prob", "dataset")
+def each_data_set_has_a_probability(facts: Facts) -> str:
+    """As many probabilities as data sets."""
+    probabilities, datasets = facts.args.interleave_prob, facts.args.dataset
+    if probabilities is None or len(probabilities) == len(datasets):
+        return ""
+    return f"has {len(probabilities)} values for {len(datasets)} data sets; give one for each"
+
+
+@rule("interleave_prob")
+def the_probabilities_of_data_sets_sum_to_one(facts: Facts) -> str:
+    """They are a distribution."""
+    probabilities = facts.args.interleave_prob
+    if probabilities is None or abs(sum(probabilities) - 1) < 1e-6:
+        return ""
+    return f"must sum to 1, not to {sum(probabilities):g}"
+
+
+@rule("num_workers", "streaming")
+def a_stream_has_one_worker(facts: Facts) -> str:
+    """Several workers would each read the whole stream."""
+    if not facts.args.streaming or "num_workers" not in facts.given or facts.args.num_workers == 1:
+        return ""
+    return "must be 1 with streaming: true; set it to 1 or remove it"
+
+
+@rule("dataloader_type", "streaming")
+def a_stream_gives_its_own_order(facts: Facts) -> str:
+    """Streams are read in the order they come, everything else is sampled."""
+    args = facts.args
+    if args.streaming and "dataloader_type" in facts.given and args.dataloader_type != "external":
+        return "must be external with streaming: true; set it to external or remove it"
+    if not args.streaming and args.dataloader_type == "external":
+        return "external needs streaming: true; set that, or use cyclic or single"
+    return ""
+
+
+@rule("use_chat_template", tasks=("pt",))
+def pre_training_uses_plain_text(facts: Facts) -> str:
+    """Task pt has no conversation."""
+    return "must be false for task pt; remove it" if facts.args.use_chat_template else ""
+
+
+@rule("loss_scale", tasks=("pt",))
+def pre_training_trains_every_token(facts: Facts) -> str:
+    """Task pt has no answers to select."""
+    return "must be all for task pt; remove it" if facts.args.loss_scale != "all" else ""
+
+
+@rule("max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
+def samples_fit_into_the_model(facts: Facts) -> str:
+    """max_length <= max_position_embeddings unless rotary scaling extends it."""
+    return _fits(facts, facts.args.max_length)
+
+
+@rule("packing_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
+def packed_samples_fit_into_the_model(facts: Facts) -> str:
+    """A packed row may be longer than the model's context, one sample in it may not; see max_length."""
+    args = facts.args
+    if not args.packing or args.packing_length is None or args.max_length is None:
+        return ""
+    if args.packing_length >= args.max_length:
+        return ""
+    return f"is less than max_length {args.max_length}, so some samples fit into no row; make it larger"
+
+
+@rule("seq_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
+def the_planned_sequence_fits_into_the_model(facts: Facts) -> str:
+    """seq_length <= max_position_embeddings unless rotary scaling extends it."""
+    return _fits(facts, facts.args.seq_length)
+
+
+def _fits(facts: Facts, length: int | None) -> str:
+    args, config = facts.args, facts.hf_config
+    assert config is not None
+    longest = derive.model_value(args, config, "max_position_embeddings")
+    if length is None or longest is None or args.rope_scaling or length <= max(longest, args.max_model_len or 0):
+        return ""
+    return f"exceeds the {longest} positions of the model; use {longest} or fewer, or set rope_scaling"
+
+
+@rule("rope_scaling", "max_model_len")
+def rotary_scaling_is_known_and_has_a_target(facts: Facts) -> str:
+    """A bare word names a kind of scaling and needs the length to reach."""
+    scaling = facts.args.rope_scaling
+    if not isinstance(scaling, str):
+        return ""
+    if scaling not in ROPE_SCALINGS:
+        return f"must be an object or one of {', '.join(ROPE_SCALINGS)}"
+    return "" if facts.args.max_model_len else "needs max_model_len, the length to reach; set it"
+
+
+RULES = (
+    the_model_is_given,
+    training_data_is_given,
+    each_data_set_has_a_probability,
+    the_probabilities_of_data_sets_sum_to_one,
+    a_stream_has_one_worker,
+    a_stream_gives_its_own_order,
+    pre_training_uses_plain_text,
+    pre_training_trains_every_token,
+    samples_fit_into_the_model,
+    packed_samples_fit_into_the_model,
+    the_planned_sequence_fits_into_the_model,
+    rotary_scaling_is_known_and_has_a_target,
+    excludes("a_stream_is_not_tokenised_lazily", is_("streaming", True), is_("lazy_tokenize", True)),
+    excludes("a_stream_is_not_cached", is_("streaming", True), is_set("cached_dataset"), tasks=TRAINING),
+    excludes("cached_data_is_tokenised_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
+    excludes(
+        "packing_knows_all_lengths",
+        is_("packing", True),
+        is_("lazy_tokenize", True),
+        because="packing needs the length of every sample before training",
+    ),
+    excludes(
+        "packed_rows_are_not_padded",
+        is_("packing", True),
+        is_("padding_free", False),
+        because="packed rows hold several samples, which only padding_free keeps apart",
+    ),
+    needs("a_row_length_belongs_to_packing", is_set("packing_length"), is_("packing", True)),
+    needs("pad_tokens_are_dropped_only_where_there_are_any", is_("mlp_padding_free", True), is_("padding_free", False)),
+    excludes("validation_data_is_given_once", changed("split_dataset_ratio"), is_set("val_dataset")),
+    excludes("a_stream_is_not_split", changed("split_dataset_ratio"), is_("streaming", True)),
+    needs("mixing_stops_only_when_it_happens", changed("stopping_strategy"), is_set("interleave_prob")),
+    needs("a_shuffle_buffer_belongs_to_a_stream", changed("shuffle_buffer_size"), is_("streaming", True)),
+    needs("a_shuffle_buffer_shuffles", changed("shuffle_buffer_size"), is_("dataset_shuffle", True)),
+    needs("only_validation_data_is_shuffled_so", changed("val_dataset_shuffle"), is_set("val_dataset")),
+)

@@ -1,0 +1,111 @@
+"""Conversion of checkpoints."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_trainjob.args.field import EVERY_TASK, Task
+from megatron_trainjob.args.rules.condition import changed, is_, is_set
+from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.rule import Facts, rule
+
+EXPORT: tuple[Task, ...] = ("export",)
+ACTIONS = ("to_mcore", "to_hf", "to_cached_dataset")
+SIZE = re.compile(r"\d+(\.\d+)?\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)", re.IGNORECASE)
+
+
+@rule(*ACTIONS, tasks=EXPORT)
+def an_export_does_one_thing(facts: Facts) -> str:
+    """Exactly one of to_mcore, to_hf and to_cached_dataset."""
+    chosen = [name for name in ACTIONS if getattr(facts.args, name)]
+    if len(chosen) == 1:
+        return ""
+    found = f"{' and '.join(chosen)} are" if chosen else "nothing is"
+    return f"exactly one of {', '.join(ACTIONS)} must be true, {found}; choose one"
+
+
+@rule("to_hf", "mcore_model", "mcore_adapters", tasks=EXPORT)
+def a_hugging_face_export_has_a_source(facts: Facts) -> str:
+    """mcore_model or mcore_adapters."""
+    args = facts.args
+    if not args.to_hf or args.mcore_model or args.mcore_adapters:
+        return ""
+    return "needs the checkpoint to convert; set mcore_model or mcore_adapters"
+
+
+@rule("to_mcore", "model", "mcore_adapters", tasks=EXPORT)
+def a_megatron_export_has_a_source(facts: Facts) -> str:
+    """A Hugging Face model, or adapters to merge."""
+    args = facts.args
+    if not args.to_mcore or args.model or args.mcore_adapters:
+        return ""
+    return "needs the weights to convert; set model or mcore_adapters"
+
+
+@rule("to_cached_dataset", "dataset", "model", tasks=EXPORT)
+def a_cached_data_set_has_a_source(facts: Facts) -> str:
+    """Data, and the model whose tokenizer reads it."""
+    args = facts.args
+    if not args.to_cached_dataset or (args.dataset and args.model):
+        return ""
+    return "needs the data and the tokenizer; set dataset and model"
+
+
+@rule("mcore_adapters", tasks=EXPORT)
+def one_adapter_is_exported(facts: Facts) -> str:
+    """Further ones would be ignored."""
+    count = len(facts.args.mcore_adapters)
+    return "" if count <= 1 else f"has {count} folders, but one is exported at a time; keep one"
+
+
+@rule("max_shard_size", tasks=EVERY_TASK)
+def a_shard_size_has_a_unit(facts: Facts) -> str:
+    """A number with a unit, such as 5GB."""
+    if SIZE.fullmatch(facts.args.max_shard_size.strip()):
+        return ""
+    return "must be a number with a unit, such as 5GB or 500MB"
+
+
+RULES = (
+    an_export_does_one_thing,
+    a_hugging_face_export_has_a_source,
+    a_megatron_export_has_a_source,
+    a_cached_data_set_has_a_source,
+    one_adapter_is_exported,
+    a_shard_size_has_a_unit,
+    needs(
+        "only_an_exported_adapter_is_merged",
+        is_("merge_lora", True),
+        is_set("mcore_adapters"),
+        tasks=EXPORT,
+    ),
+    excludes(
+        "cached_data_is_packed_later",
+        is_("to_cached_dataset", True),
+        is_("packing", True),
+        because="packing happens at training time",
+        tasks=EXPORT,
+    ),
+    excludes(
+        "a_stream_is_not_stored",
+        is_("to_cached_dataset", True),
+        is_("streaming", True),
+        tasks=EXPORT,
+    ),
+    needs(
+        "a_file_count_belongs_to_a_megatron_export",
+        is_set("thread_count"),
+        is_("to_mcore", True),
+        tasks=EXPORT,
+    ),
+    needs(
+        "a_test_type_belongs_to_a_precision_test",
+        changed("test_convert_dtype"),
+        is_("test_convert_precision", True),
+        tasks=EXPORT,
+    ),
+    needs("an_upload_has_a_repository", is_("push_to_hub", True), is_set("hub_model_id")),
+    needs("a_repository_belongs_to_an_upload", is_set("hub_model_id"), is_("push_to_hub", True)),
+    needs("a_private_repository_belongs_to_an_upload", is_("hub_private_repo", True), is_("push_to_hub", True)),
+    needs("a_commit_message_belongs_to_an_upload", changed("commit_message"), is_("push_to_hub", True)),
+)

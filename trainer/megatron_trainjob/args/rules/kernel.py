@@ -1,0 +1,26 @@
+"""Which kernels run, determinism, and garbage collection."""
+
+from __future__ import annotations
+
+from megatron_trainjob.args.rules.condition import changed, is_
+from megatron_trainjob.args.rules.pair import excludes, needs
+
+RULES = (
+    excludes(
+        "deterministic_training_has_no_fused_cross_entropy",
+        is_("deterministic_mode", True),
+        is_("cross_entropy_loss_fusion", True),
+        because="that kernel is not deterministic",
+    ),
+    needs(
+        "a_cross_entropy_kernel_is_chosen_only_when_fused",
+        changed("cross_entropy_fusion_impl"),
+        is_("cross_entropy_loss_fusion", True),
+    ),
+    needs(
+        "the_local_attention_backend_needs_local_layers",
+        is_("attention_backend", "local"),
+        is_("transformer_impl", "local"),
+    ),
+    needs("collections_have_an_interval_only_by_hand", changed("manual_gc_interval"), is_("manual_gc", True)),
+)

@@ -1,0 +1,173 @@
+"""How the model fits onto the ranks."""
+
+from __future__ import annotations
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.rules.batch import PARALLEL_SIZES
+from megatron_trainjob.args.rules.condition import above, is_, is_set
+from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.rule import Facts, rule
+
+
+@rule(*PARALLEL_SIZES, needs_world_size=True)
+def the_ranks_divide_into_copies_of_the_model(facts: Facts) -> str:
+    """world size % (tp * pp * cp) == 0."""
+    assert facts.world_size is not None
+    args, ranks = facts.args, derive.model_parallel_size(facts.args)
+    if facts.world_size % ranks == 0:
+        return ""
+    sizes = f"{args.tensor_model_parallel_size} * {args.pipeline_model_parallel_size} * {args.context_parallel_size}"
+    return (
+        f"tensor * pipeline * context parallel size = {sizes} = {ranks} ranks hold one copy of the model, and "
+        f"{facts.world_size} ranks do not divide by that; use {_multiples(facts.world_size, ranks)} ranks or "
+        f"other sizes"
+    )
+
+
+@rule(
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    needs_world_size=True,
+)
+def the_ranks_divide_into_copies_of_the_experts(facts: Facts) -> str:
+    """world size % (etp * ep * pp) == 0, for models that spread experts."""
+    args, world_size = facts.args, facts.world_size
+    assert world_size is not None
+    if args.expert_model_parallel_size == 1 and args.expert_tensor_parallel_size is None:
+        return ""
+    tensor = derive.expert_tensor_parallel_size(args)
+    ranks = tensor * args.expert_model_parallel_size * args.pipeline_model_parallel_size
+    if world_size % ranks == 0:
+        return ""
+    sizes = f"{tensor} * {args.expert_model_parallel_size} * {args.pipeline_model_parallel_size}"
+    return (
+        f"expert tensor * expert * pipeline parallel size = {sizes} = {ranks} ranks hold all experts, and "
+        f"{world_size} ranks do not divide by that; set expert_tensor_parallel_size: 1 or use other sizes"
+    )
+
+
+@rule(
+    "pipeline_model_parallel_size",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "num_layers",
+    needs_model=True,
+)
+def the_layers_divide_into_stages(facts: Facts) -> str:
+    """Layers that are not placed on the first or last stage by hand are spread evenly over the others."""
+    args = facts.args
+    assert facts.hf_config is not None
+    num_layers = derive.model_value(args, facts.hf_config, "num_layers")
+    if num_layers is None:
+        return ""
+    try:
+        derive.layers_per_stage(args, num_layers)
+    except ValueError as err:
+        return f"{err}; change it, or set decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers"
+    return ""
+
+
+@rule("tensor_model_parallel_size", "num_attention_heads", needs_model=True)
+def the_attention_heads_divide_over_tensor_ranks(facts: Facts) -> str:
+    """heads % tp == 0."""
+    return _divides(facts, "num_attention_heads", "attention heads")
+
+
+@rule("tensor_model_parallel_size", "ffn_hidden_size", needs_model=True)
+def the_feed_forward_width_divides_over_tensor_ranks(facts: Facts) -> str:
+    """ffn_hidden_size % tp == 0."""
+    return _divides(facts, "ffn_hidden_size", "columns of the feed-forward block")
+
+
+@rule("tensor_model_parallel_size", "num_query_groups", "num_attention_heads", needs_model=True)
+def the_key_value_heads_match_the_tensor_ranks(facts: Facts) -> str:
+    """Key-value heads % tp == 0, or tp % key-value heads == 0: then ranks share a head."""
+    args = facts.args
+    assert facts.hf_config is not None
+    if "num_key_value_heads" not in facts.hf_config and args.num_query_groups is None:
+        return ""
+    tensor = args.tensor_model_parallel_size
+    groups = derive.model_value(args, facts.hf_config, "num_query_groups")
+    if groups % tensor == 0 or tensor % groups == 0:
+        return ""
+    return f"{groups} key-value heads and {tensor} ranks do not divide; use a divisor of {groups}"
+
+
+def _divides(facts: Facts, name: str, meaning: str) -> str:
+    assert facts.hf_config is not None
+    number = derive.model_value(facts.args, facts.hf_config, name)
+    tensor = facts.args.tensor_model_parallel_size
+    if number is None or number % tensor == 0:
+        return ""
+    return f"does not divide the {number} {meaning} of the model; use a divisor of {number}"
+
+
+def _multiples(world_size: int, ranks: int) -> str:
+    below = world_size // ranks * ranks
+    return f"{below} or {below + ranks}" if below else f"{ranks}"
+
+
+@rule("seq_length", "context_parallel_size")
+def the_sequence_divides_over_context_ranks(facts: Facts) -> str:
+    """seq_length % (2 * cp) == 0 with context parallelism, as each rank holds an early and a late part."""
+    length, ranks = facts.args.seq_length, facts.args.context_parallel_size
+    if length is None or ranks == 1 or length % (2 * ranks) == 0:
+        return ""
+    return f"must be a multiple of 2 * context_parallel_size = {2 * ranks}"
+
+
+RULES = (
+    the_ranks_divide_into_copies_of_the_model,
+    the_ranks_divide_into_copies_of_the_experts,
+    the_layers_divide_into_stages,
+    the_attention_heads_divide_over_tensor_ranks,
+    the_feed_forward_width_divides_over_tensor_ranks,
+    the_key_value_heads_match_the_tensor_ranks,
+    the_sequence_divides_over_context_ranks,
+    *(
+        needs(
+            f"{name}_needs_a_pipeline",
+            is_set(name),
+            above("pipeline_model_parallel_size", 1),
+            because="with one stage Megatron-Core would build fewer layers than the model has",
+        )
+        for name in ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
+    ),
+    needs(
+        "sequence_parallel_needs_tensor_parallel",
+        is_("sequence_parallel", True),
+        above("tensor_model_parallel_size", 1),
+    ),
+    excludes(
+        "sequence_parallel_excludes_dropping_pad_tokens",
+        is_("mlp_padding_free", True),
+        is_("sequence_parallel", True),
+    ),
+    needs(
+        "tensor_overlap_needs_sequence_parallel",
+        is_("tp_comm_overlap", True),
+        is_("sequence_parallel", True),
+    ),
+    needs(
+        "parameter_overlap_needs_the_distributed_optimizer",
+        is_("overlap_param_gather", True),
+        is_("use_distributed_optimizer", True),
+    ),
+    needs(
+        "parameter_overlap_needs_gradient_overlap",
+        is_("overlap_param_gather", True),
+        is_("overlap_grad_reduce", True),
+    ),
+    needs(
+        "async_checkpoints_are_distributed_checkpoints",
+        is_("async_save", True),
+        is_("ckpt_format", "torch_dist"),
+    ),
+    needs(
+        "a_missing_checkpoint_is_tolerated_only_when_one_is_named",
+        is_("exit_on_missing_checkpoint", False),
+        is_set("load"),
+    ),
+)

@@ -1,0 +1,74 @@
+"""Optimizer, learning rate and weight decay."""
+
+from __future__ import annotations
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.rules.condition import above, changed, is_, is_set
+from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.rule import Facts, rule
+
+LOW_PRECISION_STATE = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+
+
+@rule("min_lr", "lr", "train_type")
+def the_learning_rate_falls(facts: Facts) -> str:
+    """min_lr <= lr."""
+    peak = derive.learning_rate(facts.args)
+    return "" if facts.args.min_lr <= peak else f"is above the peak learning rate {peak:g}; use a smaller one"
+
+
+@rule("lr_warmup_iters", "lr_decay_iters", "train_iters")
+def the_warmup_is_shorter_than_the_decay(facts: Facts) -> str:
+    """lr_warmup_iters < lr_decay_iters, or train_iters, where they are known."""
+    decay = facts.args.lr_decay_iters or facts.args.train_iters
+    if decay is None or facts.args.lr_warmup_iters < decay:
+        return ""
+    return f"must be less than the {decay} steps of the decay; use at most {decay - 1}"
+
+
+@rule("lr_warmup_fraction")
+def the_warmup_leaves_something_to_decay(facts: Facts) -> str:
+    """A warmup over all steps would never reach the decay."""
+    if facts.args.lr_warmup_fraction != 1:
+        return ""
+    return "must be less than 1, or the learning rate never gets beyond its warmup"
+
+
+RULES = (
+    excludes(
+        "the_warmup_has_one_length",
+        is_set("lr_warmup_fraction"),
+        above("lr_warmup_iters", 0),
+        because="both set the length of the warmup",
+    ),
+    the_learning_rate_falls,
+    the_warmup_is_shorter_than_the_decay,
+    the_warmup_leaves_something_to_decay,
+    needs("momentum_belongs_to_sgd", changed("sgd_momentum"), is_("optimizer", "sgd")),
+    needs("first_beta_belongs_to_adam", changed("adam_beta1"), is_("optimizer", "adam")),
+    needs("second_beta_belongs_to_adam", changed("adam_beta2"), is_("optimizer", "adam")),
+    needs("epsilon_belongs_to_adam", changed("adam_eps"), is_("optimizer", "adam")),
+    needs(
+        "an_offload_fraction_needs_offload",
+        changed("optimizer_offload_fraction"),
+        is_("optimizer_cpu_offload", True),
+    ),
+    needs(
+        "the_precision_aware_optimizer_is_adam",
+        is_("use_precision_aware_optimizer", True),
+        is_("optimizer", "adam"),
+    ),
+    needs(
+        "the_precision_aware_optimizer_is_distributed",
+        is_("use_precision_aware_optimizer", True),
+        is_("use_distributed_optimizer", True),
+    ),
+    *(
+        needs(
+            f"{name}_belongs_to_the_precision_aware_optimizer",
+            changed(name),
+            is_("use_precision_aware_optimizer", True),
+        )
+        for name in LOW_PRECISION_STATE
+    ),
+)

@@ -1,0 +1,51 @@
+"""Rules about two arguments, made from a table row: one needs the other, or the two exclude each other."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from megatron_trainjob.args.field import EVERY_TASK, Task
+from megatron_trainjob.args.rules.condition import Condition
+from megatron_trainjob.args.rules.rule import Facts, Rule
+
+
+def needs(
+    name: str, when: Condition, then: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
+) -> Rule:
+    """The rule that `then` must hold whenever `when` does; the argument of `when` is blamed."""
+    message = f"needs {then.words()}{_reason(because)}; set that, or {_give_up(when)}"
+    return _rule(name, when, then, message, tasks)
+
+
+def excludes(
+    name: str, when: Condition, other: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
+) -> Rule:
+    """The rule that `other` must not hold when `when` does; the argument of `when` is blamed."""
+    message = f"cannot be combined with {other.words()}{_reason(because)}; change one of the two"
+    return _rule(name, when, replace(other, negated=not other.negated), message, tasks)
+
+
+def _rule(name: str, when: Condition, then: Condition, message: str, tasks: tuple[Task, ...]) -> Rule:
+    def broken(facts: Facts) -> str:
+        if not when.holds(facts.args, facts.task) or then.holds(facts.args, facts.task):
+            return ""
+        return message
+
+    cel = f"!{when.cel()} || {then.cel()}".replace("!!", "")
+    return Rule(
+        name=name,
+        about=(when.name, then.name),
+        broken=broken,
+        tasks=tasks,
+        cel=cel,
+        cel_message=message,
+    )
+
+
+def _give_up(condition: Condition) -> str:
+    verb = "remove" if condition.test in ("changed", "set") else "change"
+    return f"{verb} {condition.name}"
+
+
+def _reason(because: str) -> str:
+    return f", because {because}" if because else ""

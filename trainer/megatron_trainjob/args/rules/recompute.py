@@ -1,0 +1,86 @@
+"""Which settings of activation recomputation belong together."""
+
+from __future__ import annotations
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.rules.condition import changed, contains, is_, is_set
+from megatron_trainjob.args.rules.pair import needs
+from megatron_trainjob.args.rules.rule import Facts, rule
+
+
+@rule("recompute_modules", "multi_latent_attention", needs_model=True)
+def recomputing_the_latent_projection_needs_latent_attention(facts: Facts) -> str:
+    """mla_up_proj exists only in multi-head latent attention."""
+    assert facts.hf_config is not None
+    if "mla_up_proj" not in facts.args.recompute_modules:
+        return ""
+    if derive.uses_latent_attention(facts.args, facts.hf_config):
+        return ""
+    return "has mla_up_proj, but this model has no multi-head latent attention; remove mla_up_proj"
+
+
+@rule("recompute_modules", "fp8_format", "fp8_recipe", "recompute_granularity")
+def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
+    """moe_act and layernorm discard outputs whose scaling history delayed FP8 would need."""
+    args = facts.args
+    discarded = sorted({"moe_act", "layernorm"} & set(args.recompute_modules))
+    if not discarded or args.fp8_format is None or args.fp8_recipe != "delayed":
+        return ""
+    return f"cannot have {' and '.join(discarded)} with fp8_recipe: delayed; remove it or use another recipe"
+
+
+@rule("recompute_num_layers", "recompute_method", "pipeline_model_parallel_size", needs_model=True)
+def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
+    """1 <= recompute_num_layers <= layers of a stage; uniform chunks fill the stage exactly."""
+    args = facts.args
+    assert facts.hf_config is not None
+    num_layers = derive.model_value(args, facts.hf_config, "num_layers")
+    if args.recompute_num_layers is None or num_layers is None:
+        return ""
+    try:
+        stages = derive.layers_per_stage(args, num_layers)
+    except ValueError:
+        return ""
+    if args.recompute_num_layers > min(stages):
+        return f"exceeds the {min(stages)} layers of a pipeline stage; use {min(stages)} or fewer"
+    uneven = [layers for layers in stages if layers % args.recompute_num_layers]
+    if args.recompute_method == "uniform" and uneven:
+        return f"does not divide the {uneven[0]} layers of a pipeline stage; use a divisor of {uneven[0]}"
+    return ""
+
+
+RULES = (
+    needs(
+        "a_recompute_method_belongs_to_full_recomputation",
+        is_set("recompute_method"),
+        is_("recompute_granularity", "full"),
+    ),
+    needs(
+        "recomputed_layers_belong_to_full_recomputation",
+        is_set("recompute_num_layers"),
+        is_("recompute_granularity", "full"),
+    ),
+    needs(
+        "full_recomputation_has_a_method",
+        is_("recompute_granularity", "full"),
+        is_set("recompute_method"),
+    ),
+    needs(
+        "full_recomputation_has_a_number_of_layers",
+        is_("recompute_granularity", "full"),
+        is_set("recompute_num_layers"),
+    ),
+    needs(
+        "recomputed_modules_belong_to_selective_recomputation",
+        changed("recompute_modules"),
+        is_("recompute_granularity", "selective"),
+    ),
+    needs(
+        "recomputing_the_expert_activation_needs_grouped_experts",
+        contains("recompute_modules", "moe_act"),
+        is_("moe_grouped_gemm", True),
+    ),
+    recomputing_the_latent_projection_needs_latent_attention,
+    delayed_fp8_scaling_recomputes_no_outputs,
+    recomputed_layers_fit_into_each_stage,
+)

@@ -1,0 +1,91 @@
+"""Full training with frozen parts, and LoRA."""
+
+from __future__ import annotations
+
+import re
+
+from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.rules.condition import changed, is_, is_set
+from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.rule import Facts, Rule, rule
+from megatron_trainjob.args.tree import ARGUMENTS
+
+REGEXES = ("freeze_parameters_regex", "trainable_parameters_regex", "target_regex")
+
+
+def _is_a_regular_expression(name: str) -> Rule:
+    def broken(facts: Facts) -> str:
+        try:
+            re.compile(getattr(facts.args, name) or "")
+        except re.error as err:
+            return f"is not a regular expression ({err}); correct it"
+        return ""
+
+    return Rule(name=f"{name}_is_a_regular_expression", about=(name,), broken=broken)
+
+
+@rule("freeze_parameters_ratio", "pipeline_model_parallel_size")
+def a_share_is_frozen_only_without_a_pipeline(facts: Facts) -> str:
+    """The share counts from the bottom of the whole model, which a stage does not know; 0 and 1 need no count."""
+    ratio = facts.args.freeze_parameters_ratio
+    if ratio in (0, 1) or facts.args.pipeline_model_parallel_size == 1:
+        return ""
+    return "needs pipeline_model_parallel_size: 1 unless it is 0 or 1; freeze by name instead"
+
+
+@rule("freeze_parameters_ratio", "trainable_parameters", "trainable_parameters_regex")
+def something_is_trained(facts: Facts) -> str:
+    """Freezing everything leaves no parameter to train."""
+    args = facts.args
+    if args.freeze_parameters_ratio < 1 or args.trainable_parameters or args.trainable_parameters_regex:
+        return ""
+    return "freezes everything; name what is trained in trainable_parameters"
+
+
+@rule("target_modules", "target_regex")
+def modules_are_chosen_in_one_way(facts: Facts) -> str:
+    """target_regex replaces target_modules, so a list beside it would be ignored."""
+    default = ARGUMENTS["target_modules"].default
+    if facts.args.target_regex is None or facts.args.target_modules == default:
+        return ""
+    return "is replaced by target_regex; remove one of them"
+
+
+@rule("target_modules", "target_regex", "train_type")
+def some_module_gets_an_adapter(facts: Facts) -> str:
+    """LoRA without any module trains nothing."""
+    args = facts.args
+    if args.train_type != "lora" or args.target_modules or args.target_regex:
+        return ""
+    return "is empty; name modules or use all-linear"
+
+
+FULL = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full")
+LORA = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_lora")
+
+RULES = (
+    *(
+        needs(f"{name}_belongs_to_full_training", changed(name), is_("train_type", "full"), tasks=TRAINING)
+        for name in FULL
+    ),
+    *(needs(f"{name}_belongs_to_lora", changed(name), is_("train_type", "lora"), tasks=TRAINING) for name in LORA),
+    *(_is_a_regular_expression(name) for name in REGEXES),
+    a_share_is_frozen_only_without_a_pipeline,
+    something_is_trained,
+    modules_are_chosen_in_one_way,
+    some_module_gets_an_adapter,
+    needs(
+        "an_adapter_is_merged_only_into_a_written_model",
+        is_("merge_lora", True),
+        is_("to_hf", True),
+        tasks=TRAINING,
+    ),
+    needs("only_an_adapter_is_merged", is_("merge_lora", True), is_("train_type", "lora"), tasks=TRAINING),
+    excludes(
+        "lora_needs_no_second_reference_model",
+        is_set("ref_load"),
+        is_("train_type", "lora"),
+        because="LoRA compares with the model without its adapters; use ref_adapter_load for another one",
+    ),
+    needs("a_reference_adapter_belongs_to_lora", is_set("ref_adapter_load"), is_("train_type", "lora")),
+)
