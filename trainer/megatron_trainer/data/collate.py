@@ -1,0 +1,153 @@
+"""A micro-batch from items: samples laid end to end in one row (padding_free), or padded to rows of equal length.
+
+Two samples of 3 and 2 tokens, padded to a multiple of 4 (p = padding, - = no label):
+    padding_free   tokens  a0 a1 a2 b0 b1 p  p  p      cu_seqlens 0 3 5 8
+                   labels  a1 a2 -  b1 -  -  -  -      position   0 1 2 0 1 0 1 2
+    padded         tokens  a0 a1 a2 p  /  b0 b1 p  p   and an attention mask
+The row is the same on every tensor, pipeline and context rank; context-parallel slicing happens later.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from megatron_trainer.data.values import IGNORED, Item, MicroBatch, Pair, Sample
+
+
+@dataclass(frozen=True, kw_only=True)
+class RowShape:
+    """How rows are padded.
+
+    sample_multiple: each sequence is padded to a multiple of this (2 x context_parallel_size, else 1).
+    row_multiple: the whole row is padded to a multiple of this (sequence parallel, context parallel, FP8).
+    row_length: the row is padded to at least this many tokens, for a fixed shape; None pads as little as possible.
+    """
+
+    pad_id: int
+    padding_free: bool = True
+    sample_multiple: int = 1
+    row_multiple: int = 1
+    row_length: int | None = None
+    padding_side: Literal["left", "right"] = "right"
+
+
+def row_multiple(*, tensor_parallel: int, context_parallel: int, sequence_parallel: bool, fp8: bool) -> int:
+    """The multiple that every row's length must be: each rank's slice is whole, and FP8 kernels get 16."""
+    multiple = tensor_parallel if sequence_parallel else 1
+    if context_parallel > 1:
+        multiple = math.lcm(multiple * context_parallel, 2 * context_parallel)
+    return max(8 * multiple, 16) if fp8 else multiple
+
+
+def sample_multiple(*, context_parallel: int) -> int:
+    """The multiple that every sequence's length must be: context parallelism cuts each into 2 x cp chunks."""
+    return 2 * context_parallel if context_parallel > 1 else 1
+
+
+def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
+    """One micro-batch of the items (samples, pairs, or packed rows of them).
+
+    Pairs are laid out as all chosen sequences followed by all rejected ones, in the same order.
+    """
+    samples = _sequences(items)
+    return _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
+
+
+def round_up(length: int, multiple: int) -> int:
+    """The smallest multiple that holds `length`."""
+    return -(-length // multiple) * multiple
+
+
+def _sequences(items: Sequence[Item]) -> list[Sample]:
+    flat = [part for item in items for part in (item if isinstance(item, list) else [item])]
+    if any(isinstance(part, Pair) for part in flat):
+        return [part.chosen for part in flat] + [part.rejected for part in flat]
+    return flat
+
+
+def _padding_free(samples: list[Sample], shape: RowShape) -> MicroBatch:
+    padded = [round_up(sample.length, shape.sample_multiple) for sample in samples]
+    starts = [0, *np.cumsum(padded).tolist()]
+    total = max(round_up(starts[-1], shape.row_multiple), shape.row_length or 0)
+    row = _Row(total, shape.pad_id)
+    for start, sample, length in zip(starts, samples, padded, strict=False):
+        row.put(start, sample, length)
+    if total > starts[-1]:
+        row.positions[starts[-1] :] = np.arange(total - starts[-1])
+        starts.append(total)
+    cu_seqlens = torch.tensor(starts, dtype=torch.int32)
+    return _micro_batch([row], samples, cu_seqlens, int(cu_seqlens.diff().max()), None)
+
+
+def _padded(samples: list[Sample], shape: RowShape) -> MicroBatch:
+    longest = max(round_up(sample.length, shape.sample_multiple) for sample in samples)
+    total = max(round_up(longest, shape.row_multiple), shape.row_length or 0)
+    rows = []
+    for sample in samples:
+        row = _Row(total, shape.pad_id)
+        row.put(total - sample.length if shape.padding_side == "left" else 0, sample, sample.length)
+        rows.append(row)
+    padding_BT = torch.from_numpy(np.stack([row.padding for row in rows]))
+    return _micro_batch(rows, samples, None, total, _attention_mask(padding_BT))
+
+
+def _attention_mask(padding_BT: torch.Tensor) -> torch.Tensor:
+    """Causal, and nobody looks at padding; a token always sees itself, so that no softmax is empty."""
+    length = padding_BT.shape[1]
+    future_TT = torch.ones(length, length, dtype=torch.bool).triu(1)
+    forbidden_BTT = future_TT | padding_BT[:, None, :]
+    return (forbidden_BTT & ~torch.eye(length, dtype=torch.bool))[:, None]
+
+
+class _Row:
+    """The arrays of one row while samples are put into it."""
+
+    def __init__(self, length: int, pad_id: int) -> None:
+        self.tokens = np.full(length, pad_id, dtype=np.int64)
+        self.labels = np.full(length, IGNORED, dtype=np.int64)
+        self.weights = np.zeros(length, dtype=np.float32)
+        self.positions = np.zeros(length, dtype=np.int64)
+        self.padding = np.ones(length, dtype=np.bool_)
+
+    def put(self, start: int, sample: Sample, padded_length: int) -> None:
+        end = start + sample.length
+        self.tokens[start:end] = sample.input_ids
+        self.positions[start : start + padded_length] = np.arange(padded_length)
+        self.padding[start:end] = False
+        labels = sample.labels[1:]
+        self.labels[start : end - 1] = labels
+        self.weights[start : end - 1] = _weights(sample, labels)
+
+
+def _weights(sample: Sample, labels: NDArray[np.int32]) -> NDArray[np.float32]:
+    counted = (labels != IGNORED).astype(np.float32)
+    return counted if sample.loss_scale is None else counted * sample.loss_scale[1:]
+
+
+def _micro_batch(
+    rows: list[_Row],
+    samples: list[Sample],
+    cu_seqlens: torch.Tensor | None,
+    max_seqlen: int,
+    attention_mask: torch.Tensor | None,
+) -> MicroBatch:
+    return MicroBatch(
+        tokens_BT=torch.from_numpy(np.stack([row.tokens for row in rows])),
+        labels_BT=torch.from_numpy(np.stack([row.labels for row in rows])),
+        loss_weight_BT=torch.from_numpy(np.stack([row.weights for row in rows])),
+        position_ids_BT=torch.from_numpy(np.stack([row.positions for row in rows])),
+        padding_BT=torch.from_numpy(np.stack([row.padding for row in rows])),
+        cu_seqlens=cu_seqlens,
+        max_seqlen=max_seqlen,
+        attention_mask=attention_mask,
+        num_samples=len(samples),
+        num_tokens=sum(sample.length for sample in samples),
+        channels=tuple(sample.channel for sample in samples),
+    )

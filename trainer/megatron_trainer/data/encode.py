@@ -1,0 +1,149 @@
+"""Conversations to token ids with the weight of each token's loss. Works on batches; knows no files and no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.formats import Recognition, recognise, with_system
+from megatron_trainer.data.loss_span import Span, has_weights, spans
+from megatron_trainer.data.row import Record, parse_row
+from megatron_trainer.data.template import choose_template
+from megatron_trainer.data.tokens import Tokens, tokenization
+from megatron_trainer.data.values import Conversation, Message, Rejection, RowError
+
+TOO_LONG = "longer than max_length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """Everything besides the tokenizer that decides which tokens a row becomes.
+
+    max_length: tokens a sequence may have at most. system: prompt for rows that have none.
+    """
+
+    recognition: Recognition = field(default_factory=Recognition)
+    template: str | None = None
+    use_chat_template: bool = True
+    system: str | None = None
+    max_length: int | None = None
+    truncation_strategy: Literal["delete", "left", "right"] = "delete"
+    loss_scale: str = "default"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss."""
+
+    number: int
+    input_ids: tuple[NDArray[np.int32], ...]
+    weights: tuple[NDArray[np.float32], ...]
+    channel: str | None
+    is_truncated: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rendered:
+    record: Record
+    conversation: Conversation
+    texts: tuple[str, ...]
+    spans: tuple[list[Span], ...]
+
+
+class Encoder:
+    """Encodes records with one tokenizer and one template. Can be sent to another process."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings) -> None:
+        self.settings = settings
+        self.template = choose_template(
+            tokenizer, template=settings.template, use_chat_template=settings.use_chat_template
+        )
+        self._tokenize = tokenization(tokenizer)
+
+    @property
+    def sequences_per_row(self) -> int:
+        """1, or 2 where each row becomes a chosen and a rejected sequence."""
+        return 2 if self.settings.recognition.needs_rejected else 1
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether tokens may carry other weights than 0 and 1."""
+        return has_weights(self.settings.loss_scale)
+
+    def encode(self, records: Iterable[Record]) -> list[Encoded | Rejection]:
+        """One result for each record, in order."""
+        rendered = [self._render(record) for record in records]
+        texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
+        tokens = iter(self._tokenize.batch(texts))
+        return [
+            self._finish(row, [next(tokens) for _ in row.texts]) if isinstance(row, _Rendered) else row
+            for row in rendered
+        ]
+
+    def _render(self, record: Record) -> _Rendered | Rejection:
+        try:
+            row = parse_row(record.payload)
+            conversation = recognise(row, self.settings.recognition, number=record.number)
+            conversation = with_system(conversation, self.settings.system)
+            parts = [self._render_one(conversation, conversation.messages)]
+            if conversation.rejected is not None:
+                parts.append(self._render_one(conversation, conversation.rejected))
+        except RowError as err:
+            return Rejection(location=record.location, reason=err.reason, detail=err.detail[:300])
+        texts, marked = zip(*parts, strict=True)
+        return _Rendered(record=record, conversation=conversation, texts=texts, spans=marked)
+
+    def _render_one(self, conversation: Conversation, messages: Sequence[Message]) -> tuple[str, list[Span]]:
+        rendering = self.template.render(messages, conversation.tools)
+        if not rendering.text.isascii():
+            _refuse_half_characters(rendering.text)
+        return rendering.text, spans(rendering, messages, self.settings.loss_scale)
+
+    def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
+        try:
+            parts = [self._weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
+        except RowError as err:
+            return Rejection(location=row.record.location, reason=err.reason, detail=err.detail)
+        return Encoded(
+            number=row.record.number,
+            input_ids=tuple(ids for ids, _, _ in parts),
+            weights=tuple(weights for _, weights, _ in parts),
+            channel=row.conversation.channel,
+            is_truncated=any(cut for _, _, cut in parts),
+        )
+
+    def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
+        ids = np.asarray(tokens.ids, dtype=np.int32)
+        weights = np.zeros(len(ids), dtype=np.float32)
+        for span in reversed(marked):  # a token over two spans belongs to the first
+            first, last = tokens.range(span.start, span.end)
+            weights[first:last] = span.weight
+        limit = self.settings.max_length
+        is_cut = limit is not None and len(ids) > limit
+        if is_cut:
+            ids, weights = self._truncate(ids, weights)
+        weights[:1] = 0  # nothing comes before the first token, so nothing predicts it
+        if not weights.any():
+            raise RowError("no trained token is left after truncation" if is_cut else "no token to train on")
+        return ids, weights, is_cut
+
+    def _truncate(
+        self, ids: NDArray[np.int32], weights: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        limit = self.settings.max_length
+        if self.settings.truncation_strategy == "delete":
+            raise RowError(TOO_LONG, f"{len(ids)} > {limit} tokens")
+        kept = slice(len(ids) - (limit or 0), None) if self.settings.truncation_strategy == "left" else slice(limit)
+        return ids[kept], weights[kept].copy()
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise RowError("the text holds half a character", "a lone surrogate such as \\ud83d") from err

@@ -1,0 +1,67 @@
+"""Keys of cached data: equal inputs give equal keys, on every machine. Digests of files are remembered."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.encode import Encoder
+from megatron_trainer.data.source import FileSource, Source
+from megatron_trainer.data.store import VERSION
+
+SETTLED_NS = 2_000_000_000
+"""A file changed this shortly before its digest was taken may change again without a new time stamp."""
+
+
+def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, num_rows: int | None) -> str:
+    """The key of the tokenised rows of one dataset."""
+    parts = {
+        "version": VERSION,
+        "source": source_digest,
+        "tokenizer": tokenizer_digest,
+        "template": encoder.template.name,
+        "settings": asdict(encoder.settings),
+        "rows": num_rows,
+    }
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of everything that decides which ids a text becomes."""
+    if tokenizer.is_fast:
+        content = tokenizer.backend_tokenizer.to_str()
+    else:
+        content = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def source_digest(source: Source, memory: Path) -> str:
+    """The source's fingerprint; digests of files are remembered in the folder `memory`, so that a big file that did
+    not change is not read again."""
+    if not isinstance(source, FileSource):
+        return source.fingerprint()
+    parts = [_remembered(file, memory) for file in source.files]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def _remembered(file: Path, memory: Path) -> str:
+    status = file.stat()
+    identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
+    note = memory / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.txt"
+    try:
+        if note.stat().st_mtime_ns - status.st_mtime_ns > SETTLED_NS:
+            return note.read_text()
+    except FileNotFoundError:
+        pass
+    digest = FileSource(files=(file,)).fingerprint()
+    memory.mkdir(parents=True, exist_ok=True)
+    aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
+    aside.write_text(digest)
+    os.replace(aside, note)
+    return digest

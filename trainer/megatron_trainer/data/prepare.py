@@ -1,0 +1,171 @@
+"""From the dataset arguments to the items that a run trains and validates on.
+
+Each dataset is tokenised once into a store that all ranks (and later runs) find by its content; everything after
+that (sampling, splitting, mixing, shuffling, packing) is arithmetic on indices, the same on every rank.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.arrange import mix, repeat, shuffled, split_off
+from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, items_of
+from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
+from megatron_trainer.data.pack import fill, pack
+from megatron_trainer.data.report import DataReport, PackingReport, data_report, source_report
+from megatron_trainer.data.row import parse_row
+from megatron_trainer.data.settings import DataSettings, data_settings
+from megatron_trainer.data.values import Task
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+if TYPE_CHECKING:
+    from megatron_trainjob.args.tree import TrainArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Prepared:
+    """The items of a run. validation is None when no validation data was asked for."""
+
+    train: Dataset
+    validation: Dataset | None
+    report: DataReport
+
+
+def prepare(
+    args: TrainArgs,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    task: Task,
+    max_length: int,
+    save: Path,
+    is_first_rank: bool,
+    cache_directory: Path | None = None,
+    progress: Progress | None = None,
+) -> Prepared:
+    """The training and validation items of a run; every rank gets the same.
+
+    Call it on all ranks, at the same time or not: whoever comes first tokenises, the others wait for the result.
+    (With load_from_cache_file false the first rank has to return before the others start.)
+
+    max_length: tokens a sample may have, resolved. save: the run's folder; is_first_rank: whether this process writes
+    val_dataset.jsonl there. cache_directory: where tokenised data is kept; None keeps it in the run's folder.
+    progress: called with the dataset's name and the rows tokenised so far.
+
+    Raises InvalidInput for datasets that cannot be found or read, hold no usable row, or (strict) a bad row.
+    """
+    settings = data_settings(args, task=task, max_length=max_length)
+    cache = cache_directory or save / "data_cache"
+    loader = Loader(settings, tokenizer, cache, renews=is_first_rank and not settings.reads_cache, progress=progress)
+    train = loader.load("dataset", settings.datasets)
+    validation = loader.load("val_dataset", settings.val_datasets)
+    train_parts, split_parts = _split(train, settings)
+    if split_parts and is_first_rank:
+        _write_rows(train, split_parts, save / "val_dataset.jsonl")
+    return _prepared(settings, train, train_parts, validation, split_parts)
+
+
+def _split(loaded: Sequence[Loaded], settings: DataSettings) -> tuple[list[Items], list[Items]]:
+    """Each dataset's training items (repeated where #N asks for it) and what is split off for validation."""
+    kept, split = [], []
+    generator = np.random.default_rng([settings.seed, 1])
+    for number, entry in enumerate(loaded):
+        items = items_of(entry.store)
+        if settings.split_ratio > 0:
+            items, validation = split_off(items, settings.split_ratio, limit=entry.spec.num_rows, generator=generator)
+            split.append(validation)
+            if len(items) == 0:
+                raise _refusal(f"dataset[{number}]", entry.spec.text, "split_dataset_ratio leaves no row to train on")
+        times = (entry.spec.num_rows or 0) / entry.store.facts.num_rows
+        kept.append(repeat(items, times, generator=generator if settings.shuffle else None) if times > 1 else items)
+    return kept, split
+
+
+def _prepared(
+    settings: DataSettings,
+    train: Sequence[Loaded],
+    train_parts: Sequence[Items],
+    validation: Sequence[Loaded],
+    split_parts: Sequence[Items],
+) -> Prepared:
+    items = _mixed(train_parts, settings)
+    validation_items = _validation_items(validation, split_parts, settings)
+    dataset, packing = _packed(items, settings)
+    validation_dataset = None if validation_items is None else _packed(validation_items, settings)[0]
+    report = data_report(
+        datasets=[source_report(entry.spec.text, entry.store) for entry in train],
+        validation=[source_report(entry.spec.text, entry.store) for entry in validation],
+        lengths=items.lengths(),
+        num_items=len(dataset),
+        num_validation_items=0 if validation_dataset is None else len(validation_dataset),
+        packing=packing,
+        from_cache=not any(entry.is_new for entry in [*train, *validation]),
+    )
+    return Prepared(train=dataset, validation=validation_dataset, report=report)
+
+
+def _mixed(parts: Sequence[Items], settings: DataSettings) -> Items:
+    try:
+        items = mix(
+            parts,
+            probabilities=settings.interleave_prob,
+            stopping=settings.stopping_strategy,
+            generator=np.random.default_rng([settings.seed, 2]),
+        )
+    except ValueError as err:
+        raise _refusal("interleave_prob", settings.interleave_prob, str(err)) from err
+    return shuffled(items, np.random.default_rng([settings.seed, 3])) if settings.shuffle else items
+
+
+def _validation_items(
+    validation: Sequence[Loaded], split_parts: Sequence[Items], settings: DataSettings
+) -> Items | None:
+    if not validation:
+        return concatenate(split_parts) if split_parts else None
+    for number, entry in enumerate(validation):
+        if (entry.spec.num_rows or 0) > entry.store.facts.num_rows:
+            message = f"the dataset has only {entry.store.facts.num_rows} rows; ask for fewer"
+            raise _refusal(f"val_dataset[{number}]", entry.spec.text, message)
+    items = concatenate([items_of(entry.store) for entry in validation])
+    return shuffled(items, np.random.default_rng([settings.seed, 4])) if settings.shuffle_validation else items
+
+
+def _packed(items: Items, settings: DataSettings) -> tuple[Dataset, PackingReport | None]:
+    if settings.packing_length is None:
+        return items, None
+    lengths: NDArray[np.int64] = items.lengths(settings.sample_multiple)
+    packing = pack(lengths, settings.packing_length)
+    rows = PackedRows(items=items, order=packing.order, starts=packing.starts)
+    totals = np.add.reduceat(lengths[packing.order], packing.starts[:-1])
+    report = PackingReport(
+        length=settings.packing_length,
+        rows=len(packing),
+        fill=fill(items.lengths(), packing, settings.packing_length),
+        longest_row=int(totals.max()),
+    )
+    return rows, report
+
+
+def _write_rows(loaded: Sequence[Loaded], parts: Sequence[Items], path: Path) -> None:
+    """Write the rows behind the items as they are in their files, so that they can be given as val_dataset."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    aside = path.with_name(f"{path.name}.part")
+    with aside.open("w", encoding="utf-8") as stream:
+        for entry, part in zip(loaded, parts, strict=True):
+            for record in with_numbers(entry.source, entry.store.numbers[part.rows]):
+                stream.write(json.dumps(parse_row(record.payload), ensure_ascii=False, default=str) + "\n")
+    os.replace(aside, path)
+
+
+def _refusal(path: str, value: object, message: str) -> InvalidInput:
+    return InvalidInput((Violation(path=path, value=value, message=message),), ExitCode.BAD_DATA)

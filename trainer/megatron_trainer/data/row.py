@@ -1,0 +1,41 @@
+"""A row as it lies in a file, and its fields once parsed. Parsing is apart from reading: worker processes do it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_trainer.data.values import Location, RowError
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """number: place of the row in its dataset, from 0. payload: JSON text, fields, or why the row cannot be read."""
+
+    number: int
+    file: str
+    line: int
+    payload: bytes | Mapping[str, object] | RowError
+
+    @property
+    def location(self) -> Location:
+        """Where to find the row."""
+        return Location(file=self.file, line=self.line)
+
+
+def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, object]:
+    """The fields of a row. Raises RowError when it is not UTF-8, not JSON, or not an object."""
+    if isinstance(payload, RowError):
+        raise payload
+    if isinstance(payload, Mapping):
+        return payload
+    try:
+        row = json.loads(payload.decode("utf-8-sig"))
+    except UnicodeDecodeError as err:
+        raise RowError("not UTF-8", f"byte {err.start} of the row") from err
+    except (ValueError, RecursionError) as err:
+        raise RowError("not JSON", str(err)) from err
+    if not isinstance(row, Mapping):
+        raise RowError("a row is not an object", f"it is of type {type(row).__name__}")
+    return row

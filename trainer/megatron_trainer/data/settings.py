@@ -1,0 +1,128 @@
+"""What the arguments say about data, as the values that the parts of this package take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
+from megatron_trainer.data.encode import EncodeSettings
+from megatron_trainer.data.formats import Recognition
+from megatron_trainer.data.spec import DatasetSpec, parse_spec
+from megatron_trainer.data.values import Task
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.violation import Violation
+
+if TYPE_CHECKING:
+    from megatron_trainjob.args.tree import TrainArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataSettings:
+    """One value for everything that decides which items a run trains on, in which order."""
+
+    datasets: tuple[DatasetSpec, ...]
+    val_datasets: tuple[DatasetSpec, ...]
+    encode: EncodeSettings
+    seed: int
+    shuffle: bool
+    shuffle_validation: bool
+    split_ratio: float
+    interleave_prob: tuple[float, ...] | None
+    stopping_strategy: Literal["first_exhausted", "all_exhausted"]
+    num_processes: int
+    is_strict: bool
+    reads_cache: bool
+    packing_length: int | None
+    sample_multiple: int
+    hub_token: str | None
+
+
+def data_settings(args: TrainArgs, *, task: Task, max_length: int) -> DataSettings:
+    """The settings of a run; max_length is the resolved one (the model's, where the argument is unset).
+
+    Raises InvalidInput with everything that is wrong with the dataset entries and the system prompt file.
+    """
+    violations: list[Violation] = []
+    multiple = sample_multiple(context_parallel=args.context_parallel_size)
+    settings = DataSettings(
+        datasets=_specs("dataset", args.dataset, violations),
+        val_datasets=_specs("val_dataset", args.val_dataset, violations),
+        encode=_encode_settings(args, task, max_length // multiple * multiple, violations),
+        seed=args.data_seed,
+        shuffle=args.dataset_shuffle,
+        shuffle_validation=args.val_dataset_shuffle,
+        split_ratio=0.0 if args.val_dataset else args.split_dataset_ratio,
+        interleave_prob=tuple(args.interleave_prob) if args.interleave_prob else None,
+        stopping_strategy=args.stopping_strategy,
+        num_processes=args.dataset_num_proc,
+        is_strict=args.strict,
+        reads_cache=args.load_from_cache_file,
+        packing_length=(args.packing_length or max_length) if args.packing else None,
+        sample_multiple=multiple,
+        hub_token=args.hub_token,
+    )
+    if violations:
+        raise InvalidInput(tuple(violations))
+    return settings
+
+
+def row_shape(args: TrainArgs, *, pad_id: int) -> RowShape:
+    """How micro-batches are padded in this run."""
+    return RowShape(
+        pad_id=pad_id,
+        padding_free=args.padding_free or args.packing,
+        padding_side=args.padding_side,
+        sample_multiple=sample_multiple(context_parallel=args.context_parallel_size),
+        row_multiple=row_multiple(
+            tensor_parallel=args.tensor_model_parallel_size,
+            context_parallel=args.context_parallel_size,
+            sequence_parallel=args.sequence_parallel,
+            fp8=args.fp8_format is not None,
+        ),
+    )
+
+
+def _encode_settings(args: TrainArgs, task: Task, max_length: int, violations: list[Violation]) -> EncodeSettings:
+    return EncodeSettings(
+        recognition=Recognition(
+            columns=_columns(args.columns, violations), needs_rejected=task == "rlhf", seed=args.data_seed
+        ),
+        template=args.template,
+        use_chat_template=args.use_chat_template and task != "pt",
+        system=_system(args.system, violations),
+        max_length=max_length,
+        truncation_strategy=args.truncation_strategy,
+        loss_scale="all" if task == "pt" else args.loss_scale,
+    )
+
+
+def _specs(path: str, entries: tuple[str, ...] | list[str], violations: list[Violation]) -> tuple[DatasetSpec, ...]:
+    specs = []
+    for number, entry in enumerate(entries):
+        try:
+            specs.append(parse_spec(entry))
+        except ValueError as err:
+            violations.append(Violation(path=f"{path}[{number}]", value=entry, message=str(err)))
+    return tuple(specs)
+
+
+def _columns(columns: Mapping[str, object] | None, violations: list[Violation]) -> dict[str, str]:
+    wrong = {name: target for name, target in (columns or {}).items() if not isinstance(target, str)}
+    for name, target in wrong.items():
+        message = "must be the name that the column shall have, such as query or response"
+        violations.append(Violation(path=f"columns.{name}", value=target, message=message))
+    return {name: target for name, target in (columns or {}).items() if isinstance(target, str)}
+
+
+def _system(system: str | None, violations: list[Violation]) -> str | None:
+    """The system prompt: the argument itself, with \\n as a line end, or the content of the .txt file it names."""
+    if system is None or not system.endswith(".txt"):
+        return system.replace("\\n", "\n") if system else None
+    try:
+        return Path(system).read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as err:
+        violations.append(Violation(path="system", value=system, message=f"the file cannot be read: {err}"))
+        return None

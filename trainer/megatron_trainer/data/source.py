@@ -1,0 +1,123 @@
+"""Where the rows of a dataset come from: files, folders, tables saved by `datasets`, a hub. Reads, does not parse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+
+from megatron_trainer.data.read import READERS, kind_of, read_file
+from megatron_trainer.data.row import Record
+from megatron_trainer.data.spec import DatasetSpec
+
+
+class Source(Protocol):
+    """The rows of one dataset, in an order that never changes."""
+
+    def records(self) -> Iterator[Record]:
+        """All rows, read one by one."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of the content: equal content, equal digest."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource:
+    """Rows of files, one file after the other."""
+
+    files: tuple[Path, ...]
+
+    def records(self) -> Iterator[Record]:
+        """All rows, numbered through all files."""
+        number = 0
+        for file in self.files:
+            for line, payload in read_file(file):
+                yield Record(number, str(file), line, payload)
+                number += 1
+
+    def fingerprint(self) -> str:
+        """A digest of the files' kinds and bytes; their names and places do not matter."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{kind_of(file)} {file.suffix == '.gz'} ".encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSource:
+    """Rows of a `datasets.Dataset`."""
+
+    name: str
+    table: datasets.Dataset
+
+    def records(self) -> Iterator[Record]:
+        """All rows of the table."""
+        for number, row in enumerate(self.table):
+            yield Record(number, self.name, number + 1, row)
+
+    def fingerprint(self) -> str:
+        """The fingerprint that `datasets` keeps with the table."""
+        return str(self.table._fingerprint)
+
+
+def open_source(spec: DatasetSpec, *, hub_token: str | None = None) -> Source:
+    """The rows behind a dataset entry.
+
+    Raises ValueError, with what to do, when there is no such file, folder or hub dataset.
+    """
+    if spec.path is None:
+        return _from_hub(spec, hub_token)
+    if spec.path.is_dir():
+        return _from_folder(spec.path)
+    if kind_of(spec.path) is None:
+        raise ValueError(f"cannot read files of this kind; give one of {', '.join(READERS)} (or .gz of it)")
+    return FileSource(files=(spec.path,))
+
+
+def _from_folder(folder: Path) -> Source:
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        saved = datasets.load_from_disk(str(folder))
+        return TableSource(name=str(folder), table=_train_split(saved, str(folder)))
+    files = sorted(
+        path
+        for path in folder.rglob("*")
+        if path.is_file() and kind_of(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    )
+    if not files:
+        raise ValueError(f"the folder holds no data files ({', '.join(READERS)})")
+    return FileSource(files=tuple(files))
+
+
+def _train_split(saved: datasets.Dataset | datasets.DatasetDict, name: str) -> datasets.Dataset:
+    if not isinstance(saved, datasets.DatasetDict):
+        return saved
+    if "train" not in saved:
+        raise ValueError(f"the dataset has no split named train, only {', '.join(saved)}; give {name}/<split>")
+    return saved["train"]
+
+
+def _from_hub(spec: DatasetSpec, token: str | None) -> Source:
+    if spec.hub == "ms":
+        raise ValueError("datasets of the ModelScope hub cannot be read here; download it and give the local path")
+    if spec.name.startswith((".", "/", "~")) or kind_of(Path(spec.name)) or spec.name.count("/") > 1:
+        raise ValueError("no such file or folder")
+    try:
+        parts = [
+            datasets.load_dataset(spec.name, subset, split="train", token=token) for subset in spec.subsets or (None,)
+        ]
+    except (OSError, ValueError, ImportError) as err:
+        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise ValueError(
+            f"neither a local path nor a dataset that the hub gives us ({reason}); check the spelling, or download "
+            "the dataset and give its local path"
+        ) from err
+    table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return TableSource(name=spec.name, table=table)

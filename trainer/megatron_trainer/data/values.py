@@ -1,0 +1,138 @@
+"""The values that data passes on, from a row of a file to a micro-batch. No I/O, and no torch at run time.
+
+Shape suffixes: B rows of a micro-batch, T tokens of a row.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IGNORED = -100
+"""Label of a token that carries no loss."""
+
+Task = Literal["pt", "sft", "rlhf"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Location:
+    """Where a row came from: the file (or dataset) and its line or row number, counted from 1."""
+
+    file: str
+    line: int
+
+    def __str__(self) -> str:
+        return f"{self.file}:{self.line}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rejection:
+    """Why a row is not trained on: a reason that is the same for all rows of its kind, and what is special here."""
+
+    location: Location
+    reason: str
+    detail: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.location}: {self.reason}" + (f" ({self.detail})" if self.detail else "")
+
+
+class RowError(Exception):
+    """A row cannot be used. Carries the reason (a fixed text, to be counted) and the detail (of this row)."""
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(f"{reason} ({detail})" if detail else reason)
+        self.reason = reason
+        self.detail = detail
+
+
+@dataclass(frozen=True, kw_only=True)
+class Message:
+    """One turn. `loss` overrides the loss_scale strategy for an assistant turn; `extra` are fields templates read."""
+
+    role: str
+    content: str
+    loss: bool | None = None
+    extra: Mapping[str, object] = field(default_factory=dict)
+
+    def for_template(self) -> dict[str, object]:
+        """The turn as chat templates expect it."""
+        return {"role": self.role, "content": self.content, **self.extra}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversation:
+    """One recognised row. Text for pre-training is a conversation of a single assistant turn."""
+
+    messages: tuple[Message, ...]
+    tools: tuple[Mapping[str, object], ...] | None = None
+    channel: str | None = None
+    rejected: tuple[Message, ...] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    """One tokenised sequence of T tokens; labels are NOT shifted, a token without loss has label -100.
+
+    loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
+    """
+
+    input_ids: NDArray[np.int32]
+    labels: NDArray[np.int32]
+    loss_scale: NDArray[np.float32] | None = None
+    channel: str | None = None
+
+    @property
+    def length(self) -> int:
+        """Tokens of the sequence."""
+        return len(self.input_ids)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """A preference: the same prompt with the better and the worse answer."""
+
+    chosen: Sample
+    rejected: Sample
+
+    @property
+    def length(self) -> int:
+        """Tokens of both sequences together."""
+        return self.chosen.length + self.rejected.length
+
+
+Item = Sample | Pair | list[Sample] | list[Pair]
+"""What a dataset holds at one index: a sample, a pair, or a packed row of either."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class MicroBatch:
+    """What one forward pass of one data-parallel rank reads; the same on all its tensor/pipeline/context ranks.
+
+    tokens_BT, position_ids_BT: int64. labels_BT: int64, already shifted by one inside each sample, -100 without
+    loss. loss_weight_BT: float32, shifted alike, 0 where the label is -100.
+    cu_seqlens: int32[S+1], starts of the S sequences of the row and its end, padding included (None: padded mode).
+    max_seqlen: longest sequence of the row. attention_mask: bool [B, 1, T, T], True where attention is FORBIDDEN
+    (Megatron's sense), padded mode only. padding_BT: True at padding tokens, in both modes.
+    num_samples: real sequences (a pair counts two). num_tokens: real tokens.
+    channels: channel of each real sequence, in the order of the row.
+    """
+
+    tokens_BT: Tensor
+    labels_BT: Tensor
+    loss_weight_BT: Tensor
+    position_ids_BT: Tensor
+    padding_BT: Tensor
+    cu_seqlens: Tensor | None
+    max_seqlen: int
+    attention_mask: Tensor | None
+    num_samples: int
+    num_tokens: int
+    channels: tuple[str | None, ...]
