@@ -1,0 +1,39 @@
+{{- /* What the operator may do to jobs and their children: each verb is used, none is to spare (tests/cluster). */ -}}
+{{- define "mtj.rules" -}}
+- apiGroups: [megatrontrain.dev]
+  resources: [megatrontrainjobs]
+  verbs: [get, list, watch, delete]   # delete: runPolicy.ttlPolicy DeleteJob
+- apiGroups: [megatrontrain.dev]
+  resources: [megatrontrainjobs/status]
+  verbs: [patch]
+- apiGroups: [megatrontrain.dev]
+  resources: [megatrontrainjobs/finalizers]
+  verbs: [update]                     # to set blockOwnerDeletion where the cluster enforces this permission
+- apiGroups: [""]
+  resources: [pods, configmaps]
+  verbs: [create, get, list, watch, delete]
+- apiGroups: [""]
+  resources: [services]
+  verbs: [create, get, list, watch, patch, delete]
+- apiGroups: [""]
+  resources: [persistentvolumeclaims]
+  verbs: [create]
+- apiGroups: [""]
+  resources: [events]
+  verbs: [create, patch]
+{{- if .Values.gang.volcano }}
+- apiGroups: [scheduling.volcano.sh]
+  resources: [podgroups]
+  verbs: [create, get, list, watch]
+{{- end }}
+{{- if .Values.gang.coscheduling }}
+- apiGroups: [scheduling.x-k8s.io]
+  resources: [podgroups]
+  verbs: [create, get, list, watch]
+{{- end }}
+{{- if .Values.gang.native }}
+- apiGroups: [scheduling.k8s.io]
+  resources: [podgroups]
+  verbs: [create, get, list, watch]
+{{- end }}
+{{- end -}}

@@ -1,0 +1,220 @@
+"""Plays the kubelets of a control plane without nodes: binds pods, makes them run, ends them as a test says.
+
+Speaks the same API as a kubelet (binding, pod status, final deletion), so everything else behaves as on nodes.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import threading
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from megatron_operator.cluster.kubernetes import ApiError, Client
+from megatron_operator.cluster.kubernetes_connection import from_kubeconfig
+from megatron_operator.cluster.kubernetes_resource import NODE, POD
+
+Object = Mapping[str, Any]
+NODE_NAME = "fake-node"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Life:
+    """How a pod lives. after_s None: it runs until somebody ends it. stop_s: what it takes after SIGTERM."""
+
+    runs: bool = True
+    after_s: float | None = None
+    exit_code: int = 0
+    message: str = ""
+    stop_s: float = 0.0
+
+
+@dataclass(kw_only=True)
+class FakeKubelet:
+    """Watches all pods (or those of one namespace) and lets each live as `life` says of it."""
+
+    kubeconfig: Path
+    namespace: str | None = None
+    life: Callable[[Object], Life] = lambda pod: Life()
+    binds: bool = True
+    max_parallel: int = 16
+    _seen: dict[str, str] = field(default_factory=dict)
+
+    async def run(self) -> None:
+        """Plays for ever; a broken watch begins anew."""
+        connection = from_kubeconfig(self.kubeconfig)
+        async with (
+            Client(connection, max_parallel_requests=self.max_parallel) as client,
+            asyncio.TaskGroup() as group,
+        ):
+            while True:
+                with contextlib.suppress(ApiError):
+                    await self._follow(client, group)
+                await asyncio.sleep(0.2)
+
+    async def _follow(self, client: Client, group: asyncio.TaskGroup) -> None:
+        page = await client.list_page(POD, self.namespace, {}, metadata_only=False)
+        for pod in page["items"]:
+            self._take(client, group, pod)
+        position = {"resourceVersion": page["metadata"]["resourceVersion"]}
+        async for event in client.watch(POD, self.namespace, position, silence_s=600):
+            if event["type"] in ("ADDED", "MODIFIED"):
+                self._take(client, group, event["object"])
+
+    def _take(self, client: Client, group: asyncio.TaskGroup, pod: Object) -> None:
+        """Starts what a kubelet does about this pod, once for each of its stages."""
+        metadata = pod["metadata"]
+        if metadata.get("deletionTimestamp"):
+            stage, work = "ending", self._end(client, pod)
+        elif pod["spec"].get("schedulingGates") or (not self.binds and not self.life(pod).runs):
+            return
+        elif pod["status"].get("phase") == "Pending":
+            stage, work = "starting", self._start(client, pod)
+        else:
+            return
+        if self._seen.get(metadata["uid"]) == stage:
+            work.close()
+            return
+        self._seen[metadata["uid"]] = stage
+        group.create_task(_quietly(work))
+
+    async def _start(self, client: Client, pod: Object) -> None:
+        life, metadata = self.life(pod), pod["metadata"]
+        if self.binds and not pod["spec"].get("nodeName"):
+            await _bind(client, pod)
+        if not life.runs:
+            return
+        await patch_status(client, pod, running(pod))
+        if life.after_s is not None:
+            await asyncio.sleep(life.after_s)
+            if self._seen.get(metadata["uid"]) == "starting":
+                await patch_status(client, pod, ended(pod, life.exit_code, message=life.message))
+
+    async def _end(self, client: Client, pod: Object) -> None:
+        metadata = pod["metadata"]
+        if stop_s := self.life(pod).stop_s:
+            await asyncio.sleep(stop_s)
+        await client.delete(POD, metadata["namespace"], metadata["name"], uid=metadata["uid"], grace_period_s=0)
+
+
+async def _quietly(work: Any) -> None:
+    """Does it; a pod or namespace that goes away meanwhile is no error for a kubelet."""
+    with contextlib.suppress(ApiError):
+        await work
+
+
+async def _bind(client: Client, pod: Object) -> None:
+    metadata = pod["metadata"]
+    body = {
+        "apiVersion": "v1",
+        "kind": "Binding",
+        "metadata": {"name": metadata["name"]},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": NODE_NAME},
+    }
+    path = POD.path(metadata["namespace"], metadata["name"], "binding")
+    await client.request("create", POD, path, body=body)
+
+
+async def patch_status(client: Client, pod: Object, status: Object) -> None:
+    """Reports the pod's status as its kubelet."""
+    metadata = pod["metadata"]
+    await client.patch(POD, metadata["namespace"], metadata["name"], {"status": status}, subresource="status")
+
+
+def running(pod: Object) -> Object:
+    """Status of a pod whose containers all run."""
+    now = _now()
+    return {
+        "phase": "Running",
+        "startTime": now,
+        "podIP": "10.9.0.1",
+        "podIPs": [{"ip": "10.9.0.1"}],
+        "conditions": _conditions("True", now),
+        "containerStatuses": [_container(each, {"running": {"startedAt": now}}) for each in _containers(pod)],
+    }
+
+
+def ended(pod: Object, exit_code: int, *, message: str = "", reason: str = "") -> Object:
+    """Status of a pod whose containers have ended with this exit code and termination message."""
+    now = _now()
+    terminated = {
+        "exitCode": exit_code,
+        "reason": reason or ("Completed" if exit_code == 0 else "Error"),
+        "startedAt": now,
+        "finishedAt": now,
+        "message": message,
+    }
+    return {
+        "phase": "Failed" if exit_code else "Succeeded",
+        "conditions": _conditions("False", now),
+        "containerStatuses": [_container(each, {"terminated": terminated}) for each in _containers(pod)],
+    }
+
+
+def _containers(pod: Object) -> list[Object]:
+    containers: list[Object] = pod["spec"]["containers"]
+    return containers
+
+
+def _container(container: Object, state: Object) -> Object:
+    is_up = "running" in state
+    return {
+        "name": container["name"],
+        "image": container.get("image", ""),
+        "imageID": "",
+        "ready": is_up,
+        "started": is_up,
+        "restartCount": 0,
+        "state": state,
+    }
+
+
+def _conditions(ready: str, now: str) -> list[Object]:
+    values = {"PodScheduled": "True", "Initialized": "True", "Ready": ready, "ContainersReady": ready}
+    return [{"type": type_, "status": status, "lastTransitionTime": now} for type_, status in values.items()]
+
+
+def _now() -> str:
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+async def make_node(client: Client, name: str = NODE_NAME, *, capacity: Object | None = None) -> None:
+    """Makes a Ready node with this capacity."""
+    resources = {"cpu": "64", "memory": "512Gi", "pods": "10000", **(capacity or {})}
+    with contextlib.suppress(ApiError):
+        await client.create(NODE, None, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": _now()}
+    status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
+    await client.patch(NODE, None, name, {"status": status}, subresource="status")
+
+
+@contextlib.contextmanager
+def playing(kubelet: FakeKubelet) -> Iterator[FakeKubelet]:
+    """Runs the kubelet in a thread of its own for as long as the block lasts."""
+    loop = asyncio.new_event_loop()
+
+    async def play() -> None:
+        async with Client(from_kubeconfig(kubelet.kubeconfig)) as client:
+            await make_node(client)
+        await kubelet.run()
+
+    task = loop.create_task(play())
+
+    def work() -> None:
+        with contextlib.suppress(asyncio.CancelledError):
+            loop.run_until_complete(task)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        yield kubelet
+    finally:
+        loop.call_soon_threadsafe(task.cancel)
+        thread.join(timeout=10)
+        loop.close()
