@@ -11,8 +11,9 @@ from typing import Any
 from megatron_trainjob.args.field import TRAINING, Argument
 from megatron_trainjob.args.names import ALIASES
 from megatron_trainjob.args.rules import RULES
-from megatron_trainjob.args.rules.condition import cel_value
+from megatron_trainjob.args.rules.condition import cel_value, changed, is_
 from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.value import shown
 
 LONGEST_TEXT = 4096
 LONGEST_LIST = 256
@@ -36,11 +37,31 @@ def arguments_schema() -> dict[str, Any]:
 
 def cel_rules() -> list[dict[str, str]]:
     """The rules that CEL can say over spec.args alone, each with rule, message and fieldPath (of the argument)."""
-    return [
-        {"rule": rule.cel, "message": f"{rule.about[0]} {rule.cel_message}", "fieldPath": f".{rule.about[0]}"}
+    pairs = [
+        _rule(rule.about[0], rule.cel, rule.cel_message)
         for rule in RULES.values()
         if rule.cel and set(TRAINING) <= set(rule.tasks)
     ]
+    return [*_refusals(), *pairs]
+
+
+def _refusals() -> list[dict[str, str]]:
+    """One rule for every argument, and every value of one, that can never work; the default is accepted."""
+    arguments = [
+        _rule(name, f"!{changed(name).cel()}", f"is refused: {argument.reason}")
+        for name, argument in ARGUMENTS.items()
+        if argument.status == "refused" and set(TRAINING) <= set(argument.applies_to)
+    ]
+    choices = [
+        _rule(name, f"!{is_(name, choice).cel()}", f"cannot be {shown(choice)}: {reason}")
+        for name, argument in ARGUMENTS.items()
+        for choice, reason in argument.refused_choices.items()
+    ]
+    return [*arguments, *choices]
+
+
+def _rule(name: str, cel: str, message: str) -> dict[str, str]:
+    return {"rule": cel, "message": f"{name} {message}", "fieldPath": f".{name}"}
 
 
 def spec_cel_rules() -> list[dict[str, str]]:
@@ -118,8 +139,8 @@ def _type(argument: Argument) -> dict[str, Any]:
 def _text(argument: Argument) -> dict[str, Any]:
     if argument.choices is None:
         return {"type": "string", "maxLength": LONGEST_TEXT}
-    choices: list[str | None] = [choice for choice in argument.choices if choice not in argument.refused_choices]
-    return {"type": "string", "enum": choices}
+    null: list[str | None] = [None] if argument.nullable else []
+    return {"type": "string", "enum": [*argument.choices, *null]}
 
 
 def _range(argument: Argument) -> dict[str, Any]:

@@ -16,14 +16,14 @@ class BaseData:
         ("Training data: files (jsonl, json, csv, txt), folders or hub ids, each [hf::|ms::]name[:subset][#rows]."),
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     val_dataset: tuple[str, ...] = arg(
         (),
         "Validation data, written as dataset is.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     split_dataset_ratio: float = arg(
         0.0,
@@ -33,7 +33,7 @@ class BaseData:
         lt=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     data_seed: int = arg(
         42,
@@ -41,13 +41,13 @@ class BaseData:
         ge=0,
         le=4294967295,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     dataset_shuffle: bool = arg(
         True,
         "Shuffle the training data.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     val_dataset_shuffle: bool = arg(
         False,

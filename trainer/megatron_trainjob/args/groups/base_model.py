@@ -19,7 +19,7 @@ class BaseModel:
         ),
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     model_type: str | None = arg(
         None,
@@ -38,7 +38,7 @@ class BaseModel:
         "Type of the weights, which also decides the training precision; unset: from config.json.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     task_type: Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"] | None = arg(
         None,

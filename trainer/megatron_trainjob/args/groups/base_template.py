@@ -31,7 +31,7 @@ class BaseTemplate:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     truncation_strategy: Literal["delete", "left", "right"] = arg(
         "delete",

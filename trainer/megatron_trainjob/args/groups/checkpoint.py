@@ -18,7 +18,7 @@ class Checkpoint:
         ),
         featured=True,
         aliases=("output_dir",),
-        status="not yet",
+        status="works",
     )
     save_interval: int = arg(
         500,
@@ -27,38 +27,38 @@ class Checkpoint:
         ge=1,
         featured=True,
         aliases=("save_steps",),
-        status="not yet",
+        status="works",
     )
     no_save_optim: bool = arg(
         False,
         "Leave the optimizer and scheduler state out of checkpoints.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     no_save_rng: bool = arg(
         False,
         "Leave the state of the random generators out of checkpoints.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     load: str | None = arg(
         None,
         "Folder of the Megatron-Core checkpoint to start from or to resume.",
         featured=True,
         aliases=("mcore_model",),
-        status="not yet",
+        status="works",
     )
     no_load_optim: bool = arg(
         False,
         "Do not restore the optimizer state.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     no_load_rng: bool = arg(
         False,
         "Do not restore the state of the random generators.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     finetune: bool = arg(
         False,
@@ -67,7 +67,7 @@ class Checkpoint:
             "stopped, data included (streams cannot skip data)."
         ),
         featured=True,
-        status="not yet",
+        status="works",
     )
     ckpt_format: Literal["torch", "torch_dist", "zarr"] = arg(
         "torch_dist",
@@ -80,7 +80,7 @@ class Checkpoint:
         True,
         ("Skip random initialisation because weights are read; false trains from scratch when no weights are given."),
         inverted_aliases=("perform_initialization",),
-        status="not yet",
+        status="works",
     )
     auto_detect_ckpt_format: bool = arg(
         True,
@@ -90,7 +90,7 @@ class Checkpoint:
     exit_on_missing_checkpoint: bool = arg(
         True,
         "Stop when load holds no checkpoint; false goes on without it.",
-        status="not yet",
+        status="works",
     )
     save_total_limit: int | None = arg(
         None,

@@ -21,7 +21,7 @@ class Distributed:
         True,
         "Split the optimizer state over the data-parallel ranks (ZeRO stage 1).",
         featured=True,
-        status="not yet",
+        status="works",
     )
     tensor_model_parallel_size: int = arg(
         1,

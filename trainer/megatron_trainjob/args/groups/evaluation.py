@@ -15,7 +15,7 @@ class Evaluation:
         unit="iterations",
         ge=-1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     eval_interval: int | None = arg(
         None,
@@ -24,5 +24,5 @@ class Evaluation:
         ge=1,
         featured=True,
         aliases=("eval_steps",),
-        status="not yet",
+        status="works",
     )

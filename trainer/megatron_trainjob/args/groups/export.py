@@ -33,7 +33,7 @@ class Export:
         False,
         "Write a Hugging Face folder: from a checkpoint, or at the end of training.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     mcore_model: str | None = arg(
         None,
@@ -77,7 +77,7 @@ class Export:
         False,
         "Merge the adapter into the weights that are written.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     safe_serialization: bool = arg(
         True,

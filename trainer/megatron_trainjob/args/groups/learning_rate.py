@@ -15,12 +15,12 @@ class LearningRate:
         "Peak learning rate; unset: 1e-5 for full training, 1e-4 for LoRA.",
         gt=0,
         featured=True,
-        status="not yet",
+        status="works",
     )
     lr_decay_style: Literal["cosine", "linear", "constant"] = arg(
         "cosine",
         "Shape of the learning rate after warmup.",
-        status="not yet",
+        status="works",
     )
     lr_decay_iters: int | None = arg(
         None,
@@ -28,14 +28,14 @@ class LearningRate:
         unit="iterations",
         ge=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     lr_warmup_iters: int = arg(
         0,
         "Steps of linear warmup from 0.",
         unit="iterations",
         ge=0,
-        status="not yet",
+        status="works",
     )
     lr_warmup_fraction: float | None = arg(
         None,
@@ -44,12 +44,12 @@ class LearningRate:
         ge=0,
         le=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     min_lr: float = arg(
         0.0,
         "Learning rate at the end of the decay.",
         ge=0,
         featured=True,
-        status="not yet",
+        status="works",
     )

@@ -12,47 +12,47 @@ class Logging:
     log_params_norm: bool = arg(
         False,
         "Record the L2 norm of the parameters.",
-        status="not yet",
+        status="works",
     )
     log_throughput: bool = arg(
         False,
         "Record TFLOP/s per GPU, counted from real tokens.",
         unit="TFLOP/s/GPU",
-        status="not yet",
+        status="works",
     )
     tensorboard_log_interval: int = arg(
         1,
         "Steps between two TensorBoard records.",
         unit="steps",
         ge=1,
-        status="not yet",
+        status="works",
     )
     tensorboard_queue_size: int = arg(
         50,
         "Events that TensorBoard holds back before it writes.",
         unit="events",
         ge=1,
-        status="not yet",
+        status="works",
     )
     log_timers_to_tensorboard: bool = arg(
         True,
         "Write the times of the parts of a step to TensorBoard.",
-        status="not yet",
+        status="works",
     )
     no_log_learning_rate_to_tensorboard: bool = arg(
         False,
         "Leave the learning rate out of TensorBoard.",
-        status="not yet",
+        status="works",
     )
     log_validation_ppl_to_tensorboard: bool = arg(
         True,
         "Write the validation perplexity, exp(min(loss, 20)), to TensorBoard.",
-        status="not yet",
+        status="works",
     )
     log_memory_to_tensorboard: bool = arg(
         True,
         "Write memory use to TensorBoard.",
-        status="not yet",
+        status="works",
     )
     logging_level: str | None = arg(
         None,

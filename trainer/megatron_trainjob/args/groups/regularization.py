@@ -14,39 +14,39 @@ class Regularization:
         "Decoupled weight decay; biases and vectors are not decayed.",
         ge=0,
         featured=True,
-        status="not yet",
+        status="works",
     )
     clip_grad: float = arg(
         1.0,
         "Largest L2 norm of the gradient over all parameters; 0 switches clipping off.",
         ge=0,
         featured=True,
-        status="not yet",
+        status="works",
     )
     adam_beta1: float = arg(
         0.9,
         "Adam first-moment decay.",
         ge=0,
         lt=1,
-        status="not yet",
+        status="works",
     )
     adam_beta2: float = arg(
         0.95,
         "Adam second-moment decay.",
         ge=0,
         lt=1,
-        status="not yet",
+        status="works",
     )
     adam_eps: float = arg(
         1e-08,
         "Adam denominator epsilon.",
         gt=0,
-        status="not yet",
+        status="works",
     )
     sgd_momentum: float = arg(
         0.9,
         "Momentum of SGD.",
         ge=0,
         lt=1,
-        status="not yet",
+        status="works",
     )

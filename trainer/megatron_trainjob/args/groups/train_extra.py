@@ -17,12 +17,12 @@ class TrainExtra:
             "Append a sub-folder v{N}-{time} to save, so that runs never overwrite each other; the "
             "operator sets false so that a restart finds its checkpoint."
         ),
-        status="not yet",
+        status="works",
     )
     padding_free: bool = arg(
         True,
         "Join the samples of a micro-batch into one row instead of padding them.",
-        status="not yet",
+        status="works",
     )
     mlp_padding_free: bool = arg(
         False,
@@ -80,12 +80,12 @@ class TrainExtra:
         unit="epochs",
         ge=1,
         aliases=("num_train_epochs",),
-        status="not yet",
+        status="works",
     )
     enable_dft_loss: bool = arg(
         False,
         "Dynamic fine-tuning: weight each token by its own probability (arXiv 2508.05629).",
-        status="not yet",
+        status="works",
     )
     enable_channel_loss: bool = arg(
         False,

@@ -17,7 +17,7 @@ class Training:
         unit="samples",
         ge=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     global_batch_size: int = arg(
         16,
@@ -28,7 +28,7 @@ class Training:
         unit="samples",
         ge=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     recompute_granularity: Literal["full", "selective", "none"] = arg(
         "selective",
@@ -75,7 +75,7 @@ class Training:
         unit="iterations",
         ge=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     log_interval: int = arg(
         5,
@@ -84,12 +84,12 @@ class Training:
         ge=1,
         featured=True,
         aliases=("logging_steps",),
-        status="not yet",
+        status="works",
     )
     tensorboard_dir: str | None = arg(
         None,
         "Folder for TensorBoard event files; unset: {save}/runs.",
-        status="not yet",
+        status="works",
     )
     no_masked_softmax_fusion: bool = arg(
         False,
@@ -125,7 +125,7 @@ class Training:
         False,
         "Use a fused vocabulary-parallel cross-entropy.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     cross_entropy_fusion_impl: Literal["native", "te"] = arg(
         "native",
@@ -139,7 +139,7 @@ class Training:
             "batch first. Preference training defaults to false."
         ),
         task_defaults={"rlhf": False},
-        status="not yet",
+        status="works",
     )
     attention_backend: Literal["flash", "fused", "unfused", "local", "auto"] = arg(
         "flash",
@@ -150,7 +150,7 @@ class Training:
     optimizer: Literal["adam", "sgd"] = arg(
         "adam",
         '"adam" is AdamW with decoupled weight decay.',
-        status="not yet",
+        status="works",
     )
     optimizer_cpu_offload: bool = arg(
         False,
@@ -197,12 +197,12 @@ class Training:
             'Order of samples: "single" once in sequence, "cyclic" shuffled anew each epoch, "external" '
             "as the stream gives them."
         ),
-        status="not yet",
+        status="works",
     )
     manual_gc: bool = arg(
         False,
         "Switch automatic garbage collection off and collect on all ranks at the same step.",
-        status="not yet",
+        status="works",
     )
     manual_gc_interval: int = arg(
         0,
@@ -210,7 +210,7 @@ class Training:
         unit="iterations",
         ge=0,
         aliases=("manual_gc_steps",),
-        status="not yet",
+        status="works",
     )
     seed: int = arg(
         42,
@@ -218,7 +218,7 @@ class Training:
         ge=0,
         le=4294967295,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     num_workers: int = arg(
         4,
@@ -227,7 +227,7 @@ class Training:
         ge=0,
         featured=True,
         aliases=("dataloader_num_workers",),
-        status="not yet",
+        status="works",
     )
     seq_length: int | None = arg(
         None,

@@ -15,7 +15,7 @@ class Tuner:
         "Train all weights, or LoRA adapters only.",
         aliases=("tuner_type",),
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     freeze_llm: bool = arg(
         False,

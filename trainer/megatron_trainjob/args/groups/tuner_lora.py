@@ -14,7 +14,7 @@ class TunerLora:
         None,
         "Adapter checkpoint to start from or to resume; finetune decides which.",
         aliases=("mcore_adapter",),
-        status="not yet",
+        status="works",
     )
     target_modules: tuple[str, ...] = arg(
         ("all-linear",),
@@ -24,21 +24,21 @@ class TunerLora:
         ),
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     target_regex: str | None = arg(
         None,
         "Modules that get adapters, by a regular expression for the whole name; replaces target_modules.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     modules_to_save: tuple[str, ...] = arg(
         (),
         "Modules that are trained in full and saved with the adapters.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     lora_rank: int = arg(
         8,
@@ -46,7 +46,7 @@ class TunerLora:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     lora_alpha: int = arg(
         32,
@@ -54,7 +54,7 @@ class TunerLora:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     lora_dropout: float = arg(
         0.05,
@@ -62,16 +62,16 @@ class TunerLora:
         unit="fraction",
         ge=0,
         lt=1,
-        status="not yet",
+        status="works",
     )
     lora_bias: Literal["none", "all"] = arg(
         "none",
         "Biases of the model that are trained beside the adapters.",
-        status="not yet",
+        status="works",
     )
     use_rslora: bool = arg(
         False,
         "Scale adapters by alpha / sqrt(rank).",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )

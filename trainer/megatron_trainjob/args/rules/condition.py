@@ -71,7 +71,8 @@ class Condition:
         text = self._cel_comparison(value)
         if not ARGUMENTS[self.name].nullable:
             return text
-        return f"{value} != null" if text == "true" else f"({value} != null && {text})"
+        written = f"dyn({value}) != null"
+        return written if text == "true" else f"({written} && {text})"
 
     def _cel_comparison(self, value: str) -> str:
         argument = ARGUMENTS[self.name]
