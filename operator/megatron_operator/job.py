@@ -1,13 +1,13 @@
-"""The job as values: what a valid manifest says, defaults of the infrastructure filled in, nothing left to decide.
+"""The job as values: what a valid manifest says, infrastructure defaults filled in, nothing left to decide.
 
-`manifest.parse` makes it. Parts that are plain Kubernetes (volumes, environment, pod templates) stay plain dicts and
-are never changed.
+`manifest.parse` makes it. Parts that are plain Kubernetes (volumes, environment, pod templates) stay plain
+dicts and are never changed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_operator import names
@@ -21,16 +21,16 @@ RuleAction = Literal["FailJob", "Restart", "RestartIgnoreLimit"]
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where checkpoints go. Without claim they lie in the pod, or in a state folder on one machine."""
+    """Where checkpoints go. Without a claim they lie in the pod, or in the state folder on one machine."""
 
-    claim_name: str | None = None
-    claim_template: Object | None = None
-    mount_path: str = "/checkpoints"
-    sub_path: str = ""
-    resume: Literal["Auto", "Never", "Required"] = "Auto"
-    save_on_termination: bool = True
-    grace_period_s: int = 120
-    retain_on_delete: bool = True
+    claim_name: str | None
+    claim_template: Object | None
+    mount_path: str
+    sub_path: str
+    resume: Literal["Auto", "Never", "Required"]
+    save_on_termination: bool
+    grace_period_s: int
+    retain_on_delete: bool
 
     @property
     def directory(self) -> str:
@@ -43,19 +43,19 @@ class Rdma:
     """Network devices asked for by each pod."""
 
     resource: str
-    count: int = 1
-    ipc_lock: bool = False
+    count: int
+    ipc_lock: bool
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
     """How the pods reach each other."""
 
-    master_port: int = 29500
-    host_network: bool = False
-    rdma: Rdma | None = None
-    multus_networks: tuple[str, ...] = ()
-    nccl_env: Mapping[str, str] = field(default_factory=dict)
+    master_port: int
+    host_network: bool
+    rdma: Rdma | None
+    multus_networks: tuple[str, ...]
+    nccl_env: Mapping[str, str]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,42 +66,42 @@ class Initializer:
     image: str
     command: tuple[str, ...]
     target_path: str
-    storage_uri: str = ""
-    env: tuple[Object, ...] = ()
-    env_from: tuple[Object, ...] = ()
+    storage_uri: str
+    env: tuple[Object, ...]
+    env_from: tuple[Object, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
     """Pods that belong close together: `key` is a node label, or Volcano's highest tier."""
 
-    key: str | None = None
-    highest_tier_allowed: int | None = None
-    mode: Literal["Required", "Preferred"] = "Required"
+    key: str | None
+    highest_tier_allowed: int | None
+    mode: Literal["Required", "Preferred"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduling:
     """Who places the pods, and whether all or none."""
 
-    gang: Gang = "None"
-    min_member: int = 1
-    queue: str | None = None
-    priority_class_name: str | None = None
-    scheduler_name: str | None = None
-    schedule_timeout_s: int | None = None
-    topology: Topology | None = None
+    gang: Gang
+    min_member: int
+    queue: str | None
+    priority_class_name: str | None
+    scheduler_name: str | None
+    schedule_timeout_s: int | None
+    topology: Topology | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPolicy:
     """When a job ends that does not end by itself, and what is left of it."""
 
-    clean_pod_policy: Literal["None", "Running", "All"] = "Running"
-    ttl_s: int | None = None
-    ttl_policy: Literal["DeletePods", "DeleteJob"] = "DeletePods"
-    active_deadline_s: int | None = None
-    startup_deadline_s: int = 1200
+    clean_pod_policy: Literal["None", "Running", "All"]
+    ttl_s: int | None
+    ttl_policy: Literal["DeletePods", "DeleteJob"]
+    active_deadline_s: int | None
+    startup_deadline_s: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,25 +109,25 @@ class Rule:
     """The user's own answer to a failure; the first rule that matches decides."""
 
     action: RuleAction
-    exit_codes: tuple[int, ...] = ()
-    reasons: tuple[str, ...] = ()
+    exit_codes: tuple[int, ...]
+    reasons: tuple[str, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class FailurePolicy:
     """How often and how fast a failed gang starts again."""
 
-    max_restarts: int = 3
-    reset_after_progress: bool = True
-    backoff_initial_s: int = 10
-    backoff_max_s: int = 600
-    hang_timeout_s: int = 1800
-    rules: tuple[Rule, ...] = ()
+    max_restarts: int
+    reset_after_progress: bool
+    backoff_initial_s: int
+    backoff_max_s: int
+    hang_timeout_s: int
+    rules: tuple[Rule, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One MegatronTrainJob. `given_args` are the manifest's arguments under their canonical names, as text or number."""
+    """One MegatronTrainJob. `given_args` are the manifest's own arguments under their canonical names."""
 
     name: str
     namespace: str
@@ -161,6 +161,7 @@ class Job:
     scheduling: Scheduling
     run_policy: RunPolicy
     failure_policy: FailurePolicy
+    warnings: tuple[str, ...]
 
     @property
     def world_size(self) -> int:

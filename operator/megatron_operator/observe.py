@@ -17,10 +17,10 @@ PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """One pod. `exit_code`, `reason`, `message` and `iteration` are of its failed or finished main container.
+    """One pod. `exit_code`, `reason`, `message` and `iteration` are of the container that ended it.
 
-    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does not start.
-    Times are seconds since the epoch.
+    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
+    not start. Times are seconds since the epoch.
     """
 
     name: str
@@ -64,8 +64,8 @@ class Gang:
 class Seen:
     """All that is known of one job's children. `status` is the stored status of the job, {} at first.
 
-    service_selector: None when there is no service. `problem` is (reason, message) of the last refused change,
-    for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
+    service_selector: None when there is no service. `problem` is (reason, message) of the last refused
+    change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
     lost_nodes: names of nodes that are gone or not ready.
     """
 
@@ -123,9 +123,9 @@ def observe(
     lost_nodes: Iterable[str] = (),
     problem: tuple[str, str] | None = None,
 ) -> Seen:
-    """Everything seen of one job. Pods and services are raw API objects; those of another owner are left out."""
+    """Everything seen of one job. Pods and services are raw objects; those of another owner are left out."""
     ours = sorted((read_pod(pod) for pod in pods if is_owned(pod, job_uid)), key=_by_rank)
-    selectors = [service["spec"].get("selector") or {} for service in services if is_owned(service, job_uid)]
+    selectors = [raw["spec"].get("selector") or {} for raw in services if is_owned(raw, job_uid)]
     return Seen(
         status=status or {},
         pods=tuple(ours),
@@ -207,9 +207,13 @@ def _disruption(conditions: Mapping[str, Object]) -> str | None:
     return str(conditions["DisruptionTarget"].get("reason") or "Unknown")
 
 
+def _containers(status: Object) -> tuple[Object, ...]:
+    return (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+
+
 def _waiting(status: Object) -> tuple[str | None, str]:
     """Why a container is not started, of the first that says so."""
-    for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ())):
+    for container in _containers(status):
         waiting = (container.get("state") or {}).get("waiting")
         if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
             return waiting["reason"], waiting.get("message", "")
@@ -227,24 +231,24 @@ def _ending(status: Object) -> dict[str, Any]:
     return {
         "exit_code": exit_code,
         "reason": status.get("reason") or _container_reason(terminated, record),
-        "message": str(record.get("message") or terminated.get("message") or status.get("message") or "")[:1024],
+        "message": (record.get("message") or terminated.get("message") or status.get("message") or "")[:1024],
         "iteration": record.get("iteration"),
         "finished_at": to_seconds(terminated.get("finishedAt")),
     }
 
 
 def _terminated(status: Object) -> Object:
-    """The terminated state that decided the pod: a failed init container, else the trainer, else any failed one."""
+    """The terminated state that decided the pod: a failed trainer, else any failed one, else the trainer."""
     ended = [
-        (container["name"], (container.get("state") or {})["terminated"])
-        for container in (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+        (container["name"], container["state"]["terminated"])
+        for container in _containers(status)
         if (container.get("state") or {}).get("terminated")
     ]
-    failed = [state for _, state in ended if state.get("exitCode")]
     trainer = [state for name, state in ended if name == names.CONTAINER]
-    if trainer and trainer[0].get("exitCode"):
-        return trainer[0]
-    return next(iter((*failed, *trainer)), {})
+    by_weight = [*trainer, *(state for _, state in ended)]
+    failed = [state for state in by_weight if state.get("exitCode")]
+    chosen: Object = next(iter((*failed, *trainer)), {})
+    return chosen
 
 
 def _container_reason(terminated: Object, record: Object) -> str:
@@ -256,7 +260,7 @@ def _container_reason(terminated: Object, record: Object) -> str:
 
 
 def _termination_record(message: str) -> Object:
-    """The record that the trainer's launcher left as termination message, {} when the message is other text."""
+    """The record that the trainer's launcher left as termination message, {} when it is other text."""
     try:
         record = json.loads(message)
     except ValueError:

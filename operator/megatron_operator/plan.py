@@ -37,7 +37,7 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event about the job. A recorder aggregates equal (reason, message) pairs into one object with a count."""
+    """One event about the job. A recorder turns equal ones into one object with a count."""
 
     type: Literal["Normal", "Warning"]
     reason: str

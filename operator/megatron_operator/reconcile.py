@@ -1,1 +1,128 @@
-"""One look at one job: manifest, what is seen and the time -> what to do. Pure; the order of policies is here."""
+"""One look at one job: manifest, what is seen and the time -> what to do. Holds the order of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from megatron_operator import events, names, status
+from megatron_operator.decide import backoff, cleanup, completion, deadline, hang, restart, suspend
+from megatron_operator.decide.decision import Continue, Decision, Fail, Restart, Succeed, Suspend, Wait
+from megatron_operator.desired import build
+from megatron_operator.job import Job
+from megatron_operator.observe import Pod, Seen
+from megatron_operator.plan import Event, Patch, Plan, Ref
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+Policy = Callable[[Job, Seen, float], Decision | None]
+
+# The first policy that has something to say decides.
+POLICIES: tuple[Policy, ...] = (
+    suspend.decide,
+    deadline.decide,
+    completion.decide,
+    restart.decide,
+    hang.decide,
+)
+WAKE_UPS = (deadline.wake_at, completion.wake_at, backoff.wake_at, hang.wake_at)
+
+
+def plan(job: Job, seen: Seen, now: float) -> Plan:
+    """All that is to be done for this job now. `now` is seconds since the epoch."""
+    if job.managed_by != names.MANAGER:
+        return Plan()
+    if completion.is_finished(seen):
+        return _after_the_end(job, seen, now)
+    decision = next((found for policy in POLICIES if (found := policy(job, seen, now))), Continue())
+    return _carry_out(job, seen, decision, now)
+
+
+def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now: float) -> Plan:
+    """What to do about a manifest that is not a job: say every problem, run nothing, never retry."""
+    is_foreign = (manifest.get("spec") or {}).get("managedBy", names.MANAGER) != names.MANAGER
+    if is_foreign or completion.is_finished(seen):
+        return Plan()
+    message = "; ".join(str(violation) for violation in violations)[:4096]
+    generation = manifest["metadata"].get("generation", 0)
+    return Plan(
+        status=status.rejected(seen, generation, names.INVALID_SPEC, message, now),
+        delete=_refs(pod for pod in seen.pods if not pod.is_finished),
+        events=(Event(type="Warning", reason="InvalidSpec", message=message[:1024]),),
+    )
+
+
+def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
+    new = status.compute(job, seen, decision, now)
+    written, write_in_s = status.changed(new, seen.status, now)
+    changes = _changes(job, seen, decision, now)
+    return Plan(
+        status=written,
+        delete=changes.delete,
+        patch=changes.patch,
+        create=changes.create,
+        events=events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes)),
+        requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
+    )
+
+
+def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
+    """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
+    if cleanup.is_over(job, seen, now):
+        leftovers = cleanup.leftovers(job, seen)
+        event = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
+        return Plan(delete=leftovers, events=(event,) if leftovers else ())
+    is_stale = seen.status.get("observedGeneration") != job.generation
+    ends = cleanup.wake_at(job, seen, now)
+    return Plan(
+        status={**seen.status, "observedGeneration": job.generation} if is_stale else None,
+        delete=_refs(cleanup.pods_to_delete(job, seen)),
+        requeue_s=None if ends is None else ends - now,
+    )
+
+
+def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s: float | None) -> float | None:
+    """Seconds until time alone can change something; a decided restart or end is looked at again at once."""
+    if isinstance(decision, Restart):
+        return decision.delay_s
+    if isinstance(decision, Succeed | Fail):
+        return job.run_policy.ttl_s
+    if isinstance(decision, Suspend):
+        return write_in_s
+    moments = [at for wake_at in WAKE_UPS if (at := wake_at(job, seen, now)) is not None]
+    waits = [max(at - now, 0.0) for at in moments if at > now]
+    return min([*waits, write_in_s] if write_in_s is not None else waits, default=None)
+
+
+def _creates_pods(changes: Plan) -> bool:
+    return any(created["kind"] == "Pod" for created in changes.create)
+
+
+def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
+    """The objects to delete, patch and create for a decision."""
+    match decision:
+        case Restart() | Suspend():
+            return Plan(delete=_refs(seen.pods))
+        case Succeed() | Fail():
+            return Plan(delete=_refs(cleanup.pods_to_delete(job, seen)))
+        case Wait():
+            return Plan(delete=_refs(seen.stale))
+    replayed = _refs(seen.stale)
+    if seen.gang is not None and not seen.gang.served:
+        return Plan(delete=replayed)
+    if not backoff.may_start(seen, now):
+        return Plan(delete=replayed)
+    return Plan(delete=replayed, patch=_service_patch(job, seen), create=build.missing(job, seen))
+
+
+def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
+    """Points the service at this attempt, so that a stuck pod of an earlier one is never resolved."""
+    wanted = names.selector(job.name, seen.attempt)
+    if seen.service_selector is None or dict(seen.service_selector) == wanted:
+        return ()
+    body = {"spec": {"selector": wanted}}
+    return (Patch(api_version="v1", kind="Service", name=names.service_name(job.name), body=body),)
+
+
+def _refs(pods: Iterable[Pod]) -> tuple[Ref, ...]:
+    return tuple(cleanup.pod_ref(pod) for pod in pods if not pod.deleting)

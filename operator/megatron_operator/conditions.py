@@ -1,0 +1,196 @@
+"""Conditions and phase: what a decision and the pods that are seen mean in words. Pure; writes nothing.
+
+Polarity is fixed per type. Reconciling and Stalled follow kstatus and are present only while True.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_operator import names
+from megatron_operator.decide import deadline, failure
+from megatron_operator.decide.decision import Decision, Fail, Restart, Succeed, Suspend
+from megatron_operator.job import Job
+from megatron_operator.observe import Pod, Seen
+from megatron_operator.timestamp import to_text
+
+Object = Mapping[str, Any]
+ORDER = (
+    names.ADMITTED,
+    names.PODS_READY,
+    names.RUNNING,
+    names.SUSPENDED,
+    names.RESTARTING,
+    names.SUCCEEDED,
+    names.FAILED,
+    names.RECONCILING,
+    names.STALLED,
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claim:
+    """What one condition says now."""
+
+    is_true: bool
+    reason: str
+    message: str = ""
+
+
+Claims = Mapping[str, Claim]
+
+
+def compute(job: Job, seen: Seen, decision: Decision) -> Claims:
+    """Every condition that the job has now, by type."""
+    match decision:
+        case Succeed():
+            return {**_ended(seen), names.SUCCEEDED: _yes(names.MASTER_SUCCEEDED, decision.message)}
+        case Fail():
+            return failed(seen, decision.reason, decision.message)
+        case Suspend():
+            return _suspended()
+        case Restart():
+            return _restarted(seen, decision)
+        case _:
+            return _active(job, seen)
+
+
+def failed(seen: Seen, reason: str, message: str) -> Claims:
+    """The conditions of a job that is over without success."""
+    over = {names.FAILED: _yes(reason, message), names.STALLED: _yes(names.JOB_FAILED, message)}
+    return {**_ended(seen), **over}
+
+
+def phase(claims: Claims, *, has_pods: bool) -> str:
+    """One word for the printer column, derived from the conditions and nothing else."""
+    for type_ in (names.FAILED, names.SUCCEEDED, names.SUSPENDED, names.RESTARTING, names.RUNNING):
+        if type_ in claims and claims[type_].is_true:
+            return type_
+    if not claims[names.ADMITTED].is_true:
+        return "Queued"
+    return "Starting" if has_pods else "Pending"
+
+
+def stamped(claims: Claims, seen: Seen, job_generation: int, now: float) -> list[Object]:
+    """The conditions as metav1.Condition; the time of a transition is kept while the value stays."""
+    return [_stamp(type_, claims[type_], seen, job_generation, now) for type_ in ORDER if type_ in claims]
+
+
+def all_running(job: Job, seen: Seen) -> bool:
+    """Whether every pod of the attempt runs or has succeeded."""
+    running = [pod for pod in seen.current if pod.phase in ("Running", "Succeeded")]
+    return len(running) == job.num_nodes
+
+
+def _active(job: Job, seen: Seen) -> Claims:
+    is_running = all_running(job, seen)
+    pods_ready = _pods_ready(job, seen)
+    claims = {
+        names.ADMITTED: _admitted(job, seen),
+        names.PODS_READY: pods_ready,
+        names.RUNNING: _yes(names.ALL_PODS_RUNNING) if is_running else _no(pods_ready.reason),
+    }
+    if seen.condition(names.SUSPENDED):
+        claims[names.SUSPENDED] = _no(names.RESUMED)
+    restarting = seen.condition(names.RESTARTING)
+    if restarting and is_running:
+        claims[names.RESTARTING] = _no(names.GANG_RUNNING)
+    elif restarting:
+        is_true = restarting["status"] == "True"
+        message = restarting.get("message", "")
+        claims[names.RESTARTING] = Claim(is_true=is_true, reason=restarting["reason"], message=message)
+    if not is_running:
+        claims[names.RECONCILING] = _yes(pods_ready.reason)
+    return {**claims, **_stalled(job, seen)}
+
+
+def _stalled(job: Job, seen: Seen) -> Claims:
+    """What keeps the job from going on until somebody changes something, if anything does."""
+    if seen.gang is not None and not seen.gang.served:
+        message = f"scheduling.gang is {job.scheduling.gang}, but this cluster has no such PodGroup resource."
+        return {names.STALLED: _yes(names.GANG_SCHEDULER_MISSING, message)}
+    if seen.problem is not None:
+        return {names.STALLED: _yes(*seen.problem)}
+    for pod in deadline.stuck(seen):
+        return {names.STALLED: _yes(str(pod.waiting), f"Pod {pod.name}: {pod.waiting_message}")}
+    return {}
+
+
+def _admitted(job: Job, seen: Seen) -> Claim:
+    if any(pod.gated for pod in seen.current):
+        return _no(names.WAITING_FOR_QUOTA, f"Queue {job.kueue_queue} has not admitted the pods.")
+    unplaced = [pod for pod in seen.current if pod.unschedulable is not None]
+    if unplaced and job.scheduling.gang != "None":
+        return _no(names.GANG_UNSCHEDULABLE, str(unplaced[0].unschedulable))
+    if job.scheduling.gang == "Volcano" and not seen.current and seen.gang and seen.gang.phase == "Pending":
+        return _no(names.WAITING_FOR_QUOTA, f"Volcano queue {job.scheduling.queue or 'default'} is full.")
+    return _yes(names.QUOTA_RESERVED if job.kueue_queue or job.scheduling.queue else names.NOT_QUEUED)
+
+
+def _pods_ready(job: Job, seen: Seen) -> Claim:
+    if failure.missing(job, seen):
+        return _no(names.PODS_CREATING)
+    if all(pod.ready or pod.phase == "Succeeded" for pod in seen.current):
+        return _yes(names.ALL_PODS_READY)
+    return _no(names.PODS_PENDING, _why_pending(seen.current))
+
+
+def _why_pending(pods: tuple[Pod, ...]) -> str:
+    for pod in pods:
+        why = pod.unschedulable or (pod.waiting and f"{pod.waiting} {pod.waiting_message}")
+        if why:
+            return f"Pod {pod.name}: {why}"[:1024]
+    return ""
+
+
+def _ended(seen: Seen) -> Claims:
+    """Nothing goes on any more; what was never true of the job stays unsaid."""
+    said = [type_ for type_ in (names.SUSPENDED, names.RESTARTING) if seen.condition(type_)]
+    claims = {type_: _no(names.JOB_FINISHED) for type_ in (names.PODS_READY, names.RUNNING, *said)}
+    admitted = seen.condition(names.ADMITTED)
+    if admitted:
+        is_true = admitted["status"] == "True"
+        claims[names.ADMITTED] = Claim(is_true=is_true, reason=admitted["reason"])
+    return claims
+
+
+def _suspended() -> Claims:
+    stopped = {type_: _no(names.JOB_SUSPENDED) for type_ in (names.ADMITTED, names.PODS_READY, names.RUNNING)}
+    return {**stopped, names.SUSPENDED: _yes(names.USER_REQUESTED, "spec.suspend is true.")}
+
+
+def _restarted(seen: Seen, decision: Restart) -> Claims:
+    cause = decision.failure
+    message = f"Attempt {cause.attempt} ended: {cause.reason} in pod {cause.pod}. {cause.message}".strip()[:1024]
+    return {
+        names.ADMITTED: _yes(names.NOT_QUEUED),
+        names.PODS_READY: _no(names.PODS_CREATING),
+        names.RUNNING: _no(decision.reason),
+        **({names.SUSPENDED: _no(names.RESUMED)} if seen.condition(names.SUSPENDED) else {}),
+        names.RESTARTING: _yes(decision.reason, message),
+        names.RECONCILING: _yes(decision.reason),
+    }
+
+
+def _stamp(type_: str, claim: Claim, seen: Seen, generation: int, now: float) -> Object:
+    value = "True" if claim.is_true else "False"
+    before = seen.condition(type_)
+    is_same = before is not None and before["status"] == value
+    return {
+        "type": type_,
+        "status": value,
+        "reason": claim.reason,
+        "message": claim.message,
+        "observedGeneration": generation,
+        "lastTransitionTime": before["lastTransitionTime"] if before and is_same else to_text(now),
+    }
+
+
+def _yes(reason: str, message: str = "") -> Claim:
+    return Claim(is_true=True, reason=reason, message=message)
+
+
+def _no(reason: str, message: str = "") -> Claim:
+    return Claim(is_true=False, reason=reason, message=message)

@@ -1,0 +1,42 @@
+"""Completion: the master decides. When it has succeeded the job has, once the workers had time to end too."""
+
+from __future__ import annotations
+
+from megatron_operator import names
+from megatron_operator.decide.decision import Succeed, Wait
+from megatron_operator.job import Job
+from megatron_operator.observe import Pod, Seen
+
+# Workers leave the last collective within moments of the master; a minute also covers slow file systems.
+COMPLETION_GRACE_S = 60.0
+
+
+def decide(job: Job, seen: Seen, now: float) -> Succeed | Wait | None:
+    """Succeed, or wait for workers that still end; None while the master has not succeeded."""
+    master = succeeded_master(seen)
+    if master is None:
+        return None
+    ends = wake_at(job, seen, now)
+    if ends is not None and now < ends:
+        return Wait()
+    return Succeed(message=f"Pod {master.name} succeeded.")
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When waiting for workers ends; None when there is nothing to wait for."""
+    master = succeeded_master(seen)
+    still_running = any(not pod.is_finished for pod in seen.current)
+    if master is None or master.finished_at is None or not still_running:
+        return None
+    return master.finished_at + COMPLETION_GRACE_S
+
+
+def succeeded_master(seen: Seen) -> Pod | None:
+    """The master of this attempt if it has succeeded."""
+    masters = (pod for pod in seen.current if pod.role == names.MASTER)
+    return next((pod for pod in masters if pod.phase == "Succeeded"), None)
+
+
+def is_finished(seen: Seen) -> bool:
+    """Whether a terminal condition is written down."""
+    return seen.is_true(names.SUCCEEDED) or seen.is_true(names.FAILED)

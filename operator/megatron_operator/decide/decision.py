@@ -1,0 +1,77 @@
+"""What a policy can decide, as values. `reconcile` turns each kind into changes, `status` into conditions."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, kw_only=True)
+class Failure:
+    """Why an attempt ended, for status.lastFailure. `time` is seconds since the epoch."""
+
+    reason: str
+    message: str = ""
+    pod: str = ""
+    node: str = ""
+    exit_code: int | None = None
+    iteration: int | None = None
+    attempt: int = 0
+    time: float = 0.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class Counters:
+    """status.restarts but for the attempt: all that a restart has to remember.
+
+    in_a_row: restarts since the last counted one or the last new checkpoint that admission races caused.
+    checkpoint_iteration: newest checkpoint when the last restart was decided.
+    """
+
+    total: int = 0
+    counted: int = 0
+    in_a_row: int = 0
+    checkpoint_iteration: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Continue:
+    """Nothing happened: create what is missing, report what is there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Wait:
+    """Create nothing, delete nothing, look again when something changes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Suspend:
+    """Stop the pods and keep everything that a resume needs."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restart:
+    """Write the next attempt down, delete the whole gang, start again after `delay_s`."""
+
+    reason: str
+    failure: Failure
+    counters: Counters
+    delay_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Succeed:
+    """The job is done."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Fail:
+    """The job is over and did not succeed."""
+
+    reason: str
+    message: str
+    failure: Failure | None = None
+
+
+Decision = Continue | Wait | Suspend | Restart | Succeed | Fail

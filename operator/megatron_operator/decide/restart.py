@@ -1,0 +1,157 @@
+"""Restart or failure: what an attempt's end means. Always the whole gang, never a single pod.
+
+A surviving rank of a broken collective hangs, so replacing one pod (as PyTorchJob does) cannot work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from megatron_operator import names
+from megatron_operator.decide import failure as failures
+from megatron_operator.decide.backoff import delay_s
+from megatron_operator.decide.decision import Counters, Fail, Failure, Restart
+from megatron_operator.job import Job, Rule
+from megatron_operator.observe import Seen
+from megatron_trainjob.exit_codes import retry_class
+
+# The kubelet refused or dropped the pod through no fault of the program.
+ADMISSION_REASONS = frozenset(
+    {
+        "UnexpectedAdmissionError",
+        "Evicted",
+        "NodeShutdown",
+        "Terminated",
+        "ContainerStatusUnknown",
+        "NodeLost",
+    }
+)
+MAX_IN_A_ROW = 10
+
+Kind = Literal["disrupted", "admission", "failed", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How to answer one failure."""
+
+    kind: Kind
+    reason: str
+    message: str = ""
+
+
+def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
+    """Restart the gang, or fail the job, when this attempt has ended badly."""
+    failure = failures.find(job, seen, now)
+    return None if failure is None else answer(job, seen, failure, judge(job, seen, failure))
+
+
+def judge(job: Job, seen: Seen, failure: Failure) -> Verdict:
+    """The user's first matching rule, else the default for this kind of failure."""
+    for rule in job.failure_policy.rules:
+        if matches(rule, failure):
+            return _by_rule(rule, failure, seen)
+    return by_default(seen, failure)
+
+
+def matches(rule: Rule, failure: Failure) -> bool:
+    """Whether every list that the rule gives holds the failure's value."""
+    code_matches = not rule.exit_codes or failure.exit_code in rule.exit_codes
+    return code_matches and (not rule.reasons or failure.reason in rule.reasons)
+
+
+def by_default(seen: Seen, failure: Failure) -> Verdict:
+    """The table of defaults: what a failure means when the user said nothing."""
+    restart_reason = _restart_reason(seen, failure)
+    if is_disruption(seen, failure):
+        return Verdict(kind="disrupted", reason=restart_reason)
+    if failure.reason in ADMISSION_REASONS or failure.reason.startswith("OutOf"):
+        return Verdict(kind="admission", reason=restart_reason)
+    if failure.exit_code is not None and retry_class(failure.exit_code) == "never":
+        message = f"Pod {failure.pod} ended with {failure.reason} ({failure.exit_code}); a retry cannot help."
+        return Verdict(kind="never", reason=names.NON_RETRYABLE_EXIT, message=message)
+    if is_repeated_out_of_memory(seen, failure):
+        message = f"Pod {failure.pod} was killed for memory twice at iteration {failure.iteration}."
+        return Verdict(kind="never", reason=names.OOM_KILLED, message=message)
+    return Verdict(kind="failed", reason=restart_reason)
+
+
+def is_disruption(seen: Seen, failure: Failure) -> bool:
+    """Whether the cluster or a person took the pod away."""
+    if failure.reason == failures.POD_DELETED:
+        return True
+    pod = next((pod for pod in seen.current if pod.name == failure.pod), None)
+    return pod is not None and (pod.disruption is not None or pod.deleting)
+
+
+def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
+    """Whether the attempt before ended for memory at the same iteration: the same again is then certain."""
+    before = seen.status.get("lastFailure") or {}
+    return (
+        failure.reason == names.OOM_KILLED
+        and before.get("reason") == names.OOM_KILLED
+        and before.get("attempt") != failure.attempt
+        and before.get("iteration") == failure.iteration
+    )
+
+
+def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart | Fail:
+    """The decision that a verdict leads to, with the counters of the restart."""
+    if verdict.kind == "never":
+        return Fail(reason=verdict.reason, message=verdict.message, failure=failure)
+    counters = count(job, seen, verdict.kind)
+    if counters.counted > job.failure_policy.max_restarts:
+        message = (
+            f"Pod {failure.pod} failed ({failure.reason}) and failurePolicy.maxRestarts "
+            f"({job.failure_policy.max_restarts}) is used up."
+        )
+        return Fail(reason=names.MAX_RESTARTS_EXCEEDED, message=message, failure=failure)
+    return Restart(
+        reason=verdict.reason,
+        failure=failure,
+        counters=counters,
+        delay_s=delay_s(job.failure_policy, counters, verdict.kind),
+    )
+
+
+def count(job: Job, seen: Seen, kind: Kind) -> Counters:
+    """Counters after one more restart; a checkpoint written since the last one starts the count anew."""
+    before = read_counters(seen)
+    latest = (seen.progress.checkpoint_iteration if seen.progress else None) or before.checkpoint_iteration
+    has_progressed = (latest or 0) > (before.checkpoint_iteration or 0)
+    if has_progressed and job.failure_policy.reset_after_progress:
+        before = replace(before, counted=0, in_a_row=0)
+    is_race = kind == "admission" and before.in_a_row < MAX_IN_A_ROW
+    is_counted = kind == "failed" or (kind == "admission" and not is_race)
+    return Counters(
+        total=before.total + 1,
+        counted=before.counted + is_counted,
+        in_a_row=before.in_a_row + 1 if is_race else 0,
+        checkpoint_iteration=latest,
+    )
+
+
+def read_counters(seen: Seen) -> Counters:
+    """The counters that the status has written down."""
+    restarts = seen.status.get("restarts", {})
+    return Counters(
+        total=restarts.get("total", 0),
+        counted=restarts.get("counted", 0),
+        in_a_row=restarts.get("uncountedInARow", 0),
+        checkpoint_iteration=restarts.get("checkpointIteration"),
+    )
+
+
+def _by_rule(rule: Rule, failure: Failure, seen: Seen) -> Verdict:
+    if rule.action == "FailJob":
+        message = f"Pod {failure.pod} ended with {failure.reason}, for which a rule fails the job."
+        return Verdict(kind="never", reason=names.FAILURE_POLICY, message=message)
+    kind: Kind = "failed" if rule.action == "Restart" else "disrupted"
+    return Verdict(kind=kind, reason=_restart_reason(seen, failure))
+
+
+def _restart_reason(seen: Seen, failure: Failure) -> str:
+    if failure.node and failure.node in seen.lost_nodes:
+        return names.NODE_LOST
+    return names.PREEMPTED if is_disruption(seen, failure) else names.POD_FAILED

@@ -1,0 +1,66 @@
+"""The environment of the trainer container: topology and identity. Arguments never travel this way."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_operator import names
+from megatron_operator.job import Job
+
+# Names that only the operator sets; a manifest that sets one of them is refused.
+RESERVED = frozenset(
+    {
+        "MASTER_ADDR",
+        "MASTER_PORT",
+        "WORLD_SIZE",
+        "RANK",
+        "LOCAL_RANK",
+        "NNODES",
+        "NODE_RANK",
+        "NPROC_PER_NODE",
+        "PET_MASTER_ADDR",
+        "PET_MASTER_PORT",
+        "PET_NNODES",
+        "PET_NODE_RANK",
+        "PET_NPROC_PER_NODE",
+        "MTJ_JOB_NAME",
+        "MTJ_JOB_UID",
+        "MTJ_RESTART_ATTEMPT",
+        "MTJ_RESUME",
+        "MTJ_SAVE_ON_TERM",
+    }
+)
+
+
+def environment(job: Job, attempt: int, node_rank: int) -> list[dict[str, Any]]:
+    """Environment of the pod with this node rank: ours, then NCCL's, then the user's.
+
+    RANK is the node's rank, as PyTorchJob has it; a launcher replaces it by the process's own rank.
+    """
+    values = {**_topology(job, attempt, node_rank), **_identity(job, attempt), **job.network.nccl_env}
+    ours = [{"name": name, "value": value} for name, value in values.items()]
+    return [*ours, *(dict(entry) for entry in job.env)]
+
+
+def _topology(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
+    master = names.pod_name(job.name, attempt, 0)
+    rendezvous = {
+        "MASTER_ADDR": f"{master}.{names.service_name(job.name)}",
+        "MASTER_PORT": str(job.network.master_port),
+        "NNODES": str(job.num_nodes),
+        "NODE_RANK": str(node_rank),
+        "NPROC_PER_NODE": str(job.nproc_per_node),
+    }
+    torchrun = {f"PET_{name}": value for name, value in rendezvous.items()}
+    return {**rendezvous, "WORLD_SIZE": str(job.world_size), "RANK": str(node_rank), **torchrun}
+
+
+def _identity(job: Job, attempt: int) -> dict[str, str]:
+    return {
+        "MTJ_JOB_NAME": job.name,
+        "MTJ_JOB_UID": job.uid,
+        "MTJ_RESTART_ATTEMPT": str(attempt),
+        "MTJ_RESUME": job.checkpoint.resume,
+        "MTJ_SAVE_ON_TERM": "1" if job.checkpoint.save_on_termination else "0",
+        "PYTHONUNBUFFERED": "1",
+    }

@@ -1,0 +1,100 @@
+"""The PodGroup of an attempt, in the form that each gang scheduler wants, and its part of the pod spec."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron_operator import names
+from megatron_operator.desired import labels
+from megatron_operator.desired.quantity import multiplied
+from megatron_operator.job import Gang, Job
+
+API_VERSIONS: dict[Gang, str] = {
+    "Volcano": "scheduling.volcano.sh/v1beta1",
+    "Coscheduling": "scheduling.x-k8s.io/v1alpha1",
+    "Native": "scheduling.k8s.io/v1beta1",
+}
+KIND = "PodGroup"
+
+
+def pod_group(job: Job, attempt: int) -> dict[str, Any] | None:
+    """The PodGroup of this attempt, None without gang scheduling. One an attempt: groups are immutable."""
+    gang = job.scheduling.gang
+    if gang == "None":
+        return None
+    own = {names.LABEL_RESTART_ATTEMPT: str(attempt)}
+    return {
+        "apiVersion": API_VERSIONS[gang],
+        "kind": KIND,
+        "metadata": labels.metadata(job, names.group_name(job.name, attempt), own),
+        "spec": SPECS[gang](job),
+    }
+
+
+def pod_fields(job: Job, attempt: int) -> dict[str, Any]:
+    """What the pod spec says about scheduling."""
+    scheduling = job.scheduling
+    fields: dict[str, Any] = {}
+    if scheduling.scheduler_name or scheduling.gang == "Volcano":
+        fields["schedulerName"] = scheduling.scheduler_name or "volcano"
+    if scheduling.priority_class_name:
+        fields["priorityClassName"] = scheduling.priority_class_name
+    if scheduling.gang == "Native":
+        fields["schedulingGroup"] = {"podGroupName": names.group_name(job.name, attempt)}
+    return fields
+
+
+def admits_pods(phase: str, gang: Gang) -> bool:
+    """Whether pods may be created. Volcano's come once the queue takes the group: no pile of pending pods."""
+    return gang != "Volcano" or phase not in ("", "Pending")
+
+
+def _volcano(job: Job) -> dict[str, Any]:
+    scheduling = job.scheduling
+    spec: dict[str, Any] = {"minMember": scheduling.min_member, "queue": scheduling.queue or "default"}
+    if scheduling.min_member == job.num_nodes:
+        workers = {names.WORKER: job.num_nodes - 1} if job.num_nodes > 1 else {}
+        spec["minTaskMember"] = {names.MASTER: 1, **workers}
+    topology = scheduling.topology
+    if topology:
+        spec["networkTopology"] = {
+            "mode": "hard" if topology.mode == "Required" else "soft",
+            "highestTierAllowed": topology.highest_tier_allowed,
+        }
+    return {**spec, **_min_resources(job), **_priority(job)}
+
+
+def _coscheduling(job: Job) -> dict[str, Any]:
+    seconds = job.scheduling.schedule_timeout_s
+    timeout = {} if seconds is None else {"scheduleTimeoutSeconds": seconds}
+    return {"minMember": job.scheduling.min_member, **_min_resources(job), **timeout}
+
+
+def _native(job: Job) -> dict[str, Any]:
+    spec: dict[str, Any] = {"schedulingPolicy": {"gang": {"minCount": job.scheduling.min_member}}}
+    topology = job.scheduling.topology
+    if topology and topology.key:
+        spec["schedulingConstraints"] = {"topology": [{"key": topology.key}]}
+    return {**spec, **_priority(job)}
+
+
+SPECS: dict[Gang, Callable[[Job], dict[str, Any]]] = {
+    "Volcano": _volcano,
+    "Coscheduling": _coscheduling,
+    "Native": _native,
+}
+
+
+def _min_resources(job: Job) -> dict[str, Any]:
+    """The sum of what the pods of the group ask for; limits count where a request is not given."""
+    wanted = {**(job.resources.get("limits") or {}), **(job.resources.get("requests") or {})}
+    if not wanted:
+        return {}
+    count = job.scheduling.min_member
+    return {"minResources": {name: multiplied(str(amount), count) for name, amount in sorted(wanted.items())}}
+
+
+def _priority(job: Job) -> dict[str, Any]:
+    name = job.scheduling.priority_class_name
+    return {"priorityClassName": name} if name else {}

@@ -1,0 +1,88 @@
+"""Metadata that every child object carries: labels, owner, and what queues read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_operator import names
+from megatron_operator.job import Job
+
+
+def metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Metadata of a child that goes when the job goes."""
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": {**common(job), **labels},
+        "ownerReferences": [owner(job)],
+    }
+
+
+def common(job: Job) -> dict[str, str]:
+    """Labels by which people and tools find everything that belongs to a job."""
+    return {
+        "app.kubernetes.io/name": "megatron-train",
+        "app.kubernetes.io/instance": job.name,
+        "app.kubernetes.io/component": "trainer",
+        "app.kubernetes.io/part-of": job.name,
+        "app.kubernetes.io/managed-by": names.FIELD_MANAGER,
+        names.LABEL_JOB_NAME: job.name,
+    }
+
+
+def owner(job: Job) -> dict[str, Any]:
+    """The job as controlling owner: garbage collection then deletes the child, without any finalizer."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def role(node_rank: int) -> names.Role:
+    """Node rank 0 is the master, all others are workers."""
+    return "master" if node_rank == 0 else "worker"
+
+
+def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
+    """Labels of one pod, with those that a queue or a gang scheduler looks at."""
+    labels = {
+        names.LABEL_REPLICA_TYPE: role(node_rank),
+        names.LABEL_REPLICA_INDEX: str(max(node_rank - 1, 0)),
+        names.LABEL_RESTART_ATTEMPT: str(attempt),
+    }
+    group = names.group_name(job.name, attempt)
+    if job.kueue_queue:
+        copied = {key: job.labels[key] for key in (names.KUEUE_QUEUE, names.KUEUE_PRIORITY) if key in job.labels}
+        labels |= {**copied, names.KUEUE_GROUP_NAME: group}
+    if job.scheduling.gang == "Coscheduling":
+        labels[names.COSCHEDULING_GROUP] = group
+    return labels
+
+
+def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> dict[str, str]:
+    """Annotations of one pod."""
+    annotations = {
+        names.ANNOTATION_ARGS_HASH: args_hash,
+        names.ANNOTATION_DEFAULT_CONTAINER: names.CONTAINER,
+    }
+    if job.network.multus_networks:
+        annotations[names.ANNOTATION_MULTUS] = ",".join(job.network.multus_networks)
+    if job.scheduling.gang == "Volcano":
+        annotations[names.VOLCANO_GROUP_NAME] = names.group_name(job.name, attempt)
+        annotations[names.VOLCANO_TASK] = role(node_rank)
+    return {**annotations, **(_kueue_annotations(job) if job.kueue_queue else {})}
+
+
+def _kueue_annotations(job: Job) -> dict[str, str]:
+    """How many pods make the group; a group that lost its pods is over, for the next attempt queues anew."""
+    annotations = {names.KUEUE_GROUP_TOTAL: str(job.num_nodes), names.KUEUE_RETRIABLE: "false"}
+    topology = job.scheduling.topology
+    if topology and topology.key:
+        is_required = topology.mode == "Required"
+        key = names.KUEUE_REQUIRED_TOPOLOGY if is_required else names.KUEUE_PREFERRED_TOPOLOGY
+        annotations[key] = topology.key
+    return annotations

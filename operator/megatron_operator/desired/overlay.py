@@ -1,0 +1,50 @@
+"""Merges a pod template that the user wrote onto the generated one, as kubectl's strategic merge does."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+# Lists whose items have a name of their own; the items of any other list are replaced as a whole.
+KEYS: dict[str, str] = {
+    "containers": "name",
+    "initContainers": "name",
+    "volumes": "name",
+    "env": "name",
+    "imagePullSecrets": "name",
+    "volumeMounts": "mountPath",
+    "ports": "containerPort",
+    "hostAliases": "ip",
+    "topologySpreadConstraints": "topologyKey",
+    "schedulingGates": "name",
+    "resourceClaims": "name",
+}
+# Here the generated entries matter as much as the user's.
+APPENDED = frozenset({"tolerations", "envFrom"})
+
+
+def merged(generated: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
+    """The generated mapping with the overlay's values; both stay as they are."""
+    result = dict(generated)
+    for key, value in overlay.items():
+        result[key] = _merged_value(key, result.get(key), value)
+    return result
+
+
+def _merged_value(key: str, generated: Any, overlay: Any) -> Any:  # noqa: ANN401 (any Kubernetes value)
+    if isinstance(generated, Mapping) and isinstance(overlay, Mapping):
+        return merged(generated, overlay)
+    if isinstance(generated, list) and isinstance(overlay, list):
+        if key in APPENDED:
+            return [*generated, *overlay]
+        if key in KEYS:
+            return _merged_list(KEYS[key], generated, overlay)
+    return overlay
+
+
+def _merged_list(key: str, generated: list[Any], overlay: list[Any]) -> list[Any]:
+    """Items with the same key are merged in their place, new ones follow in the overlay's order."""
+    changes = {item[key]: item for item in overlay}
+    known = {item[key] for item in generated}
+    kept = [merged(item, changes[item[key]]) if item[key] in changes else item for item in generated]
+    return [*kept, *(item for item in overlay if item[key] not in known)]

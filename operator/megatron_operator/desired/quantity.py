@@ -1,0 +1,40 @@
+"""Kubernetes quantities ("64Gi", "500m", "8") as exact numbers."""
+
+from __future__ import annotations
+
+import re
+from decimal import Decimal
+
+SUFFIXES: dict[str, Decimal] = {
+    "n": Decimal("1e-9"),
+    "u": Decimal("1e-6"),
+    "m": Decimal("1e-3"),
+    "": Decimal(1),
+    "k": Decimal(10) ** 3,
+    "M": Decimal(10) ** 6,
+    "G": Decimal(10) ** 9,
+    "T": Decimal(10) ** 12,
+    "P": Decimal(10) ** 15,
+    "E": Decimal(10) ** 18,
+    **{f"{letter}i": Decimal(1024) ** (power + 1) for power, letter in enumerate("KMGTPE")},
+}
+PATTERN = r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$"
+
+
+def amount(text: str) -> Decimal:
+    """The number behind a quantity. Raises ValueError for text that is none."""
+    match = re.match(PATTERN, text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity such as 8, 500m or 64Gi")
+    number, suffix = match.group(1), match.group(2) or ""
+    if suffix[:1] in ("e", "E") and len(suffix) > 1:
+        return Decimal(number + suffix)
+    return Decimal(number) * SUFFIXES[suffix]
+
+
+def multiplied(text: str, count: int) -> str:
+    """The quantity times a count, in the same unit."""
+    match = re.match(PATTERN, text)
+    if match is None:
+        raise ValueError(f"{text!r} is not a quantity such as 8, 500m or 64Gi")
+    return f"{Decimal(match.group(1)) * count:f}{match.group(2) or ''}"

@@ -1,0 +1,67 @@
+"""The events that a decision is worth: at most one each for what a person wants to read of a job's life."""
+
+from __future__ import annotations
+
+from megatron_operator import conditions, names
+from megatron_operator.decide.decision import Decision, Fail, Restart, Succeed, Suspend
+from megatron_operator.job import Job
+from megatron_operator.observe import Seen
+from megatron_operator.plan import Event
+
+
+def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
+    """What to tell about this decision. The status is written first, so each is told once a transition."""
+    match decision:
+        case Restart():
+            return _restarting(decision)
+        case Fail():
+            return _failed(decision)
+        case Succeed():
+            return (_normal("JobSucceeded", decision.message),)
+        case Suspend():
+            return _suspended(seen)
+        case _:
+            return _going_on(job, seen, creates_pods=creates_pods)
+
+
+def _restarting(decision: Restart) -> tuple[Event, ...]:
+    failure = decision.failure
+    code = "" if failure.exit_code is None else f" with exit code {failure.exit_code}"
+    cause = f"Pod {failure.pod} ended{code}: {failure.reason}. {failure.message}".strip()[:1024]
+    first = "JobHung" if decision.reason == names.HUNG else "PodFailed"
+    wait = f" in {decision.delay_s:.0f} s" if decision.delay_s else ""
+    then = f"Attempt {failure.attempt + 1} starts{wait} ({decision.reason})."
+    return (_warning(first, cause), _normal("JobRestarting", then))
+
+
+def _failed(decision: Fail) -> tuple[Event, ...]:
+    reason = names.DEADLINE_EXCEEDED if decision.reason == names.DEADLINE_EXCEEDED else "JobFailed"
+    detail = decision.failure.message if decision.failure else ""
+    return (_warning(reason, f"{decision.reason}: {decision.message} {detail}".strip()[:1024]),)
+
+
+def _suspended(seen: Seen) -> tuple[Event, ...]:
+    if seen.is_true(names.SUSPENDED):
+        return ()
+    return (_normal("JobSuspended", "spec.suspend is true; the pods are stopped."),)
+
+
+def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
+    events = []
+    if seen.is_true(names.SUSPENDED):
+        events.append(_normal("JobResumed", "spec.suspend is false again."))
+    if creates_pods and not seen.current:
+        events.append(_normal("GangCreated", f"{job.num_nodes} pods of attempt {seen.attempt}."))
+    elif not seen.status:
+        events.append(_normal("JobAccepted", "The manifest is valid; the pods wait."))
+    if conditions.all_running(job, seen) and not seen.is_true(names.RUNNING):
+        events.append(_normal("JobRunning", f"All {job.num_nodes} pods of attempt {seen.attempt} run."))
+    return tuple(events)
+
+
+def _normal(reason: str, message: str) -> Event:
+    return Event(type="Normal", reason=reason, message=message)
+
+
+def _warning(reason: str, message: str) -> Event:
+    return Event(type="Warning", reason=reason, message=message)

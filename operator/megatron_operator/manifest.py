@@ -1,0 +1,133 @@
+"""Manifest -> Job, or every violation at once. The same reading for operator, webhook and command line.
+
+Shape and defaults come from `schema`, arguments from the contract, the rest from `manifest_rules`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from decimal import Decimal
+from typing import Any, cast
+
+from megatron_operator import manifest_job, manifest_rules, names
+from megatron_operator.desired.quantity import amount
+from megatron_operator.job import Job, Task
+from megatron_operator.schema import structural
+from megatron_operator.schema.spec import spec as spec_schema
+from megatron_trainjob.args import rules
+from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.parse import parse as parse_args
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+DEFAULT_IMAGE = "megatron-trainer:0.1.0"
+TOP_LEVEL = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
+NAME_PATTERN = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
+GPU_RESOURCE = "nvidia.com/gpu"
+MIG_PREFIX = "nvidia.com/mig-"
+
+
+def parse(
+    manifest: object, *, hf_config: Object | None = None, default_image: str = DEFAULT_IMAGE
+) -> Job | tuple[Violation, ...]:
+    """The job, or everything that is wrong with the manifest.
+
+    hf_config: the model's config.json where it can be read; without it, rules about the model are left out.
+    default_image: image for a manifest that names none.
+    """
+    if not isinstance(manifest, Mapping) or not isinstance(manifest.get("spec"), Mapping):
+        return (Violation(path="spec", value=None, message="a manifest needs spec; see docs or examples"),)
+    given = {key: value for key, value in manifest["spec"].items() if key != "args"}
+    shape = tuple(structural.check(given, spec_schema(), "spec"))
+    spec = structural.defaulted(_without_broken(given, shape), spec_schema())
+    nproc = nproc_per_node(spec)
+    arguments = _read_arguments(manifest["spec"].get("args"), spec, spec["numNodes"] * nproc, hf_config)
+    violations = _unique(
+        (
+            *_check_header(manifest),
+            *_check_required(given),
+            *shape,
+            *manifest_rules.check(manifest.get("metadata") or {}, spec),
+            *arguments.violations,
+        )
+    )
+    if violations or arguments.args is None:
+        return violations
+    return manifest_job.build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
+
+
+def nproc_per_node(spec: Object) -> int:
+    """Processes in each pod; "auto" counts GPUs and MIG slices in the limits, and is 1 without any."""
+    value = str(spec["nprocPerNode"])
+    if value != "auto":
+        return int(value)
+    limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
+    gpus = [count for name, count in limits.items() if name == GPU_RESOURCE or name.startswith(MIG_PREFIX)]
+    return int(sum((_amount(count) for count in gpus), Decimal(0))) or 1
+
+
+def _amount(value: object) -> Decimal:
+    try:
+        return amount(str(value))
+    except ValueError:
+        return Decimal(0)
+
+
+def _without_broken(given: Object, violations: Iterable[Violation]) -> Object:
+    """The fields in which nothing is wrong, so that the other checks can go on with them."""
+    broken = {re.split(r"[.\[]", violation.path)[1] for violation in violations}
+    return {key: value for key, value in given.items() if key not in broken}
+
+
+def _check_header(manifest: Object) -> Iterable[Violation]:
+    for field, wanted in (("apiVersion", names.API_VERSION), ("kind", names.KIND)):
+        if manifest.get(field) != wanted:
+            yield Violation(path=field, value=manifest.get(field), message=f"must be {wanted}")
+    for field in manifest:
+        if field not in TOP_LEVEL:
+            yield Violation(path=str(field), value=manifest[field], message="unknown field; move it under spec")
+    name = (manifest.get("metadata") or {}).get("name")
+    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+        message = "must be lower-case letters, digits and '-', beginning with a letter, for a Service bears it"
+        yield Violation(path="metadata.name", value=name, message=message)
+    elif len(name) > names.MAX_JOB_NAME_LENGTH:
+        message = f"must not be longer than {names.MAX_JOB_NAME_LENGTH} characters, for pod names are made from it"
+        yield Violation(path="metadata.name", value=name, message=message)
+
+
+def _check_required(given: Object) -> Iterable[Violation]:
+    if given.get("task") is None:
+        yield Violation(path="spec.task", value=None, message="is required; one of pt, sft, rlhf")
+
+
+def _read_arguments(given: object, spec: Object, world_size: int, hf_config: Object | None) -> Parsed:
+    """The arguments with every violation that they and the size of the job have."""
+    if given is not None and not isinstance(given, Mapping):
+        wrong = Violation(path="spec.args", value=given, message="must be a mapping of argument names to values")
+        return Parsed(args=None, violations=(wrong,))
+    task = cast(Task, spec.get("task", "sft"))
+    mapping = given or {}
+    parsed = parse_args(mapping, task=task)
+    readable = parsed if parsed.args else parse_args(_readable(mapping, parsed.violations), task=task)
+    if readable.args is None:
+        return parsed
+    found = rules.check(readable.args, readable.given, task=task, world_size=world_size, hf_config=hf_config)
+    violations = (*parsed.violations, *found)
+    return Parsed(
+        args=None if violations else parsed.args,
+        violations=violations,
+        warnings=parsed.warnings,
+        given=parsed.given,
+    )
+
+
+def _readable(mapping: Object, violations: Iterable[Violation]) -> Object:
+    """The arguments that nothing is said against: rules about the whole job can be judged by them."""
+    broken = {violation.path.removeprefix("spec.args.") for violation in violations}
+    return {name: value for name, value in mapping.items() if name not in broken}
+
+
+def _unique(violations: Iterable[Violation]) -> tuple[Violation, ...]:
+    by_text = {(violation.path, violation.message): violation for violation in violations}
+    return tuple(by_text.values())

@@ -1,0 +1,1 @@
+"""The manifest's shape as structural OpenAPI schemas: one source for the CRD, validation, defaults and explain."""

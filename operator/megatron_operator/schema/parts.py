@@ -1,0 +1,72 @@
+"""Small builders for structural OpenAPI schemas. Each returns a new dict; none knows a field of the job."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+Schema = dict[str, Any]
+QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
+
+
+def text(help: str, *, default: str | None = None, pattern: str | None = None, max_length: int = 253) -> Schema:
+    """A string."""
+    extra = {"maxLength": max_length, "default": default, "pattern": pattern}
+    return {"type": "string", "description": help, **_given(extra)}
+
+
+def choice(help: str, *choices: str, default: str | None = None) -> Schema:
+    """One of a closed set of strings."""
+    return {"type": "string", "description": help, "enum": list(choices), **_given({"default": default})}
+
+
+def integer(help: str, *, ge: int = 0, le: int = 2**31 - 1, default: int | None = None) -> Schema:
+    """A whole number between two bounds."""
+    return {"type": "integer", "description": help, "minimum": ge, "maximum": le, **_given({"default": default})}
+
+
+def boolean(help: str, *, default: bool | None = None) -> Schema:
+    """True or false."""
+    return {"type": "boolean", "description": help, **_given({"default": default})}
+
+
+def int_or_text(help: str, *, default: str | None = None, pattern: str | None = None) -> Schema:
+    """A whole number or a string."""
+    extra = {"default": default, "pattern": pattern}
+    return {"x-kubernetes-int-or-string": True, "description": help, **_given(extra)}
+
+
+def quantity(help: str) -> Schema:
+    """A Kubernetes quantity such as 8, 500m or 64Gi."""
+    return int_or_text(help, pattern=QUANTITY_PATTERN)
+
+
+def record(help: str, properties: Mapping[str, Schema], *, required: tuple[str, ...] = ()) -> Schema:
+    """An object with these fields and no others."""
+    needs = {"required": list(required)} if required else {}
+    return {"type": "object", "description": help, "properties": dict(properties), **needs}
+
+
+def array(help: str, items: Schema, *, max_items: int = 64) -> Schema:
+    """A list."""
+    return {"type": "array", "description": help, "items": items, "maxItems": max_items}
+
+
+def text_map(help: str, *, max_properties: int = 128, max_length: int = 4096) -> Schema:
+    """An object from any name to a string."""
+    values = {"type": "string", "maxLength": max_length}
+    return {
+        "type": "object",
+        "description": help,
+        "additionalProperties": values,
+        "maxProperties": max_properties,
+    }
+
+
+def described(schema: Mapping[str, Any], help: str) -> Schema:
+    """The schema with this description in place of its own."""
+    return {**schema, "description": help}
+
+
+def _given(extra: Mapping[str, Any]) -> Schema:
+    return {key: value for key, value in extra.items() if value is not None}

@@ -1,0 +1,243 @@
+"""The status of a job: computed whole from what is seen and decided, written only when it says something new.
+
+Facts that matter are written at once. Counts, reasons and progress wait for `SOFT_INTERVAL_S`, or a thousand
+running jobs would write a thousand times a second.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from megatron_operator import conditions, names
+from megatron_operator.decide import restart, suspend
+from megatron_operator.decide.decision import Counters, Decision, Fail, Failure, Restart, Succeed, Suspend
+from megatron_operator.job import Job
+from megatron_operator.observe import Pod, Seen
+from megatron_operator.timestamp import to_seconds, to_text
+from megatron_trainjob.args import derive
+from megatron_trainjob.progress import Progress
+
+Object = Mapping[str, Any]
+MAX_METRICS = 32
+SOFT_INTERVAL_S = 10.0
+SAME_PERCENTAGE_INTERVAL_S = 60.0
+SOFT_FIELDS = ("replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
+
+
+def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
+    """The whole status after this decision."""
+    claims = conditions.compute(job, seen, decision)
+    attempt = next_attempt(seen, decision)
+    pods = tuple(pod for pod in seen.pods if pod.attempt == attempt)
+    status = {
+        "observedGeneration": job.generation,
+        "phase": conditions.phase(claims, has_pods=bool(pods)),
+        "conditions": conditions.stamped(claims, seen, job.generation, now),
+        "startTime": _start_time(seen, decision, now),
+        "completionTime": to_text(now) if isinstance(decision, Succeed | Fail) else None,
+        "lastRestartTime": to_text(now) if isinstance(decision, Restart) else seen.status.get("lastRestartTime"),
+        "restarts": _restarts(seen, decision, attempt, now),
+        "replicaStatuses": replica_statuses(job, pods),
+        "lastFailure": _last_failure(seen, decision),
+        "progress": _progress(seen),
+        "checkpoint": _checkpoint(seen),
+        "resolved": resolved(job),
+        "gang": _gang(job, attempt, seen),
+        "selector": ",".join(f"{key}={value}" for key, value in names.selector(job.name, attempt).items()),
+        "lastUpdatedTime": to_text(now),
+    }
+    return {key: value for key, value in status.items() if value is not None}
+
+
+def rejected(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
+    """The status of a job whose manifest cannot be run; what was known before stays."""
+    claims = conditions.failed(seen, reason, message)
+    return {
+        **seen.status,
+        "observedGeneration": generation,
+        "phase": names.FAILED,
+        "conditions": conditions.stamped(claims, seen, generation, now),
+        "completionTime": to_text(now),
+        "lastUpdatedTime": to_text(now),
+    }
+
+
+def next_attempt(seen: Seen, decision: Decision) -> int:
+    """The attempt that the status names after this decision."""
+    match decision:
+        case Restart():
+            return seen.attempt + 1
+        case Suspend():
+            return suspend.attempt(seen)
+        case _:
+            return seen.attempt
+
+
+def replica_statuses(job: Job, pods: Iterable[Pod]) -> Object:
+    """Counts of pods by role and phase."""
+    pods = tuple(pods)
+    desired = {names.MASTER: 1, names.WORKER: job.num_nodes - 1}
+    return {
+        role: {"desired": count, **_counts([pod for pod in pods if pod.role == role])}
+        for role, count in desired.items()
+        if count
+    }
+
+
+def resolved(job: Job) -> Object:
+    """Sizes that follow from the manifest, so that nobody has to guess what "auto" became."""
+    return {
+        "worldSize": job.world_size,
+        "dataParallelSize": derive.data_parallel_size(job.args, job.world_size),
+        "microBatches": derive.num_micro_batches(job.args, job.world_size),
+        "nprocPerNode": job.nproc_per_node,
+    }
+
+
+def changed(new: Object, old: Object, now: float) -> tuple[Object | None, float | None]:
+    """(status to write or None, seconds until a change that waits may be written or None)."""
+    if _hard(new) != _hard(old):
+        return new, None
+    if _soft(new) == _soft(old):
+        return None, None
+    due = _soft_due(new, old)
+    return (new, None) if now >= due else (None, due - now)
+
+
+def _hard(status: Object) -> Object:
+    """What is written at once: all but counts, progress, wording and times of transitions."""
+    facts = {key: value for key, value in status.items() if key not in SOFT_FIELDS}
+    shown = [(condition["type"], condition["status"]) for condition in status.get("conditions", ())]
+    return {**facts, "conditions": shown, "completionTime": "completionTime" in status}
+
+
+def _soft(status: Object) -> Object:
+    facts = {key: status.get(key) for key in SOFT_FIELDS if key != "lastUpdatedTime"}
+    wording = [(condition["reason"], condition["message"]) for condition in status.get("conditions", ())]
+    return {**facts, "conditions": wording, "progress": _without_time(status.get("progress"))}
+
+
+def _soft_due(new: Object, old: Object) -> float:
+    """When a soft change may be written: progress within the same percent waits longer."""
+    written = to_seconds(old.get("lastUpdatedTime")) or 0.0
+    others_differ = {**_soft(new), "progress": None} != {**_soft(old), "progress": None}
+    percent = [(status.get("progress") or {}).get("percentage") for status in (new, old)]
+    is_visible = others_differ or percent[0] != percent[1]
+    return written + (SOFT_INTERVAL_S if is_visible else SAME_PERCENTAGE_INTERVAL_S)
+
+
+def _without_time(progress: Object | None) -> Object:
+    return {key: value for key, value in (progress or {}).items() if key != "lastUpdatedTime"}
+
+
+def _counts(pods: list[Pod]) -> Object:
+    phases = [pod.phase for pod in pods]
+    return {
+        "pending": phases.count("Pending"),
+        "running": phases.count("Running"),
+        "succeeded": phases.count("Succeeded"),
+        "failed": phases.count("Failed") + phases.count("Unknown"),
+    }
+
+
+def _start_time(seen: Seen, decision: Decision, now: float) -> str | None:
+    """When work on the job began; none while suspended, so that a resumed job has its whole deadline again."""
+    if isinstance(decision, Suspend):
+        return None
+    return str(seen.status.get("startTime") or to_text(now))
+
+
+def _restarts(seen: Seen, decision: Decision, attempt: int, now: float) -> Object:
+    counters = decision.counters if isinstance(decision, Restart) else restart.read_counters(seen)
+    return {**counted(counters, attempt), **_next_retry(seen, decision, now)}
+
+
+def counted(counters: Counters, attempt: int) -> Object:
+    """Counters as they lie in status.restarts."""
+    values = {
+        "total": counters.total,
+        "counted": counters.counted,
+        "attempt": attempt,
+        "uncountedInARow": counters.in_a_row,
+        "checkpointIteration": counters.checkpoint_iteration,
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
+    """The written-down end of the backoff, kept until the gang is there."""
+    if isinstance(decision, Restart):
+        return {"nextRetryTime": to_text(math.ceil(now + decision.delay_s))} if decision.delay_s else {}
+    before = seen.status.get("restarts", {}).get("nextRetryTime")
+    is_waiting = before is not None and not seen.current and not isinstance(decision, Suspend | Fail | Succeed)
+    return {"nextRetryTime": before} if is_waiting else {}
+
+
+def _last_failure(seen: Seen, decision: Decision) -> Object | None:
+    failure = decision.failure if isinstance(decision, Restart | Fail) else None
+    return seen.status.get("lastFailure") if failure is None else describe_failure(failure)
+
+
+def describe_failure(failure: Failure) -> Object:
+    """A failure as it lies in status.lastFailure."""
+    values = {
+        "pod": failure.pod or None,
+        "node": failure.node or None,
+        "exitCode": failure.exit_code,
+        "reason": failure.reason,
+        "message": failure.message or None,
+        "iteration": failure.iteration,
+        "attempt": failure.attempt,
+        "time": to_text(failure.time),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _progress(seen: Seen) -> Object | None:
+    progress = seen.progress
+    return seen.status.get("progress") if progress is None else describe_progress(progress)
+
+
+def describe_progress(progress: Progress) -> Object:
+    """A progress record as it lies in status.progress; metric values are text, as Kubeflow Trainer has them."""
+    values = {
+        "iteration": progress.iteration,
+        "totalIterations": progress.total_iterations,
+        "percentage": progress.percentage,
+        "estimatedRemainingSeconds": None if progress.remaining_s is None else int(progress.remaining_s),
+        "tokensPerSecondPerGPU": _rounded(progress.tokens_per_second_per_gpu),
+        "metrics": [
+            {"name": name, "value": f"{value:.6g}"} for name, value in list(progress.metrics.items())[:MAX_METRICS]
+        ],
+        "lastUpdatedTime": to_text(progress.updated_at),
+    }
+    return {key: value for key, value in values.items() if value is not None}
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None or not math.isfinite(value) else round(value, 1)
+
+
+def _checkpoint(seen: Seen) -> Object | None:
+    before: Object | None = seen.status.get("checkpoint")
+    progress = seen.progress
+    if progress is None or progress.checkpoint_iteration is None:
+        return before
+    if before and before.get("latestIteration") == progress.checkpoint_iteration:
+        return before
+    return {
+        "latestIteration": progress.checkpoint_iteration,
+        "path": progress.checkpoint_path or "",
+        "time": to_text(progress.updated_at),
+    }
+
+
+def _gang(job: Job, attempt: int, seen: Seen) -> Object | None:
+    if job.scheduling.gang == "None":
+        return None
+    phase = seen.gang.phase if seen.gang else ""
+    return {"kind": "PodGroup", "name": names.group_name(job.name, attempt), "phase": phase}
+
+
