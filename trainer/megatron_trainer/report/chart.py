@@ -6,6 +6,7 @@ import html
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 40
@@ -152,7 +153,7 @@ def _pointer_columns(lines: Sequence[Series], x_axis: Axis, y_axis: Axis, x_labe
     edges.append(_x(x_axis, centres[-1]))
     height = HEIGHT - TOP - BOTTOM
     columns = []
-    for x, left, right in zip(centres, edges, edges[1:], strict=True):
+    for x, (left, right) in zip(centres, pairwise(edges), strict=True):
         title = html.escape("\n".join([f"{x_label} {x:,.0f}", *values[x]]))
         columns.append(
             f'<rect class="pointer" x="{left - 1:.1f}" y="{TOP}" width="{max(right - left, 2):.1f}" '

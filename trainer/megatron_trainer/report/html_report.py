@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import math
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
@@ -13,7 +12,7 @@ from pathlib import Path
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from megatron_trainer.report import duration
+from megatron_trainer.report import duration, facts
 from megatron_trainer.report.chart import Series, line_chart, readable
 from megatron_trainer.report.jsonl import Row, losses_in, read_rows
 from megatron_trainer.report.records import Answer, Event, FinishRecord, PhaseRecord, RunInfo
@@ -95,7 +94,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         rendered_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         tiles=tiles(run, rows),
         figures=figures(rows),
-        tables=tables(run, rows, finish),
+        tables=facts.tables(run, rows, finish),
         answers=tuple(answers),
     )
 
@@ -127,27 +126,11 @@ def tiles(run: RunInfo, rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         found += _validation_tile(rows, f"eval_{name}")
     rates = [_number(row, "tokens_per_second") for row in steps[1:] or steps]
     tokens = sum(int(_number(row, "tokens")) for row in steps)
-    found.append(("Tokens per second", readable(sum(rates) / len(rates)), f"{tokens:,} tokens in logged steps"))
+    found.append(("Tokens per second", readable(sum(rates) / len(rates)), f"{tokens:,} tokens trained on"))
     if "mfu" in last:
         found.append(("Model FLOPs utilisation", f"{100 * _number(last, 'mfu'):.1f} %", "of the device's peak"))
     found.append(("Elapsed", duration.in_words(_number(last, "elapsed_s")), "since the last start"))
     return found
-
-
-def tables(run: RunInfo, rows: Sequence[Row], finish: FinishRecord | None) -> list[tuple[str, list[tuple[str, str]]]]:
-    """(heading, rows of name and value) of the facts about the run."""
-    checkpoints = [str(row["checkpoint"]) for row in rows if "checkpoint" in row]
-    outputs = dict(finish.outputs) if finish else {}
-    if checkpoints and "checkpoint" not in outputs:
-        outputs["checkpoint"] = checkpoints[-1]
-    found = [
-        ("Model", _model_facts(run)),
-        ("Layout", _layout_facts(run)),
-        ("Data", _pairs(run.data)),
-        ("Outputs", _pairs(outputs)),
-        ("Arguments given", _pairs(run.arguments_given)),
-    ]
-    return [(heading, pairs) for heading, pairs in found if pairs]
 
 
 def _loss_figure(rows: Sequence[Row], name: str) -> Figure:
@@ -157,7 +140,8 @@ def _loss_figure(rows: Sequence[Row], name: str) -> Figure:
     )
     drawn = tuple(one for one in series if one.points)
     svg = line_chart(drawn, x_label="iteration", y_label=name)
-    return Figure(title=name[:1].upper() + name[1:], svg=Markup(svg), legend=drawn if len(drawn) > 1 else ())
+    title = "Loss" if name == "lm loss" else name[:1].upper() + name[1:]
+    return Figure(title=title, svg=Markup(svg), legend=drawn if len(drawn) > 1 else ())
 
 
 def _figure(title: str, rows: Sequence[Row], key: str, *, from_zero: bool) -> Figure:
@@ -174,32 +158,6 @@ def _validation_tile(rows: Sequence[Row], key: str) -> list[tuple[str, str, str]
     return [("Validation loss", readable(values[-1]), note)]
 
 
-def _model_facts(run: RunInfo) -> list[tuple[str, str]]:
-    share = 100 * run.num_trainable_parameters / run.num_parameters if run.num_parameters else 0.0
-    return [
-        ("Model", run.model),
-        ("Task", run.task),
-        ("Tuning", run.train_type),
-        ("Parameters", f"{run.num_parameters:,}"),
-        ("Trained parameters", f"{run.num_trainable_parameters:,} ({share:.2f} %)"),
-        ("Number format", run.dtype),
-        ("Longest sample", f"{run.max_length:,} tokens"),
-    ]
-
-
-def _layout_facts(run: RunInfo) -> list[tuple[str, str]]:
-    micro_batches = run.global_batch_size // (run.micro_batch_size * run.layout.get("dp", 1) or 1)
-    facts = [
-        ("Processes", f"{run.world_size} x {run.device}"),
-        *((f"{name} ranks", str(size)) for name, size in run.layout.items()),
-        ("Global batch", f"{run.global_batch_size} samples"),
-        ("Micro-batch", f"{run.micro_batch_size} samples, {micro_batches} per step and rank"),
-    ]
-    if run.start_iteration:
-        facts.append(("Resumed after", f"iteration {run.start_iteration:,}"))
-    return facts
-
-
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
     return [(_number(row, "iteration"), _number(row, key)) for row in rows if key in row]
 
@@ -208,21 +166,3 @@ def _number(row: Row, key: str) -> float:
     """The value as a number; nan for a value that is none (a loss that was not finite is kept as text)."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) else math.nan
-
-
-def _pairs(values: Mapping[str, object]) -> list[tuple[str, str]]:
-    return [(name.replace("_", " ") if " " in name else name, _text(value)) for name, value in values.items()]
-
-
-def _text(value: object) -> str:
-    match value:
-        case bool() | None:
-            return json.dumps(value)
-        case int():
-            return f"{value:,}"
-        case float():
-            return readable(value)
-        case str():
-            return value
-        case _:
-            return json.dumps(value, default=str, ensure_ascii=False)

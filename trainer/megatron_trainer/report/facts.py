@@ -1,0 +1,122 @@
+"""The facts about a run as pairs of name and text, grouped under headings, for people. No layout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+
+from megatron_trainer.report.chart import readable
+from megatron_trainer.report.jsonl import Row
+from megatron_trainer.report.records import FinishRecord, RunInfo
+
+Pairs = list[tuple[str, str]]
+
+AXES = {
+    "tp": "Tensor parallel",
+    "pp": "Pipeline parallel",
+    "cp": "Context parallel",
+    "dp": "Data parallel",
+    "ep": "Expert parallel",
+    "etp": "Expert tensor parallel",
+}
+
+
+def tables(run: RunInfo, rows: Sequence[Row], finish: FinishRecord | None) -> list[tuple[str, Pairs]]:
+    """(heading, pairs) of every group that has something to say. rows: those of logging.jsonl."""
+    groups = [
+        ("Model", model_facts(run)),
+        ("Layout", layout_facts(run)),
+        ("Data", data_facts(run.data)),
+        ("Outputs", pairs(outputs(rows, finish))),
+        ("Arguments given", pairs(run.arguments_given)),
+    ]
+    return [(heading, facts) for heading, facts in groups if facts]
+
+
+def model_facts(run: RunInfo) -> Pairs:
+    """What is trained."""
+    share = 100 * run.num_trainable_parameters / run.num_parameters if run.num_parameters else 0.0
+    return [
+        ("Model", run.model),
+        ("Task", run.task),
+        ("Tuning", run.train_type),
+        ("Parameters", f"{run.num_parameters:,}"),
+        ("Trained parameters", f"{run.num_trainable_parameters:,} ({share:.2f} %)"),
+        ("Number format", run.dtype),
+        ("Longest sample allowed", f"{run.max_length:,} tokens"),
+    ]
+
+
+def layout_facts(run: RunInfo) -> Pairs:
+    """How the work is split; axes of a single rank are left out."""
+    micro_batches = run.global_batch_size // (run.micro_batch_size * run.layout.get("dp", 1))
+    facts = [("Processes", f"{run.world_size} x {run.device}")]
+    facts += [(AXES.get(name, name), f"{size} ranks") for name, size in run.layout.items() if size > 1]
+    facts += [
+        ("Global batch", f"{run.global_batch_size:,} samples"),
+        ("Micro-batch", f"{run.micro_batch_size:,} samples, {micro_batches:,} per step and rank"),
+    ]
+    if run.start_iteration:
+        facts.append(("Resumed after", f"iteration {run.start_iteration:,}"))
+    return facts
+
+
+def data_facts(report: Mapping[str, object]) -> Pairs:
+    """The data report (data/report.py as JSON): each dataset with what was dropped, then totals and lengths."""
+    facts: Pairs = []
+    for heading, key in (("Training", "datasets"), ("Validation", "validation")):
+        facts += [(heading, _source(source)) for source in _mappings(report.get(key))]
+    if "length_min" in report:
+        low, median, high = (text(report[f"length_{name}"]) for name in ("min", "median", "max"))
+        facts.append(("Lengths", f"{low} to {high} tokens, median {median}"))
+    if "tokens_per_epoch" in report:
+        samples, tokens = text(report["samples"]), text(report["tokens_per_epoch"])
+        facts.append(("An epoch", f"{samples} samples, {tokens} tokens"))
+    packing = report.get("packing")
+    if isinstance(packing, Mapping):
+        rows, length, fill = text(packing["rows"]), text(packing["length"]), float(packing["fill"])
+        facts.append(("Packed", f"{rows} rows of {length} tokens, {100 * fill:.2f} % filled"))
+    return facts
+
+
+def outputs(rows: Sequence[Row], finish: FinishRecord | None) -> dict[str, object]:
+    """Paths by name: what the run wrote at its end, or its newest checkpoint so far."""
+    checkpoints = [row["checkpoint"] for row in rows if "checkpoint" in row]
+    newest = {"checkpoint": checkpoints[-1]} if checkpoints else {}
+    return newest | dict(finish.outputs if finish else {})
+
+
+def pairs(values: Mapping[str, object]) -> Pairs:
+    """Every entry, its value as text."""
+    return [(name, text(value)) for name, value in values.items()]
+
+
+def text(value: object) -> str:
+    """A value as people and YAML write it: true, null, 1,000, 0.001, [a, b]."""
+    match value:
+        case bool() | None:
+            return json.dumps(value)
+        case int():
+            return f"{value:,}"
+        case float():
+            return readable(value)
+        case str():
+            return value
+        case list() | tuple():
+            return f"[{', '.join(map(text, value))}]"
+        case _:
+            return json.dumps(value, default=str, ensure_ascii=False)
+
+
+def _source(source: Mapping[str, object]) -> str:
+    """One dataset: "/data/train.jsonl: 398 of 400 rows, 24,018 tokens (5,650 trained); 2 dropped: empty answer"."""
+    kept, read, tokens = text(source["rows_kept"]), text(source["rows_read"]), text(source["tokens"])
+    parts = [f"{source['name']}: {kept} of {read} rows, {tokens} tokens ({text(source['trained_tokens'])} trained)"]
+    if source.get("rows_truncated"):
+        parts.append(f"{text(source['rows_truncated'])} truncated")
+    parts += [f"{text(drop['rows'])} dropped: {drop['reason']}" for drop in _mappings(source.get("dropped"))]
+    return "; ".join(parts)
+
+
+def _mappings(value: object) -> Iterable[Mapping[str, object]]:
+    return value if isinstance(value, list | tuple) else ()
