@@ -1,0 +1,244 @@
+"""Ranks for tests: worker processes that stay up over all tests of a run and talk through gloo.
+
+`gang(2).run("module:function", *args)` calls the function on two ranks and returns what each of them returned.
+Starting a worker costs 8 s of imports, so one pool serves every size; a size joins the first workers of the pool.
+A gang of one is a worker too: the CPU backend changes its whole process, and pytest's own stays clean.
+
+The function runs with the CPU backend installed and the process group joined; parallel groups are its own affair.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import faulthandler
+import importlib
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import traceback
+from dataclasses import dataclass, field
+from multiprocessing.connection import Client, Connection, Listener, wait
+from pathlib import Path
+from typing import Any
+
+START_TIMEOUT_S = 180.0
+RUN_TIMEOUT_S = 240.0
+_GRACE_S = 5.0
+_STOP_TIMEOUT_S = 5.0
+_LOG_CHARACTERS = 4000
+
+
+class GangError(AssertionError):
+    """A rank raised, died or did not end in time; the message holds its traceback."""
+
+
+@dataclass
+class _Worker:
+    """One process and the line to it."""
+
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    log: Path
+
+    def log_tail(self) -> str:
+        return self.log.read_text(errors="replace")[-_LOG_CHARACTERS:]
+
+
+@dataclass
+class _Pool:
+    """All workers of this test run."""
+
+    folder: Path
+    workers: list[_Worker] = field(default_factory=list)
+    num_runs: int = 0
+
+    def grow(self, size: int) -> None:
+        """Starts what is missing, all at once."""
+        first = len(self.workers)
+        if first >= size:
+            return
+        address = str(self.folder / f"socket-{first}-{self.num_runs}")
+        with Listener(address, "AF_UNIX", backlog=size) as listener:
+            logs = [self.folder / f"worker-{number}.log" for number in range(first, size)]
+            processes = [_start(address, log) for log in logs]
+            by_pid = {process.pid: (process, log) for process, log in zip(processes, logs, strict=True)}
+            listener._listener._socket.settimeout(START_TIMEOUT_S)  # type: ignore[attr-defined]
+            for _ in processes:
+                connection = listener.accept()
+                process, log = by_pid[connection.recv()]
+                self.workers.append(_Worker(process, connection, log))
+
+    def stop(self) -> None:
+        """Asks all workers to end, then makes them."""
+        for worker in self.workers:
+            with contextlib.suppress(OSError):
+                worker.connection.send_bytes(pickle.dumps(None))
+        deadline = time.monotonic() + _STOP_TIMEOUT_S
+        for worker in self.workers:
+            try:
+                worker.process.wait(max(0.0, deadline - time.monotonic()))
+            except subprocess.TimeoutExpired:
+                worker.process.kill()
+                worker.process.wait()
+            worker.connection.close()
+        self.workers.clear()
+
+
+_pool: _Pool | None = None
+
+
+def _the_pool() -> _Pool:
+    global _pool
+    if _pool is None:
+        folder = tempfile.TemporaryDirectory(prefix="gang-")
+        _pool = _Pool(Path(folder.name))
+        atexit.register(folder.cleanup)
+        atexit.register(_pool.stop)
+    return _pool
+
+
+@dataclass(frozen=True)
+class Gang:
+    """`size` ranks."""
+
+    size: int
+
+    def run(self, function: str, *args: Any, timeout_s: float = RUN_TIMEOUT_S, **kwargs: Any) -> list[Any]:
+        """What each rank returned, in rank order. `function` is "module:name", importable where tests are.
+
+        Raises GangError when a rank raised (its traceback is in the message), died, or did not end in time (the
+        message says where each rank stood). The pool then starts anew.
+        """
+        pool = _the_pool()
+        pool.grow(self.size)
+        pool.num_runs += 1
+        store = pool.folder / f"store-{pool.num_runs}"
+        workers = pool.workers[: self.size]
+        for rank, worker in enumerate(workers):
+            task = (function, args, kwargs, rank, self.size, str(store), timeout_s)
+            worker.connection.send_bytes(pickle.dumps(task))
+        try:
+            return _collect(workers, timeout_s)
+        except GangError:
+            pool.stop()
+            raise
+        finally:
+            store.unlink(missing_ok=True)
+
+
+def gang(size: int) -> Gang:
+    """Ranks 0 to size - 1."""
+    return Gang(size)
+
+
+def _start(address: str, log: Path) -> subprocess.Popen[bytes]:
+    environment = {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
+        "OMP_NUM_THREADS": "1",
+        "MTJ_DEVICE": "cpu",
+        "TOKENIZERS_PARALLELISM": "false",
+        "HF_HUB_OFFLINE": "1",
+    }
+    with log.open("wb") as output:
+        command = [sys.executable, __file__, address]
+        return subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+
+
+def _collect(workers: list[_Worker], timeout_s: float) -> list[Any]:
+    results: dict[int, Any] = {}
+    failures: dict[int, str] = {}
+    rank_of = {worker.connection: rank for rank, worker in enumerate(workers)}
+    deadline = time.monotonic() + timeout_s
+    while len(results) + len(failures) < len(workers):
+        waiting = [c for c, rank in rank_of.items() if rank not in results and rank not in failures]
+        ready = wait(waiting, max(0.0, deadline - time.monotonic()))
+        if not ready:
+            break
+        for connection in ready:
+            rank = rank_of[connection]  # type: ignore[index]
+            _receive(rank, workers[rank], results, failures)
+        if failures:  # the others may wait for the failed rank for ever; give them a moment to say what they saw
+            deadline = min(deadline, time.monotonic() + _GRACE_S)
+    if len(results) == len(workers):
+        return [results[rank] for rank in range(len(workers))]
+    late = [rank for rank in range(len(workers)) if rank not in results and rank not in failures]
+    raise GangError(_report(workers, failures, late, timeout_s))
+
+
+def _receive(rank: int, worker: _Worker, results: dict[int, Any], failures: dict[int, str]) -> None:
+    try:
+        kind, value = pickle.loads(worker.connection.recv_bytes())
+    except (EOFError, OSError):
+        code = worker.process.wait()
+        failures[rank] = f"died with exit code {code}; its last output:\n{worker.log_tail()}"
+        return
+    if kind == "result":
+        results[rank] = value
+    else:
+        failures[rank] = value
+
+
+def _report(workers: list[_Worker], failures: dict[int, str], late: list[int], timeout_s: float) -> str:
+    parts = [f"rank {rank} {text}" for rank, text in sorted(failures.items())]
+    for rank in late if not failures else ():
+        worker = workers[rank]
+        worker.process.send_signal(signal.SIGUSR1)
+        time.sleep(0.5)  # faulthandler writes the stack into the log
+        parts.append(f"rank {rank} did not end within {timeout_s} s; it stood at:\n{worker.log_tail()}")
+    return "\n\n".join(parts)
+
+
+def _serve(address: str) -> None:
+    """A worker's life: imports, then one task after the other until the pool hangs up."""
+    faulthandler.register(signal.SIGUSR1)
+    connection = Client(address, "AF_UNIX")
+    connection.send(os.getpid())
+    from megatron_trainer import backend as backends
+
+    backend = backends.select()
+    backend.install()
+    while True:
+        try:
+            task = pickle.loads(connection.recv_bytes())
+        except EOFError:
+            break
+        if task is None:
+            break
+        connection.send_bytes(pickle.dumps(_answer(backend, *task)))
+    os._exit(0)  # gloo's threads may hold up a normal exit after a failure
+
+
+def _answer(
+    backend: Any, function: str, args: Any, kwargs: Any, rank: int, size: int, store: str, timeout_s: float
+) -> tuple[str, Any]:
+    import torch.distributed as dist
+
+    from megatron_trainer import parallel
+
+    try:
+        parallel.join(
+            backend,
+            rank=rank,
+            world_size=size,
+            master_address="",
+            master_port=0,
+            timeout_s=timeout_s,
+            store=dist.FileStore(store, size),
+        )
+        module, name = function.split(":")
+        return "result", getattr(importlib.import_module(module), name)(*args, **kwargs)
+    except BaseException:  # noqa: BLE001 - the test that asked gets whatever happened
+        return "failure", f"raised:\n{traceback.format_exc()}"
+    finally:
+        with contextlib.suppress(Exception):
+            parallel.leave()
+
+
+if __name__ == "__main__":
+    _serve(sys.argv[1])

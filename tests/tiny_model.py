@@ -1,0 +1,178 @@
+"""Tiny random models of every family, as Hugging Face directories with weights, tokenizer and chat template.
+
+Made by transformers itself, so they are what a user would download, only small. 4 layers, hidden size 64.
+"""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+VOCAB_SIZE = 320
+
+_DECODER = {
+    "vocab_size": VOCAB_SIZE,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 512,
+    "tie_word_embeddings": False,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+}
+_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+}
+_DEEPSEEK = {
+    "num_key_value_heads": 4,
+    "kv_lora_rank": 32,
+    "q_lora_rank": 48,
+    "qk_rope_head_dim": 16,
+    "qk_nope_head_dim": 32,
+    "v_head_dim": 32,
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+}
+_YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
+_LLAMA3 = {
+    "rope_type": "llama3",
+    "rope_theta": 10000.0,
+    "factor": 4.0,
+    "low_freq_factor": 1.0,
+    "high_freq_factor": 4.0,
+    "original_max_position_embeddings": 64,
+}
+_DEEPSEEK_YARN = {
+    **_YARN,
+    "original_max_position_embeddings": 64,
+    "beta_fast": 32,
+    "beta_slow": 1,
+    "mscale": 1.0,
+    "mscale_all_dim": 1.0,
+}
+
+# Name -> (model_type, settings beyond _DECODER).
+MODELS: dict[str, tuple[str, dict[str, Any]]] = {
+    "llama": ("llama", {}),
+    "llama_tied": ("llama", {"tie_word_embeddings": True}),
+    "llama_bias": ("llama", {"attention_bias": True, "mlp_bias": True}),
+    "llama_rope3": ("llama", {"rope_parameters": _LLAMA3}),
+    "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
+    "mistral_window": ("mistral", {"sliding_window": 7, "head_dim": 16}),
+    "qwen2": ("qwen2", {}),
+    "qwen2_odd": ("qwen2", {"vocab_size": VOCAB_SIZE - 5, "tie_word_embeddings": True}),
+    "qwen3": ("qwen3", {"head_dim": 32}),
+    "qwen3_yarn": (
+        "qwen3",
+        {"head_dim": 32, "rope_parameters": {**_YARN, "original_max_position_embeddings": 32}},
+    ),
+    "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 96}),
+    "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "head_dim": 32}),
+    "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
+    "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, "topk_method": "greedy", "norm_topk_prob": False}),
+    "deepseek_v2_lite": (
+        "deepseek_v2",
+        {**_DEEPSEEK, "q_lora_rank": None, "topk_method": "greedy", "norm_topk_prob": False},
+    ),
+    "deepseek_v3": ("deepseek_v3", {**_DEEPSEEK, "routed_scaling_factor": 2.5, "norm_topk_prob": True}),
+    "deepseek_v3_yarn": (
+        "deepseek_v3",
+        {**_DEEPSEEK, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "rope_parameters": _DEEPSEEK_YARN},
+    ),
+    "glm4": ("glm4", {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True}),
+}
+EXPERT_MODELS = frozenset(
+    name for name, (kind, _) in MODELS.items() if "moe" in kind or kind in ("mixtral", "deepseek_v2", "deepseek_v3")
+)
+
+CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"
+    "{% endgeneration %}{% else %}{{ message['content'] + '<|im_end|>' }}{% endif %}{{ '\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML. Marks the assistant's tokens, as templates that say what is trained do."""
+
+_SPECIAL_TOKENS = ["<pad>", "<s>", "<|im_end|>", "<|im_start|>"]
+_TEXT = (
+    "the quick brown fox jumps over the lazy dog",
+    "a function returns the sum of its arguments, or raises an error when one of them is no number",
+    "what is the capital of France? the capital of France is Paris",
+    "list the files of a directory and print the size of each in bytes",
+    "you are a helpful assistant who answers in one short sentence",
+)
+
+
+def make(name: str, root: Path, *, dtype: str = "float32", seed: int = 1, **settings: Any) -> Path:
+    """The model's directory under `root`, written if it is not there yet. Settings change its config.json."""
+    changes = "".join(f"-{key}-{value}" for key, value in sorted(settings.items()))
+    directory = root / f"{name}-{dtype}-{seed}{changes}"
+    if not (directory / "config.json").exists():
+        _write(name, directory, dtype=dtype, seed=seed, settings=settings)
+    return directory
+
+
+def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    kind, own = MODELS[name]
+    config = AutoConfig.for_model(kind, **{**_DECODER, **own, **settings})
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        _randomise(model)
+    model.to(getattr(torch, dtype)).save_pretrained(directory)
+    _tokenizer().save_pretrained(directory)
+    (directory / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": 2}))
+
+
+def _randomise(model: Any) -> None:
+    """Weights that make every part matter: norms away from one, biases away from zero, experts apart."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            spread = 0.1 if parameter.ndim > 1 else 0.3
+            centre = 1.0 if "norm" in name and parameter.ndim == 1 else 0.0
+            parameter.copy_(torch.randn_like(parameter) * spread + centre)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(torch.randn_like(buffer) * 0.05)
+
+
+@cache
+def _tokenizer() -> Any:
+    """A byte-level BPE of at most VOCAB_SIZE - 5 tokens, so that it fits every model here."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.BpeTrainer(
+        vocab_size=VOCAB_SIZE - 5,
+        special_tokens=_SPECIAL_TOKENS,
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(_TEXT, trainer)
+    wrapped = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, pad_token="<pad>", bos_token="<s>", eos_token="<|im_end|>"
+    )
+    wrapped.chat_template = CHAT_TEMPLATE
+    return wrapped

@@ -1,0 +1,154 @@
+"""Core attention for transformer_impl local: padded and packed sequences, context parallelism, GQA and MLA.
+
+megatron-core's own local attention knows neither packing nor context parallelism and cannot be built for
+MLA. This one goes through torch's scaled_dot_product_attention, sequence by sequence, so no mask over a
+whole packed row exists. On GPUs TransformerEngine takes its place.
+
+Shapes: T tokens of this rank, S tokens of the whole row, B batch (1 when packed), N heads, G key-value
+heads, D head.
+"""
+
+from __future__ import annotations
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.packed_seq_params import PackedSeqParams
+from megatron.core.process_groups_config import ProcessGroupCollection
+from megatron.core.tensor_parallel import get_cuda_rng_tracker
+from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel_region
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.enums import AttnMaskType
+from megatron.core.transformer.module import MegatronModule
+from megatron.core.transformer.utils import is_layer_window_attention
+from torch import Tensor
+
+from megatron_trainer.parallel import bounds, context_positions
+
+
+class CoreAttention(MegatronModule):
+    """Causal attention over each sequence by itself. Takes the place of megatron-core's
+    DotProductAttention.
+    """
+
+    def __init__(
+        self,
+        config: TransformerConfig,
+        layer_number: int,
+        attn_mask_type: AttnMaskType,
+        attention_type: str,
+        attention_dropout: float | None = None,
+        softmax_scale: float | None = None,
+        k_channels: int | None = None,
+        v_channels: int | None = None,
+        cp_comm_type: str | None = None,
+        pg_collection: ProcessGroupCollection | None = None,
+    ) -> None:
+        super().__init__(config=config)
+        self.scale = softmax_scale if softmax_scale is not None else (k_channels or config.kv_channels) ** -0.5
+        self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
+        windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
+        self.window = config.window_size[0] + 1 if windowed else None
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType | None = None,
+        attention_bias: Tensor | None = None,
+        packed_seq_params: PackedSeqParams | None = None,
+    ) -> Tensor:
+        """Mixed values: [T, B, N*D] from query [T, B, N, D], key and value [T, B, G, D]; packed [T, N*D]
+        from [T, N, D].
+
+        attention_mask: bool [B, 1, S, S], True where attention is forbidden; None is causal.
+        """
+        if attention_bias is not None:
+            raise ValueError("attention with an additive bias needs transformer_impl transformer_engine")
+        packed = packed_seq_params is not None
+        if packed:
+            query, key, value = (t.unsqueeze(1) if t.ndim == 3 else t for t in (query, key, value))
+            attention_mask = None
+        size = self.group.size()
+        sequence_bounds = bounds(_starts(packed_seq_params), query.size(0) * size)
+        if size > 1:
+            mixed_TBND = self._context_parallel(query, key, value, sequence_bounds)
+        else:
+            mixed_TBND = self._by_sequence(query, key, value, sequence_bounds, attention_mask)
+        mixed = mixed_TBND.flatten(2)
+        return mixed.squeeze(1) if packed else mixed
+
+    def _by_sequence(
+        self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int], mask: Tensor | None
+    ) -> Tensor:
+        visible = None if mask is None else _visible(mask)
+        outputs = []
+        for start, end in zip(sequence_bounds[:-1], sequence_bounds[1:], strict=True):
+            q, k, v = (t[start:end] for t in (query, key, value))
+            if visible is None and self.window is not None and end - start > self.window:
+                positions = torch.arange(start, end, device=query.device)
+                outputs.append(self._attend(q, k, v, self._causal(positions, positions)))
+            else:
+                outputs.append(self._attend(q, k, v, visible))
+        return torch.cat(outputs)
+
+    def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int]) -> Tensor:
+        """Keys and values of all context ranks meet this rank's queries; the gather's backward sums and
+        scatters.
+        """
+        size, rank = self.group.size(), self.group.rank()
+        positions = [context_positions(sequence_bounds, rank=r, size=size) for r in range(size)]
+        order = torch.cat(positions).argsort().to(query.device)
+        whole = gather_from_sequence_parallel_region(torch.cat([key, value], dim=-1), group=self.group)[order]
+        key, value = whole.split([key.size(-1), value.size(-1)], dim=-1)
+        mine = positions[rank].to(query.device)
+        outputs = []
+        first = 0
+        for start, end in zip(sequence_bounds[:-1], sequence_bounds[1:], strict=True):
+            last = first + (end - start) // size
+            visible = self._causal(mine[first:last], torch.arange(start, end, device=query.device))
+            outputs.append(self._attend(query[first:last], key[start:end], value[start:end], visible))
+            first = last
+        return torch.cat(outputs)
+
+    def _causal(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
+        """bool [queries, keys]: a key is seen from its own position on, for as long as the window reaches."""
+        distance = query_positions[:, None] - key_positions[None]
+        visible = distance >= 0
+        return visible if self.window is None else visible & (distance < self.window)
+
+    def _attend(self, query: Tensor, key: Tensor, value: Tensor, visible: Tensor | None) -> Tensor:
+        """One attention over [T, B, N, D] -> [T, B, N, Dv]; without a mask it is causal."""
+        q, k, v = (t.permute(1, 2, 0, 3) for t in (query, key, value))
+        if q.size(1) != k.size(1):
+            k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
+        dropout = self.dropout if self.training else 0.0
+        if dropout:
+            # Heads differ between tensor-parallel ranks, so their dropout has to.
+            with get_cuda_rng_tracker().fork():
+                mixed = self._sdpa(q, k, v, visible, dropout)
+        else:
+            mixed = self._sdpa(q, k, v, visible, dropout)
+        return mixed.permute(2, 0, 1, 3)
+
+    def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+        return torch.nn.functional.scaled_dot_product_attention(
+            q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout, scale=self.scale
+        )
+
+
+def _starts(packed_seq_params: PackedSeqParams | None) -> Tensor | None:
+    if packed_seq_params is None:
+        return None
+    padded = packed_seq_params.cu_seqlens_q_padded
+    return padded if padded is not None else packed_seq_params.cu_seqlens_q
+
+
+def _visible(attention_mask: Tensor) -> Tensor:
+    """The mask in torch's sense. A padding token that may see nothing sees itself: its output is never
+    used, but
+    a softmax over nothing is not a number and would spread through the gradients."""
+    diagonal = torch.eye(attention_mask.size(-1), dtype=torch.bool, device=attention_mask.device)
+    return ~attention_mask | diagonal

@@ -1,0 +1,59 @@
+"""Corrects how megatron-core 0.19's distributed optimizer restores torch's Adam, which it uses without TE
+and Apex.
+
+Three faults, all in loading: states that Adam creates at its first step are missing; the state "step" is
+forgotten by the reshardable format; and all parameters get one shared "step" tensor, so that it grows by
+the number of parameters at each step and every update after a resume is wrong without any message.
+"""
+
+# ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+
+def install() -> None:
+    """Wraps two methods of DistributedOptimizer. With TE or Apex the step is no tensor and nothing is to be
+    done.
+    """
+    from megatron.core.optimizer import distrib_optimizer
+
+    if distrib_optimizer.HAVE_APEX_OR_TE:
+        return
+    optimizer_class = distrib_optimizer.DistributedOptimizer
+    load_state = optimizer_class.load_state_dict
+    set_states = optimizer_class._set_main_param_and_optimizer_states
+
+    def load_state_dict(self: Any, state_dict: dict[str, Any]) -> Any:
+        create_adam_state(self.optimizer)
+        result = load_state(self, state_dict)
+        for state in self.optimizer.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"] = state["step"].detach().clone()
+        return result
+
+    def set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
+        set_states(self, model_param, {"step": None, **tensors})
+
+    optimizer_class.load_state_dict = load_state_dict
+    optimizer_class._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
+
+
+def create_adam_state(optimizer: torch.optim.Optimizer) -> None:
+    """Gives each parameter the state that Adam's first step would create, so that there is something to
+    load into.
+
+    Also needed before `sharded_state_dict(is_loading=True)`, which asserts on an optimizer without state.
+    Other optimizers than Adam are left alone.
+    """
+    if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
+        return
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            state = optimizer.state[parameter]
+            if not state:
+                state["step"] = torch.tensor(0.0)
+                state["exp_avg"] = torch.zeros_like(parameter)
+                state["exp_avg_sq"] = torch.zeros_like(parameter)

@@ -1,0 +1,117 @@
+"""The CPU backend: gloo and megatron-core's local layers. `install` is a list of patches, one file a
+subject.
+
+megatron-core calls torch.cuda throughout, so a machine without a GPU needs stand-ins for those calls.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+
+from megatron_trainer.backend import rng
+
+_PROCESS_STATUS = Path("/proc/self/status")
+_CLEAR_REFERENCES = Path("/proc/self/clear_refs")
+_PROCESSORS = Path("/proc/cpuinfo")
+
+_installed = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class CpuBackend:
+    """Runs everything on the processor."""
+
+    name: Literal["cpu", "cuda"] = "cpu"
+    device: torch.device = torch.device("cpu")
+    collective: Literal["gloo", "nccl"] = "gloo"
+    layer_impl: Literal["local", "transformer_engine"] = "local"
+
+    def fused_kernels(self) -> frozenset[str]:
+        """None: they are written for GPUs."""
+        return frozenset()
+
+    def install(self) -> None:
+        """Stands in for torch.cuda and corrects megatron-core; changes this whole process, once."""
+        global _installed
+        if _installed:
+            return
+        _hide_gpu_libraries()
+        # megatron-core compiles its small fused functions at the first step: 20 s, for nothing on a processor.
+        os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
+        from megatron_trainer.backend import cpu_collectives, cpu_device, cpu_redirect
+
+        cpu_device.install()
+        cpu_redirect.install()
+        cpu_collectives.install()
+        # These import megatron-core, which takes several names out of torch.cuda while it is imported.
+        from megatron_trainer.backend import adam_step, cpu_megatron, quiet
+
+        quiet.install()
+        cpu_megatron.install()
+        adam_step.install()
+        _installed = True
+
+    def bind(self, local_rank: int) -> None:
+        """Nothing to take: processes share the processor."""
+
+    def num_devices(self) -> int | None:
+        """None: the number of processes is the user's choice."""
+        return None
+
+    def synchronize(self) -> None:
+        """Nothing runs behind our back on the processor."""
+
+    def peak_memory_bytes(self) -> int:
+        """Peak resident memory (VmHWM) of this process; 0 where the system does not tell."""
+        return _status_kib("VmHWM") * 1024
+
+    def reset_peak_memory(self) -> None:
+        """Sets VmHWM to what is resident now, where the system allows it."""
+        try:
+            _CLEAR_REFERENCES.write_text("5")
+        except OSError:
+            return
+
+    def device_name(self) -> str:
+        """The processor's model name."""
+        try:
+            lines = _PROCESSORS.read_text().splitlines()
+        except OSError:
+            return "CPU"
+        return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        """None: a processor's peak depends on clocks and units that it does not tell."""
+        return None
+
+    def rng_state(self) -> dict[str, Any]:
+        """Random states; the device's generator is torch's own."""
+        return rng.state(device_state=torch.get_rng_state())
+
+    def set_rng_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `rng_state` returned."""
+        torch.set_rng_state(rng.restore(state))
+
+
+def _hide_gpu_libraries() -> None:
+    """Lets megatron-core believe that TransformerEngine and Apex are absent: their kernels need a GPU.
+
+    Matters on a GPU machine that was asked to run on its processor.
+    """
+    for name in ("transformer_engine", "transformer_engine_torch", "apex"):
+        if name not in sys.modules:
+            sys.modules[name] = None  # type: ignore[assignment]
+
+
+def _status_kib(field: str) -> int:
+    try:
+        lines = _PROCESS_STATUS.read_text().splitlines()
+    except OSError:
+        return 0
+    return next((int(line.split()[1]) for line in lines if line.startswith(field + ":")), 0)

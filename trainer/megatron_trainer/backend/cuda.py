@@ -1,0 +1,102 @@
+"""The GPU backend: nccl and TransformerEngine layers."""
+
+from __future__ import annotations
+
+import importlib.util
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+
+from megatron_trainer.backend import rng
+
+# Dense tensor-core operations per second from the makers' data sheets, by the name the driver reports.
+# float32 counts as TF32, which is what torch runs when allowed to. First match wins, so longer names come
+# first.
+_PEAK_FLOPS: tuple[tuple[str, dict[torch.dtype, float]], ...] = (
+    ("B200", {torch.bfloat16: 2250e12, torch.float16: 2250e12, torch.float32: 1125e12}),
+    ("GB200", {torch.bfloat16: 2250e12, torch.float16: 2250e12, torch.float32: 1125e12}),
+    ("H100 NVL", {torch.bfloat16: 835e12, torch.float16: 835e12, torch.float32: 417e12}),
+    ("H100 PCIe", {torch.bfloat16: 756e12, torch.float16: 756e12, torch.float32: 378e12}),
+    ("H100", {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 494e12}),
+    ("H200", {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 494e12}),
+    ("H800", {torch.bfloat16: 989e12, torch.float16: 989e12, torch.float32: 494e12}),
+    ("H20", {torch.bfloat16: 148e12, torch.float16: 148e12, torch.float32: 74e12}),
+    ("A100", {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 156e12}),
+    ("A800", {torch.bfloat16: 312e12, torch.float16: 312e12, torch.float32: 156e12}),
+    ("L40S", {torch.bfloat16: 362e12, torch.float16: 362e12, torch.float32: 183e12}),
+    ("A10", {torch.bfloat16: 125e12, torch.float16: 125e12, torch.float32: 62e12}),
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CudaBackend:
+    """Runs on one GPU a process."""
+
+    name: Literal["cpu", "cuda"] = "cuda"
+    collective: Literal["gloo", "nccl"] = "nccl"
+
+    @property
+    def device(self) -> torch.device:
+        """This rank's card."""
+        return torch.device("cuda", torch.cuda.current_device())
+
+    @property
+    def layer_impl(self) -> Literal["local", "transformer_engine"]:
+        """TransformerEngine where it is installed, else megatron-core's own layers."""
+        from megatron.core.extensions.transformer_engine import HAVE_TE
+
+        return "transformer_engine" if HAVE_TE else "local"
+
+    def fused_kernels(self) -> frozenset[str]:
+        """torch's compiler makes the bias fusions; the others come with TransformerEngine and Apex."""
+        found = {"bias_swiglu", "bias_dropout"}
+        if self.layer_impl == "transformer_engine":
+            found |= {"rope", "moe_permute"}
+        if importlib.util.find_spec("fused_weight_gradient_mlp_cuda"):
+            found.add("gradient_accumulation")
+        return frozenset(found)
+
+    def install(self) -> None:
+        """Only the corrections that a GPU needs too."""
+        from megatron_trainer.backend import adam_step, quiet
+
+        quiet.install()
+        adam_step.install()
+
+    def bind(self, local_rank: int) -> None:
+        """Takes the card with this number."""
+        torch.cuda.set_device(local_rank)
+
+    def num_devices(self) -> int | None:
+        """Cards that this process can see."""
+        return torch.cuda.device_count()
+
+    def synchronize(self) -> None:
+        """Waits for the card."""
+        torch.cuda.synchronize()
+
+    def peak_memory_bytes(self) -> int:
+        """Peak memory that torch had allocated on the card."""
+        return torch.cuda.max_memory_allocated()
+
+    def reset_peak_memory(self) -> None:
+        """Starts a new measurement."""
+        torch.cuda.reset_peak_memory_stats()
+
+    def device_name(self) -> str:
+        """Name that the driver reports."""
+        return torch.cuda.get_device_name()
+
+    def peak_flops(self, dtype: torch.dtype) -> float | None:
+        """Data-sheet value of this card, None for a card that is not in the table."""
+        name = self.device_name()
+        return next((flops.get(dtype) for part, flops in _PEAK_FLOPS if part in name), None)
+
+    def rng_state(self) -> dict[str, Any]:
+        """Random states of process and card."""
+        return rng.state(device_state=torch.cuda.get_rng_state())
+
+    def set_rng_state(self, state: dict[str, Any]) -> None:
+        """Puts back what `rng_state` returned."""
+        torch.cuda.set_rng_state(rng.restore(state))

@@ -1,0 +1,106 @@
+"""Loads a Hugging Face checkpoint into the shards of this rank, slice by slice: the model is never held whole."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+
+from megatron_trainer.convert import table
+from megatron_trainer.convert.rules import RULES
+from megatron_trainer.convert.source import Checkpoint, open_checkpoint
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+_SHOWN = 8
+"""Tensors named in a message; the number says how many there are."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Findings:
+    """What one rank looked for: names it read, names that are not there, and tensors of another shape."""
+
+    used: frozenset[str]
+    missing: frozenset[str]
+    misshapen: tuple[str, ...]
+
+
+@torch.no_grad()
+def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
+    """Fills every parameter of this rank from spec.directory, converted to the parameter's type. Collective.
+
+    Raises:
+        InvalidInput: tensors are missing, left over or of another shape than the model; all are named, on all ranks.
+    """
+    checkpoint = open_checkpoint(spec.directory)
+    sizes = table.sizes(spec)
+    used: set[str] = set()
+    missing: set[str] = set()
+    misshapen: list[str] = []
+    for entry in table.entries(chunks, spec):
+        absent = [name for name in entry.names if name not in checkpoint.files]
+        missing.update(absent)
+        if absent:
+            continue
+        used.update(entry.names)
+        sources = [checkpoint.tensor(name) for name in entry.names]
+        try:
+            share = RULES[entry.rule].shard(sources, entry.share, sizes)
+        except (ValueError, RuntimeError) as err:
+            misshapen.append(f"{', '.join(entry.names)} ({err})")
+            continue
+        if share.shape != entry.parameter.shape:
+            shapes = " and ".join(str(list(source.shape)) for source in sources)
+            misshapen.append(f"{', '.join(entry.names)} {shapes}, this rank needs {list(entry.parameter.shape)} of it")
+            continue
+        entry.parameter.copy_(share)
+    found = _Findings(used=frozenset(used), missing=frozenset(missing), misshapen=tuple(misshapen))
+    _judge(_everywhere(found), checkpoint, spec)
+
+
+def _everywhere(found: _Findings) -> _Findings:
+    """The findings of all ranks together."""
+    every: list[_Findings] = [found] * dist.get_world_size()
+    dist.all_gather_object(every, found)
+    return _Findings(
+        used=frozenset().union(*(one.used for one in every)),
+        missing=frozenset().union(*(one.missing for one in every)),
+        misshapen=tuple(sorted({text for one in every for text in one.misshapen})),
+    )
+
+
+def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
+    misplaced = [text.split(" ")[0].rstrip(",") for text in found.misshapen]
+    left_over = sorted(
+        name
+        for name in checkpoint.files
+        if name not in found.used and name not in misplaced and not may_be_left(name, spec)
+    )
+    problems = [
+        _violation(spec.directory, names, message)
+        for names, message in (
+            (sorted(found.missing), "tensors that the model needs are missing"),
+            (list(found.misshapen), "tensors have another shape than config.json and the arguments say"),
+            (left_over, "tensors belong to no part of the model; is config.json of another model?"),
+        )
+        if names
+    ]
+    if problems:
+        raise InvalidInput(tuple(problems), ExitCode.MISSING_INPUT)
+
+
+def may_be_left(name: str, spec: ModelSpec) -> bool:
+    """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and a tied output."""
+    patterns = (*spec.family.ignored, *spec.family.copied(spec.hf_config))
+    return (spec.tied and name == "lm_head.weight") or any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _violation(directory: Path, names: list[str], message: str) -> Violation:
+    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
+    return Violation(path="spec.args.model", value=str(directory), message=f"{len(names)} {message}: {shown}")

@@ -1,0 +1,164 @@
+"""How the tensors of a Hugging Face checkpoint become one rank's share of a parameter, and back. Pure tensor maths.
+
+A rule works on anything that has a shape and can be sliced, so that loading reads only the rows it needs.
+Shapes: a weight is [rows, columns], a bias [rows]; r is the rank among n ranks that share the parameter.
+
+    rule         sources          whole parameter, rows                                 share of rank r plain        w
+    as it is                                              r-th of n along the split dimension qkv          q, k, v
+    by key-value head: [q.. k v | q.. k v | ..]           r-th of n gated        gate, up         [gate; up]
+    [r-th of gate; r-th of up] fused_gated  gate over up     the same
+    [r-th of gate; r-th of up] vocabulary   w                w, zero rows up to the padded size
+    r-th of n
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+
+class Source(Protocol):
+    """A tensor of a checkpoint, read when it is sliced. A torch tensor is one."""
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Size of each dimension."""
+
+    def __getitem__(self, index: Any) -> Tensor:  # noqa: ANN401
+        """The rows, or with a tuple the rows and columns, of a slice."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """What rules need to know of the model. queries_per_group: query heads that share one key-value head."""
+
+    groups: int
+    queries_per_group: int
+    vocab_size: int
+    padded_vocab_size: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Share:
+    """Which part of a parameter: the `rank`-th of `size` along `dim`, or all of it when dim is None."""
+
+    rank: int = 0
+    size: int = 1
+    dim: int | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """One rule. shard: sources -> this rank's share. unshard: all shares, in rank order, and dim -> the sources."""
+
+    shard: Callable[[Sequence[Source], Share, Sizes], Tensor]
+    unshard: Callable[[Sequence[Tensor], int | None, Sizes], tuple[Tensor, ...]]
+
+
+def _bounds(length: int, share: Share) -> tuple[int, int]:
+    """First and last + 1 of this share of `length` rows or columns."""
+    if share.dim is None:
+        return 0, length
+    each, rest = divmod(length, share.size)
+    if rest:
+        raise ValueError(f"{length} rows or columns do not divide over {share.size} ranks")
+    return share.rank * each, (share.rank + 1) * each
+
+
+def _shard_plain(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+    (source,) = sources
+    if share.dim is None:
+        return source[:]
+    first, last = _bounds(source.shape[share.dim], share)
+    return source[first:last] if share.dim == 0 else source[:, first:last]
+
+
+def _unshard_plain(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    return (_whole(shards, dim),)
+
+
+def _whole(shards: Sequence[Tensor], dim: int | None) -> Tensor:
+    return shards[0] if dim is None or len(shards) == 1 else torch.cat(list(shards), dim)
+
+
+def _shard_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+    """Reads whole groups; where ranks share a group (more ranks than groups) the whole is read and cut."""
+    size = share.size if share.dim is not None else 1
+    if sizes.groups % size:
+        return _interleave([source[:] for source in sources], sizes.groups).chunk(size)[share.rank]
+    groups = sizes.groups // size
+    parts = []
+    for source in sources:
+        first, last = _bounds(source.shape[0], share)
+        parts.append(source[first:last])
+    return _interleave(parts, groups)
+
+
+def _interleave(parts: Sequence[Tensor], groups: int) -> Tensor:
+    by_group = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
+    return torch.cat(by_group, dim=1).flatten(0, 1)
+
+
+def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    whole = _whole(shards, dim)
+    by_group = whole.reshape(sizes.groups, -1, *whole.shape[1:])
+    head = by_group.shape[1] // (sizes.queries_per_group + 2)
+    split = by_group.split([sizes.queries_per_group * head, head, head], dim=1)
+    return tuple(part.flatten(0, 1) for part in split)
+
+
+def _shard_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+    parts = []
+    for source in sources:
+        first, last = _bounds(source.shape[0], share)
+        parts.append(source[first:last])
+    return torch.cat(parts)
+
+
+def _unshard_gated(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    halves = [shard.chunk(2) for shard in shards]
+    return torch.cat([gate for gate, _ in halves]), torch.cat([up for _, up in halves])
+
+
+def _shard_fused_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+    (source,) = sources
+    width = source.shape[0] // 2
+    first, last = _bounds(width, share)
+    return torch.cat([source[first:last], source[width + first : width + last]])
+
+
+def _unshard_fused_gated(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    return (torch.cat(_unshard_gated(shards, dim, sizes)),)
+
+
+def _shard_vocabulary(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+    """Tokens that the checkpoint does not know start as the mean of all that it does; padding is zero."""
+    (source,) = sources
+    first, last = _bounds(sizes.padded_vocab_size, share)
+    stored = source.shape[0]
+    parts = [source[min(first, stored) : min(last, stored)]]
+    num_new = min(last, sizes.vocab_size) - max(first, stored)
+    if num_new > 0:
+        parts.append(source[:].float().mean(0, keepdim=True).to(parts[0].dtype).expand(num_new, -1))
+    num_padded = last - max(first, sizes.vocab_size)
+    if num_padded > 0:
+        parts.append(parts[0].new_zeros(num_padded, *parts[0].shape[1:]))
+    return torch.cat(parts)
+
+
+def _unshard_vocabulary(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    return (_whole(shards, dim)[: sizes.vocab_size],)
+
+
+RULES: dict[str, Conversion] = {
+    "plain": Conversion(shard=_shard_plain, unshard=_unshard_plain),
+    "qkv": Conversion(shard=_shard_qkv, unshard=_unshard_qkv),
+    "gated": Conversion(shard=_shard_gated, unshard=_unshard_gated),
+    "fused_gated": Conversion(shard=_shard_fused_gated, unshard=_unshard_fused_gated),
+    "vocabulary": Conversion(shard=_shard_vocabulary, unshard=_unshard_vocabulary),
+}
+"""By the name that weight tables use (models/family.py)."""

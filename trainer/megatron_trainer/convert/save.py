@@ -1,0 +1,237 @@
+"""Writes a model as a Hugging Face directory: every rank the tensors it gathers, rank 0 the index and the rest.
+
+Written aside and renamed, so that a directory under its final name is complete. All ranks need the same file system.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from itertools import accumulate
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from megatron_trainer.convert import table
+from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
+from megatron_trainer.convert.source import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.models.spec import CONFIG_FILE, ModelSpec
+from megatron_trainjob.exit_codes import ExitCode
+
+_COPIED = (
+    "generation_config.json",
+    "tokenizer*",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "LICENSE*",
+)
+_UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+_KEPT_WIDE = ("e_score_correction_bias",)
+"""Tensors that keep their type: the balance of experts moves by less than bfloat16 can tell."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _File:
+    """One file that this rank writes."""
+
+    name: str
+    pieces: tuple[Piece, ...]
+
+
+def save_model(
+    chunks: Sequence[torch.nn.Module],
+    spec: ModelSpec,
+    directory: Path,
+    *,
+    dtype: torch.dtype | None = None,
+    max_shard_size: str = "5GB",
+    read: Read = own_data,
+) -> None:
+    """Writes weights, config.json, and the tokenizer and generation files of the source. Collective.
+
+    dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB.
+    A directory of that name is replaced. read: what is written for a parameter instead of its values.
+
+    Raises:
+        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
+    """
+    directory = Path(directory)
+    aside = directory.with_name(f".{directory.name}.partial")
+    files, index = _plan(chunks, spec, dtype, bytes_of(max_shard_size))
+    error = _on_first_rank(lambda: _start(aside))
+    _agree(error, directory)
+    error = _write(aside, files, _with_copied(tensors(chunks, spec, read=read), spec))
+    _agree(error, directory)
+    error = _on_first_rank(lambda: _finish(aside, directory, spec, dtype or spec.dtype, index))
+    _agree(error, directory)
+
+
+def bytes_of(size: str) -> int:
+    """The number of bytes in 5GB, 500MB, 2GiB or a plain number.
+
+    Raises:
+        ValueError: anything else.
+    """
+    match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|)\s*", size, re.IGNORECASE)
+    if match is None:
+        raise ValueError(f"a size is a number with KB, MB, GB, TB, KiB, MiB, GiB or TiB (got {size!r})")
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+def _plan(
+    chunks: Sequence[torch.nn.Module], spec: ModelSpec, dtype: torch.dtype | None, max_bytes: int
+) -> tuple[list[_File], dict[str, tuple[str, int]]]:
+    """The files of this rank, numbered over all ranks, and for each tensor of the model its file and size."""
+    sizes = table.sizes(spec)
+    mine = [piece for entry in exported(chunks, spec) if writes(entry) for piece in pieces(entry, sizes)]
+    mine = [_narrowed(piece, dtype) for piece in mine] + _copied_pieces(spec)
+    groups = list(_grouped(mine, max_bytes))
+    every: list[list[tuple[Piece, ...]]] = [groups] * dist.get_world_size()
+    dist.all_gather_object(every, groups)
+    total = sum(map(len, every))
+    first = [0, *accumulate(map(len, every))][dist.get_rank()]
+    files = [_File(name=_file_name(first + number, total), pieces=group) for number, group in enumerate(groups)]
+    numbered = enumerate(group for rank in every for group in rank)
+    index = {p.name: (_file_name(number, total), num_bytes(p)) for number, group in numbered for p in group}
+    return files, index
+
+
+def _narrowed(piece: Piece, dtype: torch.dtype | None) -> Piece:
+    return piece if dtype is None or piece.name.endswith(_KEPT_WIDE) else replace(piece, dtype=dtype)
+
+
+def _grouped(all_pieces: Sequence[Piece], max_bytes: int) -> Iterator[tuple[Piece, ...]]:
+    """Runs of tensors that fit into a file; a tensor that is larger gets its own."""
+    group: list[Piece] = []
+    size = 0
+    for piece in all_pieces:
+        if group and size + num_bytes(piece) > max_bytes:
+            yield tuple(group)
+            group, size = [], 0
+        group.append(piece)
+        size += num_bytes(piece)
+    if group:
+        yield tuple(group)
+
+
+def _file_name(number: int, total: int) -> str:
+    return SINGLE_FILE if total == 1 else f"model-{number + 1:05d}-of-{total:05d}.safetensors"
+
+
+def _write(aside: Path, files: Sequence[_File], stream: Iterator[tuple[str, Tensor]]) -> OSError | None:
+    """Writes the files of this rank. After an error the stream runs on unwritten: the other ranks wait for it."""
+    error: OSError | None = None
+    waiting = list(files)
+    current: SafetensorsFile | None = None
+    for name, tensor in stream:
+        if error is not None:
+            continue
+        try:
+            if current is None or current.is_complete:
+                current = _next_file(aside, waiting, current)
+            current.write(name, tensor)
+        except OSError as err:
+            error = err
+    if current is not None:
+        current.close()
+    return error
+
+
+def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | None) -> SafetensorsFile:
+    if current is not None:
+        current.close()
+    file = waiting.pop(0)
+    return SafetensorsFile(aside / file.name, file.pieces)
+
+
+def _copied_names(spec: ModelSpec) -> list[str]:
+    """Tensors of the source that the model does not use but the export keeps; the first rank writes them."""
+    patterns = spec.family.copied(spec.hf_config)
+    if dist.get_rank() != 0 or not patterns:
+        return []
+    files = open_checkpoint(spec.directory).files
+    return sorted(name for name in files if any(re.fullmatch(pattern, name) for pattern in patterns))
+
+
+def _copied_pieces(spec: ModelSpec) -> list[Piece]:
+    names = _copied_names(spec)
+    if not names:
+        return []
+    checkpoint = open_checkpoint(spec.directory)
+    stored = [(name, checkpoint.tensor(name)) for name in names]
+    return [Piece(name=name, shape=tensor.shape, dtype=tensor[:0].dtype) for name, tensor in stored]
+
+
+def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
+    yield from stream
+    names = _copied_names(spec)
+    if names:
+        checkpoint = open_checkpoint(spec.directory)
+        yield from ((name, checkpoint.tensor(name)[:]) for name in names)
+
+
+def _start(aside: Path) -> None:
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir(parents=True)
+
+
+def _finish(
+    aside: Path, directory: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str, tuple[str, int]]
+) -> None:
+    if len({file for file, _ in index.values()}) > 1:
+        content = {
+            "metadata": {"total_size": sum(size for _, size in index.values())},
+            "weight_map": {name: file for name, (file, _) in sorted(index.items())},
+        }
+        (aside / INDEX_FILE).write_text(json.dumps(content, indent=2) + "\n")
+    key = "dtype" if "dtype" in spec.config else "torch_dtype"
+    config = {**spec.config, key: str(dtype).removeprefix("torch.")}
+    (aside / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+    for pattern in _COPIED:
+        for path in spec.directory.glob(pattern):
+            if path.is_file():
+                shutil.copy(path, aside / path.name)
+    _replace(aside, directory)
+
+
+def _replace(aside: Path, directory: Path) -> None:
+    old = directory.with_name(f".{directory.name}.old")
+    shutil.rmtree(old, ignore_errors=True)
+    if directory.exists():
+        directory.rename(old)
+    aside.rename(directory)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def _on_first_rank(action: object) -> OSError | None:
+    if dist.get_rank() != 0:
+        return None
+    try:
+        action()  # type: ignore[operator]
+    except OSError as err:
+        return err
+    return None
+
+
+def _agree(error: OSError | None, directory: Path) -> None:
+    """Lets all ranks fail when one did; also the barrier between the stages of a save."""
+    every: list[str | None] = [None] * dist.get_world_size()
+    dist.all_gather_object(every, None if error is None else f"rank {dist.get_rank()}: {error}")
+    told = [text for text in every if text]
+    if told:
+        raise TrainingError(
+            ExitCode.OUTPUT_NOT_WRITABLE, f"could not write the model to {directory}: {'; '.join(told)}"
+        )

@@ -1,0 +1,96 @@
+"""Checkpoint tensors out of the shards of all ranks, one parameter at a time, each on one rank only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_trainer.convert import table
+from megatron_trainer.convert.rules import RULES, Sizes
+from megatron_trainer.convert.table import Entry
+from megatron_trainer.models.spec import ModelSpec
+
+Read = Callable[[Tensor], Tensor | None]
+"""Parameter -> the tensor to stream for it, None to leave it out."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """A tensor of the checkpoint before it is there: name and shape, and the type of the parameter behind it."""
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def exported(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> list[Entry]:
+    """The parameters that an export reads, wider types first, in the same order on all ranks of a stage.
+
+    Wider first keeps every tensor of a file aligned to its own size.
+    """
+    kept = [entry for entry in table.entries(chunks, spec) if not entry.is_copy]
+    return sorted(kept, key=lambda entry: -entry.parameter.element_size())
+
+
+def writes(entry: Entry) -> bool:
+    """Whether this rank gets the tensors of the entry: the first of the ranks that hold the same or share it."""
+    return takes_part(entry) and entry.group.rank() == 0
+
+
+def takes_part(entry: Entry) -> bool:
+    """Whether this rank's share is read; of data-parallel (and context-parallel) copies the first is."""
+    if entry.is_expert:
+        return parallel_state.get_expert_data_parallel_rank() == 0
+    return parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+
+
+def pieces(entry: Entry, sizes: Sizes) -> list[Piece]:
+    """The checkpoint tensors of an entry, without touching its data."""
+    share = torch.empty_like(entry.parameter, device="meta")
+    num_shares = entry.group.size() if entry.dim is not None else 1
+    tensors = RULES[entry.rule].unshard([share] * num_shares, entry.dim, sizes)
+    return [
+        Piece(name=name, shape=tuple(tensor.shape), dtype=entry.parameter.dtype)
+        for name, tensor in zip(entry.names, tensors, strict=True)
+    ]
+
+
+def own_data(parameter: Tensor) -> Tensor:
+    """The parameter's values."""
+    return parameter.data
+
+
+@torch.no_grad()
+def tensors(
+    chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, read: Read = own_data
+) -> Iterator[tuple[str, Tensor]]:
+    """(checkpoint name, whole tensor) for what this rank writes. Collective: every rank has to run it to the end.
+
+    One parameter is gathered at a time, so no more than that is held beyond the model.
+    """
+    sizes = table.sizes(spec)
+    for entry in exported(chunks, spec):
+        if not takes_part(entry):
+            continue
+        share = read(entry.parameter)
+        if share is None:
+            continue
+        shares = _gather(share.contiguous(), entry)
+        if shares:
+            yield from zip(entry.names, RULES[entry.rule].unshard(shares, entry.dim, sizes), strict=True)
+
+
+def _gather(share: Tensor, entry: Entry) -> list[Tensor]:
+    """All shares on the group's first rank, nothing on the others."""
+    group = entry.group
+    is_first = group.rank() == 0
+    if entry.dim is None or group.size() == 1:
+        return [share] if is_first else []
+    shares = [torch.empty_like(share) for _ in range(group.size())] if is_first else None
+    dist.gather(share, shares, group=group, group_dst=0)
+    return shares or []

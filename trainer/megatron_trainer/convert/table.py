@@ -1,0 +1,119 @@
+"""Pairs each parameter of a built model with its rule and its names in the Hugging Face checkpoint."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_trainer.convert.rules import Share, Sizes
+from megatron_trainer.lora.names import TIED_OUTPUT, is_adapter, unwrapped, whole_model_name
+from megatron_trainer.models.family import Rule
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.models.weights import table
+
+# TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
+# speak of megatron-core's local layers; these turn one name into the other.
+_LOCAL_NAMES = (
+    (re.compile(r"\.self_attention\.linear_qkv\.layer_norm_weight$"), ".input_layernorm.weight"),
+    (re.compile(r"\.mlp\.linear_fc1\.layer_norm_weight$"), ".pre_mlp_layernorm.weight"),
+    (re.compile(r"\.linear_q_up_proj\.layer_norm_weight$"), ".q_layernorm.weight"),
+    (re.compile(r"\.linear_kv_up_proj\.layer_norm_weight$"), ".kv_layernorm.weight"),
+    (re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$"), r".experts.local_experts.\3.\1.\2"),
+)
+_LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
+_EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
+_BUFFERS = ("expert_bias",)
+"""Buffers that are weights of the checkpoint; named_parameters passes them by."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One parameter of this rank. name: megatron-core's, counted over the whole model. names: of the checkpoint.
+
+    is_copy: a second place of a tensor that another entry of the model holds (tied embeddings over stages).
+    """
+
+    parameter: Tensor
+    name: str
+    rule: Rule
+    names: tuple[str, ...]
+    is_expert: bool
+    is_copy: bool
+
+    @property
+    def dim(self) -> int | None:
+        """Dimension along which tensor-parallel ranks share the parameter, None when each holds all of it."""
+        is_split = getattr(self.parameter, "tensor_model_parallel", False)
+        return int(self.parameter.partition_dim) if is_split else None
+
+    @property
+    def group(self) -> dist.ProcessGroup:
+        """The ranks that share it."""
+        if self.is_expert:
+            return parallel_state.get_expert_tensor_parallel_group()
+        return parallel_state.get_tensor_model_parallel_group()
+
+    @property
+    def share(self) -> Share:
+        """This rank's part."""
+        return Share(rank=self.group.rank(), size=self.group.size(), dim=self.dim)
+
+
+def sizes(spec: ModelSpec) -> Sizes:
+    """What the rules need to know of the model."""
+    config = spec.hf_config
+    groups = config.num_key_value_heads or config.num_attention_heads
+    return Sizes(
+        groups=groups,
+        queries_per_group=config.num_attention_heads // groups,
+        vocab_size=spec.vocab_size,
+        padded_vocab_size=spec.padded_vocab_size,
+    )
+
+
+def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entry]:
+    """Every weight of this rank in model order, wrapped or not; adapters are none.
+
+    Raises:
+        KeyError: a parameter that the family's weight table does not know; the table is incomplete.
+    """
+    rows = table(spec.family)
+    for chunk in map(unwrapped, chunks):
+        for local_name, parameter in _weights(chunk):
+            name = whole_model_name(chunk, _canonical(local_name))
+            layer, expert = _LAYER.match(name), _EXPERT.search(name)
+            row = rows.get(_pattern(name))
+            if row is None:
+                raise KeyError(f"the weight table of {spec.family.model_type} has no row for {name}")
+            numbers = {"layer": layer and layer[1], "expert": expert and expert[1]}
+            yield Entry(
+                parameter=parameter,
+                name=name,
+                rule=row.rule,
+                names=tuple(template.format(**numbers) for template in row.names),
+                is_expert=expert is not None,
+                is_copy=spec.tied and local_name == TIED_OUTPUT,
+            )
+
+
+def _weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    yield from ((name, p) for name, p in chunk.named_parameters() if not is_adapter(name))
+    yield from ((name, b) for name, b in chunk.named_buffers() if name.endswith(_BUFFERS))
+
+
+def _canonical(name: str) -> str:
+    """The name that the local implementation would give this parameter."""
+    for pattern, replacement in _LOCAL_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _pattern(name: str) -> str:
+    """The name with its numbers taken out, as weight tables write it."""
+    return _EXPERT.sub(".local_experts.{expert}.", _LAYER.sub("decoder.layers.{layer}.", name))

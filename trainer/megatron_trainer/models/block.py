@@ -1,0 +1,107 @@
+"""Which module stands where in each layer: the layer specifications of this pipeline stage."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from typing import Any, Literal
+
+from megatron.core.models.gpt.gpt_layer_specs import (
+    get_gpt_layer_local_submodules,
+    get_gpt_layer_with_transformer_engine_submodules,
+)
+from megatron.core.transformer import TransformerConfig, TransformerLayer, multi_latent_attention
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
+from megatron.core.transformer.transformer_layer import (
+    TransformerLayerSubmodules,
+    get_transformer_layer_offset,
+)
+
+from megatron_trainer.attention import CoreAttention
+from megatron_trainer.models.layers import PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
+from megatron_trainer.models.spec import ModelSpec
+
+Implementation = Literal["local", "transformer_engine"]
+
+
+def block_spec(
+    spec: ModelSpec, config: TransformerConfig, implementation: Implementation, virtual_stage: int | None
+) -> TransformerBlockSubmodules:
+    """The layers of this stage, dense or of experts as the model has them, and the final norm."""
+    first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
+    number = get_num_layers_to_build(config, vp_stage=virtual_stage)
+    has_experts = _layers_with_experts(config)[first : first + number]
+    layers = [
+        ModuleSpec(module=TransformerLayer, submodules=_layer(spec, config, implementation, has_experts=flag))
+        for flag in has_experts
+    ]
+    return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(implementation))
+
+
+def _layers_with_experts(config: TransformerConfig) -> list[bool]:
+    if config.num_moe_experts is None:
+        return [False] * config.num_layers
+    return [bool(flag) for flag in config.moe_layer_freq]
+
+
+def _final_norm(implementation: Implementation) -> type:
+    if implementation == "local":
+        return RMSNorm
+    from megatron.core.extensions.transformer_engine import TENorm
+
+    return TENorm
+
+
+def _layer(
+    spec: ModelSpec, config: TransformerConfig, implementation: Implementation, *, has_experts: bool
+) -> TransformerLayerSubmodules:
+    is_local = implementation == "local"
+    make = get_gpt_layer_local_submodules if is_local else get_gpt_layer_with_transformer_engine_submodules
+    layer = make(
+        num_experts=config.num_moe_experts if has_experts else None,
+        moe_grouped_gemm=config.moe_grouped_gemm,
+        qk_layernorm=config.qk_layernorm,
+        multi_latent_attention=config.multi_latent_attention,
+    )
+    if is_local:
+        layer = _with_local_parts(layer)
+    return _with_family_parts(layer, spec, config, has_experts=has_experts)
+
+
+def _with_local_parts(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
+    """Our norm and attention in place of megatron-core's local ones."""
+    attention = layer.self_attention.submodules
+    parts: dict[str, Any] = {"core_attention": CoreAttention}
+    for name in ("q_layernorm", "k_layernorm", "kv_layernorm"):
+        if getattr(attention, name, IdentityOp) is not IdentityOp:
+            parts[name] = RMSNorm
+    if hasattr(attention, "linear_kv_down_proj"):
+        # megatron-core accepts only classes that it knows by identity; `Linear` is None there without TE.
+        multi_latent_attention.Linear = ReplicatedLinear
+        parts |= {"linear_q_down_proj": ReplicatedLinear, "linear_kv_down_proj": ReplicatedLinear}
+    return replace(
+        layer,
+        input_layernorm=RMSNorm,
+        pre_mlp_layernorm=RMSNorm,
+        self_attention=replace(layer.self_attention, submodules=replace(attention, **parts)),
+    )
+
+
+def _with_family_parts(
+    layer: TransformerLayerSubmodules, spec: ModelSpec, config: TransformerConfig, *, has_experts: bool
+) -> TransformerLayerSubmodules:
+    """Biases and norms that only some families have."""
+    if spec.family.output_bias(spec.hf_config):
+        attention = layer.self_attention.submodules
+        attention = replace(attention, linear_proj=with_bias(attention.linear_proj))
+        layer = replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
+    if spec.family.mlp_bias(spec.hf_config) and not has_experts:
+        mlp = layer.mlp.keywords["submodules"]
+        mlp = replace(mlp, linear_fc1=with_bias(mlp.linear_fc1), linear_fc2=with_bias(mlp.linear_fc2))
+        layer = replace(layer, mlp=partial(layer.mlp.func, submodules=mlp))
+    if spec.family.post_norms:
+        post_norm = ModuleSpec(module=PostNormAdd, params={"config": config})
+        layer = replace(layer, self_attn_bda=post_norm, mlp_bda=post_norm)
+    return layer

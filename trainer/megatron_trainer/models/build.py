@@ -1,0 +1,60 @@
+"""Builds this rank's part of a model. The one place that makes a GPTModel.
+
+megatron-core 0.19 calls GPTModel deprecated in favour of HybridModel; when it goes, this file changes.
+"""
+
+from __future__ import annotations
+
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.transformer import TransformerConfig
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.models import rope
+from megatron_trainer.models.block import Implementation, block_spec
+from megatron_trainer.models.settings import implementation, transformer_config
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.args.tree import TrainArgs
+
+
+def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTModel]:
+    """The model chunks of this rank, one a virtual pipeline stage, on its device, weights drawn or left
+    empty.
+
+    parallel.initialise must have formed the groups. Weights come from convert/load.py or, with
+    no_initialization false, from the random state. Logits stay split over the tensor-parallel ranks.
+    """
+    stages = parallel_state.get_virtual_pipeline_model_parallel_world_size()
+    config = transformer_config(spec, args, backend, virtual_stages=stages)
+    kind = implementation(args, backend)
+    chunks = [_chunk(spec, config, kind, stage) for stage in (range(stages) if stages else [None])]
+    return [chunk.to(backend.device) for chunk in chunks]
+
+
+def _chunk(spec: ModelSpec, config: TransformerConfig, kind: Implementation, stage: int | None) -> GPTModel:
+    rotary = spec.hf_config.rope_parameters
+    model = GPTModel(
+        config,
+        block_spec(spec, config, kind, stage),
+        vocab_size=spec.padded_vocab_size,
+        max_sequence_length=spec.hf_config.max_position_embeddings,
+        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+        parallel_output=True,
+        share_embeddings_and_output_weights=spec.tied,
+        position_embedding_type="rope",
+        rotary_base=rotary["rope_theta"],
+        rotary_percent=rotary.get("partial_rotary_factor") or 1.0,
+        vp_stage=stage,
+    )
+    if not spec.family.latent_attention:
+        _set_rotary(model, spec)
+    return model
+
+
+def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
+    """Puts the model's own frequencies in, before the first forward pass caches any."""
+    inverse, factor = rope.frequencies(spec.hf_config)
+    model.rotary_pos_emb.inv_freq = inverse.to(model.rotary_pos_emb.inv_freq.device)
+    for layer in model.decoder.layers:
+        layer.self_attention._yarn_concentration_factor = factor

@@ -1,0 +1,1 @@
+"""One file a lineage of model families; models/__init__.py lists them."""

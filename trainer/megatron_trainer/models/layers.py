@@ -1,0 +1,93 @@
+"""Layer parts that megatron-core's local implementation lacks or has wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor
+
+
+class RMSNorm(torch.nn.Module):
+    """Root-mean-square norm as the Hugging Face models compute it: in float32, cast back, then scaled.
+
+    megatron-core's wrapper of torch's norm refuses sequence parallelism. The mark on the weight has
+    finalize_model_grads sum its gradient over the ranks that hold parts of the sequence.
+    """
+
+    def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
+        super().__init__()
+        self.eps = eps
+        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalised over the last dimension, in the type of x."""
+        x32 = x.float()
+        normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        return self.weight * normed.to(x.dtype)
+
+
+class ReplicatedLinear(torch.nn.Module):
+    """A linear that every tensor-parallel rank holds whole and applies to its part of the sequence.
+
+    For the down projections of latent attention. megatron-core's local implementation shards them by
+    column, and the gradient that comes back through its gather is wrong: the positional key feeds the local
+    heads only.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        output_size: int,
+        *,
+        config: TransformerConfig,
+        init_method: Callable[[Tensor], None] | None = None,
+        **_: object,
+    ) -> None:
+        super().__init__()
+        self.config = config
+        self.weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+        if config.perform_initialization and init_method is not None:
+            init_method(self.weight)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, None]:
+        """(x times the weight, no bias), as megatron-core's linears return it."""
+        return torch.nn.functional.linear(x, self.weight), None
+
+
+class PostNormAdd(torch.nn.Module):
+    """Norms what a block puts out before it is added to the residual stream.
+
+    Stands where megatron-core adds bias, dropout and residual, outside of the linear that came before, so
+    that an adapter on that linear is normed with it.
+    """
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = RMSNorm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, training: bool, fused: bool) -> Callable[..., Tensor]:  # noqa: FBT001 - megatron's signature
+        """The function that megatron-core calls with (output, bias), residual and dropout probability."""
+        add = get_bias_dropout_add(training, fused)
+
+        def norm_and_add(output_with_bias: tuple[Tensor, Tensor | None], *rest: Any) -> Tensor:  # noqa: ANN401
+            output, bias = output_with_bias
+            return add((self.norm(output if bias is None else output + bias), None), *rest)
+
+        return norm_and_add
+
+
+def with_bias(linear: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
+    """The same builder, whose linear carries a bias whatever the configuration says for all linears at
+    once.
+    """
+
+    def build(*args: Any, **settings: Any) -> torch.nn.Module:  # noqa: ANN401
+        return linear(*args, **{**settings, "bias": True})
+
+    return build

@@ -1,0 +1,165 @@
+"""megatron-core's configuration of a model: what the model is, how it is split, and how it is computed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from megatron.core.transformer import MLATransformerConfig, TransformerConfig
+from megatron.core.transformer.enums import AttnBackend
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.models.activation import ACTIVATIONS
+from megatron_trainer.models.block import Implementation
+from megatron_trainer.models.expression import moe_layers
+from megatron_trainer.models.family import HfConfig
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.parallel import expert_tensor_parallel_size
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
+
+
+def implementation(args: TrainArgs, backend: Backend) -> Implementation:
+    """The layer implementation: TransformerEngine where it is wanted and this machine runs it."""
+    return "local" if args.transformer_impl == "local" else backend.layer_impl
+
+
+def transformer_config(
+    spec: ModelSpec, args: TrainArgs, backend: Backend, *, virtual_stages: int | None = None
+) -> TransformerConfig:
+    """The configuration of this rank's part of the model. Later entries win over earlier ones."""
+    kind = MLATransformerConfig if spec.family.latent_attention else TransformerConfig
+    fields = {
+        **_decoder(spec.hf_config),
+        **spec.family.settings(spec.hf_config),
+        **_layout(spec, args, virtual_stages),
+        **_precision(spec, args),
+        **_computation(args, backend),
+        **_experts(spec, args, backend),
+    }
+    if spec.family.latent_attention:
+        fields.pop("kv_channels")
+    return kind(**fields)
+
+
+def _decoder(config: HfConfig) -> dict[str, Any]:
+    heads = config.num_attention_heads
+    return {
+        "num_layers": config.num_hidden_layers,
+        "hidden_size": config.hidden_size,
+        "ffn_hidden_size": config.intermediate_size,
+        "num_attention_heads": heads,
+        "num_query_groups": config.num_key_value_heads or heads,
+        "kv_channels": getattr(config, "head_dim", None) or config.hidden_size // heads,
+        "layernorm_epsilon": config.rms_norm_eps,
+        "normalization": "RMSNorm",
+        "gated_linear_unit": True,
+        "activation_func": ACTIVATIONS[config.hidden_act],
+        "add_bias_linear": False,
+        "attention_dropout": float(config.attention_dropout or 0.0),
+        "init_method_std": config.initializer_range,
+        **_window(config),
+    }
+
+
+def _window(config: HfConfig) -> dict[str, Any]:
+    """Sliding-window attention: a token sees itself and the `sliding_window - 1` tokens before it."""
+    window = getattr(config, "sliding_window", None)
+    if not window or getattr(config, "use_sliding_window", True) is False:
+        return {}
+    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    return {
+        "window_size": (window - 1, 0),
+        "window_attn_skip_freq": [int(kind == "sliding_attention") for kind in kinds],
+    }
+
+
+def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dict[str, Any]:
+    return {
+        "tensor_model_parallel_size": args.tensor_model_parallel_size,
+        "sequence_parallel": args.sequence_parallel and args.tensor_model_parallel_size > 1,
+        "pipeline_model_parallel_size": args.pipeline_model_parallel_size,
+        "virtual_pipeline_model_parallel_size": virtual_stages,
+        "num_layers_in_first_pipeline_stage": args.decoder_first_pipeline_num_layers,
+        "num_layers_in_last_pipeline_stage": args.decoder_last_pipeline_num_layers,
+        "pipeline_dtype": spec.dtype,
+        # Rows differ in length from micro-batch to micro-batch, so stages tell each other the shape.
+        "variable_seq_lengths": args.pipeline_model_parallel_size > 1,
+        "context_parallel_size": args.context_parallel_size,
+        "expert_model_parallel_size": args.expert_model_parallel_size,
+        "expert_tensor_parallel_size": expert_tensor_parallel_size(args),
+        "tp_comm_overlap": args.tp_comm_overlap,
+        "calculate_per_token_loss": args.calculate_per_token_loss,
+    }
+
+
+def _precision(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
+    fp16 = spec.dtype == torch.float16
+    scaling = derive.apply_query_key_layer_scaling(args, fp16=fp16)
+    return {
+        "params_dtype": spec.dtype,
+        "fp16": fp16,
+        "bf16": spec.dtype == torch.bfloat16,
+        "apply_query_key_layer_scaling": scaling,
+        "attention_softmax_in_fp32": args.attention_softmax_in_fp32 or scaling,
+        "fp8": args.fp8_format,
+        "fp8_recipe": args.fp8_recipe,
+        "fp8_amax_history_len": args.fp8_amax_history_len,
+        "fp8_amax_compute_algo": args.fp8_amax_compute_algo,
+        "fp8_param": args.fp8_param_gather,
+    }
+
+
+def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
+    fused = backend.fused_kernels()
+    recompute = None if args.recompute_granularity == "none" else args.recompute_granularity
+    given = {"hidden_dropout": args.hidden_dropout or 0.0}
+    return {
+        **given,
+        "transformer_impl": implementation(args, backend),
+        "attention_backend": AttnBackend[args.attention_backend],
+        "perform_initialization": not args.no_initialization,
+        # On the host every layout draws the same weights: the whole matrix is drawn, then cut.
+        "use_cpu_initialization": args.use_cpu_initialization or backend.device.type == "cpu",
+        "deterministic_mode": args.deterministic_mode,
+        "recompute_granularity": recompute,
+        "recompute_method": args.recompute_method,
+        "recompute_num_layers": args.recompute_num_layers,
+        "recompute_modules": list(args.recompute_modules) if recompute == "selective" else None,
+        "bias_activation_fusion": "bias_swiglu" in fused and not args.no_bias_swiglu_fusion,
+        "bias_dropout_fusion": "bias_dropout" in fused and not args.no_bias_dropout_fusion,
+        "apply_rope_fusion": "rope" in fused and not args.no_rope_fusion,
+        "gradient_accumulation_fusion": "gradient_accumulation" in fused and not args.no_gradient_accumulation_fusion,
+        "masked_softmax_fusion": False,  # our attention and TransformerEngine's have no use for that kernel
+        "persist_layer_norm": False,
+    }
+
+
+def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, Any]:
+    model = spec.family.settings(spec.hf_config)
+    # Dense models too: megatron-core checks the dispatcher where rows vary in length, and its default fails
+    # that.
+    if not model.get("num_moe_experts"):
+        return {"moe_token_dispatcher_type": "alltoall"}
+    given = {
+        "moe_router_pre_softmax": args.moe_router_pre_softmax,
+        "moe_router_score_function": args.moe_router_score_function,
+        "moe_router_enable_expert_bias": args.moe_router_enable_expert_bias,
+        "moe_router_load_balancing_type": args.moe_router_load_balancing_type,
+        "moe_layer_freq": moe_layers(args.moe_layer_freq, spec.hf_config.num_hidden_layers),
+    }
+    return {
+        "moe_router_load_balancing_type": model.get("moe_router_load_balancing_type", "aux_loss"),
+        **{name: value for name, value in given.items() if value is not None},
+        "moe_router_dtype": None if args.moe_router_dtype == "none" else args.moe_router_dtype,
+        "moe_router_bias_update_rate": args.moe_router_bias_update_rate,
+        "moe_aux_loss_coeff": args.moe_aux_loss_coeff,
+        "moe_z_loss_coeff": args.moe_z_loss_coeff,
+        "moe_token_dispatcher_type": args.moe_token_dispatcher_type,
+        "moe_enable_deepep": args.moe_enable_deepep,
+        "moe_grouped_gemm": args.moe_grouped_gemm and implementation(args, backend) != "local",
+        "moe_permute_fusion": args.moe_permute_fusion and "moe_permute" in backend.fused_kernels(),
+        "moe_expert_capacity_factor": args.moe_expert_capacity_factor,
+        "moe_token_drop_policy": args.moe_token_drop_policy,
+        "moe_shared_expert_overlap": args.moe_shared_expert_overlap,
+    }

@@ -1,0 +1,133 @@
+"""Reads a Hugging Face model directory: which family it is, its configuration, and the sizes that follow.
+
+Reads config.json only; weights are read by convert/load.py.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoConfig
+
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.models import FAMILIES, overrides, refuse
+from megatron_trainer.models.family import Family, HfConfig
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+CONFIG_FILE = "config.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSpec:
+    """A model as it will be trained.
+
+    config: the content of config.json with the arguments put in, as an export writes it. hf_config: the
+    same as a transformers object. vocab_size: real tokens. padded_vocab_size: rows of the embedding, a
+    multiple of the tensor-parallel size. tied: input and output embedding are one. dtype: of the parameters
+    in training.
+    """
+
+    directory: Path
+    family: Family
+    config: Mapping[str, Any]
+    hf_config: HfConfig
+    vocab_size: int
+    padded_vocab_size: int
+    tied: bool
+    dtype: torch.dtype
+
+
+def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -> ModelSpec:
+    """The model in `directory`, with the arguments of the groups model, moe and mla put in.
+
+    num_tokens: size of the tokenizer; a vocabulary smaller than that grows to it (new tokens).
+
+    Raises:
+        InvalidInput: no readable config.json (MISSING_INPUT), a family that is not known (UNSUPPORTED), or
+        everything that the model cannot do with these arguments (BAD_ARGUMENTS).
+    """
+    directory = Path(directory)
+    raw = _read_config(directory)
+    family = _family(raw)
+    config, problems = overrides.apply(raw, _hf_config(raw), args)
+    hf_config = _hf_config(config)
+    problems += refuse.violations(family, hf_config, args)
+    vocab_size = max(hf_config.vocab_size, num_tokens)
+    padded, more = _padded_vocab_size(vocab_size, args)
+    problems += more
+    if problems:
+        raise InvalidInput(tuple(problems))
+    return ModelSpec(
+        directory=directory,
+        family=family,
+        config={**config, "vocab_size": vocab_size},
+        hf_config=hf_config,
+        vocab_size=vocab_size,
+        padded_vocab_size=padded,
+        tied=bool(hf_config.tie_word_embeddings),
+        dtype=training_dtype(args, config),
+    )
+
+
+def training_dtype(args: TrainArgs, config: Mapping[str, Any]) -> torch.dtype:
+    """Type of the parameters: as the arguments say, else as the model is stored."""
+    fp16, bf16 = derive.fp16_bf16(args, config)
+    return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
+
+
+def _read_config(directory: Path) -> dict[str, Any]:
+    path = directory / CONFIG_FILE
+    try:
+        content = json.loads(path.read_text())
+    except FileNotFoundError:
+        raise _unreadable(directory, f"has no {CONFIG_FILE}; give the folder of a Hugging Face model") from None
+    except (OSError, ValueError) as err:
+        raise _unreadable(directory, f"its {CONFIG_FILE} cannot be read ({err})") from err
+    if not isinstance(content, dict):
+        raise _unreadable(directory, f"its {CONFIG_FILE} is no JSON object")
+    return content
+
+
+def _unreadable(directory: Path, message: str) -> InvalidInput:
+    violation = Violation(path="spec.args.model", value=str(directory), message=message)
+    return InvalidInput((violation,), ExitCode.MISSING_INPUT)
+
+
+def _family(raw: Mapping[str, Any]) -> Family:
+    model_type = raw.get("model_type")
+    if model_type in FAMILIES:
+        return FAMILIES[model_type]
+    message = (
+        f"this model family is not known; known are {', '.join(sorted(FAMILIES))}. "
+        "A family is added as a record in models/families/ (docs/adding-a-family.md)"
+    )
+    violation = Violation(path=f"{CONFIG_FILE}:model_type", value=model_type, message=message)
+    raise InvalidInput((violation,), ExitCode.UNSUPPORTED)
+
+
+def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
+    fields = {key: value for key, value in raw.items() if key != "model_type"}
+    return AutoConfig.for_model(raw["model_type"], **fields)
+
+
+def _padded_vocab_size(vocab_size: int, args: TrainArgs) -> tuple[int, list[Violation]]:
+    """Rows of the embedding: as given, else the smallest that divide over the tensor-parallel ranks."""
+    size = args.tensor_model_parallel_size
+    given = args.padded_vocab_size
+    if given is None:
+        return -(-vocab_size // size) * size, []
+    if given >= vocab_size and given % size == 0:
+        return given, []
+    message = (
+        f"must be at least the vocabulary of {vocab_size} tokens and a multiple of tensor_model_parallel_size "
+        f"{size}; leave it out to get {-(-vocab_size // size) * size}"
+    )
+    return vocab_size, [Violation(path="spec.args.padded_vocab_size", value=given, message=message)]

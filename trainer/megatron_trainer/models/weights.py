@@ -1,0 +1,90 @@
+"""Weight-table rows that families share: embeddings, norms, attention, MLP, experts, latent attention."""
+
+from __future__ import annotations
+
+from megatron_trainer.models.family import Family, Weight, plain
+
+LAYER = "decoder.layers.{layer}."
+HF_LAYER = "model.layers.{layer}."
+ATTENTION = LAYER + "self_attention."
+HF_ATTENTION = HF_LAYER + "self_attn."
+EXPERT = LAYER + "mlp.experts.local_experts.{expert}."
+
+
+def gated_mlp(
+    module: str, name: str, *, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
+) -> tuple[Weight, ...]:
+    """A gated MLP at `module` (megatron-core) and `name` (Hugging Face), both ending in a dot; biases where
+    it has.
+    """
+    return tuple(
+        row
+        for kind in ("weight", "bias")
+        for row in (
+            Weight(
+                parameter=f"{module}linear_fc1.{kind}",
+                rule="gated",
+                names=(f"{name}{gate}.{kind}", f"{name}{up}.{kind}"),
+            ),
+            plain(f"{module}linear_fc2.{kind}", f"{name}{down}.{kind}"),
+        )
+    )
+
+
+def _query_key_value(kind: str) -> Weight:
+    names = tuple(f"{HF_ATTENTION}{part}_proj.{kind}" for part in "qkv")
+    return Weight(parameter=f"{ATTENTION}linear_qkv.{kind}", rule="qkv", names=names)
+
+
+DECODER: tuple[Weight, ...] = (
+    Weight(parameter="embedding.word_embeddings.weight", rule="vocabulary", names=("model.embed_tokens.weight",)),
+    Weight(parameter="output_layer.weight", rule="vocabulary", names=("lm_head.weight",)),
+    plain("decoder.final_layernorm.weight", "model.norm.weight"),
+    plain(LAYER + "input_layernorm.weight", HF_LAYER + "input_layernorm.weight"),
+    plain(LAYER + "pre_mlp_layernorm.weight", HF_LAYER + "post_attention_layernorm.weight"),
+    _query_key_value("weight"),
+    _query_key_value("bias"),
+    plain(ATTENTION + "linear_proj.weight", HF_ATTENTION + "o_proj.weight"),
+    plain(ATTENTION + "linear_proj.bias", HF_ATTENTION + "o_proj.bias"),
+    plain(ATTENTION + "q_layernorm.weight", HF_ATTENTION + "q_norm.weight"),
+    plain(ATTENTION + "k_layernorm.weight", HF_ATTENTION + "k_norm.weight"),
+    *gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp."),
+)
+
+LATENT_ATTENTION: tuple[Weight, ...] = (
+    plain(ATTENTION + "linear_q_proj.weight", HF_ATTENTION + "q_proj.weight"),
+    plain(ATTENTION + "linear_q_down_proj.weight", HF_ATTENTION + "q_a_proj.weight"),
+    plain(ATTENTION + "linear_q_up_proj.weight", HF_ATTENTION + "q_b_proj.weight"),
+    plain(ATTENTION + "q_layernorm.weight", HF_ATTENTION + "q_a_layernorm.weight"),
+    plain(ATTENTION + "linear_kv_down_proj.weight", HF_ATTENTION + "kv_a_proj_with_mqa.weight"),
+    plain(ATTENTION + "linear_kv_up_proj.weight", HF_ATTENTION + "kv_b_proj.weight"),
+    plain(ATTENTION + "kv_layernorm.weight", HF_ATTENTION + "kv_a_layernorm.weight"),
+)
+
+POST_NORMS: tuple[Weight, ...] = (
+    plain(LAYER + "self_attn_bda.norm.weight", HF_LAYER + "post_self_attn_layernorm.weight"),
+    plain(LAYER + "mlp_bda.norm.weight", HF_LAYER + "post_mlp_layernorm.weight"),
+)
+
+
+def router(block: str = "mlp.") -> tuple[Weight, ...]:
+    """The router of a mixture of experts, with the selection bias where the model has one."""
+    return (
+        plain(LAYER + "mlp.router.weight", f"{HF_LAYER}{block}gate.weight"),
+        plain(LAYER + "mlp.router.expert_bias", f"{HF_LAYER}{block}gate.e_score_correction_bias"),
+    )
+
+
+def experts(block: str = "mlp.", **names: str) -> tuple[Weight, ...]:
+    """Routed experts, one MLP each, as checkpoints store them (transformers fuses them in memory only)."""
+    return gated_mlp(EXPERT, f"{HF_LAYER}{block}experts.{{expert}}.", **names)
+
+
+def shared_experts(name: str) -> tuple[Weight, ...]:
+    """The MLP that every token passes beside its routed experts."""
+    return gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}mlp.{name}.")
+
+
+def table(family: Family) -> dict[str, Weight]:
+    """All rows of a family by megatron-core's name; its own rows take the place of shared ones."""
+    return {row.parameter: row for row in (*DECODER, *family.weights)}

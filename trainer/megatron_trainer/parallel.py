@@ -1,0 +1,211 @@
+"""Model-parallel groups: who this rank is, sums over groups, and this rank's part of a sequence.
+
+Starts and ends megatron-core's groups. Knows nothing of models; layouts that cannot be right are refused by
+the argument rules and by models/refuse.py before anything gets here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from datetime import timedelta
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.packed_seq_params import PackedSeqParams
+from torch import Tensor
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainjob.args.tree import TrainArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class Coordinates:
+    """Where this rank stands: its number within each group that contains it, and the groups' sizes."""
+
+    rank: int
+    world_size: int
+    tensor: int
+    tensor_size: int
+    pipeline: int
+    pipeline_size: int
+    context: int
+    context_size: int
+    data: int
+    data_size: int
+    expert: int
+    expert_size: int
+
+
+def join(
+    backend: Backend,
+    *,
+    rank: int,
+    world_size: int,
+    master_address: str,
+    master_port: int,
+    timeout_s: float,
+    store: dist.Store | None = None,
+) -> None:
+    """Meets the other ranks at the master's address, or in the given store. Waits for all of them."""
+    where = {"store": store} if store else {"init_method": f"tcp://{master_address}:{master_port}"}
+    dist.init_process_group(
+        backend.collective,
+        rank=rank,
+        world_size=world_size,
+        timeout=timedelta(seconds=timeout_s),
+        **where,
+    )
+
+
+def leave() -> None:
+    """Ends the groups and the meeting, where they exist."""
+    parallel_state.destroy_model_parallel()
+    if dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def initialise(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordinates:
+    """Forms all groups for the layout of the arguments and seeds their random states. Collective.
+
+    Ranks are ordered tensor, context, expert, data, pipeline, the fastest first, so that tensor-parallel
+    ranks are neighbours on one machine.
+    """
+    parallel_state.destroy_model_parallel()
+    parallel_state.initialize_model_parallel(
+        tensor_model_parallel_size=args.tensor_model_parallel_size,
+        pipeline_model_parallel_size=args.pipeline_model_parallel_size,
+        virtual_pipeline_model_parallel_size=virtual_stages,
+        context_parallel_size=args.context_parallel_size,
+        expert_model_parallel_size=args.expert_model_parallel_size,
+        expert_tensor_parallel_size=expert_tensor_parallel_size(args),
+        distributed_timeout_minutes=max(1, args.ddp_timeout // 60),
+    )
+    seed(args.seed)
+    return coordinates()
+
+
+def expert_tensor_parallel_size(args: TrainArgs) -> int:
+    """Ranks that share each expert: as given, else the tensor-parallel size, as the reference has it."""
+    return args.expert_tensor_parallel_size or args.tensor_model_parallel_size
+
+
+def seed(value: int) -> None:
+    """Seeds torch and megatron-core's named states: dropout differs between tensor-parallel ranks where it
+    has to.
+    """
+    torch.manual_seed(value)
+    tensor_parallel.model_parallel_cuda_manual_seed(value)
+
+
+def coordinates() -> Coordinates:
+    """This rank's place in the groups that `initialise` formed."""
+    return Coordinates(
+        rank=dist.get_rank(),
+        world_size=dist.get_world_size(),
+        tensor=parallel_state.get_tensor_model_parallel_rank(),
+        tensor_size=parallel_state.get_tensor_model_parallel_world_size(),
+        pipeline=parallel_state.get_pipeline_model_parallel_rank(),
+        pipeline_size=parallel_state.get_pipeline_model_parallel_world_size(),
+        context=parallel_state.get_context_parallel_rank(),
+        context_size=parallel_state.get_context_parallel_world_size(),
+        data=parallel_state.get_data_parallel_rank(),
+        data_size=parallel_state.get_data_parallel_world_size(),
+        expert=parallel_state.get_expert_model_parallel_rank(),
+        expert_size=parallel_state.get_expert_model_parallel_world_size(),
+    )
+
+
+def sum_over_data(values: Tensor) -> Tensor:
+    """The sum over data and context ranks: over all tokens of the global batch. Collective; ranks keep
+    their own.
+    """
+    total = values.clone()
+    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
+    return total
+
+
+def sum_over_context(values: Tensor) -> Tensor:
+    """The sum over the ranks that hold parts of the same sequences. Collective."""
+    total = values.clone()
+    dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
+    return total
+
+
+def bounds(cu_seqlens: Tensor | None, num_tokens: int) -> list[int]:
+    """Starts of the sequences of a row and its end, in whole-row positions; one sequence where nothing is
+    packed.
+    """
+    return [0, num_tokens] if cu_seqlens is None else [int(start) for start in cu_seqlens.tolist()]
+
+
+def context_positions(sequence_bounds: list[int], *, rank: int, size: int) -> Tensor:
+    """Positions of the whole row that context rank `rank` holds, int64[T / size].
+
+    Each sequence is cut into 2 * size chunks and rank r takes chunks r and 2 * size - 1 - r, so that all
+    ranks do the same work under a causal mask. Two sequences of 8 and 4 tokens over two ranks:
+
+        whole row   0 1 2 3 4 5 6 7 | 8 9 10 11
+        rank 0      0 1         6 7 | 8      11
+        rank 1          2 3 4 5     |   9 10
+
+    Raises:
+        ValueError: a sequence does not divide into 2 * size chunks.
+    """
+    parts: list[Tensor] = []
+    for start, end in zip(sequence_bounds[:-1], sequence_bounds[1:], strict=True):
+        length, rest = divmod(end - start, 2 * size)
+        if rest:
+            raise ValueError(
+                f"a sequence of {end - start} tokens does not divide into 2 * context_parallel_size = {2 * size} "
+                "chunks; the collator has to pad it"
+            )
+        for chunk in (rank, 2 * size - 1 - rank):
+            parts.append(torch.arange(start + chunk * length, start + (chunk + 1) * length))
+    return torch.cat(parts)
+
+
+def local_part(batch: MicroBatch) -> MicroBatch:
+    """This context rank's part of a micro-batch; `cu_seqlens` and the counts go on speaking of the whole.
+
+    A padded batch loses its attention mask when it is split: padding stands on the right, where a causal
+    mask keeps it from every real token.
+
+    Raises:
+        ValueError: a row is padded on the left, or a sequence does not divide into 2 * size chunks.
+    """
+    size = parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return batch
+    if batch.cu_seqlens is None and bool(batch.padding_BT[:, 0].any()):
+        raise ValueError("context parallelism needs padding on the right; set padding_free or padding_side: right")
+    sequence_bounds = bounds(batch.cu_seqlens, batch.tokens_BT.shape[1])
+    rank = parallel_state.get_context_parallel_rank()
+    positions = context_positions(sequence_bounds, rank=rank, size=size).to(batch.tokens_BT.device)
+    return replace(
+        batch,
+        tokens_BT=batch.tokens_BT[:, positions],
+        labels_BT=batch.labels_BT[:, positions],
+        loss_weight_BT=batch.loss_weight_BT[:, positions],
+        position_ids_BT=batch.position_ids_BT[:, positions],
+        padding_BT=batch.padding_BT[:, positions],
+        attention_mask=None,
+    )
+
+
+def packed_sequence_parameters(batch: MicroBatch) -> PackedSeqParams | None:
+    """What attention needs to keep packed sequences apart, None for a padded batch.
+
+    Lengths are of the whole sequences, also when context ranks hold parts: attention and rotary embedding
+    divide.
+    """
+    if batch.cu_seqlens is None:
+        return None
+    return PackedSeqParams(
+        qkv_format="thd",
+        cu_seqlens_q=batch.cu_seqlens,
+        cu_seqlens_kv=batch.cu_seqlens,
+        max_seqlen_q=batch.max_seqlen,
+        max_seqlen_kv=batch.max_seqlen,
+    )
