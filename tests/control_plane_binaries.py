@@ -26,6 +26,8 @@ from pathlib import Path
 
 KUBERNETES_VERSION = "v1.37.2"
 ETCD_VERSION = "v3.7.3"
+HELM_VERSION = "v3.22.0"
+HELM_PACKAGE = "helm.sh/helm/v3/cmd/helm"
 GO_VERSION = (1, 26)
 KUBERNETES_PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 PROGRAMS = ("etcd", *KUBERNETES_PROGRAMS)
@@ -193,6 +195,26 @@ def build_kubernetes(go: str, work: Path) -> None:
     run_go(go, module, "build", "-trimpath", "-ldflags", version_flags(), "-o", f"{work}/", *packages)
 
 
+def helm() -> Path:
+    """The helm program: the machine's, the cached one, or one built from its Go module (two minutes, once)."""
+    cached = cache_folder().parent / f"helm-{HELM_VERSION}"
+    if found := shutil.which("helm"):
+        return Path(found)
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=cached.parent) as work, go_toolchain(Path(work)) as go:
+            if not go:
+                raise SystemExit(f"no helm: install it, or Go >= {GO_VERSION[0]}.{GO_VERSION[1]}")
+            module = Path(work) / "helm-module"
+            module.mkdir()
+            (module / "go.mod").write_text("module helmbuild\n\ngo 1.25.0\n")
+            run_go(go, module, "get", f"helm.sh/helm/v3/cmd/helm@{HELM_VERSION}")
+            flags = f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}"
+            run_go(go, module, "build", "-trimpath", "-ldflags", flags, "-o", f"{work}/helm", HELM_PACKAGE)
+            (Path(work) / "helm").replace(cached)
+    return cached
+
+
 def version_flags() -> str:
     """Linker flags by which the programs know their own version (a plain module build says v0.0.0)."""
     package = "k8s.io/component-base/version"
@@ -205,11 +227,9 @@ def run_go(go: str, folder: Path, *arguments: str) -> str:
     """What the go command printed; its own messages go to standard error."""
     environment = {**os.environ, "CGO_ENABLED": "0", "GOFLAGS": "-mod=mod -buildvcs=false"}
     command = [go, *arguments]
-    return subprocess.run(
-        command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True
-    ).stdout
+    return subprocess.run(command, cwd=folder, env=environment, stdout=subprocess.PIPE, text=True, check=True).stdout
 
 
 if __name__ == "__main__":
     logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
-    print(find_or_get())
+    print(helm() if "--helm" in sys.argv else find_or_get())

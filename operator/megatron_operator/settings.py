@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
+from megatron_operator import manifest
 from megatron_trainjob.violation import Violation
 
 Value = TypeVar("Value")
@@ -29,8 +30,9 @@ class Settings:
     """One operator process. Names of variables are those of the fields, MTJ_ in front, in capitals.
 
     watch_namespaces: only these; empty means all. leader_election off means that this is the only replica.
-    gang_schedulers: whose PodGroup kinds the operator may use. webhook_certificates: folder with tls.crt and
-    tls.key; None turns the admission webhook off. progress_port: where pods push their progress; None: nowhere.
+    trainer_image: for jobs that name no image. gang_schedulers: whose PodGroup kinds the operator may use.
+    webhook_certificates: folder with tls.crt and tls.key; None turns the admission webhook off.
+    progress_port: where pods push their progress; None: nowhere.
     """
 
     watch_namespaces: tuple[str, ...] = ()
@@ -54,6 +56,7 @@ class Settings:
     progress_port: int | None = None
     progress_certificates: Path | None = None
     per_job_metrics: bool = False
+    trainer_image: str = manifest.DEFAULT_IMAGE
     kubeconfig: Path | None = None
     api_server: str | None = None
     kubernetes_service_host: str | None = None
@@ -87,6 +90,7 @@ def read(variables: Mapping[str, str] | None = None) -> Settings:
         progress_port=reader.get("MTJ_PROGRESS_PORT", int, None),
         progress_certificates=reader.get("MTJ_PROGRESS_CERTIFICATES", Path, None),
         per_job_metrics=reader.get("MTJ_PER_JOB_METRICS", _truth, defaults.per_job_metrics),
+        trainer_image=reader.get("MTJ_TRAINER_IMAGE", str, defaults.trainer_image),
         kubeconfig=kubeconfig,
         api_server=reader.get("MTJ_API_SERVER", str, None),
         kubernetes_service_host=reader.get("KUBERNETES_SERVICE_HOST", str, None),

@@ -204,7 +204,7 @@ class Informer[Record]:
                 self._scope.resource, stream.namespace, parameters, metadata_only=self._scope.metadata_only
             )
             stream.heard_at = asyncio.get_running_loop().time()
-            for raw in page["items"]:
+            for raw in page["items"] or ():
                 self.put(raw)
                 found.add((self._key(raw), raw["metadata"]["name"]))
             following = page["metadata"].get("continue")

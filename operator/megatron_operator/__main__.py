@@ -1,0 +1,27 @@
+"""The operator process: `python -m megatron_operator`. Puts the parts together and runs them until told to stop."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import sys
+
+from megatron_operator import settings as settings_module
+from megatron_operator.operate import operate
+
+
+def main() -> int:
+    """The exit code: 0 after SIGTERM, 1 when leadership is lost or a part failed, 2 for wrong settings."""
+    try:
+        settings = settings_module.read()
+    except settings_module.InvalidSettings as error:
+        print(error, file=sys.stderr)
+        return 2
+    logging.basicConfig(
+        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
+    )
+    return asyncio.run(operate(settings))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,171 @@
+"""Brings one job at a time to where it should be: look, plan, apply. All policy lies in the pure core.
+
+Also holds the jobs themselves, as kopf's watch and our own status writes last showed them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from megatron_operator import clock, manifest, reconcile
+from megatron_operator.cluster.kubernetes import ApiError, Client
+from megatron_operator.cluster.kubernetes_apply import ForeignObject, apply
+from megatron_operator.cluster.kubernetes_events import Recorder
+from megatron_operator.cluster.kubernetes_mirror import Mirror
+from megatron_operator.cluster.kubernetes_resource import JOB, Resource
+from megatron_operator.job import Job
+from megatron_operator.metrics import Metrics
+from megatron_operator.plan import Plan
+from megatron_operator.queue import Key, RetryLater
+from megatron_operator.timestamp import to_seconds
+from megatron_trainjob.progress import Progress
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+Parsed = Job | tuple[Violation, ...]
+HEAVY_METADATA = ("managedFields",)
+logger = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs as last seen, newest first wins: a late watch event never undoes what we just wrote."""
+
+    def __init__(self, trainer_image: str = manifest.DEFAULT_IMAGE) -> None:
+        self._trainer_image = trainer_image
+        self._raw: dict[Key, Object] = {}
+        self._parsed: dict[Key, tuple[object, Parsed]] = {}
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(tuple(self._raw))
+
+    def get(self, key: Key) -> Object | None:
+        """The job, or None when there is none."""
+        return self._raw.get(key)
+
+    def put(self, raw: Object) -> bool:
+        """Whether this was news: another job, or a newer version of it."""
+        key = key_of(raw)
+        known = self._raw.get(key)
+        if known and known["metadata"]["uid"] == raw["metadata"]["uid"] and _version(known) >= _version(raw):
+            return False
+        metadata = {name: value for name, value in raw["metadata"].items() if name not in HEAVY_METADATA}
+        self._raw[key] = {**raw, "metadata": metadata}
+        return True
+
+    def drop(self, key: Key) -> None:
+        """Forgets a job that is gone."""
+        self._raw.pop(key, None)
+        self._parsed.pop(key, None)
+
+    def parse(self, key: Key) -> Parsed:
+        """The job as values, or what is wrong with its manifest; parsed again only when it changed."""
+        raw = self._raw[key]
+        metadata = raw["metadata"]
+        version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"))
+        known = self._parsed.get(key)
+        if known is None or known[0] != version:
+            known = self._parsed[key] = (version, manifest.parse(raw, default_image=self._trainer_image))
+        return known[1]
+
+    def statuses(self) -> Iterator[tuple[str, Object]]:
+        """(namespace, status) of every job."""
+        return ((key[0], raw.get("status") or {}) for key, raw in self._raw.items())
+
+
+class Controller:
+    """Reconciles jobs by key. Keeps in memory only what can be lost: the last refusals and pushed progress."""
+
+    def __init__(self, *, client: Client, recorder: Recorder, mirror: Mirror, jobs: Jobs, metrics: Metrics) -> None:
+        self._client = client
+        self._recorder = recorder
+        self._mirror = mirror
+        self._jobs = jobs
+        self._metrics = metrics
+        self._problems: dict[Key, tuple[str, str]] = {}
+        self._progress: dict[Key, Progress] = {}
+
+    def take_progress(self, key: Key, progress: Progress) -> None:
+        """Remembers what a job's trainer says of itself."""
+        self._progress[key] = progress
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Seconds after which to look again, None when only a change can matter. Raises RetryLater."""
+        with self._metrics.reconcile_s.labels("done").time():
+            job = self._jobs.get(key)
+            if job is None or "deletionTimestamp" in job["metadata"]:
+                self._forget(key)
+                return None
+            try:
+                return await self._bring(key, job)
+            except (ApiError, ForeignObject) as error:
+                self._metrics.reconcile_errors.inc()
+                raise RetryLater(str(error)) from error
+
+    async def _bring(self, key: Key, job: Object) -> float | None:
+        now = clock.now()
+        plan = await self._plan(key, job, now)
+        try:
+            await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
+        except ForeignObject as error:
+            self._problems[key] = ("NameTaken", str(error))
+            raise
+        except ApiError as error:
+            self._on_refusal(key, error)
+            raise
+        was_stalled = self._problems.pop(key, None) is not None
+        if plan.status is None and any(body["kind"] == "Pod" for body in plan.create):
+            self._metrics.pods_created_s.observe(max(0.0, clock.now() - _created_at(job)))
+        return 0.0 if was_stalled else plan.requeue_s
+
+    async def _plan(self, key: Key, job: Object, now: float) -> Plan:
+        parsed = self._jobs.parse(key)
+        gang = parsed.scheduling.gang if isinstance(parsed, Job) else "None"
+        seen = await self._mirror.see(
+            job,
+            gang=gang,
+            progress=self._progress.get(key),
+            problem=self._problems.get(key),
+            now=now,
+        )
+        if isinstance(parsed, Job):
+            return reconcile.plan(parsed, seen, now)
+        return reconcile.reject(job, parsed, seen, now)
+
+    def _take_written(self, job: Object, now: float) -> Callable[[Resource, Object], None]:
+        """Hears of every object that the server answered with."""
+        namespace, old = job["metadata"]["namespace"], job.get("status") or {}
+
+        def take(resource: Resource, raw: Object) -> None:
+            if resource is JOB:
+                self._jobs.put(raw)
+                self._metrics.on_status(namespace, _created_at(job), old, raw.get("status") or {}, now)
+            else:
+                self._mirror.take(resource, raw)
+
+        return take
+
+    def _on_refusal(self, key: Key, error: ApiError) -> None:
+        """A refusal that lasts (quota, policy, invalid object) is shown on the job; one that passes is not."""
+        if error.status in (400, 403, 422):
+            self._problems[key] = (error.reason or "Refused", error.message)
+        elif error.is_missing and f'"{key[1]}" not found' in error.message:
+            self._jobs.drop(key)
+
+    def _forget(self, key: Key) -> None:
+        self._problems.pop(key, None)
+        self._progress.pop(key, None)
+
+
+def key_of(raw: Object) -> Key:
+    """Namespace and name of an object."""
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+
+def _version(raw: Object) -> int:
+    return int(raw["metadata"]["resourceVersion"])
+
+
+def _created_at(job: Object) -> float:
+    return to_seconds(job["metadata"]["creationTimestamp"]) or 0.0

@@ -1,0 +1,133 @@
+"""kopf's part: it watches the jobs and serves the admission webhook. Handlers put a key into the queue.
+
+No timers, daemons, finalizers or annotations: kopf's change-driven handlers miss what happens while the
+operator is down, and what they write would fight with GitOps tools over the job.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import kopf
+
+from megatron_operator import admission, names
+from megatron_operator.cluster.kubernetes_connection import Connection
+from megatron_operator.controller import Jobs, key_of
+from megatron_operator.queue import WorkQueue
+from megatron_operator.settings import Settings
+
+QUEUE_IDLE_S = 0.2
+WATCH_S = 290
+CLIENT_S = 310
+
+
+class NoDiffBase(kopf.DiffBaseStorage):
+    """Stores nothing on the job and compares nothing: kopf's own copies cost two thirds of its CPU."""
+
+    def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
+        """An empty essence."""
+        return kopf.BodyEssence()
+
+    def fetch(self, *, body: kopf.Body) -> kopf.BodyEssence | None:
+        """Nothing was stored."""
+        return None
+
+    def store(self, *, body: kopf.Body, patch: kopf.Patch, essence: kopf.BodyEssence) -> None:
+        """Stores nothing."""
+
+
+class NoProgress(kopf.ProgressStorage):
+    """Stores no handler progress: the status of the job is all the memory there is."""
+
+    def fetch(self, *, key: object, body: kopf.Body) -> None:
+        """Nothing was stored."""
+
+    def store(self, *, key: object, record: object, body: kopf.Body, patch: kopf.Patch) -> None:
+        """Stores nothing."""
+
+    def purge(self, *, key: object, body: kopf.Body, patch: kopf.Patch) -> None:
+        """Nothing to remove."""
+
+    def touch(self, *, body: kopf.Body, patch: kopf.Patch, value: str | None) -> None:
+        """Touches nothing."""
+
+    def clear(self, *, essence: kopf.BodyEssence) -> kopf.BodyEssence:
+        """The essence as it is."""
+        return essence
+
+
+def kopf_registry(connection: Connection, jobs: Jobs, queue: WorkQueue) -> kopf.OperatorRegistry:
+    """The handlers: log in as we do everywhere, enqueue what the watch shows, judge what is submitted."""
+    registry = kopf.OperatorRegistry()
+
+    @kopf.on.login(registry=registry)
+    async def log_in(**_: object) -> kopf.ConnectionInfo:
+        return kopf_connection(connection)
+
+    @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
+    async def take(event: Mapping[str, Any], **_: object) -> None:
+        raw = event["object"]
+        if event["type"] == "DELETED":
+            jobs.drop(key_of(raw))
+            queue.forget(key_of(raw))
+            queue.add(key_of(raw))
+        elif jobs.put(raw):
+            queue.add(key_of(raw))
+
+    return registry
+
+
+def kopf_connection(connection: Connection) -> kopf.ConnectionInfo:
+    """The same server and credentials in kopf's words."""
+    identity = connection.identity
+    return kopf.ConnectionInfo(
+        server=connection.server,
+        ca_path=connection.ca_file,
+        token=connection.token(),
+        certificate_path=identity.certificate_file,
+        private_key_path=identity.key_file,
+    )
+
+
+def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
+    """kopf tuned to be a quiet watcher."""
+    tuned = kopf.OperatorSettings()
+    tuned.posting.enabled = False
+    tuned.scanning.disabled = True
+    tuned.persistence.finalizer = f"{names.GROUP}/unused"
+    tuned.persistence.diffbase_storage = NoDiffBase()
+    tuned.persistence.progress_storage = NoProgress()
+    tuned.queueing.idle_timeout = QUEUE_IDLE_S
+    tuned.queueing.worker_limit = None
+    tuned.watching.server_timeout = WATCH_S
+    tuned.watching.client_timeout = CLIENT_S
+    tuned.watching.connect_timeout = settings.request_timeout_s
+    tuned.watching.inactivity_timeout = settings.watch_silence_s
+    tuned.networking.request_timeout = settings.request_timeout_s
+    tuned.networking.enforce_retry_after = True
+    tuned.execution.executor = ThreadPoolExecutor(max_workers=1)
+    return tuned
+
+
+async def run_kopf(
+    connection: Connection, settings: Settings, jobs: Jobs, queue: WorkQueue, *, ready: asyncio.Event
+) -> None:
+    """Watches the jobs until SIGTERM or SIGINT; sets `ready` once it does."""
+    logging.getLogger("kopf").setLevel(logging.WARNING)
+    registry = kopf_registry(connection, jobs, queue)
+    tuned = kopf_settings(settings)
+    if settings.webhook_certificates:
+        admission.register(registry)
+        tuned.admission.server = admission.server(settings.webhook_certificates, settings.webhook_port)
+    await kopf.operator(
+        registry=registry,
+        settings=tuned,
+        standalone=True,
+        clusterwide=not settings.watch_namespaces,
+        namespaces=settings.watch_namespaces,
+        ready_flag=ready,
+    )
