@@ -111,7 +111,8 @@ class ChatTemplate:
 
     def _probe(self) -> Marks:
         """The marks, from rendering two tiny conversations."""
-        ask, answer = {"role": "user", "content": "a"}, {"role": "assistant", "content": _stand_in(0)}
+        ask: dict[str, object] = {"role": "user", "content": "a"}
+        answer: dict[str, object] = {"role": "assistant", "content": _stand_in(0)}
         asked = self._text([ask], None)
         headed = self._text([ask], None, header=True)
         last = self._text([ask, answer], None).partition(_stand_in(0))[2]

@@ -67,9 +67,9 @@ def round_up(length: int, multiple: int) -> int:
 
 def _sequences(items: Sequence[Item]) -> list[Sample]:
     flat = [part for item in items for part in (item if isinstance(item, list) else [item])]
-    if any(isinstance(part, Pair) for part in flat):
-        return [part.chosen for part in flat] + [part.rejected for part in flat]
-    return flat
+    pairs = [part for part in flat if isinstance(part, Pair)]
+    samples = [part for part in flat if isinstance(part, Sample)]
+    return [*samples, *(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]
 
 
 def _padding_free(samples: list[Sample], shape: RowShape) -> MicroBatch:
@@ -127,8 +127,10 @@ class _Row:
 
 
 def _weights(sample: Sample, labels: NDArray[np.int32]) -> NDArray[np.float32]:
-    counted = (labels != IGNORED).astype(np.float32)
-    return counted if sample.loss_scale is None else counted * sample.loss_scale[1:]
+    weights = (labels != IGNORED).astype(np.float32)
+    if sample.loss_scale is not None:
+        weights *= sample.loss_scale[1:]
+    return weights
 
 
 def _micro_batch(

@@ -86,11 +86,13 @@ class DeclaredTemplate:
     """Renders conversations from pieces. {{BOS}} and {{EOS}} in a piece are the tokenizer's own."""
 
     def __init__(self, pieces: Pieces, *, bos: str = "", eos: str = "") -> None:
-        filled = {
-            name: text if text is None else text.replace("{{BOS}}", bos).replace("{{EOS}}", eos)
-            for name, text in asdict(pieces).items()
-        }
-        self._pieces = Pieces(**filled)
+        self._pieces = Pieces(
+            **{
+                name: text.replace("{{BOS}}", bos).replace("{{EOS}}", eos)
+                for name, text in asdict(pieces).items()
+                if text is not None
+            }
+        )
 
     @property
     def name(self) -> str:

@@ -19,15 +19,15 @@ SETTLED_NS = 2_000_000_000
 """A file changed this shortly before its digest was taken may change again without a new time stamp."""
 
 
-def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, num_rows: int | None) -> str:
-    """The key of the tokenised rows of one dataset."""
+def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
+    """The key of the tokenised rows of one dataset. choice: which of its rows were chosen, empty for all."""
     parts = {
         "version": VERSION,
         "source": source_digest,
         "tokenizer": tokenizer_digest,
         "template": encoder.template.name,
         "settings": asdict(encoder.settings),
-        "rows": num_rows,
+        "choice": choice,
     }
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 

@@ -4,22 +4,56 @@ The order of the reference: an epoch holds the items that fill whole micro-batch
 shuffled by the generator of seed e. With 7 items, micro-batches of 1 and 2 ranks, an epoch has 6 items:
     sharded      rank 0 shuffles items 0 1 2, rank 1 shuffles items 3 4 5
     unsharded    all 6 are shuffled together and dealt to the ranks in turn
+A run that goes on with other micro-batches or another number of ranks first reads what is left of its epoch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """A part of a run with one layout: the items that all ranks together read in it."""
+
+    num_samples: int
+    micro_batch_size: int
+    data_parallel_size: int
+
+    @property
+    def items_per_step(self) -> int:
+        """Items that all ranks together read for one micro-batch each."""
+        return self.micro_batch_size * self.data_parallel_size
+
+
+def extended(history: Sequence[Stretch], stretch: Stretch) -> tuple[Stretch, ...]:
+    """The history of a run after one more stretch; what follows in the same layout is one stretch."""
+    if not history:
+        return (stretch,)
+    *earlier, last = history
+    if (last.micro_batch_size, last.data_parallel_size) != (stretch.micro_batch_size, stretch.data_parallel_size):
+        return (*history, stretch)
+    return (
+        *earlier,
+        Stretch(
+            num_samples=last.num_samples + stretch.num_samples,
+            micro_batch_size=last.micro_batch_size,
+            data_parallel_size=last.data_parallel_size,
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sampler:
     """An endless (cyclic) or single pass over item indices, for one data-parallel rank.
 
-    consumed_samples: items that all ranks together read before; the iteration goes on right after them.
+    consumed_samples: items that all ranks together read since the start of the run; the iteration goes on there.
+    history: the stretches of the run that had another layout; the rest of consumed_samples was read in this one.
     data_sharding: whether each rank owns a contiguous block of the dataset and shuffles inside it.
     num_epochs: passes after which a cyclic iteration ends; None means it never ends.
     """
@@ -29,6 +63,7 @@ class Sampler:
     data_parallel_rank: int
     data_parallel_size: int
     consumed_samples: int = 0
+    history: tuple[Stretch, ...] = ()
     dataloader_type: Literal["single", "cyclic"] = "cyclic"
     data_sharding: bool = True
     num_epochs: int | None = None
@@ -53,30 +88,64 @@ class Sampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Indices of one micro-batch after the other."""
-        epoch, offset = divmod(self.consumed_samples, self.items_per_epoch)
-        while self._has_epoch(epoch):
-            order = self.order(epoch)
-            start = offset // self.data_parallel_size
-            for first in range(start, len(order), self.micro_batch_size):
+        place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
+        for stretch in self.history:
+            place = self._read_out(self._advanced(place, stretch), stretch)
+        read = self.consumed_samples - sum(stretch.num_samples for stretch in self.history)
+        place = self._advanced(place, self._stretch(read))
+        while self._has_epoch(place.epoch):
+            order = self._dealt(place, self._stretch(0))[self.data_parallel_rank].tolist()
+            for first in range(place.offset // self.data_parallel_size, len(order), self.micro_batch_size):
                 yield order[first : first + self.micro_batch_size]
-            epoch, offset = epoch + 1, 0
+            place = _Place(epoch=place.epoch + 1, left=torch.arange(self.num_items), offset=0)
 
-    def order(self, epoch: int) -> list[int]:
-        """All indices that this rank reads in an epoch, in order."""
-        if self.dataloader_type == "single":
-            return self._deal(torch.arange(self.items_per_epoch))
-        generator = torch.Generator().manual_seed(epoch)
-        if not self.data_sharding:
-            return self._deal(torch.randperm(self.num_items, generator=generator)[: self.items_per_epoch])
-        block = self.items_per_epoch // self.data_parallel_size
-        shuffled = torch.randperm(block, generator=generator)
-        return (shuffled + self.data_parallel_rank * block).tolist()
+    def _stretch(self, num_samples: int) -> Stretch:
+        return Stretch(
+            num_samples=num_samples,
+            micro_batch_size=self.micro_batch_size,
+            data_parallel_size=self.data_parallel_size,
+        )
 
-    def _deal(self, order: torch.Tensor) -> list[int]:
-        """This rank's share of a common order: micro-batches go to the ranks in turn."""
-        dealt = order.view(-1, self.data_parallel_size, self.micro_batch_size)
-        return dealt[:, self.data_parallel_rank].flatten().tolist()
+    def _advanced(self, place: _Place, stretch: Stretch) -> _Place:
+        """Where the run stands after a stretch that started at `place`, at the beginning of an order."""
+        step = stretch.items_per_step
+        rest = len(place.left) // step * step
+        if stretch.num_samples < rest:
+            return _Place(epoch=place.epoch, left=place.left, offset=stretch.num_samples)
+        epochs, offset = divmod(stretch.num_samples - rest, self.num_items // step * step)
+        return _Place(epoch=place.epoch + 1 + epochs, left=torch.arange(self.num_items), offset=offset)
+
+    def _read_out(self, place: _Place, stretch: Stretch) -> _Place:
+        """The same point of the run, for another layout: only what was not read in this epoch is left."""
+        read = self._dealt(place, stretch)[:, : place.offset // stretch.data_parallel_size]
+        is_left = torch.zeros(self.num_items, dtype=torch.bool)
+        is_left[place.left] = True
+        is_left[read.flatten()] = False
+        return _Place(epoch=place.epoch, left=is_left.nonzero().flatten(), offset=0)
+
+    def _dealt(self, place: _Place, layout: Stretch) -> Tensor:
+        """The order of the items left in an epoch, int64[rank, item]."""
+        ranks, step = layout.data_parallel_size, layout.items_per_step
+        size = len(place.left) // step * step
+        generator = torch.Generator().manual_seed(place.epoch)
+        if self.dataloader_type == "cyclic" and self.data_sharding:
+            shuffled = torch.randperm(size // ranks, generator=generator)
+            return place.left[:size].view(ranks, -1)[:, shuffled]
+        order = place.left
+        if self.dataloader_type == "cyclic":
+            order = order[torch.randperm(len(order), generator=generator)]
+        dealt = order[:size].view(-1, ranks, layout.micro_batch_size)
+        return dealt.transpose(0, 1).reshape(ranks, -1)
 
     def _has_epoch(self, epoch: int) -> bool:
         last = 1 if self.dataloader_type == "single" else self.num_epochs
         return last is None or epoch < last
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Place:
+    """A point of a run: so many items of the order of the items left in this epoch were read."""
+
+    epoch: int
+    left: Tensor
+    offset: int

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import multiprocessing
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ProcessPoolExecutor
 from itertools import batched
 from pathlib import Path
 
@@ -14,12 +11,12 @@ from megatron_trainer.data.encode import TOO_LONG, Encoder
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.store import StoreWriter
 from megatron_trainer.data.values import Rejection
+from megatron_trainer.data.worker import encode_in_processes
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
 ROWS_PER_CHUNK = 256
-CHUNKS_AHEAD = 3
 
 Progress = Callable[[int], None]
 
@@ -65,30 +62,6 @@ def refuse_first_bad(rejections: Iterable[Rejection]) -> None:
 def encode_all(records: Iterable[Record], encoder: Encoder, *, num_processes: int) -> Iterator[Chunk]:
     """Chunks of encoded records, in order. Only a few chunks are in memory at any time."""
     parts = batched(records, ROWS_PER_CHUNK)
-    if num_processes <= 1:
-        for part in parts:
-            yield to_chunk(encoder.encode(part))
-        return
-    # Fresh processes, because this one may hold a CUDA context and threads, which a fork would break.
-    context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(num_processes, context, initializer=_start, initargs=(encoder,)) as pool:
-        waiting: deque[Future[Chunk]] = deque()
-        for part in parts:
-            waiting.append(pool.submit(_encode, part))
-            if len(waiting) >= num_processes * CHUNKS_AHEAD:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-
-
-_encoder: Encoder | None = None
-
-
-def _start(encoder: Encoder) -> None:
-    global _encoder  # a worker process serves one encoder, sent once
-    _encoder = encoder
-
-
-def _encode(records: tuple[Record, ...]) -> Chunk:
-    assert _encoder is not None
-    return to_chunk(_encoder.encode(records))
+    if num_processes > 1:
+        return encode_in_processes(parts, encoder, num_processes=num_processes)
+    return (to_chunk(encoder.encode(part)) for part in parts)

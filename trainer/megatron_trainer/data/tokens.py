@@ -62,7 +62,8 @@ class _FastTokens:
         return first, last
 
     def _characters(self, token: int) -> tuple[int, int]:
-        characters: tuple[int, int] = self._encoding.token_to_chars(token)
+        characters = self._encoding.token_to_chars(token)
+        assert characters is not None  # only tokens that a tokenizer adds have none, and none are added
         return characters
 
 
