@@ -1,0 +1,229 @@
+"""Every way to write a row becomes the same conversation, and what cannot be used says why."""
+
+import json
+
+import pytest
+
+from megatron_trainer.data.formats import Recognition, recognise, with_system
+from megatron_trainer.data.values import Message, RowError
+
+PLAIN = Recognition()
+PREFERENCE = Recognition(needs_rejected=True)
+
+
+def turns(conversation):
+    return [(message.role, message.content) for message in conversation.messages]
+
+
+ASKED = [("user", "2+2?"), ("assistant", "4")]
+SAME_CONVERSATION = {
+    "messages": {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
+    "sharegpt": {"conversations": [{"from": "human", "value": "2+2?"}, {"from": "gpt", "value": "4"}]},
+    "mixed keys": {"conversation": [{"role": "user", "value": "2+2?"}, {"from": "bot", "content": "4"}]},
+    "pairs": {"messages": [{"human": "2+2?", "assistant": "4"}]},
+    "json text": {"messages": json.dumps([{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}])},
+    "columns of a struct": {"messages": {"role": ["user", "assistant"], "content": ["2+2?", "4"]}},
+    "parts of text": {
+        "messages": [
+            {"role": "user", "content": [{"type": "text", "text": "2+"}, {"type": "text", "text": "2?"}]},
+            {"role": "assistant", "content": "4"},
+        ]
+    },
+    "neighbours joined": {
+        "messages": [
+            {"role": "user", "content": "2+"},
+            {"role": "user", "content": "2?"},
+            {"role": "assistant", "content": "4"},
+        ]
+    },
+    "alpaca": {"instruction": "2+2?", "input": "", "output": "4"},
+    "instruction alone": {"instruction": "2+2?", "output": "4"},
+    "query and response": {"query": "2+2?", "response": "4"},
+    "question and answer": {"question": "2+2?", "answer": 4},
+    "prompt and completion": {"prompt": "2+2?", "completion": "4", "unknown": 1},
+    "one of one responses": {"prompt": "2+2?", "answers": ["4"]},
+    "own name wins": {"query": "2+2?", "prompt": "other", "response": "4", "text": "other"},
+    "absent values": {"query": "2+2?", "prompt": None, "response": "4", "system": None, "tools": None},
+}
+
+
+@pytest.mark.parametrize("row", SAME_CONVERSATION.values(), ids=SAME_CONVERSATION.keys())
+def test_each_format_gives_the_same_conversation(row):
+    assert turns(recognise(row, PLAIN)) == ASKED
+
+
+def test_alpaca_joins_instruction_and_input_with_a_line_end():
+    row = {"instruction": "Add", "input": "2 and 2", "output": "4"}
+    assert turns(recognise(row, PLAIN)) == [("user", "Add\n2 and 2"), ("assistant", "4")]
+
+
+def test_history_comes_before_the_query():
+    row = {"query": "and 3+3?", "response": "6", "history": [["2+2?", "4"]], "system": "Count."}
+    assert turns(recognise(row, PLAIN)) == [("system", "Count."), *ASKED, ("user", "and 3+3?"), ("assistant", "6")]
+
+
+def test_text_is_a_single_assistant_turn():
+    assert turns(recognise({"text": "Once upon"}, PLAIN)) == [("assistant", "Once upon")]
+
+
+def test_columns_are_renamed_first():
+    settings = Recognition(columns={"text1": "query", "text2": "response"})
+    assert turns(recognise({"text1": "2+2?", "text2": "4"}, settings)) == ASKED
+
+
+def test_system_of_the_row_wins_over_the_argument():
+    own = recognise({"query": "2+2?", "response": "4", "system_prompt": "Own."}, PLAIN)
+    assert turns(with_system(own, "Given."))[0] == ("system", "Own.")
+    none = recognise({"query": "2+2?", "response": "4"}, PLAIN)
+    assert turns(with_system(none, "Given."))[0] == ("system", "Given.")
+    inside = recognise({"system": "Column.", "messages": [{"role": "system", "content": "Turn."}, *_chat()]}, PLAIN)
+    assert turns(inside)[0] == ("system", "Turn.")
+
+
+def _chat():
+    return [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+
+
+def test_one_of_several_responses_is_picked_by_seed_and_row_alone():
+    row = {"query": "2+2?", "response": ["4", "four", "IV"]}
+    picked = [turns(recognise(row, PLAIN, number=number))[1][1] for number in range(50)]
+    assert picked == [turns(recognise(row, PLAIN, number=number))[1][1] for number in range(50)]
+    assert set(picked) == {"4", "four", "IV"}
+
+
+CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+
+
+@pytest.mark.parametrize(
+    "turn",
+    [
+        {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": "sky"}}'},
+        {"from": "function_call", "value": '{"name": "look", "arguments": "{\\"at\\": \\"sky\\"}"}'},
+        {"role": "assistant", "content": None, "tool_calls": [CALL]},
+        {"role": "assistant", "tool_calls": [{"function": {"name": "look", "arguments": '{"at": "sky"}'}}]},
+    ],
+    ids=["own turn", "sharegpt", "openai", "openai with text arguments"],
+)
+@pytest.mark.parametrize("tool", ["tool", "tool_response", "observation", "function_response"])
+def test_tool_calls_in_every_dialect(turn, tool):
+    row = {"messages": [{"role": "user", "content": "?"}, turn, {"role": tool, "content": "blue"}, *_chat()[1:]]}
+    messages = recognise(row, PLAIN).messages
+    assert messages[1] == Message(role="assistant", content="", extra={"tool_calls": [CALL]})
+    assert messages[2] == Message(role="tool", content="blue")
+
+
+def test_calls_that_follow_each_other_are_one_turn():
+    call = {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": "sky"}}'}
+    row = {"messages": [*_chat(), call, call]}
+    [_, answer] = recognise(row, PLAIN).messages
+    assert (answer.content, answer.extra["tool_calls"]) == ("4", [CALL, CALL])
+
+
+def test_tools_as_text_or_bare_functions_are_wrapped():
+    bare = {"name": "look", "parameters": {}}
+    wrapped = {"type": "function", "function": bare}
+    for tools in ([bare], [wrapped], json.dumps([bare]), [json.dumps(wrapped)]):
+        assert recognise({"query": "?", "response": "!", "tools": tools}, PLAIN).tools == (wrapped,)
+
+
+def test_channel_and_loss_are_kept():
+    row = {
+        "channel": "math",
+        "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "loss": False}],
+    }
+    conversation = recognise(row, PLAIN)
+    assert conversation.channel == "math"
+    assert [message.loss for message in conversation.messages] == [None, False]
+
+
+REJECTED = {
+    "rejected_response": {"query": "2+2?", "response": "4", "rejected_response": "5"},
+    "rejected_messages": {
+        "messages": _chat(),
+        "rejected_messages": [_chat()[0], {"role": "assistant", "content": "5"}],
+    },
+    "chosen and rejected texts": {"prompt": "2+2?", "chosen": "4", "rejected": "5"},
+    "chosen and rejected turns": {
+        "chosen": _chat(),
+        "rejected": [_chat()[0], {"role": "assistant", "content": "5"}],
+    },
+    "prompt as turns": {
+        "prompt": _chat()[:1],
+        "chosen": _chat()[1:],
+        "rejected": [{"role": "assistant", "content": "5"}],
+    },
+    "prompt as text, answers as turns": {
+        "prompt": "2+2?",
+        "chosen": _chat()[1:],
+        "rejected": [{"role": "assistant", "content": "5"}],
+    },
+}
+
+
+@pytest.mark.parametrize("row", REJECTED.values(), ids=REJECTED.keys())
+def test_preference_pairs(row):
+    conversation = recognise(row, PREFERENCE)
+    assert turns(conversation) == ASKED
+    assert [(m.role, m.content) for m in conversation.rejected] == [("user", "2+2?"), ("assistant", "5")]
+
+
+def test_the_rejected_answer_replaces_everything_after_the_last_question():
+    row = {"system": "S", "messages": [*_chat(), *_chat()], "rejected_response": "5"}
+    rejected = recognise(row, PREFERENCE).rejected
+    assert [(m.role, m.content) for m in rejected] == [("system", "S"), *ASKED, ("user", "2+2?"), ("assistant", "5")]
+
+
+BAD = {
+    "unknown columns": ({"a": 1}, "no known columns"),
+    "no columns": ({}, "no known columns"),
+    "no messages": ({"messages": []}, "no messages"),
+    "messages is a number": ({"messages": 3}, "messages is not a list"),
+    "messages is bad json": ({"messages": "[{"}, "a field is not JSON"),
+    "a message is text": ({"messages": ["hi"]}, "a message is not an object"),
+    "a message without role": ({"messages": [{"text": "hi"}]}, "a message has no role"),
+    "unknown role": ({"messages": [{"role": "king", "content": "hi"}]}, "unknown role"),
+    "role is a number": ({"messages": [{"role": 3, "content": "hi"}]}, "unknown role"),
+    "the user has the last word": ({"messages": _chat()[:1]}, "the last turn is not the assistant's"),
+    "system in the middle": (
+        {"messages": [_chat()[0], {"role": "system", "content": "S"}, _chat()[1]]},
+        "a system message is not the first message",
+    ),
+    "empty response": ({"query": "?", "response": " \n"}, "empty response"),
+    "response is an object": ({"query": "?", "response": {"a": 1}}, "a field is not text"),
+    "query is true": ({"query": True, "response": "!"}, "a field is not text"),
+    "two queries": ({"prompt": "?", "question": "?", "response": "!"}, "several columns could be the query"),
+    "history is flat": ({"query": "?", "response": "!", "history": ["a", "b"]}, "history is not a list of"),
+    "an image": ({"messages": _chat(), "images": ["a.png"]}, "only text can be trained on"),
+    "an image part": (
+        {"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}, _chat()[1]]},
+        "only text can be trained on",
+    ),
+    "tools is text": ({"query": "?", "response": "!", "tools": "look"}, "a field is not JSON"),
+    "a tool is a number": ({"query": "?", "response": "!", "tools": [3]}, "a tool is not an object"),
+    "loss is text": (
+        {"messages": [_chat()[0], {"role": "assistant", "content": "4", "loss": "yes"}]},
+        "loss of a message is neither true nor false",
+    ),
+    "a nameless call": ({"messages": [_chat()[0], {"role": "tool_call", "content": "{}"}]}, "a tool call has no name"),
+}
+
+
+@pytest.mark.parametrize(("row", "reason"), BAD.values(), ids=BAD.keys())
+def test_a_bad_row_has_a_reason(row, reason):
+    with pytest.raises(RowError) as caught:
+        recognise(row, PLAIN)
+    assert caught.value.reason.startswith(reason)
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"query": "2+2?", "response": "4"}, "no rejected answer"),
+        ({"query": "2+2?", "response": "4", "rejected_response": "4"}, "the rejected answer equals the chosen one"),
+        ({"query": "2+2?", "response": "4", "rejected_response": ""}, "empty response"),
+    ],
+)
+def test_a_bad_pair_has_a_reason(row, reason):
+    with pytest.raises(RowError) as caught:
+        recognise(row, PREFERENCE)
+    assert caught.value.reason == reason
