@@ -1,7 +1,8 @@
 """The arguments as an OpenAPI v3 structural schema and as CEL rules, for the custom resource definition.
 
-No defaults: an unset argument stays unset, and status shows what it became. Every list, text and map has a bound,
-because the API server estimates the cost of CEL by them.
+No defaults: an unset argument stays unset, and status shows what it became. Nothing is nullable: the API server
+then drops a null, which is what a null means here (it cannot check one against an enum). Every list, text and map
+has a bound, because the API server estimates the cost of CEL by them.
 """
 
 from __future__ import annotations
@@ -96,9 +97,7 @@ def _world_size_rule() -> dict[str, str]:
 
 
 def _property(argument: Argument) -> dict[str, Any]:
-    description = {"description": _description(argument)}
-    nullable = {"nullable": True} if argument.nullable else {}
-    return {**description, **_type(argument), **nullable}
+    return {"description": _description(argument), **_type(argument)}
 
 
 def _alias_property(argument: Argument, *, inverted: bool) -> dict[str, Any]:
@@ -139,8 +138,7 @@ def _type(argument: Argument) -> dict[str, Any]:
 def _text(argument: Argument) -> dict[str, Any]:
     if argument.choices is None:
         return {"type": "string", "maxLength": LONGEST_TEXT}
-    null: list[str | None] = [None] if argument.nullable else []
-    return {"type": "string", "enum": [*argument.choices, *null]}
+    return {"type": "string", "enum": list(argument.choices)}
 
 
 def _range(argument: Argument) -> dict[str, Any]:

@@ -56,7 +56,7 @@ class Condition:
                 return self.name
 
     def cel(self) -> str:
-        """The statement in CEL over spec.args, where an argument that is absent or null has its default."""
+        """The statement in CEL over spec.args, where an argument that is absent has its default."""
         argument = ARGUMENTS[self.name]
         otherwise = self._compare(argument.default, "sft")
         text = _either(f"has(self.{self.name})", self._cel_of(f"self.{self.name}"), otherwise)
@@ -67,14 +67,7 @@ class Condition:
         return f"!{text}" if self.negated else text
 
     def _cel_of(self, value: str) -> str:
-        """The statement about a value that is written, which may still be null."""
-        text = self._cel_comparison(value)
-        if not ARGUMENTS[self.name].nullable:
-            return text
-        written = f"dyn({value}) != null"
-        return written if text == "true" else f"({written} && {text})"
-
-    def _cel_comparison(self, value: str) -> str:
+        """The statement about a value that is written."""
         argument = ARGUMENTS[self.name]
         match self.test:
             case "is" if isinstance(self.value, bool):

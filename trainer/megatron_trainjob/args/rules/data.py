@@ -95,9 +95,9 @@ def samples_fit_into_the_model(facts: Facts) -> str:
     return _fits(facts, facts.args.max_length)
 
 
-@rule("packing_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
-def packed_samples_fit_into_the_model(facts: Facts) -> str:
-    """A packed row may be longer than the model's context, one sample in it may not; see max_length."""
+@rule("packing_length", "packing", "max_length")
+def packed_samples_fit_into_a_row(facts: Facts) -> str:
+    """packing_length >= max_length, both given; a row may be longer than the context of the model."""
     args = facts.args
     if not args.packing or args.packing_length is None or args.max_length is None:
         return ""
@@ -142,7 +142,7 @@ RULES = (
     pre_training_uses_plain_text,
     pre_training_trains_every_token,
     samples_fit_into_the_model,
-    packed_samples_fit_into_the_model,
+    packed_samples_fit_into_a_row,
     the_planned_sequence_fits_into_the_model,
     rotary_scaling_is_known_and_has_a_target,
     excludes("a_stream_is_not_tokenised_lazily", is_("streaming", True), is_("lazy_tokenize", True)),

@@ -149,7 +149,12 @@ def a_bias_update_rate_needs_an_expert_bias(facts: Facts) -> str:
     return "needs moe_router_enable_expert_bias: true; set that, or remove moe_router_bias_update_rate"
 
 
-@rule("moe_shared_expert_overlap", "moe_shared_expert_intermediate_size", needs_model=True)
+@rule(
+    "moe_shared_expert_overlap",
+    "moe_shared_expert_intermediate_size",
+    "moe_ffn_hidden_size",
+    needs_model=True,
+)
 def overlapped_shared_experts_exist(facts: Facts) -> str:
     """There is something to overlap."""
     assert facts.hf_config is not None

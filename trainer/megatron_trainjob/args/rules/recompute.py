@@ -29,7 +29,15 @@ def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
     return f"cannot have {' and '.join(discarded)} with fp8_recipe: delayed; remove it or use another recipe"
 
 
-@rule("recompute_num_layers", "recompute_method", "pipeline_model_parallel_size", needs_model=True)
+@rule(
+    "recompute_num_layers",
+    "recompute_method",
+    "pipeline_model_parallel_size",
+    "decoder_first_pipeline_num_layers",
+    "decoder_last_pipeline_num_layers",
+    "num_layers",
+    needs_model=True,
+)
 def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
     """1 <= recompute_num_layers <= layers of a stage; uniform chunks fill the stage exactly."""
     args = facts.args

@@ -1,0 +1,803 @@
+"""For every rule between arguments one input that it accepts and one that it rejects."""
+
+from dataclasses import dataclass, field
+
+from megatron_trainjob.args.rules import RULES
+from megatron_trainjob.args.tree import ARGUMENTS
+
+DENSE = {
+    "num_hidden_layers": 12,
+    "hidden_size": 64,
+    "num_attention_heads": 8,
+    "num_key_value_heads": 4,
+    "intermediate_size": 256,
+    "max_position_embeddings": 2048,
+}
+EXPERTS = {
+    **DENSE,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 32,
+    "norm_topk_prob": True,
+}
+LATENT = {**DENSE, "kv_lora_rank": 16, "q_lora_rank": 24}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """Arguments that keep and that break one rule, and what else the rule looks at."""
+
+    rule: str
+    good: dict
+    bad: dict
+    task: str = "sft"
+    world_size: int | None = None
+    config: dict | None = None
+    bad_config: dict | None = None
+    given: tuple = field(default=())
+
+
+def _other(name: str) -> object:
+    """A value that differs from the argument's default."""
+    argument = ARGUMENTS[name]
+    if argument.choices:
+        other = next(choice for choice in argument.choices if choice != argument.default)
+        return (other,) if argument.is_list else other
+    if argument.type == "bool":
+        return not argument.default
+    if argument.type in ("int", "float"):
+        return (argument.default or 0) + 1
+    return ("x",) if argument.is_list else "x"
+
+
+def _needs(rule: str, name: str, **switch: object) -> Case:
+    value = _other(name)
+    return Case(rule=rule, good={name: value, **switch}, bad={name: value})
+
+
+CASES = [
+    # data
+    Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
+    Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),
+    Case(rule="training_data_is_given", good={"dataset": ("d",)}, bad={}),
+    Case(rule="training_data_is_given", good={"cached_dataset": ("d",)}, bad={"val_dataset": ("v",)}),
+    Case(
+        rule="each_data_set_has_a_probability",
+        good={"dataset": ("a", "b"), "interleave_prob": (0.5, 0.5)},
+        bad={"dataset": ("a", "b"), "interleave_prob": (1.0,)},
+    ),
+    Case(
+        rule="the_probabilities_of_data_sets_sum_to_one",
+        good={"interleave_prob": (0.1, 0.2, 0.7)},
+        bad={"interleave_prob": (0.1, 0.2)},
+    ),
+    Case(
+        rule="a_stream_has_one_worker",
+        good={"streaming": True, "num_workers": 1},
+        bad={"streaming": True, "num_workers": 4},
+        given=("num_workers",),
+    ),
+    Case(
+        rule="a_stream_gives_its_own_order",
+        good={"streaming": True, "dataloader_type": "external"},
+        bad={"streaming": True, "dataloader_type": "single"},
+        given=("dataloader_type",),
+    ),
+    Case(
+        rule="a_stream_gives_its_own_order",
+        good={"dataloader_type": "single"},
+        bad={"dataloader_type": "external"},
+        given=("dataloader_type",),
+    ),
+    Case(
+        rule="pre_training_uses_plain_text",
+        good={"use_chat_template": False},
+        bad={"use_chat_template": True},
+        task="pt",
+    ),
+    Case(
+        rule="pre_training_trains_every_token",
+        good={"loss_scale": "all"},
+        bad={"loss_scale": "default"},
+        task="pt",
+    ),
+    Case(
+        rule="samples_fit_into_the_model",
+        good={"max_length": 2048},
+        bad={"max_length": 2049},
+        config=DENSE,
+    ),
+    Case(
+        rule="samples_fit_into_the_model",
+        good={"max_length": 4096, "rope_scaling": "yarn", "max_model_len": 4096},
+        bad={"max_length": 4096},
+        config=DENSE,
+    ),
+    Case(
+        rule="packed_samples_fit_into_a_row",
+        good={"packing": True, "packing_length": 4096, "max_length": 2048},
+        bad={"packing": True, "packing_length": 1024, "max_length": 2048},
+    ),
+    Case(
+        rule="the_planned_sequence_fits_into_the_model",
+        good={"seq_length": 2048},
+        bad={"seq_length": 2049},
+        config=DENSE,
+    ),
+    Case(
+        rule="rotary_scaling_is_known_and_has_a_target",
+        good={"rope_scaling": {"type": "linear", "factor": 2.0}},
+        bad={"rope_scaling": "cubic", "max_model_len": 9},
+    ),
+    Case(
+        rule="rotary_scaling_is_known_and_has_a_target",
+        good={"rope_scaling": "yarn", "max_model_len": 8192},
+        bad={"rope_scaling": "yarn"},
+    ),
+    Case(
+        rule="a_stream_is_not_tokenised_lazily",
+        good={"streaming": True},
+        bad={"streaming": True, "lazy_tokenize": True},
+    ),
+    Case(
+        rule="a_stream_is_not_cached",
+        good={"streaming": True},
+        bad={"streaming": True, "cached_dataset": ("c",)},
+    ),
+    Case(
+        rule="cached_data_is_tokenised_already",
+        good={"cached_dataset": ("c",)},
+        bad={"cached_dataset": ("c",), "lazy_tokenize": True},
+    ),
+    Case(
+        rule="packing_knows_all_lengths",
+        good={"packing": True},
+        bad={"packing": True, "lazy_tokenize": True},
+    ),
+    Case(
+        rule="packed_rows_are_not_padded",
+        good={"packing": True, "padding_free": True},
+        bad={"packing": True, "padding_free": False},
+    ),
+    Case(
+        rule="a_row_length_belongs_to_packing",
+        good={"packing_length": 64, "packing": True},
+        bad={"packing_length": 64},
+    ),
+    Case(
+        rule="pad_tokens_are_dropped_only_where_there_are_any",
+        good={"mlp_padding_free": True, "padding_free": False},
+        bad={"mlp_padding_free": True},
+    ),
+    Case(
+        rule="validation_data_is_given_once",
+        good={"split_dataset_ratio": 0.1},
+        bad={"split_dataset_ratio": 0.1, "val_dataset": ("v",)},
+    ),
+    Case(
+        rule="a_stream_is_not_split",
+        good={"split_dataset_ratio": 0.1},
+        bad={"split_dataset_ratio": 0.1, "streaming": True},
+    ),
+    Case(
+        rule="mixing_stops_only_when_it_happens",
+        good={"stopping_strategy": "all_exhausted", "interleave_prob": (1.0,)},
+        bad={"stopping_strategy": "all_exhausted"},
+    ),
+    Case(
+        rule="a_shuffle_buffer_belongs_to_a_stream",
+        good={"shuffle_buffer_size": 9, "streaming": True},
+        bad={"shuffle_buffer_size": 9},
+    ),
+    Case(
+        rule="a_shuffle_buffer_shuffles",
+        good={"shuffle_buffer_size": 9},
+        bad={"shuffle_buffer_size": 9, "dataset_shuffle": False},
+    ),
+    Case(
+        rule="only_validation_data_is_shuffled_so",
+        good={"val_dataset_shuffle": True, "val_dataset": ("v",)},
+        bad={"val_dataset_shuffle": True},
+    ),
+    # batch
+    Case(rule="the_length_of_the_run_is_given", good={"train_iters": 1}, bad={}),
+    Case(rule="the_length_of_the_run_is_given", good={"max_epochs": 1}, bad={"lr_decay_iters": 5}),
+    Case(
+        rule="a_stream_has_a_given_length",
+        good={"streaming": True, "train_iters": 1},
+        bad={"streaming": True, "max_epochs": 1},
+    ),
+    Case(
+        rule="the_global_batch_consists_of_whole_micro_batches",
+        good={"global_batch_size": 6, "micro_batch_size": 3},
+        bad={"global_batch_size": 6, "micro_batch_size": 4},
+    ),
+    Case(
+        rule="the_global_batch_divides_over_the_ranks",
+        good={"global_batch_size": 8, "micro_batch_size": 2, "tensor_model_parallel_size": 2},
+        bad={"global_batch_size": 4, "micro_batch_size": 2, "tensor_model_parallel_size": 2},
+        world_size=8,
+    ),
+    Case(
+        rule="an_evaluation_interval_needs_a_validation_set",
+        good={"eval_interval": 5, "split_dataset_ratio": 0.1},
+        bad={"eval_interval": 5},
+    ),
+    Case(
+        rule="evaluation_steps_need_a_validation_set",
+        good={"eval_iters": 5, "val_dataset": ("v",)},
+        bad={"eval_iters": 5},
+    ),
+    Case(
+        rule="a_streamed_evaluation_has_a_given_length",
+        good={"streaming": True, "val_dataset": ("v",), "eval_iters": 3},
+        bad={"streaming": True, "val_dataset": ("v",)},
+    ),
+    # layout
+    Case(
+        rule="the_ranks_divide_into_copies_of_the_model",
+        good={"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2, "context_parallel_size": 2},
+        bad={"tensor_model_parallel_size": 3},
+        world_size=8,
+    ),
+    Case(
+        rule="the_ranks_divide_into_copies_of_the_experts",
+        good={"expert_model_parallel_size": 4, "tensor_model_parallel_size": 2},
+        bad={"expert_model_parallel_size": 8, "tensor_model_parallel_size": 2},
+        world_size=8,
+    ),
+    Case(
+        rule="the_layers_divide_into_stages",
+        good={"pipeline_model_parallel_size": 5, "decoder_first_pipeline_num_layers": 4},
+        bad={"pipeline_model_parallel_size": 5},
+        config=DENSE,
+    ),
+    Case(
+        rule="the_layers_divide_into_stages",
+        good={
+            "pipeline_model_parallel_size": 2,
+            "decoder_first_pipeline_num_layers": 5,
+            "decoder_last_pipeline_num_layers": 7,
+        },
+        bad={
+            "pipeline_model_parallel_size": 2,
+            "decoder_first_pipeline_num_layers": 5,
+            "decoder_last_pipeline_num_layers": 6,
+        },
+        config=DENSE,
+    ),
+    Case(
+        rule="the_layers_divide_into_stages",
+        good={"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 5},
+        bad={"pipeline_model_parallel_size": 2, "decoder_last_pipeline_num_layers": 12},
+        config=DENSE,
+    ),
+    Case(
+        rule="the_attention_heads_divide_over_tensor_ranks",
+        good={"tensor_model_parallel_size": 4},
+        bad={"tensor_model_parallel_size": 3},
+        config=DENSE,
+    ),
+    Case(
+        rule="the_feed_forward_width_divides_over_tensor_ranks",
+        good={"tensor_model_parallel_size": 4},
+        bad={"tensor_model_parallel_size": 3},
+        config=DENSE,
+    ),
+    Case(
+        rule="the_key_value_heads_match_the_tensor_ranks",
+        good={"tensor_model_parallel_size": 8},
+        bad={"tensor_model_parallel_size": 6},
+        config=DENSE,
+    ),
+    Case(
+        rule="the_sequence_divides_over_context_ranks",
+        good={"seq_length": 16, "context_parallel_size": 4},
+        bad={"seq_length": 12, "context_parallel_size": 4},
+    ),
+    *(
+        Case(
+            rule=f"{name}_needs_a_pipeline",
+            good={name: 2, "pipeline_model_parallel_size": 2},
+            bad={name: 2},
+        )
+        for name in ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
+    ),
+    Case(
+        rule="sequence_parallel_needs_tensor_parallel",
+        good={"sequence_parallel": True, "tensor_model_parallel_size": 2},
+        bad={"sequence_parallel": True},
+    ),
+    Case(
+        rule="sequence_parallel_excludes_dropping_pad_tokens",
+        good={"mlp_padding_free": True},
+        bad={"mlp_padding_free": True, "sequence_parallel": True},
+    ),
+    _needs("tensor_overlap_needs_sequence_parallel", "tp_comm_overlap", sequence_parallel=True),
+    Case(
+        rule="parameter_overlap_needs_the_distributed_optimizer",
+        good={"overlap_param_gather": True},
+        bad={"overlap_param_gather": True, "use_distributed_optimizer": False},
+    ),
+    _needs(
+        "parameter_overlap_needs_gradient_overlap",
+        "overlap_param_gather",
+        overlap_grad_reduce=True,
+    ),
+    Case(
+        rule="async_checkpoints_are_distributed_checkpoints",
+        good={"async_save": True},
+        bad={"async_save": True, "ckpt_format": "torch"},
+    ),
+    Case(
+        rule="a_missing_checkpoint_is_tolerated_only_when_one_is_named",
+        good={"exit_on_missing_checkpoint": False, "load": "/ckpt"},
+        bad={"exit_on_missing_checkpoint": False},
+    ),
+    # experts
+    *(
+        Case(
+            rule=f"{name}_needs_experts",
+            good={name: _other(name)},
+            bad={name: _other(name)},
+            config=EXPERTS,
+            bad_config=DENSE,
+        )
+        for name, argument in ARGUMENTS.items()
+        if argument.group == "moe" and name != "num_experts"
+    ),
+    *(
+        Case(
+            rule=f"{name}_needs_latent_attention",
+            good={name: 8},
+            bad={name: 8},
+            config=LATENT,
+            bad_config=DENSE,
+        )
+        for name in ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim")
+    ),
+    Case(
+        rule="the_experts_divide_over_expert_ranks",
+        good={"expert_model_parallel_size": 4},
+        bad={"expert_model_parallel_size": 3},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="the_expert_width_divides_over_its_tensor_ranks",
+        good={"expert_tensor_parallel_size": 4},
+        bad={"expert_tensor_parallel_size": 3},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="tensor_parallel_experts_need_sequence_parallel",
+        good={"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        bad={"tensor_model_parallel_size": 2},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="tensor_parallel_latent_attention_needs_sequence_parallel",
+        good={"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        bad={"tensor_model_parallel_size": 2},
+        config=LATENT,
+    ),
+    Case(
+        rule="a_token_goes_to_at_most_all_experts",
+        good={"moe_router_topk": 8},
+        bad={"moe_router_topk": 9},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="a_single_expert_is_chosen_after_the_softmax",
+        good={"moe_router_topk": 1, "moe_router_pre_softmax": True},
+        bad={"moe_router_topk": 1},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="a_single_expert_is_chosen_after_the_softmax",
+        good={"moe_router_topk": 1, "moe_router_score_function": "sigmoid"},
+        bad={"moe_router_topk": 1, "moe_router_pre_softmax": False},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="an_expert_bias_needs_sigmoid_scores",
+        good={"moe_router_enable_expert_bias": True, "moe_router_score_function": "sigmoid"},
+        bad={"moe_router_enable_expert_bias": True},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="a_bias_update_rate_needs_an_expert_bias",
+        good={"moe_router_bias_update_rate": 0.1, "moe_router_score_function": "sigmoid"},
+        bad={"moe_router_bias_update_rate": 0.1},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="overlapped_shared_experts_exist",
+        good={"moe_shared_expert_overlap": True, "moe_shared_expert_intermediate_size": 16},
+        bad={"moe_shared_expert_overlap": True},
+        config=EXPERTS,
+    ),
+    Case(
+        rule="spread_experts_are_not_trained_in_fp16",
+        good={"expert_model_parallel_size": 2, "bf16": True},
+        bad={"expert_model_parallel_size": 2, "fp16": True},
+    ),
+    Case(
+        rule="grouped_experts_are_not_trained_in_fp16",
+        good={"moe_grouped_gemm": True, "bf16": True},
+        bad={"moe_grouped_gemm": True, "fp16": True},
+    ),
+    Case(
+        rule="deepep_needs_the_flex_dispatcher",
+        good={"moe_enable_deepep": True, "moe_token_dispatcher_type": "flex"},
+        bad={"moe_enable_deepep": True},
+    ),
+    Case(
+        rule="overlapped_shared_experts_need_the_alltoall_dispatcher",
+        good={"moe_shared_expert_overlap": True},
+        bad={"moe_shared_expert_overlap": True, "moe_token_dispatcher_type": "allgather"},
+    ),
+    Case(
+        rule="limited_experts_are_not_balanced_by_sinkhorn",
+        good={"moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "aux_loss"},
+        bad={"moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "sinkhorn"},
+    ),
+    Case(
+        rule="a_drop_policy_needs_limited_experts",
+        good={"moe_token_drop_policy": "position", "moe_expert_capacity_factor": 1.0},
+        bad={"moe_token_drop_policy": "position"},
+    ),
+    # optimizer
+    Case(
+        rule="the_warmup_has_one_length",
+        good={"lr_warmup_fraction": 0.1},
+        bad={"lr_warmup_fraction": 0.1, "lr_warmup_iters": 5},
+    ),
+    Case(rule="the_learning_rate_falls", good={"lr": 1e-3, "min_lr": 1e-3}, bad={"lr": 1e-3, "min_lr": 2e-3}),
+    Case(
+        rule="the_learning_rate_falls",
+        good={"min_lr": 5e-5, "train_type": "lora"},
+        bad={"min_lr": 5e-5},
+    ),
+    Case(
+        rule="the_warmup_is_shorter_than_the_decay",
+        good={"lr_warmup_iters": 9, "train_iters": 10},
+        bad={"lr_warmup_iters": 10, "train_iters": 10},
+    ),
+    Case(
+        rule="the_warmup_is_shorter_than_the_decay",
+        good={"lr_warmup_iters": 9, "max_epochs": 1},
+        bad={"lr_warmup_iters": 9, "lr_decay_iters": 5, "train_iters": 10},
+    ),
+    Case(
+        rule="the_warmup_leaves_something_to_decay",
+        good={"lr_warmup_fraction": 0.99},
+        bad={"lr_warmup_fraction": 1.0},
+    ),
+    Case(
+        rule="momentum_belongs_to_sgd",
+        good={"sgd_momentum": 0.5, "optimizer": "sgd"},
+        bad={"sgd_momentum": 0.5},
+    ),
+    *(
+        Case(
+            rule=f"{rule}_belongs_to_adam",
+            good={name: 0.5},
+            bad={name: 0.5, "optimizer": "sgd"},
+        )
+        for rule, name in (("first_beta", "adam_beta1"), ("second_beta", "adam_beta2"), ("epsilon", "adam_eps"))
+    ),
+    Case(
+        rule="an_offload_fraction_needs_offload",
+        good={"optimizer_offload_fraction": 0.5, "optimizer_cpu_offload": True},
+        bad={"optimizer_offload_fraction": 0.5},
+    ),
+    Case(
+        rule="the_precision_aware_optimizer_is_adam",
+        good={"use_precision_aware_optimizer": True},
+        bad={"use_precision_aware_optimizer": True, "optimizer": "sgd"},
+    ),
+    Case(
+        rule="the_precision_aware_optimizer_is_distributed",
+        good={"use_precision_aware_optimizer": True},
+        bad={"use_precision_aware_optimizer": True, "use_distributed_optimizer": False},
+    ),
+    *(
+        _needs(
+            f"{name}_belongs_to_the_precision_aware_optimizer",
+            name,
+            use_precision_aware_optimizer=True,
+        )
+        for name in ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+    ),
+    # precision
+    Case(rule="one_16_bit_type", good={"fp16": True, "bf16": False}, bad={"fp16": True, "bf16": True}),
+    Case(
+        rule="query_key_scaling_has_its_softmax_in_fp32",
+        good={"apply_query_key_layer_scaling": True},
+        bad={"apply_query_key_layer_scaling": True, "attention_softmax_in_fp32": False},
+    ),
+    *(
+        _needs(f"{name}_belongs_to_fp8", name, fp8_format="hybrid")
+        for name in ("fp8_recipe", "fp8_amax_history_len", "fp8_amax_compute_algo", "fp8_param_gather")
+    ),
+    *(
+        Case(
+            rule=f"{name}_belongs_to_delayed_scaling",
+            good={name: _other(name)},
+            bad={name: _other(name), "fp8_recipe": "blockwise"},
+        )
+        for name in ("fp8_amax_history_len", "fp8_amax_compute_algo")
+    ),
+    # kernels
+    Case(
+        rule="deterministic_training_has_no_fused_cross_entropy",
+        good={"deterministic_mode": True},
+        bad={"deterministic_mode": True, "cross_entropy_loss_fusion": True},
+    ),
+    _needs(
+        "a_cross_entropy_kernel_is_chosen_only_when_fused",
+        "cross_entropy_fusion_impl",
+        cross_entropy_loss_fusion=True,
+    ),
+    Case(
+        rule="the_local_attention_backend_needs_local_layers",
+        good={"attention_backend": "local", "transformer_impl": "local"},
+        bad={"attention_backend": "local"},
+    ),
+    _needs("collections_have_an_interval_only_by_hand", "manual_gc_interval", manual_gc=True),
+    # recompute
+    Case(
+        rule="a_recompute_method_belongs_to_full_recomputation",
+        good={"recompute_method": "block", "recompute_granularity": "full"},
+        bad={"recompute_method": "block"},
+    ),
+    Case(
+        rule="recomputed_layers_belong_to_full_recomputation",
+        good={"recompute_num_layers": 1, "recompute_granularity": "full"},
+        bad={"recompute_num_layers": 1},
+    ),
+    Case(
+        rule="full_recomputation_has_a_method",
+        good={"recompute_granularity": "full", "recompute_method": "uniform"},
+        bad={"recompute_granularity": "full"},
+    ),
+    Case(
+        rule="full_recomputation_has_a_number_of_layers",
+        good={"recompute_granularity": "full", "recompute_num_layers": 1},
+        bad={"recompute_granularity": "full"},
+    ),
+    Case(
+        rule="recomputed_modules_belong_to_selective_recomputation",
+        good={"recompute_modules": ("mlp",)},
+        bad={"recompute_modules": ("mlp",), "recompute_granularity": "none"},
+    ),
+    Case(
+        rule="recomputing_the_expert_activation_needs_grouped_experts",
+        good={"recompute_modules": ("moe_act",), "moe_grouped_gemm": True},
+        bad={"recompute_modules": ("moe_act",)},
+    ),
+    Case(
+        rule="recomputing_the_latent_projection_needs_latent_attention",
+        good={"recompute_modules": ("mla_up_proj",)},
+        bad={"recompute_modules": ("mla_up_proj",)},
+        config=LATENT,
+        bad_config=DENSE,
+    ),
+    Case(
+        rule="delayed_fp8_scaling_recomputes_no_outputs",
+        good={"recompute_modules": ("layernorm",), "fp8_format": "e4m3", "fp8_recipe": "blockwise"},
+        bad={"recompute_modules": ("layernorm",), "fp8_format": "e4m3"},
+    ),
+    Case(
+        rule="recomputed_layers_fit_into_each_stage",
+        good={"recompute_num_layers": 6, "pipeline_model_parallel_size": 2},
+        bad={"recompute_num_layers": 7, "pipeline_model_parallel_size": 2},
+        config=DENSE,
+    ),
+    Case(
+        rule="recomputed_layers_fit_into_each_stage",
+        good={"recompute_num_layers": 4, "recompute_method": "uniform"},
+        bad={"recompute_num_layers": 5, "recompute_method": "uniform"},
+        config=DENSE,
+    ),
+    # tuner
+    *(
+        Case(
+            rule=f"{name}_belongs_to_full_training",
+            good={name: _other(name)},
+            bad={name: _other(name), "train_type": "lora"},
+        )
+        for name, argument in ARGUMENTS.items()
+        if argument.group == "tuner_full"
+    ),
+    *(
+        _needs(f"{name}_belongs_to_lora", name, train_type="lora")
+        for name, argument in ARGUMENTS.items()
+        if argument.group == "tuner_lora"
+    ),
+    *(
+        Case(rule=f"{name}_is_a_regular_expression", good={name: r"layers\.\d+"}, bad={name: "layers[("})
+        for name in ("freeze_parameters_regex", "trainable_parameters_regex", "target_regex")
+    ),
+    Case(
+        rule="a_share_is_frozen_only_without_a_pipeline",
+        good={"freeze_parameters_ratio": 1.0, "pipeline_model_parallel_size": 2},
+        bad={"freeze_parameters_ratio": 0.5, "pipeline_model_parallel_size": 2},
+    ),
+    Case(
+        rule="something_is_trained",
+        good={"freeze_parameters_ratio": 1.0, "trainable_parameters": ("decoder.layers.3",)},
+        bad={"freeze_parameters_ratio": 1.0},
+    ),
+    Case(
+        rule="modules_are_chosen_in_one_way",
+        good={"target_regex": ".*linear_qkv"},
+        bad={"target_regex": ".*linear_qkv", "target_modules": ("linear_proj",)},
+    ),
+    Case(
+        rule="some_module_gets_an_adapter",
+        good={"train_type": "lora", "target_modules": ("linear_qkv",)},
+        bad={"train_type": "lora", "target_modules": ()},
+    ),
+    Case(
+        rule="an_adapter_is_merged_only_into_a_written_model",
+        good={"merge_lora": True, "to_hf": True},
+        bad={"merge_lora": True},
+    ),
+    Case(
+        rule="only_an_adapter_is_merged",
+        good={"merge_lora": True, "train_type": "lora"},
+        bad={"merge_lora": True},
+    ),
+    Case(
+        rule="lora_needs_no_second_reference_model",
+        good={"ref_load": "/ref"},
+        bad={"ref_load": "/ref", "train_type": "lora"},
+        task="rlhf",
+    ),
+    Case(
+        rule="a_reference_adapter_belongs_to_lora",
+        good={"ref_adapter_load": "/ref", "train_type": "lora"},
+        bad={"ref_adapter_load": "/ref"},
+        task="rlhf",
+    ),
+    # preference
+    Case(
+        rule="label_smoothing_is_part_of_the_loss",
+        good={"label_smoothing": 0.1, "loss_type": "robust"},
+        bad={"label_smoothing": 0.1, "loss_type": "ipo"},
+        task="rlhf",
+    ),
+    Case(
+        rule="a_divergence_is_part_of_the_loss",
+        good={"f_divergence_type": "js_divergence"},
+        bad={"f_divergence_type": "js_divergence", "loss_type": "apo_zero"},
+        task="rlhf",
+    ),
+    Case(
+        rule="some_losses_always_have_a_reference",
+        good={"reference_free": True},
+        bad={"reference_free": True, "loss_type": "aot"},
+        task="rlhf",
+    ),
+    Case(
+        rule="without_a_reference_none_is_loaded",
+        good={"reference_free": True},
+        bad={"reference_free": True, "ref_load": "/ref"},
+        task="rlhf",
+    ),
+    Case(
+        rule="without_a_reference_no_adapter_of_it_is_loaded",
+        good={"reference_free": True},
+        bad={"reference_free": True, "ref_adapter_load": "/ref"},
+        task="rlhf",
+    ),
+    Case(
+        rule="dynamic_fine_tuning_is_no_preference_loss",
+        good={},
+        bad={"enable_dft_loss": True},
+        task="rlhf",
+    ),
+    # reporting
+    Case(rule="the_log_level_exists", good={"logging_level": "debug"}, bad={"logging_level": "LOUD"}),
+    Case(
+        rule="a_wandb_project_has_a_run_name",
+        good={"wandb_project": "p", "wandb_exp_name": "r"},
+        bad={"wandb_project": "p"},
+    ),
+    Case(
+        rule="a_wandb_run_name_has_a_project",
+        good={"wandb_project": "p", "wandb_exp_name": "r"},
+        bad={"wandb_exp_name": "r"},
+    ),
+    Case(
+        rule="a_wandb_folder_has_a_project",
+        good={"wandb_project": "p", "wandb_save_dir": "/w"},
+        bad={"wandb_save_dir": "/w"},
+    ),
+    # export
+    Case(rule="an_export_does_one_thing", good={"to_hf": True}, bad={}, task="export"),
+    Case(
+        rule="an_export_does_one_thing",
+        good={"to_mcore": True},
+        bad={"to_mcore": True, "to_hf": True},
+        task="export",
+    ),
+    Case(
+        rule="a_hugging_face_export_has_a_source",
+        good={"to_hf": True, "mcore_model": "/c"},
+        bad={"to_hf": True},
+        task="export",
+    ),
+    Case(
+        rule="a_megatron_export_has_a_source",
+        good={"to_mcore": True, "model": "m"},
+        bad={"to_mcore": True},
+        task="export",
+    ),
+    Case(
+        rule="a_cached_data_set_has_a_source",
+        good={"to_cached_dataset": True, "model": "m", "dataset": ("d",)},
+        bad={"to_cached_dataset": True, "model": "m"},
+        task="export",
+    ),
+    Case(
+        rule="one_adapter_is_exported",
+        good={"mcore_adapters": ("a",)},
+        bad={"mcore_adapters": ("a", "b")},
+        task="export",
+    ),
+    Case(rule="a_shard_size_has_a_unit", good={"max_shard_size": "500 MB"}, bad={"max_shard_size": "5"}),
+    Case(
+        rule="only_an_exported_adapter_is_merged",
+        good={"merge_lora": True, "mcore_adapters": ("a",)},
+        bad={"merge_lora": True},
+        task="export",
+    ),
+    Case(
+        rule="cached_data_is_packed_later",
+        good={"to_cached_dataset": True},
+        bad={"to_cached_dataset": True, "packing": True},
+        task="export",
+    ),
+    Case(
+        rule="a_stream_is_not_stored",
+        good={"to_cached_dataset": True},
+        bad={"to_cached_dataset": True, "streaming": True},
+        task="export",
+    ),
+    Case(
+        rule="a_file_count_belongs_to_a_megatron_export",
+        good={"thread_count": 2, "to_mcore": True},
+        bad={"thread_count": 2, "to_hf": True},
+        task="export",
+    ),
+    Case(
+        rule="a_test_type_belongs_to_a_precision_test",
+        good={"test_convert_dtype": "bfloat16", "test_convert_precision": True},
+        bad={"test_convert_dtype": "bfloat16"},
+        task="export",
+    ),
+    Case(
+        rule="an_upload_has_a_repository",
+        good={"push_to_hub": True, "hub_model_id": "a/b"},
+        bad={"push_to_hub": True},
+    ),
+    Case(
+        rule="a_repository_belongs_to_an_upload",
+        good={"push_to_hub": True, "hub_model_id": "a/b"},
+        bad={"hub_model_id": "a/b"},
+    ),
+    Case(
+        rule="a_private_repository_belongs_to_an_upload",
+        good={"push_to_hub": True, "hub_private_repo": True},
+        bad={"hub_private_repo": True},
+    ),
+    Case(
+        rule="a_commit_message_belongs_to_an_upload",
+        good={"push_to_hub": True, "commit_message": "x"},
+        bad={"commit_message": "x"},
+    ),
+]
+
+RULES_WITHOUT_CASE = set(RULES) - {case.rule for case in CASES}
