@@ -81,7 +81,7 @@ def readable(value: float) -> str:
         return f"{value:.4g}"
     if 1e4 <= abs(value) < 1e9:
         return f"{value:,.0f}"
-    return f"{value:.3e}".replace("e-0", "e-").replace("e+0", "e+")
+    return f"{value:.3e}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
 
 
 def _round_step(rough: float) -> float:
@@ -94,7 +94,7 @@ def _tick_label(value: float, step: float) -> str:
     if value == 0:
         return "0"
     if max(abs(value), step) < 1e-3 or abs(value) >= 1e9:
-        return f"{value:.2g}".replace("e-0", "e-").replace("e+0", "e+")
+        return f"{value:.3g}".replace("e-0", "e-").replace("e+0", "e").replace("e+", "e")
     decimals = max(0, -math.floor(math.log10(step) + 1e-9))
     if step * 10**decimals % 1 > 1e-9:  # a step of 2.5, 0.25 ... needs one more
         decimals += 1

@@ -1,0 +1,94 @@
+"""logging.jsonl, as another program reads it."""
+
+import json
+import math
+
+from megatron_trainer.report import CheckpointRecord
+from megatron_trainer.report.jsonl import STEP_KEYS, Jsonl, log_row, losses_in, read_rows
+from report_records import evaluation, log_record, run_info
+
+
+def sink(path, **changes):
+    return Jsonl(path, interval=1, **{"log_throughput": False, **changes})
+
+
+def test_a_logged_step_has_the_keys_of_the_reference(tmp_path):
+    sink(tmp_path / "logging.jsonl").write(log_record(params_norm=88.5))
+    row = json.loads((tmp_path / "logging.jsonl").read_text())
+    expected = {
+        "global_step/max_steps": "5/206",
+        "lm loss": 1.180399,
+        "grad_norm": 1.105,
+        "params_norm": 88.5,
+        "learning_rate": 4.854369e-06,
+        "elapsed_time_per_iteration": 0.9501,
+        "memory(GiB)": 61.2,
+        "elapsed_time": "5s",
+        "remaining_time": "3m 21s",
+        "loss_scale": 1.0,
+        "consumed_samples": 320,
+    }
+    assert {name: row[name] for name in expected} == expected
+    assert (row["iteration"], row["tokens_per_second"], row["time"]) == (5, 2105.0, "2026-11-24T06:00:00+00:00")
+
+
+def test_throughput_is_kept_only_when_asked_for():
+    record = log_record(tflops_per_gpu=412.0)
+    assert log_row(record, log_throughput=True)["throughput"] == 412.0
+    assert "throughput" not in log_row(record, log_throughput=False)
+
+
+def test_evaluations_and_checkpoints_have_rows_of_their_own(tmp_path):
+    jsonl = sink(tmp_path / "logging.jsonl")
+    jsonl.write(evaluation(10, 2.5))
+    jsonl.write(CheckpointRecord(iteration=10, path="/out/iter_0000010", seconds=1.25))
+    first, second = read_rows(tmp_path / "logging.jsonl")
+    assert (first["iteration"], first["eval_lm loss"], first["eval_samples"]) == (10, 2.5, 48)
+    assert second == {"iteration": 10, "checkpoint": "/out/iter_0000010", "checkpoint_seconds": 1.25}
+
+
+def test_a_resumed_run_drops_what_it_will_write_again(tmp_path):
+    path = tmp_path / "logging.jsonl"
+    jsonl = sink(path)
+    for iteration in (1, 2, 3, 4):
+        jsonl.write(log_record(iteration=iteration))
+    jsonl.write(evaluation(4))
+    sink(path).write(run_info(start_iteration=2))
+    assert [row["iteration"] for row in read_rows(path)] == [1, 2]
+
+
+def test_a_fresh_run_in_an_old_folder_starts_an_empty_file(tmp_path):
+    path = tmp_path / "logging.jsonl"
+    sink(path).write(log_record())
+    sink(path).write(run_info(start_iteration=0))
+    assert path.read_text() == ""
+
+
+def test_a_line_that_a_killed_run_left_unfinished_is_dropped(tmp_path):
+    path = tmp_path / "logging.jsonl"
+    sink(path).write(log_record(iteration=1))
+    with path.open("a") as stream:
+        stream.write('{"iteration": 2, "lm lo')
+    jsonl = sink(path)
+    jsonl.write(run_info(start_iteration=5))
+    jsonl.write(log_record(iteration=6))
+    assert [json.loads(line)["iteration"] for line in path.read_text().splitlines()] == [1, 6]
+
+
+def test_numbers_that_are_not_finite_stay_valid_json(tmp_path):
+    sink(tmp_path / "logging.jsonl").write(log_record(losses={"lm loss": math.nan}, gradient_norm=math.inf))
+    row = json.loads((tmp_path / "logging.jsonl").read_text(), parse_constant=lambda text: 1 / 0)
+    assert (row["lm loss"], row["grad_norm"]) == ("NaN", "Infinity")
+
+
+def test_losses_are_told_from_the_keys_that_every_step_has():
+    everything = log_record(
+        losses={"lm loss": 1.0, "loss_code": 2.0},
+        params_norm=1.0,
+        num_zeros_in_gradient=1.0,
+        tflops_per_gpu=1.0,
+        utilisation=0.5,
+    )
+    row = log_row(everything, log_throughput=True)
+    assert row.keys() - STEP_KEYS == {"lm loss", "loss_code"}
+    assert losses_in(row) == {"lm loss": 1.0, "loss_code": 2.0}
