@@ -26,6 +26,7 @@ from control_plane_binaries import find_or_get
 
 Object = Mapping[str, Any]
 READY_S = 60
+BUSY_S = 20
 SERVICE_RANGE = "10.0.0.0/16"
 NAMES = "subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
 MERGE_PATCH = "application/merge-patch+json"
@@ -64,7 +65,17 @@ class ControlPlane:
     def request(
         self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
     ) -> Any:
-        """The decoded answer to the administrator's request; raises Refused."""
+        """The decoded answer to the administrator's request, tried again while the server is busy."""
+        deadline = time.monotonic() + BUSY_S
+        while True:
+            try:
+                return self._request_once(method, path, body, content_type)
+            except Refused as refused:
+                if refused.status != 429 or time.monotonic() > deadline:
+                    raise
+                time.sleep(0.2)
+
+    def _request_once(self, method: str, path: str, body: Object | None, content_type: str) -> Any:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
         connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=30)

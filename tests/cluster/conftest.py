@@ -1,22 +1,37 @@
-"""Fixtures of the cluster tests: one real control plane for the session, one namespace for each test."""
+"""Fixtures of the cluster tests: one real control plane with the CRD, a kubelet's stand-in, an operator."""
 
 from __future__ import annotations
 
+import contextlib
 import re
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
+import yaml
 
 import control_plane
-from control_plane import ControlPlane
+import fake_kubelet
+import operator_process
+from control_plane import ControlPlane, Refused
+from fake_kubelet import FakeKubelet
+from job_client import API, JobClient, wait_until
+from operator_process import OperatorProcess
+
+ROOT = Path(__file__).parent.parent.parent
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
 @pytest.fixture(scope="session")
 def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The session's control plane."""
+    """The session's control plane, the CRD installed."""
     running = control_plane.start(tmp_path_factory.mktemp("control-plane"))
-    yield running
-    running.stop()
+    try:
+        running.create(CRDS, yaml.safe_load((ROOT / "crds" / "megatrontrainjob.yaml").read_text()))
+        wait_until(lambda: running.get(f"{API}/megatrontrainjobs"), bool, "the CRD to be served")
+        yield running
+    finally:
+        running.stop()
 
 
 @pytest.fixture
@@ -25,6 +40,29 @@ def namespace(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[s
     name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
     namespace = f"{name}-{control_plane.free_port()}"
     plane.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
-    plane.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
+    with contextlib.suppress(Refused):  # the controller-manager may have been faster
+        plane.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
     yield namespace
     plane.delete(f"/api/v1/namespaces/{namespace}")
+
+
+@pytest.fixture
+def jobs(plane: ControlPlane, namespace: str) -> JobClient:
+    """The jobs of this test's namespace."""
+    return JobClient(plane=plane, namespace=namespace)
+
+
+@pytest.fixture(scope="session")
+def kubelet(plane: ControlPlane) -> Iterator[FakeKubelet]:
+    """Makes every pod of the session run until a test ends it."""
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=plane.kubeconfig)) as playing:
+        yield playing
+
+
+@pytest.fixture(scope="session")
+def operator(
+    plane: ControlPlane, kubelet: FakeKubelet, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[OperatorProcess]:
+    """One operator for the tests that do not hurt it."""
+    with operator_process.running(plane.kubeconfig, tmp_path_factory.mktemp("operator")) as running:
+        yield running

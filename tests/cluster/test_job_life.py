@@ -1,0 +1,186 @@
+"""A job's life on the real API server: pods, restarts, suspension, completion, deletion, and what a user sees."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from job_client import JobClient, manifest, wait_until
+from operator_process import OperatorProcess
+
+pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
+FAST = {"backoffSeconds": {"initial": 0, "max": 1}}
+BAD_DATA = json.dumps({"exitCode": 65, "reason": "BAD_DATA", "rank": 1, "message": "row 7 is no JSON"})
+
+
+def test_a_job_gets_its_objects_runs_and_succeeds_with_its_master(jobs: JobClient):
+    jobs.submit(manifest())
+    pods = jobs.await_pods("job-a0-master-0", "job-a0-worker-0")
+    jobs.await_phase("Running")
+    assert jobs.names_of("services") == {"job"}
+    assert jobs.names_of("configmaps") == {"job-a0-args"}
+    environment = {each["name"]: each.get("value") for each in pods["job-a0-worker-0"]["spec"]["containers"][0]["env"]}
+    assert environment["MASTER_ADDR"] == "job-a0-master-0.job"
+    assert (environment["NNODES"], environment["NODE_RANK"]) == ("2", "1")
+    for pod in pods:
+        jobs.end_pod(pod, 0)
+    status = jobs.await_phase("Succeeded")
+    assert status["completionTime"]
+    assert status["observedGeneration"] == 1
+    assert {"GangCreated", "JobRunning", "JobSucceeded"} <= set(jobs.events())
+
+
+def test_one_failed_pod_restarts_the_whole_gang_under_new_names(jobs: JobClient):
+    jobs.submit(manifest(failurePolicy=FAST))
+    jobs.await_phase("Running")
+    jobs.end_pod("job-a0-worker-0", 137)
+    jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    status = jobs.await_phase("Running")
+    assert (status["restarts"]["total"], status["restarts"]["attempt"]) == (1, 1)
+    assert (status["lastFailure"]["pod"], status["lastFailure"]["exitCode"]) == ("job-a0-worker-0", 137)
+    selector = jobs.plane.get(jobs.path("services", "job"))["spec"]["selector"]
+    assert selector["megatrontrain.dev/restart-attempt"] == "1"
+
+
+def test_a_failure_that_a_retry_cannot_help_fails_the_job_and_says_why(jobs: JobClient):
+    jobs.submit(manifest(failurePolicy=FAST))
+    jobs.await_phase("Running")
+    jobs.end_pod("job-a0-worker-0", 65, message=BAD_DATA)
+    status = jobs.await_phase("Failed")
+    assert status["completionTime"]
+    assert status["restarts"]["total"] == 0
+    assert jobs.condition("Failed")["reason"] == "NonRetryableExit"
+    assert status["lastFailure"]["message"] == "row 7 is no JSON"
+    assert jobs.condition("Stalled")["status"] == "True"
+
+
+def test_restarts_end_at_the_limit_of_the_failure_policy(jobs: JobClient):
+    jobs.submit(manifest(failurePolicy={**FAST, "maxRestarts": 1}))
+    for attempt in (0, 1):
+        jobs.await_pods(f"job-a{attempt}-master-0", f"job-a{attempt}-worker-0")
+        jobs.await_phase("Running")
+        jobs.end_pod(f"job-a{attempt}-master-0", 1)
+    status = jobs.await_phase("Failed")
+    assert jobs.condition("Failed")["reason"] == "MaxRestartsExceeded"
+    assert status["restarts"]["total"] == 1
+
+
+def test_a_pod_deleted_by_somebody_restarts_the_gang_uncounted(jobs: JobClient):
+    jobs.submit(manifest())
+    jobs.await_phase("Running")
+    jobs.plane.delete(jobs.path("pods", "job-a0-worker-0"))
+    jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    status = jobs.await_phase("Running")
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
+
+
+def test_suspend_takes_the_pods_away_and_resume_brings_them_back(jobs: JobClient):
+    jobs.submit(manifest())
+    jobs.await_phase("Running")
+    jobs.patch("job", suspend=True)
+    jobs.await_phase("Suspended")
+    jobs.await_pods()
+    assert "startTime" not in jobs.status()
+    jobs.patch("job", suspend=False)
+    status = jobs.await_phase("Running")
+    assert len(jobs.pods()) == 2
+    assert status["restarts"].get("counted", 0) == 0
+    assert jobs.condition("Suspended")["status"] == "False"
+
+
+def test_a_job_created_suspended_makes_no_pod(jobs: JobClient):
+    jobs.submit(manifest(suspend=True))
+    jobs.await_phase("Suspended")
+    assert jobs.pods() == {}
+
+
+def test_deleting_a_job_takes_everything_with_it_without_any_finalizer(jobs: JobClient):
+    assert "finalizers" not in jobs.submit(manifest())["metadata"]
+    jobs.await_phase("Running")
+    assert "finalizers" not in jobs.job()["metadata"]
+    assert "annotations" not in jobs.job()["metadata"]
+    jobs.delete()
+    jobs.await_pods()
+    for plural in ("services", "configmaps"):
+        wait_until(lambda plural=plural: jobs.names_of(plural), lambda left: not left, f"no {plural}")
+
+
+def test_a_checkpoint_claim_is_made_once_and_outlives_the_job(jobs: JobClient):
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    jobs.submit(manifest(checkpoint={"pvc": {"template": {"spec": claim}}}))
+    jobs.await_phase("Running")
+    assert jobs.plane.get(jobs.path("persistentvolumeclaims", "job-checkpoint"))["spec"]["accessModes"] == [
+        "ReadWriteMany"
+    ]
+    jobs.delete()
+    jobs.await_pods()
+    jobs.submit(manifest(checkpoint={"pvc": {"template": {"spec": claim}}}))
+    jobs.await_phase("Running")
+
+
+def test_another_managers_job_is_left_alone(jobs: JobClient, operator: OperatorProcess):
+    jobs.submit(manifest(managedBy="kueue.x-k8s.io/multikueue"))
+    jobs.submit(manifest("ours"))
+    jobs.await_phase("Running", "ours")
+    assert jobs.status() == {}
+    assert jobs.pods() == {}
+
+
+def test_an_active_deadline_ends_the_job(jobs: JobClient):
+    jobs.submit(manifest(runPolicy={"activeDeadlineSeconds": 2}))
+    jobs.await_phase("Failed")
+    assert jobs.condition("Failed")["reason"] == "DeadlineExceeded"
+    jobs.await_pods()
+
+
+def test_a_finished_job_is_deleted_after_its_time_to_live_when_it_says_so(jobs: JobClient):
+    jobs.submit(manifest(runPolicy={"ttlSecondsAfterFinished": 1, "ttlPolicy": "DeleteJob"}))
+    jobs.await_phase("Running")
+    for pod in jobs.pods():
+        jobs.end_pod(pod, 0)
+    wait_until(jobs.job, lambda job: job is None, "the job to be deleted")
+
+
+def test_the_pods_of_a_finished_job_go_after_its_time_to_live_and_the_job_stays(jobs: JobClient):
+    jobs.submit(manifest(runPolicy={"ttlSecondsAfterFinished": 1}))
+    jobs.await_phase("Running")
+    for pod in jobs.pods():
+        jobs.end_pod(pod, 0)
+    jobs.await_phase("Succeeded")
+    jobs.await_pods()
+    assert jobs.status()["phase"] == "Succeeded"
+
+
+def test_a_foreign_object_of_a_wanted_name_is_left_alone_and_reported(jobs: JobClient):
+    service = {"metadata": {"name": "job"}, "spec": {"ports": [{"port": 80}]}}
+    jobs.plane.create(jobs.path("services"), service)
+    jobs.submit(manifest())
+    stalled = wait_until(lambda: jobs.condition("Stalled"), bool, "condition Stalled")
+    assert stalled["reason"] == "NameTaken"
+    assert jobs.pods() == {}
+    jobs.plane.delete(jobs.path("services", "job"))
+    jobs.await_phase("Running")
+    assert jobs.condition("Stalled") == {}
+
+
+def test_a_quota_that_refuses_the_pods_shows_and_passes(jobs: JobClient):
+    quota = {"metadata": {"name": "none"}, "spec": {"hard": {"pods": "0"}}}
+    jobs.plane.create(jobs.path("resourcequotas"), quota)
+    wait_until(lambda: jobs.plane.get(jobs.path("resourcequotas", "none")).get("status"), bool, "the quota to count")
+    jobs.submit(manifest())
+    stalled = wait_until(lambda: jobs.condition("Stalled"), bool, "condition Stalled")
+    assert "exceeded quota" in stalled["message"]
+    jobs.plane.delete(jobs.path("resourcequotas", "none"))
+    jobs.await_phase("Running")
+
+
+def test_an_invalid_job_that_the_schema_lets_through_fails_with_every_reason(jobs: JobClient):
+    args = {"model": "/models/tiny", "dataset": ["/d.jsonl"], "tensor_model_parallel_size": 3}
+    jobs.submit(manifest(nprocPerNode="auto", args=args))
+    jobs.await_phase("Failed")
+    failed = jobs.condition("Failed")
+    assert failed["reason"] == "InvalidSpec"
+    assert "train_iters" in failed["message"]
+    assert "tensor_model_parallel_size" in failed["message"]
+    assert jobs.pods() == {}

@@ -1,0 +1,161 @@
+"""The work queue: one run a key at a time, nothing lost, failures again after a back-off."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+
+from megatron_operator.queue import RetryLater, WorkQueue
+
+A, B = ("ns", "a"), ("ns", "b")
+
+
+def run(scenario):
+    """Runs an async scenario that must end within a few seconds."""
+    return asyncio.run(asyncio.wait_for(scenario, timeout=5))
+
+
+@contextlib.asynccontextmanager
+async def working(queue, reconcile, workers=4):
+    task = asyncio.create_task(queue.run(workers, reconcile))
+    try:
+        yield
+    finally:
+        task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await task
+
+
+def test_a_key_added_many_times_before_a_worker_is_free_runs_once():
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+
+        queue = WorkQueue()
+        for _ in range(5):
+            queue.add(A)
+        queue.add(B)
+        async with working(queue, reconcile):
+            await asyncio.sleep(0.05)
+        return runs
+
+    assert run(scenario()) == [A, B]
+
+
+def test_a_key_added_while_it_runs_runs_once_more_and_never_beside_itself():
+    async def scenario():
+        running, most, runs = 0, 0, 0
+
+        async def reconcile(key):
+            nonlocal running, most, runs
+            running, runs = running + 1, runs + 1
+            most = max(most, running)
+            if runs == 1:
+                queue.add(A)
+                queue.add(A)
+            await asyncio.sleep(0.02)
+            running -= 1
+
+        queue = WorkQueue()
+        queue.add(A)
+        async with working(queue, reconcile):
+            await asyncio.sleep(0.2)
+        return most, runs
+
+    assert run(scenario()) == (1, 2)
+
+
+def test_a_failed_key_runs_again_after_growing_pauses_until_it_succeeds():
+    async def scenario():
+        times = []
+        done = asyncio.Event()
+
+        async def reconcile(key):
+            times.append(asyncio.get_running_loop().time())
+            if len(times) < 4:
+                raise RetryLater("not yet") if len(times) % 2 else ValueError("a defect")
+            done.set()
+
+        queue = WorkQueue(backoff_initial_s=0.04, backoff_max_s=1)
+        queue.add(A)
+        async with working(queue, reconcile):
+            await done.wait()
+        return [later - earlier for earlier, later in zip(times, times[1:], strict=False)]
+
+    first, second, third = run(scenario())
+    assert 0.02 <= first <= second * 2
+    assert third >= 0.08
+
+
+def test_one_failing_key_does_not_hold_up_another():
+    async def scenario():
+        done = asyncio.Event()
+
+        async def reconcile(key):
+            if key == A:
+                raise ValueError("a defect")
+            done.set()
+
+        queue = WorkQueue()
+        queue.add(A)
+        queue.add(B)
+        async with working(queue, reconcile, workers=1):
+            await done.wait()
+        return True
+
+    assert run(scenario())
+
+
+def test_the_latest_wish_for_a_due_time_holds():
+    async def scenario():
+        loop = asyncio.get_running_loop()
+        started, ran_at = loop.time(), []
+
+        async def reconcile(key):
+            ran_at.append(loop.time() - started)
+
+        queue = WorkQueue()
+        queue.add_after(A, 0.03)
+        queue.add_after(A, 0.15)
+        async with working(queue, reconcile):
+            await asyncio.sleep(0.3)
+        return ran_at
+
+    (only,) = run(scenario())
+    assert only >= 0.15
+
+
+def test_what_reconcile_returns_is_when_it_runs_next():
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+            return 0.02 if len(runs) < 3 else None
+
+        queue = WorkQueue()
+        queue.add(A)
+        async with working(queue, reconcile):
+            await asyncio.sleep(0.3)
+        return len(runs)
+
+    assert run(scenario()) == 3
+
+
+def test_a_forgotten_key_does_not_come_back():
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+
+        queue = WorkQueue()
+        queue.add_after(A, 0.02)
+        queue.forget(A)
+        async with working(queue, reconcile):
+            await asyncio.sleep(0.1)
+        return runs
+
+    assert run(scenario()) == []

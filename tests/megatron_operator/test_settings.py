@@ -1,0 +1,31 @@
+"""The operator's settings: read whole, or refused with every problem at once."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from megatron_operator import settings
+
+IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
+
+
+def test_defaults_fit_a_pod_that_watches_everything():
+    read = settings.read(IN_A_POD)
+    assert (read.watch_namespaces, read.leader_election, read.num_workers) == ((), True, 16)
+
+
+def test_lists_and_numbers_are_read():
+    variables = {"MTJ_WATCH_NAMESPACES": "a, b", "MTJ_GANG_SCHEDULERS": "Native,Volcano", "MTJ_NUM_WORKERS": "3"}
+    read = settings.read({**IN_A_POD, **variables, "KUBECONFIG": "/k"})
+    assert read.watch_namespaces == ("a", "b")
+    assert read.gang_schedulers == ("Native", "Volcano")
+    assert (read.num_workers, read.kubeconfig) == (3, Path("/k"))
+
+
+def test_every_wrong_variable_is_named_at_once():
+    variables = {"MTJ_NUM_WORKERS": "0", "MTJ_GANG_SCHEDULERS": "Slurm", "MTJ_LEADER_ELECTION": "maybe"}
+    with pytest.raises(settings.InvalidSettings) as caught:
+        settings.read(variables)
+    assert {violation.path for violation in caught.value.violations} == {*variables, "KUBECONFIG"}
