@@ -16,7 +16,7 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from megatron.core.utils import make_sharded_tensor_for_checkpoint, make_tp_sharded_tensor_for_checkpoint
 
-from megatron_trainer.lora.layer import Settings, generator_of
+from megatron_trainer.lora.layer import Pair, Settings, generator_of
 
 
 class EmbeddingAdapter(torch.nn.Module):
@@ -47,9 +47,9 @@ class EmbeddingAdapter(torch.nn.Module):
             low = reduce_from_tensor_model_parallel_region(low, group=self.group)
         return torch.nn.functional.linear(low, self.B)
 
-    def deltas(self, base: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
-        """(table [V/tp, H], what merging adds to it, float32)."""
-        yield base.weight, self.settings.scale * (self.B.float() @ self.A.float()).t()
+    def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
+        """The table [V/tp, H] of `base` and its A and B."""
+        yield Pair(weight=base.weight, a=self.A, b=self.B, transposed=True)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

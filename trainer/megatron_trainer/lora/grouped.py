@@ -8,7 +8,7 @@ import torch
 from megatron.core import parallel_state
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 
-from megatron_trainer.lora.layer import Settings, dropout_generator, kaiming_uniform, mark, share_of_A
+from megatron_trainer.lora.layer import Pair, Settings, dropout_generator, kaiming_uniform, mark, share_of_A
 from megatron_trainer.lora.placement import Placement
 from megatron_trainer.lora.sharding import sharded_pair
 
@@ -41,11 +41,11 @@ class GroupedAdapter(torch.nn.Module):
         parts = self._dropped(x).split(counts)
         return torch.cat([self._one(part, *self.pair(index)) for index, part in enumerate(parts)])
 
-    def deltas(self, base: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
-        """(weight of an expert, what merging adds to it, float32)."""
+    def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
+        """Each local expert's weight and its A and B."""
         for index in range(self.num_experts):
             a, b = self.pair(index)
-            yield getattr(base, f"weight{index}"), self.settings.scale * (b.float() @ a.float())
+            yield Pair(weight=getattr(base, f"weight{index}"), a=a, b=b)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

@@ -47,6 +47,21 @@ class Settings:
         return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Pair:
+    """One adapted weight with this rank's parts of A and B; transposed when the weight is a table [I, O]."""
+
+    weight: torch.nn.Parameter
+    a: torch.nn.Parameter
+    b: torch.nn.Parameter
+    transposed: bool = False
+
+    def delta(self, scale: float) -> torch.Tensor:
+        """What merging adds to this rank's part of the weight, float32."""
+        product = scale * (self.b.float() @ self.a.float())
+        return product.t() if self.transposed else product
+
+
 class LinearAdapter(torch.nn.Module):
     """A and B of one linear. Adds nothing at first: A is Kaiming-uniform, B is zero (Hu et al. 2021)."""
 
@@ -65,9 +80,9 @@ class LinearAdapter(torch.nn.Module):
         low = torch.nn.functional.linear(self._dropped(x), self.A) * self.settings.scale
         return torch.nn.functional.linear(_exchanged(low, self.place), self.B)
 
-    def deltas(self, base: torch.nn.Module) -> Iterator[tuple[torch.nn.Parameter, torch.Tensor]]:
-        """(weight of `base`, what merging adds to this rank's part of it, float32)."""
-        yield base.weight, self.settings.scale * (self.B.float() @ self.A.float())
+    def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
+        """The weight of `base` and its A and B."""
+        yield Pair(weight=base.weight, a=self.A, b=self.B)
 
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None

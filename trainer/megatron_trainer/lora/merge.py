@@ -31,10 +31,10 @@ def merge_adapters(chunks: list[torch.nn.Module], *, keep_originals: bool = True
     if any(_is_merged(module) for module in modules):
         raise ValueError("the adapters are merged already")
     for module in modules:
-        changes = list(module.lora.deltas(module))
-        module.lora.merged = [(weight, weight.to("cpu", copy=True)) for weight, _ in changes if keep_originals]
-        for weight, delta in changes:
-            weight.copy_(weight.float() + delta)
+        pairs = list(module.lora.pairs(module))
+        module.lora.merged = [(p.weight, p.weight.to("cpu", copy=True)) for p in pairs if keep_originals]
+        for pair in pairs:
+            pair.weight.copy_(pair.weight.float() + pair.delta(module.lora.settings.scale))
         module.lora.active = False
         _forget_cached_weights(module)
 

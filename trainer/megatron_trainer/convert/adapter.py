@@ -1,0 +1,215 @@
+"""Adapters as PEFT directories: what peft, vLLM and transformers load, and what this trainer loads back.
+
+Megatron fuses q, k, v and gate, up into one linear with one A and one B. Written out, each part gets the same A and
+its rows of B, which is the same function. The way back exists only for parts that share their A.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from megatron_trainer.convert import peft_format, table
+from megatron_trainer.convert.adapter_source import AdapterSource, open_adapter
+from megatron_trainer.convert.publish import publish
+from megatron_trainer.convert.rules import RULES, Share, Sizes
+from megatron_trainer.convert.stream import takes_part
+from megatron_trainer.convert.table import Entry
+from megatron_trainer.lora import agree
+from megatron_trainer.lora.layer import Pair
+from megatron_trainer.lora.merge import adapted_modules
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.args.tree import TrainArgs
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Adapted:
+    """A weight of the base with its adapter; modules: the Hugging Face modules that it holds, in the rule's order."""
+
+    entry: Entry
+    pair: Pair
+
+    @property
+    def modules(self) -> tuple[str, ...]:
+        return tuple(name.removesuffix(".weight") for name in self.entry.names)
+
+    def share(self, half: Tensor) -> Share:
+        """This rank's part of A or B."""
+        is_split = getattr(half, "tensor_model_parallel", False)
+        group = self.entry.group
+        return Share(rank=group.rank(), size=group.size(), dim=half.partition_dim if is_split else None)
+
+
+def save_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs, directory: Path) -> None:
+    """Writes adapter_config.json and adapter_model.safetensors. Collective.
+
+    Each rank that gathers tensors writes them aside, the first rank puts them into one file. A directory of that
+    name is replaced.
+
+    Raises:
+        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
+    """
+    adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
+    every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
+    saved = agree.union(_modules_to_save(chunks, spec))
+    config = peft_format.config(
+        args,
+        base_model=str(spec.directory),
+        target_modules=peft_format.shortest_targets(adapted, every),
+        modules_to_save=saved,
+    )
+    mine = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in _gathered(chunks, spec, adapted)}
+
+    def write_part(aside: Path) -> None:
+        if mine:
+            save_file(mine, aside / f"part-{dist.get_rank():05d}.safetensors")
+
+    def write_whole(aside: Path) -> None:
+        if dist.get_rank() == 0:
+            _join_parts(aside)
+            (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+
+    publish(Path(directory), [write_part, write_whole])
+
+
+@torch.no_grad()
+def load_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs, directory: Path) -> None:
+    """Fills the adapters, and what else trains, from a PEFT directory. Collective.
+
+    add_adapters must have been called with the arguments that the directory was made with.
+
+    Raises:
+        InvalidInput: no adapter there (MISSING_INPUT); one of another kind, rank, scale or set of modules; or one
+            whose q, k, v (gate, up) have different A (BAD_ARGUMENTS). The same on all ranks.
+    """
+    source = open_adapter(Path(directory))
+    peft_format.check(source.config, args, str(directory))
+    sizes = table.sizes(spec)
+    adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
+    for one in _adapted(chunks, spec):
+        _load_pair(one, source, sizes)
+    for entry in _trained_in_full(chunks, spec):
+        names = _names(entry, spec)
+        keys = [peft_format.full_key(name, adapted) for name in names]
+        if stored := source.tensors(keys):
+            share = RULES[entry.rule].shard(stored[: len(entry.names)], entry.share, sizes)
+            source.fill(entry.parameter, share, keys)
+    source.judge()
+
+
+def _adapted(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[_Adapted]:
+    """The adapted weights of this rank, in model order."""
+    pairs = {id(pair.weight): pair for module in adapted_modules(chunks) for pair in module.lora.pairs(module)}
+    for entry in table.entries(chunks, spec):
+        if pair := pairs.get(id(entry.parameter)):
+            yield _Adapted(entry=entry, pair=pair)
+
+
+def _trained_in_full(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entry]:
+    for entry in table.entries(chunks, spec):
+        if entry.parameter.requires_grad:
+            yield entry
+
+
+def _modules_to_save(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[str]:
+    """Modules trained in full, by whole names: PEFT matches the end of a name, and `norm` ends many.
+
+    A trained bias alone does not make its module one of them; PEFT's own `bias` setting covers it.
+    """
+    for entry in _trained_in_full(chunks, spec):
+        for name in _names(entry, spec):
+            module, own_name = name.rsplit(".", 1)
+            if own_name != "bias":
+                yield module
+
+
+def _names(entry: Entry, spec: ModelSpec) -> tuple[str, ...]:
+    """The checkpoint names of a parameter; trained tied embeddings are PEFT's two separate copies."""
+    if spec.tied and entry.name == "embedding.word_embeddings.weight":
+        return (*entry.names, "lm_head.weight")
+    return entry.names
+
+
+@torch.no_grad()
+def _gathered(
+    chunks: Sequence[torch.nn.Module], spec: ModelSpec, adapted_names: frozenset[str]
+) -> Iterator[tuple[str, Tensor]]:
+    """(key, whole tensor) of everything that this rank writes. Collective over the ranks that share a weight."""
+    sizes = table.sizes(spec)
+    for one in _adapted(chunks, spec):
+        if takes_part(one.entry):
+            yield from _halves(one, sizes)
+    for entry in _trained_in_full(chunks, spec):
+        if not takes_part(entry) or entry.is_copy:
+            continue
+        shares = _shares(entry.parameter, entry.share, entry.group)
+        if shares:
+            tensors = RULES[entry.rule].unshard(shares, entry.dim, sizes)
+            names = _names(entry, spec)
+            for name, tensor in zip(names, tensors * len(names), strict=False):
+                yield peft_format.full_key(name, adapted_names), tensor
+
+
+def _halves(one: _Adapted, sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
+    a, b = one.pair.a, one.pair.b
+    a_shares, b_shares = (_shares(half, one.share(half), one.entry.group) for half in (a, b))
+    if not a_shares:
+        return
+    (whole_a,) = RULES["plain"].unshard(a_shares, one.share(a).dim, sizes)
+    if one.pair.transposed:
+        yield peft_format.half_key(one.modules[0], "A", is_embedding=True), whole_a[:, : sizes.vocab_size]
+        yield peft_format.half_key(one.modules[0], "B", is_embedding=True), b_shares[0]
+        return
+    parts = RULES[one.entry.rule].unshard(b_shares, one.share(b).dim, sizes)
+    for module, part in zip(one.modules, parts, strict=True):
+        yield peft_format.half_key(module, "A", is_embedding=False), whole_a
+        yield peft_format.half_key(module, "B", is_embedding=False), part
+
+
+def _load_pair(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
+    embedding = one.pair.transposed
+    a_keys, b_keys = (
+        [peft_format.half_key(module, half, is_embedding=embedding) for module in one.modules] for half in ("A", "B")
+    )
+    stored_a, stored_b = source.shared(a_keys), source.tensors(b_keys)
+    if not stored_a or not stored_b:
+        return
+    a, b = one.pair.a, one.pair.b
+    if embedding:
+        # A is a table with one column a token; the rule for tables knows rows.
+        share_a = RULES["vocabulary"].shard([stored_a[0][:].t()], one.share(a), sizes).t()
+        share_b = stored_b[0][:]
+    else:
+        share_a = RULES["plain"].shard(stored_a, one.share(a), sizes)
+        share_b = RULES[one.entry.rule].shard(stored_b, one.share(b), sizes)
+    source.fill(a, share_a, a_keys)
+    source.fill(b, share_b, b_keys)
+
+
+def _shares(tensor: Tensor, share: Share, group: dist.ProcessGroup) -> list[Tensor]:
+    """Every rank's part on the group's first rank, in rank order; nothing on the others."""
+    is_first = group.rank() == 0
+    if share.dim is None or share.size == 1:
+        return [tensor] if is_first else []
+    parts = [torch.empty_like(tensor) for _ in range(share.size)]
+    dist.all_gather(parts, tensor.contiguous(), group=group)
+    return parts if is_first else []
+
+
+def _join_parts(aside: Path) -> None:
+    tensors: dict[str, Tensor] = {}
+    parts = sorted(aside.glob("part-*.safetensors"))
+    for part in parts:
+        with safe_open(part, framework="pt") as file:
+            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
+    save_file(tensors, aside / peft_format.WEIGHTS_FILE, metadata={"format": "pt"})
+    for part in parts:
+        part.unlink()

@@ -1,0 +1,105 @@
+"""Reads a PEFT adapter for all ranks: each takes its slices, and together they judge whether the adapter fits."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from megatron_trainer.convert import peft_format
+from megatron_trainer.convert.source import StoredTensor
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.lora import agree
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+_SHOWN = 6
+
+
+@dataclass(frozen=True, kw_only=True)
+class AdapterSource:
+    """An adapter directory being read. `used`, `missing` and `different` fill up while this rank reads."""
+
+    directory: Path
+    config: Mapping[str, Any]
+    file: Any
+    keys: frozenset[str]
+    used: set[str] = field(default_factory=set)
+    missing: set[str] = field(default_factory=set)
+    different: set[str] = field(default_factory=set)
+
+    def tensors(self, keys: Sequence[str]) -> list[StoredTensor]:
+        """The tensors under these keys, to be sliced; nothing, and a note, when one is not there."""
+        absent = [key for key in keys if key not in self.keys]
+        self.missing.update(absent)
+        self.used.update(key for key in keys if key in self.keys)
+        return [] if absent else [StoredTensor(stored=self.file.get_slice(key)) for key in keys]
+
+    def shared(self, keys: Sequence[str]) -> list[StoredTensor]:
+        """The one tensor that is stored under all of these keys; nothing, and a note, when they differ."""
+        first, *others = self.tensors(keys) or [None]
+        if first is None:
+            return []
+        if any(not torch.equal(first[:], other[:]) for other in others):
+            self.different.add(" and ".join(peft_format.layer_of(key) for key in keys))
+            return []
+        return [first]
+
+    def fill(self, parameter: Tensor, values: Tensor, keys: Sequence[str]) -> None:
+        """Copies this rank's values in; a note when the shape is not the model's."""
+        if values.shape == parameter.shape:
+            parameter.copy_(values)
+        else:
+            self.different.add(f"{peft_format.layer_of(keys[0])} with shape {list(values.shape)}")
+
+    def judge(self) -> None:
+        """Returns when every rank found what it needs and nothing is left over. Collective.
+
+        Raises InvalidInput, the same on all ranks.
+        """
+        left_over = self.keys - agree.union(self.used)
+        problems = [
+            self._violation(names, message)
+            for names, message in (
+                (agree.union(self.missing), "tensors that this run trains are missing; use the adapter's selection"),
+                (left_over, "tensors belong to no module that this run trains; use the adapter's target_modules"),
+            )
+            if names
+        ]
+        if different := agree.union(self.different):
+            message = (
+                "linears that are one in Megatron have one A, and these differ or do not fit; merge the adapter into "
+                "the model with PEFT (merge_and_unload) and train a new one"
+            )
+            problems.append(self._violation(different, message))
+        if problems:
+            raise InvalidInput(tuple(problems))
+
+    def _violation(self, names: frozenset[str], message: str) -> Violation:
+        kinds = sorted({peft_format.layer_of(name) for name in names})
+        shown = ", ".join(kinds[:_SHOWN]) + (", ..." if len(kinds) > _SHOWN else "")
+        return _violation(self.directory, f"{message}: {shown}")
+
+
+def open_adapter(directory: Path) -> AdapterSource:
+    """The adapter in a directory.
+
+    Raises InvalidInput (MISSING_INPUT) when there is none or it cannot be read.
+    """
+    try:
+        config = json.loads((directory / peft_format.CONFIG_FILE).read_text())
+        file = safe_open(directory / peft_format.WEIGHTS_FILE, framework="pt", device="cpu")
+    except (OSError, ValueError, SafetensorError) as err:
+        message = f"holds no readable {peft_format.CONFIG_FILE} and {peft_format.WEIGHTS_FILE} ({err})"
+        raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT) from err
+    return AdapterSource(directory=directory, config=config, file=file, keys=frozenset(file.keys()))
+
+
+def _violation(directory: Path, message: str) -> Violation:
+    return Violation(path="spec.args.adapter_load", value=str(directory), message=message)

@@ -1,0 +1,92 @@
+"""How a PEFT adapter directory names and describes things. Pure: no tensors, no files."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from typing import Literal
+
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Violation
+
+CONFIG_FILE = "adapter_config.json"
+WEIGHTS_FILE = "adapter_model.safetensors"
+PREFIX = "base_model.model."
+
+Half = Literal["A", "B"]
+
+
+def half_key(module: str, half: Half, *, is_embedding: bool) -> str:
+    """The tensor that holds A or B of a Hugging Face module."""
+    return f"{PREFIX}{module}.lora_embedding_{half}" if is_embedding else f"{PREFIX}{module}.lora_{half}.weight"
+
+
+def full_key(name: str, adapted_modules: Iterable[str]) -> str:
+    """The tensor that holds a parameter trained in full; PEFT keeps those of an adapted module one level down."""
+    module, own_name = name.rsplit(".", 1)
+    return f"{PREFIX}{module}.base_layer.{own_name}" if module in adapted_modules else f"{PREFIX}{name}"
+
+
+def config(
+    args: TrainArgs, *, base_model: str, target_modules: Iterable[str], modules_to_save: Iterable[str]
+) -> dict[str, object]:
+    """The content of adapter_config.json."""
+    return {
+        "base_model_name_or_path": base_model,
+        "bias": args.lora_bias,
+        "fan_in_fan_out": False,
+        "inference_mode": True,
+        "lora_alpha": args.lora_alpha,
+        "lora_dropout": args.lora_dropout,
+        "modules_to_save": sorted(modules_to_save) or None,
+        "peft_type": "LORA",
+        "r": args.lora_rank,
+        "target_modules": sorted(target_modules),
+        "task_type": "CAUSAL_LM",
+        "use_rslora": args.use_rslora,
+    }
+
+
+def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozenset[str]:
+    """target_modules that mean exactly the adapted modules.
+
+    The last part of a name stands for all modules of the model that end in it, so it is used where all of them
+    are adapted, else whole names are. every: the names of all modules with weights.
+    """
+    last = {name: name.rsplit(".", 1)[-1] for name in every}
+    partly = {last[name] for name in every - adapted}
+    return frozenset(name if last[name] in partly else last[name] for name in adapted)
+
+
+def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
+    """Returns when an adapter with this adapter_config.json means the same as one of this run.
+
+    Raises InvalidInput with everything that differs or that only PEFT can do.
+    """
+    expected = {
+        "peft_type": ("LORA", None),
+        "r": (args.lora_rank, "lora_rank"),
+        "lora_alpha": (args.lora_alpha, "lora_alpha"),
+        "use_rslora": (args.use_rslora, "use_rslora"),
+        "use_dora": (False, None),
+        "fan_in_fan_out": (False, None),
+        "rank_pattern": ({}, None),
+        "alpha_pattern": ({}, None),
+    }
+    problems = []
+    for key, (value, argument) in expected.items():
+        actual = found.get(key, value)
+        if (actual or None) != (value or None):
+            remedy = (
+                f"set {argument} to {actual}" if argument else "merge it into the model with PEFT and go on from that"
+            )
+            message = f"{CONFIG_FILE} says {key} is {actual!r}, this run's adapters have {value!r}; {remedy}"
+            problems.append(Violation(path="spec.args.adapter_load", value=directory, message=message))
+    if problems:
+        raise InvalidInput(tuple(problems))
+
+
+def layer_of(key: str) -> str:
+    """A key without its layer and expert numbers, for messages that name each kind of tensor once."""
+    return re.sub(r"\.\d+\.", ".*.", key.removeprefix(PREFIX))
