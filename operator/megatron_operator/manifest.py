@@ -21,7 +21,7 @@ from megatron_trainjob.args.parse import parse as parse_args
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
-DEFAULT_IMAGE = "megatron-trainer:0.1.0"
+DEFAULT_IMAGE = "megatron-train-operator/trainer:0.1.0"
 TOP_LEVEL = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 NAME_PATTERN = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 GPU_RESOURCE = "nvidia.com/gpu"

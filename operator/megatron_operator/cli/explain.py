@@ -1,0 +1,130 @@
+"""mtj explain: the help of a field of the manifest or of an argument of the trainer."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from rich.markup import escape
+
+from megatron_operator.cli.output import INVALID, OK, error, out, table
+from megatron_operator.schema import structural
+from megatron_operator.schema.spec import spec
+from megatron_trainjob.args.field import Argument
+from megatron_trainjob.args.names import ALIASES
+from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.value import shown
+
+Schema = Mapping[str, Any]
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command = commands.add_parser("explain", help="explain a field of the manifest or an argument")
+    command.add_argument("field", nargs="?", default="spec", help="for example spec.network.rdma or lr_decay_style")
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 with the help, 2 with the nearest name for one that is unknown."""
+    name = arguments.field.removeprefix("spec.").replace("args.", "", 1)
+    argument = find_argument(name)
+    if argument:
+        _show_argument(argument)
+        return OK
+    if name == "args":
+        _show_arguments()
+        return OK
+    schema = find_field(name)
+    if schema is not None:
+        _show_field(arguments.field, schema)
+        return OK
+    near = structural.nearest(name, {**dict.fromkeys(ARGUMENTS), **dict.fromkeys(field_names(spec(), ""))})
+    hint = f"; did you mean {near}?" if near else "; mtj explain spec and mtj explain args list all"
+    error.print(f"no field or argument {escape(arguments.field)}{hint}")
+    return INVALID
+
+
+def find_argument(name: str) -> Argument | None:
+    """The argument of this name, in snake_case or kebab-case, or of this name in ms-swift 4.x."""
+    plain = name.replace("-", "_").removeprefix("__")
+    alias = ALIASES.get(plain)
+    return ARGUMENTS.get(alias.canonical if alias else plain)
+
+
+def find_field(path: str) -> Schema | None:
+    """The schema of a field by its path below spec."""
+    schema: Schema | None = spec()
+    for part in path.split(".") if path and path != "spec" else ():
+        schema = _inside(schema).get(part.partition("[")[0]) if schema else None
+    return schema
+
+
+def field_names(schema: Schema, path: str) -> Iterator[str]:
+    """Paths of all described fields below a schema."""
+    for name, part in _inside(schema).items():
+        if "description" in part:
+            yield f"{path}{name}"
+            yield from field_names(part, f"{path}{name}.")
+
+
+def _inside(schema: Schema) -> Mapping[str, Schema]:
+    """The fields of an object, or of the objects of a list."""
+    items: Schema = schema.get("items", {})
+    inside: Mapping[str, Schema] = schema.get("properties") or items.get("properties") or {}
+    return inside
+
+
+def _show_field(path: str, schema: Schema) -> None:
+    out.print(f"[bold]{escape(path)}[/]  [dim]{_type(schema)}[/]")
+    if schema.get("description"):
+        out.print(escape(schema["description"]))
+    for label, value in _limits(schema):
+        out.print(f"[dim]{label}:[/] {escape(value)}")
+    fields = table("fields", "name", "type", "default", "what it does")
+    for name, part in _inside(schema).items():
+        default = escape(str(part.get("default", "")))
+        fields.add_row(name, _type(part), default, escape(part.get("description", "as in Kubernetes")))
+    if fields.row_count:
+        out.print(fields)
+
+
+def _limits(schema: Schema) -> list[tuple[str, str]]:
+    known = (("default", "default"), ("one of", "enum"), ("at least", "minimum"), ("at most", "maximum"))
+    found = [(label, schema[key]) for label, key in known if key in schema]
+    return [(label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for label, value in found]
+
+
+def _type(schema: Schema) -> str:
+    if schema.get("x-kubernetes-int-or-string"):
+        return "integer or string"
+    kind = str(schema.get("type", "any"))
+    return f"list of {_type(schema['items'])}" if kind == "array" else kind
+
+
+def _show_argument(argument: Argument) -> None:
+    out.print(f"[bold]spec.args.{argument.name}[/]  [dim]{argument.type}, group {argument.group}[/]")
+    out.print(escape(argument.help))
+    reason = f": {argument.reason}" if argument.reason else ""
+    facts = [
+        ("default", shown(argument.default)),
+        ("default in rlhf", shown(argument.rlhf_default) if argument.rlhf_default != argument.default else ""),
+        ("one of", ", ".join(argument.choices or ())),
+        ("unit", argument.unit),
+        ("tasks", ", ".join(argument.applies_to)),
+        ("other names", ", ".join((*argument.aliases, *argument.inverted_aliases))),
+        ("taken from config.json", ", ".join(argument.hf_config_keys)),
+        ("status", f"{argument.status}{reason}"),
+    ]
+    for label, value in facts:
+        if value:
+            out.print(f"[dim]{label}:[/] {escape(value)}")
+
+
+def _show_arguments() -> None:
+    arguments = table("spec.args", "name", "type", "default", "status", "what it does")
+    for argument in ARGUMENTS.values():
+        help_text = escape(argument.help.partition(". ")[0])
+        arguments.add_row(argument.name, argument.type, escape(shown(argument.default)), argument.status, help_text)
+    out.print(arguments)

@@ -1,0 +1,98 @@
+"""mtj plan: what a manifest means for the machines: parallel layout, batch arithmetic, memory. Starts nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_operator import layout
+from megatron_operator.cli.load import Loaded, add_manifest, load
+from megatron_operator.cli.output import INVALID, OK, out, show_violations, show_warnings, table
+from megatron_operator.job import Job
+from megatron_operator.layout import Rank
+from megatron_trainjob.args import derive
+
+MAX_RANKS = 64
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command = commands.add_parser("plan", help="show parallel layout, batch arithmetic and memory of a manifest")
+    add_manifest(command)
+    command.add_argument("--all-ranks", action="store_true", help=f"list all ranks, not only the first {MAX_RANKS}")
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 with the tables, 2 with every problem."""
+    loaded = load(arguments, local=False)
+    if loaded.job is None:
+        show_violations(arguments.file, loaded.violations)
+        return INVALID
+    show_warnings(loaded.job.warnings)
+    show_sizes(loaded.job)
+    show_ranks(loaded.job, loaded.hf_config, limit=None if arguments.all_ranks else MAX_RANKS)
+    show_batches(loaded)
+    return OK
+
+
+def show_sizes(job: Job) -> None:
+    """One line: how the processes are divided."""
+    size = layout.sizes(job)
+    out.print(
+        f"[bold]{job.name}[/]: {job.num_nodes} x {job.nproc_per_node} = {job.world_size} ranks = "
+        f"tp {size.tensor} x cp {size.context} x dp {size.data} x pp {size.pipeline}"
+    )
+
+
+def show_ranks(job: Job, hf_config: Mapping[str, Any] | None, *, limit: int | None) -> None:
+    """Which rank holds which layers, which part of each weight, which part of the data."""
+    size = layout.sizes(job)
+    rows = layout.ranks(job, layout.num_layers(job, hf_config))
+    has_experts = size.expert * size.expert_tensor > 1 or bool(job.args.num_experts)
+    columns = ("rank", "node", "gpu", "tp", "cp", "dp", "pp", *(("ep", "etp") if has_experts else ()), "layers", "data")
+    shown = table("layout", *columns)
+    for row in rows[:limit]:
+        shown.add_row(*_cells(row, size.data, has_experts=has_experts))
+    out.print(shown)
+    if limit is not None and len(rows) > limit:
+        out.print(f"[dim]... {len(rows) - limit} more; --all-ranks lists them[/]")
+
+
+def show_batches(loaded: Loaded) -> None:
+    """How samples become steps."""
+    job = loaded.job
+    assert job is not None
+    size = layout.sizes(job)
+    length = derive.sequence_length(job.args, loaded.hf_config or {})
+    rows = [
+        ("micro-batch", f"{job.args.micro_batch_size} samples a rank"),
+        ("data parallel", f"{size.data} ranks"),
+        ("micro-batches a step", str(derive.num_micro_batches(job.args, job.world_size))),
+        ("global batch", f"{job.args.global_batch_size} samples a step"),
+        ("sequence length", "of the longest sample" if length is None else f"at most {length} tokens"),
+        ("tokens a step", "" if length is None else f"at most {length * job.args.global_batch_size}"),
+        ("length of the run", _run_length(job)),
+        ("learning rate", f"{derive.learning_rate(job.args):g}"),
+        ("checkpoints", f"every {job.args.save_interval} steps to {job.save_directory}"),
+    ]
+    shown = table("batches", "", "")
+    shown.show_header = False
+    for label, value in rows:
+        if value:
+            shown.add_row(f"[dim]{label}[/]", value)
+    out.print(shown)
+
+
+def _cells(row: Rank, num_shards: int, *, has_experts: bool) -> list[str]:
+    experts = [row.expert, row.expert_tensor] if has_experts else []
+    numbers = [row.rank, row.node, row.local_rank, row.tensor, row.context, row.data, row.pipeline, *experts]
+    layers = "?" if row.layers is None else f"{row.layers[0]}-{row.layers[1] - 1}"
+    return [*map(str, numbers), layers, f"{row.data + 1} of {num_shards}"]
+
+
+def _run_length(job: Job) -> str:
+    epochs = "" if job.args.max_epochs is None else f"{job.args.max_epochs} epochs"
+    steps = "" if job.args.train_iters is None else f"{job.args.train_iters} steps"
+    return " or ".join(part for part in (steps, epochs) if part)

@@ -1,0 +1,108 @@
+"""From a file on the command line to a job, with everything that this machine can see of it."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_operator import manifest, names
+from megatron_operator.cluster import local_machine
+from megatron_operator.cluster.local_paths import Folders
+from megatron_operator.job import Job
+from megatron_trainjob.args import yaml_file
+from megatron_trainjob.args.yaml_file import YamlProblem
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+STATE_DIRECTORY = Path(".mtj")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A manifest as read, and the job that it makes or its problems."""
+
+    raw: Object
+    job: Job | None
+    violations: tuple[Violation, ...] = ()
+    hf_config: Object | None = None
+    mounts: Mapping[str, Path | None] = field(default_factory=dict)
+
+
+def add_manifest(command: argparse.ArgumentParser) -> None:
+    """The arguments of every command that reads a manifest."""
+    command.add_argument("file", help="the manifest (YAML); - reads standard input")
+    add_volumes(command)
+
+
+def add_volumes(command: argparse.ArgumentParser) -> None:
+    """The arguments that say where volumes lie on this machine."""
+    command.add_argument(
+        "--volume",
+        action="append",
+        default=[],
+        metavar="NAME=FOLDER",
+        help="folder that stands for a claim or volume of the manifest; may be repeated",
+    )
+    command.add_argument(
+        "--state-dir", type=Path, default=STATE_DIRECTORY, help="where jobs of this machine live (default .mtj)"
+    )
+
+
+def load(arguments: argparse.Namespace, *, local: bool) -> Loaded:
+    """The manifest of a command line with every problem of it.
+
+    local: the job is to run here, so that "auto" counts this machine's GPUs.
+    """
+    raw, problem = _read(arguments.file)
+    if raw is None:
+        return Loaded(raw={}, job=None, violations=(problem,) if problem else ())
+    bound, wrong = bindings(arguments.volume)
+    if local:
+        raw = local_machine.with_local_processes(raw, local_machine.num_gpus())
+    mounted = local_machine.mounts(raw, _folders(raw, arguments.state_dir, bound))
+    hf_config = local_machine.read_hf_config(raw, mounted)
+    parsed = manifest.parse(raw, hf_config=hf_config)
+    found = () if isinstance(parsed, Job) else parsed
+    violations = (*wrong, *found, *local_machine.missing_files(raw, mounted))
+    job = parsed if isinstance(parsed, Job) and not violations else None
+    return Loaded(raw=raw, job=job, violations=violations, hf_config=hf_config, mounts=mounted)
+
+
+def bindings(words: list[str]) -> tuple[dict[str, Path], list[Violation]]:
+    """NAME=FOLDER words as a mapping, and what is wrong with them."""
+    bound, wrong = {}, []
+    for word in words:
+        name, separator, folder = word.partition("=")
+        if not separator or not name or not folder:
+            wrong.append(Violation(path="--volume", value=word, message="must be NAME=FOLDER"))
+        elif not Path(folder).is_dir():
+            wrong.append(Violation(path="--volume", value=word, message="there is no such folder; make it first"))
+        else:
+            bound[name] = Path(folder).absolute()
+    return bound, wrong
+
+
+def _folders(raw: Object, state_directory: Path, bound: Mapping[str, Path]) -> Folders:
+    name = (raw.get("metadata") or {}).get("name")
+    directory = state_directory / str(name)
+    return Folders(volumes=directory / "volumes", scratch=directory / "scratch", bound=bound)
+
+
+def _read(file: str) -> tuple[Object | None, Violation | None]:
+    """The one MegatronTrainJob of a file; other documents beside it (claims, secrets) are passed over."""
+    try:
+        source = yaml_file.parse_text(sys.stdin.read(), source="-") if file == "-" else yaml_file.load_all(Path(file))
+    except YamlProblem as problem:
+        return None, Violation(path=file, value=None, message=f"{problem}; correct the YAML")
+    except OSError as problem:
+        return None, Violation(path=file, value=None, message=f"cannot be read: {problem.strerror}")
+    documents = [each for each in source if isinstance(each, Mapping)]
+    jobs = [each for each in documents if each.get("kind") == names.KIND] or documents[:1]
+    if len(jobs) != 1:
+        message = f"must hold one {names.KIND}; split the file, or correct kind"
+        return None, Violation(path=file, value=f"{len(jobs)} of them", message=message)
+    return jobs[0], None

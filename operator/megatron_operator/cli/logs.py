@@ -1,0 +1,49 @@
+"""mtj logs: the output of the pods of a job that runs or ran on this machine."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from megatron_operator.cli.load import STATE_DIRECTORY
+from megatron_operator.cli.output import FAILED, OK, error
+from megatron_operator.cluster.local_state import State
+from megatron_operator.names import MASTER
+
+POLL_S = 0.5
+ENDED = ("Succeeded", "Failed", "Suspended")
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command = commands.add_parser("logs", help="print the output of a job's pods on this machine")
+    command.add_argument("job", help="name of the job")
+    command.add_argument("--pod", help="name of a pod, or a part of it (default: the newest master)")
+    command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    command.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY)
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 with the log on standard output, 1 when there is none."""
+    state = State(directory=arguments.state_dir / arguments.job)
+    chosen = choose(state, arguments.pod or MASTER)
+    if chosen is None:
+        error.print(f"no log of job {arguments.job} in {arguments.state_dir}; --state-dir names another folder")
+        return FAILED
+    with chosen.open(errors="replace") as file:
+        sys.stdout.write(file.read())
+        while arguments.follow and state.read_status().get("phase") not in ENDED:
+            time.sleep(POLL_S)
+            sys.stdout.write(file.read())
+            sys.stdout.flush()
+        sys.stdout.write(file.read())
+    return OK
+
+
+def choose(state: State, part: str) -> Path | None:
+    """The newest log whose pod's name holds this part."""
+    found = [path for path in (state.directory / "logs").glob("*.log") if part in path.stem]
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)

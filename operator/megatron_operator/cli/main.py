@@ -1,0 +1,30 @@
+"""Reads the command line and hands it to one command. Exit codes: 0 done, 1 failed, 2 wrong input, 128 + signal."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Sequence
+
+from megatron_operator.cli import explain, layout, logs, render, run, status, trainer, validate
+
+Command = Callable[[argparse.Namespace], int]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs one command and returns its exit code."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    if words[:1] and words[0] in trainer.PASSED_ON:
+        return trainer.run(words[0], words[1:])
+    arguments = parser().parse_args(words)
+    command: Command = arguments.command
+    return command(arguments)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The parser with every command."""
+    top = argparse.ArgumentParser(prog="mtj", description="Megatron training jobs: check, show and run them.")
+    commands = top.add_subparsers(required=True, metavar="COMMAND")
+    for module in (run, validate, render, layout, explain, status, logs, trainer):
+        module.register(commands)
+    return top

@@ -1,0 +1,45 @@
+"""Consoles and the few shapes in which commands speak."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from megatron_trainjob.violation import Violation
+
+OK, FAILED, INVALID = 0, 1, 2
+
+out = Console(highlight=False, soft_wrap=True)
+error = Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+def show_violations(source: str, violations: Iterable[Violation]) -> None:
+    """Every problem: where, what is wrong and what to do, what was given."""
+    violations = tuple(violations)
+    plural = "problem" if len(violations) == 1 else "problems"
+    error.print(f"[bold red]{escape(source)}: {len(violations)} {plural}[/]")
+    for violation in violations:
+        value = "" if violation.value is None else f" [dim](got {escape(_short(violation.value))})[/]"
+        error.print(f"  [bold]{escape(violation.path)}[/]: {escape(violation.message)}{value}")
+
+
+def show_warnings(warnings: Iterable[str]) -> None:
+    """What is allowed and seldom meant."""
+    for warning in warnings:
+        error.print(f"[yellow]warning:[/] {escape(warning)}")
+
+
+def table(title: str, *columns: str) -> Table:
+    """An empty table in the common look."""
+    made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
+    for column in columns:
+        made.add_column(column)
+    return made
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 120 else f"{text[:117]}..."

@@ -1,0 +1,129 @@
+"""mtj run: runs a manifest on this machine, shows it running, and says where everything lies in the end."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.markup import escape
+
+from megatron_operator import manifest
+from megatron_operator.cli import status as status_command
+from megatron_operator.cli.load import Loaded, add_manifest, bindings, load
+from megatron_operator.cli.output import (
+    FAILED,
+    INVALID,
+    OK,
+    error,
+    out,
+    show_violations,
+    show_warnings,
+)
+from megatron_operator.cli.run_display import Display
+from megatron_operator.cluster import local_machine, local_run
+from megatron_operator.cluster.local import Machine
+from megatron_operator.cluster.local_paths import NoSuchVolume
+from megatron_operator.cluster.local_run import Result
+from megatron_operator.cluster.local_state import Busy, State
+from megatron_operator.job import Job
+
+Object = Mapping[str, Any]
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command = commands.add_parser("run", help="run a manifest on this machine")
+    add_manifest(command)
+    command.add_argument("--device", choices=("cpu", "cuda"), help="the backend (default: GPUs where there are any)")
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 when the job succeeded, 1 when it failed or cannot start, 2 on wrong input, 128 + n after signal n."""
+    loaded = load(arguments, local=True)
+    if loaded.job is None:
+        show_violations(arguments.file, loaded.violations)
+        return INVALID
+    state = State(directory=arguments.state_dir / loaded.job.name)
+    try:
+        with state.locked():
+            return _run_locked(arguments, loaded, state)
+    except Busy as busy:
+        error.print(f"[red]{escape(str(busy))}[/]; see mtj status {loaded.job.name}")
+        return FAILED
+
+
+def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> int:
+    before = state.read_status()
+    taken = state.take(loaded.raw)
+    job = manifest.parse(taken, hf_config=loaded.hf_config)
+    assert isinstance(job, Job), "uid and generation change nothing that parse checks"
+    if before.get("phase") == "Succeeded":
+        return _already_finished(job, state, before, is_changed=_generation(before) != job.generation)
+    show_warnings(job.warnings)
+    _announce(job, state, before)
+    bound, _ = bindings(arguments.volume)
+    machine = Machine(num_gpus=local_machine.num_gpus(), device=arguments.device, bound=bound)
+    try:
+        with Display(out, job) as display:
+            result = local_run.run(job, state, machine, display.show)
+    except NoSuchVolume as problem:
+        error.print(f"[red]{escape(str(problem))}[/]")
+        return INVALID
+    return _tell_the_end(job, state, result)
+
+
+def _announce(job: Job, state: State, before: Object) -> None:
+    iteration = before.get("checkpoint", {}).get("latestIteration")
+    resumes = f"; goes on from the checkpoint of iteration {iteration}" if iteration is not None else ""
+    out.print(
+        f"[bold]{job.name}[/]: {job.task}, {job.num_nodes} x {job.nproc_per_node} processes{resumes}\n"
+        f"[dim]state and logs: {escape(str(state.directory))}[/]"
+    )
+
+
+def _already_finished(job: Job, state: State, status: Object, *, is_changed: bool) -> int:
+    changed = " The manifest has changed since." if is_changed else ""
+    out.print(
+        f"[bold]{job.name}[/] is finished already.{changed} To run it anew, rename the job or remove "
+        f"{escape(str(state.directory))}."
+    )
+    _show_result(job, state, status)
+    return OK
+
+
+def _tell_the_end(job: Job, state: State, result: Result) -> int:
+    if result.ending in ("interrupted", "suspended"):
+        status_command.show(job.name, result.status)
+        out.print("Stopped; the same command goes on from the newest checkpoint.")
+        return 128 + result.signal if result.ending == "interrupted" else OK
+    _show_result(job, state, result.status)
+    return OK if result.ending == "succeeded" else FAILED
+
+
+def _show_result(job: Job, state: State, status: Object) -> None:
+    """How it ended and where everything lies."""
+    status_command.show(job.name, status)
+    progress = state.read_progress()
+    lies = dict(progress.outputs) if progress else {}
+    if progress and progress.report_path:
+        lies["report"] = progress.report_path
+    failed_pod = status.get("lastFailure", {}).get("pod") if status.get("phase") == "Failed" else None
+    if failed_pod:
+        lies["log"] = str(state.log(failed_pod))
+    for name, path in lies.items():
+        out.print(f"[dim]{escape(name)}:[/] {escape(_shown(path))}")
+
+
+def _shown(path: str) -> str:
+    """The path relative to here where that is shorter."""
+    try:
+        return str(Path(path).relative_to(Path.cwd()))
+    except ValueError:
+        return path
+
+
+def _generation(status: Object) -> int:
+    return int(status.get("observedGeneration", 0))

@@ -1,0 +1,81 @@
+"""One process group: starting it, knowing it again later, and ending it. Knows nothing of pods."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Identity:
+    """A process of this machine; `started` tells it from a later one that got the same number."""
+
+    pid: int
+    started: str
+
+
+def start(
+    command: Sequence[str], variables: Mapping[str, str], *, directory: Path | None, log: Path
+) -> subprocess.Popen[bytes]:
+    """Starts the command as leader of a session of its own, so that a Ctrl-C at the terminal spares it.
+
+    Raises OSError when it cannot be started.
+    """
+    inherited = os.environ  # noqa: TID251 (a pod has its image's environment, a local one has this process's)
+    with log.open("ab") as output:
+        return subprocess.Popen(
+            command,
+            env={**inherited, **variables},
+            cwd=directory,
+            stdin=subprocess.DEVNULL,
+            stdout=output,
+            stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )
+
+
+def identify(pid: int) -> Identity | None:
+    """The process with this number, None when it has ended (a zombie has)."""
+    try:
+        # Field 2 is the command in brackets, which may hold blanks; field 3 is the state, field 22 the start.
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return None if fields[0] in "ZX" else Identity(pid=pid, started=fields[19])
+
+
+def is_alive(identity: Identity) -> bool:
+    """Whether this very process still runs."""
+    return identify(identity.pid) == identity
+
+
+def terminate(identity: Identity) -> None:
+    """Asks the process to end, as a kubelet asks process 1 of a container."""
+    if is_alive(identity):
+        with suppress(ProcessLookupError):
+            os.kill(identity.pid, signal.SIGTERM)
+
+
+def exit_code_of_group(process: subprocess.Popen[bytes]) -> int | None:
+    """The exit code (128 + n after signal n) of a child that has ended, its group ended with it; None before.
+
+    The group is killed before the child is collected: until then nobody else can get its number.
+    """
+    if process.returncode is None:
+        if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
+            return None
+        kill_group(process.pid)
+        process.wait()
+    code: int = process.returncode
+    return 128 - code if code < 0 else code
+
+
+def kill_group(pid: int) -> None:
+    """Ends whatever is left of the process's group: a container's processes go with its first."""
+    with suppress(ProcessLookupError, PermissionError):
+        os.killpg(pid, signal.SIGKILL)

@@ -1,0 +1,99 @@
+"""A program that stands for a trainer where none shall start: counts steps, keeps a checkpoint, tells its progress.
+
+    python counting_program.py FOLDER [--steps 20] [--step-s 0.02] [--hang-at N] [--fail-at N --exit-code C]
+
+Each pod of the gang writes FOLDER/<hostname rank>/; rank 0 writes the progress record. It goes on from its checkpoint,
+which it writes every 5 steps and on SIGTERM (then ends with 143). A file named in --fail-once makes a failure happen
+only in the run that creates it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+parser = argparse.ArgumentParser()
+parser.add_argument("folder", type=Path)
+parser.add_argument("--steps", type=int, default=20)
+parser.add_argument("--step-s", type=float, default=0.02)
+parser.add_argument("--hang-at", type=int)
+parser.add_argument("--fail-at", type=int)
+parser.add_argument("--exit-code", type=int, default=1)
+parser.add_argument("--once", action="store_true")
+options = parser.parse_args()
+
+node_rank = int(os.environ["NODE_RANK"])
+attempt = int(os.environ["MTJ_RESTART_ATTEMPT"])
+checkpoint = options.folder / f"checkpoint-{node_rank}"
+checkpoint.parent.mkdir(parents=True, exist_ok=True)
+stop = False
+
+
+def on_term(number, frame):
+    global stop
+    stop = True
+
+
+signal.signal(signal.SIGTERM, on_term)
+
+
+def save(step):
+    aside = checkpoint.with_suffix(".tmp")
+    aside.write_text(str(step))
+    aside.replace(checkpoint)
+
+
+def saved():
+    return int(checkpoint.read_text()) if checkpoint.exists() else 0
+
+
+def tell(step, phase):
+    if node_rank:
+        return
+    record = {
+        "phase": phase,
+        "attempt": attempt,
+        "iteration": step,
+        "total_iterations": options.steps,
+        "metrics": {"loss": 1.0 / (step + 1)},
+        "checkpoint_iteration": saved() or None,
+        "checkpoint_path": str(checkpoint),
+        "outputs": {"adapter": str(options.folder / "adapter")} if phase == "finished" else {},
+        "updated_at": time.time(),
+    }
+    file = Path(os.environ["MTJ_PROGRESS_FILE"])
+    file.with_suffix(".tmp").write_text(json.dumps(record))
+    file.with_suffix(".tmp").replace(file)
+
+
+def die(step):
+    record = {"exitCode": options.exit_code, "reason": "ASKED", "rank": 0, "iteration": step, "message": f"step {step}"}
+    Path(os.environ["MTJ_TERMINATION_LOG"]).write_text(json.dumps(record))
+    sys.exit(options.exit_code)
+
+
+is_faulty = not options.once or attempt == 0
+step = saved()
+print(f"attempt {attempt} node {node_rank} starts at {step}", flush=True)
+tell(step, "training")
+while step < options.steps:
+    if stop:
+        save(step)
+        tell(step, "stopped")
+        sys.exit(143)
+    if is_faulty and step == options.hang_at:
+        time.sleep(3600)
+    if is_faulty and step == options.fail_at:
+        die(step)
+    time.sleep(options.step_s)
+    step += 1
+    if step % 5 == 0:
+        save(step)
+    tell(step, "training")
+save(step)
+tell(step, "finished")
