@@ -1,0 +1,268 @@
+"""Files of every kind, whole and damaged: each row is read or has a reason, and reading never stops early."""
+
+import gzip
+import json
+import random
+
+import datasets
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_trainer.data.encode import Encoded, Encoder, EncodeSettings
+from megatron_trainer.data.row import Record, parse_row
+from megatron_trainer.data.source import open_source
+from megatron_trainer.data.spec import DatasetSpec, parse_spec
+from megatron_trainer.data.values import Rejection, RowError
+from text_models import chatml_tokenizer
+
+ROWS = [{"query": f"{n}+1?", "response": str(n + 1)} for n in range(5)]
+
+
+def write(path, kind):
+    match kind:
+        case "jsonl" | "jsonl.gz":
+            content = "".join(json.dumps(row) + "\n\n" for row in ROWS).encode()
+        case "json" | "json.gz":
+            content = json.dumps(ROWS, indent=1).encode()
+        case "csv" | "tsv":
+            separator = "," if kind == "csv" else "\t"
+            lines = [separator.join(row.values()) for row in ROWS]
+            content = "\n".join([separator.join(ROWS[0]), *lines]).encode()
+        case "parquet":
+            pyarrow.parquet.write_table(pyarrow.Table.from_pylist(ROWS), path)
+            return
+    path.write_bytes(gzip.compress(content) if kind.endswith("gz") else content)
+
+
+def read(path):
+    return list(open_source(parse_spec(str(path))).records())
+
+
+def rows(path):
+    return [dict(parse_row(record.payload)) for record in read(path)]
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "tsv", "parquet"])
+def test_each_kind_of_file_gives_the_same_rows(tmp_path, kind):
+    path = tmp_path / f"data.{kind}"
+    write(path, kind)
+    assert rows(path) == ROWS
+    assert [record.number for record in read(path)] == [0, 1, 2, 3, 4]
+
+
+def test_lines_are_numbered_as_an_editor_does(tmp_path):
+    path = tmp_path / "data.jsonl"
+    write(path, "jsonl")
+    assert [record.line for record in read(path)] == [1, 3, 5, 7, 9]
+
+
+def test_text_lines(tmp_path):
+    path = tmp_path / "data.txt"
+    path.write_bytes("one\n\n zwölf\r\n".encode())
+    assert rows(path) == [{"text": "one"}, {"text": " zwölf"}]
+
+
+def test_a_byte_order_mark_is_no_content(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b"\xef\xbb\xbf" + json.dumps(ROWS[0]).encode())
+    assert rows(path) == ROWS[:1]
+
+
+def test_a_json_file_of_lines_is_read_as_lines(tmp_path):
+    path = tmp_path / "data.json"
+    write(path, "jsonl")
+    assert rows(path) == ROWS
+
+
+def test_a_folder_is_all_its_data_files_in_order(tmp_path):
+    (tmp_path / "b").mkdir()
+    (tmp_path / ".hidden").mkdir()
+    write(tmp_path / "b" / "1.jsonl", "jsonl")
+    write(tmp_path / "a.csv", "csv")
+    write(tmp_path / ".hidden" / "x.jsonl", "jsonl")
+    (tmp_path / "README.md").write_text("not data")
+    assert rows(tmp_path) == ROWS + ROWS
+    assert [record.number for record in read(tmp_path)] == list(range(10))
+
+
+def test_a_dataset_saved_by_datasets(tmp_path):
+    table = datasets.Dataset.from_list(ROWS)
+    table.save_to_disk(str(tmp_path / "plain"))
+    datasets.DatasetDict(train=table).save_to_disk(str(tmp_path / "splits"))
+    assert rows(tmp_path / "plain") == rows(tmp_path / "splits") == ROWS
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ("/no/such/file.jsonl", "no such file or folder"),
+        ("missing.jsonl", "no such file or folder"),
+        ("ms::org/name", "ModelScope"),
+        ("org/name", "neither a local path nor a dataset that the hub gives us"),
+    ],
+)
+def test_what_is_not_there_says_what_to_do(monkeypatch, entry, message):
+    monkeypatch.setattr(datasets.config, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    with pytest.raises(ValueError, match=message):
+        open_source(parse_spec(entry))
+
+
+def test_a_file_of_another_kind_is_refused(tmp_path):
+    (tmp_path / "data.xlsx").write_bytes(b"x")
+    with pytest.raises(ValueError, match="cannot read files of this kind"):
+        open_source(parse_spec(str(tmp_path / "data.xlsx")))
+    with pytest.raises(ValueError, match="the folder holds no data files"):
+        open_source(parse_spec(str(tmp_path)))
+
+
+def test_how_entries_are_written(tmp_path):
+    path = tmp_path / "a#1.jsonl"
+    path.write_text("{}")
+    assert parse_spec(str(path)) == DatasetSpec(text=str(path), name=str(path), path=path)
+    assert parse_spec(f"{path}#20") == DatasetSpec(text=f"{path}#20", name=str(path), path=path, num_rows=20)
+    assert parse_spec("hf::org/set:a/b#7") == DatasetSpec(
+        text="hf::org/set:a/b#7", name="org/set", hub="hf", subsets=("a", "b"), num_rows=7
+    )
+    with pytest.raises(ValueError, match="number of rows"):
+        parse_spec("org/set#all")
+
+
+def test_equal_content_has_an_equal_fingerprint_wherever_it_lies(tmp_path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        write(tmp_path / name / f"{name}.jsonl", "jsonl")
+    sources = [open_source(parse_spec(str(tmp_path / name))) for name in ("a", "b")]
+    assert sources[0].fingerprint() == sources[1].fingerprint()
+    (tmp_path / "b" / "b.jsonl").write_text("{}")
+    assert sources[0].fingerprint() != sources[1].fingerprint()
+
+
+def reasons(path):
+    """What is wrong with each row: None for a good one."""
+    found = []
+    for record in read(path):
+        try:
+            parse_row(record.payload)
+            found.append(None)
+        except RowError as err:
+            found.append((record.line, err.reason))
+    return found
+
+
+def test_bad_lines_do_not_stop_the_reading(tmp_path):
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"a": 1}\n{broken\n\xff\xfe\n[1]\n3\n{"a": 2}')
+    assert reasons(path) == [
+        None,
+        (2, "not JSON"),
+        (3, "not UTF-8"),
+        (4, "a row is not an object"),
+        (5, "a row is not an object"),
+        None,
+    ]
+
+
+def test_a_truncated_gzip_file_gives_what_can_be_read_and_a_reason(tmp_path):
+    path = tmp_path / "data.jsonl.gz"
+    lines = "".join(json.dumps({"text": random.Random(n).random()}) + "\n" for n in range(5000))
+    path.write_bytes(gzip.compress(lines.encode())[:-40])
+    found = reasons(path)
+    assert found[:-1] == [None] * (len(found) - 1)
+    assert len(found) > 100
+    assert found[-1] == (len(found), "the file is damaged")
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "expected"),
+    [
+        ("a.json", b"[{", [(1, "not JSON")]),
+        ("a.json", b"\xff", [(1, "not UTF-8")]),
+        ("a.json", b'[1, {"a": 1}]', [(1, "a row is not an object"), None]),
+        ("a.json", b"[" * 100_000, [(1, "not JSON")]),
+        ("a.jsonl", b"[" * 100_000, [(1, "not JSON")]),
+        ("a.parquet", b"PAR1 no", [(1, "the file is damaged")]),
+        ("a.jsonl.gz", b"no gzip", [(1, "the file is damaged")]),
+        (
+            "a.csv",
+            b"a,b\n1\n1,2\n1,2,3\n\xff,2\n",
+            [(2, "not a row of the table"), None, (4, "not a row of the table"), (5, "not UTF-8")],
+        ),
+        ("a.jsonl", b"", []),
+        ("a.csv", b"", []),
+    ],
+)
+def test_damaged_files(tmp_path, name, content, expected):
+    (tmp_path / name).write_bytes(content)
+    assert reasons(tmp_path / name) == expected
+
+
+def test_a_line_without_end_is_passed_over_in_bounded_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 100)
+    path = tmp_path / "data.jsonl"
+    path.write_bytes(b'{"a": 1}\n' + b"x" * 1000 + b'\n{"a": 2}\n')
+    assert reasons(path) == [None, (2, "the line is too long"), None]
+
+
+JUNK = [
+    None,
+    True,
+    0,
+    -1.5,
+    1e400,
+    "",
+    " ",
+    "\x00",
+    "\ud83d",
+    "<|im_end|>",
+    "x" * 5000,
+    [],
+    {},
+    [[]],
+    [None],
+    {"": None},
+]
+KEYS = ["messages", "conversations", "query", "response", "text", "instruction", "input", "output", "history", "system"]
+KEYS += ["tools", "channel", "rejected_response", "rejected_messages", "images", "role", "content", "from", "value"]
+KEYS += ["loss", "tool_calls", "name", "arguments", "function", "reasoning_content", "chosen", "rejected", "prompt"]
+ROLES = ["user", "assistant", "system", "tool", "tool_call", "human", "gpt", "king", 3, None]
+
+
+def junk(source, depth=0):
+    kind = source.random()
+    if depth > 3 or kind < 0.4:
+        return source.choice(JUNK)
+    if kind < 0.6:
+        return [junk(source, depth + 1) for _ in range(source.randrange(4))]
+    if kind < 0.75:
+        turns = [
+            {"role": source.choice(ROLES), "content": source.choice(["hi", junk(source, depth + 1)])} for _ in range(3)
+        ]
+        return turns + [{"role": "assistant", "content": "yes"}]
+    return {source.choice(KEYS): junk(source, depth + 1) for _ in range(source.randrange(5))}
+
+
+def junk_line(source):
+    row = {source.choice(KEYS): junk(source) for _ in range(source.randrange(1, 6))}
+    line = json.dumps(row).encode()
+    if source.random() < 0.2:
+        place = source.randrange(len(line))
+        line = line[:place] + bytes([source.randrange(256)]) + line[place + 1 :]
+    return line.replace(b"\n", b" ")
+
+
+@pytest.mark.parametrize("count", [300, pytest.param(5000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("chat", [True, False], ids=["chat", "plain"])
+def test_rows_of_junk_are_encoded_or_have_a_reason(count, chat):
+    source = random.Random(count)
+    records = [Record(n, "junk.jsonl", n + 1, junk_line(source)) for n in range(count)]
+    settings = EncodeSettings(use_chat_template=chat, loss_scale="default" if chat else "all", max_length=2000)
+    results = Encoder(chatml_tokenizer(), settings).encode(records)
+    assert len(results) == count
+    rejections = [result for result in results if isinstance(result, Rejection)]
+    assert all(result.reason and result.location.file == "junk.jsonl" for result in rejections)
+    kept = [result for result in results if isinstance(result, Encoded)]
+    assert all(result.weights[0].any() and len(result.input_ids[0]) == len(result.weights[0]) for result in kept)
+    assert 0 < len(kept) < count
+    assert len({result.reason for result in rejections}) > 10
