@@ -7,6 +7,7 @@ WORKDIR /source
 COPY pyproject.toml README.md LICENSE ./
 COPY operator operator
 COPY trainer/megatron_trainjob trainer/megatron_trainjob
+# hadolint ignore=DL3013
 RUN python3 -m pip install --no-cache-dir --no-compile --prefix=/install '.[operator]'
 
 FROM ${BASE}

@@ -31,6 +31,18 @@ SERVICE_RANGE = "10.0.0.0/16"
 NAMES = "subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
 MERGE_PATCH = "application/merge-patch+json"
 
+# Who did what: requests of service accounts outside kube-system, that is, of operators under test.
+AUDIT_POLICY = {
+    "apiVersion": "audit.k8s.io/v1",
+    "kind": "Policy",
+    "omitStages": ["RequestReceived"],
+    "rules": [
+        {"level": "None", "userGroups": ["system:serviceaccounts:kube-system", "system:masters", "system:nodes"]},
+        {"level": "Metadata", "userGroups": ["system:serviceaccounts"]},
+        {"level": "None"},
+    ],
+}
+
 
 class Refused(Exception):
     """The API server's answer to a request that it refused."""
@@ -113,6 +125,10 @@ class ControlPlane:
         """The server's answer to a deletion."""
         return self.request("DELETE", path, body)
 
+    def audit(self) -> list[Object]:
+        """What service accounts asked for since the server began, refused requests too."""
+        return [json.loads(line) for line in (self.folder / "audit.log").read_text().splitlines()]
+
     def start_process(self, name: str, *arguments: str) -> None:
         """Starts one program, its output in NAME.log."""
         program = self.binaries / ("kube-" + name if name != "etcd" else name)
@@ -165,6 +181,8 @@ class ControlPlane:
             "--allow-privileged=true",
             "--feature-gates=GenericWorkload=true",
             "--runtime-config=scheduling.k8s.io/v1beta1=true",
+            "--audit-policy-file=audit-policy.yaml",
+            "--audit-log-path=audit.log",
             *more,
         )
         self.wait_ready()
@@ -224,6 +242,7 @@ def start(folder: Path, *, apiserver_flags: Sequence[str] = ()) -> ControlPlane:
     plane = ControlPlane(folder=folder, binaries=find_or_get(), port=free_port(), etcd_port=free_port())
     make_certificates(folder)
     write_kubeconfig(plane)
+    (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
     try:
         plane.start_etcd()
         plane.start_apiserver(*apiserver_flags)

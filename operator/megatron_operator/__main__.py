@@ -20,6 +20,7 @@ def main() -> int:
     logging.basicConfig(
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
+    logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
     return asyncio.run(operate(settings))
 
 

@@ -7,9 +7,9 @@ operator is down, and what they write would fight with GitOps tools over the job
 from __future__ import annotations
 
 import asyncio
-import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from threading import Event as Flag
 from typing import Any
 
 import kopf
@@ -20,7 +20,9 @@ from megatron_operator.controller import Jobs, key_of
 from megatron_operator.queue import WorkQueue
 from megatron_operator.settings import Settings
 
+Object = Mapping[str, Any]
 QUEUE_IDLE_S = 0.2
+STOP_S = 3.0
 WATCH_S = 290
 CLIENT_S = 310
 
@@ -60,8 +62,8 @@ class NoProgress(kopf.ProgressStorage):
         return essence
 
 
-def kopf_registry(connection: Connection, jobs: Jobs, queue: WorkQueue) -> kopf.OperatorRegistry:
-    """The handlers: log in as we do everywhere, enqueue what the watch shows, judge what is submitted."""
+def kopf_registry(connection: Connection, take: Callable[[str | None, Object], None]) -> kopf.OperatorRegistry:
+    """The handlers: log in as we do everywhere, hand on what the watch shows as (event type, job)."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -69,16 +71,25 @@ def kopf_registry(connection: Connection, jobs: Jobs, queue: WorkQueue) -> kopf.
         return kopf_connection(connection)
 
     @kopf.on.event(names.GROUP, names.VERSION, names.PLURAL, registry=registry)
-    async def take(event: Mapping[str, Any], **_: object) -> None:
-        raw = event["object"]
-        if event["type"] == "DELETED":
-            jobs.drop(key_of(raw))
-            queue.forget(key_of(raw))
-            queue.add(key_of(raw))
-        elif jobs.put(raw):
-            queue.add(key_of(raw))
+    async def on_event(event: Mapping[str, Any], **_: object) -> None:
+        take(event["type"], event["object"])
 
     return registry
+
+
+def taker(jobs: Jobs, queue: WorkQueue) -> Callable[[str | None, Object], None]:
+    """What is done about each event: remember the job, put its key into the queue."""
+
+    def take(type_: str | None, raw: Object) -> None:
+        key = key_of(raw)
+        if type_ == "DELETED":
+            jobs.drop(key)
+            queue.forget(key)
+            queue.add(key)
+        elif jobs.put(raw):
+            queue.add(key)
+
+    return take
 
 
 def kopf_connection(connection: Connection) -> kopf.ConnectionInfo:
@@ -97,6 +108,7 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
     """kopf tuned to be a quiet watcher."""
     tuned = kopf.OperatorSettings()
     tuned.posting.enabled = False
+    tuned.process.ultimate_exiting_timeout = None
     tuned.scanning.disabled = True
     tuned.persistence.finalizer = f"{names.GROUP}/unused"
     tuned.persistence.diffbase_storage = NoDiffBase()
@@ -114,12 +126,39 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 
 
 async def run_kopf(
-    connection: Connection, settings: Settings, jobs: Jobs, queue: WorkQueue, *, ready: asyncio.Event
+    connection: Connection, settings: Settings, take: Callable[[str | None, Object], None], *, ready: Flag
 ) -> None:
-    """Watches the jobs until SIGTERM or SIGINT; sets `ready` once it does."""
-    logging.getLogger("kopf").setLevel(logging.WARNING)
-    registry = kopf_registry(connection, jobs, queue)
-    tuned = kopf_settings(settings)
+    """Watches the jobs until cancelled; `take` hears of each event, `ready` is set once the watch has begun.
+
+    kopf has a thread and an event loop of its own: it takes over the signals of the loop it runs in, and when it
+    stops it cancels every task there.
+    """
+    loop, stop = asyncio.get_running_loop(), Flag()
+
+    def take_from_thread(type_: str | None, raw: Object) -> None:
+        loop.call_soon_threadsafe(take, type_, raw)
+
+    def work() -> None:
+        asyncio.run(kopf_operator(connection, settings, take_from_thread, ready=ready, stop=stop))
+
+    ended = loop.run_in_executor(ThreadPoolExecutor(max_workers=1, thread_name_prefix="kopf"), work)
+    try:
+        await asyncio.shield(ended)
+    finally:
+        stop.set()
+        await asyncio.wait([ended], timeout=STOP_S)
+
+
+async def kopf_operator(
+    connection: Connection,
+    settings: Settings,
+    take: Callable[[str | None, Object], None],
+    *,
+    ready: Flag,
+    stop: Flag,
+) -> None:
+    """kopf itself, until `stop` is set."""
+    registry, tuned = kopf_registry(connection, take), kopf_settings(settings)
     if settings.webhook_certificates:
         admission.register(registry)
         tuned.admission.server = admission.server(settings.webhook_certificates, settings.webhook_port)
@@ -129,5 +168,6 @@ async def run_kopf(
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
+        stop_flag=stop,
         ready_flag=ready,
     )

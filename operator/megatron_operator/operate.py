@@ -8,8 +8,10 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
+import signal
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
+from threading import Event as Flag
 from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
@@ -23,7 +25,7 @@ from megatron_operator.cluster.kubernetes_informer import Listeners
 from megatron_operator.cluster.kubernetes_mirror import Extent, Mirror
 from megatron_operator.cluster.kubernetes_resource import JOB
 from megatron_operator.controller import Controller, Jobs, key_of
-from megatron_operator.handlers import run_kopf
+from megatron_operator.handlers import run_kopf, taker
 from megatron_operator.metrics import Metrics, job_gauges, simple_gauge
 from megatron_operator.queue import WorkQueue
 from megatron_operator.settings import Settings
@@ -47,7 +49,7 @@ class Operator:
     mirror: Mirror
     controller: Controller
     candidate: leader.Candidate
-    kopf_ready: asyncio.Event
+    kopf_ready: Flag
 
 
 async def operate(settings: Settings) -> int:
@@ -109,16 +111,19 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
         mirror=mirror,
         controller=controller,
         candidate=candidate,
-        kopf_ready=asyncio.Event(),
+        kopf_ready=Flag(),
     )
 
 
 async def run_until_first_end(operator: Operator) -> int:
-    """Runs every part; the first that ends ends all. 0 when that was kopf after a signal, else 1."""
+    """Runs every part; the first that ends ends all. 0 when that was because of a signal, else 1."""
     settings, metrics = operator.settings, operator.metrics
     metrics.report_at_scrape(lambda: _gauges(operator))
     parts: dict[str, Coroutine[Any, Any, None]] = {
-        "kopf": run_kopf(operator.connection, settings, operator.jobs, operator.queue, ready=operator.kopf_ready),
+        "signal": _wait_for_signal(),
+        "kopf": run_kopf(
+            operator.connection, settings, taker(operator.jobs, operator.queue), ready=operator.kopf_ready
+        ),
         "mirror": operator.mirror.run(on_served=lambda: _add_all(operator)),
         "health": health.serve(_health(operator), settings.http_address, settings.http_port),
         "lag": health.watch_lag(metrics),
@@ -135,11 +140,21 @@ async def run_until_first_end(operator: Operator) -> int:
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
+async def _wait_for_signal() -> None:
+    """Returns after SIGTERM or SIGINT."""
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await asked.wait()
+    logger.info("asked to stop")
+
+
 def _exit_code(task: asyncio.Task[None]) -> int:
     error = task.exception()
-    if error:
-        logger.error("part failed name=%s", task.get_name(), exc_info=error)
-    return 0 if error is None and task.get_name() == "kopf" else 1
+    if error or task.get_name() != "signal":
+        logger.error("part ended name=%s", task.get_name(), exc_info=error)
+        return 1
+    return 0
 
 
 async def _work(operator: Operator) -> None:

@@ -2,7 +2,7 @@
 {{- define "mtj.rules" -}}
 - apiGroups: [megatrontrain.dev]
   resources: [megatrontrainjobs]
-  verbs: [get, list, watch, delete]   # delete: runPolicy.ttlPolicy DeleteJob
+  verbs: [list, watch, delete]        # delete: runPolicy.ttlPolicy DeleteJob
 - apiGroups: [megatrontrain.dev]
   resources: [megatrontrainjobs/status]
   verbs: [patch]

@@ -1,0 +1,115 @@
+"""What the chart renders: scopes, switches, and values that it refuses."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+import pytest
+
+import helm_chart
+from helm_chart import NAMESPACE, of_kind, render
+
+pytestmark = pytest.mark.cluster
+
+
+def kinds(objects):
+    return {each["kind"] for each in objects}
+
+
+def test_by_default_two_replicas_elect_a_leader_and_watch_everything():
+    objects = render()
+    (deployment,) = of_kind(objects, "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert deployment["spec"]["replicas"] == 2
+    assert variables["MTJ_LEADER_ELECTION"] == "true"
+    assert variables["MTJ_WATCH_NAMESPACES"] == ""
+    assert {"ClusterRole", "ClusterRoleBinding", "PodDisruptionBudget", "CustomResourceDefinition"} <= kinds(objects)
+
+
+def test_the_operator_pod_fits_pod_security_restricted():
+    (deployment,) = of_kind(render(), "Deployment")
+    pod = deployment["spec"]["template"]["spec"]
+    security = pod["containers"][0]["securityContext"]
+    assert pod["securityContext"]["runAsNonRoot"] is True
+    assert pod["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert security["allowPrivilegeEscalation"] is False
+    assert security["readOnlyRootFilesystem"] is True
+    assert security["capabilities"] == {"drop": ["ALL"]}
+
+
+def test_in_namespace_scope_there_are_only_roles_in_the_watched_namespaces():
+    objects = render(rbac__scope="namespace", watchNamespaces=["a", "b"], crds__enabled=False)
+    assert not {"ClusterRole", "ClusterRoleBinding"} & kinds(objects)
+    roles = {(role["metadata"]["namespace"], role["metadata"]["name"]) for role in of_kind(objects, "Role")}
+    assert roles == {
+        ("a", helm_chart.FULL_NAME),
+        ("b", helm_chart.FULL_NAME),
+        (NAMESPACE, f"{helm_chart.FULL_NAME}-leader"),
+    }
+    (deployment,) = of_kind(objects, "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert variables["MTJ_WATCH_NAMESPACES"] == "a,b"
+    assert variables["MTJ_NODE_LOSS_DETECTION"] == "false"
+
+
+@pytest.mark.parametrize("scope", ["cluster", "namespace"])
+def test_no_role_of_the_operator_reaches_secrets_or_exec(scope):
+    objects = render(rbac__scope=scope, rbac__aggregateRoles=False)
+    for role in (*of_kind(objects, "ClusterRole"), *of_kind(objects, "Role")):
+        for rule in role["rules"]:
+            assert not {"secrets", "pods/exec", "*"} & {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
+
+
+def test_the_crd_is_kept_on_uninstall_unless_told_otherwise():
+    (kept,) = of_kind(render(), "CustomResourceDefinition")
+    (dropped,) = of_kind(render(crds__keep=False), "CustomResourceDefinition")
+    assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"
+    assert "helm.sh/resource-policy" not in dropped["metadata"].get("annotations", {})
+
+
+def test_the_charts_crd_is_the_generated_one():
+    script = helm_chart.CHART.parent / "generate.py"
+    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+
+
+def test_the_webhook_comes_with_a_certificate_of_its_own_for_the_service_name():
+    objects = render(webhook__enabled=True)
+    (configuration,) = of_kind(objects, "ValidatingWebhookConfiguration")
+    (secret,) = of_kind(objects, "Secret")
+    (webhook,) = configuration["webhooks"]
+    assert webhook["clientConfig"]["caBundle"] == secret["data"]["ca.crt"]
+    assert webhook["failurePolicy"] == "Ignore"
+    excluded = webhook["namespaceSelector"]["matchExpressions"][0]["values"]
+    assert excluded == [NAMESPACE]
+
+
+def test_with_cert_manager_helm_makes_no_secret():
+    objects = render(webhook__enabled=True, webhook__certManager__enabled=True)
+    assert {"Certificate", "Issuer"} <= kinds(objects)
+    assert "Secret" not in kinds(objects)
+
+
+def test_monitoring_and_network_policy_come_when_asked_for():
+    asked = {"metrics__serviceMonitor__enabled": True, "metrics__prometheusRule__enabled": True}
+    objects = render(networkPolicy__enabled=True, **asked)
+    assert {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} <= kinds(objects)
+    assert not {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} & kinds(render())
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"replica": 2},
+        {"replicas": -1},
+        {"rbac__scope": "galaxy"},
+        {"webhook__failurePolicy": "Maybe"},
+        {"leaderElection__enabled": False, "replicas": 2},
+    ],
+    ids=["unknown name", "negative", "scope", "policy", "two replicas without election"],
+)
+def test_values_that_make_no_sense_are_refused(values):
+    with pytest.raises(ValueError, match="don't meet the specifications"):
+        render(**values)

@@ -1,0 +1,124 @@
+"""The chart on a real API server: what it installs is enough for the operator, and not more than it uses."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import control_plane
+import fake_kubelet
+import helm_chart
+import operator_process
+from control_plane import ControlPlane, Refused
+from fake_kubelet import FakeKubelet
+from helm_chart import NAMESPACE
+from job_client import JobClient, manifest, wait_until
+
+pytestmark = pytest.mark.cluster
+USER = f"system:serviceaccount:{NAMESPACE}:{helm_chart.FULL_NAME}"
+CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/megatrontrainjobs.megatrontrain.dev"
+ROLE = f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{helm_chart.FULL_NAME}"
+
+
+@pytest.fixture(scope="module")
+def chart_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane into which nothing but the chart was installed."""
+    running = control_plane.start(tmp_path_factory.mktemp("chart-plane"))
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=running.kubeconfig)):
+        chart = str(helm_chart.CHART)
+        helm_chart.on_cluster(running, "install", helm_chart.RELEASE, chart, "--create-namespace")
+        yield running
+    running.stop()
+
+
+@pytest.fixture(scope="module")
+def jobs(chart_plane: ControlPlane) -> JobClient:
+    """The jobs of a namespace of a user."""
+    chart_plane.create("/api/v1/namespaces", {"metadata": {"name": "user"}})
+    with contextlib.suppress(Refused):
+        chart_plane.create("/api/v1/namespaces/user/serviceaccounts", {"metadata": {"name": "default"}})
+    return JobClient(plane=chart_plane, namespace="user")
+
+
+def run_chart_operator(plane: ControlPlane, folder: Path, **more: str):
+    """The operator as the Deployment would run it: its account, its variables, no more."""
+    variables = helm_chart.environment(plane)
+    own_port = {name: value for name, value in variables.items() if name != "MTJ_HTTP_PORT"}
+    return operator_process.running(helm_chart.account_kubeconfig(plane), folder, **{**own_port, **more})
+
+
+def granted(role: dict) -> set[tuple[str, str]]:
+    """(resource, verb) pairs of a role."""
+    return {(res, verb) for rule in role["rules"] for res in rule["resources"] for verb in rule["verbs"]}
+
+
+def used(plane: ControlPlane) -> set[tuple[str, str]]:
+    """(resource, verb) pairs that the operator's account asked for."""
+    asked = set()
+    for event in plane.audit():
+        if event["user"]["username"] == USER and "objectRef" in event:
+            ref = event["objectRef"]
+            asked.add(("/".join(filter(None, (ref["resource"], ref.get("subresource")))), event["verb"]))
+    return asked
+
+
+def test_the_operator_needs_all_that_its_role_grants_and_nothing_else(
+    chart_plane: ControlPlane, jobs: JobClient, tmp_path: Path
+):
+    """One life that takes every path: creation, a name that is there already, restart, hand-deleted pod, end, TTL."""
+    claim = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    run_policy = {"ttlSecondsAfterFinished": 3, "ttlPolicy": "DeleteJob"}
+    with run_chart_operator(chart_plane, tmp_path) as operator:
+        jobs.submit(
+            manifest(
+                checkpoint={"pvc": {"template": {"spec": claim}}},
+                failurePolicy={"backoffSeconds": {"initial": 0, "max": 1}},
+                runPolicy=run_policy,
+            )
+        )
+        jobs.await_phase("Running")
+        jobs.end_pod("job-a0-worker-0", 137)
+        jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+        jobs.await_phase("Running")
+        for pod in jobs.pods():
+            jobs.end_pod(pod, 0)
+        jobs.await_phase("Succeeded")
+        wait_until(jobs.job, lambda job: job is None, "the job to be deleted")
+        assert operator.stop() == 0
+    role = chart_plane.get(ROLE)
+    refused = [e for e in chart_plane.audit() if e["responseStatus"]["code"] == 403 and e["user"]["username"] == USER]
+    assert refused == []
+    # Rare paths: reading an object whose name is taken, a stuck pod's node, an equal event's count, the TTL of pods.
+    rare = {("pods", "get"), ("services", "get"), ("configmaps", "get"), ("nodes", "get"), ("events", "patch")}
+    rare |= {("services", "delete"), ("configmaps", "delete"), ("megatrontrainjobs/finalizers", "update")}
+    leases = {("leases", "create"), ("leases", "get"), ("leases", "update")}
+    assert used(chart_plane) - leases <= granted(role)
+    assert granted(role) - used(chart_plane) <= rare
+
+
+def test_secrets_and_exec_are_out_of_reach(chart_plane: ControlPlane):
+    for resource, subresource in (("secrets", ""), ("pods", "exec"), ("pods", "attach"), ("serviceaccounts", "token")):
+        attributes = {"resource": resource, "subresource": subresource, "verb": "get", "namespace": "user"}
+        review = {"spec": {"user": USER, "resourceAttributes": attributes}}
+        answer = chart_plane.create("/apis/authorization.k8s.io/v1/subjectaccessreviews", review)
+        assert answer["status"]["allowed"] is False
+
+
+def test_an_upgrade_disturbs_no_job_and_an_uninstall_leaves_jobs_and_crd(
+    chart_plane: ControlPlane, jobs: JobClient, tmp_path: Path
+):
+    with run_chart_operator(chart_plane, tmp_path):
+        jobs.submit(manifest("lasting"))
+        jobs.await_phase("Running", "lasting")
+        before = {name: pod["metadata"]["uid"] for name, pod in jobs.pods("lasting").items()}
+        flags = ("--set", "logLevel=DEBUG", "--set", "gang.native=true")
+        helm_chart.on_cluster(chart_plane, "upgrade", helm_chart.RELEASE, str(helm_chart.CHART), *flags)
+    with run_chart_operator(chart_plane, tmp_path):
+        helm_chart.on_cluster(chart_plane, "uninstall", helm_chart.RELEASE)
+    assert {name: pod["metadata"]["uid"] for name, pod in jobs.pods("lasting").items()} == before
+    assert jobs.status("lasting")["phase"] == "Running"
+    assert chart_plane.get(CRD) is not None
+    assert chart_plane.get(ROLE) is None
