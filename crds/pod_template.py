@@ -29,8 +29,29 @@ QUANTITY_FIELDS = frozenset({"sizeLimit", "divisor"})
 QUANTITY_MAPS = frozenset({"limits", "requests", "overhead"})
 # Of the metadata a template sets labels and annotations; the operator names and owns the pods.
 METADATA_FIELDS = ("labels", "annotations")
-# Cannot be set when a pod is created.
-LEFT_OUT = frozenset({"ephemeralContainers"})
+# Cannot be set when a pod is created, or (volumes) have lost their driver to a CSI driver or to nobody.
+LEFT_OUT = frozenset(
+    {
+        "ephemeralContainers",
+        "awsElasticBlockStore",
+        "azureDisk",
+        "azureFile",
+        "cephfs",
+        "cinder",
+        "flexVolume",
+        "flocker",
+        "gcePersistentDisk",
+        "gitRepo",
+        "glusterfs",
+        "photonPersistentDisk",
+        "portworxVolume",
+        "quobyte",
+        "rbd",
+        "scaleIO",
+        "storageos",
+        "vsphereVolume",
+    }
+)
 
 
 def pod_template() -> Schema:

@@ -73,6 +73,12 @@ def phase(claims: Claims, *, has_pods: bool) -> str:
     return "Starting" if has_pods else "Pending"
 
 
+def reason(claims: Claims, phase: str) -> str:
+    """Why the phase is what it is, in one word."""
+    behind = {"Queued": names.ADMITTED, "Pending": names.PODS_READY, "Starting": names.PODS_READY}
+    return claims[behind.get(phase, phase)].reason
+
+
 def stamped(claims: Claims, seen: Seen, job_generation: int, now: float) -> list[Object]:
     """The conditions as metav1.Condition; the time of a transition is kept while the value stays."""
     return [_stamp(type_, claims[type_], seen, job_generation, now) for type_ in ORDER if type_ in claims]

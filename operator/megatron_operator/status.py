@@ -23,7 +23,7 @@ Object = Mapping[str, Any]
 MAX_METRICS = 32
 SOFT_INTERVAL_S = 10.0
 SAME_PERCENTAGE_INTERVAL_S = 60.0
-SOFT_FIELDS = ("replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
+SOFT_FIELDS = ("reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
 
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
@@ -31,9 +31,11 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
     claims = conditions.compute(job, seen, decision)
     attempt = next_attempt(seen, decision)
     pods = tuple(pod for pod in seen.pods if pod.attempt == attempt)
+    phase = conditions.phase(claims, has_pods=bool(pods))
     status = {
         "observedGeneration": job.generation,
-        "phase": conditions.phase(claims, has_pods=bool(pods)),
+        "phase": phase,
+        "reason": conditions.reason(claims, phase),
         "conditions": conditions.stamped(claims, seen, job.generation, now),
         "startTime": _start_time(seen, decision, now),
         "completionTime": to_text(now) if isinstance(decision, Succeed | Fail) else None,
@@ -58,6 +60,7 @@ def rejected(seen: Seen, generation: int, reason: str, message: str, now: float)
         **seen.status,
         "observedGeneration": generation,
         "phase": names.FAILED,
+        "reason": reason,
         "conditions": conditions.stamped(claims, seen, generation, now),
         "completionTime": to_text(now),
         "lastUpdatedTime": to_text(now),
