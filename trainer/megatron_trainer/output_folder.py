@@ -13,6 +13,7 @@ import torch.distributed as dist
 from megatron_trainer import clock
 from megatron_trainer.checkpoint.folder import replace_text
 from megatron_trainer.failure import TrainingError
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -24,7 +25,7 @@ def choose(args: TrainArgs) -> Path:
 
     With add_version it is a new folder v{N}-{date}-{time} inside `save`, chosen by the first rank.
     """
-    save = Path(args.save or f"megatron_output/{Path(args.model or 'model').name}").absolute()
+    save = Path(derive.save_directory(args)).absolute()
     chosen = [next_version(save, clock.stamp()) if args.add_version else save]
     dist.broadcast_object_list(chosen, src=0)
     try:

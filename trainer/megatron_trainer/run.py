@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
+import warnings
 from collections.abc import Sequence
 
 import torch.distributed as dist
@@ -26,6 +27,9 @@ from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 
+CHATTY_LIBRARIES = ("megatron.core", "torch", "datasets", "transformers", "filelock", "httpx")
+"""Their INFO lines list every parameter and setting; logging_level DEBUG shows them, and Python's warnings."""
+
 
 def main(argv: Sequence[str]) -> int:
     """The exit code of this rank. argv: task, then the arguments as for `python -m megatron_trainer`."""
@@ -34,7 +38,9 @@ def main(argv: Sequence[str]) -> int:
     termination = Termination()
     termination.listen()
     try:
-        train(parse(argv), argv[0], env, termination)
+        parsed = parse(argv)
+        setup_logging(env, logging.getLevelName((parsed.args.logging_level or "INFO").upper()))
+        train(parsed, argv[0], env, termination)
     except TrainingError as err:
         return _fail(env, termination, err.exit_code, str(err))
     except Exception as err:
@@ -85,6 +91,9 @@ def setup_logging(env: Environment, level: int) -> None:
         format=f"%(asctime)s %(levelname)s rank {env.rank} %(message)s",
         force=True,
     )
+    for library in CHATTY_LIBRARIES:
+        logging.getLogger(library).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
+    warnings.simplefilter("default" if level <= logging.DEBUG else "ignore")
 
 
 def _fail(env: Environment, termination: Termination, exit_code: int, message: str) -> int:

@@ -71,7 +71,8 @@ def build(
     """The run and the state to start from. Collective."""
     args = _arguments(parsed)
     save = output_folder.choose(args)
-    folder.claim(save, env.attempt)
+    if env.rank == 0:
+        folder.claim(save, env.attempt)
     spec = read_model(args.model, args)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data = _prepare_data(args, tokenizer, task, spec, save)
@@ -216,10 +217,10 @@ def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) 
     common = {
         "shape": shape,
         "num_micro_batches": derive.num_micro_batches(args, world_size),
-        "num_workers": args.num_workers,
+        "num_workers": derive.num_workers(args),
     }
     train_order = Sampler(
-        num_items=len(data.train), dataloader_type=args.dataloader_type, num_epochs=args.max_epochs, **place
+        num_items=len(data.train), dataloader_type=derive.dataloader_type(args), num_epochs=args.max_epochs, **place
     )
     train = Feed(items=data.train, sampler=train_order, **common)
     if not data.validation or len(data.validation) < place["micro_batch_size"] * place["data_parallel_size"]:
@@ -229,13 +230,11 @@ def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) 
 
 
 def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
-    decay = args.lr_decay_iters or total_iterations
-    warmup = args.lr_warmup_iters if args.lr_warmup_fraction is None else args.lr_warmup_fraction * decay
     return Schedule(
         peak=derive.learning_rate(args),
         floor=args.min_lr,
-        warmup_steps=warmup,
-        decay_steps=decay,
+        warmup_steps=derive.lr_warmup_samples(args, total_iterations) / args.global_batch_size,
+        decay_steps=derive.lr_decay_samples(args, total_iterations) // args.global_batch_size,
         style=args.lr_decay_style,
     )
 

@@ -12,6 +12,8 @@ _LOG_LINES = {
     # We build the model in one place (models/build.py) and move to the successor there when it has what we
     # need.
     "megatron.core.models.gpt.gpt_model": ("GPTModel IS DEPRECATED",),
+    # It speaks of a synchronous save too, which has no other way.
+    "megatron.core.dist_checkpointing.strategies.torch": ("MCore's async save is deprecated",),
     # On the processor the "GPU" generator is torch's own, so it moves: that is its purpose.
     "megatron.core.tensor_parallel.random": ("CPU RNG state changed within GPU RNG context",),
 }

@@ -5,6 +5,7 @@ A crash at any moment leaves either no folder of that iteration or a whole one.
 
 from __future__ import annotations
 
+import queue
 import shutil
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.strategies import filesystem_async
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, folder
@@ -46,6 +48,9 @@ def save(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
     dist.barrier()
+    # Megatron hands results over in a process of its own, which takes 10 s to start. A save that we wait for writes
+    # in threads of this process, where a plain queue does.
+    filesystem_async._results_queue = queue.Queue()
     _all_ranks(lambda: dist_checkpointing.save(_state(engine, state, backend, policy), str(aside)), backend)
     _all_ranks(lambda: _publish(aside, final, state, policy, loss), backend)
     return final

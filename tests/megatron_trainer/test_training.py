@@ -1,0 +1,119 @@
+"""Whole runs of a tiny model: equal to a loop written with transformers, and exactly resumable."""
+
+import json
+
+import pytest
+import torch
+from megatron_trainer.data.sample import Sampler
+from megatron_trainer.schedule import Schedule, learning_rate
+from megatron_trainjob.exit_codes import ExitCode
+from tiny_run import arguments, train, write_data
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+STEPS = 20
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
+
+
+def test_twenty_steps_equal_a_loop_of_transformers_and_torch(llama, data, tmp_path):
+    """Loss per step within 1e-4: both are float32 and differ in the order of sums alone."""
+    given = {"train_iters": STEPS, "lr_warmup_iters": 3, "min_lr": 1e-4, "dataset_shuffle": False}
+    ours = train(arguments(llama, data, tmp_path / "run", **given)).column("lm loss")
+    assert ours == pytest.approx(reference_losses(llama, data), abs=1e-4)
+    assert ours[-1] < ours[0] - 0.5, "the model must learn, or the comparison says little"
+
+
+def reference_losses(directory, data) -> list[float]:
+    """The same fine-tuning written with transformers, torch's AdamW and the sampler's order of the rows."""
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32).train()
+    decayed = [p for p in model.parameters() if p.ndim > 1]
+    plain = [p for p in model.parameters() if p.ndim == 1]
+    groups = [{"params": decayed, "weight_decay": 0.1}, {"params": plain, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=0.0, betas=(0.9, 0.95), eps=1e-8)
+    schedule = Schedule(peak=1e-3, floor=1e-4, warmup_steps=3, decay_steps=STEPS, style="cosine")
+    rows = reference_rows(tokenizer, data)
+    order = iter(Sampler(num_items=len(rows), micro_batch_size=1, data_parallel_rank=0, data_parallel_size=1))
+    losses = []
+    for step in range(STEPS):
+        batch = [rows[index] for _ in range(4) for index in next(order)]
+        count = sum((labels[1:] != -100).sum().item() for _, labels in batch)
+        total = sum(
+            torch.nn.functional.cross_entropy(model(ids[None]).logits[0, :-1], labels[1:], reduction="sum")
+            for ids, labels in batch
+        )
+        (total / count).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate(schedule, step)
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(total.item() / count)
+    return losses
+
+
+def reference_rows(tokenizer, data) -> list[tuple[torch.Tensor, torch.Tensor]]:
+    """Token ids and labels of each row; the template itself says which tokens are the assistant's."""
+    rows = []
+    for line in data.read_text().splitlines():
+        rendered = tokenizer.apply_chat_template(
+            json.loads(line)["messages"], return_dict=True, return_assistant_tokens_mask=True
+        )
+        ids, mask = torch.tensor(rendered["input_ids"]), torch.tensor(rendered["assistant_masks"])
+        rows.append((ids, torch.where(mask == 1, ids, -100)))
+    return rows
+
+
+@pytest.mark.parametrize(
+    ("ranks", "stop_at"),
+    [(1, 1), (1, 4), (1, 7), (2, 5)],
+    ids=["after the first step", "at the end of an epoch", "inside an epoch", "two ranks inside an epoch"],
+)
+def test_a_stopped_and_resumed_run_is_bit_identical(llama, data, tmp_path, ranks, stop_at):
+    """18 rows in batches of 4: an epoch ends inside the fifth step, and the checkpoints of step 3 and 6 play no part."""
+    given = {"train_iters": 9, "save_interval": 3, "to_hf": True}
+    whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=ranks)
+    stopped = arguments(llama, data, tmp_path / "stopped", **given)
+    first = train(stopped, ranks=ranks, stop_at=stop_at, resume="Auto")
+    assert (first.exit_code, len(first.column("lm loss"))) == (ExitCode.PREEMPTED, stop_at)
+    resumed = train(stopped, ranks=ranks, resume="Auto", attempt=1)
+    assert resumed.column("lm loss") == whole.column("lm loss")
+    assert equal(resumed.weights(), whole.weights())
+
+
+def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+def test_a_finished_run_started_again_changes_nothing(llama, data, tmp_path):
+    given = arguments(llama, data, tmp_path / "run", train_iters=2, to_hf=True)
+    first = train(given)
+    before = first.weights()
+    again = train(given, resume="Auto", attempt=1)
+    assert again.column("lm loss") == first.column("lm loss")
+    assert equal(again.weights(), before)
+
+
+def test_required_resume_without_a_checkpoint_says_so(llama, data, tmp_path):
+    run = train(arguments(llama, data, tmp_path / "run"), resume="Required")
+    assert run.exit_code == ExitCode.NO_CHECKPOINT
+    assert "holds no complete checkpoint" in run.message
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(llama, data, tmp_path):
+    given = {"lr": 1e30, "lr_decay_style": "constant", "clip_grad": 1e30, "optimizer": "sgd"}
+    run = train(arguments(llama, data, tmp_path / "run", **given))
+    assert run.exit_code == ExitCode.LOSS_NOT_FINITE
+    assert run.message.startswith("step 2: lm loss is")
+
+
+def test_wrong_arguments_are_all_reported(llama, data, tmp_path):
+    run = train(arguments(llama, data, tmp_path, lr=-1, leraning_rate=3, save_interval="often"))
+    assert run.exit_code == ExitCode.BAD_ARGUMENTS
+    assert all(
+        name in run.message for name in ("spec.args.lr:", "spec.args.leraning_rate:", "spec.args.save_interval:")
+    )
