@@ -88,9 +88,10 @@ class ChatTemplate:
             Turn(
                 message=place - inserted,
                 start=start,
-                end=self._closed(text, end, is_last=place == places[-1]),
+                closing=closing,
+                end=self._closed(text, closing, is_last=place == places[-1]),
             )
-            for place, (start, end) in zip(places, bodies, strict=True)
+            for place, (start, closing) in zip(places, bodies, strict=True)
         ]
         _check(found, len(text))
         return Rendering(text=text, turns=tuple(found))
@@ -216,7 +217,7 @@ def _is_special(turn: Mapping[str, object]) -> bool:
 def _check(turns: list[Turn], length: int) -> None:
     previous = 0
     for turn in turns:
-        if not previous <= turn.start < turn.end <= length:
+        if not (previous <= turn.start < turn.end <= length and turn.start <= turn.closing):
             raise RowError("the chat template leaves out an assistant turn", f"message {turn.message + 1}")
         previous = turn.end
 

@@ -127,7 +127,7 @@ class _Row:
 
 
 def _weights(sample: Sample, labels: NDArray[np.int32]) -> NDArray[np.float32]:
-    weights = (labels != IGNORED).astype(np.float32)
+    weights: NDArray[np.float32] = (labels != IGNORED).astype(np.float32)
     if sample.loss_scale is not None:
         weights *= sample.loss_scale[1:]
     return weights

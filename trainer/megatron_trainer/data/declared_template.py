@@ -110,8 +110,9 @@ class DeclaredTemplate:
             if message.extra.get("tool_calls"):
                 raise RowError("the template has no place for tools")
             if message.role == "assistant":
-                turns.append(_turn(place, text, message.content + self._pieces.end))
-                text += message.content + self._pieces.end
+                start, text = len(text), text + message.content + self._pieces.end
+                closing = len(text) - len(self._pieces.end)
+                turns.append(Turn(message=place, start=start, closing=closing, end=len(text)))
             else:
                 text += self._question(message, is_first=not turns)
         return Rendering(text=text, turns=tuple(turns))
@@ -158,7 +159,3 @@ def _split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Mes
     if messages[0].role == "system":
         return messages[0].content, messages[1:]
     return None, messages
-
-
-def _turn(place: int, before: str, answer: str) -> Turn:
-    return Turn(message=place, start=len(before), end=len(before) + len(answer))

@@ -11,7 +11,8 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.formats import Recognition, recognise, with_system
-from megatron_trainer.data.loss_span import Span, has_weights, spans
+from megatron_trainer.data.loss_scale import STRATEGIES
+from megatron_trainer.data.loss_span import Span, spans
 from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.template import choose_template
 from megatron_trainer.data.tokens import Tokens, tokenization
@@ -73,7 +74,7 @@ class Encoder:
     @property
     def is_weighted(self) -> bool:
         """Whether tokens may carry other weights than 0 and 1."""
-        return has_weights(self.settings.loss_scale)
+        return not STRATEGIES[self.settings.loss_scale].is_binary
 
     def encode(self, records: Iterable[Record]) -> list[Encoded | Rejection]:
         """One result for each record, in order."""

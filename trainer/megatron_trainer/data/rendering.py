@@ -13,11 +13,12 @@ from megatron_trainer.data.values import Message
 class Turn:
     """An assistant turn as characters [start, end) of the text: what the model has to produce, end of turn included.
 
-    message: index of the turn in the conversation.
+    message: index of the turn in the conversation. closing: where its answer ends and what closes it starts.
     """
 
     message: int
     start: int
+    closing: int
     end: int
 
 

@@ -1,0 +1,270 @@
+"""From dataset arguments to items: accounting, cache, sampling, splitting, mixing, shuffling, packing."""
+
+import json
+import pickle
+
+import numpy as np
+import pytest
+
+from megatron_trainer.data.interleave import interleave
+from megatron_trainer.data.prepare import prepare
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+from text_models import SMOL, chatml_tokenizer
+
+
+@pytest.fixture
+def tokenizer():
+    return chatml_tokenizer()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, numbers) makes a file in which row n asks for n and answers n."""
+
+    def write(name, numbers, extra=()):
+        rows = [{"query": f"q{n}", "response": f"r{n}", "channel": name[0]} for n in numbers]
+        path = tmp_path / name
+        path.write_text("".join(line + "\n" for line in [*map(json.dumps, rows), *extra]))
+        return str(path)
+
+    return write
+
+
+@pytest.fixture
+def run(tmp_path, tokenizer):
+    """run(dataset=..., ...) prepares with these arguments; tests read the answers that come out."""
+
+    def run(task="sft", max_length=200, progress=None, tokenizer=tokenizer, is_first_rank=True, **fields):
+        fields = {name: tuple(value) if isinstance(value, list) else value for name, value in fields.items()}
+        return prepare(
+            TrainArgs(**fields),
+            tokenizer,
+            task=task,
+            max_length=max_length,
+            save=tmp_path / "save",
+            is_first_rank=is_first_rank,
+            progress=progress,
+        )
+
+    return run
+
+
+@pytest.fixture
+def answers(tokenizer):
+    """The numbers of the rows of a dataset, in order."""
+
+    def answers(dataset):
+        flat = [s for item in dataset for s in (item if isinstance(item, list) else [item])]
+        return [int(tokenizer.decode(s.input_ids[s.labels >= 0])[1:].removesuffix("<|im_end|>")) for s in flat]
+
+    return answers
+
+
+def test_items_are_the_rows_with_labels_and_channel(run, write, tokenizer):
+    [sample] = run(dataset=[write("math.jsonl", [7])]).train
+    assert tokenizer.decode(sample.input_ids).endswith("user\nq7<|im_end|>\n<|im_start|>assistant\nr7<|im_end|>\n")
+    assert tokenizer.decode(sample.labels[sample.labels >= 0]) == "r7<|im_end|>"
+    assert (sample.channel, sample.loss_scale) == ("m", None)
+    assert sample.input_ids.dtype == sample.labels.dtype == np.int32
+
+
+def test_the_report_accounts_for_every_row(run, write):
+    path = write("a.jsonl", range(10), extra=["{", '{"a": 1}', "{", json.dumps({"query": "x" * 999, "response": "y"})])
+    report = run(dataset=[path], val_dataset=[write("v.jsonl", range(3))]).report
+    [source] = report.datasets
+    assert (source.rows_read, source.rows_kept, source.rows_truncated) == (14, 10, 0)
+    assert [(d.reason, d.rows, d.example_location) for d in source.dropped] == [
+        ("not JSON", 2, f"{path}:11"),
+        ("longer than max_length", 1, f"{path}:14"),
+        ("no known columns", 1, f"{path}:12"),
+    ]
+    assert (report.items, report.samples, report.validation_items) == (10, 10, 3)
+    assert report.tokens_per_epoch == source.tokens == sum(report.histogram.rows) * report.length_mean
+    assert json.loads(json.dumps(report.to_json()))["datasets"][0]["dropped"][0]["rows"] == 2
+
+
+def test_truncated_rows_are_counted(run, write):
+    report = run(dataset=[write("a.jsonl", range(5))], truncation_strategy="left", max_length=20).report
+    assert (report.datasets[0].rows_truncated, report.length_max) == (5, 20)
+
+
+def test_a_second_run_reads_the_cache_and_a_change_does_not(run, write, tmp_path):
+    rows = []
+    common = {"progress": lambda name, done: rows.append(done)}
+    path = write("a.jsonl", range(10))
+    assert not run(dataset=[path], **common).report.from_cache
+    assert run(dataset=[path], **common).report.from_cache
+    assert rows == [10]
+    (tmp_path / "copy").mkdir()
+    copy = tmp_path / "copy" / "b.jsonl"
+    copy.write_bytes((tmp_path / "a.jsonl").read_bytes())
+    assert run(dataset=[str(copy)], **common).report.from_cache
+    assert not run(dataset=[path], system="Be brief.", **common).report.from_cache
+    assert not run(dataset=[path], max_length=199, **common).report.from_cache
+    other = chatml_tokenizer(SMOL.replace("test", "other"))
+    assert not run(dataset=[path], tokenizer=other, **common).report.from_cache
+    write("a.jsonl", range(11))
+    assert not run(dataset=[path], **common).report.from_cache
+    assert not run(dataset=[path], load_from_cache_file=False, **common).report.from_cache
+
+
+def test_several_processes_give_what_one_gives(run, write):
+    path = write("a.jsonl", range(1000), extra=["{"])
+    one = run(dataset=[path])
+    two = run(dataset=[path], dataset_num_proc=2, load_from_cache_file=False)
+    assert [s.input_ids.tolist() for s in one.train] == [s.input_ids.tolist() for s in two.train]
+    assert one.report.datasets == two.report.datasets
+
+
+def test_shuffling_is_decided_by_data_seed_alone(run, write, answers):
+    path = write("a.jsonl", range(50))
+    in_order = answers(run(dataset=[path], dataset_shuffle=False).train)
+    assert in_order == list(range(50))
+    seeds = [answers(run(dataset=[path], data_seed=seed, seed=seed + 1).train) for seed in (1, 1, 2)]
+    assert seeds[0] == seeds[1] != seeds[2]
+    assert sorted(seeds[2]) == in_order != seeds[2]
+
+
+def test_fewer_rows_are_drawn_and_more_are_copied(run, write, answers):
+    path = write("a.jsonl", range(10))
+    drawn = answers(run(dataset=[f"{path}#4"]).train)
+    assert len(set(drawn)) == 4
+    assert answers(run(dataset=[f"{path}#4"], dataset_shuffle=False).train) == [0, 1, 2, 3]
+    more = answers(run(dataset=[f"{path}#25"]).train)
+    assert sorted(more.count(n) for n in range(10)) == [2] * 5 + [3] * 5
+    assert answers(run(dataset=[f"{path}#12"], dataset_shuffle=False).train) == [*range(10), 0, 1]
+
+
+def test_a_split_is_written_and_can_be_given_again(run, write, answers, tmp_path):
+    paths = [write("a.jsonl", range(20)), write("b.jsonl", range(100, 105))]
+    prepared = run(dataset=paths, split_dataset_ratio=0.1)
+    held_out = answers(prepared.validation)
+    assert len(held_out) == 3  # int(20 * 0.1), and at least 1 of 5
+    assert sorted(held_out + answers(prepared.train)) == [*range(20), *range(100, 105)]
+    again = run(dataset=paths, val_dataset=[str(tmp_path / "save" / "val_dataset.jsonl")], split_dataset_ratio=0.1)
+    assert answers(again.validation) == held_out
+    assert len(again.train) == 25
+
+
+def test_only_the_first_rank_writes_the_split(run, write, tmp_path):
+    prepared = run(dataset=[write("a.jsonl", range(20))], split_dataset_ratio=0.1, is_first_rank=False)
+    assert len(prepared.validation) == 2
+    assert not (tmp_path / "save" / "val_dataset.jsonl").exists()
+
+
+def test_validation_is_in_order_unless_shuffled(run, write, answers):
+    train, path = write("t.jsonl", range(3)), write("v.jsonl", range(30))
+    assert answers(run(dataset=[train], val_dataset=[path]).validation) == list(range(30))
+    shuffled = answers(run(dataset=[train], val_dataset=[path], val_dataset_shuffle=True).validation)
+    assert sorted(shuffled) == list(range(30)) != shuffled
+
+
+def test_datasets_are_concatenated_or_interleaved(run, write, answers):
+    paths = [write("a.jsonl", range(20)), write("b.jsonl", range(100, 110))]
+    assert answers(run(dataset=paths, dataset_shuffle=False).train) == [*range(20), *range(100, 110)]
+    mixed = answers(run(dataset=paths, dataset_shuffle=False, interleave_prob=[0.5, 0.5]).train)
+    assert [n for n in mixed if n < 100] == list(range(20))[: sum(n < 100 for n in mixed)]
+    assert max(sum(n < 100 for n in mixed) - 19, sum(n >= 100 for n in mixed) - 9) == 1
+    longer = answers(
+        run(dataset=paths, dataset_shuffle=False, interleave_prob=[0.5, 0.5], stopping_strategy="all_exhausted").train
+    )
+    assert set(longer) == {*range(20), *range(100, 110)}
+
+
+def test_interleaving_follows_the_probabilities():
+    which, place = interleave([10_000, 10_000], [3, 1], stopping="first_exhausted", generator=np.random.default_rng(0))
+    assert abs((which == 0).mean() - 0.75) < 0.02
+    assert place[which == 0].tolist() == list(range(10_000))
+    with pytest.raises(ValueError, match="3 probabilities for 2 datasets"):
+        interleave([1, 1], [1, 1, 1], stopping="first_exhausted", generator=np.random.default_rng(0))
+
+
+def test_packed_rows_hold_every_item_once(run, write, answers):
+    prepared = run(dataset=[write("a.jsonl", range(40))], packing=True, packing_length=300)
+    assert sorted(answers(prepared.train)) == list(range(40))
+    report = prepared.report
+    assert report.packing.rows == len(prepared.train) == report.items < 10
+    assert all(sum(sample.length for sample in row) <= 300 for row in prepared.train)
+    assert report.packing.fill == pytest.approx(report.tokens_per_epoch / (300 * report.items))
+
+
+def test_context_parallel_lengths_count_when_packing(run, write):
+    """cp 4 pads each sample to a multiple of 8, so fewer fit into a row; max_length 205 leaves room for 200."""
+    path = write("a.jsonl", range(40))
+    prepared = run(dataset=[path], packing=True, context_parallel_size=4, max_length=205)
+    assert all(sum(-(-sample.length // 8) * 8 for sample in row) <= 205 for row in prepared.train)
+
+
+def test_pre_training_takes_text_whole(run, tmp_path, tokenizer):
+    (tmp_path / "a.txt").write_text("The quick fox\nThe lazy dog\n")
+    prepared = run(task="pt", dataset=[str(tmp_path / "a.txt")], dataset_shuffle=False)
+    assert [tokenizer.decode(s.input_ids) for s in prepared.train] == [
+        "The quick fox<|endoftext|>",
+        "The lazy dog<|endoftext|>",
+    ]
+    assert all((s.labels[1:] == s.input_ids[1:]).all() for s in prepared.train)
+
+
+def test_preference_training_gives_pairs(run, tmp_path, tokenizer):
+    row = {"query": "2+2?", "response": "4", "rejected_response": "5"}
+    (tmp_path / "a.jsonl").write_text(json.dumps(row) + "\n" + json.dumps({**row, "rejected_response": None}))
+    prepared = run(task="rlhf", dataset=[str(tmp_path / "a.jsonl")], loss_scale="last_round")
+    [pair] = prepared.train
+    texts = [tokenizer.decode(s.input_ids[s.labels >= 0]) for s in (pair.chosen, pair.rejected)]
+    assert texts == ["4<|im_end|>", "5<|im_end|>"]
+    assert prepared.report.datasets[0].dropped[0].reason == "no rejected answer"
+    assert prepared.report.length_max == pair.length
+
+
+def test_strict_stops_with_file_line_and_reason(run, write):
+    path = write("a.jsonl", range(3), extra=["{", json.dumps({"query": "x" * 999, "response": "y"})])
+    run(dataset=[path])  # what was cached without strict does not pass either
+    with pytest.raises(InvalidInput) as caught:
+        run(dataset=[path], strict=True)
+    assert caught.value.exit_code == ExitCode.BAD_DATA
+    assert str(caught.value).startswith(f"{path}:4: not JSON; correct or remove the row")
+    assert len(run(dataset=[write("b.jsonl", range(3))], strict=True).train) == 3
+
+
+def test_all_missing_datasets_are_named_at_once(run, write):
+    with pytest.raises(InvalidInput) as caught:
+        run(dataset=["no/file.jsonl", write("a.jsonl", [1]), "none.csv"])
+    assert [violation.path for violation in caught.value.violations] == ["dataset[0]", "dataset[2]"]
+    assert caught.value.exit_code == ExitCode.MISSING_INPUT
+
+
+def test_a_dataset_without_usable_rows_says_why(run, write):
+    path = write("a.jsonl", [], extra=["{", "["])
+    with pytest.raises(InvalidInput, match=f"none of its 2 rows can be trained on: 2 x not JSON, first at {path}:1"):
+        run(dataset=[path])
+
+
+def test_what_cannot_be_arranged_is_refused(run, write):
+    path = write("a.jsonl", [1])
+    for fields, message in [
+        ({"split_dataset_ratio": 0.5}, "leaves no row to train on"),
+        ({"val_dataset": [f"{path}#5"]}, "the dataset has only 1 rows"),
+        ({"interleave_prob": [0.5, 0.5]}, "2 probabilities for 1 datasets"),
+        ({"columns": {"a": 3}}, "must be the name that the column shall have"),
+        ({"system": "/no/file.txt"}, "the file cannot be read"),
+        ({"dataset": [f"{path}#x"]}, "must be a number of rows"),
+    ]:
+        with pytest.raises(InvalidInput, match=message):
+            run(**{"dataset": [path], **fields})
+
+
+def test_the_system_prompt_may_be_a_file_and_has_line_ends(run, write, tmp_path, tokenizer):
+    (tmp_path / "system.txt").write_text("From a file.")
+    path = write("a.jsonl", [1])
+    for system, expected in [("One\\ntwo", "One\ntwo"), (str(tmp_path / "system.txt"), "From a file.")]:
+        [sample] = run(dataset=[path], system=system).train
+        assert f"system\n{expected}<|im_end|>" in tokenizer.decode(sample.input_ids)
+
+
+def test_items_can_be_sent_to_another_process(run, write, answers):
+    prepared = run(dataset=[write("a.jsonl", range(300))], packing=True)
+    content = pickle.dumps(prepared.train)
+    assert len(content) < 300 * 40  # indices, not tokens
+    assert answers(pickle.loads(content)) == answers(prepared.train)
