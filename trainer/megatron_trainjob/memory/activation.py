@@ -1,0 +1,115 @@
+"""Bytes of activations that one layer keeps for its backward pass, on one rank.
+
+Follows Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models", section 4), with
+their tensors counted one by one for today's layers: RMSNorm, grouped queries, gated feed-forward, no dropout masks
+unless there is dropout, and an attention kernel that keeps no score matrix.
+
+Symbols: T tokens of the micro-batch on this rank, e bytes of an element, tp tensor ranks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.memory.shape import ModelShape
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One micro-batch as a rank sees it: its tokens, the longest sequence in it, and bytes of an element."""
+
+    tokens: int
+    longest: int
+    element_bytes: int
+
+
+def layer_input_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+    """The hidden states between two layers, T * h * e; sequence parallelism splits them over tensor ranks."""
+    split = args.tensor_model_parallel_size if args.sequence_parallel else 1
+    return row.tokens * shape.hidden_size * row.element_bytes / split
+
+
+def layer_bytes(args: TrainArgs, shape: ModelShape, row: Row, *, has_experts: bool) -> float:
+    """Everything that a layer keeps under selective recomputation, or under none.
+
+    Its input and the input of the second norm (2 * T * h * e), the outputs of both norms (2 * T * h * e), the
+    attention and the feed-forward part.
+    """
+    hidden = layer_input_bytes(args, shape, row)
+    norm_outputs = 0.0 if _recomputes(args, "layernorm") else 2 * hidden
+    dropout_masks = 2 * hidden / row.element_bytes if args.hidden_dropout else 0.0
+    feed_forward = _expert_bytes(args, shape, row) if has_experts else _dense_bytes(args, shape, row)
+    return 2 * hidden + norm_outputs + dropout_masks + _attention_bytes(args, shape, row) + feed_forward
+
+
+def _recomputes(args: TrainArgs, module: str) -> bool:
+    return args.recompute_granularity == "selective" and module in args.recompute_modules
+
+
+def _attention_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+    """Queries, keys, values and the attention output, T * (...) * e / tp, and the scores where a kernel keeps them.
+
+    Latent attention also keeps its compressed queries and keys, whole on every tensor rank.
+    """
+    tensor = args.tensor_model_parallel_size
+    queries = shape.num_heads * shape.qk_head_size
+    kv_heads = shape.num_heads if shape.kv_lora_rank else shape.num_kv_heads
+    keys_values = kv_heads * (shape.qk_head_size + shape.v_head_size)
+    output = shape.num_heads * shape.v_head_size
+    projected = 0 if _recomputes(args, "mla_up_proj") else queries + keys_values
+    elements = row.tokens * (projected + output) / tensor
+    latent = row.tokens * (shape.q_lora_rank + shape.kv_lora_rank + shape.qk_rope_size)
+    split = elements + (latent if shape.kv_lora_rank else 0)
+    return split * row.element_bytes + _score_bytes(args, shape, row)
+
+
+def _score_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+    """What the attention core keeps: the softmax, T * heads * longest * e / tp, or only its float32 log-sums.
+
+    The unfused and local kernels materialise the scores; core_attn recomputation keeps neither.
+    """
+    if _recomputes(args, "core_attn"):
+        return 0.0
+    heads = shape.num_heads / args.tensor_model_parallel_size
+    if args.attention_backend in ("unfused", "local") or args.transformer_impl == "local":
+        dropout = 2 if args.attention_dropout else 1
+        return row.tokens * heads * row.longest * row.element_bytes * dropout
+    return row.tokens * heads * FLOAT32_BYTES
+
+
+def _dense_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+    """Gate and up projections and their product, 3 * T * f * e / tp."""
+    if _recomputes(args, "mlp"):
+        return 0.0
+    elements = 3 * shape.ffn_hidden_size / args.tensor_model_parallel_size
+    return row.tokens * elements * row.element_bytes
+
+
+def _expert_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+    """Routed tokens before and after the experts, 2 * T * k * h * e, and inside, 3 * T * k * w * e / etp.
+
+    Assumes that the router spreads tokens evenly over the expert ranks; k experts see each token. Router logits and
+    probabilities are float32, and shared experts count as a dense block.
+    """
+    if _recomputes(args, "moe"):
+        return 0.0
+    per_token = shape.experts_per_token
+    if args.moe_expert_capacity_factor is not None:
+        per_token = int(per_token * args.moe_expert_capacity_factor) or 1
+    inside = 3 * shape.expert_width / derive.expert_tensor_parallel_size(args)
+    if _recomputes(args, "moe_act"):
+        inside = inside * 2 / 3
+    tokens = row.tokens / (args.tensor_model_parallel_size if args.sequence_parallel else 1)
+    routed = tokens * per_token * (2 * shape.hidden_size + inside * _expert_token_share(args))
+    router = tokens * 2 * shape.num_experts * FLOAT32_BYTES
+    shared = 3 * shape.shared_expert_width / args.tensor_model_parallel_size
+    return (routed + row.tokens * shared) * row.element_bytes + router
+
+
+def _expert_token_share(args: TrainArgs) -> int:
+    """Expert tensor ranks gather each other's tokens, so each computes on all of them."""
+    return derive.expert_tensor_parallel_size(args)

@@ -1,0 +1,214 @@
+"""Bytes of one training step on each pipeline stage. Pure arithmetic; what a run really took is in its report.
+
+Weights, gradients and optimizer state follow the parameter count (Rajbhandari et al. 2020, ZeRO, and Megatron-Core's
+buffers); activations follow Korthikanti et al. 2022, see activation.py.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.memory.activation import FLOAT32_BYTES, Row, layer_bytes, layer_input_bytes
+from megatron_trainjob.memory.adapter import adapter_parameters
+from megatron_trainjob.memory.shape import LayerParameters, ModelShape
+
+# CUDA context, cuBLAS and NCCL buffers of one process.
+OVERHEAD_BYTES = 2 * 1024**3
+STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankMemory:
+    """Bytes on one rank of a pipeline stage; all ranks of a stage need the same.
+
+    `parameters` are those that the rank holds, `trainable` those of them that get gradients.
+    """
+
+    stage: int
+    parameters: int
+    trainable: int
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    logits: int
+    overhead: int
+
+    @property
+    def total(self) -> int:
+        """All bytes of the rank."""
+        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.overhead
+
+
+@dataclass(frozen=True, kw_only=True)
+class MemoryEstimate:
+    """The ranks of a run, one per pipeline stage, and the facts that the estimate rests on.
+
+    `tokens` is what a rank has of a micro-batch, `num_parameters` and `num_trainable` count the whole model.
+    """
+
+    stages: tuple[RankMemory, ...]
+    tokens: int
+    num_parameters: int
+    num_trainable: int
+
+    @property
+    def peak(self) -> RankMemory:
+        """The rank that needs most."""
+        return max(self.stages, key=lambda stage: stage.total)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Held:
+    """Parameters that a rank holds, dense and expert ones apart because their copies differ in number."""
+
+    dense: float
+    expert: float
+
+    @property
+    def total(self) -> float:
+        return self.dense + self.expert
+
+
+def estimate(args: TrainArgs, shape: ModelShape, world_size: int, *, tokens: int | None = None) -> MemoryEstimate:
+    """The memory of every pipeline stage at its fullest moment.
+
+    `tokens` is the size of one micro-batch; without it a micro-batch is full: micro_batch_size times the longest
+    row. Raises ValueError when the layout does not divide; the rules report that with a remedy.
+    """
+    longest = _longest(args, shape)
+    tokens = tokens or args.micro_batch_size * longest
+    row = Row(
+        tokens=-(-tokens // args.context_parallel_size),
+        longest=min(longest, tokens),
+        element_bytes=_element_bytes(args, shape),
+    )
+    layers = derive.layers_per_stage(args, shape.num_layers)
+    starts = [sum(layers[:stage]) for stage in range(len(layers))]
+    stages = tuple(
+        _stage(args, shape, world_size, row, stage, range(start, start + count))
+        for stage, (start, count) in enumerate(zip(starts, layers, strict=True))
+    )
+    trainable = shape.num_parameters
+    if args.train_type == "lora":
+        trainable = sum(adapter_parameters(args, shape, layer).total for layer in range(shape.num_layers))
+    return MemoryEstimate(
+        stages=stages,
+        tokens=row.tokens,
+        num_parameters=shape.num_parameters,
+        num_trainable=trainable,
+    )
+
+
+def _longest(args: TrainArgs, shape: ModelShape) -> int:
+    config = {"max_position_embeddings": shape.max_position_embeddings}
+    length = derive.packing_length(args, config) if args.packing else derive.max_length(args, config)
+    if not length:
+        raise ValueError("max_length is needed: config.json does not say how long a sequence may be")
+    return length
+
+
+def _element_bytes(args: TrainArgs, shape: ModelShape) -> int:
+    return 2 if any(derive.fp16_bf16(args, {"torch_dtype": shape.dtype})) else 4
+
+
+def _stage(args: TrainArgs, shape: ModelShape, world_size: int, row: Row, stage: int, layers: range) -> RankMemory:
+    last = stage == args.pipeline_model_parallel_size - 1
+    held = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
+    trained = held
+    if args.train_type == "lora":
+        trained = _held(args, [adapter_parameters(args, shape, layer) for layer in layers], 0)
+    weights = held.total + (trained.total if args.train_type == "lora" else 0)
+    reference = held.total if _has_reference(args) else 0
+    return RankMemory(
+        stage=stage,
+        parameters=round(weights),
+        trainable=round(trained.total),
+        weights=round((weights + reference) * row.element_bytes),
+        gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
+        optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
+        activations=round(_activation_bytes(args, shape, row, stage, layers, world_size)),
+        logits=round(_logit_bytes(args, shape, row)) if last else 0,
+        overhead=OVERHEAD_BYTES,
+    )
+
+
+def _edge(args: TrainArgs, shape: ModelShape, stage: int) -> float:
+    """Embedding on the first stage, final norm and output layer on the last, both split over tensor ranks.
+
+    A tied model has one matrix, of which the last stage of a pipeline holds a copy.
+    """
+    stages = args.pipeline_model_parallel_size
+    matrices = (stage == 0) + (stage == stages - 1 and (stages > 1 or not shape.tied))
+    norm = shape.hidden_size if stage == stages - 1 else 0
+    return matrices * shape.embedding_parameters / args.tensor_model_parallel_size + norm
+
+
+def _held(args: TrainArgs, layers: list[LayerParameters], edge: float) -> _Held:
+    tensor = args.tensor_model_parallel_size
+    expert_ranks = args.expert_model_parallel_size * derive.expert_tensor_parallel_size(args)
+    return _Held(
+        dense=sum(layer.tensor / tensor + layer.whole for layer in layers) + edge,
+        expert=sum(layer.expert / expert_ranks for layer in layers),
+    )
+
+
+def _has_reference(args: TrainArgs) -> bool:
+    """Whether a second, frozen copy of the model is kept: preference training of all weights."""
+    return bool(args.ref_load) and args.train_type == "full" and not args.reference_free
+
+
+def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_bytes: int) -> float:
+    """Main parameters (unless training is in float32) and moments, split by the distributed optimizer.
+
+    Adam keeps two moments, SGD one. The distributed optimizer splits over data and context ranks together, expert
+    parameters over the copies of the experts.
+    """
+    main = STATE_BYTES[args.main_params_dtype] if element_bytes == 2 else 0
+    moments = STATE_BYTES[args.exp_avg_dtype] + STATE_BYTES[args.exp_avg_sq_dtype]
+    if args.optimizer == "sgd":
+        moments = FLOAT32_BYTES if args.sgd_momentum else 0
+    dense, expert = trained.dense, trained.expert
+    if args.use_distributed_optimizer:
+        copies = derive.data_parallel_size(args, world_size) * args.context_parallel_size
+        dense /= copies
+        expert /= derive.expert_data_parallel_size(args, world_size) if expert else 1
+    on_gpu = 1 - args.optimizer_offload_fraction if args.optimizer_cpu_offload else 1
+    return (dense + expert) * (main + moments) * on_gpu
+
+
+def _activation_bytes(
+    args: TrainArgs, shape: ModelShape, row: Row, stage: int, layers: range, world_size: int
+) -> float:
+    """Activations of all micro-batches that the stage holds at once, and what recomputation adds for a moment.
+
+    With the 1F1B schedule stage i of p holds min(p - i, micro-batches) of them (Narayanan et al. 2021).
+    """
+    whole = [layer_bytes(args, shape, row, has_experts=shape.expert_layers[layer]) for layer in layers]
+    kept, for_a_moment = _kept_and_recomputed(args, whole, layer_input_bytes(args, shape, row))
+    micro_batches = max(derive.num_micro_batches(args, world_size), 1)
+    held = min(args.pipeline_model_parallel_size - stage, micro_batches)
+    embedding = layer_input_bytes(args, shape, row) if stage == 0 else 0
+    return held * (kept + embedding) + for_a_moment
+
+
+def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float) -> tuple[float, float]:
+    """(bytes that a stage keeps per micro-batch, bytes that exist while a part is computed again).
+
+    Full recomputation keeps one input per chunk ("uniform") or per recomputed layer ("block").
+    """
+    if args.recompute_granularity != "full" or args.recompute_num_layers is None:
+        return sum(whole), 0.0
+    size = args.recompute_num_layers
+    if args.recompute_method == "uniform":
+        chunks = [whole[start : start + size] for start in range(0, len(whole), size)]
+        return len(chunks) * layer_input, max((sum(chunk) for chunk in chunks), default=0.0)
+    return len(whole[:size]) * layer_input + sum(whole[size:]), max(whole[:size], default=0.0)
+
+
+def _logit_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+    """Logits and their gradient in the training type and the float32 softmax, T * V / tp * (2 e + 4)."""
+    columns = shape.vocab_size / args.tensor_model_parallel_size
+    return row.tokens * columns * (2 * row.element_bytes + FLOAT32_BYTES)
