@@ -1,0 +1,169 @@
+"""The CRD on the real API server: every CEL rule accepts what is right and rejects what is wrong, with its message."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+
+from control_plane import ControlPlane, Refused
+from job_client import API, ARGS, JobClient, manifest
+from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.rules import RULES
+from megatron_trainjob.args.schema import cel_rules
+from megatron_trainjob.args.tree import ARGUMENTS
+from rule_cases import CASES
+
+pytestmark = pytest.mark.cluster
+JOBS = f"{API}/namespaces/default/megatrontrainjobs"
+CRD = Path(__file__).parent.parent.parent / "crds" / "megatrontrainjob.yaml"
+CEL_CASES = [case for case in CASES if RULES[case.rule].cel and set(TRAINING) <= set(RULES[case.rule].tasks)]
+OTHER_VALUES = {"int": 7, "float": 0.7, "str": "x", "list[str]": ["x"], "json": {"a": 1}}
+
+
+def another_value(argument) -> object:
+    """A value of the argument's type that is not its default."""
+    if argument.choices:
+        return next(choice for choice in argument.choices if choice != argument.default)
+    return not argument.default if argument.type == "bool" else OTHER_VALUES[argument.type]
+
+
+REFUSALS = [
+    (name, another_value(argument))
+    for name, argument in ARGUMENTS.items()
+    if argument.status == "refused" and set(TRAINING) <= set(argument.applies_to)
+]
+REFUSED_CHOICES = [
+    (name, choice)
+    for name, argument in ARGUMENTS.items()
+    for choice in argument.refused_choices
+    if set(TRAINING) <= set(argument.applies_to)
+]
+CLAIM = {"claimName": "data"}
+
+
+def problems(plane: ControlPlane, body: dict) -> str:
+    """What the server says against creating this, "" when nothing. Nothing is stored."""
+    try:
+        plane.create(JOBS, body, dryRun="All")
+    except Refused as refused:
+        if refused.status != 422:
+            raise
+        return refused.message
+    return ""
+
+
+def with_args(case, values: dict) -> dict:
+    """A manifest with the case's arguments; those that the rule is about are otherwise unset."""
+    base = {name: value for name, value in ARGS.items() if name not in RULES[case.rule].about}
+    given = {name: list(value) if isinstance(value, tuple) else value for name, value in values.items()}
+    return manifest(task=case.task, args={**base, **given})
+
+
+@pytest.mark.parametrize("case", CEL_CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(CEL_CASES)])
+def test_a_rule_between_arguments_accepts_and_rejects(plane: ControlPlane, case):
+    message = f"{RULES[case.rule].about[0]} {RULES[case.rule].cel_message}"
+    assert message not in problems(plane, with_args(case, case.good))
+    assert message in problems(plane, with_args(case, case.bad))
+
+
+@pytest.mark.parametrize(("name", "value"), REFUSALS, ids=[name for name, _ in REFUSALS])
+def test_an_argument_that_can_never_work_is_refused_with_the_reason(plane: ControlPlane, name: str, value: object):
+    assert f"{name} is refused: {ARGUMENTS[name].reason}" in problems(plane, manifest(args={**ARGS, name: value}))
+
+
+@pytest.mark.parametrize(
+    ("name", "choice"), REFUSED_CHOICES, ids=[f"{name}={choice}" for name, choice in REFUSED_CHOICES]
+)
+def test_a_choice_that_can_never_work_is_refused_with_the_reason(plane: ControlPlane, name: str, choice: object):
+    reason = ARGUMENTS[name].refused_choices[choice]
+    assert reason in problems(plane, manifest(args={**ARGS, name: choice}))
+
+
+def test_no_rule_of_the_crd_is_left_without_a_case():
+    tested = {f"{RULES[case.rule].about[0]} {RULES[case.rule].cel_message}" for case in CEL_CASES}
+    refused = {f"{name} is refused: {ARGUMENTS[name].reason}" for name, _ in REFUSALS}
+    choices = {reason for name, choice in REFUSED_CHOICES for reason in [ARGUMENTS[name].refused_choices[choice]]}
+    left = [r["message"] for r in cel_rules() if r["message"] not in tested | refused]
+    assert [message for message in left if not any(message.endswith(reason) for reason in choices)] == []
+
+
+@pytest.mark.parametrize(
+    ("body", "message"),
+    [
+        (manifest("x" * 46), "must not be longer than 45 characters"),
+        (manifest("1st"), "must begin with a letter"),
+        (manifest(task="dpo"), "Unsupported value"),
+        (manifest(numNodes=0), "should be greater than or equal to 1"),
+        (manifest(args={**ARGS, "lr": "fast"}), "must be of type number"),
+        (manifest(args={**ARGS, "micro_batch_size": 0}), "should be greater than or equal to 1"),
+        (manifest(args={**ARGS, "optimizer": "lion"}), "Unsupported value"),
+        (
+            manifest(nprocPerNode=4, args={**ARGS, "tensor_model_parallel_size": 3}),
+            "must be a multiple of tensor_model",
+        ),
+        (manifest(args={**ARGS, "beta": 0.2}), "belong to task rlhf"),
+        (manifest(checkpoint={"pvc": {**CLAIM, "template": {"spec": {}}}}), "takes claimName or template, not both"),
+        (manifest(runPolicy={"activeDeadlineSeconds": -1}), "should be greater than or equal to"),
+        (manifest(failurePolicy={"rules": [{"action": "Explode"}]}), "Unsupported value"),
+        (manifest(scheduling={"gang": "Slurm"}), "Unsupported value"),
+    ],
+    ids=lambda value: re.sub(r"\W+", "-", value)[:40] if isinstance(value, str) else "",
+)
+def test_the_schema_refuses_what_no_job_can_be(plane: ControlPlane, body: dict, message: str):
+    assert message in problems(plane, body)
+
+
+def test_a_plain_manifest_is_accepted_and_keeps_what_was_not_said_unsaid(plane: ControlPlane):
+    created = plane.create(JOBS, manifest(), dryRun="All")
+    assert created["spec"]["args"] == ARGS
+    assert "failurePolicy" not in created["spec"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "change", "message"),
+    [
+        ({}, {"task": "pt"}, "is immutable"),
+        ({}, {"managedBy": "kueue.x-k8s.io/multikueue"}, "managedBy is immutable"),
+        ({"checkpoint": {"pvc": CLAIM}}, {"checkpoint": {"pvc": {"claimName": "other"}}}, "is immutable"),
+        ({}, {"checkpoint": {"pvc": CLAIM}}, "checkpoint.pvc is immutable"),
+        ({}, {"args": {"lr": 0.1}}, "args changes only while spec.suspend is true"),
+        ({}, {"extraArgs": {"a": "b"}}, "extraArgs changes only while"),
+        ({}, {"image": "other"}, "image changes only while"),
+        ({}, {"command": ["x"]}, "command changes only while"),
+        ({}, {"env": [{"name": "A", "value": "b"}]}, "env changes only while"),
+        ({}, {"envFrom": [{"configMapRef": {"name": "a"}}]}, "envFrom changes only while"),
+        ({}, {"numNodes": 4}, "numNodes changes only while"),
+        ({}, {"nprocPerNode": 2}, "nprocPerNode changes only while"),
+        ({}, {"resourcesPerNode": {"limits": {"cpu": 1}}}, "resourcesPerNode changes only while"),
+        ({}, {"volumes": [{"name": "a", "emptyDir": {}}]}, "volumes changes only while"),
+        ({}, {"volumeMounts": [{"name": "a", "mountPath": "/a"}]}, "volumeMounts changes only while"),
+        ({}, {"network": {"masterPort": 30000}}, "network changes only while"),
+        ({}, {"scheduling": {"gang": "Native"}}, "scheduling changes only while"),
+        ({}, {"podTemplate": {"metadata": {"labels": {"a": "b"}}}}, "podTemplate changes only while"),
+    ],
+    ids=lambda value: next(iter(value), "") if isinstance(value, dict) else "",
+)
+def test_what_the_running_gang_was_built_from_changes_only_while_suspended(
+    jobs: JobClient, spec: dict, change: dict, message: str
+):
+    jobs.submit(
+        manifest(
+            managedBy="kueue.x-k8s.io/multikueue" if "managedBy" not in change else "megatrontrain.dev/operator",
+            suspend="managedBy" in change,
+            **spec,
+        )
+    )
+    with pytest.raises(Refused, match=re.escape(message)):
+        jobs.patch("job", **change)
+    if "changes only while" in message:
+        jobs.patch("job", suspend=True)
+        jobs.patch("job", **change)
+
+
+def test_the_crd_fits_into_the_annotation_that_kubectl_apply_writes():
+    compact = json.dumps(yaml.safe_load(CRD.read_text()), separators=(",", ":"))
+    assert len(compact) < 150_000
