@@ -23,7 +23,7 @@ Object = Mapping[str, Any]
 MAX_METRICS = 32
 SOFT_INTERVAL_S = 10.0
 SAME_PERCENTAGE_INTERVAL_S = 60.0
-SOFT_FIELDS = ("reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
+SOFT_FIELDS = ("phase", "reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
 
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:

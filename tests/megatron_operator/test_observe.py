@@ -1,0 +1,132 @@
+"""observe: raw API objects as values."""
+
+from __future__ import annotations
+
+import json
+
+from megatron_operator.observe import Gang, Pod, observe, read_gang, read_pod
+
+LABELS = {
+    "megatrontrain.dev/job-name": "tune",
+    "megatrontrain.dev/replica-type": "worker",
+    "megatrontrain.dev/replica-index": "2",
+    "megatrontrain.dev/restart-attempt": "3",
+}
+OWNER = {"uid": "uid-1", "controller": True}
+
+
+def raw_pod(status=None, *, spec=None, **metadata):
+    header = {"name": "tune-a3-worker-2", "uid": "u", "labels": LABELS, "ownerReferences": [OWNER]}
+    return {"metadata": {**header, **metadata}, "spec": spec or {}, "status": status or {}}
+
+
+def ended(name, code, **state):
+    return {"name": name, "state": {"terminated": {"exitCode": code, **state}}}
+
+
+def test_a_fresh_pod_is_pending():
+    assert read_pod(raw_pod()) == Pod(name="tune-a3-worker-2", uid="u", attempt=3, role="worker", index=2)
+
+
+def test_the_trainers_own_record_explains_its_end():
+    record = {"exitCode": 65, "reason": "BAD_DATA", "rank": 9, "iteration": 12, "message": "row 7: no messages"}
+    state = ended("trainer", 65, reason="Error", message=json.dumps(record), finishedAt="2027-01-15T08:00:00Z")
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]}, spec={"nodeName": "n1"}))
+    assert (pod.exit_code, pod.reason, pod.message, pod.iteration) == (65, "BAD_DATA", "row 7: no messages", 12)
+    assert (pod.finished_at, pod.node, pod.is_finished) == (1_800_000_000.0, "n1", True)
+
+
+def test_the_kubelets_reason_goes_before_the_trainers():
+    state = ended("trainer", 137, reason="OOMKilled", message=json.dumps({"reason": "ERROR", "iteration": 4}))
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]}))
+    assert (pod.reason, pod.iteration) == ("OOMKilled", 4)
+
+
+def test_a_reason_of_the_pod_itself_goes_first():
+    status = {"phase": "Failed", "reason": "Evicted", "message": "low on memory"}
+    pod = read_pod(raw_pod({**status, "containerStatuses": [ended("trainer", 137, reason="Error")]}))
+    assert (pod.reason, pod.exit_code, pod.message) == ("Evicted", 137, "low on memory")
+
+
+def test_a_failed_initializer_explains_the_pod():
+    status = {"phase": "Failed", "initContainerStatuses": [ended("fetch", 7, reason="Error", message="404")]}
+    pod = read_pod(raw_pod({**status, "containerStatuses": [{"name": "trainer", "state": {"waiting": {}}}]}))
+    assert (pod.exit_code, pod.message) == (7, "404")
+
+
+def test_the_trainer_speaks_before_a_sidecar():
+    states = [ended("sidecar", 3, reason="Error"), ended("trainer", 1, reason="Error")]
+    assert read_pod(raw_pod({"phase": "Failed", "containerStatuses": states})).exit_code == 1
+
+
+def test_text_that_is_no_record_is_the_message():
+    state = ended("trainer", 1, reason="Error", message="Traceback (most recent call last)")
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]}))
+    assert (pod.message, pod.iteration) == ("Traceback (most recent call last)", None)
+
+
+def test_a_message_is_cut_at_a_kilobyte():
+    state = ended("trainer", 1, message="x" * 5000)
+    assert len(read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]})).message) == 1024
+
+
+def test_why_a_container_waits_is_seen_unless_it_is_just_starting():
+    def waiting(reason):
+        state = {"name": "trainer", "state": {"waiting": {"reason": reason, "message": "m"}}}
+        return read_pod(raw_pod({"containerStatuses": [state]})).waiting
+
+    assert [waiting(reason) for reason in ("ContainerCreating", "PodInitializing", "ErrImagePull")] == [
+        None,
+        None,
+        "ErrImagePull",
+    ]
+
+
+def test_conditions_become_facts():
+    conditions = [
+        {"type": "Ready", "status": "True"},
+        {"type": "PodScheduled", "status": "True", "lastTransitionTime": "2027-01-15T08:00:00Z"},
+        {"type": "DisruptionTarget", "status": "True", "reason": "PreemptionByScheduler"},
+    ]
+    pod = read_pod(raw_pod({"phase": "Running", "conditions": conditions}))
+    assert (pod.ready, pod.scheduled_at, pod.disruption) == (True, 1_800_000_000.0, "PreemptionByScheduler")
+    unplaced = [{"type": "PodScheduled", "status": "False", "reason": "Unschedulable", "message": "no node"}]
+    assert read_pod(raw_pod({"conditions": unplaced})).unschedulable == "no node"
+
+
+def test_deletion_and_gates_are_seen():
+    gated = raw_pod(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]})
+    assert read_pod(gated).gated
+    pod = read_pod(raw_pod(deletionTimestamp="2027-01-15T08:00:00Z"))
+    assert (pod.deleting, pod.grace_ends) == (True, 1_800_000_000.0)
+
+
+def test_pods_and_services_of_another_owner_are_left_out():
+    stranger = raw_pod(ownerReferences=[{"uid": "other", "controller": True}])
+    nobodys = raw_pod(ownerReferences=None)
+    service = {"metadata": {"ownerReferences": [{"uid": "other", "controller": True}]}, "spec": {"selector": {"a": "b"}}}
+    seen = observe(job_uid="uid-1", status=None, pods=[stranger, nobodys], services=[service])
+    assert (seen.pods, seen.service_selector, seen.status) == ((), None, {})
+
+
+def test_pods_are_seen_in_rank_order_by_attempt():
+    def named(name, role, index, attempt):
+        labels = {
+            **LABELS,
+            "megatrontrain.dev/replica-type": role,
+            "megatrontrain.dev/replica-index": str(index),
+            "megatrontrain.dev/restart-attempt": str(attempt),
+        }
+        return raw_pod(name=name, labels=labels)
+
+    pods = [named("c", "worker", 10, 1), named("b", "worker", 2, 1), named("a", "master", 0, 1), named("z", "master", 0, 0)]
+    seen = observe(job_uid="uid-1", status={"restarts": {"attempt": 1}}, pods=pods)
+    assert [pod.name for pod in seen.current] == ["a", "b", "c"]
+    assert [pod.name for pod in seen.stale] == ["z"]
+
+
+def test_a_pod_group_that_cannot_exist_is_told_from_one_that_does_not_yet():
+    assert read_gang(None, served=True) is None
+    assert read_gang(None, served=False) == Gang(served=False)
+    group = {"metadata": {"name": "tune-a0"}, "status": {"phase": "Inqueue"}}
+    assert read_gang(group, served=True) == Gang(name="tune-a0", phase="Inqueue")

@@ -1,0 +1,413 @@
+"""reconcile: whole plans for whole situations, in the order of operator-conventions b3."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from job_values import NOW, RUNNING_STATUS, START, beat, condition, failed, job, pod, raw, restarts, seen
+from megatron_operator import names, reconcile
+from megatron_operator.observe import Gang, Seen
+from megatron_operator.plan import Event, Patch, Plan, Ref
+from megatron_trainjob.violation import Violation
+
+
+def ref(rank, attempt=0):
+    name = names.pod_name("tune", attempt, rank)
+    return Ref(api_version="v1", kind="Pod", name=name, uid=f"pod-{attempt}-{rank}")
+
+
+def kinds(plan):
+    return [(each["kind"], each["metadata"]["name"]) for each in plan.create]
+
+
+def conditions(status):
+    return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
+
+
+def test_a_new_job_writes_its_status_and_creates_everything_in_one_plan():
+    plan = reconcile.plan(job(), Seen(), NOW)
+    assert kinds(plan) == [
+        ("ConfigMap", "tune-a0-args"),
+        ("Service", "tune"),
+        ("Pod", "tune-a0-master-0"),
+        ("Pod", "tune-a0-worker-0"),
+    ]
+    assert plan.events == (Event(type="Normal", reason="GangCreated", message="2 pods of attempt 0."),)
+    assert (plan.delete, plan.patch, plan.requeue_s) == ((), (), None)
+    assert plan.status == {
+        "observedGeneration": 1,
+        "phase": "Pending",
+        "reason": "PodsCreating",
+        "conditions": [
+            _new("Admitted", "True", "NotQueued"),
+            _new("PodsReady", "False", "PodsCreating"),
+            _new("Running", "False", "PodsCreating"),
+            _new("Reconciling", "True", "PodsCreating"),
+        ],
+        "startTime": "2027-01-15T08:00:00Z",
+        "restarts": {"total": 0, "counted": 0, "attempt": 0, "uncountedInARow": 0},
+        "replicaStatuses": {"master": _counts(desired=1), "worker": _counts(desired=1)},
+        "resolved": {"worldSize": 2, "dataParallelSize": 2, "microBatches": 8, "nprocPerNode": 1},
+        "selector": "megatrontrain.dev/job-name=tune,megatrontrain.dev/restart-attempt=0",
+        "lastUpdatedTime": "2027-01-15T08:00:00Z",
+    }
+
+
+def _new(type_, status, reason, message=""):
+    return {
+        "type": type_,
+        "status": status,
+        "reason": reason,
+        "message": message,
+        "observedGeneration": 1,
+        "lastTransitionTime": "2027-01-15T08:00:00Z",
+    }
+
+
+def _counts(**counts):
+    return {"desired": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0, **counts}
+
+
+def test_a_half_created_gang_is_completed():
+    first = reconcile.plan(job(), Seen(), NOW).status
+    plan = reconcile.plan(job(), seen(pod(0, phase="Pending"), status=first), NOW + 1)
+    assert kinds(plan) == [("Pod", "tune-a0-worker-0")]
+    assert plan.events == ()
+
+
+def test_a_running_job_of_which_nothing_is_new_needs_nothing():
+    status = reconcile.plan(job(), seen(pod(0), pod(1)), NOW).status
+    assert reconcile.plan(job(), seen(pod(0), pod(1), status=status), NOW + 3600) == Plan()
+
+
+def test_the_happy_path_writes_the_status_three_times():
+    """Created, running, succeeded; pods that change their phase one by one in between write nothing."""
+    stored = {}
+    pods = [pod(0, phase="Pending"), pod(1, phase="Pending")]
+    situations = [
+        [],
+        pods,
+        [pod(0), pods[1]],
+        [pod(0), pod(1)],
+        [pod(0, phase="Succeeded", finished_at=NOW), pod(1)],
+        [pod(0, phase="Succeeded", finished_at=NOW), pod(1, phase="Succeeded")],
+    ]
+    writes, events = 0, []
+    for second, situation in enumerate(situations):
+        known = seen(*situation, status=stored) if stored else Seen()
+        plan = reconcile.plan(job(), known, NOW + second)
+        writes += plan.status is not None
+        events += [event.reason for event in plan.events]
+        stored = plan.status or stored
+    assert (writes, stored["phase"]) == (3, "Succeeded")
+    assert events == ["GangCreated", "JobRunning", "JobSucceeded"]
+
+
+def test_a_job_of_another_manager_is_left_entirely_alone():
+    foreign = job({"managedBy": names.MULTIKUEUE_MANAGER})
+    assert reconcile.plan(foreign, Seen(), NOW) == Plan()
+    bad = raw({"managedBy": names.MULTIKUEUE_MANAGER, "numNodes": 0})
+    assert reconcile.reject(bad, (), Seen(), NOW) == Plan()
+
+
+def test_an_invalid_manifest_fails_the_job_once_with_every_problem():
+    violations = (
+        Violation(path="spec.numNodes", value=0, message="must be at least 1"),
+        Violation(path="spec.image", value=3, message="must be text"),
+    )
+    plan = reconcile.reject(raw(), violations, seen(pod(0), pod(1)), NOW)
+    said = "spec.numNodes: must be at least 1 (got 0); spec.image: must be text (got 3)"
+    assert conditions(plan.status)["Failed"] == ("True", "InvalidSpec")
+    assert conditions(plan.status)["Stalled"] == ("True", "JobFailed")
+    assert (plan.status["phase"], plan.status["completionTime"]) == ("Failed", "2027-01-15T08:00:00Z")
+    assert (plan.create, plan.delete, plan.requeue_s) == ((), (ref(0), ref(1)), None)
+    assert plan.events == (Event(type="Warning", reason="InvalidSpec", message=said),)
+    assert reconcile.reject(raw(), violations, seen(status=plan.status), NOW) == Plan()
+
+
+def test_a_restart_writes_the_next_attempt_before_it_deletes_the_gang():
+    plan = reconcile.plan(job(), seen(pod(0), failed(1, 137, reason="OOMKilled")), NOW)
+    assert plan.status["restarts"] == {
+        "total": 1,
+        "counted": 1,
+        "attempt": 1,
+        "uncountedInARow": 0,
+        "nextRetryTime": "2027-01-15T08:00:10Z",
+    }
+    assert plan.status["lastFailure"] == {
+        "pod": "tune-a0-worker-0",
+        "node": "node-1",
+        "exitCode": 137,
+        "reason": "OOMKilled",
+        "attempt": 0,
+        "time": "2027-01-15T07:59:55Z",
+    }
+    assert conditions(plan.status) == {
+        "Admitted": ("True", "NotQueued"),
+        "PodsReady": ("False", "PodsCreating"),
+        "Running": ("False", "PodFailed"),
+        "Restarting": ("True", "PodFailed"),
+        "Reconciling": ("True", "PodFailed"),
+    }
+    assert (plan.status["phase"], plan.status["lastRestartTime"]) == ("Restarting", "2027-01-15T08:00:00Z")
+    assert (plan.delete, plan.create, plan.requeue_s) == ((ref(0), ref(1)), (), 10.0)
+    assert [event.reason for event in plan.events] == ["PodFailed", "JobRestarting"]
+
+
+def test_a_crash_after_the_write_ahead_is_made_good():
+    """The status names attempt 1, the pods of attempt 0 are still there: they are deleted, then replaced."""
+    status = reconcile.plan(job(), seen(pod(0), failed(1)), NOW).status
+    replay = reconcile.plan(job(), seen(pod(0), failed(1), status=status), NOW + 1)
+    assert (replay.status, replay.delete, replay.create) == (None, (ref(0), ref(1)), ())
+    assert replay.requeue_s == 9.0
+    gone = seen(pod(0, deleting=True, grace_ends=NOW + 5), status=status)
+    waiting = reconcile.plan(job(), gone, NOW + 11)
+    assert (waiting.delete, waiting.create) == ((), ())
+    started = reconcile.plan(job(), seen(status=status, service_selector=names.selector("tune", 0)), NOW + 11)
+    assert kinds(started) == [("Pod", "tune-a1-master-0"), ("Pod", "tune-a1-worker-0")]
+    assert started.patch == (
+        Patch(api_version="v1", kind="Service", name="tune", body={"spec": {"selector": names.selector("tune", 1)}}),
+    )
+
+
+def test_a_restarted_gang_that_runs_ends_the_restart():
+    status = reconcile.plan(job(), seen(pod(0), failed(1)), NOW).status
+    plan = reconcile.plan(job(), seen(pod(0, attempt=1), pod(1, attempt=1), status=status), NOW + 30)
+    assert conditions(plan.status) == {
+        "Admitted": ("True", "NotQueued"),
+        "PodsReady": ("True", "AllPodsReady"),
+        "Running": ("True", "AllPodsRunning"),
+        "Restarting": ("False", "GangRunning"),
+    }
+    assert plan.status["phase"] == "Running"
+    assert "nextRetryTime" not in plan.status["restarts"]
+    assert [event.reason for event in plan.events] == ["JobRunning"]
+
+
+def test_a_disruption_is_answered_without_waiting():
+    plan = reconcile.plan(job(), seen(pod(0, disruption="PreemptionByScheduler"), pod(1)), NOW)
+    assert (plan.requeue_s, plan.status["restarts"]["counted"], plan.status["reason"]) == (0.0, 0, "Preempted")
+
+
+def test_the_master_decides_that_the_job_has_succeeded():
+    done = pod(0, phase="Succeeded", finished_at=NOW - 1)
+    plan = reconcile.plan(job(), seen(done, failed(1)), NOW)
+    assert conditions(plan.status) == {
+        "Admitted": ("True", "NotQueued"),
+        "PodsReady": ("False", "JobFinished"),
+        "Running": ("False", "JobFinished"),
+        "Succeeded": ("True", "MasterSucceeded"),
+    }
+    assert plan.status["completionTime"] == "2027-01-15T08:00:00Z"
+    assert (plan.delete, plan.events) == ((), (_succeeded(),))
+
+
+def _succeeded():
+    return Event(type="Normal", reason="JobSucceeded", message="Pod tune-a0-master-0 succeeded.")
+
+
+def test_workers_have_a_minute_to_end_after_the_master():
+    done = pod(0, phase="Succeeded", finished_at=NOW - 20)
+    waiting = reconcile.plan(job(), seen(done, pod(1)), NOW)
+    assert (waiting.delete, waiting.requeue_s) == ((), 40.0)
+    assert waiting.status is None or waiting.status["phase"] == "Running"
+    over = reconcile.plan(job(), seen(done, pod(1)), NOW + 40)
+    assert (over.status["phase"], over.delete) == ("Succeeded", (ref(1),))
+
+
+def test_a_worker_that_vanishes_while_the_master_has_succeeded_is_not_replaced():
+    done = pod(0, phase="Succeeded", finished_at=NOW - 1)
+    assert reconcile.plan(job(), seen(done), NOW).create == ()
+
+
+@pytest.mark.parametrize(
+    ("policy", "deleted"), [("None", ()), ("Running", (ref(1),)), ("All", (ref(0), ref(1)))], ids=str
+)
+def test_clean_pod_policy_holds_also_when_the_restarts_are_used_up(policy, deleted):
+    spec = {"runPolicy": {"cleanPodPolicy": policy}, "failurePolicy": {"maxRestarts": 0}}
+    plan = reconcile.plan(job(spec), seen(failed(0), pod(1)), NOW)
+    assert conditions(plan.status)["Failed"] == ("True", "MaxRestartsExceeded")
+    assert conditions(plan.status)["Stalled"] == ("True", "JobFailed")
+    assert plan.status["completionTime"] == "2027-01-15T08:00:00Z"
+    assert plan.delete == deleted
+
+
+def test_a_finished_job_is_only_cleaned_up():
+    status = reconcile.plan(job(), seen(pod(0, phase="Succeeded", finished_at=NOW)), NOW).status
+    later = {"suspend": True, "runPolicy": {"activeDeadlineSeconds": 1}}
+    assert reconcile.plan(job(later), seen(failed(1), status=status), NOW + 9999) == Plan()
+
+
+def test_a_finished_job_still_follows_its_generation():
+    status = {**RUNNING_STATUS, "conditions": [condition(names.SUCCEEDED)], "completionTime": START}
+    plan = reconcile.plan(job(generation=2), seen(status=status), NOW)
+    assert plan == Plan(status={**status, "observedGeneration": 2})
+
+
+def test_time_to_live_deletes_what_the_job_made_but_never_its_checkpoints():
+    status = {**RUNNING_STATUS, "conditions": [condition(names.SUCCEEDED)], "completionTime": START}
+    early = reconcile.plan(job({"runPolicy": {"ttlSecondsAfterFinished": 4000}}), seen(status=status), NOW)
+    assert (early.delete, early.requeue_s) == ((), 400.0)
+    spec = {"runPolicy": {"ttlSecondsAfterFinished": 3600}}
+    plan = reconcile.plan(job(spec), seen(pod(0, phase="Succeeded"), status=status), NOW)
+    assert plan.delete == (
+        ref(0),
+        Ref(api_version="v1", kind="ConfigMap", name="tune-a0-args"),
+        Ref(api_version="v1", kind="Service", name="tune"),
+    )
+    assert [event.reason for event in plan.events] == ["CleanedUp"]
+    nothing = seen(status=status, config_maps=frozenset(), service_selector=None)
+    assert reconcile.plan(job(spec), nothing, NOW) == Plan()
+
+
+def test_time_to_live_can_delete_the_job():
+    status = {**RUNNING_STATUS, "conditions": [condition(names.FAILED)], "completionTime": START}
+    spec = {"runPolicy": {"ttlSecondsAfterFinished": 0, "ttlPolicy": "DeleteJob"}}
+    plan = reconcile.plan(job(spec), seen(status=status), NOW)
+    assert plan.delete == (Ref(api_version=names.API_VERSION, kind=names.KIND, name="tune", uid="uid-1"),)
+
+
+def test_suspension_stops_the_pods_and_moves_on_to_the_next_attempt():
+    plan = reconcile.plan(job({"suspend": True}), seen(pod(0), pod(1)), NOW)
+    assert plan.delete == (ref(0), ref(1))
+    assert conditions(plan.status) == {
+        "Admitted": ("False", "JobSuspended"),
+        "PodsReady": ("False", "JobSuspended"),
+        "Running": ("False", "JobSuspended"),
+        "Suspended": ("True", "UserRequested"),
+    }
+    assert (plan.status["phase"], plan.status["restarts"]["attempt"]) == ("Suspended", 1)
+    assert plan.status["restarts"]["total"] == 0
+    assert "startTime" not in plan.status
+    again = reconcile.plan(job({"suspend": True}), seen(pod(0, deleting=True), status=plan.status), NOW + 1)
+    assert (again.status, again.delete, again.events) == (None, (), ())
+
+
+def test_a_job_that_was_never_started_keeps_its_attempt_while_suspended():
+    plan = reconcile.plan(job({"suspend": True}), Seen(), NOW)
+    assert plan.status["restarts"]["attempt"] == 0
+    assert plan.create == ()
+
+
+def test_a_resumed_job_starts_with_its_whole_deadline():
+    spec = {"runPolicy": {"activeDeadlineSeconds": 600}}
+    suspended = reconcile.plan(job({"suspend": True, **spec}), seen(pod(0), pod(1)), NOW).status
+    plan = reconcile.plan(job(spec), seen(status=suspended), NOW + 1000)
+    assert plan.status["startTime"] == "2027-01-15T08:16:40Z"
+    assert conditions(plan.status)["Suspended"] == ("False", "Resumed")
+    assert kinds(plan) == [("Pod", "tune-a1-master-0"), ("Pod", "tune-a1-worker-0")]
+    assert [event.reason for event in plan.events] == ["JobResumed", "GangCreated"]
+
+
+def test_the_active_deadline_fails_the_job_without_any_other_event():
+    spec = {"runPolicy": {"activeDeadlineSeconds": 3600}}
+    before = reconcile.plan(job(spec), seen(pod(0), pod(1)), NOW - 60)
+    assert before.requeue_s == 60.0
+    plan = reconcile.plan(job(spec), seen(pod(0), pod(1)), NOW)
+    assert conditions(plan.status)["Failed"] == ("True", "DeadlineExceeded")
+    assert plan.delete == (ref(0), ref(1))
+    assert [event.reason for event in plan.events] == ["DeadlineExceeded"]
+
+
+def test_a_pod_that_cannot_pull_its_image_stalls_the_job_then_fails_it():
+    stuck = pod(1, phase="Pending", waiting="ImagePullBackOff", waiting_message="no such image")
+    spec = {"runPolicy": {"startupDeadlineSeconds": 300}}
+    before = reconcile.plan(job(spec), seen(pod(0), stuck, status=restarts()), NOW)
+    assert conditions(before.status)["Stalled"] == ("True", "ImagePullBackOff")
+    assert before.requeue_s == 200.0
+    plan = reconcile.plan(job(spec), seen(pod(0), stuck), NOW + 200)
+    assert conditions(plan.status)["Failed"] == ("True", "StartupFailed")
+    assert plan.status["lastFailure"]["reason"] == "ImagePullBackOff"
+
+
+def test_a_pod_that_waits_for_a_place_is_not_stuck():
+    waiting = pod(1, phase="Pending", scheduled_at=None, unschedulable="0/3 nodes have 8 free GPUs")
+    plan = reconcile.plan(job(), seen(pod(0), waiting), NOW + 9999)
+    assert "Failed" not in conditions(plan.status)
+    ready = next(each for each in plan.status["conditions"] if each["type"] == "PodsReady")
+    assert ready["message"] == "Pod tune-a0-worker-0: 0/3 nodes have 8 free GPUs"
+
+
+def test_a_gang_without_a_sign_of_life_is_restarted_as_hung():
+    healthy = seen(pod(0), pod(1), progress=beat(age_s=1700))
+    assert reconcile.plan(job(), healthy, NOW).requeue_s == 100.0
+    hung = reconcile.plan(job(), replace(healthy, progress=beat(age_s=1800)), NOW)
+    assert conditions(hung.status)["Restarting"] == ("True", "Hung")
+    assert hung.status["restarts"]["counted"] == 1
+    assert hung.status["lastFailure"]["iteration"] == 10
+    assert [event.reason for event in hung.events] == ["JobHung", "JobRestarting"]
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [None, beat(age_s=9999, attempt=3), beat(age_s=9999, phase="starting"), beat(age_s=9999, phase="finished")],
+    ids=["never heard", "another attempt's", "starting", "finished"],
+)
+def test_hang_detection_needs_a_heartbeat_of_this_attempt(progress):
+    plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=progress), NOW)
+    assert plan.delete == ()
+
+
+def test_hang_detection_can_be_switched_off():
+    spec = {"failurePolicy": {"hangTimeoutSeconds": 0}}
+    assert reconcile.plan(job(spec), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW).delete == ()
+
+
+def test_a_missing_gang_scheduler_stalls_the_job_and_never_ungangs_it():
+    spec = {"scheduling": {"gang": "Native"}}
+    plan = reconcile.plan(job(spec), Seen(gang=Gang(served=False)), NOW)
+    assert plan.create == ()
+    assert conditions(plan.status)["Stalled"] == ("True", "GangSchedulerMissing")
+
+
+def test_volcano_pods_are_created_once_the_queue_has_taken_the_group():
+    volcano = job({"scheduling": {"gang": "Volcano", "queue": "research"}})
+    first = reconcile.plan(volcano, Seen(), NOW)
+    assert kinds(first) == [("ConfigMap", "tune-a0-args"), ("Service", "tune"), ("PodGroup", "tune-a0")]
+    assert [event.reason for event in first.events] == ["JobAccepted"]
+    queued = seen(status=first.status, gang=Gang(name="tune-a0", phase="Pending"))
+    waiting = reconcile.plan(volcano, queued, NOW + 20)
+    assert waiting.create == ()
+    assert (waiting.status["phase"], conditions(waiting.status)["Admitted"]) == ("Queued", ("False", "WaitingForQuota"))
+    admitted = replace(queued, gang=Gang(name="tune-a0", phase="Inqueue"), status=waiting.status)
+    assert kinds(reconcile.plan(volcano, admitted, NOW + 30)) == [
+        ("Pod", "tune-a0-master-0"),
+        ("Pod", "tune-a0-worker-0"),
+    ]
+
+
+def test_pods_behind_a_kueue_gate_make_the_job_queued():
+    queued = job(labels={names.KUEUE_QUEUE: "team-a"})
+    pods = [pod(rank, phase="Pending", gated=True, scheduled_at=None) for rank in (0, 1)]
+    plan = reconcile.plan(queued, seen(*pods), NOW)
+    assert (plan.status["phase"], plan.status["reason"]) == ("Queued", "WaitingForQuota")
+
+
+def test_a_refused_change_stalls_the_job_until_it_succeeds():
+    first = reconcile.plan(job(), Seen(), NOW).status
+    refused = Seen(status=first, problem=("QuotaExceeded", "pods 2, limit 1"))
+    plan = reconcile.plan(job(), refused, NOW + 1)
+    assert conditions(plan.status)["Stalled"] == ("True", "QuotaExceeded")
+    assert kinds(plan) != []
+    fine = reconcile.plan(job(), seen(pod(0), pod(1), status=plan.status), NOW + 2)
+    assert "Stalled" not in conditions(fine.status)
+
+
+def test_a_checkpoint_claim_is_made_from_its_template_once():
+    template = {"metadata": {"labels": {"a": "b"}}, "spec": {"accessModes": ["ReadWriteMany"]}}
+    with_claim = job({"checkpoint": {"pvc": {"template": template}}})
+    plan = reconcile.plan(with_claim, Seen(), NOW)
+    assert kinds(plan)[0] == ("PersistentVolumeClaim", "tune-checkpoint")
+    assert "ownerReferences" not in plan.create[0]["metadata"]
+    again = reconcile.plan(with_claim, Seen(claims=frozenset({"tune-checkpoint"})), NOW)
+    assert kinds(again)[0] == ("ConfigMap", "tune-a0-args")
+
+
+def test_more_nodes_after_a_suspension_make_a_larger_gang():
+    suspended = reconcile.plan(job({"suspend": True}), seen(pod(0), pod(1)), NOW).status
+    larger = job({"numNodes": 4}, generation=2)
+    plan = reconcile.plan(larger, seen(status=suspended, config_maps=frozenset()), NOW + 60)
+    assert [name for kind, name in kinds(plan) if kind == "Pod"] == list(names.replica_names("tune", 1, 4))
+    assert (plan.status["observedGeneration"], plan.status["resolved"]["worldSize"]) == (2, 4)

@@ -1,0 +1,210 @@
+"""decide/restart, failure and backoff: the table of operator-conventions b3, row by row."""
+
+from __future__ import annotations
+
+import pytest
+
+from job_values import NOW, RUNNING_STATUS, beat, failed, job, pod, restarts, seen
+from megatron_operator import names
+from megatron_operator.decide import backoff, restart
+from megatron_operator.decide.decision import Counters, Fail, Failure, Restart
+
+
+def decide(*pods, spec=None, **fields):
+    return restart.decide(job(spec), seen(*pods, **fields), NOW)
+
+
+def policy(**fields):
+    return {"failurePolicy": fields}
+
+
+def test_a_gang_that_runs_is_left_alone():
+    assert decide(pod(0), pod(1)) is None
+
+
+def test_a_failed_pod_restarts_the_gang_after_the_first_backoff():
+    assert decide(pod(0), failed(1, 139)) == Restart(
+        reason=names.POD_FAILED,
+        failure=Failure(
+            reason="signal 11",
+            pod="tune-a0-worker-0",
+            node="node-1",
+            exit_code=139,
+            attempt=0,
+            time=NOW - 5,
+        ),
+        counters=Counters(total=1, counted=1),
+        delay_s=10.0,
+    )
+
+
+@pytest.mark.parametrize("code", [1, 134, 137, 139, 143, 255])
+def test_codes_that_a_retry_can_help_are_counted(code):
+    decision = decide(failed(0, code), pod(1))
+    assert isinstance(decision, Restart)
+    assert decision.counters == Counters(total=1, counted=1)
+
+
+@pytest.mark.parametrize("code", [2, 64, 65, 66, 67, 68, 69, 70, 73, 78])
+def test_codes_that_no_retry_can_help_fail_the_job(code):
+    decision = decide(failed(0, code, reason="BAD_DATA"), failed(1, 1, finished_at=NOW - 50))
+    assert isinstance(decision, Fail)
+    assert (decision.reason, decision.failure.exit_code) == (names.NON_RETRYABLE_EXIT, code)
+
+
+@pytest.mark.parametrize(
+    "reason",
+    [
+        "PreemptionByScheduler",
+        "EvictionByEvictionAPI",
+        "DeletionByTaintManager",
+        "TerminationByKubelet",
+        "DeletionByPodGC",
+    ],
+)
+def test_a_disrupted_pod_restarts_the_gang_uncounted_and_at_once(reason):
+    decision = decide(pod(0, disruption=reason), failed(1, 1))
+    assert isinstance(decision, Restart)
+    assert (decision.reason, decision.failure.reason, decision.delay_s) == (names.PREEMPTED, reason, 0.0)
+    assert decision.counters == Counters(total=1)
+
+
+def test_a_pod_that_somebody_deletes_is_a_disruption():
+    decision = decide(pod(0), pod(1, deleting=True))
+    assert isinstance(decision, Restart)
+    assert (decision.failure.reason, decision.counters.counted) == ("PodDeleted", 0)
+
+
+def test_a_pod_that_is_gone_from_a_complete_gang_is_a_disruption():
+    decision = decide(pod(0))
+    assert isinstance(decision, Restart)
+    assert (decision.failure.pod, decision.failure.reason) == ("tune-a0-worker-0", "PodDeleted")
+    assert decision.counters == Counters(total=1)
+
+
+def test_a_pod_that_is_gone_explains_the_failure_of_the_others():
+    decision = decide(failed(0, 1))
+    assert isinstance(decision, Restart)
+    assert decision.failure.reason == "PodDeleted"
+
+
+def test_a_pod_that_was_never_created_is_no_failure():
+    assert decide(pod(0), status={"restarts": {"attempt": 0}}) is None
+
+
+def test_a_lost_node_is_named_as_the_reason():
+    lost = frozenset({"node-1"})
+    decision = decide(pod(0), pod(1, deleting=True, disruption="DeletionByTaintManager"), lost_nodes=lost)
+    assert isinstance(decision, Restart)
+    assert decision.reason == names.NODE_LOST
+
+
+@pytest.mark.parametrize(
+    "reason", ["UnexpectedAdmissionError", "Evicted", "NodeShutdown", "OutOfcpu", "ContainerStatusUnknown"]
+)
+def test_a_refused_start_is_not_counted_ten_times_in_a_row(reason):
+    tenth = decide(failed(0, 137, reason=reason), pod(1), status=restarts(uncountedInARow=9))
+    assert isinstance(tenth, Restart)
+    assert tenth.counters == Counters(total=1, in_a_row=10)
+    next_one = decide(failed(0, 137, reason=reason), pod(1), status=restarts(uncountedInARow=10))
+    assert isinstance(next_one, Restart)
+    assert next_one.counters == Counters(total=1, counted=1)
+
+
+def test_a_counted_restart_beyond_the_limit_fails_the_job():
+    decision = decide(failed(0, 1, reason="ERROR"), pod(1), status=restarts(total=5, counted=3))
+    assert isinstance(decision, Fail)
+    assert decision.reason == names.MAX_RESTARTS_EXCEEDED
+    assert decision.message == "Pod tune-a0-master-0 failed (ERROR) and failurePolicy.maxRestarts (3) is used up."
+
+
+def test_a_disruption_never_uses_up_the_limit():
+    decision = decide(pod(0, disruption="PreemptionByScheduler"), pod(1), status=restarts(total=5, counted=3))
+    assert isinstance(decision, Restart)
+    assert decision.counters == Counters(total=6, counted=3)
+
+
+def test_a_new_checkpoint_starts_the_count_anew():
+    status = restarts(total=3, counted=3, checkpointIteration=500)
+    decision = decide(failed(0, 1), pod(1), status=status, progress=beat(checkpoint_iteration=1000))
+    assert isinstance(decision, Restart)
+    assert decision.counters == Counters(total=4, counted=1, checkpoint_iteration=1000)
+
+
+def test_without_reset_after_progress_the_count_goes_on():
+    status = restarts(total=1, counted=1, checkpointIteration=500)
+    spec = policy(resetAfterProgress=False)
+    decision = decide(failed(0, 1), pod(1), spec=spec, status=status, progress=beat(checkpoint_iteration=1000))
+    assert isinstance(decision, Restart)
+    assert decision.counters == Counters(total=2, counted=2, checkpoint_iteration=1000)
+
+
+def test_the_same_checkpoint_is_no_progress():
+    status = restarts(total=1, counted=1, checkpointIteration=500)
+    decision = decide(failed(0, 1), pod(1), status=status, progress=beat(checkpoint_iteration=500))
+    assert isinstance(decision, Restart)
+    assert decision.counters.counted == 2
+
+
+def test_killed_for_memory_twice_at_the_same_iteration_fails_the_job():
+    before = {**RUNNING_STATUS, "lastFailure": {"reason": "OOMKilled", "iteration": 12, "attempt": 0}}
+    status = {**before, "restarts": {"total": 1, "counted": 1, "attempt": 1}}
+    dead = failed(0, 137, attempt=1, reason="OOMKilled", iteration=12)
+    decision = decide(dead, pod(1, attempt=1), status=status)
+    assert isinstance(decision, Fail)
+    assert decision.reason == names.OOM_KILLED
+    later = failed(0, 137, attempt=1, reason="OOMKilled", iteration=40)
+    assert isinstance(decide(later, pod(1, attempt=1), status=status), Restart)
+
+
+def test_the_first_matching_rule_decides():
+    rules = [
+        {"action": "FailJob", "onExitCodes": [1], "onReasons": ["GPU_LOST"]},
+        {"action": "RestartIgnoreLimit", "onExitCodes": [1, 42]},
+        {"action": "FailJob", "onReasons": ["PreemptionByScheduler"]},
+    ]
+    spec = policy(rules=rules, maxRestarts=0)
+    uncounted = decide(failed(0, 42), pod(1), spec=spec)
+    assert isinstance(uncounted, Restart)
+    assert uncounted.counters == Counters(total=1)
+    both_match = decide(failed(0, 1, reason="GPU_LOST"), pod(1), spec=spec)
+    assert isinstance(both_match, Fail)
+    assert both_match.reason == names.FAILURE_POLICY
+    preempted = decide(pod(0, disruption="PreemptionByScheduler"), pod(1), spec=spec)
+    assert isinstance(preempted, Fail)
+
+
+def test_a_rule_can_count_what_is_not_counted_by_default():
+    rules = [{"action": "Restart", "onReasons": ["Evicted"]}]
+    decision = decide(failed(0, 137, reason="Evicted"), pod(1), spec=policy(rules=rules))
+    assert isinstance(decision, Restart)
+    assert decision.counters == Counters(total=1, counted=1)
+
+
+def test_the_pod_that_failed_first_is_the_cause():
+    decision = decide(failed(0, 1, finished_at=NOW - 3), failed(1, 137, finished_at=NOW - 4))
+    assert isinstance(decision, Restart)
+    assert decision.failure.pod == "tune-a0-worker-0"
+
+
+@pytest.mark.parametrize(("counted", "delay"), [(1, 10.0), (2, 20.0), (3, 40.0), (7, 600.0), (50, 600.0)])
+def test_the_backoff_doubles_up_to_its_maximum(counted, delay):
+    assert backoff.delay_s(job().failure_policy, Counters(counted=counted), "failed") == delay
+
+
+def test_an_attempt_starts_when_the_written_backoff_is_over():
+    status = {"restarts": {"attempt": 1, "nextRetryTime": "2027-01-15T08:00:10Z"}}
+    assert not backoff.may_start(seen(status=status), NOW + 9)
+    assert backoff.may_start(seen(status=status), NOW + 10)
+    assert backoff.wake_at(job(), seen(status=status), NOW) == NOW + 10
+
+
+def test_an_attempt_waits_until_no_pod_of_an_earlier_one_can_run():
+    status = {"restarts": {"attempt": 1}}
+    terminating = pod(1, deleting=True, grace_ends=NOW - 60)
+    assert not backoff.may_start(seen(terminating, status=status), NOW)
+    assert backoff.may_start(seen(failed(1, deleting=True), status=status), NOW)
+    lost = frozenset({"node-1"})
+    assert backoff.may_start(seen(terminating, status=status, lost_nodes=lost), NOW)
+    in_grace = pod(1, deleting=True, grace_ends=NOW + 30)
+    assert not backoff.may_start(seen(in_grace, status=status, lost_nodes=lost), NOW)
