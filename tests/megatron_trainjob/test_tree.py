@@ -52,7 +52,7 @@ def test_every_argument_of_the_reference_is_declared_and_no_other():
 
 
 def test_every_argument_is_a_field_of_the_flat_record():
-    assert {field.name for field in fields(TrainArgs)} == set(ARGUMENTS)
+    assert [field.name for field in fields(TrainArgs)] == list(ARGUMENTS)
 
 
 def test_arguments_have_the_groups_and_types_of_the_reference():

@@ -19,6 +19,7 @@ class MixtureOfExperts:
             "num_experts",
             "n_routed_experts",
             "moe_num_experts",
+            "num_local_experts",
         ),
         status="not yet",
     )
