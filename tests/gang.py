@@ -112,7 +112,7 @@ class Gang:
         """What each rank returned, in rank order. `function` is "module:name", importable where tests are.
 
         Raises GangError when a rank raised (its traceback is in the message), died, or did not end in time (the
-        message says where each rank stood). The pool then starts anew.
+        message says where each rank stood). Ranks that do not answer end the pool; the next run starts a new one.
         """
         pool = _the_pool()
         pool.grow(self.size)
@@ -122,13 +122,15 @@ class Gang:
         for rank, worker in enumerate(workers):
             task = (function, args, kwargs, rank, self.size, str(store), timeout_s)
             worker.connection.send_bytes(pickle.dumps(task))
-        try:
-            return _collect(workers, timeout_s)
-        except GangError:
+        results, failures = _collect(workers, timeout_s)
+        store.unlink(missing_ok=True)
+        late = [rank for rank in range(self.size) if rank not in results and rank not in failures]
+        message = _report(workers, failures, late, timeout_s)
+        if late or any(worker.process.poll() is not None for worker in workers):
             pool.stop()
-            raise
-        finally:
-            store.unlink(missing_ok=True)
+        if message:
+            raise GangError(message)
+        return [results[rank] for rank in range(self.size)]
 
 
 def gang(size: int) -> Gang:
@@ -150,13 +152,13 @@ def _start(address: str, log: Path) -> subprocess.Popen[bytes]:
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
 
-def _collect(workers: list[_Worker], timeout_s: float) -> list[Any]:
+def _collect(workers: list[_Worker], timeout_s: float) -> tuple[dict[int, Any], dict[int, str]]:
+    """Results and failures by rank; a rank that did not answer in time is in neither."""
     results: dict[int, Any] = {}
     failures: dict[int, str] = {}
     rank_of = {worker.connection: rank for rank, worker in enumerate(workers)}
     deadline = time.monotonic() + timeout_s
-    while len(results) + len(failures) < len(workers):
-        waiting = [c for c, rank in rank_of.items() if rank not in results and rank not in failures]
+    while waiting := [c for c, rank in rank_of.items() if rank not in results and rank not in failures]:
         ready = wait(waiting, max(0.0, deadline - time.monotonic()))
         if not ready:
             break
@@ -165,10 +167,7 @@ def _collect(workers: list[_Worker], timeout_s: float) -> list[Any]:
             _receive(rank, workers[rank], results, failures)
         if failures:  # the others may wait for the failed rank for ever; give them a moment to say what they saw
             deadline = min(deadline, time.monotonic() + _GRACE_S)
-    if len(results) == len(workers):
-        return [results[rank] for rank in range(len(workers))]
-    late = [rank for rank in range(len(workers)) if rank not in results and rank not in failures]
-    raise GangError(_report(workers, failures, late, timeout_s))
+    return results, failures
 
 
 def _receive(rank: int, worker: _Worker, results: dict[int, Any], failures: dict[int, str]) -> None:

@@ -14,6 +14,8 @@ from typing import Any
 NUM_TOKENS = 96
 ROWS = ((NUM_TOKENS,), (NUM_TOKENS,))
 PACKED_ROWS = ((40, 16, 40), (56, 40))
+# The loss below is a mean per micro-batch, so gradients are averaged over data- and context-parallel ranks.
+_SETTINGS = {"recompute_granularity": "none", "calculate_per_token_loss": False}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +93,7 @@ def compare(
     from megatron_trainer.models.spec import read_model
     from megatron_trainjob.args.tree import TrainArgs
 
-    args = TrainArgs(model=str(directory), **{"recompute_granularity": "none", **settings})
+    args = TrainArgs(model=str(directory), **{**_SETTINGS, **settings})
     parallel.initialise(args, virtual_stages=virtual_stages)
     spec = read_model(directory, args)
     models = build_model(spec, args, backends.select())

@@ -66,11 +66,11 @@ def _layer(
         multi_latent_attention=config.multi_latent_attention,
     )
     if is_local:
-        layer = _with_local_parts(layer)
+        layer = _with_local_parts(layer, config)
     return _with_family_parts(layer, spec, config, has_experts=has_experts)
 
 
-def _with_local_parts(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
+def _with_local_parts(layer: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
     """Our norm and attention in place of megatron-core's local ones."""
     attention = layer.self_attention.submodules
     parts: dict[str, Any] = {"core_attention": CoreAttention}
@@ -81,6 +81,8 @@ def _with_local_parts(layer: TransformerLayerSubmodules) -> TransformerLayerSubm
         # megatron-core accepts only classes that it knows by identity; `Linear` is None there without TE.
         multi_latent_attention.Linear = ReplicatedLinear
         parts |= {"linear_q_down_proj": ReplicatedLinear, "linear_kv_down_proj": ReplicatedLinear}
+        if config.q_lora_rank is None:
+            parts["q_layernorm"] = IdentityOp  # queries that are not compressed are not normed either
     return replace(
         layer,
         input_layernorm=RMSNorm,
