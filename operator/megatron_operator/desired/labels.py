@@ -9,12 +9,12 @@ from megatron_operator.job import Job
 
 
 def metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a child that goes when the job goes."""
+    """Metadata of a child that goes when the job goes. A job that no server has given a uid owns nothing yet."""
     return {
         "name": name,
         "namespace": job.namespace,
         "labels": {**common(job), **labels},
-        "ownerReferences": [owner(job)],
+        **({"ownerReferences": [owner(job)]} if job.uid else {}),
     }
 
 

@@ -77,7 +77,7 @@ def _trainer(job: Job, attempt: int, node_rank: int) -> dict[str, Any]:
         "command": command(job),
         "env": environment(job, attempt, node_rank),
         "resources": _resources(job),
-        "securityContext": _container_security(job),
+        "securityContext": _container_security(locks_memory=_locks_memory(job)),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts(job),
     }
@@ -102,7 +102,7 @@ def _init_container(job: Job, initializer: Initializer, node_rank: int) -> dict[
         "image": initializer.image,
         "command": initializer_command(initializer, node_rank),
         "env": [*({"name": key, "value": value} for key, value in ours.items()), *map(dict, initializer.env)],
-        "securityContext": _container_security(job),
+        "securityContext": _container_security(locks_memory=False),
         "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": mounts(job),
     }
@@ -133,8 +133,11 @@ def _pod_security() -> dict[str, Any]:
     }
 
 
-def _container_security(job: Job) -> dict[str, Any]:
+def _locks_memory(job: Job) -> bool:
+    return job.network.rdma is not None and job.network.rdma.ipc_lock
+
+
+def _container_security(*, locks_memory: bool) -> dict[str, Any]:
     """No privileges; IPC_LOCK, which pins memory for RDMA, only where the manifest asks for it."""
-    locks = job.network.rdma is not None and job.network.rdma.ipc_lock
-    added = {"add": ["IPC_LOCK"]} if locks else {}
+    added = {"add": ["IPC_LOCK"]} if locks_memory else {}
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"], **added}}

@@ -44,7 +44,7 @@ def claim(job: Job) -> dict[str, Any] | None:
         return None
     metadata = labels.metadata(job, names.claim_name(job.name), {})
     if job.checkpoint.retain_on_delete:
-        metadata.pop("ownerReferences")
+        metadata.pop("ownerReferences", None)
     given = template.get("metadata") or {}
     return {
         "apiVersion": "v1",

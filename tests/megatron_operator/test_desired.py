@@ -1,0 +1,237 @@
+"""desired/: what each part of a manifest does to the objects."""
+
+from __future__ import annotations
+
+import yaml
+
+from job_values import ARGS, job
+from megatron_operator import names
+from megatron_operator.desired import command, gang
+from megatron_operator.desired.config_map import args_hash, config_map
+from megatron_operator.desired.overlay import merged
+from megatron_operator.desired.pods import pod, pods
+from megatron_operator.desired.quantity import amount, multiplied
+from megatron_operator.desired.volumes import claim
+
+
+def variables(built):
+    return {entry["name"]: entry["value"] for entry in trainer(built)["env"]}
+
+
+def trainer(built):
+    return next(each for each in built["spec"]["containers"] if each["name"] == "trainer")
+
+
+def test_every_pod_knows_its_place():
+    environments = [variables(each) for each in pods(job({"numNodes": 3, "nprocPerNode": 2, "args": {**ARGS, "global_batch_size": 12}}), 4)]
+    assert [each["NODE_RANK"] for each in environments] == ["0", "1", "2"]
+    assert {name: environments[2][name] for name in environments[2] if not name.startswith("MTJ_")} == {
+        "MASTER_ADDR": "tune-a4-master-0.tune",
+        "MASTER_PORT": "29500",
+        "NNODES": "3",
+        "NODE_RANK": "2",
+        "NPROC_PER_NODE": "2",
+        "WORLD_SIZE": "6",
+        "RANK": "2",
+        "PET_MASTER_ADDR": "tune-a4-master-0.tune",
+        "PET_MASTER_PORT": "29500",
+        "PET_NNODES": "3",
+        "PET_NODE_RANK": "2",
+        "PET_NPROC_PER_NODE": "2",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def test_the_trainer_learns_who_it_is_and_how_to_resume():
+    spec = {"checkpoint": {"pvc": {"claimName": "c"}, "resume": "Required", "onTermination": {"save": False}}}
+    built = variables(pod(job(spec), 2, 0))
+    assert {name: value for name, value in built.items() if name.startswith("MTJ_")} == {
+        "MTJ_JOB_NAME": "tune",
+        "MTJ_JOB_UID": "uid-1",
+        "MTJ_RESTART_ATTEMPT": "2",
+        "MTJ_RESUME": "Required",
+        "MTJ_SAVE_ON_TERM": "0",
+    }
+
+
+def test_arguments_are_handed_over_under_canonical_names_with_a_stable_save_folder():
+    value = job({"args": {**ARGS, "output_dir": "/checkpoints/here", "lr": 1e-5}})
+    built = config_map(value, 1)
+    assert (built["metadata"]["name"], built["immutable"]) == ("tune-a1-args", True)
+    assert yaml.safe_load(built["data"]["args.yaml"]) == {
+        **ARGS,
+        "lr": 1e-5,
+        "save": "/checkpoints/here",
+        "add_version": False,
+    }
+
+
+def test_save_defaults_to_the_jobs_folder_on_the_checkpoint_volume():
+    spec = {"checkpoint": {"pvc": {"claimName": "c"}, "mountPath": "/ckpt", "subPath": "runs/$(job)"}}
+    assert yaml.safe_load(config_map(job(spec), 0)["data"]["args.yaml"])["save"] == "/ckpt/runs/tune"
+
+
+def test_arguments_that_are_newer_than_the_operator_pass_as_they_are():
+    data = config_map(job({"extraArgs": {"brand_new": "7"}}), 0)["data"]["args.yaml"]
+    assert yaml.safe_load(data)["brand_new"] == "7"
+
+
+def test_other_arguments_have_another_hash():
+    assert args_hash(job()) == args_hash(job())
+    assert args_hash(job()) != args_hash(job({"args": {**ARGS, "seed": 7}}))
+
+
+def test_initializers_fetch_on_the_master_and_are_waited_for_on_the_workers():
+    spec = {"initializers": [{"name": "data", "storageUri": "hf://datasets/a/b", "targetPath": "/checkpoints/data"}]}
+    master, worker = pods(job(spec), 0)
+    fetch, wait = master["spec"]["initContainers"][0], worker["spec"]["initContainers"][0]
+    assert fetch["command"][2:] == [
+        command.FETCH_ONCE,
+        "data",
+        "hf",
+        "download",
+        "a/b",
+        "--repo-type",
+        "dataset",
+        "--local-dir",
+        "/checkpoints/data",
+    ]
+    assert wait["command"][2:] == [command.WAIT_FOR_FETCH]
+    assert fetch["env"] == wait["env"]
+
+
+def test_another_source_has_another_marker():
+    def marker(uri):
+        spec = {"initializers": [{"name": "data", "storageUri": uri, "targetPath": "/checkpoints/data"}]}
+        return command.marker(job(spec).initializers[0])
+
+    assert marker("hf://a/b") != marker("hf://a/c")
+
+
+def test_a_template_is_laid_over_the_pod_and_a_role_template_over_that():
+    spec = {
+        "podTemplate": {"spec": {"nodeSelector": {"a": "pod", "b": "pod"}, "containers": [{"name": "sidecar", "image": "s"}]}},
+        "workerTemplate": {"spec": {"nodeSelector": {"b": "worker"}}},
+    }
+    master, worker = pods(job(spec), 0)
+    assert master["spec"]["nodeSelector"] == {"a": "pod", "b": "pod"}
+    assert worker["spec"]["nodeSelector"] == {"a": "pod", "b": "worker"}
+    assert [each["name"] for each in master["spec"]["containers"]] == ["trainer", "sidecar"]
+
+
+def test_merging_changes_neither_side():
+    generated = {"spec": {"containers": [{"name": "a", "env": [{"name": "X", "value": "1"}]}], "tolerations": [1]}}
+    overlay = {"spec": {"containers": [{"name": "a", "env": [{"name": "X", "value": "2"}]}], "tolerations": [2]}}
+    before = yaml.safe_dump([generated, overlay])
+    assert merged(generated, overlay) == {
+        "spec": {"containers": [{"name": "a", "env": [{"name": "X", "value": "2"}]}], "tolerations": [1, 2]}
+    }
+    assert yaml.safe_dump([generated, overlay]) == before
+
+
+def test_a_list_without_names_is_replaced():
+    assert merged({"command": ["a", "b"]}, {"command": ["c"]}) == {"command": ["c"]}
+
+
+def test_pods_satisfy_pod_security_restricted():
+    spec = pod(job(), 0, 0)["spec"]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert trainer({"spec": spec})["securityContext"] == {
+        "allowPrivilegeEscalation": False,
+        "capabilities": {"drop": ["ALL"]},
+    }
+    assert not any("hostPath" in volume for volume in spec["volumes"])
+
+
+def test_a_save_on_termination_has_its_time_before_the_kill():
+    def grace(**termination):
+        spec = {"checkpoint": {"pvc": {"claimName": "c"}, "onTermination": termination}}
+        return pod(job(spec), 0, 0)["spec"]["terminationGracePeriodSeconds"]
+
+    assert (grace(gracePeriodSeconds=100), grace(save=False)) == (115, 30)
+
+
+def test_ones_own_shared_memory_replaces_ours():
+    own = {
+        "volumes": [{"name": "memory", "emptyDir": {"medium": "Memory"}}],
+        "volumeMounts": [{"name": "memory", "mountPath": "/dev/shm"}],
+    }
+    mounted = [each["name"] for each in trainer(pod(job(own), 0, 0))["volumeMounts"]]
+    assert mounted == ["mtj-args", "mtj-checkpoint", "memory"]
+
+
+def test_devices_for_rdma_are_added_to_the_limits():
+    spec = {"network": {"rdma": {"resource": "rdma/ib", "count": 4}}, "resourcesPerNode": {"limits": {"cpu": 2}}}
+    assert trainer(pod(job(spec), 0, 0))["resources"] == {"limits": {"rdma/ib": "4", "cpu": "2"}}
+
+
+def test_a_job_on_the_host_network_has_a_port_of_its_own():
+    spec = {"network": {"hostNetwork": True}}
+    ports = {job(spec, uid=uid).network.master_port for uid in ("a", "b", "c")}
+    assert len(ports) == 3
+    assert all(20000 <= port < 30000 for port in ports)
+    assert pod(job(spec), 0, 0)["spec"]["dnsPolicy"] == "ClusterFirstWithHostNet"
+
+
+def test_kueue_sees_a_pod_group_of_this_attempt():
+    value = job(labels={names.KUEUE_QUEUE: "team-a"})
+    metadata = pod(value, 2, 1)["metadata"]
+    assert metadata["labels"][names.KUEUE_GROUP_NAME] == "tune-a2"
+    assert metadata["annotations"][names.KUEUE_GROUP_TOTAL] == "2"
+    assert "schedulingGates" not in pod(value, 2, 1)["spec"]
+
+
+def test_volcano_gets_a_group_with_all_resources():
+    spec = {
+        "scheduling": {"gang": "Volcano", "queue": "q", "topology": {"highestTierAllowed": 1}},
+        "resourcesPerNode": {"limits": {"nvidia.com/gpu": 8, "memory": "64Gi"}, "requests": {"cpu": "500m"}},
+        "nprocPerNode": 1,
+    }
+    value = job(spec)
+    assert gang.pod_group(value, 1)["spec"] == {
+        "minMember": 2,
+        "queue": "q",
+        "minTaskMember": {"master": 1, "worker": 1},
+        "networkTopology": {"mode": "hard", "highestTierAllowed": 1},
+        "minResources": {"cpu": "1000m", "memory": "128Gi", "nvidia.com/gpu": "16"},
+    }
+    built = pod(value, 1, 1)
+    assert built["spec"]["schedulerName"] == "volcano"
+    assert built["metadata"]["annotations"][names.VOLCANO_GROUP_NAME] == "tune-a1"
+    assert built["metadata"]["annotations"][names.VOLCANO_TASK] == "worker"
+
+
+def test_coscheduling_gets_a_group_that_its_pods_name_by_label():
+    spec = {"scheduling": {"gang": "Coscheduling", "schedulerName": "gangs", "scheduleTimeoutSeconds": 60}}
+    value = job(spec)
+    assert gang.pod_group(value, 0)["spec"] == {"minMember": 2, "scheduleTimeoutSeconds": 60}
+    assert pod(value, 0, 0)["metadata"]["labels"][names.COSCHEDULING_GROUP] == "tune-a0"
+
+
+def test_native_pods_name_their_group():
+    value = job({"scheduling": {"gang": "Native", "topology": {"key": "rack"}}})
+    assert gang.pod_group(value, 0)["apiVersion"] == "scheduling.k8s.io/v1beta1"
+    assert gang.pod_group(value, 0)["spec"] == {
+        "schedulingPolicy": {"gang": {"minCount": 2}},
+        "schedulingConstraints": {"topology": [{"key": "rack"}]},
+    }
+    assert pod(value, 0, 0)["spec"]["schedulingGroup"] == {"podGroupName": "tune-a0"}
+
+
+def test_a_claim_goes_with_the_job_only_where_that_is_asked_for():
+    def owners(retain):
+        template = {"spec": {"accessModes": ["ReadWriteMany"]}}
+        value = job({"checkpoint": {"pvc": {"template": template}, "retainOnDelete": retain}})
+        return [owner["uid"] for owner in claim(value)["metadata"].get("ownerReferences", ())]
+
+    assert (owners(True), owners(False)) == ([], ["uid-1"])
+
+
+def test_the_longest_names_still_fit_a_hostname():
+    assert len(names.pod_name("a" * names.MAX_JOB_NAME_LENGTH, 999, 10_000)) <= 63
+
+
+def test_quantities_are_exact():
+    assert (amount("64Gi"), amount("500m") * 2, amount("1e3"), amount("8")) == (64 * 2**30, 1, 1000, 8)
+    assert (multiplied("64Gi", 4), multiplied("1.5", 2), multiplied("500m", 3)) == ("256Gi", "3.0", "1500m")
