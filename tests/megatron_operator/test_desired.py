@@ -23,7 +23,8 @@ def trainer(built):
 
 
 def test_every_pod_knows_its_place():
-    environments = [variables(each) for each in pods(job({"numNodes": 3, "nprocPerNode": 2, "args": {**ARGS, "global_batch_size": 12}}), 4)]
+    spec = {"numNodes": 3, "nprocPerNode": 2, "args": {**ARGS, "global_batch_size": 12}}
+    environments = [variables(each) for each in pods(job(spec), 4)]
     assert [each["NODE_RANK"] for each in environments] == ["0", "1", "2"]
     assert {name: environments[2][name] for name in environments[2] if not name.startswith("MTJ_")} == {
         "MASTER_ADDR": "tune-a4-master-0.tune",
@@ -109,8 +110,9 @@ def test_another_source_has_another_marker():
 
 
 def test_a_template_is_laid_over_the_pod_and_a_role_template_over_that():
+    sidecar = {"name": "sidecar", "image": "s"}
     spec = {
-        "podTemplate": {"spec": {"nodeSelector": {"a": "pod", "b": "pod"}, "containers": [{"name": "sidecar", "image": "s"}]}},
+        "podTemplate": {"spec": {"nodeSelector": {"a": "pod", "b": "pod"}, "containers": [sidecar]}},
         "workerTemplate": {"spec": {"nodeSelector": {"b": "worker"}}},
     }
     master, worker = pods(job(spec), 0)

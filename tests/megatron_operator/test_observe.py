@@ -104,7 +104,7 @@ def test_deletion_and_gates_are_seen():
 def test_pods_and_services_of_another_owner_are_left_out():
     stranger = raw_pod(ownerReferences=[{"uid": "other", "controller": True}])
     nobodys = raw_pod(ownerReferences=None)
-    service = {"metadata": {"ownerReferences": [{"uid": "other", "controller": True}]}, "spec": {"selector": {"a": "b"}}}
+    service = {"metadata": stranger["metadata"], "spec": {"selector": {"a": "b"}}}
     seen = observe(job_uid="uid-1", status=None, pods=[stranger, nobodys], services=[service])
     assert (seen.pods, seen.service_selector, seen.status) == ((), None, {})
 
@@ -119,7 +119,8 @@ def test_pods_are_seen_in_rank_order_by_attempt():
         }
         return raw_pod(name=name, labels=labels)
 
-    pods = [named("c", "worker", 10, 1), named("b", "worker", 2, 1), named("a", "master", 0, 1), named("z", "master", 0, 0)]
+    places = [("c", "worker", 10, 1), ("b", "worker", 2, 1), ("a", "master", 0, 1), ("z", "master", 0, 0)]
+    pods = [named(*place) for place in places]
     seen = observe(job_uid="uid-1", status={"restarts": {"attempt": 1}}, pods=pods)
     assert [pod.name for pod in seen.current] == ["a", "b", "c"]
     assert [pod.name for pod in seen.stale] == ["z"]

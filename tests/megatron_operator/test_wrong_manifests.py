@@ -1,0 +1,283 @@
+"""Thirty and more wrong manifests through `mtj validate` and `mtj run`: all problems of each at once, exit code 2.
+
+Each case: what is changed in a valid manifest, and (path, part of the message) of every problem that must be said.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from job_values import raw
+from megatron_operator.cli import main
+from megatron_trainjob.args.tree import ARGUMENTS
+
+CASES = {
+    "unknown argument": (
+        {"args": {"tensor_model_paralel_size": 2}},
+        {"spec.args.tensor_model_paralel_size": "did you mean tensor_model_parallel_size?"},
+    ),
+    "wrong type": ({"args": {"train_iters": "many"}}, {"spec.args.train_iters": "whole number"}),
+    "wrong type of a flag": ({"args": {"packing": "perhaps"}}, {"spec.args.packing": "true or false"}),
+    "wrong choice": ({"args": {"lr_decay_style": "cosin"}}, {"spec.args.lr_decay_style": "cosine"}),
+    "out of range": ({"args": {"micro_batch_size": 0}}, {"spec.args.micro_batch_size": "1"}),
+    "several arguments at once": (
+        {"args": {"lr": "fast", "clip_grad": "x", "seeed": 3}},
+        {"spec.args.lr": "number", "spec.args.clip_grad": "number", "spec.args.seeed": "seed"},
+    ),
+    "arguments that are no mapping": ({"args": ["model"]}, {"spec.args": "mapping"}),
+    "no model, no data, no length": (
+        {"args": {"model": None, "dataset": None, "train_iters": None}},
+        {"spec.args.model": "missing", "spec.args.dataset": "missing", "spec.args.train_iters": "max_epochs"},
+    ),
+    "a layout that does not divide": (
+        {"nprocPerNode": 3, "args": {"tensor_model_parallel_size": 4, "global_batch_size": 12}},
+        {"spec.args.tensor_model_parallel_size": "6"},
+    ),
+    "a batch that does not divide": ({"args": {"global_batch_size": 7}}, {"spec.args.global_batch_size": "multiple"}),
+    "a model folder that is not there": ({"args": {"model": "/nowhere/model"}}, {"spec.args.model": "no folder"}),
+    "a model folder without config": ({"args": {"model": "{here}"}}, {"spec.args.model": "config.json"}),
+    "a data file that is not there": (
+        {"args": {"dataset": ["/nowhere/a.jsonl", "{here}/b.jsonl#5"]}},
+        {"spec.args.dataset": "no file or folder"},
+    ),
+    "a checkpoint that is not there": ({"args": {"load": "/nowhere/iter"}}, {"spec.args.load": "no checkpoint"}),
+    "unknown field": ({"numNode": 3}, {"spec.numNode": "did you mean numNodes?"}),
+    "unknown field further down": (
+        {"network": {"masterport": 1, "rdma": {"resources": "a"}}},
+        {
+            "spec.network.masterport": "did you mean masterPort?",
+            "spec.network.rdma.resources": "did you mean resource?",
+            "spec.network.rdma.resource": "required",
+        },
+    ),
+    "snake case where camel case belongs": ({"num_nodes": 2}, {"spec.num_nodes": "did you mean numNodes?"}),
+    "numbers out of range": (
+        {"numNodes": 0, "failurePolicy": {"maxRestarts": -1}, "runPolicy": {"activeDeadlineSeconds": 0}},
+        {
+            "spec.numNodes": "at least 1",
+            "spec.failurePolicy.maxRestarts": "at least 0",
+            "spec.runPolicy.activeDeadlineSeconds": "at least 1",
+        },
+    ),
+    "text where a number belongs": (
+        {"numNodes": "two", "suspend": "no"},
+        {"spec.numNodes": "whole number", "spec.suspend": "true or false"},
+    ),
+    "a wrong task": ({"task": "stf"}, {"spec.task": "did you mean sft?"}),
+    "a wrong number of processes": ({"nprocPerNode": "all"}, {"spec.nprocPerNode": "auto"}),
+    "a wrong policy": (
+        {"runPolicy": {"cleanPodPolicy": "Some"}, "checkpoint": {"resume": "auto"}},
+        {"spec.runPolicy.cleanPodPolicy": "None, Running, All", "spec.checkpoint.resume": "did you mean Auto?"},
+    ),
+    "two checkpoint sources": (
+        {"checkpoint": {"pvc": {"claimName": "a", "template": {"spec": {}}}}},
+        {"spec.checkpoint.pvc": "exclude each other"},
+    ),
+    "a checkpoint folder outside its volume": (
+        {"checkpoint": {"subPath": "../other"}},
+        {"spec.checkpoint.subPath": "without '..'"},
+    ),
+    "a relative mount path": ({"checkpoint": {"mountPath": "ckpt"}}, {"spec.checkpoint.mountPath": "^/"}),
+    "variables that are ours": (
+        {"env": [{"name": "RANK", "value": "0"}], "network": {"ncclEnv": {"MASTER_ADDR": "me"}}},
+        {
+            "spec.env[0].name": "set by the operator",
+            "spec.network.ncclEnv.MASTER_ADDR": "set by the operator",
+        },
+    ),
+    "a variable that is not NCCL's": ({"network": {"ncclEnv": {"FOO": "1"}}}, {"spec.network.ncclEnv.FOO": "spec.env"}),
+    "a template that takes over": (
+        {
+            "podTemplate": {
+                "metadata": {"labels": {"megatrontrain.dev/job-name": "x"}},
+                "spec": {"restartPolicy": "Always", "containers": [{"name": "trainer", "command": ["sh"]}]},
+            }
+        },
+        {
+            "spec.podTemplate.spec.restartPolicy": "set by the operator",
+            "spec.podTemplate.spec.containers[0].command": "given under spec",
+            "spec.podTemplate.metadata.labels.megatrontrain.dev/job-name": "choose another",
+        },
+    ),
+    "a misspelt pod field": (
+        {"podTemplate": {"spec": {"nodeSelektor": {}}}, "workerTemplate": {"spec": {"tolerationz": []}}},
+        {
+            "spec.podTemplate.spec.nodeSelektor": "did you mean nodeSelector?",
+            "spec.workerTemplate.spec.tolerationz": "did you mean tolerations?",
+        },
+    ),
+    "a mount without its volume": (
+        {"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
+        {"spec.volumeMounts[0].name": "none under spec.volumes"},
+    ),
+    "volumes that clash": (
+        {
+            "volumes": [{"name": name, "emptyDir": {}} for name in ("a", "a", "mtj-x")],
+            "volumeMounts": [{"name": "a", "mountPath": "/checkpoints/"}],
+        },
+        {
+            "spec.volumes[1].name": "twice",
+            "spec.volumes[2].name": "the operator's",
+            "spec.volumeMounts[0].mountPath": "mounted already",
+        },
+    ),
+    "an initializer that cannot run": (
+        {"initializers": [{"name": "trainer", "storageUri": "s3://b/x", "targetPath": "/elsewhere"}]},
+        {
+            "spec.initializers[0].name": "taken",
+            "spec.initializers[0].storageUri": "give a command",
+            "spec.initializers[0].targetPath": "not below a mounted volume",
+        },
+    ),
+    "scheduling without its scheduler": (
+        {"scheduling": {"queue": "q", "minMember": 3, "scheduleTimeoutSeconds": 5, "topology": {}}},
+        {
+            "spec.scheduling.queue": "Volcano",
+            "spec.scheduling.minMember": "must not exceed",
+            "spec.scheduling.scheduleTimeoutSeconds": "Coscheduling",
+            "spec.scheduling.topology.key": "required",
+            "spec.scheduling.topology": "Kueue",
+        },
+    ),
+    "a rule that always matches": (
+        {"failurePolicy": {"rules": [{"action": "FailJob"}]}},
+        {"spec.failurePolicy.rules[0]": "every failure"},
+    ),
+    "quantities that are none": (
+        {"resourcesPerNode": {"limits": {"memory": "64GiB"}}, "shmSize": "big"},
+        {"spec.resourcesPerNode.limits.memory": "quantity", "spec.shmSize": "must match"},
+    ),
+    "an extra argument that is known": ({"extraArgs": {"lr": "0.1"}}, {"spec.extraArgs.lr": "move it to spec.args"}),
+    "everything at once": (
+        {"numNodes": -1, "imagee": "x", "args": {"lr": "x", "modell": "y"}, "shmSize": "?"},
+        {
+            "spec.numNodes": "at least 1",
+            "spec.imagee": "did you mean image?",
+            "spec.args.lr": "number",
+            "spec.args.modell": "did you mean model?",
+            "spec.shmSize": "must match",
+        },
+    ),
+}
+HEADERS = {
+    "a wrong kind and version": (
+        {"apiVersion": "v1", "kind": "MegatronJob"},
+        {"apiVersion": "megatrontrain.dev/v1alpha1", "kind": "MegatronTrainJob"},
+    ),
+    "a name that is too long": ({"metadata": {"name": "a" * 46}}, {"metadata.name": "45"}),
+    "a name that no service can bear": ({"metadata": {"name": "1.job"}}, {"metadata.name": "beginning with a letter"}),
+    "no name": ({"metadata": {}}, {"metadata.name": "lower-case"}),
+    "fields outside of spec": ({"args": {}}, {"args": "under spec"}),
+    "no spec": ({"spec": None}, {"spec": "needs spec"}),
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "num_attention_heads": 4}))
+    (tmp_path / "train.jsonl").write_text("")
+    return tmp_path
+
+
+def write(here: Path, changes) -> str:
+    spec = {key: value for key, value in changes.items() if key != "args"}
+    manifest = raw(spec)
+    arguments = {"model": str(here / "model"), "dataset": [str(here / "train.jsonl")], "train_iters": 10}
+    given = changes.get("args", {})
+    manifest["spec"]["args"] = {**arguments, **given} if isinstance(given, dict) else given
+    text = yaml.safe_dump(manifest).replace("{here}", str(here))
+    (here / "job.yaml").write_text(text)
+    return "job.yaml"
+
+
+def problems(capsys):
+    said = json.loads(capsys.readouterr().out)
+    found = {}
+    for each in said["violations"]:
+        found[each["path"]] = found.get(each["path"], "") + each["message"]
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_problem_is_said_with_path_and_remedy(name, here, capsys):
+    changes, expected = CASES[name]
+    if "tensor_model_parallel_size" in changes.get("args", {}) and not ARGUMENTS["tensor_model_parallel_size"].is_usable:
+        pytest.skip("tensor parallelism is refused as a whole, before any arithmetic")
+    assert main(["validate", write(here, changes), "--output", "json"]) == 2
+    found = problems(capsys)
+    assert set(found) == set(expected)
+    for path, part in expected.items():
+        assert part in found[path]
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_a_wrong_frame_is_said_too(name, here, capsys):
+    changes, expected = HEADERS[name]
+    manifest = yaml.safe_load(Path(write(here, {})).read_text())
+    (here / "job.yaml").write_text(yaml.safe_dump({**manifest, **changes}))
+    assert main(["validate", "job.yaml", "--output", "json"]) == 2
+    found = problems(capsys)
+    assert set(found) == set(expected)
+    assert all(part in found[path] for path, part in expected.items())
+
+
+@pytest.mark.parametrize("name", ["unknown argument", "a model folder that is not there", "everything at once"])
+def test_nothing_is_started_for_a_wrong_manifest(name, here, capsys):
+    assert main(["run", write(here, CASES[name][0])]) == 2
+    assert not (here / ".mtj").exists()
+    said = capsys.readouterr().err
+    assert all(path in said for path in CASES[name][1])
+
+
+@pytest.mark.parametrize(
+    ("text", "part"),
+    [
+        ("spec: {a: 1", "correct the YAML"),
+        ("a: 1\na: 2\n", "correct the YAML"),
+        ("", "must hold one MegatronTrainJob"),
+        ("kind: MegatronTrainJob\n---\nkind: MegatronTrainJob\n", "split the file"),
+    ],
+    ids=["broken", "a key twice", "empty", "two jobs"],
+)
+def test_a_file_that_is_no_manifest_is_answered(text, part, here, capsys):
+    (here / "job.yaml").write_text(text)
+    assert main(["validate", "job.yaml", "--output", "json"]) == 2
+    assert part in capsys.readouterr().out
+
+
+def test_a_file_that_is_not_there_is_answered(here, capsys):
+    assert main(["validate", "nowhere.yaml"]) == 2
+    assert "cannot be read" in capsys.readouterr().err
+
+
+def test_the_manifest_that_all_of_them_change_is_right(here, capsys):
+    assert main(["validate", write(here, {}), "--output", "json"]) == 0
+    assert json.loads(capsys.readouterr().out)["violations"] == []
+
+
+def test_a_model_in_a_bound_volume_is_looked_at(here, capsys):
+    changes = {
+        "args": {"model": "/data/other"},
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "disk"}}],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    file = write(here, changes)
+    assert main(["validate", file, "--output", "json"]) == 0
+    capsys.readouterr()
+    assert main(["validate", file, "--output", "json", "--volume", f"disk={here}"]) == 2
+    assert "no folder" in problems(capsys)["spec.args.model"]
+
+
+def test_what_an_initializer_fetches_need_not_be_there(here, capsys):
+    changes = {
+        "args": {"model": "/checkpoints/m"},
+        "initializers": [{"name": "m", "storageUri": "hf://a/b", "targetPath": "/checkpoints/m"}],
+    }
+    assert main(["validate", write(here, changes), "--output", "json", "--volume", f"disk={here}"]) == 0
+    capsys.readouterr()
