@@ -126,12 +126,19 @@ def make(name: str, root: Path, *, dtype: str = "float32", seed: int = 1, **sett
     return directory
 
 
-def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[str, Any]) -> None:
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
+def config_of(name: str, **settings: Any) -> Any:
+    """The transformers configuration of a tiny model."""
+    from transformers import AutoConfig
 
     kind, own = MODELS[name]
-    config = AutoConfig.for_model(kind, **{**_DECODER, **own, **settings})
+    return AutoConfig.for_model(kind, **{**_DECODER, **own, **settings})
+
+
+def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[str, Any]) -> None:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    config = config_of(name, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)

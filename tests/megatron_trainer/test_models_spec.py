@@ -1,0 +1,206 @@
+"""Reading a model directory: families, sizes, overrides by arguments, and everything that is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.models import FAMILIES
+from megatron_trainer.models.expression import moe_layers
+from megatron_trainer.models.spec import read_model
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+from tiny_model import MODELS
+
+
+def write_config(folder: Path, name: str = "llama", **settings: Any) -> Path:
+    """A directory with config.json alone, as transformers would write it."""
+    from tiny_model import config_of
+
+    content = {**config_of(name).to_dict(), **settings}
+    (folder / "config.json").write_text(json.dumps(content, default=str))
+    return folder
+
+
+def violations(folder: Path, **settings: Any) -> dict[str, str]:
+    """Message by path."""
+    with pytest.raises(InvalidInput) as refused:
+        read_model(folder, TrainArgs(**settings))
+    return {violation.path: violation.message for violation in refused.value.violations}
+
+
+@pytest.mark.parametrize("name", sorted(MODELS))
+def test_every_tiny_model_is_read(tmp_path: Path, name: str):
+    spec = read_model(write_config(tmp_path, name), TrainArgs())
+    assert spec.family is FAMILIES[MODELS[name][0]]
+    assert spec.vocab_size == spec.hf_config.vocab_size
+
+
+def test_the_vocabulary_is_padded_to_a_multiple_of_the_tensor_parallel_size(tmp_path: Path):
+    spec = read_model(write_config(tmp_path, vocab_size=251), TrainArgs(tensor_model_parallel_size=4))
+    assert (spec.vocab_size, spec.padded_vocab_size) == (251, 252)
+
+
+def test_a_larger_tokenizer_grows_the_vocabulary(tmp_path: Path):
+    spec = read_model(write_config(tmp_path, vocab_size=250), TrainArgs(), num_tokens=260)
+    assert (spec.vocab_size, spec.padded_vocab_size, spec.config["vocab_size"]) == (260, 260, 260)
+
+
+def test_a_padded_vocabulary_that_is_too_small_is_refused(tmp_path: Path):
+    found = violations(write_config(tmp_path, vocab_size=250), padded_vocab_size=249)
+    assert "at least the vocabulary of 250 tokens" in found["spec.args.padded_vocab_size"]
+
+
+@pytest.mark.parametrize(
+    ("given", "dtype"),
+    [
+        ({}, torch.bfloat16),
+        ({"torch_dtype": "float32"}, torch.float32),
+        ({"fp16": True}, torch.float16),
+        ({"fp16": False, "bf16": False}, torch.float32),
+    ],
+    ids=["as stored", "torch_dtype", "fp16", "neither"],
+)
+def test_parameters_have_the_type_that_is_asked_for(tmp_path: Path, given: dict[str, Any], dtype: torch.dtype):
+    assert read_model(write_config(tmp_path, dtype="bfloat16"), TrainArgs(**given)).dtype == dtype
+
+
+def test_arguments_change_the_configuration_that_is_exported(tmp_path: Path):
+    args = TrainArgs(num_layers=2, rotary_base=500000, norm_epsilon=1e-6, untie_embeddings_and_output_weights=False)
+    spec = read_model(write_config(tmp_path), args)
+    assert spec.hf_config.num_hidden_layers == spec.config["num_hidden_layers"] == 2
+    assert spec.hf_config.rope_parameters["rope_theta"] == spec.config["rope_theta"] == 500000
+    assert spec.hf_config.rms_norm_eps == 1e-6
+    assert spec.tied
+    assert "rope_parameters" not in spec.config
+
+
+def test_rope_scaling_by_name_takes_its_factor_from_the_length_to_reach(tmp_path: Path):
+    spec = read_model(write_config(tmp_path), TrainArgs(rope_scaling="yarn", max_model_len=2048))
+    parameters = spec.hf_config.rope_parameters
+    assert (parameters["rope_type"], parameters["factor"]) == ("yarn", 4.0)
+    assert parameters["original_max_position_embeddings"] == 512
+
+
+def test_rope_scaling_as_an_object_is_taken_as_it_is(tmp_path: Path):
+    given = {"type": "linear", "factor": 2.0}
+    spec = read_model(write_config(tmp_path), TrainArgs(rope_scaling=given))
+    assert spec.hf_config.rope_parameters["rope_type"] == "linear"
+
+
+def test_an_unknown_family_names_the_known_ones_and_where_to_add_one(tmp_path: Path):
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "gpt2"}))
+    with pytest.raises(InvalidInput) as refused:
+        read_model(tmp_path, TrainArgs())
+    assert refused.value.exit_code == ExitCode.UNSUPPORTED
+    assert all(name in str(refused.value) for name in FAMILIES)
+    assert "docs/adding-a-family.md" in str(refused.value)
+
+
+@pytest.mark.parametrize("content", [None, "{", "[]"], ids=["absent", "broken", "a list"])
+def test_a_directory_without_a_readable_config_is_a_missing_input(tmp_path: Path, content: str | None):
+    if content is not None:
+        (tmp_path / "config.json").write_text(content)
+    with pytest.raises(InvalidInput) as refused:
+        read_model(tmp_path, TrainArgs())
+    assert refused.value.exit_code == ExitCode.MISSING_INPUT
+    assert str(tmp_path) in str(refused.value)
+
+
+REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
+    # model, its settings, arguments, path and words of the violation
+    "activation": ("llama", {"hidden_act": "tanh"}, {}, "config.json:hidden_act", "silu"),
+    "quantised": ("llama", {"quantization_config": {"bits": 4}}, {}, "config.json:quantization_config", "bfloat16"),
+    "heads": ("llama", {}, {"tensor_model_parallel_size": 3}, "spec.args.tensor_model_parallel_size", "4 attention"),
+    "experts and no sequence parallelism": (
+        "mixtral",
+        {},
+        {"tensor_model_parallel_size": 2},
+        "spec.args.sequence_parallel",
+        "mixture of experts",
+    ),
+    "latent attention and no sequence parallelism": (
+        "deepseek_v3",
+        {"first_k_dense_replace": 4},
+        {"tensor_model_parallel_size": 2},
+        "spec.args.sequence_parallel",
+        "latent attention",
+    ),
+    "experts that do not divide": (
+        "mixtral",
+        {},
+        {"expert_model_parallel_size": 3},
+        "spec.args.expert_model_parallel_size",
+        "4 experts",
+    ),
+    "no experts": (
+        "llama",
+        {},
+        {"expert_model_parallel_size": 2},
+        "spec.args.expert_model_parallel_size",
+        "no experts",
+    ),
+    "allgather over stages": (
+        "mixtral",
+        {},
+        {"pipeline_model_parallel_size": 2, "moe_token_dispatcher_type": "allgather"},
+        "spec.args.moe_token_dispatcher_type",
+        "alltoall",
+    ),
+    "groups of experts ranked otherwise": (
+        "deepseek_v2",
+        {"topk_method": "group_limited_greedy"},
+        {},
+        "config.json:topk_method",
+        "routing would differ",
+    ),
+    "biases of latent attention": ("deepseek_v3", {"attention_bias": True}, {}, "config.json:attention_bias", "biases"),
+    "a setting of other families": ("llama", {}, {"num_experts": 4}, "spec.args.num_experts", "no such setting"),
+    "a contradiction": ("llama", {}, {"qk_layernorm": True}, "spec.args.qk_layernorm", "false"),
+    "scaling without a length": ("llama", {}, {"rope_scaling": "yarn"}, "spec.args.rope_scaling", "max_model_len"),
+    "scaling that is no object": ("llama", {}, {"rope_scaling": "{x"}, "spec.args.rope_scaling", "JSON"),
+    "frequencies that change with the length": (
+        "llama",
+        {},
+        {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_length": 1024},
+        "spec.args.max_length",
+        "at most 512",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_what_cannot_be_right_is_refused(tmp_path: Path, case: tuple[str, dict[str, Any], dict[str, Any], str, str]):
+    model, settings, given, path, words = case
+    assert words in violations(write_config(tmp_path, model, **settings), **given)[path]
+
+
+def test_all_problems_are_reported_at_once(tmp_path: Path):
+    folder = write_config(tmp_path, hidden_act="tanh")
+    found = violations(folder, tensor_model_parallel_size=3, qk_layernorm=True, padded_vocab_size=7)
+    assert len(found) == 4
+
+
+@pytest.mark.parametrize(
+    ("text", "layers"),
+    [
+        (None, None),
+        ("1", [1, 1, 1, 1]),
+        ("2", [1, 0, 1, 0]),
+        ("[0]*1+[1]*3", [0, 1, 1, 1]),
+        ("[0,1,0,1]", [0, 1, 0, 1]),
+    ],
+)
+def test_moe_layer_freq_is_a_period_or_a_list(text: str | None, layers: list[int] | None):
+    assert moe_layers(text, 4) == layers
+
+
+@pytest.mark.parametrize("text", ["[0]*3", "0", "x", "__import__('os')", "[0]*1+[2]*3"])
+def test_moe_layer_freq_that_does_not_fit_is_refused(text: str):
+    with pytest.raises(ValueError, match="4 zeros and ones"):
+        moe_layers(text, 4)
