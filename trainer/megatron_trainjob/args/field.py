@@ -40,6 +40,7 @@ class Details:
     refused_choices: Mapping[Scalar, str] = dataclasses.field(default_factory=dict)
     hf_config_keys: tuple[str, ...] = ()
     fallback: Scalar | None = None
+    secret: bool = False
 
 
 def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a dataclass field stands for any type)
@@ -48,7 +49,8 @@ def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a data
     `aliases` are other accepted names; the value of `inverted_aliases` means the opposite.
     `status` is what the trainer does with it today; "refused" needs a `reason`, and `refused_choices` gives
     the reason of single values. `task_defaults` replaces the default for some tasks. `fallback` is what an
-    unset value becomes when the model's config.json has none of `hf_config_keys` either.
+    unset value becomes when the model's config.json has none of `hf_config_keys` either. `secret` keeps the
+    value out of messages.
     """
     return dataclasses.field(default=default, metadata={"details": Details(help=help, **details)})
 

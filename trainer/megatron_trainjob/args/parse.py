@@ -37,11 +37,18 @@ class _Reading:
     warnings: list[str] = field(default_factory=list)
 
 
-def parse(mapping: Mapping[str, object], *, task: Task, path: str = "spec.args") -> Parsed:
+def parse(
+    mapping: Mapping[str, object],
+    *,
+    task: Task,
+    path: str = "spec.args",
+    world_size: int | None = None,
+    hf_config: Mapping[str, Any] | None = None,
+) -> Parsed:
     """The arguments of `task`, or every violation: names, types, choices, ranges, status, rules.
 
-    A null value counts as not given. Rules that need the world size or the model's config.json are left to
-    `rules.check`, which the caller runs again once it knows them.
+    A null value counts as not given. Rules about the number of ranks or about the model's config.json are judged
+    when those are given; who learns them later calls `rules.check` then.
     """
     reading = _Reading()
     for name, value in mapping.items():
@@ -49,7 +56,15 @@ def parse(mapping: Mapping[str, object], *, task: Task, path: str = "spec.args")
             _read_one(reading, name, value, task, path)
     given = frozenset(reading.values)
     args = TrainArgs(**{**task_defaults(task), **reading.values})
-    broken_rules = rules.check(args, given, task=task, path=path, broken=frozenset(reading.broken))
+    broken_rules = rules.check(
+        args,
+        given,
+        task=task,
+        world_size=world_size,
+        hf_config=hf_config,
+        path=path,
+        broken=frozenset(reading.broken),
+    )
     violations = (*reading.violations, *broken_rules)
     return Parsed(
         args=None if violations else args,
@@ -75,11 +90,13 @@ def text_values(texts: Mapping[str, str], *, task: Task) -> dict[str, object]:
 
 
 def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str) -> None:
-    def refuse(message: str) -> None:
-        reading.violations.append(Violation(path=f"{path}.{name}", value=value, message=message))
-
     alias = find_alias(name, task)
     argument = ARGUMENTS.get(alias.canonical if alias else name)
+
+    def refuse(message: str) -> None:
+        seen = "(hidden)" if argument and argument.secret else value
+        reading.violations.append(Violation(path=f"{path}.{name}", value=seen, message=message))
+
     if argument is None:
         return refuse(_unknown(name, task))
     if alias:

@@ -88,6 +88,7 @@ class BaseModel:
         None,
         "Access token of the hub.",
         applies_to=EVERY_TASK,
+        secret=True,
         status="refused",
         reason="a manifest is no place for a secret; give the pods HF_TOKEN from a Secret through envFrom",
     )

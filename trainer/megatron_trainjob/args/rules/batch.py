@@ -61,8 +61,7 @@ def the_global_batch_divides_over_the_ranks(facts: Facts) -> str:
 def _not_a_multiple(size: int, divisor: int, meaning: str) -> str:
     below, above = size // divisor * divisor, (size // divisor + 1) * divisor
     nearest = f"{below} or {above}" if below else f"{above}"
-    value = "" if str(divisor) in meaning else f" = {divisor}"
-    return f"must be a multiple of {meaning}{value}; use {nearest}"
+    return f"must be a multiple of {meaning} = {divisor}; use {nearest}"
 
 
 @rule("eval_interval", "val_dataset", "split_dataset_ratio", "cached_dataset")
