@@ -5,7 +5,7 @@ from __future__ import annotations
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
-def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 60) -> str:
+def ask(model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, question: str, max_new_tokens: int = 48) -> str:
     """The greedy answer, without special tokens and outer white space."""
     prompt = tokenizer.apply_chat_template(
         [{"role": "user", "content": question}],

@@ -114,7 +114,7 @@ def first_paragraph(docstring: str) -> str | None:
     """The first paragraph on one line, or None when it is no plain sentence of a fitting length."""
     text = " ".join(inspect.cleandoc(docstring).split("\n\n")[0].split())
     is_sentence = text[:1].isupper() and text.endswith(".") and text.isascii()
-    is_plain = not any(mark in text for mark in ("->", ">>>", "::", "__", "  "))
+    is_plain = not any(mark in text for mark in ("->", ">>>", "::", ":`", "__"))
     return text if is_sentence and is_plain and len(text.split()) in WORDS else None
 
 
