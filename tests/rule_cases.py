@@ -529,6 +529,19 @@ CASES = [
         for name in ("fp8_amax_history_len", "fp8_amax_compute_algo")
     ),
     # kernels
+    *(
+        Case(
+            rule=f"{name}_needs_transformer_engine",
+            good={name: True},
+            bad={name: True, "transformer_impl": "local"},
+        )
+        for name in ("tp_comm_overlap", "moe_grouped_gemm")
+    ),
+    Case(
+        rule="fp8_needs_transformer_engine",
+        good={"fp8_format": "hybrid"},
+        bad={"fp8_format": "hybrid", "transformer_impl": "local"},
+    ),
     Case(
         rule="deterministic_training_has_no_fused_cross_entropy",
         good={"deterministic_mode": True},

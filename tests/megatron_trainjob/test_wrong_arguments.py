@@ -106,7 +106,7 @@ WRONG = {
         {"pipeline_model_parallel_size": 8},
         "sft",
         [
-            "pipeline_model_parallel_size: layers 12 is not divisible by pipeline stages = 8; change it, or set"
+            "pipeline_model_parallel_size: 12 layers do not divide over 8 pipeline stages; change it, or set"
             " decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers (got 8)"
         ],
     ),

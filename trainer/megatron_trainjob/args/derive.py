@@ -114,7 +114,9 @@ def layers_per_stage(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
         if middle_layers != 0:
             raise ValueError(f"the two stages hold {(first or 0) + (last or 0)} of {num_layers} layers")
         return tuple(layers for layers in (first, last) if layers is not None)
-    each = _whole(middle_layers, middle_stages, "layers", "pipeline stages")
+    if middle_layers % middle_stages:
+        raise ValueError(f"{middle_layers} layers do not divide over {middle_stages} pipeline stages")
+    each = middle_layers // middle_stages
     if each < 1:
         raise ValueError(f"{middle_layers} layers are left for {middle_stages} pipeline stages")
     return (

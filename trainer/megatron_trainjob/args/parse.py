@@ -12,8 +12,9 @@ from typing import Any
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import find_alias, nearest
+from megatron_trainjob.args.status import objection
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from megatron_trainjob.args.value import WrongValue, from_text, read_value, shown
+from megatron_trainjob.args.value import WrongValue, from_text, read_value
 from megatron_trainjob.violation import Violation
 
 
@@ -111,10 +112,9 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
     if argument.name in reading.values and reading.values[argument.name] != converted:
         return refuse(f"is another name of {argument.name}, which has another value; remove one of them")
     reading.values[argument.name] = converted
-    objection = _objection(argument, converted, task)
-    if objection:
+    if message := objection(argument, converted, task):
         reading.broken.add(argument.name)
-        refuse(objection)
+        refuse(message)
     return None
 
 
@@ -127,18 +127,3 @@ def _unknown(name: str, task: Task) -> str:
 def _renamed(path: str, name: str, argument: Argument, *, inverted: bool) -> str:
     opposite = "the opposite of " if inverted else ""
     return f"{path}.{name} is another name of {opposite}{argument.name}; write {argument.name}"
-
-
-def _objection(argument: Argument, value: object, task: Task) -> str:
-    """Why this value cannot be accepted although it is well formed, or ""."""
-    if value == argument.default_for(task):
-        return ""
-    if task not in argument.applies_to:
-        return f"applies to {', '.join(argument.applies_to)} only and this is {task}; remove it"
-    if argument.status == "refused":
-        return f"is refused: {argument.reason}"
-    if argument.status == "not yet":
-        default = argument.default_for(task)
-        remedy = "remove it" if default is None else f"remove it or leave it at {shown(default)}"
-        return f"does not work yet; {remedy}"
-    return ""

@@ -46,8 +46,7 @@ def the_global_batch_consists_of_whole_micro_batches(facts: Facts) -> str:
 @rule("global_batch_size", "micro_batch_size", *PARALLEL_SIZES, needs_world_size=True)
 def the_global_batch_divides_over_the_ranks(facts: Facts) -> str:
     """global_batch_size % (micro_batch_size * dp) == 0."""
-    args, world_size = facts.args, facts.world_size
-    assert world_size is not None
+    args, world_size = facts.args, facts.ranks
     if world_size % derive.model_parallel_size(args) or args.global_batch_size % args.micro_batch_size:
         return ""
     copies = derive.data_parallel_size(args, world_size)

@@ -113,8 +113,7 @@ def the_planned_sequence_fits_into_the_model(facts: Facts) -> str:
 
 
 def _fits(facts: Facts, length: int | None) -> str:
-    args, config = facts.args, facts.hf_config
-    assert config is not None
+    args, config = facts.args, facts.config
     longest = derive.model_value(args, config, "max_position_embeddings")
     if length is None or longest is None or args.rope_scaling or length <= max(longest, args.max_model_len or 0):
         return ""

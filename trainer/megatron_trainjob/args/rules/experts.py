@@ -28,20 +28,17 @@ def _belongs(name: str, suffix: str, has: Callable[[Facts], bool], what: str, sw
 
 
 def _has_experts(facts: Facts) -> bool:
-    assert facts.hf_config is not None
-    return derive.num_experts(facts.args, facts.hf_config) > 0
+    return derive.num_experts(facts.args, facts.config) > 0
 
 
 def _has_latent_attention(facts: Facts) -> bool:
-    assert facts.hf_config is not None
-    return derive.uses_latent_attention(facts.args, facts.hf_config)
+    return derive.uses_latent_attention(facts.args, facts.config)
 
 
 @rule("expert_model_parallel_size", "num_experts", needs_model=True)
 def the_experts_divide_over_expert_ranks(facts: Facts) -> str:
     """num_experts % ep == 0."""
-    assert facts.hf_config is not None
-    experts = derive.num_experts(facts.args, facts.hf_config)
+    experts = derive.num_experts(facts.args, facts.config)
     if experts % facts.args.expert_model_parallel_size == 0:
         return ""
     return f"does not divide the {experts} experts of the model; use a divisor of {experts}"
@@ -57,8 +54,7 @@ def the_experts_divide_over_expert_ranks(facts: Facts) -> str:
 )
 def the_expert_width_divides_over_its_tensor_ranks(facts: Facts) -> str:
     """moe_ffn_hidden_size % etp == 0."""
-    args, config = facts.args, facts.hf_config
-    assert config is not None
+    args, config = facts.args, facts.config
     width = derive.expert_width(args, config)
     tensor = derive.expert_tensor_parallel_size(args)
     if not _has_experts(facts) or width is None or width % tensor == 0:
@@ -87,8 +83,7 @@ def tensor_parallel_latent_attention_needs_sequence_parallel(facts: Facts) -> st
 @rule("moe_router_topk", "num_experts", needs_model=True)
 def a_token_goes_to_at_most_all_experts(facts: Facts) -> str:
     """moe_router_topk <= num_experts."""
-    assert facts.hf_config is not None
-    experts = derive.num_experts(facts.args, facts.hf_config)
+    experts = derive.num_experts(facts.args, facts.config)
     chosen = facts.args.moe_router_topk
     if chosen is None or experts == 0 or chosen <= experts:
         return ""
@@ -105,8 +100,7 @@ def a_token_goes_to_at_most_all_experts(facts: Facts) -> str:
 )
 def a_single_expert_is_chosen_after_the_softmax(facts: Facts) -> str:
     """With one expert per token a softmax over the chosen score would be constant, its gradient zero."""
-    args, config = facts.args, facts.hf_config
-    assert config is not None
+    args, config = facts.args, facts.config
     if not _has_experts(facts) or derive.router_topk(args, config) != 1:
         return ""
     softmax = derive.router_score_function(args, config) == "softmax"
@@ -125,8 +119,7 @@ def a_single_expert_is_chosen_after_the_softmax(facts: Facts) -> str:
 )
 def an_expert_bias_needs_sigmoid_scores(facts: Facts) -> str:
     """The bias is added to independent scores; softmax scores are not."""
-    assert facts.hf_config is not None
-    score = derive.router_score_function(facts.args, facts.hf_config)
+    score = derive.router_score_function(facts.args, facts.config)
     if not facts.args.moe_router_enable_expert_bias or score == "sigmoid":
         return ""
     return "needs moe_router_score_function: sigmoid; set that, or remove moe_router_enable_expert_bias"
@@ -140,8 +133,7 @@ def an_expert_bias_needs_sigmoid_scores(facts: Facts) -> str:
 )
 def a_bias_update_rate_needs_an_expert_bias(facts: Facts) -> str:
     """Without the bias there is nothing to update."""
-    args, config = facts.args, facts.hf_config
-    assert config is not None
+    args, config = facts.args, facts.config
     if args.moe_router_bias_update_rate == ARGUMENTS["moe_router_bias_update_rate"].default:
         return ""
     if derive.router_has_bias(args, config):
@@ -157,8 +149,7 @@ def a_bias_update_rate_needs_an_expert_bias(facts: Facts) -> str:
 )
 def overlapped_shared_experts_exist(facts: Facts) -> str:
     """There is something to overlap."""
-    assert facts.hf_config is not None
-    if not facts.args.moe_shared_expert_overlap or derive.shared_expert_size(facts.args, facts.hf_config):
+    if not facts.args.moe_shared_expert_overlap or derive.shared_expert_size(facts.args, facts.config):
         return ""
     return "needs shared experts (moe_shared_expert_intermediate_size), which the model lacks; remove it"
 

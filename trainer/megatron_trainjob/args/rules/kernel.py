@@ -2,10 +2,22 @@
 
 from __future__ import annotations
 
-from megatron_trainjob.args.rules.condition import changed, is_
+from megatron_trainjob.args.rules.condition import changed, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, needs
 
+# Parts that only Transformer Engine has; with local layers they would have no effect.
+OF_TRANSFORMER_ENGINE = ("tp_comm_overlap", "moe_grouped_gemm")
+
 RULES = (
+    *(
+        needs(f"{name}_needs_transformer_engine", is_(name, True), is_("transformer_impl", "transformer_engine"))
+        for name in OF_TRANSFORMER_ENGINE
+    ),
+    needs(
+        "fp8_needs_transformer_engine",
+        is_set("fp8_format"),
+        is_("transformer_impl", "transformer_engine"),
+    ),
     excludes(
         "deterministic_training_has_no_fused_cross_entropy",
         is_("deterministic_mode", True),

@@ -12,14 +12,13 @@ from megatron_trainjob.args.rules.rule import Facts, rule
 @rule(*PARALLEL_SIZES, needs_world_size=True)
 def the_ranks_divide_into_copies_of_the_model(facts: Facts) -> str:
     """world size % (tp * pp * cp) == 0."""
-    assert facts.world_size is not None
     args, ranks = facts.args, derive.model_parallel_size(facts.args)
-    if facts.world_size % ranks == 0:
+    if facts.ranks % ranks == 0:
         return ""
     sizes = f"{args.tensor_model_parallel_size} * {args.pipeline_model_parallel_size} * {args.context_parallel_size}"
     return (
         f"tensor * pipeline * context parallel size = {sizes} = {ranks} ranks hold one copy of the model, and "
-        f"{facts.world_size} ranks do not divide by that; use {_multiples(facts.world_size, ranks)} ranks or "
+        f"{facts.ranks} ranks do not divide by that; use {_multiples(facts.ranks, ranks)} ranks or "
         f"other sizes"
     )
 
@@ -33,8 +32,7 @@ def the_ranks_divide_into_copies_of_the_model(facts: Facts) -> str:
 )
 def the_ranks_divide_into_copies_of_the_experts(facts: Facts) -> str:
     """world size % (etp * ep * pp) == 0, for models that spread experts."""
-    args, world_size = facts.args, facts.world_size
-    assert world_size is not None
+    args, world_size = facts.args, facts.ranks
     if args.expert_model_parallel_size == 1 and args.expert_tensor_parallel_size is None:
         return ""
     tensor = derive.expert_tensor_parallel_size(args)
@@ -58,8 +56,7 @@ def the_ranks_divide_into_copies_of_the_experts(facts: Facts) -> str:
 def the_layers_divide_into_stages(facts: Facts) -> str:
     """Layers that are not placed on the first or last stage by hand are spread evenly over the others."""
     args = facts.args
-    assert facts.hf_config is not None
-    num_layers = derive.model_value(args, facts.hf_config, "num_layers")
+    num_layers = derive.model_value(args, facts.config, "num_layers")
     if num_layers is None:
         return ""
     try:
@@ -85,19 +82,17 @@ def the_feed_forward_width_divides_over_tensor_ranks(facts: Facts) -> str:
 def the_key_value_heads_match_the_tensor_ranks(facts: Facts) -> str:
     """Key-value heads % tp == 0, or tp % key-value heads == 0: then ranks share a head."""
     args = facts.args
-    assert facts.hf_config is not None
-    if "num_key_value_heads" not in facts.hf_config and args.num_query_groups is None:
+    if "num_key_value_heads" not in facts.config and args.num_query_groups is None:
         return ""
     tensor = args.tensor_model_parallel_size
-    groups = derive.model_value(args, facts.hf_config, "num_query_groups")
+    groups = derive.model_value(args, facts.config, "num_query_groups")
     if groups % tensor == 0 or tensor % groups == 0:
         return ""
     return f"{groups} key-value heads and {tensor} ranks do not divide; use a divisor of {groups}"
 
 
 def _divides(facts: Facts, name: str, meaning: str) -> str:
-    assert facts.hf_config is not None
-    number = derive.model_value(facts.args, facts.hf_config, name)
+    number = derive.model_value(facts.args, facts.config, name)
     tensor = facts.args.tensor_model_parallel_size
     if number is None or number % tensor == 0:
         return ""

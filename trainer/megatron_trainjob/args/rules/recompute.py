@@ -11,10 +11,9 @@ from megatron_trainjob.args.rules.rule import Facts, rule
 @rule("recompute_modules", "multi_latent_attention", needs_model=True)
 def recomputing_the_latent_projection_needs_latent_attention(facts: Facts) -> str:
     """mla_up_proj exists only in multi-head latent attention."""
-    assert facts.hf_config is not None
     if "mla_up_proj" not in facts.args.recompute_modules:
         return ""
-    if derive.uses_latent_attention(facts.args, facts.hf_config):
+    if derive.uses_latent_attention(facts.args, facts.config):
         return ""
     return "has mla_up_proj, but this model has no multi-head latent attention; remove mla_up_proj"
 
@@ -41,8 +40,7 @@ def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
 def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
     """1 <= recompute_num_layers <= layers of a stage; uniform chunks fill the stage exactly."""
     args = facts.args
-    assert facts.hf_config is not None
-    num_layers = derive.model_value(args, facts.hf_config, "num_layers")
+    num_layers = derive.model_value(args, facts.config, "num_layers")
     if args.recompute_num_layers is None or num_layers is None:
         return ""
     try:

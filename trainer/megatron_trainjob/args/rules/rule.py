@@ -20,6 +20,20 @@ class Facts:
     world_size: int | None = None
     hf_config: Mapping[str, Any] | None = None
 
+    @property
+    def ranks(self) -> int:
+        """The number of ranks; only rules with needs_world_size may ask. Raises LookupError when it is unknown."""
+        if self.world_size is None:
+            raise LookupError("the number of ranks is unknown")
+        return self.world_size
+
+    @property
+    def config(self) -> Mapping[str, Any]:
+        """The model's config.json; only rules with needs_model may ask. Raises LookupError when it is unknown."""
+        if self.hf_config is None:
+            raise LookupError("the model's config.json is unknown")
+        return self.hf_config
+
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:

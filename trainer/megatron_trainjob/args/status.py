@@ -1,0 +1,36 @@
+"""Which arguments may be given: those that work, for this task, on this machine. A default is always accepted."""
+
+from __future__ import annotations
+
+from megatron_trainjob.args.field import Argument, Task
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.args.value import shown
+from megatron_trainjob.violation import Violation
+
+
+def objection(argument: Argument, value: object, task: Task) -> str:
+    """Why a well-formed value cannot be accepted, or ""."""
+    default = argument.default_for(task)
+    if value == default:
+        return ""
+    if task not in argument.applies_to:
+        return f"applies to {', '.join(argument.applies_to)} only and this is {task}; remove it"
+    if argument.status == "refused":
+        return f"is refused: {argument.reason}"
+    if argument.status == "not yet":
+        remedy = "remove it" if default is None else f"remove it or leave it at {shown(default)}"
+        return f"does not work yet; {remedy}"
+    return ""
+
+
+def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tuple[Violation, ...]:
+    """What a machine without a GPU cannot do: every argument that works on GPUs only and is not at its default."""
+    return tuple(
+        Violation(
+            path=f"{path}.{name}",
+            value=getattr(args, name),
+            message="works on a GPU only and there is none; remove it, or run where there is one",
+        )
+        for name, argument in ARGUMENTS.items()
+        if argument.status == "works on GPU only" and getattr(args, name) != argument.default_for(task)
+    )
