@@ -41,6 +41,7 @@ LAYOUTS = {
         "tensor_model_parallel_size": 2,
         "sequence_parallel": True,
         "expert_model_parallel_size": 2,
+        "expert_tensor_parallel_size": 1,
     },
 }
 
@@ -61,8 +62,15 @@ def token_ids() -> torch.Tensor:
 
 
 def arguments(**given: Any) -> TrainArgs:
-    """float32, no dropout, small adapters; `given` replaces."""
-    settings = {"torch_dtype": "float32", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0.0, **given}
+    """float32, no dropout, small adapters, gradients averaged over data-parallel ranks; `given` replaces."""
+    settings = {
+        "torch_dtype": "float32",
+        "lora_rank": 4,
+        "lora_alpha": 8,
+        "lora_dropout": 0.0,
+        "calculate_per_token_loss": False,
+        **given,
+    }
     return TrainArgs(**settings)
 
 
@@ -93,7 +101,7 @@ def run(model: Model, *, backward: bool) -> torch.Tensor | None:
     def forward_step(rows, chunk):
         row = next(rows)[None]
         output = chunk(row, torch.arange(row.shape[1])[None], None)
-        return output, lambda logits: _loss(logits, row, outputs)
+        return output, lambda logits: _loss(logits, row, model.spec.vocab_size, outputs)
 
     get_forward_backward_func()(
         forward_step_func=forward_step,
@@ -109,9 +117,13 @@ def run(model: Model, *, backward: bool) -> torch.Tensor | None:
     )
 
 
-def _loss(logits: torch.Tensor, row: torch.Tensor, outputs: list[torch.Tensor]) -> tuple[torch.Tensor, dict]:
+def _loss(
+    logits: torch.Tensor, row: torch.Tensor, vocab_size: int, outputs: list[torch.Tensor]
+) -> tuple[torch.Tensor, dict]:
     outputs.append(logits.detach())
-    scores = logits.float().clone().transpose(0, 1).contiguous()
+    width = logits.shape[-1]
+    columns = torch.arange(width) + width * parallel_state.get_tensor_model_parallel_rank()
+    scores = logits.float().masked_fill(columns >= vocab_size, -1e9).transpose(0, 1).contiguous()
     loss = vocab_parallel_cross_entropy(scores, row.roll(-1, 1).t().contiguous()).mean()
     return loss, {"loss": loss.detach()}
 

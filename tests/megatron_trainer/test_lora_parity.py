@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM
 import tiny_model
 from gang import gang
 from lora_ranks import LAYOUTS, token_ids
+from lora_truth import by_shared_a, with_transformers
+from tiny_model import EXPERT_MODELS
 
 pytestmark = pytest.mark.dist
 
@@ -34,33 +36,26 @@ def reference(root):
             directory = tiny_model.make(name, root)
             adapter = root / f"adapter-{len(known)}"
             gang(1).run("lora_ranks:make_adapter", str(directory), str(adapter), **given)
-            known[key] = (directory, adapter, *with_peft(directory, adapter))
+            truth = with_transformers if name in EXPERT_MODELS else with_peft
+            known[key] = (directory, adapter, *truth(directory, adapter, root / f"truth-{len(known)}"))
         return known[key]
 
     return make
 
 
-def with_peft(directory, adapter):
+def with_peft(directory, adapter, _):
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
     model = PeftModel.from_pretrained(model, adapter, is_trainable=True).train()
     ids = token_ids()
     logits = model(ids).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
-    gradients = {name.replace(".default", ""): p.grad for name, p in model.named_parameters() if p.grad is not None}
-    return logits.detach(), gradients
+    gradients = {_key(name): p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return logits.detach(), by_shared_a(gradients)
 
 
-def by_shared_a(gradients):
-    """The gradient of an A that several linears share is the sum over them; PEFT has one for each."""
-    shared = {}
-    for name, gradient in gradients.items():
-        name = name.replace(".modules_to_save", "")
-        for parts in (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj")):
-            group = [name.replace(part, other) for part in parts if f".{part}.lora_A" in name for other in parts]
-            if group:
-                gradient = sum(gradients[other] for other in group)
-        shared[name] = gradient
-    return shared
+def _key(parameter):
+    """PEFT's name of a parameter in memory -> its name in a file."""
+    return parameter.replace(".modules_to_save", "").replace(".default", "")
 
 
 def assert_same(actual, expected):
@@ -82,7 +77,7 @@ def check(reference, tmp_path, name, layout, **given):
             assert (result["logits"] - logits).abs().max().item() <= TOLERANCE
             assert result["merged"] <= 1e-5
     assert_files_equal(tmp_path / "again", adapter)
-    assert_same(load_file(tmp_path / "gradients" / "adapter_model.safetensors"), by_shared_a(gradients))
+    assert_same(load_file(tmp_path / "gradients" / "adapter_model.safetensors"), gradients)
 
 
 def assert_files_equal(folder, other):
@@ -100,3 +95,46 @@ def test_adapters_of_every_dense_family_equal_pefts(reference, tmp_path, name):
 @pytest.mark.parametrize("layout", ["TP2", "TP2+SP", "PP2"])
 def test_adapters_equal_pefts_in_every_layout(reference, tmp_path, layout):
     check(reference, tmp_path, "llama", layout)
+
+
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("qwen3_moe", "TP1"),
+        ("qwen3_moe", "EP2"),
+        ("qwen3_moe", "TP2+EP2+SP"),
+        ("qwen2_moe", "TP1"),
+        ("mixtral", "TP1"),
+        ("deepseek_v3", "TP1"),
+        ("deepseek_v3", "TP2+EP2+SP"),
+        ("deepseek_v3", "PP2"),
+    ],
+)
+def test_adapters_of_experts_and_latent_attention_equal_transformers_with_merged_weights(
+    reference, tmp_path, name, layout
+):
+    check(reference, tmp_path, name, layout)
+
+
+@pytest.mark.parametrize("layout", ["TP1", "TP2+EP2+SP"])
+def test_adapters_of_routers_equal_transformers_with_merged_weights(reference, tmp_path, layout):
+    check(reference, tmp_path, "qwen3_moe", layout, target_modules=("all-linear", "all-router"))
+
+
+SELECTIONS = {
+    "embedding-and-output": ("llama", {"target_modules": ("all-linear", "all-embedding", "output_layer")}),
+    "one-layer-by-regex": ("llama", {"target_regex": r"decoder\.layers\.2\..*linear_(qkv|fc2)"}),
+    "saved-modules": ("llama", {"modules_to_save": ("output_layer", "final_layernorm", "input_layernorm")}),
+    "saved-tied-embedding": ("llama_tied", {"modules_to_save": ("word_embeddings",)}),
+    "biases": ("llama_bias", {"target_modules": ("linear_qkv", "linear_fc1"), "lora_bias": "all"}),
+    "query-biases": ("qwen2", {"target_modules": ("linear_fc2",), "lora_bias": "all"}),
+    "rank-stabilised": ("llama", {"use_rslora": True}),
+    "odd-vocabulary": ("qwen3", {"target_modules": ("all-embedding", "output_layer"), "padded_vocab_size": 336}),
+}
+
+
+@pytest.mark.parametrize("layout", ["TP1", "TP2", "TP2+SP", "PP2"])
+@pytest.mark.parametrize("selection", SELECTIONS)
+def test_every_selection_equals_pefts_in_every_layout(reference, tmp_path, selection, layout):
+    name, given = SELECTIONS[selection]
+    check(reference, tmp_path, name, layout, **given)

@@ -7,6 +7,7 @@ its rows of B, which is the same function. The way back exists only for parts th
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ from megatron_trainer.lora.layer import Pair
 from megatron_trainer.lora.merge import adapted_modules
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,6 +63,10 @@ def save_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Train
     adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
     every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
     saved = agree.union(_modules_to_save(chunks, spec))
+    if clash := peft_format.mistaken_for_experts(adapted):
+        logger.warning(
+            "peft up to 0.21 takes the adapters of %s for experts' and drops them; export with merge_lora", clash
+        )
     config = peft_format.config(
         args,
         base_model=str(spec.directory),

@@ -59,6 +59,17 @@ def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozense
     return frozenset(name if last[name] in partly else last[name] for name in adapted)
 
 
+def mistaken_for_experts(adapted: frozenset[str]) -> str:
+    """The adapted modules that peft would not load, named once each; empty when it loads all.
+
+    transformers 5 holds experts fused, and peft turns every target whose last part is that of an expert's linear into
+    the fused one, also the linears of shared experts and of dense layers.
+    """
+    experts = {name.rsplit(".", 1)[-1] for name in adapted if ".experts." in name}
+    others = (name for name in adapted if ".experts." not in name)
+    return ", ".join(sorted({layer_of(name) for name in others if name.rsplit(".", 1)[-1] in experts}))
+
+
 def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
     """Returns when an adapter with this adapter_config.json means the same as one of this run.
 

@@ -10,6 +10,7 @@ import logging
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer.moe.router import Router
 
 from megatron_trainer.lora import agree, select
 from megatron_trainer.lora.attach import attach, train_biases_of_frozen_weights
@@ -55,6 +56,7 @@ def add_adapters(chunks: list[torch.nn.Module], args: TrainArgs, *, keep_origina
         _adapt(name, modules[name], settings(args), unwrapped(chunks[0]).config)
     _train_in_full(chunks, args, agree.union(saved.names), keep_originals=keep_originals)
     let_gradients_through_embeddings(chunks)
+    _hold_routing_biases(chunks)
     logger.info("added adapters modules=%d rank=%d", len(chosen.names), args.lora_rank)
     return len(chosen.names)
 
@@ -91,6 +93,17 @@ def _train_in_full(
         if keep_originals:
             parameter.original = parameter.detach().clone()
     train_biases_of_frozen_weights(chunks)
+
+
+def _hold_routing_biases(chunks: list[torch.nn.Module]) -> None:
+    """Keeps experts' selection biases as the base has them.
+
+    Megatron moves them after each step whatever is frozen. They are no adapter and no parameter, so an adapter trained
+    beside moving biases would meet others wherever it is loaded.
+    """
+    for _, module in named_modules(chunks):
+        if isinstance(module, Router):
+            module.frozen_expert_bias = True
 
 
 def trains_in_full(name: str, saved: frozenset[str], lora_bias: str) -> bool:
