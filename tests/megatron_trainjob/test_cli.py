@@ -128,3 +128,10 @@ def test_empty_config_file_sets_nothing(tmp_path):
     config = tmp_path / "args.yaml"
     config.write_text("")
     assert read("--config", str(config)).lr is None
+
+
+def test_rules_about_the_number_of_ranks_are_judged_when_it_is_known():
+    argv = [*RUN, "--tensor_model_parallel_size", "3"]
+    assert parse_command_line(argv, "sft").violations == ()
+    found = parse_command_line(argv, "sft", world_size=4).violations
+    assert [violation.path for violation in found] == ["args.tensor_model_parallel_size"]

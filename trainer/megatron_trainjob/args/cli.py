@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.field import Argument, Task
@@ -16,11 +17,17 @@ from megatron_trainjob.violation import Violation
 PATH = "args"
 
 
-def parse_command_line(argv: Sequence[str], task: Task) -> Parsed:
+def parse_command_line(
+    argv: Sequence[str],
+    task: Task,
+    *,
+    world_size: int | None = None,
+    hf_config: Mapping[str, Any] | None = None,
+) -> Parsed:
     """The arguments of a command line; `--config file.yaml` supplies what the flags leave unset.
 
     A boolean flag without a value means true. Every problem of flags and file is reported at once, the path
-    being "args.<name>".
+    being "args.<name>"; `world_size` and `hf_config` are those of `parse`.
     """
     problems: list[Violation] = []
     flags = _flags(argv, problems)
@@ -29,7 +36,7 @@ def parse_command_line(argv: Sequence[str], task: Task) -> Parsed:
         values |= _read_config(file, problems)
     for name, words in flags.items():
         values = _without_other_names(values, name, task) | {name: _value(name, words, task)}
-    parsed = parse(values, task=task, path=PATH)
+    parsed = parse(values, task=task, path=PATH, world_size=world_size, hf_config=hf_config)
     return Parsed(
         args=None if problems else parsed.args,
         violations=(*problems, *parsed.violations),
