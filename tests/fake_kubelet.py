@@ -44,7 +44,9 @@ class FakeKubelet:
     life: Callable[[Object], Life] = lambda pod: Life()
     binds: bool = True
     max_parallel: int = 16
+    overlaps: list[str] = field(default_factory=list)
     _seen: dict[str, str] = field(default_factory=dict)
+    _alive: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
     async def run(self) -> None:
         """Plays for ever; a broken watch begins anew."""
@@ -66,6 +68,8 @@ class FakeKubelet:
         async for event in client.watch(POD, self.namespace, position, silence_s=600):
             if event["type"] in ("ADDED", "MODIFIED"):
                 self._take(client, group, event["object"])
+            elif event["type"] == "DELETED":
+                self._note_end(event["object"])
 
     def _take(self, client: Client, group: asyncio.TaskGroup, pod: Object) -> None:
         """Starts what a kubelet does about this pod, once for each of its stages."""
@@ -90,17 +94,38 @@ class FakeKubelet:
             await _bind(client, pod)
         if not life.runs:
             return
+        self._note_start(pod)
         await patch_status(client, pod, running(pod))
         if life.after_s is not None:
             await asyncio.sleep(life.after_s)
             if self._seen.get(metadata["uid"]) == "starting":
                 await patch_status(client, pod, ended(pod, life.exit_code, message=life.message))
+                self._note_end(pod)
+
+    def _note_start(self, pod: Object) -> None:
+        """Remembers as an overlap that a pod starts while one of another attempt of its job still runs."""
+        job, attempt = _job_and_attempt(pod)
+        alive = self._alive.setdefault(job, {})
+        others = [uid for uid, other in alive.items() if other != attempt]
+        if others:
+            self.overlaps.append(f"{pod['metadata']['name']} began beside {len(others)} pods of another attempt")
+        alive[pod["metadata"]["uid"]] = attempt
+
+    def _note_end(self, pod: Object) -> None:
+        job, _ = _job_and_attempt(pod)
+        self._alive.get(job, {}).pop(pod["metadata"]["uid"], None)
 
     async def _end(self, client: Client, pod: Object) -> None:
         metadata = pod["metadata"]
         if stop_s := self.life(pod).stop_s:
             await asyncio.sleep(stop_s)
         await client.delete(POD, metadata["namespace"], metadata["name"], uid=metadata["uid"], grace_period_s=0)
+
+
+def _job_and_attempt(pod: Object) -> tuple[tuple[str, str], str]:
+    labels = pod["metadata"].get("labels") or {}
+    name = labels.get("megatrontrain.dev/job-name", pod["metadata"]["name"])
+    return (pod["metadata"]["namespace"], name), labels.get("megatrontrain.dev/restart-attempt", "")
 
 
 async def _quietly(work: Any) -> None:

@@ -46,10 +46,10 @@ def sometimes(rate: float) -> Choose:
     """Every kind of fault, on this share of the requests that it fits."""
 
     def choose(call: Call, draw: random.Random) -> Kind:
-        if draw.random() >= rate or "leases" in call.path:
+        if "leases" in call.path or draw.random() >= (max(rate, 0.7) if call.is_watch else rate):
             return "none"
         if call.is_watch:
-            return draw.choice(("watch-drop", "watch-silent", "500"))
+            return draw.choice(("watch-drop", "watch-drop", "watch-silent", "500"))
         kinds: tuple[Kind, ...] = ("429", "500", "503", "reset", "delay")
         if call.method in WRITES:
             kinds = (*kinds, "lost-answer", *(("409",) if call.method == "PATCH" else ()))
@@ -111,7 +111,7 @@ class FaultProxy:
             return _cut(request)
 
     async def _forward(self, session: ClientSession, request: web.Request, kind: Kind) -> web.StreamResponse:
-        body = await request.read()
+        body = await request.read() or None
         headers = {name: value for name, value in request.headers.items() if name.lower() not in HOP_HEADERS}
         url = self.server + request.raw_path
         timeout = ClientTimeout(total=None)
@@ -155,6 +155,10 @@ def running(proxy: FaultProxy) -> Iterator[FaultProxy]:
     def work() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
+        left = asyncio.all_tasks(loop)
+        for each in left:
+            each.cancel()
+        loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()

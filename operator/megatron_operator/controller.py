@@ -44,6 +44,11 @@ class Jobs:
         """The job, or None when there is none."""
         return self._raw.get(key)
 
+    def version(self, key: Key) -> int:
+        """The resourceVersion of the job as last seen, 0 for none."""
+        raw = self._raw.get(key)
+        return _version(raw) if raw else 0
+
     def put(self, raw: Object) -> bool:
         """Whether this was news: another job, or a newer version of it."""
         key = key_of(raw)

@@ -9,7 +9,7 @@ import asyncio
 import logging
 import random
 import signal
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Event as Flag
 from typing import Any
@@ -27,13 +27,17 @@ from megatron_operator.cluster.kubernetes_resource import JOB
 from megatron_operator.controller import Controller, Jobs, key_of
 from megatron_operator.handlers import run_kopf, taker
 from megatron_operator.metrics import Metrics, job_gauges, simple_gauge
-from megatron_operator.queue import WorkQueue
+from megatron_operator.queue import Key, WorkQueue
 from megatron_operator.settings import Settings
 
 MAX_LAG_S = 30.0
 MAX_SILENCE_S = 180.0
 MAX_QUEUE_AGE_S = 300.0
 logger = logging.getLogger(__name__)
+
+
+class DeafWatch(Exception):
+    """The watch of the jobs is open and shows nothing of what happens."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,32 +185,48 @@ async def _give_back_lease(operator: Operator) -> None:
 
 
 async def _resync(operator: Operator) -> None:
-    """Now and then looks at every job, and forgets those whose deletion the watch missed."""
+    """Compares the jobs with the server's every minute, looks at each of them every resync_s.
+
+    Forgets jobs whose deletion the watch missed. Ends when the watch has not shown a change that is a minute old:
+    it is deaf, and a fresh process is the cure.
+    """
+    loop = asyncio.get_running_loop()
+    behind: dict[Key, int] = {}
+    next_resync = loop.time() + operator.settings.resync_s
     while True:
-        await asyncio.sleep(operator.settings.resync_s * random.uniform(0.9, 1.1))
+        await asyncio.sleep(operator.settings.compare_s * random.uniform(0.9, 1.1))
+        before = set(operator.jobs)
         try:
             existing = await _existing(operator)
         except ApiError as error:
-            logger.warning("resync skipped error=%s", error)
+            logger.warning("comparison with the server skipped error=%s", error)
             continue
-        for key in operator.jobs:
-            if key not in existing:
-                operator.jobs.drop(key)
-        _add_all(operator)
+        for key in before - set(existing):
+            operator.jobs.drop(key)
+        was_behind, behind = behind, _behind(operator, existing)
+        if late := set(was_behind.items()) & set(behind.items()):
+            raise DeafWatch(f"jobs changed and the watch did not show it: {sorted(key for key, _ in late)[:5]}")
+        if loop.time() >= next_resync:
+            next_resync = loop.time() + operator.settings.resync_s * random.uniform(0.9, 1.1)
+            _add_all(operator)
 
 
-async def _existing(operator: Operator) -> set[tuple[str, str]]:
-    """Keys of every job on the server; those that turned up while it was read are counted in."""
-    existing = set()
-    before = set(operator.jobs)
+async def _existing(operator: Operator) -> dict[Key, int]:
+    """Every job on the server with its resourceVersion."""
+    existing: dict[Key, int] = {}
     for namespace in operator.settings.watch_namespaces or (None,):
         parameters = {"limit": "500"}
         while parameters:
             page = await operator.client.list_page(JOB, namespace, parameters, metadata_only=True)
-            existing |= {key_of(raw) for raw in page["items"] or ()}
+            existing |= {key_of(raw): int(raw["metadata"]["resourceVersion"]) for raw in page["items"] or ()}
             following = page["metadata"].get("continue")
             parameters = {"limit": "500", "continue": following} if following else {}
-    return existing | (set(operator.jobs) - before)
+    return existing
+
+
+def _behind(operator: Operator, existing: Mapping[Key, int]) -> dict[Key, int]:
+    """The versions on the server that we have not seen yet."""
+    return {key: version for key, version in existing.items() if operator.jobs.version(key) < version}
 
 
 def _add_all(operator: Operator) -> None:

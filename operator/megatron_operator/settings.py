@@ -42,6 +42,7 @@ class Settings:
     http_address: str = "0.0.0.0"
     log_level: str = "INFO"
     resync_s: float = 600.0
+    compare_s: float = 60.0
     watch_silence_s: float = 90.0
     request_timeout_s: float = 10.0
     leader_election: bool = True
@@ -76,6 +77,7 @@ def read(variables: Mapping[str, str] | None = None) -> Settings:
         http_address=reader.get("MTJ_HTTP_ADDRESS", str, defaults.http_address),
         log_level=reader.get("MTJ_LOG_LEVEL", str.upper, defaults.log_level),
         resync_s=reader.get("MTJ_RESYNC_S", float, defaults.resync_s),
+        compare_s=reader.get("MTJ_COMPARE_S", float, defaults.compare_s),
         watch_silence_s=reader.get("MTJ_WATCH_SILENCE_S", float, defaults.watch_silence_s),
         request_timeout_s=reader.get("MTJ_REQUEST_TIMEOUT_S", float, defaults.request_timeout_s),
         leader_election=reader.get("MTJ_LEADER_ELECTION", _truth, defaults.leader_election),

@@ -22,10 +22,9 @@ ROOT = Path(__file__).parent.parent.parent
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 
 
-@pytest.fixture(scope="session")
-def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
-    """The session's control plane, the CRD installed."""
-    running = control_plane.start(tmp_path_factory.mktemp("control-plane"))
+def serving(folder: Path) -> Iterator[ControlPlane]:
+    """A control plane with the CRD installed, for as long as somebody uses it."""
+    running = control_plane.start(folder)
     try:
         running.create(CRDS, yaml.safe_load((ROOT / "crds" / "megatrontrainjob.yaml").read_text()))
         wait_until(lambda: running.get(f"{API}/megatrontrainjobs"), bool, "the CRD to be served")
@@ -34,14 +33,39 @@ def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
         running.stop()
 
 
-@pytest.fixture
-def namespace(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
-    """A namespace of this test's own, with its default service account (else pods are refused at first)."""
-    name = re.sub(r"[^a-z0-9]+", "-", request.node.name.lower())[:50].strip("-")
-    namespace = f"{name}-{control_plane.free_port()}"
+def new_namespace(plane: ControlPlane, name: str) -> str:
+    """A namespace of this name and a number, with its default service account (else pods are refused at first)."""
+    namespace = f"{re.sub(r'[^a-z0-9]+', '-', name.lower())[:50].strip('-')}-{control_plane.free_port()}"
     plane.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
     with contextlib.suppress(Refused):  # the controller-manager may have been faster
         plane.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
+    return namespace
+
+
+@pytest.fixture(scope="session")
+def plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The session's control plane, on which the shared operator works."""
+    yield from serving(tmp_path_factory.mktemp("control-plane"))
+
+
+@pytest.fixture(scope="session")
+def quiet_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A second control plane on which no operator works but the test's own."""
+    yield from serving(tmp_path_factory.mktemp("quiet-plane"))
+
+
+@pytest.fixture
+def quiet_jobs(quiet_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[JobClient]:
+    """The jobs of a namespace of the quiet control plane."""
+    namespace = new_namespace(quiet_plane, request.node.name)
+    yield JobClient(plane=quiet_plane, namespace=namespace)
+    quiet_plane.delete(f"/api/v1/namespaces/{namespace}")
+
+
+@pytest.fixture
+def namespace(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[str]:
+    """A namespace of this test's own."""
+    namespace = new_namespace(plane, request.node.name)
     yield namespace
     plane.delete(f"/api/v1/namespaces/{namespace}")
 

@@ -1,0 +1,216 @@
+"""The operator when things break: killed at any moment, refused, cut off, deaf, raced. It always converges."""
+
+from __future__ import annotations
+
+import contextlib
+import random
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import control_plane
+import fake_kubelet
+import fault_proxy
+import operator_process
+from control_plane import ControlPlane
+from fake_kubelet import FakeKubelet, Life
+from fault_proxy import Call, FaultProxy
+from job_client import JobClient, manifest, wait_until
+
+pytestmark = pytest.mark.cluster
+FAST = {"backoffSeconds": {"initial": 0, "max": 1}}
+NO_WAIT = {"MTJ_WATCH_SILENCE_S": "4", "MTJ_REQUEST_TIMEOUT_S": "5"}
+
+
+@pytest.fixture
+def kubelet(quiet_plane: ControlPlane, quiet_jobs: JobClient) -> Iterator[FakeKubelet]:
+    """Makes pods of this test's namespace run until the test ends them."""
+    player = FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)
+    with fake_kubelet.playing(player):
+        yield player
+
+
+def phases(jobs: JobClient) -> dict[str, str]:
+    """Phase of every job of the namespace."""
+    items = jobs.plane.get(jobs.path("megatrontrainjobs"))["items"]
+    return {job["metadata"]["name"]: (job.get("status") or {}).get("phase", "") for job in items}
+
+
+def all_pods(jobs: JobClient) -> list[str]:
+    """Names of the pods of the namespace that are not going away."""
+    items = jobs.plane.get(jobs.path("pods"))["items"]
+    return sorted(pod["metadata"]["name"] for pod in items if "deletionTimestamp" not in pod["metadata"])
+
+
+def await_all(jobs: JobClient, phase: str, patience_s: float = 60) -> None:
+    """Returns once every job is in this phase."""
+    wait_until(lambda: phases(jobs), lambda found: set(found.values()) == {phase}, f"all {phase}", patience_s)
+
+
+def gangs(num_jobs: int, num_nodes: int, attempt: int = 0) -> list[str]:
+    """Names of all pods of so many jobs."""
+    roles = ["master-0", *(f"worker-{index}" for index in range(num_nodes - 1))]
+    return sorted(f"job-{index}-a{attempt}-{role}" for index in range(num_jobs) for role in roles)
+
+
+def test_killed_while_it_creates_pods_it_goes_on_without_one_too_many(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    for index in range(12):
+        quiet_jobs.submit(manifest(f"job-{index}", numNodes=4))
+    slow = {"MTJ_MAX_PARALLEL_CREATES": "1", "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    for share in (8, 24):
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **slow) as operator:
+            wait_until(lambda: all_pods(quiet_jobs), lambda pods, n=share: len(pods) >= n, f"{share} pods")
+            operator.kill()
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **slow):
+        await_all(quiet_jobs, "Running")
+    assert all_pods(quiet_jobs) == gangs(12, 4)
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_killed_at_any_moment_of_a_restart_it_ends_with_one_whole_new_gang(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path, seed: int
+):
+    draw = random.Random(seed)
+    variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables) as operator:
+        for index in range(6):
+            quiet_jobs.submit(manifest(f"job-{index}", numNodes=4, failurePolicy=FAST))
+        await_all(quiet_jobs, "Running")
+        for index in range(6):
+            quiet_jobs.end_pod(f"job-{index}-a0-worker-1", 1)
+            if index == 3:
+                time.sleep(draw.uniform(0, 0.15))
+                operator.kill()
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables):
+        wait_until(lambda: all_pods(quiet_jobs), lambda pods: pods == gangs(6, 4, attempt=1), "the second gangs")
+        await_all(quiet_jobs, "Running")
+    assert {quiet_jobs.status(f"job-{index}")["restarts"]["total"] for index in range(6)} == {1}
+    assert kubelet.overlaps == []
+
+
+def test_every_kind_of_fault_at_once_leaves_every_job_in_its_right_end(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, tmp_path: Path
+):
+    """A fifth of all requests goes wrong: refused, cut, answered late or not at all, watches dropped or silent."""
+
+    def life(pod: dict) -> Life:
+        name = pod["metadata"]["name"]
+        if name.startswith("bad-"):
+            return Life(after_s=0.5, exit_code=65)
+        if name.endswith("a0-worker-0"):
+            return Life(after_s=0.5, exit_code=137)
+        return Life(after_s=3)
+
+    player = FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace, life=life)
+    proxy = FaultProxy(server=quiet_plane.server, ca_file=quiet_plane.folder / "ca.crt", seed=7)
+    token = operator_token(quiet_plane)
+    with fake_kubelet.playing(player), fault_proxy.running(proxy):
+        variables = {"MTJ_API_SERVER": proxy.url, "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace, **NO_WAIT}
+        with operator_process.running(token, tmp_path, **variables):
+            proxy.choose = fault_proxy.sometimes(0.2)
+            for index in range(10):
+                quiet_jobs.submit(manifest(f"good-{index}", numNodes=4, failurePolicy=FAST))
+                quiet_jobs.submit(manifest(f"bad-{index}", failurePolicy=FAST))
+            done = {f"good-{index}": "Succeeded" for index in range(10)} | {
+                f"bad-{index}": "Failed" for index in range(10)
+            }
+            wait_until(lambda: phases(quiet_jobs), lambda found: found == done, "every job's end", patience_s=90)
+    assert player.overlaps == []
+    assert sum(proxy.injected.values()) >= 60
+    for index in range(10):
+        assert quiet_jobs.status(f"good-{index}")["restarts"]["total"] == 1
+        assert quiet_jobs.condition("Failed", f"bad-{index}")["reason"] == "NonRetryableExit"
+
+
+def operator_token(plane: ControlPlane) -> Path:
+    """A kubeconfig with a token that may do everything: certificates cannot pass a plain HTTP proxy."""
+    with contextlib.suppress(control_plane.Refused):
+        plane.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "all"}})
+        binding = {
+            "metadata": {"name": "all"},
+            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
+            "subjects": [{"kind": "ServiceAccount", "name": "all", "namespace": "default"}],
+        }
+        plane.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
+    answer = plane.create("/api/v1/namespaces/default/serviceaccounts/all/token", {"spec": {}})
+    return control_plane.write_kubeconfig(plane, name="kubeconfig-all", token=answer["status"]["token"])
+
+
+def test_a_deaf_watch_is_noticed_and_begun_anew(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    """Watches that stay open and say nothing look like a quiet cluster; only their silence tells."""
+
+    def deafen_first(call: Call, draw: random.Random) -> fault_proxy.Kind:
+        if call.is_watch and proxy.calls[call.method, call.path] <= deaf[call.path.rsplit("/", 1)[-1]]:
+            return "watch-silent"
+        return "none"
+
+    deaf = {"pods": 2, "services": 1, "configmaps": 1, "megatrontrainjobs": 2}
+    proxy = FaultProxy(server=quiet_plane.server, ca_file=quiet_plane.folder / "ca.crt", watch_life_s=0.1)
+    proxy.choose = deafen_first
+    with fault_proxy.running(proxy):
+        variables = {"MTJ_API_SERVER": proxy.url, "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace, **NO_WAIT}
+        with operator_process.running(operator_token(quiet_plane), tmp_path, **variables) as operator:
+            quiet_jobs.submit(manifest())
+            quiet_jobs.await_phase("Running")
+            assert operator.metric("megatron_operator_watch_restarts_total") >= 1
+
+
+def test_it_outlives_a_restart_of_the_api_server(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace, **NO_WAIT}
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables) as operator:
+        quiet_jobs.submit(manifest("before", failurePolicy=FAST))
+        quiet_jobs.await_phase("Running", "before")
+        quiet_plane.stop_process("apiserver")
+        quiet_plane.start_apiserver()
+        quiet_jobs.end_pod("before-a0-worker-0", 137)
+        quiet_jobs.submit(manifest("after"))
+        quiet_jobs.await_phase("Running", "after")
+        quiet_jobs.await_pods("before-a1-master-0", "before-a1-worker-0", job="before")
+        assert operator.process.poll() is None
+
+
+def test_a_second_replica_takes_over_when_the_leader_is_lost(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    common = {
+        "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace,
+        "MTJ_POD_NAMESPACE": quiet_jobs.namespace,
+        "MTJ_LEADER_ELECTION": "true",
+        "MTJ_LEASE_DURATION_S": "3",
+    }
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, MTJ_POD_NAME="first", **common) as first:
+        wait_until(lambda: first.metric("megatron_operator_leader"), bool, "the first to lead")
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, MTJ_POD_NAME="second", **common) as second:
+            quiet_jobs.submit(manifest("one"))
+            quiet_jobs.await_phase("Running", "one")
+            assert second.metric("megatron_operator_leader") == 0
+            first.kill()
+            quiet_jobs.submit(manifest("two"))
+            quiet_jobs.await_phase("Running", "two")
+            assert second.metric("megatron_operator_leader") == 1
+
+
+def test_a_leader_that_is_stopped_hands_over_at_once(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    common = {
+        "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace,
+        "MTJ_POD_NAMESPACE": quiet_jobs.namespace,
+        "MTJ_LEADER_ELECTION": "true",
+        "MTJ_LEASE_DURATION_S": "60",
+    }
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, MTJ_POD_NAME="first", **common) as first:
+        wait_until(lambda: first.metric("megatron_operator_leader"), bool, "the first to lead")
+        assert first.stop() == 0
+    lease = quiet_plane.get(
+        f"/apis/coordination.k8s.io/v1/namespaces/{quiet_jobs.namespace}/leases/megatron-train-operator"
+    )
+    assert lease["spec"]["holderIdentity"] == ""
