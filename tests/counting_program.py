@@ -1,10 +1,10 @@
 """A program that stands for a trainer where none shall start: counts steps, keeps a checkpoint, tells its progress.
 
-    python counting_program.py FOLDER [--steps 20] [--step-s 0.02] [--hang-at N] [--fail-at N --exit-code C]
+    python counting_program.py FOLDER [--steps 20] [--pause-at N] [--hang-at N] [--fail-at N --exit-code C] [--once]
 
-Each pod of the gang writes FOLDER/<hostname rank>/; rank 0 writes the progress record. It goes on from its checkpoint,
-which it writes every 5 steps and on SIGTERM (then ends with 143). A file named in --fail-once makes a failure happen
-only in the run that creates it.
+Each pod keeps FOLDER/checkpoint-<node rank>, written every 5 steps and on SIGTERM (which ends it with 143), and goes
+on from there; rank 0 writes the progress record. At a pause it makes FOLDER/paused-<node rank> and waits for SIGTERM
+or for the file FOLDER/go; hanging, it does not even hear SIGTERM. With --once all that happens only in attempt 0.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from pathlib import Path
 parser = argparse.ArgumentParser()
 parser.add_argument("folder", type=Path)
 parser.add_argument("--steps", type=int, default=20)
-parser.add_argument("--step-s", type=float, default=0.02)
+parser.add_argument("--step-s", type=float, default=0.0)
+parser.add_argument("--pause-at", type=int)
 parser.add_argument("--hang-at", type=int)
 parser.add_argument("--fail-at", type=int)
 parser.add_argument("--exit-code", type=int, default=1)
@@ -30,6 +31,7 @@ options = parser.parse_args()
 node_rank = int(os.environ["NODE_RANK"])
 attempt = int(os.environ["MTJ_RESTART_ATTEMPT"])
 checkpoint = options.folder / f"checkpoint-{node_rank}"
+paused = options.folder / f"paused-{node_rank}"
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
 stop = False
 
@@ -86,7 +88,12 @@ while step < options.steps:
         save(step)
         tell(step, "stopped")
         sys.exit(143)
+    if is_faulty and step == options.pause_at and not (options.folder / "go").exists():
+        paused.touch()
+        time.sleep(0.02)
+        continue
     if is_faulty and step == options.hang_at:
+        paused.touch()
         time.sleep(3600)
     if is_faulty and step == options.fail_at:
         die(step)

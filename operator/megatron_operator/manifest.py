@@ -15,7 +15,6 @@ from megatron_operator.desired.quantity import amount
 from megatron_operator.job import Job, Task
 from megatron_operator.schema import structural
 from megatron_operator.schema.spec import spec as spec_schema
-from megatron_trainjob.args import rules
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args
 from megatron_trainjob.violation import Violation
@@ -102,30 +101,12 @@ def _check_required(given: Object) -> Iterable[Violation]:
 
 
 def _read_arguments(given: object, spec: Object, world_size: int, hf_config: Object | None) -> Parsed:
-    """The arguments with every violation that they and the size of the job have."""
+    """The arguments with every violation that they, the size of the job and the model have."""
     if given is not None and not isinstance(given, Mapping):
         wrong = Violation(path="spec.args", value=given, message="must be a mapping of argument names to values")
         return Parsed(args=None, violations=(wrong,))
     task = cast(Task, spec.get("task", "sft"))
-    mapping = given or {}
-    parsed = parse_args(mapping, task=task)
-    readable = parsed if parsed.args else parse_args(_readable(mapping, parsed.violations), task=task)
-    if readable.args is None:
-        return parsed
-    found = rules.check(readable.args, readable.given, task=task, world_size=world_size, hf_config=hf_config)
-    violations = (*parsed.violations, *found)
-    return Parsed(
-        args=None if violations else parsed.args,
-        violations=violations,
-        warnings=parsed.warnings,
-        given=parsed.given,
-    )
-
-
-def _readable(mapping: Object, violations: Iterable[Violation]) -> Object:
-    """The arguments that nothing is said against: rules about the whole job can be judged by them."""
-    broken = {violation.path.removeprefix("spec.args.") for violation in violations}
-    return {name: value for name, value in mapping.items() if name not in broken}
+    return parse_args(given or {}, task=task, world_size=world_size, hf_config=hf_config)
 
 
 def _unique(violations: Iterable[Violation]) -> tuple[Violation, ...]:

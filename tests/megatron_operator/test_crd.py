@@ -1,0 +1,128 @@
+"""crd: the definition is current, small, structural, and agrees with the rest of the operator."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import yaml
+
+from job_values import NOW, beat, failed, job, pod, raw, seen
+from megatron_operator import crd, manifest, reconcile
+from megatron_operator.job import Job
+from megatron_operator.observe import Seen
+from megatron_operator.schema import structural
+from megatron_operator.schema.status import status as status_schema
+
+ROOT = Path(__file__).parent.parent.parent
+
+
+@pytest.fixture(scope="module")
+def definition():
+    return crd.definition()
+
+
+def root_schema(definition):
+    return definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
+
+
+def test_the_file_in_the_repository_is_what_the_code_makes():
+    assert (ROOT / "crds" / "megatrontrainjob.yaml").read_text() == crd.document()
+
+
+def test_it_is_small_enough_for_client_side_apply(definition):
+    assert len(json.dumps(definition, separators=(",", ":"))) < 150_000
+
+
+def test_names_are_those_that_people_type(definition):
+    assert definition["spec"]["names"] == {
+        "kind": "MegatronTrainJob",
+        "listKind": "MegatronTrainJobList",
+        "plural": "megatrontrainjobs",
+        "singular": "megatrontrainjob",
+        "shortNames": ["mtj", "mtjob"],
+        "categories": ["all", "training"],
+    }
+
+
+def test_every_column_shows_a_scalar_that_the_schema_has(definition):
+    for column in crd.columns():
+        path = column["jsonPath"].lstrip(".").split(".")
+        if path[0] == "metadata":
+            continue
+        schema = root_schema(definition)
+        for part in path:
+            schema = schema["properties"][part]
+        assert schema["type"] == column["type"]
+
+
+def walk(schema, path="spec"):
+    yield path, schema
+    for name, part in schema.get("properties", {}).items():
+        yield from walk(part, f"{path}.{name}")
+    for key in ("items", "additionalProperties"):
+        if isinstance(schema.get(key), dict):
+            yield from walk(schema[key], f"{path}[]")
+
+
+def test_the_schema_is_structural(definition):
+    """Every value has a type or is marked open, and none of the forbidden keywords is used."""
+    for path, schema in walk(root_schema(definition)):
+        is_open = schema.get("x-kubernetes-int-or-string") or schema.get("x-kubernetes-preserve-unknown-fields")
+        assert schema.get("type") or is_open, path
+        assert not {"$ref", "definitions", "dependencies", "discriminator", "patternProperties"} & set(schema), path
+        assert not ("properties" in schema and "additionalProperties" in schema), path
+        assert set(schema.get("required", ())) <= set(schema.get("properties", {})), path
+
+
+def test_no_argument_of_the_trainer_has_a_default(definition):
+    arguments = root_schema(definition)["properties"]["spec"]["properties"]["args"]
+    assert not [path for path, schema in walk(arguments) if "default" in schema]
+
+
+def test_only_two_defaults_are_stored_in_a_job(definition):
+    spec = root_schema(definition)["properties"]["spec"]
+    assert {path: schema["default"] for path, schema in walk(spec) if "default" in schema} == {
+        "spec.numNodes": 1,
+        "spec.nprocPerNode": "auto",
+    }
+
+
+def test_our_own_marks_do_not_reach_the_server(definition):
+    assert "x-defaulted" not in json.dumps(definition)
+
+
+@pytest.mark.parametrize(
+    "status",
+    [
+        reconcile.plan(job(), Seen(), NOW).status,
+        reconcile.plan(job(), seen(pod(0), failed(1, 137, iteration=3)), NOW).status,
+        reconcile.plan(
+            job({"scheduling": {"gang": "Native"}}),
+            seen(pod(0), pod(1), progress=beat(checkpoint_iteration=5, metrics={"loss": 1.0}, remaining_s=3.0)),
+            NOW,
+        ).status,
+        reconcile.reject(raw(), (), Seen(), NOW).status,
+    ],
+    ids=["new", "restarted", "running", "rejected"],
+)
+def test_nothing_that_is_written_into_a_status_would_be_dropped(status):
+    assert list(structural.check(json.loads(json.dumps(status)), status_schema(), "status")) == []
+
+
+def test_a_manifest_with_stored_defaults_is_the_same_job():
+    """What the API server fills in must not change the job that the operator reads."""
+    stored = raw({"numNodes": 1, "nprocPerNode": "auto"})
+    plain = raw()
+    del plain["spec"]["numNodes"]
+    parsed = manifest.parse(plain)
+    assert isinstance(parsed, Job)
+    assert parsed == manifest.parse(stored)
+
+
+def test_the_example_of_each_golden_file_satisfies_the_schema(definition):
+    for file in (Path(__file__).parent / "golden").glob("*.job.yaml"):
+        document = yaml.safe_load(file.read_text())
+        schema = root_schema(definition)["properties"]["spec"]
+        assert list(structural.check(document["spec"], schema, "spec")) == []
