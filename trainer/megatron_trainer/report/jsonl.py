@@ -53,7 +53,7 @@ class Jsonl:
 
 def read_rows(path: Path) -> list[Row]:
     """All rows, in order; none without a file. A last line that a killed run left unfinished is passed over."""
-    rows = []
+    rows: list[Row] = []
     for line in path.read_text().splitlines() if path.exists() else ():
         try:
             row = json.loads(line)

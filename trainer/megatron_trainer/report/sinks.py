@@ -15,6 +15,7 @@ from megatron_trainer.report.progress_file import ProgressFile
 from megatron_trainer.report.records import Sink
 from megatron_trainer.report.tensorboard import Choices, TensorBoard
 from megatron_trainer.report.weights_and_biases import WeightsAndBiases
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -33,7 +34,7 @@ def open_sinks(
         Console(sys.stdout, interval=args.log_interval, log_throughput=args.log_throughput),
         Jsonl(rows, interval=args.log_interval, log_throughput=args.log_throughput),
         TensorBoard(
-            Path(args.tensorboard_dir or save / "runs"),
+            Path(derive.tensorboard_directory(args, str(save))),
             interval=args.tensorboard_log_interval,
             queue_size=args.tensorboard_queue_size,
             choices=tensorboard_choices(args),
@@ -44,7 +45,7 @@ def open_sinks(
     if server := kubeflow.server_from(environment):
         sinks.append(KubeflowPush(server, now=now))
     if args.wandb_project:
-        folder = Path(args.wandb_save_dir or save / "wandb")
+        folder = Path(derive.wandb_directory(args, str(save)))
         sinks.append(WeightsAndBiases(args.wandb_project, args.wandb_exp_name, folder, interval=args.log_interval))
     return tuple(sinks)
 

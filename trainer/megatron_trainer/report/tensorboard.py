@@ -129,7 +129,7 @@ def _is_beyond(event: EventProto, iteration: int, samples: int) -> bool:
     if not event.HasField("summary") or not event.summary.value:
         return False
     is_over_samples = event.summary.value[0].tag.endswith(VERSUS_SAMPLES)
-    return event.step > (samples if is_over_samples else iteration)
+    return bool(event.step > (samples if is_over_samples else iteration))
 
 
 def _event(scalars: Mapping[str, float], step: int, time: float) -> EventProto:

@@ -28,6 +28,7 @@ class WeightsAndBiases:
             dir=str(folder),
             id=_run_id(folder),
             resume="allow",
+            settings=self._wandb.Settings(console="off"),  # standard output stays the pod's log alone
         )
         self._run.define_metric("*", step_metric="iteration")
 
@@ -45,8 +46,13 @@ class WeightsAndBiases:
                 self._run.summary.update({"phase": event.phase, **event.outputs})
 
     def close(self) -> None:
-        """Waits until what was logged is uploaded, or stored when offline."""
+        """Waits until what was logged is uploaded, or stored when offline.
+
+        The teardown waits for wandb's own process, which holds back what it has not yet written; wandb would do it
+        at the interpreter's end, but a rank that fails skips that.
+        """
         self._run.finish()
+        self._wandb.teardown()
 
 
 def _import_wandb(project: str) -> ModuleType:

@@ -63,15 +63,15 @@ class Logging:
     wandb_project: str = arg(
         "",
         "Weights & Biases project; empty: off.",
-        status="not yet",
+        status="works",
     )
     wandb_exp_name: str = arg(
         "",
         "Weights & Biases run name.",
-        status="not yet",
+        status="works",
     )
     wandb_save_dir: str = arg(
         "",
         "Folder for Weights & Biases files; empty: {save}/wandb.",
-        status="not yet",
+        status="works",
     )
