@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_trainer.data.lazy import LazyStore
 from megatron_trainer.data.store import Store
 from megatron_trainer.data.values import Pair, Sample
 
@@ -17,7 +17,7 @@ from megatron_trainer.data.values import Pair, Sample
 class Items:
     """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; costs 12 bytes an item."""
 
-    stores: tuple[Store, ...]
+    stores: tuple[Store | LazyStore, ...]
     which: NDArray[np.int32]
     rows: NDArray[np.int64]
 
@@ -35,18 +35,14 @@ class Items:
         return Items(stores=self.stores, which=self.which[order], rows=self.rows[order])
 
     def lengths(self, multiple: int = 1) -> NDArray[np.int64]:
-        """Tokens of each item, each of its sequences rounded up to the multiple."""
+        """Tokens of each item, each of its sequences rounded up to the multiple. Unknown for items tokenised lazily."""
         lengths = np.empty(len(self), np.int64)
         for number, store in enumerate(self.stores):
+            assert isinstance(store, Store)
             mine = self.which == number
             rounded = -(-store.lengths // multiple) * multiple
             lengths[mine] = rounded.sum(axis=1)[self.rows[mine]]
         return lengths
-
-    @cached_property
-    def num_tokens(self) -> int:
-        """Tokens of all items."""
-        return int(self.lengths().sum())
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +66,7 @@ class PackedRows:
 Dataset = Items | PackedRows
 
 
-def items_of(store: Store) -> Items:
+def items_of(store: Store | LazyStore) -> Items:
     """All rows of a store, in order."""
     return Items(stores=(store,), which=np.zeros(len(store), np.int32), rows=np.arange(len(store)))
 
@@ -86,6 +82,6 @@ def concatenate(parts: Sequence[Items]) -> Items:
     )
 
 
-def _renumber(part: Items, stores: tuple[Store, ...]) -> NDArray[np.int32]:
+def _renumber(part: Items, stores: tuple[Store | LazyStore, ...]) -> NDArray[np.int32]:
     places = np.array([stores.index(store) for store in part.stores], np.int32)
     return places[part.which]

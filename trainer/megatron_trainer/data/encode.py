@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
+from itertools import batched
 from typing import Literal
 
 import numpy as np
@@ -16,8 +17,9 @@ from megatron_trainer.data.loss_span import Span, spans
 from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.template import choose_template
 from megatron_trainer.data.tokens import Tokens, tokenization
-from megatron_trainer.data.values import Conversation, Message, Rejection, RowError
+from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, Rejection, RowError, Sample
 
+ROWS_AT_ONCE = 32  # rows whose tokens are held with their characters, some hundred bytes a token
 TOO_LONG = "longer than max_length"
 
 
@@ -39,13 +41,31 @@ class EncodeSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
-    """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss."""
+    """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss.
+
+    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of.
+    """
 
     number: int
     input_ids: tuple[NDArray[np.int32], ...]
     weights: tuple[NDArray[np.float32], ...]
     channel: str | None
     is_truncated: bool
+    is_weighted: bool = False
+
+
+def to_item(encoded: Encoded) -> Sample | Pair:
+    """The sample, or the pair of chosen and rejected."""
+    samples = [
+        Sample(
+            input_ids=ids,
+            labels=np.where(weights > 0, ids, np.int32(IGNORED)),
+            loss_scale=weights if encoded.is_weighted else None,
+            channel=encoded.channel,
+        )
+        for ids, weights in zip(encoded.input_ids, encoded.weights, strict=True)
+    ]
+    return samples[0] if len(samples) == 1 else Pair(chosen=samples[0], rejected=samples[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,6 +98,9 @@ class Encoder:
 
     def encode(self, records: Iterable[Record]) -> list[Encoded | Rejection]:
         """One result for each record, in order."""
+        return [result for part in batched(records, ROWS_AT_ONCE) for result in self._encode(part)]
+
+    def _encode(self, records: Sequence[Record]) -> list[Encoded | Rejection]:
         rendered = [self._render(record) for record in records]
         texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
         tokens = iter(self._tokenize.batch(texts))
@@ -116,6 +139,7 @@ class Encoder:
             weights=tuple(weights for _, weights, _ in parts),
             channel=row.conversation.channel,
             is_truncated=any(cut for _, _, cut in parts),
+            is_weighted=self.is_weighted,
         )
 
     def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:

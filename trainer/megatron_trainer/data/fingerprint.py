@@ -19,6 +19,11 @@ SETTLED_NS = 2_000_000_000
 """A file changed this shortly before its digest was taken may change again without a new time stamp."""
 
 
+def text_key(text: str) -> str:
+    """A key that stands for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
 def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
     """The key of the tokenised rows of one dataset. choice: which of its rows were chosen, empty for all."""
     parts = {
@@ -29,7 +34,7 @@ def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choic
         "settings": asdict(encoder.settings),
         "choice": choice,
     }
-    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+    return text_key(json.dumps(parts, sort_keys=True))
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
@@ -50,10 +55,21 @@ def source_digest(source: Source, memory: Path) -> str:
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
+def file_identities(source: Source) -> list[object]:
+    """What tells files apart without reading them: name, size and time of change."""
+    if not isinstance(source, FileSource):
+        return [source.fingerprint()]
+    return [_identity(file) for file in source.files]
+
+
+def _identity(file: Path) -> list[object]:
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+
+
 def _remembered(file: Path, memory: Path) -> str:
     status = file.stat()
-    identity = [str(file.resolve()), status.st_size, status.st_mtime_ns]
-    note = memory / f"{hashlib.sha256(json.dumps(identity).encode()).hexdigest()[:32]}.txt"
+    note = memory / f"{text_key(json.dumps(_identity(file)))}.txt"
     try:
         if note.stat().st_mtime_ns - status.st_mtime_ns > SETTLED_NS:
             return note.read_text()

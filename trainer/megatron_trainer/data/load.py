@@ -1,9 +1,10 @@
-"""Dataset entries to stores of tokenised rows: found in the cache, or made now. One store for each entry."""
+"""Dataset entries opened: as stores of tokens, as rows to tokenise lazily (both found in the cache, or written now), or
+as a stream."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,12 +15,15 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.cache import built_once
 from megatron_trainer.data.encode import Encoder
-from megatron_trainer.data.fingerprint import source_digest, store_key, tokenizer_digest
+from megatron_trainer.data.fingerprint import file_identities, source_digest, store_key, text_key, tokenizer_digest
+from megatron_trainer.data.lazy import LazyStore, write_rows
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.settings import DataSettings
-from megatron_trainer.data.source import Source, open_source
+from megatron_trainer.data.source import HubAccess, Source, open_source
 from megatron_trainer.data.spec import DatasetSpec
 from megatron_trainer.data.store import Store
+from megatron_trainer.data.stream import Stream
+from megatron_trainer.data.stream_rows import Mixture, StreamSource
 from megatron_trainer.data.tokenise import refuse_first_bad, tokenise
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.exit_codes import ExitCode
@@ -30,18 +34,23 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """One tokenised dataset entry. is_new: tokenised just now, not found in the cache."""
+    """One dataset entry, ready to be read. is_new: written just now, not found in the cache."""
 
     spec: DatasetSpec
     source: Source
-    store: Store
+    store: Store | LazyStore
     is_new: bool
+
+    @property
+    def num_rows_wanted(self) -> int:
+        """Rows that the entry asks for, or has."""
+        return self.spec.num_rows or self.store.num_rows
 
 
 class Loader:
     """Opens dataset entries and tokenises them, or finds them in the cache folder.
 
-    renews: tokenise even what is in the cache. progress: called with an entry and its rows done so far.
+    renews: write anew even what is in the cache. progress: called with an entry and its rows done so far.
     """
 
     def __init__(
@@ -57,46 +66,109 @@ class Loader:
         self._cache = cache
         self._renews = renews
         self._progress = progress
-        self._encoder = Encoder(tokenizer, settings.encode)
         self._tokenizer_digest = tokenizer_digest(tokenizer)
+        self.encoder = Encoder(tokenizer, settings.encode)
 
-    def load(self, path: str, specs: Sequence[DatasetSpec]) -> list[Loaded]:
+    def load(self, path: str, specs: Sequence[DatasetSpec], *, is_lazy: bool) -> list[Loaded]:
         """The stores of all entries of the argument `path`.
 
         Raises InvalidInput with every entry that cannot be opened, or with every one that holds no usable row.
         """
-        sources, violations = [], []
-        for number, spec in enumerate(specs):
-            try:
-                sources.append(open_source(spec, hub_token=self._settings.hub_token))
-            except (ValueError, OSError) as err:
-                violations.append(Violation(path=f"{path}[{number}]", value=spec.text, message=str(err)))
-        if violations:
-            raise InvalidInput(tuple(violations), ExitCode.MISSING_INPUT)
-        loaded = [self._load(spec, source) for spec, source in zip(specs, sources, strict=True)]
+        sources = open_all(path, specs, self._access())
+        loaded = [
+            self._rows(spec, source) if is_lazy else self._tokens(spec, source)
+            for spec, source in zip(specs, sources, strict=True)
+        ]
         _refuse_empty(path, loaded)
         return loaded
 
-    def _load(self, spec: DatasetSpec, source: Source) -> Loaded:
-        digest = source_digest(source, self._cache / "digests")
-        choice = f"{spec.num_rows} {self._settings.shuffle} {self._settings.seed}" if spec.num_rows else ""
-        folder = self._cache / store_key(digest, self._tokenizer_digest, self._encoder, choice)
-        is_new = self._renews or not folder.exists()
-        store = Store(built_once(folder, partial(self._build, spec, source), renew=self._renews))
-        if self._settings.is_strict:
-            refuse_first_bad(entry.first for entry in store.facts.dropped.values())
-        return Loaded(spec=spec, source=source, store=store, is_new=is_new)
+    def open_stream(self, specs: Sequence[DatasetSpec]) -> Stream:
+        """The stream of the entries of `dataset`. Raises InvalidInput with every entry that cannot be opened."""
+        settings = self._settings
+        sources = open_all("dataset", specs, replace(self._access(), streams=True))
+        parts = [StreamSource(source=s, num_rows=e.num_rows) for e, s in zip(specs, sources, strict=True)]
+        stream = Stream(
+            mixture=Mixture(
+                sources=tuple(parts),
+                probabilities=settings.interleave_prob,
+                stopping=settings.stopping_strategy,
+                seed=settings.seed,
+            ),
+            encoder=self.encoder,
+            window_rows=settings.window_rows,
+            shuffle=settings.shuffle,
+            seed=settings.seed,
+            packing_length=settings.packing_length,
+            sample_multiple=settings.sample_multiple,
+            is_strict=settings.is_strict,
+            notes=self._cache,
+        )
+        return replace(stream, notes=self._cache / f"stream-{self._stream_key(stream, specs)}")
 
-    def _build(self, spec: DatasetSpec, source: Source, directory: Path) -> None:
+    def _access(self) -> HubAccess:
+        return HubAccess(token=self._settings.hub_token, redownloads=self._settings.redownloads)
+
+    def _stream_key(self, stream: Stream, specs: Sequence[DatasetSpec]) -> str:
+        """The key of everything that decides which items a rank reads; files by name and date, not by content."""
+        identities = [file_identities(part.source) for part in stream.mixture.sources]
+        choice: list[object] = [
+            stream.mixture.probabilities,
+            stream.mixture.stopping,
+            stream.window_rows,
+            stream.shuffle,
+        ]
+        choice += [stream.seed, stream.packing_length, stream.sample_multiple, [spec.text for spec in specs]]
+        return store_key(str(identities), self._tokenizer_digest, self.encoder, str(choice))
+
+    def _digest(self, source: Source) -> str:
+        return source_digest(source, self._cache / "digests")
+
+    def _choice(self, spec: DatasetSpec) -> str:
+        return f"{spec.num_rows} {self._settings.shuffle} {self._settings.seed}" if spec.num_rows else ""
+
+    def _records(self, spec: DatasetSpec, source: Source) -> Iterable[Record]:
+        return chosen_records(spec, source, shuffle=self._settings.shuffle, seed=self._settings.seed)
+
+    def _tokens(self, spec: DatasetSpec, source: Source) -> Loaded:
+        key = store_key(self._digest(source), self._tokenizer_digest, self.encoder, self._choice(spec))
+        folder = self._cache / key
+        is_new = self._renews or not folder.exists()
         progress = self._progress
-        tokenise(
-            chosen_records(spec, source, shuffle=self._settings.shuffle, seed=self._settings.seed),
-            self._encoder,
-            directory,
+        write = partial(
+            tokenise,
+            encoder=self.encoder,
             num_processes=self._settings.num_processes,
             is_strict=self._settings.is_strict,
             progress=None if progress is None else partial(progress, spec.text),
         )
+        built_once(folder, lambda aside: write(self._records(spec, source), directory=aside), renew=self._renews)
+        store = Store(folder)
+        if self._settings.is_strict:
+            refuse_first_bad(entry.first for entry in store.facts.dropped.values())
+        return Loaded(spec=spec, source=source, store=store, is_new=is_new)
+
+    def _rows(self, spec: DatasetSpec, source: Source) -> Loaded:
+        folder = self._cache / f"rows-{text_key(f'{self._digest(source)} {self._choice(spec)}')}"
+        is_new = self._renews or not folder.exists()
+        built_once(folder, lambda aside: write_rows(self._records(spec, source), aside), renew=self._renews)
+        store = LazyStore(folder, self.encoder, is_strict=self._settings.is_strict)
+        return Loaded(spec=spec, source=source, store=store, is_new=is_new)
+
+
+def open_all(path: str, specs: Sequence[DatasetSpec], access: HubAccess) -> list[Source]:
+    """The sources of all entries of the argument `path`.
+
+    Raises InvalidInput with every entry that cannot be opened.
+    """
+    sources, violations = [], []
+    for number, spec in enumerate(specs):
+        try:
+            sources.append(open_source(spec, access))
+        except (ValueError, OSError) as err:
+            violations.append(Violation(path=f"{path}[{number}]", value=spec.text, message=str(err)))
+    if violations:
+        raise InvalidInput(tuple(violations), ExitCode.MISSING_INPUT)
+    return sources
 
 
 def chosen_records(spec: DatasetSpec, source: Source, *, shuffle: bool, seed: int) -> Iterable[Record]:
@@ -121,14 +193,19 @@ def with_numbers(source: Source, numbers: NDArray[np.int64]) -> Iterator[Record]
 
 
 def _refuse_empty(path: str, loaded: Sequence[Loaded]) -> None:
-    violations = []
-    for number, entry in enumerate(loaded):
-        if len(entry.store) == 0:
-            reasons = "; ".join(
-                f"{dropped.count} x {reason}, first at {dropped.first.location} {dropped.first.detail}".strip()
-                for reason, dropped in entry.store.facts.dropped.items()
-            )
-            message = f"none of its {entry.store.facts.num_rows} rows can be trained on: {reasons or 'it is empty'}"
-            violations.append(Violation(path=f"{path}[{number}]", value=entry.spec.text, message=message))
+    violations = [
+        Violation(path=f"{path}[{number}]", value=entry.spec.text, message=_nothing_left(entry.store))
+        for number, entry in enumerate(loaded)
+        if len(entry.store) == 0
+    ]
     if violations:
         raise InvalidInput(tuple(violations), ExitCode.BAD_DATA)
+
+
+def _nothing_left(store: Store | LazyStore) -> str:
+    dropped = store.facts.dropped if isinstance(store, Store) else {}
+    reasons = "; ".join(
+        f"{entry.count} x {reason}, first at {entry.first.location} {entry.first.detail}".strip()
+        for reason, entry in dropped.items()
+    )
+    return f"none of its {store.num_rows} rows can be trained on: {reasons or 'it is empty'}"

@@ -18,12 +18,15 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.arrange import mix, repeat, shuffled, split_off
+from megatron_trainer.data.cached import open_cached
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, items_of
 from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.pack import fill, pack
-from megatron_trainer.data.report import DataReport, PackingReport, data_report, source_report
+from megatron_trainer.data.report import DataReport, PackingReport, SourceReport, length_facts, source_report
 from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.settings import DataSettings, data_settings
+from megatron_trainer.data.store import Store
+from megatron_trainer.data.stream import Stream
 from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.exit_codes import ExitCode
@@ -37,9 +40,14 @@ if TYPE_CHECKING:
 class Prepared:
     """The items of a run. validation is None when no validation data was asked for."""
 
-    train: Dataset
+    train: Dataset | Stream
     validation: Dataset | None
     report: DataReport
+
+    @property
+    def num_items(self) -> int | None:
+        """Items of an epoch, None for a stream."""
+        return None if isinstance(self.train, Stream) else len(self.train)
 
 
 def prepare(
@@ -67,12 +75,59 @@ def prepare(
     settings = data_settings(args, task=task, max_length=max_length)
     cache = cache_directory or save / "data_cache"
     loader = Loader(settings, tokenizer, cache, renews=is_first_rank and not settings.reads_cache, progress=progress)
-    train = loader.load("dataset", settings.datasets)
-    validation = loader.load("val_dataset", settings.val_datasets)
+    is_lazy = settings.tokenising == "lazy"
+    validation = loader.load("val_dataset", settings.val_datasets, is_lazy=is_lazy)
+    if settings.tokenising == "streaming":
+        return _streamed(settings, loader, validation)
+    train = loader.load("dataset", settings.datasets, is_lazy=is_lazy)
+    cached = _open_cached(settings, cache)
     train_parts, split_parts = _split(train, settings)
     if split_parts and is_first_rank:
         _write_rows(train, split_parts, save / "val_dataset.jsonl")
-    return _prepared(settings, train, train_parts, validation, split_parts)
+    return _prepared(settings, train, train_parts, validation, split_parts, cached)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Cached:
+    """One folder of cached_dataset."""
+
+    name: str
+    train: Store
+    validation: Store | None
+
+
+def _open_cached(settings: DataSettings, cache: Path) -> list[_Cached]:
+    opened, violations = [], []
+    for number, folder in enumerate(settings.cached):
+        try:
+            train, validation = open_cached(folder, cache)
+            _check_cached(train, settings)
+            opened.append(_Cached(name=str(folder), train=train, validation=validation))
+        except (ValueError, OSError) as err:
+            violations.append(Violation(path=f"cached_dataset[{number}]", value=str(folder), message=str(err)))
+    if violations:
+        raise InvalidInput(tuple(violations), ExitCode.MISSING_INPUT)
+    return opened
+
+
+def _check_cached(store: Store, settings: DataSettings) -> None:
+    wanted = 2 if settings.encode.recognition.needs_rejected else 1
+    if store.facts.sequences_per_row != wanted:
+        raise ValueError(f"it holds {store.facts.sequences_per_row} sequences a row, but this task needs {wanted}")
+    longest, limit = int(store.lengths.max(initial=0)), settings.encode.max_length
+    if limit is not None and longest > limit:
+        raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or make it anew")
+
+
+def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loaded]) -> Prepared:
+    items = _validation_items(validation, [], [], settings)
+    dataset = None if items is None else _packed(items, settings)[0]
+    report = DataReport(
+        datasets=tuple(SourceReport(name=spec.text) for spec in settings.datasets),
+        validation=tuple(source_report(entry.spec.text, entry.store) for entry in validation),
+        validation_items=0 if dataset is None else len(dataset),
+    )
+    return Prepared(train=loader.open_stream(settings.datasets), validation=dataset, report=report)
 
 
 def _split(loaded: Sequence[Loaded], settings: DataSettings) -> tuple[list[Items], list[Items]]:
@@ -86,7 +141,7 @@ def _split(loaded: Sequence[Loaded], settings: DataSettings) -> tuple[list[Items
             split.append(validation)
             if len(items) == 0:
                 raise _refusal(f"dataset[{number}]", entry.spec.text, "split_dataset_ratio leaves no row to train on")
-        times = (entry.spec.num_rows or 0) / entry.store.facts.num_rows
+        times = entry.num_rows_wanted / entry.store.num_rows
         kept.append(repeat(items, times, generator=generator if settings.shuffle else None) if times > 1 else items)
     return kept, split
 
@@ -97,19 +152,24 @@ def _prepared(
     train_parts: Sequence[Items],
     validation: Sequence[Loaded],
     split_parts: Sequence[Items],
+    cached: Sequence[_Cached],
 ) -> Prepared:
-    items = _mixed(train_parts, settings)
-    validation_items = _validation_items(validation, split_parts, settings)
+    items = _mixed([*train_parts, *(items_of(entry.train) for entry in cached)], settings)
+    validation_items = _validation_items(validation, split_parts, cached, settings)
     dataset, packing = _packed(items, settings)
     validation_dataset = None if validation_items is None else _packed(validation_items, settings)[0]
-    report = data_report(
-        datasets=[source_report(entry.spec.text, entry.store) for entry in train],
-        validation=[source_report(entry.spec.text, entry.store) for entry in validation],
-        lengths=items.lengths(),
-        num_items=len(dataset),
-        num_validation_items=0 if validation_dataset is None else len(validation_dataset),
+    report = DataReport(
+        datasets=(
+            *(source_report(entry.spec.text, entry.store) for entry in train),
+            *(source_report(entry.name, entry.train) for entry in cached),
+        ),
+        validation=tuple(source_report(entry.spec.text, entry.store) for entry in validation),
+        items=len(dataset),
+        samples=len(items),
+        validation_items=0 if validation_dataset is None else len(validation_dataset),
         packing=packing,
         from_cache=not any(entry.is_new for entry in [*train, *validation]),
+        **length_facts(items),
     )
     return Prepared(train=dataset, validation=validation_dataset, report=report)
 
@@ -128,15 +188,17 @@ def _mixed(parts: Sequence[Items], settings: DataSettings) -> Items:
 
 
 def _validation_items(
-    validation: Sequence[Loaded], split_parts: Sequence[Items], settings: DataSettings
+    validation: Sequence[Loaded], split_parts: Sequence[Items], cached: Sequence[_Cached], settings: DataSettings
 ) -> Items | None:
-    if not validation:
-        return concatenate(split_parts) if split_parts else None
     for number, entry in enumerate(validation):
-        if (entry.spec.num_rows or 0) > entry.store.facts.num_rows:
-            message = f"the dataset has only {entry.store.facts.num_rows} rows; ask for fewer"
+        if entry.num_rows_wanted > entry.store.num_rows:
+            message = f"the dataset has only {entry.store.num_rows} rows; ask for fewer"
             raise _refusal(f"val_dataset[{number}]", entry.spec.text, message)
-    items = concatenate([items_of(entry.store) for entry in validation])
+    parts = [*(items_of(entry.store) for entry in validation), *split_parts]
+    parts += [items_of(entry.validation) for entry in cached if entry.validation is not None]
+    if not parts:
+        return None
+    items = concatenate(parts)
     return shuffled(items, np.random.default_rng([settings.seed, 4])) if settings.shuffle_validation else items
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_trainer.data.dataset import Items
+from megatron_trainer.data.lazy import LazyStore
 from megatron_trainer.data.store import Dropped, Store
 
 
@@ -23,15 +26,18 @@ class DropReport:
 
 @dataclass(frozen=True, kw_only=True)
 class SourceReport:
-    """One entry of `dataset` or `val_dataset`: rows_read = rows_kept + the rows of all dropped."""
+    """One entry of `dataset`, `val_dataset` or `cached_dataset`: rows_read = rows_kept + the rows of all dropped.
+
+    None where it is not known before training (streaming, lazy_tokenize).
+    """
 
     name: str
-    rows_read: int
-    rows_kept: int
-    rows_truncated: int
-    tokens: int
-    trained_tokens: int
-    dropped: tuple[DropReport, ...]
+    rows_read: int | None = None
+    rows_kept: int | None = None
+    rows_truncated: int | None = None
+    tokens: int | None = None
+    trained_tokens: int | None = None
+    dropped: tuple[DropReport, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,29 +63,33 @@ class DataReport:
     """Everything about the data of a run. Lengths are tokens of an item (a pair counts both sequences).
 
     items: what the sampler indexes (packed rows, where packing is on). samples: rows of the datasets in an epoch.
+    None where it is not known before training: everything for a stream, lengths and tokens for lazy_tokenize.
+    from_cache: nothing had to be tokenised.
     """
 
     datasets: tuple[SourceReport, ...]
-    validation: tuple[SourceReport, ...]
-    items: int
-    samples: int
-    validation_items: int
-    tokens_per_epoch: int
-    length_min: int
-    length_median: int
-    length_mean: float
-    length_max: int
-    histogram: Histogram
-    packing: PackingReport | None
-    from_cache: bool
+    validation: tuple[SourceReport, ...] = ()
+    items: int | None = None
+    samples: int | None = None
+    validation_items: int = 0
+    tokens_per_epoch: int | None = None
+    length_min: int | None = None
+    length_median: int | None = None
+    length_mean: float | None = None
+    length_max: int | None = None
+    histogram: Histogram | None = None
+    packing: PackingReport | None = None
+    from_cache: bool = False
 
     def to_json(self) -> dict[str, object]:
-        """The report as plain JSON values."""
-        return asdict(self)
+        """The report as plain JSON values, without what is not known."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def source_report(name: str, store: Store) -> SourceReport:
+def source_report(name: str, store: Store | LazyStore) -> SourceReport:
     """The account of one dataset."""
+    if isinstance(store, LazyStore):
+        return SourceReport(name=name, rows_read=store.num_rows)
     return SourceReport(
         name=name,
         rows_read=store.facts.num_rows,
@@ -115,29 +125,16 @@ def histogram(lengths: NDArray[np.int64]) -> Histogram:
     return Histogram(edges=tuple(edges), rows=tuple(counts.tolist()))
 
 
-def data_report(
-    *,
-    datasets: Sequence[SourceReport],
-    validation: Sequence[SourceReport],
-    lengths: NDArray[np.int64],
-    num_items: int,
-    num_validation_items: int,
-    packing: PackingReport | None,
-    from_cache: bool,
-) -> DataReport:
-    """The report of a run whose epoch holds samples of these lengths."""
-    return DataReport(
-        datasets=tuple(datasets),
-        validation=tuple(validation),
-        items=num_items,
-        samples=len(lengths),
-        validation_items=num_validation_items,
-        tokens_per_epoch=int(lengths.sum()),
-        length_min=int(lengths.min(initial=2**62)) if len(lengths) else 0,
-        length_median=int(np.median(lengths)) if len(lengths) else 0,
-        length_mean=float(lengths.mean()) if len(lengths) else 0.0,
-        length_max=int(lengths.max(initial=0)),
-        histogram=histogram(lengths),
-        packing=packing,
-        from_cache=from_cache,
-    )
+def length_facts(items: Items) -> dict[str, Any]:
+    """The fields of DataReport that say how long the items are; none when they are tokenised lazily or missing."""
+    if len(items) == 0 or any(isinstance(store, LazyStore) for store in items.stores):
+        return {}
+    lengths = items.lengths()
+    return {
+        "tokens_per_epoch": int(lengths.sum()),
+        "length_min": int(lengths.min()),
+        "length_median": int(np.median(lengths)),
+        "length_mean": float(lengths.mean()),
+        "length_max": int(lengths.max()),
+        "histogram": histogram(lengths),
+    }

@@ -35,8 +35,13 @@ class DataSettings:
     num_processes: int
     is_strict: bool
     reads_cache: bool
+    tokenising: Literal["before", "lazy", "streaming"]
+    cached: tuple[Path, ...]
     packing_length: int | None
     sample_multiple: int
+    window_rows: int
+    num_epochs: int | None
+    redownloads: bool
     hub_token: str | None
 
 
@@ -54,16 +59,22 @@ def data_settings(args: TrainArgs, *, task: Task, max_length: int) -> DataSettin
         seed=args.data_seed,
         shuffle=args.dataset_shuffle,
         shuffle_validation=args.val_dataset_shuffle,
-        split_ratio=0.0 if args.val_dataset else args.split_dataset_ratio,
+        split_ratio=0.0 if args.val_dataset or args.streaming else args.split_dataset_ratio,
         interleave_prob=tuple(args.interleave_prob) if args.interleave_prob else None,
         stopping_strategy=args.stopping_strategy,
         num_processes=args.dataset_num_proc,
         is_strict=args.strict,
         reads_cache=args.load_from_cache_file,
+        tokenising="streaming" if args.streaming else "lazy" if args.lazy_tokenize else "before",
+        cached=tuple(Path(folder) for folder in args.cached_dataset),
+        window_rows=args.shuffle_buffer_size,
+        num_epochs=args.max_epochs,
+        redownloads=args.download_mode == "force_redownload",
         packing_length=(args.packing_length or max_length) if args.packing else None,
         sample_multiple=multiple,
         hub_token=args.hub_token,
     )
+    violations += _about_probabilities(args)
     if violations:
         raise InvalidInput(tuple(violations))
     return settings
@@ -107,6 +118,14 @@ def _specs(path: str, entries: tuple[str, ...] | list[str], violations: list[Vio
         except ValueError as err:
             violations.append(Violation(path=f"{path}[{number}]", value=entry, message=str(err)))
     return tuple(specs)
+
+
+def _about_probabilities(args: TrainArgs) -> list[Violation]:
+    given, wanted = args.interleave_prob or (), len(args.dataset) + len(args.cached_dataset)
+    if given and len(given) != wanted:
+        message = f"{len(given)} probabilities for {wanted} datasets; give one for each"
+        return [Violation(path="interleave_prob", value=given, message=message)]
+    return []
 
 
 def _columns(columns: Mapping[str, object] | None, violations: list[Violation]) -> dict[str, str]:

@@ -53,10 +53,10 @@ class FileSource:
 
 @dataclass(frozen=True, kw_only=True)
 class TableSource:
-    """Rows of a `datasets.Dataset`."""
+    """Rows of a dataset of the `datasets` library."""
 
     name: str
-    table: datasets.Dataset
+    table: datasets.Dataset | datasets.IterableDataset
 
     def records(self) -> Iterator[Record]:
         """All rows of the table."""
@@ -64,17 +64,26 @@ class TableSource:
             yield Record(number, self.name, number + 1, row)
 
     def fingerprint(self) -> str:
-        """The fingerprint that `datasets` keeps with the table."""
-        return str(self.table._fingerprint)
+        """The fingerprint that `datasets` keeps with the table; the name, where the table is a stream."""
+        return str(getattr(self.table, "_fingerprint", self.name))
 
 
-def open_source(spec: DatasetSpec, *, hub_token: str | None = None) -> Source:
+@dataclass(frozen=True, kw_only=True)
+class HubAccess:
+    """How hub datasets are fetched. streams: read over the network while training, instead of downloading first."""
+
+    token: str | None = None
+    redownloads: bool = False
+    streams: bool = False
+
+
+def open_source(spec: DatasetSpec, access: HubAccess | None = None) -> Source:
     """The rows behind a dataset entry.
 
     Raises ValueError, with what to do, when there is no such file, folder or hub dataset.
     """
     if spec.path is None:
-        return _from_hub(spec, hub_token)
+        return _from_hub(spec, access or HubAccess())
     if spec.path.is_dir():
         return _from_folder(spec.path)
     if kind_of(spec.path) is None:
@@ -104,15 +113,19 @@ def _train_split(saved: datasets.Dataset | datasets.DatasetDict, name: str) -> d
     return saved["train"]
 
 
-def _from_hub(spec: DatasetSpec, token: str | None) -> Source:
+def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:
     if spec.hub == "ms":
         raise ValueError("datasets of the ModelScope hub cannot be read here; download it and give the local path")
     if spec.name.startswith((".", "/", "~")) or kind_of(Path(spec.name)) or spec.name.count("/") > 1:
         raise ValueError("no such file or folder")
+    options = {
+        "split": "train",
+        "token": access.token,
+        "streaming": access.streams,
+        "download_mode": "force_redownload" if access.redownloads else "reuse_dataset_if_exists",
+    }
     try:
-        parts = [
-            datasets.load_dataset(spec.name, subset, split="train", token=token) for subset in spec.subsets or (None,)
-        ]
+        parts = [datasets.load_dataset(spec.name, subset, **options) for subset in spec.subsets or (None,)]
     except (OSError, ValueError, ImportError) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise ValueError(

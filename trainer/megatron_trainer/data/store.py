@@ -76,6 +76,10 @@ class StoreWriter:
         self._num_rows += chunk.num_rows
         self._num_truncated += chunk.num_truncated
 
+    def account(self, *, num_rows: int, num_truncated: int, dropped: dict[str, Dropped]) -> None:
+        """Replace the account of what was appended, for rows that were counted elsewhere."""
+        self._num_rows, self._num_truncated, self._dropped = num_rows, num_truncated, dict(dropped)
+
     def close(self) -> None:
         """Write what is left: offsets, numbers, channels and the facts."""
         self._input_ids.close()
@@ -122,6 +126,11 @@ class Store:
         if self.facts.sequences_per_row == 1:
             return self._sample(row, channel)
         return Pair(chosen=self._sample(2 * row, channel), rejected=self._sample(2 * row + 1, channel))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the dataset, rejected ones included."""
+        return self.facts.num_rows
 
     @cached_property
     def lengths(self) -> NDArray[np.int64]:

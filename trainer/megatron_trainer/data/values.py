@@ -108,7 +108,7 @@ class Pair:
         return self.chosen.length + self.rejected.length
 
 
-Item = Sample | Pair | list[Sample] | list[Pair]
+Item = Sample | Pair | list[Sample | Pair]
 """What a dataset holds at one index: a sample, a pair, or a packed row of either."""
 
 

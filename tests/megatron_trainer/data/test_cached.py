@@ -1,0 +1,93 @@
+"""Tokenised folders: written, read again, combined, and those of ms-swift."""
+
+import json
+
+import datasets
+import numpy as np
+import pytest
+
+from megatron_trainer.data.cached import write_store
+from megatron_trainer.data.prepare import prepare
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args.tree import TrainArgs
+from text_models import chatml_tokenizer
+
+TOKENIZER = chatml_tokenizer()
+
+
+@pytest.fixture
+def run(tmp_path):
+    def run(task="sft", max_length=100, **fields):
+        return prepare(
+            TrainArgs(**fields), TOKENIZER, task=task, max_length=max_length, save=tmp_path, is_first_rank=True
+        )
+
+    return run
+
+
+@pytest.fixture
+def path(tmp_path):
+    rows = [{"query": "q", "response": f"r{n}", "channel": "ab"[n % 2]} for n in range(30)]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows) + "{\n")
+    return str(tmp_path / "a.jsonl")
+
+
+def content(items):
+    return [(s.input_ids.tolist(), s.labels.tolist(), s.channel) for s in items]
+
+
+def test_what_is_written_is_read_again_with_its_account(run, path, tmp_path):
+    made = run(dataset=(path,), split_dataset_ratio=0.1)
+    write_store(made.train, tmp_path / "cached" / "train")
+    write_store(made.validation, tmp_path / "cached" / "val")
+    read = run(cached_dataset=(str(tmp_path / "cached"),), dataset_shuffle=False)
+    assert content(read.train) == content(made.train)
+    assert content(read.validation) == content(made.validation)
+    [source] = read.report.datasets
+    assert (source.rows_read, [d.reason for d in source.dropped]) == (31, ["not JSON"])
+    both = run(dataset=(path,), cached_dataset=(str(tmp_path / "cached"),), packing=True, packing_length=200)
+    assert sum(len(row) for row in both.train) == 30 + 27
+
+
+def test_weights_and_pairs_survive(run, tmp_path):
+    (tmp_path / "r.jsonl").write_text(json.dumps({"query": "q", "response": "Action: a\nThought: b"}) + "\n")
+    made = run(dataset=(str(tmp_path / "r.jsonl"),), loss_scale="react")
+    write_store(made.train, tmp_path / "weighted" / "train")
+    [sample] = run(cached_dataset=(str(tmp_path / "weighted"),)).train
+    assert sample.loss_scale.tolist() == made.train[0].loss_scale.tolist()
+    assert {0.0, 1.0, 2.0} == set(sample.loss_scale.tolist())
+    (tmp_path / "p.jsonl").write_text(json.dumps({"query": "q", "response": "a", "rejected_response": "b"}) + "\n")
+    made = run(task="rlhf", dataset=(str(tmp_path / "p.jsonl"),))
+    write_store(made.train, tmp_path / "pairs" / "train")
+    [pair] = run(task="rlhf", cached_dataset=(str(tmp_path / "pairs"),)).train
+    assert pair.rejected.input_ids.tolist() == made.train[0].rejected.input_ids.tolist()
+    with pytest.raises(InvalidInput, match="it holds 2 sequences a row, but this task needs 1"):
+        run(cached_dataset=(str(tmp_path / "pairs"),))
+
+
+def test_a_folder_saved_by_datasets_is_converted(run, tmp_path):
+    rows = [
+        {"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "length": 3},
+        {"input_ids": [8, 9], "labels": [-100, 9], "length": 2},
+    ]
+    datasets.Dataset.from_list(rows).save_to_disk(str(tmp_path / "swift" / "train"))
+    read = run(cached_dataset=(str(tmp_path / "swift"),), dataset_shuffle=False)
+    assert content(read.train) == [([5, 6, 7], [-100, 6, 7], None), ([8, 9], [-100, 9], None)]
+    assert read.validation is None
+    assert read.train[0].loss_scale is None
+    weighted = [{**rows[0], "loss_scale": [0.0, 1.0, 0.5]}]
+    datasets.Dataset.from_list(weighted).save_to_disk(str(tmp_path / "weighted" / "train"))
+    [sample] = run(cached_dataset=(str(tmp_path / "weighted"),)).train
+    assert np.array_equal(sample.loss_scale, np.array([0, 1, 0.5], np.float32))
+
+
+def test_what_cannot_be_used_says_why(run, path, tmp_path):
+    with pytest.raises(InvalidInput, match="holds no tokenised data; make it with"):
+        run(cached_dataset=(str(tmp_path / "nothing"),))
+    made = run(dataset=(path,))
+    write_store(made.train, tmp_path / "long" / "train")
+    with pytest.raises(InvalidInput, match="set max_length to at least that"):
+        run(cached_dataset=(str(tmp_path / "long"),), max_length=10)
+    datasets.Dataset.from_list([{"text": "x"}]).save_to_disk(str(tmp_path / "text" / "train"))
+    with pytest.raises(InvalidInput, match="lacks the columns input_ids, labels"):
+        run(cached_dataset=(str(tmp_path / "text"),))

@@ -1,0 +1,63 @@
+"""Where a stream stood after which items: notes on disk that make resuming fast. Without them resuming is only slow."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, kw_only=True)
+class Note:
+    """Before window `window` of epoch `epoch`, the rank had given `items` items; these rows wait to be packed.
+
+    waiting: (row number in the epoch, windows it has waited) of each row, in the order they wait in.
+    """
+
+    items: int
+    epoch: int
+    window: int
+    waiting: tuple[tuple[int, int], ...] = ()
+
+
+START = Note(items=0, epoch=0, window=0)
+
+
+def add(path: Path, note: Note) -> None:
+    """Append a note. Several processes may write the same notes at the same time."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    line = json.dumps(asdict(note)).encode() + b"\n"
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        os.write(descriptor, line)
+    finally:
+        os.close(descriptor)
+
+
+def latest(path: Path, items: int) -> Note:
+    """The last note that lies at or before the given number of items; the start when there is none."""
+    best = START
+    try:
+        lines = path.read_bytes().splitlines()
+    except FileNotFoundError:
+        return best
+    for line in lines:
+        note = _parse(line)
+        if note is not None and best.items <= note.items <= items and _order(note) > _order(best):
+            best = note
+    return best
+
+
+def _order(note: Note) -> tuple[int, int]:
+    return note.epoch, note.window
+
+
+def _parse(line: bytes) -> Note | None:
+    """None for a line that was cut off."""
+    try:
+        fields = json.loads(line)
+        waiting = tuple((int(row), int(rounds)) for row, rounds in fields.pop("waiting"))
+        return Note(waiting=waiting, **fields)
+    except (ValueError, TypeError, KeyError, AttributeError):
+        return None
