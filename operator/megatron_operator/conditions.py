@@ -164,7 +164,7 @@ def _ended(seen: Seen) -> Claims:
 
 def _suspended() -> Claims:
     stopped = {type_: _no(names.JOB_SUSPENDED) for type_ in (names.ADMITTED, names.PODS_READY, names.RUNNING)}
-    return {**stopped, names.SUSPENDED: _yes(names.USER_REQUESTED, "spec.suspend is true.")}
+    return {**stopped, names.SUSPENDED: _yes(names.USER_REQUESTED, "The pods are stopped, everything else is kept.")}
 
 
 def _restarted(seen: Seen, decision: Restart) -> Claims:

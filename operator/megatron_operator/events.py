@@ -43,13 +43,13 @@ def _failed(decision: Fail) -> tuple[Event, ...]:
 def _suspended(seen: Seen) -> tuple[Event, ...]:
     if seen.is_true(names.SUSPENDED):
         return ()
-    return (_normal("JobSuspended", "spec.suspend is true; the pods are stopped."),)
+    return (_normal("JobSuspended", "The pods are stopped, everything else is kept."),)
 
 
 def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
     events = []
     if seen.is_true(names.SUSPENDED):
-        events.append(_normal("JobResumed", "spec.suspend is false again."))
+        events.append(_normal("JobResumed", "The job goes on."))
     if creates_pods and not seen.current:
         events.append(_normal("GangCreated", f"{job.num_nodes} pods of attempt {seen.attempt}."))
     elif not seen.status:

@@ -84,7 +84,7 @@ def _show_field(path: str, schema: Schema) -> None:
         out.print(f"[dim]{label}:[/] {escape(value)}")
     fields = table("fields", "name", "type", "default", "what it does")
     for name, part in _inside(schema).items():
-        default = escape(str(part.get("default", "")))
+        default = escape(shown(part["default"])) if "default" in part else ""
         fields.add_row(name, _type(part), default, escape(part.get("description", "as in Kubernetes")))
     if fields.row_count:
         out.print(fields)
@@ -93,7 +93,7 @@ def _show_field(path: str, schema: Schema) -> None:
 def _limits(schema: Schema) -> list[tuple[str, str]]:
     known = (("default", "default"), ("one of", "enum"), ("at least", "minimum"), ("at most", "maximum"))
     found = [(label, schema[key]) for label, key in known if key in schema]
-    return [(label, ", ".join(map(str, value)) if isinstance(value, list) else str(value)) for label, value in found]
+    return [(label, ", ".join(map(str, value)) if isinstance(value, list) else shown(value)) for label, value in found]
 
 
 def _type(schema: Schema) -> str:

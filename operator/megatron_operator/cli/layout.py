@@ -6,14 +6,21 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_operator import layout
+from rich.markup import escape
+from rich.table import Table
+
+from megatron_operator import gpu_memory, layout
 from megatron_operator.cli.load import Loaded, add_manifest, load
 from megatron_operator.cli.output import INVALID, OK, out, show_violations, show_warnings, table
+from megatron_operator.desired.quantity import amount
 from megatron_operator.job import Job
 from megatron_operator.layout import Rank
+from megatron_trainjob import memory
 from megatron_trainjob.args import derive
+from megatron_trainjob.memory import MemoryEstimate, RankMemory
 
 MAX_RANKS = 64
+GIB = 1024**3
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -21,6 +28,9 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command = commands.add_parser("plan", help="show parallel layout, batch arithmetic and memory of a manifest")
     add_manifest(command)
     command.add_argument("--all-ranks", action="store_true", help=f"list all ranks, not only the first {MAX_RANKS}")
+    command.add_argument(
+        "--gpu-memory", type=_size, help="memory of one GPU, for example 80Gi (default: what node labels tell)"
+    )
     command.set_defaults(command=run)
 
 
@@ -34,6 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     show_sizes(loaded.job)
     show_ranks(loaded.job, loaded.hf_config, limit=None if arguments.all_ranks else MAX_RANKS)
     show_batches(loaded)
+    show_memory(loaded, arguments.gpu_memory or gpu_memory.of_job(loaded.job))
     return OK
 
 
@@ -83,6 +94,53 @@ def show_batches(loaded: Loaded) -> None:
         if value:
             shown.add_row(f"[dim]{label}[/]", value)
     out.print(shown)
+
+
+def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
+    """What each stage needs of a GPU, and whether it is there."""
+    assert loaded.job is not None
+    if loaded.hf_config is None:
+        out.print("[dim]memory: unknown, for the model's config.json cannot be read here[/]")
+        return
+    try:
+        shape = memory.ModelShape.from_hf_config(loaded.hf_config)
+    except ValueError as problem:
+        out.print(f"[dim]memory: unknown: {escape(str(problem))}[/]")
+        return
+    estimate = memory.estimate(loaded.job.args, shape, loaded.job.world_size)
+    out.print(_memory_table(estimate))
+    out.print(
+        f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trained, "
+        f"{estimate.tokens} tokens of a micro-batch on a rank[/]"
+    )
+    if gpu_bytes is not None:
+        out.print(_fits(estimate.peak, gpu_bytes))
+
+
+def _size(text: str) -> int:
+    """Bytes of a quantity on the command line."""
+    try:
+        return int(amount(text))
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+def _memory_table(estimate: MemoryEstimate) -> Table:
+    parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
+    shown = table("memory of a rank, GiB (estimate)", "stage", *parts)
+    for stage in estimate.stages:
+        shown.add_row(str(stage.stage), *(f"{getattr(stage, part) / GIB:.2f}" for part in parts))
+    return shown
+
+
+def _fits(peak: RankMemory, gpu_bytes: int) -> str:
+    need, have = peak.total / GIB, gpu_bytes / GIB
+    if need <= have:
+        return f"[green]fits[/]: {need:.1f} of {have:.0f} GiB"
+    return (
+        f"[red]does not fit[/]: {need:.1f} of {have:.0f} GiB; split the model further (tensor_model_parallel_size, "
+        "pipeline_model_parallel_size), recompute (recompute_granularity full), or shorten max_length"
+    )
 
 
 def _cells(row: Rank, num_shards: int, *, has_experts: bool) -> list[str]:

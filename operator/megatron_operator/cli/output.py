@@ -35,8 +35,8 @@ def show_warnings(warnings: Iterable[str]) -> None:
 def table(title: str, *columns: str) -> Table:
     """An empty table in the common look."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
-    for column in columns:
-        made.add_column(column)
+    for index, column in enumerate(columns):
+        made.add_column(column, no_wrap=index == 0)
     return made
 
 

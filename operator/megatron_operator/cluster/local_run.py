@@ -20,7 +20,7 @@ from megatron_operator.plan import Event
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
-LOOK_INTERVAL_S = 0.1
+LOOK_INTERVAL_S = 0.2
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 
 Ending = Literal["succeeded", "failed", "suspended", "interrupted"]

@@ -1,0 +1,222 @@
+"""The commands of mtj that start nothing: what they print and how they end."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+from job_values import raw
+from megatron_operator.cli import main, trainer
+from megatron_operator.cluster.local_state import State
+
+TINY = {
+    "model_type": "llama",
+    "num_hidden_layers": 4,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_attention_heads": 4,
+    "vocab_size": 1000,
+    "max_position_embeddings": 256,
+}
+STATUS = {
+    "phase": "Running",
+    "reason": "AllPodsRunning",
+    "conditions": [],
+    "restarts": {"total": 2, "counted": 1, "attempt": 2},
+    "progress": {
+        "iteration": 5,
+        "totalIterations": 10,
+        "percentage": 50,
+        "metrics": [{"name": "loss", "value": "1.5"}],
+    },
+    "checkpoint": {"latestIteration": 5, "path": "/c/iter_5"},
+    "lastFailure": {"pod": "tune-a0-master-0", "exitCode": 137, "reason": "OOMKilled", "iteration": 3},
+}
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text(json.dumps(TINY))
+    (tmp_path / "train.jsonl").write_text("")
+    arguments = {"model": "./model", "dataset": ["./train.jsonl"], "train_iters": 10}
+    (tmp_path / "job.yaml").write_text(yaml.safe_dump(raw({"args": arguments})))
+    return tmp_path
+
+
+def said(capsys, *words, code=0):
+    assert main(list(words)) == code
+    captured = capsys.readouterr()
+    return captured.out + captured.err
+
+
+def test_a_valid_manifest_is_called_so(here, capsys):
+    assert "tune is valid: sft, 2 x 1 processes, 3 arguments given" in said(capsys, "validate", "job.yaml")
+
+
+def test_problems_are_printed_with_path_value_and_remedy(here, capsys):
+    (here / "job.yaml").write_text(yaml.safe_dump(raw({"numNodes": 0, "args": {"modell": "x"}})))
+    text = said(capsys, "validate", "job.yaml", code=2)
+    assert "spec.numNodes: must be at least 1 (got 0)" in text
+    assert "spec.args.modell: unknown argument; did you mean model? (got 'x')" in text
+
+
+def test_a_warning_does_not_make_a_manifest_invalid(here, capsys):
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"]["args"]["output_dir"] = "/tmp/elsewhere"
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    text = said(capsys, "validate", "job.yaml")
+    assert "spec.args.output_dir is another name of save" in text
+    assert "/tmp/elsewhere is not below a mounted volume" in text
+
+
+def test_plan_shows_layout_batches_and_memory(here, capsys):
+    text = said(capsys, "plan", "job.yaml", "--gpu-memory", "80Gi")
+    assert "2 x 1 = 2 ranks = tp 1 x cp 1 x dp 2 x pp 1" in text
+    rows = [line.split() for line in text.splitlines()]
+    assert ["1", "1", "0", "0", "0", "1", "0", "0-3", "2", "of", "2"] in rows
+    assert "micro-batches a step  8" in text
+    assert "checkpoints           every 500 steps to /checkpoints/tune" in text
+    assert "fits: 2." in text
+
+
+def test_plan_says_when_a_model_does_not_fit(here, capsys):
+    assert "does not fit" in said(capsys, "plan", "job.yaml", "--gpu-memory", "1Gi")
+
+
+def test_plan_without_a_readable_model_leaves_memory_out(here, capsys):
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"]["args"]["model"] = "owner/name"
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    assert "memory: unknown" in said(capsys, "plan", "job.yaml")
+
+
+def test_a_large_job_is_not_listed_rank_by_rank_unless_asked_for(here, capsys):
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"] |= {"numNodes": 16, "nprocPerNode": 8}
+    manifest["spec"]["args"]["global_batch_size"] = 128
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    assert "... 64 more; --all-ranks lists them" in said(capsys, "plan", "job.yaml")
+    assert "more" not in said(capsys, "plan", "job.yaml", "--all-ranks")
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("lr_decay_style", ["spec.args.lr_decay_style", "one of: ", "cosine", "status: "]),
+        ("spec.args.lr", ["spec.args.lr", "default: "]),
+        ("--micro-batch-size", ["spec.args.micro_batch_size"]),
+        ("output_dir", ["spec.args."]),
+        ("spec.network.rdma", ["resource", "ipcLock", "PodSecurity"]),
+        ("failurePolicy.rules", ["onExitCodes", "RestartIgnoreLimit"]),
+        ("spec", ["numNodes", "checkpoint", "podTemplate"]),
+        ("args", ["tensor_model_parallel_size", "spec.args"]),
+    ],
+)
+def test_explain_says_what_a_field_or_an_argument_does(name, parts, capsys):
+    text = said(capsys, "explain", "--", name) if name.startswith("--") else said(capsys, "explain", name)
+    assert all(part in text for part in parts)
+
+
+@pytest.mark.parametrize(
+    ("name", "near"), [("num_node", "numNodes"), ("lr_decay_stile", "lr_decay_style"), ("network.rmda", "network.rdma")]
+)
+def test_explain_knows_what_was_meant(name, near, capsys):
+    assert f"did you mean {near}?" in said(capsys, "explain", name, code=2)
+
+
+def stored(here, **status):
+    state = State(directory=here / ".mtj" / "tune")
+    state.write_status({**STATUS, **status})
+    state.log("tune-a0-master-0").parent.mkdir()
+    for pod, text in (("tune-a0-worker-0", "I work\n"), ("tune-a0-master-0", "old\n"), ("tune-a1-master-0", "new\n")):
+        state.log(pod).write_text(text)
+    return state
+
+
+def test_status_shows_what_a_run_has_written_down(here, capsys):
+    stored(here)
+    text = said(capsys, "status", "tune")
+    for part in (
+        "tune Running",
+        "5 of 10 (50 %)",
+        "loss=1.5",
+        "2 (1 counted)",
+        "/c/iter_5 (iteration 5)",
+        "OOMKilled, exit code 137 at iteration 3 in tune-a0-master-0",
+    ):
+        assert part in text
+    assert yaml.safe_load(said(capsys, "status", "tune", "--output", "yaml")) == STATUS
+
+
+def test_status_lists_all_jobs_and_says_when_there_is_none(here, capsys):
+    assert "no jobs in .mtj" in said(capsys, "status")
+    stored(here)
+    assert "tune" in said(capsys, "status")
+    assert "no job other" in said(capsys, "status", "other", code=1)
+
+
+def test_logs_print_the_newest_master_or_the_pod_that_is_asked_for(here, capsys):
+    stored(here)
+    assert said(capsys, "logs", "tune") == "new\n"
+    assert said(capsys, "logs", "tune", "--pod", "worker") == "I work\n"
+    assert "no log of job other" in said(capsys, "logs", "other", code=1)
+
+
+def test_following_a_log_ends_with_the_job(here, capsys):
+    stored(here, phase="Succeeded")
+    assert said(capsys, "logs", "tune", "-f") == "new\n"
+
+
+def test_a_wrong_manifest_reaches_no_trainer(here, capsys):
+    (here / "job.yaml").write_text("kind: MegatronTrainJob\nspec: {}\n")
+    assert "spec.task" in said(capsys, "data", "job.yaml", code=2)
+
+
+def test_words_of_the_trainers_commands_are_passed_on_as_they_are(here, monkeypatch):
+    (here / "megatron_trainer.py").write_text("import sys\nsys.exit(sys.argv[1:] != ['export', '--to_hf', 'true'])\n")
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    assert trainer.run("export", ["--to_hf", "true"]) == 0
+
+
+def test_data_of_a_manifest_reach_the_trainer_as_a_file(here, monkeypatch):
+    """The stand-in trainer leaves what it was given: the task, and the arguments with paths of this machine."""
+    script = "import json, sys, yaml\nargs = yaml.safe_load(open(sys.argv[5]))\n"
+    script += "json.dump([sys.argv[1:5], args['dataset'], sys.argv[6:]], open('seen.json', 'w'))\n"
+    (here / "megatron_trainer.py").write_text(script)
+    monkeypatch.setenv("PYTHONPATH", str(here))
+    assert main(["data", "job.yaml", "--rows", "3"]) == 0
+    assert json.loads((here / "seen.json").read_text()) == [
+        ["data", "--task", "sft", "--config"],
+        ["./train.jsonl"],
+        ["--rows", "3"],
+    ]
+
+
+def test_help_lists_every_command(capsys):
+    with pytest.raises(SystemExit) as ended:
+        main(["--help"])
+    assert ended.value.code == 0
+    text = capsys.readouterr().out
+    for command in ("run", "validate", "render", "plan", "explain", "status", "logs", "export", "data"):
+        assert f"    {command} " in text
+
+
+@pytest.mark.parametrize("module", ["megatron_operator.cli", "megatron_operator.reconcile", "megatron_operator.crd"])
+def test_neither_core_nor_command_line_needs_tensors_or_a_cluster_client(module):
+    forbidden = ("torch", "numpy", "transformers", "megatron", "kubernetes", "kopf", "aiohttp")
+    code = f"import sys, {module}\nprint(*(set({forbidden}) & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, env=_paths(), check=True)
+    assert done.stdout == "\n"
+
+
+def _paths():
+    root = Path(__file__).parent.parent.parent
+    return {"PYTHONPATH": f"{root / 'operator'}:{root / 'trainer'}", "PATH": "/usr/bin:/bin"}
