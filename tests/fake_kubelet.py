@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_connection import from_kubeconfig
@@ -37,12 +37,16 @@ class Life:
 
 @dataclass(kw_only=True)
 class FakeKubelet:
-    """Watches all pods (or those of one namespace) and lets each live as `life` says of it."""
+    """Watches all pods (or those of one namespace) and lets each live as `life` says of it.
+
+    placing: who puts pods on nodes: this kubelet itself, a scheduler, or nobody (pods run without a node: fewer
+    writes, for measurements). overlaps: pods that began while one of another attempt of their job ran.
+    """
 
     kubeconfig: Path
     namespace: str | None = None
     life: Callable[[Object], Life] = lambda pod: Life()
-    binds: bool = True
+    placing: Literal["self", "scheduler", "none"] = "self"
     max_parallel: int = 16
     overlaps: list[str] = field(default_factory=list)
     _seen: dict[str, str] = field(default_factory=dict)
@@ -76,7 +80,7 @@ class FakeKubelet:
         metadata = pod["metadata"]
         if metadata.get("deletionTimestamp"):
             stage, work = "ending", self._end(client, pod)
-        elif pod["spec"].get("schedulingGates") or (not self.binds and not self.life(pod).runs):
+        elif pod["spec"].get("schedulingGates") or self._waits_for_scheduler(pod):
             return
         elif pod["status"].get("phase") == "Pending":
             stage, work = "starting", self._start(client, pod)
@@ -88,9 +92,12 @@ class FakeKubelet:
         self._seen[metadata["uid"]] = stage
         group.create_task(_quietly(work))
 
+    def _waits_for_scheduler(self, pod: Object) -> bool:
+        return self.placing == "scheduler" and not pod["spec"].get("nodeName")
+
     async def _start(self, client: Client, pod: Object) -> None:
         life, metadata = self.life(pod), pod["metadata"]
-        if self.binds and not pod["spec"].get("nodeName"):
+        if self.placing == "self" and not pod["spec"].get("nodeName"):
             await _bind(client, pod)
         if not life.runs:
             return
@@ -214,19 +221,21 @@ async def make_node(client: Client, name: str = NODE_NAME, *, capacity: Object |
     resources = {"cpu": "64", "memory": "512Gi", "pods": "10000", **(capacity or {})}
     with contextlib.suppress(ApiError):
         await client.create(NODE, None, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    await client.patch(NODE, None, name, {"spec": {"taints": None}})  # not-ready, which no controller takes off here
     ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": _now()}
     status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
     await client.patch(NODE, None, name, {"status": status}, subresource="status")
 
 
 @contextlib.contextmanager
-def playing(kubelet: FakeKubelet) -> Iterator[FakeKubelet]:
+def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKubelet]:
     """Runs the kubelet in a thread of its own for as long as the block lasts."""
     loop = asyncio.new_event_loop()
 
     async def play() -> None:
-        async with Client(from_kubeconfig(kubelet.kubeconfig)) as client:
-            await make_node(client)
+        if with_node:
+            async with Client(from_kubeconfig(kubelet.kubeconfig)) as client:
+                await make_node(client)
         await kubelet.run()
 
     task = loop.create_task(play())

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+import yaml
+
+import control_plane
 import fake_kubelet
-from control_plane import ControlPlane
+from control_plane import ControlPlane, Refused
 
 Object = Mapping[str, Any]
+ROOT = Path(__file__).parent.parent
+CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 API = "/apis/megatrontrain.dev/v1alpha1"
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 10}
 PATIENCE_S = 30.0
@@ -112,3 +120,23 @@ class JobClient:
         raw = self.plane.get(self.path("pods", pod))
         status = fake_kubelet.ended(raw, exit_code, message=message, reason=reason)
         self.plane.merge(self.path("pods", pod) + "/status", {"status": status})
+
+
+def serving(folder: Path) -> Iterator[ControlPlane]:
+    """A control plane with the CRD installed, for as long as somebody uses it."""
+    running = control_plane.start(folder)
+    try:
+        running.create(CRDS, yaml.safe_load((ROOT / "crds" / "megatrontrainjob.yaml").read_text()))
+        wait_until(lambda: running.get(f"{API}/megatrontrainjobs"), bool, "the CRD to be served")
+        yield running
+    finally:
+        running.stop()
+
+
+def new_namespace(plane: ControlPlane, name: str) -> str:
+    """A namespace of this name and a number, with its default service account (else pods are refused at first)."""
+    namespace = f"{re.sub(r'[^a-z0-9]+', '-', name.lower())[:50].strip('-')}-{control_plane.free_port()}"
+    plane.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
+    with contextlib.suppress(Refused):  # the controller-manager may have been faster
+        plane.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
+    return namespace

@@ -2,44 +2,16 @@
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
-import yaml
 
-import control_plane
 import fake_kubelet
 import operator_process
-from control_plane import ControlPlane, Refused
+from control_plane import ControlPlane
 from fake_kubelet import FakeKubelet
-from job_client import API, JobClient, wait_until
+from job_client import JobClient, new_namespace, serving
 from operator_process import OperatorProcess
-
-ROOT = Path(__file__).parent.parent.parent
-CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
-
-
-def serving(folder: Path) -> Iterator[ControlPlane]:
-    """A control plane with the CRD installed, for as long as somebody uses it."""
-    running = control_plane.start(folder)
-    try:
-        running.create(CRDS, yaml.safe_load((ROOT / "crds" / "megatrontrainjob.yaml").read_text()))
-        wait_until(lambda: running.get(f"{API}/megatrontrainjobs"), bool, "the CRD to be served")
-        yield running
-    finally:
-        running.stop()
-
-
-def new_namespace(plane: ControlPlane, name: str) -> str:
-    """A namespace of this name and a number, with its default service account (else pods are refused at first)."""
-    namespace = f"{re.sub(r'[^a-z0-9]+', '-', name.lower())[:50].strip('-')}-{control_plane.free_port()}"
-    plane.create("/api/v1/namespaces", {"metadata": {"name": namespace}})
-    with contextlib.suppress(Refused):  # the controller-manager may have been faster
-        plane.create(f"/api/v1/namespaces/{namespace}/serviceaccounts", {"metadata": {"name": "default"}})
-    return namespace
 
 
 @pytest.fixture(scope="session")

@@ -1,0 +1,106 @@
+"""Native gang scheduling with the real scheduler: all pods of an attempt get nodes, or none does."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator
+
+import pytest
+
+import fake_kubelet
+import operator_process
+from control_plane import ControlPlane
+from fake_kubelet import FakeKubelet
+from job_client import JobClient, manifest, new_namespace, serving, wait_until
+from megatron_operator.cluster.kubernetes import Client
+from megatron_operator.cluster.kubernetes_connection import from_kubeconfig
+
+pytestmark = pytest.mark.cluster
+GPUS = {"nvidia.com/gpu": "8"}
+GANG = {
+    "numNodes": 4,
+    "nprocPerNode": 8,
+    "resourcesPerNode": {"limits": GPUS},
+    "scheduling": {"gang": "Native"},
+    "args": {"model": "/models/tiny", "dataset": ["/data/a"], "train_iters": 10, "global_batch_size": 32},
+}
+SETTLING_S = 3.0
+
+
+@pytest.fixture(scope="module")
+def gang_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with the scheduler, an operator that may make PodGroups, and no node yet."""
+    for plane in serving(tmp_path_factory.mktemp("gang-plane")):
+        plane.start_scheduler()
+        kubelet = FakeKubelet(kubeconfig=plane.kubeconfig, placing="scheduler")
+        folder = tmp_path_factory.mktemp("gang-operator")
+        with (
+            fake_kubelet.playing(kubelet, with_node=False),
+            operator_process.running(plane.kubeconfig, folder, MTJ_GANG_SCHEDULERS="Native"),
+        ):
+            yield plane
+
+
+@pytest.fixture
+def jobs(gang_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[JobClient]:
+    """Jobs of a namespace of this test's own, on a cluster without nodes."""
+    namespace = new_namespace(gang_plane, request.node.name)
+    yield JobClient(plane=gang_plane, namespace=namespace)
+    gang_plane.delete(f"/api/v1/namespaces/{namespace}")
+    for node in gang_plane.get("/api/v1/nodes")["items"]:
+        gang_plane.delete(f"/api/v1/nodes/{node['metadata']['name']}")
+
+
+def add_nodes(plane: ControlPlane, *names: str) -> None:
+    """Adds ready nodes of eight GPUs each."""
+
+    async def add() -> None:
+        async with Client(from_kubeconfig(plane.kubeconfig)) as client:
+            for name in names:
+                await fake_kubelet.make_node(client, name, capacity=GPUS)
+
+    asyncio.run(add())
+
+
+def placed(jobs: JobClient, name: str = "job") -> int:
+    """How many of the job's pods have a node."""
+    return sum(1 for pod in jobs.pods(name).values() if pod["spec"].get("nodeName"))
+
+
+def test_no_pod_is_placed_until_there_is_room_for_the_whole_gang(jobs: JobClient):
+    add_nodes(jobs.plane, "one", "two", "three")
+    jobs.submit(manifest(**GANG))
+    wait_until(lambda: jobs.condition("Admitted").get("reason"), lambda r: r == "GangUnschedulable", "the queue")
+    time.sleep(SETTLING_S)
+    assert len(jobs.pods()) == 4
+    assert placed(jobs) == 0
+    add_nodes(jobs.plane, "four")
+    jobs.await_phase("Running")
+    assert placed(jobs) == 4
+    assert jobs.condition("Admitted")["status"] == "True"
+
+
+def test_two_jobs_that_fit_one_at_a_time_run_one_after_the_other(jobs: JobClient):
+    add_nodes(jobs.plane, *(f"node-{index}" for index in range(5)))
+    for name in ("first", "second"):
+        jobs.submit(manifest(name, **GANG))
+    statuses = wait_until(
+        lambda: {name: jobs.status(name).get("phase") for name in ("first", "second")},
+        lambda phases: "Running" in phases.values(),
+        "one of the two to run",
+    )
+    running = next(name for name, phase in statuses.items() if phase == "Running")
+    waiting = {"first": "second", "second": "first"}[running]
+    time.sleep(SETTLING_S)
+    assert (placed(jobs, running), placed(jobs, waiting)) == (4, 0)
+    for pod in jobs.pods(running):
+        jobs.end_pod(pod, 0)
+    jobs.await_phase("Running", waiting)
+
+
+def test_a_gang_of_a_scheduler_that_the_operator_may_not_use_is_said_to_be_missing(jobs: JobClient):
+    jobs.submit(manifest(**{**GANG, "scheduling": {"gang": "Volcano"}}))
+    stalled = wait_until(lambda: jobs.condition("Stalled"), bool, "condition Stalled")
+    assert stalled["reason"] == "GangSchedulerMissing"
+    assert jobs.pods() == {}
