@@ -1,1 +1,1 @@
-"""The operator: a pure core (manifest and what is seen -> plan) and shells that apply plans to a cluster or to processes."""
+"""The operator: a pure core (manifest and what is seen -> plan) and shells that apply plans."""
