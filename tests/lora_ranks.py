@@ -3,7 +3,7 @@
 Every function here runs on each rank with the process group joined (see gang.py).
 """
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,6 @@ from megatron_trainer import backend as backends
 from megatron_trainer import parallel
 from megatron_trainer.convert.adapter import load_adapter, save_adapter
 from megatron_trainer.convert.load import load_weights
-from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.lora.merge import merged
 from megatron_trainer.lora.names import named_parameters, unwrapped
@@ -187,22 +186,3 @@ def _replicated_difference(model: Model) -> float:
             dist.all_gather(copies, parameter.main_grad.contiguous(), group=group)
             worst = max(worst, *((copy - copies[0]).abs().max().item() for copy in copies))
     return worst
-
-
-def refusal(directory: str, **given: Any) -> list[tuple[str, str]]:
-    """(argument, message) of each violation that adding adapters raises; nothing when it raises none."""
-    try:
-        build(directory, **given)
-    except InvalidInput as err:
-        return [(violation.path.removeprefix("spec.args."), violation.message) for violation in err.violations]
-    return []
-
-
-def load_refusal(directory: str, adapter: str, **given: Any) -> list[str]:
-    """The messages that loading the adapter raises."""
-    model = build(directory, **given)
-    try:
-        load_adapter(model.chunks, model.spec, replace(model.args), Path(adapter))
-    except InvalidInput as err:
-        return [violation.message for violation in err.violations]
-    return []

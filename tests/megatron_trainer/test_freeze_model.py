@@ -1,0 +1,86 @@
+"""Freezing on real models: the same parameters train in every layout, and what trains gets its gradient."""
+
+import pytest
+import torch
+
+import tiny_model
+from gang import gang
+from lora_ranks import LAYOUTS
+
+pytestmark = pytest.mark.dist
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory):
+    return tmp_path_factory.mktemp("models")
+
+
+def ranks(function, layout, *args, **given):
+    size = 1 if layout == "TP1" else 2
+    return gang(size).run(f"lora_behaviour:{function}", *args, **{**LAYOUTS[layout], **given})
+
+
+@pytest.mark.parametrize(
+    ("name", "layouts", "given"),
+    [
+        ("llama", ("TP2", "TP2+SP"), {"freeze_parameters_ratio": 0.5}),
+        ("llama", ("PP2",), {"freeze_parameters": ("embedding", "decoder.layers.0", "decoder.layers.3")}),
+        ("llama_tied", ("TP2", "PP2"), {"freeze_parameters_regex": ".", "trainable_parameters": ("embedding",)}),
+        ("qwen3_moe", ("EP2",), {"freeze_parameters_regex": r"experts\.(0|3)\.", "freeze_parameters_ratio": 0.3}),
+    ],
+    ids=str,
+)
+def test_the_same_parameters_train_in_every_layout(root, name, layouts, given):
+    directory = str(tiny_model.make(name, root))
+    (expected,) = ranks("trainable_after_freeze", "TP1", directory, **given)
+    assert expected
+    for layout in layouts:
+        assert set().union(*ranks("trainable_after_freeze", layout, directory, **given)) == set(expected)
+
+
+def test_a_bias_beside_a_frozen_weight_gets_its_gradient(root):
+    """Megatron's linear with a frozen weight gives its bias none."""
+    directory = str(tiny_model.make("llama_bias", root))
+    for layout in ("TP1", "TP2+SP"):
+        everything = ranks("gradients", layout, directory, freezing=True)
+        biases = ranks("gradients", layout, directory, freezing=True, freeze_parameters_regex="weight$")
+        for one, other in zip(biases, everything, strict=True):
+            assert {name.rsplit(".", 1)[1] for name in one} == {"bias"}
+            for name, gradient in one.items():
+                assert gradient.abs().max() > 0, name
+                torch.testing.assert_close(gradient, other[name], rtol=1e-4, atol=1e-7)
+
+
+def test_recomputed_layers_train_above_a_frozen_embedding(root):
+    directory = str(tiny_model.make("llama", root))
+    given = {"freezing": True, "freeze_parameters": ("embedding",)}
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
+    (plain,) = ranks("gradients", "TP1", directory, **given)
+    (recomputed,) = ranks("gradients", "TP1", directory, **given, **full)
+    assert "decoder.layers.0.mlp.linear_fc1.weight" in plain
+    for name, gradient in plain.items():
+        assert gradient.abs().max() > 0, name
+        torch.testing.assert_close(recomputed[name], gradient, rtol=1e-5, atol=1e-7)
+
+
+def test_names_that_match_nothing_and_freezing_all_are_refused_on_all_ranks(root):
+    directory = str(tiny_model.make("llama", root))
+    wrong = {"freeze_parameters": ("model.layers", "decoder"), "trainable_parameters_regex": "lm_head"}
+    for violations in ranks("refusal", "PP2", directory, freezing=True, **wrong):
+        assert [argument for argument, _ in violations] == ["freeze_parameters", "trainable_parameters_regex"]
+        assert violations[0][1] == (
+            "matches no parameter of this model; names begin with "
+            "decoder.final_layernorm, decoder.layers, embedding.word_embeddings, output_layer.weight"
+        )
+    for violations in ranks("refusal", "TP1", directory, freezing=True, freeze_parameters_ratio=1.0):
+        assert violations == [
+            ("freeze_parameters_ratio", "nothing is left to train; add trainable_parameters or freeze less")
+        ]
+
+
+def test_a_stage_may_hold_nothing_that_trains(root):
+    directory = str(tiny_model.make("llama", root))
+    given = {"freezing": True, "freeze_parameters_regex": ".", "trainable_parameters": ("decoder.layers.1.",)}
+    first, last = ranks("gradients", "PP2", directory, **given)
+    assert last == {}
+    assert all(gradient.abs().max() > 0 for gradient in first.values())
