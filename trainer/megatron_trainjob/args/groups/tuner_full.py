@@ -12,12 +12,12 @@ class TunerFull:
     freeze_parameters: tuple[str, ...] = arg(
         (),
         "Parameters to freeze, by the beginning of their names.",
-        status="not yet",
+        status="works",
     )
     freeze_parameters_regex: str | None = arg(
         None,
         "Parameters to freeze, by a regular expression found in their names.",
-        status="not yet",
+        status="works",
     )
     freeze_parameters_ratio: float = arg(
         0.0,
@@ -25,15 +25,15 @@ class TunerFull:
         unit="fraction",
         ge=0,
         le=1,
-        status="not yet",
+        status="works",
     )
     trainable_parameters: tuple[str, ...] = arg(
         (),
         "Frozen parameters to train after all, by the beginning of their names.",
-        status="not yet",
+        status="works",
     )
     trainable_parameters_regex: str | None = arg(
         None,
         "Frozen parameters to train after all, by a regular expression found in their names.",
-        status="not yet",
+        status="works",
     )
