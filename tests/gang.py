@@ -26,8 +26,8 @@ from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
 from typing import Any
 
-START_TIMEOUT_S = 180.0
-RUN_TIMEOUT_S = 240.0
+START_TIMEOUT_S = 300.0
+RUN_TIMEOUT_S = 300.0
 _GRACE_S = 5.0
 _STOP_TIMEOUT_S = 5.0
 _LOG_CHARACTERS = 4000

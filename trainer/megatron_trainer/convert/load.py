@@ -11,8 +11,9 @@ import torch
 import torch.distributed as dist
 
 from megatron_trainer.convert import table
-from megatron_trainer.convert.rules import RULES
+from megatron_trainer.convert.rules import RULES, Sizes
 from megatron_trainer.convert.source import Checkpoint, open_checkpoint
+from megatron_trainer.convert.table import Entry
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.exit_codes import ExitCode
@@ -24,9 +25,9 @@ _SHOWN = 8
 
 @dataclass(frozen=True, kw_only=True)
 class _Findings:
-    """What one rank looked for: names it read, names that are not there, and tensors of another shape."""
+    """What one rank looked for: all names, those that are not there, and tensors of another shape in words."""
 
-    used: frozenset[str]
+    wanted: frozenset[str]
     missing: frozenset[str]
     misshapen: tuple[str, ...]
 
@@ -40,28 +41,33 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
     """
     checkpoint = open_checkpoint(spec.directory)
     sizes = table.sizes(spec)
-    used: set[str] = set()
+    wanted: set[str] = set()
     missing: set[str] = set()
     misshapen: list[str] = []
     for entry in table.entries(chunks, spec):
+        wanted.update(entry.names)
         absent = [name for name in entry.names if name not in checkpoint.files]
         missing.update(absent)
-        if absent:
-            continue
-        used.update(entry.names)
-        sources = [checkpoint.tensor(name) for name in entry.names]
-        try:
-            share = RULES[entry.rule].shard(sources, entry.share, sizes)
-        except (ValueError, RuntimeError) as err:
-            misshapen.append(f"{', '.join(entry.names)} ({err})")
-            continue
-        if share.shape != entry.parameter.shape:
-            shapes = " and ".join(str(list(source.shape)) for source in sources)
-            misshapen.append(f"{', '.join(entry.names)} {shapes}, this rank needs {list(entry.parameter.shape)} of it")
-            continue
-        entry.parameter.copy_(share)
-    found = _Findings(used=frozenset(used), missing=frozenset(missing), misshapen=tuple(misshapen))
+        problem = None if absent else _fill(entry, checkpoint, sizes)
+        if problem:
+            misshapen.append(problem)
+    found = _Findings(wanted=frozenset(wanted), missing=frozenset(missing), misshapen=tuple(misshapen))
     _judge(_everywhere(found), checkpoint, spec)
+
+
+def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:
+    """Reads this rank's share into the parameter; says what is wrong when the shapes do not fit."""
+    sources = [checkpoint.tensor(name) for name in entry.names]
+    needed = list(entry.parameter.shape)
+    shapes = " and ".join(f"{name} {list(source.shape)}" for name, source in zip(entry.names, sources, strict=True))
+    try:
+        share = RULES[entry.rule].shard(sources, entry.share, sizes)
+    except (ValueError, RuntimeError) as err:
+        return f"{shapes} for {entry.name} {needed} ({err})"
+    if share.shape != entry.parameter.shape:
+        return f"{shapes}, of which a rank needs {needed}"
+    entry.parameter.copy_(share)
+    return None
 
 
 def _everywhere(found: _Findings) -> _Findings:
@@ -69,19 +75,14 @@ def _everywhere(found: _Findings) -> _Findings:
     every: list[_Findings] = [found] * dist.get_world_size()
     dist.all_gather_object(every, found)
     return _Findings(
-        used=frozenset().union(*(one.used for one in every)),
+        wanted=frozenset().union(*(one.wanted for one in every)),
         missing=frozenset().union(*(one.missing for one in every)),
         misshapen=tuple(sorted({text for one in every for text in one.misshapen})),
     )
 
 
 def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
-    misplaced = [text.split(" ")[0].rstrip(",") for text in found.misshapen]
-    left_over = sorted(
-        name
-        for name in checkpoint.files
-        if name not in found.used and name not in misplaced and not may_be_left(name, spec)
-    )
+    left_over = sorted(name for name in checkpoint.files if name not in found.wanted and not may_be_left(name, spec))
     problems = [
         _violation(spec.directory, names, message)
         for names, message in (

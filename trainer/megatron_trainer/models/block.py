@@ -20,7 +20,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from megatron_trainer.attention import CoreAttention
-from megatron_trainer.models.layers import PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
+from megatron_trainer.models.layers import AttentionOnPlainQueries, PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
 from megatron_trainer.models.spec import ModelSpec
 
 Implementation = Literal["local", "transformer_engine"]
@@ -66,11 +66,11 @@ def _layer(
         multi_latent_attention=config.multi_latent_attention,
     )
     if is_local:
-        layer = _with_local_parts(layer, config)
+        layer = _with_local_parts(layer)
     return _with_family_parts(layer, spec, config, has_experts=has_experts)
 
 
-def _with_local_parts(layer: TransformerLayerSubmodules, config: TransformerConfig) -> TransformerLayerSubmodules:
+def _with_local_parts(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
     """Our norm and attention in place of megatron-core's local ones."""
     attention = layer.self_attention.submodules
     parts: dict[str, Any] = {"core_attention": CoreAttention}
@@ -81,8 +81,6 @@ def _with_local_parts(layer: TransformerLayerSubmodules, config: TransformerConf
         # megatron-core accepts only classes that it knows by identity; `Linear` is None there without TE.
         multi_latent_attention.Linear = ReplicatedLinear
         parts |= {"linear_q_down_proj": ReplicatedLinear, "linear_kv_down_proj": ReplicatedLinear}
-        if config.q_lora_rank is None:
-            parts["q_layernorm"] = IdentityOp  # queries that are not compressed are not normed either
     return replace(
         layer,
         input_layernorm=RMSNorm,
@@ -103,6 +101,8 @@ def _with_family_parts(
         mlp = layer.mlp.keywords["submodules"]
         mlp = replace(mlp, linear_fc1=with_bias(mlp.linear_fc1), linear_fc2=with_bias(mlp.linear_fc2))
         layer = replace(layer, mlp=partial(layer.mlp.func, submodules=mlp))
+    if spec.family.latent_attention and config.q_lora_rank is None:
+        layer = replace(layer, self_attention=replace(layer.self_attention, module=AttentionOnPlainQueries))
     if spec.family.post_norms:
         post_norm = ModuleSpec(module=PostNormAdd, params={"config": config})
         layer = replace(layer, self_attn_bda=post_norm, mlp_bda=post_norm)

@@ -8,6 +8,8 @@ from typing import Any
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
 from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from torch import Tensor
 
 
@@ -58,6 +60,23 @@ class ReplicatedLinear(torch.nn.Module):
     def forward(self, x: Tensor) -> tuple[Tensor, None]:
         """(x times the weight, no bias), as megatron-core's linears return it."""
         return torch.nn.functional.linear(x, self.weight), None
+
+
+class AttentionOnPlainQueries(MLASelfAttention):
+    """Latent attention that compresses keys and values but not queries, as DeepSeek-V2-Lite.
+
+    megatron-core would put the norm that it has no compressed query for before the query projection; the model has
+    none there.
+    """
+
+    def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
+        return {
+            "linear_q_proj": submodules.linear_q_proj,
+            "linear_q_up_proj": IdentityOp,
+            "linear_kv_up_proj": submodules.linear_kv_up_proj,
+            "q_layernorm": IdentityOp,
+            "kv_layernorm": submodules.kv_layernorm,
+        }
 
 
 class PostNormAdd(torch.nn.Module):

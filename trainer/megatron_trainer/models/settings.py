@@ -80,6 +80,8 @@ def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dic
         "sequence_parallel": args.sequence_parallel and args.tensor_model_parallel_size > 1,
         "pipeline_model_parallel_size": args.pipeline_model_parallel_size,
         "virtual_pipeline_model_parallel_size": virtual_stages,
+        "overlap_p2p_comm": virtual_stages is not None,
+        "batch_p2p_comm": virtual_stages is None,
         "num_layers_in_first_pipeline_stage": args.decoder_first_pipeline_num_layers,
         "num_layers_in_last_pipeline_stage": args.decoder_last_pipeline_num_layers,
         "pipeline_dtype": spec.dtype,

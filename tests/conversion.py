@@ -1,0 +1,91 @@
+"""What test_convert.py runs on the ranks of a gang."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+
+def built(directory: Path, settings: dict[str, Any], **of_the_reader: Any) -> tuple[Any, Any]:
+    """(model chunks without weights, spec) in the layout of `settings`."""
+    from megatron_trainer import backend as backends
+    from megatron_trainer import parallel
+    from megatron_trainer.models.build import build_model
+    from megatron_trainer.models.spec import read_model
+    from megatron_trainjob.args.tree import TrainArgs
+
+    args = TrainArgs(model=str(directory), **settings)
+    parallel.initialise(args)
+    spec = read_model(directory, args, **of_the_reader)
+    return build_model(spec, args, backends.select()), spec
+
+
+def convert(directory: Path, target: Path, settings: dict[str, Any], **of_the_save: Any) -> None:
+    """Loads and writes again."""
+    import torch
+
+    from megatron_trainer.convert.load import load_weights
+    from megatron_trainer.convert.save import save_model
+
+    models, spec = built(directory, settings)
+    load_weights(models, spec)
+    if isinstance(of_the_save.get("dtype"), str):
+        of_the_save["dtype"] = getattr(torch, of_the_save["dtype"])
+    save_model(models, spec, target, **of_the_save)
+
+
+def refusal(directory: Path, settings: dict[str, Any]) -> list[str]:
+    """What loading says is wrong, in words."""
+    from megatron_trainer.convert.load import load_weights
+    from megatron_trainer.failure import InvalidInput
+
+    models, spec = built(directory, settings)
+    try:
+        load_weights(models, spec)
+    except InvalidInput as refused:
+        return [violation.message for violation in refused.violations]
+    return []
+
+
+def unwritable(directory: Path, target: Path, settings: dict[str, Any]) -> str:
+    """What saving says when the target cannot be written."""
+    from megatron_trainer.convert.load import load_weights
+    from megatron_trainer.convert.save import save_model
+    from megatron_trainer.failure import TrainingError
+
+    models, spec = built(directory, settings)
+    load_weights(models, spec)
+    try:
+        save_model(models, spec, target)
+    except TrainingError as err:
+        return f"{err.exit_code.name} {err}"
+    return ""
+
+
+def grown(directory: Path, num_tokens: int) -> Any:
+    """The embedding after the vocabulary grew."""
+    from megatron_trainer.convert.load import load_weights
+
+    models, spec = built(directory, {}, num_tokens=num_tokens)
+    load_weights(models, spec)
+    return models[0].embedding.word_embeddings.weight.detach().clone()
+
+
+def peak_of_loading(directory: Path) -> tuple[int, int]:
+    """(bytes that loading held at its peak beyond the model, bytes of the largest parameter), as torch counts them."""
+    import torch
+
+    from megatron_trainer.convert.load import load_weights
+
+    models, spec = built(directory, {})
+    largest = max(p.numel() * p.element_size() for p in models[0].parameters())
+    with torch.profiler.profile(profile_memory=True) as profile:
+        load_weights(models, spec)
+    mapped = (directory / "model.safetensors").stat().st_size  # the file's mapping, which is no memory
+    events = [event for event in profile.profiler.kineto_results.events() if event.name() == "[memory]"]
+    changes = [(event.start_ns(), event.nbytes()) for event in events if abs(event.nbytes()) != mapped]
+    held = peak = 0
+    for _, change in sorted(changes):
+        held += change
+        peak = max(peak, held)
+    return peak, largest
