@@ -6,6 +6,7 @@ optional system, tools, channel, and a rejected answer for preference training.
 
 from __future__ import annotations
 
+import re
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -36,11 +37,16 @@ Row = Mapping[str, object]
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What the user says about the columns, and whether rows must hold a rejected answer."""
+    """What the user says about the columns, and whether rows must hold a rejected answer.
+
+    model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
+    """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     needs_rejected: bool = False
     seed: int = 42
+    model_name: tuple[str, str] | None = None
+    model_author: tuple[str, str] | None = None
 
 
 def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
@@ -56,12 +62,29 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     rejected = _rejected(row, messages) if settings.needs_rejected else None
     tools = row.get("tools")
     channel = row.get("channel")
+    placeholders = _placeholders(row, settings)
     return Conversation(
-        messages=messages,
+        messages=_filled(messages, placeholders),
         tools=_tools(tools) if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
-        rejected=rejected,
+        rejected=None if rejected is None else _filled(rejected, placeholders),
     )
+
+
+def _placeholders(row: Row, settings: Recognition) -> dict[str, str]:
+    """Self-cognition data says in its column `tag` which language a row is in; without it, Chinese signs tell."""
+    given = {"{{NAME}}": settings.model_name, "{{AUTHOR}}": settings.model_author}
+    if not any(given.values()):
+        return {}
+    tag = row.get("tag")
+    is_english = tag == "en" if tag in ("zh", "en") else not re.search(r"[\u4e00-\u9fff]", str(row))
+    return {placeholder: names[is_english] for placeholder, names in given.items() if names is not None}
+
+
+def _filled(messages: tuple[Message, ...], placeholders: Mapping[str, str]) -> tuple[Message, ...]:
+    for placeholder, text in placeholders.items():
+        messages = tuple(replace(m, content=m.content.replace(placeholder, text)) for m in messages)
+    return messages
 
 
 def _messages(row: Row, choice: int) -> tuple[Message, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -99,7 +99,11 @@ def row_shape(args: TrainArgs, *, pad_id: int) -> RowShape:
 def _encode_settings(args: TrainArgs, task: Task, max_length: int, violations: list[Violation]) -> EncodeSettings:
     return EncodeSettings(
         recognition=Recognition(
-            columns=_columns(args.columns, violations), needs_rejected=task == "rlhf", seed=args.data_seed
+            columns=_columns(args.columns, violations),
+            needs_rejected=task == "rlhf",
+            seed=args.data_seed,
+            model_name=_two_languages("model_name", args.model_name, violations),
+            model_author=_two_languages("model_author", args.model_author, violations),
         ),
         template=args.template,
         use_chat_template=args.use_chat_template and task != "pt",
@@ -134,6 +138,16 @@ def _columns(columns: Mapping[str, object] | None, violations: list[Violation]) 
         message = "must be the name that the column shall have, such as query or response"
         violations.append(Violation(path=f"columns.{name}", value=target, message=message))
     return {name: target for name, target in (columns or {}).items() if isinstance(target, str)}
+
+
+def _two_languages(path: str, names: Sequence[str] | None, violations: list[Violation]) -> tuple[str, str] | None:
+    """Chinese and English; one value serves both."""
+    if not names:
+        return None
+    if len(names) > 2:
+        message = "takes the Chinese and the English one, or one for both"
+        violations.append(Violation(path=path, value=names, message=message))
+    return names[0], names[-1]
 
 
 def _system(system: str | None, violations: list[Violation]) -> str | None:

@@ -53,7 +53,7 @@ class BaseData:
         False,
         "Shuffle the validation data.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     dataset_num_proc: int = arg(
         1,
@@ -62,14 +62,14 @@ class BaseData:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     load_from_cache_file: bool = arg(
         True,
         "Use prepared data of an earlier run.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     interleave_prob: tuple[float, ...] | None = arg(
         None,
@@ -77,13 +77,13 @@ class BaseData:
         ge=0,
         le=1,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     stopping_strategy: Literal["first_exhausted", "all_exhausted"] = arg(
         "first_exhausted",
         "When mixing stops: with the first or with the last exhausted data set.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     shuffle_buffer_size: int = arg(
         1000,
@@ -96,43 +96,45 @@ class BaseData:
         "reuse_dataset_if_exists",
         "Whether data sets are downloaded anew.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     columns: Mapping[str, Any] | None = arg(
         None,
         'Columns to rename before the format is recognised, for example {"text1": "query"}.',
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     strict: bool = arg(
         False,
         "Stop at the first bad row instead of dropping it.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     remove_unused_columns: bool = arg(
         True,
         "Drop columns that training does not use.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="columns that training does not use are never kept",
     )
     model_name: tuple[str, ...] | None = arg(
         None,
         "Name of the model for self-cognition data, Chinese and English.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     model_author: tuple[str, ...] | None = arg(
         None,
         "Author of the model for self-cognition data, Chinese and English.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     custom_dataset_info: tuple[str, ...] = arg(
         (),
         "dataset_info.json files that name further data sets.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="name the files in dataset, and rename their columns with columns",
     )

@@ -15,14 +15,14 @@ class BaseTemplate:
         "Chat template; unset: that of the model.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     system: str | None = arg(
         None,
         "System prompt, or a .txt file with it; a system message in the data wins.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     max_length: int | None = arg(
         None,
@@ -37,7 +37,7 @@ class BaseTemplate:
         "delete",
         "What happens to a longer sample: dropped, or cut on one side.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     max_pixels: int | None = arg(
         None,
@@ -73,7 +73,8 @@ class BaseTemplate:
         "How tools and tool calls are written; unset: as the chat template does.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="tools are rendered by the chat template of the model; set template to use another",
     )
     norm_bbox: Literal["norm1000", "none"] | None = arg(
         None,
@@ -86,12 +87,12 @@ class BaseTemplate:
         "Use the chat template; pre-training uses plain text.",
         applies_to=EVERY_TASK,
         task_defaults={"pt": False},
-        status="not yet",
+        status="works",
     )
     padding_side: Literal["left", "right"] = arg(
         "right",
         "Side on which samples are padded.",
-        status="not yet",
+        status="works",
     )
     loss_scale: Literal[
         "default",
@@ -112,7 +113,7 @@ class BaseTemplate:
         ),
         applies_to=EVERY_TASK,
         task_defaults={"pt": "all", "rlhf": "last_round"},
-        status="not yet",
+        status="works",
     )
     sequence_parallel_size: int = arg(
         1,
@@ -131,6 +132,7 @@ class BaseTemplate:
     template_backend: Literal["swift", "jinja"] = arg(
         "swift",
         "Engine of the chat template.",
-        status="not yet",
+        status="refused",
+        reason="there is one engine, which renders the chat template of the model",
         refused_choices={"jinja": "it cannot mark which tokens are trained; use swift"},
     )

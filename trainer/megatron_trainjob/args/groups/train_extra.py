@@ -47,14 +47,14 @@ class TrainExtra:
         "Pack whole samples into rows of packing_length tokens.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     packing_length: int | None = arg(
         None,
         "Tokens in a packed row; unset: max_length.",
         unit="tokens",
         ge=1,
-        status="not yet",
+        status="works",
     )
     streaming: bool = arg(
         False,
@@ -66,13 +66,13 @@ class TrainExtra:
         False,
         "Tokenise while training instead of before.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     cached_dataset: tuple[str, ...] = arg(
         (),
         "Folders of data tokenised beforehand by an export with to_cached_dataset.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     max_epochs: int | None = arg(
         None,

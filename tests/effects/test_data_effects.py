@@ -1,0 +1,249 @@
+"""Effects of the arguments about data on what a run would train on: parsed as a user gives them, then prepared.
+
+Each test changes one argument of a preparation that is otherwise the same.
+"""
+
+import json
+
+import datasets
+import pytest
+
+from effects.registry import effect
+from megatron_trainer.data.cached import write_store
+from megatron_trainer.data.collate import collate
+from megatron_trainer.data.lazy import LazyStore
+from megatron_trainer.data.prepare import prepare
+from megatron_trainer.data.settings import row_shape
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args.parse import parse
+from text_models import chatml_tokenizer
+
+TOKENIZER = chatml_tokenizer()
+
+
+@pytest.fixture
+def write(tmp_path):
+    """write(name, rows): the path of a file of these rows."""
+
+    def write(name, rows):
+        (tmp_path / name).write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return str(tmp_path / name)
+
+    return write
+
+
+@pytest.fixture
+def rows():
+    return [{"query": f"q{n}", "response": f"r{n}"} for n in range(20)]
+
+
+@pytest.fixture
+def prepared(tmp_path, write, rows):
+    """prepared(**arguments): what a run with these arguments trains on; data: 20 questions, unless given."""
+
+    def run(task="sft", progress=None, **arguments):
+        dataset = [] if "cached_dataset" in arguments else [write("train.jsonl", rows)]
+        given = {"model": "m", "dataset": dataset, "max_length": 200, "train_iters": 1, **arguments}
+        parsed = parse(given, task=task)
+        assert parsed.args is not None, parsed.violations
+        return prepare(
+            parsed.args,
+            TOKENIZER,
+            task=task,
+            max_length=parsed.args.max_length,
+            save=tmp_path / "save",
+            is_first_rank=True,
+            progress=progress,
+        )
+
+    return run
+
+
+def text(sample):
+    return TOKENIZER.decode(sample.input_ids)
+
+
+def trained(sample):
+    return TOKENIZER.decode(sample.input_ids[sample.labels >= 0]).replace("<|im_end|>", "")
+
+
+def answers(items):
+    return [trained(s) for item in items for s in (item if isinstance(item, list) else [item])]
+
+
+@effect("val_dataset_shuffle")
+def test_val_dataset_shuffle_changes_the_order_of_validation(prepared, write, rows):
+    path = write("val.jsonl", rows)
+    in_order = answers(prepared(val_dataset=[path]).validation)
+    shuffled = answers(prepared(val_dataset=[path], val_dataset_shuffle=True).validation)
+    assert in_order == [f"r{n}" for n in range(20)] != shuffled
+    assert sorted(shuffled) == sorted(in_order)
+
+
+@effect("dataset_num_proc")
+def test_dataset_num_proc_tokenises_the_same_in_other_processes(prepared, monkeypatch):
+    one = answers(prepared().train)
+    here = []
+    monkeypatch.setattr("megatron_trainer.data.encode.Encoder.encode", lambda *_: here.append(1))
+    assert answers(prepared(dataset_num_proc=2, load_from_cache_file=False).train) == one
+    assert here == []
+
+
+@effect("load_from_cache_file")
+def test_load_from_cache_file_decides_whether_rows_are_tokenised_again(prepared):
+    done = []
+
+    def progress(_, rows):
+        done.append(rows)
+
+    for _ in range(2):
+        prepared(progress=progress)
+    assert done == [20]
+    prepared(progress=progress, load_from_cache_file=False)
+    assert done == [20, 20]
+
+
+@effect("interleave_prob", "stopping_strategy")
+def test_interleave_prob_mixes_and_stopping_strategy_ends_the_mixture(prepared, write, rows):
+    paths = [write("a.jsonl", rows), write("b.jsonl", [{"query": "q", "response": f"s{n}"} for n in range(5)])]
+    common = {"dataset": paths, "dataset_shuffle": False}
+    joined = answers(prepared(**common).train)
+    mixed = answers(prepared(**common, interleave_prob=[0.5, 0.5]).train)
+    every = answers(prepared(**common, interleave_prob=[0.5, 0.5], stopping_strategy="all_exhausted").train)
+    assert joined == [f"r{n}" for n in range(20)] + [f"s{n}" for n in range(5)]
+    assert mixed[-1] == "s4"
+    assert 0 < sum(answer.startswith("r") for answer in mixed) < 20
+    assert set(every) == set(joined)
+    assert len(every) > 30
+
+
+@effect("download_mode")
+def test_download_mode_is_what_the_hub_library_is_told(prepared, monkeypatch, rows):
+    asked = []
+
+    def load_dataset(name, subset, **options):
+        asked.append((name, subset, options["download_mode"]))
+        return datasets.Dataset.from_list(rows)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    prepared(dataset=["org/set:part"])
+    prepared(dataset=["org/set:part"], download_mode="force_redownload")
+    assert asked == [
+        ("org/set", "part", "reuse_dataset_if_exists"),
+        ("org/set", "part", "force_redownload"),
+    ]
+
+
+@effect("columns")
+def test_columns_renames_before_the_format_is_recognised(prepared, write):
+    path = write("odd.jsonl", [{"text1": "q", "text2": "r"}])
+    assert answers(prepared(dataset=[path], columns={"text1": "query", "text2": "response"}).train) == ["r"]
+    with pytest.raises(InvalidInput, match="no known columns"):
+        prepared(dataset=[path])
+
+
+@effect("strict")
+def test_strict_stops_at_a_row_that_is_dropped_otherwise(prepared, write, rows):
+    path = write("bad.jsonl", [*rows, {"odd": 1}])
+    assert len(prepared(dataset=[path]).train) == 20
+    with pytest.raises(InvalidInput, match=r"bad.jsonl:21: no known columns"):
+        prepared(dataset=[path], strict=True)
+
+
+@effect("model_name", "model_author")
+def test_model_name_and_author_fill_self_cognition_data(prepared, write):
+    rows = [
+        {"query": "who", "response": "I am {{NAME}} of {{AUTHOR}}", "tag": "en"},
+        {"query": "谁", "response": "{{NAME}} {{AUTHOR}}", "tag": "zh"},
+    ]
+    common = {"dataset": [write("self.jsonl", rows)], "dataset_shuffle": False}
+    assert answers(prepared(**common).train)[0] == "I am {{NAME}} of {{AUTHOR}}"
+    named = prepared(**common, model_name=["小鹰", "Hawk"], model_author=["Lab"])
+    assert answers(named.train) == ["I am Hawk of Lab", "小鹰 Lab"]
+
+
+@effect("template")
+def test_template_renders_instead_of_the_tokenizers(prepared):
+    assert (
+        text(prepared(template="zephyr", dataset_shuffle=False).train[0]) == "<|user|>\nq0</s>\n<|assistant|>\nr0</s>"
+    )
+
+
+@effect("system")
+def test_system_is_the_prompt_of_rows_without_one(prepared):
+    assert "system\nYou are a test assistant<|im_end|>" in text(prepared().train[0])
+    assert "system\nBe brief.<|im_end|>" in text(prepared(system="Be brief.").train[0])
+
+
+@effect("truncation_strategy")
+def test_truncation_strategy_drops_or_cuts_a_long_sample(prepared, write):
+    path = write("long.jsonl", [{"query": "q", "response": "r"}, {"query": "x" * 20, "response": "y" * 120}])
+    common = {"dataset": [path], "max_length": 110, "dataset_shuffle": False}
+    kept, left, right = (prepared(**common, truncation_strategy=way).train for way in ("delete", "left", "right"))
+    assert [len(kept), len(left), len(right)] == [1, 2, 2]
+    assert left[1].length == right[1].length == 110
+    assert text(left[1]).endswith("<|im_end|>\n")
+    assert text(right[1]).startswith("<|im_start|>system")
+
+
+@effect("use_chat_template")
+def test_use_chat_template_false_leaves_question_and_answer(prepared):
+    sample = prepared(use_chat_template=False, dataset_shuffle=False).train[0]
+    assert text(sample) == "q0r0<|endoftext|>"
+
+
+@effect("padding_side")
+def test_padding_side_is_where_short_samples_are_filled_up(prepared, write):
+    path = write("two.jsonl", [{"query": "q", "response": "r"}, {"query": "longer", "response": "answer"}])
+    sides = {}
+    for side in ("left", "right"):
+        arguments = parse(
+            {"model": "m", "dataset": [path], "padding_free": False, "padding_side": side, "train_iters": 1}, task="sft"
+        ).args
+        items = prepared(dataset=[path], dataset_shuffle=False).train
+        sides[side] = collate(list(items), row_shape(arguments, pad_id=0)).padding_BT[0].tolist()
+    assert sides["left"] == sides["right"][::-1]
+    assert sides["left"][0]
+    assert not sides["left"][-1]
+
+
+@effect("loss_scale")
+def test_loss_scale_decides_which_tokens_are_trained_and_how_much(prepared, write):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Action: look"}]
+    common = {"dataset": [write("chat.jsonl", [{"messages": turns * 2}])]}
+    [default], [last], [every], [react] = (
+        prepared(**common, loss_scale=name).train for name in ("default", "last_round", "all", "react")
+    )
+    assert trained(default) == "Action: look" * 2
+    assert trained(last) == "Action: look"
+    assert "assistant" in trained(every)
+    assert sorted(set(react.loss_scale.tolist())) == [0, 1, 2]
+
+
+@effect("packing", "packing_length")
+def test_packing_joins_whole_samples_up_to_packing_length(prepared):
+    single = prepared()
+    for length in (None, 400):
+        given = {} if length is None else {"packing_length": length}
+        packed = prepared(packing=True, **given)
+        assert sorted(answers(packed.train)) == sorted(answers(single.train))
+        sums = [sum(sample.length for sample in row) for row in packed.train]
+        assert (length or 200) / 2 < max(sums) <= (length or 200)
+
+
+@effect("lazy_tokenize")
+def test_lazy_tokenize_gives_the_same_items_without_tokenising_first(prepared):
+    done = []
+    before = prepared(progress=lambda *_: done.append(1))
+    lazy = prepared(lazy_tokenize=True, progress=lambda *_: done.append(1))
+    assert answers(lazy.train) == answers(before.train)
+    assert len(done) == 1
+    assert isinstance(lazy.train.stores[0], LazyStore)
+
+
+@effect("cached_dataset")
+def test_cached_dataset_is_tokenised_data_of_an_earlier_time(prepared, tmp_path):
+    made = prepared()
+    write_store(made.train, tmp_path / "cached" / "train")
+    read = prepared(cached_dataset=[str(tmp_path / "cached")], dataset_shuffle=False)
+    assert answers(read.train) == answers(made.train)
