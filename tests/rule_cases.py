@@ -658,6 +658,16 @@ CASES = [
         bad={"merge_lora": True},
     ),
     Case(
+        rule="a_model_written_after_lora_has_the_adapter_in_it",
+        good={"to_hf": True, "merge_lora": True, "train_type": "lora"},
+        bad={"to_hf": True, "train_type": "lora"},
+    ),
+    Case(
+        rule="sgd_state_is_not_sharded",
+        good={"optimizer": "sgd", "use_distributed_optimizer": False},
+        bad={"optimizer": "sgd"},
+    ),
+    Case(
         rule="only_an_adapter_is_merged",
         good={"merge_lora": True, "train_type": "lora"},
         bad={"merge_lora": True},

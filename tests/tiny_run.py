@@ -90,6 +90,7 @@ def train(
 def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: dict[str, Any]) -> TinyRun:
     """One rank's part of `train`; failures that carry an exit code are an answer, others a bug that is raised."""
     import torch.distributed as dist
+
     from megatron_trainer import run
     from megatron_trainer.environment import Environment
     from megatron_trainer.failure import InvalidInput, TrainingError
@@ -122,8 +123,8 @@ def _termination(stop_at: int | None) -> Any:
 
         def __setattr__(self, name: str, value: object) -> None:
             super().__setattr__(name, value)
-            if name in ("iteration", "_waits_for_step") and self.__dict__.get("_waits_for_step"):
-                if self.iteration + 1 == stop_at:
-                    self._request(signal.SIGTERM, None)
+            is_training = name in ("iteration", "_waits_for_step") and self.__dict__.get("_waits_for_step")
+            if is_training and self.iteration + 1 == stop_at:
+                self._request(signal.SIGTERM, None)
 
     return Termination() if stop_at is None else StopAt()

@@ -4,8 +4,8 @@ import importlib
 from pathlib import Path
 
 import pytest
-from effects.registry import EFFECTS
 
+from effects.registry import EFFECTS
 from megatron_trainjob.args.tree import ARGUMENTS
 
 

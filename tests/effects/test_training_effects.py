@@ -1,152 +1,225 @@
-"""Effects of the arguments of training, rates, regularisation, evaluation and checkpoints on real tiny runs.
+"""Effects of the basic arguments of training and of its data on real tiny runs; each test changes one argument."""
 
-Each test changes one argument of a run that is otherwise the same and looks at what the argument promises.
-"""
-
-import gc
 import json
 import math
+from pathlib import Path
 
 import pytest
-from megatron_trainer.backend import CpuBackend
+import torch
 
-CpuBackend().install()
+from effects.registry import effect
+from tiny_run import write_data
 
-import torch  # noqa: E402  (the backend comes before megatron)
-from effects.registry import effect  # noqa: E402
-from megatron_trainer.checkpoint import folder  # noqa: E402
-from megatron_trainer.failure import InvalidInput, TrainingError  # noqa: E402
-from megatron_trainjob.exit_codes import ExitCode  # noqa: E402
-from safetensors.torch import load_file  # noqa: E402
-from tiny_run import run_tiny, tiny_arguments, write_data  # noqa: E402
+pytestmark = pytest.mark.dist
 
 
-@pytest.fixture(scope="module")
-def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl", rows=18)
+def exported(run) -> dict[str, torch.Tensor]:
+    assert run.exit_code == 0, run.message
+    return run.weights()
 
 
-@pytest.fixture
-def train(tiny_models, data, tmp_path):
-    """train(**arguments) runs in a new folder (name=... chooses it); task and Environment fields may be given too."""
-    count = iter(range(100))
-
-    def run(*, name=None, resume="Never", attempt=0, task="sft", **arguments):
-        save = tmp_path / (name or f"run{next(count)}")
-        given = tiny_arguments(tiny_models("llama"), data, save, **arguments)
-        return run_tiny({k: v for k, v in given.items() if v is not None}, task=task, resume=resume, attempt=attempt)
-
-    return run
+@effect("train_iters")
+def test_train_iters_is_the_number_of_steps(train):
+    assert [line["iteration"] for line in train(train_iters=3).log if "lm loss" in line] == [1, 2, 3]
 
 
-@pytest.fixture(scope="module")
-def plain(tiny_models, data, tmp_path_factory):
-    """The run that the others are compared with."""
-    save = tmp_path_factory.mktemp("plain") / "run"
-    return run_tiny(tiny_arguments(tiny_models("llama"), data, save, to_hf=True))
+@effect("max_epochs")
+def test_max_epochs_ends_the_run_after_that_many_passes(train):
+    """18 rows, 4 a step: 36 // 4 = 9 steps in two epochs; an earlier end by train_iters wins."""
+    assert len(train(train_iters=None, max_epochs=2).column("lm loss")) == 9
+    assert len(train(train_iters=2, max_epochs=2).column("lm loss")) == 2
 
 
-def trained(run) -> dict[str, torch.Tensor]:
-    return load_file(run.folder / "hf" / "model.safetensors")
+@effect("global_batch_size")
+def test_global_batch_size_is_what_a_step_consumes(train):
+    assert train(global_batch_size=6, train_iters=2).column("consumed_samples") == [6, 12]
 
 
-# learning rate
+@effect("micro_batch_size")
+def test_micro_batch_size_cuts_the_global_batch_without_changing_it(train):
+    """The same samples in 4 passes of 1 or 2 passes of 2: the same loss and step; in order, because the size of a
+    micro-batch decides how many of the 18 rows are shuffled."""
+    one, two = (train(micro_batch_size=size, dataloader_type="single", to_hf=True) for size in (1, 2))
+    assert two.column("lm loss") == pytest.approx(one.column("lm loss"), abs=1e-5)
+    assert json.loads((two.folder / "args.json").read_text())["arguments"]["micro_batch_size"] == 2
+    for name, tensor in exported(one).items():
+        torch.testing.assert_close(exported(two)[name], tensor, atol=2e-4, rtol=0)
 
 
-@effect("lr")
-def test_lr_is_the_peak_of_the_schedule(train):
-    assert train(lr=3e-3, train_iters=1).column("learning_rate") == pytest.approx([3e-3])
+@effect("seed")
+def test_seed_decides_weights_drawn_at_random(train):
+    runs = [train(no_initialization=False, train_iters=1, seed=seed).column("lm loss") for seed in (1, 2, 1)]
+    assert runs[0] == runs[2] != runs[1]
 
 
-@effect("lr_decay_style")
-@pytest.mark.parametrize(
-    ("style", "third"),
-    [("constant", 1.0), ("linear", 0.5), ("cosine", (1 + math.cos(math.pi / 2)) / 2)],
-)
-def test_lr_decay_style_shapes_the_decay(train, style, third):
-    assert train(lr_decay_style=style).column("learning_rate")[2] == pytest.approx(1e-3 * third)
+@effect("no_initialization")
+def test_no_initialization_false_starts_from_random_weights(train, plain):
+    run = train(no_initialization=False, train_iters=1)
+    assert run.column("lm loss")[0] != plain.column("lm loss")[0]
+    assert run.column("lm loss")[0] == pytest.approx(math.log(320), abs=1.0), "an untrained model guesses"
 
 
-@effect("lr_decay_iters")
-def test_lr_decay_iters_ends_the_decay_before_training_ends(train):
-    rates = train(lr_decay_style="linear", lr_decay_iters=2).column("learning_rate")
-    assert rates == pytest.approx([1e-3, 0.5e-3, 0.0, 0.0])
+@effect("dataloader_type")
+def test_dataloader_type_single_reads_once_in_order_and_ends(train):
+    run = train(dataloader_type="single", train_iters=9)
+    assert len(run.column("lm loss")) == 18 // 4
+    assert run.exit_code == 0
 
 
-@effect("lr_warmup_iters")
-def test_lr_warmup_iters_rises_linearly(train):
-    rates = train(lr_decay_style="constant", lr_warmup_iters=2).column("learning_rate")
-    assert rates == pytest.approx([0.0, 0.5e-3, 1e-3, 1e-3])
+@effect("num_workers")
+def test_num_workers_load_in_other_processes_and_change_no_number(train, plain):
+    assert train(num_workers=2).column("lm loss") == plain.column("lm loss")
 
 
-@effect("lr_warmup_fraction")
-def test_lr_warmup_fraction_is_a_share_of_the_decay(train):
-    rates = train(lr_decay_style="constant", lr_warmup_fraction=0.5).column("learning_rate")
-    assert rates == pytest.approx([0.0, 0.5e-3, 1e-3, 1e-3])
-
-
-@effect("min_lr")
-def test_min_lr_is_where_the_decay_ends(train):
-    rates = train(lr_decay_style="linear", lr_decay_iters=2, min_lr=4e-4).column("learning_rate")
-    assert rates == pytest.approx([1e-3, 0.7e-3, 4e-4, 4e-4])
-
-
-# regularisation
-
-
-@effect("weight_decay")
-def test_weight_decay_shrinks_matrices_and_leaves_norms_alone(train):
-    """One step of AdamW: the decay alone changes a weight by lr * decay * weight."""
-    without, decayed = (trained(train(train_iters=1, to_hf=True, weight_decay=decay)) for decay in (0.0, 0.5))
-    matrix, norm = "model.layers.0.mlp.down_proj.weight", "model.layers.0.input_layernorm.weight"
-    assert torch.equal(without[norm], decayed[norm])
-    start = without[matrix] - decayed[matrix]
-    torch.testing.assert_close(start, 1e-3 * 0.5 * without[matrix], atol=1e-6, rtol=0.05)
-
-
-@effect("clip_grad")
-def test_clip_grad_bounds_the_update_and_logs_the_norm_before_it(train):
-    free, clipped = (
-        train(train_iters=1, to_hf=True, optimizer="sgd", weight_decay=0.0, clip_grad=c) for c in (1e9, 1e-3)
+@effect("calculate_per_token_loss")
+def test_without_calculate_per_token_loss_every_micro_batch_weighs_the_same(train):
+    """Rows of different length: the mean over tokens and the mean over rows pull in different directions."""
+    per_token, per_batch = (
+        exported(train(calculate_per_token_loss=value, to_hf=True, train_iters=1)) for value in (True, False)
     )
-    assert free.column("grad_norm") == clipped.column("grad_norm")
-    assert free.column("grad_norm")[0] > 1e-3
-    moved = math.sqrt(sum((a - b).square().sum() for a, b in zip(trained(free).values(), trained(clipped).values())))
-    assert moved == pytest.approx(1e-3 * (free.column("grad_norm")[0] - 1e-3), rel=1e-2)
+    assert any(not torch.equal(per_token[name], per_batch[name]) for name in per_token)
 
 
-@effect("adam_beta1", "adam_beta2", "adam_eps")
-@pytest.mark.parametrize(("name", "value"), [("adam_beta1", 0.5), ("adam_beta2", 0.5), ("adam_eps", 1e-2)])
-def test_adam_settings_change_the_update_as_torch_does(train, plain, name, value):
-    assert train(**{name: value}).column("lm loss")[2:] != plain.column("lm loss")[2:]
+@effect("cross_entropy_loss_fusion")
+def test_cross_entropy_loss_fusion_gives_the_same_loss_with_a_rounded_gradient(train, plain):
+    """Megatron's fused kernel returns its gradient in bfloat16: the first loss is equal, later ones within 1e-3."""
+    fused, separate = train(cross_entropy_loss_fusion=True).column("lm loss"), plain.column("lm loss")
+    assert fused[0] == pytest.approx(separate[0], abs=1e-5)
+    assert fused == pytest.approx(separate, abs=1e-3)
+    assert fused[1:] != separate[1:]
 
 
-@effect("sgd_momentum", "optimizer")
-def test_sgd_moves_by_the_gradient_and_momentum_adds_the_step_before(train):
-    """The first two steps are w1 = w0 - lr g0 and w2 = w1 - lr (g1 + momentum g0)."""
-    settings = {"optimizer": "sgd", "weight_decay": 0.0, "clip_grad": 1e9, "lr_decay_style": "constant", "to_hf": True}
-    one = trained(train(train_iters=1, sgd_momentum=0.0, **settings))
-    none, half = (trained(train(train_iters=2, sgd_momentum=m, **settings)) for m in (0.0, 0.5))
-    name = "model.layers.0.mlp.down_proj.weight"
-    start = load_file(next(iter([one]), None) and STARTING_WEIGHTS())[name]
-    torch.testing.assert_close(none[name] - half[name], 0.5 * (start - one[name]), atol=1e-6, rtol=1e-3)
+@effect("enable_dft_loss")
+def test_enable_dft_loss_reports_and_trains_the_weighted_loss(train, plain):
+    """p log p of single tokens is at most 1 / e."""
+    losses = train(enable_dft_loss=True).column("lm loss")
+    assert max(losses) < 1 / math.e < min(plain.column("lm loss"))
 
 
-# evaluation
+@effect("manual_gc", "manual_gc_interval")
+def test_manual_gc_collects_at_its_own_steps_only(train):
+    run = train(manual_gc=True, manual_gc_interval=2, train_iters=5)
+    assert scalars(run, "manual-gc-time") == [2, 4]
 
 
-@effect("eval_interval")
-def test_eval_interval_is_the_distance_of_evaluations(train, data):
-    run = train(val_dataset=[str(data)], eval_interval=2, train_iters=5)
-    assert [line["iteration"] for line in run.log if "eval_lm loss" in line] == [2, 4, 5]
+def scalars(run, name: str) -> list[int]:
+    """The steps that TensorBoard has for a scalar."""
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(run.folder / "runs")).Reload()
+    return [event.step for event in events.Scalars(name)]
 
 
-@effect("eval_iters")
-def test_eval_iters_is_the_number_of_global_batches_of_a_round(train, data):
-    """-1: as many whole batches of 4 as the 18 rows hold."""
+@effect("use_distributed_optimizer")
+def test_the_distributed_optimizer_shards_the_state_and_changes_no_number(train):
+    """Each of two ranks holds half of the moments; a checkpoint of either kind names what it holds."""
+    sharded, whole = (train(ranks=2, use_distributed_optimizer=value) for value in (True, False))
+    assert sharded.column("lm loss") == pytest.approx(whole.column("lm loss"), abs=1e-6)
+    assert optimizer_keys(sharded) != optimizer_keys(whole)
 
-    def samples(iterations):
-        run = train(val_dataset=[str(data)], eval_iters=iterations, train_iters=1)
-        return [line["eval_samples"] for line in run.log if "eval_samples" in line]
 
-    assert (samples(2), samples(-1), samples(0)) == ([8], [16], [])
+def optimizer_keys(run) -> set[str]:
+    from torch.distributed.checkpoint import FileSystemReader
+
+    metadata = FileSystemReader(run.folder / "iter_0000004").read_metadata()
+    return {key for key in metadata.state_dict_metadata if key.startswith("optimizer")}
+
+
+@effect("train_type")
+def test_train_type_lora_leaves_the_model_alone_and_writes_an_adapter(train, plain):
+    run = train(train_type="lora")
+    assert (run.folder / "adapter" / "adapter_model.safetensors").exists()
+    assert run.column("lm loss")[0] == pytest.approx(plain.column("lm loss")[0], abs=1e-6)
+    assert run.column("lm loss")[-1] > plain.column("lm loss")[-1], "few trained weights learn less"
+
+
+@effect("torch_dtype")
+def test_torch_dtype_is_what_the_model_is_trained_and_exported_in(train):
+    assert {t.dtype for t in exported(train(torch_dtype="bfloat16", to_hf=True)).values()} == {torch.bfloat16}
+
+
+@effect("model")
+def test_model_is_the_directory_that_weights_come_from(train, model_root, plain):
+    import tiny_model
+
+    other = tiny_model.make("llama", model_root, seed=2)
+    assert train(model=str(other), train_iters=1).column("lm loss")[0] != plain.column("lm loss")[0]
+    missing = train(model="/nowhere/model", name="missing")
+    assert missing.exit_code == 66
+    assert "/nowhere/model" in missing.message
+
+
+@effect("dataset")
+def test_dataset_names_what_is_read(train, tmp_path, plain):
+    few = write_data(tmp_path / "few.jsonl", rows=4)
+    run = train(dataset=[str(few)], train_iters=None, max_epochs=3)
+    assert len(run.column("lm loss")) == 3
+    missing = train(dataset=[str(tmp_path / "missing.jsonl")], name="missing")
+    assert missing.exit_code == 66
+    assert "missing.jsonl" in missing.message
+
+
+@effect("val_dataset")
+def test_val_dataset_is_what_evaluation_reads(train, tmp_path):
+    eight = write_data(tmp_path / "eight.jsonl", rows=8)
+    assert train(val_dataset=[str(eight)], train_iters=1).column("eval_samples") == [8]
+
+
+@effect("split_dataset_ratio")
+def test_split_dataset_ratio_holds_rows_out_and_writes_them_down(train):
+    run = train(split_dataset_ratio=0.25, train_iters=None, max_epochs=1)
+    held_out = (run.folder / "val_dataset.jsonl").read_text().splitlines()
+    assert len(held_out) == 4
+    assert run.column("eval_samples") == [4]
+    assert len(run.column("lm loss")) == (18 - 4) // 4
+
+
+@effect("dataset_shuffle", "data_seed")
+def test_dataset_shuffle_and_its_seed_decide_which_rows_come_first(train):
+    """Read in order, the first batch holds other rows than shuffled with one seed or another."""
+    settings = {"dataloader_type": "single", "train_iters": 1}
+    plain, one, two = (
+        train(**settings, **choice).column("lm loss")
+        for choice in ({"dataset_shuffle": False}, {"data_seed": 1}, {"data_seed": 2})
+    )
+    assert len({plain[0], one[0], two[0]}) == 3
+    assert train(**settings, data_seed=1).column("lm loss") == one
+
+
+@effect("max_length")
+def test_max_length_drops_longer_rows_and_says_so(train):
+    run = train(max_length=40, train_iters=1)
+    report = json.dumps(json.loads((run.folder / "data_report.json").read_text()))
+    assert "longer than max_length" in report
+
+
+@effect("padding_free")
+def test_padding_free_false_pads_rows_and_changes_no_loss(train, plain):
+    run = train(padding_free=False, micro_batch_size=2, dataloader_type="single")
+    free = train(micro_batch_size=2, dataloader_type="single")
+    assert run.column("lm loss") == pytest.approx(free.column("lm loss"), abs=1e-5)
+
+
+@effect("to_hf")
+def test_to_hf_writes_a_model_that_transformers_loads(train, plain):
+    from transformers import AutoModelForCausalLM
+
+    loaded = AutoModelForCausalLM.from_pretrained(plain.folder / "hf").state_dict()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in plain.weights().items())
+    assert not (train(train_iters=1).folder / "hf").exists()
+
+
+@effect("merge_lora")
+def test_merge_lora_exports_the_model_with_the_adapter_in_it(train):
+    run = train(train_type="lora", to_hf=True, merge_lora=True, lora_dropout=0.0)
+    assert run.exit_code == 0, run.message
+    assert (run.folder / "hf" / "model.safetensors").exists()
+
+
+@effect("add_version")
+def test_add_version_gives_every_run_a_folder_of_its_own(train):
+    for _ in range(2):
+        assert train(add_version=True, train_iters=1, name="versions").exit_code == 0
+    folder: Path = train(add_version=True, train_iters=1, name="versions").folder
+    versions = sorted(path.name.split("-")[0] for path in folder.iterdir())
+    assert versions == ["v0", "v1", "v2"]

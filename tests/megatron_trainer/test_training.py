@@ -4,11 +4,12 @@ import json
 
 import pytest
 import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
 from megatron_trainer.data.sample import Sampler
 from megatron_trainer.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
 from tiny_run import arguments, train, write_data
-from transformers import AutoModelForCausalLM, AutoTokenizer
 
 STEPS = 20
 pytestmark = pytest.mark.dist
@@ -74,7 +75,7 @@ def reference_rows(tokenizer, data) -> list[tuple[torch.Tensor, torch.Tensor]]:
     ids=["after the first step", "at the end of an epoch", "inside an epoch", "two ranks inside an epoch"],
 )
 def test_a_stopped_and_resumed_run_is_bit_identical(llama, data, tmp_path, ranks, stop_at):
-    """18 rows in batches of 4: an epoch ends inside the fifth step, and the checkpoints of step 3 and 6 play no part."""
+    """18 rows in batches of 4: an epoch ends inside the fifth step; checkpoints of steps 3 and 6 lie on the way."""
     given = {"train_iters": 9, "save_interval": 3, "to_hf": True}
     whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=ranks)
     stopped = arguments(llama, data, tmp_path / "stopped", **given)

@@ -30,6 +30,7 @@ class Environment:
     local_rank: int = 0
     world_size: int = 1
     job_name: str = "megatron"
+    job_uid: str = ""
     attempt: int = 0
     resume: Resume = "Never"
     save_on_termination: bool = True
@@ -61,6 +62,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         local_rank=_number(env, "LOCAL_RANK", 0),
         world_size=_number(env, "WORLD_SIZE", 1),
         job_name=env.get("MTJ_JOB_NAME", "megatron"),
+        job_uid=env.get("MTJ_JOB_UID", ""),
         attempt=_number(env, "MTJ_RESTART_ATTEMPT", 0),
         resume=resume,  # type: ignore[arg-type]  # checked above
         save_on_termination=env.get("MTJ_SAVE_ON_TERM", "1") == "1",
@@ -84,6 +86,8 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
         "MASTER_ADDR": environment.master_address,
         "MASTER_PORT": str(environment.master_port),
         "PYTHONUNBUFFERED": "1",
+        # megatron-core warns at import of every optional library that is not there.
+        "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes_per_node))),

@@ -39,8 +39,8 @@ class Feed:
             batch_sampler=replace(self.sampler, consumed_samples=consumed_samples),  # type: ignore[arg-type]
             collate_fn=partial(collate, shape=self.shape),
             num_workers=self.num_workers,
-            multiprocessing_context="forkserver" if self.num_workers else None,
-            persistent_workers=False,
+            # A forked worker shares the mapped data and costs nothing to start; any other way imports all of torch.
+            multiprocessing_context="fork" if self.num_workers else None,
         )
         micro_batches = iter(loader)
         while True:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import logging
 import math
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from megatron_trainer import optim
+from megatron_trainer import garbage, optim
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint.save import SavePolicy, save
 from megatron_trainer.engine import Engine
@@ -65,7 +66,8 @@ def fit(run: Run, state: TrainState) -> TrainState:
         state = advance(state, result, run.args.global_batch_size)
         run.termination.iteration = state.iteration
         _check_loss(run, state, result)
-        run.reporter.step(_record(run, state, result, rate))
+        timers_s = garbage.collect_when_due(run.args, state.iteration)
+        run.reporter.step(_record(run, state, result, rate, timers_s))
         if result.stop_requested:
             break
         if state.iteration % run.eval_interval == 0 or state.iteration == run.total_iterations:
@@ -93,6 +95,7 @@ def validate(run: Run, state: TrainState) -> TrainState:
     if run.validation is None or run.eval_iters == 0:
         return state
     run.reporter.phase("evaluating")
+    garbage.collect_around_evaluation(run.args)
     started = time.monotonic()
     rounds = islice(run.validation.global_batches(0, run.backend), run.eval_iters)
     losses, num_tokens = evaluate(run.engine, run.task, rounds, run.backend)
@@ -132,7 +135,7 @@ def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
 
 
-def _record(run: Run, state: TrainState, result: StepResult, rate: float) -> StepRecord:
+def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers_s: Mapping[str, float]) -> StepRecord:
     return StepRecord(
         iteration=state.iteration,
         losses=result.losses,
@@ -147,4 +150,5 @@ def _record(run: Run, state: TrainState, result: StepResult, rate: float) -> Ste
         has_nan=not all(math.isfinite(loss) for loss in result.losses.values()),
         flops=None if run.flops_per_token is None else run.flops_per_token * result.num_tokens,
         memory_bytes=run.backend.peak_memory_bytes(),
+        timers_s={**result.timers_s, **timers_s},
     )

@@ -42,8 +42,13 @@ def next_version(save: Path, stamp: str) -> Path:
     return save / f"v{max(versions, default=-1) + 1}-{stamp}"
 
 
+def write_json(record: Mapping[str, object], path: Path) -> None:
+    """Writes a record for people and other programs; the first rank does it for all."""
+    if dist.get_rank() == 0:
+        replace_text(path, json.dumps(record, indent=1))
+
+
 def write_arguments(args: TrainArgs, task: str, resolved: Mapping[str, object], folder: Path) -> None:
     """args.json: every argument as it is used, and what was derived, for people and for a later export."""
-    if dist.get_rank() == 0:
-        record = {"task": task, "arguments": dataclasses.asdict(args), "resolved": dict(resolved)}
-        replace_text(folder / "args.json", json.dumps(record, indent=1, sort_keys=True))
+    record = {"task": task, "arguments": dataclasses.asdict(args), "resolved": dict(resolved)}
+    write_json(record, folder / "args.json")

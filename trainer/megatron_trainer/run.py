@@ -13,15 +13,15 @@ import warnings
 from collections.abc import Sequence
 
 import torch.distributed as dist
-from megatron_trainjob.args.cli import parse_command_line
 
-from megatron_trainer import environment, failure, setup
+from megatron_trainer import environment, failure, garbage, setup
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import FailureRecord, InvalidInput, TrainingError
 from megatron_trainer.loop import fit
 from megatron_trainer.outputs import write_outputs
 from megatron_trainer.report import FinishRecord
 from megatron_trainer.termination import Termination
+from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -38,7 +38,7 @@ def main(argv: Sequence[str]) -> int:
     termination = Termination()
     termination.listen()
     try:
-        parsed = parse(argv)
+        parsed = parse(argv, env)
         setup_logging(env, logging.getLevelName((parsed.args.logging_level or "INFO").upper()))
         train(parsed, argv[0], env, termination)
     except TrainingError as err:
@@ -49,13 +49,13 @@ def main(argv: Sequence[str]) -> int:
     return ExitCode.OK
 
 
-def parse(argv: Sequence[str]) -> Parsed:
-    """The parsed command line.
+def parse(argv: Sequence[str], env: Environment) -> Parsed:
+    """The parsed command line, judged for this number of ranks.
 
     Raises:
         InvalidInput: with every violation.
     """
-    parsed = parse_command_line(argv[1:], argv[0])
+    parsed = parse_command_line(argv[1:], argv[0], world_size=env.world_size)
     for warning in parsed.warnings:
         logger.warning("%s", warning)
     if parsed.args is None:
@@ -73,7 +73,8 @@ def train(parsed: Parsed, task: str, env: Environment, termination: Termination)
     run, state = setup.build(parsed, task, env, backend, termination)
     try:
         termination.wait_for_step()
-        state = fit(run, state)
+        with garbage.controlled(run.args):
+            state = fit(run, state)
         is_done = not termination.is_requested or state.iteration >= run.total_iterations
         outputs = write_outputs(run, state, is_done=is_done)
         phase = "finished" if is_done else "stopped"

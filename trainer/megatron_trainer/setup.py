@@ -18,7 +18,7 @@ from megatron_trainer import clock, optim, output_folder, parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
-from megatron_trainer.checkpoint.folder import Checkpoint
+from megatron_trainer.checkpoint.folder import Checkpoint, Owner
 from megatron_trainer.checkpoint.save import SavePolicy
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
@@ -26,7 +26,7 @@ from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.sample import Sampler
 from megatron_trainer.engine import Engine
 from megatron_trainer.environment import Environment
-from megatron_trainer.failure import TrainingError
+from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.feed import Feed
 from megatron_trainer.loop import Run
 from megatron_trainer.lora.freeze import freeze
@@ -39,7 +39,8 @@ from megatron_trainer.schedule import Schedule
 from megatron_trainer.state import TrainState
 from megatron_trainer.tasks import TASKS
 from megatron_trainer.termination import Termination
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, rules, status
+from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
@@ -66,14 +67,14 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
 
 
 def build(
-    parsed: Parsed, task: str, env: Environment, backend: Backend, termination: Termination
+    parsed: Parsed, task: Task, env: Environment, backend: Backend, termination: Termination
 ) -> tuple[Run, TrainState]:
     """The run and the state to start from. Collective."""
     args = _arguments(parsed)
-    save = output_folder.choose(args)
-    if env.rank == 0:
-        folder.claim(save, env.attempt)
     spec = read_model(args.model, args)
+    _check(parsed, task, spec, backend)
+    save = output_folder.choose(args)
+    _claim(save, env)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     data = _prepare_data(args, tokenizer, task, spec, save)
     engine = build_engine(args, spec, backend)
@@ -84,6 +85,7 @@ def build(
     total = derive.train_iters(args, len(data.train), data_parallel_size)
     eval_iters = derive.eval_iters(args, len(data.validation or ()), data_parallel_size)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
+    output_folder.write_json(data.report.to_json(), save / "data_report.json")
     output_folder.write_arguments(args, task, {"train_iters": total, "eval_iters": eval_iters}, save)
     reporter = open_reporter(args, save=save, rank=env.rank, environment=env.variables, now=clock.epoch_s)
     reporter.start(info)
@@ -175,8 +177,20 @@ def _arguments(parsed: Parsed) -> TrainArgs:
     return parsed.args
 
 
+def _check(parsed: Parsed, task: Task, spec: ModelSpec, backend: Backend) -> None:
+    """The rules that need the model, the number of ranks and the machine; all violations at once."""
+    args = _arguments(parsed)
+    violations = rules.check(
+        args, parsed.given, task=task, world_size=dist.get_world_size(), hf_config=spec.config, path="spec.args"
+    )
+    if backend.num_devices() is None:
+        violations += status.without_gpu(args, task=task)
+    if violations:
+        raise InvalidInput(violations)
+
+
 def _prepare_data(
-    args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: str, spec: ModelSpec, save: Path
+    args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: Task, spec: ModelSpec, save: Path
 ) -> Prepared:
     """The first rank reads and caches; the others read the cache after it."""
     is_first = dist.get_rank() == 0
@@ -246,13 +260,23 @@ def _save_policy(args: TrainArgs, env: Environment, save: Path) -> SavePolicy:
         train_type=args.train_type,
         with_optimizer=not args.no_save_optim,
         with_rng=not args.no_save_rng,
-        attempt=env.attempt,
+        owner=_owner(env),
     )
+
+
+def _owner(env: Environment) -> Owner:
+    return Owner(job_uid=env.job_uid, attempt=env.attempt)
+
+
+def _claim(save: Path, env: Environment) -> None:
+    if env.rank == 0 and not folder.claim(save, _owner(env)):
+        message = f"{save} belongs to a newer attempt of this job; attempt {env.attempt} must not write to it"
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message)
 
 
 def _run_info(
     parsed: Parsed,
-    task: str,
+    task: Task,
     env: Environment,
     backend: Backend,
     spec: ModelSpec,

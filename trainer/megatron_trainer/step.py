@@ -28,6 +28,7 @@ class StepResult:
     stop_requested: bool
     num_tokens: int
     seconds: float
+    timers_s: Mapping[str, float]
 
 
 def train_step(
@@ -39,9 +40,11 @@ def train_step(
         chunk.zero_grad_buffer()
     engine.optimizer.zero_grad()
     metrics = _run_schedule(engine, task, batches, is_training=True)
+    computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
     losses, num_tokens, stop = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
     backend.synchronize()
+    ended = time.monotonic()
     return StepResult(
         losses=losses,
         gradient_norm=None if gradient_norm is None else float(gradient_norm),
@@ -49,7 +52,8 @@ def train_step(
         is_skipped=not updated,
         stop_requested=stop,
         num_tokens=num_tokens,
-        seconds=time.monotonic() - started,
+        seconds=ended - started,
+        timers_s={"forward-backward": computed - started, "optimizer": ended - computed},
     )
 
 

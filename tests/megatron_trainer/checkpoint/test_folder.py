@@ -1,8 +1,9 @@
 """Which checkpoint is complete, and which attempt may write: read from real folders."""
 
 import pytest
+
 from megatron_trainer.checkpoint import folder
-from megatron_trainer.checkpoint.folder import Manifest
+from megatron_trainer.checkpoint.folder import Manifest, Owner
 
 
 def make(save, iteration: int, *, files: dict[str, bytes] | None = None):
@@ -55,8 +56,10 @@ def test_a_folder_that_was_never_published_is_not_a_checkpoint(tmp_path):
     assert folder.newest_complete(tmp_path / "missing") is None
 
 
-def test_only_a_newer_attempt_takes_over_the_folder(tmp_path):
-    assert folder.newest_attempt(tmp_path) == 0
-    folder.claim(tmp_path, 3)
-    folder.claim(tmp_path, 2)
-    assert folder.newest_attempt(tmp_path) == 3
+def test_a_newer_attempt_of_a_job_keeps_the_folder_and_another_job_takes_it_over(tmp_path):
+    assert folder.owner(tmp_path) is None
+    assert folder.claim(tmp_path, Owner(job_uid="a", attempt=3))
+    assert not folder.claim(tmp_path, Owner(job_uid="a", attempt=2))
+    assert folder.owner(tmp_path) == Owner(job_uid="a", attempt=3)
+    assert folder.claim(tmp_path, Owner(job_uid="b", attempt=0))
+    assert folder.owner(tmp_path) == Owner(job_uid="b", attempt=0)

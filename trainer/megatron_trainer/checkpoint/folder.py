@@ -15,7 +15,7 @@ from pathlib import Path
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
-ATTEMPT = "attempt"
+OWNER = "owner.json"
 NAME = re.compile(r"iter_(\d{7})")
 
 
@@ -31,6 +31,14 @@ class Manifest:
     has_rng: bool
     loss: float | None
     files: Mapping[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Owner:
+    """Who writes to a folder: one attempt of one job (uid is empty for a run that no operator started)."""
+
+    job_uid: str
+    attempt: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,19 +98,25 @@ def write_tracker(save: Path, iteration: int) -> None:
     replace_text(save / TRACKER, str(iteration))
 
 
-def newest_attempt(save: Path) -> int:
-    """The newest restart attempt that has claimed the folder, 0 before any."""
+def owner(save: Path) -> Owner | None:
+    """Who claimed the folder last; None before anybody did."""
     try:
-        return int((save / ATTEMPT).read_text())
-    except (FileNotFoundError, ValueError):
-        return 0
+        return Owner(**json.loads((save / OWNER).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
 
 
-def claim(save: Path, attempt: int) -> None:
-    """Says that this attempt writes here now; older ones that are still alive must publish nothing more."""
+def claim(save: Path, claimant: Owner) -> bool:
+    """Takes the folder over: whoever had it publishes nothing more. False: a newer attempt of this job has it.
+
+    This is what keeps a pod that a dead node still runs from writing beside the attempt that replaced it.
+    """
     save.mkdir(parents=True, exist_ok=True)
-    if attempt > newest_attempt(save):
-        replace_text(save / ATTEMPT, str(attempt))
+    current = owner(save)
+    if current is not None and current.job_uid == claimant.job_uid and current.attempt > claimant.attempt:
+        return False
+    replace_text(save / OWNER, json.dumps(asdict(claimant)))
+    return True
 
 
 def replace_text(path: Path, text: str) -> None:

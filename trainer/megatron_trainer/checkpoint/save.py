@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import queue
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +15,11 @@ import torch
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.strategies import filesystem_async
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, folder
-from megatron_trainer.checkpoint.folder import Manifest
+from megatron_trainer.checkpoint.folder import Manifest, Owner
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.state import TrainState
@@ -26,14 +28,14 @@ from megatron_trainjob.exit_codes import ExitCode
 
 @dataclass(frozen=True, kw_only=True)
 class SavePolicy:
-    """What goes into a checkpoint and how it is labelled. attempt: the restart attempt that writes."""
+    """What goes into a checkpoint and how it is labelled. owner: who writes, as claimed at the start."""
 
     save: Path
     layout: dict[str, int]
     train_type: str
     with_optimizer: bool
     with_rng: bool
-    attempt: int
+    owner: Owner
 
 
 def save(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy, loss: float | None) -> Path:
@@ -43,7 +45,7 @@ def save(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy
         TrainingError: a rank could not write (disk full, volume gone); older checkpoints are untouched.
     """
     final = folder.iteration_folder(policy.save, state.iteration)
-    aside = final.with_name(f".{final.name}.attempt{policy.attempt}.tmp")
+    aside = final.with_name(f".{final.name}.attempt{policy.owner.attempt}.tmp")
     if dist.get_rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
@@ -69,8 +71,9 @@ def _state(engine: Engine, state: TrainState, backend: Backend, policy: SavePoli
 def _publish(aside: Path, final: Path, state: TrainState, policy: SavePolicy, loss: float | None) -> None:
     if dist.get_rank() != 0:
         return
-    if folder.newest_attempt(policy.save) > policy.attempt:
-        raise OSError(f"a newer attempt writes to {policy.save}; attempt {policy.attempt} publishes nothing")
+    current = folder.owner(policy.save)
+    if current != policy.owner:
+        raise OSError(f"{policy.save} was taken over by {current}; {policy.owner} publishes nothing more")
     manifest = Manifest(
         iteration=state.iteration,
         layout=policy.layout,
@@ -87,15 +90,17 @@ def _publish(aside: Path, final: Path, state: TrainState, policy: SavePolicy, lo
     folder.write_tracker(policy.save, state.iteration)
 
 
-def _all_ranks(action: object, backend: Backend) -> None:
+def _all_ranks(action: Callable[[], object], backend: Backend) -> None:
     """Runs the action; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
-    error: OSError | None = None
+    error: Exception | None = None
     try:
-        action()  # type: ignore[operator]
-    except OSError as err:
+        action()
+    except (OSError, RuntimeError, CheckpointException) as err:
         error = err
     failed = torch.tensor([int(error is not None)], device=backend.device)
     dist.all_reduce(failed, op=dist.ReduceOp.MAX)
     if failed.item():
-        reason = str(error) if error else "another rank could not write; see its log"
+        reasons: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(reasons, "" if error is None else str(error))
+        reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
         raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"cannot write the checkpoint: {reason}") from error

@@ -44,6 +44,12 @@ RULES = (
     the_learning_rate_falls,
     the_warmup_is_shorter_than_the_decay,
     the_warmup_leaves_something_to_decay,
+    needs(
+        "sgd_state_is_not_sharded",
+        is_("optimizer", "sgd"),
+        is_("use_distributed_optimizer", False),
+        because="Megatron-Core's distributed optimizer stores Adam's state only",
+    ),
     needs("momentum_belongs_to_sgd", changed("sgd_momentum"), is_("optimizer", "sgd")),
     needs("first_beta_belongs_to_adam", changed("adam_beta1"), is_("optimizer", "adam")),
     needs("second_beta_belongs_to_adam", changed("adam_beta2"), is_("optimizer", "adam")),

@@ -60,6 +60,15 @@ def some_module_gets_an_adapter(facts: Facts) -> str:
     return "is empty; name modules or use all-linear"
 
 
+@rule("to_hf", "train_type", "merge_lora", tasks=TRAINING)
+def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
+    """A LoRA run writes its adapter anyway; the model without it would be the one that was read."""
+    args = facts.args
+    if not args.to_hf or args.train_type != "lora" or args.merge_lora:
+        return ""
+    return "needs merge_lora: true in LoRA training; set that, or remove to_hf (the adapter is written anyway)"
+
+
 FULL = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full")
 LORA = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_lora")
 
@@ -74,6 +83,7 @@ RULES = (
     something_is_trained,
     modules_are_chosen_in_one_way,
     some_module_gets_an_adapter,
+    a_model_written_after_lora_has_the_adapter_in_it,
     needs(
         "an_adapter_is_merged_only_into_a_written_model",
         is_("merge_lora", True),

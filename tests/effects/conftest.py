@@ -1,0 +1,43 @@
+"""Runs for effect tests: `train(**arguments)` on the tiny Llama, each in a folder of its own."""
+
+import pytest
+
+import tiny_run
+from tiny_run import TinyRun
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory):
+    """18 short conversations."""
+    return tiny_run.write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
+
+
+@pytest.fixture
+def train(llama, data, tmp_path):
+    """train(**arguments): a run with these arguments. name=: its folder; ranks, stop_at, resume, attempt, task too."""
+    count = iter(range(100))
+
+    def run(
+        *,
+        name: str | None = None,
+        ranks: int = 1,
+        task: str = "sft",
+        stop_at: int | None = None,
+        resume: str = "Never",
+        attempt: int = 0,
+        **arguments: object,
+    ) -> TinyRun:
+        given = tiny_run.arguments(llama, data, tmp_path / (name or f"run{next(count)}")) | arguments
+        given = {key: value for key, value in given.items() if value is not None}
+        return tiny_run.train(given, ranks=ranks, task=task, stop_at=stop_at, resume=resume, attempt=attempt)
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def plain(llama, data, tmp_path_factory):
+    """The run that others are compared with: four steps of full training, exported."""
+    save = tmp_path_factory.mktemp("plain") / "run"
+    run = tiny_run.train(tiny_run.arguments(llama, data, save, to_hf=True))
+    assert run.exit_code == 0, run.message
+    return run

@@ -1,0 +1,115 @@
+"""Effects of the arguments of checkpoints on real tiny runs: what is saved, what is read back."""
+
+import json
+
+import pytest
+import torch
+
+from effects.registry import effect
+from megatron_trainjob.exit_codes import ExitCode
+
+pytestmark = pytest.mark.dist
+
+
+def iterations(run) -> list[str]:
+    return sorted(path.name for path in run.folder.glob("iter_*"))
+
+
+def manifest(run, iteration: int) -> dict:
+    return json.loads((run.folder / f"iter_{iteration:07d}" / "manifest.json").read_text())
+
+
+@effect("save")
+def test_save_is_the_folder_of_everything_that_a_run_leaves(train, tmp_path):
+    run = train(save=str(tmp_path / "elsewhere"), train_iters=1)
+    left = {path.name for path in (tmp_path / "elsewhere").iterdir()}
+    assert {"iter_0000001", "args.json", "logging.jsonl", "runs", "latest_checkpointed_iteration.txt"} <= left
+    assert run.exit_code == 0
+
+
+@effect("save_interval")
+def test_save_interval_is_the_distance_of_checkpoints_and_one_comes_last(train):
+    assert iterations(train(save_interval=2, train_iters=5)) == ["iter_0000002", "iter_0000004", "iter_0000005"]
+
+
+@effect("no_save_optim", "no_load_optim")
+@pytest.mark.parametrize("where", ["no_save_optim", "no_load_optim"])
+def test_without_the_optimizer_state_the_moments_start_anew(train, where):
+    """The step after the resume differs from the uninterrupted run only later: its update uses fresh moments."""
+    whole = train(train_iters=4).column("lm loss")
+    saved = {"no_save_optim": True} if where == "no_save_optim" else {}
+    first = train(train_iters=4, name="stopped", stop_at=2, **saved)
+    assert manifest(first, 2)["has_optimizer"] is (where == "no_load_optim")
+    resumed = train(train_iters=4, name="stopped", resume="Auto", attempt=1, **{where: True}).column("lm loss")
+    assert resumed[:3] == whole[:3]
+    assert resumed[3] != whole[3]
+
+
+@effect("no_save_rng", "no_load_rng")
+@pytest.mark.parametrize("where", ["no_save_rng", "no_load_rng"])
+def test_without_the_random_state_dropout_draws_other_numbers(train, where):
+    settings = {"train_type": "lora", "lora_dropout": 0.5, "train_iters": 4, "lr_decay_style": "constant", "lr": 1e-2}
+    whole = train(**settings).column("lm loss")
+    saved = {"no_save_rng": True} if where == "no_save_rng" else {}
+    first = train(name="stopped", stop_at=2, **settings, **saved)
+    assert manifest(first, 2)["has_rng"] is (where == "no_load_rng")
+    resumed = train(name="stopped", resume="Auto", attempt=1, **settings, **{where: True}).column("lm loss")
+    assert resumed[:2] == whole[:2]
+    assert resumed[2] != whole[2]
+
+
+@effect("load")
+def test_load_resumes_another_folder_where_it_stopped(train):
+    first = train(name="first", train_iters=4, stop_at=2)
+    whole = train(train_iters=4).column("lm loss")
+    assert train(name="second", train_iters=4, load=str(first.folder)).column("lm loss") == whole[2:]
+
+
+@effect("finetune")
+def test_finetune_takes_the_weights_alone_and_starts_at_the_first_step(train):
+    first = train(name="first", train_iters=2)
+    run = train(name="second", train_iters=2, load=str(first.folder), finetune=True)
+    assert [line["iteration"] for line in run.log if "lm loss" in line] == [1, 2]
+    assert run.column("lm loss")[0] < first.column("lm loss")[0], "the loaded weights have learned"
+    assert run.column("learning_rate") == first.column("learning_rate")
+
+
+@effect("exit_on_missing_checkpoint")
+def test_exit_on_missing_checkpoint_decides_between_an_error_and_a_fresh_start(train, tmp_path, plain):
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    stopped = train(load=str(empty))
+    assert stopped.exit_code == ExitCode.NO_CHECKPOINT
+    assert str(empty) in stopped.message
+    assert train(load=str(empty), exit_on_missing_checkpoint=False).column("lm loss") == plain.column("lm loss")
+
+
+@effect("adapter_load")
+def test_adapter_load_resumes_the_adapter_or_starts_from_it(train):
+    settings = {"train_type": "lora", "lora_dropout": 0.0, "train_iters": 4, "lr": 1e-2}
+    whole = train(**settings).column("lm loss")
+    first = train(name="first", stop_at=2, **settings)
+    assert train(name="resumed", adapter_load=str(first.folder), **settings).column("lm loss") == whole[2:]
+    fresh = train(name="fresh", adapter_load=str(first.folder), finetune=True, **settings)
+    assert [line["iteration"] for line in fresh.log if "lm loss" in line] == [1, 2, 3, 4]
+    assert fresh.column("lm loss")[0] < whole[0]
+
+
+def test_a_lora_checkpoint_holds_the_adapter_alone(train):
+    from torch.distributed.checkpoint import FileSystemReader
+
+    run = train(train_type="lora", train_iters=1)
+    metadata = FileSystemReader(run.folder / "iter_0000001").read_metadata()
+    weights = [key for key in metadata.state_dict_metadata if key.startswith(("decoder", "embedding"))]
+    assert weights
+    assert all(".lora." in key for key in weights)
+
+
+def test_a_damaged_newest_checkpoint_is_passed_over(train):
+    settings = {"train_iters": 4, "save_interval": 1}
+    whole = train(**settings).column("lm loss")
+    run = train(name="damaged", stop_at=3, **settings)
+    next((run.folder / "iter_0000003").glob("*.distcp")).write_bytes(b"")
+    resumed = train(name="damaged", resume="Auto", attempt=1, **settings)
+    assert resumed.column("lm loss") == whole
+    assert torch.isfinite(torch.tensor(resumed.column("lm loss"))).all()
