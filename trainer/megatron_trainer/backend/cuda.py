@@ -90,8 +90,7 @@ class CudaBackend:
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
         """Data-sheet value of this card, None for a card that is not in the table."""
-        name = self.device_name()
-        return next((flops.get(dtype) for part, flops in _PEAK_FLOPS if part in name), None)
+        return peak_flops_of(self.device_name(), dtype)
 
     def rng_state(self) -> dict[str, Any]:
         """Random states of process and card."""
@@ -100,3 +99,8 @@ class CudaBackend:
     def set_rng_state(self, state: dict[str, Any]) -> None:
         """Puts back what `rng_state` returned."""
         torch.cuda.set_rng_state(rng.restore(state))
+
+
+def peak_flops_of(device_name: str, dtype: torch.dtype) -> float | None:
+    """Dense operations per second of a card by the driver's name for it, None when it is not in the table."""
+    return next((flops.get(dtype) for part, flops in _PEAK_FLOPS if part in device_name), None)
