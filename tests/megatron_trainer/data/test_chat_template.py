@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
+from tokenizers import Tokenizer, decoders, models, normalizers, trainers
+from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
 
 from megatron_trainer.data.chat_template import ChatTemplate
 from megatron_trainer.data.encode import Encoder, EncodeSettings
 from megatron_trainer.data.messages import parse_messages
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import RowError
-from text_models import INST, LLAMA3, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
+from text_models import INST, LLAMA3, SENTENCES, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
 
 USER = {"role": "user", "content": "Add 12 and 30"}
 SYSTEM = {"role": "system", "content": "Be brief."}
@@ -50,6 +53,7 @@ CASES = {
         [USER, assistant(""), USER, assistant("so?")],
         ["<|im_end|>", "so?<|im_end|>"],
     ),
+    "characters of several tokens at both ends": ("smol", [USER, assistant("🙂 yes 🙃")], ["🙂 yes 🙃<|im_end|>"]),
     "white space around the answer": ("smol", [USER, assistant("\n 42 \n")], ["\n 42 \n<|im_end|>"]),
     "thinking: no thought becomes an empty one": (
         "thinking",
@@ -148,3 +152,37 @@ def test_a_text_that_starts_with_the_assistant_gets_an_empty_user_turn():
     assert "<|im_start|>user\n<|im_end|>" in rendering.text
     assert rendering.text[rendering.turns[0].start : rendering.turns[0].end] == "Once.<|im_end|>"
     assert rendering.turns[0].message == 0
+
+
+def metaspace_tokenizer():
+    """In the style of Llama 2: spaces are marks, one is put before the text, and unknown bytes are tokens."""
+    tokenizer = Tokenizer(models.BPE(byte_fallback=True, unk_token="<unk>"))
+    tokenizer.normalizer = normalizers.Sequence([normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")])
+    spaces = decoders.Replace("▁", " ")
+    tokenizer.decoder = decoders.Sequence([spaces, decoders.ByteFallback(), decoders.Fuse()])
+    special = ["<unk>", "<s>", "</s>", *(f"<0x{byte:02X}>" for byte in range(256))]
+    tokenizer.train_from_iterator(SENTENCES, trainers.BpeTrainer(vocab_size=600, special_tokens=special))
+    template = INST.replace("eos_token", "'</s>'").replace("bos_token", "'<s>'")
+    fast = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", unk_token="<unk>")
+    fast.chat_template = template
+    return fast
+
+
+def python_tokenizer():
+    """One without the fast library: a token for each byte."""
+    tokenizer = ByT5Tokenizer()
+    tokenizer.chat_template = INST.replace("eos_token", "'</s>'").replace("{{ bos_token }}", "")
+    return tokenizer
+
+
+@pytest.mark.parametrize("make", [metaspace_tokenizer, python_tokenizer])
+def test_other_kinds_of_tokenizers_mark_the_same_text(make):
+    tokenizer = make()
+    turns = [USER, assistant("Think first"), USER, assistant("Ça va 🙂")]
+    [encoded] = Encoder(tokenizer, EncodeSettings()).encode([Record(0, "x", 1, {"messages": turns})])
+    ids, weights = encoded.input_ids[0], encoded.weights[0]
+    assert ids.tolist() == tokenizer.apply_chat_template(turns, tokenize=True, return_dict=False)
+    starts = np.flatnonzero(np.diff(np.concatenate([[0], weights])) > 0)
+    ends = np.flatnonzero(np.diff(np.concatenate([weights, [0]])) < 0) + 1
+    runs = [tokenizer.decode(ids[start:end]).strip() for start, end in zip(starts, ends, strict=True)]
+    assert runs == ["Think first</s>", "Ça va 🙂</s>"]

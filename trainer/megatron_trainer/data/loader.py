@@ -13,9 +13,6 @@ from megatron_trainer.data.sample import Sampler
 from megatron_trainer.data.stream import Stream, StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Item, MicroBatch
 
-START_METHOD = "forkserver"  # a fork of this process would break its CUDA context
-
-
 def micro_batches(
     items: Sequence[Item] | Stream, sampler: Sampler | StreamSampler, *, shape: RowShape, num_workers: int
 ) -> Iterator[MicroBatch]:
@@ -32,7 +29,9 @@ def micro_batches(
         dataset = items
         options = {"batch_sampler": sampler, "collate_fn": partial(collate, shape=shape)}
     if num_workers:
-        options |= {"num_workers": num_workers, "multiprocessing_context": START_METHOD, "prefetch_factor": 4}
+        # A forked worker shares the mapped data and starts at once; any other way imports all of torch. It never
+        # touches the device.
+        options |= {"num_workers": num_workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
     return iter(DataLoader(dataset, **options))
 
 
