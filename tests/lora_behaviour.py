@@ -8,13 +8,26 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing, parallel_state
 from safetensors.torch import load_file, save_file
 
-from lora_ranks import Model, build, randomise, run
+from lora_ranks import Model, arguments, build, randomise, run
+from megatron_trainer import backend as backends
+from megatron_trainer import parallel
 from megatron_trainer.convert.adapter import load_adapter, save_adapter
+from megatron_trainer.convert.load import load_weights
+from megatron_trainer.convert.save import save_model
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora.freeze import freeze
 from megatron_trainer.lora.inject import add_adapters
-from megatron_trainer.lora.merge import adapted_modules, adapters_disabled, merge_adapters, merged, unmerge_adapters
+from megatron_trainer.lora.merge import (
+    adapted_modules,
+    adapters_disabled,
+    merge_adapters,
+    merged,
+    merged_weights,
+    unmerge_adapters,
+)
 from megatron_trainer.lora.names import is_adapter, named_parameters
+from megatron_trainer.models.build import build_model
+from megatron_trainer.models.spec import read_model
 
 
 def refusal(directory: str, *, freezing: bool = False, **given: Any) -> list[tuple[str, str]]:
@@ -200,3 +213,24 @@ def trainable_shapes(model: Model) -> dict[str, tuple[int, ...]]:
 def trainable_with_adapters(directory: str, **given: Any) -> dict[str, tuple[int, ...]]:
     """Shape of every parameter of this rank that trains in a LoRA run."""
     return trainable_shapes(build(directory, **given))
+
+
+def written_again(directory: str, adapter: str, folder: str, **given: Any) -> None:
+    """Loads the adapter into two virtual stages a rank and writes it."""
+    args = arguments(**given)
+    parallel.initialise(args, virtual_stages=2)
+    spec = read_model(directory, args)
+    chunks = build_model(spec, args, backends.select())
+    load_weights(chunks, spec)
+    add_adapters(chunks, args)
+    load_adapter(chunks, spec, args, Path(adapter))
+    save_adapter(chunks, spec, args, Path(folder))
+
+
+def merged_both_ways(directory: str, folder: str, **given: Any) -> None:
+    """Writes a model with its adapters merged in place, and one whose merged weights were read one at a time."""
+    model = build(directory, **given)
+    randomise_alike(model)
+    with merged(model.chunks):
+        save_model(model.chunks, model.spec, Path(folder) / "in-place")
+    save_model(model.chunks, model.spec, Path(folder) / "read", read=merged_weights(model.chunks))

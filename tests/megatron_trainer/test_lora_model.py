@@ -195,3 +195,26 @@ def test_targets_are_named_as_briefly_as_is_exact(root):
         "model.layers.1.self_attn.o_proj",
         "model.layers.3.self_attn.o_proj",
     ]
+
+
+def test_virtual_stages_hold_the_same_adapters(root, tmp_path):
+    given = {"target_regex": r"decoder\.layers\.[02]\..*", "modules_to_save": ("output_layer",)}
+    made = adapter(root, "llama", **given)
+    ranks("written_again", "PP2", model(root, "llama"), str(made), str(tmp_path / "a"), **given)
+    before, after = tensors(made), tensors(tmp_path / "a")
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[key], after[key]) for key in before)
+
+
+@pytest.mark.parametrize("layout", ["TP1", "TP2"])
+def test_merged_weights_read_one_at_a_time_equal_those_merged_in_place(root, tmp_path, layout):
+    ranks(
+        "merged_both_ways", layout, model(root, "llama"), str(tmp_path), target_modules=("all-linear", "all-embedding")
+    )
+    in_place, read = (load_file(tmp_path / way / "model.safetensors") for way in ("in-place", "read"))
+    base = load_file(f"{model(root, 'llama')}/model.safetensors")
+    assert in_place.keys() == read.keys() == base.keys()
+    assert all(torch.equal(in_place[name], read[name]) for name in base)
+    assert {name for name in base if not torch.equal(base[name], read[name])} == {
+        name for name in base if "norm" not in name and "lm_head" not in name and "embed" not in name
+    }

@@ -6,12 +6,12 @@ to the weight's type; taking it out restores the weights as they were, bit by bi
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from megatron_trainer.lora.names import named_parameters, unwrapped
+from megatron_trainer.lora.names import is_adapter, named_parameters, unwrapped
 
 Adapted = list[torch.nn.Module]
 
@@ -56,6 +56,28 @@ def unmerge_adapters(chunks: list[torch.nn.Module]) -> None:
         _forget_cached_weights(module)
 
 
+def merged_weights(chunks: list[torch.nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
+    """A function from a parameter to its values with its adapter merged in, computed when asked for.
+
+    An export that reads through it (convert.save.save_model(read=...)) holds one merged weight at a time, changes no
+    weight, and so has nothing to restore.
+    """
+    pairs = {
+        id(pair.weight): (pair, module.lora.settings.scale)
+        for module in adapted_modules(chunks)
+        for pair in module.lora.pairs(module)
+    }
+
+    @torch.no_grad()
+    def read(parameter: torch.Tensor) -> torch.Tensor:
+        if id(parameter) not in pairs:
+            return parameter.data
+        pair, scale = pairs[id(parameter)]
+        return (parameter.float() + pair.delta(scale)).to(parameter.dtype)
+
+    return read
+
+
 @contextmanager
 def merged(chunks: list[torch.nn.Module]) -> Iterator[None]:
     """Within it, the model's weights hold the adapters; after it, they are what they were, bit by bit."""
@@ -74,7 +96,7 @@ def adapters_disabled(chunks: list[torch.nn.Module]) -> Iterator[None]:
     Raises ValueError when such weights exist and add_adapters kept no originals.
     """
     modules = adapted_modules(chunks)
-    trained = [p for name, p in named_parameters(chunks) if p.requires_grad and ".lora." not in name]
+    trained = [p for name, p in named_parameters(chunks) if p.requires_grad and not is_adapter(name)]
     if any(not hasattr(parameter, "original") for parameter in trained):
         raise ValueError("the originals of weights that train in full were not kept")
     _set_active(modules, active=False)
