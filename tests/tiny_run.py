@@ -6,9 +6,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ class TinyRun:
     message: str
     folder: Path
     log: tuple[dict[str, Any], ...]
+    output: str = ""
 
     def column(self, name: str) -> list[float]:
         """The values of one key over the lines that have it, in order."""
@@ -85,6 +87,31 @@ def train(
     env: fields of Environment (resume, attempt, save_on_termination ...).
     """
     return gang(ranks).run("tiny_run:train_rank", dict(mapping), task, stop_at, env)[0]
+
+
+def run_program(mapping: Mapping[str, object], *, task: str = "sft") -> TinyRun:
+    """Trains on one rank through the program's own entry, `run.main`; `output` is what it printed."""
+    return gang(1).run("tiny_run:main_rank", dict(mapping), task)[0]
+
+
+def main_rank(mapping: dict[str, object], task: str) -> TinyRun:
+    """What a rank's process does, with its command line, its log and its exit code."""
+    import contextlib
+    import io
+
+    from megatron_trainer import run
+
+    flags = [part for name, value in mapping.items() for part in (f"--{name}", *_words(value))]
+    with contextlib.redirect_stderr(io.StringIO()) as printed:
+        exit_code = run.main([task, *flags])
+        run.setup_logging(run.environment.read(), logging.WARNING)
+    left = read_run(Path(str(mapping["save"])), exit_code=exit_code)
+    return replace(left, output=printed.getvalue())
+
+
+def _words(value: object) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
 
 
 def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: dict[str, Any]) -> TinyRun:

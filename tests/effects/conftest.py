@@ -14,7 +14,10 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def train(llama, data, tmp_path):
-    """train(**arguments): a run with these arguments. name=: its folder; ranks, stop_at, resume, attempt, task too."""
+    """train(**arguments): a run with these arguments. name=: its folder; ranks, stop_at, resume, attempt, task too.
+
+    as_program=True goes through the command line and captures what is printed.
+    """
     count = iter(range(100))
 
     def run(
@@ -25,10 +28,13 @@ def train(llama, data, tmp_path):
         stop_at: int | None = None,
         resume: str = "Never",
         attempt: int = 0,
+        as_program: bool = False,
         **arguments: object,
     ) -> TinyRun:
         given = tiny_run.arguments(llama, data, tmp_path / (name or f"run{next(count)}")) | arguments
         given = {key: value for key, value in given.items() if value is not None}
+        if as_program:
+            return tiny_run.run_program(given, task=task)
         return tiny_run.train(given, ranks=ranks, task=task, stop_at=stop_at, resume=resume, attempt=attempt)
 
     return run

@@ -39,6 +39,18 @@ class Engine:
         dist.all_reduce(total)
         return round(total.item())
 
+    def params_norm(self) -> float:
+        """L2 norm of all parameters of the model, each counted once whatever the layout. Collective."""
+        own = sum(
+            p.detach().double().square().sum() / _num_holders(p)
+            for model in self.models
+            for p in model.parameters()
+            if not getattr(p, "shared", False)
+        )
+        total = torch.as_tensor(own, dtype=torch.float64, device=next(self.models[0].parameters()).device)
+        dist.all_reduce(total)
+        return total.sqrt().item()
+
 
 def _num_holders(parameter: torch.nn.Parameter) -> int:
     """Ranks that hold the same values of a parameter (Megatron marks experts with allreduce=False)."""

@@ -17,6 +17,7 @@ from megatron_trainer.failure import TrainingError
 from megatron_trainer.feed import Feed
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.report import CheckpointRecord, EvalRecord, Reporter, StepRecord
+from megatron_trainer.report.window import is_boundary
 from megatron_trainer.schedule import Schedule, learning_rate
 from megatron_trainer.state import TrainState
 from megatron_trainer.step import StepResult, evaluate, train_step
@@ -46,6 +47,7 @@ class Run:
     eval_iters: int
     eval_interval: int
     flops_per_token: float | None
+    flops_per_pair: float | None
     termination: Termination
 
 
@@ -148,7 +150,21 @@ def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers
         loss_scale=run.engine.optimizer.get_loss_scale().item(),
         is_skipped=result.is_skipped,
         has_nan=not all(math.isfinite(loss) for loss in result.losses.values()),
-        flops=None if run.flops_per_token is None else run.flops_per_token * result.num_tokens,
+        flops=_flops(run, result),
+        params_norm=run.engine.params_norm() if _is_logged(run, state) else None,
         memory_bytes=run.backend.peak_memory_bytes(),
         timers_s={**result.timers_s, **timers_s},
     )
+
+
+def _flops(run: Run, result: StepResult) -> float | None:
+    """Model FLOPs of the step over all ranks; None for a family that nobody counts yet."""
+    if run.flops_per_token is None or run.flops_per_pair is None:
+        return None
+    return run.flops_per_token * result.num_tokens + run.flops_per_pair * result.num_pairs
+
+
+def _is_logged(run: Run, state: TrainState) -> bool:
+    """Whether the norm of the parameters, which reads all of them, is wanted at this step."""
+    ends_window = is_boundary(state.iteration, interval=run.args.log_interval, total_iterations=run.total_iterations)
+    return run.args.log_params_norm and ends_window

@@ -34,7 +34,7 @@ from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
 from megatron_trainer.models.spec import ModelSpec, read_model
 from megatron_trainer.report import RunInfo, open_reporter
-from megatron_trainer.report.flops import flops_per_token
+from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainer.schedule import Schedule
 from megatron_trainer.state import TrainState
 from megatron_trainer.tasks import TASKS
@@ -104,6 +104,7 @@ def build(
         eval_iters=eval_iters,
         eval_interval=derive.eval_interval(args),
         flops_per_token=flops_per_token(spec.hf_config.to_dict(), args),
+        flops_per_pair=flops_per_pair(spec.hf_config.to_dict()),
         termination=termination,
     )
     return run, state

@@ -19,7 +19,10 @@ from megatron_trainer.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Equal on all ranks. losses: means over the global batch, nats. num_tokens: real tokens, without padding."""
+    """Equal on all ranks. losses: means over the global batch, nats. num_tokens: real ones, without padding.
+
+    num_pairs: pairs of tokens of which one attends to the other, for counting FLOPs.
+    """
 
     losses: Mapping[str, float]
     gradient_norm: float | None
@@ -27,6 +30,7 @@ class StepResult:
     is_skipped: bool
     stop_requested: bool
     num_tokens: int
+    num_pairs: int
     seconds: float
     timers_s: Mapping[str, float]
 
@@ -42,16 +46,17 @@ def train_step(
     metrics = _run_schedule(engine, task, batches, is_training=True)
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
-    losses, num_tokens, stop = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
+    sums = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
     backend.synchronize()
     ended = time.monotonic()
     return StepResult(
-        losses=losses,
+        losses=sums.losses,
         gradient_norm=None if gradient_norm is None else float(gradient_norm),
         num_zeros_in_gradient=None if num_zeros is None else float(num_zeros),
         is_skipped=not updated,
-        stop_requested=stop,
-        num_tokens=num_tokens,
+        stop_requested=sums.stop_requested,
+        num_tokens=sums.num_tokens,
+        num_pairs=sums.num_pairs,
         seconds=ended - started,
         timers_s={"forward-backward": computed - started, "optimizer": ended - computed},
     )
@@ -71,8 +76,8 @@ def evaluate(
             all_batches.extend(batches)
     for chunk in engine.chunks:
         chunk.train()
-    losses, num_tokens, _ = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
-    return losses, num_tokens
+    sums = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
+    return sums.losses, sums.num_tokens
 
 
 def _run_schedule(
@@ -91,6 +96,16 @@ def _run_schedule(
     )
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """What all ranks know after one all-reduce."""
+
+    losses: dict[str, float]
+    num_tokens: int
+    num_pairs: int
+    stop_requested: bool
+
+
 def _reduce(
     names: Sequence[str],
     metrics: Sequence[Mapping[str, torch.Tensor]],
@@ -98,23 +113,30 @@ def _reduce(
     backend: Backend,
     *,
     stop_requested: bool,
-) -> tuple[dict[str, float], int, bool]:
-    """Means by name, real tokens of the global batch, and whether any rank was asked to stop: one all-reduce.
+) -> _Sums:
+    """Sums over the ranks, in one collective.
 
     Of the ranks that hold the same numbers one contributes; context-parallel ranks hold different tokens.
     """
-    totals = torch.zeros(2 * len(names) + 2, dtype=torch.float64, device=backend.device)
+    totals = torch.zeros(2 * len(names) + 3, dtype=torch.float64, device=backend.device)
     is_last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
     if is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0:
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
         if parallel_state.get_context_parallel_rank() == 0:
-            totals[-2] = sum(batch.num_tokens for batch in batches)
+            totals[-3] = sum(batch.num_tokens for batch in batches)
+            totals[-2] = sum(num_pairs(batch) for batch in batches)
     totals[-1] = float(stop_requested)
     dist.all_reduce(totals)
     values = totals.tolist()
-    losses = {
-        name: values[2 * index] / values[2 * index + 1] if values[2 * index + 1] else 0.0
-        for index, name in enumerate(names)
-    }
-    return losses, int(values[-2]), values[-1] > 0
+    means = {name: _ratio(values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
+    return _Sums(losses=means, num_tokens=int(values[-3]), num_pairs=int(values[-2]), stop_requested=values[-1] > 0)
+
+
+def num_pairs(batch: MicroBatch) -> int:
+    """Pairs of real tokens (query, key) under the causal mask: a token at position p attends to p + 1 tokens."""
+    return int(((batch.position_ids_BT + 1) * ~batch.padding_BT).sum())
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else 0.0

@@ -58,7 +58,7 @@ class Logging:
         None,
         "Level of the log messages, such as INFO or WARNING; unset: INFO.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     wandb_project: str = arg(
         "",
