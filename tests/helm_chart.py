@@ -65,7 +65,7 @@ def environment(plane: ControlPlane, pod_name: str = "operator-0") -> dict[str, 
     """The variables that the installed Deployment gives the operator's container."""
     path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{FULL_NAME}"
     container = plane.get(path)["spec"]["template"]["spec"]["containers"][0]
-    fields = {"metadata.name": pod_name, "metadata.namespace": NAMESPACE}
+    fields = {"metadata.name": pod_name, "metadata.namespace": NAMESPACE, "status.podIP": "127.0.0.1"}
     return {
         each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
         if "valueFrom" in each

@@ -7,15 +7,16 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
-from megatron_operator import clock, manifest, reconcile
+from megatron_operator import clock, manifest, push, reconcile
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_apply import ForeignObject, apply
 from megatron_operator.cluster.kubernetes_events import Recorder
 from megatron_operator.cluster.kubernetes_mirror import Mirror
 from megatron_operator.cluster.kubernetes_resource import JOB, Resource
-from megatron_operator.job import Job
+from megatron_operator.job import Job, ProgressPush
 from megatron_operator.metrics import Metrics
 from megatron_operator.plan import Plan
 from megatron_operator.queue import Key, RetryLater
@@ -32,8 +33,9 @@ logger = logging.getLogger(__name__)
 class Jobs:
     """The jobs as last seen, newest first wins: a late watch event never undoes what we just wrote."""
 
-    def __init__(self, trainer_image: str = manifest.DEFAULT_IMAGE) -> None:
+    def __init__(self, trainer_image: str = manifest.DEFAULT_IMAGE, progress_push: ProgressPush | None = None) -> None:
         self._trainer_image = trainer_image
+        self._progress_push = progress_push
         self._raw: dict[Key, Object] = {}
         self._parsed: dict[Key, tuple[object, Parsed]] = {}
 
@@ -71,7 +73,10 @@ class Jobs:
         version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"))
         known = self._parsed.get(key)
         if known is None or known[0] != version:
-            known = self._parsed[key] = (version, manifest.parse(raw, default_image=self._trainer_image))
+            parsed = manifest.parse(raw, default_image=self._trainer_image)
+            if isinstance(parsed, Job):
+                parsed = replace(parsed, progress_push=self._progress_push)
+            known = self._parsed[key] = (version, parsed)
         return known[1]
 
     def statuses(self) -> Iterator[tuple[str, Object]]:
@@ -91,9 +96,15 @@ class Controller:
         self._problems: dict[Key, tuple[str, str]] = {}
         self._progress: dict[Key, Progress] = {}
 
-    def take_progress(self, key: Key, progress: Progress) -> None:
-        """Remembers what a job's trainer says of itself."""
+    def take_progress(self, key: Key, progress: Progress) -> bool:
+        """Remembers what a job's trainer says of itself; whether it is worth a look at the job now."""
+        before = self._progress.get(key)
         self._progress[key] = progress
+        return before is None or _is_news(before, progress)
+
+    def progress(self) -> Mapping[Key, Progress]:
+        """The last report of every job that reports."""
+        return self._progress
 
     async def reconcile(self, key: Key) -> float | None:
         """Seconds after which to look again, None when only a change can matter. Raises RetryLater."""
@@ -130,7 +141,7 @@ class Controller:
         seen = await self._mirror.see(
             job,
             gang=gang,
-            progress=self._progress.get(key),
+            progress=self._progress.get(key) or push.remembered(job.get("status") or {}),
             problem=self._problems.get(key),
             now=now,
         )
@@ -161,6 +172,12 @@ class Controller:
     def _forget(self, key: Key) -> None:
         self._problems.pop(key, None)
         self._progress.pop(key, None)
+
+
+def _is_news(before: Progress, after: Progress) -> bool:
+    """Whether anything but time and numbers of the same percent changed."""
+    facts = [(each.attempt, each.phase, each.percentage, each.checkpoint_iteration) for each in (before, after)]
+    return facts[0] != facts[1]
 
 
 def key_of(raw: Object) -> Key:

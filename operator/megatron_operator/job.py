@@ -126,6 +126,14 @@ class FailurePolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ProgressPush:
+    """Where the pods push their progress: the server's address and the authority (PEM) that vouches for it."""
+
+    url: str
+    authority: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Job:
     """One MegatronTrainJob. `given_args` are the manifest's own arguments under their canonical names."""
 
@@ -162,6 +170,7 @@ class Job:
     run_policy: RunPolicy
     failure_policy: FailurePolicy
     warnings: tuple[str, ...]
+    progress_push: ProgressPush | None = None
 
     @property
     def world_size(self) -> int:

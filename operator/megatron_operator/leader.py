@@ -81,6 +81,12 @@ async def stay_leader(client: Client, candidate: Candidate) -> None:
                 raise LostLeadership(candidate.identity) from error
 
 
+async def holder(client: Client, candidate: Candidate) -> str:
+    """The identity that holds the lease now, "" when nobody does."""
+    lease = await client.get(LEASE, candidate.namespace, candidate.lease_name)
+    return str(lease["spec"].get("holderIdentity") or "") if lease else ""
+
+
 async def release(client: Client, candidate: Candidate) -> None:
     """Gives the lease back, so that the next leader need not wait for it to run out."""
     lease = await client.get(LEASE, candidate.namespace, candidate.lease_name)

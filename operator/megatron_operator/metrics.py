@@ -123,6 +123,14 @@ def job_gauges(statuses: Iterable[tuple[str, Object]]) -> GaugeMetricFamily:
     return family
 
 
+def job_gauge(name: str, help_: str, values: Mapping[tuple[str, str], float]) -> GaugeMetricFamily:
+    """One gauge with a series for each job, by (namespace, name)."""
+    family = GaugeMetricFamily(name, help_, labels=("namespace", "name"))
+    for labels, value in values.items():
+        family.add_metric(labels, value)
+    return family
+
+
 def simple_gauge(name: str, help_: str, value: float) -> GaugeMetricFamily:
     """One gauge without labels."""
     return GaugeMetricFamily(name, help_, value=value)

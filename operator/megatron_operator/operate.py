@@ -16,7 +16,7 @@ from typing import Any
 
 from prometheus_client.core import GaugeMetricFamily
 
-from megatron_operator import health, leader
+from megatron_operator import health, leader, progress_part
 from megatron_operator.cluster import kubernetes_connection
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_connection import Connection
@@ -88,7 +88,7 @@ def connect(settings: Settings) -> Connection:
 
 def assemble(settings: Settings, connection: Connection, client: Client, metrics: Metrics) -> Operator:
     """The parts, connected to each other; nothing runs yet."""
-    queue, jobs = WorkQueue(), Jobs(settings.trainer_image)
+    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings))
     listeners = Listeners(changed=queue.add, event=metrics.on_watch_event, restarted=metrics.on_watch_restart)
     extent = Extent(
         namespaces=settings.watch_namespaces,
@@ -102,7 +102,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
     candidate = leader.Candidate(
         namespace=settings.pod_namespace,
         lease_name=settings.lease_name,
-        identity=settings.pod_name,
+        identity=progress_part.identity(settings),
         duration_s=settings.lease_duration_s,
     )
     return Operator(
@@ -130,6 +130,7 @@ async def run_until_first_end(operator: Operator) -> int:
         ),
         "mirror": operator.mirror.run(on_served=lambda: _add_all(operator)),
         "health": health.serve(_health(operator), settings.http_address, settings.http_port),
+        "progress": _serve_progress(operator),
         "lag": health.watch_lag(metrics),
         "resync": _resync(operator),
         "work": _work(operator),
@@ -252,6 +253,14 @@ def _health(operator: Operator) -> health.Health:
     )
 
 
+async def _serve_progress(operator: Operator) -> None:
+    """Takes in what pods push, where they are told to."""
+    server = progress_part.server(
+        operator.settings, operator.client, operator.controller, operator.queue, operator.candidate
+    )
+    await (server.serve() if server else asyncio.Event().wait())
+
+
 def _leads(operator: Operator) -> bool:
     return next(iter(operator.metrics.leader.collect())).samples[0].value == 1
 
@@ -262,6 +271,8 @@ def _queue_age(operator: Operator) -> float:
 
 def _gauges(operator: Operator) -> Iterator[GaugeMetricFamily]:
     yield job_gauges(operator.jobs.statuses())
+    if operator.settings.per_job_metrics:
+        yield from progress_part.gauges(operator.controller)
     queue = operator.queue
     yield simple_gauge("megatron_operator_queue_depth", "Jobs that wait for a worker.", len(queue))
     yield simple_gauge("megatron_operator_queue_oldest_seconds", "Age of the first.", queue.oldest_s)

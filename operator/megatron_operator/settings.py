@@ -32,7 +32,9 @@ class Settings:
     watch_namespaces: only these; empty means all. leader_election off means that this is the only replica.
     trainer_image: for jobs that name no image. gang_schedulers: whose PodGroup kinds the operator may use.
     webhook_certificates: folder with tls.crt and tls.key; None turns the admission webhook off.
-    progress_port: where pods push their progress; None: nowhere.
+    progress_port: where pods push their progress, None for nowhere; they reach it as
+    https://progress_host:progress_service_port with the certificate of progress_certificates (a folder with tls.crt,
+    tls.key and ca.crt). pod_ip: how another replica reaches this one.
     """
 
     watch_namespaces: tuple[str, ...] = ()
@@ -56,6 +58,9 @@ class Settings:
     webhook_port: int = 9443
     progress_port: int | None = None
     progress_certificates: Path | None = None
+    progress_host: str = ""
+    progress_service_port: int = 10443
+    pod_ip: str = "127.0.0.1"
     per_job_metrics: bool = False
     trainer_image: str = manifest.DEFAULT_IMAGE
     kubeconfig: Path | None = None
@@ -91,6 +96,9 @@ def read(variables: Mapping[str, str] | None = None) -> Settings:
         webhook_port=reader.get("MTJ_WEBHOOK_PORT", int, defaults.webhook_port),
         progress_port=reader.get("MTJ_PROGRESS_PORT", int, None),
         progress_certificates=reader.get("MTJ_PROGRESS_CERTIFICATES", Path, None),
+        progress_host=reader.get("MTJ_PROGRESS_HOST", str, defaults.progress_host),
+        progress_service_port=reader.get("MTJ_PROGRESS_SERVICE_PORT", int, defaults.progress_service_port),
+        pod_ip=reader.get("MTJ_POD_IP", str, defaults.pod_ip),
         per_job_metrics=reader.get("MTJ_PER_JOB_METRICS", _truth, defaults.per_job_metrics),
         trainer_image=reader.get("MTJ_TRAINER_IMAGE", str, defaults.trainer_image),
         kubeconfig=kubeconfig,
@@ -101,6 +109,9 @@ def read(variables: Mapping[str, str] | None = None) -> Settings:
     if settings.kubeconfig is None and settings.kubernetes_service_host is None:
         problem = "set it to a kubeconfig file, or run the operator in a pod with a service account"
         reader.violations.append(Violation(path="KUBECONFIG", value=None, message=problem))
+    if settings.progress_port and not (settings.progress_certificates and settings.progress_host):
+        problem = "needs MTJ_PROGRESS_CERTIFICATES (a folder) and MTJ_PROGRESS_HOST (the name in the certificate)"
+        reader.violations.append(Violation(path="MTJ_PROGRESS_PORT", value=settings.progress_port, message=problem))
     if reader.violations:
         raise InvalidSettings(reader.violations)
     return settings

@@ -12,6 +12,7 @@ from megatron_operator.desired import labels
 from megatron_operator.job import Job
 
 FILE_NAME = "args.yaml"
+AUTHORITY_FILE = "progress-ca.crt"
 
 
 def config_map(job: Job, attempt: int) -> dict[str, Any]:
@@ -22,8 +23,12 @@ def config_map(job: Job, attempt: int) -> dict[str, Any]:
         "kind": "ConfigMap",
         "metadata": labels.metadata(job, name, {names.LABEL_RESTART_ATTEMPT: str(attempt)}),
         "immutable": True,
-        "data": {FILE_NAME: args_text(job)},
+        "data": {FILE_NAME: args_text(job), **_authority(job)},
     }
+
+
+def _authority(job: Job) -> dict[str, str]:
+    return {} if job.progress_push is None else {AUTHORITY_FILE: job.progress_push.authority}
 
 
 def args_text(job: Job) -> str:

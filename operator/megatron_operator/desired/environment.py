@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_operator import names
+from megatron_operator import names, push
+from megatron_operator.desired.command import ARGS_DIRECTORY
+from megatron_operator.desired.config_map import AUTHORITY_FILE
+from megatron_operator.desired.volumes import TOKEN_DIRECTORY, TOKEN_FILE
 from megatron_operator.job import Job
 
 # Names that only the operator sets; a manifest that sets one of them is refused.
@@ -37,9 +40,25 @@ def environment(job: Job, attempt: int, node_rank: int) -> list[dict[str, Any]]:
 
     RANK is the node's rank, as PyTorchJob has it; a launcher replaces it by the process's own rank.
     """
-    values = {**_topology(job, attempt, node_rank), **_identity(job, attempt), **job.network.nccl_env}
+    values = {
+        **_topology(job, attempt, node_rank),
+        **_identity(job, attempt),
+        **_progress_push(job, node_rank),
+        **job.network.nccl_env,
+    }
     ours = [{"name": name, "value": value} for name, value in values.items()]
     return [*ours, *(dict(entry) for entry in job.env)]
+
+
+def _progress_push(job: Job, node_rank: int) -> dict[str, str]:
+    """Where the master pushes its progress, under the names that clients of Kubeflow Trainer read."""
+    if job.progress_push is None or node_rank != 0:
+        return {}
+    return {
+        "KUBEFLOW_TRAINER_SERVER_URL": job.progress_push.url + push.path(job.namespace, job.name),
+        "KUBEFLOW_TRAINER_SERVER_CA_CERT": f"{ARGS_DIRECTORY}/{AUTHORITY_FILE}",
+        "KUBEFLOW_TRAINER_SERVER_TOKEN": f"{TOKEN_DIRECTORY}/{TOKEN_FILE}",
+    }
 
 
 def _topology(job: Job, attempt: int, node_rank: int) -> dict[str, str]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from megatron_operator import names
+from megatron_operator import names, push
 from megatron_operator.desired import labels
 from megatron_operator.desired.command import ARGS_DIRECTORY
 from megatron_operator.job import Job
@@ -13,6 +13,10 @@ ARGS_VOLUME = "mtj-args"
 CHECKPOINT_VOLUME = "mtj-checkpoint"
 SHARED_MEMORY_VOLUME = "mtj-shm"
 SHARED_MEMORY_PATH = "/dev/shm"
+TOKEN_VOLUME = "mtj-progress-token"
+TOKEN_DIRECTORY = "/var/run/secrets/megatrontrain.dev"
+TOKEN_FILE = "token"
+TOKEN_LIFE_S = 3600
 
 
 def volumes(job: Job, attempt: int) -> list[dict[str, Any]]:
@@ -23,6 +27,8 @@ def volumes(job: Job, attempt: int) -> list[dict[str, Any]]:
     ]
     if _needs_shared_memory(job):
         ours.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": _shared_memory(job)})
+    if job.progress_push:
+        ours.append({"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": _token(job)}]}})
     return [*ours, *(dict(volume) for volume in job.volumes)]
 
 
@@ -34,6 +40,8 @@ def mounts(job: Job) -> list[dict[str, Any]]:
     ]
     if _needs_shared_memory(job):
         ours.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY_PATH})
+    if job.progress_push:
+        ours.append({"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": True})
     return [*ours, *(dict(mount) for mount in job.volume_mounts)]
 
 
@@ -64,6 +72,12 @@ def _checkpoint_source(job: Job) -> dict[str, Any]:
     if job.checkpoint.claim_name is not None:
         return {"persistentVolumeClaim": {"claimName": job.checkpoint.claim_name}}
     return {"emptyDir": {}}
+
+
+def _token(job: Job) -> dict[str, Any]:
+    """A token that speaks for this pod towards this job's progress and nothing else."""
+    audience = push.audience(job.namespace, job.name)
+    return {"audience": audience, "expirationSeconds": TOKEN_LIFE_S, "path": TOKEN_FILE}
 
 
 def _needs_shared_memory(job: Job) -> bool:

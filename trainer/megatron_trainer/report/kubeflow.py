@@ -1,6 +1,7 @@
 """Pushes progress to a Kubeflow Trainer status server, when the pod's environment names one.
 
-The wire form is Kubeflow's TrainJob status (KEP-2779). A push is a courtesy: it happens in a thread of its own, no
+The wire form is Kubeflow's TrainJob status (KEP-2779), with our whole progress record beside it, which Kubeflow's
+own server ignores. A push is a courtesy: it happens in a thread of its own, no
 more than every few seconds, and a server that is slow or gone costs the training nothing.
 """
 
@@ -13,14 +14,14 @@ import queue
 import ssl
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from http.client import HTTPException
 from pathlib import Path
 from urllib import request
 
 from megatron_trainer.report import progress_file
-from megatron_trainer.report.records import Event, FinishRecord, LogRecord
+from megatron_trainer.report.records import CheckpointRecord, Event, FinishRecord, LogRecord, PhaseRecord
 from megatron_trainjob.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -28,6 +29,8 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_PUSHES = 5.0
 TIMEOUT_S = 10.0
 SECONDS_TO_FINISH = 15.0
+# What the operator decides by: phases (which may be silent for long), checkpoints, the end.
+URGENT = (PhaseRecord, CheckpointRecord, FinishRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,7 +74,7 @@ class KubeflowPush:
         """Takes the event in and offers a status, unless it is a step too soon after the last one."""
         self._state = progress_file.follow(self._state, event)
         is_due = self._now() - self._pushed_at >= SECONDS_BETWEEN_PUSHES
-        if isinstance(event, FinishRecord) or (isinstance(event, LogRecord) and is_due):
+        if isinstance(event, URGENT) or (isinstance(event, LogRecord) and is_due):
             self._pushed_at = self._now()
             self._offer(json.dumps(status(self._state, self._now())).encode())
 
@@ -106,7 +109,8 @@ def status(state: Progress, now: float) -> dict[str, object]:
             "estimatedRemainingSeconds": round(state.remaining_s or 0),
             "metrics": metrics,
             "lastUpdatedTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
-        }
+        },
+        "progress": asdict(state),
     }
 
 

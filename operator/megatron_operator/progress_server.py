@@ -1,0 +1,129 @@
+"""Where pods push their progress: HTTPS, each push checked by TokenReview against the job it speaks of.
+
+Every replica answers; a follower hands on to the leader, which alone keeps progress and writes status.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import json
+import logging
+import ssl
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import aiohttp
+from aiohttp import web
+
+from megatron_operator import clock, push
+from megatron_operator.cluster.kubernetes import ApiError, Client
+from megatron_operator.cluster.kubernetes_resource import TOKEN_REVIEW
+from megatron_operator.queue import Key
+from megatron_trainjob.progress import Progress
+
+MAX_BODY_BYTES = 64 * 1024
+REVIEW_AGE_S = 600.0
+MAX_REMEMBERED = 50_000
+FORWARDED = "X-MTJ-Forwarded"
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Endpoint:
+    """Where to listen, with which certificate (a folder with tls.crt, tls.key, ca.crt) for which host name."""
+
+    address: str
+    port: int
+    certificates: Path
+    host: str
+
+
+@dataclass(kw_only=True)
+class ProgressServer:
+    """Takes pushes in.
+
+    leader: address (host:port) of the leader when that is another replica, None when it is this one, "" unknown.
+    take: is told of each push that was found right.
+    """
+
+    client: Client
+    endpoint: Endpoint
+    take: Callable[[Key, Progress], None]
+    leader: Callable[[], Awaitable[str | None]]
+    _known: dict[str, tuple[push.Reporter, float]] = field(default_factory=dict)
+
+    async def serve(self) -> None:
+        """Answers until cancelled."""
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
+        application.router.add_post(push.ROUTE, self._answer)
+        runner = web.AppRunner(application, access_log=None)
+        await runner.setup()
+        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+        context.load_cert_chain(self.endpoint.certificates / "tls.crt", self.endpoint.certificates / "tls.key")
+        try:
+            await web.TCPSite(runner, self.endpoint.address, self.endpoint.port, ssl_context=context).start()
+            await asyncio.Event().wait()
+        finally:
+            await runner.cleanup()
+
+    async def _answer(self, request: web.Request) -> web.Response:
+        key = (request.match_info["namespace"], request.match_info["name"])
+        leader = await self.leader()
+        if leader is not None:
+            return await self._hand_on(request, leader)
+        token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        try:
+            reporter = await self._reporter(token, key)
+        except ApiError as error:
+            logger.warning("push not checked namespace=%s job=%s error=%s", *key, error)
+            return refusal(503, "the token could not be checked; try again")
+        attempt = push.attempt_of(reporter.pod, key[1]) if reporter else None
+        if attempt is None:
+            return refusal(403, "this token does not speak for the master of this job")
+        try:
+            body = json.loads(await request.read())
+            self.take(key, push.read(body, attempt, clock.now()))
+        except (ValueError, KeyError, TypeError) as error:
+            return refusal(422, str(error))
+        return web.json_response(body)
+
+    async def _reporter(self, token: str, key: Key) -> push.Reporter | None:
+        """Who the token speaks for; asked of the API server once in a while, not for every push."""
+        digest, now = hashlib.sha256(f"{key}{token}".encode()).hexdigest(), clock.now()
+        known = self._known.get(digest)
+        if known and known[1] > now:
+            return known[0]
+        body = push.review(token, *key)
+        answer = await self.client.request("create", TOKEN_REVIEW, TOKEN_REVIEW.path(None), body=body)
+        reporter = push.reporter(answer, *key)
+        if reporter:
+            if len(self._known) > MAX_REMEMBERED:
+                self._known.clear()
+            self._known[digest] = (reporter, min(now + REVIEW_AGE_S, push.expiry(token) or now))
+        return reporter
+
+    async def _hand_on(self, request: web.Request, leader: str) -> web.Response:
+        """The leader's answer to the same request."""
+        if not leader or FORWARDED in request.headers:
+            return refusal(503, "no leader yet; try again")
+        context = ssl.create_default_context(cafile=str(self.endpoint.certificates / "ca.crt"))
+        headers = {"Authorization": request.headers.get("Authorization", ""), FORWARDED: "1"}
+        url = f"https://{leader}{request.path}"
+        try:
+            async with (
+                aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,
+                session.post(
+                    url, data=await request.read(), headers=headers, ssl=context, server_hostname=self.endpoint.host
+                ) as answer,
+            ):
+                return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")
+        except (aiohttp.ClientError, TimeoutError) as error:
+            return refusal(503, f"the leader does not answer: {error}")
+
+
+def refusal(status: int, message: str) -> web.Response:
+    """A Kubernetes Status that says what is wrong."""
+    body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": status}
+    return web.json_response(body, status=status)

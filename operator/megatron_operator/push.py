@@ -1,0 +1,138 @@
+"""The wire form of pushed progress: addresses, audiences and bodies. Pure; the server is progress_server.py.
+
+Compatible with Kubeflow Trainer's status server (KEP-2779), so that any client of it can report here. Our own
+trainer adds its whole progress record, which hang detection and the restart counters live on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from megatron_operator import names
+from megatron_operator.timestamp import to_seconds
+from megatron_trainjob.progress import Progress
+
+Object = Mapping[str, Any]
+ROUTE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
+POD_NAME_CLAIM = "authentication.kubernetes.io/pod-name"
+ACCOUNT_PREFIX = "system:serviceaccount:"
+KNOWN_FIELDS = frozenset(each.name for each in fields(Progress))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Who a token speaks for: a pod of a namespace."""
+
+    namespace: str
+    pod: str
+
+
+def path(namespace: str, name: str) -> str:
+    """Where the pods of this job push to."""
+    return ROUTE.format(namespace=namespace, name=name)
+
+
+def audience(namespace: str, name: str) -> str:
+    """The audience of a job's tokens: a token for one job is worth nothing for another, or for the API server."""
+    return f"{names.GROUP}/{namespace}/{name}"
+
+
+def review(token: str, namespace: str, name: str) -> Object:
+    """The TokenReview that asks whether this token speaks for this job."""
+    return {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": token, "audiences": [audience(namespace, name)]},
+    }
+
+
+def reporter(answer: Object, namespace: str, name: str) -> Reporter | None:
+    """The pod that the server says the token speaks for, None when it does not for this job."""
+    status = answer.get("status") or {}
+    user = status.get("user") or {}
+    is_ours = status.get("authenticated") and audience(namespace, name) in (status.get("audiences") or ())
+    if not is_ours or not user.get("username", "").startswith(f"{ACCOUNT_PREFIX}{namespace}:"):
+        return None
+    pods = (user.get("extra") or {}).get(POD_NAME_CLAIM) or ("",)
+    return Reporter(namespace=namespace, pod=pods[0])
+
+
+def attempt_of(pod: str, job_name: str) -> int | None:
+    """The attempt whose master this pod is, None for any other pod: only the master reports."""
+    prefix, suffix = f"{job_name}-a", f"-{names.MASTER}-0"
+    number = pod.removeprefix(prefix).removesuffix(suffix)
+    return int(number) if pod == f"{prefix}{number}{suffix}" and number.isdigit() else None
+
+
+def expiry(token: str) -> float | None:
+    """When the token runs out (seconds since the epoch), read without checking its signature."""
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims["exp"])
+    except (IndexError, KeyError, ValueError, TypeError, binascii.Error):
+        return None
+
+
+def read(body: object, attempt: int, now: float) -> Progress:
+    """The progress that a body reports. Its time is ours: the clocks of nodes differ. Raises ValueError."""
+    if not isinstance(body, Mapping):
+        raise ValueError("the body must be an object with trainerStatus")
+    own = body.get("progress")
+    progress = _own_record(own) if isinstance(own, Mapping) else _kubeflow_record(body.get("trainerStatus") or {})
+    return replace(progress, attempt=attempt, updated_at=now)
+
+
+def _own_record(record: Object) -> Progress:
+    known = {name: value for name, value in record.items() if name in KNOWN_FIELDS}
+    try:
+        progress = Progress(**known)
+        numbers = (progress.iteration, progress.total_iterations, progress.checkpoint_iteration or 0)
+        if not all(isinstance(number, int) for number in numbers) or not isinstance(progress.metrics, Mapping):
+            raise ValueError("progress: iterations must be whole numbers and metrics an object")
+    except TypeError as error:
+        raise ValueError(f"progress: {error}") from error
+    return replace(progress, metrics={str(key): float(value) for key, value in progress.metrics.items()})
+
+
+def _kubeflow_record(status: Object) -> Progress:
+    """What Kubeflow's form says: percent in place of iterations."""
+    percentage, remaining = status.get("progressPercentage"), status.get("estimatedRemainingSeconds")
+    metrics = {str(each["name"]): float(each["value"]) for each in status.get("metrics") or ()}
+    return Progress(
+        phase="training",
+        iteration=int(percentage or 0),
+        total_iterations=100,
+        remaining_s=None if remaining is None else float(remaining),
+        metrics=metrics,
+    )
+
+
+def remembered(status: Object) -> Progress | None:
+    """The progress that the status tells of, for an operator that has just begun; None when it is older than the gang.
+
+    Without it a gang that hung while no operator was there would never be noticed.
+    """
+    told = status.get("progress") or {}
+    updated_at = to_seconds(told.get("lastUpdatedTime"))
+    began = to_seconds(status.get("lastRestartTime") or status.get("startTime"))
+    if updated_at is None or began is None or updated_at < began:
+        return None
+    checkpoint = status.get("checkpoint") or {}
+    return Progress(
+        phase="training",
+        attempt=int(status.get("restarts", {}).get("attempt", 0)),
+        iteration=int(told.get("iteration", 0)),
+        total_iterations=int(told.get("totalIterations", 0)),
+        remaining_s=told.get("estimatedRemainingSeconds"),
+        tokens_per_second_per_gpu=told.get("tokensPerSecondPerGPU"),
+        metrics={each["name"]: float(each["value"]) for each in told.get("metrics") or ()},
+        checkpoint_iteration=checkpoint.get("latestIteration"),
+        checkpoint_path=checkpoint.get("path"),
+        updated_at=updated_at,
+    )

@@ -1,0 +1,192 @@
+"""Progress that pods push: checked by TokenReview, shown in status, and the heartbeat that hang detection lives on."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import ssl
+import urllib.error
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import control_plane
+import fake_kubelet
+import operator_process
+from control_plane import ControlPlane, free_port
+from fake_kubelet import FakeKubelet
+from job_client import JobClient, manifest, wait_until
+
+pytestmark = pytest.mark.cluster
+FAST = {"backoffSeconds": {"initial": 0, "max": 1}}
+TRAINING = {
+    "phase": "training",
+    "iteration": 30,
+    "total_iterations": 120,
+    "metrics": {"loss": 2.5},
+    "remaining_s": 90.0,
+}
+
+
+@pytest.fixture
+def kubelet(quiet_plane: ControlPlane, quiet_jobs: JobClient) -> Iterator[FakeKubelet]:
+    """Makes pods of this test's namespace run."""
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)) as player:
+        yield player
+
+
+def push_settings(plane: ControlPlane, jobs: JobClient, folder: Path, **more: str) -> dict[str, str]:
+    """Settings of an operator that takes pushes in on loopback."""
+    certificates = folder / "certificates"
+    if not certificates.exists():
+        certificates.mkdir()
+        control_plane.certificate(plane.folder, "progress", "/CN=progress", names="subjectAltName=IP:127.0.0.1")
+        for source, target in (("progress.crt", "tls.crt"), ("progress.key", "tls.key"), ("ca.crt", "ca.crt")):
+            (certificates / target).write_bytes((plane.folder / source).read_bytes())
+    port = str(free_port())
+    return {
+        "MTJ_WATCH_NAMESPACES": jobs.namespace,
+        "MTJ_PROGRESS_PORT": port,
+        "MTJ_PROGRESS_SERVICE_PORT": port,
+        "MTJ_PROGRESS_HOST": "127.0.0.1",
+        "MTJ_PROGRESS_CERTIFICATES": str(certificates),
+        "MTJ_PER_JOB_METRICS": "true",
+        **more,
+    }
+
+
+def pod_token(jobs: JobClient, pod: str, *, audience: str | None = None) -> str:
+    """The token that the kubelet would have put into this pod's projected volume."""
+    raw = jobs.plane.get(jobs.path("pods", pod))
+    (source,) = next(v["projected"]["sources"] for v in raw["spec"]["volumes"] if v["name"] == "mtj-progress-token")
+    bound = {"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": raw["metadata"]["uid"]}
+    spec = {"audiences": [audience or source["serviceAccountToken"]["audience"]], "boundObjectRef": bound}
+    answer = jobs.plane.create(jobs.path("serviceaccounts", "default/token"), {"spec": spec})
+    return answer["status"]["token"]
+
+
+def variables(jobs: JobClient, pod: str) -> dict[str, str]:
+    """The environment of the pod's trainer."""
+    raw = jobs.plane.get(jobs.path("pods", pod))
+    return {each["name"]: each.get("value", "") for each in raw["spec"]["containers"][0]["env"]}
+
+
+def push(jobs: JobClient, url: str, token: str, body: object) -> int:
+    """The status of the answer to a push."""
+    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
+    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method="POST")
+    context = ssl.create_default_context(cafile=str(jobs.plane.folder / "ca.crt"))
+    try:
+        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
+            return answer.status
+    except urllib.error.HTTPError as error:
+        return error.code
+
+
+def test_a_push_shows_in_status_and_metrics(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings) as operator:
+        quiet_jobs.submit(manifest())
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        assert "KUBEFLOW_TRAINER_SERVER_URL" not in variables(quiet_jobs, "job-a0-worker-0")
+        authority = quiet_plane.get(quiet_jobs.path("configmaps", "job-a0-args"))["data"]["progress-ca.crt"]
+        assert authority == (quiet_plane.folder / "ca.crt").read_text()
+        token = pod_token(quiet_jobs, "job-a0-master-0")
+        checkpoint = {"checkpoint_iteration": 25, "checkpoint_path": "/checkpoints/iter_0000025"}
+        assert push(quiet_jobs, url, token, {"trainerStatus": {}, "progress": {**TRAINING, **checkpoint}}) == 200
+        progress = wait_until(lambda: quiet_jobs.status().get("progress"), bool, "status.progress")
+        assert (progress["iteration"], progress["percentage"]) == (30, 25)
+        assert progress["metrics"] == [{"name": "loss", "value": "2.5"}]
+        assert quiet_jobs.status()["checkpoint"]["latestIteration"] == 25
+        assert operator.metric("megatron_job_progress_ratio") == 0.25
+
+
+def test_a_client_of_kubeflow_trainer_can_report_too(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.submit(manifest())
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        body = {
+            "trainerStatus": {
+                "progressPercentage": 40,
+                "estimatedRemainingSeconds": 60,
+                "metrics": [{"name": "loss", "value": "1.25"}],
+                "lastUpdatedTime": "2026-11-24T10:00:00Z",
+            }
+        }
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "job-a0-master-0"), body) == 200
+        progress = wait_until(lambda: quiet_jobs.status().get("progress"), bool, "status.progress")
+        assert (progress["percentage"], progress["estimatedRemainingSeconds"]) == (40, 60)
+
+
+def test_only_the_jobs_own_master_may_report(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        for name in ("job", "other"):
+            quiet_jobs.submit(manifest(name))
+            quiet_jobs.await_phase("Running", name)
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        good = {"progress": TRAINING}
+        master = pod_token(quiet_jobs, "job-a0-master-0")
+        assert push(quiet_jobs, url, "", good) == 403
+        assert push(quiet_jobs, url, master + "x", good) == 403
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "job-a0-worker-0"), good) == 403
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "other-a0-master-0"), good) == 403
+        api_audience = "https://kubernetes.default.svc"
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "job-a0-master-0", audience=api_audience), good) == 403
+        assert push(quiet_jobs, url, master, {"progress": {**TRAINING, "iteration": "many"}}) == 422
+        assert push(quiet_jobs, url, master, {"progress": {"iteration": 3}}) == 422
+        assert push(quiet_jobs, url, master, [1]) == 422
+        assert push(quiet_jobs, url, master, good) == 200
+
+
+def test_a_gang_that_gives_no_more_sign_of_life_is_restarted_also_by_an_operator_that_came_later(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings) as operator:
+        quiet_jobs.submit(manifest(failurePolicy={**FAST, "hangTimeoutSeconds": 5}))
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "job-a0-master-0"), {"progress": TRAINING}) == 200
+        wait_until(lambda: quiet_jobs.status().get("progress"), bool, "status.progress")
+        operator.kill()
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+        assert quiet_jobs.status()["lastFailure"]["reason"] == "Hung"
+        assert quiet_jobs.status()["restarts"]["counted"] == 1
+        assert "JobHung" in quiet_jobs.events()
+
+
+def test_a_follower_hands_a_push_on_to_the_leader(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    common = {"MTJ_LEADER_ELECTION": "true", "MTJ_POD_NAMESPACE": quiet_jobs.namespace}
+    with contextlib.ExitStack() as stack:
+
+        def start(name: str) -> dict[str, str]:
+            settings = push_settings(quiet_plane, quiet_jobs, tmp_path, MTJ_POD_NAME=name, **common)
+            operator = stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+            if name == "leader":
+                wait_until(lambda: operator.metric("megatron_operator_leader"), bool, "a leader")
+            return settings
+
+        leader, follower = start("leader"), start("follower")
+        quiet_jobs.submit(manifest())
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        elsewhere = url.replace(leader["MTJ_PROGRESS_PORT"], follower["MTJ_PROGRESS_PORT"])
+        assert push(quiet_jobs, elsewhere, pod_token(quiet_jobs, "job-a0-master-0"), {"progress": TRAINING}) == 200
+        progress = wait_until(lambda: quiet_jobs.status().get("progress"), bool, "status.progress")
+        assert progress["iteration"] == 30
