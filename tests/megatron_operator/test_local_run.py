@@ -90,9 +90,10 @@ class Run:
         return json.loads((self.state / "pods" / pod / "process.json").read_text())["identity"]["pid"]
 
     def wait_for_pause(self, nodes=1):
-        """Until every pod stands still at its step."""
+        """Until every pod stands still at its step, and mtj has written down that the gang is complete."""
         folder = self.state / "volumes" / "disk" / "tune"
         wait(lambda: all((folder / f"paused-{rank}").exists() for rank in range(nodes)))
+        wait(lambda: self.status["phase"] == "Running")
 
 
 def wait(is_true):
