@@ -71,6 +71,16 @@ def grown(directory: Path, num_tokens: int) -> Any:
     return models[0].embedding.word_embeddings.weight.detach().clone()
 
 
+def drawn(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """All checkpoint tensors of a model that starts from nothing."""
+    from megatron_trainer.convert.draw import draw_weights
+    from parity import gathered
+
+    models, spec = built(directory, settings)
+    draw_weights(models, spec, seed=3)
+    return gathered(models, spec)
+
+
 def peak_of_loading(directory: Path) -> tuple[int, int]:
     """(bytes that loading held at its peak beyond the model, bytes of the largest parameter), as torch counts them."""
     import torch

@@ -169,6 +169,32 @@ def test_new_tokens_start_as_the_mean_of_the_known_ones(llama: Path):
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize(
+    ("name", "settings"),
+    [("qwen2_odd", TP2), ("llama", PP2), ("qwen2_moe", EP2)],
+    ids=["tp2", "pp2", "ep2"],
+)
+def test_weights_drawn_from_nothing_are_the_same_in_every_layout(name: str, settings: Any, model_root: Path):
+    directory = tiny_model.make(name, model_root)
+    (expected,) = gang(1).run("conversion:drawn", directory, {})
+    assert expected.keys() == weights(directory).keys()
+    for found in gang(2).run("conversion:drawn", directory, settings):
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.dist
+def test_drawn_weights_have_the_spread_that_the_model_wants(llama: Path):
+    """0.02 for matrices; 0.02 / sqrt(2 * 4 layers) = 0.00707 into the residual stream; norms are one.
+
+    Four standard errors of the sample's deviation: 4 * 0.02 / sqrt(2 * 4096) is 5 percent.
+    """
+    (found,) = gang(1).run("conversion:drawn", llama, {})
+    assert float(found["model.layers.0.self_attn.q_proj.weight"].std()) == pytest.approx(0.02, rel=0.05)
+    assert float(found["model.layers.0.self_attn.o_proj.weight"].std()) == pytest.approx(0.00707, rel=0.05)
+    assert torch.equal(found["model.norm.weight"], torch.ones(64))
+
+
+@pytest.mark.dist
 def test_loading_holds_no_more_than_one_tensor_beyond_the_model(llama: Path):
     """Parts are read out of the mapped file; only what is put together of several is there once beside the model."""
     ((peak, largest),) = gang(1).run("conversion:peak_of_loading", llama)

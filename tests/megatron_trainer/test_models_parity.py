@@ -143,3 +143,25 @@ def test_uneven_stages_hold_the_layers_they_are_given(model_root: Path):
     for found in gang(2).run("parity:compare", directory, arguments):
         assert found.logits <= BOUND
         assert found.gradients <= BOUND
+
+
+FULL = {"recompute_granularity": "full", "recompute_num_layers": 1}
+RECOMPUTED = {
+    "full uniform": {**FULL, "recompute_method": "uniform"},
+    "full block": {**FULL, "recompute_method": "block"},
+    **{name: {"recompute_modules": (name,)} for name in ("core_attn", "mlp", "moe", "layernorm", "mla_up_proj")},
+    "several": {"recompute_modules": ("core_attn", "mlp", "layernorm")},
+}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("settings", RECOMPUTED.values(), ids=RECOMPUTED.keys())
+def test_recomputed_activations_give_the_same_gradients(settings: dict[str, Any], model_root: Path):
+    """DeepSeek-V3 has every module that can be recomputed on this implementation."""
+    directory = tiny_model.make("deepseek_v3", model_root)
+    parity.make_reference(directory, packed=False)
+    arguments = {"recompute_granularity": "selective", **settings}
+    (found,) = gang(1).run("parity:compare", directory, arguments)
+    assert found.logits <= BOUND
+    assert found.gradients <= BOUND, found.worst
+    assert found.no_gradient == ()

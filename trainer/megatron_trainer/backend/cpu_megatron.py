@@ -6,6 +6,7 @@ Each function replaces one thing and says why. Where the optimizer is concerned,
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -15,6 +16,8 @@ def install() -> None:
     """All corrections."""
     _use_torch_generator()
     _count_tokens_on_host()
+    _recompute_without_fp8()
+    _restore_outputs_by_copy()
 
 
 def _use_torch_generator() -> None:
@@ -41,3 +44,36 @@ def _count_tokens_on_host() -> None:
         return tensor.numpy() if as_numpy and torch.is_tensor(tensor) else tensor
 
     token_dispatcher.maybe_move_tensor_to_cpu = on_host
+
+
+class _NoFp8:
+    """What recomputation asks TransformerEngine about FP8."""
+
+    @staticmethod
+    def is_fp8_enabled() -> bool:
+        return False
+
+
+def _recompute_without_fp8() -> None:
+    """Recomputing single modules (layernorm) asks for the state of FP8, under names that only exist with TE."""
+    from megatron.core.tensor_parallel import random
+
+    random.FP8GlobalStateManager = _NoFp8
+    random.activation_recompute_forward = lambda **_: contextlib.nullcontext()
+    random.fp8_autocast = lambda **_: contextlib.nullcontext()
+
+
+def _restore_outputs_by_copy() -> None:
+    """A recomputed output is copied back into the memory that was given up for it.
+
+    megatron-core lets the two tensors share memory through a C++ extension that it compiles in the first backward
+    pass: half a minute, and a compiler. Either way works below autograd, which has to see an unchanged tensor.
+    """
+    from megatron.core.tensor_parallel import random
+
+    def restore(output: torch.Tensor, recomputed: torch.Tensor) -> None:
+        memory, source = output.untyped_storage(), recomputed.untyped_storage()
+        memory.resize_(source.nbytes())
+        memory.copy_(source)
+
+    random._get_share_storage = lambda: restore

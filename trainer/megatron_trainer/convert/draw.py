@@ -1,0 +1,46 @@
+"""Draws the weights of a model that trains from nothing: the same in every parallel layout.
+
+megatron-core draws along the way it builds, so another number of stages or ranks gives another model. Here each
+tensor of the checkpoint has a random state of its own, made from the seed and its name, and is then cut like a
+loaded one.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from megatron_trainer.convert import table
+from megatron_trainer.convert.rules import RULES
+from megatron_trainer.convert.stream import Piece, pieces
+from megatron_trainer.models.spec import ModelSpec
+
+_INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
+
+
+@torch.no_grad()
+def draw_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: int) -> None:
+    """Fills every parameter of this rank. Not collective.
+
+    Matrices are normal with the model's initializer_range, divided by sqrt(2 * layers) where they add to the residual
+    stream (as GPT-2 and Megatron do); norms are one, biases zero, rows of a padded vocabulary zero.
+    """
+    sizes = table.sizes(spec)
+    for entry in table.entries(chunks, spec):
+        std = spec.hf_config.initializer_range
+        if entry.name.endswith(_INTO_THE_RESIDUAL):
+            std /= math.sqrt(2 * spec.hf_config.num_hidden_layers)
+        sources = [_drawn(piece, std, seed) for piece in pieces(entry, sizes)]
+        entry.parameter.copy_(RULES[entry.rule].shard(sources, entry.share, sizes))
+
+
+def _drawn(piece: Piece, std: float, seed: int) -> Tensor:
+    if len(piece.shape) == 1:
+        return torch.ones(piece.shape) if "norm" in piece.name else torch.zeros(piece.shape)
+    digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
+    generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    return torch.empty(piece.shape).normal_(0.0, std, generator=generator)
