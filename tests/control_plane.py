@@ -7,14 +7,16 @@ No nodes and no kubelets: fake_kubelet.py plays them.
 from __future__ import annotations
 
 import base64
+import ctypes
 import http.client
 import json
 import signal
 import socket
 import ssl
 import subprocess
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -25,8 +27,10 @@ import yaml
 from control_plane_binaries import find_or_get
 
 Object = Mapping[str, Any]
-READY_S = 60
-BUSY_S = 20
+READY_S = 180
+BUSY_S = 60
+NUM_TRIES = 3
+PR_SET_PDEATHSIG = 1
 SERVICE_RANGE = "10.0.0.0/16"
 NAMES = "subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
 MERGE_PATCH = "application/merge-patch+json"
@@ -90,7 +94,7 @@ class ControlPlane:
     def _request_once(self, method: str, path: str, body: Object | None, content_type: str) -> Any:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=30)
+        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=120)
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": content_type})
@@ -134,7 +138,12 @@ class ControlPlane:
         program = self.binaries / ("kube-" + name if name != "etcd" else name)
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
-                [program, *arguments], cwd=self.folder, stdout=log, stderr=log, start_new_session=True
+                [program, *arguments],
+                cwd=self.folder,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                preexec_fn=end_with_parent,
             )
 
     def stop_process(self, name: str, number: signal.Signals = signal.SIGKILL) -> None:
@@ -228,6 +237,12 @@ class ControlPlane:
         )
 
 
+def end_with_parent() -> None:
+    """Has the kernel kill this process when the test session dies, however that happens (Linux)."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+
 def free_port() -> int:
     """A TCP port of loopback that nobody listens on."""
     with socket.socket() as probe:
@@ -236,21 +251,31 @@ def free_port() -> int:
     return port
 
 
-def start(folder: Path, *, apiserver_flags: Sequence[str] = ()) -> ControlPlane:
-    """A control plane that answers, its state in `folder`. The caller stops it."""
+def start(folder: Path) -> ControlPlane:
+    """A control plane that answers, its state in `folder`. The caller stops it.
+
+    A port that was free when it was chosen may be taken when a program wants it: then other ports are tried.
+    """
     folder.mkdir(parents=True, exist_ok=True)
-    plane = ControlPlane(folder=folder, binaries=find_or_get(), port=free_port(), etcd_port=free_port())
-    make_certificates(folder)
-    write_kubeconfig(plane)
     (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
-    try:
-        plane.start_etcd()
-        plane.start_apiserver(*apiserver_flags)
-        plane.start_controller_manager()
-    except BaseException:
-        plane.stop()
-        raise
-    return plane
+    make_certificates(folder)
+    for tries_left in reversed(range(NUM_TRIES)):
+        plane = ControlPlane(folder=folder, binaries=find_or_get(), port=free_port(), etcd_port=free_port())
+        write_kubeconfig(plane)
+        try:
+            plane.start_etcd()
+            plane.start_apiserver()
+            plane.start_controller_manager()
+        except RuntimeError:
+            plane.stop()
+            if not tries_left:
+                raise
+        except BaseException:
+            plane.stop()
+            raise
+        else:
+            return plane
+    raise AssertionError("the last try returns or raises")
 
 
 def make_certificates(folder: Path) -> None:

@@ -26,13 +26,14 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """How a pod lives. after_s None: it runs until somebody ends it. stop_s: what it takes after SIGTERM."""
+    """How and where a pod lives. after_s None: it runs until somebody ends it. stop_s: what it takes after SIGTERM."""
 
     runs: bool = True
     after_s: float | None = None
     exit_code: int = 0
     message: str = ""
     stop_s: float = 0.0
+    node: str = NODE_NAME
 
 
 @dataclass(kw_only=True)
@@ -98,7 +99,7 @@ class FakeKubelet:
     async def _start(self, client: Client, pod: Object) -> None:
         life, metadata = self.life(pod), pod["metadata"]
         if self.placing == "self" and not pod["spec"].get("nodeName"):
-            await _bind(client, pod)
+            await _bind(client, pod, life.node)
         if not life.runs:
             return
         self._note_start(pod)
@@ -141,13 +142,13 @@ async def _quietly(work: Any) -> None:
         await work
 
 
-async def _bind(client: Client, pod: Object) -> None:
+async def _bind(client: Client, pod: Object, node: str) -> None:
     metadata = pod["metadata"]
     body = {
         "apiVersion": "v1",
         "kind": "Binding",
         "metadata": {"name": metadata["name"]},
-        "target": {"apiVersion": "v1", "kind": "Node", "name": NODE_NAME},
+        "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     }
     path = POD.path(metadata["namespace"], metadata["name"], "binding")
     await client.request("create", POD, path, body=body)

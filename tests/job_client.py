@@ -21,7 +21,7 @@ ROOT = Path(__file__).parent.parent
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 API = "/apis/megatrontrain.dev/v1alpha1"
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 10}
-PATIENCE_S = 30.0
+PATIENCE_S = 120.0
 
 
 def manifest(name: str = "job", **spec: object) -> dict[str, Any]:

@@ -14,10 +14,10 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from control_plane import free_port
+from control_plane import end_with_parent, free_port
 
 REPOSITORY = Path(__file__).parent.parent
-READY_S = 30
+READY_S = 150
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,9 +75,8 @@ def start(kubeconfig: Path, folder: Path, **variables: str) -> OperatorProcess:
     }
     log = folder / f"operator-{port}.log"
     with log.open("ab") as output:
-        process = subprocess.Popen(
-            [sys.executable, "-m", "megatron_operator"], env=environment, stdout=output, stderr=output
-        )
+        command = [sys.executable, "-m", "megatron_operator"]
+        process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent)
     return OperatorProcess(process=process, port=port, log=log)
 
 

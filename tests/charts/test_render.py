@@ -8,6 +8,7 @@ import sys
 import pytest
 
 import helm_chart
+from control_plane_binaries import helm
 from helm_chart import NAMESPACE, of_kind, render
 
 pytestmark = pytest.mark.cluster
@@ -70,9 +71,10 @@ def test_the_crd_is_kept_on_uninstall_unless_told_otherwise():
     assert "helm.sh/resource-policy" not in dropped["metadata"].get("annotations", {})
 
 
-def test_the_charts_crd_is_the_generated_one():
+def test_the_charts_crd_and_the_kustomize_base_are_the_generated_ones():
     script = helm_chart.CHART.parent / "generate.py"
-    assert subprocess.run([sys.executable, str(script), "--check"], check=False).returncode == 0
+    command = [sys.executable, str(script), "--check", "--helm", str(helm())]
+    assert subprocess.run(command, check=False).returncode == 0
 
 
 def test_the_webhook_comes_with_a_certificate_of_its_own_for_the_service_name():

@@ -44,7 +44,7 @@ def all_pods(jobs: JobClient) -> list[str]:
     return sorted(pod["metadata"]["name"] for pod in items if "deletionTimestamp" not in pod["metadata"])
 
 
-def await_all(jobs: JobClient, phase: str, patience_s: float = 60) -> None:
+def await_all(jobs: JobClient, phase: str, patience_s: float = 240) -> None:
     """Returns once every job is in this phase."""
     wait_until(lambda: phases(jobs), lambda found: set(found.values()) == {phase}, f"all {phase}", patience_s)
 
@@ -118,7 +118,7 @@ def test_every_kind_of_fault_at_once_leaves_every_job_in_its_right_end(
             done = {f"good-{index}": "Succeeded" for index in range(10)} | {
                 f"bad-{index}": "Failed" for index in range(10)
             }
-            wait_until(lambda: phases(quiet_jobs), lambda found: found == done, "every job's end", patience_s=90)
+            wait_until(lambda: phases(quiet_jobs), lambda found: found == done, "every job's end", patience_s=240)
     assert player.overlaps == []
     assert sum(proxy.injected.values()) >= 60
     for index in range(10):
