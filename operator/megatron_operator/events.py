@@ -43,7 +43,7 @@ def _failed(decision: Fail) -> tuple[Event, ...]:
 def _suspended(seen: Seen) -> tuple[Event, ...]:
     if seen.is_true(names.SUSPENDED):
         return ()
-    return (_normal("JobSuspended", "The pods are stopped, everything else is kept."),)
+    return (_normal("JobSuspended", "The pods are being stopped; everything else is kept."),)
 
 
 def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:

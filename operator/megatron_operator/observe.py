@@ -66,7 +66,8 @@ class Seen:
 
     service_selector: None when there is no service. `problem` is (reason, message) of the last refused
     change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
-    lost_nodes: names of nodes that are gone or not ready.
+    lost_nodes: names of nodes that are gone or not ready. stale_groups: PodGroups of earlier attempts that
+    nobody has deleted yet; they would hold quota for pods that never come.
     """
 
     status: Object = field(default_factory=dict)
@@ -75,6 +76,7 @@ class Seen:
     config_maps: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
     gang: Gang | None = None
+    stale_groups: tuple[str, ...] = ()
     progress: Progress | None = None
     lost_nodes: frozenset[str] = frozenset()
     problem: tuple[str, str] | None = None
@@ -119,6 +121,7 @@ def observe(
     claims: Iterable[str] = (),
     gang: Object | None = None,
     gang_served: bool = True,
+    stale_groups: Iterable[str] = (),
     progress: Progress | None = None,
     lost_nodes: Iterable[str] = (),
     problem: tuple[str, str] | None = None,
@@ -133,6 +136,7 @@ def observe(
         config_maps=frozenset(config_maps),
         claims=frozenset(claims),
         gang=read_gang(gang, served=gang_served),
+        stale_groups=tuple(stale_groups),
         progress=progress,
         lost_nodes=frozenset(lost_nodes),
         problem=problem,

@@ -8,7 +8,7 @@ from typing import Any
 from megatron_operator import events, names, status
 from megatron_operator.decide import backoff, cleanup, completion, deadline, hang, restart, suspend
 from megatron_operator.decide.decision import Continue, Decision, Fail, Restart, Succeed, Suspend, Wait
-from megatron_operator.desired import build
+from megatron_operator.desired import build, gang
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.plan import Event, Patch, Plan, Ref
@@ -58,7 +58,7 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     changes = _changes(job, seen, decision, now)
     return Plan(
         status=written,
-        delete=changes.delete,
+        delete=(*changes.delete, *_groups(job, seen.stale_groups)),
         patch=changes.patch,
         create=changes.create,
         events=events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes)),
@@ -69,7 +69,7 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
     if cleanup.is_over(job, seen, now):
-        leftovers = cleanup.leftovers(job, seen)
+        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)))
         event = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
         return Plan(delete=leftovers, events=(event,) if leftovers else ())
     is_stale = seen.status.get("observedGeneration") != job.generation
@@ -122,6 +122,17 @@ def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
         return ()
     body = {"spec": {"selector": wanted}}
     return (Patch(api_version="v1", kind="Service", name=names.service_name(job.name), body=body),)
+
+
+def _all_groups(seen: Seen) -> tuple[str, ...]:
+    current = (seen.gang.name,) if seen.gang and seen.gang.name else ()
+    return (*seen.stale_groups, *current)
+
+
+def _groups(job: Job, group_names: Iterable[str]) -> tuple[Ref, ...]:
+    """PodGroups to delete. Their kind is that of the present gang scheduler."""
+    version = gang.API_VERSIONS.get(job.scheduling.gang, "")
+    return tuple(Ref(api_version=version, kind=gang.KIND, name=name) for name in group_names if version)
 
 
 def _refs(pods: Iterable[Pod]) -> tuple[Ref, ...]:

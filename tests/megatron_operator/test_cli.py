@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from job_values import raw
-from megatron_operator.cli import main, trainer
+from megatron_operator.cli import logs, main, trainer
 from megatron_operator.cluster.local_state import State
 
 TINY = {
@@ -173,6 +173,21 @@ def test_logs_print_the_newest_master_or_the_pod_that_is_asked_for(here, capsys)
 def test_following_a_log_ends_with_the_job(here, capsys):
     stored(here, phase="Succeeded")
     assert said(capsys, "logs", "tune", "-f") == "new\n"
+
+
+def test_following_a_log_goes_on_with_the_next_attempt(here, capsys, monkeypatch):
+    """While the reader waits the job restarts once, then succeeds."""
+    state = stored(here)
+
+    def restart_then_end(seconds):
+        if state.log("tune-a2-master-0").exists():
+            state.write_status({**STATUS, "phase": "Succeeded"})
+        else:
+            state.log("tune-a1-master-0").write_text("new\nits end\n")
+            state.log("tune-a2-master-0").write_text("next\n")
+
+    monkeypatch.setattr(logs.time, "sleep", restart_then_end)
+    assert said(capsys, "logs", "tune", "-f") == "new\nits end\nnext\n"
 
 
 def test_a_wrong_manifest_reaches_no_trainer(here, capsys):

@@ -1,4 +1,4 @@
-"""cluster/local_paths: mounts stand for folders."""
+"""cluster/local_paths and local_limits: mounts stand for folders, and what one machine cannot do is said."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import pytest
 import yaml
 
 from job_values import job
-from megatron_operator.cluster import local_paths
+from megatron_operator.cluster import local_limits, local_paths
 from megatron_operator.cluster.local_paths import Folders, NoSuchVolume
 from megatron_operator.desired.pods import pod
 
@@ -86,3 +86,21 @@ def test_the_mounts_of_a_pod_become_a_mapping():
         "/checkpoints": "/state/volumes/disk",
         "/models": "/here/m",
     }
+
+
+def test_what_has_no_effect_on_one_machine_is_said():
+    spec = {
+        "env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}, {"name": "A", "value": "1"}],
+        "envFrom": [{"secretRef": {"name": "s"}}],
+        "podTemplate": {"spec": {"containers": [{"name": "trainer"}, {"name": "proxy"}]}},
+        "scheduling": {"gang": "Native"},
+        "runPolicy": {"ttlSecondsAfterFinished": 5},
+    }
+    assert local_limits.ignored(job(spec)) == (
+        "spec.env KEY: valueFrom is not read here; this shell's variable of that name is used",
+        "envFrom is not read here; the variables of this shell are used",
+        "container proxy is not started here",
+        "queues and gang scheduling have no effect here; all pods start at once",
+        "ttlSecondsAfterFinished has no effect here; the state folder stays",
+    )
+    assert local_limits.ignored(job()) == ()

@@ -411,3 +411,14 @@ def test_more_nodes_after_a_suspension_make_a_larger_gang():
     plan = reconcile.plan(larger, seen(status=suspended, config_maps=frozenset()), NOW + 60)
     assert [name for kind, name in kinds(plan) if kind == "Pod"] == list(names.replica_names("tune", 1, 4))
     assert (plan.status["observedGeneration"], plan.status["resolved"]["worldSize"]) == (2, 4)
+
+
+def test_groups_of_earlier_attempts_are_deleted_for_they_hold_quota():
+    volcano = job({"scheduling": {"gang": "Volcano"}})
+    known = seen(pod(0), pod(1), gang=Gang(name="tune-a0", phase="Running"), stale_groups=("tune-old",))
+    group = Ref(api_version="scheduling.volcano.sh/v1beta1", kind="PodGroup", name="tune-old")
+    assert reconcile.plan(volcano, known, NOW).delete == (group,)
+    finished = {**RUNNING_STATUS, "conditions": [condition(names.SUCCEEDED)], "completionTime": START}
+    over = job({"scheduling": {"gang": "Volcano"}, "runPolicy": {"ttlSecondsAfterFinished": 1}})
+    plan = reconcile.plan(over, replace(known, pods=(), status=finished, config_maps=frozenset()), NOW)
+    assert [ref.name for ref in plan.delete] == ["tune", "tune-old", "tune-a0"]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from megatron_operator.cli.load import STATE_DIRECTORY
@@ -33,14 +34,29 @@ def run(arguments: argparse.Namespace) -> int:
     if chosen is None:
         error.print(f"no log of job {arguments.job} in {arguments.state_dir}; --state-dir names another folder")
         return FAILED
-    with chosen.open(errors="replace") as file:
-        sys.stdout.write(file.read())
-        while arguments.follow and state.read_status().get("phase") not in ENDED:
-            time.sleep(POLL_S)
-            sys.stdout.write(file.read())
-            sys.stdout.flush()
-        sys.stdout.write(file.read())
+    for text in _read(state, chosen, arguments.pod or MASTER, follow=arguments.follow):
+        sys.stdout.write(text)
+        sys.stdout.flush()
     return OK
+
+
+def _read(state: State, log: Path, part: str, *, follow: bool) -> Iterator[str]:
+    """The text of a log; followed, also what comes until the job ends, and the logs of later attempts."""
+    file = log.open(errors="replace")
+    try:
+        while True:
+            has_ended = not follow or state.read_status().get("phase") in ENDED
+            newest = choose(state, part) or log
+            yield file.read()
+            if newest != log:
+                file.close()
+                log, file = newest, newest.open(errors="replace")
+            elif has_ended:
+                return
+            else:
+                time.sleep(POLL_S)
+    finally:
+        file.close()
 
 
 def choose(state: State, part: str) -> Path | None:

@@ -22,7 +22,7 @@ from megatron_operator.cli.output import (
     show_warnings,
 )
 from megatron_operator.cli.run_display import Display
-from megatron_operator.cluster import local_machine, local_run
+from megatron_operator.cluster import local_limits, local_machine, local_run
 from megatron_operator.cluster.local import Machine
 from megatron_operator.cluster.local_paths import NoSuchVolume
 from megatron_operator.cluster.local_run import Result
@@ -62,7 +62,7 @@ def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> 
     assert isinstance(job, Job), "uid and generation change nothing that parse checks"
     if before.get("phase") == "Succeeded":
         return _already_finished(job, state, before, is_changed=_generation(before) != job.generation)
-    show_warnings(job.warnings)
+    show_warnings((*job.warnings, *local_limits.ignored(job)))
     _announce(job, state, before)
     bound, _ = bindings(arguments.volume)
     machine = Machine(num_gpus=local_machine.num_gpus(), device=arguments.device, bound=bound)

@@ -42,6 +42,7 @@ class Display:
         self._task = self._bar.add_task("Pending", total=0, facts="")
         self._line = ""
         self._next_line_at = 0.0
+        self._is_stopping = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -54,6 +55,9 @@ class Display:
 
     def show(self, look: Look) -> None:
         """Draws what is new in this look."""
+        if look.is_stopping and not self._is_stopping:
+            self._bar.console.print("[yellow]Saving and stopping[/] (a second interruption ends it at once)")
+            self._is_stopping = True
         for event in look.events:
             self._bar.console.print(event_line(event))
         progress = look.progress

@@ -28,11 +28,12 @@ Ending = Literal["succeeded", "failed", "suspended", "interrupted"]
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one look showed, for whoever displays it."""
+    """What one look showed, for whoever displays it. `is_stopping`: somebody has interrupted the run."""
 
     status: Object
     progress: Progress | None
     events: tuple[Event, ...]
+    is_stopping: bool = False
 
 
 @dataclass(kw_only=True)
@@ -83,7 +84,8 @@ def _loop(
         plan = reconcile.plan(wanted, seen, now)
         cluster.apply(wanted, plan, now)
         status = plan.status or seen.status
-        show(Look(status=status, progress=seen.progress, events=plan.events))
+        is_stopping = interruption.count > 0
+        show(Look(status=status, progress=seen.progress, events=plan.events, is_stopping=is_stopping))
         if completion.is_finished(replace(seen, status=status)):
             cluster.stop(now)
         ending = _ending(wanted, replace(seen, status=status), cluster, interruption)

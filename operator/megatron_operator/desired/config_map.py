@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 from typing import Any
 
 import yaml
@@ -37,13 +38,16 @@ def args_text(job: Job) -> str:
     Two are added where the user is silent: `save` on the checkpoint volume, and no version folder below it,
     because a restarted gang finds its checkpoint only under a path that stays the same.
     """
-    arguments = {"save": job.checkpoint.directory, "add_version": False, **job.given_args}
-    return yaml.safe_dump(plain(arguments), sort_keys=True, allow_unicode=True, width=100)
+    return yaml.safe_dump(plain(_arguments(job)), sort_keys=True, allow_unicode=True, width=100)
 
 
 def args_hash(job: Job) -> str:
     """A short digest of the arguments, to see from a pod which ones it runs with."""
-    return hashlib.sha256(args_text(job).encode()).hexdigest()[:16]
+    return hashlib.sha256(json.dumps(plain(_arguments(job)), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _arguments(job: Job) -> dict[str, Any]:
+    return {"save": job.checkpoint.directory, "add_version": False, **job.given_args}
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 (any YAML value)
