@@ -83,7 +83,11 @@ class ChatTemplate:
             raise RowError("the text holds a private-use character that the trainer needs", "U+E0F1")
         inserted = len(turns) - len(messages)
         places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-        bodies = self._aligned(text, turns, tools, places) or self._compared(text, turns, tools, places)
+        bodies = (
+            self._headed(text, turns, tools, places)
+            or self._aligned(text, turns, tools, places)
+            or self._compared(text, turns, tools, places)
+        )
         found = [
             Turn(
                 message=place - inserted,
@@ -128,6 +132,26 @@ class ChatTemplate:
 
     def _until_last_special(self, text: str) -> str:
         return text[: max((token.end() for token in self._special.finditer(text)), default=0)]
+
+    def _headed(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> list[tuple[int, int]] | None:
+        """The answers right after their headers, found without rendering again; None where that is not certain.
+
+        It is certain when nobody but the template can have written a header: then there are as many as answers.
+        """
+        header, closing = self._marks.header, self._marks.end_of_turn
+        if not (header and closing) or tools or text.count(header) != len(places):
+            return None
+        if any(header in str(turn["content"]) for turn in turns if turn["role"] != "assistant"):
+            return None
+        bodies, position = [], 0
+        for place in places:
+            start = text.index(header, position) + len(header)
+            end = _printed_until(turns[place], text, start, closing)
+            if end is None:
+                return None
+            bodies.append((start, end))
+            position = end
+        return bodies
 
     def _aligned(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> list[tuple[int, int]] | None:
         """All turns at once, where the template prints the answers as they are; None where it does not."""
@@ -202,6 +226,19 @@ def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
 def _any_of(tokens: set[str]) -> re.Pattern[str]:
     longest_first = sorted(tokens, key=lambda token: (-len(token), token))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
+
+
+def _printed_until(turn: Mapping[str, object], text: str, start: int, closing: str) -> int | None:
+    """The end of an answer that is printed as it is, perhaps after an empty thought; None when it is not."""
+    answer = turn["content"]
+    if _is_special(turn) or not isinstance(answer, str):
+        return None
+    thought = _OPENED_THOUGHT.match(text, start)
+    for begin in (start, thought.end() if thought else start):
+        for printed in (answer, answer.strip()):
+            if text.startswith(printed, begin) and text.startswith(closing, begin + len(printed)):
+                return begin + len(printed)
+    return None
 
 
 def _stand_in(number: int) -> str:

@@ -13,6 +13,7 @@ from megatron_trainer.data.sample import Sampler
 from megatron_trainer.data.stream import Stream, StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Item, MicroBatch
 
+
 def micro_batches(
     items: Sequence[Item] | Stream, sampler: Sampler | StreamSampler, *, shape: RowShape, num_workers: int
 ) -> Iterator[MicroBatch]:

@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import copy
+import logging
 from bisect import bisect_left, bisect_right
+from collections.abc import Callable
+from itertools import accumulate, chain
 from typing import Protocol
 
 from tokenizers import Encoding
 from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.words import Words, words_of
+
+logger = logging.getLogger(__name__)
 
 
 class Tokens(Protocol):
@@ -37,15 +44,70 @@ def tokenization(tokenizer: PreTrainedTokenizerBase) -> Tokenization:
 
 
 class _FastTokenization:
-    """With the `tokenizers` library, which knows each token's characters."""
+    """With the `tokenizers` library, which knows each token's characters, and words that were tokenised before."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
         self._backend.no_truncation()
         self._backend.no_padding()
+        self._words = words_of(self._backend)
+        self._is_checked = False
 
     def batch(self, texts: list[str]) -> list[Tokens]:
+        if self._words is None:
+            return self._encode(texts)
+        if not self._is_checked:
+            return self._first_batch(texts)
+        found = [_word_tokens(self._words, text, self._encode) for text in texts]
+        others = iter(self._encode([text for text, tokens in zip(texts, found, strict=True) if tokens is None]))
+        return [next(others) if tokens is None else tokens for tokens in found]
+
+    def _encode(self, texts: list[str]) -> list[Tokens]:
         return [_FastTokens(encoding) for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
+
+    def _first_batch(self, texts: list[str]) -> list[Tokens]:
+        """Tokenises both ways, to be sure that this tokenizer is understood."""
+        assert self._words is not None
+        tokens = self._encode(texts)
+        for text, right in zip(texts, tokens, strict=True):
+            remembered = _word_tokens(self._words, text, self._encode)
+            if remembered is not None and remembered.ids != right.ids:
+                logger.warning("this tokenizer cuts words in its own way; tokenising without remembered words")
+                self._words = None
+                break
+        self._is_checked = bool(texts)
+        return tokens
+
+
+def _word_tokens(words: Words, text: str, encode: Callable[[list[str]], list[Tokens]]) -> _WordTokens | None:
+    found = words.tokenise(text)
+    return None if found is None else _WordTokens(text, *found, encode)
+
+
+class _WordTokens:
+    """Tokens of words; the characters of a word's tokens are looked up only when an edge lies inside a word."""
+
+    def __init__(
+        self, text: str, words: list[str], ids: list[tuple[int, ...]], encode: Callable[[list[str]], list[Tokens]]
+    ) -> None:
+        self.ids = list(chain.from_iterable(ids))
+        self._text = text
+        self._encode = encode
+        self._ends = list(accumulate(map(len, words)))
+        self._counts = list(accumulate(map(len, ids)))
+
+    def range(self, start: int, end: int) -> tuple[int, int]:
+        first, last = self._edge(start), self._edge(end)
+        if first is None or last is None:
+            return self._encode([self._text])[0].range(start, end)
+        return first, last
+
+    def _edge(self, character: int) -> int | None:
+        """Tokens before the character, None when it lies inside a word."""
+        if character == 0:
+            return 0
+        word = bisect_left(self._ends, character)
+        return self._counts[word] if word < len(self._ends) and self._ends[word] == character else None
 
 
 class _FastTokens:

@@ -1,0 +1,109 @@
+"""python -m megatron_trainer data: says what a run would train on, and can write it down, without training.
+
+    python -m megatron_trainer data --task sft --config args.yaml [--report data.json] [--write-cached DIR]
+
+Takes the arguments of training. Data that training would read lazily or as a stream is read whole, to account for it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from transformers import AutoConfig, AutoTokenizer
+
+from megatron_trainer.data.cached import write_store
+from megatron_trainer.data.dataset import Items
+from megatron_trainer.data.prepare import Prepared, prepare
+from megatron_trainer.data.report import DataReport, Histogram
+from megatron_trainer.failure import InvalidInput, TrainingError
+from megatron_trainer.report.facts import data_facts
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.cli import parse_command_line
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+
+BAR_WIDTH = 40
+ROWS_BETWEEN_NEWS = 10_000
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0, or that of training with the same arguments and data."""
+    own, rest = _parser().parse_known_args(list(argv))
+    try:
+        args = _arguments(rest, own.task)
+        prepared = _prepare(args, own.task, packs=own.write_cached is None)
+    except TrainingError as err:
+        sys.stderr.write(f"{err}\n")
+        return int(err.exit_code)
+    sys.stdout.writelines(f"{line}\n" for line in describe(prepared.report))
+    if own.report is not None:
+        own.report.write_text(json.dumps(prepared.report.to_json(), indent=2))
+    if own.write_cached is not None:
+        _write(prepared, own.write_cached)
+        sys.stdout.write(f"written: {own.write_cached} (give it as cached_dataset)\n")
+    return ExitCode.OK
+
+
+def describe(report: DataReport) -> Iterator[str]:
+    """The report as lines of text: the facts, an example of each kind of dropped row, the lengths as bars."""
+    for label, fact in data_facts(report.to_json()):
+        yield f"{label}: {fact}"
+    for source in (*report.datasets, *report.validation):
+        for drop in source.dropped:
+            yield f"dropped, for example {drop.example_location}: {drop.reason} {drop.example_detail}".rstrip()
+    if report.histogram is not None:
+        yield from _bars(report.histogram)
+
+
+def _bars(histogram: Histogram) -> Iterator[str]:
+    most = max(1, *histogram.rows)
+    for low, high, rows in zip(histogram.edges[:-1], histogram.edges[1:], histogram.rows, strict=True):
+        yield f"{low + 1:>9,} - {high:>9,} tokens {rows:>11,} {'#' * round(BAR_WIDTH * rows / most)}".rstrip()
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m megatron_trainer data", allow_abbrev=False, description=__doc__)
+    parser.add_argument("--task", choices=("pt", "sft", "rlhf"), default="sft", help="what the data is for")
+    parser.add_argument("--report", type=Path, help="file that takes the report as JSON")
+    parser.add_argument("--write-cached", type=Path, help="folder that takes the tokenised data")
+    return parser
+
+
+def _arguments(argv: Sequence[str], task: str) -> TrainArgs:
+    parsed = parse_command_line(argv, task)  # type: ignore[arg-type]  # one of the parser's choices
+    for warning in parsed.warnings:
+        sys.stderr.write(f"{warning}\n")
+    if parsed.args is None:
+        raise InvalidInput(parsed.violations)
+    return parsed.args
+
+
+def _prepare(args: TrainArgs, task: str, *, packs: bool) -> Prepared:
+    whole = replace(args, streaming=False, lazy_tokenize=False, packing=args.packing and packs)
+    tokenizer = AutoTokenizer.from_pretrained(args.model)
+    config = AutoConfig.from_pretrained(args.model).to_dict()
+    return prepare(
+        whole,
+        tokenizer,
+        task=task,  # type: ignore[arg-type]  # one of the parser's choices
+        max_length=args.max_length or config["max_position_embeddings"],
+        save=Path(derive.save_directory(args)),
+        is_first_rank=False,
+        progress=_tell,
+    )
+
+
+def _tell(name: str, rows: int) -> None:
+    if rows // ROWS_BETWEEN_NEWS * ROWS_BETWEEN_NEWS > rows - 256:
+        sys.stderr.write(f"tokenised {rows:,} rows of {name}\n")
+
+
+def _write(prepared: Prepared, folder: Path) -> None:
+    for name, items in (("train", prepared.train), ("val", prepared.validation)):
+        if isinstance(items, Items):
+            write_store(items, folder / name)
