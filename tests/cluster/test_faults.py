@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import random
 import time
 from collections.abc import Iterator
@@ -10,10 +9,10 @@ from pathlib import Path
 
 import pytest
 
-import control_plane
 import fake_kubelet
 import fault_proxy
 import operator_process
+from chaos import operator_token, phases
 from control_plane import ControlPlane
 from fake_kubelet import FakeKubelet, Life
 from fault_proxy import Call, FaultProxy
@@ -30,12 +29,6 @@ def kubelet(quiet_plane: ControlPlane, quiet_jobs: JobClient) -> Iterator[FakeKu
     player = FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)
     with fake_kubelet.playing(player):
         yield player
-
-
-def phases(jobs: JobClient) -> dict[str, str]:
-    """Phase of every job of the namespace."""
-    items = jobs.plane.get(jobs.path("megatrontrainjobs"))["items"]
-    return {job["metadata"]["name"]: (job.get("status") or {}).get("phase", "") for job in items}
 
 
 def all_pods(jobs: JobClient) -> list[str]:
@@ -124,20 +117,6 @@ def test_every_kind_of_fault_at_once_leaves_every_job_in_its_right_end(
     for index in range(10):
         assert quiet_jobs.status(f"good-{index}")["restarts"]["total"] == 1
         assert quiet_jobs.condition("Failed", f"bad-{index}")["reason"] == "NonRetryableExit"
-
-
-def operator_token(plane: ControlPlane) -> Path:
-    """A kubeconfig with a token that may do everything: certificates cannot pass a plain HTTP proxy."""
-    with contextlib.suppress(control_plane.Refused):
-        plane.create("/api/v1/namespaces/default/serviceaccounts", {"metadata": {"name": "all"}})
-        binding = {
-            "metadata": {"name": "all"},
-            "roleRef": {"apiGroup": "rbac.authorization.k8s.io", "kind": "ClusterRole", "name": "cluster-admin"},
-            "subjects": [{"kind": "ServiceAccount", "name": "all", "namespace": "default"}],
-        }
-        plane.create("/apis/rbac.authorization.k8s.io/v1/clusterrolebindings", binding)
-    answer = plane.create("/api/v1/namespaces/default/serviceaccounts/all/token", {"spec": {}})
-    return control_plane.write_kubeconfig(plane, name="kubeconfig-all", token=answer["status"]["token"])
 
 
 def test_a_deaf_watch_is_noticed_and_begun_anew(
