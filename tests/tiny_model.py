@@ -47,6 +47,17 @@ _DEEPSEEK = {
     "n_group": 2,
     "topk_group": 1,
 }
+_SIGMOID = {
+    "n_routed_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 64,
+    "n_shared_experts": 1,
+    "first_k_dense_replace": 1,
+    "n_group": 2,
+    "topk_group": 1,
+    "routed_scaling_factor": 1.5,
+    "norm_topk_prob": True,
+}
 _YARN = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0}
 _LLAMA3 = {
     "rope_type": "llama3",
@@ -93,11 +104,34 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "deepseek_v3",
         {**_DEEPSEEK, "routed_scaling_factor": 2.5, "norm_topk_prob": True, "rope_parameters": _DEEPSEEK_YARN},
     ),
+    "glm4_moe": (
+        "glm4_moe",
+        {
+            **_SIGMOID,
+            "head_dim": 16,
+            "partial_rotary_factor": 0.5,
+            "attention_bias": True,
+            "use_qk_norm": True,
+        },
+    ),
+    "dots1": ("dots1", {**_SIGMOID, "head_dim": 16, "sliding_window": None}),
+    "glm": ("glm", {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True}),
+    "seed_oss": (
+        "seed_oss",
+        {
+            "head_dim": 16,
+            "attention_out_bias": False,
+            "mlp_bias": True,
+            "attention_dropout": 0.0,
+            "residual_dropout": 0.0,
+        },
+    ),
+    "ernie4_5": ("ernie4_5", {"head_dim": 16, "use_bias": True}),
+    "phi3": ("phi3", {"partial_rotary_factor": 0.75, "sliding_window": 23}),
     "glm4": ("glm4", {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True}),
 }
-EXPERT_MODELS = frozenset(
-    name for name, (kind, _) in MODELS.items() if "moe" in kind or kind in ("mixtral", "deepseek_v2", "deepseek_v3")
-)
+_KINDS_WITH_EXPERTS = ("qwen2_moe", "qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3", "glm4_moe", "dots1")
+EXPERT_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if kind in _KINDS_WITH_EXPERTS)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"

@@ -43,6 +43,15 @@ def test_qkv_cuts_inside_a_group_when_there_are_more_ranks_than_groups():
     assert all(map(torch.equal, back("qkv", parts), (q, k, v)))
 
 
+@pytest.mark.parametrize("size", [1, 2, 4])
+def test_query_key_and_value_in_one_tensor_are_cut_like_three(size: int):
+    """Rows q1 q2 q3 q4 k5 k6 v7 v8 of one tensor; more ranks than groups too."""
+    q, k, v = rows("1", "2", "3", "4"), rows("5", "6"), rows("7", "8")
+    parts = shares("fused_qkv", [torch.cat([q, k, v])], size)
+    assert all(map(torch.equal, parts, shares("qkv", [q, k, v], size)))
+    assert torch.equal(back("fused_qkv", parts)[0], torch.cat([q, k, v]))
+
+
 def test_qkv_biases_follow_their_weights():
     q, k, v = (torch.arange(n, dtype=torch.float32) + start for n, start in ((4, 0), (2, 10), (2, 20)))
     parts = shares("qkv", [q, k, v], 2)

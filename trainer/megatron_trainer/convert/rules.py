@@ -111,6 +111,36 @@ def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tup
     return tuple(part.flatten(0, 1) for part in split)
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Rows:
+    """The rows `first` to `first + length` of a source, as a source of its own."""
+
+    source: Source
+    first: int
+    length: int
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return (self.length, *self.source.shape[1:])
+
+    def __getitem__(self, index: slice) -> Tensor:
+        start, stop, _ = index.indices(self.length)
+        return self.source[self.first + start : self.first + stop]
+
+
+def _shard_fused_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+    (source,) = sources
+    head = source.shape[0] // (sizes.groups * (sizes.queries_per_group + 2))
+    keys = sizes.groups * head
+    queries = keys * sizes.queries_per_group
+    bounds = ((0, queries), (queries, keys), (queries + keys, keys))
+    return _shard_qkv([_Rows(source=source, first=first, length=n) for first, n in bounds], share, sizes)
+
+
+def _unshard_fused_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    return (torch.cat(_unshard_qkv(shards, dim, sizes)),)
+
+
 def _shard_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
     parts = []
     for source in sources:
@@ -157,6 +187,7 @@ def _unshard_vocabulary(shards: Sequence[Tensor], dim: int | None, sizes: Sizes)
 RULES: dict[str, Conversion] = {
     "plain": Conversion(shard=_shard_plain, unshard=_unshard_plain),
     "qkv": Conversion(shard=_shard_qkv, unshard=_unshard_qkv),
+    "fused_qkv": Conversion(shard=_shard_fused_qkv, unshard=_unshard_fused_qkv),
     "gated": Conversion(shard=_shard_gated, unshard=_unshard_gated),
     "fused_gated": Conversion(shard=_shard_fused_gated, unshard=_unshard_fused_gated),
     "vocabulary": Conversion(shard=_shard_vocabulary, unshard=_unshard_vocabulary),

@@ -16,7 +16,7 @@ from megatron_trainjob.violation import Violation
 HfConfig = Any
 """A transformers configuration object; its fields differ from family to family."""
 
-Rule = Literal["plain", "qkv", "gated", "fused_gated", "vocabulary"]
+Rule = Literal["plain", "qkv", "fused_qkv", "gated", "fused_gated", "vocabulary"]
 
 
 @dataclass(frozen=True, kw_only=True)

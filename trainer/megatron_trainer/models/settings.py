@@ -56,7 +56,7 @@ def _decoder(config: HfConfig) -> dict[str, Any]:
         "gated_linear_unit": True,
         "activation_func": ACTIVATIONS[config.hidden_act],
         "add_bias_linear": False,
-        "attention_dropout": float(config.attention_dropout or 0.0),
+        "attention_dropout": float(getattr(config, "attention_dropout", None) or 0.0),
         "init_method_std": config.initializer_range,
         **_window(config),
     }

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_trainer.models.family import Family, Weight, plain
+from megatron_trainer.models.family import Family, HfConfig, Weight, plain
 
 LAYER = "decoder.layers.{layer}."
 HF_LAYER = "model.layers.{layer}."
@@ -83,6 +83,13 @@ def experts(block: str = "mlp.", **names: str) -> tuple[Weight, ...]:
 def shared_experts(name: str) -> tuple[Weight, ...]:
     """The MLP that every token passes beside its routed experts."""
     return gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}mlp.{name}.")
+
+
+def prediction_layers(config: HfConfig) -> tuple[str, ...]:
+    """Patterns of the names of multi-token-prediction layers, which checkpoints number after the last layer."""
+    first = config.num_hidden_layers
+    numbers = range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0))
+    return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
 
 
 def table(family: Family) -> dict[str, Weight]:

@@ -1,4 +1,4 @@
-"""Llama 1 to 3.2 and Mistral: the plain decoder."""
+"""Llama 1 to 3.2, Mistral, Seed-OSS and ERNIE 4.5 (dense): the plain decoder; they differ in their biases."""
 
 from __future__ import annotations
 
@@ -19,3 +19,17 @@ LLAMA = Family(
 )
 
 MISTRAL = Family(model_type="mistral", settings=lambda _: {})
+
+SEED_OSS = Family(
+    model_type="seed_oss",
+    settings=_llama,
+    output_bias=lambda config: config.attention_out_bias,
+    mlp_bias=lambda config: config.mlp_bias,
+)
+
+ERNIE4_5 = Family(
+    model_type="ernie4_5",
+    settings=lambda config: {"add_qkv_bias": config.use_bias, "rotary_interleaved": True},
+    output_bias=lambda config: config.use_bias,
+    mlp_bias=lambda config: config.use_bias,
+)
