@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable, Sequence
 
@@ -18,7 +19,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         return trainer.run(words[0], words[1:])
     arguments = parser().parse_args(words)
     command: Command = arguments.command
-    return command(arguments)
+    try:
+        return command(arguments)
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
 
 
 def parser() -> argparse.ArgumentParser:
