@@ -10,6 +10,7 @@ import base64
 import ctypes
 import http.client
 import json
+import random
 import signal
 import socket
 import ssl
@@ -30,6 +31,7 @@ Object = Mapping[str, Any]
 READY_S = 180
 BUSY_S = 60
 NUM_TRIES = 3
+PORTS = (15_000, 32_000)
 PR_SET_PDEATHSIG = 1
 SERVICE_RANGE = "10.0.0.0/16"
 NAMES = "subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
@@ -244,11 +246,16 @@ def end_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-    return port
+    """A TCP port of loopback that nobody listens on, below the range from which clients' own ports are taken."""
+    for _ in range(100):
+        port = random.randrange(*PORTS)
+        with socket.socket() as probe:
+            try:
+                probe.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+        return port
+    raise RuntimeError(f"no free port in {PORTS}")
 
 
 def start(folder: Path) -> ControlPlane:
