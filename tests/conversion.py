@@ -99,3 +99,29 @@ def peak_of_loading(directory: Path) -> tuple[int, int]:
         held += change
         peak = max(peak, held)
     return peak, largest
+
+
+def save_sharded(directory: Path, target: Path, settings: dict[str, Any]) -> None:
+    """Loads the model and writes megatron-core's distributed checkpoint of it."""
+    from megatron.core import dist_checkpointing
+
+    from megatron_trainer.convert.load import load_weights
+
+    models, spec = built(directory, settings)
+    load_weights(models, spec)
+    dist_checkpointing.save(models[0].sharded_state_dict(), str(target))
+
+
+def load_sharded(directory: Path, source: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    """All checkpoint tensors of a model that was read from a distributed checkpoint alone."""
+    import torch
+    from megatron.core import dist_checkpointing
+
+    from parity import gathered
+
+    models, spec = built(directory, settings)
+    with torch.no_grad():
+        for parameter in models[0].parameters():
+            parameter.fill_(float("nan"))
+    models[0].load_state_dict(dist_checkpointing.load(models[0].sharded_state_dict(), str(source)))
+    return gathered(models, spec)

@@ -28,6 +28,8 @@ from typing import Any
 
 START_TIMEOUT_S = 300.0
 RUN_TIMEOUT_S = 300.0
+MAX_THREADS = 800
+"""A worker with more is replaced: gloo groups of past runs keep threads that poll, and slow the whole machine."""
 _GRACE_S = 5.0
 _STOP_TIMEOUT_S = 5.0
 _LOG_CHARACTERS = 4000
@@ -44,6 +46,9 @@ class _Worker:
     process: subprocess.Popen[bytes]
     connection: Connection
     log: Path
+
+    def num_threads(self) -> int:
+        return len(list(Path(f"/proc/{self.process.pid}/task").glob("*")))
 
     def log_tail(self) -> str:
         return self.log.read_text(errors="replace")[-_LOG_CHARACTERS:]
@@ -115,6 +120,8 @@ class Gang:
         message says where each rank stood). Ranks that do not answer end the pool; the next run starts a new one.
         """
         pool = _the_pool()
+        if any(worker.num_threads() > MAX_THREADS for worker in pool.workers):
+            pool.stop()
         pool.grow(self.size)
         pool.num_runs += 1
         store = pool.folder / f"store-{pool.num_runs}"

@@ -11,8 +11,9 @@ from typing import Any
 
 import kopf
 
-from megatron_operator import manifest, names
+from megatron_operator import names
 from megatron_operator.job import Job
+from megatron_operator.manifest import parse
 
 HANDLER = "validate"
 PLACEHOLDER_UID = "not-created-yet"
@@ -33,7 +34,7 @@ def judge(body: Mapping[str, Any]) -> str | None:
     metadata = {"uid": PLACEHOLDER_UID, "generation": 1, **body["metadata"]}
     if "deletionTimestamp" in metadata:
         return None
-    parsed = manifest.parse({**body, "metadata": metadata})
+    parsed = parse({**body, "metadata": metadata})
     return None if isinstance(parsed, Job) else "\n".join(str(violation) for violation in parsed)
 
 

@@ -40,6 +40,7 @@ MUTABLE_WHILE_SUSPENDED = (
     "podTemplate",
 )
 
+
 def definition() -> Schema:
     """The whole CustomResourceDefinition."""
     return {

@@ -242,5 +242,3 @@ def _gang(job: Job, attempt: int, seen: Seen) -> Object | None:
         return None
     phase = seen.gang.phase if seen.gang else ""
     return {"kind": "PodGroup", "name": names.group_name(job.name, attempt), "phase": phase}
-
-

@@ -169,6 +169,24 @@ def test_new_tokens_start_as_the_mean_of_the_known_ones(llama: Path):
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize("name", ["llama_bias", "glm4", "qwen2_moe", "deepseek_v3"])
+def test_a_distributed_checkpoint_holds_every_weight_and_fits_other_layouts(
+    name: str, model_root: Path, tmp_path: Path
+):
+    """Norms after blocks, biases, experts and latent attention are modules of ours; none may be left out."""
+    source = tiny_model.make(name, model_root)
+    split = {**TP2, "sequence_parallel": True, "expert_tensor_parallel_size": 1}
+    target = tmp_path / "checkpoint"
+    target.mkdir()
+    gang(2).run("conversion:save_sharded", source, target, split)
+    for settings, size in (({}, 1), (PP2, 2)):
+        (found, *_) = gang(size).run("conversion:load_sharded", source, target, settings)
+        expected = weights(source)
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.dist
 @pytest.mark.parametrize(
     ("name", "settings"),
     [("qwen2_odd", TP2), ("llama", PP2), ("qwen2_moe", EP2)],

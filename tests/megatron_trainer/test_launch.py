@@ -9,6 +9,7 @@ import time
 from pathlib import Path
 
 import pytest
+
 from megatron_trainer import environment, failure, launch
 from megatron_trainer.failure import FailureRecord
 from megatron_trainjob.exit_codes import ExitCode

@@ -12,49 +12,19 @@ from typing import Any
 
 import pytest
 
+import layouts
 import parity
 import tiny_model
 from gang import gang
 
 BOUND = 1e-4
 
-Layout = dict[str, Any]
-_SIZES = {
-    "tp": "tensor_model_parallel_size",
-    "pp": "pipeline_model_parallel_size",
-    "cp": "context_parallel_size",
-    "ep": "expert_model_parallel_size",
-    "etp": "expert_tensor_parallel_size",
-}
-
-
-def layout(text: str) -> Layout:
-    """ "tp2 sp pp2 packed" -> arguments, and the two that are none: packed, virtual."""
-    found: Layout = {"packed": False, "virtual": None, "arguments": {}}
-    for word in text.split():
-        if word == "sp":
-            found["arguments"]["sequence_parallel"] = True
-        elif word == "packed":
-            found["packed"] = True
-        elif word.startswith("vpp"):
-            found["virtual"] = int(word[3:])
-        else:
-            name = word.rstrip("0123456789")
-            found["arguments"][_SIZES[name]] = int(word[len(name) :])
-    return found
-
-
-def num_ranks(arguments: dict[str, Any]) -> int:
-    tensor, pipeline, context = (arguments.get(_SIZES[name], 1) for name in ("tp", "pp", "cp"))
-    expert = arguments.get(_SIZES["ep"], 1) * arguments.get(_SIZES["etp"], tensor)
-    return pipeline * max(tensor * context, expert)
-
 
 def check(name: str, text: str, model_root: Path) -> None:
     directory = tiny_model.make(name, model_root)
-    chosen = layout(text)
+    chosen = layouts.read(text)
     parity.make_reference(directory, packed=chosen["packed"])
-    ranks = gang(num_ranks(chosen["arguments"])).run(
+    ranks = gang(layouts.num_ranks(chosen["arguments"])).run(
         "parity:compare",
         directory,
         chosen["arguments"],
@@ -68,11 +38,8 @@ def check(name: str, text: str, model_root: Path) -> None:
         assert found.gradients <= BOUND, found.worst
 
 
-LLAMA_LAYOUTS = ("tp1", "packed", "tp2", "tp2 sp", "pp2", "cp2", "cp2 packed")
-
-
 @pytest.mark.dist
-@pytest.mark.parametrize("text", LLAMA_LAYOUTS)
+@pytest.mark.parametrize("text", layouts.BASIC)
 def test_llama_equals_transformers_in_every_basic_layout(text: str, model_root: Path):
     check("llama", text, model_root)
 
@@ -83,35 +50,18 @@ def test_every_family_equals_transformers_on_one_rank(name: str, model_root: Pat
     check(name, "tp1", model_root)
 
 
-EXPERT = tiny_model.EXPERT_MODELS
-DENSE = sorted(tiny_model.MODELS.keys() - EXPERT)
-DENSE_LAYOUTS = ("packed", "tp2", "tp2 sp", "pp2", "cp2", "cp2 packed", "tp2 pp2")
-EXPERT_LAYOUTS = ("packed", "tp2 sp etp1", "pp2", "cp2", "cp2 packed", "ep2", "tp2 sp pp2 etp1")
-WIDE_DENSE = ("tp2 sp pp2 packed", "tp2 sp cp2 packed", "pp2 vpp2")
-WIDE_EXPERT = (
-    "tp2 sp",
-    "cp2 ep2",
-    "pp2 ep2",
-    "tp2 sp ep2 etp1",
-    "tp2 sp ep2",
-    "tp2 sp pp2 packed",
-    "tp2 sp cp2 packed",
-    "pp2 vpp2",
-)
-
-
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("text", DENSE_LAYOUTS + WIDE_DENSE)
-@pytest.mark.parametrize("name", DENSE)
+@pytest.mark.parametrize("text", layouts.DENSE)
+@pytest.mark.parametrize("name", sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS))
 def test_dense_families_equal_transformers_in_every_layout(name: str, text: str, model_root: Path):
     check(name, text, model_root)
 
 
 @pytest.mark.dist
 @pytest.mark.slow
-@pytest.mark.parametrize("text", EXPERT_LAYOUTS + WIDE_EXPERT)
-@pytest.mark.parametrize("name", sorted(EXPERT))
+@pytest.mark.parametrize("text", layouts.EXPERTS)
+@pytest.mark.parametrize("name", sorted(tiny_model.EXPERT_MODELS))
 def test_families_of_experts_equal_transformers_in_every_layout(name: str, text: str, model_root: Path):
     check(name, text, model_root)
 

@@ -1,7 +1,7 @@
 """mtj export and mtj data: the trainer's own commands, started as processes with this command line's paths.
 
-    mtj data job.yaml           the data of a manifest, without training
-    mtj export --model ... --to_hf true       passed on as it is
+mtj data job.yaml           the data of a manifest, without training
+mtj export --model ... --to_hf true       passed on as it is
 """
 
 from __future__ import annotations

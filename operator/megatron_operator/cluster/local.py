@@ -129,9 +129,7 @@ class LocalCluster:
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._write_config(raw["spec"], config, paths)
         given = {entry["name"]: entry.get("value") for entry in container.get("env", ())}
-        variables = {
-            name: local_paths.rewritten(text, paths) for name, text in given.items() if isinstance(text, str)
-        }
+        variables = {name: local_paths.rewritten(text, paths) for name, text in given.items() if isinstance(text, str)}
         command = [*container["command"], *container.get("args", ())]
         working = container.get("workingDir")
         return Step(

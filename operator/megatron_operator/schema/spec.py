@@ -187,9 +187,7 @@ def _network() -> Schema:
                 ge=1024,
                 le=65535,
             ),
-            "hostNetwork": boolean(
-                "Uses the node's network, which PodSecurity baseline forbids.", default=False
-            ),
+            "hostNetwork": boolean("Uses the node's network, which PodSecurity baseline forbids.", default=False),
             "rdma": rdma,
             "multusNetworks": array("Further networks (Multus), by name.", text("A network.")),
             "ncclEnv": text_map("NCCL_* variables, for example NCCL_IB_HCA: mlx5."),

@@ -52,9 +52,7 @@ def defaulted(value: Any, schema: Schema) -> Any:  # noqa: ANN401 (any YAML valu
         filled = {
             name: _default(part) for name, part in properties.items() if value.get(name) is None and _has_default(part)
         }
-        given = {
-            name: defaulted(item, properties.get(name, {})) for name, item in value.items() if item is not None
-        }
+        given = {name: defaulted(item, properties.get(name, {})) for name, item in value.items() if item is not None}
         return {**filled, **given}
     if isinstance(value, (list, tuple)):
         return [defaulted(item, schema.get("items", {})) for item in value]

@@ -3,6 +3,7 @@
 import math
 
 import torch
+
 from megatron_trainer.losses import token
 
 

@@ -9,6 +9,7 @@ from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 
 from megatron_trainer.backend import Backend
+from megatron_trainer.models import rope
 from megatron_trainer.models.activation import ACTIVATIONS
 from megatron_trainer.models.block import Implementation
 from megatron_trainer.models.expression import moe_layers
@@ -35,6 +36,7 @@ def transformer_config(
         **_layout(spec, args, virtual_stages),
         **_precision(spec, args),
         **_computation(args, backend),
+        **_fusions(spec, args, backend),
         **_experts(spec, args, backend),
     }
     if spec.family.latent_attention:
@@ -113,11 +115,9 @@ def _precision(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
 
 
 def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
-    fused = backend.fused_kernels()
     recompute = None if args.recompute_granularity == "none" else args.recompute_granularity
-    given = {"hidden_dropout": args.hidden_dropout or 0.0}
     return {
-        **given,
+        "hidden_dropout": args.hidden_dropout or 0.0,
         "transformer_impl": implementation(args, backend),
         "attention_backend": AttnBackend[args.attention_backend],
         "perform_initialization": not args.no_initialization,
@@ -128,19 +128,35 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
         "recompute_method": args.recompute_method,
         "recompute_num_layers": args.recompute_num_layers,
         "recompute_modules": list(args.recompute_modules) if recompute == "selective" else None,
-        "bias_activation_fusion": "bias_swiglu" in fused and not args.no_bias_swiglu_fusion,
-        "bias_dropout_fusion": "bias_dropout" in fused and not args.no_bias_dropout_fusion,
-        "apply_rope_fusion": "rope" in fused and not args.no_rope_fusion,
-        "gradient_accumulation_fusion": "gradient_accumulation" in fused and not args.no_gradient_accumulation_fusion,
-        "masked_softmax_fusion": False,  # our attention and TransformerEngine's have no use for that kernel
         "persist_layer_norm": False,
     }
 
 
+def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
+    """Fused kernels that run here, are wanted, and compute the same."""
+    here = backend.fused_kernels()
+    is_swiglu = spec.hf_config.hidden_act in ("silu", "swish")
+    wanted = {
+        "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_swiglu,
+        "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,
+        "apply_rope_fusion": "rope" in here and not args.no_rope_fusion and _rotates_plainly(spec),
+        "gradient_accumulation_fusion": "gradient_accumulation" in here and not args.no_gradient_accumulation_fusion,
+    }
+    # Our attention and TransformerEngine's have no use for the fused softmax.
+    return {**wanted, "masked_softmax_fusion": False}
+
+
+def _rotates_plainly(spec: ModelSpec) -> bool:
+    """The fused rotation of packed rows drops the factor of YaRN without a word, and latent attention has its own."""
+    if spec.family.latent_attention:
+        return False
+    _, factor = rope.frequencies(spec.hf_config)
+    return factor == 1.0
+
+
 def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, Any]:
     model = spec.family.settings(spec.hf_config)
-    # Dense models too: megatron-core checks the dispatcher where rows vary in length, and its default fails
-    # that.
+    # Dense models too: megatron-core checks the dispatcher where rows vary in length; its default fails there.
     if not model.get("num_moe_experts"):
         return {"moe_token_dispatcher_type": "alltoall"}
     given = {

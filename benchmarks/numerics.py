@@ -1,0 +1,81 @@
+"""Measures every family in every layout against transformers and writes docs/numerics.md.
+
+    python benchmarks/numerics.py
+
+The same cases as tests/megatron_trainer/test_models_parity.py, which hold each difference to 1e-4.
+"""
+
+from __future__ import annotations
+
+import datetime
+import platform
+import sys
+import tempfile
+from importlib.metadata import version
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "trainer")]
+
+import layouts  # noqa: E402 - after the path
+import parity  # noqa: E402
+import tiny_model  # noqa: E402
+from gang import gang  # noqa: E402
+
+HEAD = """# Numerics
+
+Written by `python benchmarks/numerics.py`; do not edit.
+
+How far a loaded model is from transformers' own, in float32 on the CPU backend: tiny random models (4 layers, hidden
+size 64, every norm away from one and every bias away from zero), two micro-batches of a row of 96 tokens. A cell shows
+the largest absolute difference of logits (which are of size 1 to 10) and the largest difference of any weight's
+gradient relative to the largest element of that gradient, over all ranks. Every case also exports the model, bit by bit
+as it was loaded. tp, pp, cp, ep, etp are the parallel sizes, sp sequence parallelism, vpp virtual stages; packed rows
+hold several sequences.
+
+"""
+
+
+def main() -> None:
+    """Runs all cases and writes the page."""
+    dense = sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS)
+    with tempfile.TemporaryDirectory() as folder:
+        parts = [
+            table("Dense families", dense, ("tp1", *layouts.DENSE), Path(folder)),
+            table("Families of experts", sorted(tiny_model.EXPERT_MODELS), ("tp1", *layouts.EXPERTS), Path(folder)),
+        ]
+    packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "transformers"))
+    today = datetime.datetime.now(datetime.UTC).date()
+    facts = f"Measured {today} on {platform.machine()} with {packages}.\n\n"
+    (ROOT / "docs" / "numerics.md").write_text(HEAD + facts + "\n".join(parts))
+
+
+def table(title: str, names: list[str], texts: tuple[str, ...], folder: Path) -> str:
+    """A Markdown table: one row a layout, one column a model."""
+    lines = [f"## {title}", "", f"| layout | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
+    for text in texts:
+        cells = [cell(name, text, folder) for name in names]
+        lines.append(f"| {text} | {' | '.join(cells)} |")
+        print(lines[-1], flush=True)
+    return "\n".join(lines) + "\n"
+
+
+def cell(name: str, text: str, folder: Path) -> str:
+    """Logits and gradients of one case; raises when an export differs or a gradient is missing."""
+    chosen = layouts.read(text)
+    directory = tiny_model.make(name, folder)
+    parity.make_reference(directory, packed=chosen["packed"])
+    found = gang(layouts.num_ranks(chosen["arguments"])).run(
+        "parity:compare",
+        directory,
+        chosen["arguments"],
+        packed=chosen["packed"],
+        virtual_stages=chosen["virtual"],
+    )[0]
+    if found.changed or found.no_gradient:
+        raise SystemExit(f"{name} {text}: changed {found.changed}, without gradient {found.no_gradient}")
+    return f"{found.logits:.1e} {found.gradients:.1e}"
+
+
+if __name__ == "__main__":
+    main()
