@@ -1,24 +1,24 @@
-"""Rows per CPU second and fill: this trainer's tokenising and packing against the usual way, in one run.
+"""Rows per CPU second and fill: this trainer's tokenising and packing against ms-swift's own, in one run.
 
     python benchmarks/data/tokenise_and_pack.py MODEL_DIR ROWS.jsonl [--rows 100000] [--length 8192] [--processes 2]
 
-The usual way is that of ms-swift, in its shortest form: `datasets.map` renders each row piece by piece and tokenises
-every piece with the tokenizer's own call; rows are packed by the package binpacking in chunks of 1,000, and the last
-bin of a chunk goes into the next. Needs `pip install binpacking`. Times are CPU seconds of all processes, so that
-other work on the machine does not count, and wall seconds.
+ms-swift is called as its trainer calls it: load_dataset, EncodePreprocessor, PackingDataset (the package binpacking in
+chunks of 1,000). It is left out when it cannot be imported; `--peer DIR` names a folder it was installed to, without
+its dependencies on torch and transformers (`pip install --no-deps --target DIR ms-swift modelscope ...`), which are
+this environment's for both. MODEL_DIR needs the tokenizer and a config.json. Every way runs in a process of its own.
+Times are CPU seconds of all processes, so that other work on the machine counts little, and wall seconds.
 """
 
 import argparse
 import json
 import os
+import subprocess
 import sys
 import tempfile
 import time
 from itertools import cycle, islice
 from pathlib import Path
 
-import binpacking
-import datasets
 import numpy as np
 from transformers import AutoTokenizer
 
@@ -56,7 +56,8 @@ def write_rows(source: Path, target: Path, count: int) -> None:
             stream.write(json.dumps({"messages": [first, *rest]}) + "\n")
 
 
-def ours(path: Path, tokenizer, folder: Path, options) -> dict:
+def ours(path: Path, options: argparse.Namespace, folder: Path) -> dict:
+    tokenizer = AutoTokenizer.from_pretrained(options.model)
     clock = Clock()
     encoder = Encoder(tokenizer, EncodeSettings(max_length=options.length))
     tokenise(open_source(parse_spec(str(path))).records(), encoder, folder / "store", num_processes=options.processes)
@@ -66,75 +67,69 @@ def ours(path: Path, tokenizer, folder: Path, options) -> dict:
     lengths = store.lengths.sum(axis=1)
     packing = pack(lengths, options.length)
     packed = clock.read()
-    return result("ours", len(store), lengths, len(packing), tokenised, packed, options)
+    return result("ours", lengths, len(packing), tokenised, packed, options)
 
 
-def usual(path: Path, tokenizer, folder: Path, options) -> dict:
-    def encode(row):
-        ids, labels = [], []
-        for text, is_trained in pieces(row["messages"]):
-            part = tokenizer(text, return_attention_mask=False, add_special_tokens=False)["input_ids"]
-            ids += part
-            labels += part if is_trained else [-100] * len(part)
-        return {"input_ids": ids, "labels": labels, "length": len(ids)}
+def ms_swift(path: Path, options: argparse.Namespace, folder: Path) -> dict:
+    os.environ.update(MODELSCOPE_CACHE=str(folder / "ms"), HF_HUB_OFFLINE="1", MODELSCOPE_OFFLINE="1")
+    sys.path += [options.peer] if options.peer else []
+    from swift.dataset import EncodePreprocessor, PackingDataset, load_dataset
+    from swift.model import get_processor
+    from swift.template import get_template
 
+    processor = get_processor(options.model, model_type="llama")
+    template = get_template(processor, template_type="chatml", max_length=options.length)
+    template.set_mode("train")
     clock = Clock()
-    table = datasets.load_dataset("json", data_files=str(path), split="train", cache_dir=str(folder / "hf"))
-    table = table.map(encode, remove_columns=table.column_names, num_proc=options.processes)
-    table = table.filter(lambda length: length <= options.length, input_columns="length")
+    rows, _ = load_dataset([str(path)], num_proc=options.processes)
+    table = EncodePreprocessor(template)(rows, num_proc=options.processes, strict=False)
     tokenised = clock.read()
     clock = Clock()
-    lengths = np.array(table["length"])
-    rows, rest = [], []
-    for start in range(0, len(lengths), 1000):
-        chunk = [*rest, *((index, int(lengths[index])) for index in range(start, min(start + 1000, len(lengths))))]
-        bins = binpacking.to_constant_volume(chunk, options.length, weight_pos=1)
-        rows += bins[:-1]
-        rest = bins[-1]
-    rows.append(rest)
-    return result("usual", len(lengths), lengths, len(rows), tokenised, clock.read(), options)
+    packed = PackingDataset(template, table, packing_length=options.length)
+    lengths = np.array([sum(row) if isinstance(row, list) else row for row in table["lengths"]])
+    return result("ms-swift", lengths, len(packed.packed_idx), tokenised, clock.read(), options)
 
 
-def pieces(messages):
-    """ChatML in pieces of equal loss: what precedes an answer, and the answer."""
-    text = ""
-    for message in messages:
-        if message["role"] == "assistant":
-            yield text + "<|im_start|>assistant\n", False
-            yield message["content"] + "<|im_end|>\n", True
-            text = ""
-        else:
-            text += f"<|im_start|>{message['role']}\n{message['content']}<|im_end|>\n"
-
-
-def result(name, count, lengths, num_rows, tokenised, packed, options):
+def result(way, lengths, num_rows, tokenised, packed, options) -> dict:
     return {
-        "way": name,
-        "rows": count,
+        "way": way,
+        "rows": len(lengths),
         "tokens": int(lengths.sum()),
         "tokenising": tokenised,
         "packing": packed,
-        "rows_per_cpu_second": round(count / (tokenised["cpu_s"] + packed["cpu_s"])),
+        "rows_per_cpu_second": round(len(lengths) / (tokenised["cpu_s"] + packed["cpu_s"])),
+        "rows_per_second": round(len(lengths) / (tokenised["wall_s"] + packed["wall_s"])),
         "packed_rows": num_rows,
         "fill": round(float(lengths.sum() / (num_rows * options.length)), 5),
     }
 
 
+WAYS = {"ours": ours, "ms-swift": ms_swift}
+
+
+def run_alone(way: str) -> None:
+    """This command again for one way only: nothing of the other is imported or cached."""
+    subprocess.run([sys.executable, *sys.argv, "--way", way], check=way == "ours")
+
+
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("model", help="folder with the tokenizer")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", help="folder with the tokenizer and config.json")
     parser.add_argument("data", type=Path, help="JSON lines of messages")
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--peer", help="folder that ms-swift was installed to")
+    parser.add_argument("--way", choices=WAYS, help="run only this one")
     options = parser.parse_args()
-    datasets.disable_progress_bars()
-    tokenizer = AutoTokenizer.from_pretrained(options.model)
+    if options.way is None:
+        for way in WAYS:
+            run_alone(way)
+        return
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         write_rows(options.data, folder / "rows.jsonl", options.rows)
-        for way in (ours, usual):
-            print(json.dumps(way(folder / "rows.jsonl", tokenizer, folder, options)), flush=True)
+        print(json.dumps(WAYS[options.way](folder / "rows.jsonl", options, folder)), flush=True)
 
 
 if __name__ == "__main__":
