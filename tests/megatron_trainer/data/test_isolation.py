@@ -1,0 +1,42 @@
+"""Nothing crosses a sample's boundary: its loss is the same alone, packed, padded, and split over ranks."""
+
+import pytest
+
+from gang import gang
+from tiny_run import write_data
+
+TOLERANCE = 1e-5  # per token, float32 attention over other shapes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("isolation") / "train.jsonl", rows=10)
+
+
+@pytest.fixture(scope="module")
+def alone(llama, data):
+    return gang(1).run("sample_losses:losses", llama, data, {}, way="alone")[0]
+
+
+WAYS = {
+    "packed": (1, {}, "packed"),
+    "all in one row": (1, {}, "row"),
+    "padded on the right": (1, {}, "right"),
+    "padded on the left": (1, {}, "left"),
+    "packed, context parallel": (2, {"context_parallel_size": 2}, "packed"),
+    "padded, context parallel": (2, {"context_parallel_size": 2}, "right"),
+    "packed, data parallel": (2, {}, "packed"),
+    "packed, tensor and sequence parallel": (
+        2,
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        "packed",
+    ),
+}
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("ranks", "layout", "way"), WAYS.values(), ids=WAYS.keys())
+def test_the_loss_of_a_sample_does_not_depend_on_its_company(llama, data, alone, ranks, layout, way):
+    for found in gang(ranks).run("sample_losses:losses", llama, data, layout, way=way):
+        assert found == pytest.approx(alone, abs=30 * TOLERANCE)
+    assert len(set(alone)) == 10
