@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-slow lint type generate verify control-plane clean
+.PHONY: help install demo test test-cluster test-slow lint type generate verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,8 +26,11 @@ demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/train
 	@$(BIN)/mtj run examples/quickstart/trainjob.yaml --volume quickstart-data=$(DEMO)
 	@$(BIN)/python examples/quickstart/show_result.py --data $(DEMO)
 
-test: install  ## run the tests that need neither a GPU nor many minutes
-	$(BIN)/pytest -m "not gpu and not slow"
+test: install  ## run the tests that need neither a GPU, nor a cluster, nor many minutes
+	$(BIN)/pytest -m "not gpu and not slow and not cluster"
+
+test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
+	$(BIN)/pytest -m "cluster and not slow"
 
 test-slow: install  ## run the long tests as well
 	$(BIN)/pytest -m "not gpu"

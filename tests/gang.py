@@ -12,6 +12,7 @@ from __future__ import annotations
 import atexit
 import contextlib
 import faulthandler
+import gc
 import importlib
 import os
 import pickle
@@ -244,6 +245,20 @@ def _answer(
     finally:
         with contextlib.suppress(Exception):
             parallel.leave()
+        _free_models()
+
+
+def _free_models() -> None:
+    """Lets go of the models of this run, and with them of its groups, each of which keeps threads that poll.
+
+    megatron-core's data-parallel wrapper hangs itself onto autograd nodes that it holds: a circle through C++, which
+    Python's collector does not see.
+    """
+    from megatron.core.distributed import DistributedDataParallel
+
+    for wrapper in [found for found in gc.get_objects() if isinstance(found, DistributedDataParallel)]:
+        getattr(wrapper, "grad_accs", []).clear()
+    gc.collect()
 
 
 if __name__ == "__main__":

@@ -17,6 +17,7 @@ from megatron_operator.schema import structural
 from megatron_operator.schema.spec import spec as spec_schema
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args
+from megatron_trainjob.args.status import task_violations
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -46,6 +47,7 @@ def parse(
         (
             *_check_header(manifest),
             *_check_required(given),
+            *task_violations(given.get("task")),
             *shape,
             *manifest_rules.check(manifest.get("metadata") or {}, spec),
             *arguments.violations,

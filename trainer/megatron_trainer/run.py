@@ -21,6 +21,7 @@ from megatron_trainer.loop import fit
 from megatron_trainer.outputs import write_outputs
 from megatron_trainer.report import FinishRecord
 from megatron_trainer.termination import Termination
+from megatron_trainjob.args import status
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.exit_codes import ExitCode
@@ -58,8 +59,9 @@ def parse(argv: Sequence[str], env: Environment) -> Parsed:
     parsed = parse_command_line(argv[1:], argv[0], world_size=env.world_size)
     for warning in parsed.warnings:
         logger.warning("%s", warning)
-    if parsed.args is None:
-        raise InvalidInput(parsed.violations)
+    violations = (*status.task_violations(argv[0]), *parsed.violations)
+    if parsed.args is None or violations:
+        raise InvalidInput(violations)
     return parsed
 
 
