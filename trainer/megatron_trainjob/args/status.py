@@ -7,7 +7,6 @@ from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import shown
 from megatron_trainjob.violation import Violation
 
-
 TASKS_NOT_YET: dict[str, str] = {"rlhf": "preference training does not work yet; use pt or sft"}
 """Tasks that the arguments describe and the trainer cannot run, each with what to do."""
 
