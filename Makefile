@@ -46,6 +46,7 @@ type: install  ## mypy --strict on the contract and the operator
 generate: install  ## write docs/arguments.md, the CRD and the chart's copies from the argument definitions
 	$(BIN)/python -m megatron_trainjob.generate
 	$(BIN)/python -m megatron_operator.crd --write
+	$(BIN)/python charts/generate.py
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
 	@git diff --exit-code -- docs/arguments.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }

@@ -256,7 +256,7 @@ def _free_models() -> None:
     """
     from megatron.core.distributed import DistributedDataParallel
 
-    for wrapper in [found for found in gc.get_objects() if isinstance(found, DistributedDataParallel)]:
+    for wrapper in [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]:
         vars(wrapper).clear()
     gc.collect()
 
