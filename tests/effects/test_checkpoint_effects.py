@@ -113,3 +113,23 @@ def test_a_damaged_newest_checkpoint_is_passed_over(train):
     resumed = train(name="damaged", resume="Auto", attempt=1, **settings)
     assert resumed.column("lm loss") == whole
     assert torch.isfinite(torch.tensor(resumed.column("lm loss"))).all()
+
+
+@effect("load")
+def test_a_lora_run_takes_its_base_weights_from_load(train):
+    """The first loss of a fresh adapter is that of the loaded model."""
+    base = train(name="base", train_iters=3, lr=1e-2)
+    assert train(name="adapter", train_type="lora", train_iters=1, load=str(base.folder)).column("lm loss") == [
+        train(name="again", train_iters=1, load=str(base.folder), finetune=True).column("lm loss")[0]
+    ]
+
+
+@effect("ckpt_format")
+def test_ckpt_format_torch_dist_is_written_and_others_are_refused(train):
+    run = train(ckpt_format="torch_dist", train_iters=1)
+    names = {path.name for path in (run.folder / "iter_0000001").iterdir()}
+    assert {".metadata", "metadata.json", "__0_0.distcp"} <= names
+    for other in ("torch", "zarr"):
+        refused = train(ckpt_format=other, name=other)
+        assert refused.exit_code == ExitCode.BAD_ARGUMENTS
+        assert "use torch_dist" in refused.message

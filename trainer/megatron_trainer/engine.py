@@ -27,6 +27,14 @@ class Engine:
         """Names of the parameters that train in chunk `index`."""
         return frozenset(name for name, p in self.models[index].named_parameters() if p.requires_grad)
 
+    def settings(self) -> dict[str, object]:
+        """Megatron's own settings of the model as it was built: those that are plain values, for the record."""
+        return {
+            name: value
+            for name, value in sorted(vars(self.config).items())
+            if value is None or isinstance(value, (bool, int, float, str, list))
+        }
+
     def num_parameters(self, *, trainable_only: bool) -> int:
         """Parameters of the whole model, each counted once whatever the layout. Collective."""
         own = sum(

@@ -8,7 +8,7 @@ from __future__ import annotations
 import logging
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
@@ -86,6 +86,7 @@ def build(
     eval_iters = derive.eval_iters(args, len(data.validation or ()), data_parallel_size)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
     output_folder.write_json(data.report.to_json(), save / "data_report.json")
+    output_folder.write_json(engine.settings(), save / "megatron_config.json")
     output_folder.write_arguments(args, task, {"train_iters": total, "eval_iters": eval_iters}, save)
     reporter = open_reporter(args, save=save, rank=env.rank, environment=env.variables, now=clock.epoch_s)
     reporter.start(info)
@@ -135,23 +136,27 @@ def start_state(args: TrainArgs, env: Environment, engine: Engine, backend: Back
         return checkpoint_load.resume(engine, own, backend, policy)
     if env.resume == "Required":
         raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
-    for found, trainable_only in _given_checkpoints(args):
-        if args.finetune or not trainable_only and args.train_type == "lora":
-            checkpoint_load.weights(engine, found, trainable_only=trainable_only)
+    for found, part in _given_checkpoints(args):
+        if args.finetune or (part == "base" and args.train_type == "lora"):
+            checkpoint_load.weights(engine, found, part)
         else:
             return checkpoint_load.resume(engine, found, backend, policy)
     return TrainState()
 
 
-def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, bool]]:
-    """What load and adapter_load name, each with whether it holds the trainable part alone; the base comes first."""
-    found = []
-    for name, path, trainable_only in (("load", args.load, False), ("adapter_load", args.adapter_load, True)):
+def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base", "trainable"]]]:
+    """What load and adapter_load name, each with the part of the model that it holds; the base comes first."""
+    found: list[tuple[Checkpoint, Literal["base", "trainable"]]] = []
+    sources: tuple[tuple[str, str | None, Literal["base", "trainable"]], ...] = (
+        ("load", args.load, "base"),
+        ("adapter_load", args.adapter_load, "trainable"),
+    )
+    for name, path, part in sources:
         if path is None:
             continue
         checkpoint = checkpoint_load.find(Path(path))
         if checkpoint is not None:
-            found.append((checkpoint, trainable_only))
+            found.append((checkpoint, part))
         elif args.exit_on_missing_checkpoint:
             message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
             raise TrainingError(ExitCode.NO_CHECKPOINT, message)

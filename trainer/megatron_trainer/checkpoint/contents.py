@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -13,6 +13,7 @@ from megatron.core.dist_checkpointing.mapping import ShardedObject
 from megatron_trainer.backend import Backend
 from megatron_trainer.backend.adam_step import create_adam_state
 from megatron_trainer.engine import Engine
+from megatron_trainer.lora.names import is_adapter
 from megatron_trainer.state import TrainState
 
 StateDict = dict[str, Any]
@@ -28,15 +29,18 @@ def metadata() -> StateDict:
     }
 
 
-def model_state(engine: Engine, *, trainable_only: bool) -> StateDict:
-    """Sharded tensors of every model chunk; trainable_only: those alone that train (a LoRA run's adapters)."""
+Part = Literal["whole", "trainable", "base"]
+"""Of a model: everything, what trains (a LoRA run's adapters), or all but the adapters."""
+
+
+def model_state(engine: Engine, part: Part) -> StateDict:
+    """Sharded tensors of this part of every model chunk."""
     states = {}
     for index, model in enumerate(engine.models):
         state = model.sharded_state_dict(metadata=metadata())
-        if trainable_only:
-            names = engine.trainable_names(index)
-            state = {name: value for name, value in state.items() if name in names}
-        states[_chunk_key(engine, index)] = state
+        names = engine.trainable_names(index)
+        kept = {"whole": lambda _: True, "trainable": names.__contains__, "base": lambda name: not is_adapter(name)}
+        states[_chunk_key(engine, index)] = {name: value for name, value in state.items() if kept[part](name)}
     return states
 
 

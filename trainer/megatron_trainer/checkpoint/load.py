@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
@@ -46,7 +46,7 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     """
     manifest = _manifest(checkpoint)
     is_lora = manifest.train_type == "lora"
-    wanted = contents.model_state(engine, trainable_only=is_lora)
+    wanted = contents.model_state(engine, "trainable" if is_lora else "whole")
     models = dict(wanted)
     wanted["train_state"] = {}
     if policy.with_optimizer and manifest.has_optimizer:
@@ -65,10 +65,10 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     return TrainState(**loaded["train_state"])
 
 
-def weights(engine: Engine, checkpoint: Checkpoint, *, trainable_only: bool) -> None:
+def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
     """Loads the model alone: the base of a LoRA run, an adapter, the start of a fine-tuning. Collective."""
-    loaded = _load(contents.model_state(engine, trainable_only=trainable_only), checkpoint)
-    contents.load_model_state(engine, loaded, strict=not trainable_only)
+    loaded = _load(contents.model_state(engine, part), checkpoint)
+    contents.load_model_state(engine, loaded, strict=False)
     engine.optimizer.reload_model_params()
 
 

@@ -59,7 +59,7 @@ def save(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy
 
 
 def _state(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
-    models = contents.model_state(engine, trainable_only=policy.train_type == "lora")
+    models = contents.model_state(engine, "trainable" if policy.train_type == "lora" else "whole")
     saved = {**models, "train_state": contents.train_state(state)}
     if policy.with_optimizer:
         saved["optimizer"] = contents.optimizer_state(engine, models, is_loading=False)

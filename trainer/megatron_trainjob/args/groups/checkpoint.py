@@ -73,8 +73,11 @@ class Checkpoint:
         "torch_dist",
         "Format of checkpoints on disk.",
         applies_to=EVERY_TASK,
-        status="not yet",
-        refused_choices={"zarr": "Megatron-Core no longer reads or writes zarr; use torch_dist"},
+        status="works",
+        refused_choices={
+            "torch": "a checkpoint in this format loads in the layout that wrote it alone; use torch_dist",
+            "zarr": "Megatron-Core no longer reads or writes zarr; use torch_dist",
+        },
     )
     no_initialization: bool = arg(
         True,

@@ -30,7 +30,7 @@ class Distributed:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     pipeline_model_parallel_size: int = arg(
         1,
@@ -39,7 +39,7 @@ class Distributed:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     decoder_first_pipeline_num_layers: int | None = arg(
         None,
@@ -48,7 +48,7 @@ class Distributed:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     decoder_last_pipeline_num_layers: int | None = arg(
         None,
@@ -57,13 +57,13 @@ class Distributed:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     sequence_parallel: bool = arg(
         False,
         "Split norm and dropout activations along the sequence over the tensor-parallel ranks.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     context_parallel_size: int = arg(
         1,
@@ -71,7 +71,7 @@ class Distributed:
         unit="ranks",
         ge=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     tp_comm_overlap: bool = arg(
         False,
@@ -82,13 +82,13 @@ class Distributed:
         False,
         "Overlap the reduction of gradients with the backward pass.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     overlap_param_gather: bool = arg(
         False,
         "Overlap the gathering of updated parameters with the forward pass.",
         featured=True,
-        status="not yet",
+        status="works",
     )
     distributed_timeout_minutes: int = arg(
         300_000,

@@ -37,7 +37,7 @@ class Training:
             'the sub-modules in recompute_modules, "none" nothing.'
         ),
         featured=True,
-        status="not yet",
+        status="works",
     )
     recompute_method: Literal["uniform", "block"] | None = arg(
         None,
@@ -46,7 +46,7 @@ class Training:
             "takes the first layers of each stage."
         ),
         featured=True,
-        status="not yet",
+        status="works",
     )
     recompute_num_layers: int | None = arg(
         None,
@@ -57,12 +57,12 @@ class Training:
         unit="layers",
         ge=1,
         featured=True,
-        status="not yet",
+        status="works",
     )
     recompute_modules: tuple[Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"], ...] = arg(
         ("core_attn",),
         "Sub-modules computed again under selective recomputation.",
-        status="not yet",
+        status="works",
     )
     deterministic_mode: bool = arg(
         False,

@@ -1,0 +1,88 @@
+"""Effects of the arguments of parallel layout and recomputation: the run is split otherwise and learns the same.
+
+What was built is read from megatron_config.json and from the checkpoint's manifest; losses are compared with the run of
+one rank. 2e-4: float32 sums in another order, over four steps with a learning rate of 1e-3.
+"""
+
+import json
+
+import pytest
+
+from effects.registry import effect
+
+pytestmark = pytest.mark.dist
+TOLERANCE = 2e-4
+
+
+def layout(run) -> dict[str, int]:
+    assert run.exit_code == 0, run.message
+    return json.loads((run.folder / "iter_0000004" / "manifest.json").read_text())["layout"]
+
+
+def config(run) -> dict[str, object]:
+    assert run.exit_code == 0, run.message
+    return json.loads((run.folder / "megatron_config.json").read_text())
+
+
+@effect("tensor_model_parallel_size")
+def test_tensor_parallel_ranks_share_every_matrix_and_learn_the_same(train, plain):
+    run = train(ranks=2, tensor_model_parallel_size=2)
+    assert (layout(run)["tp"], layout(run)["dp"]) == (2, 1)
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+
+
+@effect("sequence_parallel")
+def test_sequence_parallel_splits_activations_and_learns_the_same(train, plain):
+    run = train(ranks=2, tensor_model_parallel_size=2, sequence_parallel=True)
+    assert config(run)["sequence_parallel"] is True
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+
+
+@effect("pipeline_model_parallel_size")
+def test_pipeline_stages_hold_layers_each_and_learn_the_same(train, plain):
+    run = train(ranks=2, pipeline_model_parallel_size=2)
+    assert (layout(run)["pp"], layout(run)["dp"]) == (2, 1)
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+
+
+@effect("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
+@pytest.mark.parametrize(("end", "layers"), [("first", 1), ("last", 3)])
+def test_a_stage_can_hold_more_layers_than_the_other(train, plain, end, layers):
+    name = f"decoder_{end}_pipeline_num_layers"
+    run = train(ranks=2, pipeline_model_parallel_size=2, **{name: layers})
+    assert config(run)[f"num_layers_in_{end}_pipeline_stage"] == layers
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+
+
+@effect("context_parallel_size")
+def test_context_parallel_ranks_share_every_sequence_and_learn_the_same(train, plain):
+    run = train(ranks=2, context_parallel_size=2)
+    assert (layout(run)["cp"], layout(run)["dp"]) == (2, 1)
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+
+
+@effect("overlap_grad_reduce", "overlap_param_gather")
+def test_overlapped_communication_changes_no_number(train):
+    alone = train(ranks=2).column("lm loss")
+    reduce = train(ranks=2, overlap_grad_reduce=True)
+    both = train(ranks=2, overlap_grad_reduce=True, overlap_param_gather=True)
+    assert reduce.column("lm loss") == pytest.approx(alone, abs=1e-6)
+    assert both.column("lm loss") == pytest.approx(alone, abs=1e-6)
+
+
+@effect("recompute_granularity", "recompute_method", "recompute_num_layers", "recompute_modules")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"recompute_granularity": "none"},
+        {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2},
+        {"recompute_granularity": "full", "recompute_method": "block", "recompute_num_layers": 1},
+        {"recompute_modules": ["mlp"]},
+    ],
+    ids=["none", "uniform", "block", "modules"],
+)
+def test_recomputation_is_set_as_asked_and_changes_no_number(train, plain, given):
+    run = train(**given)
+    wanted = {name: None if value == "none" else value for name, value in given.items()}
+    assert {name: config(run)[name] for name in wanted} == wanted
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-6)

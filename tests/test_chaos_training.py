@@ -1,0 +1,12 @@
+"""A real training that is killed ends exactly as one left alone (chaos_training.py does it 20 times and more)."""
+
+import pytest
+
+from chaos_training import compare
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(900)
+def test_a_killed_training_ends_with_every_loss_of_the_undisturbed_one(tmp_path):
+    assert "bit-identical" in compare(tmp_path, kills=2, seed=3, steps=300)
