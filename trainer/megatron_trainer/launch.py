@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 LINGER_S = 10.0  # how long the other ranks may take to fail by themselves before they are killed
 POLL_S = 0.05
-RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.run"]
+RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.rank"]
 PR_SET_PDEATHSIG = 1
 
 

@@ -7,12 +7,8 @@ bugs a traceback in the log.
 from __future__ import annotations
 
 import logging
-import os
-import sys
 import warnings
 from collections.abc import Sequence
-
-import torch.distributed as dist
 
 from megatron_trainer import environment, failure, garbage, setup
 from megatron_trainer.environment import Environment
@@ -113,14 +109,3 @@ def _fail(env: Environment, termination: Termination, exit_code: int, message: s
     )
     failure.write(env.failure_file, record)
     return exit_code
-
-
-if __name__ == "__main__":
-    code = main(sys.argv[1:])
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code not in (ExitCode.OK, ExitCode.PREEMPTED):
-        os._exit(code)  # peers may be gone: an orderly end of the process group would wait for them
-    if dist.is_initialized():
-        dist.destroy_process_group()
-    sys.exit(code)

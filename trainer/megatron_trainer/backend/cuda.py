@@ -55,6 +55,8 @@ class CudaBackend:
             found |= {"rope", "moe_permute"}
         if importlib.util.find_spec("fused_weight_gradient_mlp_cuda"):
             found.add("gradient_accumulation")
+        if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
+            found.add("flash_attention")
         return frozenset(found)
 
     def install(self) -> None:

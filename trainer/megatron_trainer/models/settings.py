@@ -119,7 +119,7 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
     return {
         "hidden_dropout": args.hidden_dropout or 0.0,
         "transformer_impl": implementation(args, backend),
-        "attention_backend": AttnBackend[args.attention_backend],
+        "attention_backend": _attention(args, backend),
         "perform_initialization": not args.no_initialization,
         # On the host every layout draws the same weights: the whole matrix is drawn, then cut.
         "use_cpu_initialization": args.use_cpu_initialization or backend.device.type == "cpu",
@@ -130,6 +130,13 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
         "recompute_modules": list(args.recompute_modules) if recompute == "selective" else None,
         "persist_layer_norm": False,
     }
+
+
+def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
+    """The attention kernels as asked; the default, flash, becomes TransformerEngine's own choice without flash-attn."""
+    if args.attention_backend == "flash" and "flash_attention" not in backend.fused_kernels():
+        return AttnBackend.auto
+    return AttnBackend[args.attention_backend]
 
 
 def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
