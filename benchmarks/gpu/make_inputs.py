@@ -59,6 +59,7 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
         "no_save_optim": True,
     }
     write(folder / "full.yaml", full)
+    write(folder / "full-ga.yaml", full | {"micro_batch_size": 2})
     write(folder / "lora.yaml", full | {"train_type": "lora"})
 
 

@@ -14,7 +14,7 @@ for name in tiny-fp32 tiny-bf16 tiny-lora; do
   done
 done
 python3 benchmarks/gpu/compare.py "$out/runs"
-for name in full lora; do
+for name in full full-ga lora; do
   NPROC_PER_NODE=1 MTJ_TERMINATION_LOG=$out/$name.failure timeout 300 python3 -m megatron_trainer sft \
     --config "$out/inputs/$name.yaml" --save "$out/runs/$name" > "$out/$name.log" 2>&1
   echo "$name exit $?"
