@@ -87,6 +87,26 @@ def test_a_stopped_and_resumed_run_is_bit_identical(llama, data, tmp_path, ranks
     assert equal(resumed.weights(), whole.weights())
 
 
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_type": "lora", "lora_dropout": 0.3, "lr": 1e-2, "merge_lora": True},
+        {"torch_dtype": "bfloat16"},
+        {"train_type": "lora", "lora_dropout": 0.3, "lr": 1e-2, "merge_lora": True, "torch_dtype": "bfloat16"},
+    ],
+    ids=["LoRA with dropout", "bfloat16", "LoRA with dropout in bfloat16"],
+)
+def test_dropout_and_half_precision_resume_bit_identically_with_evaluations_between(llama, data, tmp_path, given):
+    """Two ranks, and loader workers, which must not draw from the generator that dropout uses."""
+    given = {"train_iters": 6, "to_hf": True, "num_workers": 1, "val_dataset": [str(data)], "eval_interval": 2, **given}
+    whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=2)
+    stopped = arguments(llama, data, tmp_path / "stopped", **given)
+    assert train(stopped, ranks=2, stop_at=3, resume="Auto").exit_code == ExitCode.PREEMPTED
+    resumed = train(stopped, ranks=2, resume="Auto", attempt=1)
+    assert resumed.column("lm loss") == whole.column("lm loss")
+    assert equal(resumed.weights(), whole.weights())
+
+
 def equal(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
     return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
 

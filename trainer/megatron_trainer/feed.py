@@ -39,6 +39,9 @@ class Feed:
             batch_sampler=replace(self.sampler, consumed_samples=consumed_samples),  # type: ignore[arg-type]
             collate_fn=partial(collate, shape=self.shape),
             num_workers=self.num_workers,
+            # The loader draws a seed for its workers; from the global generator, a resumed run would draw once more
+            # than an uninterrupted one and its dropout would differ from there on.
+            generator=torch.Generator(),
             # A forked worker shares the mapped data and costs nothing to start; any other way imports all of torch.
             multiprocessing_context="fork" if self.num_workers else None,
         )
