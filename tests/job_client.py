@@ -115,6 +115,10 @@ class JobClient:
         items = self.plane.get(self.path("events"))["items"]
         return {event["reason"]: event for event in items if event["involvedObject"]["name"] == name}
 
+    def await_events(self, *reasons: str) -> dict[str, Object]:
+        """Waits for events of all these reasons: the operator writes them after the change they tell of."""
+        return wait_until(self.events, set(reasons).issubset, f"events {sorted(reasons)}")
+
     def end_pod(self, pod: str, exit_code: int, *, message: str = "", reason: str = "") -> None:
         """Ends the pod's container, as its kubelet would report it."""
         raw = self.plane.get(self.path("pods", pod))

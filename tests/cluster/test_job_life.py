@@ -28,7 +28,7 @@ def test_a_job_gets_its_objects_runs_and_succeeds_with_its_master(jobs: JobClien
     status = jobs.await_phase("Succeeded")
     assert status["completionTime"]
     assert status["observedGeneration"] == 1
-    assert {"GangCreated", "JobRunning", "JobSucceeded"} <= set(jobs.events())
+    jobs.await_events("GangCreated", "JobRunning", "JobSucceeded")
 
 
 def test_one_failed_pod_restarts_the_whole_gang_under_new_names(jobs: JobClient):

@@ -166,7 +166,7 @@ def test_a_gang_that_gives_no_more_sign_of_life_is_restarted_also_by_an_operator
         quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
         assert quiet_jobs.status()["lastFailure"]["reason"] == "Hung"
         assert quiet_jobs.status()["restarts"]["counted"] == 1
-        assert "JobHung" in quiet_jobs.events()
+        quiet_jobs.await_events("JobHung")
 
 
 def test_a_follower_hands_a_push_on_to_the_leader(
