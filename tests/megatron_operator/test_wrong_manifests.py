@@ -274,6 +274,17 @@ def test_a_model_in_a_bound_volume_is_looked_at(here, capsys):
     assert "no folder" in problems(capsys)["spec.args.model"]
 
 
+def test_a_run_looks_at_volumes_before_their_folders_are_made(here, capsys):
+    changes = {
+        "args": {"model": "/data/model"},
+        "volumes": [{"name": "data", "persistentVolumeClaim": {"claimName": "disk"}}],
+        "volumeMounts": [{"name": "data", "mountPath": "/data"}],
+    }
+    assert main(["run", write(here, changes)]) == 2
+    assert "bind the volume with --volume" in " ".join(capsys.readouterr().err.split())
+    assert not (here / ".mtj").exists()
+
+
 def test_what_an_initializer_fetches_need_not_be_there(here, capsys):
     changes = {
         "args": {"model": "/checkpoints/m"},

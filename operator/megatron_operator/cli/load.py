@@ -63,7 +63,7 @@ def load(arguments: argparse.Namespace, *, local: bool) -> Loaded:
     bound, wrong = bindings(arguments.volume)
     if local:
         raw = local_machine.with_local_processes(raw, local_machine.num_gpus())
-    mounted = local_machine.mounts(raw, _folders(raw, arguments.state_dir, bound))
+    mounted = local_machine.mounts(raw, _folders(raw, arguments.state_dir, bound), runs_here=local)
     hf_config = local_machine.read_hf_config(raw, mounted)
     parsed = manifest.parse(raw, hf_config=hf_config)
     found = () if isinstance(parsed, Job) else parsed

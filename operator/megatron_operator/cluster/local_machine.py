@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -38,8 +39,11 @@ def with_local_processes(manifest: Object, gpus: int) -> Object:
     return {**manifest, "spec": {**spec, "nprocPerNode": share}} if share else manifest
 
 
-def mounts(manifest: Object, folders: Folders) -> dict[str, Path | None]:
-    """mountPath -> folder for each mount, None where no folder is known. Takes any manifest, also a wrong one."""
+def mounts(manifest: Object, folders: Folders, *, runs_here: bool = False) -> dict[str, Path | None]:
+    """mountPath -> folder for each mount, None where no folder is known. Takes any manifest, also a wrong one.
+
+    runs_here: the job is to run on this machine, so that a folder is known even before it is made.
+    """
     spec = manifest.get("spec")
     if not isinstance(spec, Mapping):
         return {}
@@ -47,12 +51,13 @@ def mounts(manifest: Object, folders: Folders) -> dict[str, Path | None]:
     spec = structural.defaulted(readable, spec_schema())
     claim = (spec["checkpoint"].get("pvc") or {}).get("claimName")
     volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    known_folder = partial(_known_folder, folders, runs_here)
     found = {
-        mount["mountPath"]: _known_folder(volumes.get(mount["name"]), folders, mount.get("subPath", ""))
+        mount["mountPath"]: known_folder(volumes.get(mount["name"]), mount.get("subPath", ""))
         for mount in spec.get("volumeMounts", ())
     }
     checkpoint = {"name": "checkpoint", "persistentVolumeClaim": {"claimName": claim}} if claim else None
-    return {spec["checkpoint"]["mountPath"]: _known_folder(checkpoint, folders, ""), **found}
+    return {spec["checkpoint"]["mountPath"]: known_folder(checkpoint, ""), **found}
 
 
 def local_path(path: str, mounted: Mapping[str, Path | None]) -> Path | None:
@@ -138,13 +143,13 @@ def _is_path(text: str) -> bool:
     return text.startswith(("/", "./", "../", "~")) or Path(text).exists()
 
 
-def _known_folder(volume: Object | None, folders: Folders, sub_path: str) -> Path | None:
-    """The folder behind a volume if there is one here already."""
+def _known_folder(folders: Folders, runs_here: bool, volume: Object | None, sub_path: str) -> Path | None:  # noqa: FBT001
+    """The folder behind a volume if there is one here already, or will be."""
     try:
         folder = local_paths.folder_of(volume, folders) if volume else None
     except NoSuchVolume:
         return None
-    return folder / sub_path if folder is not None and folder.is_dir() else None
+    return folder / sub_path if folder is not None and (runs_here or folder.is_dir()) else None
 
 
 def _is_broken(name: str, value: object) -> bool:
