@@ -145,7 +145,7 @@ def micro_batch(row: Any, lengths: Sequence[int], *, packed: bool) -> Any:
         labels_BT=row.roll(-1)[None],
         loss_weight_BT=torch.ones(1, len(row)),
         position_ids_BT=torch.cat([torch.arange(length) for length in lengths])[None],
-        padding_BT=torch.zeros(1, len(row), dtype=torch.bool),
+        sequence_BT=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None],
         cu_seqlens=starts if packed else None,
         max_seqlen=max(lengths),
         attention_mask=None,

@@ -178,7 +178,7 @@ def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _randomise(model)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
-    _tokenizer().save_pretrained(directory)
+    tokenizer().save_pretrained(directory)
     (directory / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": 2}))
 
 
@@ -197,7 +197,7 @@ def _randomise(model: Any) -> None:
 
 
 @cache
-def _tokenizer() -> Any:
+def tokenizer() -> Any:
     """A byte-level BPE of at most VOCAB_SIZE - 5 tokens, so that it fits every model here."""
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import PreTrainedTokenizerFast

@@ -8,17 +8,20 @@ import json
 import datasets
 import pytest
 
+import tiny_model
 from effects.registry import effect
 from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.collate import collate
 from megatron_trainer.data.lazy import LazyStore
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.settings import row_shape
+from megatron_trainer.data.stream import StreamSampler, micro_batches_of
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.parse import parse
 from text_models import chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
+TINY = tiny_model.tokenizer()
 
 
 @pytest.fixture
@@ -247,3 +250,41 @@ def test_cached_dataset_is_tokenised_data_of_an_earlier_time(prepared, tmp_path)
     write_store(made.train, tmp_path / "cached" / "train")
     read = prepared(cached_dataset=[str(tmp_path / "cached")], dataset_shuffle=False)
     assert answers(read.train) == answers(made.train)
+
+
+@effect("streaming")
+def test_streaming_reads_and_tokenises_while_training(prepared, rows):
+    done = []
+    stream = prepared(streaming=True, dataset_shuffle=False, progress=lambda *_: done.append(1))
+    sampler = StreamSampler(micro_batch_size=1, data_parallel_rank=0, data_parallel_size=1, num_epochs=2)
+    assert (stream.num_items, done) == (None, [])
+    assert answers(item for [item] in micro_batches_of(stream.train, sampler)) == [row["response"] for row in rows] * 2
+
+
+@effect("shuffle_buffer_size")
+def test_shuffle_buffer_size_is_how_many_rows_of_a_stream_are_shuffled_together(prepared):
+    sampler = StreamSampler(micro_batch_size=1, data_parallel_rank=0, data_parallel_size=1, num_epochs=1)
+    for size in (4, 10):
+        stream = prepared(streaming=True, shuffle_buffer_size=size).train
+        read = [int(answer[1:]) for answer in answers(item for [item] in micro_batches_of(stream, sampler))]
+        assert [n // size for n in read] == sorted(n // size for n in range(20))
+        assert read != list(range(20))
+
+
+@pytest.mark.dist
+@effect("enable_channel_loss")
+def test_enable_channel_loss_reports_the_loss_of_each_channel(train, write):
+    """The mean over channels, weighted with their trained tokens, is the loss; rows without a channel are one too."""
+    responses = {"a": "Blue.", "b": "The dog barks, and the fox says something else.", None: "Yes."}
+    path = write("channels.jsonl", [{"query": "q", "response": r, "channel": c} for c, r in responses.items()] * 2)
+    given = {"dataset": [path], "val_dataset": [path], "global_batch_size": 6, "train_iters": 1, "eval_interval": 1}
+    given |= {"lr": 1e-9}  # so that the evaluation after the step gives the losses of the step
+    without, run = train(**given), train(**given, enable_channel_loss=True)
+    (step, evaluated), names = (run.log[0], run.log[1]), ("loss_None", "loss_a", "loss_b")
+    assert not {*names} & without.log[0].keys()
+    assert step["lm loss"] == without.log[0]["lm loss"]
+    tokens = {name: len(TINY(responses[None if name == "loss_None" else name[-1]])["input_ids"]) + 1 for name in names}
+    mean = sum(step[name] * tokens[name] for name in names) / sum(tokens.values())
+    assert mean == pytest.approx(step["lm loss"], abs=1e-6)
+    assert len({round(step[name], 2) for name in names}) == 3
+    assert [evaluated[f"eval_{name}"] for name in names] == pytest.approx([step[name] for name in names], abs=1e-6)

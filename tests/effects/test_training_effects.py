@@ -161,8 +161,12 @@ def test_dataset_names_what_is_read(train, tmp_path, plain):
 
 @effect("val_dataset")
 def test_val_dataset_is_what_evaluation_reads(train, tmp_path):
-    eight = write_data(tmp_path / "eight.jsonl", rows=8)
+    eight, three = (write_data(tmp_path / f"{rows}.jsonl", rows=rows) for rows in (8, 3))
     assert train(val_dataset=[str(eight)], train_iters=1).column("eval_samples") == [8]
+    of_one_batch = train(dataset=[str(three)], global_batch_size=3, train_iters=1).column("lm loss")
+    less_than_one = train(val_dataset=[str(three)], train_iters=1, lr=1e-9)
+    assert less_than_one.column("eval_samples") == [3]
+    assert less_than_one.column("eval_lm loss") == pytest.approx(of_one_batch, abs=1e-5)
 
 
 @effect("split_dataset_ratio")

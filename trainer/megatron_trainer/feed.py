@@ -7,50 +7,63 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from functools import partial
 from itertools import islice
 
 import torch
-from torch.utils.data import DataLoader
 
+from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
-from megatron_trainer.data.collate import RowShape, collate
-from megatron_trainer.data.sample import Sampler
+from megatron_trainer.data.collate import RowShape
+from megatron_trainer.data.loader import micro_batches
+from megatron_trainer.data.sample import Sampler, Stretch
+from megatron_trainer.data.stream import Stream, StreamSampler
 from megatron_trainer.data.values import Item, MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """A set of items and how they become global batches. sampler: at the start of the data."""
+    """A set or a stream of items and how they become global batches.
 
-    items: Sequence[Item]
-    sampler: Sampler
+    sampler: at the start of the data. keeps_rest: whether the micro-batches that fill no global batch are one too.
+    """
+
+    items: Sequence[Item] | Stream
+    sampler: Sampler | StreamSampler
     shape: RowShape
     num_micro_batches: int
     num_workers: int
+    keeps_rest: bool = False
 
-    def global_batches(self, consumed_samples: int, backend: Backend) -> Iterator[list[MicroBatch]]:
+    @property
+    def step(self) -> Stretch:
+        """What all ranks together read for one global batch."""
+        micro, ranks = self.sampler.micro_batch_size, self.sampler.data_parallel_size
+        return Stretch(
+            num_samples=micro * ranks * self.num_micro_batches, micro_batch_size=micro, data_parallel_size=ranks
+        )
+
+    def global_batches(
+        self, consumed_samples: int, history: tuple[Stretch, ...], backend: Backend
+    ) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of one global batch after the other, from the given sample on.
 
-        Ends when the sampler ends; a last global batch that is not full is dropped.
+        history: the layouts in which the samples before it were read. Ends when the sampler ends, at the same batch on
+        all ranks.
         """
-        loader = DataLoader(
-            self.items,  # type: ignore[arg-type]  # any sized sequence will do
-            batch_sampler=replace(self.sampler, consumed_samples=consumed_samples),  # type: ignore[arg-type]
-            collate_fn=partial(collate, shape=self.shape),
-            num_workers=self.num_workers,
-            # The loader draws a seed for its workers; from the global generator, a resumed run would draw once more
-            # than an uninterrupted one and its dropout would differ from there on.
-            generator=torch.Generator(),
-            # A forked worker shares the mapped data and costs nothing to start; any other way imports all of torch.
-            multiprocessing_context="fork" if self.num_workers else None,
-        )
-        micro_batches = iter(loader)
+        sampler = replace(self.sampler, consumed_samples=consumed_samples, history=history)
+        one_by_one = micro_batches(self.items, sampler, shape=self.shape, num_workers=self.num_workers)
         while True:
-            batches = [on_device(b, backend.device) for b in islice(micro_batches, self.num_micro_batches)]
-            if len(batches) < self.num_micro_batches:
+            batches = [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]
+            if not self._are_enough_everywhere(batches, backend):
                 return
             yield batches
+
+    def _are_enough_everywhere(self, batches: Sequence[MicroBatch], backend: Backend) -> bool:
+        """Whether all ranks have their part of a global batch. A sampler deals the same to all; a stream may not."""
+        is_full = len(batches) >= (1 if self.keeps_rest else self.num_micro_batches)
+        if isinstance(self.sampler, StreamSampler) and self.sampler.num_epochs is not None:
+            return parallel.is_true_everywhere(is_full, backend)
+        return is_full
 
 
 def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:

@@ -12,6 +12,7 @@ from itertools import islice
 from megatron_trainer import garbage, optim
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint.save import SavePolicy, save
+from megatron_trainer.data.sample import Stretch, extended
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.feed import Feed
@@ -53,19 +54,21 @@ class Run:
 
 def fit(run: Run, state: TrainState) -> TrainState:
     """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop."""
-    batches = run.train.global_batches(state.consumed_samples, run.backend)
-    saved_at = state.iteration
+    batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
+    saved_at = evaluated_at = state.iteration
     while state.iteration < run.total_iterations:
         micro_batches = next(batches, None)
         if micro_batches is None:
             logger.info("the data has ended at iteration=%d", state.iteration)
+            if evaluated_at != state.iteration:
+                state = validate(run, state)
             break
         rate = learning_rate(run.schedule, state.iteration)
         optim.set_learning_rate(run.engine.optimizer, rate, run.args.weight_decay)
         result = train_step(
             run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
         )
-        state = advance(state, result, run.args.global_batch_size)
+        state = advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
         _check_loss(run, state, result)
         timers_s = garbage.collect_when_due(run.args, state.iteration)
@@ -74,6 +77,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
             break
         if state.iteration % run.eval_interval == 0 or state.iteration == run.total_iterations:
             state = validate(run, state)
+            evaluated_at = state.iteration
         if state.iteration % run.args.save_interval == 0:
             saved_at = _save(run, state, result)
     if saved_at != state.iteration:
@@ -81,12 +85,13 @@ def fit(run: Run, state: TrainState) -> TrainState:
     return state
 
 
-def advance(state: TrainState, result: StepResult, global_batch_size: int) -> TrainState:
-    """The state after one more step."""
+def advance(state: TrainState, result: StepResult, read: Stretch) -> TrainState:
+    """The state after one more step, which has read so much of the data."""
     return replace(
         state,
         iteration=state.iteration + 1,
-        consumed_samples=state.consumed_samples + global_batch_size,
+        consumed_samples=state.consumed_samples + read.num_samples,
+        history=extended(state.history, read),
         consumed_tokens=state.consumed_tokens + result.num_tokens,
         skipped_iterations=state.skipped_iterations + result.is_skipped,
     )
@@ -99,20 +104,20 @@ def validate(run: Run, state: TrainState) -> TrainState:
     run.reporter.phase("evaluating")
     garbage.collect_around_evaluation(run.args)
     started = time.monotonic()
-    rounds = islice(run.validation.global_batches(0, run.backend), run.eval_iters)
-    losses, num_tokens = evaluate(run.engine, run.task, rounds, run.backend)
+    rounds = islice(run.validation.global_batches(0, (), run.backend), run.eval_iters)
+    result = evaluate(run.engine, run.task, rounds, run.backend)
     run.reporter.evaluation(
         EvalRecord(
             iteration=state.iteration,
-            losses=losses,
-            num_samples=run.eval_iters * run.args.global_batch_size,
+            losses=result.losses,
+            num_samples=result.num_micro_batches * run.train.step.items_per_step,
             seconds=time.monotonic() - started,
             consumed_samples=state.consumed_samples,
-            tokens=num_tokens,
+            tokens=result.num_tokens,
         )
     )
     run.reporter.phase("training")
-    loss = losses[run.task.losses[0]]
+    loss = result.losses[run.task.losses[0]]
     best = loss if state.best_validation_loss is None else min(loss, state.best_validation_loss)
     return replace(state, last_validation_loss=loss, best_validation_loss=best)
 
@@ -141,6 +146,7 @@ def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers
     return StepRecord(
         iteration=state.iteration,
         losses=result.losses,
+        pooled_losses=result.channel_losses,
         learning_rate=rate,
         tokens=result.num_tokens,
         seconds=result.seconds,

@@ -6,6 +6,7 @@ the argument rules and by models/refuse.py before anything gets here.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
 
@@ -133,6 +134,22 @@ def sum_over_context(values: Tensor) -> Tensor:
     return total
 
 
+def is_true_everywhere(condition: bool, backend: Backend) -> bool:  # noqa: FBT001 (a value, not an option)
+    """Whether the condition holds on every rank. Collective over all ranks."""
+    flag = torch.tensor([int(condition)], device=backend.device)
+    dist.all_reduce(flag, op=dist.ReduceOp.MIN)
+    return bool(flag.item())
+
+
+def sums_by_name(own: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
+    """The sums over all ranks of pairs whose names not every rank knows, in the order of the names. Collective."""
+    everyones: list[Mapping[str, tuple[float, float]]] = [{}] * dist.get_world_size()
+    dist.all_gather_object(everyones, dict(own))
+    names = sorted({name for sums in everyones for name in sums})
+    pairs = {name: [sums[name] for sums in everyones if name in sums] for name in names}
+    return {name: (sum(a for a, _ in found), sum(b for _, b in found)) for name, found in pairs.items()}
+
+
 def bounds(cu_seqlens: Tensor | None, num_tokens: int) -> list[int]:
     """Starts of the sequences of a row and its end, in whole-row positions; one sequence where nothing is
     packed.
@@ -189,7 +206,7 @@ def local_part(batch: MicroBatch) -> MicroBatch:
         labels_BT=batch.labels_BT[:, positions],
         loss_weight_BT=batch.loss_weight_BT[:, positions],
         position_ids_BT=batch.position_ids_BT[:, positions],
-        padding_BT=batch.padding_BT[:, positions],
+        sequence_BT=batch.sequence_BT[:, positions],
         attention_mask=None,
     )
 

@@ -21,9 +21,10 @@ from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.checkpoint.folder import Checkpoint, Owner
 from megatron_trainer.checkpoint.save import SavePolicy
 from megatron_trainer.convert.load import load_weights
-from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.sample import Sampler
+from megatron_trainer.data.settings import row_shape
+from megatron_trainer.data.stream import StreamSampler
 from megatron_trainer.engine import Engine
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput, TrainingError
@@ -82,7 +83,7 @@ def build(
     train, validation = _feeds(args, tokenizer, data)
     world_size = dist.get_world_size()
     data_parallel_size = derive.data_parallel_size(args, world_size)
-    total = derive.train_iters(args, len(data.train), data_parallel_size)
+    total = derive.train_iters(args, data.num_items, data_parallel_size)
     eval_iters = derive.eval_iters(args, len(data.validation or ()), data_parallel_size)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
     output_folder.write_json(data.report.to_json(), save / "data_report.json")
@@ -217,36 +218,29 @@ def _prepare_data(
 
 def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> tuple[Feed, Feed | None]:
     world_size = dist.get_world_size()
-    shape = RowShape(
-        pad_id=tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id,
-        padding_free=args.padding_free or args.packing,
-        sample_multiple=sample_multiple(context_parallel=args.context_parallel_size),
-        row_multiple=row_multiple(
-            tensor_parallel=args.tensor_model_parallel_size,
-            context_parallel=args.context_parallel_size,
-            sequence_parallel=args.sequence_parallel,
-            fp8=args.fp8_format is not None,
-        ),
-        padding_side=args.padding_side,
-    )
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     place = {
         "micro_batch_size": args.micro_batch_size,
         "data_parallel_rank": parallel.coordinates().data,
         "data_parallel_size": derive.data_parallel_size(args, world_size),
     }
     common = {
-        "shape": shape,
+        "shape": row_shape(args, pad_id=pad_id),
         "num_micro_batches": derive.num_micro_batches(args, world_size),
         "num_workers": derive.num_workers(args),
     }
-    train_order = Sampler(
-        num_items=len(data.train), dataloader_type=derive.dataloader_type(args), num_epochs=args.max_epochs, **place
-    )
-    train = Feed(items=data.train, sampler=train_order, **common)
+    train = Feed(items=data.train, sampler=_train_order(args, data, place), **common)
     if not data.validation or len(data.validation) < place["micro_batch_size"] * place["data_parallel_size"]:
         return train, None
     in_order = Sampler(num_items=len(data.validation), dataloader_type="single", **place)
-    return train, Feed(items=data.validation, sampler=in_order, **common)
+    return train, Feed(items=data.validation, sampler=in_order, keeps_rest=True, **common)
+
+
+def _train_order(args: TrainArgs, data: Prepared, place: dict[str, int]) -> Sampler | StreamSampler:
+    if data.num_items is None:
+        return StreamSampler(num_epochs=args.max_epochs, **place)
+    order = derive.dataloader_type(args)
+    return Sampler(num_items=data.num_items, dataloader_type=order, num_epochs=args.max_epochs, **place)
 
 
 def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:

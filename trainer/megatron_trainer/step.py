@@ -11,6 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
+from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.engine import Engine
@@ -21,10 +22,12 @@ from megatron_trainer.tasks import Task
 class StepResult:
     """Equal on all ranks. losses: means over the global batch, nats. num_tokens: real ones, without padding.
 
+    channel_losses: sum and count over the global batch of each channel that it has.
     num_pairs: pairs of tokens of which one attends to the other, for counting FLOPs.
     """
 
     losses: Mapping[str, float]
+    channel_losses: Mapping[str, tuple[float, float]]
     gradient_norm: float | None
     num_zeros_in_gradient: float | None
     is_skipped: bool
@@ -47,10 +50,12 @@ def train_step(
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
     sums = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
+    channel_losses = _channel_losses(task, metrics)
     backend.synchronize()
     ended = time.monotonic()
     return StepResult(
         losses=sums.losses,
+        channel_losses=channel_losses,
         gradient_norm=None if gradient_norm is None else float(gradient_norm),
         num_zeros_in_gradient=None if num_zeros is None else float(num_zeros),
         is_skipped=not updated,
@@ -62,10 +67,20 @@ def train_step(
     )
 
 
-def evaluate(
-    engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]], backend: Backend
-) -> tuple[dict[str, float], int]:
-    """Mean losses over all global batches of the rounds, each token weighing the same, and the real tokens read."""
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Equal on all ranks. losses: means over all batches, each token weighing the same; those of channels among them.
+
+    num_tokens: real ones of all ranks. num_micro_batches: of each rank.
+    """
+
+    losses: dict[str, float]
+    num_tokens: int
+    num_micro_batches: int
+
+
+def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]], backend: Backend) -> Evaluation:
+    """Forward passes over the global batches of the rounds. Collective."""
     for chunk in engine.chunks:
         chunk.eval()
     all_metrics: list[Mapping[str, torch.Tensor]] = []
@@ -77,7 +92,10 @@ def evaluate(
     for chunk in engine.chunks:
         chunk.train()
     sums = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
-    return sums.losses, sums.num_tokens
+    channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
+    return Evaluation(
+        losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens, num_micro_batches=len(all_batches)
+    )
 
 
 def _run_schedule(
@@ -119,8 +137,7 @@ def _reduce(
     Of the ranks that hold the same numbers one contributes; context-parallel ranks hold different tokens.
     """
     totals = torch.zeros(2 * len(names) + 3, dtype=torch.float64, device=backend.device)
-    is_last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
-    if is_last_stage and parallel_state.get_tensor_model_parallel_rank() == 0:
+    if _contributes():
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
         if parallel_state.get_context_parallel_rank() == 0:
@@ -131,6 +148,24 @@ def _reduce(
     values = totals.tolist()
     means = {name: _ratio(values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
     return _Sums(losses=means, num_tokens=int(values[-3]), num_pairs=int(values[-2]), stop_requested=values[-1] > 0)
+
+
+def _contributes() -> bool:
+    """Whether this rank's metrics count: of the ranks that hold the same numbers, one does."""
+    is_last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    return bool(is_last_stage) and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def _channel_losses(task: Task, metrics: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, tuple[float, float]]:
+    """Sum and count of each channel over all ranks. Collective, where the task has channels."""
+    if not task.has_channels:
+        return {}
+    own: dict[str, torch.Tensor] = {}
+    for name, pair in (entry for found in metrics for entry in found.items()):
+        if name not in task.losses and _contributes():
+            own[name] = own[name] + pair if name in own else pair
+    pairs = torch.stack(list(own.values())).tolist() if own else []
+    return parallel.sums_by_name({name: (total, count) for name, (total, count) in zip(own, pairs, strict=True)})
 
 
 def num_pairs(batch: MicroBatch) -> int:

@@ -56,6 +56,21 @@ def test_a_living_builder_is_waited_for_longer_than_a_dead_one(tmp_path):
     assert log.read_text() == "built\n"
 
 
+def test_a_node_that_was_cut_off_does_not_replace_what_another_built_meanwhile(tmp_path):
+    """The first builder is frozen until it is given up; when it wakes, readers have the other's folder open."""
+    folder, log = tmp_path / "entry", tmp_path / "log"
+    frozen = start(folder, 0.2, log)
+    wait_for(log)
+    frozen.send_signal(signal.SIGSTOP)
+    assert json.loads(start(folder, 0, log).communicate(timeout=60)[0]) == ["first", "second"]
+    built = (folder / "first").stat().st_ino
+    frozen.send_signal(signal.SIGCONT)
+    assert json.loads(frozen.communicate(timeout=60)[0]) == ["first", "second"]
+    assert (folder / "first").stat().st_ino == built
+    assert log.read_text() == "built\nbuilt\n"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["entry", "log"]
+
+
 def test_what_the_build_raises_is_raised_and_leaves_nothing(tmp_path):
     def fail(aside):
         aside.mkdir()

@@ -6,7 +6,7 @@ from xml.etree import ElementTree
 import pytest
 
 from megatron_trainer.report import chart
-from megatron_trainer.report.chart import Series, axis, line_chart, readable
+from megatron_trainer.report.chart import Bar, Series, axis, bar_chart, line_chart, readable
 
 
 def drawn(points, **changes):
@@ -97,3 +97,13 @@ def test_names_are_escaped():
 )
 def test_numbers_read_well(value, text):
     assert readable(value) == text
+
+
+def test_bars_stand_on_zero_and_are_as_high_as_their_counts():
+    counts = {"1-16": 5, "17-32": 10, "33-64": 0}
+    bars = [Bar(name=name, tick=name[-2:], count=count) for name, count in counts.items()]
+    svg = ElementTree.fromstring(bar_chart(bars, x_label="tokens", y_label="rows"))
+    heights = [float(bar.get("height")) for bar in svg.iter("rect")]
+    assert heights == [(chart.HEIGHT - chart.TOP - chart.BOTTOM) / 2, chart.HEIGHT - chart.TOP - chart.BOTTOM, 0]
+    assert [title.text for title in svg.iter("title")] == ["1-16: 5", "17-32: 10", "33-64: 0"]
+    assert bar_chart([], x_label="tokens", y_label="rows") == ""

@@ -94,7 +94,9 @@ def test_facts_say_model_layout_data_outputs_and_arguments():
                 "rows_truncated": 1,
                 "tokens": 24018,
                 "trained_tokens": 5650,
-                "dropped": [{"reason": "empty answer", "rows": 2}],
+                "dropped": [
+                    {"reason": "empty answer", "rows": 2, "example_location": "a.jsonl:12", "example_detail": "turn 2"}
+                ],
             }
         ],
         "validation": [],
@@ -115,7 +117,7 @@ def test_facts_say_model_layout_data_outputs_and_arguments():
         "Micro-batch": "4 samples, 2 per step and rank",
         "Resumed after": "iteration 3",
         "Training": "/data/train.jsonl: 400 of 402 rows, 24,018 tokens (5,650 trained); 1 truncated; "
-        "2 dropped: empty answer",
+        "2 dropped: empty answer, for example a.jsonl:12 turn 2",
         "Lengths": "31 to 101 tokens, median 58",
         "An epoch": "400 samples, 24,018 tokens",
         "Packed": "95 rows of 256 tokens, 98.76 % filled",
@@ -126,6 +128,20 @@ def test_facts_say_model_layout_data_outputs_and_arguments():
     }
     assert {name: facts[name] for name in expected} == expected
     assert "Tensor parallel" not in facts
+
+
+def test_the_lengths_of_the_data_are_a_picture():
+    data = {"histogram": {"edges": [0, 16, 32, 1024, 2048], "rows": [3, 0, 12, 1]}}
+    found = page(run=run_info(data=data))
+    assert "Samples by their length in tokens" in found.texts["h2"]
+    assert {"1-16: 3", "17-32: 0", "33-1,024: 12", "1,025-2,048: 1"} <= set(found.texts["title"])
+    assert "Samples by their length in tokens" not in page().texts["h2"]
+
+
+def test_a_dataset_that_is_read_while_training_has_no_numbers_yet():
+    names = ({"name": "a.jsonl"}, {"name": "b.jsonl", "rows_read": 3, "rows_kept": None})
+    facts = [page(run=run_info(data={"datasets": [source]})).facts()["Training"] for source in names]
+    assert facts == ["a.jsonl: read and tokenised while training", "b.jsonl: read and tokenised while training"]
 
 
 def test_the_newest_checkpoint_is_shown_while_the_run_goes_on():

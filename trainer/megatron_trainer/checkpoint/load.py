@@ -15,7 +15,7 @@ from megatron_trainer.checkpoint import contents, folder
 from megatron_trainer.checkpoint.folder import Checkpoint, Manifest
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
-from megatron_trainer.state import TrainState
+from megatron_trainer.state import TrainState, from_plain
 from megatron_trainjob.exit_codes import ExitCode
 
 
@@ -62,7 +62,7 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
         engine.optimizer.reload_model_params()
     if "rng_state" in wanted:
         backend.set_rng_state(loaded["rng_state"])
-    return TrainState(**loaded["train_state"])
+    return from_plain(loaded["train_state"])
 
 
 def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:

@@ -2,7 +2,8 @@
 
 The builder writes a folder aside and renames it, so that a folder is there completely or not at all. A lock file says
 that somebody builds; its owner touches it while it lives, and a lock that nobody touches is taken over. Should two
-build at the same time all the same (on a file system without exclusive creation), both build the same content.
+build at the same time all the same (a node was cut off for a while, a file system lacks exclusive creation), both build
+the same content, and what is finished first stays: others may read it already.
 """
 
 from __future__ import annotations
@@ -44,30 +45,23 @@ def built_once(
         time.sleep(LOOK_AGAIN_S)
     with _alive(lock):
         if renew or not folder.exists():
-            _build_aside(folder, build)
+            _build_aside(folder, build, renew=renew)
     return folder
 
 
-def _build_aside(folder: Path, build: Callable[[Path], None]) -> None:
-    aside = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
+def _build_aside(folder: Path, build: Callable[[Path], None], *, renew: bool) -> None:
+    aside, old = (folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part") for _ in range(2))
     try:
         build(aside)
-        _put_in_place(aside, folder)
-    finally:
-        shutil.rmtree(aside, ignore_errors=True)
-
-
-def _put_in_place(aside: Path, folder: Path) -> None:
-    old = folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part")
-    try:
-        if folder.exists():
+        if renew and folder.exists():
             folder.rename(old)
-        aside.rename(folder)
+        aside.rename(folder)  # fails where the folder is there
     except OSError:
         if not folder.exists():  # somebody else's is as good as ours
             raise
     finally:
-        shutil.rmtree(old, ignore_errors=True)
+        for leftover in (aside, old):
+            shutil.rmtree(leftover, ignore_errors=True)
 
 
 def _take(lock: Path) -> bool:

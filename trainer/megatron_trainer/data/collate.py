@@ -77,8 +77,8 @@ def _padding_free(samples: list[Sample], shape: RowShape) -> MicroBatch:
     starts = [0, *np.cumsum(padded).tolist()]
     total = max(round_up(starts[-1], shape.row_multiple), shape.row_length or 0)
     row = _Row(total, shape.pad_id)
-    for start, sample, length in zip(starts, samples, padded, strict=False):
-        row.put(start, sample, length)
+    for number, (start, sample, length) in enumerate(zip(starts, samples, padded, strict=False)):
+        row.put(start, sample, length, number)
     if total > starts[-1]:
         row.positions[starts[-1] :] = np.arange(total - starts[-1])
         starts.append(total)
@@ -90,11 +90,11 @@ def _padded(samples: list[Sample], shape: RowShape) -> MicroBatch:
     longest = max(round_up(sample.length, shape.sample_multiple) for sample in samples)
     total = max(round_up(longest, shape.row_multiple), shape.row_length or 0)
     rows = []
-    for sample in samples:
+    for number, sample in enumerate(samples):
         row = _Row(total, shape.pad_id)
-        row.put(total - sample.length if shape.padding_side == "left" else 0, sample, sample.length)
+        row.put(total - sample.length if shape.padding_side == "left" else 0, sample, sample.length, number)
         rows.append(row)
-    padding_BT = torch.from_numpy(np.stack([row.padding for row in rows]))
+    padding_BT = torch.from_numpy(np.stack([row.sequences for row in rows]) < 0)
     return _micro_batch(rows, samples, None, total, _attention_mask(padding_BT))
 
 
@@ -114,13 +114,13 @@ class _Row:
         self.labels = np.full(length, IGNORED, dtype=np.int64)
         self.weights = np.zeros(length, dtype=np.float32)
         self.positions = np.zeros(length, dtype=np.int64)
-        self.padding = np.ones(length, dtype=np.bool_)
+        self.sequences = np.full(length, -1, dtype=np.int64)
 
-    def put(self, start: int, sample: Sample, padded_length: int) -> None:
+    def put(self, start: int, sample: Sample, padded_length: int, number: int) -> None:
         end = start + sample.length
         self.tokens[start:end] = sample.input_ids
         self.positions[start : start + padded_length] = np.arange(padded_length)
-        self.padding[start:end] = False
+        self.sequences[start:end] = number
         labels = sample.labels[1:]
         self.labels[start : end - 1] = labels
         self.weights[start : end - 1] = _weights(sample, labels)
@@ -145,7 +145,7 @@ def _micro_batch(
         labels_BT=torch.from_numpy(np.stack([row.labels for row in rows])),
         loss_weight_BT=torch.from_numpy(np.stack([row.weights for row in rows])),
         position_ids_BT=torch.from_numpy(np.stack([row.positions for row in rows])),
-        padding_BT=torch.from_numpy(np.stack([row.padding for row in rows])),
+        sequence_BT=torch.from_numpy(np.stack([row.sequences for row in rows])),
         cu_seqlens=cu_seqlens,
         max_seqlen=max_seqlen,
         attention_mask=attention_mask,

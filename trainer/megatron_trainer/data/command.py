@@ -50,12 +50,9 @@ def main(argv: Sequence[str]) -> int:
 
 
 def describe(report: DataReport) -> Iterator[str]:
-    """The report as lines of text: the facts, an example of each kind of dropped row, the lengths as bars."""
+    """The report as lines of text: the facts, with an example of each kind of dropped row, and the lengths as bars."""
     for label, fact in data_facts(report.to_json()):
         yield f"{label}: {fact}"
-    for source in (*report.datasets, *report.validation):
-        for drop in source.dropped:
-            yield f"dropped, for example {drop.example_location}: {drop.reason} {drop.example_detail}".rstrip()
     if report.histogram is not None:
         yield from _bars(report.histogram)
 

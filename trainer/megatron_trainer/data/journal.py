@@ -10,7 +10,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Before window `window` of epoch `epoch`, the rank had given `items` items; these rows wait to be packed.
+    """Before window `window` of epoch `epoch`, the lane had given `items` items; these rows wait to be packed.
 
     waiting: (row number in the epoch, windows it has waited) of each row, in the order they wait in.
     """

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
-from torch.utils.data import DataLoader, IterableDataset
+import torch
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.sample import Sampler
 from megatron_trainer.data.stream import Stream, StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Item, MicroBatch
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.exit_codes import ExitCode
 
 
 def micro_batches(
@@ -20,27 +23,67 @@ def micro_batches(
     """This rank's micro-batches from sampler.consumed_samples on, until the sampler ends.
 
     num_workers: processes that read ahead (0 reads in this one); a stream uses at most one.
+
+    Raises TrainingError where the data cannot be used, wherever it is read.
     """
     if isinstance(items, Stream):
         assert isinstance(sampler, StreamSampler)
-        dataset: Any = _Batches(items, sampler, shape)
+        dataset: Any = _StreamedBatches(items, sampler, shape)
         options: dict[str, Any] = {"batch_size": None}
         num_workers = min(num_workers, 1)
     else:
-        dataset = items
-        options = {"batch_sampler": sampler, "collate_fn": partial(collate, shape=shape)}
+        dataset = _SampledBatches(items, shape)
+        options = {"batch_sampler": sampler, "collate_fn": _as_it_is}
+    # The loader draws a seed for its workers; from the global generator, a resumed run would draw once more than an
+    # uninterrupted one and its dropout would differ from there on.
+    options["generator"] = torch.Generator()
     if num_workers:
         # A forked worker shares the mapped data and starts at once; any other way imports all of torch. It never
         # touches the device.
         options |= {"num_workers": num_workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
-    return iter(DataLoader(dataset, **options))
+    return (_unless_failed(batch) for batch in DataLoader(dataset, **options))
 
 
-class _Batches(IterableDataset[MicroBatch]):
+@dataclass(frozen=True, kw_only=True)
+class _Failure:
+    """A TrainingError on its way from a worker: an exception would arrive without its exit code."""
+
+    exit_code: ExitCode
+    message: str
+
+
+class _StreamedBatches(IterableDataset[MicroBatch | _Failure]):
     """The micro-batches of a stream, in the form that a DataLoader iterates."""
 
     def __init__(self, stream: Stream, sampler: StreamSampler, shape: RowShape) -> None:
         self._stream, self._sampler, self._shape = stream, sampler, shape
 
-    def __iter__(self) -> Iterator[MicroBatch]:
-        return (collate(items, self._shape) for items in micro_batches_of(self._stream, self._sampler))
+    def __iter__(self) -> Iterator[MicroBatch | _Failure]:
+        try:
+            for items in micro_batches_of(self._stream, self._sampler):
+                yield collate(items, self._shape)
+        except TrainingError as err:
+            yield _Failure(exit_code=err.exit_code, message=str(err))
+
+
+class _SampledBatches(Dataset[MicroBatch | _Failure]):
+    """The micro-batch of any list of indices, in the form that a DataLoader asks for."""
+
+    def __init__(self, items: Sequence[Item], shape: RowShape) -> None:
+        self._items, self._shape = items, shape
+
+    def __getitems__(self, indices: list[int]) -> MicroBatch | _Failure:
+        try:
+            return collate([self._items[index] for index in indices], self._shape)
+        except TrainingError as err:
+            return _Failure(exit_code=err.exit_code, message=str(err))
+
+
+def _as_it_is(batch: MicroBatch | _Failure) -> MicroBatch | _Failure:
+    return batch
+
+
+def _unless_failed(batch: MicroBatch | _Failure) -> MicroBatch:
+    if isinstance(batch, _Failure):
+        raise TrainingError(batch.exit_code, batch.message)
+    return batch

@@ -10,7 +10,7 @@ A run that goes on with other micro-batches or another number of ranks first rea
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -30,22 +30,19 @@ class Stretch:
         """Items that all ranks together read for one micro-batch each."""
         return self.micro_batch_size * self.data_parallel_size
 
+    def has_layout_of(self, other: Stretch) -> bool:
+        """Whether items were dealt in the same way."""
+        return (self.micro_batch_size, self.data_parallel_size) == (other.micro_batch_size, other.data_parallel_size)
+
 
 def extended(history: Sequence[Stretch], stretch: Stretch) -> tuple[Stretch, ...]:
     """The history of a run after one more stretch; what follows in the same layout is one stretch."""
     if not history:
         return (stretch,)
     *earlier, last = history
-    if (last.micro_batch_size, last.data_parallel_size) != (stretch.micro_batch_size, stretch.data_parallel_size):
+    if not last.has_layout_of(stretch):
         return (*history, stretch)
-    return (
-        *earlier,
-        Stretch(
-            num_samples=last.num_samples + stretch.num_samples,
-            micro_batch_size=last.micro_batch_size,
-            data_parallel_size=last.data_parallel_size,
-        ),
-    )
+    return (*earlier, replace(last, num_samples=last.num_samples + stretch.num_samples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,7 +50,8 @@ class Sampler:
     """An endless (cyclic) or single pass over item indices, for one data-parallel rank.
 
     consumed_samples: items that all ranks together read since the start of the run; the iteration goes on there.
-    history: the stretches of the run that had another layout; the rest of consumed_samples was read in this one.
+    history: the stretches of the run so far. What of consumed_samples lies after them, and the last of them when it had
+    this layout, was read in this one.
     data_sharding: whether each rank owns a contiguous block of the dataset and shuffles inside it.
     num_epochs: passes after which a cyclic iteration ends; None means it never ends.
     """
@@ -89,15 +87,21 @@ class Sampler:
     def __iter__(self) -> Iterator[list[int]]:
         """Indices of one micro-batch after the other."""
         place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
-        for stretch in self.history:
+        earlier = self._earlier_layouts()
+        for stretch in earlier:
             place = self._read_out(self._advanced(place, stretch), stretch)
-        read = self.consumed_samples - sum(stretch.num_samples for stretch in self.history)
+        read = self.consumed_samples - sum(stretch.num_samples for stretch in earlier)
         place = self._advanced(place, self._stretch(read))
         while self._has_epoch(place.epoch):
             order = self._dealt(place, self._stretch(0))[self.data_parallel_rank].tolist()
             for first in range(place.offset // self.data_parallel_size, len(order), self.micro_batch_size):
                 yield order[first : first + self.micro_batch_size]
             place = _Place(epoch=place.epoch + 1, left=torch.arange(self.num_items), offset=0)
+
+    def _earlier_layouts(self) -> tuple[Stretch, ...]:
+        if self.history and self.history[-1].has_layout_of(self._stretch(0)):
+            return self.history[:-1]
+        return self.history
 
     def _stretch(self, num_samples: int) -> Stretch:
         return Stretch(

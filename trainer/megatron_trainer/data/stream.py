@@ -1,19 +1,23 @@
 """Items of data that is too large to prepare: read, tokenised and packed while training runs, in bounded memory.
 
-Rows are dealt to the data-parallel ranks in turn, and each rank works through its rows in windows, on its own:
-    rows 0 1 2 3 4 5 6 7 8 ...   2 ranks, windows of 2 rows a rank
-    rank 0: window 0 = rows 0 2, window 1 = rows 4 6      rank 1: window 0 = rows 1 3, window 1 = rows 5 7
-A window is shuffled, encoded and packed. What a rank reads follows from the number of items it has given before, so
-a run resumes exactly from its count of consumed samples; a journal spares it from tokenising all that again.
-Every rank reads all files but tokenises only its own rows; no rank waits for another.
+Rows are dealt in turn to lanes, as many as the run had data-parallel ranks when it started, and each lane goes through
+its rows in windows, on its own:
+    rows 0 1 2 3 4 5 6 7 8 ...   2 lanes, windows of 2 rows a lane
+    lane 0: window 0 = rows 0 2, window 1 = rows 4 6      lane 1: window 0 = rows 1 3, window 1 = rows 5 7
+A window is shuffled, encoded and packed. Item n of the run is item n // lanes of lane n % lanes, and rank r of d ranks
+reads the items r, r + d, r + 2d ...: its own lane, or, in a run that goes on with another number of ranks, several or
+parts of some. What a lane gives follows from the number of items it has given before, so a run resumes exactly from its
+count of consumed samples; a journal spares it from tokenising all that again. Every rank reads all files but tokenises
+only the rows of its lanes; no rank waits for another.
 """
 
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from itertools import batched, islice
+from itertools import batched, cycle, islice
 from pathlib import Path
 
 import numpy as np
@@ -23,6 +27,7 @@ from megatron_trainer.data.collate import round_up
 from megatron_trainer.data.encode import Encoded, Encoder, to_item
 from megatron_trainer.data.journal import Note
 from megatron_trainer.data.row import Record
+from megatron_trainer.data.sample import Stretch
 from megatron_trainer.data.stream_pack import Waiting, pack_window
 from megatron_trainer.data.stream_rows import Mixture
 from megatron_trainer.data.tokenise import refuse_first_bad
@@ -37,7 +42,7 @@ logger = logging.getLogger(__name__)
 class Stream:
     """What is streamed and how it is treated. Has no length.
 
-    window_rows: rows of one rank that are shuffled and packed together. packing_length: tokens of a packed row, None
+    window_rows: rows of one lane that are shuffled and packed together. packing_length: tokens of a packed row, None
     does not pack. sample_multiple: each sequence counts as this multiple when packing. notes: folder of the journal.
     """
 
@@ -57,6 +62,7 @@ class StreamSampler:
     """The place of a rank in a stream; to a stream what sample.Sampler is to a dataset.
 
     consumed_samples: items that all ranks together read since the start of the run.
+    history: the stretches of the run so far; its first layout has decided the number of lanes.
     num_epochs: passes after which this rank's items end (not at the same item on all ranks); None never ends.
     """
 
@@ -64,7 +70,13 @@ class StreamSampler:
     data_parallel_rank: int
     data_parallel_size: int
     consumed_samples: int = 0
+    history: tuple[Stretch, ...] = ()
     num_epochs: int | None = None
+
+    @property
+    def num_lanes(self) -> int:
+        """Data-parallel ranks at the start of the run."""
+        return self.history[0].data_parallel_size if self.history else self.data_parallel_size
 
 
 def micro_batches_of(stream: Stream, sampler: StreamSampler) -> Iterator[list[Item]]:
@@ -72,8 +84,24 @@ def micro_batches_of(stream: Stream, sampler: StreamSampler) -> Iterator[list[It
 
     Raises InvalidInput at a bad row when the stream is strict, TrainingError when a whole pass has no usable row.
     """
-    items = _Reader(stream, sampler).items(sampler.consumed_samples // sampler.data_parallel_size)
-    return (list(batch) for batch in batched(items, sampler.micro_batch_size) if len(batch) == sampler.micro_batch_size)
+    batches = batched(_items(stream, sampler), sampler.micro_batch_size)
+    return (list(batch) for batch in batches if len(batch) == sampler.micro_batch_size)
+
+
+def _items(stream: Stream, sampler: StreamSampler) -> Iterator[Item]:
+    """The items of this rank, from its lanes in turn; they end where one of the lanes ends."""
+    lanes, ranks = sampler.num_lanes, sampler.data_parallel_size
+    first = sampler.consumed_samples + sampler.data_parallel_rank
+    step = ranks // math.gcd(lanes, ranks)  # items of a lane from one that this rank reads to the next
+    readers = [
+        islice(_Lane(stream, number % lanes, lanes, sampler.num_epochs).items(number // lanes), 0, None, step)
+        for number in range(first, first + math.lcm(lanes, ranks), ranks)
+    ]
+    for reader in cycle(readers):
+        item = next(reader, None)
+        if item is None:
+            return
+        yield item
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -84,14 +112,14 @@ class _Numbered:
     item: Sample | Pair
 
 
-class _Reader:
-    """One rank's way through a stream."""
+class _Lane:
+    """One lane's way through a stream."""
 
-    def __init__(self, stream: Stream, sampler: StreamSampler) -> None:
+    def __init__(self, stream: Stream, lane: int, lanes: int, num_epochs: int | None) -> None:
         self._stream = stream
-        self._rank, self._ranks = sampler.data_parallel_rank, sampler.data_parallel_size
-        self._num_epochs = sampler.num_epochs
-        self._journal = stream.notes / f"rank-{self._rank}-of-{self._ranks}.jsonl"
+        self._lane, self._lanes = lane, lanes
+        self._num_epochs = num_epochs
+        self._journal = stream.notes / f"lane-{lane}-of-{lanes}.jsonl"
         self._reasons: set[str] = set()
 
     def items(self, given: int) -> Iterator[Item]:
@@ -125,7 +153,7 @@ class _Reader:
 
     def _my_rows(self, epoch: int) -> Iterator[_Row]:
         numbered = enumerate(self._stream.mixture.epoch(epoch))
-        return ((number, record) for number, record in numbered if number % self._ranks == self._rank)
+        return ((number, record) for number, record in numbered if number % self._lanes == self._lane)
 
     def _pass_over(self, rows: Iterator[_Row], note: Note) -> dict[int, Record]:
         """Go to the note's window; the rows on the way that wait to be packed."""
@@ -141,7 +169,7 @@ class _Reader:
         self, rows: Sequence[_Row], waiting: list[Waiting[_Numbered]], note: Note, *, is_last: bool
     ) -> tuple[list[Item], list[Waiting[_Numbered]]]:
         if self._stream.shuffle:
-            generator = np.random.default_rng([self._stream.seed, 5, note.epoch, note.window, self._rank])
+            generator = np.random.default_rng([self._stream.seed, 5, note.epoch, note.window, self._lane])
             rows = [rows[place] for place in generator.permutation(len(rows))]
         entries = self._encoded(rows)
         if self._stream.packing_length is None:
@@ -176,7 +204,7 @@ class _Reader:
     def _refuse_empty(self, note: Note, at_start: Note) -> None:
         if at_start.window == 0 and note.items == at_start.items:
             reasons = "; ".join(sorted(self._reasons)) or "there are fewer rows than data-parallel ranks"
-            message = f"a whole pass over the streamed data has no usable row for data-parallel rank {self._rank}"
+            message = f"a whole pass over the streamed data has no usable row for data-parallel rank {self._lane}"
             raise TrainingError(ExitCode.BAD_DATA, f"dataset: {message}: {reasons}")
 
 

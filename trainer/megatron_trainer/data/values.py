@@ -120,7 +120,8 @@ class MicroBatch:
     loss. loss_weight_BT: float32, shifted alike, 0 where the label is -100.
     cu_seqlens: int32[S+1], starts of the S sequences of the row and its end, padding included (None: padded mode).
     max_seqlen: longest sequence of the row. attention_mask: bool [B, 1, T, T], True where attention is FORBIDDEN
-    (Megatron's sense), padded mode only. padding_BT: True at padding tokens, in both modes.
+    (Megatron's sense), padded mode only.
+    sequence_BT: int64, number of the real sequence that a token belongs to, in the order of the row; -1 at padding.
     num_samples: real sequences (a pair counts two). num_tokens: real tokens.
     channels: channel of each real sequence, in the order of the row.
     """
@@ -129,10 +130,15 @@ class MicroBatch:
     labels_BT: Tensor
     loss_weight_BT: Tensor
     position_ids_BT: Tensor
-    padding_BT: Tensor
+    sequence_BT: Tensor
     cu_seqlens: Tensor | None
     max_seqlen: int
     attention_mask: Tensor | None
     num_samples: int
     num_tokens: int
     channels: tuple[str | None, ...]
+
+    @property
+    def padding_BT(self) -> Tensor:
+        """True at padding tokens, bool [B, T]."""
+        return self.sequence_BT < 0

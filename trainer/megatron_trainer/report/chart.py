@@ -1,4 +1,4 @@
-"""Line charts as inline SVG: axes, round ticks, a legend, and the values under the pointer as titles. Pure text out."""
+"""Line and bar charts as inline SVG: axes, round ticks, and the values under the pointer as titles. Pure text out."""
 
 from __future__ import annotations
 
@@ -23,6 +23,15 @@ class Series:
     name: str
     css_class: str
     points: Sequence[Point]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bar:
+    """A count with its name, and what stands below it on the axis."""
+
+    name: str
+    tick: str
+    count: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,6 +66,32 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
         "</svg>",
     ]
     return "\n".join(parts)
+
+
+def bar_chart(bars: Sequence[Bar], *, x_label: str, y_label: str) -> str:
+    """An <svg> element with these bars side by side; empty text without any."""
+    if not bars:
+        return ""
+    y_axis = axis(0.0, float(max(bar.count for bar in bars)))
+    width = (WIDTH - LEFT - RIGHT) / len(bars)
+    parts = [
+        f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{html.escape(f"{y_label} by {x_label}")}">',
+        *_value_lines(y_axis),
+        *(_bar(bar, LEFT + place * width, width, y_axis) for place, bar in enumerate(bars)),
+        f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{HEIGHT - BOTTOM}" y2="{HEIGHT - BOTTOM}"/>',
+        _axis_title(x_label),
+        "</svg>",
+    ]
+    return "\n".join(parts)
+
+
+def _bar(bar: Bar, left: float, width: float, y_axis: Axis) -> str:
+    top, bottom, middle = _y(y_axis, bar.count), HEIGHT - BOTTOM, left + width / 2
+    return (
+        f'<g class="series first"><rect x="{left + 2:.1f}" y="{top:.1f}" width="{width - 4:.1f}" '
+        f'height="{bottom - top:.1f}"><title>{html.escape(bar.name)}: {bar.count:,}</title></rect></g>'
+        f'<text class="tick" text-anchor="middle" x="{middle:.1f}" y="{bottom + 18}">{html.escape(bar.tick)}</text>'
+    )
 
 
 def axis(low: float, high: float, *, whole: bool = False) -> Axis:
@@ -121,16 +156,21 @@ def _y(y_axis: Axis, value: float) -> float:
 
 def _grid(x_axis: Axis, y_axis: Axis) -> list[str]:
     bottom = HEIGHT - BOTTOM
-    parts = []
-    for tick, label in zip(y_axis.ticks, y_axis.labels, strict=True):
-        y = _y(y_axis, tick)
-        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
-        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{label}</text>')
+    parts = _value_lines(y_axis)
     for tick, label in zip(x_axis.ticks, x_axis.labels, strict=True):
         x = _x(x_axis, tick)
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="{bottom}" y2="{bottom + 4}"/>')
         parts.append(f'<text class="tick" text-anchor="middle" x="{x:.1f}" y="{bottom + 18}">{label}</text>')
     parts.append(f'<line class="axis" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{bottom}" y2="{bottom}"/>')
+    return parts
+
+
+def _value_lines(y_axis: Axis) -> list[str]:
+    parts = []
+    for tick, label in zip(y_axis.ticks, y_axis.labels, strict=True):
+        y = _y(y_axis, tick)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text class="tick" text-anchor="end" x="{LEFT - 8}" y="{y + 4:.1f}">{label}</text>')
     return parts
 
 

@@ -109,13 +109,23 @@ def text(value: object) -> str:
 
 
 def _source(source: Mapping[str, object]) -> str:
-    """One dataset: "/data/train.jsonl: 398 of 400 rows, 24,018 tokens (5,650 trained); 2 dropped: empty answer"."""
+    """One dataset, with an example of each kind of dropped row.
+
+    a.jsonl: 398 of 400 rows, 24,018 tokens (5,650 trained); 2 dropped: empty answer, for example a.jsonl:12
+    """
+    if source.get("rows_kept") is None:
+        return f"{source['name']}: read and tokenised while training"
     kept, read, tokens = text(source["rows_kept"]), text(source["rows_read"]), text(source["tokens"])
     parts = [f"{source['name']}: {kept} of {read} rows, {tokens} tokens ({text(source['trained_tokens'])} trained)"]
     if source.get("rows_truncated"):
         parts.append(f"{text(source['rows_truncated'])} truncated")
-    parts += [f"{text(drop['rows'])} dropped: {drop['reason']}" for drop in _mappings(source.get("dropped"))]
+    parts += [_drop(drop) for drop in _mappings(source.get("dropped"))]
     return "; ".join(parts)
+
+
+def _drop(drop: Mapping[str, object]) -> str:
+    example = f"{drop['example_location']} {drop['example_detail']}".strip()
+    return f"{text(drop['rows'])} dropped: {drop['reason']}, for example {example}"
 
 
 def _mappings(value: object) -> Iterable[Mapping[str, object]]:

@@ -4,16 +4,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from itertools import pairwise
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 from megatron_trainer.report import duration, facts
-from megatron_trainer.report.chart import Series, line_chart, readable
+from megatron_trainer.report.chart import Bar, Series, bar_chart, line_chart, readable
 from megatron_trainer.report.jsonl import Row, losses_in, read_rows
 from megatron_trainer.report.records import Answer, Event, FinishRecord, PhaseRecord, RunInfo
 
@@ -93,7 +94,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         message=finish.message if finish else "",
         rendered_at=datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%d %H:%M:%S UTC"),
         tiles=tiles(run, rows),
-        figures=figures(rows),
+        figures=[*figures(rows), *length_figure(run.data)],
         tables=facts.tables(run, rows, finish),
         answers=tuple(answers),
     )
@@ -110,6 +111,19 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
     ]
     charts += [_loss_figure(rows, name) for name in names[1:]]
     return [chart for chart in charts if chart.svg]
+
+
+def length_figure(data: Mapping[str, object]) -> list[Figure]:
+    """How many samples of the data report have which length; none where lengths are not known before training."""
+    histogram = data.get("histogram")
+    if not isinstance(histogram, Mapping):
+        return []
+    bars = [
+        Bar(name=f"{low + 1:,}-{high:,}", tick=f"{high:,}", count=rows)
+        for (low, high), rows in zip(pairwise(histogram["edges"]), histogram["rows"], strict=True)
+    ]
+    svg = bar_chart(bars, x_label="tokens of a sample, up to", y_label="samples")
+    return [Figure(title="Samples by their length in tokens", svg=Markup(svg), legend=())]
 
 
 def tiles(run: RunInfo, rows: Sequence[Row]) -> list[tuple[str, str, str]]:

@@ -28,7 +28,9 @@ MAIN_LOSS = "lm loss"
 
 def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of `pt` and `sft`; they differ in their data alone."""
-    return Task(forward_step=partial(_forward_step, args, spec), losses=(MAIN_LOSS,))
+    return Task(
+        forward_step=partial(_forward_step, args, spec), losses=(MAIN_LOSS,), has_channels=args.enable_channel_loss
+    )
 
 
 def num_target_tokens(batch: MicroBatch) -> int:
@@ -60,9 +62,20 @@ def _loss(
     loss_sum = token.weighted_sum(losses_BT, batch.loss_weight_BT)
     count = (batch.loss_weight_BT != 0).sum()
     metrics = {MAIN_LOSS: torch.stack([loss_sum.detach().double(), count.double()])}
+    if args.enable_channel_loss:
+        metrics |= _channel_losses(losses_BT, batch)
     if args.calculate_per_token_loss:
         return loss_sum, count.int(), metrics
     return loss_sum / max(num_target_tokens, 1), metrics
+
+
+def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
+    """Sum and count of each channel of the micro-batch; samples without a channel are channel None."""
+    names = sorted(set(batch.channels), key=str)
+    channel_of_sequence = torch.tensor([names.index(name) for name in batch.channels], device=losses_BT.device)
+    channel_BT = channel_of_sequence[batch.sequence_BT]
+    sums_C2 = token.per_channel(losses_BT, batch.loss_weight_BT, channel_BT, len(names))
+    return {f"loss_{name}": sums for name, sums in zip(names, sums_C2, strict=True)}
 
 
 def _cross_entropy(args: TrainArgs, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:

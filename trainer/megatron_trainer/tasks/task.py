@@ -21,10 +21,14 @@ ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunc
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """forward_step has the form that Megatron's pipeline schedules want; losses[0] is what evaluation watches."""
+    """forward_step has the form that Megatron's pipeline schedules want; losses[0] is what evaluation watches.
+
+    has_channels: its metrics hold, beside `losses`, names that follow from the data and that not all ranks know.
+    """
 
     forward_step: ForwardStep
     losses: tuple[str, ...]
+    has_channels: bool = False
 
 
 TaskFactory = Callable[[TrainArgs, ModelSpec], Task]

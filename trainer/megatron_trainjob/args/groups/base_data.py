@@ -90,7 +90,7 @@ class BaseData:
         "Samples in the shuffle buffer of a stream.",
         unit="samples",
         ge=1,
-        status="not yet",
+        status="works",
     )
     download_mode: Literal["reuse_dataset_if_exists", "force_redownload"] = arg(
         "reuse_dataset_if_exists",

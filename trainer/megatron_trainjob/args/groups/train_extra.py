@@ -60,7 +60,7 @@ class TrainExtra:
         False,
         "Read and tokenise the data while training; the length of the run must be given.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     lazy_tokenize: bool = arg(
         False,
@@ -90,5 +90,5 @@ class TrainExtra:
     enable_channel_loss: bool = arg(
         False,
         'Report the loss separately for each value of the data field "channel".',
-        status="not yet",
+        status="works",
     )

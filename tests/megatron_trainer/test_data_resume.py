@@ -1,0 +1,117 @@
+"""What a run sees of its data when it is interrupted: the same samples in the same order, none twice, none lost.
+
+Each row has a channel of its own, so that the losses by channel tell which rows each step read.
+"""
+
+import json
+
+import pytest
+
+from megatron_trainjob.exit_codes import ExitCode
+from tiny_run import QUESTIONS, arguments, train
+
+pytestmark = pytest.mark.dist
+NUM_ROWS = 16
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    rows = []
+    for number in range(NUM_ROWS):
+        query, response = QUESTIONS[number % len(QUESTIONS)]
+        rows.append(json.dumps({"query": query, "response": f"{response} {number}", "channel": f"{number:02d}"}))
+    path = tmp_path_factory.mktemp("data") / "train.jsonl"
+    path.write_text("\n".join(rows))
+    return path
+
+
+STREAM = {"streaming": True, "shuffle_buffer_size": 5, "num_workers": None}
+PACKED = {"packing": True, "packing_length": 100, "max_length": 100}
+
+
+def by_channel(run) -> list[dict[str, float]]:
+    """For each step the losses of the rows that it read."""
+    return [
+        {
+            name.removeprefix("loss_"): value
+            for name, value in line.items()
+            if name.startswith("loss_") and name != "loss_scale"
+        }
+        for line in run.log
+        if "lm loss" in line
+    ]
+
+
+def rows_read(run) -> list[list[str]]:
+    """The rows that each step read."""
+    return [sorted(losses) for losses in by_channel(run)]
+
+
+@pytest.mark.parametrize(
+    ("given", "ranks", "stop_at"),
+    [
+        ({**STREAM}, 1, 3),
+        ({**STREAM}, 2, 5),
+        ({**STREAM, **PACKED, "global_batch_size": 2}, 2, 4),
+        ({**PACKED, "global_batch_size": 2}, 2, 4),
+        ({"lazy_tokenize": True}, 1, 5),
+    ],
+    ids=["streaming", "streaming on two ranks", "streaming and packing", "packing", "lazy"],
+)
+def test_an_interrupted_run_sees_the_samples_of_an_uninterrupted_one(llama, data, tmp_path, given, ranks, stop_at):
+    given = {"train_iters": 8, "enable_channel_loss": True, **given}
+    whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=ranks)
+    assert (whole.exit_code, whole.message) == (0, "")
+    stopped = arguments(llama, data, tmp_path / "stopped", **given)
+    assert train(stopped, ranks=ranks, stop_at=stop_at, resume="Auto").exit_code == ExitCode.PREEMPTED
+    resumed = train(stopped, ranks=ranks, resume="Auto", attempt=1)
+    assert by_channel(resumed) == by_channel(whole)
+    assert len(set(map(tuple, rows_read(whole)))) > 3, "steps that read the same rows show nothing"
+
+
+@pytest.mark.parametrize("given", [{}, STREAM], ids=["prepared", "streaming"])
+def test_another_layout_reads_what_is_left_of_the_epoch(llama, data, tmp_path, given):
+    """Two epochs of 16 rows in batches of 4: one rank, then two, then two with micro-batches of 2, then one again."""
+    given = {"train_iters": 8, "enable_channel_loss": True, "save_interval": 1, **given}
+    common = arguments(llama, data, tmp_path / "run", **given)
+    for attempt, (ranks, micro_batch_size, stop_at) in enumerate([(1, 1, 1), (2, 1, 3), (2, 2, 6), (1, 2, None)]):
+        run = train(
+            {**common, "micro_batch_size": micro_batch_size},
+            ranks=ranks,
+            stop_at=stop_at,
+            resume="Auto",
+            attempt=attempt,
+        )
+        assert run.exit_code == (0 if stop_at is None else ExitCode.PREEMPTED), run.message
+    read = rows_read(run)
+    every = [f"{number:02d}" for number in range(NUM_ROWS)]
+    assert [len(rows) for rows in read] == [4] * 8
+    assert sorted(row for rows in read[:4] for row in rows) == every
+    assert sorted(row for rows in read[4:] for row in rows) == every
+
+
+def test_a_stream_ends_after_max_epochs_on_all_ranks_at_once_and_evaluates_and_saves(llama, data, tmp_path):
+    """15 rows: the first rank has 8 of them an epoch and the second 7, so that one could go on where the other ends."""
+    path = tmp_path / "odd.jsonl"
+    path.write_text("\n".join(data.read_text().splitlines()[:15]))
+    given = {**STREAM, "max_epochs": 2, "train_iters": 100, "enable_channel_loss": True, "global_batch_size": 2}
+    given |= {"val_dataset": [str(data)], "eval_iters": 1, "eval_interval": 5}
+    common = arguments(llama, path, tmp_path / "run", **given)
+    run = train(common, ranks=2, resume="Auto")
+    assert (run.exit_code, run.message) == (0, "")
+    read = rows_read(run)
+    assert len(read) == 14
+    assert sorted(row for rows in read for row in rows if row in ("00", "02")) == ["00", "00", "02", "02"]
+    assert [line["iteration"] for line in run.log if "eval_lm loss" in line] == [5, 10, 14]
+    assert (run.folder / "iter_0000014").exists()
+    again = train(common, ranks=2, resume="Auto", attempt=1)
+    assert (again.exit_code, again.log) == (0, run.log)
+
+
+def test_a_bad_row_of_a_strict_stream_ends_the_run_with_its_place(llama, data, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text("\n".join([*data.read_text().splitlines()[:9], "{", '{"query": "q", "response": "r"}']))
+    for way in (STREAM, {"lazy_tokenize": True, "num_workers": 1, "train_iters": 8}):
+        run = train(arguments(llama, path, tmp_path / "run", **way, strict=True))
+        assert run.exit_code == ExitCode.BAD_DATA
+        assert "bad.jsonl:10: not JSON" in run.message
