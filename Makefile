@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-cluster test-slow lint type generate verify control-plane clean
+.PHONY: help install demo test test-cluster test-gpu test-slow lint type generate verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -31,6 +31,9 @@ test: install  ## run the tests that need neither a GPU, nor a cluster, nor many
 
 test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
 	$(BIN)/pytest -m "cluster and not slow"
+
+test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core, TransformerEngine and pytest importable)
+	PYTHONPATH=trainer:operator:tests:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
 
 test-slow: install  ## run the long tests as well
 	$(BIN)/pytest -m "not gpu"

@@ -94,12 +94,12 @@ def run(model: Model, *, backward: bool) -> torch.Tensor | None:
         config.finalize_model_grads_func = finalize_model_grads
     for chunk in model.ddp:
         chunk.zero_grad_buffer()
-    ids = token_ids()
+    ids = token_ids().to(backends.select().device)
     outputs: list[torch.Tensor] = []
 
     def forward_step(rows, chunk):
         row = next(rows)[None]
-        output = chunk(row, torch.arange(row.shape[1])[None], None)
+        output = chunk(row, torch.arange(row.shape[1], device=row.device)[None], None)
         return output, lambda logits: _loss(logits, row, model.spec.vocab_size, outputs)
 
     get_forward_backward_func()(
@@ -121,7 +121,7 @@ def _loss(
 ) -> tuple[torch.Tensor, dict]:
     outputs.append(logits.detach())
     width = logits.shape[-1]
-    columns = torch.arange(width) + width * parallel_state.get_tensor_model_parallel_rank()
+    columns = torch.arange(width, device=logits.device) + width * parallel_state.get_tensor_model_parallel_rank()
     scores = logits.float().masked_fill(columns >= vocab_size, -1e9).transpose(0, 1).contiguous()
     loss = vocab_parallel_cross_entropy(scores, row.roll(-1, 1).t().contiguous()).mean()
     return loss, {"loss": loss.detach()}

@@ -102,7 +102,7 @@ def compare(
     exported = gathered(models, spec)
     changed = [n for n in stored.keys() | exported.keys() if not _same(stored.get(n), exported.get(n))]
     config = models[0].config
-    settings_of_ddp = DistributedDataParallelConfig(use_distributed_optimizer=False)
+    settings_of_ddp = DistributedDataParallelConfig(use_distributed_optimizer=False, grad_reduce_in_fp32=True)
     chunks = [DistributedDataParallel(config, settings_of_ddp, model) for model in models]
     config.finalize_model_grads_func = finalize_model_grads
     reference = torch.load(make_reference(directory, packed=packed))
@@ -127,25 +127,26 @@ def gathered(models: Any, spec: Any, **settings: Any) -> dict[str, Any]:
 
     from megatron_trainer.convert.stream import tensors
 
-    mine = {name: tensor.clone() for name, tensor in tensors(models, spec, **settings)}
+    mine = {name: tensor.to("cpu", copy=True) for name, tensor in tensors(models, spec, **settings)}
     every: list[dict[str, Any]] = [{}] * dist.get_world_size()
     dist.all_gather_object(every, mine)
     return {name: tensor for one in every for name, tensor in one.items()}
 
 
 def micro_batch(row: Any, lengths: Sequence[int], *, packed: bool) -> Any:
-    """The row as the data side would hand it over."""
+    """The row as the data side would hand it over, on the row's device."""
     import torch
 
     from megatron_trainer.data.values import MicroBatch
 
-    starts = torch.tensor([0, *lengths], dtype=torch.int32).cumsum(0, dtype=torch.int32)
+    here = {"device": row.device}
+    starts = torch.tensor([0, *lengths], dtype=torch.int32, **here).cumsum(0, dtype=torch.int32)
     return MicroBatch(
         tokens_BT=row[None],
         labels_BT=row.roll(-1)[None],
-        loss_weight_BT=torch.ones(1, len(row)),
-        position_ids_BT=torch.cat([torch.arange(length) for length in lengths])[None],
-        sequence_BT=torch.arange(len(lengths)).repeat_interleave(torch.tensor(lengths))[None],
+        loss_weight_BT=torch.ones(1, len(row), **here),
+        position_ids_BT=torch.cat([torch.arange(length, **here) for length in lengths])[None],
+        sequence_BT=torch.arange(len(lengths), **here).repeat_interleave(torch.tensor(lengths, **here))[None],
         cu_seqlens=starts if packed else None,
         max_seqlen=max(lengths),
         attention_mask=None,
@@ -161,10 +162,11 @@ def _run(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.pipeline_parallel import get_forward_backward_func
 
+    from megatron_trainer import backend as backends
     from megatron_trainer import parallel
     from megatron_trainer.models.logits import mask_padded_columns
 
-    ids = tokens(spec.vocab_size)
+    ids = tokens(spec.vocab_size).to(backends.select().device)
     batches = [micro_batch(row, n, packed=packed) for row, n in zip(ids, rows(packed), strict=True)]
     found: list[float] = [0.0]
 
@@ -212,7 +214,7 @@ def _logit_difference(logits: Any, batch: Any, reference: Any, spec: Any) -> flo
     group = parallel_state.get_tensor_model_parallel_group()
     parts = [torch.empty_like(logits) for _ in range(group.size())]
     torch.distributed.all_gather(parts, logits.detach().contiguous(), group=group)
-    whole = torch.cat(parts, -1)[0, :, : spec.vocab_size]
+    whole = torch.cat(parts, -1)[0, :, : spec.vocab_size].cpu()
     positions = torch.arange(NUM_TOKENS)
     size = parallel_state.get_context_parallel_world_size()
     if size > 1:
@@ -235,6 +237,8 @@ def _relative(ours: Any, theirs: Any) -> float:
 def _largest(value: float) -> float:
     import torch
 
-    largest = torch.tensor([value])
+    from megatron_trainer import backend as backends
+
+    largest = torch.tensor([value], device=backends.select().device)
     torch.distributed.all_reduce(largest, op=torch.distributed.ReduceOp.MAX)
     return float(largest)

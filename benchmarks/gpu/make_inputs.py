@@ -61,6 +61,7 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
     write(folder / "full.yaml", full)
     write(folder / "full-ga.yaml", full | {"micro_batch_size": 2})
     write(folder / "lora.yaml", full | {"train_type": "lora"})
+    write(folder / "full-fp8.yaml", full | {"fp8_format": "hybrid", "torch_dtype": "bfloat16", "lr": 1e-5})
 
 
 def write(path: Path, arguments: dict) -> None:

@@ -1,22 +1,39 @@
 #!/usr/bin/env bash
-# The trainer on one GPU: the same tiny run on GPU and CPU, then the tokens/s of a real shape with packing.
-# usage: benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR    (megatron-core and TransformerEngine importable)
+# The trainer on one GPU: tests/gpu (parity with transformers, adapters, exports, effects of GPU arguments), the same tiny
+# run on GPU and CPU, then the tokens/s of a real shape with packing, in bfloat16 and FP8.
+# usage: benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR [STAGE ...]    STAGE: tests tiny speed (all, unless named)
+# (megatron-core, TransformerEngine and, for the tests, pytest importable; OUT/tests.xml holds each measured difference)
 set -uo pipefail
 out=$1 data=$2 tokenizer=$3
+stages=" ${*:4} "
+[[ $stages == "  " ]] && stages=" tests tiny speed "
 export PYTHONPATH=${PYTHONPATH:-}:$PWD/trainer:$PWD/operator:$PWD/tests PYTORCH_ALLOC_CONF=expandable_segments:True
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 python3 benchmarks/gpu/make_inputs.py "$out/inputs" "$data" "$tokenizer"
-for name in tiny-fp32 tiny-bf16 tiny-lora; do
-  for device in cuda cpu; do
-    MTJ_DEVICE=${device/cuda/} MTJ_TERMINATION_LOG=$out/$name-$device.failure NPROC_PER_NODE=1 \
-      timeout 200 python3 -m megatron_trainer sft --config "$out/inputs/$name.yaml" --save "$out/runs/$name-$device" > "$out/$name-$device.log" 2>&1
-    echo "$name $device exit $?"
+if [[ $stages == *" tests "* ]]; then
+  timeout 300 python3 -m pytest -q -m gpu -p no:cacheprovider --junitxml="$out/tests.xml" --tb=short tests/gpu > "$out/tests.log" 2>&1
+  echo "tests exit $?"
+  grep -E "^(FAILED|ERROR)|passed|failed" "$out/tests.log" | cut -c1-300
+  python3 benchmarks/gpu/compare.py --tests "$out/tests.xml"
+fi
+if [[ $stages == *" tiny "* ]]; then
+  for name in tiny-fp32 tiny-bf16 tiny-lora; do
+    for device in cuda cpu; do
+      MTJ_DEVICE=${device/cuda/} MTJ_TERMINATION_LOG=$out/$name-$device.failure NPROC_PER_NODE=1 \
+        timeout 200 python3 -m megatron_trainer sft --config "$out/inputs/$name.yaml" --save "$out/runs/$name-$device" > "$out/$name-$device.log" 2>&1
+      echo "$name $device exit $?"
+    done
   done
-done
-python3 benchmarks/gpu/compare.py "$out/runs"
-for name in full full-ga lora; do
-  NPROC_PER_NODE=1 MTJ_TERMINATION_LOG=$out/$name.failure timeout 300 python3 -m megatron_trainer sft \
-    --config "$out/inputs/$name.yaml" --save "$out/runs/$name" > "$out/$name.log" 2>&1
-  echo "$name exit $?"
-  grep -E "tokens per second" "$out/$name.log" | tail -n 3
-done
+  python3 benchmarks/gpu/compare.py "$out/runs"
+fi
+if [[ $stages == *" speed "* ]]; then
+  for name in full full-ga lora; do
+    NPROC_PER_NODE=1 MTJ_TERMINATION_LOG=$out/$name.failure timeout 300 python3 -m megatron_trainer sft \
+      --config "$out/inputs/$name.yaml" --save "$out/runs/$name" > "$out/$name.log" 2>&1
+    echo "$name exit $?"
+    grep -E "tokens per second" "$out/$name.log" | tail -n 3
+  done
+  timeout 300 python3 benchmarks/gpu/train_unproven.py "$out/inputs/full-fp8.yaml" "$out/runs/full-fp8" > "$out/full-fp8.log" 2>&1
+  echo "full-fp8 exit $?"
+  grep -E "tokens per second" "$out/full-fp8.log" | tail -n 3
+fi

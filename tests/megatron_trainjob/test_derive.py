@@ -205,11 +205,6 @@ def test_a_stream_has_one_worker_and_its_own_order():
     assert (derive.num_workers(args()), derive.dataloader_type(args())) == (4, "cyclic")
 
 
-def test_query_key_scaling_belongs_to_float16():
-    assert derive.apply_query_key_layer_scaling(args(), fp16=True) is True
-    assert derive.apply_query_key_layer_scaling(args(apply_query_key_layer_scaling=False), fp16=True) is False
-
-
 @pytest.mark.parametrize(
     ("given", "folder"),
     [

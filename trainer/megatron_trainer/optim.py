@@ -52,6 +52,7 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: 
         main_params_dtype=DTYPES[args.main_params_dtype],
         exp_avg_dtype=DTYPES[args.exp_avg_dtype],
         exp_avg_sq_dtype=DTYPES[args.exp_avg_sq_dtype],
+        fp8_recipe=args.fp8_recipe if args.fp8_format else None,
         optimizer_cpu_offload=args.optimizer_cpu_offload,
         optimizer_offload_fraction=args.optimizer_offload_fraction if args.optimizer_cpu_offload else 0.0,
     )

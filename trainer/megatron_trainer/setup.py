@@ -54,6 +54,7 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
     backend = backends.select()
     backend.install()
     backend.bind(env.local_rank)
+    backend.set_deterministic(args.deterministic_mode)
     if not dist.is_initialized():
         parallel.join(
             backend,

@@ -36,15 +36,19 @@ class Backend(Protocol):
         """The implementation of transformer layers that this machine can run."""
 
     def fused_kernels(self) -> frozenset[str]:
-        """Fused kernels that run here, of bias_swiglu, bias_dropout, rope, gradient_accumulation,
-        moe_permute.
-        """
+        """Fused kernels that run here, of bias_swiglu, bias_dropout, rope, moe_permute, flash_attention."""
 
     def install(self) -> None:
         """Makes megatron-core run here. Idempotent."""
 
     def bind(self, local_rank: int) -> None:
         """Takes the device of this rank."""
+
+    def set_deterministic(self, enabled: bool) -> None:  # noqa: FBT001 - a switch
+        """From now on the same inputs give the same bits, at the price of speed, or no longer.
+
+        Has to come before the first product and the first collective.
+        """
 
     def num_devices(self) -> int | None:
         """Cards in this machine, None where processes share the processor."""

@@ -60,6 +60,10 @@ class CpuBackend:
     def bind(self, local_rank: int) -> None:
         """Nothing to take: processes share the processor."""
 
+    def set_deterministic(self, enabled: bool) -> None:  # noqa: FBT001 - a switch
+        """torch refuses what it cannot do reproducibly."""
+        torch.use_deterministic_algorithms(enabled)
+
     def num_devices(self) -> int | None:
         """None: the number of processes is the user's choice."""
         return None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,10 @@ _PEAK_FLOPS: tuple[tuple[str, dict[torch.dtype, float]], ...] = (
 )
 
 
+# One workspace for cuBLAS, and NCCL's sums in one order.
+_REPRODUCIBLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class CudaBackend:
     """Runs on one GPU a process."""
@@ -49,12 +54,10 @@ class CudaBackend:
         return "transformer_engine" if HAVE_TE else "local"
 
     def fused_kernels(self) -> frozenset[str]:
-        """torch's compiler makes the bias fusions; the others come with TransformerEngine and Apex."""
+        """torch's compiler makes the bias fusions; the others come with TransformerEngine and flash-attn."""
         found = {"bias_swiglu", "bias_dropout"}
         if self.layer_impl == "transformer_engine":
             found |= {"rope", "moe_permute"}
-        if importlib.util.find_spec("fused_weight_gradient_mlp_cuda"):
-            found.add("gradient_accumulation")
         if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
             found.add("flash_attention")
         return frozenset(found)
@@ -69,6 +72,16 @@ class CudaBackend:
     def bind(self, local_rank: int) -> None:
         """Takes the card with this number."""
         torch.cuda.set_device(local_rank)
+
+    def set_deterministic(self, enabled: bool) -> None:  # noqa: FBT001 - a switch
+        """torch refuses what it cannot do reproducibly; its libraries are told through their own variables."""
+        torch.use_deterministic_algorithms(enabled)
+        if enabled:
+            for name, value in _REPRODUCIBLE.items():
+                os.environ.setdefault(name, value)
+            os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] = "0"
+        else:
+            os.environ.pop("NVTE_ALLOW_NONDETERMINISTIC_ALGO", None)
 
     def num_devices(self) -> int | None:
         """Cards that this process can see."""

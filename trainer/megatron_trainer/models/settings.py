@@ -16,7 +16,6 @@ from megatron_trainer.models.expression import moe_layers
 from megatron_trainer.models.family import HfConfig
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.parallel import expert_tensor_parallel_size
-from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -92,25 +91,19 @@ def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dic
         "context_parallel_size": args.context_parallel_size,
         "expert_model_parallel_size": args.expert_model_parallel_size,
         "expert_tensor_parallel_size": expert_tensor_parallel_size(args),
-        "tp_comm_overlap": args.tp_comm_overlap,
         "calculate_per_token_loss": args.calculate_per_token_loss,
     }
 
 
 def _precision(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
-    fp16 = spec.dtype == torch.float16
-    scaling = derive.apply_query_key_layer_scaling(args, fp16=fp16)
     return {
         "params_dtype": spec.dtype,
-        "fp16": fp16,
+        "fp16": spec.dtype == torch.float16,
         "bf16": spec.dtype == torch.bfloat16,
-        "apply_query_key_layer_scaling": scaling,
-        "attention_softmax_in_fp32": args.attention_softmax_in_fp32 or scaling,
         "fp8": args.fp8_format,
         "fp8_recipe": args.fp8_recipe,
         "fp8_amax_history_len": args.fp8_amax_history_len,
         "fp8_amax_compute_algo": args.fp8_amax_compute_algo,
-        "fp8_param": args.fp8_param_gather,
     }
 
 
@@ -147,10 +140,9 @@ def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bo
         "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_swiglu,
         "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,
         "apply_rope_fusion": "rope" in here and not args.no_rope_fusion and _rotates_plainly(spec),
-        "gradient_accumulation_fusion": "gradient_accumulation" in here and not args.no_gradient_accumulation_fusion,
     }
-    # Our attention and TransformerEngine's have no use for the fused softmax.
-    return {**wanted, "masked_softmax_fusion": False}
+    # Our attention and TransformerEngine's have no use for the fused softmax; Apex would make the other.
+    return {**wanted, "masked_softmax_fusion": False, "gradient_accumulation_fusion": False}
 
 
 def _rotates_plainly(spec: ModelSpec) -> bool:

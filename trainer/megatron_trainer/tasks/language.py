@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
 from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from torch import Tensor, nn
@@ -24,6 +25,8 @@ from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args.tree import TrainArgs
 
 MAIN_LOSS = "lm loss"
+FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": te_parallel_cross_entropy}
+"""By cross_entropy_fusion_impl: (logits [T, B, V], labels [T, B], group) -> losses [T, B]. TE's needs a GPU."""
 
 
 def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
@@ -83,8 +86,8 @@ def _cross_entropy(args: TrainArgs, logits_BTV: Tensor, labels_BT: Tensor) -> Te
     logits_TBV = logits_BTV.transpose(0, 1).contiguous()
     labels_TB = labels_BT.clamp(min=0).transpose(0, 1).contiguous()
     if args.cross_entropy_loss_fusion:
-        group = parallel_state.get_tensor_model_parallel_group()
-        losses_TB = fused_vocab_parallel_cross_entropy(logits_TBV, labels_TB, group)
+        kernel = FUSED_CROSS_ENTROPY[args.cross_entropy_fusion_impl]
+        losses_TB = kernel(logits_TBV, labels_TB, parallel_state.get_tensor_model_parallel_group())
     else:
         losses_TB = vocab_parallel_cross_entropy(logits_TBV, labels_TB)
     return losses_TB.transpose(0, 1)

@@ -246,11 +246,6 @@ def dataloader_type(args: TrainArgs) -> str:
     return "external" if args.streaming else args.dataloader_type
 
 
-def apply_query_key_layer_scaling(args: TrainArgs, *, fp16: bool) -> bool:
-    """Whether attention scores are divided by the layer number: as given, else in float16."""
-    return fp16 if args.apply_query_key_layer_scaling is None else args.apply_query_key_layer_scaling
-
-
 def save_directory(args: TrainArgs) -> str:
     """Folder for checkpoints before add_version: as given, else megatron_output/{model name}."""
     source = args.model or args.load or "model"

@@ -15,7 +15,8 @@ class Distributed:
         "Collective library of GPU runs; CPU runs always use gloo.",
         aliases=("ddp_backend",),
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="the machine decides it: nccl between GPUs, where gloo lacks what Megatron needs, and gloo without any",
     )
     use_distributed_optimizer: bool = arg(
         True,
@@ -76,7 +77,11 @@ class Distributed:
     tp_comm_overlap: bool = arg(
         False,
         "Overlap tensor-parallel communication with matrix products.",
-        status="not yet",
+        status="refused",
+        reason=(
+            "TransformerEngine's communication buffers have one fixed row length, while rows here have their own; use "
+            "sequence_parallel, overlap_grad_reduce and overlap_param_gather"
+        ),
     )
     overlap_grad_reduce: bool = arg(
         False,

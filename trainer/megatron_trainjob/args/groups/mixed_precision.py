@@ -25,11 +25,13 @@ class MixedPrecision:
     )
     apply_query_key_layer_scaling: bool | None = arg(
         None,
-        "Divide attention scores by the layer number; unset: on in float16.",
-        status="not yet",
+        "Divide attention scores by the layer number before the softmax, and multiply them by it inside.",
+        status="refused",
+        reason="it keeps float16 scores from overflowing, and the attention kernels used here hold scores in float32",
     )
     attention_softmax_in_fp32: bool = arg(
         True,
         "Compute attention mask and softmax in float32.",
-        status="not yet",
+        status="refused",
+        reason="the attention kernels used here always compute the softmax in float32; leave it at true",
     )

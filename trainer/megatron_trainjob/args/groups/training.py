@@ -95,7 +95,8 @@ class Training:
         False,
         "Turn off the fused scale + mask + softmax kernel for attention scores.",
         inverted_aliases=("masked_softmax_fusion",),
-        status="not yet",
+        status="refused",
+        reason="the attention kernels used here have no such separate kernel, so there is nothing to turn off",
     )
     no_bias_dropout_fusion: bool = arg(
         False,
@@ -119,7 +120,8 @@ class Training:
         False,
         "Turn off fusing weight-gradient accumulation into the GEMM (the fused path needs apex).",
         inverted_aliases=("gradient_accumulation_fusion",),
-        status="not yet",
+        status="refused",
+        reason="the fused path needs NVIDIA Apex, which is not used here, so there is nothing to turn off",
     )
     cross_entropy_loss_fusion: bool = arg(
         False,
@@ -237,7 +239,8 @@ class Training:
         ),
         unit="tokens",
         ge=1,
-        status="not yet",
+        status="refused",
+        reason="every row has its own length, which Megatron-Core is told with the row; limit samples by max_length",
     )
     use_cpu_initialization: bool = arg(
         False,

@@ -1,0 +1,52 @@
+"""One GPU for the tests of this folder: pytest's own process is the only rank. `pytest -m gpu tests/gpu`."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+import gpu_training
+import tiny_run
+
+# Read once, when CUDA's libraries start: float32 products stay float32 (TransformerEngine asks for TF32), and the same
+# product gives the same bits each time.
+ENVIRONMENT = {"NVIDIA_TF32_OVERRIDE": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+ATTENTION_CHOICE = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def gpu(tmp_path_factory):
+    """The backend, with the process group of one rank around it."""
+    os.environ.update(ENVIRONMENT)
+    import torch
+
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    with gpu_training.single_rank(tmp_path_factory.mktemp("store") / "store") as backend:
+        yield backend
+
+
+@pytest.fixture(autouse=True)
+def free_choice_of_attention():
+    """Megatron leaves each model's choice of attention kernels in the environment, where the next one trips over it."""
+    for name in ATTENTION_CHOICE:
+        os.environ.pop(name, None)
+    gpu_training.forget_attention_kernels()
+
+
+@pytest.fixture(scope="session")
+def data(tmp_path_factory) -> Path:
+    """18 short conversations."""
+    return tiny_run.write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
+
+
+@pytest.fixture
+def train(llama, data, tmp_path):
+    """train(**arguments) on a tiny Llama, each run in a folder of its own; resume= and count_kernels= too."""
+    count = iter(range(100))
+
+    def run(*, resume: str = "Never", folder: Path | None = None, count_kernels: bool = False, **given: object):
+        places = {"model": llama, "data": data, "save": folder or tmp_path / f"run{next(count)}"}
+        return gpu_training.train(given, **places, resume=resume, count_kernels=count_kernels)
+
+    return run

@@ -1,0 +1,161 @@
+"""Effects of the arguments that only a GPU can show: kernels, 8-bit products, optimizers of other precisions.
+
+Each test changes its arguments on the same tiny run and looks at what ran: classes of modules, kernels, types of state.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+pytestmark = pytest.mark.gpu
+
+BF16 = {"torch_dtype": "bfloat16", "recompute_granularity": "none"}
+
+
+@pytest.mark.parametrize(("choice", "module"), [("fused", "FusedAttention"), ("unfused", "UnfusedDotProductAttention")])
+def test_attention_backend_chooses_the_kernels(train, choice, module):
+    run = train(**BF16, attention_backend=choice)
+    assert run.modules & {"FlashAttention", "FusedAttention", "UnfusedDotProductAttention"} == {module}
+
+
+def test_attention_backend_local_runs_with_local_layers(train):
+    run = train(**BF16, attention_backend="local", transformer_impl="local")
+    assert "CoreAttention" in run.modules
+    assert run.losses == pytest.approx(train(**BF16).losses, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "tolerance"),
+    [
+        ("no_bias_swiglu_fusion", {}, 1e-4),
+        ("no_bias_dropout_fusion", {"hidden_dropout": 0.1}, 0.5),  # compiled and plain kernels drop other elements
+        ("no_rope_fusion", {}, 1e-4),
+    ],
+)
+def test_without_a_fusion_more_kernels_compute_the_same(train, name, given, tolerance):
+    import torch
+
+    torch._dynamo.reset()
+    settings: dict[str, Any] = {"recompute_granularity": "none", **given}
+    train(**settings)  # the first run of a compiled kernel also tries its variants
+    fused, separate = (train(**settings, **{name: off}, count_kernels=True) for off in (False, True))
+    assert separate.losses == pytest.approx(fused.losses, abs=tolerance)
+    assert separate.kernels.total() > fused.kernels.total()
+    if name == "no_rope_fusion":
+        assert any("rope" in kernel for kernel in fused.kernels)
+        assert not any("rope" in kernel for kernel in separate.kernels)
+
+
+def test_cross_entropy_fusion_impl_te_runs_transformer_engines_kernel(train):
+    fused = train(cross_entropy_loss_fusion=True, cross_entropy_fusion_impl="te", count_kernels=True)
+    assert any("cross_entropy" in kernel for kernel in fused.kernels)
+    plain = train(count_kernels=True)
+    assert not any("cross_entropy" in kernel for kernel in plain.kernels)
+    assert fused.losses == pytest.approx(plain.losses, abs=1e-4)
+
+
+FP8 = {
+    "hybrid": ({"fp8_format": "hybrid"}, "DelayedScaling"),
+    "e4m3": ({"fp8_format": "e4m3"}, "DelayedScaling"),
+    "tensorwise": ({"fp8_format": "hybrid", "fp8_recipe": "tensorwise"}, "Float8CurrentScaling"),
+    "blockwise": ({"fp8_format": "e4m3", "fp8_recipe": "blockwise"}, "Float8BlockScaling"),
+    "history": (
+        {"fp8_format": "hybrid", "fp8_amax_history_len": 4, "fp8_amax_compute_algo": "most_recent"},
+        "DelayedScaling",
+    ),
+}
+
+
+@pytest.mark.parametrize(("given", "recipe"), FP8.values(), ids=FP8.keys())
+def test_fp8_multiplies_in_8_bits_by_the_recipe_that_was_asked_for(train, given, recipe):
+    run, plain = train(**BF16, **given), train(**BF16)
+    assert run.losses == pytest.approx(plain.losses, abs=0.1)
+    assert run.losses != plain.losses
+    for linear in run.linears():
+        used = linear.fp8_meta["recipe"]
+        assert recipe in [kind.__name__ for kind in type(used).__mro__]
+        assert used.fp8_format.name.lower() == given["fp8_format"]
+    if recipe == "DelayedScaling":
+        assert used.amax_history_len == given.get("fp8_amax_history_len", 1024)
+        assert used.amax_compute_algo == given.get("fp8_amax_compute_algo", "max")
+
+
+def test_fp8_goes_on_after_a_restart(train, tmp_path):
+    given = {**BF16, "fp8_format": "hybrid", "save_interval": 2}
+    whole = train(**given)
+    train(**given, train_iters=2, lr_decay_iters=4, folder=tmp_path / "resumed")
+    resumed = train(**given, folder=tmp_path / "resumed", resume="Auto")
+    assert resumed.losses[-2:] == pytest.approx(whole.losses[-2:], abs=1e-4)
+
+
+def test_fp8_trains_adapters(train):
+    given = {**BF16, "train_type": "lora", "lora_dropout": 0.0}
+    assert train(**given, fp8_format="hybrid").losses == pytest.approx(train(**given).losses, abs=0.1)
+
+
+PRECISION = {
+    "plain": {},
+    "moments-bf16": {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"},
+    "moments-fp16": {"exp_avg_dtype": "fp16", "exp_avg_sq_dtype": "fp16"},
+    "moments-fp8": {"exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8"},
+    "gradients-bf16": {"main_grads_dtype": "bf16"},
+    "parameters-fp16": {"main_params_dtype": "fp16"},
+}
+STORED = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16", "fp8": "torch.uint8"}
+
+
+@pytest.mark.parametrize("given", PRECISION.values(), ids=PRECISION.keys())
+def test_the_precision_aware_optimizer_holds_its_state_in_the_types_asked_for(train, tmp_path, given):
+    """Also over a restart: the second half of the run is that of a run that never stopped."""
+    settings = {**BF16, "use_precision_aware_optimizer": True, "save_interval": 2, **given}
+    run = train(**settings)
+    assert run.losses == pytest.approx(train(**BF16).losses, abs=0.03)
+    states = list(run.optimizer().state.values())
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert {str(state[name].dtype) for state in states} == {STORED[given.get(f"{name}_dtype", "fp32")]}
+    gradients = {str(p.main_grad.dtype) for p in run.engine.models[0].parameters()}
+    assert gradients == {STORED[given.get("main_grads_dtype", "fp32")]}
+    if "main_params_dtype" in given:
+        assert {str(state["master_param"].dtype) for state in states} == {STORED[given["main_params_dtype"]]}
+    train(**settings, train_iters=2, lr_decay_iters=4, folder=tmp_path / "resumed")
+    resumed = train(**settings, folder=tmp_path / "resumed", resume="Auto")
+    assert resumed.losses[-2:] == pytest.approx(run.losses[-2:], abs=5e-3)
+
+
+@pytest.mark.parametrize(("fraction", "devices"), [(1.0, {"cpu"}), (0.5, {"cpu", "cuda"})])
+def test_an_offloaded_optimizer_holds_its_state_in_host_memory(train, fraction, devices):
+    offload = {"optimizer_cpu_offload": True, "use_precision_aware_optimizer": True}
+    run = train(**BF16, **offload, optimizer_offload_fraction=fraction)
+    assert run.losses == pytest.approx(train(**BF16).losses, abs=0.03)
+    tensors = [
+        value
+        for part in run.optimizer().sub_optimizers
+        for state in part.state.values()
+        for name, value in state.items()
+        if name.startswith("exp_avg")
+    ]
+    assert {tensor.device.type for tensor in tensors} == devices
+
+
+def test_use_cpu_initialization_draws_the_weights_on_the_host(train):
+    """The same seed gives other weights on the card."""
+    settings = {"no_initialization": False, "train_iters": 1}
+    host, again, card = (train(**settings, use_cpu_initialization=value).losses for value in (True, True, False))
+    assert host == again != card
+
+
+def test_float16_scales_its_loss(train):
+    run, plain = train(torch_dtype="float16"), train()
+    assert run.losses == pytest.approx(plain.losses, abs=0.02)
+    assert run.run.column("loss_scale")[0] > 1
+
+
+def test_deterministic_mode_gives_the_same_bits_twice(train):
+    one, two = (train(**BF16, deterministic_mode=True, to_hf=True, train_iters=6) for _ in range(2))
+    assert os.environ["NVTE_ALLOW_NONDETERMINISTIC_ALGO"] == "0"
+    assert one.losses == two.losses
+    weights, again = one.run.weights(), two.run.weights()
+    assert all(weights[name].equal(again[name]) for name in weights)

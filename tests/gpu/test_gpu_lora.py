@@ -1,0 +1,46 @@
+"""Adapters on TransformerEngine's layers: the logits and gradients of transformers with the adapter merged in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import tiny_model
+
+pytestmark = pytest.mark.gpu
+
+BOUND = 1e-4
+CASES: dict[str, tuple[str, dict[str, Any]]] = {
+    "dense": ("llama", {}),
+    "post-norms": ("glm4", {}),
+    "sequential-experts": ("qwen3_moe", {}),
+    "grouped-experts": ("qwen3_moe", {"moe_grouped_gemm": True}),
+    "latent-attention": ("deepseek_v3", {}),
+}
+
+
+@pytest.mark.parametrize(("name", "given"), CASES.values(), ids=CASES.keys())
+def test_adapters_equal_transformers_with_merged_weights(name, given, model_root: Path, tmp_path: Path):
+    import torch
+    from safetensors.torch import load_file
+
+    import lora_ranks
+    from lora_truth import with_transformers
+
+    directory = tiny_model.make(name, model_root)
+    lora_ranks.make_adapter(str(directory), str(tmp_path / "adapter"), **given)
+    logits, gradients = with_transformers(directory, tmp_path / "adapter", tmp_path / "truth")
+    found = lora_ranks.use_adapter(str(directory), str(tmp_path / "adapter"), str(tmp_path), **given)
+    assert found["restored"]
+    assert (found["logits"].cpu() - logits).abs().max().item() <= BOUND
+    assert found["merged"] <= BOUND
+    again, adapter = (load_file(tmp_path / part / "adapter_model.safetensors") for part in ("again", "adapter"))
+    assert again.keys() == adapter.keys()
+    assert all(torch.equal(again[key], adapter[key]) for key in adapter)
+    ours = load_file(tmp_path / "gradients" / "adapter_model.safetensors")
+    assert ours.keys() == gradients.keys()
+    for key, expected in gradients.items():
+        scale = max(expected.abs().max().item(), 1e-6)
+        assert (ours[key] - expected).abs().max().item() <= BOUND * scale, key
