@@ -46,9 +46,7 @@ def _other(name: str) -> object:
     if argument.type == "bool":
         return not argument.default
     if argument.type in ("int", "float"):
-        bound = argument.lt if argument.lt is not None else argument.le
-        larger = (argument.default or 0) + 1
-        return larger if bound is None or larger < bound else bound / 2
+        return (argument.default or 0) + 1
     return ("x",) if argument.is_list else "x"
 
 
@@ -135,6 +133,11 @@ CASES = [
         rule="rotary_scaling_is_known_and_has_a_target",
         good={"rope_scaling": "yarn", "max_model_len": 8192},
         bad={"rope_scaling": "yarn"},
+    ),
+    Case(
+        rule="a_length_to_reach_needs_rotary_scaling",
+        good={"max_model_len": 8192, "rope_scaling": "linear"},
+        bad={"max_model_len": 8192},
     ),
     Case(
         rule="a_stream_is_not_tokenised_lazily",

@@ -86,3 +86,11 @@ def test_recomputation_is_set_as_asked_and_changes_no_number(train, plain, given
     wanted = {name: None if value == "none" else value for name, value in given.items()}
     assert {name: config(run)[name] for name in wanted} == wanted
     assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-6)
+
+
+def test_random_weights_are_the_same_in_every_layout(train):
+    """Each tensor is drawn from the seed and its name, not in the order in which a rank builds its layers."""
+    one = train(no_initialization=False, train_iters=2).column("lm loss")
+    for layout_of_two in ({"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}):
+        split = train(ranks=2, no_initialization=False, train_iters=2, **layout_of_two)
+        assert split.column("lm loss") == pytest.approx(one, abs=1e-5)

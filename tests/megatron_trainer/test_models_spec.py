@@ -71,8 +71,8 @@ def test_parameters_have_the_type_that_is_asked_for(tmp_path: Path, given: dict[
 
 
 def test_arguments_change_the_configuration_that_is_exported(tmp_path: Path):
-    args = TrainArgs(num_layers=2, rotary_base=500000, norm_epsilon=1e-6, untie_embeddings_and_output_weights=False)
-    spec = read_model(write_config(tmp_path), args)
+    given = {"num_layers": 2, "untie_embeddings_and_output_weights": False, "no_initialization": False}
+    spec = read_model(write_config(tmp_path), TrainArgs(rotary_base=500000, norm_epsilon=1e-6, **given))
     assert spec.hf_config.num_hidden_layers == spec.config["num_hidden_layers"] == 2
     assert spec.hf_config.rope_parameters["rope_theta"] == spec.config["rope_theta"] == 500000
     assert spec.hf_config.rms_norm_eps == 1e-6
@@ -175,6 +175,49 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     ),
     "biases of latent attention": ("deepseek_v3", {"attention_bias": True}, {}, "config.json:attention_bias", "biases"),
     "a setting of other families": ("llama", {}, {"num_experts": 4}, "spec.args.num_experts", "no such setting"),
+    "another shape than stored": ("llama", {}, {"num_layers": 2}, "spec.args.num_layers", "num_hidden_layers 4"),
+    "other heads than stored": (
+        "deepseek_v3",
+        {},
+        {"num_attention_heads": 8},
+        "spec.args.num_attention_heads",
+        "num_attention_heads 4",
+    ),
+    "shared heads of latent attention": (
+        "deepseek_v3",
+        {},
+        {"num_query_groups": 2, "no_initialization": False},
+        "spec.args.num_query_groups",
+        "each of the 4 attention heads",
+    ),
+    "heads that do not share evenly": (
+        "qwen3",
+        {},
+        {"num_query_groups": 3, "no_initialization": False},
+        "config.json:num_key_value_heads",
+        "a divisor of 4",
+    ),
+    "heads that do not divide the hidden size": (
+        "qwen2",
+        {},
+        {"hidden_size": 66, "no_initialization": False},
+        "config.json:hidden_size",
+        "does not divide over 4 heads",
+    ),
+    "what transformers refuses": (
+        "llama",
+        {},
+        {"hidden_size": 66, "no_initialization": False},
+        "config.json",
+        "not a multiple of the number of attention heads",
+    ),
+    "a share of the rotation in a family without": (
+        "llama",
+        {},
+        {"rotary_percent": 0.5},
+        "spec.args.rotary_percent",
+        "llama",
+    ),
     "a contradiction": ("llama", {}, {"qk_layernorm": True}, "spec.args.qk_layernorm", "false"),
     "scaling without a length": ("llama", {}, {"rope_scaling": "yarn"}, "spec.args.rope_scaling", "max_model_len"),
     "scaling that is no object": ("llama", {}, {"rope_scaling": "{x"}, "spec.args.rope_scaling", "JSON"),

@@ -20,6 +20,7 @@ from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.checkpoint.folder import Checkpoint, Owner
 from megatron_trainer.checkpoint.save import SavePolicy
+from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.sample import Sampler
@@ -33,6 +34,7 @@ from megatron_trainer.loop import Run
 from megatron_trainer.lora.freeze import freeze
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
+from megatron_trainer.models.settings import draws_on_host
 from megatron_trainer.models.spec import ModelSpec, read_model
 from megatron_trainer.report import RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
@@ -118,6 +120,8 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend) -> Engine:
     models = build_model(spec, args, backend)
     if args.no_initialization:
         load_weights(models, spec)
+    elif draws_on_host(args, backend):
+        draw_weights(models, spec, seed=args.seed)
     if args.train_type == "lora":
         add_adapters(models, args)
     else:
@@ -200,14 +204,13 @@ def _check(parsed: Parsed, task: Task, spec: ModelSpec, backend: Backend) -> Non
 def _prepare_data(
     args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: Task, spec: ModelSpec, save: Path
 ) -> Prepared:
-    """The first rank reads and caches; the others read the cache after it, and so do later versions of the run."""
+    """The first rank reads and caches; the others read the cache after it."""
     is_first = dist.get_rank() == 0
-    max_length = args.max_length or spec.hf_config.max_position_embeddings
+    max_length = derive.max_length(args, spec.config) or spec.hf_config.max_position_embeddings
     options: dict[str, Any] = {
         "task": task,
         "max_length": max_length,
         "save": save,
-        "cache_directory": Path(derive.save_directory(args)) / "data_cache",
         "is_first_rank": is_first,
     }
     if not is_first:
@@ -301,7 +304,7 @@ def _run_info(
         dtype=str(spec.dtype).removeprefix("torch."),
         micro_batch_size=args.micro_batch_size,
         global_batch_size=args.global_batch_size,
-        max_length=args.max_length or spec.hf_config.max_position_embeddings,
+        max_length=derive.max_length(args, spec.config) or spec.hf_config.max_position_embeddings,
         start_iteration=state.iteration,
         total_iterations=total_iterations,
         consumed_samples=state.consumed_samples,

@@ -18,11 +18,10 @@ from megatron_trainjob.args.tree import TrainArgs
 
 
 def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTModel]:
-    """The model chunks of this rank, one a virtual pipeline stage, on its device, weights drawn or left
-    empty.
+    """The model chunks of this rank, one a virtual pipeline stage, on its device.
 
-    parallel.initialise must have formed the groups. Weights come from convert/load.py or, with
-    no_initialization false, from the random state. Logits stay split over the tensor-parallel ranks.
+    parallel.initialise must have formed the groups. Weights are left for convert/load.py or convert/draw.py to fill,
+    unless megatron-core draws them (settings.draws_on_host). Logits stay split over the tensor-parallel ranks.
     """
     stages = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     config = transformer_config(spec, args, backend, virtual_stages=stages)

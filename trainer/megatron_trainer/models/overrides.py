@@ -11,7 +11,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_trainer.models.family import HfConfig
+from megatron_trainer.models.activation import SWIGLU
+from megatron_trainer.models.family import Family, HfConfig
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
@@ -22,12 +23,10 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "ffn_hidden_size": ("intermediate_size",),
     "num_attention_heads": ("num_attention_heads",),
     "num_query_groups": ("num_key_value_heads",),
-    "kv_channels": ("head_dim",),
+    "kv_channels": ("v_head_dim", "head_dim"),
     "max_position_embeddings": ("max_position_embeddings",),
     "norm_epsilon": ("rms_norm_eps",),
     "attention_dropout": ("attention_dropout",),
-    "rotary_base": ("rope_theta",),
-    "rotary_percent": ("partial_rotary_factor",),
     "num_experts": ("num_experts", "n_routed_experts", "num_local_experts"),
     "moe_ffn_hidden_size": ("moe_intermediate_size",),
     "moe_shared_expert_intermediate_size": ("shared_expert_intermediate_size",),
@@ -38,42 +37,95 @@ _KEYS: dict[str, tuple[str, ...]] = {
     "qk_head_dim": ("qk_nope_head_dim",),
     "qk_pos_emb_head_dim": ("qk_rope_head_dim",),
 }
+# Arguments that decide which weights there are and how their numbers belong together.
+_SHAPES = (
+    "num_layers",
+    "hidden_size",
+    "ffn_hidden_size",
+    "num_attention_heads",
+    "num_query_groups",
+    "kv_channels",
+    "num_experts",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "q_lora_rank",
+    "kv_lora_rank",
+    "qk_head_dim",
+    "qk_pos_emb_head_dim",
+)
 _ROTARY = ("rope_theta", "partial_rotary_factor")
 
 
 def apply(raw: Mapping[str, Any], hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
-    """config.json with the arguments put in, and those that the family has no place for.
+    """config.json with the arguments put in, and those that the family has no place for or the weights contradict.
 
     raw: the file's content. hf_config: the same as a transformers object, which knows every key of the
     family.
     """
-    changed = dict(raw)
-    violations = []
-    for name, keys in _KEYS.items():
-        value = getattr(args, name)
-        if value is None:
-            continue
-        key = next((key for key in keys if key in _ROTARY or hasattr(hf_config, key)), None)
-        if key is None:
-            violations.append(_no_place(name, value, hf_config))
-        elif key not in _ROTARY:
-            changed[key] = value
+    given = {name: getattr(args, name) for name in _KEYS if getattr(args, name) is not None}
+    keys = {name: key for name in given if (key := _key(name, hf_config))}
+    violations = [_no_place(name, value, hf_config) for name, value in given.items() if name not in keys]
+    heads, misfits = _key_value_heads(hf_config, args)
+    changed = {**raw, **{key: given[name] for name, key in keys.items()}, **heads}
     if args.untie_embeddings_and_output_weights is not None:
         changed["tie_word_embeddings"] = not args.untie_embeddings_and_output_weights
+    if args.no_initialization:
+        violations += _other_than_stored(hf_config, changed, args)
     rotary, problems = _rotary(hf_config, args)
-    return {**_without_rotary(changed, rotary), **rotary}, [*violations, *problems]
+    return {**_without_rotary(changed, rotary), **rotary}, [*violations, *misfits, *problems]
+
+
+def _key(name: str, hf_config: HfConfig) -> str | None:
+    return next((key for key in _KEYS[name] if hasattr(hf_config, key)), None)
+
+
+def _key_value_heads(hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, int], list[Violation]]:
+    """What group_query_attention says of the key-value heads; in latent attention every head has its own."""
+    heads = args.num_attention_heads or hf_config.num_attention_heads
+    groups = args.num_query_groups or hf_config.num_key_value_heads or heads
+    if args.group_query_attention and groups == heads:
+        message = f"the model has a key-value head for each of its {heads} attention heads; give num_query_groups too"
+        return {}, [_violation("group_query_attention", True, message)]
+    is_shared = args.group_query_attention is not False and not hasattr(hf_config, "kv_lora_rank")
+    if is_shared or groups == heads:
+        return {}, []
+    if args.num_query_groups is not None:
+        message = f"each of the {heads} attention heads has a key-value head of its own here; remove it"
+        return {}, [_violation("num_query_groups", groups, message)]
+    return {"num_key_value_heads": heads}, []
+
+
+def _other_than_stored(hf_config: HfConfig, changed: Mapping[str, Any], args: TrainArgs) -> list[Violation]:
+    """Arguments under which the stored weights do not fit, or would be read as those of another model."""
+    deciding = {
+        **{name: _key(name, hf_config) for name in _SHAPES},
+        "group_query_attention": "num_key_value_heads",
+        "untie_embeddings_and_output_weights": "tie_word_embeddings",
+    }
+    return [
+        _violation(
+            name,
+            getattr(args, name),
+            f"the stored weights are of a model with {key} {str(stored).lower()}; remove the argument, or set "
+            "no_initialization: false to start from random weights",
+        )
+        for name, key in deciding.items()
+        if key and getattr(args, name) is not None and changed.get(key, stored := getattr(hf_config, key)) != stored
+    ]
 
 
 def _rotary(hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
     """The rotary part of config.json in the form that every version of transformers reads; {} when
     unchanged.
     """
+    now = dict(hf_config.rope_parameters)
+    if args.rotary_percent is not None and "partial_rotary_factor" not in now:
+        return {}, [_no_place("rotary_percent", args.rotary_percent, hf_config)]
     given = {"rope_theta": args.rotary_base, "partial_rotary_factor": args.rotary_percent}
     given = {key: value for key, value in given.items() if value is not None}
     if args.rope_scaling is None and not given:
         return {}, []
-    now = dict(hf_config.rope_parameters)
-    outside = {key: now.pop(key) for key in _ROTARY if key in now} | given
+    outside = {key: now.pop(key) for key in _ROTARY if key in now}
     if args.rope_scaling is None:
         scaling: Mapping[str, Any] = now
     elif isinstance(args.rope_scaling, Mapping):
@@ -82,9 +134,10 @@ def _rotary(hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[
         scaling, problems = _from_text(args.rope_scaling, hf_config, args)
         if problems:
             return {}, problems
-    scaling = {"rope_type": scaling.get("rope_type") or scaling.get("type") or "default", **scaling}
-    scaling.pop("type", None)
-    return {**outside, "rope_scaling": scaling}, []
+    outside |= {key: scaling[key] for key in _ROTARY if key in scaling} | given
+    kind = scaling.get("rope_type") or scaling.get("type") or "default"
+    rest = {key: value for key, value in scaling.items() if key not in (*_ROTARY, "type", "rope_type")}
+    return {**outside, "rope_scaling": {"rope_type": kind, **rest}}, []
 
 
 def _from_text(text: str, hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
@@ -114,17 +167,16 @@ def _no_place(name: str, value: object, hf_config: HfConfig) -> Violation:
     return _violation(name, value, f"a model of type {hf_config.model_type} has no such setting; remove it")
 
 
-def contradictions(args: TrainArgs, settings: Mapping[str, Any]) -> list[Violation]:
+def contradictions(family: Family, config: HfConfig, args: TrainArgs, settings: Mapping[str, Any]) -> list[Violation]:
     """Arguments that say otherwise than the family does. settings: megatron-core's fields as the model
     needs them.
     """
     facts = {
-        "normalization": "RMSNorm",
-        "position_embedding_type": "rope",
-        "swiglu": True,
+        "swiglu": config.hidden_act in SWIGLU,
+        "disable_bias_linear": not family.mlp_bias(config),
         "add_qkv_bias": bool(settings.get("add_qkv_bias")),
         "qk_layernorm": bool(settings.get("qk_layernorm")),
-        "multi_latent_attention": "kv_lora_rank" in settings,
+        "multi_latent_attention": family.latent_attention,
     }
     return [
         _violation(name, getattr(args, name), f"this model has {name}: {str(fact).lower()}; remove the argument")

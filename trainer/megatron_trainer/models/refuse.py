@@ -18,7 +18,7 @@ def violations(family: Family, config: HfConfig, args: TrainArgs) -> list[Violat
     """Everything that stands against training this model in this layout."""
     settings = family.settings(config)
     found = list(family.refuse(config))
-    found += overrides.contradictions(args, settings)
+    found += overrides.contradictions(family, config, args, settings)
     found += rope.violations(config, args)
     found += _stored(config)
     found += _activation(config)
@@ -55,6 +55,12 @@ def _heads(family: Family, config: HfConfig, args: TrainArgs) -> Iterator[Violat
     size = args.tensor_model_parallel_size
     heads = config.num_attention_heads
     groups = heads if family.latent_attention else config.num_key_value_heads or heads
+    if heads % groups:
+        message = f"{heads} attention heads do not divide into {groups} groups; use a divisor of {heads}"
+        yield Violation(path="config.json:num_key_value_heads", value=groups, message=message)
+    if not getattr(config, "head_dim", None) and config.hidden_size % heads:
+        message = f"a hidden size of {config.hidden_size} does not divide over {heads} heads; use a multiple of them"
+        yield Violation(path="config.json:hidden_size", value=config.hidden_size, message=message)
     if heads % size:
         message = f"{heads} attention heads do not divide over {size} ranks; use a divisor of {heads}"
         yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)

@@ -10,7 +10,7 @@ from megatron.core.transformer.enums import AttnBackend
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.models import rope
-from megatron_trainer.models.activation import ACTIVATIONS
+from megatron_trainer.models.activation import ACTIVATIONS, SWIGLU
 from megatron_trainer.models.block import Implementation
 from megatron_trainer.models.expression import moe_layers
 from megatron_trainer.models.family import HfConfig
@@ -22,6 +22,11 @@ from megatron_trainjob.args.tree import TrainArgs
 def implementation(args: TrainArgs, backend: Backend) -> Implementation:
     """The layer implementation: TransformerEngine where it is wanted and this machine runs it."""
     return "local" if args.transformer_impl == "local" else backend.layer_impl
+
+
+def draws_on_host(args: TrainArgs, backend: Backend) -> bool:
+    """Whether random weights are drawn by convert/draw.py, the same in every layout, and not by megatron-core."""
+    return args.use_cpu_initialization or backend.device.type == "cpu"
 
 
 def transformer_config(
@@ -113,9 +118,8 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
         "hidden_dropout": args.hidden_dropout or 0.0,
         "transformer_impl": implementation(args, backend),
         "attention_backend": _attention(args, backend),
-        "perform_initialization": not args.no_initialization,
-        # On the host every layout draws the same weights: the whole matrix is drawn, then cut.
-        "use_cpu_initialization": args.use_cpu_initialization or backend.device.type == "cpu",
+        "perform_initialization": not args.no_initialization and not draws_on_host(args, backend),
+        "use_cpu_initialization": draws_on_host(args, backend),
         "deterministic_mode": args.deterministic_mode,
         "recompute_granularity": recompute,
         "recompute_method": args.recompute_method,
@@ -135,7 +139,7 @@ def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
 def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
     """Fused kernels that run here, are wanted, and compute the same."""
     here = backend.fused_kernels()
-    is_swiglu = spec.hf_config.hidden_act in ("silu", "swish")
+    is_swiglu = spec.hf_config.hidden_act in SWIGLU
     wanted = {
         "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_swiglu,
         "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,

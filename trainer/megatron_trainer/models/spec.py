@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_trainer.failure import InvalidInput
@@ -114,8 +116,13 @@ def _family(raw: Mapping[str, Any]) -> Family:
 
 
 def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
-    fields = {key: value for key, value in raw.items() if key != "model_type"}
-    return AutoConfig.for_model(raw["model_type"], **fields)
+    # transformers writes into the rotary part of what it is given.
+    fields = {key: deepcopy(value) for key, value in raw.items() if key != "model_type"}
+    try:
+        return AutoConfig.for_model(raw["model_type"], **fields)
+    except (StrictDataclassError, ValueError, TypeError) as err:
+        message = f"transformers does not accept this configuration; change it, or the arguments about it: {err}"
+        raise InvalidInput((Violation(path=CONFIG_FILE, value=raw["model_type"], message=message),)) from err
 
 
 def _padded_vocab_size(vocab_size: int, args: TrainArgs) -> tuple[int, list[Violation]]:

@@ -70,7 +70,7 @@ class BaseModel:
         unit="tokens",
         ge=1,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     model_kwargs: Mapping[str, Any] | None = arg(
         None,

@@ -71,7 +71,7 @@ class Export:
         False,
         "Tokenise the data and store it for cached_dataset.",
         applies_to=("export",),
-        status="works",
+        status="not yet",
     )
     merge_lora: bool = arg(
         False,

@@ -9,7 +9,12 @@ from megatron_trainjob.args.field import EVERY_TASK, arg
 
 @dataclass(frozen=True, kw_only=True)
 class Model:
-    """The shape of the network; unset values come from the model's config.json."""
+    """The shape of the network; unset values come from the model's config.json.
+
+    Values that decide which weights there are can differ from config.json only in a model that starts from random
+    weights (`no_initialization: false`). swiglu, disable_bias_linear, add_qkv_bias and qk_layernorm follow from the
+    family and have to agree with it.
+    """
 
     num_layers: int | None = arg(
         None,
@@ -17,7 +22,7 @@ class Model:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("num_hidden_layers",),
-        status="not yet",
+        status="works",
     )
     hidden_size: int | None = arg(
         None,
@@ -25,7 +30,7 @@ class Model:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("hidden_size",),
-        status="not yet",
+        status="works",
     )
     ffn_hidden_size: int | None = arg(
         None,
@@ -33,7 +38,7 @@ class Model:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("intermediate_size",),
-        status="not yet",
+        status="works",
     )
     num_attention_heads: int | None = arg(
         None,
@@ -41,13 +46,13 @@ class Model:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("num_attention_heads",),
-        status="not yet",
+        status="works",
     )
     group_query_attention: bool | None = arg(
         None,
         "Whether several query heads share one key-value head; unset: when num_query_groups > 1.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     num_query_groups: int | None = arg(
         None,
@@ -56,7 +61,7 @@ class Model:
         fallback=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("num_key_value_heads",),
-        status="not yet",
+        status="works",
     )
     max_position_embeddings: int | None = arg(
         None,
@@ -65,7 +70,7 @@ class Model:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("max_position_embeddings",),
-        status="not yet",
+        status="works",
     )
     position_embedding_type: Literal["learned_absolute", "rope", "mrope", "relative", "none"] | None = arg(
         None,
@@ -73,8 +78,13 @@ class Model:
         fallback="rope",
         applies_to=EVERY_TASK,
         hf_config_keys=("rope_scaling.mrope_section -> mrope",),
-        status="not yet",
-        refused_choices={"mrope": "it is for multimodal models", "relative": "no decoder-only model uses it"},
+        status="works",
+        refused_choices={
+            "learned_absolute": "every known family has rotary positions",
+            "mrope": "it is for multimodal models",
+            "relative": "no decoder-only model uses it",
+            "none": "every known family has rotary positions",
+        },
     )
     rotary_base: int | None = arg(
         None,
@@ -83,7 +93,7 @@ class Model:
         fallback=10000,
         applies_to=EVERY_TASK,
         hf_config_keys=("rope_theta",),
-        status="not yet",
+        status="works",
     )
     rotary_percent: float | None = arg(
         None,
@@ -93,14 +103,15 @@ class Model:
         le=1,
         fallback=1.0,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     normalization: Literal["LayerNorm", "RMSNorm"] | None = arg(
         None,
         "Kind of normalisation layer.",
         fallback="RMSNorm",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
+        refused_choices={"LayerNorm": "every known family has RMSNorm"},
     )
     norm_epsilon: float | None = arg(
         None,
@@ -109,7 +120,7 @@ class Model:
         fallback=1e-05,
         applies_to=EVERY_TASK,
         hf_config_keys=("rms_norm_eps",),
-        status="not yet",
+        status="works",
     )
     swiglu: bool | None = arg(
         None,
@@ -117,7 +128,7 @@ class Model:
         fallback=True,
         applies_to=EVERY_TASK,
         hf_config_keys=("hidden_act == silu",),
-        status="not yet",
+        status="works",
     )
     untie_embeddings_and_output_weights: bool | None = arg(
         None,
@@ -125,15 +136,15 @@ class Model:
         fallback=True,
         applies_to=EVERY_TASK,
         hf_config_keys=("not tie_word_embeddings",),
-        status="not yet",
+        status="works",
     )
     disable_bias_linear: bool | None = arg(
         None,
-        "No bias in linear layers.",
+        "No bias in the linear layers of the feed-forward block.",
         fallback=True,
         applies_to=EVERY_TASK,
         hf_config_keys=("not mlp_bias",),
-        status="not yet",
+        status="works",
     )
     add_qkv_bias: bool | None = arg(
         None,
@@ -145,7 +156,7 @@ class Model:
             "qkv_bias",
             "use_bias",
         ),
-        status="not yet",
+        status="works",
     )
     attention_dropout: float | None = arg(
         None,
@@ -155,7 +166,7 @@ class Model:
         fallback=0.0,
         applies_to=EVERY_TASK,
         hf_config_keys=("attention_dropout",),
-        status="not yet",
+        status="works",
     )
     hidden_dropout: float | None = arg(
         None,
@@ -164,7 +175,7 @@ class Model:
         lt=1,
         fallback=0.0,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     kv_channels: int | None = arg(
         None,
@@ -175,7 +186,7 @@ class Model:
             "head_dim",
             "v_head_dim",
         ),
-        status="not yet",
+        status="works",
     )
     qk_layernorm: bool | None = arg(
         None,
@@ -186,13 +197,13 @@ class Model:
             "use_qk_norm",
             "architecture (Qwen3, DeepSeek-V2/V3, dots1)",
         ),
-        status="not yet",
+        status="works",
     )
     transformer_impl: Literal["local", "transformer_engine"] = arg(
         "transformer_engine",
         'Layers of Megatron-Core itself ("local") or of Transformer Engine; CPU runs always use local.',
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     padded_vocab_size: int | None = arg(
         None,
@@ -200,7 +211,7 @@ class Model:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("vocab_size",),
-        status="not yet",
+        status="works",
     )
     rope_scaling: str | Mapping[str, Any] | None = arg(
         None,
@@ -210,5 +221,5 @@ class Model:
         ),
         applies_to=EVERY_TASK,
         hf_config_keys=("rope_scaling",),
-        status="not yet",
+        status="works",
     )

@@ -131,6 +131,14 @@ def rotary_scaling_is_known_and_has_a_target(facts: Facts) -> str:
     return "" if facts.args.max_model_len else "needs max_model_len, the length to reach; set it"
 
 
+@rule("max_model_len", "rope_scaling")
+def a_length_to_reach_needs_rotary_scaling(facts: Facts) -> str:
+    """By itself it would reach nothing: the positions of the model stay what they are."""
+    if facts.args.max_model_len is None or facts.args.rope_scaling is not None:
+        return ""
+    return "needs rope_scaling; set that, or remove max_model_len"
+
+
 RULES = (
     the_model_is_given,
     training_data_is_given,
@@ -144,6 +152,7 @@ RULES = (
     packed_samples_fit_into_a_row,
     the_planned_sequence_fits_into_the_model,
     rotary_scaling_is_known_and_has_a_target,
+    a_length_to_reach_needs_rotary_scaling,
     excludes("a_stream_is_not_tokenised_lazily", is_("streaming", True), is_("lazy_tokenize", True)),
     excludes("a_stream_is_not_cached", is_("streaming", True), is_set("cached_dataset"), tasks=TRAINING),
     excludes("cached_data_is_tokenised_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
