@@ -106,6 +106,12 @@ def submit(chaos: Chaos) -> None:
     chaos.jobs.submit(manifest(name, numNodes=chaos.draw.choice((1, 2, 4)), failurePolicy=POLICY))
 
 
+def revive(chaos: Chaos) -> None:
+    """Starts an operator that gave up (on a deaf watch, for instance), as its Deployment would."""
+    if chaos.operator is None or chaos.operator.process.poll() is not None:
+        start_operator(chaos)
+
+
 def kill_operator(chaos: Chaos) -> None:
     """kill -9, and a new process."""
     if chaos.operator:
@@ -146,8 +152,7 @@ def hurt(chaos: Chaos, num_faults: int) -> None:
         if not is_restarted and chaos.num_faults > num_faults // 2:
             restart_server(chaos)
             is_restarted = True
-        if chaos.operator and chaos.operator.process.poll() is not None:
-            start_operator(chaos)  # it gave up on a deaf watch, as a pod it would be started again
+        revive(chaos)
         time.sleep(chaos.draw.uniform(0.05, 0.4))
 
 
@@ -160,9 +165,12 @@ def phases(jobs: JobClient) -> dict[str, str]:
 def settle(chaos: Chaos) -> None:
     """No more faults; every job has to come to the end that it was made for."""
     chaos.proxy.choose = fault_proxy.no_faults
-    if chaos.operator is None or chaos.operator.process.poll() is not None:
-        start_operator(chaos)
-    wait_until(lambda: phases(chaos.jobs), lambda found: found == chaos.expected, "every job's right end", CALM_S)
+
+    def look() -> dict[str, str]:
+        revive(chaos)
+        return phases(chaos.jobs)
+
+    wait_until(look, lambda found: found == chaos.expected, "every job's right end", CALM_S)
 
 
 def run(plane: ControlPlane, folder: Path, seed: int, num_faults: int) -> Counter[str]:
@@ -177,6 +185,9 @@ def run(plane: ControlPlane, folder: Path, seed: int, num_faults: int) -> Counte
         try:
             hurt(chaos, num_faults)
             settle(chaos)
+        except AssertionError as error:
+            last = chaos.operator.log.read_text()[-3000:] if chaos.operator else ""
+            raise AssertionError(f"{error}\nthe operator's log ends with:\n{last}") from error
         finally:
             if chaos.operator:
                 chaos.operator.kill()

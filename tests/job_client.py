@@ -19,6 +19,10 @@ from control_plane import ControlPlane, Refused
 Object = Mapping[str, Any]
 ROOT = Path(__file__).parent.parent
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
+POLICIES = {
+    "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",
+    "ValidatingAdmissionPolicyBinding": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicybindings",
+}
 API = "/apis/megatrontrain.dev/v1alpha1"
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 10}
 PATIENCE_S = 120.0
@@ -130,11 +134,28 @@ def serving(folder: Path) -> Iterator[ControlPlane]:
     """A control plane with the CRD installed, for as long as somebody uses it."""
     running = control_plane.start(folder)
     try:
-        running.create(CRDS, yaml.safe_load((ROOT / "crds" / "megatrontrainjob.yaml").read_text()))
-        wait_until(lambda: running.get(f"{API}/megatrontrainjobs"), bool, "the CRD to be served")
+        install_crd(running)
         yield running
     finally:
         running.stop()
+
+
+def install_crd(plane: ControlPlane) -> None:
+    """Installs the CRD and its admission policy, as crds/ has them, and waits until both are in force."""
+    plane.create(CRDS, yaml.safe_load((ROOT / "crds" / "megatrontrainjob.yaml").read_text()))
+    wait_until(lambda: plane.get(f"{API}/megatrontrainjobs"), bool, "the CRD to be served")
+    for each in yaml.safe_load_all((ROOT / "crds" / "admission-policy.yaml").read_text()):
+        plane.create(POLICIES[each["kind"]], each)
+    wait_until(lambda: is_policed(plane), bool, "the admission policy to be in force")
+
+
+def is_policed(plane: ControlPlane) -> bool:
+    """Whether the API server refuses an unknown argument; nothing is stored."""
+    try:
+        plane.create(f"{API}/namespaces/default/megatrontrainjobs", manifest(args={**ARGS, "x": 1}), dryRun="All")
+    except Refused as refused:
+        return refused.status == 422
+    return False
 
 
 def new_namespace(plane: ControlPlane, name: str) -> str:

@@ -46,7 +46,9 @@ def _other(name: str) -> object:
     if argument.type == "bool":
         return not argument.default
     if argument.type in ("int", "float"):
-        return (argument.default or 0) + 1
+        bound = argument.lt if argument.lt is not None else argument.le
+        larger = (argument.default or 0) + 1
+        return larger if bound is None or larger < bound else bound / 2
     return ("x",) if argument.is_list else "x"
 
 

@@ -131,7 +131,7 @@ class Controller:
             self._on_refusal(key, error)
             raise
         was_stalled = self._problems.pop(key, None) is not None
-        if plan.status is None and any(body["kind"] == "Pod" for body in plan.create):
+        if not job.get("status") and any(body["kind"] == "Pod" for body in plan.create):
             self._metrics.pods_created_s.observe(max(0.0, clock.now() - _created_at(job)))
         return 0.0 if was_stalled else plan.requeue_s
 

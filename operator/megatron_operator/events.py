@@ -52,7 +52,7 @@ def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
         events.append(_normal("JobResumed", "The job goes on."))
     if creates_pods and not seen.current:
         events.append(_normal("GangCreated", f"{job.num_nodes} pods of attempt {seen.attempt}."))
-    elif not seen.status:
+    elif not (seen.status or seen.current):
         events.append(_normal("JobAccepted", "The manifest is valid; the pods wait."))
     if conditions.all_running(job, seen) and not seen.is_true(names.RUNNING):
         events.append(_normal("JobRunning", f"All {job.num_nodes} pods of attempt {seen.attempt} run."))

@@ -48,7 +48,7 @@ class Event:
 class Plan:
     """All that one reconcile wants done.
 
-    status: the whole new status, None when the stored one is good as it is.
+    status: the whole new status, None when the stored one is good as it is or the next look writes it.
     create: complete objects with owner reference; "already exists" with our uid as owner counts as done.
     requeue_s: look again after so many seconds even if nothing happens; None when only a change can matter.
     """

@@ -57,7 +57,7 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     written, write_in_s = status.changed(new, seen.status, now)
     changes = _changes(job, seen, decision, now)
     return Plan(
-        status=written,
+        status=None if _is_first_look(seen, changes) else written,
         delete=(*changes.delete, *_groups(job, seen.stale_groups)),
         patch=changes.patch,
         create=changes.create,
@@ -92,6 +92,14 @@ def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s:
     moments = [at for wake_at in WAKE_UPS if (at := wake_at(job, seen, now)) is not None]
     waits = [max(at - now, 0.0) for at in moments if at > now]
     return min([*waits, write_in_s] if write_in_s is not None else waits, default=None)
+
+
+def _is_first_look(seen: Seen, changes: Plan) -> bool:
+    """Whether the pods of a new job come first and its status with the next look, which they cause: one write less.
+
+    Attempt 0 needs no record beforehand, for that is what a job without status is at. A refusal is shown at once.
+    """
+    return not seen.status and seen.problem is None and not seen.current and _creates_pods(changes)
 
 
 def _creates_pods(changes: Plan) -> bool:

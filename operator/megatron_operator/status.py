@@ -22,7 +22,8 @@ from megatron_trainjob.progress import Progress
 Object = Mapping[str, Any]
 MAX_METRICS = 32
 SOFT_INTERVAL_S = 10.0
-SAME_PERCENTAGE_INTERVAL_S = 60.0
+QUIET_INTERVAL_S = 60.0
+QUIET = {"progress": None, "replicaStatuses": None}
 SOFT_FIELDS = ("phase", "reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
 
 
@@ -123,12 +124,12 @@ def _soft(status: Object) -> Object:
 
 
 def _soft_due(new: Object, old: Object) -> float:
-    """When a soft change may be written: progress within the same percent waits longer."""
+    """When a soft change may be written: counts of pods, and progress within the same percent, wait longer."""
     written = to_seconds(old.get("lastUpdatedTime")) or 0.0
-    others_differ = {**_soft(new), "progress": None} != {**_soft(old), "progress": None}
+    others_differ = {**_soft(new), **QUIET} != {**_soft(old), **QUIET}
     percent = [(status.get("progress") or {}).get("percentage") for status in (new, old)]
     is_visible = others_differ or percent[0] != percent[1]
-    return written + (SOFT_INTERVAL_S if is_visible else SAME_PERCENTAGE_INTERVAL_S)
+    return written + (SOFT_INTERVAL_S if is_visible else QUIET_INTERVAL_S)
 
 
 def _without_time(progress: Object | None) -> Object:

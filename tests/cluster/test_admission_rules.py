@@ -1,4 +1,4 @@
-"""The CRD on the real API server: every CEL rule accepts what is right and rejects what is wrong, with its message."""
+"""CRD and admission policy on the real API server: every rule accepts what is right and rejects what is wrong."""
 
 from __future__ import annotations
 
@@ -11,10 +11,11 @@ import yaml
 
 from control_plane import ControlPlane, Refused
 from job_client import API, ARGS, JobClient, manifest
+from megatron_trainjob.args.admission import checks
 from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.parse import task_defaults
 from megatron_trainjob.args.rules import RULES
-from megatron_trainjob.args.schema import cel_rules
-from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from rule_cases import CASES
 
 pytestmark = pytest.mark.cluster
@@ -83,12 +84,65 @@ def test_a_choice_that_can_never_work_is_refused_with_the_reason(plane: ControlP
     assert reason in problems(plane, manifest(args={**ARGS, name: choice}))
 
 
-def test_no_rule_of_the_crd_is_left_without_a_case():
-    tested = {f"{RULES[case.rule].about[0]} {RULES[case.rule].cel_message}" for case in CEL_CASES}
-    refused = {f"{name} is refused: {ARGUMENTS[name].reason}" for name, _ in REFUSALS}
-    choices = {reason for name, choice in REFUSED_CHOICES for reason in [ARGUMENTS[name].refused_choices[choice]]}
-    left = [r["message"] for r in cel_rules() if r["message"] not in tested | refused]
-    assert [message for message in left if not any(message.endswith(reason) for reason in choices)] == []
+def test_no_check_of_the_policy_is_left_without_a_case():
+    tested = {f"spec.args.{RULES[case.rule].about[0]} {RULES[case.rule].cel_message}" for case in CEL_CASES}
+    refused = {f"spec.args.{name} is refused: {ARGUMENTS[name].reason}" for name, _ in REFUSALS}
+    left = [check.message for check in checks() if check.message not in tested | refused]
+    reasons = [ARGUMENTS[name].refused_choices[choice] for name, choice in REFUSED_CHOICES]
+    others = ("belong to task rlhf; remove them or change the task", "* context_parallel_size", *reasons)
+    assert [message for message in left if not message.endswith(others)] == []
+
+
+@pytest.mark.parametrize(
+    ("spec", "path"),
+    [
+        ({"args": {**ARGS, "tensor_model_paralel_size": 8}}, "spec.args.tensor_model_paralel_size"),
+        ({"numNode": 8}, "spec.numNode"),
+        ({"checkpoint": {"pvc": {"claim": "data"}}}, "spec.checkpoint.pvc.claim"),
+        ({"failurePolicy": {"backoffSeconds": {"first": 1}}}, "spec.failurePolicy.backoffSeconds.first"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_misspelt_name_is_refused_whatever_the_client_asks_for(plane: ControlPlane, spec: dict, path: str):
+    """Not only to kubectl, which asks the server to be strict: GitOps tools and client libraries do not."""
+    assert f"{path}: unknown field" in problems(plane, manifest(**spec))
+
+
+def test_the_policy_says_every_problem_at_once(plane: ControlPlane):
+    said = problems(plane, manifest(numNode=8, nprocPerNode=3, args={"tensor_paralel": 2, "lora_rank": 4}))
+    for part in ("spec.numNode:", "spec.args.tensor_paralel:", "spec.args.lora_rank", "spec.args.model", "dataset"):
+        assert part in said
+
+
+def test_every_default_written_out_is_accepted(plane: ControlPlane):
+    preference = {name for name, argument in ARGUMENTS.items() if argument.applies_to == ("rlhf",)}
+    defaults = {**vars(TrainArgs()), **task_defaults("sft")}
+    given = {name: value for name, value in defaults.items() if name not in preference}
+    args = {name: list(value) if isinstance(value, tuple) else value for name, value in given.items()}
+    assert problems(plane, manifest(args={**args, **ARGS})) == ""
+
+
+def test_null_counts_as_absent(plane: ControlPlane):
+    assert problems(plane, manifest(args={**dict.fromkeys(ARGUMENTS), **ARGS})) == ""
+
+
+@pytest.mark.parametrize(
+    ("spec", "accepted"),
+    [
+        ({"numNodes": 2, "nprocPerNode": 3}, True),
+        ({"numNodes": 2, "nprocPerNode": 4}, False),
+        ({"nprocPerNode": 3}, True),
+        ({"numNodes": 2, "nprocPerNode": "auto"}, True),
+    ],
+)
+def test_ranks_are_judged_when_their_number_is_known(plane: ControlPlane, spec: dict, accepted: bool):
+    said = problems(plane, manifest(args={**ARGS, "tensor_model_parallel_size": 3}, **spec))
+    assert ("must be a multiple of tensor_model_parallel_size" in said) == (not accepted)
+
+
+def test_arguments_of_preference_training_belong_to_its_task(plane: ControlPlane):
+    assert "belong to task rlhf" in problems(plane, manifest(args={**ARGS, "beta": 0.2}))
+    assert "belong to task rlhf" not in problems(plane, manifest(task="rlhf", args={**ARGS, "beta": 0.2}))
 
 
 @pytest.mark.parametrize(

@@ -43,7 +43,7 @@ def judge(body: dict) -> str:
     if isinstance(parsed, Job):
         plan = reconcile.plan(parsed, Seen(), NOW)
         if parsed.managed_by == "megatrontrain.dev/operator":
-            assert plan.status is not None
+            assert plan.status is not None or plan.create
         assert admission.judge(whole) is None
         return "runs"
     assert parsed

@@ -12,6 +12,7 @@ import tiny_model
 from effects.registry import effect
 from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.collate import collate
+from megatron_trainer.data.command import write_cached
 from megatron_trainer.data.lazy import LazyStore
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.settings import row_shape
@@ -250,6 +251,20 @@ def test_cached_dataset_is_tokenised_data_of_an_earlier_time(prepared, tmp_path)
     write_store(made.train, tmp_path / "cached" / "train")
     read = prepared(cached_dataset=[str(tmp_path / "cached")], dataset_shuffle=False)
     assert answers(read.train) == answers(made.train)
+
+
+@effect("to_cached_dataset")
+def test_to_cached_dataset_writes_what_cached_dataset_reads(prepared, tmp_path, write, rows):
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 200}')
+    given = {"model": str(tmp_path / "model"), "dataset": [write("train.jsonl", rows)], "split_dataset_ratio": 0.25}
+    exported = parse({**given, "to_cached_dataset": True, "dataset_shuffle": False}, task="export")
+    assert exported.violations == ()
+    write_cached(exported.args, "sft", tmp_path / "cached")
+    assert sorted(path.name for path in (tmp_path / "cached").iterdir()) == ["train", "val"]
+    read = prepared(cached_dataset=[str(tmp_path / "cached")], dataset_shuffle=False)
+    assert (len(read.train), len(read.validation)) == (15, 5)
+    assert {*answers(read.train), *answers(read.validation)} == {f"r{n}" for n in range(20)}
 
 
 @effect("streaming")

@@ -9,7 +9,7 @@ import pytest
 import yaml
 
 from job_values import NOW, beat, failed, job, pod, raw, seen
-from megatron_operator import crd, manifest, reconcile
+from megatron_operator import admission_policy, crd, manifest, reconcile
 from megatron_operator.job import Job
 from megatron_operator.observe import Seen
 from megatron_operator.schema import structural
@@ -29,6 +29,7 @@ def root_schema(definition):
 
 def test_the_file_in_the_repository_is_what_the_code_makes():
     assert (ROOT / "crds" / "megatrontrainjob.yaml").read_text() == crd.document()
+    assert (ROOT / "crds" / "admission-policy.yaml").read_text() == crd.policy_document()
 
 
 def test_it_is_small_enough_for_client_side_apply(definition):
@@ -90,13 +91,24 @@ def test_only_two_defaults_are_stored_in_a_job(definition):
 
 
 def test_our_own_marks_do_not_reach_the_server(definition):
-    assert "x-defaulted" not in json.dumps(definition)
+    assert not [mark for mark in crd.MARKS if mark in json.dumps(definition)]
+
+
+def test_no_object_of_ours_drops_a_field_that_it_does_not_know(definition):
+    """A server that drops a misspelt field without a word runs another job than the one that was asked for."""
+    open_ones = {
+        path
+        for path, schema in walk(root_schema(definition)["properties"]["spec"])
+        if "properties" in schema and schema.get("x-kubernetes-preserve-unknown-fields")
+    }
+    assert {path for path, _ in admission_policy.records()} <= open_ones
+    assert {"spec", "spec.args", "spec.initializers[]", "spec.failurePolicy.rules[]"} <= open_ones
 
 
 @pytest.mark.parametrize(
     "status",
     [
-        reconcile.plan(job(), Seen(), NOW).status,
+        reconcile.plan(job(), Seen(problem=("QuotaExceeded", "no room")), NOW).status,
         reconcile.plan(job(), seen(pod(0), failed(1, 137, iteration=3)), NOW).status,
         reconcile.plan(
             job({"scheduling": {"gang": "Native"}}),

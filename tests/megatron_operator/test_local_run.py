@@ -93,7 +93,7 @@ class Run:
         """Until every pod stands still at its step, and mtj has written down that the gang is complete."""
         folder = self.state / "volumes" / "disk" / "tune"
         wait(lambda: all((folder / f"paused-{rank}").exists() for rank in range(nodes)))
-        wait(lambda: self.status["phase"] == "Running")
+        wait(lambda: (self.state / "status.yaml").exists() and self.status["phase"] == "Running")
 
 
 def wait(is_true):

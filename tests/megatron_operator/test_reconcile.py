@@ -26,7 +26,7 @@ def conditions(status):
     return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
 
 
-def test_a_new_job_writes_its_status_and_creates_everything_in_one_plan():
+def test_a_new_job_gets_its_objects_first_and_its_status_with_the_next_look():
     plan = reconcile.plan(job(), Seen(), NOW)
     assert kinds(plan) == [
         ("ConfigMap", "tune-a0-args"),
@@ -35,20 +35,27 @@ def test_a_new_job_writes_its_status_and_creates_everything_in_one_plan():
         ("Pod", "tune-a0-worker-0"),
     ]
     assert plan.events == (Event(type="Normal", reason="GangCreated", message="2 pods of attempt 0."),)
-    assert (plan.delete, plan.patch, plan.requeue_s) == ((), (), None)
-    assert plan.status == {
+    assert (plan.status, plan.delete, plan.patch, plan.requeue_s) == (None, (), (), None)
+    created = Seen(
+        pods=(pod(0, phase="Pending"), pod(1, phase="Pending")),
+        service_selector=names.selector("tune", 0),
+        config_maps=frozenset({"tune-a0-args"}),
+    )
+    following = reconcile.plan(job(), created, NOW)
+    assert (following.create, following.events) == ((), ())
+    assert following.status == {
         "observedGeneration": 1,
-        "phase": "Pending",
-        "reason": "PodsCreating",
+        "phase": "Starting",
+        "reason": "PodsPending",
         "conditions": [
             _new("Admitted", "True", "NotQueued"),
-            _new("PodsReady", "False", "PodsCreating"),
-            _new("Running", "False", "PodsCreating"),
-            _new("Reconciling", "True", "PodsCreating"),
+            _new("PodsReady", "False", "PodsPending"),
+            _new("Running", "False", "PodsPending"),
+            _new("Reconciling", "True", "PodsPending"),
         ],
         "startTime": "2027-01-15T08:00:00Z",
         "restarts": {"total": 0, "counted": 0, "attempt": 0, "uncountedInARow": 0},
-        "replicaStatuses": {"master": _counts(desired=1), "worker": _counts(desired=1)},
+        "replicaStatuses": {"master": _counts(desired=1, pending=1), "worker": _counts(desired=1, pending=1)},
         "resolved": {"worldSize": 2, "dataParallelSize": 2, "microBatches": 8, "nprocPerNode": 1},
         "selector": "megatrontrain.dev/job-name=tune,megatrontrain.dev/restart-attempt=0",
         "lastUpdatedTime": "2027-01-15T08:00:00Z",
@@ -71,8 +78,12 @@ def _counts(**counts):
 
 
 def test_a_half_created_gang_is_completed():
-    first = reconcile.plan(job(), Seen(), NOW).status
-    plan = reconcile.plan(job(), seen(pod(0, phase="Pending"), status=first), NOW + 1)
+    half = Seen(
+        pods=(pod(0, phase="Pending"),),
+        service_selector=names.selector("tune", 0),
+        config_maps=frozenset({"tune-a0-args"}),
+    )
+    plan = reconcile.plan(job(), half, NOW + 1)
     assert kinds(plan) == [("Pod", "tune-a0-worker-0")]
     assert plan.events == ()
 
@@ -83,7 +94,7 @@ def test_a_running_job_of_which_nothing_is_new_needs_nothing():
 
 
 def test_the_happy_path_writes_the_status_three_times():
-    """Created, running, succeeded; pods that change their phase one by one in between write nothing."""
+    """Starting, running, succeeded; pods that change their phase one by one in between write nothing."""
     stored = {}
     pods = [pod(0, phase="Pending"), pod(1, phase="Pending")]
     situations = [
@@ -96,7 +107,7 @@ def test_the_happy_path_writes_the_status_three_times():
     ]
     writes, events = 0, []
     for second, situation in enumerate(situations):
-        known = seen(*situation, status=stored) if stored else Seen()
+        known = seen(*situation, status=stored) if situation else Seen()
         plan = reconcile.plan(job(), known, NOW + second)
         writes += plan.status is not None
         events += [event.reason for event in plan.events]
@@ -386,8 +397,7 @@ def test_pods_behind_a_kueue_gate_make_the_job_queued():
 
 
 def test_a_refused_change_stalls_the_job_until_it_succeeds():
-    first = reconcile.plan(job(), Seen(), NOW).status
-    refused = Seen(status=first, problem=("QuotaExceeded", "pods 2, limit 1"))
+    refused = Seen(problem=("QuotaExceeded", "pods 2, limit 1"))
     plan = reconcile.plan(job(), refused, NOW + 1)
     assert conditions(plan.status)["Stalled"] == ("True", "QuotaExceeded")
     assert kinds(plan) != []

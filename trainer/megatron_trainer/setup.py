@@ -204,13 +204,14 @@ def _check(parsed: Parsed, task: Task, spec: ModelSpec, backend: Backend) -> Non
 def _prepare_data(
     args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: Task, spec: ModelSpec, save: Path
 ) -> Prepared:
-    """The first rank reads and caches; the others read the cache after it."""
+    """The first rank reads and caches; the others read the cache after it, and so do later versions of the run."""
     is_first = dist.get_rank() == 0
     max_length = derive.max_length(args, spec.config) or spec.hf_config.max_position_embeddings
     options: dict[str, Any] = {
         "task": task,
         "max_length": max_length,
         "save": save,
+        "cache_directory": Path(derive.save_directory(args)) / "data_cache",
         "is_first_rank": is_first,
     }
     if not is_first:

@@ -42,9 +42,9 @@ def quantity(help: str) -> Schema:
 
 
 def record(help: str, properties: Mapping[str, Schema], *, required: tuple[str, ...] = ()) -> Schema:
-    """An object with these fields and no others."""
+    """An object of our own with these fields and no others; the mark "x-record" tells it from Kubernetes' objects."""
     needs = {"required": list(required)} if required else {}
-    return {"type": "object", "description": help, "properties": dict(properties), **needs}
+    return {"type": "object", "description": help, "properties": dict(properties), "x-record": True, **needs}
 
 
 def array(help: str, items: Schema, *, max_items: int = 64) -> Schema:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import json
 import sys
+import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.dataset import Items
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DataReport, Histogram
+from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.report.facts import data_facts
 from megatron_trainjob.args import derive
@@ -36,17 +38,33 @@ def main(argv: Sequence[str]) -> int:
     own, rest = _parser().parse_known_args(list(argv))
     try:
         args = _arguments(rest, own.task)
-        prepared = _prepare(args, own.task, packs=own.write_cached is None)
+        if own.write_cached is None:
+            report = _prepare(args, own.task, Path(derive.save_directory(args))).report
+        else:
+            report = write_cached(args, own.task, own.write_cached)
     except TrainingError as err:
         sys.stderr.write(f"{err}\n")
         return int(err.exit_code)
-    sys.stdout.writelines(f"{line}\n" for line in describe(prepared.report))
+    sys.stdout.writelines(f"{line}\n" for line in describe(report))
     if own.report is not None:
-        own.report.write_text(json.dumps(prepared.report.to_json(), indent=2))
+        own.report.write_text(json.dumps(report.to_json(), indent=2))
     if own.write_cached is not None:
-        _write(prepared, own.write_cached)
         sys.stdout.write(f"written: {own.write_cached} (give it as cached_dataset)\n")
     return ExitCode.OK
+
+
+def write_cached(args: TrainArgs, task: Task, folder: Path) -> DataReport:
+    """Tokenises the data of the arguments into the folder, to be given as cached_dataset; packing is left to training.
+
+    Raises InvalidInput for data that cannot be found or used.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder, prefix="tokens-") as aside:
+        prepared = _prepare(replace(args, packing=False), task, Path(aside))
+        for name, items in (("train", prepared.train), ("val", prepared.validation)):
+            if isinstance(items, Items):
+                write_store(items, folder / name)
+    return prepared.report
 
 
 def describe(report: DataReport) -> Iterator[str]:
@@ -80,16 +98,16 @@ def _arguments(argv: Sequence[str], task: str) -> TrainArgs:
     return parsed.args
 
 
-def _prepare(args: TrainArgs, task: str, *, packs: bool) -> Prepared:
-    whole = replace(args, streaming=False, lazy_tokenize=False, packing=args.packing and packs)
+def _prepare(args: TrainArgs, task: Task, save: Path) -> Prepared:
+    whole = replace(args, streaming=False, lazy_tokenize=False)
     tokenizer = AutoTokenizer.from_pretrained(args.model)
     config = AutoConfig.from_pretrained(args.model).to_dict()
     return prepare(
         whole,
         tokenizer,
-        task=task,  # type: ignore[arg-type]  # one of the parser's choices
+        task=task,
         max_length=args.max_length or config["max_position_embeddings"],
-        save=Path(derive.save_directory(args)),
+        save=save,
         is_first_rank=False,
         progress=_tell,
     )
@@ -98,9 +116,3 @@ def _prepare(args: TrainArgs, task: str, *, packs: bool) -> Prepared:
 def _tell(name: str, rows: int) -> None:
     if rows // ROWS_BETWEEN_NEWS * ROWS_BETWEEN_NEWS > rows - 256:
         sys.stderr.write(f"tokenised {rows:,} rows of {name}\n")
-
-
-def _write(prepared: Prepared, folder: Path) -> None:
-    for name, items in (("train", prepared.train), ("val", prepared.validation)):
-        if isinstance(items, Items):
-            write_store(items, folder / name)

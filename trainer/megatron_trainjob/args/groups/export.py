@@ -71,7 +71,7 @@ class Export:
         False,
         "Tokenise the data and store it for cached_dataset.",
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     merge_lora: bool = arg(
         False,

@@ -1,0 +1,94 @@
+"""The ValidatingAdmissionPolicy beside the CRD: unknown names and rules between fields, judged when spec changes.
+
+The API server evaluates it itself, without a server of ours. It says every problem in one message, as the webhook
+does; the nearest known name and what needs a look at lists of objects are left to webhook and operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron_operator import names
+from megatron_operator.schema.spec import spec as spec_schema
+from megatron_trainjob.args import admission
+from megatron_trainjob.args import schema as arguments
+from megatron_trainjob.args.rules.condition import cel_literal
+
+Object = dict[str, Any]
+NAME = f"{names.PLURAL}.{names.GROUP}"
+KUBERNETES = "admissionregistration.k8s.io/v1"
+SPEC_CHANGED = "oldObject == null || object.spec != oldObject.spec"
+UNKNOWN = "unknown field; kubectl explain mtj.spec --recursive lists the known ones"
+
+
+def documents() -> tuple[Object, Object]:
+    """The policy and the binding that puts it into force everywhere."""
+    binding = {
+        "apiVersion": KUBERNETES,
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": NAME},
+        "spec": {"policyName": NAME, "validationActions": ["Deny"]},
+    }
+    return policy(), binding
+
+
+def policy() -> Object:
+    """The policy. A job whose spec stays as it is may always be written: rules get stricter with time."""
+    rule = {
+        "apiGroups": [names.GROUP],
+        "apiVersions": [names.VERSION],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": [names.PLURAL],
+    }
+    return {
+        "apiVersion": KUBERNETES,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": NAME},
+        "spec": {
+            "failurePolicy": "Fail",
+            "matchConstraints": {"resourceRules": [rule]},
+            "matchConditions": [{"name": "spec-changed", "expression": SPEC_CHANGED}],
+            "variables": _variables(),
+            "validations": [
+                {
+                    "expression": "size(variables.problems) == 0",
+                    "messageExpression": "variables.problems.join('; ')",
+                    "message": "too many problems for one message; mtj validate FILE says them all",
+                    "reason": "Invalid",
+                }
+            ],
+        },
+    }
+
+
+def _variables() -> list[Object]:
+    unknown = " + ".join(_unknown(path, known) for path, known in records())
+    checks = ", ".join(f"{each.holds} ? '' : {cel_literal(each.message)}" for each in admission.checks())
+    expressions = {
+        "spec": "object.spec",
+        "args": "object.spec.?args.orValue({})",
+        "unknown": unknown,
+        "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}') + [{checks}].filter(message, message != '')",
+    }
+    return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+
+
+def _unknown(path: str, known: list[str]) -> str:
+    """The paths of the unknown names in this object, as a list."""
+    record = "object" + "".join(f".?{part}" for part in path.split(".")) + ".orValue({})"
+    return f"{record}.filter(name, !(name in {cel_literal(tuple(known))})).map(name, '{path}.' + name)"
+
+
+def records() -> Iterator[tuple[str, list[str]]]:
+    """(path, known names) of every object of the manifest that is ours to define, lists left out."""
+    spec = spec_schema()
+    with_args = {**spec, "properties": {**spec["properties"], "args": arguments.arguments_schema()}}
+    yield from _records(with_args, "spec")
+
+
+def _records(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, list[str]]]:
+    if schema.get("x-record"):
+        yield path, sorted(schema["properties"])
+        for name, part in schema["properties"].items():
+            yield from _records(part, f"{path}.{name}")

@@ -1,0 +1,83 @@
+"""What must hold of a job's arguments beyond their types, in CEL, for an admission policy of the API server.
+
+The rules stand outside the custom resource definition because there the server evaluates them at every write of a
+job, status too, at about 0.1 ms of CPU for each look at a field of spec.args (docs/decisions/0005).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.rules import RULES
+from megatron_trainjob.args.rules.condition import Condition, cel_value, changed, is_
+from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.value import shown
+
+SPEC, ARGS = "variables.spec", "variables.args"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Check:
+    """One truth: `holds` is CEL over the variables `spec` and `args` (a map, empty when there is none)."""
+
+    holds: str
+    message: str
+
+
+def checks() -> tuple[Check, ...]:
+    """Every check over arguments, number of ranks and task."""
+    return (*_refusals(), *_pairs(), _task(), _ranks())
+
+
+def _refusals() -> list[Check]:
+    """One for every argument, and every value of one, that can never work; the default is accepted."""
+    arguments = [
+        _refusal(changed(name), f"is refused: {argument.reason}")
+        for name, argument in ARGUMENTS.items()
+        if argument.status == "refused" and set(TRAINING) <= set(argument.applies_to)
+    ]
+    choices = [
+        _refusal(is_(name, choice), f"cannot be {shown(choice)}: {reason}")
+        for name, argument in ARGUMENTS.items()
+        for choice, reason in argument.refused_choices.items()
+    ]
+    return [*arguments, *choices]
+
+
+def _refusal(condition: Condition, message: str) -> Check:
+    return Check(holds=_over_args(f"!{condition.cel()}"), message=f"spec.args.{condition.name} {message}")
+
+
+def _pairs() -> list[Check]:
+    return [
+        Check(holds=_over_args(rule.cel), message=f"spec.args.{rule.about[0]} {rule.cel_message}")
+        for rule in RULES.values()
+        if rule.cel and set(TRAINING) <= set(rule.tasks)
+    ]
+
+
+def _task() -> Check:
+    """Arguments of preference training are given only for task rlhf."""
+    names = [argument.name for argument in ARGUMENTS.values() if argument.applies_to == ("rlhf",)]
+    given = " || ".join(f"has({ARGS}.{name})" for name in names)
+    message = f"{', '.join(names)} belong to task rlhf; remove them or change the task"
+    return Check(holds=f"{SPEC}.task == 'rlhf' || !({given})", message=f"spec.args: {message}")
+
+
+def _ranks() -> Check:
+    """The layout fits the number of ranks, where nprocPerNode is a number."""
+    sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    product = " * ".join(_over_args(cel_value(name)) for name in sizes)
+    ranks = f"(has({SPEC}.numNodes) ? {SPEC}.numNodes : 1) * int({SPEC}.nprocPerNode)"
+    is_known = f"has({SPEC}.nprocPerNode) && type({SPEC}.nprocPerNode) == int"
+    return Check(
+        holds=f"!({is_known}) || ({ranks}) % ({product}) == 0",
+        message="spec: numNodes * nprocPerNode must be a multiple of tensor_model_parallel_size *"
+        " pipeline_model_parallel_size * context_parallel_size",
+    )
+
+
+def _over_args(cel: str) -> str:
+    """The expression, which speaks of spec.args as `self`, over our variable."""
+    return cel.replace("self.", f"{ARGS}.")
