@@ -27,6 +27,12 @@ class Engine:
         """Names of the parameters that train in chunk `index`."""
         return frozenset(name for name, p in self.models[index].named_parameters() if p.requires_grad)
 
+    def gather_parameters(self) -> None:
+        """Brings every parameter up to date: overlap_param_gather leaves that to the next forward pass. Collective."""
+        for chunk in self.chunks:
+            if chunk.ddp_config.overlap_param_gather:
+                chunk.start_param_sync(force_sync=True)
+
     def settings(self) -> dict[str, object]:
         """Megatron's own settings of the model as it was built: those that are plain values, for the record."""
         return {

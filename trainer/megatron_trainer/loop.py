@@ -11,7 +11,7 @@ from itertools import islice
 
 from megatron_trainer import garbage, optim
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint.save import SavePolicy, save
+from megatron_trainer.checkpoint.save import Saved, Saver
 from megatron_trainer.data.sample import Stretch, extended
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
@@ -43,7 +43,7 @@ class Run:
     validation: Feed | None
     schedule: Schedule
     reporter: Reporter
-    save_policy: SavePolicy
+    saver: Saver
     total_iterations: int
     eval_iters: int
     eval_interval: int
@@ -56,6 +56,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
     """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop."""
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
     saved_at = evaluated_at = state.iteration
+    result: StepResult | None = None
     while state.iteration < run.total_iterations:
         micro_batches = next(batches, None)
         if micro_batches is None:
@@ -70,6 +71,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
         )
         state = advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
+        _tell(run, run.saver.poll())
         _check_loss(run, state, result)
         timers_s = garbage.collect_when_due(run.args, state.iteration)
         run.reporter.step(_record(run, state, result, rate, timers_s))
@@ -80,8 +82,10 @@ def fit(run: Run, state: TrainState) -> TrainState:
             evaluated_at = state.iteration
         if state.iteration % run.args.save_interval == 0:
             saved_at = _save(run, state, result)
-    if saved_at != state.iteration:
-        _save(run, state, None)
+    is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
+    if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
+        _save(run, state, result)
+    _tell(run, run.saver.finish())
     return state
 
 
@@ -119,25 +123,37 @@ def validate(run: Run, state: TrainState) -> TrainState:
     run.reporter.phase("training")
     loss = result.losses[run.task.losses[0]]
     best = loss if state.best_validation_loss is None else min(loss, state.best_validation_loss)
-    return replace(state, last_validation_loss=loss, best_validation_loss=best)
+    return replace(
+        state, last_validation_loss=loss, best_validation_loss=best, last_validation_iteration=state.iteration
+    )
 
 
 def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
-    """Saves and returns the saved iteration."""
+    """Saves, or begins to (async_save); returns the saved iteration. A save that comes too early waits for the last."""
     run.reporter.phase("saving")
-    started = time.monotonic()
-    loss = result.losses[run.task.losses[0]] if result else None
-    path = save(run.engine, state, run.backend, run.save_policy, loss)
-    seconds = time.monotonic() - started
-    run.reporter.checkpoint(CheckpointRecord(iteration=state.iteration, path=str(path), seconds=seconds))
+    pending = run.saver.pending_iteration
+    if pending is not None:
+        logger.warning("iteration=%d waits for the checkpoint of iteration=%d to be written", state.iteration, pending)
+        _tell(run, run.saver.finish())
+    run.saver.start(state, result.losses[run.task.losses[0]] if result else None)
+    if not run.args.async_save:
+        _tell(run, run.saver.finish())
     run.reporter.phase("training")
     return state.iteration
+
+
+def _tell(run: Run, saved: Saved | None) -> None:
+    """Reports a checkpoint that has been published."""
+    if saved is not None:
+        record = CheckpointRecord(iteration=saved.iteration, path=str(saved.path), seconds=saved.waited_s)
+        run.reporter.checkpoint(record)
 
 
 def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
     """A loss that is not a number never recovers; with fp16 an overflow is skipped by the loss scaler instead."""
     loss = result.losses[run.task.losses[0]]
     if not math.isfinite(loss) and not result.is_skipped:
+        _tell(run, run.saver.finish())  # the state before may be worth a look
         message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or look at the data of this step"
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
 

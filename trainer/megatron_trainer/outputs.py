@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import logging
 
-from megatron_trainer.checkpoint.folder import iteration_folder
 from megatron_trainer.convert.adapter import save_adapter
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.loop import Run
 from megatron_trainer.lora.merge import merged
 from megatron_trainer.state import TrainState
+from megatron_trainjob.checkpoint_folder import iteration_folder
 
 logger = logging.getLogger(__name__)
 
 
 def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, str]:
     """Paths by name. A LoRA run always gets its adapter; to_hf asks for the model (merge_lora: with the adapter)."""
-    save = run.save_policy.save
-    outputs = {"checkpoint": str(iteration_folder(save, state.iteration))}
+    save = run.saver.policy.save
+    checkpoint = iteration_folder(save, state.iteration)
+    outputs = {"checkpoint": str(checkpoint)} if checkpoint.is_dir() else {}
     if not is_done:
         return outputs
     run.reporter.phase("exporting")

@@ -80,7 +80,8 @@ def train(parsed: Parsed, task: str, env: Environment, termination: Termination)
     finally:
         run.reporter.close()
     if not is_done:
-        raise TrainingError(ExitCode.PREEMPTED, f"stopped after step {state.iteration}; the same job resumes there")
+        message = f"stopped after step {state.iteration}; the same job goes on from its newest checkpoint"
+        raise TrainingError(ExitCode.PREEMPTED, message)
 
 
 def setup_logging(env: Environment, level: int) -> None:

@@ -18,8 +18,8 @@ from megatron_trainer import clock, optim, output_folder, parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
-from megatron_trainer.checkpoint.folder import Checkpoint, Owner
-from megatron_trainer.checkpoint.save import SavePolicy
+from megatron_trainer.checkpoint.folder import Owner
+from megatron_trainer.checkpoint.save import SavePolicy, Saver
 from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.prepare import Prepared, prepare
@@ -46,6 +46,7 @@ from megatron_trainjob.args import derive, rules, status
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.checkpoint_folder import Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -104,7 +105,7 @@ def build(
         validation=validation,
         schedule=_schedule(args, total),
         reporter=reporter,
-        save_policy=_save_policy(args, env, save),
+        saver=Saver(engine, backend, _save_policy(args, env, save)),
         total_iterations=total,
         eval_iters=eval_iters,
         eval_interval=derive.eval_interval(args),
@@ -136,12 +137,13 @@ def start_state(args: TrainArgs, env: Environment, engine: Engine, backend: Back
         with_optimizer=not args.no_load_optim,
         with_rng=not args.no_load_rng,
     )
-    own = folder.newest_complete(save) if env.resume != "Never" else None
-    if own is not None:
-        logger.info("resuming job=%s from=%s", env.job_name, own.path)
-        return checkpoint_load.resume(engine, own, backend, policy)
-    if env.resume == "Required":
-        raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
+    if env.resume != "Never":
+        own = checkpoint_load.find(save)
+        if own is not None:
+            logger.info("resuming job=%s from=%s", env.job_name, own.path)
+            return checkpoint_load.resume(engine, own, backend, policy)
+        if env.resume == "Required":
+            raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
     for found, part in _given_checkpoints(args):
         if args.finetune or (part == "base" and args.train_type == "lora"):
             checkpoint_load.weights(engine, found, part)
@@ -160,7 +162,7 @@ def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base"
     for name, path, part in sources:
         if path is None:
             continue
-        checkpoint = checkpoint_load.find(Path(path))
+        checkpoint = checkpoint_load.find(Path(path), recognises_others=args.auto_detect_ckpt_format)
         if checkpoint is not None:
             found.append((checkpoint, part))
         elif args.exit_on_missing_checkpoint:
@@ -267,6 +269,9 @@ def _save_policy(args: TrainArgs, env: Environment, save: Path) -> SavePolicy:
         with_optimizer=not args.no_save_optim,
         with_rng=not args.no_save_rng,
         owner=_owner(env),
+        in_background=args.async_save,
+        on_termination=env.save_on_termination,
+        limit=args.save_total_limit,
     )
 
 

@@ -21,6 +21,7 @@ class TrainState:
     consumed_tokens: int = 0
     skipped_iterations: int = 0
     last_validation_loss: float | None = None
+    last_validation_iteration: int | None = None
     best_validation_loss: float | None = None
     history: tuple[Stretch, ...] = ()
 

@@ -1,59 +1,23 @@
-"""Which checkpoint is complete, and which attempt may write: read from real folders."""
+"""Who may write to a folder of checkpoints, how one is published, which are removed: on real folders."""
 
 import pytest
 
+import checkpoint_files
 from megatron_trainer.checkpoint import folder
-from megatron_trainer.checkpoint.folder import Manifest, Owner
+from megatron_trainer.checkpoint.folder import Owner
+from megatron_trainjob.checkpoint_folder import checkpoints
+
+OWNER = Owner(job_uid="a", attempt=0)
 
 
-def make(save, iteration: int, *, files: dict[str, bytes] | None = None):
-    path = folder.iteration_folder(save, iteration)
+def aside(save, iteration: int, writer: Owner = OWNER):
+    path = folder.folder_aside(save, iteration, writer)
     path.mkdir(parents=True)
-    for name, content in (files or {"__0_0.distcp": b"weights", ".metadata": b"index"}).items():
-        (path / name).write_bytes(content)
-    manifest = Manifest(
-        iteration=iteration,
-        layout={"tp": 1},
-        world_size=1,
-        train_type="full",
-        has_optimizer=True,
-        has_rng=True,
-        loss=1.5,
-        files=folder.file_sizes(path),
-    )
-    folder.write_manifest(path, manifest)
     return path
 
 
-def test_the_newest_complete_checkpoint_is_taken(tmp_path):
-    make(tmp_path, 5)
-    make(tmp_path, 10)
-    found = folder.newest_complete(tmp_path)
-    assert (found.iteration, found.manifest.files) == (10, {".metadata": 5, "__0_0.distcp": 7})
-
-
-@pytest.mark.parametrize(
-    ("damage", "problem"),
-    [
-        (lambda path: (path / "__0_0.distcp").unlink(), "__0_0.distcp is missing"),
-        (lambda path: (path / "__0_0.distcp").write_bytes(b"w"), "__0_0.distcp has 1 bytes, expected 7"),
-        (lambda path: (path / "manifest.json").unlink(), "manifest.json is missing"),
-        (lambda path: (path / "manifest.json").write_text("{"), "manifest.json cannot be read"),
-        (lambda path: (path / "manifest.json").write_text("{}"), "manifest.json cannot be read"),
-    ],
-    ids=["file deleted", "file truncated", "manifest deleted", "manifest truncated", "manifest of another kind"],
-)
-def test_a_damaged_checkpoint_is_passed_over_for_the_one_before(tmp_path, damage, problem):
-    make(tmp_path, 5)
-    damage(make(tmp_path, 10))
-    assert folder.newest_complete(tmp_path).iteration == 5
-    assert problem in folder.checkpoints(tmp_path)[0].problem
-
-
-def test_a_folder_that_was_never_published_is_not_a_checkpoint(tmp_path):
-    make(tmp_path, 5).rename(tmp_path / ".iter_0000005.attempt0.tmp")
-    assert folder.checkpoints(tmp_path) == ()
-    assert folder.newest_complete(tmp_path / "missing") is None
+def iterations(save) -> list[int]:
+    return [found.iteration for found in checkpoints(save)]
 
 
 def test_a_newer_attempt_of_a_job_keeps_the_folder_and_another_job_takes_it_over(tmp_path):
@@ -63,3 +27,62 @@ def test_a_newer_attempt_of_a_job_keeps_the_folder_and_another_job_takes_it_over
     assert folder.owner(tmp_path) == Owner(job_uid="a", attempt=3)
     assert folder.claim(tmp_path, Owner(job_uid="b", attempt=0))
     assert folder.owner(tmp_path) == Owner(job_uid="b", attempt=0)
+
+
+def test_publishing_gives_a_folder_its_name_and_replaces_one_of_the_same_iteration(tmp_path):
+    folder.claim(tmp_path, OWNER)
+    checkpoint_files.write(tmp_path, 5, files={"__0_0.distcp": b"old"})
+    path = aside(tmp_path, 5)
+    final = folder.publish(path, checkpoint_files.manifest(path, {"__0_0.distcp": b"new"}), OWNER)
+    assert (final / "__0_0.distcp").read_bytes() == b"new"
+    assert checkpoints(tmp_path)[0].problem is None
+    assert (tmp_path / "latest_checkpointed_iteration.txt").read_text() == "5"
+    assert [path.name for path in tmp_path.glob(".iter*")] == []
+
+
+def test_an_attempt_that_was_replaced_publishes_nothing(tmp_path):
+    folder.claim(tmp_path, OWNER)
+    path = aside(tmp_path, 5)
+    folder.claim(tmp_path, Owner(job_uid="a", attempt=1))
+    assert not path.exists(), "what the attempt before left half written is removed"
+    path = aside(tmp_path, 5)
+    with pytest.raises(OSError, match="was taken over by"):
+        folder.publish(path, checkpoint_files.manifest(path), OWNER)
+    assert checkpoints(tmp_path) == ()
+
+
+@pytest.mark.parametrize(
+    ("complete", "damaged", "best", "limit", "left"),
+    [
+        ((1, 2, 3, 4), (), None, 2, [4, 3]),
+        ((1, 2, 3, 4), (), None, 4, [4, 3, 2, 1]),
+        ((1, 2, 3, 4), (), None, 9, [4, 3, 2, 1]),
+        ((1, 2, 4), (3,), None, 2, [4, 3, 2]),
+        ((2, 3, 4), (1,), None, 2, [4, 3]),
+        ((4,), (1, 2, 3), None, 2, [4, 3, 2, 1]),
+        ((1, 2, 3, 4), (), 1, 2, [4, 3, 1]),
+        ((1, 2, 3, 4), (), 4, 2, [4, 3]),
+        ((1, 2, 4, 9), (), None, 2, [9, 4, 2]),
+    ],
+    ids=[
+        "the newest stay",
+        "as many as allowed",
+        "fewer than allowed",
+        "a damaged one does not count",
+        "an old damaged one goes",
+        "damaged ones stay where too few are complete",
+        "the best one stays",
+        "the best one is among the newest",
+        "a later one of another run is left alone",
+    ],
+)
+def test_pruning_keeps_the_newest_complete_ones_and_the_best(tmp_path, complete, damaged, best, limit, left):
+    """Iteration 4 has just been published."""
+    for iteration in (*complete, *damaged):
+        loss = {None: None, iteration: 1.0}.get(best, 2.0)
+        path = checkpoint_files.write(tmp_path, iteration, validation_loss=loss)
+        if iteration in damaged:
+            (path / ".metadata").unlink()
+    folder.prune(tmp_path, 4, limit)
+    assert iterations(tmp_path) == left
+    assert list(tmp_path.glob(".iter*")) == []

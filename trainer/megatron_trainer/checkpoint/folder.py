@@ -1,36 +1,27 @@
-"""The folder of a run's checkpoints: names, the manifest that proves one complete, and which to resume from.
+"""Writing to the folder of a run's checkpoints: who may, what is published, what is removed. Writes no tensors.
 
-A checkpoint is written beside its final place and renamed when its manifest is in it, so a folder named
-iter_NNNNNNN was complete once; the manifest's file sizes tell whether it still is. Nothing here reads tensors.
+What lies there and how it is read: megatron_trainjob.checkpoint_folder.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
-import re
-from collections.abc import Mapping
+import shutil
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-TRACKER = "latest_checkpointed_iteration.txt"
-MANIFEST = "manifest.json"
-OWNER = "owner.json"
-NAME = re.compile(r"iter_(\d{7})")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Manifest:
-    """What a checkpoint holds. layout: sizes by axis (tp, pp, cp, ep, etp, dp); files: bytes by name."""
-
-    iteration: int
-    layout: Mapping[str, int]
-    world_size: int
-    train_type: str
-    has_optimizer: bool
-    has_rng: bool
-    loss: float | None
-    files: Mapping[str, int]
+from megatron_trainjob.checkpoint_folder import (
+    MANIFEST,
+    OWNER,
+    TRACKER,
+    Checkpoint,
+    Manifest,
+    checkpoints,
+    iteration_folder,
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,63 +30,6 @@ class Owner:
 
     job_uid: str
     attempt: int
-
-
-@dataclass(frozen=True, kw_only=True)
-class Checkpoint:
-    """One iter_ folder. manifest and problem: exactly one of them is None."""
-
-    path: Path
-    iteration: int
-    manifest: Manifest | None
-    problem: str | None
-
-
-def iteration_folder(save: Path, iteration: int) -> Path:
-    """Where the checkpoint of this iteration lies."""
-    return save / f"iter_{iteration:07d}"
-
-
-def checkpoints(save: Path) -> tuple[Checkpoint, ...]:
-    """Every iter_ folder in `save`, newest first, each with its manifest or with what is wrong with it."""
-    folders = [path for path in save.iterdir() if NAME.fullmatch(path.name)] if save.is_dir() else []
-    return tuple(inspect(path) for path in sorted(folders, reverse=True))
-
-
-def newest_complete(save: Path) -> Checkpoint | None:
-    """The checkpoint to resume from; None when there is no complete one."""
-    return next((found for found in checkpoints(save) if found.problem is None), None)
-
-
-def inspect(path: Path) -> Checkpoint:
-    """Reads the manifest and compares the files' sizes with it."""
-    iteration = int(path.name.removeprefix("iter_"))
-    try:
-        manifest = Manifest(**json.loads((path / MANIFEST).read_text()))
-    except FileNotFoundError:
-        return Checkpoint(path=path, iteration=iteration, manifest=None, problem=f"{path / MANIFEST} is missing")
-    except (OSError, ValueError, TypeError) as err:
-        problem = f"{path / MANIFEST} cannot be read: {err}"
-        return Checkpoint(path=path, iteration=iteration, manifest=None, problem=problem)
-    damaged = [_damage(path / name, size) for name, size in manifest.files.items()]
-    problem = next((text for text in damaged if text), None)
-    return Checkpoint(path=path, iteration=iteration, manifest=None if problem else manifest, problem=problem)
-
-
-def write_manifest(folder: Path, manifest: Manifest) -> None:
-    """Completes a folder that is still beside its final place."""
-    replace_text(folder / MANIFEST, json.dumps(asdict(manifest), indent=1))
-
-
-def file_sizes(folder: Path) -> dict[str, int]:
-    """Bytes of every file below the folder, by relative name."""
-    files = (path for path in folder.rglob("*") if path.is_file() and path.name != MANIFEST)
-    return {str(path.relative_to(folder)): path.stat().st_size for path in sorted(files)}
-
-
-def write_tracker(save: Path, iteration: int) -> None:
-    """Names the newest checkpoint for other tools of the Megatron family; we look at the folders."""
-    replace_text(save / TRACKER, str(iteration))
 
 
 def owner(save: Path) -> Owner | None:
@@ -109,14 +43,74 @@ def owner(save: Path) -> Owner | None:
 def claim(save: Path, claimant: Owner) -> bool:
     """Takes the folder over: whoever had it publishes nothing more. False: a newer attempt of this job has it.
 
-    This is what keeps a pod that a dead node still runs from writing beside the attempt that replaced it.
+    This is what keeps a pod that a dead node still runs from writing beside the attempt that replaced it. What an
+    attempt that is gone left half written is removed.
     """
     save.mkdir(parents=True, exist_ok=True)
     current = owner(save)
     if current is not None and current.job_uid == claimant.job_uid and current.attempt > claimant.attempt:
         return False
     replace_text(save / OWNER, json.dumps(asdict(claimant)))
+    for left in save.glob(".iter_*.tmp"):
+        shutil.rmtree(left, ignore_errors=True)
     return True
+
+
+def folder_aside(save: Path, iteration: int, writer: Owner) -> Path:
+    """Where the checkpoint of this iteration is written before it is published."""
+    return save / f".{iteration_folder(save, iteration).name}.attempt{writer.attempt}.tmp"
+
+
+def publish(aside: Path, manifest: Manifest, writer: Owner) -> Path:
+    """Completes the folder and gives it its name, all at once and durably; an older one of the same iteration goes.
+
+    Raises:
+        OSError: somebody else has claimed the folder, or it cannot be written.
+    """
+    save = aside.parent
+    current = owner(save)
+    if current != writer:
+        raise OSError(f"{save} was taken over by {current}; {writer} publishes nothing more")
+    replace_text(aside / MANIFEST, manifest.to_text())
+    synchronize(aside)
+    final = iteration_folder(save, manifest.iteration)
+    if final.exists():
+        remove(final)
+    aside.rename(final)
+    synchronize(save)
+    replace_text(save / TRACKER, str(manifest.iteration))
+    return final
+
+
+def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[Checkpoint, ...]:
+    """What may go once iteration `newest` is published and `limit` checkpoints are to stay.
+
+    Kept are the newest `limit` complete ones, and the one with the lowest validation loss beside them. Damaged ones do
+    not count; they go when they are older than all that are kept. Later iterations than `newest` are of another run.
+    """
+    own = sorted((each for each in found if each.iteration <= newest), key=lambda each: -each.iteration)
+    complete = [each for each in own if each.manifest is not None]
+    if len(complete) < limit:
+        return ()
+    best = min(complete, key=_validation_loss)
+    oldest_kept = complete[limit - 1].iteration
+    return tuple(
+        each for each in own if each.iteration < oldest_kept and (each != best or _validation_loss(each) == math.inf)
+    )
+
+
+def prune(save: Path, newest: int, limit: int) -> None:
+    """Removes what `superfluous` names."""
+    for checkpoint in superfluous(checkpoints(save), newest, limit):
+        remove(checkpoint.path)
+
+
+def remove(path: Path) -> None:
+    """Deletes a checkpoint: hides it first, so that nobody sees half of it."""
+    hidden = path.with_name(f".{path.name}.removed.tmp")
+    shutil.rmtree(hidden, ignore_errors=True)
+    path.rename(hidden)
+    shutil.rmtree(hidden, ignore_errors=True)
 
 
 def replace_text(path: Path, text: str) -> None:
@@ -129,9 +123,15 @@ def replace_text(path: Path, text: str) -> None:
     aside.replace(path)
 
 
-def _damage(path: Path, size: int) -> str | None:
+def synchronize(folder: Path) -> None:
+    """Makes the names in a folder durable; a crash of the machine cannot undo a rename after it."""
+    descriptor = os.open(folder, os.O_RDONLY)
     try:
-        actual = path.stat().st_size
-    except OSError:
-        return f"{path} is missing"
-    return None if actual == size else f"{path} has {actual} bytes, expected {size}"
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _validation_loss(checkpoint: Checkpoint) -> float:
+    loss = checkpoint.manifest.validation_loss if checkpoint.manifest else None
+    return math.inf if loss is None else loss

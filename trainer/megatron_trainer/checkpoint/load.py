@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -11,12 +12,14 @@ from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint import contents, folder
-from megatron_trainer.checkpoint.folder import Checkpoint, Manifest
+from megatron_trainer.checkpoint import contents, foreign
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.state import TrainState, from_plain
+from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect
 from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,12 +31,49 @@ class LoadPolicy:
     with_rng: bool
 
 
-def find(load: Path) -> Checkpoint | None:
-    """The newest complete checkpoint below `load`, or `load` itself when it is an iter_ folder; None if none is."""
-    if folder.NAME.fullmatch(load.name):
-        found = folder.inspect(load)
-        return found if found.problem is None else None
-    return folder.newest_complete(load)
+def find(load: Path, *, recognises_others: bool = False) -> Checkpoint | None:
+    """The newest complete checkpoint below `load`, or `load` itself when it is an iter_ folder; None if there is none.
+
+    Reads every file and compares checksums, the ranks a share each, before anything is loaded. A damaged checkpoint
+    is passed over with a warning that names the file. recognises_others: takes what other tools of the Megatron family
+    left, which has no manifest. Collective: all ranks get the same answer, whatever they see of a shared volume.
+
+    Raises:
+        TrainingError: there are checkpoints, and all of them are damaged or in another format.
+    """
+    candidates: list[tuple[Checkpoint, ...]] = [_candidates(load) if dist.get_rank() == 0 else ()]
+    dist.broadcast_object_list(candidates, src=0)
+    problems = []
+    for candidate in candidates[0]:
+        problem = candidate.problem or _damage(candidate)
+        if problem is None:
+            return candidate
+        logger.warning("passing over the checkpoint of iteration=%d: %s", candidate.iteration, problem)
+        problems.append(problem)
+    if recognises_others:
+        other = [foreign.find(load) if dist.get_rank() == 0 else None]
+        dist.broadcast_object_list(other, src=0)
+        if other[0] is not None:
+            return foreign.accepted(other[0])
+    if problems:
+        reasons = "; ".join(problems)
+        message = f"{load} holds no complete checkpoint: {reasons}; remove the iter_ folders to start anew"
+        raise TrainingError(ExitCode.NO_CHECKPOINT, message)
+    return None
+
+
+def _candidates(load: Path) -> tuple[Checkpoint, ...]:
+    return (inspect(load),) if NAME.fullmatch(load.name) else checkpoints(load)
+
+
+def _damage(checkpoint: Checkpoint) -> str | None:
+    """What is wrong with the contents of the files, each read by one rank. Collective."""
+    if checkpoint.manifest is None:
+        return checkpoint.problem
+    share = sorted(checkpoint.manifest.files)[dist.get_rank() :: dist.get_world_size()]
+    found: list[list[str]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(found, list(damage(checkpoint.path, checkpoint.manifest, share, with_contents=True)))
+    return next((text for texts in found for text in texts), None)
 
 
 def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: LoadPolicy) -> TrainState:
@@ -74,7 +114,11 @@ def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "train
 
 def _manifest(checkpoint: Checkpoint) -> Manifest:
     if checkpoint.manifest is None:
-        raise TrainingError(ExitCode.NO_CHECKPOINT, f"{checkpoint.path}: {checkpoint.problem}")
+        message = (
+            f"{checkpoint.path} was written by another program, which left no state to resume from; take its weights "
+            "alone (finetune true)"
+        )
+        raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
     return checkpoint.manifest
 
 

@@ -1,34 +1,41 @@
-"""Writes a checkpoint: all ranks write beside the final place, then the first rank publishes it by renaming.
+"""Saves checkpoints, one at a time, while training waits or in its background.
 
-A crash at any moment leaves either no folder of that iteration or a whole one.
+All ranks write beside the final place; when every rank's files and the manifest are there, the first rank publishes
+the checkpoint by renaming. A crash at any moment leaves either no folder of that iteration or a whole one.
 """
 
 from __future__ import annotations
 
-import queue
 import shutil
+import time
 from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 import torch.distributed as dist
-from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint import CheckpointException
 
+from megatron_trainer import clock, parallel
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint import contents, folder
-from megatron_trainer.checkpoint.folder import Manifest, Owner
+from megatron_trainer.checkpoint import contents, folder, shards
+from megatron_trainer.checkpoint.folder import Owner
+from megatron_trainer.checkpoint.shards import Shards, Written
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.state import TrainState
+from megatron_trainjob.checkpoint_folder import Manifest
 from megatron_trainjob.exit_codes import ExitCode
 
 
 @dataclass(frozen=True, kw_only=True)
 class SavePolicy:
-    """What goes into a checkpoint and how it is labelled. owner: who writes, as claimed at the start."""
+    """What goes into a checkpoint and how it is labelled, and how many stay (None: all).
+
+    owner: who writes, as claimed at the start. in_background: files are written while training goes on.
+    on_termination: a run that is asked to stop saves once more.
+    """
 
     save: Path
     layout: dict[str, int]
@@ -36,29 +43,141 @@ class SavePolicy:
     with_optimizer: bool
     with_rng: bool
     owner: Owner
+    in_background: bool
+    on_termination: bool
+    limit: int | None
 
 
-def save(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy, loss: float | None) -> Path:
-    """The published folder. Collective.
+@dataclass(frozen=True, kw_only=True)
+class Saved:
+    """A published checkpoint, and how long training stood still for it."""
 
-    Raises:
-        TrainingError: a rank could not write (disk full, volume gone); older checkpoints are untouched.
-    """
-    final = folder.iteration_folder(policy.save, state.iteration)
-    aside = final.with_name(f".{final.name}.attempt{policy.owner.attempt}.tmp")
+    iteration: int
+    path: Path
+    waited_s: float
+
+
+@dataclass(kw_only=True)
+class _Pending:
+    """A checkpoint that is being written."""
+
+    state: TrainState
+    loss: float | None
+    shards: Shards
+    written: Future[Written]
+    waited_s: float
+
+
+class Saver:
+    """Writes one checkpoint at a time. Every method is collective."""
+
+    def __init__(self, engine: Engine, backend: Backend, policy: SavePolicy) -> None:
+        self.policy = policy
+        self._engine = engine
+        self._backend = backend
+        self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._pending: _Pending | None = None
+
+    @property
+    def pending_iteration(self) -> int | None:
+        """The iteration whose checkpoint is being written."""
+        return self._pending.state.iteration if self._pending else None
+
+    def start(self, state: TrainState, loss: float | None) -> None:
+        """Takes the state down and begins to write it. Call `finish` first where one is pending.
+
+        Raises:
+            TrainingError: a rank cannot write; older checkpoints are untouched.
+        """
+        assert self._pending is None, "finish the checkpoint before"
+        started = time.monotonic()
+        aside = folder.folder_aside(self.policy.save, state.iteration, self.policy.owner)
+        self._on_all_ranks(lambda: _make(aside), aside)
+        self._engine.gather_parameters()
+        wanted = _contents(self._engine, state, self._backend, self.policy)
+        planned = self._on_all_ranks(lambda: shards.plan(wanted, aside, copies=self.policy.in_background), aside)
+        self._pending = _Pending(
+            state=state,
+            loss=loss,
+            shards=planned,
+            written=self._background.submit(planned.write),
+            waited_s=time.monotonic() - started,
+        )
+
+    def poll(self) -> Saved | None:
+        """Publishes the pending checkpoint if every rank has written its part; costs nothing where none is pending."""
+        pending = self._pending
+        if pending is None or not parallel.is_true_everywhere(pending.written.done(), self._backend):
+            return None
+        return self.finish()
+
+    def finish(self) -> Saved | None:
+        """Waits for the pending checkpoint and publishes it; None where none is pending.
+
+        Raises:
+            TrainingError: a rank could not write (disk full, volume gone); older checkpoints are untouched.
+        """
+        pending, self._pending = self._pending, None
+        if pending is None:
+            return None
+        started = time.monotonic()
+        aside = pending.shards.folder
+        own = self._on_all_ranks(pending.written.result, aside)
+        parts: list[Written] | None = [own] * dist.get_world_size() if dist.get_rank() == 0 else None
+        dist.gather_object(own, parts)
+        self._on_all_ranks(lambda: self._publish(pending, parts), aside)
+        return Saved(
+            iteration=pending.state.iteration,
+            path=folder.iteration_folder(self.policy.save, pending.state.iteration),
+            waited_s=pending.waited_s + time.monotonic() - started,
+        )
+
+    def _publish(self, pending: _Pending, parts: list[Written] | None) -> None:
+        if parts is None:
+            return
+        state, policy = pending.state, self.policy
+        is_validated = state.last_validation_iteration == state.iteration
+        manifest = Manifest(
+            iteration=state.iteration,
+            layout=policy.layout,
+            world_size=dist.get_world_size(),
+            train_type=policy.train_type,
+            has_optimizer=policy.with_optimizer,
+            has_rng=policy.with_rng,
+            loss=pending.loss,
+            validation_loss=state.last_validation_loss if is_validated else None,
+            saved_at_epoch_s=clock.epoch_s(),
+            files=pending.shards.complete(parts),
+        )
+        folder.publish(pending.shards.folder, manifest, policy.owner)
+        if policy.limit is not None:
+            folder.prune(policy.save, state.iteration, policy.limit)
+
+    def _on_all_ranks[Result](self, action: Callable[[], Result], aside: Path) -> Result:
+        """The action's result; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
+        error: Exception | None = None
+        try:
+            result = action()
+        except (OSError, RuntimeError, CheckpointException, CheckpointingException) as err:
+            error = err
+        if parallel.is_true_everywhere(error is None, self._backend):
+            return result
+        reasons: list[str] = [""] * dist.get_world_size()
+        dist.all_gather_object(reasons, "" if error is None else str(error))
+        if dist.get_rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
+        reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
+        message = f"cannot write the checkpoint: {reason}; the checkpoints before it are untouched"
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message) from error
+
+
+def _make(aside: Path) -> None:
     if dist.get_rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
-    dist.barrier()
-    # Megatron hands results over in a process of its own, which takes 10 s to start. A save that we wait for writes
-    # in threads of this process, where a plain queue does.
-    filesystem_async._results_queue = queue.Queue()
-    _all_ranks(lambda: dist_checkpointing.save(_state(engine, state, backend, policy), str(aside)), backend)
-    _all_ranks(lambda: _publish(aside, final, state, policy, loss), backend)
-    return final
 
 
-def _state(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
+def _contents(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
     models = contents.model_state(engine, "trainable" if policy.train_type == "lora" else "whole")
     saved = {**models, "train_state": contents.train_state(state)}
     if policy.with_optimizer:
@@ -66,41 +185,3 @@ def _state(engine: Engine, state: TrainState, backend: Backend, policy: SavePoli
     if policy.with_rng:
         saved["rng_state"] = contents.random_state(backend)
     return saved
-
-
-def _publish(aside: Path, final: Path, state: TrainState, policy: SavePolicy, loss: float | None) -> None:
-    if dist.get_rank() != 0:
-        return
-    current = folder.owner(policy.save)
-    if current != policy.owner:
-        raise OSError(f"{policy.save} was taken over by {current}; {policy.owner} publishes nothing more")
-    manifest = Manifest(
-        iteration=state.iteration,
-        layout=policy.layout,
-        world_size=dist.get_world_size(),
-        train_type=policy.train_type,
-        has_optimizer=policy.with_optimizer,
-        has_rng=policy.with_rng,
-        loss=loss,
-        files=folder.file_sizes(aside),
-    )
-    folder.write_manifest(aside, manifest)
-    shutil.rmtree(final, ignore_errors=True)  # an incomplete or older one of the same iteration
-    aside.rename(final)
-    folder.write_tracker(policy.save, state.iteration)
-
-
-def _all_ranks(action: Callable[[], object], backend: Backend) -> None:
-    """Runs the action; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
-    error: Exception | None = None
-    try:
-        action()
-    except (OSError, RuntimeError, CheckpointException) as err:
-        error = err
-    failed = torch.tensor([int(error is not None)], device=backend.device)
-    dist.all_reduce(failed, op=dist.ReduceOp.MAX)
-    if failed.item():
-        reasons: list[str] = [""] * dist.get_world_size()
-        dist.all_gather_object(reasons, "" if error is None else str(error))
-        reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
-        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"cannot write the checkpoint: {reason}") from error

@@ -1,0 +1,83 @@
+"""Checkpoints that other programs of the Megatron family wrote: recognised by their files, read for their weights.
+
+They have no manifest, so nothing proves them complete. What is damaged among our own is never taken for one of these.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.checkpoint_folder import MANIFEST, NAME, OWNER, TRACKER, Checkpoint, iteration_folder
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+Format = Literal["torch_dist", "torch", "zarr", "safetensors"]
+REMEDIES: dict[Format, str] = {
+    "torch": "it loads in the layout that wrote it alone; convert it to torch_dist with the program that wrote it",
+    "zarr": "Megatron-Core no longer reads zarr; convert it to torch_dist with the release that wrote it",
+    "safetensors": "this is a Hugging Face model; name it in spec.args.model",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Foreign:
+    """A folder and the format that its files show."""
+
+    path: Path
+    iteration: int
+    format: Format
+
+
+def find(load: Path) -> Foreign | None:
+    """What another program left in `load` (its newest, by the tracker file), or None."""
+    if (load / OWNER).exists() or (load.parent / OWNER).exists():
+        return None
+    for path in _places(load):
+        found = None if (path / MANIFEST).exists() else recognise(path)
+        if found:
+            match = NAME.fullmatch(path.name)
+            return Foreign(path=path, iteration=int(match[1]) if match else 0, format=found)
+    return None
+
+
+def recognise(path: Path) -> Format | None:
+    """The format of a folder, by its files."""
+    try:
+        return _declared_format(json.loads((path / "metadata.json").read_text()))
+    except (OSError, ValueError):
+        pass
+    if any(path.glob("mp_rank_*/*.pt")):
+        return "torch"
+    return "safetensors" if any(path.glob("*.safetensors")) else None
+
+
+def accepted(found: Foreign) -> Checkpoint:
+    """The checkpoint to read the weights of; its manifest and its problem are both None.
+
+    Raises:
+        TrainingError: nothing here reads this format; says what does.
+    """
+    if found.format != "torch_dist":
+        message = f"{found.path} is in the format {found.format}: {REMEDIES[found.format]}"
+        raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
+    logger.warning("checkpoint=%s is of another program: it has no manifest that proves it complete", found.path)
+    return Checkpoint(path=found.path, iteration=found.iteration, manifest=None, problem=None)
+
+
+def _places(load: Path) -> list[Path]:
+    """Where a checkpoint may lie: the folder itself, or the one that the tracker file names."""
+    try:
+        return [load, iteration_folder(load, int((load / TRACKER).read_text()))]
+    except (OSError, ValueError):
+        return [load]
+
+
+def _declared_format(metadata: object) -> Format | None:
+    backend = metadata.get("sharded_backend") if isinstance(metadata, dict) else None
+    return backend if backend in ("torch_dist", "zarr") else None

@@ -1,0 +1,102 @@
+"""One save as Megatron plans it, taken apart: every rank's files can be written in the background of training.
+
+Megatron's own background save starts a process a rank, takes 10 s for its queue, and waits for ever when the first
+rank cannot write the index; here planning is collective, and writing and completing are plain calls of one rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from megatron.core import dist_checkpointing
+from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.strategies import filesystem_async
+from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
+from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
+from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
+from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.storage import WriteResult
+
+from megatron_trainer.checkpoint.contents import StateDict
+from megatron_trainjob.checkpoint_folder import FileRecord, record_of
+
+INDEX_FILES = (".metadata", "metadata.json")
+Bucket = tuple[str, str, tuple[list[Any], list[Any]]]
+"""A file as Megatron's writer takes it: path, name, and its serialised objects and tensors."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """What one rank wrote: where each piece of the state lies, and its files."""
+
+    results: Sequence[WriteResult]
+    files: Mapping[str, FileRecord]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Shards:
+    """This rank's part of a save. buckets: on the processor; metadata: the index, on the first rank alone."""
+
+    folder: Path
+    writer: FileSystemWriterAsync
+    buckets: Sequence[Bucket]
+    metadata: Metadata | None
+
+    def write(self) -> Written:
+        """Writes this rank's files durably and reads them once more for their checksums. Not collective."""
+        results: list[WriteResult] = []
+        for index, bucket in enumerate(self.buckets):
+            _, outcome = FileSystemWriterAsync.write_preloaded_data(
+                [self.writer.transforms],
+                local_proc_idx=index,
+                write_bucket=bucket,
+                results_queue=None,
+                count_queue=None,
+                use_fsync=True,
+            )
+            if isinstance(outcome, Exception):
+                raise outcome
+            results.extend(outcome)
+        return Written(results=results, files=_records(self.folder, [name for _, name, _ in self.buckets]))
+
+    def complete(self, written: Sequence[Written]) -> dict[str, FileRecord]:
+        """Writes the index over all ranks' parts, on the first rank; returns all files of the checkpoint."""
+        self.writer.finish(self.metadata, [part.results for part in written])
+        save_config(CheckpointingConfig("torch_dist", 1), str(self.folder))
+        files = {name: record for part in written for name, record in part.files.items()}
+        return {**files, **_records(self.folder, INDEX_FILES)}
+
+
+class _Planner(TorchDistSaveShardedStrategy):
+    """Megatron's strategy up to the plan; what follows it is ours."""
+
+    planned: tuple[FileSystemWriterAsync, Metadata | None]
+
+    def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, _: str) -> AsyncRequest:  # noqa: ANN401
+        self.planned = (writer, save_state_dict_ret[1])
+        return AsyncRequest(None, (), [])
+
+
+def plan(state: StateDict, folder: Path, *, copies: bool) -> Shards:
+    """Who writes what of the state into the folder. Collective.
+
+    copies: takes copies of all tensors, so that training may change its own while they are written.
+    """
+    # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any value will do.
+    filesystem_async._results_queue = object()
+    planner = _Planner()
+    dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
+    writer, metadata = planner.planned
+    buckets = [
+        (path, name, (objects, [(item, tensor.to("cpu", copy=copies)) for item, tensor in tensors]))
+        for path, name, (objects, tensors) in writer.write_buckets
+    ]
+    writer.write_buckets = None
+    return Shards(folder=folder, writer=writer, buckets=buckets, metadata=metadata)
+
+
+def _records(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:
+    return {name: record_of(folder / name) for name in names}

@@ -1,0 +1,137 @@
+"""The folder of a run's checkpoints as it lies on disk: names, the manifest that proves one complete, which is newest.
+
+For the trainer that writes them and for the command line that lists them: reads small JSON files and checksums, never
+tensors. A checkpoint is written beside its final place and renamed when its manifest is in it, so a folder named
+iter_NNNNNNN was complete once; the manifest tells whether it still is.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+TRACKER = "latest_checkpointed_iteration.txt"
+MANIFEST = "manifest.json"
+OWNER = "owner.json"
+NAME = re.compile(r"iter_(\d{7,})")
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileRecord:
+    """What a file of a checkpoint holds: its length and its SHA-256, as `sha256sum` prints it."""
+
+    size_bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Manifest:
+    """What a checkpoint holds. layout: sizes by axis (tp, pp, cp, ep, dp); files: by name relative to the folder.
+
+    loss: of the step that it was saved after; validation_loss: of an evaluation after that same step, if there was one.
+    """
+
+    iteration: int
+    layout: Mapping[str, int]
+    world_size: int
+    train_type: str
+    has_optimizer: bool
+    has_rng: bool
+    loss: float | None
+    validation_loss: float | None
+    saved_at_epoch_s: float
+    files: Mapping[str, FileRecord]
+
+    @property
+    def size_bytes(self) -> int:
+        """Of all files together."""
+        return sum(record.size_bytes for record in self.files.values())
+
+    def to_text(self) -> str:
+        """The manifest as JSON, with a checksum over everything else in it."""
+        fields = asdict(self)
+        return json.dumps({**fields, "sha256": _digest(fields)}, indent=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """One iter_ folder. manifest and problem: exactly one of them is None."""
+
+    path: Path
+    iteration: int
+    manifest: Manifest | None
+    problem: str | None
+
+
+def iteration_folder(save: Path, iteration: int) -> Path:
+    """Where the checkpoint of this iteration lies."""
+    return save / f"iter_{iteration:07d}"
+
+
+def checkpoints(save: Path) -> tuple[Checkpoint, ...]:
+    """Every iter_ folder in `save`, newest first, each with its manifest or with what is wrong with it."""
+    folders = [path for path in save.iterdir() if NAME.fullmatch(path.name)] if save.is_dir() else []
+    return tuple(inspect(path) for path in sorted(folders, key=_iteration, reverse=True))
+
+
+def inspect(path: Path) -> Checkpoint:
+    """Reads the manifest and compares the files' sizes with it; the contents are `damage`'s affair."""
+    manifest, problem = _read_manifest(path / MANIFEST)
+    if manifest is not None:
+        problem = next(damage(path, manifest, manifest.files, with_contents=False), None)
+    return Checkpoint(path=path, iteration=_iteration(path), manifest=None if problem else manifest, problem=problem)
+
+
+def damage(path: Path, manifest: Manifest, names: Iterable[str], *, with_contents: bool) -> Iterator[str]:
+    """What is wrong with each damaged file of `names`. with_contents: reads every byte and compares the checksums."""
+    found = (_damage_of(path / name, manifest.files[name], with_contents=with_contents) for name in names)
+    return (text for text in found if text)
+
+
+def record_of(path: Path) -> FileRecord:
+    """Length and checksum of a file, read from its beginning to its end."""
+    with path.open("rb") as file:
+        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        return FileRecord(size_bytes=file.tell(), sha256=digest)
+
+
+def _damage_of(path: Path, expected: FileRecord, *, with_contents: bool) -> str | None:
+    try:
+        size_bytes = path.stat().st_size
+        if size_bytes != expected.size_bytes:
+            return f"{path} has {size_bytes} bytes, expected {expected.size_bytes}"
+        if with_contents and record_of(path) != expected:
+            return f"{path} has changed since it was saved (its SHA-256 differs)"
+    except FileNotFoundError:
+        return f"{path} is missing"
+    except OSError as err:
+        return f"{path} cannot be read: {err}"
+    return None
+
+
+def _read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest, or what is wrong with it."""
+    try:
+        fields = json.loads(path.read_text())
+        digest = fields.pop("sha256")
+        if digest != _digest(fields):
+            return None, f"{path} has changed since it was saved (its checksum differs)"
+        files = {name: FileRecord(**record) for name, record in fields.pop("files").items()}
+        return Manifest(**fields, files=files), None
+    except FileNotFoundError:
+        return None, f"{path} is missing"
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as err:
+        return None, f"{path} cannot be read: {err}"
+
+
+def _digest(fields: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _iteration(path: Path) -> int:
+    return int(path.name.removeprefix("iter_"))
