@@ -173,19 +173,21 @@ def example_objects(bench: Bench, namespace: str) -> list[tuple]:
 
 def creation(bench: Bench, namespace: str, operator: OperatorProcess) -> None:
     """From the first submission until every pod exists, and until every job runs."""
-    total = bench.num_jobs * PODS_PER_JOB
-    started, cpu_before = time.monotonic(), cpu_s(operator.process.pid)
+    total, server = bench.num_jobs * PODS_PER_JOB, bench.plane.processes["apiserver"].pid
+    started, cpu_before, server_before = time.monotonic(), cpu_s(operator.process.pid), cpu_s(server)
     submit(bench, namespace)
     bench.note("submitted_s", time.monotonic() - started)
     wait(lambda: count(bench.plane, namespace, "pods") >= total)
     created_s = time.monotonic() - started
     bench.note("all_pods_created_s", created_s)
     bench.note("pods_per_second", total / created_s)
+    bench.note("load_average_at_creation", os.getloadavg()[0])
     wait(lambda: phases(bench.plane, namespace) == {"Running": bench.num_jobs}, every_s=2)
     bench.note("all_running_s", time.monotonic() - started)
     bench.note(
         "operator_cpu_ms_per_job_until_running", 1000 * (cpu_s(operator.process.pid) - cpu_before) / bench.num_jobs
     )
+    bench.note("server_cpu_ms_per_job_until_running", 1000 * (cpu_s(server) - server_before) / bench.num_jobs)
     bench.note("start_latency_s", latencies(bench, namespace))
 
 
@@ -291,6 +293,7 @@ def happy_path(bench: Bench) -> None:
         bench.note("rss_mib", memory_mib(operator.process.pid))
         bench.note("rss_peak_mib", memory_mib(operator.process.pid, "VmHWM"))
         bench.note("raw_client_pods_per_second", raw_rate(bench, example_objects(bench, namespace)))
+        bench.note("load_average_of_raw_client", os.getloadavg()[0])
         finish(bench, namespace)
         tally = writes(operator)
         bench.note("writes_per_job", sum(tally.values()) / bench.num_jobs)

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_operator import names
 from megatron_operator.decide import deadline, failure
-from megatron_operator.decide.decision import Decision, Fail, Restart, Succeed, Suspend
+from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.timestamp import to_text
@@ -51,6 +51,8 @@ def compute(job: Job, seen: Seen, decision: Decision) -> Claims:
             return failed(seen, decision.reason, decision.message)
         case Suspend():
             return _suspended()
+        case Queue():
+            return _queued(seen, decision)
         case Restart():
             return _restarted(seen, decision)
         case _:
@@ -165,6 +167,32 @@ def _ended(seen: Seen) -> Claims:
 def _suspended() -> Claims:
     stopped = {type_: _no(names.JOB_SUSPENDED) for type_ in (names.ADMITTED, names.PODS_READY, names.RUNNING)}
     return {**stopped, names.SUSPENDED: _yes(names.USER_REQUESTED, "The pods are stopped, everything else is kept.")}
+
+
+def _queued(seen: Seen, decision: Queue) -> Claims:
+    over = {
+        names.SUSPENDED: _no(names.RESUMED),
+        names.RESTARTING: _no(decision.reason),
+    }
+    claims = {
+        names.ADMITTED: _no(decision.reason, decision.message),
+        names.PODS_READY: _no(names.PODS_CREATING),
+        names.RUNNING: _no(decision.reason),
+        **{type_: claim for type_, claim in over.items() if seen.condition(type_)},
+        names.RECONCILING: _yes(decision.reason),
+    }
+    lacking = _lacking(seen) or seen.problem
+    return {**claims, **({names.STALLED: _yes(*lacking)} if lacking else {})}
+
+
+def _lacking(seen: Seen) -> tuple[str, str] | None:
+    """What keeps the job out of the queue: (reason, message)."""
+    if not seen.kueue.served:
+        message = "The job queues by a kueue.x-k8s.io/v1beta2 Workload, which this cluster does not serve."
+        return names.KUEUE_MISSING, message
+    if seen.kueue.priority is None:
+        return names.PRIORITY_CLASS_MISSING, "The priority class of the job does not exist."
+    return None
 
 
 def _restarted(seen: Seen, decision: Restart) -> Claims:

@@ -16,7 +16,7 @@ from megatron_operator.cluster.kubernetes_apply import ForeignObject, apply
 from megatron_operator.cluster.kubernetes_events import Recorder
 from megatron_operator.cluster.kubernetes_mirror import Mirror
 from megatron_operator.cluster.kubernetes_resource import JOB, Resource
-from megatron_operator.job import Job, ProgressPush
+from megatron_operator.job import Job, KueueMode, ProgressPush
 from megatron_operator.metrics import Metrics
 from megatron_operator.plan import Plan
 from megatron_operator.queue import Key, RetryLater
@@ -33,9 +33,15 @@ logger = logging.getLogger(__name__)
 class Jobs:
     """The jobs as last seen, newest first wins: a late watch event never undoes what we just wrote."""
 
-    def __init__(self, trainer_image: str = manifest.DEFAULT_IMAGE, progress_push: ProgressPush | None = None) -> None:
+    def __init__(
+        self,
+        trainer_image: str = manifest.DEFAULT_IMAGE,
+        progress_push: ProgressPush | None = None,
+        kueue_mode: KueueMode = "PodGroup",
+    ) -> None:
         self._trainer_image = trainer_image
         self._progress_push = progress_push
+        self._kueue_mode = kueue_mode
         self._raw: dict[Key, Object] = {}
         self._parsed: dict[Key, tuple[object, Parsed]] = {}
 
@@ -75,7 +81,7 @@ class Jobs:
         if known is None or known[0] != version:
             parsed = manifest.parse(raw, default_image=self._trainer_image)
             if isinstance(parsed, Job):
-                parsed = replace(parsed, progress_push=self._progress_push)
+                parsed = replace(parsed, progress_push=self._progress_push, kueue_mode=self._kueue_mode)
             known = self._parsed[key] = (version, parsed)
         return known[1]
 
@@ -137,10 +143,9 @@ class Controller:
 
     async def _plan(self, key: Key, job: Object, now: float) -> Plan:
         parsed = self._jobs.parse(key)
-        gang = parsed.scheduling.gang if isinstance(parsed, Job) else "None"
         seen = await self._mirror.see(
             job,
-            gang=gang,
+            parsed=parsed if isinstance(parsed, Job) else None,
             progress=self._progress.get(key) or push.remembered(job.get("status") or {}),
             problem=self._problems.get(key),
             now=now,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from megatron_operator import conditions, names
-from megatron_operator.decide.decision import Decision, Fail, Restart, Succeed, Suspend
+from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Seen
 from megatron_operator.plan import Event
@@ -20,6 +20,8 @@ def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool)
             return (_normal("JobSucceeded", decision.message),)
         case Suspend():
             return _suspended(seen)
+        case Queue():
+            return _queued(seen, decision)
         case _:
             return _going_on(job, seen, creates_pods=creates_pods)
 
@@ -44,6 +46,15 @@ def _suspended(seen: Seen) -> tuple[Event, ...]:
     if seen.is_true(names.SUSPENDED):
         return ()
     return (_normal("JobSuspended", "The pods are being stopped; everything else is kept."),)
+
+
+def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
+    """Told when the job enters the queue, and when it is put back there."""
+    admitted = seen.condition(names.ADMITTED)
+    if decision.reason == names.KUEUE_EVICTED:
+        return (_warning("JobEvicted", decision.message),) if seen.current else ()
+    is_new = admitted is None or admitted["status"] == "True"
+    return (_normal("JobQueued", decision.message),) if is_new else ()
 
 
 def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:

@@ -16,6 +16,7 @@ from megatron_trainjob.args.tree import TrainArgs
 Object = Mapping[str, Any]
 Task = Literal["pt", "sft", "rlhf"]
 Gang = Literal["None", "Volcano", "Coscheduling", "Native"]
+KueueMode = Literal["PodGroup", "External"]
 RuleAction = Literal["FailJob", "Restart", "RestartIgnoreLimit"]
 
 
@@ -171,6 +172,7 @@ class Job:
     failure_policy: FailurePolicy
     warnings: tuple[str, ...]
     progress_push: ProgressPush | None = None
+    kueue_mode: KueueMode = "PodGroup"
 
     @property
     def world_size(self) -> int:
@@ -181,6 +183,16 @@ class Job:
     def kueue_queue(self) -> str | None:
         """The Kueue local queue that the job's label names, None for none."""
         return self.labels.get(names.KUEUE_QUEUE)
+
+    @property
+    def has_pod_group(self) -> bool:
+        """Whether its pods queue in Kueue by themselves, as a plain pod group."""
+        return self.kueue_queue is not None and self.kueue_mode == "PodGroup"
+
+    @property
+    def has_workload(self) -> bool:
+        """Whether it queues in Kueue as a whole, by a Workload that the operator keeps."""
+        return self.kueue_queue is not None and self.kueue_mode == "External"
 
     @property
     def save_directory(self) -> str:

@@ -42,6 +42,10 @@ KUEUE_RETRIABLE: Final = "kueue.x-k8s.io/retriable-in-group"
 KUEUE_REQUIRED_TOPOLOGY: Final = "kueue.x-k8s.io/podset-required-topology"
 KUEUE_PREFERRED_TOPOLOGY: Final = "kueue.x-k8s.io/podset-preferred-topology"
 KUEUE_GATE: Final = "kueue.x-k8s.io/admission"
+KUEUE_JOB_UID: Final = "kueue.x-k8s.io/job-uid"
+KUEUE_POD_SET: Final = "kueue.x-k8s.io/podset"
+KUEUE_WORKLOAD: Final = "kueue.x-k8s.io/workload"
+KUEUE_TOPOLOGY_GATE: Final = "kueue.x-k8s.io/topology"
 
 VOLCANO_GROUP_NAME: Final = "scheduling.k8s.io/group-name"
 VOLCANO_TASK: Final = "volcano.sh/task-spec"
@@ -63,6 +67,7 @@ NOT_QUEUED: Final = "NotQueued"
 WAITING_FOR_QUOTA: Final = "WaitingForQuota"
 QUOTA_RESERVED: Final = "QuotaReserved"
 GANG_UNSCHEDULABLE: Final = "GangUnschedulable"
+KUEUE_EVICTED: Final = "KueueEvicted"
 # Reasons of PodsReady and Running
 PODS_CREATING: Final = "PodsCreating"
 PODS_PENDING: Final = "PodsPending"
@@ -91,6 +96,8 @@ FAILURE_POLICY: Final = "FailurePolicy"
 # Reasons of Stalled
 JOB_FAILED: Final = "JobFailed"
 GANG_SCHEDULER_MISSING: Final = "GangSchedulerMissing"
+KUEUE_MISSING: Final = "KueueMissing"
+PRIORITY_CLASS_MISSING: Final = "PriorityClassMissing"
 
 MAX_JOB_NAME_LENGTH: Final = 45
 

@@ -88,12 +88,13 @@ def connect(settings: Settings) -> Connection:
 
 def assemble(settings: Settings, connection: Connection, client: Client, metrics: Metrics) -> Operator:
     """The parts, connected to each other; nothing runs yet."""
-    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings))
+    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings), settings.kueue_mode)
     listeners = Listeners(changed=queue.add, event=metrics.on_watch_event, restarted=metrics.on_watch_restart)
     extent = Extent(
         namespaces=settings.watch_namespaces,
         groups=settings.gang_schedulers,
         nodes=settings.node_loss_detection,
+        kueue=settings.kueue_mode == "External",
         silence_s=settings.watch_silence_s,
     )
     mirror = Mirror(client, extent, listeners)

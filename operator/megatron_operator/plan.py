@@ -27,12 +27,13 @@ class Ref:
 
 @dataclass(frozen=True, kw_only=True)
 class Patch:
-    """A merge patch of one object of the job's namespace."""
+    """A merge patch of one object of the job's namespace, or of a part of it (status)."""
 
     api_version: str
     kind: str
     name: str
     body: Object
+    subresource: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from megatron_operator import events, names, status
-from megatron_operator.decide import backoff, cleanup, completion, deadline, hang, restart, suspend
-from megatron_operator.decide.decision import Continue, Decision, Fail, Restart, Succeed, Suspend, Wait
+from megatron_operator import events, names, queueing, status
+from megatron_operator.decide import backoff, cleanup, completion, deadline, hang, queue, restart, suspend
+from megatron_operator.decide.decision import Continue, Decision, Fail, Queue, Restart, Succeed, Suspend, Wait
 from megatron_operator.desired import build, gang
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
@@ -22,10 +22,11 @@ POLICIES: tuple[Policy, ...] = (
     suspend.decide,
     deadline.decide,
     completion.decide,
+    queue.decide,
     restart.decide,
     hang.decide,
 )
-WAKE_UPS = (deadline.wake_at, completion.wake_at, backoff.wake_at, hang.wake_at)
+WAKE_UPS = (deadline.wake_at, completion.wake_at, backoff.wake_at, hang.wake_at, queue.wake_at)
 
 
 def plan(job: Job, seen: Seen, now: float) -> Plan:
@@ -56,11 +57,12 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     new = status.compute(job, seen, decision, now)
     written, write_in_s = status.changed(new, seen.status, now)
     changes = _changes(job, seen, decision, now)
+    queued = queueing.changes(job, seen, decision, now)
     return Plan(
         status=None if _is_first_look(seen, changes) else written,
-        delete=(*changes.delete, *_groups(job, seen.stale_groups)),
-        patch=changes.patch,
-        create=changes.create,
+        delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
+        patch=(*changes.patch, *queued.patch),
+        create=(*queued.create, *changes.create),
         events=events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes)),
         requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
     )
@@ -77,6 +79,7 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     return Plan(
         status={**seen.status, "observedGeneration": job.generation} if is_stale else None,
         delete=_refs(cleanup.pods_to_delete(job, seen)),
+        patch=queueing.after_the_end(job, seen, now),
         requeue_s=None if ends is None else ends - now,
     )
 
@@ -109,7 +112,7 @@ def _creates_pods(changes: Plan) -> bool:
 def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     """The objects to delete, patch and create for a decision."""
     match decision:
-        case Restart() | Suspend():
+        case Restart() | Suspend() | Queue():
             return Plan(delete=_refs(seen.pods))
         case Succeed() | Fail():
             return Plan(delete=_refs(cleanup.pods_to_delete(job, seen)))

@@ -7,9 +7,10 @@ import socket
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeVar, cast, get_args
 
 from megatron_operator import manifest
+from megatron_operator.job import KueueMode
 from megatron_trainjob.violation import Violation
 
 Value = TypeVar("Value")
@@ -31,6 +32,7 @@ class Settings:
 
     watch_namespaces: only these; empty means all. leader_election off means that this is the only replica.
     trainer_image: for jobs that name no image. gang_schedulers: whose PodGroup kinds the operator may use.
+    kueue_mode: how a job with a Kueue queue enters it: its pods as a group, or the job by a Workload.
     webhook_certificates: folder with tls.crt and tls.key; None turns the admission webhook off.
     progress_port: where pods push their progress, None for nowhere; they reach it as
     https://progress_host:progress_service_port with the certificate of progress_certificates (a folder with tls.crt,
@@ -63,6 +65,7 @@ class Settings:
     pod_ip: str = "127.0.0.1"
     per_job_metrics: bool = False
     trainer_image: str = manifest.DEFAULT_IMAGE
+    kueue_mode: KueueMode = "PodGroup"
     kubeconfig: Path | None = None
     api_server: str | None = None
     kubernetes_service_host: str | None = None
@@ -101,6 +104,7 @@ def read(variables: Mapping[str, str] | None = None) -> Settings:
         pod_ip=reader.get("MTJ_POD_IP", str, defaults.pod_ip),
         per_job_metrics=reader.get("MTJ_PER_JOB_METRICS", _truth, defaults.per_job_metrics),
         trainer_image=reader.get("MTJ_TRAINER_IMAGE", str, defaults.trainer_image),
+        kueue_mode=reader.get("MTJ_KUEUE_MODE", _kueue_mode, defaults.kueue_mode),
         kubeconfig=kubeconfig,
         api_server=reader.get("MTJ_API_SERVER", str, None),
         kubernetes_service_host=reader.get("KUBERNETES_SERVICE_HOST", str, None),
@@ -150,6 +154,12 @@ def _at_least_one(text: str) -> int:
     if int(text) < 1:
         raise ValueError("must be at least 1")
     return int(text)
+
+
+def _kueue_mode(text: str) -> KueueMode:
+    if text not in get_args(KueueMode):
+        raise ValueError(f"must be one of {', '.join(get_args(KueueMode))}")
+    return cast(KueueMode, text)
 
 
 def _gang_schedulers(text: str) -> tuple[str, ...]:

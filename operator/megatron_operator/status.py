@@ -11,8 +11,8 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from megatron_operator import conditions, names
-from megatron_operator.decide import restart, suspend
-from megatron_operator.decide.decision import Counters, Decision, Fail, Failure, Restart, Succeed, Suspend
+from megatron_operator.decide import queue, restart, suspend
+from megatron_operator.decide.decision import Counters, Decision, Fail, Failure, Queue, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds, to_text
@@ -75,6 +75,8 @@ def next_attempt(seen: Seen, decision: Decision) -> int:
             return seen.attempt + 1
         case Suspend():
             return suspend.attempt(seen)
+        case Queue():
+            return queue.attempt(seen)
         case _:
             return seen.attempt
 
@@ -147,8 +149,8 @@ def _counts(pods: list[Pod]) -> Object:
 
 
 def _start_time(seen: Seen, decision: Decision, now: float) -> str | None:
-    """When work on the job began; none while suspended, so that a resumed job has its whole deadline again."""
-    if isinstance(decision, Suspend):
+    """When work on the job began; none while suspended or queued, so that a resumed job has its whole deadline."""
+    if isinstance(decision, Suspend | Queue):
         return None
     return str(seen.status.get("startTime") or to_text(now))
 
@@ -175,7 +177,7 @@ def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
     if isinstance(decision, Restart):
         return {"nextRetryTime": to_text(math.ceil(now + decision.delay_s))} if decision.delay_s else {}
     before = seen.status.get("restarts", {}).get("nextRetryTime")
-    is_waiting = before is not None and not seen.current and not isinstance(decision, Suspend | Fail | Succeed)
+    is_waiting = before is not None and not seen.current and not isinstance(decision, Suspend | Queue | Fail | Succeed)
     return {"nextRetryTime": before} if is_waiting else {}
 
 

@@ -56,6 +56,21 @@ def test_in_namespace_scope_there_are_only_roles_in_the_watched_namespaces():
     assert variables["MTJ_NODE_LOSS_DETECTION"] == "false"
 
 
+def test_queues_of_jobs_bring_the_rights_that_they_need_and_no_more():
+    def granted(objects):
+        roles = (*of_kind(objects, "ClusterRole"), *of_kind(objects, "Role"))
+        rules = [rule for role in roles for rule in role["rules"] if "kueue.x-k8s.io" in rule["apiGroups"]]
+        return {(resource, verb) for rule in rules for resource in rule["resources"] for verb in rule["verbs"]}
+
+    assert granted(render()) == set()
+    objects = render(kueue__mode="External", rbac__scope="namespace", crds__enabled=False)
+    workloads = {("workloads", verb) for verb in ("create", "get", "list", "watch", "delete")}
+    classes = {("resourceflavors", "get"), ("workloadpriorityclasses", "get")}
+    assert granted(objects) == workloads | classes | {("workloads/status", "patch")}
+    (role,) = of_kind(objects, "ClusterRole")
+    assert role["metadata"]["name"] == f"{helm_chart.FULL_NAME}-queues"
+
+
 @pytest.mark.parametrize("scope", ["cluster", "namespace"])
 def test_no_role_of_the_operator_reaches_secrets_or_exec(scope):
     objects = render(rbac__scope=scope, rbac__aggregateRoles=False)

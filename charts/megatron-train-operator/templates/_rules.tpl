@@ -21,6 +21,14 @@
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch]
+{{- if eq .Values.kueue.mode "External" }}
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads]
+  verbs: [create, get, list, watch, delete]
+- apiGroups: [kueue.x-k8s.io]
+  resources: [workloads/status]
+  verbs: [patch]
+{{- end }}
 {{- if .Values.gang.volcano }}
 - apiGroups: [scheduling.volcano.sh]
   resources: [podgroups]

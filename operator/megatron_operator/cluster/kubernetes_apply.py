@@ -86,7 +86,8 @@ async def _delete(client: Client, namespace: str, ref: Ref, on_written: Callable
 
 async def _patch(client: Client, namespace: str, patch: Patch, on_written: Callable[[Resource, Object], None]) -> None:
     resource = RESOURCES[patch.api_version, patch.kind]
-    on_written(resource, await client.patch(resource, namespace, patch.name, patch.body))
+    answer = await client.patch(resource, namespace, patch.name, patch.body, subresource=patch.subresource)
+    on_written(resource, answer)
 
 
 async def _create(client: Client, job: Object, body: Object, on_written: Callable[[Resource, Object], None]) -> None:

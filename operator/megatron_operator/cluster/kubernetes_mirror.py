@@ -6,14 +6,15 @@ Lists and watches; changes nothing and judges nothing.
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator import names
-from megatron_operator.cluster.kubernetes import ApiError, Client
+from megatron_operator.cluster.kubernetes import Client
+from megatron_operator.cluster.kubernetes_discovery import wait_until_served
 from megatron_operator.cluster.kubernetes_informer import Informer, Key, Listeners, Scope
+from megatron_operator.cluster.kubernetes_kueue import KueueMirror
 from megatron_operator.cluster.kubernetes_resource import (
     CLAIM,
     CONFIG_MAP,
@@ -21,24 +22,29 @@ from megatron_operator.cluster.kubernetes_resource import (
     POD,
     POD_GROUPS,
     SERVICE,
+    WORKLOAD,
     Resource,
 )
-from megatron_operator.observe import Gang, Pod, Seen, read_gang, read_pod
+from megatron_operator.job import Job
+from megatron_operator.observe import Gang, KueueSeen, Pod, Seen, read_gang, read_pod
+from megatron_operator.observe_kueue import read_workload
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
-DISCOVERY_INTERVAL_S = 60.0
 NODE_AGE_S = 15.0
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much of the cluster to mirror. namespaces: () for all. groups: gang schedulers to reckon with."""
+    """How much of the cluster to mirror. namespaces: () for all. groups: gang schedulers to reckon with.
+
+    kueue: whether jobs queue by Workloads.
+    """
 
     namespaces: tuple[str, ...] = ()
     groups: tuple[str, ...] = ()
     nodes: bool = True
+    kueue: bool = False
     silence_s: float = 90.0
 
 
@@ -53,6 +59,7 @@ class Mirror:
         self._services: Informer[Mapping[str, str]] = self._informer(SERVICE, _selector)
         self._config_maps: Informer[None] = self._informer(CONFIG_MAP, _nothing, metadata_only=True)
         self._groups: dict[str, Informer[Gang]] = {}
+        self._kueue = KueueMirror(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
         self._claims: set[Key] = set()
         self._nodes: dict[str, tuple[float, bool]] = {}
 
@@ -63,10 +70,14 @@ class Mirror:
                 group.create_task(informer.run())
             for scheduler in self._extent.groups:
                 group.create_task(self._run_groups(scheduler, on_served))
+            if self._kueue:
+                group.create_task(self._kueue.run(on_served))
 
     async def synced(self) -> None:
-        """Returns once pods, services and config maps have been listed."""
+        """Returns once pods, services, config maps and Workloads have been listed."""
         await asyncio.gather(self._pods.synced(), self._services.synced(), self._config_maps.synced())
+        if self._kueue:  # without them a running job would look like one that nobody has admitted
+            await self._kueue.settled()
 
     @property
     def is_synced(self) -> bool:
@@ -82,18 +93,19 @@ class Mirror:
             self._config_maps,
             *self._groups.values(),
         )
-        return max(informer.silence_s for informer in informers)
+        quietest = max(informer.silence_s for informer in informers)
+        return max(quietest, self._kueue.silence_s) if self._kueue else quietest
 
     async def see(
         self,
         job: Object,
         *,
-        gang: str,
+        parsed: Job | None,
         progress: Progress | None,
         problem: tuple[str, str] | None,
         now: float,
     ) -> Seen:
-        """Everything known of this job's children. gang: the job's scheduling.gang, "None" without one."""
+        """Everything known of this job's children. parsed: the job as a value, None for a wrong manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
         pods = tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank))
@@ -104,16 +116,20 @@ class Mirror:
             service_selector=selectors.get(names.service_name(metadata["name"])),
             config_maps=frozenset(self._config_maps.of(key, uid)),
             claims=frozenset(name for namespace, name in self._claims if namespace == key[0]),
-            gang=self._gang(key, uid, gang, job),
+            gang=self._gang(key, uid, parsed.scheduling.gang if parsed else "None", job),
             progress=progress,
             lost_nodes=await self._lost_nodes(pods, now),
             problem=problem,
+            kueue=await self._see_kueue(parsed),
         )
 
     def take(self, resource: Resource, raw: Object) -> None:
         """Takes in what the server answered to our own write, before the watch repeats it."""
         if resource is CLAIM:
             self._claims.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
+            return
+        if resource is WORKLOAD and self._kueue:
+            self._kueue.take(raw)
             return
         informers: dict[Resource, Informer[Any]] = {
             POD: self._pods,
@@ -123,6 +139,11 @@ class Mirror:
         }
         if resource in informers:
             informers[resource].put(raw)
+
+    async def _see_kueue(self, parsed: Job | None) -> KueueSeen:
+        if parsed is None or not parsed.has_workload or self._kueue is None:
+            return KueueSeen()
+        return await self._kueue.see(parsed)
 
     def _informer[Record](
         self, resource: Resource, read: Callable[[Object], Record], *, metadata_only: bool = False
@@ -147,23 +168,13 @@ class Mirror:
     async def _run_groups(self, scheduler: str, on_served: Callable[[], None]) -> None:
         """Waits until the scheduler's API is there, then mirrors its groups."""
         resource = POD_GROUPS[scheduler]
-        while not await self._is_served(resource):
-            await asyncio.sleep(DISCOVERY_INTERVAL_S)
+        await wait_until_served(self._client, resource)
         informer = self._informer(resource, lambda raw: read_gang(raw, served=True) or Gang())
         async with asyncio.TaskGroup() as group:
             group.create_task(informer.run())
             await informer.synced()
             self._groups[scheduler] = informer
             on_served()
-
-    async def _is_served(self, resource: Resource) -> bool:
-        try:
-            answer = await self._client.request("get", resource, resource.root)
-        except ApiError as error:
-            if not error.is_missing:
-                logger.warning("discovery failed path=%s error=%s", resource.root, error)
-            return False
-        return any(entry["name"] == resource.plural for entry in answer.get("resources", ()))
 
     async def _lost_nodes(self, pods: tuple[Pod, ...], now: float) -> frozenset[str]:
         """Nodes that are gone or not ready, of those whose pods should have ended by now."""

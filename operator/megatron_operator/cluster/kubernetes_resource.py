@@ -42,6 +42,13 @@ LEASE = Resource(group="coordination.k8s.io", version="v1", kind="Lease", plural
 TOKEN_REVIEW = Resource(group="authentication.k8s.io", version="v1", kind="TokenReview", plural="tokenreviews")
 JOB = Resource(group=names.GROUP, version=names.VERSION, kind=names.KIND, plural=names.PLURAL)
 WORKLOAD = Resource(group="kueue.x-k8s.io", version="v1beta2", kind="Workload", plural="workloads")
+RESOURCE_FLAVOR = Resource(group="kueue.x-k8s.io", version="v1beta2", kind="ResourceFlavor", plural="resourceflavors")
+PRIORITY_CLASSES = {
+    "WorkloadPriorityClass": Resource(
+        group="kueue.x-k8s.io", version="v1beta2", kind="WorkloadPriorityClass", plural="workloadpriorityclasses"
+    ),
+    "PriorityClass": Resource(group="scheduling.k8s.io", version="v1", kind="PriorityClass", plural="priorityclasses"),
+}
 POD_GROUPS = {
     "Volcano": Resource(group="scheduling.volcano.sh", version="v1beta1", kind="PodGroup", plural="podgroups"),
     "Coscheduling": Resource(group="scheduling.x-k8s.io", version="v1alpha1", kind="PodGroup", plural="podgroups"),

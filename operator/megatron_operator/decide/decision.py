@@ -49,6 +49,14 @@ class Suspend:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Queue:
+    """Have no pods and hold a place in the queue; `reason` and `message` say why (condition Admitted)."""
+
+    reason: str
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restart:
     """Write the next attempt down, delete the whole gang, start again after `delay_s`."""
 
@@ -74,4 +82,4 @@ class Fail:
     failure: Failure | None = None
 
 
-Decision = Continue | Wait | Suspend | Restart | Succeed | Fail
+Decision = Continue | Wait | Suspend | Queue | Restart | Succeed | Fail

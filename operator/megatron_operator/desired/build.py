@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_operator import names
-from megatron_operator.desired import gang
+from megatron_operator.desired import gang, labels, workload
 from megatron_operator.desired.config_map import config_map
 from megatron_operator.desired.pods import pod, pods
 from megatron_operator.desired.service import service
@@ -58,7 +58,14 @@ def _missing_pods(job: Job, seen: Seen) -> tuple[Object, ...]:
         return ()
     there = {each.name for each in seen.current}
     expected = names.replica_names(job.name, seen.attempt, job.num_nodes)
-    return tuple(pod(job, seen.attempt, rank) for rank, name in enumerate(expected) if name not in there)
+    return tuple(_placed_pod(job, seen, rank) for rank, name in enumerate(expected) if name not in there)
+
+
+def _placed_pod(job: Job, seen: Seen, rank: int) -> Object:
+    """The pod with this rank, where the queue that admitted the job wants it."""
+    body = pod(job, seen.attempt, rank)
+    admitted = workload.current(job, seen) if job.has_workload else None
+    return workload.placed(body, labels.role(rank), seen, admitted.name) if admitted else body
 
 
 def _has_group(job: Job, seen: Seen) -> bool:

@@ -55,7 +55,7 @@ def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
         names.LABEL_RESTART_ATTEMPT: str(attempt),
     }
     group = names.group_name(job.name, attempt)
-    if job.kueue_queue:
+    if job.has_pod_group:
         copied = {key: job.labels[key] for key in (names.KUEUE_QUEUE, names.KUEUE_PRIORITY) if key in job.labels}
         labels |= {**copied, names.KUEUE_GROUP_NAME: group}
     if job.scheduling.gang == "Coscheduling":
@@ -74,7 +74,7 @@ def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> d
     if job.scheduling.gang == "Volcano":
         annotations[names.VOLCANO_GROUP_NAME] = names.group_name(job.name, attempt)
         annotations[names.VOLCANO_TASK] = role(node_rank)
-    return {**annotations, **(_kueue_annotations(job) if job.kueue_queue else {})}
+    return {**annotations, **(_kueue_annotations(job) if job.has_pod_group else {})}
 
 
 def _kueue_annotations(job: Job) -> dict[str, str]:
