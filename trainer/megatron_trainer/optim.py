@@ -16,6 +16,8 @@ from megatron_trainer.engine import Engine
 from megatron_trainjob.args.tree import TrainArgs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
+FIRST_LOSS_SCALE = 2.0**16
+"""In float16. Each step that overflows halves it and is lost; from megatron-core's 2**32 some twenty would be."""
 
 
 def wrap(models: list[GPTModel], args: TrainArgs, *, learning_rate: float) -> Engine:
@@ -44,6 +46,7 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: 
         clip_grad=args.clip_grad,
         fp16=params_dtype == torch.float16,
         bf16=params_dtype == torch.bfloat16,
+        initial_loss_scale=FIRST_LOSS_SCALE,
         params_dtype=params_dtype,
         use_distributed_optimizer=args.use_distributed_optimizer,
         overlap_param_gather=args.overlap_param_gather,

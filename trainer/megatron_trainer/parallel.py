@@ -81,7 +81,7 @@ def initialise(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordin
         context_parallel_size=args.context_parallel_size,
         expert_model_parallel_size=args.expert_model_parallel_size,
         expert_tensor_parallel_size=expert_tensor_parallel_size(args),
-        distributed_timeout_minutes=max(1, args.ddp_timeout // 60),
+        distributed_timeout_minutes=args.ddp_timeout / 60,
     )
     seed(args.seed)
     return coordinates()

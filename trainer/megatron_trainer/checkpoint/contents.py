@@ -52,9 +52,9 @@ def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool)
 
 def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> StateDict:
     """Sharded tensors of the optimizer for the model state that is saved or loaded with it."""
-    if is_loading:
-        for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
-            create_adam_state(part.optimizer)
+    # Also before saving: in float16 every step so far may have been skipped.
+    for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
+        create_adam_state(part.optimizer)
     merged = models if len(engine.models) > 1 else models["model"]
     return engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
 

@@ -13,6 +13,7 @@ from megatron_trainer.models import rope
 from megatron_trainer.models.activation import ACTIVATIONS, SWIGLU
 from megatron_trainer.models.block import Implementation
 from megatron_trainer.models.expression import moe_layers
+from megatron_trainer.models.extra import configuration
 from megatron_trainer.models.family import HfConfig
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.parallel import expert_tensor_parallel_size
@@ -45,7 +46,7 @@ def transformer_config(
     }
     if spec.family.latent_attention:
         fields.pop("kv_channels")
-    return kind(**fields)
+    return configuration(kind, fields, args.extra_megatron_kwargs)
 
 
 def _decoder(config: HfConfig) -> dict[str, Any]:

@@ -25,7 +25,8 @@ class BaseModel:
         None,
         "Model family; unset: from config.json.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="the family follows from model_type in config.json, and the chat template is chosen by template",
     )
     model_revision: str | None = arg(
         None,
@@ -43,7 +44,7 @@ class BaseModel:
     task_type: Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"] | None = arg(
         None,
         "Kind of head on the model; unset: causal_lm.",
-        status="not yet",
+        status="works",
         refused_choices={
             "seq_cls": "only causal language modelling is trained here",
             "embedding": "only causal language modelling is trained here",
@@ -76,7 +77,8 @@ class BaseModel:
         None,
         "Settings of single models, exported as environment variables in upper case.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="no model here reads settings from its environment; put environment variables into the pod template",
     )
     use_hf: bool = arg(
         False,
@@ -117,13 +119,15 @@ class BaseModel:
         (),
         "Python files, imported at the start, that register data formats or templates.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="a manifest runs no code: give a template as a file, map columns, or put the change into an own image",
     )
     external_plugins: tuple[str, ...] = arg(
         (),
         "Python files, imported at the start, with loss scales or agent templates.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="a manifest runs no code: weigh turns in the data, give a template as a file, or use an own image",
     )
     load_args: bool = arg(
         False,

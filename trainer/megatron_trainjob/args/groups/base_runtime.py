@@ -15,7 +15,7 @@ class BaseRuntime:
         unit="seconds",
         ge=1,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     ignore_args_error: bool = arg(
         False,

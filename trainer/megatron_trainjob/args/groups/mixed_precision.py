@@ -11,17 +11,17 @@ class MixedPrecision:
 
     fp16: bool | None = arg(
         None,
-        "Train in float16 with loss scaling; unset: when the model is stored in float16.",
+        "Train in float16 with loss scaling (from 65,536 down and up); unset: when the model is stored in float16.",
         applies_to=EVERY_TASK,
         hf_config_keys=("torch_dtype",),
-        status="not yet",
+        status="works",
     )
     bf16: bool | None = arg(
         None,
         "Train in bfloat16; unset: when the model is stored in bfloat16.",
         applies_to=EVERY_TASK,
         hf_config_keys=("torch_dtype",),
-        status="not yet",
+        status="works",
     )
     apply_query_key_layer_scaling: bool | None = arg(
         None,

@@ -67,7 +67,7 @@ class Training:
     deterministic_mode: bool = arg(
         False,
         "Use only deterministic kernels, so that two runs give the same bits; slower.",
-        status="not yet",
+        status="works",
     )
     train_iters: int | None = arg(
         None,
@@ -250,7 +250,7 @@ class Training:
     )
     extra_megatron_kwargs: Mapping[str, Any] | None = arg(
         None,
-        "Further Megatron-Core settings, passed on as they are.",
+        "Further fields of Megatron-Core's TransformerConfig, passed on as they are: only what no argument stands for.",
         aliases=("megatron_extra_kwargs",),
-        status="not yet",
+        status="works",
     )

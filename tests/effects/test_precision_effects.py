@@ -1,0 +1,87 @@
+"""Effects of number types, determinism and Megatron's own settings on real tiny runs."""
+
+import json
+
+import pytest
+import torch
+
+from effects.registry import effect
+from gang import gang
+
+pytestmark = pytest.mark.dist
+
+
+def types(run) -> set[torch.dtype]:
+    assert run.exit_code == 0, run.message
+    return {tensor.dtype for tensor in run.weights().values()}
+
+
+@effect("bf16")
+def test_bf16_trains_a_float32_model_in_bfloat16(train, plain):
+    run = train(torch_dtype=None, bf16=True, to_hf=True)
+    assert types(run) == {torch.bfloat16}
+    assert run.column("loss_scale") == [1.0] * 4
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=0.03)
+
+
+@effect("fp16")
+def test_fp16_scales_the_loss_and_skips_steps_that_overflow(train):
+    """Each skipped step but the first halves the scale and changes nothing; the first that fits trains."""
+    run = train(torch_dtype=None, fp16=True, to_hf=True, train_iters=12)
+    assert types(run) == {torch.float16}
+    scales, skipped = run.column("loss_scale"), run.column("skipped_iterations")
+    assert scales[0] == 2**16
+    for before, after, is_skipped in zip(scales, scales[1:], skipped[1:], strict=False):
+        assert after == (before / 2 if is_skipped else before)
+    losses = run.column("lm loss")
+    assert skipped[-1] == 0
+    assert losses[-1] < losses[0] - 0.1
+
+
+@effect("fp16")
+def test_fp16_saves_a_state_before_its_first_step_that_fits(train):
+    """With every step skipped so far there is no optimizer state; the resumed run goes on as the whole one."""
+    whole = train(torch_dtype="float16", train_iters=6)
+    train(name="resumed", torch_dtype="float16", train_iters=6, stop_at=1)
+    resumed = train(name="resumed", torch_dtype="float16", train_iters=6, resume="Auto")
+    assert resumed.column("lm loss")[-5:] == whole.column("lm loss")[-5:]
+
+
+@effect("deterministic_mode")
+def test_deterministic_mode_lets_torch_refuse_what_it_cannot_repeat(train, plain):
+    run = train(deterministic_mode=True)
+    assert run.column("lm loss") == plain.column("lm loss")
+    assert json.loads((run.folder / "megatron_config.json").read_text())["deterministic_mode"] is True
+    (without, with_determinism) = gang(1).run("precision_ranks:refusals")[0]
+    assert without == ""
+    assert "does not have a deterministic implementation" in with_determinism
+
+
+@effect("ddp_timeout")
+def test_ddp_timeout_is_when_a_silent_collective_fails():
+    """In every group that Megatron makes, to the second: its own argument counts minutes."""
+    assert gang(1).run("precision_ranks:limits_of_groups", 90) == [{90.0}]
+
+
+@effect("task_type")
+def test_task_type_is_causal_lm_and_nothing_else(train, plain):
+    assert train(task_type="causal_lm").column("lm loss") == plain.column("lm loss")
+    refused = train(task_type="seq_cls", name="refused")
+    assert refused.exit_code == 64
+    assert "only causal language modelling" in refused.message
+
+
+@effect("extra_megatron_kwargs")
+def test_extra_megatron_kwargs_reach_megatrons_configuration(train, plain):
+    run = train(extra_megatron_kwargs={"activation_func_clamp_value": 0.01})
+    assert run.column("lm loss")[0] != plain.column("lm loss")[0]
+    assert json.loads((run.folder / "megatron_config.json").read_text())["activation_func_clamp_value"] == 0.01
+
+
+@effect("extra_megatron_kwargs")
+def test_extra_megatron_kwargs_are_refused_all_at_once_when_they_are_not_megatrons(train):
+    wrong = {"activation_func_clamp_valeu": 1.0, "hidden_size": 128, "fp32_residual_connection": "yes"}
+    run = train(extra_megatron_kwargs=wrong, name="wrong")
+    assert run.exit_code == 64
+    for part in ("did you mean activation_func_clamp_value?", "hidden_size: is decided", "must be true or false"):
+        assert part in run.message
