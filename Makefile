@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-cluster test-gpu test-slow lint type generate verify control-plane clean
+.PHONY: help install demo test test-cluster test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -38,10 +38,11 @@ test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core
 test-slow: install  ## run the long tests as well
 	$(BIN)/pytest -m "not gpu"
 
-lint: install  ## ruff and the import contracts
+lint: install  ## ruff, the import contracts, and hadolint over the Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=operator:trainer $(BIN)/lint-imports --no-cache
+	$(BIN)/hadolint --config docker/.hadolint.yaml docker/*.Dockerfile
 
 type: install  ## mypy --strict on the contract and the operator
 	$(BIN)/mypy -p megatron_trainjob -p megatron_operator
@@ -50,6 +51,12 @@ generate: install  ## write docs/arguments.md, the CRD and the chart's copies fr
 	$(BIN)/python -m megatron_trainjob.generate
 	$(BIN)/python -m megatron_operator.crd --write
 	$(BIN)/python charts/generate.py
+
+kustomize-base: generate  ## write charts/kustomize/operator.yaml from the chart (Helm: the machine's, or built once)
+	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python tests/control_plane_binaries.py --helm)"
+
+images:  ## build both images with docker, podman or buildah
+	@docker/build
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
 	@git diff --exit-code -- docs/arguments.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }

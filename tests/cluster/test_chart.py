@@ -99,6 +99,47 @@ def test_the_operator_needs_all_that_its_role_grants_and_nothing_else(
     assert granted(role) - used(chart_plane) <= rare
 
 
+@pytest.fixture(scope="module")
+def namespaced_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with the chart in namespace scope: Roles in two namespaces of users, none anywhere else."""
+    running = control_plane.start(tmp_path_factory.mktemp("namespaced-plane"))
+    for name in ("team-a", "team-b", "outside"):
+        running.create("/api/v1/namespaces", {"metadata": {"name": name}})
+        with contextlib.suppress(Refused):
+            running.create(f"/api/v1/namespaces/{name}/serviceaccounts", {"metadata": {"name": "default"}})
+    values = {"rbac.scope": "namespace", "watchNamespaces": ["team-a", "team-b"]}
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=running.kubeconfig)):
+        flags = helm_chart.values_flags(values)
+        chart = str(helm_chart.CHART)
+        helm_chart.on_cluster(running, "install", helm_chart.RELEASE, chart, "--create-namespace", *flags)
+        yield running
+    running.stop()
+
+
+def test_in_namespace_scope_the_operator_runs_jobs_there_and_touches_nothing_else(
+    namespaced_plane: ControlPlane, tmp_path: Path
+):
+    """Installed and run with the account and the variables that the chart gives it: no cluster-wide right at all."""
+    teams = {name: JobClient(plane=namespaced_plane, namespace=name) for name in ("team-a", "team-b", "outside")}
+    with run_chart_operator(namespaced_plane, tmp_path) as operator:
+        for jobs in teams.values():
+            jobs.submit(manifest(failurePolicy={"backoffSeconds": {"initial": 0, "max": 1}}))
+        for name in ("team-a", "team-b"):
+            teams[name].await_phase("Running")
+        teams["team-b"].end_pod("job-a0-worker-0", 137)
+        teams["team-b"].await_pods("job-a1-master-0", "job-a1-worker-0")
+        for pod in teams["team-a"].pods():
+            teams["team-a"].end_pod(pod, 0)
+        teams["team-a"].await_phase("Succeeded")
+        assert operator.stop() == 0
+    assert teams["outside"].status() == {}
+    asked = [event for event in namespaced_plane.audit() if event["user"]["username"] == USER]
+    assert [event for event in asked if event["responseStatus"]["code"] == 403] == []
+    namespaces = {event["objectRef"].get("namespace") for event in asked if "objectRef" in event}
+    assert namespaces == {"team-a", "team-b", NAMESPACE}
+    assert namespaced_plane.get(ROLE) is None
+
+
 def test_secrets_and_exec_are_out_of_reach(chart_plane: ControlPlane):
     for resource, subresource in (("secrets", ""), ("pods", "exec"), ("pods", "attach"), ("serviceaccounts", "token")):
         attributes = {"resource": resource, "subresource": subresource, "verb": "get", "namespace": "user"}
