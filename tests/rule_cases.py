@@ -320,6 +320,11 @@ CASES = [
         good={"mlp_padding_free": True},
         bad={"mlp_padding_free": True, "sequence_parallel": True},
     ),
+    Case(
+        rule="context_parallel_excludes_dropping_pad_tokens",
+        good={"mlp_padding_free": True},
+        bad={"mlp_padding_free": True, "context_parallel_size": 2},
+    ),
     _needs("tensor_overlap_needs_sequence_parallel", "tp_comm_overlap", sequence_parallel=True),
     Case(
         rule="parameter_overlap_needs_the_distributed_optimizer",

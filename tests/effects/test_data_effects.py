@@ -10,6 +10,7 @@ import pytest
 
 import tiny_model
 from effects.registry import effect
+from gang import gang
 from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.collate import collate
 from megatron_trainer.data.command import write_cached
@@ -303,3 +304,18 @@ def test_enable_channel_loss_reports_the_loss_of_each_channel(train, write):
     assert mean == pytest.approx(step["lm loss"], abs=1e-6)
     assert len({round(step[name], 2) for name in names}) == 3
     assert [evaluated[f"eval_{name}"] for name in names] == pytest.approx([step[name] for name in names], abs=1e-6)
+
+
+@pytest.mark.dist
+@effect("mlp_padding_free")
+def test_mlp_padding_free_passes_over_padding_in_the_feed_forward_block(train, llama, data):
+    """Equal losses, with full recomputation too; the block's input shrinks from whole rows to the real tokens."""
+    padded = {"padding_free": False, "micro_batch_size": 4, "train_iters": 3}
+    full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    plain, spared, again = train(**padded), *(train(**padded, mlp_padding_free=True, **more) for more in ({}, full))
+    assert spared.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-5)
+    assert again.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-5)
+    rows, real = (gang(1).run("mlp_tokens:count", llama, data, mlp_padding_free=flag)[0] for flag in (False, True))
+    assert rows["tokens"] == rows["row_tokens"]
+    assert rows["real_tokens"] <= real["tokens"] <= rows["real_tokens"] + 3  # the last token of each shorter row
+    assert real["tokens"] < rows["row_tokens"]

@@ -27,14 +27,18 @@ Implementation = Literal["local", "transformer_engine"]
 
 
 def block_spec(
-    spec: ModelSpec, config: TransformerConfig, implementation: Implementation, virtual_stage: int | None
+    spec: ModelSpec,
+    config: TransformerConfig,
+    implementation: Implementation,
+    virtual_stage: int | None,
+    layer: type[TransformerLayer],
 ) -> TransformerBlockSubmodules:
     """The layers of this stage, dense or of experts as the model has them, and the final norm."""
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     number = get_num_layers_to_build(config, vp_stage=virtual_stage)
     has_experts = _layers_with_experts(config)[first : first + number]
     layers = [
-        ModuleSpec(module=TransformerLayer, submodules=_layer(spec, config, implementation, has_experts=flag))
+        ModuleSpec(module=layer, submodules=_layer(spec, config, implementation, has_experts=flag))
         for flag in has_experts
     ]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(implementation))

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
-from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer import TransformerConfig, TransformerLayer
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.models import rope
 from megatron_trainer.models.block import Implementation, block_spec
+from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
 from megatron_trainer.models.settings import implementation, transformer_config
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
@@ -26,15 +27,22 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     stages = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     config = transformer_config(spec, args, backend, virtual_stages=stages)
     kind = implementation(args, backend)
-    chunks = [_chunk(spec, config, kind, stage) for stage in (range(stages) if stages else [None])]
+    layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free else TransformerLayer
+    chunks = [_chunk(spec, config, kind, stage, layer) for stage in (range(stages) if stages else [None])]
     return [chunk.to(backend.device) for chunk in chunks]
 
 
-def _chunk(spec: ModelSpec, config: TransformerConfig, kind: Implementation, stage: int | None) -> GPTModel:
+def _chunk(
+    spec: ModelSpec,
+    config: TransformerConfig,
+    kind: Implementation,
+    stage: int | None,
+    layer: type[TransformerLayer],
+) -> GPTModel:
     rotary = spec.hf_config.rope_parameters
     model = GPTModel(
         config,
-        block_spec(spec, config, kind, stage),
+        block_spec(spec, config, kind, stage, layer),
         vocab_size=spec.padded_vocab_size,
         max_sequence_length=spec.hf_config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),

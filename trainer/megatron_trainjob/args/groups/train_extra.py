@@ -27,7 +27,7 @@ class TrainExtra:
     mlp_padding_free: bool = arg(
         False,
         "With padding, still drop pad tokens inside the feed-forward block.",
-        status="not yet",
+        status="works",
     )
     vit_gradient_checkpointing: bool = arg(
         True,

@@ -140,6 +140,12 @@ RULES = (
         is_("mlp_padding_free", True),
         is_("sequence_parallel", True),
     ),
+    excludes(
+        "context_parallel_excludes_dropping_pad_tokens",
+        is_("mlp_padding_free", True),
+        above("context_parallel_size", 1),
+        because="each rank holds parts of the rows and no mask that tells their padding",
+    ),
     needs(
         "tensor_overlap_needs_sequence_parallel",
         is_("tp_comm_overlap", True),
