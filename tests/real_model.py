@@ -2,8 +2,20 @@
 
 from __future__ import annotations
 
+import importlib.util
 from pathlib import Path
 from typing import Any
+
+QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+
+
+def directory() -> Path | None:
+    """Where examples/quickstart/make_model.py puts its model; None when it has not been run."""
+    module = importlib.util.spec_from_file_location("quickstart_place", QUICKSTART / "place.py")
+    place = importlib.util.module_from_spec(module)
+    module.loader.exec_module(place)
+    found = place.data_directory() / "model"
+    return found if found.exists() else None
 
 
 def logits(directory: Path, tokens: list[int], settings: dict[str, Any]) -> Any:

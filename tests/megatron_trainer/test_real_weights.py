@@ -5,7 +5,6 @@ Bound 1e-3 where the tiny models have 1e-4: thirty layers, and logits of size 10
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from typing import Any
 
@@ -13,29 +12,26 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+import real_model
 from gang import gang
 
 BOUND = 1e-3
 NUM_TOKENS = 200
-QUICKSTART = Path(__file__).parents[2] / "examples" / "quickstart"
 
 
 def model_directory() -> Path:
-    """Where examples/quickstart/make_model.py puts the model; skips when it has not been run."""
-    module = importlib.util.spec_from_file_location("quickstart_place", QUICKSTART / "place.py")
-    place = importlib.util.module_from_spec(module)
-    module.loader.exec_module(place)
-    directory = place.data_directory() / "model"
-    if not directory.exists():
+    """The quickstart's model; skips without it."""
+    found = real_model.directory()
+    if found is None:
         pytest.skip("run examples/quickstart/make_model.py to get the model (93 MB)")
-    return directory
+    return found
 
 
 @pytest.fixture(scope="module")
 def reference() -> tuple[Path, list[int], torch.Tensor]:
     """(directory, tokens of this repository's own README, transformers' logits for them)."""
     directory = model_directory()
-    text = (QUICKSTART / "README.md").read_text()
+    text = (real_model.QUICKSTART / "README.md").read_text()
     tokens = AutoTokenizer.from_pretrained(directory)(text)["input_ids"][:NUM_TOKENS]
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
     with torch.no_grad():

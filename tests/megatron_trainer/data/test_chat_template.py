@@ -5,8 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
-from transformers import ByT5Tokenizer, PreTrainedTokenizerFast
+from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
+import real_model
 from megatron_trainer.data.chat_template import ChatTemplate
 from megatron_trainer.data.encode import Encoder, EncodeSettings
 from megatron_trainer.data.messages import parse_messages
@@ -186,3 +187,18 @@ def test_other_kinds_of_tokenizers_mark_the_same_text(make):
     ends = np.flatnonzero(np.diff(np.concatenate([weights, [0]])) < 0) + 1
     runs = [tokenizer.decode(ids[start:end]).strip() for start, end in zip(starts, ends, strict=True)]
     assert runs == ["Think first</s>", "Ça va 🙂</s>"]
+
+
+@pytest.mark.parametrize("length", [1, 2, 7])
+def test_the_real_template_and_tokenizer_of_smollm2_give_transformers_ids_and_the_answers(length):
+    directory = real_model.directory()
+    if directory is None:
+        pytest.skip("run examples/quickstart/make_model.py to get the model (93 MB)")
+    tokenizer = AutoTokenizer.from_pretrained(directory)
+    answers = [f"Number {n}: `def f(x): return {n}`\n\n中文 🙂 " for n in range(length)]
+    turns = [turn for answer in answers for turn in (USER, assistant(answer))]
+    for given in (turns, [SYSTEM, *turns]):
+        [encoded] = Encoder(tokenizer, EncodeSettings()).encode([Record(0, "x", 1, {"messages": given})])
+        ids = encoded.input_ids[0]
+        assert ids.tolist() == tokenizer.apply_chat_template(given, tokenize=True, return_dict=False)
+        assert tokenizer.decode(ids[encoded.weights[0] > 0]) == "".join(f"{answer}<|im_end|>" for answer in answers)

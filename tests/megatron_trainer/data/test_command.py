@@ -37,7 +37,7 @@ def test_the_report_is_printed_and_written(run, data, tmp_path, capsys):
     assert run("--dataset", data, "--packing", "true", "--report", str(tmp_path / "report.json")) == ExitCode.OK
     out = capsys.readouterr().out
     assert f"Training: {data}: 30 of 31 rows" in out
-    assert f"1 dropped: not JSON, for example {data}:31" in out
+    assert f"Dropped: 1 row: not JSON; the first is {data}:31" in out
     assert "33 -        64 tokens" in out
     report = json.loads((tmp_path / "report.json").read_text())
     assert (report["samples"], report["packing"]["length"]) == (30, 120)

@@ -65,6 +65,22 @@ def test_start_says_what_is_trained_on_what():
     )
 
 
+def test_start_says_what_became_of_the_data():
+    drop = {"reason": "not JSON", "rows": 3, "example_location": "a.jsonl:7", "example_detail": ""}
+    source = {
+        "name": "a.jsonl",
+        "rows_read": 10,
+        "rows_kept": 7,
+        "tokens": 900,
+        "trained_tokens": 90,
+        "dropped": [drop],
+    }
+    assert written(run_info(data={"datasets": [source]})).splitlines()[2:] == [
+        " Training: a.jsonl: 7 of 10 rows, 900 tokens (90 trained)",
+        " Dropped: 3 rows: not JSON; the first is a.jsonl:7",
+    ]
+
+
 def test_end_shows_outputs_and_answers_and_phases_are_silent():
     answer = Answer(question="What is 1 + 1?", before="I think", after="2")
     text = written(

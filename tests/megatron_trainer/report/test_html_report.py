@@ -116,8 +116,8 @@ def test_facts_say_model_layout_data_outputs_and_arguments():
         "Data parallel": "2 ranks",
         "Micro-batch": "4 samples, 2 per step and rank",
         "Resumed after": "iteration 3",
-        "Training": "/data/train.jsonl: 400 of 402 rows, 24,018 tokens (5,650 trained); 1 truncated; "
-        "2 dropped: empty answer, for example a.jsonl:12 turn 2",
+        "Training": "/data/train.jsonl: 400 of 402 rows, 24,018 tokens (5,650 trained), 1 row truncated",
+        "Dropped": "2 rows: empty answer; the first is a.jsonl:12 (turn 2)",
         "Lengths": "31 to 101 tokens, median 58",
         "An epoch": "400 samples, 24,018 tokens",
         "Packed": "95 rows of 256 tokens, 98.76 % filled",

@@ -7,6 +7,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from megatron_trainer.report import duration
+from megatron_trainer.report.facts import data_facts
 from megatron_trainer.report.records import (
     Answer,
     CheckpointRecord,
@@ -92,7 +93,7 @@ def perplexity(loss: float) -> float:
 
 
 def run_lines(run: RunInfo) -> list[str]:
-    """What is trained, on what, and where it starts."""
+    """What is trained, on what, where it starts, and what became of the data."""
     share = 100 * run.num_trainable_parameters / run.num_parameters if run.num_parameters else 0.0
     layout = " ".join(f"{name}={size}" for name, size in run.layout.items())
     start = f"resuming after iteration {run.start_iteration}" if run.start_iteration else "starting"
@@ -101,6 +102,7 @@ def run_lines(run: RunInfo) -> list[str]:
         f"{run.num_trainable_parameters / 1e6:,.2f} M trained ({share:.2f} %), {run.dtype}",
         f"{run.world_size} x {run.device} | {layout} | global batch size {run.global_batch_size} | "
         f"{run.total_iterations} iterations | {start}",
+        *(f"{label}: {fact}" for label, fact in data_facts(run.data)),
     ]
 
 

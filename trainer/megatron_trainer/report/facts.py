@@ -65,7 +65,9 @@ def data_facts(report: Mapping[str, object]) -> Pairs:
     """The data report (data/report.py as JSON): each dataset with what was dropped, then totals and lengths."""
     facts: Pairs = []
     for heading, key in (("Training", "datasets"), ("Validation", "validation")):
-        facts += [(heading, _source(source)) for source in _mappings(report.get(key))]
+        for source in _mappings(report.get(key)):
+            facts.append((heading, _source(source)))
+            facts += [("Dropped", _drop(drop)) for drop in _mappings(source.get("dropped"))]
     if "length_min" in report:
         low, median, high = (text(report[f"length_{name}"]) for name in ("min", "median", "max"))
         facts.append(("Lengths", f"{low} to {high} tokens, median {median}"))
@@ -109,23 +111,23 @@ def text(value: object) -> str:
 
 
 def _source(source: Mapping[str, object]) -> str:
-    """One dataset, with an example of each kind of dropped row.
-
-    a.jsonl: 398 of 400 rows, 24,018 tokens (5,650 trained); 2 dropped: empty answer, for example a.jsonl:12
-    """
+    """One dataset: "/data/train.jsonl: 398 of 400 rows, 24,018 tokens (5,650 trained), 1 row truncated"."""
     if source.get("rows_kept") is None:
         return f"{source['name']}: read and tokenised while training"
     kept, read, tokens = text(source["rows_kept"]), text(source["rows_read"]), text(source["tokens"])
-    parts = [f"{source['name']}: {kept} of {read} rows, {tokens} tokens ({text(source['trained_tokens'])} trained)"]
-    if source.get("rows_truncated"):
-        parts.append(f"{text(source['rows_truncated'])} truncated")
-    parts += [_drop(drop) for drop in _mappings(source.get("dropped"))]
-    return "; ".join(parts)
+    line = f"{source['name']}: {kept} of {read} rows, {tokens} tokens ({text(source['trained_tokens'])} trained)"
+    truncated = source.get("rows_truncated")
+    return f"{line}, {_rows(truncated)} truncated" if truncated else line
 
 
 def _drop(drop: Mapping[str, object]) -> str:
-    example = f"{drop['example_location']} {drop['example_detail']}".strip()
-    return f"{text(drop['rows'])} dropped: {drop['reason']}, for example {example}"
+    """Rows with one reason: "2 rows: not JSON; the first is a.jsonl:12 (Expecting value: line 1 column 15)"."""
+    detail = f" ({drop['example_detail']})" if drop["example_detail"] else ""
+    return f"{_rows(drop['rows'])}: {drop['reason']}; the first is {drop['example_location']}{detail}"
+
+
+def _rows(count: object) -> str:
+    return f"{text(count)} {'row' if count == 1 else 'rows'}"
 
 
 def _mappings(value: object) -> Iterable[Mapping[str, object]]:
