@@ -32,6 +32,6 @@ def manifest(path: Path, files: Mapping[str, bytes] | None = None, *, validation
         has_rng=True,
         loss=1.5,
         validation_loss=validation_loss,
-        saved_at_epoch_s=1.75e9,
+        saved_at_epoch_s=1_750_000_000.0,
         files={name: record_of(path / name) for name in contents},
     )

@@ -195,6 +195,7 @@ def test_an_interruption_saves_and_the_next_run_goes_on(run, number):
     assert not any(is_alive(pid) for pid in pids)
     assert (run.steps(0), run.steps(1)) == (7, 7)
     assert run.status["phase"] == "Suspended"
+    assert (run.status["progress"]["iteration"], run.status["checkpoint"]["latestIteration"]) == (7, 7)
     code, output = run.finish()
     assert (code, run.steps()) == (0, 20)
     assert "JobResumed" in output

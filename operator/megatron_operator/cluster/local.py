@@ -52,10 +52,13 @@ class LocalCluster:
         """What is there now."""
         self._poll(now)
         attempt = int(self._status.get("restarts", {}).get("attempt", 0))
+        # Writing costs nothing here. Without the time of the last write nothing waits for a later one, which would
+        # not come once the pods have ended: what they did last, for one the save of an interrupted run, is shown.
+        status = {key: value for key, value in self._status.items() if key != "lastUpdatedTime"}
         service = {"metadata": {"ownerReferences": [{"uid": job.uid, "controller": True}]}}
         seen = observe(
             job_uid=job.uid,
-            status=self._status,
+            status=status,
             pods=[pod.seen() for pod in self._pods.values()],
             services=[{**service, "spec": {"selector": names.selector(job.name, attempt)}}],
             config_maps=self._config_maps,
