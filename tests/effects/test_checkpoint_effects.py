@@ -1,6 +1,7 @@
 """Effects of the arguments of checkpoints on real tiny runs: what is saved, what is read back."""
 
 import json
+import shutil
 
 import pytest
 import torch
@@ -113,6 +114,73 @@ def test_a_damaged_newest_checkpoint_is_passed_over(train):
     resumed = train(name="damaged", resume="Auto", attempt=1, **settings)
     assert resumed.column("lm loss") == whole
     assert torch.isfinite(torch.tensor(resumed.column("lm loss"))).all()
+
+
+def test_a_resume_is_refused_where_every_checkpoint_is_damaged_and_the_file_is_named(train):
+    run = train(name="damaged", stop_at=2, train_iters=4)
+    shard = run.folder / "iter_0000002" / "__0_0.distcp"
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    resumed = train(name="damaged", resume="Auto", attempt=1, train_iters=4)
+    assert resumed.exit_code == ExitCode.NO_CHECKPOINT
+    assert f"{shard} has changed since it was saved" in resumed.message
+    assert train(name="other", load=str(run.folder)).exit_code == ExitCode.NO_CHECKPOINT
+
+
+@effect("async_save")
+def test_async_save_writes_the_same_checkpoints_while_training_goes_on(train):
+    """That training does go on meanwhile: tests/megatron_trainer/checkpoint/test_save.py."""
+    settings = {"train_iters": 4, "save_interval": 1}
+    whole = train(name="whole", **settings)
+    run = train(name="async", async_save=True, **settings)
+    assert run.column("lm loss") == whole.column("lm loss")
+    assert iterations(run) == iterations(whole)
+    assert [manifest(run, i)["files"]["__0_0.distcp"]["size_bytes"] for i in range(1, 5)] == [
+        manifest(whole, i)["files"]["__0_0.distcp"]["size_bytes"] for i in range(1, 5)
+    ]
+    for last in (3, 4):
+        shutil.rmtree(run.folder / f"iter_000000{last}")
+    resumed = train(name="async", resume="Auto", attempt=1, async_save=True, **settings)
+    assert resumed.column("lm loss") == whole.column("lm loss")
+
+
+@effect("save_total_limit")
+def test_save_total_limit_keeps_the_newest_checkpoints_and_the_best(train, data):
+    """With a rate that undoes what was learned, the first evaluation is the best."""
+    settings = {"train_iters": 5, "save_interval": 1}
+    assert iterations(train(**settings, save_total_limit=2)) == ["iter_0000004", "iter_0000005"]
+    settings |= {"val_dataset": [str(data)], "eval_interval": 1, "lr": 0.3, "lr_decay_style": "constant"}
+    run = train(**settings, save_total_limit=2)
+    losses = run.column("eval_lm loss")
+    best = 1 + losses.index(min(losses))
+    assert best < 4, "or the run shows nothing"
+    assert iterations(run) == sorted({f"iter_000000{kept}" for kept in (best, 4, 5)})
+
+
+@effect("auto_detect_ckpt_format")
+def test_auto_detect_ckpt_format_takes_the_weights_of_checkpoints_without_a_manifest(train):
+    """As another program of the Megatron family leaves one: the same files, and nothing that proves them complete."""
+    first = train(name="first", train_iters=2, lr=1e-2)
+    expected = train(load=str(first.folder), finetune=True, train_iters=1).column("lm loss")
+    (first.folder / "owner.json").unlink()
+    (first.folder / "iter_0000002" / "manifest.json").unlink()
+    assert train(load=str(first.folder), finetune=True, train_iters=1).column("lm loss") == expected
+    refused = train(load=str(first.folder), finetune=True, auto_detect_ckpt_format=False)
+    assert (refused.exit_code, "manifest.json is missing" in refused.message) == (ExitCode.NO_CHECKPOINT, True)
+    resumed = train(load=str(first.folder))
+    assert resumed.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    assert "take its weights alone (finetune true)" in resumed.message
+
+
+def test_auto_detect_ckpt_format_says_what_else_it_found(train, tmp_path, llama):
+    (tmp_path / "old" / "iter_0000001" / "mp_rank_00").mkdir(parents=True)
+    (tmp_path / "old" / "iter_0000001" / "mp_rank_00" / "model_optim_rng.pt").touch()
+    (tmp_path / "old" / "latest_checkpointed_iteration.txt").write_text("1")
+    for place, text in ((tmp_path / "old", "in the format torch"), (llama, "name it in spec.args.model")):
+        run = train(load=str(place))
+        assert run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+        assert text in run.message
 
 
 @effect("load")

@@ -71,10 +71,10 @@ def fit(run: Run, state: TrainState) -> TrainState:
         )
         state = advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
-        _tell(run, run.saver.poll())
         _check_loss(run, state, result)
         timers_s = garbage.collect_when_due(run.args, state.iteration)
         run.reporter.step(_record(run, state, result, rate, timers_s))
+        _tell(run, run.saver.poll())
         if result.stop_requested:
             break
         if state.iteration % run.eval_interval == 0 or state.iteration == run.total_iterations:

@@ -24,7 +24,7 @@ BLOCK_BYTES = 4 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What a file of a checkpoint holds: its length and its CRC-32, which is no guard against malice and costs little."""
+    """What a file of a checkpoint holds: its length and its CRC-32 (cheap, and no guard against malice)."""
 
     size_bytes: int
     crc32: str

@@ -167,7 +167,7 @@ class Saver:
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
         reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
-        message = f"cannot write the checkpoint: {reason}; the checkpoints before it are untouched"
+        message = f"cannot write a checkpoint to {self.policy.save}: {reason}; those before it are untouched"
         raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message) from error
 
 

@@ -58,7 +58,7 @@ class Shards:
                 use_fsync=True,
             )
             if isinstance(outcome, Exception):
-                raise outcome
+                raise _first_cause(outcome) from outcome
             results.extend(outcome)
         return Written(results=results, files=_records(self.folder, [name for _, name, _ in self.buckets]))
 
@@ -96,6 +96,13 @@ def plan(state: StateDict, folder: Path, *, copies: bool) -> Shards:
     ]
     writer.write_buckets = None
     return Shards(folder=folder, writer=writer, buckets=buckets, metadata=metadata)
+
+
+def _first_cause(error: BaseException) -> BaseException:
+    """What went wrong first: torch reports a full disk as a wrong position in its archive, raised on the way out."""
+    while error.__context__ is not None:
+        error = error.__context__
+    return error
 
 
 def _records(folder: Path, names: Sequence[str]) -> dict[str, FileRecord]:

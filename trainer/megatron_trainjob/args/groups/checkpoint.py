@@ -87,8 +87,11 @@ class Checkpoint:
     )
     auto_detect_ckpt_format: bool = arg(
         True,
-        "Recognise the format of the checkpoint in load by its files.",
-        status="not yet",
+        (
+            "Recognise checkpoints of other Megatron programs in load by their files and take their weights (with "
+            "finetune); false takes only checkpoints with a manifest that proves them complete."
+        ),
+        status="works",
     )
     exit_on_missing_checkpoint: bool = arg(
         True,
@@ -97,13 +100,19 @@ class Checkpoint:
     )
     save_total_limit: int | None = arg(
         None,
-        "Keep only this many of the newest checkpoints; unset: keep all.",
+        (
+            "Keep only this many of the newest complete checkpoints, and beside them the one with the lowest "
+            "validation loss; unset: keep all."
+        ),
         unit="checkpoints",
         ge=1,
-        status="not yet",
+        status="works",
     )
     async_save: bool = arg(
         False,
-        "Write checkpoints in the background while training goes on.",
-        status="not yet",
+        (
+            "Write checkpoints in the background while training goes on, from a copy of the state in host memory; a "
+            "save that comes before the last one is written waits for it."
+        ),
+        status="works",
     )
