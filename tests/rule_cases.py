@@ -61,6 +61,13 @@ CASES = [
     # data
     Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
     Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),
+    _needs("a_revision_belongs_to_a_hub", "model_revision", use_hf=True),
+    _needs("a_context_length_is_reached_by_scaling", "max_model_len", rope_scaling="yarn"),
+    Case(
+        rule="new_tokens_are_not_trained_by_adapters",
+        good={"new_special_tokens": ["<a>"]},
+        bad={"new_special_tokens": ["<a>"], "train_type": "lora"},
+    ),
     Case(rule="training_data_is_given", good={"dataset": ("d",)}, bad={}),
     Case(rule="training_data_is_given", good={"cached_dataset": ("d",)}, bad={"val_dataset": ("v",)}),
     Case(

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 
+import torch.distributed as dist
+
+from megatron_trainer import model_source
 from megatron_trainer.convert.adapter import save_adapter
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.loop import Run
@@ -28,9 +32,15 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
         outputs["adapter"] = str(save / "adapter")
         if run.args.merge_lora:
             with merged(models):
-                save_model(models, run.spec, save / "hf")
-            outputs["hf"] = str(save / "hf")
+                outputs["hf"] = _save_model(run, save / "hf")
     elif run.args.to_hf:
-        save_model(models, run.spec, save / "hf")
-        outputs["hf"] = str(save / "hf")
+        outputs["hf"] = _save_model(run, save / "hf")
     return outputs
+
+
+def _save_model(run: Run, folder: Path) -> str:
+    """Writes the model, with its tokenizer where that has grown."""
+    save_model(list(run.engine.models), run.spec, folder)
+    if run.args.new_special_tokens and dist.get_rank() == 0:
+        model_source.tokenizer(run.args, run.spec.directory).save_pretrained(folder)
+    return str(folder)

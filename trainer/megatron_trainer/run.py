@@ -10,7 +10,7 @@ import logging
 import warnings
 from collections.abc import Sequence
 
-from megatron_trainer import environment, failure, garbage, setup
+from megatron_trainer import environment, failure, garbage, inherit, setup
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import FailureRecord, InvalidInput, TrainingError
 from megatron_trainer.loop import fit
@@ -52,7 +52,9 @@ def parse(argv: Sequence[str], env: Environment) -> Parsed:
     Raises:
         InvalidInput: with every violation.
     """
-    parsed = parse_command_line(argv[1:], argv[0], world_size=env.world_size)
+    parsed = inherit.complete(
+        parse_command_line(argv[1:], argv[0], world_size=env.world_size), argv[0], world_size=env.world_size
+    )
     for warning in parsed.warnings:
         logger.warning("%s", warning)
     violations = (*status.task_violations(argv[0]), *parsed.violations)

@@ -11,10 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch.distributed as dist
-from transformers import AutoTokenizer, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer import backend as backends
-from megatron_trainer import clock, optim, output_folder, parallel
+from megatron_trainer import clock, model_source, optim, output_folder, parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
@@ -76,11 +76,14 @@ def build(
 ) -> tuple[Run, TrainState]:
     """The run and the state to start from. Collective."""
     args = _arguments(parsed)
-    spec = read_model(args.model, args)
+    directory = model_source.folder(args)
+    spec = read_model(directory, args)
+    tokenizer = model_source.tokenizer(args, directory)
+    if args.new_special_tokens:
+        spec = read_model(directory, args, num_tokens=len(tokenizer))
     _check(parsed, task, spec, backend)
     save = output_folder.choose(args)
     _claim(save, env)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
     data = _prepare_data(args, tokenizer, task, spec, save)
     engine = build_engine(args, spec, backend)
     state = start_state(args, env, engine, backend, save)

@@ -15,8 +15,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
+from megatron_trainer import model_source
 from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.dataset import Items
 from megatron_trainer.data.prepare import Prepared, prepare
@@ -100,8 +101,9 @@ def _arguments(argv: Sequence[str], task: str) -> TrainArgs:
 
 def _prepare(args: TrainArgs, task: Task, save: Path) -> Prepared:
     whole = replace(args, streaming=False, lazy_tokenize=False)
-    tokenizer = AutoTokenizer.from_pretrained(args.model)
-    config = AutoConfig.from_pretrained(args.model).to_dict()
+    directory = model_source.folder(args)
+    tokenizer = model_source.tokenizer(args, directory)
+    config = AutoConfig.from_pretrained(directory).to_dict()
     return prepare(
         whole,
         tokenizer,

@@ -30,9 +30,9 @@ class BaseModel:
     )
     model_revision: str | None = arg(
         None,
-        "Revision of the model on the hub.",
+        "Revision of the model on the hub: a branch, a tag or a commit; unset: main.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     torch_dtype: Literal["float16", "bfloat16", "float32"] | None = arg(
         None,
@@ -63,11 +63,11 @@ class BaseModel:
         (),
         "Tokens to add to the vocabulary; an item ending in .txt is a file of tokens.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     max_model_len: int | None = arg(
         None,
-        "Context length to reach by rope_scaling.",
+        "Context length to reach by rope_scaling; its factor follows from it.",
         unit="tokens",
         ge=1,
         applies_to=EVERY_TASK,
@@ -82,9 +82,9 @@ class BaseModel:
     )
     use_hf: bool = arg(
         False,
-        "Hugging Face hub instead of ModelScope.",
+        "Fetch a model that is no folder from the Hugging Face hub; ModelScope is never used.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     hub_token: str | None = arg(
         None,
@@ -133,11 +133,11 @@ class BaseModel:
         False,
         "Take unset model and template arguments from args.json in the checkpoint.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     load_data_args: bool = arg(
         False,
         "Take unset data arguments from args.json in the checkpoint.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )

@@ -30,12 +30,19 @@ def the_model_is_given(facts: Facts) -> str:
 @rule(
     "dataset",
     "cached_dataset",
-    cel=f"{is_set('dataset').cel()} || {is_set('cached_dataset').cel()}",
+    "load_data_args",
+    cel=" || ".join(
+        (
+            is_set("dataset").cel(),
+            is_set("cached_dataset").cel(),
+            is_("load_data_args", True).cel(),
+        )  # read from args.json
+    ),
     cel_message=NO_DATA,
 )
 def training_data_is_given(facts: Facts) -> str:
-    """At least one data set, tokenised or not."""
-    if facts.args.dataset or facts.args.cached_dataset:
+    """At least one data set, tokenised or not, here or in the args.json of the checkpoint."""
+    if facts.args.dataset or facts.args.cached_dataset or facts.args.load_data_args:
         return ""
     return NO_DATA
 
@@ -140,6 +147,19 @@ def a_length_to_reach_needs_rotary_scaling(facts: Facts) -> str:
 
 
 RULES = (
+    needs(
+        "a_revision_belongs_to_a_hub",
+        is_set("model_revision"),
+        is_("use_hf", True),
+        because="a folder has no revisions",
+    ),
+    needs("a_context_length_is_reached_by_scaling", is_set("max_model_len"), is_set("rope_scaling")),
+    excludes(
+        "new_tokens_are_not_trained_by_adapters",
+        is_set("new_special_tokens"),
+        is_("train_type", "lora"),
+        because="an adapter has no room for the new rows of the embedding",
+    ),
     the_model_is_given,
     training_data_is_given,
     each_data_set_has_a_probability,

@@ -1,0 +1,71 @@
+"""Arguments that a run takes over from the args.json of the checkpoint that it starts from."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_trainjob.args.cli import PATH
+from megatron_trainjob.args.field import Task
+from megatron_trainjob.args.parse import Parsed, parse
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.violation import Violation
+
+RECORD = "args.json"
+OF_MODEL_AND_TEMPLATE = frozenset(
+    {"model", "model_revision", "use_hf", "torch_dtype", "new_special_tokens", "rope_scaling", "max_model_len"}
+) | {name for name, argument in ARGUMENTS.items() if argument.group == "base_template"}
+OF_DATA = frozenset(name for name, argument in ARGUMENTS.items() if argument.group == "base_data")
+
+
+def complete(parsed: Parsed, task: Task, *, world_size: int) -> Parsed:
+    """The arguments with those that the user left unset and asked to take over; judged again as a whole.
+
+    The model is taken over whenever it is unset. Nothing changes for a run that starts from no checkpoint.
+    """
+    args = parsed.args
+    names = _wanted(args) - parsed.given if args else frozenset()
+    source = args and (args.load or args.adapter_load)
+    if not names or not source:
+        return parsed
+    recorded = _read(Path(source))
+    if isinstance(recorded, Violation):
+        return Parsed(args=None, violations=(recorded,))
+    taken = {name: value for name, value in recorded.items() if name in names and value != ARGUMENTS[name].default}
+    given = {name: _plain(getattr(args, name)) for name in parsed.given}
+    again = parse({**taken, **given}, task=task, path=PATH, world_size=world_size)
+    lacking = _lacking(again.args, f"{source}/{RECORD}") if again.args else ()
+    return Parsed(args=None, violations=lacking) if lacking else again
+
+
+def _lacking(args: TrainArgs, record: str) -> tuple[Violation, ...]:
+    """What neither the user nor the record says."""
+    missing = {"model": args.model is None, "dataset": not (args.dataset or args.cached_dataset)}
+    return tuple(
+        Violation(path=f"{PATH}.{name}", value=None, message=f"is missing, and {record} names none; set it here")
+        for name, is_missing in missing.items()
+        if is_missing
+    )
+
+
+def _wanted(args: TrainArgs) -> frozenset[str]:
+    names = frozenset({"model"} if args.model is None else ())
+    names |= OF_MODEL_AND_TEMPLATE if args.load_args else frozenset()
+    return names | (OF_DATA if args.load_data_args else frozenset())
+
+
+def _read(folder: Path) -> Mapping[str, Any] | Violation:
+    path = folder / RECORD
+    try:
+        content = json.loads(path.read_text())
+        return {name: value for name, value in content["arguments"].items() if name in ARGUMENTS}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
+        message = f"arguments were to be taken over from {path}, which cannot be read ({err}); set them here instead"
+        return Violation(path=f"{PATH}.load", value=str(folder), message=message)
+
+
+def _plain(value: Any) -> Any:  # noqa: ANN401 (arguments have eight types)
+    """As YAML would give it."""
+    return list(value) if isinstance(value, tuple) else value
