@@ -79,6 +79,14 @@ def test_extra_megatron_kwargs_reach_megatrons_configuration(train, plain):
 
 
 @effect("extra_megatron_kwargs")
+def test_extra_megatron_kwargs_reach_megatrons_optimizer(train, plain):
+    """The zeros of a gradient: at least the rows of the embedding whose tokens the batch lacks."""
+    run = train(extra_megatron_kwargs={"log_num_zeros_in_grad": True}, train_iters=2)
+    assert min(run.column("num_zeros")) > 64 * 100
+    assert plain.column("num_zeros") == []
+
+
+@effect("extra_megatron_kwargs")
 def test_extra_megatron_kwargs_are_refused_all_at_once_when_they_are_not_megatrons(train):
     wrong = {"activation_func_clamp_valeu": 1.0, "hidden_size": 128, "fp32_residual_connection": "yes"}
     run = train(extra_megatron_kwargs=wrong, name="wrong")

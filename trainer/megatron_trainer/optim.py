@@ -13,6 +13,7 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.transformer.module import Float16Module
 
 from megatron_trainer.engine import Engine
+from megatron_trainer.models.extra import configuration
 from megatron_trainjob.args.tree import TrainArgs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
@@ -34,31 +35,32 @@ def wrap(models: list[GPTModel], args: TrainArgs, *, learning_rate: float) -> En
 
 def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: float) -> OptimizerConfig:
     """Megatron's optimizer settings for our arguments."""
-    return OptimizerConfig(
-        optimizer=args.optimizer,
-        lr=learning_rate,
-        min_lr=args.min_lr,
-        weight_decay=args.weight_decay,
-        adam_beta1=args.adam_beta1,
-        adam_beta2=args.adam_beta2,
-        adam_eps=args.adam_eps,
-        sgd_momentum=args.sgd_momentum,
-        clip_grad=args.clip_grad,
-        fp16=params_dtype == torch.float16,
-        bf16=params_dtype == torch.bfloat16,
-        initial_loss_scale=FIRST_LOSS_SCALE,
-        params_dtype=params_dtype,
-        use_distributed_optimizer=args.use_distributed_optimizer,
-        overlap_param_gather=args.overlap_param_gather,
-        use_precision_aware_optimizer=args.use_precision_aware_optimizer,
-        main_grads_dtype=DTYPES[args.main_grads_dtype],
-        main_params_dtype=DTYPES[args.main_params_dtype],
-        exp_avg_dtype=DTYPES[args.exp_avg_dtype],
-        exp_avg_sq_dtype=DTYPES[args.exp_avg_sq_dtype],
-        fp8_recipe=args.fp8_recipe if args.fp8_format else None,
-        optimizer_cpu_offload=args.optimizer_cpu_offload,
-        optimizer_offload_fraction=args.optimizer_offload_fraction if args.optimizer_cpu_offload else 0.0,
-    )
+    fields = {
+        "optimizer": args.optimizer,
+        "lr": learning_rate,
+        "min_lr": args.min_lr,
+        "weight_decay": args.weight_decay,
+        "adam_beta1": args.adam_beta1,
+        "adam_beta2": args.adam_beta2,
+        "adam_eps": args.adam_eps,
+        "sgd_momentum": args.sgd_momentum,
+        "clip_grad": args.clip_grad,
+        "fp16": params_dtype == torch.float16,
+        "bf16": params_dtype == torch.bfloat16,
+        "params_dtype": params_dtype,
+        "use_distributed_optimizer": args.use_distributed_optimizer,
+        "overlap_param_gather": args.overlap_param_gather,
+        "use_precision_aware_optimizer": args.use_precision_aware_optimizer,
+        "main_grads_dtype": DTYPES[args.main_grads_dtype],
+        "main_params_dtype": DTYPES[args.main_params_dtype],
+        "exp_avg_dtype": DTYPES[args.exp_avg_dtype],
+        "exp_avg_sq_dtype": DTYPES[args.exp_avg_sq_dtype],
+        "fp8_recipe": args.fp8_recipe if args.fp8_format else None,
+        "optimizer_cpu_offload": args.optimizer_cpu_offload,
+        "optimizer_offload_fraction": args.optimizer_offload_fraction if args.optimizer_cpu_offload else 0.0,
+    }
+    extra = {"initial_loss_scale": FIRST_LOSS_SCALE, **(args.extra_megatron_kwargs or {})}
+    return configuration(OptimizerConfig, fields, extra)
 
 
 def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:

@@ -250,7 +250,10 @@ class Training:
     )
     extra_megatron_kwargs: Mapping[str, Any] | None = arg(
         None,
-        "Further fields of Megatron-Core's TransformerConfig, passed on as they are: only what no argument stands for.",
+        (
+            "Further fields of Megatron-Core's TransformerConfig and OptimizerConfig, passed on as they are: "
+            "only what no argument stands for."
+        ),
         aliases=("megatron_extra_kwargs",),
         status="works",
     )
