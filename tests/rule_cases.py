@@ -456,9 +456,19 @@ CASES = [
         bad={"moe_shared_expert_overlap": True, "moe_token_dispatcher_type": "allgather"},
     ),
     Case(
+        rule="spread_experts_do_not_gather_all_tokens",
+        good={"expert_model_parallel_size": 2, "moe_token_dispatcher_type": "alltoall"},
+        bad={"expert_model_parallel_size": 2, "moe_token_dispatcher_type": "allgather"},
+    ),
+    Case(
         rule="limited_experts_are_not_balanced_by_sinkhorn",
         good={"moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "aux_loss"},
         bad={"moe_expert_capacity_factor": 1.0, "moe_router_load_balancing_type": "sinkhorn"},
+    ),
+    Case(
+        rule="a_balancing_loss_is_computed_by_its_own_types",
+        good={"moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "seq_aux_loss"},
+        bad={"moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "sinkhorn"},
     ),
     Case(
         rule="a_drop_policy_needs_limited_experts",

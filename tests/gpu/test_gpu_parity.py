@@ -84,6 +84,11 @@ def test_grouped_experts_equal_transformers_as_sequential_ones_do(
     check(tiny_model.make(name, model_root), record_property, moe_grouped_gemm=True, **settings)
 
 
+@pytest.mark.parametrize("name", ["qwen2_moe", "deepseek_v3"])
+def test_overlapped_shared_experts_equal_transformers(name: str, model_root: Path, record_property):
+    check(tiny_model.make(name, model_root), record_property, moe_shared_expert_overlap=True)
+
+
 @pytest.mark.parametrize("settings", RECOMPUTED.values(), ids=RECOMPUTED.keys())
 def test_recomputed_activations_give_the_same_gradients(settings, model_root: Path, record_property):
     given = {"recompute_granularity": "selective", **settings}

@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 
-from megatron_trainer import parallel
+from megatron_trainer import parallel, router_losses
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.engine import Engine
@@ -20,8 +20,9 @@ from megatron_trainer.tasks import Task
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Equal on all ranks. losses: means over the global batch, nats. num_tokens: real ones, without padding.
+    """Equal on all ranks. losses: means over the global batch, nats, those of the experts' routers too.
 
+    num_tokens: real ones, without padding.
     channel_losses: sum and count over the global batch of each channel that it has.
     num_pairs: pairs of tokens of which one attends to the other, for counting FLOPs.
     """
@@ -54,7 +55,7 @@ def train_step(
     backend.synchronize()
     ended = time.monotonic()
     return StepResult(
-        losses=sums.losses,
+        losses=sums.losses | router_losses.take(engine.config, len(batches), backend.device),
         channel_losses=channel_losses,
         gradient_norm=None if gradient_norm is None else float(gradient_norm),
         num_zeros_in_gradient=None if num_zeros is None else float(num_zeros),

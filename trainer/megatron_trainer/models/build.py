@@ -10,7 +10,7 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig, TransformerLayer
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.models import rope
+from megatron_trainer.models import rope, router
 from megatron_trainer.models.block import Implementation, block_spec
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
 from megatron_trainer.models.settings import implementation, transformer_config
@@ -27,6 +27,8 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     stages = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     config = transformer_config(spec, args, backend, virtual_stages=stages)
     kind = implementation(args, backend)
+    if config.num_moe_experts:
+        router.install()
     layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free else TransformerLayer
     chunks = [_chunk(spec, config, kind, stage, layer) for stage in (range(stages) if stages else [None])]
     return [chunk.to(backend.device) for chunk in chunks]

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_trainer.models.activation import SWIGLU
+from megatron_trainer.models.expression import moe_layers
 from megatron_trainer.models.family import Family, HfConfig
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
@@ -56,11 +57,13 @@ _SHAPES = (
 _ROTARY = ("rope_theta", "partial_rotary_factor")
 
 
-def apply(raw: Mapping[str, Any], hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
+def apply(
+    raw: Mapping[str, Any], hf_config: HfConfig, args: TrainArgs, settings: Mapping[str, Any]
+) -> tuple[dict[str, Any], list[Violation]]:
     """config.json with the arguments put in, and those that the family has no place for or the weights contradict.
 
     raw: the file's content. hf_config: the same as a transformers object, which knows every key of the
-    family.
+    family. settings: megatron-core's fields as the file alone says.
     """
     given = {name: getattr(args, name) for name in _KEYS if getattr(args, name) is not None}
     keys = {name: key for name in given if (key := _key(name, hf_config))}
@@ -69,10 +72,13 @@ def apply(raw: Mapping[str, Any], hf_config: HfConfig, args: TrainArgs) -> tuple
     changed = {**raw, **{key: given[name] for name, key in keys.items()}, **heads}
     if args.untie_embeddings_and_output_weights is not None:
         changed["tie_word_embeddings"] = not args.untie_embeddings_and_output_weights
+    changed |= _routing(hf_config, args, settings)
+    layers, misread = _expert_layers(hf_config, args)
+    changed |= layers
     if args.no_initialization:
         violations += _other_than_stored(hf_config, changed, args)
     rotary, problems = _rotary(hf_config, args)
-    return {**_without_rotary(changed, rotary), **rotary}, [*violations, *misfits, *problems]
+    return {**_without_rotary(changed, rotary), **rotary}, [*violations, *misfits, *misread, *problems]
 
 
 def _key(name: str, hf_config: HfConfig) -> str | None:
@@ -112,6 +118,31 @@ def _other_than_stored(hf_config: HfConfig, changed: Mapping[str, Any], args: Tr
         for name, key in deciding.items()
         if key and getattr(args, name) is not None and changed.get(key, stored := getattr(hf_config, key)) != stored
     ]
+
+
+def _routing(hf_config: HfConfig, args: TrainArgs, settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Softmax before the choice of experts is the same as probabilities that are not normalised after it."""
+    wanted = args.moe_router_pre_softmax
+    is_softmax = settings.get("moe_router_score_function") == "softmax"
+    if wanted is None or not is_softmax or not hasattr(hf_config, "norm_topk_prob"):
+        return {}
+    return {"norm_topk_prob": not wanted}
+
+
+def _expert_layers(hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
+    """moe_layer_freq in the keys of the family; `contradictions` tells when they cannot say it."""
+    try:
+        layers = moe_layers(args.moe_layer_freq, args.num_layers or hf_config.num_hidden_layers)
+    except ValueError as err:
+        return {}, [_violation("moe_layer_freq", args.moe_layer_freq, str(err))]
+    if layers is None:
+        return {}, []
+    if hasattr(hf_config, "mlp_only_layers"):
+        dense = [index for index, has_experts in enumerate(layers) if not has_experts]
+        return {"mlp_only_layers": dense, "decoder_sparse_step": 1}, []
+    if hasattr(hf_config, "first_k_dense_replace"):
+        return {"first_k_dense_replace": layers.index(1) if 1 in layers else len(layers)}, []
+    return {}, []
 
 
 def _rotary(hf_config: HfConfig, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
@@ -178,11 +209,33 @@ def contradictions(family: Family, config: HfConfig, args: TrainArgs, settings: 
         "qk_layernorm": bool(settings.get("qk_layernorm")),
         "multi_latent_attention": family.latent_attention,
     }
-    return [
+    if settings.get("num_moe_experts"):
+        facts |= {
+            "moe_router_score_function": settings["moe_router_score_function"],
+            "moe_router_enable_expert_bias": bool(settings.get("moe_router_enable_expert_bias")),
+            "moe_router_pre_softmax": settings["moe_router_pre_softmax"],
+        }
+    found = [
         _violation(name, getattr(args, name), f"this model has {name}: {str(fact).lower()}; remove the argument")
         for name, fact in facts.items()
         if getattr(args, name) not in (None, fact)
     ]
+    return [*found, *_other_layers(args, settings)]
+
+
+def _other_layers(args: TrainArgs, settings: Mapping[str, Any]) -> list[Violation]:
+    """moe_layer_freq, already put into config.json, where the family reads something else from there."""
+    layers = settings.get("moe_layer_freq")
+    if layers is None or args.moe_layer_freq is None:
+        return []
+    try:
+        asked = moe_layers(args.moe_layer_freq, len(layers))
+    except ValueError:  # `apply` has said so
+        return []
+    if asked == layers:
+        return []
+    message = f"this family cannot have its experts in these layers; nearest is {layers}"
+    return [_violation("moe_layer_freq", args.moe_layer_freq, message)]
 
 
 def _violation(name: str, value: object, message: str) -> Violation:

@@ -12,7 +12,6 @@ from megatron_trainer.backend import Backend
 from megatron_trainer.models import rope
 from megatron_trainer.models.activation import ACTIVATIONS, SWIGLU
 from megatron_trainer.models.block import Implementation
-from megatron_trainer.models.expression import moe_layers
 from megatron_trainer.models.extra import configuration
 from megatron_trainer.models.family import HfConfig
 from megatron_trainer.models.spec import ModelSpec
@@ -163,16 +162,9 @@ def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, An
     # Dense models too: megatron-core checks the dispatcher where rows vary in length; its default fails there.
     if not model.get("num_moe_experts"):
         return {"moe_token_dispatcher_type": "alltoall"}
-    given = {
-        "moe_router_pre_softmax": args.moe_router_pre_softmax,
-        "moe_router_score_function": args.moe_router_score_function,
-        "moe_router_enable_expert_bias": args.moe_router_enable_expert_bias,
-        "moe_router_load_balancing_type": args.moe_router_load_balancing_type,
-        "moe_layer_freq": moe_layers(args.moe_layer_freq, spec.hf_config.num_hidden_layers),
-    }
+    balancing = args.moe_router_load_balancing_type or model.get("moe_router_load_balancing_type", "aux_loss")
     return {
-        "moe_router_load_balancing_type": model.get("moe_router_load_balancing_type", "aux_loss"),
-        **{name: value for name, value in given.items() if value is not None},
+        "moe_router_load_balancing_type": balancing,
         "moe_router_dtype": None if args.moe_router_dtype == "none" else args.moe_router_dtype,
         "moe_router_bias_update_rate": args.moe_router_bias_update_rate,
         "moe_aux_loss_coeff": args.moe_aux_loss_coeff,

@@ -11,6 +11,9 @@ from typing import Any
 
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 
+SIGMOID_ROUTERS = frozenset({"deepseek_v3", "dots1", "glm4_moe"})
+"""Families whose routers score with a sigmoid even where config.json has no scoring_func (transformers writes none)."""
+
 
 def model_parallel_size(args: TrainArgs) -> int:
     """Ranks that hold one copy of the model and one sequence: tp * pp * cp."""
@@ -195,8 +198,9 @@ def router_pre_softmax(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
 
 
 def router_score_function(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
-    """softmax or sigmoid."""
-    return model_value(args, hf_config, "moe_router_score_function") or "softmax"
+    """softmax or sigmoid: as given, as config.json says, else as the family has it."""
+    fallback = "sigmoid" if hf_config.get("model_type") in SIGMOID_ROUTERS else "softmax"
+    return model_value(args, hf_config, "moe_router_score_function") or fallback
 
 
 def router_has_bias(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:

@@ -15,7 +15,7 @@ class LatentAttention:
         fallback=False,
         applies_to=EVERY_TASK,
         hf_config_keys=("true when kv_lora_rank exists",),
-        status="not yet",
+        status="works",
     )
     q_lora_rank: int | None = arg(
         None,
@@ -23,7 +23,7 @@ class LatentAttention:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("q_lora_rank",),
-        status="not yet",
+        status="works",
     )
     kv_lora_rank: int | None = arg(
         None,
@@ -31,7 +31,7 @@ class LatentAttention:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("kv_lora_rank",),
-        status="not yet",
+        status="works",
     )
     qk_head_dim: int | None = arg(
         None,
@@ -39,7 +39,7 @@ class LatentAttention:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("qk_nope_head_dim",),
-        status="not yet",
+        status="works",
     )
     qk_pos_emb_head_dim: int | None = arg(
         None,
@@ -47,5 +47,5 @@ class LatentAttention:
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("qk_rope_head_dim",),
-        status="not yet",
+        status="works",
     )

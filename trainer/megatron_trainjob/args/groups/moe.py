@@ -21,7 +21,7 @@ class MixtureOfExperts:
             "moe_num_experts",
             "num_local_experts",
         ),
-        status="not yet",
+        status="works",
     )
     moe_layer_freq: str | None = arg(
         None,
@@ -31,7 +31,7 @@ class MixtureOfExperts:
             "first_k_dense_replace",
             "moe_layer_start_index",
         ),
-        status="not yet",
+        status="works",
     )
     moe_ffn_hidden_size: int | None = arg(
         None,
@@ -40,7 +40,7 @@ class MixtureOfExperts:
         aliases=("moe_ffn_hidden_siz",),
         applies_to=EVERY_TASK,
         hf_config_keys=("moe_intermediate_size",),
-        status="not yet",
+        status="works",
     )
     moe_shared_expert_intermediate_size: int | None = arg(
         None,
@@ -51,7 +51,7 @@ class MixtureOfExperts:
             "shared_expert_intermediate_size",
             "n_shared_experts * moe_intermediate_size",
         ),
-        status="not yet",
+        status="works",
     )
     moe_router_topk: int | None = arg(
         None,
@@ -64,42 +64,42 @@ class MixtureOfExperts:
             "moe_topk",
             "moe_k",
         ),
-        status="not yet",
+        status="works",
     )
     moe_router_pre_softmax: bool | None = arg(
         None,
         "Softmax before the choice of experts instead of after it.",
         applies_to=EVERY_TASK,
         hf_config_keys=("not norm_topk_prob",),
-        status="not yet",
+        status="works",
     )
     moe_router_dtype: Literal["none", "fp32", "fp64"] = arg(
         "fp32",
         'Type in which routing is computed; "none": that of the hidden states.',
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     moe_router_score_function: Literal["softmax", "sigmoid"] | None = arg(
         None,
         "Function that turns router logits into scores.",
         applies_to=EVERY_TASK,
         hf_config_keys=("scoring_func",),
-        status="not yet",
+        status="works",
     )
     moe_router_bias_update_rate: float = arg(
         0.001,
         "Step by which the expert bias rises for idle and falls for busy experts.",
         ge=0,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     moe_router_enable_expert_bias: bool | None = arg(
         None,
         "Balance experts by a bias per expert instead of a loss.",
         applies_to=EVERY_TASK,
         hf_config_keys=("true when score function is sigmoid",),
-        status="not yet",
+        status="works",
     )
     moe_router_topk_scaling_factor: float | None = arg(
         None,
@@ -107,14 +107,14 @@ class MixtureOfExperts:
         gt=0,
         applies_to=EVERY_TASK,
         hf_config_keys=("routed_scaling_factor",),
-        status="not yet",
+        status="works",
     )
     moe_router_load_balancing_type: Literal["aux_loss", "seq_aux_loss", "sinkhorn", "none"] | None = arg(
         None,
         "How the load of experts is balanced; unset everywhere: aux_loss.",
         applies_to=EVERY_TASK,
         hf_config_keys=("seq_aux_loss for DeepSeek/dots1 architectures",),
-        status="not yet",
+        status="works",
     )
     expert_model_parallel_size: int = arg(
         1,
@@ -123,7 +123,7 @@ class MixtureOfExperts:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     expert_tensor_parallel_size: int | None = arg(
         None,
@@ -132,20 +132,24 @@ class MixtureOfExperts:
         ge=1,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex", "alltoall_seq"] = arg(
         "alltoall",
         "How tokens travel to their experts.",
         applies_to=EVERY_TASK,
-        status="not yet",
-        refused_choices={"alltoall_seq": "Megatron-Core removed this dispatcher; use alltoall"},
+        status="works",
+        refused_choices={
+            "alltoall_seq": "Megatron-Core removed this dispatcher; use alltoall",
+            "flex": "needs the DeepEP or HybridEP kernels, which the trainer image does not hold; use alltoall",
+        },
     )
     moe_enable_deepep: bool = arg(
         False,
         "DeepEP kernels for the flex dispatcher.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason="the trainer image does not hold the DeepEP kernels; use moe_token_dispatcher_type: alltoall",
     )
     moe_grouped_gemm: bool = arg(
         False,
@@ -167,21 +171,21 @@ class MixtureOfExperts:
         ge=0,
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     moe_z_loss_coeff: float | None = arg(
         None,
         "Weight of the loss on large router logits; unset: off.",
         ge=0,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     moe_expert_capacity_factor: float | None = arg(
         None,
         "Tokens an expert takes, relative to an even share; unset: no token is dropped.",
         gt=0,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     moe_shared_expert_overlap: bool = arg(
         False,
@@ -194,5 +198,5 @@ class MixtureOfExperts:
         "probs",
         "Which tokens an overfull expert drops.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )

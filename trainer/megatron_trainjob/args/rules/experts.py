@@ -193,9 +193,21 @@ RULES = (
         one_of("moe_token_dispatcher_type", "alltoall"),
     ),
     excludes(
+        "spread_experts_do_not_gather_all_tokens",
+        above("expert_model_parallel_size", 1),
+        is_("moe_token_dispatcher_type", "allgather"),
+        because="ranks hold rows of different lengths, which this dispatcher cannot gather",
+    ),
+    excludes(
         "limited_experts_are_not_balanced_by_sinkhorn",
         is_set("moe_expert_capacity_factor"),
         is_("moe_router_load_balancing_type", "sinkhorn"),
+    ),
+    excludes(
+        "a_balancing_loss_is_computed_by_its_own_types",
+        above("moe_aux_loss_coeff", 0),
+        one_of("moe_router_load_balancing_type", "sinkhorn", "none"),
+        because="these compute no balancing loss",
     ),
     needs(
         "a_drop_policy_needs_limited_experts",

@@ -1,0 +1,54 @@
+"""Losses that keep experts evenly loaded: megatron-core adds them in its routers; here they are collected for the log.
+
+The routers of a step add up their values, without their coefficients, in megatron-core's tracker.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+
+_BALANCING = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balancing_loss"}
+
+
+def names(config: TransformerConfig) -> tuple[str, ...]:
+    """Losses that the routers of this model compute: none where their coefficient is 0."""
+    if not config.num_moe_experts:
+        return ()
+    balancing = _BALANCING.get(str(config.moe_router_load_balancing_type)) if config.moe_aux_loss_coeff else None
+    z_loss = "z_loss" if config.moe_z_loss_coeff else None
+    return tuple(name for name in (balancing, z_loss) if name)
+
+
+def take(config: TransformerConfig, num_micro_batches: int, device: torch.device) -> dict[str, float]:
+    """The step's losses: means over layers with experts, micro-batches and ranks. Empties the tracker. Collective."""
+    wanted = names(config)
+    if not wanted:
+        return {}
+    tracker = get_moe_metrics_tracker()
+    totals = torch.zeros(len(wanted), dtype=torch.float64, device=device)
+    for index, name in enumerate(wanted):
+        if name in tracker.metrics:
+            totals[index] = tracker.metrics[name].values.double().sum() / _num_shares(name)
+    tracker.clear()
+    dist.all_reduce(totals)
+    means = totals / (_num_expert_layers(config) * num_micro_batches)
+    return dict(zip(wanted, means.tolist(), strict=True))
+
+
+def _num_expert_layers(config: TransformerConfig) -> int:
+    frequency = config.moe_layer_freq
+    if isinstance(frequency, int):
+        return len(range(0, config.num_layers, frequency))
+    return sum(frequency)
+
+
+def _num_shares(name: str) -> int:
+    """Ranks whose values of a layer are averaged: tensor and context ranks hold parts of a balancing loss, which add
+    up, but each its own mean of the z-loss.
+    """
+    holders = parallel_state.get_data_parallel_world_size(with_context_parallel=name == "z_loss")
+    return holders * (parallel_state.get_tensor_model_parallel_world_size() if name == "z_loss" else 1)
