@@ -20,7 +20,7 @@ from typing import Literal
 from aiohttp import ClientError, ClientSession, ClientTimeout, TCPConnector, web
 
 Kind = Literal["none", "429", "409", "500", "503", "reset", "lost-answer", "delay", "watch-drop", "watch-silent"]
-HOP_HEADERS = {"host", "connection", "transfer-encoding", "content-length", "content-encoding", "accept-encoding"}
+HOP_HEADERS = {"host", "connection", "transfer-encoding", "content-length"}
 MESSAGES = {429: "TooManyRequests", 409: "Conflict", 500: "InternalError", 503: "ServiceUnavailable"}
 WRITES = ("POST", "PUT", "PATCH", "DELETE")
 
