@@ -1,0 +1,157 @@
+"""From `kubectl apply` to trained weights: the operator's pods run the real trainer, on the CPU, in two processes.
+
+The namespace enforces PodSecurity restricted. The pods are processes that pod_agent.py starts, not containers.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import operator_process
+import pod_agent
+import tiny_model
+import tiny_run
+from control_plane import ControlPlane
+from job_client import JobClient, manifest, new_namespace, serving, wait_until
+from pod_agent import PodAgent
+
+pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
+STEPS = 300
+CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+PATIENCE_S = 300.0
+
+
+@pytest.fixture(scope="module")
+def training_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """A control plane with an operator, for jobs that really train."""
+    for plane in serving(tmp_path_factory.mktemp("training-plane")):
+        with operator_process.running(plane.kubeconfig, tmp_path_factory.mktemp("training-operator")):
+            yield plane
+
+
+@pytest.fixture(scope="module")
+def agent(training_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[PodAgent]:
+    """The node: every pod of one restricted namespace runs as a process."""
+    namespace = new_namespace(training_plane, "training")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    training_plane.merge(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": labels}})
+    folder = tmp_path_factory.mktemp("node")
+    with pod_agent.running(PodAgent(plane=training_plane, namespace=namespace, folder=folder)) as running:
+        yield running
+
+
+@pytest.fixture(scope="module")
+def jobs(agent: PodAgent) -> JobClient:
+    """The jobs of the agent's namespace."""
+    return JobClient(plane=agent.plane, namespace=agent.namespace)
+
+
+@pytest.fixture(scope="module")
+def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Arguments of a short run of two ranks: a tiny random Llama, a few conversations."""
+    folder = tmp_path_factory.mktemp("inputs")
+    given = tiny_run.arguments(
+        tiny_model.make("llama", folder),
+        tiny_run.write_data(folder / "train.jsonl"),
+        Path("unused"),
+        train_iters=STEPS,
+        save_interval=50,
+        to_hf=True,
+    )
+    return {name: value for name, value in given.items() if name not in ("save", "add_version")}
+
+
+def job(name: str, args: dict[str, object]) -> dict:
+    """Two pods of one rank each, checkpoints on a claim that the operator makes."""
+    body = manifest(
+        name,
+        args=args,
+        checkpoint={"pvc": {"template": {"spec": CLAIM}}},
+        failurePolicy={"backoffSeconds": {"initial": 0, "max": 1}},
+    )
+    return {**body, "metadata": {"name": name}}
+
+
+def saved(agent: PodAgent, name: str) -> Path:
+    """The folder that the job saves to."""
+    return agent.claim(f"{name}-checkpoint") / name
+
+
+def losses(agent: PodAgent, name: str) -> list[float]:
+    """The losses of every step in the trainer's own log."""
+    lines = (saved(agent, name) / "logging.jsonl").read_text().splitlines()
+    return [line["lm loss"] for line in map(json.loads, lines) if "lm loss" in line]
+
+
+def checkpoint(agent: PodAgent, name: str) -> int:
+    """The iteration of the newest checkpoint, 0 without one."""
+    path = saved(agent, name) / "latest_checkpointed_iteration.txt"
+    return int(path.read_text()) if path.exists() else 0
+
+
+def await_checkpoint(agent: PodAgent, name: str) -> int:
+    """Waits for the first one."""
+    return wait_until(lambda: checkpoint(agent, name), bool, "a checkpoint", PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(agent: PodAgent, jobs: JobClient, inputs: dict[str, object]) -> list[float]:
+    """Losses of a job that nobody disturbs; it ends as Succeeded with an exported model."""
+    jobs.submit(job("alone", inputs))
+    status = jobs.await_phase("Succeeded", "alone", PATIENCE_S)
+    assert status["restarts"]["total"] == 0
+    assert status["resolved"]["worldSize"] == 2
+    assert (saved(agent, "alone") / "hf" / "model.safetensors").exists()
+    return losses(agent, "alone")
+
+
+def test_a_job_of_two_pods_trains_to_the_end(undisturbed: list[float]):
+    assert len(undisturbed) == STEPS
+    assert undisturbed[-1] < undisturbed[0]
+
+
+def test_a_killed_pod_brings_the_gang_back_from_its_checkpoint_to_the_same_loss(
+    agent: PodAgent, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
+):
+    jobs.submit(job("killed", inputs))
+    at_least = await_checkpoint(agent, "killed")
+    (pod,) = [pod for pod in agent.pods.values() if pod.name == "killed-a0-worker-0"]
+    os.kill(pod.identity.pid, signal.SIGKILL)
+    status = jobs.await_phase("Succeeded", "killed", PATIENCE_S)
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 1)
+    assert status["lastFailure"]["exitCode"] == 137
+    assert at_least > 0
+    assert losses(agent, "killed")[-1] == undisturbed[-1]
+
+
+def test_an_evicted_pod_restarts_the_gang_uncounted_to_the_same_loss(
+    agent: PodAgent, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
+):
+    jobs.submit(job("evicted", inputs))
+    await_checkpoint(agent, "evicted")
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "evicted-a0-worker-0"}}
+    jobs.plane.create(jobs.path("pods", "evicted-a0-worker-0") + "/eviction", eviction)
+    status = jobs.await_phase("Succeeded", "evicted", PATIENCE_S)
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
+    assert losses(agent, "evicted")[-1] == undisturbed[-1]
+
+
+def test_deleting_a_job_while_it_trains_saves_and_leaves_the_claim_alone(
+    agent: PodAgent, jobs: JobClient, inputs: dict[str, object]
+):
+    jobs.submit(job("deleted", {**inputs, "train_iters": 1_000_000, "save_interval": 1_000_000}))
+    wait_until(lambda: (saved(agent, "deleted") / "logging.jsonl").exists(), bool, "the first step", PATIENCE_S)
+    jobs.await_phase("Running", "deleted")
+    jobs.delete("deleted")
+    wait_until(lambda: jobs.pods("deleted"), lambda pods: not pods, "every pod to be gone", PATIENCE_S)
+    for plural in ("services", "configmaps"):
+        wait_until(lambda plural=plural: jobs.names_of(plural, "deleted"), lambda left: not left, f"no {plural}")
+    assert jobs.job("deleted") is None
+    assert jobs.plane.get(jobs.path("persistentvolumeclaims", "deleted-checkpoint"))
+    assert checkpoint(agent, "deleted") > 0
