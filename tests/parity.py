@@ -22,12 +22,14 @@ _SETTINGS = {"recompute_granularity": "none", "calculate_per_token_loss": False}
 class Differences:
     """Largest over all ranks. logits: absolute. gradients: absolute, relative to the tensor's largest.
 
-    worst: the tensor with that gradient. no_gradient: tensors whose gradient transformers has and we have not.
+    replicated: absolute, between gradients of ranks that hold copies of a parameter. worst: the tensor with the largest
+    difference of gradients. no_gradient: tensors whose gradient transformers has and we have not.
     changed: tensors that did not come out of an export as they went in.
     """
 
     logits: float
     gradients: float
+    replicated: float
     worst: str
     num_gradients: int
     no_gradient: tuple[str, ...]
@@ -114,11 +116,40 @@ def compare(
     return Differences(
         logits=_largest(logits),
         gradients=errors[worst],
+        replicated=_largest(_between_copies(models)),
         worst=worst,
         num_gradients=len(errors),
         no_gradient=tuple(sorted(theirs.keys() - ours.keys())),
         changed=tuple(sorted(changed)),
     )
+
+
+def _between_copies(models: Any) -> float:
+    """The largest difference of a parameter's gradient between this rank and those that hold the same part of it."""
+    import torch
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    worst = 0.0
+    for model in models:
+        for name, parameter in model.named_parameters():
+            is_expert = ".local_experts." in name
+            groups = [
+                parallel_state.get_expert_data_parallel_group()
+                if is_expert
+                else parallel_state.get_data_parallel_group(with_context_parallel=True)
+            ]
+            if not getattr(parameter, "tensor_model_parallel", False):
+                groups.append(
+                    parallel_state.get_expert_tensor_parallel_group()
+                    if is_expert
+                    else parallel_state.get_tensor_model_parallel_group()
+                )
+            for group in groups:
+                copies = [torch.empty_like(parameter.main_grad) for _ in range(group.size())]
+                dist.all_gather(copies, parameter.main_grad.contiguous(), group=group)
+                worst = max(worst, *(float((copy - copies[0]).abs().max()) for copy in copies))
+    return worst
 
 
 def gathered(models: Any, spec: Any, **settings: Any) -> dict[str, Any]:

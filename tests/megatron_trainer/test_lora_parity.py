@@ -18,6 +18,7 @@ TOLERANCE = 1e-4
 """float32 sums of up to 128 products in another order differ by some 1e-6; logits here are about 1."""
 
 DENSE = ["llama", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen2_odd", "qwen3", "glm4"]
+OTHERS = sorted(tiny_model.MODELS.keys() - {*DENSE, "qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3"})
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +115,15 @@ def test_adapters_of_experts_and_latent_attention_equal_transformers_with_merged
     reference, tmp_path, name, layout
 ):
     check(reference, tmp_path, name, layout)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["TP1", "TP2+SP", "PP2"])
+@pytest.mark.parametrize("name", OTHERS)
+def test_adapters_of_every_other_family_equal_its_truth_in_every_layout(reference, tmp_path, name, layout):
+    """PEFT's for dense models; transformers with merged weights for experts, which are whole on each rank."""
+    split = {"TP2+SP": "TP2+EP2+SP"}.get(layout, layout) if name in EXPERT_MODELS else layout
+    check(reference, tmp_path, name, split)
 
 
 @pytest.mark.parametrize("layout", ["TP1", "TP2+EP2+SP"])

@@ -36,6 +36,7 @@ def check(name: str, text: str, model_root: Path) -> None:
         assert found.no_gradient == ()
         assert found.logits <= BOUND
         assert found.gradients <= BOUND, found.worst
+        assert found.replicated == 0.0
 
 
 @pytest.mark.dist
