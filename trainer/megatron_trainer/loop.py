@@ -85,6 +85,8 @@ def fit(run: Run, state: TrainState) -> TrainState:
     is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
         _save(run, state, result)
+    if run.saver.pending_iteration is not None:
+        run.reporter.phase("saving")
     _tell(run, run.saver.finish())
     return state
 
