@@ -1,6 +1,6 @@
 """Kills a real training at random moments through `mtj run` and compares it, step by step, with one left alone.
 
-    python tests/chaos_training.py --kills 20 --seed 1
+    python tests/chaos_training.py --kills 20 --seed 1 [--data streaming]
 
 Two ranks train a tiny random Llama; each kill is SIGKILL for a rank or for the pod's launcher, at a random moment of
 starting, training, evaluating or saving. The gang has to come back from its newest checkpoint each time.
@@ -26,6 +26,14 @@ import tiny_model
 import tiny_run
 
 LONGEST_WAIT_S = 25.0
+PACKED = {"packing": True, "packing_length": 128}
+DATA = {
+    "prepared": {},
+    "packed": PACKED,
+    "streaming": {"streaming": True, "shuffle_buffer_size": 5, "num_workers": None},
+    "streaming and packed": {"streaming": True, "shuffle_buffer_size": 5, "num_workers": None, **PACKED},
+}
+"""How the run reads its rows, by name."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,10 +45,11 @@ class Outcome:
     restarts: int
 
 
-def manifest(model: Path, data: Path, *, steps: int) -> dict:
+def manifest(model: Path, data: Path, *, steps: int, way: str) -> dict:
     given = tiny_run.arguments(model, data, Path("unused"), train_iters=steps, save_interval=25, to_hf=True)
-    given |= {"val_dataset": [str(data)], "eval_interval": 50, "log_interval": 1}
-    arguments = {name: value for name, value in given.items() if name not in ("save", "add_version")}
+    given |= {"val_dataset": [str(data)], "eval_interval": 50, "eval_iters": 1, "log_interval": 1, **DATA[way]}
+    left_out = ("save", "add_version")
+    arguments = {name: value for name, value in given.items() if name not in left_out and value is not None}
     return {
         "apiVersion": "megatrontrain.dev/v1alpha1",
         "kind": "MegatronTrainJob",
@@ -124,11 +133,11 @@ def outcome(folder: Path) -> Outcome:
     )
 
 
-def compare(folder: Path, *, kills: int, seed: int, steps: int) -> str:
+def compare(folder: Path, *, kills: int, seed: int, steps: int, way: str = "prepared") -> str:
     """A line that says what was shown. Raises AssertionError at the first difference."""
     data = tiny_run.write_data(folder / "train.jsonl")
     job = folder / "job.yaml"
-    job.write_text(yaml.safe_dump(manifest(tiny_model.make("llama", folder), data, steps=steps)))
+    job.write_text(yaml.safe_dump(manifest(tiny_model.make("llama", folder), data, steps=steps, way=way)))
     alone = run(job, folder / "alone", kills=0, chance=random.Random(seed))
     disturbed = run(job, folder / "disturbed", kills=kills, chance=random.Random(seed))
     assert len(alone.losses) == steps
@@ -138,8 +147,8 @@ def compare(folder: Path, *, kills: int, seed: int, steps: int) -> str:
     assert different == [], f"losses differ first at step {different[0]}"
     assert alone.weights == disturbed.weights
     return (
-        f"seed {seed}: {kills} kills, {disturbed.restarts} restarts, {steps} steps: every loss and the final weights "
-        f"bit-identical to the undisturbed run (last loss {alone.losses[-1]:.6f})"
+        f"{way}, seed {seed}: {kills} kills, {disturbed.restarts} restarts, {steps} steps: every loss and the final "
+        f"weights bit-identical to the undisturbed run (last loss {alone.losses[-1]:.6f})"
     )
 
 
@@ -148,6 +157,8 @@ if __name__ == "__main__":
     parser.add_argument("--kills", type=int, default=20)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--steps", type=int, default=2500)
+    parser.add_argument("--data", choices=DATA, default="prepared")
     options = parser.parse_args()
+    given = {"kills": options.kills, "seed": options.seed, "steps": options.steps, "way": options.data}
     with tempfile.TemporaryDirectory() as temporary:
-        sys.stdout.write(compare(Path(temporary), kills=options.kills, seed=options.seed, steps=options.steps) + "\n")
+        sys.stdout.write(compare(Path(temporary), **given) + "\n")

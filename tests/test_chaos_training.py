@@ -8,5 +8,6 @@ from chaos_training import compare
 @pytest.mark.slow
 @pytest.mark.dist
 @pytest.mark.timeout(900)
-def test_a_killed_training_ends_with_every_loss_of_the_undisturbed_one(tmp_path):
-    assert "bit-identical" in compare(tmp_path, kills=2, seed=3, steps=300)
+@pytest.mark.parametrize("way", ["prepared", "streaming and packed"])
+def test_a_killed_training_ends_with_every_loss_of_the_undisturbed_one(tmp_path, way):
+    assert "bit-identical" in compare(tmp_path, kills=2, seed=3, steps=300, way=way)

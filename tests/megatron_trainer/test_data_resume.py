@@ -7,6 +7,7 @@ import json
 
 import pytest
 
+from megatron_trainer.state import TrainState, on_data
 from megatron_trainjob.exit_codes import ExitCode
 from tiny_run import QUESTIONS, arguments, train
 
@@ -115,3 +116,12 @@ def test_a_bad_row_of_a_strict_stream_ends_the_run_with_its_place(llama, data, t
         run = train(arguments(llama, path, tmp_path / "run", **way, strict=True))
         assert run.exit_code == ExitCode.BAD_DATA
         assert "bad.jsonl:10: not JSON" in run.message
+
+
+def test_a_checkpoint_of_other_data_is_warned_of(caplog):
+    state = TrainState(consumed_samples=8, data="a")
+    assert on_data(state, "a") == state
+    assert on_data(TrainState(), "a").data == "a"
+    assert caplog.messages == []
+    assert on_data(state, "b").data == "b"
+    assert "the data or its order is not that of the checkpoint: after its consumed_samples=8" in caplog.messages[0]

@@ -39,7 +39,7 @@ from megatron_trainer.models.spec import ModelSpec, read_model
 from megatron_trainer.report import RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainer.schedule import Schedule
-from megatron_trainer.state import TrainState
+from megatron_trainer.state import TrainState, on_data
 from megatron_trainer.tasks import TASKS
 from megatron_trainer.termination import Termination
 from megatron_trainjob.args import derive, rules, status
@@ -86,7 +86,7 @@ def build(
     _claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
     engine = build_engine(args, spec, backend)
-    state = start_state(args, env, engine, backend, save)
+    state = on_data(start_state(args, env, engine, backend, save), data.identity)
     train, validation = _feeds(args, tokenizer, data)
     world_size = dist.get_world_size()
     data_parallel_size = derive.data_parallel_size(args, world_size)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_trainer.data.sample import Stretch
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -14,6 +17,7 @@ class TrainState:
     """After `iteration` optimizer steps, equal on all ranks. Counts are over all ranks; losses in nats per token.
 
     history: the layouts in which consumed_samples were read, which say what is left of the epoch in another layout.
+    data: identity of the data that they were read from, empty where it is not known.
     """
 
     iteration: int = 0
@@ -24,6 +28,18 @@ class TrainState:
     last_validation_iteration: int | None = None
     best_validation_loss: float | None = None
     history: tuple[Stretch, ...] = ()
+    data: str = ""
+
+
+def on_data(state: TrainState, identity: str) -> TrainState:
+    """The state of a run on the data of this identity; warns where it is other data, which has no next sample."""
+    if state.data not in ("", identity):
+        logger.warning(
+            "the data or its order is not that of the checkpoint: after its consumed_samples=%d some samples may come "
+            "again and others not at all; to start anew from its weights, give it as load with finetune: true",
+            state.consumed_samples,
+        )
+    return replace(state, data=identity)
 
 
 def from_plain(fields: Mapping[str, Any]) -> TrainState:

@@ -268,3 +268,20 @@ def test_items_can_be_sent_to_another_process(run, write, answers):
     content = pickle.dumps(prepared.train)
     assert len(content) < 300 * 40  # indices, not tokens
     assert answers(pickle.loads(content)) == answers(prepared.train)
+
+
+def test_the_identity_of_data_changes_with_its_rows_its_order_and_its_packing(run, write):
+    paths = [write("a.jsonl", range(30)), write("b.jsonl", range(29))]
+    ways = [
+        {"dataset": [paths[0]]},
+        {"dataset": [paths[0]], "data_seed": 1},
+        {"dataset": [paths[1]]},
+        {"dataset": [paths[0]], "packing": True},
+        {"dataset": [paths[0]], "packing": True, "packing_length": 400},
+        {"dataset": [paths[0]], "lazy_tokenize": True},
+        {"dataset": [paths[0]], "streaming": True},
+        {"dataset": [paths[0]], "streaming": True, "shuffle_buffer_size": 3},
+    ]
+    once, again = ([run(**way).identity for way in ways] for _ in range(2))
+    assert once == again
+    assert len(set(once)) == len(ways)

@@ -179,6 +179,13 @@ def test_micro_batches_are_the_same_in_this_and_in_another_process(make):
     assert here == there
 
 
+def test_dropped_rows_are_told_once_by_kind_and_counted_at_the_end_of_a_pass(make, caplog):
+    list(micro_batches_of(make(range(20), bad={3, 9}), sampler(num_epochs=2)))
+    first, *counts = [record.message for record in caplog.records]
+    assert first.startswith("dropped a row and will drop all like it: ")
+    assert counts == [f"rows dropped so far epoch={n} lane=0: {2 * n + 2} x not JSON" for n in (0, 1)]
+
+
 def test_a_bad_row_stops_a_strict_stream(make):
     batches = micro_batches_of(make(range(10), bad={4}, is_strict=True), sampler())
     with pytest.raises(InvalidInput, match=r"a.jsonl:5: not JSON"):

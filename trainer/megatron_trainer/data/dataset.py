@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -64,6 +66,18 @@ class PackedRows:
 
 
 Dataset = Items | PackedRows
+
+
+def identity(dataset: Dataset) -> str:
+    """A key of which items come in which order: equal for equal data, seeds and packing, on every machine."""
+    items = dataset.items if isinstance(dataset, PackedRows) else dataset
+    digest = hashlib.sha256(repr([(store.directory.name, len(store)) for store in items.stores]).encode())
+    arrays: list[NDArray[Any]] = [items.which, items.rows]
+    if isinstance(dataset, PackedRows):
+        arrays += [dataset.order, dataset.starts]
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array))
+    return digest.hexdigest()[:32]
 
 
 def items_of(store: Store | LazyStore) -> Items:

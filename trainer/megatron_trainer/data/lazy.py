@@ -57,7 +57,7 @@ class LazyStore:
     """Rows that were written by `write_rows`, tokenised at each access. To items what store.Store is."""
 
     def __init__(self, directory: Path, encoder: Encoder, *, is_strict: bool = False) -> None:
-        self._directory = directory
+        self.directory = directory
         self._encoder = encoder
         self._is_strict = is_strict
         self._ends: NDArray[np.int64] = np.load(directory / "ends.npy", mmap_mode="r")
@@ -66,7 +66,7 @@ class LazyStore:
         self._rows = np.memmap(directory / "rows.bin", mode="r") if self._ends[-1] else np.empty(0, np.uint8)
 
     def __reduce__(self) -> tuple[object, ...]:
-        return partial(LazyStore, is_strict=self._is_strict), (self._directory, self._encoder)
+        return partial(LazyStore, is_strict=self._is_strict), (self.directory, self._encoder)
 
     def __len__(self) -> int:
         return len(self._places)

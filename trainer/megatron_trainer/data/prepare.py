@@ -19,7 +19,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.arrange import mix, repeat, shuffled, split_off
 from megatron_trainer.data.cached import open_cached
-from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, items_of
+from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
 from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.pack import fill, pack
 from megatron_trainer.data.report import DataReport, PackingReport, SourceReport, length_facts, source_report
@@ -48,6 +48,11 @@ class Prepared:
     def num_items(self) -> int | None:
         """Items of an epoch, None for a stream."""
         return None if isinstance(self.train, Stream) else len(self.train)
+
+    @property
+    def identity(self) -> str:
+        """A key of what is trained on and in which order; a stream's follows from the names and dates of its files."""
+        return self.train.notes.name if isinstance(self.train, Stream) else identity(self.train)
 
 
 def prepare(

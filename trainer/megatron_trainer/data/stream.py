@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import batched, cycle, islice
@@ -120,7 +121,7 @@ class _Lane:
         self._lane, self._lanes = lane, lanes
         self._num_epochs = num_epochs
         self._journal = stream.notes / f"lane-{lane}-of-{lanes}.jsonl"
-        self._reasons: set[str] = set()
+        self._dropped: Counter[str] = Counter()
 
     def items(self, given: int) -> Iterator[Item]:
         """All items after the first `given`."""
@@ -148,6 +149,7 @@ class _Lane:
                 if not is_last:
                     journal.add(self._journal, note)
             self._refuse_empty(note, at_start)
+            self._tell_dropped(note.epoch)
             note = Note(items=note.items, epoch=note.epoch + 1, window=0)
             journal.add(self._journal, note)
 
@@ -197,13 +199,18 @@ class _Lane:
         if self._stream.is_strict:
             refuse_first_bad(rejections)
         for rejection in rejections:
-            if rejection.reason not in self._reasons:
-                self._reasons.add(rejection.reason)
+            if rejection.reason not in self._dropped:
                 logger.warning("dropped a row and will drop all like it: %s", rejection)
+            self._dropped[rejection.reason] += 1
+
+    def _tell_dropped(self, epoch: int) -> None:
+        if self._dropped:
+            reasons = "; ".join(f"{count} x {reason}" for reason, count in self._dropped.most_common())
+            logger.warning("rows dropped so far epoch=%d lane=%d: %s", epoch, self._lane, reasons)
 
     def _refuse_empty(self, note: Note, at_start: Note) -> None:
         if at_start.window == 0 and note.items == at_start.items:
-            reasons = "; ".join(sorted(self._reasons)) or "there are fewer rows than data-parallel ranks"
+            reasons = "; ".join(sorted(self._dropped)) or "there are fewer rows than data-parallel ranks"
             message = f"a whole pass over the streamed data has no usable row for data-parallel rank {self._lane}"
             raise TrainingError(ExitCode.BAD_DATA, f"dataset: {message}: {reasons}")
 
