@@ -14,20 +14,20 @@ ENVIRONMENT = {"NVIDIA_TF32_OVERRIDE": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"
 ATTENTION_CHOICE = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 
 
-@pytest.fixture(scope="session", autouse=True)
-def gpu(tmp_path_factory):
-    """The backend, with the process group of one rank around it."""
+@pytest.fixture(autouse=True)
+def gpu(tmp_path):
+    """The backend, with the process group of one rank around it, ended after each test: NCCL's groups hold memory."""
     os.environ.update(ENVIRONMENT)
     import torch
 
     if not torch.cuda.is_available():
         pytest.skip("needs a CUDA device")
-    with gpu_training.single_rank(tmp_path_factory.mktemp("store") / "store") as backend:
+    choose_attention_anew()
+    with gpu_training.single_rank(tmp_path / "store") as backend:
         yield backend
 
 
-@pytest.fixture(autouse=True)
-def free_choice_of_attention():
+def choose_attention_anew() -> None:
     """Megatron leaves each model's choice of attention kernels in the environment, where the next one trips over it."""
     for name in ATTENTION_CHOICE:
         os.environ.pop(name, None)
@@ -46,6 +46,7 @@ def train(llama, data, tmp_path):
     count = iter(range(100))
 
     def run(*, resume: str = "Never", folder: Path | None = None, count_kernels: bool = False, **given: object):
+        choose_attention_anew()
         places = {"model": llama, "data": data, "save": folder or tmp_path / f"run{next(count)}"}
         return gpu_training.train(given, **places, resume=resume, count_kernels=count_kernels)
 

@@ -30,5 +30,7 @@ def test_an_export_from_transformer_engine_is_the_same_bits(name, given, model_r
     conversion.convert(directory, tmp_path / "out", {"torch_dtype": "bfloat16", **given})
     before, after = (load_file(folder / "model.safetensors") for folder in (directory, tmp_path / "out"))
     assert before.keys() == after.keys()
-    assert all(before[key].dtype == after[key].dtype and torch.equal(before[key], after[key]) for key in before)
+    assert all(torch.equal(before[key].float(), after[key].float()) for key in before)
+    wide = {key for key in before if before[key].dtype != after[key].dtype}
+    assert all(key.endswith("e_score_correction_bias") for key in wide), "it moves by less than bfloat16 can tell"
     AutoModelForCausalLM.from_pretrained(tmp_path / "out")
