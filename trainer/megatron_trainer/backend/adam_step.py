@@ -41,6 +41,15 @@ def install() -> None:
     optimizer_class._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
 
 
+def create_state(optimizer: Any) -> None:
+    """Gives each parameter of one of Megatron's optimizers the state that its first step would create."""
+    inner = optimizer.optimizer
+    if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
+        create_adam_state(inner)
+    elif inner is not None and not inner.state and optimizer.init_state_fn is not None:
+        optimizer.init_state_fn(inner, optimizer.config)
+
+
 def create_adam_state(optimizer: torch.optim.Optimizer) -> None:
     """Gives each parameter the state that Adam's first step would create, so that there is something to
     load into.

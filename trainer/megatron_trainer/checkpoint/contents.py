@@ -11,7 +11,7 @@ from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.backend.adam_step import create_adam_state
+from megatron_trainer.backend.adam_step import create_state
 from megatron_trainer.engine import Engine
 from megatron_trainer.lora.names import is_adapter
 from megatron_trainer.state import TrainState
@@ -54,7 +54,7 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
     """Sharded tensors of the optimizer for the model state that is saved or loaded with it."""
     # Also before saving: in float16 every step so far may have been skipped.
     for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
-        create_adam_state(part.optimizer)
+        create_state(part)
     merged = models if len(engine.models) > 1 else models["model"]
     return engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
 

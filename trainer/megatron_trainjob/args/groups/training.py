@@ -108,7 +108,7 @@ class Training:
         False,
         "Turn off the fused bias + SwiGLU kernel.",
         inverted_aliases=("bias_activation_fusion",),
-        status="not yet",
+        status="works on GPU only",
     )
     no_rope_fusion: bool = arg(
         False,
@@ -132,7 +132,7 @@ class Training:
     cross_entropy_fusion_impl: Literal["native", "te"] = arg(
         "native",
         'Who supplies the fused cross-entropy: Megatron-Core ("native") or Transformer Engine ("te").',
-        status="not yet",
+        status="works on GPU only",
     )
     calculate_per_token_loss: bool = arg(
         True,
@@ -147,7 +147,7 @@ class Training:
         "flash",
         "Kernel family of the attention.",
         featured=True,
-        status="not yet",
+        status="works on GPU only",
     )
     optimizer: Literal["adam", "sgd"] = arg(
         "adam",
@@ -246,7 +246,7 @@ class Training:
         False,
         "Initialise weights on the host.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works on GPU only",
     )
     extra_megatron_kwargs: Mapping[str, Any] | None = arg(
         None,
