@@ -85,6 +85,7 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
         TrainingError: the checkpoint is of another model or run type, or a file in it is damaged.
     """
     manifest = _manifest(checkpoint)
+    _check_experts(checkpoint.path, manifest, policy)
     is_lora = manifest.train_type == "lora"
     wanted = contents.model_state(engine, "trainable" if is_lora else "whole")
     models = dict(wanted)
@@ -120,6 +121,17 @@ def _manifest(checkpoint: Checkpoint) -> Manifest:
         )
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
     return checkpoint.manifest
+
+
+def _check_experts(path: Path, manifest: Manifest, policy: LoadPolicy) -> None:
+    """Megatron gives experts that are spread over ranks an optimizer of their own, whose state no other can read."""
+    saved, wanted = manifest.layout["ep"], policy.layout["ep"]
+    if policy.with_optimizer and manifest.has_optimizer and (saved == 1) != (wanted == 1):
+        message = (
+            f"{path} was saved with expert_model_parallel_size {saved}, and its optimizer state cannot be read with "
+            f"{wanted}; keep {saved}, or go on without that state (no_load_optim true)"
+        )
+        raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
 
 
 def _load(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -1,0 +1,115 @@
+"""A run that goes on in another layout: the same model at once, and the same losses over 20 steps within rounding.
+
+The first loss after the resume is that of the loaded weights: it is equal to 1e-5, as float32 logits of two layouts
+are. Over 20 steps at a rate of 1e-3 sums in another order drift apart by less than TOLERANCE.
+"""
+
+import shutil
+
+import pytest
+
+import tiny_model
+from tiny_run import TinyRun, arguments, train, write_data
+
+pytestmark = pytest.mark.dist
+SAVED_AT, STEPS = 2, 22
+TOLERANCE = 1e-3
+TP2 = {"tensor_model_parallel_size": 2}
+TP2_SP = {**TP2, "sequence_parallel": True}
+PP2 = {"pipeline_model_parallel_size": 2}
+UNEVEN = {**PP2, "decoder_first_pipeline_num_layers": 1}
+EP2 = {"expert_model_parallel_size": 2}
+LORA = {"train_type": "lora", "lora_dropout": 0.0, "lora_rank": 4}
+ONE_RANK: dict[str, object] = {}
+DP2 = {"data_parallel": 2}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
+
+
+def ranks(layout: dict[str, object]) -> int:
+    return 1 if layout is ONE_RANK else 2
+
+
+def settings(layout: dict[str, object], given: dict[str, object]) -> dict[str, object]:
+    return {name: value for name, value in {**given, **layout}.items() if name != "data_parallel"}
+
+
+class Saved:
+    """Runs of one model in one layout: a whole one, and one that stopped after SAVED_AT steps."""
+
+    def __init__(self, model, data, folder, layout, **given):
+        self.layout, self.given = layout, {"train_iters": STEPS, "save_interval": 1000, **given}
+        self.model, self.data, self.folder = model, data, folder
+        self.whole = self._train("whole", layout)
+        self._train("stopped", layout, stop_at=SAVED_AT)
+
+    def resumed(self, layout: dict[str, object]) -> TinyRun:
+        target = self.folder / "resumed"
+        shutil.rmtree(target, ignore_errors=True)
+        shutil.copytree(self.folder / "stopped", target)
+        return self._train("resumed", layout, resume="Required", attempt=1)
+
+    def check(self, layout: dict[str, object]) -> None:
+        run = self.resumed(layout)
+        assert run.exit_code == 0, run.message
+        losses, expected = run.column("lm loss"), self.whole.column("lm loss")
+        assert losses[:SAVED_AT] == expected[:SAVED_AT]
+        assert losses[SAVED_AT] == pytest.approx(expected[SAVED_AT], abs=1e-5)
+        assert losses == pytest.approx(expected, abs=TOLERANCE)
+        assert expected[-1] < expected[SAVED_AT] - 0.02, "the model must learn, or the comparison says little"
+
+    def _train(self, name: str, layout: dict[str, object], **options: object) -> TinyRun:
+        given = arguments(self.model, self.data, self.folder / name, **settings(layout, self.given))
+        return train(given, ranks=ranks(layout), **options)
+
+
+@pytest.fixture(scope="module")
+def dense(llama, data, tmp_path_factory):
+    return Saved(llama, data, tmp_path_factory.mktemp("dense"), TP2)
+
+
+@pytest.mark.parametrize("layout", [ONE_RANK, PP2, UNEVEN], ids=["one rank", "pp2", "uneven pp2"])
+def test_a_run_saved_with_tensor_parallelism_goes_on_in_any_layout(dense, layout):
+    dense.check(layout)
+
+
+@pytest.mark.slow
+def test_a_run_saved_in_uneven_stages_goes_on_with_tensor_parallelism(llama, data, tmp_path):
+    Saved(llama, data, tmp_path, UNEVEN).check(TP2_SP)
+
+
+@pytest.mark.slow
+def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_stages(llama, data, tmp_path):
+    saved = Saved(llama, data, tmp_path, TP2, **LORA, lr=1e-2)
+    saved.check(PP2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "saved_in", "loaded_in"),
+    [
+        ("deepseek_v3", TP2_SP, ONE_RANK),
+        ("qwen3_moe", EP2, EP2),
+    ],
+    ids=[
+        "latent attention",
+        "experts where they were",
+        "experts ep2 to dp2",
+        "experts ep2 to one rank",
+        "one rank to ep2",
+    ],
+)
+def test_experts_and_latent_attention_go_on_in_another_layout(model_root, data, tmp_path, name, saved_in, loaded_in):
+    Saved(tiny_model.make(name, model_root), data, tmp_path, saved_in).check(loaded_in)
+
+
+def test_float16_resumes_bit_identically_with_its_loss_scale(llama, data, tmp_path):
+    saved = Saved(llama, data, tmp_path, DP2, torch_dtype="float16", train_iters=8)
+    run = saved.resumed(DP2)
+    assert run.exit_code == 0, run.message
+    assert run.column("loss_scale") == saved.whole.column("loss_scale")
+    assert len(set(run.column("loss_scale"))) > 1, "the scale must change, or the comparison says little"
+    assert run.column("lm loss") == saved.whole.column("lm loss")

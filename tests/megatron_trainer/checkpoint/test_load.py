@@ -1,0 +1,28 @@
+"""What a resume refuses before it loads anything."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+import checkpoint_files
+from megatron_trainer.checkpoint.load import LoadPolicy, _check_experts
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.checkpoint_folder import inspect
+from megatron_trainjob.exit_codes import ExitCode
+
+
+def policy(ep: int, *, with_optimizer: bool = True) -> LoadPolicy:
+    return LoadPolicy(layout={"ep": ep}, with_optimizer=with_optimizer, with_rng=True)
+
+
+@pytest.mark.parametrize(("saved", "wanted"), [(2, 1), (1, 2)])
+def test_optimizer_states_of_spread_experts_are_refused_with_both_sizes_and_what_to_do(tmp_path, saved, wanted):
+    manifest = inspect(checkpoint_files.write(tmp_path, 1)).manifest
+    assert manifest is not None
+    manifest = replace(manifest, layout={"ep": saved})
+    with pytest.raises(TrainingError, match=f"expert_model_parallel_size {saved}.*{wanted}.*no_load_optim") as refused:
+        _check_experts(Path("iter_0000001"), manifest, policy(wanted))
+    assert refused.value.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    _check_experts(Path("iter_0000001"), manifest, policy(saved))
+    _check_experts(Path("iter_0000001"), manifest, policy(wanted, with_optimizer=False))
