@@ -801,9 +801,39 @@ CASES = [
     ),
     Case(rule="a_shard_size_has_a_unit", good={"max_shard_size": "500 MB"}, bad={"max_shard_size": "5"}),
     Case(
-        rule="only_an_exported_adapter_is_merged",
-        good={"merge_lora": True, "mcore_adapters": ("a",)},
-        bad={"merge_lora": True},
+        rule="an_export_is_one_process",
+        good={"tensor_model_parallel_size": 1},
+        bad={"tensor_model_parallel_size": 2},
+        task="export",
+    ),
+    Case(
+        rule="a_test_type_can_be_computed_in",
+        good={"test_convert_dtype": "bfloat16", "test_convert_precision": True},
+        bad={"test_convert_dtype": "float8", "test_convert_precision": True},
+        task="export",
+    ),
+    Case(
+        rule="only_an_adapter_stays_unmerged",
+        good={"merge_lora": False, "mcore_adapters": ("a",)},
+        bad={"merge_lora": False},
+        task="export",
+    ),
+    Case(
+        rule="a_megatron_export_is_a_whole_model",
+        good={"to_mcore": True, "merge_lora": True},
+        bad={"to_mcore": True, "merge_lora": False},
+        task="export",
+    ),
+    Case(
+        rule="a_precision_test_needs_two_whole_models",
+        good={"test_convert_precision": True, "merge_lora": True},
+        bad={"test_convert_precision": True, "merge_lora": False},
+        task="export",
+    ),
+    Case(
+        rule="a_precision_test_needs_the_same_model_twice",
+        good={"test_convert_precision": True, "to_cached_dataset": False},
+        bad={"test_convert_precision": True, "to_cached_dataset": True},
         task="export",
     ),
     Case(

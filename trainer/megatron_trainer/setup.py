@@ -20,6 +20,8 @@ from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.checkpoint.folder import Owner
 from megatron_trainer.checkpoint.save import SavePolicy, Saver
+from megatron_trainer.convert.adapter import load_adapter
+from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.prepare import Prepared, prepare
@@ -86,7 +88,7 @@ def build(
     _claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
     engine = build_engine(args, spec, backend)
-    state = on_data(start_state(args, env, engine, backend, save), data.identity)
+    state = on_data(start_state(args, env, engine, backend, save, spec), data.identity)
     train, validation = _feeds(args, tokenizer, data)
     world_size = dist.get_world_size()
     data_parallel_size = derive.data_parallel_size(args, world_size)
@@ -133,7 +135,9 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend) -> Engine:
     return optim.wrap(models, args, learning_rate=derive.learning_rate(args))
 
 
-def start_state(args: TrainArgs, env: Environment, engine: Engine, backend: Backend, save: Path) -> TrainState:
+def start_state(
+    args: TrainArgs, env: Environment, engine: Engine, backend: Backend, save: Path, spec: ModelSpec
+) -> TrainState:
     """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective."""
     policy = checkpoint_load.LoadPolicy(
         layout=layout(),
@@ -152,6 +156,9 @@ def start_state(args: TrainArgs, env: Environment, engine: Engine, backend: Back
             checkpoint_load.weights(engine, found, part)
         else:
             return checkpoint_load.resume(engine, found, backend, policy)
+    if args.adapter_load and holds_adapter(Path(args.adapter_load)):
+        load_adapter(engine.models, spec, args, Path(args.adapter_load))
+        engine.optimizer.reload_model_params()
     return TrainState()
 
 
@@ -163,7 +170,7 @@ def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base"
         ("adapter_load", args.adapter_load, "trainable"),
     )
     for name, path, part in sources:
-        if path is None:
+        if path is None or holds_adapter(Path(path)):
             continue
         checkpoint = checkpoint_load.find(Path(path), recognises_others=args.auto_detect_ckpt_format)
         if checkpoint is not None:

@@ -1,7 +1,7 @@
 """mtj export and mtj data: the trainer's own commands, started as processes with this command line's paths.
 
-mtj data job.yaml           the data of a manifest, without training
-mtj export --model ... --to_hf true       passed on as it is
+mtj data job.yaml                         the data of a manifest, without training
+mtj export --to_hf true --mcore_model RUN passed on as it is
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 def run(name: str, words: Sequence[str]) -> int:
     """The exit code of `python -m megatron_trainer NAME ...`; 2 when a manifest is wrong."""
-    if words and Path(words[0]).suffix in MANIFEST_SUFFIXES:
+    if name == "data" and words and Path(words[0]).suffix in MANIFEST_SUFFIXES:
         return _run_with_manifest(name, words)
     return _start([name, *words])
 

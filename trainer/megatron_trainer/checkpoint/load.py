@@ -108,9 +108,14 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
 
 def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
     """Loads the model alone: the base of a LoRA run, an adapter, the start of a fine-tuning. Collective."""
+    read_part(engine, checkpoint, part)
+    engine.optimizer.reload_model_params()
+
+
+def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
+    """The same without an optimizer that takes notice, for a model that does not train. Collective."""
     loaded = _load(contents.model_state(engine, part), checkpoint)
     contents.load_model_state(engine, loaded, strict=False)
-    engine.optimizer.reload_model_params()
 
 
 def _manifest(checkpoint: Checkpoint) -> Manifest:

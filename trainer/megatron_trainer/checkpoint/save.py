@@ -34,7 +34,7 @@ class SavePolicy:
     """What goes into a checkpoint and how it is labelled, and how many stay (None: all).
 
     owner: who writes, as claimed at the start. in_background: files are written while training goes on.
-    on_termination: a run that is asked to stop saves once more.
+    on_termination: a run that is asked to stop saves once more. num_files: of each rank.
     """
 
     save: Path
@@ -46,6 +46,7 @@ class SavePolicy:
     in_background: bool
     on_termination: bool
     limit: int | None
+    num_files: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +96,7 @@ class Saver:
         self._on_all_ranks(lambda: _make(aside), aside)
         self._engine.gather_parameters()
         wanted = _contents(self._engine, state, self._backend, self.policy)
-        planned = self._on_all_ranks(lambda: shards.plan(wanted, aside, copies=self.policy.in_background), aside)
+        planned = self._on_all_ranks(lambda: self._plan(wanted, aside), aside)
         self._pending = _Pending(
             state=state,
             loss=loss,
@@ -103,6 +104,9 @@ class Saver:
             written=self._background.submit(planned.write),
             waited_s=time.monotonic() - started,
         )
+
+    def _plan(self, wanted: contents.StateDict, aside: Path) -> Shards:
+        return shards.plan(wanted, aside, copies=self.policy.in_background, num_files=self.policy.num_files)
 
     def poll(self) -> Saved | None:
         """Publishes the pending checkpoint if every rank has written its part; costs nothing where none is pending."""
@@ -178,7 +182,7 @@ def _make(aside: Path) -> None:
 
 
 def _contents(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
-    models = contents.model_state(engine, "trainable" if policy.train_type == "lora" else "whole")
+    models = contents.model_state(engine, "trainable" if policy.train_type == "lora" else "base")
     saved = {**models, "train_state": contents.train_state(state)}
     if policy.with_optimizer:
         saved["optimizer"] = contents.optimizer_state(engine, models, is_loading=False)

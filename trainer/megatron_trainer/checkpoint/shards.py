@@ -80,14 +80,15 @@ class _Planner(TorchDistSaveShardedStrategy):
         return AsyncRequest(None, (), [])
 
 
-def plan(state: StateDict, folder: Path, *, copies: bool) -> Shards:
+def plan(state: StateDict, folder: Path, *, copies: bool, num_files: int = 1) -> Shards:
     """Who writes what of the state into the folder. Collective.
 
-    copies: takes copies of all tensors, so that training may change its own while they are written.
+    copies: takes copies of all tensors, so that training may change its own while they are written. num_files: of this
+    rank.
     """
     # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any value will do.
     filesystem_async._results_queue = object()
-    planner = _Planner()
+    planner = _Planner(thread_count=num_files)
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
     writer, metadata = planner.planned
     buckets = [

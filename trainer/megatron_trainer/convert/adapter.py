@@ -51,11 +51,18 @@ class _Adapted:
         return Share(rank=group.rank(), size=group.size(), dim=half.partition_dim if is_split else None)
 
 
-def save_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs, directory: Path) -> None:
+def save_adapter(
+    chunks: Sequence[torch.nn.Module],
+    spec: ModelSpec,
+    args: TrainArgs,
+    directory: Path,
+    *,
+    keeps_others: bool = False,
+) -> None:
     """Writes adapter_config.json and adapter_model.safetensors. Collective.
 
     Each rank that gathers tensors writes them aside, the first rank puts them into one file. A directory of that
-    name is replaced.
+    name is replaced; keeps_others: as for publish.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -84,7 +91,7 @@ def save_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Train
             _join_parts(aside)
             (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
-    publish(Path(directory), [write_part, write_whole])
+    publish(Path(directory), [write_part, write_whole], keeps_others=keeps_others)
 
 
 @torch.no_grad()

@@ -87,6 +87,11 @@ class AdapterSource:
         return _violation(self.directory, f"{message}: {shown}")
 
 
+def holds_adapter(directory: Path) -> bool:
+    """Whether this is a PEFT directory, of which open_adapter says what is wrong if anything is."""
+    return (directory / peft_format.CONFIG_FILE).is_file()
+
+
 def open_adapter(directory: Path) -> AdapterSource:
     """The adapter in a directory.
 

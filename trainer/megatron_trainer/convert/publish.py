@@ -16,26 +16,31 @@ from megatron_trainjob.exit_codes import ExitCode
 
 Step = Callable[[Path], None]
 
+_WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
-def publish(directory: Path, steps: Sequence[Step]) -> None:
+
+def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = False) -> None:
     """Runs the steps, each on all ranks, in a folder aside; then the first rank gives it its name. Collective.
 
-    A directory of that name is replaced.
+    A directory of that name is replaced. keeps_others: its files stay instead, except weights of an earlier export,
+    and the new ones are moved in one by one, config.json last.
 
     Raises:
-        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
+        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write; nothing is left aside.
     """
     aside = directory.with_name(f".{directory.name}.partial")
-    for step in (_only_first_rank(_start), *steps, _only_first_rank(lambda folder: _replace(folder, directory))):
+    give_name = _move_into if keeps_others and directory.is_dir() else _replace
+    for step in (on_first_rank(_start), *steps, on_first_rank(lambda folder: give_name(folder, directory))):
         error: OSError | None = None
         try:
             step(aside)
         except OSError as err:
             error = err
-        _agree(error, directory)
+        _agree(error, aside, directory)
 
 
-def _only_first_rank(step: Step) -> Step:
+def on_first_rank(step: Step) -> Step:
+    """The step on the first rank, nothing on the others."""
     return step if dist.get_rank() == 0 else lambda _: None
 
 
@@ -53,10 +58,21 @@ def _replace(aside: Path, directory: Path) -> None:
     shutil.rmtree(old, ignore_errors=True)
 
 
-def _agree(error: OSError | None, directory: Path) -> None:
+def _move_into(aside: Path, directory: Path) -> None:
+    for pattern in _WEIGHTS:
+        for path in directory.glob(pattern):
+            path.unlink()
+    for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".json"):
+        path.replace(directory / path.name)
+    aside.rmdir()
+
+
+def _agree(error: OSError | None, aside: Path, directory: Path) -> None:
     """Lets all ranks fail when one did; also the barrier between steps."""
     every: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, None if error is None else f"rank {dist.get_rank()}: {error}")
     told = [text for text in every if text]
     if told:
+        if dist.get_rank() == 0:
+            shutil.rmtree(aside, ignore_errors=True)
         raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"could not write {directory}: {'; '.join(told)}")

@@ -18,12 +18,11 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_trainer.convert import table
+from megatron_trainer.convert.publish import on_first_rank, publish
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
-from megatron_trainer.failure import TrainingError
 from megatron_trainer.models.spec import CONFIG_FILE, ModelSpec
-from megatron_trainjob.exit_codes import ExitCode
 
 _COPIED = (
     "generation_config.json",
@@ -59,24 +58,26 @@ def save_model(
     dtype: torch.dtype | None = None,
     max_shard_size: str = "5GB",
     read: Read = own_data,
+    keeps_others: bool = False,
 ) -> None:
     """Writes weights, config.json, and the tokenizer and generation files of the source. Collective.
 
     dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB.
-    A directory of that name is replaced. read: what is written for a parameter instead of its values.
+    A directory of that name is replaced; keeps_others: as for publish. read: what is written for a parameter instead
+    of its values.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
     """
-    directory = Path(directory)
-    aside = directory.with_name(f".{directory.name}.partial")
     files, index = _plan(chunks, spec, dtype, bytes_of(max_shard_size))
-    error = _on_first_rank(lambda: _start(aside))
-    _agree(error, directory)
-    error = _write(aside, files, _with_copied(tensors(chunks, spec, read=read), spec))
-    _agree(error, directory)
-    error = _on_first_rank(lambda: _finish(aside, directory, spec, dtype or spec.dtype, index))
-    _agree(error, directory)
+
+    def write(aside: Path) -> None:
+        _write(aside, files, _with_copied(tensors(chunks, spec, read=read), spec))
+
+    def complete(aside: Path) -> None:
+        _complete(aside, spec, dtype or spec.dtype, index)
+
+    publish(Path(directory), [write, on_first_rank(complete)], keeps_others=keeps_others)
 
 
 def bytes_of(size: str) -> int:
@@ -131,7 +132,7 @@ def _file_name(number: int, total: int) -> str:
     return SINGLE_FILE if total == 1 else f"model-{number + 1:05d}-of-{total:05d}.safetensors"
 
 
-def _write(aside: Path, files: Sequence[_File], stream: Iterator[tuple[str, Tensor]]) -> OSError | None:
+def _write(aside: Path, files: Sequence[_File], stream: Iterator[tuple[str, Tensor]]) -> None:
     """Writes the files of this rank. After an error the stream runs on unwritten: the other ranks wait for it."""
     error: OSError | None = None
     waiting = list(files)
@@ -147,7 +148,8 @@ def _write(aside: Path, files: Sequence[_File], stream: Iterator[tuple[str, Tens
             error = err
     if current is not None:
         current.close()
-    return error
+    if error is not None:
+        raise error
 
 
 def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | None) -> SafetensorsFile:
@@ -183,14 +185,8 @@ def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Itera
         yield from ((name, checkpoint.tensor(name)[:]) for name in names)
 
 
-def _start(aside: Path) -> None:
-    shutil.rmtree(aside, ignore_errors=True)
-    aside.mkdir(parents=True)
-
-
-def _finish(
-    aside: Path, directory: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str, tuple[str, int]]
-) -> None:
+def _complete(aside: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str, tuple[str, int]]) -> None:
+    """Everything but the weights."""
     if len({file for file, _ in index.values()}) > 1:
         content = {
             "metadata": {"total_size": sum(size for _, size in index.values())},
@@ -204,34 +200,3 @@ def _finish(
         for path in spec.directory.glob(pattern):
             if path.is_file():
                 shutil.copy(path, aside / path.name)
-    _replace(aside, directory)
-
-
-def _replace(aside: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
-    shutil.rmtree(old, ignore_errors=True)
-    if directory.exists():
-        directory.rename(old)
-    aside.rename(directory)
-    shutil.rmtree(old, ignore_errors=True)
-
-
-def _on_first_rank(action: object) -> OSError | None:
-    if dist.get_rank() != 0:
-        return None
-    try:
-        action()  # type: ignore[operator]
-    except OSError as err:
-        return err
-    return None
-
-
-def _agree(error: OSError | None, directory: Path) -> None:
-    """Lets all ranks fail when one did; also the barrier between the stages of a save."""
-    every: list[str | None] = [None] * dist.get_world_size()
-    dist.all_gather_object(every, None if error is None else f"rank {dist.get_rank()}: {error}")
-    told = [text for text in every if text]
-    if told:
-        raise TrainingError(
-            ExitCode.OUTPUT_NOT_WRITABLE, f"could not write the model to {directory}: {'; '.join(told)}"
-        )

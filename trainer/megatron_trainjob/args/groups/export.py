@@ -4,6 +4,11 @@ from dataclasses import dataclass
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
+NO_UPLOAD = (
+    "nothing is uploaded from here, where a token would have to lie in the job; run `hf upload REPOSITORY FOLDER` on "
+    "the folder that was written"
+)
+
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -14,20 +19,23 @@ class Export:
         ("Folder for the result; unset: beside the input, with the suffix -mcore, -hf, -merged or -cached_dataset."),
         featured=True,
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     exist_ok: bool = arg(
         False,
-        "Write into an existing output_dir.",
+        (
+            "Write into an existing output_dir: weights of an earlier export in it are replaced, other files stay; "
+            "false stops when it exists."
+        ),
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     to_mcore: bool = arg(
         False,
         "Convert Hugging Face weights, or merge an adapter, into a Megatron-Core checkpoint.",
         featured=True,
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     to_hf: bool = arg(
         False,
@@ -37,35 +45,39 @@ class Export:
     )
     mcore_model: str | None = arg(
         None,
-        "Checkpoint to convert: the folder that holds iter_*.",
+        "Checkpoint to convert: the folder that holds iter_* (the newest complete one is taken), or one of those.",
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     mcore_adapters: tuple[str, ...] = arg(
         (),
-        "Adapter checkpoint to convert or merge; one folder.",
+        "Adapter to convert or merge, one folder: a checkpoint of LoRA training, or a PEFT adapter.",
+        aliases=("adapter_load",),
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     thread_count: int | None = arg(
         None,
         "Files that to_mcore writes; unset: about 10 GB each.",
         ge=1,
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     test_convert_precision: bool = arg(
         False,
-        "Compare the logits of both models after conversion.",
+        (
+            "Compare the logits of both models on a prompt after conversion: prints the mean and the largest "
+            "difference and the first layer that departs, and ends with code 1 beyond the bound."
+        ),
         featured=True,
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     test_convert_dtype: str = arg(
         "float32",
-        "Type in which that comparison computes.",
+        "Type in which that comparison computes: float32, bfloat16 or float16.",
         applies_to=("export",),
-        status="not yet",
+        status="works",
     )
     to_cached_dataset: bool = arg(
         False,
@@ -75,44 +87,52 @@ class Export:
     )
     merge_lora: bool = arg(
         False,
-        "Merge the adapter into the weights that are written.",
+        (
+            "Merge the adapter into the weights that are written; false in an export writes the adapter alone, as PEFT "
+            "loads it."
+        ),
         applies_to=EVERY_TASK,
+        task_defaults={"export": True},
         status="works",
     )
     safe_serialization: bool = arg(
         True,
         "Write safetensors.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
         refused_choices={False: "weights are written as safetensors only"},
     )
     max_shard_size: str = arg(
         "5GB",
         "Largest weight file of a Hugging Face folder.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works",
     )
     push_to_hub: bool = arg(
         False,
         "Upload the result.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason=NO_UPLOAD,
     )
     hub_model_id: str | None = arg(
         None,
         "Repository for the upload.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason=NO_UPLOAD,
     )
     hub_private_repo: bool = arg(
         False,
         "Make that repository private.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason=NO_UPLOAD,
     )
     commit_message: str = arg(
         "update files",
         "Commit message of the upload.",
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="refused",
+        reason=NO_UPLOAD,
     )

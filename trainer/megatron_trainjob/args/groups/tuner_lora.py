@@ -12,7 +12,10 @@ class TunerLora:
 
     adapter_load: str | None = arg(
         None,
-        "Adapter checkpoint to start from or to resume; finetune decides which.",
+        (
+            "Adapter to go on with: a checkpoint of LoRA training (resumed, or with finetune started from anew), "
+            "or a PEFT folder, which holds weights to start from."
+        ),
         aliases=("mcore_adapter",),
         status="works",
     )

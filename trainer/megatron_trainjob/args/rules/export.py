@@ -11,6 +11,7 @@ from megatron_trainjob.args.rules.rule import Facts, rule
 
 EXPORT: tuple[Task, ...] = ("export",)
 ACTIONS = ("to_mcore", "to_hf", "to_cached_dataset")
+TEST_TYPES = ("float32", "bfloat16", "float16")
 SIZE = re.compile(r"\d+(\.\d+)?\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)", re.IGNORECASE)
 
 
@@ -66,6 +67,20 @@ def a_shard_size_has_a_unit(facts: Facts) -> str:
     return "must be a number with a unit, such as 5GB or 500MB"
 
 
+@rule("test_convert_dtype", tasks=EXPORT)
+def a_test_type_can_be_computed_in(facts: Facts) -> str:
+    """float32, bfloat16 or float16."""
+    return "" if facts.args.test_convert_dtype in TEST_TYPES else f"must be one of {', '.join(TEST_TYPES)}"
+
+
+@rule("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size", tasks=EXPORT)
+def an_export_is_one_process(facts: Facts) -> str:
+    """No layout: whatever layout a checkpoint is of or goes to, one process converts it."""
+    args = facts.args
+    sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.expert_model_parallel_size)
+    return "" if sizes == (1, 1, 1) else "one process converts checkpoints of every layout; remove it"
+
+
 RULES = (
     an_export_does_one_thing,
     a_hugging_face_export_has_a_source,
@@ -73,10 +88,28 @@ RULES = (
     a_cached_data_set_has_a_source,
     one_adapter_is_exported,
     a_shard_size_has_a_unit,
-    needs(
-        "only_an_exported_adapter_is_merged",
-        is_("merge_lora", True),
-        is_set("mcore_adapters"),
+    a_test_type_can_be_computed_in,
+    an_export_is_one_process,
+    needs("only_an_adapter_stays_unmerged", is_("merge_lora", False), is_set("mcore_adapters"), tasks=EXPORT),
+    excludes(
+        "a_megatron_export_is_a_whole_model",
+        is_("to_mcore", True),
+        is_("merge_lora", False),
+        because="training reads a PEFT adapter as it is; name it in adapter_load",
+        tasks=EXPORT,
+    ),
+    excludes(
+        "a_precision_test_needs_two_whole_models",
+        is_("test_convert_precision", True),
+        is_("merge_lora", False),
+        because="an adapter alone has no logits; merge it",
+        tasks=EXPORT,
+    ),
+    excludes(
+        "a_precision_test_needs_the_same_model_twice",
+        is_("test_convert_precision", True),
+        is_("to_cached_dataset", True),
+        because="data have no logits",
         tasks=EXPORT,
     ),
     excludes(

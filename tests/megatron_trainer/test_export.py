@@ -1,0 +1,223 @@
+"""Exports of every kind of model from every layout and back, and what they say when they cannot."""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import tiny_model
+import tiny_run
+from exporting import export
+from gang import gang
+from megatron_trainjob.exit_codes import ExitCode
+
+pytestmark = pytest.mark.dist
+
+ROUND_TRIPS = ("llama_tied", "llama_bias", "qwen2_odd", "qwen3_moe", "deepseek_v3", "glm4", "phi3")
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return lambda name, **settings: tiny_model.make(name, root, dtype="bfloat16", **settings)
+
+
+@pytest.fixture(scope="module")
+def checkpoint(models, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("mcore") / "llama"
+    assert export(to_mcore=True, model=models("llama"), output_dir=folder).exit_code == 0
+    return folder
+
+
+def same_weights(one, other):
+    """Bit by bit, in type as well; but the balance of experts is always written in float32."""
+    first, second = load_file(one / "model.safetensors"), load_file(other / "model.safetensors")
+    assert first.keys() == second.keys()
+    widened = [name for name in first if first[name].dtype != second[name].dtype]
+    assert [name for name in widened if not name.endswith("e_score_correction_bias")] == []
+    assert [name for name in first if not torch.equal(first[name].float(), second[name].float())] == []
+
+
+@pytest.mark.parametrize("name", ROUND_TRIPS)
+def test_a_model_comes_back_bit_by_bit_and_passes_the_precision_test_both_ways(models, name, tmp_path):
+    model = models(name)
+    given = {"test_convert_precision": True}
+    there = export(to_mcore=True, model=model, output_dir=tmp_path / "mcore", **given)
+    assert there.exit_code == 0, (there.message, there.comparison)
+    back = export(to_hf=True, mcore_model=tmp_path / "mcore", output_dir=tmp_path / "hf", **given)
+    assert back.exit_code == 0, (back.message, back.comparison)
+    same_weights(model, tmp_path / "hf")
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "layout"),
+    [
+        ("qwen2_odd", {}, {"tensor_model_parallel_size": 2}),
+        ("llama", {"num_key_value_heads": 1}, {"tensor_model_parallel_size": 2}),
+        ("deepseek_v2", {}, {"pipeline_model_parallel_size": 2}),
+    ],
+)
+def test_what_a_run_left_in_any_layout_is_exported_as_the_run_itself_exports_it(
+    models, name, settings, layout, tmp_path
+):
+    data = tiny_run.write_data(tmp_path / "train.jsonl")
+    given = {"torch_dtype": "bfloat16", "train_iters": 1, "to_hf": True, **layout}
+    run = tiny_run.train(tiny_run.arguments(models(name, **settings), data, tmp_path / "run", **given), ranks=2)
+    assert run.exit_code == 0, run.message
+    done = export(to_hf=True, mcore_model=tmp_path / "run", output_dir=tmp_path / "out", test_convert_precision=True)
+    assert done.exit_code == 0, (done.message, done.comparison)
+    whole = {}
+    for path in (tmp_path / "run" / "hf").glob("*.safetensors"):
+        whole |= load_file(path)
+    written = load_file(tmp_path / "out" / "model.safetensors")
+    assert written.keys() == whole.keys()
+    assert [key for key in whole if not torch.equal(whole[key], written[key])] == []
+
+
+def test_training_goes_on_from_a_converted_checkpoint_and_from_a_peft_folder(models, checkpoint, tmp_path):
+    data = tiny_run.write_data(tmp_path / "train.jsonl")
+    common = {"train_type": "lora", "train_iters": 2, "lr": 1e-2, "torch_dtype": "bfloat16", "lora_dropout": 0.0}
+
+    def train(name, **given):
+        run = tiny_run.train(tiny_run.arguments(models("llama"), data, tmp_path / name, **{**common, **given}))
+        assert run.exit_code == 0, run.message
+        return run
+
+    first = train("first")
+    assert train("loaded", load=str(checkpoint)).column("lm loss") == first.column("lm loss")
+    ours = train("ours", adapter_load=str(first.folder), finetune=True)
+    peft = train("peft", adapter_load=str(first.folder / "adapter"))
+    assert peft.column("lm loss") == ours.column("lm loss")
+    assert peft.column("lm loss")[0] < first.column("lm loss")[0]
+
+
+def test_torch_dtype_is_the_type_that_is_written(checkpoint, tmp_path):
+    done = export(to_hf=True, mcore_model=checkpoint, torch_dtype="float32", output_dir=tmp_path / "hf")
+    assert done.exit_code == 0, done.message
+    assert {t.dtype for t in load_file(tmp_path / "hf" / "model.safetensors").values()} == {torch.float32}
+    assert json.loads((tmp_path / "hf" / "config.json").read_text())["dtype"] == "float32"
+
+
+def damaged(checkpoint, folder):
+    shutil.copytree(checkpoint, folder)
+    file = next((folder / "iter_0000001").glob("*.distcp"))
+    file.write_bytes(file.read_bytes()[:-7])
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("case", "code", "message"),
+    [
+        ("no folder", ExitCode.MISSING_INPUT, "args.mcore_model: there is no such folder"),
+        ("a hugging face folder", ExitCode.CHECKPOINT_INCOMPATIBLE, "args.mcore_model: "),
+        ("an empty folder", ExitCode.MISSING_INPUT, "holds no checkpoint; name the folder that has iter_NNNNNNN"),
+        ("a damaged checkpoint", None, "complete checkpoint"),
+        ("the model is gone", ExitCode.MISSING_INPUT, "args.json names this folder, which is not here; give model"),
+        ("output is input", ExitCode.BAD_ARGUMENTS, "args.output_dir: is what the export reads; give another folder"),
+        ("a full disk", ExitCode.OUTPUT_NOT_WRITABLE, "could not write"),
+        ("an adapter that is a model", ExitCode.MISSING_INPUT, "holds a whole model; give it as mcore_model"),
+        ("no index", ExitCode.MISSING_INPUT, "has neither model.safetensors nor model.safetensors.index.json"),
+        ("an unknown family", ExitCode.UNSUPPORTED, "this model family is not known; known are deepseek_v2"),
+    ],
+)
+def test_what_cannot_be_exported_is_said_with_its_argument_and_what_to_do(
+    models, checkpoint, tmp_path, case, code, message
+):
+    model = models("llama")
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    shutil.copy(model / "config.json", bare)
+    to_hf = {"to_hf": True, "output_dir": tmp_path / "out"}
+    to_mcore = {"to_mcore": True, "output_dir": tmp_path / "out"}
+    moved = tmp_path / "moved"
+    if case == "the model is gone":
+        shutil.copytree(checkpoint, moved)
+        record = json.loads((moved / "args.json").read_text())
+        record["arguments"]["model"] = "/data/model-of-another-machine"
+        (moved / "args.json").write_text(json.dumps(record))
+    if case == "an unknown family":
+        (bare / "config.json").write_text('{"model_type": "gpt_neo"}')
+    given = {
+        "no folder": to_hf | {"mcore_model": tmp_path / "nowhere"},
+        "a hugging face folder": to_hf | {"mcore_model": model},
+        "an empty folder": to_hf | {"mcore_model": tmp_path},
+        "a damaged checkpoint": to_hf | {"mcore_model": damaged(checkpoint, tmp_path / "damaged")},
+        "the model is gone": to_hf | {"mcore_model": moved},
+        "output is input": to_mcore | {"model": model, "output_dir": model, "exist_ok": True},
+        "a full disk": to_hf | {"mcore_model": checkpoint, "output_dir": "/dev/full/out"},
+        "an adapter that is a model": to_hf | {"mcore_adapters": [str(checkpoint)]},
+        "no index": to_mcore | {"model": bare},
+        "an unknown family": to_mcore | {"model": bare},
+    }[case]
+    refused = export(**given)
+    assert message in refused.message
+    assert code is None or refused.exit_code == code
+    assert not (tmp_path / "out").exists()
+    assert not list(tmp_path.glob(".*.partial"))
+
+
+def test_an_adapter_that_peft_made_with_other_halves_is_refused_with_the_way_out(models, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(models("llama"))
+    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"])).save_pretrained(
+        tmp_path / "adapter"
+    )
+    refused = export(to_hf=True, model=models("llama"), mcore_adapters=[str(tmp_path / "adapter")])
+    assert refused.exit_code == ExitCode.BAD_ARGUMENTS
+    assert "merge the adapter into the model with PEFT (merge_and_unload)" in refused.message
+
+
+def test_an_adapter_that_peft_made_is_merged_as_peft_merges_it(models, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    torch.manual_seed(0)
+    base = models("qwen3_moe")
+    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    settings = LoraConfig(r=4, lora_alpha=8, target_modules=["o_proj"], init_lora_weights=False)
+    adapted = get_peft_model(model, settings)
+    adapted.save_pretrained(tmp_path / "adapter")
+    adapted.merge_and_unload().save_pretrained(tmp_path / "peft")
+    given = {"to_hf": True, "mcore_adapters": [str(tmp_path / "adapter")], "torch_dtype": "float32"}
+    done = export(**given, model=base, output_dir=tmp_path / "ours", test_convert_precision=True)
+    assert done.exit_code == 0, (done.message, done.comparison)
+    ours, theirs = (load_file(tmp_path / name / "model.safetensors") for name in ("ours", "peft"))
+    assert ours.keys() == theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) < 1e-6
+
+
+def test_the_program_converts_helps_and_ends_with_a_code(models, checkpoint, tmp_path):
+    def program(*words):
+        environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+        command = [sys.executable, "-m", "megatron_trainer", "export", *words]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+
+    assert "--test_convert_precision" in program("--help").stdout
+    wrong = program("--to_hf", "true", "--max_shard_size", "many", "--push_to_hub", "true", "--hub_model_id", "me/it")
+    assert wrong.returncode == ExitCode.BAD_ARGUMENTS
+    for told in ("args.max_shard_size: ", "args.to_hf: needs the checkpoint to convert", "hf upload REPOSITORY FOLDER"):
+        assert told in wrong.stderr
+    done = program("--to_hf", "--mcore_model", str(checkpoint), "--output_dir", str(tmp_path / "hf"))
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines()[-1].startswith(f"written: {tmp_path / 'hf'} (")
+    assert done.stderr == ""
+    same_weights(models("llama"), tmp_path / "hf")
+
+
+def test_a_world_of_more_ranks_is_refused(checkpoint):
+    refused = export(to_hf=True, mcore_model=checkpoint, tensor_model_parallel_size=2)
+    assert refused.exit_code == ExitCode.BAD_ARGUMENTS
+    assert "tensor_model_parallel_size" in refused.message
+
+
+def test_ranks_that_cannot_write_leave_nothing_behind(models, tmp_path):
+    (tmp_path / "file").write_text("")
+    told = gang(2).run("conversion:unwritable", models("llama"), tmp_path / "file" / "hf", {})
+    assert told[0].startswith("OUTPUT_NOT_WRITABLE could not write")

@@ -1,0 +1,100 @@
+"""python -m megatron_trainer export: converts a checkpoint, or stores tokenised data, in this process.
+
+    export --to_hf true --mcore_model RUN [--mcore_adapters RUN] [--output_dir FOLDER] [--test_convert_precision true]
+
+megatron-core decides while it is imported which GPU libraries it uses, so the backend comes before the conversion.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.args import status
+from megatron_trainjob.args.cli import parse_command_line
+from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+
+HELP = ("-h", "--help")
+STEP_TIMEOUT_S = 600.0
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code: 0 done, 1 the precision test failed, else why it could not be done (exit_codes.py)."""
+    if not argv or set(argv) & set(HELP):
+        sys.stdout.writelines(f"{line}\n" for line in _help())
+        return ExitCode.OK if argv else ExitCode.USAGE
+    parsed = parse_command_line(argv, "export", world_size=1)
+    for warning in parsed.warnings:
+        sys.stderr.write(f"{warning}\n")
+    if parsed.args is None:
+        sys.stderr.writelines(f"{violation}\n" for violation in parsed.violations)
+        return ExitCode.BAD_ARGUMENTS
+    try:
+        return _store_data(parsed.args) if parsed.args.to_cached_dataset else _convert(parsed.args, parsed)
+    except TrainingError as err:
+        sys.stderr.write(f"{err}\n")
+        return int(err.exit_code)
+
+
+def _help() -> Iterator[str]:
+    """The arguments of an export, from where they are declared."""
+    yield from str(__doc__).split("\n\n")[:2]
+    yield ""
+    for argument in ARGUMENTS.values():
+        if argument.group == "export" and argument.status == "works":
+            yield f"  --{argument.name:<24}{argument.help}"
+    yield "Arguments of the model, such as --model and --torch_dtype: docs/arguments.md"
+
+
+def _store_data(args: TrainArgs) -> int:
+    from megatron_trainer.data import command
+
+    folder = Path(args.output_dir or f"{args.model}-cached_dataset")
+    if folder.exists() and not args.exist_ok:
+        sys.stderr.write(f"args.output_dir: {folder} exists; give another folder, or set exist_ok to write into it\n")
+        return ExitCode.BAD_ARGUMENTS
+    report = command.write_cached(args, "sft", folder)
+    sys.stdout.writelines(f"{line}\n" for line in command.describe(report))
+    sys.stdout.write(f"written: {folder} (give it as cached_dataset)\n")
+    return ExitCode.OK
+
+
+def _convert(args: TrainArgs, parsed: Parsed) -> int:
+    from megatron_trainer import backend as backends
+
+    _quiet(logging.getLevelName((args.logging_level or "WARNING").upper()))
+    backend = backends.select()
+    backend.install()
+    backend.bind(0)
+    if backend.num_devices() is None and (violations := status.without_gpu(args, task="export")):
+        sys.stderr.writelines(f"{violation}\n" for violation in violations)
+        return ExitCode.BAD_ARGUMENTS
+    import torch.distributed as dist
+
+    from megatron_trainer import parallel
+    from megatron_trainer.convert.export import export
+
+    store = dist.HashStore()  # no port that a training run on this machine might have taken
+    where = {"master_address": "", "master_port": 0, "timeout_s": STEP_TIMEOUT_S, "store": store}
+    parallel.join(backend, rank=0, world_size=1, **where)
+    try:
+        comparison = export(args, parsed.given, backend, lambda line: sys.stdout.write(f"{line}\n"))
+    finally:
+        parallel.leave()
+    if comparison is None:
+        return ExitCode.OK
+    sys.stdout.writelines(f"{line}\n" for line in comparison.lines())
+    return ExitCode.OK if comparison.passed else ExitCode.ERROR
+
+
+def _quiet(level: int) -> None:
+    """Megatron and torch warn at import of every optional library that is not there."""
+    logging.getLogger().setLevel(level)
+    if level > logging.DEBUG:
+        warnings.simplefilter("ignore")

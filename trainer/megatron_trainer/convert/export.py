@@ -1,0 +1,224 @@
+"""Converts a model: reads a Hugging Face folder or a Megatron-Core checkpoint, merges an adapter, writes the other.
+
+Runs in one process, which holds the model once; tensors go through one at a time.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt import GPTModel
+
+from megatron_trainer import model_source, parallel
+from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint import folder
+from megatron_trainer.checkpoint import load as checkpoint_load
+from megatron_trainer.checkpoint.folder import Owner
+from megatron_trainer.checkpoint.save import SavePolicy, Saver
+from megatron_trainer.convert import adapter_modules, inputs, precision
+from megatron_trainer.convert.adapter import load_adapter, save_adapter
+from megatron_trainer.convert.inputs import Inputs
+from megatron_trainer.convert.load import load_weights
+from megatron_trainer.convert.precision import Comparison
+from megatron_trainer.convert.save import save_model
+from megatron_trainer.convert.stream import Read, own_data
+from megatron_trainer.engine import Engine
+from megatron_trainer.failure import InvalidInput, TrainingError
+from megatron_trainer.inherit import RECORD
+from megatron_trainer.lora.inject import add_adapters
+from megatron_trainer.lora.merge import merge_adapters, merged_weights
+from megatron_trainer.models.build import build_model
+from megatron_trainer.models.spec import ModelSpec, read_model
+from megatron_trainer.state import TrainState
+from megatron_trainjob import checkpoint_folder
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+ITERATION = 1
+"""Of a converted checkpoint: what other tools of the Megatron family look for."""
+BYTES_PER_FILE = 10 * 10**9
+MIN_FILES = 2
+
+Tell = Callable[[str], None]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A model in memory, and what to write for each of its parameters."""
+
+    chunks: list[GPTModel]
+    spec: ModelSpec
+    args: TrainArgs
+    read: Read
+
+    def num_bytes(self) -> int:
+        """Of all parameters."""
+        return sum(p.numel() * p.element_size() for chunk in self.chunks for p in chunk.parameters())
+
+
+def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell) -> Comparison | None:
+    """Does what the arguments of an export say; the comparison of both models if test_convert_precision asks for it.
+
+    given: the names of the arguments that the user wrote. tell: takes a line for the user.
+
+    Raises:
+        InvalidInput: an input is not what its argument says, or the output is in the way.
+        TrainingError: OUTPUT_NOT_WRITABLE; nothing is left of the output then.
+    """
+    found = inputs.find(args, given)
+    output = _output(args, found)
+    parallel.initialise(found.args)
+    model = _load(found, backend)
+    tell(f"read {' and '.join(str(path) for path in found.folders())}")
+    _check_room(output, model)
+    if args.to_mcore:
+        _write_checkpoint(args, model, backend, output)
+    elif found.adapter is not None and not args.merge_lora:
+        save_adapter(model.chunks, model.spec, model.args, output, keeps_others=args.exist_ok)
+    else:
+        _write_model(args, model, output)
+    tell(f"written: {output} ({_description(output)})")
+    if not args.test_convert_precision:
+        return None
+    return _compare(args, found, model, backend, output)
+
+
+def _load(found: Inputs, backend: Backend) -> Loaded:
+    """The model with its weights, and its adapter beside them. Collective."""
+    args = found.args
+    spec = _spec(found, args)
+    chunks = build_model(spec, args, backend)
+    if found.base is None:
+        load_weights(chunks, spec)
+    if isinstance(found.adapter, Path):
+        args = adapter_modules.with_modules(args, chunks, spec, found.adapter)
+    if found.adapter is not None:
+        add_adapters(chunks, args)
+    engine = engine_of(chunks)
+    if found.base is not None:
+        checkpoint_load.read_part(engine, found.base, "base")
+    if isinstance(found.adapter, Path):
+        load_adapter(chunks, spec, args, found.adapter)
+    elif found.adapter is not None:
+        checkpoint_load.read_part(engine, found.adapter, "trainable")
+    read = own_data if found.adapter is None else merged_weights(chunks)
+    return Loaded(chunks=[chunk.eval() for chunk in chunks], spec=spec, args=args, read=read)
+
+
+def _spec(found: Inputs, args: TrainArgs) -> ModelSpec:
+    """The model, with a vocabulary that has grown in training."""
+    grown = len(model_source.tokenizer(args, found.model)) if args.new_special_tokens else 0
+    return read_model(found.model, args, num_tokens=grown)
+
+
+def engine_of(chunks: list[GPTModel]) -> Engine:
+    """The chunks as checkpoints take them; nothing is wrapped, for nothing trains."""
+    return Engine(config=chunks[0].config, models=chunks, chunks=(), optimizer=None)  # type: ignore[arg-type]
+
+
+def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
+    """The whole model as a Hugging Face folder, with its tokenizer where that has grown."""
+    given = {"max_shard_size": args.max_shard_size, "keeps_others": args.exist_ok}
+    save_model(model.chunks, model.spec, output, read=model.read, **given)
+    if model.args.new_special_tokens:
+        model_source.tokenizer(model.args, model.spec.directory).save_pretrained(output)
+
+
+def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:
+    """As write_checkpoint, and leaves no folder behind that was not there."""
+    existed = output.exists()
+    try:
+        write_checkpoint(args, model, backend, output)
+    except TrainingError:
+        if not existed:
+            shutil.rmtree(output, ignore_errors=True)
+        raise
+
+
+def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:
+    """A checkpoint that any layout loads, beside the args.json that says what it holds."""
+    if model.read is not own_data:
+        merge_adapters(model.chunks, keep_originals=False)
+    owner = Owner(job_uid="", attempt=0)
+    folder.claim(output, owner)
+    policy = SavePolicy(
+        save=output,
+        layout={"tp": 1, "pp": 1, "cp": 1, "dp": 1, "ep": 1},
+        train_type="full",
+        with_optimizer=False,
+        with_rng=False,
+        owner=owner,
+        in_background=False,
+        on_termination=False,
+        limit=None,
+        num_files=args.thread_count or max(MIN_FILES, -(-model.num_bytes() // BYTES_PER_FILE)),
+    )
+    saver = Saver(engine_of(model.chunks), backend, policy)
+    saver.start(TrainState(iteration=ITERATION), loss=None)
+    saver.finish()
+    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=None)
+    record = {"task": "export", "arguments": asdict(whole), "resolved": {}}
+    folder.replace_text(output / RECORD, json.dumps(record, indent=1))
+
+
+def _output(args: TrainArgs, found: Inputs) -> Path:
+    """Where the result goes, checked to be free."""
+    suffix = "mcore" if args.to_mcore else "hf" if args.merge_lora or found.adapter is None else "adapter"
+    suffix = "merged" if found.adapter is not None and args.merge_lora else suffix
+    source = found.folders()[-1]
+    beside = source.parent if checkpoint_folder.NAME.fullmatch(source.name) else source
+    output = Path(args.output_dir or f"{beside}-{suffix}").absolute()
+    if output in {path.absolute() for path in (*found.folders(), beside)}:
+        raise _in_the_way(output, "is what the export reads; give another folder")
+    if output.exists() and not args.exist_ok:
+        raise _in_the_way(output, "exists; give another folder, or set exist_ok to write into it")
+    if output.exists() and not output.is_dir():
+        raise _in_the_way(output, "is no folder; give another one")
+    if args.to_mcore and any(path.iteration != ITERATION for path in checkpoint_folder.checkpoints(output)):
+        raise _in_the_way(output, "holds the checkpoints of a run; give another folder")
+    return output
+
+
+def _in_the_way(output: Path, message: str) -> InvalidInput:
+    return InvalidInput((Violation(path="args.output_dir", value=str(output), message=message),))
+
+
+def _check_room(output: Path, model: Loaded) -> None:
+    """Fails before hours of writing, not after."""
+    place = next(parent for parent in output.parents if parent.is_dir())
+    needed, free = model.num_bytes(), shutil.disk_usage(place).free
+    if free < needed:
+        message = f"{output} needs {_size(needed)} and {_size(free)} are free; free some or give another output_dir"
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message)
+
+
+def _description(output: Path) -> str:
+    sizes = [path.stat().st_size for path in output.rglob("*") if path.is_file()]
+    return f"{len(sizes)} files, {_size(sum(sizes))}"
+
+
+def _size(num_bytes: int) -> str:
+    return f"{num_bytes / 10**9:.2f} GB" if num_bytes >= 10**8 else f"{num_bytes / 10**6:.1f} MB"
+
+
+def _compare(args: TrainArgs, found: Inputs, model: Loaded, backend: Backend, output: Path) -> Comparison:
+    """Of what was written, as it lies on disk, with the other side."""
+    dtype = getattr(torch, args.test_convert_dtype)
+    ids, prompt = precision.prompt(model.spec)
+    directory = found.model if args.to_mcore else output
+    theirs = precision.hugging_face(directory, ids, stored=model.spec.dtype, computed=dtype)
+    test_args = replace(model.args, torch_dtype=args.test_convert_dtype, fp16=None, bf16=None)
+    spec = _spec(found, test_args)
+    chunks = [chunk.eval() for chunk in build_model(spec, test_args, backend)]
+    if args.to_mcore:
+        written = checkpoint_folder.inspect(checkpoint_folder.iteration_folder(output, ITERATION))
+        checkpoint_load.read_part(engine_of(chunks), written, "base")
+    else:
+        precision.copy_weights(model.chunks, model.spec, chunks, spec, model.read)
+    return precision.compare(theirs, precision.megatron(chunks[0], spec, ids), dtype=dtype, prompt=prompt)

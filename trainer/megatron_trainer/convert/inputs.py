@@ -1,0 +1,162 @@
+"""What an export reads: the model's own folder, a checkpoint, an adapter, and the arguments that they were made with.
+
+Looks at names and small JSON files only. Arguments of the model and of the adapter come from the args.json that
+training left beside its checkpoints, unless the command line gives them.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from megatron_trainer.checkpoint import load as checkpoint_load
+from megatron_trainer.convert import peft_format
+from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
+from megatron_trainer.failure import InvalidInput, TrainingError
+from megatron_trainer.inherit import RECORD
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.checkpoint_folder import Checkpoint
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+_GROUPS = ("model", "moe", "mla", "mixed_precision", "tuner_lora")
+_NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_special_tokens")
+# How the model was spread and computed in training is no part of it: it is read whole, and nothing is dropped.
+_ONE_PROCESS: dict[str, Any] = {
+    "recompute_granularity": "none",
+    "expert_model_parallel_size": 1,
+    "expert_tensor_parallel_size": 1,
+    "moe_expert_capacity_factor": None,
+    "moe_enable_deepep": False,
+    "moe_shared_expert_overlap": False,
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inputs:
+    """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is.
+
+    base: where its weights lie, None for those in `model`. adapter: a checkpoint of LoRA training, a PEFT folder, or
+    None.
+    """
+
+    args: TrainArgs
+    model: Path
+    base: Checkpoint | None
+    adapter: Checkpoint | Path | None
+
+    def folders(self) -> list[Path]:
+        """Everything that is read."""
+        checkpoints = [part for part in (self.base, self.adapter) if isinstance(part, Checkpoint)]
+        peft = [self.adapter] if isinstance(self.adapter, Path) else []
+        return [self.model, *peft, *(checkpoint.path for checkpoint in checkpoints)]
+
+
+def find(args: TrainArgs, given: frozenset[str]) -> Inputs:
+    """The inputs that the arguments of an export name; `given` holds the names of those that the user wrote.
+
+    Raises:
+        InvalidInput: a folder that does not hold what its argument says, or nothing that says which model it is.
+    """
+    adapter = _adapter(args)
+    base = _checkpoint("mcore_model", args.mcore_model, "full") if args.mcore_model else None
+    record = _record(adapter) if adapter is not None else _record(base) if base is not None else {}
+    if base is None and record.get("load"):
+        base = _checkpoint("mcore_model", record["load"], "full", named_by=f"{RECORD} of the adapter")
+    if args.model is None and adapter is not None and base is not None and not record.get("model"):
+        record |= {"model": _record(base).get("model")}
+    return Inputs(args=_arguments(args, given, record), model=_model(args, record), base=base, adapter=adapter)
+
+
+def _adapter(args: TrainArgs) -> Checkpoint | Path | None:
+    if not args.mcore_adapters:
+        return None
+    path = Path(args.mcore_adapters[0])
+    if holds_adapter(path):
+        return path
+    return _checkpoint("mcore_adapters", str(path), "lora")
+
+
+def _checkpoint(argument: str, path: str, train_type: str, *, named_by: str = "") -> Checkpoint:
+    try:
+        is_folder = Path(path).is_dir()
+        found = checkpoint_load.find(Path(path), recognises_others=argument == "mcore_model") if is_folder else None
+    except TrainingError as err:
+        raise TrainingError(err.exit_code, f"args.{argument}: {err}") from err
+    if found is None:
+        raise _wrong(argument, path, f"{_absence(Path(path), argument)}{named_by and f' ({named_by} names it)'}")
+    if found.manifest is not None and found.manifest.train_type != train_type:
+        held, other = ("an adapter", "mcore_adapters") if train_type == "full" else ("a whole model", "mcore_model")
+        raise _wrong(argument, path, f"holds {held}; give it as {other}")
+    return found
+
+
+def _absence(path: Path, argument: str) -> str:
+    """Why there is no checkpoint, and what to do."""
+    if not path.is_dir():
+        return "there is no such folder"
+    if (path / "config.json").is_file():
+        return "is a Hugging Face folder; give it as model"
+    kinds = " or an adapter_config.json" if argument == "mcore_adapters" else ""
+    return f"holds no checkpoint; name the folder that has iter_NNNNNNN folders{kinds} in it"
+
+
+def _record(source: Checkpoint | Path) -> dict[str, Any]:
+    """The arguments that the source was made with; for a PEFT folder those that its adapter_config.json implies."""
+    if isinstance(source, Path):
+        return _peft_record(open_adapter(source).config, source)
+    path = source.path.parent / RECORD
+    try:
+        # Other programs of the Megatron family leave a file of this name too, with other content.
+        return dict(json.loads(path.read_text()).get("arguments", {}))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, TypeError, AttributeError) as err:
+        raise _wrong("mcore_model", str(path), f"cannot be read ({err}); restore it or remove it") from err
+
+
+def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    if config.get("bias", "none") not in ("none", "all"):
+        message = (
+            f"{peft_format.CONFIG_FILE} says bias is {config['bias']!r}, which only PEFT knows; merge it with PEFT"
+        )
+        raise _wrong("mcore_adapters", str(folder), message)
+    return {
+        "model": config.get("base_model_name_or_path"),
+        "lora_rank": config.get("r"),
+        "lora_alpha": config.get("lora_alpha"),
+        "use_rslora": config.get("use_rslora", False),
+        "lora_bias": config.get("bias", "none"),
+    }
+
+
+def _arguments(args: TrainArgs, given: frozenset[str], record: Mapping[str, Any]) -> TrainArgs:
+    recorded = {
+        name: tuple(value) if isinstance(value, list) else value
+        for name, value in record.items()
+        if name in ARGUMENTS and name not in given and (ARGUMENTS[name].group in _GROUPS or name in _NAMES)
+    }
+    if "torch_dtype" in given:
+        recorded |= {"fp16": None, "bf16": None}
+    return replace(args, **{**recorded, **_ONE_PROCESS})
+
+
+def _model(args: TrainArgs, record: Mapping[str, Any]) -> Path:
+    named = args.model or record.get("model")
+    if not named:
+        message = f"needs the Hugging Face folder with the config.json and tokenizer; the checkpoint has no {RECORD}"
+        raise _wrong("model", None, message)
+    if not Path(named).is_dir():
+        where = (
+            "there is no such folder" if args.model else f"{RECORD} names this folder, which is not here; give model"
+        )
+        raise _wrong("model", str(named), where)
+    return Path(named)
+
+
+def _wrong(argument: str, value: str | None, message: str) -> InvalidInput:
+    violation = Violation(path=f"args.{argument}", value=value, message=message)
+    return InvalidInput((violation,), ExitCode.MISSING_INPUT)

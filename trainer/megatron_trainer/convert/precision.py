@@ -1,0 +1,171 @@
+"""Compares a converted model with its other side: logits of a prompt, and the outputs of every layer on the way there.
+
+Both models are in this process, one after the other. Shape suffixes: B batch of one, T tokens, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from megatron.core.models.gpt import GPTModel
+from torch import Tensor
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from megatron_trainer.convert import table
+from megatron_trainer.convert.stream import Read
+from megatron_trainer.models.spec import ModelSpec
+
+TEXT = (
+    "The mill stands where the river bends. Every morning at six the miller opens the gate, and by noon he has ground "
+    "240 kg of rye. What will he do when the water is low? He waits: 3 days, perhaps 4."
+)
+RANDOM_TOKENS = 64
+EMBEDDING, LAST_NORM, LOGITS = "embedding", "final norm", "logits"
+
+Outputs = Mapping[str, Tensor]
+"""By part of the model, in order: embedding, layer 0 .., final norm [B, T, H]; logits [B, T, V]; float32, CPU."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """mean: of the differences of logits. layer: of a layer's largest difference to its largest value."""
+
+    mean: float
+    layer: float
+
+
+BOUNDS = {
+    torch.float32: Bound(mean=1e-3, layer=1e-3),
+    torch.bfloat16: Bound(mean=0.1, layer=0.1),
+    torch.float16: Bound(mean=0.1, layer=0.1),
+}
+"""By the type that is computed in: float32 differs by the order of sums alone; 0.1 is the reference's own bound."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Comparison:
+    """mean, largest: of the absolute differences of logits. departs: the first part beyond the bound, or None."""
+
+    mean: float
+    largest: float
+    largest_logit: float
+    same_next_tokens: int
+    num_tokens: int
+    departs: str | None
+    bound: Bound
+    prompt: str
+
+    @property
+    def passed(self) -> bool:
+        """Whether both models are the same within the bound."""
+        return self.mean <= self.bound.mean and self.departs is None
+
+    def lines(self) -> Iterator[str]:
+        """The result for a reader."""
+        yield f"prompt: {self.prompt}, {self.num_tokens} tokens"
+        yield f"logits: mean difference {self.mean:.2e} (bound {self.bound.mean:.0e}), largest {self.largest:.2e}"
+        yield f"        largest logit {self.largest_logit:.3g}"
+        yield f"next tokens: {self.same_next_tokens} of {self.num_tokens} the same"
+        yield f"layers: {self.departs or f'all within {self.bound.layer:.0e} of their largest value'}"
+        yield f"precision test: {'passed' if self.passed else 'FAILED'}"
+
+
+def prompt(spec: ModelSpec) -> tuple[Tensor, str]:
+    """int64 [1, T] and what it is: a text, or random tokens for a model whose folder has no tokenizer."""
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(spec.directory)
+        ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
+        return ids, f'"{TEXT[:38]}..."'
+    except (OSError, ValueError):
+        generator = torch.Generator().manual_seed(1)
+        ids = torch.randint(0, spec.vocab_size, (1, RANDOM_TOKENS), generator=generator)
+        return ids, "random tokens (the folder has no tokenizer)"
+
+
+@torch.no_grad()
+def hugging_face(directory: Path, ids: Tensor, *, stored: torch.dtype, computed: torch.dtype) -> Outputs:
+    """What transformers computes from the folder. stored: the type that its weights are rounded to first."""
+    model = AutoModelForCausalLM.from_pretrained(directory, dtype=stored, attn_implementation="eager")
+    model = model.to(computed).eval()
+    decoder = model.get_decoder()
+    with _watched(decoder.embed_tokens, decoder.layers, decoder.norm) as seen:
+        logits_BTV = model(ids).logits
+    return {**seen, LOGITS: logits_BTV.float()}
+
+
+@torch.no_grad()
+def megatron(model: GPTModel, spec: ModelSpec, ids: Tensor) -> Outputs:
+    """What our model computes."""
+    ids = ids.to(next(model.parameters()).device)
+    with _watched(model.embedding, model.decoder.layers, model.decoder.final_layernorm) as seen:
+        logits_BTV = model(ids, torch.arange(ids.shape[1], device=ids.device)[None], None)
+    # Megatron's hidden states are [T, B, H].
+    hidden = {name: output.transpose(0, 1) for name, output in seen.items()}
+    return {**hidden, LOGITS: logits_BTV[..., : spec.vocab_size].float().cpu()}
+
+
+@torch.no_grad()
+def copy_weights(
+    source: Sequence[GPTModel], source_spec: ModelSpec, target: Sequence[GPTModel], spec: ModelSpec, read: Read
+) -> None:
+    """Fills the target with the source's values, in the target's type, as `read` gives them."""
+    pairs = zip(table.entries(source, source_spec), table.entries(target, spec), strict=True)
+    for from_entry, to_entry in pairs:
+        values = read(from_entry.parameter)
+        if values is not None:
+            to_entry.parameter.copy_(values)
+
+
+def compare(theirs: Outputs, ours: Outputs, *, dtype: torch.dtype, prompt: str) -> Comparison:
+    """The differences. theirs: the side that is taken for true."""
+    bound = BOUNDS[dtype]
+    expected, actual = theirs[LOGITS], ours[LOGITS]
+    difference = (expected - actual).abs()
+    return Comparison(
+        mean=_number(difference.mean()),
+        largest=_number(difference.max()),
+        largest_logit=float(expected.abs().max()),
+        same_next_tokens=int((expected.argmax(-1) == actual.argmax(-1)).sum()),
+        num_tokens=expected.shape[1],
+        departs=next(_departures(theirs, ours, bound), None),
+        bound=bound,
+        prompt=prompt,
+    )
+
+
+def _departures(theirs: Outputs, ours: Outputs, bound: Bound) -> Iterator[str]:
+    for name, expected in theirs.items():
+        difference, largest = _number((expected - ours[name]).abs().max()), float(expected.abs().max())
+        if difference > bound.layer * largest:
+            yield f"the first to depart is {name}: by up to {difference:.2e}, its values reach {largest:.3g}"
+
+
+def _number(value: Tensor) -> float:
+    """Not-a-number is the largest difference there is."""
+    return float(torch.nan_to_num(value, nan=float("inf")))
+
+
+@contextmanager
+def _watched(
+    embedding: torch.nn.Module, layers: Sequence[torch.nn.Module], norm: torch.nn.Module
+) -> Iterator[dict[str, Tensor]]:
+    """Fills up, while the model runs, with what each part puts out."""
+    parts = {EMBEDDING: embedding, **{f"layer {n}": layer for n, layer in enumerate(layers)}, LAST_NORM: norm}
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> object:
+        def hook(_module: object, _inputs: object, output: object) -> None:
+            seen[name] = (output[0] if isinstance(output, tuple) else output).float().cpu()
+
+        return hook
+
+    handles = [module.register_forward_hook(keep(name)) for name, module in parts.items()]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
