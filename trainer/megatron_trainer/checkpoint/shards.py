@@ -6,6 +6,7 @@ rank cannot write the index; here planning is collective, and writing and comple
 
 from __future__ import annotations
 
+import queue
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -86,8 +87,8 @@ def plan(state: StateDict, folder: Path, *, copies: bool, num_files: int = 1) ->
     copies: takes copies of all tensors, so that training may change its own while they are written. num_files: of this
     rank.
     """
-    # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any value will do.
-    filesystem_async._results_queue = object()
+    # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any queue will do.
+    filesystem_async._results_queue = queue.Queue()
     planner = _Planner(thread_count=num_files)
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
     writer, metadata = planner.planned
