@@ -1,0 +1,77 @@
+"""The same twenty losses in every layout, full and LoRA: a whole training run each, compared step by step.
+
+Four steps of the small layouts run with every change in tests/effects/test_layout_effects.py and test_moe_effects.py.
+
+Every run reads the same rows in the same order (`dataloader_type: single`: a shuffle depends on the number of ranks).
+Twenty steps of Adam with a learning rate of 1e-3 halve the loss, so a wrong gradient shows; 2e-4 relative leaves room
+for float32 sums in another order, which Adam's division by small second moments enlarges in the first steps.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layouts
+import tiny_model
+import tiny_run
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+STEPS = 20
+RELATIVE = 2e-4
+DENSE = ("tp2", "tp2 sp", "pp2", "cp2", "tp2 pp2")
+EXPERTS = ("pp2", "cp2", "ep2", "tp2 sp ep2 etp1", "tp2 sp pp2 etp1")
+CASES = {"llama": DENSE, "qwen3_moe": EXPERTS, "deepseek_v3": EXPERTS}
+TUNERS: dict[str, dict[str, Any]] = {
+    "full": {"lr": 1e-3},
+    "lora": {"train_type": "lora", "lr": 3e-3, "lora_dropout": 0.0},
+}
+
+
+@pytest.fixture(scope="module")
+def losses(tmp_path_factory):
+    """losses(model, tuner, layout): of each step; the same run is made once."""
+    root: Path = tmp_path_factory.mktemp("curves")
+    data = tiny_run.write_data(root / "train.jsonl", rows=4 * STEPS)
+    done: dict[tuple[str, ...], list[float]] = {}
+
+    def run(model: str, tuner: str, text: str, **given: Any) -> list[float]:
+        key = (model, tuner, text, str(given))
+        if key not in done:
+            chosen = {} if text == "dp2" else layouts.read(text)["arguments"]
+            ranks = 2 if text == "dp2" else layouts.num_ranks(chosen)
+            settings = {"train_iters": STEPS, "dataloader_type": "single", **TUNERS[tuner], **chosen, **given}
+            save = root / f"run{len(done)}"
+            arguments = tiny_run.arguments(tiny_model.make(model, root), data, save, **settings)
+            result = tiny_run.train(arguments, ranks=ranks)
+            assert result.exit_code == 0, result.message
+            done[key] = result.column("lm loss")
+        return done[key]
+
+    return run
+
+
+def check(losses: Any, model: str, tuner: str, text: str) -> None:
+    expected = losses(model, tuner, "tp1")
+    assert len(expected) == STEPS
+    assert expected[-1] < 0.9 * expected[0], "a model that learns nothing proves nothing"
+    assert losses(model, tuner, text) == pytest.approx(expected, rel=RELATIVE)
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize(
+    ("model", "text"), [(model, text) for model, texts in CASES.items() for text in (*texts, "dp2")]
+)
+def test_every_layout_learns_the_same(losses, model, text, tuner):
+    check(losses, model, tuner, text)
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_packed_rows_learn_the_same_in_every_layout(losses, tuner):
+    packed = {"packing": True, "max_epochs": None}
+    expected = losses("llama", tuner, "tp1", **packed)
+    for text in ("cp2", "tp2 sp", "pp2"):
+        assert losses("llama", tuner, text, **packed) == pytest.approx(expected, rel=RELATIVE)
