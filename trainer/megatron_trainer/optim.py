@@ -52,6 +52,8 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: 
         "overlap_param_gather": args.overlap_param_gather,
         "use_precision_aware_optimizer": args.use_precision_aware_optimizer,
         "main_grads_dtype": DTYPES[args.main_grads_dtype],
+        # Whole float32 values: a checkpoint that fits every layout cannot hold what 16 bits leave over.
+        "store_param_remainders": False,
         "main_params_dtype": DTYPES[args.main_params_dtype],
         "exp_avg_dtype": DTYPES[args.exp_avg_dtype],
         "exp_avg_sq_dtype": DTYPES[args.exp_avg_sq_dtype],
