@@ -156,14 +156,14 @@ class MixtureOfExperts:
         "Run the experts of a rank as one grouped matrix product.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works on GPU only",
     )
     moe_permute_fusion: bool = arg(
         False,
         "Fused kernel for sorting tokens by expert.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works on GPU only",
     )
     moe_aux_loss_coeff: float = arg(
         0.0,
@@ -192,7 +192,7 @@ class MixtureOfExperts:
         "Compute shared experts while tokens travel.",
         featured=True,
         applies_to=EVERY_TASK,
-        status="not yet",
+        status="works on GPU only",
     )
     moe_token_drop_policy: Literal["probs", "position"] = arg(
         "probs",
