@@ -198,6 +198,38 @@ def test_damaged_files(tmp_path, name, content, expected):
     assert reasons(tmp_path / name) == expected
 
 
+def damaged(source, content):
+    """The bytes cut off, with some changed, or with a piece missing or twice."""
+    place = source.randrange(len(content))
+    match source.randrange(4):
+        case 0:
+            return content[:place]
+        case 1:
+            changed = bytearray(content)
+            for _ in range(source.randrange(1, 8)):
+                changed[source.randrange(len(changed))] = source.randrange(256)
+            return bytes(changed)
+        case 2:
+            return content[:place] + content[place + source.randrange(1, 30) :]
+        case _:
+            return content[:place] + content[max(0, place - source.randrange(1, 30)) :]
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "tsv", "parquet"])
+def test_files_damaged_at_random_are_read_as_far_as_they_go(tmp_path, kind, count):
+    source = random.Random(f"{kind} {count}")
+    whole = tmp_path / f"whole.{kind}"
+    write(whole, kind)
+    found = []
+    for number in range(count):
+        path = tmp_path / f"{number}.{kind}"
+        path.write_bytes(damaged(source, whole.read_bytes()))
+        found += reasons(path)
+    assert all(reason is None or (reason[0] >= 1 and reason[1]) for reason in found)
+    assert len({reason[1] for reason in found if reason}) > 0
+
+
 def test_a_line_without_end_is_passed_over_in_bounded_memory(tmp_path, monkeypatch):
     monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 100)
     path = tmp_path / "data.jsonl"

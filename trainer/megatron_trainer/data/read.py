@@ -25,7 +25,8 @@ MAX_LINE_BYTES = 256 * 2**20
 Payload = bytes | Mapping[str, object] | RowError
 Rows = Iterator[tuple[int, Payload]]
 
-_DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error)
+# UnicodeDecodeError: text columns of a parquet file that hold no UTF-8.
+_DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error, UnicodeDecodeError)
 
 
 def read_file(path: Path) -> Rows:
