@@ -225,5 +225,5 @@ def test_add_version_gives_every_run_a_folder_of_its_own(train):
     for _ in range(2):
         assert train(add_version=True, train_iters=1, name="versions").exit_code == 0
     folder: Path = train(add_version=True, train_iters=1, name="versions").folder
-    versions = sorted(path.name.split("-")[0] for path in folder.iterdir())
+    versions = sorted(path.name.split("-")[0] for path in folder.glob("v*"))
     assert versions == ["v0", "v1", "v2"]

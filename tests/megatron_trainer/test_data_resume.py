@@ -51,8 +51,8 @@ def rows_read(run) -> list[list[str]]:
 @pytest.mark.parametrize(
     ("given", "ranks", "stop_at"),
     [
-        ({**STREAM}, 1, 3),
-        ({**STREAM}, 2, 5),
+        pytest.param({**STREAM}, 1, 3, marks=pytest.mark.slow),
+        pytest.param({**STREAM}, 2, 5, marks=pytest.mark.slow),
         ({**STREAM, **PACKED, "global_batch_size": 2}, 2, 4),
         ({**PACKED, "global_batch_size": 2}, 2, 4),
         ({"lazy_tokenize": True}, 1, 5),

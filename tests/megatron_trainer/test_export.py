@@ -18,7 +18,10 @@ from megatron_trainjob.exit_codes import ExitCode
 
 pytestmark = pytest.mark.dist
 
-ROUND_TRIPS = ("llama_tied", "llama_bias", "qwen2_odd", "qwen3_moe", "deepseek_v3", "glm4", "phi3")
+ROUND_TRIPS = (
+    *("llama_tied", "qwen3_moe", "deepseek_v3"),
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama_bias", "qwen2_odd", "glm4", "phi3")),
+)
 
 
 @pytest.fixture(scope="module")

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.dist
 
 
 @pytest.mark.parametrize(
-    ("cases", "first_seed"), [(40, 0), pytest.param(300, 1000, marks=pytest.mark.slow)], ids=["40 cases", "300 cases"]
+    ("cases", "first_seed"), [(12, 0), pytest.param(300, 1000, marks=pytest.mark.slow)], ids=["12 cases", "300 cases"]
 )
 def test_what_is_resumed_is_the_newest_checkpoint_that_nobody_harmed(llama, tmp_path, cases, first_seed):
     given = arguments(llama, tmp_path / "no-data.jsonl", tmp_path / "run")

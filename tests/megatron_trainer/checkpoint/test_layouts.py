@@ -71,7 +71,9 @@ def dense(llama, data, tmp_path_factory):
     return Saved(llama, data, tmp_path_factory.mktemp("dense"), TP2)
 
 
-@pytest.mark.parametrize("layout", [ONE_RANK, PP2, UNEVEN], ids=["one rank", "pp2", "uneven pp2"])
+@pytest.mark.parametrize(
+    "layout", [ONE_RANK, pytest.param(PP2, marks=pytest.mark.slow), UNEVEN], ids=["one rank", "pp2", "uneven pp2"]
+)
 def test_a_run_saved_with_tensor_parallelism_goes_on_in_any_layout(dense, layout):
     dense.check(layout)
 
