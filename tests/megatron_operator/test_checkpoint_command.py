@@ -1,15 +1,8 @@
 """mtj checkpoint: what people see of a folder of checkpoints."""
 
-import pytest
-
 import checkpoint_files
 from megatron_operator.cli import main
 from megatron_operator.cli.checkpoint import size
-
-
-@pytest.fixture(autouse=True)
-def wide_terminal(monkeypatch):
-    monkeypatch.setenv("COLUMNS", "200")
 
 
 def run(capsys, *words) -> tuple[int, str]:

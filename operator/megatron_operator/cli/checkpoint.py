@@ -10,7 +10,7 @@ from pathlib import Path
 
 from rich.markup import escape
 
-from megatron_operator.cli.output import FAILED, OK, error, out, table
+from megatron_operator.cli.output import FAILED, OK, error, out, show_table, table
 from megatron_operator.timestamp import to_text
 from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect
 
@@ -62,7 +62,7 @@ def show(found: Iterable[Checkpoint], *, was_read: bool) -> None:
             problems.append(f"[red]iteration {each.iteration}[/]: {escape(each.problem or '')}")
         else:
             shown.add_row(str(each.iteration), "verified" if was_read else "complete", *_facts(each.manifest))
-    out.print(shown)
+    show_table(shown)
     for problem in problems:
         out.print(problem)
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from rich.markup import escape
 
-from megatron_operator.cli.output import INVALID, OK, error, out, table
+from megatron_operator.cli.output import INVALID, OK, error, out, show_table, table
 from megatron_operator.schema import structural
 from megatron_operator.schema.spec import spec
 from megatron_trainjob.args.field import Argument
@@ -87,7 +87,7 @@ def _show_field(path: str, schema: Schema) -> None:
         default = escape(shown(part["default"])) if "default" in part else ""
         fields.add_row(name, _type(part), default, escape(part.get("description", "as in Kubernetes")))
     if fields.row_count:
-        out.print(fields)
+        show_table(fields)
 
 
 def _limits(schema: Schema) -> list[tuple[str, str]]:
@@ -127,4 +127,4 @@ def _show_arguments() -> None:
     for argument in ARGUMENTS.values():
         help_text = escape(argument.help.partition(". ")[0])
         arguments.add_row(argument.name, argument.type, escape(shown(argument.default)), argument.status, help_text)
-    out.print(arguments)
+    show_table(arguments)

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from megatron_operator import gpu_memory, layout
 from megatron_operator.cli.load import Loaded, add_manifest, load
-from megatron_operator.cli.output import INVALID, OK, out, show_violations, show_warnings, table
+from megatron_operator.cli.output import INVALID, OK, out, show_table, show_violations, show_warnings, table
 from megatron_operator.desired.quantity import amount
 from megatron_operator.job import Job
 from megatron_operator.layout import Rank
@@ -66,7 +66,7 @@ def show_ranks(job: Job, hf_config: Mapping[str, Any] | None, *, limit: int | No
     shown = table("layout", *columns)
     for row in rows[:limit]:
         shown.add_row(*_cells(row, size.data, has_experts=has_experts))
-    out.print(shown)
+    show_table(shown)
     if limit is not None and len(rows) > limit:
         out.print(f"[dim]... {len(rows) - limit} more; --all-ranks lists them[/]")
 
@@ -93,7 +93,7 @@ def show_batches(loaded: Loaded) -> None:
     for label, value in rows:
         if value:
             shown.add_row(f"[dim]{label}[/]", value)
-    out.print(shown)
+    show_table(shown)
 
 
 def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
@@ -108,7 +108,7 @@ def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
         out.print(f"[dim]memory: unknown: {escape(str(problem))}[/]")
         return
     estimate = memory.estimate(loaded.job.args, shape, loaded.job.world_size)
-    out.print(_memory_table(estimate))
+    show_table(_memory_table(estimate))
     out.print(
         f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trained, "
         f"{estimate.tokens} tokens of a micro-batch on a rank[/]"

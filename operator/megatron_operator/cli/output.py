@@ -6,11 +6,14 @@ from collections.abc import Iterable
 
 from rich.console import Console
 from rich.markup import escape
+from rich.measure import Measurement
 from rich.table import Table
 
 from megatron_trainjob.violation import Violation
 
 OK, FAILED, INVALID = 0, 1, 2
+UNBOUNDED = 10_000
+"""Columns that no table fills."""
 
 out = Console(highlight=False, soft_wrap=True)
 error = Console(stderr=True, highlight=False, soft_wrap=True)
@@ -38,6 +41,15 @@ def table(title: str, *columns: str) -> Table:
     for index, column in enumerate(columns):
         made.add_column(column, no_wrap=index == 0)
     return made
+
+
+def show_table(shown: Table) -> None:
+    """Prints it: as wide as the terminal, or where the output goes to a pipe or a file as wide as it needs."""
+    if out.is_terminal:
+        out.print(shown)
+        return
+    needed = Measurement.get(out, out.options.update(width=UNBOUNDED), shown).maximum
+    Console(highlight=False, width=needed).print(shown)
 
 
 def _short(value: object) -> str:

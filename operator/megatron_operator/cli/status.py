@@ -11,7 +11,7 @@ import yaml
 from rich.markup import escape
 
 from megatron_operator.cli.load import STATE_DIRECTORY
-from megatron_operator.cli.output import FAILED, OK, error, out, table
+from megatron_operator.cli.output import FAILED, OK, error, out, show_table, table
 from megatron_operator.cluster.local_state import State
 
 Object = Mapping[str, Any]
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     events = table("events", "time", "type", "reason", "message")
     for event in state.read_events()[-MAX_EVENTS:]:
         events.add_row(event["time"], event["type"], event["reason"], escape(event["message"]))
-    out.print(events)
+    show_table(events)
     return OK
 
 
@@ -55,7 +55,7 @@ def show(name: str, status: Object) -> None:
     for label, value in rows(status):
         facts.add_row(f"[dim]{label}[/]", escape(value))
     out.print(f"[bold]{name}[/] {colored(status.get('phase', 'Pending'))}")
-    out.print(facts)
+    show_table(facts)
 
 
 def rows(status: Object) -> list[tuple[str, str]]:
@@ -116,5 +116,8 @@ def _show_all(directory: Path) -> int:
             restarts = str(status.get("restarts", {}).get("total", 0))
             iteration = str(status.get("checkpoint", {}).get("latestIteration", ""))
             jobs.add_row(folder.name, colored(status.get("phase", "")), progress, restarts, iteration)
-    out.print(jobs if jobs.row_count else f"no jobs in {directory}")
+    if jobs.row_count:
+        show_table(jobs)
+    else:
+        out.print(f"no jobs in {directory}")
     return OK
