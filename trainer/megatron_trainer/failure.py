@@ -33,12 +33,15 @@ class InvalidInput(TrainingError):
 
 @dataclass(frozen=True, kw_only=True)
 class FailureRecord:
-    """What the termination log says: the first failing rank, its code, and why."""
+    """What the termination log says: the first failing rank, its code, and why.
+
+    iteration: None where nobody could say; the operator then takes that of the last progress.
+    """
 
     exit_code: int
     reason: str
     rank: int
-    iteration: int
+    iteration: int | None
     message: str
 
     def to_json(self) -> str:

@@ -126,6 +126,6 @@ def _record(rank: Rank, env: Environment, count: int) -> FailureRecord:
         exit_code=exit_code,
         reason=describe(exit_code),
         rank=env.node_rank * count + rank.local_rank,
-        iteration=0,
+        iteration=None,
         message=f"the process ended with {describe(exit_code)} and left no message; see the log above",
     )
