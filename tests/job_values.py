@@ -9,6 +9,7 @@ from typing import Any
 from megatron_operator import manifest, names
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
+from megatron_operator.plan import Plan
 from megatron_trainjob.progress import Progress
 
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 100}
@@ -113,3 +114,13 @@ def beat(iteration: int = 10, *, age_s: float = 1.0, **fields: Any) -> Progress:
     """A progress record of this age."""
     known = {"phase": "training", "iteration": iteration, "total_iterations": 100, "updated_at": NOW - age_s}
     return Progress(**{**known, **fields})
+
+
+def kinds(plan: Plan) -> list[tuple[str, str]]:
+    """Kind and name of each object that a plan creates, in its order."""
+    return [(each["kind"], each["metadata"]["name"]) for each in plan.create]
+
+
+def conditions(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """Status and reason of each condition."""
+    return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from job_values import NOW, job, pod, seen
+from job_values import NOW, job, kinds, pod, seen
 from megatron_operator import names, reconcile
 from megatron_operator.desired import workload
 from megatron_operator.observe import KueueSeen, PodSetPlace, Workload
@@ -30,10 +30,6 @@ def condition(type_: str, status: str = "True", reason: str = "Because") -> dict
 def admitted(of, *more: dict, **fields) -> Workload:
     conditions = (condition("QuotaReserved"), condition("Admitted"), *more)
     return Workload(name=workload.workload_name(of), version="7", conditions=conditions, **fields)
-
-
-def kinds(plan):
-    return [(body["kind"], body["metadata"]["name"]) for body in plan.create]
 
 
 def test_the_first_thing_that_a_queued_job_makes_is_its_workload():

@@ -1,4 +1,4 @@
-"""reconcile: whole plans for whole situations, in the order of operator-conventions b3."""
+"""reconcile: whole plans for whole situations, from a new job to a finished one. Schedulers: test_reconcile_gang.py."""
 
 from __future__ import annotations
 
@@ -6,9 +6,23 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, RUNNING_STATUS, START, beat, condition, failed, job, pod, raw, restarts, seen
+from job_values import (
+    NOW,
+    RUNNING_STATUS,
+    START,
+    beat,
+    condition,
+    conditions,
+    failed,
+    job,
+    kinds,
+    pod,
+    raw,
+    restarts,
+    seen,
+)
 from megatron_operator import names, reconcile
-from megatron_operator.observe import Gang, Seen
+from megatron_operator.observe import Seen
 from megatron_operator.plan import Event, Patch, Plan, Ref
 from megatron_trainjob.violation import Violation
 
@@ -16,14 +30,6 @@ from megatron_trainjob.violation import Violation
 def ref(rank, attempt=0):
     name = names.pod_name("tune", attempt, rank)
     return Ref(api_version="v1", kind="Pod", name=name, uid=f"pod-{attempt}-{rank}")
-
-
-def kinds(plan):
-    return [(each["kind"], each["metadata"]["name"]) for each in plan.create]
-
-
-def conditions(status):
-    return {each["type"]: (each["status"], each["reason"]) for each in status["conditions"]}
 
 
 def test_a_new_job_gets_its_objects_first_and_its_status_with_the_next_look():
@@ -366,36 +372,6 @@ def test_hang_detection_can_be_switched_off():
     assert reconcile.plan(job(spec), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW).delete == ()
 
 
-def test_a_missing_gang_scheduler_stalls_the_job_and_never_ungangs_it():
-    spec = {"scheduling": {"gang": "Native"}}
-    plan = reconcile.plan(job(spec), Seen(gang=Gang(served=False)), NOW)
-    assert plan.create == ()
-    assert conditions(plan.status)["Stalled"] == ("True", "GangSchedulerMissing")
-
-
-def test_volcano_pods_are_created_once_the_queue_has_taken_the_group():
-    volcano = job({"scheduling": {"gang": "Volcano", "queue": "research"}})
-    first = reconcile.plan(volcano, Seen(), NOW)
-    assert kinds(first) == [("ConfigMap", "tune-a0-args"), ("Service", "tune"), ("PodGroup", "tune-a0")]
-    assert [event.reason for event in first.events] == ["JobAccepted"]
-    queued = seen(status=first.status, gang=Gang(name="tune-a0", phase="Pending"))
-    waiting = reconcile.plan(volcano, queued, NOW + 20)
-    assert waiting.create == ()
-    assert (waiting.status["phase"], conditions(waiting.status)["Admitted"]) == ("Queued", ("False", "WaitingForQuota"))
-    admitted = replace(queued, gang=Gang(name="tune-a0", phase="Inqueue"), status=waiting.status)
-    assert kinds(reconcile.plan(volcano, admitted, NOW + 30)) == [
-        ("Pod", "tune-a0-master-0"),
-        ("Pod", "tune-a0-worker-0"),
-    ]
-
-
-def test_pods_behind_a_kueue_gate_make_the_job_queued():
-    queued = job(labels={names.KUEUE_QUEUE: "team-a"})
-    pods = [pod(rank, phase="Pending", gated=True, scheduled_at=None) for rank in (0, 1)]
-    plan = reconcile.plan(queued, seen(*pods), NOW)
-    assert (plan.status["phase"], plan.status["reason"]) == ("Queued", "WaitingForQuota")
-
-
 def test_a_refused_change_stalls_the_job_until_it_succeeds():
     refused = Seen(problem=("QuotaExceeded", "pods 2, limit 1"))
     plan = reconcile.plan(job(), refused, NOW + 1)
@@ -421,14 +397,3 @@ def test_more_nodes_after_a_suspension_make_a_larger_gang():
     plan = reconcile.plan(larger, seen(status=suspended, config_maps=frozenset()), NOW + 60)
     assert [name for kind, name in kinds(plan) if kind == "Pod"] == list(names.replica_names("tune", 1, 4))
     assert (plan.status["observedGeneration"], plan.status["resolved"]["worldSize"]) == (2, 4)
-
-
-def test_groups_of_earlier_attempts_are_deleted_for_they_hold_quota():
-    volcano = job({"scheduling": {"gang": "Volcano"}})
-    known = seen(pod(0), pod(1), gang=Gang(name="tune-a0", phase="Running"), stale_groups=("tune-old",))
-    group = Ref(api_version="scheduling.volcano.sh/v1beta1", kind="PodGroup", name="tune-old")
-    assert reconcile.plan(volcano, known, NOW).delete == (group,)
-    finished = {**RUNNING_STATUS, "conditions": [condition(names.SUCCEEDED)], "completionTime": START}
-    over = job({"scheduling": {"gang": "Volcano"}, "runPolicy": {"ttlSecondsAfterFinished": 1}})
-    plan = reconcile.plan(over, replace(known, pods=(), status=finished, config_maps=frozenset()), NOW)
-    assert [ref.name for ref in plan.delete] == ["tune", "tune-old", "tune-a0"]

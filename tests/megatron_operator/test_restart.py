@@ -1,4 +1,4 @@
-"""decide/restart, failure and backoff: the table of operator-conventions b3, row by row."""
+"""decide/restart, failure and backoff: which failure restarts the gang and which ends the job, row by row."""
 
 from __future__ import annotations
 

@@ -1,0 +1,51 @@
+"""reconcile: what becomes of a job whose pods wait for a gang scheduler or a queue."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from job_values import NOW, RUNNING_STATUS, START, condition, conditions, job, kinds, pod, seen
+from megatron_operator import names, reconcile
+from megatron_operator.observe import Gang, Seen
+from megatron_operator.plan import Ref
+
+
+def test_a_missing_gang_scheduler_stalls_the_job_and_never_ungangs_it():
+    spec = {"scheduling": {"gang": "Native"}}
+    plan = reconcile.plan(job(spec), Seen(gang=Gang(served=False)), NOW)
+    assert plan.create == ()
+    assert conditions(plan.status)["Stalled"] == ("True", "GangSchedulerMissing")
+
+
+def test_volcano_pods_are_created_once_the_queue_has_taken_the_group():
+    volcano = job({"scheduling": {"gang": "Volcano", "queue": "research"}})
+    first = reconcile.plan(volcano, Seen(), NOW)
+    assert kinds(first) == [("ConfigMap", "tune-a0-args"), ("Service", "tune"), ("PodGroup", "tune-a0")]
+    assert [event.reason for event in first.events] == ["JobAccepted"]
+    queued = seen(status=first.status, gang=Gang(name="tune-a0", phase="Pending"))
+    waiting = reconcile.plan(volcano, queued, NOW + 20)
+    assert waiting.create == ()
+    assert (waiting.status["phase"], conditions(waiting.status)["Admitted"]) == ("Queued", ("False", "WaitingForQuota"))
+    admitted = replace(queued, gang=Gang(name="tune-a0", phase="Inqueue"), status=waiting.status)
+    assert kinds(reconcile.plan(volcano, admitted, NOW + 30)) == [
+        ("Pod", "tune-a0-master-0"),
+        ("Pod", "tune-a0-worker-0"),
+    ]
+
+
+def test_pods_behind_a_kueue_gate_make_the_job_queued():
+    queued = job(labels={names.KUEUE_QUEUE: "team-a"})
+    pods = [pod(rank, phase="Pending", gated=True, scheduled_at=None) for rank in (0, 1)]
+    plan = reconcile.plan(queued, seen(*pods), NOW)
+    assert (plan.status["phase"], plan.status["reason"]) == ("Queued", "WaitingForQuota")
+
+
+def test_groups_of_earlier_attempts_are_deleted_for_they_hold_quota():
+    volcano = job({"scheduling": {"gang": "Volcano"}})
+    known = seen(pod(0), pod(1), gang=Gang(name="tune-a0", phase="Running"), stale_groups=("tune-old",))
+    group = Ref(api_version="scheduling.volcano.sh/v1beta1", kind="PodGroup", name="tune-old")
+    assert reconcile.plan(volcano, known, NOW).delete == (group,)
+    finished = {**RUNNING_STATUS, "conditions": [condition(names.SUCCEEDED)], "completionTime": START}
+    over = job({"scheduling": {"gang": "Volcano"}, "runPolicy": {"ttlSecondsAfterFinished": 1}})
+    plan = reconcile.plan(over, replace(known, pods=(), status=finished, config_maps=frozenset()), NOW)
+    assert [ref.name for ref in plan.delete] == ["tune", "tune-old", "tune-a0"]
