@@ -119,11 +119,11 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=100_000)
     parser.add_argument("--length", type=int, default=8192)
     parser.add_argument("--processes", type=int, default=2)
-    parser.add_argument("--peer", help="folder that ms-swift was installed to")
+    parser.add_argument("--peer", help="folder that ms-swift was installed to; without it only our way is run")
     parser.add_argument("--way", choices=WAYS, help="run only this one")
     options = parser.parse_args()
     if options.way is None:
-        for way in WAYS:
+        for way in WAYS if options.peer else ("ours",):
             run_alone(way)
         return
     with tempfile.TemporaryDirectory() as name:
