@@ -67,7 +67,6 @@ class FaultProxy:
     seed: int = 0
     choose: Choose = no_faults
     injected: Counter[str] = field(default_factory=Counter)
-    calls: Counter[tuple[str, str]] = field(default_factory=Counter)
     url: str = ""
     watch_life_s: float = 2.0
 
@@ -95,7 +94,6 @@ class FaultProxy:
 
     async def _answer(self, session: ClientSession, request: web.Request) -> web.StreamResponse:
         call = Call(method=request.method, path=request.path, is_watch=request.query.get("watch") == "true")
-        self.calls[call.method, call.path] += 1
         kind = self.choose(call, self._draw)
         if kind != "none":
             self.injected[kind] += 1
