@@ -11,7 +11,7 @@ import pytest
 from tiny_run import arguments
 
 SCRIPT = Path(__file__).parents[2] / "checkpoint_damage.py"
-pytestmark = pytest.mark.dist
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(2400)]
 
 
 @pytest.mark.parametrize(
@@ -28,6 +28,6 @@ def test_what_is_resumed_is_the_newest_checkpoint_that_nobody_harmed(llama, tmp_
         "MTJ_DEVICE": "cpu",
         "OMP_NUM_THREADS": "1",
     }
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=1800)
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=2300)
     assert done.returncode == 0, done.stdout + done.stderr[-2000:]
     assert done.stdout.endswith(f"{cases} cases, 0 wrong\n")
