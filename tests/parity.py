@@ -108,7 +108,7 @@ def compare(
     chunks = [DistributedDataParallel(config, settings_of_ddp, model) for model in models]
     config.finalize_model_grads_func = finalize_model_grads
     reference = torch.load(make_reference(directory, packed=packed))
-    logits = _run(chunks, spec, packed=packed, reference=reference["logits"])
+    logits = run_rows(chunks, spec, packed=packed, reference=reference["logits"])
     ours = gathered(models, spec, read=lambda parameter: getattr(parameter, "main_grad", None))
     theirs = reference["gradients"]
     errors = {name: _relative(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
@@ -187,7 +187,7 @@ def micro_batch(row: Any, lengths: Sequence[int], *, packed: bool) -> Any:
     )
 
 
-def _run(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
+def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
     """One forward and backward pass over both rows; the largest difference of logits on this rank."""
     import torch
     from megatron.core import parallel_state, tensor_parallel

@@ -1,7 +1,9 @@
 """A run that goes on in another layout: the same model at once, and the same losses over 20 steps within rounding.
 
 The first loss after the resume is that of the loaded weights: it is equal to 1e-5, as float32 logits of two layouts
-are. Over 20 steps at a rate of 1e-3 sums in another order drift apart by less than TOLERANCE.
+are. Over 20 steps at a rate of 1e-3 sums in another order drift apart by less than TOLERANCE. Rows are read in file
+order (`dataloader_type: single`): a shuffle depends on the number of data-parallel ranks. That the logits are the same:
+test_logits.py.
 """
 
 import shutil
@@ -12,6 +14,7 @@ import tiny_model
 from tiny_run import TinyRun, arguments, train, write_data
 
 pytestmark = pytest.mark.dist
+SLOW = pytest.mark.slow
 SAVED_AT, STEPS = 2, 22
 TOLERANCE = 1e-3
 TP2 = {"tensor_model_parallel_size": 2}
@@ -26,7 +29,7 @@ DP2 = {"data_parallel": 2}
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
+    return write_data(tmp_path_factory.mktemp("data") / "train.jsonl", rows=4 * STEPS)
 
 
 def ranks(layout: dict[str, object]) -> int:
@@ -41,7 +44,8 @@ class Saved:
     """Runs of one model in one layout: a whole one, and one that stopped after SAVED_AT steps."""
 
     def __init__(self, model, data, folder, layout, **given):
-        self.layout, self.given = layout, {"train_iters": STEPS, "save_interval": 1000, **given}
+        common = {"train_iters": STEPS, "save_interval": 1000, "dataloader_type": "single"}
+        self.layout, self.given = layout, {**common, **given}
         self.model, self.data, self.folder = model, data, folder
         self.whole = self._train("whole", layout)
         self._train("stopped", layout, stop_at=SAVED_AT)
@@ -52,13 +56,14 @@ class Saved:
         shutil.copytree(self.folder / "stopped", target)
         return self._train("resumed", layout, resume="Required", attempt=1)
 
-    def check(self, layout: dict[str, object]) -> None:
+    def check(self, layout: dict[str, object], *, at_once: float = 1e-5, tolerance: float = TOLERANCE) -> None:
         run = self.resumed(layout)
         assert run.exit_code == 0, run.message
         losses, expected = run.column("lm loss"), self.whole.column("lm loss")
+        assert len(expected) == STEPS
         assert losses[:SAVED_AT] == expected[:SAVED_AT]
-        assert losses[SAVED_AT] == pytest.approx(expected[SAVED_AT], abs=1e-5)
-        assert losses == pytest.approx(expected, abs=TOLERANCE)
+        assert losses[SAVED_AT] == pytest.approx(expected[SAVED_AT], abs=at_once)
+        assert losses == pytest.approx(expected, abs=tolerance)
         assert expected[-1] < expected[SAVED_AT] - 0.02, "the model must learn, or the comparison says little"
 
     def _train(self, name: str, layout: dict[str, object], **options: object) -> TinyRun:
@@ -72,31 +77,66 @@ def dense(llama, data, tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    "layout", [ONE_RANK, pytest.param(PP2, marks=pytest.mark.slow), UNEVEN], ids=["one rank", "pp2", "uneven pp2"]
+    "layout",
+    [ONE_RANK, UNEVEN, pytest.param(PP2, marks=SLOW), pytest.param(DP2, marks=SLOW)],
+    ids=["one rank", "uneven pp2", "pp2", "dp2"],
 )
 def test_a_run_saved_with_tensor_parallelism_goes_on_in_any_layout(dense, layout):
     dense.check(layout)
 
 
-@pytest.mark.slow
+@SLOW
 def test_a_run_saved_in_uneven_stages_goes_on_with_tensor_parallelism(llama, data, tmp_path):
     Saved(llama, data, tmp_path, UNEVEN).check(TP2_SP)
 
 
-@pytest.mark.slow
-def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_stages(llama, data, tmp_path):
-    saved = Saved(llama, data, tmp_path, TP2, **LORA, lr=1e-2)
-    saved.check(PP2)
+@SLOW
+def test_a_run_goes_on_with_an_optimizer_that_every_rank_holds_whole(llama, data, tmp_path):
+    Saved(llama, data, tmp_path, TP2, use_distributed_optimizer=False).check(PP2)
 
 
-@pytest.mark.slow
+@SLOW
+@pytest.mark.parametrize("layout", [PP2, DP2], ids=["pp2", "dp2"])
+def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llama, data, tmp_path, layout):
+    Saved(llama, data, tmp_path, TP2, **LORA, lr=1e-2).check(layout)
+
+
+@SLOW
 @pytest.mark.parametrize(
     ("name", "saved_in", "loaded_in"),
-    [("deepseek_v3", TP2_SP, ONE_RANK), ("qwen3_moe", EP2, EP2)],
-    ids=["latent attention", "experts where they were"],
+    [
+        ("deepseek_v3", TP2_SP, ONE_RANK),
+        ("qwen3_moe", EP2, EP2),
+        ("qwen3_moe", EP2, DP2),
+        ("qwen3_moe", EP2, ONE_RANK),
+        ("qwen3_moe", PP2, EP2),
+        ("deepseek_v3", ONE_RANK, EP2),
+    ],
+    ids=[
+        "latent attention",
+        "experts where they were",
+        "spread experts to all of them on each rank",
+        "spread experts to one rank",
+        "experts in stages to spread ones",
+        "experts of one rank to spread ones",
+    ],
 )
 def test_experts_and_latent_attention_go_on_in_another_layout(model_root, data, tmp_path, name, saved_in, loaded_in):
     Saved(tiny_model.make(name, model_root), data, tmp_path, saved_in).check(loaded_in)
+
+
+@SLOW
+@pytest.mark.parametrize(("saved_in", "loaded_in"), [(EP2, ONE_RANK), (DP2, EP2)], ids=["gathered", "spread"])
+def test_adapters_of_experts_go_on_in_another_layout(model_root, data, tmp_path, saved_in, loaded_in):
+    model = tiny_model.make("qwen3_moe", model_root)
+    Saved(model, data, tmp_path, saved_in, **LORA, lr=1e-2).check(loaded_in)
+
+
+@SLOW
+@pytest.mark.parametrize("layout", [ONE_RANK, TP2, PP2], ids=["one rank", "tp2", "pp2"])
+def test_float16_goes_on_in_another_layout_with_its_loss_scale(llama, data, tmp_path, layout):
+    saved = Saved(llama, data, tmp_path, DP2, torch_dtype="float16")
+    saved.check(layout, at_once=2e-3, tolerance=2e-2)
 
 
 def test_float16_resumes_bit_identically_with_its_loss_scale(llama, data, tmp_path):

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 import checkpoint_files
-from megatron_trainer.checkpoint.load import LoadPolicy, _check_experts
+from megatron_trainer.checkpoint.load import LoadPolicy, _moves_experts
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.checkpoint_folder import inspect
 from megatron_trainjob.exit_codes import ExitCode
@@ -17,12 +17,16 @@ def policy(ep: int, *, with_optimizer: bool = True) -> LoadPolicy:
 
 
 @pytest.mark.parametrize(("saved", "wanted"), [(2, 1), (1, 2)])
-def test_optimizer_states_of_spread_experts_are_refused_with_both_sizes_and_what_to_do(tmp_path, saved, wanted):
+def test_spread_experts_of_an_optimizer_that_is_not_split_are_refused_with_both_sizes_and_what_to_do(
+    tmp_path, saved, wanted
+):
     manifest = inspect(checkpoint_files.write(tmp_path, 1)).manifest
     assert manifest is not None
     manifest = replace(manifest, layout={"ep": saved})
+    path = Path("iter_0000001")
     with pytest.raises(TrainingError, match=f"expert_model_parallel_size {saved}.*{wanted}.*no_load_optim") as refused:
-        _check_experts(Path("iter_0000001"), manifest, policy(wanted))
+        _moves_experts(path, manifest, policy(wanted), is_split=False)
     assert refused.value.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
-    _check_experts(Path("iter_0000001"), manifest, policy(saved))
-    _check_experts(Path("iter_0000001"), manifest, policy(wanted, with_optimizer=False))
+    assert _moves_experts(path, manifest, policy(wanted), is_split=True)
+    assert not _moves_experts(path, manifest, policy(saved), is_split=False)
+    assert _moves_experts(path, manifest, policy(wanted, with_optimizer=False), is_split=False)

@@ -9,6 +9,7 @@ from typing import Any, Literal
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.backend.adam_step import create_state
@@ -57,6 +58,31 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
         create_state(part)
     merged = models if len(engine.models) > 1 else models["model"]
     return engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
+
+
+def is_split_over_ranks(engine: Engine) -> bool:
+    """Whether Megatron's distributed optimizer holds the state, which names its tensors after the model's alone."""
+    parts = getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])
+    return all(isinstance(part, DistributedOptimizer) for part in parts)
+
+
+def regrouped_optimizer_state(loaded: Mapping[str | int, Any]) -> StateDict:
+    """What was loaded into `optimizer_state` of an engine whose experts are spread over ranks where those of the
+    saved one were not, or the other way round.
+
+    Megatron gives spread experts an optimizer of their own. The tensors have the same names either way and lie where
+    this engine asked for them; the plain values lie where the saved one had them: numbered, or at the top.
+    """
+    parts = {index: value for index, value in loaded.items() if isinstance(index, int)}
+    top = {name: value for name, value in loaded.items() if not isinstance(name, int)}
+    saved = [top] if "optimizer" in top else [parts[index] for index in sorted(parts)]
+    groups = [group for each in saved for group in each["optimizer"]["param_groups"]]
+    # Megatron finds a group by its marks; steps and rates are those of all groups.
+    marked = [{**group, "is_expert_parallel": mark} for mark in (False, True) for group in groups]
+    plain = {**saved[0], "optimizer": {**saved[0]["optimizer"], "param_groups": marked}}
+    if "param_state" in top:
+        return {**plain, "param_state": top["param_state"]}
+    return {index: {**plain, "param_state": part["param_state"]} for index, part in parts.items()}
 
 
 def random_state(backend: Backend) -> ShardedObject:

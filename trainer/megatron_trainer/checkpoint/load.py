@@ -85,7 +85,8 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
         TrainingError: the checkpoint is of another model or run type, or a file in it is damaged.
     """
     manifest = _manifest(checkpoint)
-    _check_experts(checkpoint.path, manifest, policy)
+    is_split = contents.is_split_over_ranks(engine)
+    moves_experts = _moves_experts(checkpoint.path, manifest, policy, is_split=is_split)
     is_lora = manifest.train_type == "lora"
     wanted = contents.model_state(engine, "trainable" if is_lora else "whole")
     models = dict(wanted)
@@ -98,7 +99,8 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     loaded = _load(wanted, checkpoint)
     contents.load_model_state(engine, loaded, strict=not is_lora)
     if "optimizer" in wanted:
-        engine.optimizer.load_state_dict(loaded["optimizer"])
+        state = loaded["optimizer"]
+        engine.optimizer.load_state_dict(contents.regrouped_optimizer_state(state) if moves_experts else state)
     else:
         engine.optimizer.reload_model_params()
     if "rng_state" in wanted:
@@ -128,15 +130,23 @@ def _manifest(checkpoint: Checkpoint) -> Manifest:
     return checkpoint.manifest
 
 
-def _check_experts(path: Path, manifest: Manifest, policy: LoadPolicy) -> None:
-    """Megatron gives experts that are spread over ranks an optimizer of their own, whose state no other can read."""
+def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_split: bool) -> bool:
+    """Whether experts lie on all ranks here and were spread in the checkpoint, or the other way round.
+
+    Raises:
+        TrainingError: Megatron's optimizer that is not split numbers its parameters, which are others then.
+    """
     saved, wanted = manifest.layout["ep"], policy.layout["ep"]
-    if policy.with_optimizer and manifest.has_optimizer and (saved == 1) != (wanted == 1):
+    if (saved == 1) == (wanted == 1):
+        return False
+    if policy.with_optimizer and manifest.has_optimizer and not is_split:
         message = (
-            f"{path} was saved with expert_model_parallel_size {saved}, and its optimizer state cannot be read with "
-            f"{wanted}; keep {saved}, or go on without that state (no_load_optim true)"
+            f"{path} was saved with expert_model_parallel_size {saved}; without use_distributed_optimizer its "
+            f"optimizer state cannot be read with {wanted}: keep {saved}, or go on without that state "
+            "(no_load_optim true)"
         )
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
+    return True
 
 
 def _load(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
