@@ -1,11 +1,13 @@
-"""What a resume refuses before it loads anything."""
+"""What a resume refuses before it loads anything, and what it allows others meanwhile."""
 
+import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import checkpoint_files
+from megatron_trainer.backend import pickled_scaling
 from megatron_trainer.checkpoint.load import LoadPolicy, _moves_experts
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.checkpoint_folder import inspect
@@ -30,3 +32,13 @@ def test_spread_experts_of_an_optimizer_that_is_not_split_are_refused_with_both_
     assert _moves_experts(path, manifest, policy(wanted), is_split=True)
     assert not _moves_experts(path, manifest, policy(saved), is_split=False)
     assert _moves_experts(path, manifest, policy(wanted, with_optimizer=False), is_split=False)
+
+
+@pytest.mark.parametrize("before", [None, "0", "1"])
+def test_transformer_engine_may_unpickle_during_a_resume_alone(monkeypatch, before):
+    monkeypatch.delenv(pickled_scaling.VARIABLE, raising=False)
+    if before is not None:
+        monkeypatch.setenv(pickled_scaling.VARIABLE, before)
+    with pickled_scaling.allowed():
+        assert os.environ[pickled_scaling.VARIABLE] == "1"
+    assert os.environ.get(pickled_scaling.VARIABLE) == before

@@ -31,7 +31,10 @@ def metadata() -> StateDict:
 
 
 Part = Literal["whole", "trainable", "base"]
-"""Of a model: everything, what trains (a LoRA run's adapters), or all but the adapters."""
+"""Of a model: everything, what trains (a LoRA run's adapters; in FP8 the scaling too), or all but the adapters."""
+
+SCALING = "_extra_state"
+"""In names of TransformerEngine's own entries: how FP8 products are scaled, with the history; else they are empty."""
 
 
 def model_state(engine: Engine, part: Part) -> StateDict:
@@ -40,6 +43,8 @@ def model_state(engine: Engine, part: Part) -> StateDict:
     for index, model in enumerate(engine.models):
         state = model.sharded_state_dict(metadata=metadata())
         names = engine.trainable_names(index)
+        if engine.config.fp8 is not None:
+            names |= {name for name in state if SCALING in name}
         kept = {"whole": lambda _: True, "trainable": names.__contains__, "base": lambda name: not is_adapter(name)}
         states[_chunk_key(engine, index)] = {name: value for name, value in state.items() if kept[part](name)}
     return states

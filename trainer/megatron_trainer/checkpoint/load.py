@@ -11,7 +11,7 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
-from megatron_trainer.backend import Backend
+from megatron_trainer.backend import Backend, pickled_scaling
 from megatron_trainer.checkpoint import contents, foreign
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
@@ -97,7 +97,8 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     if policy.with_rng and manifest.has_rng and same_layout:
         wanted["rng_state"] = contents.random_state(backend)
     loaded = _load(wanted, checkpoint)
-    contents.load_model_state(engine, loaded, strict=not is_lora)
+    with pickled_scaling.allowed():
+        contents.load_model_state(engine, loaded, strict=not is_lora)
     if "optimizer" in wanted:
         state = loaded["optimizer"]
         engine.optimizer.load_state_dict(contents.regrouped_optimizer_state(state) if moves_experts else state)
@@ -115,8 +116,16 @@ def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "train
 
 
 def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
-    """The same without an optimizer that takes notice, for a model that does not train. Collective."""
-    loaded = _load(contents.model_state(engine, part), checkpoint)
+    """The same without an optimizer that takes notice, for a model that does not train. Collective.
+
+    How FP8 products were scaled stays behind: a run that starts anew finds its own.
+    """
+    models = contents.model_state(engine, part)
+    wanted = {
+        chunk: {name: value for name, value in state.items() if contents.SCALING not in name}
+        for chunk, state in models.items()
+    }
+    loaded = _load(wanted, checkpoint)
     contents.load_model_state(engine, loaded, strict=False)
 
 
