@@ -135,9 +135,11 @@ def _watching(stage: Stage) -> Iterator[None]:
 
     thread = threading.Thread(target=sample)
     thread.start()
-    yield
-    done.set()
-    thread.join()
+    try:
+        yield
+    finally:
+        done.set()
+        thread.join()
     stage.extra_bytes = max(0, peak - max(before, _held_bytes()))
 
 

@@ -18,7 +18,13 @@ def rows(*names: str) -> torch.Tensor:
 
 
 def shares(rule: str, sources: list[torch.Tensor], size: int, dim: int | None = 0) -> list[torch.Tensor]:
-    return [RULES[rule].shard(sources, Share(rank=r, size=size, dim=dim), SIZES) for r in range(size)]
+    """Every rank's share; put together and copied into a parameter they are the same."""
+    blocks = [RULES[rule].blocks(sources, Share(rank=r, size=size, dim=dim), SIZES) for r in range(size)]
+    for block in blocks:
+        parameter = torch.full(block.shape, -1.0)
+        block.copy_to(parameter)
+        assert torch.equal(parameter, block.whole())
+    return [block.whole() for block in blocks]
 
 
 def back(rule: str, parts: list[torch.Tensor], dim: int | None = 0) -> tuple[torch.Tensor, ...]:

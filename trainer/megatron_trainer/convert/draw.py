@@ -35,7 +35,7 @@ def draw_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: in
         if entry.name.endswith(_INTO_THE_RESIDUAL):
             std /= math.sqrt(2 * spec.hf_config.num_hidden_layers)
         sources = [_drawn(piece, std, seed) for piece in pieces(entry, sizes)]
-        entry.parameter.copy_(RULES[entry.rule].shard(sources, entry.share, sizes))
+        RULES[entry.rule].blocks(sources, entry.share, sizes).copy_to(entry.parameter)
 
 
 def _drawn(piece: Piece, std: float, seed: int) -> Tensor:

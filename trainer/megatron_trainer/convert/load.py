@@ -61,12 +61,13 @@ def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:
     needed = list(entry.parameter.shape)
     shapes = " and ".join(f"{name} {list(source.shape)}" for name, source in zip(entry.names, sources, strict=True))
     try:
-        share = RULES[entry.rule].shard(sources, entry.share, sizes)
+        share = RULES[entry.rule].blocks(sources, entry.share, sizes)
+        fits = share.shape == entry.parameter.shape
     except (ValueError, RuntimeError) as err:
         return f"{shapes} for {entry.name} {needed} ({err})"
-    if share.shape != entry.parameter.shape:
+    if not fits:
         return f"{shapes}, of which a rank needs {needed}"
-    entry.parameter.copy_(share)
+    share.copy_to(entry.parameter)
     return None
 
 

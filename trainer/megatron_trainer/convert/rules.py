@@ -3,12 +3,13 @@
 A rule works on anything that has a shape and can be sliced, so that loading reads only the rows it needs.
 Shapes: a weight is [rows, columns], a bias [rows]; r is the rank among n ranks that share the parameter.
 
-    rule         sources          whole parameter, rows                                 share of rank r plain        w
-    as it is                                              r-th of n along the split dimension qkv          q, k, v
-    by key-value head: [q.. k v | q.. k v | ..]           r-th of n gated        gate, up         [gate; up]
-    [r-th of gate; r-th of up] fused_gated  gate over up     the same
-    [r-th of gate; r-th of up] vocabulary   w                w, zero rows up to the padded size
-    r-th of n
+    rule         sources        whole parameter, rows                          share of rank r
+    plain        w              as it is                                       r-th of n along the split dimension
+    qkv          q, k, v        by key-value head: [q.. k v | q.. k v | ..]    r-th of n
+    fused_qkv    q over k over v  the same                                     r-th of n
+    gated        gate, up       [gate; up]                                     [r-th of gate; r-th of up]
+    fused_gated  gate over up   the same                                       [r-th of gate; r-th of up]
+    vocabulary   w              w, zero rows up to the padded size             r-th of n
 """
 
 from __future__ import annotations
@@ -52,11 +53,50 @@ class Share:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Conversion:
-    """One rule. shard: sources -> this rank's share. unshard: all shares, in rank order, and dim -> the sources."""
+class Blocks:
+    """A share that is not put together yet: each of `groups` runs of rows takes the next piece of every part.
 
-    shard: Callable[[Sequence[Source], Share, Sizes], Tensor]
+    Parts are slices of the checkpoint's mapped file. Putting them together in memory of its own costs more than
+    reading them, for every page of it is fresh; copy_to puts each where it belongs.
+    """
+
+    parts: Sequence[Tensor]
+    groups: int = 1
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the share. Raises ValueError for parts that differ in more than their rows."""
+        if len({part.shape[1:] for part in self.parts}) > 1:
+            raise ValueError(f"rows of different shapes: {[list(part.shape) for part in self.parts]}")
+        return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
+
+    def whole(self) -> Tensor:
+        """The share as one tensor."""
+        if len(self.parts) == 1:
+            return self.parts[0]
+        return torch.cat(self._by_group(), dim=1).flatten(0, 1)
+
+    def copy_to(self, target: Tensor) -> None:
+        """Fills `target`, contiguous and of the same shape, converting to its type."""
+        parts = self._by_group()
+        places = target.view(self.groups, -1, *target.shape[1:]).split([part.shape[1] for part in parts], dim=1)
+        for place, part in zip(places, parts, strict=True):
+            place.copy_(part)
+
+    def _by_group(self) -> list[Tensor]:
+        return [part.reshape(self.groups, -1, *part.shape[1:]) for part in self.parts]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Conversion:
+    """One rule. blocks: sources -> this rank's share. unshard: all shares, in rank order, and dim -> the sources."""
+
+    blocks: Callable[[Sequence[Source], Share, Sizes], Blocks]
     unshard: Callable[[Sequence[Tensor], int | None, Sizes], tuple[Tensor, ...]]
+
+    def shard(self, sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+        """This rank's share as one tensor."""
+        return self.blocks(sources, share, sizes).whole()
 
 
 def _bounds(length: int, share: Share) -> tuple[int, int]:
@@ -69,12 +109,12 @@ def _bounds(length: int, share: Share) -> tuple[int, int]:
     return share.rank * each, (share.rank + 1) * each
 
 
-def _shard_plain(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+def _blocks_plain(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
     (source,) = sources
     if share.dim is None:
-        return source[:]
+        return Blocks(parts=[source[:]])
     first, last = _bounds(source.shape[share.dim], share)
-    return source[first:last] if share.dim == 0 else source[:, first:last]
+    return Blocks(parts=[source[first:last] if share.dim == 0 else source[:, first:last]])
 
 
 def _unshard_plain(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -85,22 +125,19 @@ def _whole(shards: Sequence[Tensor], dim: int | None) -> Tensor:
     return shards[0] if dim is None or len(shards) == 1 else torch.cat(list(shards), dim)
 
 
-def _shard_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+def _blocks_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
     """Reads whole groups; where ranks share a group (more ranks than groups) the whole is read and cut."""
     size = share.size if share.dim is not None else 1
     if sizes.groups % size:
-        return _interleave([source[:] for source in sources], sizes.groups).chunk(size)[share.rank]
-    groups = sizes.groups // size
-    parts = []
-    for source in sources:
-        first, last = _bounds(source.shape[0], share)
-        parts.append(source[first:last])
-    return _interleave(parts, groups)
+        whole = Blocks(parts=[source[:] for source in sources], groups=sizes.groups).whole()
+        return Blocks(parts=[whole.chunk(size)[share.rank]])
+    return Blocks(parts=_rows(sources, share), groups=sizes.groups // size)
 
 
-def _interleave(parts: Sequence[Tensor], groups: int) -> Tensor:
-    by_group = [part.reshape(groups, -1, *part.shape[1:]) for part in parts]
-    return torch.cat(by_group, dim=1).flatten(0, 1)
+def _rows(sources: Sequence[Source], share: Share) -> list[Tensor]:
+    """This share of each source's rows."""
+    bounds = [_bounds(source.shape[0], share) for source in sources]
+    return [source[first:last] for source, (first, last) in zip(sources, bounds, strict=True)]
 
 
 def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -128,25 +165,21 @@ class _Rows:
         return self.source[self.first + start : self.first + stop]
 
 
-def _shard_fused_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+def _blocks_fused_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
     (source,) = sources
     head = source.shape[0] // (sizes.groups * (sizes.queries_per_group + 2))
     keys = sizes.groups * head
     queries = keys * sizes.queries_per_group
     bounds = ((0, queries), (queries, keys), (queries + keys, keys))
-    return _shard_qkv([_Rows(source=source, first=first, length=n) for first, n in bounds], share, sizes)
+    return _blocks_qkv([_Rows(source=source, first=first, length=n) for first, n in bounds], share, sizes)
 
 
 def _unshard_fused_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
     return (torch.cat(_unshard_qkv(shards, dim, sizes)),)
 
 
-def _shard_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
-    parts = []
-    for source in sources:
-        first, last = _bounds(source.shape[0], share)
-        parts.append(source[first:last])
-    return torch.cat(parts)
+def _blocks_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
+    return Blocks(parts=_rows(sources, share))
 
 
 def _unshard_gated(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -154,18 +187,18 @@ def _unshard_gated(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> t
     return torch.cat([gate for gate, _ in halves]), torch.cat([up for _, up in halves])
 
 
-def _shard_fused_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+def _blocks_fused_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
     (source,) = sources
     width = source.shape[0] // 2
     first, last = _bounds(width, share)
-    return torch.cat([source[first:last], source[width + first : width + last]])
+    return Blocks(parts=[source[first:last], source[width + first : width + last]])
 
 
 def _unshard_fused_gated(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
     return (torch.cat(_unshard_gated(shards, dim, sizes)),)
 
 
-def _shard_vocabulary(sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
+def _blocks_vocabulary(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
     """Tokens that the checkpoint does not know start as the mean of all that it does; padding is zero."""
     (source,) = sources
     first, last = _bounds(sizes.padded_vocab_size, share)
@@ -177,7 +210,7 @@ def _shard_vocabulary(sources: Sequence[Source], share: Share, sizes: Sizes) -> 
     num_padded = last - max(first, sizes.vocab_size)
     if num_padded > 0:
         parts.append(parts[0].new_zeros(num_padded, *parts[0].shape[1:]))
-    return torch.cat(parts)
+    return Blocks(parts=parts)
 
 
 def _unshard_vocabulary(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
@@ -185,11 +218,11 @@ def _unshard_vocabulary(shards: Sequence[Tensor], dim: int | None, sizes: Sizes)
 
 
 RULES: dict[str, Conversion] = {
-    "plain": Conversion(shard=_shard_plain, unshard=_unshard_plain),
-    "qkv": Conversion(shard=_shard_qkv, unshard=_unshard_qkv),
-    "fused_qkv": Conversion(shard=_shard_fused_qkv, unshard=_unshard_fused_qkv),
-    "gated": Conversion(shard=_shard_gated, unshard=_unshard_gated),
-    "fused_gated": Conversion(shard=_shard_fused_gated, unshard=_unshard_fused_gated),
-    "vocabulary": Conversion(shard=_shard_vocabulary, unshard=_unshard_vocabulary),
+    "plain": Conversion(blocks=_blocks_plain, unshard=_unshard_plain),
+    "qkv": Conversion(blocks=_blocks_qkv, unshard=_unshard_qkv),
+    "fused_qkv": Conversion(blocks=_blocks_fused_qkv, unshard=_unshard_fused_qkv),
+    "gated": Conversion(blocks=_blocks_gated, unshard=_unshard_gated),
+    "fused_gated": Conversion(blocks=_blocks_fused_gated, unshard=_unshard_fused_gated),
+    "vocabulary": Conversion(blocks=_blocks_vocabulary, unshard=_unshard_vocabulary),
 }
 """By the name that weight tables use (models/family.py)."""
