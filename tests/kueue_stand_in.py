@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import foreign_crd
 from control_plane import ControlPlane
-from job_client import CRDS, JobClient, wait_until
+from foreign_crd import ANYTHING
+from job_client import JobClient, wait_until
 
 Object = Mapping[str, Any]
 API = "/apis/kueue.x-k8s.io/v1beta2"
 TEXT = {"type": "string"}
-ANYTHING = {"type": "object", "x-kubernetes-preserve-unknown-fields": True}
 CONDITION = {
     "type": "object",
     "required": ["type", "status", "reason", "message", "lastTransitionTime"],
@@ -73,34 +74,23 @@ WORKLOAD = {
 
 def install(plane: ControlPlane) -> None:
     """Workloads, resource flavors and workload priority classes; returns when they are served."""
-    for kind, scope, properties in (
-        ("Workload", "Namespaced", WORKLOAD),
-        ("ResourceFlavor", "Cluster", {"spec": ANYTHING}),
-        ("WorkloadPriorityClass", "Cluster", {"value": {"type": "integer"}}),
-    ):
-        plane.create(CRDS, _definition(kind, scope, properties))
-    for plural in ("workloads", "resourceflavors", "workloadpriorityclasses"):
-        wait_until(lambda plural=plural: plane.get(f"{API}/{plural}"), bool, f"{plural} to be served")
+    foreign_crd.install(plane, API, "Workload", WORKLOAD)
+    foreign_crd.install(plane, API, "ResourceFlavor", {"spec": ANYTHING}, scope="Cluster")
+    foreign_crd.install(plane, API, "WorkloadPriorityClass", {"value": {"type": "integer"}}, scope="Cluster")
 
 
-def _definition(kind: str, scope: str, properties: Object) -> Object:
-    singular = kind.lower()
-    plural = singular + ("es" if singular.endswith("s") else "s")
-    version = {
-        "name": "v1beta2",
-        "served": True,
-        "storage": True,
-        "subresources": {"status": {}} if "status" in properties else {},
-        "schema": {"openAPIV3Schema": {"type": "object", "properties": properties}},
-    }
-    names = {"kind": kind, "singular": singular, "plural": plural, "listKind": f"{kind}List"}
-    return {
-        "metadata": {
-            "name": f"{plural}.kueue.x-k8s.io",
-            "annotations": {"api-approved.kubernetes.io": "https://github.com/kubernetes-sigs/kueue"},
-        },
-        "spec": {"group": "kueue.x-k8s.io", "scope": scope, "names": names, "versions": [version]},
-    }
+def add_places(plane: ControlPlane) -> None:
+    """The flavor "spot", which wants a node pool of its own, and the priority class "urgent"."""
+    spec = {"nodeLabels": {"pool": "spot"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}
+    flavor = {**typed("ResourceFlavor"), "metadata": {"name": "spot"}, "spec": spec}
+    plane.create(f"{API}/resourceflavors", flavor)
+    urgent = {**typed("WorkloadPriorityClass"), "metadata": {"name": "urgent"}, "value": 1000}
+    plane.create(f"{API}/workloadpriorityclasses", urgent)
+
+
+def typed(kind: str) -> Object:
+    """The beginning of an object of Kueue's API."""
+    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind}
 
 
 def workloads(jobs: JobClient) -> list[Object]:

@@ -58,6 +58,7 @@ class Gang:
     name: str = ""
     phase: str = ""
     served: bool = True
+    deleting: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -204,8 +205,8 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
     """The PodGroup as a value; a group that cannot exist (API not served) is told apart from none."""
     if raw is None:
         return None if served else Gang(served=False)
-    phase = (raw.get("status") or {}).get("phase", "")
-    return Gang(name=raw["metadata"]["name"], phase=phase)
+    metadata, phase = raw["metadata"], (raw.get("status") or {}).get("phase", "")
+    return Gang(name=metadata["name"], phase=phase, deleting="deletionTimestamp" in metadata)
 
 
 def read_pod(raw: Object) -> Pod:

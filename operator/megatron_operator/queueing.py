@@ -37,6 +37,11 @@ def after_the_end(job: Job, seen: Seen, now: float) -> tuple[Patch, ...]:
     return (patch,) if patch else ()
 
 
+def leftovers(seen: Seen) -> tuple[Ref, ...]:
+    """The Workloads to delete when the job's time to live is over."""
+    return _refs(seen.kueue.workloads)
+
+
 def _told(seen: Seen, found: Workload, decision: Decision, now: float) -> Patch | None:
     """What the queue has to hear."""
     match decision:

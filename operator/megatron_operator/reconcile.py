@@ -71,7 +71,7 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
     if cleanup.is_over(job, seen, now):
-        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)))
+        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *queueing.leftovers(seen))
         event = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
         return Plan(delete=leftovers, events=(event,) if leftovers else ())
     is_stale = seen.status.get("observedGeneration") != job.generation
@@ -136,7 +136,7 @@ def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
 
 
 def _all_groups(seen: Seen) -> tuple[str, ...]:
-    current = (seen.gang.name,) if seen.gang and seen.gang.name else ()
+    current = (seen.gang.name,) if seen.gang and seen.gang.name and not seen.gang.deleting else ()
     return (*seen.stale_groups, *current)
 
 

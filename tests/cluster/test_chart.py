@@ -10,15 +10,18 @@ import pytest
 
 import control_plane
 import fake_kubelet
+import gang_stand_in as gangs
 import helm_chart
+import kueue_stand_in as kueue
 import operator_process
+import progress_client
 from control_plane import ControlPlane, Refused
 from fake_kubelet import FakeKubelet, Life
 from helm_chart import NAMESPACE
 from job_client import JobClient, manifest, wait_until
+from operator_rights import USER, granted, of_operator, refused, used
 
 pytestmark = pytest.mark.cluster
-USER = f"system:serviceaccount:{NAMESPACE}:{helm_chart.FULL_NAME}"
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/megatrontrainjobs.megatrontrain.dev"
 ROLE = f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{helm_chart.FULL_NAME}"
 
@@ -55,23 +58,17 @@ def run_chart_operator(plane: ControlPlane, folder: Path, **more: str):
     return operator_process.running(helm_chart.account_kubeconfig(plane), folder, **{**own_port, **more})
 
 
-def granted(role: dict) -> set[tuple[str, str]]:
-    """(resource, verb) pairs of a role."""
-    return {(res, verb) for rule in role["rules"] for res in rule["resources"] for verb in rule["verbs"]}
-
-
-def used(plane: ControlPlane) -> set[tuple[str, str]]:
-    """(resource, verb) pairs that the operator's account asked for."""
-    asked = set()
-    for event in plane.audit():
-        if event["user"]["username"] == USER and "objectRef" in event:
-            ref = event["objectRef"]
-            asked.add(("/".join(filter(None, (ref["resource"], ref.get("subresource")))), event["verb"]))
-    return asked
-
-
 FAST = {"failurePolicy": {"backoffSeconds": {"initial": 0, "max": 1}}}
 TIME_TO_LIVE = {"runPolicy": {"ttlSecondsAfterFinished": 2}}
+SWITCHES = {
+    "kueue.mode": "External",
+    "gang.volcano": True,
+    "gang.coscheduling": True,
+    "gang.native": True,
+    "progressPush.enabled": True,
+}
+# Asked for by an admission plugin of some clusters (OwnerReferencesPermissionEnforcement), never by a request.
+UNASKED = {("megatrontrainjobs/finalizers.megatrontrain.dev", "update")}
 
 
 def live_and_go(jobs: JobClient) -> None:
@@ -116,6 +113,86 @@ def get_stuck(jobs: JobClient) -> None:
         jobs.await_phase("Running", "stuck")
 
 
+def queue_by_pods(jobs: JobClient) -> None:
+    """A job queues as a plain pod group, Kueue's webhook not being there; its pods are preempted once."""
+    jobs.submit(queued("grouped", **FAST))
+    jobs.await_phase("Running", "grouped")
+    for pod in jobs.pods("grouped"):
+        jobs.plane.delete(jobs.path("pods", pod))
+    jobs.await_pods("grouped-a1-master-0", "grouped-a1-worker-0", job="grouped")
+    jobs.await_phase("Running", "grouped")
+    end_all(jobs, "grouped")
+    jobs.await_phase("Succeeded", "grouped")
+
+
+def queue_by_workload(jobs: JobClient) -> None:
+    """A job's Workload: it is admitted, told of the pods, and taken back; when it is wanted again its name is taken."""
+    body = queued("external")
+    body["metadata"]["labels"]["kueue.x-k8s.io/priority-class"] = "urgent"
+    uid = jobs.submit(body)["metadata"]["uid"]
+    workload = kueue.the_workload(jobs)
+    kueue.admit(jobs, "spot")
+    jobs.await_phase("Running", "external")
+    wait_until(lambda: kueue.condition(kueue.the_workload(jobs), "PodsReady"), bool, "PodsReady")
+    jobs.patch("external", suspend=True)
+    wait_until(lambda: kueue.workloads(jobs), lambda found: not found, "the Workload to be deleted")
+    assert (workload["metadata"]["labels"]["kueue.x-k8s.io/job-uid"], workload["spec"]["priority"]) == (uid, 1000)
+    stranger = {**kueue.typed("Workload"), "metadata": {"name": workload["metadata"]["name"]}, "spec": workload["spec"]}
+    jobs.plane.create(f"{kueue.API}/namespaces/{jobs.namespace}/workloads", stranger)
+    jobs.patch("external", suspend=False)
+    wait_until(lambda: jobs.condition("Stalled", "external").get("reason"), "NameTaken".__eq__, "NameTaken")
+    jobs.submit(queued("unimportant", scheduling={"priorityClassName": "nowhere"}))
+    wait_until(lambda: jobs.condition("Stalled", "unimportant"), bool, "the missing priority class to be told")
+
+
+def wait_for_a_gang(jobs: JobClient) -> None:
+    """A group for each scheduler: its name is taken at first, then it holds the pods, then its time is over."""
+    for scheduler in gangs.APIS:
+        name = scheduler.lower()
+        stranger = gangs.stranger(jobs, scheduler, f"{name}-a0")
+        scheduling = {"gang": scheduler, **({"schedulerName": "gangs"} if scheduler == "Coscheduling" else {})}
+        jobs.submit(manifest(name, scheduling=scheduling, **TIME_TO_LIVE, **FAST))
+        right = (f"podgroups.{gangs.group(scheduler)}", "get")
+        wait_until(lambda right=right: right in used(jobs.plane), bool, f"a look at {stranger}")
+        jobs.plane.delete(stranger)
+    wait_until(lambda: gangs.take_in(jobs, "volcano-a0"), bool, "the group in Volcano's queue")
+    for scheduler in gangs.APIS:
+        jobs.await_phase("Running", scheduler.lower())
+        end_all(jobs, scheduler.lower())
+    for scheduler in gangs.APIS:
+        path = gangs.path(jobs, scheduler)
+        wait_until(lambda path=path: jobs.plane.get(path)["items"], lambda left: not left, f"no group at {path}")
+
+
+def push_progress(jobs: JobClient) -> None:
+    """The master of a job says how far it is."""
+    jobs.submit(manifest("telling"))
+    jobs.await_phase("Running", "telling")
+    master = "telling-a0-master-0"
+    url = progress_client.variables(jobs, master)["KUBEFLOW_TRAINER_SERVER_URL"]
+    token = progress_client.pod_token(jobs, master)
+    assert progress_client.push(jobs, url, token, {"progress": progress_client.TRAINING}) == 200
+    wait_until(lambda: jobs.status("telling").get("progress"), bool, "status.progress")
+
+
+@contextlib.contextmanager
+def switched_on(plane: ControlPlane) -> Iterator[None]:
+    """The release with SWITCHES for as long as the block lasts."""
+    chart = ("upgrade", helm_chart.RELEASE, str(helm_chart.CHART))
+    helm_chart.on_cluster(plane, *chart, *helm_chart.values_flags(SWITCHES))
+    try:
+        yield
+    finally:
+        helm_chart.on_cluster(plane, *chart, "--reset-values")
+
+
+def queued(name: str, **spec: object) -> dict:
+    """A job with a queue."""
+    body = manifest(name, **spec)
+    body["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"}
+    return body
+
+
 def end_all(jobs: JobClient, name: str) -> None:
     """Every pod of the job succeeds."""
     for pod in jobs.pods(name):
@@ -127,16 +204,43 @@ def test_the_operator_needs_all_that_its_role_grants_and_nothing_else(
 ):
     """Lives that take every path of the operator, held against the server's audit log."""
     with run_chart_operator(chart_plane, tmp_path) as operator:
-        for live in (live_and_go, meet_strangers, get_stuck):
+        for live in (live_and_go, meet_strangers, get_stuck, queue_by_pods):
             live(jobs)
         assert operator.stop() == 0
-    role = chart_plane.get(ROLE)
-    refused = [e for e in chart_plane.audit() if e["responseStatus"]["code"] == 403 and e["user"]["username"] == USER]
-    assert refused == []
-    leases = {("leases", "create"), ("leases", "get"), ("leases", "update")}
-    assert used(chart_plane) - leases <= granted(role)
-    # Asked for by an admission plugin of some clusters (OwnerReferencesPermissionEnforcement), never by a request.
-    assert granted(role) - used(chart_plane) == {("megatrontrainjobs/finalizers", "update")}
+    assert refused(chart_plane) == []
+    assert granted(chart_plane) - used(chart_plane) == UNASKED
+    assert used(chart_plane) <= granted(chart_plane)
+
+
+@pytest.mark.slow
+def test_each_switch_grants_what_it_needs_and_nothing_else(chart_plane: ControlPlane, jobs: JobClient, tmp_path: Path):
+    """The same with Kueue's Workloads, every gang scheduler and the progress endpoint switched on."""
+    before = granted(chart_plane)
+    kueue.install(chart_plane)
+    kueue.add_places(chart_plane)
+    gangs.install(chart_plane)
+    settings = progress_client.push_settings(chart_plane, jobs, tmp_path, MTJ_WATCH_NAMESPACES="")
+    with switched_on(chart_plane):
+        with run_chart_operator(chart_plane, tmp_path, **settings) as operator:
+            for live in (queue_by_workload, wait_for_a_gang, push_progress):
+                live(jobs)
+            assert operator.stop() == 0
+        allowed = granted(chart_plane)
+    assert refused(chart_plane) == []
+    assert allowed - used(chart_plane) == UNASKED
+    assert used(chart_plane) <= allowed
+    new = {resource for resource, _ in allowed - before}
+    assert new == {
+        "workloads.kueue.x-k8s.io",
+        "workloads/status.kueue.x-k8s.io",
+        "resourceflavors.kueue.x-k8s.io",
+        "workloadpriorityclasses.kueue.x-k8s.io",
+        "priorityclasses.scheduling.k8s.io",
+        "podgroups.scheduling.volcano.sh",
+        "podgroups.scheduling.x-k8s.io",
+        "podgroups.scheduling.k8s.io",
+        "tokenreviews.authentication.k8s.io",
+    }
 
 
 @pytest.fixture(scope="module")
@@ -173,9 +277,9 @@ def test_in_namespace_scope_the_operator_runs_jobs_there_and_touches_nothing_els
         teams["team-a"].await_phase("Succeeded")
         assert operator.stop() == 0
     assert teams["outside"].status() == {}
-    asked = [event for event in namespaced_plane.audit() if event["user"]["username"] == USER]
-    assert [event for event in asked if event["responseStatus"]["code"] == 403] == []
-    namespaces = {event["objectRef"].get("namespace") for event in asked if "objectRef" in event}
+    assert refused(namespaced_plane) == []
+    asked = [event for event in of_operator(namespaced_plane) if "objectRef" in event]
+    namespaces = {event["objectRef"].get("namespace") for event in asked}
     assert namespaces == {"team-a", "team-b", NAMESPACE}
     assert namespaced_plane.get(ROLE) is None
 

@@ -32,12 +32,7 @@ def kueue_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPla
 def served(kueue_plane: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Iterator[OperatorProcess]:
     """An operator in external mode on a cluster that has Kueue."""
     kueue.install(kueue_plane)
-    spec = {"nodeLabels": {"pool": "spot"}, "tolerations": [{"key": "spot", "operator": "Exists"}]}
-    kueue_plane.create(
-        f"{kueue.API}/resourceflavors", {**typed("ResourceFlavor"), "metadata": {"name": "spot"}, "spec": spec}
-    )
-    urgent = {**typed("WorkloadPriorityClass"), "metadata": {"name": "urgent"}, "value": 1000}
-    kueue_plane.create(f"{kueue.API}/workloadpriorityclasses", urgent)
+    kueue.add_places(kueue_plane)
     folder = tmp_path_factory.mktemp("kueue-operator")
     with operator_process.running(kueue_plane.kubeconfig, folder, **EXTERNAL) as running:
         yield running
@@ -49,10 +44,6 @@ def jobs(kueue_plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[
     namespace = new_namespace(kueue_plane, request.node.name)
     yield JobClient(plane=kueue_plane, namespace=namespace)
     kueue_plane.delete(f"/api/v1/namespaces/{namespace}")
-
-
-def typed(kind: str) -> dict:
-    return {"apiVersion": "kueue.x-k8s.io/v1beta2", "kind": kind}
 
 
 def queued(**spec: object) -> dict:

@@ -3,31 +3,20 @@
 from __future__ import annotations
 
 import contextlib
-import json
-import ssl
-import urllib.error
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-import control_plane
 import fake_kubelet
 import operator_process
-from control_plane import ControlPlane, free_port
+from control_plane import ControlPlane
 from fake_kubelet import FakeKubelet
 from job_client import JobClient, manifest, wait_until
+from progress_client import TRAINING, pod_token, push, push_settings, variables
 
 pytestmark = pytest.mark.cluster
 FAST = {"backoffSeconds": {"initial": 0, "max": 1}}
-TRAINING = {
-    "phase": "training",
-    "iteration": 30,
-    "total_iterations": 120,
-    "metrics": {"loss": 2.5},
-    "remaining_s": 90.0,
-}
 
 
 @pytest.fixture
@@ -35,54 +24,6 @@ def kubelet(quiet_plane: ControlPlane, quiet_jobs: JobClient) -> Iterator[FakeKu
     """Makes pods of this test's namespace run."""
     with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)) as player:
         yield player
-
-
-def push_settings(plane: ControlPlane, jobs: JobClient, folder: Path, **more: str) -> dict[str, str]:
-    """Settings of an operator that takes pushes in on loopback."""
-    certificates = folder / "certificates"
-    if not certificates.exists():
-        certificates.mkdir()
-        control_plane.certificate(plane.folder, "progress", "/CN=progress", names="subjectAltName=IP:127.0.0.1")
-        for source, target in (("progress.crt", "tls.crt"), ("progress.key", "tls.key"), ("ca.crt", "ca.crt")):
-            (certificates / target).write_bytes((plane.folder / source).read_bytes())
-    port = str(free_port())
-    return {
-        "MTJ_WATCH_NAMESPACES": jobs.namespace,
-        "MTJ_PROGRESS_PORT": port,
-        "MTJ_PROGRESS_SERVICE_PORT": port,
-        "MTJ_PROGRESS_HOST": "127.0.0.1",
-        "MTJ_PROGRESS_CERTIFICATES": str(certificates),
-        "MTJ_PER_JOB_METRICS": "true",
-        **more,
-    }
-
-
-def pod_token(jobs: JobClient, pod: str, *, audience: str | None = None) -> str:
-    """The token that the kubelet would have put into this pod's projected volume."""
-    raw = jobs.plane.get(jobs.path("pods", pod))
-    (source,) = next(v["projected"]["sources"] for v in raw["spec"]["volumes"] if v["name"] == "mtj-progress-token")
-    bound = {"kind": "Pod", "apiVersion": "v1", "name": pod, "uid": raw["metadata"]["uid"]}
-    spec = {"audiences": [audience or source["serviceAccountToken"]["audience"]], "boundObjectRef": bound}
-    answer = jobs.plane.create(jobs.path("serviceaccounts", "default/token"), {"spec": spec})
-    return answer["status"]["token"]
-
-
-def variables(jobs: JobClient, pod: str) -> dict[str, str]:
-    """The environment of the pod's trainer."""
-    raw = jobs.plane.get(jobs.path("pods", pod))
-    return {each["name"]: each.get("value", "") for each in raw["spec"]["containers"][0]["env"]}
-
-
-def push(jobs: JobClient, url: str, token: str, body: object) -> int:
-    """The status of the answer to a push."""
-    headers = {"Content-Type": "application/json", "Authorization": f"Bearer {token}"}
-    request = urllib.request.Request(url, data=json.dumps(body).encode(), headers=headers, method="POST")
-    context = ssl.create_default_context(cafile=str(jobs.plane.folder / "ca.crt"))
-    try:
-        with urllib.request.urlopen(request, timeout=10, context=context) as answer:
-            return answer.status
-    except urllib.error.HTTPError as error:
-        return error.code
 
 
 def test_a_push_shows_in_status_and_metrics(

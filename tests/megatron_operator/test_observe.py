@@ -131,3 +131,5 @@ def test_a_pod_group_that_cannot_exist_is_told_from_one_that_does_not_yet():
     assert read_gang(None, served=False) == Gang(served=False)
     group = {"metadata": {"name": "tune-a0"}, "status": {"phase": "Inqueue"}}
     assert read_gang(group, served=True) == Gang(name="tune-a0", phase="Inqueue")
+    group["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
+    assert read_gang(group, served=True).deleting

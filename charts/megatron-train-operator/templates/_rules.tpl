@@ -32,16 +32,16 @@
 {{- if .Values.gang.volcano }}
 - apiGroups: [scheduling.volcano.sh]
   resources: [podgroups]
-  verbs: [create, get, list, watch]
+  verbs: [create, get, list, watch, delete]
 {{- end }}
 {{- if .Values.gang.coscheduling }}
 - apiGroups: [scheduling.x-k8s.io]
   resources: [podgroups]
-  verbs: [create, get, list, watch]
+  verbs: [create, get, list, watch, delete]
 {{- end }}
 {{- if .Values.gang.native }}
 - apiGroups: [scheduling.k8s.io]
   resources: [podgroups]
-  verbs: [create, get, list, watch]
+  verbs: [create, get, list, watch, delete]
 {{- end }}
 {{- end -}}

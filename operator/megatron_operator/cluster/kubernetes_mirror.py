@@ -110,13 +110,15 @@ class Mirror:
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
         pods = tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank))
         selectors = self._services.of(key, uid)
+        gang, stale_groups = self._see_groups(key, uid, parsed.scheduling.gang if parsed else "None", job)
         return Seen(
             status=job.get("status") or {},
             pods=pods,
             service_selector=selectors.get(names.service_name(metadata["name"])),
             config_maps=frozenset(self._config_maps.of(key, uid)),
             claims=frozenset(name for namespace, name in self._claims if namespace == key[0]),
-            gang=self._gang(key, uid, parsed.scheduling.gang if parsed else "None", job),
+            gang=gang,
+            stale_groups=stale_groups,
             progress=progress,
             lost_nodes=await self._lost_nodes(pods, now),
             problem=problem,
@@ -156,14 +158,16 @@ class Mirror:
         )
         return Informer(self._client, scope, read, self._listeners)
 
-    def _gang(self, key: Key, uid: str, gang: str, job: Object) -> Gang | None:
-        """The job's PodGroup of the current attempt; one that cannot be is told apart from none."""
+    def _see_groups(self, key: Key, uid: str, gang: str, job: Object) -> tuple[Gang | None, tuple[str, ...]]:
+        """The PodGroup of the current attempt (one that cannot be is told apart from none), and names of the others."""
         if gang == "None":
-            return None
+            return None, ()
         if gang not in self._groups:
-            return Gang(served=False)
+            return Gang(served=False), ()
         attempt = int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
-        return self._groups[gang].of(key, uid).get(names.group_name(key[1], attempt))
+        groups = self._groups[gang].of(key, uid)
+        current = groups.pop(names.group_name(key[1], attempt), None)
+        return current, tuple(sorted(name for name, group in groups.items() if not group.deleting))
 
     async def _run_groups(self, scheduler: str, on_served: Callable[[], None]) -> None:
         """Waits until the scheduler's API is there, then mirrors its groups."""
