@@ -8,7 +8,8 @@ from typing import Any, Literal
 
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.dist_checkpointing.mapping import ShardedObject
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_trainer.backend import Backend
@@ -47,7 +48,22 @@ def model_state(engine: Engine, part: Part) -> StateDict:
             names |= {name for name in state if SCALING in name}
         kept = {"whole": lambda _: True, "trainable": names.__contains__, "base": lambda name: not is_adapter(name)}
         states[_chunk_key(engine, index)] = {name: value for name, value in state.items() if kept[part](name)}
+    for value in nested_values(states):
+        if isinstance(value, ShardedTensorFactory):
+            _merge_in_place(value)
     return states
+
+
+def _merge_in_place(factory: ShardedTensorFactory) -> None:
+    """A load reads the parts of gate and up into the parameter itself; Megatron then joins copies of all layers'."""
+    whole, join = factory.data, factory.merge_fn
+
+    def merge(parts: Any) -> Any:  # noqa: ANN401 - a list of tensors, or what another factory nests
+        first = whole.data_ptr()
+        is_inside = all(first <= part.data_ptr() < first + whole.nbytes for part in nested_values(parts))
+        return whole if is_inside else join(parts)
+
+    factory.merge_fn = merge
 
 
 def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool) -> None:
