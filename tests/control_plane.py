@@ -33,8 +33,10 @@ BUSY_S = 60
 NUM_TRIES = 3
 PORTS = (15_000, 32_000)
 PR_SET_PDEATHSIG = 1
+LOOPBACK = "127.0.0.1"
 SERVICE_RANGE = "10.0.0.0/16"
-NAMES = "subjectAltName=IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
+NAMES = "IP:127.0.0.1,IP:10.0.0.1,DNS:localhost,DNS:kubernetes.default.svc"
+FAKE_NODES = ("--controllers=*,-node-lifecycle-controller",)  # they have no kubelet that renews their lease
 MERGE_PATCH = "application/merge-patch+json"
 
 # Who did what: requests of service accounts outside kube-system, that is, of operators under test.
@@ -68,12 +70,13 @@ class ControlPlane:
     binaries: Path
     port: int
     etcd_port: int
+    address: str = LOOPBACK
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
 
     @property
     def server(self) -> str:
         """URL of the API server."""
-        return f"https://127.0.0.1:{self.port}"
+        return f"https://{self.address}:{self.port}"
 
     @property
     def kubeconfig(self) -> Path:
@@ -96,7 +99,7 @@ class ControlPlane:
     def _request_once(self, method: str, path: str, body: Object | None, content_type: str) -> Any:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
-        connection = http.client.HTTPSConnection("127.0.0.1", self.port, context=context, timeout=120)
+        connection = http.client.HTTPSConnection(self.address, self.port, context=context, timeout=120)
         try:
             data = None if body is None else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": content_type})
@@ -136,8 +139,11 @@ class ControlPlane:
         return [json.loads(line) for line in (self.folder / "audit.log").read_text().splitlines()]
 
     def start_process(self, name: str, *arguments: str) -> None:
-        """Starts one program, its output in NAME.log."""
-        program = self.binaries / ("kube-" + name if name != "etcd" else name)
+        """Starts one of the control plane's programs, its output in NAME.log."""
+        self.launch(name, self.binaries / ("kube-" + name if name != "etcd" else name), *arguments)
+
+    def launch(self, name: str, program: Path | str, *arguments: str) -> None:
+        """Starts a program that ends with the control plane, its output in NAME.log."""
         with (self.folder / f"{name}.log").open("ab") as log:
             self.processes[name] = subprocess.Popen(
                 [program, *arguments],
@@ -180,7 +186,7 @@ class ControlPlane:
             "apiserver",
             f"--etcd-servers=http://127.0.0.1:{self.etcd_port}",
             f"--secure-port={self.port}",
-            "--bind-address=127.0.0.1",
+            f"--bind-address={self.address}",
             "--tls-cert-file=server.crt",
             "--tls-private-key-file=server.key",
             "--client-ca-file=ca.crt",
@@ -212,17 +218,13 @@ class ControlPlane:
         raise RuntimeError(f"kube-apiserver did not become ready:\n{log}")
 
     def start_controller_manager(self, *more: str) -> None:
-        """Starts the controllers (garbage collection, service accounts, node lifecycle and the rest).
-
-        The node lifecycle controller is off: fake nodes have no kubelet that renews their lease.
-        """
+        """Starts the controllers (garbage collection, service accounts and the rest)."""
         self.start_process(
             "controller-manager",
             f"--kubeconfig={self.kubeconfig}",
             "--service-account-private-key-file=sa.key",
             "--root-ca-file=ca.crt",
             "--use-service-account-credentials",
-            "--controllers=*,-node-lifecycle-controller",
             "--leader-elect=false",
             "--secure-port=0",
             *more,
@@ -259,20 +261,16 @@ def free_port() -> int:
 
 
 def start(folder: Path) -> ControlPlane:
-    """A control plane that answers, its state in `folder`. The caller stops it.
+    """A control plane on loopback that answers, its state in `folder`. The caller stops it.
 
     A port that was free when it was chosen may be taken when a program wants it: then other ports are tried.
     """
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
-    make_certificates(folder)
     for tries_left in reversed(range(NUM_TRIES)):
-        plane = ControlPlane(folder=folder, binaries=find_or_get(), port=free_port(), etcd_port=free_port())
-        write_kubeconfig(plane)
+        plane = prepare(folder)
         try:
             plane.start_etcd()
             plane.start_apiserver()
-            plane.start_controller_manager()
+            plane.start_controller_manager(*FAKE_NODES)
         except RuntimeError:
             plane.stop()
             if not tries_left:
@@ -285,14 +283,27 @@ def start(folder: Path) -> ControlPlane:
     raise AssertionError("the last try returns or raises")
 
 
-def make_certificates(folder: Path) -> None:
+def prepare(folder: Path, address: str = LOOPBACK) -> ControlPlane:
+    """A control plane that nothing of runs yet: free ports, certificates and a kubeconfig in `folder`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "audit-policy.yaml").write_text(json.dumps(AUDIT_POLICY))
+    if not (folder / "ca.crt").exists():
+        make_certificates(folder, address)
+    plane = ControlPlane(
+        folder=folder, binaries=find_or_get(), port=free_port(), etcd_port=free_port(), address=address
+    )
+    write_kubeconfig(plane)
+    return plane
+
+
+def make_certificates(folder: Path, address: str) -> None:
     """Writes the session's own authority, server and administrator certificates, and the token keys."""
     openssl(folder, "genrsa", "-out", "sa.key", "2048")
     openssl(folder, "rsa", "-in", "sa.key", "-pubout", "-out", "sa.pub")
     subject = ("-days", "30", "-subj", "/CN=test-ca")
     openssl(folder, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-keyout", "ca.key", "-out", "ca.crt", *subject)
     certificate(folder, "admin", "/O=system:masters/CN=admin")
-    certificate(folder, "server", "/CN=kube-apiserver", names=NAMES)
+    certificate(folder, "server", "/CN=kube-apiserver", names=f"subjectAltName=IP:{address},{NAMES}")
 
 
 def certificate(folder: Path, name: str, subject: str, *, names: str = "") -> None:

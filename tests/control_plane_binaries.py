@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import hashlib
+import io
 import json
 import logging
 import os
@@ -21,7 +22,8 @@ import tarfile
 import tempfile
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 KUBERNETES_VERSION = "v1.37.2"
@@ -31,6 +33,7 @@ HELM_PACKAGE = "helm.sh/helm/v3/cmd/helm"
 GO_VERSION = (1, 26)
 KUBERNETES_PROGRAMS = ("kube-apiserver", "kube-controller-manager", "kube-scheduler")
 PROGRAMS = ("etcd", *KUBERNETES_PROGRAMS)
+MACHINES = {"x86_64": "amd64", "aarch64": "arm64"}
 DOWNLOAD_TIMEOUT_S = 10
 logger = logging.getLogger("control-plane")
 
@@ -41,45 +44,57 @@ def cache_folder() -> Path:
     return root / "megatron-train-operator" / "control-plane" / KUBERNETES_VERSION
 
 
-def missing(folder: Path) -> list[str]:
+@dataclass(frozen=True, kw_only=True)
+class Programs:
+    """Programs that are kept together in `folder`, and the ways to get them, the quickest first.
+
+    A way puts what it can into the folder it is given and says whether it could.
+    """
+
+    names: tuple[str, ...]
+    folder: Path
+    ways: tuple[Callable[[Path], bool], ...]
+
+
+def missing(folder: Path, names: tuple[str, ...] = PROGRAMS) -> list[str]:
     """The programs that `folder` does not hold."""
-    return [program for program in PROGRAMS if not os.access(folder / program, os.X_OK)]
+    return [program for program in names if not os.access(folder / program, os.X_OK)]
 
 
-def find() -> Path | None:
-    """The folder that already holds every program, or None."""
+def find_or_get() -> Path:
+    """The folder with every program of the control plane: $KUBEBUILDER_ASSETS, or the cache, filled if need be."""
     assets = os.environ.get("KUBEBUILDER_ASSETS")
     if assets and not missing(Path(assets)):
         return Path(assets)
     if assets:
         absent = ", ".join(missing(Path(assets)))
         logger.warning("KUBEBUILDER_ASSETS=%s lacks %s; looking further", assets, absent)
-    return cache_folder() if not missing(cache_folder()) else None
+    return get(Programs(names=PROGRAMS, folder=cache_folder(), ways=(download, build)))
 
 
-def find_or_get() -> Path:
-    """The folder with every program; downloads or builds what is not there, one process at a time."""
-    if folder := find():
-        return folder
-    target = cache_folder()
+def get(programs: Programs) -> Path:
+    """The folder with these programs; downloads or builds what is not there, one process at a time."""
+    target = programs.folder
+    if not missing(target, programs.names):
+        return target
     target.mkdir(parents=True, exist_ok=True)
     with (target / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with tempfile.TemporaryDirectory(dir=target) as work:
-            for get in (download, build):
-                if missing(target) and get(Path(work)):
-                    install(Path(work), target)
-    if absent := missing(target):
+            for way in programs.ways:
+                if missing(target, programs.names) and way(Path(work)):
+                    install(Path(work), target, programs.names)
+    if absent := missing(target, programs.names):
         raise SystemExit(
-            f"no {', '.join(absent)}: set KUBEBUILDER_ASSETS to a folder that has them, or install Go "
-            f">= {GO_VERSION[0]}.{GO_VERSION[1]} and run again"
+            f"no {', '.join(absent)}: set KUBEBUILDER_ASSETS to a folder that has the control plane's programs, or "
+            f"install Go >= {GO_VERSION[0]}.{GO_VERSION[1]} and run again"
         )
     return target
 
 
-def install(work: Path, target: Path) -> None:
+def install(work: Path, target: Path, names: tuple[str, ...]) -> None:
     """Moves finished programs into the cache; a program is there whole or not at all."""
-    for program in PROGRAMS:
+    for program in names:
         if (work / program).exists():
             (work / program).chmod(0o755)
             (work / program).replace(target / program)
@@ -87,28 +102,53 @@ def install(work: Path, target: Path) -> None:
 
 def download(work: Path) -> bool:
     """Whether the official release could be fetched and its checksums held."""
-    system, machine = sys.platform, {"x86_64": "amd64", "aarch64": "arm64"}.get(platform.machine(), "")
-    if system != "linux" or not machine:
+    archive = f"etcd-{ETCD_VERSION}-{{}}.tar.gz"
+    release = f"https://github.com/etcd-io/etcd/releases/download/{ETCD_VERSION}"
+    return released(
+        lambda: download_kubernetes(work, KUBERNETES_VERSION, KUBERNETES_PROGRAMS),
+        lambda: download_archived(
+            work, "etcd", f"{release}/{archive.format(platform_name('-'))}", f"{release}/SHA256SUMS"
+        ),
+    )
+
+
+def released(*fetches: Callable[[], None]) -> bool:
+    """Whether all of these fetches from official releases could be done here."""
+    if sys.platform != "linux" or platform.machine() not in MACHINES:
         return False
-    release = f"https://dl.k8s.io/release/{KUBERNETES_VERSION}/bin/linux/{machine}"
-    archive = f"etcd-{ETCD_VERSION}-linux-{machine}.tar.gz"
-    etcd_release = f"https://github.com/etcd-io/etcd/releases/download/{ETCD_VERSION}"
     try:
-        for program in KUBERNETES_PROGRAMS:
-            checksum = fetch(f"{release}/{program}.sha256").decode().split()[0]
-            (work / program).write_bytes(checked(fetch(f"{release}/{program}"), checksum, program))
-        listing = fetch(f"{etcd_release}/SHA256SUMS").decode()
-        sums = dict(reversed(line.split()) for line in listing.splitlines())
-        (work / archive).write_bytes(checked(fetch(f"{etcd_release}/{archive}"), sums[archive], archive))
+        for each in fetches:
+            each()
     except (urllib.error.URLError, TimeoutError, OSError) as error:
         logger.info("no official release to be had here (%s)", error)
         return False
-    with tarfile.open(work / archive) as bundle:
-        member = bundle.extractfile(f"{archive.removesuffix('.tar.gz')}/etcd")
-        if member is None:
-            return False
-        (work / "etcd").write_bytes(member.read())
     return True
+
+
+def platform_name(separator: str) -> str:
+    """This machine as releases name it, such as linux-amd64."""
+    return f"linux{separator}{MACHINES[platform.machine()]}"
+
+
+def download_kubernetes(work: Path, version: str, programs: tuple[str, ...]) -> None:
+    """Puts these programs of a Kubernetes release into `work`."""
+    release = f"https://dl.k8s.io/release/{version}/bin/{platform_name('/')}"
+    for program in programs:
+        checksum = fetch(f"{release}/{program}.sha256").decode().split()[0]
+        (work / program).write_bytes(checked(fetch(f"{release}/{program}"), checksum, program))
+
+
+def download_archived(work: Path, program: str, archive_url: str, sums_url: str) -> None:
+    """Puts the program of a release's archive into `work`; `sums_url` lists SHA-256 sums by file name."""
+    archive = archive_url.rsplit("/", 1)[1]
+    lines = fetch(sums_url).decode().splitlines()
+    sums = {name: checksum for checksum, name in (line.split() for line in lines)}
+    content = checked(fetch(archive_url), sums[archive], archive)
+    with tarfile.open(fileobj=io.BytesIO(content)) as bundle:
+        (entry,) = [member for member in bundle if member.name.rsplit("/", 1)[-1] == program and member.isfile()]
+        unpacked = bundle.extractfile(entry)
+        assert unpacked is not None, "a plain file has content"
+        (work / program).write_bytes(unpacked.read())
 
 
 def fetch(url: str) -> bytes:
@@ -131,8 +171,8 @@ def build(work: Path) -> bool:
         if not go:
             return False
         logger.info("building etcd %s and Kubernetes %s with %s", ETCD_VERSION, KUBERNETES_VERSION, go)
-        build_etcd(go, work)
-        build_kubernetes(go, work)
+        build_program(go, work, "etcd", "go.etcd.io/etcd/server/v3", ETCD_VERSION)
+        build_kubernetes(go, work, KUBERNETES_VERSION, KUBERNETES_PROGRAMS)
     return True
 
 
@@ -160,39 +200,38 @@ def go_version(go: str) -> tuple[int, ...]:
     return (int(found[1]), int(found[2])) if found else (0,)
 
 
-def build_etcd(go: str, work: Path) -> None:
-    """Puts etcd into `work`."""
-    module = work / "etcd-module"
+def build_program(go: str, work: Path, name: str, package: str, version: str, flags: str = "-s -w") -> None:
+    """Puts one program, the `package` of its module at `version`, into `work`."""
+    module = work / f"{name}-module"
     module.mkdir()
-    (module / "go.mod").write_text("module etcd\n\ngo 1.25.0\n")
-    package = "go.etcd.io/etcd/server/v3"
-    run_go(go, module, "get", f"{package}@{ETCD_VERSION}")
-    run_go(go, module, "build", "-trimpath", "-ldflags", "-s -w", "-o", f"{work}/etcd", package)
+    (module / "go.mod").write_text(f"module {name}build\n\ngo 1.25.0\n")
+    run_go(go, module, "get", f"{package}@{version}")
+    run_go(go, module, "build", "-trimpath", "-ldflags", flags, "-o", f"{work}/{name}", package)
 
 
-def build_kubernetes(go: str, work: Path) -> None:
-    """Puts the Kubernetes programs into `work`.
+def build_kubernetes(go: str, work: Path, version: str, programs: tuple[str, ...]) -> None:
+    """Puts these programs of Kubernetes into `work`.
 
     k8s.io/kubernetes replaces its staging modules by folders that the published module lacks; the same code
     is published as k8s.io/NAME v0.MINOR.PATCH, so each replacement is pointed there.
     """
     module = work / "kubernetes-module"
     module.mkdir()
-    answer = run_go(go, module, "mod", "download", "-json", f"k8s.io/kubernetes@{KUBERNETES_VERSION}")
+    answer = run_go(go, module, "mod", "download", "-json", f"k8s.io/kubernetes@{version}")
     source = (Path(json.loads(answer)["Dir"]) / "go.mod").read_text()
-    published = KUBERNETES_VERSION.replace("v1.", "v0.", 1)
+    published = version.replace("v1.", "v0.", 1)
     replacements = source[source.index("\nreplace") :]
     replacements = re.sub(r"=> \./staging/src/(\S+)", rf"=> \1 {published}", replacements)
     language = re.search(r"^go \S+$", source, re.MULTILINE)
     (module / "go.mod").write_text(
         f"module controlplane\n\n{language[0] if language else 'go 1.26.0'}\n\n"
-        f"require k8s.io/kubernetes {KUBERNETES_VERSION}\n{replacements}"
+        f"require k8s.io/kubernetes {version}\n{replacements}"
     )
-    packages = [f"k8s.io/kubernetes/cmd/{program}" for program in KUBERNETES_PROGRAMS]
+    packages = [f"k8s.io/kubernetes/cmd/{program}" for program in programs]
     imports = "".join(f'\t_ "{package}"\n' for package in packages)
     (module / "tools.go").write_text(f"//go:build tools\n\npackage tools\n\nimport (\n{imports})\n")
     run_go(go, module, "mod", "tidy")
-    run_go(go, module, "build", "-trimpath", "-ldflags", version_flags(), "-o", f"{work}/", *packages)
+    run_go(go, module, "build", "-trimpath", "-ldflags", version_flags(version), "-o", f"{work}/", *packages)
 
 
 def helm() -> Path:
@@ -205,21 +244,17 @@ def helm() -> Path:
         with tempfile.TemporaryDirectory(dir=cached.parent) as work, go_toolchain(Path(work)) as go:
             if not go:
                 raise SystemExit(f"no helm: install it, or Go >= {GO_VERSION[0]}.{GO_VERSION[1]}")
-            module = Path(work) / "helm-module"
-            module.mkdir()
-            (module / "go.mod").write_text("module helmbuild\n\ngo 1.25.0\n")
-            run_go(go, module, "get", f"helm.sh/helm/v3/cmd/helm@{HELM_VERSION}")
             flags = f"-s -w -X helm.sh/helm/v3/internal/version.version={HELM_VERSION}"
-            run_go(go, module, "build", "-trimpath", "-ldflags", flags, "-o", f"{work}/helm", HELM_PACKAGE)
+            build_program(go, Path(work), "helm", HELM_PACKAGE, HELM_VERSION, flags)
             (Path(work) / "helm").replace(cached)
     return cached
 
 
-def version_flags() -> str:
+def version_flags(version: str) -> str:
     """Linker flags by which the programs know their own version (a plain module build says v0.0.0)."""
     package = "k8s.io/component-base/version"
-    major, minor, _ = KUBERNETES_VERSION.removeprefix("v").split(".")
-    values = {"gitVersion": KUBERNETES_VERSION, "gitMajor": major, "gitMinor": minor}
+    major, minor, _ = version.removeprefix("v").split(".")
+    values = {"gitVersion": version, "gitMajor": major, "gitMinor": minor}
     return " ".join(["-s -w", *(f"-X {package}.{name}={value}" for name, value in values.items())])
 
 

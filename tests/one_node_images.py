@@ -1,0 +1,168 @@
+"""Images for the one-node cluster, made without any registry: pause, Debian with this Python, and the project's two.
+
+debootstrap makes the Debian, buildah the images. The trainer's image holds the trainer alone: its gigabytes of
+Python packages are mounted from this environment, read only, at ENVIRONMENT.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import tempfile
+import tomllib
+from pathlib import Path
+
+from control_plane import ControlPlane
+from control_plane_binaries import go_toolchain, run_go
+from one_node import PAUSE_IMAGE, load_image
+
+ROOT = Path(__file__).parent.parent
+PYTHON_IMAGE = f"localhost/python:{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
+VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+OPERATOR_IMAGE = f"localhost/megatron-train-operator:{VERSION}"
+TRAINER_IMAGE = f"localhost/megatron-trainer:{VERSION}"
+ENVIRONMENT = "/environment"
+SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
+# What Python's own extension modules, torch and a Debian without recommendations need.
+LIBRARIES = (
+    "ca-certificates libssl3 libffi8 libsqlite3-0 libbz2-1.0 liblzma5 libreadline8 libncursesw6 zlib1g libuuid1 "
+    "libexpat1 libgomp1 libstdc++6"
+)
+PAUSE_PROGRAM = """package main
+
+import (
+\t"os"
+\t"os/signal"
+\t"syscall"
+)
+
+func main() {
+\tstop := make(chan os.Signal, 1)
+\tsignal.Notify(stop, syscall.SIGINT, syscall.SIGTERM)
+\t<-stop
+}
+"""
+BUILDAH = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
+# What pip needs to reach its index from inside a build: this machine's authorities and settings.
+MOUNTED = ("/etc/ssl/certs", "/etc/pip.conf")
+
+
+def load_all(plane: ControlPlane) -> None:
+    """Builds what is missing and gives the node all four images."""
+    load_pause(plane)
+    if not exists(PYTHON_IMAGE):
+        build_python()
+    build_project()
+    for name in (OPERATOR_IMAGE, TRAINER_IMAGE):
+        load(plane, name)
+
+
+def exists(name: str) -> bool:
+    """Whether buildah has this image."""
+    command = ["buildah", "inspect", "--type", "image", name]
+    return subprocess.run(command, env={**os.environ, **BUILDAH}, capture_output=True, check=False).returncode == 0
+
+
+def buildah(*arguments: str) -> str:
+    """What buildah printed."""
+    return _run("buildah", *arguments, environment=BUILDAH).strip()
+
+
+def load(plane: ControlPlane, name: str) -> None:
+    """Gives the node an image that buildah has."""
+    with tempfile.TemporaryDirectory() as folder:
+        archive = Path(folder) / "image.tar"
+        buildah("push", "--quiet", name, f"docker-archive:{archive}:{name}")
+        load_image(plane, archive)
+
+
+def load_pause(plane: ControlPlane) -> None:
+    """Gives the node the image that holds a pod's namespaces: a static program that waits."""
+    if not exists(PAUSE_IMAGE):
+        with tempfile.TemporaryDirectory() as folder, go_toolchain(Path(folder)) as go:
+            if not go:
+                raise SystemExit("the pause image needs Go")
+            content = Path(folder) / "content"
+            content.mkdir()
+            (Path(folder) / "pause.go").write_text(PAUSE_PROGRAM)
+            run_go(go, Path(folder), "build", "-o", f"{content}/pause", "pause.go")
+            commit(content, PAUSE_IMAGE, "--entrypoint", '["/pause"]')
+    load(plane, PAUSE_IMAGE)
+
+
+def build_python() -> None:
+    """Debian with the Python that runs this, under /usr/local: what both Dockerfiles take as BASE."""
+    with tempfile.TemporaryDirectory() as folder:
+        root = Path(folder) / "root"
+        included = ",".join(LIBRARIES.split())
+        _run("debootstrap", "--variant=minbase", f"--include={included}", debian_release(), str(root), mirror())
+        shutil.rmtree(root / "var" / "cache" / "apt", ignore_errors=True)
+        copy_python(root / "usr" / "local")
+        commit(root, PYTHON_IMAGE, "--env", "PATH=/usr/local/bin:/usr/bin:/bin")
+
+
+def copy_python(target: Path) -> None:
+    """This interpreter with its library, without what other projects installed into it."""
+    prefix = Path(sys.base_prefix)
+    if prefix == Path("/usr"):
+        raise SystemExit("the image takes a Python of its own prefix (pyenv, or built): this one is the distribution's")
+    name = f"python{sys.version_info.major}.{sys.version_info.minor}"
+    keep_out = shutil.ignore_patterns("__pycache__", "test", "*.a", "config-3*")
+    shutil.copytree(prefix / "lib" / name, target / "lib" / name, ignore=keep_out, dirs_exist_ok=True, symlinks=True)
+    for library in (prefix / "lib").glob("libpython*.so*"):
+        shutil.copy2(library, target / "lib" / library.name, follow_symlinks=False)
+    shutil.copy2(prefix / "bin" / name, target / "bin" / name)
+    (target / "bin" / "python3").symlink_to(name)
+    _run("chroot", str(target.parent.parent), "/sbin/ldconfig")
+
+
+def build_project() -> None:
+    """Both images of the project, by the command that users have: docker/build."""
+    mounts = " ".join(f"--volume {path}:{path}:ro" for path in MOUNTED if Path(path).exists())
+    environment = {
+        "BUILDER": "buildah",
+        "BASE": PYTHON_IMAGE,
+        "TRAINER_BASE": PYTHON_IMAGE,
+        "BUILD_FLAGS": f"{mounts} --build-arg PIP_FLAGS=--no-deps",
+    }
+    _run(str(ROOT / "docker" / "build"), environment=BUILDAH | environment)
+
+
+def commit(content: Path, name: str, *settings: str) -> None:
+    """Makes an image of a folder's content."""
+    container = buildah("from", "scratch")
+    try:
+        buildah("copy", "--quiet", container, str(content), "/")
+        buildah("config", *settings, container)
+        buildah("commit", "--quiet", container, name)
+    finally:
+        buildah("rm", container)
+
+
+def debian_release() -> str:
+    """The code name of this machine's Debian, whose libraries this Python was linked with."""
+    lines = Path("/etc/os-release").read_text().splitlines()
+    return next(line.split("=")[1].strip('"') for line in lines if line.startswith("VERSION_CODENAME="))
+
+
+def mirror() -> str:
+    """Where this machine gets its packages from."""
+    for path in Path("/etc/apt/sources.list.d").glob("*.sources"):
+        for line in path.read_text().splitlines():
+            if line.startswith("URIs:"):
+                return line.split()[1]
+    lines = Path("/etc/apt/sources.list").read_text().splitlines()
+    return next(line.split()[1] for line in lines if line.startswith("deb "))
+
+
+def _run(*command: str, environment: dict[str, str] | None = None) -> str:
+    """What it printed; raises with all of its output when it failed."""
+    done = subprocess.run(
+        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
+    )
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
