@@ -13,6 +13,7 @@ from threading import Event as Flag
 from typing import Any
 
 import kopf
+from kopf._core.engines.peering import Identity
 
 from megatron_operator import admission, names
 from megatron_operator.cluster.kubernetes_connection import Connection
@@ -165,6 +166,7 @@ async def kopf_operator(
     await kopf.operator(
         registry=registry,
         settings=tuned,
+        identity=Identity(settings.pod_name),  # kopf would ask for the user's name: a container's user has none
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,
