@@ -118,10 +118,7 @@ def _spec() -> Schema:
         **infrastructure,
         "required": ["task"],
         "properties": {**properties, "args": args},
-        "x-kubernetes-validations": [
-            *_presence_rules(),
-            *[_only_while_suspended(field) for field in MUTABLE_WHILE_SUSPENDED],
-        ],
+        "x-kubernetes-validations": [*_presence_rules(), _only_while_suspended()],
     }
 
 
@@ -160,11 +157,25 @@ def _presence_rules() -> list[Schema]:
     ]
 
 
-def _only_while_suspended(field: str) -> Schema:
-    """The Job and Kueue convention: what the pods are made from changes only while there are none."""
-    is_suspended = "(has(oldSelf.suspend) && oldSelf.suspend)"
-    is_same = f"(has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field}))"
-    return _rule(f"{is_suspended} || {is_same}", f"{field} changes only while spec.suspend is true; suspend first")
+def _only_while_suspended() -> Schema:
+    """The Job and Kueue convention: what the pods are made from changes only while there are none.
+
+    One rule that first asks whether anything changed: a status write, which changes no spec, pays for no more.
+    Its message names the first field that did; a list of all would exceed the server's limit for a message's cost.
+    """
+
+    def same(field: str) -> str:
+        return f"has(self.{field}) == has(oldSelf.{field}) && (!has(self.{field}) || self.{field} == oldSelf.{field})"
+
+    is_suspended = "has(oldSelf.suspend) && oldSelf.suspend"
+    all_same = " && ".join(same(field) for field in MUTABLE_WHILE_SUSPENDED)
+    *others, last = MUTABLE_WHILE_SUSPENDED
+    first_changed = "".join(f"!({same(field)}) ? '{field}' : " for field in others) + f"'{last}'"
+    why = "changes only while spec.suspend is true; suspend first"
+    return {
+        **_rule(f"self == oldSelf || ({is_suspended}) || ({all_same})", f"what pods are made from {why}"),
+        "messageExpression": f"({first_changed}) + ' {why}'",
+    }
 
 
 def _rule(rule: str, message: str) -> Schema:
