@@ -1,7 +1,8 @@
 """Measures the operator on a real kube-apiserver: python benchmarks/operator_scale.py [--jobs 1000] [--out FILE].
 
 Jobs of eight pods go through creation, running, a failure storm, idling and their end, with a kill -9 on the way if
-asked for; beside it the rate at which a bare client creates the same objects, on the same server in the same run.
+asked for; beside it the rate at which a bare client creates the same objects, on the same server in the same run:
+once alone, and once with the kubelet stand-in at work on its pods, as it is on the operator's.
 Control plane, kubelet stand-in and operator are processes of their own, all on this machine.
 """
 
@@ -36,6 +37,7 @@ from operator_process import OperatorProcess  # noqa: E402
 
 PODS_PER_JOB = 8
 SUBMITTERS = 8
+SETTLING_S = 3.0
 WRITES = ("create", "update", "patch", "delete")
 
 
@@ -138,9 +140,24 @@ def submit(bench: Bench, namespace: str) -> None:
     asyncio.run(run())
 
 
-def raw_rate(bench: Bench, example: list[dict], num_jobs: int = 200) -> float:
-    """Pods a second that a bare client creates, with a service and a config map for every eight."""
-    namespace = new_namespace(bench.plane, "raw")
+def raw_rates(bench: Bench, example: list[tuple]) -> None:
+    """What a bare client reaches, and the operator's rate as a share of it."""
+    operator_rate = bench.found["pods_per_second"]
+    assert isinstance(operator_rate, float)
+    for name, beside_kubelet in (("raw_client", False), ("raw_client_beside_kubelet", True)):
+        rate = raw_rate(bench, example, beside_kubelet=beside_kubelet)
+        bench.note(f"{name}_pods_per_second", rate)
+        bench.note(f"operator_per_{name}", operator_rate / rate)
+
+
+def raw_rate(bench: Bench, example: list[tuple], *, beside_kubelet: bool) -> float:
+    """Pods a second that a bare client creates, with a service and a config map for every eight.
+
+    beside_kubelet: the stand-in makes them run meanwhile, which costs the server as much as creating them.
+    """
+    namespace, num_jobs = new_namespace(bench.plane, "raw"), min(200, bench.num_jobs)
+    kubelet = start_kubelet(bench, namespace) if beside_kubelet else None
+    time.sleep(SETTLING_S)
     bodies = [
         (resource, {**body, "metadata": {"name": f"{index}-{body['metadata']['name']}"}})
         for index in range(num_jobs)
@@ -154,7 +171,10 @@ def raw_rate(bench: Bench, example: list[dict], num_jobs: int = 200) -> float:
             return num_jobs * PODS_PER_JOB / (time.monotonic() - started)
 
     rate = asyncio.run(run())
+    if kubelet:
+        kubelet.terminate()
     bench.plane.delete(f"/api/v1/namespaces/{namespace}")
+    time.sleep(SETTLING_S)
     return rate
 
 
@@ -297,7 +317,7 @@ def happy_path(bench: Bench) -> None:
         idling(bench, operator)
         bench.note("rss_mib", memory_mib(operator.process.pid))
         bench.note("rss_peak_mib", memory_mib(operator.process.pid, "VmHWM"))
-        bench.note("raw_client_pods_per_second", raw_rate(bench, example_objects(bench, namespace)))
+        raw_rates(bench, example_objects(bench, namespace))
         bench.note("load_average_of_raw_client", os.getloadavg()[0])
         finish(bench, namespace)
         tally = writes(operator)
