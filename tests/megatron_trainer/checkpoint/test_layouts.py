@@ -22,6 +22,7 @@ TP2_SP = {**TP2, "sequence_parallel": True}
 PP2 = {"pipeline_model_parallel_size": 2}
 UNEVEN = {**PP2, "decoder_first_pipeline_num_layers": 1}
 EP2 = {"expert_model_parallel_size": 2}
+PP2_EP2 = {**PP2, **EP2}
 LORA = {"train_type": "lora", "lora_dropout": 0.0, "lora_rank": 4}
 ONE_RANK: dict[str, object] = {}
 DP2 = {"data_parallel": 2}
@@ -33,7 +34,7 @@ def data(tmp_path_factory):
 
 
 def ranks(layout: dict[str, object]) -> int:
-    return 1 if layout is ONE_RANK else 2
+    return {id(ONE_RANK): 1, id(PP2_EP2): 4}.get(id(layout), 2)
 
 
 def settings(layout: dict[str, object], given: dict[str, object]) -> dict[str, object]:
@@ -123,6 +124,14 @@ def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llam
 )
 def test_experts_and_latent_attention_go_on_in_another_layout(model_root, data, tmp_path, name, saved_in, loaded_in):
     Saved(tiny_model.make(name, model_root), data, tmp_path, saved_in).check(loaded_in)
+
+
+@SLOW
+@pytest.mark.parametrize(("saved_in", "loaded_in"), [(PP2_EP2, ONE_RANK), (ONE_RANK, PP2_EP2), (PP2_EP2, PP2_EP2)])
+def test_a_stage_without_experts_counts_their_steps_too(model_root, data, tmp_path, saved_in, loaded_in):
+    """The first stage's numbers are saved for all."""
+    model = tiny_model.make("deepseek_v3", model_root, first_k_dense_replace=2)
+    Saved(model, data, tmp_path, saved_in).check(loaded_in)
 
 
 @SLOW

@@ -1,9 +1,10 @@
 """Corrects how megatron-core 0.19's distributed optimizer restores torch's Adam, which it uses without TE
 and Apex.
 
-Three faults, all in loading: states that Adam creates at its first step are missing; the state "step" is
+Three faults in loading: states that Adam creates at its first step are missing; the state "step" is
 forgotten by the reshardable format; and all parameters get one shared "step" tensor, so that it grows by
-the number of parameters at each step and every update after a resume is wrong without any message.
+the number of parameters at each step and every update after a resume is wrong without any message. One in
+saving: an optimizer without parameters on this rank (experts that only later stages have) is refused.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
@@ -15,7 +16,7 @@ import torch
 
 
 def install() -> None:
-    """Wraps two methods of DistributedOptimizer. With TE or Apex the step is no tensor and nothing is to be
+    """Wraps three methods of DistributedOptimizer. With TE or Apex the step is no tensor and nothing is to be
     done.
     """
     from megatron.core.optimizer import distrib_optimizer
@@ -25,6 +26,16 @@ def install() -> None:
     optimizer_class = distrib_optimizer.DistributedOptimizer
     load_state = optimizer_class.load_state_dict
     set_states = optimizer_class._set_main_param_and_optimizer_states
+    state_dict_of = optimizer_class.state_dict
+
+    def state_dict(self: Any) -> Any:
+        if self.optimizer.state:
+            return state_dict_of(self)
+        self.optimizer.state["nothing"] = {"step": torch.tensor(0.0)}
+        try:
+            return state_dict_of(self)
+        finally:
+            del self.optimizer.state["nothing"]
 
     def load_state_dict(self: Any, state_dict: dict[str, Any]) -> Any:
         create_adam_state(self.optimizer)
@@ -37,6 +48,7 @@ def install() -> None:
     def set_main_param_and_optimizer_states(self: Any, model_param: Any, tensors: dict[str, Any]) -> None:
         set_states(self, model_param, {"step": None, **tensors})
 
+    optimizer_class.state_dict = state_dict
     optimizer_class.load_state_dict = load_state_dict
     optimizer_class._set_main_param_and_optimizer_states = set_main_param_and_optimizer_states
 

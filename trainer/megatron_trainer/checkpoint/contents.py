@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -10,6 +10,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
+from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_trainer.backend import Backend
@@ -75,35 +76,57 @@ def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool)
 def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> StateDict:
     """Sharded tensors of the optimizer for the model state that is saved or loaded with it."""
     # Also before saving: in float16 every step so far may have been skipped.
-    for part in getattr(engine.optimizer, "chained_optimizers", [engine.optimizer]):
+    for part in _parts(engine):
         create_state(part)
     merged = models if len(engine.models) > 1 else models["model"]
-    return engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
+    state = engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
+    if is_split_over_ranks(engine) and not is_loading:
+        _count_steps_alike(state)
+    return state
+
+
+def _count_steps_alike(state: StateDict) -> None:
+    """Gives every group of parameters the number of steps that some rank knows. Collective.
+
+    The first rank's numbers are saved for all, and it knows none for parameters that only other ranks have: experts
+    where the first stage has none.
+    """
+    parts = [state] if "optimizer" in state else state.values()
+    groups = [group for part in parts for group in part["optimizer"]["param_groups"]]
+    steps = [0.0] * dist.get_world_size()
+    dist.all_gather_object(steps, max((group.get("step") or 0 for group in groups), default=0))
+    for group in groups if max(steps) else ():
+        group["step"] = max(steps)
 
 
 def is_split_over_ranks(engine: Engine) -> bool:
     """Whether Megatron's distributed optimizer holds the state, which names its tensors after the model's alone."""
-    parts = getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])
-    return all(isinstance(part, DistributedOptimizer) for part in parts)
+    return all(isinstance(part, DistributedOptimizer) for part in _parts(engine))
 
 
-def regrouped_optimizer_state(loaded: Mapping[str | int, Any]) -> StateDict:
+def regrouped_optimizer_state(engine: Engine, loaded: Mapping[str | int, Any]) -> StateDict:
     """What was loaded into `optimizer_state` of an engine whose experts are spread over ranks where those of the
     saved one were not, or the other way round.
 
     Megatron gives spread experts an optimizer of their own. The tensors have the same names either way and lie where
     this engine asked for them; the plain values lie where the saved one had them: numbered, or at the top.
     """
-    parts = {index: value for index, value in loaded.items() if isinstance(index, int)}
+    numbered = {index: value for index, value in loaded.items() if isinstance(index, int)}
     top = {name: value for name, value in loaded.items() if not isinstance(name, int)}
-    saved = [top] if "optimizer" in top else [parts[index] for index in sorted(parts)]
+    saved = [top] if "optimizer" in top else [numbered[index] for index in sorted(numbered)]
     groups = [group for each in saved for group in each["optimizer"]["param_groups"]]
     # Megatron finds a group by its marks; steps and rates are those of all groups.
     marked = [{**group, "is_expert_parallel": mark} for mark in (False, True) for group in groups]
     plain = {**saved[0], "optimizer": {**saved[0]["optimizer"], "param_groups": marked}}
-    if "param_state" in top:
-        return {**plain, "param_state": top["param_state"]}
-    return {index: {**plain, "param_state": part["param_state"]} for index, part in parts.items()}
+    if len(_parts(engine)) == 1:
+        return {**plain, "param_state": top.get("param_state", {})}
+    # A stage without experts asked for no tensors of theirs.
+    tensors = [numbered.get(index, {}).get("param_state", {}) for index in range(len(_parts(engine)))]
+    return {index: {**plain, "param_state": own} for index, own in enumerate(tensors)}
+
+
+def _parts(engine: Engine) -> Sequence[MegatronOptimizer]:
+    return getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])
 
 
 def random_state(backend: Backend) -> ShardedObject:

@@ -101,7 +101,7 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
         contents.load_model_state(engine, loaded, strict=not is_lora)
     if "optimizer" in wanted:
         state = loaded["optimizer"]
-        engine.optimizer.load_state_dict(contents.regrouped_optimizer_state(state) if moves_experts else state)
+        engine.optimizer.load_state_dict(contents.regrouped_optimizer_state(engine, state) if moves_experts else state)
     else:
         engine.optimizer.reload_model_params()
     if "rng_state" in wanted:
