@@ -1,7 +1,6 @@
 """Effects of the arguments that say where model, tokenizer and arguments come from."""
 
 import json
-import shutil
 from pathlib import Path
 
 import pytest
@@ -13,6 +12,7 @@ from effects.registry import effect
 from gang import gang
 from megatron_trainer import inherit
 from megatron_trainjob.args.parse import parse
+from source_ranks import lay_out_hub
 
 pytestmark = pytest.mark.dist
 
@@ -33,20 +33,10 @@ def test_new_special_tokens_grow_tokenizer_and_embedding(train, tmp_path):
     assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
 
 
-def hub(root: Path, model_root: Path) -> Path:
-    """A cache of the hub that holds two revisions of one repository."""
-    repository = root / "models--tiny--llama"
-    (repository / "refs").mkdir(parents=True)
-    for revision, seed in (("main", 1), ("second", 2)):
-        commit = f"{seed:040x}"
-        shutil.copytree(tiny_model.make("llama", model_root, seed=seed), repository / "snapshots" / commit)
-        (repository / "refs" / revision).write_text(commit)
-    return root
-
-
 @effect("use_hf", "model_revision")
 def test_use_hf_takes_the_model_from_the_hub_at_its_revision(llama, data, model_root, tmp_path):
-    cache = hub(tmp_path / "hub", model_root)
+    main, second = (tiny_model.make("llama", model_root, seed=seed) for seed in (1, 2))
+    cache = lay_out_hub(tmp_path / "hub", main=main, second=second)
 
     def loss(name: str, model: str, **given: object) -> float:
         arguments = tiny_run.arguments(Path(model), data, tmp_path / name, train_iters=1, **given)
@@ -55,7 +45,6 @@ def test_use_hf_takes_the_model_from_the_hub_at_its_revision(llama, data, model_
         return run.column("lm loss")[0]
 
     assert loss("a", "tiny/llama", use_hf=True) == loss("b", str(llama))
-    second = tiny_model.make("llama", model_root, seed=2)
     assert loss("c", "tiny/llama", use_hf=True, model_revision="second") == loss("d", str(second))
 
 

@@ -5,6 +5,7 @@ import os
 import shutil
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,6 +16,7 @@ import tiny_run
 from exporting import export
 from gang import gang
 from megatron_trainjob.exit_codes import ExitCode
+from source_ranks import lay_out_hub
 
 pytestmark = pytest.mark.dist
 
@@ -63,6 +65,8 @@ def test_a_model_comes_back_bit_by_bit_and_passes_the_precision_test_both_ways(m
         ("qwen2_odd", {}, {"tensor_model_parallel_size": 2}),
         ("llama", {"num_key_value_heads": 1}, {"tensor_model_parallel_size": 2}),
         ("deepseek_v2", {}, {"pipeline_model_parallel_size": 2}),
+        ("qwen3_moe", {}, {"expert_model_parallel_size": 2}),
+        ("llama", {}, {"context_parallel_size": 2}),
     ],
 )
 def test_what_a_run_left_in_any_layout_is_exported_as_the_run_itself_exports_it(
@@ -97,6 +101,35 @@ def test_training_goes_on_from_a_converted_checkpoint_and_from_a_peft_folder(mod
     peft = train("peft", adapter_load=str(first.folder / "adapter"))
     assert peft.column("lm loss") == ours.column("lm loss")
     assert peft.column("lm loss")[0] < first.column("lm loss")[0]
+
+
+def test_a_model_of_the_hub_is_found_as_training_finds_it(models, tmp_path):
+    """Named itself, and by the args.json of a run that took it from there, at its revision; offline, from the cache."""
+    first, second = models("llama", seed=1), models("llama", seed=2)
+    cache = str(lay_out_hub(tmp_path / "hub", main=first, second=second))
+    data = tiny_run.write_data(tmp_path / "train.jsonl")
+    hub = {"use_hf": True, "model_revision": "second"}
+    settings = {"train_iters": 1, "torch_dtype": "bfloat16", "train_type": "lora", **hub}
+    arguments = tiny_run.arguments(Path("tiny/llama"), data, tmp_path / "run", **settings)
+    (run,) = gang(1).run("source_ranks:train_from_hub", cache, arguments)
+    assert run.exit_code == 0, run.message
+
+    def from_hub(**given):
+        given = {"output_dir": str(tmp_path / f"out{len(list(tmp_path.iterdir()))}"), **given}
+        return gang(1).run("source_ranks:export_from_hub", cache, given)[0], Path(given["output_dir"])
+
+    there, mcore = from_hub(to_mcore=True, model="tiny/llama", **hub)
+    assert there.exit_code == 0, there.message
+    back = export(to_hf=True, mcore_model=mcore, output_dir=tmp_path / "hf")
+    assert back.exit_code == 0, back.message
+    same_weights(second, tmp_path / "hf")
+    merged, folder = from_hub(to_hf=True, mcore_adapters=[str(tmp_path / "run")], test_convert_precision=True)
+    assert merged.exit_code == 0, (merged.message, merged.comparison)
+    weights, base = (load_file(path / "model.safetensors") for path in (folder, second))
+    assert torch.equal(weights["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
+    refused, _ = from_hub(to_mcore=True, model="tiny/llama")
+    assert refused.exit_code == ExitCode.MISSING_INPUT
+    assert "to fetch a repository of the Hugging Face hub, set use_hf: true" in refused.message
 
 
 def test_torch_dtype_is_the_type_that_is_written(checkpoint, tmp_path):

@@ -173,7 +173,10 @@ def _output(args: TrainArgs, found: Inputs) -> Path:
     suffix = "merged" if found.adapter is not None and args.merge_lora else suffix
     source = found.folders()[-1]
     beside = source.parent if checkpoint_folder.NAME.fullmatch(source.name) else source
-    output = Path(args.output_dir or f"{beside}-{suffix}").absolute()
+    # A repository of the hub lies in a cache, which is no place for results: its name counts, in the working folder.
+    is_repository = beside == found.model and not Path(str(args.model)).is_dir()
+    name = Path(str(args.model)).name if is_repository else str(beside)
+    output = Path(args.output_dir or f"{name}-{suffix}").absolute()
     if output in {path.absolute() for path in (*found.folders(), beside)}:
         raise _in_the_way(output, "is what the export reads; give another folder")
     if output.exists() and not args.exist_ok:

@@ -1,7 +1,7 @@
 """What an export reads: the model's own folder, a checkpoint, an adapter, and the arguments that they were made with.
 
-Looks at names and small JSON files only. Arguments of the model and of the adapter come from the args.json that
-training left beside its checkpoints, unless the command line gives them.
+Looks at names and small JSON files, and fetches a model of the hub. Arguments of the model and of the adapter come
+from the args.json that training left beside its checkpoints, unless the command line gives them.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from megatron_trainer import model_source
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert import peft_format
 from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
@@ -37,7 +38,8 @@ _ONE_PROCESS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is.
+    """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is
+    (a repository of the hub: in the hub's cache).
 
     base: where its weights lie, None for those in `model`. adapter: a checkpoint of LoRA training, a PEFT folder, or
     None.
@@ -145,16 +147,19 @@ def _arguments(args: TrainArgs, given: frozenset[str], record: Mapping[str, Any]
 
 
 def _model(args: TrainArgs, record: Mapping[str, Any]) -> Path:
+    """The folder of the model; one that training took from the hub is taken from there again."""
     named = args.model or record.get("model")
     if not named:
         message = f"needs the Hugging Face folder with the config.json and tokenizer; the checkpoint has no {RECORD}"
         raise _wrong("model", None, message)
-    if not Path(named).is_dir():
-        where = (
-            "there is no such folder" if args.model else f"{RECORD} names this folder, which is not here; give model"
-        )
-        raise _wrong("model", str(named), where)
-    return Path(named)
+    asked = args
+    if not args.model:
+        use_hf = args.use_hf or bool(record.get("use_hf"))
+        if not use_hf and not Path(named).is_dir():
+            raise _wrong("model", str(named), f"{RECORD} names this folder, which is not here; give model")
+        revision = args.model_revision or record.get("model_revision")
+        asked = replace(args, model=str(named), use_hf=use_hf, model_revision=revision)
+    return model_source.folder(asked)
 
 
 def _wrong(argument: str, value: str | None, message: str) -> InvalidInput:
