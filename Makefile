@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo test test-cluster test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
+.PHONY: help install demo cluster demo-cluster test test-cluster test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -27,16 +27,27 @@ demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/train
 	@$(BIN)/python examples/quickstart/show_result.py --data $(DEMO)
 
 test: install  ## run the tests that need neither a GPU, nor a cluster, nor many minutes
-	$(BIN)/pytest -m "not gpu and not slow and not cluster"
+	$(BIN)/pytest -m "not gpu and not slow and not cluster and not node"
 
 test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
 	$(BIN)/pytest -m "cluster and not slow"
+
+test-node: control-plane  ## run the operator and the trainer in containers on a one-node cluster (Linux, root)
+	$(BIN)/pytest -m node
+
+cluster: control-plane  ## start a one-node cluster with the operator installed; Ctrl-C ends it (Linux, root)
+	@$(BIN)/python tests/one_node_demo.py
+
+demo-cluster: control-plane  ## the quickstart in two pods on a one-node cluster, from helm install to Succeeded
+	@$(BIN)/python examples/quickstart/make_model.py --output $(DEMO)/model
+	@$(BIN)/python examples/quickstart/make_data.py --output $(DEMO)
+	@$(BIN)/python tests/one_node_demo.py --data $(DEMO)
 
 test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core, TransformerEngine and pytest importable)
 	PYTHONPATH=trainer:operator:tests:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
 
 test-slow: install  ## run the long tests as well
-	$(BIN)/pytest -m "not gpu"
+	$(BIN)/pytest -m "not gpu and not node"
 
 lint: install  ## ruff, the import contracts, and hadolint over the Dockerfiles
 	$(BIN)/ruff check .

@@ -115,7 +115,8 @@ def copy_python(target: Path) -> None:
     for library in (prefix / "lib").glob("libpython*.so*"):
         shutil.copy2(library, target / "lib" / library.name, follow_symlinks=False)
     shutil.copy2(prefix / "bin" / name, target / "bin" / name)
-    (target / "bin" / "python3").symlink_to(name)
+    for link in ("python", "python3"):
+        (target / "bin" / link).symlink_to(name)
     _run("chroot", str(target.parent.parent), "/sbin/ldconfig")
 
 

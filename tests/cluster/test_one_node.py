@@ -1,0 +1,199 @@
+"""Installed by its chart on a true node, the operator trains in containers: killed, evicted, upgraded, deleted.
+
+The namespace enforces PodSecurity restricted. Needs Linux, root and the packages that one_node.py names.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import helm_chart
+import one_node
+import one_node_images
+import one_node_jobs
+import tiny_model
+import tiny_run
+from control_plane import ControlPlane
+from helm_chart import CHART, RELEASE
+from job_client import JobClient, manifest, new_namespace, wait_until
+from one_node_jobs import Claims
+
+pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
+STEPS = 300
+CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+PATIENCE_S = 400.0
+IMAGE = {"image.registry": "localhost", "image.pullPolicy": "Never"}
+INPUTS = "/inputs"
+
+
+@pytest.fixture(scope="module")
+def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
+    """The node with all images and the installed chart; both replicas are ready."""
+    try:
+        one_node.check_machine()
+    except one_node.Unavailable as reason:
+        pytest.skip(str(reason))
+    with one_node.running(tmp_path_factory.mktemp("node")) as plane:
+        one_node_images.load_all(plane)
+        helm_chart.on_cluster(
+            plane, "install", RELEASE, str(CHART), "--create-namespace", *helm_chart.values_flags(IMAGE)
+        )
+        await_operator(plane)
+        yield plane
+
+
+@pytest.fixture(scope="module")
+def claims(node: ControlPlane, tmp_path_factory: pytest.TempPathFactory) -> Claims:
+    """A restricted namespace whose volumes are folders."""
+    namespace = new_namespace(node, "training")
+    labels = {"pod-security.kubernetes.io/enforce": "restricted"}
+    node.merge(f"/api/v1/namespaces/{namespace}", {"metadata": {"labels": labels}})
+    claims = Claims(plane=node, namespace=namespace, folder=tmp_path_factory.mktemp("volumes"))
+    one_node_jobs.provide_environment(claims)
+    return claims
+
+
+@pytest.fixture(scope="module")
+def jobs(claims: Claims) -> JobClient:
+    """The jobs of that namespace."""
+    return JobClient(plane=claims.plane, namespace=claims.namespace)
+
+
+@pytest.fixture(scope="module")
+def inputs(claims: Claims, tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
+    """Arguments of a short run: a tiny random Llama, a few conversations, both on a claim."""
+    folder = tmp_path_factory.mktemp("inputs")
+    folder.chmod(0o755)  # the containers' user reads it
+    given = tiny_run.arguments(
+        tiny_model.make("llama", folder),
+        tiny_run.write_data(folder / "train.jsonl"),
+        Path("unused"),
+        train_iters=STEPS,
+        save_interval=50,
+        to_hf=True,
+    )
+    claims.provide("inputs", folder)
+    moved = json.loads(json.dumps(given, default=str).replace(str(folder), INPUTS))
+    return {name: value for name, value in moved.items() if name not in ("save", "add_version")}
+
+
+def await_operator(plane: ControlPlane) -> None:
+    """Waits until both replicas of the newest revision are ready."""
+    path = f"/apis/apps/v1/namespaces/{helm_chart.NAMESPACE}/deployments/{helm_chart.FULL_NAME}"
+
+    def settled(deployment: dict) -> bool:
+        status = deployment.get("status", {})
+        is_seen = status.get("observedGeneration") == deployment["metadata"]["generation"]
+        return is_seen and status.get("readyReplicas") == status.get("updatedReplicas") == status.get("replicas") == 2
+
+    wait_until(lambda: plane.get(path), settled, "two ready replicas", PATIENCE_S)
+
+
+def start(jobs: JobClient, claims: Claims, name: str, args: dict[str, object]) -> None:
+    """Submits a job of two pods of one rank each."""
+    claims.offer(f"{name}-checkpoint")
+    body = manifest(
+        name,
+        args=args,
+        checkpoint={"pvc": {"template": {"spec": CLAIM}}},
+        failurePolicy={"backoffSeconds": {"initial": 0, "max": 1}},
+    )
+    jobs.submit(one_node_jobs.on_the_node(body, read={INPUTS: "inputs"}))
+
+
+def saved(claims: Claims, name: str) -> Path:
+    """The folder that the job saves to."""
+    return claims.claim(f"{name}-checkpoint") / name
+
+
+def losses(claims: Claims, name: str) -> list[float]:
+    """The losses of every step in the trainer's own log."""
+    lines = (saved(claims, name) / "logging.jsonl").read_text().splitlines()
+    return [line["lm loss"] for line in map(json.loads, lines) if "lm loss" in line]
+
+
+def checkpoint(claims: Claims, name: str) -> int:
+    """The iteration of the newest checkpoint, 0 without one."""
+    path = saved(claims, name) / "latest_checkpointed_iteration.txt"
+    return int(path.read_text()) if path.exists() else 0
+
+
+def await_checkpoint(claims: Claims, name: str) -> int:
+    """Waits for the first one."""
+    return wait_until(lambda: checkpoint(claims, name), bool, "a checkpoint", PATIENCE_S)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(claims: Claims, jobs: JobClient, inputs: dict[str, object]) -> list[float]:
+    """Losses of a job that nobody disturbs."""
+    start(jobs, claims, "alone", inputs)
+    status = jobs.await_phase("Succeeded", "alone", PATIENCE_S)
+    assert status["restarts"]["total"] == 0
+    return losses(claims, "alone")
+
+
+def test_a_job_of_two_pods_trains_to_the_end_and_exports_its_model(claims: Claims, undisturbed: list[float]):
+    assert len(undisturbed) == STEPS
+    assert undisturbed[-1] < undisturbed[0]
+    assert (saved(claims, "alone") / "hf" / "model.safetensors").exists()
+
+
+def test_a_container_killed_brings_the_gang_back_from_its_checkpoint_to_the_same_loss(
+    claims: Claims, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
+):
+    start(jobs, claims, "killed", inputs)
+    assert await_checkpoint(claims, "killed") > 0
+    claims.kill("killed-a0-worker-0")
+    status = jobs.await_phase("Succeeded", "killed", PATIENCE_S)
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 1)
+    assert status["lastFailure"]["exitCode"] == 137
+    assert losses(claims, "killed")[-1] == undisturbed[-1]
+
+
+def test_an_evicted_pod_restarts_the_gang_uncounted_to_the_same_loss(
+    claims: Claims, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
+):
+    start(jobs, claims, "evicted", inputs)
+    await_checkpoint(claims, "evicted")
+    eviction = {"apiVersion": "policy/v1", "kind": "Eviction", "metadata": {"name": "evicted-a0-worker-0"}}
+    jobs.plane.create(jobs.path("pods", "evicted-a0-worker-0") + "/eviction", eviction)
+    status = jobs.await_phase("Succeeded", "evicted", PATIENCE_S)
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
+    assert losses(claims, "evicted")[-1] == undisturbed[-1]
+
+
+def test_deleting_a_job_while_it_trains_saves_and_leaves_the_claim_alone(
+    claims: Claims, jobs: JobClient, inputs: dict[str, object]
+):
+    start(jobs, claims, "deleted", {**inputs, "train_iters": 1_000_000, "save_interval": 1_000_000})
+    wait_until(lambda: (saved(claims, "deleted") / "logging.jsonl").exists(), bool, "the first step", PATIENCE_S)
+    jobs.await_phase("Running", "deleted")
+    jobs.delete("deleted")
+    wait_until(lambda: jobs.pods("deleted"), lambda pods: not pods, "every pod to be gone", PATIENCE_S)
+    for plural in ("services", "configmaps"):
+        wait_until(lambda plural=plural: jobs.names_of(plural, "deleted"), lambda left: not left, f"no {plural}")
+    assert jobs.job("deleted") is None
+    assert jobs.plane.get(jobs.path("persistentvolumeclaims", "deleted-checkpoint"))
+    assert checkpoint(claims, "deleted") > 0
+
+
+def test_an_upgrade_disturbs_no_running_job_and_uninstalling_leaves_it_and_its_data(
+    claims: Claims, jobs: JobClient, inputs: dict[str, object]
+):
+    start(jobs, claims, "kept", {**inputs, "train_iters": 1_000_000})
+    await_checkpoint(claims, "kept")
+    before = {name: pod["metadata"]["uid"] for name, pod in jobs.pods("kept").items()}
+    values = helm_chart.values_flags({**IMAGE, "workers": 8})
+    helm_chart.on_cluster(claims.plane, "upgrade", RELEASE, str(CHART), *values)
+    await_operator(claims.plane)
+    after_upgrade = checkpoint(claims, "kept")
+    helm_chart.on_cluster(claims.plane, "uninstall", RELEASE, "--wait")
+    wait_until(lambda: checkpoint(claims, "kept"), lambda now: now > after_upgrade, "one more checkpoint", PATIENCE_S)
+    pods = jobs.pods("kept")
+    assert {name: pod["metadata"]["uid"] for name, pod in pods.items()} == before
+    assert {pod["status"]["phase"] for pod in pods.values()} == {"Running"}
+    assert jobs.status("kept")["restarts"]["total"] == 0
