@@ -6,6 +6,7 @@ The namespace enforces PodSecurity restricted. Needs Linux, root and the package
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -68,8 +69,9 @@ def inputs(claims: Claims, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Arguments of a short run: a tiny random Llama, a few conversations, both on a claim."""
     folder = tmp_path_factory.mktemp("inputs")
     folder.chmod(0o755)  # the containers' user reads it
+    model = tiny_model.make("llama", tmp_path_factory.mktemp("model"))
     given = tiny_run.arguments(
-        tiny_model.make("llama", folder),
+        Path(shutil.copytree(model, folder / "model")),  # whole: the original links to files of other folders
         tiny_run.write_data(folder / "train.jsonl"),
         Path("unused"),
         train_iters=STEPS,
