@@ -6,7 +6,6 @@ The namespace enforces PodSecurity restricted. Needs Linux, root and the package
 from __future__ import annotations
 
 import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -21,6 +20,7 @@ import tiny_run
 from control_plane import ControlPlane
 from helm_chart import CHART, RELEASE
 from job_client import JobClient, manifest, new_namespace, wait_until
+from megatron_trainjob.exit_codes import ExitCode
 from one_node_jobs import Claims
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
@@ -69,9 +69,10 @@ def inputs(claims: Claims, tmp_path_factory: pytest.TempPathFactory) -> dict[str
     """Arguments of a short run: a tiny random Llama, a few conversations, both on a claim."""
     folder = tmp_path_factory.mktemp("inputs")
     folder.chmod(0o755)  # the containers' user reads it
-    model = tiny_model.make("llama", tmp_path_factory.mktemp("model"))
+    model = tiny_model.make("llama", folder)
+    (model / "model.safetensors").chmod(0o644)  # transformers writes it for its owner alone
     given = tiny_run.arguments(
-        Path(shutil.copytree(model, folder / "model")),  # whole: the original links to files of other folders
+        model,
         tiny_run.write_data(folder / "train.jsonl"),
         Path("unused"),
         train_iters=STEPS,
@@ -152,7 +153,8 @@ def test_a_container_killed_brings_the_gang_back_from_its_checkpoint_to_the_same
     claims.kill("killed-a0-worker-0")
     status = jobs.await_phase("Succeeded", "killed", PATIENCE_S)
     assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 1)
-    assert status["lastFailure"]["exitCode"] == 137
+    # Which pod's end is reported first is the kubelet's affair: the killed one's, or its peer's that lost it.
+    assert status["lastFailure"]["exitCode"] in (137, ExitCode.ERROR)
     assert losses(claims, "killed")[-1] == undisturbed[-1]
 
 

@@ -38,7 +38,9 @@ def adapter(root, name, **given):
 
 
 def tensors(folder):
-    return load_file(folder / "adapter_model.safetensors")
+    path = folder / "adapter_model.safetensors"
+    assert path.stat().st_mode & 0o777 == folder.stat().st_mode & 0o666, "who may look into the folder may read it"
+    return load_file(path)
 
 
 def test_new_adapters_change_nothing_and_are_the_same_in_every_layout(root):

@@ -224,6 +224,8 @@ def _join_parts(aside: Path) -> None:
     for part in parts:
         with safe_open(part, framework="pt") as file:
             tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
-    save_file(tensors, aside / peft_format.WEIGHTS_FILE, metadata={"format": "pt"})
+    weights = aside / peft_format.WEIGHTS_FILE
+    save_file(tensors, weights, metadata={"format": "pt"})
+    weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it the owner's alone; others serve the adapter
     for part in parts:
         part.unlink()

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -72,6 +74,9 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type of its own
+    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+        mode = stat.filemode(path.stat().st_mode)
+        raise _unusable(path, f"user {os.getuid()} may not read it ({mode}); chmod a+r it, or run as its owner")
     try:
         return safe_open(path, framework="pt", device="cpu")
     except (SafetensorError, OSError) as err:
