@@ -181,6 +181,11 @@ def test_a_rule_can_count_what_is_not_counted_by_default():
     assert decision.counters == Counters(total=1, counted=1)
 
 
+def test_of_two_that_ended_in_the_same_second_the_killed_one_is_the_cause_and_not_its_peer():
+    decision = decide(failed(0, 1, finished_at=NOW - 3), failed(1, 137, finished_at=NOW - 3))
+    assert decision.failure.exit_code == 137
+
+
 def test_the_pod_that_failed_first_is_the_cause():
     decision = decide(failed(0, 1, finished_at=NOW - 3), failed(1, 137, finished_at=NOW - 4))
     assert isinstance(decision, Restart)

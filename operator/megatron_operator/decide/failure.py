@@ -6,7 +6,7 @@ from megatron_operator import names
 from megatron_operator.decide.decision import Failure
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
-from megatron_trainjob.exit_codes import describe, retry_class
+from megatron_trainjob.exit_codes import ExitCode, describe, retry_class
 
 POD_DELETED = "PodDeleted"
 
@@ -15,7 +15,8 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
     """The cause of this attempt's end, None while all is well.
 
     Order: a pod marked for disruption; a pod whose code says that no retry can help (the others then merely
-    lost their peer); a pod deleted by somebody else, or gone altogether; the pod that failed first.
+    lost their peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within one
+    second rather the one that was killed than the one that lost its peer.
     """
     for candidates in (
         [pod for pod in seen.current if pod.disruption is not None],
@@ -46,9 +47,10 @@ def was_complete(seen: Seen) -> bool:
     return condition is not None and condition["reason"] in (names.PODS_PENDING, names.ALL_PODS_READY)
 
 
-def _when(pod: Pod) -> tuple[float, int, int]:
+def _when(pod: Pod) -> tuple[float, bool, bool, int]:
+    """Kubernetes knows ends to the second: of equal ones a plain error comes last, for a lost peer ends in it."""
     ended = pod.finished_at if pod.finished_at is not None else float("inf")
-    return (ended, pod.role != names.MASTER, pod.index)
+    return (ended, pod.exit_code == ExitCode.ERROR, pod.role != names.MASTER, pod.index)
 
 
 def _of_pod(pod: Pod, seen: Seen, now: float) -> Failure:
