@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
@@ -72,9 +72,17 @@ def running(folder: Path) -> Iterator[ControlPlane]:
             clear()
 
 
+def run(*command: str, environment: Mapping[str, str] = {}) -> str:
+    """What a program printed; raises with the end of all its output when it failed."""
+    done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
+    return done.stdout
+
+
 def ctr(plane: ControlPlane, *arguments: str) -> str:
     """What containerd's own client printed."""
-    return _run("ctr", "--address", str(plane.folder / "containerd.sock"), *NAMESPACE, *arguments)
+    return run("ctr", "--address", str(plane.folder / "containerd.sock"), *NAMESPACE, *arguments)
 
 
 def load_image(plane: ControlPlane, archive: Path) -> None:
@@ -91,9 +99,9 @@ def container_pid(plane: ControlPlane, namespace: str, pod: str) -> int:
 
 
 def _prepare(folder: Path) -> ControlPlane:
-    _run("ip", "link", "add", BRIDGE, "type", "bridge")
-    _run("ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
-    _run("ip", "link", "set", BRIDGE, "up")
+    run("ip", "link", "add", BRIDGE, "type", "bridge")
+    run("ip", "address", "add", f"{GATEWAY}/24", "dev", BRIDGE)
+    run("ip", "link", "set", BRIDGE, "up")
     return control_plane.prepare(folder, address=GATEWAY)
 
 
@@ -254,11 +262,3 @@ def _children(pid: int) -> list[int]:
             if parent and int(parent[1]) == pid:
                 found += [each, *_children(each)]
     return found
-
-
-def _run(*command: str) -> str:
-    """What it printed; raises with its errors when it failed."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stderr}")
-    return done.stdout

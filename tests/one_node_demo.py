@@ -31,7 +31,6 @@ NAMESPACE = "default"
 CLAIM = "quickstart-data"
 PATIENCE_S = 1800.0
 ENDS = ("Succeeded", "Failed")
-VALUES = {"image.registry": "localhost", "image.pullPolicy": "Never", "progressPush.enabled": True}
 
 
 def install(plane: ControlPlane) -> None:
@@ -39,7 +38,7 @@ def install(plane: ControlPlane) -> None:
     say("building and loading the images")
     one_node_images.load_all(plane)
     say("helm install")
-    values = helm_chart.values_flags(VALUES)
+    values = helm_chart.values_flags({**one_node_images.VALUES, "progressPush.enabled": True})
     helm_chart.on_cluster(
         plane, "install", helm_chart.RELEASE, str(helm_chart.CHART), "--create-namespace", "--wait", *values
     )

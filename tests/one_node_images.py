@@ -17,13 +17,14 @@ from pathlib import Path
 
 from control_plane import ControlPlane
 from control_plane_binaries import go_toolchain, run_go
-from one_node import PAUSE_IMAGE, load_image
+from one_node import PAUSE_IMAGE, load_image, run
 
 ROOT = Path(__file__).parent.parent
 PYTHON_IMAGE = f"localhost/python:{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
 VERSION = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
 OPERATOR_IMAGE = f"localhost/megatron-train-operator:{VERSION}"
 TRAINER_IMAGE = f"localhost/megatron-trainer:{VERSION}"
+VALUES = {"image.registry": "localhost", "image.pullPolicy": "Never"}  # of the chart, for these images
 ENVIRONMENT = "/environment"
 SITE_PACKAGES = Path(sysconfig.get_path("purelib"))
 # What Python's own extension modules, torch and a Debian without recommendations need.
@@ -68,7 +69,7 @@ def exists(name: str) -> bool:
 
 def buildah(*arguments: str) -> str:
     """What buildah printed."""
-    return _run("buildah", *arguments, environment=BUILDAH).strip()
+    return run("buildah", *arguments, environment=BUILDAH).strip()
 
 
 def load(plane: ControlPlane, name: str) -> None:
@@ -98,7 +99,7 @@ def build_python() -> None:
     with tempfile.TemporaryDirectory() as folder:
         root = Path(folder) / "root"
         included = ",".join(LIBRARIES.split())
-        _run("debootstrap", "--variant=minbase", f"--include={included}", debian_release(), str(root), mirror())
+        run("debootstrap", "--variant=minbase", f"--include={included}", debian_release(), str(root), mirror())
         shutil.rmtree(root / "var" / "cache" / "apt", ignore_errors=True)
         copy_python(root / "usr" / "local")
         commit(root, PYTHON_IMAGE, "--env", "PATH=/usr/local/bin:/usr/bin:/bin")
@@ -117,7 +118,7 @@ def copy_python(target: Path) -> None:
     shutil.copy2(prefix / "bin" / name, target / "bin" / name)
     for link in ("python", "python3"):
         (target / "bin" / link).symlink_to(name)
-    _run("chroot", str(target.parent.parent), "/sbin/ldconfig")
+    run("chroot", str(target.parent.parent), "/sbin/ldconfig")
 
 
 def build_project() -> None:
@@ -129,7 +130,7 @@ def build_project() -> None:
         "TRAINER_BASE": PYTHON_IMAGE,
         "BUILD_FLAGS": f"{mounts} --build-arg PIP_FLAGS=--no-deps",
     }
-    _run(str(ROOT / "docker" / "build"), environment=BUILDAH | environment)
+    run(str(ROOT / "docker" / "build"), environment=BUILDAH | environment)
 
 
 def commit(content: Path, name: str, *settings: str) -> None:
@@ -157,13 +158,3 @@ def mirror() -> str:
                 return line.split()[1]
     lines = Path("/etc/apt/sources.list").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("deb "))
-
-
-def _run(*command: str, environment: dict[str, str] | None = None) -> str:
-    """What it printed; raises with all of its output when it failed."""
-    done = subprocess.run(
-        command, env={**os.environ, **(environment or {})}, capture_output=True, text=True, check=False
-    )
-    if done.returncode:
-        raise RuntimeError(f"{' '.join(command)}:\n{done.stdout[-2000:]}{done.stderr[-2000:]}")
-    return done.stdout

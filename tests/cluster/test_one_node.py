@@ -19,15 +19,13 @@ import tiny_model
 import tiny_run
 from control_plane import ControlPlane
 from helm_chart import CHART, RELEASE
-from job_client import JobClient, manifest, new_namespace, wait_until
+from job_client import JobClient, new_namespace, wait_until
 from megatron_trainjob.exit_codes import ExitCode
+from one_node_images import VALUES
 from one_node_jobs import Claims
+from training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, claim_of, job, losses, saved
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
-STEPS = 300
-CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-PATIENCE_S = 400.0
-IMAGE = {"image.registry": "localhost", "image.pullPolicy": "Never"}
 INPUTS = "/inputs"
 
 
@@ -41,7 +39,7 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     with one_node.running(tmp_path_factory.mktemp("node")) as plane:
         one_node_images.load_all(plane)
         helm_chart.on_cluster(
-            plane, "install", RELEASE, str(CHART), "--create-namespace", *helm_chart.values_flags(IMAGE)
+            plane, "install", RELEASE, str(CHART), "--create-namespace", *helm_chart.values_flags(VALUES)
         )
         await_operator(plane)
         yield plane
@@ -98,36 +96,8 @@ def await_operator(plane: ControlPlane) -> None:
 
 def start(jobs: JobClient, claims: Claims, name: str, args: dict[str, object]) -> None:
     """Submits a job of two pods of one rank each."""
-    claims.offer(f"{name}-checkpoint")
-    body = manifest(
-        name,
-        args=args,
-        checkpoint={"pvc": {"template": {"spec": CLAIM}}},
-        failurePolicy={"backoffSeconds": {"initial": 0, "max": 1}},
-    )
-    jobs.submit(one_node_jobs.on_the_node(body, read={INPUTS: "inputs"}))
-
-
-def saved(claims: Claims, name: str) -> Path:
-    """The folder that the job saves to."""
-    return claims.claim(f"{name}-checkpoint") / name
-
-
-def losses(claims: Claims, name: str) -> list[float]:
-    """The losses of every step in the trainer's own log."""
-    lines = (saved(claims, name) / "logging.jsonl").read_text().splitlines()
-    return [line["lm loss"] for line in map(json.loads, lines) if "lm loss" in line]
-
-
-def checkpoint(claims: Claims, name: str) -> int:
-    """The iteration of the newest checkpoint, 0 without one."""
-    path = saved(claims, name) / "latest_checkpointed_iteration.txt"
-    return int(path.read_text()) if path.exists() else 0
-
-
-def await_checkpoint(claims: Claims, name: str) -> int:
-    """Waits for the first one."""
-    return wait_until(lambda: checkpoint(claims, name), bool, "a checkpoint", PATIENCE_S)
+    claims.offer(claim_of(name))
+    jobs.submit(one_node_jobs.on_the_node(job(name, args), read={INPUTS: "inputs"}))
 
 
 @pytest.fixture(scope="module")
@@ -191,7 +161,7 @@ def test_an_upgrade_disturbs_no_running_job_and_uninstalling_leaves_it_and_its_d
     start(jobs, claims, "kept", {**inputs, "train_iters": 1_000_000})
     await_checkpoint(claims, "kept")
     before = {name: pod["metadata"]["uid"] for name, pod in jobs.pods("kept").items()}
-    values = helm_chart.values_flags({**IMAGE, "workers": 8})
+    values = helm_chart.values_flags({**VALUES, "workers": 8})
     helm_chart.on_cluster(claims.plane, "upgrade", RELEASE, str(CHART), *values)
     await_operator(claims.plane)
     after_upgrade = checkpoint(claims, "kept")

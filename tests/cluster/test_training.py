@@ -5,7 +5,6 @@ The namespace enforces PodSecurity restricted. The pods are processes that pod_a
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 from collections.abc import Iterator
@@ -18,13 +17,11 @@ import pod_agent
 import tiny_model
 import tiny_run
 from control_plane import ControlPlane
-from job_client import JobClient, manifest, new_namespace, serving, wait_until
+from job_client import JobClient, new_namespace, serving, wait_until
 from pod_agent import PodAgent
+from training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, job, losses, saved
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
-STEPS = 300
-CLAIM = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
-PATIENCE_S = 300.0
 
 
 @pytest.fixture(scope="module")
@@ -65,39 +62,6 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
         to_hf=True,
     )
     return {name: value for name, value in given.items() if name not in ("save", "add_version")}
-
-
-def job(name: str, args: dict[str, object]) -> dict:
-    """Two pods of one rank each, checkpoints on a claim that the operator makes."""
-    body = manifest(
-        name,
-        args=args,
-        checkpoint={"pvc": {"template": {"spec": CLAIM}}},
-        failurePolicy={"backoffSeconds": {"initial": 0, "max": 1}},
-    )
-    return {**body, "metadata": {"name": name}}
-
-
-def saved(agent: PodAgent, name: str) -> Path:
-    """The folder that the job saves to."""
-    return agent.claim(f"{name}-checkpoint") / name
-
-
-def losses(agent: PodAgent, name: str) -> list[float]:
-    """The losses of every step in the trainer's own log."""
-    lines = (saved(agent, name) / "logging.jsonl").read_text().splitlines()
-    return [line["lm loss"] for line in map(json.loads, lines) if "lm loss" in line]
-
-
-def checkpoint(agent: PodAgent, name: str) -> int:
-    """The iteration of the newest checkpoint, 0 without one."""
-    path = saved(agent, name) / "latest_checkpointed_iteration.txt"
-    return int(path.read_text()) if path.exists() else 0
-
-
-def await_checkpoint(agent: PodAgent, name: str) -> int:
-    """Waits for the first one."""
-    return wait_until(lambda: checkpoint(agent, name), bool, "a checkpoint", PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
