@@ -1,8 +1,9 @@
 """Measures the operator on a real kube-apiserver: python benchmarks/operator_scale.py [--jobs 1000] [--out FILE].
 
-Jobs of eight pods go through creation, running, a failure storm, idling and their end, with a kill -9 on the way if
-asked for; beside it the rate at which a bare client creates the same objects, on the same server in the same run:
-once alone, and once with the kubelet stand-in at work on its pods, as it is on the operator's.
+Jobs of eight pods go through creation, running, a failure storm, idling and their end, with a kill -9 on the way;
+beside it the rate at which a bare client creates the same objects, on the same server in the same run: once with the
+kubelet stand-in at work on its pods, as it is on the operator's, and once with pods that nobody runs, as the operator
+is measured once more.
 Control plane, kubelet stand-in and operator are processes of their own, all on this machine.
 """
 
@@ -37,6 +38,7 @@ from operator_process import OperatorProcess  # noqa: E402
 
 PODS_PER_JOB = 8
 SUBMITTERS = 8
+FEW_JOBS = 200
 SETTLING_S = 3.0
 WRITES = ("create", "update", "patch", "delete")
 
@@ -130,33 +132,48 @@ def job_body(index: int) -> dict:
     return {**manifest(f"job-{index}", numNodes=PODS_PER_JOB, args=args)}
 
 
-def submit(bench: Bench, namespace: str) -> None:
-    """Submits every job."""
+def submit(bench: Bench, namespace: str, num_jobs: int) -> None:
+    """Submits so many jobs."""
 
     async def run() -> None:
         async with Client(from_kubeconfig(bench.plane.kubeconfig)) as client:
-            await each(list(range(bench.num_jobs)), lambda index: client.create(JOB, namespace, job_body(index)))
+            await each(list(range(num_jobs)), lambda index: client.create(JOB, namespace, job_body(index)))
 
     asyncio.run(run())
 
 
-def raw_rates(bench: Bench, example: list[tuple]) -> None:
-    """What a bare client reaches, and the operator's rate as a share of it."""
-    operator_rate = bench.found["pods_per_second"]
-    assert isinstance(operator_rate, float)
-    for name, beside_kubelet in (("raw_client", False), ("raw_client_beside_kubelet", True)):
-        rate = raw_rate(bench, example, beside_kubelet=beside_kubelet)
-        bench.note(f"{name}_pods_per_second", rate)
-        bench.note(f"operator_per_{name}", operator_rate / rate)
+def rates(bench: Bench, example: list[tuple]) -> None:
+    """What a bare client reaches and the operator's share of it: with pods that run, and that nobody runs."""
+    for suffix, run in (("", True), ("_of_pods_not_run", False)):
+        ours = bench.found["pods_per_second"] if run else created_rate(bench)
+        assert isinstance(ours, float)
+        raw = raw_rate(bench, example, run=run)
+        if not run:
+            bench.note(f"pods_per_second{suffix}", ours)
+        bench.note(f"raw_client_pods_per_second{suffix}", raw)
+        bench.note(f"operator_per_raw_client{suffix}", ours / raw)
 
 
-def raw_rate(bench: Bench, example: list[tuple], *, beside_kubelet: bool) -> float:
+def created_rate(bench: Bench) -> float:
+    """Pods a second from the first submission until all exist, where no kubelet costs the server anything."""
+    namespace, num_jobs = new_namespace(bench.plane, "created"), min(FEW_JOBS, bench.num_jobs)
+    with operator_process.running(bench.plane.kubeconfig, bench.folder, MTJ_WATCH_NAMESPACES=namespace):
+        started = time.monotonic()
+        submit(bench, namespace, num_jobs)
+        wait(lambda: count(bench.plane, namespace, "pods") >= num_jobs * PODS_PER_JOB, every_s=0.1)
+        rate = num_jobs * PODS_PER_JOB / (time.monotonic() - started)
+    bench.plane.delete(f"/api/v1/namespaces/{namespace}")
+    time.sleep(SETTLING_S)
+    return rate
+
+
+def raw_rate(bench: Bench, example: list[tuple], *, run: bool) -> float:
     """Pods a second that a bare client creates, with a service and a config map for every eight.
 
-    beside_kubelet: the stand-in makes them run meanwhile, which costs the server as much as creating them.
+    run: the kubelet stand-in makes them run meanwhile, which costs the server as much as creating them.
     """
-    namespace, num_jobs = new_namespace(bench.plane, "raw"), min(200, bench.num_jobs)
-    kubelet = start_kubelet(bench, namespace) if beside_kubelet else None
+    namespace, num_jobs = new_namespace(bench.plane, "raw"), min(FEW_JOBS, bench.num_jobs)
+    kubelet = start_kubelet(bench, namespace) if run else None
     time.sleep(SETTLING_S)
     bodies = [
         (resource, {**body, "metadata": {"name": f"{index}-{body['metadata']['name']}"}})
@@ -164,13 +181,13 @@ def raw_rate(bench: Bench, example: list[tuple], *, beside_kubelet: bool) -> flo
         for resource, body in example
     ]
 
-    async def run() -> float:
+    async def create_all() -> float:
         async with Client(from_kubeconfig(bench.plane.kubeconfig)) as client:
             started = time.monotonic()
             await each(bodies, lambda pair: client.create(pair[0], namespace, pair[1]), parallel=32)
             return num_jobs * PODS_PER_JOB / (time.monotonic() - started)
 
-    rate = asyncio.run(run())
+    rate = asyncio.run(create_all())
     if kubelet:
         kubelet.terminate()
     bench.plane.delete(f"/api/v1/namespaces/{namespace}")
@@ -201,7 +218,7 @@ def creation(bench: Bench, namespace: str, operator: OperatorProcess) -> None:
     """From the first submission until every pod exists, and until every job runs."""
     total, server = bench.num_jobs * PODS_PER_JOB, bench.plane.processes["apiserver"].pid
     started, cpu_before, server_before = time.monotonic(), cpu_s(operator.process.pid), cpu_s(server)
-    submit(bench, namespace)
+    submit(bench, namespace, bench.num_jobs)
     bench.note("submitted_s", time.monotonic() - started)
     wait(lambda: count(bench.plane, namespace, "pods") >= total)
     created_s = time.monotonic() - started
@@ -253,7 +270,7 @@ def idling(bench: Bench, operator: OperatorProcess, seconds: float = 30) -> None
 
 def storm(bench: Bench, namespace: str) -> None:
     """One pod of many jobs fails at once; until every gang runs again."""
-    num = min(200, bench.num_jobs)
+    num = min(FEW_JOBS, bench.num_jobs)
     client = JobClient(plane=bench.plane, namespace=namespace)
 
     async def fail() -> None:
@@ -317,7 +334,7 @@ def happy_path(bench: Bench) -> None:
         idling(bench, operator)
         bench.note("rss_mib", memory_mib(operator.process.pid))
         bench.note("rss_peak_mib", memory_mib(operator.process.pid, "VmHWM"))
-        raw_rates(bench, example_objects(bench, namespace))
+        rates(bench, example_objects(bench, namespace))
         bench.note("load_average_of_raw_client", os.getloadavg()[0])
         finish(bench, namespace)
         tally = writes(operator)
@@ -334,7 +351,7 @@ def incidents(bench: Bench) -> None:
     kubelet = start_kubelet(bench, namespace)
     first = operator_process.start(bench.plane.kubeconfig, bench.folder, MTJ_WATCH_NAMESPACES=namespace)
     operator_process.wait_ready(first)
-    submit(bench, namespace)
+    submit(bench, namespace, bench.num_jobs)
     wait(lambda: count(bench.plane, namespace, "pods") >= total // 2, every_s=0.1)
     first.kill()
     started = time.monotonic()

@@ -42,6 +42,9 @@ RULED = {
     ),
     ("attention_backend", "local only with the local layer spec"): "the_local_attention_backend_needs_local_layers",
     ("optimizer_offload_fraction", "only used when optimizer_cpu_offload=true"): "an_offload_fraction_needs_offload",
+    ("optimizer_cpu_offload", "Megatron core_r0.13 asserts use_precision_aware_optimizer=true"): (
+        "an_offloaded_optimizer_is_precision_aware"
+    ),
     (
         "use_precision_aware_optimizer",
         "needs optimizer=adam and use_distributed_optimizer=true (Megatron)",
@@ -206,9 +209,6 @@ UNRULED = {
         "the trainer sets the environment itself"
     ),
     ("attention_backend", "padding_free (thd) needs a backend that supports packed sequences"): AT_RUN_TIME,
-    ("optimizer_cpu_offload", "Megatron core_r0.13 asserts use_precision_aware_optimizer=true"): (
-        "Megatron-Core 0.19 no longer needs it"
-    ),
     ("use_precision_aware_optimizer", "needs Transformer Engine >= 2.1"): AT_RUN_TIME,
     ("load", "directory must exist"): AT_RUN_TIME,
     ("load", "required unless no_initialization=false"): "weights also come from model, in Hugging Face form",

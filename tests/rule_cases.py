@@ -517,7 +517,11 @@ CASES = [
     ),
     Case(
         rule="an_offload_fraction_needs_offload",
-        good={"optimizer_offload_fraction": 0.5, "optimizer_cpu_offload": True},
+        good={
+            "optimizer_offload_fraction": 0.5,
+            "optimizer_cpu_offload": True,
+            "use_precision_aware_optimizer": True,
+        },
         bad={"optimizer_offload_fraction": 0.5},
     ),
     Case(
@@ -537,6 +541,19 @@ CASES = [
             use_precision_aware_optimizer=True,
         )
         for name in ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
+    ),
+    Case(
+        rule="an_offloaded_optimizer_is_precision_aware",
+        good={"optimizer_cpu_offload": True, "use_precision_aware_optimizer": True},
+        bad={"optimizer_cpu_offload": True},
+    ),
+    *(
+        Case(
+            rule=f"an_offloaded_optimizer_ignores_{name}",
+            good={name: _other(name), "use_precision_aware_optimizer": True},
+            bad={name: _other(name), "use_precision_aware_optimizer": True, "optimizer_cpu_offload": True},
+        )
+        for name in ("main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
     ),
     # precision
     Case(rule="one_16_bit_type", good={"fp16": True, "bf16": False}, bad={"fp16": True, "bf16": True}),

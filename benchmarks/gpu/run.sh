@@ -1,7 +1,9 @@
 #!/usr/bin/env bash
 # The trainer on one GPU: tests/gpu (parity with transformers, adapters, exports, effects of GPU arguments), the same tiny
-# run on GPU and CPU, then the tokens/s of a real shape with packing, in bfloat16 and FP8.
-# usage: benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR [STAGE ...]    STAGE: tests tiny speed (all, unless named)
+# run on GPU and CPU, then the tokens/s of a real shape with packing, in bfloat16 and FP8. The stage quickstart runs the
+# example of that name with `mtj run`; QUICKSTART is the folder of its model and data (`make demo` leaves it in .cache/quickstart).
+# usage: [QUICKSTART=DIR] benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR [STAGE ...]
+#        STAGE: tests tiny speed (all of these, unless named), quickstart
 # (megatron-core, TransformerEngine and, for the tests, pytest importable; OUT/tests.xml holds each measured difference)
 set -uo pipefail
 out=$1 data=$2 tokenizer=$3
@@ -29,13 +31,17 @@ if [[ $stages == *" tiny "* ]]; then
   python3 benchmarks/gpu/compare.py "$out/runs"
 fi
 if [[ $stages == *" speed "* ]]; then
-  for name in full full-ga lora; do
+  for name in full full-ga lora full-fp8; do
     NPROC_PER_NODE=1 MTJ_TERMINATION_LOG=$out/$name.failure timeout 300 python3 -m megatron_trainer sft \
       --config "$out/inputs/$name.yaml" --save "$out/runs/$name" > "$out/$name.log" 2>&1
     echo "$name exit $?"
     grep -E "tokens per second" "$out/$name.log" | tail -n 3
   done
-  timeout 300 python3 benchmarks/gpu/train_unproven.py "$out/inputs/full-fp8.yaml" "$out/runs/full-fp8" > "$out/full-fp8.log" 2>&1
-  echo "full-fp8 exit $?"
-  grep -E "tokens per second" "$out/full-fp8.log" | tail -n 3
+fi
+if [[ $stages == *" quickstart "* ]]; then
+  sed /nprocPerNode/d examples/quickstart/trainjob.yaml > "$out/quickstart.yaml" # one process per GPU
+  timeout 300 python3 -c "from megatron_operator.cli import main; raise SystemExit(main())" run "$out/quickstart.yaml" --device cuda --state-dir "$out/jobs" \
+    --volume "quickstart-data=$QUICKSTART" > "$out/quickstart.log" 2>&1
+  echo "quickstart exit $?"
+  tail -n 25 "$out/quickstart.log"
 fi

@@ -28,14 +28,15 @@ def test_attention_backend_local_runs_with_local_layers(train):
 
 
 @pytest.mark.parametrize(
-    ("name", "given", "tolerance"),
+    ("name", "kernel", "given", "tolerance"),
     [
-        ("no_bias_swiglu_fusion", {}, 1e-4),
-        ("no_bias_dropout_fusion", {"hidden_dropout": 0.1}, 0.5),  # compiled and plain kernels drop other elements
-        ("no_rope_fusion", {}, 1e-4),
+        ("no_bias_swiglu_fusion", "triton", {}, 1e-4),
+        # Compiled and plain kernels drop other elements.
+        ("no_bias_dropout_fusion", "fused_add_native_dropout", {"hidden_dropout": 0.1}, 0.5),
+        ("no_rope_fusion", "fused_rope", {}, 1e-4),
     ],
 )
-def test_without_a_fusion_more_kernels_compute_the_same(train, name, given, tolerance):
+def test_without_a_fusion_its_kernel_does_not_run(train, name, kernel, given, tolerance):
     import torch
 
     torch._dynamo.reset()
@@ -43,10 +44,10 @@ def test_without_a_fusion_more_kernels_compute_the_same(train, name, given, tole
     train(**settings)  # the first run of a compiled kernel also tries its variants
     fused, separate = (train(**settings, **{name: off}, count_kernels=True) for off in (False, True))
     assert separate.losses == pytest.approx(fused.losses, abs=tolerance)
-    assert separate.kernels.total() > fused.kernels.total()
-    if name == "no_rope_fusion":
-        assert any("rope" in kernel for kernel in fused.kernels)
-        assert not any("rope" in kernel for kernel in separate.kernels)
+    launches = [sum(count for of, count in run.kernels.items() if kernel in of) for run in (fused, separate)]
+    assert launches[0] > launches[1]
+    if name != "no_bias_swiglu_fusion":  # other compiled kernels run with and without it
+        assert launches[1] == 0
 
 
 def test_cross_entropy_fusion_impl_te_runs_transformer_engines_kernel(train):
@@ -98,6 +99,9 @@ def test_fp8_trains_adapters(train):
 
 PRECISION = {
     "plain": {},
+    "float32": {"torch_dtype": "float32"},
+    "fp8": {"fp8_format": "hybrid", "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"},
+    "fp8-blockwise": {"fp8_format": "e4m3", "fp8_recipe": "blockwise"},
     "moments-bf16": {"exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"},
     "moments-fp16": {"exp_avg_dtype": "fp16", "exp_avg_sq_dtype": "fp16"},
     "moments-fp8": {"exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8"},
@@ -112,10 +116,13 @@ def test_the_precision_aware_optimizer_holds_its_state_in_the_types_asked_for(tr
     """Also over a restart: the second half of the run is that of a run that never stopped."""
     settings = {**BF16, "use_precision_aware_optimizer": True, "save_interval": 2, **given}
     run = train(**settings)
-    assert run.losses == pytest.approx(train(**BF16).losses, abs=0.03)
+    plain = {name: value for name, value in given.items() if name in {"torch_dtype", "fp8_format", "fp8_recipe"}}
+    assert run.losses == pytest.approx(train(**{**BF16, **plain}).losses, abs=0.03)
     states = list(run.optimizer().state.values())
     for name in ("exp_avg", "exp_avg_sq"):
-        assert {str(state[name].dtype) for state in states} == {STORED[given.get(f"{name}_dtype", "fp32")]}
+        # TransformerEngine's 8-bit tensors call themselves float32; their bytes are in _data.
+        stored = {str(getattr(state[name], "_data", state[name]).dtype) for state in states}
+        assert stored == {STORED[given.get(f"{name}_dtype", "fp32")]}
     gradients = {str(p.main_grad.dtype) for p in run.engine.models[0].parameters()}
     assert gradients == {STORED[given.get("main_grads_dtype", "fp32")]}
     if "main_params_dtype" in given:
@@ -126,9 +133,11 @@ def test_the_precision_aware_optimizer_holds_its_state_in_the_types_asked_for(tr
 
 
 @pytest.mark.parametrize(("fraction", "devices"), [(1.0, {"cpu"}), (0.5, {"cpu", "cuda"})])
-def test_an_offloaded_optimizer_holds_its_state_in_host_memory(train, fraction, devices):
-    offload = {"optimizer_cpu_offload": True, "use_precision_aware_optimizer": True}
-    run = train(**BF16, **offload, optimizer_offload_fraction=fraction)
+def test_an_offloaded_optimizer_holds_its_state_in_host_memory(train, tmp_path, fraction, devices):
+    """Also over a restart: the second half of the run is that of a run that never stopped."""
+    offload = {"optimizer_cpu_offload": True, "use_precision_aware_optimizer": True, "save_interval": 2}
+    offload["optimizer_offload_fraction"] = fraction
+    run = train(**BF16, **offload)
     assert run.losses == pytest.approx(train(**BF16).losses, abs=0.03)
     tensors = [
         value
@@ -138,6 +147,9 @@ def test_an_offloaded_optimizer_holds_its_state_in_host_memory(train, fraction, 
         if name.startswith("exp_avg")
     ]
     assert {tensor.device.type for tensor in tensors} == devices
+    train(**BF16, **offload, train_iters=2, lr_decay_iters=4, folder=tmp_path / "resumed")
+    resumed = train(**BF16, **offload, folder=tmp_path / "resumed", resume="Auto")
+    assert resumed.losses[-2:] == pytest.approx(run.losses[-2:], abs=5e-3)
 
 
 def test_use_cpu_initialization_draws_the_weights_on_the_host(train):
@@ -148,8 +160,9 @@ def test_use_cpu_initialization_draws_the_weights_on_the_host(train):
 
 
 def test_float16_scales_its_loss(train):
-    run, plain = train(torch_dtype="float16"), train()
-    assert run.losses == pytest.approx(plain.losses, abs=0.02)
+    """From a scale at which no step is skipped: the default's first steps only bring it down."""
+    run = train(torch_dtype="float16", extra_megatron_kwargs={"initial_loss_scale": 1024})
+    assert run.losses == pytest.approx(train().losses, abs=0.02)
     assert run.run.column("loss_scale")[0] > 1
 
 

@@ -1,5 +1,5 @@
-"""Corrects how megatron-core 0.19's distributed optimizer restores torch's Adam, which it uses without TE
-and Apex.
+"""Gives optimizers the state of their first step before it, and corrects how megatron-core 0.19's distributed
+optimizer restores torch's Adam, which it uses without TE and Apex.
 
 Three faults in loading: states that Adam creates at its first step are missing; the state "step" is
 forgotten by the reshardable format; and all parameters get one shared "step" tensor, so that it grows by
@@ -58,8 +58,45 @@ def create_state(optimizer: Any) -> None:
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
         create_adam_state(inner)
-    elif inner is not None and not inner.state and optimizer.init_state_fn is not None:
+    elif inner is None or inner.state:
+        return
+    elif hasattr(inner, "sub_optimizers"):
+        _create_offloaded_state(inner)
+    elif hasattr(inner, "initialize_state"):
+        # TransformerEngine's. megatron-core's own function passes one argument too few.
+        for parameter in _parameters(inner):
+            inner.initialize_state(parameter, inner.store_param_remainders)
+    elif optimizer.init_state_fn is not None:
         optimizer.init_state_fn(inner, optimizer.config)
+
+
+def _create_offloaded_state(hybrid: Any) -> None:
+    """The offloading optimizer creates its state in a step only: one of rate 0 on gradients of 0, which changes no
+    weight and is not counted. (Its own `dummy_step` is one on random gradients.)
+    """
+    parameters, rates = _parameters(hybrid), [group["lr"] for group in hybrid.param_groups]
+    kept = [vars(parameter).get("decoupled_grad") for parameter in parameters]
+    for parameter in parameters:
+        parameter.decoupled_grad = torch.zeros_like(parameter)
+    for group in hybrid.param_groups:
+        group["lr"] = 0.0
+    hybrid.step()
+    for group, rate in zip(hybrid.param_groups, rates, strict=True):
+        group["lr"] = rate
+    for parameter, gradient in zip(parameters, kept, strict=True):
+        del parameter.decoupled_grad  # even as None it would hide parameter.grad
+        if gradient is not None:
+            parameter.decoupled_grad = gradient
+    for part in hybrid.sub_optimizers:
+        for group in part.param_groups:
+            group.pop("step", None)
+        for state in part.state.values():
+            if torch.is_tensor(state.get("step")):
+                state["step"].zero_()
+
+
+def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
+    return [parameter for group in optimizer.param_groups for parameter in group["params"]]
 
 
 def create_adam_state(optimizer: torch.optim.Optimizer) -> None:

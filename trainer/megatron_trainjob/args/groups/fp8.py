@@ -13,12 +13,12 @@ class Fp8:
     fp8_format: Literal["e4m3", "hybrid"] | None = arg(
         None,
         '8-bit format: e4m3 everywhere, or "hybrid" with e5m2 for gradients; unset: no FP8.',
-        status="not yet",
+        status="works on GPU only",
     )
     fp8_recipe: Literal["tensorwise", "delayed", "mxfp8", "blockwise"] = arg(
         "delayed",
         "How FP8 scaling factors are found.",
-        status="not yet",
+        status="works on GPU only",
         refused_choices={"mxfp8": "it needs a Blackwell GPU, on which this trainer was never run; use blockwise"},
     )
     fp8_amax_history_len: int = arg(
@@ -26,12 +26,12 @@ class Fp8:
         "Steps that the largest-value history of each tensor covers.",
         unit="steps",
         ge=1,
-        status="not yet",
+        status="works on GPU only",
     )
     fp8_amax_compute_algo: Literal["most_recent", "max"] = arg(
         "max",
         "How the history gives the scaling factor.",
-        status="not yet",
+        status="works on GPU only",
     )
     fp8_param_gather: bool = arg(
         False,

@@ -102,7 +102,7 @@ class Training:
         False,
         "Turn off the fused bias + dropout kernel.",
         inverted_aliases=("bias_dropout_fusion",),
-        status="not yet",
+        status="works on GPU only",
     )
     no_bias_swiglu_fusion: bool = arg(
         False,
@@ -114,7 +114,7 @@ class Training:
         False,
         "Turn off the fused rotary-embedding kernel.",
         inverted_aliases=("apply_rope_fusion",),
-        status="not yet",
+        status="works on GPU only",
     )
     no_gradient_accumulation_fusion: bool = arg(
         False,
@@ -158,7 +158,7 @@ class Training:
         False,
         "Keep the optimizer state in host memory and update there.",
         featured=True,
-        status="not yet",
+        status="works on GPU only",
     )
     optimizer_offload_fraction: float = arg(
         1.0,
@@ -166,32 +166,32 @@ class Training:
         unit="fraction",
         ge=0,
         le=1,
-        status="not yet",
+        status="works on GPU only",
     )
     use_precision_aware_optimizer: bool = arg(
         False,
         ("Use the Transformer Engine optimizer, which can hold main parameters and moments in lower precision."),
-        status="not yet",
+        status="works on GPU only",
     )
     main_grads_dtype: Literal["fp32", "bf16"] = arg(
         "fp32",
         "Type of the main gradients under the precision-aware optimizer.",
-        status="not yet",
+        status="works on GPU only",
     )
     main_params_dtype: Literal["fp32", "fp16"] = arg(
         "fp32",
         "Type of the main parameters under the precision-aware optimizer.",
-        status="not yet",
+        status="works on GPU only",
     )
     exp_avg_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = arg(
         "fp32",
         "Storage type of the first Adam moment; the arithmetic stays in float32.",
-        status="not yet",
+        status="works on GPU only",
     )
     exp_avg_sq_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = arg(
         "fp32",
         "Storage type of the second Adam moment; the arithmetic stays in float32.",
-        status="not yet",
+        status="works on GPU only",
     )
     dataloader_type: Literal["single", "cyclic", "external"] = arg(
         "cyclic",

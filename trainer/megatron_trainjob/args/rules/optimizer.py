@@ -77,4 +77,20 @@ RULES = (
         )
         for name in LOW_PRECISION_STATE
     ),
+    needs(
+        "an_offloaded_optimizer_is_precision_aware",
+        is_("optimizer_cpu_offload", True),
+        is_("use_precision_aware_optimizer", True),
+        because="Megatron-Core restores no other offloaded optimizer from a checkpoint",
+    ),
+    *(
+        excludes(
+            f"an_offloaded_optimizer_ignores_{name}",
+            changed(name),
+            is_("optimizer_cpu_offload", True),
+            because="Megatron-Core's offloaded state is float32",
+        )
+        for name in LOW_PRECISION_STATE
+        if name != "main_grads_dtype"
+    ),
 )
