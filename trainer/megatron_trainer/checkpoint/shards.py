@@ -7,13 +7,16 @@ rank cannot write the index; here planning is collective, and writing and comple
 from __future__ import annotations
 
 import queue
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingConfig, save_config
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
@@ -25,8 +28,8 @@ from megatron_trainer.checkpoint.contents import StateDict
 from megatron_trainjob.checkpoint_folder import FileRecord, record_of
 
 INDEX_FILES = (".metadata", "metadata.json")
-Bucket = tuple[str, str, tuple[list[Any], list[Any]]]
-"""A file as Megatron's writer takes it: path, name, and its serialised objects and tensors."""
+Bucket = tuple[str, str, tuple[list[Any], Iterable[Any]]]
+"""A file as Megatron's writer takes it: path, name, serialised objects, and tensors, which it goes through once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,7 +42,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """This rank's part of a save. buckets: on the processor; metadata: the index, on the first rank alone."""
+    """This rank's part of a save, to be written once. metadata: the index, on the first rank alone."""
 
     folder: Path
     writer: FileSystemWriterAsync
@@ -76,6 +79,12 @@ class _Planner(TorchDistSaveShardedStrategy):
 
     planned: tuple[FileSystemWriterAsync, Metadata | None]
 
+    def async_save(self, state: StateDict, folder: Path, async_strategy: str) -> AsyncRequest:
+        for part in nested_values(state):
+            if isinstance(part, ShardedTensor) and part.data is not None:
+                part.data = _as_whole(part.data)
+        return super().async_save(state, folder, async_strategy)
+
     def _get_save_and_finalize_callbacks(self, writer: Any, save_state_dict_ret: Any, _: str) -> AsyncRequest:  # noqa: ANN401
         self.planned = (writer, save_state_dict_ret[1])
         return AsyncRequest(None, (), [])
@@ -84,8 +93,8 @@ class _Planner(TorchDistSaveShardedStrategy):
 def plan(state: StateDict, folder: Path, *, copies: bool, num_files: int = 1) -> Shards:
     """Who writes what of the state into the folder. Collective.
 
-    copies: takes copies of all tensors, so that training may change its own while they are written. num_files: of this
-    rank.
+    copies: takes copies of all tensors, so that training may change its own while they are written; without, tensors
+    of a GPU are copied one at a time as they are written. num_files: of this rank.
     """
     # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any queue will do.
     filesystem_async._results_queue = queue.Queue()
@@ -93,11 +102,39 @@ def plan(state: StateDict, folder: Path, *, copies: bool, num_files: int = 1) ->
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
     writer, metadata = planner.planned
     buckets = [
-        (path, name, (objects, [(item, tensor.to("cpu", copy=copies)) for item, tensor in tensors]))
+        (path, name, (objects, _copied(tensors) if copies else _one_by_one(tensors)))
         for path, name, (objects, tensors) in writer.write_buckets
     ]
     writer.write_buckets = None
     return Shards(folder=folder, writer=writer, buckets=buckets, metadata=metadata)
+
+
+def _as_whole(tensor: torch.Tensor) -> torch.Tensor:
+    """The tensor as one that owns its memory, where it is a part of a larger one and a single run of bytes on a CPU.
+
+    Megatron's writer clones every part of a larger tensor before it writes the first: gate and up of all layers, and
+    all of a distributed optimizer's state.
+    """
+    tensor = tensor.detach()
+    if tensor.device.type != "cpu" or not tensor.is_contiguous():
+        return tensor
+    if tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    memory = torch.from_numpy(tensor.flatten().view(torch.uint8).numpy())
+    return memory.view(tensor.dtype).view(tensor.shape)
+
+
+def _copied(tensors: Iterable[tuple[Any, torch.Tensor]]) -> list[tuple[Any, torch.Tensor]]:
+    return [(item, tensor.to("cpu", copy=True)) for item, tensor in tensors]
+
+
+def _one_by_one(tensors: Iterable[tuple[Any, torch.Tensor]]) -> Iterator[tuple[Any, torch.Tensor]]:
+    """Each on the processor until the next is asked for."""
+    for item, tensor in tensors:
+        held = tensor.to("cpu")
+        yield item, held
+        if held is not tensor:
+            held.untyped_storage().resize_(0)  # the writer still holds it while it takes the next
 
 
 def _first_cause(error: BaseException) -> BaseException:
