@@ -54,18 +54,18 @@ def on_cluster(plane: ControlPlane, *arguments: str) -> str:
     return done.stdout
 
 
-def account_kubeconfig(plane: ControlPlane, account: str = FULL_NAME) -> Path:
-    """A kubeconfig with a token of this service account in the release's namespace."""
-    path = f"/api/v1/namespaces/{NAMESPACE}/serviceaccounts/{account}/token"
+def account_kubeconfig(plane: ControlPlane, account: str = FULL_NAME, namespace: str = NAMESPACE) -> Path:
+    """A kubeconfig with a token of this service account, the release's or another."""
+    path = f"/api/v1/namespaces/{namespace}/serviceaccounts/{account}/token"
     token = plane.create(path, {"spec": {"expirationSeconds": 3600}})["status"]["token"]
     return control_plane.write_kubeconfig(plane, name=f"kubeconfig-{account}", token=token)
 
 
-def environment(plane: ControlPlane, pod_name: str = "operator-0") -> dict[str, str]:
-    """The variables that the installed Deployment gives the operator's container."""
-    path = f"/apis/apps/v1/namespaces/{NAMESPACE}/deployments/{FULL_NAME}"
+def environment(plane: ControlPlane, deployment: str = FULL_NAME, namespace: str = NAMESPACE) -> dict[str, str]:
+    """The variables that the installed Deployment, the release's or another, gives the operator's container."""
+    path = f"/apis/apps/v1/namespaces/{namespace}/deployments/{deployment}"
     container = plane.get(path)["spec"]["template"]["spec"]["containers"][0]
-    fields = {"metadata.name": pod_name, "metadata.namespace": NAMESPACE, "status.podIP": "127.0.0.1"}
+    fields = {"metadata.name": "operator-0", "metadata.namespace": namespace, "status.podIP": "127.0.0.1"}
     return {
         each["name"]: fields[each["valueFrom"]["fieldRef"]["fieldPath"]]
         if "valueFrom" in each
