@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from megatron_operator import names
+from megatron_operator.decide import program
 from megatron_operator.decide.decision import Failure
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
@@ -14,13 +15,13 @@ POD_DELETED = "PodDeleted"
 def find(job: Job, seen: Seen, now: float) -> Failure | None:
     """The cause of this attempt's end, None while all is well.
 
-    Order: a pod marked for disruption; a pod whose code says that no retry can help (the others then merely
-    lost their peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within one
+    Order: a pod marked for disruption; a pod that says that no retry can help (the others then merely lost their
+    peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within one
     second rather the one that was killed than the one that lost its peer.
     """
     for candidates in (
         [pod for pod in seen.current if pod.disruption is not None],
-        [pod for pod in failed(seen) if retry_class(pod.exit_code or 1) == "never"],
+        [pod for pod in failed(seen) if is_permanent(pod)],
         [pod for pod in seen.current if pod.deleting],
     ):
         if candidates:
@@ -32,6 +33,11 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
 def failed(seen: Seen) -> list[Pod]:
     """Pods of this attempt that ended badly, or of which the node lost track."""
     return [pod for pod in seen.current if pod.phase in ("Failed", "Unknown")]
+
+
+def is_permanent(pod: Pod) -> bool:
+    """Whether no retry can help: the trainer's code says so, or there is no such program."""
+    return retry_class(pod.exit_code or ExitCode.ERROR) == "never" or bool(program.refusal(pod.reason, pod.message))
 
 
 def missing(job: Job, seen: Seen) -> tuple[str, ...]:

@@ -10,6 +10,7 @@ from typing import Literal
 
 from megatron_operator import names
 from megatron_operator.decide import failure as failures
+from megatron_operator.decide import program
 from megatron_operator.decide.backoff import delay_s
 from megatron_operator.decide.decision import Counters, Fail, Failure, Restart
 from megatron_operator.job import Job, Rule
@@ -68,6 +69,9 @@ def by_default(seen: Seen, failure: Failure) -> Verdict:
         return Verdict(kind="disrupted", reason=restart_reason)
     if failure.reason in ADMISSION_REASONS or failure.reason.startswith("OutOf"):
         return Verdict(kind="admission", reason=restart_reason)
+    if refusal := program.refusal(failure.reason, failure.message):
+        message = f"Pod {failure.pod} cannot start {refusal}. Correct spec.command or spec.image in a new job."
+        return Verdict(kind="never", reason=names.STARTUP_FAILED, message=message)
     if failure.exit_code is not None and retry_class(failure.exit_code) == "never":
         message = f"Pod {failure.pod} ended with {failure.reason} ({failure.exit_code}); a retry cannot help."
         return Verdict(kind="never", reason=names.NON_RETRYABLE_EXIT, message=message)
