@@ -32,7 +32,8 @@ test: install  ## run the tests that need neither a GPU, nor a cluster, nor many
 test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
 	$(BIN)/pytest -m "cluster and not slow"
 
-test-node: control-plane  ## run the operator and the trainer in containers on a one-node cluster (Linux, root)
+test-node: control-plane  ## operator and trainer in containers on a one-node cluster (Linux, root; else skipped: docs/one-node-cluster.md)
+	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/one_node_images.py
 	$(BIN)/pytest -m node
 
 cluster: control-plane  ## start a one-node cluster with the operator installed; Ctrl-C ends it (Linux, root)

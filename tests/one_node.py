@@ -1,7 +1,7 @@
 """A true one-node cluster on this machine: containers with their own network, a real kubelet, services and DNS.
 
-Linux as root. containerd, runc, the CNI plugins and iptables are the distribution's; the rest is built with the
-control plane. One at a time; `start` clears what a killed one left. Images: one_node_images.py.
+containerd, runc, the CNI plugins and iptables are the distribution's; the rest is built with the control plane. What
+the machine must have and allow: node_machine.py. One at a time; `running` clears what a killed one left.
 """
 
 from __future__ import annotations
@@ -11,10 +11,8 @@ import fcntl
 import json
 import os
 import re
-import shutil
 import signal
 import subprocess
-import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -23,53 +21,53 @@ import yaml
 
 import control_plane
 import node_binaries
+import node_machine
 from control_plane import ControlPlane, Refused
 from job_client import wait_until
+from node_machine import CNI_FOLDER, Unavailable
 
 FOLDER_NAME = "mtj-node"  # by it the leftovers of a killed node are known
 LOCK = Path("/run/lock/mtj-node")
 NODE = "node-1"
 BRIDGE, GATEWAY, POD_RANGE = "mtj0", "10.213.0.1", "10.213.0.0/24"
 PAUSE_IMAGE = "localhost/pause:1"
-CNI_FOLDER = Path("/usr/lib/cni")
-PACKAGES = {
-    "containerd": "containerd",
-    "runc": "runc",
-    "iptables": "iptables",
-    "buildah": "buildah",
-    "debootstrap": "debootstrap",
-    "/usr/lib/cni/bridge": "containernetworking-plugins",
-}
 NAMESPACE = ("-n", "k8s.io")  # where containerd keeps what the kubelet asked for
-
-
-class Unavailable(Exception):
-    """This machine cannot be a node; the message says why and what to do."""
-
-
-def check_machine() -> None:
-    """Raises Unavailable unless this machine can be a node."""
-    if sys.platform != "linux" or os.geteuid() != 0:
-        raise Unavailable("a node needs Linux and root")
-    absent = sorted(package for program, package in PACKAGES.items() if not shutil.which(program))
-    if absent:
-        raise Unavailable(f"a node needs more programs: apt-get install --no-install-recommends {' '.join(absent)}")
 
 
 @contextlib.contextmanager
 def running(folder: Path) -> Iterator[ControlPlane]:
-    """A control plane with one ready node that knows no image but the pause image; all gone afterwards."""
-    check_machine()
+    """A control plane with one ready node that has no image; all gone afterwards.
+
+    Raises Unavailable, with the ends of the node's logs, when this machine cannot be a node.
+    """
+    node_machine.check()
     with LOCK.open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         clear()
         plane = _prepare(folder / FOLDER_NAME)
         try:
-            _start(plane)
+            with explained(plane):
+                _start(plane)
             yield plane
         finally:
             _stop(plane)
             clear()
+
+
+@contextlib.contextmanager
+def explained(plane: ControlPlane) -> Iterator[None]:
+    """Makes a failure inside it, before the node has proved itself, an Unavailable with the ends of the node's logs."""
+    try:
+        yield
+    except (AssertionError, OSError, Refused, RuntimeError) as error:
+        logs = [plane.folder / f"{name}.log" for name in ("containerd", "kubelet")]
+        ends = [f"{log.name} ends with:\n{end_of(log)}" for log in logs if log.exists()]
+        raise Unavailable("\n".join([f"no node came up here: {error}", *ends])) from error
+
+
+def end_of(log: Path) -> str:
+    """The last lines of a log, each cut where it says no more to a reader."""
+    return "\n".join(f"  {line[:300]}" for line in log.read_text(errors="replace").splitlines()[-8:])
 
 
 def run(*command: str, environment: Mapping[str, str] = {}) -> str:
@@ -124,7 +122,14 @@ def _start(plane: ControlPlane) -> None:
     kubelet = ("--config=kubelet.yaml", f"--kubeconfig={plane.kubeconfig}", f"--root-dir={plane.folder}/kubelet")
     names = (f"--cert-dir={plane.folder}/kubelet/pki", f"--hostname-override={NODE}", f"--node-ip={GATEWAY}")
     plane.launch("kubelet", programs / "kubelet", *kubelet, *names)
-    wait_until(lambda: is_ready(plane), bool, f"{NODE} to be ready; see {plane.folder}/kubelet.log")
+    wait_until(lambda: ended(plane) or is_ready(plane), bool, f"{NODE} to be ready")
+    if ended(plane):
+        raise RuntimeError(f"{', '.join(ended(plane))} ended")
+
+
+def ended(plane: ControlPlane) -> list[str]:
+    """The programs that no longer run."""
+    return [name for name, process in plane.processes.items() if process.poll() is not None]
 
 
 def is_ready(plane: ControlPlane) -> bool:
@@ -144,6 +149,17 @@ def _write_settings(plane: ControlPlane) -> None:
     (folder / "resolv.conf").write_text("")
     kubernetes = f"kubernetes cluster.local {{\n    kubeconfig {plane.kubeconfig} test\n    ttl 1\n  }}"
     (folder / "Corefile").write_text(f".:53 {{\n  bind {GATEWAY}\n  {kubernetes}\n}}\n")
+
+
+def run_a_pod(plane: ControlPlane) -> None:
+    """Returns once a pod of the pause image has run; the kubelet may be ready where runc starts no container."""
+    pods = "/api/v1/namespaces/default/pods"
+    container = {"name": "proof", "image": PAUSE_IMAGE, "imagePullPolicy": "Never"}
+    spec = {"nodeName": NODE, "automountServiceAccountToken": False, "containers": [container]}
+    wait_until(lambda: plane.get("/api/v1/namespaces/default/serviceaccounts/default"), bool, "the namespace")
+    plane.create(pods, {"metadata": {"name": "proof"}, "spec": spec})
+    wait_until(lambda: plane.get(f"{pods}/proof")["status"]["phase"], "Running".__eq__, "a pod to run")
+    plane.delete(f"{pods}/proof", {"gracePeriodSeconds": 0})
 
 
 def _network() -> dict[str, object]:

@@ -25,6 +25,7 @@ import one_node_jobs  # noqa: E402
 from control_plane import ControlPlane  # noqa: E402
 from job_client import JobClient, wait_until  # noqa: E402
 from megatron_trainjob.args import yaml_file  # noqa: E402
+from node_machine import Unavailable  # noqa: E402
 from one_node_jobs import Claims  # noqa: E402
 
 NAMESPACE = "default"
@@ -107,7 +108,8 @@ def main() -> None:
     parser.add_argument("--data", type=Path, help="folder of the quickstart: model, train.jsonl, validation.jsonl")
     options = parser.parse_args()
     if not shutil.which("kubectl"):
-        raise one_node.Unavailable("the demo shows itself through kubectl: install it")
+        raise Unavailable("the demo shows itself through kubectl: install it")
+    one_node_images.make_ready()
     with tempfile.TemporaryDirectory(prefix="mtj-") as folder, one_node.running(Path(folder)) as plane:
         kubectl(plane, "get", "nodes", "--output", "wide")
         install(plane)
@@ -121,7 +123,7 @@ def main() -> None:
 if __name__ == "__main__":
     try:
         main()
-    except one_node.Unavailable as reason:
+    except Unavailable as reason:
         raise SystemExit(str(reason)) from None
     except KeyboardInterrupt:
         say("ended")

@@ -1,11 +1,12 @@
 """Images for the one-node cluster, made without any registry: pause, Debian with this Python, and the project's two.
 
 debootstrap makes the Debian, buildah the images. The trainer's image holds the trainer alone: its gigabytes of
-Python packages are mounted from this environment, read only, at ENVIRONMENT.
+Python packages are mounted from this environment, read only, at ENVIRONMENT. Run, it makes what is made only once.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import subprocess
@@ -15,8 +16,12 @@ import tempfile
 import tomllib
 from pathlib import Path
 
+import node_binaries
+import node_machine
+import one_node
 from control_plane import ControlPlane
 from control_plane_binaries import go_toolchain, run_go
+from node_machine import Unavailable
 from one_node import PAUSE_IMAGE, load_image, run
 
 ROOT = Path(__file__).parent.parent
@@ -51,11 +56,24 @@ BUILDAH = {"STORAGE_DRIVER": "vfs", "BUILDAH_ISOLATION": "chroot"}
 MOUNTED = ("/etc/ssl/certs", "/etc/pip.conf")
 
 
+def make_ready() -> None:
+    """Makes, once, what a node and its images are made from (some ten minutes); raises Unavailable where it cannot."""
+    node_machine.check()
+    try:
+        node_binaries.find_or_get()
+        if not exists(PAUSE_IMAGE):
+            build_pause()
+        if not exists(PYTHON_IMAGE):
+            build_python()
+    except (SystemExit, OSError, RuntimeError, subprocess.CalledProcessError) as error:
+        raise Unavailable(f"what a node is made from could not be made here: {error}") from error
+
+
 def load_all(plane: ControlPlane) -> None:
-    """Builds what is missing and gives the node all four images."""
-    load_pause(plane)
-    if not exists(PYTHON_IMAGE):
-        build_python()
+    """Gives the node all its images, the project's two newly built; raises Unavailable when it runs no pod at all."""
+    with one_node.explained(plane):
+        load(plane, PAUSE_IMAGE)
+        one_node.run_a_pod(plane)
     build_project()
     for name in (OPERATOR_IMAGE, TRAINER_IMAGE):
         load(plane, name)
@@ -80,18 +98,16 @@ def load(plane: ControlPlane, name: str) -> None:
         load_image(plane, archive)
 
 
-def load_pause(plane: ControlPlane) -> None:
-    """Gives the node the image that holds a pod's namespaces: a static program that waits."""
-    if not exists(PAUSE_IMAGE):
-        with tempfile.TemporaryDirectory() as folder, go_toolchain(Path(folder)) as go:
-            if not go:
-                raise SystemExit("the pause image needs Go")
-            content = Path(folder) / "content"
-            content.mkdir()
-            (Path(folder) / "pause.go").write_text(PAUSE_PROGRAM)
-            run_go(go, Path(folder), "build", "-o", f"{content}/pause", "pause.go")
-            commit(content, PAUSE_IMAGE, "--entrypoint", '["/pause"]')
-    load(plane, PAUSE_IMAGE)
+def build_pause() -> None:
+    """The image that holds a pod's namespaces: a static program that waits."""
+    with tempfile.TemporaryDirectory() as folder, go_toolchain(Path(folder)) as go:
+        if not go:
+            raise SystemExit("the pause image needs Go")
+        content = Path(folder) / "content"
+        content.mkdir()
+        (Path(folder) / "pause.go").write_text(PAUSE_PROGRAM)
+        run_go(go, Path(folder), "build", "-o", f"{content}/pause", "pause.go")
+        commit(content, PAUSE_IMAGE, "--entrypoint", '["/pause"]')
 
 
 def build_python() -> None:
@@ -158,3 +174,11 @@ def mirror() -> str:
                 return line.split()[1]
     lines = Path("/etc/apt/sources.list").read_text().splitlines()
     return next(line.split()[1] for line in lines if line.startswith("deb "))
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(name)s: %(message)s")
+    try:
+        make_ready()
+    except Unavailable as reason:
+        print(reason)
