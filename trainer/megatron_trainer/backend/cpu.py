@@ -50,11 +50,12 @@ class CpuBackend:
         cpu_redirect.install()
         cpu_collectives.install()
         # These import megatron-core, which takes several names out of torch.cuda while it is imported.
-        from megatron_trainer.backend import adam_step, cpu_megatron, quiet
+        from megatron_trainer.backend import adam_step, cpu_megatron, optimizer_shards, quiet
 
         quiet.install()
         cpu_megatron.install()
         adam_step.install()
+        optimizer_shards.install()
         _installed = True
 
     def bind(self, local_rank: int) -> None:

@@ -64,10 +64,11 @@ class CudaBackend:
 
     def install(self) -> None:
         """Only the corrections that a GPU needs too."""
-        from megatron_trainer.backend import adam_step, quiet
+        from megatron_trainer.backend import adam_step, optimizer_shards, quiet
 
         quiet.install()
         adam_step.install()
+        optimizer_shards.install()
 
     def bind(self, local_rank: int) -> None:
         """Takes the card with this number."""
