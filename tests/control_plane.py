@@ -160,6 +160,10 @@ class ControlPlane:
         process.send_signal(number)
         process.wait()
 
+    def ended(self) -> list[str]:
+        """The programs that were started and run no more by themselves."""
+        return [name for name, process in self.processes.items() if process.poll() is not None]
+
     def stop(self) -> None:
         """Ends every program, the ones that depend on others first."""
         for name in reversed(list(self.processes)):

@@ -21,8 +21,8 @@ import node_machine
 import one_node
 from control_plane import ControlPlane
 from control_plane_binaries import go_toolchain, run_go
+from kube_node import PAUSE_IMAGE, KubeNode, run
 from node_machine import Unavailable
-from one_node import PAUSE_IMAGE, load_image, run
 
 ROOT = Path(__file__).parent.parent
 PYTHON_IMAGE = f"localhost/python:{sys.version_info.major}.{sys.version_info.minor}.{sys.version_info.micro}"
@@ -72,11 +72,11 @@ def make_ready() -> None:
 def load_all(plane: ControlPlane) -> None:
     """Gives the node all its images, the project's two newly built; raises Unavailable when it runs no pod at all."""
     with one_node.explained(plane):
-        load(plane, PAUSE_IMAGE)
+        load(one_node.first(plane), PAUSE_IMAGE)
         one_node.run_a_pod(plane)
     build_project()
     for name in (OPERATOR_IMAGE, TRAINER_IMAGE):
-        load(plane, name)
+        load(one_node.first(plane), name)
 
 
 def exists(name: str) -> bool:
@@ -90,12 +90,12 @@ def buildah(*arguments: str) -> str:
     return run("buildah", *arguments, environment=BUILDAH).strip()
 
 
-def load(plane: ControlPlane, name: str) -> None:
-    """Gives the node an image that buildah has."""
+def load(node: KubeNode, name: str) -> None:
+    """Gives a node an image that buildah has."""
     with tempfile.TemporaryDirectory() as folder:
         archive = Path(folder) / "image.tar"
         buildah("push", "--quiet", name, f"docker-archive:{archive}:{name}")
-        load_image(plane, archive)
+        node.ctr("images", "import", str(archive))
 
 
 def build_pause() -> None:

@@ -1,4 +1,4 @@
-"""Installed by its chart on a true node, the operator trains in containers: killed, evicted, upgraded, deleted.
+"""Installed by its chart on a true node, the operator trains in containers: killed, evicted, lost, upgraded, deleted.
 
 The namespace enforces PodSecurity restricted. What the machine must be: node_machine.py.
 """
@@ -22,14 +22,38 @@ import tiny_run
 from control_plane import ControlPlane
 from helm_chart import CHART, RELEASE
 from job_client import JobClient, new_namespace, wait_until
+from kube_node import PAUSE_IMAGE
 from megatron_trainjob.exit_codes import ExitCode
 from node_machine import Unavailable
-from one_node_images import VALUES
+from one_node_images import TRAINER_IMAGE, VALUES
 from one_node_jobs import Claims
 from training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, claim_of, job, losses, saved
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
 INPUTS = "/inputs"
+# A pod that is rather on another node than its peers, and is given up as soon as its node is.
+APART = {
+    "spec": {
+        "terminationGracePeriodSeconds": 5,
+        "tolerations": [
+            {"key": f"node.kubernetes.io/{what}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
+            for what in ("unreachable", "not-ready")
+        ],
+        "affinity": {
+            "podAntiAffinity": {
+                "preferredDuringSchedulingIgnoredDuringExecution": [
+                    {
+                        "weight": 100,
+                        "podAffinityTerm": {
+                            "topologyKey": "kubernetes.io/hostname",
+                            "labelSelector": {"matchLabels": {"megatrontrain.dev/job-name": "moved"}},
+                        },
+                    }
+                ]
+            }
+        },
+    }
+}
 
 
 @pytest.fixture(scope="module")
@@ -103,10 +127,12 @@ def await_operator(plane: ControlPlane) -> None:
     wait_until(lambda: plane.get(path), settled, "two ready replicas", PATIENCE_S)
 
 
-def start(jobs: JobClient, claims: Claims, name: str, args: dict[str, object]) -> None:
+def start(jobs: JobClient, claims: Claims, name: str, args: dict[str, object], **spec: object) -> None:
     """Submits a job of two pods of one rank each."""
     claims.offer(claim_of(name))
-    jobs.submit(one_node_jobs.on_the_node(job(name, args), read={INPUTS: "inputs"}))
+    body = job(name, args)
+    body["spec"] |= spec
+    jobs.submit(one_node_jobs.on_the_node(body, read={INPUTS: "inputs"}))
 
 
 @pytest.fixture(scope="module")
@@ -159,6 +185,24 @@ def test_an_evicted_pod_restarts_the_gang_uncounted_to_the_same_loss(
     status = jobs.await_phase("Succeeded", "evicted", PATIENCE_S)
     assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
     assert losses(claims, "evicted")[-1] == undisturbed[-1]
+
+
+def test_a_lost_node_brings_the_gang_back_on_the_other_uncounted_to_the_same_loss(
+    claims: Claims, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
+):
+    lost = one_node.second(claims.plane)
+    lost.start(dns=one_node.GATEWAY)
+    for image in (PAUSE_IMAGE, TRAINER_IMAGE):
+        one_node_images.load(lost, image)
+    start(jobs, claims, "moved", inputs, podTemplate=APART)
+    await_checkpoint(claims, "moved")
+    pods = {pod["spec"]["nodeName"]: name for name, pod in jobs.pods("moved").items()}
+    assert lost.name in pods
+    lost.lose()
+    status = jobs.await_phase("Succeeded", "moved", PATIENCE_S)
+    assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 0)
+    assert (status["lastFailure"]["node"], status["lastFailure"]["pod"]) == (lost.name, pods[lost.name])
+    assert losses(claims, "moved")[-1] == undisturbed[-1]
 
 
 def test_deleting_a_job_while_it_trains_saves_and_leaves_the_claim_alone(
