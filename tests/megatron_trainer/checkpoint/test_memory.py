@@ -29,7 +29,7 @@ def saving(model_root, tmp_path):
     ("name", "ranks", "with_optimizer", "given"),
     [
         pytest.param("llama", 1, False, ONE_COPY, id="as a conversion saves"),
-        pytest.param("llama", 1, False, {}, id="parameters in one buffer"),
+        pytest.param("llama", 1, True, {}, id="all in one buffer, with the optimizer"),
         pytest.param("llama", 2, True, {**ONE_COPY, "tensor_model_parallel_size": 2}, id="tensor parallel"),
         pytest.param("qwen3_moe", 2, False, {"expert_model_parallel_size": 2}, id="spread experts"),
     ],
