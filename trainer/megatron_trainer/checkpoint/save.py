@@ -21,7 +21,7 @@ from megatron_trainer import clock, parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, folder, shards
 from megatron_trainer.checkpoint.folder import Owner
-from megatron_trainer.checkpoint.shards import Shards, Written
+from megatron_trainer.checkpoint.shards import Shards, Staging, Written
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.state import TrainState
@@ -77,6 +77,7 @@ class Saver:
         self._engine = engine
         self._backend = backend
         self._background = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._staging = Staging(backend) if policy.in_background else None
         self._pending: _Pending | None = None
 
     @property
@@ -106,7 +107,7 @@ class Saver:
         )
 
     def _plan(self, wanted: contents.StateDict, aside: Path) -> Shards:
-        return shards.plan(wanted, aside, copies=self.policy.in_background, num_files=self.policy.num_files)
+        return shards.plan(wanted, aside, staging=self._staging, num_files=self.policy.num_files)
 
     def poll(self) -> Saved | None:
         """Publishes the pending checkpoint if every rank has written its part; costs nothing where none is pending."""

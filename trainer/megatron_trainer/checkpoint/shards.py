@@ -21,9 +21,11 @@ from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from torch.distributed.checkpoint.metadata import Metadata
+from torch.distributed.checkpoint.metadata import Metadata, MetadataIndex
+from torch.distributed.checkpoint.planner import WriteItem
 from torch.distributed.checkpoint.storage import WriteResult
 
+from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint.contents import StateDict
 from megatron_trainjob.checkpoint_folder import FileRecord, record_of
 
@@ -74,6 +76,30 @@ class Shards:
         return {**files, **_records(self.folder, INDEX_FILES)}
 
 
+class Staging:
+    """Host memory for the copies of a save in the background, kept for the next save: to get memory takes longer than
+    to fill it. The copies of the save before are overwritten.
+    """
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._held: dict[MetadataIndex, torch.Tensor] = {}
+
+    def copies(self, tensors: Iterable[tuple[WriteItem, torch.Tensor]]) -> list[tuple[WriteItem, torch.Tensor]]:
+        """The tensors as they are now."""
+        copied = [(item, self._memory(item.index, tensor).copy_(tensor, non_blocking=True)) for item, tensor in tensors]
+        self._backend.synchronize()
+        return copied
+
+    def _memory(self, index: MetadataIndex, like: torch.Tensor) -> torch.Tensor:
+        held = self._held.get(index)
+        if held is None or held.shape != like.shape or held.dtype != like.dtype:
+            # Only pinned memory is filled at the speed of the bus.
+            held = torch.empty(like.shape, dtype=like.dtype, pin_memory=self._backend.name == "cuda")
+            self._held[index] = held
+        return held
+
+
 class _Planner(TorchDistSaveShardedStrategy):
     """Megatron's strategy up to the plan; what follows it is ours."""
 
@@ -90,10 +116,10 @@ class _Planner(TorchDistSaveShardedStrategy):
         return AsyncRequest(None, (), [])
 
 
-def plan(state: StateDict, folder: Path, *, copies: bool, num_files: int = 1) -> Shards:
+def plan(state: StateDict, folder: Path, *, staging: Staging | None, num_files: int = 1) -> Shards:
     """Who writes what of the state into the folder. Collective.
 
-    copies: takes copies of all tensors, so that training may change its own while they are written; without, tensors
+    staging: takes copies of all tensors, so that training may change its own while they are written; without, tensors
     of a GPU are copied one at a time as they are written. num_files: of this rank.
     """
     # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any queue will do.
@@ -102,7 +128,7 @@ def plan(state: StateDict, folder: Path, *, copies: bool, num_files: int = 1) ->
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
     writer, metadata = planner.planned
     buckets = [
-        (path, name, (objects, _copied(tensors) if copies else _one_by_one(tensors)))
+        (path, name, (objects, _one_by_one(tensors) if staging is None else staging.copies(tensors)))
         for path, name, (objects, tensors) in writer.write_buckets
     ]
     writer.write_buckets = None
@@ -122,10 +148,6 @@ def _as_whole(tensor: torch.Tensor) -> torch.Tensor:
         return tensor
     memory = torch.from_numpy(tensor.flatten().view(torch.uint8).numpy())
     return memory.view(tensor.dtype).view(tensor.shape)
-
-
-def _copied(tensors: Iterable[tuple[Any, torch.Tensor]]) -> list[tuple[Any, torch.Tensor]]:
-    return [(item, tensor.to("cpu", copy=True)) for item, tensor in tensors]
 
 
 def _one_by_one(tensors: Iterable[tuple[Any, torch.Tensor]]) -> Iterator[tuple[Any, torch.Tensor]]:
