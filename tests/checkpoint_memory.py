@@ -17,7 +17,7 @@ class Memory:
 
 
 def of_saving(mapping: dict[str, Any], folder: Path, *, with_optimizer: bool) -> Memory:
-    """Of one save of a run with these arguments before its first step."""
+    """Of the second save of a run with these arguments before its first step."""
     import torch
     import torch.distributed as dist
 
@@ -48,7 +48,9 @@ def of_saving(mapping: dict[str, Any], folder: Path, *, with_optimizer: bool) ->
         limit=None,
     )
     saver = Saver(engine, backend, policy)
-    saver.start(TrainState(iteration=1), None)  # which also creates the optimizer's state
+    saver.start(
+        TrainState(iteration=1), None
+    )  # which also creates the optimizer's state, and the copy of a save in the background
     saver.finish()
     with torch.profiler.profile(profile_memory=True) as profile:
         saver.start(TrainState(iteration=2), None)
