@@ -48,9 +48,8 @@ def of_saving(mapping: dict[str, Any], folder: Path, *, with_optimizer: bool) ->
         limit=None,
     )
     saver = Saver(engine, backend, policy)
-    saver.start(
-        TrainState(iteration=1), None
-    )  # which also creates the optimizer's state, and the copy of a save in the background
+    # Also creates the optimizer's state, and the memory for the copies of a save in the background.
+    saver.start(TrainState(iteration=1), None)
     saver.finish()
     with torch.profiler.profile(profile_memory=True) as profile:
         saver.start(TrainState(iteration=2), None)
