@@ -30,8 +30,17 @@ def saving(model_root, tmp_path):
     [
         pytest.param("llama", 1, False, ONE_COPY, id="as a conversion saves"),
         pytest.param("llama", 1, True, {}, id="all in one buffer, with the optimizer"),
-        pytest.param("llama", 2, True, {**ONE_COPY, "tensor_model_parallel_size": 2}, id="tensor parallel"),
-        pytest.param("qwen3_moe", 2, False, {"expert_model_parallel_size": 2}, id="spread experts"),
+        pytest.param(
+            "llama",
+            2,
+            True,
+            {**ONE_COPY, "tensor_model_parallel_size": 2},
+            id="tensor parallel",
+            marks=pytest.mark.slow,
+        ),
+        pytest.param(
+            "qwen3_moe", 2, False, {"expert_model_parallel_size": 2}, id="spread experts", marks=pytest.mark.slow
+        ),
         pytest.param("llama", 1, True, {**ONE_COPY, "async_save": True}, id="into the copy of the save before"),
     ],
 )
