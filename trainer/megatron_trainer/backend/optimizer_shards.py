@@ -85,6 +85,7 @@ def _load_state(optimizer: Any, state: Mapping[int, Mapping[str, Mapping[int, to
             for name, pieces in state[index].items()
         }
         optimizer._set_main_param_and_optimizer_states(parameter, tensors)
+    # The offloading optimizer hands what it was given to its parts on card and host.
     if hasattr(optimizer.optimizer, "_sync_hdo_state_to_sub_optimizers"):
         optimizer.optimizer._sync_hdo_state_to_sub_optimizers()
 
