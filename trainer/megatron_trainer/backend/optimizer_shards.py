@@ -1,9 +1,9 @@
 """How the distributed optimizer's state lies in a checkpoint: every rank's own part, in pieces that any layout reads.
 
 A data-parallel rank holds a run of consecutive elements of a parameter. To save it for other layouts too, megatron-core
-0.19 first gathers the whole state on every rank, several times over: more memory than training itself takes, and far
-more time than writing. Here a run is cut into boxes, slices of the whole tensor that torch's checkpoints join again as
-the reader needs them. The names are those of the gathered form, so that each reads what the other wrote.
+0.19 first gathers the whole state in the host memory of every rank, in several copies. Here a run is cut into boxes,
+slices of the whole tensor that torch's checkpoints join again as the reader needs them. The names are those of the
+gathered form, so that each reads what the other wrote.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
