@@ -91,7 +91,7 @@ class Bench:
 
 
 def build(mapping: dict[str, object], save: Path) -> Bench:
-    """A run of one rank, from its arguments; the process group is there already."""
+    """What this rank of a run saves and how, from its arguments; the process group is there already."""
     from megatron_trainer import setup
     from megatron_trainer.checkpoint.folder import Owner
     from megatron_trainer.checkpoint.save import SavePolicy

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
+
+import checkpoint_damage
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,33 +23,15 @@ def of_saving(mapping: dict[str, Any], folder: Path, *, with_optimizer: bool) ->
     import torch
     import torch.distributed as dist
 
-    from megatron_trainer import setup
-    from megatron_trainer.checkpoint.folder import Owner, claim
-    from megatron_trainer.checkpoint.save import SavePolicy, Saver
-    from megatron_trainer.environment import Environment
-    from megatron_trainer.models.spec import read_model
+    from megatron_trainer.checkpoint.folder import claim
+    from megatron_trainer.checkpoint.save import Saver
     from megatron_trainer.state import TrainState
-    from megatron_trainjob.args.parse import parse
 
-    args = parse(mapping, task="sft").args
-    assert args is not None
-    backend = setup.start_process(Environment(device="cpu"), args)
-    engine = setup.build_engine(args, read_model(args.model, args), backend)
-    owner = Owner(job_uid="", attempt=0)
+    bench = checkpoint_damage.build(mapping, folder)
     if dist.get_rank() == 0:
-        claim(folder, owner)
-    policy = SavePolicy(
-        save=folder,
-        layout=setup.layout(),
-        train_type="full",
-        with_optimizer=with_optimizer,
-        with_rng=False,
-        owner=owner,
-        in_background=args.async_save,
-        on_termination=False,
-        limit=None,
-    )
-    saver = Saver(engine, backend, policy)
+        claim(folder, bench.policy.owner)
+    policy = replace(bench.policy, with_optimizer=with_optimizer, with_rng=False, in_background=bench.args.async_save)
+    saver = Saver(bench.engine, bench.backend, policy)
     # Also creates the optimizer's state, and the memory for the copies of a save in the background.
     saver.start(TrainState(iteration=1), None)
     saver.finish()
@@ -59,5 +43,5 @@ def of_saving(mapping: dict[str, Any], folder: Path, *, with_optimizer: bool) ->
     for _, change in sorted((event.start_ns(), event.nbytes()) for event in events):
         held += change
         peak = max(peak, held)
-    sizes = [p.nbytes for p in engine.models[0].parameters()]
+    sizes = [p.nbytes for p in bench.engine.models[0].parameters()]
     return Memory(peak=peak, model=sum(sizes), largest=max(sizes))
