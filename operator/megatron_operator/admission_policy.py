@@ -20,6 +20,25 @@ NAME = f"{names.PLURAL}.{names.GROUP}"
 KUBERNETES = "admissionregistration.k8s.io/v1"
 SPEC_CHANGED = "oldObject == null || object.spec != oldObject.spec"
 UNKNOWN = "unknown field; kubectl explain mtj.spec --recursive lists the known ones"
+FIXED = "changes only while spec.suspend is true; suspend first"
+
+# What pods are made from changes only while there are none: the convention of Job and Kueue.
+MUTABLE_WHILE_SUSPENDED = (
+    "args",
+    "extraArgs",
+    "image",
+    "command",
+    "env",
+    "envFrom",
+    "numNodes",
+    "nprocPerNode",
+    "resourcesPerNode",
+    "volumes",
+    "volumeMounts",
+    "network",
+    "scheduling",
+    "podTemplate",
+)
 
 
 def documents() -> tuple[Object, Object]:
@@ -69,9 +88,18 @@ def _variables() -> list[Object]:
         "spec": "object.spec",
         "args": "object.spec.?args.orValue({})",
         "unknown": unknown,
-        "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}') + [{checks}].filter(message, message != '')",
+        "fixed": _fixed(),
+        "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}')"
+        f" + variables.fixed.map(name, 'spec.' + name + ' {FIXED}') + [{checks}].filter(message, message != '')",
     }
     return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+
+
+def _fixed() -> str:
+    """The fields that changed although the job, as it was, is not suspended."""
+    fields = cel_literal(MUTABLE_WHILE_SUSPENDED)
+    may_change = "oldObject == null || oldObject.spec.?suspend.orValue(false)"
+    return f"{may_change} ? [] : {fields}.filter(name, object.spec[?name] != oldObject.spec[?name])"
 
 
 def _unknown(path: str, known: list[str]) -> str:

@@ -218,6 +218,13 @@ def test_what_the_running_gang_was_built_from_changes_only_while_suspended(
         jobs.patch("job", **change)
 
 
+def test_every_field_that_must_wait_is_named_at_once(jobs: JobClient):
+    jobs.submit(manifest(managedBy="kueue.x-k8s.io/multikueue"))
+    with pytest.raises(Refused) as refused:
+        jobs.patch("job", image="other", env=[{"name": "A", "value": "b"}], runPolicy={"ttlSecondsAfterFinished": 5})
+    assert re.findall(r"spec\.(\w+) changes only while", str(refused.value)) == ["image", "env"]
+
+
 def test_the_crd_fits_into_the_annotation_that_kubectl_apply_writes():
     compact = json.dumps(yaml.safe_load(CRD.read_text()), separators=(",", ":"))
     assert len(compact) < 150_000
