@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from megatron_operator import events, names, queueing, status
-from megatron_operator.decide import backoff, cleanup, completion, deadline, hang, queue, restart, suspend
+from megatron_operator.decide import backoff, cleanup, completion, deadline, failure, hang, queue, restart, suspend
 from megatron_operator.decide.decision import Continue, Decision, Fail, Queue, Restart, Succeed, Suspend, Wait
 from megatron_operator.desired import build, gang
 from megatron_operator.job import Job
@@ -26,7 +26,7 @@ POLICIES: tuple[Policy, ...] = (
     restart.decide,
     hang.decide,
 )
-WAKE_UPS = (deadline.wake_at, completion.wake_at, backoff.wake_at, hang.wake_at, queue.wake_at)
+WAKE_UPS = (failure.wake_at, deadline.wake_at, completion.wake_at, backoff.wake_at, hang.wake_at, queue.wake_at)
 
 
 def plan(job: Job, seen: Seen, now: float) -> Plan:

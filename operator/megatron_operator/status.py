@@ -21,7 +21,7 @@ from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
 MAX_METRICS = 32
-SOFT_INTERVAL_S = 10.0
+SOFT_INTERVAL_S = 20.0
 QUIET_INTERVAL_S = 60.0
 QUIET = {"progress": None, "replicaStatuses": None}
 SOFT_FIELDS = ("phase", "reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")

@@ -6,7 +6,7 @@ import pytest
 
 from job_values import NOW, RUNNING_STATUS, beat, failed, job, pod, restarts, seen
 from megatron_operator import names
-from megatron_operator.decide import backoff, restart
+from megatron_operator.decide import backoff, failure, restart
 from megatron_operator.decide.decision import Counters, Fail, Failure, Restart
 
 
@@ -181,9 +181,39 @@ def test_a_rule_can_count_what_is_not_counted_by_default():
     assert decision.counters == Counters(total=1, counted=1)
 
 
-def test_of_two_that_ended_in_the_same_second_the_killed_one_is_the_cause_and_not_its_peer():
-    decision = decide(failed(0, 1, finished_at=NOW - 3), failed(1, 137, finished_at=NOW - 3))
+@pytest.mark.parametrize("earlier_s", [0, 2])
+@pytest.mark.parametrize("lost_its_peer", [1, 134])
+def test_of_two_that_ended_together_the_killed_one_is_the_cause_and_not_its_peer(earlier_s, lost_its_peer):
+    decision = decide(failed(0, lost_its_peer, finished_at=NOW - 4 - earlier_s), failed(1, 137, finished_at=NOW - 4))
     assert decision.failure.exit_code == 137
+
+
+def test_a_pod_that_may_have_lost_its_peer_waits_some_seconds_for_the_cause():
+    early = seen(failed(0, 1, finished_at=NOW - 1), pod(1))
+    assert restart.decide(job(), early, NOW) is None
+    assert failure.wake_at(job(), early, NOW) == NOW + failure.CAUSE_WITHIN_S - 1
+    late = restart.decide(job(), early, NOW + failure.CAUSE_WITHIN_S - 1)
+    assert late.failure.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    "pods",
+    [
+        (failed(0, 137, finished_at=NOW), pod(1)),
+        (failed(0, 1, finished_at=NOW), failed(1, 1, finished_at=NOW)),
+        (failed(0, 1, finished_at=NOW), pod(1, phase="Succeeded")),
+        (failed(0, 1, finished_at=NOW + 60), pod(1)),
+        (failed(0, 64, finished_at=NOW), pod(1)),
+    ],
+    ids=["killed", "all ended", "the other succeeded", "its clock is ahead", "permanent"],
+)
+def test_nothing_is_waited_for_where_the_cause_is_known(pods):
+    assert decide(*pods) is not None
+
+
+def test_a_failure_long_before_the_others_is_the_cause_whatever_ended_them():
+    decision = decide(failed(0, 1, finished_at=NOW - 60), failed(1, 137, finished_at=NOW - 4))
+    assert decision.failure.exit_code == 1
 
 
 def test_the_pod_that_failed_first_is_the_cause():

@@ -71,11 +71,11 @@ def test_a_job_of_one_node_has_no_workers_to_count():
     assert list(status.replica_statuses(job({"numNodes": 1}), ())) == [names.MASTER]
 
 
-def test_a_new_percent_is_written_after_ten_seconds():
+def test_a_new_percent_is_written_after_a_while():
     old = compute(pod(0), pod(1), progress=beat(10))
     new = compute(pod(0), pod(1), status=old, progress=beat(11), now=NOW + 4)
-    assert status.changed(new, old, NOW + 4) == (None, 6.0)
-    assert status.changed(new, old, NOW + 10) == (new, None)
+    assert status.changed(new, old, NOW + 4) == (None, status.SOFT_INTERVAL_S - 4)
+    assert status.changed(new, old, NOW + status.SOFT_INTERVAL_S) == (new, None)
 
 
 def test_progress_within_a_percent_is_written_once_a_minute():

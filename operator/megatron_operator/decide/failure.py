@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import signal
+
 from megatron_operator import names
 from megatron_operator.decide import program
 from megatron_operator.decide.decision import Failure
@@ -11,13 +13,18 @@ from megatron_trainjob.exit_codes import ExitCode, describe, retry_class
 
 POD_DELETED = "PodDeleted"
 
+# How a rank ends that has lost a peer: by the collective's exception, or by the abort of NCCL's watchdog.
+CONSEQUENCES = frozenset({ExitCode.ERROR, 128 + signal.SIGABRT})
+# Kubelets report the ends of one gang some seconds apart, and know them to the second.
+CAUSE_WITHIN_S = 3.0
+
 
 def find(job: Job, seen: Seen, now: float) -> Failure | None:
     """The cause of this attempt's end, None while all is well.
 
     Order: a pod marked for disruption; a pod that says that no retry can help (the others then merely lost their
-    peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within one
-    second rather the one that was killed than the one that lost its peer.
+    peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within seconds rather the
+    one that was killed than the one that lost its peer. While only the latter is known, the cause is waited for.
     """
     for candidates in (
         [pod for pod in seen.current if pod.disruption is not None],
@@ -26,8 +33,16 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
     ):
         if candidates:
             return _of_pod(min(candidates, key=_when), seen, now)
-    first = min(failed(seen), key=_when, default=None)
-    return _of_missing(job, seen, now) or (_of_pod(first, seen, now) if first else None)
+    if gone := _of_missing(job, seen, now):
+        return gone
+    cause = _cause(failed(seen))
+    return None if cause is None or _known_at(seen, cause, now) > now else _of_pod(cause, seen, now)
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When the wait for the cause of a failure ends, None without one."""
+    cause = _cause(failed(seen))
+    return None if cause is None else _known_at(seen, cause, now)
 
 
 def failed(seen: Seen) -> list[Pod]:
@@ -53,10 +68,30 @@ def was_complete(seen: Seen) -> bool:
     return condition is not None and condition["reason"] in (names.PODS_PENDING, names.ALL_PODS_READY)
 
 
-def _when(pod: Pod) -> tuple[float, bool, bool, int]:
-    """Kubernetes knows ends to the second: of equal ones a plain error comes last, for a lost peer ends in it."""
-    ended = pod.finished_at if pod.finished_at is not None else float("inf")
-    return (ended, pod.exit_code == ExitCode.ERROR, pod.role != names.MASTER, pod.index)
+def _when(pod: Pod) -> tuple[float, bool, int]:
+    return (_end(pod), pod.role != names.MASTER, pod.index)
+
+
+def _end(pod: Pod) -> float:
+    return pod.finished_at if pod.finished_at is not None else float("inf")
+
+
+def _cause(pods: list[Pod]) -> Pod | None:
+    """Of those that failed with the first of them, one that did not merely lose its peer."""
+    until = min(map(_end, pods), default=0.0) + CAUSE_WITHIN_S
+    early = [pod for pod in pods if _end(pod) <= until]
+    return min(early, key=lambda pod: (pod.exit_code in CONSEQUENCES, *_when(pod)), default=None)
+
+
+def _known_at(seen: Seen, cause: Pod, now: float) -> float:
+    """When a cause may be taken for one: at once, unless it looks like a consequence and another may still be told of.
+
+    A node's clock that is ahead of ours never makes the wait longer.
+    """
+    have_all_ended = all(pod.is_finished for pod in seen.current)
+    if cause.exit_code not in CONSEQUENCES or have_all_ended or cause.finished_at is None or cause.finished_at > now:
+        return now
+    return cause.finished_at + CAUSE_WITHIN_S
 
 
 def _of_pod(pod: Pod, seen: Seen, now: float) -> Failure:
