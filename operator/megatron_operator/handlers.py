@@ -79,7 +79,10 @@ def kopf_registry(connection: Connection, take: Callable[[str | None, Object], N
 
 
 def taker(jobs: Jobs, queue: WorkQueue) -> Callable[[str | None, Object], None]:
-    """What is done about each event: remember the job, put its key into the queue."""
+    """What is done about each event: remember the job, put its key into the queue.
+
+    In a burst a job that nothing was done for yet gets its pods before others get their reports.
+    """
 
     def take(type_: str | None, raw: Object) -> None:
         key = key_of(raw)
@@ -88,7 +91,7 @@ def taker(jobs: Jobs, queue: WorkQueue) -> Callable[[str | None, Object], None]:
             queue.forget(key)
             queue.add(key)
         elif jobs.put(raw):
-            queue.add(key)
+            queue.add(key, is_urgent="status" not in raw)
 
     return take
 

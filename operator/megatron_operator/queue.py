@@ -1,6 +1,7 @@
 """Keys that wait to be reconciled: each once, never twice at a time, failed ones again after a back-off.
 
-Knows nothing of what a key means or why it is due.
+In a burst the urgent ones go first, until another has waited `PATIENCE_S`. Knows nothing of what a key means or why it
+is due.
 """
 
 from __future__ import annotations
@@ -9,10 +10,11 @@ import asyncio
 import heapq
 import logging
 import random
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 
 Key = tuple[str, str]
 Reconcile = Callable[[Key], Awaitable[float | None]]
+PATIENCE_S = 5.0
 logger = logging.getLogger(__name__)
 
 
@@ -31,6 +33,7 @@ class WorkQueue:
     def __init__(self, *, backoff_initial_s: float = 0.2, backoff_max_s: float = 60.0) -> None:
         self._backoff_initial_s = backoff_initial_s
         self._backoff_max_s = backoff_max_s
+        self._urgent: dict[Key, float] = {}
         self._waiting: dict[Key, float] = {}
         self._running: set[Key] = set()
         self._again: set[Key] = set()
@@ -42,20 +45,20 @@ class WorkQueue:
 
     def __len__(self) -> int:
         """Keys that wait for a worker."""
-        return len(self._waiting)
+        return len(self._urgent) + len(self._waiting)
 
     @property
     def oldest_s(self) -> float:
         """Seconds that the first key has waited for a worker; 0 when none waits."""
-        first = next(iter(self._waiting.values()), None)
-        return 0.0 if first is None else asyncio.get_running_loop().time() - first
+        return max(_age_s(self._urgent), _age_s(self._waiting))
 
-    def add(self, key: Key) -> None:
+    def add(self, key: Key, *, is_urgent: bool = False) -> None:
         """Makes the key due now."""
         if key in self._running:
             self._again.add(key)
-        elif key not in self._waiting:
-            self._waiting[key] = asyncio.get_running_loop().time()
+        elif key not in self._urgent and key not in self._waiting:
+            waiting = self._urgent if is_urgent else self._waiting
+            waiting[key] = asyncio.get_running_loop().time()
             self._available.release()
 
     def add_after(self, key: Key, seconds: float) -> None:
@@ -95,8 +98,11 @@ class WorkQueue:
 
     async def _take(self) -> Key:
         await self._available.acquire()
-        key = next(iter(self._waiting))
-        del self._waiting[key]
+        has_waited_long = _age_s(self._waiting) >= PATIENCE_S
+        first, second = (self._waiting, self._urgent) if has_waited_long else (self._urgent, self._waiting)
+        waiting = first or second
+        key = next(iter(waiting))
+        del waiting[key]
         self._running.add(key)
         return key
 
@@ -135,3 +141,9 @@ class WorkQueue:
                 del self._due[key]
                 self.add(key)
         self._set_alarm()
+
+
+def _age_s(waiting: Mapping[Key, float]) -> float:
+    """Seconds that the first of them has waited; 0 when none waits."""
+    first = next(iter(waiting.values()), None)
+    return 0.0 if first is None else asyncio.get_running_loop().time() - first

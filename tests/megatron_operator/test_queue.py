@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 
+import pytest
+
 from megatron_operator.queue import RetryLater, WorkQueue
 
 A, B = ("ns", "a"), ("ns", "b")
@@ -42,6 +44,27 @@ def test_a_key_added_many_times_before_a_worker_is_free_runs_once():
         return runs
 
     assert run(scenario()) == [A, B]
+
+
+@pytest.mark.parametrize(("patience_s", "order"), [(60.0, [B, A]), (0.0, [A, B])], ids=["patient", "waited too long"])
+def test_an_urgent_key_goes_first_unless_another_has_waited_too_long(monkeypatch, patience_s, order):
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+
+        queue = WorkQueue()
+        queue.add(A)
+        queue.add(B, is_urgent=True)
+        queue.add(B)
+        assert len(queue) == 2
+        async with working(queue, reconcile, workers=1):
+            await asyncio.sleep(0.05)
+        return runs
+
+    monkeypatch.setattr("megatron_operator.queue.PATIENCE_S", patience_s)
+    assert run(scenario()) == order
 
 
 def test_a_key_added_while_it_runs_runs_once_more_and_never_beside_itself():
