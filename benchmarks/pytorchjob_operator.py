@@ -1,0 +1,137 @@
+"""Builds and runs kubeflow/training-operator (PyTorchJob), to be measured beside this operator.
+
+It is tuned: eight threads, and 1,000 requests a second, for which it has no flag, so that one line of its main is
+changed before it is built. Its validating webhook is on; the kubelet's part, its certificate as files, is played here.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import os
+import subprocess
+import sys
+import urllib.error
+import urllib.request
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+ROOT = Path(__file__).parent.parent
+sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
+
+from control_plane import ControlPlane, end_with_parent, free_port  # noqa: E402
+from control_plane_binaries import Programs, cache_folder, get  # noqa: E402
+from job_client import CRDS, wait_until  # noqa: E402
+from megatron_operator.cluster.kubernetes_resource import Resource  # noqa: E402
+
+VERSION = "v1.8.1"
+MODULE = f"github.com/kubeflow/training-operator@{VERSION}"
+PROGRAM = "training-operator"
+QPS, BURST, THREADS = 1000, 2000, 8
+PYTORCHJOB = Resource(group="kubeflow.org", version="v1", kind="PyTorchJob", plural="pytorchjobs")
+NAMESPACE = "kubeflow"
+SERVICE, SECRET = "training-operator", "training-operator-webhook-cert"
+WEBHOOKS = "validator.training-operator.kubeflow.org"
+CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # the operator's own, fixed choice
+
+Object = Mapping[str, Any]
+
+
+def source() -> Path:
+    """Its source, as the Go module has it: the CRD and the webhook are read from there."""
+    answer = subprocess.run(["go", "mod", "download", "-json", MODULE], check=True, capture_output=True, text=True)
+    return Path(json.loads(answer.stdout)["Dir"])
+
+
+def program() -> Path:
+    """The tuned program; built once (about three minutes on two cores)."""
+    folder = cache_folder().parent / f"{PROGRAM}-{VERSION}-qps-{QPS}"
+    return get(Programs(names=(PROGRAM,), folder=folder, ways=(_build,))) / PROGRAM
+
+
+def _build(work: Path) -> bool:
+    """Whether Go could build it with a client that asks as often as it likes."""
+    copy = work / "source"
+    subprocess.run(["cp", "-r", "--no-preserve=mode", source(), copy], check=True)
+    main = copy / "cmd" / "training-operator.v1" / "main.go"
+    plain, text = "mgr, err := ctrl.NewManager(ctrl.GetConfigOrDie(),", main.read_text()
+    if plain not in text:
+        raise SystemExit(f"{MODULE} does not make its client where it is to be tuned")
+    tuned = f"client.QPS, client.Burst = {QPS}, {BURST}\n\tmgr, err := ctrl.NewManager(client,"
+    main.write_text(text.replace(plain, f"client := ctrl.GetConfigOrDie()\n\t{tuned}"))
+    command = ["go", "build", "-o", work / PROGRAM, "./cmd/training-operator.v1"]
+    subprocess.run(command, cwd=copy, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
+    return True
+
+
+def job(index: int, workers: int, pod_spec: Object) -> Object:
+    """A PyTorchJob of one master and so many workers."""
+    replicas = {"restartPolicy": "Never", "template": {"spec": pod_spec}}
+    counts = {"Master": 1, "Worker": workers}
+    return {
+        "apiVersion": PYTORCHJOB.api_version,
+        "kind": PYTORCHJOB.kind,
+        "metadata": {"name": f"job-{index}"},
+        "spec": {"pytorchReplicaSpecs": {role: {"replicas": count, **replicas} for role, count in counts.items()}},
+    }
+
+
+@contextlib.contextmanager
+def running(plane: ControlPlane, folder: Path) -> Iterator[int]:
+    """Installs it on this control plane and runs it; yields its process number once it is ready."""
+    webhook_port, health_port = free_port(), free_port()
+    _install(plane, webhook_port)
+    command = [
+        program(),
+        f"--kubeconfig={plane.kubeconfig}",
+        "--enable-scheme=pytorchjob",
+        "--metrics-bind-address=127.0.0.1:0",
+        f"--health-probe-bind-address=127.0.0.1:{health_port}",
+        f"--webhook-server-port={webhook_port}",
+        f"--controller-threads={THREADS}",
+    ]
+    with (folder / f"{PROGRAM}.log").open("ab") as log:
+        environment = {**os.environ, "MY_POD_NAMESPACE": NAMESPACE}
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent)
+    try:
+        _mount_certificates(plane)
+        wait_until(lambda: _is_ready(health_port), bool, "the training operator to be ready", patience_s=60)
+        yield process.pid
+    finally:
+        process.kill()
+        process.wait()
+
+
+def _install(plane: ControlPlane, webhook_port: int) -> None:
+    manifests = source() / "manifests" / "base"
+    plane.create(CRDS, yaml.safe_load((manifests / "crds" / "kubeflow.org_pytorchjobs.yaml").read_text()))
+    plane.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
+    plane.create(f"/api/v1/namespaces/{NAMESPACE}/secrets", {"metadata": {"name": SECRET}})
+    address = {"type": "ExternalName", "externalName": "localhost", "ports": [{"port": webhook_port}]}
+    plane.create(f"/api/v1/namespaces/{NAMESPACE}/services", {"metadata": {"name": SERVICE}, "spec": address})
+    configuration = yaml.safe_load((manifests / "webhook" / "manifests.yaml").read_text())
+    (webhook,) = [each for each in configuration["webhooks"] if "pytorchjob" in each["name"]]
+    webhook["clientConfig"]["service"] |= {"name": SERVICE, "namespace": NAMESPACE, "port": webhook_port}
+    kind = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+    plane.create(kind, {**configuration, "metadata": {"name": WEBHOOKS}, "webhooks": [webhook]})
+
+
+def _mount_certificates(plane: ControlPlane) -> None:
+    """Writes the secret that the operator makes to where a kubelet would mount it."""
+    path = f"/api/v1/namespaces/{NAMESPACE}/secrets/{SECRET}"
+    data = wait_until(lambda: plane.get(path).get("data") or {}, lambda data: "tls.crt" in data, "its certificate")
+    CERTIFICATES.mkdir(parents=True, exist_ok=True)
+    for name, value in data.items():
+        (CERTIFICATES / name).write_bytes(base64.b64decode(value))
+
+
+def _is_ready(port: int) -> bool:
+    try:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
+            return True
+    except (urllib.error.URLError, OSError):
+        return False
