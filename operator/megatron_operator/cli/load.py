@@ -99,7 +99,8 @@ def _read(file: str) -> tuple[Object | None, Violation | None]:
     except YamlProblem as problem:
         return None, Violation(path=file, value=None, message=f"{problem}; correct the YAML")
     except OSError as problem:
-        return None, Violation(path=file, value=None, message=f"cannot be read: {problem.strerror}")
+        message = f"cannot be read: {problem.strerror}; give the path of a manifest, or - for the standard input"
+        return None, Violation(path=file, value=None, message=message)
     documents = [each for each in source if isinstance(each, Mapping)]
     jobs = [each for each in documents if each.get("kind") == names.KIND] or documents[:1]
     if len(jobs) != 1:
