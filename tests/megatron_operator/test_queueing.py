@@ -132,3 +132,18 @@ def test_flavors_checks_and_topology_end_up_in_the_pods():
     assert master["spec"]["schedulingGates"] == [{"name": "kueue.x-k8s.io/topology"}]
     assert master["metadata"]["annotations"]["kueue.x-k8s.io/workload"] == workload.workload_name(of)
     assert master["metadata"]["labels"]["kueue.x-k8s.io/podset"] == "master"
+    assert master["metadata"]["annotations"]["kueue.x-k8s.io/podset-unconstrained-topology"] == "true"
+
+
+def test_a_gang_that_wants_one_rack_asks_for_master_and_workers_together():
+    of = queued({"scheduling": {"topology": {"key": "rack"}}})
+    asked = workload.workload(of, 0)["spec"]["podSets"]
+    assert [each["topologyRequest"] for each in asked] == [{"required": "rack", "podSetGroupName": "gang"}] * 2
+    kueue = KueueSeen(workloads=(admitted(of),), places={"master": PodSetPlace(by_topology=True)})
+    plan = reconcile.plan(of, seen(status={}, kueue=kueue), NOW)
+    master = next(body for body in plan.create if body["metadata"]["name"].endswith("master-0"))
+    annotations = master["metadata"]["annotations"]
+    assert annotations["kueue.x-k8s.io/podset-required-topology"] == "rack"
+    assert "kueue.x-k8s.io/podset-unconstrained-topology" not in annotations
+    alone = queued({"numNodes": 1, "scheduling": {"topology": {"key": "rack", "mode": "Preferred"}}})
+    assert workload.workload(alone, 0)["spec"]["podSets"][0]["topologyRequest"] == {"preferred": "rack"}

@@ -74,15 +74,21 @@ def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> d
     if job.scheduling.gang == "Volcano":
         annotations[names.VOLCANO_GROUP_NAME] = names.group_name(job.name, attempt)
         annotations[names.VOLCANO_TASK] = role(node_rank)
-    return {**annotations, **(_kueue_annotations(job) if job.has_pod_group else {})}
+    return {**annotations, **_kueue_group(job), **_kueue_topology(job)}
 
 
-def _kueue_annotations(job: Job) -> dict[str, str]:
+def _kueue_group(job: Job) -> dict[str, str]:
     """How many pods make the group; a group that lost its pods is over, for the next attempt queues anew."""
-    annotations = {names.KUEUE_GROUP_TOTAL: str(job.num_nodes), names.KUEUE_RETRIABLE: "false"}
+    if not job.has_pod_group:
+        return {}
+    return {names.KUEUE_GROUP_TOTAL: str(job.num_nodes), names.KUEUE_RETRIABLE: "false"}
+
+
+def _kueue_topology(job: Job) -> dict[str, str]:
+    """The domain for the pods. Master and workers are two sets to Kueue, which may land apart unless grouped."""
     topology = job.scheduling.topology
-    if topology and topology.key:
-        is_required = topology.mode == "Required"
-        key = names.KUEUE_REQUIRED_TOPOLOGY if is_required else names.KUEUE_PREFERRED_TOPOLOGY
-        annotations[key] = topology.key
-    return annotations
+    if job.kueue_queue is None or topology is None or topology.key is None:
+        return {}
+    is_required = topology.mode == "Required"
+    key = names.KUEUE_REQUIRED_TOPOLOGY if is_required else names.KUEUE_PREFERRED_TOPOLOGY
+    return {key: topology.key, **({names.KUEUE_POD_SET_GROUP: names.KUEUE_GANG} if job.num_nodes > 1 else {})}

@@ -75,9 +75,15 @@ def placed(body: dict[str, Any], role: str, seen: Seen, name: str) -> dict[str, 
         spec["tolerations"] = [*spec.get("tolerations", ()), *place.tolerations]
     if place.by_topology:
         metadata["labels"][names.KUEUE_POD_SET] = role
-        metadata["annotations"][names.KUEUE_WORKLOAD] = name
+        metadata["annotations"] |= {names.KUEUE_WORKLOAD: name, **_implied_topology(metadata["annotations"])}
         spec["schedulingGates"] = [*spec.get("schedulingGates", ()), {"name": names.KUEUE_TOPOLOGY_GATE}]
     return {**body, "metadata": metadata, "spec": spec}
+
+
+def _implied_topology(annotations: Mapping[str, str]) -> dict[str, str]:
+    """What marks a pod of a job that asked for no topology but got a flavor that has one: Kueue lets no other go."""
+    is_asked = names.KUEUE_REQUIRED_TOPOLOGY in annotations or names.KUEUE_PREFERRED_TOPOLOGY in annotations
+    return {} if is_asked else {names.KUEUE_UNCONSTRAINED_TOPOLOGY: "true"}
 
 
 def ready_patch(found: Workload, *, is_ready: bool, now: float) -> Patch | None:
@@ -139,4 +145,5 @@ def _topology_request(job: Job) -> dict[str, Any]:
     topology = job.scheduling.topology
     if topology is None or topology.key is None:
         return {}
-    return {"topologyRequest": {topology.mode.lower(): topology.key}}
+    group = {"podSetGroupName": names.KUEUE_GANG} if job.num_nodes > 1 else {}
+    return {"topologyRequest": {topology.mode.lower(): topology.key, **group}}
