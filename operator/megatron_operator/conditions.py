@@ -28,6 +28,10 @@ ORDER = (
     names.RECONCILING,
     names.STALLED,
 )
+NOT_TAKEN_UP = (
+    "Kueue has not taken the pods up: it is not there, does not integrate pods, or lists this kind as an external "
+    "framework, for which kueue.mode has to be External."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,13 +70,15 @@ def failed(seen: Seen, reason: str, message: str) -> Claims:
 
 
 def phase(claims: Claims, *, has_pods: bool) -> str:
-    """One word for the printer column, derived from the conditions and nothing else."""
-    for type_ in (names.FAILED, names.SUCCEEDED, names.SUSPENDED, names.RESTARTING, names.RUNNING):
-        if type_ in claims and claims[type_].is_true:
-            return type_
+    """One word for the printer column, derived from the conditions and nothing else.
+
+    A gang that comes back may have to wait for its quota again, for hours: then it is Queued, not Restarting.
+    """
+    if stopped := _first_true(claims, names.FAILED, names.SUCCEEDED, names.SUSPENDED):
+        return stopped
     if not claims[names.ADMITTED].is_true:
         return "Queued"
-    return "Starting" if has_pods else "Pending"
+    return _first_true(claims, names.RESTARTING, names.RUNNING) or ("Starting" if has_pods else "Pending")
 
 
 def reason(claims: Claims, phase: str) -> str:
@@ -90,6 +96,10 @@ def all_running(job: Job, seen: Seen) -> bool:
     """Whether every pod of the attempt runs or has succeeded."""
     running = [pod for pod in seen.current if pod.phase in ("Running", "Succeeded")]
     return len(running) == job.num_nodes
+
+
+def _first_true(claims: Claims, *types: str) -> str | None:
+    return next((type_ for type_ in types if type_ in claims and claims[type_].is_true), None)
 
 
 def _active(job: Job, seen: Seen) -> Claims:
@@ -127,6 +137,8 @@ def _stalled(job: Job, seen: Seen) -> Claims:
 
 
 def _admitted(job: Job, seen: Seen) -> Claim:
+    if job.has_pod_group and any(not pod.in_queue for pod in seen.current):
+        return _yes(names.NOT_QUEUED, NOT_TAKEN_UP)
     if any(pod.gated for pod in seen.current):
         return _no(names.WAITING_FOR_QUOTA, f"Queue {job.kueue_queue} has not admitted the pods.")
     unplaced = [pod for pod in seen.current if pod.unschedulable is not None]

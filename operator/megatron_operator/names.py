@@ -45,6 +45,7 @@ KUEUE_UNCONSTRAINED_TOPOLOGY: Final = "kueue.x-k8s.io/podset-unconstrained-topol
 KUEUE_POD_SET_GROUP: Final = "kueue.x-k8s.io/podset-group-name"
 KUEUE_GANG: Final = "gang"
 KUEUE_GATE: Final = "kueue.x-k8s.io/admission"
+KUEUE_MANAGED: Final = "kueue.x-k8s.io/managed"
 KUEUE_JOB_UID: Final = "kueue.x-k8s.io/job-uid"
 KUEUE_POD_SET: Final = "kueue.x-k8s.io/podset"
 KUEUE_WORKLOAD: Final = "kueue.x-k8s.io/workload"

@@ -19,6 +19,7 @@ PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 class Pod:
     """One pod. `exit_code`, `reason`, `message` and `iteration` are of the container that ended it.
 
+    in_queue: whether Kueue has taken the pod up, gated or not any more.
     disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
     not start. Times are seconds since the epoch.
     """
@@ -33,6 +34,7 @@ class Pod:
     deleting: bool = False
     grace_ends: float | None = None
     gated: bool = False
+    in_queue: bool = False
     scheduled_at: float | None = None
     unschedulable: str | None = None
     waiting: str | None = None
@@ -226,6 +228,7 @@ def read_pod(raw: Object) -> Pod:
         deleting=metadata.get("deletionTimestamp") is not None,
         grace_ends=to_seconds(metadata.get("deletionTimestamp")),
         gated=bool(spec.get("schedulingGates")),
+        in_queue=labels.get(names.KUEUE_MANAGED) == "true",
         scheduled_at=_scheduled_at(conditions),
         unschedulable=_unschedulable(conditions),
         waiting=waiting,

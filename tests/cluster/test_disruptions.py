@@ -116,9 +116,12 @@ def test_a_drain_through_the_eviction_api_is_not_counted(quiet_plane: ControlPla
 def test_a_queued_job_goes_to_kueue_as_one_pod_group_and_waits_behind_its_gates(
     quiet_plane: ControlPlane, quiet_jobs: JobClient
 ):
-    """Kueue's webhook would add the gate and the finalizer; the pod template stands in for it."""
-    gate = {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]}
-    body = manifest(podTemplate={"spec": gate}, failurePolicy=FAST)
+    """Kueue's webhook would add the gate, its label and the finalizer; the pod template stands in for it."""
+    taken_up = {
+        "metadata": {"labels": {"kueue.x-k8s.io/managed": "true"}},
+        "spec": {"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]},
+    }
+    body = manifest(podTemplate=taken_up, failurePolicy=FAST)
     body["metadata"]["labels"] = {"kueue.x-k8s.io/queue-name": "team-a"}
     quiet_jobs.submit(body)
     pods = quiet_jobs.await_pods("job-a0-master-0", "job-a0-worker-0")

@@ -35,9 +35,31 @@ def test_volcano_pods_are_created_once_the_queue_has_taken_the_group():
 
 def test_pods_behind_a_kueue_gate_make_the_job_queued():
     queued = job(labels={names.KUEUE_QUEUE: "team-a"})
-    pods = [pod(rank, phase="Pending", gated=True, scheduled_at=None) for rank in (0, 1)]
+    pods = [pod(rank, phase="Pending", gated=True, in_queue=True, scheduled_at=None) for rank in (0, 1)]
     plan = reconcile.plan(queued, seen(*pods), NOW)
     assert (plan.status["phase"], plan.status["reason"]) == ("Queued", "WaitingForQuota")
+
+
+def test_a_restarted_gang_behind_a_kueue_gate_is_queued_until_it_is_admitted():
+    queued = job(labels={names.KUEUE_QUEUE: "team-a"})
+    status = reconcile.plan(queued, seen(pod(0), pod(1, phase="Failed", exit_code=137)), NOW).status
+    assert status["phase"] == "Restarting"
+    gated = [pod(rank, attempt=1, phase="Pending", gated=True, in_queue=True) for rank in (0, 1)]
+    status = reconcile.plan(queued, seen(*gated, status=status), NOW + 11).status
+    assert (status["phase"], status["reason"]) == ("Queued", "WaitingForQuota")
+    assert conditions(status)["Restarting"][0] == "True"
+    admitted = [replace(each, gated=False) for each in gated]
+    status = reconcile.plan(queued, seen(*admitted, status=status), NOW + 20).status
+    assert (status["phase"], conditions(status)["Admitted"]) == ("Restarting", ("True", "QuotaReserved"))
+
+
+def test_a_job_whose_pods_no_queue_took_up_says_so():
+    queued = job(labels={names.KUEUE_QUEUE: "team-a"})
+    status = reconcile.plan(queued, seen(pod(0, in_queue=True), pod(1)), NOW).status
+    assert conditions(status)["Admitted"] == ("True", "NotQueued")
+    assert "External" in status["conditions"][0]["message"]
+    status = reconcile.plan(queued, seen(pod(0, in_queue=True), pod(1, in_queue=True)), NOW).status
+    assert conditions(status)["Admitted"] == ("True", "QuotaReserved")
 
 
 def test_groups_of_earlier_attempts_are_deleted_for_they_hold_quota():
