@@ -21,6 +21,7 @@ from megatron_operator.cluster.kubernetes_resource import NODE, POD
 
 Object = Mapping[str, Any]
 NODE_NAME = "fake-node"
+TERMINATED = 128 + 15  # by SIGTERM
 logger = logging.getLogger(__name__)
 
 
@@ -127,7 +128,15 @@ class FakeKubelet:
         metadata = pod["metadata"]
         if stop_s := self.life(pod).stop_s:
             await asyncio.sleep(stop_s)
+        if _is_held_back(pod):
+            await patch_status(client, pod, ended(pod, TERMINATED))
         await client.delete(POD, metadata["namespace"], metadata["name"], uid=metadata["uid"], grace_period_s=0)
+
+
+def _is_held_back(pod: Object) -> bool:
+    """Whether a finalizer keeps a pod of this node after its end, so that somebody sees how it ended."""
+    has_ended = pod["status"].get("phase") in ("Succeeded", "Failed")
+    return bool(pod["metadata"].get("finalizers") and pod["spec"].get("nodeName")) and not has_ended
 
 
 def _job_and_attempt(pod: Object) -> tuple[tuple[str, str], str]:
