@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo cluster demo-cluster test test-cluster test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
+.PHONY: help install demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -31,6 +31,10 @@ test: install  ## run the tests that need neither a GPU, nor a cluster, nor many
 
 test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
 	$(BIN)/pytest -m "cluster and not slow"
+
+test-kueue: control-plane  ## both Kueue modes under the real Kueue controller (built from its Go module once, four minutes)
+	$(BIN)/python tests/kueue_binaries.py
+	$(BIN)/pytest -m slow tests/cluster/test_real_kueue_*.py
 
 test-node: control-plane  ## operator and trainer in containers on a one-node cluster (Linux, root; else skipped: docs/one-node-cluster.md)
 	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/one_node_images.py
