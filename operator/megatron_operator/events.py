@@ -11,6 +11,11 @@ from megatron_operator.plan import Event
 
 def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
     """What to tell about this decision. The status is written first, so each is told once a transition."""
+    new_gang = (_gang_created(job, seen),) if seen.current and not seen.status else ()
+    return (*new_gang, *_of_decision(job, seen, decision, creates_pods=creates_pods))
+
+
+def _of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
     match decision:
         case Restart():
             return _restarting(decision)
@@ -62,12 +67,16 @@ def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
     if seen.is_true(names.SUSPENDED):
         events.append(_normal("JobResumed", "The job goes on."))
     if creates_pods and not seen.current:
-        events.append(_normal("GangCreated", f"{job.num_nodes} pods of attempt {seen.attempt}."))
+        events.append(_gang_created(job, seen))
     elif not (seen.status or seen.current):
         events.append(_normal("JobAccepted", "The manifest is valid; the pods wait."))
     if conditions.all_running(job, seen) and not seen.is_true(names.RUNNING):
         events.append(_normal("JobRunning", f"All {job.num_nodes} pods of attempt {seen.attempt} run."))
     return tuple(events)
+
+
+def _gang_created(job: Job, seen: Seen) -> Event:
+    return _normal("GangCreated", f"{job.num_nodes} pods of attempt {seen.attempt}.")
 
 
 def _normal(reason: str, message: str) -> Event:

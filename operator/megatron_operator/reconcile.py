@@ -58,12 +58,13 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     written, write_in_s = status.changed(new, seen.status, now)
     changes = _changes(job, seen, decision, now)
     queued = queueing.changes(job, seen, decision, now)
+    is_first_look = _is_first_look(seen, changes)
     return Plan(
-        status=None if _is_first_look(seen, changes) else written,
+        status=None if is_first_look else written,
         delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
         patch=(*changes.patch, *queued.patch),
         create=(*queued.create, *changes.create),
-        events=events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes)),
+        events=() if is_first_look else events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes)),
         requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
     )
 
@@ -98,9 +99,10 @@ def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s:
 
 
 def _is_first_look(seen: Seen, changes: Plan) -> bool:
-    """Whether the pods of a new job come first and its status with the next look, which they cause: one write less.
+    """Whether the pods of a new job come first, and status and event with the next look, which they cause.
 
-    Attempt 0 needs no record beforehand, for that is what a job without status is at. A refusal is shown at once.
+    That is one write less. Attempt 0 needs no record beforehand, for that is what a job without status is at. A
+    refusal is shown at once.
     """
     return not seen.status and seen.problem is None and not seen.current and _creates_pods(changes)
 

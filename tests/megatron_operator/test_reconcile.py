@@ -26,6 +26,8 @@ from megatron_operator.observe import Seen
 from megatron_operator.plan import Event, Patch, Plan, Ref
 from megatron_trainjob.violation import Violation
 
+GANG_CREATED = Event(type="Normal", reason="GangCreated", message="2 pods of attempt 0.")
+
 
 def ref(rank, attempt=0):
     name = names.pod_name("tune", attempt, rank)
@@ -40,15 +42,14 @@ def test_a_new_job_gets_its_objects_first_and_its_status_with_the_next_look():
         ("Pod", "tune-a0-master-0"),
         ("Pod", "tune-a0-worker-0"),
     ]
-    assert plan.events == (Event(type="Normal", reason="GangCreated", message="2 pods of attempt 0."),)
-    assert (plan.status, plan.delete, plan.patch, plan.requeue_s) == (None, (), (), None)
+    assert (plan.status, plan.delete, plan.patch, plan.events, plan.requeue_s) == (None, (), (), (), None)
     created = Seen(
         pods=(pod(0, phase="Pending"), pod(1, phase="Pending")),
         service_selector=names.selector("tune", 0),
         config_maps=frozenset({"tune-a0-args"}),
     )
     following = reconcile.plan(job(), created, NOW)
-    assert (following.create, following.events) == ((), ())
+    assert (following.create, following.events) == ((), (GANG_CREATED,))
     assert following.status == {
         "observedGeneration": 1,
         "phase": "Starting",
@@ -91,7 +92,7 @@ def test_a_half_created_gang_is_completed():
     )
     plan = reconcile.plan(job(), half, NOW + 1)
     assert kinds(plan) == [("Pod", "tune-a0-worker-0")]
-    assert plan.events == ()
+    assert plan.events == (GANG_CREATED,)
 
 
 def test_a_running_job_of_which_nothing_is_new_needs_nothing():
