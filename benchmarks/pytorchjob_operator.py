@@ -24,13 +24,14 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
 
 from control_plane import ControlPlane, end_with_parent, free_port  # noqa: E402
-from control_plane_binaries import Programs, cache_folder, get  # noqa: E402
+from control_plane_binaries import Programs, cache_folder, get, go_toolchain, run_go  # noqa: E402
 from job_client import CRDS, wait_until  # noqa: E402
 from megatron_operator.cluster.kubernetes_resource import Resource  # noqa: E402
 
 VERSION = "v1.8.1"
-MODULE = f"github.com/kubeflow/training-operator@{VERSION}"
+MODULE = "github.com/kubeflow/training-operator"
 PROGRAM = "training-operator"
+MANIFESTS = "manifests"
 QPS, BURST, THREADS = 1000, 2000, 8
 PYTORCHJOB = Resource(group="kubeflow.org", version="v1", kind="PyTorchJob", plural="pytorchjobs")
 NAMESPACE = "kubeflow"
@@ -41,31 +42,33 @@ CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # the operator's o
 Object = Mapping[str, Any]
 
 
-def source() -> Path:
-    """Its source, as the Go module has it: the CRD and the webhook are read from there."""
-    answer = subprocess.run(["go", "mod", "download", "-json", MODULE], check=True, capture_output=True, text=True)
-    return Path(json.loads(answer.stdout)["Dir"])
-
-
-def program() -> Path:
-    """The tuned program; built once (about three minutes on two cores)."""
+def find_or_get() -> Path:
+    """The folder with the tuned program and, in a folder of their own, its manifests; built once (three minutes)."""
     folder = cache_folder().parent / f"{PROGRAM}-{VERSION}-qps-{QPS}"
-    return get(Programs(names=(PROGRAM,), folder=folder, ways=(_build,))) / PROGRAM
+    return get(Programs(names=(PROGRAM, MANIFESTS), folder=folder, ways=(build,)))
 
 
-def _build(work: Path) -> bool:
-    """Whether Go could build it with a client that asks as often as it likes."""
-    copy = work / "source"
-    subprocess.run(["cp", "-r", "--no-preserve=mode", source(), copy], check=True)
-    main = copy / "cmd" / "training-operator.v1" / "main.go"
+def build(work: Path) -> bool:
+    """Whether program and manifests could be built from the Go module into `work`."""
+    with go_toolchain(work) as go:
+        if not go:
+            return False
+        downloaded = json.loads(run_go(go, work, "mod", "download", "-json", f"{MODULE}@{VERSION}"))
+        source = work / "source"
+        subprocess.run(["cp", "-r", "--no-preserve=mode", downloaded["Dir"], source], check=True)
+        tune(source / "cmd" / "training-operator.v1" / "main.go")
+        run_go(go, source, "build", "-o", str(work / PROGRAM), "./cmd/training-operator.v1")
+        (source / "manifests" / "base").rename(work / MANIFESTS)
+    return True
+
+
+def tune(main: Path) -> None:
+    """Lets its client ask as often as it likes."""
     plain, text = "mgr, err := ctrl.NewManager(ctrl.GetConfigOrDie(),", main.read_text()
     if plain not in text:
         raise SystemExit(f"{MODULE} does not make its client where it is to be tuned")
     tuned = f"client.QPS, client.Burst = {QPS}, {BURST}\n\tmgr, err := ctrl.NewManager(client,"
     main.write_text(text.replace(plain, f"client := ctrl.GetConfigOrDie()\n\t{tuned}"))
-    command = ["go", "build", "-o", work / PROGRAM, "./cmd/training-operator.v1"]
-    subprocess.run(command, cwd=copy, env={**os.environ, "CGO_ENABLED": "0"}, check=True)
-    return True
 
 
 def job(index: int, workers: int, pod_spec: Object) -> Object:
@@ -83,10 +86,10 @@ def job(index: int, workers: int, pod_spec: Object) -> Object:
 @contextlib.contextmanager
 def running(plane: ControlPlane, folder: Path) -> Iterator[int]:
     """Installs it on this control plane and runs it; yields its process number once it is ready."""
-    webhook_port, health_port = free_port(), free_port()
-    _install(plane, webhook_port)
+    built, webhook_port, health_port = find_or_get(), free_port(), free_port()
+    _install(plane, built / MANIFESTS, webhook_port)
     command = [
-        program(),
+        built / PROGRAM,
         f"--kubeconfig={plane.kubeconfig}",
         "--enable-scheme=pytorchjob",
         "--metrics-bind-address=127.0.0.1:0",
@@ -106,8 +109,7 @@ def running(plane: ControlPlane, folder: Path) -> Iterator[int]:
         process.wait()
 
 
-def _install(plane: ControlPlane, webhook_port: int) -> None:
-    manifests = source() / "manifests" / "base"
+def _install(plane: ControlPlane, manifests: Path, webhook_port: int) -> None:
     plane.create(CRDS, yaml.safe_load((manifests / "crds" / "kubeflow.org_pytorchjobs.yaml").read_text()))
     plane.create("/api/v1/namespaces", {"metadata": {"name": NAMESPACE}})
     plane.create(f"/api/v1/namespaces/{NAMESPACE}/secrets", {"metadata": {"name": SECRET}})

@@ -55,7 +55,7 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
 
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     new = status.compute(job, seen, decision, now)
-    written, write_in_s = status.changed(new, seen.status, now)
+    written, write_in_s = status.changed(new, seen.status, now, status.settled_at(seen, now))
     changes = _changes(job, seen, decision, now)
     queued = queueing.changes(job, seen, decision, now)
     is_first_look = _is_first_look(seen, changes)

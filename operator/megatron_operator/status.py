@@ -21,8 +21,9 @@ from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
 MAX_METRICS = 32
-SOFT_INTERVAL_S = 20.0
+SOFT_INTERVAL_S = 10.0
 QUIET_INTERVAL_S = 60.0
+SETTLING_S = 5.0
 QUIET = {"progress": None, "replicaStatuses": None}
 SOFT_FIELDS = ("phase", "reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
 
@@ -102,14 +103,20 @@ def resolved(job: Job) -> Object:
     }
 
 
-def changed(new: Object, old: Object, now: float) -> tuple[Object | None, float | None]:
+def changed(new: Object, old: Object, now: float, settled_at: float = 0.0) -> tuple[Object | None, float | None]:
     """(status to write or None, seconds until a change that waits may be written or None)."""
     if _hard(new) != _hard(old):
         return new, None
     if _soft(new) == _soft(old):
         return None, None
-    due = _soft_due(new, old)
+    due = max(_soft_due(new, old), settled_at)
     return (new, None) if now >= due else (None, due - now)
+
+
+def settled_at(seen: Seen, now: float) -> float:
+    """Until when counts wait because a pod has ended: the others mostly follow at once, and with them the job."""
+    ends = [pod.finished_at for pod in seen.current if pod.finished_at is not None and pod.finished_at <= now]
+    return max(ends, default=0.0) + SETTLING_S
 
 
 def _hard(status: Object) -> Object:

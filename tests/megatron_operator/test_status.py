@@ -85,6 +85,20 @@ def test_progress_within_a_percent_is_written_once_a_minute():
     assert status.changed(new, old, NOW + 60) == (new, None)
 
 
+def test_counts_wait_until_the_other_pods_may_have_ended_too():
+    old = compute(pod(0), pod(1))
+    one_ended = seen(pod(0), pod(1, phase="Succeeded", finished_at=NOW + 600), status=old)
+    new = status.compute(job(), one_ended, Continue(), NOW + 600)
+    settled_at = status.settled_at(one_ended, NOW + 600)
+    assert settled_at == NOW + 600 + status.SETTLING_S
+    assert status.changed(new, old, NOW + 600, settled_at) == (None, status.SETTLING_S)
+    assert status.changed(new, old, settled_at, settled_at) == (new, None)
+
+
+def test_a_node_whose_clock_is_ahead_holds_up_no_counts():
+    assert status.settled_at(seen(pod(0, phase="Succeeded", finished_at=NOW + 900)), NOW) <= NOW
+
+
 def test_a_heartbeat_alone_is_never_written():
     old = compute(pod(0), pod(1), progress=beat(10))
     new = compute(pod(0), pod(1), status=old, progress=beat(10, age_s=-999), now=NOW + 1000)
