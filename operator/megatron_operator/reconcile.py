@@ -7,7 +7,17 @@ from typing import Any
 
 from megatron_operator import events, names, queueing, status
 from megatron_operator.decide import backoff, cleanup, completion, deadline, failure, hang, queue, restart, suspend
-from megatron_operator.decide.decision import Continue, Decision, Fail, Queue, Restart, Succeed, Suspend, Wait
+from megatron_operator.decide.decision import (
+    Continue,
+    Decision,
+    Fail,
+    Queue,
+    Restart,
+    Succeed,
+    Suspend,
+    Undecided,
+    Wait,
+)
 from megatron_operator.desired import build, gang
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
@@ -36,6 +46,8 @@ def plan(job: Job, seen: Seen, now: float) -> Plan:
     if completion.is_finished(seen):
         return _after_the_end(job, seen, now)
     decision = next((found for policy in POLICIES if (found := policy(job, seen, now))), Continue())
+    if isinstance(decision, Undecided):
+        return Plan(requeue_s=_requeue_s(job, seen, decision, now, None))
     return _carry_out(job, seen, decision, now)
 
 

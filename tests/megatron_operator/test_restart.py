@@ -5,9 +5,10 @@ from __future__ import annotations
 import pytest
 
 from job_values import NOW, RUNNING_STATUS, beat, failed, job, pod, restarts, seen
-from megatron_operator import names
+from megatron_operator import names, reconcile
 from megatron_operator.decide import backoff, failure, restart
-from megatron_operator.decide.decision import Counters, Fail, Failure, Restart
+from megatron_operator.decide.decision import Counters, Fail, Failure, Restart, Undecided
+from megatron_operator.plan import Plan
 
 
 def decide(*pods, spec=None, **fields):
@@ -190,7 +191,8 @@ def test_of_two_that_ended_together_the_killed_one_is_the_cause_and_not_its_peer
 
 def test_a_pod_that_may_have_lost_its_peer_waits_some_seconds_for_the_cause():
     early = seen(failed(0, 1, finished_at=NOW - 1), pod(1))
-    assert restart.decide(job(), early, NOW) is None
+    assert restart.decide(job(), early, NOW) == Undecided()
+    assert reconcile.plan(job(), early, NOW) == Plan(requeue_s=failure.CAUSE_WITHIN_S - 1)
     assert failure.wake_at(job(), early, NOW) == NOW + failure.CAUSE_WITHIN_S - 1
     late = restart.decide(job(), early, NOW + failure.CAUSE_WITHIN_S - 1)
     assert late.failure.exit_code == 1
@@ -208,7 +210,7 @@ def test_a_pod_that_may_have_lost_its_peer_waits_some_seconds_for_the_cause():
     ids=["killed", "all ended", "the other succeeded", "its clock is ahead", "permanent"],
 )
 def test_nothing_is_waited_for_where_the_cause_is_known(pods):
-    assert decide(*pods) is not None
+    assert isinstance(decide(*pods), Restart | Fail)
 
 
 def test_a_failure_long_before_the_others_is_the_cause_whatever_ended_them():

@@ -44,6 +44,11 @@ class Wait:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Undecided:
+    """A pod has failed and its cause may still become known: change nothing, and say nothing yet."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class Suspend:
     """Stop the pods and keep everything that a resume needs."""
 
@@ -82,4 +87,4 @@ class Fail:
     failure: Failure | None = None
 
 
-Decision = Continue | Wait | Suspend | Queue | Restart | Succeed | Fail
+Decision = Continue | Wait | Undecided | Suspend | Queue | Restart | Succeed | Fail

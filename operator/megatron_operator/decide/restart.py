@@ -12,7 +12,7 @@ from megatron_operator import names
 from megatron_operator.decide import failure as failures
 from megatron_operator.decide import program
 from megatron_operator.decide.backoff import delay_s
-from megatron_operator.decide.decision import Counters, Fail, Failure, Restart
+from megatron_operator.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.job import Job, Rule
 from megatron_operator.observe import Seen
 from megatron_trainjob.exit_codes import retry_class
@@ -42,10 +42,12 @@ class Verdict:
     message: str = ""
 
 
-def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
+def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | Undecided | None:
     """Restart the gang, or fail the job, when this attempt has ended badly."""
     failure = failures.find(job, seen, now)
-    return None if failure is None else answer(job, seen, failure, judge(job, seen, failure))
+    if failure is not None:
+        return answer(job, seen, failure, judge(job, seen, failure))
+    return None if failures.wake_at(job, seen, now) is None else Undecided()
 
 
 def judge(job: Job, seen: Seen, failure: Failure) -> Verdict:
