@@ -141,6 +141,29 @@ def test_a_deaf_watch_is_noticed_and_begun_anew(
             assert operator.metric("megatron_operator_watch_restarts_total") >= 1
 
 
+def test_a_restart_is_told_of_although_its_deletions_are_refused_at_first(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    def refuse_first_deletion(call: Call, draw: random.Random) -> fault_proxy.Kind:
+        if call.method != "DELETE" or call.path in refused:
+            return "none"
+        refused.add(call.path)
+        return "500"
+
+    refused: set[str] = set()
+    proxy = FaultProxy(server=quiet_plane.server, ca_file=quiet_plane.folder / "ca.crt", watch_life_s=0)
+    proxy.choose = refuse_first_deletion
+    with fault_proxy.running(proxy):
+        variables = {"MTJ_API_SERVER": proxy.url, "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+        with operator_process.running(operator_token(quiet_plane), tmp_path, **variables):
+            quiet_jobs.submit(manifest(failurePolicy=FAST))
+            quiet_jobs.await_phase("Running")
+            quiet_jobs.end_pod("job-a0-worker-0", 137)
+            quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+            quiet_jobs.await_events("PodFailed", "JobRestarting")
+    assert refused
+
+
 def test_it_outlives_a_restart_of_the_api_server(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
 ):

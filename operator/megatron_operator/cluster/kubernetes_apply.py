@@ -35,14 +35,28 @@ async def apply(
 
     Raises ApiError, or ForeignObject when a wanted name is taken.
     """
-    namespace = job["metadata"]["namespace"]
     if plan.status is not None:
         on_written(JOB, await write_status(client, job, plan.status))
+    try:
+        await _change(client, job, plan, on_written)
+    except (ApiError, ForeignObject):
+        # A transition that is written down is told of now: the next look, which does the rest, sees none.
+        if plan.status is not None:
+            await _tell(recorder, job, plan, now)
+        raise
+    await _tell(recorder, job, plan, now)
+
+
+async def _change(client: Client, job: Object, plan: Plan, on_written: Callable[[Resource, Object], None]) -> None:
+    namespace = job["metadata"]["namespace"]
     await _all(_delete(client, namespace, ref, on_written) for ref in plan.delete)
     await _all(_patch(client, namespace, patch, on_written) for patch in plan.patch)
     # A pod is refused, or waits, without the objects it refers to: those come first.
     await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] != "Pod")
     await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] == "Pod")
+
+
+async def _tell(recorder: Recorder, job: Object, plan: Plan, now: float) -> None:
     for event in plan.events:
         await recorder.post(job, event, now)
 
