@@ -9,7 +9,7 @@ import asyncio
 import contextlib
 import logging
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -22,6 +22,7 @@ from megatron_operator.cluster.kubernetes_resource import NODE, POD
 Object = Mapping[str, Any]
 NODE_NAME = "fake-node"
 TERMINATED = 128 + 15  # by SIGTERM
+RETRY_S = 0.2
 logger = logging.getLogger(__name__)
 
 
@@ -64,7 +65,7 @@ class FakeKubelet:
             while True:
                 with contextlib.suppress(ApiError):
                     await self._follow(client, group)
-                await asyncio.sleep(0.2)
+                await asyncio.sleep(RETRY_S)
 
     async def _follow(self, client: Client, group: asyncio.TaskGroup) -> None:
         page = await client.list_page(POD, self.namespace, {}, metadata_only=False)
@@ -81,18 +82,27 @@ class FakeKubelet:
         """Starts what a kubelet does about this pod, once for each of its stages."""
         metadata = pod["metadata"]
         if metadata.get("deletionTimestamp"):
-            stage, work = "ending", self._end(client, pod)
+            stage, work = "ending", self._end
         elif pod["spec"].get("schedulingGates") or self._waits_for_scheduler(pod):
             return
         elif pod["status"].get("phase") == "Pending":
-            stage, work = "starting", self._start(client, pod)
+            stage, work = "starting", self._start
         else:
             return
-        if self._seen.get(metadata["uid"]) == stage:
-            work.close()
-            return
-        self._seen[metadata["uid"]] = stage
-        group.create_task(_quietly(work))
+        if self._seen.get(metadata["uid"]) != stage:
+            self._seen[metadata["uid"]] = stage
+            group.create_task(self._play(stage, metadata["uid"], lambda: work(client, pod)))
+
+    async def _play(self, stage: str, uid: str, work: Callable[[], Awaitable[None]]) -> None:
+        """Does it, again while the server does not answer; a pod or namespace that is gone meanwhile is no error."""
+        while self._seen.get(uid) == stage:
+            try:
+                await work()
+                return
+            except ApiError as error:
+                if 400 <= error.status < 500:
+                    return
+            await asyncio.sleep(RETRY_S)
 
     def _waits_for_scheduler(self, pod: Object) -> bool:
         return self.placing == "scheduler" and not pod["spec"].get("nodeName")
@@ -143,12 +153,6 @@ def _job_and_attempt(pod: Object) -> tuple[tuple[str, str], str]:
     labels = pod["metadata"].get("labels") or {}
     name = labels.get("megatrontrain.dev/job-name", pod["metadata"]["name"])
     return (pod["metadata"]["namespace"], name), labels.get("megatrontrain.dev/restart-attempt", "")
-
-
-async def _quietly(work: Any) -> None:
-    """Does it; a pod or namespace that goes away meanwhile is no error for a kubelet."""
-    with contextlib.suppress(ApiError):
-        await work
 
 
 async def _bind(client: Client, pod: Object, node: str) -> None:
