@@ -43,6 +43,12 @@ SAME_CONVERSATION = {
     "prompt and completion": {"prompt": "2+2?", "completion": "4", "unknown": 1},
     "one of one responses": {"prompt": "2+2?", "answers": ["4"]},
     "own name wins": {"query": "2+2?", "prompt": "other", "response": "4", "text": "other"},
+    "names in another case": {"Question": "2+2?", "ANSWER": "4"},
+    "prompt and completion in another case": {"Prompt": "2+2?", "completion": "4"},
+    "alpaca in another case": {"Instruction": "2+2?", "Input": "", "Output": "4"},
+    "messages in another case": {
+        "Messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
+    },
     "absent values": {"query": "2+2?", "prompt": None, "response": "4", "system": None, "tools": None},
 }
 
@@ -69,6 +75,13 @@ def test_text_is_a_single_assistant_turn():
 def test_columns_are_renamed_first():
     settings = Recognition(columns={"text1": "query", "text2": "response"})
     assert turns(recognise({"text1": "2+2?", "text2": "4"}, settings)) == ASKED
+
+
+def test_columns_are_renamed_in_any_case_and_never_two_to_one():
+    settings = Recognition(columns={"q": "Query"})
+    assert turns(recognise({"Q": "2+2?", "response": "4"}, settings)) == ASKED
+    with pytest.raises(RowError, match="two columns mean query"):
+        recognise({"Q": "2+2?", "query": "3+3?", "response": "4"}, settings)
 
 
 def test_system_of_the_row_wins_over_the_argument():

@@ -13,6 +13,7 @@ from megatron_trainer.data.encode import Encoded, Encoder, EncodeSettings
 from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.source import open_source
 from megatron_trainer.data.spec import DatasetSpec, parse_spec
+from megatron_trainer.data.split import VALIDATION
 from megatron_trainer.data.values import Rejection, RowError
 from text_models import chatml_tokenizer
 
@@ -91,6 +92,81 @@ def test_a_dataset_saved_by_datasets(tmp_path):
     table.save_to_disk(str(tmp_path / "plain"))
     datasets.DatasetDict(train=table).save_to_disk(str(tmp_path / "splits"))
     assert rows(tmp_path / "plain") == rows(tmp_path / "splits") == ROWS
+
+
+SPLIT_FOLDERS = {
+    "shards": ["train-00000-of-00001.jsonl", "test-00000-of-00001.jsonl", "validation-00000-of-00001.jsonl"],
+    "shards in data/": ["data/train-00000-of-00001.jsonl", "data/test-00000-of-00001.jsonl"],
+    "file names": ["train.jsonl", "test.jsonl", "dev.jsonl"],
+    "words in file names": ["my_train_file.jsonl", "my_test_file.jsonl"],
+    "folders": ["train/a.jsonl", "test/b.jsonl", "validation/c.jsonl"],
+    "a file of another split's name": ["train.jsonl", "test.py"],
+}
+
+
+def write_splits(folder, names):
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps({"query": name, "response": "!"}))
+
+
+@pytest.mark.parametrize("names", SPLIT_FOLDERS.values(), ids=SPLIT_FOLDERS.keys())
+def test_of_a_folder_with_splits_only_the_training_split_is_read(tmp_path, names):
+    write_splits(tmp_path, names)
+    assert rows(tmp_path) == [{"query": names[0], "response": "!"}]
+    saved = datasets.load_dataset(str(tmp_path), split="train") if names[-1] != "test.py" else None
+    assert saved is None or saved["query"] == [names[0]]
+
+
+@pytest.mark.parametrize(
+    ("names", "read", "note"),
+    [
+        (["train.jsonl", "test.jsonl", "dev.jsonl"], "dev.jsonl", "read split validation, not train, test"),
+        (["train.jsonl", "test.jsonl"], "test.jsonl", "read split test, not train"),
+        (["a.jsonl"], "a.jsonl", ""),
+    ],
+)
+def test_of_a_folder_given_as_val_dataset_the_validation_split_is_read(tmp_path, names, read, note):
+    write_splits(tmp_path, names)
+    source = open_source(parse_spec(str(tmp_path)), splits=VALIDATION)
+    assert [parse_row(record.payload)["query"] for record in source.records()] == [read]
+    assert source.note == note
+
+
+README = """---
+configs:
+- config_name: small
+  data_files:
+  - {split: train, path: "one/*"}
+  - {split: held_out, path: "two/*"}
+- config_name: large
+  data_files: "*/*.jsonl"
+---
+# Cards
+"""
+
+
+def test_readme_says_which_files_are_which_split(tmp_path):
+    write_splits(tmp_path, ["one/a.jsonl", "two/b.jsonl"])
+    (tmp_path / "README.md").write_text(README)
+    with pytest.raises(ValueError, match=r"several configurations \(small, large\); add one"):
+        open_source(parse_spec(str(tmp_path)))
+    small = open_source(parse_spec(f"{tmp_path}:small"))
+    assert [record.file for record in small.records()] == [str(tmp_path / "one" / "a.jsonl")]
+    assert small.note == "read split train, not held_out"
+    assert len(list(open_source(parse_spec(f"{tmp_path}:large#5")).records())) == 2
+    with pytest.raises(ValueError, match="no configuration huge, only small, large"):
+        open_source(parse_spec(f"{tmp_path}:huge"))
+
+
+def test_a_folder_without_a_training_split_is_refused_with_those_it_has(tmp_path):
+    write_splits(tmp_path, ["test.jsonl", "validation.jsonl"])
+    with pytest.raises(ValueError, match="no split named train, only validation, test"):
+        open_source(parse_spec(str(tmp_path)))
+    datasets.DatasetDict(test=datasets.Dataset.from_list(ROWS)).save_to_disk(str(tmp_path / "saved"))
+    with pytest.raises(ValueError, match="no split named train, only test"):
+        open_source(parse_spec(str(tmp_path / "saved")))
 
 
 @pytest.mark.parametrize(

@@ -30,7 +30,10 @@ RESPONSE = (
     "content",
 )
 SYSTEM = ("system", "system_prompt")
+_OTHER = ("history", "tools", "channel", "chosen", "rejected", "rejected_response", "rejected_messages", "tag")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+KNOWN = frozenset({*MESSAGES, *QUERY, *RESPONSE, *SYSTEM, *_OTHER, *_MEDIA})
+"""Column names that mean something, in lower case; they are matched in any case."""
 
 Row = Mapping[str, object]
 
@@ -56,7 +59,7 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
 
     Raises RowError with the reason when the row is in no known format or damaged.
     """
-    row = {settings.columns.get(name, name): value for name, value in row.items() if value is not None}
+    row = _named(row, settings.columns)
     _refuse_media(row)
     messages = _messages(row, settings.seed + number)
     rejected = _rejected(row, messages) if settings.needs_rejected else None
@@ -69,6 +72,25 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
         channel=None if channel is None else text_of(channel, "channel"),
         rejected=None if rejected is None else _filled(rejected, placeholders),
     )
+
+
+def _named(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row's fields under their canonical names: renamed by `columns`, known names in lower case, nulls left out.
+
+    Raises RowError when two columns get the same name.
+    """
+    renaming = {name.lower(): target for name, target in columns.items()}
+    named: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for name, value in row.items():
+        if value is None or not isinstance(name, str):
+            continue
+        target = columns.get(name) or renaming.get(name.lower(), name)
+        target = target.lower() if target.lower() in KNOWN else target
+        if target in named and named[target] != value:
+            raise RowError(f"two columns mean {target}", f"{origin[target]} and {name}; name one with columns")
+        named[target], origin[target] = value, name
+    return named
 
 
 def _placeholders(row: Row, settings: Recognition) -> dict[str, str]:

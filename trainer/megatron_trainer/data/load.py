@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data import split
 from megatron_trainer.data.cache import built_once
 from megatron_trainer.data.encode import Encoder
 from megatron_trainer.data.fingerprint import file_identities, source_digest, store_key, text_key, tokenizer_digest
@@ -161,9 +162,10 @@ def open_all(path: str, specs: Sequence[DatasetSpec], access: HubAccess) -> list
     Raises InvalidInput with every entry that cannot be opened.
     """
     sources, violations = [], []
+    splits = split.VALIDATION if path == "val_dataset" else split.TRAINING
     for number, spec in enumerate(specs):
         try:
-            sources.append(open_source(spec, access))
+            sources.append(open_source(spec, access, splits=splits))
         except (ValueError, OSError) as err:
             violations.append(Violation(path=f"{path}[{number}]", value=spec.text, message=str(err)))
     if violations:

@@ -127,12 +127,16 @@ def _check_cached(store: Store, settings: DataSettings) -> None:
 def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loaded]) -> Prepared:
     items = _validation_items(validation, [], [], settings)
     dataset = None if items is None else _packed(items, settings)[0]
+    train = loader.open_stream(settings.datasets)
     report = DataReport(
-        datasets=tuple(SourceReport(name=spec.text) for spec in settings.datasets),
-        validation=tuple(source_report(entry.spec.text, entry.store) for entry in validation),
+        datasets=tuple(
+            SourceReport(name=spec.text, notes=(part.source.note,) if part.source.note else ())
+            for spec, part in zip(settings.datasets, train.mixture.sources, strict=True)
+        ),
+        validation=tuple(source_report(entry.spec.text, entry.store, [entry.source.note]) for entry in validation),
         validation_items=0 if dataset is None else len(dataset),
     )
-    return Prepared(train=loader.open_stream(settings.datasets), validation=dataset, report=report)
+    return Prepared(train=train, validation=dataset, report=report)
 
 
 def _split(loaded: Sequence[Loaded], settings: DataSettings) -> tuple[list[Items], list[Items]]:
@@ -165,10 +169,10 @@ def _prepared(
     validation_dataset = None if validation_items is None else _packed(validation_items, settings)[0]
     report = DataReport(
         datasets=(
-            *(source_report(entry.spec.text, entry.store) for entry in train),
+            *(source_report(entry.spec.text, entry.store, [entry.source.note]) for entry in train),
             *(source_report(entry.name, entry.train) for entry in cached),
         ),
-        validation=tuple(source_report(entry.spec.text, entry.store) for entry in validation),
+        validation=tuple(source_report(entry.spec.text, entry.store, [entry.source.note]) for entry in validation),
         items=len(dataset),
         samples=len(items),
         validation_items=0 if validation_dataset is None else len(validation_dataset),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -28,7 +28,8 @@ class DropReport:
 class SourceReport:
     """One entry of `dataset`, `val_dataset` or `cached_dataset`: rows_read = rows_kept + the rows of all dropped.
 
-    None where it is not known before training (streaming, lazy_tokenize).
+    None where it is not known before training (streaming, lazy_tokenize). notes: what else the user should know, such
+    as splits of a folder that were not read.
     """
 
     name: str
@@ -38,6 +39,7 @@ class SourceReport:
     tokens: int | None = None
     trained_tokens: int | None = None
     dropped: tuple[DropReport, ...] = ()
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,10 +88,11 @@ class DataReport:
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
-def source_report(name: str, store: Store | LazyStore) -> SourceReport:
+def source_report(name: str, store: Store | LazyStore, notes: Iterable[str] = ()) -> SourceReport:
     """The account of one dataset."""
+    said = tuple(note for note in notes if note)
     if isinstance(store, LazyStore):
-        return SourceReport(name=name, rows_read=store.num_rows)
+        return SourceReport(name=name, rows_read=store.num_rows, notes=said)
     return SourceReport(
         name=name,
         rows_read=store.facts.num_rows,
@@ -98,6 +101,7 @@ def source_report(name: str, store: Store | LazyStore) -> SourceReport:
         tokens=int(store.offsets[-1]),
         trained_tokens=store.num_trained_tokens,
         dropped=drop_reports(store.facts.dropped),
+        notes=said,
     )
 
 

@@ -3,20 +3,26 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import datasets
 
+from megatron_trainer.data import split
 from megatron_trainer.data.read import READERS, kind_of, read_file
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.spec import DatasetSpec
 
 
 class Source(Protocol):
-    """The rows of one dataset, in an order that never changes."""
+    """The rows of one dataset, in an order that never changes. note: what the user should know about it."""
+
+    @property
+    def note(self) -> str:
+        """For example that a folder holds other splits; empty when there is nothing to say."""
+        ...
 
     def records(self) -> Iterator[Record]:
         """All rows, read one by one."""
@@ -32,6 +38,7 @@ class FileSource:
     """Rows of files, one file after the other."""
 
     files: tuple[Path, ...]
+    note: str = ""
 
     def records(self) -> Iterator[Record]:
         """All rows, numbered through all files."""
@@ -57,6 +64,7 @@ class TableSource:
 
     name: str
     table: datasets.Dataset | datasets.IterableDataset
+    note: str = ""
 
     def records(self) -> Iterator[Record]:
         """All rows of the table."""
@@ -77,40 +85,33 @@ class HubAccess:
     streams: bool = False
 
 
-def open_source(spec: DatasetSpec, access: HubAccess | None = None) -> Source:
+def open_source(
+    spec: DatasetSpec, access: HubAccess | None = None, *, splits: Sequence[str] = split.TRAINING
+) -> Source:
     """The rows behind a dataset entry.
+
+    splits: which split of a folder is read: the first of these that it has.
 
     Raises ValueError, with what to do, when there is no such file, folder or hub dataset.
     """
     if spec.path is None:
         return _from_hub(spec, access or HubAccess())
     if spec.path.is_dir():
-        return _from_folder(spec.path)
+        return _from_folder(spec.path, spec.subsets, splits)
     if kind_of(spec.path) is None:
         raise ValueError(f"cannot read files of this kind; give one of {', '.join(READERS)} (or .gz of it)")
     return FileSource(files=(spec.path,))
 
 
-def _from_folder(folder: Path) -> Source:
+def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) -> Source:
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(str(folder))
-        return TableSource(name=str(folder), table=_train_split(saved, str(folder)))
-    files = sorted(
-        path
-        for path in folder.rglob("*")
-        if path.is_file() and kind_of(path) and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    )
-    if not files:
-        raise ValueError(f"the folder holds no data files ({', '.join(READERS)})")
-    return FileSource(files=tuple(files))
-
-
-def _train_split(saved: datasets.Dataset | datasets.DatasetDict, name: str) -> datasets.Dataset:
-    if not isinstance(saved, datasets.DatasetDict):
-        return saved
-    if "train" not in saved:
-        raise ValueError(f"the dataset has no split named train, only {', '.join(saved)}; give {name}/<split>")
-    return saved["train"]
+        if not isinstance(saved, datasets.DatasetDict):
+            return TableSource(name=str(folder), table=saved)
+        table = split.choose(saved, wanted, str(folder))
+        return TableSource(name=str(folder), table=table.content, note=table.note)
+    files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
+    return FileSource(files=files.content, note=files.note)
 
 
 def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:

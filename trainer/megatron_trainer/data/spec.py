@@ -8,7 +8,7 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """One entry of `dataset` or `val_dataset`: a local path (when `path` is set) or a hub id with its subsets."""
+    """One entry of `dataset` or `val_dataset`: a local path (when `path` is set) or a hub id; with subsets."""
 
     text: str
     name: str
@@ -33,6 +33,7 @@ def parse_spec(text: str) -> DatasetSpec:
     return DatasetSpec(
         text=text,
         name=name,
+        path=Path(name) if subsets and Path(name).is_dir() else None,
         hub=hub,
         num_rows=num_rows,
         subsets=tuple(part for part in subsets.split("/") if part),

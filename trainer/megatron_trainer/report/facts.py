@@ -67,6 +67,7 @@ def data_facts(report: Mapping[str, object]) -> Pairs:
     for heading, key in (("Training", "datasets"), ("Validation", "validation")):
         for source in _mappings(report.get(key)):
             facts.append((heading, _source(source)))
+            facts += [("Note", f"{source['name']}: {note}") for note in _texts(source.get("notes"))]
             facts += [("Dropped", _drop(drop)) for drop in _mappings(source.get("dropped"))]
     if "length_min" in report:
         low, median, high = (text(report[f"length_{name}"]) for name in ("min", "median", "max"))
@@ -132,3 +133,7 @@ def _rows(count: object) -> str:
 
 def _mappings(value: object) -> Iterable[Mapping[str, object]]:
     return value if isinstance(value, list | tuple) else ()
+
+
+def _texts(value: object) -> Iterable[str]:
+    return [str(entry) for entry in value] if isinstance(value, list | tuple) else ()
