@@ -67,6 +67,7 @@ generate: install  ## write docs/arguments.md, the CRD and the chart's copies fr
 	$(BIN)/python -m megatron_trainjob.generate
 	$(BIN)/python -m megatron_operator.crd --write
 	$(BIN)/python charts/generate.py
+	$(BIN)/python -m megatron_trainer.megatron --write
 
 kustomize-base: generate  ## write charts/kustomize/operator.yaml from the chart (Helm: the machine's, or built once)
 	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python tests/control_plane_binaries.py --helm)"
@@ -75,7 +76,7 @@ images:  ## build both images with docker, podman or buildah
 	@docker/build
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
-	@git diff --exit-code -- docs/arguments.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
+	@git diff --exit-code -- docs/arguments.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
 
 control-plane: install  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
 	$(BIN)/python tests/control_plane_binaries.py

@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import checkpoint_files
-from megatron_trainer.backend import pickled_scaling
 from megatron_trainer.checkpoint.load import LoadPolicy, _moves_experts
 from megatron_trainer.failure import TrainingError
+from megatron_trainer.megatron.patches import pickled_scaling
 from megatron_trainjob.checkpoint_folder import inspect
 from megatron_trainjob.exit_codes import ExitCode
 

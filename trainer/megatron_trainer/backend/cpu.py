@@ -50,10 +50,10 @@ class CpuBackend:
         cpu_redirect.install()
         cpu_collectives.install()
         # These import megatron-core, which takes several names out of torch.cuda while it is imported.
-        from megatron_trainer.backend import adam_step, cpu_megatron, optimizer_shards, quiet
+        from megatron_trainer.megatron.patches import adam_step, on_cpu, optimizer_shards, quiet
 
         quiet.install()
-        cpu_megatron.install()
+        on_cpu.install()
         adam_step.install()
         optimizer_shards.install()
         _installed = True

@@ -64,7 +64,7 @@ class CudaBackend:
 
     def install(self) -> None:
         """Only the corrections that a GPU needs too."""
-        from megatron_trainer.backend import adam_step, optimizer_shards, quiet
+        from megatron_trainer.megatron.patches import adam_step, optimizer_shards, quiet
 
         quiet.install()
         adam_step.install()

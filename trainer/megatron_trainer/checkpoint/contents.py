@@ -14,9 +14,9 @@ from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.backend.adam_step import create_state
 from megatron_trainer.engine import Engine
 from megatron_trainer.lora.names import is_adapter
+from megatron_trainer.megatron.patches.adam_step import create_state
 from megatron_trainer.state import TrainState
 
 StateDict = dict[str, Any]

@@ -11,10 +11,11 @@ import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
 
-from megatron_trainer.backend import Backend, pickled_scaling
+from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, foreign
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
+from megatron_trainer.megatron.patches import pickled_scaling
 from megatron_trainer.state import TrainState, from_plain
 from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect
 from megatron_trainjob.exit_codes import ExitCode

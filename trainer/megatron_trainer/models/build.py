@@ -10,7 +10,8 @@ from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig, TransformerLayer
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.models import rope, router
+from megatron_trainer.megatron.patches import router
+from megatron_trainer.models import rope
 from megatron_trainer.models.block import Implementation, block_spec
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
 from megatron_trainer.models.settings import implementation, transformer_config

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 
-from megatron_trainer.backend.optimizer_shards import boxes
+from megatron_trainer.megatron.patches.optimizer_shards import boxes
 
 SHAPES = [(7,), (3, 4), (1, 5), (5, 1), (2, 3, 4), (2, 1, 3, 2)]
 

@@ -1,0 +1,1 @@
+"""Replacements of single symbols of megatron-core, one subject a file; each is listed in register.py."""

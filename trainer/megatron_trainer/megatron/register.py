@@ -1,0 +1,227 @@
+"""Everything of megatron-core that is replaced, wrapped, subclassed or written into, with the reason for each.
+
+A change rests on how megatron-core works inside, so each one holds a digest of the source it was written against. A
+test fails when one no longer matches: a new version is then a review of these places, listed in
+docs/moving-megatron-core.md, and not a surprise in a training run.
+"""
+
+from __future__ import annotations
+
+import ast
+import hashlib
+import importlib.util
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+Backends = Literal["CPU", "CPU and GPU", "without TransformerEngine"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One thing that differs from megatron-core as it is installed.
+
+    ours: the module that makes the change. why: what is wrong or missing. until: when the change can go.
+    upstream: the issue there, or that there is none. rests_on: symbols of megatron-core (module:qualified name) that
+    are changed or whose inner workings the change needs, each with the digest of its source.
+    """
+
+    ours: str
+    why: str
+    until: str
+    backends: Backends
+    rests_on: Mapping[str, str]
+    upstream: str = "reported nowhere"
+
+
+_RANDOM = "megatron.core.tensor_parallel.random"
+_DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
+_EMBEDDINGS = "megatron.core.models.common.embeddings"
+_ROUTER = "megatron.core.transformer.moe.router:TopKRouter"
+_LATENT_ATTENTION = "megatron.core.transformer.multi_latent_attention:MLASelfAttention"
+_FILE_WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
+_SAVE_STRATEGY = "megatron.core.dist_checkpointing.strategies.torch:TorchDistSaveShardedStrategy"
+
+CHANGES: tuple[Change, ...] = (
+    Change(
+        ours="megatron.patches.on_cpu",
+        why="Named random states reach into the CUDA generators; on a processor dropout draws from torch's own.",
+        until="megatron-core asks torch.accelerator for the generator",
+        backends="CPU",
+        rests_on={f"{_RANDOM}:_get_cuda_rng_state": "0c2b8f05b864", f"{_RANDOM}:_set_cuda_rng_state": "dea947ca0b7d"},
+    ),
+    Change(
+        ours="megatron.patches.on_cpu",
+        why="Token counts become numpy arrays only when they lie on a GPU, and later code calls tolist() on them.",
+        until="maybe_move_tensor_to_cpu converts tensors of any device",
+        backends="CPU",
+        rests_on={"megatron.core.transformer.moe.moe_utils:maybe_move_tensor_to_cpu": "47a1092f05ba"},
+    ),
+    Change(
+        ours="megatron.patches.on_cpu",
+        why="Recomputing a single module asks for the FP8 state under names that exist only with TransformerEngine.",
+        until="CheckpointWithoutOutput checks whether TransformerEngine is there",
+        backends="CPU",
+        rests_on={f"{_RANDOM}:CheckpointWithoutOutput": "5209ac7cdee4"},
+    ),
+    Change(
+        ours="megatron.patches.on_cpu",
+        why="Recomputed outputs share memory through a C++ extension that is compiled in the first backward pass.",
+        until="the extension is shipped compiled, or a copy is offered",
+        backends="CPU",
+        rests_on={f"{_RANDOM}:_get_share_storage": "14fe8bafdf5a"},
+    ),
+    Change(
+        ours="megatron.patches.adam_step",
+        why="Loading torch's Adam loses or shares its step count, and a rank without parameters cannot save.",
+        until="DistributedOptimizer restores torch.optim.Adam's step for each parameter",
+        backends="without TransformerEngine",
+        rests_on={
+            f"{_DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
+            f"{_DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
+            f"{_DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
+        },
+    ),
+    Change(
+        ours="megatron.patches.optimizer_shards",
+        why="A checkpoint for every layout gathers the whole optimizer state in the host memory of every rank.",
+        until="megatron-core saves the shards as the ranks hold them (docs/decisions/0008)",
+        backends="CPU and GPU",
+        rests_on={
+            f"{_DISTRIBUTED_OPTIMIZER}.sharded_param_state_fully_reshardable": "132366305b19",
+            f"{_DISTRIBUTED_OPTIMIZER}.load_parameter_state_from_fully_reshardable": "45254edb9ab5",
+            f"{_DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
+        },
+    ),
+    Change(
+        ours="megatron.patches.router",
+        why="Balancing losses of padded rows come out too strong by the size of the group.",
+        until="get_tokens_per_expert_and_token_count returns the rank's own count of tokens",
+        backends="CPU and GPU",
+        rests_on={"megatron.core.transformer.moe.moe_utils:get_tokens_per_expert_and_token_count": "90c32c67f581"},
+    ),
+    Change(
+        ours="megatron.patches.router",
+        why="The padding mask is applied along the experts, so padding moves the expert bias.",
+        until="_apply_expert_bias masks tokens",
+        backends="CPU and GPU",
+        rests_on={f"{_ROUTER}._apply_expert_bias": "f4d23ff356cc"},
+    ),
+    Change(
+        ours="models.block",
+        why="Latent attention accepts only linear classes it knows by identity; one of the names is None without TE.",
+        until="linear_kv_down_proj may be any module",
+        backends="CPU",
+        rests_on={f"{_LATENT_ATTENTION}.__init__": "053da4ed0d50"},
+    ),
+    Change(
+        ours="models.layers",
+        why="Queries that are not compressed would get a norm that DeepSeek-V2-Lite does not have.",
+        until="the norm of uncompressed queries can be left out by the specification",
+        backends="CPU and GPU",
+        rests_on={f"{_LATENT_ATTENTION}._resolve_qk_norm_config": "0489efcd55b0"},
+    ),
+    Change(
+        ours="models.padding",
+        why="The feed-forward block of padded rows has no way to leave padding out (mlp_padding_free).",
+        until="megatron-core passes a padding mask to dense blocks",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.transformer.transformer_layer:TransformerLayer.forward": "3e58b8762fda",
+            "megatron.core.transformer.transformer_layer:TransformerLayer._forward_attention": "7e745ae30dff",
+            "megatron.core.transformer.transformer_layer:TransformerLayer._forward_mlp": "80e4d958f8da",
+        },
+    ),
+    Change(
+        ours="models.build",
+        why="Rotary frequencies are those of the model's own code, scaling included, not megatron-core's variants.",
+        until="GPTModel takes frequencies and an attention factor as values",
+        backends="CPU and GPU",
+        rests_on={
+            f"{_EMBEDDINGS}.rotary_pos_embedding:RotaryEmbedding.get_freqs_non_repeated": "02785920d530",
+            f"{_EMBEDDINGS}.yarn_rotary_pos_embedding:_yarn_get_concentration_factor_from_config": "cd066651ec0b",
+        },
+    ),
+    Change(
+        ours="attention",
+        why="The local attention knows neither packed rows nor context parallelism, and no sliding window for both.",
+        until="the local attention covers what TransformerEngine's does",
+        backends="CPU",
+        rests_on={
+            "megatron.core.transformer.dot_product_attention:DotProductAttention.__init__": "47acef8f68c6",
+            "megatron.core.transformer.dot_product_attention:DotProductAttention.forward": "a0bbd121e290",
+            "megatron.core.transformer.module:MegatronModule.__init__": "5b8b5da5b979",
+        },
+    ),
+    Change(
+        ours="checkpoint.shards",
+        why="A save in the background starts a process per rank and never ends when the first rank cannot write.",
+        until="planning, writing and completing a save can be called one by one",
+        backends="CPU and GPU",
+        rests_on={
+            f"{_SAVE_STRATEGY}.async_save": "a5bc6d404cb2",
+            f"{_SAVE_STRATEGY}._get_save_and_finalize_callbacks": "b82ee264aaaf",
+            f"{_FILE_WRITER}:get_write_results_queue": "5528981e75e7",
+            f"{_FILE_WRITER}:FileSystemWriterAsync": "de965c6b40ba",
+        },
+    ),
+)
+
+
+def digest(symbol: str) -> str:
+    """The first 12 hex digits of the SHA-256 of a symbol's source, as the installed file has it (also once patched).
+
+    symbol: module:qualified name of a function or class. Raises LookupError when there is none of that name.
+    """
+    module, _, qualified_name = symbol.partition(":")
+    path = _file(module)
+    if not path.exists():
+        raise LookupError(f"{symbol}: megatron-core has no module {module}")
+    source = path.read_text(encoding="utf-8")
+    node: ast.Module | ast.FunctionDef | ast.ClassDef = ast.parse(source)
+    for name in qualified_name.split("."):
+        found = _named(node.body, name)
+        if found is None:
+            raise LookupError(f"{symbol}: {module} defines no {name}")
+        node = found
+    return hashlib.sha256((ast.get_source_segment(source, node) or "").encode()).hexdigest()[:12]
+
+
+def _file(module: str) -> Path:
+    """Where a module of megatron-core lies; nothing of it is imported."""
+    spec = importlib.util.find_spec("megatron.core")
+    assert spec is not None
+    assert spec.origin is not None
+    return Path(spec.origin).parent.joinpath(*module.split(".")[2:]).with_suffix(".py")
+
+
+def _named(body: Sequence[ast.stmt], name: str) -> ast.FunctionDef | ast.ClassDef | None:
+    definitions = (node for statement in body for node in (statement, *getattr(statement, "orelse", ())))
+    return next((n for n in definitions if isinstance(n, ast.FunctionDef | ast.ClassDef) and n.name == name), None)
+
+
+def problem(change: Change, symbol: str) -> str:
+    """What to review because the source of a symbol is not the one the change was written against; "" when it is."""
+    try:
+        now = digest(symbol)
+    except LookupError as err:
+        return f"{err}. {_review(change)}"
+    expected = change.rests_on[symbol]
+    return "" if now == expected else f"{symbol} is now {now}, was {expected}. {_review(change)}"
+
+
+def _review(change: Change) -> str:
+    return f"Review megatron_trainer.{change.ours}: {change.why} It can go when {change.until}."
+
+
+def table() -> str:
+    """The register as a Markdown table for docs/moving-megatron-core.md."""
+    head = "| what it rests on | changed in | why | where | can go when | upstream |\n|---|---|---|---|---|---|\n"
+    return head + "".join(map(_row, CHANGES))
+
+
+def _row(change: Change) -> str:
+    symbols = ", ".join(f"`{symbol.partition(':')[2]}`" for symbol in change.rests_on)
+    cells = (symbols, f"`{change.ours}`", change.why, change.backends, change.until, change.upstream)
+    return f"| {' | '.join(cells)} |\n"
