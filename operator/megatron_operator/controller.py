@@ -124,6 +124,9 @@ class Controller:
             except (ApiError, ForeignObject) as error:
                 self._metrics.reconcile_errors.inc()
                 raise RetryLater(str(error)) from error
+            except Exception:
+                self._metrics.reconcile_errors.inc()
+                raise
 
     async def _bring(self, key: Key, job: Object) -> float | None:
         now = clock.now()

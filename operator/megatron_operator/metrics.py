@@ -53,6 +53,9 @@ class Metrics:
         self.watch_restarts = self._counter(
             "megatron_operator_watch_restarts", "Watches that broke and began anew.", "resource"
         )
+        self.unreadable = self._counter(
+            "megatron_operator_unreadable_objects", "Objects left out because they could not be read.", "resource"
+        )
         self.loop_lag_s = self._gauge("megatron_operator_event_loop_lag_seconds", "How late the event loop wakes up.")
         self.leader = self._gauge("megatron_operator_leader", "1 when this replica is the leader.")
 
@@ -77,6 +80,10 @@ class Metrics:
     def on_watch_restart(self, resource: str) -> None:
         """Counts a watch that broke."""
         self.watch_restarts.labels(resource).inc()
+
+    def on_unreadable(self, resource: str) -> None:
+        """Counts an object that was left out."""
+        self.unreadable.labels(resource).inc()
 
     def on_status(self, namespace: str, created_at: float, old: Object, new: Object, now: float) -> None:
         """Counts what a status write says of the job's life. Times are seconds since the epoch."""

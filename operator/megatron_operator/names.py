@@ -5,6 +5,8 @@ Also the rules by which names of child objects follow from job and attempt. No b
 
 from __future__ import annotations
 
+import re
+from dataclasses import dataclass
 from typing import Final, Literal
 
 GROUP: Final = "megatrontrain.dev"
@@ -104,6 +106,7 @@ KUEUE_MISSING: Final = "KueueMissing"
 PRIORITY_CLASS_MISSING: Final = "PriorityClassMissing"
 
 MAX_JOB_NAME_LENGTH: Final = 45
+POD_SUFFIX: Final = re.compile(r"-a(?P<attempt>0|[1-9][0-9]{0,8})-(?:master-0|worker-(?P<index>0|[1-9][0-9]{0,8}))")
 
 
 def replica_names(job_name: str, attempt: int, num_nodes: int) -> tuple[str, ...]:
@@ -116,6 +119,25 @@ def pod_name(job_name: str, attempt: int, node_rank: int) -> str:
     if node_rank == 0:
         return f"{job_name}-a{attempt}-{MASTER}-0"
     return f"{job_name}-a{attempt}-{WORKER}-{node_rank - 1}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Place:
+    """Which pod of a job a name is of."""
+
+    attempt: int
+    role: Role
+    index: int
+
+
+def place_of(name: str, job_name: str) -> Place | None:
+    """The place of the pod with this name, None when it is the name of no pod of this job."""
+    match = POD_SUFFIX.fullmatch(name.removeprefix(job_name))
+    if not name.startswith(job_name) or match is None:
+        return None
+    index = match["index"]
+    role: Role = "master" if index is None else "worker"
+    return Place(attempt=int(match["attempt"]), role=role, index=int(index or 0))
 
 
 def config_map_name(job_name: str, attempt: int) -> str:

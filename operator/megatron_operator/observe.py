@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
-from megatron_operator import names
+from megatron_operator import names, termination
+from megatron_operator.guard import Guard, Unreadable, shortened
 from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+MAX_REASON_CHARACTERS = 253
+MAX_MESSAGE_CHARACTERS = 1024
+NO_COUNT = Guard()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -179,9 +182,11 @@ def observe(
     progress: Progress | None = None,
     lost_nodes: Iterable[str] = (),
     problem: tuple[str, str] | None = None,
+    guard: Guard = NO_COUNT,
 ) -> Seen:
     """Everything seen of one job. Pods and services are raw objects; those of another owner are left out."""
-    ours = sorted((read_pod(pod) for pod in pods if is_owned(pod, job_uid)), key=_by_rank)
+    owned = [pod for pod in pods if is_owned(pod, job_uid)]
+    ours = sorted(guard.read_all("pods", read_pod, owned), key=_by_rank)
     selectors = [raw["spec"].get("selector") or {} for raw in services if is_owned(raw, job_uid)]
     return Seen(
         status=status or {},
@@ -212,17 +217,23 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
 
 
 def read_pod(raw: Object) -> Pod:
-    """One raw pod as a value."""
+    """One raw pod as a value. Raises Unreadable for a name that no pod of the job it is labeled for has.
+
+    Its place follows from the name, which nobody can change, rather than from labels, which many may edit.
+    """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     labels = metadata.get("labels") or {}
+    place = names.place_of(metadata["name"], labels.get(names.LABEL_JOB_NAME, ""))
+    if place is None:
+        raise Unreadable("its name is not that of a pod of the job")
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
     waiting, waiting_message = _waiting(status)
     return Pod(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
-        attempt=int(labels.get(names.LABEL_RESTART_ATTEMPT, 0)),
-        role=labels.get(names.LABEL_REPLICA_TYPE, names.MASTER),
-        index=int(labels.get(names.LABEL_REPLICA_INDEX, 0)),
+        attempt=place.attempt,
+        role=place.role,
+        index=place.index,
         phase=status.get("phase", "Pending"),
         ready=_is_true(conditions, "Ready"),
         deleting=metadata.get("deletionTimestamp") is not None,
@@ -256,14 +267,14 @@ def _scheduled_at(conditions: Mapping[str, Object]) -> float | None:
 def _unschedulable(conditions: Mapping[str, Object]) -> str | None:
     condition = conditions.get("PodScheduled", {})
     if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
-        return str(condition.get("message", ""))
+        return shortened(condition.get("message"), MAX_MESSAGE_CHARACTERS)
     return None
 
 
 def _disruption(conditions: Mapping[str, Object]) -> str | None:
     if not _is_true(conditions, "DisruptionTarget"):
         return None
-    return str(conditions["DisruptionTarget"].get("reason") or "Unknown")
+    return shortened(conditions["DisruptionTarget"].get("reason"), MAX_REASON_CHARACTERS) or "Unknown"
 
 
 def _containers(status: Object) -> tuple[Object, ...]:
@@ -275,7 +286,8 @@ def _waiting(status: Object) -> tuple[str | None, str]:
     for container in _containers(status):
         waiting = (container.get("state") or {}).get("waiting")
         if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
-            return waiting["reason"], waiting.get("message", "")
+            reason = shortened(waiting["reason"], MAX_REASON_CHARACTERS)
+            return reason, shortened(waiting.get("message"), MAX_MESSAGE_CHARACTERS)
     return None, ""
 
 
@@ -285,13 +297,14 @@ def _ending(status: Object) -> dict[str, Any]:
     A reason of the pod itself (Evicted, NodeShutdown ...) goes before that of the container.
     """
     terminated = _terminated(status)
-    record = _termination_record(terminated.get("message", ""))
+    record = termination.read(terminated.get("message"))
     exit_code = terminated.get("exitCode")
+    message = record.message or terminated.get("message") or status.get("message")
     return {
         "exit_code": exit_code,
-        "reason": status.get("reason") or _container_reason(terminated, record),
-        "message": (record.get("message") or terminated.get("message") or status.get("message") or "")[:1024],
-        "iteration": record.get("iteration"),
+        "reason": shortened(status.get("reason"), MAX_REASON_CHARACTERS) or _container_reason(terminated, record),
+        "message": shortened(message, MAX_MESSAGE_CHARACTERS),
+        "iteration": record.iteration,
         "finished_at": to_seconds(terminated.get("finishedAt")),
     }
 
@@ -310,18 +323,7 @@ def _terminated(status: Object) -> Object:
     return chosen
 
 
-def _container_reason(terminated: Object, record: Object) -> str:
+def _container_reason(terminated: Object, record: termination.Record) -> str:
     """The kubelet's own reason where it says more than "Error", else the trainer's."""
-    reason = terminated.get("reason") or ""
-    if reason in ("", "Error", "Completed"):
-        return str(record.get("reason") or reason)
-    return str(reason)
-
-
-def _termination_record(message: str) -> Object:
-    """The record that the trainer's launcher left as termination message, {} when it is other text."""
-    try:
-        record = json.loads(message)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
+    reason = shortened(terminated.get("reason"), MAX_REASON_CHARACTERS)
+    return record.reason or reason if reason in ("", "Error", "Completed") else reason

@@ -25,6 +25,7 @@ from megatron_operator.cluster.kubernetes_informer import Listeners
 from megatron_operator.cluster.kubernetes_mirror import Extent, Mirror
 from megatron_operator.cluster.kubernetes_resource import JOB
 from megatron_operator.controller import Controller, Jobs, key_of
+from megatron_operator.guard import Guard
 from megatron_operator.handlers import run_kopf, taker
 from megatron_operator.metrics import Metrics, job_gauges, simple_gauge
 from megatron_operator.queue import Key, WorkQueue
@@ -89,7 +90,12 @@ def connect(settings: Settings) -> Connection:
 def assemble(settings: Settings, connection: Connection, client: Client, metrics: Metrics) -> Operator:
     """The parts, connected to each other; nothing runs yet."""
     queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings), settings.kueue_mode)
-    listeners = Listeners(changed=queue.add, event=metrics.on_watch_event, restarted=metrics.on_watch_restart)
+    listeners = Listeners(
+        changed=queue.add,
+        event=metrics.on_watch_event,
+        restarted=metrics.on_watch_restart,
+        guard=Guard(count=metrics.on_unreadable),
+    )
     extent = Extent(
         namespaces=settings.watch_namespaces,
         groups=settings.gang_schedulers,

@@ -20,10 +20,12 @@ from aiohttp import web
 from megatron_operator import clock, push
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_resource import TOKEN_REVIEW
+from megatron_operator.guard import LogLimit
 from megatron_operator.queue import Key
 from megatron_trainjob.progress import Progress
 
 MAX_BODY_BYTES = 64 * 1024
+MAX_REFUSAL_CHARACTERS = 1024
 REVIEW_AGE_S = 600.0
 MAX_REMEMBERED = 50_000
 FORWARDED = "X-MTJ-Forwarded"
@@ -52,6 +54,7 @@ class ProgressServer:
     endpoint: Endpoint
     take: Callable[[Key, Progress], None]
     leader: Callable[[], Awaitable[str | None]]
+    log_limit: LogLimit = field(default_factory=LogLimit)
     _known: dict[str, tuple[push.Reporter, float]] = field(default_factory=dict)
 
     async def serve(self) -> None:
@@ -84,9 +87,12 @@ class ProgressServer:
             return refusal(403, "this token does not speak for the master of this job")
         try:
             body = json.loads(await request.read())
-            self.take(key, push.read(body, attempt, clock.now()))
-        except (ValueError, KeyError, TypeError) as error:
-            return refusal(422, str(error))
+            progress, problems = push.read(body, attempt, clock.now())
+        except (ValueError, RecursionError) as error:
+            return refusal(422, str(error)[:MAX_REFUSAL_CHARACTERS])
+        if problems and self.log_limit.suppressed("push") is not None:
+            logger.warning("push cut namespace=%s job=%s problems=%.1000s", *key, "; ".join(problems))
+        self.take(key, progress)
         return web.json_response(body)
 
     async def _reporter(self, token: str, key: Key) -> push.Reporter | None:

@@ -10,10 +10,10 @@ import base64
 import binascii
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_operator import names
+from megatron_operator import names, progress_record
 from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.progress import Progress
 
@@ -21,7 +21,6 @@ Object = Mapping[str, Any]
 ROUTE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
 POD_NAME_CLAIM = "authentication.kubernetes.io/pod-name"
 ACCOUNT_PREFIX = "system:serviceaccount:"
-KNOWN_FIELDS = frozenset(each.name for each in fields(Progress))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,38 +78,33 @@ def expiry(token: str) -> float | None:
         return None
 
 
-def read(body: object, attempt: int, now: float) -> Progress:
-    """The progress that a body reports. Its time is ours: the clocks of nodes differ. Raises ValueError."""
+def read(body: object, attempt: int, now: float) -> tuple[Progress, tuple[str, ...]]:
+    """The progress that a body reports, and one line for each part that was cut or left out.
+
+    Its time is ours: the clocks of nodes differ. Raises ValueError for what is refused.
+    """
     if not isinstance(body, Mapping):
         raise ValueError("the body must be an object with trainerStatus")
     own = body.get("progress")
-    progress = _own_record(own) if isinstance(own, Mapping) else _kubeflow_record(body.get("trainerStatus") or {})
-    return replace(progress, attempt=attempt, updated_at=now)
+    record = own if isinstance(own, Mapping) else _kubeflow_record(body.get("trainerStatus") or {})
+    progress, problems = progress_record.read(record)
+    return replace(progress, attempt=attempt, updated_at=now), problems
 
 
-def _own_record(record: Object) -> Progress:
-    known = {name: value for name, value in record.items() if name in KNOWN_FIELDS}
-    try:
-        progress = Progress(**known)
-        numbers = (progress.iteration, progress.total_iterations, progress.checkpoint_iteration or 0)
-        if not all(isinstance(number, int) for number in numbers) or not isinstance(progress.metrics, Mapping):
-            raise ValueError("progress: iterations must be whole numbers and metrics an object")
-    except TypeError as error:
-        raise ValueError(f"progress: {error}") from error
-    return replace(progress, metrics={str(key): float(value) for key, value in progress.metrics.items()})
-
-
-def _kubeflow_record(status: Object) -> Progress:
-    """What Kubeflow's form says: percent in place of iterations."""
-    percentage, remaining = status.get("progressPercentage"), status.get("estimatedRemainingSeconds")
-    metrics = {str(each["name"]): float(each["value"]) for each in status.get("metrics") or ()}
-    return Progress(
-        phase="training",
-        iteration=int(percentage or 0),
-        total_iterations=100,
-        remaining_s=None if remaining is None else float(remaining),
-        metrics=metrics,
-    )
+def _kubeflow_record(status: object) -> Object:
+    """What Kubeflow's form says as a record of ours: percent in place of iterations."""
+    if not isinstance(status, Mapping):
+        raise ValueError("trainerStatus: must be an object")
+    percentage, metrics = status.get("progressPercentage"), status.get("metrics") or ()
+    if not isinstance(metrics, list | tuple) or not all(isinstance(each, Mapping) for each in metrics):
+        raise ValueError("trainerStatus.metrics: must be a list of objects with name and value")
+    return {
+        "phase": "training",
+        "iteration": 0 if percentage is None else percentage,
+        "total_iterations": 100,
+        "remaining_s": status.get("estimatedRemainingSeconds"),
+        "metrics": {str(each.get("name")): each.get("value") for each in metrics},
+    }
 
 
 def remembered(status: Object) -> Progress | None:

@@ -6,6 +6,7 @@ running jobs would write a thousand times a second.
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -13,13 +14,18 @@ from typing import Any
 from megatron_operator import conditions, names
 from megatron_operator.decide import queue, restart, suspend
 from megatron_operator.decide.decision import Counters, Decision, Fail, Failure, Queue, Restart, Succeed, Suspend
+from megatron_operator.guard import LogLimit
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
+from megatron_operator.schema import fit
+from megatron_operator.schema.status import status as status_schema
 from megatron_operator.timestamp import to_seconds, to_text
 from megatron_trainjob.args import derive
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
+logger = logging.getLogger(__name__)
+LOG_LIMIT = LogLimit()
 MAX_METRICS = 32
 SOFT_INTERVAL_S = 10.0
 QUIET_INTERVAL_S = 60.0
@@ -52,21 +58,32 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "selector": ",".join(f"{key}={value}" for key, value in names.selector(job.name, attempt).items()),
         "lastUpdatedTime": to_text(now),
     }
-    return {key: value for key, value in status.items() if value is not None}
+    return fitting({key: value for key, value in status.items() if value is not None})
 
 
 def rejected(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
     """The status of a job whose manifest cannot be run; what was known before stays."""
     claims = conditions.failed(seen, reason, message)
-    return {
-        **seen.status,
-        "observedGeneration": generation,
-        "phase": names.FAILED,
-        "reason": reason,
-        "conditions": conditions.stamped(claims, seen, generation, now),
-        "completionTime": to_text(now),
-        "lastUpdatedTime": to_text(now),
-    }
+    return fitting(
+        {
+            **seen.status,
+            "observedGeneration": generation,
+            "phase": names.FAILED,
+            "reason": reason,
+            "conditions": conditions.stamped(claims, seen, generation, now),
+            "completionTime": to_text(now),
+            "lastUpdatedTime": to_text(now),
+        }
+    )
+
+
+def fitting(status: Object) -> Object:
+    """The status as the API server takes it. What pods and queues say may be anything; all else still counts."""
+    found = fit.fitted(status, status_schema(), "status")
+    if found.problems and LOG_LIMIT.suppressed("status") is not None:
+        logger.warning("status does not fit its schema problems=%.1000s", "; ".join(found.problems))
+    value: Object = found.value
+    return value
 
 
 def next_attempt(seen: Seen, decision: Decision) -> int:
@@ -219,7 +236,7 @@ def describe_progress(progress: Progress) -> Object:
         "iteration": progress.iteration,
         "totalIterations": progress.total_iterations,
         "percentage": progress.percentage,
-        "estimatedRemainingSeconds": None if progress.remaining_s is None else int(progress.remaining_s),
+        "estimatedRemainingSeconds": _whole(progress.remaining_s),
         "tokensPerSecondPerGPU": _rounded(progress.tokens_per_second_per_gpu),
         "metrics": [
             {"name": name, "value": f"{value:.6g}"} for name, value in list(progress.metrics.items())[:MAX_METRICS]
@@ -227,6 +244,10 @@ def describe_progress(progress: Progress) -> Object:
         "lastUpdatedTime": to_text(progress.updated_at),
     }
     return {key: value for key, value in values.items() if value is not None}
+
+
+def _whole(value: float | None) -> int | None:
+    return None if value is None or not math.isfinite(value) else int(value)
 
 
 def _rounded(value: float | None) -> float | None:

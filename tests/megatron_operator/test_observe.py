@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import json
 
+import pytest
+
+from megatron_operator.guard import Guard
 from megatron_operator.observe import Gang, Pod, observe, read_gang, read_pod
 
 LABELS = {
@@ -97,7 +100,7 @@ def test_conditions_become_facts():
 def test_deletion_and_gates_are_seen():
     gated = raw_pod(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]})
     assert (read_pod(gated).gated, read_pod(gated).in_queue) == (True, False)
-    assert read_pod(raw_pod(labels={"kueue.x-k8s.io/managed": "true"})).in_queue
+    assert read_pod(raw_pod(labels={**LABELS, "kueue.x-k8s.io/managed": "true"})).in_queue
     pod = read_pod(raw_pod(deletionTimestamp="2027-01-15T08:00:00Z"))
     assert (pod.deleting, pod.grace_ends) == (True, 1_800_000_000.0)
 
@@ -111,20 +114,64 @@ def test_pods_and_services_of_another_owner_are_left_out():
 
 
 def test_pods_are_seen_in_rank_order_by_attempt():
-    def named(name, role, index, attempt):
-        labels = {
-            **LABELS,
-            "megatrontrain.dev/replica-type": role,
-            "megatrontrain.dev/replica-index": str(index),
-            "megatrontrain.dev/restart-attempt": str(attempt),
-        }
-        return raw_pod(name=name, labels=labels)
-
-    places = [("c", "worker", 10, 1), ("b", "worker", 2, 1), ("a", "master", 0, 1), ("z", "master", 0, 0)]
-    pods = [named(*place) for place in places]
+    order = ["tune-a1-master-0", "tune-a1-worker-2", "tune-a1-worker-10"]
+    pods = [raw_pod(name=name) for name in (*reversed(order), "tune-a0-master-0")]
     seen = observe(job_uid="uid-1", status={"restarts": {"attempt": 1}}, pods=pods)
-    assert [pod.name for pod in seen.current] == ["a", "b", "c"]
-    assert [pod.name for pod in seen.stale] == ["z"]
+    assert [pod.name for pod in seen.current] == order
+    assert [pod.name for pod in seen.stale] == ["tune-a0-master-0"]
+
+
+@pytest.mark.parametrize(
+    "name", ["innocent", "tune-a3", "other-a3-master-0", "tune-aoops-master-0", "tune-a03-master-0", "tune-a3-master-1"]
+)
+def test_a_pod_that_merely_bears_our_labels_is_not_read_and_the_others_are(name):
+    guard_counts = []
+    pods = [raw_pod(name=name), raw_pod(name="tune-a3-master-0")]
+    seen = observe(job_uid="uid-1", status=None, pods=pods, guard=Guard(count=guard_counts.append))
+    assert [pod.name for pod in seen.pods] == ["tune-a3-master-0"]
+    assert guard_counts == ["pods"]
+
+
+@pytest.mark.parametrize("label", ["restart-attempt", "replica-index", "replica-type"])
+@pytest.mark.parametrize("value", ["oops", "", "-1", "9" * 63])
+def test_edited_labels_change_nothing(label, value):
+    pod = read_pod(raw_pod(labels={**LABELS, f"megatrontrain.dev/{label}": value}))
+    assert (pod.attempt, pod.role, pod.index) == (3, "worker", 2)
+
+
+LOG_LINE = '{"level": "error", "message": {"text": "CUDA error", "code": 700}}'
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        LOG_LINE,
+        '{"message": 7}',
+        '{"reason": {"a": 1}, "iteration": 3}',
+        '{"reason": "ERROR", "iteration": NaN}',
+        "[" * 4096,
+        '{"reason":' * 2000,
+        "[1, 2]",
+        '{"reason": "ERROR", "iteration": ' + "9" * 5000 + "}",
+    ],
+)
+def test_a_termination_message_that_is_no_record_is_text(message):
+    state = ended("trainer", 1, reason="Error", message=message)
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]}))
+    assert (pod.reason, pod.message, pod.iteration) == ("Error", message[:1024], None)
+
+
+@pytest.mark.parametrize("iteration", [True, 1.5, -1, 2**53 + 1, "12", None, [1]])
+def test_an_iteration_that_is_no_count_is_left_out_and_the_rest_taken(iteration):
+    record = json.dumps({"reason": "ERROR", "message": {"deep": []}, "iteration": iteration})
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 1, message=record)]}))
+    assert (pod.reason, pod.iteration) == ("ERROR", None)
+
+
+def test_text_of_a_pod_is_readable_wherever_it_is_shown():
+    record = json.dumps({"reason": "ERROR", "message": "a\ud800\x1b[31mb"})
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 1, message=record)]}))
+    assert pod.message == "a? [31mb"
 
 
 def test_a_pod_group_that_cannot_exist_is_told_from_one_that_does_not_yet():

@@ -38,7 +38,7 @@ class Progress:
     @property
     def percentage(self) -> int:
         """Whole percent of the iterations done, 0 when the total is not known yet."""
-        return 100 * self.iteration // self.total_iterations if self.total_iterations else 0
+        return min(100, 100 * self.iteration // self.total_iterations) if self.total_iterations else 0
 
 
 def write(progress: Progress, path: Path) -> None:

@@ -222,8 +222,7 @@ class Client:
         finally:
             seconds = loop.time() - started
             self._on_request(Request(verb=verb, resource=resource.plural, code=code, seconds=seconds))
-        decoded: Object = json.loads(payload)
-        return decoded
+        return _decoded(payload)
 
     async def watch(
         self,
@@ -248,7 +247,7 @@ class Client:
                 if response.status >= 400:
                     raise api_error(response.status, await response.read(), response.headers)
                 async for line in _lines(response.content):
-                    yield json.loads(line)
+                    yield _decoded(line)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "WatchBroken", str(error) or type(error).__name__) from error
 
@@ -282,6 +281,8 @@ def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiErr
     try:
         answer = json.loads(payload)
     except ValueError:
+        answer = None
+    if not isinstance(answer, dict):
         answer = {"message": payload[:500].decode(errors="replace")}
     retry_after = headers.get("Retry-After", "")
     return ApiError(
@@ -290,6 +291,17 @@ def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiErr
         answer.get("message") or "",
         float(retry_after) if retry_after.isdigit() else None,
     )
+
+
+def _decoded(payload: bytes) -> Object:
+    """The answer as an object. Something in between (a proxy's page, half a line) is an error like any other."""
+    try:
+        decoded = json.loads(payload)
+    except (ValueError, RecursionError) as error:
+        raise ApiError(0, "Unreadable", f"{type(error).__name__}: {error}"[:500]) from error
+    if not isinstance(decoded, dict):
+        raise ApiError(0, "Unreadable", f"the answer is no object but {type(decoded).__name__}")
+    return decoded
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:

@@ -9,6 +9,7 @@ import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
+from megatron_operator import names
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_events import Recorder
 from megatron_operator.cluster.kubernetes_resource import CLAIM, JOB, RESOURCES, Resource
@@ -118,8 +119,18 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
         on_written(resource, {**body, "metadata": {**body["metadata"], "namespace": namespace}})
         return
     found = await client.get(resource, namespace, name)
+    kind = body["kind"]
     if found and not is_owned(found, job["metadata"]["uid"]):
-        kind = body["kind"]
         raise ForeignObject(f"{kind} {name} exists and is not this job's; delete it or rename the job")
+    if found and not _is_labeled(found, job):
+        raise ForeignObject(
+            f"{kind} {name} has lost its label {names.LABEL_JOB_NAME}; delete it or set the label again"
+        )
     if found:
         on_written(resource, found)
+
+
+def _is_labeled(found: Object, job: Object) -> bool:
+    """Whether watches show the object: they select by the job's label, which anybody who may edit it can take off."""
+    labels = found["metadata"].get("labels") or {}
+    return bool(labels.get(names.LABEL_JOB_NAME) == job["metadata"]["name"])

@@ -16,6 +16,7 @@ from typing import Any
 from megatron_operator import names
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_resource import Resource
+from megatron_operator.guard import Guard
 
 Object = Mapping[str, Any]
 Key = tuple[str, str]
@@ -38,11 +39,15 @@ class Entry[Record]:
 
 @dataclass(frozen=True, kw_only=True)
 class Listeners:
-    """Whom an informer tells: of a job whose children changed and, for metrics, of watch events and ends."""
+    """Whom an informer tells: of a job whose children changed and, for metrics, of watch events and ends.
+
+    guard: reads the objects, and is told of those that cannot be read.
+    """
 
     changed: Callable[[Key], None]
     event: Callable[[str, str], None] = lambda resource, type_: None
     restarted: Callable[[str], None] = lambda resource: None
+    guard: Guard = Guard()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -108,27 +113,37 @@ class Informer[Record]:
                 group.create_task(self._follow(stream))
 
     def put(self, raw: Object) -> None:
-        """Takes in an object that the server just answered with, so that we read our own writes."""
-        metadata = raw["metadata"]
-        if metadata["uid"] in self._tombstones:
+        """Takes in an object that the server just answered with, so that we read our own writes.
+
+        One that no job owns is not read, one that cannot be read changes nothing.
+        """
+        metadata, owner_uid = raw["metadata"], _owner_uid(raw)
+        key = _key(raw)
+        if key is None or metadata["uid"] in self._tombstones:
             return
-        key, version = self._key(raw), int(metadata["resourceVersion"])
-        entries = self._jobs.setdefault(key, {})
-        known = entries.get(metadata["name"])
+        if owner_uid is None:
+            self._remove(key, metadata["name"], metadata["uid"])
+            return
+        version = int(metadata["resourceVersion"])
+        known = self._jobs.get(key, {}).get(metadata["name"])
         if known and known.uid == metadata["uid"] and known.version >= version:
             return
-        entries[metadata["name"]] = Entry(
-            uid=metadata["uid"], owner_uid=_owner_uid(raw), version=version, record=self._read(raw)
-        )
+        found = self._listeners.guard.read(self._scope.resource.plural, self._read, raw)
+        if found is None:
+            return
+        entry = Entry(uid=metadata["uid"], owner_uid=owner_uid, version=version, record=found[0])
+        self._jobs.setdefault(key, {})[metadata["name"]] = entry
         self._listeners.changed(key)
 
     def drop(self, raw: Object) -> None:
         """Takes out an object that is gone."""
-        metadata = raw["metadata"]
+        metadata, key = raw["metadata"], _key(raw)
+        if key is None:
+            return
         self._tombstones[metadata["uid"]] = None
         if len(self._tombstones) > MAX_TOMBSTONES:
             self._tombstones.popitem(last=False)
-        self._remove(self._key(raw), metadata["name"], metadata["uid"])
+        self._remove(key, metadata["name"], metadata["uid"])
 
     def _remove(self, key: Key, name: str, uid: str) -> None:
         entries = self._jobs.get(key, {})
@@ -137,10 +152,6 @@ class Informer[Record]:
             if not entries:
                 del self._jobs[key]
             self._listeners.changed(key)
-
-    def _key(self, raw: Object) -> Key:
-        metadata = raw["metadata"]
-        return metadata["namespace"], metadata["labels"][names.LABEL_JOB_NAME]
 
     async def _follow(self, stream: Stream) -> None:
         failures = 0
@@ -206,7 +217,8 @@ class Informer[Record]:
             stream.heard_at = asyncio.get_running_loop().time()
             for raw in page["items"] or ():
                 self.put(raw)
-                found.add((self._key(raw), raw["metadata"]["name"]))
+                if key := _key(raw):
+                    found.add((key, raw["metadata"]["name"]))
             following = page["metadata"].get("continue")
             if not following:
                 version: str = page["metadata"]["resourceVersion"]
@@ -227,7 +239,19 @@ class Informer[Record]:
             self._remove(key, name, uid)
 
 
-def _owner_uid(raw: Object) -> str:
-    """Uid of the controlling owner, "" without one."""
+def _key(raw: Object) -> Key | None:
+    """The job that the object is labeled for, None without the label (somebody may have taken it off)."""
+    metadata = raw["metadata"]
+    job_name = (metadata.get("labels") or {}).get(names.LABEL_JOB_NAME)
+    return (metadata["namespace"], job_name) if job_name else None
+
+
+def _owner_uid(raw: Object) -> str | None:
+    """Uid of the job that is the controlling owner, None when that is something else or nobody."""
     owners = raw["metadata"].get("ownerReferences") or ()
-    return next((owner["uid"] for owner in owners if owner.get("controller")), "")
+    controllers = [owner for owner in owners if owner.get("controller") and owner.get("kind") == names.KIND]
+    return next((owner["uid"] for owner in controllers if _is_our_group(owner)), None)
+
+
+def _is_our_group(owner: Object) -> bool:
+    return str(owner.get("apiVersion", "")).partition("/")[0] == names.GROUP

@@ -14,10 +14,9 @@ from typing import Any
 
 import yaml
 
-from megatron_operator import names
+from megatron_operator import names, progress_record
 from megatron_operator.plan import Event
 from megatron_operator.timestamp import to_text
-from megatron_trainjob import progress
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
@@ -70,7 +69,7 @@ class State:
 
     def read_progress(self) -> Progress | None:
         """What the trainer last said."""
-        return progress.read(self.progress_file)
+        return progress_record.read_file(self.progress_file)
 
     def take(self, manifest: Object) -> Object:
         """Stores the manifest and returns it with uid and generation, which rises when the spec has changed."""

@@ -1,0 +1,90 @@
+"""Reads objects that others wrote: one that cannot be read is left out, counted and logged, and nothing else stops.
+
+Whoever may create a pod may put our labels on it, so an error here must never be more than the loss of that object.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_operator import clock
+
+Object = Mapping[str, Any]
+LOG_INTERVAL_S = 60.0
+logger = logging.getLogger(__name__)
+
+
+class Unreadable(ValueError):
+    """The object is not what its labels and owner say; the message tells why."""
+
+
+@dataclass(kw_only=True)
+class LogLimit:
+    """Lets one log line of a kind pass within `interval_s` and counts the others."""
+
+    interval_s: float = LOG_INTERVAL_S
+    _last: dict[str, tuple[float, int]] = field(default_factory=dict)
+
+    def suppressed(self, kind: str) -> int | None:
+        """How many lines of this kind were held back since the last one, None when this one is held back too."""
+        now = clock.now()
+        logged_at, held_back = self._last.get(kind, (float("-inf"), 0))
+        if now - logged_at < self.interval_s:
+            self._last[kind] = (logged_at, held_back + 1)
+            return None
+        self._last[kind] = (now, 0)
+        return held_back
+
+
+@dataclass(frozen=True, kw_only=True)
+class Guard:
+    """Reads objects of any content. count: called with the resource of each object that could not be read."""
+
+    count: Callable[[str], None] = lambda resource: None
+    limit: LogLimit = field(default_factory=LogLimit)
+
+    def read[Record](self, resource: str, read: Callable[[Object], Record], raw: Object) -> tuple[Record] | None:
+        """The record alone in a tuple (it may itself be None), or None for an object that cannot be read."""
+        try:
+            return (read(raw),)
+        except Exception as error:  # noqa: BLE001  # whatever a stranger's object does to its reader
+            self._report(resource, raw, error)
+            return None
+
+    def read_all[Record](
+        self, resource: str, read: Callable[[Object], Record], objects: Iterable[Object]
+    ) -> list[Record]:
+        """The records of those that can be read."""
+        return [found[0] for raw in objects if (found := self.read(resource, read, raw))]
+
+    def _report(self, resource: str, raw: Object, error: Exception) -> None:
+        self.count(resource)
+        held_back = self.limit.suppressed(resource)
+        if held_back is not None:
+            logger.warning(
+                "unreadable, ignored resource=%s object=%.300s error=%s more=%d",
+                resource,
+                _name(raw),
+                f"{type(error).__name__}: {error}"[:300],
+                held_back,
+            )
+
+
+def shortened(value: object, max_characters: int) -> str:
+    """The text without control characters and halves of surrogate pairs, cut; "" for anything but text."""
+    if not isinstance(value, str):
+        return ""
+    if not value.isprintable():
+        text = value[: 2 * max_characters].encode(errors="replace").decode()
+        value = "".join(each if each.isprintable() or each in "\n\t" else " " for each in text)
+    return value[:max_characters]
+
+
+def _name(raw: Object) -> str:
+    try:
+        return f"{raw['metadata'].get('namespace', '')}/{raw['metadata']['name']}"
+    except Exception:  # noqa: BLE001
+        return "?"
