@@ -56,7 +56,7 @@ class FakeKubelet:
     _alive: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Plays for ever; a broken watch begins anew."""
+        """Plays until cancelled; lists and watches again when a watch breaks."""
         connection = from_kubeconfig(self.kubeconfig)
         async with (
             Client(connection, max_parallel_requests=self.max_parallel) as client,
@@ -69,6 +69,7 @@ class FakeKubelet:
 
     async def _follow(self, client: Client, group: asyncio.TaskGroup) -> None:
         page = await client.list_page(POD, self.namespace, {}, metadata_only=False)
+        self._forget_all_but({pod["metadata"]["uid"] for pod in page["items"]})
         for pod in page["items"]:
             self._take(client, group, pod)
         position = {"resourceVersion": page["metadata"]["resourceVersion"]}
@@ -76,7 +77,7 @@ class FakeKubelet:
             if event["type"] in ("ADDED", "MODIFIED"):
                 self._take(client, group, event["object"])
             elif event["type"] == "DELETED":
-                self._note_end(event["object"])
+                self._forget(event["object"])
 
     def _take(self, client: Client, group: asyncio.TaskGroup, pod: Object) -> None:
         """Starts what a kubelet does about this pod, once for each of its stages."""
@@ -91,34 +92,38 @@ class FakeKubelet:
             return
         if self._seen.get(metadata["uid"]) != stage:
             self._seen[metadata["uid"]] = stage
-            group.create_task(self._play(stage, metadata["uid"], lambda: work(client, pod)))
+            group.create_task(work(client, pod))
 
-    async def _play(self, stage: str, uid: str, work: Callable[[], Awaitable[None]]) -> None:
-        """Does it, again while the server does not answer; a pod or namespace that is gone meanwhile is no error."""
-        while self._seen.get(uid) == stage:
+    async def _insist(self, stage: str, pod: Object, request: Callable[[], Awaitable[object]]) -> None:
+        """Sends the request until the server has carried it out, the pod is gone, or its next stage has begun."""
+        while self._is_at(stage, pod):
             try:
-                await work()
+                await request()
                 return
             except ApiError as error:
-                if 400 <= error.status < 500:
+                if error.is_missing:
                     return
             await asyncio.sleep(RETRY_S)
+
+    def _is_at(self, stage: str, pod: Object) -> bool:
+        return self._seen.get(pod["metadata"]["uid"]) == stage
 
     def _waits_for_scheduler(self, pod: Object) -> bool:
         return self.placing == "scheduler" and not pod["spec"].get("nodeName")
 
     async def _start(self, client: Client, pod: Object) -> None:
-        life, metadata = self.life(pod), pod["metadata"]
+        life = self.life(pod)
         if self.placing == "self" and not pod["spec"].get("nodeName"):
-            await _bind(client, pod, life.node)
-        if not life.runs:
+            await self._insist("starting", pod, lambda: _bind(client, pod, life.node))
+        if not life.runs or not self._is_at("starting", pod):
             return
         self._note_start(pod)
-        await patch_status(client, pod, running(pod))
+        await self._insist("starting", pod, lambda: patch_status(client, pod, running(pod)))
         if life.after_s is not None:
             await asyncio.sleep(life.after_s)
-            if self._seen.get(metadata["uid"]) == "starting":
-                await patch_status(client, pod, ended(pod, life.exit_code, message=life.message))
+            status = ended(pod, life.exit_code, message=life.message)
+            await self._insist("starting", pod, lambda: patch_status(client, pod, status))
+            if self._is_at("starting", pod):
                 self._note_end(pod)
 
     def _note_start(self, pod: Object) -> None:
@@ -130,6 +135,17 @@ class FakeKubelet:
             self.overlaps.append(f"{pod['metadata']['name']} began beside {len(others)} pods of another attempt")
         alive[pod["metadata"]["uid"]] = attempt
 
+    def _forget(self, pod: Object) -> None:
+        self._seen[pod["metadata"]["uid"]] = "gone"
+        self._note_end(pod)
+
+    def _forget_all_but(self, uids: set[str]) -> None:
+        """A pod that went while no watch was open is known by its absence from the next list alone."""
+        self._seen = {uid: stage if uid in uids else "gone" for uid, stage in self._seen.items()}
+        self._alive = {
+            job: {uid: attempt for uid, attempt in alive.items() if uid in uids} for job, alive in self._alive.items()
+        }
+
     def _note_end(self, pod: Object) -> None:
         job, _ = _job_and_attempt(pod)
         self._alive.get(job, {}).pop(pod["metadata"]["uid"], None)
@@ -139,8 +155,9 @@ class FakeKubelet:
         if stop_s := self.life(pod).stop_s:
             await asyncio.sleep(stop_s)
         if _is_held_back(pod):
-            await patch_status(client, pod, ended(pod, TERMINATED))
-        await client.delete(POD, metadata["namespace"], metadata["name"], uid=metadata["uid"], grace_period_s=0)
+            await self._insist("ending", pod, lambda: patch_status(client, pod, ended(pod, TERMINATED)))
+        namespace, name, uid = (metadata[key] for key in ("namespace", "name", "uid"))
+        await self._insist("ending", pod, lambda: client.delete(POD, namespace, name, uid=uid, grace_period_s=0))
 
 
 def _is_held_back(pod: Object) -> bool:
@@ -156,21 +173,28 @@ def _job_and_attempt(pod: Object) -> tuple[tuple[str, str], str]:
 
 
 async def _bind(client: Client, pod: Object, node: str) -> None:
+    """Puts the pod on the node; a binding whose answer was lost, and which is refused the next time, is done."""
     metadata = pod["metadata"]
     body = {
         "apiVersion": "v1",
         "kind": "Binding",
-        "metadata": {"name": metadata["name"]},
+        "metadata": {"name": metadata["name"], "uid": metadata["uid"]},
         "target": {"apiVersion": "v1", "kind": "Node", "name": node},
     }
     path = POD.path(metadata["namespace"], metadata["name"], "binding")
-    await client.request("create", POD, path, body=body)
+    try:
+        await client.request("create", POD, path, body=body)
+    except ApiError as error:
+        found = await client.get(POD, metadata["namespace"], metadata["name"]) if error.is_conflict else None
+        if not (found and found["spec"].get("nodeName") == node):
+            raise
 
 
 async def patch_status(client: Client, pod: Object, status: Object) -> None:
-    """Reports the pod's status as its kubelet."""
+    """Reports the pod's status as its kubelet; refused (409) for a namesake that came later."""
     metadata = pod["metadata"]
-    await client.patch(POD, metadata["namespace"], metadata["name"], {"status": status}, subresource="status")
+    body = {"metadata": {"uid": metadata["uid"]}, "status": status}
+    await client.patch(POD, metadata["namespace"], metadata["name"], body, subresource="status")
 
 
 def running(pod: Object) -> Object:
