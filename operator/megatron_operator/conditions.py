@@ -209,7 +209,7 @@ def _lacking(seen: Seen) -> tuple[str, str] | None:
 
 def _restarted(seen: Seen, decision: Restart) -> Claims:
     cause = decision.failure
-    message = f"Attempt {cause.attempt} ended: {cause.reason} in pod {cause.pod}. {cause.message}".strip()[:1024]
+    message = f"Attempt {cause.attempt} ended: {cause.reason} in {cause.place}. {cause.message}".strip()[:1024]
     return {
         names.ADMITTED: _yes(names.NOT_QUEUED),
         names.PODS_READY: _no(names.PODS_CREATING),

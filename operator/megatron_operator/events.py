@@ -34,7 +34,7 @@ def _of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool
 def _restarting(decision: Restart) -> tuple[Event, ...]:
     failure = decision.failure
     code = "" if failure.exit_code is None else f" with exit code {failure.exit_code}"
-    cause = f"Pod {failure.pod} ended{code}: {failure.reason}. {failure.message}".strip()[:1024]
+    cause = f"{failure.place.capitalize()} ended{code}: {failure.reason}. {failure.message}".strip()[:1024]
     first = "JobHung" if decision.reason == names.HUNG else "PodFailed"
     wait = f" in {decision.delay_s:.0f} s" if decision.delay_s else ""
     then = f"Attempt {failure.attempt + 1} starts{wait} ({decision.reason})."

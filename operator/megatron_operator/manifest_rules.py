@@ -22,8 +22,11 @@ Rule = Callable[[Object, Object], Iterable[Violation]]
 TEMPLATES = ("podTemplate", "masterTemplate", "workerTemplate")
 # Fields by which the operator finds, names and ends its pods.
 RESERVED_POD_FIELDS = ("hostname", "subdomain", "restartPolicy", "schedulingGroup")
-RESERVED_CONTAINER_FIELDS = ("command", "args", "image", "resources")
+FIELDS_OF_SPEC = ("command", "args", "image", "resources")
+# The end of the trainer's container is the end of its pod, and its last words say why.
+RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
 OWN_VOLUME_PREFIX = "mtj-"
+SET_BY_OPERATOR = "is set by the operator; remove it"
 
 
 def check(metadata: Object, spec: Object) -> Iterator[Violation]:
@@ -76,7 +79,7 @@ def _environment_is_ours(metadata: Object, spec: Object) -> Iterator[Violation]:
             entries += [(f"{path}.env", entry.get("name")) for entry in container.get("env") or ()]
     for path, name in entries:
         if name in RESERVED:
-            yield Violation(path=path, value=name, message="is set by the operator; remove it")
+            yield Violation(path=path, value=name, message=SET_BY_OPERATOR)
 
 
 def _nccl_names(metadata: Object, spec: Object) -> Iterator[Violation]:
@@ -98,12 +101,13 @@ def _templates_keep_off_our_fields(metadata: Object, spec: Object) -> Iterator[V
         pod = _mapping(overlay.get("spec"))
         for field in RESERVED_POD_FIELDS:
             if field in pod:
-                message = "is set by the operator; remove it"
-                yield Violation(path=f"spec.{template}.spec.{field}", value=pod[field], message=message)
+                path = f"spec.{template}.spec.{field}"
+                yield Violation(path=path, value=pod[field], message=SET_BY_OPERATOR)
         for path, container in _trainers(spec, template):
-            for field in RESERVED_CONTAINER_FIELDS:
+            for field in (*FIELDS_OF_SPEC, *RESERVED_CONTAINER_FIELDS):
                 if field in container:
-                    message = "of the trainer is given under spec; move it there"
+                    is_given = field in FIELDS_OF_SPEC
+                    message = "of the trainer is given under spec; move it there" if is_given else SET_BY_OPERATOR
                     yield Violation(path=f"{path}.{field}", value=container[field], message=message)
         yield from _own_labels(f"spec.{template}.metadata", _mapping(overlay.get("metadata")))
 

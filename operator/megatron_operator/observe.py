@@ -13,6 +13,7 @@ from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+ContainerKind = Literal["Trainer", "InitContainer", "Sidecar"]
 MAX_REASON_CHARACTERS = 253
 MAX_MESSAGE_CHARACTERS = 1024
 NO_COUNT = Guard()
@@ -20,8 +21,11 @@ NO_COUNT = Guard()
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """One pod. `exit_code`, `reason`, `message` and `iteration` are of the container that ended it.
+    """One pod. `exit_code`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
+    phase: Succeeded or Failed as soon as the trainer has ended, whatever the other containers do.
+    has_living_containers: whether some of them run on and hold the pod's resources.
+    is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
     in_queue: whether Kueue has taken the pod up, gated or not any more.
     disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
     not start. Times are seconds since the epoch.
@@ -33,6 +37,7 @@ class Pod:
     role: str = names.MASTER
     index: int = 0
     phase: PodPhase = "Pending"
+    has_living_containers: bool = False
     ready: bool = False
     deleting: bool = False
     grace_ends: float | None = None
@@ -43,7 +48,10 @@ class Pod:
     waiting: str | None = None
     waiting_message: str = ""
     node: str = ""
+    container: str = names.CONTAINER
+    container_kind: ContainerKind = "Trainer"
     exit_code: int | None = None
+    is_recorded: bool = False
     reason: str = ""
     message: str = ""
     iteration: int | None = None
@@ -52,7 +60,7 @@ class Pod:
 
     @property
     def is_finished(self) -> bool:
-        """Whether its containers have ended."""
+        """Whether its trainer has ended, or can never start."""
         return self.phase in ("Succeeded", "Failed")
 
 
@@ -234,7 +242,6 @@ def read_pod(raw: Object) -> Pod:
         attempt=place.attempt,
         role=place.role,
         index=place.index,
-        phase=status.get("phase", "Pending"),
         ready=_is_true(conditions, "Ready"),
         deleting=metadata.get("deletionTimestamp") is not None,
         grace_ends=to_seconds(metadata.get("deletionTimestamp")),
@@ -246,7 +253,7 @@ def read_pod(raw: Object) -> Pod:
         waiting_message=waiting_message,
         node=spec.get("nodeName", ""),
         disruption=_disruption(conditions),
-        **_ending(status),
+        **_ending(spec, status),
     )
 
 
@@ -291,17 +298,24 @@ def _waiting(status: Object) -> tuple[str | None, str]:
     return None, ""
 
 
-def _ending(status: Object) -> dict[str, Any]:
-    """Exit code, reason, message, iteration and time of the container that ended the pod.
+def _ending(spec: Object, status: Object) -> dict[str, Any]:
+    """Phase, and of the container that ended the pod: name, kind, exit code, reason, message, iteration and time.
 
     A reason of the pod itself (Evicted, NodeShutdown ...) goes before that of the container.
     """
-    terminated = _terminated(status)
-    record = termination.read(terminated.get("message"))
+    container, kind = _deciding(spec, status)
+    terminated = (container.get("state") or {}).get("terminated") or {}
+    record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
+    phase = status.get("phase", "Pending")
     exit_code = terminated.get("exitCode")
     message = record.message or terminated.get("message") or status.get("message")
     return {
+        "phase": phase if kind != "Trainer" or exit_code is None else "Failed" if exit_code else "Succeeded",
+        "has_living_containers": phase == "Running",
+        "container": container.get("name") or names.CONTAINER,
+        "container_kind": kind,
         "exit_code": exit_code,
+        "is_recorded": exit_code is not None and record.exit_code == exit_code,
         "reason": shortened(status.get("reason"), MAX_REASON_CHARACTERS) or _container_reason(terminated, record),
         "message": shortened(message, MAX_MESSAGE_CHARACTERS),
         "iteration": record.iteration,
@@ -309,18 +323,26 @@ def _ending(status: Object) -> dict[str, Any]:
     }
 
 
-def _terminated(status: Object) -> Object:
-    """The terminated state that decided the pod: a failed trainer, else any failed one, else the trainer."""
-    ended = [
-        (container["name"], container["state"]["terminated"])
-        for container in _containers(status)
-        if (container.get("state") or {}).get("terminated")
-    ]
-    trainer = [state for name, state in ended if name == names.CONTAINER]
-    by_weight = [*trainer, *(state for _, state in ended)]
-    failed = [state for state in by_weight if state.get("exitCode")]
-    chosen: Object = next(iter((*failed, *trainer)), {})
-    return chosen
+def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:
+    """The container that ended the pod: the trainer once it has ended, else the one for whose failure the pod failed.
+
+    A native sidecar (an init container that is always restarted) never fails its pod.
+    """
+    containers = {each["name"]: each for each in status.get("containerStatuses") or ()}
+    trainer = containers.pop(names.CONTAINER, {})
+    if status.get("phase") != "Failed" or (trainer.get("state") or {}).get("terminated"):
+        return trainer, "Trainer"
+    native = {each["name"] for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"}
+    initial = (each for each in status.get("initContainerStatuses") or () if each["name"] not in native)
+    if failed := next(filter(_has_failed, initial), None):
+        return failed, "InitContainer"
+    failed = next(filter(_has_failed, containers.values()), None)
+    return (failed, "Sidecar") if failed else (trainer, "Trainer")
+
+
+def _has_failed(container: Object) -> bool:
+    terminated = (container.get("state") or {}).get("terminated") or {}
+    return bool(terminated.get("exitCode"))
 
 
 def _container_reason(terminated: Object, record: termination.Record) -> str:

@@ -215,6 +215,8 @@ def describe_failure(failure: Failure) -> Object:
     values = {
         "pod": failure.pod or None,
         "node": failure.node or None,
+        "container": failure.container or None,
+        "containerKind": failure.container_kind if failure.container else None,
         "exitCode": failure.exit_code,
         "reason": failure.reason,
         "message": failure.message or None,

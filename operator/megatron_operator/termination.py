@@ -14,7 +14,7 @@ from megatron_operator.guard import shortened
 MAX_CHARACTERS = 16 * 1024  # the kubelet cuts at 4 KiB a container
 MAX_REASON_CHARACTERS = 128
 MAX_MESSAGE_CHARACTERS = 1024
-MAX_ITERATION = 2**53
+LARGEST = 2**53
 MAX_BRACKETS = 256
 
 
@@ -22,6 +22,7 @@ MAX_BRACKETS = 256
 class Record:
     """What the trainer said of its end; each None where it said nothing usable."""
 
+    exit_code: int | None = None
     reason: str | None = None
     message: str | None = None
     iteration: int | None = None
@@ -40,16 +41,17 @@ def read(text: object) -> Record:
     if not isinstance(found, Mapping) or not isinstance(found.get("reason"), str):
         return Record()
     return Record(
+        exit_code=_whole(found.get("exitCode")),
         reason=shortened(found["reason"], MAX_REASON_CHARACTERS) or None,
         message=shortened(found.get("message"), MAX_MESSAGE_CHARACTERS) or None,
-        iteration=_iteration(found.get("iteration")),
+        iteration=_whole(found.get("iteration")),
     )
 
 
-def _iteration(value: object) -> int | None:
+def _whole(value: object) -> int | None:
     if not isinstance(value, int) or isinstance(value, bool):
         return None
-    return value if 0 <= value <= MAX_ITERATION else None
+    return value if 0 <= value <= LARGEST else None
 
 
 def _refuse(constant: str) -> None:

@@ -6,6 +6,7 @@ import json
 
 import pytest
 
+import fake_kubelet
 from job_client import ARGS, JobClient, manifest, wait_until
 from operator_process import OperatorProcess
 
@@ -53,6 +54,44 @@ def test_a_failure_that_a_retry_cannot_help_fails_the_job_and_says_why(jobs: Job
     assert jobs.condition("Failed")["reason"] == "NonRetryableExit"
     assert status["lastFailure"]["message"] == "row 7 is no JSON"
     assert jobs.condition("Stalled")["status"] == "True"
+
+
+def end_container(jobs: JobClient, pod: str, container: str, code: int, *, kind: str = "containerStatuses") -> None:
+    """Ends one container of a pod; the others stay as they are, so a pod that runs still runs."""
+    raw = jobs.plane.get(jobs.path("pods", pod))
+    ended = fake_kubelet.ended(raw, code)["containerStatuses"][0]
+    others = [each for each in raw["status"].get(kind, ()) if each["name"] != container]
+    status = {kind: [*others, {**ended, "name": container}]}
+    jobs.plane.merge(jobs.path("pods", pod) + "/status", {"status": status})
+
+
+SIDECAR = {"podTemplate": {"spec": {"containers": [{"name": "istio-proxy", "image": "proxy"}]}}}
+
+
+def test_the_end_of_the_trainer_is_the_end_of_its_pod_though_a_sidecar_lives_on(jobs: JobClient):
+    jobs.submit(manifest(failurePolicy=FAST, **SIDECAR))
+    jobs.await_phase("Running")
+    end_container(jobs, "job-a0-worker-0", "trainer", 1)
+    jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    jobs.await_phase("Running")
+    assert jobs.status()["lastFailure"]["container"] == "trainer"
+    for pod in ("job-a1-master-0", "job-a1-worker-0"):
+        end_container(jobs, pod, "trainer", 0)
+    jobs.await_phase("Succeeded")
+    jobs.await_pods()
+
+
+def test_a_failed_init_container_is_named_and_its_code_is_not_the_trainers(jobs: JobClient):
+    init = {"podTemplate": {"spec": {"initContainers": [{"name": "wait-nfs", "image": "busybox"}]}}}
+    jobs.submit(manifest(failurePolicy=FAST, **init))
+    jobs.await_phase("Running")
+    waiting = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}, "ready": False}
+    status = {"phase": "Failed", "containerStatuses": [{**waiting, "image": "", "imageID": "", "restartCount": 0}]}
+    end_container(jobs, "job-a0-worker-0", "wait-nfs", 2, kind="initContainerStatuses")
+    jobs.plane.merge(jobs.path("pods", "job-a0-worker-0") + "/status", {"status": status})
+    jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    failure = jobs.status()["lastFailure"]
+    assert (failure["container"], failure["containerKind"], failure["exitCode"]) == ("wait-nfs", "InitContainer", 2)
 
 
 def test_restarts_end_at_the_limit_of_the_failure_policy(jobs: JobClient):

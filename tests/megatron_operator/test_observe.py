@@ -181,3 +181,37 @@ def test_a_pod_group_that_cannot_exist_is_told_from_one_that_does_not_yet():
     assert read_gang(group, served=True) == Gang(name="tune-a0", phase="Inqueue")
     group["metadata"]["deletionTimestamp"] = "2026-11-24T12:00:00Z"
     assert read_gang(group, served=True).deleting
+
+
+RUNS = {"name": "istio-proxy", "state": {"running": {"startedAt": "2027-01-15T08:00:00Z"}}}
+WAITS = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
+
+
+@pytest.mark.parametrize(("code", "phase"), [(0, "Succeeded"), (1, "Failed")])
+def test_the_end_of_the_trainer_is_the_end_of_the_pod_though_a_sidecar_lives_on(code, phase):
+    pod = read_pod(raw_pod({"phase": "Running", "containerStatuses": [RUNS, ended("trainer", code)]}))
+    assert (pod.phase, pod.exit_code, pod.is_finished, pod.has_living_containers) == (phase, code, True, True)
+    pod = read_pod(raw_pod({"phase": phase, "containerStatuses": [ended("istio-proxy", 0), ended("trainer", code)]}))
+    assert (pod.phase, pod.has_living_containers) == (phase, False)
+
+
+def test_a_sidecar_that_fails_beside_the_trainer_ends_nothing():
+    running = {"name": "trainer", "state": {"running": {}}}
+    pod = read_pod(raw_pod({"phase": "Running", "containerStatuses": [ended("exporter", 2), running]}))
+    assert (pod.phase, pod.exit_code, pod.finished_at) == ("Running", None, None)
+    status = {"phase": "Failed", "containerStatuses": [ended("exporter", 2), ended("trainer", 0)]}
+    assert (read_pod(raw_pod(status)).phase, read_pod(raw_pod(status)).exit_code) == ("Succeeded", 0)
+
+
+def test_the_container_that_ended_the_pod_is_named_and_only_the_trainers_words_are_a_record():
+    record = json.dumps({"exitCode": 64, "reason": "BAD_ARGUMENTS", "message": "m"})
+    failed = ended("wait-nfs", 64, reason="Error", message=record)
+    native = {"name": "proxy", "restartPolicy": "Always"}
+    status = {"phase": "Failed", "initContainerStatuses": [ended("proxy", 137), failed], "containerStatuses": [WAITS]}
+    pod = read_pod(raw_pod(status, spec={"initContainers": [native, {"name": "wait-nfs"}]}))
+    assert (pod.container, pod.container_kind, pod.exit_code) == ("wait-nfs", "InitContainer", 64)
+    assert (pod.reason, pod.message, pod.is_recorded) == ("Error", record, False)
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [WAITS, ended("exporter", 3)]}))
+    assert (pod.container, pod.container_kind, pod.exit_code) == ("exporter", "Sidecar", 3)
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 64, message=record)]}))
+    assert (pod.container, pod.container_kind, pod.is_recorded) == ("trainer", "Trainer", True)

@@ -157,6 +157,8 @@ def test_a_restart_writes_the_next_attempt_before_it_deletes_the_gang():
     assert plan.status["lastFailure"] == {
         "pod": "tune-a0-worker-0",
         "node": "node-1",
+        "container": "trainer",
+        "containerKind": "Trainer",
         "exitCode": 137,
         "reason": "OOMKilled",
         "attempt": 0,
@@ -250,6 +252,13 @@ def test_clean_pod_policy_holds_also_when_the_restarts_are_used_up(policy, delet
     assert conditions(plan.status)["Stalled"] == ("True", "JobFailed")
     assert plan.status["completionTime"] == "2027-01-15T08:00:00Z"
     assert plan.delete == deleted
+
+
+@pytest.mark.parametrize(("policy", "deleted"), [("None", ()), ("Running", (ref(0), ref(1)))], ids=str)
+def test_a_sidecar_that_outlives_the_trainer_neither_hides_its_end_nor_holds_its_gpus(policy, deleted):
+    ended = [pod(rank, phase="Succeeded", finished_at=NOW - 1, has_living_containers=True) for rank in (0, 1)]
+    plan = reconcile.plan(job({"runPolicy": {"cleanPodPolicy": policy}}), seen(*ended), NOW)
+    assert (plan.status["phase"], plan.delete) == ("Succeeded", deleted)
 
 
 def test_a_finished_job_is_only_cleaned_up():

@@ -30,6 +30,7 @@ def test_a_failed_pod_restarts_the_gang_after_the_first_backoff():
             reason="signal 11",
             pod="tune-a0-worker-0",
             node="node-1",
+            container="trainer",
             exit_code=139,
             attempt=0,
             time=NOW - 5,
@@ -245,3 +246,38 @@ def test_an_attempt_waits_until_no_pod_of_an_earlier_one_can_run():
     assert backoff.may_start(seen(terminating, status=status, lost_nodes=lost), NOW)
     in_grace = pod(1, deleting=True, grace_ends=NOW + 30)
     assert not backoff.may_start(seen(in_grace, status=status, lost_nodes=lost), NOW)
+
+
+OWN_COMMAND = {"command": ["sh", "-c", "make train"]}
+OTHER = {"container": "wait-nfs", "container_kind": "InitContainer"}
+
+
+@pytest.mark.parametrize("code", [2, 64, 65, 78])
+@pytest.mark.parametrize(("spec", "fields"), [(OWN_COMMAND, {}), (None, OTHER)], ids=["command", "container"])
+def test_codes_of_other_programs_are_not_read_as_the_trainers(code, spec, fields):
+    decision = decide(failed(0, code, reason="Error", **fields), pod(1), spec=spec)
+    assert isinstance(decision, Restart)
+    assert (decision.counters, decision.failure.reason) == (Counters(total=1, counted=1), f"exit code {code}")
+
+
+def test_a_command_of_the_users_own_is_believed_where_it_leaves_the_trainers_record():
+    decision = decide(failed(0, 65, reason="BAD_DATA", is_recorded=True), pod(1), spec=OWN_COMMAND)
+    assert isinstance(decision, Fail)
+    assert (decision.reason, decision.failure.reason) == (names.NON_RETRYABLE_EXIT, "BAD_DATA")
+
+
+def test_rules_judge_the_codes_of_every_container():
+    rules = [{"action": "FailJob", "onExitCodes": [2]}]
+    decision = decide(failed(0, 2, **OTHER), pod(1), spec=policy(rules=rules))
+    assert isinstance(decision, Fail)
+    assert (decision.reason, decision.failure.container) == (names.FAILURE_POLICY, "wait-nfs")
+
+
+def test_an_init_container_cannot_have_lost_a_peer_so_its_failure_is_not_waited_for():
+    other = failed(1, 1, finished_at=NOW - 0.5)
+    decision = decide(failed(0, 1, finished_at=NOW - 1, **OTHER), other, pod(1, phase="Running", name="x"))
+    assert isinstance(decision, Restart)
+    assert (decision.failure.container, decision.failure.place) == (
+        "wait-nfs",
+        "init container wait-nfs of pod tune-a0-master-0",
+    )

@@ -94,12 +94,16 @@ CASES = {
         {
             "podTemplate": {
                 "metadata": {"labels": {"megatrontrain.dev/job-name": "x"}},
-                "spec": {"restartPolicy": "Always", "containers": [{"name": "trainer", "command": ["sh"]}]},
+                "spec": {
+                    "restartPolicy": "Always",
+                    "containers": [{"name": "trainer", "command": ["sh"], "restartPolicy": "Never"}],
+                },
             }
         },
         {
             "spec.podTemplate.spec.restartPolicy": "set by the operator",
             "spec.podTemplate.spec.containers[0].command": "given under spec",
+            "spec.podTemplate.spec.containers[0].restartPolicy": "set by the operator",
             "spec.podTemplate.metadata.labels.megatrontrain.dev/job-name": "choose another",
         },
     ),

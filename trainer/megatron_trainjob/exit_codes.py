@@ -41,8 +41,11 @@ def retry_class(exit_code: int) -> Retry:
 
 def describe(exit_code: int) -> str:
     """A short reason for status and events, for example "BAD_ARGUMENTS" or "signal 9"."""
-    if exit_code in ExitCode._value2member_map_:
-        return ExitCode(exit_code).name
+    return ExitCode(exit_code).name if exit_code in ExitCode._value2member_map_ else describe_foreign(exit_code)
+
+
+def describe_foreign(exit_code: int) -> str:
+    """The same for a program that is not the trainer: its codes have no names of ours."""
     if 128 < exit_code < 160:
         return f"signal {exit_code - 128}"
     return f"exit code {exit_code}"

@@ -40,7 +40,8 @@ def leftovers(job: Job, seen: Seen) -> tuple[Ref, ...]:
 
 
 def _running(pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
-    return tuple(pod for pod in pods if not pod.is_finished)
+    """Pods that hold resources; a sidecar that outlives the trainer does too."""
+    return tuple(pod for pod in pods if not pod.is_finished or pod.has_living_containers)
 
 
 def pod_ref(pod: Pod) -> Ref:

@@ -4,19 +4,33 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_operator.observe import ContainerKind
+
 
 @dataclass(frozen=True, kw_only=True)
 class Failure:
-    """Why an attempt ended, for status.lastFailure. `time` is seconds since the epoch."""
+    """Why an attempt ended, for status.lastFailure. `time` is seconds since the epoch.
+
+    container: the one that ended with this exit code; empty where the pod itself was refused or taken away.
+    """
 
     reason: str
     message: str = ""
     pod: str = ""
     node: str = ""
+    container: str = ""
+    container_kind: ContainerKind = "Trainer"
     exit_code: int | None = None
+    is_recorded: bool = False
     iteration: int | None = None
     attempt: int = 0
     time: float = 0.0
+
+    @property
+    def place(self) -> str:
+        """Where it happened, in words: the pod, and its container when that is not the trainer."""
+        kind = {"Trainer": "", "InitContainer": "init container", "Sidecar": "sidecar"}[self.container_kind]
+        return f"{kind} {self.container} of pod {self.pod}" if kind else f"pod {self.pod}"
 
 
 @dataclass(frozen=True, kw_only=True)

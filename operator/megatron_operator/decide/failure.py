@@ -9,7 +9,7 @@ from megatron_operator.decide import program
 from megatron_operator.decide.decision import Failure
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
-from megatron_trainjob.exit_codes import ExitCode, describe, retry_class
+from megatron_trainjob.exit_codes import ExitCode, describe, describe_foreign, retry_class
 
 POD_DELETED = "PodDeleted"
 
@@ -28,15 +28,15 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
     """
     for candidates in (
         [pod for pod in seen.current if pod.disruption is not None],
-        [pod for pod in failed(seen) if is_permanent(pod)],
+        [pod for pod in failed(seen) if is_permanent(job, pod)],
         [pod for pod in seen.current if pod.deleting],
     ):
         if candidates:
-            return _of_pod(min(candidates, key=_when), seen, now)
+            return _of_pod(job, min(candidates, key=_when), seen, now)
     if gone := _of_missing(job, seen, now):
         return gone
     cause = _cause(failed(seen))
-    return None if cause is None or _known_at(seen, cause, now) > now else _of_pod(cause, seen, now)
+    return None if cause is None or _known_at(seen, cause, now) > now else _of_pod(job, cause, seen, now)
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
@@ -50,9 +50,22 @@ def failed(seen: Seen) -> list[Pod]:
     return [pod for pod in seen.current if pod.phase in ("Failed", "Unknown")]
 
 
-def is_permanent(pod: Pod) -> bool:
+def is_permanent(job: Job, pod: Pod) -> bool:
     """Whether no retry can help: the trainer's code says so, or there is no such program."""
-    return retry_class(pod.exit_code or ExitCode.ERROR) == "never" or bool(program.refusal(pod.reason, pod.message))
+    return is_final_code(job, pod) or bool(program.refusal(pod.reason, pod.message))
+
+
+def is_final_code(job: Job, end: Pod | Failure) -> bool:
+    """Whether the trainer itself says by its exit code that a retry cannot help."""
+    return is_trainers_code(job, end) and end.exit_code is not None and retry_class(end.exit_code) == "never"
+
+
+def is_trainers_code(job: Job, end: Pod | Failure) -> bool:
+    """Whether the exit code is one of `ExitCode`: to any other program 2 or 64 mean something else.
+
+    A command of the user's own is believed where it leaves the trainer's termination record.
+    """
+    return end.container == names.CONTAINER and (not job.command or end.is_recorded)
 
 
 def missing(job: Job, seen: Seen) -> tuple[str, ...]:
@@ -80,7 +93,12 @@ def _cause(pods: list[Pod]) -> Pod | None:
     """Of those that failed with the first of them, one that did not merely lose its peer."""
     until = min(map(_end, pods), default=0.0) + CAUSE_WITHIN_S
     early = [pod for pod in pods if _end(pod) <= until]
-    return min(early, key=lambda pod: (pod.exit_code in CONSEQUENCES, *_when(pod)), default=None)
+    return min(early, key=lambda pod: (_may_be_consequence(pod), *_when(pod)), default=None)
+
+
+def _may_be_consequence(pod: Pod) -> bool:
+    """Whether it looks like the end of a rank that lost a peer; other containers have none."""
+    return pod.container == names.CONTAINER and pod.exit_code in CONSEQUENCES
 
 
 def _known_at(seen: Seen, cause: Pod, now: float) -> float:
@@ -89,22 +107,25 @@ def _known_at(seen: Seen, cause: Pod, now: float) -> float:
     A node's clock that is ahead of ours never makes the wait longer.
     """
     have_all_ended = all(pod.is_finished for pod in seen.current)
-    if cause.exit_code not in CONSEQUENCES or have_all_ended or cause.finished_at is None or cause.finished_at > now:
+    if not _may_be_consequence(cause) or have_all_ended or cause.finished_at is None or cause.finished_at > now:
         return now
     return cause.finished_at + CAUSE_WITHIN_S
 
 
-def _of_pod(pod: Pod, seen: Seen, now: float) -> Failure:
+def _of_pod(job: Job, pod: Pod, seen: Seen, now: float) -> Failure:
     reason = pod.disruption or pod.reason
     if not reason and pod.deleting:
         reason = POD_DELETED
     if reason in ("", "Error") and pod.exit_code is not None:
-        reason = describe(pod.exit_code)
+        reason = describe(pod.exit_code) if is_trainers_code(job, pod) else describe_foreign(pod.exit_code)
     beat = seen.beat
     return Failure(
         pod=pod.name,
         node=pod.node,
+        container=pod.container if pod.exit_code is not None else "",
+        container_kind=pod.container_kind,
         exit_code=pod.exit_code,
+        is_recorded=pod.is_recorded,
         reason=reason or "Unknown",
         message=pod.message,
         iteration=pod.iteration if pod.iteration is not None else (beat.iteration if beat else None),

@@ -15,7 +15,6 @@ from megatron_operator.decide.backoff import delay_s
 from megatron_operator.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.job import Job, Rule
 from megatron_operator.observe import Seen
-from megatron_trainjob.exit_codes import retry_class
 
 # The kubelet refused or dropped the pod through no fault of the program.
 ADMISSION_REASONS = frozenset(
@@ -55,7 +54,7 @@ def judge(job: Job, seen: Seen, failure: Failure) -> Verdict:
     for rule in job.failure_policy.rules:
         if matches(rule, failure):
             return _by_rule(rule, failure, seen)
-    return by_default(seen, failure)
+    return by_default(job, seen, failure)
 
 
 def matches(rule: Rule, failure: Failure) -> bool:
@@ -64,7 +63,7 @@ def matches(rule: Rule, failure: Failure) -> bool:
     return code_matches and (not rule.reasons or failure.reason in rule.reasons)
 
 
-def by_default(seen: Seen, failure: Failure) -> Verdict:
+def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
     """The table of defaults: what a failure means when the user said nothing."""
     restart_reason = _restart_reason(seen, failure)
     if is_disruption(seen, failure):
@@ -72,9 +71,10 @@ def by_default(seen: Seen, failure: Failure) -> Verdict:
     if failure.reason in ADMISSION_REASONS or failure.reason.startswith("OutOf"):
         return Verdict(kind="admission", reason=restart_reason)
     if refusal := program.refusal(failure.reason, failure.message):
-        message = f"Pod {failure.pod} cannot start {refusal}. Correct spec.command or spec.image in a new job."
+        remedy = "spec.command or spec.image" if failure.container_kind == "Trainer" else "its command or image"
+        message = f"{failure.place.capitalize()} cannot start {refusal}. Correct {remedy} in a new job."
         return Verdict(kind="never", reason=names.STARTUP_FAILED, message=message)
-    if failure.exit_code is not None and retry_class(failure.exit_code) == "never":
+    if failures.is_final_code(job, failure):
         message = f"Pod {failure.pod} ended with {failure.reason} ({failure.exit_code}); a retry cannot help."
         return Verdict(kind="never", reason=names.NON_RETRYABLE_EXIT, message=message)
     if is_repeated_out_of_memory(seen, failure):

@@ -106,6 +106,8 @@ def _last_failure() -> Schema:
         {
             "pod": text("The pod that failed first."),
             "node": text("Its node."),
+            "container": text("The container that ended it. Absent where the pod itself was refused or taken away."),
+            "containerKind": choice("What that container is.", "Trainer", "InitContainer", "Sidecar"),
             "exitCode": described({"type": "integer", "format": "int32"}, "Its exit code."),
             "reason": text("One word, such as OOMKilled or BAD_DATA.", max_length=1024),
             "message": text("The trainer's or the kubelet's own words.", max_length=4096),
