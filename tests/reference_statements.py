@@ -63,9 +63,6 @@ RULED = {
     ),
     ("num_workers", "streaming=true -> 1"): "a_stream_has_one_worker",
     ("seq_length", "max_position_embeddings >= seq_length"): "the_planned_sequence_fits_into_the_model",
-    ("seq_length", "seq_length % (2*context_parallel_size) == 0 when context_parallel_size>1"): (
-        "the_sequence_divides_over_context_ranks"
-    ),
     ("lr_warmup_iters", "must be 0 when lr_warmup_fraction is set"): "the_warmup_has_one_length",
     ("lr_warmup_fraction", "conflicts lr_warmup_iters>0"): "the_warmup_has_one_length",
     ("min_lr", "min_lr <= lr"): "the_learning_rate_falls",
@@ -210,6 +207,7 @@ UNRULED = {
     ),
     ("attention_backend", "padding_free (thd) needs a backend that supports packed sequences"): AT_RUN_TIME,
     ("use_precision_aware_optimizer", "needs Transformer Engine >= 2.1"): AT_RUN_TIME,
+    ("seq_length", "seq_length % (2*context_parallel_size) == 0 when context_parallel_size>1"): NOT_OURS,
     ("load", "directory must exist"): AT_RUN_TIME,
     ("load", "required unless no_initialization=false"): "weights also come from model, in Hugging Face form",
     ("no_initialization", "must be false when load is unset"): "weights also come from model, in Hugging Face form",

@@ -93,10 +93,9 @@ CASES = [
         given=("dataloader_type",),
     ),
     Case(
-        rule="a_stream_gives_its_own_order",
+        rule="stored_data_is_sampled",
         good={"dataloader_type": "single"},
         bad={"dataloader_type": "external"},
-        given=("dataloader_type",),
     ),
     Case(
         rule="pre_training_uses_plain_text",
@@ -134,6 +133,11 @@ CASES = [
         config=DENSE,
     ),
     Case(
+        rule="a_sequence_has_one_length",
+        good={"seq_length": 2048, "max_length": 2048},
+        bad={"seq_length": 2048, "max_length": 4096},
+    ),
+    Case(
         rule="rotary_scaling_is_known_and_has_a_target",
         good={"rope_scaling": {"type": "linear", "factor": 2.0}},
         bad={"rope_scaling": "cubic", "max_model_len": 9},
@@ -150,7 +154,7 @@ CASES = [
     ),
     Case(
         rule="a_stream_is_not_tokenised_lazily",
-        good={"streaming": True},
+        good={"lazy_tokenize": True},
         bad={"streaming": True, "lazy_tokenize": True},
     ),
     Case(
@@ -170,7 +174,7 @@ CASES = [
     ),
     Case(
         rule="packed_rows_are_not_padded",
-        good={"packing": True, "padding_free": True},
+        good={"padding_free": False},
         bad={"packing": True, "padding_free": False},
     ),
     Case(
@@ -303,11 +307,6 @@ CASES = [
         good={"tensor_model_parallel_size": 8},
         bad={"tensor_model_parallel_size": 6},
         config=DENSE,
-    ),
-    Case(
-        rule="the_sequence_divides_over_context_ranks",
-        good={"seq_length": 16, "context_parallel_size": 4},
-        bad={"seq_length": 12, "context_parallel_size": 4},
     ),
     *(
         Case(
@@ -649,14 +648,14 @@ CASES = [
     ),
     Case(
         rule="recomputed_layers_fit_into_each_stage",
-        good={"recompute_num_layers": 6, "pipeline_model_parallel_size": 2},
-        bad={"recompute_num_layers": 7, "pipeline_model_parallel_size": 2},
+        good={"recompute_num_layers": 6, "recompute_granularity": "full", "pipeline_model_parallel_size": 2},
+        bad={"recompute_num_layers": 7, "recompute_granularity": "full", "pipeline_model_parallel_size": 2},
         config=DENSE,
     ),
     Case(
         rule="recomputed_layers_fit_into_each_stage",
-        good={"recompute_num_layers": 4, "recompute_method": "uniform"},
-        bad={"recompute_num_layers": 5, "recompute_method": "uniform"},
+        good={"recompute_num_layers": 4, "recompute_method": "uniform", "recompute_granularity": "full"},
+        bad={"recompute_num_layers": 5, "recompute_method": "uniform", "recompute_granularity": "full"},
         config=DENSE,
     ),
     # tuner
@@ -697,11 +696,6 @@ CASES = [
         rule="some_module_gets_an_adapter",
         good={"train_type": "lora", "target_modules": ("linear_qkv",)},
         bad={"train_type": "lora", "target_modules": ()},
-    ),
-    Case(
-        rule="an_adapter_is_merged_only_into_a_written_model",
-        good={"merge_lora": True, "to_hf": True},
-        bad={"merge_lora": True},
     ),
     Case(
         rule="a_model_written_after_lora_has_the_adapter_in_it",

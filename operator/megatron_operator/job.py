@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from megatron_operator import names
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
 Task = Literal["pt", "sft", "rlhf"]
@@ -170,7 +171,7 @@ class Job:
     scheduling: Scheduling
     run_policy: RunPolicy
     failure_policy: FailurePolicy
-    warnings: tuple[str, ...]
+    warnings: tuple[Violation, ...]
     progress_push: ProgressPush | None = None
     kueue_mode: KueueMode = "PodGroup"
 

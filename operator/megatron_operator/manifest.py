@@ -18,7 +18,7 @@ from megatron_operator.schema.spec import spec as spec_schema
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args
 from megatron_trainjob.args.status import task_violations
-from megatron_trainjob.violation import Violation
+from megatron_trainjob.violation import Violation, as_errors
 
 Object = Mapping[str, Any]
 DEFAULT_IMAGE = "megatron-train-operator/trainer:0.1.0"
@@ -29,12 +29,16 @@ MIG_PREFIX = "nvidia.com/mig-"
 
 
 def parse(
-    manifest: object, *, hf_config: Object | None = None, default_image: str = DEFAULT_IMAGE
+    manifest: object,
+    *,
+    hf_config: Object | None = None,
+    default_image: str = DEFAULT_IMAGE,
+    strict: bool = False,
 ) -> Job | tuple[Violation, ...]:
     """The job, or everything that is wrong with the manifest.
 
     hf_config: the model's config.json where it can be read; without it, rules about the model are left out.
-    default_image: image for a manifest that names none.
+    default_image: image for a manifest that names none. strict: warnings are errors, as with spec.strict.
     """
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("spec"), Mapping):
         return (Violation(path="spec", value=None, message="a manifest needs spec; see docs or examples"),)
@@ -55,7 +59,8 @@ def parse(
     )
     if violations or arguments.args is None:
         return violations
-    return manifest_job.build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
+    job = manifest_job.build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
+    return as_errors(job.warnings) if job.warnings and (strict or spec["strict"]) else job
 
 
 def nproc_per_node(spec: Object) -> int:

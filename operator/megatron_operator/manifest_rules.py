@@ -35,20 +35,26 @@ def check(metadata: Object, spec: Object) -> Iterator[Violation]:
         yield from rule(metadata, spec)
 
 
-def warnings(spec: Object, arguments: Object) -> Iterator[str]:
+def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
     """What is allowed and seldom meant."""
     mounts = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
     save = str(arguments.get("save") or spec["checkpoint"]["mountPath"])
     if not any(is_below(save, mount) for mount in mounts):
-        yield f"spec.args.save: {save} is not below a mounted volume; in a cluster it is lost with the pod"
+        yield _warning("spec.args.save", save, "is not below a mounted volume; in a cluster it is lost with the pod")
     elif is_below(save, mounts[0]) and not spec["checkpoint"].get("pvc"):
-        yield "spec.checkpoint: no pvc is given; in a cluster checkpoints are lost with the pod"
+        yield _warning("spec.checkpoint", None, "has no pvc; in a cluster checkpoints are lost with the pod")
     limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
     slices = sum(int(amount(str(count))) for name, count in limits.items() if name.startswith("nvidia.com/mig-"))
     if slices > 1:
-        yield "spec.resourcesPerNode: NCCL has no peer-to-peer path between MIG slices; expect slow collectives"
+        message = "has MIG slices, between which NCCL has no peer-to-peer path; expect slow collectives"
+        yield _warning("spec.resourcesPerNode", slices, message)
     if spec["network"]["hostNetwork"] or (spec["network"].get("rdma") or {}).get("ipcLock"):
-        yield "spec.network: hostNetwork and ipcLock need a namespace with PodSecurity privileged"
+        message = "needs a namespace with PodSecurity privileged for hostNetwork or ipcLock"
+        yield _warning("spec.network", None, message)
+
+
+def _warning(path: str, value: object, message: str) -> Violation:
+    return Violation(path=path, value=value, message=message, severity="warning")
 
 
 def is_below(path: str, directory: str) -> bool:

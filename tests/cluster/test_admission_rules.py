@@ -21,7 +21,11 @@ from rule_cases import CASES
 pytestmark = pytest.mark.cluster
 JOBS = f"{API}/namespaces/default/megatrontrainjobs"
 CRD = Path(__file__).parent.parent.parent / "crds" / "megatrontrainjob.yaml"
-CEL_CASES = [case for case in CASES if RULES[case.rule].cel and set(TRAINING) <= set(RULES[case.rule].tasks)]
+CEL_CASES = [
+    case
+    for case in CASES
+    if RULES[case.rule].cel and RULES[case.rule].severity == "error" and set(TRAINING) <= set(RULES[case.rule].tasks)
+]
 OTHER_VALUES = {"int": 7, "float": 0.7, "str": "x", "list[str]": ["x"], "json": {"a": 1}}
 
 

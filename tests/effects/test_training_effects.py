@@ -197,6 +197,16 @@ def test_max_length_drops_longer_rows_and_says_so(train):
     assert "longer than max_length" in report
 
 
+@effect("seq_length")
+def test_seq_length_is_max_length_where_that_is_unset(train):
+    longer, shorter = (
+        json.loads((train(train_iters=1, **lengths).folder / "data_report.json").read_text())
+        for lengths in ({"max_length": 256, "seq_length": 40}, {"max_length": None, "seq_length": 40})
+    )
+    assert "longer than max_length" not in json.dumps(longer)
+    assert "longer than max_length" in json.dumps(shorter)
+
+
 @effect("padding_free")
 def test_padding_free_false_pads_rows_and_changes_no_loss(train, plain):
     run = train(padding_free=False, micro_batch_size=2, dataloader_type="single")
@@ -215,7 +225,7 @@ def test_to_hf_writes_a_model_that_transformers_loads(train, plain):
 
 @effect("merge_lora")
 def test_merge_lora_exports_the_model_with_the_adapter_in_it(train):
-    run = train(train_type="lora", to_hf=True, merge_lora=True, lora_dropout=0.0)
+    run = train(train_type="lora", merge_lora=True, lora_dropout=0.0)
     assert run.exit_code == 0, run.message
     assert (run.folder / "hf" / "model.safetensors").exists()
 

@@ -73,8 +73,13 @@ def test_a_warning_does_not_make_a_manifest_invalid(here, capsys):
     manifest["spec"]["args"]["output_dir"] = "/tmp/elsewhere"
     (here / "job.yaml").write_text(yaml.safe_dump(manifest))
     text = said(capsys, "validate", "job.yaml")
-    assert "spec.args.output_dir is another name of save" in text
-    assert "/tmp/elsewhere is not below a mounted volume" in text
+    assert "spec.args.output_dir: is another name of save" in text
+    assert "spec.args.save: is not below a mounted volume" in text
+    strict = said(capsys, "validate", "job.yaml", "--strict", code=2)
+    assert "spec.args.save: is not below a mounted volume" in strict
+    manifest["spec"]["strict"] = True
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    assert "2 problems" in said(capsys, "validate", "job.yaml", code=2)
 
 
 def test_plan_shows_layout_batches_and_memory(here, capsys):

@@ -49,7 +49,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
             "lr_decay_style": "wsd",
             "fp16": True,
             "bf16": True,
-            "freeze_vit": False,
+            "freeze_llm": True,
             "beta": 0.2,
         },
         task="sft",
@@ -61,9 +61,9 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
         Violation(path="spec.args.lrr", value=1e-5, message="unknown argument; did you mean lr?"),
         Violation(path="spec.args.lr_decay_style", value="wsd", message="must be one of cosine, linear, constant"),
         Violation(
-            path="spec.args.freeze_vit",
-            value=False,
-            message="is refused: only text models are trained here, this argument is about images, video or audio",
+            path="spec.args.freeze_llm",
+            value=True,
+            message="is refused: a text model has no other part to train",
         ),
         Violation(
             path="spec.args.beta",
@@ -94,16 +94,38 @@ def test_name_of_4x_is_accepted_with_a_warning():
     parsed = parse({"model": "m", "dataset": ["d"], "num_train_epochs": 2}, task="sft")
     assert parsed.args.max_epochs == 2
     assert parsed.given == {"model", "dataset", "max_epochs"}
-    assert parsed.warnings == ("spec.args.num_train_epochs is another name of max_epochs; write max_epochs",)
+    assert [str(warning) for warning in parsed.warnings] == [
+        "spec.args.num_train_epochs: is another name of max_epochs; write max_epochs (got 2)"
+    ]
 
 
 def test_inverted_name_of_4x_means_the_opposite():
     parsed = parse({**RUN, "bias_dropout_fusion": False}, task="sft")
     assert parsed.args.no_bias_dropout_fusion is True
-    assert parsed.warnings == (
-        "spec.args.bias_dropout_fusion is another name of the opposite of no_bias_dropout_fusion;"
-        " write no_bias_dropout_fusion",
-    )
+    assert [str(warning) for warning in parsed.warnings] == [
+        "spec.args.bias_dropout_fusion: is another name of the opposite of no_bias_dropout_fusion;"
+        " write no_bias_dropout_fusion (got False)"
+    ]
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        ({"sequence_parallel": True}, ["sequence_parallel: has no effect without tensor_model_parallel_size > 1"]),
+        ({"eval_interval": 5}, ["eval_interval: has no effect without validation data (val_dataset or split_dataset"]),
+        ({"max_pixels": 1024}, ["max_pixels: has no effect: a text model has no images"]),
+        ({"moe_token_dispatcher_type": "flex"}, ["moe_token_dispatcher_type: is alltoall here, with the same result"]),
+        ({"lora_rank": 16, "lora_alpha": 64}, ["lora_alpha: has no effect", "lora_rank: has no effect without train_"]),
+        ({"masked_softmax_fusion": False}, ["masked_softmax_fusion: is another name of the opposite of"]),
+        ({"no_masked_softmax_fusion": True, "template_backend": "jinja"}, []),
+    ],
+    ids=["layout", "evaluation", "images", "dispatcher", "adapter", "fulfilled, under another name", "fulfilled"],
+)
+def test_what_changes_nothing_is_accepted_with_a_warning(given, said):
+    parsed = parse({**RUN, **given}, task="sft")
+    warnings = sorted(str(warning).removeprefix("spec.args.") for warning in parsed.warnings)
+    assert parsed.violations == ()
+    assert [text[: len(part)] for text, part in zip(warnings, said, strict=True)] == said
 
 
 def test_two_names_of_one_argument_must_agree():

@@ -3,7 +3,7 @@
 import json
 import re
 
-from megatron_trainjob.args.admission import checks
+from megatron_trainjob.args.admission import checks, remarks
 from megatron_trainjob.args.names import ALIASES
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.schema import arguments_schema
@@ -83,13 +83,13 @@ def test_schema_leaves_room_for_the_rest_of_the_definition():
 
 def test_every_pair_rule_of_training_has_its_form_in_cel():
     pairs = [rule for rule in RULES.values() if rule.cel and set(rule.tasks) >= {"pt", "sft", "rlhf"}]
-    expressions = {check.holds for check in checks()}
+    expressions = {check.holds for check in (*checks(), *remarks())}
     assert {rule.cel.replace("self.", "variables.args.") for rule in pairs} <= expressions
     assert len(pairs) > 80
 
 
 def test_checks_say_where_the_problem_is():
-    blamed = [re.match(r"(spec\.args\.\w+) |spec(\.args)?: ", check.message) for check in checks()]
+    blamed = [re.match(r"(spec\.args\.\w+) |spec(\.args)?: ", check.message) for check in (*checks(), *remarks())]
     assert all(blamed)
     assert {found[1].rpartition(".")[2] for found in blamed if found[1]} <= set(PROPERTIES)
 

@@ -130,11 +130,11 @@ def test_basic_arguments_are_accepted_by_the_commands_that_read_them():
     assert {name: tasks for name, tasks in missing.items() if tasks} == {}
 
 
-def test_multimodal_and_derived_arguments_are_refused():
+def test_multimodal_and_derived_arguments_are_refused_or_change_nothing():
     uses = ("multimodal", "derived", "inference_only")
     about_images = [entry["name"] for entry in MEGATRON if "multimodal_model" in entry["requires"]]
     others = [entry["name"] for entry in BASIC if entry["megatron_use"] in uses]
-    assert {ARGUMENTS[name].status for name in [*about_images, *others]} == {"refused"}
+    assert {ARGUMENTS[name].status for name in [*about_images, *others]} == {"refused", "no effect"}
 
 
 def test_every_argument_is_explained_in_one_short_line():
@@ -145,15 +145,15 @@ def test_every_argument_is_explained_in_one_short_line():
 
 
 def test_every_refusal_and_nothing_else_has_a_reason():
-    refused = {argument.name for argument in ARGUMENTS.values() if argument.status == "refused"}
-    assert {argument.name for argument in ARGUMENTS.values() if argument.reason} == refused
+    explained = {argument.name for argument in ARGUMENTS.values() if argument.status in ("refused", "no effect")}
+    assert {argument.name for argument in ARGUMENTS.values() if argument.reason} == explained
 
 
 def test_refused_choices_are_choices():
     wrong = [
         (argument.name, choice)
         for argument in ARGUMENTS.values()
-        for choice in argument.refused_choices
+        for choice in (*argument.refused_choices, *argument.warned_choices)
         if argument.choices is not None and choice not in argument.choices
     ]
     assert wrong == []

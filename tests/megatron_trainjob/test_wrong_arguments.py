@@ -129,11 +129,6 @@ WRONG = {
         "sft",
         ["fp16: cannot be combined with bf16: true; change one of the two (got True)"],
     ),
-    "sequence without tensor parallelism": (
-        {"sequence_parallel": True},
-        "sft",
-        ["sequence_parallel: needs tensor_model_parallel_size > 1; set that, or change sequence_parallel (got True)"],
-    ),
     "full recomputation of nothing": (
         {"recompute_granularity": "full"},
         "sft",
@@ -155,16 +150,12 @@ WRONG = {
         "sft",
         ["streaming: needs train_iters; set that, or change streaming (got True)"],
     ),
-    "adapter settings in full training": (
-        {"lora_rank": 16},
-        "sft",
-        ["lora_rank: needs train_type: lora; set that, or remove lora_rank (got 16)"],
-    ),
-    "freezing in LoRA training": (
-        {"train_type": "lora", "freeze_parameters": ["decoder"]},
+    "more than adapters in LoRA training": (
+        {"train_type": "lora", "trainable_parameters": ["decoder"]},
         "sft",
         [
-            "freeze_parameters: needs train_type: full; set that, or remove freeze_parameters (got ('decoder',))",
+            "trainable_parameters: cannot be combined with train_type: lora, because LoRA freezes the model and trains"
+            " its adapters; change one of the two (got ('decoder',))",
         ],
     ),
     "regular expression": (
@@ -210,14 +201,6 @@ WRONG = {
             "label_smoothing: cannot be combined with loss_type: hinge or ipo or bco_pair or sppo_hard or nca_pair or"
             " discopop or apo_zero or apo_down, because these losses have no label noise; change one of the two"
             " (got 0.1)"
-        ],
-    ),
-    "images": (
-        {"max_pixels": 1024},
-        "sft",
-        [
-            "max_pixels: is refused: only text models are trained here, this argument is about images, video or audio"
-            " (got 1024)"
         ],
     ),
     "secret in a manifest": (

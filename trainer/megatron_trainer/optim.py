@@ -49,7 +49,7 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: 
         "bf16": params_dtype == torch.bfloat16,
         "params_dtype": params_dtype,
         "use_distributed_optimizer": args.use_distributed_optimizer,
-        "overlap_param_gather": args.overlap_param_gather,
+        "overlap_param_gather": args.overlap_param_gather and args.use_distributed_optimizer,
         "use_precision_aware_optimizer": args.use_precision_aware_optimizer,
         "main_grads_dtype": DTYPES[args.main_grads_dtype],
         # Whole float32 values: a checkpoint that fits every layout cannot hold what 16 bits leave over.
@@ -78,7 +78,7 @@ def _data_parallel(model: GPTModel, args: TrainArgs, *, is_first: bool) -> Distr
     ddp_config = DistributedDataParallelConfig(
         use_distributed_optimizer=args.use_distributed_optimizer,
         overlap_grad_reduce=args.overlap_grad_reduce,
-        overlap_param_gather=args.overlap_param_gather,
+        overlap_param_gather=args.overlap_param_gather and args.use_distributed_optimizer,
         grad_reduce_in_fp32=args.main_grads_dtype == "fp32",
         check_for_nan_in_grad=False,  # the loop checks the loss on all ranks and says which step it was
     )

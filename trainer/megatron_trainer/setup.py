@@ -44,12 +44,14 @@ from megatron_trainer.schedule import Schedule
 from megatron_trainer.state import TrainState, on_data
 from megatron_trainer.tasks import TASKS
 from megatron_trainer.termination import Termination
+from megatron_trainjob import violation
 from megatron_trainjob.args import derive, rules, status
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.checkpoint_folder import Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
 
@@ -204,9 +206,17 @@ def _arguments(parsed: Parsed) -> TrainArgs:
 def _check(parsed: Parsed, task: Task, spec: ModelSpec, backend: Backend) -> None:
     """The rules that need the model, the number of ranks and the machine; all violations at once."""
     args = _arguments(parsed)
-    violations = rules.check(
+    found = rules.check(
         args, parsed.given, task=task, world_size=dist.get_world_size(), hf_config=spec.config, path="spec.args"
     )
+    said = {warning.message for warning in parsed.warnings}
+    for warning in violation.warnings(found):
+        if warning.message not in said:
+            logger.warning("%s", warning)
+    violations = violation.errors(found)
+    if args.fp8_format and args.fp8_recipe == "mxfp8" and "mxfp8" not in backend.fused_kernels():
+        message = "needs a Blackwell GPU, and this is none; use blockwise"
+        violations += (Violation(path="spec.args.fp8_recipe", value="mxfp8", message=message),)
     if backend.num_devices() is None:
         violations += status.without_gpu(args, task=task)
     if violations:

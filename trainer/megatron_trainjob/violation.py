@@ -2,16 +2,39 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+Severity = Literal["error", "warning"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """One problem: where it is, what was given, what is wrong and what to do about it."""
+    """One problem: where it is, what was given, what is wrong and what to do about it.
+
+    A warning is about input that is accepted although part of it changes nothing.
+    """
 
     path: str
     value: object
     message: str
+    severity: Severity = "error"
 
     def __str__(self) -> str:
         return f"{self.path}: {self.message} (got {self.value!r})"
+
+
+def errors(found: Iterable[Violation]) -> tuple[Violation, ...]:
+    """Those that keep the input from being accepted."""
+    return tuple(each for each in found if each.severity == "error")
+
+
+def warnings(found: Iterable[Violation]) -> tuple[Violation, ...]:
+    """Those with which the input is accepted."""
+    return tuple(each for each in found if each.severity == "warning")
+
+
+def as_errors(found: Iterable[Violation]) -> tuple[Violation, ...]:
+    """The same problems as errors, for whoever wants no warning to pass."""
+    return tuple(replace(each, severity="error") for each in found)

@@ -52,10 +52,10 @@ def add_volumes(command: argparse.ArgumentParser) -> None:
     )
 
 
-def load(arguments: argparse.Namespace, *, local: bool) -> Loaded:
+def load(arguments: argparse.Namespace, *, local: bool, strict: bool = False) -> Loaded:
     """The manifest of a command line with every problem of it.
 
-    local: the job is to run here, so that "auto" counts this machine's GPUs.
+    local: the job is to run here, so that "auto" counts this machine's GPUs. strict: warnings are errors.
     """
     raw, problem = _read(arguments.file)
     if raw is None:
@@ -65,7 +65,7 @@ def load(arguments: argparse.Namespace, *, local: bool) -> Loaded:
         raw = local_machine.with_local_processes(raw, local_machine.num_gpus())
     mounted = local_machine.mounts(raw, _folders(raw, arguments.state_dir, bound), runs_here=local)
     hf_config = local_machine.read_hf_config(raw, mounted)
-    parsed = manifest.parse(raw, hf_config=hf_config)
+    parsed = manifest.parse(raw, hf_config=hf_config, strict=strict)
     found = () if isinstance(parsed, Job) else parsed
     violations = (*wrong, *found, *local_machine.missing_files(raw, mounted))
     job = parsed if isinstance(parsed, Job) and not violations else None

@@ -29,10 +29,10 @@ def show_violations(source: str, violations: Iterable[Violation]) -> None:
         error.print(f"  [bold]{escape(violation.path)}[/]: {escape(violation.message)}{value}")
 
 
-def show_warnings(warnings: Iterable[str]) -> None:
-    """What is allowed and seldom meant."""
+def show_warnings(warnings: Iterable[object]) -> None:
+    """What is allowed and seldom meant, or changes nothing."""
     for warning in warnings:
-        error.print(f"[yellow]warning:[/] {escape(warning)}")
+        error.print(f"[yellow]warning:[/] {escape(str(warning))}")
 
 
 def table(title: str, *columns: str) -> Table:

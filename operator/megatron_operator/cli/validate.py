@@ -13,13 +13,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Adds the command."""
     command = commands.add_parser("validate", help="say everything that is wrong with a manifest")
     add_manifest(command)
+    command.add_argument(
+        "--strict", action="store_true", help="refuse what is otherwise a warning, as spec.strict does"
+    )
     command.add_argument("--output", choices=("text", "json"), default="text", help="json is for other programs")
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0 for a manifest that can run, 2 with every problem for one that cannot."""
-    loaded = load(arguments, local=False)
+    loaded = load(arguments, local=False, strict=arguments.strict)
     if arguments.output == "json":
         out.print_json(json.dumps(_as_data(loaded), default=str))
         return INVALID if loaded.violations else OK
@@ -37,5 +40,5 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _as_data(loaded: Loaded) -> object:
     violations = [{"path": each.path, "value": each.value, "message": each.message} for each in loaded.violations]
-    warnings = list(loaded.job.warnings) if loaded.job else []
+    warnings = [str(each) for each in loaded.job.warnings] if loaded.job else []
     return {"valid": not violations, "violations": violations, "warnings": warnings}

@@ -48,6 +48,7 @@ def _what() -> dict[str, Schema]:
             default=names.MANAGER,
         ),
         "task": choice("Pre-training, supervised fine-tuning or preference training.", "pt", "sft", "rlhf"),
+        "strict": boolean("Refuses the job for what is otherwise a warning.", default=False),
         "extraArgs": text_map("Arguments newer than this resource, as text; the trainer reads and checks them."),
     }
 

@@ -30,6 +30,8 @@ _PEAK_FLOPS: tuple[tuple[str, dict[torch.dtype, float]], ...] = (
 )
 
 
+_BLACKWELL = (10, 0)
+
 # One workspace for cuBLAS, and NCCL's sums in one order.
 _REPRODUCIBLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
 
@@ -58,6 +60,7 @@ class CudaBackend:
         found = {"bias_swiglu", "bias_dropout"}
         if self.layer_impl == "transformer_engine":
             found |= {"rope", "moe_permute"}
+            found |= {"mxfp8"} if torch.cuda.get_device_capability() >= _BLACKWELL else set()
         if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
             found.add("flash_attention")
         return frozenset(found)

@@ -31,7 +31,6 @@ _ONE_PROCESS: dict[str, Any] = {
     "expert_model_parallel_size": 1,
     "expert_tensor_parallel_size": 1,
     "moe_expert_capacity_factor": None,
-    "moe_enable_deepep": False,
     "moe_shared_expert_overlap": False,
 }
 

@@ -108,7 +108,7 @@ def _prepare(args: TrainArgs, task: Task, save: Path) -> Prepared:
         whole,
         tokenizer,
         task=task,
-        max_length=args.max_length or config["max_position_embeddings"],
+        max_length=derive.max_length(args, config) or config["max_position_embeddings"],
         save=save,
         is_first_rank=False,
         progress=_tell,

@@ -30,7 +30,8 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     kind = implementation(args, backend)
     if config.num_moe_experts:
         router.install()
-    layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free else TransformerLayer
+    has_padding = not (args.padding_free or args.packing)
+    layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free and has_padding else TransformerLayer
     chunks = [_chunk(spec, config, kind, stage, layer) for stage in (range(stages) if stages else [None])]
     return [chunk.to(backend.device) for chunk in chunks]
 

@@ -16,6 +16,7 @@ from megatron_trainer.models.extra import configuration
 from megatron_trainer.models.family import HfConfig
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.parallel import expert_tensor_parallel_size
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -40,6 +41,7 @@ def transformer_config(
         **_layout(spec, args, virtual_stages),
         **_precision(spec, args),
         **_computation(args, backend),
+        **_recomputation(spec, args),
         **_fusions(spec, args, backend),
         **_experts(spec, args, backend),
     }
@@ -81,6 +83,7 @@ def _window(config: HfConfig) -> dict[str, Any]:
 
 
 def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dict[str, Any]:
+    has_stages = args.pipeline_model_parallel_size > 1
     return {
         "tensor_model_parallel_size": args.tensor_model_parallel_size,
         "sequence_parallel": args.sequence_parallel and args.tensor_model_parallel_size > 1,
@@ -88,11 +91,12 @@ def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dic
         "virtual_pipeline_model_parallel_size": virtual_stages,
         "overlap_p2p_comm": virtual_stages is not None,
         "batch_p2p_comm": virtual_stages is None,
-        "num_layers_in_first_pipeline_stage": args.decoder_first_pipeline_num_layers,
-        "num_layers_in_last_pipeline_stage": args.decoder_last_pipeline_num_layers,
+        # With one stage megatron-core would build that many layers and no more.
+        "num_layers_in_first_pipeline_stage": args.decoder_first_pipeline_num_layers if has_stages else None,
+        "num_layers_in_last_pipeline_stage": args.decoder_last_pipeline_num_layers if has_stages else None,
         "pipeline_dtype": spec.dtype,
         # Rows differ in length from micro-batch to micro-batch, so stages tell each other the shape.
-        "variable_seq_lengths": args.pipeline_model_parallel_size > 1,
+        "variable_seq_lengths": has_stages,
         "context_parallel_size": args.context_parallel_size,
         "expert_model_parallel_size": args.expert_model_parallel_size,
         "expert_tensor_parallel_size": expert_tensor_parallel_size(args),
@@ -113,7 +117,6 @@ def _precision(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
 
 
 def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
-    recompute = None if args.recompute_granularity == "none" else args.recompute_granularity
     return {
         "hidden_dropout": args.hidden_dropout or 0.0,
         "transformer_impl": implementation(args, backend),
@@ -121,11 +124,20 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
         "perform_initialization": not args.no_initialization and not draws_on_host(args, backend),
         "use_cpu_initialization": draws_on_host(args, backend),
         "deterministic_mode": args.deterministic_mode,
-        "recompute_granularity": recompute,
-        "recompute_method": args.recompute_method,
-        "recompute_num_layers": args.recompute_num_layers,
-        "recompute_modules": list(args.recompute_modules) if recompute == "selective" else None,
         "persist_layer_norm": False,
+    }
+
+
+def _recomputation(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
+    """megatron-core refuses details of another granularity, and modules that the model lacks."""
+    granularity = args.recompute_granularity
+    lacking = () if spec.family.latent_attention else ("mla_up_proj",)
+    modules = [module for module in args.recompute_modules if module not in lacking]
+    return {
+        "recompute_granularity": None if granularity == "none" else granularity,
+        "recompute_method": args.recompute_method if granularity == "full" else None,
+        "recompute_num_layers": args.recompute_num_layers if granularity == "full" else None,
+        "recompute_modules": modules if granularity == "selective" else None,
     }
 
 
@@ -162,18 +174,19 @@ def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, An
     # Dense models too: megatron-core checks the dispatcher where rows vary in length; its default fails there.
     if not model.get("num_moe_experts"):
         return {"moe_token_dispatcher_type": "alltoall"}
+    has_bias = bool(model.get("moe_router_enable_expert_bias"))
+    has_shared = bool(model.get("moe_shared_expert_intermediate_size"))
     balancing = args.moe_router_load_balancing_type or model.get("moe_router_load_balancing_type", "aux_loss")
     return {
         "moe_router_load_balancing_type": balancing,
         "moe_router_dtype": None if args.moe_router_dtype == "none" else args.moe_router_dtype,
-        "moe_router_bias_update_rate": args.moe_router_bias_update_rate,
-        "moe_aux_loss_coeff": args.moe_aux_loss_coeff,
+        **({"moe_router_bias_update_rate": args.moe_router_bias_update_rate} if has_bias else {}),
+        "moe_aux_loss_coeff": args.moe_aux_loss_coeff if "aux_loss" in balancing else 0.0,
         "moe_z_loss_coeff": args.moe_z_loss_coeff,
-        "moe_token_dispatcher_type": args.moe_token_dispatcher_type,
-        "moe_enable_deepep": args.moe_enable_deepep,
+        "moe_token_dispatcher_type": derive.token_dispatcher(args),
         "moe_grouped_gemm": args.moe_grouped_gemm and implementation(args, backend) != "local",
         "moe_permute_fusion": args.moe_permute_fusion and "moe_permute" in backend.fused_kernels(),
         "moe_expert_capacity_factor": args.moe_expert_capacity_factor,
         "moe_token_drop_policy": args.moe_token_drop_policy,
-        "moe_shared_expert_overlap": args.moe_shared_expert_overlap,
+        "moe_shared_expert_overlap": args.moe_shared_expert_overlap and has_shared,
     }

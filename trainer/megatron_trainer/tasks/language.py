@@ -52,16 +52,17 @@ def _forward_step(
         batch.position_ids_BT,
         batch.attention_mask,
         packed_seq_params=parallel.packed_sequence_parameters(whole),
-        padding_mask=_padding_for_routers(args, model, batch.padding_BT),
+        padding_mask=_padding_for_routers(model, batch.padding_BT),
     )
     return logits_BTV, partial(_loss, args, spec, batch, num_target_tokens(whole))
 
 
-def _padding_for_routers(args: TrainArgs, model: nn.Module, padding_BT: Tensor) -> Tensor | None:
+def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
     """Padding, which routers leave out of the balance of experts. Megatron splits it on the first stage alone."""
-    if not get_model_config(model).num_moe_experts:
+    config = get_model_config(model)
+    if not config.num_moe_experts:
         return None
-    if not args.sequence_parallel or get_attr_wrapped_model(model, "pre_process"):
+    if not config.sequence_parallel or get_attr_wrapped_model(model, "pre_process"):
         return padding_BT
     size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
     return padding_BT.chunk(size, dim=1)[rank].contiguous()

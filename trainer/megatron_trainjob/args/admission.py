@@ -13,6 +13,7 @@ from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.rules.condition import Condition, cel_value, changed, is_
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import shown
+from megatron_trainjob.violation import Severity
 
 SPEC, ARGS = "variables.spec", "variables.args"
 
@@ -27,7 +28,12 @@ class Check:
 
 def checks() -> tuple[Check, ...]:
     """Every check over arguments, number of ranks and task."""
-    return (*_refusals(), *_pairs(), _task(), _ranks())
+    return (*_refusals(), *_pairs("error"), _task(), _ranks())
+
+
+def remarks() -> tuple[Check, ...]:
+    """What is said of accepted arguments that change nothing."""
+    return (*_without_effect(), *_pairs("warning"))
 
 
 def _refusals() -> list[Check]:
@@ -49,11 +55,26 @@ def _refusal(condition: Condition, message: str) -> Check:
     return Check(holds=_over_args(f"!{condition.cel()}"), message=f"spec.args.{condition.name} {message}")
 
 
-def _pairs() -> list[Check]:
+def _without_effect() -> list[Check]:
+    """One for every argument that has no effect, and for every accepted value that needs a word."""
+    arguments = [
+        _refusal(changed(name), f"has no effect: {argument.reason}")
+        for name, argument in ARGUMENTS.items()
+        if argument.status == "no effect" and not argument.fulfilled and set(TRAINING) <= set(argument.applies_to)
+    ]
+    choices = [
+        _refusal(is_(name, choice), text)
+        for name, argument in ARGUMENTS.items()
+        for choice, text in argument.warned_choices.items()
+    ]
+    return [*arguments, *choices]
+
+
+def _pairs(severity: Severity) -> list[Check]:
     return [
         Check(holds=_over_args(rule.cel), message=f"spec.args.{rule.about[0]} {rule.cel_message}")
         for rule in RULES.values()
-        if rule.cel and set(TRAINING) <= set(rule.tasks)
+        if rule.cel and rule.severity == severity and set(TRAINING) <= set(rule.tasks)
     ]
 
 

@@ -210,9 +210,15 @@ def router_has_bias(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
     return router_score_function(args, hf_config) == "sigmoid"
 
 
+def token_dispatcher(args: TrainArgs) -> str:
+    """How tokens travel to their experts: what needs kernels that are not here, or is gone, is alltoall."""
+    return "allgather" if args.moe_token_dispatcher_type == "allgather" else "alltoall"
+
+
 def max_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
     """Longest sample in tokens: as given, else what the model supports; None if config.json is silent."""
-    return args.max_length or args.max_model_len or model_value(args, hf_config, "max_position_embeddings")
+    given = args.max_length or args.seq_length
+    return given or args.max_model_len or model_value(args, hf_config, "max_position_embeddings")
 
 
 def packing_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
@@ -221,9 +227,7 @@ def packing_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
 
 
 def sequence_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
-    """Sequence length that Megatron-Core plans with: seq_length, else that of a row."""
-    if args.seq_length is not None:
-        return args.seq_length
+    """Tokens of the longest row."""
     return packing_length(args, hf_config) if args.packing else max_length(args, hf_config)
 
 

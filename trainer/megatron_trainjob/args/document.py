@@ -19,6 +19,8 @@ brackets are those of ms-swift 4.x: they are accepted with a warning, and one ma
 
 - **works**: does what it says; an effect test proves it.
 - **works on GPU only**: needs a CUDA device.
+- **no effect**: accepted; there is nothing that it could change here. Where that is not what was asked for, a warning
+  says so with the reason given.
 - **refused**: cannot work here; the reason is given.
 - **not yet**: recognised, but refused until it works. Its default is accepted.
 """
@@ -71,7 +73,8 @@ def _default(argument: Argument) -> str:
 
 
 def _status(argument: Argument) -> str:
-    if argument.status == "refused":
-        return f"refused: {argument.reason}"
+    if argument.status in ("refused", "no effect"):
+        return f"{argument.status}: {argument.reason}"
     values = [f"{shown(value)} refused: {reason}" for value, reason in argument.refused_choices.items()]
+    values += [f"{shown(value)} {remark}" for value, remark in argument.warned_choices.items()]
     return "; ".join([argument.status, *values])

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 Task = Literal["pt", "sft", "rlhf", "export"]
-Status = Literal["works", "works on GPU only", "refused", "not yet"]
+Status = Literal["works", "works on GPU only", "no effect", "refused", "not yet"]
 Scalar = str | int | float | bool
 
 TRAINING: tuple[Task, ...] = ("pt", "sft", "rlhf")
@@ -38,6 +38,8 @@ class Details:
     task_defaults: Mapping[Task, Scalar] = dataclasses.field(default_factory=dict)
     reason: str = ""
     refused_choices: Mapping[Scalar, str] = dataclasses.field(default_factory=dict)
+    warned_choices: Mapping[Scalar, str] = dataclasses.field(default_factory=dict)
+    fulfilled: tuple[Scalar, ...] = ()
     hf_config_keys: tuple[str, ...] = ()
     fallback: Scalar | None = None
     secret: bool = False
@@ -47,10 +49,11 @@ def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a data
     """A dataclass field with this default and description; the keywords are those of `Details`.
 
     `aliases` are other accepted names; the value of `inverted_aliases` means the opposite.
-    `status` is what the trainer does with it today; "refused" needs a `reason`, and `refused_choices` gives
-    the reason of single values. `task_defaults` replaces the default for some tasks. `fallback` is what an
-    unset value becomes when the model's config.json has none of `hf_config_keys` either. `secret` keeps the
-    value out of messages.
+    `status` is what the trainer does with it today; "refused" and "no effect" need a `reason`, `refused_choices`
+    gives the reason of single values, `warned_choices` what is said of values that are accepted. What has no effect
+    is accepted with its reason as a warning, and without one where the value is `fulfilled`. `task_defaults`
+    replaces the default for some tasks. `fallback` is what an unset value becomes when the model's config.json has
+    none of `hf_config_keys` either. `secret` keeps the value out of messages.
     """
     return dataclasses.field(default=default, metadata={"details": Details(help=help, **details)})
 
@@ -87,7 +90,7 @@ class Argument(Details):
     @property
     def is_usable(self) -> bool:
         """Whether the argument may be given at all."""
-        return self.status in ("works", "works on GPU only")
+        return self.status in ("works", "works on GPU only", "no effect")
 
 
 def describe_group(name: str, group: type) -> dict[str, Argument]:

@@ -12,10 +12,10 @@ from typing import Any
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import find_alias, nearest
-from megatron_trainjob.args.status import objection
+from megatron_trainjob.args.status import objection, remark
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import WrongValue, from_text, read_value
-from megatron_trainjob.violation import Violation
+from megatron_trainjob.violation import Severity, Violation, errors, warnings
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +24,7 @@ class Parsed:
 
     args: TrainArgs | None
     violations: tuple[Violation, ...] = ()
-    warnings: tuple[str, ...] = ()
+    warnings: tuple[Violation, ...] = ()
     given: frozenset[str] = frozenset()
 
 
@@ -34,8 +34,7 @@ class _Reading:
 
     values: dict[str, Any] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
-    violations: list[Violation] = field(default_factory=list)
-    warnings: list[str] = field(default_factory=list)
+    found: list[Violation] = field(default_factory=list)
 
 
 def parse(
@@ -57,7 +56,7 @@ def parse(
             _read_one(reading, name, value, task, path)
     given = frozenset(reading.values)
     args = TrainArgs(**{**task_defaults(task), **reading.values})
-    broken_rules = rules.check(
+    found = rules.check(
         args,
         given,
         task=task,
@@ -66,11 +65,12 @@ def parse(
         path=path,
         broken=frozenset(reading.broken),
     )
-    violations = (*reading.violations, *broken_rules)
+    found = (*reading.found, *found)
+    violations = errors(found)
     return Parsed(
         args=None if violations else args,
         violations=violations,
-        warnings=tuple(reading.warnings),
+        warnings=warnings(found),
         given=given,
     )
 
@@ -94,14 +94,17 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
     alias = find_alias(name, task)
     argument = ARGUMENTS.get(alias.canonical if alias else name)
 
-    def refuse(message: str) -> None:
+    def say(message: str, severity: Severity) -> None:
         seen = "(hidden)" if argument and argument.secret else value
-        reading.violations.append(Violation(path=f"{path}.{name}", value=seen, message=message))
+        reading.found.append(Violation(path=f"{path}.{name}", value=seen, message=message, severity=severity))
+
+    def refuse(message: str) -> None:
+        say(message, "error")
 
     if argument is None:
         return refuse(_unknown(name, task))
     if alias:
-        reading.warnings.append(_renamed(path, name, argument, inverted=alias.inverted))
+        say(_renamed(argument, inverted=alias.inverted), "warning")
     try:
         converted = read_value(argument, value)
     except WrongValue as wrong:
@@ -115,6 +118,8 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
     if message := objection(argument, converted, task):
         reading.broken.add(argument.name)
         refuse(message)
+    elif message := remark(argument, converted, task):
+        say(message, "warning")
     return None
 
 
@@ -124,6 +129,6 @@ def _unknown(name: str, task: Task) -> str:
     return f"unknown argument; {hint}"
 
 
-def _renamed(path: str, name: str, argument: Argument, *, inverted: bool) -> str:
+def _renamed(argument: Argument, *, inverted: bool) -> str:
     opposite = "the opposite of " if inverted else ""
-    return f"{path}.{name} is another name of {opposite}{argument.name}; write {argument.name}"
+    return f"is another name of {opposite}{argument.name}; write {argument.name}"

@@ -45,8 +45,9 @@ def _alias_property(argument: Argument, *, inverted: bool) -> dict[str, Any]:
 
 def _description(argument: Argument) -> str:
     unit = f" Unit: {argument.unit}." if argument.unit else ""
-    refused = f" Refused: {argument.reason}." if argument.status == "refused" else ""
-    return argument.help + unit + refused
+    is_explained = argument.status in ("refused", "no effect")
+    status = f" {argument.status.capitalize()}: {argument.reason}." if is_explained else ""
+    return argument.help + unit + status
 
 
 def _type(argument: Argument) -> dict[str, Any]:

@@ -33,6 +33,15 @@ def objection(argument: Argument, value: object, task: Task) -> str:
     return ""
 
 
+def remark(argument: Argument, value: object, task: Task) -> str:
+    """What a user should know about an accepted value, or ""."""
+    if value == argument.default_for(task):
+        return ""
+    if argument.status == "no effect" and value not in argument.fulfilled:
+        return f"has no effect: {argument.reason}"
+    return argument.warned_choices.get(value, "") if isinstance(value, str | bool) else ""
+
+
 def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tuple[Violation, ...]:
     """What a machine without a GPU cannot do: every argument that works on GPUs only and is not at its default."""
     return tuple(

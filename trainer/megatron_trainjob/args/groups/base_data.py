@@ -114,7 +114,7 @@ class BaseData:
         True,
         "Drop columns that training does not use.",
         applies_to=EVERY_TASK,
-        status="refused",
+        status="no effect",
         reason="columns that training does not use are never kept",
     )
     model_name: tuple[str, ...] | None = arg(

@@ -25,7 +25,7 @@ class BaseModel:
         None,
         "Model family; unset: from config.json.",
         applies_to=EVERY_TASK,
-        status="refused",
+        status="no effect",
         reason="the family follows from model_type in config.json, and the chat template is chosen by template",
     )
     model_revision: str | None = arg(
@@ -56,8 +56,8 @@ class BaseModel:
         None,
         "Attention of the transformers library.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason="no transformers attention runs here; use attention_backend",
+        status="no effect",
+        reason="no transformers attention runs here; attention_backend decides",
     )
     new_special_tokens: tuple[str, ...] = arg(
         (),
@@ -77,8 +77,8 @@ class BaseModel:
         None,
         "Settings of single models, exported as environment variables in upper case.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason="no model here reads settings from its environment; put environment variables into the pod template",
+        status="no effect",
+        reason="no model here reads settings from its environment; what is meant as such belongs into spec.env",
     )
     use_hf: bool = arg(
         False,
@@ -98,21 +98,21 @@ class BaseModel:
         None,
         "Clone of a repository with model code.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason="models are built from Megatron-Core, no model code is cloned or run",
+        status="no effect",
+        reason="models are built from Megatron-Core, so that no model code is cloned or run",
     )
     device_map: str | Mapping[str, Any] | None = arg(
         None,
         "Placement of the model during conversion.",
         applies_to=("export",),
-        status="refused",
+        status="no effect",
         reason="conversion streams one tensor at a time and needs no placement",
     )
     max_memory: str | Mapping[str, Any] | None = arg(
         None,
         "Memory limits during conversion.",
         applies_to=("export",),
-        status="refused",
+        status="no effect",
         reason="conversion streams one tensor at a time and needs no placement",
     )
     custom_register_path: tuple[str, ...] = arg(

@@ -21,6 +21,6 @@ class BaseRuntime:
         False,
         "Ignore unknown arguments.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason=("an unknown argument is always an error; use spec.extraArgs for arguments newer than the schema"),
+        status="no effect",
+        reason="an unknown argument is an error all the same; spec.extraArgs takes those newer than the schema",
     )

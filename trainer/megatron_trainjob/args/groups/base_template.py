@@ -45,8 +45,8 @@ class BaseTemplate:
         unit="pixels",
         ge=1,
         featured=True,
-        status="refused",
-        reason="only text models are trained here, this argument is about images, video or audio",
+        status="no effect",
+        reason="a text model has no images",
     )
     agent_template: (
         Literal[
@@ -79,8 +79,8 @@ class BaseTemplate:
     norm_bbox: Literal["norm1000", "none"] | None = arg(
         None,
         "Scaling of bounding boxes.",
-        status="refused",
-        reason="only text models are trained here, this argument is about images, video or audio",
+        status="no effect",
+        reason="a text model has no images",
     )
     use_chat_template: bool = arg(
         True,
@@ -132,7 +132,7 @@ class BaseTemplate:
     template_backend: Literal["swift", "jinja"] = arg(
         "swift",
         "Engine of the chat template.",
-        status="refused",
+        status="no effect",
+        fulfilled=("jinja",),
         reason="there is one engine, which renders the chat template of the model",
-        refused_choices={"jinja": "it cannot mark which tokens are trained; use swift"},
     )

@@ -15,7 +15,7 @@ class Distributed:
         "Collective library of GPU runs; CPU runs always use gloo.",
         aliases=("ddp_backend",),
         applies_to=EVERY_TASK,
-        status="refused",
+        status="no effect",
         reason="the machine decides it: nccl between GPUs, where gloo lacks what Megatron needs, and gloo without any",
     )
     use_distributed_optimizer: bool = arg(
@@ -77,10 +77,10 @@ class Distributed:
     tp_comm_overlap: bool = arg(
         False,
         "Overlap tensor-parallel communication with matrix products.",
-        status="refused",
+        status="no effect",
         reason=(
-            "TransformerEngine's communication buffers have one fixed row length, while rows here have their own; use "
-            "sequence_parallel, overlap_grad_reduce and overlap_param_gather"
+            "it would only be faster, and TransformerEngine's communication buffers have one fixed row length, while "
+            "rows here have their own; overlap_grad_reduce and overlap_param_gather overlap other communication"
         ),
     )
     overlap_grad_reduce: bool = arg(
@@ -100,6 +100,6 @@ class Distributed:
         "Process-group timeout in minutes, superseded by ddp_timeout.",
         unit="minutes",
         ge=1,
-        status="refused",
-        reason="it has no effect of its own; set ddp_timeout (seconds)",
+        status="no effect",
+        reason="ddp_timeout (seconds) decides",
     )

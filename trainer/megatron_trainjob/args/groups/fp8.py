@@ -19,7 +19,7 @@ class Fp8:
         "delayed",
         "How FP8 scaling factors are found.",
         status="works on GPU only",
-        refused_choices={"mxfp8": "it needs a Blackwell GPU, on which this trainer was never run; use blockwise"},
+        warned_choices={"mxfp8": "needs a Blackwell GPU (refused at the start on others); it has been run nowhere yet"},
     )
     fp8_amax_history_len: int = arg(
         1024,
@@ -36,9 +36,6 @@ class Fp8:
     fp8_param_gather: bool = arg(
         False,
         "Keep compute parameters in FP8 and gather them in FP8.",
-        status="refused",
-        reason=(
-            "weights are loaded, exported and adapted in 16 bits or more, and 8-bit parameters would round them before "
-            "the first step; FP8 products work without it"
-        ),
+        status="no effect",
+        reason="compute parameters stay in 16 bits, which takes more memory; the FP8 products are the same",
     )

@@ -26,12 +26,13 @@ class MixedPrecision:
     apply_query_key_layer_scaling: bool | None = arg(
         None,
         "Divide attention scores by the layer number before the softmax, and multiply them by it inside.",
-        status="refused",
+        status="no effect",
+        fulfilled=(True, False),
         reason="it keeps float16 scores from overflowing, and the attention kernels used here hold scores in float32",
     )
     attention_softmax_in_fp32: bool = arg(
         True,
         "Compute attention mask and softmax in float32.",
-        status="refused",
-        reason="the attention kernels used here always compute the softmax in float32; leave it at true",
+        status="no effect",
+        reason="the attention kernels used here always compute the softmax in float32",
     )

@@ -139,17 +139,17 @@ class MixtureOfExperts:
         "How tokens travel to their experts.",
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices={
-            "alltoall_seq": "Megatron-Core removed this dispatcher; use alltoall",
-            "flex": "needs the DeepEP or HybridEP kernels, which the trainer image does not hold; use alltoall",
+        warned_choices={
+            "alltoall_seq": "is alltoall here, with the same result: Megatron-Core removed the other one",
+            "flex": "is alltoall here, with the same result: the trainer image does not hold DeepEP's kernels",
         },
     )
     moe_enable_deepep: bool = arg(
         False,
         "DeepEP kernels for the flex dispatcher.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason="the trainer image does not hold the DeepEP kernels; use moe_token_dispatcher_type: alltoall",
+        status="no effect",
+        reason="the trainer image does not hold these kernels; alltoall carries the tokens, with the same result",
     )
     moe_grouped_gemm: bool = arg(
         False,

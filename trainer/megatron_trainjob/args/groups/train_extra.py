@@ -32,15 +32,15 @@ class TrainExtra:
     vit_gradient_checkpointing: bool = arg(
         True,
         "Recomputation in the vision tower of a multimodal model.",
-        status="refused",
-        reason="only text models are trained here, this argument is about images, video or audio",
+        status="no effect",
+        reason="a text model has no such part",
     )
     gradient_checkpointing_kwargs: Mapping[str, Any] | None = arg(
         None,
         "Keywords for torch.utils.checkpoint.",
         aliases=("vit_gradient_checkpointing_kwargs",),
-        status="refused",
-        reason="Megatron-Core recomputes activations itself; use recompute_granularity and its companions",
+        status="no effect",
+        reason="Megatron-Core recomputes activations itself; recompute_granularity and its companions decide",
     )
     packing: bool = arg(
         False,

@@ -95,8 +95,9 @@ class Training:
         False,
         "Turn off the fused scale + mask + softmax kernel for attention scores.",
         inverted_aliases=("masked_softmax_fusion",),
-        status="refused",
-        reason="the attention kernels used here have no such separate kernel, so there is nothing to turn off",
+        status="no effect",
+        fulfilled=(True,),
+        reason="the attention kernels used here have no such separate kernel, so it is off in any case",
     )
     no_bias_dropout_fusion: bool = arg(
         False,
@@ -120,8 +121,9 @@ class Training:
         False,
         "Turn off fusing weight-gradient accumulation into the GEMM (the fused path needs apex).",
         inverted_aliases=("gradient_accumulation_fusion",),
-        status="refused",
-        reason="the fused path needs NVIDIA Apex, which is not used here, so there is nothing to turn off",
+        status="no effect",
+        fulfilled=(True,),
+        reason="the fused path needs NVIDIA Apex, which is not used here, so it is off in any case",
     )
     cross_entropy_loss_fusion: bool = arg(
         False,
@@ -233,14 +235,10 @@ class Training:
     )
     seq_length: int | None = arg(
         None,
-        (
-            "Sequence length that Megatron-Core plans with; unset: max_length. It does not limit samples, "
-            "max_length does."
-        ),
+        "Another name of max_length, which it gives where that is unset.",
         unit="tokens",
         ge=1,
-        status="refused",
-        reason="every row has its own length, which Megatron-Core is told with the row; limit samples by max_length",
+        status="works",
     )
     use_cpu_initialization: bool = arg(
         False,

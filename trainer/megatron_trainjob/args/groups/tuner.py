@@ -22,19 +22,19 @@ class Tuner:
         "Freeze the language model of a multimodal model.",
         featured=True,
         status="refused",
-        reason="only text models are trained here, this argument is about images, video or audio",
+        reason="a text model has no other part to train",
     )
     freeze_vit: bool = arg(
         True,
         "Freeze the vision and audio towers of a multimodal model.",
         featured=True,
-        status="refused",
-        reason="only text models are trained here, this argument is about images, video or audio",
+        status="no effect",
+        reason="a text model has no such part",
     )
     freeze_aligner: bool = arg(
         True,
         "Freeze the projector of a multimodal model.",
         featured=True,
-        status="refused",
-        reason="only text models are trained here, this argument is about images, video or audio",
+        status="no effect",
+        reason="a text model has no such part",
     )

@@ -63,21 +63,21 @@ def _not_a_multiple(size: int, divisor: int, meaning: str) -> str:
     return f"must be a multiple of {meaning} = {divisor}; use {nearest}"
 
 
-@rule("eval_interval", "val_dataset", "split_dataset_ratio", "cached_dataset")
+@rule("eval_interval", "val_dataset", "split_dataset_ratio", "cached_dataset", severity="warning")
 def an_evaluation_interval_needs_a_validation_set(facts: Facts) -> str:
     """Without validation data nothing would ever be evaluated."""
     args = facts.args
     if args.eval_interval is None or _has_validation_data(facts):
         return ""
-    return "has no effect without validation data; set val_dataset or split_dataset_ratio, or remove it"
+    return "has no effect without validation data (val_dataset or split_dataset_ratio)"
 
 
-@rule("eval_iters", "val_dataset", "split_dataset_ratio", "cached_dataset")
+@rule("eval_iters", "val_dataset", "split_dataset_ratio", "cached_dataset", severity="warning")
 def evaluation_steps_need_a_validation_set(facts: Facts) -> str:
     """Without validation data there is nothing to take steps on."""
     if facts.args.eval_iters < 1 or _has_validation_data(facts):
         return ""
-    return "has no effect without validation data; set val_dataset or split_dataset_ratio, or remove it"
+    return "has no effect without validation data (val_dataset or split_dataset_ratio)"
 
 
 def _has_validation_data(facts: Facts) -> bool:

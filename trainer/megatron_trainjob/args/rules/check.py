@@ -51,14 +51,19 @@ def check(
     path: str = "spec.args",
     broken: frozenset[str] = frozenset(),
 ) -> tuple[Violation, ...]:
-    """All violations; rules of other tasks, about unknown facts or about `broken` arguments are skipped.
+    """All violations, warnings too; rules of other tasks, about unknown facts or about `broken` arguments are skipped.
 
     `world_size` counts ranks; `hf_config` is the model's config.json; `broken` names arguments that have been
     reported already.
     """
     facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=hf_config)
     return tuple(
-        Violation(path=f"{path}.{rule.about[0]}", value=getattr(args, rule.about[0]), message=message)
+        Violation(
+            path=f"{path}.{rule.about[0]}",
+            value=getattr(args, rule.about[0]),
+            message=message,
+            severity=rule.severity,
+        )
         for rule in RULES.values()
         if _can_judge(rule, facts) and broken.isdisjoint(rule.about)
         if (message := rule.broken(facts))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 NO_MODEL = "is missing; set it to a hub id or a folder with config.json and tokenizer"
@@ -65,23 +65,29 @@ def the_probabilities_of_data_sets_sum_to_one(facts: Facts) -> str:
     return f"must sum to 1, not to {sum(probabilities):g}"
 
 
-@rule("num_workers", "streaming")
+@rule("num_workers", "streaming", severity="warning")
 def a_stream_has_one_worker(facts: Facts) -> str:
     """Several workers would each read the whole stream."""
     if not facts.args.streaming or "num_workers" not in facts.given or facts.args.num_workers == 1:
         return ""
-    return "must be 1 with streaming: true; set it to 1 or remove it"
+    return "has no effect with streaming: true, because a stream has one worker"
+
+
+@rule("dataloader_type", "streaming", severity="warning")
+def a_stream_gives_its_own_order(facts: Facts) -> str:
+    """Streams are read in the order they come."""
+    args = facts.args
+    if args.streaming and "dataloader_type" in facts.given and args.dataloader_type != "external":
+        return "has no effect with streaming: true, because a stream gives its own order"
+    return ""
 
 
 @rule("dataloader_type", "streaming")
-def a_stream_gives_its_own_order(facts: Facts) -> str:
-    """Streams are read in the order they come, everything else is sampled."""
-    args = facts.args
-    if args.streaming and "dataloader_type" in facts.given and args.dataloader_type != "external":
-        return "must be external with streaming: true; set it to external or remove it"
-    if not args.streaming and args.dataloader_type == "external":
-        return "external needs streaming: true; set that, or use cyclic or single"
-    return ""
+def stored_data_is_sampled(facts: Facts) -> str:
+    """What is not a stream has no order of its own."""
+    if facts.args.streaming or facts.args.dataloader_type != "external":
+        return ""
+    return "external needs streaming: true; set that, or use cyclic or single"
 
 
 @rule("use_chat_template", tasks=("pt",))
@@ -113,10 +119,19 @@ def packed_samples_fit_into_a_row(facts: Facts) -> str:
     return f"is less than max_length {args.max_length}, so some samples fit into no row; make it larger"
 
 
-@rule("seq_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
+@rule("seq_length", "max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
 def the_planned_sequence_fits_into_the_model(facts: Facts) -> str:
-    """seq_length <= max_position_embeddings unless rotary scaling extends it."""
-    return _fits(facts, facts.args.seq_length)
+    """seq_length, where it stands for max_length, is one that the model has positions for."""
+    return "" if facts.args.max_length else _fits(facts, facts.args.seq_length)
+
+
+@rule("seq_length", "max_length", severity="warning")
+def a_sequence_has_one_length(facts: Facts) -> str:
+    """seq_length is another name of max_length."""
+    length, longest = facts.args.seq_length, facts.args.max_length
+    return (
+        "has no effect with max_length, which it is another name of" if length and longest not in (None, length) else ""
+    )
 
 
 def _fits(facts: Facts, length: int | None) -> str:
@@ -166,14 +181,21 @@ RULES = (
     the_probabilities_of_data_sets_sum_to_one,
     a_stream_has_one_worker,
     a_stream_gives_its_own_order,
+    stored_data_is_sampled,
     pre_training_uses_plain_text,
     pre_training_trains_every_token,
     samples_fit_into_the_model,
     packed_samples_fit_into_a_row,
     the_planned_sequence_fits_into_the_model,
+    a_sequence_has_one_length,
     rotary_scaling_is_known_and_has_a_target,
     a_length_to_reach_needs_rotary_scaling,
-    excludes("a_stream_is_not_tokenised_lazily", is_("streaming", True), is_("lazy_tokenize", True)),
+    idle_with(
+        "a_stream_is_not_tokenised_lazily",
+        is_("lazy_tokenize", True),
+        is_("streaming", True),
+        because="a stream is tokenised while training in any case",
+    ),
     excludes("a_stream_is_not_cached", is_("streaming", True), is_set("cached_dataset"), tasks=TRAINING),
     excludes("cached_data_is_tokenised_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
     excludes(
@@ -182,18 +204,23 @@ RULES = (
         is_("lazy_tokenize", True),
         because="packing needs the length of every sample before training",
     ),
-    excludes(
+    idle_with(
         "packed_rows_are_not_padded",
-        is_("packing", True),
         is_("padding_free", False),
+        is_("packing", True),
         because="packed rows hold several samples, which only padding_free keeps apart",
     ),
-    needs("a_row_length_belongs_to_packing", is_set("packing_length"), is_("packing", True)),
-    needs("pad_tokens_are_dropped_only_where_there_are_any", is_("mlp_padding_free", True), is_("padding_free", False)),
-    excludes("validation_data_is_given_once", changed("split_dataset_ratio"), is_set("val_dataset")),
+    idle_without("a_row_length_belongs_to_packing", is_set("packing_length"), is_("packing", True)),
+    idle_with(
+        "pad_tokens_are_dropped_only_where_there_are_any",
+        is_("mlp_padding_free", True),
+        is_("padding_free", True),
+        because="its rows have no padding between samples",
+    ),
+    idle_with("validation_data_is_given_once", changed("split_dataset_ratio"), is_set("val_dataset")),
     excludes("a_stream_is_not_split", changed("split_dataset_ratio"), is_("streaming", True)),
-    needs("mixing_stops_only_when_it_happens", changed("stopping_strategy"), is_set("interleave_prob")),
-    needs("a_shuffle_buffer_belongs_to_a_stream", changed("shuffle_buffer_size"), is_("streaming", True)),
-    needs("a_shuffle_buffer_shuffles", changed("shuffle_buffer_size"), is_("dataset_shuffle", True)),
-    needs("only_validation_data_is_shuffled_so", changed("val_dataset_shuffle"), is_set("val_dataset")),
+    idle_without("mixing_stops_only_when_it_happens", changed("stopping_strategy"), is_set("interleave_prob")),
+    idle_without("a_shuffle_buffer_belongs_to_a_stream", changed("shuffle_buffer_size"), is_("streaming", True)),
+    idle_without("a_shuffle_buffer_shuffles", changed("shuffle_buffer_size"), is_("dataset_shuffle", True)),
+    idle_without("only_validation_data_is_shuffled_so", changed("val_dataset_shuffle"), is_set("val_dataset")),
 )

@@ -6,25 +6,39 @@ from collections.abc import Callable
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.rules.condition import above, changed, is_, is_set, one_of
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.violation import Severity
 
 EXPERT_ARGUMENTS = tuple(
     argument.name for argument in ARGUMENTS.values() if argument.group == "moe" and argument.name != "num_experts"
 )
+SHAPES = (
+    "moe_layer_freq",
+    "moe_ffn_hidden_size",
+    "moe_shared_expert_intermediate_size",
+    "moe_router_topk",
+    "moe_router_topk_scaling_factor",
+    "expert_model_parallel_size",
+    "expert_tensor_parallel_size",
+)
+"""What asks for another model or layout than a dense one; the other arguments about experts change nothing there."""
 LATENT_ARGUMENTS = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim")
 
 
-def _belongs(name: str, suffix: str, has: Callable[[Facts], bool], what: str, switch: str) -> Rule:
+def _belongs(
+    name: str, suffix: str, has: Callable[[Facts], bool], what: str, switch: str, severity: Severity = "error"
+) -> Rule:
     """The rule that an argument is changed only for models that have the part it is about."""
 
     def broken(facts: Facts) -> str:
         if getattr(facts.args, name) == ARGUMENTS[name].default or has(facts):
             return ""
-        return f"has no effect, because the model has no {what}; remove it"
+        remedy = "" if severity == "warning" else "; remove it"
+        return f"has no effect, because the model has no {what}{remedy}"
 
-    return Rule(name=f"{name}_{suffix}", about=(name, switch), broken=broken, needs_model=True)
+    return Rule(name=f"{name}_{suffix}", about=(name, switch), broken=broken, needs_model=True, severity=severity)
 
 
 def _has_experts(facts: Facts) -> bool:
@@ -130,6 +144,7 @@ def an_expert_bias_needs_sigmoid_scores(facts: Facts) -> str:
     "moe_router_enable_expert_bias",
     "moe_router_score_function",
     needs_model=True,
+    severity="warning",
 )
 def a_bias_update_rate_needs_an_expert_bias(facts: Facts) -> str:
     """Without the bias there is nothing to update."""
@@ -138,7 +153,7 @@ def a_bias_update_rate_needs_an_expert_bias(facts: Facts) -> str:
         return ""
     if derive.router_has_bias(args, config):
         return ""
-    return "needs moe_router_enable_expert_bias: true; set that, or remove moe_router_bias_update_rate"
+    return "has no effect without moe_router_enable_expert_bias: true"
 
 
 @rule(
@@ -146,16 +161,27 @@ def a_bias_update_rate_needs_an_expert_bias(facts: Facts) -> str:
     "moe_shared_expert_intermediate_size",
     "moe_ffn_hidden_size",
     needs_model=True,
+    severity="warning",
 )
 def overlapped_shared_experts_exist(facts: Facts) -> str:
     """There is something to overlap."""
     if not facts.args.moe_shared_expert_overlap or derive.shared_expert_size(facts.args, facts.config):
         return ""
-    return "needs shared experts (moe_shared_expert_intermediate_size), which the model lacks; remove it"
+    return "has no effect, because the model has no shared experts (moe_shared_expert_intermediate_size)"
 
 
 RULES = (
-    *(_belongs(name, "needs_experts", _has_experts, "experts", "num_experts") for name in EXPERT_ARGUMENTS),
+    *(
+        _belongs(
+            name,
+            "needs_experts",
+            _has_experts,
+            "experts",
+            "num_experts",
+            "error" if name in SHAPES else "warning",
+        )
+        for name in EXPERT_ARGUMENTS
+    ),
     *(
         _belongs(
             name,
@@ -182,7 +208,7 @@ RULES = (
         because="Megatron-Core does not train spread experts in float16",
     ),
     excludes("grouped_experts_are_not_trained_in_fp16", is_("moe_grouped_gemm", True), is_("fp16", True)),
-    needs(
+    idle_without(
         "deepep_needs_the_flex_dispatcher",
         is_("moe_enable_deepep", True),
         is_("moe_token_dispatcher_type", "flex"),
@@ -203,13 +229,13 @@ RULES = (
         is_set("moe_expert_capacity_factor"),
         is_("moe_router_load_balancing_type", "sinkhorn"),
     ),
-    excludes(
+    idle_with(
         "a_balancing_loss_is_computed_by_its_own_types",
         above("moe_aux_loss_coeff", 0),
         one_of("moe_router_load_balancing_type", "sinkhorn", "none"),
         because="these compute no balancing loss",
     ),
-    needs(
+    idle_without(
         "a_drop_policy_needs_limited_experts",
         changed("moe_token_drop_policy"),
         is_set("moe_expert_capacity_factor"),

@@ -6,7 +6,7 @@ import re
 
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 EXPORT: tuple[Task, ...] = ("export",)
@@ -73,12 +73,18 @@ def a_test_type_can_be_computed_in(facts: Facts) -> str:
     return "" if facts.args.test_convert_dtype in TEST_TYPES else f"must be one of {', '.join(TEST_TYPES)}"
 
 
-@rule("tensor_model_parallel_size", "pipeline_model_parallel_size", "expert_model_parallel_size", tasks=EXPORT)
+@rule(
+    "tensor_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "expert_model_parallel_size",
+    tasks=EXPORT,
+    severity="warning",
+)
 def an_export_is_one_process(facts: Facts) -> str:
     """No layout: whatever layout a checkpoint is of or goes to, one process converts it."""
     args = facts.args
     sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.expert_model_parallel_size)
-    return "" if sizes == (1, 1, 1) else "one process converts checkpoints of every layout; remove it"
+    return "" if sizes == (1, 1, 1) else "has no effect: one process converts checkpoints of every layout"
 
 
 RULES = (
@@ -90,7 +96,7 @@ RULES = (
     a_shard_size_has_a_unit,
     a_test_type_can_be_computed_in,
     an_export_is_one_process,
-    needs("only_an_adapter_stays_unmerged", is_("merge_lora", False), is_set("mcore_adapters"), tasks=EXPORT),
+    idle_without("only_an_adapter_stays_unmerged", is_("merge_lora", False), is_set("mcore_adapters"), tasks=EXPORT),
     excludes(
         "a_megatron_export_is_a_whole_model",
         is_("to_mcore", True),
@@ -125,20 +131,20 @@ RULES = (
         is_("streaming", True),
         tasks=EXPORT,
     ),
-    needs(
+    idle_without(
         "a_file_count_belongs_to_a_megatron_export",
         is_set("thread_count"),
         is_("to_mcore", True),
         tasks=EXPORT,
     ),
-    needs(
+    idle_without(
         "a_test_type_belongs_to_a_precision_test",
         changed("test_convert_dtype"),
         is_("test_convert_precision", True),
         tasks=EXPORT,
     ),
     needs("an_upload_has_a_repository", is_("push_to_hub", True), is_set("hub_model_id")),
-    needs("a_repository_belongs_to_an_upload", is_set("hub_model_id"), is_("push_to_hub", True)),
-    needs("a_private_repository_belongs_to_an_upload", is_("hub_private_repo", True), is_("push_to_hub", True)),
-    needs("a_commit_message_belongs_to_an_upload", changed("commit_message"), is_("push_to_hub", True)),
+    idle_without("a_repository_belongs_to_an_upload", is_set("hub_model_id"), is_("push_to_hub", True)),
+    idle_without("a_private_repository_belongs_to_an_upload", is_("hub_private_repo", True), is_("push_to_hub", True)),
+    idle_without("a_commit_message_belongs_to_an_upload", changed("commit_message"), is_("push_to_hub", True)),
 )

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
 
 # Parts that only Transformer Engine has; with local layers they would have no effect.
 OF_TRANSFORMER_ENGINE = ("tp_comm_overlap", "moe_grouped_gemm")
 
 RULES = (
     *(
-        needs(f"{name}_needs_transformer_engine", is_(name, True), is_("transformer_impl", "transformer_engine"))
+        idle_without(f"{name}_needs_transformer_engine", is_(name, True), is_("transformer_impl", "transformer_engine"))
         for name in OF_TRANSFORMER_ENGINE
     ),
     needs(
@@ -24,7 +24,7 @@ RULES = (
         is_("cross_entropy_loss_fusion", True),
         because="that kernel is not deterministic",
     ),
-    needs(
+    idle_without(
         "a_cross_entropy_kernel_is_chosen_only_when_fused",
         changed("cross_entropy_fusion_impl"),
         is_("cross_entropy_loss_fusion", True),
@@ -34,5 +34,5 @@ RULES = (
         is_("attention_backend", "local"),
         is_("transformer_impl", "local"),
     ),
-    needs("collections_have_an_interval_only_by_hand", changed("manual_gc_interval"), is_("manual_gc", True)),
+    idle_without("collections_have_an_interval_only_by_hand", changed("manual_gc_interval"), is_("manual_gc", True)),
 )

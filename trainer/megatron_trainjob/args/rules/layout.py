@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.rules.batch import PARALLEL_SIZES
 from megatron_trainjob.args.rules.condition import above, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 
@@ -104,15 +104,6 @@ def _multiples(world_size: int, ranks: int) -> str:
     return f"{below} or {below + ranks}" if below else f"{ranks}"
 
 
-@rule("seq_length", "context_parallel_size")
-def the_sequence_divides_over_context_ranks(facts: Facts) -> str:
-    """seq_length % (2 * cp) == 0 with context parallelism, as each rank holds an early and a late part."""
-    length, ranks = facts.args.seq_length, facts.args.context_parallel_size
-    if length is None or ranks == 1 or length % (2 * ranks) == 0:
-        return ""
-    return f"must be a multiple of 2 * context_parallel_size = {2 * ranks}"
-
-
 RULES = (
     the_ranks_divide_into_copies_of_the_model,
     the_ranks_divide_into_copies_of_the_experts,
@@ -120,17 +111,15 @@ RULES = (
     the_attention_heads_divide_over_tensor_ranks,
     the_feed_forward_width_divides_over_tensor_ranks,
     the_key_value_heads_match_the_tensor_ranks,
-    the_sequence_divides_over_context_ranks,
     *(
-        needs(
+        idle_without(
             f"{name}_needs_a_pipeline",
             is_set(name),
             above("pipeline_model_parallel_size", 1),
-            because="with one stage Megatron-Core would build fewer layers than the model has",
         )
         for name in ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
     ),
-    needs(
+    idle_without(
         "sequence_parallel_needs_tensor_parallel",
         is_("sequence_parallel", True),
         above("tensor_model_parallel_size", 1),
@@ -146,12 +135,12 @@ RULES = (
         above("context_parallel_size", 1),
         because="each rank holds parts of the rows and no mask that tells their padding",
     ),
-    needs(
+    idle_without(
         "tensor_overlap_needs_sequence_parallel",
         is_("tp_comm_overlap", True),
         is_("sequence_parallel", True),
     ),
-    needs(
+    idle_without(
         "parameter_overlap_needs_the_distributed_optimizer",
         is_("overlap_param_gather", True),
         is_("use_distributed_optimizer", True),
@@ -166,7 +155,7 @@ RULES = (
         is_("async_save", True),
         is_("ckpt_format", "torch_dist"),
     ),
-    needs(
+    idle_without(
         "a_missing_checkpoint_is_tolerated_only_when_one_is_named",
         is_("exit_on_missing_checkpoint", False),
         is_set("load"),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.rules.condition import above, changed, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 LOW_PRECISION_STATE = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
@@ -50,11 +50,11 @@ RULES = (
         is_("use_distributed_optimizer", False),
         because="Megatron-Core's distributed optimizer stores Adam's state only",
     ),
-    needs("momentum_belongs_to_sgd", changed("sgd_momentum"), is_("optimizer", "sgd")),
-    needs("first_beta_belongs_to_adam", changed("adam_beta1"), is_("optimizer", "adam")),
-    needs("second_beta_belongs_to_adam", changed("adam_beta2"), is_("optimizer", "adam")),
-    needs("epsilon_belongs_to_adam", changed("adam_eps"), is_("optimizer", "adam")),
-    needs(
+    idle_without("momentum_belongs_to_sgd", changed("sgd_momentum"), is_("optimizer", "sgd")),
+    idle_without("first_beta_belongs_to_adam", changed("adam_beta1"), is_("optimizer", "adam")),
+    idle_without("second_beta_belongs_to_adam", changed("adam_beta2"), is_("optimizer", "adam")),
+    idle_without("epsilon_belongs_to_adam", changed("adam_eps"), is_("optimizer", "adam")),
+    idle_without(
         "an_offload_fraction_needs_offload",
         changed("optimizer_offload_fraction"),
         is_("optimizer_cpu_offload", True),

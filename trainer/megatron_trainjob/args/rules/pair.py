@@ -7,6 +7,7 @@ from dataclasses import replace
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.args.rules.condition import Condition
 from megatron_trainjob.args.rules.rule import Facts, Rule
+from megatron_trainjob.violation import Severity
 
 
 def needs(
@@ -25,7 +26,31 @@ def excludes(
     return _rule(name, when, replace(other, negated=not other.negated), message, tasks)
 
 
-def _rule(name: str, when: Condition, then: Condition, message: str, tasks: tuple[Task, ...]) -> Rule:
+def idle_without(
+    name: str, when: Condition, then: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
+) -> Rule:
+    """The warning that the argument of `when` changes nothing unless `then` holds."""
+    message = f"has no effect without {then.words()}{_reason(because)}"
+    return _rule(name, when, then, message, tasks, severity="warning")
+
+
+def idle_with(
+    name: str, when: Condition, other: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
+) -> Rule:
+    """The warning that the argument of `when` changes nothing where `other` holds."""
+    message = f"has no effect with {other.words()}{_reason(because)}"
+    return _rule(name, when, replace(other, negated=not other.negated), message, tasks, severity="warning")
+
+
+def _rule(
+    name: str,
+    when: Condition,
+    then: Condition,
+    message: str,
+    tasks: tuple[Task, ...],
+    *,
+    severity: Severity = "error",
+) -> Rule:
     def broken(facts: Facts) -> str:
         if not when.holds(facts.args, facts.task) or then.holds(facts.args, facts.task):
             return ""
@@ -39,6 +64,7 @@ def _rule(name: str, when: Condition, then: Condition, message: str, tasks: tupl
         tasks=tasks,
         cel=cel,
         cel_message=message,
+        severity=severity,
     )
 
 

@@ -4,18 +4,18 @@ from __future__ import annotations
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.rules.condition import changed, contains, is_, is_set
-from megatron_trainjob.args.rules.pair import needs
+from megatron_trainjob.args.rules.pair import idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 
-@rule("recompute_modules", "multi_latent_attention", needs_model=True)
+@rule("recompute_modules", "multi_latent_attention", needs_model=True, severity="warning")
 def recomputing_the_latent_projection_needs_latent_attention(facts: Facts) -> str:
     """mla_up_proj exists only in multi-head latent attention."""
     if "mla_up_proj" not in facts.args.recompute_modules:
         return ""
     if derive.uses_latent_attention(facts.args, facts.config):
         return ""
-    return "has mla_up_proj, but this model has no multi-head latent attention; remove mla_up_proj"
+    return "has mla_up_proj, which has no effect, because the model has no multi-head latent attention"
 
 
 @rule("recompute_modules", "fp8_format", "fp8_recipe", "recompute_granularity")
@@ -23,7 +23,8 @@ def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
     """moe_act and layernorm discard outputs whose scaling history delayed FP8 would need."""
     args = facts.args
     discarded = sorted({"moe_act", "layernorm"} & set(args.recompute_modules))
-    if not discarded or args.fp8_format is None or args.fp8_recipe != "delayed":
+    is_delayed = args.fp8_format is not None and args.fp8_recipe == "delayed"
+    if not discarded or not is_delayed or args.recompute_granularity != "selective":
         return ""
     return f"cannot have {' and '.join(discarded)} with fp8_recipe: delayed; remove it or use another recipe"
 
@@ -31,6 +32,7 @@ def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
 @rule(
     "recompute_num_layers",
     "recompute_method",
+    "recompute_granularity",
     "pipeline_model_parallel_size",
     "decoder_first_pipeline_num_layers",
     "decoder_last_pipeline_num_layers",
@@ -41,7 +43,7 @@ def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
     """1 <= recompute_num_layers <= layers of a stage; uniform chunks fill the stage exactly."""
     args = facts.args
     num_layers = derive.model_value(args, facts.config, "num_layers")
-    if args.recompute_num_layers is None or num_layers is None:
+    if args.recompute_num_layers is None or args.recompute_granularity != "full" or num_layers is None:
         return ""
     try:
         stages = derive.layers_per_stage(args, num_layers)
@@ -56,12 +58,12 @@ def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
 
 
 RULES = (
-    needs(
+    idle_without(
         "a_recompute_method_belongs_to_full_recomputation",
         is_set("recompute_method"),
         is_("recompute_granularity", "full"),
     ),
-    needs(
+    idle_without(
         "recomputed_layers_belong_to_full_recomputation",
         is_set("recompute_num_layers"),
         is_("recompute_granularity", "full"),
@@ -76,7 +78,7 @@ RULES = (
         is_("recompute_granularity", "full"),
         is_set("recompute_num_layers"),
     ),
-    needs(
+    idle_without(
         "recomputed_modules_belong_to_selective_recomputation",
         changed("recompute_modules"),
         is_("recompute_granularity", "selective"),

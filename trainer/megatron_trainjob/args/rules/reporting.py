@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from megatron_trainjob.args.field import EVERY_TASK
 from megatron_trainjob.args.rules.condition import is_set
-from megatron_trainjob.args.rules.pair import needs
+from megatron_trainjob.args.rules.pair import idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
@@ -20,6 +20,6 @@ def the_log_level_exists(facts: Facts) -> str:
 RULES = (
     the_log_level_exists,
     needs("a_wandb_project_has_a_run_name", is_set("wandb_project"), is_set("wandb_exp_name")),
-    needs("a_wandb_run_name_has_a_project", is_set("wandb_exp_name"), is_set("wandb_project")),
-    needs("a_wandb_folder_has_a_project", is_set("wandb_save_dir"), is_set("wandb_project")),
+    idle_without("a_wandb_run_name_has_a_project", is_set("wandb_exp_name"), is_set("wandb_project")),
+    idle_without("a_wandb_folder_has_a_project", is_set("wandb_save_dir"), is_set("wandb_project")),
 )

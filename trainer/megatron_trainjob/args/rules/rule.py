@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_trainjob.args.field import EVERY_TASK, TRAINING, Task
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Severity
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +41,8 @@ class Rule:
     """One truth. `broken(facts)` says what is wrong and what to do, or "" when the truth holds.
 
     `about` names the arguments it reads, the one to blame first; it is skipped when one of them is malformed.
-    `cel` is the same truth in CEL over spec.args with its message, "" when CEL cannot say it.
+    `cel` is the same truth in CEL over spec.args with its message, "" when CEL cannot say it. A broken rule of
+    severity "warning" means that the argument to blame changes nothing.
     """
 
     name: str
@@ -51,6 +53,7 @@ class Rule:
     needs_model: bool = False
     cel: str = ""
     cel_message: str = ""
+    severity: Severity = "error"
 
 
 def rule(
@@ -60,6 +63,7 @@ def rule(
     needs_model: bool = False,
     cel: str = "",
     cel_message: str = "",
+    severity: Severity = "error",
 ) -> Callable[[Callable[[Facts], str]], Rule]:
     """Makes a Rule of a function; the function's name is the truth it states."""
 
@@ -73,6 +77,7 @@ def rule(
             needs_model=needs_model,
             cel=cel,
             cel_message=cel_message,
+            severity=severity,
         )
 
     return make

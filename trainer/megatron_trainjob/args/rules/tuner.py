@@ -6,7 +6,7 @@ import re
 
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 from megatron_trainjob.args.tree import ARGUMENTS
 
@@ -24,31 +24,33 @@ def _is_a_regular_expression(name: str) -> Rule:
     return Rule(name=f"{name}_is_a_regular_expression", about=(name,), broken=broken)
 
 
-@rule("freeze_parameters_ratio", "pipeline_model_parallel_size")
+@rule("freeze_parameters_ratio", "pipeline_model_parallel_size", "train_type")
 def a_share_is_frozen_only_without_a_pipeline(facts: Facts) -> str:
     """The share counts from the bottom of the whole model, which a stage does not know; 0 and 1 need no count."""
     ratio = facts.args.freeze_parameters_ratio
-    if ratio in (0, 1) or facts.args.pipeline_model_parallel_size == 1:
+    if ratio in (0, 1) or facts.args.pipeline_model_parallel_size == 1 or facts.args.train_type == "lora":
         return ""
     return "needs pipeline_model_parallel_size: 1 unless it is 0 or 1; freeze by name instead"
 
 
-@rule("freeze_parameters_ratio", "trainable_parameters", "trainable_parameters_regex")
+@rule("freeze_parameters_ratio", "trainable_parameters", "trainable_parameters_regex", "train_type")
 def something_is_trained(facts: Facts) -> str:
     """Freezing everything leaves no parameter to train."""
     args = facts.args
-    if args.freeze_parameters_ratio < 1 or args.trainable_parameters or args.trainable_parameters_regex:
+    if args.freeze_parameters_ratio < 1 or args.train_type == "lora":
+        return ""
+    if args.trainable_parameters or args.trainable_parameters_regex:
         return ""
     return "freezes everything; name what is trained in trainable_parameters"
 
 
-@rule("target_modules", "target_regex")
+@rule("target_modules", "target_regex", severity="warning")
 def modules_are_chosen_in_one_way(facts: Facts) -> str:
     """target_regex replaces target_modules, so a list beside it would be ignored."""
     default = ARGUMENTS["target_modules"].default
     if facts.args.target_regex is None or facts.args.target_modules == default:
         return ""
-    return "is replaced by target_regex; remove one of them"
+    return "has no effect with target_regex, which replaces it"
 
 
 @rule("target_modules", "target_regex", "train_type")
@@ -74,23 +76,28 @@ LORA = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "
 
 RULES = (
     *(
-        needs(f"{name}_belongs_to_full_training", changed(name), is_("train_type", "full"), tasks=TRAINING)
+        (idle_with if name.startswith("freeze") else excludes)(
+            f"{name}_belongs_to_full_training",
+            changed(name),
+            is_("train_type", "lora"),
+            because="LoRA freezes the model and trains its adapters",
+            tasks=TRAINING,
+        )
         for name in FULL
     ),
-    *(needs(f"{name}_belongs_to_lora", changed(name), is_("train_type", "lora"), tasks=TRAINING) for name in LORA),
+    *(
+        (needs if name == "adapter_load" else idle_without)(
+            f"{name}_belongs_to_lora", changed(name), is_("train_type", "lora"), tasks=TRAINING
+        )
+        for name in LORA
+    ),
     *(_is_a_regular_expression(name) for name in REGEXES),
     a_share_is_frozen_only_without_a_pipeline,
     something_is_trained,
     modules_are_chosen_in_one_way,
     some_module_gets_an_adapter,
     a_model_written_after_lora_has_the_adapter_in_it,
-    needs(
-        "an_adapter_is_merged_only_into_a_written_model",
-        is_("merge_lora", True),
-        is_("to_hf", True),
-        tasks=TRAINING,
-    ),
-    needs("only_an_adapter_is_merged", is_("merge_lora", True), is_("train_type", "lora"), tasks=TRAINING),
+    idle_without("only_an_adapter_is_merged", is_("merge_lora", True), is_("train_type", "lora"), tasks=TRAINING),
     excludes(
         "lora_needs_no_second_reference_model",
         is_set("ref_load"),
