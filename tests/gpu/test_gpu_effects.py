@@ -50,6 +50,20 @@ def test_without_a_fusion_its_kernel_does_not_run(train, name, kernel, given, to
         assert launches[1] == 0
 
 
+def test_weight_gradients_are_summed_inside_the_products_unless_turned_off(train):
+    fused, separate = (train(**BF16, no_gradient_accumulation_fusion=off) for off in (False, True))
+    assert {linear.fuse_wgrad_accumulation for linear in fused.linears()} == {True}
+    assert {linear.fuse_wgrad_accumulation for linear in separate.linears()} == {False}
+    assert fused.losses == pytest.approx(separate.losses, abs=5e-3)
+
+
+def test_core_attention_is_not_recomputed_where_its_kernel_keeps_no_scores(train):
+    fused, unfused = (train(torch_dtype="bfloat16", attention_backend=kernel) for kernel in ("fused", "unfused"))
+    assert fused.engine.config.recompute_granularity is None
+    assert unfused.engine.config.recompute_modules == ["core_attn"]
+    assert fused.losses == pytest.approx(unfused.losses, abs=0.02)
+
+
 def test_cross_entropy_fusion_impl_te_runs_transformer_engines_kernel(train):
     fused = train(cross_entropy_loss_fusion=True, cross_entropy_fusion_impl="te", count_kernels=True)
     assert any("cross_entropy" in kernel for kernel in fused.kernels)

@@ -12,6 +12,8 @@ from pathlib import Path
 from typing import Literal
 
 Resume = Literal["Auto", "Never", "Required"]
+_ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
+"""Names under which torch reads settings of its GPU memory; whoever sets one has decided."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -90,6 +92,8 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
+        # Rows differ in length, so blocks of one size are seldom free again: segments grow instead of being lost.
+        **({} if _ALLOCATOR & os.environ.keys() else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes_per_node))),
     }
 

@@ -25,12 +25,24 @@ def wrap(models: list[GPTModel], args: TrainArgs, *, learning_rate: float) -> En
     """The engine for models whose trainable parameters are already chosen (adapters added, others frozen)."""
     config = models[0].config
     chunks = [_data_parallel(model, args, is_first=index == 0) for index, model in enumerate(models)]
+    if not args.no_gradient_accumulation_fusion:
+        _fuse_gradient_sums(chunks)
     optimizer = get_megatron_optimizer(optimizer_config(args, config.params_dtype, learning_rate), chunks)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if args.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return Engine(config=config, models=models, chunks=chunks, optimizer=optimizer)
+
+
+def _fuse_gradient_sums(chunks: list[DistributedDataParallel]) -> None:
+    """TransformerEngine's layers add their weight gradients to `main_grad` inside the product.
+
+    Set on the layers and not in megatron-core's configuration, which would ask Apex for the same in its own linears.
+    """
+    for module in (module for chunk in chunks for module in chunk.modules()):
+        if hasattr(module, "fuse_wgrad_accumulation"):
+            module.fuse_wgrad_accumulation = True
 
 
 def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: float) -> OptimizerConfig:

@@ -19,6 +19,9 @@ from megatron_trainer.parallel import expert_tensor_parallel_size
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
+_FUSED_ATTENTION = ("flash", "fused", "auto")
+"""Values of attention_backend whose kernels never hold the whole matrix of scores."""
+
 
 def implementation(args: TrainArgs, backend: Backend) -> Implementation:
     """The layer implementation: TransformerEngine where it is wanted and this machine runs it."""
@@ -41,7 +44,7 @@ def transformer_config(
         **_layout(spec, args, virtual_stages),
         **_precision(spec, args),
         **_computation(args, backend),
-        **_recomputation(spec, args),
+        **_recomputation(spec, args, backend),
         **_fusions(spec, args, backend),
         **_experts(spec, args, backend),
     }
@@ -128,13 +131,20 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
     }
 
 
-def _recomputation(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
-    """megatron-core refuses details of another granularity, and modules that the model lacks."""
+def _recomputation(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, Any]:
+    """megatron-core refuses details of another granularity, and modules that the model lacks.
+
+    A fused attention kernel keeps no scores, so that recomputing core_attn would free nothing.
+    """
     granularity = args.recompute_granularity
-    lacking = () if spec.family.latent_attention else ("mla_up_proj",)
-    modules = [module for module in args.recompute_modules if module not in lacking]
+    is_fused = implementation(args, backend) == "transformer_engine" and args.attention_backend in _FUSED_ATTENTION
+    needless = {"core_attn"} if is_fused else set()
+    needless |= set() if spec.family.latent_attention else {"mla_up_proj"}
+    modules = [module for module in args.recompute_modules if module not in needless]
+    if granularity == "none" or (granularity == "selective" and not modules):
+        return {"recompute_granularity": None}
     return {
-        "recompute_granularity": None if granularity == "none" else granularity,
+        "recompute_granularity": granularity,
         "recompute_method": args.recompute_method if granularity == "full" else None,
         "recompute_num_layers": args.recompute_num_layers if granularity == "full" else None,
         "recompute_modules": modules if granularity == "selective" else None,
@@ -157,7 +167,8 @@ def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bo
         "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,
         "apply_rope_fusion": "rope" in here and not args.no_rope_fusion and _rotates_plainly(spec),
     }
-    # Our attention and TransformerEngine's have no use for the fused softmax; Apex would make the other.
+    # Our attention and TransformerEngine's have no use for the fused softmax. Sums of weight gradients are fused
+    # layer by layer (optim.wrap): this setting covers megatron-core's own linears too, whose fusion needs Apex.
     return {**wanted, "masked_softmax_fusion": False, "gradient_accumulation_fusion": False}
 
 
@@ -184,9 +195,14 @@ def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, An
         "moe_aux_loss_coeff": args.moe_aux_loss_coeff if "aux_loss" in balancing else 0.0,
         "moe_z_loss_coeff": args.moe_z_loss_coeff,
         "moe_token_dispatcher_type": derive.token_dispatcher(args),
-        "moe_grouped_gemm": args.moe_grouped_gemm and implementation(args, backend) != "local",
-        "moe_permute_fusion": args.moe_permute_fusion and "moe_permute" in backend.fused_kernels(),
+        "moe_grouped_gemm": _groups_experts(spec, args) and implementation(args, backend) != "local",
+        "moe_permute_fusion": args.moe_permute_fusion is not False and "moe_permute" in backend.fused_kernels(),
         "moe_expert_capacity_factor": args.moe_expert_capacity_factor,
         "moe_token_drop_policy": args.moe_token_drop_policy,
         "moe_shared_expert_overlap": args.moe_shared_expert_overlap and has_shared,
     }
+
+
+def _groups_experts(spec: ModelSpec, args: TrainArgs) -> bool:
+    """As asked; else in bfloat16, for which Megatron-Core made them."""
+    return spec.dtype == torch.bfloat16 if args.moe_grouped_gemm is None else args.moe_grouped_gemm

@@ -43,7 +43,9 @@ def remark(argument: Argument, value: object, task: Task) -> str:
 
 
 def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tuple[Violation, ...]:
-    """What a machine without a GPU cannot do: every argument that works on GPUs only and is not at its default."""
+    """What a machine without a GPU cannot do: every argument that works on GPUs only, unless its value
+    is the default or only turns off what is not there.
+    """
     return tuple(
         Violation(
             path=f"{path}.{name}",
@@ -51,5 +53,6 @@ def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tupl
             message="works on a GPU only and there is none; remove it, or run where there is one",
         )
         for name, argument in ARGUMENTS.items()
-        if argument.status == "works on GPU only" and getattr(args, name) != argument.default_for(task)
+        if argument.status == "works on GPU only"
+        and getattr(args, name) not in (argument.default_for(task), *argument.fulfilled)
     )

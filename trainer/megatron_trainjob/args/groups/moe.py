@@ -151,19 +151,21 @@ class MixtureOfExperts:
         status="no effect",
         reason="the trainer image does not hold these kernels; alltoall carries the tokens, with the same result",
     )
-    moe_grouped_gemm: bool = arg(
-        False,
-        "Run the experts of a rank as one grouped matrix product.",
+    moe_grouped_gemm: bool | None = arg(
+        None,
+        "Run the experts of a rank as one grouped matrix product; unset: in bfloat16 where TransformerEngine runs.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works on GPU only",
+        fulfilled=(False,),
     )
-    moe_permute_fusion: bool = arg(
-        False,
-        "Fused kernel for sorting tokens by expert.",
+    moe_permute_fusion: bool | None = arg(
+        None,
+        "Fused kernel for sorting tokens by expert; unset: where TransformerEngine runs.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works on GPU only",
+        fulfilled=(False,),
     )
     moe_aux_loss_coeff: float = arg(
         0.0,

@@ -61,7 +61,10 @@ class Training:
     )
     recompute_modules: tuple[Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"], ...] = arg(
         ("core_attn",),
-        "Sub-modules computed again under selective recomputation.",
+        (
+            "Sub-modules computed again under selective recomputation. core_attn costs nothing with a fused attention "
+            "kernel, which keeps no scores to save: nothing is computed again there."
+        ),
         status="works",
     )
     deterministic_mode: bool = arg(
@@ -104,26 +107,28 @@ class Training:
         "Turn off the fused bias + dropout kernel.",
         inverted_aliases=("bias_dropout_fusion",),
         status="works on GPU only",
+        fulfilled=(True,),
     )
     no_bias_swiglu_fusion: bool = arg(
         False,
         "Turn off the fused bias + SwiGLU kernel.",
         inverted_aliases=("bias_activation_fusion",),
         status="works on GPU only",
+        fulfilled=(True,),
     )
     no_rope_fusion: bool = arg(
         False,
         "Turn off the fused rotary-embedding kernel.",
         inverted_aliases=("apply_rope_fusion",),
         status="works on GPU only",
+        fulfilled=(True,),
     )
     no_gradient_accumulation_fusion: bool = arg(
         False,
-        "Turn off fusing weight-gradient accumulation into the GEMM (the fused path needs apex).",
+        "Turn off summing weight gradients inside the matrix products of TransformerEngine's layers.",
         inverted_aliases=("gradient_accumulation_fusion",),
-        status="no effect",
+        status="works on GPU only",
         fulfilled=(True,),
-        reason="the fused path needs NVIDIA Apex, which is not used here, so it is off in any case",
     )
     cross_entropy_loss_fusion: bool = arg(
         False,
