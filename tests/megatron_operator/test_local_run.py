@@ -66,11 +66,11 @@ class Run:
             text=True,
         )
 
-    def finish(self, process=None):
+    def finish(self, process=None, *, again=False):
         """(exit code, output) of a started process, or of a run in this one."""
         if process is None:
             self.capsys.readouterr()
-            code = main(["run", "job.yaml"])
+            code = main(["run", "job.yaml", *(["--again"] if again else [])])
             return code, "".join(self.capsys.readouterr())
         output, _ = process.communicate(timeout=PATIENCE_S)
         return process.returncode, output
@@ -131,8 +131,21 @@ def test_running_a_finished_job_again_says_so_and_starts_nothing(run):
     assert code == 0
     assert "tune is finished already." in output
     assert run.status == before
+
+
+def test_a_changed_manifest_of_a_finished_job_says_what_changed_and_runs_when_asked(run):
+    run.write().finish()
     run.write("--steps", 30)
-    assert "The manifest has changed since." in run.finish()[1]
+    for _ in range(2):
+        code, output = run.finish()
+        assert (code, run.steps(0)) == (1, 20)
+        assert "has finished with another manifest; nothing was run." in output
+        assert "spec.command: [" in output
+        assert '"30"]' in output
+        assert "mtj run job.yaml --again" in output
+    code, output = run.finish(again=True)
+    assert (code, run.steps(0), run.status["phase"]) == (0, 30, "Succeeded")
+    assert "starts at 20" in (run.state / "logs" / "tune-a1-master-0.log").read_text()
 
 
 def test_a_pod_killed_with_9_restarts_the_gang_from_its_checkpoint(run):

@@ -26,8 +26,9 @@ from megatron_operator.cluster import local_limits, local_machine, local_run
 from megatron_operator.cluster.local import Machine
 from megatron_operator.cluster.local_paths import NoSuchVolume
 from megatron_operator.cluster.local_run import Result
-from megatron_operator.cluster.local_state import Busy, State
+from megatron_operator.cluster.local_state import Busy, State, reopened
 from megatron_operator.job import Job
+from megatron_operator.manifest_changes import changes
 
 Object = Mapping[str, Any]
 
@@ -37,6 +38,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command = commands.add_parser("run", help="run a manifest on this machine")
     add_manifest(command)
     command.add_argument("--device", choices=("cpu", "cuda"), help="the backend (default: GPUs where there are any)")
+    again = "run a finished job once more, from its newest checkpoint, with the manifest as it is now"
+    command.add_argument("--again", action="store_true", help=again)
     command.set_defaults(command=run)
 
 
@@ -57,11 +60,13 @@ def run(arguments: argparse.Namespace) -> int:
 
 def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> int:
     before = state.read_status()
+    if before.get("phase") == "Succeeded":
+        if not arguments.again:
+            return _already_finished(arguments, loaded, state, before)
+        state.write_status(reopened(before))
     taken = state.take(loaded.raw)
     job = manifest.parse(taken, hf_config=loaded.hf_config)
     assert isinstance(job, Job), "uid and generation change nothing that parse checks"
-    if before.get("phase") == "Succeeded":
-        return _already_finished(job, state, before, is_changed=_generation(before) != job.generation)
     show_warnings((*job.warnings, *local_limits.ignored(job)))
     _announce(job, state, before)
     bound, _ = bindings(arguments.volume)
@@ -84,14 +89,23 @@ def _announce(job: Job, state: State, before: Object) -> None:
     )
 
 
-def _already_finished(job: Job, state: State, status: Object, *, is_changed: bool) -> int:
-    changed = " The manifest has changed since." if is_changed else ""
-    out.print(
-        f"[bold]{job.name}[/] is finished already.{changed} To run it anew, rename the job or remove "
-        f"{escape(str(state.directory))}."
+def _already_finished(arguments: argparse.Namespace, loaded: Loaded, state: State, status: Object) -> int:
+    """The end of the job as it was; 1 where the manifest now asks for something else, which has not run."""
+    assert loaded.job is not None
+    changed = changes(state.read_manifest(), loaded.raw)
+    again = f"mtj run {escape(str(arguments.file))} --again"
+    ways = (
+        f"[bold]{again}[/] goes on from its newest checkpoint with the manifest as it is now; under another "
+        "metadata.name (and another save) it starts from the beginning."
     )
-    _show_result(job, state, status)
-    return OK
+    if not changed:
+        out.print(f"[bold]{loaded.job.name}[/] is finished already. {ways}")
+        _show_result(loaded.job, state, status)
+        return OK
+    lines = "".join(f"\n  {escape(line)}" for line in changed)
+    out.print(f"[bold]{loaded.job.name}[/] has finished with another manifest; nothing was run. Changed since:{lines}")
+    out.print(f"To train this: {ways}")
+    return FAILED
 
 
 def _tell_the_end(job: Job, state: State, result: Result) -> int:
@@ -123,7 +137,3 @@ def _shown(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
-
-
-def _generation(status: Object) -> int:
-    return int(status.get("observedGeneration", 0))

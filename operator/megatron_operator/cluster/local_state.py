@@ -114,9 +114,9 @@ class State:
 
 
 def reopened(status: Object) -> Object:
-    """The status of a failed job that is run again: the end forgotten, its cause and progress kept."""
+    """The status of an ended job that is run again: the end forgotten, its cause and progress kept."""
     restarts = status.get("restarts", {})
-    forgotten = (names.FAILED, names.STALLED)
+    forgotten = (names.SUCCEEDED, names.FAILED, names.STALLED)
     kept = [condition for condition in status.get("conditions", ()) if condition["type"] not in forgotten]
     facts = {key: value for key, value in status.items() if key not in ("completionTime", "startTime")}
     again = {"total": restarts.get("total", 0), "counted": 0, "attempt": restarts.get("attempt", 0) + 1}
