@@ -92,7 +92,7 @@ def differences(lengths: list[int], *, packed: bool, window: int | None = None) 
     return float((output - expected[positions]).abs().max()), gradients
 
 
-def with_padding() -> tuple[float, bool]:
+def with_padding(side: str, window: int | None) -> tuple[float, bool]:
     """Rows padded by two and by three tokens: the difference at real tokens, and whether gradients are numbers."""
     import torch
     from megatron.core import parallel_state
@@ -101,9 +101,11 @@ def with_padding() -> tuple[float, bool]:
     inputs = _inputs(8, 2)
     padding = torch.zeros(2, 8, dtype=torch.bool)
     padding[0, 6:] = padding[1, 5:] = True
-    forbidden = torch.ones(8, 8).triu(1).bool() | padding[:, None, :] | padding[:, :, None]
-    output = _attention()(*inputs, forbidden[:, None])
-    expected = _written_out(*inputs, forbidden & ~torch.eye(8).bool())
+    padding = padding.flip(1) if side == "left" else padding
+    hidden = padding[:, None, :] | padding[:, :, None]
+    settings = {} if window is None else {"window_size": (window - 1, 0)}
+    output = _attention(**settings)(*inputs, (torch.ones(8, 8).triu(1).bool() | hidden)[:, None])
+    expected = _written_out(*inputs, (_forbidden([8], window) | hidden) & ~torch.eye(8).bool())
     gradients = torch.autograd.grad(output.sum(), inputs)
     real = ~padding.t()
     difference = float((output - expected)[real].abs().max())

@@ -22,6 +22,7 @@ def losses(model: Path, data: Path, layout: dict[str, Any], *, way: str) -> list
     from megatron_trainer.data.collate import collate
     from megatron_trainer.data.prepare import prepare
     from megatron_trainer.data.settings import row_shape
+    from megatron_trainer.feed import on_device
     from megatron_trainer.models.spec import read_model
     from megatron_trainer.step import evaluate
     from megatron_trainer.tasks import TASKS
@@ -37,7 +38,8 @@ def losses(model: Path, data: Path, layout: dict[str, Any], *, way: str) -> list
     options = {"task": "sft", "max_length": 256, "save": data.parent, "is_first_rank": dist.get_rank() == 0}
     items = prepare(args, AutoTokenizer.from_pretrained(model), **options).train
     parts = _parts([item.length for item in items], way)[place.data :: place.data_size]
-    rounds = ([collate([items[index] for index in part], row_shape(args, pad_id=0))] for part in parts)
+    batches = (collate([items[index] for index in part], row_shape(args, pad_id=0)) for part in parts)
+    rounds = ([on_device(batch, backends.select().device)] for batch in batches)
     found = evaluate(engine, TASKS["sft"](args, spec), rounds, backends.select()).losses
     return [found[f"loss_{number}"] for number in range(len(items))]
 

@@ -31,9 +31,11 @@ def test_a_batch_of_whole_rows_is_causal(size: int, window: int | None):
         assert gradients <= TOLERANCE
 
 
-def test_padding_is_hidden_and_leaves_gradients_finite():
+@pytest.mark.parametrize("window", [None, 3])
+@pytest.mark.parametrize("side", ["right", "left"])
+def test_padding_is_hidden_and_leaves_gradients_finite(side: str, window: int | None):
     """A padded row may see nothing at all; a softmax over nothing would be nan and reach every weight."""
-    ((difference, is_finite),) = gang(1).run("attention_cases:with_padding")
+    ((difference, is_finite),) = gang(1).run("attention_cases:with_padding", side, window)
     assert difference <= TOLERANCE
     assert is_finite
 

@@ -84,17 +84,18 @@ def test_steps_are_needed_when_the_length_of_the_data_is_unknown():
 @pytest.mark.parametrize(
     ("given", "num_items", "iters"),
     [
-        (-1, 100, 6),  # 100 // 2 * 2 // 16
-        (-1, 10, 1),  # less than one batch is still evaluated
+        (-1, 100, 7),  # 6 whole batches of 16 and a short one of 4: nothing is left out, as the reference does
+        (-1, 96, 6),
+        (-1, 10, 1),
         (-1, 0, 0),
-        (-1, 1, 0),  # fills no micro-step of 2
+        (-1, 1, 1),  # fills no micro-step of 2 and is still evaluated
         (3, 100, 3),
         (3, 0, 0),
         (0, 100, 0),
     ],
 )
 def test_evaluation_steps_follow_from_the_validation_set(given, num_items, iters):
-    assert derive.eval_iters(args(eval_iters=given), num_items, 2) == iters
+    assert derive.eval_iters(args(eval_iters=given), num_items) == iters
 
 
 def test_evaluation_happens_with_checkpoints_unless_told_otherwise():

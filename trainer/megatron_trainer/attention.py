@@ -83,7 +83,7 @@ class CoreAttention(MegatronModule):
     def _by_sequence(
         self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int], mask: Tensor | None
     ) -> Tensor:
-        visible = None if mask is None else _visible(mask)
+        visible = None if mask is None else self._within_window(_visible(mask))
         outputs = []
         for start, end in zip(sequence_bounds[:-1], sequence_bounds[1:], strict=True):
             q, k, v = (t[start:end] for t in (query, key, value))
@@ -112,6 +112,11 @@ class CoreAttention(MegatronModule):
             outputs.append(self._attend(query[first:last], key[start:end], value[start:end], visible))
             first = last
         return torch.cat(outputs)
+
+    def _within_window(self, visible: Tensor) -> Tensor:
+        """The mask of padded rows, bool [B, 1, S, S], without what lies before the window."""
+        positions = torch.arange(visible.size(-1), device=visible.device)
+        return visible & self._causal(positions, positions)
 
     def _causal(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
         """bool [queries, keys]: a key is seen from its own position on, for as long as the window reaches."""

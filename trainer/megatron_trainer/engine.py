@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,11 @@ from megatron.core.distributed import DistributedDataParallel
 from megatron.core.models.gpt import GPTModel
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.transformer import TransformerConfig
+
+from megatron_trainer.lora import agree
+from megatron_trainer.lora.names import named_parameters
+
+_LAYER = re.compile(r"decoder\.layers\.(?P<number>\d+)\.(?P<rest>.*)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,6 +32,14 @@ class Engine:
     def trainable_names(self, index: int) -> frozenset[str]:
         """Names of the parameters that train in chunk `index`."""
         return frozenset(name for name, p in self.models[index].named_parameters() if p.requires_grad)
+
+    def trains_some_layers_only(self) -> bool:
+        """Whether a parameter that every layer could have trains in some layers and not in others. Collective."""
+        names = agree.union(name for name, p in named_parameters(list(self.models)) if p.requires_grad)
+        layers: dict[str, set[str]] = {}
+        for match in filter(None, map(_LAYER.match, names)):
+            layers.setdefault(match["rest"], set()).add(match["number"])
+        return any(len(numbers) < self.config.num_layers for numbers in layers.values())
 
     def gather_parameters(self) -> None:
         """Brings every parameter up to date: overlap_param_gather leaves that to the next forward pass. Collective."""

@@ -15,24 +15,20 @@ from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.loader import micro_batches
-from megatron_trainer.data.sample import Sampler, Stretch
+from megatron_trainer.data.sample import Sampler, Stretch, WholePass
 from megatron_trainer.data.stream import Stream, StreamSampler
 from megatron_trainer.data.values import Item, MicroBatch
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """A set or a stream of items and how they become global batches.
-
-    sampler: at the start of the data. keeps_rest: whether the micro-batches that fill no global batch are one too.
-    """
+    """A set or a stream of items to train on and how they become global batches. sampler: at the start of the data."""
 
     items: Sequence[Item] | Stream
     sampler: Sampler | StreamSampler
     shape: RowShape
     num_micro_batches: int
     num_workers: int
-    keeps_rest: bool = False
 
     @property
     def step(self) -> Stretch:
@@ -60,10 +56,31 @@ class Feed:
 
     def _are_enough_everywhere(self, batches: Sequence[MicroBatch], backend: Backend) -> bool:
         """Whether all ranks have their part of a global batch. A sampler deals the same to all; a stream may not."""
-        is_full = len(batches) >= (1 if self.keeps_rest else self.num_micro_batches)
+        is_full = len(batches) == self.num_micro_batches
         if isinstance(self.sampler, StreamSampler) and self.sampler.num_epochs is not None:
             return parallel.is_true_everywhere(is_full, backend)
         return is_full
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFeed:
+    """Validation items, every one of them once and in order, as global batches of which the last may be short."""
+
+    items: Sequence[Item]
+    order: WholePass
+    shape: RowShape
+    num_micro_batches: int
+    num_workers: int
+
+    def num_items_in(self, num_global_batches: int) -> int:
+        """Items that all ranks together read in so many global batches, at most all."""
+        return min(len(self.items), num_global_batches * self.num_micro_batches * self.order.items_per_step)
+
+    def global_batches(self, backend: Backend) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches of one global batch after the other, as many on every rank."""
+        one_by_one = micro_batches(self.items, self.order, shape=self.shape, num_workers=self.num_workers)
+        while batches := [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]:
+            yield batches
 
 
 def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:

@@ -14,8 +14,9 @@ from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint.save import Saved, Saver
 from megatron_trainer.data.sample import Stretch, extended
 from megatron_trainer.engine import Engine
+from megatron_trainer.enough_data import ended_before_first_step
 from megatron_trainer.failure import TrainingError
-from megatron_trainer.feed import Feed
+from megatron_trainer.feed import EvaluationFeed, Feed
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.report import CheckpointRecord, EvalRecord, Reporter, StepRecord
 from megatron_trainer.report.window import is_boundary
@@ -40,7 +41,7 @@ class Run:
     engine: Engine
     backend: Backend
     train: Feed
-    validation: Feed | None
+    validation: EvaluationFeed | None
     schedule: Schedule
     reporter: Reporter
     saver: Saver
@@ -53,14 +54,20 @@ class Run:
 
 
 def fit(run: Run, state: TrainState) -> TrainState:
-    """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop."""
+    """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop.
+
+    Raises TrainingError: BAD_DATA when the data ends before the first step, LOSS_NOT_FINITE.
+    """
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
     saved_at = evaluated_at = state.iteration
     result: StepResult | None = None
     while state.iteration < run.total_iterations:
         micro_batches = next(batches, None)
         if micro_batches is None:
-            logger.info("the data has ended at iteration=%d", state.iteration)
+            if state.iteration == 0:
+                raise ended_before_first_step(run.args)
+            planned = run.total_iterations
+            logger.warning("the data has ended at iteration=%d of the planned %d", state.iteration, planned)
             if evaluated_at != state.iteration:
                 state = validate(run, state)
             break
@@ -110,13 +117,13 @@ def validate(run: Run, state: TrainState) -> TrainState:
     run.reporter.phase("evaluating")
     garbage.collect_around_evaluation(run.args)
     started = time.monotonic()
-    rounds = islice(run.validation.global_batches(0, (), run.backend), run.eval_iters)
+    rounds = islice(run.validation.global_batches(run.backend), run.eval_iters)
     result = evaluate(run.engine, run.task, rounds, run.backend)
     run.reporter.evaluation(
         EvalRecord(
             iteration=state.iteration,
             losses=result.losses,
-            num_samples=result.num_micro_batches * run.train.step.items_per_step,
+            num_samples=run.validation.num_items_in(run.eval_iters),
             seconds=time.monotonic() - started,
             consumed_samples=state.consumed_samples,
             tokens=result.num_tokens,

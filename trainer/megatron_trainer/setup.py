@@ -25,13 +25,14 @@ from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.prepare import Prepared, prepare
-from megatron_trainer.data.sample import Sampler
+from megatron_trainer.data.sample import Sampler, WholePass
 from megatron_trainer.data.settings import row_shape
 from megatron_trainer.data.stream import StreamSampler
 from megatron_trainer.engine import Engine
+from megatron_trainer.enough_data import check_first_step
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput, TrainingError
-from megatron_trainer.feed import Feed
+from megatron_trainer.feed import EvaluationFeed, Feed
 from megatron_trainer.loop import Run
 from megatron_trainer.lora.freeze import freeze
 from megatron_trainer.lora.inject import add_adapters
@@ -89,13 +90,14 @@ def build(
     save = output_folder.choose(args)
     _claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
+    data_parallel_size = derive.data_parallel_size(args, dist.get_world_size())
+    check_first_step(args, data, data_parallel_size)
     engine = build_engine(args, spec, backend)
     state = on_data(start_state(args, env, engine, backend, save, spec), data.identity)
     train, validation = _feeds(args, tokenizer, data)
-    world_size = dist.get_world_size()
-    data_parallel_size = derive.data_parallel_size(args, world_size)
     total = derive.train_iters(args, data.num_items, data_parallel_size)
-    eval_iters = derive.eval_iters(args, len(data.validation or ()), data_parallel_size)
+    eval_iters = derive.eval_iters(args, len(data.validation or ()))
+    _tell_unread(validation, eval_iters)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
     output_folder.write_json(data.report.to_json(), save / "data_report.json")
     output_folder.write_json(engine.settings(), save / "megatron_config.json")
@@ -244,7 +246,7 @@ def _prepare_data(
     return prepared
 
 
-def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> tuple[Feed, Feed | None]:
+def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> tuple[Feed, EvaluationFeed | None]:
     world_size = dist.get_world_size()
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     place = {
@@ -258,10 +260,19 @@ def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) 
         "num_workers": derive.num_workers(args),
     }
     train = Feed(items=data.train, sampler=_train_order(args, data, place), **common)
-    if not data.validation or len(data.validation) < place["micro_batch_size"] * place["data_parallel_size"]:
+    if not data.validation:
         return train, None
-    in_order = Sampler(num_items=len(data.validation), dataloader_type="single", **place)
-    return train, Feed(items=data.validation, sampler=in_order, keeps_rest=True, **common)
+    in_order = WholePass(num_items=len(data.validation), **place)
+    return train, EvaluationFeed(items=data.validation, order=in_order, **common)
+
+
+def _tell_unread(validation: EvaluationFeed | None, eval_iters: int) -> None:
+    """Says how much of the validation set the given number of steps leaves out."""
+    if validation is None or eval_iters == 0:
+        return
+    read, rows = validation.num_items_in(eval_iters), len(validation.items)
+    if read < rows:
+        logger.warning("eval_iters=%d reads %d of the %d rows of the validation set", eval_iters, read, rows)
 
 
 def _train_order(args: TrainArgs, data: Prepared, place: dict[str, int]) -> Sampler | StreamSampler:

@@ -72,12 +72,11 @@ def train_step(
 class Evaluation:
     """Equal on all ranks. losses: means over all batches, each token weighing the same; those of channels among them.
 
-    num_tokens: real ones of all ranks. num_micro_batches: of each rank.
+    num_tokens: real ones of all ranks.
     """
 
     losses: dict[str, float]
     num_tokens: int
-    num_micro_batches: int
 
 
 def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]], backend: Backend) -> Evaluation:
@@ -94,9 +93,7 @@ def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]],
         chunk.train()
     sums = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
     channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
-    return Evaluation(
-        losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens, num_micro_batches=len(all_batches)
-    )
+    return Evaluation(losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens)
 
 
 def _run_schedule(

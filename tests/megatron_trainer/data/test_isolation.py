@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+import tiny_model
 from gang import gang
 from tiny_run import write_data
 
@@ -48,3 +49,14 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_company(llama, data, alone,
     for found in gang(ranks).run("sample_losses:losses", llama, data, layout, way=way):
         assert found == pytest.approx(alone, rel=0, abs=TOLERANCE)
     assert len(set(alone)) == 10
+
+
+@pytest.mark.dist
+def test_a_sliding_window_holds_in_padded_rows_too(model_root, data):
+    """The window of 7 tokens is shorter than every conversation: ignored, it changes all losses."""
+    model = tiny_model.make("mistral_window", model_root)
+    alone, right, left = (
+        gang(1).run("sample_losses:losses", model, data, {}, way=way)[0] for way in ("alone", "right", "left")
+    )
+    assert right == pytest.approx(alone, rel=0, abs=TOLERANCE)
+    assert left == pytest.approx(alone, rel=0, abs=TOLERANCE)

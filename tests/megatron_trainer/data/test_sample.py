@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from megatron_trainer.data.sample import Sampler, Stretch, extended
+from megatron_trainer.data.sample import Sampler, Stretch, WholePass, extended
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -183,3 +183,16 @@ def test_whole_epochs_hold_as_many_global_batches_as_the_arguments_promise(num_i
     )
     reader = sampler(num_items=num_items, micro_batch_size=micro, data_parallel_size=ranks, num_epochs=epochs)
     assert len(list(reader)) // accumulation == derive.train_iters(args, num_items, ranks)
+
+
+@pytest.mark.parametrize(("num_items", "micro", "ranks"), [(7, 1, 2), (5, 2, 2), (9, 2, 3), (1, 1, 4), (12, 2, 3)])
+def test_a_whole_pass_reads_every_item_once_in_as_many_micro_batches_on_each_rank(num_items, micro, ranks):
+    place = {"num_items": num_items, "micro_batch_size": micro, "data_parallel_size": ranks}
+    dealt = [list(WholePass(**place, data_parallel_rank=rank)) for rank in range(ranks)]
+    assert sorted(item for batches in dealt for batch in batches for item in batch) == list(range(num_items))
+    assert len({len(batches) for batches in dealt}) == 1
+    assert max(len(batch) for batches in dealt for batch in batches) <= micro
+    if micro == 1:
+        assert [batch for step in zip(*dealt, strict=True) for batch in step if batch] == [
+            [n] for n in range(num_items)
+        ]

@@ -40,10 +40,15 @@ SCALING = "_extra_state"
 
 
 def model_state(engine: Engine, part: Part) -> StateDict:
-    """Sharded tensors of this part of every model chunk."""
+    """Sharded tensors of this part of every model chunk. Collective.
+
+    Megatron stacks what all layers have into one tensor with an axis of layers; where only some of them train, the
+    tensor would have holes, and each layer gets tensors of its own.
+    """
+    layered = {"non_homogeneous_layers": True} if part == "trainable" and engine.trains_some_layers_only() else {}
     states = {}
     for index, model in enumerate(engine.models):
-        state = model.sharded_state_dict(metadata=metadata())
+        state = model.sharded_state_dict(metadata={**metadata(), **layered})
         names = engine.trainable_names(index)
         if engine.config.fp8 is not None:
             names |= {name for name in state if SCALING in name}
@@ -74,7 +79,9 @@ def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool)
 
 
 def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> StateDict:
-    """Sharded tensors of the optimizer for the model state that is saved or loaded with it."""
+    """Sharded tensors of the optimizer for the model state that is saved or loaded with it. Collective."""
+    if engine.trains_some_layers_only():
+        models = model_state(engine, "trainable")
     # Also before saving: in float16 every step so far may have been skipped.
     for part in _parts(engine):
         create_state(part)

@@ -52,11 +52,13 @@ def sample_multiple(*, context_parallel: int) -> int:
 
 
 def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
-    """One micro-batch of the items (samples, pairs, or packed rows of them).
+    """One micro-batch of the items (samples, pairs, or packed rows of them); of no items, one row of padding.
 
     Pairs are laid out as all chosen sequences followed by all rejected ones, in the same order.
     """
     samples = _sequences(items)
+    if not samples:
+        return _padding_alone(shape)
     return _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
 
 
@@ -96,6 +98,16 @@ def _padded(samples: list[Sample], shape: RowShape) -> MicroBatch:
         rows.append(row)
     padding_BT = torch.from_numpy(np.stack([row.sequences for row in rows]) < 0)
     return _micro_batch(rows, samples, None, total, _attention_mask(padding_BT))
+
+
+def _padding_alone(shape: RowShape) -> MicroBatch:
+    """What a rank reads in the last step of an evaluation when the others have the last samples: nothing counts."""
+    total = max(shape.row_multiple, shape.row_length or 0)
+    row = _Row(total, shape.pad_id)
+    row.positions[:] = np.arange(total)
+    if shape.padding_free:
+        return _micro_batch([row], [], torch.tensor([0, total], dtype=torch.int32), total, None)
+    return _micro_batch([row], [], None, total, _attention_mask(torch.ones(1, total, dtype=torch.bool)))
 
 
 def _attention_mask(padding_BT: torch.Tensor) -> torch.Tensor:

@@ -10,7 +10,7 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from megatron_trainer.data.collate import RowShape, collate
-from megatron_trainer.data.sample import Sampler
+from megatron_trainer.data.sample import Sampler, WholePass
 from megatron_trainer.data.stream import Stream, StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Item, MicroBatch
 from megatron_trainer.failure import TrainingError
@@ -18,7 +18,11 @@ from megatron_trainjob.exit_codes import ExitCode
 
 
 def micro_batches(
-    items: Sequence[Item] | Stream, sampler: Sampler | StreamSampler, *, shape: RowShape, num_workers: int
+    items: Sequence[Item] | Stream,
+    sampler: Sampler | WholePass | StreamSampler,
+    *,
+    shape: RowShape,
+    num_workers: int,
 ) -> Iterator[MicroBatch]:
     """This rank's micro-batches from sampler.consumed_samples on, until the sampler ends.
 

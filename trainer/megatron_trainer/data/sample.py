@@ -147,6 +147,32 @@ class Sampler:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WholePass:
+    """Every item once, in order, for one data-parallel rank: what is left at the end is spread over the ranks.
+
+    5 items, micro-batches of 1 and 2 ranks: rank 0 reads 0, 2, 4; rank 1 reads 1, 3 and an empty micro-batch, because
+    all ranks have to take the same number of passes through the model.
+    """
+
+    num_items: int
+    micro_batch_size: int
+    data_parallel_rank: int
+    data_parallel_size: int
+
+    @property
+    def items_per_step(self) -> int:
+        """Items that all ranks together read for one micro-batch each."""
+        return self.micro_batch_size * self.data_parallel_size
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Indices of one micro-batch after the other."""
+        for first in range(0, self.num_items, self.items_per_step):
+            items = range(first, min(first + self.items_per_step, self.num_items))
+            each = -(-len(items) // self.data_parallel_size)
+            yield list(items[self.data_parallel_rank * each : (self.data_parallel_rank + 1) * each])
+
+
+@dataclass(frozen=True, kw_only=True)
 class _Place:
     """A point of a run: so many items of the order of the items left in this epoch were read."""
 

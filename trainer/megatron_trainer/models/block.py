@@ -32,15 +32,20 @@ def block_spec(
     implementation: Implementation,
     virtual_stage: int | None,
     layer: type[TransformerLayer],
+    *,
+    left_padded: bool = False,
 ) -> TransformerBlockSubmodules:
-    """The layers of this stage, dense or of experts as the model has them, and the final norm."""
+    """The layers of this stage, dense or of experts as the model has them, and the final norm.
+
+    left_padded: rows have padding before their tokens, which attention must not see.
+    """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     number = get_num_layers_to_build(config, vp_stage=virtual_stage)
     has_experts = _layers_with_experts(config)[first : first + number]
-    layers = [
-        ModuleSpec(module=layer, submodules=_layer(spec, config, implementation, has_experts=flag))
-        for flag in has_experts
-    ]
+    parts = [_layer(spec, config, implementation, has_experts=flag) for flag in has_experts]
+    if left_padded and implementation == "transformer_engine":
+        parts = [_with_left_padded_attention(part) for part in parts]
+    layers = [ModuleSpec(module=layer, submodules=part) for part in parts]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(implementation))
 
 
@@ -91,6 +96,13 @@ def _with_local_parts(layer: TransformerLayerSubmodules) -> TransformerLayerSubm
         pre_mlp_layernorm=RMSNorm,
         self_attention=replace(layer.self_attention, submodules=replace(attention, **parts)),
     )
+
+
+def _with_left_padded_attention(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
+    from megatron_trainer.models.engine_attention import LeftPaddedAttention
+
+    attention = replace(layer.self_attention.submodules, core_attention=LeftPaddedAttention)
+    return replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
 
 
 def _with_family_parts(

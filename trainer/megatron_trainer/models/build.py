@@ -8,11 +8,12 @@ from __future__ import annotations
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig, TransformerLayer
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.megatron.patches import router
 from megatron_trainer.models import rope
-from megatron_trainer.models.block import Implementation, block_spec
+from megatron_trainer.models.block import block_spec
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
 from megatron_trainer.models.settings import implementation, transformer_config
 from megatron_trainer.models.spec import ModelSpec
@@ -32,21 +33,25 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
         router.install()
     has_padding = not (args.padding_free or args.packing)
     layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free and has_padding else TransformerLayer
-    chunks = [_chunk(spec, config, kind, stage, layer) for stage in (range(stages) if stages else [None])]
+    left_padded = has_padding and args.padding_side == "left"
+    blocks = {
+        stage: block_spec(spec, config, kind, stage, layer, left_padded=left_padded)
+        for stage in (range(stages) if stages else [None])
+    }
+    chunks = [_chunk(spec, config, block, stage) for stage, block in blocks.items()]
     return [chunk.to(backend.device) for chunk in chunks]
 
 
 def _chunk(
     spec: ModelSpec,
     config: TransformerConfig,
-    kind: Implementation,
+    block: TransformerBlockSubmodules,
     stage: int | None,
-    layer: type[TransformerLayer],
 ) -> GPTModel:
     rotary = spec.hf_config.rope_parameters
     model = GPTModel(
         config,
-        block_spec(spec, config, kind, stage, layer),
+        block,
         vocab_size=spec.padded_vocab_size,
         max_sequence_length=spec.hf_config.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),

@@ -87,6 +87,8 @@ def _loss(
 
 def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
     """Sum and count of each channel of the micro-batch; samples without a channel are channel None."""
+    if not batch.channels:
+        return {}
     names = sorted(set(batch.channels), key=str)
     channel_of_sequence = torch.tensor([names.index(name) for name in batch.channels], device=losses_BT.device)
     channel_BT = channel_of_sequence[batch.sequence_BT]

@@ -75,17 +75,13 @@ def train_iters(args: TrainArgs, num_items: int | None, data_parallel_size: int)
     return min(limits)
 
 
-def eval_iters(args: TrainArgs, num_validation_items: int, data_parallel_size: int) -> int:
-    """Steps of one evaluation: as given, else max((V // s * s) // global_batch_size, 1).
-
-    0 without a validation set, and when its V items do not fill one micro-step (V < s).
-    """
-    items = items_per_epoch(args, num_validation_items, data_parallel_size)
-    if items == 0:
+def eval_iters(args: TrainArgs, num_validation_items: int) -> int:
+    """Steps of one evaluation: as given, else as many as read every item, the last one short; 0 without any item."""
+    if num_validation_items == 0:
         return 0
     if args.eval_iters >= 0:
         return args.eval_iters
-    return max(items // args.global_batch_size, 1)
+    return -(-num_validation_items // args.global_batch_size)
 
 
 def eval_interval(args: TrainArgs) -> int:

@@ -1,0 +1,31 @@
+"""TransformerEngine's attention for rows that are padded on the left.
+
+It takes causal attention at its word and looks at no mask: padding on the right is behind every real token, padding on
+the left would be seen by all of them. A mask of its own makes it choose a kernel that reads one.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron.core.extensions.transformer_engine import TEDotProductAttention
+from megatron.core.transformer.enums import AttnMaskType
+from torch import Tensor
+
+
+class LeftPaddedAttention(TEDotProductAttention):
+    """Attention under the mask of a padded batch; a sliding window comes on top of it."""
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        attention_mask: Tensor | None,
+        attn_mask_type: AttnMaskType,
+        *args: Any,  # noqa: ANN401 - megatron's signature
+        **kwargs: Any,  # noqa: ANN401
+    ) -> Tensor:
+        """As TEDotProductAttention. attention_mask: bool [B, 1, T, T], True where attention is forbidden."""
+        kind = attn_mask_type if attention_mask is None else AttnMaskType.arbitrary
+        return super().forward(query, key, value, attention_mask, kind, *args, **kwargs)
