@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator import names
-from megatron_operator.decide import deadline, failure
+from megatron_operator.decide import backoff, failure, waiting
 from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
@@ -46,7 +46,7 @@ class Claim:
 Claims = Mapping[str, Claim]
 
 
-def compute(job: Job, seen: Seen, decision: Decision) -> Claims:
+def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
     """Every condition that the job has now, by type."""
     match decision:
         case Succeed():
@@ -60,7 +60,7 @@ def compute(job: Job, seen: Seen, decision: Decision) -> Claims:
         case Restart():
             return _restarted(seen, decision)
         case _:
-            return _active(job, seen)
+            return _active(job, seen, now)
 
 
 def failed(seen: Seen, reason: str, message: str) -> Claims:
@@ -102,9 +102,9 @@ def _first_true(claims: Claims, *types: str) -> str | None:
     return next((type_ for type_ in types if type_ in claims and claims[type_].is_true), None)
 
 
-def _active(job: Job, seen: Seen) -> Claims:
+def _active(job: Job, seen: Seen, now: float) -> Claims:
     is_running = all_running(job, seen)
-    pods_ready = _pods_ready(job, seen)
+    pods_ready = _pods_ready(job, seen, now)
     claims = {
         names.ADMITTED: _admitted(job, seen),
         names.PODS_READY: pods_ready,
@@ -121,19 +121,27 @@ def _active(job: Job, seen: Seen) -> Claims:
         claims[names.RESTARTING] = Claim(is_true=is_true, reason=restarting["reason"], message=message)
     if not is_running:
         claims[names.RECONCILING] = _yes(pods_ready.reason)
-    return {**claims, **_stalled(job, seen)}
+    return {**claims, **_stalled(job, seen, now)}
 
 
-def _stalled(job: Job, seen: Seen) -> Claims:
+def _stalled(job: Job, seen: Seen, now: float) -> Claims:
     """What keeps the job from going on until somebody changes something, if anything does."""
     if seen.gang is not None and not seen.gang.served:
         message = f"scheduling.gang is {job.scheduling.gang}, but this cluster has no such PodGroup resource."
         return {names.STALLED: _yes(names.GANG_SCHEDULER_MISSING, message)}
     if seen.problem is not None:
         return {names.STALLED: _yes(*seen.problem)}
-    for pod in deadline.stuck(seen):
-        return {names.STALLED: _yes(str(pod.waiting), f"Pod {pod.name}: {pod.waiting_message}")}
+    for each in waiting.hindrances(job, seen):
+        if each.is_trouble:
+            return {names.STALLED: _yes(each.reason, f"Pod {each.pod.name}: {each.message}")}
+    for pod in backoff.overdue(seen, now):
+        remedy = "Look at its node and finalizers; delete it by force only when it certainly no longer runs."
+        return {names.STALLED: _yes(names.POD_TERMINATING, f"{_still_ends(pod)} {remedy}")}
     return {}
+
+
+def _still_ends(pod: Pod) -> str:
+    return f"Pod {pod.name} of attempt {pod.attempt} has not ended; two attempts at once would write one checkpoint."
 
 
 def _admitted(job: Job, seen: Seen) -> Claim:
@@ -149,17 +157,25 @@ def _admitted(job: Job, seen: Seen) -> Claim:
     return _yes(names.QUOTA_RESERVED if job.kueue_queue or job.scheduling.queue else names.NOT_QUEUED)
 
 
-def _pods_ready(job: Job, seen: Seen) -> Claim:
+def _pods_ready(job: Job, seen: Seen, now: float) -> Claim:
     if failure.missing(job, seen):
-        return _no(names.PODS_CREATING)
+        earlier = backoff.blocking(seen, now)
+        return _no(names.PODS_CREATING, _still_ends(earlier[0]) if earlier else "")
     if all(pod.ready or pod.phase == "Succeeded" for pod in seen.current):
         return _yes(names.ALL_PODS_READY)
-    return _no(names.PODS_PENDING, _why_pending(seen.current))
+    return _no(names.PODS_PENDING, _why_pending(job, seen))
 
 
-def _why_pending(pods: tuple[Pod, ...]) -> str:
-    for pod in pods:
-        why = pod.unschedulable or (pod.waiting and f"{pod.waiting} {pod.waiting_message}")
+def _why_pending(job: Job, seen: Seen) -> str:
+    """Why the first pod that says anything is not ready: it has no place, does not start, or fetches first."""
+    for each in waiting.hindrances(job, seen):
+        return f"Pod {each.pod.name}: {each.reason} {each.message}".strip()[:1024]
+    for pod in seen.current:
+        why = (
+            (pod.unschedulable or (pod.gated and waiting.why_unplaced(pod)))
+            or (pod.waiting and f"{pod.waiting} {pod.waiting_message}")
+            or (pod.initializing and f"init container {pod.initializing} runs")
+        )
         if why:
             return f"Pod {pod.name}: {why}"[:1024]
     return ""

@@ -27,6 +27,10 @@ from megatron_trainjob.violation import Violation
 Object = Mapping[str, Any]
 Parsed = Job | tuple[Violation, ...]
 HEAVY_METADATA = ("managedFields",)
+# Statuses that the same request meets again: a quota or policy, an object that the server does not take.
+REFUSALS = frozenset({400, 403, 422})
+# Any other error (5xx of the server or of a webhook, no answer) for so long is no longer a moment's.
+LASTING_S = 20.0
 logger = logging.getLogger(__name__)
 
 
@@ -100,6 +104,7 @@ class Controller:
         self._jobs = jobs
         self._metrics = metrics
         self._problems: dict[Key, tuple[str, str]] = {}
+        self._failing_since: dict[Key, float] = {}
         self._progress: dict[Key, Progress] = {}
 
     def take_progress(self, key: Key, progress: Progress) -> bool:
@@ -139,6 +144,7 @@ class Controller:
         except ApiError as error:
             self._on_refusal(key, error)
             raise
+        self._failing_since.pop(key, None)
         was_stalled = self._problems.pop(key, None) is not None
         if not job.get("status") and any(body["kind"] == "Pod" for body in plan.create):
             self._metrics.pods_created_s.observe(max(0.0, clock.now() - _created_at(job)))
@@ -171,13 +177,15 @@ class Controller:
         return take
 
     def _on_refusal(self, key: Key, error: ApiError) -> None:
-        """A refusal that lasts (quota, policy, invalid object) is shown on the job; one that passes is not."""
-        if error.status in (400, 403, 422):
-            self._problems[key] = (error.reason or "Refused", error.message)
-        elif error.is_missing and f'"{key[1]}" not found' in error.message:
+        """A refusal that lasts is shown on the job: quota, policy, invalid object, or any error for `LASTING_S`."""
+        failing_since = self._failing_since.setdefault(key, clock.now())
+        if error.is_missing and f'"{key[1]}" not found' in error.message:
             self._jobs.drop(key)
+        elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:
+            self._problems[key] = (error.reason or "Refused", error.message)
 
     def _forget(self, key: Key) -> None:
+        self._failing_since.pop(key, None)
         self._problems.pop(key, None)
         self._progress.pop(key, None)
 

@@ -2,17 +2,30 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from megatron_operator import conditions, names
 from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Seen
 from megatron_operator.plan import Event
 
+Object = Mapping[str, Any]
+
 
 def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
     """What to tell about this decision. The status is written first, so each is told once a transition."""
     new_gang = (_gang_created(job, seen),) if seen.current and not seen.status else ()
     return (*new_gang, *_of_decision(job, seen, decision, creates_pods=creates_pods))
+
+
+def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
+    """Told when a job stops going on by itself, in the words of who refused it; a failed job says more itself."""
+    stalled = next((each for each in status["conditions"] if each["type"] == names.STALLED), None)
+    if stalled is None or stalled["reason"] == names.JOB_FAILED or seen.is_true(names.STALLED):
+        return ()
+    return (_warning("JobStalled", f"{stalled['reason']}: {stalled['message']}"[:1024]),)
 
 
 def _of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:

@@ -104,6 +104,7 @@ class RunPolicy:
     ttl_policy: Literal["DeletePods", "DeleteJob"]
     active_deadline_s: int | None
     startup_deadline_s: int
+    scheduling_timeout_s: int | None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -146,6 +146,7 @@ def _run_policy(given: Object) -> RunPolicy:
         ttl_policy=given["ttlPolicy"],
         active_deadline_s=given.get("activeDeadlineSeconds"),
         startup_deadline_s=given["startupDeadlineSeconds"],
+        scheduling_timeout_s=given.get("schedulingTimeoutSeconds"),
     )
 
 

@@ -23,12 +23,13 @@ NO_COUNT = Guard()
 class Pod:
     """One pod. `exit_code`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
-    phase: Succeeded or Failed as soon as the trainer has ended, whatever the other containers do.
-    has_living_containers: whether some of them run on and hold the pod's resources.
+    phase: that of the trainer once it runs or has ended, whatever the other containers do.
+    is_outlived: whether its trainer has ended and others run on, and hold the pod's resources.
     is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
     in_queue: whether Kueue has taken the pod up, gated or not any more.
     disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
-    not start. Times are seconds since the epoch.
+    not start; `initializing` the init container that runs. warning: reason of the newest event about a placed pod that
+    has not started, when that is a warning. Times are seconds since the epoch.
     """
 
     name: str
@@ -37,7 +38,7 @@ class Pod:
     role: str = names.MASTER
     index: int = 0
     phase: PodPhase = "Pending"
-    has_living_containers: bool = False
+    is_outlived: bool = False
     ready: bool = False
     deleting: bool = False
     grace_ends: float | None = None
@@ -47,6 +48,9 @@ class Pod:
     unschedulable: str | None = None
     waiting: str | None = None
     waiting_message: str = ""
+    initializing: str = ""
+    warning: str = ""
+    warning_message: str = ""
     node: str = ""
     container: str = names.CONTAINER
     container_kind: ContainerKind = "Trainer"
@@ -235,7 +239,7 @@ def read_pod(raw: Object) -> Pod:
     if place is None:
         raise Unreadable("its name is not that of a pod of the job")
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
-    waiting, waiting_message = _waiting(status)
+    waiting, waiting_message = _waiting(spec, status)
     return Pod(
         name=metadata["name"],
         uid=metadata.get("uid", ""),
@@ -251,6 +255,7 @@ def read_pod(raw: Object) -> Pod:
         unschedulable=_unschedulable(conditions),
         waiting=waiting,
         waiting_message=waiting_message,
+        initializing=_initializing(spec, status),
         node=spec.get("nodeName", ""),
         disruption=_disruption(conditions),
         **_ending(spec, status),
@@ -288,14 +293,38 @@ def _containers(status: Object) -> tuple[Object, ...]:
     return (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
 
 
-def _waiting(status: Object) -> tuple[str | None, str]:
-    """Why a container is not started, of the first that says so."""
+def _waiting(spec: Object, status: Object) -> tuple[str | None, str]:
+    """Why a container is not started, of the first that says so, or crashes again and again before the trainer."""
+    native = _native_sidecars(spec)
     for container in _containers(status):
-        waiting = (container.get("state") or {}).get("waiting")
-        if waiting and waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
             reason = shortened(waiting["reason"], MAX_REASON_CHARACTERS)
-            return reason, shortened(waiting.get("message"), MAX_MESSAGE_CHARACTERS)
+            message = shortened(waiting.get("message"), MAX_MESSAGE_CHARACTERS)
+            return reason, f"{container['name']}: {message}" if container["name"] != names.CONTAINER else message
+        last = (container.get("lastState") or {}).get("terminated")
+        if last and container["name"] in native and not container.get("started"):
+            return (
+                "CrashLoopBackOff",
+                f"{container['name']} ended with exit code {last.get('exitCode')} before it was ready",
+            )
     return None, ""
+
+
+def _initializing(spec: Object, status: Object) -> str:
+    """The init container that runs and that the others wait for; "" for none."""
+    native = _native_sidecars(spec)
+    for container in status.get("initContainerStatuses") or ():
+        is_running = (container.get("state") or {}).get("running") is not None
+        if is_running and not (container["name"] in native and container.get("started")):
+            return str(container["name"])
+    return ""
+
+
+def _native_sidecars(spec: Object) -> frozenset[str]:
+    """Init containers that are always restarted and run beside the trainer."""
+    initial = spec.get("initContainers") or ()
+    return frozenset(each["name"] for each in initial if each.get("restartPolicy") == "Always")
 
 
 def _ending(spec: Object, status: Object) -> dict[str, Any]:
@@ -306,12 +335,12 @@ def _ending(spec: Object, status: Object) -> dict[str, Any]:
     container, kind = _deciding(spec, status)
     terminated = (container.get("state") or {}).get("terminated") or {}
     record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
-    phase = status.get("phase", "Pending")
+    phase: PodPhase = status.get("phase", "Pending")
     exit_code = terminated.get("exitCode")
     message = record.message or terminated.get("message") or status.get("message")
     return {
-        "phase": phase if kind != "Trainer" or exit_code is None else "Failed" if exit_code else "Succeeded",
-        "has_living_containers": phase == "Running",
+        "phase": _phase(phase, container) if kind == "Trainer" else phase,
+        "is_outlived": exit_code is not None and phase in ("Pending", "Running"),
         "container": container.get("name") or names.CONTAINER,
         "container_kind": kind,
         "exit_code": exit_code,
@@ -323,6 +352,14 @@ def _ending(spec: Object, status: Object) -> dict[str, Any]:
     }
 
 
+def _phase(phase: PodPhase, trainer: Object) -> PodPhase:
+    """That of the trainer; the pod's own says Pending while it runs and a sidecar does not."""
+    state = trainer.get("state") or {}
+    if ended := state.get("terminated"):
+        return "Failed" if ended.get("exitCode") else "Succeeded"
+    return "Running" if phase == "Pending" and state.get("running") is not None else phase
+
+
 def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:
     """The container that ended the pod: the trainer once it has ended, else the one for whose failure the pod failed.
 
@@ -332,7 +369,7 @@ def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:
     trainer = containers.pop(names.CONTAINER, {})
     if status.get("phase") != "Failed" or (trainer.get("state") or {}).get("terminated"):
         return trainer, "Trainer"
-    native = {each["name"] for each in spec.get("initContainers") or () if each.get("restartPolicy") == "Always"}
+    native = _native_sidecars(spec)
     initial = (each for each in status.get("initContainerStatuses") or () if each["name"] not in native)
     if failed := next(filter(_has_failed, initial), None):
         return failed, "InitContainer"

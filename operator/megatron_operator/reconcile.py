@@ -6,7 +6,18 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from megatron_operator import events, names, queueing, status
-from megatron_operator.decide import backoff, cleanup, completion, deadline, failure, hang, queue, restart, suspend
+from megatron_operator.decide import (
+    backoff,
+    cleanup,
+    completion,
+    deadline,
+    failure,
+    hang,
+    queue,
+    restart,
+    suspend,
+    waiting,
+)
 from megatron_operator.decide.decision import (
     Continue,
     Decision,
@@ -36,7 +47,15 @@ POLICIES: tuple[Policy, ...] = (
     restart.decide,
     hang.decide,
 )
-WAKE_UPS = (failure.wake_at, deadline.wake_at, completion.wake_at, backoff.wake_at, hang.wake_at, queue.wake_at)
+WAKE_UPS = (
+    failure.wake_at,
+    deadline.wake_at,
+    completion.wake_at,
+    backoff.wake_at,
+    hang.wake_at,
+    queue.wake_at,
+    waiting.wake_at,
+)
 
 
 def plan(job: Job, seen: Seen, now: float) -> Plan:
@@ -71,12 +90,13 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     changes = _changes(job, seen, decision, now)
     queued = queueing.changes(job, seen, decision, now)
     is_first_look = _is_first_look(seen, changes)
+    told = events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes))
     return Plan(
         status=None if is_first_look else written,
         delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
         patch=(*changes.patch, *queued.patch),
         create=(*queued.create, *changes.create),
-        events=() if is_first_look else events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes)),
+        events=() if is_first_look else (*told, *events.of_stall(seen, new)),
         requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
     )
 

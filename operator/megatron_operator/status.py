@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from megatron_operator import conditions, names
-from megatron_operator.decide import queue, restart, suspend
+from megatron_operator.decide import queue, restart, suspend, waiting
 from megatron_operator.decide.decision import Counters, Decision, Fail, Failure, Queue, Restart, Succeed, Suspend
 from megatron_operator.guard import LogLimit
 from megatron_operator.job import Job
@@ -36,7 +36,7 @@ SOFT_FIELDS = ("phase", "reason", "replicaStatuses", "progress", "checkpoint", "
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
     """The whole status after this decision."""
-    claims = conditions.compute(job, seen, decision)
+    claims = conditions.compute(job, seen, decision, now)
     attempt = next_attempt(seen, decision)
     pods = tuple(pod for pod in seen.pods if pod.attempt == attempt)
     phase = conditions.phase(claims, has_pods=bool(pods))
@@ -51,6 +51,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "restarts": _restarts(seen, decision, attempt, now),
         "replicaStatuses": replica_statuses(job, pods),
         "lastFailure": _last_failure(seen, decision),
+        "waiting": waiting.describe(job, seen, decision, now),
         "progress": _progress(seen),
         "checkpoint": _checkpoint(seen),
         "resolved": resolved(job),

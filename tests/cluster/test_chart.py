@@ -27,8 +27,9 @@ ROLE = f"/apis/rbac.authorization.k8s.io/v1/clusterroles/{helm_chart.FULL_NAME}"
 
 
 def life_of(pod: dict) -> Life:
-    """Pods of the job "stuck" do not go away when they are asked to."""
-    return Life(stop_s=6.0) if pod["metadata"]["name"].startswith("stuck-") else Life()
+    """Pods of the job "stuck" do not go away when they are asked to; those of the job "silent" never start."""
+    name = pod["metadata"]["name"]
+    return Life(runs=not name.startswith("silent-"), stop_s=6.0 if name.startswith("stuck-") else 0.0)
 
 
 @pytest.fixture(scope="module")
@@ -111,6 +112,13 @@ def get_stuck(jobs: JobClient) -> None:
         jobs.await_phase("Suspended", "stuck")
         jobs.patch("stuck", suspend=False)
         jobs.await_phase("Running", "stuck")
+
+
+def stay_silent(jobs: JobClient) -> None:
+    """Pods that do not start have their events asked for."""
+    jobs.submit(manifest("silent"))
+    wait_until(lambda: ("events", "list") in used(jobs.plane), bool, "a look at the events of pods")
+    jobs.delete("silent")
 
 
 def queue_by_pods(jobs: JobClient) -> None:
@@ -208,7 +216,7 @@ def test_the_operator_needs_all_that_its_role_grants_and_nothing_else(
 ):
     """Lives that take every path of the operator, held against the server's audit log."""
     with run_chart_operator(chart_plane, tmp_path) as operator:
-        for live in (live_and_go, meet_strangers, get_stuck, queue_by_pods):
+        for live in (live_and_go, meet_strangers, get_stuck, stay_silent, queue_by_pods):
             live(jobs)
         assert operator.stop() == 0
     assert refused(chart_plane) == []

@@ -190,9 +190,9 @@ WAITS = {"name": "trainer", "state": {"waiting": {"reason": "PodInitializing"}}}
 @pytest.mark.parametrize(("code", "phase"), [(0, "Succeeded"), (1, "Failed")])
 def test_the_end_of_the_trainer_is_the_end_of_the_pod_though_a_sidecar_lives_on(code, phase):
     pod = read_pod(raw_pod({"phase": "Running", "containerStatuses": [RUNS, ended("trainer", code)]}))
-    assert (pod.phase, pod.exit_code, pod.is_finished, pod.has_living_containers) == (phase, code, True, True)
+    assert (pod.phase, pod.exit_code, pod.is_finished, pod.is_outlived) == (phase, code, True, True)
     pod = read_pod(raw_pod({"phase": phase, "containerStatuses": [ended("istio-proxy", 0), ended("trainer", code)]}))
-    assert (pod.phase, pod.has_living_containers) == (phase, False)
+    assert (pod.phase, pod.is_outlived) == (phase, False)
 
 
 def test_a_sidecar_that_fails_beside_the_trainer_ends_nothing():

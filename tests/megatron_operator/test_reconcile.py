@@ -256,7 +256,7 @@ def test_clean_pod_policy_holds_also_when_the_restarts_are_used_up(policy, delet
 
 @pytest.mark.parametrize(("policy", "deleted"), [("None", ()), ("Running", (ref(0), ref(1)))], ids=str)
 def test_a_sidecar_that_outlives_the_trainer_neither_hides_its_end_nor_holds_its_gpus(policy, deleted):
-    ended = [pod(rank, phase="Succeeded", finished_at=NOW - 1, has_living_containers=True) for rank in (0, 1)]
+    ended = [pod(rank, phase="Succeeded", finished_at=NOW - 1, is_outlived=True) for rank in (0, 1)]
     plan = reconcile.plan(job({"runPolicy": {"cleanPodPolicy": policy}}), seen(*ended), NOW)
     assert (plan.status["phase"], plan.delete) == ("Succeeded", deleted)
 
@@ -343,8 +343,8 @@ def test_a_pod_that_cannot_pull_its_image_stalls_the_job_then_fails_it():
     spec = {"runPolicy": {"startupDeadlineSeconds": 300}}
     before = reconcile.plan(job(spec), seen(pod(0), stuck, status=restarts()), NOW)
     assert conditions(before.status)["Stalled"] == ("True", "ImagePullBackOff")
-    assert before.requeue_s == 200.0
-    plan = reconcile.plan(job(spec), seen(pod(0), stuck), NOW + 200)
+    assert before.requeue_s == 300.0
+    plan = reconcile.plan(job(spec), seen(pod(0), stuck, status=before.status), NOW + 300)
     assert conditions(plan.status)["Failed"] == ("True", "StartupFailed")
     assert plan.status["lastFailure"]["reason"] == "ImagePullBackOff"
 

@@ -20,7 +20,7 @@
   verbs: [create]
 - apiGroups: [""]
   resources: [events]
-  verbs: [create, patch]
+  verbs: [create, patch, list]        # list: why a pod does not start is in its events alone
 {{- if eq .Values.kueue.mode "External" }}
 - apiGroups: [kueue.x-k8s.io]
   resources: [workloads]

@@ -15,6 +15,7 @@ from megatron_operator.cluster.kubernetes import Client
 from megatron_operator.cluster.kubernetes_discovery import wait_until_served
 from megatron_operator.cluster.kubernetes_informer import Informer, Key, Listeners, Scope
 from megatron_operator.cluster.kubernetes_kueue import KueueMirror
+from megatron_operator.cluster.kubernetes_pod_events import PodEvents
 from megatron_operator.cluster.kubernetes_resource import (
     CLAIM,
     CONFIG_MAP,
@@ -60,6 +61,7 @@ class Mirror:
         self._config_maps: Informer[None] = self._informer(CONFIG_MAP, _nothing, metadata_only=True)
         self._groups: dict[str, Informer[Gang]] = {}
         self._kueue = KueueMirror(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
+        self._pod_events = PodEvents(client)
         self._claims: set[Key] = set()
         self._nodes: dict[str, tuple[float, bool]] = {}
 
@@ -108,7 +110,7 @@ class Mirror:
         """Everything known of this job's children. parsed: the job as a value, None for a wrong manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
-        pods = tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank))
+        pods = await self._see_pods(key, uid)
         selectors = self._services.of(key, uid)
         gang, stale_groups = self._see_groups(key, uid, parsed.scheduling.gang if parsed else "None", job)
         return Seen(
@@ -141,6 +143,10 @@ class Mirror:
         }
         if resource in informers:
             informers[resource].put(raw)
+
+    async def _see_pods(self, key: Key, uid: str) -> tuple[Pod, ...]:
+        pods = tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank))
+        return await self._pod_events.explain(key[0], pods)
 
     async def _see_kueue(self, parsed: Job | None) -> KueueSeen:
         if parsed is None or not parsed.has_workload or self._kueue is None:

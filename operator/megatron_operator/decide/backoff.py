@@ -9,6 +9,8 @@ from megatron_operator.timestamp import to_seconds
 
 # A kubelet reports the end of a pod some moments after its grace period.
 GRACE_MARGIN_S = 10.0
+# Unmounting a slow volume takes a while; after this somebody has to look.
+LATE_S = 60.0
 
 
 def delay_s(policy: FailurePolicy, counters: Counters, kind: str) -> float:
@@ -22,7 +24,8 @@ def delay_s(policy: FailurePolicy, counters: Counters, kind: str) -> float:
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When the written-down backoff is over, or when a terminating pod's grace is."""
     retry = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime"))
-    moments = [pod.grace_ends + GRACE_MARGIN_S for pod in blocking(seen, now) if pod.grace_ends is not None]
+    ends = [pod.grace_ends for pod in blocking(seen, now) if pod.grace_ends is not None]
+    moments = [end + margin for end in ends for margin in (GRACE_MARGIN_S, LATE_S) if end + margin > now]
     return min([*moments, retry] if retry is not None else moments, default=None)
 
 
@@ -35,6 +38,12 @@ def may_start(seen: Seen, now: float) -> bool:
 def blocking(seen: Seen, now: float) -> tuple[Pod, ...]:
     """Pods of earlier attempts that may still run. Two attempts at once would write the same checkpoint."""
     return tuple(pod for pod in seen.stale if not pod.is_finished and not _is_lost(pod, seen, now))
+
+
+def overdue(seen: Seen, now: float) -> tuple[Pod, ...]:
+    """Those of them whose end should have been reported long ago."""
+    late = now - LATE_S
+    return tuple(pod for pod in blocking(seen, now) if pod.grace_ends is not None and pod.grace_ends < late)
 
 
 def _is_lost(pod: Pod, seen: Seen, now: float) -> bool:

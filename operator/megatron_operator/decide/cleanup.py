@@ -41,7 +41,7 @@ def leftovers(job: Job, seen: Seen) -> tuple[Ref, ...]:
 
 def _running(pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
     """Pods that hold resources; a sidecar that outlives the trainer does too."""
-    return tuple(pod for pod in pods if not pod.is_finished or pod.has_living_containers)
+    return tuple(pod for pod in pods if not pod.is_finished or pod.is_outlived)
 
 
 def pod_ref(pod: Pod) -> Ref:

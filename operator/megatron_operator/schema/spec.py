@@ -245,8 +245,14 @@ def _run_policy() -> Schema:
                 default="DeletePods",
             ),
             "activeDeadlineSeconds": integer("Seconds that the job may take in all. Absent is any time.", ge=1),
+            "schedulingTimeoutSeconds": integer(
+                "Seconds that the job may wait for a place in its queue and on nodes. Absent is any time.", ge=1
+            ),
             "startupDeadlineSeconds": integer(
-                "Seconds that a placed pod may fail to start (image, configuration).", ge=1, default=1200
+                "Seconds that something (image, volume, sandbox, init container) may keep a placed pod from starting. "
+                "Fetches by spec.initializers do not count.",
+                ge=1,
+                default=1200,
             ),
         },
     )

@@ -29,6 +29,15 @@ def status() -> Schema:
                 "Pods by role.", {"master": _replicas("The master."), "worker": _replicas("The workers.")}
             ),
             "lastFailure": _last_failure(),
+            "waiting": record(
+                "Since when the job waits to start, by the operator's clock.",
+                {
+                    "schedulingSince": _time("For a place; only with runPolicy.schedulingTimeoutSeconds."),
+                    "startupSince": _time("For a placed pod that something keeps from starting."),
+                    "pod": text("That pod."),
+                    "cause": text("What keeps it, such as Image or Volume.", max_length=1024),
+                },
+            ),
             "progress": _progress(),
             "checkpoint": record(
                 "The newest checkpoint.",

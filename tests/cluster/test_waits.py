@@ -1,0 +1,106 @@
+"""A job that cannot go on says why within seconds and ends at its deadline: events of pods, webhooks, no place."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+import fake_kubelet
+import operator_process
+from control_plane import ControlPlane
+from fake_kubelet import FakeKubelet, Life
+from job_client import JobClient, manifest, wait_until
+from operator_process import OperatorProcess
+
+pytestmark = pytest.mark.cluster
+WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
+NOW = "2026-11-28T00:00:0{}Z"
+
+
+@pytest.fixture
+def operator(quiet_plane: ControlPlane, quiet_jobs: JobClient, tmp_path: Path) -> Iterator[OperatorProcess]:
+    """An operator for this test's namespace."""
+    variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **variables) as running:
+        yield running
+
+
+def post_event(
+    jobs: JobClient, pod: str, reason: str, message: str, *, type_: str = "Warning", second: int = 1
+) -> None:
+    """Posts an event about the pod, as its kubelet would."""
+    raw = jobs.plane.get(jobs.path("pods", pod))
+    reference = {"kind": "Pod", "namespace": jobs.namespace, "name": pod, "uid": raw["metadata"]["uid"]}
+    times = {"firstTimestamp": NOW.format(second), "lastTimestamp": NOW.format(second)}
+    body = {"metadata": {"generateName": "kubelet-"}, "involvedObject": reference, "type": type_, "reason": reason}
+    jobs.plane.create(jobs.path("events"), {**body, **times, "message": message, "source": {"component": "kubelet"}})
+
+
+def await_stalled(jobs: JobClient, reason: str | None) -> str:
+    """The message of Stalled, once it has this reason; None: once it is not stalled any more."""
+    found = wait_until(lambda: jobs.condition("Stalled"), lambda c: c.get("reason") == reason, f"Stalled {reason}", 60)
+    return found.get("message", "")
+
+
+def test_a_pod_that_does_not_start_says_why_by_its_events_and_ends_the_job_at_the_deadline(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
+):
+    kubelet = FakeKubelet(
+        kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace, life=lambda pod: Life(runs=False)
+    )
+    words = 'MountVolume.SetUp failed for volume "s" : secret "absent" not found'
+    with fake_kubelet.playing(kubelet):
+        quiet_jobs.submit(manifest(runPolicy={"startupDeadlineSeconds": 8}))
+        quiet_jobs.await_pods("job-a0-master-0", "job-a0-worker-0")
+        post_event(quiet_jobs, "job-a0-worker-0", "FailedMount", words)
+        assert words in await_stalled(quiet_jobs, "FailedMount")
+        assert quiet_jobs.status()["waiting"]["cause"] == "Volume"
+        post_event(quiet_jobs, "job-a0-worker-0", "Pulling", "Pulling image", type_="Normal", second=2)
+        await_stalled(quiet_jobs, None)
+        post_event(quiet_jobs, "job-a0-worker-0", "FailedCreatePodSandBox", "no runtime for nvidia", second=3)
+        status = quiet_jobs.await_phase("Failed", patience_s=60)
+    assert quiet_jobs.condition("Failed")["reason"] == "StartupFailed"
+    assert (status["lastFailure"]["pod"], status["lastFailure"]["reason"]) == (
+        "job-a0-worker-0",
+        "FailedCreatePodSandBox",
+    )
+    assert "JobStalled" in quiet_jobs.events()
+
+
+def test_a_job_without_a_place_ends_at_its_scheduling_timeout(quiet_jobs: JobClient, operator: OperatorProcess):
+    """No kubelet here and no scheduler: nobody places the pods, and nobody says why."""
+    quiet_jobs.submit(manifest(runPolicy={"schedulingTimeoutSeconds": 3}))
+    quiet_jobs.await_phase("Failed", patience_s=60)
+    failed = quiet_jobs.condition("Failed")
+    assert failed["reason"] == "SchedulingTimeout"
+    assert "no scheduler has placed it" in failed["message"]
+
+
+@pytest.mark.slow
+def test_somebodys_broken_webhook_is_told_in_the_servers_words_and_the_job_goes_on_once_it_works(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
+):
+    name = quiet_jobs.namespace
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    webhook = {
+        "name": "broken.example.com",
+        "clientConfig": {"url": "https://127.0.0.1:1/"},
+        "rules": [rule],
+        "failurePolicy": "Fail",
+        "sideEffects": "None",
+        "admissionReviewVersions": ["v1"],
+        "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": name}},
+    }
+    quiet_plane.create(WEBHOOKS, {"metadata": {"name": name}, "webhooks": [webhook]})
+    try:
+        quiet_jobs.submit(manifest())
+        assert "broken.example.com" in await_stalled(quiet_jobs, "InternalError")
+        quiet_jobs.await_events("JobStalled")
+    finally:
+        quiet_plane.delete(f"{WEBHOOKS}/{name}")
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=name)):
+        quiet_jobs.await_phase("Running")
+    assert quiet_jobs.condition("Stalled") == {}
+    assert quiet_jobs.status()["restarts"]["total"] == 0
