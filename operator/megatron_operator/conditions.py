@@ -10,8 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator import names
-from megatron_operator.decide import backoff, failure, waiting
-from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
+from megatron_operator.decide import backoff, failure, waiting, whole
+from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend, Withdraw
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.timestamp import to_text
@@ -59,6 +59,8 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
             return _queued(seen, decision)
         case Restart():
             return _restarted(seen, decision)
+        case Withdraw():
+            return {**_active(job, seen, now), names.STALLED: _yes(decision.reason, decision.message)}
         case _:
             return _active(job, seen, now)
 
@@ -131,6 +133,9 @@ def _stalled(job: Job, seen: Seen, now: float) -> Claims:
         return {names.STALLED: _yes(names.GANG_SCHEDULER_MISSING, message)}
     if seen.problem is not None:
         return {names.STALLED: _yes(*seen.problem)}
+    stored = seen.condition(names.STALLED)
+    if stored and whole.refused_since(seen) is not None and failure.missing(job, seen):
+        return {names.STALLED: _yes(stored["reason"], stored.get("message", ""))}
     for each in waiting.hindrances(job, seen):
         if each.is_trouble:
             return {names.STALLED: _yes(each.reason, f"Pod {each.pod.name}: {each.message}")}

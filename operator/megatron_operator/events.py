@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_operator import conditions, names
+from megatron_operator.decide import failure
 from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Seen
@@ -16,7 +17,8 @@ Object = Mapping[str, Any]
 
 def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
     """What to tell about this decision. The status is written first, so each is told once a transition."""
-    new_gang = (_gang_created(job, seen),) if seen.current and not seen.status else ()
+    is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
+    new_gang = (_gang_created(job, seen),) if is_made else ()
     return (*new_gang, *_of_decision(job, seen, decision, creates_pods=creates_pods))
 
 
@@ -79,9 +81,7 @@ def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
     events = []
     if seen.is_true(names.SUSPENDED):
         events.append(_normal("JobResumed", "The job goes on."))
-    if creates_pods and not seen.current:
-        events.append(_gang_created(job, seen))
-    elif not (seen.status or seen.current):
+    if not (seen.status or seen.current or creates_pods):
         events.append(_normal("JobAccepted", "The manifest is valid; the pods wait."))
     if conditions.all_running(job, seen) and not seen.is_true(names.RUNNING):
         events.append(_normal("JobRunning", f"All {job.num_nodes} pods of attempt {seen.attempt} run."))
@@ -89,7 +89,7 @@ def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
 
 
 def _gang_created(job: Job, seen: Seen) -> Event:
-    return _normal("GangCreated", f"{job.num_nodes} pods of attempt {seen.attempt}.")
+    return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.attempt}.")
 
 
 def _normal(reason: str, message: str) -> Event:

@@ -102,6 +102,8 @@ OOM_KILLED: Final = "OOMKilled"
 FAILURE_POLICY: Final = "FailurePolicy"
 # Reasons of Stalled
 JOB_FAILED: Final = "JobFailed"
+QUOTA_EXCEEDED: Final = "QuotaExceeded"
+REFUSED: Final = "Refused"
 POD_TERMINATING: Final = "PodTerminating"
 GANG_SCHEDULER_MISSING: Final = "GangSchedulerMissing"
 KUEUE_MISSING: Final = "KueueMissing"

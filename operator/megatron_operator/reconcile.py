@@ -17,6 +17,7 @@ from megatron_operator.decide import (
     restart,
     suspend,
     waiting,
+    whole,
 )
 from megatron_operator.decide.decision import (
     Continue,
@@ -28,6 +29,7 @@ from megatron_operator.decide.decision import (
     Suspend,
     Undecided,
     Wait,
+    Withdraw,
 )
 from megatron_operator.desired import build, gang
 from megatron_operator.job import Job
@@ -44,6 +46,7 @@ POLICIES: tuple[Policy, ...] = (
     deadline.decide,
     completion.decide,
     queue.decide,
+    whole.decide,
     restart.decide,
     hang.decide,
 )
@@ -121,6 +124,8 @@ def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s:
     """Seconds until time alone can change something; a decided restart or end is looked at again at once."""
     if isinstance(decision, Restart):
         return decision.delay_s
+    if isinstance(decision, Withdraw) and decision.pause_s is not None:
+        return decision.pause_s
     if isinstance(decision, Succeed | Fail):
         return job.run_policy.ttl_s
     if isinstance(decision, Suspend):
@@ -146,7 +151,7 @@ def _creates_pods(changes: Plan) -> bool:
 def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     """The objects to delete, patch and create for a decision."""
     match decision:
-        case Restart() | Suspend() | Queue():
+        case Restart() | Suspend() | Queue() | Withdraw():
             return Plan(delete=_refs(seen.pods))
         case Succeed() | Fail():
             return Plan(delete=_refs(cleanup.pods_to_delete(job, seen)))

@@ -13,7 +13,17 @@ from typing import Any
 
 from megatron_operator import conditions, names
 from megatron_operator.decide import queue, restart, suspend, waiting
-from megatron_operator.decide.decision import Counters, Decision, Fail, Failure, Queue, Restart, Succeed, Suspend
+from megatron_operator.decide.decision import (
+    Counters,
+    Decision,
+    Fail,
+    Failure,
+    Queue,
+    Restart,
+    Succeed,
+    Suspend,
+    Withdraw,
+)
 from megatron_operator.guard import LogLimit
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
@@ -138,10 +148,11 @@ def settled_at(seen: Seen, now: float) -> float:
 
 
 def _hard(status: Object) -> Object:
-    """What is written at once: all but counts, progress, wording and times of transitions."""
+    """What is written at once: all but counts, progress, wording and times of transitions; also that all pods exist."""
     facts = {key: value for key, value in status.items() if key not in SOFT_FIELDS}
     shown = [(condition["type"], condition["status"]) for condition in status.get("conditions", ())]
-    return {**facts, "conditions": shown, "completionTime": "completionTime" in status}
+    is_made = all(condition["reason"] != names.PODS_CREATING for condition in status.get("conditions", ()))
+    return {**facts, "conditions": shown, "isMade": is_made, "completionTime": "completionTime" in status}
 
 
 def _soft(status: Object) -> Object:
@@ -201,9 +212,13 @@ def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
     """The written-down end of the backoff, kept until the gang is there."""
     if isinstance(decision, Restart):
         return {"nextRetryTime": to_text(math.ceil(now + decision.delay_s))} if decision.delay_s else {}
+    if isinstance(decision, Withdraw) and decision.pause_s is not None:
+        return {"nextRetryTime": to_text(math.ceil(now + decision.pause_s))}
     before = seen.status.get("restarts", {}).get("nextRetryTime")
-    is_waiting = before is not None and not seen.current and not isinstance(decision, Suspend | Queue | Fail | Succeed)
-    return {"nextRetryTime": before} if is_waiting else {}
+    is_over = bool(seen.current) and not isinstance(decision, Withdraw)
+    if before is None or is_over or isinstance(decision, Suspend | Queue | Fail | Succeed):
+        return {}
+    return {"nextRetryTime": before}
 
 
 def _last_failure(seen: Seen, decision: Decision) -> Object | None:

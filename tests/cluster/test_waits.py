@@ -104,3 +104,36 @@ def test_somebodys_broken_webhook_is_told_in_the_servers_words_and_the_job_goes_
         quiet_jobs.await_phase("Running")
     assert quiet_jobs.condition("Stalled") == {}
     assert quiet_jobs.status()["restarts"]["total"] == 0
+
+
+def test_two_gangs_that_share_a_quota_never_block_each_other_by_halves(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
+):
+    """Four pods each, six allowed: one runs whole, the other takes its pods back and runs once there is room."""
+    quota = quiet_jobs.path("resourcequotas", "six")
+    quiet_plane.create(
+        quiet_jobs.path("resourcequotas"), {"metadata": {"name": "six"}, "spec": {"hard": {"pods": "6"}}}
+    )
+    wait_until(lambda: quiet_plane.get(quota).get("status"), bool, "the quota to be counted")
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)):
+        for name in ("one", "two"):
+            quiet_jobs.submit(manifest(name, numNodes=4))
+
+        def phases() -> dict[str, str]:
+            return {name: quiet_jobs.status(name).get("phase", "") for name in ("one", "two")}
+
+        found = wait_until(phases, lambda each: "Running" in each.values(), "one of them to run")
+        runs = next(name for name, phase in found.items() if phase == "Running")
+        waits = {"one": "two", "two": "one"}[runs]
+        stalled = wait_until(
+            lambda: quiet_jobs.condition("Stalled", waits), lambda c: c.get("reason") == "QuotaExceeded", "Stalled"
+        )
+        assert "exceeded quota: six, requested: pods=1, used: pods=6, limited: pods=6" in stalled["message"]
+        wait_until(lambda: quiet_jobs.pods(waits), lambda pods: not pods, "its pods to be taken back")
+        assert "GangCreated" not in quiet_jobs.events(waits)
+        for pod in quiet_jobs.pods(runs):
+            quiet_jobs.end_pod(pod, 0)
+        quiet_jobs.await_phase("Succeeded", runs)
+        quiet_jobs.await_phase("Running", waits)
+    assert quiet_jobs.status(waits)["restarts"] == {"total": 0, "counted": 0, "attempt": 0, "uncountedInARow": 0}
+    assert quiet_jobs.events(waits)["GangCreated"]["message"] == "4 pods of attempt 0."

@@ -92,7 +92,9 @@ def test_a_half_created_gang_is_completed():
     )
     plan = reconcile.plan(job(), half, NOW + 1)
     assert kinds(plan) == [("Pod", "tune-a0-worker-0")]
-    assert plan.events == (GANG_CREATED,)
+    assert plan.events == ()
+    whole = replace(half, pods=(*half.pods, pod(1, phase="Pending")), status=plan.status)
+    assert reconcile.plan(job(), whole, NOW + 2).events == (GANG_CREATED,)
 
 
 def test_a_running_job_of_which_nothing_is_new_needs_nothing():
@@ -203,7 +205,7 @@ def test_a_restarted_gang_that_runs_ends_the_restart():
     }
     assert plan.status["phase"] == "Running"
     assert "nextRetryTime" not in plan.status["restarts"]
-    assert [event.reason for event in plan.events] == ["JobRunning"]
+    assert [event.reason for event in plan.events] == ["GangCreated", "JobRunning"]
 
 
 def test_a_disruption_is_answered_without_waiting():
@@ -325,7 +327,11 @@ def test_a_resumed_job_starts_with_its_whole_deadline():
     assert plan.status["startTime"] == "2027-01-15T08:16:40Z"
     assert conditions(plan.status)["Suspended"] == ("False", "Resumed")
     assert kinds(plan) == [("Pod", "tune-a1-master-0"), ("Pod", "tune-a1-worker-0")]
-    assert [event.reason for event in plan.events] == ["JobResumed", "GangCreated"]
+    assert [event.reason for event in plan.events] == ["JobResumed"]
+    made = seen(*(pod(rank, attempt=1, phase="Pending") for rank in (0, 1)), status=plan.status)
+    following = reconcile.plan(job(spec), made, NOW + 1001)
+    assert [event.message for event in following.events] == ["2 pods of attempt 1."]
+    assert reconcile.plan(job(spec), replace(made, status=following.status), NOW + 1002).events == ()
 
 
 def test_the_active_deadline_fails_the_job_without_any_other_event():

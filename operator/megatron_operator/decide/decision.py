@@ -76,6 +76,15 @@ class Queue:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Withdraw:
+    """Take the pods of half a gang back; the whole gang comes again after pause_s (None: as written down)."""
+
+    reason: str
+    message: str
+    pause_s: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restart:
     """Write the next attempt down, delete the whole gang, start again after `delay_s`."""
 
@@ -101,4 +110,4 @@ class Fail:
     failure: Failure | None = None
 
 
-Decision = Continue | Wait | Undecided | Suspend | Queue | Restart | Succeed | Fail
+Decision = Continue | Wait | Undecided | Suspend | Queue | Withdraw | Restart | Succeed | Fail

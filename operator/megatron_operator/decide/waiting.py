@@ -10,8 +10,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_operator.decide import queue
-from megatron_operator.decide.decision import Continue, Decision, Queue, Wait
+from megatron_operator import names
+from megatron_operator.decide import failure, queue, whole
+from megatron_operator.decide.decision import Continue, Decision, Queue, Wait, Withdraw
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds, to_text
@@ -87,6 +88,8 @@ def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
     """Why the job has no place yet, in the words of queue or scheduler; None when it has one."""
     if queued := queue.decide(job, seen, now):
         return queued.message
+    if whole.refused_since(seen) is not None and failure.missing(job, seen):
+        return str((seen.condition(names.STALLED) or {}).get("message", ""))
     for pod in seen.current:
         if pod.phase == "Pending" and pod.scheduled_at is None and not pod.node:
             return f"Pod {pod.name}: {why_unplaced(pod)}"
@@ -109,9 +112,12 @@ def place_since(seen: Seen, now: float) -> float:
 
 def describe(job: Job, seen: Seen, decision: Decision, now: float) -> Object | None:
     """status.waiting after this decision, None without a wait; the wait for a place only where it has a deadline."""
-    if not isinstance(decision, Continue | Wait | Queue):
+    if not isinstance(decision, Continue | Wait | Queue | Withdraw):
         return None
     waits: dict[str, Any] = {}
+    refused_since = whole.refused_since(seen) or (now if isinstance(decision, Withdraw) else None)
+    if refused_since is not None and not isinstance(decision, Queue) and failure.missing(job, seen):
+        waits["refusedSince"] = to_text(refused_since)
     if job.run_policy.scheduling_timeout_s is not None and for_a_place(job, seen, now):
         waits["schedulingSince"] = to_text(place_since(seen, now))
     if start := starts_since(job, seen, now):

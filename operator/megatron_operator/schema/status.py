@@ -33,6 +33,7 @@ def status() -> Schema:
                 "Since when the job waits to start, by the operator's clock.",
                 {
                     "schedulingSince": _time("For a place; only with runPolicy.schedulingTimeoutSeconds."),
+                    "refusedSince": _time("For all pods of the gang to be let in; those that were are taken back."),
                     "startupSince": _time("For a placed pod that something keeps from starting."),
                     "pod": text("That pod."),
                     "cause": text("What keeps it, such as Image or Volume.", max_length=1024),

@@ -1,0 +1,84 @@
+"""decide/whole: half a gang is taken back uncounted, says whose quota it met, and comes again as a whole by itself."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from job_values import NOW, conditions, job, kinds, pod, seen
+from megatron_operator import names, reconcile
+from megatron_operator.observe import Seen
+from megatron_operator.plan import Plan
+from megatron_operator.timestamp import to_text
+
+QUOTA = ("Forbidden", 'pods "x" is forbidden: exceeded quota: gpus, requested: pods=1, used: pods=6, limited: pods=6')
+
+
+def half(**fields):
+    """One pod of two was let in."""
+    known = {
+        "pods": (pod(0),),
+        "service_selector": names.selector("tune", 0),
+        "config_maps": frozenset({"tune-a0-args"}),
+        "problem": QUOTA,
+    }
+    return Seen(**{**known, **fields})
+
+
+def message_of(plan):
+    return next(each["message"] for each in plan.status["conditions"] if each["type"] == "Stalled")
+
+
+def test_the_pods_of_half_a_gang_are_taken_back_uncounted_with_the_quotas_name_and_numbers():
+    plan = reconcile.plan(job(), half(), NOW)
+    assert ([ref.name for ref in plan.delete], plan.create) == (["tune-a0-master-0"], ())
+    assert conditions(plan.status)["Stalled"] == ("True", "QuotaExceeded")
+    assert message_of(plan).startswith("Only 1 of 2 pods were let in;")
+    assert message_of(plan).endswith(QUOTA[1])
+    assert plan.status["waiting"] == {"refusedSince": to_text(NOW)}
+    assert (plan.status["restarts"]["total"], plan.status["restarts"]["attempt"]) == (0, 0)
+    assert plan.status["restarts"]["nextRetryTime"] == to_text(NOW + 5)
+    assert ([event.reason for event in plan.events], plan.requeue_s) == (["JobStalled"], 5.0)
+
+
+def test_nothing_is_made_until_all_are_gone_and_the_pause_is_over():
+    stored = reconcile.plan(job(), half(), NOW).status
+    ending = half(status=stored, problem=None, pods=(pod(0, deleting=True),))
+    assert reconcile.plan(job(), ending, NOW + 60) == Plan()
+    gone = replace(ending, pods=())
+    early = reconcile.plan(job(), gone, NOW + 1)
+    assert (early.create, early.status, early.requeue_s) == ((), None, 4.0)
+    again = reconcile.plan(job(), gone, NOW + 5)
+    assert kinds(again) == [("Pod", "tune-a0-master-0"), ("Pod", "tune-a0-worker-0")]
+
+
+def test_a_later_refusal_waits_longer_and_a_whole_gang_ends_the_state():
+    stored = reconcile.plan(job(), half(), NOW).status
+    again = reconcile.plan(job(), half(status=stored), NOW + 40)
+    assert again.status["restarts"]["nextRetryTime"] == to_text(NOW + 80)
+    assert again.status["waiting"] == stored["waiting"]
+    whole = half(status=stored, problem=None, pods=(pod(0), pod(1)))
+    plan = reconcile.plan(job(), whole, NOW + 90)
+    assert ("waiting" in plan.status, "Stalled" in conditions(plan.status)) == (False, False)
+    assert "nextRetryTime" not in plan.status["restarts"]
+    assert [event.reason for event in plan.events] == ["GangCreated", "JobRunning"]
+
+
+def test_an_operator_that_came_later_takes_the_half_back_too():
+    stored = reconcile.plan(job(), half(), NOW).status
+    plan = reconcile.plan(job(), half(status=stored, problem=None), NOW + 30)
+    assert ([ref.name for ref in plan.delete], plan.create, plan.events) == (["tune-a0-master-0"], (), ())
+
+
+def test_a_gang_that_was_whole_is_judged_by_the_failure_policy_whatever_is_refused():
+    plan = reconcile.plan(job(), seen(pod(0), problem=QUOTA), NOW)
+    assert plan.status["restarts"]["total"] == 1
+
+
+def test_the_wait_for_quota_counts_as_a_wait_for_a_place():
+    spec = {"runPolicy": {"schedulingTimeoutSeconds": 30}}
+    stored = reconcile.plan(job(spec), half(), NOW).status
+    waiting = half(status=stored, problem=None, pods=())
+    plan = reconcile.plan(job(spec), waiting, NOW + 1)
+    assert plan.status["waiting"] == {"refusedSince": to_text(NOW), "schedulingSince": to_text(NOW + 1)}
+    late = reconcile.plan(job(spec), replace(waiting, status=plan.status), NOW + 31)
+    assert conditions(late.status)["Failed"] == ("True", "SchedulingTimeout")
