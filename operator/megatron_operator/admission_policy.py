@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_operator import names
+from megatron_operator.schema.parts import changes
 from megatron_operator.schema.spec import spec as spec_schema
 from megatron_trainjob.args import admission
 from megatron_trainjob.args import schema as arguments
@@ -21,24 +22,6 @@ KUBERNETES = "admissionregistration.k8s.io/v1"
 SPEC_CHANGED = "oldObject == null || object.spec != oldObject.spec"
 UNKNOWN = "unknown field; kubectl explain mtj.spec --recursive lists the known ones"
 FIXED = "changes only while spec.suspend is true; suspend first"
-
-# What pods are made from changes only while there are none: the convention of Job and Kueue.
-MUTABLE_WHILE_SUSPENDED = (
-    "args",
-    "extraArgs",
-    "image",
-    "command",
-    "env",
-    "envFrom",
-    "numNodes",
-    "nprocPerNode",
-    "resourcesPerNode",
-    "volumes",
-    "volumeMounts",
-    "network",
-    "scheduling",
-    "podTemplate",
-)
 
 
 def documents() -> tuple[Object, Object]:
@@ -97,9 +80,15 @@ def _variables() -> list[Object]:
 
 def _fixed() -> str:
     """The fields that changed although the job, as it was, is not suspended."""
-    fields = cel_literal(MUTABLE_WHILE_SUSPENDED)
+    fields = cel_literal(changed_while_suspended())
     may_change = "oldObject == null || oldObject.spec.?suspend.orValue(false)"
     return f"{may_change} ? [] : {fields}.filter(name, object.spec[?name] != oldObject.spec[?name])"
+
+
+def changed_while_suspended() -> tuple[str, ...]:
+    """The fields of spec that pods are made from: they change only while there are none, as with Job and Kueue."""
+    declared = [name for name, when in changes(spec_schema()) if "." not in name and when == "WhileSuspended"]
+    return ("args", *declared)
 
 
 def _unknown(path: str, known: list[str]) -> str:

@@ -10,6 +10,7 @@ from rich.markup import escape
 
 from megatron_operator.cli.output import INVALID, OK, error, out, show_table, table
 from megatron_operator.schema import structural
+from megatron_operator.schema.parts import Change, changes
 from megatron_operator.schema.spec import spec
 from megatron_trainjob.args.field import Argument
 from megatron_trainjob.args.names import ALIASES
@@ -17,6 +18,11 @@ from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import shown
 
 Schema = Mapping[str, Any]
+CHANGES: Mapping[Change, str] = {
+    "WhileSuspended": "only while the job is suspended",
+    "Always": "at any time",
+    "Never": "never; make a new job",
+}
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -82,6 +88,9 @@ def _show_field(path: str, schema: Schema) -> None:
         out.print(escape(schema["description"]))
     for label, value in _limits(schema):
         out.print(f"[dim]{label}:[/] {escape(value)}")
+    changes_when = dict(changes(spec())).get(path.removeprefix("spec."))
+    if changes_when:
+        out.print(f"[dim]changes:[/] {CHANGES[changes_when]}")
     fields = table("fields", "name", "type", "default", "what it does")
     for name, part in _inside(schema).items():
         default = escape(shown(part["default"])) if "default" in part else ""

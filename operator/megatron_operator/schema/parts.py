@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from typing import Any, Literal
 
 Schema = dict[str, Any]
+Change = Literal["WhileSuspended", "Always", "Never"]
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
 
 
@@ -66,6 +67,22 @@ def text_map(help: str, *, max_properties: int = 128, max_length: int = 4096) ->
 def described(schema: Mapping[str, Any], help: str) -> Schema:
     """The schema with this description in place of its own."""
     return {**schema, "description": help}
+
+
+def changeable(when: Change, schema: Mapping[str, Any]) -> Schema:
+    """The field, with when it and all below it may change; the mark "x-change" is ours and no server sees it."""
+    return {**schema, "x-change": when}
+
+
+def changes(
+    schema: Mapping[str, Any], path: str = "", inherited: Change = "WhileSuspended"
+) -> Iterator[tuple[str, Change]]:
+    """(path, when it may change) of every field below a record of ours, outermost first."""
+    for name, part in schema["properties"].items():
+        when: Change = part.get("x-change", inherited)
+        yield f"{path}{name}", when
+        if part.get("x-record"):
+            yield from changes(part, f"{path}{name}.", when)
 
 
 def _given(extra: Mapping[str, Any]) -> Schema:

@@ -1,5 +1,6 @@
-"""The infrastructure fields of the manifest, each declared once: shape, default and help. A data table.
+"""The infrastructure fields of the manifest, each declared once: shape, default, help, when it may change. A table.
 
+A field changes only while the job is suspended, for pods are made from it, unless it is marked `changeable` otherwise.
 `spec.args` is not here: its schema comes from the contract (`megatron_trainjob.args.schema`).
 """
 
@@ -13,6 +14,7 @@ from megatron_operator.schema.parts import (
     Schema,
     array,
     boolean,
+    changeable,
     choice,
     described,
     int_or_text,
@@ -34,20 +36,34 @@ def spec() -> Schema:
     return record("What to train, with what, and where.", {**_what(), **_pod(), **_where(), **_how()})
 
 
+def find_field(schema: Schema, path: str) -> Schema:
+    """The field at this path below a record, each part a name. Raises KeyError for an unknown one."""
+    for part in path.split("."):
+        schema = schema["properties"][part]
+    return schema
+
+
 def _defaulted(schema: Schema) -> Schema:
     return {**schema, "x-defaulted": True}
 
 
 def _what() -> dict[str, Schema]:
     return {
-        "suspend": boolean("Stops the pods and keeps everything else until it is false again.", default=False),
-        "managedBy": choice(
-            "The controller that runs the job. Any other than the default makes this operator leave it alone.",
-            names.MANAGER,
-            names.MULTIKUEUE_MANAGER,
-            default=names.MANAGER,
+        "suspend": changeable(
+            "Always", boolean("Stops the pods and keeps everything else until it is false again.", default=False)
         ),
-        "task": choice("Pre-training, supervised fine-tuning or preference training.", "pt", "sft", "rlhf"),
+        "managedBy": changeable(
+            "Never",
+            choice(
+                "The controller that runs the job. Any other than the default makes this operator leave it alone.",
+                names.MANAGER,
+                names.MULTIKUEUE_MANAGER,
+                default=names.MANAGER,
+            ),
+        ),
+        "task": changeable(
+            "Never", choice("Pre-training, supervised fine-tuning or preference training.", "pt", "sft", "rlhf")
+        ),
         "strict": boolean("Refuses the job for what is otherwise a warning.", default=False),
         "extraArgs": text_map("Arguments newer than this resource, as text; the trainer reads and checks them."),
     }
@@ -134,7 +150,7 @@ def _checkpoint() -> Schema:
     return record(
         "Where checkpoints go and what becomes of them.",
         {
-            "pvc": claim,
+            "pvc": changeable("Never", claim),
             "mountPath": text("Where the volume appears.", default="/checkpoints", pattern=PATH_PATTERN),
             "subPath": text("Folder of this job on the volume; $(job) is its name.", default="$(job)"),
             "resume": choice(
@@ -145,7 +161,9 @@ def _checkpoint() -> Schema:
                 default="Auto",
             ),
             "onTermination": _defaulted(termination),
-            "retainOnDelete": boolean("Keeps a claim made from the template when the job goes.", default=True),
+            "retainOnDelete": changeable(
+                "Never", boolean("Keeps a claim made from the template when the job goes.", default=True)
+            ),
         },
     )
 
@@ -227,7 +245,10 @@ def _scheduling() -> Schema:
 
 
 def _how() -> dict[str, Schema]:
-    return {"runPolicy": _defaulted(_run_policy()), "failurePolicy": _defaulted(_failure_policy())}
+    return {
+        "runPolicy": changeable("Always", _defaulted(_run_policy())),
+        "failurePolicy": changeable("Always", _defaulted(_failure_policy())),
+    }
 
 
 def _run_policy() -> Schema:
