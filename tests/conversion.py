@@ -47,6 +47,21 @@ def refusal(directory: Path, settings: dict[str, Any]) -> list[str]:
     return []
 
 
+def warnings_of_loading(directory: Path, target: Path) -> list[str]:
+    """What loading, while the model is loaded and written again, warns of."""
+    import logging
+
+    said: list[str] = []
+    handler = logging.Handler(logging.WARNING)
+    handler.emit = lambda record: said.append(record.getMessage())  # type: ignore[method-assign]
+    logging.getLogger("megatron_trainer.convert").addHandler(handler)
+    try:
+        convert(directory, target, {})
+    finally:
+        logging.getLogger("megatron_trainer.convert").removeHandler(handler)
+    return said
+
+
 def unwritable(directory: Path, target: Path, settings: dict[str, Any]) -> str:
     """What saving says when the target cannot be written."""
     from megatron_trainer.convert.load import load_weights

@@ -12,6 +12,8 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
+TORCH_WEIGHTS = "pytorch_model*.bin"
+"""Fetched where a repository has no safetensors."""
 NEEDED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "LICENSE*")
 
 
@@ -29,7 +31,10 @@ def folder(args: TrainArgs) -> Path:
     if not args.use_hf:
         raise _missing(model, "is no folder; to fetch a repository of the Hugging Face hub, set use_hf: true")
     try:
-        return Path(snapshot_download(model, revision=args.model_revision, allow_patterns=list(NEEDED)))
+        fetched = Path(snapshot_download(model, revision=args.model_revision, allow_patterns=list(NEEDED)))
+        if not any(fetched.glob("*.safetensors")):
+            snapshot_download(model, revision=args.model_revision, allow_patterns=[TORCH_WEIGHTS])
+        return fetched
     except (OSError, ValueError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         revision = f" at revision {args.model_revision}" if args.model_revision else ""

@@ -48,11 +48,19 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
         wanted.update(entry.names)
         absent = [name for name in entry.names if name not in checkpoint.files]
         missing.update(absent)
-        problem = None if absent else _fill(entry, checkpoint, sizes)
+        problem = None if absent else _vocabulary(entry, checkpoint, spec) or _fill(entry, checkpoint, sizes)
         if problem:
             misshapen.append(problem)
     found = _Findings(wanted=frozenset(wanted), missing=frozenset(missing), misshapen=tuple(misshapen))
     _judge(_everywhere(found), checkpoint, spec)
+
+
+def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
+    """What is wrong with the number of rows of an embedding or output layer; the rule would cut or add some."""
+    if entry.rule != "vocabulary":
+        return None
+    rows, expected = checkpoint.tensor(entry.names[0]).shape[0], spec.hf_config.vocab_size
+    return None if rows == expected else f"{entry.names[0]} has {rows} rows, vocab_size says {expected}"
 
 
 def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:

@@ -39,7 +39,7 @@ class Bound:
 
 
 BOUNDS = {
-    torch.float32: Bound(mean=1e-3, layer=1e-3),
+    torch.float32: Bound(mean=1e-4, layer=1e-4),
     torch.bfloat16: Bound(mean=0.1, layer=0.1),
     torch.float16: Bound(mean=0.1, layer=0.1),
 }

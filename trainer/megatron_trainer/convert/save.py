@@ -18,7 +18,9 @@ import torch.distributed as dist
 from torch import Tensor
 
 from megatron_trainer.convert import table
+from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainer.convert.publish import on_first_rank, publish
+from megatron_trainer.convert.rules import Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
@@ -174,7 +176,12 @@ def _copied_pieces(spec: ModelSpec) -> list[Piece]:
         return []
     checkpoint = open_checkpoint(spec.directory)
     stored = [(name, checkpoint.tensor(name)) for name in names]
-    return [Piece(name=name, shape=tensor.shape, dtype=tensor[:0].dtype) for name, tensor in stored]
+    return [Piece(name=name, shape=tuple(t.shape), dtype=_type_of(t, spec.dtype)) for name, t in stored]
+
+
+def _type_of(tensor: Source, computed: torch.dtype) -> torch.dtype:
+    """The type of a copied tensor on disk: its own, that of the model where it was stored in FP8."""
+    return computed if isinstance(tensor, Dequantized) else tensor[:0].dtype
 
 
 def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:

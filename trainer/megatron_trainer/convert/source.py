@@ -1,24 +1,37 @@
-"""The safetensors files of a model directory, opened once and read slice by slice."""
+"""The weights of a model directory, opened once and read slice by slice: safetensors or torch's own files."""
 
 from __future__ import annotations
 
 import json
+import logging
 import os
+import pickle
 import stat
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
+import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+from megatron_trainer.convert.dequantize import FP8_TYPES, Dequantized
+from megatron_trainer.convert.rules import Source
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob import quantization
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.quantization import Quantization
 from megatron_trainjob.violation import Violation
+
+logger = logging.getLogger(__name__)
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
+SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
+"""Where weights may lie, in the order in which transformers looks: the first that is there is read."""
+_CONFIG_FILE = "config.json"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,44 +46,108 @@ class StoredTensor:
         return tuple(self.stored.get_shape())
 
     def __getitem__(self, index: Any) -> Tensor:  # noqa: ANN401 - a slice or a tuple of them
-        return self.stored[index]
+        return self.stored[index] if self.shape else self.stored[...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """files: tensor name -> file. Files stay mapped into memory once opened."""
+    """files: tensor name -> file, without the scales of quantized ones. Files stay mapped into memory once opened."""
 
     directory: Path
     files: Mapping[str, str]
+    scale_files: Mapping[str, str] = field(default_factory=dict)
+    quantization: Quantization | None = None
     opened: dict[str, Any] = field(default_factory=dict)
 
-    def tensor(self, name: str) -> StoredTensor:
-        """The tensor called `name`. Raises KeyError where there is none."""
-        file = self.files[name]
+    def tensor(self, name: str) -> Source:
+        """The tensor called `name`, dequantized where it is stored with scales. Raises KeyError where there is none."""
+        stored = self._stored(name, self.files[name])
+        if self.quantization is None:
+            return stored
+        scale = self.quantization.scale_name(name)
+        if scale in self.scale_files:
+            scales = self._stored(scale, self.scale_files[scale])
+            rounded = scales[:].dtype if self.quantization.rounds_to_scale(name) else None
+            return Dequantized(weight=stored, scales=scales, block=self.quantization.block, rounded_to=rounded)
+        if len(stored.shape) > 1 and stored[:0].dtype in FP8_TYPES:
+            raise _unusable(self.directory, f"{name} is stored in FP8 without {scale}; download the model again")
+        return stored
+
+    def _stored(self, name: str, file: str) -> Source:
         if file not in self.opened:
             self.opened[file] = _open(self.directory / file)
-        return StoredTensor(stored=self.opened[file].get_slice(name))
+        opened = self.opened[file]
+        try:
+            found: Source = opened[name] if isinstance(opened, dict) else StoredTensor(stored=opened.get_slice(name))
+        except (KeyError, SafetensorError) as err:
+            message = f"its index says that {file} holds {name}, which is not there; download it again"
+            raise _unusable(self.directory, message) from err
+        return found
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:
-    """The checkpoint in a model directory: one file, or several with an index.
+    """The checkpoint in a model directory: the one that transformers would read.
 
     Raises:
         InvalidInput: there is none, or a file that the index names is missing or broken.
     """
-    if (directory / INDEX_FILE).is_file():
-        files: dict[str, str] = json.loads((directory / INDEX_FILE).read_text())["weight_map"]
-        lost = sorted(name for name in set(files.values()) if not (directory / name).is_file())
-        if lost:
-            raise _unusable(directory, f"its index names {', '.join(lost)}, which is not there; download it again")
-        return Checkpoint(directory=directory, files=files)
-    if (directory / SINGLE_FILE).is_file():
-        file = _open(directory / SINGLE_FILE)
-        files = dict.fromkeys(file.keys(), SINGLE_FILE)
-        return Checkpoint(directory=directory, files=files, opened={SINGLE_FILE: file})
-    raise _unusable(
-        directory, f"has neither {SINGLE_FILE} nor {INDEX_FILE}; save the model with save_pretrained to get them"
+    source = _source(directory)
+    opened: dict[str, Any] = {}
+    if source.endswith(".index.json"):
+        files = _indexed(directory, source)
+    else:
+        opened[source] = _open(directory / source)
+        files = dict.fromkeys(opened[source].keys(), source)
+    stored_as = _quantization(directory)
+    scales = {name for name in files if stored_as and stored_as.is_scale(name, files)}
+    return Checkpoint(
+        directory=directory,
+        files={name: file for name, file in files.items() if name not in scales},
+        scale_files={name: files[name] for name in scales},
+        quantization=stored_as,
+        opened=opened,
     )
+
+
+def _source(directory: Path) -> str:
+    """The file that is read, or the index of several."""
+    found = [name for name in SOURCES if (directory / name).is_file()]
+    if not found:
+        message = f"has no weights ({', '.join(SOURCES)}); save the model with save_pretrained to get them"
+        raise _unusable(directory, message)
+    if len(found) > 1:
+        _tell_choice(directory, found[0], tuple(found[1:]))
+    return found[0]
+
+
+@cache
+def _tell_choice(directory: Path, chosen: str, others: tuple[str, ...]) -> None:
+    """Says once which of several sources is read."""
+    logger.warning(
+        "%s holds weights more than once: reading %s as transformers does, and not %s",
+        directory,
+        chosen,
+        ", ".join(others),
+    )
+
+
+def _indexed(directory: Path, index: str) -> dict[str, str]:
+    try:
+        files: dict[str, str] = dict(json.loads((directory / index).read_text())["weight_map"])
+    except (OSError, ValueError, KeyError, TypeError) as err:
+        raise _unusable(directory, f"its {index} cannot be read ({err}); download it again") from err
+    lost = sorted(name for name in set(files.values()) if not (directory / name).is_file())
+    if lost:
+        raise _unusable(directory, f"its index names {', '.join(lost)}, which is not there; download it again")
+    return files
+
+
+def _quantization(directory: Path) -> Quantization | None:
+    """How config.json says that the weights are stored; read_model has refused what cannot be read."""
+    try:
+        return quantization.of(json.loads((directory / _CONFIG_FILE).read_text()))
+    except FileNotFoundError:
+        return None
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type of its own
@@ -78,9 +155,23 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type 
         mode = stat.filemode(path.stat().st_mode)
         raise _unusable(path, f"user {os.getuid()} may not read it ({mode}); chmod a+r it, or run as its owner")
     try:
-        return safe_open(path, framework="pt", device="cpu")
-    except (SafetensorError, OSError) as err:
+        return safe_open(path, framework="pt", device="cpu") if path.suffix == ".safetensors" else _unpickled(path)
+    except pickle.UnpicklingError as err:
+        message = "holds more than tensors, which could run code; convert the model to safetensors where you trust it"
+        raise _unusable(path, message) from err
+    except (SafetensorError, OSError, RuntimeError, EOFError) as err:
         raise _unusable(path, f"cannot be read ({err}); download it again") from err
+
+
+def _unpickled(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file that torch.save wrote, mapped; files of before torch 1.6 are read whole."""
+    try:
+        found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
+    except RuntimeError:
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise _unusable(path, "is no mapping from names to tensors; save the model with save_pretrained")
+    return dict(found)
 
 
 def _unusable(path: Path, message: str) -> InvalidInput:

@@ -20,19 +20,11 @@ def violations(family: Family, config: HfConfig, args: TrainArgs) -> list[Violat
     found = list(family.refuse(config))
     found += overrides.contradictions(family, config, args, settings)
     found += rope.violations(config, args)
-    found += _stored(config)
     found += _activation(config)
     found += _sequence_parallel(family, args, has_experts=bool(settings.get("num_moe_experts")))
     found += _heads(family, config, args)
     found += _experts(settings.get("num_moe_experts"), args)
     return found
-
-
-def _stored(config: HfConfig) -> Iterator[Violation]:
-    quantization = getattr(config, "quantization_config", None)
-    if quantization:
-        message = "the weights are stored quantised, which cannot be trained; give the model in bfloat16 or float32"
-        yield Violation(path="config.json:quantization_config", value=quantization, message=message)
 
 
 def _activation(config: HfConfig) -> Iterator[Violation]:

@@ -19,6 +19,7 @@ from transformers import AutoConfig
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models import FAMILIES, overrides, refuse
 from megatron_trainer.models.family import Family, HfConfig
+from megatron_trainjob import quantization
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
@@ -57,7 +58,7 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         everything that the model cannot do with these arguments (BAD_ARGUMENTS).
     """
     directory = Path(directory)
-    raw = _read_config(directory)
+    raw = _stored_in_full(_read_config(directory))
     family = _family(raw)
     stored = _hf_config(raw)
     config, problems = overrides.apply(raw, stored, args, family.settings(stored))
@@ -97,6 +98,14 @@ def _read_config(directory: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise _unreadable(directory, f"its {CONFIG_FILE} is no JSON object")
     return content
+
+
+def _stored_in_full(raw: Mapping[str, Any]) -> dict[str, Any]:
+    """The model as it is once its weights are read, which convert/source.py dequantizes."""
+    if problem := quantization.problem(raw):
+        path = next(f"{CONFIG_FILE}:{key}" for key in quantization.CONFIG_KEYS if key in raw)
+        raise InvalidInput((Violation(path=path, value=raw[path.partition(":")[2]], message=problem),))
+    return quantization.in_full(raw)
 
 
 def _unreadable(directory: Path, message: str) -> InvalidInput:

@@ -1,0 +1,90 @@
+"""FP8 weights with scales, read slice by slice as what transformers dequantizes them to.
+
+A weight [rows, columns] has a grid of scales; each stands for one block of it:
+    per tensor     [], [1] or [1, 1]                    one block
+    per channel    [rows, 1]                            a row
+    by blocks      [ceil(rows / 128), ceil(columns / 128)]
+Nothing is read and multiplied but what a rank asks for.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from megatron_trainer.convert.rules import Source
+
+FP8_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dequantized:
+    """A weight and its scales as one tensor, multiplied when it is sliced.
+
+    Products are computed in float32 and rounded to `rounded_to` where that is given.
+    """
+
+    weight: Source
+    scales: Source
+    block: tuple[int, int] | None
+    rounded_to: torch.dtype | None = None
+
+    @property
+    def shape(self) -> Sequence[int]:
+        """Of the weight."""
+        return self.weight.shape
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:
+        """The rows, or rows and columns, of a slice, float32 or `rounded_to`. Raises ValueError for a foreign grid."""
+        wanted = index if isinstance(index, tuple) else (index, slice(None))
+        rows, columns = (range(size)[part] for size, part in zip(self.shape, wanted, strict=True))
+        grid = self.scales[:].float()
+        grid = grid.reshape(-1, 1) if grid.ndim < 2 else grid
+        block = _block(self.shape, grid.shape, self.block)
+        stored = self.weight[index]
+        if stored.dtype not in FP8_TYPES:
+            raise ValueError(f"it has scales but is stored as {stored.dtype}")
+        values = stored.float()
+        by_column = _spread(grid, block[1], columns)
+        if block[0] == 1:
+            values *= by_column[rows.start : rows.stop]
+        else:
+            for number in range(rows.start // block[0], -(-rows.stop // block[0]) if rows else 0):
+                first, last = max(number * block[0], rows.start), min((number + 1) * block[0], rows.stop)
+                values[first - rows.start : last - rows.start] *= by_column[number]
+        return values if self.rounded_to is None else values.to(self.rounded_to)
+
+
+def _spread(grid: Tensor, width: int, columns: range) -> Tensor:
+    """Each row of scales with one scale a column of `columns`; one for all where a scale covers all."""
+    if grid.shape[1] == 1:
+        return grid
+    return grid.repeat_interleave(width, dim=1)[:, columns.start : columns.stop]
+
+
+def _block(shape: Sequence[int], grid: Sequence[int], given: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns that one scale stands for."""
+    if len(shape) != 2:
+        raise ValueError(f"a quantized weight has two dimensions, this one {list(shape)}")
+    sizes = given or (None, None)
+    rows, columns = (_side(size, count, side) for size, count, side in zip(shape, grid, sizes, strict=True))
+    return rows, columns
+
+
+def _side(size: int, count: int, given: int | None) -> int:
+    """The length of a block. transformers divides the size by the number of scales, whatever config.json says."""
+    divided = size // count if size % count == 0 else None
+    if count == 1:
+        return size
+    if given is None or -(-size // given) != count:
+        if divided is None:
+            raise ValueError(f"{size} do not divide over {count} scales")
+        return divided
+    if divided is not None and divided != given:
+        raise ValueError(
+            f"{count} scales for {size} are blocks of {given} by config.json and of {divided} divided evenly"
+        )
+    return given

@@ -1,0 +1,107 @@
+"""How the weights of a published model are stored: in full, or in FP8 with scales. Pure, from config.json alone.
+
+Which of them can be read, and under which names their scales lie; convert/dequantize.py multiplies.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+CONFIG_KEYS = ("quantization_config", "compression_config")
+"""Where config.json says how weights are stored; an export in 16 or 32 bits has neither."""
+_SCALES = {"fp8": ".weight_scale_inv", "compressed-tensors": ".weight_scale"}
+_BESIDE_WEIGHTS = (
+    ".activation_scale",
+    ".input_scale",
+    ".output_scale",
+    ".q_scale",
+    ".k_scale",
+    ".v_scale",
+    ".kv_scale",
+)
+"""Scales of activations and of the cache, which FP8 inference uses and training in other types does not."""
+_DENSE_FORMATS = ("float-quantized", "naive-quantized")
+_READABLE = "FP8 with block, channel or tensor scales (quant_method fp8, or compressed-tensors float-quantized)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Quantization:
+    """How the weights of a folder are stored. block: rows and columns of a scale, None: as the grid of scales says."""
+
+    method: str
+    block: tuple[int, int] | None = None
+
+    def scale_name(self, weight: str) -> str:
+        """The tensor that holds the scales of the tensor called `weight`."""
+        return weight.removesuffix(".weight") + _SCALES[self.method]
+
+    def is_scale(self, name: str, names: Mapping[str, str]) -> bool:
+        """Whether a tensor only helps to read another one, or the computation in FP8."""
+        suffix = _SCALES[self.method]
+        if name.endswith(suffix):
+            return name.removesuffix(suffix) + ".weight" in names
+        return name.endswith(_BESIDE_WEIGHTS)
+
+    def rounds_to_scale(self, weight: str) -> bool:
+        """Whether products are rounded to the type of the scales, as compressed-tensors does outside of experts."""
+        return self.method == "compressed-tensors" and ".experts." not in weight
+
+
+def of(config: Mapping[str, Any]) -> Quantization | None:
+    """How a model with this config.json is stored; None in full. Call `problem` first."""
+    found = _section(config)
+    if not found:
+        return None
+    method = str(found["quant_method"])
+    block = found.get("weight_block_size") if method == "fp8" else _block_structure(found)
+    return Quantization(method=method, block=(int(block[0]), int(block[1])) if block else None)
+
+
+def problem(config: Mapping[str, Any]) -> str | None:
+    """Why weights stored so cannot be read; None when they can."""
+    found = _section(config)
+    if not found:
+        return None
+    method = found.get("quant_method")
+    if method == "fp8":
+        return None
+    if method == "compressed-tensors":
+        reasons = sorted(set(_unreadable_groups(found)))
+        return f"{'; '.join(reasons)}; {_REMEDY}" if reasons else None
+    return f"weights quantized by {method!r} are not read; {_REMEDY}"
+
+
+_REMEDY = f"read is {_READABLE}; give the model in bfloat16 or float32 (transformers: dequantize, save_pretrained)"
+
+
+def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of the same model stored in 16 or 32 bits."""
+    return {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+
+
+def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
+    return next((config[key] for key in CONFIG_KEYS if config.get(key)), {})
+
+
+def _groups(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:
+    return list((found.get("config_groups") or {}).values())
+
+
+def _block_structure(found: Mapping[str, Any]) -> Sequence[int] | None:
+    structures = [(group.get("weights") or {}).get("block_structure") for group in _groups(found)]
+    return next((structure for structure in structures if structure), None)
+
+
+def _unreadable_groups(found: Mapping[str, Any]) -> Iterator[str]:
+    if found.get("quantization_status", "compressed") != "compressed":
+        yield f"quantization_status is {found['quantization_status']!r}, not 'compressed'"
+    if (found.get("sparsity_config") or {}).get("format", "dense") != "dense":
+        yield "weights are stored sparse"
+    for group in _groups(found):
+        weights, stored = group.get("weights") or {}, group.get("format") or found.get("format")
+        if weights.get("type") != "float" or weights.get("num_bits") != 8:
+            yield f"weights have {weights.get('num_bits')} bits of type {weights.get('type')!r}"
+        elif stored not in _DENSE_FORMATS:
+            yield f"their format is {stored!r}"
