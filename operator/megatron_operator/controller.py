@@ -105,17 +105,35 @@ class Controller:
         self._metrics = metrics
         self._problems: dict[Key, tuple[str, str]] = {}
         self._failing_since: dict[Key, float] = {}
-        self._progress: dict[Key, Progress] = {}
+        self._progress: dict[Key, tuple[str, Progress]] = {}
 
-    def take_progress(self, key: Key, progress: Progress) -> bool:
+    def uid_of(self, key: Key) -> str | None:
+        """Uid of the job of this name, None when there is none."""
+        job = self._jobs.get(key)
+        return str(job["metadata"]["uid"]) if job else None
+
+    def is_past(self, key: Key, uid: str, attempt: int) -> bool:
+        """Whether a report of this attempt comes too late, or its job is another now."""
+        job = self._jobs.get(key)
+        if job is None or self.uid_of(key) != uid:
+            return True
+        current = int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
+        return push.is_past(attempt, current, self._reported(key, uid))
+
+    def take_progress(self, key: Key, uid: str, progress: Progress) -> bool:
         """Remembers what a job's trainer says of itself; whether it is worth a look at the job now."""
-        before = self._progress.get(key)
-        self._progress[key] = progress
+        before = self._reported(key, uid)
+        self._progress[key] = (uid, progress)
         return before is None or _is_news(before, progress)
 
     def progress(self) -> Mapping[Key, Progress]:
         """The last report of every job that reports."""
-        return self._progress
+        return {key: progress for key, (_, progress) in self._progress.items()}
+
+    def _reported(self, key: Key, uid: str) -> Progress | None:
+        """The last report of this very job, not of an earlier one of its name."""
+        reporter, progress = self._progress.get(key, ("", None))
+        return progress if reporter == uid else None
 
     async def reconcile(self, key: Key) -> float | None:
         """Seconds after which to look again, None when only a change can matter. Raises RetryLater."""
@@ -155,7 +173,7 @@ class Controller:
         seen = await self._mirror.see(
             job,
             parsed=parsed if isinstance(parsed, Job) else None,
-            progress=self._progress.get(key) or push.remembered(job.get("status") or {}),
+            progress=self._reported(key, job["metadata"]["uid"]) or push.remembered(job.get("status") or {}),
             problem=self._problems.get(key),
             now=now,
         )

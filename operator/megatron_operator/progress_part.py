@@ -16,6 +16,7 @@ from megatron_operator.metrics import job_gauge
 from megatron_operator.progress_server import Endpoint, ProgressServer
 from megatron_operator.queue import Key, WorkQueue
 from megatron_operator.settings import Settings
+from megatron_operator.token_review import TokenReviews
 from megatron_trainjob.progress import Progress
 
 LEADER_AGE_S = 5.0
@@ -44,9 +45,12 @@ def server(
     if settings.progress_port is None or settings.progress_certificates is None:
         return None
 
-    def take(key: Key, progress: Progress) -> None:
-        if controller.take_progress(key, progress):
+    def take(key: Key, uid: str, progress: Progress) -> bool:
+        if controller.is_past(key, uid, progress.attempt):
+            return False
+        if controller.take_progress(key, uid, progress):
             queue.add(key)
+        return True
 
     endpoint = Endpoint(
         address=settings.http_address,
@@ -55,7 +59,9 @@ def server(
         host=settings.progress_host,
     )
     finds_leader = leader_finder(client, candidate) if settings.leader_election else _itself
-    return ProgressServer(client=client, endpoint=endpoint, take=take, leader=finds_leader)
+    return ProgressServer(
+        endpoint=endpoint, reviews=TokenReviews(client), take=take, uid_of=controller.uid_of, leader=finds_leader
+    )
 
 
 async def _itself() -> str | None:

@@ -1,12 +1,11 @@
 """Where pods push their progress: HTTPS, each push checked by TokenReview against the job it speaks of.
 
-Every replica answers; a follower hands on to the leader, which alone keeps progress and writes status.
+Every replica answers and checks; a follower hands on to the leader, which alone keeps progress and writes status.
 """
 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import json
 import logging
 import ssl
@@ -18,16 +17,14 @@ import aiohttp
 from aiohttp import web
 
 from megatron_operator import clock, push
-from megatron_operator.cluster.kubernetes import ApiError, Client
-from megatron_operator.cluster.kubernetes_resource import TOKEN_REVIEW
+from megatron_operator.cluster.kubernetes import ApiError
 from megatron_operator.guard import LogLimit
 from megatron_operator.queue import Key
+from megatron_operator.token_review import TokenReviews, TooManyRefusals
 from megatron_trainjob.progress import Progress
 
 MAX_BODY_BYTES = 64 * 1024
 MAX_REFUSAL_CHARACTERS = 1024
-REVIEW_AGE_S = 600.0
-MAX_REMEMBERED = 50_000
 FORWARDED = "X-MTJ-Forwarded"
 logger = logging.getLogger(__name__)
 
@@ -42,20 +39,30 @@ class Endpoint:
     host: str
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
+class Sender:
+    """Whose report it is: the master of this attempt of the job with this uid."""
+
+    key: Key
+    uid: str
+    attempt: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgressServer:
     """Takes pushes in.
 
     leader: address (host:port) of the leader when that is another replica, None when it is this one, "" unknown.
-    take: is told of each push that was found right.
+    uid_of: uid of the job of this name as it is now, None when there is none.
+    take: called with every authenticated push (job, uid, progress); False when its attempt is over.
     """
 
-    client: Client
     endpoint: Endpoint
-    take: Callable[[Key, Progress], None]
+    reviews: TokenReviews
+    take: Callable[[Key, str, Progress], bool]
+    uid_of: Callable[[Key], str | None]
     leader: Callable[[], Awaitable[str | None]]
     log_limit: LogLimit = field(default_factory=LogLimit)
-    _known: dict[str, tuple[push.Reporter, float]] = field(default_factory=dict)
 
     async def serve(self) -> None:
         """Answers until cancelled."""
@@ -73,42 +80,38 @@ class ProgressServer:
 
     async def _answer(self, request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
-        leader = await self.leader()
-        if leader is not None:
-            return await self._hand_on(request, leader)
+        uid = self.uid_of(key)
+        if uid is None:
+            return refusal(404, "there is no such job")
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
+        audience = push.audience(*key, uid)
         try:
-            reporter = await self._reporter(token, key)
+            reporter = await self.reviews.reporter(token, key[0], audience, request.remote or "")
         except ApiError as error:
             logger.warning("push not checked namespace=%s job=%s error=%s", *key, error)
             return refusal(503, "the token could not be checked; try again")
+        except TooManyRefusals as error:
+            return refusal(429, str(error))
         attempt = push.attempt_of(reporter.pod, key[1]) if reporter else None
         if attempt is None:
             return refusal(403, "this token does not speak for the master of this job")
+        leader = await self.leader()
+        if leader is not None:
+            return await self._hand_on(request, leader)
+        return await self._take_in(request, Sender(key=key, uid=uid, attempt=attempt))
+
+    async def _take_in(self, request: web.Request, sender: Sender) -> web.Response:
+        """Takes the report of a sender who was found right."""
         try:
             body = json.loads(await request.read())
-            progress, problems = push.read(body, attempt, clock.now())
+            progress, problems = push.read(body, sender.attempt, clock.now())
         except (ValueError, RecursionError) as error:
             return refusal(422, str(error)[:MAX_REFUSAL_CHARACTERS])
         if problems and self.log_limit.suppressed("push") is not None:
-            logger.warning("push cut namespace=%s job=%s problems=%.1000s", *key, "; ".join(problems))
-        self.take(key, progress)
+            logger.warning("push cut namespace=%s job=%s problems=%.1000s", *sender.key, "; ".join(problems))
+        if not self.take(sender.key, sender.uid, progress):
+            return refusal(409, f"attempt {sender.attempt} of this job is over")
         return web.json_response(body)
-
-    async def _reporter(self, token: str, key: Key) -> push.Reporter | None:
-        """Who the token speaks for; asked of the API server once in a while, not for every push."""
-        digest, now = hashlib.sha256(f"{key}{token}".encode()).hexdigest(), clock.now()
-        known = self._known.get(digest)
-        if known and known[1] > now:
-            return known[0]
-        body = push.review(token, *key)
-        answer = await self.client.request("create", TOKEN_REVIEW, TOKEN_REVIEW.path(None), body=body)
-        reporter = push.reporter(answer, *key)
-        if reporter:
-            if len(self._known) > MAX_REMEMBERED:
-                self._known.clear()
-            self._known[digest] = (reporter, min(now + REVIEW_AGE_S, push.expiry(token) or now))
-        return reporter
 
     async def _hand_on(self, request: web.Request, leader: str) -> web.Response:
         """The leader's answer to the same request."""

@@ -7,7 +7,6 @@ trainer adds its whole progress record, which hang detection and the restart cou
 from __future__ import annotations
 
 import base64
-import binascii
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -36,25 +35,28 @@ def path(namespace: str, name: str) -> str:
     return ROUTE.format(namespace=namespace, name=name)
 
 
-def audience(namespace: str, name: str) -> str:
-    """The audience of a job's tokens: a token for one job is worth nothing for another, or for the API server."""
-    return f"{names.GROUP}/{namespace}/{name}"
+def audience(namespace: str, name: str, uid: str) -> str:
+    """The audience of a job's tokens: a token for one job is worth nothing for another, or for the API server.
+
+    The uid tells the job from one that is made again under its name.
+    """
+    return f"{names.GROUP}/{namespace}/{name}/{uid}"
 
 
-def review(token: str, namespace: str, name: str) -> Object:
-    """The TokenReview that asks whether this token speaks for this job."""
+def review(token: str, audience: str) -> Object:
+    """The TokenReview that asks whether this token is for this audience."""
     return {
         "apiVersion": "authentication.k8s.io/v1",
         "kind": "TokenReview",
-        "spec": {"token": token, "audiences": [audience(namespace, name)]},
+        "spec": {"token": token, "audiences": [audience]},
     }
 
 
-def reporter(answer: Object, namespace: str, name: str) -> Reporter | None:
-    """The pod that the server says the token speaks for, None when it does not for this job."""
+def reporter(answer: Object, namespace: str, audience: str) -> Reporter | None:
+    """The pod that the server says the token speaks for, None when it does not for this audience."""
     status = answer.get("status") or {}
     user = status.get("user") or {}
-    is_ours = status.get("authenticated") and audience(namespace, name) in (status.get("audiences") or ())
+    is_ours = status.get("authenticated") and audience in (status.get("audiences") or ())
     if not is_ours or not user.get("username", "").startswith(f"{ACCOUNT_PREFIX}{namespace}:"):
         return None
     pods = (user.get("extra") or {}).get(POD_NAME_CLAIM) or ("",)
@@ -63,18 +65,29 @@ def reporter(answer: Object, namespace: str, name: str) -> Reporter | None:
 
 def attempt_of(pod: str, job_name: str) -> int | None:
     """The attempt whose master this pod is, None for any other pod: only the master reports."""
-    prefix, suffix = f"{job_name}-a", f"-{names.MASTER}-0"
-    number = pod.removeprefix(prefix).removesuffix(suffix)
-    return int(number) if pod == f"{prefix}{number}{suffix}" and number.isdigit() else None
+    place = names.place_of(pod, job_name)
+    return place.attempt if place and place.role == names.MASTER else None
 
 
-def expiry(token: str) -> float | None:
-    """When the token runs out (seconds since the epoch), read without checking its signature."""
+def is_past(attempt: int, current: int, before: Progress | None) -> bool:
+    """Whether a report of this attempt comes too late.
+
+    The pods of the previous attempt still save while they end, so theirs counts until the current attempt reports.
+    """
+    newest = before.attempt if before else 0
+    return attempt < newest or not current - 1 <= attempt <= current
+
+
+def expiry_for(token: str, audience: str) -> float | None:
+    """When a token for this audience runs out (seconds since the epoch), None for anything else.
+
+    Read without checking the signature: it tells what is not worth a question to the API server.
+    """
     try:
         payload = token.split(".")[1]
         claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
-        return float(claims["exp"])
-    except (IndexError, KeyError, ValueError, TypeError, binascii.Error):
+        return float(claims["exp"]) if audience in claims["aud"] else None
+    except (IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError):
         return None
 
 

@@ -91,6 +91,65 @@ def test_only_the_jobs_own_master_may_report(
         assert push(quiet_jobs, url, master, good) == 200
 
 
+def test_an_earlier_job_of_the_same_name_and_an_earlier_attempt_are_not_heard(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.submit(manifest())
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        first = pod_token(quiet_jobs, "job-a0-master-0")
+        assert push(quiet_jobs, url, first, {"progress": TRAINING}) == 200
+        quiet_jobs.delete()
+        wait_until(quiet_jobs.pods, lambda pods: not pods, "the pods to go")
+        assert push(quiet_jobs, url, first, {"progress": TRAINING}) == 404
+        quiet_jobs.submit(manifest(failurePolicy=FAST))
+        quiet_jobs.await_phase("Running")
+        assert push(quiet_jobs, url, first, {"progress": TRAINING}) == 403
+        assert "progress" not in quiet_jobs.status()
+        second = pod_token(quiet_jobs, "job-a0-master-0")
+        assert push(quiet_jobs, url, second, {"progress": {**TRAINING, "iteration": 40}}) == 200
+        quiet_jobs.end_pod("job-a0-worker-0", 1)
+        quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+        third = pod_token(quiet_jobs, "job-a1-master-0")
+        assert push(quiet_jobs, url, third, {"progress": {**TRAINING, "iteration": 50}}) == 200
+        assert push(quiet_jobs, url, second, {"progress": TRAINING}) == 409
+
+
+def test_no_report_makes_a_status_or_the_metrics_fail(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings) as operator:
+        quiet_jobs.submit(manifest())
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        token = pod_token(quiet_jobs, "job-a0-master-0")
+        odd = {
+            **TRAINING,
+            "metrics": {"loss_" + "c" * 300: 1.0, "norm": float("nan")},
+            "remaining_s": float("inf"),
+            "checkpoint_iteration": 7,
+            "checkpoint_path": "/x" * 9000,
+        }
+        assert push(quiet_jobs, url, token, {"progress": odd}) == 200
+        for wrong in (
+            {"iteration": 10**400},
+            {"phase": "x" * 5000},
+            {"total_iterations": -1},
+            {"metrics": {"a": 10**400}},
+        ):
+            assert push(quiet_jobs, url, token, {"progress": {**TRAINING, **wrong}}) == 422
+        assert push(quiet_jobs, url, token, {"trainerStatus": {"progressPercentage": float("inf")}}) == 422
+        wait_until(lambda: quiet_jobs.status().get("progress"), bool, "status.progress")
+        assert operator.metric("megatron_job_progress_ratio") == 0.25
+        quiet_jobs.end_pod("job-a0-master-0", 0)
+        quiet_jobs.end_pod("job-a0-worker-0", 0)
+        quiet_jobs.await_phase("Succeeded")
+        assert len(quiet_jobs.status()["checkpoint"]["path"]) == 4096
+
+
 def test_a_gang_that_gives_no_more_sign_of_life_is_restarted_also_by_an_operator_that_came_later(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
 ):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import base64
 import json
 import math
 
@@ -10,8 +12,11 @@ import pytest
 from job_values import NOW, job, pod, seen
 from megatron_operator import progress_record, push, status
 from megatron_operator.decide.decision import Continue
+from megatron_operator.push import Reporter
 from megatron_operator.schema import structural
 from megatron_operator.schema.status import status as status_schema
+from megatron_operator.token_review import MAX_REFUSALS, TokenReviews, TooManyRefusals
+from megatron_trainjob.progress import Progress
 
 RECORD = {"phase": "training", "iteration": 3, "total_iterations": 10, "metrics": {"loss": 1.5}}
 
@@ -101,3 +106,87 @@ def test_a_record_file_that_is_none_of_ours_is_not_there(tmp_path, content):
     (tmp_path / "progress.json").write_text(content)
     assert progress_record.read_file(tmp_path / "progress.json") is None
     assert progress_record.read_file(tmp_path) is None
+
+
+AUDIENCE = push.audience("team", "tune", "uid-1")
+
+
+def token(number=0, *, audience=AUDIENCE, exp=9e9):
+    claims = {"aud": [audience], "exp": exp, "number": number}
+    return f"h.{base64.urlsafe_b64encode(json.dumps(claims).encode()).decode().rstrip('=')}.s"
+
+
+class ReviewingServer:
+    """An API server that knows one good token."""
+
+    def __init__(self):
+        self.asked = 0
+
+    async def request(self, verb, resource, path, *, body):
+        self.asked += 1
+        user = {"username": "system:serviceaccount:team:default", "extra": {push.POD_NAME_CLAIM: ["tune-a0-master-0"]}}
+        is_good = body["spec"]["token"] == token()
+        return {"status": {"authenticated": is_good, "user": user, "audiences": body["spec"]["audiences"]}}
+
+
+def test_a_token_is_asked_about_once_whether_good_or_not():
+    async def ask():
+        server = ReviewingServer()
+        reviews = TokenReviews(server)
+        for _ in range(3):
+            assert await reviews.reporter(token(), "team", AUDIENCE, "a") == Reporter(
+                namespace="team", pod="tune-a0-master-0"
+            )
+            assert await reviews.reporter(token(1), "team", AUDIENCE, "b") is None
+        return server.asked
+
+    assert asyncio.run(ask()) == 2
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x", "a.b.c", "h." + "A" * 5000 + ".s", "x" * 10_000, token(audience="other"), token(exp=1)]
+)
+def test_what_can_be_no_token_is_refused_without_asking(text):
+    async def ask():
+        server = ReviewingServer()
+        assert await TokenReviews(server).reporter(text, "team", AUDIENCE, "a") is None
+        return server.asked
+
+    assert asyncio.run(ask()) == 0
+
+
+def test_a_flood_of_wrong_tokens_is_cut_off_and_the_known_one_still_counts():
+    async def ask():
+        server = ReviewingServer()
+        reviews = TokenReviews(server)
+        await reviews.reporter(token(), "team", AUDIENCE, "a")
+        for number in range(1, MAX_REFUSALS + 1):
+            await reviews.reporter(token(number), "team", AUDIENCE, "a")
+        with pytest.raises(TooManyRefusals):
+            await reviews.reporter(token(99), "team", AUDIENCE, "a")
+        assert await reviews.reporter(token(), "team", AUDIENCE, "a")
+        assert await reviews.reporter(token(100), "team", AUDIENCE, "another source") is None
+        return server.asked
+
+    assert asyncio.run(ask()) == MAX_REFUSALS + 2
+
+
+def test_a_token_of_a_job_is_worth_nothing_for_one_made_again_under_its_name():
+    assert push.audience("team", "tune", "uid-1") != push.audience("team", "tune", "uid-2")
+    assert push.expiry_for(token(), push.audience("team", "tune", "uid-2")) is None
+
+
+@pytest.mark.parametrize(
+    ("attempt", "current", "reported", "is_past"),
+    [
+        (0, 0, None, False),
+        (1, 2, None, False),
+        (0, 2, None, True),
+        (3, 2, None, True),
+        (1, 2, 2, True),
+        (2, 2, 1, False),
+    ],
+)
+def test_the_report_of_an_earlier_attempt_counts_until_the_present_one_reports(attempt, current, reported, is_past):
+    before = None if reported is None else Progress(phase="training", attempt=reported)
+    assert push.is_past(attempt, current, before) is is_past

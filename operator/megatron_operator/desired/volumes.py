@@ -76,7 +76,7 @@ def _checkpoint_source(job: Job) -> dict[str, Any]:
 
 def _token(job: Job) -> dict[str, Any]:
     """A token that speaks for this pod towards this job's progress and nothing else."""
-    audience = push.audience(job.namespace, job.name)
+    audience = push.audience(job.namespace, job.name, job.uid)
     return {"audience": audience, "expirationSeconds": TOKEN_LIFE_S, "path": TOKEN_FILE}
 
 

@@ -1,0 +1,101 @@
+"""Pods that say the oddest things, on the real API server: their own job answers for them, no other notices."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from control_plane import ControlPlane
+from job_client import JobClient, manifest, new_namespace, wait_until
+from operator_process import OperatorProcess
+
+pytestmark = pytest.mark.cluster
+LABEL = "megatrontrain.dev"
+NEVER = {"maxRestarts": 0}
+MESSAGES = {
+    "a log line in JSON": '{"level": "error", "message": {"text": "CUDA error", "code": 700}}',
+    "a number": '{"reason": "ERROR", "message": 7, "iteration": 1e400}',
+    "deep nesting": "[" * 2000,
+    "a giant integer": '{"reason": "ERROR", "iteration": ' + "9" * 4000 + "}",
+    "half a character": '{"reason": "ERROR\\ud800", "message": "\\ud800"}',
+    "a list as reason": '{"reason": ["ERROR"], "message": null}',
+}
+
+
+@pytest.fixture
+def neighbor(plane: ControlPlane, request: pytest.FixtureRequest) -> Iterator[JobClient]:
+    """A namespace of somebody else."""
+    namespace = new_namespace(plane, f"next-to-{request.node.name}"[:50])
+    yield JobClient(plane=plane, namespace=namespace)
+    plane.delete(f"/api/v1/namespaces/{namespace}")
+
+
+def stranger(name: str, labels: dict[str, str], owners: tuple[dict, ...] = (), **annotations: str) -> dict:
+    """A pod that anybody who may create pods can make."""
+    container = {"name": "trainer", "image": "busybox"}
+    metadata = {
+        "name": name,
+        "labels": {f"{LABEL}/{key}": value for key, value in labels.items()},
+        "ownerReferences": list(owners),
+        "annotations": annotations,
+    }
+    return {"metadata": metadata, "spec": {"containers": [container], "restartPolicy": "Never"}}
+
+
+def strangers(job_uid: str) -> list[dict]:
+    """Pods with our labels: without an owner, of a made-up job, and claiming to be the victim's."""
+    owner = {"apiVersion": f"{LABEL}/v1alpha1", "kind": "MegatronTrainJob", "name": "victim", "controller": True}
+    place = {"job-name": "victim", "restart-attempt": "0", "replica-type": "worker", "replica-index": "1"}
+    return [
+        stranger("innocent", {"job-name": "x", "restart-attempt": "oops"}),
+        stranger("empty", {"job-name": "victim", "restart-attempt": "0", "replica-index": ""}),
+        stranger("nameless", {"job-name": ""}),
+        stranger("orphan", place, ({**owner, "uid": "no-such-uid"},)),
+        stranger("claims-to-be-his", {**place, "restart-attempt": "oops"}, ({**owner, "uid": job_uid},)),
+        stranger("victim-a0-worker-99999999999999999999", place, ({**owner, "uid": job_uid},)),
+    ]
+
+
+def test_poisonous_pods_harm_nobody(operator: OperatorProcess, jobs: JobClient, neighbor: JobClient):
+    uid = jobs.submit(manifest("victim"))["metadata"]["uid"]
+    jobs.await_phase("Running", "victim")
+    unreadable = operator.metric("megatron_operator_unreadable_objects_total")
+    for pod in strangers(uid):
+        jobs.plane.create(jobs.path("pods"), pod)
+    wait_until(
+        lambda: operator.metric("megatron_operator_unreadable_objects_total") - unreadable,
+        lambda count: count >= 2,
+        "the pods that claim to be the job's to be counted",
+    )
+    neighbor.submit(manifest("healthy"))
+    for client, name in ((neighbor, "healthy"), (jobs, "victim")):
+        client.await_phase("Running", name)
+        client.end_pod(f"{name}-a0-worker-0", 0)
+        client.end_pod(f"{name}-a0-master-0", 0)
+        client.await_phase("Succeeded", name)
+        assert client.status(name)["replicaStatuses"]["worker"]["desired"] == 1
+    assert operator.process.poll() is None
+
+
+@pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)
+def test_whatever_a_pod_says_last_its_job_fails_with_it_as_text(
+    operator: OperatorProcess, jobs: JobClient, message: str
+):
+    jobs.submit(manifest(failurePolicy=NEVER))
+    jobs.await_phase("Running")
+    jobs.end_pod("job-a0-master-0", 1, message=message)
+    failure = jobs.await_phase("Failed")["lastFailure"]
+    assert failure["pod"] == "job-a0-master-0"
+    assert failure["exitCode"] == 1
+    assert failure["reason"] in ("ERROR", "ERROR?")
+    assert failure.get("iteration") is None
+    assert operator.process.poll() is None
+
+
+def test_a_pod_that_lost_its_label_is_told_of_and_not_made_again(operator: OperatorProcess, jobs: JobClient):
+    jobs.submit(manifest())
+    jobs.await_phase("Running")
+    jobs.plane.merge(jobs.path("pods", "job-a0-worker-0"), {"metadata": {"labels": {f"{LABEL}/job-name": None}}})
+    jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    jobs.await_phase("Running")
