@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import fake_kubelet
 import operator_process
 from control_plane import ControlPlane
 from fake_kubelet import FakeKubelet
-from job_client import JobClient, manifest, wait_until
+from job_client import CRDS, JobClient, manifest, wait_until
 from progress_client import TRAINING, pod_token, push, push_settings, variables
 
 pytestmark = pytest.mark.cluster
@@ -148,6 +149,38 @@ def test_no_report_makes_a_status_or_the_metrics_fail(
         quiet_jobs.end_pod("job-a0-worker-0", 0)
         quiet_jobs.await_phase("Succeeded")
         assert len(quiet_jobs.status()["checkpoint"]["path"]) == 4096
+
+
+@pytest.fixture
+def narrow_crd(quiet_plane: ControlPlane) -> Iterator[None]:
+    """The CRD of an earlier release, say, that takes no metric names of more than three characters."""
+    path = f"{CRDS}/megatrontrainjobs.megatrontrain.dev"
+    crd = quiet_plane.get(path)
+    narrow = copy.deepcopy(crd["spec"])
+    status = narrow["versions"][0]["schema"]["openAPIV3Schema"]["properties"]["status"]["properties"]
+    status["progress"]["properties"]["metrics"]["items"]["properties"]["name"]["maxLength"] = 3
+    quiet_plane.merge(path, {"spec": narrow})
+    yield
+    quiet_plane.merge(path, {"spec": crd["spec"]})
+
+
+def test_a_refused_part_of_the_status_holds_no_job_up(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, narrow_crd: None, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.submit(manifest(failurePolicy=FAST))
+        quiet_jobs.await_phase("Running")
+        url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "job-a0-master-0"), {"progress": TRAINING}) == 200
+        told = quiet_jobs.await_events("StatusIncomplete")["StatusIncomplete"]
+        assert "status.progress.metrics[0].name" in told["message"]
+        quiet_jobs.end_pod("job-a0-worker-0", 1)
+        quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+        quiet_jobs.await_phase("Running")
+        assert "progress" not in quiet_jobs.status()
+        quiet_jobs.end_pod("job-a1-master-0", 64)
+        assert quiet_jobs.await_phase("Failed")["lastFailure"]["exitCode"] == 64
 
 
 def test_a_gang_that_gives_no_more_sign_of_life_is_restarted_also_by_an_operator_that_came_later(

@@ -42,14 +42,22 @@ logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """The API server refused a request, or could not be reached (status 0)."""
+    """The API server refused a request, or could not be reached (status 0). fields: the parts that it objects to."""
 
-    def __init__(self, status: int, reason: str, message: str, retry_after_s: float | None = None) -> None:
+    def __init__(
+        self,
+        status: int,
+        reason: str,
+        message: str,
+        retry_after_s: float | None = None,
+        fields: tuple[str, ...] = (),
+    ) -> None:
         super().__init__(f"{status} {reason}: {message}")
         self.status = status
         self.reason = reason
         self.message = message
         self.retry_after_s = retry_after_s
+        self.fields = fields
 
     @property
     def is_missing(self) -> bool:
@@ -290,7 +298,16 @@ def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiErr
         answer.get("reason") or "",
         answer.get("message") or "",
         float(retry_after) if retry_after.isdigit() else None,
+        _fields(answer),
     )
+
+
+def _fields(answer: Object) -> tuple[str, ...]:
+    """The fields that the causes of a Status name, such as status.progress.iteration."""
+    details = answer.get("details")
+    causes = details.get("causes") if isinstance(details, dict) else None
+    named = [cause.get("field") for cause in causes or () if isinstance(cause, dict)]
+    return tuple(field for field in named if isinstance(field, str) and field)
 
 
 def _decoded(payload: bytes) -> Object:

@@ -6,6 +6,7 @@ Stops at the first refusal; whoever calls looks again later. Takes no decision.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Awaitable, Callable, Iterable, Mapping
 from typing import Any
 
@@ -13,10 +14,12 @@ from megatron_operator import names
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_events import Recorder
 from megatron_operator.cluster.kubernetes_resource import CLAIM, JOB, RESOURCES, Resource
+from megatron_operator.cluster.kubernetes_status import write_status
 from megatron_operator.observe import is_owned
-from megatron_operator.plan import Patch, Plan, Ref
+from megatron_operator.plan import Event, Patch, Plan, Ref
 
 Object = Mapping[str, Any]
+logger = logging.getLogger(__name__)
 
 
 class ForeignObject(Exception):
@@ -37,7 +40,11 @@ async def apply(
     Raises ApiError, or ForeignObject when a wanted name is taken.
     """
     if plan.status is not None:
-        on_written(JOB, await write_status(client, job, plan.status))
+        written = await write_status(client, job, plan.status)
+        if written.job is not job:
+            on_written(JOB, written.job)
+        if written.refusal:
+            await _show_refusal(recorder, job, written.refusal, now)
     try:
         await _change(client, job, plan, on_written)
     except (ApiError, ForeignObject):
@@ -46,6 +53,16 @@ async def apply(
             await _tell(recorder, job, plan, now)
         raise
     await _tell(recorder, job, plan, now)
+
+
+async def _show_refusal(recorder: Recorder, job: Object, refusal: ApiError, now: float) -> None:
+    """Says what is missing in the status, on the job and in the log."""
+    metadata = job["metadata"]
+    logger.warning(
+        "status written in part namespace=%s job=%s error=%.1000s", metadata["namespace"], metadata["name"], refusal
+    )
+    message = f"The API server refused a part of the status; the rest is written. {refusal.message}"[:1024]
+    await recorder.post(job, Event(type="Warning", reason="StatusIncomplete", message=message), now)
 
 
 async def _change(client: Client, job: Object, plan: Plan, on_written: Callable[[Resource, Object], None]) -> None:
@@ -60,28 +77,6 @@ async def _change(client: Client, job: Object, plan: Plan, on_written: Callable[
 async def _tell(recorder: Recorder, job: Object, plan: Plan, now: float) -> None:
     for event in plan.events:
         await recorder.post(job, event, now)
-
-
-async def write_status(client: Client, job: Object, status: Object) -> Object:
-    """The job after its status was replaced; refused (409) when the job changed since it was read."""
-    metadata = job["metadata"]
-    body = {
-        "metadata": {"resourceVersion": metadata["resourceVersion"], "uid": metadata["uid"]},
-        "status": merge_patch(job.get("status") or {}, status),
-    }
-    return await client.patch(JOB, metadata["namespace"], metadata["name"], body, subresource="status")
-
-
-def merge_patch(old: Object, new: Object) -> dict[str, Any]:
-    """The JSON merge patch (RFC 7386) that turns `old` into `new`: None removes a key, lists go as a whole."""
-    patch: dict[str, Any] = {key: None for key in old if key not in new}
-    for key, value in new.items():
-        if key in old and isinstance(value, Mapping) and isinstance(old[key], Mapping):
-            if changes := merge_patch(old[key], value):
-                patch[key] = changes
-        elif key not in old or old[key] != value:
-            patch[key] = value
-    return patch
 
 
 async def _all(requests: Iterable[Awaitable[None]]) -> None:
