@@ -14,6 +14,7 @@ from megatron_operator import clock
 
 Object = Mapping[str, Any]
 LOG_INTERVAL_S = 60.0
+MAX_LOGGED_CHARACTERS = 300
 logger = logging.getLogger(__name__)
 
 
@@ -46,10 +47,10 @@ class Guard:
     count: Callable[[str], None] = lambda resource: None
     limit: LogLimit = field(default_factory=LogLimit)
 
-    def read[Record](self, resource: str, read: Callable[[Object], Record], raw: Object) -> tuple[Record] | None:
-        """The record alone in a tuple (it may itself be None), or None for an object that cannot be read."""
+    def read[Record](self, resource: str, read: Callable[[Object], Record], raw: Object) -> Record | None:
+        """What `read` makes of the object, None for one that cannot be read."""
         try:
-            return (read(raw),)
+            return read(raw)
         except Exception as error:  # noqa: BLE001  # whatever a stranger's object does to its reader
             self._report(resource, raw, error)
             return None
@@ -58,17 +59,18 @@ class Guard:
         self, resource: str, read: Callable[[Object], Record], objects: Iterable[Object]
     ) -> list[Record]:
         """The records of those that can be read."""
-        return [found[0] for raw in objects if (found := self.read(resource, read, raw))]
+        records = (self.read(resource, read, raw) for raw in objects)
+        return [record for record in records if record is not None]
 
     def _report(self, resource: str, raw: Object, error: Exception) -> None:
         self.count(resource)
         held_back = self.limit.suppressed(resource)
         if held_back is not None:
             logger.warning(
-                "unreadable, ignored resource=%s object=%.300s error=%s more=%d",
+                "unreadable, ignored resource=%s object=%s error=%s more=%d",
                 resource,
-                _name(raw),
-                f"{type(error).__name__}: {error}"[:300],
+                shortened(_name(raw), MAX_LOGGED_CHARACTERS),
+                shortened(f"{type(error).__name__}: {error}", MAX_LOGGED_CHARACTERS),
                 held_back,
             )
 
@@ -81,6 +83,13 @@ def shortened(value: object, max_characters: int) -> str:
         text = value[: 2 * max_characters].encode(errors="replace").decode()
         value = "".join(each if each.isprintable() or each in "\n\t" else " " for each in text)
     return value[:max_characters]
+
+
+def whole_number(value: object, *, largest: int, smallest: int | None = None) -> int | None:
+    """The value if it is a whole number between the bounds (by default from -largest - 1), else None."""
+    if not isinstance(value, int) or isinstance(value, bool):
+        return None
+    return value if (-largest - 1 if smallest is None else smallest) <= value <= largest else None
 
 
 def _name(raw: Object) -> str:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from megatron_operator import names, termination
-from megatron_operator.guard import Guard, Unreadable, shortened
+from megatron_operator.guard import Guard, Unreadable, shortened, whole_number
 from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.progress import Progress
 
@@ -15,6 +15,7 @@ Object = Mapping[str, Any]
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 ContainerKind = Literal["Trainer", "InitContainer", "Sidecar"]
 MAX_REASON_CHARACTERS = 253
+MAX_EXIT_CODE = 2**31 - 1
 MAX_MESSAGE_CHARACTERS = 1024
 NO_COUNT = Guard()
 
@@ -256,7 +257,7 @@ def read_pod(raw: Object) -> Pod:
         waiting=waiting,
         waiting_message=waiting_message,
         initializing=_initializing(spec, status),
-        node=spec.get("nodeName", ""),
+        node=shortened(spec.get("nodeName"), MAX_REASON_CHARACTERS),
         disruption=_disruption(conditions),
         **_ending(spec, status),
     )
@@ -264,6 +265,11 @@ def read_pod(raw: Object) -> Pod:
 
 def _by_rank(pod: Pod) -> tuple[int, bool, int]:
     return (pod.attempt, pod.role != names.MASTER, pod.index)
+
+
+def _pod_phase(status: Object) -> PodPhase:
+    phase: PodPhase = status.get("phase", "Pending")
+    return phase if phase in get_args(PodPhase) else "Unknown"
 
 
 def _is_true(conditions: Mapping[str, Object], type_: str) -> bool:
@@ -335,13 +341,13 @@ def _ending(spec: Object, status: Object) -> dict[str, Any]:
     container, kind = _deciding(spec, status)
     terminated = (container.get("state") or {}).get("terminated") or {}
     record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
-    phase: PodPhase = status.get("phase", "Pending")
-    exit_code = terminated.get("exitCode")
+    phase = _pod_phase(status)
+    exit_code = whole_number(terminated.get("exitCode"), largest=MAX_EXIT_CODE)
     message = record.message or terminated.get("message") or status.get("message")
     return {
         "phase": _phase(phase, container) if kind == "Trainer" else phase,
         "is_outlived": exit_code is not None and phase in ("Pending", "Running"),
-        "container": container.get("name") or names.CONTAINER,
+        "container": shortened(container.get("name"), MAX_REASON_CHARACTERS) or names.CONTAINER,
         "container_kind": kind,
         "exit_code": exit_code,
         "is_recorded": exit_code is not None and record.exit_code == exit_code,

@@ -9,7 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from megatron_operator.guard import shortened
+from megatron_operator.guard import shortened, whole_number
 
 MAX_CHARACTERS = 16 * 1024  # the kubelet cuts at 4 KiB a container
 MAX_REASON_CHARACTERS = 128
@@ -49,9 +49,7 @@ def read(text: object) -> Record:
 
 
 def _whole(value: object) -> int | None:
-    if not isinstance(value, int) or isinstance(value, bool):
-        return None
-    return value if 0 <= value <= LARGEST else None
+    return whole_number(value, smallest=0, largest=LARGEST)
 
 
 def _refuse(constant: str) -> None:

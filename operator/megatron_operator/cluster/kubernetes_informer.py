@@ -117,8 +117,14 @@ class Informer[Record]:
 
         One that no job owns is not read, one that cannot be read changes nothing.
         """
-        metadata, owner_uid = raw["metadata"], _owner_uid(raw)
-        key = _key(raw)
+        self._listeners.guard.read(self._scope.resource.plural, self._put, raw)
+
+    def drop(self, raw: Object) -> None:
+        """Takes out an object that is gone."""
+        self._listeners.guard.read(self._scope.resource.plural, self._drop, raw)
+
+    def _put(self, raw: Object) -> None:
+        metadata, key, owner_uid = raw["metadata"], _key(raw), _owner_uid(raw)
         if key is None or metadata["uid"] in self._tombstones:
             return
         if owner_uid is None:
@@ -128,15 +134,11 @@ class Informer[Record]:
         known = self._jobs.get(key, {}).get(metadata["name"])
         if known and known.uid == metadata["uid"] and known.version >= version:
             return
-        found = self._listeners.guard.read(self._scope.resource.plural, self._read, raw)
-        if found is None:
-            return
-        entry = Entry(uid=metadata["uid"], owner_uid=owner_uid, version=version, record=found[0])
+        entry = Entry(uid=metadata["uid"], owner_uid=owner_uid, version=version, record=self._read(raw))
         self._jobs.setdefault(key, {})[metadata["name"]] = entry
         self._listeners.changed(key)
 
-    def drop(self, raw: Object) -> None:
-        """Takes out an object that is gone."""
+    def _drop(self, raw: Object) -> None:
         metadata, key = raw["metadata"], _key(raw)
         if key is None:
             return

@@ -12,7 +12,7 @@ from megatron_operator.cluster.kubernetes_resource import POD
 from megatron_operator.guard import Guard
 from megatron_operator.observe import read_pod
 
-UNUSED = connect("http://unused", ca_file=None, identity=Identity())
+UNUSED = Client(connect("http://unused", ca_file=None, identity=Identity()))
 KEY = ("team", "tune")
 OWNER = {"apiVersion": names.API_VERSION, "kind": names.KIND, "name": "tune", "uid": "job-1", "controller": True}
 
@@ -35,7 +35,7 @@ class Heard:
     def __init__(self):
         self.changed, self.unreadable = [], []
         listeners = Listeners(changed=self.changed.append, guard=Guard(count=self.unreadable.append))
-        self.informer = Informer(Client(UNUSED), Scope(resource=POD), read_pod, listeners)
+        self.informer = Informer(UNUSED, Scope(resource=POD), read_pod, listeners)
 
     @property
     def names(self):
