@@ -11,9 +11,9 @@ from megatron_trainjob.args.cli import PATH
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Parsed, parse
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.checkpoint_folder import RECORD
 from megatron_trainjob.violation import Violation
 
-RECORD = "args.json"
 OF_MODEL_AND_TEMPLATE = frozenset(
     {"model", "model_revision", "use_hf", "torch_dtype", "new_special_tokens", "rope_scaling", "max_model_len"}
 ) | {name for name, argument in ARGUMENTS.items() if argument.group == "base_template"}

@@ -14,7 +14,7 @@ from megatron_trainer import clock
 from megatron_trainer.checkpoint.folder import replace_text
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.args import derive
-from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 
 VERSION = re.compile(r"v(\d+)-\d{8}-\d{6}")
@@ -48,7 +48,17 @@ def write_json(record: Mapping[str, object], path: Path) -> None:
         replace_text(path, json.dumps(record, indent=1))
 
 
-def write_arguments(args: TrainArgs, task: str, resolved: Mapping[str, object], folder: Path) -> None:
-    """args.json: every argument as it is used, and what was derived, for people and for a later export."""
-    record = {"task": task, "arguments": dataclasses.asdict(args), "resolved": dict(resolved)}
-    write_json(record, folder / "args.json")
+def arguments_record(
+    args: TrainArgs, task: str, resolved: Mapping[str, object], model_config: Mapping[str, object]
+) -> dict[str, object]:
+    """What args.json holds: every argument as it is used, what was derived, and the model's config.json as it is used.
+
+    For people, for a later export, and for a run that goes on from a checkpoint. Secrets are left out.
+    """
+    arguments = {name: None if ARGUMENTS[name].secret else value for name, value in dataclasses.asdict(args).items()}
+    return {
+        "task": task,
+        "arguments": arguments,
+        "resolved": dict(resolved),
+        "model_config": json.loads(json.dumps(dict(model_config), default=str)),
+    }

@@ -40,7 +40,7 @@ def main(argv: Sequence[str]) -> int:
         train(parsed, argv[0], env, termination)
     except TrainingError as err:
         return _fail(env, termination, err.exit_code, str(err))
-    except Exception as err:
+    except BaseException as err:  # also torch's CheckpointException, a panic of a Rust library, SystemExit
         logger.exception("unexpected error rank=%d iteration=%d", env.rank, termination.iteration)
         return _fail(env, termination, ExitCode.ERROR, f"{type(err).__name__}: {err}")
     return ExitCode.OK

@@ -5,7 +5,9 @@ One function a stage, in the order of `build`; each takes what the ones before i
 
 from __future__ import annotations
 
+import json
 import logging
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
@@ -14,7 +16,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer import backend as backends
-from megatron_trainer import clock, model_source, optim, output_folder, parallel
+from megatron_trainer import clock, model_source, optim, output_folder, parallel, resume
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
@@ -50,7 +52,7 @@ from megatron_trainjob.args import derive, rules, status
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.checkpoint_folder import Checkpoint
+from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
@@ -90,18 +92,18 @@ def build(
     save = output_folder.choose(args)
     _claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
-    data_parallel_size = derive.data_parallel_size(args, dist.get_world_size())
-    check_first_step(args, data, data_parallel_size)
+    check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
     engine = build_engine(args, spec, backend)
-    state = on_data(start_state(args, env, engine, backend, save, spec), data.identity)
+    resolved = _resolved(args, data)
+    total, eval_iters = resolved["train_iters"], resolved["eval_iters"]
+    record = output_folder.arguments_record(args, task, resolved, spec.config)
+    state = on_data(start_state(args, env, engine, backend, save, spec, record), data.identity)
     train, validation = _feeds(args, tokenizer, data)
-    total = derive.train_iters(args, data.num_items, data_parallel_size)
-    eval_iters = derive.eval_iters(args, len(data.validation or ()))
     _tell_unread(validation, eval_iters)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
     output_folder.write_json(data.report.to_json(), save / "data_report.json")
     output_folder.write_json(engine.settings(), save / "megatron_config.json")
-    output_folder.write_arguments(args, task, {"train_iters": total, "eval_iters": eval_iters}, save)
+    output_folder.write_json(record, save / RECORD)
     reporter = open_reporter(args, save=save, rank=env.rank, environment=env.variables, now=clock.epoch_s)
     reporter.start(info)
     run = Run(
@@ -114,7 +116,7 @@ def build(
         validation=validation,
         schedule=_schedule(args, total),
         reporter=reporter,
-        saver=Saver(engine, backend, _save_policy(args, env, save)),
+        saver=Saver(engine, backend, _save_policy(args, env, save, record)),
         total_iterations=total,
         eval_iters=eval_iters,
         eval_interval=derive.eval_interval(args),
@@ -140,9 +142,18 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend) -> Engine:
 
 
 def start_state(
-    args: TrainArgs, env: Environment, engine: Engine, backend: Backend, save: Path, spec: ModelSpec
+    args: TrainArgs,
+    env: Environment,
+    engine: Engine,
+    backend: Backend,
+    save: Path,
+    spec: ModelSpec,
+    record: Mapping[str, Any],
 ) -> TrainState:
-    """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective."""
+    """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective.
+
+    record: the args.json of this run, to compare with the checkpoint's.
+    """
     policy = checkpoint_load.LoadPolicy(
         layout=layout(),
         with_optimizer=not args.no_load_optim,
@@ -152,6 +163,7 @@ def start_state(
         own = checkpoint_load.find(save)
         if own is not None:
             logger.info("resuming job=%s from=%s", env.job_name, own.path)
+            resume.check(own, record, with_optimizer=policy.with_optimizer)
             return checkpoint_load.resume(engine, own, backend, policy)
         if env.resume == "Required":
             raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
@@ -159,6 +171,7 @@ def start_state(
         if args.finetune or (part == "base" and args.train_type == "lora"):
             checkpoint_load.weights(engine, found, part)
         else:
+            resume.check(found, record, with_optimizer=policy.with_optimizer)
             return checkpoint_load.resume(engine, found, backend, policy)
     if args.adapter_load and holds_adapter(Path(args.adapter_load)):
         load_adapter(engine.models, spec, args, Path(args.adapter_load))
@@ -292,7 +305,20 @@ def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
     )
 
 
-def _save_policy(args: TrainArgs, env: Environment, save: Path) -> SavePolicy:
+def _resolved(args: TrainArgs, data: Prepared) -> dict[str, Any]:
+    """What follows from arguments and data: the length of the run and of an evaluation, and the course of the rate."""
+    data_parallel_size = derive.data_parallel_size(args, dist.get_world_size())
+    total = derive.train_iters(args, data.num_items, data_parallel_size)
+    schedule = _schedule(args, total)
+    return {
+        "train_iters": total,
+        "eval_iters": derive.eval_iters(args, len(data.validation or ())),
+        "lr_decay_iters": schedule.decay_steps,
+        "lr_warmup_iters": schedule.warmup_steps,
+    }
+
+
+def _save_policy(args: TrainArgs, env: Environment, save: Path, record: Mapping[str, Any]) -> SavePolicy:
     return SavePolicy(
         save=save,
         layout=layout(),
@@ -303,6 +329,7 @@ def _save_policy(args: TrainArgs, env: Environment, save: Path) -> SavePolicy:
         in_background=args.async_save,
         on_termination=env.save_on_termination,
         limit=args.save_total_limit,
+        record=json.dumps(record, indent=1),
     )
 
 

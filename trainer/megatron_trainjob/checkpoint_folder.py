@@ -18,6 +18,8 @@ from typing import Any
 TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
 OWNER = "owner.json"
+RECORD = "args.json"
+"""Every argument, as it is used: in the folder of a run, and in each checkpoint."""
 NAME = re.compile(r"iter_(\d{7,})")
 BLOCK_BYTES = 4 * 1024**2
 

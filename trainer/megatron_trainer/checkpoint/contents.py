@@ -116,20 +116,42 @@ def regrouped_optimizer_state(engine: Engine, loaded: Mapping[str | int, Any]) -
     saved one were not, or the other way round.
 
     Megatron gives spread experts an optimizer of their own. The tensors have the same names either way and lie where
-    this engine asked for them; the plain values lie where the saved one had them: numbered, or at the top.
+    this engine asked for them; the plain values lie where the saved one had them: numbered, or at the top. Its groups
+    of parameters are all of the saved ones: `with_own_settings` takes from them what they have in common.
     """
     numbered = {index: value for index, value in loaded.items() if isinstance(index, int)}
     top = {name: value for name, value in loaded.items() if not isinstance(name, int)}
     saved = [top] if "optimizer" in top else [numbered[index] for index in sorted(numbered)]
     groups = [group for each in saved for group in each["optimizer"]["param_groups"]]
-    # Megatron finds a group by its marks; steps and rates are those of all groups.
-    marked = [{**group, "is_expert_parallel": mark} for mark in (False, True) for group in groups]
-    plain = {**saved[0], "optimizer": {**saved[0]["optimizer"], "param_groups": marked}}
+    plain = {**saved[0], "optimizer": {**saved[0]["optimizer"], "param_groups": groups}}
     if len(_parts(engine)) == 1:
         return {**plain, "param_state": top.get("param_state", {})}
     # A stage without experts asked for no tensors of theirs.
     tensors = [numbered.get(index, {}).get("param_state", {}) for index in range(len(_parts(engine)))]
     return {index: {**plain, "param_state": own} for index, own in enumerate(tensors)}
+
+
+def with_own_settings(engine: Engine, loaded: Mapping[str | int, Any]) -> StateDict:
+    """The loaded optimizer state with the groups of parameters as this run has set them up.
+
+    Of the saved groups only the number of steps is taken. Megatron finds a group by its rates, which another lr or
+    min_lr changes, and torch takes betas and epsilon over from what it loads: a run would go on with the old ones.
+    """
+    parts = _parts(engine)
+    if len(parts) == 1:
+        return _with_groups_of(parts[0], loaded)
+    return {index: _with_groups_of(part, loaded[index]) for index, part in enumerate(parts)}
+
+
+def _with_groups_of(part: MegatronOptimizer, state: Mapping[str, Any]) -> StateDict:
+    is_wrapped = "optimizer" in state
+    inner = state["optimizer"] if is_wrapped else state
+    own = part.state_dict()
+    groups = (own["optimizer"] if is_wrapped else own)["param_groups"]
+    steps = [group["step"] for group in inner["param_groups"] if group.get("step") is not None]
+    count = {"step": max(steps)} if steps else {}
+    inner = {**inner, "param_groups": [{**group, **count} for group in groups]}
+    return {**state, "optimizer": inner} if is_wrapped else inner
 
 
 def _parts(engine: Engine) -> Sequence[MegatronOptimizer]:

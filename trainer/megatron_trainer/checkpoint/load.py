@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from megatron.core.dist_checkpointing.core import CheckpointingException
+from torch.distributed.checkpoint import CheckpointException
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, foreign
@@ -97,17 +99,20 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     same_layout = dict(manifest.layout) == policy.layout and manifest.world_size == dist.get_world_size()
     if policy.with_rng and manifest.has_rng and same_layout:
         wanted["rng_state"] = contents.random_state(backend)
-    loaded = _load(wanted, checkpoint)
-    with pickled_scaling.allowed():
-        contents.load_model_state(engine, loaded, strict=not is_lora)
-    if "optimizer" in wanted:
-        state = loaded["optimizer"]
-        engine.optimizer.load_state_dict(contents.regrouped_optimizer_state(engine, state) if moves_experts else state)
-    else:
-        engine.optimizer.reload_model_params()
-    if "rng_state" in wanted:
-        backend.set_rng_state(loaded["rng_state"])
-    return from_plain(loaded["train_state"])
+    with _fitting(checkpoint):
+        loaded = dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
+        with pickled_scaling.allowed():
+            contents.load_model_state(engine, loaded, strict=not is_lora)
+        if "optimizer" in wanted:
+            state = loaded["optimizer"]
+            if moves_experts:
+                state = contents.regrouped_optimizer_state(engine, state)
+            engine.optimizer.load_state_dict(contents.with_own_settings(engine, state))
+        else:
+            engine.optimizer.reload_model_params()
+        if "rng_state" in wanted:
+            backend.set_rng_state(loaded["rng_state"])
+        return from_plain(loaded["train_state"])
 
 
 def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
@@ -126,8 +131,9 @@ def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "tra
         chunk: {name: value for name, value in state.items() if contents.SCALING not in name}
         for chunk, state in models.items()
     }
-    loaded = _load(wanted, checkpoint)
-    contents.load_model_state(engine, loaded, strict=False)
+    with _fitting(checkpoint):
+        loaded = dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
+        contents.load_model_state(engine, loaded, strict=False)
 
 
 def _manifest(checkpoint: Checkpoint) -> Manifest:
@@ -159,9 +165,16 @@ def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_spl
     return True
 
 
-def _load(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
+@contextlib.contextmanager
+def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
+    """Whatever goes wrong while a checkpoint is read into the engine is that it does not fit; a retry does not help.
+
+    torch's CheckpointException is a BaseException, which passes every handler of Exception.
+    """
     try:
-        return dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
-    except (CheckpointingException, KeyError, ValueError, RuntimeError, OSError) as err:
-        message = f"{checkpoint.path} does not fit this model or cannot be read: {err}"
+        yield
+    except TrainingError:
+        raise
+    except (Exception, CheckpointException) as err:
+        message = f"{checkpoint.path} does not fit this model or cannot be read: {type(err).__name__}: {err}"
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message) from err

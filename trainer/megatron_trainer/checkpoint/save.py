@@ -25,7 +25,7 @@ from megatron_trainer.checkpoint.shards import Shards, Staging, Written
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.state import TrainState
-from megatron_trainjob.checkpoint_folder import Manifest
+from megatron_trainjob.checkpoint_folder import RECORD, FileRecord, Manifest, record_of
 from megatron_trainjob.exit_codes import ExitCode
 
 
@@ -34,7 +34,8 @@ class SavePolicy:
     """What goes into a checkpoint and how it is labelled, and how many stay (None: all).
 
     owner: who writes, as claimed at the start. in_background: files are written while training goes on.
-    on_termination: a run that is asked to stop saves once more. num_files: of each rank.
+    on_termination: a run that is asked to stop saves once more. record: the text of args.json, which each checkpoint
+    carries. num_files: of each rank.
     """
 
     save: Path
@@ -46,6 +47,7 @@ class SavePolicy:
     in_background: bool
     on_termination: bool
     limit: int | None
+    record: str
     num_files: int = 1
 
 
@@ -152,7 +154,7 @@ class Saver:
             loss=pending.loss,
             validation_loss=state.last_validation_loss if is_validated else None,
             saved_at_epoch_s=clock.epoch_s(),
-            files=pending.shards.complete(parts),
+            files={**pending.shards.complete(parts), **_write_record(pending.shards.folder, policy.record)},
         )
         folder.publish(pending.shards.folder, manifest, policy.owner)
         if policy.limit is not None:
@@ -180,6 +182,11 @@ def _make(aside: Path) -> None:
     if dist.get_rank() == 0:
         shutil.rmtree(aside, ignore_errors=True)
         aside.mkdir(parents=True)
+
+
+def _write_record(aside: Path, record: str) -> dict[str, FileRecord]:
+    folder.replace_text(aside / RECORD, record)
+    return {RECORD: record_of(aside / RECORD)}
 
 
 def _contents(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:

@@ -29,7 +29,6 @@ from megatron_trainer.convert.save import save_model
 from megatron_trainer.convert.stream import Read, own_data
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import InvalidInput, TrainingError
-from megatron_trainer.inherit import RECORD
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.lora.merge import merge_adapters, merged_weights
 from megatron_trainer.models.build import build_model
@@ -37,6 +36,7 @@ from megatron_trainer.models.spec import ModelSpec, read_model
 from megatron_trainer.state import TrainState
 from megatron_trainjob import checkpoint_folder
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.checkpoint_folder import RECORD
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 

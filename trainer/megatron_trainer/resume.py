@@ -1,0 +1,49 @@
+"""The arguments of the checkpoint that a run goes on from, beside its own: what changes is logged or refused."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args import resume
+from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+
+def check(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimizer: bool) -> None:
+    """Logs each argument that is another than in the checkpoint, and from which step on it holds.
+
+    record: the args.json of this run. with_optimizer: the optimizer's state is to be loaded.
+
+    Raises:
+        InvalidInput: an argument has changed that cannot change; names all, with both values.
+    """
+    saved = recorded(checkpoint.path)
+    if saved is None:
+        logger.warning("%s has no %s: whether its arguments were others is not known", checkpoint.path, RECORD)
+        return
+    found = resume.changes(saved, json.loads(json.dumps(record)))
+    wrong = resume.refused(found, str(checkpoint.path), with_optimizer=with_optimizer)
+    if wrong:
+        raise InvalidInput(wrong, ExitCode.CHECKPOINT_INCOMPATIBLE)
+    for change in found:
+        if change.verdict != "not of the training":
+            logger.warning("from step %d on: %s", checkpoint.iteration + 1, change)
+
+
+def recorded(checkpoint: Path) -> Mapping[str, Any] | None:
+    """The args.json in the checkpoint; of an earlier release, that of the last run beside it. None: unreadable."""
+    for path in (checkpoint / RECORD, checkpoint.parent / RECORD):
+        try:
+            record = json.loads(path.read_text())
+        except (OSError, ValueError):
+            continue
+        if isinstance(record, dict) and {"task", "arguments"} <= record.keys():
+            return record
+    return None

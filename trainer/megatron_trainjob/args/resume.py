@@ -1,0 +1,137 @@
+"""What a run may change when it goes on from a checkpoint: every difference by name, and those that are refused.
+
+A record is what args.json holds: task, arguments, what was derived from them (resolved), and the model's config.json
+with the arguments put in (model_config).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.violation import Violation
+
+Verdict = Literal["takes effect", "not of the training", "another network", "another optimizer"]
+
+MAY_DIFFER_IN_MODEL = frozenset(
+    {"attention_dropout", "hidden_dropout", "transformer_impl", "max_position_embeddings", "padded_vocab_size"}
+)
+SHAPES_EXPERTS = frozenset(
+    {
+        "num_experts",
+        "moe_layer_freq",
+        "moe_ffn_hidden_size",
+        "moe_shared_expert_intermediate_size",
+        "moe_router_topk",
+        "moe_router_pre_softmax",
+        "moe_router_score_function",
+        "moe_router_enable_expert_bias",
+        "moe_router_topk_scaling_factor",
+    }
+)
+ANOTHER_NETWORK = (
+    frozenset(
+        name
+        for name, argument in ARGUMENTS.items()
+        if argument.group in ("model", "mla") and name not in MAY_DIFFER_IN_MODEL
+    )
+    | SHAPES_EXPERTS
+    | {"task", "train_type", "rlhf_type", "new_special_tokens"}
+    | {"target_modules", "target_regex", "modules_to_save", "lora_rank", "lora_alpha", "lora_bias", "use_rslora"}
+)
+"""What is trained, and the task it is trained for. Some would fit into the tensors, and train another network."""
+ANOTHER_OPTIMIZER = frozenset(
+    {"optimizer", "use_distributed_optimizer", "freeze_llm"}
+    | {name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full"}
+)
+"""Which state the optimizer keeps, and of which parameters."""
+NOT_OF_THE_TRAINING = frozenset(
+    {"model", "model_revision", "use_hf", "hub_token", "local_repo_path", "save", "add_version", "load", "adapter_load"}
+    | {"finetune", "load_args", "load_data_args", "no_load_optim", "no_load_rng", "ignore_args_error"}
+    | {name for name, argument in ARGUMENTS.items() if argument.group == "export"}
+)
+"""Where things lie, and what this resume takes from the checkpoint. A model is compared by its config.json."""
+LABELS_IN_CONFIG = frozenset(
+    {"_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache"}
+    | {"max_position_embeddings", "attention_dropout", "hidden_dropout", "_attn_implementation"}
+)
+"""Keys of config.json that say nothing about the network, or that arguments may change."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Change:
+    """One difference. name: of an argument, of something derived, or of a key of config.json."""
+
+    name: str
+    before: Any
+    after: Any
+    verdict: Verdict
+
+    def __str__(self) -> str:
+        return f"{self.name} was {_shown(self.before)}, is {_shown(self.after)}"
+
+
+def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
+    """Every difference between the record of the checkpoint and that of the run that goes on from it.
+
+    What the older record does not hold is not compared: it may be of an earlier release.
+    """
+    arguments = _differing({"task": before["task"]}, {"task": after["task"]})
+    arguments += _differing(before["arguments"], after["arguments"])
+    found = [
+        Change(name=name, before=old, after=new, verdict=verdict(name))
+        for name, old, new in arguments
+        if not (name in ARGUMENTS and ARGUMENTS[name].secret)
+    ]
+    found += [
+        Change(name=f"{name} (derived)", before=old, after=new, verdict="takes effect")
+        for name, old, new in _differing(before.get("resolved", {}), after.get("resolved", {}))
+        if name not in {change.name for change in found}
+    ]
+    if not any(change.verdict == "another network" for change in found):
+        config = _differing(before.get("model_config", {}), after.get("model_config", {}), also_missing=True)
+        found += [
+            Change(name=f"{name} (config.json)", before=old, after=new, verdict="another network")
+            for name, old, new in config
+            if name not in LABELS_IN_CONFIG
+        ]
+    return tuple(found)
+
+
+def verdict(name: str) -> Verdict:
+    """What a change of this argument means for a run that goes on."""
+    if name in ANOTHER_NETWORK:
+        return "another network"
+    if name in ANOTHER_OPTIMIZER:
+        return "another optimizer"
+    return "not of the training" if name in NOT_OF_THE_TRAINING else "takes effect"
+
+
+def refused(found: Iterable[Change], checkpoint: str, *, with_optimizer: bool) -> tuple[Violation, ...]:
+    """A violation for each change that cannot be made. with_optimizer: its state is to be loaded."""
+    reasons = {"another network": "start another run, in another save"}
+    if with_optimizer:
+        reasons["another optimizer"] = "go on without the optimizer's state (no_load_optim true)"
+    return tuple(
+        Violation(
+            path=f"spec.{change.name}" if change.name == "task" else f"spec.args.{change.name}",
+            value=change.after,
+            message=f"{checkpoint} was saved with {_shown(change.before)}, which a run that goes on from it keeps; "
+            f"set it back, or {reasons[change.verdict]}",
+        )
+        for change in found
+        if change.verdict in reasons
+    )
+
+
+def _differing(
+    before: Mapping[str, Any], after: Mapping[str, Any], *, also_missing: bool = False
+) -> list[tuple[str, Any, Any]]:
+    names = {*before, *after} if also_missing and before and after else before.keys() & after.keys()
+    return [(name, before.get(name), after.get(name)) for name in sorted(names) if before.get(name) != after.get(name)]
+
+
+def _shown(value: object) -> str:
+    return "unset" if value is None else repr(value)
