@@ -65,6 +65,7 @@ class FaultProxy:
     server: str
     ca_file: Path
     seed: int = 0
+    host: str = "127.0.0.1"
     choose: Choose = no_faults
     injected: Counter[str] = field(default_factory=Counter)
     url: str = ""
@@ -82,10 +83,10 @@ class FaultProxy:
             application.router.add_route("*", "/{path:.*}", lambda request: self._answer(session, request))
             runner = web.AppRunner(application, access_log=None, shutdown_timeout=0.1)
             await runner.setup()
-            site = web.TCPSite(runner, "127.0.0.1", 0)
+            site = web.TCPSite(runner, self.host, 0)
             await site.start()
             port = runner.addresses[0][1]
-            self.url = f"http://127.0.0.1:{port}"
+            self.url = f"http://[{self.host}]:{port}" if ":" in self.host else f"http://{self.host}:{port}"
             started.set()
             try:
                 await asyncio.Event().wait()

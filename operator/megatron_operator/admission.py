@@ -41,7 +41,7 @@ def judge(body: Mapping[str, Any]) -> str | None:
 def server(certificates: Path, port: int) -> kopf.WebhookServer:
     """The HTTPS endpoint with the certificate of this folder; a renewed one is read without a restart."""
     return kopf.WebhookServer(
-        addr="0.0.0.0",
+        addr=None,  # every address, IPv4 and IPv6
         port=port,
         certfile=certificates / "tls.crt",
         pkeyfile=certificates / "tls.key",

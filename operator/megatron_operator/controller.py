@@ -21,6 +21,7 @@ from megatron_operator.metrics import Metrics
 from megatron_operator.plan import Plan
 from megatron_operator.queue import Key, RetryLater
 from megatron_operator.timestamp import to_seconds
+from megatron_trainjob import images
 from megatron_trainjob.progress import Progress
 from megatron_trainjob.violation import Violation
 
@@ -39,7 +40,7 @@ class Jobs:
 
     def __init__(
         self,
-        trainer_image: str = manifest.DEFAULT_IMAGE,
+        trainer_image: str = images.TRAINER,
         progress_push: ProgressPush | None = None,
         kueue_mode: KueueMode = "PodGroup",
     ) -> None:

@@ -49,11 +49,11 @@ class Health:
 
 
 async def serve(health: Health, address: str, port: int) -> None:
-    """Answers on this address until cancelled."""
+    """Answers on this address ("" is every one, IPv4 and IPv6) until cancelled."""
     runner = web.AppRunner(_application(health), access_log=None)
     await runner.setup()
     try:
-        await web.TCPSite(runner, address, port).start()
+        await web.TCPSite(runner, address or None, port).start()
         await asyncio.Event().wait()
     finally:
         await runner.cleanup()

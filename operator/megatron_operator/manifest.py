@@ -7,32 +7,28 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping
-from decimal import Decimal
 from typing import Any, cast
 
-from megatron_operator import manifest_job, manifest_rules, names
-from megatron_operator.desired.quantity import amount
+from megatron_operator import accelerators, manifest_job, manifest_rules, names
 from megatron_operator.job import Job, Task
 from megatron_operator.schema import structural
 from megatron_operator.schema.spec import spec as spec_schema
+from megatron_trainjob import images
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args
 from megatron_trainjob.args.status import task_violations
 from megatron_trainjob.violation import Violation, as_errors
 
 Object = Mapping[str, Any]
-DEFAULT_IMAGE = "megatron-train-operator/trainer:0.1.0"
 TOP_LEVEL = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 NAME_PATTERN = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
-GPU_RESOURCE = "nvidia.com/gpu"
-MIG_PREFIX = "nvidia.com/mig-"
 
 
 def parse(
     manifest: object,
     *,
     hf_config: Object | None = None,
-    default_image: str = DEFAULT_IMAGE,
+    default_image: str = images.TRAINER,
     strict: bool = False,
 ) -> Job | tuple[Violation, ...]:
     """The job, or everything that is wrong with the manifest.
@@ -64,20 +60,9 @@ def parse(
 
 
 def nproc_per_node(spec: Object) -> int:
-    """Processes in each pod; "auto" counts GPUs and MIG slices in the limits, and is 1 without any."""
+    """Processes in each pod; "auto" counts the devices that each asks for, and is 1 without any."""
     value = str(spec["nprocPerNode"])
-    if value != "auto":
-        return int(value)
-    limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
-    gpus = [count for name, count in limits.items() if name == GPU_RESOURCE or name.startswith(MIG_PREFIX)]
-    return int(sum((_amount(count) for count in gpus), Decimal(0))) or 1
-
-
-def _amount(value: object) -> Decimal:
-    try:
-        return amount(str(value))
-    except ValueError:
-        return Decimal(0)
+    return accelerators.count(spec.get("resourcesPerNode") or {}) or 1 if value == "auto" else int(value)
 
 
 def _without_broken(given: Object, violations: Iterable[Violation]) -> Object:

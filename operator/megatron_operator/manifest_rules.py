@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
-from megatron_operator import names
+from megatron_operator import accelerators, names
 from megatron_operator.desired.environment import RESERVED
 from megatron_operator.desired.quantity import amount
 from megatron_operator.schema import pod_template, structural
@@ -44,7 +44,9 @@ def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
     elif is_below(save, mounts[0]) and not spec["checkpoint"].get("pvc"):
         yield _warning("spec.checkpoint", None, "has no pvc; in a cluster checkpoints are lost with the pod")
     limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
-    slices = sum(int(amount(str(count))) for name, count in limits.items() if name.startswith("nvidia.com/mig-"))
+    yield from (_warning(*each) for each in accelerators.uncounted(spec))
+    yield from _claims_for_one_node(spec)
+    slices = sum(int(amount(str(count))) for name, count in limits.items() if name.startswith(accelerators.MIG_PREFIX))
     if slices > 1:
         message = "has MIG slices, between which NCCL has no peer-to-peer path; expect slow collectives"
         yield _warning("spec.resourcesPerNode", slices, message)
@@ -55,6 +57,16 @@ def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
 
 def _warning(path: str, value: object, message: str) -> Violation:
     return Violation(path=path, value=value, message=message, severity="warning")
+
+
+def _claims_for_one_node(spec: Object) -> Iterator[Violation]:
+    """A volume that one node mounts keeps the pods of the other nodes waiting."""
+    template = (spec["checkpoint"].get("pvc") or {}).get("template") or {}
+    modes = (template.get("spec") or {}).get("accessModes") or ()
+    if spec["numNodes"] > 1 and modes and not {"ReadWriteMany", "ReadOnlyMany"} & {*modes}:
+        place = "pod" if set(modes) == {"ReadWriteOncePod"} else "node"
+        message = f"lets one {place} mount the volume, and there are {spec['numNodes']} nodes; use ReadWriteMany"
+        yield _warning("spec.checkpoint.pvc.template.spec.accessModes", modes[0], message)
 
 
 def is_below(path: str, directory: str) -> bool:

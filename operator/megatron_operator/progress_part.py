@@ -35,7 +35,8 @@ def identity(settings: Settings) -> str:
     """Under which name this replica leads; followers read from it where to hand pushes on to."""
     if settings.progress_port is None:
         return settings.pod_name
-    return f"{settings.pod_name}{SEPARATOR}{settings.pod_ip}:{settings.progress_port}"
+    host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
+    return f"{settings.pod_name}{SEPARATOR}{host}:{settings.progress_port}"
 
 
 def server(

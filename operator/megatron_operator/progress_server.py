@@ -73,7 +73,7 @@ class ProgressServer:
         context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
         context.load_cert_chain(self.endpoint.certificates / "tls.crt", self.endpoint.certificates / "tls.key")
         try:
-            await web.TCPSite(runner, self.endpoint.address, self.endpoint.port, ssl_context=context).start()
+            await web.TCPSite(runner, self.endpoint.address or None, self.endpoint.port, ssl_context=context).start()
             await asyncio.Event().wait()
         finally:
             await runner.cleanup()

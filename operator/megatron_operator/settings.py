@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar, cast, get_args
 
-from megatron_operator import manifest
 from megatron_operator.job import KueueMode
+from megatron_trainjob import images
 from megatron_trainjob.violation import Violation
 
 Value = TypeVar("Value")
@@ -36,14 +36,14 @@ class Settings:
     webhook_certificates: folder with tls.crt and tls.key; None turns the admission webhook off.
     progress_port: where pods push their progress, None for nowhere; they reach it as
     https://progress_host:progress_service_port with the certificate of progress_certificates (a folder with tls.crt,
-    tls.key and ca.crt). pod_ip: how another replica reaches this one.
+    tls.key and ca.crt). pod_ip: how another replica reaches this one. http_address: "" is every address, IPv4 and IPv6.
     """
 
     watch_namespaces: tuple[str, ...] = ()
     num_workers: int = 16
     max_parallel_creates: int = 32
     http_port: int = 8080
-    http_address: str = "0.0.0.0"
+    http_address: str = ""
     log_level: str = "INFO"
     resync_s: float = 600.0
     compare_s: float = 60.0
@@ -64,7 +64,7 @@ class Settings:
     progress_service_port: int = 10443
     pod_ip: str = "127.0.0.1"
     per_job_metrics: bool = False
-    trainer_image: str = manifest.DEFAULT_IMAGE
+    trainer_image: str = images.TRAINER
     kueue_mode: KueueMode = "PodGroup"
     kubeconfig: Path | None = None
     api_server: str | None = None

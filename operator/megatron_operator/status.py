@@ -37,6 +37,8 @@ Object = Mapping[str, Any]
 logger = logging.getLogger(__name__)
 LOG_LIMIT = LogLimit()
 MAX_METRICS = 32
+MAX_WARNINGS = 32
+MAX_WARNING_CHARACTERS = 1024
 SOFT_INTERVAL_S = 10.0
 QUIET_INTERVAL_S = 60.0
 SETTLING_S = 5.0
@@ -65,6 +67,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "progress": _progress(seen),
         "checkpoint": _checkpoint(seen),
         "resolved": resolved(job),
+        "warnings": [str(warning)[:MAX_WARNING_CHARACTERS] for warning in job.warnings][:MAX_WARNINGS] or None,
         "gang": _gang(job, attempt, seen),
         "selector": ",".join(f"{key}={value}" for key, value in names.selector(job.name, attempt).items()),
         "lastUpdatedTime": to_text(now),

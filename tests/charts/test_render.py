@@ -10,6 +10,7 @@ import pytest
 import helm_chart
 from control_plane_binaries import helm
 from helm_chart import NAMESPACE, of_kind, render
+from megatron_trainjob import images
 
 pytestmark = pytest.mark.cluster
 
@@ -114,6 +115,88 @@ def test_monitoring_and_network_policy_come_when_asked_for():
     objects = render(networkPolicy__enabled=True, **asked)
     assert {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} <= kinds(objects)
     assert not {"ServiceMonitor", "PrometheusRule", "NetworkPolicy"} & kinds(render())
+
+
+# Every switch of the chart, away from its default.
+SWITCHES = {
+    "fullnameOverride": "trainer-operator",
+    "nameOverride": "mtj",
+    "extraEnv": [{"name": "HTTPS_PROXY", "value": "http://proxy:3128"}],
+    "image__registry": "registry.example.com/team",
+    "trainerImage": "registry.example.com/other/trainer:1",
+    "imagePullSecrets": [{"name": "registry"}],
+    "perJobMetrics": True,
+    "priorityClassName": "system-cluster-critical",
+    "podAnnotations": {"a": "b"},
+    "podLabels": {"a": "b"},
+    "nodeSelector": {"a": "b"},
+    "tolerations": [{"operator": "Exists"}],
+    "topologySpreadConstraints": [{"maxSkew": 1, "topologyKey": "zone", "whenUnsatisfiable": "ScheduleAnyway"}],
+    "crds__enabled": False,
+    "crds__keep": False,
+    "serviceAccount__create": False,
+    "rbac__create": False,
+    "rbac__scope": "namespace",
+    "rbac__aggregateRoles": False,
+    "watchNamespaces": ["a", "b"],
+    "nodeLossDetection": False,
+    "gang__volcano": True,
+    "gang__coscheduling": True,
+    "gang__native": True,
+    "kueue__mode": "External",
+    "progressPush__enabled": True,
+    "webhook__enabled": True,
+    "webhook__certManager__enabled": True,
+    "webhook__existingSecret": "certificate",
+    "metrics__serviceMonitor__enabled": True,
+    "metrics__prometheusRule__enabled": True,
+    "metrics__dashboard__enabled": True,
+    "networkPolicy__enabled": True,
+    "podDisruptionBudget__enabled": False,
+}
+
+
+def check_objects(objects):
+    """Every object is one that an API server could take: kind, name, labels as text, a selector that its pods meet."""
+    for each in objects:
+        assert all((each["apiVersion"], each["kind"], each["metadata"]["name"]))
+        assert all(isinstance(value, str) for value in (each["metadata"].get("labels") or {}).values())
+    (deployment,) = of_kind(objects, "Deployment")
+    labels = deployment["spec"]["template"]["metadata"]["labels"]
+    selectors = [deployment["spec"]["selector"]["matchLabels"]]
+    selectors += [each["spec"]["selector"] for each in of_kind(objects, "Service")]
+    for policy in of_kind(objects, "NetworkPolicy"):
+        selectors.append(policy["spec"]["podSelector"]["matchLabels"])
+        peers = [peer for rule in policy["spec"]["egress"] for peer in rule.get("to", ())]
+        selectors += [peer["podSelector"]["matchLabels"] for peer in peers if "podSelector" in peer]
+    assert all(selector.items() <= labels.items() for selector in selectors)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("first", list(SWITCHES))
+def test_every_pair_of_switches_renders(first):
+    """Pair by pair with the switches that follow; each alone is its pair with itself."""
+    names = list(SWITCHES)
+    for second in names[names.index(first) :]:
+        check_objects(render(**{first: SWITCHES[first], second: SWITCHES[second]}))
+
+
+def test_all_switches_at_once_render():
+    check_objects(render(**SWITCHES))
+
+
+def test_one_registry_holds_for_both_images_and_names_can_be_replaced():
+    objects = render(image__registry="registry.example.com/team/", fullnameOverride="trainer-operator")
+    (deployment,) = of_kind(objects, "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    variables = {each["name"]: each.get("value") for each in container["env"]}
+    assert deployment["metadata"]["name"] == "trainer-operator"
+    assert container["image"] == f"registry.example.com/team/{images.OPERATOR}"
+    assert variables["MTJ_TRAINER_IMAGE"] == f"registry.example.com/team/{images.TRAINER}"
+    (deployment,) = of_kind(render(nameOverride="mega", extraEnv=[{"name": "A", "value": "b"}]), "Deployment")
+    assert deployment["metadata"]["name"] == "mtj-mega"
+    assert deployment["metadata"]["labels"]["app.kubernetes.io/name"] == "mega"
+    assert {"name": "A", "value": "b"} in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,6 @@ pytestmark = [
     pytest.mark.cluster,
     pytest.mark.skipif(not shutil.which("kubectl"), reason="kubectl is not installed"),
 ]
-NAME = "megatron-train-operator"  # of its namespace, of its account and of its Deployment
 
 
 @pytest.fixture(scope="module")
@@ -45,9 +44,9 @@ def test_the_base_is_applied_twice_and_its_operator_runs_a_job(bare_plane: Contr
     objects = apply(bare_plane)
     assert apply(bare_plane) == objects
     jobs = JobClient(plane=bare_plane, namespace=new_namespace(bare_plane, "user"))
-    variables = helm_chart.environment(bare_plane, NAME, NAME)
+    variables = helm_chart.environment(bare_plane)
     own_port = {name: value for name, value in variables.items() if name != "MTJ_HTTP_PORT"}
-    account = helm_chart.account_kubeconfig(bare_plane, NAME, NAME)
+    account = helm_chart.account_kubeconfig(bare_plane)
     with operator_process.running(account, tmp_path, **own_port):
         jobs.submit(manifest())
         jobs.await_phase("Running")

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_operator import settings
+from megatron_operator import progress_part, settings
 
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -29,3 +29,9 @@ def test_every_wrong_variable_is_named_at_once():
     with pytest.raises(settings.InvalidSettings) as caught:
         settings.read(variables)
     assert {violation.path for violation in caught.value.violations} == {*variables, "KUBECONFIG"}
+
+
+@pytest.mark.parametrize(("address", "host"), [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")])
+def test_the_leaders_address_can_stand_in_a_url(address, host):
+    replica = settings.Settings(pod_name="a", pod_ip=address, progress_port=10443)
+    assert progress_part.identity(replica) == f"a_{host}:10443"

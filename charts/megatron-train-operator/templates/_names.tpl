@@ -1,9 +1,15 @@
+{{- define "mtj.name" -}}
+{{- .Values.nameOverride | default .Chart.Name | trunc 50 | trimSuffix "-" -}}
+{{- end -}}
+
 {{- define "mtj.fullname" -}}
-{{- if contains .Chart.Name .Release.Name -}}{{ .Release.Name | trunc 50 | trimSuffix "-" }}{{- else -}}{{ printf "%s-%s" .Release.Name .Chart.Name | trunc 50 | trimSuffix "-" }}{{- end -}}
+{{- $name := include "mtj.name" . -}}
+{{- $full := ternary .Release.Name (printf "%s-%s" .Release.Name $name) (contains $name .Release.Name) -}}
+{{- .Values.fullnameOverride | default $full | trunc 50 | trimSuffix "-" -}}
 {{- end -}}
 
 {{- define "mtj.selectorLabels" -}}
-app.kubernetes.io/name: {{ .Chart.Name }}
+app.kubernetes.io/name: {{ include "mtj.name" . }}
 app.kubernetes.io/instance: {{ .Release.Name }}
 {{- end -}}
 
@@ -22,7 +28,15 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 
 {{- define "mtj.image" -}}
 {{- $tag := .Values.image.tag | default .Chart.AppVersion -}}
-{{- with .Values.image.registry }}{{ . }}/{{ end -}}{{ .Values.image.repository }}:{{ $tag }}
+{{- include "mtj.registry" . }}{{ .Values.image.repository }}:{{ $tag }}
+{{- end -}}
+
+{{- define "mtj.trainerImage" -}}
+{{- .Values.trainerImage | default (printf "%smegatron-trainer:%s" (include "mtj.registry" .) .Chart.AppVersion) -}}
+{{- end -}}
+
+{{- define "mtj.registry" -}}
+{{- with .Values.image.registry }}{{ . | trimSuffix "/" }}/{{ end -}}
 {{- end -}}
 
 {{- define "mtj.isNamespaced" -}}

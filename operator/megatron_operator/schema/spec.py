@@ -108,8 +108,8 @@ def _where() -> dict[str, Schema]:
     return {
         "numNodes": integer("Number of pods: a master and workers.", ge=1, le=10_000, default=1),
         "nprocPerNode": int_or_text(
-            'Processes in each pod. "auto" is the number of GPUs (nvidia.com/gpu, nvidia.com/mig-*) in the limits, '
-            "or 1.",
+            'Processes in each pod. "auto" is the number of devices in the limits (GPUs of NVIDIA whole, shared or '
+            "MIG, of AMD and Intel; Gaudi), or 1. Devices of resource claims are not counted.",
             default="auto",
             pattern=r"^(auto|[1-9][0-9]*)$",
         ),

@@ -57,6 +57,7 @@ def status() -> Schema:
                     "nprocPerNode": _count("Processes in a pod."),
                 },
             ),
+            "warnings": array("What is allowed in the spec and seldom meant.", text("A warning.", max_length=1024)),
             "gang": record(
                 "The gang scheduler's object.",
                 {"kind": text("Its kind."), "name": text("Its name."), "phase": text("Its phase.")},
