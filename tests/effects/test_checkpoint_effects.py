@@ -5,6 +5,7 @@ import shutil
 
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from effects.registry import effect
 from megatron_trainjob.exit_codes import ExitCode
@@ -156,6 +157,28 @@ def test_save_total_limit_keeps_the_newest_checkpoints_and_the_best(train, data)
     best = 1 + losses.index(min(losses))
     assert best < 4, "or the run shows nothing"
     assert iterations(run) == sorted({f"iter_000000{kept}" for kept in (best, 4, 5)})
+
+
+@effect("save_safetensors")
+def test_save_safetensors_writes_each_checkpoint_in_hugging_face_form(train):
+    settings = {"train_iters": 4, "save_interval": 1, "save_total_limit": 2}
+    run = train(**settings, save_safetensors=True, to_hf=True)
+    assert sorted(path.name for path in (run.folder / "safetensors").iterdir()) == iterations(run)
+    last = load_file(run.folder / "safetensors" / "iter_0000004" / "model.safetensors")
+    before = load_file(run.folder / "safetensors" / "iter_0000003" / "model.safetensors")
+    assert all(torch.equal(last[name], tensor) for name, tensor in run.weights().items())
+    assert any(not torch.equal(last[name], before[name]) for name in last)
+    assert not (train(**settings).folder / "safetensors").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "file"),
+    [({}, "adapter_model.safetensors"), ({"merge_lora": True}, "model.safetensors")],
+    ids=["adapter", "merged"],
+)
+def test_save_safetensors_of_a_lora_run(train, given, file):
+    run = train(train_type="lora", train_iters=2, save_interval=1, save_safetensors=True, async_save=True, **given)
+    assert [(run.folder / "safetensors" / f"iter_000000{i}" / file).is_file() for i in (1, 2)] == [True, True]
 
 
 @effect("auto_detect_ckpt_format")

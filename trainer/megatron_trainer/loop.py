@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
 
-from megatron_trainer import garbage, optim
+from megatron_trainer import garbage, optim, outputs
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint.save import Saved, Saver
 from megatron_trainer.data.sample import Stretch, extended
@@ -147,6 +147,8 @@ def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
     run.saver.start(state, result.losses[run.task.losses[0]] if result else None)
     if not run.args.async_save:
         _tell(run, run.saver.finish())
+    if run.args.save_safetensors:
+        outputs.write_safetensors(run, state.iteration)
     run.reporter.phase("training")
     return state.iteration
 

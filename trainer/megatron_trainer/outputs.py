@@ -1,9 +1,14 @@
-"""What a finished run leaves besides its checkpoint: the PEFT adapter of a LoRA run, a Hugging Face directory."""
+"""What a run leaves besides its checkpoints: the PEFT adapter of a LoRA run, a Hugging Face directory.
+
+At the end, and with save_safetensors beside each checkpoint. Every function is collective.
+"""
 
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -11,12 +16,17 @@ from megatron_trainer import model_source
 from megatron_trainer.convert.adapter import save_adapter
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.convert.stream import Read, own_data
-from megatron_trainer.loop import Run
 from megatron_trainer.lora.merge import merged_weights
-from megatron_trainer.state import TrainState
+from megatron_trainjob import checkpoint_folder
 from megatron_trainjob.checkpoint_folder import iteration_folder
 
+if TYPE_CHECKING:
+    from megatron_trainer.loop import Run
+    from megatron_trainer.state import TrainState
+
 logger = logging.getLogger(__name__)
+SAFETENSORS = "safetensors"
+"""Folder of the models or adapters that save_safetensors writes, one for each checkpoint, with its name."""
 
 
 def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, str]:
@@ -35,6 +45,33 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
     if run.args.merge_lora if is_lora else run.args.to_hf:
         outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
     return outputs
+
+
+def write_safetensors(run: Run, iteration: int) -> None:
+    """The present weights in Hugging Face form: the adapter of a LoRA run, the model otherwise or with merge_lora.
+
+    Folders whose checkpoint is gone (save_total_limit) go too.
+    """
+    save = run.saver.policy.save
+    folder = iteration_folder(save / SAFETENSORS, iteration)
+    models = list(run.engine.models)
+    is_lora = run.args.train_type == "lora"
+    if dist.get_rank() == 0:
+        folder.parent.mkdir(exist_ok=True)
+    if is_lora and not run.args.merge_lora:
+        save_adapter(models, run.spec, run.args, folder)
+    else:
+        _save_model(run, folder, merged_weights(models) if is_lora else own_data)
+    if dist.get_rank() == 0:
+        _drop_those_without_checkpoint(save, iteration)
+
+
+def _drop_those_without_checkpoint(save: Path, newest: int) -> None:
+    kept = {found.iteration for found in checkpoint_folder.checkpoints(save)} | {newest}
+    for path in (save / SAFETENSORS).iterdir():
+        named = checkpoint_folder.NAME.fullmatch(path.name)
+        if named and int(named[1]) not in kept:
+            shutil.rmtree(path, ignore_errors=True)
 
 
 def _save_model(run: Run, folder: Path, read: Read) -> str:

@@ -29,13 +29,7 @@ def parse_command_line(
     A boolean flag without a value means true. Every problem of flags and file is reported at once, the path
     being "args.<name>"; `world_size` and `hf_config` are those of `parse`.
     """
-    problems: list[Violation] = []
-    flags = _flags(argv, problems)
-    values: dict[str, object] = {}
-    for file in flags.pop("config", []):
-        values |= _read_config(file, problems)
-    for name, words in flags.items():
-        values = _without_other_names(values, name, task) | {name: _value(name, words, task)}
+    values, problems = written_values(argv, task)
     parsed = parse(values, task=task, path=PATH, world_size=world_size, hf_config=hf_config)
     return Parsed(
         args=None if problems else parsed.args,
@@ -43,6 +37,18 @@ def parse_command_line(
         warnings=parsed.warnings,
         given=parsed.given,
     )
+
+
+def written_values(argv: Sequence[str], task: Task) -> tuple[dict[str, object], list[Violation]]:
+    """(values by the names that were written, read by type; what cannot be read) of flags and --config files."""
+    problems: list[Violation] = []
+    flags = _flags(argv, problems)
+    values: dict[str, object] = {}
+    for file in flags.pop("config", []):
+        values |= _read_config(file, problems)
+    for name, words in flags.items():
+        values = _without_other_names(values, name, task) | {name: _value(name, words, task)}
+    return values, problems
 
 
 def _flags(argv: Sequence[str], problems: list[Violation]) -> dict[str, list[str]]:

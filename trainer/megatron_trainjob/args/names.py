@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from megatron_trainjob.args.field import Task
+from megatron_trainjob.args.field import TRAINING, Task
 from megatron_trainjob.args.tree import ARGUMENTS
 
 # Names of the same thing in other trainers, which no spelling distance would find.
@@ -30,6 +30,56 @@ ELSEWHERE = {
     "ep": "expert_model_parallel_size",
 }
 
+GENERATION = "which generates answers while it trains; this trainer generates nothing"
+PIXELS = "and only text models are trained here"
+# Arguments of methods that have no place here, with what such a method would need.
+OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
+    "GRPO": (
+        frozenset(
+            {
+                "use_vllm",
+                "reward_funcs",
+                "reward_model",
+                "reward_weights",
+                "num_generations",
+                "steps_per_generation",
+                "generation_batch_size",
+                "max_completion_length",
+                "log_completions",
+                "importance_sampling_level",
+                "epsilon",
+                "epsilon_high",
+                "delta",
+                "dynamic_sample",
+                "max_resample_times",
+                "overlong_filter",
+                "scale_rewards",
+                "advantage_estimator",
+                "offload_model",
+                "offload_optimizer",
+                "offload_bridge",
+                "sleep_level",
+                "tau_pos",
+                "tau_neg",
+                "num_iterations",
+                "kl_in_reward",
+                "multi_turn_scheduler",
+                "max_turns",
+                "async_generate",
+                "top_entropy_quantile",
+                "log_entropy",
+            }
+        ),
+        GENERATION,
+    ),
+    "knowledge distillation (GKD)": (
+        frozenset({"teacher_model", "teacher_model_type", "teacher_model_revision", "lmbda", "seq_kd", "sft_alpha"}),
+        GENERATION,
+    ),
+    "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
+}
+OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images": ("video_", "fps_", "image_")}
+
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
@@ -39,12 +89,19 @@ class Alias:
     inverted: bool
 
 
-ALIASES: dict[str, Alias] = {
-    name: Alias(canonical=argument.name, inverted=inverted)
-    for argument in ARGUMENTS.values()
-    for inverted, names in ((False, argument.aliases), (True, argument.inverted_aliases))
-    for name in names
-}
+def _aliases(tasks: tuple[Task, ...]) -> dict[str, Alias]:
+    """Every other name of the arguments of these tasks."""
+    return {
+        name: Alias(canonical=argument.name, inverted=inverted)
+        for argument in ARGUMENTS.values()
+        if set(tasks) & set(argument.applies_to)
+        for inverted, names in ((False, argument.aliases), (True, argument.inverted_aliases))
+        for name in names
+    }
+
+
+OF_EXPORT = _aliases(("export",))
+ALIASES = {**OF_EXPORT, **_aliases(TRAINING)}
 
 
 def find_alias(name: str, task: Task) -> Alias | None:
@@ -55,7 +112,7 @@ def find_alias(name: str, task: Task) -> Alias | None:
     """
     if name in ARGUMENTS and task in ARGUMENTS[name].applies_to:
         return None
-    return ALIASES.get(name)
+    return OF_EXPORT.get(name, ALIASES.get(name)) if task == "export" else ALIASES.get(name)
 
 
 def nearest(name: str, task: Task) -> str | None:
@@ -67,3 +124,13 @@ def nearest(name: str, task: Task) -> str | None:
     known += [alias for alias in ALIASES if find_alias(alias, task)]
     matches = difflib.get_close_matches(simplified, known, n=1, cutoff=0.6)
     return matches[0] if matches else None
+
+
+def explain_unknown(name: str, task: Task) -> str:
+    """What is said of a name that no argument has: which method it belongs to, or the nearest known name."""
+    for method, (names, reason) in OTHER_METHODS.items():
+        if name in names or name.startswith(OTHER_PREFIXES.get(method, ("\0",))):
+            return f"belongs to {method}, {reason}"
+    suggestion = nearest(name, task)
+    hint = f"did you mean {suggestion}?" if suggestion else "docs/arguments.md lists all of them"
+    return f"unknown argument; {hint}"

@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.field import Argument, Task
-from megatron_trainjob.args.names import find_alias, nearest
+from megatron_trainjob.args.names import explain_unknown, find_alias
 from megatron_trainjob.args.status import objection, remark
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import WrongValue, from_text, read_value
@@ -102,7 +102,7 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
         say(message, "error")
 
     if argument is None:
-        return refuse(_unknown(name, task))
+        return refuse(explain_unknown(name, task))
     if alias:
         say(_renamed(argument, inverted=alias.inverted), "warning")
     try:
@@ -121,12 +121,6 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
     elif message := remark(argument, converted, task):
         say(message, "warning")
     return None
-
-
-def _unknown(name: str, task: Task) -> str:
-    suggestion = nearest(name, task)
-    hint = f"did you mean {suggestion}?" if suggestion else "docs/arguments.md lists all of them"
-    return f"unknown argument; {hint}"
 
 
 def _renamed(argument: Argument, *, inverted: bool) -> str:

@@ -12,6 +12,7 @@ from megatron_trainjob.args.groups.base_template import BaseTemplate
 from megatron_trainjob.args.groups.checkpoint import Checkpoint
 from megatron_trainjob.args.groups.distributed import Distributed
 from megatron_trainjob.args.groups.dpo import Dpo
+from megatron_trainjob.args.groups.elsewhere import Elsewhere
 from megatron_trainjob.args.groups.evaluation import Evaluation
 from megatron_trainjob.args.groups.export import Export
 from megatron_trainjob.args.groups.fp8 import Fp8
@@ -53,11 +54,13 @@ GROUPS: dict[str, type] = {
     "base_template": BaseTemplate,
     "base_runtime": BaseRuntime,
     "export": Export,
+    "elsewhere": Elsewhere,
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TrainArgs(  # last group first: dataclass fields follow the reversed order of the bases
+    Elsewhere,
     Export,
     BaseRuntime,
     BaseTemplate,

@@ -108,6 +108,14 @@ class Checkpoint:
         ge=1,
         status="works",
     )
+    save_safetensors: bool = arg(
+        False,
+        (
+            "Write each checkpoint in Hugging Face form too, into safetensors/iter_N of save: the model, or of a LoRA "
+            "run the adapter (with merge_lora the merged model)."
+        ),
+        status="works",
+    )
     async_save: bool = arg(
         False,
         (

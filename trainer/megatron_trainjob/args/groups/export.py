@@ -52,7 +52,7 @@ class Export:
     mcore_adapters: tuple[str, ...] = arg(
         (),
         "Adapter to convert or merge, one folder: a checkpoint of LoRA training, or a PEFT adapter.",
-        aliases=("adapter_load",),
+        aliases=("adapter_load", "mcore_adapter", "adapters"),
         applies_to=("export",),
         status="works",
     )

@@ -103,6 +103,7 @@ class Model:
         le=1,
         fallback=1.0,
         applies_to=EVERY_TASK,
+        aliases=("partial_rotary_factor",),
         status="works",
     )
     normalization: Literal["LayerNorm", "RMSNorm"] | None = arg(

@@ -16,7 +16,7 @@ class TunerLora:
             "Adapter to go on with: a checkpoint of LoRA training (resumed, or with finetune started from anew), "
             "or a PEFT folder, which holds weights to start from."
         ),
-        aliases=("mcore_adapter",),
+        aliases=("mcore_adapter", "adapters"),
         status="works",
     )
     target_modules: tuple[str, ...] = arg(

@@ -1,0 +1,133 @@
+"""mtj from-args: a working command of ms-swift (or a PyTorchJob that starts one) as a MegatronTrainJob, with comments.
+
+mtj from-args 'NPROC_PER_NODE=8 megatron sft --model ... '
+mtj from-args train.sh | config.yaml | pytorchjob.yaml
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+from megatron_operator import names
+from megatron_operator.cli.output import INVALID, OK, show_violations
+from megatron_operator.translate import kubeflow, launch, shell, write
+from megatron_operator.translate.arguments import VERSIONS, Version, translate
+from megatron_operator.translate.kubeflow import Pods
+from megatron_operator.translate.launch import Launch
+from megatron_operator.translate.write import Written
+from megatron_trainjob.args import yaml_file
+from megatron_trainjob.args.cli import written_values
+from megatron_trainjob.args.field import EVERY_TASK, Task
+from megatron_trainjob.violation import Violation
+
+NOTHING = "starts no training that is known here: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """What is to be translated. launches: its commands. values: arguments of a YAML configuration, if it is one."""
+
+    name: str
+    launches: tuple[Launch, ...]
+    values: Mapping[str, object] | None = None
+    pods: Pods = Pods()
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command = commands.add_parser("from-args", help="write a manifest from a command, a script or a PyTorchJob")
+    command.add_argument("source", help="a command, or the file of a script, a YAML configuration or a manifest")
+    command.add_argument("--task", choices=EVERY_TASK, help="of a YAML configuration, which does not say it")
+    command.add_argument("--from-version", choices=VERSIONS, help="of ms-swift, where names and layout do not tell it")
+    command.add_argument("--name", help="of the job (default: from the file or the output folder)")
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 with the manifests on standard output, 2 where nothing in the source can be translated."""
+    try:
+        source = read(arguments.source, arguments.task)
+    except (OSError, yaml_file.YamlProblem) as err:
+        return _refuse(arguments.source, str(err))
+    if not source.launches:
+        return _refuse(arguments.source, NOTHING)
+    texts = []
+    for each in source.launches:
+        written, problems = translated(source, each, version=arguments.from_version, name=arguments.name)
+        if problems:
+            show_violations(arguments.source, problems)
+            return INVALID
+        texts.append(written.text)
+    sys.stdout.write("---\n".join(texts))
+    return OK
+
+
+def read(text: str, task: Task | None = None) -> Source:
+    """The source behind the word of the command line. Raises OSError and YamlProblem."""
+    path = Path(text)
+    is_file = "\n" not in text and " " not in text
+    if not is_file:
+        return Source(name="", launches=tuple(launch.find(shell.invocations(text))))
+    if path.suffix in (".yaml", ".yml", ".json"):
+        return _read_yaml(path, task)
+    return Source(name=path.name, launches=tuple(launch.find(shell.invocations(path.read_text()))))
+
+
+def translated(
+    source: Source, found: Launch, *, version: Version | None = None, name: str | None = None
+) -> tuple[Written, tuple[Violation, ...]]:
+    """(the manifest of one command of the source, what of its words cannot be read)."""
+    words = list(found.words)
+    if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
+        words = ["--config", *words]
+    values, problems = (source.values, []) if source.values is not None else written_values(words, found.task)
+    processes = source.pods.num_processes or found.num_processes
+    nodes = source.pods.num_nodes or found.num_nodes or 1
+    world_size = processes * nodes if processes else None
+    carried = translate(values, found.task, version=version, world_size=world_size)
+    if found.task == "export":
+        return write.export(found, carried), tuple(problems)
+    title = name or source.name or _title(carried.arguments) or found.task
+    return write.job(found, carried, source.pods, name=title), tuple(problems)
+
+
+def _read_yaml(path: Path, task: Task | None) -> Source:
+    """A manifest of Kubeflow, or a mapping of arguments."""
+    documents = [each for each in yaml_file.load_all(path) if isinstance(each, Mapping)]
+    jobs = [each for each in documents if each.get("kind") in kubeflow.KINDS]
+    if jobs:
+        script, pods = kubeflow.read(jobs[0])
+        found = launch.find(shell.invocations(script))
+        variables = {entry["name"]: entry["value"] for entry in pods.env if "value" in entry}
+        launches = [replace(each, environment={**variables, **each.environment}) for each in found]
+        return Source(name=path.name, launches=tuple(launches), pods=pods)
+    if len(documents) != 1 or any("kind" in each for each in documents):
+        return Source(name=path.name, launches=())
+    values = cast(Mapping[str, Any], documents[0])
+    found_task = task or _task_of(values)
+    return Source(name=path.name, launches=(Launch(task=found_task, words=(), source=str(path)),), values=values)
+
+
+def _task_of(values: Mapping[str, object]) -> Task:
+    if "rlhf_type" in values:
+        return "rlhf"
+    return "export" if {"to_hf", "to_mcore", "to_cached_dataset"} & values.keys() else "sft"
+
+
+def _title(arguments: tuple[Any, ...]) -> str:
+    values = {each.name: str(each.value) for each in arguments}
+    return values.get("save") or values.get("model") or values.get("load") or ""
+
+
+def _refuse(source: str, message: str) -> int:
+    show_violations(source if len(source) < names.MAX_JOB_NAME_LENGTH else "from-args", (_violation(message),))
+    return INVALID
+
+
+def _violation(message: str) -> Violation:
+    return Violation(path="source", value=None, message=message)

@@ -1,0 +1,1 @@
+"""Commands, scripts, configurations and manifests of other trainers, read and written as a MegatronTrainJob. Pure."""

@@ -1,0 +1,140 @@
+"""Written arguments of ms-swift under our names: what is carried over, what a version's changed defaults add.
+
+Nothing that would change the training is left out: what is unknown or refused stays where it is, with the reason
+beside it, so that validation stops there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+from megatron_trainjob.args.field import Argument, Task
+from megatron_trainjob.args.names import explain_unknown, find_alias
+from megatron_trainjob.args.parse import parse
+from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.value import WrongValue, read_value
+
+Version = Literal["3.8", "3.9", "4"]
+VERSIONS: tuple[Version, ...] = ("3.8", "3.9", "4")
+
+NAMES_OF_3 = frozenset(
+    {"save", "save_interval", "eval_interval", "log_interval", "load", "adapter_load", "max_epochs", "num_workers"}
+) | {"train_type", "distributed_backend", "ref_load", "ref_adapter_load"}
+# What version 4 does where a command is silent, and this project does otherwise.
+DEFAULTS_OF_4: dict[str, object] = {
+    "finetune": True,
+    "recompute_granularity": "none",
+    "cross_entropy_loss_fusion": True,
+    "calculate_per_token_loss": False,
+    "padding_free": False,
+    "save_safetensors": True,
+}
+EXPERT_DEFAULTS: dict[Version, dict[str, object]] = {
+    "3.8": {},
+    "3.9": {"expert_tensor_parallel_size": 1},
+    "4": {"expert_tensor_parallel_size": 1, "moe_grouped_gemm": True},
+}
+SECRETS = "is a secret: give the pods HF_TOKEN from a Secret (spec.envFrom)"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Carried:
+    """One argument of the new manifest, with what a reader should know about it."""
+
+    name: str
+    value: object
+    remark: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translated:
+    """arguments: for spec.args. left_out: (name, value, reason) of what has no place there and changes nothing."""
+
+    arguments: tuple[Carried, ...]
+    left_out: tuple[tuple[str, object, str], ...]
+    version: Version
+
+
+def translate(
+    written: Mapping[str, object], task: Task, *, version: Version | None = None, world_size: int | None = None
+) -> Translated:
+    """The arguments of a command of ms-swift. Without a version, names and layout tell it."""
+    kept, left_out = [], []
+    for name, value in written.items():
+        carried = _carried(name, value, task)
+        if carried.name == "hub_token":
+            left_out.append((name, "(hidden)", SECRETS))
+        else:
+            kept.append(carried)
+    values = {each.name: each.value for each in kept}
+    version = version or told_version(written, values, task, world_size)
+    added = [] if task == "export" else list(_defaults(values, task, version))
+    return Translated(arguments=(*kept, *added), left_out=tuple(left_out), version=version)
+
+
+def told_version(
+    written: Mapping[str, object], values: Mapping[str, object], task: Task, world_size: int | None
+) -> Version:
+    """4 by its names. Version 3.9 has the names of 3.8, but does not split experts by default."""
+    other_names = {name for name in written if (alias := find_alias(name, task)) and alias.canonical in NAMES_OF_3}
+    if other_names or "save_safetensors" in written:
+        return "4"
+    split = parse(values, task=task, world_size=world_size)
+    whole = parse({**values, "expert_tensor_parallel_size": 1}, task=task, world_size=world_size)
+    fits_whole_only = len(whole.violations) < len(split.violations)
+    return "3.9" if fits_whole_only and "expert_tensor_parallel_size" not in values else "3.8"
+
+
+def _carried(name: str, value: object, task: Task) -> Carried:
+    alias = find_alias(name, task)
+    argument = ARGUMENTS.get(alias.canonical if alias else name)
+    if argument is None:
+        return Carried(name=name, value=value, remark=f"NOT CARRIED OVER: {explain_unknown(name, task)}")
+    try:
+        read = _plain(argument, value)
+    except WrongValue as wrong:
+        return Carried(name=argument.name, value=value, remark=f"NOT CARRIED OVER: {wrong}")
+    if alias and alias.inverted:
+        read = not read
+    remark = f"was {name}" if alias else ""
+    return Carried(name=argument.name, value=read, remark=remark)
+
+
+def _plain(argument: Argument, value: object) -> object:
+    """The value as YAML has it."""
+    read = read_value(argument, value)
+    return list(read) if isinstance(read, tuple) else read
+
+
+def _defaults(values: Mapping[str, object], task: Task, version: Version) -> Iterator[Carried]:
+    """The defaults of the version that differ from ours, for what the command does not say."""
+    wanted = dict(DEFAULTS_OF_4) if version == "4" else {}
+    if any(name.startswith(("moe_", "expert_")) for name in values):
+        wanted |= EXPERT_DEFAULTS[version]
+    if values.get("deterministic_mode"):
+        wanted.pop("cross_entropy_loss_fusion", None)
+    if values.get("packing") or task == "rlhf":
+        wanted.pop("padding_free", None)
+    if values.get("expert_tensor_parallel_size") is None and values.get("tensor_model_parallel_size", 1) == 1:
+        wanted.pop("expert_tensor_parallel_size", None)
+    if task != "rlhf" and not {"train_iters", "max_epochs"} & values.keys():
+        yield Carried(name="max_epochs", value=1, remark="FILL IN: the command does not say how long it trains")
+    for name, value in wanted.items():
+        if name not in values and value != ARGUMENTS[name].default_for(task):
+            yield Carried(name=name, value=value, remark=f"default of {version}.x")
+
+
+def layout_ranks(values: Mapping[str, object], task: Task) -> int:
+    """The fewest ranks that the layout of these arguments needs."""
+    names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
+    sizes = [int(str(values.get(name, 1))) for name in names]
+    experts = int(str(values.get("expert_model_parallel_size", 1)))
+    model = sizes[0] * sizes[1] * sizes[2]
+    tensor = int(str(values.get("expert_tensor_parallel_size") or sizes[0]))
+    whole = tensor * experts * sizes[1]
+    ranks = model
+    while ranks % whole:
+        ranks += model
+    return ranks

@@ -1,0 +1,78 @@
+"""Where files of another machine lie in a cluster: each of its folders becomes a volume, to be filled in.
+
+Absolute paths stay as they are, below a mount of their first two parts; relative ones move below WORKDIR.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import PurePosixPath
+
+from megatron_operator.translate.arguments import Carried
+
+WORKDIR = "/workdir"
+PATHS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "cached_dataset", "cached_val_dataset")
+PATHS_OR_IDS = ("model", "dataset", "val_dataset", "mcore_model", "mcore_adapters", "adapters")
+FILES_OR_TEXT = ("system", "new_special_tokens", "custom_dataset_info", "template", "external_plugins")
+OUTPUTS = ("save", "tensorboard_dir", "wandb_save_dir")
+HUB_ID = re.compile(r"(?:(?:hf|ms|HF|MS)::)?[\w.-]+/[\w.-]+(?::[\w/,-]+)?(?:#\d+)?")
+FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".py", ".jinja")
+FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", "datasets/")
+
+
+@dataclass
+class Places:
+    """The mounts that the paths need: mount path -> volume name. known: mounts that a manifest has already."""
+
+    known: tuple[str, ...] = ()
+    mounts: dict[str, str] = field(default_factory=dict)
+
+    def place(self, path: str) -> str:
+        """Where the path lies in the pod."""
+        path = re.sub(r"^(~|\$HOME|\$\{HOME\})(?=/|$)", "/root", path)
+        if any(path == mount or path.startswith(mount.rstrip("/") + "/") for mount in self.known):
+            return path
+        if not path.startswith("/"):
+            self.mounts.setdefault(WORKDIR, "workdir")
+            return str(PurePosixPath(WORKDIR) / path)
+        mount = "/".join(path.split("/")[:3]) if path.count("/") > 2 else path.rsplit("/", 1)[0] or path
+        self.mounts.setdefault(mount, re.sub(r"[^a-z0-9]+", "-", mount.lower()).strip("-"))
+        return path
+
+
+def placed(arguments: Iterable[Carried], places: Places) -> tuple[list[Carried], list[tuple[str, object, str]]]:
+    """(arguments with their paths in the pod, those that are left to the checkpoint volume)."""
+    kept: list[Carried] = []
+    left_out: list[tuple[str, object, str]] = []
+    for each in arguments:
+        if each.name in OUTPUTS:
+            left_out.append((each.name, each.value, "outputs go to the volume of spec.checkpoint"))
+        else:
+            kept.append(_placed(each, places))
+    return kept, left_out
+
+
+def _placed(carried: Carried, places: Places) -> Carried:
+    kinds: Mapping[str, Callable[[str], bool]] = {
+        **dict.fromkeys(PATHS, lambda _: True),
+        **dict.fromkeys(PATHS_OR_IDS, is_path),
+        **dict.fromkeys(FILES_OR_TEXT, lambda text: text.endswith(FILE_SUFFIXES) and "\n" not in text),
+    }
+    is_one = kinds.get(carried.name)
+    if is_one is None:
+        return carried
+    if isinstance(carried.value, list):
+        value: object = [places.place(str(entry)) if is_one(str(entry)) else entry for entry in carried.value]
+    else:
+        value = places.place(str(carried.value)) if is_one(str(carried.value)) else carried.value
+    return Carried(name=carried.name, value=value, remark=carried.remark)
+
+
+def is_path(text: str) -> bool:
+    """Whether a model or data set is named by its path and not by its id on a hub."""
+    source = text.partition("#")[0]
+    if text.startswith(("/", "./", "../", "~", "$")) or source.endswith(FILE_SUFFIXES):
+        return True
+    return not HUB_ID.fullmatch(text) or text.startswith(FOLDERS_OF_REPOSITORIES)

@@ -1,0 +1,167 @@
+"""A MegatronTrainJob as YAML with comments: what was carried over, what is to be filled in, what was left out."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import yaml
+
+from megatron_operator import names
+from megatron_operator.desired.environment import RESERVED
+from megatron_operator.translate.arguments import Carried, Translated, layout_ranks
+from megatron_operator.translate.kubeflow import Pods
+from megatron_operator.translate.launch import DEVICES, Launch
+from megatron_operator.translate.places import Places, is_path, placed
+
+CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "CUDA_", "GLOO_", "TOKENIZERS_")
+NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
+SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
+# Owners that have another name on the Hugging Face Hub than on ModelScope.
+OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-mirror": "openai"}
+TO_FILL_IN = "fill-in-"
+ARGUMENTS = "@arguments@"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Written:
+    """The text, and the manifest that it says."""
+
+    text: str
+    manifest: Mapping[str, Any]
+
+
+def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Written:
+    """The MegatronTrainJob that does what the command did."""
+    places = Places(known=tuple(mount["mountPath"] for mount in pods.volume_mounts))
+    arguments, outputs = placed(translated.arguments, places)
+    arguments = [*_hub_ids(arguments), *_use_hf(arguments)]
+    spec = _spec(launch, pods, places, arguments)
+    metadata = {"name": _job_name(pods.name or name)} | ({"namespace": pods.namespace} if pods.namespace else {})
+    manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
+    notes = [*_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
+    head = f"Written by mtj from-args from `{launch.source}`, with the defaults of ms-swift {translated.version}.x."
+    shown = {**manifest, "spec": {**spec, "args": ARGUMENTS}}
+    body = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
+    body = body.replace(f"  args: '{ARGUMENTS}'\n", "  args:\n" + "".join(_argument_lines(arguments)))
+    return Written(text=_comment([head, *notes]) + body, manifest=manifest)
+
+
+def export(launch: Launch, translated: Translated) -> Written:
+    """The command that converts here; a conversion is no training job."""
+    words = ["mtj", "export"]
+    for each in translated.arguments:
+        values = each.value if isinstance(each.value, list) else [each.value]
+        words += [f"--{each.name}", *(_as_word(value) for value in values)]
+    remarks = [f"{each.name}: {each.remark}" for each in translated.arguments if each.remark]
+    head = f"Written by mtj from-args from `{launch.source}`: run it where model and checkpoints lie."
+    notes = [head, *remarks, *_left_out(translated.left_out)]
+    return Written(text=_comment(notes) + shlex.join(words) + "\n", manifest={})
+
+
+def _as_word(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)
+
+
+def _spec(launch: Launch, pods: Pods, places: Places, arguments: Sequence[Carried]) -> dict[str, Any]:
+    values = {each.name: each.value for each in arguments}
+    gpus = _num_processes(launch, pods, values)
+    env, network = _environment(launch.environment, pods.env)
+    volumes = [
+        {"name": name, "persistentVolumeClaim": {"claimName": f"{TO_FILL_IN}{name}"}} for name in places.mounts.values()
+    ]
+    mounts = [{"name": name, "mountPath": path} for path, name in places.mounts.items()]
+    fields: dict[str, Any] = {
+        "task": launch.task,
+        "numNodes": pods.num_nodes or launch.num_nodes or 1,
+        "resourcesPerNode": dict(pods.resources) or {"limits": {"nvidia.com/gpu": str(gpus)}},
+        "args": {each.name: each.value for each in arguments},
+        "env": env,
+        "envFrom": list(pods.env_from),
+        "network": {"ncclEnv": network} if network else None,
+        "checkpoint": {"pvc": {"claimName": f"{TO_FILL_IN}checkpoints"}},
+        "volumes": [*pods.volumes, *volumes],
+        "volumeMounts": [*pods.volume_mounts, *mounts],
+        "podTemplate": {"spec": dict(pods.pod_spec)} if pods.pod_spec else None,
+    }
+    return {field: value for field, value in fields.items() if value}
+
+
+def _num_processes(launch: Launch, pods: Pods, values: Mapping[str, object]) -> int:
+    """Processes of a pod: as said, else as many as the layout needs at least."""
+    said = pods.num_processes or launch.num_processes
+    return said or layout_ranks(values, launch.task)
+
+
+def _environment(variables: Mapping[str, str], own: Iterable[Mapping[str, Any]]) -> tuple[list[Any], dict[str, str]]:
+    """(spec.env, spec.network.ncclEnv); a secret becomes a reference to a Secret, whatever its value was."""
+    env = [dict(entry) for entry in own if entry.get("name") not in RESERVED]
+    network: dict[str, str] = {}
+    for name, value in variables.items():
+        if name.startswith(NETWORK_VARIABLES):
+            network[name] = value
+        elif SECRET.search(name) and name.startswith(CARRIED_VARIABLES):
+            reference = {"secretKeyRef": {"name": f"{TO_FILL_IN}secret", "key": name}}
+            env.append({"name": name, "valueFrom": reference})
+        elif name.startswith(CARRIED_VARIABLES) and name not in DEVICES:
+            env.append({"name": name, "value": value})
+    return env, network
+
+
+def _use_hf(arguments: Sequence[Carried]) -> list[Carried]:
+    """Models are fetched from the Hub only where that is said."""
+    values = {each.name: each.value for each in arguments}
+    model = values.get("model")
+    if model is None or "use_hf" in values or is_path(str(model)):
+        return []
+    return [Carried(name="use_hf", value=True, remark="ms-swift asks ModelScope first: see that the id is the same")]
+
+
+def _hub_ids(arguments: Iterable[Carried]) -> list[Carried]:
+    found = []
+    for each in arguments:
+        owner, _, rest = str(each.value).partition("/")
+        if each.name == "model" and owner in OWNERS:
+            each = Carried(name="model", value=f"{OWNERS[owner]}/{rest}", remark=f"was {each.value} on ModelScope")
+        found.append(each)
+    return found
+
+
+def _argument_lines(arguments: Iterable[Carried]) -> Iterable[str]:
+    for each in arguments:
+        value = yaml.safe_dump(each.value, default_flow_style=True, allow_unicode=True, width=100_000)
+        remark = f"  # {each.remark}" if each.remark else ""
+        yield f"    {each.name}: {value.removesuffix('...\n').strip()}{remark}\n"
+
+
+def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
+    claims = [
+        f"{mount['mountPath']} (claim {TO_FILL_IN}{mount['name']})"
+        for mount in spec.get("volumeMounts", ())
+        if mount not in pods.volume_mounts
+    ]
+    notes = [
+        f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){''.join(f', {each}' for each in claims)}."
+    ]
+    if not (pods.num_processes or launch.num_processes or pods.resources):
+        notes.append("The number of GPUs was not said; it is the least that the layout needs.")
+    return [*notes, *(f"Left out: {remark}." for remark in pods.remarks)]
+
+
+def _left_out(entries: Iterable[tuple[str, object, str]]) -> list[str]:
+    return [f"Left out: {name}: {value} ({reason})." for name, value, reason in entries]
+
+
+def _comment(lines: Iterable[str]) -> str:
+    return "".join(f"# {line}\n" for text in lines for line in str(text).split("\n"))
+
+
+def _job_name(text: str) -> str:
+    """A name that a job may have, made from a path or a title."""
+    stem = PurePosixPath(text).name.removesuffix(".sh").removesuffix(".yaml").removesuffix(".yml")
+    plain = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-0123456789") or "job"
+    return plain[: names.MAX_JOB_NAME_LENGTH].rstrip("-")

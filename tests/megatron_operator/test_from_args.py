@@ -1,0 +1,287 @@
+"""mtj from-args: commands, scripts, configurations and manifests of other trainers become a valid MegatronTrainJob."""
+
+import shlex
+
+import pytest
+import yaml
+
+from megatron_operator import manifest
+from megatron_operator.cli.main import main
+from megatron_operator.job import Job
+from megatron_operator.translate import shell
+
+SCRIPT = r"""#!/bin/bash
+# 2 * 60GiB; a comment with a 'quote
+export WANDB_API_KEY=very-secret
+GPUS=${GPUS:-2}
+DATA=(
+    'AI-ModelScope/alpaca-gpt4-data-zh#500'   # half a thousand
+    /mnt/data/sft/train.jsonl#100
+)
+PYTORCH_CUDA_ALLOC_CONF='expandable_segments:True' \
+NCCL_IB_HCA=mlx5 \
+NPROC_PER_NODE=$GPUS \
+CUDA_VISIBLE_DEVICES=0,1 \
+megatron sft \
+    --model ZhipuAI/GLM-4.5-Air \
+    --dataset "${DATA[@]}" \
+    --train_type lora \
+    --save megatron_output/glm \
+    --max_epochs 1 \
+    --system 'Say "yes"; always.' > log.txt 2>&1 | tee all.log
+echo done
+"""
+
+
+def written(capsys, *words, code=0) -> str:
+    """Standard output of the command, or what it says of a source that it cannot translate."""
+    assert main(["from-args", *words]) == code
+    captured = capsys.readouterr()
+    return captured.out if code == 0 else captured.err
+
+
+def spec_of(text: str) -> dict:
+    """The spec of the one valid manifest."""
+    found = yaml.safe_load(text)
+    assert isinstance(manifest.parse(found), Job), manifest.parse(found)
+    return found["spec"]
+
+
+@pytest.fixture
+def script(tmp_path):
+    """Writes a file and returns its path as a word."""
+
+    def write(text: str, name: str = "train.sh") -> str:
+        (tmp_path / name).write_text(text)
+        return str(tmp_path / name)
+
+    return write
+
+
+def test_a_script_becomes_a_job_with_volumes_to_fill_in(capsys, script):
+    text = written(capsys, script(SCRIPT))
+    spec = spec_of(text)
+    assert spec["args"] == {
+        "model": "zai-org/GLM-4.5-Air",
+        "dataset": ["AI-ModelScope/alpaca-gpt4-data-zh#500", "/mnt/data/sft/train.jsonl#100"],
+        "train_type": "lora",
+        "max_epochs": 1,
+        "system": 'Say "yes"; always.',
+        "use_hf": True,
+    }
+    assert spec["resourcesPerNode"] == {"limits": {"nvidia.com/gpu": "2"}}
+    assert spec["volumeMounts"] == [{"name": "mnt-data", "mountPath": "/mnt/data"}]
+    assert spec["volumes"][0]["persistentVolumeClaim"] == {"claimName": "fill-in-mnt-data"}
+    assert spec["network"] == {"ncclEnv": {"NCCL_IB_HCA": "mlx5"}}
+    assert {"name": "PYTORCH_CUDA_ALLOC_CONF", "value": "expandable_segments:True"} in spec["env"]
+    assert "# Left out: save: megatron_output/glm (outputs go to the volume of spec.checkpoint)." in text
+    assert "# was ZhipuAI/GLM-4.5-Air on ModelScope" in text
+
+
+def test_no_secret_is_written_into_a_manifest(capsys, script):
+    text = written(capsys, script(SCRIPT.replace("--max_epochs 1", "--max_epochs 1 --hub_token hf_private")))
+    assert "very-secret" not in text
+    assert "hf_private" not in text
+    assert {"name": "fill-in-secret", "key": "WANDB_API_KEY"} in [
+        entry.get("valueFrom", {}).get("secretKeyRef") for entry in spec_of(text)["env"]
+    ]
+
+
+RUN = "--model /m --dataset /d/x.jsonl"
+LENGTH = "--train_iters 3 --global_batch_size 96"
+
+
+@pytest.mark.parametrize(
+    ("command", "ranks"),
+    [
+        (
+            f"megatron sft {RUN} {LENGTH} --tensor_model_parallel_size 4",
+            (1, "4"),
+        ),
+        (
+            f"NNODES=2 NODE_RANK=0 NPROC_PER_NODE=8 megatron sft {RUN} {LENGTH}",
+            (2, "8"),
+        ),
+        (
+            f"torchrun --nproc_per_node 4 --nnodes=3 --master_port 1 swift/cli/_megatron/sft.py {RUN} {LENGTH}",
+            (3, "4"),
+        ),
+        (
+            f"python3 -m torch.distributed.run --nproc-per-node=2 -m swift.cli._megatron.sft {RUN} {LENGTH}",
+            (1, "2"),
+        ),
+        (
+            f"nohup env A=1 CUDA_VISIBLE_DEVICES=0,1,2 megatron sft {RUN} {LENGTH} &",
+            (1, "3"),
+        ),
+    ],
+    ids=["of the layout", "environment", "torchrun", "module", "devices"],
+)
+def test_nodes_and_processes_are_taken_from_where_they_are_said(capsys, command, ranks):
+    spec = spec_of(written(capsys, command))
+    assert (spec["numNodes"], spec["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) == ranks
+
+
+@pytest.mark.parametrize(
+    ("command", "changed"),
+    [
+        (f"megatron sft {RUN} --train_iters 3 --global_batch_size 96", {}),
+        (
+            f"megatron sft {RUN} --num_train_epochs 3 --packing true",
+            {
+                "finetune": True,
+                "recompute_granularity": "none",
+                "cross_entropy_loss_fusion": True,
+                "calculate_per_token_loss": False,
+                "save_safetensors": True,
+            },
+        ),
+        (
+            f"NPROC_PER_NODE=4 megatron sft {RUN} --train_iters 3 --global_batch_size 96 --tensor_model_parallel_size 2"
+            " --expert_model_parallel_size 4 --sequence_parallel true",
+            {"expert_tensor_parallel_size": 1},
+        ),
+    ],
+    ids=["3.8", "4", "3.9, by its layout"],
+)
+def test_changed_defaults_of_a_version_are_written_out(capsys, command, changed):
+    spec = spec_of(written(capsys, command))
+    assert {name: spec["args"].get(name) for name in changed} == changed
+    assert len(spec["args"]) >= len(changed)
+
+
+def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(capsys):
+    text = written(
+        capsys, f"megatron rlhf {RUN} --rlhf_type grpo --use_vllm true --train_iters 3 --global_batch_size 96 --lrr 3"
+    )
+    found = manifest.parse(yaml.safe_load(text))
+    assert "use_vllm: true" in text.replace("'true'", "true")
+    assert "# NOT CARRIED OVER: belongs to GRPO, which generates answers while it trains" in text
+    assert {"spec.args.use_vllm", "spec.args.lrr"} <= {violation.path for violation in found}
+
+
+def test_a_yaml_configuration_is_read(capsys, script):
+    config = script("model: /m\ndataset: [/d/x.jsonl]\nmax_epochs: 1\nlr: 1e-5\n", "config.yaml")
+    assert spec_of(written(capsys, config, "--task", "pt"))["task"] == "pt"
+    spec = spec_of(written(capsys, f"NPROC_PER_NODE=2 megatron sft --config {config} --lr 1e-4"))
+    assert (spec["args"]["lr"], spec["args"]["max_epochs"]) == (1e-4, 1)
+    assert spec_of(written(capsys, f"megatron sft {config}"))["args"]["lr"] == 1e-5
+
+
+def test_an_export_becomes_the_command_that_converts(capsys):
+    text = written(
+        capsys,
+        "swift export --mcore_model megatron_output/x/iter_0000100 --to_hf true --output_dir 'my model'"
+        " --tensor_model_parallel_size 2",
+    )
+    words = shlex.split(text, comments=True)
+    assert words[:2] == ["mtj", "export"]
+    assert words[words.index("--output_dir") + 1] == "my model"
+
+
+BATCH = "--max_epochs 1 --global_batch_size 32"
+
+
+def pytorch_job(**container) -> dict:
+    pod = {
+        "nodeSelector": {"gpu": "h100"},
+        "containers": [
+            {
+                "name": "pytorch",
+                "image": "swift:3.8",
+                "resources": {"limits": {"nvidia.com/gpu": 8}},
+                "volumeMounts": [{"name": "shared", "mountPath": "/mnt/shared"}],
+                **container,
+            }
+        ],
+        "volumes": [{"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}],
+    }
+    roles = {"Master": {"replicas": 1, "template": {"spec": pod}}, "Worker": {"replicas": 3, "template": {"spec": pod}}}
+    return {
+        "apiVersion": "kubeflow.org/v1",
+        "kind": "PyTorchJob",
+        "metadata": {"name": "tune", "namespace": "team"},
+        "spec": {"pytorchReplicaSpecs": roles},
+    }
+
+
+@pytest.mark.parametrize(
+    "container",
+    [
+        {
+            "command": [
+                "bash",
+                "-c",
+                f"cd /x && megatron sft --model /mnt/shared/m --dataset /mnt/shared/d.jsonl {BATCH}",
+            ]
+        },
+        {
+            "command": ["torchrun", "swift/cli/_megatron/sft.py"],
+            "args": [
+                "--model",
+                "/mnt/shared/m",
+                "--dataset",
+                "/mnt/shared/d.jsonl",
+                *BATCH.split(),
+            ],
+        },
+    ],
+    ids=["through a shell", "words"],
+)
+def test_a_pytorchjob_keeps_its_pods(capsys, script, container):
+    job = pytorch_job(**container, env=[{"name": "NCCL_DEBUG", "value": "INFO"}])
+    spec = spec_of(written(capsys, script(yaml.safe_dump(job), "job.yaml")))
+    assert spec["args"] == {
+        "model": "/mnt/shared/m",
+        "dataset": ["/mnt/shared/d.jsonl"],
+        "max_epochs": 1,
+        "global_batch_size": 32,
+    }
+    assert (spec["numNodes"], spec["resourcesPerNode"]) == (4, {"limits": {"nvidia.com/gpu": 8}})
+    assert spec["volumes"] == [{"name": "shared", "persistentVolumeClaim": {"claimName": "team"}}]
+    assert spec["podTemplate"] == {"spec": {"nodeSelector": {"gpu": "h100"}}}
+
+
+def test_a_trainjob_says_what_its_runtime_hides(capsys, script):
+    job = {
+        "apiVersion": "trainer.kubeflow.org/v1alpha1",
+        "kind": "TrainJob",
+        "metadata": {"name": "tune"},
+        "spec": {
+            "runtimeRef": {"name": "torch-distributed"},
+            "trainer": {
+                "numNodes": 2,
+                "numProcPerNode": 4,
+                "command": ["megatron", "sft"],
+                "args": ["--model", "/m/x", "--dataset", "/d/x.jsonl", "--train_iters", "5"],
+                "resourcesPerNode": {"limits": {"nvidia.com/gpu": "4"}},
+            },
+        },
+    }
+    text = written(capsys, script(yaml.safe_dump(job), "job.yaml"))
+    assert spec_of(text)["numNodes"] == 2
+    assert "what the training runtime torch-distributed adds (image, volumes) is not in this manifest" in text
+
+
+@pytest.mark.parametrize("source", ["python train.py --lr 1", "swift sft --model m", "/no/such/file.sh"])
+def test_what_starts_no_training_is_refused(capsys, source):
+    assert "source: " in written(capsys, source, code=2)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("a b\\\n c", [("a", "b", "c")]),
+        ("a 'x y' \"z $N\"; N=1 b $N", [("a", "x y", "z $N"), ("b", "$N")]),
+        ("N=1; b $N ${M:-2} ${N}x", [("b", "1", "2", "1x")]),
+        ("a d#5 # comment\nb", [("a", "d#5"), ("b",)]),
+        ('W="x y"; a $W "$W"', [("a", "x", "y", "x y")]),
+        ("L=(p 'q r'); a ${L[@]} \"${L[@]}\"", [("a", "p", "q r", "p", "q r")]),
+        ("a $(hostname) `id`", [("a", "$(hostname)", "`id`")]),
+        ("a >x 2>&1 && b", [("a",), ("b",)]),
+        ("a '' b", [("a", "", "b")]),
+        ('a "{\\"k\\": 1}"', [("a", '{"k": 1}')]),
+    ],
+)
+def test_a_script_is_read_as_a_shell_reads_it(text, words):
+    assert [command.words for command in shell.invocations(text)] == words
