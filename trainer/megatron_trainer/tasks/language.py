@@ -1,6 +1,7 @@
 """Pre-training and supervised fine-tuning: cross entropy of the next token over the tokens that carry loss.
 
-Shape suffixes: B batch (1 when rows are packed), T tokens of this rank, V vocabulary columns of this rank.
+Shape suffixes: B batch (1 when rows are packed), T tokens of this rank, N tokens of a chunk, V vocabulary columns of
+this rank.
 """
 
 from __future__ import annotations
@@ -20,14 +21,14 @@ from torch import Tensor, nn
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses import token
-from megatron_trainer.models.logits import mask_padded_columns
+from megatron_trainer.models.linear_cross_entropy import LinearCrossEntropy
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args.tree import TrainArgs
 
 MAIN_LOSS = "lm loss"
 FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": te_parallel_cross_entropy}
-"""By cross_entropy_fusion_impl: (logits [T, B, V], labels [T, B], group) -> losses [T, B]. TE's needs a GPU."""
+"""By cross_entropy_fusion_impl: (logits [N, 1, V], labels [N, 1], group) -> losses [N, 1]. TE's needs a GPU."""
 
 
 def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
@@ -37,24 +38,27 @@ def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
     )
 
 
-def num_target_tokens(batch: MicroBatch) -> int:
-    """Tokens of the micro-batch that carry loss."""
-    return int((batch.loss_weight_BT != 0).sum())
-
-
 def _forward_step(
     args: TrainArgs, spec: ModelSpec, batches: Iterator[MicroBatch], model: nn.Module
 ) -> tuple[Tensor, Any]:
     whole = next(batches)
     batch = parallel.local_part(whole)
-    logits_BTV = model(
+    losses = LinearCrossEntropy(
+        spec=spec,
+        labels_BT=batch.labels_BT,
+        weights_BT=batch.loss_weight_BT,
+        cross_entropy=partial(_cross_entropy, args),
+        objective=token.dynamic_fine_tuning if args.enable_dft_loss else Tensor.float,
+    )
+    output = model(
         batch.tokens_BT,
         batch.position_ids_BT,
         batch.attention_mask,
         packed_seq_params=parallel.packed_sequence_parameters(whole),
         padding_mask=_padding_for_routers(model, batch.padding_BT),
+        output_processor=losses,
     )
-    return logits_BTV, partial(_loss, args, spec, batch, num_target_tokens(whole))
+    return output, partial(_loss, args, batch, (whole.loss_weight_BT != 0).sum())
 
 
 def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
@@ -69,20 +73,17 @@ def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
 
 
 def _loss(
-    args: TrainArgs, spec: ModelSpec, batch: MicroBatch, num_target_tokens: int, logits_BTV: Tensor
+    args: TrainArgs, batch: MicroBatch, num_target_tokens: Tensor, output: tuple[Tensor, Tensor]
 ) -> tuple[Any, ...]:
     """Per token: (sum, count, metrics), which Megatron divides by the global count. Else: (mean, metrics)."""
-    losses_BT = _cross_entropy(args, mask_padded_columns(logits_BTV, spec), batch.labels_BT)
-    if args.enable_dft_loss:
-        losses_BT = token.dynamic_fine_tuning(losses_BT)
-    loss_sum = token.weighted_sum(losses_BT, batch.loss_weight_BT)
+    loss_sum, losses_BT = output
     count = (batch.loss_weight_BT != 0).sum()
     metrics = {MAIN_LOSS: torch.stack([loss_sum.detach().double(), count.double()])}
     if args.enable_channel_loss:
         metrics |= _channel_losses(losses_BT, batch)
     if args.calculate_per_token_loss:
         return loss_sum, count.int(), metrics
-    return loss_sum / max(num_target_tokens, 1), metrics
+    return loss_sum / num_target_tokens.clamp(min=1), metrics
 
 
 def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
@@ -96,13 +97,11 @@ def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
     return {f"loss_{name}": sums for name, sums in zip(names, sums_C2, strict=True)}
 
 
-def _cross_entropy(args: TrainArgs, logits_BTV: Tensor, labels_BT: Tensor) -> Tensor:
-    """Cross entropy in nats, float32 [B, T]; meaningless where the label is -100."""
-    logits_TBV = logits_BTV.transpose(0, 1).contiguous()
-    labels_TB = labels_BT.clamp(min=0).transpose(0, 1).contiguous()
+def _cross_entropy(args: TrainArgs, logits_N1V: Tensor, labels_N1: Tensor) -> Tensor:
+    """Cross entropy of labels >= 0 in nats, float32 [N, 1], over the vocabulary of all tensor-parallel ranks."""
     if args.cross_entropy_loss_fusion:
         kernel = FUSED_CROSS_ENTROPY[args.cross_entropy_fusion_impl]
-        losses_TB = kernel(logits_TBV, labels_TB, parallel_state.get_tensor_model_parallel_group())
-    else:
-        losses_TB = vocab_parallel_cross_entropy(logits_TBV, labels_TB)
-    return losses_TB.transpose(0, 1)
+        fused: Tensor = kernel(logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
+        return fused
+    separate: Tensor = vocab_parallel_cross_entropy(logits_N1V, labels_N1)
+    return separate

@@ -1,0 +1,136 @@
+"""Cross entropy out of the last hidden states: output layer, loss and their gradients, a few tokens at a time.
+
+The logits of all tokens are the largest tensor of a training with a large vocabulary: 2.5 GB in bfloat16 for 8,192
+tokens of Qwen2.5, and twice that for their softmax. Here they exist for one chunk of tokens; its gradients are taken at
+once, so that nothing is computed a second time in the backward pass, which only scales them.
+
+Shape suffixes: T tokens of this rank, B rows, L = T x B of this rank's part of the sequence, N tokens of a chunk,
+H hidden, V vocabulary columns of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from megatron_trainer.losses import token
+from megatron_trainer.models.logits import mask_padded_columns
+from megatron_trainer.models.spec import ModelSpec
+
+LOGITS_AT_ONCE = 2**28
+"""Elements of a chunk of logits on one rank: 512 MiB in bfloat16."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LinearCrossEntropy:
+    """What Megatron's models take as output_processor: called with the last hidden states, in place of the logits.
+
+    labels_BT: -100 where there is none. weights_BT: float32, 0 where a token carries no loss.
+    cross_entropy: (logits [N, 1, V], labels [N, 1]) -> losses [N, 1] in nats, over all tensor-parallel ranks.
+    objective: of the losses of tokens, what is trained; the losses themselves for ordinary training.
+    """
+
+    spec: ModelSpec
+    labels_BT: Tensor
+    weights_BT: Tensor
+    cross_entropy: Callable[[Tensor, Tensor], Tensor]
+    objective: Callable[[Tensor], Tensor] = torch.Tensor.float
+
+    def __call__(
+        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: object
+    ) -> tuple[Tensor, Tensor]:
+        """(sum of the weighted objectives, which has the gradient; objectives [B, T] without one), float32.
+
+        hidden_states: [T, B, H], under sequence parallelism this rank's part of T.
+        """
+        candidates = [*output_layer.parameters(), *([] if output_weight is None else [output_weight])]
+        trained = [parameter for parameter in candidates if parameter.requires_grad]
+        loss_sum, objectives_L = _Function.apply(self, output_layer, output_weight, hidden_states, *trained)
+        return loss_sum, objectives_L.view(self.labels_BT.t().shape).t()
+
+    def chunks(self, hidden_LH: Tensor, num_parts: int) -> Iterator[tuple[slice, Tensor, Tensor, list[slice]]]:
+        """(which own hidden states, labels [N], weights [N], where the results belong), chunk by chunk.
+
+        num_parts: over how many ranks the sequence is split. The output layer gathers a chunk of equal size from each,
+        in their order: two ranks of 4 tokens, chunks of 2 each: 0 1 4 5, then 2 3 6 7.
+        """
+        labels_L, weights_L = (tensor_BT.t().flatten() for tensor_BT in (self.labels_BT, self.weights_BT))
+        length = len(hidden_LH)
+        width = self.spec.padded_vocab_size // parallel_state.get_tensor_model_parallel_world_size()
+        size = max(LOGITS_AT_ONCE // width // num_parts, 1)
+        for start in range(0, length, size):
+            stop = min(start + size, length)
+            places = [slice(part * length + start, part * length + stop) for part in range(num_parts)]
+            labels_N, weights_N = (torch.cat([all_L[place] for place in places]) for all_L in (labels_L, weights_L))
+            yield slice(start, stop), labels_N.clamp(min=0), weights_N, places
+
+
+class _Function(torch.autograd.Function):
+    """Gradients are taken in the forward pass, for a gradient of 1 of the sum, and scaled in the backward pass."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,  # noqa: ANN401 - torch's signature
+        losses: LinearCrossEntropy,
+        output_layer: nn.Module,
+        output_weight: Tensor | None,
+        hidden_TBH: Tensor,
+        *trained: Tensor,
+    ) -> tuple[Tensor, Tensor]:
+        flat_LH = hidden_TBH.flatten(0, 1)
+        is_split = bool(output_layer.sequence_parallel)
+        num_parts = parallel_state.get_tensor_model_parallel_world_size() if is_split else 1
+        wanted = _Gradients(hidden_TBH, trained) if any(ctx.needs_input_grad) else None
+        loss_sum = hidden_TBH.new_zeros((), dtype=torch.float32)
+        objectives_L = hidden_TBH.new_empty(len(flat_LH) * num_parts, dtype=torch.float32)
+        for own, labels_N, weights_N, places in losses.chunks(flat_LH, num_parts):
+            with torch.set_grad_enabled(wanted is not None):
+                hidden_N1H = flat_LH[own][:, None].detach().requires_grad_(wanted is not None)
+                logits_N1V, _ = output_layer(hidden_N1H, weight=output_weight)
+                masked_N1V = mask_padded_columns(logits_N1V, losses.spec)
+                objective_N = losses.objective(losses.cross_entropy(masked_N1V, labels_N[:, None])[:, 0])
+                chunk_sum = token.weighted_sum(objective_N, weights_N)
+            if wanted is not None:
+                wanted.add(own, torch.autograd.grad(chunk_sum, [hidden_N1H, *trained]))
+            loss_sum += chunk_sum.detach()
+            for place, part in zip(places, objective_N.detach().chunk(num_parts), strict=True):
+                objectives_L[place] = part
+        ctx.gradients = wanted
+        ctx.mark_non_differentiable(objectives_L)
+        return loss_sum, objectives_L
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, of_sum: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:  # noqa: ANN401
+        gradients = ctx.gradients.scaled(of_sum)
+        ctx.gradients = None
+        return None, None, None, *gradients
+
+
+class _Gradients:
+    """Sums of the chunks' gradients. Of parameters in float32, since each chunk adds to all of their elements."""
+
+    def __init__(self, hidden_TBH: Tensor, trained: Sequence[Tensor]) -> None:
+        self._hidden_TBH = torch.empty_like(hidden_TBH)
+        self._types = [parameter.dtype for parameter in trained]
+        self._sums: list[Tensor] = []
+
+    def add(self, own: slice, gradients: Sequence[Tensor]) -> None:
+        """Takes the gradients of one chunk: of its hidden states [N, 1, H], then of the parameters."""
+        of_hidden_N1H, *of_parameters = gradients
+        self._hidden_TBH.flatten(0, 1)[own] = of_hidden_N1H[:, 0]
+        if self._sums:
+            self._sums = [total.float().add_(part) for total, part in zip(self._sums, of_parameters, strict=True)]
+        else:
+            self._sums = of_parameters
+
+    def scaled(self, factor: Tensor) -> list[Tensor]:
+        """Gradients of hidden states and parameters, for this gradient of the sum. Changes what is held."""
+        sums = (total.mul_(factor).to(dtype) for total, dtype in zip(self._sums, self._types, strict=True))
+        return [self._hidden_TBH.mul_(factor), *sums]
