@@ -7,17 +7,18 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help install demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
+.PHONY: template-table help install demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 install: $(INSTALLED)  ## create .venv with everything in it (a second run does nothing)
 
-$(INSTALLED): pyproject.toml
+$(INSTALLED): pyproject.toml tests/chat_templates.txt
 	@python=$$(.ci/python) && { [ -x $(BIN)/python ] || $$python -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[operator,trainer,dev]'
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r tests/chat_templates.txt
 	@touch $@
 
 demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/trainjob.yaml on this machine
@@ -74,6 +75,9 @@ kustomize-base: generate  ## write charts/kustomize/operator.yaml from the chart
 
 images:  ## build both images with docker, podman or buildah
 	@docker/build
+
+template-table: install  ## write the table of chat templates and kinds of rows into docs/data.md
+	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/template_matrix.py --write
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
 	@git diff --exit-code -- docs/arguments.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }

@@ -75,7 +75,8 @@ INST = """{{ bos_token }}{% for message in messages %}{% if message.role == 'use
 
 
 @cache
-def _trained(special: tuple[str, ...]) -> Tokenizer:
+def trained_tokenizer(special: tuple[str, ...]) -> Tokenizer:
+    """Byte-level BPE of 500 tokens with these special ones."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
@@ -88,7 +89,7 @@ def _trained(special: tuple[str, ...]) -> Tokenizer:
 def chatml_tokenizer(template: str | None = SMOL) -> PreTrainedTokenizerBase:
     """Byte-level BPE with ChatML's special tokens; end of text is EOS and padding."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_trained(CHATML_SPECIAL),
+        tokenizer_object=trained_tokenizer(CHATML_SPECIAL),
         eos_token="<|endoftext|>",
         pad_token="<|endoftext|>",
         additional_special_tokens=["<|im_start|>", "<|im_end|>"],
@@ -100,7 +101,7 @@ def chatml_tokenizer(template: str | None = SMOL) -> PreTrainedTokenizerBase:
 def llama_tokenizer(template: str | None = LLAMA3) -> PreTrainedTokenizerBase:
     """Byte-level BPE with llama3's special tokens."""
     tokenizer = PreTrainedTokenizerFast(
-        tokenizer_object=_trained(LLAMA_SPECIAL),
+        tokenizer_object=trained_tokenizer(LLAMA_SPECIAL),
         bos_token="<|begin_of_text|>",
         eos_token="<|eot_id|>",
         pad_token="<|eot_id|>",

@@ -319,3 +319,83 @@ def test_mlp_padding_free_passes_over_padding_in_the_feed_forward_block(train, l
     assert rows["tokens"] == rows["row_tokens"]
     assert rows["real_tokens"] <= real["tokens"] <= rows["real_tokens"] + 3  # the last token of each shorter row
     assert real["tokens"] < rows["row_tokens"]
+
+
+REASONING = """{% for message in messages %}{{ '<|im_start|>' + message.role + '\\n' }}
+{%- if message.role == 'assistant' and loop.last %}
+{{- '<think>\\n' + (message.reasoning_content or '') + '\\n</think>\\n\\n' }}{% endif %}
+{{- message.content + '<|im_end|>\\n' }}{% endfor %}
+{%- if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}
+{%- if enable_thinking is defined and not enable_thinking %}{{ '<think>\\n\\n</think>\\n\\n' }}{% endif %}{% endif %}
+{%- if level is defined %}{{ '[' + level + ']' }}{% endif %}"""
+
+
+@pytest.fixture
+def reasoning(tmp_path):
+    """The file of a chat template that prints only the thought of the last answer."""
+    path = tmp_path / "reasoning.jinja"
+    path.write_text(REASONING)
+    return str(path)
+
+
+def thoughts(count):
+    return [
+        turn
+        for number in range(count)
+        for turn in (
+            {"role": "user", "content": f"q{number}"},
+            {"role": "assistant", "content": f"r{number}", "reasoning_content": f"t{number}"},
+        )
+    ]
+
+
+@effect("preserve_thinking")
+def test_preserve_thinking_keeps_thoughts_that_the_template_takes_away(prepared, write, reasoning):
+    common = {"dataset": [write("thoughts.jsonl", [{"messages": thoughts(2)}])], "template": reasoning}
+    first, last = "<think>\nt0\n</think>\n\nr0", "<think>\nt1\n</think>\n\nr1"
+    assert answers(prepared(**common).train) == [f"{first}{last}"]
+    assert answers(prepared(**common, loss_scale="last_round").train) == [last]
+    assert "t0" not in text(prepared(**common, loss_scale="last_round").train[0])
+    assert first in text(prepared(**common, loss_scale="last_round", preserve_thinking=True).train[0])
+    with pytest.raises(InvalidInput, match="the chat template leaves out a thought"):
+        prepared(**common, preserve_thinking=False)
+
+
+@effect("enable_thinking", "chat_template_kwargs")
+def test_enable_thinking_and_chat_template_kwargs_are_variables_of_the_template(prepared, reasoning):
+    common = {"template": reasoning, "dataset_shuffle": False}
+    assert answers(prepared(**common).train)[0] == "<think>\n\n</think>\n\nr0"
+    assert answers(prepared(**common, enable_thinking=False).train)[0] == "r0"
+    assert text(prepared(**common, chat_template_kwargs={"level": "high"}).train[0]).endswith("[high]")
+
+
+@effect("add_non_thinking_prefix")
+def test_add_non_thinking_prefix_puts_an_empty_thought_before_answers_without_one(prepared, write, reasoning):
+    rounds = [{key: entry for key, entry in turn.items() if key != "reasoning_content"} for turn in thoughts(2)]
+    common = {"dataset": [write("plain.jsonl", [{"messages": rounds}])], "template": reasoning}
+    empty = "<think>\n\n</think>\n\n"
+    assert answers(prepared(**common).train) == [f"r0{empty}r1"]
+    assert answers(prepared(**common, add_non_thinking_prefix=True).train) == [f"{empty}r0{empty}r1"]
+    assert answers(prepared(**common, add_non_thinking_prefix=False).train) == ["r0r1"]
+
+
+@effect("stop_words")
+def test_stop_words_end_answers_that_the_template_leaves_open(prepared, tmp_path):
+    path = tmp_path / "open.jinja"
+    path.write_text("{% for m in messages %}{{ m.role + ': ' + m.content + '\n' }}{% endfor %}")
+    with pytest.raises(InvalidInput, match="no token that stops generation; set stop_words"):
+        prepared(template=str(path))
+    run = prepared(template=str(path), stop_words=["<|endoftext|>"], dataset_shuffle=False)
+    assert trained(run.train[0]) == "r0<|endoftext|>"
+    assert run.report.stop_words == ("<|endoftext|>",)
+
+
+@effect("keep_incomplete_rows")
+def test_keep_incomplete_rows_trains_and_counts_what_is_dropped_otherwise(prepared, write, rows):
+    call = {"type": "function", "function": {"name": "look", "arguments": {}}}
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "Well.", "tool_calls": [call]}]
+    path = write("calls.jsonl", [*rows, {"messages": turns}])
+    dropped = prepared(dataset=[path]).report.datasets[0]
+    assert [(drop.rows, drop.reason) for drop in dropped.dropped] == [(1, "the chat template leaves out a tool call")]
+    kept = prepared(dataset=[path], keep_incomplete_rows=True).report.datasets[0]
+    assert (kept.rows_kept, kept.notes) == (21, ("1 row: the chat template leaves out a tool call",))

@@ -17,9 +17,15 @@ BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["argumen
 # Where we differ from the reference, and why.
 FURTHER_CHOICES = {"recompute_granularity": ("none",)}  # 4.x value; without it nothing turns recomputation off
 FURTHER_ARGUMENTS = {  # of ms-swift 4.x
+    "add_non_thinking_prefix",
     "async_save",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "keep_incomplete_rows",
+    "preserve_thinking",
     "save_safetensors",
     "save_total_limit",
+    "stop_words",
 }
 ALIAS_ONLY = {"ddp_backend": "distributed_backend"}  # the reference has the argument twice
 OTHER_TYPE = {"rope_scaling": "str|json"}  # the basic argument of the same name also takes a bare word

@@ -61,11 +61,6 @@ CASES = {
         [USER, assistant("42")],
         ["<think>\n\n</think>\n\n42<|im_end|>"],
     ),
-    "thinking: earlier thoughts are dropped": (
-        "thinking",
-        [USER, assistant("<think>\nhm\n</think>\n\n1"), USER, assistant("<think>\nwell\n</think>\n\n2")],
-        ["1<|im_end|>", "<think>\nwell\n</think>\n\n2<|im_end|>"],
-    ),
     "thinking: reasoning in its own field": (
         "thinking",
         [USER, assistant("2", reasoning_content="well")],

@@ -1,28 +1,36 @@
 """The tokenizer's own chat template, with the exact place of every assistant turn in the rendered text.
 
-The text is always that of `apply_chat_template` on the whole conversation. The turns are found by rendering it again
-with other words in the assistant's mouth: what differs between the two texts is the turn. (The tempting way, rendering
-each prefix of the conversation, fails for templates that render a turn differently once another follows, such as
-those that drop earlier thoughts.)
+The text is that of `apply_chat_template` on the whole conversation, in the first form (form.py) of which nothing is
+lost (conserve.py). Where the template takes away the thought of a trained turn, the turn stands as the model generates
+it; where it prints no stop token after the last answer, the one that it prints between turns is added.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Container, Mapping, Sequence
+from dataclasses import dataclass, field
 
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
-from megatron_trainer.data.rendering import Rendering, Turn
+from megatron_trainer.data.conserve import lost, prints_python
+from megatron_trainer.data.form import Form, Habits, Turns, forms_for, joined, turns_of
+from megatron_trainer.data.locate import Locator, Marks, stand_in
+from megatron_trainer.data.rendering import Rendering, Tools, Turn
+from megatron_trainer.data.stop import Stops, added_tokens, any_of, declared_stops
+from megatron_trainer.data.thought import Bodies, Thoughts
 from megatron_trainer.data.values import Message, RowError
 
-_OPEN, _CLOSE = "\ue0f1", "\ue0f2"  # private-use characters: in no vocabulary's template, in hardly any text
-_STAND_IN = re.compile(f"{_OPEN}[0-9]+{_CLOSE}")
-_EMPTY_THOUGHT = re.compile(r"<think>\s*</think>\s*\Z")
-_OPENED_THOUGHT = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")
-_LONGEST_TOKEN = 100  # characters of a special token
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+ROLES = ("developer", "observation", "function", "ipython", "function_response", "tool_response")
+KEEPING = {
+    "preserve_thinking": True,
+    "clear_thinking": False,
+    "truncate_history_thinking": False,
+    "keep_past_thinking": True,
+}
+"""Variables by which templates are told to print the thoughts of earlier turns."""
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     TypeError,
@@ -33,74 +41,193 @@ _TEMPLATE_ERRORS = (
     RecursionError,
 )
 
-Turns = list[dict[str, object]]
-Tools = Sequence[Mapping[str, object]] | None
-
 
 @dataclass(frozen=True, kw_only=True)
-class Marks:
-    """The fixed texts of a template around an assistant turn.
+class TemplateSettings:
+    """What the user says about a chat template.
 
-    header: what the template writes to start an answer; it is given at inference, so it is not trained.
-    end_of_turn: what closes every answer up to its last special token; trained, so that the model learns to stop.
-    last_end: what closes the very last answer, where templates treat it differently.
+    preserve_thinking: whether thoughts stand also where the template takes them away: None in trained turns.
+    add_non_thinking_prefix: whether trained turns without a thought start with an empty one: None as the template does.
+    variables: further variables of the template, such as enable_thinking. stop_words: texts that end an answer.
     """
 
-    header: str
-    end_of_turn: str
-    last_end: str
+    preserve_thinking: bool | None = None
+    add_non_thinking_prefix: bool | None = None
+    variables: Mapping[str, object] = field(default_factory=dict)
+    stop_words: tuple[str, ...] = ()
 
 
 class ChatTemplate:
     """Renders conversations with the tokenizer's chat template (or with `source`, a template in the same language)."""
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, *, source: str | None = None) -> None:
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        source: str | None = None,
+        settings: TemplateSettings | None = None,
+    ) -> None:
         self._tokenizer = tokenizer
         self._source = source
-        self._special = _any_of(_special_tokens(tokenizer))
-        self._marks = self._probe()
+        self._settings = settings or TemplateSettings()
+        self._written = source or str(tokenizer.chat_template)
+        added = added_tokens(tokenizer)
+        self._tokens = any_of(added)
+        stops = {*declared_stops(tokenizer), *self._settings.stop_words}
+        self._stops = Stops(known=any_of(stops), tokens=self._tokens)
+        self._keeping = {name: value for name, value in KEEPING.items() if name in self._written}
+        self._locate = Locator(self._text, self._stops)
+        self._habits = Habits(thought_key=self._thought_key(), roles=self._roles(added))
+        self._thoughts = Thoughts(
+            marks=self.marks,
+            is_known=self._habits.thought_key is not None or "</think>" in self._written,
+            preserves=self._settings.preserve_thinking,
+            adds_empty=self._settings.add_non_thinking_prefix,
+        )
+        self._last_stops = self._find_last_stops()
 
     @property
     def name(self) -> str:
         """The template's text."""
-        return f"jinja:{self._source or self._tokenizer.chat_template}"
+        return f"jinja:{self._written}"
 
     @property
     def marks(self) -> Marks:
         """The fixed texts around an assistant turn."""
-        return self._marks
+        return self._locate.marks
 
-    def render(self, messages: Sequence[Message], tools: Tools = None) -> Rendering:
-        """The text of apply_chat_template and its assistant turns.
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """What ends an answer, and a turn with tool calls."""
+        return tuple(dict.fromkeys(stop for stop in self._last_stops if stop))
+
+    @property
+    def variables(self) -> frozenset[str]:
+        """The names that the template mentions, among them all variables that it reads."""
+        return frozenset(re.findall(r"\w+", self._written))
+
+    @property
+    def example(self) -> str:
+        """A question and an answer as rendered, to show what is wrong with a template."""
+        return self._text([_ASK, {"role": "assistant", "content": "b"}], None)
+
+    def render(
+        self, messages: Sequence[Message], tools: Tools = None, trained: Container[int] | None = None
+    ) -> Rendering:
+        """The text of apply_chat_template and its assistant turns, in the form of which the least is lost.
 
         Raises RowError when the template refuses the conversation or leaves an assistant turn out.
         """
-        turns = [message.for_template() for message in messages]
-        if turns[0]["role"] == "assistant":
-            turns.insert(0, {"role": "user", "content": ""})
-        text = self._text(turns, tools)
-        if _OPEN in text:
-            raise RowError("the text holds a private-use character that the trainer needs", "U+E0F1")
-        inserted = len(turns) - len(messages)
-        places = [place for place, turn in enumerate(turns) if turn["role"] == "assistant"]
-        bodies = (
-            self._headed(text, turns, tools, places)
-            or self._aligned(text, turns, tools, places)
-            or self._compared(text, turns, tools, places)
-        )
-        found = [
-            Turn(
-                message=place - inserted,
-                start=start,
-                closing=closing,
-                end=self._closed(text, closing, is_last=place == places[-1]),
-            )
-            for place, (start, closing) in zip(places, bodies, strict=True)
-        ]
-        _check(found, len(text))
-        return Rendering(text=text, turns=tuple(found))
+        best: Rendering | None = None
+        failure: RowError | None = None
+        for form in forms_for(messages):
+            try:
+                rendering = self._render(messages, tools, trained, form)
+            except RowError as err:
+                failure = failure or err
+                continue
+            if not rendering.lost:
+                return rendering
+            best = rendering if best is None or len(rendering.lost) < len(best.lost) else best
+        if best is None:
+            assert failure is not None
+            raise failure
+        return best
 
-    def _text(self, turns: Turns, tools: Tools, *, header: bool = False) -> str:
+    def _render(self, given: Sequence[Message], tools: Tools, trained: Container[int] | None, form: Form) -> Rendering:
+        messages, origins = joined(given) if form.joins else (list(given), list(range(len(given))))
+        if form.opens or all(message.role == "assistant" for message in messages):
+            place = int(messages[0].role == "system")
+            messages.insert(place, Message(role="user", content=""))
+            origins.insert(place, -1)
+        is_trained = [
+            message.role == "assistant" and (trained is None or origin in trained)
+            for message, origin in zip(messages, origins, strict=True)
+        ]
+        turns = turns_of(messages, form, self._habits)
+        variables = self._keeping if self._thoughts.keeps_any(messages, is_trained) else {}
+        text = self._text(turns, tools, variables)
+        places = [place for place, message in enumerate(messages) if message.role == "assistant"]
+        found = self._locate.turns(text, turns, tools, places, variables)
+        bodies = Bodies(text=text, spans=found, places=places)
+        bodies, notes = self._thoughts.restored(
+            bodies, messages, is_trained, lambda place: self._as_last(turns[: place + 1], tools, place)
+        )
+        text, located = self._with_stops(bodies, messages, is_trained)
+        if prints_python(text, messages):
+            raise RowError("the chat template prints the arguments of a call as Python")
+        calling = (text[turn.start : turn.closing] for turn in located if messages[turn.message].calls)
+        if form.null_content and any("None" in answer for answer in calling):
+            raise RowError("the chat template prints an empty turn as None")
+        missing = lost(
+            text,
+            located,
+            messages,
+            tools,
+            fixed=self._without_fixed,
+            without_thought=self._thoughts.may_lack(messages, is_trained),
+        )
+        return Rendering(
+            text=text,
+            turns=tuple(
+                Turn(message=origins[turn.message], start=turn.start, closing=turn.closing, end=turn.end)
+                for turn in located
+            ),
+            lost=missing,
+            notes=notes,
+        )
+
+    def _as_last(self, turns: Turns, tools: Tools, place: int) -> str | None:
+        """The answer of a turn when it is the last of its conversation; None where the template refuses that."""
+        try:
+            text = self._text(turns, tools)
+            places = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
+            [*_, (start, end)] = self._locate.turns(text, turns, tools, places, {})
+        except RowError:
+            return None
+        return text[start:end]
+
+    def _with_stops(
+        self, bodies: Bodies, messages: Sequence[Message], is_trained: Sequence[bool]
+    ) -> tuple[str, list[Turn]]:
+        """The text and its turns, each up to and with its stop."""
+        pieces, located, length, position = [], [], 0, 0
+        limits = [*(start for start, _ in bodies.spans[1:]), len(bodies.text)]
+        for place, (start, closing), limit in zip(bodies.places, bodies.spans, limits, strict=True):
+            end = self._closed(bodies.text, closing, limit)
+            stop = bodies.text[closing:end]
+            if is_trained[place]:
+                stop = self._stop(stop, self._last_stops[bool(messages[place].calls)])
+            pieces += [bodies.text[position:closing], stop]
+            offset = length - position
+            length += closing - position + len(stop)
+            located.append(Turn(message=place, start=start + offset, closing=closing + offset, end=length))
+            position = end
+        text = "".join([*pieces, bodies.text[position:]])
+        _check(located, len(text))
+        return text, located
+
+    def _stop(self, printed: str, last: str) -> str:
+        """What a trained turn ends with: what is printed, or, where no model stops at it, the end of the last turn."""
+        stops = not printed or (self._stops.known.search(last) and not self._stops.known.search(printed))
+        return last if stops else printed
+
+    def _closed(self, text: str, closing: int, limit: int) -> int:
+        """The end of the turn with what closes it; where nothing does, the end of its answer."""
+        usual = self.marks.end_of_turn
+        if usual and text.startswith(usual, closing):
+            return closing + len(usual)
+        found = self._stops.after(text, closing, limit)
+        return closing if found is None else found.end()
+
+    def _without_fixed(self, text: str) -> str:
+        for fixed in (self.marks.header, self.marks.end_of_turn):
+            text = text.replace(fixed, "\0") if fixed else text
+        return self._tokens.sub("\0", text)
+
+    def _text(
+        self, turns: Turns, tools: Tools, variables: Mapping[str, object] | None = None, *, header: bool = False
+    ) -> str:
         try:
             text = self._tokenizer.apply_chat_template(
                 turns,
@@ -108,147 +235,57 @@ class ChatTemplate:
                 chat_template=self._source,
                 tokenize=False,
                 add_generation_prompt=header,
+                **{**self._settings.variables, **(variables or {})},
             )
         except _TEMPLATE_ERRORS as err:
             raise RowError("the chat template refuses the conversation", str(err)) from err
         assert isinstance(text, str)
         return text
 
-    def _probe(self) -> Marks:
-        """The marks, from rendering two tiny conversations."""
-        ask: dict[str, object] = {"role": "user", "content": "a"}
-        answer: dict[str, object] = {"role": "assistant", "content": _stand_in(0)}
-        asked = self._text([ask], None)
-        headed = self._text([ask], None, header=True)
-        last = self._text([ask, answer], None).partition(_stand_in(0))[2]
-        between = self._text([ask, answer, {**ask, "content": _stand_in(1)}], None)
-        between = between.partition(_stand_in(0))[2].partition(_stand_in(1))[0]
-        common = last[: _common_prefix(last, between)]
-        return Marks(
-            header=headed[len(asked) :] if headed.startswith(asked) else "",
-            end_of_turn=self._until_last_special(common),
-            last_end=self._until_last_special(last),
-        )
-
-    def _until_last_special(self, text: str) -> str:
-        return text[: max((token.end() for token in self._special.finditer(text)), default=0)]
-
-    def _headed(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> list[tuple[int, int]] | None:
-        """The answers right after their headers, found without rendering again; None where that is not certain.
-
-        It is certain when nobody but the template can have written a header: then there are as many as answers.
-        """
-        header, closing = self._marks.header, self._marks.end_of_turn
-        if not (header and closing) or tools or text.count(header) != len(places):
-            return None
-        if any(header in str(turn["content"]) for turn in turns if turn["role"] != "assistant"):
-            return None
-        bodies, position = [], 0
-        for place in places:
-            start = text.index(header, position) + len(header)
-            end = _printed_until(turns[place], text, start, closing)
-            if end is None:
-                return None
-            bodies.append((start, end))
-            position = end
-        return bodies
-
-    def _aligned(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> list[tuple[int, int]] | None:
-        """All turns at once, where the template prints the answers as they are; None where it does not."""
-        answers = [turns[place]["content"] for place in places]
-        if any(_is_special(turns[place]) for place in places):
-            return None
-        replaced = list(turns)
-        for number, place in enumerate(places):
-            replaced[place] = {"role": "assistant", "content": _stand_in(number)}
-        fixed = _STAND_IN.split(self._text(replaced, tools))
-        if len(fixed) != len(answers) + 1 or not text.startswith(fixed[0]):
-            return None
-        bodies, position = [], len(fixed[0])
-        for answer, before, after in zip(answers, fixed[:-1], fixed[1:], strict=True):
-            assert isinstance(answer, str)
-            printed = next((a for a in (answer, answer.strip()) if text.startswith(a + after, position)), None)
-            if printed is None:
-                return None
-            bodies.append((position - self._empty_thought(before), position + len(printed)))
-            position += len(printed) + len(after)
-        return bodies if position == len(text) else None
-
-    def _empty_thought(self, before: str) -> int:
-        """Characters of an empty think block that the template itself puts between header and answer."""
-        thought = _EMPTY_THOUGHT.search(before)
-        if thought is None or not self._marks.header or before.endswith(self._marks.header):
-            return 0
-        return len(thought[0]) if before[: thought.start()].endswith(self._marks.header) else 0
-
-    def _compared(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> list[tuple[int, int]]:
-        """One turn after the other, by what changes in the text when this turn says something else."""
-        bodies: list[tuple[int, int]] = []
-        for place in places:
-            other = self._text_with_other_answer(turns, place, tools)
-            start = _common_prefix(text, other)
-            end = len(text) - _common_prefix(text[start:][::-1], other[start:][::-1])
-            bodies.append((self._after_header(text, start, bodies[-1][1] if bodies else 0), end))
-        return bodies
-
-    def _text_with_other_answer(self, turns: Turns, place: int, tools: Tools) -> str:
-        plain: dict[str, object] = {"role": "assistant", "content": _stand_in(0)}
-        try:
-            return self._text([*turns[:place], plain, *turns[place + 1 :]], tools)
-        except RowError:  # the turns that follow need the tool calls of this one
-            kept = {**turns[place], "content": _stand_in(0)}
-            return self._text([*turns[:place], kept, *turns[place + 1 :]], tools)
-
-    def _after_header(self, text: str, start: int, lowest: int) -> int:
-        """Where the turn starts: right after its header, when only an opening thought lies between."""
-        header = self._marks.header
-        found = text.rfind(header, lowest, start) if header else -1
-        if found < 0:
-            return start
-        after = found + len(header)
-        return after if _OPENED_THOUGHT.fullmatch(text, after, start) else start
-
-    def _closed(self, text: str, end: int, *, is_last: bool) -> int:
-        """The end of the turn with what closes it."""
-        closing = self._marks.end_of_turn or (self._marks.last_end if is_last else "")
-        if text.startswith(closing, end):
-            return end + len(closing)
-        # This turn is closed by another token than usual, and the texts differ in the middle of its name.
-        nearby = self._special.finditer(text, max(0, end - _LONGEST_TOKEN), end + _LONGEST_TOKEN)
-        return next((token.end() for token in nearby if token.start() < end < token.end()), end)
-
-
-def _special_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    added = {str(token) for token in tokenizer.added_tokens_decoder.values() if token.special}
-    return (added | set(tokenizer.all_special_tokens)) - {""}
-
-
-def _any_of(tokens: set[str]) -> re.Pattern[str]:
-    longest_first = sorted(tokens, key=lambda token: (-len(token), token))
-    return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
-
-
-def _printed_until(turn: Mapping[str, object], text: str, start: int, closing: str) -> int | None:
-    """The end of an answer that is printed as it is, perhaps after an empty thought; None when it is not."""
-    answer = turn["content"]
-    if _is_special(turn) or not isinstance(answer, str):
+    def _thought_key(self) -> str | None:
+        """The field in which the template looks for the thought of an answer."""
+        for key in THOUGHT_KEYS:
+            try:
+                if stand_in(1) in self._text(
+                    [_ASK, {"role": "assistant", "content": stand_in(0), key: stand_in(1)}], None
+                ):
+                    return key
+            except RowError:
+                continue
         return None
-    thought = _OPENED_THOUGHT.match(text, start)
-    for begin in (start, thought.end() if thought else start):
-        for printed in (answer, answer.strip()):
-            if text.startswith(printed, begin) and text.startswith(closing, begin + len(printed)):
-                return begin + len(printed)
-    return None
+
+    def _roles(self, added: set[str]) -> frozenset[str]:
+        """The less common roles that the template names, or has a token for where it has none for a tool."""
+        named = {role for role in ROLES if f"'{role}'" in self._written or f'"{role}"' in self._written}
+        has_tool = "<|tool|>" in added or "'tool'" in self._written or '"tool"' in self._written
+        return frozenset(named | ({role for role in ROLES if f"<|{role}|>" in added} if not has_tool else set()))
+
+    def _find_last_stops(self) -> tuple[str, str]:
+        """(what ends an answer, what ends a turn with calls) where the template prints nothing after the last one."""
+        words = next(iter(self._settings.stop_words), "")
+        call = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}, "id": "000000000"}
+        result: dict[str, object] = {"role": "tool", "content": _FOLLOWING, "tool_call_id": "000000000", "name": "f"}
+        answer = self._stop_of(_ANSWER, {**_ASK, "content": _FOLLOWING}) or words
+        return answer, self._stop_of({**_ANSWER, "tool_calls": [call]}, result) or answer
+
+    def _stop_of(self, answer: dict[str, object], following: dict[str, object]) -> str:
+        """The stop that the template prints after an answer: at the end of the text, or before what follows."""
+        for turns in ([_ASK, answer], [_ASK, answer, following]):
+            try:
+                text = self._text(turns, None)
+                [(start, closing)] = self._locate.turns(text, turns, None, [1], {})
+            except RowError:
+                continue
+            limit = text.find(_FOLLOWING, closing) if len(turns) > 2 else len(text)
+            end = self._closed(text, closing, limit)
+            if start < closing < end:
+                return text[closing:end].strip()
+        return ""
 
 
-def _stand_in(number: int) -> str:
-    return f"{_OPEN}{number}{_CLOSE}"
-
-
-def _is_special(turn: Mapping[str, object]) -> bool:
-    """Whether templates may print the turn in another form than its content."""
-    content = turn["content"]
-    return len(turn) > 2 or not isinstance(content, str) or not content.strip() or "</think>" in content
+_ASK: dict[str, object] = {"role": "user", "content": "a"}
+_ANSWER: dict[str, object] = {"role": "assistant", "content": "An example"}
+_FOLLOWING = "What follows"
 
 
 def _check(turns: list[Turn], length: int) -> None:
@@ -257,15 +294,3 @@ def _check(turns: list[Turn], length: int) -> None:
         if not (previous <= turn.start < turn.end <= length and turn.start <= turn.closing):
             raise RowError("the chat template leaves out an assistant turn", f"message {turn.message + 1}")
         previous = turn.end
-
-
-def _common_prefix(first: str, second: str) -> int:
-    """Characters at the start that both have in common."""
-    low, high = 0, min(len(first), len(second))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if first[low:middle] == second[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ class Chunk:
     input_ids: int32, all sequences end to end. weights: the loss weight of each of these tokens, uint8 when every
     weight is 0 or 1, else float32. lengths: int32, tokens of each sequence. numbers: int64, place of each kept row
     in its dataset. channels: of each kept row. num_rows: rows read, rejected ones included.
+    notes: what the user should know about kept rows, and of how many.
     """
 
     input_ids: NDArray[np.int32]
@@ -29,6 +31,7 @@ class Chunk:
     rejections: list[Rejection]
     num_rows: int
     num_truncated: int
+    notes: Mapping[str, int] = field(default_factory=dict)
 
 
 def to_chunk(results: Sequence[Encoded | Rejection]) -> Chunk:
@@ -46,6 +49,7 @@ def to_chunk(results: Sequence[Encoded | Rejection]) -> Chunk:
         rejections=[result for result in results if isinstance(result, Rejection)],
         num_rows=len(results),
         num_truncated=sum(row.is_truncated for row in kept),
+        notes=Counter(note for row in kept for note in row.notes),
     )
 
 

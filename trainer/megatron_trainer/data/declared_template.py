@@ -9,13 +9,15 @@ With the pieces of chatml:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 import yaml
 
-from megatron_trainer.data.rendering import Rendering, Turn
+from megatron_trainer.data.conserve import lost
+from megatron_trainer.data.rendering import Rendering, Tools, Turn
+from megatron_trainer.data.thought import written_thought
 from megatron_trainer.data.values import Message, RowError
 
 SYSTEM, QUERY = "{{SYSTEM}}", "{{QUERY}}"
@@ -83,9 +85,16 @@ BUILT_IN: dict[str, Pieces] = {
 
 
 class DeclaredTemplate:
-    """Renders conversations from pieces. {{BOS}} and {{EOS}} in a piece are the tokenizer's own."""
+    """Renders conversations from pieces. {{BOS}} and {{EOS}} in a piece are the tokenizer's own.
 
-    def __init__(self, pieces: Pieces, *, bos: str = "", eos: str = "") -> None:
+    end: closes answers where the pieces have nothing for it. writes_thoughts: thoughts stand before their answers.
+    """
+
+    def __init__(
+        self, pieces: Pieces, *, bos: str = "", eos: str = "", end: str = "", writes_thoughts: bool = False
+    ) -> None:
+        self._writes_thoughts = writes_thoughts
+        pieces = replace(pieces, end=pieces.end or end)
         self._pieces = Pieces(
             **{
                 name: text.replace("{{BOS}}", bos).replace("{{EOS}}", eos)
@@ -99,7 +108,14 @@ class DeclaredTemplate:
         """All pieces."""
         return f"declared:{sorted(asdict(self._pieces).items())}"
 
-    def render(self, messages: Sequence[Message], tools: Sequence[Mapping[str, object]] | None = None) -> Rendering:
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """What closes an answer."""
+        return (self._pieces.end,) if self._pieces.end else ()
+
+    def render(
+        self, messages: Sequence[Message], tools: Tools = None, trained: Container[int] | None = None
+    ) -> Rendering:
         """The pieces put together. Raises RowError when the template has no place for something."""
         if tools:
             raise RowError("the template has no place for tools")
@@ -110,12 +126,13 @@ class DeclaredTemplate:
             if message.extra.get("tool_calls"):
                 raise RowError("the template has no place for tools")
             if message.role == "assistant":
-                start, text = len(text), text + message.content + self._pieces.end
+                thought = written_thought(message) if self._writes_thoughts and message.thought else ""
+                start, text = len(text), text + thought + message.content + self._pieces.end
                 closing = len(text) - len(self._pieces.end)
                 turns.append(Turn(message=place, start=start, closing=closing, end=len(text)))
             else:
                 text += self._question(message, is_first=not turns)
-        return Rendering(text=text, turns=tuple(turns))
+        return Rendering(text=text, turns=tuple(turns), lost=lost(text, turns, messages, tools))
 
     def _opening(self, system: str | None) -> str:
         if not system:
@@ -125,6 +142,8 @@ class DeclaredTemplate:
         return self._pieces.system_prefix.replace(SYSTEM, system)
 
     def _question(self, message: Message, *, is_first: bool) -> str:
+        if message.role == "system":
+            raise RowError("the template has no place for a system prompt between turns")
         piece = self._pieces.prompt if message.role == "user" else self._pieces.observation
         if piece is None:
             raise RowError("the template has no place for tools")

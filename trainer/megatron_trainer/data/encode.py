@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import batched
 from typing import Literal
@@ -11,9 +11,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.chat_template import TemplateSettings
 from megatron_trainer.data.formats import Recognition, recognise, with_system
 from megatron_trainer.data.loss_scale import STRATEGIES
-from megatron_trainer.data.loss_span import Span, spans
+from megatron_trainer.data.loss_span import Span, spans, trained_messages
+from megatron_trainer.data.rendering import Rendering
 from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.template import choose_template
 from megatron_trainer.data.tokens import Tokens, tokenization
@@ -21,13 +23,15 @@ from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, R
 
 ROWS_AT_ONCE = 32  # rows whose tokens are held with their characters, some hundred bytes a token
 TOO_LONG = "longer than max_length"
+LEFT_OUT = "the chat template leaves out"
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
     """Everything besides the tokenizer that decides which tokens a row becomes.
 
-    max_length: tokens a sequence may have at most. system: prompt for rows that have none.
+    max_length: tokens a sequence may have at most. system: prompt for rows that have none. keeps_incomplete: rows of
+    which the template leaves a part out are trained and counted, instead of dropped.
     """
 
     recognition: Recognition = field(default_factory=Recognition)
@@ -37,13 +41,16 @@ class EncodeSettings:
     max_length: int | None = None
     truncation_strategy: Literal["delete", "left", "right"] = "delete"
     loss_scale: str = "default"
+    chat: TemplateSettings = field(default_factory=TemplateSettings)
+    keeps_incomplete: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Encoded:
     """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss.
 
-    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of.
+    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of. notes: what the user
+    should know about the row, in words that are the same for all rows of its kind.
     """
 
     number: int
@@ -52,6 +59,7 @@ class Encoded:
     channel: str | None
     is_truncated: bool
     is_weighted: bool = False
+    notes: tuple[str, ...] = ()
 
 
 def to_item(encoded: Encoded) -> Sample | Pair:
@@ -74,6 +82,16 @@ class _Rendered:
     conversation: Conversation
     texts: tuple[str, ...]
     spans: tuple[list[Span], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """One sequence of a row: its text, what of it is trained, and what the user should know."""
+
+    text: str
+    spans: list[Span]
+    notes: tuple[str, ...]
 
 
 class Encoder:
@@ -82,7 +100,10 @@ class Encoder:
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings) -> None:
         self.settings = settings
         self.template = choose_template(
-            tokenizer, template=settings.template, use_chat_template=settings.use_chat_template
+            tokenizer,
+            template=settings.template,
+            use_chat_template=settings.use_chat_template,
+            settings=settings.chat,
         )
         self._tokenize = tokenization(tokenizer)
 
@@ -119,14 +140,28 @@ class Encoder:
                 parts.append(self._render_one(conversation, conversation.rejected))
         except RowError as err:
             return Rejection(location=record.location, reason=err.reason, detail=err.detail[:300])
-        texts, marked = zip(*parts, strict=True)
-        return _Rendered(record=record, conversation=conversation, texts=texts, spans=marked)
+        notes = dict.fromkeys([*conversation.notes, *(note for part in parts for note in part.notes)])
+        return _Rendered(
+            record=record,
+            conversation=conversation,
+            texts=tuple(part.text for part in parts),
+            spans=tuple(part.spans for part in parts),
+            notes=tuple(notes),
+        )
 
-    def _render_one(self, conversation: Conversation, messages: Sequence[Message]) -> tuple[str, list[Span]]:
-        rendering = self.template.render(messages, conversation.tools)
+    def _render_one(self, conversation: Conversation, messages: Sequence[Message]) -> _Text:
+        loss_scale = self.settings.loss_scale
+        trained = trained_messages(messages, loss_scale)
+        rendering = self.template.render(messages, conversation.tools, trained)
         if not rendering.text.isascii():
             _refuse_half_characters(rendering.text)
-        return rendering.text, spans(rendering, messages, self.settings.loss_scale)
+        _refuse_endless(rendering, trained)
+        kinds = dict.fromkeys(f"{LEFT_OUT} {loss.kind}" for loss in rendering.lost)
+        if rendering.lost and not self.settings.keeps_incomplete:
+            raise RowError(next(iter(kinds)), rendering.lost[0].detail)
+        return _Text(
+            text=rendering.text, spans=spans(rendering, messages, loss_scale), notes=(*rendering.notes, *kinds)
+        )
 
     def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
         try:
@@ -139,7 +174,8 @@ class Encoder:
             weights=tuple(weights for _, weights, _ in parts),
             channel=row.conversation.channel,
             is_truncated=any(cut for _, _, cut in parts),
-            is_weighted=self.is_weighted,
+            is_weighted=self.is_weighted or not all(_is_binary(weights) for _, weights, _ in parts),
+            notes=row.notes,
         )
 
     def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
@@ -165,6 +201,18 @@ class Encoder:
             raise RowError(TOO_LONG, f"{len(ids)} > {limit} tokens")
         kept = slice(len(ids) - (limit or 0), None) if self.settings.truncation_strategy == "left" else slice(limit)
         return ids[kept], weights[kept].copy()
+
+
+def _is_binary(weights: NDArray[np.float32]) -> bool:
+    return bool(((weights == 0) | (weights == 1)).all())
+
+
+def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
+    """A model trained on a turn without a stop token never stops."""
+    for turn in rendering.turns:
+        if turn.message in trained and turn.end <= turn.closing:
+            shown = rendering.text[max(0, turn.closing - 60) : turn.closing + 30]
+            raise RowError("an answer ends with no stop token", f"name one with stop_words: ...{shown!r}")
 
 
 def _refuse_half_characters(text: str) -> None:

@@ -1,21 +1,31 @@
 """Which format a row has, told from its columns, and the conversation it holds. Reads no files, renders nothing.
 
 Formats: messages/conversations | instruction+input+output (alpaca) | query/response/history | text; each with
-optional system, tools, channel, and a rejected answer for preference training.
+optional system, tools, channel, and a rejected answer for preference training. The tables say which columns mean what.
 """
 
 from __future__ import annotations
 
 import re
 import zlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
-from megatron_trainer.data.messages import parse_json, parse_messages, text_of
+from megatron_trainer.data.messages import (
+    THOUGHT_KEYS,
+    parse_json,
+    parse_messages,
+    text_of,
+    unread_keys,
+    with_thought,
+)
 from megatron_trainer.data.values import Conversation, Message, RowError
 
 MESSAGES = ("messages", "conversations", "conversation")
-QUERY = ("query", "prompt", "input", "instruction", "question", "problem")
+QUERY = ("query", "prompt", "instruction", "question", "problem")
+CONTEXT = ("input", "context")
+"""Beside a question they are the second half of it; alone, `input` is the question."""
+LATE_QUERY = ("input", "source")
 RESPONSE = (
     "response",
     "answer",
@@ -25,28 +35,71 @@ RESPONSE = (
     "answer_key",
     "answers",
     "solution",
-    "text",
     "completion",
-    "content",
 )
+LATE_RESPONSE = ("text", "content")
+"""Taken where no other column is the question or the answer: they often are something else."""
 SYSTEM = ("system", "system_prompt")
-_OTHER = ("history", "tools", "channel", "chosen", "rejected", "rejected_response", "rejected_messages", "tag")
+TOOLS = ("tools", "functions")
+_OTHER = ("history", "channel", "chosen", "rejected", "rejected_response", "rejected_messages", "tag")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-KNOWN = frozenset({*MESSAGES, *QUERY, *RESPONSE, *SYSTEM, *_OTHER, *_MEDIA})
+KNOWN = frozenset(
+    {
+        *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
+        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *_MEDIA),
+    }
+)
 """Column names that mean something, in lower case; they are matched in any case."""
+PARTS_OF_A_TASK = frozenset(
+    {
+        *("article", "background", "document", "documents", "evidence", "facts", "knowledge", "paragraph", "passage"),
+        *("passages", "premise", "reference", "references", "retrieved", "sentence", "story", "table", "persona"),
+        *("chain_of_thought", "cot", "explanation", "rationale", "hint", "hints", "demonstrations", "example"),
+        *("examples", "few_shot", "choices", "options", "task", "mask", "train"),
+    }
+)
+_KEPT_QUIET = frozenset({"id", "idx", "index", "uuid", "_id"})
+"""Columns that nothing reads, but that look like part of what the answer was written from."""
 
 Row = Mapping[str, object]
 
 
+class _Columns(Mapping[str, object]):
+    """The fields of a row; remembers which of them were read."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = fields
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        value = self._fields[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def unread(self) -> list[str]:
+        """The columns that hold something and were not read."""
+        return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What the user says about the columns, and whether rows must hold a rejected answer.
+    """What the user says about the columns, and what rows must hold: a rejected answer, a question.
 
     model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     needs_rejected: bool = False
+    needs_question: bool = False
     seed: int = 42
     model_name: tuple[str, str] | None = None
     model_author: tuple[str, str] | None = None
@@ -59,19 +112,51 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
 
     Raises RowError with the reason when the row is in no known format or damaged.
     """
-    row = _named(row, settings.columns)
-    _refuse_media(row)
-    messages = _messages(row, settings.seed + number)
-    rejected = _rejected(row, messages) if settings.needs_rejected else None
-    tools = row.get("tools")
-    channel = row.get("channel")
-    placeholders = _placeholders(row, settings)
+    columns = _Columns(_named(row, settings.columns))
+    _refuse_media(columns)
+    messages = _messages(columns, settings.seed + number)
+    rejected = _rejected(columns, messages) if settings.needs_rejected else None
+    if settings.needs_question and not _asks(messages):
+        raise RowError("the row has no question", f"its columns are {', '.join(columns)}")
+    placeholders = _placeholders(columns, settings)
+    tools = _pick(columns, TOOLS, "tools")
+    channel = columns.get("channel")
+    notes = [*_cut_notes(messages), *_notes(columns)]
     return Conversation(
-        messages=_filled(messages, placeholders),
+        messages=_filled(_until_answer(messages), placeholders),
         tools=_tools(tools) if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
-        rejected=None if rejected is None else _filled(rejected, placeholders),
+        rejected=None if rejected is None else _filled(_until_answer(rejected), placeholders),
+        notes=tuple(notes),
     )
+
+
+def _asks(messages: Sequence[Message]) -> bool:
+    return any(message.role in ("user", "tool") and message.content.strip() for message in messages)
+
+
+def _cut_notes(messages: Sequence[Message]) -> list[str]:
+    return [] if messages[-1].role == "assistant" else ["what comes after the last answer is left out"]
+
+
+def _until_answer(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation up to its last answer."""
+    last = max(place for place, message in enumerate(messages) if message.role == "assistant")
+    return tuple(messages[: last + 1])
+
+
+def _notes(columns: _Columns) -> list[str]:
+    """What of a row nothing reads."""
+    notes = []
+    for name in columns.unread():
+        if name.lower() in _KEPT_QUIET:
+            continue
+        looks = ", which looks like part of the task; name it with columns" if name.lower() in PARTS_OF_A_TASK else ""
+        notes.append(f"nothing reads the column {name}{looks}")
+    for column in (*MESSAGES, "chosen", "rejected", "rejected_messages"):
+        if column in columns:
+            notes += [f"nothing reads the message key {key}" for key in unread_keys(columns[column])]
+    return list(dict.fromkeys(notes))
 
 
 def _named(row: Row, columns: Mapping[str, str]) -> Row:
@@ -124,47 +209,77 @@ def _messages(row: Row, choice: int) -> tuple[Message, ...]:
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    if messages[-1].role != "assistant":
-        raise RowError("the last turn is not the assistant's", f"it is the {messages[-1].role}'s")
-    if any(message.role == "system" for message in messages[1:]):
-        raise RowError("a system message is not the first message")
-    last = messages[-1]
-    if not last.content.strip() and not last.extra:
+    answers = [message for message in messages if message.role == "assistant"]
+    if not answers:
+        raise RowError("the last turn is not the assistant's", f"it is the {messages[-1].role}'s, and no other is")
+    last = answers[-1]
+    if not last.content.strip() and not last.extra and not last.thought:
         raise RowError("empty response")
     return messages
 
 
 def _query_and_response(row: Row, choice: int) -> tuple[Message, ...]:
     query, response = _query(row), _response(row, choice)
-    messages = []
+    thoughts = [text_of(row[key], key) for key in THOUGHT_KEYS if key in row]
+    answers = _as_turns(response) or (Message(role="assistant", content=text_of(response, "response")),)
+    messages: list[Message] = []
     for question, answer in _history(row.get("history")):
         messages += [Message(role="user", content=question), Message(role="assistant", content=answer)]
-    if query:
-        messages.append(Message(role="user", content=query))
-    return (*messages, Message(role="assistant", content=response))
+    asked = _as_turns(query)
+    if asked:
+        messages += asked
+    elif query:
+        messages.append(Message(role="user", content=_single(query)))
+    return (*messages, *answers[:-1], with_thought(answers[-1], "\n\n".join(thoughts)))
 
 
-def _query(row: Row) -> str:
-    if "query" not in row and "instruction" in row and "input" in row:
-        parts = (text_of(row[name], name) for name in ("instruction", "input"))
-        return "\n".join(part for part in parts if part)
-    return text_of(_pick(row, QUERY, "query"), "query")
+def _as_turns(value: object) -> tuple[Message, ...]:
+    """The turns that a column holds instead of a text, none when it holds a text."""
+    is_list = (
+        isinstance(value, list) and value and all(isinstance(turn, Mapping) and "type" not in turn for turn in value)
+    )
+    return parse_messages(value) if is_list else ()
 
 
-def _response(row: Row, choice: int) -> str:
+def _single(value: object) -> str:
+    """A question; a list of several texts is none.
+
+    Raises RowError for such a list.
+    """
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        if len(value) != 1:
+            raise RowError("a column holds a list", f"the question is {len(value)} texts; give one in each row")
+        return str(value[0])
+    return text_of(value, "query")
+
+
+def _query(row: Row) -> object:
+    """The question: its column, and the context that stands beside it."""
+    question = _pick(row, QUERY, "query")
+    if question is None:
+        return next((row[name] for name in LATE_QUERY if name in row), None)
+    beside = [row[name] for name in CONTEXT if name in row]
+    if not beside or _as_turns(question):
+        return question
+    return "\n".join(text for text in map(_single, [question, *beside]) if text)
+
+
+def _response(row: Row, choice: int) -> object:
     response = row["chosen"] if "chosen" in row else _pick(row, RESPONSE, "response")
+    if response is None:
+        response = next((row[name] for name in LATE_RESPONSE if name in row), None)
     if response is None:
         raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
     if isinstance(response, list) and response and all(isinstance(option, str) for option in response):
-        response = response[zlib.crc32(choice.to_bytes(8, "little", signed=True)) % len(response)]
-    return text_of(response, "response")
+        return response[zlib.crc32(choice.to_bytes(8, "little", signed=True)) % len(response)]
+    return response
 
 
 def _history(value: object) -> list[tuple[str, str]]:
     if not value:
         return []
     rounds = parse_json(value, "history")
-    if not isinstance(rounds, list) or not all(isinstance(pair, list) and len(pair) == 2 for pair in rounds):
+    if not isinstance(rounds, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds):
         raise RowError("history is not a list of [query, response] pairs")
     return [(text_of(pair[0], "history"), text_of(pair[1], "history")) for pair in rounds]
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_trainer.data.loss_scale import STRATEGIES, Strategy
 from megatron_trainer.data.rendering import Rendering, Turn
@@ -19,25 +19,37 @@ class Span:
     weight: float = 1.0
 
 
+def trained_messages(messages: Sequence[Message], loss_scale: str) -> frozenset[int]:
+    """The assistant turns that are trained, by their place."""
+    turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    return frozenset(place for place in turns if _chosen(messages[place], loss_scale, is_last=place == turns[-1]))
+
+
+def _chosen(message: Message, loss_scale: str, *, is_last: bool) -> bool:
+    if message.loss is not None:
+        return message.loss > 0
+    return STRATEGIES[loss_scale].turns != "last" or is_last
+
+
 def spans(rendering: Rendering, messages: Sequence[Message], loss_scale: str) -> list[Span]:
     """The trained parts of a rendered conversation, in order, not overlapping.
 
-    A turn's own `loss` overrides which turns the strategy trains: true trains it, false leaves it out.
+    A turn's own `loss` overrides which turns the strategy trains: true trains it, false leaves it out, a number is a
+    factor of its weights.
     """
     strategy = STRATEGIES[loss_scale]
-    chosen = [turn for turn in rendering.turns if _is_trained(turn, rendering, messages, strategy)]
+    trained = trained_messages(messages, loss_scale)
+    chosen = [turn for turn in rendering.turns if turn.message in trained]
     if strategy.turns == "all":
         return _all_but(rendering, [turn for turn in rendering.turns if turn not in chosen])
+    weights = {turn.message: float(messages[turn.message].loss or 1) for turn in chosen}
     if strategy.weighing is None:
-        return [Span(start=turn.start, end=turn.end) for turn in chosen]
-    return [span for turn in chosen for span in _weighed(turn, rendering, messages, strategy)]
-
-
-def _is_trained(turn: Turn, rendering: Rendering, messages: Sequence[Message], strategy: Strategy) -> bool:
-    loss = messages[turn.message].loss
-    if loss is not None:
-        return loss
-    return strategy.turns != "last" or turn == rendering.turns[-1]
+        return [Span(start=turn.start, end=turn.end, weight=weights[turn.message]) for turn in chosen]
+    return [
+        replace(span, weight=span.weight * weights[turn.message])
+        for turn in chosen
+        for span in _weighed(turn, rendering, messages, strategy)
+    ]
 
 
 def _weighed(turn: Turn, rendering: Rendering, messages: Sequence[Message], strategy: Strategy) -> Iterator[Span]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -89,7 +89,9 @@ def prepare(
     train_parts, split_parts = _split(train, settings)
     if split_parts and is_first_rank:
         _write_rows(train, split_parts, save / "val_dataset.jsonl")
-    return _prepared(settings, train, train_parts, validation, split_parts, cached)
+    prepared = _prepared(settings, train, train_parts, validation, split_parts, cached)
+    stop_words = loader.encoder.template.stop_words
+    return replace(prepared, report=replace(prepared.report, stop_words=stop_words))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,6 +137,7 @@ def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loade
         ),
         validation=tuple(source_report(entry.spec.text, entry.store, [entry.source.note]) for entry in validation),
         validation_items=0 if dataset is None else len(dataset),
+        stop_words=loader.encoder.template.stop_words,
     )
     return Prepared(train=train, validation=dataset, report=report)
 

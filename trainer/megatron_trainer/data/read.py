@@ -155,7 +155,18 @@ def _read_parquet(path: Path) -> Rows:
         for batch in file.iter_batches(batch_size=1000):
             for row in batch.to_pylist():
                 number += 1
-                yield number, row
+                yield number, without_nulls(row)
+
+
+def without_nulls(row: Mapping[str, object]) -> dict[str, object]:
+    """A row of a table without the nulls by which Arrow fills the keys that a struct lacks; nulls of lists stay."""
+    return {name: _pruned(value) for name, value in row.items() if value is not None}
+
+
+def _pruned(value: object) -> object:
+    if isinstance(value, Mapping):
+        return without_nulls(value)
+    return [_pruned(entry) for entry in value] if isinstance(value, list) else value
 
 
 READERS: dict[str, Callable[[Path], Rows]] = {

@@ -66,7 +66,8 @@ class DataReport:
 
     items: what the sampler indexes (packed rows, where packing is on). samples: rows of the datasets in an epoch.
     None where it is not known before training: everything for a stream, lengths and tokens for lazy_tokenize.
-    from_cache: nothing had to be tokenised.
+    from_cache: nothing had to be tokenised. stop_words: the texts, usually one special token each, with which trained
+    answers end; generation has to stop at them, so an exported generation_config names them.
     """
 
     datasets: tuple[SourceReport, ...]
@@ -82,6 +83,7 @@ class DataReport:
     histogram: Histogram | None = None
     packing: PackingReport | None = None
     from_cache: bool = False
+    stop_words: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The report as plain JSON values, without what is not known."""
@@ -101,8 +103,14 @@ def source_report(name: str, store: Store | LazyStore, notes: Iterable[str] = ()
         tokens=int(store.offsets[-1]),
         trained_tokens=store.num_trained_tokens,
         dropped=drop_reports(store.facts.dropped),
-        notes=said,
+        notes=(*said, *note_lines(store.facts.notes)),
     )
+
+
+def note_lines(notes: Mapping[str, int]) -> list[str]:
+    """Notes about kept rows, the most frequent first."""
+    ordered = sorted(notes.items(), key=lambda entry: (-entry[1], entry[0]))
+    return [f"{count:,} {'row' if count == 1 else 'rows'}: {note}" for note, count in ordered]
 
 
 def drop_reports(dropped: Mapping[str, Dropped]) -> tuple[DropReport, ...]:

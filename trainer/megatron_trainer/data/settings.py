@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from megatron_trainer.data.chat_template import TemplateSettings
 from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
 from megatron_trainer.data.encode import EncodeSettings
 from megatron_trainer.data.formats import Recognition
@@ -101,6 +102,7 @@ def _encode_settings(args: TrainArgs, task: Task, max_length: int, violations: l
         recognition=Recognition(
             columns=_columns(args.columns, violations),
             needs_rejected=task == "rlhf",
+            needs_question=task != "pt" and args.use_chat_template,
             seed=args.data_seed,
             model_name=_two_languages("model_name", args.model_name, violations),
             model_author=_two_languages("model_author", args.model_author, violations),
@@ -111,6 +113,18 @@ def _encode_settings(args: TrainArgs, task: Task, max_length: int, violations: l
         max_length=max_length,
         truncation_strategy=args.truncation_strategy,
         loss_scale="all" if task == "pt" else args.loss_scale,
+        chat=_chat_settings(args),
+        keeps_incomplete=args.keep_incomplete_rows,
+    )
+
+
+def _chat_settings(args: TrainArgs) -> TemplateSettings:
+    thinking = {} if args.enable_thinking is None else {"enable_thinking": args.enable_thinking}
+    return TemplateSettings(
+        preserve_thinking=args.preserve_thinking,
+        add_non_thinking_prefix=args.add_non_thinking_prefix,
+        variables={**(args.chat_template_kwargs or {}), **thinking},
+        stop_words=tuple(args.stop_words),
     )
 
 

@@ -11,7 +11,7 @@ from typing import Protocol
 import datasets
 
 from megatron_trainer.data import split
-from megatron_trainer.data.read import READERS, kind_of, read_file
+from megatron_trainer.data.read import READERS, kind_of, read_file, without_nulls
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.spec import DatasetSpec
 
@@ -69,7 +69,7 @@ class TableSource:
     def records(self) -> Iterator[Record]:
         """All rows of the table."""
         for number, row in enumerate(self.table):
-            yield Record(number, self.name, number + 1, row)
+            yield Record(number, self.name, number + 1, without_nulls(row))
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` keeps with the table; the name, where the table is a stream."""

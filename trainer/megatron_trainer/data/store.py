@@ -7,8 +7,10 @@ numbers.npy and channels.npy belong to the rows, store.json holds the counts and
 from __future__ import annotations
 
 import json
+import os
+from collections import Counter
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
@@ -19,7 +21,7 @@ from numpy.typing import NDArray
 from megatron_trainer.data.chunk import Chunk
 from megatron_trainer.data.values import IGNORED, Location, Pair, Rejection, Sample
 
-VERSION = 1
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFacts:
-    """What store.json says. sequences_per_row: 1, or 2 for chosen and rejected. files: what rejections refer to."""
+    """What store.json says. sequences_per_row: 1, or 2 for chosen and rejected. notes: about kept rows, of how many."""
 
     sequences_per_row: int
     weight_type: str
@@ -40,6 +42,7 @@ class StoreFacts:
     num_rows: int
     num_truncated: int
     dropped: dict[str, Dropped]
+    notes: dict[str, int] = field(default_factory=dict)
 
 
 class StoreWriter:
@@ -57,13 +60,17 @@ class StoreWriter:
         self._channel_codes: dict[str, int] = {}
         self._row_channels: list[NDArray[np.int32]] = []
         self._dropped: dict[str, Dropped] = {}
+        self._notes: Counter[str] = Counter()
         self._num_rows = 0
         self._num_truncated = 0
 
     def append(self, chunk: Chunk) -> None:
         """Add the rows of a chunk after those already there."""
         chunk.input_ids.tofile(self._input_ids)
+        if chunk.weights.dtype == np.float32 and self._weight_type == np.uint8:
+            self._widen()
         chunk.weights.astype(self._weight_type, copy=False).tofile(self._weights)
+        self._notes.update(chunk.notes)
         self._lengths.append(chunk.lengths)
         self._numbers.append(chunk.numbers)
         codes = [self._code(channel) for channel in chunk.channels]
@@ -95,8 +102,19 @@ class StoreWriter:
             num_rows=self._num_rows,
             num_truncated=self._num_truncated,
             dropped=self._dropped,
+            notes=dict(self._notes),
         )
         (self._directory / "store.json").write_text(json.dumps({"version": VERSION, **asdict(facts)}))
+
+    def _widen(self) -> None:
+        """Weights other than 0 and 1 have come: write those so far in the wider type."""
+        path = self._directory / "weights.bin"
+        self._weights.close()
+        aside = path.with_name("weights.part")
+        _map(path, "uint8").astype(np.float32).tofile(aside)
+        os.replace(aside, path)
+        self._weights = path.open("ab")
+        self._weight_type = np.dtype(np.float32)
 
     def _code(self, channel: str | None) -> int:
         return -1 if channel is None else self._channel_codes.setdefault(channel, len(self._channel_codes))

@@ -5,9 +5,10 @@ Shape suffixes: B rows of a micro-batch, T tokens of a row.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -53,28 +54,50 @@ class RowError(Exception):
         self.detail = detail
 
 
+class Arguments(dict[str, object]):
+    """The arguments of a tool call; `text` is how the row wrote them, for templates that print text."""
+
+    def __init__(self, fields: Mapping[str, object], text: str | None = None) -> None:
+        super().__init__(fields)
+        self.text = json.dumps(fields, ensure_ascii=False) if text is None else text
+
+
 @dataclass(frozen=True, kw_only=True)
 class Message:
-    """One turn. `loss` overrides the loss_scale strategy for an assistant turn; `extra` are fields templates read."""
+    """One turn.
+
+    loss: of an assistant turn, overrides the loss_scale strategy: false leaves it out, true trains it, a number is the
+    weight of its loss. thought: what the assistant thought, where the row has it in a field of its own.
+    alias: the role as the row names it, for templates that know it (developer, observation).
+    extra: fields that templates read, such as tool_calls.
+    """
 
     role: str
     content: str
-    loss: bool | None = None
+    loss: bool | float | None = None
+    thought: str = ""
+    alias: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
 
-    def for_template(self) -> dict[str, object]:
-        """The turn as chat templates expect it."""
-        return {"role": self.role, "content": self.content, **self.extra}
+    @property
+    def calls(self) -> Sequence[Mapping[str, Any]]:
+        """The tool calls, each {type, function: {name, arguments}}."""
+        calls = self.extra.get("tool_calls", ())
+        return calls if isinstance(calls, list | tuple) else ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One recognised row. Text for pre-training is a conversation of a single assistant turn."""
+    """One recognised row. Text for pre-training is a conversation of a single assistant turn.
+
+    notes: what the user should know although the row is used, in words that are the same for all rows of its kind.
+    """
 
     messages: tuple[Message, ...]
     tools: tuple[Mapping[str, object], ...] | None = None
     channel: str | None = None
     rejected: tuple[Message, ...] | None = None
+    notes: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

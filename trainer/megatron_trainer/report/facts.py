@@ -69,6 +69,8 @@ def data_facts(report: Mapping[str, object]) -> Pairs:
             facts.append((heading, _source(source)))
             facts += [("Note", f"{source['name']}: {note}") for note in _texts(source.get("notes"))]
             facts += [("Dropped", _drop(drop)) for drop in _mappings(source.get("dropped"))]
+    if report.get("stop_words"):
+        facts.append(("Answers end with", ", ".join(_texts(report["stop_words"]))))
     if "length_min" in report:
         low, median, high = (text(report[f"length_{name}"]) for name in ("min", "median", "max"))
         facts.append(("Lengths", f"{low} to {high} tokens, median {median}"))

@@ -1,7 +1,8 @@
 """How a conversation becomes tokens and which of them are trained."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
@@ -121,6 +122,51 @@ class BaseTemplate:
         ge=1,
         status="refused",
         reason="it always equals context_parallel_size; set that",
+    )
+    stop_words: tuple[str, ...] = arg(
+        (),
+        (
+            "Texts that end an answer, trained after each one; needed only where neither the chat template nor "
+            "generation_config.json has one. Where the template prints none of them the first is added."
+        ),
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    enable_thinking: bool | None = arg(
+        None,
+        "Variable enable_thinking of the chat template; unset: as the template has it.",
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    chat_template_kwargs: Mapping[str, Any] | None = arg(
+        None,
+        'Further variables of the chat template, for example {"reasoning_effort": "high"}.',
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    preserve_thinking: bool | None = arg(
+        None,
+        (
+            "Whether thoughts stay where the chat template takes them away. Unset: in trained answers; true: in all; "
+            "false: nowhere, and rows whose trained answers lose theirs are dropped."
+        ),
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    add_non_thinking_prefix: bool | None = arg(
+        None,
+        (
+            "Whether trained answers without a thought start with the empty one of the chat template; unset: as the "
+            "template prints them."
+        ),
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    keep_incomplete_rows: bool = arg(
+        False,
+        "Train rows of which the chat template leaves a part out, and count them; by default they are dropped.",
+        applies_to=EVERY_TASK,
+        status="works",
     )
     response_prefix: str | None = arg(
         None,
