@@ -64,7 +64,7 @@ lint: install  ## ruff, the import contracts, and hadolint over the Dockerfiles
 type: install  ## mypy --strict on the contract and the operator
 	$(BIN)/mypy -p megatron_trainjob -p megatron_operator
 
-generate: install  ## write docs/arguments.md, the CRD and the chart's copies from the argument definitions
+generate: install  ## write docs/arguments.md, docs/families.md, the CRD and the chart's copies from their definitions
 	$(BIN)/python -m megatron_trainjob.generate
 	$(BIN)/python -m megatron_operator.crd --write
 	$(BIN)/python charts/generate.py

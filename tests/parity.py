@@ -53,10 +53,14 @@ def make_reference(directory: Path, *, packed: bool) -> Path:
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
+    from tiny_model import transformers_config
+
     path = directory / f"reference-{'packed' if packed else 'padded'}.pt"
     if path.exists():
         return path
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+    model = AutoModelForCausalLM.from_pretrained(
+        directory, config=transformers_config(directory), dtype=torch.float32, attn_implementation="eager"
+    )
     ids = tokens(model.config.vocab_size)
     logits, loss = [], torch.zeros(())
     for row, lengths in zip(ids, rows(packed), strict=True):

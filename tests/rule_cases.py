@@ -6,6 +6,7 @@ from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.tree import ARGUMENTS
 
 DENSE = {
+    "model_type": "llama",
     "num_hidden_layers": 12,
     "hidden_size": 64,
     "num_attention_heads": 8,
@@ -15,12 +16,20 @@ DENSE = {
 }
 EXPERTS = {
     **DENSE,
+    "model_type": "qwen3_moe",
     "num_experts": 8,
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 32,
     "norm_topk_prob": True,
 }
-LATENT = {**DENSE, "kv_lora_rank": 16, "q_lora_rank": 24}
+LATENT = {
+    **DENSE,
+    "model_type": "deepseek_v3",
+    "num_key_value_heads": 8,
+    "first_k_dense_replace": 12,
+    "kv_lora_rank": 16,
+    "q_lora_rank": 24,
+}
 
 
 @dataclass(frozen=True, kw_only=True)

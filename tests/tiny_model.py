@@ -10,6 +10,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from megatron_trainjob.families import FAMILIES, read
+
 VOCAB_SIZE = 320
 
 _DECODER = {
@@ -128,10 +130,38 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "ernie4_5": ("ernie4_5", {"head_dim": 16, "use_bias": True}),
     "phi3": ("phi3", {"partial_rotary_factor": 0.75, "sliding_window": 23}),
+    "internlm3": ("internlm3", {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
+    "smollm3": (
+        "smollm3",
+        {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 7, "tie_word_embeddings": True},
+    ),
+    "glm4_moe_lite": (
+        "glm4_moe_lite",
+        {
+            **_DEEPSEEK,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 1.8,
+            "mlp_layer_types": ["dense", "sparse", "dense", "sparse"],
+        },
+    ),
+    "kimi_k2": (
+        "kimi_k2",
+        {
+            **_DEEPSEEK,
+            "n_group": 1,
+            "topk_group": 1,
+            "norm_topk_prob": True,
+            "routed_scaling_factor": 2.827,
+            "rope_parameters": {**_DEEPSEEK_YARN, "beta_fast": 1.0, "beta_slow": 1.0},
+        },
+    ),
     "glm4": ("glm4", {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True}),
 }
-_KINDS_WITH_EXPERTS = ("qwen2_moe", "qwen3_moe", "mixtral", "deepseek_v2", "deepseek_v3", "glm4_moe", "dots1")
-EXPERT_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if kind in _KINDS_WITH_EXPERTS)
+EXPERT_MODELS = frozenset(
+    name for name, (kind, _) in MODELS.items() if read({"model_type": kind, "n_routed_experts": 8}).num_experts
+)
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
@@ -165,7 +195,7 @@ def config_of(name: str, **settings: Any) -> Any:
     from transformers import AutoConfig
 
     kind, own = MODELS[name]
-    return AutoConfig.for_model(kind, **{**_DECODER, **own, **settings})
+    return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **{**_DECODER, **own, **settings})
 
 
 def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[str, Any]) -> None:
@@ -178,8 +208,24 @@ def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[
         model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
         _randomise(model)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
+    _rename_family(directory, MODELS[name][0])
     tokenizer().save_pretrained(directory)
     (directory / "generation_config.json").write_text(json.dumps({"do_sample": False, "eos_token_id": 2}))
+
+
+def transformers_config(directory: Path) -> Any:
+    """The configuration of a directory whose model_type transformers may have under another name."""
+    from transformers import AutoConfig
+
+    raw = json.loads((directory / "config.json").read_text())
+    kind = raw.pop("model_type")
+    return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **raw)
+
+
+def _rename_family(directory: Path, kind: str) -> None:
+    """The model_type under which the model is published, where transformers has its code under another."""
+    path = directory / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind}, indent=2))
 
 
 def _randomise(model: Any) -> None:

@@ -81,8 +81,8 @@ def layer_ranges(job: Job, num_layers: int | None) -> list[tuple[int, int]]:
 
 def num_layers(job: Job, hf_config: Mapping[str, Any] | None) -> int | None:
     """Layers of the model, from the arguments or its config.json."""
-    found = job.args.num_layers or (hf_config or {}).get("num_hidden_layers")
-    return int(found) if found else None
+    found: int | None = derive.model_value(job.args, hf_config or {}, "num_layers")
+    return found
 
 
 def _rank(rank: int, job: Job, group: Sizes, stages: list[tuple[int, int]]) -> Rank:

@@ -58,8 +58,8 @@ def test_layers_are_dealt_out_over_the_stages():
 
 
 def test_the_number_of_layers_comes_from_the_arguments_or_the_model():
-    assert layout.num_layers(laid_out(1, 1), {"num_hidden_layers": 30}) == 30
-    assert layout.num_layers(laid_out(1, 1, num_layers=4), {"num_hidden_layers": 30}) == 4
+    assert layout.num_layers(laid_out(1, 1), {"model_type": "llama", "num_hidden_layers": 30}) == 30
+    assert layout.num_layers(laid_out(1, 1, num_layers=4), {"model_type": "llama", "num_hidden_layers": 30}) == 4
     assert layout.num_layers(laid_out(1, 1), None) is None
 
 

@@ -32,7 +32,7 @@ class Run:
     def __init__(self, folder, capsys):
         self.folder, self.capsys = folder, capsys
         (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text("{}")
+        (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
         (folder / "train.jsonl").write_text("")
         self.state = folder / ".mtj" / "tune"
 

@@ -180,11 +180,14 @@ HEADERS = {
 }
 
 
+MODEL = {"model_type": "llama", "num_hidden_layers": 2, "num_attention_heads": 4}
+
+
 @pytest.fixture
 def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "config.json").write_text(json.dumps({"num_hidden_layers": 2, "num_attention_heads": 4}))
+    (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL))
     (tmp_path / "train.jsonl").write_text("")
     return tmp_path
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from megatron_trainer.failure import InvalidInput
-from megatron_trainer.models import FAMILIES
-from megatron_trainer.models.expression import moe_layers
 from megatron_trainer.models.spec import read_model
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families.expression import moe_layers
 from tiny_model import MODELS
 
 
@@ -22,7 +22,7 @@ def write_config(folder: Path, name: str = "llama", **settings: Any) -> Path:
     """A directory with config.json alone, as transformers would write it."""
     from tiny_model import config_of
 
-    content = {**config_of(name).to_dict(), **settings}
+    content = {**config_of(name).to_dict(), "model_type": MODELS[name][0], **settings}
     (folder / "config.json").write_text(json.dumps(content, default=str))
     return folder
 
@@ -37,7 +37,7 @@ def violations(folder: Path, **settings: Any) -> dict[str, str]:
 @pytest.mark.parametrize("name", sorted(MODELS))
 def test_every_tiny_model_is_read(tmp_path: Path, name: str):
     spec = read_model(write_config(tmp_path, name), TrainArgs())
-    assert spec.family is FAMILIES[MODELS[name][0]]
+    assert spec.model.family == MODELS[name][0]
     assert spec.vocab_size == spec.hf_config.vocab_size
 
 
@@ -164,7 +164,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         {"norm_topk_prob": False},
         {},
         "config.json:norm_topk_prob",
-        "always normalises",
+        "always normalizes",
     ),
     "groups of another size": (
         "deepseek_v3",

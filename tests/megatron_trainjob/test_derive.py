@@ -147,36 +147,42 @@ def test_precision_is_given_or_that_of_the_weights(given, config, fp16_bf16):
     assert derive.fp16_bf16(args(**given), config) == fp16_bf16
 
 
-def test_model_value_is_given_or_of_config_json_or_a_fallback():
-    config = {"num_key_value_heads": 4}
+def test_model_value_is_given_or_of_the_model_or_a_fallback():
+    config = {"model_type": "llama", "num_key_value_heads": 4}
     assert derive.model_value(args(num_query_groups=2), config, "num_query_groups") == 2
     assert derive.model_value(args(), config, "num_query_groups") == 4
-    assert derive.model_value(args(), {}, "num_query_groups") == 1
+    assert derive.model_value(args(), {"model_type": "bert"}, "num_query_groups") == 1
     assert derive.model_value(args(), {}, "num_layers") is None
 
 
-@pytest.mark.parametrize("key", ["num_experts", "n_routed_experts", "num_local_experts"])
-def test_experts_are_found_under_the_names_of_every_family(key):
-    assert derive.num_experts(args(), {key: 8}) == 8
-    assert derive.num_experts(args(), {}) == 0
+@pytest.mark.parametrize(
+    ("family", "key"),
+    [("qwen3_moe", "num_experts"), ("deepseek_v3", "n_routed_experts"), ("mixtral", "num_local_experts")],
+)
+def test_experts_are_found_under_the_name_of_the_family(family, key):
+    assert derive.num_experts(args(), {"model_type": family, key: 8}) == 8
+    assert derive.num_experts(args(), {"model_type": "llama", key: 8}) == 0
 
 
 def test_shared_experts_have_one_width_together():
-    assert derive.shared_expert_size(args(), {"shared_expert_intermediate_size": 20}) == 20
-    assert derive.shared_expert_size(args(), {"n_shared_experts": 2, "moe_intermediate_size": 8}) == 16
-    assert derive.shared_expert_size(args(), {}) == 0
+    qwen = {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 20}
+    deepseek = {"model_type": "deepseek_v3", "n_shared_experts": 2, "moe_intermediate_size": 8}
+    assert derive.shared_expert_size(args(), qwen) == 20
+    assert derive.shared_expert_size(args(), deepseek) == 16
+    assert derive.shared_expert_size(args(), {"model_type": "llama"}) == 0
 
 
-def test_router_follows_config_json():
-    assert derive.router_topk(args(), {}) == 2
-    assert derive.router_pre_softmax(args(), {"norm_topk_prob": False}) is True
-    assert derive.router_pre_softmax(args(), {}) is False
-    assert derive.router_has_bias(args(), {"scoring_func": "sigmoid"}) is True
-    assert derive.router_has_bias(args(), {}) is False
+def test_router_is_that_of_the_model():
+    qwen = {"model_type": "qwen3_moe", "norm_topk_prob": False}
+    assert derive.router_topk(args(), {"model_type": "llama"}) == 2
+    assert derive.router_pre_softmax(args(), qwen) is True
+    assert derive.router_pre_softmax(args(), {"model_type": "mixtral"}) is False
+    assert derive.router_has_bias(args(), {"model_type": "glm4_moe"}) is True
+    assert derive.router_has_bias(args(), {**qwen, "scoring_func": "sigmoid"}) is False
 
 
 def test_lengths_follow_each_other():
-    config = {"max_position_embeddings": 4096}
+    config = {"model_type": "llama", "max_position_embeddings": 4096}
     assert derive.max_length(args(), config) == 4096
     assert derive.max_length(args(max_length=100), config) == 100
     assert derive.max_length(args(), {}) is None

@@ -48,10 +48,14 @@ def test_count_covers_every_argument():
     assert Counter(count_by_status()) == Counter(argument.status for argument in ARGUMENTS.values())
 
 
-def test_generate_writes_the_page_and_check_finds_a_stale_one(tmp_path, capsys):
-    path = tmp_path / "docs" / "arguments.md"
-    assert generate.main(["--check", str(path)]) == 1
-    assert generate.main([str(path)]) == 0
-    assert path.read_text() == document()
-    assert generate.main(["--check", str(path)]) == 0
-    assert "arguments by status: works: " in capsys.readouterr().out
+def test_generate_writes_the_pages_and_check_finds_stale_ones(tmp_path, capsys):
+    folder = tmp_path / "docs"
+    assert generate.main(["--check", str(folder)]) == 1
+    assert generate.main([str(folder)]) == 0
+    assert (folder / "arguments.md").read_text() == document()
+    assert generate.main(["--check", str(folder)]) == 0
+    (folder / "families.md").write_text("")
+    assert generate.main(["--check", str(folder)]) == 1
+    captured = capsys.readouterr()
+    assert "arguments by status: works: " in captured.out
+    assert "families.md" in captured.err.splitlines()[-1]

@@ -90,7 +90,8 @@ def test_every_rule_is_about_arguments_that_exist():
 @pytest.mark.parametrize("task", ["pt", "sft", "rlhf"])
 def test_the_smallest_sensible_input_breaks_no_rule(task):
     args = TrainArgs(**task_defaults(task), model="m", dataset=("d",), train_iters=10)
-    config = {"num_hidden_layers": 12, "hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 256}
+    sizes = {"num_hidden_layers": 12, "hidden_size": 64, "num_attention_heads": 8, "intermediate_size": 256}
+    config = {"model_type": "llama", **sizes}
     assert check(args, frozenset(), task=task, world_size=2, hf_config=config) == ()
 
 

@@ -6,6 +6,7 @@ from megatron_trainjob.args.parse import parse
 
 RUN = {"model": "m", "dataset": ["d"], "train_iters": 10}
 CONFIG = {
+    "model_type": "llama",
     "num_hidden_layers": 12,
     "hidden_size": 64,
     "num_attention_heads": 8,

@@ -48,8 +48,8 @@ class Run:
     total_iterations: int
     eval_iters: int
     eval_interval: int
-    flops_per_token: float | None
-    flops_per_pair: float | None
+    flops_per_token: float
+    flops_per_pair: float
     termination: Termination
 
 
@@ -190,10 +190,8 @@ def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers
     )
 
 
-def _flops(run: Run, result: StepResult) -> float | None:
-    """Model FLOPs of the step over all ranks; None for a family that nobody counts yet."""
-    if run.flops_per_token is None or run.flops_per_pair is None:
-        return None
+def _flops(run: Run, result: StepResult) -> float:
+    """Model FLOPs of the step over all ranks."""
     return run.flops_per_token * result.num_tokens + run.flops_per_pair * result.num_pairs
 
 

@@ -1,7 +1,7 @@
 """Model-parallel groups: who this rank is, sums over groups, and this rank's part of a sequence.
 
 Starts and ends megatron-core's groups. Knows nothing of models; layouts that cannot be right are refused by
-the argument rules and by models/refuse.py before anything gets here.
+the argument rules and by families/check.py before anything gets here.
 """
 
 from __future__ import annotations

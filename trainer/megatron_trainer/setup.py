@@ -120,8 +120,8 @@ def build(
         total_iterations=total,
         eval_iters=eval_iters,
         eval_interval=derive.eval_interval(args),
-        flops_per_token=flops_per_token(spec.hf_config.to_dict(), args),
-        flops_per_pair=flops_per_pair(spec.hf_config.to_dict()),
+        flops_per_token=flops_per_token(spec.model, args),
+        flops_per_pair=flops_per_pair(spec.model),
         termination=termination,
     )
     return run, state
@@ -243,7 +243,7 @@ def _prepare_data(
 ) -> Prepared:
     """The first rank reads and caches; the others read the cache after it, and so do later versions of the run."""
     is_first = dist.get_rank() == 0
-    max_length = derive.max_length(args, spec.config) or spec.hf_config.max_position_embeddings
+    max_length = derive.max_length(args, spec.config) or spec.model.max_position_embeddings
     options: dict[str, Any] = {
         "task": task,
         "max_length": max_length,
@@ -368,7 +368,7 @@ def _run_info(
         dtype=str(spec.dtype).removeprefix("torch."),
         micro_batch_size=args.micro_batch_size,
         global_batch_size=args.global_batch_size,
-        max_length=derive.max_length(args, spec.config) or spec.hf_config.max_position_embeddings,
+        max_length=derive.max_length(args, spec.config) or spec.model.max_position_embeddings,
         start_iteration=state.iteration,
         total_iterations=total_iterations,
         consumed_samples=state.consumed_samples,

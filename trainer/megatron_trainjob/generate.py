@@ -1,31 +1,37 @@
-"""Writes docs/arguments.md: `python -m megatron_trainjob.generate [--check] [PATH]`."""
+"""Writes the generated pages of docs/: `python -m megatron_trainjob.generate [--check] [FOLDER]`."""
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-from megatron_trainjob.args.document import count_by_status, document
+from megatron_trainjob.args.document import count_by_status
+from megatron_trainjob.args.document import document as arguments
+from megatron_trainjob.families.document import document as families
 
-DEFAULT_PATH = Path("docs/arguments.md")
+DEFAULT_FOLDER = Path("docs")
+PAGES: Mapping[str, Callable[[], str]] = {"arguments.md": arguments, "families.md": families}
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the page, or with --check only compares it (1 when it is stale); tells the count per status."""
-    path = next((Path(word) for word in argv if not word.startswith("-")), DEFAULT_PATH)
-    text = document()
-    if "--check" in argv:
-        current = path.read_text(encoding="utf-8") if path.exists() else ""
-        if current != text:
-            sys.stderr.write(f"{path} is out of date; run python -m megatron_trainjob.generate\n")
-            return 1
-    else:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_text(text, encoding="utf-8")
+    """Writes the pages, or with --check only compares them (1 when one is stale); tells the count per status."""
+    folder = next((Path(word) for word in argv if not word.startswith("-")), DEFAULT_FOLDER)
+    stale = [name for name, page in PAGES.items() if _text(folder / name) != page()]
+    if "--check" in argv and stale:
+        names = " and ".join(str(folder / name) for name in stale)
+        sys.stderr.write(f"{names} out of date; run python -m megatron_trainjob.generate\n")
+        return 1
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in stale:
+        (folder / name).write_text(PAGES[name](), encoding="utf-8")
     counts = ", ".join(f"{status}: {count}" for status, count in count_by_status().items())
     sys.stdout.write(f"arguments by status: {counts}\n")
     return 0
+
+
+def _text(path: Path) -> str:
+    return path.read_text(encoding="utf-8") if path.exists() else ""
 
 
 if __name__ == "__main__":

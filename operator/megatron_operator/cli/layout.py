@@ -6,7 +6,6 @@ import argparse
 from collections.abc import Mapping
 from typing import Any
 
-from rich.markup import escape
 from rich.table import Table
 
 from megatron_operator import gpu_memory, layout
@@ -17,6 +16,7 @@ from megatron_operator.job import Job
 from megatron_operator.layout import Rank
 from megatron_trainjob import memory
 from megatron_trainjob.args import derive
+from megatron_trainjob.families.check import check
 from megatron_trainjob.memory import MemoryEstimate, RankMemory
 
 MAX_RANKS = 64
@@ -102,12 +102,9 @@ def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
     if loaded.hf_config is None:
         out.print("[dim]memory: unknown, for the model's config.json cannot be read here[/]")
         return
-    try:
-        shape = memory.ModelShape.from_hf_config(loaded.hf_config)
-    except ValueError as problem:
-        out.print(f"[dim]memory: unknown: {escape(str(problem))}[/]")
-        return
-    estimate = memory.estimate(loaded.job.args, shape, loaded.job.world_size)
+    model = check(loaded.hf_config, loaded.job.args).model
+    assert model is not None  # loading has refused a config.json that means nothing
+    estimate = memory.estimate(loaded.job.args, model, loaded.job.world_size)
     show_table(_memory_table(estimate))
     out.print(
         f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trained, "

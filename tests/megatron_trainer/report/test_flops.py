@@ -4,10 +4,12 @@ from types import SimpleNamespace
 
 import pytest
 
-from megatron_trainer.report.flops import flops_per_pair, flops_per_token
+from megatron_trainer.report import flops
+from megatron_trainjob.families import read
 
 FULL, LORA = SimpleNamespace(train_type="full"), SimpleNamespace(train_type="lora")
 LLAMA = {
+    "model_type": "llama",
     "hidden_size": 64,
     "intermediate_size": 160,
     "num_hidden_layers": 3,
@@ -15,9 +17,25 @@ LLAMA = {
     "num_key_value_heads": 2,
     "vocab_size": 1000,
 }
+
+
+def flops_per_token(config, args):
+    return flops.flops_per_token(read(config), args)
+
+
+def flops_per_pair(config):
+    return flops.flops_per_pair(read(config))
+
+
 LLAMA_LAYER = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 3 * 64 * 160
 HEAD = 64 * 1000
-MIXTURE = LLAMA | {"num_experts": 8, "num_experts_per_tok": 2, "moe_intermediate_size": 48}
+MIXTURE = LLAMA | {
+    "model_type": "qwen3_moe",
+    "head_dim": 16,
+    "num_experts": 8,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+}
 MIXTURE_LAYER = 64 * 64 + 2 * 64 * 32 + 64 * 64 + 2 * 3 * 64 * 48 + 64 * 8
 
 
@@ -30,6 +48,7 @@ def test_full_training_takes_six_and_lora_four_per_weight_and_token():
 def test_smollm2_has_its_134_million_weights():
     """All 134,515,008 parameters but the 61 norms of 576: the tied embedding counts once, as the output matrix."""
     smollm2 = {
+        "model_type": "llama",
         "hidden_size": 576,
         "intermediate_size": 1536,
         "num_hidden_layers": 30,
@@ -55,7 +74,6 @@ def test_of_a_mixture_only_the_chosen_experts_and_the_router_count():
     ("changes", "num_dense"),
     [
         ({"mlp_only_layers": [0]}, 1),
-        ({"first_k_dense_replace": 2}, 2),
         ({"decoder_sparse_step": 2}, 2),
         ({"mlp_only_layers": []}, 0),
     ],
@@ -65,13 +83,28 @@ def test_dense_layers_of_a_mixture_count_as_dense(changes, num_dense):
     assert flops_per_token(MIXTURE | changes, FULL) == 6 * expected
 
 
-@pytest.mark.parametrize("shared", [{"shared_expert_intermediate_size": 96}, {"n_shared_experts": 2}])
-def test_shared_experts_count_for_every_token(shared):
-    assert flops_per_token(MIXTURE | shared, FULL) == 6 * (3 * (MIXTURE_LAYER + 3 * 64 * 96) + HEAD)
+def test_dense_layers_before_the_experts_and_shared_experts_count():
+    mixture = MIXTURE | {"model_type": "dots1", "n_routed_experts": 8, "n_shared_experts": 2, "norm_topk_prob": True}
+    for num_dense in (0, 2):
+        expected = num_dense * LLAMA_LAYER + (3 - num_dense) * (MIXTURE_LAYER + 3 * 64 * 96) + HEAD
+        assert flops_per_token(mixture | {"first_k_dense_replace": num_dense}, FULL) == 6 * expected
+
+
+def test_one_wide_shared_expert_counts_for_every_token():
+    mixture = MIXTURE | {"model_type": "qwen2_moe", "shared_expert_intermediate_size": 96}
+    assert flops_per_token(mixture, FULL) == 6 * (3 * (MIXTURE_LAYER + 3 * 64 * 96) + HEAD)
 
 
 def test_latent_attention_counts_its_low_rank_matrices():
-    latent = {"kv_lora_rank": 16, "q_lora_rank": 24, "qk_rope_head_dim": 8, "qk_nope_head_dim": 12, "v_head_dim": 10}
+    latent = {
+        "model_type": "deepseek_v3",
+        "first_k_dense_replace": 3,
+        "kv_lora_rank": 16,
+        "q_lora_rank": 24,
+        "qk_rope_head_dim": 8,
+        "qk_nope_head_dim": 12,
+        "v_head_dim": 10,
+    }
     attention = 64 * 24 + 24 * 4 * 20 + 64 * (16 + 8) + 16 * 4 * (12 + 10) + 4 * 10 * 64
     assert flops_per_token(LLAMA | latent, FULL) == 6 * (3 * (attention + 3 * 64 * 160) + HEAD)
     without_rank = attention - 64 * 24 - 24 * 4 * 20 + 64 * 4 * 20
@@ -83,14 +116,3 @@ def test_latent_attention_counts_its_low_rank_matrices():
 def test_a_pair_of_query_and_key_costs_score_and_value_in_every_head():
     """Forward 2 * 16 for the score and 2 * 16 for the value, three times that with backward, in 4 heads of 3 layers."""
     assert flops_per_pair(LLAMA) == 3 * (2 * 16 + 2 * 16) * 4 * 3
-
-
-def test_a_multimodal_config_counts_its_language_model():
-    assert flops_per_token({"text_config": LLAMA, "vision_config": {"hidden_size": 9}}, FULL) == flops_per_token(
-        LLAMA, FULL
-    )
-
-
-def test_a_config_of_another_kind_of_model_is_not_guessed():
-    assert flops_per_token({"d_model": 64}, FULL) is None
-    assert flops_per_pair({"d_model": 64}) is None

@@ -1,9 +1,12 @@
 """Bytes per rank, computed by hand for a model that is small enough to do so."""
 
+from dataclasses import replace
+
 import pytest
 
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.memory import ModelShape, estimate
+from megatron_trainjob.families import read
+from megatron_trainjob.memory import estimate
 from megatron_trainjob.memory.estimate import OVERHEAD_BYTES
 from model_configs import PUBLISHED
 
@@ -25,7 +28,7 @@ GIB = 1024**3
 
 def tiny(world_size=1, *, config=TINY, tokens=None, **arguments):
     args = TrainArgs(**{"max_length": 16, "global_batch_size": 8, **arguments})
-    return estimate(args, ModelShape.from_hf_config(config), world_size, tokens=tokens)
+    return estimate(args, read(config), world_size, tokens=tokens)
 
 
 def test_one_rank_holds_weights_gradients_and_adam_state_of_everything():
@@ -163,7 +166,7 @@ def test_experts_are_spread_over_expert_ranks_and_their_state_over_expert_copies
 
 def test_a_run_without_any_length_is_asked_for_one():
     with pytest.raises(ValueError, match="max_length is needed"):
-        estimate(TrainArgs(), ModelShape.from_hf_config({**TINY, "max_position_embeddings": None}), 1)
+        estimate(TrainArgs(), replace(read(TINY), max_position_embeddings=0), 1)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +194,6 @@ def test_estimate_is_near_what_users_measured(name, world_size, measured_gib, ar
     includes fragmentation, so the estimate may lie up to a fifth below and must not lie above by more than 5 %.
     """
     base = {"packing": True, "max_length": 8192, "global_batch_size": 16, "sequence_parallel": True}
-    shape = ModelShape.from_hf_config(PUBLISHED[name][1])
+    shape = read(PUBLISHED[name][1])
     result = estimate(TrainArgs(**{**base, **arguments}), shape, world_size)
     assert 0.8 * measured_gib <= result.peak.total / GIB <= 1.05 * measured_gib

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_trainjob.memory import ModelShape
+from megatron_trainjob.families import read
 from model_configs import PUBLISHED
 
 SMALL = {
@@ -57,7 +57,7 @@ VARIANTS = [
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_model_has_its_published_number_of_parameters(name):
     count, config = PUBLISHED[name]
-    assert ModelShape.from_hf_config(config).num_parameters == count
+    assert read(config).num_parameters == count
 
 
 @pytest.mark.slow
@@ -74,7 +74,7 @@ def test_every_family_has_the_parameters_that_transformers_builds():
     found = {}
     for index, (family, extra) in enumerate(VARIANTS):
         config, count = built(family, extra)
-        found[index, family] = (ModelShape.from_hf_config(config).num_parameters, count)
+        found[index, family] = (read(config).num_parameters, count)
     assert {key: pair for key, pair in found.items() if pair[0] != pair[1]} == {}
 
 
@@ -84,7 +84,7 @@ def test_parameters_of_a_layer_are_told_apart_by_how_they_are_spread():
     tensor: qkv 4 * (4 + 2 * 2) + proj 4 * 4 + shared 3 * 4 * 6 = 120; expert: 3 * 3 * 4 * 5 = 180;
     whole: norms 8 + router 12 + shared gate 4 = 24; qwen2_moe has a qkv bias of 8 on top of tensor.
     """
-    shape = ModelShape.from_hf_config(
+    shape = read(
         {
             "model_type": "qwen2_moe",
             "vocab_size": 10,
@@ -105,9 +105,9 @@ def test_parameters_of_a_layer_are_told_apart_by_how_they_are_spread():
 
 def test_unknown_family_is_refused_by_name():
     with pytest.raises(ValueError, match="model_type 'bert' is not one of llama"):
-        ModelShape.from_hf_config({"model_type": "bert"})
+        read({"model_type": "bert"})
 
 
-def test_missing_size_is_named():
-    with pytest.raises(ValueError, match=r"config.json has no vocab_size"):
-        ModelShape.from_hf_config({"model_type": "llama"})
+def test_a_value_of_another_type_is_named():
+    with pytest.raises(ValueError, match=r"config.json:vocab_size: must be a whole number above 0"):
+        read({"model_type": "llama", "vocab_size": "320"})

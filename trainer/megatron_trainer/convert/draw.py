@@ -31,9 +31,9 @@ def draw_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: in
     """
     sizes = table.sizes(spec)
     for entry in table.entries(chunks, spec):
-        std = spec.hf_config.initializer_range
+        std = spec.model.init_std
         if entry.name.endswith(_INTO_THE_RESIDUAL):
-            std /= math.sqrt(2 * spec.hf_config.num_hidden_layers)
+            std /= math.sqrt(2 * spec.model.num_layers)
         sources = [_drawn(piece, std, seed) for piece in pieces(entry, sizes)]
         RULES[entry.rule].blocks(sources, entry.share, sizes).copy_to(entry.parameter)
 

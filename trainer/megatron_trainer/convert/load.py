@@ -16,6 +16,7 @@ from megatron_trainer.convert.source import Checkpoint, open_checkpoint
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.models.weights import IGNORED, prediction_layers
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
@@ -59,7 +60,7 @@ def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | 
     """What is wrong with the number of rows of an embedding or output layer; the rule would cut or add some."""
     if entry.rule != "vocabulary":
         return None
-    rows, expected = checkpoint.tensor(entry.names[0]).shape[0], spec.hf_config.vocab_size
+    rows, expected = checkpoint.tensor(entry.names[0]).shape[0], spec.model.vocab_size
     return None if rows == expected else f"{entry.names[0]} has {rows} rows, vocab_size says {expected}"
 
 
@@ -107,7 +108,7 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
 
 def may_be_left(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and a tied output."""
-    patterns = (*spec.family.ignored, *spec.family.copied(spec.hf_config))
+    patterns = (*IGNORED, *prediction_layers(spec.model))
     return (spec.tied and name == "lm_head.weight") or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 

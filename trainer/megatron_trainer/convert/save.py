@@ -25,6 +25,7 @@ from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
 from megatron_trainer.models.spec import CONFIG_FILE, ModelSpec
+from megatron_trainer.models.weights import prediction_layers
 
 _COPIED = (
     "generation_config.json",
@@ -163,7 +164,7 @@ def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | Non
 
 def _copied_names(spec: ModelSpec) -> list[str]:
     """Tensors of the source that the model does not use but the export keeps; the first rank writes them."""
-    patterns = spec.family.copied(spec.hf_config)
+    patterns = prediction_layers(spec.model)
     if dist.get_rank() != 0 or not patterns:
         return []
     files = open_checkpoint(spec.directory).files

@@ -13,8 +13,8 @@ from torch import Tensor
 
 from megatron_trainer.convert.rules import Share, Sizes
 from megatron_trainer.lora.names import TIED_OUTPUT, is_adapter, unwrapped, whole_model_name
-from megatron_trainer.models.family import Rule
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.models.weight import Rule
 from megatron_trainer.models.weights import table
 
 # TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
@@ -67,11 +67,9 @@ class Entry:
 
 def sizes(spec: ModelSpec) -> Sizes:
     """What the rules need to know of the model."""
-    config = spec.hf_config
-    groups = config.num_key_value_heads or config.num_attention_heads
     return Sizes(
-        groups=groups,
-        queries_per_group=config.num_attention_heads // groups,
+        groups=spec.model.num_kv_heads,
+        queries_per_group=spec.model.num_heads // spec.model.num_kv_heads,
         vocab_size=spec.vocab_size,
         padded_vocab_size=spec.padded_vocab_size,
     )
@@ -83,14 +81,14 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     Raises:
         KeyError: a parameter that the family's weight table does not know; the table is incomplete.
     """
-    rows = table(spec.family)
+    rows = table(spec.model.family)
     for chunk in map(unwrapped, chunks):
         for local_name, parameter in _weights(chunk):
             name = whole_model_name(chunk, _canonical(local_name))
             layer, expert = _LAYER.match(name), _EXPERT.search(name)
             row = rows.get(_pattern(name))
             if row is None:
-                raise KeyError(f"the weight table of {spec.family.model_type} has no row for {name}")
+                raise KeyError(f"the weight table of {spec.model.family} has no row for {name}")
             numbers = {"layer": layer and layer[1], "expert": expert and expert[1]}
             yield Entry(
                 parameter=parameter,

@@ -15,6 +15,3 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu_pytorch_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
     "relu": torch.nn.functional.relu,
 }
-
-SWIGLU = ("silu", "swish")
-"""Names under which a gated MLP is what is called SwiGLU."""

@@ -109,17 +109,17 @@ def _with_family_parts(
     layer: TransformerLayerSubmodules, spec: ModelSpec, config: TransformerConfig, *, has_experts: bool
 ) -> TransformerLayerSubmodules:
     """Biases and norms that only some families have."""
-    if spec.family.output_bias(spec.hf_config):
+    if spec.model.output_bias:
         attention = layer.self_attention.submodules
         attention = replace(attention, linear_proj=with_bias(attention.linear_proj))
         layer = replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
-    if spec.family.mlp_bias(spec.hf_config) and not has_experts:
+    if spec.model.mlp_bias and not has_experts:
         mlp = layer.mlp.keywords["submodules"]
         mlp = replace(mlp, linear_fc1=with_bias(mlp.linear_fc1), linear_fc2=with_bias(mlp.linear_fc2))
         layer = replace(layer, mlp=partial(layer.mlp.func, submodules=mlp))
-    if spec.family.latent_attention and config.q_lora_rank is None:
+    if spec.model.has_latent_attention and config.q_lora_rank is None:
         layer = replace(layer, self_attention=replace(layer.self_attention, module=AttentionOnPlainQueries))
-    if spec.family.post_norms:
+    if spec.model.post_norms:
         post_norm = ModuleSpec(module=PostNormAdd, params={"config": config})
         layer = replace(layer, self_attn_bda=post_norm, mlp_bda=post_norm)
     return layer

@@ -48,29 +48,50 @@ def _chunk(
     block: TransformerBlockSubmodules,
     stage: int | None,
 ) -> GPTModel:
-    rotary = spec.hf_config.rope_parameters
+    rotary = spec.model.rotary
     model = GPTModel(
         config,
         block,
         vocab_size=spec.padded_vocab_size,
-        max_sequence_length=spec.hf_config.max_position_embeddings,
+        max_sequence_length=spec.model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
         post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
         parallel_output=True,
         share_embeddings_and_output_weights=spec.tied,
         position_embedding_type="rope",
-        rotary_base=rotary["rope_theta"],
-        rotary_percent=rotary.get("partial_rotary_factor") or 1.0,
+        rotary_base=rotary.base,
+        rotary_percent=rotary.share,
         vp_stage=stage,
     )
-    if not spec.family.latent_attention:
+    if spec.model.has_latent_attention:
+        _set_latent_attention(model, spec)
+    else:
         _set_rotary(model, spec)
     return model
 
 
 def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
     """Puts the model's own frequencies in, before the first forward pass caches any."""
-    inverse, factor = rope.frequencies(spec.hf_config)
+    inverse, factor = rope.frequencies(spec)
     model.rotary_pos_emb.inv_freq = inverse.to(model.rotary_pos_emb.inv_freq.device)
     for layer in model.decoder.layers:
         layer.self_attention._yarn_concentration_factor = factor
+
+
+def _set_latent_attention(model: GPTModel, spec: ModelSpec) -> None:
+    """Each layer's own frequencies, and the epsilon of the norms inside, which the configuration has no field for.
+
+    TransformerEngine has these norms within the linears that follow.
+    """
+    inverse, factor = rope.frequencies(spec)
+    for layer in model.decoder.layers:
+        attention = layer.self_attention
+        device = attention.rotary_pos_emb.inv_freq.device
+        if factor == 1.0:
+            attention.rotary_pos_emb.inv_freq = inverse.to(device)
+        else:
+            attention.rotary_pos_emb = rope.ScaledRotaryEmbedding(attention.rotary_pos_emb, inverse.to(device), factor)
+        for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
+            part = getattr(attention, name, None)
+            if hasattr(part, "eps"):
+                part.eps = spec.model.latent_norm_epsilon

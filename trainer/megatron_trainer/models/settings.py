@@ -10,14 +10,15 @@ from megatron.core.transformer.enums import AttnBackend
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.models import rope
-from megatron_trainer.models.activation import ACTIVATIONS, SWIGLU
+from megatron_trainer.models.activation import ACTIVATIONS
 from megatron_trainer.models.block import Implementation
 from megatron_trainer.models.extra import configuration
-from megatron_trainer.models.family import HfConfig
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.parallel import expert_tensor_parallel_size
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.arguments import SWIGLU
+from megatron_trainjob.families.model import Model
 
 _FUSED_ATTENTION = ("flash", "fused", "auto")
 """Values of attention_backend whose kernels never hold the whole matrix of scores."""
@@ -37,10 +38,11 @@ def transformer_config(
     spec: ModelSpec, args: TrainArgs, backend: Backend, *, virtual_stages: int | None = None
 ) -> TransformerConfig:
     """The configuration of this rank's part of the model. Later entries win over earlier ones."""
-    kind = MLATransformerConfig if spec.family.latent_attention else TransformerConfig
+    kind = MLATransformerConfig if spec.model.has_latent_attention else TransformerConfig
     fields = {
-        **_decoder(spec.hf_config),
-        **spec.family.settings(spec.hf_config),
+        **_decoder(spec.model),
+        **_latent_attention(spec),
+        **_routing(spec.model),
         **_layout(spec, args, virtual_stages),
         **_precision(spec, args),
         **_computation(args, backend),
@@ -48,41 +50,91 @@ def transformer_config(
         **_fusions(spec, args, backend),
         **_experts(spec, args, backend),
     }
-    if spec.family.latent_attention:
-        fields.pop("kv_channels")
     return configuration(kind, fields, args.extra_megatron_kwargs)
 
 
-def _decoder(config: HfConfig) -> dict[str, Any]:
-    heads = config.num_attention_heads
+def _decoder(model: Model) -> dict[str, Any]:
     return {
-        "num_layers": config.num_hidden_layers,
-        "hidden_size": config.hidden_size,
-        "ffn_hidden_size": config.intermediate_size,
-        "num_attention_heads": heads,
-        "num_query_groups": config.num_key_value_heads or heads,
-        "kv_channels": getattr(config, "head_dim", None) or config.hidden_size // heads,
-        "layernorm_epsilon": config.rms_norm_eps,
+        "num_layers": model.num_layers,
+        "hidden_size": model.hidden_size,
+        "ffn_hidden_size": model.ffn_hidden_size,
+        "num_attention_heads": model.num_heads,
+        "num_query_groups": model.num_kv_heads,
+        "layernorm_epsilon": model.norm_epsilon,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
-        "activation_func": ACTIVATIONS[config.hidden_act],
+        "activation_func": ACTIVATIONS[model.activation],
         "add_bias_linear": False,
-        "attention_dropout": float(getattr(config, "attention_dropout", None) or 0.0),
-        "init_method_std": config.initializer_range,
-        **_window(config),
+        "add_qkv_bias": model.qkv_bias,
+        "qk_layernorm": model.qk_norm,
+        "rotary_interleaved": model.rotary.interleaved,
+        "attention_dropout": model.attention_dropout,
+        "init_method_std": model.init_std,
+        **_differences_between_layers(model),
+        **({} if model.has_latent_attention else {"kv_channels": model.qk_head_size}),
     }
 
 
-def _window(config: HfConfig) -> dict[str, Any]:
-    """Sliding-window attention: a token sees itself and the `sliding_window - 1` tokens before it."""
-    window = getattr(config, "sliding_window", None)
-    if not window or getattr(config, "use_sliding_window", True) is False:
+def _differences_between_layers(model: Model) -> dict[str, Any]:
+    """Sliding windows, in which a token sees itself and the `window - 1` tokens before it, and layers without rotation.
+
+    megatron-core's 1 stands for a window, and for no rotation.
+    """
+    fields: dict[str, Any] = {}
+    if model.window:
+        fields["window_size"] = (model.window - 1, 0)
+        fields["window_attn_skip_freq"] = [int(flag) for flag in model.window_layers]
+    if model.rotary.layers:
+        fields["no_rope_freq"] = [int(not flag) for flag in model.rotary.layers]
+    return fields
+
+
+def _latent_attention(spec: ModelSpec) -> dict[str, Any]:
+    """Low-rank attention. Its frequencies are put in by build.py; the scale of its scores follows from these fields."""
+    model = spec.model
+    if not model.has_latent_attention:
         return {}
-    kinds = getattr(config, "layer_types", None) or ["sliding_attention"] * config.num_hidden_layers
+    _, factor = rope.frequencies(spec)
+    scaling = model.rotary.parameters if model.rotary.kind != "default" else {}
+    scales = bool(scaling.get("mscale_all_dim"))
     return {
-        "window_size": (window - 1, 0),
-        "window_attn_skip_freq": [int(kind == "sliding_attention") for kind in kinds],
+        "q_lora_rank": model.q_lora_rank or None,
+        "kv_lora_rank": model.kv_lora_rank,
+        "qk_head_dim": model.qk_head_size - model.qk_rope_size,
+        "qk_pos_emb_head_dim": model.qk_rope_size,
+        "v_head_dim": model.v_head_size,
+        "rotary_base": model.rotary.base,
+        "rope_type": "rope" if factor == 1.0 else "yarn",
+        "rotary_scaling_factor": scaling["factor"] if scales else 1.0,
+        "mscale_all_dim": scaling["mscale_all_dim"] if scales else 0.0,
     }
+
+
+def _routing(model: Model) -> dict[str, Any]:
+    """Experts and how tokens find them.
+
+    Dividing the chosen probabilities by their sum is the same as a softmax over the chosen logits alone.
+    """
+    router = model.router
+    if router is None:
+        return {}
+    fields: dict[str, Any] = {
+        "num_moe_experts": model.num_experts,
+        "moe_router_topk": model.experts_per_token,
+        "moe_ffn_hidden_size": model.expert_width,
+        "moe_layer_freq": [int(flag) for flag in model.expert_layers],
+        "moe_shared_expert_intermediate_size": model.shared_expert_width or None,
+        "moe_shared_expert_gate": model.shared_expert_gate,
+        "moe_router_score_function": router.score,
+        "moe_router_pre_softmax": router.score == "sigmoid" or not router.normalized,
+        "moe_router_enable_expert_bias": router.has_bias,
+    }
+    if router.scale != 1.0:
+        fields["moe_router_topk_scaling_factor"] = router.scale
+    if router.num_groups:
+        fields["moe_router_num_groups"] = router.num_groups
+        fields["moe_router_group_topk"] = router.num_chosen_groups
+    return fields
 
 
 def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dict[str, Any]:
@@ -139,7 +191,7 @@ def _recomputation(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[s
     granularity = args.recompute_granularity
     is_fused = implementation(args, backend) == "transformer_engine" and args.attention_backend in _FUSED_ATTENTION
     needless = {"core_attn"} if is_fused else set()
-    needless |= set() if spec.family.latent_attention else {"mla_up_proj"}
+    needless |= set() if spec.model.has_latent_attention else {"mla_up_proj"}
     modules = [module for module in args.recompute_modules if module not in needless]
     if granularity == "none" or (granularity == "selective" and not modules):
         return {"recompute_granularity": None}
@@ -161,7 +213,7 @@ def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
 def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
     """Fused kernels that run here, are wanted, and compute the same."""
     here = backend.fused_kernels()
-    is_swiglu = spec.hf_config.hidden_act in SWIGLU
+    is_swiglu = spec.model.activation in SWIGLU
     wanted = {
         "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_swiglu,
         "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,
@@ -174,20 +226,19 @@ def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bo
 
 def _rotates_plainly(spec: ModelSpec) -> bool:
     """The fused rotation of packed rows drops the factor of YaRN without a word, and latent attention has its own."""
-    if spec.family.latent_attention:
+    if spec.model.has_latent_attention:
         return False
-    _, factor = rope.frequencies(spec.hf_config)
+    _, factor = rope.frequencies(spec)
     return factor == 1.0
 
 
 def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, Any]:
-    model = spec.family.settings(spec.hf_config)
+    router = spec.model.router
     # Dense models too: megatron-core checks the dispatcher where rows vary in length; its default fails there.
-    if not model.get("num_moe_experts"):
+    if router is None:
         return {"moe_token_dispatcher_type": "alltoall"}
-    has_bias = bool(model.get("moe_router_enable_expert_bias"))
-    has_shared = bool(model.get("moe_shared_expert_intermediate_size"))
-    balancing = args.moe_router_load_balancing_type or model.get("moe_router_load_balancing_type", "aux_loss")
+    has_bias, has_shared = router.has_bias, bool(spec.model.shared_expert_width)
+    balancing = args.moe_router_load_balancing_type or router.balancing
     return {
         "moe_router_load_balancing_type": balancing,
         "moe_router_dtype": None if args.moe_router_dtype == "none" else args.moe_router_dtype,

@@ -17,29 +17,32 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_trainer.failure import InvalidInput
-from megatron_trainer.models import FAMILIES, overrides, refuse
-from megatron_trainer.models.family import Family, HfConfig
-from megatron_trainjob import quantization
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families.check import check
+from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
 CONFIG_FILE = "config.json"
+
+HfConfig = Any
+"""A transformers configuration object; its fields differ from family to family."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSpec:
     """A model as it will be trained.
 
-    config: the content of config.json with the arguments put in, as an export writes it. hf_config: the
-    same as a transformers object. vocab_size: real tokens. padded_vocab_size: rows of the embedding, a
-    multiple of the tensor-parallel size. tied: input and output embedding are one. dtype: of the parameters
-    in training.
+    model: what the arguments and config.json mean. config: the content of config.json with the arguments put in, as an
+    export writes it. hf_config: the same as a transformers object. vocab_size: real tokens. padded_vocab_size: rows of
+    the embedding, a multiple of the tensor-parallel size. tied: input and output embedding are one. dtype: of the
+    parameters in training.
     """
 
     directory: Path
-    family: Family
+    model: Model
     config: Mapping[str, Any]
     hf_config: HfConfig
     vocab_size: int
@@ -58,25 +61,27 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         everything that the model cannot do with these arguments (BAD_ARGUMENTS).
     """
     directory = Path(directory)
-    raw = _stored_in_full(_read_config(directory))
-    family = _family(raw)
-    stored = _hf_config(raw)
-    config, problems = overrides.apply(raw, stored, args, family.settings(stored))
-    hf_config = _hf_config(config)
-    problems += refuse.violations(family, hf_config, args)
-    vocab_size = max(hf_config.vocab_size, num_tokens)
+    found = check(_read_config(directory), args)
+    if found.model is None:
+        raise InvalidInput(found.violations, ExitCode.BAD_ARGUMENTS if found.is_known else ExitCode.UNSUPPORTED)
+    model, config, problems = found.model, found.config, list(found.violations)
+    try:
+        hf_config = _hf_config(config)
+    except InvalidInput as refused:
+        raise InvalidInput((*problems, *refused.violations)) from refused
+    vocab_size = max(model.vocab_size, num_tokens)
     padded, more = _padded_vocab_size(vocab_size, args)
     problems += more
     if problems:
         raise InvalidInput(tuple(problems))
     return ModelSpec(
         directory=directory,
-        family=family,
+        model=model,
         config={**config, "vocab_size": vocab_size},
         hf_config=hf_config,
         vocab_size=vocab_size,
         padded_vocab_size=padded,
-        tied=bool(hf_config.tie_word_embeddings),
+        tied=model.tied,
         dtype=training_dtype(args, config),
     )
 
@@ -100,37 +105,18 @@ def _read_config(directory: Path) -> dict[str, Any]:
     return content
 
 
-def _stored_in_full(raw: Mapping[str, Any]) -> dict[str, Any]:
-    """The model as it is once its weights are read, which convert/source.py dequantizes."""
-    if problem := quantization.problem(raw):
-        path = next(f"{CONFIG_FILE}:{key}" for key in quantization.CONFIG_KEYS if key in raw)
-        raise InvalidInput((Violation(path=path, value=raw[path.partition(":")[2]], message=problem),))
-    return quantization.in_full(raw)
-
-
 def _unreadable(directory: Path, message: str) -> InvalidInput:
     violation = Violation(path="spec.args.model", value=str(directory), message=message)
     return InvalidInput((violation,), ExitCode.MISSING_INPUT)
 
 
-def _family(raw: Mapping[str, Any]) -> Family:
-    model_type = raw.get("model_type")
-    if model_type in FAMILIES:
-        return FAMILIES[model_type]
-    message = (
-        f"this model family is not known; known are {', '.join(sorted(FAMILIES))}. "
-        "A family is added as a record in models/families/ (docs/adding-a-family.md)"
-    )
-    violation = Violation(path=f"{CONFIG_FILE}:model_type", value=model_type, message=message)
-    raise InvalidInput((violation,), ExitCode.UNSUPPORTED)
-
-
 def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
     # transformers writes into the rotary part of what it is given.
     fields = {key: deepcopy(value) for key, value in raw.items() if key != "model_type"}
+    family = FAMILIES[raw["model_type"]]
     try:
-        return AutoConfig.for_model(raw["model_type"], **fields)
-    except (StrictDataclassError, ValueError, TypeError) as err:
+        return AutoConfig.for_model(family.transformers_type or family.model_type, **fields)
+    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as err:
         message = f"transformers does not accept this configuration; change it, or the arguments about it: {err}"
         raise InvalidInput((Violation(path=CONFIG_FILE, value=raw["model_type"], message=message),)) from err
 

@@ -1,8 +1,14 @@
-"""Weight-table rows that families share: embeddings, norms, attention, MLP, experts, latent attention."""
+"""Weight tables: which tensors of a checkpoint hold which parameter, for every family.
+
+The rest of a family is its record in megatron_trainjob/families/, which needs no tensor.
+"""
 
 from __future__ import annotations
 
-from megatron_trainer.models.family import Family, HfConfig, Weight, plain
+from collections.abc import Mapping
+
+from megatron_trainer.models.weight import Weight, plain
+from megatron_trainjob.families.model import Model
 
 LAYER = "decoder.layers.{layer}."
 HF_LAYER = "model.layers.{layer}."
@@ -85,13 +91,60 @@ def shared_experts(name: str) -> tuple[Weight, ...]:
     return gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}mlp.{name}.")
 
 
-def prediction_layers(config: HfConfig) -> tuple[str, ...]:
-    """Patterns of the names of multi-token-prediction layers, which checkpoints number after the last layer."""
-    first = config.num_hidden_layers
-    numbers = range(first, first + (getattr(config, "num_nextn_predict_layers", None) or 0))
+_FUSED_QKV = Weight(
+    parameter=ATTENTION + "linear_qkv.weight", rule="fused_qkv", names=(HF_ATTENTION + "qkv_proj.weight",)
+)
+_FUSED_GATE = Weight(
+    parameter=LAYER + "mlp.linear_fc1.weight", rule="fused_gated", names=(HF_LAYER + "mlp.gate_up_proj.weight",)
+)
+_QWEN2_MOE = (
+    *router(),
+    *experts(),
+    *shared_experts("shared_expert"),
+    plain(LAYER + "mlp.shared_experts.gate_weight", HF_LAYER + "mlp.shared_expert_gate.weight"),
+)
+_MIXTRAL_BLOCK = "block_sparse_moe."
+_MIXTRAL = (*router(_MIXTRAL_BLOCK), *experts(_MIXTRAL_BLOCK, gate="w1", up="w3", down="w2"))
+_ROUTED_AND_SHARED = (*router(), *experts(), *shared_experts("shared_experts"))
+_LATENT_AND_EXPERTS = (*LATENT_ATTENTION, *_ROUTED_AND_SHARED)
+
+TABLES: Mapping[str, tuple[Weight, ...]] = {
+    "llama": (),
+    "internlm3": (),
+    "smollm3": (),
+    "mistral": (),
+    "seed_oss": (),
+    "ernie4_5": (),
+    "qwen2": (),
+    "qwen3": (),
+    "qwen2_moe": _QWEN2_MOE,
+    "qwen3_moe": (*router(), *experts()),
+    "mixtral": _MIXTRAL,
+    "deepseek_v2": _LATENT_AND_EXPERTS,
+    "deepseek_v3": _LATENT_AND_EXPERTS,
+    "kimi_k2": _LATENT_AND_EXPERTS,
+    "glm": (_FUSED_GATE,),
+    "glm4": (_FUSED_GATE, *POST_NORMS),
+    "glm4_moe": _ROUTED_AND_SHARED,
+    "glm4_moe_lite": _LATENT_AND_EXPERTS,
+    "dots1": _ROUTED_AND_SHARED,
+    "phi3": (_FUSED_QKV, _FUSED_GATE),
+}
+"""By model_type: the rows beyond, or in place of, those of DECODER."""
+
+IGNORED = (r".*rotary_emb\.inv_freq",)
+"""Regular expressions of checkpoint names that no model uses."""
+
+
+def prediction_layers(model: Model) -> tuple[str, ...]:
+    """Patterns of the names of multi-token-prediction layers, which checkpoints number after the last layer.
+
+    They are not trained: loading passes them by, and an export copies them from the source.
+    """
+    numbers = range(model.num_layers, model.num_layers + model.prediction_layers)
     return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
 
 
-def table(family: Family) -> dict[str, Weight]:
+def table(model_type: str) -> dict[str, Weight]:
     """All rows of a family by megatron-core's name; its own rows take the place of shared ones."""
-    return {row.parameter: row for row in (*DECODER, *family.weights)}
+    return {row.parameter: row for row in (*DECODER, *TABLES[model_type])}

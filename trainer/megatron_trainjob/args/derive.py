@@ -6,13 +6,29 @@ Callers have checked the rules; a division that the rules forbid raises ValueErr
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
+from megatron_trainjob import families
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.families.model import Model
 
-SIGMOID_ROUTERS = frozenset({"deepseek_v3", "dots1", "glm4_moe"})
-"""Families whose routers score with a sigmoid even where config.json has no scoring_func (transformers writes none)."""
+_OF_MODEL: Mapping[str, Callable[[Model], Any]] = {
+    "num_layers": lambda model: model.num_layers,
+    "hidden_size": lambda model: model.hidden_size,
+    "ffn_hidden_size": lambda model: model.ffn_hidden_size,
+    "num_attention_heads": lambda model: model.num_heads,
+    "num_query_groups": lambda model: model.num_kv_heads,
+    "max_position_embeddings": lambda model: model.max_position_embeddings,
+    "multi_latent_attention": lambda model: model.has_latent_attention,
+    "num_experts": lambda model: model.num_experts,
+    "moe_ffn_hidden_size": lambda model: model.expert_width or None,
+    "moe_shared_expert_intermediate_size": lambda model: model.shared_expert_width,
+    "moe_router_topk": lambda model: model.experts_per_token or None,
+    "moe_router_pre_softmax": lambda model: model.router and not model.router.normalized,
+    "moe_router_score_function": lambda model: model.router and model.router.score,
+}
+"""Arguments that rules ask for -> what the model says where they are not given."""
 
 
 def model_parallel_size(args: TrainArgs) -> int:
@@ -143,21 +159,20 @@ def weight_dtype(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
 
 
 def model_value(args: TrainArgs, hf_config: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 (of any type)
-    """A model argument: as given, else from its config.json keys in order, else its fallback or None."""
+    """A model argument: as given, else as the model of this config.json has it, else its fallback or None."""
     given = getattr(args, name)
     if given is not None:
         return given
-    for key in ARGUMENTS[name].hf_config_keys:
-        if hf_config.get(key) is not None:
-            return hf_config[key]
-    return ARGUMENTS[name].fallback
+    try:
+        found = _OF_MODEL[name](families.read(hf_config))
+    except ValueError:  # families/check.py says why
+        found = None
+    return ARGUMENTS[name].fallback if found is None else found
 
 
 def uses_latent_attention(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
-    """Whether the model has multi-head latent attention: as given, else when config.json has kv_lora_rank."""
-    if args.multi_latent_attention is not None:
-        return args.multi_latent_attention
-    return hf_config.get("kv_lora_rank") is not None
+    """Whether the model has multi-head latent attention."""
+    return bool(model_value(args, hf_config, "multi_latent_attention"))
 
 
 def num_experts(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
@@ -167,11 +182,7 @@ def num_experts(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
 
 def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
     """Feed-forward width of all shared experts together, 0 without any."""
-    given = model_value(args, hf_config, "moe_shared_expert_intermediate_size")
-    if given is not None:
-        return int(given)
-    width = model_value(args, hf_config, "moe_ffn_hidden_size") or 0
-    return int((hf_config.get("n_shared_experts") or 0) * width)
+    return model_value(args, hf_config, "moe_shared_expert_intermediate_size") or 0
 
 
 def expert_width(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
@@ -187,16 +198,13 @@ def router_topk(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
 
 
 def router_pre_softmax(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
-    """Whether the softmax precedes the choice of experts: as given, else unless norm_topk_prob says otherwise."""
-    if args.moe_router_pre_softmax is not None:
-        return args.moe_router_pre_softmax
-    return not hf_config.get("norm_topk_prob", True)
+    """Whether the softmax precedes the choice of experts."""
+    return bool(model_value(args, hf_config, "moe_router_pre_softmax"))
 
 
 def router_score_function(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
-    """softmax or sigmoid: as given, as config.json says, else as the family has it."""
-    fallback = "sigmoid" if hf_config.get("model_type") in SIGMOID_ROUTERS else "softmax"
-    return model_value(args, hf_config, "moe_router_score_function") or fallback
+    """softmax or sigmoid."""
+    return model_value(args, hf_config, "moe_router_score_function") or "softmax"
 
 
 def router_has_bias(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
@@ -213,8 +221,12 @@ def token_dispatcher(args: TrainArgs) -> str:
 
 def max_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
     """Longest sample in tokens: as given, else what the model supports; None if config.json is silent."""
-    given = args.max_length or args.seq_length
-    return given or args.max_model_len or model_value(args, hf_config, "max_position_embeddings")
+    return longest_sample(args, model_value(args, hf_config, "max_position_embeddings"))
+
+
+def longest_sample(args: TrainArgs, positions: int | None) -> int | None:
+    """The same for a model of so many positions."""
+    return args.max_length or args.seq_length or args.max_model_len or positions
 
 
 def packing_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:

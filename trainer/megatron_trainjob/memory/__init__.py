@@ -1,6 +1,6 @@
 """Does a run fit? Parameter counts and bytes per rank, computed from config.json and the arguments alone."""
 
+from megatron_trainjob.families.model import LayerParameters, Model
 from megatron_trainjob.memory.estimate import MemoryEstimate, RankMemory, estimate
-from megatron_trainjob.memory.shape import LayerParameters, ModelShape
 
-__all__ = ["LayerParameters", "MemoryEstimate", "ModelShape", "RankMemory", "estimate"]
+__all__ = ["LayerParameters", "MemoryEstimate", "Model", "RankMemory", "estimate"]

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.memory.shape import ModelShape
+from megatron_trainjob.families.model import Model
 
 FLOAT32_BYTES = 4
 
@@ -27,13 +27,13 @@ class Row:
     element_bytes: int
 
 
-def layer_input_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+def layer_input_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """The hidden states between two layers, T * h * e; sequence parallelism splits them over tensor ranks."""
     split = args.tensor_model_parallel_size if args.sequence_parallel else 1
     return row.tokens * shape.hidden_size * row.element_bytes / split
 
 
-def layer_bytes(args: TrainArgs, shape: ModelShape, row: Row, *, has_experts: bool) -> float:
+def layer_bytes(args: TrainArgs, shape: Model, row: Row, *, has_experts: bool) -> float:
     """Everything that a layer keeps under selective recomputation, or under none.
 
     Its input and the input of the second norm (2 * T * h * e), the outputs of both norms (2 * T * h * e), the
@@ -50,7 +50,7 @@ def _recomputes(args: TrainArgs, module: str) -> bool:
     return args.recompute_granularity == "selective" and module in args.recompute_modules
 
 
-def _attention_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Queries, keys, values and the attention output, T * (...) * e / tp, and the scores where a kernel keeps them.
 
     Latent attention also keeps its compressed queries and keys, whole on every tensor rank.
@@ -67,7 +67,7 @@ def _attention_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
     return split * row.element_bytes + _score_bytes(args, shape, row)
 
 
-def _score_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+def _score_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """What the attention core keeps: the softmax, T * heads * longest * e / tp, or only its float32 log-sums.
 
     The unfused and local kernels materialise the scores; core_attn recomputation keeps neither.
@@ -81,7 +81,7 @@ def _score_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
     return row.tokens * heads * FLOAT32_BYTES
 
 
-def _dense_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+def _dense_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Gate and up projections and their product, 3 * T * f * e / tp."""
     if _recomputes(args, "mlp"):
         return 0.0
@@ -89,7 +89,7 @@ def _dense_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
     return row.tokens * elements * row.element_bytes
 
 
-def _expert_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+def _expert_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Routed tokens before and after the experts, 2 * T * k * h * e, and inside, 3 * T * k * w * e / etp.
 
     Assumes that the router spreads tokens evenly over the expert ranks; k experts see each token. Router logits and

@@ -7,10 +7,10 @@ Megatron-Core: queries, keys and values are one, gate and up projection are one.
 from __future__ import annotations
 
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.memory.shape import LayerParameters, ModelShape
+from megatron_trainjob.families.model import LayerParameters, Model
 
 
-def adapter_parameters(args: TrainArgs, shape: ModelShape, layer: int) -> LayerParameters:
+def adapter_parameters(args: TrainArgs, shape: Model, layer: int) -> LayerParameters:
     """The adapters of one layer. All of them count as split over tensor ranks although one half of each is whole.
 
     target_regex may choose any subset; it is counted as all linear layers, an upper bound.
@@ -41,7 +41,7 @@ def _is_target(args: TrainArgs, name: str) -> bool:
     return any(name.endswith(target) for target in args.target_modules)
 
 
-def _attention_matrices(shape: ModelShape) -> dict[str, tuple[int, int]]:
+def _attention_matrices(shape: Model) -> dict[str, tuple[int, int]]:
     hidden, heads = shape.hidden_size, shape.num_heads
     output = (heads * shape.v_head_size, hidden)
     if shape.kv_lora_rank == 0:

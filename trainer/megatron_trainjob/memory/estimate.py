@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.model import LayerParameters, Model
 from megatron_trainjob.memory.activation import FLOAT32_BYTES, Row, layer_bytes, layer_input_bytes
 from megatron_trainjob.memory.adapter import adapter_parameters
-from megatron_trainjob.memory.shape import LayerParameters, ModelShape
 
 # CUDA context, cuBLAS and NCCL buffers of one process.
 OVERHEAD_BYTES = 2 * 1024**3
@@ -72,7 +72,7 @@ class _Held:
         return self.dense + self.expert
 
 
-def estimate(args: TrainArgs, shape: ModelShape, world_size: int, *, tokens: int | None = None) -> MemoryEstimate:
+def estimate(args: TrainArgs, shape: Model, world_size: int, *, tokens: int | None = None) -> MemoryEstimate:
     """The memory of every pipeline stage at its fullest moment.
 
     `tokens` is the size of one micro-batch; without it a micro-batch is full: micro_batch_size times the longest
@@ -102,19 +102,20 @@ def estimate(args: TrainArgs, shape: ModelShape, world_size: int, *, tokens: int
     )
 
 
-def _longest(args: TrainArgs, shape: ModelShape) -> int:
-    config = {"max_position_embeddings": shape.max_position_embeddings}
-    length = derive.packing_length(args, config) if args.packing else derive.max_length(args, config)
+def _longest(args: TrainArgs, shape: Model) -> int:
+    length = derive.longest_sample(args, shape.max_position_embeddings)
+    if args.packing:
+        length = args.packing_length or length
     if not length:
         raise ValueError("max_length is needed: config.json does not say how long a sequence may be")
     return length
 
 
-def _element_bytes(args: TrainArgs, shape: ModelShape) -> int:
+def _element_bytes(args: TrainArgs, shape: Model) -> int:
     return 2 if any(derive.fp16_bf16(args, {"torch_dtype": shape.dtype})) else 4
 
 
-def _stage(args: TrainArgs, shape: ModelShape, world_size: int, row: Row, stage: int, layers: range) -> RankMemory:
+def _stage(args: TrainArgs, shape: Model, world_size: int, row: Row, stage: int, layers: range) -> RankMemory:
     last = stage == args.pipeline_model_parallel_size - 1
     held = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
     trained = held
@@ -135,7 +136,7 @@ def _stage(args: TrainArgs, shape: ModelShape, world_size: int, row: Row, stage:
     )
 
 
-def _edge(args: TrainArgs, shape: ModelShape, stage: int) -> float:
+def _edge(args: TrainArgs, shape: Model, stage: int) -> float:
     """Embedding on the first stage, final norm and output layer on the last, both split over tensor ranks.
 
     A tied model has one matrix, of which the last stage of a pipeline holds a copy.
@@ -179,9 +180,7 @@ def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_b
     return (dense + expert) * (main + moments) * on_gpu
 
 
-def _activation_bytes(
-    args: TrainArgs, shape: ModelShape, row: Row, stage: int, layers: range, world_size: int
-) -> float:
+def _activation_bytes(args: TrainArgs, shape: Model, row: Row, stage: int, layers: range, world_size: int) -> float:
     """Activations of all micro-batches that the stage holds at once, and what recomputation adds for a moment.
 
     With the 1F1B schedule stage i of p holds min(p - i, micro-batches) of them (Narayanan et al. 2021).
@@ -208,7 +207,7 @@ def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float
     return len(whole[:size]) * layer_input + sum(whole[size:]), max(whole[:size], default=0.0)
 
 
-def _logit_bytes(args: TrainArgs, shape: ModelShape, row: Row) -> float:
+def _logit_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Logits and their gradient in the training type and the float32 softmax, T * V / tp * (2 e + 4)."""
     columns = shape.vocab_size / args.tensor_model_parallel_size
     return row.tokens * columns * (2 * row.element_bytes + FLOAT32_BYTES)

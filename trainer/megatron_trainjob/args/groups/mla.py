@@ -14,7 +14,7 @@ class LatentAttention:
         "Multi-head latent attention.",
         fallback=False,
         applies_to=EVERY_TASK,
-        hf_config_keys=("true when kv_lora_rank exists",),
+        hf_config_keys=("kv_lora_rank",),
         status="works",
     )
     q_lora_rank: int | None = arg(

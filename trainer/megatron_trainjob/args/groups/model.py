@@ -77,7 +77,6 @@ class Model:
         "How positions enter the model.",
         fallback="rope",
         applies_to=EVERY_TASK,
-        hf_config_keys=("rope_scaling.mrope_section -> mrope",),
         status="works",
         refused_choices={
             "learned_absolute": "every known family has rotary positions",
@@ -104,6 +103,7 @@ class Model:
         fallback=1.0,
         applies_to=EVERY_TASK,
         aliases=("partial_rotary_factor",),
+        hf_config_keys=("partial_rotary_factor",),
         status="works",
     )
     normalization: Literal["LayerNorm", "RMSNorm"] | None = arg(
@@ -128,7 +128,7 @@ class Model:
         "SwiGLU instead of GELU in the feed-forward block.",
         fallback=True,
         applies_to=EVERY_TASK,
-        hf_config_keys=("hidden_act == silu",),
+        hf_config_keys=("hidden_act",),
         status="works",
     )
     untie_embeddings_and_output_weights: bool | None = arg(
@@ -136,7 +136,7 @@ class Model:
         "Separate matrices for input embedding and output.",
         fallback=True,
         applies_to=EVERY_TASK,
-        hf_config_keys=("not tie_word_embeddings",),
+        hf_config_keys=("tie_word_embeddings",),
         status="works",
     )
     disable_bias_linear: bool | None = arg(
@@ -144,7 +144,7 @@ class Model:
         "No bias in the linear layers of the feed-forward block.",
         fallback=True,
         applies_to=EVERY_TASK,
-        hf_config_keys=("not mlp_bias",),
+        hf_config_keys=("mlp_bias", "use_bias"),
         status="works",
     )
     add_qkv_bias: bool | None = arg(
@@ -194,10 +194,7 @@ class Model:
         "Normalise queries and keys.",
         fallback=False,
         applies_to=EVERY_TASK,
-        hf_config_keys=(
-            "use_qk_norm",
-            "architecture (Qwen3, DeepSeek-V2/V3, dots1)",
-        ),
+        hf_config_keys=("use_qk_norm",),
         status="works",
     )
     transformer_impl: Literal["local", "transformer_engine"] = arg(

@@ -18,7 +18,6 @@ class MixtureOfExperts:
         hf_config_keys=(
             "num_experts",
             "n_routed_experts",
-            "moe_num_experts",
             "num_local_experts",
         ),
         status="works",
@@ -27,10 +26,7 @@ class MixtureOfExperts:
         None,
         'Which layers have experts: a period such as "2", or a list such as "[0]*1+[1]*27".',
         applies_to=EVERY_TASK,
-        hf_config_keys=(
-            "first_k_dense_replace",
-            "moe_layer_start_index",
-        ),
+        hf_config_keys=("decoder_sparse_step", "mlp_only_layers", "first_k_dense_replace", "mlp_layer_types"),
         status="works",
     )
     moe_ffn_hidden_size: int | None = arg(
@@ -49,7 +45,7 @@ class MixtureOfExperts:
         applies_to=EVERY_TASK,
         hf_config_keys=(
             "shared_expert_intermediate_size",
-            "n_shared_experts * moe_intermediate_size",
+            "n_shared_experts",
         ),
         status="works",
     )
@@ -58,19 +54,14 @@ class MixtureOfExperts:
         "Experts chosen for a token; unset everywhere: 2.",
         ge=1,
         applies_to=EVERY_TASK,
-        hf_config_keys=(
-            "num_experts_per_tok",
-            "n_group",
-            "moe_topk",
-            "moe_k",
-        ),
+        hf_config_keys=("num_experts_per_tok",),
         status="works",
     )
     moe_router_pre_softmax: bool | None = arg(
         None,
         "Softmax before the choice of experts instead of after it.",
         applies_to=EVERY_TASK,
-        hf_config_keys=("not norm_topk_prob",),
+        hf_config_keys=("norm_topk_prob",),
         status="works",
     )
     moe_router_dtype: Literal["none", "fp32", "fp64"] = arg(
@@ -84,7 +75,6 @@ class MixtureOfExperts:
         None,
         "Function that turns router logits into scores.",
         applies_to=EVERY_TASK,
-        hf_config_keys=("scoring_func",),
         status="works",
     )
     moe_router_bias_update_rate: float = arg(
@@ -98,7 +88,6 @@ class MixtureOfExperts:
         None,
         "Balance experts by a bias per expert instead of a loss.",
         applies_to=EVERY_TASK,
-        hf_config_keys=("true when score function is sigmoid",),
         status="works",
     )
     moe_router_topk_scaling_factor: float | None = arg(
@@ -113,7 +102,6 @@ class MixtureOfExperts:
         None,
         "How the load of experts is balanced; unset everywhere: aux_loss.",
         applies_to=EVERY_TASK,
-        hf_config_keys=("seq_aux_loss for DeepSeek/dots1 architectures",),
         status="works",
     )
     expert_model_parallel_size: int = arg(

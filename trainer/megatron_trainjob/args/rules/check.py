@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import Any
 
 from megatron_trainjob.args.field import Task
@@ -22,7 +23,8 @@ from megatron_trainjob.args.rules import (
 )
 from megatron_trainjob.args.rules.rule import Facts, Rule
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.violation import Violation
+from megatron_trainjob.families import check as families_check
+from megatron_trainjob.violation import Violation, errors
 
 TOPICS = (
     data,
@@ -57,7 +59,7 @@ def check(
     reported already.
     """
     facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=hf_config)
-    return tuple(
+    found = tuple(
         Violation(
             path=f"{path}.{rule.about[0]}",
             value=getattr(args, rule.about[0]),
@@ -68,6 +70,17 @@ def check(
         if _can_judge(rule, facts) and broken.isdisjoint(rule.about)
         if (message := rule.broken(facts))
     )
+    return (*found, *_about_the_model(facts, path, {problem.path for problem in errors(found)}))
+
+
+def _about_the_model(facts: Facts, path: str, blamed: set[str]) -> Iterator[Violation]:
+    """What stands against the model itself under these arguments, but for those that a rule has blamed already."""
+    if facts.hf_config is None:
+        return
+    for violation in families_check.check(facts.hf_config, facts.args).violations:
+        where = violation.path.replace("spec.args", path, 1)
+        if where not in blamed:
+            yield replace(violation, path=where)
 
 
 def _can_judge(rule: Rule, facts: Facts) -> bool:

@@ -82,8 +82,6 @@ def the_feed_forward_width_divides_over_tensor_ranks(facts: Facts) -> str:
 def the_key_value_heads_match_the_tensor_ranks(facts: Facts) -> str:
     """Key-value heads % tp == 0, or tp % key-value heads == 0: then ranks share a head."""
     args = facts.args
-    if "num_key_value_heads" not in facts.config and args.num_query_groups is None:
-        return ""
     tensor = args.tensor_model_parallel_size
     groups = derive.model_value(args, facts.config, "num_query_groups")
     if groups % tensor == 0 or tensor % groups == 0:

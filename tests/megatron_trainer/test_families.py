@@ -1,0 +1,120 @@
+"""Every family is one whole record: read like transformers reads it, weighed, counted, ruled, built and documented."""
+
+from __future__ import annotations
+
+import inspect
+import re
+from dataclasses import replace
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import pytest
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+import tiny_model
+from megatron_trainer.models.activation import ACTIVATIONS
+from megatron_trainer.models.weights import TABLES
+from megatron_trainer.report.flops import flops_per_pair, flops_per_token
+from megatron_trainjob import memory
+from megatron_trainjob.args import rules
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import FAMILIES, check, document, read
+from megatron_trainjob.families.config import Optional
+
+ROOT = Path(__file__).parents[2]
+ARGS = TrainArgs(model="m", dataset=("d",), train_iters=1, max_length=64)
+
+NOT_OF_THE_MATHS = {
+    *("_attn_implementation", "pad_token_id", "rope_parameters"),
+    # Balancing is the arguments' business.
+    *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
+    # Dropout of hidden states is the arguments' business.
+    *("resid_pdrop", "residual_dropout"),
+    # transformers sets it from qk_rope_head_dim.
+    "head_dim",
+}
+"""Keys that modeling code reads and that change no logits in evaluation, or are read by other names."""
+
+READ_ELSEWHERE = {
+    *("initializer_range", "rope_theta", "partial_rotary_factor", "tie_word_embeddings", "num_nextn_predict_layers"),
+    *("use_sliding_window", "max_window_layers", "no_rope_layer_interval", "original_max_position_embeddings"),
+}
+"""Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""
+
+OWN_DEFAULTS = {"rope_theta", "partial_rotary_factor", "head_dim", "num_key_value_heads", "num_nextn_predict_layers"}
+"""Keys whose default transformers derives from others, or from what it knows under another name."""
+
+
+def config_class(family: Any) -> Any:
+    return CONFIG_MAPPING[family.transformers_type or family.model_type]
+
+
+def keys_of_the_code(family: Any) -> set[str]:
+    kind = config_class(family)
+    source = inspect.getsource(import_module(MODEL_FOR_CAUSAL_LM_MAPPING[kind].__module__))
+    found = set(re.findall(r"config\.([a-z_0-9]+)", source))
+    found |= set(re.findall(r'getattr\((?:self\.)?config, "([a-z_0-9]+)"', source))
+    return {family.aliases.get(name, name) for name in found}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_family_reads_the_keys_that_its_code_reads(name: str):
+    family = FAMILIES[name]
+    used = keys_of_the_code(family)
+    assert used - set(family.keys) <= NOT_OF_THE_MATHS
+    assert set(family.keys) - used <= READ_ELSEWHERE
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_absent_keys_mean_what_they_mean_to_transformers(name: str):
+    family, kind = FAMILIES[name], config_class(FAMILIES[name])
+    declared = {
+        key: default.default if isinstance(default, Optional) else default
+        for key, default in family.keys.items()
+        if key not in OWN_DEFAULTS
+    }
+    theirs = {key: getattr(kind, key, getattr(kind, kind.attribute_map.get(key, key), None)) for key in declared}
+    assert declared == theirs
+    assert family.keys["rope_theta"] == kind.default_theta
+    whole = {**kind().to_dict(), "model_type": name, "dtype": "float32"}
+    assert read({"model_type": name}) == read(whole)
+
+
+@pytest.mark.parametrize("name", sorted(tiny_model.MODELS))
+def test_a_file_says_the_same_before_and_after_transformers_has_filled_it(name: str):
+    kind, own = tiny_model.MODELS[name]
+    short = {**tiny_model._DECODER, **own, "model_type": kind, "dtype": "float32"}
+    whole = {**tiny_model.config_of(name).to_dict(), "model_type": kind, "dtype": "float32"}
+    assert _without_parameters(read(short)) == _without_parameters(read(whole))
+
+
+def _without_parameters(model: Any) -> Any:
+    """Scaling parameters are transformers' business; it fills in those that are absent."""
+    return replace(model, rotary=replace(model.rotary, parameters={}))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_every_family_is_complete(name: str):
+    """A memory shape, FLOPs, rules that accept it, weights, a tiny model and a row in the docs."""
+    sizes = {**tiny_model._DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4}
+    raw = {**sizes, "model_type": name, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
+    model = read(raw)
+    assert memory.estimate(ARGS, model, 1).num_parameters > 0
+    assert flops_per_token(model, ARGS) > 0
+    assert flops_per_pair(model) > 0
+    assert rules.check(ARGS, frozenset(), task="sft", world_size=1, hf_config=raw) == ()
+    assert name in {kind for kind, _ in tiny_model.MODELS.values()}
+    assert f"| `{name}` |" in document.document()
+    assert name in TABLES
+
+
+def test_there_is_nothing_for_families_that_are_not_there():
+    assert TABLES.keys() == FAMILIES.keys()
+    assert {kind for kind, _ in tiny_model.MODELS.values()} == FAMILIES.keys()
+    assert tuple(ACTIVATIONS) == check.ACTIVATIONS
+
+
+def test_the_page_about_families_is_the_generated_one():
+    assert (ROOT / "docs" / "families.md").read_text() == document.document()

@@ -1,0 +1,61 @@
+"""Model families as records without a tensor: `FAMILIES` lists every one, `read` says what a config.json means.
+
+Rules, `mtj plan`, memory, FLOPs, validation, the docs and the trainer read a model here and nowhere else.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_trainjob.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2
+from megatron_trainjob.families.dots import DOTS1
+from megatron_trainjob.families.family import Family
+from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
+from megatron_trainjob.families.llama import ERNIE4_5, INTERNLM3, LLAMA, MISTRAL, SEED_OSS, SMOLLM3
+from megatron_trainjob.families.mixtral import MIXTRAL
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.phi import PHI3
+from megatron_trainjob.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        LLAMA,
+        MISTRAL,
+        QWEN2,
+        QWEN3,
+        QWEN2_MOE,
+        QWEN3_MOE,
+        MIXTRAL,
+        DEEPSEEK_V2,
+        DEEPSEEK_V3,
+        KIMI_K2,
+        GLM,
+        GLM4,
+        GLM4_MOE,
+        GLM4_MOE_LITE,
+        DOTS1,
+        SEED_OSS,
+        ERNIE4_5,
+        PHI3,
+        INTERNLM3,
+        SMOLLM3,
+    )
+}
+"""By the `model_type` of config.json."""
+
+
+def read(raw: Mapping[str, Any]) -> Model:
+    """What this config.json means.
+
+    Raises ValueError for a family that is not known, or a value that its family cannot read.
+    """
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        raise ValueError(f"model_type {raw.get('model_type')!r} is not one of {', '.join(FAMILIES)}")
+    config = family.config(raw)
+    problems = [str(problem) for problem in config.problems()]
+    if problems:
+        raise ValueError("; ".join(problems))
+    return family.build(config)

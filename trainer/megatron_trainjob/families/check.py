@@ -1,0 +1,218 @@
+"""Everything that stands against training a model, as far as its config.json and the arguments tell.
+
+`mtj validate`, `mtj plan`, admission and the trainer ask here, so that all say the same.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_trainjob import quantization
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families.arguments import apply, contradictions
+from megatron_trainjob.families.config import Config
+from megatron_trainjob.families.decoder import rope_values
+from megatron_trainjob.families.family import Family, refused
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.violation import Violation
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
+"""Names of config.json that gated MLPs are built with."""
+
+ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
+    "default": (),
+    "linear": ("factor",),
+    "dynamic": ("factor",),
+    "llama3": ("factor", "low_freq_factor", "high_freq_factor"),
+    "yarn": ("factor",),
+    "longrope": ("short_factor", "long_factor"),
+}
+"""Kinds of rotary scaling, and what each needs to be told."""
+
+_MAY_BE_NULL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
+_NUMBERS = (
+    *("rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"),
+    *("low_freq_factor", "high_freq_factor"),
+    *_MAY_BE_NULL,
+)
+
+_BY_LENGTH = ("dynamic", "longrope")
+"""Kinds whose frequencies change once a sequence is longer than the model's original length."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checked:
+    """config: the file's content with the arguments put in, as an export writes it. model: what that means, None when
+    it cannot be told. is_known: whether there is such a family.
+    """
+
+    config: Mapping[str, Any]
+    model: Model | None
+    violations: tuple[Violation, ...]
+    is_known: bool = True
+
+
+def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
+    """The model of a config.json under these arguments, with everything that stands against training it."""
+    family = FAMILIES.get(str(raw.get("model_type")))
+    if family is None:
+        return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
+    unread = tuple(_unread_weights(raw))
+    raw = quantization.in_full(raw)
+    misread = (*unread, *family.config(raw).problems(), *_rotary_types(raw))
+    if len(misread) > len(unread):
+        return Checked(config=raw, model=None, violations=misread)
+    changed, found = apply(raw, family, args)
+    found += unread
+    config = family.config(changed)
+    misread = (*config.problems(), *_rotary_types(changed))
+    if misread:
+        return Checked(config=changed, model=None, violations=(*found, *misread))
+    model = family.build(config)
+    found += [*family.refuse(config), *_of_model(model, config, family), *contradictions(model, args)]
+    found += _of_arguments(model, args)
+    return Checked(config=changed, model=model, violations=tuple(found))
+
+
+def _unknown(raw: Mapping[str, Any]) -> Violation:
+    message = (
+        f"this model family is not known; known are {', '.join(sorted(FAMILIES))}. "
+        "A family is added as a record (docs/adding-a-family.md)"
+    )
+    return refused("model_type", raw.get("model_type"), message)
+
+
+def _unread_weights(raw: Mapping[str, Any]) -> Iterator[Violation]:
+    """Weights that are stored in a way that convert/source.py does not read."""
+    if problem := quantization.problem(raw):
+        key = next(key for key in quantization.CONFIG_KEYS if raw.get(key))
+        yield refused(key, raw[key], problem)
+
+
+def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
+    """Values of the rotary part that are no numbers, or that differ from layer to layer."""
+    inner = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
+    if not isinstance(inner, Mapping):
+        yield refused("rope_scaling", inner, "must be an object, or null")
+        return
+    if any(isinstance(value, Mapping) for value in inner.values()):
+        yield refused("rope_parameters", dict(inner), "rotary positions that differ by layer are not supported")
+        return
+    for key, value in rope_values(raw).items():
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if key in _NUMBERS and not is_number and not (value is None and key in _MAY_BE_NULL):
+            yield refused(f"rope_scaling.{key}", value, "must be a number; correct it in the model's config.json")
+
+
+def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violation]:
+    """What no argument can mend."""
+    if model.activation not in ACTIVATIONS:
+        message = f"this activation is not supported; supported are {', '.join(ACTIVATIONS)}"
+        yield refused("hidden_act", model.activation, message)
+    yield from _heads(model, config)
+    yield from _experts(model, config)
+    yield from _rotary(model, config, family)
+
+
+def _heads(model: Model, config: Config) -> Iterator[Violation]:
+    heads, groups = model.num_heads, model.num_kv_heads
+    if heads % groups:
+        message = f"{heads} attention heads do not divide into {groups} groups; use a divisor of {heads}"
+        yield refused("num_key_value_heads", groups, message)
+    stored = config["num_key_value_heads"]
+    if model.has_latent_attention and stored not in (None, heads):
+        message = (
+            f"in latent attention each of the {heads} attention heads has its own key and value; set it to {heads}"
+        )
+        yield refused("num_key_value_heads", stored, message)
+    if config.get("head_dim") is None and not model.has_latent_attention and model.hidden_size % heads:
+        message = f"a hidden size of {model.hidden_size} does not divide over {heads} heads; use a multiple of them"
+        yield refused("hidden_size", model.hidden_size, message)
+
+
+def _experts(model: Model, config: Config) -> Iterator[Violation]:
+    if not any(model.expert_layers):
+        return
+    chosen = model.experts_per_token
+    if model.num_experts < 1:
+        key = next(key for key in ("num_experts", "n_routed_experts", "num_local_experts") if key in config.keys)
+        yield refused(key, model.num_experts, "must be at least 1, for some layers have experts")
+    elif not 1 <= chosen <= model.num_experts:
+        yield refused("num_experts_per_tok", chosen, f"must be from 1 to the {model.num_experts} experts of the model")
+
+
+def _rotary(model: Model, config: Config, family: Family) -> Iterator[Violation]:
+    """Kinds that are not known, that are told too little, or that transformers would not run in this family."""
+    rotary, given = model.rotary, rope_values(config.raw)
+    needed = ROTARY_KINDS.get(rotary.kind) if isinstance(rotary.kind, str) else None
+    if needed is None:
+        message = f"this kind of rotary embedding is not supported; supported are {', '.join(ROTARY_KINDS)}"
+        yield refused("rope_parameters.rope_type", rotary.kind, message)
+        return
+    missing = [key for key in needed if rotary.parameters.get(key) is None]
+    if missing:
+        yield refused("rope_parameters", dict(rotary.parameters), f"{rotary.kind} scaling needs {', '.join(missing)}")
+    if not 0.0 < rotary.share <= 1.0:
+        yield refused("partial_rotary_factor", rotary.share, "must be above 0 and at most 1")
+    share = given.get("partial_rotary_factor", 1.0)
+    if rotary.kind != "default" and "partial_rotary_factor" not in config.keys and share != 1.0:
+        message = f"{family.model_type} rotates whole heads, which scaled frequencies of a part do not fit; remove it"
+        yield refused("partial_rotary_factor", share, message)
+
+
+def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    """Layouts and lengths that this model cannot be trained in."""
+    yield from _longest(model, args)
+    yield from _sequence_parallel(model, args)
+    yield from _tensor_ranks(model, args)
+    yield from _expert_ranks(model, args)
+
+
+def _longest(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    rotary = model.rotary
+    longest = derive.longest_sample(args, model.max_position_embeddings) or 0
+    if rotary.kind in _BY_LENGTH and longest > rotary.original_length:
+        message = (
+            f"{rotary.kind} rotary embedding changes its frequencies beyond {rotary.original_length} tokens, which "
+            f"training cannot do row by row; set max_length to at most {rotary.original_length}"
+        )
+        yield Violation(path="spec.args.max_length", value=longest, message=message)
+
+
+def _sequence_parallel(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    """Experts refuse to train without it; latent attention trains but doubles the gradient of its query norm."""
+    if args.tensor_model_parallel_size == 1 or args.sequence_parallel:
+        return
+    kinds = (("a mixture of experts", bool(model.num_experts)), ("latent attention", model.has_latent_attention))
+    for reason, holds in kinds:
+        if holds:
+            message = f"{reason} with tensor_model_parallel_size > 1 needs sequence parallelism; set it to true"
+            yield Violation(path="spec.args.sequence_parallel", value=False, message=message)
+            return
+
+
+def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    size, heads, groups = args.tensor_model_parallel_size, model.num_heads, model.num_kv_heads
+    if heads % size:
+        message = f"{heads} attention heads do not divide over {size} ranks; use a divisor of {heads}"
+        yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
+    elif groups % size and size % groups:
+        message = f"{groups} key-value heads neither divide over {size} ranks nor the ranks over them"
+        yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
+
+
+def _expert_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    size = args.expert_model_parallel_size
+    if not model.num_experts and size > 1:
+        message = "this model has no experts to spread; set it to 1"
+        yield Violation(path="spec.args.expert_model_parallel_size", value=size, message=message)
+    elif model.num_experts % size:
+        message = f"{model.num_experts} experts do not divide over {size} ranks; use a divisor of {model.num_experts}"
+        yield Violation(path="spec.args.expert_model_parallel_size", value=size, message=message)
+    if model.num_experts and args.pipeline_model_parallel_size > 1 and args.moe_token_dispatcher_type == "allgather":
+        message = "pipeline stages send rows of varying length, which the allgather dispatcher cannot; use alltoall"
+        yield Violation(path="spec.args.moe_token_dispatcher_type", value="allgather", message=message)

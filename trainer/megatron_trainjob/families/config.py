@@ -1,0 +1,93 @@
+"""config.json as one family reads it: the keys that its code in transformers reads, with that code's defaults.
+
+Other keys are not looked at, whatever they say; a stray sliding_window of a llama changes nothing there either.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from megatron_trainjob.violation import Violation
+
+SIZE, WHOLE, NUMBER = "a whole number above 0", "a whole number", "a number"
+SWITCH, TEXT, WHOLES, TEXTS = "true or false", "a text", "a list of whole numbers", "a list of texts"
+
+_TYPES: Mapping[str, str] = {
+    **dict.fromkeys(("rms_norm_eps", "initializer_range", "attention_dropout", "routed_scaling_factor"), NUMBER),
+    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), NUMBER),
+    **dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "use_bias"), SWITCH),
+    **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm"), SWITCH),
+    **dict.fromkeys(("rope_interleave",), SWITCH),
+    **dict.fromkeys(("hidden_act", "topk_method"), TEXT),
+    **dict.fromkeys(("mlp_only_layers", "no_rope_layers"), WHOLES),
+    **dict.fromkeys(("layer_types", "mlp_layer_types"), TEXTS),
+}
+"""Keys that hold no whole number."""
+
+_SIZES = frozenset(
+    {
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "num_key_value_heads",
+        "head_dim",
+        "max_position_embeddings",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "decoder_sparse_step",
+        "no_rope_layer_interval",
+    }
+)
+
+
+@dataclass(frozen=True)
+class Optional:
+    """A default of a key that may be null as well."""
+
+    default: Any = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """The keys of one config.json that count. keys: of the family. aliases: another name of a key -> the key."""
+
+    raw: Mapping[str, Any]
+    keys: Mapping[str, Any]
+    aliases: Mapping[str, str] = field(default_factory=dict)
+
+    def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - of any type
+        """The value of a key, or its default. Raises KeyError for a key that the family has not declared."""
+        default = self.keys[key]
+        for name in (key, *(alias for alias, of in self.aliases.items() if of == key)):
+            if name in self.raw:
+                return self.raw[name]
+        return default.default if isinstance(default, Optional) else default
+
+    def get(self, key: str) -> Any:  # noqa: ANN401 - of any type
+        """The same, None for a key that the family does not read."""
+        return self[key] if key in self.keys else None
+
+    def problems(self) -> Iterator[Violation]:
+        """Keys whose value is of another type than the family reads."""
+        for key, default in self.keys.items():
+            value = self[key]
+            if value is None and (isinstance(default, Optional) or default is None):
+                continue
+            wanted = SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
+            if not _is(wanted, value):
+                message = f"must be {wanted}; correct it in the model's config.json"
+                yield Violation(path=f"config.json:{key}", value=value, message=message)
+
+
+def _is(wanted: str, value: object) -> bool:
+    if wanted in (SWITCH, TEXT):
+        return isinstance(value, bool if wanted == SWITCH else str)
+    if wanted in (WHOLES, TEXTS):
+        return isinstance(value, list | tuple) and all(_is(WHOLE if wanted == WHOLES else TEXT, each) for each in value)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        return False
+    return wanted == NUMBER or (isinstance(value, int) and value >= (1 if wanted == SIZE else 0))

@@ -1,0 +1,155 @@
+"""DeepSeek-V2, V3 and Kimi-K2: multi-head latent attention, shared experts, grouped routing.
+
+The multi-token-prediction layers that real V3 checkpoints carry are not trained: loading passes them by, and an export
+copies them from the source.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from megatron_trainjob.families.config import Config, Optional
+from megatron_trainjob.families.decoder import DECODER, decoder
+from megatron_trainjob.families.experts import (
+    after_dense_layers,
+    chooses_groups,
+    refuse_sigmoid_router,
+    shared_and_routed,
+    sigmoid_router,
+    softmax_router,
+)
+from megatron_trainjob.families.family import Family, refused
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.violation import Violation
+
+LATENT_NORM_EPSILON = 1e-6
+"""Of the norms of compressed queries and keys: transformers builds them without rms_norm_eps."""
+
+LATENT_KEYS: Mapping[str, Any] = {
+    **{key: value for key, value in DECODER.items() if key != "head_dim"},
+    "kv_lora_rank": 512,
+    "q_lora_rank": Optional(1536),
+    "qk_rope_head_dim": 64,
+    "qk_nope_head_dim": 128,
+    "v_head_dim": 128,
+    "attention_bias": False,
+}
+
+
+def latent_attention(config: Config) -> dict[str, Any]:
+    """Keys and values, and mostly queries, through low-rank matrices; every head has its own."""
+    return {
+        "num_kv_heads": config["num_attention_heads"],
+        "qk_head_size": config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
+        "v_head_size": config["v_head_dim"],
+        "qk_rope_size": config["qk_rope_head_dim"],
+        "q_lora_rank": config["q_lora_rank"] or 0,
+        "kv_lora_rank": config["kv_lora_rank"],
+        "qk_norm": True,
+        "latent_norm_epsilon": LATENT_NORM_EPSILON,
+    }
+
+
+def refuse_latent_attention(config: Config) -> Iterator[Violation]:
+    """Variants of latent attention that megatron-core does not compute."""
+    if config["attention_bias"]:
+        yield refused("attention_bias", True, "biases of latent attention are not supported")
+    if "rope_interleave" in config.keys and not config["rope_interleave"]:
+        message = "latent attention always rotates interleaved pairs in megatron-core"
+        yield refused("rope_interleave", config["rope_interleave"], message)
+
+
+def _v2(config: Config) -> Model:
+    router = replace(softmax_router(normalized=False), scale=config["routed_scaling_factor"], balancing="seq_aux_loss")
+    return decoder(config, **latent_attention(config), **shared_and_routed(config, router, after_dense_layers(config)))
+
+
+def _refuse_v2(config: Config) -> Iterator[Violation]:
+    yield from refuse_latent_attention(config)
+    method = config["topk_method"]
+    if method == "group_limited_greedy" and chooses_groups(config):
+        message = (
+            "megatron-core ranks groups of experts by the sum of their best scores, this model by the best one, "
+            "so the routing would differ; train a model with topk_method greedy"
+        )
+        yield refused("topk_method", method, message)
+    elif method not in ("greedy", "group_limited_greedy"):
+        yield refused("topk_method", method, "must be greedy or group_limited_greedy; transformers knows no other")
+    if config["mlp_bias"]:
+        yield refused("mlp_bias", True, "biases of the MLP are not supported in this family")
+
+
+DEEPSEEK_V2 = Family(
+    model_type="deepseek_v2",
+    title="DeepSeek-V2, V2-Lite, V2.5, DeepSeek-Coder-V2",
+    keys={
+        **LATENT_KEYS,
+        "vocab_size": 102400,
+        "hidden_size": 4096,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 32,
+        "num_attention_heads": 32,
+        "max_position_embeddings": 2048,
+        "moe_intermediate_size": 1407,
+        "n_routed_experts": 64,
+        "n_shared_experts": 2,
+        "num_experts_per_tok": Optional(),
+        "first_k_dense_replace": 0,
+        "routed_scaling_factor": 1.0,
+        "n_group": Optional(),
+        "topk_group": Optional(),
+        "topk_method": Optional("greedy"),
+        "mlp_bias": False,
+    },
+    aliases={"num_experts": "n_routed_experts"},
+    build=_v2,
+    refuse=_refuse_v2,
+)
+
+
+def _v3(config: Config) -> Model:
+    return decoder(
+        config,
+        prediction_layers=config["num_nextn_predict_layers"],
+        **latent_attention(config),
+        **shared_and_routed(config, sigmoid_router(config), after_dense_layers(config)),
+    )
+
+
+def _refuse_v3(config: Config) -> Iterator[Violation]:
+    yield from refuse_latent_attention(config)
+    yield from refuse_sigmoid_router(config)
+
+
+DEEPSEEK_V3 = Family(
+    model_type="deepseek_v3",
+    title="DeepSeek-V3, V3.1, R1, Moonlight",
+    keys={
+        **LATENT_KEYS,
+        "vocab_size": 129280,
+        "hidden_size": 7168,
+        "intermediate_size": 18432,
+        "num_hidden_layers": 61,
+        "num_attention_heads": 128,
+        "max_position_embeddings": 4096,
+        "v_head_dim": Optional(128),
+        "moe_intermediate_size": 2048,
+        "n_routed_experts": 256,
+        "n_shared_experts": 1,
+        "num_experts_per_tok": Optional(8),
+        "first_k_dense_replace": Optional(3),
+        "routed_scaling_factor": 2.5,
+        "n_group": Optional(8),
+        "topk_group": Optional(4),
+        "norm_topk_prob": Optional(True),
+        "rope_interleave": Optional(True),
+        "num_nextn_predict_layers": 1,
+    },
+    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    build=_v3,
+    refuse=_refuse_v3,
+)
+
+KIMI_K2 = replace(DEEPSEEK_V3, model_type="kimi_k2", title="Kimi-K2", transformers_type="deepseek_v3")

@@ -1,0 +1,81 @@
+"""Mixtures of experts that families share: which layers have them, and how tokens find them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from megatron_trainjob.families.config import Config
+from megatron_trainjob.families.family import refused
+from megatron_trainjob.families.model import Router
+from megatron_trainjob.violation import Violation
+
+
+def routed(config: Config, router: Router, layers: tuple[bool, ...], *, num_experts: str, width: str) -> dict[str, Any]:
+    """Routed experts in `layers`; the keys of their number and width differ. {} when every layer is dense."""
+    if not any(layers):
+        return {}
+    return {
+        "expert_layers": layers,
+        "num_experts": config[num_experts] or 0,
+        "experts_per_token": config["num_experts_per_tok"] or 0,
+        "expert_width": config[width],
+        "router": router,
+    }
+
+
+def every_nth_layer(config: Config) -> tuple[bool, ...]:
+    """Qwen's arrangement: every decoder_sparse_step-th layer, but for those of mlp_only_layers."""
+    step, dense = config["decoder_sparse_step"], config["mlp_only_layers"] or ()
+    number = config["num_hidden_layers"]
+    return tuple(step > 0 and (layer + 1) % step == 0 and layer not in dense for layer in range(number))
+
+
+def after_dense_layers(config: Config) -> tuple[bool, ...]:
+    """DeepSeek's arrangement: some dense layers first."""
+    return tuple(layer >= (config["first_k_dense_replace"] or 0) for layer in range(config["num_hidden_layers"]))
+
+
+def shared_and_routed(config: Config, router: Router, layers: tuple[bool, ...]) -> dict[str, Any]:
+    """DeepSeek's experts: routed ones, and shared ones that every token passes."""
+    found = routed(config, router, layers, num_experts="n_routed_experts", width="moe_intermediate_size")
+    if not found:
+        return {}
+    return {**found, "shared_expert_width": config["moe_intermediate_size"] * (config["n_shared_experts"] or 0)}
+
+
+def softmax_router(*, normalized: bool) -> Router:
+    """Softmax scores; the chosen ones divided by their sum where `normalized`."""
+    return Router(score="softmax", normalized=bool(normalized))
+
+
+def sigmoid_router(config: Config) -> Router:
+    """DeepSeek-V3's routing: sigmoid scores, a bias that only chooses, the best groups of experts first."""
+    limited = chooses_groups(config)
+    return Router(
+        score="sigmoid",
+        normalized=bool(config["norm_topk_prob"]),
+        has_bias=True,
+        num_groups=config["n_group"] if limited else 0,
+        num_chosen_groups=config["topk_group"] if limited else 0,
+        scale=config["routed_scaling_factor"],
+        balancing="seq_aux_loss",
+    )
+
+
+def chooses_groups(config: Config) -> bool:
+    """Whether routing is limited to some groups of experts; no setting is needed where all may be chosen."""
+    return bool((config["topk_group"] or 1) < (config["n_group"] or 1))
+
+
+def refuse_sigmoid_router(config: Config) -> Iterator[Violation]:
+    """Variants of the routing that megatron-core computes otherwise."""
+    if not config["norm_topk_prob"]:
+        message = "sigmoid routing without norm_topk_prob is not supported; megatron-core always normalizes"
+        yield refused("norm_topk_prob", config["norm_topk_prob"], message)
+    if chooses_groups(config) and (config["num_experts_per_tok"] or 0) // config["topk_group"] != 2:
+        message = (
+            "this model ranks groups by their two best experts, megatron-core by num_experts_per_tok // topk_group, "
+            f"which is {(config['num_experts_per_tok'] or 0) // config['topk_group']} here"
+        )
+        yield refused("topk_group", config["topk_group"], message)

@@ -1,0 +1,187 @@
+"""What a config.json means: sizes, attention, experts, routing, rotation. Knows no ranks, bytes or arguments."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class LayerParameters:
+    """Parameters of one layer by how they are spread: over tensor ranks, over expert ranks, or not at all."""
+
+    tensor: int
+    expert: int
+    whole: int
+
+    @property
+    def total(self) -> int:
+        """All of them."""
+        return self.tensor + self.expert + self.whole
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rotary:
+    """Rotary positions. kind: of the scaling, "default" for none. share: part of each head that is rotated.
+
+    parameters: what config.json says of the scaling. interleaved: neighboring channels are rotated together, not those
+    of both halves. layers: which layers rotate at all; () means every one. original_length: tokens that the model was
+    trained on before its context was extended.
+    """
+
+    kind: str
+    base: float
+    share: float = 1.0
+    interleaved: bool = False
+    original_length: int = 0
+    parameters: Mapping[str, Any] = field(default_factory=dict)
+    layers: tuple[bool, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Router:
+    """How tokens find their experts.
+
+    normalized: the probabilities of the chosen experts sum to one. has_bias: a bias per expert that only chooses.
+    num_groups, num_chosen_groups: experts are chosen from the best groups of them; 0 without. scale: factor on the
+    probabilities. balancing: megatron-core's name of the loss that the family is balanced with.
+    """
+
+    score: Literal["softmax", "sigmoid"]
+    normalized: bool
+    has_bias: bool = False
+    num_groups: int = 0
+    num_chosen_groups: int = 0
+    scale: float = 1.0
+    balancing: str = "aux_loss"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Model:
+    """One decoder. Widths are elements, counts are per layer.
+
+    `qk_head_size` and `v_head_size` are the widths of one head of queries and keys, and of values. A model without
+    latent attention has `kv_lora_rank` 0; `q_lora_rank` 0 means that queries are not factored. `expert_layers` says
+    for each layer whether it has experts instead of a dense feed-forward block, `window_layers` whether it attends
+    only to the last `window` tokens. `post_norms`: a norm after attention and one after the MLP, each before the
+    residual is added. `prediction_layers`: multi-token-prediction layers that checkpoints carry after the last one.
+    """
+
+    family: str
+    dtype: str
+    vocab_size: int
+    hidden_size: int
+    num_layers: int
+    num_heads: int
+    num_kv_heads: int
+    qk_head_size: int
+    v_head_size: int
+    ffn_hidden_size: int
+    max_position_embeddings: int
+    tied: bool
+    activation: str
+    norm_epsilon: float
+    init_std: float
+    rotary: Rotary
+    attention_dropout: float = 0.0
+    qkv_bias: bool = False
+    output_bias: bool = False
+    mlp_bias: bool = False
+    qk_norm: bool = False
+    post_norms: bool = False
+    window: int = 0
+    window_layers: tuple[bool, ...] = ()
+    q_lora_rank: int = 0
+    kv_lora_rank: int = 0
+    qk_rope_size: int = 0
+    latent_norm_epsilon: float = 0.0
+    router: Router | None = None
+    expert_layers: tuple[bool, ...] = ()
+    num_experts: int = 0
+    experts_per_token: int = 0
+    expert_width: int = 0
+    shared_expert_width: int = 0
+    shared_expert_gate: bool = False
+    prediction_layers: int = 0
+
+    @property
+    def has_latent_attention(self) -> bool:
+        """Whether keys and values go through low-rank matrices."""
+        return self.kv_lora_rank > 0
+
+    def layer_parameters(self, layer: int) -> LayerParameters:
+        """The parameters of the layer with this index, norms and router included."""
+        attention_tensor, attention_whole = self._attention_parameters()
+        norms = (4 if self.post_norms else 2) * self.hidden_size
+        if not self.expert_layers[layer]:
+            dense = 3 * self.hidden_size * self.ffn_hidden_size
+            bias = 2 * self.ffn_hidden_size if self.mlp_bias else 0
+            output_bias = self.hidden_size if self.mlp_bias else 0
+            return LayerParameters(
+                tensor=attention_tensor + dense + bias,
+                expert=0,
+                whole=attention_whole + norms + output_bias,
+            )
+        shared = 3 * self.hidden_size * self.shared_expert_width
+        gate = self.hidden_size if self.shared_expert_gate else 0
+        router = self.hidden_size * self.num_experts
+        return LayerParameters(
+            tensor=attention_tensor + shared,
+            expert=self.num_experts * 3 * self.hidden_size * self.expert_width,
+            whole=attention_whole + norms + router + gate,
+        )
+
+    def _attention_parameters(self) -> tuple[int, int]:
+        """(spread over tensor ranks, whole on each) of one layer's attention."""
+        hidden, heads = self.hidden_size, self.num_heads
+        output = heads * self.v_head_size * hidden
+        output_bias = hidden if self.output_bias else 0
+        if not self.has_latent_attention:
+            rows = heads * self.qk_head_size + self.num_kv_heads * (self.qk_head_size + self.v_head_size)
+            norms = 2 * self.qk_head_size if self.qk_norm else 0
+            return hidden * rows + (rows if self.qkv_bias else 0) + output, norms + output_bias
+        query_rows = heads * self.qk_head_size
+        down = hidden * (self.kv_lora_rank + self.qk_rope_size) + self.kv_lora_rank
+        up = self.kv_lora_rank * heads * (self.qk_head_size - self.qk_rope_size + self.v_head_size)
+        if self.q_lora_rank == 0:
+            return hidden * query_rows + up + output, down + output_bias
+        query_down = hidden * self.q_lora_rank + self.q_lora_rank
+        return self.q_lora_rank * query_rows + up + output, down + query_down + output_bias
+
+    @property
+    def embedding_parameters(self) -> int:
+        """Parameters of the input embedding; the output layer has as many."""
+        return self.vocab_size * self.hidden_size
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters of the model, a tied embedding counted once."""
+        layers = sum(self.layer_parameters(layer).total for layer in range(self.num_layers))
+        matrices = 1 if self.tied else 2
+        return layers + matrices * self.embedding_parameters + self.hidden_size
+
+    @property
+    def weights_per_token(self) -> int:
+        """Weights that one token is multiplied with: all matrices, of the experts only those it is routed to."""
+        total = self.hidden_size * self.vocab_size
+        for has_experts in self.expert_layers:
+            total += self._attention_weights()
+            total += self._expert_weights() if has_experts else 3 * self.hidden_size * self.ffn_hidden_size
+        return total
+
+    def _attention_weights(self) -> int:
+        """Matrices of one layer's attention; its norms and biases are no products."""
+        hidden, heads = self.hidden_size, self.num_heads
+        output = heads * self.v_head_size * hidden
+        query = heads * self.qk_head_size
+        if not self.has_latent_attention:
+            return hidden * (query + self.num_kv_heads * (self.qk_head_size + self.v_head_size)) + output
+        rank, rope = self.q_lora_rank, self.qk_rope_size
+        queries = hidden * rank + rank * query if rank else hidden * query
+        up = self.kv_lora_rank * heads * (self.qk_head_size - rope + self.v_head_size)
+        return queries + hidden * (self.kv_lora_rank + rope) + up + output
+
+    def _expert_weights(self) -> int:
+        width = self.experts_per_token * self.expert_width + self.shared_expert_width
+        return 3 * self.hidden_size * width + self.hidden_size * self.num_experts
