@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+import json
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from megatron_operator import manifest, names
@@ -15,6 +17,13 @@ from megatron_trainjob.progress import Progress
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 100}
 NOW = 1_800_000_000.0
 START = "2027-01-15T07:00:00Z"  # an hour before NOW
+
+
+def write_tokenizer(folder: Path, tokens: int = 3) -> None:
+    """A tokenizer.json of so many whole words, for commands that look at a model's folder without loading it."""
+    vocabulary = {f"word{number}": number for number in range(tokens)}
+    content = {"model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "word0"}, "added_tokens": []}
+    (folder / "tokenizer.json").write_text(json.dumps(content))
 
 
 def raw(spec: Mapping[str, Any] | None = None, **metadata: Any) -> dict[str, Any]:

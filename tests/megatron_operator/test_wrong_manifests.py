@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw
+from job_values import raw, write_tokenizer
 from megatron_operator.cli import main
 from megatron_trainjob.args.tree import ARGUMENTS
 
@@ -188,8 +188,24 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL))
+    write_tokenizer(tmp_path / "model")
     (tmp_path / "train.jsonl").write_text("")
     return tmp_path
+
+
+def test_a_tokenizer_that_does_not_fit_the_model_is_found_before_anything_starts(here, capsys):
+    config = {**MODEL, "vocab_size": 3}
+    (here / "model" / "config.json").write_text(json.dumps(config))
+    assert main(["validate", write(here, {})]) == 0
+    write_tokenizer(here / "model", tokens=4)
+    assert main(["validate", write(here, {})]) == 2
+    assert "token 'word3' has id 3, but the model's embedding has 3 rows" in " ".join(
+        "".join(capsys.readouterr()).split()
+    )
+    assert main(["validate", write(here, {"args": {"new_special_tokens": ["<new>"]}})]) == 0
+    (here / "model" / "tokenizer.json").unlink()
+    assert main(["validate", write(here, {})]) == 2
+    assert "has no tokenizer: tokenizer.json is missing" in " ".join("".join(capsys.readouterr()).split())
 
 
 def write(here: Path, changes) -> str:

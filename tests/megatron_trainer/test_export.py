@@ -257,3 +257,16 @@ def test_ranks_that_cannot_write_leave_nothing_behind(models, tmp_path):
     (tmp_path / "file").write_text("")
     told = gang(2).run("conversion:unwritable", models("llama"), tmp_path / "file" / "hf", {})
     assert told[0].startswith("OUTPUT_NOT_WRITABLE could not write")
+
+
+def test_the_precision_test_needs_no_tokenizer_and_holds_to_1e_4(llama, tmp_path):
+    """transformers would make an empty tokenizer of the settings that are left."""
+    bare = shutil.copytree(llama, tmp_path / "bare", ignore=shutil.ignore_patterns("tokenizer.json", "chat_template*"))
+    settings = json.loads((bare / "tokenizer_config.json").read_text())
+    (bare / "tokenizer_config.json").write_text(json.dumps({**settings, "tokenizer_class": "LlamaTokenizer"}))
+    done = export(to_mcore=True, model=bare, output_dir=tmp_path / "mcore", test_convert_precision=True)
+    assert done.exit_code == 0, done.message
+    text = " ".join(done.comparison)
+    assert "random tokens" in text
+    assert "bound 1e-04" in text
+    assert "precision test: passed" in text

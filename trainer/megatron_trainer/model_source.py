@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob import tokenizer_folder
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.tokenizer_folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE
 from megatron_trainjob.violation import Violation
 
 TORCH_WEIGHTS = "pytorch_model*.bin"
@@ -46,13 +49,36 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the model's folder, with the new special tokens of the arguments.
 
     Raises:
-        InvalidInput: a file of new tokens cannot be read.
+        InvalidInput: there is none, it does not fit the model, or a file of new tokens cannot be read.
     """
-    loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    grows = bool(args.new_special_tokens)
+    if wrong := tokenizer_folder.problems(directory, grows=grows):
+        raise _unfit(directory, wrong)
+    try:
+        loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
+    except Exception as err:  # the tokenizers library raises nothing narrower for a file that it does not understand
+        raise _unfit(directory, [f"its tokenizer cannot be loaded ({err}); download it again"]) from err
+    if wrong := list(_misfits(loaded, directory, grows=grows)):
+        raise _unfit(directory, wrong)
     new = [token for entry in args.new_special_tokens for token in _tokens(entry)]
     if new:
         loaded.add_tokens(new, special_tokens=True)
     return loaded
+
+
+def _misfits(loaded: PreTrainedTokenizerBase, directory: Path, *, grows: bool) -> Iterator[str]:
+    """What is wrong with a tokenizer as transformers made it: an empty one, or ids that the model has no rows for."""
+    if not loaded("Hello world, 1 2 3", add_special_tokens=False)["input_ids"]:
+        yield f"its tokenizer makes no tokens of text: its vocabulary is missing beside {TOKENIZER_CONFIG_FILE}"
+    rows = tokenizer_folder.num_rows(tokenizer_folder.read_json(directory / CONFIG_FILE))
+    token, number = max(loaded.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
+    if rows is not None and number >= rows and not grows:
+        yield tokenizer_folder.beyond(token, number, rows)
+
+
+def _unfit(directory: Path, problems: Sequence[str]) -> InvalidInput:
+    found = [Violation(path="spec.args.model", value=str(directory), message=problem) for problem in problems]
+    return InvalidInput(tuple(found), ExitCode.MISSING_INPUT)
 
 
 def _tokens(entry: str) -> list[str]:

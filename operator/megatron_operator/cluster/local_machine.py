@@ -16,6 +16,7 @@ from megatron_operator.cluster.local_paths import Folders, NoSuchVolume
 from megatron_operator.manifest_rules import is_below
 from megatron_operator.schema import structural
 from megatron_operator.schema.spec import spec as spec_schema
+from megatron_trainjob import tokenizer_folder
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -83,7 +84,7 @@ def read_hf_config(manifest: Object, mounted: Mapping[str, Path | None]) -> Obje
 
 
 def missing_files(manifest: Object, mounted: Mapping[str, Path | None]) -> tuple[Violation, ...]:
-    """Models, data files and checkpoints that the manifest names and this machine does not have.
+    """Models, tokenizers that fit them, data files and checkpoints that the manifest names and this machine has not.
 
     Paths that an initializer fetches are not looked for.
     """
@@ -91,7 +92,7 @@ def missing_files(manifest: Object, mounted: Mapping[str, Path | None]) -> tuple
     given = spec.get("initializers") if isinstance(spec, Mapping) else None
     fetched = [str(each.get("targetPath")) for each in given or () if isinstance(each, Mapping)]
     arguments = _arguments(manifest)
-    checks = (_missing_model, _missing_data, _missing_folders)
+    checks = (_missing_model, _wrong_tokenizer, _missing_data, _missing_folders)
     found = [violation for check in checks for violation in check(arguments, mounted)]
     return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
 
@@ -109,6 +110,14 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
     elif not (folder / "config.json").is_file():
         message = f"{folder} holds no config.json; give the folder of a Hugging Face model"
         yield Violation(path="spec.args.model", value=model, message=message)
+
+
+def _wrong_tokenizer(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    model = arguments.get("model")
+    folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
+    if folder is not None and (folder / "config.json").is_file():
+        for problem in tokenizer_folder.problems(folder, grows=bool(arguments.get("new_special_tokens"))):
+            yield Violation(path="spec.args.model", value=model, message=problem)
 
 
 def _missing_data(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:

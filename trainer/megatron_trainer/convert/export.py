@@ -213,7 +213,7 @@ def _size(num_bytes: int) -> str:
 def _compare(args: TrainArgs, found: Inputs, model: Loaded, backend: Backend, output: Path) -> Comparison:
     """Of what was written, as it lies on disk, with the other side."""
     dtype = getattr(torch, args.test_convert_dtype)
-    ids, prompt = precision.prompt(model.spec)
+    ids, prompt = precision.prompt(model.spec, model.args)
     directory = found.model if args.to_mcore else output
     theirs = precision.hugging_face(directory, ids, stored=model.spec.dtype, computed=dtype)
     test_args = replace(model.args, torch_dtype=args.test_convert_dtype, fp16=None, bf16=None)

@@ -13,11 +13,14 @@ from pathlib import Path
 import torch
 from megatron.core.models.gpt import GPTModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoModelForCausalLM
 
+from megatron_trainer import model_source
 from megatron_trainer.convert import table
 from megatron_trainer.convert.stream import Read
+from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.args.tree import TrainArgs
 
 TEXT = (
     "The mill stands where the river bends. Every morning at six the miller opens the gate, and by noon he has ground "
@@ -74,16 +77,16 @@ class Comparison:
         yield f"precision test: {'passed' if self.passed else 'FAILED'}"
 
 
-def prompt(spec: ModelSpec) -> tuple[Tensor, str]:
+def prompt(spec: ModelSpec, args: TrainArgs) -> tuple[Tensor, str]:
     """int64 [1, T] and what it is: a text, or random tokens for a model whose folder has no tokenizer."""
     try:
-        tokenizer = AutoTokenizer.from_pretrained(spec.directory)
+        tokenizer = model_source.tokenizer(args, spec.directory)
         ids = tokenizer(TEXT, return_tensors="pt")["input_ids"]
         return ids, f'"{TEXT[:38]}..."'
-    except (OSError, ValueError):
+    except InvalidInput:
         generator = torch.Generator().manual_seed(1)
         ids = torch.randint(0, spec.vocab_size, (1, RANDOM_TOKENS), generator=generator)
-        return ids, "random tokens (the folder has no tokenizer)"
+        return ids, "random tokens (the folder has no tokenizer that fits)"
 
 
 @torch.no_grad()

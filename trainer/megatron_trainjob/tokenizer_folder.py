@@ -1,0 +1,115 @@
+"""Whether the tokenizer in a model's folder is there and fits the model: from its small files, without loading it.
+
+The trainer looks once more at the tokenizer that it has loaded; this is what can be said before anything starts.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json", "config.json"
+VOCABULARIES = (
+    (TOKENIZER_FILE,),
+    ("tekken.json",),
+    ("*.model",),
+    ("*.tiktoken",),
+    ("vocab.json", "merges.txt"),
+    ("vocab.txt",),
+)
+"""Files of which a tokenizer is made: all of one entry."""
+_COPY = "copy the tokenizer's files from where the model was published"
+
+
+def problems(directory: Path, *, grows: bool = False) -> list[str]:
+    """What is wrong with the tokenizer in `directory`, and the remedy; nothing when it fits as far as can be seen.
+
+    grows: new_special_tokens are given, so that the embedding grows to the tokenizer.
+    """
+    if not any(all(any(directory.glob(name)) for name in names) for names in VOCABULARIES):
+        return [f"has no tokenizer: {TOKENIZER_FILE} is missing; {_COPY}"]
+    try:
+        settings, ids = read_json(directory / TOKENIZER_CONFIG_FILE), _ids(read_json(directory / TOKENIZER_FILE))
+        config = read_json(directory / CONFIG_FILE)
+    except ValueError as error:
+        return [f"{error}; download it again"]
+    rows = num_rows(config)
+    if rows is None or grows:
+        return []
+    return [*_too_many(_with_named(ids, settings), rows), *_padding(config, rows)]
+
+
+def num_rows(config: Mapping[str, Any]) -> int | None:
+    """Rows of the embedding by config.json."""
+    text = config.get("text_config")
+    rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, Mapping) else None)
+    return rows if isinstance(rows, int) else None
+
+
+def beyond(token: str, number: int, rows: int) -> str:
+    """The message about a token that has no row."""
+    return (
+        f"the tokenizer's token {token!r} has id {number}, but the model's embedding has {rows} rows (vocab_size); use "
+        "the tokenizer that the model was published with, or name new tokens in new_special_tokens, which grows both"
+    )
+
+
+def _too_many(ids: Mapping[str, int], rows: int) -> Iterator[str]:
+    token = max(ids, key=ids.__getitem__, default=None)
+    if token is not None and ids[token] >= rows:
+        yield beyond(token, ids[token], rows)
+
+
+def _padding(config: Mapping[str, Any], rows: int) -> Iterator[str]:
+    number = config.get("pad_token_id")
+    if isinstance(number, int) and number >= rows:
+        yield f"{CONFIG_FILE} says pad_token_id {number}, beyond the embedding's {rows} rows; give a token that it has"
+
+
+def _ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
+    """Token -> id of a tokenizer.json; empty where there is none."""
+    model = tokenizer.get("model") or {}
+    vocabulary = model.get("vocab") or {}
+    if isinstance(vocabulary, list):  # of Unigram: [token, score] in the order of ids
+        vocabulary = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
+    added = {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens") or ()}
+    if tokenizer and not vocabulary:
+        raise ValueError(f"{TOKENIZER_FILE} holds no vocabulary")
+    return {**vocabulary, **added}
+
+
+def _with_named(ids: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
+    """The ids once the special tokens of the settings are there: what the vocabulary lacks is added to it."""
+    found = dict(ids)
+    for number, entry in (settings.get("added_tokens_decoder") or {}).items():
+        found[_content(entry)] = int(number)
+    for token in _named(settings) if ids else ():
+        found.setdefault(token, max(found.values()) + 1)
+    return found
+
+
+def _named(settings: Mapping[str, Any]) -> Iterator[str]:
+    for key, value in settings.items():
+        if key.endswith("_token") and isinstance(value, str | dict):
+            yield _content(value)
+    for token in settings.get("additional_special_tokens") or ():
+        yield _content(token)
+
+
+def _content(token: str | Mapping[str, Any]) -> str:
+    return token if isinstance(token, str) else str(token.get("content"))
+
+
+def read_json(path: Path) -> Mapping[str, Any]:
+    """A JSON object, {} where there is no such file. Raises ValueError for anything else."""
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path.name} cannot be read ({error})") from error
+    if not isinstance(content, Mapping):
+        raise ValueError(f"{path.name} is no JSON object")
+    return content
