@@ -25,6 +25,7 @@ GIVEN: dict[str, Any] = {
     "checkpoint.pvc": {"claimName": "disk"},
     "network.rdma": {"resource": "rdma/ib"},
     "network.ncclEnv": {"NCCL_DEBUG": "INFO"},
+    "elasticPolicy": {"minNodes": 1, "maxNodes": 8},
     "failurePolicy.rules": [{"action": "FailJob", "onExitCodes": [3]}],
 }
 

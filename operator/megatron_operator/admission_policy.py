@@ -23,6 +23,13 @@ SPEC_CHANGED = "oldObject == null || object.spec != oldObject.spec"
 UNKNOWN = "unknown field; kubectl explain mtj.spec --recursive lists the known ones"
 FIXED = "changes only while spec.suspend is true; suspend first"
 
+# Whether an elastic job changes its size within its own bounds, those from before the change.
+RESIZES = (
+    "oldObject != null && has(oldObject.spec.elasticPolicy)"
+    " && object.spec.numNodes >= oldObject.spec.elasticPolicy.minNodes"
+    " && object.spec.numNodes <= oldObject.spec.elasticPolicy.maxNodes"
+)
+
 
 def documents() -> tuple[Object, Object]:
     """The policy and the binding that puts it into force everywhere."""
@@ -71,6 +78,7 @@ def _variables() -> list[Object]:
         "spec": "object.spec",
         "args": "object.spec.?args.orValue({})",
         "unknown": unknown,
+        "resizes": RESIZES,
         "fixed": _fixed(),
         "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}')"
         f" + variables.fixed.map(name, 'spec.' + name + ' {FIXED}') + [{checks}].filter(message, message != '')",
@@ -82,7 +90,8 @@ def _fixed() -> str:
     """The fields that changed although the job, as it was, is not suspended."""
     fields = cel_literal(changed_while_suspended())
     may_change = "oldObject == null || oldObject.spec.?suspend.orValue(false)"
-    return f"{may_change} ? [] : {fields}.filter(name, object.spec[?name] != oldObject.spec[?name])"
+    is_new = "object.spec[?name] != oldObject.spec[?name] && !(name == 'numNodes' && variables.resizes)"
+    return f"{may_change} ? [] : {fields}.filter(name, {is_new})"
 
 
 def changed_while_suspended() -> tuple[str, ...]:

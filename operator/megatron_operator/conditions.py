@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_operator import names
 from megatron_operator.decide import backoff, failure, waiting, whole
-from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend, Withdraw
+from megatron_operator.decide.decision import Decision, Fail, Queue, Resize, Restart, Succeed, Suspend, Withdraw
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.timestamp import to_text
@@ -24,6 +24,7 @@ ORDER = (
     names.SUSPENDED,
     names.RESTARTING,
     names.SUCCEEDED,
+    names.COMPLETE,
     names.FAILED,
     names.RECONCILING,
     names.STALLED,
@@ -50,7 +51,8 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
     """Every condition that the job has now, by type."""
     match decision:
         case Succeed():
-            return {**_ended(seen), names.SUCCEEDED: _yes(names.MASTER_SUCCEEDED, decision.message)}
+            done = _yes(decision.reason, decision.message)
+            return {**_ended(seen), names.SUCCEEDED: done, names.COMPLETE: done}
         case Fail():
             return failed(seen, decision.reason, decision.message)
         case Suspend():
@@ -58,7 +60,11 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
         case Queue():
             return _queued(seen, decision)
         case Restart():
-            return _restarted(seen, decision)
+            cause = decision.failure
+            why = f"Attempt {cause.attempt} ended: {cause.reason} in {cause.place}. {cause.message}".strip()[:1024]
+            return _again(seen, decision.reason, why)
+        case Resize():
+            return _again(seen, names.RESIZED, decision.message)
         case Withdraw():
             return {**_active(job, seen, now), names.STALLED: _yes(decision.reason, decision.message)}
         case _:
@@ -228,16 +234,15 @@ def _lacking(seen: Seen) -> tuple[str, str] | None:
     return None
 
 
-def _restarted(seen: Seen, decision: Restart) -> Claims:
-    cause = decision.failure
-    message = f"Attempt {cause.attempt} ended: {cause.reason} in {cause.place}. {cause.message}".strip()[:1024]
+def _again(seen: Seen, reason: str, message: str) -> Claims:
+    """The whole gang stops and comes again."""
     return {
         names.ADMITTED: _yes(names.NOT_QUEUED),
         names.PODS_READY: _no(names.PODS_CREATING),
-        names.RUNNING: _no(decision.reason),
+        names.RUNNING: _no(reason),
         **({names.SUSPENDED: _no(names.RESUMED)} if seen.condition(names.SUSPENDED) else {}),
-        names.RESTARTING: _yes(decision.reason, message),
-        names.RECONCILING: _yes(decision.reason),
+        names.RESTARTING: _yes(reason, message),
+        names.RECONCILING: _yes(reason),
     }
 
 

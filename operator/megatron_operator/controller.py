@@ -81,7 +81,7 @@ class Jobs:
         """The job as values, or what is wrong with its manifest; parsed again only when it changed."""
         raw = self._raw[key]
         metadata = raw["metadata"]
-        version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"))
+        version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"))
         known = self._parsed.get(key)
         if known is None or known[0] != version:
             parsed = manifest.parse(raw, default_image=self._trainer_image)

@@ -7,7 +7,7 @@ from typing import Any
 
 from megatron_operator import conditions, names
 from megatron_operator.decide import failure
-from megatron_operator.decide.decision import Decision, Fail, Queue, Restart, Succeed, Suspend
+from megatron_operator.decide.decision import Decision, Fail, Queue, Resize, Restart, Succeed, Suspend
 from megatron_operator.job import Job
 from megatron_operator.observe import Seen
 from megatron_operator.plan import Event
@@ -40,6 +40,8 @@ def _of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool
             return (_normal("JobSucceeded", decision.message),)
         case Suspend():
             return _suspended(seen)
+        case Resize():
+            return (_normal("JobResized", decision.message),)
         case Queue():
             return _queued(seen, decision)
         case _:

@@ -75,11 +75,15 @@ class Initializer:
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Pods that belong close together: `key` is a node label, or Volcano's highest tier."""
+    """Pods that belong close together: `key` is a node label, or Volcano's highest tier.
+
+    exclusive: no other job's pods in that domain, kept by affinities between pods.
+    """
 
     key: str | None
     highest_tier_allowed: int | None
     mode: Literal["Required", "Preferred"]
+    exclusive: bool
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +133,14 @@ class FailurePolicy:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Elastic:
+    """Between which numbers of nodes a running job may be resized."""
+
+    min_nodes: int
+    max_nodes: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class ProgressPush:
     """Where the pods push their progress: the server's address and the authority (PEM) that vouches for it."""
 
@@ -138,13 +150,18 @@ class ProgressPush:
 
 @dataclass(frozen=True, kw_only=True)
 class Job:
-    """One MegatronTrainJob. `given_args` are the manifest's own arguments under their canonical names."""
+    """One MegatronTrainJob. `given_args` are the manifest's own arguments under their canonical names.
+
+    copied_labels, copied_annotations: those of the job that its pods bear too.
+    """
 
     name: str
     namespace: str
     uid: str
     generation: int
     labels: Mapping[str, str]
+    copied_labels: Mapping[str, str]
+    copied_annotations: Mapping[str, str]
     suspend: bool
     managed_by: str
     task: Task
@@ -171,6 +188,8 @@ class Job:
     worker_template: Object
     scheduling: Scheduling
     run_policy: RunPolicy
+    success_policy: Literal["Master", "All"]
+    elastic: Elastic | None
     failure_policy: FailurePolicy
     warnings: tuple[Violation, ...]
     progress_push: ProgressPush | None = None

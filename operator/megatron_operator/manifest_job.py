@@ -9,6 +9,7 @@ from typing import Any
 from megatron_operator import manifest_rules
 from megatron_operator.job import (
     Checkpoint,
+    Elastic,
     FailurePolicy,
     Initializer,
     Job,
@@ -39,6 +40,8 @@ def build(manifest: Object, spec: Object, arguments: Parsed, *, nproc_per_node: 
         uid=metadata.get("uid") or "",
         generation=metadata.get("generation") or 0,
         labels=metadata.get("labels") or {},
+        copied_labels=_copied(metadata.get("labels"), spec, "labels"),
+        copied_annotations=_copied(metadata.get("annotations"), spec, "annotations"),
         suspend=spec["suspend"],
         managed_by=spec["managedBy"],
         task=spec["task"],
@@ -65,6 +68,8 @@ def build(manifest: Object, spec: Object, arguments: Parsed, *, nproc_per_node: 
         worker_template=spec.get("workerTemplate", {}),
         scheduling=_scheduling(spec["scheduling"], spec["numNodes"]),
         run_policy=_run_policy(spec["runPolicy"]),
+        success_policy=spec["successPolicy"],
+        elastic=_elastic(spec.get("elasticPolicy")),
         failure_policy=_failure_policy(spec["failurePolicy"]),
         warnings=(*arguments.warnings, *manifest_rules.warnings(spec, known)),
     )
@@ -135,8 +140,21 @@ def _scheduling(given: Object, num_nodes: int) -> Scheduling:
             key=topology.get("key"),
             highest_tier_allowed=topology.get("highestTierAllowed"),
             mode=topology["mode"],
+            exclusive=topology["exclusive"],
         ),
     )
+
+
+def _copied(given: Object | None, spec: Object, kind: str) -> dict[str, str]:
+    """The job's labels or annotations that copyToPods names, by whole name or by a beginning that ends with *."""
+    wanted = tuple((spec.get("copyToPods") or {}).get(kind) or ())
+    prefixes = tuple(each.removesuffix("*") for each in wanted if each.endswith("*"))
+    found = {key: value for key, value in (given or {}).items() if key in wanted or key.startswith(prefixes)}
+    return {key: value for key, value in found.items() if not key.startswith(manifest_rules.NEVER_COPIED)}
+
+
+def _elastic(given: Object | None) -> Elastic | None:
+    return Elastic(min_nodes=given["minNodes"], max_nodes=given["maxNodes"]) if given else None
 
 
 def _run_policy(given: Object) -> RunPolicy:

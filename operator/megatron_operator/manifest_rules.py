@@ -25,6 +25,7 @@ RESERVED_POD_FIELDS = ("hostname", "subdomain", "restartPolicy", "schedulingGrou
 FIELDS_OF_SPEC = ("command", "args", "image", "resources")
 # The end of the trainer's container is the end of its pod, and its last words say why.
 RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
+NEVER_COPIED = (f"{names.GROUP}/", "app.kubernetes.io/", "kueue.x-k8s.io/", "kubectl.kubernetes.io/")
 OWN_VOLUME_PREFIX = "mtj-"
 SET_BY_OPERATOR = "is set by the operator; remove it"
 
@@ -212,12 +213,39 @@ def _topology_has_somebody_to_keep_it(metadata: Object, spec: Object) -> Iterato
         yield Violation(path=f"{path}.highestTierAllowed", value=None, message="is required with gang Volcano")
     elif gang != "Volcano" and "key" not in topology:
         yield Violation(path=f"{path}.key", value=None, message="is required: the node label that pods share")
-    if gang not in ("Volcano", "Native") and not has_queue:
-        message = f"needs gang Volcano or Native, or a Kueue queue (label {names.KUEUE_QUEUE})"
+    if topology["exclusive"] and "key" not in topology and gang == "Volcano":
+        yield Violation(path=f"{path}.key", value=None, message="is required with exclusive: the domain's node label")
+    if gang not in ("Volcano", "Native") and not has_queue and not topology["exclusive"]:
+        message = f"needs gang Volcano or Native, a Kueue queue (label {names.KUEUE_QUEUE}), or exclusive: true"
         yield Violation(path=path, value=topology.get("key"), message=message)
     if gang == "Native" and topology["mode"] == "Preferred":
         message = "native gangs know only Required; use it or remove the topology"
         yield Violation(path=f"{path}.mode", value="Preferred", message=message)
+
+
+def _size_is_elastic(metadata: Object, spec: Object) -> Iterator[Violation]:
+    """The number of nodes lies within its own bounds, and somebody gives the pods of a changed gang time to save."""
+    elastic = spec.get("elasticPolicy")
+    if elastic is None or "minNodes" not in elastic or "maxNodes" not in elastic:
+        return
+    low, high = elastic["minNodes"], elastic["maxNodes"]
+    if low > high:
+        message = f"must not exceed maxNodes ({high})"
+        yield Violation(path="spec.elasticPolicy.minNodes", value=low, message=message)
+    elif not low <= spec["numNodes"] <= high:
+        message = f"must lie between elasticPolicy.minNodes and maxNodes ({low} to {high})"
+        yield Violation(path="spec.numNodes", value=spec["numNodes"], message=message)
+    if spec["checkpoint"]["resume"] == "Never":
+        message = "is at odds with elasticPolicy, which goes on from the checkpoint; use Auto or Required"
+        yield Violation(path="spec.checkpoint.resume", value="Never", message=message)
+
+
+def _copies_are_the_users(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for kind, wanted in (spec.get("copyToPods") or {}).items():
+        for i, name in enumerate(wanted):
+            if name.startswith(NEVER_COPIED):
+                message = "is not the user's to copy; remove it"
+                yield Violation(path=f"spec.copyToPods.{kind}[{i}]", value=name, message=message)
 
 
 def _rules_say_when(metadata: Object, spec: Object) -> Iterator[Violation]:
@@ -256,6 +284,8 @@ RULES: tuple[Rule, ...] = (
     _initializers_can_run,
     _scheduling_fits_the_gang,
     _topology_has_somebody_to_keep_it,
+    _size_is_elastic,
+    _copies_are_the_users,
     _rules_say_when,
     _quantities_are_numbers,
     _extra_arguments_are_extra,

@@ -14,6 +14,7 @@ from megatron_trainjob.progress import Progress
 Object = Mapping[str, Any]
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
 ContainerKind = Literal["Trainer", "InitContainer", "Sidecar"]
+MAX_DIGITS = 10
 MAX_REASON_CHARACTERS = 253
 MAX_EXIT_CODE = 2**31 - 1
 MAX_MESSAGE_CHARACTERS = 1024
@@ -25,6 +26,7 @@ class Pod:
     """One pod. `exit_code`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
     phase: that of the trainer once it runs or has ended, whatever the other containers do.
+    num_nodes: size of the gang that it was made for, where that may change.
     is_outlived: whether its trainer has ended and others run on, and hold the pod's resources.
     is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
     in_queue: whether Kueue has taken the pod up, gated or not any more.
@@ -38,6 +40,7 @@ class Pod:
     attempt: int = 0
     role: str = names.MASTER
     index: int = 0
+    num_nodes: int | None = None
     phase: PodPhase = "Pending"
     is_outlived: bool = False
     ready: bool = False
@@ -247,6 +250,7 @@ def read_pod(raw: Object) -> Pod:
         attempt=place.attempt,
         role=place.role,
         index=place.index,
+        num_nodes=_num_nodes(metadata),
         ready=_is_true(conditions, "Ready"),
         deleting=metadata.get("deletionTimestamp") is not None,
         grace_ends=to_seconds(metadata.get("deletionTimestamp")),
@@ -261,6 +265,11 @@ def read_pod(raw: Object) -> Pod:
         disruption=_disruption(conditions),
         **_ending(spec, status),
     )
+
+
+def _num_nodes(metadata: Object) -> int | None:
+    text = (metadata.get("annotations") or {}).get(names.ANNOTATION_NUM_NODES)
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < MAX_DIGITS else None
 
 
 def _by_rank(pod: Pod) -> tuple[int, bool, int]:

@@ -11,6 +11,7 @@ from megatron_operator.decide import (
     cleanup,
     completion,
     deadline,
+    elastic,
     failure,
     hang,
     queue,
@@ -24,6 +25,7 @@ from megatron_operator.decide.decision import (
     Decision,
     Fail,
     Queue,
+    Resize,
     Restart,
     Succeed,
     Suspend,
@@ -46,6 +48,7 @@ POLICIES: tuple[Policy, ...] = (
     deadline.decide,
     completion.decide,
     queue.decide,
+    elastic.decide,
     whole.decide,
     restart.decide,
     hang.decide,
@@ -80,10 +83,15 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
         return Plan()
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
+    told = Event(type="Warning", reason="InvalidSpec", message=message[:1024])
+    if "elasticPolicy" in (manifest.get("spec") or {}) and any(not pod.is_finished for pod in seen.current):
+        # `kubectl scale` passes by the admission policy: a wrong number must not end a gang that trains.
+        held = status.held(seen, generation, names.INVALID_SPEC, message, now)
+        return Plan() if held == seen.status else Plan(status=held, events=(told,))
     return Plan(
         status=status.rejected(seen, generation, names.INVALID_SPEC, message, now),
         delete=_refs(pod for pod in seen.pods if not pod.is_finished),
-        events=(Event(type="Warning", reason="InvalidSpec", message=message[:1024]),),
+        events=(told,),
     )
 
 
@@ -151,7 +159,7 @@ def _creates_pods(changes: Plan) -> bool:
 def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     """The objects to delete, patch and create for a decision."""
     match decision:
-        case Restart() | Suspend() | Queue() | Withdraw():
+        case Restart() | Resize() | Suspend() | Queue() | Withdraw():
             return Plan(delete=_refs(seen.pods))
         case Succeed() | Fail():
             return Plan(delete=_refs(cleanup.pods_to_delete(job, seen)))

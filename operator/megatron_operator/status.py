@@ -19,6 +19,7 @@ from megatron_operator.decide.decision import (
     Fail,
     Failure,
     Queue,
+    Resize,
     Restart,
     Succeed,
     Suspend,
@@ -42,8 +43,8 @@ MAX_WARNING_CHARACTERS = 1024
 SOFT_INTERVAL_S = 10.0
 QUIET_INTERVAL_S = 60.0
 SETTLING_S = 5.0
-QUIET = {"progress": None, "replicaStatuses": None}
-SOFT_FIELDS = ("phase", "reason", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
+QUIET = {"progress": None, "replicas": None, "replicaStatuses": None}
+SOFT_FIELDS = ("phase", "reason", "replicas", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
 
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
@@ -61,6 +62,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "completionTime": to_text(now) if isinstance(decision, Succeed | Fail) else None,
         "lastRestartTime": to_text(now) if isinstance(decision, Restart) else seen.status.get("lastRestartTime"),
         "restarts": _restarts(seen, decision, attempt, now),
+        "replicas": len(pods),
         "replicaStatuses": replica_statuses(job, pods),
         "lastFailure": _last_failure(seen, decision),
         "waiting": waiting.describe(job, seen, decision, now),
@@ -100,10 +102,19 @@ def fitting(status: Object) -> Object:
     return value
 
 
+def held(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
+    """The status of a job that goes on as it is because what its manifest now asks for cannot be."""
+    others = [each for each in seen.status.get("conditions", ()) if each["type"] != names.STALLED]
+    (stalled,) = conditions.stamped(
+        {names.STALLED: conditions.Claim(is_true=True, reason=reason, message=message)}, seen, generation, now
+    )
+    return {**seen.status, "conditions": [*others, stalled]}
+
+
 def next_attempt(seen: Seen, decision: Decision) -> int:
     """The attempt that the status names after this decision."""
     match decision:
-        case Restart():
+        case Restart() | Resize():
             return seen.attempt + 1
         case Suspend():
             return suspend.attempt(seen)

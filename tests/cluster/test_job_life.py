@@ -7,6 +7,7 @@ import json
 import pytest
 
 import fake_kubelet
+from control_plane import Refused
 from job_client import ARGS, JobClient, manifest, wait_until
 from operator_process import OperatorProcess
 
@@ -92,6 +93,33 @@ def test_a_failed_init_container_is_named_and_its_code_is_not_the_trainers(jobs:
     jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
     failure = jobs.status()["lastFailure"]
     assert (failure["container"], failure["containerKind"], failure["exitCode"]) == ("wait-nfs", "InitContainer", 2)
+
+
+def scale(jobs: JobClient, replicas: int) -> int:
+    """What the scale subresource says after it was set to this, as kubectl scale does."""
+    path = jobs.path("megatrontrainjobs", "job") + "/scale"
+    said = jobs.plane.merge(path, {"spec": {"replicas": replicas}})
+    assert "megatrontrain.dev/job-name=job" in said["status"]["selector"]
+    return said["spec"]["replicas"]
+
+
+def test_an_elastic_job_is_scaled_while_it_runs_and_another_only_while_suspended(jobs: JobClient):
+    jobs.submit(manifest(elasticPolicy={"minNodes": 2, "maxNodes": 4}))
+    jobs.await_phase("Running")
+    assert jobs.plane.get(jobs.path("megatrontrainjobs", "job") + "/scale")["spec"]["replicas"] == 2
+    assert scale(jobs, 4) == 4
+    jobs.await_pods("job-a1-master-0", *(f"job-a1-worker-{index}" for index in range(3)))
+    status = jobs.await_phase("Running")
+    assert (status["restarts"]["total"], status["restarts"]["attempt"]) == (0, 1)
+    with pytest.raises(Refused, match="numNodes changes only while"):
+        scale(jobs, 8)
+    jobs.await_events("JobResized")
+    jobs.submit(manifest("rigid"))
+    jobs.await_phase("Running", "rigid")
+    with pytest.raises(Refused, match="numNodes changes only while"):
+        jobs.patch("rigid", numNodes=4)
+    jobs.patch("rigid", suspend=True)
+    assert jobs.patch("rigid", numNodes=4)["spec"]["numNodes"] == 4
 
 
 def test_restarts_end_at_the_limit_of_the_failure_policy(jobs: JobClient):

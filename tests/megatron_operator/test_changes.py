@@ -39,7 +39,7 @@ def test_what_may_change_at_any_time_shapes_no_pod(path):
 def test_everything_else_waits_for_a_suspension_or_never_changes():
     fixed = admission_policy.changed_while_suspended()
     always = {path.split(".")[0] for path in ALWAYS} | {"suspend"}
-    assert always == {"suspend", "runPolicy", "failurePolicy"}
+    assert always == {"suspend", "runPolicy", "failurePolicy", "successPolicy"}
     assert {"args", *(path.split(".")[0] for path in WHEN)} - set(fixed) - always == {"managedBy", "task"}
     never = {path for path, when in WHEN.items() if when == "Never"} - {"managedBy", "task"}
     assert {path for path in never if not path.startswith("checkpoint.pvc.")} == {

@@ -62,6 +62,7 @@ def test_a_new_job_gets_its_objects_first_and_its_status_with_the_next_look():
         ],
         "startTime": "2027-01-15T08:00:00Z",
         "restarts": {"total": 0, "counted": 0, "attempt": 0, "uncountedInARow": 0},
+        "replicas": 2,
         "replicaStatuses": {"master": _counts(desired=1, pending=1), "worker": _counts(desired=1, pending=1)},
         "resolved": {"worldSize": 2, "dataParallelSize": 2, "microBatches": 8, "nprocPerNode": 1},
         "selector": "megatrontrain.dev/job-name=tune,megatrontrain.dev/restart-attempt=0",
@@ -221,6 +222,7 @@ def test_the_master_decides_that_the_job_has_succeeded():
         "PodsReady": ("False", "JobFinished"),
         "Running": ("False", "JobFinished"),
         "Succeeded": ("True", "MasterSucceeded"),
+        "Complete": ("True", "MasterSucceeded"),
     }
     assert plan.status["completionTime"] == "2027-01-15T08:00:00Z"
     assert (plan.delete, plan.events) == ((), (_succeeded(),))

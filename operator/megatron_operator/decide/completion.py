@@ -1,4 +1,4 @@
-"""Completion: the master decides. When it has succeeded the job has, once the workers had time to end too."""
+"""Completion: by successPolicy the master decides, with time for the workers to end too, or all pods together."""
 
 from __future__ import annotations
 
@@ -12,7 +12,9 @@ COMPLETION_GRACE_S = 60.0
 
 
 def decide(job: Job, seen: Seen, now: float) -> Succeed | Wait | None:
-    """Succeed, or wait for workers that still end; None while the master has not succeeded."""
+    """Succeed, or wait for workers that still end; None while those that count have not succeeded."""
+    if job.success_policy == "All":
+        return _when_all_succeeded(job, seen)
     master = succeeded_master(seen)
     if master is None:
         return None
@@ -24,11 +26,18 @@ def decide(job: Job, seen: Seen, now: float) -> Succeed | Wait | None:
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When waiting for workers ends; None when there is nothing to wait for."""
-    master = succeeded_master(seen)
+    master = succeeded_master(seen) if job.success_policy == "Master" else None
     still_running = any(not pod.is_finished for pod in seen.current)
     if master is None or master.finished_at is None or not still_running:
         return None
     return master.finished_at + COMPLETION_GRACE_S
+
+
+def _when_all_succeeded(job: Job, seen: Seen) -> Succeed | None:
+    done = [pod for pod in seen.current if pod.phase == "Succeeded"]
+    if len(done) < job.num_nodes:
+        return None
+    return Succeed(reason=names.ALL_SUCCEEDED, message=f"All {job.num_nodes} pods succeeded.")
 
 
 def succeeded_master(seen: Seen) -> Pod | None:

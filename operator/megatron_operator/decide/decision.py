@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from megatron_operator import names
 from megatron_operator.observe import ContainerKind
 
 
@@ -85,6 +86,13 @@ class Withdraw:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Resize:
+    """Stop the pods, which save, and go on with another number of them; no restart counts."""
+
+    message: str
+
+
+@dataclass(frozen=True, kw_only=True)
 class Restart:
     """Write the next attempt down, delete the whole gang, start again after `delay_s`."""
 
@@ -99,6 +107,7 @@ class Succeed:
     """The job is done."""
 
     message: str
+    reason: str = names.MASTER_SUCCEEDED
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,4 +119,4 @@ class Fail:
     failure: Failure | None = None
 
 
-Decision = Continue | Wait | Undecided | Suspend | Queue | Withdraw | Restart | Succeed | Fail
+Decision = Continue | Wait | Undecided | Suspend | Queue | Withdraw | Resize | Restart | Succeed | Fail

@@ -40,9 +40,33 @@ def pod_fields(job: Job, attempt: int) -> dict[str, Any]:
         fields["schedulerName"] = scheduling.scheduler_name or "volcano"
     if scheduling.priority_class_name:
         fields["priorityClassName"] = scheduling.priority_class_name
+    if scheduling.topology and scheduling.topology.exclusive and scheduling.topology.key:
+        fields["affinity"] = _exclusive(job, scheduling.topology.key)
     if scheduling.gang == "Native":
         fields["schedulingGroup"] = {"podGroupName": names.group_name(job.name, attempt)}
     return fields
+
+
+def _exclusive(job: Job, key: str) -> dict[str, Any]:
+    """Pods of this job together in one domain of the key, and no pod of any other job there."""
+
+    def term(operator: str, extra: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
+        own = {"key": names.LABEL_JOB_NAME, "operator": operator, "values": [job.name]}
+        return {"labelSelector": {"matchExpressions": [*extra, own]}, "topologyKey": key}
+
+    topology = job.scheduling.topology
+    is_required = topology is not None and topology.mode == "Required"
+    together: dict[str, Any] = (
+        {"requiredDuringSchedulingIgnoredDuringExecution": [term("In")]}
+        if is_required
+        else {"preferredDuringSchedulingIgnoredDuringExecution": [{"weight": 100, "podAffinityTerm": term("In")}]}
+    )
+    of_some_job = {"key": names.LABEL_JOB_NAME, "operator": "Exists"}
+    apart = {**term("NotIn", (of_some_job,)), "namespaceSelector": {}}
+    return {
+        "podAffinity": together,
+        "podAntiAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": [apart]},
+    }
 
 
 def admits_pods(phase: str, gang: Gang) -> bool:

@@ -50,6 +50,7 @@ def role(node_rank: int) -> names.Role:
 def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
     """Labels of one pod, with those that a queue or a gang scheduler looks at."""
     labels = {
+        **job.copied_labels,
         names.LABEL_REPLICA_TYPE: role(node_rank),
         names.LABEL_REPLICA_INDEX: str(max(node_rank - 1, 0)),
         names.LABEL_RESTART_ATTEMPT: str(attempt),
@@ -66,9 +67,12 @@ def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
 def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> dict[str, str]:
     """Annotations of one pod."""
     annotations = {
+        **job.copied_annotations,
         names.ANNOTATION_ARGS_HASH: args_hash,
         names.ANNOTATION_DEFAULT_CONTAINER: names.CONTAINER,
     }
+    if job.elastic:
+        annotations[names.ANNOTATION_NUM_NODES] = str(job.num_nodes)
     if job.network.multus_networks:
         annotations[names.ANNOTATION_MULTUS] = ",".join(job.network.multus_networks)
     if job.scheduling.gang == "Volcano":

@@ -20,7 +20,14 @@ KEYS: dict[str, str] = {
     "resourceClaims": "name",
 }
 # Here the generated entries matter as much as the user's.
-APPENDED = frozenset({"tolerations", "envFrom"})
+APPENDED = frozenset(
+    {
+        "tolerations",
+        "envFrom",
+        "requiredDuringSchedulingIgnoredDuringExecution",
+        "preferredDuringSchedulingIgnoredDuringExecution",
+    }
+)
 
 
 def merged(generated: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:

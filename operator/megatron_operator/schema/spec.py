@@ -92,6 +92,13 @@ def _pod() -> dict[str, Schema]:
         "podTemplate": described(
             dict(pod_template.overlay()), "Labels, annotations and pod fields laid over every generated pod."
         ),
+        "copyToPods": record(
+            "Labels and annotations of the job that its pods bear too.",
+            {
+                "labels": array("Names; one that ends with * stands for all that begin so.", text("A name.")),
+                "annotations": array("Names, as under labels.", text("A name.")),
+            },
+        ),
         "masterTemplate": _open("Like podTemplate, for the master only; laid over last."),
         "workerTemplate": _open("Like podTemplate, for the workers only; laid over last."),
     }
@@ -221,6 +228,10 @@ def _scheduling() -> Schema:
             "key": text("Node label whose value the pods share; for Native gangs and Kueue.", max_length=316),
             "highestTierAllowed": integer("Highest tier of Volcano's network topology.", ge=1, le=64),
             "mode": choice("Whether it must hold.", "Required", "Preferred", default="Required"),
+            "exclusive": boolean(
+                "Keeps pods of other jobs out of that domain, and needs no queue: by affinities between pods.",
+                default=False,
+            ),
         },
     )
     return record(
@@ -248,6 +259,23 @@ def _how() -> dict[str, Schema]:
     return {
         "runPolicy": changeable("Always", _defaulted(_run_policy())),
         "failurePolicy": changeable("Always", _defaulted(_failure_policy())),
+        "successPolicy": changeable(
+            "Always",
+            choice(
+                "Whose success is that of the job: the master's, with a minute for the workers to end, or all pods'.",
+                "Master",
+                "All",
+                default="Master",
+            ),
+        ),
+        "elasticPolicy": record(
+            "Allows numNodes to change while the job runs: it saves, stops and goes on with the new size.",
+            {
+                "minNodes": integer("Fewest nodes.", ge=1, le=10_000),
+                "maxNodes": integer("Most nodes.", ge=1, le=10_000),
+            },
+            required=("minNodes", "maxNodes"),
+        ),
     }
 
 

@@ -25,6 +25,7 @@ def status() -> Schema:
             "lastRestartTime": _time("When the gang was last restarted."),
             "lastUpdatedTime": _time("When this status was written."),
             "restarts": _restarts(),
+            "replicas": _count("Pods of the present attempt."),
             "replicaStatuses": record(
                 "Pods by role.", {"master": _replicas("The master."), "worker": _replicas("The workers.")}
             ),
