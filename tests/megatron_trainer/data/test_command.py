@@ -67,3 +67,19 @@ def test_tokenised_data_is_written_to_be_given_again(run, data, tmp_path, capsys
 def test_what_is_wrong_is_said_with_the_code_of_training(run, capsys, flags, code, message):
     assert run(*flags) == code
     assert message in capsys.readouterr().err
+
+
+def test_rows_are_shown_as_they_are_trained(run, data, capsys):
+    assert run("--dataset", data, "--dataset_shuffle", "false", "--show", "2") == ExitCode.OK
+    out = capsys.readouterr().out
+    assert "--- 1: " in out
+    assert "<|im_start|>assistant\n⟦r0<|im_end|>⟧\n" in out
+    assert "⟦r1<|im_end|>⟧" in out
+    assert "⟦r2" not in out
+
+
+def test_tokens_are_shown_with_their_ids_and_weights(run, data, capsys):
+    assert run("--dataset", data, "--dataset_shuffle", "false", "--show", "1", "--tokens") == ExitCode.OK
+    lines = capsys.readouterr().out.splitlines()
+    assert any(line.split()[1:] == ["1", "⟦'<|im_end|>'⟧"] for line in lines)
+    assert any(line.split()[1:] == ["0", "'<|im_start|>'"] for line in lines)

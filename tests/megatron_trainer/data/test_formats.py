@@ -42,6 +42,29 @@ SAME_CONVERSATION = {
     "messages in another case": {
         "Messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]
     },
+    "source and target": {"source": "2+2?", "target": "4"},
+    "source beside a question": {"question": "2+2?", "answer": "4", "source": "the web"},
+    "tatsu": {"instruction": "2+2?", "input": "", "output": "4", "text": "Below is an instruction: 2+2? 4"},
+    "turns in columns": {
+        "prompt": [{"role": "user", "content": "2+2?"}],
+        "completion": [{"role": "assistant", "content": "4"}],
+    },
+    "turns and a text": {"prompt": [{"role": "user", "content": "2+2?"}], "completion": "4"},
+    "a list of one question": {"question": ["2+2?"], "answer": "4"},
+    "nulls beside the names of another dialect": {
+        "messages": [
+            {"role": None, "content": None, "from": "human", "value": "2+2?"},
+            {"role": None, "content": None, "from": "gpt", "value": "4"},
+        ]
+    },
+    "as pandas writes a list": {"messages": "[{'role': 'user', 'content': '2+2?'}, {'from': 'gpt', 'value': '4'}]"},
+    "what comes after the last answer": {
+        "messages": [
+            {"role": "user", "content": "2+2?"},
+            {"role": "assistant", "content": "4"},
+            {"role": "user", "content": "Thanks"},
+        ]
+    },
     "absent values": {"query": "2+2?", "prompt": None, "response": "4", "system": None, "tools": None},
 }
 
@@ -54,6 +77,58 @@ def test_each_format_gives_the_same_conversation(row):
 def test_alpaca_joins_instruction_and_input_with_a_line_end():
     row = {"instruction": "Add", "input": "2 and 2", "output": "4"}
     assert turns(recognise(row, PLAIN)) == [("user", "Add\n2 and 2"), ("assistant", "4")]
+
+
+@pytest.mark.parametrize("name", ["input", "context", "Context"])
+@pytest.mark.parametrize("question", ["instruction", "question", "prompt"])
+def test_context_beside_a_question_is_its_second_half(question, name):
+    row = {question: "Who is it?", name: "It is Ada.", "response": "Ada."}
+    assert turns(recognise(row, PLAIN))[0] == ("user", "Who is it?\nIt is Ada.")
+
+
+def test_what_nothing_reads_is_named():
+    row = {
+        "messages": [
+            {"role": "user", "content": "?", "loss": 1},
+            {"role": "assistant", "content": "!", "mood": "glad"},
+        ],
+        "passage": "Long ago",
+        "id": 3,
+        "note": "",
+        "source": "web",
+    }
+    assert recognise(row, PLAIN).notes == (
+        "nothing reads the column passage, which looks like part of the task; name it with columns",
+        "nothing reads the column source",
+        "nothing reads the message key loss of a turn that is not the assistant's",
+        "nothing reads the message key mood",
+    )
+    assert recognise(_two_plus_two(), PLAIN).notes == ()
+
+
+def _two_plus_two():
+    return {"query": "2+2?", "response": "4", "tools": None, "system": "Count.", "history": []}
+
+
+def test_a_row_without_a_question_is_dropped_where_one_is_needed():
+    asks = Recognition(needs_question=True)
+    for row in ({"text": "Once"}, {"system": "Be brief.", "quest": "?", "answer": "!"}, {"query": " ", "answer": "!"}):
+        with pytest.raises(RowError, match="the row has no question"):
+            recognise(row, asks)
+    assert turns(recognise({"text": "Once"}, PLAIN)) == [("assistant", "Once")]
+
+
+@pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "thought"])
+def test_a_thought_in_a_column_belongs_to_the_answer(key):
+    [_, answer] = recognise({"input": "2+2?", key: "Count.", "content": "4"}, PLAIN).messages
+    assert (answer.content, answer.thought) == ("4", "Count.")
+
+
+def test_functions_are_tools_and_data_of_a_tool_is_text():
+    row = {"functions": [{"name": "look"}], "messages": [*_chat(), {"role": "tool", "content": {"a": 1}}, *_chat()]}
+    conversation = recognise(row, PLAIN)
+    assert conversation.tools == ({"type": "function", "function": {"name": "look"}},)
+    assert conversation.messages[2].content == '{"a": 1}'
 
 
 def test_history_comes_before_the_query():
@@ -205,6 +280,16 @@ BAD = {
     "loss is text": (
         {"messages": [_chat()[0], {"role": "assistant", "content": "4", "loss": "yes"}]},
         "loss of a message is neither true nor false",
+    ),
+    "several questions": ({"question": ["a?", "b?"], "answer": "!"}, "a column holds a list"),
+    "a null question": ({"messages": [{"role": "user", "content": None}, _chat()[1]]}, "a message has no content"),
+    "a null answer": (
+        {"messages": [_chat()[0], {"role": "assistant", "content": None}, *_chat()]},
+        "an assistant turn is empty",
+    ),
+    "two masks": (
+        {"messages": [_chat()[0], {"role": "assistant", "content": "4", "loss": 1, "weight": 0}]},
+        "a message has two loss masks that differ",
     ),
     "a nameless call": ({"messages": [_chat()[0], {"role": "tool_call", "content": "{}"}]}, "a tool call has no name"),
 }

@@ -87,6 +87,20 @@ def test_a_folder_is_all_its_data_files_in_order(tmp_path):
     assert [record.number for record in read(tmp_path)] == list(range(10))
 
 
+def test_nulls_by_which_arrow_fills_structs_are_left_out(tmp_path):
+    rows_given = [
+        {"query": "a", "response": "b", "meta": {"city": "Paris", "stock": None}, "list": [{"x": 1, "y": None}, None]},
+        {"query": "c", "response": None, "meta": {"city": None, "stock": "X"}, "list": []},
+    ]
+    expected = [
+        {"query": "a", "response": "b", "meta": {"city": "Paris"}, "list": [{"x": 1}, None]},
+        {"query": "c", "meta": {"stock": "X"}, "list": []},
+    ]
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows_given), tmp_path / "a.parquet")
+    datasets.Dataset.from_list(rows_given).save_to_disk(str(tmp_path / "saved"))
+    assert rows(tmp_path / "a.parquet") == rows(tmp_path / "saved") == expected
+
+
 def test_a_dataset_saved_by_datasets(tmp_path):
     table = datasets.Dataset.from_list(ROWS)
     table.save_to_disk(str(tmp_path / "plain"))

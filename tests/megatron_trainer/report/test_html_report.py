@@ -199,3 +199,9 @@ def test_a_run_that_ends_without_finishing_says_so(tmp_path):
     sink.write(run_info())
     sink.close()
     assert Page((tmp_path / "report.html").read_text()).texts["phase failed"] == ["failed"]
+
+
+def test_the_first_rows_are_shown_with_what_of_them_is_trained():
+    data = {"examples": [[["<|user|>\nq & a", 0.0], ["r<|end|>", 1.0]]]}
+    page = render(run_info(data=data), [], finish=None, phase="training", now=0.0)
+    assert '&lt;|user|&gt;\nq &amp; a<mark title="weight 1.0">r&lt;|end|&gt;</mark>' in page

@@ -1,6 +1,7 @@
 """python -m megatron_trainer data: says what a run would train on, and can write it down, without training.
 
-    python -m megatron_trainer data --task sft --config args.yaml [--report data.json] [--write-cached DIR]
+    python -m megatron_trainer data --task sft --config args.yaml [--show 5 [--tokens]] [--report data.json]
+        [--write-cached DIR]
 
 Takes the arguments of training. Data that training would read lazily or as a stream is read whole, to account for it.
 """
@@ -13,15 +14,17 @@ import sys
 import tempfile
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 from transformers import AutoConfig
 
 from megatron_trainer import model_source
 from megatron_trainer.data.cached import write_store
-from megatron_trainer.data.dataset import Items
+from megatron_trainer.data.dataset import Items, PackedRows
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DataReport, Histogram
+from megatron_trainer.data.show import lines, sequences_of
 from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.report.facts import data_facts
@@ -40,7 +43,9 @@ def main(argv: Sequence[str]) -> int:
     try:
         args = _arguments(rest, own.task)
         if own.write_cached is None:
-            report = _prepare(args, own.task, Path(derive.save_directory(args))).report
+            prepared = _prepare(args, own.task, Path(derive.save_directory(args)))
+            report = prepared.report
+            sys.stdout.writelines(f"{line}\n" for line in shown(args, prepared, own.show, shows_tokens=own.tokens))
         else:
             report = write_cached(args, own.task, own.write_cached)
     except TrainingError as err:
@@ -68,6 +73,18 @@ def write_cached(args: TrainArgs, task: Task, folder: Path) -> DataReport:
     return prepared.report
 
 
+def shown(args: TrainArgs, prepared: Prepared, count: int, *, shows_tokens: bool) -> Iterator[str]:
+    """The first sequences as they are trained, each under a heading: trained text in color, or in brackets."""
+    if count == 0 or not isinstance(prepared.train, Items | PackedRows):
+        return
+    tokenizer = model_source.tokenizer(args, model_source.folder(args))
+    in_color = sys.stdout.isatty()
+    for number, (part, sample) in enumerate(islice(sequences_of(prepared.train), count), start=1):
+        trained = int((sample.labels >= 0).sum())
+        yield f"--- {number}{f' {part}' if part else ''}: {sample.length:,} tokens, {trained:,} trained"
+        yield from lines(sample, tokenizer, in_color=in_color, shows_tokens=shows_tokens)
+
+
 def describe(report: DataReport) -> Iterator[str]:
     """The report as lines of text: the facts, with an example of each kind of dropped row, and the lengths as bars."""
     for label, fact in data_facts(report.to_json()):
@@ -85,6 +102,8 @@ def _bars(histogram: Histogram) -> Iterator[str]:
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m megatron_trainer data", allow_abbrev=False, description=__doc__)
     parser.add_argument("--task", choices=("pt", "sft", "rlhf"), default="sft", help="what the data is for")
+    parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N sequences as trained")
+    parser.add_argument("--tokens", action="store_true", help="with --show: one token a line, with id and weight")
     parser.add_argument("--report", type=Path, help="file that takes the report as JSON")
     parser.add_argument("--write-cached", type=Path, help="folder that takes the tokenised data")
     return parser

@@ -25,6 +25,7 @@ from megatron_trainer.data.pack import fill, pack
 from megatron_trainer.data.report import DataReport, PackingReport, SourceReport, length_facts, source_report
 from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.settings import DataSettings, data_settings
+from megatron_trainer.data.show import examples
 from megatron_trainer.data.store import Store
 from megatron_trainer.data.stream import Stream
 from megatron_trainer.data.values import Task
@@ -34,6 +35,8 @@ from megatron_trainjob.violation import Violation
 
 if TYPE_CHECKING:
     from megatron_trainjob.args.tree import TrainArgs
+
+EXAMPLES = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,7 +94,8 @@ def prepare(
         _write_rows(train, split_parts, save / "val_dataset.jsonl")
     prepared = _prepared(settings, train, train_parts, validation, split_parts, cached)
     stop_words = loader.encoder.template.stop_words
-    return replace(prepared, report=replace(prepared.report, stop_words=stop_words))
+    shown = () if is_lazy else examples(prepared.train, tokenizer, EXAMPLES)  # type: ignore[arg-type]  # no stream
+    return replace(prepared, report=replace(prepared.report, stop_words=stop_words, examples=shown))
 
 
 @dataclass(frozen=True, kw_only=True)

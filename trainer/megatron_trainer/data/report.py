@@ -68,6 +68,7 @@ class DataReport:
     None where it is not known before training: everything for a stream, lengths and tokens for lazy_tokenize.
     from_cache: nothing had to be tokenised. stop_words: the texts, usually one special token each, with which trained
     answers end; generation has to stop at them, so an exported generation_config names them.
+    examples: the first sequences as they are trained, in pieces of (text, weight of the loss); none for a stream.
     """
 
     datasets: tuple[SourceReport, ...]
@@ -84,6 +85,7 @@ class DataReport:
     packing: PackingReport | None = None
     from_cache: bool = False
     stop_words: tuple[str, ...] = ()
+    examples: tuple[tuple[tuple[str, float], ...], ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The report as plain JSON values, without what is not known."""

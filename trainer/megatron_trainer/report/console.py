@@ -7,7 +7,7 @@ from datetime import UTC, datetime
 from typing import TextIO
 
 from megatron_trainer.report import duration
-from megatron_trainer.report.facts import data_facts
+from megatron_trainer.report.facts import data_facts, examples_of
 from megatron_trainer.report.records import (
     Answer,
     CheckpointRecord,
@@ -103,6 +103,7 @@ def run_lines(run: RunInfo) -> list[str]:
         f"{run.world_size} x {run.device} | {layout} | global batch size {run.global_batch_size} | "
         f"{run.total_iterations} iterations | {start}",
         *(f"{label}: {fact}" for label, fact in data_facts(run.data)),
+        *(f"first row as trained, \u27e6so\u27e7: {row}" for row in examples_of(run.data)[:1]),
     ]
 
 

@@ -84,6 +84,21 @@ def data_facts(report: Mapping[str, object]) -> Pairs:
     return facts
 
 
+def pieces_of(report: Mapping[str, object]) -> list[list[tuple[str, float]]]:
+    """The examples of the data report: sequences in pieces of (text, weight of the loss)."""
+    sequences: object = report.get("examples") or ()
+    assert isinstance(sequences, list | tuple)
+    return [[(str(piece), float(weight)) for piece, weight in sequence] for sequence in sequences]
+
+
+def examples_of(report: Mapping[str, object]) -> list[str]:
+    """The examples as text, trained parts in brackets."""
+    return [
+        "".join(f"\u27e6{piece}\u27e7" if weight else piece for piece, weight in sequence)
+        for sequence in pieces_of(report)
+    ]
+
+
 def outputs(rows: Sequence[Row], finish: FinishRecord | None) -> dict[str, object]:
     """Paths by name: what the run wrote at its end, or its newest checkpoint so far."""
     checkpoints = [row["checkpoint"] for row in rows if "checkpoint" in row]

@@ -96,6 +96,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         tiles=tiles(run, rows),
         figures=[*figures(rows), *length_figure(run.data)],
         tables=facts.tables(run, rows, finish),
+        examples=facts.pieces_of(run.data),
         answers=tuple(answers),
     )
 

@@ -1,0 +1,81 @@
+"""Rows as they are trained: their text cut where the weight of the loss changes, for terminals, logs and reports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import groupby, islice
+
+import numpy as np
+from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.values import Item, Sample
+
+MOST_CHARACTERS = 1_000
+"""Of a piece in a report; its middle is left out."""
+TRAINED, PLAIN = ("\x1b[1;32m", "\x1b[0m"), ("\u27e6", "\u27e7")
+"""What stands around trained text, in a terminal and elsewhere."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """Tokens in a row that have one weight, 0 where they are not trained."""
+
+    text: str
+    weight: float
+    tokens: tuple[str, ...]
+
+
+def sequences_of(items: Iterable[Item]) -> Iterator[tuple[str, Sample]]:
+    """Every sequence of the items, with what it is when it is part of a pair."""
+    for item in items:
+        for part in item if isinstance(item, list) else [item]:
+            if isinstance(part, Sample):
+                yield "", part
+            else:
+                yield from (("chosen", part.chosen), ("rejected", part.rejected))
+
+
+def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
+    """The text of a sequence, in pieces of one weight."""
+    weights = np.where(sample.labels >= 0, 1.0 if sample.loss_scale is None else sample.loss_scale, 0.0).tolist()
+    marked = zip(sample.input_ids.tolist(), weights, strict=True)
+    return [
+        _piece([token for token, _ in group], float(weight), tokenizer)
+        for weight, group in groupby(marked, key=lambda entry: entry[1])
+    ]
+
+
+def examples(
+    items: Iterable[Item], tokenizer: PreTrainedTokenizerBase, count: int
+) -> tuple[tuple[tuple[str, float], ...], ...]:
+    """The first sequences as (text, weight) pieces, long ones without their middle: for reports."""
+    sequences = islice(sequences_of(items), count)
+    return tuple(
+        tuple((_shortened(piece.text), piece.weight) for piece in pieces_of(sample, tokenizer))
+        for _, sample in sequences
+    )
+
+
+def lines(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, in_color: bool, shows_tokens: bool) -> Iterator[str]:
+    """A sequence for people: trained text in color (elsewhere in brackets), or one token a line with its weight."""
+    pieces = pieces_of(sample, tokenizer)
+    start, end = TRAINED if in_color else PLAIN
+    if not shows_tokens:
+        yield "".join(f"{start}{piece.text}{end}" if piece.weight else piece.text for piece in pieces)
+        return
+    ids = iter(sample.input_ids.tolist())
+    for piece in pieces:
+        for token in piece.tokens:
+            shown = f"{start}{token!r}{end}" if piece.weight else repr(token)
+            yield f"{next(ids):>8} {piece.weight:>6g} {shown}"
+
+
+def _piece(tokens: list[int], weight: float, tokenizer: PreTrainedTokenizerBase) -> Piece:
+    texts = tuple(str(tokenizer.decode([token])) for token in tokens)
+    return Piece(text=str(tokenizer.decode(tokens)), weight=weight, tokens=texts)
+
+
+def _shortened(text: str) -> str:
+    half = MOST_CHARACTERS // 2
+    return text if len(text) <= MOST_CHARACTERS else f"{text[:half]} [...] {text[-half:]}"
