@@ -5,17 +5,23 @@ Rules lie in the core; the operator applies the same ones again, so that a webho
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import asyncio
+import json
+from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import kopf
+from aiohttp import web
 
-from megatron_operator import names
+from megatron_operator import listener, names
 from megatron_operator.job import Job
+from megatron_operator.listener import Address, Limits
 from megatron_operator.manifest import parse
 
 HANDLER = "validate"
+LIMITS = Limits(connections=64, connections_of_source=32, idle_s=300.0)
+MAX_BODY_BYTES = 8 * 2**20  # an API server sends the object as it was and as it shall be
 PLACEHOLDER_UID = "not-created-yet"
 
 
@@ -38,11 +44,33 @@ def judge(body: Mapping[str, Any]) -> str | None:
     return None if isinstance(parsed, Job) else "\n".join(str(violation) for violation in parsed)
 
 
-def server(certificates: Path, port: int) -> kopf.WebhookServer:
+def server(certificates: Path, port: int) -> kopf.WebhookServerProtocol:
     """The HTTPS endpoint with the certificate of this folder; a renewed one is read without a restart."""
-    return kopf.WebhookServer(
-        addr=None,  # every address, IPv4 and IPv6
-        port=port,
-        certfile=certificates / "tls.crt",
-        pkeyfile=certificates / "tls.key",
-    )
+
+    async def serve(review: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
+        application = web.Application(client_max_size=MAX_BODY_BYTES)
+
+        async def answer(request: web.Request) -> web.Response:
+            return await _answer(request, review)
+
+        application.router.add_post("/{id}", answer)
+        address = Address(host="", port=port, certificates=certificates)
+        serving = asyncio.create_task(listener.serve(application, address, LIMITS))
+        try:
+            yield kopf.WebhookClientConfig(url=f"https://localhost:{port}")
+            await serving
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+
+    return serve
+
+
+async def _answer(request: web.Request, review: kopf.WebhookFn) -> web.Response:
+    """kopf's answer to an AdmissionReview; 400 for what is none."""
+    try:
+        body = json.loads(await request.read())
+        answer = await review(body, webhook=request.match_info["id"], headers=dict(request.headers))
+    except Exception as error:  # noqa: BLE001  # whoever reaches the port may send anything
+        return web.Response(status=400, text=f"not an AdmissionReview of a job: {type(error).__name__}\n")
+    return web.json_response(answer)

@@ -11,9 +11,13 @@ from dataclasses import dataclass
 
 from aiohttp import web
 
+from megatron_operator import listener
+from megatron_operator.listener import Address, Limits
 from megatron_operator.metrics import Metrics
 
 LAG_INTERVAL_S = 1.0
+LIMITS = Limits(connections=64, connections_of_source=16)
+MAX_BODY_BYTES = 1024
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,13 +54,7 @@ class Health:
 
 async def serve(health: Health, address: str, port: int) -> None:
     """Answers on this address ("" is every one, IPv4 and IPv6) until cancelled."""
-    runner = web.AppRunner(_application(health), access_log=None)
-    await runner.setup()
-    try:
-        await web.TCPSite(runner, address or None, port).start()
-        await asyncio.Event().wait()
-    finally:
-        await runner.cleanup()
+    await listener.serve(_application(health), Address(host=address, port=port), LIMITS)
 
 
 async def watch_lag(metrics: Metrics) -> None:
@@ -69,7 +67,7 @@ async def watch_lag(metrics: Metrics) -> None:
 
 
 def _application(health: Health) -> web.Application:
-    application = web.Application()
+    application = web.Application(client_max_size=MAX_BODY_BYTES)
 
     async def healthz(request: web.Request) -> web.Response:
         return _answer(health.alive)

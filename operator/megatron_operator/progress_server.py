@@ -5,7 +5,6 @@ Every replica answers and checks; a follower hands on to the leader, which alone
 
 from __future__ import annotations
 
-import asyncio
 import json
 import logging
 import ssl
@@ -16,13 +15,15 @@ from pathlib import Path
 import aiohttp
 from aiohttp import web
 
-from megatron_operator import clock, push
+from megatron_operator import clock, listener, push
 from megatron_operator.cluster.kubernetes import ApiError
 from megatron_operator.guard import LogLimit
+from megatron_operator.listener import Address, Limits
 from megatron_operator.queue import Key
 from megatron_operator.token_review import TokenReviews, TooManyRefusals
 from megatron_trainjob.progress import Progress
 
+LIMITS = Limits(connections=256, connections_of_source=16, idle_s=30.0)
 MAX_BODY_BYTES = 64 * 1024
 MAX_REFUSAL_CHARACTERS = 1024
 FORWARDED = "X-MTJ-Forwarded"
@@ -68,15 +69,9 @@ class ProgressServer:
         """Answers until cancelled."""
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         application.router.add_post(push.ROUTE, self._answer)
-        runner = web.AppRunner(application, access_log=None)
-        await runner.setup()
-        context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
-        context.load_cert_chain(self.endpoint.certificates / "tls.crt", self.endpoint.certificates / "tls.key")
-        try:
-            await web.TCPSite(runner, self.endpoint.address or None, self.endpoint.port, ssl_context=context).start()
-            await asyncio.Event().wait()
-        finally:
-            await runner.cleanup()
+        endpoint = self.endpoint
+        address = Address(host=endpoint.address, port=endpoint.port, certificates=endpoint.certificates)
+        await listener.serve(application, address, LIMITS)
 
     async def _answer(self, request: web.Request) -> web.Response:
         key = (request.match_info["namespace"], request.match_info["name"])
