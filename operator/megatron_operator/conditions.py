@@ -170,6 +170,9 @@ def _admitted(job: Job, seen: Seen) -> Claim:
 
 def _pods_ready(job: Job, seen: Seen, now: float) -> Claim:
     if failure.missing(job, seen):
+        if seen.predecessors:
+            message = f"Pod {seen.predecessors[0]} of the deleted job of this name has not ended."
+            return _no(names.PODS_CREATING, message)
         earlier = backoff.blocking(seen, now)
         return _no(names.PODS_CREATING, _still_ends(earlier[0]) if earlier else "")
     if all(pod.ready or pod.phase == "Succeeded" for pod in seen.current):

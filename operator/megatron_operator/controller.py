@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_operator import clock, manifest, push, reconcile
 from megatron_operator.cluster.kubernetes import ApiError, Client
-from megatron_operator.cluster.kubernetes_apply import ForeignObject, apply
+from megatron_operator.cluster.kubernetes_apply import ForeignObject, Predecessor, apply
 from megatron_operator.cluster.kubernetes_events import Recorder
 from megatron_operator.cluster.kubernetes_mirror import Mirror
 from megatron_operator.cluster.kubernetes_resource import JOB, Resource
@@ -157,6 +157,10 @@ class Controller:
         plan = await self._plan(key, job, now)
         try:
             await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
+        except Predecessor as error:
+            if clock.now() - self._failing_since.setdefault(key, clock.now()) >= LASTING_S:
+                self._problems[key] = ("NameTaken", str(error))
+            raise
         except ForeignObject as error:
             self._problems[key] = ("NameTaken", str(error))
             raise

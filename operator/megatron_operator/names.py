@@ -171,3 +171,8 @@ def service_name(job_name: str) -> str:
 def selector(job_name: str, attempt: int) -> dict[str, str]:
     """Labels that pick the pods of one attempt and no others."""
     return {LABEL_JOB_NAME: job_name, LABEL_RESTART_ATTEMPT: str(attempt)}
+
+
+def selector_text(job_name: str, attempt: int) -> str:
+    """The same as kubectl takes it, as status.selector has it."""
+    return ",".join(f"{key}={value}" for key, value in selector(job_name, attempt).items())

@@ -138,6 +138,7 @@ class Seen:
 
     service_selector: None when there is no service. `problem` is (reason, message) of the last refused
     change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
+    predecessors: pods of a deleted job of the same name that may still run and write.
     lost_nodes: names of nodes that are gone or not ready. stale_groups: PodGroups of earlier attempts that
     nobody has deleted yet; they would hold quota for pods that never come.
     """
@@ -149,6 +150,7 @@ class Seen:
     claims: frozenset[str] = frozenset()
     gang: Gang | None = None
     stale_groups: tuple[str, ...] = ()
+    predecessors: tuple[str, ...] = ()
     progress: Progress | None = None
     lost_nodes: frozenset[str] = frozenset()
     problem: tuple[str, str] | None = None

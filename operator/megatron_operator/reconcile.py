@@ -42,11 +42,13 @@ from megatron_trainjob.violation import Violation
 Object = Mapping[str, Any]
 Policy = Callable[[Job, Seen, float], Decision | None]
 
+CLEANED_UP = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
+
 # The first policy that has something to say decides.
 POLICIES: tuple[Policy, ...] = (
+    completion.decide,  # a success stays one, whatever somebody wants of the job a moment later
     suspend.decide,
     deadline.decide,
-    completion.decide,
     queue.decide,
     elastic.decide,
     whole.decide,
@@ -70,6 +72,7 @@ def plan(job: Job, seen: Seen, now: float) -> Plan:
         return Plan()
     if completion.is_finished(seen):
         return _after_the_end(job, seen, now)
+    seen = completion.with_removed(job, seen)
     decision = next((found for policy in POLICIES if (found := policy(job, seen, now))), Continue())
     if isinstance(decision, Undecided):
         return Plan(requeue_s=_requeue_s(job, seen, decision, now, None))
@@ -78,9 +81,10 @@ def plan(job: Job, seen: Seen, now: float) -> Plan:
 
 def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now: float) -> Plan:
     """What to do about a manifest that is not a job: say every problem, run nothing, never retry."""
-    is_foreign = (manifest.get("spec") or {}).get("managedBy", names.MANAGER) != names.MANAGER
-    if is_foreign or completion.is_finished(seen):
+    if (manifest.get("spec") or {}).get("managedBy", names.MANAGER) != names.MANAGER:
         return Plan()
+    if completion.is_finished(seen):
+        return _after_a_rejection(manifest, seen, now)
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
     told = Event(type="Warning", reason="InvalidSpec", message=message[:1024])
@@ -98,6 +102,8 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     new = status.compute(job, seen, decision, now)
     written, write_in_s = status.changed(new, seen.status, now, status.settled_at(seen, now))
+    if write_in_s is not None and completion.is_being_removed(seen):
+        written, write_in_s = new, None
     changes = _changes(job, seen, decision, now)
     queued = queueing.changes(job, seen, decision, now)
     is_first_look = _is_first_look(seen, changes)
@@ -116,8 +122,7 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
     if cleanup.is_over(job, seen, now):
         leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *queueing.leftovers(seen))
-        event = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
-        return Plan(delete=leftovers, events=(event,) if leftovers else ())
+        return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
     is_stale = seen.status.get("observedGeneration") != job.generation
     ends = cleanup.wake_at(job, seen, now)
     return Plan(
@@ -126,6 +131,17 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
         patch=queueing.after_the_end(job, seen, now),
         requeue_s=None if ends is None else ends - now,
     )
+
+
+def _after_a_rejection(manifest: Object, seen: Seen, now: float) -> Plan:
+    """The time to live holds for a job that is wrong too, where at least that part of it can be read."""
+    ttl_s, policy = cleanup.readable_ttl(manifest)
+    ends = cleanup.ends(seen, ttl_s)
+    if ends is None or now < ends:
+        return Plan(requeue_s=None if ends is None else ends - now)
+    metadata = manifest["metadata"]
+    leftovers = cleanup.leftovers_of(metadata["name"], metadata["uid"], policy, seen)
+    return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
 
 
 def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s: float | None) -> float | None:
@@ -168,7 +184,7 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     replayed = _refs(seen.stale)
     if seen.gang is not None and not seen.gang.served:
         return Plan(delete=replayed)
-    if not backoff.may_start(seen, now):
+    if seen.predecessors or not backoff.may_start(seen, now):
         return Plan(delete=replayed)
     return Plan(delete=replayed, patch=_service_patch(job, seen), create=build.missing(job, seen))
 

@@ -71,7 +71,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "resolved": resolved(job),
         "warnings": [str(warning)[:MAX_WARNING_CHARACTERS] for warning in job.warnings][:MAX_WARNINGS] or None,
         "gang": _gang(job, attempt, seen),
-        "selector": ",".join(f"{key}={value}" for key, value in names.selector(job.name, attempt).items()),
+        "selector": names.selector_text(job.name, attempt),
         "lastUpdatedTime": to_text(now),
     }
     return fitting({key: value for key, value in status.items() if value is not None})

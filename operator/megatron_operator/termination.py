@@ -9,6 +9,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from megatron_operator import kubelet_reasons
 from megatron_operator.guard import shortened, whole_number
 
 MAX_CHARACTERS = 16 * 1024  # the kubelet cuts at 4 KiB a container
@@ -42,10 +43,16 @@ def read(text: object) -> Record:
         return Record()
     return Record(
         exit_code=_whole(found.get("exitCode")),
-        reason=shortened(found["reason"], MAX_REASON_CHARACTERS) or None,
+        reason=_reason(found["reason"]),
         message=shortened(found.get("message"), MAX_MESSAGE_CHARACTERS) or None,
         iteration=_whole(found.get("iteration")),
     )
+
+
+def _reason(value: str) -> str | None:
+    """The trainer's word for its end; what only a kubelet can know is not taken from it."""
+    reason = shortened(value, MAX_REASON_CHARACTERS)
+    return None if not reason or kubelet_reasons.is_kubelets(reason) else reason
 
 
 def _whole(value: object) -> int | None:

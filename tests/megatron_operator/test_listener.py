@@ -5,7 +5,10 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import socket
+import ssl
+import subprocess
 from collections.abc import AsyncIterator
+from pathlib import Path
 from types import MappingProxyType
 
 import aiohttp
@@ -169,6 +172,54 @@ def test_what_is_no_admission_review_is_refused(body):
         return {"response": {"uid": request["request"]["uid"]}}
 
     assert asyncio.run(admission._answer(Request(), review)).status == 400
+
+
+@pytest.fixture(scope="module")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with a certificate of this machine's own."""
+    folder = tmp_path_factory.mktemp("certificates")
+    files = ["-keyout", str(folder / "tls.key"), "-out", str(folder / "tls.crt")]
+    command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", *files, "-subj", "/CN=localhost"]
+    subprocess.run([*command, "-addext", "subjectAltName=DNS:localhost"], check=True, capture_output=True)
+    return folder
+
+
+def test_the_webhook_answers_over_tls_as_kopf_asks_it_to(certificates: Path):
+    async def review(request, *, webhook, headers):
+        return {"webhook": webhook, "uid": request["request"]["uid"]}
+
+    answers = []
+
+    async def play():
+        port = free_port()
+        context = ssl.create_default_context(cafile=str(certificates / "tls.crt"))
+        async for config in admission.server(certificates, port)(review):
+            assert config["url"] == f"https://localhost:{port}"
+            await until_open(port)
+            url = f"https://localhost:{port}/validate"
+            async with (
+                aiohttp.ClientSession() as session,
+                session.post(url, json={"request": {"uid": "u"}}, ssl=context) as answer,
+            ):
+                answers.append(await answer.json())
+            break
+
+    asyncio.run(play())
+    assert answers == [{"webhook": "validate", "uid": "u"}]
+
+
+def test_a_caller_who_never_shakes_hands_is_let_go(certificates: Path):
+    async def play():
+        port = free_port()
+        address = Address(host="127.0.0.1", port=port, certificates=certificates)
+        task = asyncio.create_task(listener.serve(application(), address, LIMITS))
+        await until_open(port)
+        held = [await half_sent(port, "127.0.0.2", b"") for _ in range(4)]
+        assert all([await is_closed(each) for each in held])
+        task.cancel()
+        await asyncio.gather(task, return_exceptions=True)
+
+    asyncio.run(play())
 
 
 def test_the_whole_address_space_is_listened_on_when_asked():

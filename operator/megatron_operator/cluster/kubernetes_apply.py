@@ -26,6 +26,10 @@ class ForeignObject(Exception):
     """An object of the wanted name exists and is not the job's; the operator leaves it alone."""
 
 
+class Predecessor(ForeignObject):
+    """The object is of a deleted job of the same name, and goes as soon as the garbage collector comes to it."""
+
+
 async def apply(
     client: Client,
     recorder: Recorder,
@@ -115,6 +119,8 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
         return
     found = await client.get(resource, namespace, name)
     kind = body["kind"]
+    if found and _is_of_predecessor(found, job):
+        raise Predecessor(f"{kind} {name} of the deleted job of this name is still there")
     if found and not is_owned(found, job["metadata"]["uid"]):
         raise ForeignObject(f"{kind} {name} exists and is not this job's; delete it or rename the job")
     if found and not _is_labeled(found, job):
@@ -123,6 +129,14 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
         )
     if found:
         on_written(resource, found)
+
+
+def _is_of_predecessor(found: Object, job: Object) -> bool:
+    """Whether the object's controlling owner is another job of this name: one that is gone, then."""
+    owners = found["metadata"].get("ownerReferences") or ()
+    controllers = [owner for owner in owners if owner.get("controller") and owner["kind"] == names.KIND]
+    metadata = job["metadata"]
+    return any(owner["name"] == metadata["name"] and owner["uid"] != metadata["uid"] for owner in controllers)
 
 
 def _is_labeled(found: Object, job: Object) -> bool:

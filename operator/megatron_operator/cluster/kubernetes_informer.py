@@ -91,6 +91,11 @@ class Informer[Record]:
         entries = self._jobs.get(key, {})
         return {name: entry.record for name, entry in entries.items() if entry.owner_uid == owner_uid}
 
+    def of_others(self, key: Key, owner_uid: str) -> dict[str, Record]:
+        """The records of objects of earlier jobs of the same name."""
+        entries = self._jobs.get(key, {})
+        return {name: entry.record for name, entry in entries.items() if entry.owner_uid != owner_uid}
+
     async def synced(self) -> None:
         """Returns once every namespace has been listed."""
         await asyncio.gather(*(stream.synced.wait() for stream in self._streams))

@@ -26,6 +26,7 @@ from megatron_operator.cluster.kubernetes_resource import (
     WORKLOAD,
     Resource,
 )
+from megatron_operator.cluster.pod_ends import PodEnds
 from megatron_operator.job import Job
 from megatron_operator.observe import Gang, KueueSeen, Pod, Seen, read_gang, read_pod
 from megatron_operator.observe_kueue import read_workload
@@ -62,6 +63,7 @@ class Mirror:
         self._groups: dict[str, Informer[Gang]] = {}
         self._kueue = KueueMirror(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
         self._pod_events = PodEvents(client)
+        self._pod_ends = PodEnds()
         self._claims: set[Key] = set()
         self._nodes: dict[str, tuple[float, bool]] = {}
 
@@ -110,7 +112,7 @@ class Mirror:
         """Everything known of this job's children. parsed: the job as a value, None for a wrong manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
-        pods = await self._see_pods(key, uid)
+        pods = await self._see_pods(key, uid, now)
         selectors = self._services.of(key, uid)
         gang, stale_groups = self._see_groups(key, uid, parsed.scheduling.gang if parsed else "None", job)
         return Seen(
@@ -121,6 +123,7 @@ class Mirror:
             claims=frozenset(name for namespace, name in self._claims if namespace == key[0]),
             gang=gang,
             stale_groups=stale_groups,
+            predecessors=self._see_predecessors(key, uid),
             progress=progress,
             lost_nodes=await self._lost_nodes(pods, now),
             problem=problem,
@@ -144,8 +147,11 @@ class Mirror:
         if resource in informers:
             informers[resource].put(raw)
 
-    async def _see_pods(self, key: Key, uid: str) -> tuple[Pod, ...]:
-        pods = tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank))
+    def _see_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
+        return tuple(sorted(pod.name for pod in self._pods.of_others(key, uid).values() if not pod.is_finished))
+
+    async def _see_pods(self, key: Key, uid: str, now: float) -> tuple[Pod, ...]:
+        pods = self._pod_ends.corrected(tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank)), now)
         return await self._pod_events.explain(key[0], pods)
 
     async def _see_kueue(self, parsed: Job | None) -> KueueSeen:

@@ -2,11 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any, Literal
+
 from megatron_operator import names
 from megatron_operator.job import Job
 from megatron_operator.observe import Pod, Seen
 from megatron_operator.plan import Ref
+from megatron_operator.schema import structural
+from megatron_operator.schema.spec import spec as spec_schema
 from megatron_operator.timestamp import to_seconds
+
+Object = Mapping[str, Any]
+TtlPolicy = Literal["DeletePods", "DeleteJob"]
 
 
 def pods_to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
@@ -18,9 +26,23 @@ def pods_to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When the time to live ends; None for a job that stays."""
+    return ends(seen, job.run_policy.ttl_s)
+
+
+def ends(seen: Seen, ttl_s: int | None) -> float | None:
+    """When a time to live of so many seconds ends; None for a job that stays."""
     completed = to_seconds(seen.status.get("completionTime"))
-    seconds = job.run_policy.ttl_s
-    return None if completed is None or seconds is None else completed + seconds
+    return None if completed is None or ttl_s is None else completed + ttl_s
+
+
+def readable_ttl(manifest: Object) -> tuple[int | None, TtlPolicy]:
+    """Time to live and its policy of a manifest that is wrong elsewhere; no time where it cannot be read."""
+    given = (manifest.get("spec") or {}).get("runPolicy")
+    schema = spec_schema()["properties"]["runPolicy"]
+    if given is None or list(structural.check(given, schema, "spec.runPolicy")):
+        return None, "DeletePods"
+    whole = structural.defaulted(given, schema)
+    return whole.get("ttlSecondsAfterFinished"), whole["ttlPolicy"]
 
 
 def is_over(job: Job, seen: Seen, now: float) -> bool:
@@ -31,11 +53,16 @@ def is_over(job: Job, seen: Seen, now: float) -> bool:
 
 def leftovers(job: Job, seen: Seen) -> tuple[Ref, ...]:
     """What to delete when the time to live is over: the job itself, or all it made but its checkpoints."""
-    if job.run_policy.ttl_policy == "DeleteJob":
-        return (Ref(api_version=names.API_VERSION, kind=names.KIND, name=job.name, uid=job.uid),)
+    return leftovers_of(job.name, job.uid, job.run_policy.ttl_policy, seen)
+
+
+def leftovers_of(name: str, uid: str, policy: TtlPolicy, seen: Seen) -> tuple[Ref, ...]:
+    """The same of a job of which no more may be known."""
+    if policy == "DeleteJob":
+        return (Ref(api_version=names.API_VERSION, kind=names.KIND, name=name, uid=uid),)
     pods = tuple(pod_ref(pod) for pod in seen.pods if not pod.deleting)
-    maps = tuple(Ref(api_version="v1", kind="ConfigMap", name=name) for name in sorted(seen.config_maps))
-    service = Ref(api_version="v1", kind="Service", name=names.service_name(job.name))
+    maps = tuple(Ref(api_version="v1", kind="ConfigMap", name=each) for each in sorted(seen.config_maps))
+    service = Ref(api_version="v1", kind="Service", name=names.service_name(name))
     return (*pods, *maps, *((service,) if seen.service_selector is not None else ()))
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from dataclasses import replace
+
 from megatron_operator import names
 from megatron_operator.decide.decision import Succeed, Wait
 from megatron_operator.job import Job
@@ -44,6 +47,37 @@ def succeeded_master(seen: Seen) -> Pod | None:
     """The master of this attempt if it has succeeded."""
     masters = (pod for pod in seen.current if pod.role == names.MASTER)
     return next((pod for pod in masters if pod.phase == "Succeeded"), None)
+
+
+def with_removed(job: Job, seen: Seen) -> Seen:
+    """What is seen, with the pods of this attempt that had succeeded before somebody removed them.
+
+    The status tells how many of a role have succeeded. Where that explains every pod of the role that is not there,
+    nothing is missing: they are shown as succeeded and being deleted.
+    """
+    if seen.status.get("selector") != names.selector_text(job.name, seen.attempt):
+        return seen  # it tells of another attempt
+    there = {pod.name for pod in seen.current}
+    gone = []
+    for role in (names.MASTER, names.WORKER):
+        of_role = [pod for pod in seen.current if pod.role == role]
+        stored = (seen.status.get("replicaStatuses") or {}).get(role) or {}
+        num_removed = stored.get("succeeded", 0) - sum(pod.phase == "Succeeded" for pod in of_role)
+        absent = [pod for pod in _expected(job, seen) if pod.role == role and pod.name not in there]
+        gone += absent if 0 < len(absent) <= num_removed else []
+    return replace(seen, pods=(*seen.pods, *gone)) if gone else seen
+
+
+def is_being_removed(seen: Seen) -> bool:
+    """Whether a pod that has succeeded is about to go, so that the status has to tell of its success before."""
+    return any(pod.phase == "Succeeded" and pod.deleting and pod.uid for pod in seen.current)
+
+
+def _expected(job: Job, seen: Seen) -> Iterator[Pod]:
+    """Every pod of this attempt as one that has succeeded and is gone."""
+    for name in names.replica_names(job.name, seen.attempt, job.num_nodes):
+        if place := names.place_of(name, job.name):
+            yield Pod(name=name, **vars(place), phase="Succeeded", deleting=True)
 
 
 def is_finished(seen: Seen) -> bool:

@@ -26,10 +26,11 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
     peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within seconds rather the
     one that was killed than the one that lost its peer. While only the latter is known, the cause is waited for.
     """
+    unsuccessful = [pod for pod in seen.current if pod.phase != "Succeeded"]
     for candidates in (
-        [pod for pod in seen.current if pod.disruption is not None],
+        [pod for pod in unsuccessful if pod.disruption is not None],
         [pod for pod in failed(seen) if is_permanent(job, pod)],
-        [pod for pod in seen.current if pod.deleting],
+        [pod for pod in unsuccessful if pod.deleting],
     ):
         if candidates:
             return _of_pod(job, min(candidates, key=_when), seen, now)

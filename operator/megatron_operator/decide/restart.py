@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from megatron_operator import names
+from megatron_operator import kubelet_reasons, names
 from megatron_operator.decide import failure as failures
 from megatron_operator.decide import program
 from megatron_operator.decide.backoff import delay_s
@@ -16,17 +16,6 @@ from megatron_operator.decide.decision import Counters, Fail, Failure, Restart, 
 from megatron_operator.job import Job, Rule
 from megatron_operator.observe import Seen
 
-# The kubelet refused or dropped the pod through no fault of the program.
-ADMISSION_REASONS = frozenset(
-    {
-        "UnexpectedAdmissionError",
-        "Evicted",
-        "NodeShutdown",
-        "Terminated",
-        "ContainerStatusUnknown",
-        "NodeLost",
-    }
-)
 MAX_IN_A_ROW = 10
 
 Kind = Literal["disrupted", "admission", "failed", "never"]
@@ -68,7 +57,7 @@ def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
     restart_reason = _restart_reason(seen, failure)
     if is_disruption(seen, failure):
         return Verdict(kind="disrupted", reason=restart_reason)
-    if failure.reason in ADMISSION_REASONS or failure.reason.startswith("OutOf"):
+    if kubelet_reasons.is_admission(failure.reason):
         return Verdict(kind="admission", reason=restart_reason)
     if refusal := program.refusal(failure.reason, failure.message):
         remedy = "spec.command or spec.image" if failure.container_kind == "Trainer" else "its command or image"
@@ -92,10 +81,14 @@ def is_disruption(seen: Seen, failure: Failure) -> bool:
 
 
 def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
-    """Whether the attempt before ended for memory at the same iteration: the same again is then certain."""
+    """Whether the attempt before ended for memory at the same iteration: the same again is then certain.
+
+    Two ends of which nobody knows the iteration prove nothing.
+    """
     before = seen.status.get("lastFailure") or {}
     return (
-        failure.reason == names.OOM_KILLED
+        failure.iteration is not None
+        and failure.reason == names.OOM_KILLED
         and before.get("reason") == names.OOM_KILLED
         and before.get("attempt") != failure.attempt
         and before.get("iteration") == failure.iteration
