@@ -16,7 +16,6 @@ from megatron_operator.schema.spec import spec as spec_schema
 from megatron_trainjob import images
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args
-from megatron_trainjob.args.status import task_violations
 from megatron_trainjob.violation import Violation, as_errors
 
 Object = Mapping[str, Any]
@@ -47,7 +46,6 @@ def parse(
         (
             *_check_header(manifest),
             *_check_required(given),
-            *task_violations(given.get("task")),
             *shape,
             *manifest_rules.check(manifest.get("metadata") or {}, spec),
             *arguments.violations,

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_trainjob.args.status import objection, task_violations, without_gpu
+from megatron_trainjob.args.status import objection, without_gpu
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 
 
@@ -41,10 +41,3 @@ def test_without_a_gpu_its_arguments_are_refused(monkeypatch):
         "spec.args.fp8_format: works on a GPU only and there is none; remove it, or run where there is one"
         " (got 'hybrid')"
     ]
-
-
-def test_preference_training_is_refused_until_it_works():
-    (problem,) = task_violations("rlhf")
-    assert (problem.path, problem.value) == ("spec.task", "rlhf")
-    assert "use pt or sft" in problem.message
-    assert task_violations("sft") == ()

@@ -16,8 +16,13 @@ MEGATRON = yaml.safe_load((REFERENCE / "arguments.yaml").read_text())["arguments
 BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["arguments"]
 
 # Where we differ from the reference, and why.
-FURTHER_CHOICES = {"recompute_granularity": ("none",)}  # 4.x value; without it nothing turns recomputation off
-FURTHER_ARGUMENTS = {  # of ms-swift 4.x
+FURTHER_CHOICES = {
+    "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off
+    "loss_type": ("sigmoid_norm", "aot_unpaired", "sft"),  # of TRL
+    "f_divergence_type": ("forward_kl",),
+}
+OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau"}
+FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "add_non_thinking_prefix",
     "async_save",
     "chat_template_kwargs",

@@ -200,7 +200,7 @@ WRONG = {
         "rlhf",
         [
             "label_smoothing: cannot be combined with loss_type: hinge or ipo or bco_pair or sppo_hard or nca_pair or"
-            " discopop or apo_zero or apo_down, because these losses have no label noise; change one of the two"
+            " discopop or apo_zero or apo_down or sft, because these losses have no label noise; change one of the two"
             " (got 0.1)"
         ],
     ),

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import timedelta
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -131,6 +132,26 @@ def sum_over_context(values: Tensor) -> Tensor:
     """The sum over the ranks that hold parts of the same sequences. Collective."""
     total = values.clone()
     dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
+    return total
+
+
+class _SumOfContextParts(torch.autograd.Function):
+    """Each rank's part enters the sum with factor 1, and every rank computes the same loss from the sum: so the
+    gradient of a part is that of the sum. (torch's own would add up the equal gradients of all ranks.)
+    """
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor) -> Tensor:  # noqa: ANN401 (torch's signature)
+        return sum_over_context(part)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 (torch's signature)
+        return gradient
+
+
+def sum_of_context_parts(part: Tensor) -> Tensor:
+    """The sum over the ranks that hold parts of the same sequences, to be differentiated. Collective."""
+    total: Tensor = _SumOfContextParts.apply(part)
     return total
 
 

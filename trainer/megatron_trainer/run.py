@@ -17,7 +17,6 @@ from megatron_trainer.loop import fit
 from megatron_trainer.outputs import write_outputs
 from megatron_trainer.report import FinishRecord
 from megatron_trainer.termination import Termination
-from megatron_trainjob.args import status
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.exit_codes import ExitCode
@@ -57,9 +56,8 @@ def parse(argv: Sequence[str], env: Environment) -> Parsed:
     )
     for warning in parsed.warnings:
         logger.warning("%s", warning)
-    violations = (*status.task_violations(argv[0]), *parsed.violations)
-    if parsed.args is None or violations:
-        raise InvalidInput(violations)
+    if parsed.args is None or parsed.violations:
+        raise InvalidInput(parsed.violations)
     return parsed
 
 

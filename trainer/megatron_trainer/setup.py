@@ -8,7 +8,8 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,11 +42,14 @@ from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
 from megatron_trainer.models.settings import draws_on_host
 from megatron_trainer.models.spec import ModelSpec, read_model
+from megatron_trainer.reference_source import open_reference
 from megatron_trainer.report import RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainer.schedule import Schedule
 from megatron_trainer.state import TrainState, on_data
 from megatron_trainer.tasks import TASKS
+from megatron_trainer.tasks import Task as TrainerTask
+from megatron_trainer.tasks.reference import Reference, with_reference
 from megatron_trainer.termination import Termination
 from megatron_trainjob import violation
 from megatron_trainjob.args import derive, rules, status
@@ -93,7 +97,8 @@ def build(
     _claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
     check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
-    engine = build_engine(args, spec, backend)
+    engine = build_engine(_as_trained(args, task), spec, backend, keep_originals=task == "rlhf")
+    reference = open_reference(args, spec, engine, backend) if task == "rlhf" else None
     resolved = _resolved(args, data)
     total, eval_iters = resolved["train_iters"], resolved["eval_iters"]
     record = output_folder.arguments_record(args, task, resolved, spec.config)
@@ -109,7 +114,7 @@ def build(
     run = Run(
         args=args,
         spec=spec,
-        task=TASKS[task](args, spec),
+        task=_task(args, spec, task, reference),
         engine=engine,
         backend=backend,
         train=train,
@@ -127,15 +132,18 @@ def build(
     return run, state
 
 
-def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend) -> Engine:
-    """Model with its weights, adapters or frozen parts, wrapped for training. Collective."""
+def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_originals: bool = False) -> Engine:
+    """Model with its weights, adapters or frozen parts, wrapped for training. Collective.
+
+    keep_originals: as for add_adapters.
+    """
     models = build_model(spec, args, backend)
     if args.no_initialization:
         load_weights(models, spec)
     elif draws_on_host(args, backend):
         draw_weights(models, spec, seed=args.seed)
     if args.train_type == "lora":
-        add_adapters(models, args)
+        add_adapters(models, args, keep_originals=keep_originals)
     else:
         freeze(models, args)
     return optim.wrap(models, args, learning_rate=derive.learning_rate(args))
@@ -198,6 +206,16 @@ def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base"
         else:
             logger.warning("no complete checkpoint in %s=%s; going on without it", name, path)
     return found
+
+
+def _as_trained(args: TrainArgs, task: Task) -> TrainArgs:
+    """Preference training weighs its micro-batches itself; Megatron's way counts tokens, of which a pair has none."""
+    return replace(args, calculate_per_token_loss=False) if task == "rlhf" else args
+
+
+def _task(args: TrainArgs, spec: ModelSpec, task: Task, reference: Reference | None) -> TrainerTask:
+    made = TASKS[task](args, spec)
+    return replace(made, prepare=partial(with_reference, args, reference)) if task == "rlhf" else made
 
 
 def layout() -> dict[str, int]:

@@ -9,12 +9,12 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.pipeline_parallel import get_forward_backward_func
 
 from megatron_trainer import parallel, router_losses
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.engine import Engine
+from megatron_trainer.pipeline import run_schedule
 from megatron_trainer.tasks import Task
 
 
@@ -44,10 +44,11 @@ def train_step(
 ) -> StepResult:
     """Forward, backward and update over this rank's micro-batches of one global batch. Collective."""
     started = time.monotonic()
+    batches = task.prepare(batches)
     for chunk in engine.chunks:
         chunk.zero_grad_buffer()
     engine.optimizer.zero_grad()
-    metrics = _run_schedule(engine, task, batches, is_training=True)
+    metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
     sums = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
@@ -87,29 +88,14 @@ def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]],
     all_batches: list[MicroBatch] = []
     with torch.no_grad():
         for batches in rounds:
-            all_metrics.extend(_run_schedule(engine, task, batches, is_training=False))
+            prepared = task.prepare(batches)
+            all_metrics.extend(run_schedule(engine.chunks, task.forward_step, prepared, is_training=False))
             all_batches.extend(batches)
     for chunk in engine.chunks:
         chunk.train()
     sums = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
     channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
     return Evaluation(losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens)
-
-
-def _run_schedule(
-    engine: Engine, task: Task, batches: Sequence[MicroBatch], *, is_training: bool
-) -> list[Mapping[str, torch.Tensor]]:
-    """Metrics of each micro-batch; an empty list on stages other than the last."""
-    iterators = [iter(batches) for _ in engine.chunks]
-    return get_forward_backward_func()(
-        forward_step_func=task.forward_step,
-        data_iterator=iterators if len(iterators) > 1 else iterators[0],
-        model=list(engine.chunks),
-        num_microbatches=len(batches),
-        seq_length=batches[0].tokens_BT.shape[1],
-        micro_batch_size=batches[0].tokens_BT.shape[0],
-        forward_only=not is_training,
-    )
 
 
 @dataclass(frozen=True, kw_only=True)

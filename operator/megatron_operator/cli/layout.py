@@ -77,13 +77,15 @@ def show_batches(loaded: Loaded) -> None:
     assert job is not None
     size = layout.sizes(job)
     length = derive.sequence_length(job.args, loaded.hf_config or {})
+    items = "packed rows" if job.args.packing else "pairs" if job.task == "rlhf" else "samples"
+    most_tokens = (length or 0) * job.args.global_batch_size * derive.sequences_per_item(job.args, job.task)
     rows = [
-        ("micro-batch", f"{job.args.micro_batch_size} samples a rank"),
+        ("micro-batch", f"{job.args.micro_batch_size} {items} a rank"),
         ("data parallel", f"{size.data} ranks"),
         ("micro-batches a step", str(derive.num_micro_batches(job.args, job.world_size))),
-        ("global batch", f"{job.args.global_batch_size} samples a step"),
+        ("global batch", f"{job.args.global_batch_size} {items} a step"),
         ("sequence length", "of the longest sample" if length is None else f"at most {length} tokens"),
-        ("tokens a step", "" if length is None else f"at most {length * job.args.global_batch_size}"),
+        ("tokens a step", "" if length is None else f"at most {most_tokens}"),
         ("length of the run", _run_length(job)),
         ("learning rate", f"{derive.learning_rate(job.args):g}"),
         ("checkpoints", f"every {job.args.save_interval} steps to {job.save_directory}"),
@@ -104,7 +106,7 @@ def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
         return
     model = check(loaded.hf_config, loaded.job.args).model
     assert model is not None  # loading has refused a config.json that means nothing
-    estimate = memory.estimate(loaded.job.args, model, loaded.job.world_size)
+    estimate = memory.estimate(loaded.job.args, model, loaded.job.world_size, task=loaded.job.task)
     show_table(_memory_table(estimate))
     out.print(
         f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trained, "
@@ -123,7 +125,9 @@ def _size(text: str) -> int:
 
 
 def _memory_table(estimate: MemoryEstimate) -> Table:
-    parts = ("weights", "gradients", "optimizer", "activations", "logits", "overhead", "total")
+    has_reference = any(stage.reference for stage in estimate.stages)
+    reference = ("reference",) if has_reference else ()
+    parts = ("weights", *reference, "gradients", "optimizer", "activations", "logits", "overhead", "total")
     shown = table("memory of a rank, GiB (estimate)", "stage", *parts)
     for stage in estimate.stages:
         shown.add_row(str(stage.stage), *(f"{getattr(stage, part) / GIB:.2f}" for part in parts))

@@ -218,6 +218,29 @@ def test_preference_training_gives_pairs(run, tmp_path, tokenizer):
     assert prepared.report.length_max == pair.length
 
 
+def test_pairs_that_cannot_be_trained_on_are_dropped_with_their_reasons(run, tmp_path):
+    row = {"query": "2+2?", "response": "4", "rejected_response": "5"}
+    long = "word " * 60
+    rows = [
+        row,
+        {**row, "rejected_response": "4"},
+        {**row, "rejected_response": None},
+        {**row, "response": long + "yes", "rejected_response": long + "no"},
+        {**row, "query": long},
+    ]
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps(each) + "\n" for each in rows))
+    common = {"task": "rlhf", "dataset": [str(tmp_path / "a.jsonl")], "loss_scale": "last_round", "max_length": 40}
+    deleted, cut = (run(**common, truncation_strategy=name).report.datasets[0] for name in ("delete", "right"))
+    assert deleted.rows_kept == cut.rows_kept == 1
+    same = {"the rejected answer equals the chosen one": 1, "no rejected answer": 1}
+    assert {entry.reason: entry.rows for entry in deleted.dropped} == {**same, "longer than max_length": 2}
+    assert {entry.reason: entry.rows for entry in cut.dropped} == {
+        **same,
+        "chosen and rejected are the same tokens": 1,
+        "no trained token is left after truncation": 1,
+    }
+
+
 def test_strict_stops_with_file_line_and_reason(run, write):
     path = write("a.jsonl", range(3), extra=["{", json.dumps({"query": "x" * 999, "response": "y"})])
     run(dataset=[path])  # what was cached without strict does not pass either

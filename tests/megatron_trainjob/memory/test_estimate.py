@@ -26,9 +26,9 @@ FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompu
 GIB = 1024**3
 
 
-def tiny(world_size=1, *, config=TINY, tokens=None, **arguments):
+def tiny(world_size=1, *, config=TINY, tokens=None, task="sft", **arguments):
     args = TrainArgs(**{"max_length": 16, "global_batch_size": 8, **arguments})
-    return estimate(args, read(config), world_size, tokens=tokens)
+    return estimate(args, read(config), world_size, tokens=tokens, task=task)
 
 
 def test_one_rank_holds_weights_gradients_and_adam_state_of_everything():
@@ -145,7 +145,24 @@ def test_offloaded_share_of_the_optimizer_leaves_the_device():
 
 
 def test_reference_model_of_preference_training_counts_its_weights():
-    assert tiny(ref_load="/ref").peak.weights == 2 * 5072
+    rank = tiny(task="rlhf").peak
+    assert (rank.weights, rank.reference) == (2 * 2536, 2 * 2536)
+    assert rank.total - tiny(task="rlhf", reference_free=True).peak.total == 2 * 2536
+
+
+@pytest.mark.parametrize("arguments", [{"train_type": "lora"}, {"reference_free": True}])
+def test_no_second_model_is_held_where_none_is_asked(arguments):
+    assert tiny(task="rlhf", **arguments).peak.reference == 0
+
+
+def test_a_pair_is_two_sequences_and_packed_rows_hold_what_they_hold():
+    assert tiny(task="rlhf", micro_batch_size=2).tokens == 2 * 2 * 16
+    assert tiny(task="rlhf", packing=True).tokens == tiny(packing=True).tokens == 16
+
+
+def test_preference_training_makes_few_logits_at_once():
+    config = {**TINY, "vocab_size": 2**20}
+    assert tiny(task="rlhf", config=config, tokens=2**14).peak.logits == 2**27 * 8
 
 
 def test_experts_are_spread_over_expert_ranks_and_their_state_over_expert_copies():

@@ -166,6 +166,7 @@ class Encoder:
     def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
         try:
             parts = [self._weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
+            _refuse_equal([ids for ids, _, _ in parts])
         except RowError as err:
             return Rejection(location=row.record.location, reason=err.reason, detail=err.detail)
         return Encoded(
@@ -213,6 +214,12 @@ def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
         if turn.message in trained and turn.end <= turn.closing:
             shown = rendering.text[max(0, turn.closing - 60) : turn.closing + 30]
             raise RowError("an answer ends with no stop token", f"name one with stop_words: ...{shown!r}")
+
+
+def _refuse_equal(sequences: Sequence[NDArray[np.int32]]) -> None:
+    """Refuses a pair whose answers differ only in what was cut off, or not in their tokens at all."""
+    if len(sequences) == 2 and np.array_equal(*sequences):
+        raise RowError("chosen and rejected are the same tokens")
 
 
 def _refuse_half_characters(text: str) -> None:

@@ -147,6 +147,8 @@ class MicroBatch:
     sequence_BT: int64, number of the real sequence that a token belongs to, in the order of the row; -1 at padding.
     num_samples: real sequences (a pair counts two). num_tokens: real tokens.
     channels: channel of each real sequence, in the order of the row.
+    reference_S: log-probability of each real sequence's trained tokens under the reference model, float32.
+    loss_share: what the micro-batch's mean loss is multiplied by, where micro-batches shall not weigh the same.
     """
 
     tokens_BT: Tensor
@@ -160,6 +162,8 @@ class MicroBatch:
     num_samples: int
     num_tokens: int
     channels: tuple[str | None, ...]
+    reference_S: Tensor | None = None
+    loss_share: float = 1.0
 
     @property
     def padding_BT(self) -> Tensor:

@@ -18,10 +18,16 @@ def mask_padded_columns(logits: Tensor, spec: ModelSpec) -> Tensor:
     padded embedding take probability from the real tokens, and gradients are off by up to a percent.
     """
     width = logits.size(-1)
-    first = parallel_state.get_tensor_model_parallel_rank() * width
-    num_real = min(max(spec.vocab_size - first, 0), width)
+    num_real = num_real_columns(logits, spec)
     if num_real == width:
         return logits
     padded = logits.new_zeros(width, dtype=bool)
     padded[num_real:] = True
     return logits.masked_fill(padded, _NEVER)
+
+
+def num_real_columns(logits: Tensor, spec: ModelSpec) -> int:
+    """Columns of this rank that stand for a token; those after them are padding. logits: as above."""
+    width = logits.size(-1)
+    first = parallel_state.get_tensor_model_parallel_rank() * width
+    return min(max(spec.vocab_size - first, 0), width)

@@ -80,11 +80,18 @@ def log_line(record: LogRecord, *, log_throughput: bool) -> str:
 
 
 def eval_line(record: EvalRecord) -> str:
-    """Loss and perplexity of each loss of the round."""
+    """Each metric of the round, with its perplexity where it has one."""
     parts = [f"validation loss at iteration {record.iteration}"]
     for name, value in record.losses.items():
-        parts += [f"{name} value: {value:.6E}", f"{name} PPL: {perplexity(value):.6E}"]
+        parts.append(f"{name} value: {value:.6E}")
+        if has_perplexity(name):
+            parts.append(f"{name} PPL: {perplexity(value):.6E}")
     return " | ".join([*parts, f"{record.num_samples} samples in {record.seconds:.1f} s |"])
+
+
+def has_perplexity(name: str) -> bool:
+    """Whether a metric of this name is a cross entropy; the loss of preference training and its rewards are none."""
+    return "/" not in name and name != "loss"
 
 
 def perplexity(loss: float) -> float:

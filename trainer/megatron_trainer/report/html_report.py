@@ -22,6 +22,8 @@ SECONDS_BETWEEN_RENDERS = 30.0
 MAX_SHARE_OF_TIME = 0.01
 """A long run has many rows: rendering is spaced out so that it never takes more of the run than this."""
 
+ACCURACY = "rewards/accuracies"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Figure:
@@ -139,6 +141,7 @@ def tiles(run: RunInfo, rows: Sequence[Row]) -> list[tuple[str, str, str]]:
         first = _number(steps[0], name)
         found.append(("Training loss", readable(value), f"{readable(first)} at the start"))
         found += _validation_tile(rows, f"eval_{name}")
+    found += _accuracy_tile(rows)
     rates = [_number(row, "tokens_per_second") for row in steps[1:] or steps]
     tokens = sum(int(_number(row, "tokens")) for row in steps)
     found.append(("Tokens per second", readable(sum(rates) / len(rates)), f"{tokens:,} tokens trained on"))
@@ -155,7 +158,7 @@ def _loss_figure(rows: Sequence[Row], name: str) -> Figure:
     )
     drawn = tuple(one for one in series if one.points)
     svg = line_chart(drawn, x_label="iteration", y_label=name)
-    title = "Loss" if name == "lm loss" else name[:1].upper() + name[1:]
+    title = "Loss" if name == "lm loss" else name[:1].upper() + name[1:].replace("/", ", ")
     return Figure(title=title, svg=Markup(svg), legend=drawn if len(drawn) > 1 else ())
 
 
@@ -171,6 +174,15 @@ def _validation_tile(rows: Sequence[Row], key: str) -> list[tuple[str, str, str]
         return []
     note = f"best {readable(min(values))} of {len(values)} rounds" if len(values) > 1 else "one round"
     return [("Validation loss", readable(values[-1]), note)]
+
+
+def _accuracy_tile(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
+    """How often the chosen answer gets the higher reward, in preference training."""
+    for key, where in ((f"eval_{ACCURACY}", "of the validation pairs"), (ACCURACY, "of the last training pairs")):
+        values = [_number(row, key) for row in rows if key in row]
+        if values:
+            return [("Reward accuracy", f"{100 * values[-1]:.1f} %", f"{where}; {100 * values[0]:.1f} % at first")]
+    return []
 
 
 def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:

@@ -16,7 +16,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.event_file_writer import EventFileWriter
 from tensorboard.summary.writer.record_writer import RecordWriter
 
-from megatron_trainer.report.console import perplexity
+from megatron_trainer.report.console import has_perplexity, perplexity
 from megatron_trainer.report.records import EvalRecord, Event, LogRecord, PhaseRecord, RunInfo
 
 VERSUS_SAMPLES = " vs samples"
@@ -107,7 +107,8 @@ def eval_scalars(record: EvalRecord, choices: Choices) -> dict[str, float]:
     """Losses of an evaluation round, and their perplexity if that is wanted."""
     scalars = {f"{name} validation": value for name, value in record.losses.items()}
     if choices.validation_perplexity:
-        scalars |= {f"{name} validation ppl": perplexity(value) for name, value in record.losses.items()}
+        losses = {name: value for name, value in record.losses.items() if has_perplexity(name)}
+        scalars |= {f"{name} validation ppl": perplexity(value) for name, value in losses.items()}
     return scalars
 
 

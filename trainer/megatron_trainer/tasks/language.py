@@ -11,11 +11,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core import parallel_state
-from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
-from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
-from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
-from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import Tensor, nn
 
 from megatron_trainer import parallel
@@ -23,12 +18,11 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses import token
 from megatron_trainer.models.linear_cross_entropy import LinearCrossEntropy
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.tasks.forward import cross_entropy, forward
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args.tree import TrainArgs
 
 MAIN_LOSS = "lm loss"
-FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": te_parallel_cross_entropy}
-"""By cross_entropy_fusion_impl: (logits [N, 1, V], labels [N, 1], group) -> losses [N, 1]. TE's needs a GPU."""
 
 
 def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
@@ -47,29 +41,11 @@ def _forward_step(
         spec=spec,
         labels_BT=batch.labels_BT,
         weights_BT=batch.loss_weight_BT,
-        cross_entropy=partial(_cross_entropy, args),
+        cross_entropy=partial(cross_entropy, args),
         objective=token.dynamic_fine_tuning if args.enable_dft_loss else Tensor.float,
     )
-    output = model(
-        batch.tokens_BT,
-        batch.position_ids_BT,
-        batch.attention_mask,
-        packed_seq_params=parallel.packed_sequence_parameters(whole),
-        padding_mask=_padding_for_routers(model, batch.padding_BT),
-        output_processor=losses,
-    )
+    output = forward(model, whole, batch, output_processor=losses)
     return output, partial(_loss, args, batch, (whole.loss_weight_BT != 0).sum())
-
-
-def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
-    """Padding, which routers leave out of the balance of experts. Megatron splits it on the first stage alone."""
-    config = get_model_config(model)
-    if not config.num_moe_experts:
-        return None
-    if not config.sequence_parallel or get_attr_wrapped_model(model, "pre_process"):
-        return padding_BT
-    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
-    return padding_BT.chunk(size, dim=1)[rank].contiguous()
 
 
 def _loss(
@@ -95,13 +71,3 @@ def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
     channel_BT = channel_of_sequence[batch.sequence_BT]
     sums_C2 = token.per_channel(losses_BT, batch.loss_weight_BT, channel_BT, len(names))
     return {f"loss_{name}": sums for name, sums in zip(names, sums_C2, strict=True)}
-
-
-def _cross_entropy(args: TrainArgs, logits_N1V: Tensor, labels_N1: Tensor) -> Tensor:
-    """Cross entropy of labels >= 0 in nats, float32 [N, 1], over the vocabulary of all tensor-parallel ranks."""
-    if args.cross_entropy_loss_fusion:
-        kernel = FUSED_CROSS_ENTROPY[args.cross_entropy_fusion_impl]
-        fused: Tensor = kernel(logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
-        return fused
-    separate: Tensor = vocab_parallel_cross_entropy(logits_N1V, labels_N1)
-    return separate

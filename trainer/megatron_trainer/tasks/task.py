@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,12 @@ Metrics = Mapping[str, Tensor]
 
 LossFunction = Callable[[Tensor], tuple[Any, ...]]
 ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunction]]
+Prepare = Callable[[Sequence[MicroBatch]], Sequence[MicroBatch]]
+
+
+def as_they_are(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    """What a task does that needs nothing before its forward passes."""
+    return batches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,11 +30,13 @@ class Task:
     """forward_step has the form that Megatron's pipeline schedules want; losses[0] is what evaluation watches.
 
     has_channels: its metrics hold, beside `losses`, names that follow from the data and that not all ranks know.
+    prepare: called with this rank's micro-batches of a global batch before their forward passes. Collective.
     """
 
     forward_step: ForwardStep
     losses: tuple[str, ...]
     has_channels: bool = False
+    prepare: Prepare = as_they_are
 
 
 TaskFactory = Callable[[TrainArgs, ModelSpec], Task]

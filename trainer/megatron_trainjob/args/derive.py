@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from megatron_trainjob import families
+from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.families.model import Model
 
@@ -282,3 +283,22 @@ def _whole(number: int, divisor: int, number_name: str, divisor_name: str) -> in
     if number % divisor:
         raise ValueError(f"{number_name} {number} is not divisible by {divisor_name} = {divisor}")
     return number // divisor
+
+
+def preference_losses(args: TrainArgs) -> tuple[tuple[str, ...], tuple[float, ...]]:
+    """Types and weights of the losses whose sum preference training minimises."""
+    types = args.loss_types or (args.loss_type,)
+    return types, args.loss_weights or (1.0,) * len(types)
+
+
+def has_reference_model(args: TrainArgs, task: Task) -> bool:
+    """Whether a second, frozen copy of the model is kept: preference training of all weights."""
+    return task == "rlhf" and args.train_type == "full" and not args.reference_free
+
+
+def sequences_per_item(args: TrainArgs, task: Task) -> int:
+    """Sequences of the longest length that an item of a micro-batch may hold: two for a pair of answers.
+
+    A packed row has a length of its own, whatever lies in it.
+    """
+    return 2 if task == "rlhf" and not args.packing else 1

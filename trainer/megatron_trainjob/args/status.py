@@ -7,16 +7,6 @@ from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import shown
 from megatron_trainjob.violation import Violation
 
-TASKS_NOT_YET: dict[str, str] = {"rlhf": "preference training does not work yet; use pt or sft"}
-"""Tasks that the arguments describe and the trainer cannot run, each with what to do."""
-
-
-def task_violations(task: object, *, path: str = "spec.task") -> tuple[Violation, ...]:
-    """What is wrong with asking for this task today; an unknown task is the schema's affair."""
-    if not isinstance(task, str) or task not in TASKS_NOT_YET:
-        return ()
-    return (Violation(path=path, value=task, message=TASKS_NOT_YET[task]),)
-
 
 def objection(argument: Argument, value: object, task: Task) -> str:
     """Why a well-formed value cannot be accepted, or ""."""

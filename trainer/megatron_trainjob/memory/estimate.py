@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_trainjob.args import derive
+from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import LayerParameters, Model
 from megatron_trainjob.memory.activation import FLOAT32_BYTES, Row, layer_bytes, layer_input_bytes
@@ -16,6 +17,8 @@ from megatron_trainjob.memory.adapter import adapter_parameters
 
 # CUDA context, cuBLAS and NCCL buffers of one process.
 OVERHEAD_BYTES = 2 * 1024**3
+# Preference training makes the logits of a chunk of tokens at a time: elements of it on one rank, 512 MiB in float32.
+LOGITS_AT_ONCE = 2**27
 STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
@@ -23,7 +26,8 @@ STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 class RankMemory:
     """Bytes on one rank of a pipeline stage; all ranks of a stage need the same.
 
-    `parameters` are those that the rank holds, `trainable` those of them that get gradients.
+    `parameters` are those that the rank trains or holds for it, `trainable` those of them that get gradients.
+    `reference` are the weights of the second, frozen model of preference training.
     """
 
     stage: int
@@ -35,11 +39,13 @@ class RankMemory:
     activations: int
     logits: int
     overhead: int
+    reference: int = 0
 
     @property
     def total(self) -> int:
         """All bytes of the rank."""
-        return self.weights + self.gradients + self.optimizer + self.activations + self.logits + self.overhead
+        model = self.weights + self.reference + self.gradients + self.optimizer
+        return model + self.activations + self.logits + self.overhead
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,14 +78,17 @@ class _Held:
         return self.dense + self.expert
 
 
-def estimate(args: TrainArgs, shape: Model, world_size: int, *, tokens: int | None = None) -> MemoryEstimate:
+def estimate(
+    args: TrainArgs, shape: Model, world_size: int, *, task: Task = "sft", tokens: int | None = None
+) -> MemoryEstimate:
     """The memory of every pipeline stage at its fullest moment.
 
     `tokens` is the size of one micro-batch; without it a micro-batch is full: micro_batch_size times the longest
-    row. Raises ValueError when the layout does not divide; the rules report that with a remedy.
+    row, which for a pair of answers is two sequences. Raises ValueError when the layout does not divide; the rules
+    report that with a remedy.
     """
     longest = _longest(args, shape)
-    tokens = tokens or args.micro_batch_size * longest
+    tokens = tokens or args.micro_batch_size * longest * derive.sequences_per_item(args, task)
     row = Row(
         tokens=-(-tokens // args.context_parallel_size),
         longest=min(longest, tokens),
@@ -88,7 +97,7 @@ def estimate(args: TrainArgs, shape: Model, world_size: int, *, tokens: int | No
     layers = derive.layers_per_stage(args, shape.num_layers)
     starts = [sum(layers[:stage]) for stage in range(len(layers))]
     stages = tuple(
-        _stage(args, shape, world_size, row, stage, range(start, start + count))
+        _stage(args, shape, world_size, row, stage, range(start, start + count), task)
         for stage, (start, count) in enumerate(zip(starts, layers, strict=True))
     )
     trainable = shape.num_parameters
@@ -115,24 +124,27 @@ def _element_bytes(args: TrainArgs, shape: Model) -> int:
     return 2 if any(derive.fp16_bf16(args, {"torch_dtype": shape.dtype})) else 4
 
 
-def _stage(args: TrainArgs, shape: Model, world_size: int, row: Row, stage: int, layers: range) -> RankMemory:
+def _stage(
+    args: TrainArgs, shape: Model, world_size: int, row: Row, stage: int, layers: range, task: Task
+) -> RankMemory:
     last = stage == args.pipeline_model_parallel_size - 1
     held = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
     trained = held
     if args.train_type == "lora":
         trained = _held(args, [adapter_parameters(args, shape, layer) for layer in layers], 0)
     weights = held.total + (trained.total if args.train_type == "lora" else 0)
-    reference = held.total if _has_reference(args) else 0
+    reference = held.total if derive.has_reference_model(args, task) else 0
     return RankMemory(
         stage=stage,
         parameters=round(weights),
         trainable=round(trained.total),
-        weights=round((weights + reference) * row.element_bytes),
+        weights=round(weights * row.element_bytes),
         gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
         optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
         activations=round(_activation_bytes(args, shape, row, stage, layers, world_size)),
-        logits=round(_logit_bytes(args, shape, row)) if last else 0,
+        logits=round(_logit_bytes(args, shape, row, task)) if last else 0,
         overhead=OVERHEAD_BYTES,
+        reference=round(reference * row.element_bytes),
     )
 
 
@@ -154,11 +166,6 @@ def _held(args: TrainArgs, layers: list[LayerParameters], edge: float) -> _Held:
         dense=sum(layer.tensor / tensor + layer.whole for layer in layers) + edge,
         expert=sum(layer.expert / expert_ranks for layer in layers),
     )
-
-
-def _has_reference(args: TrainArgs) -> bool:
-    """Whether a second, frozen copy of the model is kept: preference training of all weights."""
-    return bool(args.ref_load) and args.train_type == "full" and not args.reference_free
 
 
 def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_bytes: int) -> float:
@@ -207,7 +214,9 @@ def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float
     return len(whole[:size]) * layer_input + sum(whole[size:]), max(whole[:size], default=0.0)
 
 
-def _logit_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
+def _logit_bytes(args: TrainArgs, shape: Model, row: Row, task: Task) -> float:
     """Logits and their gradient in the training type and the float32 softmax, T * V / tp * (2 e + 4)."""
-    columns = shape.vocab_size / args.tensor_model_parallel_size
-    return row.tokens * columns * (2 * row.element_bytes + FLOAT32_BYTES)
+    elements = row.tokens * shape.vocab_size / args.tensor_model_parallel_size
+    if task == "rlhf":
+        elements = min(elements, LOGITS_AT_ONCE)
+    return elements * (2 * row.element_bytes + FLOAT32_BYTES)

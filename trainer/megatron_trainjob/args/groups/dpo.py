@@ -5,6 +5,25 @@ from typing import Literal
 
 from megatron_trainjob.args.field import arg
 
+LossType = Literal[
+    "sigmoid",
+    "hinge",
+    "ipo",
+    "exo_pair",
+    "nca_pair",
+    "robust",
+    "bco_pair",
+    "sppo_hard",
+    "aot",
+    "aot_pair",
+    "discopop",
+    "apo_zero",
+    "apo_down",
+    "sigmoid_norm",
+    "aot_unpaired",
+    "sft",
+]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dpo:
@@ -12,37 +31,37 @@ class Dpo:
 
     ref_load: str | None = arg(
         None,
-        "Checkpoint of the frozen reference model; unset: the model at the start of the run.",
+        "Checkpoint or Hugging Face folder of the frozen reference model; unset: load, or else the model.",
         aliases=("mcore_ref_model",),
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
     ref_adapter_load: str | None = arg(
         None,
-        "Adapter checkpoint of the reference policy; unset: the model without adapters.",
+        "Adapter checkpoint or PEFT folder of the reference policy; unset: the model without adapters.",
         aliases=("mcore_ref_adapter",),
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
     beta: float = arg(
         0.1,
         "How strongly the policy is held to the reference model; for ipo its regularisation strength.",
         gt=0,
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
     rpo_alpha: float | None = arg(
         None,
         "Weight of the ordinary loss on the chosen answer, added to the preference loss; unset: off.",
         ge=0,
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
     reference_free: bool = arg(
         False,
-        "Ignore the reference model.",
+        "Ignore the reference model: all answers count as equally likely under it, and none is loaded.",
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
     label_smoothing: float = arg(
         0.0,
@@ -51,31 +70,43 @@ class Dpo:
         ge=0,
         lt=0.5,
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
-    f_divergence_type: Literal["reverse_kl", "js_divergence", "alpha_divergence"] = arg(
+    f_divergence_type: Literal["reverse_kl", "js_divergence", "alpha_divergence", "forward_kl"] = arg(
         "reverse_kl",
         "Divergence between policy and reference.",
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )
-    loss_type: Literal[
-        "sigmoid",
-        "hinge",
-        "ipo",
-        "exo_pair",
-        "nca_pair",
-        "robust",
-        "bco_pair",
-        "sppo_hard",
-        "aot",
-        "aot_pair",
-        "discopop",
-        "apo_zero",
-        "apo_down",
-    ] = arg(
+    loss_type: LossType = arg(
         "sigmoid",
         "Preference loss.",
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
+    )
+    loss_types: tuple[LossType, ...] = arg(
+        (),
+        "Several preference losses, whose sum is trained on, in place of loss_type; sft is the ordinary loss.",
+        applies_to=("rlhf",),
+        status="works",
+    )
+    loss_weights: tuple[float, ...] = arg(
+        (),
+        "Weight of each of loss_types; unset: 1.",
+        ge=0,
+        applies_to=("rlhf",),
+        status="works",
+    )
+    f_alpha_divergence_coef: float = arg(
+        0.5,
+        "Coefficient of alpha_divergence: 0 is the forward KL, 1 the reverse KL.",
+        applies_to=("rlhf",),
+        status="works",
+    )
+    discopop_tau: float = arg(
+        0.05,
+        "Temperature of the blend of discopop's two losses.",
+        gt=0,
+        applies_to=("rlhf",),
+        status="works",
     )

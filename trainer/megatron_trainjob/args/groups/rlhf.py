@@ -14,5 +14,5 @@ class Rlhf:
         "dpo",
         "Preference algorithm.",
         applies_to=("rlhf",),
-        status="not yet",
+        status="works",
     )

@@ -145,7 +145,7 @@ class Training:
         True,
         (
             "Divide the loss by the trained tokens of the whole global batch; false averages each micro-"
-            "batch first. Preference training defaults to false."
+            "batch first. Preference training defaults to false and counts pairs."
         ),
         task_defaults={"rlhf": False},
         status="works",

@@ -9,10 +9,12 @@ from megatron_trainjob.args.rules.rule import Facts, rule
 
 RLHF: tuple[Task, ...] = ("rlhf",)
 # Losses of the difference z between the chosen and the rejected log-ratio; the others treat the two apart.
-OF_THE_DIFFERENCE = ("sigmoid", "robust", "exo_pair", "hinge", "ipo")
+OF_THE_DIFFERENCE = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "hinge", "ipo", "discopop", "sft")
 # Losses whose formula has no label noise.
-WITHOUT_LABEL_NOISE = ("hinge", "ipo", "bco_pair", "sppo_hard", "nca_pair", "discopop", "apo_zero", "apo_down")
-ALWAYS_WITH_REFERENCE = ("bco_pair", "sppo_hard", "nca_pair", "aot", "aot_pair", "discopop")
+WITHOUT_LABEL_NOISE = ("hinge", "ipo", "bco_pair", "sppo_hard", "nca_pair", "discopop", "apo_zero", "apo_down", "sft")
+ALWAYS_WITH_REFERENCE = ("bco_pair", "sppo_hard", "nca_pair", "aot", "aot_pair", "aot_unpaired", "discopop")
+# The others weigh tokens, and a sum of log-probabilities takes a token or leaves it.
+BINARY_LOSS_SCALES = ("default", "last_round", "all", "ignore_empty_think", "last_round_with_ignore_empty_think")
 
 
 @rule("enable_dft_loss", tasks=RLHF)
@@ -21,7 +23,97 @@ def dynamic_fine_tuning_is_no_preference_loss(facts: Facts) -> str:
     return "is not part of preference training; remove it" if facts.args.enable_dft_loss else ""
 
 
+@rule("loss_weights", "loss_types", tasks=RLHF)
+def each_of_several_losses_has_a_weight(facts: Facts) -> str:
+    """Weights are told apart by their places."""
+    weights, types = facts.args.loss_weights, facts.args.loss_types
+    return (
+        f"are {len(weights)} for {len(types)} loss_types; give one for each" if 0 < len(weights) != len(types) else ""
+    )
+
+
+@rule("label_smoothing", "loss_types", tasks=RLHF)
+def label_smoothing_is_part_of_some_loss(facts: Facts) -> str:
+    """Where no loss has label noise it would do nothing."""
+    types = facts.args.loss_types
+    if not facts.args.label_smoothing or not types or not set(types) <= set(WITHOUT_LABEL_NOISE):
+        return ""
+    return f"is part of none of loss_types {', '.join(types)}; remove it or add a loss with label noise"
+
+
+@rule("f_divergence_type", "loss_types", tasks=RLHF)
+def a_divergence_is_part_of_every_loss(facts: Facts) -> str:
+    """Losses that judge an answer alone have no other divergence: its constant cancels in a difference only."""
+    others = [name for name in facts.args.loss_types if name not in OF_THE_DIFFERENCE]
+    if facts.args.f_divergence_type == "reverse_kl" or not others:
+        return ""
+    return f"is not part of {', '.join(others)}; remove these from loss_types or use reverse_kl"
+
+
+@rule("reference_free", "loss_types", tasks=RLHF)
+def some_of_several_losses_always_have_a_reference(facts: Facts) -> str:
+    """Their formulas make no sense without it."""
+    bound = [name for name in facts.args.loss_types if name in ALWAYS_WITH_REFERENCE]
+    if not facts.args.reference_free or not bound:
+        return ""
+    return f"cannot be combined with {', '.join(bound)}, which always subtract the reference; remove one of the two"
+
+
+@rule("discopop_tau", "loss_type", "loss_types", tasks=RLHF)
+def a_temperature_is_discopops(facts: Facts) -> str:
+    """No other loss has one."""
+    args = facts.args
+    if "discopop_tau" not in facts.given or "discopop" in (args.loss_types or (args.loss_type,)):
+        return ""
+    return "is part of discopop alone; remove it or choose that loss"
+
+
+@rule("no_initialization", "load", tasks=RLHF)
+def preference_training_starts_from_a_trained_model(facts: Facts) -> str:
+    """Random answers have no preference, and the reference would be another random model."""
+    args = facts.args
+    return (
+        ""
+        if args.no_initialization or args.load
+        else "must be true, or load a checkpoint; random weights prefer nothing"
+    )
+
+
+@rule("loss_scale", tasks=RLHF)
+def preference_losses_have_no_token_weights(facts: Facts) -> str:
+    """Other strategies give some tokens more or less of a loss that pairs have as a whole."""
+    if facts.args.loss_scale in BINARY_LOSS_SCALES:
+        return ""
+    return f"gives tokens weights, which preference losses do not have; use one of {', '.join(BINARY_LOSS_SCALES)}"
+
+
+@rule("enable_channel_loss", tasks=RLHF)
+def channels_have_no_preference_loss(facts: Facts) -> str:
+    """The loss of a pair is not a sum over tokens."""
+    return "is not part of preference training; remove it" if facts.args.enable_channel_loss else ""
+
+
 RULES = (
+    excludes(
+        "a_loss_is_chosen_in_one_way",
+        is_set("loss_types"),
+        changed("loss_type"),
+        tasks=RLHF,
+    ),
+    needs(
+        "a_coefficient_belongs_to_the_alpha_divergence",
+        changed("f_alpha_divergence_coef"),
+        is_("f_divergence_type", "alpha_divergence"),
+        tasks=RLHF,
+    ),
+    each_of_several_losses_has_a_weight,
+    label_smoothing_is_part_of_some_loss,
+    a_divergence_is_part_of_every_loss,
+    some_of_several_losses_always_have_a_reference,
+    a_temperature_is_discopops,
+    preference_training_starts_from_a_trained_model,
+    preference_losses_have_no_token_weights,
+    channels_have_no_preference_loss,
     excludes(
         "label_smoothing_is_part_of_the_loss",
         changed("label_smoothing"),

@@ -1,0 +1,131 @@
+"""What the arguments of preference training do: on the first step, where policy and reference are one, in numbers."""
+
+import math
+from functools import cache
+
+import pytest
+
+import preference_data
+import tiny_model
+import tiny_run
+from effects.registry import effect
+from megatron_trainjob.args.parse import parse
+
+pytestmark = pytest.mark.dist
+
+LN2 = math.log(2)
+LORA = {"train_type": "lora", "lora_rank": 4, "lora_dropout": 0.0, "lr": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def prefer(llama, tmp_path_factory):
+    """prefer(**arguments): two steps of DPO; the same run is made once."""
+    root = tmp_path_factory.mktemp("preference")
+    data = preference_data.write(root / "pairs.jsonl", 8)
+
+    @cache
+    def run(**given):
+        save = root / f"run{len(list(root.glob('run*')))}"
+        settings = {"train_iters": 2, "dataset_shuffle": False, "dataloader_type": "single", **given}
+        settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
+        made = tiny_run.train(tiny_run.arguments(llama, data, save, **settings), task="rlhf")
+        assert made.exit_code == 0, made.message
+        return made
+
+    return run
+
+
+@effect("rlhf_type")
+def test_rlhf_type_knows_its_algorithms(prefer):
+    assert prefer(rlhf_type="dpo").column("loss") == prefer().column("loss")
+    (problem,) = parse({"model": "m", "dataset": ["d"], "train_iters": 1, "rlhf_type": "grpo"}, task="rlhf").violations
+    assert "must be one of dpo" in problem.message
+
+
+@effect("beta")
+def test_beta_scales_the_margin_and_so_the_first_gradient(prefer):
+    plain, strong = prefer(), prefer(beta=0.2)
+    assert plain.column("loss")[0] == strong.column("loss")[0] == pytest.approx(LN2, abs=1e-6)
+    assert strong.column("grad_norm")[0] == pytest.approx(2 * plain.column("grad_norm")[0], rel=1e-4)
+
+
+@effect("loss_type")
+@pytest.mark.parametrize(
+    ("name", "first"),
+    [("hinge", 1.0), ("ipo", 25.0), ("bco_pair", 2 * LN2), ("nca_pair", 2 * LN2), ("sppo_hard", 50.0), ("apo_zero", 1)],
+)
+def test_loss_type_chooses_the_loss(prefer, name, first):
+    """All log-ratios are 0: hinge 1, ipo (1 / 0.2)^2, sppo 2 * 5^2, each a value that sigmoid has not."""
+    assert prefer(loss_type=name).column("loss")[0] == pytest.approx(first, rel=1e-5)
+
+
+@effect("loss_types", "loss_weights")
+def test_several_losses_are_added_with_their_weights(prefer):
+    assert prefer(loss_types=("sigmoid", "hinge")).column("loss")[0] == pytest.approx(LN2 + 1, rel=1e-5)
+    weighted = prefer(loss_types=("sigmoid", "hinge"), loss_weights=(2.0, 3.0))
+    assert weighted.column("loss")[0] == pytest.approx(2 * LN2 + 3, rel=1e-5)
+
+
+@effect("label_smoothing")
+def test_label_smoothing_weakens_the_first_gradient(prefer):
+    smooth = prefer(label_smoothing=0.1)
+    assert smooth.column("grad_norm")[0] == pytest.approx(0.8 * prefer().column("grad_norm")[0], rel=1e-4)
+
+
+@effect("f_divergence_type", "f_alpha_divergence_coef")
+def test_a_divergence_changes_the_scores(prefer):
+    """Where policy and reference agree, the slope of the Jensen-Shannon score is a half, of the others 1."""
+    plain = prefer()
+    jensen = prefer(f_divergence_type="js_divergence")
+    assert jensen.column("grad_norm")[0] == pytest.approx(0.5 * plain.column("grad_norm")[0], rel=1e-4)
+    half, other = (prefer(f_divergence_type="alpha_divergence", f_alpha_divergence_coef=c) for c in (0.5, -1.0))
+    assert half.column("grad_norm")[0] == pytest.approx(other.column("grad_norm")[0], rel=1e-4)
+    assert half.column("loss")[1] != other.column("loss")[1]
+
+
+@effect("discopop_tau")
+def test_discopops_temperature_changes_its_slope(prefer):
+    """At margin 0 the blend is even whatever the temperature; its slope is not."""
+    sharp, soft = prefer(loss_type="discopop"), prefer(loss_type="discopop", discopop_tau=1.0)
+    assert sharp.column("loss")[0] == pytest.approx(soft.column("loss")[0], rel=1e-5)
+    assert sharp.column("grad_norm")[0] != pytest.approx(soft.column("grad_norm")[0], rel=0.01)
+
+
+@effect("rpo_alpha")
+def test_rpo_adds_the_loss_of_the_chosen_answers(prefer):
+    run = prefer(rpo_alpha=0.5)
+    assert run.column("loss")[0] == pytest.approx(LN2 + 0.5 * run.column("nll_loss")[0], rel=1e-5)
+    assert "nll_loss" not in prefer().log[0]
+
+
+@effect("reference_free")
+def test_without_a_reference_rewards_are_log_probabilities(prefer):
+    run = prefer(reference_free=True)
+    assert run.column("rewards/chosen")[0] == pytest.approx(0.1 * run.column("logps/chosen")[0], rel=1e-5)
+    assert prefer().column("rewards/chosen")[0] == pytest.approx(0, abs=1e-5)
+
+
+@effect("ref_load")
+def test_ref_load_is_another_reference(prefer, tmp_path):
+    """Rewards of the first step: beta times the difference of both models' log-probabilities."""
+    first, trained = prefer(), prefer(lr=1e-2)
+    again = prefer(load=str(trained.folder), finetune=True)
+    compared = prefer(ref_load=str(trained.folder))
+    for name in ("chosen", "rejected"):
+        difference = first.column(f"logps/{name}")[0] - again.column(f"logps/{name}")[0]
+        assert compared.column(f"rewards/{name}")[0] == pytest.approx(0.1 * difference, abs=1e-4)
+        assert abs(difference) > 0.1
+    assert again.column("rewards/margins")[0] == pytest.approx(0, abs=1e-5), "load is the reference too"
+    other = prefer(ref_load=str(tiny_model.make("llama", tmp_path, seed=2)))
+    assert abs(other.column("rewards/margins")[0]) > 0.1
+
+
+@effect("ref_adapter_load")
+def test_ref_adapter_load_is_another_reference(prefer):
+    trained = prefer(**LORA)
+    for adapter in (trained.folder, trained.folder / "adapter"):
+        own = prefer(**LORA, adapter_load=str(adapter), finetune=True)
+        same = prefer(**LORA, adapter_load=str(adapter), ref_adapter_load=str(adapter), finetune=True)
+        assert same.column("logps/chosen")[0] == pytest.approx(own.column("logps/chosen")[0], abs=1e-4)
+        assert same.column("rewards/margins")[0] == pytest.approx(0, abs=1e-5)
+        assert abs(own.column("rewards/margins")[0]) > 1e-3, "the reference is the model without adapters"

@@ -1,0 +1,97 @@
+"""Log-probabilities of whole sequences out of the last hidden states, without the logits of all tokens at once.
+
+The output layer and the softmax run over a few tokens at a time and again in the backward pass, so that of logits,
+the largest tensor of a training with a large vocabulary, one chunk exists. Tokens without loss get no logits at all.
+
+Shape suffixes: T tokens of this rank, B rows, N trained tokens, H hidden, V vocabulary columns of this rank,
+S sequences of the micro-batch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor, nn
+from torch.nn.functional import one_hot
+from torch.utils.checkpoint import checkpoint
+
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.models.logits import mask_padded_columns, num_real_columns
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.memory.estimate import LOGITS_AT_ONCE
+
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+"""(logits [N, 1, V], labels [N, 1]) -> losses [N, 1] in nats."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceSums:
+    """What Megatron's models take as output_processor: called with the last hidden states, in place of the logits.
+
+    Gives [2, S] float32: the sum of the log-probabilities of each sequence's trained tokens, and of the means of their
+    logits (without gradient), over the tokens of this context rank.
+    """
+
+    spec: ModelSpec
+    batch: MicroBatch
+    cross_entropy: CrossEntropy
+
+    def __call__(
+        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: object
+    ) -> Tensor:
+        """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
+        num_sequences = self.batch.num_samples
+        sums_2S = hidden_states.new_zeros((2, num_sequences), dtype=torch.float32)
+        chunks = list(self._chunks(hidden_states, split=bool(output_layer.sequence_parallel)))
+        for hidden_N1H, labels_N, sequence_N, weight_N in chunks:
+            call: tuple[Any, ...] = (self._token_scores, hidden_N1H, labels_N, output_layer, output_weight)
+            # One chunk alone may as well be kept.
+            scores_2N = call[0](*call[1:]) if len(chunks) == 1 else checkpoint(*call, use_reentrant=False)
+            # A product, for index_add adds in any order on a GPU.
+            sums_2S = sums_2S + (scores_2N * weight_N) @ one_hot(sequence_N, num_sequences).float()
+        return sums_2S
+
+    def _chunks(self, hidden_TBH: Tensor, *, split: bool) -> Iterator[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(hidden states [n, 1, H], labels, sequences, 1 where trained else 0), chunk by chunk.
+
+        split: the output layer gathers its input over the tensor-parallel ranks, so each gives an equal part of a
+        chunk, and all tokens take part.
+        """
+        flat_LH = hidden_TBH.flatten(0, 1)
+        labels_L, sequence_L, trained_L = (
+            tensor_BT.t().flatten()
+            for tensor_BT in (self.batch.labels_BT, self.batch.sequence_BT, self.batch.loss_weight_BT != 0)
+        )
+        parts = parallel_state.get_tensor_model_parallel_world_size() if split else 1
+        size = max(LOGITS_AT_ONCE // self._width() // parts, 1)
+        places_L = torch.arange(len(flat_LH), device=flat_LH.device)
+        if not split:
+            places_L = trained_L.nonzero().flatten() if bool(trained_L.any()) else places_L[:1]
+        for own_N in places_L.split(size):
+            # The same places on every rank's part, in the order in which the output layer gathers them.
+            all_N = torch.cat([own_N + part * len(flat_LH) for part in range(parts)])
+            yield (
+                flat_LH[own_N][:, None],
+                labels_L[all_N].clamp(min=0),
+                sequence_L[all_N].clamp(min=0),
+                trained_L[all_N].float(),
+            )
+
+    def _width(self) -> int:
+        return self.spec.padded_vocab_size // parallel_state.get_tensor_model_parallel_world_size()
+
+    def _token_scores(
+        self, hidden_N1H: Tensor, labels_N: Tensor, output_layer: nn.Module, output_weight: Tensor | None
+    ) -> Tensor:
+        """[2, N]: log-probability of the label, mean of the logits."""
+        logits_N1V, _ = output_layer(hidden_N1H, weight=output_weight)
+        with torch.no_grad():
+            mean_N = logits_N1V[:, 0, : num_real_columns(logits_N1V, self.spec)].float().sum(-1) / self.spec.vocab_size
+            dist.all_reduce(mean_N, group=parallel_state.get_tensor_model_parallel_group())
+        losses_N1 = self.cross_entropy(mask_padded_columns(logits_N1V, self.spec), labels_N[:, None].contiguous())
+        return torch.stack([-losses_N1[:, 0].float(), mean_N])

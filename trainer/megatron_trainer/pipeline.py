@@ -1,0 +1,28 @@
+"""Megatron's pipeline schedule over the micro-batches of this rank, with or without a backward pass."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from torch import Tensor, nn
+
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.tasks.task import ForwardStep
+
+
+def run_schedule(
+    chunks: Sequence[nn.Module], forward_step: ForwardStep, batches: Sequence[MicroBatch], *, is_training: bool
+) -> list[Mapping[str, Tensor]]:
+    """Metrics of each micro-batch; an empty list on stages other than the last. Collective."""
+    iterators = [iter(batches) for _ in chunks]
+    metrics: list[Mapping[str, Tensor]] = get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(iterators) > 1 else iterators[0],
+        model=list(chunks),
+        num_microbatches=len(batches),
+        seq_length=batches[0].tokens_BT.shape[1],
+        micro_batch_size=batches[0].tokens_BT.shape[0],
+        forward_only=not is_training,
+    )
+    return metrics

@@ -1,0 +1,60 @@
+"""What the tasks share: the model's forward pass over a micro-batch, and the cross entropy of logits.
+
+Shape suffixes: B batch (1 when rows are packed), T tokens of this rank, N tokens of a chunk, H hidden, V vocabulary
+columns of this rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from megatron.core import parallel_state
+from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
+from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
+from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+from megatron.core.utils import get_attr_wrapped_model, get_model_config
+from torch import Tensor, nn
+
+from megatron_trainer import parallel
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainjob.args.tree import TrainArgs
+
+FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": te_parallel_cross_entropy}
+"""By cross_entropy_fusion_impl: (logits [N, 1, V], labels [N, 1], group) -> losses [N, 1]. TE's needs a GPU."""
+
+
+def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_processor: Callable[..., Any]) -> Any:  # noqa: ANN401 - a tensor, or what the processor gives
+    """Hidden states [T, B, H] of this stage; on the last one what output_processor makes of them.
+
+    batch: this context rank's part of the micro-batch `whole`.
+    """
+    return model(
+        batch.tokens_BT,
+        batch.position_ids_BT,
+        batch.attention_mask,
+        packed_seq_params=parallel.packed_sequence_parameters(whole),
+        padding_mask=_padding_for_routers(model, batch.padding_BT),
+        output_processor=output_processor,
+    )
+
+
+def cross_entropy(args: TrainArgs, logits_N1V: Tensor, labels_N1: Tensor) -> Tensor:
+    """Cross entropy of labels >= 0 in nats, float32 [N, 1], over the vocabulary of all tensor-parallel ranks."""
+    if args.cross_entropy_loss_fusion:
+        kernel = FUSED_CROSS_ENTROPY[args.cross_entropy_fusion_impl]
+        fused: Tensor = kernel(logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
+        return fused
+    separate: Tensor = vocab_parallel_cross_entropy(logits_N1V, labels_N1)
+    return separate
+
+
+def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
+    """Padding, which routers leave out of the balance of experts. Megatron splits it on the first stage alone."""
+    config = get_model_config(model)
+    if not config.num_moe_experts:
+        return None
+    if not config.sequence_parallel or get_attr_wrapped_model(model, "pre_process"):
+        return padding_BT
+    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+    return padding_BT.chunk(size, dim=1)[rank].contiguous()

@@ -1,0 +1,93 @@
+"""The reference of preference training: what the model said before it was trained, as log-probabilities of answers.
+
+Full training keeps a second, frozen model. LoRA has the model itself: without its adapters, or with those of
+ref_adapter_load in their place while the reference is asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor, nn
+
+from megatron_trainer import parallel
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.pipeline import run_schedule
+from megatron_trainer.tasks.preference import sequence_sums
+from megatron_trainjob.args.tree import TrainArgs
+
+Shown = Callable[[], AbstractContextManager[None]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reference:
+    """chunks: the model to ask; within `shown` it is the reference."""
+
+    args: TrainArgs
+    spec: ModelSpec
+    chunks: Sequence[nn.Module]
+    shown: Shown = nullcontext
+
+    def log_probabilities(self, batches: Sequence[MicroBatch]) -> list[Tensor | None]:
+        """For each micro-batch [S] on the last stage of the pipeline, None on the others. Collective."""
+        was_training = self.chunks[0].training
+        for chunk in self.chunks:
+            chunk.eval()
+        with torch.no_grad(), self.shown():
+            step = partial(_forward_step, self.args, self.spec)
+            found = run_schedule(self.chunks, step, batches, is_training=False)
+        for chunk in self.chunks:
+            chunk.train(was_training)
+        return [one["log_probability_S"] for one in found] or [None] * len(batches)
+
+
+def with_reference(args: TrainArgs, reference: Reference | None, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    """The micro-batches with their reference log-probabilities and shares. Collective."""
+    if reference is not None and any(batch.reference_S is None for batch in batches):
+        known = reference.log_probabilities(batches)
+        batches = [replace(batch, reference_S=one) for batch, one in zip(batches, known, strict=True)]
+    return _with_shares(batches) if args.calculate_per_token_loss else batches
+
+
+@contextmanager
+def swapped(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
+    """Within it the parameters have the other values, in place; after it their own, bit by bit."""
+    own = [parameter.detach().clone() for parameter in parameters]
+    _put(parameters, others)
+    try:
+        yield
+    finally:
+        _put(parameters, own)
+
+
+@torch.no_grad()
+def _put(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
+    for parameter, value in zip(parameters, values, strict=True):
+        parameter.copy_(value)
+
+
+def _with_shares(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    """Shares under which all pairs of the global batch weigh the same. Collective."""
+    own = torch.tensor([sum(batch.num_samples for batch in batches)], device=batches[0].tokens_BT.device)
+    dist.all_reduce(own, group=parallel_state.get_data_parallel_group())
+    mean = own.item() / (len(batches) * parallel.coordinates().data_size)
+    return [replace(batch, loss_share=batch.num_samples / mean) for batch in batches]
+
+
+def _forward_step(
+    args: TrainArgs, spec: ModelSpec, batches: Iterator[MicroBatch], model: nn.Module
+) -> tuple[Tensor, Any]:
+    return sequence_sums(args, spec, next(batches), model), _as_metrics
+
+
+def _as_metrics(sums_2S: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
+    """In the form in which the schedule takes losses."""
+    return sums_2S.new_zeros(()), {"log_probability_S": parallel.sum_over_context(sums_2S[0])}
