@@ -45,7 +45,7 @@ class SequenceSums:
         self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: object
     ) -> Tensor:
         """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
-        num_sequences = self.batch.num_samples
+        num_sequences = max(self.batch.num_samples, 1)  # none in what fills up an evaluation
         sums_2S = hidden_states.new_zeros((2, num_sequences), dtype=torch.float32)
         chunks = list(self._chunks(hidden_states, split=bool(output_layer.sequence_parallel)))
         for hidden_N1H, labels_N, sequence_N, weight_N in chunks:

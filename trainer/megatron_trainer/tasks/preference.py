@@ -67,6 +67,8 @@ def _forward_step(
 
 def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
     """The mean over the pairs, times their share of the global batch, and the metrics."""
+    if whole.num_samples == 0:
+        return sums_2S.sum(), {}
     log_probability_S, logit_S = parallel.sum_of_context_parts(sums_2S)
     tokens_S = num_trained_tokens(whole)
     pairs = _pairs(log_probability_S, tokens_S, whole.reference_S)
