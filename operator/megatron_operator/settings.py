@@ -121,6 +121,12 @@ def read(variables: Mapping[str, str] | None = None) -> Settings:
     return settings
 
 
+def user_kubeconfig() -> Path:
+    """The kubeconfig that kubectl reads first: $KUBECONFIG, else the one in the home folder."""
+    first = os.environ.get("KUBECONFIG", "").split(os.pathsep)[0]
+    return Path(first).expanduser() if first else Path.home() / ".kube" / "config"
+
+
 class _Reader:
     """Reads variables and collects what is wrong with them."""
 

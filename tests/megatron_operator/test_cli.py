@@ -198,6 +198,29 @@ def test_following_a_log_goes_on_with_the_next_attempt(here, capsys, monkeypatch
     assert said(capsys, "logs", "tune", "-f") == "new\nits end\nnext\n"
 
 
+@pytest.mark.parametrize(
+    ("phase", "words", "code"),
+    [
+        ("Succeeded", [], 0),
+        ("Failed", [], 1),
+        ("Succeeded", ["--for", "Complete"], 0),
+        ("Running", ["--for", "Running"], 0),
+        ("Succeeded", ["--for", "Running"], 1),
+        ("Running", ["--timeout", "0"], 1),
+    ],
+)
+def test_wait_ends_with_the_job_at_a_phase_or_in_time(here, capsys, phase, words, code):
+    stored(here, phase=phase)
+    assert phase in said(capsys, "wait", "tune", *words, code=code)
+    assert "no job other" in said(capsys, "wait", "other", code=1)
+
+
+def test_a_cluster_that_cannot_be_asked_is_said(here, capsys):
+    assert "--kubeconfig names another" in said(capsys, "status", "--kubeconfig", "absent", code=1)
+    (here / "config").write_text("{}")
+    assert "under contexts" in said(capsys, "wait", "tune", "--kubeconfig", "config", code=1)
+
+
 def test_a_wrong_manifest_reaches_no_trainer(here, capsys):
     (here / "job.yaml").write_text("kind: MegatronTrainJob\nspec: {}\n")
     assert "spec.task" in said(capsys, "data", "job.yaml", code=2)
@@ -228,7 +251,7 @@ def test_help_lists_every_command(capsys):
         main(["--help"])
     assert ended.value.code == 0
     text = capsys.readouterr().out
-    for command in ("run", "validate", "render", "plan", "explain", "status", "logs", "export", "data"):
+    for command in ("run", "validate", "render", "plan", "explain", "status", "logs", "wait", "export", "data"):
         assert f"    {command} " in text
 
 

@@ -1,4 +1,4 @@
-"""mtj logs: the output of the pods of a job that runs or ran on this machine."""
+"""mtj logs: the output of the pods of a job that runs or ran, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
 from megatron_operator.cli.output import FAILED, OK, error
 from megatron_operator.cluster.local_state import State
@@ -19,16 +20,19 @@ ENDED = ("Succeeded", "Failed", "Suspended")
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    command = commands.add_parser("logs", help="print the output of a job's pods on this machine")
+    command = commands.add_parser("logs", help="print the output of a job's pods, on this machine or on a cluster")
     command.add_argument("job", help="name of the job")
     command.add_argument("--pod", help="name of a pod, or a part of it (default: the newest master)")
     command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
     command.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY)
+    cluster.add_arguments(command)
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0 with the log on standard output, 1 when there is none."""
+    if cluster.is_meant(arguments):
+        return _run_on_cluster(arguments)
     state = State(directory=arguments.state_dir / arguments.job)
     chosen = choose(state, arguments.pod or MASTER)
     if chosen is None:
@@ -38,6 +42,21 @@ def run(arguments: argparse.Namespace) -> int:
         sys.stdout.write(text)
         sys.stdout.flush()
     return OK
+
+
+def _run_on_cluster(arguments: argparse.Namespace) -> int:
+    def write(chunk: bytes) -> None:
+        sys.stdout.write(chunk.decode(errors="replace"))
+        sys.stdout.flush()
+
+    try:
+        if cluster.write_log(arguments, arguments.pod or MASTER, write):
+            return OK
+    except cluster.Unreachable as problem:
+        error.print(str(problem), markup=False)
+        return FAILED
+    error.print(f"no pod of job {arguments.job} has begun yet; mtj status says why", markup=False)
+    return FAILED
 
 
 def _read(state: State, log: Path, part: str, *, follow: bool) -> Iterator[str]:

@@ -1,15 +1,16 @@
-"""mtj status: how a job on this machine stands, from the files that its run keeps."""
+"""mtj status: how a job stands, on this machine from the files that its run keeps, or on a cluster."""
 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 from rich.markup import escape
 
+from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
 from megatron_operator.cli.output import FAILED, OK, error, out, show_table, table
 from megatron_operator.cluster.local_state import State
@@ -21,31 +22,52 @@ MAX_EVENTS = 10
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    command = commands.add_parser("status", help="show how jobs on this machine stand")
+    command = commands.add_parser("status", help="show how jobs stand, on this machine or on a cluster")
     command.add_argument("job", nargs="?", help="name of a job (default: all, one line each)")
     command.add_argument("--output", choices=("text", "yaml"), default="text")
     command.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY)
+    cluster.add_arguments(command)
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
     """0 with the status, 1 when there is no such job."""
+    if cluster.is_meant(arguments):
+        return _run_on_cluster(arguments)
     if arguments.job is None:
-        return _show_all(arguments.state_dir)
+        return _show_all(local_jobs(arguments.state_dir), str(arguments.state_dir))
     state = State(directory=arguments.state_dir / arguments.job)
     status = state.read_status()
     if not status:
         error.print(f"no job {arguments.job} in {arguments.state_dir}; --state-dir names another folder")
         return FAILED
+    _show_one(arguments, status, [(event["time"], event) for event in state.read_events()])
+    return OK
+
+
+def _run_on_cluster(arguments: argparse.Namespace) -> int:
+    try:
+        if arguments.job is None:
+            return _show_all(cluster.all_jobs(arguments), arguments.namespace or "the namespace")
+        status = cluster.status(arguments, arguments.job)
+        events = [] if arguments.output == "yaml" else cluster.events(arguments, arguments.job)
+    except cluster.Unreachable as problem:
+        error.print(str(problem), markup=False)
+        return FAILED
+    _show_one(arguments, status, [(str(event.get("lastTimestamp") or ""), event) for event in events])
+    return OK
+
+
+def _show_one(arguments: argparse.Namespace, status: Object, told: Sequence[tuple[str, Object]]) -> None:
+    """The status of one job and the (time, event) pairs about it."""
     if arguments.output == "yaml":
         out.print(yaml.safe_dump(dict(status), sort_keys=False), end="", markup=False)
-        return OK
+        return
     show(arguments.job, status)
     events = table("events", "time", "type", "reason", "message")
-    for event in state.read_events()[-MAX_EVENTS:]:
-        events.add_row(event["time"], event["type"], event["reason"], escape(event["message"]))
+    for time, event in told[-MAX_EVENTS:]:
+        events.add_row(time, event["type"], event["reason"], escape(event["message"]))
     show_table(events)
-    return OK
 
 
 def show(name: str, status: Object) -> None:
@@ -106,18 +128,21 @@ def _reason(status: Object) -> str:
     return ""
 
 
-def _show_all(directory: Path) -> int:
-    jobs = table("", "name", "phase", "progress", "restarts", "checkpoint")
+def local_jobs(directory: Path) -> Iterable[tuple[str, Object]]:
+    """(name, status) of every job that this folder knows."""
     folders = sorted(path for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []
-    for folder in folders:
-        status = State(directory=folder).read_status()
-        if status:
-            progress = f"{status.get('progress', {}).get('percentage', 0)} %"
-            restarts = str(status.get("restarts", {}).get("total", 0))
-            iteration = str(status.get("checkpoint", {}).get("latestIteration", ""))
-            jobs.add_row(folder.name, colored(status.get("phase", "")), progress, restarts, iteration)
+    return ((folder.name, status) for folder in folders if (status := State(directory=folder).read_status()))
+
+
+def _show_all(found: Iterable[tuple[str, Object]], place: str) -> int:
+    jobs = table("", "name", "phase", "progress", "restarts", "checkpoint")
+    for name, status in found:
+        progress = f"{status.get('progress', {}).get('percentage', 0)} %"
+        restarts = str(status.get("restarts", {}).get("total", 0))
+        iteration = str(status.get("checkpoint", {}).get("latestIteration", ""))
+        jobs.add_row(name, colored(status.get("phase", "Pending")), progress, restarts, iteration)
     if jobs.row_count:
         show_table(jobs)
     else:
-        out.print(f"no jobs in {directory}")
+        out.print(f"no jobs in {place}")
     return OK

@@ -259,6 +259,22 @@ class Client:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise ApiError(0, "WatchBroken", str(error) or type(error).__name__) from error
 
+    async def read_text(
+        self, resource: Resource, namespace: str, name: str, subresource: str, parameters: Mapping[str, str]
+    ) -> AsyncIterator[bytes]:
+        """A part of an object that is plain text, as it comes (a pod's log, followed). Raises ApiError."""
+        headers = {"Accept": "*/*", **self._connection.headers()}
+        timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
+        path = resource.path(namespace, name, subresource)
+        try:
+            async with self._open("GET", path, None, headers, parameters, timeout) as response:
+                if response.status >= 400:
+                    raise api_error(response.status, await response.read(), response.headers)
+                async for chunk in response.content.iter_any():
+                    yield chunk
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise ApiError(0, "Unreachable", str(error) or type(error).__name__) from error
+
     def _open(
         self,
         method: str,

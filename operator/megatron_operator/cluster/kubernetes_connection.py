@@ -105,6 +105,13 @@ def from_kubeconfig(path: Path) -> Connection:
     return connect(cluster["server"], ca_file=ca_file, identity=identity, verify=verify)
 
 
+def namespace_of(path: Path) -> str:
+    """The namespace of a kubeconfig's current context. Raises ValueError with what the file lacks."""
+    config = yaml.safe_load(path.read_text())
+    context = _named(config, "contexts", config.get("current-context"), path)["context"]
+    return str(context.get("namespace") or "default")
+
+
 def _named(config: Mapping[str, Any], section: str, name: str | None, path: Path) -> Mapping[str, Any]:
     """The entry of this name in a section of a kubeconfig."""
     for entry in config.get(section) or ():
