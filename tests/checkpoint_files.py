@@ -7,6 +7,9 @@ from pathlib import Path
 
 from megatron_trainjob.checkpoint_folder import MANIFEST, Manifest, iteration_folder, record_of
 
+INDEX = b"\x80\x02ctorch.distributed.checkpoint.metadata\nMetadata\n)\x81."
+"""A pickled index without entries."""
+
 
 def write(
     save: Path, iteration: int, *, files: Mapping[str, bytes] | None = None, validation_loss: float | None = None
@@ -20,7 +23,7 @@ def write(
 
 def manifest(path: Path, files: Mapping[str, bytes] | None = None, *, validation_loss: float | None = None) -> Manifest:
     """Writes the files into the folder and returns the manifest that they make complete."""
-    contents = files or {"__0_0.distcp": b"weights", ".metadata": b"index"}
+    contents = files or {"__0_0.distcp": b"weights", ".metadata": INDEX}
     for name, content in contents.items():
         (path / name).write_bytes(content)
     return Manifest(

@@ -18,8 +18,8 @@ def test_checkpoints_are_listed_newest_first_with_what_they_hold(tmp_path, capsy
     assert code == 0
     assert header == ["iteration", "state", "size", "saved", "layout", "holds", "loss", "validation"]
     saved = "2025-06-15T15:06:40Z"
-    assert newest == ["10", "complete", "12", "B", saved, "tp2", "model", "and", "state", "1.5000", "2.2500"]
-    assert oldest == ["5", "complete", "12", "B", saved, "tp2", "model", "and", "state", "1.5000"]
+    assert newest == ["10", "complete", "60", "B", saved, "tp2", "model", "and", "state", "1.5000", "2.2500"]
+    assert oldest == ["5", "complete", "60", "B", saved, "tp2", "model", "and", "state", "1.5000"]
 
 
 def test_a_missing_file_shows_at_once_and_a_changed_byte_when_everything_is_read(tmp_path, capsys):

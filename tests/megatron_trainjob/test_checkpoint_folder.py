@@ -17,7 +17,7 @@ def test_the_manifest_says_what_a_checkpoint_holds(tmp_path):
     checkpoint_files.write(tmp_path, 10, validation_loss=2.5)
     found = newest_complete(tmp_path)
     assert (found.iteration, found.problem, found.manifest.validation_loss) == (10, None, 2.5)
-    assert found.manifest.size_bytes == 12
+    assert found.manifest.size_bytes == 7 + len(checkpoint_files.INDEX)
     checksum = f"{zlib.crc32(b'weights'):08x}"
     assert found.manifest.files["__0_0.distcp"] == FileRecord(size_bytes=7, crc32=checksum)
 

@@ -15,6 +15,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from megatron_trainjob import checkpoint_index
+
 TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
 OWNER = "owner.json"
@@ -112,6 +114,8 @@ def _damage_of(path: Path, expected: FileRecord, *, with_contents: bool) -> str 
             return f"{path} has {size_bytes} bytes, expected {expected.size_bytes}"
         if with_contents and record_of(path) != expected:
             return f"{path} has changed since it was saved (its checksum differs)"
+        if with_contents and path.name == checkpoint_index.INDEX:
+            return checkpoint_index.problem(path)
     except FileNotFoundError:
         return f"{path} is missing"
     except OSError as err:

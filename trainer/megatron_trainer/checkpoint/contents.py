@@ -12,6 +12,7 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedObject, ShardedTensorFactory
 from megatron.core.optimizer import MegatronOptimizer
 from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
+from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadata
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.engine import Engine
@@ -70,6 +71,12 @@ def _merge_in_place(factory: ShardedTensorFactory) -> None:
         return whole if is_inside else join(parts)
 
     factory.merge_fn = merge
+
+
+def model_names(index: Metadata) -> set[str]:
+    """Names of the model's tensors in the index of a checkpoint; the optimizer's stand under names of its own."""
+    tensors = {name for name, value in index.state_dict_metadata.items() if isinstance(value, TensorStorageMetadata)}
+    return {name for name in tensors if not name.startswith(("optimizer.", "chained_"))}
 
 
 def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Literal
 
 from megatron_trainer.failure import TrainingError
+from megatron_trainjob import checkpoint_index
 from megatron_trainjob.checkpoint_folder import MANIFEST, NAME, OWNER, TRACKER, Checkpoint, iteration_folder
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -66,6 +67,9 @@ def accepted(found: Foreign) -> Checkpoint:
     if found.format != "torch_dist":
         message = f"{found.path} is in the format {found.format}: {REMEDIES[found.format]}"
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
+    forged = checkpoint_index.problem(found.path / checkpoint_index.INDEX)
+    if forged:
+        raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, forged)
     logger.warning("checkpoint=%s is of another program: it has no manifest that proves it complete", found.path)
     return Checkpoint(path=found.path, iteration=found.iteration, manifest=None, problem=None)
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
-from torch.distributed.checkpoint import CheckpointException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
+from torch.distributed.checkpoint import CheckpointException, FileSystemReader
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint import contents, foreign
+from megatron_trainer.checkpoint import contents, foreign, unpickle
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.megatron.patches import pickled_scaling
@@ -23,6 +25,9 @@ from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, chec
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
+
+SHOWN_NAMES = 4
+"""Of the tensors that a message names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,7 +105,10 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     if policy.with_rng and manifest.has_rng and same_layout:
         wanted["rng_state"] = contents.random_state(backend)
     with _fitting(checkpoint):
-        loaded = dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
+        _check_names(models, checkpoint, refuses_more=True)
+        loaded = _read(wanted, checkpoint)
+        for chunk in models:
+            unpickle.check_scaling({name: each for name, each in loaded[chunk].items() if contents.SCALING in name})
         with pickled_scaling.allowed():
             contents.load_model_state(engine, loaded, strict=not is_lora)
         if "optimizer" in wanted:
@@ -132,7 +140,8 @@ def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "tra
         for chunk, state in models.items()
     }
     with _fitting(checkpoint):
-        loaded = dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
+        _check_names(wanted, checkpoint, refuses_more=False)
+        loaded = _read(wanted, checkpoint)
         contents.load_model_state(engine, loaded, strict=False)
 
 
@@ -163,6 +172,41 @@ def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_spl
         )
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
     return True
+
+
+def _check_names(models: contents.StateDict, checkpoint: Checkpoint, *, refuses_more: bool) -> None:
+    """Compares the tensors that all ranks want with those in the checkpoint. Collective.
+
+    Megatron reads what it wants and leaves the rest: a model of fewer layers, or with tied embeddings, would go on
+    from a part of a larger one. refuses_more: else a warning.
+
+    Raises:
+        TrainingError: names what the checkpoint lacks, or has beside what is wanted.
+    """
+    own = {part.key for part in nested_values(models) if isinstance(part, ShardedTensor | ShardedTensorFactory)}
+    gathered: list[set[str]] = [own] * dist.get_world_size()
+    dist.all_gather_object(gathered, own)
+    with unpickle.restricted():
+        index = FileSystemReader(checkpoint.path).read_metadata()
+    wanted, there = set().union(*gathered), contents.model_names(index)
+    missing, left = sorted(wanted - there), sorted(there - wanted)
+    if missing or (left and refuses_more):
+        parts = [f"it lacks {_some(missing)}"] * bool(missing) + [f"this model has no {_some(left)}"] * bool(left)
+        message = f"{checkpoint.path} is of another model: {'; '.join(parts)}"
+        raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
+    if left:
+        logger.warning("%s holds what this model has no place for: %s", checkpoint.path, _some(left))
+
+
+def _some(names: Sequence[str]) -> str:
+    more = f" and {len(names) - SHOWN_NAMES} more" if len(names) > SHOWN_NAMES else ""
+    return ", ".join(names[:SHOWN_NAMES]) + more
+
+
+def _read(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
+    """The wanted values from the checkpoint; nothing in its files is run."""
+    with unpickle.restricted():
+        return dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
 
 
 @contextlib.contextmanager

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.bounded import TooMuch, bounded
 from megatron_trainer.data.conserve import lost, prints_python
 from megatron_trainer.data.form import Form, Habits, Turns, forms_for, joined, turns_of
 from megatron_trainer.data.locate import Locator, Marks, stand_in
@@ -39,6 +40,7 @@ _TEMPLATE_ERRORS = (
     AttributeError,
     IndexError,
     RecursionError,
+    ArithmeticError,
 )
 
 
@@ -229,14 +231,19 @@ class ChatTemplate:
         self, turns: Turns, tools: Tools, variables: Mapping[str, object] | None = None, *, header: bool = False
     ) -> str:
         try:
-            text = self._tokenizer.apply_chat_template(
-                turns,
-                tools=None if tools is None else list(tools),
-                chat_template=self._source,
-                tokenize=False,
-                add_generation_prompt=header,
-                **{**self._settings.variables, **(variables or {})},
-            )
+            with bounded():
+                text = self._tokenizer.apply_chat_template(
+                    turns,
+                    tools=None if tools is None else list(tools),
+                    chat_template=self._source,
+                    tokenize=False,
+                    add_generation_prompt=header,
+                    **{**self._settings.variables, **(variables or {})},
+                )
+        except (TooMuch, MemoryError) as err:
+            reason = str(err) or "took more memory than a row can need"
+            shown = repr(" ".join(self._written.split())[:80])
+            raise RowError("the chat template took too much time or memory", f"{reason}: {shown}") from None
         except _TEMPLATE_ERRORS as err:
             raise RowError("the chat template refuses the conversation", str(err)) from err
         assert isinstance(text, str)

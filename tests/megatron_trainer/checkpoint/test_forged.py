@@ -1,0 +1,108 @@
+"""Checkpoints whose pickles run code for an ordinary reader: at every entry they are refused and nothing is run."""
+
+import io
+import pickle
+import shutil
+
+import pytest
+import torch
+
+import tiny_model
+from exporting import export
+from forged_pickles import Command, gadgets, with_entry, with_index, without_file
+from megatron_trainer.checkpoint import unpickle
+from megatron_trainjob import checkpoint_index
+from megatron_trainjob.checkpoint_folder import MANIFEST
+from megatron_trainjob.exit_codes import ExitCode
+from tiny_run import arguments, train, write_data
+
+pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
+REFUSED = (ExitCode.CHECKPOINT_INCOMPATIBLE, ExitCode.NO_CHECKPOINT)
+
+
+@pytest.fixture(scope="module")
+def saved(llama, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("saved")
+    given = arguments(llama, write_data(folder / "train.jsonl"), folder / "run", train_iters=1)
+    assert train(given).exit_code == 0
+    return given
+
+
+@pytest.fixture(scope="module")
+def adapter(saved, tmp_path_factory):
+    given = {**saved, "save": str(tmp_path_factory.mktemp("adapter") / "run"), "train_type": "lora", "lora_rank": 2}
+    assert train(given).exit_code == 0
+    return given
+
+
+def copy(given, folder):
+    """A copy of the run's folder, and its one checkpoint."""
+    shutil.copytree(given["save"], folder)
+    return folder / "iter_0000001"
+
+
+def test_an_honest_index_is_accepted(saved, tmp_path):
+    path = copy(saved, tmp_path / "run") / ".metadata"
+    assert checkpoint_index.problem(path) is None
+    with path.open("rb") as file:
+        index = unpickle.read_index(file, str(path))
+    assert index == pickle.loads(path.read_bytes())
+
+
+@pytest.mark.parametrize("forge", ["index", "common_state", "rng_state"])
+@pytest.mark.parametrize("entry", ["resume", "load", "finetune", "foreign", "adapter_load", "mcore_model"])
+def test_nothing_that_is_loaded_runs_code(saved, adapter, tmp_path, forge, entry):
+    source = adapter if entry == "adapter_load" else saved
+    marker, checkpoint = tmp_path / "it-was-run", copy(source, tmp_path / "run")
+    if forge == "index":
+        with_index(checkpoint, gadgets(marker)["os.system"])
+    else:
+        with_entry(checkpoint, forge, [Command(marker)])
+    if entry == "foreign":
+        (checkpoint / MANIFEST).unlink()
+        (checkpoint.parent / "owner.json").unlink()
+    code, message = use(entry, {**source, "train_iters": 2}, checkpoint.parent, tmp_path / "new")
+    assert not marker.exists()
+    if forge == "rng_state" and entry not in ("resume", "load"):
+        assert code == 0, "it is not read"
+    else:
+        assert code in REFUSED, message
+        assert "posix.system" in message
+        assert "run" in message
+
+
+def use(entry, given, folder, new):
+    """Exit code and message of a run, or an export, that takes the checkpoint from there."""
+    if entry == "mcore_model":
+        done = export(to_hf=True, mcore_model=folder, output_dir=new)
+        return done.exit_code, done.message
+    own = {
+        "resume": {"save": str(folder)},
+        "load": {"save": str(new), "load": str(folder)},
+        "finetune": {"save": str(new), "load": str(folder), "finetune": True},
+        "foreign": {"save": str(new), "load": str(folder), "finetune": True},
+        "adapter_load": {"save": str(new), "adapter_load": str(folder), "finetune": True},
+    }[entry]
+    run = train({**given, **own}, resume="Auto", attempt=1)
+    return run.exit_code, run.message
+
+
+@pytest.mark.parametrize("wrap", [lambda b: torch.frombuffer(bytearray(b), dtype=torch.uint8), io.BytesIO])
+def test_a_forged_record_of_fp8_scaling_is_refused_before_transformer_engine_sees_it(tmp_path, wrap):
+    marker = tmp_path / "it-was-run"
+    honest = {"scale_fwd": torch.ones(3), "recipe": None, "extra_fp8_variables": {"num_gemms": 1}}
+    unpickle.check_scaling({"a._extra_state": wrap(pickle.dumps(honest)), "b._extra_state": torch.empty(0)})
+    with pytest.raises(unpickle.ForgedError, match="posix.system"):
+        unpickle.check_scaling({"a._extra_state": wrap(pickle.dumps(Command(marker)))})
+    assert not marker.exists()
+
+
+def test_a_model_of_fewer_layers_or_with_tied_embeddings_does_not_go_on_from_a_part_of_it(saved, model_root, tmp_path):
+    checkpoint = copy(saved, tmp_path / "run")
+    (tmp_path / "run" / "args.json").unlink()
+    without_file(checkpoint, "args.json")
+    given = {**saved, "save": str(tmp_path / "run"), "train_iters": 2}
+    tied = tiny_model.make("llama_tied", model_root)
+    found = train({**given, "model": str(tied)}, resume="Auto", attempt=1)
+    assert found.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    assert "this model has no output_layer.weight" in found.message
