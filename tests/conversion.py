@@ -34,6 +34,13 @@ def convert(directory: Path, target: Path, settings: dict[str, Any], **of_the_sa
     save_model(models, spec, target, **of_the_save)
 
 
+def convert_for(directory: Path, target: Path, stop_words: list[str]) -> None:
+    """Loads and writes again, as after training on answers that end with these texts."""
+    from megatron_trainer.convert.companions import Companions
+
+    convert(directory, target, {}, changed=Companions(stop_words=tuple(stop_words)))
+
+
 def refusal(directory: Path, settings: dict[str, Any]) -> list[str]:
     """What loading says is wrong, in words."""
     from megatron_trainer.convert.load import load_weights

@@ -33,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that a run needs, built once."""
+    """Everything that a run needs, built once. stop_words: the texts that trained answers end with."""
 
     args: TrainArgs
     spec: ModelSpec
@@ -51,6 +51,7 @@ class Run:
     flops_per_token: float
     flops_per_pair: float
     termination: Termination
+    stop_words: tuple[str, ...] = ()
 
 
 def fit(run: Run, state: TrainState) -> TrainState:

@@ -14,6 +14,7 @@ import torch.distributed as dist
 
 from megatron_trainer import model_source
 from megatron_trainer.convert.adapter import save_adapter
+from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.convert.stream import Read, own_data
 from megatron_trainer.lora.merge import merged_weights
@@ -75,8 +76,9 @@ def _drop_those_without_checkpoint(save: Path, newest: int) -> None:
 
 
 def _save_model(run: Run, folder: Path, read: Read) -> str:
-    """Writes the model, with its tokenizer where that has grown."""
-    save_model(list(run.engine.models), run.spec, folder, max_shard_size=run.args.max_shard_size, read=read)
-    if run.args.new_special_tokens and dist.get_rank() == 0:
-        model_source.tokenizer(run.args, run.spec.directory).save_pretrained(folder)
+    """Writes the model, with its tokenizer where that has grown and the stops that were trained."""
+    grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
+    changed = Companions(tokenizer=grown, stop_words=run.stop_words)
+    size = run.args.max_shard_size
+    save_model(list(run.engine.models), run.spec, folder, max_shard_size=size, read=read, changed=changed)
     return str(folder)

@@ -28,6 +28,7 @@ from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.prepare import Prepared, prepare
+from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.data.sample import Sampler, WholePass
 from megatron_trainer.data.settings import row_shape
 from megatron_trainer.data.stream import StreamSampler
@@ -106,7 +107,7 @@ def build(
     train, validation = _feeds(args, tokenizer, data)
     _tell_unread(validation, eval_iters)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
-    output_folder.write_json(data.report.to_json(), save / "data_report.json")
+    output_folder.write_json(data.report.to_json(), save / DATA_REPORT)
     output_folder.write_json(engine.settings(), save / "megatron_config.json")
     output_folder.write_json(record, save / RECORD)
     reporter = open_reporter(args, save=save, rank=env.rank, environment=env.variables, now=clock.epoch_s)
@@ -128,6 +129,7 @@ def build(
         flops_per_token=flops_per_token(spec.model, args),
         flops_per_pair=flops_per_pair(spec.model),
         termination=termination,
+        stop_words=data.report.stop_words,
     )
     return run, state
 

@@ -22,6 +22,7 @@ from megatron_trainer.checkpoint.folder import Owner
 from megatron_trainer.checkpoint.save import SavePolicy, Saver
 from megatron_trainer.convert import adapter_modules, inputs, precision
 from megatron_trainer.convert.adapter import load_adapter, save_adapter
+from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.inputs import Inputs
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.convert.precision import Comparison
@@ -50,12 +51,13 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model in memory, and what to write for each of its parameters."""
+    """A model in memory, and what to write for each of its parameters. stop_words: what trained answers end with."""
 
     chunks: list[GPTModel]
     spec: ModelSpec
     args: TrainArgs
     read: Read
+    stop_words: tuple[str, ...] = ()
 
     def num_bytes(self) -> int:
         """Of all parameters."""
@@ -108,7 +110,8 @@ def _load(found: Inputs, backend: Backend) -> Loaded:
     elif found.adapter is not None:
         checkpoint_load.read_part(engine, found.adapter, "trainable")
     read = own_data if found.adapter is None else merged_weights(chunks)
-    return Loaded(chunks=[chunk.eval() for chunk in chunks], spec=spec, args=args, read=read)
+    whole = [chunk.eval() for chunk in chunks]
+    return Loaded(chunks=whole, spec=spec, args=args, read=read, stop_words=found.stop_words)
 
 
 def _spec(found: Inputs, args: TrainArgs) -> ModelSpec:
@@ -125,9 +128,9 @@ def engine_of(chunks: list[GPTModel]) -> Engine:
 def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
     """The whole model as a Hugging Face folder, with its tokenizer where that has grown."""
     given = {"max_shard_size": args.max_shard_size, "keeps_others": args.exist_ok}
-    save_model(model.chunks, model.spec, output, read=model.read, **given)
-    if model.args.new_special_tokens:
-        model_source.tokenizer(model.args, model.spec.directory).save_pretrained(output)
+    grown = model_source.tokenizer(model.args, model.spec.directory) if model.args.new_special_tokens else None
+    changed = Companions(tokenizer=grown, stop_words=model.stop_words)
+    save_model(model.chunks, model.spec, output, read=model.read, changed=changed, **given)
 
 
 def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:

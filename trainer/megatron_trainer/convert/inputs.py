@@ -16,6 +16,7 @@ from megatron_trainer import model_source
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert import peft_format
 from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
+from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
@@ -39,6 +40,8 @@ class Inputs:
     """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is
     (a repository of the hub: in the hub's cache).
 
+    stop_words: the texts that trained answers end with, where the run said so.
+
     base: where its weights lie, None for those in `model`. adapter: a checkpoint of LoRA training, a PEFT folder, or
     None.
     """
@@ -47,6 +50,7 @@ class Inputs:
     model: Path
     base: Checkpoint | None
     adapter: Checkpoint | Path | None
+    stop_words: tuple[str, ...] = ()
 
     def folders(self) -> list[Path]:
         """Everything that is read."""
@@ -68,7 +72,13 @@ def find(args: TrainArgs, given: frozenset[str]) -> Inputs:
         base = _checkpoint("mcore_model", record["load"], "full", named_by=f"{RECORD} of the adapter")
     if args.model is None and adapter is not None and base is not None and not record.get("model"):
         record |= {"model": _record(base).get("model")}
-    return Inputs(args=_arguments(args, given, record), model=_model(args, record), base=base, adapter=adapter)
+    return Inputs(
+        args=_arguments(args, given, record),
+        model=_model(args, record),
+        base=base,
+        adapter=adapter,
+        stop_words=_stop_words(adapter or base),
+    )
 
 
 def _adapter(args: TrainArgs) -> Checkpoint | Path | None:
@@ -116,6 +126,17 @@ def _record(source: Checkpoint | Path) -> dict[str, Any]:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as err:
         raise _wrong("mcore_model", str(path), f"cannot be read ({err}); restore it or remove it") from err
+
+
+def _stop_words(source: Checkpoint | Path | None) -> tuple[str, ...]:
+    """What the run of a checkpoint or adapter wrote about its data; nothing for one that left no such report."""
+    if source is None:
+        return ()
+    folder = source.parent if isinstance(source, Path) else source.path.parent
+    try:
+        return tuple(json.loads((folder / DATA_REPORT).read_text()).get("stop_words", ()))
+    except (OSError, ValueError, AttributeError):
+        return ()
 
 
 def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

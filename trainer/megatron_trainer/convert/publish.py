@@ -63,7 +63,10 @@ def _move_into(aside: Path, directory: Path) -> None:
         for path in directory.glob(pattern):
             path.unlink()
     for path in sorted(aside.iterdir(), key=lambda path: path.suffix == ".json"):
-        path.replace(directory / path.name)
+        target = directory / path.name
+        if target.is_dir():
+            shutil.rmtree(target)
+        path.replace(target)
     aside.rmdir()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import re
-import shutil
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
@@ -17,32 +16,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_trainer.convert import table
+from megatron_trainer.convert import companions, table
+from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainer.convert.publish import on_first_rank, publish
 from megatron_trainer.convert.rules import Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import INDEX_FILE, SINGLE_FILE, open_checkpoint
 from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
-from megatron_trainer.models.spec import CONFIG_FILE, ModelSpec
+from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.models.weights import prediction_layers
 
-_COPIED = (
-    "generation_config.json",
-    "tokenizer*",
-    "special_tokens_map.json",
-    "added_tokens.json",
-    "vocab*",
-    "merges.txt",
-    "*.model",
-    "*.tiktoken",
-    "chat_template*",
-    "LICENSE*",
-)
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _KEPT_WIDE = ("e_score_correction_bias",)
 """Tensors that keep their type: the balance of experts moves by less than bfloat16 can tell."""
+_UNCHANGED = Companions()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,12 +51,13 @@ def save_model(
     max_shard_size: str = "5GB",
     read: Read = own_data,
     keeps_others: bool = False,
+    changed: Companions = _UNCHANGED,
 ) -> None:
     """Writes weights, config.json, and the tokenizer and generation files of the source. Collective.
 
     dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB.
     A directory of that name is replaced; keeps_others: as for publish. read: what is written for a parameter instead
-    of its values.
+    of its values. changed: what of the tokenizer and generation files training has changed.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -78,7 +68,7 @@ def save_model(
         _write(aside, files, _with_copied(tensors(chunks, spec, read=read), spec))
 
     def complete(aside: Path) -> None:
-        _complete(aside, spec, dtype or spec.dtype, index)
+        _complete(aside, spec, dtype or spec.dtype, index, changed)
 
     publish(Path(directory), [write, on_first_rank(complete)], keeps_others=keeps_others)
 
@@ -193,7 +183,9 @@ def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Itera
         yield from ((name, checkpoint.tensor(name)[:]) for name in names)
 
 
-def _complete(aside: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str, tuple[str, int]]) -> None:
+def _complete(
+    aside: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str, tuple[str, int]], changed: Companions
+) -> None:
     """Everything but the weights."""
     if len({file for file, _ in index.values()}) > 1:
         content = {
@@ -201,10 +193,4 @@ def _complete(aside: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str,
             "weight_map": {name: file for name, (file, _) in sorted(index.items())},
         }
         (aside / INDEX_FILE).write_text(json.dumps(content, indent=2) + "\n")
-    key = "dtype" if "dtype" in spec.config else "torch_dtype"
-    config = {**spec.config, key: str(dtype).removeprefix("torch.")}
-    (aside / CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-    for pattern in _COPIED:
-        for path in spec.directory.glob(pattern):
-            if path.is_file():
-                shutil.copy(path, aside / path.name)
+    companions.write(aside, spec, dtype, changed)

@@ -13,6 +13,9 @@ from megatron_trainer.data.dataset import Items
 from megatron_trainer.data.lazy import LazyStore
 from megatron_trainer.data.store import Dropped, Store
 
+DATA_REPORT = "data_report.json"
+"""File of a run's folder that holds the report."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DropReport:

@@ -1,0 +1,130 @@
+"""What stands beside the weights of an exported model: config.json, tokenizer, templates, and where generation stops.
+
+Files come from the model's own folder. Python code of its publisher is left behind: transformers has every family that
+is trained here, and a config.json that names code which is not there cannot be loaded. A tokenizer's code comes along.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from transformers import AutoTokenizer, PreTrainedTokenizerBase
+
+from megatron_trainer.models.spec import CONFIG_FILE, ModelSpec
+from megatron_trainjob.tokenizer_folder import TOKENIZER_CONFIG_FILE, read_json
+
+GENERATION_FILE = "generation_config.json"
+CODE = "auto_map"
+"""Key of the JSON files that names classes in Python files of the folder, such as tokenization_x.Tokenizer."""
+_SPECIAL_TOKENS_FILE = "special_tokens_map.json"
+_COPIED = (
+    GENERATION_FILE,
+    "tokenizer*",
+    "tekken.json",
+    _SPECIAL_TOKENS_FILE,
+    "added_tokens.json",
+    "vocab*",
+    "merges.txt",
+    "*.model",
+    "*.tiktoken",
+    "chat_template*",
+    "additional_chat_templates/*.jinja",
+    "LICENSE*",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Companions:
+    """What training has changed. tokenizer: one that has grown, None for the model's own. stop_words: the texts that
+    trained answers end with.
+    """
+
+    tokenizer: PreTrainedTokenizerBase | None = None
+    stop_words: tuple[str, ...] = ()
+
+
+def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions) -> None:
+    """Everything but the weights. dtype: of these."""
+    key = "dtype" if "dtype" in spec.config else "torch_dtype"
+    config = {name: value for name, value in spec.config.items() if name != CODE}
+    _write_json(folder / CONFIG_FILE, {**config, key: str(dtype).removeprefix("torch.")})
+    for pattern in _COPIED:
+        for path in spec.directory.glob(pattern):
+            if path.is_file():
+                _copy(path, folder / path.relative_to(spec.directory))
+    if changed.tokenizer is not None:
+        changed.tokenizer.save_pretrained(folder)
+    _bring_tokenizer_code(spec.directory, folder)
+    if changed.stop_words:
+        _name_stops(folder, spec.config, changed)
+
+
+def _bring_tokenizer_code(source: Path, folder: Path) -> None:
+    """Copies the Python files that the tokenizer's settings name; names none that are not there."""
+    settings = read_json(folder / TOKENIZER_CONFIG_FILE)
+    named = settings.get(CODE)
+    if not named:
+        return
+    classes = named.get("AutoTokenizer") if isinstance(named, Mapping) else named
+    listed = [classes] if isinstance(classes, str) else classes or ()
+    files = {f"{name.partition('.')[0]}.py" for name in listed if name and "--" not in name}
+    if all((source / file).is_file() for file in files):
+        for file in files:
+            _copy(source / file, folder / file)
+    else:
+        _write_json(folder / TOKENIZER_CONFIG_FILE, {name: v for name, v in settings.items() if name != CODE})
+
+
+def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) -> None:
+    """Generation stops where trained answers end, and still where it stopped before."""
+    tokenizer = changed.tokenizer or AutoTokenizer.from_pretrained(folder)
+    ids = {word: _single_id(tokenizer, word) for word in changed.stop_words}
+    tokens = {word: number for word, number in ids.items() if number is not None}
+    generation = dict(read_json(folder / GENERATION_FILE)) or _generation_of(config)
+    earlier = generation.get("eos_token_id")
+    earlier = earlier if isinstance(earlier, list) else [] if earlier is None else [earlier]
+    if missing := [number for number in tokens.values() if number not in earlier]:
+        stops = [*missing, *earlier]
+        generation["eos_token_id"] = stops if len(stops) > 1 else stops[0]
+    if texts := [word for word in ids if word not in tokens]:
+        generation["stop_strings"] = texts
+    if missing or texts:
+        _write_json(folder / GENERATION_FILE, generation)
+    if tokens and tokenizer.eos_token not in tokens:
+        _set_end(folder, next(iter(tokens)))
+
+
+def _set_end(folder: Path, token: str) -> None:
+    """Makes `token` the tokenizer's end of sequence, which servers stop at."""
+    settings = {**read_json(folder / TOKENIZER_CONFIG_FILE), "eos_token": token}
+    _write_json(folder / TOKENIZER_CONFIG_FILE, settings)
+    special = read_json(folder / _SPECIAL_TOKENS_FILE)
+    if special:
+        _write_json(folder / _SPECIAL_TOKENS_FILE, {**special, "eos_token": token})
+
+
+def _single_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
+    """The id of a text that is one token, None for several."""
+    ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return ids[0] if len(ids) == 1 else None
+
+
+def _generation_of(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that transformers would take from config.json where there is no generation_config.json."""
+    names = ("bos_token_id", "eos_token_id", "pad_token_id")
+    return {name: config[name] for name in names if config.get(name) is not None}
+
+
+def _copy(path: Path, target: Path) -> None:
+    target.parent.mkdir(exist_ok=True)
+    shutil.copy(path, target)
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
