@@ -143,10 +143,13 @@ class Controller:
             if job is None or "deletionTimestamp" in job["metadata"]:
                 self._forget(key)
                 return None
+            was_told = key in self._problems
             try:
                 return await self._bring(key, job)
             except (ApiError, ForeignObject) as error:
                 self._metrics.reconcile_errors.inc()
+                if key in self._problems and not was_told:
+                    return 0.0  # the next look says it on the job; what it is refused then waits as usual
                 raise RetryLater(str(error)) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()

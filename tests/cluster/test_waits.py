@@ -40,7 +40,7 @@ def post_event(
 
 def await_stalled(jobs: JobClient, reason: str | None) -> str:
     """The message of Stalled, once it has this reason; None: once it is not stalled any more."""
-    found = wait_until(lambda: jobs.condition("Stalled"), lambda c: c.get("reason") == reason, f"Stalled {reason}", 60)
+    found = wait_until(lambda: jobs.condition("Stalled"), lambda c: c.get("reason") == reason, f"Stalled {reason}")
     return found.get("message", "")
 
 
