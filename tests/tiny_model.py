@@ -5,6 +5,7 @@ Made by transformers itself, so they are what a user would download, only small.
 
 from __future__ import annotations
 
+import hashlib
 import json
 from functools import cache
 from pathlib import Path
@@ -184,6 +185,8 @@ _TEXT = (
 def make(name: str, root: Path, *, dtype: str = "float32", seed: int = 1, **settings: Any) -> Path:
     """The model's directory under `root`, written if it is not there yet. Settings change its config.json."""
     changes = "".join(f"-{key}-{value}" for key, value in sorted(settings.items()))
+    if len(changes) > 60:
+        changes = "-" + hashlib.sha256(changes.encode()).hexdigest()[:12]
     directory = root / f"{name}-{dtype}-{seed}{changes}"
     if not (directory / "config.json").exists():
         _write(name, directory, dtype=dtype, seed=seed, settings=settings)

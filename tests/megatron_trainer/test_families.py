@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+from copy import deepcopy
 from dataclasses import replace
 from importlib import import_module
 from pathlib import Path
@@ -43,7 +44,7 @@ READ_ELSEWHERE = {
 }
 """Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""
 
-OWN_DEFAULTS = {"rope_theta", "partial_rotary_factor", "head_dim", "num_key_value_heads", "num_nextn_predict_layers"}
+OWN_DEFAULTS = {"rope_theta", "partial_rotary_factor", "head_dim", "num_nextn_predict_layers"}
 """Keys whose default transformers derives from others, or from what it knows under another name."""
 
 
@@ -80,6 +81,37 @@ def test_absent_keys_mean_what_they_mean_to_transformers(name: str):
     assert family.keys["rope_theta"] == kind.default_theta
     whole = {**kind().to_dict(), "model_type": name, "dtype": "float32"}
     assert read({"model_type": name}) == read(whole)
+
+
+WRONG = (None, "8", 1.5, True, 0, -1, [1], ["x"], {})
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_what_transformers_does_not_accept_is_refused_from_the_file_alone(name: str):
+    family = FAMILIES[name]
+    tiny = next(each for each, (kind, _) in tiny_model.MODELS.items() if kind == name)
+    base = {**tiny_model.config_of(tiny).to_dict(), "model_type": name}
+    assert check.check(base, ARGS).violations == ()
+    missed = []
+    for key in family.keys:
+        for value in WRONG:
+            inside = key in ("rope_theta", "partial_rotary_factor")
+            raw = {
+                **base,
+                key: value,
+                **({"rope_parameters": {**base["rope_parameters"], key: value}} if inside else {}),
+            }
+            if not check.check(raw, ARGS).violations and not accepted(family, raw):
+                missed.append((key, value))
+    assert missed == []
+
+
+def accepted(family: Any, raw: dict[str, Any]) -> bool:
+    try:
+        config_class(family)(**{key: deepcopy(value) for key, value in raw.items() if key != "model_type"})
+    except Exception:  # noqa: BLE001 - whatever transformers raises
+        return False
+    return True
 
 
 @pytest.mark.parametrize("name", sorted(tiny_model.MODELS))

@@ -11,6 +11,7 @@ import torch
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import read_model
+from megatron_trainjob.args import rules
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.families import FAMILIES
@@ -152,27 +153,95 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "spec.args.moe_token_dispatcher_type",
         "alltoall",
     ),
-    "groups of experts ranked otherwise": (
-        "deepseek_v2",
-        {"topk_method": "group_limited_greedy"},
-        {},
-        "config.json:topk_method",
-        "routing would differ",
-    ),
-    "sigmoid scores that are not normalised": (
-        "glm4_moe",
-        {"norm_topk_prob": False},
-        {},
-        "config.json:norm_topk_prob",
-        "always normalizes",
-    ),
-    "groups of another size": (
+    "groups that hold too few experts": (
         "deepseek_v3",
-        {"num_experts_per_tok": 4},
+        {"num_experts_per_tok": 5},
         {},
         "config.json:topk_group",
-        "which is 4 here",
+        "hold 4 experts",
     ),
+    "groups of two sizes": ("deepseek_v3", {"n_group": 3}, {}, "config.json:n_group", "8 experts"),
+    "no number of experts": ("dots1", {"n_routed_experts": None}, {}, "config.json:n_routed_experts", "at least 1"),
+    "more experts for a token than there are": (
+        "mixtral",
+        {"num_experts_per_tok": 5},
+        {},
+        "config.json:num_experts_per_tok",
+        "4 experts",
+    ),
+    "a choice of experts that nobody knows": (
+        "deepseek_v2",
+        {"topk_method": "x"},
+        {},
+        "config.json:topk_method",
+        "greedy",
+    ),
+    "a number in quotes": ("llama", {"hidden_size": "64"}, {}, "config.json:hidden_size", "a whole number"),
+    "half a rotation of latent attention": (
+        "glm4_moe_lite",
+        {"rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "partial_rotary_factor": 0.5}},
+        {},
+        "config.json:partial_rotary_factor",
+        "all of qk_rope_head_dim",
+    ),
+    "scaling without its factor": (
+        "deepseek_v3",
+        {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1e4}},
+        {},
+        "config.json:rope_parameters",
+        "yarn scaling needs factor",
+    ),
+    "a kind of scaling that nobody knows, in latent attention": (
+        "deepseek_v3",
+        {"rope_parameters": {"rope_type": "cubic", "rope_theta": 1e4}},
+        {},
+        "config.json:rope_parameters.rope_type",
+        "supported are default",
+    ),
+    "a kind of scaling of another family": (
+        "phi3",
+        {"partial_rotary_factor": 1.0, "rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0}},
+        {},
+        "config.json:rope_scaling",
+        "longrope only",
+    ),
+    "scaled frequencies of a part of the head": (
+        "llama",
+        {"rope_parameters": {"rope_type": "linear", "rope_theta": 1e4, "factor": 2.0, "partial_rotary_factor": 0.5}},
+        {},
+        "config.json:partial_rotary_factor",
+        "whole heads",
+    ),
+    "rotation that differs by layer": (
+        "llama",
+        {"rope_parameters": {"full_attention": {"rope_type": "default", "rope_theta": 1e4}}},
+        {},
+        "config.json:rope_parameters",
+        "differ by layer",
+    ),
+    "sliding layers without a window": (
+        "qwen2",
+        {"layer_types": ["sliding_attention"] * 4},
+        {},
+        "config.json:layer_types",
+        "no window",
+    ),
+    "kinds of layers that nobody knows": (
+        "qwen3",
+        {"layer_types": ["linear_attention"] * 4},
+        {},
+        "config.json:layer_types",
+        "each of the 4 layers",
+    ),
+    "key-value heads in latent attention": (
+        "deepseek_v3",
+        {"num_key_value_heads": 2},
+        {},
+        "config.json:num_key_value_heads",
+        "set it to 4",
+    ),
+    "rotated pairs of halves": ("deepseek_v3", {"rope_interleave": False}, {}, "config.json:rope_interleave", "pairs"),
+    "one bias of two": ("internlm3", {"attention_bias": False}, {}, "config.json:attention_bias", "same as"),
     "biases of latent attention": ("deepseek_v3", {"attention_bias": True}, {}, "config.json:attention_bias", "biases"),
     "a setting of other families": ("llama", {}, {"num_experts": 4}, "spec.args.num_experts", "no such setting"),
     "another shape than stored": ("llama", {}, {"num_layers": 2}, "spec.args.num_layers", "num_hidden_layers 4"),
@@ -235,6 +304,21 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
 def test_what_cannot_be_right_is_refused(tmp_path: Path, case: tuple[str, dict[str, Any], dict[str, Any], str, str]):
     model, settings, given, path, words = case
     assert words in violations(write_config(tmp_path, model, **settings), **given)[path]
+
+
+@pytest.mark.parametrize("case", REFUSED.values(), ids=REFUSED.keys())
+def test_validation_without_a_tensor_says_the_same(
+    tmp_path: Path, case: tuple[str, dict[str, Any], dict[str, Any], str, str]
+):
+    """But for what transformers itself refuses, and arguments that a rule has blamed in its own words."""
+    model, settings, given, _, _ = case
+    folder = write_config(tmp_path, model, **settings)
+    args = TrainArgs(model="m", dataset=("d",), train_iters=1, **given)
+    raw = json.loads((folder / "config.json").read_text())
+    found = {each.path: each.message for each in rules.check(args, frozenset(given), task="sft", hf_config=raw)}
+    said = {path: message for path, message in violations(folder, **given).items() if path != "config.json"}
+    assert said.keys() <= found.keys()
+    assert {path: message for path, message in said.items() if path.startswith("config.json")}.items() <= found.items()
 
 
 def test_all_problems_are_reported_at_once(tmp_path: Path):

@@ -109,6 +109,34 @@ CHANGES: tuple[Change, ...] = (
         rests_on={f"{_ROUTER}._apply_expert_bias": "f4d23ff356cc"},
     ),
     Change(
+        ours="megatron.patches.router",
+        why="Sigmoid scores are normalized always, but for one expert never, and groups rank by one rule.",
+        until="topk_routing_with_score_function is told whether to normalize and how groups rank",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.transformer.moe.moe_utils:topk_routing_with_score_function": "ec1f4b908a23",
+            f"{_ROUTER}.routing": "15e057bdae1c",
+        },
+    ),
+    Change(
+        ours="models.rope",
+        why="Latent attention makes its own rotation, whose YaRN knows no attention_factor and no truncate.",
+        until="latent attention takes frequencies and an attention factor as values",
+        backends="CPU and GPU",
+        rests_on={
+            f"{_EMBEDDINGS}.yarn_rotary_pos_embedding:YarnRotaryEmbedding.forward": "22ac6f1168b9",
+            f"{_EMBEDDINGS}.rotary_pos_embedding:RotaryEmbedding.forward": "c9271dae2145",
+            f"{_LATENT_ATTENTION}.get_query_key_value_tensors": "ca4f9f9258a2",
+        },
+    ),
+    Change(
+        ours="models.build",
+        why="The norms inside latent attention have the layer norms' epsilon; the models have one of their own.",
+        until="MLATransformerConfig has an epsilon for these norms",
+        backends="CPU and GPU",
+        rests_on={f"{_LATENT_ATTENTION}.__init__": "053da4ed0d50"},
+    ),
+    Change(
         ours="models.block",
         why="Latent attention accepts only linear classes it knows by identity; one of the names is None without TE.",
         until="linear_kv_down_proj may be any module",

@@ -30,7 +30,7 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     config = transformer_config(spec, args, backend, virtual_stages=stages)
     kind = implementation(args, backend)
     if config.num_moe_experts:
-        router.install()
+        router.install(spec.model)
     has_padding = not (args.padding_free or args.packing)
     layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free and has_padding else TransformerLayer
     left_padded = has_padding and args.padding_side == "left"
@@ -86,11 +86,11 @@ def _set_latent_attention(model: GPTModel, spec: ModelSpec) -> None:
     inverse, factor = rope.frequencies(spec)
     for layer in model.decoder.layers:
         attention = layer.self_attention
-        device = attention.rotary_pos_emb.inv_freq.device
+        rotary = attention.rotary_pos_emb
         if factor == 1.0:
-            attention.rotary_pos_emb.inv_freq = inverse.to(device)
+            rotary.inv_freq = inverse.to(rotary.inv_freq.device)
         else:
-            attention.rotary_pos_emb = rope.ScaledRotaryEmbedding(attention.rotary_pos_emb, inverse.to(device), factor)
+            attention.rotary_pos_emb = rope.ScaledRotaryEmbedding(spec.model, inverse, factor, rotary.cp_group)
         for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
             part = getattr(attention, name, None)
             if hasattr(part, "eps"):

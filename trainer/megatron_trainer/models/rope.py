@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
+from torch.distributed import ProcessGroup
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_trainjob.families.model import Model
@@ -36,10 +37,9 @@ def _unscaled(model: Model) -> torch.Tensor:
 class ScaledRotaryEmbedding(RotaryEmbedding):
     """Fixed frequencies and a factor on cosine and sine, in the form that latent attention asks its YaRN for."""
 
-    def __init__(self, plain: RotaryEmbedding, inverse: torch.Tensor, factor: float) -> None:
-        torch.nn.Module.__init__(self)
-        self.__dict__.update({name: value for name, value in vars(plain).items() if not name.startswith("_")})
-        self.register_buffer("inv_freq", inverse, persistent=False)
+    def __init__(self, model: Model, inverse: torch.Tensor, factor: float, cp_group: ProcessGroup) -> None:
+        super().__init__(model.qk_rope_size, rotary_percent=1.0, rotary_base=model.rotary.base, cp_group=cp_group)
+        self.inv_freq = inverse.to(self.inv_freq.device)
         self.factor = factor
 
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:  # noqa: ANN401 - megatron's signature

@@ -9,6 +9,7 @@ from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 
 from megatron_trainer.backend import Backend
+from megatron_trainer.megatron.patches.router import differs
 from megatron_trainer.models import rope
 from megatron_trainer.models.activation import ACTIVATIONS
 from megatron_trainer.models.block import Implementation
@@ -131,7 +132,7 @@ def _routing(model: Model) -> dict[str, Any]:
     }
     if router.scale != 1.0:
         fields["moe_router_topk_scaling_factor"] = router.scale
-    if router.num_groups:
+    if router.num_groups and not differs(model):
         fields["moe_router_num_groups"] = router.num_groups
         fields["moe_router_group_topk"] = router.num_chosen_groups
     return fields

@@ -95,13 +95,14 @@ def _key_value_heads(config: Config, args: TrainArgs) -> tuple[dict[str, int], l
     if args.group_query_attention and groups == heads:
         message = f"the model has a key-value head for each of its {heads} attention heads; give num_query_groups too"
         return {}, [_violation("group_query_attention", True, message)]
-    is_shared = args.group_query_attention is not False and "kv_lora_rank" not in config.keys
-    if is_shared or groups == heads:
+    is_latent = "kv_lora_rank" in config.keys
+    if groups == heads or (args.group_query_attention is not False and not is_latent):
         return {}, []
     if args.num_query_groups is not None:
         message = f"each of the {heads} attention heads has a key-value head of its own here; remove it"
         return {}, [_violation("num_query_groups", groups, message)]
-    return {"num_key_value_heads": heads}, []
+    asked = args.group_query_attention is False or args.num_attention_heads is not None
+    return ({"num_key_value_heads": heads} if asked else {}), []
 
 
 def _other_than_stored(config: Config, family: Family, changed: Mapping[str, Any], args: TrainArgs) -> list[Violation]:

@@ -113,6 +113,10 @@ def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violatio
     if model.activation not in ACTIVATIONS:
         message = f"this activation is not supported; supported are {', '.join(ACTIVATIONS)}"
         yield refused("hidden_act", model.activation, message)
+    if model.init_std > 1:
+        yield refused("initializer_range", model.init_std, "must be at most 1")
+    if not 0 <= model.attention_dropout < 1:
+        yield refused("attention_dropout", model.attention_dropout, "must be at least 0 and below 1")
     yield from _heads(model, config)
     yield from _experts(model, config)
     yield from _rotary(model, config, family)

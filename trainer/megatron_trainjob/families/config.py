@@ -12,11 +12,12 @@ from typing import Any
 from megatron_trainjob.violation import Violation
 
 SIZE, WHOLE, NUMBER = "a whole number above 0", "a whole number", "a number"
+DECIMAL = "a number with a decimal point above 0"
 SWITCH, TEXT, WHOLES, TEXTS = "true or false", "a text", "a list of whole numbers", "a list of texts"
 
 _TYPES: Mapping[str, str] = {
-    **dict.fromkeys(("rms_norm_eps", "initializer_range", "attention_dropout", "routed_scaling_factor"), NUMBER),
-    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), NUMBER),
+    **dict.fromkeys(("rms_norm_eps", "initializer_range", "routed_scaling_factor"), DECIMAL),
+    **dict.fromkeys(("attention_dropout", "rope_theta", "partial_rotary_factor"), NUMBER),
     **dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "use_bias"), SWITCH),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm"), SWITCH),
     **dict.fromkeys(("rope_interleave",), SWITCH),
@@ -88,6 +89,8 @@ def _is(wanted: str, value: object) -> bool:
         return isinstance(value, bool if wanted == SWITCH else str)
     if wanted in (WHOLES, TEXTS):
         return isinstance(value, list | tuple) and all(_is(WHOLE if wanted == WHOLES else TEXT, each) for each in value)
+    if wanted == DECIMAL:
+        return isinstance(value, float) and value > 0
     if isinstance(value, bool) or not isinstance(value, int | float):
         return False
     return wanted == NUMBER or (isinstance(value, int) and value >= (1 if wanted == SIZE else 0))

@@ -14,14 +14,13 @@ from megatron_trainjob.families.config import Config, Optional
 from megatron_trainjob.families.decoder import DECODER, decoder
 from megatron_trainjob.families.experts import (
     after_dense_layers,
-    chooses_groups,
-    refuse_sigmoid_router,
+    best_groups,
+    refuse_groups,
     shared_and_routed,
     sigmoid_router,
-    softmax_router,
 )
 from megatron_trainjob.families.family import Family, refused
-from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.model import Model, Router
 from megatron_trainjob.violation import Violation
 
 LATENT_NORM_EPSILON = 1e-6
@@ -62,21 +61,21 @@ def refuse_latent_attention(config: Config) -> Iterator[Violation]:
 
 
 def _v2(config: Config) -> Model:
-    router = replace(softmax_router(normalized=False), scale=config["routed_scaling_factor"], balancing="seq_aux_loss")
+    groups = best_groups(config) if config["topk_method"] == "group_limited_greedy" else {}
+    scale = config["routed_scaling_factor"]
+    router = Router(score="softmax", normalized=False, group_best=1, scale=scale, balancing="seq_aux_loss", **groups)
     return decoder(config, **latent_attention(config), **shared_and_routed(config, router, after_dense_layers(config)))
 
 
 def _refuse_v2(config: Config) -> Iterator[Violation]:
     yield from refuse_latent_attention(config)
     method = config["topk_method"]
-    if method == "group_limited_greedy" and chooses_groups(config):
-        message = (
-            "megatron-core ranks groups of experts by the sum of their best scores, this model by the best one, "
-            "so the routing would differ; train a model with topk_method greedy"
-        )
-        yield refused("topk_method", method, message)
-    elif method not in ("greedy", "group_limited_greedy"):
+    if method == "group_limited_greedy":
+        yield from refuse_groups(config)
+    elif method != "greedy":
         yield refused("topk_method", method, "must be greedy or group_limited_greedy; transformers knows no other")
+    if isinstance(config["attention_dropout"], int):
+        yield refused("attention_dropout", config["attention_dropout"], "must have a decimal point in this family")
     if config["mlp_bias"]:
         yield refused("mlp_bias", True, "biases of the MLP are not supported in this family")
 
@@ -120,7 +119,7 @@ def _v3(config: Config) -> Model:
 
 def _refuse_v3(config: Config) -> Iterator[Violation]:
     yield from refuse_latent_attention(config)
-    yield from refuse_sigmoid_router(config)
+    yield from refuse_groups(config)
 
 
 DEEPSEEK_V3 = Family(
@@ -133,6 +132,7 @@ DEEPSEEK_V3 = Family(
         "intermediate_size": 18432,
         "num_hidden_layers": 61,
         "num_attention_heads": 128,
+        "num_key_value_heads": Optional(128),
         "max_position_embeddings": 4096,
         "v_head_dim": Optional(128),
         "moe_intermediate_size": 2048,

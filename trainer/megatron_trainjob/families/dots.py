@@ -8,7 +8,7 @@ from megatron_trainjob.families.config import Config, Optional
 from megatron_trainjob.families.decoder import DECODER, FULL, SLIDING, decoder, refuse_windows, window_by_layer
 from megatron_trainjob.families.experts import (
     after_dense_layers,
-    refuse_sigmoid_router,
+    refuse_groups,
     shared_and_routed,
     sigmoid_router,
 )
@@ -32,7 +32,7 @@ def _dots1(config: Config) -> Model:
 
 
 def _refuse(config: Config) -> Iterator[Violation]:
-    yield from refuse_sigmoid_router(config)
+    yield from refuse_groups(config)
     yield from refuse_windows(config)
 
 

@@ -51,31 +51,31 @@ def softmax_router(*, normalized: bool) -> Router:
 
 def sigmoid_router(config: Config) -> Router:
     """DeepSeek-V3's routing: sigmoid scores, a bias that only chooses, the best groups of experts first."""
-    limited = chooses_groups(config)
     return Router(
         score="sigmoid",
         normalized=bool(config["norm_topk_prob"]),
         has_bias=True,
-        num_groups=config["n_group"] if limited else 0,
-        num_chosen_groups=config["topk_group"] if limited else 0,
         scale=config["routed_scaling_factor"],
         balancing="seq_aux_loss",
+        **best_groups(config),
     )
 
 
-def chooses_groups(config: Config) -> bool:
-    """Whether routing is limited to some groups of experts; no setting is needed where all may be chosen."""
-    return bool((config["topk_group"] or 1) < (config["n_group"] or 1))
+def best_groups(config: Config) -> dict[str, Any]:
+    """The groups of experts to which routing is limited; {} where all may be chosen."""
+    groups, chosen = config["n_group"] or 1, config["topk_group"] or 1
+    return {"num_groups": groups, "num_chosen_groups": chosen} if chosen < groups else {}
 
 
-def refuse_sigmoid_router(config: Config) -> Iterator[Violation]:
-    """Variants of the routing that megatron-core computes otherwise."""
-    if not config["norm_topk_prob"]:
-        message = "sigmoid routing without norm_topk_prob is not supported; megatron-core always normalizes"
-        yield refused("norm_topk_prob", config["norm_topk_prob"], message)
-    if chooses_groups(config) and (config["num_experts_per_tok"] or 0) // config["topk_group"] != 2:
-        message = (
-            "this model ranks groups by their two best experts, megatron-core by num_experts_per_tok // topk_group, "
-            f"which is {(config['num_experts_per_tok'] or 0) // config['topk_group']} here"
-        )
-        yield refused("topk_group", config["topk_group"], message)
+def refuse_groups(config: Config) -> Iterator[Violation]:
+    """Groups that are not of one size, or that hold fewer experts than a token needs; transformers fails on them."""
+    groups = best_groups(config)
+    experts, wanted = config["n_routed_experts"] or 0, config["num_experts_per_tok"] or 0
+    if not groups or not experts:
+        return
+    number, chosen = groups["num_groups"], groups["num_chosen_groups"]
+    if experts % number:
+        yield refused("n_group", number, f"{experts} experts do not divide into so many groups")
+    elif wanted > experts // number * chosen:
+        message = f"{chosen} groups hold {experts // number * chosen} experts, and a token goes to {wanted}"
+        yield refused("topk_group", chosen, message)

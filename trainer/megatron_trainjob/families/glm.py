@@ -10,7 +10,7 @@ from megatron_trainjob.families.decoder import DECODER, decoder, rotary
 from megatron_trainjob.families.deepseek import LATENT_KEYS, latent_attention, refuse_latent_attention
 from megatron_trainjob.families.experts import (
     after_dense_layers,
-    refuse_sigmoid_router,
+    refuse_groups,
     shared_and_routed,
     sigmoid_router,
 )
@@ -88,7 +88,7 @@ GLM4_MOE = Family(
     },
     aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
     build=_mixture,
-    refuse=refuse_sigmoid_router,
+    refuse=refuse_groups,
 )
 
 
@@ -110,7 +110,7 @@ def _lite(config: Config) -> Model:
 
 def _refuse_lite(config: Config) -> Iterator[Violation]:
     yield from refuse_latent_attention(config)
-    yield from refuse_sigmoid_router(config)
+    yield from refuse_groups(config)
     if rotary(config).share != 1.0:
         message = "latent attention rotates all of qk_rope_head_dim; remove the key"
         yield refused("partial_rotary_factor", rotary(config).share, message)
@@ -130,6 +130,7 @@ GLM4_MOE_LITE = Family(
         "intermediate_size": 10240,
         "num_hidden_layers": 47,
         "num_attention_heads": 20,
+        "num_key_value_heads": 20,
         "max_position_embeddings": 202752,
         "rms_norm_eps": 1e-5,
         "attention_dropout": 0.0,

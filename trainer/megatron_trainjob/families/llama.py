@@ -48,7 +48,7 @@ LLAMA = Family(
 def _refuse_internlm3(config: Config) -> Iterator[Violation]:
     yield from refuse_uneven_heads(config)
     if config["attention_bias"] != config["mlp_bias"]:
-        yield refused("qkv_bias", config["attention_bias"], "must be the same as bias, as transformers has it")
+        yield refused("attention_bias", config["attention_bias"], "must be the same as mlp_bias, as in transformers")
 
 
 INTERNLM3 = Family(

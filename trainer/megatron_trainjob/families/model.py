@@ -44,8 +44,9 @@ class Router:
     """How tokens find their experts.
 
     normalized: the probabilities of the chosen experts sum to one. has_bias: a bias per expert that only chooses.
-    num_groups, num_chosen_groups: experts are chosen from the best groups of them; 0 without. scale: factor on the
-    probabilities. balancing: megatron-core's name of the loss that the family is balanced with.
+    num_groups, num_chosen_groups: experts are chosen from the best groups of them; 0 without. group_best: a group ranks
+    by the sum of so many of its best scores. scale: factor on the probabilities. balancing: megatron-core's name of the
+    loss that the family is balanced with.
     """
 
     score: Literal["softmax", "sigmoid"]
@@ -53,6 +54,7 @@ class Router:
     has_bias: bool = False
     num_groups: int = 0
     num_chosen_groups: int = 0
+    group_best: int = 2
     scale: float = 1.0
     balancing: str = "aux_loss"
 

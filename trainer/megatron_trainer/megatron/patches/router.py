@@ -1,10 +1,19 @@
-"""megatron-core's router of experts, with its counts of tokens in padded rows corrected."""
+"""megatron-core's router of experts: counts of tokens in padded rows corrected, routing as each family has it.
+
+Shape suffixes: T tokens, E experts, K experts of a token, G groups of experts.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 import torch.distributed as dist
-from megatron.core.transformer.moe import router
+from megatron.core.transformer.moe import moe_utils, router
+
+from megatron_trainjob.families.model import Model, Router
+
+Route = Callable[..., tuple[torch.Tensor, torch.Tensor]]
 
 
 def count_tokens(
@@ -41,7 +50,65 @@ def count_for_bias(
         self.local_tokens_per_expert += counted.sum(dim=0)
 
 
-def install() -> None:
-    """Puts both in place of megatron-core's; the first where routers look it up, who imported it by value."""
+def differs(model: Model) -> bool:
+    """Whether megatron-core would route otherwise than this model.
+
+    It always normalizes sigmoid scores, but for a single expert never, and ranks groups by as many of their best scores
+    as each chosen one gives experts.
+    """
+    rule = model.router
+    if rule is None:
+        return False
+    ranks_otherwise = rule.num_groups > 0 and model.experts_per_token // rule.num_chosen_groups != rule.group_best
+    weighs_otherwise = rule.score == "sigmoid" and rule.normalized != (model.experts_per_token > 1)
+    return ranks_otherwise or weighs_otherwise
+
+
+def route_by(rule: Router) -> Route:
+    """A function in place of megatron-core's topk_routing_with_score_function, for one family's routing."""
+
+    def route(
+        logits_TE: torch.Tensor,
+        topk: int,
+        *,
+        scaling_factor: float | None = None,
+        expert_bias: torch.Tensor | None = None,
+        **_: object,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        scores_TE = logits_TE.float().softmax(-1) if rule.score == "softmax" else logits_TE.float().sigmoid()
+        choice_TE = scores_TE if expert_bias is None else scores_TE + expert_bias.float()
+        if rule.num_groups:
+            choice_TE = _within_best_groups(choice_TE, rule)
+        chosen_TK = choice_TE.topk(topk, dim=-1).indices
+        weights_TK = scores_TE.gather(1, chosen_TK)
+        if rule.normalized:
+            weights_TK = weights_TK / (weights_TK.sum(dim=-1, keepdim=True) + 1e-20)
+        weights_TK = (weights_TK * (scaling_factor or 1.0)).type_as(logits_TE)
+        where = (torch.arange(len(logits_TE), device=logits_TE.device).unsqueeze(1), chosen_TK)
+        probabilities_TE = torch.zeros_like(logits_TE).index_put(where, weights_TK)
+        is_chosen_TE = torch.zeros_like(logits_TE, dtype=torch.bool)
+        is_chosen_TE[where] = True
+        return probabilities_TE, is_chosen_TE
+
+    return route
+
+
+def _within_best_groups(choice_TE: torch.Tensor, rule: Router) -> torch.Tensor:
+    """The scores with those of experts outside of the best groups taken out of the choice."""
+    grouped_TGE = choice_TE.unflatten(-1, (rule.num_groups, -1))
+    rank_TG = grouped_TGE.topk(rule.group_best, dim=-1).values.sum(-1)
+    best = rank_TG.topk(rule.num_chosen_groups, dim=-1).indices
+    is_out_TG = torch.ones_like(rank_TG, dtype=torch.bool).scatter(1, best, False)
+    return grouped_TGE.masked_fill(is_out_TG.unsqueeze(-1), float("-inf")).flatten(-2)
+
+
+def install(model: Model) -> None:
+    """Puts all in place of megatron-core's, where routers look them up, who imported them by value.
+
+    The routing holds for every router of the process: it has one model, and copies of it.
+    """
     router.get_tokens_per_expert_and_token_count = count_tokens
     router.TopKRouter._apply_expert_bias = count_for_bias
+    router.topk_routing_with_score_function = moe_utils.topk_routing_with_score_function
+    if model.router is not None and differs(model):
+        router.topk_routing_with_score_function = route_by(model.router)
