@@ -137,6 +137,22 @@ def any_pod(draw: random.Random) -> Object:
     return pod
 
 
+def any_event(draw: random.Random) -> Object:
+    """An event about a pod: anybody may write one in his namespace."""
+    return {
+        "metadata": {
+            "name": "e",
+            "resourceVersion": str(draw.randrange(1, 10**6)),
+            "creationTimestamp": draw.choice(TIMES),
+        },
+        "type": draw.choice(["Normal", "Warning", draw.choice(WORDS)]),
+        "reason": draw.choice(WORDS),
+        "message": draw.choice(WORDS) * draw.choice([1, 20]),
+        "lastTimestamp": draw.choice([None, *TIMES]),
+        "series": draw.choice([None, {"lastObservedTime": draw.choice(TIMES)}]),
+    }
+
+
 def any_report(draw: random.Random) -> Any:
     """The body of a push."""
     progress = {

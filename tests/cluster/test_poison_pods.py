@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import random
 from collections.abc import Iterator
 
 import pytest
 
-from control_plane import ControlPlane
+import pod_fuzz
+from control_plane import ControlPlane, Refused
 from job_client import JobClient, manifest, new_namespace, wait_until
 from operator_process import OperatorProcess
 
@@ -76,6 +79,35 @@ def test_poisonous_pods_harm_nobody(operator: OperatorProcess, jobs: JobClient, 
         client.await_phase("Succeeded", name)
         assert client.status(name)["replicaStatuses"]["worker"]["desired"] == 1
     assert operator.process.poll() is None
+
+
+def test_whatever_the_status_of_a_pod_becomes_other_jobs_go_on(
+    operator: OperatorProcess, jobs: JobClient, neighbor: JobClient
+):
+    draw, num_taken = random.Random(90212), 0
+    for number in range(6):
+        name = f"victim-{number}"
+        jobs.submit(manifest(name, failurePolicy={"maxRestarts": 5, "backoffSeconds": {"initial": 0, "max": 1}}))
+        for _ in range(12):
+            for pod in list(jobs.pods(name))[:2]:
+                num_taken += takes(jobs, pod, pod_fuzz.typed_pod(draw)["status"])
+    neighbor.submit(manifest("healthy"))
+    neighbor.await_phase("Running", "healthy")
+    neighbor.end_pod("healthy-a0-worker-0", 0)
+    neighbor.end_pod("healthy-a0-master-0", 0)
+    neighbor.await_phase("Succeeded", "healthy")
+    assert num_taken > 20
+    assert operator.process.poll() is None
+    assert "reconcile failed" not in operator.log.read_text()
+
+
+def takes(jobs: JobClient, pod: str, status: dict) -> bool:
+    """Whether the API server takes this as the pod's status."""
+    try:
+        jobs.plane.merge(jobs.path("pods", pod) + "/status", {"status": json.loads(json.dumps(status))})
+    except Refused:
+        return False
+    return True
 
 
 @pytest.mark.parametrize("message", MESSAGES.values(), ids=MESSAGES)

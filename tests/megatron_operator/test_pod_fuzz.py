@@ -9,11 +9,12 @@ from collections import Counter
 import pytest
 
 import pod_fuzz
-from job_values import NOW, job
+from job_values import NOW, job, pod
 from megatron_operator import progress_record, push, reconcile, status
 from megatron_operator.cluster.kubernetes import Client
 from megatron_operator.cluster.kubernetes_connection import Identity, connect
 from megatron_operator.cluster.kubernetes_informer import Informer, Listeners, Scope
+from megatron_operator.cluster.kubernetes_pod_events import _read_page, newest_warning
 from megatron_operator.cluster.kubernetes_resource import POD
 from megatron_operator.decide.decision import Continue
 from megatron_operator.guard import Guard
@@ -87,6 +88,15 @@ def test_a_pod_that_an_api_server_takes_is_read_whatever_it_says():
             read_pod(raw)
             ours += 1
     assert ours > 150
+
+
+def test_no_event_about_a_pod_makes_the_operator_stumble_or_a_status_invalid():
+    draw = random.Random(31339)
+    for _ in range(500):
+        reason, message = newest_warning([pod_fuzz.any_event(draw) for _ in range(draw.randrange(4))])
+        waits = pod(phase="Pending", warning=reason, warning_message=message, scheduled_at=NOW - draw.choice([1, 1e6]))
+        assert_sound(reconcile.plan(GANG, Seen(pods=(waits,)), NOW))
+    assert Guard().read("events", _read_page, {"items": [{"metadata": 3}]}) is None
 
 
 def fuzz_reports(seed, num, folder):

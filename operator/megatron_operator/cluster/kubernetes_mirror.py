@@ -62,7 +62,7 @@ class Mirror:
         self._config_maps: Informer[None] = self._informer(CONFIG_MAP, _nothing, metadata_only=True)
         self._groups: dict[str, Informer[Gang]] = {}
         self._kueue = KueueMirror(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
-        self._pod_events = PodEvents(client)
+        self._pod_events = PodEvents(client, listeners.guard)
         self._pod_ends = PodEnds()
         self._claims: set[Key] = set()
         self._nodes: dict[str, tuple[float, bool]] = {}

@@ -15,7 +15,7 @@ from typing import Any
 
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_resource import EVENT
-from megatron_operator.guard import shortened
+from megatron_operator.guard import Guard, shortened
 from megatron_operator.observe import Pod
 
 Object = Mapping[str, Any]
@@ -42,8 +42,9 @@ class Asked:
 class PodEvents:
     """The newest warnings about pods that have a node and do not start."""
 
-    def __init__(self, client: Client) -> None:
+    def __init__(self, client: Client, guard: Guard) -> None:
         self._client = client
+        self._guard = guard
         self._asked: OrderedDict[str, Asked] = OrderedDict()
 
     async def explain(self, namespace: str, pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
@@ -73,7 +74,7 @@ class PodEvents:
         parameters = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "100"}
         try:
             page = await self._client.list_page(EVENT, namespace, parameters, metadata_only=False)
-            reason, message = newest_warning(page.get("items") or ())
+            reason, message = self._guard.read("events", _read_page, page) or ("", "")
             after = replace(after, reason=reason, message=message)
         except ApiError as error:
             logger.info("events not read namespace=%s pod=%s error=%s", namespace, pod.name, error)
@@ -97,6 +98,10 @@ def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]
         return "", ""
     reason = shortened(newest.get("reason"), MAX_REASON_CHARACTERS)
     return reason, shortened(newest.get("message"), MAX_MESSAGE_CHARACTERS)
+
+
+def _read_page(page: Object) -> tuple[str, str]:
+    return newest_warning(page.get("items") or ())
 
 
 def _time(event: Object) -> tuple[str, int]:
