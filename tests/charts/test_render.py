@@ -199,16 +199,52 @@ def test_one_registry_holds_for_both_images_and_names_can_be_replaced():
     assert {"name": "A", "value": "b"} in deployment["spec"]["template"]["spec"]["containers"][0]["env"]
 
 
+def test_only_pods_of_jobs_and_replicas_reach_the_progress_port():
+    (policy,) = of_kind(
+        render(
+            networkPolicy__enabled=True,
+            networkPolicy__apiServerCIDRs=["10.0.0.0/28"],
+            networkPolicy__metricsFrom=[{"namespaceSelector": {"matchLabels": {"name": "monitoring"}}}],
+            progressPush__enabled=True,
+            webhook__enabled=True,
+        ),
+        "NetworkPolicy",
+    )
+    callers = {rule["ports"][0]["port"]: rule["from"] for rule in policy["spec"]["ingress"]}
+    job_pods, replicas = callers["progress"]
+    assert job_pods["podSelector"]["matchExpressions"][0]["key"] == "megatrontrain.dev/job-name"
+    assert job_pods["namespaceSelector"] == {}
+    assert replicas == {"podSelector": policy["spec"]["podSelector"]}
+    assert callers["webhook"] == [{"ipBlock": {"cidr": "10.0.0.0/28"}}]
+    assert callers["metrics"][0]["namespaceSelector"]["matchLabels"] == {"name": "monitoring"}
+
+
+def test_the_pod_policy_comes_when_asked_for():
+    policies = {each["metadata"]["name"] for each in of_kind(render(), "ValidatingAdmissionPolicy")}
+    asked = {each["metadata"]["name"] for each in of_kind(render(podPolicy__enabled=True), "ValidatingAdmissionPolicy")}
+    assert asked - policies == {f"{helm_chart.FULL_NAME}-pods"}
+
+
 @pytest.mark.parametrize(
     "values",
     [
+        {"podPolicy__serviceAccounts": []},
+        {"networkPolicy__apiServerCIDRs": ["10.0.0.1"]},
         {"replica": 2},
         {"replicas": -1},
         {"rbac__scope": "galaxy"},
         {"webhook__failurePolicy": "Maybe"},
         {"leaderElection__enabled": False, "replicas": 2},
     ],
-    ids=["unknown name", "negative", "scope", "policy", "two replicas without election"],
+    ids=[
+        "no service account",
+        "no network",
+        "unknown name",
+        "negative",
+        "scope",
+        "policy",
+        "two replicas without election",
+    ],
 )
 def test_values_that_make_no_sense_are_refused(values):
     with pytest.raises(ValueError, match="don't meet the specifications"):
