@@ -72,6 +72,8 @@ class ControlPlane:
     etcd_port: int
     address: str = LOOPBACK
     processes: dict[str, subprocess.Popen[bytes]] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+    """Warnings that came with the last answer."""
 
     @property
     def server(self) -> str:
@@ -105,6 +107,7 @@ class ControlPlane:
             connection.request(method, path, data, {"Content-Type": content_type})
             response = connection.getresponse()
             payload = response.read()
+            self.warnings[:] = response.headers.get_all("Warning") or []
         finally:
             connection.close()
         is_json = "json" in response.headers.get("Content-Type", "")

@@ -29,19 +29,22 @@ def register(registry: kopf.OperatorRegistry) -> None:
     """Adds the webhook, served under /validate."""
 
     @kopf.on.validate(names.GROUP, names.VERSION, names.PLURAL, id=HANDLER, registry=registry)
-    async def validate(body: Mapping[str, Any], **_: object) -> None:
-        problem = judge(dict(body))
+    async def validate(body: Mapping[str, Any], warnings: list[str], **_: object) -> None:
+        problem, remarks = judge(dict(body))
+        warnings += remarks
         if problem:
             raise kopf.AdmissionError(problem, code=422)
 
 
-def judge(body: Mapping[str, Any]) -> str | None:
-    """Everything that is wrong with this manifest, one problem a line; None when it can run."""
+def judge(body: Mapping[str, Any]) -> tuple[str, list[str]]:
+    """(everything that is wrong with this manifest, one problem a line, "" when it can run; its warnings)."""
     metadata = {"uid": PLACEHOLDER_UID, "generation": 1, **body["metadata"]}
     if "deletionTimestamp" in metadata:
-        return None
+        return "", []
     parsed = parse({**body, "metadata": metadata})
-    return None if isinstance(parsed, Job) else "\n".join(str(violation) for violation in parsed)
+    if isinstance(parsed, Job):
+        return "", [str(warning) for warning in parsed.warnings]
+    return "\n".join(str(violation) for violation in parsed), []
 
 
 def server(certificates: Path, port: int) -> kopf.WebhookServerProtocol:

@@ -31,19 +31,30 @@ RESIZES = (
 )
 
 
-def documents() -> tuple[Object, Object]:
-    """The policy and the binding that puts it into force everywhere."""
-    binding = {
+def documents() -> tuple[Object, ...]:
+    """The policies, of problems and of warnings, each with the binding that puts it into force everywhere."""
+    return (
+        policy(NAME, _variables(), failure="Fail"),
+        _binding(NAME, "Deny"),
+        policy(f"warnings.{NAME}", _remarks(), failure="Ignore"),
+        _binding(f"warnings.{NAME}", "Warn"),
+    )
+
+
+def _binding(name: str, action: str) -> Object:
+    return {
         "apiVersion": KUBERNETES,
         "kind": "ValidatingAdmissionPolicyBinding",
-        "metadata": {"name": NAME},
-        "spec": {"policyName": NAME, "validationActions": ["Deny"]},
+        "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": [action]},
     }
-    return policy(), binding
 
 
-def policy() -> Object:
-    """The policy. A job whose spec stays as it is may always be written: rules get stricter with time."""
+def policy(name: str, variables: list[Object], *, failure: str) -> Object:
+    """A policy over the variable `problems`, a list of texts.
+
+    A job whose spec stays as it is may always be written: rules get stricter with time.
+    """
     rule = {
         "apiGroups": [names.GROUP],
         "apiVersions": [names.VERSION],
@@ -53,12 +64,12 @@ def policy() -> Object:
     return {
         "apiVersion": KUBERNETES,
         "kind": "ValidatingAdmissionPolicy",
-        "metadata": {"name": NAME},
+        "metadata": {"name": name},
         "spec": {
-            "failurePolicy": "Fail",
+            "failurePolicy": failure,
             "matchConstraints": {"resourceRules": [rule]},
             "matchConditions": [{"name": "spec-changed", "expression": SPEC_CHANGED}],
-            "variables": _variables(),
+            "variables": variables,
             "validations": [
                 {
                     "expression": "size(variables.problems) == 0",
@@ -82,6 +93,16 @@ def _variables() -> list[Object]:
         "fixed": _fixed(),
         "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}')"
         f" + variables.fixed.map(name, 'spec.' + name + ' {FIXED}') + [{checks}].filter(message, message != '')",
+    }
+    return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+
+
+def _remarks() -> list[Object]:
+    """The variables of the policy that only warns."""
+    checks = ", ".join(f"{each.holds} ? '' : {cel_literal(each.message)}" for each in admission.remarks())
+    expressions = {
+        "args": "object.spec.?args.orValue({})",
+        "problems": f"[{checks}].filter(message, message != '')",
     }
     return [{"name": name, "expression": expression} for name, expression in expressions.items()]
 

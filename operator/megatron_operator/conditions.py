@@ -28,6 +28,7 @@ ORDER = (
     names.FAILED,
     names.RECONCILING,
     names.STALLED,
+    names.HAS_WARNINGS,
 )
 NOT_TAKEN_UP = (
     "Kueue has not taken the pods up: it is not there, does not integrate pods, or lists this kind as an external "
@@ -49,6 +50,19 @@ Claims = Mapping[str, Claim]
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
     """Every condition that the job has now, by type."""
+    return {**_of_decision(job, seen, decision, now), **_warned(job)}
+
+
+def warning_text(job: Job) -> str:
+    """What is said of fields that are accepted and change nothing, or are seldom meant; "" without any."""
+    return "; ".join(map(str, job.warnings))[:1024]
+
+
+def _warned(job: Job) -> Claims:
+    return {names.HAS_WARNINGS: _yes(names.SPEC_WARNINGS, warning_text(job))} if job.warnings else {}
+
+
+def _of_decision(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
     match decision:
         case Succeed():
             done = _yes(decision.reason, decision.message)

@@ -19,7 +19,12 @@ def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool)
     """What to tell about this decision. The status is written first, so each is told once a transition."""
     is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
     new_gang = (_gang_created(job, seen),) if is_made else ()
-    return (*new_gang, *_of_decision(job, seen, decision, creates_pods=creates_pods))
+    warned = (_warning(names.SPEC_WARNINGS, conditions.warning_text(job)),) if _is_newly_warned(job, seen) else ()
+    return (*warned, *new_gang, *_of_decision(job, seen, decision, creates_pods=creates_pods))
+
+
+def _is_newly_warned(job: Job, seen: Seen) -> bool:
+    return bool(job.warnings) and not seen.is_true(names.HAS_WARNINGS)
 
 
 def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:

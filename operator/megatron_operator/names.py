@@ -69,6 +69,8 @@ COMPLETE: Final = "Complete"  # the same as Succeeded, under the name that Job h
 FAILED: Final = "Failed"
 RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"
+HAS_WARNINGS: Final = "HasWarnings"  # present only while True
+SPEC_WARNINGS: Final = "SpecWarnings"
 
 # Reasons of Admitted
 NOT_QUEUED: Final = "NotQueued"

@@ -29,6 +29,7 @@ CEL_CASES = [
     for case in CASES
     if RULES[case.rule].cel and RULES[case.rule].severity == "error" and set(TRAINING) <= set(RULES[case.rule].tasks)
 ]
+EXAMPLES = sorted((Path(__file__).parents[2] / "examples").glob("*/trainjob.yaml"))
 OTHER_VALUES = {"int": 7, "float": 0.7, "str": "x", "list[str]": ["x"], "json": {"a": 1}}
 
 
@@ -76,6 +77,27 @@ def test_a_rule_between_arguments_accepts_and_rejects(plane: ControlPlane, case)
     message = f"{RULES[case.rule].about[0]} {RULES[case.rule].cel_message}"
     assert message not in problems(plane, with_args(case, case.good))
     assert message in problems(plane, with_args(case, case.bad))
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.parent.name)
+def test_the_server_takes_every_example(plane: ControlPlane, example: Path):
+    assert problems(plane, yaml.safe_load(example.read_text())) == ""
+
+
+WARNED_CASES = [
+    case
+    for case in CASES
+    if RULES[case.rule].cel and RULES[case.rule].severity == "warning" and set(TRAINING) <= set(RULES[case.rule].tasks)
+]
+
+
+@pytest.mark.parametrize("case", WARNED_CASES, ids=[f"{case.rule}-{index}" for index, case in enumerate(WARNED_CASES)])
+def test_what_changes_nothing_is_accepted_and_the_client_is_warned(plane: ControlPlane, case):
+    message = f"{RULES[case.rule].about[0]} {RULES[case.rule].cel_message}"
+    problems(plane, with_args(case, case.bad))
+    assert message in " ".join(plane.warnings)
+    problems(plane, with_args(case, case.good))
+    assert message not in " ".join(plane.warnings)
 
 
 @pytest.mark.parametrize(("name", "value"), REFUSALS, ids=[name for name, _ in REFUSALS])

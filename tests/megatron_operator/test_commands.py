@@ -1,8 +1,11 @@
 """Commands that users of ms-swift start from: each becomes a valid manifest, or is refused for a known missing part."""
 
+import re
+from pathlib import Path
+
 import pytest
 
-from command_table import COMMANDS, outcome
+from command_table import COMMANDS, counts, outcome
 
 IDS = [f"{command['version']}-{command['name']}-{index}" for index, command in enumerate(COMMANDS)]
 # What a refused command asks for that is not here, by the arguments or values that ask for it.
@@ -22,12 +25,28 @@ def is_explained(problem: str) -> bool:
     return any(part in problem for parts in MISSING.values() for part in parts)
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=IDS)
-def test_a_command_is_accepted_or_asks_for_a_known_missing_part(command):
-    found = outcome(command)
-    assert not found.problems or any(map(is_explained, found.problems)), found.problems
+@pytest.fixture(scope="module")
+def outcomes():
+    return [outcome(command) for command in COMMANDS]
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=IDS)
-def test_the_version_is_told_by_names_and_layout(command):
-    assert outcome(command, tells_version=False).problems == outcome(command).problems
+@pytest.mark.parametrize("index", range(len(COMMANDS)), ids=IDS)
+def test_a_command_is_accepted_or_asks_for_a_known_missing_part(outcomes, index):
+    problems = outcomes[index].problems
+    assert not problems or any(map(is_explained, problems)), problems
+
+
+@pytest.mark.parametrize("index", range(0, len(COMMANDS), 4), ids=IDS[::4])
+def test_the_version_is_told_by_names_and_layout(outcomes, index):
+    assert outcome(COMMANDS[index], tells_version=False).problems == outcomes[index].problems
+
+
+def test_the_readme_promises_no_more_than_is_accepted(outcomes):
+    text = (Path(__file__).parents[2] / "README.md").read_text()
+    promised = re.findall(r"^\| (3\.8|3\.9|4\.x) \| (\d+) \| (\d+) \| (\d+) \|$", text, re.MULTILINE)
+    found = counts(outcomes)
+    assert len(promised) == len(found) == 3
+    for version, *numbers in promised:
+        accepted, warned, refused = map(int, numbers)
+        assert accepted + warned <= found[version]["accepted"] + found[version]["warned"]
+        assert accepted + warned + refused == sum(found[version].values())

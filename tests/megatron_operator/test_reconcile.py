@@ -7,6 +7,7 @@ from dataclasses import replace
 import pytest
 
 from job_values import (
+    ARGS,
     NOW,
     RUNNING_STATUS,
     START,
@@ -415,3 +416,22 @@ def test_more_nodes_after_a_suspension_make_a_larger_gang():
     plan = reconcile.plan(larger, seen(status=suspended, config_maps=frozenset()), NOW + 60)
     assert [name for kind, name in kinds(plan) if kind == "Pod"] == list(names.replica_names("tune", 1, 4))
     assert (plan.status["observedGeneration"], plan.status["resolved"]["worldSize"]) == (2, 4)
+
+
+def test_warnings_of_the_spec_are_a_condition_and_one_event():
+    warned = job({"args": {**ARGS, "sequence_parallel": True}})
+    created = Seen(
+        pods=(pod(0), pod(1)),
+        service_selector=names.selector("tune", 0),
+        config_maps=frozenset({"tune-a0-args"}),
+    )
+    plan = reconcile.plan(warned, created, NOW)
+    text = "spec.args.sequence_parallel: has no effect without tensor_model_parallel_size > 1 (got True)"
+    condition = next(each for each in plan.status["conditions"] if each["type"] == "HasWarnings")
+    assert (condition["status"], condition["reason"], condition["message"]) == ("True", "SpecWarnings", text)
+    assert Event(type="Warning", reason="SpecWarnings", message=text) in plan.events
+    again = reconcile.plan(warned, replace(created, status=plan.status), NOW)
+    assert "SpecWarnings" not in [event.reason for event in again.events]
+    following = reconcile.plan(job(), replace(created, status=plan.status), NOW)
+    types = [each["type"] for each in (following.status or {"conditions": []})["conditions"]]
+    assert "HasWarnings" not in types

@@ -23,6 +23,8 @@ NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 # Owners that have another name on the Hugging Face Hub than on ModelScope.
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-mirror": "openai"}
+WITH_IMAGES = re.compile(r"(?<![A-Za-z])(VL|Omni|InternVL|Ovis|GLM-4\.[56]V|gemma-4)(?![a-z])")
+DATASETS = ("dataset", "val_dataset")
 TO_FILL_IN = "fill-in-"
 ARGUMENTS = "@arguments@"
 
@@ -127,6 +129,8 @@ def _hub_ids(arguments: Iterable[Carried]) -> list[Carried]:
         owner, _, rest = str(each.value).partition("/")
         if each.name == "model" and owner in OWNERS:
             each = Carried(name="model", value=f"{OWNERS[owner]}/{rest}", remark=f"was {each.value} on ModelScope")
+        elif each.name in DATASETS and isinstance(each.value, list) and not all(map(is_path, map(str, each.value))):
+            each = Carried(name=each.name, value=each.value, remark="ids of the Hugging Face Hub, not of ModelScope")
         found.append(each)
     return found
 
@@ -147,6 +151,9 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
     notes = [
         f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){''.join(f', {each}' for each in claims)}."
     ]
+    source = str(spec["args"].get("model") or spec["args"].get("load"))
+    if WITH_IMAGES.search(source):
+        notes.append(f"{source} takes images: only text models are trained here, and the trainer refuses others.")
     if not (pods.num_processes or launch.num_processes or pods.resources):
         notes.append("The number of GPUs was not said; it is the least that the layout needs.")
     return [*notes, *(f"Left out: {remark}." for remark in pods.remarks)]
