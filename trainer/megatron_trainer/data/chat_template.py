@@ -220,7 +220,8 @@ class ChatTemplate:
         if usual and text.startswith(usual, closing):
             return closing + len(usual)
         found = self._stops.after(text, closing, limit)
-        return closing if found is None else found.end()
+        begins_next = found is not None and self.marks.header.startswith(found[0]) and bool(found[0])
+        return closing if found is None or begins_next else found.end()
 
     def _without_fixed(self, text: str) -> str:
         for fixed in (self.marks.header, self.marks.end_of_turn):

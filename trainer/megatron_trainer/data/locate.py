@@ -165,12 +165,23 @@ class Locator:
         closing = text.find(self.marks.end_of_turn, end) if self.marks.end_of_turn else -1
         token = self._tokens.search(text, end)
         end = closing if closing >= 0 else token.start() if token else end
+        begins = [
+            begin
+            for shown in (tools, None)
+            if lowest <= (begin := self._begin(text, turns[:place], shown, variables)) < start
+        ]
+        return max(begins, default=start), end
+
+    def _begin(self, text: str, before: Turns, tools: Tools, variables: Mapping[str, object]) -> int:
+        """Where the answer to these turns begins; without tools, because templates print them before the last question.
+
+        -1 where the template refuses the conversation.
+        """
         try:
-            before = self._render([*turns[:place], {"role": "assistant", "content": stand_in(0)}], tools, variables)
+            answered = self._render([*before, {"role": "assistant", "content": stand_in(0)}], tools, variables)
         except RowError:
-            return start, end
-        earlier = _common_prefix(text, before)
-        return (earlier if lowest <= earlier < start else start), end
+            return -1
+        return _common_prefix(text, answered)
 
     def _whole(self, text: str, place: int) -> int:
         """The place, or the start of the added token in whose middle it lies: two different ones ended the texts."""
