@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 
 from megatron_operator import progress_part, settings
 
@@ -35,3 +37,24 @@ def test_every_wrong_variable_is_named_at_once():
 def test_the_leaders_address_can_stand_in_a_url(address, host):
     replica = settings.Settings(pod_name="a", pod_ip=address, progress_port=10443)
     assert progress_part.identity(replica) == f"a_{host}:10443"
+
+
+def test_the_chart_sets_variables_that_the_operator_reads_and_its_defaults_are_the_same():
+    chart = Path(__file__).parents[2] / "charts" / "megatron-train-operator"
+    named = re.findall(r"name: (MTJ_\w+), value", (chart / "templates" / "deployment.yaml").read_text())
+    assert set(named) <= set(settings.VARIABLES.values())
+    values, defaults = yaml.safe_load((chart / "values.yaml").read_text()), settings.Settings(pod_name="")
+    for key, value in {
+        "workers": defaults.num_workers,
+        "maxParallelCreates": defaults.max_parallel_creates,
+        "logLevel": defaults.log_level,
+        "perJobMetrics": defaults.per_job_metrics,
+        "nodeLossDetection": defaults.node_loss_detection,
+        "watchNamespaces": list(defaults.watch_namespaces),
+    }.items():
+        assert (key, values[key]) == (key, value)
+    assert values["metrics"]["port"] == defaults.http_port
+    assert values["webhook"]["port"] == defaults.webhook_port
+    assert values["progressPush"]["port"] == defaults.progress_service_port
+    assert values["kueue"]["mode"] == defaults.kueue_mode
+    assert values["leaderElection"]["leaseDurationSeconds"] == defaults.lease_duration_s
