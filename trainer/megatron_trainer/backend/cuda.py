@@ -59,7 +59,7 @@ class CudaBackend:
         """torch's compiler makes the bias fusions; the others come with TransformerEngine and flash-attn."""
         found = {"bias_swiglu", "bias_dropout"}
         if self.layer_impl == "transformer_engine":
-            found |= {"rope", "moe_permute"}
+            found |= {"rope", "moe_permute", "cross_entropy"}
             found |= {"mxfp8"} if torch.cuda.get_device_capability() >= _BLACKWELL else set()
         if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
             found.add("flash_attention")

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.utils import get_attr_wrapped_model, get_model_config
 from torch import Tensor, nn
 
+from megatron_trainer import backend as backends
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainjob.args.tree import TrainArgs
@@ -41,12 +42,20 @@ def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_pr
 
 def cross_entropy(args: TrainArgs, logits_N1V: Tensor, labels_N1: Tensor) -> Tensor:
     """Cross entropy of labels >= 0 in nats, float32 [N, 1], over the vocabulary of all tensor-parallel ranks."""
-    if args.cross_entropy_loss_fusion:
-        kernel = FUSED_CROSS_ENTROPY[args.cross_entropy_fusion_impl]
-        fused: Tensor = kernel(logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
-        return fused
-    separate: Tensor = vocab_parallel_cross_entropy(logits_N1V, labels_N1)
-    return separate
+    name = _kernel(args)
+    if name is None:
+        separate: Tensor = vocab_parallel_cross_entropy(logits_N1V, labels_N1)
+        return separate
+    fused: Tensor = FUSED_CROSS_ENTROPY[name](logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
+    return fused
+
+
+def _kernel(args: TrainArgs) -> str | None:
+    """As asked; else TransformerEngine's where it runs and may: it is not deterministic."""
+    if args.cross_entropy_loss_fusion is None:
+        is_here = "cross_entropy" in backends.select().fused_kernels()
+        return "te" if is_here and not args.deterministic_mode else None
+    return args.cross_entropy_fusion_impl if args.cross_entropy_loss_fusion else None
 
 
 def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:

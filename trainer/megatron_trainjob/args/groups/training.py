@@ -130,9 +130,12 @@ class Training:
         status="works on GPU only",
         fulfilled=(True,),
     )
-    cross_entropy_loss_fusion: bool = arg(
-        False,
-        "Use a fused vocabulary-parallel cross-entropy.",
+    cross_entropy_loss_fusion: bool | None = arg(
+        None,
+        (
+            "Use a fused vocabulary-parallel cross-entropy; unset: Transformer Engine's where it is installed, except "
+            "in deterministic mode."
+        ),
         featured=True,
         status="works",
     )
