@@ -1,4 +1,7 @@
-"""Inputs of run.sh: a tiny model for comparing devices, SmolLM2-1.7B's shape with random weights, and their arguments.
+"""Inputs of run.sh: a tiny model for comparing devices, two shapes with random weights, data, and arguments.
+
+The shapes are SmolLM2-1.7B's and 2.5 billion parameters with 16 experts, of which two see a token. The data is DATA as
+it is, to be packed, and rows.jsonl, the same texts joined to rows that are all cut to full length.
 
 python3 make_inputs.py FOLDER DATA.jsonl TOKENIZER_DIR
 """
@@ -29,6 +32,25 @@ SHAPE = {
     "hidden_act": "silu",
     "torch_dtype": "bfloat16",
 }
+EXPERTS = {
+    **SHAPE,
+    "architectures": ["Qwen3MoeForCausalLM"],
+    "model_type": "qwen3_moe",
+    "intermediate_size": 5632,
+    "moe_intermediate_size": 1408,
+    "num_experts": 16,
+    "num_experts_per_tok": 2,
+    "norm_topk_prob": True,
+    "decoder_sparse_step": 1,
+    "mlp_only_layers": [],
+    "num_hidden_layers": 16,
+    "num_attention_heads": 16,
+    "num_key_value_heads": 4,
+    "head_dim": 128,
+    "rms_norm_eps": 1e-6,
+}
+NUM_FULL_ROWS = 160
+FULL_ROW_CHARACTERS = 30_000  # more than 4,096 tokens
 
 
 def main(folder: Path, data: Path, tokenizer: Path) -> None:
@@ -40,11 +62,11 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
     write(folder / "tiny-bf16.yaml", common | {"torch_dtype": "bfloat16"})
     lora = {"train_type": "lora", "lora_dropout": 0.0, "lr": 1e-2, "merge_lora": True}
     write(folder / "tiny-lora.yaml", common | lora)
-    model = folder / "shape"
-    shutil.copytree(tokenizer, model)
-    (model / "config.json").write_text(json.dumps(SHAPE))
+    for name, shape in (("shape", SHAPE), ("experts", EXPERTS)):
+        shutil.copytree(tokenizer, folder / name)
+        (folder / name / "config.json").write_text(json.dumps(shape))
     full = {
-        "model": str(model),
+        "model": str(folder / "shape"),
         "dataset": [str(data)],
         "add_version": False,
         "no_initialization": False,
@@ -53,7 +75,7 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
         "micro_batch_size": 4,
         "global_batch_size": 8,
         "train_iters": 20,
-        "log_interval": 5,
+        "log_interval": 2,
         "log_throughput": True,
         "num_workers": 2,
         "no_save_optim": True,
@@ -61,7 +83,30 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
     write(folder / "full.yaml", full)
     write(folder / "full-ga.yaml", full | {"micro_batch_size": 2})
     write(folder / "lora.yaml", full | {"train_type": "lora"})
-    write(folder / "full-fp8.yaml", full | {"fp8_format": "hybrid", "torch_dtype": "bfloat16", "lr": 1e-5})
+    eight_bits = {"fp8_format": "hybrid", "torch_dtype": "bfloat16", "lr": 1e-5}
+    write(folder / "full-fp8.yaml", full | eight_bits)
+    rows = {"dataset": [str(write_full_rows(data, folder / "rows.jsonl"))], "truncation_strategy": "right"}
+    write(folder / "rows.yaml", full | rows)
+    write(folder / "rows-fp8.yaml", full | rows | eight_bits)
+    experts = {"model": str(folder / "experts")}
+    write(folder / "experts.yaml", full | experts)
+    write(folder / "experts-rows.yaml", full | experts | rows)
+
+
+def write_full_rows(data: Path, path: Path) -> Path:
+    """Rows that each join answers of DATA until they are longer than any row may be."""
+    answers = [json.loads(line)["messages"][-1]["content"] for line in data.read_text().splitlines()]
+    rows, number = [], 0
+    for _ in range(NUM_FULL_ROWS):
+        text = ""
+        while len(text) < FULL_ROW_CHARACTERS:
+            text += answers[number % len(answers)] + "\n\n"
+            number += 7
+        question = f"Tell me all that you know, number {len(rows)}."
+        turns = [{"role": "user", "content": question}, {"role": "assistant", "content": text}]
+        rows.append(json.dumps({"messages": turns}))
+    path.write_text("\n".join(rows))
+    return path
 
 
 def write(path: Path, arguments: dict) -> None:

@@ -2,7 +2,8 @@
 # The trainer on one GPU: tests/gpu (parity with transformers, adapters, exports, effects of GPU arguments), the same tiny
 # run on GPU and CPU, then the tokens/s of a real shape with packing, in bfloat16 and FP8. The stage quickstart runs the
 # example of that name with `mtj run`; QUICKSTART is the folder of its model and data (`make demo` leaves it in .cache/quickstart).
-# usage: [QUICKSTART=DIR] benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR [STAGE ...]
+# Speeds are told with those of megatron-core alone, on the same shapes, in the same go.
+# usage: [QUICKSTART=DIR] [CASES="full rows ..."] benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR [STAGE ...]
 #        STAGE: tests tiny speed (all of these, unless named), quickstart
 # (megatron-core, TransformerEngine and, for the tests, pytest importable; OUT/tests.xml holds each measured difference)
 set -uo pipefail
@@ -31,11 +32,14 @@ if [[ $stages == *" tiny "* ]]; then
   python3 benchmarks/gpu/compare.py "$out/runs"
 fi
 if [[ $stages == *" speed "* ]]; then
-  for name in full full-ga lora full-fp8; do
+  for name in ${CASES:-full full-ga lora full-fp8 rows rows-fp8 experts experts-rows}; do
     NPROC_PER_NODE=1 MTJ_TERMINATION_LOG=$out/$name.failure timeout 300 python3 -m megatron_trainer sft \
       --config "$out/inputs/$name.yaml" --save "$out/runs/$name" > "$out/$name.log" 2>&1
     echo "$name exit $?"
-    grep -E "tokens per second" "$out/$name.log" | tail -n 3
+    python3 benchmarks/gpu/compare.py --speed "$out/runs/$name"
+  done
+  for options in "shape" "shape --fp8" "experts"; do
+    python3 benchmarks/gpu/raw_megatron_core.py "$out/inputs/"$options 2> "$out/raw.log" || tail -n 5 "$out/raw.log"
   done
 fi
 if [[ $stages == *" quickstart "* ]]; then

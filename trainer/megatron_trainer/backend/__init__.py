@@ -36,7 +36,9 @@ class Backend(Protocol):
         """The implementation of transformer layers that this machine can run."""
 
     def fused_kernels(self) -> frozenset[str]:
-        """Fused kernels that run here, of bias_swiglu, bias_dropout, rope, moe_permute, cross_entropy, flash_attention, mxfp8."""
+        """Fused kernels that run here: bias_swiglu, bias_dropout, rope, moe_permute, cross_entropy, flash_attention,
+        mxfp8.
+        """
 
     def install(self) -> None:
         """Makes megatron-core run here. Idempotent."""

@@ -1,0 +1,139 @@
+"""megatron-core and TransformerEngine alone on full rows of random tokens: what the card gives without our trainer.
+
+python3 raw_megatron_core.py MODEL_DIR --micro-batch-size 4 --num-micro-batches 2 [--fp8]
+
+Tuned like the trainer's defaults: nothing recomputed, grouped experts, TransformerEngine's cross entropy and Adam,
+float32 gradients and main weights. Prints the median step of those after the fourth.
+"""
+
+import argparse
+import json
+import os
+import statistics
+import time
+from pathlib import Path
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state, tensor_parallel
+from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.models.gpt import GPTModel
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_with_transformer_engine_spec
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer
+from megatron.core.pipeline_parallel import get_forward_backward_func
+from megatron.core.transformer import TransformerConfig
+from megatron.core.transformer.module import Float16Module
+
+LENGTH = 4096
+WARM_UP_STEPS, STEPS = 4, 16
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("model", type=Path)
+    options.add_argument("--micro-batch-size", type=int, default=4)
+    options.add_argument("--num-micro-batches", type=int, default=2)
+    options.add_argument("--fp8", action="store_true")
+    given = options.parse_args()
+    os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "WORLD_SIZE": "1"}
+    dist.init_process_group("nccl")
+    parallel_state.initialize_model_parallel()
+    tensor_parallel.model_parallel_cuda_manual_seed(1)
+    shape = json.loads((given.model / "config.json").read_text())
+    seconds = train(shape, given)
+    tokens = given.micro_batch_size * given.num_micro_batches * LENGTH
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    measured = f"tokens/s={tokens / seconds:.0f} step_ms={seconds * 1e3:.1f} peak_gib={peak:.1f}"
+    print(f"raw {given.model.name} fp8={given.fp8} {measured}")
+    dist.destroy_process_group()
+
+
+def configuration(shape: dict, *, fp8: bool) -> TransformerConfig:
+    experts = {}
+    if "num_experts" in shape:
+        experts = {
+            "num_moe_experts": shape["num_experts"],
+            "moe_ffn_hidden_size": shape["moe_intermediate_size"],
+            "moe_router_topk": shape["num_experts_per_tok"],
+            "moe_token_dispatcher_type": "alltoall",
+            "moe_grouped_gemm": True,
+            "moe_permute_fusion": True,
+            "moe_router_dtype": "fp32",
+        }
+    return TransformerConfig(
+        num_layers=shape["num_hidden_layers"],
+        hidden_size=shape["hidden_size"],
+        ffn_hidden_size=shape["intermediate_size"],
+        num_attention_heads=shape["num_attention_heads"],
+        num_query_groups=shape["num_key_value_heads"],
+        kv_channels=shape.get("head_dim", shape["hidden_size"] // shape["num_attention_heads"]),
+        qk_layernorm=shape["model_type"] == "qwen3_moe",
+        bf16=True,
+        params_dtype=torch.bfloat16,
+        gated_linear_unit=True,
+        activation_func=torch.nn.functional.silu,
+        normalization="RMSNorm",
+        add_bias_linear=False,
+        hidden_dropout=0.0,
+        attention_dropout=0.0,
+        bias_activation_fusion=True,
+        bias_dropout_fusion=True,
+        apply_rope_fusion=True,
+        cross_entropy_loss_fusion=True,
+        cross_entropy_fusion_impl="te",
+        fp8="hybrid" if fp8 else None,
+        fp8_recipe="delayed",
+        **experts,
+    )
+
+
+def train(shape: dict, given: argparse.Namespace) -> float:
+    """Median seconds of a step."""
+    config = configuration(shape, fp8=given.fp8)
+    layer = get_gpt_layer_with_transformer_engine_spec(
+        num_experts=config.num_moe_experts, moe_grouped_gemm=config.moe_grouped_gemm, qk_layernorm=config.qk_layernorm
+    )
+    model = GPTModel(
+        config,
+        layer,
+        vocab_size=shape["vocab_size"],
+        max_sequence_length=LENGTH,
+        position_embedding_type="rope",
+        rotary_base=shape["rope_theta"],
+        share_embeddings_and_output_weights=shape["tie_word_embeddings"],
+    )
+    settings = DistributedDataParallelConfig(use_distributed_optimizer=True, grad_reduce_in_fp32=True)
+    wrapped = DistributedDataParallel(config, settings, Float16Module(config, model.cuda()))
+    optimizer = get_megatron_optimizer(
+        OptimizerConfig(lr=1e-5, bf16=True, params_dtype=torch.bfloat16, use_distributed_optimizer=True), [wrapped]
+    )
+    config.finalize_model_grads_func, config.grad_scale_func = finalize_model_grads, optimizer.scale_loss
+    positions = torch.arange(LENGTH, device="cuda")[None].expand(given.micro_batch_size, -1)
+
+    def forward_step(_: object, chunk: torch.nn.Module):
+        tokens = torch.randint(shape["vocab_size"] - 300, (given.micro_batch_size, LENGTH + 1), device="cuda")
+        losses = chunk(tokens[:, :-1].contiguous(), positions, None, labels=tokens[:, 1:].contiguous())
+        return losses, lambda values: (values.float().mean(), {})
+
+    seconds = []
+    for _ in range(STEPS):
+        torch.cuda.synchronize()
+        started = time.monotonic()
+        wrapped.zero_grad_buffer()
+        optimizer.zero_grad()
+        get_forward_backward_func()(
+            forward_step_func=forward_step,
+            data_iterator=None,
+            model=[wrapped],
+            num_microbatches=given.num_micro_batches,
+            seq_length=LENGTH,
+            micro_batch_size=given.micro_batch_size,
+            forward_only=False,
+        )
+        optimizer.step()
+        torch.cuda.synchronize()
+        seconds.append(time.monotonic() - started)
+    return statistics.median(seconds[WARM_UP_STEPS:])
+
+
+main()
