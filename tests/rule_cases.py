@@ -819,6 +819,19 @@ CASES = [
         bad={"loss_scale": "react"},
         task="rlhf",
     ),
+    *(
+        Case(
+            rule=rule,
+            good={"precompute_ref_log_probs": True},
+            bad={"precompute_ref_log_probs": True, other: True},
+            task="rlhf",
+        )
+        for rule, other in (
+            ("without_a_reference_none_is_asked", "reference_free"),
+            ("a_stream_is_not_known_beforehand", "streaming"),
+            ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize"),
+        )
+    ),
     Case(rule="channels_have_no_preference_loss", good={}, bad={"enable_channel_loss": True}, task="rlhf"),
     Case(
         rule="dynamic_fine_tuning_is_no_preference_loss",

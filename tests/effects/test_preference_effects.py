@@ -2,7 +2,9 @@
 
 import math
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import pytest
 
 import preference_data
@@ -25,7 +27,7 @@ def prefer(llama, tmp_path_factory):
 
     @cache
     def run(**given):
-        save = root / f"run{len(list(root.glob('run*')))}"
+        save = Path(given.pop("save", root / f"run{len(list(root.glob('run*')))}"))
         settings = {"train_iters": 2, "dataset_shuffle": False, "dataloader_type": "single", **given}
         settings = {name: list(value) if isinstance(value, tuple) else value for name, value in settings.items()}
         made = tiny_run.train(tiny_run.arguments(llama, data, save, **settings), task="rlhf")
@@ -129,3 +131,23 @@ def test_ref_adapter_load_is_another_reference(prefer):
         assert same.column("logps/chosen")[0] == pytest.approx(own.column("logps/chosen")[0], abs=1e-4)
         assert same.column("rewards/margins")[0] == pytest.approx(0, abs=1e-5)
         assert abs(own.column("rewards/margins")[0]) > 1e-3, "the reference is the model without adapters"
+
+
+@effect("precompute_ref_log_probs")
+@pytest.mark.parametrize("tuner", [{}, LORA])
+def test_what_the_reference_says_is_kept_on_disk(prefer, tuner, tmp_path):
+    """The same numbers as with a reference that is asked each step; once from disk even without its weights."""
+    common = {"lr": 1e-3, "val_dataset": (str(preference_data.write(tmp_path / "held.jsonl", 3)),), "eval_interval": 2}
+    given = {**tuner, **common}
+    asked = prefer(**given)
+    known = prefer(**given, precompute_ref_log_probs=True, save=str(tmp_path / "known"))
+    for name in ("loss", "rewards/margins", "eval_rewards/margins"):
+        assert known.column(name) == pytest.approx(asked.column(name), abs=1e-4), name
+    kept = sorted((tmp_path / "known").rglob("reference/*.npy"))
+    assert len(kept) == 2
+    halved = [np.load(path) / 2 for path in kept]
+    for path, values in zip(kept, halved, strict=True):
+        np.save(path, values)
+    assert known.folder == tmp_path / "known"
+    again = prefer(**given, precompute_ref_log_probs=True, save=str(tmp_path / "known"), seed=42)
+    assert again.column("rewards/chosen")[0] == pytest.approx(0.1 * again.column("logps/chosen")[0] / 2, abs=1e-3)

@@ -21,7 +21,7 @@ FURTHER_CHOICES = {
     "loss_type": ("sigmoid_norm", "aot_unpaired", "sft"),  # of TRL
     "f_divergence_type": ("forward_kl",),
 }
-OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau"}
+OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau", "precompute_ref_log_probs"}
 FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "add_non_thinking_prefix",
     "async_save",

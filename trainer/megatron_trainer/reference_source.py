@@ -44,15 +44,15 @@ def open_reference(args: TrainArgs, spec: ModelSpec, engine: Engine, backend: Ba
     if args.reference_free:
         return None
     if args.train_type == "full":
-        return Reference(args=args, spec=spec, chunks=_frozen_model(args, spec, backend))
+        return frozen_model(args, spec, backend)
     if args.ref_adapter_load:
         return _other_adapter(args, spec, engine)
     _renew_originals(args, engine)
     return Reference(args=args, spec=spec, chunks=engine.chunks, shown=partial(_without_adapters, engine))
 
 
-def _frozen_model(args: TrainArgs, spec: ModelSpec, backend: Backend) -> list[nn.Module]:
-    """The chunks of a second model with the weights of ref_load, of load, or of the model, in this order."""
+def frozen_model(args: TrainArgs, spec: ModelSpec, backend: Backend) -> Reference:
+    """A second model with the weights of ref_load, of load, or of the model, in this order. Collective."""
     models = build_model(spec, args, backend)
     source = Path(args.ref_load) if args.ref_load else None
     if source and (source / "config.json").exists():
@@ -64,7 +64,8 @@ def _frozen_model(args: TrainArgs, spec: ModelSpec, backend: Backend) -> list[nn
     for model in models:
         model.requires_grad_(requires_grad=False).eval()
     is_half = spec.dtype != torch.float32
-    return [Float16Module(model.config, model) if is_half else model for model in models]
+    chunks = [Float16Module(model.config, model) if is_half else model for model in models]
+    return Reference(args=args, spec=spec, chunks=chunks)
 
 
 def _load_base(args: TrainArgs, models: list[GPTModel]) -> None:

@@ -8,8 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping
-from dataclasses import asdict, replace
-from functools import partial
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
@@ -27,6 +26,7 @@ from megatron_trainer.convert.adapter import load_adapter
 from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
+from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.data.sample import Sampler, WholePass
@@ -43,14 +43,11 @@ from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
 from megatron_trainer.models.settings import draws_on_host
 from megatron_trainer.models.spec import ModelSpec, read_model
-from megatron_trainer.reference_source import open_reference
+from megatron_trainer.preference_run import engine_and_reference, task_of
 from megatron_trainer.report import RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainer.schedule import Schedule
 from megatron_trainer.state import TrainState, on_data
-from megatron_trainer.tasks import TASKS
-from megatron_trainer.tasks import Task as TrainerTask
-from megatron_trainer.tasks.reference import Reference, with_reference
 from megatron_trainer.termination import Termination
 from megatron_trainjob import violation
 from megatron_trainjob.args import derive, rules, status
@@ -98,8 +95,9 @@ def build(
     _claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
     check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
-    engine = build_engine(_as_trained(args, task), spec, backend, keep_originals=task == "rlhf")
-    reference = open_reference(args, spec, engine, backend) if task == "rlhf" else None
+    engine, reference, data = engine_and_reference(
+        args, spec, task, backend, data, _shape(args, tokenizer), _data_cache(args), build=build_engine
+    )
     resolved = _resolved(args, data)
     total, eval_iters = resolved["train_iters"], resolved["eval_iters"]
     record = output_folder.arguments_record(args, task, resolved, spec.config)
@@ -115,7 +113,7 @@ def build(
     run = Run(
         args=args,
         spec=spec,
-        task=_task(args, spec, task, reference),
+        task=task_of(args, spec, task, reference),
         engine=engine,
         backend=backend,
         train=train,
@@ -210,16 +208,6 @@ def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base"
     return found
 
 
-def _as_trained(args: TrainArgs, task: Task) -> TrainArgs:
-    """Preference training weighs its micro-batches itself; Megatron's way counts tokens, of which a pair has none."""
-    return replace(args, calculate_per_token_loss=False) if task == "rlhf" else args
-
-
-def _task(args: TrainArgs, spec: ModelSpec, task: Task, reference: Reference | None) -> TrainerTask:
-    made = TASKS[task](args, spec)
-    return replace(made, prepare=partial(with_reference, args, reference)) if task == "rlhf" else made
-
-
 def layout() -> dict[str, int]:
     """Sizes of the parallel axes of this run, under the names that checkpoints and reports use."""
     here = parallel.coordinates()
@@ -268,7 +256,7 @@ def _prepare_data(
         "task": task,
         "max_length": max_length,
         "save": save,
-        "cache_directory": Path(derive.save_directory(args)) / "data_cache",
+        "cache_directory": _data_cache(args),
         "is_first_rank": is_first,
     }
     if not is_first:
@@ -279,16 +267,24 @@ def _prepare_data(
     return prepared
 
 
+def _data_cache(args: TrainArgs) -> Path:
+    return Path(derive.save_directory(args)) / "data_cache"
+
+
+def _shape(args: TrainArgs, tokenizer: PreTrainedTokenizerBase) -> RowShape:
+    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    return row_shape(args, pad_id=pad_id)
+
+
 def _feeds(args: TrainArgs, tokenizer: PreTrainedTokenizerBase, data: Prepared) -> tuple[Feed, EvaluationFeed | None]:
     world_size = dist.get_world_size()
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     place = {
         "micro_batch_size": args.micro_batch_size,
         "data_parallel_rank": parallel.coordinates().data,
         "data_parallel_size": derive.data_parallel_size(args, world_size),
     }
     common = {
-        "shape": row_shape(args, pad_id=pad_id),
+        "shape": _shape(args, tokenizer),
         "num_micro_batches": derive.num_micro_batches(args, world_size),
         "num_workers": derive.num_workers(args),
     }

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
@@ -59,7 +59,8 @@ def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
     samples = _sequences(items)
     if not samples:
         return _padding_alone(shape)
-    return _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
+    batch = _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
+    return replace(batch, reference_S=_reference(items))
 
 
 def round_up(length: int, multiple: int) -> int:
@@ -67,8 +68,18 @@ def round_up(length: int, multiple: int) -> int:
     return -(-length // multiple) * multiple
 
 
+def _flat(items: Sequence[Item]) -> list[Sample | Pair]:
+    return [part for item in items for part in (item if isinstance(item, list) else [item])]
+
+
+def _reference(items: Sequence[Item]) -> torch.Tensor | None:
+    """Known reference log-probabilities, in the order of the sequences; None unless all are known."""
+    known = [part.reference for part in _flat(items) if isinstance(part, Pair) and part.reference is not None]
+    return torch.tensor(known, dtype=torch.float32).t().flatten() if len(known) == len(_flat(items)) else None
+
+
 def _sequences(items: Sequence[Item]) -> list[Sample]:
-    flat = [part for item in items for part in (item if isinstance(item, list) else [item])]
+    flat = _flat(items)
     pairs = [part for part in flat if isinstance(part, Pair)]
     samples = [part for part in flat if isinstance(part, Sample)]
     return [*samples, *(pair.chosen for pair in pairs), *(pair.rejected for pair in pairs)]

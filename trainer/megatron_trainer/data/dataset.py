@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,24 +18,33 @@ from megatron_trainer.data.values import Pair, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; costs 12 bytes an item."""
+    """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; costs 12 bytes an item.
+
+    reference: of each store the log-probabilities of its pairs under a reference model, float32 [rows, 2].
+    """
 
     stores: tuple[Store | LazyStore, ...]
     which: NDArray[np.int32]
     rows: NDArray[np.int64]
+    reference: tuple[NDArray[np.float32], ...] | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
 
     def __getitem__(self, index: int) -> Sample | Pair:
-        return self.stores[int(self.which[index])][int(self.rows[index])]
+        store, row = int(self.which[index]), int(self.rows[index])
+        item = self.stores[store][row]
+        if self.reference is None or not isinstance(item, Pair):
+            return item
+        chosen, rejected = self.reference[store][row].tolist()
+        return replace(item, reference=(chosen, rejected))
 
     def __iter__(self) -> Iterator[Sample | Pair]:
         return (self[index] for index in range(len(self)))
 
     def take(self, order: NDArray[np.int64]) -> Items:
         """These items in another order; an item may come several times or not at all."""
-        return Items(stores=self.stores, which=self.which[order], rows=self.rows[order])
+        return replace(self, which=self.which[order], rows=self.rows[order])
 
     def lengths(self, multiple: int = 1) -> NDArray[np.int64]:
         """Tokens of each item, each of its sequences rounded up to the multiple. Unknown for items tokenised lazily."""
@@ -66,6 +76,19 @@ class PackedRows:
 
 
 Dataset = Items | PackedRows
+
+
+def stores_of(dataset: Dataset) -> tuple[Store | LazyStore, ...]:
+    """The stores that the rows of a dataset lie in."""
+    return (dataset.items if isinstance(dataset, PackedRows) else dataset).stores
+
+
+def with_reference(dataset: Dataset, reference: Mapping[Path, NDArray[np.float32]]) -> Dataset:
+    """The dataset whose pairs know their reference log-probabilities, given for each store by its folder."""
+    known = tuple(reference[store.directory] for store in stores_of(dataset))
+    if isinstance(dataset, PackedRows):
+        return replace(dataset, items=replace(dataset.items, reference=known))
+    return replace(dataset, reference=known)
 
 
 def identity(dataset: Dataset) -> str:

@@ -6,6 +6,7 @@ import hashlib
 import json
 import os
 import uuid
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def source_digest(source: Source, memory: Path) -> str:
     not change is not read again."""
     if not isinstance(source, FileSource):
         return source.fingerprint()
-    parts = [_remembered(file, memory) for file in source.files]
+    parts = [_remembered(file, memory, _data_digest) for file in source.files]
     return hashlib.sha256("".join(parts).encode()).hexdigest()
 
 
@@ -67,7 +68,22 @@ def _identity(file: Path) -> list[object]:
     return [str(file.resolve()), status.st_size, status.st_mtime_ns]
 
 
-def _remembered(file: Path, memory: Path) -> str:
+def files_digest(files: Sequence[Path], memory: Path) -> str:
+    """A digest of the names and bytes of files of any kind, remembered as those of data files are."""
+    parts = [f"{file.name} {_remembered(file, memory, _bytes_digest)}" for file in files]
+    return text_key("\n".join(parts))
+
+
+def _data_digest(file: Path) -> str:
+    return FileSource(files=(file,)).fingerprint()
+
+
+def _bytes_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remembered(file: Path, memory: Path, digest_of: Callable[[Path], str]) -> str:
     status = file.stat()
     note = memory / f"{text_key(json.dumps(_identity(file)))}.txt"
     try:
@@ -75,7 +91,7 @@ def _remembered(file: Path, memory: Path) -> str:
             return note.read_text()
     except FileNotFoundError:
         pass
-    digest = FileSource(files=(file,)).fingerprint()
+    digest = digest_of(file)
     memory.mkdir(parents=True, exist_ok=True)
     aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
     aside.write_text(digest)

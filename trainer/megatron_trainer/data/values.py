@@ -120,10 +120,14 @@ class Sample:
 
 @dataclass(frozen=True, kw_only=True)
 class Pair:
-    """A preference: the same prompt with the better and the worse answer."""
+    """A preference: the same prompt with the better and the worse answer.
+
+    reference: log-probabilities of both under the reference model, where they are known beforehand.
+    """
 
     chosen: Sample
     rejected: Sample
+    reference: tuple[float, float] | None = None
 
     @property
     def length(self) -> int:

@@ -110,3 +110,9 @@ class Dpo:
         applies_to=("rlhf",),
         status="works",
     )
+    precompute_ref_log_probs: bool = arg(
+        False,
+        "Ask the reference model about all pairs first and keep the answers on disk: no second model while training.",
+        applies_to=("rlhf",),
+        status="works",
+    )

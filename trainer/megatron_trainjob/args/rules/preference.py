@@ -134,6 +134,14 @@ RULES = (
         because="these losses always subtract the reference",
         tasks=RLHF,
     ),
+    *(
+        excludes(name, is_("precompute_ref_log_probs", True), is_(other, True), because=reason, tasks=RLHF)
+        for name, other, reason in (
+            ("without_a_reference_none_is_asked", "reference_free", "there is no reference to ask"),
+            ("a_stream_is_not_known_beforehand", "streaming", "the pairs of a stream are not known before training"),
+            ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize", "its pairs are not tokenised before training"),
+        )
+    ),
     excludes(
         "without_a_reference_none_is_loaded",
         is_("reference_free", True),
