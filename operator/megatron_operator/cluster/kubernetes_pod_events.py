@@ -20,7 +20,7 @@ from megatron_operator.observe import Pod
 
 Object = Mapping[str, Any]
 MAX_ASKED_AT_ONCE = 8
-MAX_REMEMBERED = 20_000
+MAX_REMEMBERED = 100_000
 PAUSE_S = (3.0, 30.0)
 # A sandbox that cannot be made is given up and tried again: that is no progress.
 NO_PROGRESS = frozenset({"SandboxChanged"})
@@ -53,22 +53,28 @@ class PodEvents:
         if not silent:
             return pods
         now = asyncio.get_running_loop().time()
-        due = sorted((pod for pod in silent if self._note(pod, now).next_s <= now), key=self._last_asked)
-        await asyncio.gather(*(self._ask(namespace, pod, now) for pod in due[:MAX_ASKED_AT_ONCE]))
-        return tuple(self._explained(pod) if is_silent(pod) else pod for pod in pods)
+        known = {pod.uid: self._known(pod, now) for pod in silent}
+        due = sorted((pod for pod in silent if known[pod.uid].next_s <= now), key=lambda pod: known[pod.uid].next_s)
+        asked = due[:MAX_ASKED_AT_ONCE]
+        answers = await asyncio.gather(*(self._ask(namespace, pod, known[pod.uid], now) for pod in asked))
+        known |= {pod.uid: answer for pod, answer in zip(asked, answers, strict=True)}
+        self._remember(known)
+        return tuple(_explained(pod, known[pod.uid]) if pod.uid in known else pod for pod in pods)
 
-    def _note(self, pod: Pod, now: float) -> Asked:
+    def _known(self, pod: Pod, now: float) -> Asked:
         """What is known of the pod; a new one is asked about after the first pause, for most start within it."""
-        asked = self._asked.setdefault(pod.uid, Asked(first_seen_s=now, next_s=now + PAUSE_S[0]))
-        if len(self._asked) > MAX_REMEMBERED:
+        return self._asked.get(pod.uid) or Asked(first_seen_s=now, next_s=now + PAUSE_S[0])
+
+    def _remember(self, known: Mapping[str, Asked]) -> None:
+        """Forgets the pods that were silent longest ago when there are too many."""
+        for uid, asked in known.items():
+            self._asked[uid] = asked
+            self._asked.move_to_end(uid)
+        while len(self._asked) > MAX_REMEMBERED:
             self._asked.popitem(last=False)
-        return asked
 
-    def _last_asked(self, pod: Pod) -> float:
-        return self._asked[pod.uid].next_s
-
-    async def _ask(self, namespace: str, pod: Pod, now: float) -> None:
-        before = self._asked[pod.uid]
+    async def _ask(self, namespace: str, pod: Pod, before: Asked, now: float) -> Asked:
+        """What is known of the pod after its events were asked for."""
         pause_s = min(max(now - before.first_seen_s, PAUSE_S[0]), PAUSE_S[1])
         after = replace(before, next_s=now + pause_s)
         parameters = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "100"}
@@ -78,11 +84,11 @@ class PodEvents:
             after = replace(after, reason=reason, message=message)
         except ApiError as error:
             logger.info("events not read namespace=%s pod=%s error=%s", namespace, pod.name, error)
-        self._asked[pod.uid] = after
+        return after
 
-    def _explained(self, pod: Pod) -> Pod:
-        asked = self._asked[pod.uid]
-        return replace(pod, warning=asked.reason, warning_message=asked.message)
+
+def _explained(pod: Pod, asked: Asked) -> Pod:
+    return replace(pod, warning=asked.reason, warning_message=asked.message)
 
 
 def is_silent(pod: Pod) -> bool:
