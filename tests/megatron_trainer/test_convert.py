@@ -150,6 +150,18 @@ def test_a_tied_model_may_carry_a_copy_of_its_output_layer(model_root: Path, tmp
 
 
 @pytest.mark.dist
+def test_a_tied_model_with_another_output_layer_is_refused(model_root: Path, tmp_path: Path):
+    """transformers does not tie them then, and a run would train another model than it generates with."""
+    tied = tiny_model.make("llama_tied", model_root)
+    directory = changed(
+        tied, tmp_path / "other", lambda stored: {**stored, "lm_head.weight": stored["model.embed_tokens.weight"] * 2}
+    )
+    ((found,),) = gang(1).run("conversion:refusal", directory, {})
+    assert "lm_head.weight is another than model.embed_tokens.weight" in found
+    assert "set tie_word_embeddings to false" in found
+
+
+@pytest.mark.dist
 def test_extra_prediction_layers_are_passed_by_and_copied_into_the_export(model_root: Path, tmp_path: Path):
     """Real DeepSeek-V3 checkpoints hold a layer after the last one, for predicting two tokens at once."""
     extra = {"model.layers.4.eh_proj.weight": torch.randn(64, 128)}

@@ -23,6 +23,9 @@ from megatron_trainjob.violation import Violation
 _SHOWN = 8
 """Tensors named in a message; the number says how many there are."""
 
+_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_ROWS_AT_ONCE = 4096
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Findings:
@@ -50,6 +53,7 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
         absent = [name for name in entry.names if name not in checkpoint.files]
         missing.update(absent)
         problem = None if absent else _vocabulary(entry, checkpoint, spec) or _fill(entry, checkpoint, sizes)
+        problem = problem or _other_output(entry, checkpoint, spec)
         if problem:
             misshapen.append(problem)
     found = _Findings(wanted=frozenset(wanted), missing=frozenset(missing), misshapen=tuple(misshapen))
@@ -62,6 +66,27 @@ def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | 
         return None
     rows, expected = checkpoint.tensor(entry.names[0]).shape[0], spec.model.vocab_size
     return None if rows == expected else f"{entry.names[0]} has {rows} rows, vocab_size says {expected}"
+
+
+def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
+    """What is wrong with an output layer that is stored beside the embedding it is tied to; a copy may lie there.
+
+    The first rank compares them for all.
+    """
+    is_first = dist.get_rank() == 0 and entry.names == (_EMBEDDING,)
+    if not (spec.tied and is_first) or not {_EMBEDDING, _OUTPUT} <= checkpoint.files.keys():
+        return None
+    embedding, output = checkpoint.tensor(_EMBEDDING), checkpoint.tensor(_OUTPUT)
+    rows = range(0, embedding.shape[0], _ROWS_AT_ONCE)
+    same = tuple(embedding.shape) == tuple(output.shape) and all(
+        torch.equal(embedding[row : row + _ROWS_AT_ONCE], output[row : row + _ROWS_AT_ONCE]) for row in rows
+    )
+    if same:
+        return None
+    return (
+        f"{_OUTPUT} is another than {_EMBEDDING}, although config.json ties them, and transformers would not tie them "
+        "either: set tie_word_embeddings to false there, or take the tensor out"
+    )
 
 
 def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:
@@ -97,7 +122,7 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         _violation(spec.directory, names, message)
         for names, message in (
             (sorted(found.missing), "tensors that the model needs are missing"),
-            (list(found.misshapen), "tensors have another shape than config.json and the arguments say"),
+            (list(found.misshapen), "tensors are other than config.json and the arguments say"),
             (left_over, "tensors belong to no part of the model; is config.json of another model?"),
         )
         if names
@@ -109,7 +134,7 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
 def may_be_left(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and a tied output."""
     patterns = (*IGNORED, *prediction_layers(spec.model))
-    return (spec.tied and name == "lm_head.weight") or any(re.fullmatch(pattern, name) for pattern in patterns)
+    return (spec.tied and name == _OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _violation(directory: Path, names: list[str], message: str) -> Violation:
