@@ -325,3 +325,33 @@ def test_the_environment_is_that_of_a_pod_on_this_machine(run):
     assert {each["MASTER_ADDR"] for each in found} == {"127.0.0.1"}
     assert found[0]["MASTER_PORT"] == found[1]["MASTER_PORT"] != "29500"
     assert found[0]["MTJ_PROGRESS_FILE"] == str(run.state / "progress.json")
+
+
+ODD_RECORDS = {
+    "a log line in JSON": ('{"level": "error", "message": {"text": "CUDA error"}}', "[" * 2000),
+    "a record with odd fields": (
+        '{"reason": "ERROR", "message": 7, "iteration": 1e400}',
+        '{"phase": "training", "iteration": "x"}',
+    ),
+    "half a character": (
+        '{"reason": "ERROR", "message": "\\ud800\\u001b[2J"}',
+        '{"phase": "training", "iteration": 1e999}',
+    ),
+    "a giant integer": (
+        '{"reason": "ERROR", "iteration": ' + "9" * 3000 + "}",
+        '{"phase": "training", "iteration": ' + "9" * 3000 + "}",
+    ),
+}
+
+
+@pytest.mark.parametrize(("message", "progress"), ODD_RECORDS.values(), ids=ODD_RECORDS)
+def test_whatever_a_program_leaves_as_its_last_words_the_job_fails_with_them(run, message, progress):
+    code = (
+        "import os, sys, time; open(os.environ['MTJ_PROGRESS_FILE'], 'w').write(sys.argv[2]); time.sleep(0.5);"
+        "open(os.environ['MTJ_TERMINATION_LOG'], 'w').write(sys.argv[1]); sys.exit(3)"
+    )
+    run.write(command=["python", "-c", code, message, progress], failurePolicy={"maxRestarts": 0})
+    ended, output = run.finish()
+    assert (ended, run.status["phase"]) == (1, "Failed")
+    assert run.status["lastFailure"]["exitCode"] == 3
+    assert "Traceback" not in output
