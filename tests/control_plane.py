@@ -86,7 +86,7 @@ class ControlPlane:
         return self.folder / "kubeconfig"
 
     def request(
-        self, method: str, path: str, body: Object | None = None, *, content_type: str = "application/json"
+        self, method: str, path: str, body: Object | str | None = None, *, content_type: str = "application/json"
     ) -> Any:
         """The decoded answer to the administrator's request, tried again while the server is busy."""
         deadline = time.monotonic() + BUSY_S
@@ -98,12 +98,12 @@ class ControlPlane:
                     raise
                 time.sleep(0.2)
 
-    def _request_once(self, method: str, path: str, body: Object | None, content_type: str) -> Any:
+    def _request_once(self, method: str, path: str, body: Object | str | None, content_type: str) -> Any:
         context = ssl.create_default_context(cafile=str(self.folder / "ca.crt"))
         context.load_cert_chain(self.folder / "admin.crt", self.folder / "admin.key")
         connection = http.client.HTTPSConnection(self.address, self.port, context=context, timeout=120)
         try:
-            data = None if body is None else json.dumps(body)
+            data = body if body is None or isinstance(body, str) else json.dumps(body)
             connection.request(method, path, data, {"Content-Type": content_type})
             response = connection.getresponse()
             payload = response.read()

@@ -6,6 +6,7 @@ import asyncio
 import logging
 import sys
 
+from megatron_operator import deep_json
 from megatron_operator import settings as settings_module
 from megatron_operator.operate import operate
 
@@ -21,6 +22,7 @@ def main() -> int:
         level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
     )
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
+    deep_json.install()
     return asyncio.run(operate(settings))
 
 

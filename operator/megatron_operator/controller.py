@@ -84,7 +84,7 @@ class Jobs:
         version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"))
         known = self._parsed.get(key)
         if known is None or known[0] != version:
-            parsed = manifest.parse(raw, default_image=self._trainer_image)
+            parsed = _parsed(raw, self._trainer_image)
             if isinstance(parsed, Job):
                 parsed = replace(parsed, progress_push=self._progress_push, kueue_mode=self._kueue_mode)
             known = self._parsed[key] = (version, parsed)
@@ -214,6 +214,15 @@ class Controller:
         self._failing_since.pop(key, None)
         self._problems.pop(key, None)
         self._progress.pop(key, None)
+
+
+def _parsed(raw: Object, trainer_image: str) -> Parsed:
+    """The job as values, or what is wrong with it; also where it is nested deeper than Python goes."""
+    try:
+        return manifest.parse(raw, default_image=trainer_image)
+    except RecursionError:
+        message = "is nested too deeply; no field of a pod lies deeper than a few dozen levels"
+        return (Violation(path="spec", value=None, message=message),)
 
 
 def _is_news(before: Progress, after: Progress) -> bool:

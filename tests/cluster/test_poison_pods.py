@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 from collections.abc import Iterator
@@ -131,3 +132,18 @@ def test_a_pod_that_lost_its_label_is_told_of_and_not_made_again(operator: Opera
     jobs.plane.merge(jobs.path("pods", "job-a0-worker-0"), {"metadata": {"labels": {f"{LABEL}/job-name": None}}})
     jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
     jobs.await_phase("Running")
+
+
+@pytest.mark.parametrize("levels", [600, 5000])
+def test_a_job_nested_thousands_of_levels_deep_harms_nobody(
+    operator: OperatorProcess, jobs: JobClient, neighbor: JobClient, levels: int
+):
+    body = json.dumps(manifest("deep", podTemplate={"x": "HERE"}))
+    text = body.replace('"HERE"', '{"a": ' * levels + "1" + "}" * levels)
+    with contextlib.suppress(
+        Refused, RecursionError
+    ):  # the server's answer is as deep, unless it draws the line itself
+        jobs.plane.request("POST", jobs.path("megatrontrainjobs"), text)
+    neighbor.submit(manifest("healthy"))
+    neighbor.await_phase("Running", "healthy")
+    assert operator.process.poll() is None
