@@ -20,7 +20,7 @@ from megatron_operator.listener import Address, Limits
 from megatron_operator.manifest import parse
 
 HANDLER = "validate"
-LIMITS = Limits(connections=64, connections_of_source=32, idle_s=300.0)
+LIMITS = Limits(connections=256, connections_of_source=128, idle_s=300.0)
 MAX_BODY_BYTES = 8 * 2**20  # an API server sends the object as it was and as it shall be
 PLACEHOLDER_UID = "not-created-yet"
 

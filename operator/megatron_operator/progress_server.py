@@ -23,7 +23,7 @@ from megatron_operator.queue import Key
 from megatron_operator.token_review import TokenReviews, TooManyRefusals
 from megatron_trainjob.progress import Progress
 
-LIMITS = Limits(connections=256, connections_of_source=16, idle_s=30.0)
+LIMITS = Limits(connections=384, connections_of_source=48, idle_s=30.0)
 MAX_BODY_BYTES = 64 * 1024
 MAX_REFUSAL_CHARACTERS = 1024
 FORWARDED = "X-MTJ-Forwarded"

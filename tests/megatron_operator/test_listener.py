@@ -131,7 +131,7 @@ def test_a_body_that_is_too_large_is_refused():
 
 def test_a_connection_that_waits_for_its_next_request_is_closed_in_time_and_an_active_one_kept():
     async def play():
-        async with serving(Limits(connections=8, connections_of_source=4, request_s=5, idle_s=2.5)) as port:
+        async with serving(Limits(connections=8, connections_of_source=4, request_s=5, idle_s=1.5)) as port:
             async with aiohttp.ClientSession() as session:
                 for _ in range(5):
                     async with session.post(f"http://127.0.0.1:{port}/", data=b"abc") as answer:
