@@ -8,6 +8,7 @@ from typing import Any, Literal, get_args
 
 from megatron_operator import names, termination
 from megatron_operator.guard import Guard, Unreadable, shortened, whole_number
+from megatron_operator.observe_kueue import KueueSeen
 from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.progress import Progress
 
@@ -80,56 +81,6 @@ class Gang:
     phase: str = ""
     served: bool = True
     deleting: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class PodSetPlace:
-    """Where a queue wants the pods of one role: merged into pods made from now on."""
-
-    node_selector: Mapping[str, str] = field(default_factory=dict)
-    tolerations: tuple[Object, ...] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    annotations: Mapping[str, str] = field(default_factory=dict)
-    by_topology: bool = False
-
-
-@dataclass(frozen=True, kw_only=True)
-class Workload:
-    """A Kueue Workload of the job. `flavors`: role -> names of the ResourceFlavors that were assigned.
-
-    updates: role -> what admission checks want of the pods. `version` is the resourceVersion.
-    """
-
-    name: str
-    version: str = ""
-    conditions: tuple[Object, ...] = ()
-    deleting: bool = False
-    flavors: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    by_topology: frozenset[str] = frozenset()
-    updates: Mapping[str, PodSetPlace] = field(default_factory=dict)
-
-    def is_true(self, type_: str) -> bool:
-        """Whether this condition is True."""
-        condition = self.condition(type_)
-        return condition is not None and condition["status"] == "True"
-
-    def condition(self, type_: str) -> Object | None:
-        """The condition of this type."""
-        return next((each for each in self.conditions if each["type"] == type_), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class KueueSeen:
-    """What is seen of Kueue for one job. `served` is False when the cluster has no Workloads.
-
-    priority: value of the job's priority class, 0 without one, None when the named class does not exist.
-    places: role -> where its pods belong.
-    """
-
-    served: bool = True
-    workloads: tuple[Workload, ...] = ()
-    priority: int | None = 0
-    places: Mapping[str, PodSetPlace] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)

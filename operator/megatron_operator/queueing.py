@@ -8,7 +8,8 @@ from megatron_operator import names
 from megatron_operator.decide.decision import Continue, Decision, Fail, Queue, Succeed, Suspend
 from megatron_operator.desired import workload
 from megatron_operator.job import Job
-from megatron_operator.observe import Seen, Workload
+from megatron_operator.observe import Seen
+from megatron_operator.observe_kueue import Workload
 from megatron_operator.plan import Patch, Plan, Ref
 
 

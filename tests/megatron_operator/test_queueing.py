@@ -7,8 +7,7 @@ from dataclasses import replace
 from job_values import NOW, job, kinds, pod, seen
 from megatron_operator import names, reconcile
 from megatron_operator.desired import workload
-from megatron_operator.observe import KueueSeen, PodSetPlace, Workload
-from megatron_operator.observe_kueue import place, read_workload
+from megatron_operator.observe_kueue import KueueSeen, PodSetPlace, Workload, place, read_workload
 
 QUEUE = {names.KUEUE_QUEUE: "team-a"}
 

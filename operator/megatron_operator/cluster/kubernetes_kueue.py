@@ -12,8 +12,7 @@ from megatron_operator.cluster.kubernetes_informer import Informer
 from megatron_operator.cluster.kubernetes_resource import PRIORITY_CLASSES, RESOURCE_FLAVOR, WORKLOAD, Resource
 from megatron_operator.desired import workload
 from megatron_operator.job import Job
-from megatron_operator.observe import KueueSeen, PodSetPlace, Workload
-from megatron_operator.observe_kueue import place
+from megatron_operator.observe_kueue import KueueSeen, PodSetPlace, Workload, place
 
 Object = Mapping[str, Any]
 CACHED_S = 60.0

@@ -28,8 +28,8 @@ from megatron_operator.cluster.kubernetes_resource import (
 )
 from megatron_operator.cluster.pod_ends import PodEnds
 from megatron_operator.job import Job
-from megatron_operator.observe import Gang, KueueSeen, Pod, Seen, read_gang, read_pod
-from megatron_operator.observe_kueue import read_workload
+from megatron_operator.observe import Gang, Pod, Seen, read_gang, read_pod
+from megatron_operator.observe_kueue import KueueSeen, read_workload
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]

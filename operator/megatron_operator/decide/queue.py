@@ -6,7 +6,8 @@ from megatron_operator import names
 from megatron_operator.decide.decision import Queue
 from megatron_operator.desired import workload
 from megatron_operator.job import Job
-from megatron_operator.observe import Seen, Workload
+from megatron_operator.observe import Seen
+from megatron_operator.observe_kueue import Workload
 
 LACKING_INTERVAL_S = 60.0
 

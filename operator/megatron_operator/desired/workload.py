@@ -11,7 +11,8 @@ from megatron_operator import names
 from megatron_operator.desired import labels
 from megatron_operator.desired.pods import pod
 from megatron_operator.job import Job
-from megatron_operator.observe import PodSetPlace, Seen, Workload
+from megatron_operator.observe import Seen
+from megatron_operator.observe_kueue import PodSetPlace, Workload
 from megatron_operator.plan import Patch
 from megatron_operator.timestamp import to_text
 
