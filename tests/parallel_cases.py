@@ -49,8 +49,8 @@ def local_part(tokens: list[int], lengths: list[int] | None, *, padded: int = 0,
     return part.tokens_BT[0].tolist(), part.labels_BT[0].tolist(), cu_seqlens, part.attention_mask is not None
 
 
-def sums(**settings: Any) -> tuple[float, float]:
-    """Sums of rank numbers over data and context ranks, and over context ranks."""
+def sum_of_ranks(**settings: Any) -> float:
+    """The sum of rank numbers over context ranks."""
     import torch
 
     from megatron_trainer import parallel
@@ -58,7 +58,7 @@ def sums(**settings: Any) -> tuple[float, float]:
 
     parallel.initialise(TrainArgs(**settings))
     mine = torch.tensor([float(torch.distributed.get_rank())])
-    return float(parallel.sum_over_data(mine)), float(parallel.sum_over_context(mine))
+    return float(parallel.sum_over_context(mine))
 
 
 def random_state_round_trip() -> bool:

@@ -216,7 +216,7 @@ UNRULED = {
     ("cached_dataset", "conflicts context_parallel_size>1"): NOT_OURS,
     ("distributed_timeout_minutes", "set to ddp_timeout // 60"): REFUSED,
     ("ddp_timeout", "distributed_timeout_minutes = ddp_timeout // 60"): REFUSED,
-    ("fp8_format", "collator pads rows to max(8*(tp*cp padding),16) tokens"): "derive.sequence_multiple",
+    ("fp8_format", "collator pads rows to max(8*(tp*cp padding),16) tokens"): "data/collate.row_multiple",
     ("apply_query_key_layer_scaling", "sets env NVTE_APPLY_QK_LAYER_SCALING=1"): REFUSED,
     ("moe_shared_expert_intermediate_size", "0 is treated as unset"): "derive.shared_expert_size",
     ("adapter_load", "load (base weights) is still needed"): "args.json of the adapter names the base weights",

@@ -13,7 +13,6 @@ import yaml
 
 from job_values import raw, write_tokenizer
 from megatron_operator.cli import main
-from megatron_trainjob.args.tree import ARGUMENTS
 
 CASES = {
     "unknown argument": (
@@ -230,8 +229,6 @@ def problems(capsys):
 @pytest.mark.parametrize("name", CASES)
 def test_every_problem_is_said_with_path_and_remedy(name, here, capsys):
     changes, expected = CASES[name]
-    if "layout" in name and not ARGUMENTS["tensor_model_parallel_size"].is_usable:
-        pytest.skip("tensor parallelism is refused as a whole, before any arithmetic")
     assert main(["validate", write(here, changes), "--output", "json"]) == 2
     found = problems(capsys)
     assert set(found) == set(expected)

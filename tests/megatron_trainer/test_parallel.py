@@ -25,10 +25,9 @@ def test_context_ranks_come_before_data_ranks():
     assert [(place["context"], place["data"]) for place in places] == [(0, 0), (1, 0), (0, 1), (1, 1)]
 
 
-def test_sums_run_over_the_ranks_they_name():
-    """Four ranks, two context x two data: all sum to 0+1+2+3; context pairs are 0+1 and 2+3."""
-    found = gang(4).run("parallel_cases:sums", context_parallel_size=2)
-    assert found == [(6.0, 1.0), (6.0, 1.0), (6.0, 5.0), (6.0, 5.0)]
+def test_a_sum_runs_over_the_ranks_that_share_a_sequence():
+    """Four ranks, two context x two data: context pairs are 0+1 and 2+3."""
+    assert gang(4).run("parallel_cases:sum_of_ranks", context_parallel_size=2) == [1.0, 1.0, 5.0, 5.0]
 
 
 def test_packed_sequences_are_dealt_out_zigzag_each_by_itself():

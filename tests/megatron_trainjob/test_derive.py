@@ -191,22 +191,6 @@ def test_lengths_follow_each_other():
     assert derive.sequence_length(args(max_length=100, packing_length=300), config) == 100
 
 
-@pytest.mark.parametrize(
-    ("given", "multiple"),
-    [
-        ({}, 1),
-        ({"tensor_model_parallel_size": 4}, 1),
-        ({"tensor_model_parallel_size": 4, "sequence_parallel": True}, 4),
-        ({"context_parallel_size": 2}, 4),
-        ({"context_parallel_size": 2, "tensor_model_parallel_size": 4, "sequence_parallel": True}, 16),
-        ({"fp8_format": "hybrid"}, 16),
-        ({"fp8_format": "hybrid", "context_parallel_size": 2}, 32),
-    ],
-)
-def test_rows_are_padded_so_that_they_can_be_split(given, multiple):
-    assert derive.sequence_multiple(args(**given)) == multiple
-
-
 def test_a_stream_has_one_worker_and_its_own_order():
     assert (derive.num_workers(args(streaming=True)), derive.dataloader_type(args(streaming=True))) == (1, "external")
     assert (derive.num_workers(args()), derive.dataloader_type(args())) == (4, "cyclic")

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_trainjob.args.parse import parse, text_values
+from megatron_trainjob.args.parse import parse
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation
 
@@ -158,10 +158,3 @@ def test_export_has_its_own_arguments():
 
 def test_path_names_where_the_mapping_came_from():
     assert parse({**RUN, "lr": -1}, task="sft", path="args").violations[0].path == "args.lr"
-
-
-def test_values_of_a_string_map_are_read_by_the_type_of_their_argument():
-    texts = {"lr": "1e-4", "packing": "true", "save_steps": "7", "dataset": "d", "unheard_of": "1"}
-    values = text_values(texts, task="sft")
-    assert values == {"lr": "1e-4", "packing": True, "save_steps": 7, "dataset": ["d"], "unheard_of": "1"}
-    assert parse({**RUN, **{k: v for k, v in values.items() if k != "unheard_of"}}, task="sft").args.lr == 1e-4

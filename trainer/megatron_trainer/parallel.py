@@ -119,15 +119,6 @@ def coordinates() -> Coordinates:
     )
 
 
-def sum_over_data(values: Tensor) -> Tensor:
-    """The sum over data and context ranks: over all tokens of the global batch. Collective; ranks keep
-    their own.
-    """
-    total = values.clone()
-    dist.all_reduce(total, group=parallel_state.get_data_parallel_group(with_context_parallel=True))
-    return total
-
-
 def sum_over_context(values: Tensor) -> Tensor:
     """The sum over the ranks that hold parts of the same sequences. Collective."""
     total = values.clone()

@@ -240,19 +240,6 @@ def sequence_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None
     return packing_length(args, hf_config) if args.packing else max_length(args, hf_config)
 
 
-def sequence_multiple(args: TrainArgs) -> int:
-    """Every row is padded to a multiple of this many tokens, so that it can be split over ranks.
-
-    tp with sequence parallelism, times 2 * cp with context parallelism; FP8 needs a multiple of 16 per part.
-    """
-    multiple = args.tensor_model_parallel_size if args.sequence_parallel else 1
-    if args.context_parallel_size > 1:
-        multiple *= 2 * args.context_parallel_size
-    if args.fp8_format is not None:
-        multiple = max(8 * multiple, 16)
-    return multiple
-
-
 def num_workers(args: TrainArgs) -> int:
     """Data-loading processes of a rank; a stream has one."""
     return 1 if args.streaming else args.num_workers

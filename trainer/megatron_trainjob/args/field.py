@@ -87,11 +87,6 @@ class Argument(Details):
         """Whether the value is a list."""
         return self.type.startswith("list")
 
-    @property
-    def is_usable(self) -> bool:
-        """Whether the argument may be given at all."""
-        return self.status in ("works", "works on GPU only", "no effect")
-
 
 def describe_group(name: str, group: type) -> dict[str, Argument]:
     """The arguments that a group class declares itself, in its order."""

@@ -14,7 +14,7 @@ from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, find_alias
 from megatron_trainjob.args.status import objection, remark
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from megatron_trainjob.args.value import WrongValue, from_text, read_value
+from megatron_trainjob.args.value import WrongValue, read_value
 from megatron_trainjob.violation import Severity, Violation, errors, warnings
 
 
@@ -78,16 +78,6 @@ def parse(
 def task_defaults(task: Task) -> dict[str, Any]:
     """The defaults that this task changes."""
     return {name: arg.task_defaults[task] for name, arg in ARGUMENTS.items() if task in arg.task_defaults}
-
-
-def text_values(texts: Mapping[str, str], *, task: Task) -> dict[str, object]:
-    """The values of a string map such as spec.extraArgs, read by type; to be given to `parse`."""
-    values: dict[str, object] = {}
-    for name, text in texts.items():
-        alias = find_alias(name, task)
-        argument = ARGUMENTS.get(alias.canonical if alias else name)
-        values[name] = from_text(argument, text) if argument else text
-    return values
 
 
 def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str) -> None:
