@@ -399,3 +399,27 @@ def test_keep_incomplete_rows_trains_and_counts_what_is_dropped_otherwise(prepar
     assert [(drop.rows, drop.reason) for drop in dropped.dropped] == [(1, "the chat template leaves out a tool call")]
     kept = prepared(dataset=[path], keep_incomplete_rows=True).report.datasets[0]
     assert (kept.rows_kept, kept.notes) == (21, ("1 row: the chat template leaves out a tool call",))
+
+
+@effect("agent_template")
+def test_agent_template_hermes_writes_tools_as_text_for_a_template_without_them(prepared, write):
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "Well.", "tool_calls": [call, call]},
+        {"role": "tool", "content": "blue"},
+        {"role": "tool", "content": "grey"},
+        {"role": "assistant", "content": "r"},
+    ]
+    tools = [{"name": "look", "description": "Looks", "parameters": {}}]
+    common = {"dataset": [write("calls.jsonl", [{"messages": turns, "tools": tools}])], "max_length": 2000}
+    with pytest.raises(InvalidInput, match="leaves out a tool call"):
+        prepared(**common)
+    [sample] = prepared(**common, agent_template="hermes").train
+    written = '<tool_call>\n{"name": "look", "arguments": {"at": "sky"}}\n</tool_call>'
+    assert trained(sample) == f"Well.\n{written}\n{written}r"
+    assert "user\n<tool_response>\nblue\n</tool_response>\n\n<tool_response>\ngrey\n</tool_response><" in text(sample)
+    assert '"description": "Looks"' in text(sample).partition("user\n")[0]
+    own = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
+    common["dataset"] = [write("none.jsonl", [{"messages": own}])]
+    assert text(prepared(**common, agent_template="hermes").train[0]) == text(prepared(**common).train[0])

@@ -19,6 +19,8 @@ THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _ENDED_THOUGHT = re.compile(r"\s*(.*?)</think>\s*", re.DOTALL)
 _KINDS = {"system": "the system prompt", "user": "a question", "tool": "a tool result", "assistant": "an answer"}
 _USED = "\0"
+_SHORT = 24
+"""Characters of a text that could stand by chance in what a template always prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,23 +69,33 @@ def lost(
     turns: where each assistant message lies, in order. fixed: takes out of a piece of text what the template always
     prints, so that a short word of the row is not mistaken for it. without_thought: messages that may lack theirs.
     """
+    if not tools and not any(_is_short(message) for message in messages):
+        fixed = str
     regions = _regions(text, turns, len(messages), fixed)
     missing = []
     for place, message in enumerate(messages):
         region = regions[place]
+        if _is_plain(message) and region.take(message.content):
+            continue
         for part in sorted(parts_of(message), key=lambda part: -len(str(part.value))):
             if part.kind == "a thought" and place in without_thought:
                 continue
             if not region.take(part.value):
                 missing.append(Loss(kind=part.kind, detail=f"message {place + 1}: {str(part.value)[:60]}"))
-    outside = _Region("".join(fixed(piece) for piece in _between(text, turns)))
-    missing += [
-        Loss(kind="a tool", detail=str(part)[:60])
-        for tool in tools or ()
-        for part in _tool(tool)
-        if not outside.has(part)
-    ]
+    if tools:
+        outside = _Region("".join(fixed(piece) for piece in _between(text, turns)))
+        parts = (part for tool in tools for part in _tool(tool))
+        missing += [Loss(kind="a tool", detail=part[:60]) for part in parts if not outside.has(part)]
     return tuple(missing)
+
+
+def _is_short(message: Message) -> bool:
+    return message.role != "assistant" and len(message.content) < _SHORT
+
+
+def _is_plain(message: Message) -> bool:
+    """Whether the message says nothing but its content."""
+    return bool(message.content) and not (message.thought or message.extra or "</think>" in message.content)
 
 
 def prints_python(text: str, messages: Sequence[Message]) -> bool:

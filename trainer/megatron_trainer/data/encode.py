@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.chat_template import TemplateSettings
 from megatron_trainer.data.formats import Recognition, recognise, with_system
+from megatron_trainer.data.hermes import uses_tools, without_tools
 from megatron_trainer.data.loss_scale import STRATEGIES
 from megatron_trainer.data.loss_span import Span, spans, trained_messages
 from megatron_trainer.data.rendering import Rendering
@@ -31,7 +32,8 @@ class EncodeSettings:
     """Everything besides the tokenizer that decides which tokens a row becomes.
 
     max_length: tokens a sequence may have at most. system: prompt for rows that have none. keeps_incomplete: rows of
-    which the template leaves a part out are trained and counted, instead of dropped.
+    which the template leaves a part out are trained and counted, instead of dropped. agent_template: how tools and
+    calls are written where the template has no place for them.
     """
 
     recognition: Recognition = field(default_factory=Recognition)
@@ -43,6 +45,7 @@ class EncodeSettings:
     loss_scale: str = "default"
     chat: TemplateSettings = field(default_factory=TemplateSettings)
     keeps_incomplete: bool = False
+    agent_template: Literal["hermes"] | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,9 +138,7 @@ class Encoder:
             row = parse_row(record.payload)
             conversation = recognise(row, self.settings.recognition, number=record.number)
             conversation = with_system(conversation, self.settings.system)
-            parts = [self._render_one(conversation, conversation.messages)]
-            if conversation.rejected is not None:
-                parts.append(self._render_one(conversation, conversation.rejected))
+            parts = self._render_all(conversation)
         except RowError as err:
             return Rejection(location=record.location, reason=err.reason, detail=err.detail[:300])
         notes = dict.fromkeys([*conversation.notes, *(note for part in parts for note in part.notes)])
@@ -149,7 +150,22 @@ class Encoder:
             notes=tuple(notes),
         )
 
-    def _render_one(self, conversation: Conversation, messages: Sequence[Message]) -> _Text:
+    def _render_all(self, conversation: Conversation) -> list[_Text]:
+        """Its sequences; tools are text where the template has no place for them and agent_template says so."""
+        falls_back = self.settings.agent_template == "hermes" and uses_tools(conversation)
+        try:
+            return self._render_both(conversation, is_whole=falls_back)
+        except RowError:
+            if not falls_back:
+                raise
+        return self._render_both(without_tools(conversation), is_whole=False)
+
+    def _render_both(self, conversation: Conversation, *, is_whole: bool) -> list[_Text]:
+        sequences = [conversation.messages, *([conversation.rejected] if conversation.rejected is not None else [])]
+        return [self._render_one(conversation, messages, is_whole=is_whole) for messages in sequences]
+
+    def _render_one(self, conversation: Conversation, messages: Sequence[Message], *, is_whole: bool) -> _Text:
+        """One sequence. is_whole: it is refused when a part is missing, also where incomplete rows are kept."""
         loss_scale = self.settings.loss_scale
         trained = trained_messages(messages, loss_scale)
         rendering = self.template.render(messages, conversation.tools, trained)
@@ -157,7 +173,7 @@ class Encoder:
             _refuse_half_characters(rendering.text)
         _refuse_endless(rendering, trained)
         kinds = dict.fromkeys(f"{LEFT_OUT} {loss.kind}" for loss in rendering.lost)
-        if rendering.lost and not self.settings.keeps_incomplete:
+        if rendering.lost and (is_whole or not self.settings.keeps_incomplete):
             raise RowError(next(iter(kinds)), rendering.lost[0].detail)
         return _Text(
             text=rendering.text, spans=spans(rendering, messages, loss_scale), notes=(*rendering.notes, *kinds)

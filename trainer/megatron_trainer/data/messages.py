@@ -51,6 +51,7 @@ _KNOWN = {
     *(*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *MASK_KEYS, *_PASSED_ON, "tool_calls", "function_call"),
     *(key for keys in _PAIR_KEYS.values() for key in keys),
 }
+_USUAL = frozenset({*ROLE_KEYS, *CONTENT_KEYS})
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -80,7 +81,7 @@ def unread_keys(value: object) -> tuple[str, ...]:
         return ()
     unread: dict[str, None] = {}
     for turn in turns:
-        if isinstance(turn, Mapping):
+        if isinstance(turn, Mapping) and not turn.keys() <= _USUAL:
             unread |= {
                 str(key): None for key, entry in turn.items() if key not in _KNOWN and entry not in (None, "", [])
             }

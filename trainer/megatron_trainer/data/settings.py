@@ -115,6 +115,7 @@ def _encode_settings(args: TrainArgs, task: Task, max_length: int, violations: l
         loss_scale="all" if task == "pt" else args.loss_scale,
         chat=_chat_settings(args),
         keeps_incomplete=args.keep_incomplete_rows,
+        agent_template="hermes" if args.agent_template == "hermes" else None,
     )
 
 

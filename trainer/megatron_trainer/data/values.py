@@ -82,6 +82,8 @@ class Message:
     @property
     def calls(self) -> Sequence[Mapping[str, Any]]:
         """The tool calls, each {type, function: {name, arguments}}."""
+        if not self.extra:
+            return ()
         calls = self.extra.get("tool_calls", ())
         return calls if isinstance(calls, list | tuple) else ()
 

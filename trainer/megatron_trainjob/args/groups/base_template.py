@@ -71,11 +71,22 @@ class BaseTemplate:
         | None
     ) = arg(
         None,
-        "How tools and tool calls are written; unset: as the chat template does.",
+        (
+            "How tools and calls are written where the chat template has no place for them: hermes writes them as text "
+            "into system prompt, answers and questions; unset: such rows are dropped."
+        ),
         featured=True,
         applies_to=EVERY_TASK,
-        status="refused",
-        reason="tools are rendered by the chat template of the model; set template to use another",
+        status="works",
+        refused_choices=dict.fromkeys(
+            (
+                *("react_en", "react_zh", "qwen_en", "qwen_zh", "qwen_en_parallel", "qwen_zh_parallel"),
+                *("hunyuan_hermes", "toolbench", "glm4", "glm4_0414", "glm4_5", "llama3", "llama4", "react_grpo"),
+                "mistral",
+            ),
+            "leave it out, and the chat template of the model writes tools in its own way; hermes is for templates "
+            "that have none",
+        ),
     )
     norm_bbox: Literal["norm1000", "none"] | None = arg(
         None,
