@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import math
 import subprocess
 import sys
 
@@ -172,17 +174,29 @@ def check_objects(objects):
     assert all(selector.items() <= labels.items() for selector in selectors)
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("first", list(SWITCHES))
-def test_every_pair_of_switches_renders(first):
-    """Pair by pair with the switches that follow; each alone is its pair with itself."""
-    names = list(SWITCHES)
-    for second in names[names.index(first) :]:
-        check_objects(render(**{first: SWITCHES[first], second: SWITCHES[second]}))
+def rows_of_pairs():
+    """Few sets of switches in which each pair of them is both on, both off, and either one on alone.
+
+    Each switch is on in another half of the rows, and all of them in the first (Kleitman and Spencer, 1973).
+    """
+    count = next(n for n in itertools.count(4, 2) if math.comb(n - 1, n // 2 - 1) >= len(SWITCHES))
+    halves = itertools.combinations(range(1, count), count // 2 - 1)
+    rows = [{} for _ in range(count)]
+    for (name, value), half in zip(SWITCHES.items(), halves, strict=False):
+        for row in (0, *half):
+            rows[row][name] = value
+    return rows
 
 
-def test_all_switches_at_once_render():
-    check_objects(render(**SWITCHES))
+def test_the_rows_hold_every_pair_of_switches():
+    rows = rows_of_pairs()
+    for first, second in itertools.combinations(SWITCHES, 2):
+        assert {(first in row, second in row) for row in rows} == set(itertools.product((True, False), repeat=2))
+
+
+@pytest.mark.parametrize("row", rows_of_pairs(), ids=lambda row: f"{len(row)}-switches")
+def test_every_pair_of_switches_renders(row):
+    check_objects(render(**row))
 
 
 def test_one_registry_holds_for_both_images_and_names_can_be_replaced():
