@@ -21,13 +21,19 @@ def write(
     return path
 
 
-def manifest(path: Path, files: Mapping[str, bytes] | None = None, *, validation_loss: float | None = None) -> Manifest:
+def manifest(
+    path: Path,
+    files: Mapping[str, bytes] | None = None,
+    *,
+    validation_loss: float | None = None,
+    iteration: int | None = None,
+) -> Manifest:
     """Writes the files into the folder and returns the manifest that they make complete."""
     contents = files or {"__0_0.distcp": b"weights", ".metadata": INDEX}
     for name, content in contents.items():
         (path / name).write_bytes(content)
     return Manifest(
-        iteration=int(path.name.partition("iter_")[2][:7]),
+        iteration=iteration or int(path.name.partition("iter_")[2][:7]),
         layout={"tp": 2, "pp": 1, "cp": 1, "dp": 1, "ep": 1},
         world_size=2,
         train_type="full",

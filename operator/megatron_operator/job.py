@@ -33,6 +33,7 @@ class Checkpoint:
     save_on_termination: bool
     grace_period_s: int
     retain_on_delete: bool
+    adopts: bool = False
 
     @property
     def directory(self) -> str:

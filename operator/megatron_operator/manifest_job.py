@@ -83,6 +83,7 @@ def _checkpoint(given: Object, job_name: str) -> Checkpoint:
         mount_path=given["mountPath"],
         sub_path=given["subPath"].replace("$(job)", job_name).strip("/"),
         resume=given["resume"],
+        adopts=given["adopt"],
         save_on_termination=given["onTermination"]["save"],
         grace_period_s=given["onTermination"]["gracePeriodSeconds"],
         retain_on_delete=given["retainOnDelete"],

@@ -120,8 +120,8 @@ def test_a_bad_row_of_a_strict_stream_ends_the_run_with_its_place(llama, data, t
 
 def test_a_checkpoint_of_other_data_is_warned_of(caplog):
     state = TrainState(consumed_samples=8, data="a")
-    assert on_data(state, "a") == state
-    assert on_data(TrainState(), "a").data == "a"
+    assert on_data(state, "a", total_iterations=9) == state
+    assert on_data(TrainState(), "a", total_iterations=9).data == "a"
     assert caplog.messages == []
-    assert on_data(state, "b").data == "b"
+    assert on_data(state, "b", total_iterations=9).data == "b"
     assert "the data or its order is not that of the checkpoint: after its consumed_samples=8" in caplog.messages[0]

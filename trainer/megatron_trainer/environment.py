@@ -36,6 +36,7 @@ class Environment:
     attempt: int = 0
     resume: Resume = "Never"
     save_on_termination: bool = True
+    adopts: bool = False
     progress_file: Path | None = None
     termination_log: Path = Path("/dev/termination-log")
     failure_file: Path | None = None
@@ -68,6 +69,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         attempt=_number(env, "MTJ_RESTART_ATTEMPT", 0),
         resume=resume,  # type: ignore[arg-type]  # checked above
         save_on_termination=env.get("MTJ_SAVE_ON_TERM", "1") == "1",
+        adopts=env.get("MTJ_ADOPT", "0") == "1",
         progress_file=Path(progress) if progress else None,
         termination_log=Path(env.get("MTJ_TERMINATION_LOG", "/dev/termination-log")),
         failure_file=Path(failure) if failure else None,

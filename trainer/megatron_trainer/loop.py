@@ -11,6 +11,7 @@ from itertools import islice
 
 from megatron_trainer import garbage, optim, outputs
 from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint.lease import Heartbeat
 from megatron_trainer.checkpoint.save import Saved, Saver
 from megatron_trainer.data.sample import Stretch, extended
 from megatron_trainer.engine import Engine
@@ -52,6 +53,7 @@ class Run:
     flops_per_pair: float
     termination: Termination
     stop_words: tuple[str, ...] = ()
+    heartbeat: Heartbeat | None = None
 
 
 def fit(run: Run, state: TrainState) -> TrainState:

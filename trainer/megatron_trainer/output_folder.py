@@ -5,13 +5,17 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_trainer import clock
-from megatron_trainer.checkpoint.folder import replace_text
+from megatron_trainer.checkpoint.folder import Occupied, Owner, owned, publish_text, workshop
+from megatron_trainer.checkpoint.folder import claim as claim_folder
+from megatron_trainer.checkpoint.lease import Heartbeat
+from megatron_trainer.environment import Environment
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
@@ -42,10 +46,11 @@ def next_version(save: Path, stamp: str) -> Path:
     return save / f"v{max(versions, default=-1) + 1}-{stamp}"
 
 
-def write_json(record: Mapping[str, object], path: Path) -> None:
+def write_json(record: Mapping[str, object], path: Path, owner: Owner) -> None:
     """Writes a record for people and other programs; the first rank does it for all."""
     if dist.get_rank() == 0:
-        replace_text(path, json.dumps(record, indent=1))
+        with owned(path.parent, owner):
+            publish_text(path, json.dumps(record, indent=1), owner)
 
 
 def arguments_record(
@@ -62,3 +67,34 @@ def arguments_record(
         "resolved": dict(resolved),
         "model_config": json.loads(json.dumps(dict(model_config), default=str)),
     }
+
+
+def claim(save: Path, env: Environment) -> tuple[Owner, Heartbeat | None]:
+    """Takes the folder over for this start of the ranks, and shows from now on that it is in use. Collective.
+
+    The first rank alone has the heartbeat.
+
+    Raises:
+        TrainingError: the folder is another job's, or a newer attempt's, or cannot be written.
+    """
+    token = [uuid.uuid4().hex[:8]]
+    dist.broadcast_object_list(token, src=0)
+    owner = Owner(job_uid=env.job_uid, attempt=env.attempt, job_name=env.job_name, token=token[0])
+    taken = _take(save, owner, adopts=env.adopts) if env.rank == 0 else None
+    problem = [taken if isinstance(taken, str) else None]
+    dist.broadcast_object_list(problem, src=0)
+    if problem[0]:
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, problem[0])
+    return owner, taken if isinstance(taken, Heartbeat) else None
+
+
+def _take(save: Path, owner: Owner, *, adopts: bool) -> Heartbeat | str:
+    """The sign of life in the folder, or what keeps this run from writing there."""
+    try:
+        if not claim_folder(save, owner, adopts=adopts):
+            return f"{save} belongs to a newer attempt of this job; attempt {owner.attempt} must not write to it"
+        return Heartbeat(workshop(save, owner))
+    except Occupied as err:
+        return str(err)
+    except OSError as err:
+        return f"spec.args.save: cannot write to {save}: {err}"

@@ -79,6 +79,8 @@ def train(parsed: Parsed, task: str, env: Environment, termination: Termination)
         run.reporter.finish(FinishRecord(phase=phase, iteration=state.iteration, outputs=outputs))
     finally:
         run.reporter.close()
+        if run.heartbeat is not None:
+            run.heartbeat.stop()
     if not is_done:
         message = f"stopped after step {state.iteration}; the same job goes on from its newest checkpoint"
         raise TrainingError(ExitCode.PREEMPTED, message)

@@ -92,7 +92,7 @@ def build(
         spec = read_model(directory, args, num_tokens=len(tokenizer))
     _check(parsed, task, spec, backend)
     save = output_folder.choose(args)
-    _claim(save, env)
+    owner, heartbeat = output_folder.claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
     check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
     engine, reference, data = engine_and_reference(
@@ -101,14 +101,22 @@ def build(
     resolved = _resolved(args, data)
     total, eval_iters = resolved["train_iters"], resolved["eval_iters"]
     record = output_folder.arguments_record(args, task, resolved, spec.config)
-    state = on_data(start_state(args, env, engine, backend, save, spec, record), data.identity)
+    started = start_state(args, env, engine, backend, save, spec, record)
+    state = on_data(started, data.identity, total_iterations=total)
     train, validation = _feeds(args, tokenizer, data)
     _tell_unread(validation, eval_iters)
     info = _run_info(parsed, task, env, backend, spec, engine, data, state, total)
-    output_folder.write_json(data.report.to_json(), save / DATA_REPORT)
-    output_folder.write_json(engine.settings(), save / "megatron_config.json")
-    output_folder.write_json(record, save / RECORD)
-    reporter = open_reporter(args, save=save, rank=env.rank, environment=env.variables, now=clock.epoch_s)
+    output_folder.write_json(data.report.to_json(), save / DATA_REPORT, owner)
+    output_folder.write_json(engine.settings(), save / "megatron_config.json", owner)
+    output_folder.write_json(record, save / RECORD, owner)
+    reporter = open_reporter(
+        args,
+        save=save,
+        rank=env.rank,
+        environment=env.variables,
+        now=clock.epoch_s,
+        workshop=folder.workshop(save, owner),
+    )
     reporter.start(info)
     run = Run(
         args=args,
@@ -120,7 +128,7 @@ def build(
         validation=validation,
         schedule=_schedule(args, total),
         reporter=reporter,
-        saver=Saver(engine, backend, _save_policy(args, env, save, record)),
+        saver=Saver(engine, backend, _save_policy(args, env, save, record, owner)),
         total_iterations=total,
         eval_iters=eval_iters,
         eval_interval=derive.eval_interval(args),
@@ -128,6 +136,7 @@ def build(
         flops_per_pair=flops_per_pair(spec.model),
         termination=termination,
         stop_words=data.report.stop_words,
+        heartbeat=heartbeat,
     )
     return run, state
 
@@ -334,29 +343,19 @@ def _resolved(args: TrainArgs, data: Prepared) -> dict[str, Any]:
     }
 
 
-def _save_policy(args: TrainArgs, env: Environment, save: Path, record: Mapping[str, Any]) -> SavePolicy:
+def _save_policy(args: TrainArgs, env: Environment, save: Path, record: Mapping[str, Any], owner: Owner) -> SavePolicy:
     return SavePolicy(
         save=save,
         layout=layout(),
         train_type=args.train_type,
         with_optimizer=not args.no_save_optim,
         with_rng=not args.no_save_rng,
-        owner=_owner(env),
+        owner=owner,
         in_background=args.async_save,
         on_termination=env.save_on_termination,
         limit=args.save_total_limit,
         record=json.dumps(record, indent=1),
     )
-
-
-def _owner(env: Environment) -> Owner:
-    return Owner(job_uid=env.job_uid, attempt=env.attempt)
-
-
-def _claim(save: Path, env: Environment) -> None:
-    if env.rank == 0 and not folder.claim(save, _owner(env)):
-        message = f"{save} belongs to a newer attempt of this job; attempt {env.attempt} must not write to it"
-        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message)
 
 
 def _run_info(

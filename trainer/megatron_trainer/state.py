@@ -8,6 +8,8 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_trainer.data.sample import Stretch
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 
@@ -31,9 +33,20 @@ class TrainState:
     data: str = ""
 
 
-def on_data(state: TrainState, identity: str) -> TrainState:
-    """The state of a run on the data of this identity; warns where it is other data, which has no next sample."""
+def on_data(state: TrainState, identity: str, *, total_iterations: int) -> TrainState:
+    """The state of a run on the data of this identity; warns where it is other data, which has no next sample.
+
+    Raises:
+        TrainingError: it is other data, and there is no step left to train on it.
+    """
     if state.data not in ("", identity):
+        if state.iteration >= total_iterations:
+            message = (
+                f"the checkpoint has all {total_iterations} steps of this run already, on other data than this "
+                "(or in another order): nothing would be trained; raise train_iters to train further on this data, "
+                "or give another save and start from the weights (load, with finetune true)"
+            )
+            raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
         logger.warning(
             "the data or its order is not that of the checkpoint: after its consumed_samples=%d some samples may come "
             "again and others not at all; to start anew from its weights, give it as load with finetune: true",

@@ -31,6 +31,7 @@ RESERVED = frozenset(
         "MTJ_RESTART_ATTEMPT",
         "MTJ_RESUME",
         "MTJ_SAVE_ON_TERM",
+        "MTJ_ADOPT",
     }
 )
 
@@ -82,4 +83,5 @@ def _identity(job: Job, attempt: int) -> dict[str, str]:
         "MTJ_RESUME": job.checkpoint.resume,
         "MTJ_SAVE_ON_TERM": "1" if job.checkpoint.save_on_termination else "0",
         "PYTHONUNBUFFERED": "1",
+        **({"MTJ_ADOPT": "1"} if job.checkpoint.adopts else {}),
     }

@@ -167,6 +167,9 @@ def _checkpoint() -> Schema:
                 "Required",
                 default="Auto",
             ),
+            "adopt": boolean(
+                "Goes on from the checkpoints of another job that has ended in this folder.", default=False
+            ),
             "onTermination": _defaulted(termination),
             "retainOnDelete": changeable(
                 "Never", boolean("Keeps a claim made from the template when the job goes.", default=True)

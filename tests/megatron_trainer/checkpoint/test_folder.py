@@ -12,7 +12,7 @@ OWNER = Owner(job_uid="a", attempt=0)
 
 def aside(save, iteration: int, writer: Owner = OWNER):
     path = folder.folder_aside(save, iteration, writer)
-    path.mkdir(parents=True)
+    folder.make_aside(path)
     return path
 
 
@@ -43,11 +43,13 @@ def test_publishing_gives_a_folder_its_name_and_replaces_one_of_the_same_iterati
 def test_an_attempt_that_was_replaced_publishes_nothing(tmp_path):
     folder.claim(tmp_path, OWNER)
     path = aside(tmp_path, 5)
+    manifest = checkpoint_files.manifest(path)
     folder.claim(tmp_path, Owner(job_uid="a", attempt=1))
     assert not path.exists(), "what the attempt before left half written is removed"
-    path = aside(tmp_path, 5)
-    with pytest.raises(OSError, match="was taken over by"):
-        folder.publish(path, checkpoint_files.manifest(path), OWNER)
+    with pytest.raises(FileNotFoundError):
+        aside(tmp_path, 5)
+    with pytest.raises(folder.TakenOver, match="was taken over by attempt 1 of job a"):
+        folder.publish(path, manifest, OWNER)
     assert checkpoints(tmp_path) == ()
 
 
@@ -83,6 +85,7 @@ def test_pruning_keeps_the_newest_complete_ones_and_the_best(tmp_path, complete,
         path = checkpoint_files.write(tmp_path, iteration, validation_loss=loss)
         if iteration in damaged:
             (path / ".metadata").unlink()
-    folder.prune(tmp_path, 4, limit)
+    folder.claim(tmp_path, OWNER)
+    folder.prune(tmp_path, 4, limit, OWNER)
     assert iterations(tmp_path) == left
     assert list(tmp_path.glob(".iter*")) == []

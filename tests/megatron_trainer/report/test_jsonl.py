@@ -2,6 +2,7 @@
 
 import json
 import math
+from itertools import pairwise
 
 from megatron_trainer.report import CheckpointRecord
 from megatron_trainer.report.jsonl import STEP_KEYS, Jsonl, log_row, losses_in, read_rows
@@ -92,3 +93,23 @@ def test_losses_are_told_from_the_keys_that_every_step_has():
     row = log_row(everything, log_throughput=True)
     assert row.keys() - STEP_KEYS == {"lm loss", "loss_code"}
     assert losses_in(row) == {"lm loss": 1.0, "loss_code": 2.0}
+
+
+def test_a_long_log_is_read_as_a_bounded_choice_of_rows_with_all_tokens_and_both_ends(tmp_path):
+    path, num_steps = tmp_path / "logging.jsonl", 20_000
+    with path.open("w") as file:
+        for step in range(1, num_steps + 1):
+            file.write(json.dumps({"iteration": step, "learning_rate": 0.1, "tokens": 3, "loss": 1.0}) + "\n")
+            if step % 4 == 0:
+                file.write(json.dumps({"iteration": step, "eval_loss": 1.0}) + "\n")
+    rows = read_rows(path, at_most=100)
+    steps = [row for row in rows if "learning_rate" in row]
+    others = [row for row in rows if "eval_loss" in row]
+    assert 100 <= len(steps) <= 201
+    assert 100 <= len(others) <= 201
+    assert sum(row["tokens"] for row in steps) == 3 * num_steps
+    assert [row["iteration"] for row in rows] == sorted(row["iteration"] for row in rows)
+    assert (rows[0]["iteration"], rows[-1]["iteration"]) == (1, num_steps)
+    gaps = {b["iteration"] - a["iteration"] for a, b in pairwise(steps[1:-1])}
+    assert len(gaps) == 1, "spread evenly"
+    assert len(read_rows(path)) == num_steps + num_steps // 4

@@ -1,18 +1,28 @@
 """Writing to the folder of a run's checkpoints: who may, what is published, what is removed. Writes no tensors.
 
 What lies there and how it is read: megatron_trainjob.checkpoint_folder.
+
+An attempt may be replaced at any moment, and be frozen at any moment and wake later: no check that it makes holds for
+the next line. So nothing here is checked and then done. Each attempt has a workshop, a folder of its own, made when it
+claims the save folder and taken away by whoever claims it next. Whatever appears in the save folder is renamed out of
+the workshop, and whatever disappears from it is renamed into the workshop: without it every such rename fails. Needs
+nothing of a file system but an atomic rename; neither locks nor clocks.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
+import re
 import shutil
-from collections.abc import Iterable
+import uuid
+from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from megatron_trainer.checkpoint import lease
 from megatron_trainjob.checkpoint_folder import (
     MANIFEST,
     OWNER,
@@ -23,13 +33,33 @@ from megatron_trainjob.checkpoint_folder import (
     iteration_folder,
 )
 
+WORKSHOP = ".attempt-"
+NAME_OF_WORKSHOP = re.compile(r"\.attempt-(\d+)-([0-9a-f]{8})-\w*")
+SWEPT = ".swept-"
+
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who writes to a folder: one attempt of one job (uid is empty for a run that no operator started)."""
+    """Who writes to a folder: one attempt of one job (uid is empty for a run that no operator started).
+
+    token: of the start of its ranks; a pod may start them more than once within an attempt.
+    """
 
     job_uid: str
     attempt: int
+    job_name: str = ""
+    token: str = ""
+
+    def __str__(self) -> str:
+        return f"attempt {self.attempt} of job {self.job_name or self.job_uid or 'without a name'}"
+
+
+class TakenOver(OSError):
+    """Another attempt, or another job, has claimed the folder."""
+
+
+class Occupied(Exception):
+    """The folder is another job's."""
 
 
 def owner(save: Path) -> Owner | None:
@@ -40,46 +70,138 @@ def owner(save: Path) -> Owner | None:
         return None
 
 
-def claim(save: Path, claimant: Owner) -> bool:
+def claim(save: Path, claimant: Owner, *, adopts: bool = False) -> bool:
     """Takes the folder over: whoever had it publishes nothing more. False: a newer attempt of this job has it.
 
-    This is what keeps a pod that a dead node still runs from writing beside the attempt that replaced it. What an
-    attempt that is gone left half written is removed.
+    adopts: also from another job that has ended. A job that was deleted and made again under its name is the same.
+
+    Raises:
+        Occupied: another job has the folder, or had it and adopts is false.
+
+    What an attempt that is gone left half written is removed; a checkpoint that it was about to replace comes back.
+    The workshop comes first, then others' go, then it is looked for newer ones: of two attempts that claim at once, in
+    whichever order their steps come, the newer one has the folder.
     """
     save.mkdir(parents=True, exist_ok=True)
+    own = workshop(save, claimant)
+    own.mkdir()
+    try:
+        _check_free(save, claimant, adopts=adopts)
+    except Occupied:
+        own.rmdir()
+        raise
+    newer = False
+    for left in save.glob(f"{WORKSHOP}*"):
+        attempt, job = _maker(left)
+        if job == _job_key(claimant) and attempt > claimant.attempt:
+            newer = True
+        elif left != own:
+            _sweep(left)
     current = owner(save)
-    if current is not None and current.job_uid == claimant.job_uid and current.attempt > claimant.attempt:
+    if newer or (current and current.job_uid == claimant.job_uid and current.attempt > claimant.attempt):
+        shutil.rmtree(own, ignore_errors=True)
         return False
-    replace_text(save / OWNER, json.dumps(asdict(claimant)))
-    for left in save.glob(".iter_*.tmp"):
+    for left in [*save.glob(f"{SWEPT}*"), *save.glob(".iter_*.tmp")]:  # the second are of an earlier release
         shutil.rmtree(left, ignore_errors=True)
+    try:
+        publish_text(save / OWNER, json.dumps(asdict(claimant)), claimant)
+    except FileNotFoundError:
+        return False
+    synchronize(save)
     return True
+
+
+def _check_free(save: Path, claimant: Owner, *, adopts: bool) -> None:
+    current, own = owner(save), workshop(save, claimant)
+    if current is None or (current.job_uid == claimant.job_uid and claimant.job_uid):
+        return
+    held = lease.holder(workshop(save, current), now_s=own.stat().st_mtime)
+    if held:
+        raise Occupied(f"{save} is in use by {current} ({held}); stop that run, or give this one another save folder")
+    is_other = current.job_uid and current.job_name and current.job_name != claimant.job_name
+    if is_other and not adopts:
+        message = f"{save} holds the run of another job, {current.job_name}; give this one another save folder"
+        raise Occupied(f"{message}, or let it go on from there with spec.checkpoint.adopt: true")
+
+
+def workshop(save: Path, writer: Owner) -> Path:
+    """The writer's own folder. It is there from its claim until the next one."""
+    return save / f"{WORKSHOP}{writer.attempt}-{_job_key(writer)}-{writer.token}"
+
+
+def _job_key(writer: Owner) -> str:
+    return uuid.uuid5(uuid.NAMESPACE_OID, writer.job_uid).hex[:8]
+
+
+def _maker(left: Path) -> tuple[int, str]:
+    """Attempt and job of a workshop, by its name; (-1, "") where it is none."""
+    match = NAME_OF_WORKSHOP.fullmatch(left.name)
+    return (int(match[1]), match[2]) if match else (-1, "")
+
+
+def _sweep(left: Path) -> None:
+    """Takes a workshop away: from here on nothing is renamed into it or out of it by its name."""
+    swept = left.with_name(f"{SWEPT}{uuid.uuid4().hex}")
+    with contextlib.suppress(FileNotFoundError):
+        left.rename(swept)
+        for taken in swept.glob("iter_*.replaced"):
+            final = left.parent / taken.name.removesuffix(".replaced")
+            if not final.exists():
+                taken.rename(final)
+        shutil.rmtree(swept, ignore_errors=True)
 
 
 def folder_aside(save: Path, iteration: int, writer: Owner) -> Path:
     """Where the checkpoint of this iteration is written before it is published."""
-    return save / f".{iteration_folder(save, iteration).name}.attempt{writer.attempt}.tmp"
+    return workshop(save, writer) / iteration_folder(save, iteration).name
+
+
+def make_aside(aside: Path) -> None:
+    """Makes the empty folder that a checkpoint is written into.
+
+    Raises:
+        FileNotFoundError: somebody else has claimed the folder.
+    """
+    shutil.rmtree(aside, ignore_errors=True)
+    aside.mkdir()
 
 
 def publish(aside: Path, manifest: Manifest, writer: Owner) -> Path:
     """Completes the folder and gives it its name, all at once and durably; an older one of the same iteration goes.
 
     Raises:
-        OSError: somebody else has claimed the folder, or it cannot be written.
+        TakenOver: somebody else has claimed the folder; nothing of it has changed.
+        OSError: it cannot be written.
     """
-    save = aside.parent
-    current = owner(save)
-    if current != writer:
-        raise OSError(f"{save} was taken over by {current}; {writer} publishes nothing more")
-    replace_text(aside / MANIFEST, manifest.to_text())
-    synchronize(aside)
-    final = iteration_folder(save, manifest.iteration)
-    if final.exists():
-        remove(final)
-    aside.rename(final)
-    synchronize(save)
-    replace_text(save / TRACKER, str(manifest.iteration))
+    save = aside.parent.parent
+    with owned(save, writer):
+        replace_text(aside / MANIFEST, manifest.to_text())
+        synchronize(aside)
+        final = iteration_folder(save, manifest.iteration)
+        replaced = aside.with_name(f"{final.name}.replaced")
+        with contextlib.suppress(FileNotFoundError):
+            shutil.rmtree(replaced, ignore_errors=True)
+            final.rename(replaced)
+        aside.rename(final)
+        synchronize(save)
+        shutil.rmtree(replaced, ignore_errors=True)
+        publish_text(save / TRACKER, str(manifest.iteration), writer)
     return final
+
+
+@contextlib.contextmanager
+def owned(save: Path, writer: Owner) -> Iterator[None]:
+    """Says of a failure within it that the folder was taken over, where that is its cause.
+
+    Raises:
+        TakenOver: instead of whatever the missing workshop raised.
+    """
+    try:
+        yield
+    except BaseException as err:
+        if workshop(save, writer).is_dir():
+            raise
+        raise TakenOver(f"{save} was taken over by {owner(save)}; {writer} publishes nothing more") from err
 
 
 def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[Checkpoint, ...]:
@@ -99,28 +221,35 @@ def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[C
     )
 
 
-def prune(save: Path, newest: int, limit: int) -> None:
+def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:
     """Removes what `superfluous` names."""
-    for checkpoint in superfluous(checkpoints(save), newest, limit):
-        remove(checkpoint.path)
+    with owned(save, writer):
+        for checkpoint in superfluous(checkpoints(save), newest, limit):
+            removed = workshop(save, writer) / f"{checkpoint.path.name}.removed"
+            shutil.rmtree(removed, ignore_errors=True)
+            checkpoint.path.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
-def remove(path: Path) -> None:
-    """Deletes a checkpoint: hides it first, so that nobody sees half of it."""
-    hidden = path.with_name(f".{path.name}.removed.tmp")
-    shutil.rmtree(hidden, ignore_errors=True)
-    path.rename(hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+def publish_text(path: Path, text: str, writer: Owner) -> None:
+    """Replaces a file of the save folder at once and durably; fails when the folder was taken over."""
+    aside = workshop(path.parent, writer) / path.name
+    _write(aside, text)
+    aside.replace(path)
 
 
 def replace_text(path: Path, text: str) -> None:
     """Writes the file at once and durably: a reader sees the old text or the new one."""
     aside = path.with_name(path.name + ".tmp")
-    with aside.open("w") as file:
+    _write(aside, text)
+    aside.replace(path)
+
+
+def _write(path: Path, text: str) -> None:
+    with path.open("w") as file:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
-    aside.replace(path)
 
 
 def synchronize(folder: Path) -> None:

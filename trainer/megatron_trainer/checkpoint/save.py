@@ -158,13 +158,14 @@ class Saver:
         )
         folder.publish(pending.shards.folder, manifest, policy.owner)
         if policy.limit is not None:
-            folder.prune(policy.save, state.iteration, policy.limit)
+            folder.prune(policy.save, state.iteration, policy.limit, policy.owner)
 
     def _on_all_ranks[Result](self, action: Callable[[], Result], aside: Path) -> Result:
         """The action's result; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
         error: Exception | None = None
         try:
-            result = action()
+            with folder.owned(self.policy.save, self.policy.owner):
+                result = action()
         except (OSError, RuntimeError, CheckpointException, CheckpointingException) as err:
             error = err
         if parallel.is_true_everywhere(error is None, self._backend):
@@ -180,8 +181,7 @@ class Saver:
 
 def _make(aside: Path) -> None:
     if dist.get_rank() == 0:
-        shutil.rmtree(aside, ignore_errors=True)
-        aside.mkdir(parents=True)
+        folder.make_aside(aside)
 
 
 def _write_record(aside: Path, record: str) -> dict[str, FileRecord]:

@@ -23,6 +23,8 @@ MAX_SHARE_OF_TIME = 0.01
 """A long run has many rows: rendering is spaced out so that it never takes more of the run than this."""
 
 ACCURACY = "rewards/accuracies"
+MAX_ROWS = 2000
+"""Of steps, and of other events each, that a report shows: more than a chart has pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,11 +37,17 @@ class Figure:
 
 
 class HtmlReport:
-    """Renders the file now and then during a run, and at its end."""
+    """Renders the file now and then during a run, and at its end.
 
-    def __init__(self, path: Path, *, rows: Path, interval: int, now: Callable[[], float]) -> None:
+    workshop: where it is written before it is renamed; one that is gone after a takeover leaves the report alone.
+    """
+
+    def __init__(
+        self, path: Path, *, rows: Path, interval: int, now: Callable[[], float], workshop: Path | None = None
+    ) -> None:
         self.interval = interval
         self._path = path
+        self._workshop = workshop or path.parent
         self._rows = rows
         self._now = now
         self._run: RunInfo | None = None
@@ -71,8 +79,10 @@ class HtmlReport:
             return
         started = time.monotonic()
         phase = self._finish.phase if self._finish else self._phase
-        text = render(self._run, read_rows(self._rows), finish=self._finish, phase=phase, now=self._now())
-        aside = self._path.with_name(self._path.name + ".tmp")
+        text = render(
+            self._run, read_rows(self._rows, at_most=MAX_ROWS), finish=self._finish, phase=phase, now=self._now()
+        )
+        aside = self._workshop / f"{self._path.name}.tmp"
         aside.write_text(text)
         aside.replace(self._path)
         seconds = time.monotonic() - started

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -51,25 +51,74 @@ class Jsonl:
             stream.write(to_line(row))
 
 
-def read_rows(path: Path) -> list[Row]:
-    """All rows, in order; none without a file. A last line that a killed run left unfinished is passed over."""
-    rows: list[Row] = []
-    for line in path.read_text().splitlines() if path.exists() else ():
-        try:
-            row = json.loads(line)
-        except ValueError:
-            continue
-        if isinstance(row, dict) and isinstance(row.get("iteration"), int):
-            rows.append(row)
-    return rows
+def read_rows(path: Path, *, at_most: int | None = None) -> list[Row]:
+    """All rows, in order; none without a file. A last line that a killed run left unfinished is passed over.
+
+    at_most: of steps, and of other rows each; of more, one of every 2, 4, 8 ... is kept, and the last one. What is kept
+    stands for the tokens of the steps that were left out before it.
+    """
+    steps, others = Thinned(at_most), Thinned(at_most)
+    for place, row in enumerate(_rows(path)):
+        (steps if "learning_rate" in row else others).add(place, row)
+    return [row for _, row in sorted([*steps.rows(), *others.rows()], key=lambda found: found[0])]
+
+
+class Thinned:
+    """A bounded choice of rows, spread evenly over however many come."""
+
+    def __init__(self, at_most: int | None) -> None:
+        self._at_most = at_most
+        self._kept: list[tuple[int, Row]] = []
+        self._left_out: list[tuple[int, Row]] = []
+        self._stride = 1
+        self._count = 0
+
+    def add(self, place: int, row: Row) -> None:
+        """Keeps the row, or leaves it out."""
+        self._left_out = _joined(self._left_out, (place, row))
+        if self._count % self._stride == 0:
+            self._kept += self._left_out
+            self._left_out = []
+        self._count += 1
+        if self._at_most is not None and len(self._kept) > 2 * self._at_most:
+            first, *rest = self._kept
+            pairs = zip(rest[::2], rest[1::2], strict=True)
+            self._kept = [first, *(_joined([earlier], later)[0] for earlier, later in pairs)]
+            self._stride *= 2
+
+    def rows(self) -> list[tuple[int, Row]]:
+        """The rows kept, and the last one."""
+        return [*self._kept, *self._left_out]
+
+
+def _joined(before: list[tuple[int, Row]], after: tuple[int, Row]) -> list[tuple[int, Row]]:
+    """The later row, which stands for the tokens of the earlier one too."""
+    place, row = after
+    if not before or "tokens" not in row:
+        return [after]
+    tokens = [value for value in (before[0][1].get("tokens"), row["tokens"]) if isinstance(value, int | float)]
+    return [(place, {**row, "tokens": sum(tokens)})]
+
+
+def _rows(path: Path) -> Iterator[Row]:
+    if not path.exists():
+        return
+    with path.open() as lines:
+        for line in lines:
+            try:
+                row = json.loads(line)
+            except ValueError:
+                continue
+            if isinstance(row, dict) and isinstance(row.get("iteration"), int):
+                yield row
 
 
 def rewind(path: Path, last_iteration: int) -> None:
     """Keeps the rows up to `last_iteration`; a reader sees the old file or the new one."""
     if path.exists():
-        kept = [row for row in read_rows(path) if row["iteration"] <= last_iteration]  # type: ignore[operator]
         aside = path.with_name(path.name + ".tmp")
-        aside.write_text("".join(map(to_line, kept)))
+        with aside.open("w") as file:
+            file.writelines(to_line(row) for row in _rows(path) if row["iteration"] <= last_iteration)  # type: ignore[operator]
         aside.replace(path)
 
 

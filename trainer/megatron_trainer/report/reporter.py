@@ -139,16 +139,25 @@ class Pace:
 
 
 def open_reporter(
-    args: TrainArgs, *, save: Path, rank: int, environment: Mapping[str, str], now: Callable[[], float]
+    args: TrainArgs,
+    *,
+    save: Path,
+    rank: int,
+    environment: Mapping[str, str],
+    now: Callable[[], float],
+    workshop: Path | None = None,
 ) -> Reporter:
     """The reporter of this rank; on the first rank it writes to every sink that args ask for.
 
     save: the run's folder (version folder included). environment: the process environment (MTJ_PROGRESS_FILE,
-    MTJ_RESTART_ATTEMPT, KUBEFLOW_TRAINER_SERVER_*).
+    MTJ_RESTART_ATTEMPT, KUBEFLOW_TRAINER_SERVER_*). workshop: where files are written before they are renamed; unset:
+    beside their places.
     Raises InvalidInput when W&B is asked for but not installed.
     """
     if rank != 0:
         return Reporter((), now=now)
     from megatron_trainer.report.sinks import open_sinks  # TensorBoard, jinja2: only this rank pays for them
 
-    return Reporter(open_sinks(args, save, environment, now), now=now, carry_path=save / "unlogged_steps.json")
+    return Reporter(
+        open_sinks(args, save, environment, now, workshop), now=now, carry_path=save / "unlogged_steps.json"
+    )

@@ -20,7 +20,11 @@ from megatron_trainjob.args.tree import TrainArgs
 
 
 def open_sinks(
-    args: TrainArgs, save: Path, environment: Mapping[str, str], now: Callable[[], float]
+    args: TrainArgs,
+    save: Path,
+    environment: Mapping[str, str],
+    now: Callable[[], float],
+    workshop: Path | None = None,
 ) -> tuple[Sink, ...]:
     """The sinks that args and environment ask for, in the order in which they get an event.
 
@@ -40,7 +44,7 @@ def open_sinks(
             choices=tensorboard_choices(args),
             now=now,
         ),
-        HtmlReport(page, rows=rows, interval=args.log_interval, now=now),
+        HtmlReport(page, rows=rows, interval=args.log_interval, now=now, workshop=workshop),
     ]
     if server := kubeflow.server_from(environment):
         sinks.append(KubeflowPush(server, now=now))

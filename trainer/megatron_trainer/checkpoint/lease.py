@@ -1,0 +1,68 @@
+"""A sign of life in a workshop: whether whoever claimed a save folder still runs.
+
+A file whose time of change is set every few seconds, by the clock of the file system alone: clocks of nodes differ.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import threading
+from pathlib import Path
+
+LEASE = "lease.json"
+PERIOD_S = 10.0
+LIFE_S = 60.0
+"""After so long without a sign its process is gone, or cannot write either."""
+
+
+class Heartbeat:
+    """Renews the lease of a workshop from a thread until it is stopped, or until the workshop has been taken away."""
+
+    def __init__(self, workshop: Path) -> None:
+        self._path = workshop / LEASE
+        self._path.write_text(json.dumps({"host": socket.gethostname(), "pid": os.getpid()}))
+        self._stopped = threading.Event()
+        threading.Thread(target=self._renew, name="lease", daemon=True).start()
+
+    def stop(self) -> None:
+        """Gives the lease back: the folder is free at once."""
+        self._stopped.set()
+        self._path.unlink(missing_ok=True)
+
+    def _renew(self) -> None:
+        while not self._stopped.wait(PERIOD_S):
+            try:
+                os.utime(self._path)
+            except FileNotFoundError:
+                return
+            except OSError:
+                continue  # a volume that is away for a moment
+
+
+def holder(workshop: Path, *, now_s: float) -> str | None:
+    """Who renews the lease of this workshop, for a message; None: nobody any more. now_s: by the same file system."""
+    path = workshop / LEASE
+    try:
+        age_s = now_s - path.stat().st_mtime
+        held = json.loads(path.read_text())
+        host, pid = str(held["host"]), int(held["pid"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    if age_s > LIFE_S or (host == socket.gethostname() and _is_gone(pid)):
+        return None
+    return f"process {pid} on {host}, {max(age_s, 0):.0f} s ago"
+
+
+def _is_gone(pid: int) -> bool:
+    """Whether a process of this machine has ended. Of our own an earlier run may have left its lease."""
+    if pid == os.getpid():
+        return True
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return True
+    except OSError:
+        return False
+    return False
