@@ -7,7 +7,7 @@ INSTALLED := $(VENV)/.installed
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: template-table help install demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
+.PHONY: template-table help install check demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
@@ -26,6 +26,11 @@ demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/train
 	@$(BIN)/python examples/quickstart/make_data.py --output $(DEMO)
 	@$(BIN)/mtj run examples/quickstart/trainjob.yaml --volume quickstart-data=$(DEMO)
 	@$(BIN)/python examples/quickstart/show_result.py --data $(DEMO)
+
+check: lint type  ## what to run before every commit: lint, types, and the tests that start no ranks
+	$(BIN)/pytest -q -m "not gpu and not slow and not cluster and not node and not dist" tests/megatron_trainjob \
+	  tests/megatron_operator tests/charts tests/megatron_trainer/data tests/megatron_trainer/losses \
+	  tests/megatron_trainer/report tests/megatron_trainer/megatron
 
 test: install  ## run the tests that need neither a GPU, nor a cluster, nor many minutes
 	$(BIN)/pytest -m "not gpu and not slow and not cluster and not node"

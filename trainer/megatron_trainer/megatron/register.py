@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-Backends = Literal["CPU", "CPU and GPU", "without TransformerEngine"]
+Backends = Literal["CPU", "GPU", "CPU and GPU", "without TransformerEngine"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -181,6 +181,13 @@ CHANGES: tuple[Change, ...] = (
             "megatron.core.transformer.dot_product_attention:DotProductAttention.forward": "a0bbd121e290",
             "megatron.core.transformer.module:MegatronModule.__init__": "5b8b5da5b979",
         },
+    ),
+    Change(
+        ours="models.engine_attention",
+        why="TransformerEngine's causal attention reads no mask, so padding on the left would be attended to.",
+        until="TEDotProductAttention passes a mask on where padding is on the left",
+        backends="GPU",
+        rests_on={"megatron.core.extensions.transformer_engine:TEDotProductAttention": "90a07be0da03"},
     ),
     Change(
         ours="checkpoint.shards",
