@@ -22,7 +22,8 @@ from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.checkpoint.folder import Owner
 from megatron_trainer.checkpoint.save import SavePolicy, Saver
-from megatron_trainer.convert.adapter import load_adapter
+from megatron_trainer.convert import adapter_modules
+from megatron_trainer.convert.adapter import check_loadable, load_adapter
 from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.convert.draw import draw_weights
 from megatron_trainer.convert.load import load_weights
@@ -152,7 +153,10 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_ori
     elif draws_on_host(args, backend):
         draw_weights(models, spec, seed=args.seed)
     if args.train_type == "lora":
-        add_adapters(models, args, keep_originals=keep_originals)
+        directory = adapter_modules.start_of(None, args.adapter_load)
+        parts = adapter_modules.parts(models, spec, directory)
+        add_adapters(models, args, keep_originals=keep_originals, parts=parts)
+        check_loadable(models, spec, args)
     else:
         freeze(models, args)
     return optim.wrap(models, args, learning_rate=derive.learning_rate(args))

@@ -1,14 +1,16 @@
 """Adapters as PEFT directories: what peft, vLLM and transformers load, and what this trainer loads back.
 
 Megatron fuses q, k, v and gate, up into one linear with one A and one B. Written out, each part gets the same A and
-its rows of B, which is the same function. The way back exists only for parts that share their A.
+its rows of B, which is the same function. The way back: parts that share their A are one adapter of the same rank,
+parts with an A of their own one of the ranks together.
 """
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,14 +23,16 @@ from torch import Tensor
 from megatron_trainer.convert import peft_format, table
 from megatron_trainer.convert.adapter_source import AdapterSource, open_adapter
 from megatron_trainer.convert.publish import publish
-from megatron_trainer.convert.rules import RULES, Share, Sizes
-from megatron_trainer.convert.stream import takes_part
+from megatron_trainer.convert.rules import RULES, Share, Sizes, Source
+from megatron_trainer.convert.stream import pieces, takes_part
 from megatron_trainer.convert.table import Entry
+from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
 from megatron_trainer.lora.layer import Pair
 from megatron_trainer.lora.merge import adapted_modules
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
 
@@ -51,6 +55,22 @@ class _Adapted:
         return Share(rank=group.rank(), size=group.size(), dim=half.partition_dim if is_split else None)
 
 
+def check_loadable(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs) -> None:
+    """Returns when peft can place every adapter, or when the run ends in a merged model. Collective.
+
+    Raises InvalidInput, before anything is trained.
+    """
+    clash = peft_format.mistaken_for_experts(agree.union(m for one in _adapted(chunks, spec) for m in one.modules))
+    if not clash or args.merge_lora:
+        return
+    argument = "target_modules" if args.target_regex is None else "target_regex"
+    message = (
+        f"peft takes the adapters of {clash} for those of routed experts and drops them; set merge_lora: true to get "
+        "the whole model, or leave either out"
+    )
+    raise InvalidInput((Violation(path=f"spec.args.{argument}", value=getattr(args, argument), message=message),))
+
+
 def save_adapter(
     chunks: Sequence[torch.nn.Module],
     spec: ModelSpec,
@@ -71,16 +91,16 @@ def save_adapter(
     every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
     saved = agree.union(_modules_to_save(chunks, spec))
     if clash := peft_format.mistaken_for_experts(adapted):
-        logger.warning(
-            "peft up to 0.21 takes the adapters of %s for experts' and drops them; export with merge_lora", clash
-        )
+        logger.warning("peft takes the adapters of %s for experts' and drops them; vLLM loads them", clash)
+    width = max(map(int, agree.union(str(one.pair.rank) for one in _adapted(chunks, spec))), default=args.lora_rank)
     config = peft_format.config(
         args,
+        rank=width,
         base_model=str(spec.directory),
         target_modules=peft_format.shortest_targets(adapted, every),
         modules_to_save=saved,
     )
-    mine = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in _gathered(chunks, spec, adapted)}
+    mine = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in _gathered(chunks, spec, adapted, width)}
 
     def write_part(aside: Path) -> None:
         if mine:
@@ -98,11 +118,11 @@ def save_adapter(
 def load_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs, directory: Path) -> None:
     """Fills the adapters, and what else trains, from a PEFT directory. Collective.
 
-    add_adapters must have been called with the arguments that the directory was made with.
+    add_adapters must have been called with the arguments that the directory was made with, and adapter_modules.parts.
 
     Raises:
-        InvalidInput: no adapter there (MISSING_INPUT); one of another kind, rank, scale or set of modules; or one
-            whose q, k, v (gate, up) have different A (BAD_ARGUMENTS). The same on all ranks.
+        InvalidInput: no adapter there (MISSING_INPUT); one of another kind, rank, scale or set of modules
+            (BAD_ARGUMENTS). The same on all ranks.
     """
     source = open_adapter(Path(directory))
     peft_format.check(source.config, args, str(directory))
@@ -154,13 +174,13 @@ def _names(entry: Entry, spec: ModelSpec) -> tuple[str, ...]:
 
 @torch.no_grad()
 def _gathered(
-    chunks: Sequence[torch.nn.Module], spec: ModelSpec, adapted_names: frozenset[str]
+    chunks: Sequence[torch.nn.Module], spec: ModelSpec, adapted_names: frozenset[str], width: int
 ) -> Iterator[tuple[str, Tensor]]:
     """(key, whole tensor) of everything that this rank writes. Collective over the ranks that share a weight."""
     sizes = table.sizes(spec)
     for one in _adapted(chunks, spec):
         if takes_part(one.entry):
-            yield from _halves(one, sizes)
+            yield from ((key, _widened(key, half, width)) for key, half in _halves(one, sizes))
     for entry in _trained_in_full(chunks, spec):
         if not takes_part(entry) or entry.is_copy:
             continue
@@ -188,24 +208,66 @@ def _halves(one: _Adapted, sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
         yield peft_format.half_key(module, "B", is_embedding=False), part
 
 
+def _widened(key: str, half: Tensor, width: int) -> Tensor:
+    """A with zero rows, or B with zero columns, up to the widest adapter of the run: serving knows one rank for all."""
+    missing = width - half.shape[0 if "_A" in key else 1]
+    pad = (0, 0, 0, missing) if "_A" in key else (0, missing)
+    return torch.nn.functional.pad(half, pad) if missing else half
+
+
 def _load_pair(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
-    embedding = one.pair.transposed
-    a_keys, b_keys = (
-        [peft_format.half_key(module, half, is_embedding=embedding) for module in one.modules] for half in ("A", "B")
+    if one.pair.transposed:
+        _load_table(one, source, sizes)
+        return
+    keys = {half: [peft_format.half_key(module, half, is_embedding=False) for module in one.modules] for half in "AB"}
+    stored_a, stored_b = (source.present(keys[half]) for half in "AB")
+    if not stored_a or stored_a.keys() != stored_b.keys():
+        source.missing.update(key for half in "AB" for key in keys[half])
+        return
+    rank = next(iter(stored_a.values())).shape[0]
+    width = one.pair.a.shape[0]
+    if width not in (rank, rank * len(one.modules)) or any(b.shape[1] != rank for b in stored_b.values()):
+        source.different.add(f"{peft_format.layer_of(keys['A'][0])} with rank {rank}")
+        return
+    if width == rank and source.shared([keys["A"][number] for number in stored_a]) == []:
+        return
+    whole_a = _side_by_side(one, stored_a, rank, sizes)
+    rows = [piece.shape[0] for piece in pieces(one.entry, sizes)]
+    whole_b = [torch.zeros(size, width) for size in rows]
+    for number, b in stored_b.items():
+        first = number * rank if width > rank else 0
+        if b.shape[0] == rows[number]:
+            whole_b[number][:, first : first + rank] = b[:]
+        else:
+            source.different.add(f"{peft_format.layer_of(keys['B'][number])} with shape {list(b.shape)}")
+    source.fill(one.pair.a, RULES["plain"].shard([whole_a], one.share(one.pair.a), sizes), keys["A"])
+    source.fill(one.pair.b, RULES[one.entry.rule].shard(whole_b, one.share(one.pair.b), sizes), keys["B"])
+
+
+def _side_by_side(one: _Adapted, stored_a: Mapping[int, Source], rank: int, sizes: Sizes) -> Tensor:
+    """The whole A: the common one, or every linear's own below the other; one without an adapter has random rows.
+
+    Random and not zero: with its B at zero a zero A would never train.
+    """
+    first = next(iter(stored_a.values()))[:]
+    if one.pair.a.shape[0] == rank:
+        return first
+    missing = torch.nn.init.kaiming_uniform_(
+        torch.empty(first.shape), a=math.sqrt(5), generator=torch.Generator().manual_seed(len(one.entry.name))
     )
+    blocks = [stored_a[number][:] if number in stored_a else missing for number in range(len(one.modules))]
+    return torch.cat([block.to(first.dtype) for block in blocks])
+
+
+def _load_table(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
+    """A of an embedding is a table with one column a token; the rule for tables knows rows."""
+    a_keys, b_keys = ([peft_format.half_key(m, half, is_embedding=True) for m in one.modules] for half in ("A", "B"))
     stored_a, stored_b = source.shared(a_keys), source.tensors(b_keys)
     if not stored_a or not stored_b:
         return
     a, b = one.pair.a, one.pair.b
-    if embedding:
-        # A is a table with one column a token; the rule for tables knows rows.
-        share_a = RULES["vocabulary"].shard([stored_a[0][:].t()], one.share(a), sizes).t()
-        share_b = stored_b[0][:]
-    else:
-        share_a = RULES["plain"].shard(stored_a, one.share(a), sizes)
-        share_b = RULES[one.entry.rule].shard(stored_b, one.share(b), sizes)
-    source.fill(a, share_a, a_keys)
-    source.fill(b, share_b, b_keys)
+    source.fill(a, RULES["vocabulary"].shard([stored_a[0][:].t()], one.share(a), sizes).t(), a_keys)
+    source.fill(b, stored_b[0][:], b_keys)
 
 
 def _shares(tensor: Tensor, share: Share, group: dist.ProcessGroup) -> list[Tensor]:

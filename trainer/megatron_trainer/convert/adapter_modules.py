@@ -10,12 +10,38 @@ from pathlib import Path
 import torch
 
 from megatron_trainer.convert import peft_format, table
-from megatron_trainer.convert.adapter_source import open_adapter
+from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
 
 _HALF = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.weight)?$")
 _EXPERT = re.compile(r"\.local_experts\.\d+")
+
+
+def start_of(adapter: Path | None, adapter_load: str | None) -> Path | None:
+    """The PEFT directory that decides the widths: the adapter itself, or the one that training started from."""
+    if adapter is not None:
+        return adapter
+    return Path(adapter_load) if adapter_load and holds_adapter(Path(adapter_load)) else None
+
+
+def parts(chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path | None) -> dict[str, int]:
+    """This rank's modules that hold several adapters side by side, with their number.
+
+    Linears that are one in Megatron (q, k, v; gate, up) have adapters with an A each in PEFT. Where these differ, the
+    one here is as wide as all of them, its B zero outside of their blocks. directory: of the adapter to start from.
+    """
+    if directory is None:
+        return {}
+    source = open_adapter(directory)
+    found = {}
+    for entry in table.entries(chunks, spec):
+        keys = [peft_format.half_key(name.removesuffix(".weight"), "A", is_embedding=False) for name in entry.names]
+        stored = [source.file.get_tensor(key) for key in keys if key in source.keys]
+        if any(not torch.equal(stored[0], other) for other in stored[1:]):
+            module = entry.name.removesuffix(".weight")
+            found |= dict.fromkeys((module, _EXPERT.sub("", module)), len(entry.names))
+    return found
 
 
 def with_modules(args: TrainArgs, chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path) -> TrainArgs:

@@ -41,6 +41,13 @@ class AdapterSource:
         self.used.update(key for key in keys if key in self.keys)
         return [] if absent else [StoredTensor(stored=self.file.get_slice(key)) for key in keys]
 
+    def present(self, keys: Sequence[str]) -> dict[int, StoredTensor]:
+        """Those of these keys that are there, by their place in the list."""
+        self.used.update(key for key in keys if key in self.keys)
+        return {
+            number: StoredTensor(stored=self.file.get_slice(key)) for number, key in enumerate(keys) if key in self.keys
+        }
+
     def shared(self, keys: Sequence[str]) -> list[StoredTensor]:
         """The one tensor that is stored under all of these keys; nothing, and a note, when they differ."""
         first, *others = self.tensors(keys) or [None]
@@ -74,8 +81,8 @@ class AdapterSource:
         ]
         if different := agree.union(self.different):
             message = (
-                "linears that are one in Megatron have one A, and these differ or do not fit; merge the adapter into "
-                "the model with PEFT (merge_and_unload) and train a new one"
+                "adapters do not fit this run's; merge the adapter into the model with PEFT (merge_and_unload) and "
+                "train a new one"
             )
             problems.append(self._violation(different, message))
         if problems:

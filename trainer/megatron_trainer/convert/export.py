@@ -101,7 +101,9 @@ def _load(found: Inputs, backend: Backend) -> Loaded:
     if isinstance(found.adapter, Path):
         args = adapter_modules.with_modules(args, chunks, spec, found.adapter)
     if found.adapter is not None:
-        add_adapters(chunks, args)
+        own = found.adapter if isinstance(found.adapter, Path) else None
+        directory = adapter_modules.start_of(own, found.adapter_load)
+        add_adapters(chunks, args, parts=adapter_modules.parts(chunks, spec, directory))
     engine = engine_of(chunks)
     if found.base is not None:
         checkpoint_load.read_part(engine, found.base, "base")

@@ -40,7 +40,8 @@ class Inputs:
     """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is
     (a repository of the hub: in the hub's cache).
 
-    stop_words: the texts that trained answers end with, where the run said so.
+    stop_words: the texts that trained answers end with, where the run said so. adapter_load: the PEFT folder that the
+    run of an adapter started from, which decides how wide its adapters are.
 
     base: where its weights lie, None for those in `model`. adapter: a checkpoint of LoRA training, a PEFT folder, or
     None.
@@ -51,6 +52,7 @@ class Inputs:
     base: Checkpoint | None
     adapter: Checkpoint | Path | None
     stop_words: tuple[str, ...] = ()
+    adapter_load: str | None = None
 
     def folders(self) -> list[Path]:
         """Everything that is read."""
@@ -78,6 +80,7 @@ def find(args: TrainArgs, given: frozenset[str]) -> Inputs:
         base=base,
         adapter=adapter,
         stop_words=_stop_words(adapter or base),
+        adapter_load=record.get("adapter_load"),
     )
 
 

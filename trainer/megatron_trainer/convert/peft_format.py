@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterable, Mapping
 from typing import Literal
@@ -29,19 +30,21 @@ def full_key(name: str, adapted_modules: Iterable[str]) -> str:
 
 
 def config(
-    args: TrainArgs, *, base_model: str, target_modules: Iterable[str], modules_to_save: Iterable[str]
+    args: TrainArgs, *, rank: int, base_model: str, target_modules: Iterable[str], modules_to_save: Iterable[str]
 ) -> dict[str, object]:
-    """The content of adapter_config.json."""
+    """The content of adapter_config.json. rank: of the widest adapter, with the scale of the run's own rank."""
+    wider = rank / args.lora_rank
+    alpha = args.lora_alpha * (math.sqrt(wider) if args.use_rslora else wider)
     return {
         "base_model_name_or_path": base_model,
         "bias": args.lora_bias,
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "lora_alpha": args.lora_alpha,
+        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
         "lora_dropout": args.lora_dropout,
         "modules_to_save": sorted(modules_to_save) or None,
         "peft_type": "LORA",
-        "r": args.lora_rank,
+        "r": rank,
         "target_modules": sorted(target_modules),
         "task_type": "CAUSAL_LM",
         "use_rslora": args.use_rslora,

@@ -26,7 +26,7 @@ class GroupedAdapter(torch.nn.Module):
         for index, name in enumerate(names):
             first = share_of_A(kaiming_uniform(name, place.in_features, settings), place)
             a = torch.nn.Parameter(first)
-            b = torch.nn.Parameter(first.new_zeros(place.out_features, settings.rank))
+            b = torch.nn.Parameter(first.new_zeros(place.out_features, settings.width))
             mark(a, b, place)
             self.register_parameter(f"A{index}", a)
             self.register_parameter(f"B{index}", b)

@@ -7,6 +7,9 @@ ranks come to the same verdict, also when only one of them holds what is wrong.
 from __future__ import annotations
 
 import logging
+from collections.abc import Mapping
+from dataclasses import replace
+from types import MappingProxyType
 
 import torch
 from megatron.core import parallel_state
@@ -37,11 +40,18 @@ def settings(args: TrainArgs) -> Settings:
     )
 
 
-def add_adapters(chunks: list[torch.nn.Module], args: TrainArgs, *, keep_originals: bool = False) -> int:
+def add_adapters(
+    chunks: list[torch.nn.Module],
+    args: TrainArgs,
+    *,
+    keep_originals: bool = False,
+    parts: Mapping[str, int] = MappingProxyType({}),
+) -> int:
     """Number of modules that got an adapter on this rank; everything else is frozen but what args say trains.
 
     keep_originals: hold a copy of the weights that train in full, so that adapters_disabled can show the
-    untouched model (a reference policy needs it; it costs their size).
+    untouched model (a reference policy needs it; it costs their size). parts: of the modules whose adapters are several
+    side by side (adapter_modules.parts).
 
     Raises InvalidInput with every problem: names that match nothing, and layouts where the result would be wrong.
     """
@@ -53,7 +63,8 @@ def add_adapters(chunks: list[torch.nn.Module], args: TrainArgs, *, keep_origina
     for _, parameter in named_parameters(chunks):
         parameter.requires_grad_(False)
     for name in sorted(chosen.names):
-        _adapt(name, modules[name], settings(args), unwrapped(chunks[0]).config)
+        numbers = replace(settings(args), parts=parts.get(name, 1))
+        _adapt(name, modules[name], numbers, unwrapped(chunks[0]).config)
     _train_in_full(chunks, args, agree.union(saved.names), keep_originals=keep_originals)
     let_gradients_through_embeddings(chunks)
     _hold_routing_biases(chunks)

@@ -33,13 +33,22 @@ from megatron_trainer.lora.sharding import sharded_pair
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The numbers that every adapter of a run shares; `seed` and the module's name decide the first A."""
+    """The numbers that every adapter of a run shares; `seed` and the module's name decide the first A.
+
+    parts: adapters that are side by side in one: those of q, k and v with an A each are one of three times the rank.
+    """
 
     rank: int
     alpha: int
     dropout: float
     rank_stabilized: bool
     seed: int
+    parts: int = 1
+
+    @property
+    def width(self) -> int:
+        """Rows of A and columns of B."""
+        return self.rank * self.parts
 
     @property
     def scale(self) -> float:
@@ -55,6 +64,11 @@ class Pair:
     a: torch.nn.Parameter
     b: torch.nn.Parameter
     transposed: bool = False
+
+    @property
+    def rank(self) -> int:
+        """Rows of A."""
+        return self.a.shape[0]
 
     def delta(self, scale: float) -> torch.Tensor:
         """What merging adds to this rank's part of the weight, float32."""
@@ -72,7 +86,7 @@ class LinearAdapter(torch.nn.Module):
         self.active = True
         self.A = torch.nn.Parameter(share_of_A(kaiming_uniform(name, place.in_features, settings), place))
         rows = place.out_features // (place.size if place.split == "column" else 1)
-        self.B = torch.nn.Parameter(torch.zeros(rows, settings.rank, dtype=place.dtype, device=place.device))
+        self.B = torch.nn.Parameter(torch.zeros(rows, settings.width, dtype=place.dtype, device=place.device))
         mark(self.A, self.B, place)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
@@ -108,7 +122,7 @@ def generator_of(name: str, settings: Settings) -> torch.Generator:
 
 def kaiming_uniform(name: str, in_features: int, settings: Settings) -> torch.Tensor:
     """The whole first A [r, I], uniform within +-1/sqrt(I), float32 on the host."""
-    whole = torch.empty(settings.rank, in_features, dtype=torch.float32, device="cpu")
+    whole = torch.empty(settings.width, in_features, dtype=torch.float32, device="cpu")
     return torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator_of(name, settings))
 
 

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
@@ -71,6 +74,40 @@ def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
     return "needs merge_lora: true in LoRA training; set that, or remove to_hf (the adapter is written anyway)"
 
 
+@rule(
+    "target_modules",
+    "target_regex",
+    "merge_lora",
+    "train_type",
+    "num_experts",
+    "moe_shared_expert_intermediate_size",
+    "moe_ffn_hidden_size",
+    tasks=TRAINING,
+    needs_model=True,
+)
+def adapters_have_a_form_that_peft_loads(facts: Facts) -> str:
+    """peft takes adapters of shared experts and of dense layers for those of routed experts, and drops them."""
+    args, config = facts.args, facts.config
+    if args.train_type != "lora" or args.merge_lora or args.target_regex:
+        return ""
+    everywhere = {"all-linear", "linear_fc1", "linear_fc2"} & set(args.target_modules)
+    if not everywhere or not derive.num_experts(args, config) or config.get("model_type") == "mixtral":
+        return ""
+    others = "shared experts" if derive.shared_expert_size(args, config) else "dense layers"
+    if others == "dense layers" and not _has_dense_layers(config):
+        return ""
+    return (
+        f"adapts the routed experts and the {others} of the model, whose adapters peft takes for each other and drops; "
+        "set merge_lora: true to get the whole model, or name linear_qkv and linear_proj (or a target_regex) instead"
+    )
+
+
+def _has_dense_layers(config: Mapping[str, Any]) -> bool:
+    """Whether some layers of a model with experts have none."""
+    keys = ("first_k_dense_replace", "mlp_only_layers")
+    return any(bool(config.get(key)) for key in keys) or (config.get("decoder_sparse_step") or 1) > 1
+
+
 FULL = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full")
 LORA = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_lora")
 
@@ -96,6 +133,7 @@ RULES = (
     something_is_trained,
     modules_are_chosen_in_one_way,
     some_module_gets_an_adapter,
+    adapters_have_a_form_that_peft_loads,
     a_model_written_after_lora_has_the_adapter_in_it,
     idle_without("only_an_adapter_is_merged", is_("merge_lora", True), is_("train_type", "lora"), tasks=TRAINING),
     excludes(
