@@ -1,6 +1,8 @@
 """Folders that are built once and found by a key, whichever process or node asks first.
 
-The builder writes a folder aside and renames it, so that a folder is there completely or not at all. A lock file says
+The builder writes a folder aside, makes it durable, and renames it, so that a folder is there completely or not at
+all. A list of its files with their lengths tells what a crash of the machine, or somebody else, has left of it since:
+such a folder is built again. A lock file says
 that somebody builds; its owner touches it while it lives, and a lock that nobody touches is taken over. Should two
 build at the same time all the same (a node was cut off for a while, a file system lacks exclusive creation), both build
 the same content, and what is finished first stays: others may read it already.
@@ -8,6 +10,7 @@ the same content, and what is finished first stays: others may read it already.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import shutil
@@ -18,8 +21,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.exit_codes import ExitCode
+
 logger = logging.getLogger(__name__)
 
+LENGTHS = "lengths.json"
 BEAT_S = 1.0
 DEAD_AFTER_S = 20.0
 LOOK_AGAIN_S = 0.1
@@ -33,31 +40,70 @@ def built_once(
     renew: build even when the folder is there; it replaces the old one.
     dead_after_s: a builder that shows no life for so long is given up. What `build` raises is raised here.
     """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    if folder.exists() and not renew:
+    if is_whole(folder) and not renew:
         return folder
+    with _writing(folder.parent):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+    if folder.exists() and not renew:
+        logger.warning("the cached data in %s is not whole and is made again", folder)
     lock = folder.with_name(folder.name + ".lock")
     watch = _Watch(lock, dead_after_s)
     while not _take(lock):
         watch.look()
-        if folder.exists() and not renew:
+        if is_whole(folder) and not renew:
             return folder
         time.sleep(LOOK_AGAIN_S)
     with _alive(lock):
-        if renew or not folder.exists():
+        if renew or not is_whole(folder):
             _build_aside(folder, build, renew=renew)
     return folder
+
+
+def is_whole(folder: Path) -> bool:
+    """Whether every file that was built is there in its length."""
+    try:
+        lengths = json.loads((folder / LENGTHS).read_text())
+        return all((folder / name).stat().st_size == length for name, length in lengths.items())
+    except (OSError, ValueError, AttributeError):
+        return False
+
+
+def _complete(aside: Path) -> None:
+    """Writes the list of files, and makes all of them durable."""
+    files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
+    lengths = {str(path.relative_to(aside)): path.stat().st_size for path in files}
+    (aside / LENGTHS).write_text(json.dumps(lengths))
+    for path in (*files, aside / LENGTHS, aside):
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def _writing(place: Path) -> Iterator[None]:
+    """A place that cannot be written does not get better by trying again."""
+    try:
+        yield
+    except FileExistsError:
+        raise
+    except OSError as err:
+        message = f"cannot write tokenized data to {place}: {err.strerror or err}; give another save, or free the place"
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message) from err
 
 
 def _build_aside(folder: Path, build: Callable[[Path], None], *, renew: bool) -> None:
     aside, old = (folder.with_name(f"{folder.name}.{uuid.uuid4().hex}.part") for _ in range(2))
     try:
         build(aside)
-        if renew and folder.exists():
-            folder.rename(old)
-        aside.rename(folder)  # fails where the folder is there
-    except OSError:
-        if not folder.exists():  # somebody else's is as good as ours
+        with _writing(folder.parent):
+            _complete(aside)
+            if folder.exists() and (renew or not is_whole(folder)):
+                folder.rename(old)
+            aside.rename(folder)  # fails where the folder is there
+    except (FileExistsError, TrainingError):
+        if not is_whole(folder):  # somebody else's is as good as ours
             raise
     finally:
         for leftover in (aside, old):
@@ -66,7 +112,8 @@ def _build_aside(folder: Path, build: Callable[[Path], None], *, renew: bool) ->
 
 def _take(lock: Path) -> bool:
     try:
-        os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+        with _writing(lock.parent):
+            os.close(os.open(lock, os.O_CREAT | os.O_EXCL | os.O_WRONLY))
     except FileExistsError:
         return False
     return True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
 import os
@@ -16,6 +17,7 @@ from megatron_trainer.data.encode import Encoder
 from megatron_trainer.data.source import FileSource, Source
 from megatron_trainer.data.store import VERSION
 
+DIGEST_CHARACTERS = 64
 SETTLED_NS = 2_000_000_000
 """A file changed this shortly before its digest was taken may change again without a new time stamp."""
 
@@ -44,6 +46,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
         content = tokenizer.backend_tokenizer.to_str()
     else:
         content = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    roles = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    flags = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")]
+    content += json.dumps([roles, flags, tokenizer.chat_template])
     return hashlib.sha256(content.encode()).hexdigest()
 
 
@@ -85,15 +90,20 @@ def _bytes_digest(file: Path) -> str:
 
 def _remembered(file: Path, memory: Path, digest_of: Callable[[Path], str]) -> str:
     status = file.stat()
-    note = memory / f"{text_key(json.dumps(_identity(file)))}.txt"
+    # Whoever edits a file in place can set its st_mtime back, and some tools do; st_ctime is the kernel's own.
+    identity = [*_identity(file), status.st_ctime_ns, status.st_ino, digest_of.__name__]
+    note = memory / f"{text_key(json.dumps(identity))}.txt"
     try:
-        if note.stat().st_mtime_ns - status.st_mtime_ns > SETTLED_NS:
-            return note.read_text()
-    except FileNotFoundError:
+        remembered = note.read_text()
+        age_ns = note.stat().st_mtime_ns - max(status.st_mtime_ns, status.st_ctime_ns)
+        if age_ns > SETTLED_NS and len(remembered) == DIGEST_CHARACTERS:
+            return remembered
+    except OSError:
         pass
     digest = digest_of(file)
-    memory.mkdir(parents=True, exist_ok=True)
-    aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
-    aside.write_text(digest)
-    os.replace(aside, note)
+    with contextlib.suppress(OSError):  # a volume that is read-only: the file is read again the next time
+        memory.mkdir(parents=True, exist_ok=True)
+        aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
+        aside.write_text(digest)
+        os.replace(aside, note)
     return digest
