@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from job_values import job
+from job_values import ARGS, job
 from megatron_operator import admission_policy
 from megatron_operator.desired import build
 from megatron_operator.schema.parts import changes
@@ -46,3 +48,36 @@ def test_everything_else_waits_for_a_suspension_or_never_changes():
         "checkpoint.pvc",
         "checkpoint.retainOnDelete",
     }
+
+
+RACK = {"topology": {"key": "rack", "exclusive": True}}
+NEEDS = {  # what else a manifest must say for the field to be allowed
+    "volumeMounts": {"volumes": SAMPLES["volumes"]},
+    "scheduling.minMember": {"scheduling": {"gang": "Volcano"}},
+    "scheduling.queue": {"scheduling": {"gang": "Volcano"}},
+    "scheduling.scheduleTimeoutSeconds": {"scheduling": {"gang": "Coscheduling", "schedulerName": "x"}},
+    "scheduling.topology.key": {"scheduling": RACK},
+    "scheduling.topology.highestTierAllowed": {
+        "scheduling": {"gang": "Volcano", "topology": {"highestTierAllowed": 1}},
+    },
+    "scheduling.topology.mode": {"scheduling": RACK},
+    "scheduling.topology.exclusive": {"scheduling": {"gang": "Native", "topology": {"key": "rack"}}},
+}
+# Where the sample is what the two-node job of these tests has already.
+OTHERS = {"numNodes": 3, "checkpoint.pvc": {"claimName": "other"}, "scheduling.minMember": 1}
+
+
+def deep(first, second):
+    """Both mappings in one, the second one's values where both have some."""
+    both = {key: deep(first[key], second[key]) for key in first if key in second and isinstance(first[key], dict)}
+    return {**first, **second, **both}
+
+
+@pytest.mark.parametrize("path", [path for path in SAMPLES if path not in ("strict", "managedBy", "task")])
+def test_every_field_that_is_accepted_reaches_the_job(path):
+    """A field that the schema takes and the reader forgets would vanish without a word."""
+    base = {"checkpoint": {"pvc": {"claimName": "disk"}}, "args": {**ARGS, "global_batch_size": 48}}
+    base = deep(base, NEEDS.get(path, {}))
+    given = deep(base, nested(path, OTHERS.get(path, SAMPLES[path])))
+    known = {"labels": {"x": "1"}, "annotations": {"x": "1"}}
+    assert replace(job(given, **known), warnings=()) != replace(job(base, **known), warnings=())
