@@ -308,3 +308,54 @@ def test_the_identity_of_data_changes_with_its_rows_its_order_and_its_packing(ru
     once, again = ([run(**way).identity for way in ways] for _ in range(2))
     assert once == again
     assert len(set(once)) == len(ways)
+
+
+def test_weights_that_come_late_are_kept_for_every_row(run, write):
+    half = {"messages": [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r", "loss": 0.5}]}
+    path = write("a.jsonl", range(300), extra=[json.dumps(half)])
+    train = run(dataset=[path], dataset_shuffle=False).train
+    assert set(train[0].loss_scale.tolist()) == {0, 1}
+    assert set(train[300].loss_scale.tolist()) == {0, 0.5}
+    lazy = run(dataset=[path], dataset_shuffle=False, lazy_tokenize=True).train
+    assert set(lazy[300].loss_scale.tolist()) == {0, 0.5}
+
+
+def test_what_is_said_of_rows_is_counted_and_loud_when_it_is_about_most_of_them(run, tmp_path, caplog):
+    rows = [{"query": "q", "response": "r", "passage": "p", **({"mood": "m"} if n == 0 else {})} for n in range(5)]
+    path = tmp_path / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    report = run(dataset=[str(path)]).report
+    task = "nothing reads the column passage, which looks like part of the task; name it with columns"
+    assert report.datasets[0].notes == (f"5 rows: {task}", "1 row: nothing reads the column mood")
+    assert [record.getMessage() for record in caplog.records if "passage" in record.getMessage()] == [
+        f"most rows of {path}: {task}"
+    ]
+    assert "mood" not in caplog.text
+
+
+def test_rows_tokenised_while_training_say_once_what_nothing_reads(run, tmp_path, caplog):
+    path = tmp_path / "a.jsonl"
+    path.write_text(json.dumps({"query": "q", "response": "r", "mood": "m"}) + "\n")
+    train = run(dataset=[str(path)], lazy_tokenize=True).train
+    _ = train[0], train[0]
+    assert caplog.text.count("nothing reads the column mood") == 1
+
+
+def test_the_report_names_what_answers_end_with_and_shows_the_first_rows(run, write):
+    report = run(dataset=[write("a.jsonl", range(5))], dataset_shuffle=False).report
+    assert report.stop_words == ("<|im_end|>",)
+    assert [piece for piece in report.examples[1] if piece[1] > 0] == [("r1<|im_end|>", 1.0)]
+
+
+def test_another_stop_token_of_the_model_folder_is_another_dataset_in_the_cache(run, write, tmp_path):
+    tokenizer = chatml_tokenizer(
+        "{% for m in messages %}{{ m.role + ': ' + m.content + '<|im_end|><|endoftext|>' }}{% endfor %}"
+    )
+    tokenizer.name_or_path = str(tmp_path)
+    path = write("a.jsonl", range(5))
+    for tokens, ends in ((None, "<|im_end|><|endoftext|>"), ([2], "<|im_end|>")):
+        if tokens:
+            (tmp_path / "generation_config.json").write_text(json.dumps({"eos_token_id": tokens}))
+            tokenizer.eos_token = "<|im_end|>"
+        sample = run(dataset=[path], tokenizer=tokenizer).train[0]
+        assert tokenizer.decode(sample.input_ids[sample.labels >= 0]).endswith(ends)

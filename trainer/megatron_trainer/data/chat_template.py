@@ -90,8 +90,8 @@ class ChatTemplate:
 
     @property
     def name(self) -> str:
-        """The template's text."""
-        return f"jinja:{self._written}"
+        """The template's text, and the stop tokens that it is read with."""
+        return f"jinja:{self._written}:{self._stops.known.pattern}"
 
     @property
     def marks(self) -> Marks:

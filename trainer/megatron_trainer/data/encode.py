@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from itertools import batched
@@ -21,6 +22,8 @@ from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.template import choose_template
 from megatron_trainer.data.tokens import Tokens, tokenization
 from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, Rejection, RowError, Sample
+
+logger = logging.getLogger(__name__)
 
 ROWS_AT_ONCE = 32  # rows whose tokens are held with their characters, some hundred bytes a token
 TOO_LONG = "longer than max_length"
@@ -77,6 +80,15 @@ def to_item(encoded: Encoded) -> Sample | Pair:
         for ids, weights in zip(encoded.input_ids, encoded.weights, strict=True)
     ]
     return samples[0] if len(samples) == 1 else Pair(chosen=samples[0], rejected=samples[1])
+
+
+def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
+    """Log what the user should know about rows that are encoded while training runs, each note once."""
+    for row in rows:
+        for note in row.notes:
+            if note not in told:
+                told.add(note)
+                logger.warning("row %d and perhaps others: %s", row.number + 1, note)
 
 
 @dataclass(frozen=True, kw_only=True)

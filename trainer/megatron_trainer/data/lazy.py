@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_trainer.data.encode import Encoded, Encoder, to_item
+from megatron_trainer.data.encode import Encoded, Encoder, tell_notes, to_item
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.tokenise import refuse_first_bad
 from megatron_trainer.data.values import Pair, RowError, Sample
@@ -60,6 +60,7 @@ class LazyStore:
         self.directory = directory
         self._encoder = encoder
         self._is_strict = is_strict
+        self._told: set[str] = set()
         self._ends: NDArray[np.int64] = np.load(directory / "ends.npy", mmap_mode="r")
         self._places: NDArray[np.int64] = np.load(directory / "places.npy", mmap_mode="r")
         self._files: list[str] = json.loads((directory / "files.json").read_text())
@@ -79,6 +80,7 @@ class LazyStore:
         for place in range(row, row + MOST_TRIES):
             [result] = self._encoder.encode([self._record(place % len(self))])
             if isinstance(result, Encoded):
+                tell_notes([result], self._told)
                 return to_item(result)
             if self._is_strict:
                 refuse_first_bad([result])

@@ -7,6 +7,7 @@ that (sampling, splitting, mixing, shuffling, packing) is arithmetic on indices,
 from __future__ import annotations
 
 import json
+import logging
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,7 +23,14 @@ from megatron_trainer.data.cached import open_cached
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
 from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.pack import fill, pack
-from megatron_trainer.data.report import DataReport, PackingReport, SourceReport, length_facts, source_report
+from megatron_trainer.data.report import (
+    DataReport,
+    PackingReport,
+    SourceReport,
+    length_facts,
+    loud_notes,
+    source_report,
+)
 from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.settings import DataSettings, data_settings
 from megatron_trainer.data.show import examples
@@ -35,6 +43,8 @@ from megatron_trainjob.violation import Violation
 
 if TYPE_CHECKING:
     from megatron_trainjob.args.tree import TrainArgs
+
+logger = logging.getLogger(__name__)
 
 EXAMPLES = 3
 
@@ -174,6 +184,9 @@ def _prepared(
     validation_items = _validation_items(validation, split_parts, cached, settings)
     dataset, packing = _packed(items, settings)
     validation_dataset = None if validation_items is None else _packed(validation_items, settings)[0]
+    reports = [(source_report(entry.spec.text, entry.store), entry.store) for entry in [*train, *validation]]
+    for line in (line for source, store in reports for line in loud_notes(source, store)):
+        logger.warning("most rows of %s", line)
     report = DataReport(
         datasets=(
             *(source_report(entry.spec.text, entry.store, [entry.source.note]) for entry in train),

@@ -112,6 +112,18 @@ def source_report(name: str, store: Store | LazyStore, notes: Iterable[str] = ()
     )
 
 
+LOUD_SHARE = 0.5
+"""Of the rows of a dataset: a note about so many of them is a warning."""
+
+
+def loud_notes(report: SourceReport, store: Store | LazyStore) -> list[str]:
+    """Notes about most rows of a dataset, which probably are about all of it."""
+    if isinstance(store, LazyStore):
+        return []
+    most = LOUD_SHARE * max(1, len(store))
+    return [f"{report.name}: {note}" for note, count in store.facts.notes.items() if count >= most]
+
+
 def note_lines(notes: Mapping[str, int]) -> list[str]:
     """Notes about kept rows, the most frequent first."""
     ordered = sorted(notes.items(), key=lambda entry: (-entry[1], entry[0]))

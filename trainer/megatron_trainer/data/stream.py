@@ -25,7 +25,7 @@ import numpy as np
 
 from megatron_trainer.data import journal
 from megatron_trainer.data.collate import round_up
-from megatron_trainer.data.encode import Encoded, Encoder, to_item
+from megatron_trainer.data.encode import Encoded, Encoder, tell_notes, to_item
 from megatron_trainer.data.journal import Note
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.sample import Stretch
@@ -122,6 +122,7 @@ class _Lane:
         self._num_epochs = num_epochs
         self._journal = stream.notes / f"lane-{lane}-of-{lanes}.jsonl"
         self._dropped: Counter[str] = Counter()
+        self._told: set[str] = set()
 
     def items(self, given: int) -> Iterator[Item]:
         """All items after the first `given`."""
@@ -182,6 +183,7 @@ class _Lane:
     def _encoded(self, rows: Sequence[_Row]) -> list[Waiting[_Numbered]]:
         results = self._stream.encoder.encode([record for _, record in rows])
         self._report([result for result in results if isinstance(result, Rejection)])
+        tell_notes((result for result in results if isinstance(result, Encoded)), self._told)
         return [
             self._entry(number, result)
             for (number, _), result in zip(rows, results, strict=True)
