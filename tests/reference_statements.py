@@ -92,9 +92,6 @@ RULED = {
     ("overlap_param_gather", "needs use_distributed_optimizer=true and overlap_grad_reduce=true"): (
         "parameter_overlap_needs_gradient_overlap"
     ),
-    ("wandb_exp_name", "must be non-empty when wandb_project is set (Megatron raises)"): (
-        "a_wandb_project_has_a_run_name"
-    ),
     ("eval_iters", "streaming=true -> explicit value"): "a_streamed_evaluation_has_a_given_length",
     ("eval_iters", "must be given explicitly when the validation set is streaming"): (
         "a_streamed_evaluation_has_a_given_length"
@@ -208,6 +205,7 @@ UNRULED = {
     ("attention_backend", "padding_free (thd) needs a backend that supports packed sequences"): AT_RUN_TIME,
     ("use_precision_aware_optimizer", "needs Transformer Engine >= 2.1"): AT_RUN_TIME,
     ("seq_length", "seq_length % (2*context_parallel_size) == 0 when context_parallel_size>1"): NOT_OURS,
+    ("wandb_exp_name", "must be non-empty when wandb_project is set (Megatron raises)"): NOT_OURS,
     ("load", "directory must exist"): AT_RUN_TIME,
     ("load", "required unless no_initialization=false"): "weights also come from model, in Hugging Face form",
     ("no_initialization", "must be false when load is unset"): "weights also come from model, in Hugging Face form",

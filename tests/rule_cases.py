@@ -74,8 +74,28 @@ CASES = [
     _needs("a_context_length_is_reached_by_scaling", "max_model_len", rope_scaling="yarn"),
     Case(
         rule="new_tokens_are_not_trained_by_adapters",
-        good={"new_special_tokens": ["<a>"]},
-        bad={"new_special_tokens": ["<a>"], "train_type": "lora"},
+        good={"new_special_tokens": ("<a>",), "train_type": "lora", "modules_to_save": ("word_embeddings",)},
+        bad={"new_special_tokens": ("<a>",), "train_type": "lora"},
+    ),
+    Case(
+        rule="the_output_of_new_tokens_is_trained_too",
+        good={"new_special_tokens": ("<a>",), "train_type": "lora", "modules_to_save": ("output_layer",)},
+        bad={"new_special_tokens": ("<a>",), "train_type": "lora"},
+        config={**DENSE, "tie_word_embeddings": False},
+    ),
+    Case(
+        rule="a_stream_has_no_cached_validation",
+        good={"streaming": True},
+        bad={"streaming": True, "cached_val_dataset": ("c",)},
+    ),
+    Case(
+        rule="a_late_decay_has_a_length",
+        good={"lr_decay_style": "WSD", "lr_wsd_decay_iters": 5},
+        bad={"lr_decay_style": "WSD"},
+    ),
+    *(
+        _needs(f"{name}_belongs_to_a_late_decay", name, lr_decay_style="WSD")
+        for name in ("lr_wsd_decay_style", "lr_wsd_decay_iters")
     ),
     Case(rule="training_data_is_given", good={"dataset": ("d",)}, bad={}),
     Case(rule="training_data_is_given", good={"cached_dataset": ("d",)}, bad={"val_dataset": ("v",)}),
@@ -848,11 +868,6 @@ CASES = [
     ),
     # reporting
     Case(rule="the_log_level_exists", good={"logging_level": "debug"}, bad={"logging_level": "LOUD"}),
-    Case(
-        rule="a_wandb_project_has_a_run_name",
-        good={"wandb_project": "p", "wandb_exp_name": "r"},
-        bad={"wandb_project": "p"},
-    ),
     Case(
         rule="a_wandb_run_name_has_a_project",
         good={"wandb_project": "p", "wandb_exp_name": "r"},

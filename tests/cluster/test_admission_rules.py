@@ -13,6 +13,7 @@ from control_plane import ControlPlane, Refused
 from job_client import API, ARGS, JobClient, manifest
 from megatron_operator.schema.parts import changes
 from megatron_operator.schema.spec import spec as spec_schema
+from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.admission import checks
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.parse import task_defaults
@@ -81,7 +82,7 @@ def test_a_rule_between_arguments_accepts_and_rejects(plane: ControlPlane, case)
 
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.parent.name)
 def test_the_server_takes_every_example(plane: ControlPlane, example: Path):
-    assert problems(plane, yaml.safe_load(example.read_text())) == ""
+    assert problems(plane, yaml_file.load(example)) == ""
 
 
 WARNED_CASES = [

@@ -254,6 +254,18 @@ def test_cached_dataset_is_tokenised_data_of_an_earlier_time(prepared, tmp_path)
     assert answers(read.train) == answers(made.train)
 
 
+@effect("cached_val_dataset")
+def test_cached_val_dataset_is_tokenised_validation_data(prepared, tmp_path):
+    """The train folder itself may be named, as ms-swift 4.x does."""
+    made = prepared(split_dataset_ratio=0.25)
+    for part, items in (("train", made.train), ("val", made.validation)):
+        write_store(items, tmp_path / "cached" / part)
+    train, val = str(tmp_path / "cached" / "train"), str(tmp_path / "cached" / "val")
+    read = prepared(cached_dataset=[train], cached_val_dataset=[val], dataset_shuffle=False)
+    assert (answers(read.train), answers(read.validation)) == (answers(made.train), answers(made.validation))
+    assert prepared(cached_dataset=[train]).validation is None
+
+
 @effect("to_cached_dataset")
 def test_to_cached_dataset_writes_what_cached_dataset_reads(prepared, tmp_path, write, rows):
     TOKENIZER.save_pretrained(tmp_path / "model")

@@ -45,6 +45,15 @@ def test_lr_decay_style_shapes_the_decay(train, style, third_step):
     assert rates[:3] == pytest.approx([1e-3, quarter * 1e-3, third_step * 1e-3])
 
 
+@effect("lr_wsd_decay_iters", "lr_wsd_decay_style")
+def test_a_late_decay_has_its_own_length_and_shape(train):
+    late = {"lr_decay_style": "WSD", "lr_wsd_decay_iters": 2}
+    rates = train(**late, lr_wsd_decay_style="linear").column("learning_rate")
+    assert rates == pytest.approx([1e-3, 1e-3, 1e-3, 0.5e-3])
+    other = train(**late, lr_wsd_decay_style="minus_sqrt").column("learning_rate")
+    assert other[3] == pytest.approx((1 - math.sqrt(0.5)) * 1e-3)
+
+
 @effect("lr_decay_iters")
 def test_lr_decay_iters_ends_the_decay_before_training_ends(train):
     rates = train(lr_decay_style="linear", lr_decay_iters=2).column("learning_rate")

@@ -33,6 +33,28 @@ def test_new_special_tokens_grow_tokenizer_and_embedding(train, tmp_path):
     assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
 
 
+def test_new_special_tokens_are_trained_beside_an_adapter(train, llama):
+    """PEFT's merge of the adapter folder is the merged export, new rows too; the tokenizer lies beside it."""
+    from peft import PeftModel
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    run = train(
+        new_special_tokens=["<call>"],
+        train_type="lora",
+        modules_to_save=["word_embeddings", "output_layer"],
+        merge_lora=True,
+        train_iters=2,
+        lr=1e-2,
+    )
+    assert run.exit_code == 0, run.message
+    merged = AutoModelForCausalLM.from_pretrained(run.folder / "hf")
+    base = AutoModelForCausalLM.from_pretrained(llama)
+    base.resize_token_embeddings(merged.config.vocab_size)
+    adapted = PeftModel.from_pretrained(base, run.folder / "adapter").merge_and_unload().state_dict()
+    assert all(torch.allclose(adapted[name], tensor, atol=1e-6) for name, tensor in merged.state_dict().items())
+    assert "<call>" in AutoTokenizer.from_pretrained(run.folder / "adapter").get_vocab()
+
+
 @effect("use_hf", "model_revision")
 def test_use_hf_takes_the_model_from_the_hub_at_its_revision(llama, data, model_root, tmp_path):
     main, second = (tiny_model.make("llama", model_root, seed=seed) for seed in (1, 2))

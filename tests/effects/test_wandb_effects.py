@@ -37,6 +37,13 @@ def test_a_project_stores_the_run_under_its_name(stored):
         assert text in content
 
 
+@effect("report_to")
+def test_report_to_sends_a_run_under_default_names(stored, tmp_path):
+    [content] = stored(report_to=("wandb",)).values()
+    assert b"megatron-train-operator" in content
+    assert tmp_path.name.encode() in content
+
+
 def test_without_a_project_nothing_is_stored(stored):
     assert stored() == {}
 

@@ -13,10 +13,9 @@ MISSING = {
     "generation while training": ("grpo", "gkd", "GRPO", "GKD"),
     "preference training and scores": ("spec.task: preference", "rlhf_type", "task_type", "num_labels", "rpo_alpha"),
     "models with images": ("models with images", "lora_llm"),
-    "parts of models": ("mtp_num_layers", "new_special_tokens"),
-    "data": ("group_by_length", "cached_val_dataset", "add_non_thinking_prefix"),
+    "parts of models": ("mtp_num_layers",),
+    "data": ("group_by_length", "add_non_thinking_prefix"),
     "optimizers": ("dist_muon",),
-    "reports": ("report_to",),
     "adapters in Megatron form": ("merge_lora: false",),
 }
 

@@ -17,6 +17,7 @@ BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["argumen
 
 # Where we differ from the reference, and why.
 FURTHER_CHOICES = {
+    "lr_decay_style": ("WSD",),  # of 4.x
     "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off
     "loss_type": ("sigmoid_norm", "aot_unpaired", "sft"),  # of TRL
     "f_divergence_type": ("forward_kl",),
@@ -25,10 +26,14 @@ OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau
 FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "add_non_thinking_prefix",
     "async_save",
+    "cached_val_dataset",
     "chat_template_kwargs",
     "enable_thinking",
     "keep_incomplete_rows",
+    "lr_wsd_decay_iters",
+    "lr_wsd_decay_style",
     "preserve_thinking",
+    "report_to",
     "save_safetensors",
     "save_total_limit",
     "stop_words",

@@ -53,7 +53,7 @@ def test_value_is_read_in_the_type_of_its_argument(name, written, value):
         ("interleave_prob", [2.0], "must be at most 1"),
         ("columns", "a", "expects an object such as {key: value}"),
         ("rope_scaling", 2, "expects text or an object such as {key: value}"),
-        ("lr_decay_style", "wsd", "must be one of cosine, linear, constant"),
+        ("lr_decay_style", "wsd", "must be one of cosine, linear, constant, WSD"),
         ("recompute_modules", ["mlp", "all"], "must be one of core_attn, moe_act, layernorm, mla_up_proj, mlp, moe"),
         ("ckpt_format", "zarr", "cannot be zarr: Megatron-Core no longer reads or writes zarr; use torch_dist"),
         ("safe_serialization", False, "cannot be false: weights are written as safetensors only"),

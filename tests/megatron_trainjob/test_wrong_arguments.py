@@ -212,11 +212,6 @@ WRONG = {
             " envFrom (got '(hidden)')"
         ],
     ),
-    "run without a name": (
-        {"wandb_project": "p"},
-        "sft",
-        ["wandb_project: needs wandb_exp_name; set that, or remove wandb_project (got 'p')"],
-    ),
     "many things": (
         {"lrr": 1, "micro_batch_size": 0, "packing": "true", "fp16": True, "bf16": True, "max_length": 9999},
         "sft",

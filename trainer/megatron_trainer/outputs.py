@@ -42,6 +42,7 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
     is_lora = run.args.train_type == "lora"
     if is_lora:
         save_adapter(models, run.spec, run.args, save / "adapter")
+        _save_grown_tokenizer(run, save / "adapter")
         outputs["adapter"] = str(save / "adapter")
     if run.args.merge_lora if is_lora else run.args.to_hf:
         outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
@@ -61,6 +62,7 @@ def write_safetensors(run: Run, iteration: int) -> None:
         folder.parent.mkdir(exist_ok=True)
     if is_lora and not run.args.merge_lora:
         save_adapter(models, run.spec, run.args, folder)
+        _save_grown_tokenizer(run, folder)
     else:
         _save_model(run, folder, merged_weights(models) if is_lora else own_data)
     if dist.get_rank() == 0:
@@ -82,3 +84,9 @@ def _save_model(run: Run, folder: Path, read: Read) -> str:
     size = run.args.max_shard_size
     save_model(list(run.engine.models), run.spec, folder, max_shard_size=size, read=read, changed=changed)
     return str(folder)
+
+
+def _save_grown_tokenizer(run: Run, folder: Path) -> None:
+    """The tokenizer, where new tokens have made it another one."""
+    if run.args.new_special_tokens and dist.get_rank() == 0:
+        model_source.tokenizer(run.args, run.spec.directory).save_pretrained(folder)

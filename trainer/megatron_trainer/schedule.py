@@ -1,4 +1,4 @@
-"""The learning rate as a pure function of the step: linear warmup, then cosine, linear or no decay."""
+"""The learning rate as a pure function of the step: linear warmup, then cosine, linear, late (WSD) or no decay."""
 
 from __future__ import annotations
 
@@ -6,18 +6,24 @@ import math
 from dataclasses import dataclass
 from typing import Literal
 
-DecayStyle = Literal["cosine", "linear", "constant"]
+DecayStyle = Literal["cosine", "linear", "constant", "WSD"]
+LateStyle = Literal["exponential", "linear", "cosine", "minus_sqrt"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Schedule:
-    """Peak and floor of the rate; warmup and decay in optimizer steps (a fraction of a step is allowed)."""
+    """Peak and floor of the rate; warmup and decay in optimizer steps (a fraction of a step is allowed).
+
+    late_steps, late_style: the fall at the end of a WSD schedule.
+    """
 
     peak: float
     floor: float
     warmup_steps: float
     decay_steps: float
     style: DecayStyle
+    late_steps: int = 0
+    late_style: LateStyle = "exponential"
 
 
 def learning_rate(schedule: Schedule, completed_steps: int) -> float:
@@ -32,7 +38,26 @@ def learning_rate(schedule: Schedule, completed_steps: int) -> float:
         return schedule.peak
     if completed_steps > schedule.decay_steps:
         return schedule.floor
+    return schedule.floor + (schedule.peak - schedule.floor) * _share(schedule, completed_steps)
+
+
+def _share(schedule: Schedule, completed_steps: int) -> float:
+    """What is left of the way from floor to peak, 1 to 0."""
+    if schedule.style == "WSD":
+        late = completed_steps - (schedule.decay_steps - schedule.late_steps)
+        return _late_share(schedule.late_style, late / schedule.late_steps) if late > 0 else 1.0
     decay_length = schedule.decay_steps - schedule.warmup_steps
     ratio = (completed_steps - schedule.warmup_steps) / decay_length if decay_length > 0 else 1.0
-    coefficient = (1 + math.cos(math.pi * ratio)) / 2 if schedule.style == "cosine" else 1 - ratio
-    return schedule.floor + (schedule.peak - schedule.floor) * coefficient
+    return (1 + math.cos(math.pi * ratio)) / 2 if schedule.style == "cosine" else 1 - ratio
+
+
+def _late_share(style: LateStyle, ratio: float) -> float:
+    match style:
+        case "linear":
+            return 1 - ratio
+        case "cosine":
+            return (1 + math.cos(math.pi * ratio)) / 2
+        case "exponential":
+            return 2 * 0.5**ratio - 1
+        case "minus_sqrt":
+            return 1 - math.sqrt(ratio)

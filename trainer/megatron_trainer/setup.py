@@ -331,6 +331,8 @@ def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:
         warmup_steps=derive.lr_warmup_samples(args, total_iterations) / args.global_batch_size,
         decay_steps=derive.lr_decay_samples(args, total_iterations) // args.global_batch_size,
         style=args.lr_decay_style,
+        late_steps=args.lr_wsd_decay_iters or 0,
+        late_style=args.lr_wsd_decay_style,
     )
 
 

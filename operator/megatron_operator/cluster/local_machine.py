@@ -21,7 +21,7 @@ from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
 DATA_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz"})
-DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset")
+DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset")
 FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load")
 
 

@@ -22,6 +22,8 @@ from megatron_trainer.data.store import Store, StoreWriter, merge_dropped
 from megatron_trainer.data.values import IGNORED, Pair, Sample
 
 ROWS_PER_CHUNK = 1000
+PART_FILES = ("store.json", "dataset_info.json")
+"""Of the two forms of tokenised data, the file that tells it."""
 
 
 def open_cached(folder: Path, cache: Path) -> tuple[Store, Store | None]:
@@ -29,8 +31,18 @@ def open_cached(folder: Path, cache: Path) -> tuple[Store, Store | None]:
 
     Raises ValueError when the folder holds no tokenised data of a known form.
     """
+    if not (folder / "train").exists() and any((folder / name).exists() for name in PART_FILES):
+        return _open_part(folder, cache), None
     has_validation = (folder / "val").exists()
     return _open_part(folder / "train", cache), _open_part(folder / "val", cache) if has_validation else None
+
+
+def open_validation(folder: Path, cache: Path) -> Store:
+    """The validation data in a folder, or in val below it.
+
+    Raises ValueError when the folder holds no tokenised data of a known form.
+    """
+    return _open_part(folder / "val" if (folder / "val").exists() else folder, cache)
 
 
 def write_store(items: Items, directory: Path) -> None:

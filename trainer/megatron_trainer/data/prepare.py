@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.arrange import mix, repeat, shuffled, split_off
-from megatron_trainer.data.cached import open_cached
+from megatron_trainer.data.cached import open_cached, open_validation
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
 from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.pack import fill, pack
@@ -102,7 +102,8 @@ def prepare(
     train_parts, split_parts = _split(train, settings)
     if split_parts and is_first_rank:
         _write_rows(train, split_parts, save / "val_dataset.jsonl")
-    prepared = _prepared(settings, train, train_parts, validation, split_parts, cached)
+    validation_parts = [*split_parts, *_open_cached_validation(settings, cache)]
+    prepared = _prepared(settings, train, train_parts, validation, validation_parts, cached)
     stop_words = loader.encoder.template.stop_words
     shown = () if is_lazy else examples(prepared.train, tokenizer, EXAMPLES)  # type: ignore[arg-type]  # no stream
     return replace(prepared, report=replace(prepared.report, stop_words=stop_words, examples=shown))
@@ -128,6 +129,18 @@ def _open_cached(settings: DataSettings, cache: Path) -> list[_Cached]:
             violations.append(Violation(path=f"cached_dataset[{number}]", value=str(folder), message=str(err)))
     if violations:
         raise InvalidInput(tuple(violations), ExitCode.MISSING_INPUT)
+    return opened
+
+
+def _open_cached_validation(settings: DataSettings, cache: Path) -> list[Items]:
+    opened = []
+    for number, folder in enumerate(settings.cached_validation):
+        try:
+            store = open_validation(folder, cache)
+            _check_cached(store, settings)
+            opened.append(items_of(store))
+        except (ValueError, OSError) as err:
+            raise _refusal(f"cached_val_dataset[{number}]", str(folder), str(err)) from err
     return opened
 
 

@@ -38,6 +38,7 @@ class DataSettings:
     reads_cache: bool
     tokenising: Literal["before", "lazy", "streaming"]
     cached: tuple[Path, ...]
+    cached_validation: tuple[Path, ...]
     packing_length: int | None
     sample_multiple: int
     window_rows: int
@@ -68,6 +69,7 @@ def data_settings(args: TrainArgs, *, task: Task, max_length: int) -> DataSettin
         reads_cache=args.load_from_cache_file,
         tokenising="streaming" if args.streaming else "lazy" if args.lazy_tokenize else "before",
         cached=tuple(Path(folder) for folder in args.cached_dataset),
+        cached_validation=tuple(Path(folder) for folder in args.cached_val_dataset),
         window_rows=args.shuffle_buffer_size,
         num_epochs=args.max_epochs,
         redownloads=args.download_mode == "force_redownload",

@@ -48,9 +48,9 @@ def open_sinks(
     ]
     if server := kubeflow.server_from(environment):
         sinks.append(KubeflowPush(server, now=now))
-    if args.wandb_project:
+    if project := derive.wandb_project(args):
         folder = Path(derive.wandb_directory(args, str(save)))
-        sinks.append(WeightsAndBiases(args.wandb_project, args.wandb_exp_name, folder, interval=args.log_interval))
+        sinks.append(WeightsAndBiases(project, args.wandb_exp_name or save.name, folder, interval=args.log_interval))
     return tuple(sinks)
 
 

@@ -261,6 +261,11 @@ def tensorboard_directory(args: TrainArgs, save: str) -> str:
     return args.tensorboard_dir or f"{save.rstrip('/')}/runs"
 
 
+def wandb_project(args: TrainArgs) -> str:
+    """Weights & Biases project, "" when nothing is sent there."""
+    return args.wandb_project or ("megatron-train-operator" if "wandb" in args.report_to else "")
+
+
 def wandb_directory(args: TrainArgs, save: str) -> str:
     """Folder for Weights & Biases files; `save` is the folder of this run, version included."""
     return args.wandb_save_dir or f"{save.rstrip('/')}/wandb"

@@ -17,9 +17,21 @@ class LearningRate:
         featured=True,
         status="works",
     )
-    lr_decay_style: Literal["cosine", "linear", "constant"] = arg(
+    lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = arg(
         "cosine",
-        "Shape of the learning rate after warmup.",
+        'Shape of the learning rate after warmup; "WSD" stays at the peak and falls in the last lr_wsd_decay_iters.',
+        status="works",
+    )
+    lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = arg(
+        "exponential",
+        "Shape of the fall at the end of a WSD schedule.",
+        status="works",
+    )
+    lr_wsd_decay_iters: int | None = arg(
+        None,
+        "Steps of the fall at the end of a WSD schedule.",
+        unit="iterations",
+        ge=1,
         status="works",
     )
     lr_decay_iters: int | None = arg(

@@ -1,6 +1,7 @@
 """What a run reports: TensorBoard, Weights & Biases, log level."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
@@ -60,14 +61,20 @@ class Logging:
         applies_to=EVERY_TASK,
         status="works",
     )
+    report_to: tuple[Literal["tensorboard", "wandb", "swanlab"], ...] = arg(
+        (),
+        "Further places to report to; TensorBoard files, logging.jsonl and report.html are always written.",
+        status="works",
+        refused_choices={"swanlab": "its client is not in the trainer image; use wandb or the TensorBoard files"},
+    )
     wandb_project: str = arg(
         "",
-        "Weights & Biases project; empty: off.",
+        "Weights & Biases project; empty: off, or megatron-train-operator with report_to.",
         status="works",
     )
     wandb_exp_name: str = arg(
         "",
-        "Weights & Biases run name.",
+        "Weights & Biases run name; empty: the name of the folder in save.",
         status="works",
     )
     wandb_save_dir: str = arg(

@@ -70,8 +70,16 @@ class TrainExtra:
     )
     cached_dataset: tuple[str, ...] = arg(
         (),
-        "Folders of data tokenised beforehand by an export with to_cached_dataset.",
+        (
+            "Folders of data tokenised beforehand by an export with to_cached_dataset: with train and, where there is "
+            "one, val in them, or a train folder itself."
+        ),
         applies_to=EVERY_TASK,
+        status="works",
+    )
+    cached_val_dataset: tuple[str, ...] = arg(
+        (),
+        "Folders of validation data tokenised beforehand.",
         status="works",
     )
     max_epochs: int | None = arg(

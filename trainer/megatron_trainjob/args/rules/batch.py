@@ -63,7 +63,7 @@ def _not_a_multiple(size: int, divisor: int, meaning: str) -> str:
     return f"must be a multiple of {meaning} = {divisor}; use {nearest}"
 
 
-@rule("eval_interval", "val_dataset", "split_dataset_ratio", "cached_dataset", severity="warning")
+@rule("eval_interval", "val_dataset", "split_dataset_ratio", "cached_dataset", "cached_val_dataset", severity="warning")
 def an_evaluation_interval_needs_a_validation_set(facts: Facts) -> str:
     """Without validation data nothing would ever be evaluated."""
     args = facts.args
@@ -72,7 +72,7 @@ def an_evaluation_interval_needs_a_validation_set(facts: Facts) -> str:
     return "has no effect without validation data (val_dataset or split_dataset_ratio)"
 
 
-@rule("eval_iters", "val_dataset", "split_dataset_ratio", "cached_dataset", severity="warning")
+@rule("eval_iters", "val_dataset", "split_dataset_ratio", "cached_dataset", "cached_val_dataset", severity="warning")
 def evaluation_steps_need_a_validation_set(facts: Facts) -> str:
     """Without validation data there is nothing to take steps on."""
     if facts.args.eval_iters < 1 or _has_validation_data(facts):
@@ -82,7 +82,7 @@ def evaluation_steps_need_a_validation_set(facts: Facts) -> str:
 
 def _has_validation_data(facts: Facts) -> bool:
     args = facts.args
-    return bool(args.val_dataset or args.split_dataset_ratio or args.cached_dataset)
+    return bool(args.val_dataset or args.split_dataset_ratio or args.cached_dataset or args.cached_val_dataset)
 
 
 @rule("eval_iters", "streaming", "val_dataset")

@@ -134,6 +134,30 @@ def a_sequence_has_one_length(facts: Facts) -> str:
     )
 
 
+@rule("new_special_tokens", "train_type", "modules_to_save")
+def new_tokens_are_not_trained_by_adapters(facts: Facts) -> str:
+    """An adapter has no room for the new rows of the embedding, which is trained whole beside it."""
+    args = facts.args
+    if not args.new_special_tokens or args.train_type != "lora" or _is_saved(facts, "word_embeddings"):
+        return ""
+    return "needs word_embeddings in modules_to_save, because an adapter has no room for the new rows; add it"
+
+
+@rule("new_special_tokens", "train_type", "modules_to_save", "untie_embeddings_and_output_weights", needs_model=True)
+def the_output_of_new_tokens_is_trained_too(facts: Facts) -> str:
+    """Where the output layer has a matrix of its own, it has new rows too."""
+    args = facts.args
+    if not args.new_special_tokens or args.train_type != "lora" or _is_saved(facts, "output_layer"):
+        return ""
+    untied = args.untie_embeddings_and_output_weights
+    tied = facts.config.get("tie_word_embeddings", True) if untied is None else not untied
+    return "" if tied else "needs output_layer in modules_to_save, because it has new rows too; add it"
+
+
+def _is_saved(facts: Facts, module: str) -> bool:
+    return any(name in ("all-embedding", module) or name.endswith(f".{module}") for name in facts.args.modules_to_save)
+
+
 def _fits(facts: Facts, length: int | None) -> str:
     args, config = facts.args, facts.config
     longest = derive.model_value(args, config, "max_position_embeddings")
@@ -169,12 +193,8 @@ RULES = (
         because="a folder has no revisions",
     ),
     needs("a_context_length_is_reached_by_scaling", is_set("max_model_len"), is_set("rope_scaling")),
-    excludes(
-        "new_tokens_are_not_trained_by_adapters",
-        is_set("new_special_tokens"),
-        is_("train_type", "lora"),
-        because="an adapter has no room for the new rows of the embedding",
-    ),
+    new_tokens_are_not_trained_by_adapters,
+    the_output_of_new_tokens_is_trained_too,
     the_model_is_given,
     training_data_is_given,
     each_data_set_has_a_probability,
@@ -196,6 +216,7 @@ RULES = (
         is_("streaming", True),
         because="a stream is tokenised while training in any case",
     ),
+    excludes("a_stream_has_no_cached_validation", is_("streaming", True), is_set("cached_val_dataset"), tasks=TRAINING),
     excludes("a_stream_is_not_cached", is_("streaming", True), is_set("cached_dataset"), tasks=TRAINING),
     excludes("cached_data_is_tokenised_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
     excludes(

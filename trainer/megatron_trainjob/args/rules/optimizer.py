@@ -41,6 +41,11 @@ RULES = (
         above("lr_warmup_iters", 0),
         because="both set the length of the warmup",
     ),
+    needs("a_late_decay_has_a_length", is_("lr_decay_style", "WSD"), is_set("lr_wsd_decay_iters")),
+    *(
+        idle_without(f"{name}_belongs_to_a_late_decay", changed(name), is_("lr_decay_style", "WSD"))
+        for name in ("lr_wsd_decay_style", "lr_wsd_decay_iters")
+    ),
     the_learning_rate_falls,
     the_warmup_is_shorter_than_the_decay,
     the_warmup_leaves_something_to_decay,

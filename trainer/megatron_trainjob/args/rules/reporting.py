@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import EVERY_TASK
-from megatron_trainjob.args.rules.condition import is_set
-from megatron_trainjob.args.rules.pair import idle_without, needs
-from megatron_trainjob.args.rules.rule import Facts, rule
+from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 
 LEVELS = ("DEBUG", "INFO", "WARNING", "ERROR", "CRITICAL")
 
@@ -17,9 +16,17 @@ def the_log_level_exists(facts: Facts) -> str:
     return "" if level is None or level.upper() in LEVELS else f"must be one of {', '.join(LEVELS)}"
 
 
+def _belongs_to_a_project(name: str, argument: str) -> Rule:
+    def broken(facts: Facts) -> str:
+        if not getattr(facts.args, argument) or derive.wandb_project(facts.args):
+            return ""
+        return "has no effect without wandb_project or report_to: [wandb]"
+
+    return Rule(name=name, about=(argument, "wandb_project", "report_to"), broken=broken, severity="warning")
+
+
 RULES = (
     the_log_level_exists,
-    needs("a_wandb_project_has_a_run_name", is_set("wandb_project"), is_set("wandb_exp_name")),
-    idle_without("a_wandb_run_name_has_a_project", is_set("wandb_exp_name"), is_set("wandb_project")),
-    idle_without("a_wandb_folder_has_a_project", is_set("wandb_save_dir"), is_set("wandb_project")),
+    _belongs_to_a_project("a_wandb_run_name_has_a_project", "wandb_exp_name"),
+    _belongs_to_a_project("a_wandb_folder_has_a_project", "wandb_save_dir"),
 )
