@@ -93,6 +93,21 @@ def test_plan_shows_layout_batches_and_memory(here, capsys):
     assert "fits: 2." in text
 
 
+def test_plan_counts_pairs_and_the_second_model_of_preference_training(here, capsys):
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"]["task"] = "rlhf"
+    manifest["spec"]["args"] |= {"max_length": 64}
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    text = said(capsys, "plan", "job.yaml")
+    assert "micro-batch           1 pairs a rank" in text
+    assert "tokens a step         at most 2048" in text, "16 pairs of two sequences of 64 tokens"
+    assert "128 tokens of a micro-batch on a rank" in text
+    assert "reference" in text
+    manifest["spec"]["args"] |= {"train_type": "lora"}
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    assert "reference" not in said(capsys, "plan", "job.yaml")
+
+
 def test_plan_says_when_a_model_does_not_fit(here, capsys):
     assert "does not fit" in said(capsys, "plan", "job.yaml", "--gpu-memory", "1Gi")
 

@@ -5,7 +5,7 @@ import io
 import pytest
 
 from megatron_trainer.report import Answer, CheckpointRecord, FinishRecord, PhaseRecord, duration
-from megatron_trainer.report.console import Console, log_line, perplexity
+from megatron_trainer.report.console import Console, has_perplexity, log_line, perplexity
 from report_records import evaluation, log_record, run_info
 
 
@@ -51,6 +51,14 @@ def test_evaluation_shows_loss_and_perplexity():
         " validation loss at iteration 10 | lm loss value: 2.000000E+00 | lm loss PPL: 7.389056E+00 | "
         "48 samples in 2.5 s |\n"
     )
+
+
+def test_what_is_no_cross_entropy_has_no_perplexity():
+    assert [name for name in ("lm loss", "nll_loss", "loss_a", "loss", "rewards/margins") if has_perplexity(name)] == [
+        "lm loss",
+        "nll_loss",
+        "loss_a",
+    ]
 
 
 def test_perplexity_is_cut_where_it_would_overflow():

@@ -205,3 +205,11 @@ def test_the_first_rows_are_shown_with_what_of_them_is_trained():
     data = {"examples": [[["<|user|>\nq & a", 0.0], ["r<|end|>", 1.0]]]}
     page = render(run_info(data=data), [], finish=None, phase="training", now=0.0)
     assert '&lt;|user|&gt;\nq &amp; a<mark title="weight 1.0">r&lt;|end|&gt;</mark>' in page
+
+
+def test_preference_training_shows_how_often_the_better_answer_wins():
+    pairs = {"loss": 0.5, "rewards/accuracies": 0.75, "rewards/margins": 0.2}
+    found = [log_row(log_record(iteration=1, losses=pairs), log_throughput=False)]
+    shown = page(found=found).texts
+    assert "75.0 %" in shown["tile-value"]
+    assert {"Loss", "Rewards, accuracies", "Rewards, margins"} <= set(shown["h2"])

@@ -22,8 +22,8 @@ brackets are those of ms-swift 4.x: they are accepted with a warning, and one ma
 - **no effect**: accepted; there is nothing that it could change here. Where that is not what was asked for, a warning
   says so with the reason given.
 - **refused**: cannot work here; the reason is given.
-- **not yet**: recognised, but refused until it works. Its default is accepted.
 """
+NOT_YET = "- **not yet**: recognised, but refused until it works. Its default is accepted.\n"
 
 TABLE = "| name | type | default | unit | choices | status | help |\n|---|---|---|---|---|---|---|"
 
@@ -36,8 +36,12 @@ def count_by_status() -> dict[str, int]:
 
 def document() -> str:
     """The whole page as Markdown."""
-    counts = "\n".join(f"| {status} | {count} |" for status, count in count_by_status().items())
-    parts = [HEADER, f"| status | arguments |\n|---|---|\n{counts}\n| all | {len(ARGUMENTS)} |\n"]
+    by_status = {status: count for status, count in count_by_status().items() if count}
+    counts = "\n".join(f"| {status} | {count} |" for status, count in by_status.items())
+    parts = [
+        HEADER + (NOT_YET if "not yet" in by_status else ""),
+        f"| status | arguments |\n|---|---|\n{counts}\n| all | {len(ARGUMENTS)} |\n",
+    ]
     for group, declaration in GROUPS.items():
         rows = [_row(argument) for argument in ARGUMENTS.values() if argument.group == group]
         parts.append(f"## {group}\n\n{declaration.__doc__}\n\n{TABLE}\n" + "\n".join(rows) + "\n")
