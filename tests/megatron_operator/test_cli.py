@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw, write_tokenizer
+from job_values import raw, write_tokenizer, write_weights
 from megatron_operator.cli import logs, main, trainer
 from megatron_operator.cluster.local_state import State
 
@@ -45,6 +45,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(TINY))
+    write_weights(tmp_path / "model")
     write_tokenizer(tmp_path / "model")
     (tmp_path / "train.jsonl").write_text("")
     arguments = {"model": "./model", "dataset": ["./train.jsonl"], "train_iters": 10}

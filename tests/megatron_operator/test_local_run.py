@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw, write_tokenizer
+from job_values import raw, write_tokenizer, write_weights
 from megatron_operator.cli import main
 
 TESTS = Path(__file__).parent.parent
@@ -33,6 +33,7 @@ class Run:
         self.folder, self.capsys = folder, capsys
         (folder / "model").mkdir()
         (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
+        write_weights(folder / "model")
         write_tokenizer(folder / "model")
         (folder / "train.jsonl").write_text("")
         self.state = folder / ".mtj" / "tune"

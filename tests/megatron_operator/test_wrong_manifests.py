@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw, write_tokenizer
+from job_values import raw, write_tokenizer, write_weights
 from megatron_operator.cli import main
 
 CASES = {
@@ -39,6 +39,10 @@ CASES = {
     "a batch that does not divide": ({"args": {"global_batch_size": 7}}, {"spec.args.global_batch_size": "multiple"}),
     "a model folder that is not there": ({"args": {"model": "/nowhere/model"}}, {"spec.args.model": "no folder"}),
     "a model folder without config": ({"args": {"model": "{here}"}}, {"spec.args.model": "config.json"}),
+    "a model of an unknown family, without weights": (
+        {"args": {"model": "{here}/bert"}},
+        {"config.json:model_type": "this model family is not known", "spec.args.model": "has no weights"},
+    ),
     "a data file that is not there": (
         {"args": {"dataset": ["/nowhere/a.jsonl", "{here}/b.jsonl#5"]}},
         {"spec.args.dataset": "no file or folder"},
@@ -187,6 +191,9 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL))
+    write_weights(tmp_path / "model")
+    (tmp_path / "bert").mkdir()
+    (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     write_tokenizer(tmp_path / "model")
     (tmp_path / "train.jsonl").write_text("")
     return tmp_path

@@ -16,7 +16,7 @@ from megatron_operator.cluster.local_paths import Folders, NoSuchVolume
 from megatron_operator.manifest_rules import is_below
 from megatron_operator.schema import structural
 from megatron_operator.schema.spec import spec as spec_schema
-from megatron_trainjob import tokenizer_folder
+from megatron_trainjob import tokenizer_folder, weight_files
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -76,6 +76,10 @@ def read_hf_config(manifest: Object, mounted: Mapping[str, Path | None]) -> Obje
     folder = local_path(model, mounted) if isinstance(model, str) else None
     if folder is None:
         return None
+    return _config(folder)
+
+
+def _config(folder: Path) -> Object | None:
     try:
         config = json.loads((folder / "config.json").read_text())
     except (OSError, ValueError):
@@ -92,7 +96,7 @@ def missing_files(manifest: Object, mounted: Mapping[str, Path | None]) -> tuple
     given = spec.get("initializers") if isinstance(spec, Mapping) else None
     fetched = [str(each.get("targetPath")) for each in given or () if isinstance(each, Mapping)]
     arguments = _arguments(manifest)
-    checks = (_missing_model, _wrong_tokenizer, _missing_data, _missing_folders)
+    checks = (_missing_model, _wrong_weights, _wrong_tokenizer, _missing_data, _missing_folders)
     found = [violation for check in checks for violation in check(arguments, mounted)]
     return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
 
@@ -110,6 +114,16 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
     elif not (folder / "config.json").is_file():
         message = f"{folder} holds no config.json; give the folder of a Hugging Face model"
         yield Violation(path="spec.args.model", value=model, message=message)
+
+
+def _wrong_weights(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    """What the trainer would say of the stored weights; a model that starts from random ones needs none."""
+    model = arguments.get("model")
+    folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
+    config = None if folder is None else _config(folder)
+    if folder is not None and config is not None and arguments.get("no_initialization") is not False:
+        for problem in weight_files.problems(folder, config):
+            yield Violation(path="spec.args.model", value=model, message=problem)
 
 
 def _wrong_tokenizer(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:

@@ -19,11 +19,12 @@ from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.models.weights import IGNORED, prediction_layers
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
+from megatron_trainjob.weight_files import VOCABULARY, rows_problem
 
 _SHOWN = 8
 """Tensors named in a message; the number says how many there are."""
 
-_EMBEDDING, _OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
+_EMBEDDING, _OUTPUT = VOCABULARY
 _ROWS_AT_ONCE = 4096
 
 
@@ -64,8 +65,7 @@ def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | 
     """What is wrong with the number of rows of an embedding or output layer; the rule would cut or add some."""
     if entry.rule != "vocabulary":
         return None
-    rows, expected = checkpoint.tensor(entry.names[0]).shape[0], spec.model.vocab_size
-    return None if rows == expected else f"{entry.names[0]} has {rows} rows, vocab_size says {expected}"
+    return rows_problem(entry.names[0], checkpoint.tensor(entry.names[0]).shape[0], spec.model.vocab_size)
 
 
 def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:

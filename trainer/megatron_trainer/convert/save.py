@@ -22,10 +22,11 @@ from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainer.convert.publish import on_first_rank, publish
 from megatron_trainer.convert.rules import Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
-from megatron_trainer.convert.source import INDEX_FILE, SINGLE_FILE, open_checkpoint
+from megatron_trainer.convert.source import open_checkpoint
 from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.models.weights import prediction_layers
+from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}

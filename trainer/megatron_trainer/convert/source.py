@@ -20,17 +20,14 @@ from torch import Tensor
 from megatron_trainer.convert.dequantize import FP8_TYPES, Dequantized
 from megatron_trainer.convert.rules import Source
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob import quantization
+from megatron_trainjob import quantization, weight_files
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.quantization import Quantization
 from megatron_trainjob.violation import Violation
+from megatron_trainjob.weight_files import Unusable
 
 logger = logging.getLogger(__name__)
 
-INDEX_FILE = "model.safetensors.index.json"
-SINGLE_FILE = "model.safetensors"
-SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where weights may lie, in the order in which transformers looks: the first that is there is read."""
 _CONFIG_FILE = "config.json"
 
 
@@ -111,10 +108,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 def _source(directory: Path) -> str:
     """The file that is read, or the index of several."""
-    found = [name for name in SOURCES if (directory / name).is_file()]
-    if not found:
-        message = f"has no weights ({', '.join(SOURCES)}); save the model with save_pretrained to get them"
-        raise _unusable(directory, message)
+    try:
+        found = weight_files.sources(directory)
+    except Unusable as problem:
+        raise _unusable(directory, str(problem)) from problem
     if len(found) > 1:
         _tell_choice(directory, found[0], tuple(found[1:]))
     return found[0]
@@ -133,13 +130,9 @@ def _tell_choice(directory: Path, chosen: str, others: tuple[str, ...]) -> None:
 
 def _indexed(directory: Path, index: str) -> dict[str, str]:
     try:
-        files: dict[str, str] = dict(json.loads((directory / index).read_text())["weight_map"])
-    except (OSError, ValueError, KeyError, TypeError) as err:
-        raise _unusable(directory, f"its {index} cannot be read ({err}); download it again") from err
-    lost = sorted(name for name in set(files.values()) if not (directory / name).is_file())
-    if lost:
-        raise _unusable(directory, f"its index names {', '.join(lost)}, which is not there; download it again")
-    return files
+        return weight_files.indexed(directory, index)
+    except Unusable as problem:
+        raise _unusable(directory, str(problem)) from problem
 
 
 def _quantization(directory: Path) -> Quantization | None:
