@@ -102,7 +102,7 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     new = status.compute(job, seen, decision, now)
     written, write_in_s = status.changed(new, seen.status, now, status.settled_at(seen, now))
-    if write_in_s is not None and completion.is_being_removed(seen):
+    if write_in_s is not None and completion.is_being_removed(seen) and status.tells_of_success(new, seen.status):
         written, write_in_s = new, None
     changes = _changes(job, seen, decision, now)
     queued = queueing.changes(job, seen, decision, now)

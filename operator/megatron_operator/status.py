@@ -155,6 +155,15 @@ def changed(new: Object, old: Object, now: float, settled_at: float = 0.0) -> tu
     return (new, None) if now >= due else (None, due - now)
 
 
+def tells_of_success(new: Object, old: Object) -> bool:
+    """Whether more pods have succeeded than the status before said."""
+    return _num_succeeded(new) > _num_succeeded(old)
+
+
+def _num_succeeded(status: Object) -> int:
+    return sum(counts.get("succeeded", 0) for counts in (status.get("replicaStatuses") or {}).values())
+
+
 def settled_at(seen: Seen, now: float) -> float:
     """Until when counts wait because a pod has ended: the others mostly follow at once, and with them the job."""
     ends = [pod.finished_at for pod in seen.current if pod.finished_at is not None and pod.finished_at <= now]

@@ -77,8 +77,17 @@ class Stream:
 class Informer[Record]:
     """The records of one resource by job. `run` keeps them up to date until cancelled."""
 
-    def __init__(self, client: Client, scope: Scope, read: Callable[[Object], Record], listeners: Listeners) -> None:
+    def __init__(
+        self,
+        client: Client,
+        scope: Scope,
+        read: Callable[[Object], Record],
+        listeners: Listeners,
+        removed: Callable[[Key, str, Record], None] = lambda key, owner_uid, record: None,
+    ) -> None:
+        """`removed` is called with job, uid of the owner and last record of each object that goes."""
         self._client = client
+        self._removed = removed
         self._scope = scope
         self._read = read
         self._listeners = listeners
@@ -155,7 +164,8 @@ class Informer[Record]:
     def _remove(self, key: Key, name: str, uid: str) -> None:
         entries = self._jobs.get(key, {})
         if name in entries and entries[name].uid == uid:
-            del entries[name]
+            entry = entries.pop(name)
+            self._removed(key, entry.owner_uid, entry.record)
             if not entries:
                 del self._jobs[key]
             self._listeners.changed(key)

@@ -26,7 +26,7 @@ from megatron_operator.cluster.kubernetes_resource import (
     WORKLOAD,
     Resource,
 )
-from megatron_operator.cluster.pod_ends import PodEnds
+from megatron_operator.cluster.pod_ends import PodEnds, Successes
 from megatron_operator.job import Job
 from megatron_operator.observe import Gang, Pod, Seen, read_gang, read_pod
 from megatron_operator.observe_kueue import KueueSeen, read_workload
@@ -57,7 +57,8 @@ class Mirror:
         self._client = client
         self._extent = extent
         self._listeners = listeners
-        self._pods: Informer[Pod] = self._informer(POD, read_pod)
+        self._successes = Successes()
+        self._pods: Informer[Pod] = self._informer(POD, read_pod, removed=self._successes.note)
         self._services: Informer[Mapping[str, str]] = self._informer(SERVICE, _selector)
         self._config_maps: Informer[None] = self._informer(CONFIG_MAP, _nothing, metadata_only=True)
         self._groups: dict[str, Informer[Gang]] = {}
@@ -112,7 +113,7 @@ class Mirror:
         """Everything known of this job's children. parsed: the job as a value, None for a wrong manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
-        pods = await self._see_pods(key, uid, now)
+        pods = await self._see_pods(job, now)
         selectors = self._services.of(key, uid)
         gang, stale_groups = self._see_groups(key, uid, parsed.scheduling.gang if parsed else "None", job)
         return Seen(
@@ -150,8 +151,12 @@ class Mirror:
     def _see_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
         return tuple(sorted(pod.name for pod in self._pods.of_others(key, uid).values() if not pod.is_finished))
 
-    async def _see_pods(self, key: Key, uid: str, now: float) -> tuple[Pod, ...]:
-        pods = self._pod_ends.corrected(tuple(sorted(self._pods.of(key, uid).values(), key=_by_rank)), now)
+    async def _see_pods(self, job: Object, now: float) -> tuple[Pod, ...]:
+        metadata = job["metadata"]
+        key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
+        there = self._pods.of(key, uid)
+        gone = self._successes.of(key, uid, _attempt(job), but_not=there.keys())
+        pods = self._pod_ends.corrected(tuple(sorted((*there.values(), *gone), key=_by_rank)), now)
         return await self._pod_events.explain(key[0], pods)
 
     async def _see_kueue(self, parsed: Job | None) -> KueueSeen:
@@ -160,7 +165,12 @@ class Mirror:
         return await self._kueue.see(parsed)
 
     def _informer[Record](
-        self, resource: Resource, read: Callable[[Object], Record], *, metadata_only: bool = False
+        self,
+        resource: Resource,
+        read: Callable[[Object], Record],
+        *,
+        metadata_only: bool = False,
+        removed: Callable[[Key, str, Record], None] = lambda key, owner_uid, record: None,
     ) -> Informer[Record]:
         scope = Scope(
             resource=resource,
@@ -168,7 +178,7 @@ class Mirror:
             metadata_only=metadata_only,
             silence_s=self._extent.silence_s,
         )
-        return Informer(self._client, scope, read, self._listeners)
+        return Informer(self._client, scope, read, self._listeners, removed)
 
     def _see_groups(self, key: Key, uid: str, gang: str, job: Object) -> tuple[Gang | None, tuple[str, ...]]:
         """The PodGroup of the current attempt (one that cannot be is told apart from none), and names of the others."""
@@ -176,7 +186,7 @@ class Mirror:
             return None, ()
         if gang not in self._groups:
             return Gang(served=False), ()
-        attempt = int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
+        attempt = _attempt(job)
         groups = self._groups[gang].of(key, uid)
         current = groups.pop(names.group_name(key[1], attempt), None)
         return current, tuple(sorted(name for name, group in groups.items() if not group.deleting))
@@ -216,6 +226,10 @@ def _selector(raw: Object) -> Mapping[str, str]:
 
 def _nothing(raw: Object) -> None:
     return None
+
+
+def _attempt(job: Object) -> int:
+    return int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
 
 
 def _by_rank(pod: Pod) -> tuple[int, bool, int]:

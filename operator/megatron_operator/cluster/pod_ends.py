@@ -1,13 +1,16 @@
-"""When pods ended, by our own clock where that of their node is wrong: an hour ahead or behind must change nothing."""
+"""How pods ended: when, by our own clock where their node's is wrong, and which had succeeded before they went."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
 from megatron_operator.observe import Pod
 
+Key = tuple[str, str]
 MAX_REMEMBERED = 100_000
+MAX_JOBS = 10_000
 # A kubelet reports an end within seconds; a minute also covers a busy API server.
 BEHIND_S = 60.0
 AHEAD_S = 5.0
@@ -43,3 +46,29 @@ class PodEnds:
         self._noticed.move_to_end(uid)
         if len(self._noticed) > MAX_REMEMBERED:
             self._noticed.popitem(last=False)
+
+
+@dataclass(kw_only=True)
+class Successes:
+    """Pods that had succeeded when somebody removed them: they go at once, before any status tells of their success."""
+
+    _gone: OrderedDict[tuple[Key, str], dict[str, Pod]] = field(default_factory=OrderedDict)
+
+    def note(self, key: Key, owner_uid: str, pod: Pod) -> None:
+        """Takes in a pod that is gone."""
+        if pod.phase != "Succeeded":
+            return
+        self._gone.setdefault((key, owner_uid), {})[pod.name] = replace(pod, deleting=True)
+        if len(self._gone) > MAX_JOBS:
+            self._gone.popitem(last=False)
+
+    def of(self, key: Key, owner_uid: str, attempt: int, *, but_not: Collection[str]) -> tuple[Pod, ...]:
+        """Those of this job's attempt, but for names that are there again; those of earlier attempts are forgotten."""
+        kept = {
+            name: pod
+            for name, pod in self._gone.pop((key, owner_uid), {}).items()
+            if pod.attempt >= attempt and name not in but_not
+        }
+        if kept:
+            self._gone[key, owner_uid] = kept
+        return tuple(pod for pod in kept.values() if pod.attempt == attempt)

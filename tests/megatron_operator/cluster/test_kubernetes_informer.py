@@ -9,6 +9,7 @@ from megatron_operator.cluster.kubernetes import Client
 from megatron_operator.cluster.kubernetes_connection import Identity, connect
 from megatron_operator.cluster.kubernetes_informer import Informer, Listeners, Scope
 from megatron_operator.cluster.kubernetes_resource import POD
+from megatron_operator.cluster.pod_ends import Successes
 from megatron_operator.guard import Guard
 from megatron_operator.observe import read_pod
 
@@ -35,7 +36,8 @@ class Heard:
     def __init__(self):
         self.changed, self.unreadable = [], []
         listeners = Listeners(changed=self.changed.append, guard=Guard(count=self.unreadable.append))
-        self.informer = Informer(UNUSED, Scope(resource=POD), read_pod, listeners)
+        self.successes = Successes()
+        self.informer = Informer(UNUSED, Scope(resource=POD), read_pod, listeners, self.successes.note)
 
     @property
     def names(self):
@@ -86,3 +88,22 @@ def test_a_pod_that_lost_its_owner_or_label_is_forgotten_without_a_word():
     heard.informer.put(unlabeled)
     heard.informer.drop(unlabeled)
     assert (heard.names, heard.unreadable) == ([], [])
+
+
+def succeeded(name, **fields):
+    state = {"terminated": {"exitCode": 0}}
+    return raw(name, phase="Succeeded", containerStatuses=[{"name": "trainer", "state": state}], **fields)
+
+
+def test_a_pod_that_succeeded_and_is_removed_at_once_is_remembered_for_its_attempt():
+    heard = Heard()
+    for pod in (succeeded("tune-a0-worker-0"), raw("tune-a0-worker-1"), raw()):
+        heard.informer.put(pod)
+        heard.informer.drop(pod) if pod["metadata"]["name"] != "tune-a0-master-0" else None
+    (gone,) = heard.successes.of(KEY, "job-1", 0, but_not=heard.names)
+    assert (gone.name, gone.phase, gone.deleting) == ("tune-a0-worker-0", "Succeeded", True)
+    assert heard.successes.of(KEY, "job-2", 0, but_not=()) == ()
+    assert heard.successes.of(KEY, "job-1", 0, but_not={"tune-a0-worker-0"}) == ()
+    heard.successes.note(KEY, "job-1", gone)
+    assert heard.successes.of(KEY, "job-1", 1, but_not=()) == ()
+    assert heard.successes.of(KEY, "job-1", 0, but_not=()) == ()
