@@ -11,7 +11,6 @@ from job_values import (
     NOW,
     RUNNING_STATUS,
     START,
-    beat,
     condition,
     conditions,
     failed,
@@ -19,7 +18,6 @@ from job_values import (
     kinds,
     pod,
     raw,
-    restarts,
     seen,
 )
 from megatron_operator import names, reconcile
@@ -345,50 +343,6 @@ def test_the_active_deadline_fails_the_job_without_any_other_event():
     assert conditions(plan.status)["Failed"] == ("True", "DeadlineExceeded")
     assert plan.delete == (ref(0), ref(1))
     assert [event.reason for event in plan.events] == ["DeadlineExceeded"]
-
-
-def test_a_pod_that_cannot_pull_its_image_stalls_the_job_then_fails_it():
-    stuck = pod(1, phase="Pending", waiting="ImagePullBackOff", waiting_message="no such image")
-    spec = {"runPolicy": {"startupDeadlineSeconds": 300}}
-    before = reconcile.plan(job(spec), seen(pod(0), stuck, status=restarts()), NOW)
-    assert conditions(before.status)["Stalled"] == ("True", "ImagePullBackOff")
-    assert before.requeue_s == 300.0
-    plan = reconcile.plan(job(spec), seen(pod(0), stuck, status=before.status), NOW + 300)
-    assert conditions(plan.status)["Failed"] == ("True", "StartupFailed")
-    assert plan.status["lastFailure"]["reason"] == "ImagePullBackOff"
-
-
-def test_a_pod_that_waits_for_a_place_is_not_stuck():
-    waiting = pod(1, phase="Pending", scheduled_at=None, unschedulable="0/3 nodes have 8 free GPUs")
-    plan = reconcile.plan(job(), seen(pod(0), waiting), NOW + 9999)
-    assert "Failed" not in conditions(plan.status)
-    ready = next(each for each in plan.status["conditions"] if each["type"] == "PodsReady")
-    assert ready["message"] == "Pod tune-a0-worker-0: 0/3 nodes have 8 free GPUs"
-
-
-def test_a_gang_without_a_sign_of_life_is_restarted_as_hung():
-    healthy = seen(pod(0), pod(1), progress=beat(age_s=1700))
-    assert reconcile.plan(job(), healthy, NOW).requeue_s == 100.0
-    hung = reconcile.plan(job(), replace(healthy, progress=beat(age_s=1800)), NOW)
-    assert conditions(hung.status)["Restarting"] == ("True", "Hung")
-    assert hung.status["restarts"]["counted"] == 1
-    assert hung.status["lastFailure"]["iteration"] == 10
-    assert [event.reason for event in hung.events] == ["JobHung", "JobRestarting"]
-
-
-@pytest.mark.parametrize(
-    "progress",
-    [None, beat(age_s=9999, attempt=3), beat(age_s=9999, phase="starting"), beat(age_s=9999, phase="finished")],
-    ids=["never heard", "another attempt's", "starting", "finished"],
-)
-def test_hang_detection_needs_a_heartbeat_of_this_attempt(progress):
-    plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=progress), NOW)
-    assert plan.delete == ()
-
-
-def test_hang_detection_can_be_switched_off():
-    spec = {"failurePolicy": {"hangTimeoutSeconds": 0}}
-    assert reconcile.plan(job(spec), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW).delete == ()
 
 
 def test_a_refused_change_stalls_the_job_until_it_succeeds():

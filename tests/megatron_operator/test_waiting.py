@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, RUNNING_STATUS, conditions, job, pod, seen
+from job_values import NOW, RUNNING_STATUS, conditions, job, pod, restarts, seen
 from megatron_operator import names, reconcile
 from megatron_operator.cluster.kubernetes_pod_events import newest_warning
 from megatron_operator.observe import Gang, read_pod
@@ -132,6 +132,25 @@ def test_the_queue_counts_as_a_wait_for_a_place():
     plan = reconcile.plan(volcano, seen(status={}, gang=group), NOW)
     late = reconcile.plan(volcano, seen(status=plan.status, gang=group), NOW + 600)
     assert conditions(late.status)["Failed"] == ("True", "SchedulingTimeout")
+
+
+def test_a_pod_that_cannot_pull_its_image_stalls_the_job_then_fails_it():
+    stuck = pod(1, phase="Pending", waiting="ImagePullBackOff", waiting_message="no such image")
+    spec = {"runPolicy": {"startupDeadlineSeconds": 300}}
+    before = reconcile.plan(job(spec), seen(pod(0), stuck, status=restarts()), NOW)
+    assert conditions(before.status)["Stalled"] == ("True", "ImagePullBackOff")
+    assert before.requeue_s == 300.0
+    plan = reconcile.plan(job(spec), seen(pod(0), stuck, status=before.status), NOW + 300)
+    assert conditions(plan.status)["Failed"] == ("True", "StartupFailed")
+    assert plan.status["lastFailure"]["reason"] == "ImagePullBackOff"
+
+
+def test_a_pod_that_waits_for_a_place_is_not_stuck():
+    waiting = pod(1, phase="Pending", scheduled_at=None, unschedulable="0/3 nodes have 8 free GPUs")
+    plan = reconcile.plan(job(), seen(pod(0), waiting), NOW + 9999)
+    assert "Failed" not in conditions(plan.status)
+    ready = next(each for each in plan.status["conditions"] if each["type"] == "PodsReady")
+    assert ready["message"] == "Pod tune-a0-worker-0: 0/3 nodes have 8 free GPUs"
 
 
 def test_a_pod_of_an_earlier_attempt_that_never_ends_is_named():

@@ -1,0 +1,35 @@
+"""decide/hang: a gang that trained and then gave no sign of life is started again; anything else is left alone."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from job_values import NOW, beat, conditions, job, pod, seen
+from megatron_operator import reconcile
+
+
+def test_a_gang_without_a_sign_of_life_is_restarted_as_hung():
+    healthy = seen(pod(0), pod(1), progress=beat(age_s=1700))
+    assert reconcile.plan(job(), healthy, NOW).requeue_s == 100.0
+    hung = reconcile.plan(job(), replace(healthy, progress=beat(age_s=1800)), NOW)
+    assert conditions(hung.status)["Restarting"] == ("True", "Hung")
+    assert hung.status["restarts"]["counted"] == 1
+    assert hung.status["lastFailure"]["iteration"] == 10
+    assert [event.reason for event in hung.events] == ["JobHung", "JobRestarting"]
+
+
+@pytest.mark.parametrize(
+    "progress",
+    [None, beat(age_s=9999, attempt=3), beat(age_s=9999, phase="starting"), beat(age_s=9999, phase="finished")],
+    ids=["never heard", "another attempt's", "starting", "finished"],
+)
+def test_hang_detection_needs_a_heartbeat_of_this_attempt(progress):
+    plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=progress), NOW)
+    assert plan.delete == ()
+
+
+def test_hang_detection_can_be_switched_off():
+    spec = {"failurePolicy": {"hangTimeoutSeconds": 0}}
+    assert reconcile.plan(job(spec), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW).delete == ()
