@@ -131,6 +131,7 @@ def test_a_new_checkpoint_starts_the_count_anew():
     decision = decide(failed(0, 1), pod(1), status=status, progress=beat(checkpoint_iteration=1000))
     assert isinstance(decision, Restart)
     assert decision.counters == Counters(total=4, counted=1, checkpoint_iteration=1000)
+    assert decision.delay_s == 0.0, "what came further since the last restart is no failing loop"
 
 
 def test_without_reset_after_progress_the_count_goes_on():
@@ -146,6 +147,7 @@ def test_the_same_checkpoint_is_no_progress():
     decision = decide(failed(0, 1), pod(1), status=status, progress=beat(checkpoint_iteration=500))
     assert isinstance(decision, Restart)
     assert decision.counters.counted == 2
+    assert decision.delay_s == 20.0
 
 
 def test_killed_for_memory_twice_at_the_same_iteration_fails_the_job():

@@ -18,7 +18,7 @@ LAUNCHER = """
 import sys
 from megatron_trainer import launch
 launch.RANK_COMMAND = [sys.executable, {program!r}]
-launch.LINGER_S = 0.5
+launch.LINGER_S, launch.LINGER_AFTER_CAUSE_S = {lingers}
 sys.exit(launch.main(["sft"]))
 """
 
@@ -27,7 +27,7 @@ sys.exit(launch.main(["sft"]))
 def start(tmp_path):
     """Starts a launcher of two ranks that run the given program; returns its process and the termination log."""
 
-    def start_launcher(program: str) -> tuple[subprocess.Popen, Path]:
+    def start_launcher(program: str, lingers: tuple[float, float] = (0.5, 0.5)) -> tuple[subprocess.Popen, Path]:
         script = tmp_path / "rank.py"
         script.write_text("import json, os, sys, time, signal\nrank = int(os.environ['RANK'])\n" + program)
         log = tmp_path / "termination-log"
@@ -39,7 +39,9 @@ def start(tmp_path):
             "MTJ_TERMINATION_LOG": str(log),
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
-        process = subprocess.Popen([sys.executable, "-c", LAUNCHER.format(program=str(script))], env=env)
+        process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHER.format(program=str(script), lingers=lingers)], env=env
+        )
         return process, log
 
     return start_launcher
@@ -67,6 +69,22 @@ def test_a_killed_rank_is_reported_as_its_signal(start):
     record = json.loads(log.read_text())
     assert (record["reason"], record["rank"]) == ("signal 9", 2)
     assert record["iteration"] is None, "nobody could say; a number would stand before that of the last progress"
+
+
+def test_the_others_of_a_killed_rank_are_not_waited_for(start):
+    process, _ = start("if rank == 2:\n os.kill(os.getpid(), 9)\ntime.sleep(60)", lingers=(60.0, 0.2))
+    assert process.wait(20) == 128 + signal.SIGKILL
+
+
+def test_after_an_error_without_a_cause_the_others_may_still_name_it(start):
+    record = {"exitCode": 65, "reason": "BAD_DATA", "rank": 2, "iteration": 0, "message": "row 7"}
+    process, log = start(
+        "if rank == 3:\n sys.exit(1)\n"
+        f"time.sleep(2); open(os.environ['MTJ_FAILURE_FILE'], 'w').write({json.dumps(record)!r}); sys.exit(65)",
+        lingers=(60.0, 0.1),
+    )
+    assert process.wait(20) == ExitCode.BAD_DATA
+    assert json.loads(log.read_text()) == record
 
 
 def test_termination_reaches_every_rank_and_their_code_comes_back(start, tmp_path):

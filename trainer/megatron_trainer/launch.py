@@ -27,6 +27,7 @@ from megatron_trainjob.exit_codes import ExitCode, describe
 logger = logging.getLogger(__name__)
 
 LINGER_S = 10.0  # how long the other ranks may take to fail by themselves before they are killed
+LINGER_AFTER_CAUSE_S = 1.0  # the same, when the first to fail said why or was killed: the others can only wait for it
 POLL_S = 0.05
 RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.rank"]
 PR_SET_PDEATHSIG = 1
@@ -102,12 +103,28 @@ def _wait(ranks: Sequence[Rank]) -> Rank | None:
         if failed is None:
             failed = _first_failed(ranks)
             if failed is not None:
-                deadline = time.monotonic() + LINGER_S
+                deadline = time.monotonic() + _linger_s(failed)
         if time.monotonic() > deadline:
             for rank in ranks:
                 rank.process.kill()
         time.sleep(POLL_S)
-    return failed or _first_failed(ranks)
+    return _cause(failed, ranks)
+
+
+def _linger_s(failed: Rank) -> float:
+    """A lost peer ends with the code of any error, and a save on request may take the others longer."""
+    code = failed.process.returncode
+    is_cause = code < 0 or (failed.failure_file.exists() and code not in (ExitCode.ERROR, ExitCode.PREEMPTED))
+    return LINGER_AFTER_CAUSE_S if is_cause else LINGER_S
+
+
+def _cause(first: Rank | None, ranks: Sequence[Rank]) -> Rank | None:
+    """The first to fail, unless it ended with an error of which it said nothing and another said what was wrong."""
+    best = _first_failed(ranks)
+    if first is None or best is None:
+        return best
+    is_silent = first.process.returncode == ExitCode.ERROR and not first.failure_file.exists()
+    return best if is_silent and best.failure_file.exists() else first
 
 
 def _first_failed(ranks: Sequence[Rank]) -> Rank | None:

@@ -110,16 +110,14 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart 
         reason=verdict.reason,
         failure=failure,
         counters=counters,
-        delay_s=delay_s(job.failure_policy, counters, verdict.kind),
+        delay_s=0.0 if has_progressed(seen) else delay_s(job.failure_policy, counters, verdict.kind),
     )
 
 
 def count(job: Job, seen: Seen, kind: Kind) -> Counters:
     """Counters after one more restart; a checkpoint written since the last one starts the count anew."""
     before = read_counters(seen)
-    latest = (seen.progress.checkpoint_iteration if seen.progress else None) or before.checkpoint_iteration
-    has_progressed = (latest or 0) > (before.checkpoint_iteration or 0)
-    if has_progressed and job.failure_policy.reset_after_progress:
+    if has_progressed(seen) and job.failure_policy.reset_after_progress:
         before = replace(before, counted=0, in_a_row=0)
     is_race = kind == "admission" and before.in_a_row < MAX_IN_A_ROW
     is_counted = kind == "failed" or (kind == "admission" and not is_race)
@@ -127,8 +125,19 @@ def count(job: Job, seen: Seen, kind: Kind) -> Counters:
         total=before.total + 1,
         counted=before.counted + is_counted,
         in_a_row=before.in_a_row + 1 if is_race else 0,
-        checkpoint_iteration=latest,
+        checkpoint_iteration=latest_checkpoint(seen),
     )
+
+
+def has_progressed(seen: Seen) -> bool:
+    """Whether a checkpoint was written since the last restart: going on from it at once repeats no failing loop."""
+    return (latest_checkpoint(seen) or 0) > (read_counters(seen).checkpoint_iteration or 0)
+
+
+def latest_checkpoint(seen: Seen) -> int | None:
+    """The iteration of the newest checkpoint, as reported, else as written down at the last restart."""
+    reported = seen.progress.checkpoint_iteration if seen.progress else None
+    return reported or read_counters(seen).checkpoint_iteration
 
 
 def read_counters(seen: Seen) -> Counters:
