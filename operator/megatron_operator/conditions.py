@@ -152,7 +152,7 @@ def _stalled(job: Job, seen: Seen, now: float) -> Claims:
         message = f"scheduling.gang is {job.scheduling.gang}, but this cluster has no such PodGroup resource."
         return {names.STALLED: _yes(names.GANG_SCHEDULER_MISSING, message)}
     if seen.problem is not None:
-        return {names.STALLED: _yes(*seen.problem)}
+        return {names.STALLED: _yes(*whole.named(seen.problem))}
     stored = seen.condition(names.STALLED)
     if stored and whole.refused_since(seen) is not None and failure.missing(job, seen):
         return {names.STALLED: _yes(stored["reason"], stored.get("message", ""))}

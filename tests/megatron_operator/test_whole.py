@@ -40,6 +40,13 @@ def test_the_pods_of_half_a_gang_are_taken_back_uncounted_with_the_quotas_name_a
     assert ([event.reason for event in plan.events], plan.requeue_s) == (["JobStalled"], 5.0)
 
 
+def test_a_quota_that_lets_in_no_pod_at_all_has_the_same_name():
+    plan = reconcile.plan(job(), half(pods=()), NOW)
+    assert conditions(plan.status)["Stalled"] == ("True", "QuotaExceeded")
+    assert message_of(plan) == QUOTA[1]
+    assert [kind for kind, _ in kinds(plan)] == ["Pod", "Pod"]
+
+
 def test_nothing_is_made_until_all_are_gone_and_the_pause_is_over():
     stored = reconcile.plan(job(), half(), NOW).status
     ending = half(status=stored, problem=None, pods=(pod(0, deleting=True),))

@@ -25,7 +25,7 @@ def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
     if seen.problem is not None and (seen.current or since is not None):
         first, last = PAUSE_S
         pause_s = min(max(now - (since or now), first), last)
-        reason, words = _quota_or(seen.problem)
+        reason, words = named(seen.problem)
         made = job.num_nodes - len(missing)
         message = (
             f"Only {made} of {job.num_nodes} pods were let in; they are taken back, and all are tried again. {words}"
@@ -42,7 +42,7 @@ def refused_since(seen: Seen) -> float | None:
     return to_seconds((seen.status.get("waiting") or {}).get("refusedSince"))
 
 
-def _quota_or(problem: tuple[str, str]) -> tuple[str, str]:
+def named(problem: tuple[str, str]) -> tuple[str, str]:
     """The server calls an exhausted quota Forbidden, as it calls everything that a policy refuses."""
     reason, message = problem
     return (names.QUOTA_EXCEEDED if "exceeded quota" in message else reason), message
