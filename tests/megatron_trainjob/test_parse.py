@@ -90,6 +90,24 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
     assert problems({"xyzzy": 1}) == ["spec.args.xyzzy: unknown argument; docs/arguments.md lists all of them (got 1)"]
 
 
+@pytest.mark.parametrize(
+    ("given", "task", "said"),
+    [
+        ({"use_vllm": True}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
+        ({"vllm_max_model_len": 9}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
+        ({"rlhf_type": "grpo"}, "rlhf", "grpo belongs to a method which generates answers while it trains"),
+        ({"vit_lr": 1e-5}, "sft", "belongs to models with images, and only text models are trained here"),
+        ({"tuner_type": "lora_llm"}, "sft", "lora_llm belongs to models with images, and only text models"),
+        ({"optimizer": "dist_muon"}, "sft", "dist_muon needs the package emerging-optimizers"),
+    ],
+    ids=str,
+)
+def test_what_belongs_to_another_method_is_said_in_one_sentence(given, task, said):
+    [problem] = problems(given, task=task)
+    assert said in problem
+    assert "did you mean" not in problem
+
+
 def test_name_of_4x_is_accepted_with_a_warning():
     parsed = parse({"model": "m", "dataset": ["d"], "num_train_epochs": 2}, task="sft")
     assert parsed.args.max_epochs == 2

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_trainjob.args.field import Argument, Task
-from megatron_trainjob.args.names import explain_unknown, find_alias
+from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import WrongValue, read_value
@@ -95,7 +95,9 @@ def _carried(name: str, value: object, task: Task) -> Carried:
     try:
         read = _plain(argument, value)
     except WrongValue as wrong:
-        return Carried(name=argument.name, value=value, remark=f"NOT CARRIED OVER: {wrong}")
+        return Carried(
+            name=argument.name, value=value, remark=f"NOT CARRIED OVER: {explain_value(argument.name, value) or wrong}"
+        )
     if alias and alias.inverted:
         read = not read
     remark = f"was {name}" if alias else ""

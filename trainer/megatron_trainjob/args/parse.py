@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.field import Argument, Task
-from megatron_trainjob.args.names import explain_unknown, find_alias
+from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.status import objection, remark
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import WrongValue, read_value
@@ -99,7 +99,7 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
         converted = read_value(argument, value)
     except WrongValue as wrong:
         reading.broken.add(argument.name)
-        return refuse(str(wrong))
+        return refuse(explain_value(argument.name, value) or str(wrong))
     if alias and alias.inverted:
         converted = not converted
     if argument.name in reading.values and reading.values[argument.name] != converted:
