@@ -1,5 +1,8 @@
 """Rates and peak memory of conversion on a random Llama of over 1 GB, beside the raw rates of the same bytes.
 
+The model is also read as it may be published: in FP8 with scales of 128 x 128 blocks, and as pytorch_model.bin.
+Rates are those of the bfloat16 model, whatever it is stored as.
+
 usage: python benchmarks/conversion.py [FOLDER] [--layers 10]      (FOLDER takes the model and the results, about 4 GB)
 
 Memory is what the process holds of its own (RssAnon), sampled while a stage runs: the pages of a mapped file are not
@@ -9,12 +12,13 @@ counted, the system takes them back at will.
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +34,7 @@ CONFIG = {
     "max_position_embeddings": 2048,
     "tie_word_embeddings": False,
 }
+BLOCK = 128
 CHUNK_BYTES = 16 * 2**20
 SAMPLE_S = 0.002
 
@@ -78,11 +83,15 @@ def _measure(folder: Path, num_layers: int) -> None:
     model = Loaded(chunks=chunks, spec=spec, args=args, read=own_data)
     written = folder / "mcore" / "iter_0000001"
     size = file.stat().st_size
-    _read(file)  # into the page cache
+    fp8, pickled = _in_fp8(file.parent, folder / "fp8"), _pickled(file.parent, folder / "bin")
+    for stored in (file, fp8 / file.name, pickled / "pytorch_model.bin"):
+        _read(stored)  # into the page cache
     stages = {
         "raw read": _timed(lambda: _read(file)),
         "raw read into fresh memory": _timed(lambda: _read(file, torch.empty(size, dtype=torch.uint8).numpy())),
         "Hugging Face folder -> model": _timed(lambda: load_weights(chunks, spec)),
+        "FP8 folder -> model": _timed(lambda: load_weights(chunks, replace(spec, directory=fp8))),
+        "pytorch_model.bin -> model": _timed(lambda: load_weights(chunks, replace(spec, directory=pickled))),
         "raw write": _timed(lambda: _write(folder / "raw", size)),
         "model -> Hugging Face folder": _timed(lambda: save_model(chunks, spec, folder / "hf")),
         "model -> Megatron-Core checkpoint": _timed(lambda: write_checkpoint(args, model, backend, folder / "mcore")),
@@ -111,6 +120,35 @@ def _make_model(directory: Path, num_layers: int) -> Path:
     torch.manual_seed(0)
     AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16).save_pretrained(directory, max_shard_size="100GB")
     return directory
+
+
+def _in_fp8(source: Path, target: Path) -> Path:
+    """The same model with the linears of its layers in FP8; how well they are rounded does not matter here."""
+    from safetensors.torch import load_file, save_file
+
+    target.mkdir()
+    tensors = {}
+    for name, tensor in load_file(source / "model.safetensors").items():
+        if "_proj." in name:
+            scales = torch.full([-(-size // BLOCK) for size in tensor.shape], 1e-3)
+            tensors |= {name: (tensor.float() / 1e-3).to(torch.float8_e4m3fn), f"{name}_scale_inv": scales}
+        else:
+            tensors[name] = tensor
+    save_file(tensors, target / "model.safetensors")
+    how = {"quant_method": "fp8", "weight_block_size": [BLOCK, BLOCK]}
+    config = {**json.loads((source / "config.json").read_text()), "quantization_config": how}
+    (target / "config.json").write_text(json.dumps(config))
+    return target
+
+
+def _pickled(source: Path, target: Path) -> Path:
+    """The same model as torch.save writes it."""
+    from safetensors.torch import load_file
+
+    target.mkdir()
+    torch.save(load_file(source / "model.safetensors"), target / "pytorch_model.bin")
+    (target / "config.json").write_text((source / "config.json").read_text())
+    return target
 
 
 def _timed(action: Callable[[], Any]) -> Stage:

@@ -152,6 +152,8 @@ def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: P
         merge_adapters(model.chunks, keep_originals=False)
     owner = Owner(job_uid="", attempt=0)
     folder.claim(output, owner)
+    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=None)
+    record = json.dumps({"task": "export", "arguments": asdict(whole), "resolved": {}}, indent=1)
     policy = SavePolicy(
         save=output,
         layout={"tp": 1, "pp": 1, "cp": 1, "dp": 1, "ep": 1},
@@ -162,14 +164,13 @@ def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: P
         in_background=False,
         on_termination=False,
         limit=None,
+        record=record,
         num_files=args.thread_count or max(MIN_FILES, -(-model.num_bytes() // BYTES_PER_FILE)),
     )
     saver = Saver(engine_of(model.chunks), backend, policy)
     saver.start(TrainState(iteration=ITERATION), loss=None)
     saver.finish()
-    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=None)
-    record = {"task": "export", "arguments": asdict(whole), "resolved": {}}
-    folder.replace_text(output / RECORD, json.dumps(record, indent=1))
+    folder.replace_text(output / RECORD, record)
 
 
 def _output(args: TrainArgs, found: Inputs) -> Path:
