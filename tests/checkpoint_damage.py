@@ -113,6 +113,7 @@ def build(mapping: dict[str, object], save: Path) -> Bench:
         in_background=False,
         on_termination=True,
         limit=None,
+        record="{}",
     )
     return Bench(args, engine, backend, policy)
 
