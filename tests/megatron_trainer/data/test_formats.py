@@ -207,6 +207,11 @@ def test_tools_as_text_or_bare_functions_are_wrapped():
         assert recognise({"query": "?", "response": "!", "tools": tools}, PLAIN).tools == (wrapped,)
 
 
+@pytest.mark.parametrize("tools", ["", "null", "[]", [], None])
+def test_no_tools_are_no_tools(tools):
+    assert recognise({"query": "?", "response": "!", "tools": tools}, PLAIN).tools is None
+
+
 def test_channel_and_loss_are_kept():
     row = {
         "channel": "math",
@@ -270,6 +275,10 @@ BAD = {
     "query is true": ({"query": True, "response": "!"}, "a field is not text"),
     "two queries": ({"prompt": "?", "question": "?", "response": "!"}, "several columns could be the query"),
     "history is flat": ({"query": "?", "response": "!", "history": ["a", "b"]}, "history is not a list of"),
+    "a round without an answer": (
+        {"query": "?", "response": "!", "history": [["a", None]]},
+        "history has an empty round",
+    ),
     "an image": ({"messages": _chat(), "images": ["a.png"]}, "only text can be trained on"),
     "an image part": (
         {"messages": [{"role": "user", "content": [{"type": "image", "image": "x"}]}, _chat()[1]]},

@@ -100,8 +100,12 @@ class ChatTemplate:
 
     @property
     def stop_words(self) -> tuple[str, ...]:
-        """What ends an answer, and a turn with tool calls."""
-        return tuple(dict.fromkeys(stop for stop in self._last_stops if stop))
+        """The tokens (or texts) with which an answer and a turn with tool calls end."""
+        return tuple(dict.fromkeys(self._last_token(stop) for stop in self._last_stops if stop))
+
+    def _last_token(self, stop: str) -> str:
+        tokens = self._tokens.findall(stop)
+        return str(tokens[-1]) if tokens else stop
 
     @property
     def variables(self) -> frozenset[str]:

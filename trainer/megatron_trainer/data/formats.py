@@ -124,7 +124,7 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     notes = [*_cut_notes(messages), *_notes(columns)]
     return Conversation(
         messages=_filled(_until_answer(messages), placeholders),
-        tools=_tools(tools) if tools else None,
+        tools=_tools(tools) or None if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
         rejected=None if rejected is None else _filled(_until_answer(rejected), placeholders),
         notes=tuple(notes),
@@ -281,6 +281,8 @@ def _history(value: object) -> list[tuple[str, str]]:
     rounds = parse_json(value, "history")
     if not isinstance(rounds, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds):
         raise RowError("history is not a list of [query, response] pairs")
+    if any(part is None for pair in rounds for part in pair):
+        raise RowError("history has an empty round")
     return [(text_of(pair[0], "history"), text_of(pair[1], "history")) for pair in rounds]
 
 
@@ -333,6 +335,8 @@ def _with_prompt(row: Row, name: str) -> tuple[Message, ...]:
 
 def _tools(value: object) -> tuple[Mapping[str, object], ...]:
     tools = parse_json(value, "tools")
+    if not tools:
+        return ()
     if not isinstance(tools, list):
         raise RowError("tools is not a list", f"it is of type {type(tools).__name__}")
     return tuple(_tool(parse_json(tool, "tools")) for tool in tools)
