@@ -20,8 +20,8 @@ from gang import gang
 BOUND = 1e-4
 
 
-def check(name: str, text: str, model_root: Path) -> None:
-    directory = tiny_model.make(name, model_root)
+def check(name: str, text: str, model_root: Path, **settings: Any) -> None:
+    directory = tiny_model.make(name, model_root, **settings)
     chosen = layouts.read(text)
     parity.make_reference(directory, packed=chosen["packed"])
     ranks = gang(layouts.num_ranks(chosen["arguments"])).run(
@@ -75,6 +75,15 @@ def test_families_of_experts_equal_transformers_in_every_layout(name: str, text:
 def test_what_is_special_about_a_family_survives_being_split(name: str, text: str, model_root: Path):
     """Padded and tied vocabulary, spread experts, latent attention, norms after the blocks."""
     check(name, text, model_root)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("text", ["cp2 packed", "tp2 sp etp1"])
+def test_what_megatron_core_computes_otherwise_survives_being_split(text: str, model_root: Path):
+    """Scaled frequencies and norms of latent attention, and groups of experts ranked by their two best of four."""
+    rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
+    settings = {"rope_parameters": {**rope, "mscale_all_dim": 0.7}, "rms_norm_eps": 0.05, "num_experts_per_tok": 4}
+    check("deepseek_v3", text, model_root, **settings)
 
 
 @pytest.mark.dist
