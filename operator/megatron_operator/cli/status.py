@@ -131,7 +131,15 @@ def _reason(status: Object) -> str:
 def local_jobs(directory: Path) -> Iterable[tuple[str, Object]]:
     """(name, status) of every job that this folder knows."""
     folders = sorted(path for path in directory.iterdir() if path.is_dir()) if directory.is_dir() else []
-    return ((folder.name, status) for folder in folders if (status := State(directory=folder).read_status()))
+    return ((folder.name, status) for folder in folders if (status := _status_of(folder)))
+
+
+def _status_of(folder: Path) -> Object:
+    """The stored status; of one that cannot be read only that, so that it does not hide the others."""
+    try:
+        return State(directory=folder).read_status()
+    except (OSError, ValueError, yaml.YAMLError):
+        return {"phase": "Unreadable"}
 
 
 def _show_all(found: Iterable[tuple[str, Object]], place: str) -> int:

@@ -66,8 +66,15 @@ def mapping(pod_spec: Object, container: Object, folders: Folders, *, config: Ma
         volume = volumes[mount["name"]]
         folder = config.get(config_map_of(volume)) or folder_of(volume, folders)
         if folder is not None:
-            paths[mount["mountPath"].rstrip("/")] = str(folder / mount.get("subPath", ""))
+            paths[mount["mountPath"].rstrip("/")] = str(_inside(folder, mount.get("subPath", "")))
     return paths
+
+
+def _inside(folder: Path, sub_path: str) -> Path:
+    """A folder below a volume's. Raises NoSuchVolume for one that leads out of it, as Kubernetes refuses it."""
+    if Path(sub_path).is_absolute() or ".." in Path(sub_path).parts:
+        raise NoSuchVolume(f"subPath {sub_path!r} leads out of its volume; give a folder below it, without '..'")
+    return folder / sub_path
 
 
 def rewritten(text: str, paths: Mapping[str, str]) -> str:

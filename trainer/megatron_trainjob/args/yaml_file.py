@@ -8,6 +8,10 @@ from typing import Any
 
 import yaml
 
+MAX_CHARACTERS = 2**20
+MAX_DEPTH = 100
+MAX_VALUES = 200_000
+
 
 class YamlProblem(ValueError):
     """The text is not usable YAML; the message names the source, the line and what is wrong."""
@@ -35,16 +39,51 @@ def load_all(path: Path) -> list[Any]:
 
 
 def parse_text(text: str, *, source: str = "<text>") -> list[Any]:
-    """All documents of a text, empty ones left out. Raises YamlProblem."""
+    """All documents of a text, empty ones left out. Raises YamlProblem, also for what would take all memory or time."""
+    if len(text) > MAX_CHARACTERS:
+        raise YamlProblem(f"{source}: has {len(text)} characters; a manifest has at most {MAX_CHARACTERS}")
     try:
+        _check_size(text, source)
         return [document for document in yaml.load_all(text, _Loader) if document is not None]
+    except ValueError as err:
+        if isinstance(err, YamlProblem):
+            raise
+        raise YamlProblem(f"{source}: holds a number that cannot be read: {err}") from err
     except yaml.MarkedYAMLError as err:
         raise YamlProblem(f"{source}{_where(err.problem_mark)}: {err.problem}") from err
     except yaml.YAMLError as err:
         raise YamlProblem(f"{source}: {err}") from err
 
 
-def _where(mark: yaml.Mark | None) -> str:
+def _check_size(text: str, source: str) -> None:
+    """Refuses nesting and aliases that grow beyond all measure, before anything is made of them.
+
+    An alias counts as often as what it stands for: nine lines of nine aliases each are 387 million values.
+    """
+    sizes: dict[str, int] = {}
+    open_parts: list[tuple[str | None, int]] = []
+    total = 0
+    for event in yaml.parse(text, _Loader):
+        if isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = open_parts.pop()
+            if anchor:
+                sizes[anchor] = total - before
+        elif isinstance(event, yaml.CollectionStartEvent):
+            open_parts.append((event.anchor, total))
+            total += 1
+        elif isinstance(event, yaml.AliasEvent):
+            total += sizes.get(event.anchor or "", 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            total += 1
+            if event.anchor:
+                sizes[event.anchor] = 1
+        if len(open_parts) > MAX_DEPTH:
+            raise YamlProblem(f"{source}{_where(event.start_mark)}: is nested more than {MAX_DEPTH} deep")
+        if total > MAX_VALUES:
+            raise YamlProblem(f"{source}{_where(event.start_mark)}: its aliases make more than {MAX_VALUES} values")
+
+
+def _where(mark: Any) -> str:  # noqa: ANN401 (two classes that have a line)
     return f" line {mark.line + 1}" if mark else ""
 
 
@@ -72,7 +111,7 @@ def _without(tag: str) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
     }
 
 
-FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*\.?\d*|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
+FLOAT = re.compile(r"^[-+]?(?:\d[\d_]*(?:\.\d*)?|\.\d+)(?:[eE][-+]?\d+)?$|^[-+]?\.(?:inf|Inf|INF)$|^\.(?:nan|NaN|NAN)$")
 INT = re.compile(r"^[-+]?(?:0b[01_]+|0x[\da-fA-F_]+|0[0-7_]*|[1-9][\d_]*)$")
 
 for unwanted in ("float", "int", "timestamp"):
