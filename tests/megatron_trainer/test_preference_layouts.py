@@ -1,0 +1,146 @@
+"""Preference training in every layout, packed and padded, in chunks, stopped and resumed: the same numbers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import layouts
+import preference_data
+import tiny_model
+import tiny_run
+from gang import gang
+
+pytestmark = [pytest.mark.dist, pytest.mark.slow]
+
+STEPS = 6
+RELATIVE = 2e-4
+COMPARED = ("loss", "rewards/margins", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
+DENSE = ("tp2", "tp2 sp", "pp2", "cp2", "dp2")
+TUNERS: dict[str, dict[str, Any]] = {
+    "full": {"lr": 1e-4},
+    "lora": {"train_type": "lora", "lr": 1e-3, "lora_dropout": 0.0},
+}
+
+
+def settings(**given: Any) -> dict[str, Any]:
+    return {"train_iters": STEPS, "dataloader_type": "single", "dataset_shuffle": False, **given}
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory) -> Path:
+    return preference_data.write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", 4 * STEPS)
+
+
+@pytest.fixture(scope="module")
+def prefer(tmp_path_factory, data):
+    """prefer(model, layout, **arguments): the run; the same is made once."""
+    root: Path = tmp_path_factory.mktemp("layouts")
+    done: dict[str, tiny_run.TinyRun] = {}
+
+    def run(model: str, text: str = "tp1", **given: Any) -> tiny_run.TinyRun:
+        key = f"{model} {text} {given}"
+        if key not in done:
+            chosen = {} if text == "dp2" else layouts.read(text)["arguments"]
+            ranks = 2 if text == "dp2" else layouts.num_ranks(chosen)
+            arguments = settings(**chosen, **given)
+            made = tiny_model.make(model, root)
+            arguments = tiny_run.arguments(made, data, root / f"run{len(done)}", **arguments)
+            done[key] = tiny_run.train(arguments, ranks=ranks, task="rlhf")
+            assert done[key].exit_code == 0, done[key].message
+        return done[key]
+
+    return run
+
+
+def check(run: tiny_run.TinyRun, expected: tiny_run.TinyRun, *names: str) -> None:
+    for name in names or COMPARED:
+        assert len(run.column(name)) == STEPS
+        assert run.column(name) == pytest.approx(expected.column(name), rel=RELATIVE, abs=RELATIVE), name
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+@pytest.mark.parametrize("text", DENSE)
+def test_every_layout_learns_the_same(prefer, text, tuner):
+    check(prefer("llama", text, **TUNERS[tuner]), prefer("llama", **TUNERS[tuner]))
+
+
+@pytest.mark.parametrize("text", ["ep2", "tp2 sp ep2 etp1"])
+def test_experts_in_every_layout_learn_the_same(prefer, text):
+    check(prefer("qwen3_moe", text, **TUNERS["full"]), prefer("qwen3_moe", **TUNERS["full"]))
+
+
+def test_padded_pairs_learn_the_same(prefer):
+    padded = prefer("llama", padding_free=False, micro_batch_size=2, **TUNERS["full"])
+    check(padded, prefer("llama", micro_batch_size=2, **TUNERS["full"]))
+
+
+def test_packed_pairs_learn_the_same_where_all_pairs_weigh_the_same(prefer, data, tmp_path):
+    """One row of all pairs a step is the same batch as its pairs one by one; a mean of rows of several sizes would not
+    be. Steps of four pairs: each file of four is its own epoch."""
+    first = tmp_path / "four.jsonl"
+    first.write_text("".join(line + "\n" for line in data.read_text().splitlines()[:4]))
+    given = {
+        "calculate_per_token_loss": True,
+        "dataset": [str(first)],
+        "dataloader_type": "cyclic",
+        "max_epochs": STEPS,
+        **TUNERS["full"],
+    }
+    expected = prefer("llama", **given)
+    check(prefer("llama", packing=True, packing_length=4096, global_batch_size=1, max_length=512, **given), expected)
+    # Two rows, of three pairs and of one: the same only because pairs weigh the same.
+    lengths = [
+        sum(len(row[f"{name}_ids"]) + len(row["prompt_ids"]) + 1 for name in ("chosen", "rejected"))
+        for row in preference_data.tokens(4, tiny_model.tokenizer())
+    ]
+    room = sum(sorted(lengths)[1:])
+    uneven = {"packing": True, "packing_length": room, "max_length": 200, "global_batch_size": 2}
+    check(prefer("llama", **uneven, **given), expected)
+    by_rows = prefer("llama", **uneven, **{**given, "calculate_per_token_loss": False})
+    assert by_rows.column("rewards/margins")[-1] != pytest.approx(expected.column("rewards/margins")[-1], rel=1e-3)
+
+
+def test_logits_in_chunks_give_the_same(prefer, data, tmp_path):
+    expected = prefer("llama", **TUNERS["full"])
+    for ranks, text in ((1, "tp1"), (2, "tp2 sp")):
+        given = settings(**layouts.read(text)["arguments"], **TUNERS["full"])
+        arguments = tiny_run.arguments(tiny_model.make("llama", tmp_path), data, tmp_path / text, **given)
+        run, most = gang(ranks).run("preference_ranks:in_chunks", arguments)[0]
+        assert run.exit_code == 0, run.message
+        assert most <= 8
+        check(run, expected)
+
+
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_a_stopped_run_goes_on_bit_by_bit(data, tmp_path, tuner):
+    model = tiny_model.make("llama", tmp_path)
+
+    def train(name: str, **options: Any) -> tiny_run.TinyRun:
+        given = settings(**TUNERS[tuner], save_interval=3)
+        return tiny_run.train(tiny_run.arguments(model, data, tmp_path / name, **given), task="rlhf", **options)
+
+    whole = train("whole")
+    assert train("cut", stop_at=3).exit_code != 0
+    resumed = train("cut", resume="IfPresent")
+    for name in COMPARED:
+        assert resumed.column(name) == whole.column(name), name
+
+
+def test_evaluation_streams_and_cached_data_have_pairs_too(prefer, data, tmp_path):
+    run = prefer("llama", val_dataset=[str(data)], eval_interval=3, eval_iters=2, **TUNERS["full"])
+    lines = [line for line in run.log if "eval_rewards/accuracies" in line]
+    assert [line["iteration"] for line in lines] == [3, 6]
+    assert lines[-1]["eval_rewards/margins"] > 0
+    streamed = prefer("llama", streaming=True, **TUNERS["full"])
+    check(streamed, prefer("llama", **TUNERS["full"]))
+    lazy = prefer("llama", lazy_tokenize=True, **TUNERS["full"])
+    check(lazy, prefer("llama", **TUNERS["full"]))
+
+
+def test_progress_has_the_rewards(prefer):
+    metrics = json.loads((prefer("llama", **TUNERS["full"]).folder / "progress.json").read_text())["metrics"]
+    assert {"loss", "rewards/margins", "rewards/accuracies", "logps/chosen"} <= set(metrics)
