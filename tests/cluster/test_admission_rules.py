@@ -110,8 +110,9 @@ def test_an_argument_that_can_never_work_is_refused_with_the_reason(plane: Contr
     ("name", "choice"), REFUSED_CHOICES, ids=[f"{name}={choice}" for name, choice in REFUSED_CHOICES]
 )
 def test_a_choice_that_can_never_work_is_refused_with_the_reason(plane: ControlPlane, name: str, choice: object):
-    reason = ARGUMENTS[name].refused_choices[choice]
-    assert reason in problems(plane, manifest(args={**ARGS, name: choice}))
+    argument = ARGUMENTS[name]
+    value = [choice] if argument.type.startswith("list") else choice
+    assert argument.refused_choices[choice] in problems(plane, manifest(args={**ARGS, name: value}))
 
 
 def test_no_check_of_the_policy_is_left_without_a_case():
@@ -139,8 +140,8 @@ def test_a_misspelt_name_is_refused_whatever_the_client_asks_for(plane: ControlP
 
 
 def test_the_policy_says_every_problem_at_once(plane: ControlPlane):
-    said = problems(plane, manifest(numNode=8, nprocPerNode=3, args={"tensor_paralel": 2, "lora_rank": 4}))
-    for part in ("spec.numNode:", "spec.args.tensor_paralel:", "spec.args.lora_rank", "spec.args.model", "dataset"):
+    said = problems(plane, manifest(numNode=8, nprocPerNode=3, args={"tensor_paralel": 2}))
+    for part in ("spec.numNode:", "spec.args.tensor_paralel:", "spec.args.model", "dataset"):
         assert part in said
 
 
@@ -245,7 +246,7 @@ def test_every_field_changes_when_its_declaration_says_and_not_before(jobs: JobC
     for path, value in samples():
         body = {"spec": nested(path, other_than(running["spec"], path, value))}
         expected = {"Always": ("", ""), "Never": ("is immutable", "is immutable")}.get(
-            when[path], (f"spec.{path.split('.')[0]} changes only while spec.suspend is true", "")
+            when[path], (f"{path.split('.')[0]} changes only while spec.suspend is true", "")
         )
         for name, message in zip(("job", "suspended"), expected, strict=True):
             said = refusal(jobs, name, body)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.field import TRAINING, Argument, Scalar
 from megatron_trainjob.args.rules import RULES
-from megatron_trainjob.args.rules.condition import Condition, cel_value, changed, is_
+from megatron_trainjob.args.rules.condition import Condition, cel_value, changed, contains, is_
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import shown
 from megatron_trainjob.violation import Severity
@@ -44,11 +44,16 @@ def _refusals() -> list[Check]:
         if argument.status == "refused" and set(TRAINING) <= set(argument.applies_to)
     ]
     choices = [
-        _refusal(is_(name, choice), f"cannot be {shown(choice)}: {reason}")
+        _refusal(_has(argument, choice), f"cannot be {shown(choice)}: {reason}")
         for name, argument in ARGUMENTS.items()
         for choice, reason in argument.refused_choices.items()
     ]
     return [*arguments, *choices]
+
+
+def _has(argument: Argument, choice: Scalar) -> Condition:
+    is_list = argument.type.startswith("list")
+    return contains(argument.name, str(choice)) if is_list else is_(argument.name, choice)
 
 
 def _refusal(condition: Condition, message: str) -> Check:
