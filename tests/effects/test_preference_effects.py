@@ -40,8 +40,10 @@ def prefer(llama, tmp_path_factory):
 @effect("rlhf_type")
 def test_rlhf_type_knows_its_algorithms(prefer):
     assert prefer(rlhf_type="dpo").column("loss") == prefer().column("loss")
-    (problem,) = parse({"model": "m", "dataset": ["d"], "train_iters": 1, "rlhf_type": "grpo"}, task="rlhf").violations
-    assert "must be one of dpo" in problem.message
+    for wrong, said in (("grpo", "this trainer generates nothing"), ("dpoo", "must be one of dpo")):
+        given = {"model": "m", "dataset": ["d"], "train_iters": 1, "rlhf_type": wrong}
+        (problem,) = parse(given, task="rlhf").violations
+        assert said in problem.message
 
 
 @effect("beta")
