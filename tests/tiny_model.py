@@ -88,7 +88,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "mistral": ("mistral", {"sliding_window": None, "head_dim": 16}),
     "mistral_window": ("mistral", {"sliding_window": 7, "head_dim": 16}),
     "qwen2": ("qwen2", {}),
-    "qwen2_odd": ("qwen2", {"vocab_size": VOCAB_SIZE - 5, "tie_word_embeddings": True}),
+    "qwen2_odd": ("qwen2", {"vocab_size": VOCAB_SIZE - 3, "tie_word_embeddings": True}),
     "qwen3": ("qwen3", {"head_dim": 32}),
     "qwen3_yarn": (
         "qwen3",

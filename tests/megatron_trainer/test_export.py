@@ -157,7 +157,7 @@ def damaged(checkpoint, folder):
         ("output is input", ExitCode.BAD_ARGUMENTS, "args.output_dir: is what the export reads; give another folder"),
         ("a full disk", ExitCode.OUTPUT_NOT_WRITABLE, "could not write"),
         ("an adapter that is a model", ExitCode.MISSING_INPUT, "holds a whole model; give it as mcore_model"),
-        ("no index", ExitCode.MISSING_INPUT, "has neither model.safetensors nor model.safetensors.index.json"),
+        ("no index", ExitCode.MISSING_INPUT, "has no weights (model.safetensors, model.safetensors.index.json"),
         ("an unknown family", ExitCode.UNSUPPORTED, "this model family is not known; known are deepseek_v2"),
     ],
 )
@@ -197,19 +197,6 @@ def test_what_cannot_be_exported_is_said_with_its_argument_and_what_to_do(
     assert not list(tmp_path.glob(".*.partial"))
 
 
-def test_an_adapter_that_peft_made_with_other_halves_is_refused_with_the_way_out(models, tmp_path):
-    from peft import LoraConfig, get_peft_model
-    from transformers import AutoModelForCausalLM
-
-    model = AutoModelForCausalLM.from_pretrained(models("llama"))
-    get_peft_model(model, LoraConfig(r=4, target_modules=["q_proj", "k_proj", "v_proj"])).save_pretrained(
-        tmp_path / "adapter"
-    )
-    refused = export(to_hf=True, model=models("llama"), mcore_adapters=[str(tmp_path / "adapter")])
-    assert refused.exit_code == ExitCode.BAD_ARGUMENTS
-    assert "merge the adapter into the model with PEFT (merge_and_unload)" in refused.message
-
-
 def test_an_adapter_that_peft_made_is_merged_as_peft_merges_it(models, tmp_path):
     from peft import LoraConfig, get_peft_model
     from transformers import AutoModelForCausalLM
@@ -247,10 +234,14 @@ def test_the_program_converts_helps_and_ends_with_a_code(models, checkpoint, tmp
     same_weights(models("llama"), tmp_path / "hf")
 
 
-def test_a_world_of_more_ranks_is_refused(checkpoint):
-    refused = export(to_hf=True, mcore_model=checkpoint, tensor_model_parallel_size=2)
-    assert refused.exit_code == ExitCode.BAD_ARGUMENTS
-    assert "tensor_model_parallel_size" in refused.message
+def test_parallel_sizes_change_nothing_for_one_process_reads_every_layout(checkpoint, tmp_path):
+    sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
+    split = export(to_hf=True, mcore_model=checkpoint, output_dir=tmp_path / "split", **sizes)
+    assert split.exit_code == 0, split.message
+    assert export(to_hf=True, mcore_model=checkpoint, output_dir=tmp_path / "one").exit_code == 0
+    assert (tmp_path / "split" / "model.safetensors").read_bytes() == (
+        tmp_path / "one" / "model.safetensors"
+    ).read_bytes()
 
 
 def test_ranks_that_cannot_write_leave_nothing_behind(models, tmp_path):

@@ -304,14 +304,24 @@ AS_OTHER_DATA = {"cached_dataset", "columns", "interleave_prob", "stopping_strat
     "download_mode",
     "model_author",
     "model_name",
+    "cached_val_dataset",
+    "agent_template",
+    "chat_template_kwargs",
+    "enable_thinking",
+    "preserve_thinking",
+    "add_non_thinking_prefix",
+    "keep_incomplete_rows",
+    "stop_words",
 }
 """They decide which rows are read, and are in the identity of the data."""
+OF_PREFERENCE = {name for name, argument in ARGUMENTS.items() if argument.applies_to == ("rlhf",)}
+"""tests/effects/test_preference_effects.py sees what each does to a step."""
 OF_ANOTHER_BACKEND = {"fp16", "bf16", "transformer_impl", "wandb_exp_name", "wandb_project", "wandb_save_dir"}
 
 
 def test_every_argument_that_may_change_is_tried():
     may = {n for n, a in ARGUMENTS.items() if a.status == "works" and resume.verdict(n) == "takes effect"}
-    untried = may - TRIED - OF_EXPERTS - OTHER_LAYOUTS - AS_OTHER_DATA - OF_ANOTHER_BACKEND
+    untried = may - TRIED - OF_EXPERTS - OTHER_LAYOUTS - AS_OTHER_DATA - OF_PREFERENCE - OF_ANOTHER_BACKEND
     assert untried == {
         "ckpt_format",  # has one value
         "extra_megatron_kwargs",  # whatever Megatron does with it
@@ -320,6 +330,10 @@ def test_every_argument_that_may_change_is_tried():
         "padded_vocab_size",  # follows the layout
         "seq_length",  # a plan of Megatron's; rows have their own lengths
         "sgd_momentum",  # as the settings of Adam
+        "lr_wsd_decay_iters",  # as lr_decay_iters
+        "lr_wsd_decay_style",  # as lr_decay_style
+        "report_to",  # as wandb_project
+        "save_safetensors",  # of what is written beside a checkpoint
         "tensorboard_dir",  # as save
         "exit_on_missing_checkpoint",  # of load, which this run does not need
     }

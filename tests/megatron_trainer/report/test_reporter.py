@@ -94,10 +94,10 @@ def test_a_run_killed_after_a_save_and_resumed_logs_what_an_uninterrupted_one_lo
     train(resumed, clock, saved_at + 1, 12)
     resumed.finish(FinishRecord(phase="finished", iteration=12))
     resumed.close()
-    killed.close()  # its queue of TensorBoard events dies with a real kill; its file is no longer in the folder
 
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     assert tensorboard_losses(tmp_path / "parts") == tensorboard_losses(tmp_path / "whole")
+    killed.close()  # only now: what its TensorBoard queue has not yet written dies with a real kill
 
 
 def test_a_save_that_failed_leaves_the_state_of_the_one_before(tmp_path):

@@ -28,6 +28,12 @@ _NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_spe
 # How the model was spread and computed in training is no part of it: it is read whole, and nothing is dropped.
 _ONE_PROCESS: dict[str, Any] = {
     "recompute_granularity": "none",
+    "tensor_model_parallel_size": 1,
+    "sequence_parallel": False,
+    "pipeline_model_parallel_size": 1,
+    "decoder_first_pipeline_num_layers": None,
+    "decoder_last_pipeline_num_layers": None,
+    "context_parallel_size": 1,
     "expert_model_parallel_size": 1,
     "expert_tensor_parallel_size": 1,
     "moe_expert_capacity_factor": None,
