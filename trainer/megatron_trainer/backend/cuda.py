@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import os
 from dataclasses import dataclass
@@ -57,13 +58,7 @@ class CudaBackend:
 
     def fused_kernels(self) -> frozenset[str]:
         """torch's compiler makes the bias fusions; the others come with TransformerEngine and flash-attn."""
-        found = {"bias_swiglu", "bias_dropout"}
-        if self.layer_impl == "transformer_engine":
-            found |= {"rope", "moe_permute", "cross_entropy"}
-            found |= {"mxfp8"} if torch.cuda.get_device_capability() >= _BLACKWELL else set()
-        if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
-            found.add("flash_attention")
-        return frozenset(found)
+        return _fused_kernels(self.layer_impl)
 
     def install(self) -> None:
         """Only the corrections that a GPU needs too."""
@@ -118,6 +113,17 @@ class CudaBackend:
     def set_rng_state(self, state: dict[str, Any]) -> None:
         """Puts back what `rng_state` returned."""
         torch.cuda.set_rng_state(rng.restore(state))
+
+
+@functools.cache  # what is installed does not change, and every micro-batch asks
+def _fused_kernels(layer_impl: str) -> frozenset[str]:
+    found = {"bias_swiglu", "bias_dropout"}
+    if layer_impl == "transformer_engine":
+        found |= {"rope", "moe_permute", "cross_entropy"}
+        found |= {"mxfp8"} if torch.cuda.get_device_capability() >= _BLACKWELL else set()
+    if any(importlib.util.find_spec(name) for name in ("flash_attn", "flash_attn_3")):
+        found.add("flash_attention")
+    return frozenset(found)
 
 
 def peak_flops_of(device_name: str, dtype: torch.dtype) -> float | None:

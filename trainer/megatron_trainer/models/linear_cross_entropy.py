@@ -22,9 +22,7 @@ from torch.autograd.function import once_differentiable
 from megatron_trainer.losses import token
 from megatron_trainer.models.logits import mask_padded_columns
 from megatron_trainer.models.spec import ModelSpec
-
-LOGITS_AT_ONCE = 2**28
-"""Elements of a chunk of logits on one rank: 512 MiB in bfloat16."""
+from megatron_trainjob.memory.estimate import LOGITS_AT_ONCE
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -21,6 +21,8 @@ from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainjob.args.tree import TrainArgs
 
+CrossEntropy = Callable[[Tensor, Tensor], Tensor]
+"""(logits [N, 1, V], labels [N, 1] >= 0) -> losses [N, 1] in nats, float32, over all tensor-parallel ranks."""
 FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": te_parallel_cross_entropy}
 """By cross_entropy_fusion_impl: (logits [N, 1, V], labels [N, 1], group) -> losses [N, 1]. TE's needs a GPU."""
 
@@ -40,22 +42,16 @@ def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_pr
     )
 
 
-def cross_entropy(args: TrainArgs, logits_N1V: Tensor, labels_N1: Tensor) -> Tensor:
-    """Cross entropy of labels >= 0 in nats, float32 [N, 1], over the vocabulary of all tensor-parallel ranks."""
-    name = _kernel(args)
+def cross_entropy(args: TrainArgs) -> CrossEntropy:
+    """The kernel of a run: as asked; else TransformerEngine's where it runs and may, for it is not deterministic."""
+    name = args.cross_entropy_fusion_impl if args.cross_entropy_loss_fusion else None
+    if args.cross_entropy_loss_fusion is None and not args.deterministic_mode:
+        name = "te" if "cross_entropy" in backends.select().fused_kernels() else None
     if name is None:
-        separate: Tensor = vocab_parallel_cross_entropy(logits_N1V, labels_N1)
+        separate: CrossEntropy = vocab_parallel_cross_entropy
         return separate
-    fused: Tensor = FUSED_CROSS_ENTROPY[name](logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
-    return fused
-
-
-def _kernel(args: TrainArgs) -> str | None:
-    """As asked; else TransformerEngine's where it runs and may: it is not deterministic."""
-    if args.cross_entropy_loss_fusion is None:
-        is_here = "cross_entropy" in backends.select().fused_kernels()
-        return "te" if is_here and not args.deterministic_mode else None
-    return args.cross_entropy_fusion_impl if args.cross_entropy_loss_fusion else None
+    kernel = FUSED_CROSS_ENTROPY[name]
+    return lambda logits_N1V, labels_N1: kernel(logits_N1V, labels_N1, parallel_state.get_tensor_model_parallel_group())
 
 
 def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:

@@ -18,7 +18,7 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses import token
 from megatron_trainer.models.linear_cross_entropy import LinearCrossEntropy
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.tasks.forward import cross_entropy, forward
+from megatron_trainer.tasks.forward import CrossEntropy, cross_entropy, forward
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -28,12 +28,14 @@ MAIN_LOSS = "lm loss"
 def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of `pt` and `sft`; they differ in their data alone."""
     return Task(
-        forward_step=partial(_forward_step, args, spec), losses=(MAIN_LOSS,), has_channels=args.enable_channel_loss
+        forward_step=partial(_forward_step, args, spec, cross_entropy(args)),
+        losses=(MAIN_LOSS,),
+        has_channels=args.enable_channel_loss,
     )
 
 
 def _forward_step(
-    args: TrainArgs, spec: ModelSpec, batches: Iterator[MicroBatch], model: nn.Module
+    args: TrainArgs, spec: ModelSpec, kernel: CrossEntropy, batches: Iterator[MicroBatch], model: nn.Module
 ) -> tuple[Tensor, Any]:
     whole = next(batches)
     batch = parallel.local_part(whole)
@@ -41,7 +43,7 @@ def _forward_step(
         spec=spec,
         labels_BT=batch.labels_BT,
         weights_BT=batch.loss_weight_BT,
-        cross_entropy=partial(cross_entropy, args),
+        cross_entropy=kernel,
         objective=token.dynamic_fine_tuning if args.enable_dft_loss else Tensor.float,
     )
     output = forward(model, whole, batch, output_processor=losses)

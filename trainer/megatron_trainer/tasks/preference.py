@@ -47,7 +47,7 @@ def preference_task(args: TrainArgs, spec: ModelSpec) -> Task:
 def sequence_sums(args: TrainArgs, spec: ModelSpec, whole: MicroBatch, model: nn.Module) -> Tensor:
     """On the last stage [2, S]: sums over the tokens of this context rank, see SequenceSums; else hidden states."""
     batch = parallel.local_part(whole)
-    sums = SequenceSums(spec=spec, batch=batch, cross_entropy=partial(cross_entropy, args))
+    sums = SequenceSums(spec=spec, batch=batch, cross_entropy=cross_entropy(args))
     output: Tensor = forward(model, whole, batch, output_processor=sums)
     return output
 

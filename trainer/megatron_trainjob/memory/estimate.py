@@ -17,8 +17,8 @@ from megatron_trainjob.memory.adapter import adapter_parameters
 
 # CUDA context, cuBLAS and NCCL buffers of one process.
 OVERHEAD_BYTES = 2 * 1024**3
-# Preference training makes the logits of a chunk of tokens at a time: elements of it on one rank, 512 MiB in float32.
 LOGITS_AT_ONCE = 2**27
+"""Logits are made for a chunk of tokens at a time: elements of it on one rank, 512 MiB in float32."""
 STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
@@ -215,8 +215,14 @@ def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float
 
 
 def _logit_bytes(args: TrainArgs, shape: Model, row: Row, task: Task) -> float:
-    """Logits and their gradient in the training type and the float32 softmax, T * V / tp * (2 e + 4)."""
-    elements = row.tokens * shape.vocab_size / args.tensor_model_parallel_size
-    if task == "rlhf":
-        elements = min(elements, LOGITS_AT_ONCE)
-    return elements * (2 * row.element_bytes + FLOAT32_BYTES)
+    """Logits of a chunk and their gradient in the training type and the float32 softmax, N * V / tp * (2 e + 4).
+
+    Between several chunks the output layer's gradient is summed in float32; preference training leaves that to
+    the backward pass.
+    """
+    columns = shape.vocab_size / args.tensor_model_parallel_size
+    whole = row.tokens * columns
+    sums = 0.0
+    if whole > LOGITS_AT_ONCE and task != "rlhf" and args.train_type == "full":
+        sums = columns * shape.hidden_size * FLOAT32_BYTES
+    return min(whole, LOGITS_AT_ONCE) * (2 * row.element_bytes + FLOAT32_BYTES) + sums
