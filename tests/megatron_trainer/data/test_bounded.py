@@ -45,7 +45,7 @@ def test_a_row_for_which_the_template_takes_too_much_or_fails_is_a_drop_with_its
     with pytest.raises(RowError, match=reason):
         template.render([Message(role="user", content="boom"), fine[1]])
     assert resource.getrlimit(resource.RLIMIT_DATA)[0] == resource.RLIM_INFINITY
-    assert signal.getitimer(signal.ITIMER_REAL)[0] == 0
+    assert not 0 < signal.getitimer(signal.ITIMER_REAL)[0] <= bounded.SECONDS
     assert template.render(fine).text.endswith("b<|im_end|>\n")
 
 
@@ -56,3 +56,15 @@ def test_a_template_that_never_renders_anything_is_refused_before_any_row(impati
     tokenizer.chat_template = source
     with pytest.raises(InvalidInput, match=reason):
         choose_template(tokenizer, template=None, use_chat_template=True)
+
+
+def test_an_alarm_that_was_set_outside_still_comes():
+    """pytest-timeout's among them: a test that renders a row would otherwise have no time limit."""
+    outside = signal.getitimer(signal.ITIMER_REAL)[0]
+    signal.setitimer(signal.ITIMER_REAL, 500)
+    try:
+        with bounded.bounded(seconds=5):
+            assert signal.getitimer(signal.ITIMER_REAL)[0] <= 5
+        assert 400 < signal.getitimer(signal.ITIMER_REAL)[0] <= 500
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, outside)
