@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
-from megatron_operator import clock, manifest, push, reconcile
+from megatron_operator import clock, events, manifest, push, reconcile
 from megatron_operator.cluster.kubernetes import ApiError, Client
 from megatron_operator.cluster.kubernetes_apply import ForeignObject, Predecessor, apply
 from megatron_operator.cluster.kubernetes_events import Recorder
@@ -158,6 +158,8 @@ class Controller:
     async def _bring(self, key: Key, job: Object) -> float | None:
         now = clock.now()
         plan = await self._plan(key, job, now)
+        for event in events.recent(job.get("status") or {}, now):  # posted once, whoever decided what it tells of
+            await self._recorder.post(job, event, now)
         try:
             await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
         except Predecessor as error:

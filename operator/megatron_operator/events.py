@@ -1,30 +1,46 @@
-"""The events that a decision is worth: at most one each for what a person wants to read of a job's life."""
+"""The events that a decision is worth: at most one each for what a person wants to read of a job's life.
+
+What the conditions show is told from the status alone, so that an operator that is killed between writing a status and
+telling of it is made good by the one that comes after.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from megatron_operator import conditions, names
+from megatron_operator import names
 from megatron_operator.decide import failure
-from megatron_operator.decide.decision import Decision, Fail, Queue, Resize, Restart, Succeed, Suspend
+from megatron_operator.decide.decision import Continue, Decision, Failure, Queue
 from megatron_operator.job import Job
 from megatron_operator.observe import Seen
 from megatron_operator.plan import Event
+from megatron_operator.timestamp import to_seconds
 
 Object = Mapping[str, Any]
+# A successor takes over within the duration of a lease, or once a lost node's pod is made again on another one.
+RECENT_S = 900.0
 
 
-def of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
-    """What to tell about this decision. The status is written first, so each is told once a transition."""
+def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, creates_pods: bool) -> tuple[Event, ...]:
+    """What to tell about this decision, which leads to this status."""
     is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
-    new_gang = (_gang_created(job, seen),) if is_made else ()
-    warned = (_warning(names.SPEC_WARNINGS, conditions.warning_text(job)),) if _is_newly_warned(job, seen) else ()
-    return (*warned, *new_gang, *_of_decision(job, seen, decision, creates_pods=creates_pods))
+    made = (_gang_created(seen),) if is_made else ()
+    queued = _queued(seen, decision) if isinstance(decision, Queue) else ()
+    is_accepted = isinstance(decision, Continue) and not (seen.status or seen.current or creates_pods)
+    accepted = (_normal("JobAccepted", "The manifest is valid; the pods wait."),) if is_accepted else ()
+    return (*made, *of_changes(status, seen.status), *queued, *accepted, *of_stall(seen, status))
 
 
-def _is_newly_warned(job: Job, seen: Seen) -> bool:
-    return bool(job.warnings) and not seen.is_true(names.HAS_WARNINGS)
+def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
+    """What the conditions of a status tell that those before did not."""
+    told = {(event.reason, event.of) for _, event in _of_conditions(before)}
+    return tuple(event for _, event in _of_conditions(status) if (event.reason, event.of) not in told)
+
+
+def recent(status: Object, now: float) -> tuple[Event, ...]:
+    """What the conditions tell that became so a short while ago: whoever wrote them may not have come to telling it."""
+    return tuple(event for at, event in _of_conditions(status) if at > now - RECENT_S)
 
 
 def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
@@ -35,44 +51,110 @@ def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
     return (_warning("JobStalled", f"{stalled['reason']}: {stalled['message']}"[:1024]),)
 
 
-def _of_decision(job: Job, seen: Seen, decision: Decision, *, creates_pods: bool) -> tuple[Event, ...]:
-    match decision:
-        case Restart():
-            return _restarting(decision)
-        case Fail():
-            return _failed(decision)
-        case Succeed():
-            return (_normal("JobSucceeded", decision.message),)
-        case Suspend():
-            return _suspended(seen)
-        case Resize():
-            return (_normal("JobResized", decision.message),)
-        case Queue():
-            return _queued(seen, decision)
-        case _:
-            return _going_on(job, seen, creates_pods=creates_pods)
+def _of_conditions(status: Object) -> Iterator[tuple[float, Event]]:
+    """(when it became so, event) of each condition that tells something."""
+    by_type = {each["type"]: each for each in status.get("conditions", ())}
+    for type_, tell in TELLERS.items():
+        if type_ in by_type:
+            yield from tell(by_type[type_], status)
 
 
-def _restarting(decision: Restart) -> tuple[Event, ...]:
-    failure = decision.failure
-    code = "" if failure.exit_code is None else f" with exit code {failure.exit_code}"
-    cause = f"{failure.place.capitalize()} ended{code}: {failure.reason}. {failure.message}".strip()[:1024]
-    first = "JobHung" if decision.reason == names.HUNG else "PodFailed"
-    wait = f" in {decision.delay_s:.0f} s" if decision.delay_s else ""
-    then = f"Attempt {failure.attempt + 1} starts{wait} ({decision.reason})."
-    return (_warning(first, cause), _normal("JobRestarting", then))
+Told = Iterator[tuple[float, Event]]
 
 
-def _failed(decision: Fail) -> tuple[Event, ...]:
-    reason = names.DEADLINE_EXCEEDED if decision.reason == names.DEADLINE_EXCEEDED else "JobFailed"
-    detail = decision.failure.message if decision.failure else ""
-    return (_warning(reason, f"{decision.reason}: {decision.message} {detail}".strip()[:1024]),)
+def _restarting(condition: Object, status: Object) -> Told:
+    """Told also when the new gang runs already: the last failure stays in the status."""
+    is_true = condition["status"] == "True"
+    restarts, last = status.get("restarts", {}), status.get("lastFailure") or {}
+    attempt = restarts.get("attempt", 0)
+    began, of = _restarted_at(condition, status), f"attempt {attempt}"
+    if is_true and condition["reason"] == names.RESIZED:
+        yield began, _normal("JobResized", condition["message"], of)
+        return
+    is_cause = last.get("attempt") == attempt - 1
+    if not (is_true or is_cause):
+        return
+    first = "JobHung" if names.HUNG in (condition["reason"], last.get("reason") if is_cause else "") else "PodFailed"
+    yield began, _warning(first, _cause(last) if is_cause else condition["message"], of)
+    wait_s = (to_seconds(restarts.get("nextRetryTime")) or began) - began
+    wait = f" in {wait_s:.0f} s" if wait_s > 0 else ""
+    why = f" ({condition['reason']})" if is_true else ""
+    yield began, _normal("JobRestarting", f"Attempt {attempt} starts{wait}{why}.", of)
 
 
-def _suspended(seen: Seen) -> tuple[Event, ...]:
-    if seen.is_true(names.SUSPENDED):
-        return ()
-    return (_normal("JobSuspended", "The pods are being stopped; everything else is kept."),)
+def _restarted_at(condition: Object, status: Object) -> float:
+    """When the latest restart was decided: the condition stays True from one to the next."""
+    return max(_at(condition), to_seconds(status.get("lastRestartTime")) or 0.0)
+
+
+def _cause(last: Object) -> str:
+    """status.lastFailure in words."""
+    failed = Failure(
+        reason=last["reason"],
+        pod=last.get("pod", ""),
+        container=last.get("container", ""),
+        container_kind=last.get("containerKind", "Trainer"),
+    )
+    code = f" with exit code {last['exitCode']}" if "exitCode" in last else ""
+    return f"{failed.place.capitalize()} ended{code}: {failed.reason}. {last.get('message', '')}".strip()
+
+
+def _failed(condition: Object, status: Object) -> Told:
+    if condition["status"] != "True":
+        return
+    reason, message = condition["reason"], condition["message"]
+    last = status.get("lastFailure") or {}
+    is_its_cause = "attempt" in last and last["attempt"] == status.get("restarts", {}).get("attempt")
+    detail = last.get("message", "") if is_its_cause else ""
+    if reason == names.INVALID_SPEC:
+        yield _at(condition), _warning(names.INVALID_SPEC, message, _since(condition))
+    else:
+        told = names.DEADLINE_EXCEEDED if reason == names.DEADLINE_EXCEEDED else "JobFailed"
+        yield _at(condition), _warning(told, f"{reason}: {message} {detail}".strip(), _since(condition))
+
+
+def _suspended(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        message = "The pods are being stopped; everything else is kept."
+        yield _at(condition), _normal("JobSuspended", message, _since(condition))
+    elif condition["reason"] == names.RESUMED:
+        yield _at(condition), _normal("JobResumed", "The job goes on.", _since(condition))
+
+
+def _running(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        attempt = status.get("restarts", {}).get("attempt", 0)
+        message = f"All {status.get('replicas', 0)} pods of attempt {attempt} run."
+        yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
+
+
+def _succeeded(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        yield _at(condition), _normal("JobSucceeded", condition["message"], _since(condition))
+
+
+def _warned(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        yield _at(condition), _warning(names.SPEC_WARNINGS, condition["message"], _since(condition))
+
+
+# In the order in which they are told.
+TELLERS: Mapping[str, Callable[[Object, Object], Told]] = {
+    names.HAS_WARNINGS: _warned,
+    names.SUSPENDED: _suspended,
+    names.RUNNING: _running,
+    names.RESTARTING: _restarting,
+    names.SUCCEEDED: _succeeded,
+    names.FAILED: _failed,
+}
+
+
+def _at(condition: Object) -> float:
+    return to_seconds(condition["lastTransitionTime"]) or 0.0
+
+
+def _since(condition: Object) -> str:
+    return str(condition["lastTransitionTime"])
 
 
 def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
@@ -84,24 +166,13 @@ def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
     return (_normal("JobQueued", decision.message),) if is_new else ()
 
 
-def _going_on(job: Job, seen: Seen, *, creates_pods: bool) -> tuple[Event, ...]:
-    events = []
-    if seen.is_true(names.SUSPENDED):
-        events.append(_normal("JobResumed", "The job goes on."))
-    if not (seen.status or seen.current or creates_pods):
-        events.append(_normal("JobAccepted", "The manifest is valid; the pods wait."))
-    if conditions.all_running(job, seen) and not seen.is_true(names.RUNNING):
-        events.append(_normal("JobRunning", f"All {job.num_nodes} pods of attempt {seen.attempt} run."))
-    return tuple(events)
-
-
-def _gang_created(job: Job, seen: Seen) -> Event:
+def _gang_created(seen: Seen) -> Event:
     return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.attempt}.")
 
 
-def _normal(reason: str, message: str) -> Event:
-    return Event(type="Normal", reason=reason, message=message)
+def _normal(reason: str, message: str, of: str = "") -> Event:
+    return Event(type="Normal", reason=reason, message=message[:1024], of=of)
 
 
-def _warning(reason: str, message: str) -> Event:
-    return Event(type="Warning", reason=reason, message=message)
+def _warning(reason: str, message: str, of: str = "") -> Event:
+    return Event(type="Warning", reason=reason, message=message[:1024], of=of)

@@ -38,11 +38,15 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event about the job. A recorder turns equal ones into one object with a count."""
+    """One event about the job. A recorder turns equal ones into one object with a count.
+
+    of: the transition that it tells of, such as "attempt 3"; it is posted once then, however often it is told.
+    """
 
     type: Literal["Normal", "Warning"]
     reason: str
     message: str
+    of: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -87,15 +87,16 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
         return _after_a_rejection(manifest, seen, now)
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
-    told = Event(type="Warning", reason="InvalidSpec", message=message[:1024])
     if "elasticPolicy" in (manifest.get("spec") or {}) and any(not pod.is_finished for pod in seen.current):
         # `kubectl scale` passes by the admission policy: a wrong number must not end a gang that trains.
         held = status.held(seen, generation, names.INVALID_SPEC, message, now)
+        told = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
         return Plan() if held == seen.status else Plan(status=held, events=(told,))
+    rejected = status.rejected(seen, generation, names.INVALID_SPEC, message, now)
     return Plan(
-        status=status.rejected(seen, generation, names.INVALID_SPEC, message, now),
+        status=rejected,
         delete=_refs(pod for pod in seen.pods if not pod.is_finished),
-        events=(told,),
+        events=events.of_changes(rejected, seen.status),
     )
 
 
@@ -107,13 +108,13 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     changes = _changes(job, seen, decision, now)
     queued = queueing.changes(job, seen, decision, now)
     is_first_look = _is_first_look(seen, changes)
-    told = events.of_decision(job, seen, decision, creates_pods=_creates_pods(changes))
+    told = events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(changes))
     return Plan(
         status=None if is_first_look else written,
         delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
         patch=(*changes.patch, *queued.patch),
         create=(*queued.create, *changes.create),
-        events=() if is_first_look else (*told, *events.of_stall(seen, new)),
+        events=() if is_first_look else told,
         requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
     )
 

@@ -103,15 +103,27 @@ def meet_strangers(jobs: JobClient) -> None:
 
 
 def get_stuck(jobs: JobClient) -> None:
-    """A pod outlives its grace period, so its node is asked about; a second suspension is the same event again."""
+    """A pod outlives its grace period, so its node is asked about."""
     template = {"spec": {"terminationGracePeriodSeconds": 1}}
     jobs.submit(manifest("stuck", podTemplate=template, **FAST))
     jobs.await_phase("Running", "stuck")
+    jobs.patch("stuck", suspend=True)
+    jobs.await_phase("Suspended", "stuck")
+    jobs.patch("stuck", suspend=False)
+    jobs.await_phase("Running", "stuck")
+
+
+def stall_twice(jobs: JobClient) -> None:
+    """The same trouble a second time is the same event, counted up."""
+    jobs.plane.create(jobs.path("services"), {"metadata": {"name": "again"}, "spec": {"ports": [{"port": 80}]}})
+    jobs.submit(manifest("again"))
     for _ in range(2):
-        jobs.patch("stuck", suspend=True)
-        jobs.await_phase("Suspended", "stuck")
-        jobs.patch("stuck", suspend=False)
-        jobs.await_phase("Running", "stuck")
+        wait_until(lambda: jobs.condition("Stalled", "again"), bool, "condition Stalled")
+        jobs.patch("again", suspend=True)
+        jobs.await_phase("Suspended", "again")
+        jobs.patch("again", suspend=False)
+    wait_until(lambda: jobs.events("again")["JobStalled"]["count"], lambda count: count > 1, "the event's count")
+    jobs.delete("again")
 
 
 def stay_silent(jobs: JobClient) -> None:
@@ -217,7 +229,7 @@ def test_the_operator_needs_all_that_its_role_grants_and_nothing_else(
 ):
     """Lives that take every path of the operator, held against the server's audit log."""
     with run_chart_operator(chart_plane, tmp_path) as operator:
-        for live in (live_and_go, meet_strangers, get_stuck, stay_silent, queue_by_pods):
+        for live in (live_and_go, meet_strangers, get_stuck, stall_twice, stay_silent, queue_by_pods):
             live(jobs)
         assert operator.stop() == 0
     assert refused(chart_plane) == []

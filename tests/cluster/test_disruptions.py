@@ -156,7 +156,7 @@ def test_an_image_that_cannot_be_pulled_fails_the_job_after_the_startup_deadline
     quiet_plane: ControlPlane, quiet_jobs: JobClient, lives: dict[str, Life]
 ):
     lives["-worker-0"] = Life(runs=False)
-    quiet_jobs.submit(manifest(runPolicy={"startupDeadlineSeconds": 3}))
+    quiet_jobs.submit(manifest())
     pod = quiet_jobs.path("pods", "job-a0-worker-0")
     wait_until(lambda: quiet_plane.get(pod), lambda raw: raw and raw["spec"].get("nodeName"), "the pod to have a node")
     waiting = {"waiting": {"reason": "ImagePullBackOff", "message": "no such image"}}
@@ -164,5 +164,6 @@ def test_an_image_that_cannot_be_pulled_fails_the_job_after_the_startup_deadline
     quiet_plane.merge(pod + "/status", {"status": {"containerStatuses": [container]}})
     stalled = wait_until(lambda: quiet_jobs.condition("Stalled"), bool, "condition Stalled")
     assert "no such image" in stalled["message"]
+    quiet_jobs.patch("job", runPolicy={"startupDeadlineSeconds": 1})
     quiet_jobs.await_phase("Failed")
     assert quiet_jobs.condition("Failed")["reason"] == "StartupFailed"

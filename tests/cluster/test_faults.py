@@ -164,6 +164,31 @@ def test_a_restart_is_told_of_although_its_deletions_are_refused_at_first(
     assert refused
 
 
+def test_what_a_killed_operator_did_not_come_to_tell_the_next_one_tells_once(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    def refuse_events(call: Call, draw: random.Random) -> fault_proxy.Kind:
+        return "500" if call.path.endswith("/events") and call.method == "POST" else "none"
+
+    proxy = FaultProxy(server=quiet_plane.server, ca_file=quiet_plane.folder / "ca.crt", watch_life_s=0)
+    proxy.choose = refuse_events
+    scope = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    with fault_proxy.running(proxy):
+        variables = {"MTJ_API_SERVER": proxy.url, **scope}
+        with operator_process.running(operator_token(quiet_plane), tmp_path, **variables) as operator:
+            quiet_jobs.submit(manifest(failurePolicy=FAST))
+            quiet_jobs.await_phase("Running")
+            quiet_jobs.end_pod("job-a0-worker-0", 137)
+            quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+            operator.kill()
+    assert not {"PodFailed", "JobRestarting"} & set(quiet_jobs.events())
+    for _ in range(2):
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **scope):
+            told = quiet_jobs.await_events("PodFailed", "JobRestarting", "JobRunning")
+        assert {event["count"] for event in told.values()} == {1}
+    assert "job-a0-worker-0 ended with exit code 137" in told["PodFailed"]["message"]
+
+
 def test_it_outlives_a_restart_of_the_api_server(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
 ):
@@ -187,7 +212,7 @@ def test_a_second_replica_takes_over_when_the_leader_is_lost(
         "MTJ_WATCH_NAMESPACES": quiet_jobs.namespace,
         "MTJ_POD_NAMESPACE": quiet_jobs.namespace,
         "MTJ_LEADER_ELECTION": "true",
-        "MTJ_LEASE_DURATION_S": "3",
+        "MTJ_LEASE_DURATION_S": "9",
     }
     with operator_process.running(quiet_plane.kubeconfig, tmp_path, MTJ_POD_NAME="first", **common) as first:
         wait_until(lambda: first.metric("megatron_operator_leader"), bool, "the first to lead")

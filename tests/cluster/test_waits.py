@@ -52,7 +52,7 @@ def test_a_pod_that_does_not_start_says_why_by_its_events_and_ends_the_job_at_th
     )
     words = 'MountVolume.SetUp failed for volume "s" : secret "absent" not found'
     with fake_kubelet.playing(kubelet):
-        quiet_jobs.submit(manifest(runPolicy={"startupDeadlineSeconds": 8}))
+        quiet_jobs.submit(manifest())
         quiet_jobs.await_pods("job-a0-master-0", "job-a0-worker-0")
         post_event(quiet_jobs, "job-a0-worker-0", "FailedMount", words)
         assert words in await_stalled(quiet_jobs, "FailedMount")
@@ -60,6 +60,8 @@ def test_a_pod_that_does_not_start_says_why_by_its_events_and_ends_the_job_at_th
         post_event(quiet_jobs, "job-a0-worker-0", "Pulling", "Pulling image", type_="Normal", second=2)
         await_stalled(quiet_jobs, None)
         post_event(quiet_jobs, "job-a0-worker-0", "FailedCreatePodSandBox", "no runtime for nvidia", second=3)
+        await_stalled(quiet_jobs, "FailedCreatePodSandBox")
+        quiet_jobs.patch("job", runPolicy={"startupDeadlineSeconds": 1})
         status = quiet_jobs.await_phase("Failed", patience_s=60)
     assert quiet_jobs.condition("Failed")["reason"] == "StartupFailed"
     assert (status["lastFailure"]["pod"], status["lastFailure"]["reason"]) == (

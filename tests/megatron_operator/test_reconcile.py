@@ -143,7 +143,7 @@ def test_an_invalid_manifest_fails_the_job_once_with_every_problem():
     assert conditions(plan.status)["Stalled"] == ("True", "JobFailed")
     assert (plan.status["phase"], plan.status["completionTime"]) == ("Failed", "2027-01-15T08:00:00Z")
     assert (plan.create, plan.delete, plan.requeue_s) == ((), (ref(0), ref(1)), None)
-    assert plan.events == (Event(type="Warning", reason="InvalidSpec", message=said),)
+    assert [(event.type, event.reason, event.message) for event in plan.events] == [("Warning", "InvalidSpec", said)]
     assert reconcile.reject(raw(), violations, seen(status=plan.status), NOW) == Plan()
 
 
@@ -224,11 +224,7 @@ def test_the_master_decides_that_the_job_has_succeeded():
         "Complete": ("True", "MasterSucceeded"),
     }
     assert plan.status["completionTime"] == "2027-01-15T08:00:00Z"
-    assert (plan.delete, plan.events) == ((), (_succeeded(),))
-
-
-def _succeeded():
-    return Event(type="Normal", reason="JobSucceeded", message="Pod tune-a0-master-0 succeeded.")
+    assert (plan.delete, [event.message for event in plan.events]) == ((), ["Pod tune-a0-master-0 succeeded."])
 
 
 def test_workers_have_a_minute_to_end_after_the_master():
@@ -383,7 +379,7 @@ def test_warnings_of_the_spec_are_a_condition_and_one_event():
     text = "spec.args.sequence_parallel: has no effect without tensor_model_parallel_size > 1 (got True)"
     condition = next(each for each in plan.status["conditions"] if each["type"] == "HasWarnings")
     assert (condition["status"], condition["reason"], condition["message"]) == ("True", "SpecWarnings", text)
-    assert Event(type="Warning", reason="SpecWarnings", message=text) in plan.events
+    assert ("Warning", "SpecWarnings", text) in [(event.type, event.reason, event.message) for event in plan.events]
     again = reconcile.plan(warned, replace(created, status=plan.status), NOW)
     assert "SpecWarnings" not in [event.reason for event in again.events]
     following = reconcile.plan(job(), replace(created, status=plan.status), NOW)

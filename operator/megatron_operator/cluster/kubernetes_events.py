@@ -1,6 +1,7 @@
 """Posts Kubernetes events about jobs; equal ones become a single object with a count.
 
-An event is a courtesy: one that cannot be posted is logged and forgotten, never retried.
+An event is a courtesy: one that cannot be posted is logged and holds nothing up. One that tells of a transition is
+posted once, whoever tells it: its name follows from the transition.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Posts events; the name of an event follows from job, reason and message, so a second one is found."""
+    """Posts events; the name of an event follows from what it tells of, so a second one is found."""
 
     def __init__(self, client: Client, *, instance: str) -> None:
         self._client = client
@@ -31,9 +32,11 @@ class Recorder:
         self._counts: OrderedDict[str, int] = OrderedDict()
 
     async def post(self, job: Object, event: Event, now: float) -> None:
-        """Posts the event, or counts it up when the same one is there."""
+        """Posts the event, or counts it up when the same one is there and tells of no certain transition."""
         name = event_name(job, event)
         namespace = job["metadata"]["namespace"]
+        if event.of and name in self._counts:
+            return
         try:
             if name in self._counts:
                 await self._count_up(namespace, name, self._counts[name] + 1, now)
@@ -49,6 +52,8 @@ class Recorder:
         except ApiError as error:
             if not error.already_exists:
                 raise
+            if event.of:
+                return self._remember(name, 1)
             # Posted before this process began; the patch's answer tells the count.
             posted = await self._client.patch(EVENT, namespace, name, {"lastTimestamp": to_text(now)})
             await self._count_up(namespace, name, int(posted.get("count") or 1) + 1, now)
@@ -96,7 +101,8 @@ class Recorder:
 
 
 def event_name(job: Object, event: Event) -> str:
-    """The same name for the same job, reason and message."""
+    """The same name for the same job, reason and transition; without a transition, for the same message."""
     metadata = job["metadata"]
-    digest = hashlib.sha256(f"{metadata['uid']}\n{event.reason}\n{event.message}".encode()).hexdigest()
+    identity = f"{metadata['uid']}\n{event.reason}\n{event.of or event.message}"
+    digest = hashlib.sha256(identity.encode()).hexdigest()
     return f"{metadata['name']}.{digest[:16]}"

@@ -8,7 +8,7 @@ import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -89,7 +89,9 @@ class State:
 
     def append_events(self, events: Iterable[Event], now: float) -> None:
         """Adds events to events.jsonl."""
-        lines = [json.dumps({"time": to_text(now), **asdict(event)}) + "\n" for event in events]
+        time = to_text(now)
+        told = ({"time": time, "type": each.type, "reason": each.reason, "message": each.message} for each in events)
+        lines = [json.dumps(line) + "\n" for line in told]
         if lines:
             with (self.directory / "events.jsonl").open("a") as file:
                 file.writelines(lines)

@@ -1,0 +1,64 @@
+"""events: what a status alone tells, so that whoever comes after a killed operator tells it in its place, once."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from job_values import NOW, beat, failed, job, pod, seen
+from megatron_operator import events, reconcile
+from megatron_operator.cluster.kubernetes_events import event_name
+from megatron_operator.job import Job
+from megatron_operator.observe import Seen
+
+SITUATIONS = {
+    "hung": (job(), seen(pod(0), pod(1), progress=beat(age_s=9999))),
+    "failed pod": (job(), seen(pod(0), failed(1, 137))),
+    "final code": (job(), seen(pod(0), failed(1, 65))),
+    "success": (job(), seen(pod(0, phase="Succeeded"), pod(1, phase="Succeeded"))),
+    "suspended": (job({"suspend": True}), seen(pod(0), pod(1))),
+    "resized": (job({"elasticPolicy": {"minNodes": 1, "maxNodes": 4}, "numNodes": 4}), seen(pod(0), pod(1))),
+}
+
+
+def names_of(told) -> set[str]:
+    """Names of the event objects, as the recorder makes them."""
+    return {event_name({"metadata": {"name": "tune", "uid": "uid-1"}}, event) for event in told}
+
+
+@pytest.mark.parametrize("situation", SITUATIONS)
+def test_what_a_killed_operator_wrote_and_did_not_tell_its_successor_tells_once(situation: str):
+    wanted, known = SITUATIONS[situation]
+    plan = reconcile.plan(wanted, known, NOW)
+    told_of = {event for event in plan.events if event.of}
+    assert told_of
+    again = events.recent(plan.status, NOW + 60)
+    assert names_of(told_of) <= names_of(again)
+    assert {(event.reason, event.message) for event in told_of} <= {(event.reason, event.message) for event in again}
+    assert events.recent(plan.status, NOW + 3600) == ()
+
+
+def test_a_restart_is_told_also_when_the_new_gang_runs_already():
+    plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW)
+    gang = Seen(pods=(pod(0, attempt=1), pod(1, attempt=1)), status=plan.status)
+    running = reconcile.plan(job(), gang, NOW + 5)
+    assert [event.reason for event in running.events] == ["GangCreated", "JobRunning"]
+    assert names_of(plan.events) <= names_of(events.recent(running.status, NOW + 6))
+
+
+def test_a_second_restart_and_a_second_suspension_are_events_of_their_own():
+    def restarted(wanted: Job, known: Seen) -> set[str]:
+        plan = reconcile.plan(wanted, known, NOW)
+        following = replace(known, pods=(pod(0, attempt=1), failed(1, 137, attempt=1)), status=plan.status)
+        second = reconcile.plan(wanted, following, NOW + 1)
+        assert [event.reason for event in second.events][-2:] == ["PodFailed", "JobRestarting"]
+        assert not names_of(plan.events) & names_of(second.events)
+        return names_of(second.events)
+
+    assert restarted(job(), seen(pod(0), failed(1, 137)))
+    suspended = reconcile.plan(job({"suspend": True}), seen(pod(0), pod(1)), NOW)
+    resumed = reconcile.plan(job(), seen(status=suspended.status), NOW + 10)
+    again = reconcile.plan(job({"suspend": True}), seen(status=resumed.status), NOW + 20)
+    assert [event.reason for event in again.events] == ["JobSuspended"]
+    assert not names_of(suspended.events) & names_of(again.events)
