@@ -70,6 +70,15 @@ CASES = [
     # data
     Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
     Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),
+    *(
+        Case(rule=rule, good={"group_by_length": True}, bad={"group_by_length": True, **other})
+        for rule, other in (
+            ("the_length_of_every_sample_is_known", {"lazy_tokenize": True}),
+            ("a_stream_is_not_grouped", {"streaming": True}),
+            ("packed_rows_have_one_length", {"packing": True}),
+            ("an_order_that_is_kept_is_not_grouped", {"dataloader_type": "single"}),
+        )
+    ),
     _needs("a_revision_belongs_to_a_hub", "model_revision", use_hf=True),
     _needs("a_context_length_is_reached_by_scaling", "max_model_len", rope_scaling="yarn"),
     Case(

@@ -9,6 +9,7 @@ import datasets
 import pytest
 
 import tiny_model
+import tiny_run
 from effects.registry import effect
 from gang import gang
 from megatron_trainer.data.cached import write_store
@@ -435,3 +436,19 @@ def test_agent_template_hermes_writes_tools_as_text_for_a_template_without_them(
     own = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
     common["dataset"] = [write("none.jsonl", [{"messages": own}])]
     assert text(prepared(**common, agent_template="hermes").train[0]) == text(prepared(**common).train[0])
+
+
+@effect("group_by_length")
+def test_group_by_length_reads_samples_of_like_length_together(write, llama, tmp_path):
+    """24 rows, short and long by turns, two to a micro-batch: grouped, no short row is padded to a long one."""
+    rows = [{"query": "q", "response": "yes " * (1 if number % 2 else 9)} for number in range(24)]
+    settings = {"padding_free": False, "micro_batch_size": 2, "global_batch_size": 2, "train_iters": 12}
+    tokens = {}
+    for is_grouped in (False, True):
+        save = tmp_path / str(is_grouped)
+        given = tiny_run.arguments(llama, write("turns.jsonl", rows), save, group_by_length=is_grouped, **settings)
+        run = tiny_run.train(given)
+        assert run.exit_code == 0, run.message
+        tokens[is_grouped] = run.column("tokens")
+    assert (len(set(tokens[False])), len(set(tokens[True]))) == (3, 2), tokens
+    assert sum(tokens[True]) == sum(tokens[False])

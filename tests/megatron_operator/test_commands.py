@@ -14,7 +14,7 @@ MISSING = {
     "preference training and scores": ("spec.task: preference", "rlhf_type", "task_type", "num_labels", "rpo_alpha"),
     "models with images": ("models with images", "lora_llm"),
     "parts of models": ("mtp_num_layers",),
-    "data": ("group_by_length", "add_non_thinking_prefix"),
+    "data": ("add_non_thinking_prefix",),
     "optimizers": ("dist_muon",),
     "adapters in Megatron form": ("merge_lora: false",),
 }

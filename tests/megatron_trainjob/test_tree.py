@@ -29,6 +29,7 @@ FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "cached_val_dataset",
     "chat_template_kwargs",
     "enable_thinking",
+    "group_by_length",
     "keep_incomplete_rows",
     "lr_wsd_decay_iters",
     "lr_wsd_decay_style",

@@ -12,6 +12,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
@@ -321,7 +322,10 @@ def _train_order(args: TrainArgs, data: Prepared, place: dict[str, int]) -> Samp
     if data.num_items is None:
         return StreamSampler(num_epochs=args.max_epochs, **place)
     order = derive.dataloader_type(args)
-    return Sampler(num_items=data.num_items, dataloader_type=order, num_epochs=args.max_epochs, **place)
+    lengths = torch.from_numpy(data.lengths) if args.group_by_length and data.lengths is not None else None
+    return Sampler(
+        num_items=data.num_items, dataloader_type=order, num_epochs=args.max_epochs, lengths=lengths, **place
+    )
 
 
 def _schedule(args: TrainArgs, total_iterations: int) -> Schedule:

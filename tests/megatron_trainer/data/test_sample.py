@@ -196,3 +196,45 @@ def test_a_whole_pass_reads_every_item_once_in_as_many_micro_batches_on_each_ran
         assert [batch for step in zip(*dealt, strict=True) for batch in step if batch] == [
             [n] for n in range(num_items)
         ]
+
+
+LENGTHS = torch.randint(1, 1000, (407,), generator=torch.Generator().manual_seed(1))
+
+
+def grouped(**fields):
+    return sampler(num_items=407, micro_batch_size=2, lengths=LENGTHS, **fields)
+
+
+def test_grouped_by_length_ranks_read_samples_of_like_length_at_the_same_time():
+    """407 items, 2 ranks, micro-batches of 2: 101 micro-steps, sorted within windows of 50."""
+    ranks = [list(islice(grouped(data_parallel_rank=rank), 202)) for rank in (0, 1)]
+    steps = [LENGTHS[torch.tensor(a + b)] for a, b in zip(*ranks, strict=True)]
+    epochs = [
+        sorted(item for rank in ranks for step in rank[start : start + 101] for item in step) for start in (0, 101)
+    ]
+    assert all(len(set(epoch)) == 404 for epoch in epochs), "each item once, but for the three that fill no micro-step"
+    spread = torch.stack([step.max() - step.min() for step in steps]).float().mean()
+    assert spread < 40, "of lengths up to 1,000; at random it would be some 600"
+    assert steps[0].max() == torch.stack([step.max() for step in steps[:101]]).max(), "the longest comes first"
+    means = torch.stack([step.float().mean() for step in steps[1:101]])
+    assert abs(torch.corrcoef(torch.stack([means, torch.arange(100.0)]))[0, 1]) < 0.5, "long and short steps are mixed"
+    assert ranks[0][:101] != ranks[0][101:], "another order in each epoch"
+
+
+@pytest.mark.parametrize("consumed", [0, 4, 200, 404, 600])
+def test_grouped_by_length_goes_on_where_it_stopped(consumed):
+    whole = list(islice(grouped(data_parallel_rank=1), 202))
+    assert list(islice(grouped(data_parallel_rank=1, consumed_samples=consumed), 30)) == whole[consumed // 4 :][:30]
+
+
+def test_grouped_by_length_reads_the_rest_of_its_epoch_in_another_layout():
+    first = [item for rank in (0, 1) for batch in islice(grouped(data_parallel_rank=rank), 25) for item in batch]
+    history = (Stretch(num_samples=100, micro_batch_size=2, data_parallel_size=2),)
+    on = replace(grouped(), micro_batch_size=1, data_parallel_size=1, consumed_samples=100, history=history)
+    assert sorted([*first, *(item for batch in islice(on, 307) for item in batch)]) == list(range(407))
+
+
+@pytest.mark.parametrize(("consumed", "epochs"), [(0, 0), (11, 0), (12, 1), (13, 1), (24, 2), (36, 3)])
+def test_completed_epochs_are_those_read_to_their_end(consumed, epochs):
+    """13 items, 2 ranks: an epoch has 12."""
+    assert sampler(consumed_samples=consumed).completed_epochs == epochs

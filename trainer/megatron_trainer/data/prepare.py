@@ -63,6 +63,11 @@ class Prepared:
         return None if isinstance(self.train, Stream) else len(self.train)
 
     @property
+    def lengths(self) -> NDArray[np.int64] | None:
+        """Tokens of each item of an epoch; None of packed rows, which have one length, and of a stream."""
+        return self.train.lengths() if isinstance(self.train, Items) else None
+
+    @property
     def identity(self) -> str:
         """A key of what is trained on and in which order; a stream's follows from the names and dates of its files."""
         return self.train.notes.name if isinstance(self.train, Stream) else identity(self.train)

@@ -5,6 +5,10 @@ shuffled by the generator of seed e. With 7 items, micro-batches of 1 and 2 rank
     sharded      rank 0 shuffles items 0 1 2, rank 1 shuffles items 3 4 5
     unsharded    all 6 are shuffled together and dealt to the ranks in turn
 A run that goes on with other micro-batches or another number of ranks first reads what is left of its epoch.
+
+Grouped by length, the order is another one: the items are shuffled together, sorted by length within windows of
+WINDOW_STEPS micro-steps, and the micro-steps are shuffled: what the ranks read at once has like length. The one
+with the longest item comes first: what does not fit into memory fails at once.
 """
 
 from __future__ import annotations
@@ -15,6 +19,9 @@ from typing import Literal
 
 import torch
 from torch import Tensor
+
+WINDOW_STEPS = 50
+"""Micro-steps of all ranks whose items are sorted by length together: more would leave the epoch less random."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +61,7 @@ class Sampler:
     this layout, was read in this one.
     data_sharding: whether each rank owns a contiguous block of the dataset and shuffles inside it.
     num_epochs: passes after which a cyclic iteration ends; None means it never ends.
+    lengths: tokens of each item, int64[num_items], where those of like length are read together, by ranks in turn.
     """
 
     num_items: int
@@ -65,6 +73,7 @@ class Sampler:
     dataloader_type: Literal["single", "cyclic"] = "cyclic"
     data_sharding: bool = True
     num_epochs: int | None = None
+    lengths: Tensor | None = None
 
     def __post_init__(self) -> None:
         if self.items_per_epoch == 0:
@@ -86,17 +95,26 @@ class Sampler:
 
     def __iter__(self) -> Iterator[list[int]]:
         """Indices of one micro-batch after the other."""
-        place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
-        earlier = self._earlier_layouts()
-        for stretch in earlier:
-            place = self._read_out(self._advanced(place, stretch), stretch)
-        read = self.consumed_samples - sum(stretch.num_samples for stretch in earlier)
-        place = self._advanced(place, self._stretch(read))
+        place = self._place()
         while self._has_epoch(place.epoch):
             order = self._dealt(place, self._stretch(0))[self.data_parallel_rank].tolist()
             for first in range(place.offset // self.data_parallel_size, len(order), self.micro_batch_size):
                 yield order[first : first + self.micro_batch_size]
             place = _Place(epoch=place.epoch + 1, left=torch.arange(self.num_items), offset=0)
+
+    @property
+    def completed_epochs(self) -> int:
+        """Epochs that have been read to their end at consumed_samples."""
+        return self._place().epoch
+
+    def _place(self) -> _Place:
+        """Where the run stands at consumed_samples."""
+        place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
+        earlier = self._earlier_layouts()
+        for stretch in earlier:
+            place = self._read_out(self._advanced(place, stretch), stretch)
+        read = self.consumed_samples - sum(stretch.num_samples for stretch in earlier)
+        return self._advanced(place, self._stretch(read))
 
     def _earlier_layouts(self) -> tuple[Stretch, ...]:
         if self.history and self.history[-1].has_layout_of(self._stretch(0)):
@@ -132,14 +150,26 @@ class Sampler:
         ranks, step = layout.data_parallel_size, layout.items_per_step
         size = len(place.left) // step * step
         generator = torch.Generator().manual_seed(place.epoch)
-        if self.dataloader_type == "cyclic" and self.data_sharding:
+        is_grouped = self.dataloader_type == "cyclic" and self.lengths is not None
+        if self.dataloader_type == "cyclic" and self.data_sharding and not is_grouped:
             shuffled = torch.randperm(size // ranks, generator=generator)
             return place.left[:size].view(ranks, -1)[:, shuffled]
         order = place.left
         if self.dataloader_type == "cyclic":
             order = order[torch.randperm(len(order), generator=generator)]
+        if is_grouped:
+            order = self._grouped(order[:size], step, generator)
         dealt = order[:size].view(-1, ranks, layout.micro_batch_size)
         return dealt.transpose(0, 1).reshape(ranks, -1)
+
+    def _grouped(self, order: Tensor, step: int, generator: torch.Generator) -> Tensor:
+        """The order with items of like length in the same micro-step; its size is a multiple of the step."""
+        assert self.lengths is not None
+        windows = order.split(WINDOW_STEPS * step)
+        by_length = torch.cat([w[self.lengths[w].argsort(descending=True, stable=True)] for w in windows])
+        steps = by_length.view(-1, step)[torch.randperm(len(order) // step, generator=generator)]
+        longest = int(self.lengths[steps].amax(dim=1).argmax()) if len(steps) else 0
+        return torch.cat([steps[longest : longest + 1], steps[:longest], steps[longest + 1 :]]).flatten()
 
     def _has_epoch(self, epoch: int) -> bool:
         last = 1 if self.dataloader_type == "single" else self.num_epochs

@@ -82,6 +82,14 @@ class TrainExtra:
         "Folders of validation data tokenised beforehand.",
         status="works",
     )
+    group_by_length: bool = arg(
+        False,
+        (
+            "Read samples of like length at the same time on all ranks: less padding, no waiting; random in the large, "
+            "and the same on every start."
+        ),
+        status="works",
+    )
     max_epochs: int | None = arg(
         None,
         "Passes over the data, after which the run evaluates, saves and ends.",
