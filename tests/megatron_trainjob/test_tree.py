@@ -25,6 +25,8 @@ FURTHER_CHOICES = {
 OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau", "precompute_ref_log_probs"}
 FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "add_non_thinking_prefix",
+    "num_labels",
+    "problem_type",
     "async_save",
     "cached_val_dataset",
     "chat_template_kwargs",

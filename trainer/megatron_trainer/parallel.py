@@ -121,28 +121,38 @@ def coordinates() -> Coordinates:
 
 def sum_over_context(values: Tensor) -> Tensor:
     """The sum over the ranks that hold parts of the same sequences. Collective."""
+    return _sum_over(values, parallel_state.get_context_parallel_group())
+
+
+def _sum_over(values: Tensor, group: dist.ProcessGroup) -> Tensor:
     total = values.clone()
-    dist.all_reduce(total, group=parallel_state.get_context_parallel_group())
+    dist.all_reduce(total, group=group)
     return total
 
 
-class _SumOfContextParts(torch.autograd.Function):
+class _SumOfParts(torch.autograd.Function):
     """Each rank's part enters the sum with factor 1, and every rank computes the same loss from the sum: so the
     gradient of a part is that of the sum. (torch's own would add up the equal gradients of all ranks.)
     """
 
     @staticmethod
-    def forward(ctx: Any, part: Tensor) -> Tensor:  # noqa: ANN401 (torch's signature)
-        return sum_over_context(part)
+    def forward(ctx: Any, part: Tensor, group: dist.ProcessGroup) -> Tensor:  # noqa: ANN401 (torch's signature)
+        return _sum_over(part, group)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Tensor:  # noqa: ANN401 (torch's signature)
-        return gradient
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:  # noqa: ANN401 (torch's signature)
+        return gradient, None
 
 
 def sum_of_context_parts(part: Tensor) -> Tensor:
     """The sum over the ranks that hold parts of the same sequences, to be differentiated. Collective."""
-    total: Tensor = _SumOfContextParts.apply(part)
+    total: Tensor = _SumOfParts.apply(part, parallel_state.get_context_parallel_group())
+    return total
+
+
+def sum_of_tensor_parts(part: Tensor) -> Tensor:
+    """The sum over the tensor-parallel ranks of what each has of its own tokens, to be differentiated. Collective."""
+    total: Tensor = _SumOfParts.apply(part, parallel_state.get_tensor_model_parallel_group())
     return total
 
 

@@ -61,8 +61,19 @@ def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions
     if changed.tokenizer is not None:
         changed.tokenizer.save_pretrained(folder)
     _bring_tokenizer_code(spec.directory, folder)
-    if changed.stop_words:
+    if spec.head is not None:
+        _name_padding(folder)
+    elif changed.stop_words:
         _name_stops(folder, spec.config, changed)
+
+
+def _name_padding(folder: Path) -> None:
+    """Says in config.json which token is padding: without it a classifier of transformers takes one row at a time."""
+    config = read_json(folder / CONFIG_FILE)
+    if config.get("pad_token_id") is None and (folder / TOKENIZER_CONFIG_FILE).is_file():
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+        padding = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+        _write_json(folder / CONFIG_FILE, {**config, "pad_token_id": padding})
 
 
 def _bring_tokenizer_code(source: Path, folder: Path) -> None:

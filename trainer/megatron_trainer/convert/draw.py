@@ -17,6 +17,7 @@ from torch import Tensor
 from megatron_trainer.convert import table
 from megatron_trainer.convert.rules import RULES
 from megatron_trainer.convert.stream import Piece, pieces
+from megatron_trainer.convert.table import Entry
 from megatron_trainer.models.spec import ModelSpec
 
 _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
@@ -29,13 +30,19 @@ def draw_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: in
     Matrices are normal with the model's initializer_range, divided by sqrt(2 * layers) where they add to the residual
     stream (as GPT-2 and Megatron do); norms are one, biases zero, rows of a padded vocabulary zero.
     """
-    sizes = table.sizes(spec)
     for entry in table.entries(chunks, spec):
-        std = spec.model.init_std
-        if entry.name.endswith(_INTO_THE_RESIDUAL):
-            std /= math.sqrt(2 * spec.model.num_layers)
-        sources = [_drawn(piece, std, seed) for piece in pieces(entry, sizes)]
-        RULES[entry.rule].blocks(sources, entry.share, sizes).copy_to(entry.parameter)
+        draw_weight(entry, spec, seed=seed)
+
+
+@torch.no_grad()
+def draw_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
+    """Fills one parameter of this rank."""
+    sizes = table.sizes(spec)
+    std = spec.model.init_std
+    if entry.name.endswith(_INTO_THE_RESIDUAL):
+        std /= math.sqrt(2 * spec.model.num_layers)
+    sources = [_drawn(piece, std, seed) for piece in pieces(entry, sizes)]
+    RULES[entry.rule].blocks(sources, entry.share, sizes).copy_to(entry.parameter)
 
 
 def _drawn(piece: Piece, std: float, seed: int) -> Tensor:

@@ -23,8 +23,9 @@ from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
+_HEAD = ("task_type", "num_labels", "problem_type", "seed")
 _GROUPS = ("model", "moe", "mla", "mixed_precision", "tuner_lora")
-_NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_special_tokens")
+_NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_special_tokens", *_HEAD)
 # How the model was spread and computed in training is no part of it: it is read whole, and nothing is dropped.
 _ONE_PROCESS: dict[str, Any] = {
     "recompute_granularity": "none",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -11,15 +12,18 @@ import torch
 import torch.distributed as dist
 
 from megatron_trainer.convert import table
+from megatron_trainer.convert.draw import draw_weight
 from megatron_trainer.convert.rules import RULES, Sizes
 from megatron_trainer.convert.source import Checkpoint, open_checkpoint
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.models.weights import IGNORED, prediction_layers
+from megatron_trainer.models.weights import IGNORED, SCORES, prediction_layers
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 from megatron_trainjob.weight_files import VOCABULARY, rows_problem
+
+logger = logging.getLogger(__name__)
 
 _SHOWN = 8
 """Tensors named in a message; the number says how many there are."""
@@ -51,6 +55,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
     misshapen: list[str] = []
     for entry in table.entries(chunks, spec):
         wanted.update(entry.names)
+        if _is_new_head(entry, checkpoint, spec):
+            continue
         absent = [name for name in entry.names if name not in checkpoint.files]
         missing.update(absent)
         problem = None if absent else _vocabulary(entry, checkpoint, spec) or _fill(entry, checkpoint, sizes)
@@ -59,6 +65,15 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
             misshapen.append(problem)
     found = _Findings(wanted=frozenset(wanted), missing=frozenset(missing), misshapen=tuple(misshapen))
     _judge(_everywhere(found), checkpoint, spec)
+
+
+def _is_new_head(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> bool:
+    """Whether the model gets this head now; it is drawn then, the same in every layout."""
+    if spec.head is None or entry.names != SCORES.names or SCORES.names[0] in checkpoint.files:
+        return False
+    logger.info("%s has no %s: it is drawn at random (seed %d)", spec.directory, SCORES.names[0], spec.head.seed)
+    draw_weight(entry, spec, seed=spec.head.seed)
+    return True
 
 
 def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
@@ -132,9 +147,13 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
 
 
 def may_be_left(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and a tied output."""
+    """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and an output layer that is
+    tied or that a head stands in place of.
+    """
     patterns = (*IGNORED, *prediction_layers(spec.model))
-    return (spec.tied and name == _OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
+    return ((spec.tied or spec.head is not None) and name == _OUTPUT) or any(
+        re.fullmatch(pattern, name) for pattern in patterns
+    )
 
 
 def _violation(directory: Path, names: list[str], message: str) -> Violation:

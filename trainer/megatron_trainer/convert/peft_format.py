@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 from typing import Literal
 
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
@@ -46,7 +47,7 @@ def config(
         "peft_type": "LORA",
         "r": rank,
         "target_modules": sorted(target_modules),
-        "task_type": "CAUSAL_LM",
+        "task_type": "SEQ_CLS" if head.has_scores(args) else "CAUSAL_LM",
         "use_rslora": args.use_rslora,
     }
 

@@ -81,7 +81,7 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     Raises:
         KeyError: a parameter that the family's weight table does not know; the table is incomplete.
     """
-    rows = table(spec.model.family)
+    rows = table(spec.model.family, has_scores=spec.head is not None)
     for chunk in map(unwrapped, chunks):
         for local_name, parameter in _weights(chunk):
             name = whole_model_name(chunk, _canonical(local_name))

@@ -24,6 +24,7 @@ from megatron_trainer.lora.names import is_adapter, named_modules, named_paramet
 from megatron_trainer.lora.placement import placement
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
 from megatron_trainer.lora.refuse import Wishes, refuse
+from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 
 logger = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ def add_adapters(
     modules = dict(named_modules(chunks))
     kinds = {name: kind for name, module in modules.items() if (kind := select.kind(name, module))}
     chosen = select.targets(kinds, args.target_modules, args.target_regex)
-    saved = select.saved_modules(modules, args.modules_to_save)
+    saved = select.saved_modules(modules, head.modules_to_save(args))
     refuse(chunks, args, Wishes(kinds=kinds, modules=modules, adapted=chosen, saved=saved))
     for _, parameter in named_parameters(chunks):
         parameter.requires_grad_(False)

@@ -17,7 +17,8 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob.args import derive
+from megatron_trainer.models.score import Head
+from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.families import FAMILIES
@@ -38,7 +39,7 @@ class ModelSpec:
     model: what the arguments and config.json mean. config: the content of config.json with the arguments put in, as an
     export writes it. hf_config: the same as a transformers object. vocab_size: real tokens. padded_vocab_size: rows of
     the embedding, a multiple of the tensor-parallel size. tied: input and output embedding are one. dtype: of the
-    parameters in training.
+    parameters in training. head: what stands in place of the output layer, None for that itself.
     """
 
     directory: Path
@@ -49,6 +50,7 @@ class ModelSpec:
     padded_vocab_size: int
     tied: bool
     dtype: torch.dtype
+    head: Head | None = None
 
 
 def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -> ModelSpec:
@@ -74,16 +76,34 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
     problems += more
     if problems:
         raise InvalidInput(tuple(problems))
+    found_head = _head(config, args)
     return ModelSpec(
         directory=directory,
         model=model,
-        config={**config, "vocab_size": vocab_size},
+        config={**config, "vocab_size": vocab_size, **(found_head.config if found_head else {})},
         hf_config=hf_config,
         vocab_size=vocab_size,
         padded_vocab_size=padded,
-        tied=model.tied,
+        tied=model.tied and found_head is None,
         dtype=training_dtype(args, config),
+        head=found_head,
     )
+
+
+def _head(config: Mapping[str, Any], args: TrainArgs) -> Head | None:
+    if not head.has_scores(args):
+        return None
+    number = head.num_scores(args, config)
+    names = config.get("id2label") or {}
+    if len(names) != number:
+        names = {str(label): f"LABEL_{label}" for label in range(number)}
+    changed = {
+        "architectures": [FAMILIES[config["model_type"]].classifier],
+        "id2label": names,
+        "label2id": {name: int(label) for label, name in names.items()},
+        "problem_type": head.problem_type(args, config),
+    }
+    return Head(num_scores=number, seed=args.seed, config=changed)
 
 
 def training_dtype(args: TrainArgs, config: Mapping[str, Any]) -> torch.dtype:

@@ -57,6 +57,9 @@ DECODER: tuple[Weight, ...] = (
     *gated_mlp(LAYER + "mlp.", HF_LAYER + "mlp."),
 )
 
+SCORES = plain("output_layer.weight", "score.weight")
+"""The row of the head of models for sequence classification."""
+
 LATENT_ATTENTION: tuple[Weight, ...] = (
     plain(ATTENTION + "linear_q_proj.weight", HF_ATTENTION + "q_proj.weight"),
     plain(ATTENTION + "linear_q_down_proj.weight", HF_ATTENTION + "q_a_proj.weight"),
@@ -145,6 +148,10 @@ def prediction_layers(model: Model) -> tuple[str, ...]:
     return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
 
 
-def table(model_type: str) -> dict[str, Weight]:
-    """All rows of a family by megatron-core's name; its own rows take the place of shared ones."""
-    return {row.parameter: row for row in (*DECODER, *TABLES[model_type])}
+def table(model_type: str, *, has_scores: bool = False) -> dict[str, Weight]:
+    """All rows of a family by megatron-core's name; its own rows take the place of shared ones.
+
+    has_scores: the model ends in a score layer and not in the output layer.
+    """
+    head = (SCORES,) if has_scores else ()
+    return {row.parameter: row for row in (*DECODER, *TABLES[model_type], *head)}

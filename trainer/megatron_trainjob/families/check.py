@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_trainjob import quantization
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES
 from megatron_trainjob.families.arguments import apply, contradictions
@@ -74,7 +74,7 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
         return Checked(config=changed, model=None, violations=(*found, *misread))
     model = family.build(config)
     found += [*family.refuse(config), *_of_model(model, config, family), *contradictions(model, args)]
-    found += _of_arguments(model, args)
+    found += [*_of_arguments(model, args), *_of_head(family, args)]
     return Checked(config=changed, model=model, violations=tuple(found))
 
 
@@ -174,6 +174,18 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
     yield from _sequence_parallel(model, args)
     yield from _tensor_ranks(model, args)
     yield from _expert_ranks(model, args)
+
+
+def _of_head(family: Family, args: TrainArgs) -> Iterator[Violation]:
+    """A head that no class of transformers would load with this decoder."""
+    if not head.has_scores(args) or family.classifier:
+        return
+    others = ", ".join(other.model_type for other in FAMILIES.values() if other.classifier)
+    message = (
+        f"transformers has no sequence classification for {family.model_type}, so nothing would load the trained "
+        f"model; choose a model of one of the families {others}"
+    )
+    yield Violation(path="spec.args.task_type", value=args.task_type, message=message)
 
 
 def _longest(model: Model, args: TrainArgs) -> Iterator[Violation]:

@@ -82,6 +82,7 @@ def _refuse_v2(config: Config) -> Iterator[Violation]:
 
 DEEPSEEK_V2 = Family(
     model_type="deepseek_v2",
+    classifier="DeepseekV2ForSequenceClassification",
     title="DeepSeek-V2, V2-Lite, V2.5, DeepSeek-Coder-V2",
     keys={
         **LATENT_KEYS,
@@ -124,6 +125,7 @@ def _refuse_v3(config: Config) -> Iterator[Violation]:
 
 DEEPSEEK_V3 = Family(
     model_type="deepseek_v3",
+    classifier="DeepseekV3ForSequenceClassification",
     title="DeepSeek-V3, V3.1, R1, Moonlight",
     keys={
         **LATENT_KEYS,

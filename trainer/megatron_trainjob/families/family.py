@@ -27,7 +27,8 @@ class Family:
     model_type: of config.json. title: which models these are, for the docs. keys: those of config.json that the
     family's code in transformers reads -> what it takes an absent one for. aliases: other names of keys. build: what
     the keys mean. refuse: variants that would be computed otherwise than transformers does. transformers_type: the
-    model_type of that code where transformers has it under another name.
+    model_type of that code where transformers has it under another name. classifier: its class in transformers for
+    sequence classification, "" where there is none.
     """
 
     model_type: str
@@ -37,6 +38,7 @@ class Family:
     refuse: Callable[[Config], Iterable[Violation]] = nothing
     aliases: Mapping[str, str] = field(default_factory=dict)
     transformers_type: str = ""
+    classifier: str = ""
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         """The file's content as this family reads it."""

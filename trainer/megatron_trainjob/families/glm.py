@@ -49,10 +49,17 @@ def _mixture(config: Config) -> Model:
     )
 
 
-GLM = Family(model_type="glm", title="GLM-4-9B (0414 and before), GLM-Edge", keys=_DENSE, build=_dense)
+GLM = Family(
+    model_type="glm",
+    classifier="GlmForSequenceClassification",
+    title="GLM-4-9B (0414 and before), GLM-Edge",
+    keys=_DENSE,
+    build=_dense,
+)
 
 GLM4 = Family(
     model_type="glm4",
+    classifier="Glm4ForSequenceClassification",
     title="GLM-4-0414, GLM-Z1",
     keys={**_DENSE, "num_key_value_heads": 2, "head_dim": 128, "attention_dropout": 0.0},
     build=lambda config: _dense(config, post_norms=True),

@@ -28,6 +28,7 @@ def _llama(config: Config) -> Model:
 
 LLAMA = Family(
     model_type="llama",
+    classifier="LlamaForSequenceClassification",
     title="Llama 1 to 3.3, SmolLM2, Yi, DeepSeek-R1-Distill-Llama",
     keys={
         **DECODER,
@@ -72,6 +73,7 @@ INTERNLM3 = Family(
 
 MISTRAL = Family(
     model_type="mistral",
+    classifier="MistralForSequenceClassification",
     title="Mistral 7B, Nemo, Small (text)",
     keys={
         **DECODER,
@@ -119,6 +121,7 @@ def _refuse_smollm3(config: Config) -> Iterator[Violation]:
 
 SMOLLM3 = Family(
     model_type="smollm3",
+    classifier="SmolLM3ForSequenceClassification",
     title="SmolLM3",
     keys={
         **DECODER,
@@ -146,6 +149,7 @@ SMOLLM3 = Family(
 
 SEED_OSS = Family(
     model_type="seed_oss",
+    classifier="SeedOssForSequenceClassification",
     title="Seed-OSS",
     keys={
         **DECODER,

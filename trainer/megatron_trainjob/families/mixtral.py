@@ -18,6 +18,7 @@ def _mixtral(config: Config) -> Model:
 
 MIXTRAL = Family(
     model_type="mixtral",
+    classifier="MixtralForSequenceClassification",
     title="Mixtral 8x7B, 8x22B",
     keys={
         **DECODER,

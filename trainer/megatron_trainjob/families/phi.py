@@ -30,6 +30,7 @@ def _refuse(config: Config) -> Iterator[Violation]:
 
 PHI3 = Family(
     model_type="phi3",
+    classifier="Phi3ForSequenceClassification",
     title="Phi-3, Phi-3.5-mini, Phi-4",
     keys={
         **DECODER,

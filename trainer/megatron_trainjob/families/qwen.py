@@ -99,6 +99,7 @@ _MIXTURE: Mapping[str, Any] = {
 
 QWEN2 = Family(
     model_type="qwen2",
+    classifier="Qwen2ForSequenceClassification",
     title="Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
     keys=_DENSE,
     build=lambda config: decoder(config, qkv_bias=True, **_window(config)),
@@ -107,6 +108,7 @@ QWEN2 = Family(
 
 QWEN3 = Family(
     model_type="qwen3",
+    classifier="Qwen3ForSequenceClassification",
     title="Qwen3 (dense)",
     keys={**_DENSE, "head_dim": 128, "attention_bias": False},
     build=_qwen3,
@@ -115,6 +117,7 @@ QWEN3 = Family(
 
 QWEN2_MOE = Family(
     model_type="qwen2_moe",
+    classifier="Qwen2MoeForSequenceClassification",
     title="Qwen1.5-MoE, Qwen2-57B-A14B",
     keys={
         **_MIXTURE,
@@ -135,6 +138,7 @@ QWEN2_MOE = Family(
 
 QWEN3_MOE = Family(
     model_type="qwen3_moe",
+    classifier="Qwen3MoeForSequenceClassification",
     title="Qwen3-30B-A3B, Qwen3-235B-A22B, Qwen3-Coder",
     keys={
         **_MIXTURE,

@@ -46,11 +46,22 @@ class BaseModel:
         "Kind of head on the model; unset: causal_lm.",
         status="works",
         refused_choices={
-            "seq_cls": "only causal language modelling is trained here",
-            "embedding": "only causal language modelling is trained here",
-            "reranker": "only causal language modelling is trained here",
-            "generative_reranker": "only causal language modelling is trained here",
+            "seq_cls": "classifiers are not trained here yet; use causal_lm",
+            "embedding": "embeddings are not trained here yet; use causal_lm",
+            "reranker": "rerankers are not trained here yet; use causal_lm",
+            "generative_reranker": "rerankers are not trained here yet; use causal_lm",
         },
+    )
+    num_labels: int | None = arg(
+        None,
+        "Scores of a classifier: its classes, or the numbers of a regression; unset: those of config.json.",
+        ge=1,
+        status="not yet",
+    )
+    problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = arg(
+        None,
+        "What a classifier's label is; unset: that of config.json, else regression for one label and a class for more.",
+        status="not yet",
     )
     attn_impl: str | None = arg(
         None,

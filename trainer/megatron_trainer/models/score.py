@@ -1,0 +1,97 @@
+"""The head of a classifier or reward model: scores of each sequence out of its last token's hidden state.
+
+Takes the place of the output layer on the last pipeline stage. Every rank scores the tokens that it holds, zeros stand
+for the others, and the sums over the ranks are the scores: there is no bias, so scores add up like the states do, and
+nothing but [S, C] numbers is sent.
+
+Shape suffixes: T tokens of this rank, B rows, L = T x B, H hidden, S sequences of the micro-batch, C scores of each.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
+from torch import Tensor, nn
+from torch.nn.functional import linear, one_hot
+
+from megatron_trainer import parallel
+from megatron_trainer.data.values import MicroBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Head:
+    """num_scores: of each sequence. seed: of the weights where the checkpoint has none.
+
+    config: what it changes in config.json, so that transformers loads the model with it.
+    """
+
+    num_scores: int
+    seed: int
+    config: Mapping[str, Any]
+
+
+class ScoreLayer(nn.Module):
+    """hidden states [..., H] -> scores [..., C], in the type of the parameters; without a bias, as transformers has it.
+
+    Each tensor-parallel rank holds all of it. Under sequence parallelism they score different tokens, and the mark
+    has finalize_model_grads sum the gradients.
+    """
+
+    def __init__(self, config: TransformerConfig, num_scores: int) -> None:
+        super().__init__()
+        self.sequence_parallel = config.sequence_parallel
+        self.weight = nn.Parameter(torch.empty(num_scores, config.hidden_size, dtype=config.params_dtype))
+        self.weight.sequence_parallel = config.sequence_parallel
+        if config.perform_initialization:
+            config.init_method(self.weight)
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """The scores of each hidden state."""
+        return linear(hidden, self.weight)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceScores:
+    """What Megatron's models take as output_processor: gives scores [S, C], float32, the same on all ranks of a stage.
+
+    whole: the micro-batch. batch: this context rank's part of it.
+    """
+
+    whole: MicroBatch
+    batch: MicroBatch
+
+    def __call__(self, *, hidden_states: Tensor, output_layer: ScoreLayer, **_: object) -> Tensor:
+        """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
+        own_SH = last_hidden_states(hidden_states, self.whole, self.batch, split=output_layer.sequence_parallel)
+        return sum_of_parts(output_layer(own_SH).float(), split=output_layer.sequence_parallel)
+
+
+def last_hidden_states(hidden_TBH: Tensor, whole: MicroBatch, batch: MicroBatch, *, split: bool) -> Tensor:
+    """[S, H]: the hidden state of each sequence's last token where this rank holds it, else zeros.
+
+    split: whether the tensor-parallel ranks hold parts of T.
+    """
+    num_sequences = max(whole.num_samples, 1)  # none in what fills up an evaluation
+    length_S = one_hot(whole.sequence_BT[whole.sequence_BT >= 0], num_sequences).sum(0)
+    sequence_BT = batch.sequence_BT.clamp(min=0)
+    is_last_BT = (batch.position_ids_BT == length_S[sequence_BT] - 1) & (batch.sequence_BT >= 0)
+    is_last_L, sequence_L = is_last_BT.t().flatten(), sequence_BT.t().flatten()
+    flat_LH = hidden_TBH.flatten(0, 1)
+    if split:
+        rank = parallel_state.get_tensor_model_parallel_rank()
+        own = slice(rank * len(flat_LH), (rank + 1) * len(flat_LH))
+        is_last_L, sequence_L = is_last_L[own], sequence_L[own]
+    places = is_last_L.nonzero().flatten()
+    zeros_SH = flat_LH.new_zeros(num_sequences, flat_LH.shape[1])
+    return zeros_SH.index_copy(0, sequence_L[places], flat_LH[places])
+
+
+def sum_of_parts(part: Tensor, *, split: bool) -> Tensor:
+    """The sum over the ranks that hold parts of the same sequences, to be differentiated. Collective."""
+    total = parallel.sum_of_context_parts(part)
+    return parallel.sum_of_tensor_parts(total) if split else total

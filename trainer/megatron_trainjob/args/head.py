@@ -1,0 +1,37 @@
+"""What stands on the decoder in place of the output layer: scores of whole sequences. Pure."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from megatron_trainjob.args.tree import TrainArgs
+
+ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
+
+
+def has_scores(args: TrainArgs) -> bool:
+    """Whether the model ends in a linear from the last token's hidden state to scores."""
+    return args.task_type == "seq_cls"
+
+
+def num_scores(args: TrainArgs, config: Mapping[str, Any]) -> int:
+    """Scores of a sequence: as given, else as config.json has them; transformers takes absent ones for 2."""
+    if args.num_labels is not None:
+        return args.num_labels
+    labels = config.get("id2label")
+    return len(labels) if labels else int(config.get("num_labels") or 2)
+
+
+def problem_type(args: TrainArgs, config: Mapping[str, Any]) -> ProblemType:
+    """What the scores stand for, as transformers tells it for labels that are whole numbers."""
+    given: ProblemType | None = args.problem_type or config.get("problem_type")
+    return given or ("regression" if num_scores(args, config) == 1 else "single_label_classification")
+
+
+def modules_to_save(args: TrainArgs) -> tuple[str, ...]:
+    """The modules that train in full beside adapters: a head always does."""
+    if not has_scores(args):
+        return args.modules_to_save
+    others = (name for name in args.modules_to_save if name not in ("score", "output_layer"))
+    return (*others, "output_layer")
