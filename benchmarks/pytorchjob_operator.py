@@ -12,6 +12,7 @@ import json
 import os
 import subprocess
 import sys
+import tempfile
 import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
@@ -37,7 +38,7 @@ PYTORCHJOB = Resource(group="kubeflow.org", version="v1", kind="PyTorchJob", plu
 NAMESPACE = "kubeflow"
 SERVICE, SECRET = "training-operator", "training-operator-webhook-cert"
 WEBHOOKS = "validator.training-operator.kubeflow.org"
-CERTIFICATES = Path("/tmp/k8s-webhook-server/serving-certs")  # the operator's own, fixed choice
+CERTIFICATES = Path(tempfile.gettempdir()) / "k8s-webhook-server" / "serving-certs"  # the operator's own, fixed choice
 
 Object = Mapping[str, Any]
 

@@ -62,6 +62,10 @@ class Jobs:
         raw = self._raw.get(key)
         return _version(raw) if raw else 0
 
+    def is_reported(self, key: Key) -> bool:
+        """Whether the job has a status. In a burst the first one waits: pods of other jobs come before it."""
+        return "status" in self._raw.get(key, {})
+
     def put(self, raw: Object) -> bool:
         """Whether this was news: another job, or a newer version of it."""
         key = key_of(raw)

@@ -13,7 +13,6 @@ from threading import Event as Flag
 from typing import Any
 
 import kopf
-from kopf._core.engines.peering import Identity
 
 from megatron_operator import admission, names
 from megatron_operator.cluster.kubernetes_connection import Connection
@@ -91,7 +90,7 @@ def taker(jobs: Jobs, queue: WorkQueue) -> Callable[[str | None, Object], None]:
             queue.forget(key)
             queue.add(key)
         elif jobs.put(raw):
-            queue.add(key, is_urgent="status" not in raw)
+            queue.add(key, "normal" if "status" in raw else "urgent")
 
     return take
 
@@ -163,13 +162,14 @@ async def kopf_operator(
 ) -> None:
     """kopf itself, until `stop` is set."""
     registry, tuned = kopf_registry(connection, take), kopf_settings(settings)
+    identity: Any = settings.pod_name  # kopf's type of it is private
     if settings.webhook_certificates:
         admission.register(registry)
         tuned.admission.server = admission.server(settings.webhook_certificates, settings.webhook_port)
     await kopf.operator(
         registry=registry,
         settings=tuned,
-        identity=Identity(settings.pod_name),  # kopf would ask for the user's name: a container's user has none
+        identity=identity,  # kopf would ask for the user's name: a container's user has none
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,

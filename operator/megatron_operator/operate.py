@@ -91,7 +91,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
     """The parts, connected to each other; nothing runs yet."""
     queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings), settings.kueue_mode)
     listeners = Listeners(
-        changed=queue.add,
+        changed=lambda key: queue.add(key, "normal" if jobs.is_reported(key) else "patient"),
         event=metrics.on_watch_event,
         restarted=metrics.on_watch_restart,
         guard=Guard(count=metrics.on_unreadable),

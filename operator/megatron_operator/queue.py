@@ -1,7 +1,7 @@
 """Keys that wait to be reconciled: each once, never twice at a time, failed ones again after a back-off.
 
-In a burst the urgent ones go first, until another has waited `PATIENCE_S`. Knows nothing of what a key means or why it
-is due.
+In a burst the urgent ones go first and the patient ones last, until one has waited its `PATIENCE_S`. Knows nothing of
+what a key means or why it is due.
 """
 
 from __future__ import annotations
@@ -11,10 +11,13 @@ import heapq
 import logging
 import random
 from collections.abc import Awaitable, Callable, Mapping
+from typing import Literal
 
 Key = tuple[str, str]
 Reconcile = Callable[[Key], Awaitable[float | None]]
-PATIENCE_S = 5.0
+Urgency = Literal["urgent", "normal", "patient"]
+PATIENCE_S: dict[Urgency, float] = {"normal": 5.0, "patient": 20.0}
+ORDER: tuple[Urgency, ...] = ("urgent", "normal", "patient")
 logger = logging.getLogger(__name__)
 
 
@@ -33,10 +36,9 @@ class WorkQueue:
     def __init__(self, *, backoff_initial_s: float = 0.2, backoff_max_s: float = 60.0) -> None:
         self._backoff_initial_s = backoff_initial_s
         self._backoff_max_s = backoff_max_s
-        self._urgent: dict[Key, float] = {}
-        self._waiting: dict[Key, float] = {}
+        self._waiting: dict[Urgency, dict[Key, float]] = {urgency: {} for urgency in ORDER}
         self._running: set[Key] = set()
-        self._again: set[Key] = set()
+        self._again: dict[Key, Urgency] = {}
         self._due: dict[Key, float] = {}
         self._heap: list[tuple[float, Key]] = []
         self._failures: dict[Key, int] = {}
@@ -45,21 +47,25 @@ class WorkQueue:
 
     def __len__(self) -> int:
         """Keys that wait for a worker."""
-        return len(self._urgent) + len(self._waiting)
+        return sum(map(len, self._waiting.values()))
 
     @property
     def oldest_s(self) -> float:
         """Seconds that the first key has waited for a worker; 0 when none waits."""
-        return max(_age_s(self._urgent), _age_s(self._waiting))
+        return max(map(_age_s, self._waiting.values()))
 
-    def add(self, key: Key, *, is_urgent: bool = False) -> None:
-        """Makes the key due now."""
+    def add(self, key: Key, urgency: Urgency = "normal") -> None:
+        """Makes the key due now. One that waits already is moved forward where this is more urgent, never back."""
         if key in self._running:
-            self._again.add(key)
-        elif key not in self._urgent and key not in self._waiting:
-            waiting = self._urgent if is_urgent else self._waiting
-            waiting[key] = asyncio.get_running_loop().time()
+            self._again[key] = min(urgency, self._again.get(key, urgency), key=ORDER.index)
+            return
+        before = next((each for each in ORDER if key in self._waiting[each]), None)
+        if before is None:
+            self._waiting[urgency][key] = asyncio.get_running_loop().time()
             self._available.release()
+        elif ORDER.index(urgency) < ORDER.index(before):
+            del self._waiting[before][key]
+            self._waiting[urgency][key] = asyncio.get_running_loop().time()
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Makes the key due in so many seconds, in place of an earlier such wish."""
@@ -98,19 +104,21 @@ class WorkQueue:
 
     async def _take(self) -> Key:
         await self._available.acquire()
-        has_waited_long = _age_s(self._waiting) >= PATIENCE_S
-        first, second = (self._waiting, self._urgent) if has_waited_long else (self._urgent, self._waiting)
-        waiting = first or second
+        impatient = (self._waiting[each] for each, limit_s in PATIENCE_S.items() if self._has_waited(each, limit_s))
+        waiting = next(impatient, None) or next(self._waiting[each] for each in ORDER if self._waiting[each])
         key = next(iter(waiting))
         del waiting[key]
         self._running.add(key)
         return key
 
+    def _has_waited(self, urgency: Urgency, seconds: float) -> bool:
+        return bool(self._waiting[urgency]) and _age_s(self._waiting[urgency]) >= seconds
+
     def _finish(self, key: Key) -> None:
         self._running.discard(key)
-        if key in self._again:
-            self._again.discard(key)
-            self.add(key)
+        urgency = self._again.pop(key, None)
+        if urgency:
+            self.add(key, urgency)
 
     def _retry(self, key: Key) -> None:
         failures = self._failures.get(key, 0)

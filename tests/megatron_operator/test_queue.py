@@ -9,7 +9,7 @@ import pytest
 
 from megatron_operator.queue import RetryLater, WorkQueue
 
-A, B = ("ns", "a"), ("ns", "b")
+A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
 
 def run(scenario):
@@ -46,8 +46,16 @@ def test_a_key_added_many_times_before_a_worker_is_free_runs_once():
     assert run(scenario()) == [A, B]
 
 
-@pytest.mark.parametrize(("patience_s", "order"), [(60.0, [B, A]), (0.0, [A, B])], ids=["patient", "waited too long"])
-def test_an_urgent_key_goes_first_unless_another_has_waited_too_long(monkeypatch, patience_s, order):
+@pytest.mark.parametrize(
+    ("patience_s", "order"),
+    [
+        ({"normal": 60.0, "patient": 60.0}, [C, B, A]),
+        ({"normal": 0.0, "patient": 60.0}, [B, C, A]),
+        ({"normal": 60.0, "patient": 0.0}, [A, C, B]),
+    ],
+    ids=["nobody waited long", "normal one waited too long", "patient one waited too long"],
+)
+def test_urgent_keys_go_first_and_patient_ones_last_unless_one_has_waited_too_long(monkeypatch, patience_s, order):
     async def scenario():
         runs = []
 
@@ -55,16 +63,40 @@ def test_an_urgent_key_goes_first_unless_another_has_waited_too_long(monkeypatch
             runs.append(key)
 
         queue = WorkQueue()
-        queue.add(A)
-        queue.add(B, is_urgent=True)
+        queue.add(A, "patient")
         queue.add(B)
-        assert len(queue) == 2
+        queue.add(C, "patient")
+        queue.add(C, "urgent")
+        queue.add(C)
+        assert len(queue) == 3
         async with working(queue, reconcile, workers=1):
             await asyncio.sleep(0.05)
         return runs
 
     monkeypatch.setattr("megatron_operator.queue.PATIENCE_S", patience_s)
     assert run(scenario()) == order
+
+
+def test_what_is_added_while_its_key_is_worked_on_keeps_its_urgency():
+    async def scenario():
+        runs, held = [], asyncio.Event()
+
+        async def reconcile(key):
+            runs.append(key)
+            if len(runs) == 1:
+                await held.wait()
+
+        queue = WorkQueue()
+        queue.add(A)
+        async with working(queue, reconcile, workers=1):
+            await asyncio.sleep(0.02)
+            queue.add(A, "patient")
+            queue.add(B)
+            held.set()
+            await asyncio.sleep(0.05)
+        return runs
+
+    assert run(scenario()) == [A, B, A]
 
 
 def test_a_key_added_while_it_runs_runs_once_more_and_never_beside_itself():
