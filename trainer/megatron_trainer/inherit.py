@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_trainjob import input_file
 from megatron_trainjob.args.cli import PATH
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Parsed, parse
@@ -59,7 +59,7 @@ def _wanted(args: TrainArgs) -> frozenset[str]:
 def _read(folder: Path) -> Mapping[str, Any] | Violation:
     path = folder / RECORD
     try:
-        content = json.loads(path.read_text())
+        content = input_file.read_json(path)
         return {name: value for name, value in content["arguments"].items() if name in ARGUMENTS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
         message = f"arguments were to be taken over from {path}, which cannot be read ({err}); set them here instead"

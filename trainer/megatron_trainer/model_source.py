@@ -9,7 +9,7 @@ from huggingface_hub import snapshot_download
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob import tokenizer_folder
+from megatron_trainjob import input_file, tokenizer_folder
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.tokenizer_folder import CONFIG_FILE, TOKENIZER_CONFIG_FILE
@@ -56,9 +56,12 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
         raise _unfit(directory, wrong)
     try:
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
-    except Exception as err:  # the tokenizers library raises nothing narrower for a file that it does not understand
+        wrong = list(_misfits(loaded, directory, grows=grows))
+    except BaseException as err:  # a file that they do not understand makes libraries raise anything, Rust panics too
+        if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
+            raise
         raise _unfit(directory, [f"its tokenizer cannot be loaded ({err}); download it again"]) from err
-    if wrong := list(_misfits(loaded, directory, grows=grows)):
+    if wrong:
         raise _unfit(directory, wrong)
     new = [token for entry in args.new_special_tokens for token in _tokens(entry)]
     if new:
@@ -86,9 +89,9 @@ def _tokens(entry: str) -> list[str]:
     if not entry.endswith(".txt"):
         return [entry]
     try:
-        return Path(entry).read_text(encoding="utf-8").split()
-    except OSError as err:
-        message = f"cannot be read: {err.strerror}"
+        return input_file.read_text(Path(entry)).split()
+    except (OSError, ValueError) as err:
+        message = f"cannot be read: {err}"
         violation = Violation(path="spec.args.new_special_tokens", value=entry, message=message)
         raise InvalidInput((violation,), ExitCode.MISSING_INPUT) from err
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob import input_file
 from megatron_trainjob.args import resume
 from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
@@ -41,7 +42,7 @@ def recorded(checkpoint: Path) -> Mapping[str, Any] | None:
     """The args.json in the checkpoint; of an earlier release, that of the last run beside it. None: unreadable."""
     for path in (checkpoint / RECORD, checkpoint.parent / RECORD):
         try:
-            record = json.loads(path.read_text())
+            record = input_file.read_json(path)
         except (OSError, ValueError):
             continue
         if isinstance(record, dict) and {"task", "arguments"} <= record.keys():

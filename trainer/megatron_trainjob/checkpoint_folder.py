@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_trainjob import checkpoint_index
+from megatron_trainjob import checkpoint_index, input_file
 
 TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
@@ -126,7 +126,7 @@ def _damage_of(path: Path, expected: FileRecord, *, with_contents: bool) -> str 
 def _read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
     """The manifest, or what is wrong with it."""
     try:
-        fields = json.loads(path.read_text())
+        fields = input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES)
         checksum = fields.pop("crc32")
         if checksum != _checksum_of(fields):
             return None, f"{path} has changed since it was saved (its checksum differs)"

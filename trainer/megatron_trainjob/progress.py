@@ -12,6 +12,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from megatron_trainjob import input_file
+
 Phase = Literal["starting", "training", "evaluating", "saving", "exporting", "finished", "stopped"]
 
 
@@ -51,6 +53,6 @@ def write(progress: Progress, path: Path) -> None:
 def read(path: Path) -> Progress | None:
     """The record, or None when there is none (yet) or it is not ours."""
     try:
-        return Progress(**json.loads(path.read_text()))
+        return Progress(**input_file.read_json(path))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):
         return None

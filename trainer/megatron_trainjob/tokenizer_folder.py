@@ -5,10 +5,11 @@ The trainer looks once more at the tokenizer that it has loaded; this is what ca
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from megatron_trainjob import input_file
 
 TOKENIZER_FILE, TOKENIZER_CONFIG_FILE, CONFIG_FILE = "tokenizer.json", "tokenizer_config.json", "config.json"
 VOCABULARIES = (
@@ -20,6 +21,7 @@ VOCABULARIES = (
     ("vocab.txt",),
 )
 """Files of which a tokenizer is made: all of one entry."""
+_DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 _COPY = "copy the tokenizer's files from where the model was published"
 
 
@@ -31,14 +33,19 @@ def problems(directory: Path, *, grows: bool = False) -> list[str]:
     if not any(all(any(directory.glob(name)) for name in names) for names in VOCABULARIES):
         return [f"has no tokenizer: {TOKENIZER_FILE} is missing; {_COPY}"]
     try:
-        settings, ids = read_json(directory / TOKENIZER_CONFIG_FILE), _ids(read_json(directory / TOKENIZER_FILE))
+        settings, stored = read_json(directory / TOKENIZER_CONFIG_FILE), read_json(directory / TOKENIZER_FILE)
         config = read_json(directory / CONFIG_FILE)
+        ids = _ids(stored)
     except ValueError as error:
         return [f"{error}; download it again"]
+    try:
+        ids = _with_named(ids, settings)
+    except _DAMAGE as error:
+        return [f"{TOKENIZER_CONFIG_FILE} holds what no tokenizer has ({_shown(error)}); download it again"]
     rows = num_rows(config)
     if rows is None or grows:
         return []
-    return [*_too_many(_with_named(ids, settings), rows), *_padding(config, rows)]
+    return [*_too_many(ids, rows), *_padding(config, rows)]
 
 
 def num_rows(config: Mapping[str, Any]) -> int | None:
@@ -69,15 +76,25 @@ def _padding(config: Mapping[str, Any], rows: int) -> Iterator[str]:
 
 
 def _ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> id of a tokenizer.json; empty where there is none."""
-    model = tokenizer.get("model") or {}
-    vocabulary = model.get("vocab") or {}
-    if isinstance(vocabulary, list):  # of Unigram: [token, score] in the order of ids
-        vocabulary = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
-    added = {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens") or ()}
+    """Token -> id of a tokenizer.json; empty where there is none. Raises ValueError for what no tokenizer has."""
+    try:
+        vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
+        if isinstance(vocabulary, list):  # of Unigram: [token, score] in the order of ids
+            vocabulary = {str(entry[0]): number for number, entry in enumerate(vocabulary)}
+        added = {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens") or ()}
+        ids: dict[str, int] = {**vocabulary, **added}
+    except _DAMAGE as error:
+        raise ValueError(f"{TOKENIZER_FILE} holds what no tokenizer has ({_shown(error)})") from error
     if tokenizer and not vocabulary:
         raise ValueError(f"{TOKENIZER_FILE} holds no vocabulary")
-    return {**vocabulary, **added}
+    wrong = next((token for token, number in ids.items() if not isinstance(number, int) or number < 0), None)
+    if wrong is not None:
+        raise ValueError(f"{TOKENIZER_FILE} gives the token {wrong!r} the id {ids[wrong]!r}")
+    return ids
+
+
+def _shown(error: Exception) -> str:
+    return f"{type(error).__name__}: {error}"
 
 
 def _with_named(ids: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
@@ -105,7 +122,7 @@ def _content(token: str | Mapping[str, Any]) -> str:
 def read_json(path: Path) -> Mapping[str, Any]:
     """A JSON object, {} where there is no such file. Raises ValueError for anything else."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES)
     except FileNotFoundError:
         return {}
     except (OSError, ValueError) as error:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import struct
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+from megatron_trainjob import input_file
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -35,13 +36,26 @@ def sources(directory: Path) -> list[str]:
 def indexed(directory: Path, index: str) -> dict[str, str]:
     """Tensor name -> file, as an index says. Raises Unusable when it cannot be read or names a file that is lost."""
     try:
-        files: dict[str, str] = dict(json.loads((directory / index).read_text())["weight_map"])
+        files: dict[str, str] = dict(_read(directory / index)["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as err:
         raise Unusable(f"its {index} cannot be read ({err}); download it again") from err
+    astray = sorted({str(name) for name in files.values() if not is_inside(name)})
+    if astray:
+        message = "which is no name of a file in this folder; correct it, or download it again"
+        raise Unusable(f"its {index} names {astray[0]!r}, {message}")
     lost = sorted(name for name in set(files.values()) if not (directory / name).is_file())
     if lost:
         raise Unusable(f"its index names {', '.join(lost)}, which is not there; download it again")
     return files
+
+
+def is_inside(name: object) -> bool:
+    """Whether this names a file of the folder itself: no other type, no way out of it, no folder within."""
+    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name and "\0" not in name
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return dict(input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES))
 
 
 def rows_problem(name: str, rows: int, vocab_size: int) -> str | None:
@@ -60,18 +74,26 @@ def problems(directory: Path, config: Mapping[str, Any]) -> Iterator[str]:
     vocab_size = config.get("vocab_size")
     for name in VOCABULARY:
         path = directory / files.get(name, "")
-        shape = _header(path).get(name, {}).get("shape") if path.suffix == ".safetensors" else None
-        wrong = rows_problem(name, shape[0], vocab_size) if shape and isinstance(vocab_size, int) else None
+        rows = _rows(path, name) if path.suffix == ".safetensors" else None
+        wrong = rows_problem(name, rows, vocab_size) if rows is not None and isinstance(vocab_size, int) else None
         if wrong:
             yield f"1 tensors are other than config.json and the arguments say: {wrong}"
+
+
+def _rows(path: Path, name: str) -> int | None:
+    """Rows of a tensor by the header of its file; None where the header does not say."""
+    stated = _header(path).get(name)
+    shape = stated.get("shape") if isinstance(stated, Mapping) else None
+    return shape[0] if isinstance(shape, list) and shape and isinstance(shape[0], int) else None
 
 
 def _header(path: Path) -> Mapping[str, Any]:
     """What a safetensors file says of its tensors; {} when it is none, which loading says better."""
     try:
+        input_file.check(path)
         with path.open("rb") as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            found = json.loads(file.read(min(length, _LONGEST_HEADER_BYTES)))
+            found = input_file.parse_json(file.read(min(length, _LONGEST_HEADER_BYTES)))
     except (OSError, ValueError, struct.error):
         return {}
     return found if isinstance(found, Mapping) else {}

@@ -23,6 +23,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from megatron_trainer.checkpoint import lease
+from megatron_trainjob import input_file
 from megatron_trainjob.checkpoint_folder import (
     MANIFEST,
     OWNER,
@@ -65,7 +66,7 @@ class Occupied(Exception):
 def owner(save: Path) -> Owner | None:
     """Who claimed the folder last; None before anybody did."""
     try:
-        return Owner(**json.loads((save / OWNER).read_text()))
+        return Owner(**input_file.read_json(save / OWNER))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

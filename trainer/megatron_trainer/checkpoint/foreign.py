@@ -5,14 +5,13 @@ They have no manifest, so nothing proves them complete. What is damaged among ou
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
 from megatron_trainer.failure import TrainingError
-from megatron_trainjob import checkpoint_index
+from megatron_trainjob import checkpoint_index, input_file
 from megatron_trainjob.checkpoint_folder import MANIFEST, NAME, OWNER, TRACKER, Checkpoint, iteration_folder
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -50,7 +49,7 @@ def find(load: Path) -> Foreign | None:
 def recognise(path: Path) -> Format | None:
     """The format of a folder, by its files."""
     try:
-        return _declared_format(json.loads((path / "metadata.json").read_text()))
+        return _declared_format(input_file.read_json(path / "metadata.json"))
     except (OSError, ValueError):
         pass
     if any(path.glob("mp_rank_*/*.pt")):
@@ -77,7 +76,7 @@ def accepted(found: Foreign) -> Checkpoint:
 def _places(load: Path) -> list[Path]:
     """Where a checkpoint may lie: the folder itself, or the one that the tracker file names."""
     try:
-        return [load, iteration_folder(load, int((load / TRACKER).read_text()))]
+        return [load, iteration_folder(load, int(input_file.read_text(load / TRACKER)))]
     except (OSError, ValueError):
         return [load]
 

@@ -11,6 +11,8 @@ import socket
 import threading
 from pathlib import Path
 
+from megatron_trainjob import input_file
+
 LEASE = "lease.json"
 PERIOD_S = 10.0
 LIFE_S = 60.0
@@ -46,7 +48,7 @@ def holder(workshop: Path, *, now_s: float) -> str | None:
     path = workshop / LEASE
     try:
         age_s = now_s - path.stat().st_mtime
-        held = json.loads(path.read_text())
+        held = input_file.read_json(path)
         host, pid = str(held["host"]), int(held["pid"])
     except (OSError, ValueError, KeyError, TypeError):
         return None

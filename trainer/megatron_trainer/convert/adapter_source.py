@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from megatron_trainer.convert import peft_format
 from megatron_trainer.convert.source import StoredTensor
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
+from megatron_trainjob import input_file
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
@@ -105,9 +105,10 @@ def open_adapter(directory: Path) -> AdapterSource:
     Raises InvalidInput (MISSING_INPUT) when there is none or it cannot be read.
     """
     try:
-        config = json.loads((directory / peft_format.CONFIG_FILE).read_text())
+        config = dict(input_file.read_json(directory / peft_format.CONFIG_FILE))
+        input_file.check(directory / peft_format.WEIGHTS_FILE)
         file = safe_open(directory / peft_format.WEIGHTS_FILE, framework="pt", device="cpu")
-    except (OSError, ValueError, SafetensorError) as err:
+    except (OSError, ValueError, TypeError, SafetensorError) as err:
         message = f"holds no readable {peft_format.CONFIG_FILE} and {peft_format.WEIGHTS_FILE} ({err})"
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT) from err
     return AdapterSource(directory=directory, config=config, file=file, keys=frozenset(file.keys()))

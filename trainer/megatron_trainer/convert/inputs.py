@@ -6,7 +6,6 @@ from the args.json that training left beside its checkpoints, unless the command
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +17,7 @@ from megatron_trainer.convert import peft_format
 from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
 from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.failure import InvalidInput, TrainingError
+from megatron_trainjob import input_file
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
@@ -131,7 +131,7 @@ def _record(source: Checkpoint | Path) -> dict[str, Any]:
     path = source.path.parent / RECORD
     try:
         # Other programs of the Megatron family leave a file of this name too, with other content.
-        return dict(json.loads(path.read_text()).get("arguments", {}))
+        return dict(input_file.read_json(path).get("arguments", {}))
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, TypeError, AttributeError) as err:
@@ -144,7 +144,7 @@ def _stop_words(source: Checkpoint | Path | None) -> tuple[str, ...]:
         return ()
     folder = source.parent if isinstance(source, Path) else source.path.parent
     try:
-        return tuple(json.loads((folder / DATA_REPORT).read_text()).get("stop_words", ()))
+        return tuple(input_file.read_json(folder / DATA_REPORT).get("stop_words", ()))
     except (OSError, ValueError, AttributeError):
         return ()
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import pickle
@@ -20,7 +19,7 @@ from torch import Tensor
 from megatron_trainer.convert.dequantize import FP8_TYPES, Dequantized
 from megatron_trainer.convert.rules import Source
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob import quantization, weight_files
+from megatron_trainjob import input_file, quantization, weight_files
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.quantization import Quantization
 from megatron_trainjob.violation import Violation
@@ -138,7 +137,7 @@ def _indexed(directory: Path, index: str) -> dict[str, str]:
 def _quantization(directory: Path) -> Quantization | None:
     """How config.json says that the weights are stored; read_model has refused what cannot be read."""
     try:
-        return quantization.of(json.loads((directory / _CONFIG_FILE).read_text()))
+        return quantization.of(input_file.read_json(directory / _CONFIG_FILE))
     except FileNotFoundError:
         return None
 
@@ -148,11 +147,12 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type 
         mode = stat.filemode(path.stat().st_mode)
         raise _unusable(path, f"user {os.getuid()} may not read it ({mode}); chmod a+r it, or run as its owner")
     try:
+        input_file.check(path)
         return safe_open(path, framework="pt", device="cpu") if path.suffix == ".safetensors" else _unpickled(path)
     except pickle.UnpicklingError as err:
         message = "holds more than tensors, which could run code; convert the model to safetensors where you trust it"
         raise _unusable(path, message) from err
-    except (SafetensorError, OSError, RuntimeError, EOFError) as err:
+    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as err:
         raise _unusable(path, f"cannot be read ({err}); download it again") from err
 
 

@@ -13,12 +13,11 @@ from collections.abc import Container, Sequence
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
-import yaml
-
 from megatron_trainer.data.conserve import lost
 from megatron_trainer.data.rendering import Rendering, Tools, Turn
 from megatron_trainer.data.thought import written_thought
 from megatron_trainer.data.values import Message, RowError
+from megatron_trainjob.args import yaml_file
 
 SYSTEM, QUERY = "{{SYSTEM}}", "{{QUERY}}"
 
@@ -164,7 +163,7 @@ def read_pieces(path: Path) -> Pieces:
 
     Raises ValueError when the file holds anything but pieces of text.
     """
-    content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    content = yaml_file.load(path)
     if not isinstance(content, dict):
         raise ValueError(f"must be a mapping of {', '.join(field.name for field in fields(Pieces))}")
     known = {field.name for field in fields(Pieces)}

@@ -1,7 +1,7 @@
 """Reading one file row by row: jsonl, json, csv, tsv, txt and parquet, each also as .gz (except parquet).
 
 A reader yields (line, payload); what cannot be read is a payload that says why, and the reading goes on.
-Memory stays bounded by one row (json and csv aside: a json array is read whole, a csv cell may be large).
+Memory stays bounded by one row, and a row by MAX_LINE_BYTES, whatever the file claims or grows to.
 """
 
 from __future__ import annotations
@@ -9,24 +9,35 @@ from __future__ import annotations
 import csv
 import gzip
 import io
-import json
 import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import BinaryIO
+from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
+from megatron_trainer.data import json_rows
 from megatron_trainer.data.values import RowError
+from megatron_trainjob import input_file
+from megatron_trainjob.input_file import UnfitFile
 
-MAX_LINE_BYTES = 256 * 2**20
+MAX_LINE_BYTES = 64 * 2**20
+MAX_GROWTH = 300
+"""Text is packed 3 to 30 times as small; what grows more than so many times is a bomb."""
+FREE_GROWTH_BYTES = 64 * 2**20
+"""What any packed file may grow to."""
+BATCH_BYTES = 256 * 2**20
+"""Of the rows of a parquet file that are in memory at once, at most."""
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 Payload = bytes | Mapping[str, object] | RowError
 Rows = Iterator[tuple[int, Payload]]
 
 # UnicodeDecodeError: text columns of a parquet file that hold no UTF-8.
-_DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error, UnicodeDecodeError)
+_DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error, UnicodeDecodeError, UnfitFile)
 
 
 def read_file(path: Path) -> Rows:
@@ -48,8 +59,50 @@ def kind_of(path: Path) -> str | None:
     return suffixes[-1] if suffixes and suffixes[-1] in READERS else None
 
 
+def check(path: Path) -> None:
+    """Returns when the file can be opened and may hold data. Raises UnfitFile, or OSError as open does."""
+    input_file.check(path)
+    with path.open("rb") as stream:
+        beginning = stream.read(4096)
+    if beginning and not beginning.strip(b"\0"):
+        raise UnfitFile(f"{path} begins with zeros: it was never written to its end; copy it again")
+
+
 def _open(path: Path) -> BinaryIO:
-    return gzip.open(path, "rb") if path.suffix.lower() == ".gz" else path.open("rb")  # type: ignore[return-value]
+    if path.suffix.lower() != ".gz":
+        return path.open("rb")
+    return io.BufferedReader(_Unpacked(path))  # type: ignore[return-value]
+
+
+class _Unpacked(io.RawIOBase):
+    """The content of a gzip file. Ends with an error where it grows as no text does, so that reading ends at all."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+        self._file = gzip.open(path, "rb")  # noqa: SIM115 - closed in close()
+        self._bytes_left = max(FREE_GROWTH_BYTES, MAX_GROWTH * path.stat().st_size)
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0, /) -> int:
+        return self._file.seek(offset, whence)
+
+    def readinto(self, buffer: WriteableBuffer, /) -> int:
+        view = memoryview(buffer)
+        found = self._file.read1(len(view))
+        view[: len(found)] = found
+        self._bytes_left -= len(found)
+        if self._bytes_left < 0:
+            raise zlib.error(f"it grows to more than {MAX_GROWTH} times its size")
+        return len(found)
+
+    def close(self) -> None:
+        self._file.close()
+        super().close()
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
@@ -81,43 +134,33 @@ def _text_row(line: bytes) -> Payload:
 def _read_json(path: Path) -> Rows:
     """An array of rows, one row, or (a common slip) lines of JSON in a .json file."""
     with _open(path) as stream:
-        content = stream.read()
-    try:
-        value = json.loads(content.decode("utf-8-sig"))
-    except UnicodeDecodeError as err:
-        yield 1, RowError("not UTF-8", f"byte {err.start} of the file")
-    except (ValueError, RecursionError) as err:
-        yield from _lines_instead(path, err)
-    else:
-        rows = value if isinstance(value, list) else [value]
-        for number, row in enumerate(rows, start=1):
-            yield (
-                number,
-                row if isinstance(row, dict) else RowError("a row is not an object", type(row).__name__),
-            )
-
-
-def _lines_instead(path: Path, err: Exception) -> Rows:
-    rows = _read_lines(path)
-    first = next(rows, None)
-    if first is None or not isinstance(first[1], bytes) or not _is_json(first[1]):
-        yield 1, RowError("not JSON", str(err))
+        if json_rows.is_array(stream):
+            yield from json_rows.array(stream, MAX_LINE_BYTES)
+            return
+        row = next(json_rows.whole(stream, MAX_LINE_BYTES), None)
+    if row is not None:
+        yield 1, row
+        return
+    lines = _read_lines(path)
+    first = next(lines, None)
+    if first is None or not isinstance(first[1], bytes) or not _is_object(first[1]):
+        yield 1, RowError("not JSON", "neither an array, nor an object, nor lines of objects")
         return
     yield first
-    yield from rows
+    yield from lines
 
 
-def _is_json(line: bytes) -> bool:
+def _is_object(line: bytes) -> bool:
     try:
-        return isinstance(json.loads(line), dict)
-    except (ValueError, RecursionError):
+        return isinstance(input_file.parse_json(line), dict)
+    except ValueError:
         return False
 
 
 def _read_table(path: Path, delimiter: str) -> Rows:
     csv.field_size_limit(MAX_LINE_BYTES)
     with _open(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
-        table = csv.reader(text, delimiter=delimiter)
+        table = csv.reader(_bounded_lines(text), delimiter=delimiter)
         header = next(table, [])
         while True:
             try:
@@ -129,6 +172,13 @@ def _read_table(path: Path, delimiter: str) -> Rows:
                 continue
             if cells:
                 yield table.line_num, _table_row(header, cells)
+
+
+def _bounded_lines(text: TextIO) -> Iterator[str]:
+    while line := text.readline(MAX_LINE_BYTES):
+        if len(line) == MAX_LINE_BYTES and not line.endswith("\n"):
+            raise csv.Error(f"a line of more than {MAX_LINE_BYTES} characters; the rest is not read")
+        yield line
 
 
 def _table_row(header: list[str], cells: list[str]) -> Payload:
@@ -152,10 +202,35 @@ def _read_tsv(path: Path) -> Rows:
 def _read_parquet(path: Path) -> Rows:
     number = 0
     with pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(batch_size=1000):
-            for row in batch.to_pylist():
-                number += 1
-                yield number, without_nulls(row)
+        for group in range(file.num_row_groups):
+            # Only this number may be asked for: pyarrow ends the process over columns whose metadata is damaged.
+            size = _rows_at_once(file.metadata.row_group(group).total_byte_size, path.stat().st_size)
+            for batch in file.iter_batches(batch_size=size, row_groups=[group]):
+                for row in _rows_of(batch):
+                    number += 1
+                    yield number, row
+
+
+def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
+    """Rows of a group that are in memory at once: each may hold the longest text of a column's dictionary.
+
+    A dictionary of one text of 7 MB and 1000 references to it is a file of 641 bytes. Raises UnfitFile for a group that
+    grows as no text does.
+    """
+    if unpacked_bytes > max(FREE_GROWTH_BYTES, MAX_GROWTH * packed_bytes):
+        raise UnfitFile(f"it grows to more than {MAX_GROWTH} times its size")
+    return max(1, min(1000, BATCH_BYTES // max(unpacked_bytes, 1)))
+
+
+def _rows_of(batch: Any) -> Iterator[Mapping[str, object] | RowError]:  # noqa: ANN401 - pyarrow has no types
+    """The rows of a batch as Python's values, few of them at a time."""
+    at_once = max(1, min(batch.num_rows, MAX_LINE_BYTES * batch.num_rows // max(batch.nbytes, 1)))
+    for start in range(0, batch.num_rows, at_once):
+        part = batch.slice(start, at_once)
+        if at_once == 1 and part.nbytes > MAX_LINE_BYTES:
+            yield RowError("the row is too long", f"more than {MAX_LINE_BYTES} bytes")
+        else:
+            yield from map(without_nulls, part.to_pylist())
 
 
 def without_nulls(row: Mapping[str, object]) -> dict[str, object]:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from megatron_trainer.data.values import Location, RowError
+from megatron_trainjob.input_file import parse_json
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,10 +31,10 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
     if isinstance(payload, Mapping):
         return payload
     try:
-        row = json.loads(payload.decode("utf-8-sig"))
+        row = parse_json(payload.decode("utf-8-sig"))
     except UnicodeDecodeError as err:
         raise RowError("not UTF-8", f"byte {err.start} of the row") from err
-    except (ValueError, RecursionError) as err:
+    except ValueError as err:
         raise RowError("not JSON", str(err)) from err
     if not isinstance(row, Mapping):
         raise RowError("a row is not an object", f"it is of type {type(row).__name__}")

@@ -14,6 +14,7 @@ from megatron_trainer.data.formats import Recognition
 from megatron_trainer.data.spec import DatasetSpec, parse_spec
 from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob import input_file
 from megatron_trainjob.violation import Violation
 
 if TYPE_CHECKING:
@@ -172,7 +173,7 @@ def _system(system: str | None, violations: list[Violation]) -> str | None:
     if system is None or not system.endswith(".txt"):
         return system.replace("\\n", "\n") if system else None
     try:
-        return Path(system).read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as err:
+        return input_file.read_text(Path(system))
+    except (OSError, ValueError) as err:
         violations.append(Violation(path="system", value=system, message=f"the file cannot be read: {err}"))
         return None

@@ -11,7 +11,7 @@ from typing import Protocol
 import datasets
 
 from megatron_trainer.data import split
-from megatron_trainer.data.read import READERS, kind_of, read_file, without_nulls
+from megatron_trainer.data.read import READERS, check, kind_of, read_file, without_nulls
 from megatron_trainer.data.row import Record
 from megatron_trainer.data.spec import DatasetSpec
 
@@ -100,6 +100,7 @@ def open_source(
         return _from_folder(spec.path, spec.subsets, splits)
     if kind_of(spec.path) is None:
         raise ValueError(f"cannot read files of this kind; give one of {', '.join(READERS)} (or .gz of it)")
+    check(spec.path)
     return FileSource(files=(spec.path,))
 
 
@@ -111,6 +112,8 @@ def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) ->
         table = split.choose(saved, wanted, str(folder))
         return TableSource(name=str(folder), table=table.content, note=table.note)
     files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
+    for file in files.content:
+        check(file)
     return FileSource(files=files.content, note=files.note)
 
 

@@ -11,12 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
 from huggingface_hub import DatasetCard
 from yaml import YAMLError
 
 from megatron_trainer.data.read import READERS, kind_of
+from megatron_trainjob.args import yaml_file
 
 TRAINING = ("train",)
 VALIDATION = ("validation", "test", "train")
@@ -78,7 +78,7 @@ def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
     try:
         facts = DatasetCard.load(readme, ignore_metadata_errors=True).data.to_dict() if readme.is_file() else {}
         if own.is_file():
-            facts |= yaml.safe_load(own.read_text(encoding="utf-8")) or {}
+            facts |= yaml_file.load(own) or {}
     except (ValueError, TypeError, YAMLError) as err:
         raise ValueError(f"the head of README.md cannot be read ({err}); correct it, or give the files") from err
     entries = facts.get("configs") or []

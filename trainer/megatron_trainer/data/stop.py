@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
+
+from megatron_trainjob import input_file
 
 
 def declared_stops(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -21,7 +22,7 @@ def declared_stops(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 def _generation_ids(directory: Path) -> list[object]:
     path = directory / "generation_config.json"
     try:
-        stated = json.loads(path.read_text(encoding="utf-8")).get("eos_token_id")
+        stated = input_file.read_json(path).get("eos_token_id")
     except (OSError, ValueError, AttributeError):
         return []
     return stated if isinstance(stated, list) else [stated]

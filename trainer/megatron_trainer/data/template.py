@@ -12,6 +12,7 @@ from megatron_trainer.data.declared_template import BUILT_IN, DeclaredTemplate, 
 from megatron_trainer.data.rendering import Template
 from megatron_trainer.data.values import RowError
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob import input_file
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
@@ -52,7 +53,7 @@ def _from_file(tokenizer: PreTrainedTokenizerBase, template: str, settings: Temp
         raise _wrong(template, f"no such template; leave it out to use the tokenizer's own, or {_choices()}")
     try:
         if path.suffix == ".jinja":
-            return _checked(tokenizer, template, path.read_text(encoding="utf-8"), settings)
+            return _checked(tokenizer, template, input_file.read_text(path), settings)
         return _declared(tokenizer, read_pieces(path), settings)
     except (OSError, ValueError) as err:
         raise _wrong(template, f"this template file cannot be used: {err}") from err

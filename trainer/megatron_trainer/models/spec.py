@@ -5,7 +5,6 @@ Reads config.json only; weights are read by convert/load.py.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from copy import deepcopy
 from dataclasses import dataclass
@@ -18,6 +17,7 @@ from transformers import AutoConfig
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.score import Head
+from megatron_trainjob import input_file
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
@@ -115,11 +115,11 @@ def training_dtype(args: TrainArgs, config: Mapping[str, Any]) -> torch.dtype:
 def _read_config(directory: Path) -> dict[str, Any]:
     path = directory / CONFIG_FILE
     try:
-        content = json.loads(path.read_text())
+        content = input_file.read_json(path)
     except FileNotFoundError:
         raise _unreadable(directory, f"has no {CONFIG_FILE}; give the folder of a Hugging Face model") from None
     except (OSError, ValueError) as err:
-        raise _unreadable(directory, f"its {CONFIG_FILE} cannot be read ({err})") from err
+        raise _unreadable(directory, f"its {CONFIG_FILE} cannot be read ({err}); download it again") from err
     if not isinstance(content, dict):
         raise _unreadable(directory, f"its {CONFIG_FILE} is no JSON object")
     return content

@@ -11,6 +11,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from megatron_trainer.report.records import StepRecord
+from megatron_trainjob import input_file
 
 NUM_KEPT = 2
 """The save in progress may yet fail, and then the run resumes from the one before."""
@@ -40,7 +41,7 @@ def load(path: Path, iteration: int) -> dict[int, list[StepRecord]]:
 
 def _entries(path: Path) -> list[dict]:  # type: ignore[type-arg]  # JSON that this module wrote
     try:
-        return list(json.loads(path.read_text()))
+        return list(input_file.read_json(path))
     except (FileNotFoundError, ValueError):
         return []
 

@@ -8,6 +8,9 @@ from typing import Any
 
 import yaml
 
+from megatron_trainjob import input_file
+from megatron_trainjob.input_file import UnfitFile
+
 MAX_CHARACTERS = 2**20
 MAX_DEPTH = 100
 MAX_VALUES = 200_000
@@ -32,9 +35,11 @@ def load(path: Path) -> Any:  # noqa: ANN401 (YAML holds anything)
 def load_all(path: Path) -> list[Any]:
     """All documents of a file, empty ones left out. Raises YamlProblem, and OSError."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = input_file.read_text(path, most_bytes=4 * MAX_CHARACTERS)
     except UnicodeDecodeError as err:
         raise YamlProblem(f"{path}: is not UTF-8 text") from err
+    except UnfitFile as err:
+        raise YamlProblem(str(err)) from err
     return parse_text(text, source=str(path))
 
 

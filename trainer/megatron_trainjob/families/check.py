@@ -33,6 +33,7 @@ ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """Kinds of rotary scaling, and what each needs to be told."""
 
+MOST_ROTARY = 1e15
 _MAY_BE_NULL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _NUMBERS = (
     *("rope_theta", "partial_rotary_factor", "factor", "original_max_position_embeddings"),
@@ -103,9 +104,10 @@ def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
         yield refused("rope_parameters", dict(inner), "rotary positions that differ by layer are not supported")
         return
     for key, value in rope_values(raw).items():
-        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_ROTARY
         if key in _NUMBERS and not is_number and not (value is None and key in _MAY_BE_NULL):
-            yield refused(f"rope_scaling.{key}", value, "must be a number; correct it in the model's config.json")
+            message = f"must be a number of at most {MOST_ROTARY:g}; correct it in the model's config.json"
+            yield refused(f"rope_scaling.{key}", value, message)
 
 
 def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violation]:

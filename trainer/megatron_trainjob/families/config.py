@@ -5,9 +5,10 @@ Other keys are not looked at, whatever they say; a stray sliding_window of a lla
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeGuard
 
 from megatron_trainjob.violation import Violation
 
@@ -45,6 +46,19 @@ _SIZES = frozenset(
 )
 
 
+_MOST: Mapping[str, int] = {
+    "num_hidden_layers": 10_000,
+    "hidden_size": 2**20,
+    "head_dim": 2**20,
+    "num_attention_heads": 2**20,
+    "num_key_value_heads": 2**20,
+    **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 2**20),
+    "num_nextn_predict_layers": 10_000,
+}
+MOST = 2**31 - 1
+"""No size of a model is larger: a config.json with more is damaged, and what is made of it takes all memory."""
+
+
 @dataclass(frozen=True)
 class Optional:
     """A default of a key that may be null as well."""
@@ -79,18 +93,25 @@ class Config:
             if value is None and (isinstance(default, Optional) or default is None):
                 continue
             wanted = SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
-            if not _is(wanted, value):
-                message = f"must be {wanted}; correct it in the model's config.json"
+            most = _MOST.get(key, MOST)
+            if not _is(wanted, value, most):
+                bound = f" and at most {most}" if _is_whole(value) and value > most else ""
+                message = f"must be {wanted}{bound}; correct it in the model's config.json"
                 yield Violation(path=f"config.json:{key}", value=value, message=message)
 
 
-def _is(wanted: str, value: object) -> bool:
+def _is(wanted: str, value: object, most: int = MOST) -> bool:
     if wanted in (SWITCH, TEXT):
         return isinstance(value, bool if wanted == SWITCH else str)
     if wanted in (WHOLES, TEXTS):
-        return isinstance(value, list | tuple) and all(_is(WHOLE if wanted == WHOLES else TEXT, each) for each in value)
-    if wanted == DECIMAL:
-        return isinstance(value, float) and value > 0
-    if isinstance(value, bool) or not isinstance(value, int | float):
+        entry = WHOLE if wanted == WHOLES else TEXT
+        return isinstance(value, list | tuple) and all(_is(entry, each) for each in value)
+    if _is_whole(value):
+        return wanted == NUMBER or (wanted != DECIMAL and (1 if wanted == SIZE else 0) <= value <= most)
+    if not isinstance(value, float) or not math.isfinite(value):
         return False
-    return wanted == NUMBER or (isinstance(value, int) and value >= (1 if wanted == SIZE else 0))
+    return wanted == NUMBER or (wanted == DECIMAL and value > 0)
+
+
+def _is_whole(value: object) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)

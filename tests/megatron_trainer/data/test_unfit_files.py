@@ -1,0 +1,116 @@
+"""Data files that are none: refused or dropped with a reason, within bounded memory."""
+
+import gzip
+import json
+
+import pyarrow
+import pyarrow.parquet
+import pytest
+
+from megatron_trainer.data.read import MAX_GROWTH, read_file
+from megatron_trainer.data.source import open_source
+from megatron_trainer.data.spec import parse_spec
+from megatron_trainer.data.values import RowError
+from no_files import NO_FILES, lay
+
+
+def repeated(text, count):
+    """A column with the text in every row, of which the file holds one."""
+    return pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([text]))
+
+
+@pytest.mark.parametrize("kind", [kind for kind in NO_FILES if kind != "a folder"])
+@pytest.mark.parametrize("name", ["train.jsonl", "train.json", "train.csv", "train.parquet", "train.jsonl.gz"])
+def test_what_would_hang_is_refused_at_once(tmp_path, kind, name):
+    path = tmp_path / name
+    lay(kind, path)
+    with pytest.raises(ValueError, match=f"is {kind}; give a file"):
+        open_source(parse_spec(str(path)))
+
+
+@pytest.mark.parametrize("size", [1000, 10 * 2**40])
+def test_a_file_that_was_never_written_is_refused_at_once(tmp_path, size):
+    path = tmp_path / "train.jsonl"
+    with path.open("wb") as file:
+        file.truncate(size)
+    with pytest.raises(ValueError, match="begins with zeros: it was never written to its end"):
+        open_source(parse_spec(str(path)))
+
+
+def test_one_giant_text_in_every_row_of_a_small_table_is_no_giant(tmp_path):
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": repeated("a" * (60 * 2**20), 1000)}), path, compression="zstd")
+    assert path.stat().st_size < 2**17
+    found = read_file(path)
+    before = pyarrow.total_allocated_bytes()
+    _, row = next(found)
+    assert len(row["text"]) == 60 * 2**20
+    assert pyarrow.total_allocated_bytes() - before < 2**29
+
+
+def test_a_text_beyond_measure_is_dropped_by_its_row(tmp_path):
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["a" * (65 * 2**20), "b"]}), path, compression="none")
+    first, second = [row for _, row in read_file(path)]
+    assert isinstance(first, RowError)
+    assert first.reason == "the row is too long"
+    assert second == {"text": "b"}
+
+
+def test_a_table_that_grows_as_no_text_does_is_refused(tmp_path):
+    path = tmp_path / "train.parquet"
+    texts = repeated("a" * (70 * 2**20), 10)
+    pyarrow.parquet.write_table(pyarrow.table({"text": texts}), path, compression="zstd")
+    (row,) = [payload for _, payload in read_file(path)]
+    assert f"more than {MAX_GROWTH} times its size" in row.detail
+
+
+def test_long_texts_that_many_rows_share_are_read_a_few_at_a_time(tmp_path):
+    path = tmp_path / "train.parquet"
+    table = pyarrow.table({"text": repeated("a" * 2**20, 300), "n": list(range(300))})
+    pyarrow.parquet.write_table(table, path, compression="zstd")
+    assert [(row["n"], len(row["text"])) for _, row in read_file(path)] == [(n, 2**20) for n in range(300)]
+
+
+@pytest.mark.parametrize("name", ["train.jsonl.gz", "train.json.gz", "train.csv.gz", "train.txt.gz"])
+@pytest.mark.parametrize("content", [b"\n", b"a", b"[", b" "])
+def test_a_bomb_ends_with_a_reason(tmp_path, monkeypatch, name, content):
+    monkeypatch.setattr("megatron_trainer.data.read.FREE_GROWTH_BYTES", 2**20)
+    monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 2**19)
+    path = tmp_path / name
+    with gzip.open(path, "wb") as file:
+        for _ in range(32):
+            file.write(content * 2**20)
+    *_, last = [payload for _, payload in read_file(path)]
+    assert isinstance(last, RowError)
+    assert last.reason in ("the file is damaged", "not a row of the table", "not JSON")
+
+
+def test_an_array_longer_than_memory_is_read_row_by_row(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_trainer.data.json_rows.CHUNK_BYTES", 7)
+    rows = [{"text": f"zwölf {n}", "list": [{"a": "]"}, n, None]} for n in range(50)]
+    path = tmp_path / "train.json"
+    for text in (json.dumps(rows, ensure_ascii=False), json.dumps(rows, indent=2), "\ufeff \n" + json.dumps(rows)):
+        path.write_text(text)
+        assert [row for _, row in read_file(path)] == rows
+    path.write_text("[]")
+    assert list(read_file(path)) == []
+
+
+@pytest.mark.parametrize("rest", ["", ",", "}", ", {", "] ", ', {"a": '])
+def test_the_rows_before_a_damaged_place_are_read(tmp_path, rest):
+    path = tmp_path / "train.json"
+    path.write_text('[{"a": 1}, 7, {"b": 2}' + rest)
+    (first, second, third, *last) = [row for _, row in read_file(path)]
+    assert (first, third) == ({"a": 1}, {"b": 2})
+    assert second.reason == "a row is not an object"
+    assert [row.reason for row in last] == ([] if rest == "] " else ["not JSON"])
+
+
+def test_a_row_of_an_array_may_be_as_long_as_a_line(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 2**21)
+    path = tmp_path / "train.json"
+    path.write_text(json.dumps([{"text": "a" * 2**20}, {"text": "a" * 2**23}, {"text": "b"}]))
+    first, second = [row for _, row in read_file(path)]
+    assert len(first["text"]) == 2**20
+    assert "more than 2097152 characters" in second.detail

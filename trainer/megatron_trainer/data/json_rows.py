@@ -1,0 +1,122 @@
+"""The rows of a .json file: an array of any length read row by row, a single object, or (a common slip) lines of JSON.
+
+Memory is bounded by the longest row, which may have as many bytes as a line of a .jsonl file.
+"""
+
+from __future__ import annotations
+
+import codecs
+import json
+from collections.abc import Iterator
+from typing import BinaryIO
+
+from megatron_trainer.data.values import RowError
+from megatron_trainjob.input_file import MAX_PARTS, parse_json
+
+CHUNK_BYTES = 2**20
+_BLANK = " \t\r\n\ufeff"
+_DECODER = json.JSONDecoder()
+
+Rows = Iterator[tuple[int, dict[str, object] | RowError]]
+
+
+def is_array(stream: BinaryIO) -> bool:
+    """Whether the text begins as an array does; leaves the stream at its beginning."""
+    while (found := stream.read(CHUNK_BYTES)).isspace():
+        continue
+    stream.seek(0)
+    return found.lstrip(b"\xef\xbb\xbf \t\r\n").startswith(b"[")
+
+
+def whole(stream: BinaryIO, most_bytes: int) -> Iterator[dict[str, object] | RowError]:
+    """The single row that the file is; nothing where it is no JSON text."""
+    content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
+        return
+    try:
+        yield _row(parse_json(content.decode("utf-8-sig")))
+    except UnicodeDecodeError as err:
+        yield RowError("not UTF-8", f"byte {err.start} of the file")
+    except ValueError:
+        return
+
+
+def array(stream: BinaryIO, most_bytes: int) -> Rows:
+    """The rows of an array. What follows a place that is no JSON cannot be read: it becomes one last row."""
+    text = _Text(stream, most_bytes)
+    number = 0
+    try:
+        text.skip("[")
+        while not text.ends("]"):
+            number += 1
+            yield number, _row(text.value())
+            if not text.ends("]"):
+                text.skip(",")
+    except UnicodeDecodeError as err:
+        yield number + 1, RowError("not UTF-8", f"in the file, {err.reason}")
+    except ValueError as err:
+        yield number or 1, RowError("not JSON", str(err))
+
+
+class _Text:
+    """A text of which a part is in memory: what has been read of it and not yet been taken."""
+
+    def __init__(self, stream: BinaryIO, most: int) -> None:
+        self._stream = stream
+        self._most = most
+        self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._held = ""
+        self._place = 0
+        self._is_whole = False
+
+    def skip(self, mark: str) -> None:
+        """Goes on behind the mark, which must come next."""
+        found = self._next()
+        if found != mark:
+            raise ValueError(f"expected {mark!r}, found {found or 'the end of the file'!r}")
+        self._place += 1
+
+    def ends(self, mark: str) -> bool:
+        """Whether the mark comes next."""
+        return self._next() == mark
+
+    def value(self) -> object:
+        """The value that comes next. Raises ValueError where there is none, or it is longer than a row may be."""
+        self._next()
+        while True:
+            self._check_parts()
+            try:
+                value, self._place = _DECODER.raw_decode(self._held, self._place)
+            except RecursionError as err:
+                raise ValueError("is nested too deep") from err
+            except ValueError:
+                if self._is_whole:
+                    raise
+                if len(self._held) - self._place > self._most:
+                    raise ValueError(f"a row of more than {self._most} characters, or none") from None
+                self._read(len(self._held))
+            else:
+                return value
+
+    def _check_parts(self) -> None:
+        if len(self._held) > MAX_PARTS and self._held.count("[") + self._held.count("{") > MAX_PARTS:
+            raise ValueError(f"has more than {MAX_PARTS} lists and objects")
+
+    def _next(self) -> str:
+        """The next character that is not blank, "" at the end."""
+        while True:
+            while self._place < len(self._held) and self._held[self._place] in _BLANK:
+                self._place += 1
+            if self._place < len(self._held) or self._is_whole:
+                return self._held[self._place : self._place + 1]
+            self._read(CHUNK_BYTES)
+
+    def _read(self, size_bytes: int) -> None:
+        found = self._stream.read(max(size_bytes, CHUNK_BYTES))
+        self._is_whole = not found
+        self._held = self._held[self._place :] + self._decoder.decode(found, final=self._is_whole)
+        self._place = 0
+
+
+def _row(value: object) -> dict[str, object] | RowError:
+    return value if isinstance(value, dict) else RowError("a row is not an object", type(value).__name__)

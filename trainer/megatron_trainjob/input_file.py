@@ -1,0 +1,76 @@
+"""Reading files that somebody else made: whatever lies there, the answer comes soon, in bounded memory, with a reason.
+
+A named pipe never ends, a device has no size, and a few kilobytes of JSON brackets become gigabytes of objects.
+"""
+
+from __future__ import annotations
+
+import json
+import stat
+from pathlib import Path
+from typing import Any
+
+MAX_BYTES = 16 * 2**20
+"""Of a configuration, a template, a list of words: the largest that are published have a tenth of it."""
+MAX_TABLE_BYTES = 64 * 2**20
+"""Of a tokenizer's vocabulary or an index of weights, which have a line for every token or tensor."""
+MAX_PARTS = 4_000_000
+"""Lists and objects of one JSON text: each takes 64 bytes and more, however short its text."""
+
+_KINDS = (
+    (stat.S_ISDIR, "a folder"),
+    (stat.S_ISFIFO, "a named pipe"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+class UnfitFile(ValueError):
+    """What lies there is no file that can be read here; the text says what it is and what to do."""
+
+
+def check(path: Path, *, most_bytes: int | None = None) -> None:
+    """Returns when this is a regular file of at most so many bytes. Raises UnfitFile, or OSError as stat does."""
+    status = path.stat()
+    kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
+    if kind:
+        raise UnfitFile(f"{path} is {kind}; give a file")
+    if most_bytes is not None and status.st_size > most_bytes:
+        raise UnfitFile(f"{path} has {status.st_size} bytes, expected at most {most_bytes}; it is no such file")
+
+
+def read_bytes(path: Path, *, most_bytes: int = MAX_BYTES) -> bytes:
+    """The content. Raises UnfitFile for what is no file or too large, and OSError."""
+    check(path, most_bytes=most_bytes)
+    with path.open("rb") as file:
+        content = file.read(most_bytes + 1)
+    if len(content) > most_bytes:  # of /proc, or of somebody who still writes
+        raise UnfitFile(f"{path} has more than {most_bytes} bytes; it is no such file")
+    return content
+
+
+def read_text(path: Path, *, most_bytes: int = MAX_BYTES) -> str:
+    """The content of a UTF-8 file. Raises ValueError (UnfitFile, or what is no UTF-8) and OSError."""
+    return read_bytes(path, most_bytes=most_bytes).decode()
+
+
+def read_json(path: Path, *, most_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN401 - JSON holds anything
+    """The value that a JSON file holds. Raises ValueError for everything that is wrong with it, and OSError."""
+    return parse_json(read_bytes(path, most_bytes=most_bytes))
+
+
+def parse_json(content: bytes | str) -> Any:  # noqa: ANN401 - JSON holds anything
+    """The value of a JSON text. Raises ValueError, also where nesting or the number of parts goes beyond measure."""
+    if len(content) > MAX_PARTS and _num_brackets(content) > MAX_PARTS:
+        raise ValueError(f"has more than {MAX_PARTS} lists and objects")
+    try:
+        return json.loads(content)
+    except RecursionError as err:
+        raise ValueError("is nested too deep") from err
+
+
+def _num_brackets(content: bytes | str) -> int:
+    if isinstance(content, bytes):
+        return content.count(b"[") + content.count(b"{")
+    return content.count("[") + content.count("{")
