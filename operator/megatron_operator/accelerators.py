@@ -31,6 +31,7 @@ def uncounted(spec: Object) -> Iterator[tuple[str, object, str]]:
         if DEVICES.fullmatch(name) and name not in limits:
             message = "is refused by Kubernetes under requests alone; give it under limits"
             yield f"spec.resourcesPerNode.requests.{name}", value, message
+    yield from _unused_claims(spec)
     if str(spec["nprocPerNode"]) != "auto" or count(resources):
         return
     remedy = '; nprocPerNode "auto" is 1, so give it a number'
@@ -41,6 +42,18 @@ def uncounted(spec: Object) -> Iterator[tuple[str, object, str]]:
         if "/" in name and name != network and not name.startswith("rdma/"):
             path = f"spec.resourcesPerNode.limits.{name}"
             yield path, value, f"is not known as a device to train on{remedy} if it is one"
+
+
+def _unused_claims(spec: Object) -> Iterator[tuple[str, object, str]]:
+    """Devices that a pod claims (DRA) and none of its containers gets."""
+    pod = (spec.get("podTemplate") or {}).get("spec") or {}
+    containers = [*(pod.get("containers") or ()), *(pod.get("initContainers") or ())]
+    resources = [spec.get("resourcesPerNode") or {}, *((each.get("resources") or {}) for each in containers)]
+    used = {claim.get("name") for each in resources for claim in each.get("claims") or ()}
+    for index, claim in enumerate(pod.get("resourceClaims") or ()):
+        if claim.get("name") not in used:
+            path = f"spec.podTemplate.spec.resourceClaims[{index}].name"
+            yield path, claim.get("name"), "is claimed and no container gets it; name it under resourcesPerNode.claims"
 
 
 def _amount(value: object) -> Decimal:

@@ -172,8 +172,12 @@ def _still_ends(pod: Pod) -> str:
 def _admitted(job: Job, seen: Seen) -> Claim:
     if job.has_pod_group and any(not pod.in_queue for pod in seen.current):
         return _yes(names.NOT_QUEUED, NOT_TAKEN_UP)
-    if any(pod.gated for pod in seen.current):
-        return _no(names.WAITING_FOR_QUOTA, f"Queue {job.kueue_queue} has not admitted the pods.")
+    for pod in seen.current:
+        if pod.gated and (job.kueue_queue or pod.gate.startswith(names.KUEUE_PREFIX)):
+            return _no(names.WAITING_FOR_QUOTA, f"Queue {job.kueue_queue or 'of Kueue'} has not admitted the pods.")
+        if pod.gated:
+            message = f"Pod {pod.name}: {waiting.why_unplaced(pod)}; whoever has set it takes it off."
+            return _no(names.SCHEDULING_GATED, message)
     unplaced = [pod for pod in seen.current if pod.unschedulable is not None]
     if unplaced and job.scheduling.gang != "None":
         return _no(names.GANG_UNSCHEDULABLE, str(unplaced[0].unschedulable))

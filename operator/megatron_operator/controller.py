@@ -167,14 +167,14 @@ class Controller:
         try:
             await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
         except Predecessor as error:
-            if clock.now() - self._failing_since.setdefault(key, clock.now()) >= LASTING_S:
+            if clock.now() - self._failing_since.setdefault(key, now) >= LASTING_S:
                 self._problems[key] = ("NameTaken", str(error))
             raise
         except ForeignObject as error:
             self._problems[key] = ("NameTaken", str(error))
             raise
         except ApiError as error:
-            self._on_refusal(key, error)
+            self._on_refusal(key, error, now)
             raise
         self._failing_since.pop(key, None)
         was_stalled = self._problems.pop(key, None) is not None
@@ -208,9 +208,9 @@ class Controller:
 
         return take
 
-    def _on_refusal(self, key: Key, error: ApiError) -> None:
+    def _on_refusal(self, key: Key, error: ApiError, asked_at: float) -> None:
         """A refusal that lasts is shown on the job: quota, policy, invalid object, or any error for `LASTING_S`."""
-        failing_since = self._failing_since.setdefault(key, clock.now())
+        failing_since = self._failing_since.setdefault(key, asked_at)
         if error.is_missing and f'"{key[1]}" not found' in error.message:
             self._jobs.drop(key)
         elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:

@@ -57,10 +57,11 @@ async def become_leader(client: Client, candidate: Candidate) -> None:
             if lease and lease["metadata"]["resourceVersion"] != seen[0]:
                 seen = (lease["metadata"]["resourceVersion"], now)
             if lease is None or _is_free(lease, candidate, now - seen[1]):
-                await _take(client, candidate, lease)
+                async with asyncio.timeout(candidate.duration_s):
+                    await _take(client, candidate, lease)
                 logger.info("became leader identity=%s", candidate.identity)
                 return
-        except ApiError as error:
+        except (ApiError, TimeoutError) as error:
             logger.warning("lease not to be had yet error=%s", error)
         await asyncio.sleep(candidate.interval_s * random.uniform(0.8, 1.2))
 

@@ -30,6 +30,7 @@ class Pod:
     num_nodes: size of the gang that it was made for, where that may change.
     is_outlived: whether its trainer has ended and others run on, and hold the pod's resources.
     is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
+    gate: the name of a scheduling gate, of Kueue's where it has set one.
     in_queue: whether Kueue has taken the pod up, gated or not any more.
     disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
     not start; `initializing` the init container that runs. warning: reason of the newest event about a placed pod that
@@ -48,6 +49,7 @@ class Pod:
     deleting: bool = False
     grace_ends: float | None = None
     gated: bool = False
+    gate: str = ""
     in_queue: bool = False
     scheduled_at: float | None = None
     unschedulable: str | None = None
@@ -208,6 +210,7 @@ def read_pod(raw: Object) -> Pod:
         deleting=metadata.get("deletionTimestamp") is not None,
         grace_ends=to_seconds(metadata.get("deletionTimestamp")),
         gated=bool(spec.get("schedulingGates")),
+        gate=_gate(spec),
         in_queue=labels.get(names.KUEUE_MANAGED) == "true",
         scheduled_at=_scheduled_at(conditions),
         unschedulable=_unschedulable(conditions),
@@ -218,6 +221,12 @@ def read_pod(raw: Object) -> Pod:
         disruption=_disruption(conditions),
         **_ending(spec, status),
     )
+
+
+def _gate(spec: Object) -> str:
+    """The scheduling gate to name: Kueue's before others, which wait behind it."""
+    found = [shortened(gate.get("name"), MAX_REASON_CHARACTERS) for gate in spec.get("schedulingGates") or ()]
+    return min(found, key=lambda name: not name.startswith(names.KUEUE_PREFIX), default="")
 
 
 def _num_nodes(metadata: Object) -> int | None:

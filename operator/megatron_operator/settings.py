@@ -69,7 +69,8 @@ class Settings:
     webhook_certificates: folder with tls.crt and tls.key; None turns the admission webhook off.
     progress_port: where pods push their progress, None for nowhere; they reach it as
     https://progress_host:progress_service_port with the certificate of progress_certificates (a folder with tls.crt,
-    tls.key and ca.crt). pod_ip: how another replica reaches this one. http_address: "" is every address, IPv4 and IPv6.
+    tls.key and ca.crt). request_timeout_s: how long an answer is waited for; that of a write, which may pass webhooks,
+    at least 35 s. pod_ip: how another replica reaches this one. http_address: "" is every address, IPv4 and IPv6.
     """
 
     watch_namespaces: tuple[str, ...] = declared(_words, ())

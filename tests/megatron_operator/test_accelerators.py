@@ -45,6 +45,11 @@ ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters"
         ),
         ({"resourcesPerNode": {"claims": [{"name": "gpus"}]}}, "spec.resourcesPerNode.claims", "give it a number"),
         (
+            {"podTemplate": {"spec": {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "h100"}]}}},
+            "spec.podTemplate.spec.resourceClaims[0].name",
+            "no container gets it",
+        ),
+        (
             {"resourcesPerNode": {"limits": {"example.com/npu": 8}}},
             "spec.resourcesPerNode.limits.example.com/npu",
             "give it a number",

@@ -100,6 +100,8 @@ def test_conditions_become_facts():
 def test_deletion_and_gates_are_seen():
     gated = raw_pod(spec={"schedulingGates": [{"name": "kueue.x-k8s.io/admission"}]})
     assert (read_pod(gated).gated, read_pod(gated).in_queue) == (True, False)
+    gates = [{"name": "example.com/wait"}, {"name": "kueue.x-k8s.io/admission"}]
+    assert read_pod(raw_pod(spec={"schedulingGates": gates})).gate == "kueue.x-k8s.io/admission"
     assert read_pod(raw_pod(labels={**LABELS, "kueue.x-k8s.io/managed": "true"})).in_queue
     pod = read_pod(raw_pod(deletionTimestamp="2027-01-15T08:00:00Z"))
     assert (pod.deleting, pod.grace_ends) == (True, 1_800_000_000.0)

@@ -206,3 +206,10 @@ def test_the_newest_event_says_what_a_pod_waits_for_unless_it_tells_of_progress(
     assert newest_warning([failed, changed]) == ("FailedCreatePodSandBox", "m")
     assert newest_warning([event("Pulling", 5, "Normal", 9), event("FailedMount", 5, version=10)])[0] == "FailedMount"
     assert newest_warning([{"metadata": {}, "type": "Warning", "reason": 3, "message": {}}]) == ("", "")
+
+
+def test_a_scheduling_gate_of_somebody_else_is_named_and_not_taken_for_a_queue():
+    held = [pod(rank, phase="Pending", gated=True, gate="example.com/wait", scheduled_at=None) for rank in (0, 1)]
+    admitted = {each["type"]: each for each in reconcile.plan(job(), seen(*held), NOW).status["conditions"]}["Admitted"]
+    assert (admitted["status"], admitted["reason"]) == ("False", "SchedulingGated")
+    assert "scheduling gate example.com/wait holds it back" in admitted["message"]

@@ -37,6 +37,8 @@ AS_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 AS_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 USER_AGENT = "megatron-train-operator/0.1"
 MAX_THROTTLED_TRIES = 6
+# A webhook may take 30 s over a write; the server then says whose it is, which nobody hears who has hung up before.
+WRITE_TIMEOUT_S = 35.0
 DEFAULT_RETRY_AFTER_S = 1.0
 logger = logging.getLogger(__name__)
 
@@ -109,7 +111,8 @@ class Client:
         self._connection = connection
         self._creates = asyncio.Semaphore(max_parallel_creates)
         self._others = asyncio.Semaphore(max_parallel_requests)
-        self._timeout = aiohttp.ClientTimeout(total=timeout_s)
+        self._read_timeout = _timeout(timeout_s)
+        self._write_timeout = _timeout(max(timeout_s, WRITE_TIMEOUT_S))
         self._on_request = on_request
         self._resume_at = 0.0
         self._session: aiohttp.ClientSession | None = None
@@ -218,9 +221,10 @@ class Client:
         parameters: Mapping[str, str] | None,
     ) -> Object:
         loop = asyncio.get_running_loop()
+        timeout = self._read_timeout if METHODS[verb] == "GET" else self._write_timeout
         started, code = loop.time(), 0
         try:
-            async with self._open(METHODS[verb], path, data, headers, parameters, self._timeout) as response:
+            async with self._open(METHODS[verb], path, data, headers, parameters, timeout) as response:
                 payload = await response.read()
                 code = response.status
                 if code >= 400:
@@ -298,6 +302,11 @@ class Client:
     async def _until_resumed(self) -> None:
         while (wait_s := self._resume_at - asyncio.get_running_loop().time()) > 0:
             await asyncio.sleep(wait_s)
+
+
+def _timeout(seconds: float) -> aiohttp.ClientTimeout:
+    """For a whole request; a connection that is not accepted is given up sooner."""
+    return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 10.0))
 
 
 def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiError:

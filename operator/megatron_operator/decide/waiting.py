@@ -101,7 +101,7 @@ def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
 def why_unplaced(pod: Pod) -> str:
     """Why a pod has no node, as far as anybody has said."""
     if pod.gated:
-        return "a scheduling gate holds it back"
+        return f"scheduling gate {pod.gate} holds it back" if pod.gate else "a scheduling gate holds it back"
     return pod.unschedulable or "no scheduler has placed it, and none says why"
 
 
