@@ -39,20 +39,20 @@ test-cluster: control-plane  ## run the operator against a real Kubernetes contr
 	$(BIN)/pytest -m "cluster and not slow"
 
 test-kueue: control-plane  ## both Kueue modes under the real Kueue controller (built from its Go module once, four minutes)
-	$(BIN)/python tests/kueue_binaries.py
+	$(BIN)/python local_cluster/kueue_binaries.py
 	$(BIN)/pytest -m slow tests/cluster/test_real_kueue_*.py
 
 test-node: control-plane  ## operator and trainer in containers on a one-node cluster (Linux, root; else skipped: docs/one-node-cluster.md)
-	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/one_node_images.py
+	@PYTHONPATH=operator:trainer:tests $(BIN)/python local_cluster/images.py
 	$(BIN)/pytest -m node
 
 cluster: control-plane  ## start a one-node cluster with the operator installed; Ctrl-C ends it (Linux, root)
-	@$(BIN)/python tests/one_node_demo.py
+	@$(BIN)/python local_cluster/demo.py
 
 demo-cluster: control-plane  ## the quickstart in two pods on a one-node cluster, from helm install to Succeeded
 	@$(BIN)/python examples/quickstart/make_model.py --output $(DEMO)/model
 	@$(BIN)/python examples/quickstart/make_data.py --output $(DEMO)
-	@$(BIN)/python tests/one_node_demo.py --data $(DEMO)
+	@$(BIN)/python local_cluster/demo.py --data $(DEMO)
 
 test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core, TransformerEngine and pytest importable)
 	PYTHONPATH=trainer:operator:tests:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
@@ -71,24 +71,24 @@ type: install  ## mypy --strict on the contract and the operator
 
 generate: install  ## write docs/arguments.md, docs/families.md, the CRD and the chart's copies from their definitions
 	$(BIN)/python -m megatron_trainjob.generate
-	$(BIN)/python -m megatron_operator.crd --write
+	$(BIN)/python -m megatron_operator.api.crd --write
 	$(BIN)/python charts/generate.py
 	$(BIN)/python -m megatron_trainer.megatron --write
 
 kustomize-base: generate  ## write charts/kustomize/operator.yaml from the chart (Helm: the machine's, or built once)
-	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python tests/control_plane_binaries.py --helm)"
+	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python local_cluster/control_plane_binaries.py --helm)"
 
 images:  ## build both images with docker, podman or buildah
 	@docker/build
 
 template-table: install  ## write the table of chat templates and kinds of rows into docs/data.md
-	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/template_matrix.py --write
+	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/support/data/template_matrix.py --write
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
 	@git diff --exit-code -- docs/arguments.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
 
 control-plane: install  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
-	$(BIN)/python tests/control_plane_binaries.py
+	$(BIN)/python local_cluster/control_plane_binaries.py
 
 clean:  ## remove what was built here (not the caches in ~/.cache)
 	rm -rf $(VENV) .cache .mtj build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -18,10 +18,12 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "trainer")]
 
-import layouts  # noqa: E402 - after the path
-import parity  # noqa: E402
-import tiny_model  # noqa: E402
-from gang import gang  # noqa: E402
+from tests.support.models import (
+    layouts,  # noqa: E402 - after the path
+    tiny_model,  # noqa: E402
+)
+from tests.support.ranks import parity  # noqa: E402
+from tests.support.ranks.pool import gloo_ranks  # noqa: E402
 
 HEAD = """# Numerics
 
@@ -77,8 +79,8 @@ def cell(name: str, text: str, folder: Path) -> str:
     chosen = layouts.read(text)
     directory = tiny_model.make(name, folder)
     parity.make_reference(directory, packed=chosen["packed"])
-    found = gang(layouts.num_ranks(chosen["arguments"])).run(
-        "parity:compare",
+    found = gloo_ranks(layouts.num_ranks(chosen["arguments"])).run(
+        parity.compare,
         directory,
         chosen["arguments"],
         packed=chosen["packed"],

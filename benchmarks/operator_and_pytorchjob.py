@@ -27,12 +27,20 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
 import pytorchjob_operator  # noqa: E402
 from operator_scale import PODS_PER_JOB, SUBMITTERS, Bench, count, cpu_s, each, example_objects, job_body  # noqa: E402
 
-import operator_process  # noqa: E402
-from control_plane import ControlPlane  # noqa: E402
-from job_client import new_namespace, serving, wait_until  # noqa: E402
-from megatron_operator.cluster.kubernetes import Client  # noqa: E402
-from megatron_operator.cluster.kubernetes_connection import from_kubeconfig  # noqa: E402
-from megatron_operator.cluster.kubernetes_resource import JOB, POD, Resource  # noqa: E402
+from local_cluster.control_plane import ControlPlane  # noqa: E402
+from megatron_operator.cluster.kubernetes.client import Client  # noqa: E402
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig  # noqa: E402
+from megatron_operator.cluster.kubernetes.resource import (
+    JOB,  # noqa: E402
+    POD,
+    Resource,
+)
+from tests.support.operator import operator_process  # noqa: E402
+from tests.support.operator.job_client import (
+    new_namespace,  # noqa: E402
+    serving,
+    wait_until,
+)
 
 POLL_S = 0.25
 SETTLING_S = 3.0

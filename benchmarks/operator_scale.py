@@ -27,14 +27,30 @@ from pathlib import Path
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
 
-import operator_process  # noqa: E402
-from control_plane import ControlPlane  # noqa: E402
-from fake_kubelet import FakeKubelet, Life, ended  # noqa: E402
-from job_client import API, ARGS, JobClient, manifest, new_namespace, serving  # noqa: E402
-from megatron_operator.cluster.kubernetes import Client  # noqa: E402
-from megatron_operator.cluster.kubernetes_connection import from_kubeconfig  # noqa: E402
-from megatron_operator.cluster.kubernetes_resource import CONFIG_MAP, JOB, POD, SERVICE  # noqa: E402
-from operator_process import OperatorProcess  # noqa: E402
+from local_cluster.control_plane import ControlPlane  # noqa: E402
+from megatron_operator.cluster.kubernetes.client import Client  # noqa: E402
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig  # noqa: E402
+from megatron_operator.cluster.kubernetes.resource import (
+    CONFIG_MAP,  # noqa: E402
+    JOB,
+    POD,
+    SERVICE,
+)
+from tests.support.operator import operator_process  # noqa: E402
+from tests.support.operator.fake_kubelet import (
+    FakeKubelet,  # noqa: E402
+    Life,
+    ended,
+)
+from tests.support.operator.job_client import (
+    API,  # noqa: E402
+    ARGS,
+    JobClient,
+    manifest,
+    new_namespace,
+    serving,
+)
+from tests.support.operator.operator_process import OperatorProcess  # noqa: E402
 
 PODS_PER_JOB = 8
 SUBMITTERS = 8

@@ -24,10 +24,23 @@ import yaml
 ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
 
-from control_plane import ControlPlane, end_with_parent, free_port  # noqa: E402
-from control_plane_binaries import Programs, cache_folder, get, go_toolchain, run_go  # noqa: E402
-from job_client import CRDS, wait_until  # noqa: E402
-from megatron_operator.cluster.kubernetes_resource import Resource  # noqa: E402
+from local_cluster.control_plane import (
+    ControlPlane,  # noqa: E402
+    end_with_parent,
+    free_port,
+)
+from local_cluster.control_plane_binaries import (
+    Programs,  # noqa: E402
+    cache_folder,
+    get,
+    go_toolchain,
+    run_go,
+)
+from megatron_operator.cluster.kubernetes.resource import Resource  # noqa: E402
+from tests.support.operator.job_client import (
+    CRDS,  # noqa: E402
+    wait_until,
+)
 
 VERSION = "v1.8.1"
 MODULE = "github.com/kubeflow/training-operator"

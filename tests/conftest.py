@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-import tiny_model
+from tests.support.models import tiny_model
 
 
 @pytest.fixture(scope="session")

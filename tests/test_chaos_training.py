@@ -2,7 +2,7 @@
 
 import pytest
 
-from chaos_training import compare
+from tests.support.checkpoint.chaos_training import compare
 
 
 @pytest.mark.slow

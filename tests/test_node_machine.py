@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-import node_machine
+from local_cluster import node_machine
 
 
 @pytest.mark.parametrize(

@@ -23,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trainer"))
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.loader import micro_batches
 from megatron_trainer.data.prepare import prepare
-from megatron_trainer.data.stream import StreamSampler
+from megatron_trainer.data.streaming.items import StreamSampler
 from megatron_trainjob.args.tree import TrainArgs
 
 PAGE_BYTES = os.sysconf("SC_PAGESIZE")

@@ -24,12 +24,12 @@ from transformers import AutoTokenizer
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "trainer"))
 
-from megatron_trainer.data.encode import Encoder, EncodeSettings
-from megatron_trainer.data.pack import pack
-from megatron_trainer.data.source import open_source
-from megatron_trainer.data.spec import parse_spec
-from megatron_trainer.data.store import Store
-from megatron_trainer.data.tokenise import tokenise
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
+from megatron_trainer.data.ordering.pack import pack
+from megatron_trainer.data.reading.source import open_source
+from megatron_trainer.data.reading.spec import parse_spec
+from megatron_trainer.data.storage.store import Store
+from megatron_trainer.data.storage.tokenize import tokenise
 
 
 class Clock:

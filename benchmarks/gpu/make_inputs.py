@@ -13,8 +13,8 @@ from pathlib import Path
 
 import yaml
 
-import tiny_model
-import tiny_run
+from tests.support.models import tiny_model
+from tests.support.ranks import tiny_run
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],

@@ -6,9 +6,9 @@ import asyncio
 import logging
 import sys
 
-from megatron_operator import deep_json
-from megatron_operator import settings as settings_module
-from megatron_operator.operate import operate
+from megatron_operator.process import deep_json
+from megatron_operator.process import settings as settings_module
+from megatron_operator.process.operate import operate
 
 
 def main() -> int:

@@ -6,8 +6,8 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from megatron_operator.desired.overlay import merged
-from megatron_operator.job import Job
+from megatron_operator.core.desired.overlay import merged
+from megatron_operator.core.job import Job
 
 # Labels that NVIDIA's GPU feature discovery puts on nodes: megabytes, and a product such as NVIDIA-H100-80GB-HBM3.
 MEMORY_LABEL = "nvidia.com/gpu.memory"

@@ -9,10 +9,13 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, cast
 
-from megatron_operator import accelerators, manifest_job, manifest_rules, names
-from megatron_operator.job import Job, Task
-from megatron_operator.schema import structural
-from megatron_operator.schema.spec import spec as spec_schema
+from megatron_operator.api import names
+from megatron_operator.api.schema import structural
+from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.core.job import Job, Task
+from megatron_operator.manifest import accelerators
+from megatron_operator.manifest import build as manifest_job
+from megatron_operator.manifest import rules as manifest_rules
 from megatron_trainjob import images
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args

@@ -9,10 +9,10 @@ import sys
 
 import pytest
 
-import helm_chart
-from control_plane_binaries import helm
-from helm_chart import NAMESPACE, of_kind, render
+from local_cluster.control_plane_binaries import helm
 from megatron_trainjob import images
+from tests.support.operator import helm_chart
+from tests.support.operator.helm_chart import NAMESPACE, of_kind, render
 
 pytestmark = pytest.mark.cluster
 

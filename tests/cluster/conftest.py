@@ -6,12 +6,11 @@ from collections.abc import Iterator
 
 import pytest
 
-import fake_kubelet
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet
-from job_client import JobClient, new_namespace, serving
-from operator_process import OperatorProcess
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.job_client import JobClient, new_namespace, serving
+from tests.support.operator.operator_process import OperatorProcess
 
 
 @pytest.fixture(scope="session")

@@ -9,18 +9,18 @@ from pathlib import Path
 import pytest
 import yaml
 
-from control_plane import ControlPlane, Refused
-from job_client import API, ARGS, JobClient, manifest
-from megatron_operator.schema.parts import changes
-from megatron_operator.schema.spec import spec as spec_schema
+from local_cluster.control_plane import ControlPlane, Refused
+from megatron_operator.api.schema.parts import changes
+from megatron_operator.api.schema.spec import spec as spec_schema
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.admission import checks
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.parse import task_defaults
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from rule_cases import CASES
-from spec_samples import nested, samples
+from tests.support.arguments.rule_cases import CASES
+from tests.support.operator.job_client import API, ARGS, JobClient, manifest
+from tests.support.operator.spec_samples import nested, samples
 
 pytestmark = pytest.mark.cluster
 JOBS = f"{API}/namespaces/default/megatrontrainjobs"

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from job_client import JobClient, manifest, wait_until
-from operator_process import OperatorProcess
+from tests.support.operator.job_client import JobClient, manifest, wait_until
+from tests.support.operator.operator_process import OperatorProcess
 
 pytestmark = pytest.mark.cluster
 

@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-import chaos
-from control_plane import ControlPlane
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import chaos
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

@@ -8,18 +8,15 @@ from pathlib import Path
 
 import pytest
 
-import control_plane
-import fake_kubelet
-import gang_stand_in as gangs
-import helm_chart
-import kueue_stand_in as kueue
-import operator_process
-import progress_client
-from control_plane import ControlPlane, Refused
-from fake_kubelet import FakeKubelet, Life
-from helm_chart import NAMESPACE
-from job_client import JobClient, manifest, wait_until
-from operator_rights import USER, granted, of_operator, refused, used
+from local_cluster import control_plane
+from local_cluster.control_plane import ControlPlane, Refused
+from tests.support.kueue import kueue_stand_in as kueue
+from tests.support.operator import fake_kubelet, helm_chart, operator_process, progress_client
+from tests.support.operator import pod_group_stand_in as gangs
+from tests.support.operator.fake_kubelet import FakeKubelet, Life
+from tests.support.operator.helm_chart import NAMESPACE
+from tests.support.operator.job_client import JobClient, manifest, wait_until
+from tests.support.operator.operator_rights import USER, granted, of_operator, refused, used
 
 pytestmark = pytest.mark.cluster
 CRD = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions/megatrontrainjobs.megatrontrain.dev"

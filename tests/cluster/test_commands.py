@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from control_plane import ControlPlane
-from fake_kubelet import NODE_NAME
-from job_client import JobClient, manifest, wait_until
+from local_cluster.control_plane import ControlPlane
 from megatron_operator.cli.main import main
+from tests.support.operator.fake_kubelet import NODE_NAME
+from tests.support.operator.job_client import JobClient, manifest, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 

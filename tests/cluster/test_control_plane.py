@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from control_plane import ControlPlane
-from control_plane_binaries import KUBERNETES_VERSION
+from local_cluster.control_plane import ControlPlane
+from local_cluster.control_plane_binaries import KUBERNETES_VERSION
 
 pytestmark = pytest.mark.cluster
 

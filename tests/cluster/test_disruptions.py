@@ -9,13 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import fake_kubelet
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet, Life
-from job_client import JobClient, manifest, wait_until
-from megatron_operator.cluster.kubernetes import Client
-from megatron_operator.cluster.kubernetes_connection import from_kubeconfig
+from local_cluster.control_plane import ControlPlane
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet, Life
+from tests.support.operator.job_client import JobClient, manifest, wait_until
 
 pytestmark = pytest.mark.cluster
 FAST = {"backoffSeconds": {"initial": 0, "max": 1}}

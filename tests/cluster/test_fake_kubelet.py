@@ -8,13 +8,12 @@ from pathlib import Path
 import pytest
 import yaml
 
-import fake_kubelet
-import fault_proxy
-from chaos import operator_token
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet, Life
-from fault_proxy import Call, FaultProxy, Kind
-from job_client import JobClient, wait_until
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, fault_proxy
+from tests.support.operator.chaos import operator_token
+from tests.support.operator.fake_kubelet import FakeKubelet, Life
+from tests.support.operator.fault_proxy import Call, FaultProxy, Kind
+from tests.support.operator.job_client import JobClient, wait_until
 
 pytestmark = pytest.mark.cluster
 CONTAINER = {"name": "a", "image": "a"}

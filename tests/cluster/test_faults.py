@@ -9,14 +9,12 @@ from pathlib import Path
 
 import pytest
 
-import fake_kubelet
-import fault_proxy
-import operator_process
-from chaos import operator_token, phases
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet, Life
-from fault_proxy import Call, FaultProxy
-from job_client import JobClient, manifest, wait_until
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, fault_proxy, operator_process
+from tests.support.operator.chaos import operator_token, phases
+from tests.support.operator.fake_kubelet import FakeKubelet, Life
+from tests.support.operator.fault_proxy import Call, FaultProxy
+from tests.support.operator.job_client import JobClient, manifest, wait_until
 
 pytestmark = pytest.mark.cluster
 FAST = {"backoffSeconds": {"initial": 0, "max": 1}}

@@ -7,14 +7,16 @@ from collections import Counter
 
 import pytest
 
-import manifest_fuzz
-from control_plane import ControlPlane, Refused
-from job_client import JobClient
-from megatron_operator import admission, manifest, reconcile
-from megatron_operator.desired import build
-from megatron_operator.job import Job
-from megatron_operator.observe import Seen
+from local_cluster.control_plane import ControlPlane, Refused
+from megatron_operator import manifest
+from megatron_operator.core import reconcile
+from megatron_operator.core.desired import build
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+from megatron_operator.process import admission
 from megatron_trainjob.violation import Violation
+from tests.support.operator import manifest_fuzz
+from tests.support.operator.job_client import JobClient
 
 pytestmark = pytest.mark.cluster
 # Parts of a manifest that go into pods as they are: what is wrong in them the server says when it gets the pod.

@@ -8,13 +8,12 @@ from collections.abc import Iterator
 
 import pytest
 
-import fake_kubelet
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet
-from job_client import JobClient, manifest, new_namespace, serving, wait_until
-from megatron_operator.cluster.kubernetes import Client
-from megatron_operator.cluster.kubernetes_connection import from_kubeconfig
+from local_cluster.control_plane import ControlPlane
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.job_client import JobClient, manifest, new_namespace, serving, wait_until
 
 pytestmark = pytest.mark.cluster
 GPUS = {"nvidia.com/gpu": "8"}

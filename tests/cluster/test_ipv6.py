@@ -7,14 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import fake_kubelet
-import fault_proxy
-import operator_process
-from chaos import operator_token
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet
-from fault_proxy import FaultProxy
-from job_client import JobClient, manifest
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, fault_proxy, operator_process
+from tests.support.operator.chaos import operator_token
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.fault_proxy import FaultProxy
+from tests.support.operator.job_client import JobClient, manifest
 
 pytestmark = pytest.mark.cluster
 

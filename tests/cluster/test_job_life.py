@@ -6,10 +6,10 @@ import json
 
 import pytest
 
-import fake_kubelet
-from control_plane import Refused
-from job_client import ARGS, JobClient, manifest, wait_until
-from operator_process import OperatorProcess
+from local_cluster.control_plane import Refused
+from tests.support.operator import fake_kubelet
+from tests.support.operator.job_client import ARGS, JobClient, manifest, wait_until
+from tests.support.operator.operator_process import OperatorProcess
 
 pytestmark = [pytest.mark.cluster, pytest.mark.usefixtures("operator")]
 FAST = {"backoffSeconds": {"initial": 0, "max": 1}}

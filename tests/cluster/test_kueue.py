@@ -7,13 +7,12 @@ from pathlib import Path
 
 import pytest
 
-import fake_kubelet
-import kueue_stand_in as kueue
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet
-from job_client import JobClient, manifest, new_namespace, serving, wait_until
-from operator_process import OperatorProcess
+from local_cluster.control_plane import ControlPlane
+from tests.support.kueue import kueue_stand_in as kueue
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.job_client import JobClient, manifest, new_namespace, serving, wait_until
+from tests.support.operator.operator_process import OperatorProcess
 
 pytestmark = pytest.mark.cluster
 QUEUE = {"kueue.x-k8s.io/queue-name": "team-a"}

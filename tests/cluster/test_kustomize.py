@@ -9,13 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import control_plane
-import fake_kubelet
-import helm_chart
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet
-from job_client import ROOT, JobClient, manifest, new_namespace
+from local_cluster import control_plane
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, helm_chart, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.job_client import ROOT, JobClient, manifest, new_namespace
 
 pytestmark = [
     pytest.mark.cluster,

@@ -13,21 +13,29 @@ from pathlib import Path
 
 import pytest
 
-import helm_chart
-import one_node
-import one_node_images
-import one_node_jobs
-import tiny_model
-import tiny_run
-from control_plane import ControlPlane
-from helm_chart import CHART, RELEASE
-from job_client import JobClient, new_namespace, wait_until
-from kube_node import PAUSE_IMAGE
+from local_cluster import images as one_node_images
+from local_cluster import one_node, one_node_jobs
+from local_cluster.control_plane import ControlPlane
+from local_cluster.images import TRAINER_IMAGE, VALUES
+from local_cluster.kube_node import PAUSE_IMAGE
+from local_cluster.node_machine import Unavailable
+from local_cluster.one_node_jobs import Claims
 from megatron_trainjob.exit_codes import ExitCode
-from node_machine import Unavailable
-from one_node_images import TRAINER_IMAGE, VALUES
-from one_node_jobs import Claims
-from training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, claim_of, job, losses, saved
+from tests.support.models import tiny_model
+from tests.support.operator import helm_chart
+from tests.support.operator.helm_chart import CHART, RELEASE
+from tests.support.operator.job_client import JobClient, new_namespace, wait_until
+from tests.support.operator.training_jobs import (
+    PATIENCE_S,
+    STEPS,
+    await_checkpoint,
+    checkpoint,
+    claim_of,
+    job,
+    losses,
+    saved,
+)
+from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
 INPUTS = "/inputs"

@@ -6,10 +6,10 @@ from collections.abc import Iterator
 
 import pytest
 
-from control_plane import ControlPlane, Refused
-from helm_chart import FULL_NAME, of_kind, render
-from job_client import POLICIES, JobClient, manifest, wait_until
-from operator_process import OperatorProcess
+from local_cluster.control_plane import ControlPlane, Refused
+from tests.support.operator.helm_chart import FULL_NAME, of_kind, render
+from tests.support.operator.job_client import POLICIES, JobClient, manifest, wait_until
+from tests.support.operator.operator_process import OperatorProcess
 
 pytestmark = pytest.mark.cluster
 LABELS = {"megatrontrain.dev/job-name": "job"}

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 
 import pytest
 
-import pod_fuzz
-from control_plane import ControlPlane, Refused
-from job_client import JobClient, manifest, new_namespace, wait_until
-from operator_process import OperatorProcess
+from local_cluster.control_plane import ControlPlane, Refused
+from tests.support.operator import pod_fuzz
+from tests.support.operator.job_client import JobClient, manifest, new_namespace, wait_until
+from tests.support.operator.operator_process import OperatorProcess
 
 pytestmark = pytest.mark.cluster
 LABEL = "megatrontrain.dev"

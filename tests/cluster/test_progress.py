@@ -9,12 +9,11 @@ from pathlib import Path
 
 import pytest
 
-import fake_kubelet
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet
-from job_client import CRDS, JobClient, manifest, wait_until
-from progress_client import TRAINING, pod_token, push, push_settings, variables
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.job_client import CRDS, JobClient, manifest, wait_until
+from tests.support.operator.progress_client import TRAINING, pod_token, push, push_settings, variables
 
 pytestmark = pytest.mark.cluster
 FAST = {"backoffSeconds": {"initial": 0, "max": 1}}

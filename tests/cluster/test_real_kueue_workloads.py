@@ -6,11 +6,9 @@ from collections.abc import Iterator
 
 import pytest
 
-import kueue_racks
-import real_kueue
-from control_plane import ControlPlane
-from job_client import JobClient, new_namespace
-from kueue_jobs import (
+from local_cluster.control_plane import ControlPlane
+from tests.support.kueue import kueue_racks, real_kueue
+from tests.support.kueue.kueue_jobs import (
     GPUS_PER_JOB,
     await_condition,
     await_waiting,
@@ -22,6 +20,7 @@ from kueue_jobs import (
     the_workload,
     workloads,
 )
+from tests.support.operator.job_client import JobClient, new_namespace
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 

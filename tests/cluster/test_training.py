@@ -12,14 +12,14 @@ from pathlib import Path
 
 import pytest
 
-import operator_process
-import pod_agent
-import tiny_model
-import tiny_run
-from control_plane import ControlPlane
-from job_client import JobClient, new_namespace, serving, wait_until
-from pod_agent import PodAgent
-from training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, job, losses, saved
+from local_cluster import pod_agent
+from local_cluster.control_plane import ControlPlane
+from local_cluster.pod_agent import PodAgent
+from tests.support.models import tiny_model
+from tests.support.operator import operator_process
+from tests.support.operator.job_client import JobClient, new_namespace, serving, wait_until
+from tests.support.operator.training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, job, losses, saved
+from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
 

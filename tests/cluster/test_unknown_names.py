@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-import operator_process
-from control_plane import ControlPlane
-from job_client import ARGS, POLICIES, JobClient, is_policed, manifest, wait_until
-from megatron_operator.admission_policy import NAME
+from local_cluster.control_plane import ControlPlane
+from megatron_operator.api.admission_policy import NAME
+from tests.support.operator import operator_process
+from tests.support.operator.job_client import ARGS, POLICIES, JobClient, is_policed, manifest, wait_until
 
 pytestmark = pytest.mark.cluster
 BINDINGS = POLICIES["ValidatingAdmissionPolicyBinding"]

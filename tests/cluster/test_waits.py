@@ -7,12 +7,11 @@ from pathlib import Path
 
 import pytest
 
-import fake_kubelet
-import operator_process
-from control_plane import ControlPlane
-from fake_kubelet import FakeKubelet, Life
-from job_client import JobClient, manifest, wait_until
-from operator_process import OperatorProcess
+from local_cluster.control_plane import ControlPlane
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet, Life
+from tests.support.operator.job_client import JobClient, manifest, wait_until
+from tests.support.operator.operator_process import OperatorProcess
 
 pytestmark = pytest.mark.cluster
 WEBHOOKS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"

@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-import control_plane
-import operator_process
-from control_plane import ControlPlane, Refused, free_port
-from job_client import ARGS, JobClient, manifest, wait_until
+from local_cluster import control_plane
+from local_cluster.control_plane import ControlPlane, Refused, free_port
+from tests.support.operator import operator_process
+from tests.support.operator.job_client import ARGS, JobClient, manifest, wait_until
 
 pytestmark = pytest.mark.cluster
 CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"

@@ -2,8 +2,8 @@
 
 import pytest
 
-import tiny_run
-from tiny_run import TinyRun
+from tests.support.ranks import tiny_run
+from tests.support.ranks.tiny_run import TinyRun
 
 
 @pytest.fixture(scope="session")

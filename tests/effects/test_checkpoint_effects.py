@@ -7,8 +7,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from effects.registry import effect
 from megatron_trainjob.exit_codes import ExitCode
+from tests.effects.registry import effect
 
 pytestmark = pytest.mark.dist
 

@@ -7,10 +7,10 @@ import json
 
 import pytest
 
-import tiny_model
-from command_table import COMMANDS, VERSIONS, outcome, script
 from megatron_operator.cli import from_args
 from megatron_trainjob.args.tree import ARGUMENTS
+from tests.support.arguments.command_table import COMMANDS, VERSIONS, outcome, script
+from tests.support.models import tiny_model
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 LAYOUT = ("tensor_", "pipeline_", "context_", "expert_", "decoder_", "sequence_parallel")

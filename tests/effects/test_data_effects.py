@@ -8,20 +8,20 @@ import json
 import datasets
 import pytest
 
-import tiny_model
-import tiny_run
-from effects.registry import effect
-from gang import gang
-from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.collate import collate
 from megatron_trainer.data.command import write_cached
-from megatron_trainer.data.lazy import LazyStore
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.settings import row_shape
-from megatron_trainer.data.stream import StreamSampler, micro_batches_of
+from megatron_trainer.data.storage.cached import write_store
+from megatron_trainer.data.storage.lazy import LazyStore
+from megatron_trainer.data.streaming.items import StreamSampler, micro_batches_of
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.parse import parse
-from text_models import chatml_tokenizer
+from tests.effects.registry import effect
+from tests.support.models import tiny_model
+from tests.support.models.text_models import chatml_tokenizer
+from tests.support.ranks import mlp_tokens, tiny_run
+from tests.support.ranks.pool import gloo_ranks
 
 TOKENIZER = chatml_tokenizer()
 TINY = tiny_model.tokenizer()
@@ -90,7 +90,7 @@ def test_val_dataset_shuffle_changes_the_order_of_validation(prepared, write, ro
 def test_dataset_num_proc_tokenises_the_same_in_other_processes(prepared, monkeypatch):
     one = answers(prepared().train)
     here = []
-    monkeypatch.setattr("megatron_trainer.data.encode.Encoder.encode", lambda *_: here.append(1))
+    monkeypatch.setattr("megatron_trainer.data.encoding.encode.Encoder.encode", lambda *_: here.append(1))
     assert answers(prepared(dataset_num_proc=2, load_from_cache_file=False).train) == one
     assert here == []
 
@@ -328,7 +328,7 @@ def test_mlp_padding_free_passes_over_padding_in_the_feed_forward_block(train, l
     plain, spared, again = train(**padded), *(train(**padded, mlp_padding_free=True, **more) for more in ({}, full))
     assert spared.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-5)
     assert again.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-5)
-    rows, real = (gang(1).run("mlp_tokens:count", llama, data, mlp_padding_free=flag)[0] for flag in (False, True))
+    rows, real = (gloo_ranks(1).run(mlp_tokens.count, llama, data, mlp_padding_free=flag)[0] for flag in (False, True))
     assert rows["tokens"] == rows["row_tokens"]
     assert rows["real_tokens"] <= real["tokens"] <= rows["real_tokens"] + 3  # the last token of each shorter row
     assert real["tokens"] < rows["row_tokens"]

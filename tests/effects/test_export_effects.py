@@ -7,11 +7,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import tiny_model
-import tiny_run
-from effects.registry import effect
-from exporting import export
 from megatron_trainjob.exit_codes import ExitCode
+from tests.effects.registry import effect
+from tests.support.models import tiny_model
+from tests.support.ranks import tiny_run
+from tests.support.ranks.exporting import export
 
 pytestmark = pytest.mark.dist
 

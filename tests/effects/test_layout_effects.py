@@ -8,7 +8,7 @@ import json
 
 import pytest
 
-from effects.registry import effect
+from tests.effects.registry import effect
 
 pytestmark = pytest.mark.dist
 TOLERANCE = 2e-4

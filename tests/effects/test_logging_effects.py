@@ -4,7 +4,7 @@ import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from effects.registry import effect
+from tests.effects.registry import effect
 
 pytestmark = pytest.mark.dist
 

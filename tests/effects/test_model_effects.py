@@ -14,12 +14,12 @@ from typing import Any
 
 import pytest
 
-import parity
-import tiny_model
-from effects.registry import effect
-from gang import gang
 from megatron_trainjob.args.tree import TrainArgs
-from model_probe import Built
+from tests.effects.registry import effect
+from tests.support.models import tiny_model
+from tests.support.ranks import model_probe, parity
+from tests.support.ranks.model_probe import Built
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -76,7 +76,7 @@ def llama_models(llama) -> dict[str, Built]:
 
 
 def build_all(directory: Path, variants: dict[str, dict[str, Any]]) -> dict[str, Built]:
-    return gang(1).run("model_probe:build_all", directory, variants)[0]
+    return gloo_ranks(1).run(model_probe.build_all, directory, variants)[0]
 
 
 QKV = "decoder.layers.0.self_attention.linear_qkv.weight"
@@ -231,7 +231,7 @@ def test_a_model_of_another_shape_is_exported_as_transformers_reads_it(train):
     )
     assert run.exit_code == 0, run.message
     parity.make_reference(run.folder / "hf", packed=False)
-    (found,) = gang(1).run("parity:compare", run.folder / "hf", {})
+    (found,) = gloo_ranks(1).run(parity.compare, run.folder / "hf", {})
     assert found.changed == ()
     assert found.logits <= 1e-4
     assert found.gradients <= 1e-4, found.worst

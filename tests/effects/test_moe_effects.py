@@ -8,8 +8,8 @@ import json
 
 import pytest
 
-import tiny_model
-from effects.registry import effect
+from tests.effects.registry import effect
+from tests.support.models import tiny_model
 
 
 @pytest.fixture

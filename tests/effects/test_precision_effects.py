@@ -5,8 +5,9 @@ import json
 import pytest
 import torch
 
-from effects.registry import effect
-from gang import gang
+from tests.effects.registry import effect
+from tests.support.ranks import precision_ranks
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -52,7 +53,7 @@ def test_deterministic_mode_lets_torch_refuse_what_it_cannot_repeat(train, plain
     run = train(deterministic_mode=True)
     assert run.column("lm loss") == plain.column("lm loss")
     assert json.loads((run.folder / "megatron_config.json").read_text())["deterministic_mode"] is True
-    (without, with_determinism) = gang(1).run("precision_ranks:refusals")[0]
+    (without, with_determinism) = gloo_ranks(1).run(precision_ranks.refusals)[0]
     assert without == ""
     assert "does not have a deterministic implementation" in with_determinism
 
@@ -60,7 +61,7 @@ def test_deterministic_mode_lets_torch_refuse_what_it_cannot_repeat(train, plain
 @effect("ddp_timeout")
 def test_ddp_timeout_is_when_a_silent_collective_fails():
     """In every group that Megatron makes, to the second: its own argument counts minutes."""
-    assert gang(1).run("precision_ranks:limits_of_groups", 90) == [{90.0}]
+    assert gloo_ranks(1).run(precision_ranks.limits_of_groups, 90) == [{90.0}]
 
 
 @effect("task_type")

@@ -7,11 +7,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-import preference_data
-import tiny_model
-import tiny_run
-from effects.registry import effect
 from megatron_trainjob.args.parse import parse
+from tests.effects.registry import effect
+from tests.support.data import preference_data
+from tests.support.models import tiny_model
+from tests.support.ranks import tiny_run
 
 pytestmark = pytest.mark.dist
 

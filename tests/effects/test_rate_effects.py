@@ -6,7 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from effects.registry import effect
+from tests.effects.registry import effect
 
 pytestmark = pytest.mark.dist
 

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from effects.registry import EFFECTS
 from megatron_trainjob.args.tree import ARGUMENTS
+from tests.effects.registry import EFFECTS
 
 
 @pytest.fixture(scope="module", autouse=True)

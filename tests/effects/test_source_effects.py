@@ -6,13 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 
-import tiny_model
-import tiny_run
-from effects.registry import effect
-from gang import gang
-from megatron_trainer import inherit
+from megatron_trainer.process import recorded_arguments as inherit
 from megatron_trainjob.args.parse import parse
-from source_ranks import lay_out_hub
+from tests.effects.registry import effect
+from tests.support.models import tiny_model
+from tests.support.ranks import source_ranks, tiny_run
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.source_ranks import lay_out_hub
 
 pytestmark = pytest.mark.dist
 
@@ -62,7 +62,7 @@ def test_use_hf_takes_the_model_from_the_hub_at_its_revision(llama, data, model_
 
     def loss(name: str, model: str, **given: object) -> float:
         arguments = tiny_run.arguments(Path(model), data, tmp_path / name, train_iters=1, **given)
-        (run,) = gang(1).run("source_ranks:train_from_hub", str(cache), arguments)
+        (run,) = gloo_ranks(1).run(source_ranks.train_from_hub, str(cache), arguments)
         assert run.exit_code == 0, run.message
         return run.column("lm loss")[0]
 
@@ -82,7 +82,7 @@ def test_max_model_len_decides_the_factor_of_a_scaling_that_is_named(llama):
     """The tiny model reaches 512 tokens by itself."""
     for length, factor in ((1024, 2.0), (2048, 4.0)):
         settings = {"rope_scaling": "yarn", "max_model_len": length}
-        (scaling,) = gang(1).run("source_ranks:rotary_scaling", str(llama), settings)
+        (scaling,) = gloo_ranks(1).run(source_ranks.rotary_scaling, str(llama), settings)
         assert scaling["factor"] == factor
 
 

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from effects.registry import effect
-from tiny_run import write_data
+from tests.effects.registry import effect
+from tests.support.ranks.tiny_run import write_data
 
 pytestmark = pytest.mark.dist
 
@@ -140,7 +140,7 @@ def test_torch_dtype_is_what_the_model_is_trained_and_exported_in(train):
 
 @effect("model")
 def test_model_is_the_directory_that_weights_come_from(train, model_root, plain):
-    import tiny_model
+    from tests.support.models import tiny_model
 
     other = tiny_model.make("llama", model_root, seed=2)
     assert train(model=str(other), train_iters=1).column("lm loss")[0] != plain.column("lm loss")[0]

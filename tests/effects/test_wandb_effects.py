@@ -2,10 +2,10 @@
 
 import pytest
 
-from effects.registry import effect
 from megatron_trainer.report import FinishRecord, open_reporter
 from megatron_trainjob.args.tree import TrainArgs
-from report_records import Clock, run_info, step
+from tests.effects.registry import effect
+from tests.support.data.report_records import Clock, run_info, step
 
 pytestmark = pytest.mark.slow
 

@@ -7,7 +7,7 @@ import yaml
 
 from megatron_operator import manifest
 from megatron_operator.cli.main import main
-from megatron_operator.job import Job
+from megatron_operator.core.job import Job
 
 EXAMPLES = sorted(path.parent for path in (Path(__file__).parents[2] / "examples").glob("*/trainjob.yaml"))
 QUOTING = [example for example in EXAMPLES if "mtj plan trainjob.yaml" in (example / "README.md").read_text()]

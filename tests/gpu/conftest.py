@@ -5,8 +5,7 @@ from pathlib import Path
 
 import pytest
 
-import gpu_training
-import tiny_run
+from tests.support.ranks import gpu_training, tiny_run
 
 # Read once, when CUDA's libraries start: float32 products stay float32 (TransformerEngine asks for TF32), and the same
 # product gives the same bits each time.

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-import tiny_model
+from tests.support.models import tiny_model
 
 pytestmark = pytest.mark.gpu
 
@@ -24,7 +24,7 @@ def test_an_export_from_transformer_engine_is_the_same_bits(name, given, model_r
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
 
-    import conversion
+    from tests.support.ranks import conversion
 
     directory = tiny_model.make(name, model_root, dtype="bfloat16")
     conversion.convert(directory, tmp_path / "out", {"torch_dtype": "bfloat16", **given})

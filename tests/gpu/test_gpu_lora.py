@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-import tiny_model
+from tests.support.models import tiny_model
 
 pytestmark = pytest.mark.gpu
 
@@ -26,8 +26,8 @@ def test_adapters_equal_transformers_with_merged_weights(name, given, model_root
     import torch
     from safetensors.torch import load_file
 
-    import lora_ranks
-    from lora_truth import with_transformers
+    from tests.support.models.lora_truth import with_transformers
+    from tests.support.ranks import lora_ranks
 
     directory = tiny_model.make(name, model_root)
     lora_ranks.make_adapter(str(directory), str(tmp_path / "adapter"), **given)

@@ -10,8 +10,8 @@ import json
 
 import pytest
 
-import sample_losses
-import tiny_model
+from tests.support.models import tiny_model
+from tests.support.ranks import sample_losses
 
 pytestmark = pytest.mark.gpu
 

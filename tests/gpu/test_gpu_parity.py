@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
-import parity
-import tiny_model
+from tests.support.models import tiny_model
+from tests.support.ranks import parity
 
 pytestmark = pytest.mark.gpu
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from job_values import job
+from tests.support.operator.job_values import job
 
 NONE_KNOWN = {"limits": {"cpu": 8}}
 

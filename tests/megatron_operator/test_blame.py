@@ -6,12 +6,26 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, RUNNING_STATUS, condition, conditions, failed, job, kinds, pod, raw, restarts, seen
-from megatron_operator import kubelet_reasons, manifest, names, reconcile, termination
+from megatron_operator import manifest
+from megatron_operator.api import names
 from megatron_operator.cluster.pod_ends import PodEnds
-from megatron_operator.decide import completion, failure, restart
-from megatron_operator.plan import Ref
-from megatron_operator.timestamp import to_text
+from megatron_operator.core import kubelet_reasons, reconcile, termination
+from megatron_operator.core.decide import completion, failure, restart
+from megatron_operator.core.plan import Ref
+from megatron_operator.core.timestamp import to_text
+from tests.support.operator.job_values import (
+    NOW,
+    RUNNING_STATUS,
+    condition,
+    conditions,
+    failed,
+    job,
+    kinds,
+    pod,
+    raw,
+    restarts,
+    seen,
+)
 
 REASONS = sorted(kubelet_reasons.REFUSED | kubelet_reasons.DROPPED | {"OutOfcpu", "OutOfnvidia.com/gpu"})
 HOUR_S = 3600.0

@@ -6,12 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import ARGS, job
-from megatron_operator import admission_policy
-from megatron_operator.desired import build
-from megatron_operator.schema.parts import changes
-from megatron_operator.schema.spec import spec
-from spec_samples import nested, samples
+from megatron_operator.api import admission_policy
+from megatron_operator.api.schema.parts import changes
+from megatron_operator.api.schema.spec import spec
+from megatron_operator.core.desired import build
+from tests.support.operator.job_values import ARGS, job
+from tests.support.operator.spec_samples import nested, samples
 
 SAMPLES = dict(samples())
 WHEN = dict(changes(spec()))

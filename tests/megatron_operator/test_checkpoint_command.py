@@ -1,8 +1,8 @@
 """mtj checkpoint: what people see of a folder of checkpoints."""
 
-import checkpoint_files
 from megatron_operator.cli import main
 from megatron_operator.cli.checkpoint import size
+from tests.support.checkpoint import checkpoint_files
 
 
 def run(capsys, *words) -> tuple[int, str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw, write_tokenizer, write_weights
 from megatron_operator.cli import logs, main, trainer
-from megatron_operator.cluster.local_state import State
+from megatron_operator.cluster.local.state import State
+from tests.support.operator.job_values import raw, write_tokenizer, write_weights
 
 TINY = {
     "model_type": "llama",
@@ -271,7 +271,9 @@ def test_help_lists_every_command(capsys):
         assert f"    {command} " in text
 
 
-@pytest.mark.parametrize("module", ["megatron_operator.cli", "megatron_operator.reconcile", "megatron_operator.crd"])
+@pytest.mark.parametrize(
+    "module", ["megatron_operator.cli", "megatron_operator.core.reconcile", "megatron_operator.api.crd"]
+)
 def test_neither_core_nor_command_line_needs_tensors_or_a_cluster_client(module):
     forbidden = ("torch", "numpy", "transformers", "megatron", "kubernetes", "kopf", "aiohttp")
     code = f"import sys, {module}\nprint(*(set({forbidden}) & set(sys.modules)))"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from command_table import COMMANDS, counts, outcome
+from tests.support.arguments.command_table import COMMANDS, counts, outcome
 
 IDS = [f"{command['version']}-{command['name']}-{index}" for index, command in enumerate(COMMANDS)]
 # What a refused command asks for that is not here, by the arguments or values that ask for it.

@@ -8,12 +8,14 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import NOW, beat, failed, job, pod, raw, seen
-from megatron_operator import admission_policy, crd, manifest, reconcile
-from megatron_operator.job import Job
-from megatron_operator.observe import Seen
-from megatron_operator.schema import structural
-from megatron_operator.schema.status import status as status_schema
+from megatron_operator import manifest
+from megatron_operator.api import admission_policy, crd
+from megatron_operator.api.schema import structural
+from megatron_operator.api.schema.status import status as status_schema
+from megatron_operator.core import reconcile
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+from tests.support.operator.job_values import NOW, beat, failed, job, pod, raw, seen
 
 ROOT = Path(__file__).parent.parent.parent
 

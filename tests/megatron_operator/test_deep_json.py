@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from megatron_operator import deep_json
+from megatron_operator.process import deep_json
 
 LEVELS = 5000
 

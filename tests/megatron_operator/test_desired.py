@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import yaml
 
-from job_values import ARGS, job
-from megatron_operator import names
-from megatron_operator.desired import command, gang
-from megatron_operator.desired.config_map import args_hash, config_map
-from megatron_operator.desired.overlay import merged
-from megatron_operator.desired.pods import pod, pods
-from megatron_operator.desired.quantity import amount, multiplied
-from megatron_operator.desired.volumes import claim
+from megatron_operator.api import names
+from megatron_operator.core.desired import command, gang
+from megatron_operator.core.desired.config_map import args_hash, config_map
+from megatron_operator.core.desired.overlay import merged
+from megatron_operator.core.desired.pods import pod, pods
+from megatron_operator.core.desired.quantity import amount, multiplied
+from megatron_operator.core.desired.volumes import claim
+from tests.support.operator.job_values import ARGS, job
 
 
 def variables(built):

@@ -6,11 +6,13 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, conditions, failed, job, kinds, pod, raw, seen
-from megatron_operator import manifest, names, reconcile
-from megatron_operator.desired import pods
-from megatron_operator.observe import read_pod
-from megatron_operator.plan import Plan
+from megatron_operator import manifest
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.desired import pods
+from megatron_operator.core.observe import read_pod
+from megatron_operator.core.plan import Plan
+from tests.support.operator.job_values import NOW, conditions, failed, job, kinds, pod, raw, seen
 
 ELASTIC = {"elasticPolicy": {"minNodes": 1, "maxNodes": 4}}
 

@@ -6,11 +6,11 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, beat, failed, job, pod, seen
-from megatron_operator import events, reconcile
-from megatron_operator.cluster.kubernetes_events import event_name
-from megatron_operator.job import Job
-from megatron_operator.observe import Seen
+from megatron_operator.cluster.kubernetes.events import event_name
+from megatron_operator.core import events, reconcile
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+from tests.support.operator.job_values import NOW, beat, failed, job, pod, seen
 
 SITUATIONS = {
     "hung": (job(), seen(pod(0), pod(1), progress=beat(age_s=9999))),

@@ -7,7 +7,7 @@ import yaml
 
 from megatron_operator import manifest
 from megatron_operator.cli.main import main
-from megatron_operator.job import Job
+from megatron_operator.core.job import Job
 from megatron_operator.translate import shell
 
 SCRIPT = r"""#!/bin/bash

@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, beat, conditions, job, pod, seen
-from megatron_operator import reconcile
+from megatron_operator.core import reconcile
+from tests.support.operator.job_values import NOW, beat, conditions, job, pod, seen
 
 
 def test_a_gang_without_a_sign_of_life_is_restarted_as_hung():

@@ -6,8 +6,9 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import job
-from megatron_operator import gpu_memory, layout
+from megatron_operator import gpu_memory
+from megatron_operator.core import rank_layout as layout
+from tests.support.operator.job_values import job
 
 
 def laid_out(nodes, nproc, **args):

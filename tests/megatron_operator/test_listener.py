@@ -15,11 +15,11 @@ import aiohttp
 import pytest
 from aiohttp import web
 
-from control_plane import free_port
-from megatron_operator import admission, health, listener
-from megatron_operator.health import Check, Health
-from megatron_operator.listener import Address, Limits
-from megatron_operator.metrics import Metrics
+from local_cluster.control_plane import free_port
+from megatron_operator.process import admission, health, listener
+from megatron_operator.process.health import Check, Health
+from megatron_operator.process.listener import Address, Limits
+from megatron_operator.process.metrics import Metrics
 
 LIMITS = Limits(connections=8, connections_of_source=4, request_s=0.5, handshake_s=0.5, idle_s=0.5)
 SLOW_S = 10

@@ -7,10 +7,11 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import job
-from megatron_operator.cluster import local_limits, local_paths
-from megatron_operator.cluster.local_paths import Folders, NoSuchVolume
-from megatron_operator.desired.pods import pod
+from megatron_operator.cluster.local import limits as local_limits
+from megatron_operator.cluster.local import paths as local_paths
+from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
+from megatron_operator.core.desired.pods import pod
+from tests.support.operator.job_values import job
 
 PATHS = {"/data": "/home/me/data", "/data/models": "/big/models", "/checkpoints": "/state/c"}
 FOLDERS = Folders(volumes=Path("/state/volumes"), scratch=Path("/state/pod"), bound={"bound": Path("/here")})

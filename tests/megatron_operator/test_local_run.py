@@ -17,8 +17,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw, write_tokenizer, write_weights
 from megatron_operator.cli import main
+from tests.support.operator.job_values import raw, write_tokenizer, write_weights
 
 TESTS = Path(__file__).parent.parent
 PROGRAM = TESTS / "counting_program.py"

@@ -6,8 +6,8 @@ import json
 
 import pytest
 
+from megatron_operator.core.observe import Gang, Pod, observe, read_gang, read_pod
 from megatron_operator.guard import Guard
-from megatron_operator.observe import Gang, Pod, observe, read_gang, read_pod
 
 LABELS = {
     "megatrontrain.dev/job-name": "tune",

@@ -8,20 +8,20 @@ from collections import Counter
 
 import pytest
 
-import pod_fuzz
-from job_values import NOW, job, pod
-from megatron_operator import progress_record, push, reconcile, status
-from megatron_operator.cluster.kubernetes import Client
-from megatron_operator.cluster.kubernetes_connection import Identity, connect
-from megatron_operator.cluster.kubernetes_informer import Informer, Listeners, Scope
-from megatron_operator.cluster.kubernetes_pod_events import _read_page, newest_warning
-from megatron_operator.cluster.kubernetes_resource import POD
-from megatron_operator.decide.decision import Continue
+from megatron_operator.api.schema import structural
+from megatron_operator.api.schema.status import status as status_schema
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import Identity, connect
+from megatron_operator.cluster.kubernetes.informer import Informer, Listeners, Scope
+from megatron_operator.cluster.kubernetes.pod_events import _read_page, newest_warning
+from megatron_operator.cluster.kubernetes.resource import POD
+from megatron_operator.core import progress_record, push, reconcile, status
+from megatron_operator.core.decide.decision import Continue
+from megatron_operator.core.observe import Seen, read_pod
 from megatron_operator.guard import Guard
-from megatron_operator.metrics import Metrics, job_gauge
-from megatron_operator.observe import Seen, read_pod
-from megatron_operator.schema import structural
-from megatron_operator.schema.status import status as status_schema
+from megatron_operator.process.metrics import Metrics, job_gauge
+from tests.support.operator import pod_fuzz
+from tests.support.operator.job_values import NOW, job, pod
 
 UNUSED = Client(connect("http://unused", ca_file=None, identity=Identity()))
 SCHEMA = status_schema()

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from job_values import NOW, failed, job, pod, seen
-from megatron_operator import names
-from megatron_operator.decide import program, restart
-from megatron_operator.decide.decision import Fail, Restart
+from megatron_operator.api import names
+from megatron_operator.core.decide import program, restart
+from megatron_operator.core.decide.decision import Fail, Restart
+from tests.support.operator.job_values import NOW, failed, job, pod, seen
 
 RUNC = "failed to create containerd task: failed to create shim task: OCI runtime create failed: runc create failed: "
 PROCESS = f"{RUNC}unable to start container process: "

@@ -9,14 +9,14 @@ import math
 
 import pytest
 
-from job_values import NOW, job, pod, seen
-from megatron_operator import progress_record, push, status
-from megatron_operator.decide.decision import Continue
-from megatron_operator.push import Reporter
-from megatron_operator.schema import structural
-from megatron_operator.schema.status import status as status_schema
-from megatron_operator.token_review import MAX_REFUSALS, TokenReviews, TooManyRefusals
+from megatron_operator.api.schema import structural
+from megatron_operator.api.schema.status import status as status_schema
+from megatron_operator.core import progress_record, push, status
+from megatron_operator.core.decide.decision import Continue
+from megatron_operator.core.push import Reporter
+from megatron_operator.process.token_review import MAX_REFUSALS, TokenReviews, TooManyRefusals
 from megatron_trainjob.progress import Progress
+from tests.support.operator.job_values import NOW, job, pod, seen
 
 RECORD = {"phase": "training", "iteration": 3, "total_iterations": 10, "metrics": {"loss": 1.5}}
 

@@ -7,7 +7,7 @@ import contextlib
 
 import pytest
 
-from megatron_operator.queue import RetryLater, WorkQueue
+from megatron_operator.process.work_queue import RetryLater, WorkQueue
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
 
@@ -73,7 +73,7 @@ def test_urgent_keys_go_first_and_patient_ones_last_unless_one_has_waited_too_lo
             await asyncio.sleep(0.05)
         return runs
 
-    monkeypatch.setattr("megatron_operator.queue.PATIENCE_S", patience_s)
+    monkeypatch.setattr("megatron_operator.process.work_queue.PATIENCE_S", patience_s)
     assert run(scenario()) == order
 
 

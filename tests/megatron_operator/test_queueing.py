@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from job_values import NOW, job, kinds, pod, seen
-from megatron_operator import names, reconcile
-from megatron_operator.desired import workload
-from megatron_operator.observe_kueue import KueueSeen, PodSetPlace, Workload, place, read_workload
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.kueue import workload
+from megatron_operator.core.kueue.observe import KueueSeen, PodSetPlace, Workload, place, read_workload
+from tests.support.operator.job_values import NOW, job, kinds, pod, seen
 
 QUEUE = {names.KUEUE_QUEUE: "team-a"}
 

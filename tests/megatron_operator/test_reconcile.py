@@ -6,7 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import (
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.observe import Seen
+from megatron_operator.core.plan import Event, Patch, Plan, Ref
+from megatron_trainjob.violation import Violation
+from tests.support.operator.job_values import (
     ARGS,
     NOW,
     RUNNING_STATUS,
@@ -20,10 +25,6 @@ from job_values import (
     raw,
     seen,
 )
-from megatron_operator import names, reconcile
-from megatron_operator.observe import Seen
-from megatron_operator.plan import Event, Patch, Plan, Ref
-from megatron_trainjob.violation import Violation
 
 GANG_CREATED = Event(type="Normal", reason="GangCreated", message="2 pods of attempt 0.")
 

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from job_values import NOW, RUNNING_STATUS, START, condition, conditions, job, kinds, pod, seen
-from megatron_operator import names, reconcile
-from megatron_operator.observe import Gang, Seen
-from megatron_operator.plan import Ref
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.observe import Gang, Seen
+from megatron_operator.core.plan import Ref
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, START, condition, conditions, job, kinds, pod, seen
 
 
 def test_a_missing_gang_scheduler_stalls_the_job_and_never_ungangs_it():

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import job
 from megatron_operator.cli import main
-from megatron_operator.desired import build
+from megatron_operator.core.desired import build
+from tests.support.operator.job_values import job
 
 client = pytest.importorskip("kubernetes.client", reason="needs the development extra")
 ValidationError = pytest.importorskip("pydantic").ValidationError

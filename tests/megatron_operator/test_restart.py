@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import pytest
 
-from job_values import NOW, RUNNING_STATUS, beat, failed, job, pod, restarts, seen
-from megatron_operator import names, reconcile
-from megatron_operator.decide import backoff, failure, restart
-from megatron_operator.decide.decision import Counters, Fail, Failure, Restart, Undecided
-from megatron_operator.plan import Plan
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.decide import backoff, failure, restart
+from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
+from megatron_operator.core.plan import Plan
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, failed, job, pod, restarts, seen
 
 
 def decide(*pods, spec=None, **fields):

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_operator import progress_part, settings
+from megatron_operator.process import progress_wiring as progress_part
+from megatron_operator.process import settings
 
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 

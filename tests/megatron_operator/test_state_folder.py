@@ -6,8 +6,8 @@ import pytest
 import yaml
 
 from megatron_operator.cli.status import local_jobs
-from megatron_operator.cluster.local_paths import Folders, NoSuchVolume, mapping
-from megatron_operator.cluster.local_state import State
+from megatron_operator.cluster.local.paths import Folders, NoSuchVolume, mapping
+from megatron_operator.cluster.local.state import State
 
 STATUS = {
     "phase": "Running",

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from job_values import NOW, RUNNING_STATUS, beat, job, pod, seen
-from megatron_operator import names, status
-from megatron_operator.decide.decision import Continue
-from megatron_operator.timestamp import to_text
+from megatron_operator.api import names
+from megatron_operator.core import status
+from megatron_operator.core.decide.decision import Continue
+from megatron_operator.core.timestamp import to_text
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, job, pod, seen
 
 LONG = {"total_iterations": 100_000}
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_operator.schema import parts, pod_template, structural
+from megatron_operator.api.schema import parts, pod_template, structural
 
 ROOT = Path(__file__).parent.parent.parent
 SCHEMA = parts.record(

@@ -6,11 +6,12 @@ from dataclasses import replace
 
 import pytest
 
-from job_values import NOW, RUNNING_STATUS, conditions, job, pod, restarts, seen
-from megatron_operator import names, reconcile
-from megatron_operator.cluster.kubernetes_pod_events import newest_warning
-from megatron_operator.observe import Gang, read_pod
-from megatron_operator.timestamp import to_text
+from megatron_operator.api import names
+from megatron_operator.cluster.kubernetes.pod_events import newest_warning
+from megatron_operator.core import reconcile
+from megatron_operator.core.observe import Gang, read_pod
+from megatron_operator.core.timestamp import to_text
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, conditions, job, pod, restarts, seen
 
 DEADLINE = {"runPolicy": {"startupDeadlineSeconds": 300}}
 IMAGE = {"waiting": "ImagePullBackOff", "waiting_message": "no such image"}

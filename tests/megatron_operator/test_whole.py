@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from job_values import NOW, conditions, job, kinds, pod, seen
-from megatron_operator import names, reconcile
-from megatron_operator.observe import Seen
-from megatron_operator.plan import Plan
-from megatron_operator.timestamp import to_text
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.observe import Seen
+from megatron_operator.core.plan import Plan
+from megatron_operator.core.timestamp import to_text
+from tests.support.operator.job_values import NOW, conditions, job, kinds, pod, seen
 
 QUOTA = ("Forbidden", 'pods "x" is forbidden: exceeded quota: gpus, requested: pods=1, used: pods=6, limited: pods=6')
 

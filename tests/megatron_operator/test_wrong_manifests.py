@@ -11,8 +11,8 @@ from pathlib import Path
 import pytest
 import yaml
 
-from job_values import raw, write_tokenizer, write_weights
 from megatron_operator.cli import main
+from tests.support.operator.job_values import raw, write_tokenizer, write_weights
 
 CASES = {
     "unknown argument": (

@@ -13,9 +13,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import tiny_model
-from gang import gang
 from megatron_trainer.convert.save import bytes_of
+from tests.support.models import tiny_model
+from tests.support.ranks import conversion
+from tests.support.ranks.pool import gloo_ranks
 
 TP2 = {"tensor_model_parallel_size": 2}
 PP2 = {"pipeline_model_parallel_size": 2}
@@ -49,7 +50,7 @@ def test_a_bfloat16_model_comes_out_bit_by_bit_as_it_went_in(
     name: str, settings: dict[str, Any], size: int, model_root: Path, tmp_path: Path
 ):
     source = tiny_model.make(name, model_root, dtype="bfloat16")
-    gang(size).run("conversion:convert", source, tmp_path / "hf", settings)
+    gloo_ranks(size).run(conversion.convert, source, tmp_path / "hf", settings)
     assert_equal_weights(source, tmp_path / "hf")
     ours = AutoModelForCausalLM.from_pretrained(tmp_path / "hf", dtype=torch.bfloat16).state_dict()
     theirs = AutoModelForCausalLM.from_pretrained(source, dtype=torch.bfloat16).state_dict()
@@ -59,7 +60,7 @@ def test_a_bfloat16_model_comes_out_bit_by_bit_as_it_went_in(
 
 @pytest.mark.dist
 def test_an_export_is_a_whole_model_directory(llama: Path, tmp_path: Path):
-    gang(1).run("conversion:convert", llama, tmp_path / "hf", {})
+    gloo_ranks(1).run(conversion.convert, llama, tmp_path / "hf", {})
     names = {path.name for path in (tmp_path / "hf").iterdir()}
     assert {"config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"} <= names
     assert "model.safetensors.index.json" not in names
@@ -70,7 +71,7 @@ def test_an_export_is_a_whole_model_directory(llama: Path, tmp_path: Path):
 
 @pytest.mark.dist
 def test_a_large_model_is_written_in_numbered_files_with_an_index(llama: Path, tmp_path: Path):
-    gang(2).run("conversion:convert", llama, tmp_path / "hf", PP2, max_shard_size="200KB")
+    gloo_ranks(2).run(conversion.convert, llama, tmp_path / "hf", PP2, max_shard_size="200KB")
     index = json.loads((tmp_path / "hf" / "model.safetensors.index.json").read_text())
     files = sorted(path.name for path in (tmp_path / "hf").glob("*.safetensors"))
     assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
@@ -80,7 +81,7 @@ def test_a_large_model_is_written_in_numbered_files_with_an_index(llama: Path, t
             assert name in set(opened.keys())
     assert index["metadata"]["total_size"] == sum(t.numel() * 4 for t in weights(llama).values())
     assert_equal_weights(llama, tmp_path / "hf")
-    gang(1).run("conversion:convert", tmp_path / "hf", tmp_path / "again", {})
+    gloo_ranks(1).run(conversion.convert, tmp_path / "hf", tmp_path / "again", {})
     assert_equal_weights(llama, tmp_path / "again")
 
 
@@ -88,7 +89,7 @@ def test_a_large_model_is_written_in_numbered_files_with_an_index(llama: Path, t
 def test_an_export_can_be_narrowed_and_says_so(model_root: Path, tmp_path: Path):
     """The balance of experts stays float32: transformers keeps it so too."""
     source = tiny_model.make("deepseek_v3", model_root)
-    gang(1).run("conversion:convert", source, tmp_path / "hf", {}, dtype="bfloat16")
+    gloo_ranks(1).run(conversion.convert, source, tmp_path / "hf", {}, dtype="bfloat16")
     written = weights(tmp_path / "hf")
     for name, tensor in weights(source).items():
         dtype = torch.float32 if name.endswith("e_score_correction_bias") else torch.bfloat16
@@ -100,7 +101,7 @@ def test_an_export_can_be_narrowed_and_says_so(model_root: Path, tmp_path: Path)
 def test_an_existing_directory_is_replaced_as_a_whole(llama: Path, tmp_path: Path):
     (tmp_path / "hf").mkdir()
     (tmp_path / "hf" / "old").touch()
-    gang(1).run("conversion:convert", llama, tmp_path / "hf", {})
+    gloo_ranks(1).run(conversion.convert, llama, tmp_path / "hf", {})
     assert not (tmp_path / "hf" / "old").exists()
     assert list(tmp_path.iterdir()) == [tmp_path / "hf"]
 
@@ -124,7 +125,7 @@ def test_tensors_that_do_not_fit_the_model_are_named_on_every_rank(settings: Any
         return stored
 
     directory = changed(llama, tmp_path / "broken", break_it)
-    told = gang(2).run("conversion:refusal", directory, settings)
+    told = gloo_ranks(2).run(conversion.refusal, directory, settings)
     assert told[0] == told[1]
     missing, misshapen, left_over = told[0]
     assert missing == "1 tensors that the model needs are missing: model.layers.3.self_attn.k_proj.weight"
@@ -136,7 +137,7 @@ def test_tensors_that_do_not_fit_the_model_are_named_on_every_rank(settings: Any
 @pytest.mark.dist
 def test_an_untied_model_without_an_output_layer_is_refused(llama: Path, tmp_path: Path):
     directory = changed(llama, tmp_path / "broken", lambda stored: {n: t for n, t in stored.items() if "head" not in n})
-    (told,) = gang(1).run("conversion:refusal", directory, {})
+    (told,) = gloo_ranks(1).run(conversion.refusal, directory, {})
     assert told == ["1 tensors that the model needs are missing: lm_head.weight"]
 
 
@@ -146,7 +147,7 @@ def test_a_tied_model_may_carry_a_copy_of_its_output_layer(model_root: Path, tmp
     directory = changed(
         tied, tmp_path / "copy", lambda stored: {**stored, "lm_head.weight": stored["model.embed_tokens.weight"] + 0}
     )
-    assert gang(1).run("conversion:refusal", directory, {}) == [[]]
+    assert gloo_ranks(1).run(conversion.refusal, directory, {}) == [[]]
 
 
 @pytest.mark.dist
@@ -156,7 +157,7 @@ def test_a_tied_model_with_another_output_layer_is_refused(model_root: Path, tmp
     directory = changed(
         tied, tmp_path / "other", lambda stored: {**stored, "lm_head.weight": stored["model.embed_tokens.weight"] * 2}
     )
-    ((found,),) = gang(1).run("conversion:refusal", directory, {})
+    ((found,),) = gloo_ranks(1).run(conversion.refusal, directory, {})
     assert "lm_head.weight is another than model.embed_tokens.weight" in found
     assert "set tie_word_embeddings to false" in found
 
@@ -168,13 +169,13 @@ def test_extra_prediction_layers_are_passed_by_and_copied_into_the_export(model_
     directory = changed(
         tiny_model.make("deepseek_v3", model_root), tmp_path / "extra", lambda stored: {**stored, **extra}
     )
-    gang(2).run("conversion:convert", directory, tmp_path / "hf", PP2)
+    gloo_ranks(2).run(conversion.convert, directory, tmp_path / "hf", PP2)
     assert_equal_weights(directory, tmp_path / "hf")
 
 
 @pytest.mark.dist
 def test_new_tokens_start_as_the_mean_of_the_known_ones(llama: Path):
-    (embedding,) = gang(1).run("conversion:grown", llama, tiny_model.VOCAB_SIZE + 2)
+    (embedding,) = gloo_ranks(1).run(conversion.grown, llama, tiny_model.VOCAB_SIZE + 2)
     stored = weights(llama)["model.embed_tokens.weight"]
     assert torch.equal(embedding[: tiny_model.VOCAB_SIZE], stored)
     assert torch.allclose(embedding[tiny_model.VOCAB_SIZE :], stored.mean(0).expand(2, -1))
@@ -190,9 +191,9 @@ def test_a_distributed_checkpoint_holds_every_weight_and_fits_other_layouts(
     split = {**TP2, "sequence_parallel": True, "expert_tensor_parallel_size": 1}
     target = tmp_path / "checkpoint"
     target.mkdir()
-    gang(2).run("conversion:save_sharded", source, target, split)
+    gloo_ranks(2).run(conversion.save_sharded, source, target, split)
     for settings, size in (({}, 1), (PP2, 2)):
-        (found, *_) = gang(size).run("conversion:load_sharded", source, target, settings)
+        (found, *_) = gloo_ranks(size).run(conversion.load_sharded, source, target, settings)
         expected = weights(source)
         assert found.keys() == expected.keys()
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
@@ -206,9 +207,9 @@ def test_a_distributed_checkpoint_holds_every_weight_and_fits_other_layouts(
 )
 def test_weights_drawn_from_nothing_are_the_same_in_every_layout(name: str, settings: Any, model_root: Path):
     directory = tiny_model.make(name, model_root)
-    (expected,) = gang(1).run("conversion:drawn", directory, {})
+    (expected,) = gloo_ranks(1).run(conversion.drawn, directory, {})
     assert expected.keys() == weights(directory).keys()
-    for found in gang(2).run("conversion:drawn", directory, settings):
+    for found in gloo_ranks(2).run(conversion.drawn, directory, settings):
         assert all(torch.equal(found[name], tensor) for name, tensor in expected.items())
 
 
@@ -218,7 +219,7 @@ def test_drawn_weights_have_the_spread_that_the_model_wants(llama: Path):
 
     Four standard errors of the sample's deviation: 4 * 0.02 / sqrt(2 * 4096) is 5 percent.
     """
-    (found,) = gang(1).run("conversion:drawn", llama, {})
+    (found,) = gloo_ranks(1).run(conversion.drawn, llama, {})
     assert float(found["model.layers.0.self_attn.q_proj.weight"].std()) == pytest.approx(0.02, rel=0.05)
     assert float(found["model.layers.0.self_attn.o_proj.weight"].std()) == pytest.approx(0.00707, rel=0.05)
     assert torch.equal(found["model.norm.weight"], torch.ones(64))
@@ -227,14 +228,14 @@ def test_drawn_weights_have_the_spread_that_the_model_wants(llama: Path):
 @pytest.mark.dist
 def test_loading_holds_no_more_than_one_tensor_beyond_the_model(llama: Path):
     """Parts are read out of the mapped file; only what is put together of several is there once beside the model."""
-    ((peak, largest),) = gang(1).run("conversion:peak_of_loading", llama)
+    ((peak, largest),) = gloo_ranks(1).run(conversion.peak_of_loading, llama)
     assert 0 < peak <= largest
 
 
 @pytest.mark.dist
 def test_a_target_that_cannot_be_written_fails_on_every_rank(llama: Path, tmp_path: Path):
     (tmp_path / "file").write_text("in the way")
-    told = gang(2).run("conversion:unwritable", llama, tmp_path / "file" / "hf", TP2)
+    told = gloo_ranks(2).run(conversion.unwritable, llama, tmp_path / "file" / "hf", TP2)
     assert told[0] == told[1]
     assert told[0].startswith("OUTPUT_NOT_WRITABLE could not write")
 

@@ -9,7 +9,7 @@ import pytest
 
 from megatron_trainer.state import TrainState, on_data
 from megatron_trainjob.exit_codes import ExitCode
-from tiny_run import QUESTIONS, arguments, train
+from tests.support.ranks.tiny_run import QUESTIONS, arguments, train
 
 pytestmark = pytest.mark.dist
 NUM_ROWS = 16

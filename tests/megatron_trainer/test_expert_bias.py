@@ -6,9 +6,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import layouts
-import tiny_model
-import tiny_run
+from tests.support.models import layouts, tiny_model
+from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

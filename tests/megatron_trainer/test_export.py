@@ -11,12 +11,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import tiny_model
-import tiny_run
-from exporting import export
-from gang import gang
 from megatron_trainjob.exit_codes import ExitCode
-from source_ranks import lay_out_hub
+from tests.support.models import tiny_model
+from tests.support.ranks import conversion, source_ranks, tiny_run
+from tests.support.ranks.exporting import export
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.source_ranks import lay_out_hub
 
 pytestmark = pytest.mark.dist
 
@@ -111,12 +111,12 @@ def test_a_model_of_the_hub_is_found_as_training_finds_it(models, tmp_path):
     hub = {"use_hf": True, "model_revision": "second"}
     settings = {"train_iters": 1, "torch_dtype": "bfloat16", "train_type": "lora", **hub}
     arguments = tiny_run.arguments(Path("tiny/llama"), data, tmp_path / "run", **settings)
-    (run,) = gang(1).run("source_ranks:train_from_hub", cache, arguments)
+    (run,) = gloo_ranks(1).run(source_ranks.train_from_hub, cache, arguments)
     assert run.exit_code == 0, run.message
 
     def from_hub(**given):
         given = {"output_dir": str(tmp_path / f"out{len(list(tmp_path.iterdir()))}"), **given}
-        return gang(1).run("source_ranks:export_from_hub", cache, given)[0], Path(given["output_dir"])
+        return gloo_ranks(1).run(source_ranks.export_from_hub, cache, given)[0], Path(given["output_dir"])
 
     there, mcore = from_hub(to_mcore=True, model="tiny/llama", **hub)
     assert there.exit_code == 0, there.message
@@ -246,7 +246,7 @@ def test_parallel_sizes_change_nothing_for_one_process_reads_every_layout(checkp
 
 def test_ranks_that_cannot_write_leave_nothing_behind(models, tmp_path):
     (tmp_path / "file").write_text("")
-    told = gang(2).run("conversion:unwritable", models("llama"), tmp_path / "file" / "hf", {})
+    told = gloo_ranks(2).run(conversion.unwritable, models("llama"), tmp_path / "file" / "hf", {})
     assert told[0].startswith("OUTPUT_NOT_WRITABLE could not write")
 
 

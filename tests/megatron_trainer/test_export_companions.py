@@ -8,10 +8,11 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-import tiny_model
-from exporting import export
-from gang import gang
-from tiny_run import arguments, train, write_data
+from tests.support.models import tiny_model
+from tests.support.ranks import conversion
+from tests.support.ranks.exporting import export
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = pytest.mark.dist
 END, START = 2, 1  # <|im_end|> and <s> of the tiny tokenizer
@@ -56,14 +57,14 @@ def test_a_merged_adapter_and_a_grown_tokenizer_stop_there_too(base, tmp_path, g
 
 
 def test_a_model_that_stops_there_already_keeps_its_files(llama, tmp_path):
-    gang(1).run("conversion:convert_for", llama, tmp_path / "hf", ["<|im_end|>"])
+    gloo_ranks(1).run(conversion.convert_for, llama, tmp_path / "hf", ["<|im_end|>"])
     for name in ("generation_config.json", "tokenizer_config.json"):
         assert (tmp_path / "hf" / name).read_text() == (llama / name).read_text()
 
 
 def test_an_end_in_plain_text_is_a_stop_string(base, tmp_path):
     (base / "generation_config.json").unlink()
-    gang(1).run("conversion:convert_for", base, tmp_path / "hf", ["\n\nHuman:"])
+    gloo_ranks(1).run(conversion.convert_for, base, tmp_path / "hf", ["\n\nHuman:"])
     assert stops(tmp_path / "hf") == (2, "<s>", ["\n\nHuman:"])
 
 
@@ -78,7 +79,7 @@ def test_templates_and_tokenizers_of_all_kinds_come_along_and_code_does_not(llam
     settings = json.loads((folder / "tokenizer_config.json").read_text())
     named = {"AutoTokenizer": [None, "tokenization_x.XTokenizer"]}
     (folder / "tokenizer_config.json").write_text(json.dumps({**settings, "auto_map": named}))
-    gang(1).run("conversion:convert", folder, tmp_path / "without", {})
+    gloo_ranks(1).run(conversion.convert, folder, tmp_path / "without", {})
     assert "auto_map" not in (tmp_path / "without" / "config.json").read_text()
     assert "auto_map" not in (tmp_path / "without" / "tokenizer_config.json").read_text()
     assert (tmp_path / "without" / "tekken.json").is_file()
@@ -86,7 +87,7 @@ def test_templates_and_tokenizers_of_all_kinds_come_along_and_code_does_not(llam
     AutoModelForCausalLM.from_pretrained(tmp_path / "without")
     (folder / "tokenization_x.py").write_text("class XTokenizer: ...")
     for _ in range(2):  # also into the folder of an earlier export
-        gang(1).run("conversion:convert", folder, tmp_path / "with", {}, keeps_others=True)
+        gloo_ranks(1).run(conversion.convert, folder, tmp_path / "with", {}, keeps_others=True)
     assert (tmp_path / "with" / "tokenization_x.py").is_file()
     assert "tokenization_x" in (tmp_path / "with" / "tokenizer_config.json").read_text()
     assert torch.equal(

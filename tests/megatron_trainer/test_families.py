@@ -14,7 +14,6 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-import tiny_model
 from megatron_trainer.models.activation import ACTIVATIONS
 from megatron_trainer.models.weights import TABLES
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
@@ -23,6 +22,7 @@ from megatron_trainjob.args import rules
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, check, document, read
 from megatron_trainjob.families.config import Optional
+from tests.support.models import tiny_model
 
 ROOT = Path(__file__).parents[2]
 ARGS = TrainArgs(model="m", dataset=("d",), train_iters=1, max_length=64)

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-import tiny_model
-from gang import gang
-from lora_ranks import LAYOUTS
+from tests.support.models import tiny_model
+from tests.support.ranks.lora_ranks import LAYOUTS
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -17,7 +17,7 @@ def root(tmp_path_factory):
 
 def ranks(function, layout, *args, **given):
     size = 1 if layout == "TP1" else 2
-    return gang(size).run(f"lora_behaviour:{function}", *args, **{**LAYOUTS[layout], **given})
+    return gloo_ranks(size).run(f"lora_behaviour:{function}", *args, **{**LAYOUTS[layout], **given})
 
 
 @pytest.mark.parametrize(

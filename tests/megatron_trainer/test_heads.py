@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-import head_ranks
-import layouts
-import tiny_model
-from gang import gang
+from tests.support.models import layouts, tiny_model
+from tests.support.ranks import head_ranks
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -29,7 +28,7 @@ def differences(root, family: str, text: str) -> head_ranks.Differences:
     classifier = head_ranks.make_classifier(tiny_model.make(family, root))
     head_ranks.reference(classifier, packed=layout["packed"])
     settings = {"packed": layout["packed"], "virtual_stages": layout["virtual"]}
-    ranks = gang(layouts.num_ranks(layout["arguments"]))
+    ranks = gloo_ranks(layouts.num_ranks(layout["arguments"]))
     results = ranks.run("head_ranks:compare", classifier, layout["arguments"], **settings)
     return results[0]
 

@@ -10,13 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from megatron_trainer import environment, failure, launch
+from megatron_trainer import environment, failure
 from megatron_trainer.failure import FailureRecord
+from megatron_trainer.process import launch
 from megatron_trainjob.exit_codes import ExitCode
 
 LAUNCHER = """
 import sys
-from megatron_trainer import launch
+from megatron_trainer.process import launch
 launch.RANK_COMMAND = [sys.executable, {program!r}]
 launch.LINGER_S, launch.LINGER_AFTER_CAUSE_S = {lingers}
 sys.exit(launch.main(["sft"]))

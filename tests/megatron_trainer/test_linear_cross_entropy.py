@@ -2,7 +2,8 @@
 
 import pytest
 
-from gang import gang
+from tests.support.ranks import linear_loss_ranks
+from tests.support.ranks.pool import gloo_ranks
 
 TOLERANCE = 1e-5
 """Float32 sums over 20 columns and 24 tokens, in another order."""
@@ -11,7 +12,7 @@ TOLERANCE = 1e-5
 @pytest.mark.parametrize("objective", ["plain", "dft"])
 @pytest.mark.parametrize("at_once", [1, 7, 1000], ids=["one-token", "ragged-chunks", "one-chunk"])
 def test_one_rank_computes_losses_and_gradients_as_torch_does(at_once, objective):
-    [found] = gang(1).run("linear_loss_ranks:differences", at_once=at_once, objective=objective)
+    [found] = gloo_ranks(1).run(linear_loss_ranks.differences, at_once=at_once, objective=objective)
     assert max(found.values()) < TOLERANCE, found
 
 
@@ -19,5 +20,7 @@ def test_one_rank_computes_losses_and_gradients_as_torch_does(at_once, objective
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole-sequence", "sequence-parallel"])
 def test_a_split_vocabulary_gives_the_same_in_every_chunk(sequence_parallel):
     for at_once in (5, 1000):
-        for found in gang(2).run("linear_loss_ranks:differences", at_once=at_once, sequence_parallel=sequence_parallel):
+        for found in gloo_ranks(2).run(
+            linear_loss_ranks.differences, at_once=at_once, sequence_parallel=sequence_parallel
+        ):
             assert max(found.values()) < TOLERANCE, found

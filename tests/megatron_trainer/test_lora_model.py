@@ -6,10 +6,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-import tiny_model
-import tiny_run
-from gang import gang
-from lora_ranks import LAYOUTS
+from tests.support.models import tiny_model
+from tests.support.ranks import lora_behaviour, lora_ranks, tiny_run
+from tests.support.ranks.lora_ranks import LAYOUTS
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -28,12 +28,12 @@ def model(root, name):
 
 def ranks(function, layout, *args, **given):
     size = 1 if layout == "TP1" else 2
-    return gang(size).run(f"lora_behaviour:{function}", *args, **{**LAYOUTS[layout], **given})
+    return gloo_ranks(size).run(f"lora_behaviour:{function}", *args, **{**LAYOUTS[layout], **given})
 
 
 def adapter(root, name, **given):
     folder = root / f"adapter-{name}-{len(list(root.iterdir()))}"
-    gang(1).run("lora_ranks:make_adapter", model(root, name), str(folder), **given)
+    gloo_ranks(1).run(lora_ranks.make_adapter, model(root, name), str(folder), **given)
     return folder
 
 
@@ -79,7 +79,7 @@ def test_the_reference_policy_is_the_base_model_bit_by_bit(root):
 
 
 def test_merging_twice_and_undoing_what_was_not_kept_are_errors(root):
-    assert gang(1).run("lora_behaviour:merge_errors", model(root, "llama")) == [
+    assert gloo_ranks(1).run(lora_behaviour.merge_errors, model(root, "llama")) == [
         [
             "the originals of weights that train in full were not kept",
             "the adapters are merged already",
@@ -174,18 +174,22 @@ def test_what_cannot_be_right_is_refused_on_all_ranks_with_the_reason(root, case
 
 def test_an_adapter_with_other_numbers_modules_or_separate_a_is_refused_with_the_reason(root):
     directory, made = model(root, "llama"), adapter(root, "llama")
-    (messages,) = gang(1).run("lora_behaviour:load_refusal", directory, str(made), lora_rank=8)
+    (messages,) = gloo_ranks(1).run(lora_behaviour.load_refusal, directory, str(made), lora_rank=8)
     assert messages == ["adapter_config.json says r is 4, this run's adapters have 8; set lora_rank to 4"]
-    (messages,) = gang(1).run("lora_behaviour:load_refusal", directory, str(made), target_modules=("linear_qkv",))
+    (messages,) = gloo_ranks(1).run(lora_behaviour.load_refusal, directory, str(made), target_modules=("linear_qkv",))
     assert "belong to no module that this run trains" in messages[0]
     assert "model.layers.*.mlp.down_proj.lora_A.weight" in messages[0]
-    (messages,) = gang(1).run("lora_behaviour:load_refusal", directory, str(made), modules_to_save=("output_layer",))
+    (messages,) = gloo_ranks(1).run(
+        lora_behaviour.load_refusal, directory, str(made), modules_to_save=("output_layer",)
+    )
     assert "tensors that this run trains are missing" in messages[0]
-    gang(1).run("lora_behaviour:spoil_shared_a", str(made))
-    for messages in gang(2).run("lora_behaviour:load_refusal", directory, str(made), pipeline_model_parallel_size=2):
+    gloo_ranks(1).run(lora_behaviour.spoil_shared_a, str(made))
+    for messages in gloo_ranks(2).run(
+        lora_behaviour.load_refusal, directory, str(made), pipeline_model_parallel_size=2
+    ):
         assert "adapters do not fit this run's" in messages[0]
         assert "q_proj.lora_A.weight and" in messages[0]
-    (messages,) = gang(1).run("lora_behaviour:load_refusal", directory, str(root / "nowhere"))
+    (messages,) = gloo_ranks(1).run(lora_behaviour.load_refusal, directory, str(root / "nowhere"))
     assert "holds no readable adapter_config.json" in messages[0]
 
 

@@ -6,11 +6,12 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import tiny_model
-from gang import gang
-from lora_ranks import LAYOUTS, token_ids
-from lora_truth import by_shared_a, with_transformers
-from tiny_model import EXPERT_MODELS
+from tests.support.models import tiny_model
+from tests.support.models.lora_truth import by_shared_a, with_transformers
+from tests.support.models.tiny_model import EXPERT_MODELS
+from tests.support.ranks import lora_ranks
+from tests.support.ranks.lora_ranks import LAYOUTS, token_ids
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -36,7 +37,7 @@ def reference(root):
         if key not in known:
             directory = tiny_model.make(name, root)
             adapter = root / f"adapter-{len(known)}"
-            gang(1).run("lora_ranks:make_adapter", str(directory), str(adapter), **given)
+            gloo_ranks(1).run(lora_ranks.make_adapter, str(directory), str(adapter), **given)
             truth = with_transformers if name in EXPERT_MODELS else with_peft
             known[key] = (directory, adapter, *truth(directory, adapter, root / f"truth-{len(known)}"))
         return known[key]
@@ -70,7 +71,7 @@ def check(reference, tmp_path, name, layout, **given):
     directory, adapter, logits, gradients = reference(name, **given)
     ranks = 1 if layout == "TP1" else 2
     settings = {**given, **LAYOUTS[layout]}
-    results = gang(ranks).run("lora_ranks:use_adapter", str(directory), str(adapter), str(tmp_path), **settings)
+    results = gloo_ranks(ranks).run(lora_ranks.use_adapter, str(directory), str(adapter), str(tmp_path), **settings)
     for result in results:
         assert result["restored"]
         assert result["replicated"] == 0.0

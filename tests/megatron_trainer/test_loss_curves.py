@@ -15,9 +15,8 @@ from typing import Any
 
 import pytest
 
-import layouts
-import tiny_model
-import tiny_run
+from tests.support.models import layouts, tiny_model
+from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

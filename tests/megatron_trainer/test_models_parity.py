@@ -12,10 +12,9 @@ from typing import Any
 
 import pytest
 
-import layouts
-import parity
-import tiny_model
-from gang import gang
+from tests.support.models import layouts, tiny_model
+from tests.support.ranks import parity
+from tests.support.ranks.pool import gloo_ranks
 
 BOUND = 1e-4
 
@@ -24,8 +23,8 @@ def check(name: str, text: str, model_root: Path, **settings: Any) -> None:
     directory = tiny_model.make(name, model_root, **settings)
     chosen = layouts.read(text)
     parity.make_reference(directory, packed=chosen["packed"])
-    ranks = gang(layouts.num_ranks(chosen["arguments"])).run(
-        "parity:compare",
+    ranks = gloo_ranks(layouts.num_ranks(chosen["arguments"])).run(
+        parity.compare,
         directory,
         chosen["arguments"],
         packed=chosen["packed"],
@@ -100,7 +99,7 @@ def test_uneven_stages_hold_the_layers_they_are_given(model_root: Path):
     directory = tiny_model.make("llama", model_root)
     parity.make_reference(directory, packed=False)
     arguments = {"pipeline_model_parallel_size": 2, "decoder_first_pipeline_num_layers": 1}
-    for found in gang(2).run("parity:compare", directory, arguments):
+    for found in gloo_ranks(2).run(parity.compare, directory, arguments):
         assert found.logits <= BOUND
         assert found.gradients <= BOUND
 
@@ -121,7 +120,7 @@ def test_recomputed_activations_give_the_same_gradients(settings: dict[str, Any]
     directory = tiny_model.make("deepseek_v3", model_root)
     parity.make_reference(directory, packed=False)
     arguments = {"recompute_granularity": "selective", **settings}
-    (found,) = gang(1).run("parity:compare", directory, arguments)
+    (found,) = gloo_ranks(1).run(parity.compare, directory, arguments)
     assert found.logits <= BOUND
     assert found.gradients <= BOUND, found.worst
     assert found.no_gradient == ()

@@ -16,12 +16,12 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.families import FAMILIES
 from megatron_trainjob.families.expression import moe_layers
-from tiny_model import MODELS
+from tests.support.models.tiny_model import MODELS
 
 
 def write_config(folder: Path, name: str = "llama", **settings: Any) -> Path:
     """A directory with config.json alone, as transformers would write it."""
-    from tiny_model import config_of
+    from tests.support.models.tiny_model import config_of
 
     content = {**config_of(name).to_dict(), "model_type": MODELS[name][0], **settings}
     (folder / "config.json").write_text(json.dumps(content, default=str))

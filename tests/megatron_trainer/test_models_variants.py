@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 
-import model_logits
-import tiny_model
-from gang import gang
+from tests.support.models import tiny_model
+from tests.support.ranks import model_logits
+from tests.support.ranks.pool import gloo_ranks
 
 BOUND = 1e-4
 
@@ -103,7 +103,7 @@ def models(model_root: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[s
 @pytest.fixture(scope="module")
 def ours(models: dict[str, Path]) -> dict[str, Any]:
     """Our logits of every variant, by one rank."""
-    (found,) = gang(1).run("model_logits:ours", models)
+    (found,) = gloo_ranks(1).run(model_logits.ours, models)
     return found
 
 

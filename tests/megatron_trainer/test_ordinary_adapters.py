@@ -6,10 +6,10 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-import tiny_model
-from exporting import export
-from lora_ranks import token_ids
-from tiny_run import arguments, train, write_data
+from tests.support.models import tiny_model
+from tests.support.ranks.exporting import export
+from tests.support.ranks.lora_ranks import token_ids
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = pytest.mark.dist
 

@@ -2,7 +2,7 @@
 
 import pytest
 
-from tiny_run import arguments, train, write_data
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = pytest.mark.dist
 

@@ -8,11 +8,10 @@ from typing import Any
 
 import pytest
 
-import layouts
-import preference_data
-import tiny_model
-import tiny_run
-from gang import gang
+from tests.support.data import preference_data
+from tests.support.models import layouts, tiny_model
+from tests.support.ranks import preference_ranks, tiny_run
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
@@ -109,7 +108,7 @@ def test_logits_in_chunks_give_the_same(prefer, data, tmp_path):
     for ranks, text in ((1, "tp1"), (2, "tp2 sp")):
         given = settings(**layouts.read(text)["arguments"], **TUNERS["full"])
         arguments = tiny_run.arguments(tiny_model.make("llama", tmp_path), data, tmp_path / text, **given)
-        run, most = gang(ranks).run("preference_ranks:in_chunks", arguments)[0]
+        run, most = gloo_ranks(ranks).run(preference_ranks.in_chunks, arguments)[0]
         assert run.exit_code == 0, run.message
         assert most <= 8
         check(run, expected)

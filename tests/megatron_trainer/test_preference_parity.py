@@ -11,9 +11,9 @@ from typing import Any
 
 import pytest
 
-import preference_data
-import tiny_model
-import tiny_run
+from tests.support.data import preference_data
+from tests.support.models import tiny_model
+from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 

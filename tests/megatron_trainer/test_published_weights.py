@@ -12,11 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config
 
-import published_weights as published
-import tiny_model
-from gang import gang
 from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainjob import quantization
+from tests.support.models import published_weights as published
+from tests.support.models import tiny_model
+from tests.support.ranks import conversion
+from tests.support.ranks.pool import gloo_ranks
 
 BLOCKS = partial(published.by_blocks, block=16)
 STORED = {
@@ -67,7 +68,7 @@ def test_fp8_weights_are_exactly_what_transformers_dequantizes_them_to(
 ):
     source = tiny_model.make(name, model_root, dtype=dtype)
     folder = published.quantized(source, tmp_path / "fp8", config, quantize)
-    gang(ranks).run("conversion:convert", folder, tmp_path / "full", {**layout, "torch_dtype": dtype})
+    gloo_ranks(ranks).run(conversion.convert, folder, tmp_path / "full", {**layout, "torch_dtype": dtype})
     expected, found = theirs(folder, getattr(torch, dtype)), loaded(tmp_path / "full", getattr(torch, dtype))
     assert found.keys() == expected.keys()
     assert [key for key in expected if not torch.equal(found[key], expected[key])] == []
@@ -79,7 +80,7 @@ def test_fp8_weights_are_exactly_what_transformers_dequantizes_them_to(
 @pytest.mark.parametrize("given", [{}, {"shards": 3}, {"legacy": True}], ids=["one file", "shards", "before torch 1.6"])
 def test_files_of_torch_are_read_like_safetensors(given, llama, tmp_path):
     folder = published.pickled(llama, tmp_path / "bin", **given)
-    gang(1).run("conversion:convert", folder, tmp_path / "full", {})
+    gloo_ranks(1).run(conversion.convert, folder, tmp_path / "full", {})
     expected, found = load_file(llama / "model.safetensors"), load_file(tmp_path / "full" / "model.safetensors")
     assert found.keys() == expected.keys()
     assert all(torch.equal(found[key], expected[key]) for key in expected)
@@ -89,7 +90,7 @@ def test_files_of_torch_are_read_like_safetensors(given, llama, tmp_path):
 def test_a_file_that_could_run_code_is_not_loaded(llama, tmp_path):
     folder = published.pickled(llama, tmp_path / "bin")
     torch.save({"model": Path("x"), "code": print}, folder / "pytorch_model.bin")
-    (message,) = gang(1).run("conversion:refusal", folder, {})[0]
+    (message,) = gloo_ranks(1).run(conversion.refusal, folder, {})[0]
     assert "could run code" in message
     assert "safetensors" in message
 
@@ -103,7 +104,7 @@ def test_of_two_sources_the_one_that_transformers_reads_is_read_and_said(llama, 
     shutil.copy(llama / "model.safetensors", folder / "part.safetensors")
     index = {"weight_map": dict.fromkeys(tensors, "part.safetensors")}
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
-    (warning,) = gang(1).run("conversion:warnings_of_loading", folder, tmp_path / "full")[0]
+    (warning,) = gloo_ranks(1).run(conversion.warnings_of_loading, folder, tmp_path / "full")[0]
     assert (
         "reading model.safetensors as transformers does, and not model.safetensors.index.json, pytorch_model.bin"
         in (warning)
@@ -120,7 +121,7 @@ def test_another_number_of_embedding_rows_than_the_vocabulary_is_refused(rows, l
     config = json.loads((llama / "config.json").read_text())
     size = config["vocab_size"]
     (tmp_path / "model" / "config.json").write_text(json.dumps({**config, "vocab_size": size - rows}))
-    (message,) = gang(1).run("conversion:refusal", tmp_path / "model", {})[0]
+    (message,) = gloo_ranks(1).run(conversion.refusal, tmp_path / "model", {})[0]
     assert f"model.embed_tokens.weight has {size} rows, vocab_size says {size - rows}" in message
     assert f"lm_head.weight has {size} rows" in message
 
@@ -132,7 +133,7 @@ def test_fp8_without_its_scales_and_a_wrong_index_are_refused(llama, tmp_path):
     lost = "model.layers.1.mlp.down_proj.weight"
     del tensors[f"{lost}_scale_inv"]
     save_file(tensors, folder / "model.safetensors", {"format": "pt"})
-    (message,) = gang(1).run("conversion:refusal", folder, {})[0]
+    (message,) = gloo_ranks(1).run(conversion.refusal, folder, {})[0]
     assert f"{lost} is stored in FP8 without {lost}_scale_inv" in message
 
 

@@ -12,8 +12,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-import real_model
-from gang import gang
+from tests.support.ranks import real_model
+from tests.support.ranks.pool import gloo_ranks
 
 BOUND = 1e-3
 NUM_TOKENS = 200
@@ -51,6 +51,6 @@ def test_real_weights_give_transformers_logits(
     """Nine heads over three key-value heads; the vocabulary does not divide by three and is padded."""
     directory, tokens, expected = reference
     assert len(tokens) == NUM_TOKENS
-    (found,) = [one for one in gang(size).run("real_model:logits", directory, tokens, settings) if one is not None]
+    (found,) = [one for one in gloo_ranks(size).run(real_model.logits, directory, tokens, settings) if one is not None]
     assert float((found - expected).abs().max()) <= BOUND
     assert torch.equal(found.argmax(-1), expected.argmax(-1))

@@ -5,14 +5,15 @@ from dataclasses import dataclass
 
 import pytest
 
-import tiny_model
-from gang import gang
-from megatron_trainer.schedule import Schedule, learning_rate
+from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.args import resume
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.checkpoint_folder import inspect
 from megatron_trainjob.exit_codes import ExitCode, retry_class
-from tiny_run import arguments, train, write_data
+from tests.support.models import tiny_model
+from tests.support.ranks import resume_ranks
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 STEPS, SAVED = 4, 2
@@ -33,7 +34,7 @@ class Base:
             shutil.rmtree(save / f"iter_{iteration:07d}", ignore_errors=True)
         given = {**self.given, "save": str(save), **changed}
         given = {name: value for name, value in given.items() if value is not None}
-        return gang(ranks).run("resume_ranks:resume_rank", given, task, 1)[0]
+        return gloo_ranks(ranks).run(resume_ranks.resume_rank, given, task, 1)[0]
 
 
 def base(llama, folder, **given) -> Base:

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from megatron_trainer.schedule import Schedule, learning_rate
+from megatron_trainer.train.schedule import Schedule, learning_rate
 
 COSINE = Schedule(peak=1e-3, floor=1e-4, warmup_steps=10, decay_steps=110, style="cosine")
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-import tiny_model
-from tiny_run import arguments, train, write_data
+from tests.support.models import tiny_model
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = pytest.mark.dist
 

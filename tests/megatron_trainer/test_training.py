@@ -7,10 +7,10 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from megatron_trainer.data.sample import Sampler
-from megatron_trainer.schedule import Schedule, learning_rate
+from megatron_trainer.data.ordering.sample import Sampler
+from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
-from tiny_run import arguments, train, write_data
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 STEPS = 20
 pytestmark = pytest.mark.dist

@@ -16,13 +16,13 @@ from megatron_trainer.backend import CpuBackend
 from megatron_trainer.data.settings import data_settings, row_shape
 from megatron_trainer.models.settings import transformer_config
 from megatron_trainer.models.spec import read_model
-from megatron_trainer.optim import optimizer_config
+from megatron_trainer.train.optim import optimizer_config
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.parse import task_defaults
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from rule_cases import CASES
-from tiny_model import config_of
+from tests.support.arguments.rule_cases import CASES
+from tests.support.models.tiny_model import config_of
 
 WARNED = [case for case in CASES if RULES[case.rule].severity == "warning" and case.task != "export"]
 IDS = [f"{case.rule}-{index}" for index, case in enumerate(WARNED)]

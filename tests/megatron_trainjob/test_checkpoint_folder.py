@@ -4,8 +4,8 @@ import zlib
 
 import pytest
 
-import checkpoint_files
 from megatron_trainjob.checkpoint_folder import FileRecord, checkpoints, damage, inspect
+from tests.support.checkpoint import checkpoint_files
 
 
 def newest_complete(save):

@@ -2,8 +2,8 @@
 
 import pytest
 
-from forged_pickles import gadgets
 from megatron_trainjob import checkpoint_index
+from tests.support.checkpoint.forged_pickles import gadgets
 
 NAMES = list(gadgets(__file__))
 

@@ -10,8 +10,8 @@ from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.check import check
 from megatron_trainjob.input_file import UnfitFile
-from model_configs import PUBLISHED
-from no_files import NO_FILES, lay
+from tests.support.data.no_files import NO_FILES, lay
+from tests.support.models.model_configs import PUBLISHED
 
 LLAMA = PUBLISHED["SmolLM2-135M"][1]
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import yaml
 
 from megatron_trainjob.args.rules import RULES
-from reference_statements import RULED, STATES, UNRULED
+from tests.support.arguments.reference_statements import RULED, STATES, UNRULED
 
 REFERENCE = Path(__file__).parent / "reference"
 ENTRIES = [

@@ -10,7 +10,7 @@ from megatron_trainjob.args.rules import RULES, check
 from megatron_trainjob.args.rules.check import TOPICS
 from megatron_trainjob.args.rules.rule import Facts
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from rule_cases import CASES, RULES_WITHOUT_CASE
+from tests.support.arguments.rule_cases import CASES, RULES_WITHOUT_CASE
 
 IDS = [f"{case.rule}-{index}" for index, case in enumerate(CASES)]
 

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_trainjob.args.status import objection, without_gpu
+from megatron_trainjob.args.availability import objection, without_gpu
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 
 

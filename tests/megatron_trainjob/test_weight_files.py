@@ -4,8 +4,8 @@ import json
 
 import pytest
 
-from job_values import write_weights
 from megatron_trainjob import weight_files
+from tests.support.operator.job_values import write_weights
 
 CONFIG = {"model_type": "llama", "vocab_size": 320}
 INDEX = weight_files.INDEX_FILE

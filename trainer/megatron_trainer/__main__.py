@@ -6,7 +6,7 @@ import importlib
 import logging
 import sys
 
-from megatron_trainer import launch
+from megatron_trainer.process import launch
 
 COMMANDS = {"export": "megatron_trainer.convert.command", "data": "megatron_trainer.data.command"}
 TASKS = ("pt", "sft", "rlhf")

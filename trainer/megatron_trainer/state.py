@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_trainer.data.sample import Stretch
+from megatron_trainer.data.ordering.sample import Stretch
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
 

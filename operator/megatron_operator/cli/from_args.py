@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
-from megatron_operator import names
+from megatron_operator.api import names
 from megatron_operator.cli.output import INVALID, OK, show_violations
 from megatron_operator.translate import kubeflow, launch, shell, write
 from megatron_operator.translate.arguments import VERSIONS, Version, translate

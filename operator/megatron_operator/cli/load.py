@@ -9,10 +9,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from megatron_operator import manifest, names
-from megatron_operator.cluster import local_machine
-from megatron_operator.cluster.local_paths import Folders
-from megatron_operator.job import Job
+from megatron_operator import manifest
+from megatron_operator.api import names
+from megatron_operator.cluster.local import machine as local_machine
+from megatron_operator.cluster.local.paths import Folders
+from megatron_operator.core.job import Job
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.yaml_file import YamlProblem
 from megatron_trainjob.violation import Violation

@@ -8,11 +8,11 @@ import time
 from collections.abc import Iterator
 from pathlib import Path
 
+from megatron_operator.api.names import MASTER
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
 from megatron_operator.cli.output import FAILED, OK, error
-from megatron_operator.cluster.local_state import State
-from megatron_operator.names import MASTER
+from megatron_operator.cluster.local.state import State
 
 POLL_S = 0.5
 ENDED = ("Succeeded", "Failed", "Suspended")

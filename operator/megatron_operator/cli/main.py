@@ -7,19 +7,8 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_operator.cli import (
-    checkpoint,
-    explain,
-    from_args,
-    layout,
-    logs,
-    render,
-    run,
-    status,
-    trainer,
-    validate,
-    wait,
-)
+from megatron_operator.cli import checkpoint, explain, from_args, logs, render, run, status, trainer, validate, wait
+from megatron_operator.cli import plan as layout
 
 Command = Callable[[argparse.Namespace], int]
 

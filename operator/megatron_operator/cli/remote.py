@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from megatron_operator import names, settings
+from megatron_operator.api import names
 from megatron_operator.cli.cluster import Unreachable
-from megatron_operator.cluster.kubernetes import ApiError, Client
-from megatron_operator.cluster.kubernetes_connection import from_kubeconfig, namespace_of
-from megatron_operator.cluster.kubernetes_resource import EVENT, JOB, POD
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig, namespace_of
+from megatron_operator.cluster.kubernetes.resource import EVENT, JOB, POD
+from megatron_operator.process import settings
 
 Object = Mapping[str, Any]
 POLL_S = 1.0

@@ -9,8 +9,8 @@ import yaml
 
 from megatron_operator.cli.load import add_manifest, load
 from megatron_operator.cli.output import INVALID, OK, out, show_violations
-from megatron_operator.desired import build
-from megatron_operator.desired.config_map import plain
+from megatron_operator.core.desired import build
+from megatron_operator.core.desired.config_map import plain
 
 
 class _Dumper(yaml.SafeDumper):

@@ -22,13 +22,15 @@ from megatron_operator.cli.output import (
     show_warnings,
 )
 from megatron_operator.cli.run_display import Display
-from megatron_operator.cluster import local_limits, local_machine, local_run
-from megatron_operator.cluster.local import Machine
-from megatron_operator.cluster.local_paths import NoSuchVolume
-from megatron_operator.cluster.local_run import Result
-from megatron_operator.cluster.local_state import Busy, State, reopened
-from megatron_operator.job import Job
-from megatron_operator.manifest_changes import changes
+from megatron_operator.cluster.local import limits as local_limits
+from megatron_operator.cluster.local import machine as local_machine
+from megatron_operator.cluster.local import run as local_run
+from megatron_operator.cluster.local.cluster import Machine
+from megatron_operator.cluster.local.paths import NoSuchVolume
+from megatron_operator.cluster.local.run import Result
+from megatron_operator.cluster.local.state import Busy, State, reopened
+from megatron_operator.core.job import Job
+from megatron_operator.manifest.changes import changes
 
 Object = Mapping[str, Any]
 

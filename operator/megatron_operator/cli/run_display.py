@@ -13,9 +13,9 @@ from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
-from megatron_operator.cluster.local_run import Look
-from megatron_operator.job import Job
-from megatron_operator.plan import Event
+from megatron_operator.cluster.local.run import Look
+from megatron_operator.core.job import Job
+from megatron_operator.core.plan import Event
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]

@@ -13,7 +13,7 @@ from rich.markup import escape
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
 from megatron_operator.cli.output import FAILED, OK, error, out, show_table, table
-from megatron_operator.cluster.local_state import State
+from megatron_operator.cluster.local.state import State
 
 Object = Mapping[str, Any]
 COLORS = {"Succeeded": "green", "Failed": "red", "Running": "cyan", "Suspended": "yellow", "Restarting": "yellow"}

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from megatron_operator.cli.load import add_manifest, load
 from megatron_operator.cli.output import INVALID, show_violations
-from megatron_operator.cluster.local_paths import rewritten_yaml
-from megatron_operator.desired.config_map import FILE_NAME, args_text
+from megatron_operator.cluster.local.paths import rewritten_yaml
+from megatron_operator.core.desired.config_map import FILE_NAME, args_text
 
 PASSED_ON = ("export", "data")
 MANIFEST_SUFFIXES = (".yaml", ".yml")

@@ -8,11 +8,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from megatron_operator.api.schema.status import PHASES
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
 from megatron_operator.cli.output import FAILED, OK, error, out
-from megatron_operator.cluster.local_state import State
-from megatron_operator.schema.status import PHASES
+from megatron_operator.cluster.local.state import State
 
 Object = Mapping[str, Any]
 POLL_S = 1.0

@@ -6,7 +6,7 @@ from collections import OrderedDict
 from collections.abc import Collection
 from dataclasses import dataclass, field, replace
 
-from megatron_operator.observe import Pod
+from megatron_operator.core.observe import Pod
 
 Key = tuple[str, str]
 MAX_REMEMBERED = 100_000

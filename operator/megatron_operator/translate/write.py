@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from megatron_operator import names
-from megatron_operator.desired.environment import RESERVED
+from megatron_operator.api import names
+from megatron_operator.core.desired.environment import RESERVED
 from megatron_operator.translate.arguments import Carried, Translated, layout_ranks
 from megatron_operator.translate.kubeflow import Pods
 from megatron_operator.translate.launch import DEVICES, Launch

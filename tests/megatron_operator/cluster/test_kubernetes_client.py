@@ -8,10 +8,10 @@ import pytest
 from aiohttp import web
 from aiohttp.test_utils import TestServer
 
-from megatron_operator.cluster import kubernetes
-from megatron_operator.cluster.kubernetes import ApiError, Client
-from megatron_operator.cluster.kubernetes_connection import Identity, connect
-from megatron_operator.cluster.kubernetes_resource import POD
+from megatron_operator.cluster.kubernetes import client as kubernetes
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.cluster.kubernetes.connection import Identity, connect
+from megatron_operator.cluster.kubernetes.resource import POD
 
 WORDS = 'failed calling webhook "slow.example.com": context deadline exceeded'
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import pytest
 
-from megatron_operator import names
-from megatron_operator.cluster.kubernetes import Client
-from megatron_operator.cluster.kubernetes_connection import Identity, connect
-from megatron_operator.cluster.kubernetes_informer import Informer, Listeners, Scope
-from megatron_operator.cluster.kubernetes_resource import POD
+from megatron_operator.api import names
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import Identity, connect
+from megatron_operator.cluster.kubernetes.informer import Informer, Listeners, Scope
+from megatron_operator.cluster.kubernetes.resource import POD
 from megatron_operator.cluster.pod_ends import Successes
+from megatron_operator.core.observe import read_pod
 from megatron_operator.guard import Guard
-from megatron_operator.observe import read_pod
 
 UNUSED = Client(connect("http://unused", ca_file=None, identity=Identity()))
 KEY = ("team", "tune")

@@ -6,8 +6,8 @@ import asyncio
 
 import pytest
 
-from megatron_operator.cluster.kubernetes import ApiError, api_error
-from megatron_operator.cluster.kubernetes_status import merge_patch, write_status
+from megatron_operator.cluster.kubernetes.client import ApiError, api_error
+from megatron_operator.cluster.kubernetes.status import merge_patch, write_status
 
 
 def patched(target, patch):

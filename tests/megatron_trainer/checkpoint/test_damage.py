@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tiny_run import arguments
+from tests.support.ranks.tiny_run import arguments
 
 SCRIPT = Path(__file__).parents[2] / "checkpoint_damage.py"
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(2400)]

@@ -2,10 +2,10 @@
 
 import pytest
 
-import checkpoint_files
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint.folder import Owner
 from megatron_trainjob.checkpoint_folder import checkpoints
+from tests.support.checkpoint import checkpoint_files
 
 OWNER = Owner(job_uid="a", attempt=0)
 

@@ -7,14 +7,14 @@ import shutil
 import pytest
 import torch
 
-import tiny_model
-from exporting import export
-from forged_pickles import Command, gadgets, with_entry, with_index, without_file
 from megatron_trainer.checkpoint import unpickle
 from megatron_trainjob import checkpoint_index
 from megatron_trainjob.checkpoint_folder import MANIFEST
 from megatron_trainjob.exit_codes import ExitCode
-from tiny_run import arguments, train, write_data
+from tests.support.checkpoint.forged_pickles import Command, gadgets, with_entry, with_index, without_file
+from tests.support.models import tiny_model
+from tests.support.ranks.exporting import export
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(600)]
 REFUSED = (ExitCode.CHECKPOINT_INCOMPATIBLE, ExitCode.NO_CHECKPOINT)

@@ -2,8 +2,10 @@
 
 import pytest
 
-import checkpoint_files
-from frozen_writer import (
+from megatron_trainer.checkpoint import folder
+from megatron_trainjob.checkpoint_folder import TRACKER, checkpoints
+from tests.support.checkpoint import checkpoint_files
+from tests.support.checkpoint.frozen_writer import (
     NOT_CLAIMED,
     TAKEN_OVER,
     WRITTEN,
@@ -14,8 +16,6 @@ from frozen_writer import (
     wake,
     write_shard,
 )
-from megatron_trainer.checkpoint import folder
-from megatron_trainjob.checkpoint_folder import TRACKER, checkpoints
 
 OLD, NEW = b"of the old attempt", b"of its successor"
 MOST_STEPS = 80

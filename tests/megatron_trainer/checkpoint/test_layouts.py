@@ -10,8 +10,8 @@ import shutil
 
 import pytest
 
-import tiny_model
-from tiny_run import TinyRun, arguments, train, write_data
+from tests.support.models import tiny_model
+from tests.support.ranks.tiny_run import TinyRun, arguments, train, write_data
 
 pytestmark = pytest.mark.dist
 SLOW = pytest.mark.slow

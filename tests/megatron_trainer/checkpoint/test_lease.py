@@ -12,7 +12,7 @@ from megatron_trainer.checkpoint import folder, lease
 from megatron_trainer.checkpoint.folder import Occupied, Owner
 from megatron_trainer.checkpoint.lease import LEASE, Heartbeat
 from megatron_trainjob.exit_codes import ExitCode
-from tiny_run import arguments, train, write_data
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 FIRST = Owner(job_uid="a", attempt=0, job_name="first", token="1")
 SECOND = Owner(job_uid="b", attempt=0, job_name="second", token="2")

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 
-import checkpoint_files
 from megatron_trainer.checkpoint.load import LoadPolicy, _moves_experts
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.megatron.patches import pickled_scaling
 from megatron_trainjob.checkpoint_folder import inspect
 from megatron_trainjob.exit_codes import ExitCode
+from tests.support.checkpoint import checkpoint_files
 
 
 def policy(ep: int, *, with_optimizer: bool = True) -> LoadPolicy:

@@ -9,11 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-import layouts
-import parity
-import tiny_model
-from gang import gang
-from tiny_run import arguments, train, write_data
+from tests.support.models import layouts, tiny_model
+from tests.support.ranks import checkpoint_logits, parity
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 LORA = {"train_type": "lora", "lora_rank": 4, "lora_dropout": 0.0, "lr": 1e-1, "merge_lora": True}
@@ -81,4 +80,4 @@ def test_a_checkpoint_gives_the_same_logits_in_every_layout(trained, case, text)
     saved = trained(case)
     mapping = {**saved.given, **chosen(text), "calculate_per_token_loss": False}
     arguments_of_rank = (mapping, saved.folder, saved.reference)
-    assert gang(ranks(text)).run("checkpoint_logits:difference", *arguments_of_rank)[0] < LARGEST
+    assert gloo_ranks(ranks(text)).run(checkpoint_logits.difference, *arguments_of_rank)[0] < LARGEST

@@ -2,9 +2,9 @@
 
 import pytest
 
-import tiny_model
-from gang import gang
-from tiny_run import arguments
+from tests.support.models import tiny_model
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments
 
 pytestmark = pytest.mark.dist
 
@@ -20,7 +20,7 @@ def saving(model_root, tmp_path):
         model = tiny_model.make(name, model_root, **WIDE[name])
         mapping = arguments(model, tmp_path / "data.jsonl", tmp_path / "run", **given)
         job = "checkpoint_memory:of_saving"
-        return gang(ranks).run(job, mapping, tmp_path / "saved", with_optimizer=with_optimizer)
+        return gloo_ranks(ranks).run(job, mapping, tmp_path / "saved", with_optimizer=with_optimizer)
 
     return save
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tiny_run import arguments, write_data
+from tests.support.ranks.tiny_run import arguments, write_data
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 STEPS, STOPPED_AT = 8, 4

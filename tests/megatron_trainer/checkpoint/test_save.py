@@ -5,10 +5,11 @@ import subprocess
 
 import pytest
 
-from gang import gang
 from megatron_trainjob.checkpoint_folder import checkpoints
 from megatron_trainjob.exit_codes import ExitCode
-from tiny_run import arguments, train, write_data
+from tests.support.ranks import checkpoint_faults
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = pytest.mark.dist
 
@@ -36,7 +37,7 @@ def test_training_goes_on_while_a_checkpoint_of_the_state_before_is_written(llam
     given = {"train_iters": 5, "save_interval": 3}
     whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=ranks)
     slow = arguments(llama, data, tmp_path / "slow", **given, async_save=True)
-    run = gang(ranks).run("checkpoint_faults:slow_rank", slow, 5, {})[0]
+    run = gloo_ranks(ranks).run(checkpoint_faults.slow_rank, slow, 5, {})[0]
     assert (run.exit_code, run.message) == (0, "")
     assert order(run) == ["1", "2", "3", "4", "5", "saved 3", "saved 5"]
     assert complete(run.folder) == [5, 3]
@@ -47,7 +48,7 @@ def test_training_goes_on_while_a_checkpoint_of_the_state_before_is_written(llam
 
 def test_a_save_that_comes_too_early_waits_for_the_one_before(llama, data, tmp_path):
     given = arguments(llama, data, tmp_path / "run", async_save=True, save_interval=1, train_iters=3)
-    run = gang(1).run("checkpoint_faults:slow_rank", given, 2, {})[0]
+    run = gloo_ranks(1).run(checkpoint_faults.slow_rank, given, 2, {})[0]
     assert run.exit_code == 0
     assert order(run)[:3] == ["1", "2", "saved 1"]
     assert complete(run.folder) == [3, 2, 1]
@@ -55,7 +56,7 @@ def test_a_save_that_comes_too_early_waits_for_the_one_before(llama, data, tmp_p
 
 def test_a_run_that_is_asked_to_stop_publishes_the_pending_checkpoint_and_the_last_state(llama, data, tmp_path):
     given = arguments(llama, data, tmp_path / "run", async_save=True, save_interval=2, train_iters=9)
-    run = gang(1).run("checkpoint_faults:slow_rank", given, 3, {}, stop_at=3)[0]
+    run = gloo_ranks(1).run(checkpoint_faults.slow_rank, given, 3, {}, stop_at=3)[0]
     assert run.exit_code == ExitCode.PREEMPTED
     assert order(run) == ["1", "2", "3", "saved 2", "saved 3"]
     assert complete(run.folder) == [3, 2]
@@ -74,7 +75,7 @@ def test_a_rank_that_cannot_write_ends_all_with_a_clear_error(llama, data, tmp_p
     given = arguments(llama, data, tmp_path / "run", save_interval=1, train_iters=1)
     train(given, ranks=2)
     again = {**given, "train_iters": 4, "lr_decay_iters": 1, "async_save": async_save}
-    ends = gang(2).run("checkpoint_faults:failing_rank", again, bad_rank, {"resume": "Auto", "attempt": 1})
+    ends = gloo_ranks(2).run(checkpoint_faults.failing_rank, again, bad_rank, {"resume": "Auto", "attempt": 1})
     assert [end.exit_code for end in ends] == [ExitCode.OUTPUT_NOT_WRITABLE] * 2
     for end in ends:
         assert f"rank {bad_rank}: [Errno 28] No space left on device" in end.message
@@ -85,7 +86,7 @@ def test_a_rank_that_cannot_write_ends_all_with_a_clear_error(llama, data, tmp_p
 
 def test_an_index_that_cannot_be_written_ends_all_ranks_too(llama, data, tmp_path):
     given = arguments(llama, data, tmp_path / "run", save_interval=1, train_iters=1)
-    ends = gang(2).run("checkpoint_faults:failing_index_rank", given, {})
+    ends = gloo_ranks(2).run(checkpoint_faults.failing_index_rank, given, {})
     assert [end.exit_code for end in ends] == [ExitCode.OUTPUT_NOT_WRITABLE] * 2
     assert "rank 0: [Errno 28] No space left on device" in ends[1].message
     assert complete(ends[0].folder) == []
@@ -95,7 +96,7 @@ def test_a_file_that_cannot_grow_is_a_clear_error_on_every_rank(llama, data, tmp
     given = arguments(llama, data, tmp_path / "run", save_interval=1, train_iters=1)
     train(given, ranks=2)
     again = {**given, "train_iters": 4, "lr_decay_iters": 1}
-    ends = gang(2).run("checkpoint_faults:limited_rank", again, 64 * 1024, {"resume": "Auto", "attempt": 1})
+    ends = gloo_ranks(2).run(checkpoint_faults.limited_rank, again, 64 * 1024, {"resume": "Auto", "attempt": 1})
     assert [end.exit_code for end in ends] == [ExitCode.OUTPUT_NOT_WRITABLE] * 2
     assert all("rank 0: [Errno 27] File too large" in end.message for end in ends)
     assert complete(ends[0].folder) == [1]

@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from control_plane import free_port
+from local_cluster.control_plane import free_port
 from megatron_trainjob.checkpoint_folder import checkpoints
 from megatron_trainjob.exit_codes import ExitCode
-from tiny_run import TinyRun, arguments, read_run, train, write_data
+from tests.support.ranks.tiny_run import TinyRun, arguments, read_run, train, write_data
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 GRACE_S = 30

@@ -8,7 +8,7 @@ from pathlib import Path
 
 def build_slowly(folder: str, seconds: str, log: str) -> None:
     """Builds (or finds) the folder and prints what is in it; each build adds a line to the log."""
-    from megatron_trainer.data.cache import built_once
+    from megatron_trainer.data.storage.cache import built_once
 
     def build(aside: Path) -> None:
         with open(log, "a") as stream:

@@ -6,12 +6,12 @@ import signal
 
 import pytest
 
-import tiny_model
-from megatron_trainer.data import bounded
-from megatron_trainer.data.chat_template import ChatTemplate
-from megatron_trainer.data.template import choose_template
+from megatron_trainer.data.conversation.chat_template import ChatTemplate
+from megatron_trainer.data.conversation.template import choose_template
+from megatron_trainer.data.reading import bounded
 from megatron_trainer.data.values import Message, RowError
 from megatron_trainer.failure import InvalidInput
+from tests.support.models import tiny_model
 
 LOOP = "{% for a in range(99999) %}{% for b in range(99999) %}{{ a * b }}{% endfor %}{% endfor %}"
 GROWTH = "{% set s = namespace(v='ab') %}{% for i in range(60) %}{% set s.v = s.v ~ s.v %}{% endfor %}{{ s.v }}"

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_trainer.data.cache import built_once
+from megatron_trainer.data.storage.cache import built_once
 
 SCRIPT = Path(__file__).parent / "cache_process.py"
 

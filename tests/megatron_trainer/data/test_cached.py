@@ -6,11 +6,11 @@ import datasets
 import numpy as np
 import pytest
 
-from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.prepare import prepare
+from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs
-from text_models import chatml_tokenizer
+from tests.support.models.text_models import chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
 

@@ -7,13 +7,13 @@ import pytest
 from tokenizers import Tokenizer, decoders, models, normalizers, trainers
 from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 
-import real_model
-from megatron_trainer.data.chat_template import ChatTemplate
-from megatron_trainer.data.encode import Encoder, EncodeSettings
-from megatron_trainer.data.messages import parse_messages
-from megatron_trainer.data.row import Record
+from megatron_trainer.data.conversation.chat_template import ChatTemplate
+from megatron_trainer.data.conversation.messages import parse_messages
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.values import RowError
-from text_models import INST, LLAMA3, SENTENCES, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
+from tests.support.models.text_models import INST, LLAMA3, SENTENCES, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
+from tests.support.ranks import real_model
 
 USER = {"role": "user", "content": "Add 12 and 30"}
 SYSTEM = {"role": "system", "content": "Be brief."}

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_trainer.data import command
 from megatron_trainjob.exit_codes import ExitCode
-from text_models import chatml_tokenizer
+from tests.support.models.text_models import chatml_tokenizer
 
 
 @pytest.fixture

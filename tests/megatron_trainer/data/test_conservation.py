@@ -6,12 +6,12 @@ import json
 
 import pytest
 
-from megatron_trainer.data.chat_template import TemplateSettings
-from megatron_trainer.data.encode import Encoder, EncodeSettings
-from megatron_trainer.data.row import Record
+from megatron_trainer.data.conversation.chat_template import TemplateSettings
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.values import Rejection
 from megatron_trainer.failure import InvalidInput
-from text_models import LLAMA3, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
+from tests.support.models.text_models import LLAMA3, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
 
 ASK = {"role": "user", "content": "Where is Paris now?"}
 CALL = {"type": "function", "id": "a", "function": {"name": "look_up", "arguments": {"city": "Paris"}}}

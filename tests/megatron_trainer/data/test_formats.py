@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_trainer.data.formats import Recognition, recognise, with_system
+from megatron_trainer.data.conversation.formats import Recognition, recognise, with_system
 from megatron_trainer.data.values import Message, RowError
 
 PLAIN = Recognition()

@@ -4,9 +4,10 @@ import json
 
 import pytest
 
-import tiny_model
-from gang import gang
-from tiny_run import write_data
+from tests.support.models import tiny_model
+from tests.support.ranks import sample_losses
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import write_data
 
 TOLERANCE = 1e-5  # of a sample's mean loss (nats per token): float32 attention over other shapes
 
@@ -22,7 +23,7 @@ def data(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def alone(llama, data):
-    return gang(1).run("sample_losses:losses", llama, data, {}, way="alone")[0]
+    return gloo_ranks(1).run(sample_losses.losses, llama, data, {}, way="alone")[0]
 
 
 WAYS = {
@@ -46,7 +47,7 @@ WAYS = {
 @pytest.mark.dist
 @pytest.mark.parametrize(("ranks", "layout", "way"), WAYS.values(), ids=WAYS.keys())
 def test_the_loss_of_a_sample_does_not_depend_on_its_company(llama, data, alone, ranks, layout, way):
-    for found in gang(ranks).run("sample_losses:losses", llama, data, layout, way=way):
+    for found in gloo_ranks(ranks).run(sample_losses.losses, llama, data, layout, way=way):
         assert found == pytest.approx(alone, rel=0, abs=TOLERANCE)
     assert len(set(alone)) == 10
 
@@ -56,7 +57,7 @@ def test_a_sliding_window_holds_in_padded_rows_too(model_root, data):
     """The window of 7 tokens is shorter than every conversation: ignored, it changes all losses."""
     model = tiny_model.make("mistral_window", model_root)
     alone, right, left = (
-        gang(1).run("sample_losses:losses", model, data, {}, way=way)[0] for way in ("alone", "right", "left")
+        gloo_ranks(1).run(sample_losses.losses, model, data, {}, way=way)[0] for way in ("alone", "right", "left")
     )
     assert right == pytest.approx(alone, rel=0, abs=TOLERANCE)
     assert left == pytest.approx(alone, rel=0, abs=TOLERANCE)

@@ -5,14 +5,14 @@ import pickle
 
 import pytest
 
-from megatron_trainer.data.encode import Encoder, EncodeSettings
-from megatron_trainer.data.lazy import LazyStore, write_rows
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
 from megatron_trainer.data.prepare import prepare
-from megatron_trainer.data.source import open_source
-from megatron_trainer.data.spec import parse_spec
+from megatron_trainer.data.reading.source import open_source
+from megatron_trainer.data.reading.spec import parse_spec
+from megatron_trainer.data.storage.lazy import LazyStore, write_rows
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainjob.args.tree import TrainArgs
-from text_models import chatml_tokenizer
+from tests.support.models.text_models import chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
 

@@ -2,11 +2,11 @@
 
 import pytest
 
-from megatron_trainer.data.encode import Encoder, EncodeSettings
-from megatron_trainer.data.loss_scale import STRATEGIES
-from megatron_trainer.data.row import Record
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
+from megatron_trainer.data.encoding.loss_scale import STRATEGIES
+from megatron_trainer.data.reading.row import Record
 from megatron_trainjob.args.tree import ARGUMENTS
-from text_models import THINKING, chatml_tokenizer
+from tests.support.models.text_models import THINKING, chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
 END = ("<|im_end|>", 1)

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from megatron_trainer.data.pack import best_fit, fill, pack
+from megatron_trainer.data.ordering.pack import best_fit, fill, pack
 
 
 def rows_of(packing):

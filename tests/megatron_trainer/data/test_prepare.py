@@ -6,12 +6,12 @@ import pickle
 import numpy as np
 import pytest
 
-from megatron_trainer.data.interleave import interleave
+from megatron_trainer.data.ordering.interleave import interleave
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
-from text_models import SMOL, chatml_tokenizer
+from tests.support.models.text_models import SMOL, chatml_tokenizer
 
 
 @pytest.fixture

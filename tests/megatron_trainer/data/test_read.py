@@ -9,13 +9,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_trainer.data.encode import Encoded, Encoder, EncodeSettings
-from megatron_trainer.data.row import Record, parse_row
-from megatron_trainer.data.source import open_source
-from megatron_trainer.data.spec import DatasetSpec, parse_spec
-from megatron_trainer.data.split import VALIDATION
+from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record, parse_row
+from megatron_trainer.data.reading.source import open_source
+from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
+from megatron_trainer.data.reading.split import VALIDATION
 from megatron_trainer.data.values import Rejection, RowError
-from text_models import chatml_tokenizer
+from tests.support.models.text_models import chatml_tokenizer
 
 ROWS = [{"query": f"{n}+1?", "response": str(n + 1)} for n in range(5)]
 
@@ -321,7 +321,7 @@ def test_files_damaged_at_random_are_read_as_far_as_they_go(tmp_path, kind, coun
 
 
 def test_a_line_without_end_is_passed_over_in_bounded_memory(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 100)
+    monkeypatch.setattr("megatron_trainer.data.reading.read.MAX_LINE_BYTES", 100)
     path = tmp_path / "data.jsonl"
     path.write_bytes(b'{"a": 1}\n' + b"x" * 1000 + b'\n{"a": 2}\n')
     assert reasons(path) == [None, (2, "the line is too long"), None]

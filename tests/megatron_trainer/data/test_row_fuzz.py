@@ -6,12 +6,12 @@ from collections import Counter
 
 import pytest
 
-from megatron_trainer.data.encode import LEFT_OUT, Encoder, EncodeSettings
-from megatron_trainer.data.formats import Recognition
-from megatron_trainer.data.row import Record
+from megatron_trainer.data.conversation.formats import Recognition
+from megatron_trainer.data.encoding.encode import LEFT_OUT, Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.values import Rejection
-from row_fuzz import Fuzz
-from template_matrix import MODELS, stop_words, trained_runs
+from tests.support.data.row_fuzz import Fuzz
+from tests.support.data.template_matrix import MODELS, stop_words, trained_runs
 
 TEMPLATES = (
     *("qwen2_5", "qwen3", "qwen3_6", "llama3_1", "deepseekv3", "glm4moe", "gptoss"),

@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from megatron_trainer.data.sample import Sampler, Stretch, WholePass, extended
+from megatron_trainer.data.ordering.sample import Sampler, Stretch, WholePass, extended
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 

@@ -6,12 +6,12 @@ import subprocess
 
 import pytest
 
-import tiny_model
-from megatron_trainer.data.cache import LENGTHS, built_once
-from megatron_trainer.data.fingerprint import source_digest, tokenizer_digest
-from megatron_trainer.data.source import FileSource
+from megatron_trainer.data.reading.source import FileSource
+from megatron_trainer.data.storage.cache import LENGTHS, built_once
+from megatron_trainer.data.storage.fingerprint import source_digest, tokenizer_digest
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
+from tests.support.models import tiny_model
 
 
 def build(aside):

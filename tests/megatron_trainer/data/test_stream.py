@@ -8,18 +8,18 @@ from itertools import islice
 
 import pytest
 
-from megatron_trainer.data import journal
 from megatron_trainer.data.collate import RowShape
-from megatron_trainer.data.encode import Encoder, EncodeSettings
-from megatron_trainer.data.journal import Note
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
 from megatron_trainer.data.loader import micro_batches
-from megatron_trainer.data.source import open_source
-from megatron_trainer.data.spec import parse_spec
-from megatron_trainer.data.stream import Stream, StreamSampler, micro_batches_of
-from megatron_trainer.data.stream_pack import Waiting, pack_window
-from megatron_trainer.data.stream_rows import Mixture, StreamSource
+from megatron_trainer.data.reading.source import open_source
+from megatron_trainer.data.reading.spec import parse_spec
+from megatron_trainer.data.streaming import journal
+from megatron_trainer.data.streaming.items import Stream, StreamSampler, micro_batches_of
+from megatron_trainer.data.streaming.journal import Note
+from megatron_trainer.data.streaming.pack import Waiting, pack_window
+from megatron_trainer.data.streaming.rows import Mixture, StreamSource
 from megatron_trainer.failure import InvalidInput, TrainingError
-from text_models import chatml_tokenizer
+from tests.support.models.text_models import chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
 

@@ -2,13 +2,13 @@
 
 import pytest
 
-from megatron_trainer.data.encode import TOO_LONG, Encoder, EncodeSettings
-from megatron_trainer.data.formats import Recognition
-from megatron_trainer.data.row import Record
-from megatron_trainer.data.template import choose_template
+from megatron_trainer.data.conversation.formats import Recognition
+from megatron_trainer.data.conversation.template import choose_template
+from megatron_trainer.data.encoding.encode import TOO_LONG, Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.values import Rejection
 from megatron_trainer.failure import InvalidInput
-from text_models import SMOL, chatml_tokenizer, llama_tokenizer
+from tests.support.models.text_models import SMOL, chatml_tokenizer, llama_tokenizer
 
 CHAT = [
     {"role": "system", "content": "Be brief."},

@@ -4,9 +4,18 @@ from __future__ import annotations
 
 import pytest
 
-import template_matrix
 from megatron_trainer.data.values import Rejection
-from template_matrix import DOCS, MODELS, ROWS, encoded, reference_text, stop_words, trained_runs, written
+from tests.support.data import template_matrix
+from tests.support.data.template_matrix import (
+    DOCS,
+    MODELS,
+    ROWS,
+    encoded,
+    reference_text,
+    stop_words,
+    trained_runs,
+    written,
+)
 
 REASONS = (
     "the chat template leaves out a thought",
@@ -69,4 +78,4 @@ def test_the_text_is_that_of_the_template_unless_something_would_be_missing(mode
 def test_the_table_in_the_docs_is_up_to_date():
     text = DOCS.read_text(encoding="utf-8")
     assert template_matrix.START in text
-    assert written(text) == text, "run python tests/template_matrix.py --write"
+    assert written(text) == text, "run python tests/support/data/template_matrix.py --write"

@@ -7,11 +7,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from megatron_trainer.data.read import MAX_GROWTH, read_file
-from megatron_trainer.data.source import open_source
-from megatron_trainer.data.spec import parse_spec
+from megatron_trainer.data.reading.read import MAX_GROWTH, read_file
+from megatron_trainer.data.reading.source import open_source
+from megatron_trainer.data.reading.spec import parse_spec
 from megatron_trainer.data.values import RowError
-from no_files import NO_FILES, lay
+from tests.support.data.no_files import NO_FILES, lay
 
 
 def repeated(text, count):
@@ -75,8 +75,8 @@ def test_long_texts_that_many_rows_share_are_read_a_few_at_a_time(tmp_path):
 @pytest.mark.parametrize("name", ["train.jsonl.gz", "train.json.gz", "train.csv.gz", "train.txt.gz"])
 @pytest.mark.parametrize("content", [b"\n", b"a", b"[", b" "])
 def test_a_bomb_ends_with_a_reason(tmp_path, monkeypatch, name, content):
-    monkeypatch.setattr("megatron_trainer.data.read.FREE_GROWTH_BYTES", 2**20)
-    monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 2**19)
+    monkeypatch.setattr("megatron_trainer.data.reading.read.FREE_GROWTH_BYTES", 2**20)
+    monkeypatch.setattr("megatron_trainer.data.reading.read.MAX_LINE_BYTES", 2**19)
     path = tmp_path / name
     with gzip.open(path, "wb") as file:
         for _ in range(32):
@@ -108,7 +108,7 @@ def test_the_rows_before_a_damaged_place_are_read(tmp_path, rest):
 
 
 def test_a_row_of_an_array_may_be_as_long_as_a_line(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_trainer.data.read.MAX_LINE_BYTES", 2**21)
+    monkeypatch.setattr("megatron_trainer.data.reading.read.MAX_LINE_BYTES", 2**21)
     path = tmp_path / "train.json"
     path.write_text(json.dumps([{"text": "a" * 2**20}, {"text": "a" * 2**23}, {"text": "b"}]))
     first, second = [row for _, row in read_file(path)]

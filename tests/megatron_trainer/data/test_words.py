@@ -9,10 +9,10 @@ import pytest
 import regex
 from tokenizers import Regex, Tokenizer, normalizers, pre_tokenizers
 
-from megatron_trainer.data import words
-from megatron_trainer.data.tokens import tokenization
-from megatron_trainer.data.words import words_of
-from text_models import SENTENCES, chatml_tokenizer
+from megatron_trainer.data.encoding import words
+from megatron_trainer.data.encoding.tokens import tokenization
+from megatron_trainer.data.encoding.words import words_of
+from tests.support.models.text_models import SENTENCES, chatml_tokenizer
 
 GPT2 = pre_tokenizers.ByteLevel(add_prefix_space=False)
 DIGITS = pre_tokenizers.Sequence([pre_tokenizers.Digits(individual_digits=True), GPT2])

@@ -6,7 +6,7 @@ import pytest
 
 from megatron_trainer.report import Answer, CheckpointRecord, FinishRecord, PhaseRecord, duration
 from megatron_trainer.report.console import Console, has_perplexity, log_line, perplexity
-from report_records import evaluation, log_record, run_info
+from tests.support.data.report_records import evaluation, log_record, run_info
 
 
 def written(*events):

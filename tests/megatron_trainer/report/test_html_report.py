@@ -8,7 +8,7 @@ import pytest
 from megatron_trainer.report import Answer, CheckpointRecord, FinishRecord, PhaseRecord
 from megatron_trainer.report.html_report import HtmlReport, render
 from megatron_trainer.report.jsonl import checkpoint_row, eval_row, log_row
-from report_records import EPOCH, Clock, evaluation, log_record, run_info
+from tests.support.data.report_records import EPOCH, Clock, evaluation, log_record, run_info
 
 VOID = {"meta"}
 

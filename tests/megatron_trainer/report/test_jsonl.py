@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from megatron_trainer.report import CheckpointRecord
 from megatron_trainer.report.jsonl import STEP_KEYS, Jsonl, log_row, losses_in, read_rows
-from report_records import evaluation, log_record, run_info
+from tests.support.data.report_records import evaluation, log_record, run_info
 
 
 def sink(path, **changes):

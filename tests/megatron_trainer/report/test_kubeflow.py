@@ -10,7 +10,7 @@ import pytest
 from megatron_trainer.report import FinishRecord, PhaseRecord
 from megatron_trainer.report.kubeflow import KubeflowPush, Server, server_from, status
 from megatron_trainjob.progress import Progress
-from report_records import EPOCH, Clock, log_record, run_info
+from tests.support.data.report_records import EPOCH, Clock, log_record, run_info
 
 
 @contextmanager

@@ -4,7 +4,7 @@ from megatron_trainer.report import CheckpointRecord, FinishRecord, PhaseRecord
 from megatron_trainer.report.progress_file import ProgressFile
 from megatron_trainjob import progress
 from megatron_trainjob.progress import Progress
-from report_records import EPOCH, Clock, evaluation, log_record, run_info
+from tests.support.data.report_records import EPOCH, Clock, evaluation, log_record, run_info
 
 
 def opened(tmp_path, clock):

@@ -9,7 +9,7 @@ from megatron_trainer.report import CheckpointRecord, FinishRecord, open_reporte
 from megatron_trainer.report.jsonl import read_rows
 from megatron_trainjob import progress
 from megatron_trainjob.args.tree import TrainArgs
-from report_records import Clock, evaluation, run_info, step
+from tests.support.data.report_records import Clock, evaluation, run_info, step
 
 LOSSES = [4.0, 3.1, 3.3, 2.7, 2.9, 2.45, 2.55, 2.3, 2.1, 2.25, 2.0, 1.9]
 TIMES = ("elapsed_time", "remaining_time", "elapsed_s", "remaining_s", "time")

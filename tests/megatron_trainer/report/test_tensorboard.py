@@ -6,7 +6,7 @@ import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from megatron_trainer.report.tensorboard import Choices, TensorBoard
-from report_records import Clock, evaluation, log_record, run_info
+from tests.support.data.report_records import Clock, evaluation, log_record, run_info
 
 
 def opened(folder, start_iteration=0, consumed_samples=0, **choices):

@@ -7,7 +7,7 @@ import pytest
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.report import FinishRecord
 from megatron_trainer.report.weights_and_biases import WeightsAndBiases
-from report_records import evaluation, log_record, run_info
+from tests.support.data.report_records import evaluation, log_record, run_info
 
 
 def test_a_missing_package_is_a_problem_with_a_remedy(tmp_path, monkeypatch):

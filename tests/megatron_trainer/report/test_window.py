@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from megatron_trainer.report import window
-from report_records import run_info, step
+from tests.support.data.report_records import run_info, step
 
 
 def summary(steps, **changes):

@@ -8,7 +8,7 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read
 from megatron_trainjob.memory import estimate
 from megatron_trainjob.memory.estimate import OVERHEAD_BYTES
-from model_configs import PUBLISHED
+from tests.support.models.model_configs import PUBLISHED
 
 # Per layer: qkv 8 * (8 + 2 * 4) = 128, proj 64, mlp 3 * 8 * 16 = 384 -> 576 split; norms 16 whole. Embedding 80.
 TINY = {

@@ -3,7 +3,7 @@
 import pytest
 
 from megatron_trainjob.families import read
-from model_configs import PUBLISHED
+from tests.support.models.model_configs import PUBLISHED
 
 SMALL = {
     "vocab_size": 100,

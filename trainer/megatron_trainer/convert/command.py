@@ -14,7 +14,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from megatron_trainer.failure import TrainingError
-from megatron_trainjob.args import status
+from megatron_trainjob.args import availability as status
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs

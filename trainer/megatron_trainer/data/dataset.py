@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_trainer.data.lazy import LazyStore
-from megatron_trainer.data.store import Store
+from megatron_trainer.data.storage.lazy import LazyStore
+from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.values import Pair, Sample
 
 

@@ -10,8 +10,8 @@ import torch
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from megatron_trainer.data.collate import RowShape, collate
-from megatron_trainer.data.sample import Sampler, WholePass
-from megatron_trainer.data.stream import Stream, StreamSampler, micro_batches_of
+from megatron_trainer.data.ordering.sample import Sampler, WholePass
+from megatron_trainer.data.streaming.items import Stream, StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Item, MicroBatch
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode

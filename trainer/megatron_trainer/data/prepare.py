@@ -18,11 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
-from megatron_trainer.data.arrange import mix, repeat, shuffled, split_off
-from megatron_trainer.data.cached import open_cached, open_validation
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
-from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
-from megatron_trainer.data.pack import fill, pack
+from megatron_trainer.data.ordering.arrange import mix, repeat, shuffled, split_off
+from megatron_trainer.data.ordering.pack import fill, pack
+from megatron_trainer.data.reading.load import Loaded, Loader, Progress, with_numbers
+from megatron_trainer.data.reading.row import parse_row
 from megatron_trainer.data.report import (
     DataReport,
     PackingReport,
@@ -31,11 +31,11 @@ from megatron_trainer.data.report import (
     loud_notes,
     source_report,
 )
-from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.settings import DataSettings, data_settings
 from megatron_trainer.data.show import examples
-from megatron_trainer.data.store import Store
-from megatron_trainer.data.stream import Stream
+from megatron_trainer.data.storage.cached import open_cached, open_validation
+from megatron_trainer.data.storage.store import Store
+from megatron_trainer.data.streaming.items import Stream
 from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.exit_codes import ExitCode

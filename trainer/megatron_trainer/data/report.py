@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_trainer.data.dataset import Items
-from megatron_trainer.data.lazy import LazyStore
-from megatron_trainer.data.store import Dropped, Store
+from megatron_trainer.data.storage.lazy import LazyStore
+from megatron_trainer.data.storage.store import Dropped, Store
 
 DATA_REPORT = "data_report.json"
 """File of a run's folder that holds the report."""

@@ -7,11 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from megatron_trainer.data.chat_template import TemplateSettings
 from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
-from megatron_trainer.data.encode import EncodeSettings
-from megatron_trainer.data.formats import Recognition
-from megatron_trainer.data.spec import DatasetSpec, parse_spec
+from megatron_trainer.data.conversation.chat_template import TemplateSettings
+from megatron_trainer.data.conversation.formats import Recognition
+from megatron_trainer.data.encoding.encode import EncodeSettings
+from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
 from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file

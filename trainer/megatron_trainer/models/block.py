@@ -19,8 +19,8 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from megatron_trainer.attention import CoreAttention
 from megatron_trainer.models.layers import AttentionOnPlainQueries, PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
+from megatron_trainer.models.local_attention import CoreAttention
 from megatron_trainer.models.spec import ModelSpec
 
 Implementation = Literal["local", "transformer_engine"]

@@ -10,9 +10,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_trainjob.args import rules
+from megatron_trainjob.args.availability import objection, remark
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
-from megatron_trainjob.args.status import objection, remark
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import WrongValue, read_value
 from megatron_trainjob.violation import Severity, Violation, errors, warnings

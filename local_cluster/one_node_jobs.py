@@ -1,0 +1,80 @@
+"""What jobs on the one-node cluster need: volumes that are folders of this machine, and the trainer's packages."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from local_cluster import one_node
+from local_cluster.control_plane import ControlPlane
+from local_cluster.images import ENVIRONMENT, SITE_PACKAGES, TRAINER_IMAGE
+
+Object = Mapping[str, Any]
+SIZE = {"storage": "5Gi"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Claims:
+    """Claims of one namespace; each is a folder below `folder`, which any user may write to."""
+
+    plane: ControlPlane
+    namespace: str
+    folder: Path
+
+    def claim(self, name: str) -> Path:
+        """The folder of a claim."""
+        return self.folder / name
+
+    def kill(self, pod: str) -> None:
+        """Ends the first process of a pod's container, as the kernel does when memory is short."""
+        os.kill(one_node.container_pid(self.plane, self.namespace, pod), signal.SIGKILL)
+
+    def offer(self, name: str) -> None:
+        """A volume for the claim of this name, which somebody else makes."""
+        self.claim(name).mkdir(parents=True, exist_ok=True)
+        self.claim(name).chmod(0o777)
+        self._make_volume(name, self.claim(name), "ReadWriteMany")
+
+    def provide(self, name: str, folder: Path) -> None:
+        """A claim that shows an existing folder, read only."""
+        self._make_volume(name, folder, "ReadOnlyMany")
+        spec = {"accessModes": ["ReadOnlyMany"], "storageClassName": "", "resources": {"requests": SIZE}}
+        path = f"/api/v1/namespaces/{self.namespace}/persistentvolumeclaims"
+        self.plane.create(path, {"metadata": {"name": name}, "spec": spec})
+
+    def _make_volume(self, name: str, folder: Path, mode: str) -> None:
+        spec = {
+            "capacity": SIZE,
+            "accessModes": [mode],
+            "persistentVolumeReclaimPolicy": "Retain",
+            "claimRef": {"namespace": self.namespace, "name": name},
+            "hostPath": {"path": str(folder), "type": "Directory"},
+        }
+        body = {"metadata": {"name": f"{self.namespace}-{name}"}, "spec": spec}
+        self.plane.create("/api/v1/persistentvolumes", body)
+
+
+def provide_environment(claims: Claims) -> None:
+    """The claim with the Python packages that `on_the_node` mounts."""
+    claims.provide("environment", SITE_PACKAGES)
+
+
+def on_the_node(job: Object, *, read: Mapping[str, str] = {}) -> dict[str, Any]:
+    """The job with the image that the node has and its packages; `read` are more claims by mount path, read only."""
+    claims = {ENVIRONMENT: "environment", **read}
+    volumes = [
+        {"name": name, "persistentVolumeClaim": {"claimName": name, "readOnly": True}} for name in claims.values()
+    ]
+    mounts = [{"name": name, "mountPath": path, "readOnly": True} for path, name in claims.items()]
+    spec = job["spec"]
+    more = {
+        "image": TRAINER_IMAGE,
+        "env": [*spec.get("env", ()), {"name": "PYTHONPATH", "value": ENVIRONMENT}],
+        "volumes": [*spec.get("volumes", ()), *volumes],
+        "volumeMounts": [*spec.get("volumeMounts", ()), *mounts],
+    }
+    return {**job, "spec": {**spec, **more}}

@@ -1,0 +1,141 @@
+"""The ValidatingAdmissionPolicy beside the CRD: unknown names and rules between fields, judged when spec changes.
+
+The API server evaluates it itself, without a server of ours. It says every problem in one message, as the webhook
+does; the nearest known name and what needs a look at lists of objects are left to webhook and operator.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.api.schema.parts import changes
+from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_trainjob.args import admission
+from megatron_trainjob.args import schema as arguments
+from megatron_trainjob.args.rules.condition import cel_literal
+
+Object = dict[str, Any]
+NAME = f"{names.PLURAL}.{names.GROUP}"
+KUBERNETES = "admissionregistration.k8s.io/v1"
+SPEC_CHANGED = "oldObject == null || object.spec != oldObject.spec"
+UNKNOWN = "unknown field; kubectl explain mtj.spec --recursive lists the known ones"
+FIXED = "changes only while spec.suspend is true; suspend first"
+
+# Whether an elastic job changes its size within its own bounds, those from before the change.
+RESIZES = (
+    "oldObject != null && has(oldObject.spec.elasticPolicy)"
+    " && object.spec.numNodes >= oldObject.spec.elasticPolicy.minNodes"
+    " && object.spec.numNodes <= oldObject.spec.elasticPolicy.maxNodes"
+)
+
+
+def documents() -> tuple[Object, ...]:
+    """The policies, of problems and of warnings, each with the binding that puts it into force everywhere."""
+    return (
+        policy(NAME, _variables(), failure="Fail"),
+        _binding(NAME, "Deny"),
+        policy(f"warnings.{NAME}", _remarks(), failure="Ignore"),
+        _binding(f"warnings.{NAME}", "Warn"),
+    )
+
+
+def _binding(name: str, action: str) -> Object:
+    return {
+        "apiVersion": KUBERNETES,
+        "kind": "ValidatingAdmissionPolicyBinding",
+        "metadata": {"name": name},
+        "spec": {"policyName": name, "validationActions": [action]},
+    }
+
+
+def policy(name: str, variables: list[Object], *, failure: str) -> Object:
+    """A policy over the variable `problems`, a list of texts.
+
+    A job whose spec stays as it is may always be written: rules get stricter with time.
+    """
+    rule = {
+        "apiGroups": [names.GROUP],
+        "apiVersions": [names.VERSION],
+        "operations": ["CREATE", "UPDATE"],
+        "resources": [names.PLURAL],
+    }
+    return {
+        "apiVersion": KUBERNETES,
+        "kind": "ValidatingAdmissionPolicy",
+        "metadata": {"name": name},
+        "spec": {
+            "failurePolicy": failure,
+            "matchConstraints": {"resourceRules": [rule]},
+            "matchConditions": [{"name": "spec-changed", "expression": SPEC_CHANGED}],
+            "variables": variables,
+            "validations": [
+                {
+                    "expression": "size(variables.problems) == 0",
+                    "messageExpression": "variables.problems.join('; ')",
+                    "message": "too many problems for one message; mtj validate FILE says them all",
+                    "reason": "Invalid",
+                }
+            ],
+        },
+    }
+
+
+def _variables() -> list[Object]:
+    unknown = " + ".join(_unknown(path, known) for path, known in records())
+    checks = ", ".join(f"{each.holds} ? '' : {cel_literal(each.message)}" for each in admission.checks())
+    expressions = {
+        "spec": "object.spec",
+        "args": "object.spec.?args.orValue({})",
+        "unknown": unknown,
+        "resizes": RESIZES,
+        "fixed": _fixed(),
+        "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}')"
+        f" + variables.fixed.map(name, 'spec.' + name + ' {FIXED}') + [{checks}].filter(message, message != '')",
+    }
+    return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+
+
+def _remarks() -> list[Object]:
+    """The variables of the policy that only warns."""
+    checks = ", ".join(f"{each.holds} ? '' : {cel_literal(each.message)}" for each in admission.remarks())
+    expressions = {
+        "args": "object.spec.?args.orValue({})",
+        "problems": f"[{checks}].filter(message, message != '')",
+    }
+    return [{"name": name, "expression": expression} for name, expression in expressions.items()]
+
+
+def _fixed() -> str:
+    """The fields that changed although the job, as it was, is not suspended."""
+    fields = cel_literal(changed_while_suspended())
+    may_change = "oldObject == null || oldObject.spec.?suspend.orValue(false)"
+    is_new = "object.spec[?name] != oldObject.spec[?name] && !(name == 'numNodes' && variables.resizes)"
+    return f"{may_change} ? [] : {fields}.filter(name, {is_new})"
+
+
+def changed_while_suspended() -> tuple[str, ...]:
+    """The fields of spec that pods are made from: they change only while there are none, as with Job and Kueue."""
+    declared = [name for name, when in changes(spec_schema()) if "." not in name and when == "WhileSuspended"]
+    return ("args", *declared)
+
+
+def _unknown(path: str, known: list[str]) -> str:
+    """The paths of the unknown names in this object, as a list."""
+    record = "object" + "".join(f".?{part}" for part in path.split(".")) + ".orValue({})"
+    return f"{record}.filter(name, !(name in {cel_literal(tuple(known))})).map(name, '{path}.' + name)"
+
+
+def records() -> Iterator[tuple[str, list[str]]]:
+    """(path, known names) of every object of the manifest that is ours to define, lists left out."""
+    spec = spec_schema()
+    with_args = {**spec, "properties": {**spec["properties"], "args": arguments.arguments_schema()}}
+    yield from _records(with_args, "spec")
+
+
+def _records(schema: Mapping[str, Any], path: str) -> Iterator[tuple[str, list[str]]]:
+    if schema.get("x-record"):
+        yield path, sorted(schema["properties"])
+        for name, part in schema["properties"].items():
+            yield from _records(part, f"{path}.{name}")

@@ -1,0 +1,158 @@
+"""mtj plan: what a manifest means for the machines: parallel layout, batch arithmetic, memory. Starts nothing."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Mapping
+from typing import Any
+
+from rich.table import Table
+
+from megatron_operator import gpu_memory
+from megatron_operator.cli.load import Loaded, add_manifest, load
+from megatron_operator.cli.output import INVALID, OK, out, show_table, show_violations, show_warnings, table
+from megatron_operator.core import rank_layout as layout
+from megatron_operator.core.desired.quantity import amount
+from megatron_operator.core.job import Job
+from megatron_operator.core.rank_layout import Rank
+from megatron_trainjob import memory
+from megatron_trainjob.args import derive
+from megatron_trainjob.families.check import check
+from megatron_trainjob.memory import MemoryEstimate, RankMemory
+
+MAX_RANKS = 64
+GIB = 1024**3
+
+
+def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the command."""
+    command = commands.add_parser("plan", help="show parallel layout, batch arithmetic and memory of a manifest")
+    add_manifest(command)
+    command.add_argument("--all-ranks", action="store_true", help=f"list all ranks, not only the first {MAX_RANKS}")
+    command.add_argument(
+        "--gpu-memory", type=_size, help="memory of one GPU, for example 80Gi (default: what node labels tell)"
+    )
+    command.set_defaults(command=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    """0 with the tables, 2 with every problem."""
+    loaded = load(arguments, local=False)
+    if loaded.job is None:
+        show_violations(arguments.file, loaded.violations)
+        return INVALID
+    show_warnings(loaded.job.warnings)
+    show_sizes(loaded.job)
+    show_ranks(loaded.job, loaded.hf_config, limit=None if arguments.all_ranks else MAX_RANKS)
+    show_batches(loaded)
+    show_memory(loaded, arguments.gpu_memory or gpu_memory.of_job(loaded.job))
+    return OK
+
+
+def show_sizes(job: Job) -> None:
+    """One line: how the processes are divided."""
+    size = layout.sizes(job)
+    out.print(
+        f"[bold]{job.name}[/]: {job.num_nodes} x {job.nproc_per_node} = {job.world_size} ranks = "
+        f"tp {size.tensor} x cp {size.context} x dp {size.data} x pp {size.pipeline}"
+    )
+
+
+def show_ranks(job: Job, hf_config: Mapping[str, Any] | None, *, limit: int | None) -> None:
+    """Which rank holds which layers, which part of each weight, which part of the data."""
+    size = layout.sizes(job)
+    rows = layout.ranks(job, layout.num_layers(job, hf_config))
+    has_experts = size.expert * size.expert_tensor > 1 or bool(job.args.num_experts)
+    columns = ("rank", "node", "gpu", "tp", "cp", "dp", "pp", *(("ep", "etp") if has_experts else ()), "layers", "data")
+    shown = table("layout", *columns)
+    for row in rows[:limit]:
+        shown.add_row(*_cells(row, size.data, has_experts=has_experts))
+    show_table(shown)
+    if limit is not None and len(rows) > limit:
+        out.print(f"[dim]... {len(rows) - limit} more; --all-ranks lists them[/]")
+
+
+def show_batches(loaded: Loaded) -> None:
+    """How samples become steps."""
+    job = loaded.job
+    assert job is not None
+    size = layout.sizes(job)
+    length = derive.sequence_length(job.args, loaded.hf_config or {})
+    items = "packed rows" if job.args.packing else "pairs" if job.task == "rlhf" else "samples"
+    most_tokens = (length or 0) * job.args.global_batch_size * derive.sequences_per_item(job.args, job.task)
+    rows = [
+        ("micro-batch", f"{job.args.micro_batch_size} {items} a rank"),
+        ("data parallel", f"{size.data} ranks"),
+        ("micro-batches a step", str(derive.num_micro_batches(job.args, job.world_size))),
+        ("global batch", f"{job.args.global_batch_size} {items} a step"),
+        ("sequence length", "of the longest sample" if length is None else f"at most {length} tokens"),
+        ("tokens a step", "" if length is None else f"at most {most_tokens}"),
+        ("length of the run", _run_length(job)),
+        ("learning rate", f"{derive.learning_rate(job.args):g}"),
+        ("checkpoints", f"every {job.args.save_interval} steps to {job.save_directory}"),
+    ]
+    shown = table("batches", "", "")
+    shown.show_header = False
+    for label, value in rows:
+        if value:
+            shown.add_row(f"[dim]{label}[/]", value)
+    show_table(shown)
+
+
+def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
+    """What each stage needs of a GPU, and whether it is there."""
+    assert loaded.job is not None
+    if loaded.hf_config is None:
+        out.print("[dim]memory: unknown, for the model's config.json cannot be read here[/]")
+        return
+    model = check(loaded.hf_config, loaded.job.args).model
+    assert model is not None  # loading has refused a config.json that means nothing
+    estimate = memory.estimate(loaded.job.args, model, loaded.job.world_size, task=loaded.job.task)
+    show_table(_memory_table(estimate))
+    out.print(
+        f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trained, "
+        f"{estimate.tokens} tokens of a micro-batch on a rank[/]"
+    )
+    if gpu_bytes is not None:
+        out.print(_fits(estimate.peak, gpu_bytes))
+
+
+def _size(text: str) -> int:
+    """Bytes of a quantity on the command line."""
+    try:
+        return int(amount(text))
+    except ValueError as problem:
+        raise argparse.ArgumentTypeError(str(problem)) from problem
+
+
+def _memory_table(estimate: MemoryEstimate) -> Table:
+    has_reference = any(stage.reference for stage in estimate.stages)
+    reference = ("reference",) if has_reference else ()
+    parts = ("weights", *reference, "gradients", "optimizer", "activations", "logits", "overhead", "total")
+    shown = table("memory of a rank, GiB (estimate)", "stage", *parts)
+    for stage in estimate.stages:
+        shown.add_row(str(stage.stage), *(f"{getattr(stage, part) / GIB:.2f}" for part in parts))
+    return shown
+
+
+def _fits(peak: RankMemory, gpu_bytes: int) -> str:
+    need, have = peak.total / GIB, gpu_bytes / GIB
+    if need <= have:
+        return f"[green]fits[/]: {need:.1f} of {have:.0f} GiB"
+    return (
+        f"[red]does not fit[/]: {need:.1f} of {have:.0f} GiB; split the model further (tensor_model_parallel_size, "
+        "pipeline_model_parallel_size), recompute (recompute_granularity full), or shorten max_length"
+    )
+
+
+def _cells(row: Rank, num_shards: int, *, has_experts: bool) -> list[str]:
+    experts = [row.expert, row.expert_tensor] if has_experts else []
+    numbers = [row.rank, row.node, row.local_rank, row.tensor, row.context, row.data, row.pipeline, *experts]
+    layers = "?" if row.layers is None else f"{row.layers[0]}-{row.layers[1] - 1}"
+    return [*map(str, numbers), layers, f"{row.data + 1} of {num_shards}"]
+
+
+def _run_length(job: Job) -> str:
+    epochs = "" if job.args.max_epochs is None else f"{job.args.max_epochs} epochs"
+    steps = "" if job.args.train_iters is None else f"{job.args.train_iters} steps"
+    return " or ".join(part for part in (steps, epochs) if part)

@@ -1,0 +1,145 @@
+"""Carries a plan out on a cluster: status first, then deletions, patches, creations, events.
+
+Stops at the first refusal; whoever calls looks again later. Takes no decision.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterable, Mapping
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.cluster.kubernetes.events import Recorder
+from megatron_operator.cluster.kubernetes.resource import CLAIM, JOB, RESOURCES, Resource
+from megatron_operator.cluster.kubernetes.status import write_status
+from megatron_operator.core.observe import is_owned
+from megatron_operator.core.plan import Event, Patch, Plan, Ref
+
+Object = Mapping[str, Any]
+logger = logging.getLogger(__name__)
+
+
+class ForeignObject(Exception):
+    """An object of the wanted name exists and is not the job's; the operator leaves it alone."""
+
+
+class Predecessor(ForeignObject):
+    """The object is of a deleted job of the same name, and goes as soon as the garbage collector comes to it."""
+
+
+async def apply(
+    client: Client,
+    recorder: Recorder,
+    job: Object,
+    plan: Plan,
+    now: float,
+    *,
+    on_written: Callable[[Resource, Object], None],
+) -> None:
+    """Carries out the plan. on_written hears of every object that the server answered with.
+
+    Raises ApiError, or ForeignObject when a wanted name is taken.
+    """
+    if plan.status is not None:
+        written = await write_status(client, job, plan.status)
+        if written.job is not job:
+            on_written(JOB, written.job)
+        if written.refusal:
+            await _show_refusal(recorder, job, written.refusal, now)
+    try:
+        await _change(client, job, plan, on_written)
+    except (ApiError, ForeignObject):
+        # A transition that is written down is told of now: the next look, which does the rest, sees none.
+        if plan.status is not None:
+            await _tell(recorder, job, plan, now)
+        raise
+    await _tell(recorder, job, plan, now)
+
+
+async def _show_refusal(recorder: Recorder, job: Object, refusal: ApiError, now: float) -> None:
+    """Says what is missing in the status, on the job and in the log."""
+    metadata = job["metadata"]
+    logger.warning(
+        "status written in part namespace=%s job=%s error=%.1000s", metadata["namespace"], metadata["name"], refusal
+    )
+    message = f"The API server refused a part of the status; the rest is written. {refusal.message}"[:1024]
+    await recorder.post(job, Event(type="Warning", reason="StatusIncomplete", message=message), now)
+
+
+async def _change(client: Client, job: Object, plan: Plan, on_written: Callable[[Resource, Object], None]) -> None:
+    namespace = job["metadata"]["namespace"]
+    await _all(_delete(client, namespace, ref, on_written) for ref in plan.delete)
+    await _all(_patch(client, namespace, patch, on_written) for patch in plan.patch)
+    # A pod is refused, or waits, without the objects it refers to: those come first.
+    await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] != "Pod")
+    await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] == "Pod")
+
+
+async def _tell(recorder: Recorder, job: Object, plan: Plan, now: float) -> None:
+    for event in plan.events:
+        await recorder.post(job, event, now)
+
+
+async def _all(requests: Iterable[Awaitable[None]]) -> None:
+    """Runs them at once and waits for every one; then raises the first error, if any."""
+    results = await asyncio.gather(*requests, return_exceptions=True)
+    for result in results:
+        if isinstance(result, BaseException):
+            raise result
+
+
+async def _delete(client: Client, namespace: str, ref: Ref, on_written: Callable[[Resource, Object], None]) -> None:
+    resource = RESOURCES[ref.api_version, ref.kind]
+    answer = await client.delete(resource, namespace, ref.name, uid=ref.uid, grace_period_s=ref.grace_period_s)
+    if answer and answer.get("kind") == ref.kind:
+        on_written(resource, answer)
+
+
+async def _patch(client: Client, namespace: str, patch: Patch, on_written: Callable[[Resource, Object], None]) -> None:
+    resource = RESOURCES[patch.api_version, patch.kind]
+    answer = await client.patch(resource, namespace, patch.name, patch.body, subresource=patch.subresource)
+    on_written(resource, answer)
+
+
+async def _create(client: Client, job: Object, body: Object, on_written: Callable[[Resource, Object], None]) -> None:
+    """Makes the object; one that is there already and belongs to the job is as good."""
+    resource = RESOURCES[body["apiVersion"], body["kind"]]
+    namespace, name = job["metadata"]["namespace"], body["metadata"]["name"]
+    try:
+        on_written(resource, await client.create(resource, namespace, body))
+        return
+    except ApiError as error:
+        if not error.already_exists:
+            raise
+    if resource is CLAIM:  # a claim outlives its job on purpose: the next job of this name goes on with it
+        on_written(resource, {**body, "metadata": {**body["metadata"], "namespace": namespace}})
+        return
+    found = await client.get(resource, namespace, name)
+    kind = body["kind"]
+    if found and _is_of_predecessor(found, job):
+        raise Predecessor(f"{kind} {name} of the deleted job of this name is still there")
+    if found and not is_owned(found, job["metadata"]["uid"]):
+        raise ForeignObject(f"{kind} {name} exists and is not this job's; delete it or rename the job")
+    if found and not _is_labeled(found, job):
+        raise ForeignObject(
+            f"{kind} {name} has lost its label {names.LABEL_JOB_NAME}; delete it or set the label again"
+        )
+    if found:
+        on_written(resource, found)
+
+
+def _is_of_predecessor(found: Object, job: Object) -> bool:
+    """Whether the object's controlling owner is another job of this name: one that is gone, then."""
+    owners = found["metadata"].get("ownerReferences") or ()
+    controllers = [owner for owner in owners if owner.get("controller") and owner["kind"] == names.KIND]
+    metadata = job["metadata"]
+    return any(owner["name"] == metadata["name"] and owner["uid"] != metadata["uid"] for owner in controllers)
+
+
+def _is_labeled(found: Object, job: Object) -> bool:
+    """Whether watches show the object: they select by the job's label, which anybody who may edit it can take off."""
+    labels = found["metadata"].get("labels") or {}
+    return bool(labels.get(names.LABEL_JOB_NAME) == job["metadata"]["name"])

@@ -1,0 +1,117 @@
+"""Why placed pods do not start, from their events: a volume that is not mounted, a sandbox that is not made.
+
+Nothing in a pod's status says so, and a watch of all events of a cluster would cost more than all other watches: the
+newest events of a few silent pods are asked for, again after growing pauses.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.cluster.kubernetes.resource import EVENT
+from megatron_operator.core.observe import Pod
+from megatron_operator.guard import Guard, shortened
+
+Object = Mapping[str, Any]
+MAX_ASKED_AT_ONCE = 8
+MAX_REMEMBERED = 100_000
+PAUSE_S = (3.0, 30.0)
+# A sandbox that cannot be made is given up and tried again: that is no progress.
+NO_PROGRESS = frozenset({"SandboxChanged"})
+MAX_REASON_CHARACTERS = 128
+MAX_MESSAGE_CHARACTERS = 1024
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What is known of one silent pod; times are those of the event loop. reason: "" without a warning."""
+
+    first_seen_s: float
+    next_s: float
+    reason: str = ""
+    message: str = ""
+
+
+class PodEvents:
+    """The newest warnings about pods that have a node and do not start."""
+
+    def __init__(self, client: Client, guard: Guard) -> None:
+        self._client = client
+        self._guard = guard
+        self._asked: OrderedDict[str, Asked] = OrderedDict()
+
+    async def explain(self, namespace: str, pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
+        """The pods, those that do not start with the warning that their newest event is."""
+        silent = [pod for pod in pods if is_silent(pod)]
+        if not silent:
+            return pods
+        now = asyncio.get_running_loop().time()
+        known = {pod.uid: self._known(pod, now) for pod in silent}
+        due = sorted((pod for pod in silent if known[pod.uid].next_s <= now), key=lambda pod: known[pod.uid].next_s)
+        asked = due[:MAX_ASKED_AT_ONCE]
+        answers = await asyncio.gather(*(self._ask(namespace, pod, known[pod.uid], now) for pod in asked))
+        known |= {pod.uid: answer for pod, answer in zip(asked, answers, strict=True)}
+        self._remember(known)
+        return tuple(_explained(pod, known[pod.uid]) if pod.uid in known else pod for pod in pods)
+
+    def _known(self, pod: Pod, now: float) -> Asked:
+        """What is known of the pod; a new one is asked about after the first pause, for most start within it."""
+        return self._asked.get(pod.uid) or Asked(first_seen_s=now, next_s=now + PAUSE_S[0])
+
+    def _remember(self, known: Mapping[str, Asked]) -> None:
+        """Forgets the pods that were silent longest ago when there are too many."""
+        for uid, asked in known.items():
+            self._asked[uid] = asked
+            self._asked.move_to_end(uid)
+        while len(self._asked) > MAX_REMEMBERED:
+            self._asked.popitem(last=False)
+
+    async def _ask(self, namespace: str, pod: Pod, before: Asked, now: float) -> Asked:
+        """What is known of the pod after its events were asked for."""
+        pause_s = min(max(now - before.first_seen_s, PAUSE_S[0]), PAUSE_S[1])
+        after = replace(before, next_s=now + pause_s)
+        parameters = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "100"}
+        try:
+            page = await self._client.list_page(EVENT, namespace, parameters, metadata_only=False)
+            reason, message = self._guard.read("events", _read_page, page) or ("", "")
+            after = replace(after, reason=reason, message=message)
+        except ApiError as error:
+            logger.info("events not read namespace=%s pod=%s error=%s", namespace, pod.name, error)
+        return after
+
+
+def _explained(pod: Pod, asked: Asked) -> Pod:
+    return replace(pod, warning=asked.reason, warning_message=asked.message)
+
+
+def is_silent(pod: Pod) -> bool:
+    """Whether the pod has a node and has not started."""
+    return pod.phase == "Pending" and bool(pod.node) and not pod.deleting
+
+
+def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]:
+    """Reason and message of the newest event when that is a warning, else ("", "")."""
+    told = [event for event in events if event.get("reason") not in NO_PROGRESS]
+    newest = max(told, key=_time, default={})
+    if newest.get("type") != "Warning":
+        return "", ""
+    reason = shortened(newest.get("reason"), MAX_REASON_CHARACTERS)
+    return reason, shortened(newest.get("message"), MAX_MESSAGE_CHARACTERS)
+
+
+def _read_page(page: Object) -> tuple[str, str]:
+    return newest_warning(page.get("items") or ())
+
+
+def _time(event: Object) -> tuple[str, int]:
+    """When it was last seen, and the order of writes within a second."""
+    series = (event.get("series") or {}).get("lastObservedTime")
+    seen = series or event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
+    return str(seen or "")[:19], int(event["metadata"].get("resourceVersion") or 0)

@@ -1,0 +1,188 @@
+"""The cluster of one machine: applies plans to processes, shows them as pods. Decides nothing.
+
+It has one job, and no queue, node or service: all pods start at once and meet on the loopback address.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.cluster.local import paths as local_paths
+from megatron_operator.cluster.local import pod as local_pod
+from megatron_operator.cluster.local.paths import Folders
+from megatron_operator.cluster.local.pod import LocalPod, Step
+from megatron_operator.cluster.local.state import State
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Gang, Seen, observe
+from megatron_operator.core.plan import Plan
+
+Object = Mapping[str, Any]
+LOOPBACK = "127.0.0.1"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """What this machine offers. device: "cpu" or "cuda" forces a backend, None lets the trainer choose."""
+
+    num_gpus: int = 0
+    device: str | None = None
+    bound: Mapping[str, Path] = field(default_factory=dict)
+
+
+class LocalCluster:
+    """Pods of one job as processes. Keeps what an API server would keep of it."""
+
+    def __init__(self, state: State, machine: Machine, now: float) -> None:
+        self._state = state
+        self._machine = machine
+        self._pods: dict[str, LocalPod] = {}
+        self._config_maps: dict[str, Object] = {}
+        self._ports: dict[str, int] = {}
+        self._status = state.read_status()
+        for name in state.pod_names():
+            orphan = local_pod.find_orphan(state.pod(name), state.log(name), now)
+            if orphan:
+                self._pods[name] = orphan
+
+    def see(self, job: Job, now: float) -> Seen:
+        """What is there now."""
+        self._poll(now)
+        attempt = int(self._status.get("restarts", {}).get("attempt", 0))
+        # Writing costs nothing here. Without the time of the last write nothing waits for a later one, which would
+        # not come once the pods have ended: what they did last, for one the save of an interrupted run, is shown.
+        status = {key: value for key, value in self._status.items() if key != "lastUpdatedTime"}
+        service = {"metadata": {"ownerReferences": [{"uid": job.uid, "controller": True}]}}
+        seen = observe(
+            job_uid=job.uid,
+            status=status,
+            pods=[pod.seen() for pod in self._pods.values()],
+            services=[{**service, "spec": {"selector": names.selector(job.name, attempt)}}],
+            config_maps=self._config_maps,
+            claims=[names.claim_name(job.name)],
+            progress=self._state.read_progress(),
+        )
+        return self._with_group(seen, job)
+
+    def apply(self, job: Job, plan: Plan, now: float) -> None:
+        """Does what the plan says, the status first."""
+        if plan.status is not None:
+            self._state.write_status(plan.status)
+            self._status = plan.status
+        for ref in plan.delete:
+            if ref.kind == "Pod" and ref.name in self._pods:
+                self._pods[ref.name].delete(now, grace_s=ref.grace_period_s)
+        for wanted in plan.create:
+            if wanted["kind"] == "ConfigMap":
+                self._config_maps[wanted["metadata"]["name"]] = wanted
+            elif wanted["kind"] == "Pod":
+                self._start(job, wanted, now)
+        self._state.append_events(plan.events, now)
+
+    def stop(self, now: float) -> None:
+        """Asks every pod to end that has not been asked: no process outlives the run of its job."""
+        for pod in self._pods.values():
+            if pod.grace_ends is None:
+                pod.delete(now)
+
+    def kill(self, now: float) -> None:
+        """Ends every pod at once."""
+        for pod in self._pods.values():
+            pod.delete(now, grace_s=0)
+
+    @property
+    def has_pods(self) -> bool:
+        """Whether any process may still run."""
+        return any(not pod.is_finished for pod in self._pods.values())
+
+    def _with_group(self, seen: Seen, job: Job) -> Seen:
+        """Everything fits on one machine at once, so a gang's group is always admitted."""
+        if job.scheduling.gang == "None":
+            return seen
+        group = Gang(name=names.group_name(job.name, seen.attempt), phase="Running")
+        return Seen(**{**vars(seen), "gang": group})
+
+    def _poll(self, now: float) -> None:
+        for name, pod in list(self._pods.items()):
+            pod.poll(now)
+            if pod.is_finished and pod.grace_ends is not None:
+                del self._pods[name]
+
+    def _start(self, job: Job, raw: Object, now: float) -> None:
+        name = raw["metadata"]["name"]
+        folder = self._state.pod(name)
+        folder.mkdir(parents=True, exist_ok=True)
+        spec = raw["spec"]
+        paths = Folders(
+            volumes=self._state.volumes.absolute(), scratch=(folder / "volumes").absolute(), bound=self._machine.bound
+        )
+        containers = [*spec.get("initContainers", ()), _trainer(spec)]
+        steps = [self._step(job, raw, container, paths) for container in containers]
+        pod = LocalPod(raw=raw, folder=folder.absolute(), log=self._state.log(name), steps=steps, started_at=now)
+        self._pods[name] = pod
+        pod.start(now)
+
+    def _step(self, job: Job, raw: Object, container: Object, folders: Folders) -> Step:
+        config = {name: folders.scratch.parent / "config" / name for name in self._config_maps}
+        paths = local_paths.mapping(raw["spec"], container, folders, config=config)
+        for folder in paths.values():
+            Path(folder).mkdir(parents=True, exist_ok=True)
+        self._write_config(raw["spec"], config, paths)
+        given = {entry["name"]: entry.get("value") for entry in container.get("env", ())}
+        variables = {name: local_paths.rewritten(text, paths) for name, text in given.items() if isinstance(text, str)}
+        command = [*container["command"], *container.get("args", ())]
+        working = container.get("workingDir")
+        return Step(
+            container=container["name"],
+            command=[local_paths.rewritten(word, paths) for word in command],
+            variables={**variables, **self._local_variables(job, raw, folders)},
+            directory=Path(local_paths.rewritten(working, paths)) if working else None,
+        )
+
+    def _write_config(self, spec: Object, config: Mapping[str, Path], paths: Mapping[str, str]) -> None:
+        """Writes the config maps that the pod mounts, with the paths that hold here."""
+        mounted = {local_paths.config_map_of(volume) for volume in spec["volumes"]}
+        for name in mounted & set(config):
+            config[name].mkdir(parents=True, exist_ok=True)
+            for file, text in self._config_maps[name]["data"].items():
+                (config[name] / file).write_text(local_paths.rewritten_yaml(text, paths))
+
+    def _local_variables(self, job: Job, raw: Object, folders: Folders) -> dict[str, str]:
+        """What differs from a cluster: where the master is, where records go, which GPUs are this pod's."""
+        attempt = raw["metadata"]["labels"][names.LABEL_RESTART_ATTEMPT]
+        port = str(self._ports.setdefault(attempt, free_port()))
+        local = {
+            "MASTER_ADDR": LOOPBACK,
+            "MASTER_PORT": port,
+            "PET_MASTER_ADDR": LOOPBACK,
+            "PET_MASTER_PORT": port,
+            "MTJ_PROGRESS_FILE": str(self._state.progress_file.absolute()),
+            "MTJ_TERMINATION_LOG": str(folders.scratch.parent / "termination-log"),
+        }
+        if self._machine.device:
+            local["MTJ_DEVICE"] = self._machine.device
+        return {**local, **self._gpus(job, raw)}
+
+    def _gpus(self, job: Job, raw: Object) -> dict[str, str]:
+        """A share of the machine's GPUs for each of several pods."""
+        if job.num_nodes == 1 or self._machine.num_gpus < job.world_size or self._machine.device == "cpu":
+            return {}
+        variables = {entry["name"]: entry.get("value") for entry in _trainer(raw["spec"])["env"]}
+        first = int(str(variables["NODE_RANK"])) * job.nproc_per_node
+        return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(job.nproc_per_node))}
+
+
+def free_port() -> int:
+    """A port of the loopback address that nobody uses now."""
+    with socket.socket() as probe:
+        probe.bind((LOOPBACK, 0))
+        return int(probe.getsockname()[1])
+
+
+def _trainer(spec: Object) -> Object:
+    trainer: Object = next(each for each in spec["containers"] if each["name"] == names.CONTAINER)
+    return trainer

@@ -1,0 +1,185 @@
+"""What this machine can say about a job before it starts: its GPUs, the model's config.json, files that are missing.
+
+Looks only at paths that exist here: local ones, and those below a mount whose folder is known.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from megatron_operator.api.schema import structural
+from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.cluster.local import paths as local_paths
+from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
+from megatron_operator.manifest.rules import is_below
+from megatron_trainjob import tokenizer_folder, weight_files
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+DATA_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz"})
+DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset")
+FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load")
+
+
+def num_gpus() -> int:
+    """GPUs of this machine, counted by their device files."""
+    return sum(path.name.removeprefix("nvidia").isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def with_local_processes(manifest: Object, gpus: int) -> Object:
+    """The manifest with nprocPerNode "auto" resolved to this machine's GPUs where it asks for none by number."""
+    spec = manifest.get("spec")
+    if not isinstance(spec, Mapping) or spec.get("nprocPerNode", "auto") != "auto" or _asks_for_gpus(spec):
+        return manifest
+    nodes = spec.get("numNodes", 1)
+    share = gpus // nodes if isinstance(nodes, int) and nodes > 0 else 0
+    return {**manifest, "spec": {**spec, "nprocPerNode": share}} if share else manifest
+
+
+def mounts(manifest: Object, folders: Folders, *, runs_here: bool = False) -> dict[str, Path | None]:
+    """mountPath -> folder for each mount, None where no folder is known. Takes any manifest, also a wrong one.
+
+    runs_here: the job is to run on this machine, so that a folder is known even before it is made.
+    """
+    spec = manifest.get("spec")
+    if not isinstance(spec, Mapping):
+        return {}
+    readable = {key: value for key, value in spec.items() if not _is_broken(key, value)}
+    spec = structural.defaulted(readable, spec_schema())
+    claim = (spec["checkpoint"].get("pvc") or {}).get("claimName")
+    volumes = {volume["name"]: volume for volume in spec.get("volumes", ())}
+    known_folder = partial(_known_folder, folders, runs_here)
+    found = {
+        mount["mountPath"]: known_folder(volumes.get(mount["name"]), mount.get("subPath", ""))
+        for mount in spec.get("volumeMounts", ())
+    }
+    checkpoint = {"name": "checkpoint", "persistentVolumeClaim": {"claimName": claim}} if claim else None
+    return {spec["checkpoint"]["mountPath"]: known_folder(checkpoint, ""), **found}
+
+
+def local_path(path: str, mounted: Mapping[str, Path | None]) -> Path | None:
+    """Where a path of the manifest lies on this machine; None when only the cluster knows."""
+    for mount in sorted(mounted, key=len, reverse=True):
+        if is_below(path, mount.rstrip("/")):
+            folder = mounted[mount]
+            return None if folder is None else folder / path[len(mount.rstrip("/")) :].lstrip("/")
+    return Path(path).expanduser()
+
+
+def read_hf_config(manifest: Object, mounted: Mapping[str, Path | None]) -> Object | None:
+    """The model's config.json, None when it cannot be read here."""
+    model = _arguments(manifest).get("model")
+    folder = local_path(model, mounted) if isinstance(model, str) else None
+    if folder is None:
+        return None
+    return _config(folder)
+
+
+def _config(folder: Path) -> Object | None:
+    try:
+        config = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError):
+        return None
+    return config if isinstance(config, Mapping) else None
+
+
+def missing_files(manifest: Object, mounted: Mapping[str, Path | None]) -> tuple[Violation, ...]:
+    """Models, tokenizers that fit them, data files and checkpoints that the manifest names and this machine has not.
+
+    Paths that an initializer fetches are not looked for.
+    """
+    spec = manifest.get("spec")
+    given = spec.get("initializers") if isinstance(spec, Mapping) else None
+    fetched = [str(each.get("targetPath")) for each in given or () if isinstance(each, Mapping)]
+    arguments = _arguments(manifest)
+    checks = (_missing_model, _wrong_weights, _wrong_tokenizer, _missing_data, _missing_folders)
+    found = [violation for check in checks for violation in check(arguments, mounted)]
+    return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
+
+
+def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    model = arguments.get("model")
+    if not isinstance(model, str) or not _is_path(model):
+        return
+    folder = local_path(model, mounted)
+    if folder is None:
+        return
+    if not folder.is_dir():
+        message = f"no folder {folder}; correct the path, or bind the volume with --volume"
+        yield Violation(path="spec.args.model", value=model, message=message)
+    elif not (folder / "config.json").is_file():
+        message = f"{folder} holds no config.json; give the folder of a Hugging Face model"
+        yield Violation(path="spec.args.model", value=model, message=message)
+
+
+def _wrong_weights(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    """What the trainer would say of the stored weights; a model that starts from random ones needs none."""
+    model = arguments.get("model")
+    folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
+    config = None if folder is None else _config(folder)
+    if folder is not None and config is not None and arguments.get("no_initialization") is not False:
+        for problem in weight_files.problems(folder, config):
+            yield Violation(path="spec.args.model", value=model, message=problem)
+
+
+def _wrong_tokenizer(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    model = arguments.get("model")
+    folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
+    if folder is not None and (folder / "config.json").is_file():
+        for problem in tokenizer_folder.problems(folder, grows=bool(arguments.get("new_special_tokens"))):
+            yield Violation(path="spec.args.model", value=model, message=problem)
+
+
+def _missing_data(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    for name in DATA_ARGUMENTS:
+        given = arguments.get(name)
+        for entry in [given] if isinstance(given, str) else given or ():
+            source = str(entry).partition("#")[0]
+            path = local_path(source, mounted) if _is_path(source) or Path(source).suffix in DATA_SUFFIXES else None
+            if path is not None and not path.exists():
+                message = f"no file or folder {path}; correct the path, or bind the volume with --volume"
+                yield Violation(path=f"spec.args.{name}", value=entry, message=message)
+
+
+def _missing_folders(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    for name in FOLDER_ARGUMENTS:
+        given = arguments.get(name)
+        for entry in [given] if isinstance(given, str) else given or ():
+            path = local_path(str(entry), mounted) if _is_path(str(entry)) else None
+            if path is not None and not path.exists():
+                message = f"no checkpoint folder {path}; correct the path"
+                yield Violation(path=f"spec.args.{name}", value=entry, message=message)
+
+
+def _arguments(manifest: Object) -> Object:
+    spec = manifest.get("spec")
+    arguments = spec.get("args") if isinstance(spec, Mapping) else None
+    return arguments if isinstance(arguments, Mapping) else {}
+
+
+def _is_path(text: str) -> bool:
+    """Whether the text is a path and not the id of something on a hub ("owner/name")."""
+    return text.startswith(("/", "./", "../", "~")) or Path(text).exists()
+
+
+def _known_folder(folders: Folders, runs_here: bool, volume: Object | None, sub_path: str) -> Path | None:  # noqa: FBT001
+    """The folder behind a volume if there is one here already, or will be."""
+    try:
+        folder = local_paths.folder_of(volume, folders) if volume else None
+    except NoSuchVolume:
+        return None
+    return folder / sub_path if folder is not None and (runs_here or folder.is_dir()) else None
+
+
+def _is_broken(name: str, value: object) -> bool:
+    schema = spec_schema()["properties"].get(name)
+    return schema is None or any(structural.check(value, schema, name))
+
+
+def _asks_for_gpus(spec: Object) -> bool:
+    limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
+    return any(str(name).startswith("nvidia.com/") for name in limits)

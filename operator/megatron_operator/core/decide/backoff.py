@@ -1,0 +1,52 @@
+"""Backoff: how long to wait before the next attempt, and whether it may start yet."""
+
+from __future__ import annotations
+
+from megatron_operator.core.decide.decision import Counters
+from megatron_operator.core.job import FailurePolicy, Job
+from megatron_operator.core.observe import Pod, Seen
+from megatron_operator.core.timestamp import to_seconds
+
+# A kubelet reports the end of a pod some moments after its grace period.
+GRACE_MARGIN_S = 10.0
+# Unmounting a slow volume takes a while; after this somebody has to look.
+LATE_S = 60.0
+
+
+def delay_s(policy: FailurePolicy, counters: Counters, kind: str) -> float:
+    """Seconds before the next attempt: none after a disruption, else doubling with each one in the row."""
+    if kind == "disrupted":
+        return 0.0
+    step = counters.in_a_row or counters.counted
+    return float(min(policy.backoff_max_s, policy.backoff_initial_s * 2 ** min(max(step - 1, 0), 30)))
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When the written-down backoff is over, or when a terminating pod's grace is."""
+    retry = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime"))
+    ends = [pod.grace_ends for pod in blocking(seen, now) if pod.grace_ends is not None]
+    moments = [end + margin for end in ends for margin in (GRACE_MARGIN_S, LATE_S) if end + margin > now]
+    return min([*moments, retry] if retry is not None else moments, default=None)
+
+
+def may_start(seen: Seen, now: float) -> bool:
+    """Whether pods of this attempt may be created: backoff over, no pod of an earlier one can still run."""
+    retry = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime"))
+    return (retry is None or now >= retry) and not blocking(seen, now)
+
+
+def blocking(seen: Seen, now: float) -> tuple[Pod, ...]:
+    """Pods of earlier attempts that may still run. Two attempts at once would write the same checkpoint."""
+    return tuple(pod for pod in seen.stale if not pod.is_finished and not _is_lost(pod, seen, now))
+
+
+def overdue(seen: Seen, now: float) -> tuple[Pod, ...]:
+    """Those of them whose end should have been reported long ago."""
+    late = now - LATE_S
+    return tuple(pod for pod in blocking(seen, now) if pod.grace_ends is not None and pod.grace_ends < late)
+
+
+def _is_lost(pod: Pod, seen: Seen, now: float) -> bool:
+    """Whether the pod's end will never be reported: its node is gone and its grace is over."""
+    is_over = pod.grace_ends is not None and now > pod.grace_ends + GRACE_MARGIN_S
+    return pod.deleting and is_over and pod.node in seen.lost_nodes

@@ -1,0 +1,76 @@
+"""What is left of a finished job: pods by cleanPodPolicy, the rest when its time to live is over."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from megatron_operator.api import names
+from megatron_operator.api.schema import structural
+from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Pod, Seen
+from megatron_operator.core.plan import Ref
+from megatron_operator.core.timestamp import to_seconds
+
+Object = Mapping[str, Any]
+TtlPolicy = Literal["DeletePods", "DeleteJob"]
+
+
+def pods_to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
+    """Pods that cleanPodPolicy does not keep, and pods of earlier attempts that still run."""
+    policy = job.run_policy.clean_pod_policy
+    deletable = {"None": (), "Running": _running(seen.current), "All": seen.current}[policy]
+    return tuple(pod for pod in (*_running(seen.stale), *deletable) if not pod.deleting)
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When the time to live ends; None for a job that stays."""
+    return ends(seen, job.run_policy.ttl_s)
+
+
+def ends(seen: Seen, ttl_s: int | None) -> float | None:
+    """When a time to live of so many seconds ends; None for a job that stays."""
+    completed = to_seconds(seen.status.get("completionTime"))
+    return None if completed is None or ttl_s is None else completed + ttl_s
+
+
+def readable_ttl(manifest: Object) -> tuple[int | None, TtlPolicy]:
+    """Time to live and its policy of a manifest that is wrong elsewhere; no time where it cannot be read."""
+    given = (manifest.get("spec") or {}).get("runPolicy")
+    schema = spec_schema()["properties"]["runPolicy"]
+    if given is None or list(structural.check(given, schema, "spec.runPolicy")):
+        return None, "DeletePods"
+    whole = structural.defaulted(given, schema)
+    return whole.get("ttlSecondsAfterFinished"), whole["ttlPolicy"]
+
+
+def is_over(job: Job, seen: Seen, now: float) -> bool:
+    """Whether the time to live has ended."""
+    ends = wake_at(job, seen, now)
+    return ends is not None and now >= ends
+
+
+def leftovers(job: Job, seen: Seen) -> tuple[Ref, ...]:
+    """What to delete when the time to live is over: the job itself, or all it made but its checkpoints."""
+    return leftovers_of(job.name, job.uid, job.run_policy.ttl_policy, seen)
+
+
+def leftovers_of(name: str, uid: str, policy: TtlPolicy, seen: Seen) -> tuple[Ref, ...]:
+    """The same of a job of which no more may be known."""
+    if policy == "DeleteJob":
+        return (Ref(api_version=names.API_VERSION, kind=names.KIND, name=name, uid=uid),)
+    pods = tuple(pod_ref(pod) for pod in seen.pods if not pod.deleting)
+    maps = tuple(Ref(api_version="v1", kind="ConfigMap", name=each) for each in sorted(seen.config_maps))
+    service = Ref(api_version="v1", kind="Service", name=names.service_name(name))
+    return (*pods, *maps, *((service,) if seen.service_selector is not None else ()))
+
+
+def _running(pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
+    """Pods that hold resources; a sidecar that outlives the trainer does too."""
+    return tuple(pod for pod in pods if not pod.is_finished or pod.is_outlived)
+
+
+def pod_ref(pod: Pod) -> Ref:
+    """The pod as an object to delete; its uid keeps a namesake that came later alive."""
+    return Ref(api_version="v1", kind="Pod", name=pod.name, uid=pod.uid or None)

@@ -1,0 +1,48 @@
+"""Hang detection: a gang that trained and then gave no sign of life for too long is started again."""
+
+from __future__ import annotations
+
+from megatron_operator.api import names
+from megatron_operator.core.decide import restart
+from megatron_operator.core.decide.decision import Fail, Failure, Restart
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+
+# In these phases the trainer refreshes its record; loading a model or tokenising may rightly take hours.
+BEATING_PHASES = frozenset({"training", "evaluating", "saving"})
+
+
+def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
+    """Restart when the heartbeat is too old; the restart counts like a failure."""
+    ends = wake_at(job, seen, now)
+    if ends is None or now < ends or seen.beat is None:
+        return None
+    seconds = job.failure_policy.hang_timeout_s
+    failure = Failure(
+        reason=names.HUNG,
+        pod=names.pod_name(job.name, seen.attempt, 0),
+        message=f"No sign of life for {seconds} s (hangTimeoutSeconds) in phase {seen.beat.phase}.",
+        iteration=seen.beat.iteration,
+        attempt=seen.attempt,
+        time=now,
+    )
+    verdict = restart.judge(job, seen, failure)
+    if verdict.kind == "failed":
+        verdict = restart.Verdict(kind="failed", reason=names.HUNG)
+    return restart.answer(job, seen, failure, verdict)
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When the present heartbeat becomes too old.
+
+    None without one: a heartbeat that never came proves nothing but that none can be delivered.
+    """
+    beat, seconds = seen.beat, job.failure_policy.hang_timeout_s
+    if beat is None or not seconds or beat.phase not in BEATING_PHASES or not _all_run(job, seen):
+        return None
+    return beat.updated_at + seconds
+
+
+def _all_run(job: Job, seen: Seen) -> bool:
+    running = [pod for pod in seen.current if pod.phase == "Running"]
+    return len(running) == job.num_nodes

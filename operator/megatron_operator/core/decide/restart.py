@@ -1,0 +1,166 @@
+"""Restart or failure: what an attempt's end means. Always the whole gang, never a single pod.
+
+A surviving rank of a broken collective hangs, so replacing one pod (as PyTorchJob does) cannot work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Literal
+
+from megatron_operator.api import names
+from megatron_operator.core import kubelet_reasons
+from megatron_operator.core.decide import failure as failures
+from megatron_operator.core.decide import program
+from megatron_operator.core.decide.backoff import delay_s
+from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
+from megatron_operator.core.job import Job, Rule
+from megatron_operator.core.observe import Seen
+
+MAX_IN_A_ROW = 10
+
+Kind = Literal["disrupted", "admission", "failed", "never"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Verdict:
+    """How to answer one failure."""
+
+    kind: Kind
+    reason: str
+    message: str = ""
+
+
+def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | Undecided | None:
+    """Restart the gang, or fail the job, when this attempt has ended badly."""
+    failure = failures.find(job, seen, now)
+    if failure is not None:
+        return answer(job, seen, failure, judge(job, seen, failure))
+    return None if failures.wake_at(job, seen, now) is None else Undecided()
+
+
+def judge(job: Job, seen: Seen, failure: Failure) -> Verdict:
+    """The user's first matching rule, else the default for this kind of failure."""
+    for rule in job.failure_policy.rules:
+        if matches(rule, failure):
+            return _by_rule(rule, failure, seen)
+    return by_default(job, seen, failure)
+
+
+def matches(rule: Rule, failure: Failure) -> bool:
+    """Whether every list that the rule gives holds the failure's value."""
+    code_matches = not rule.exit_codes or failure.exit_code in rule.exit_codes
+    return code_matches and (not rule.reasons or failure.reason in rule.reasons)
+
+
+def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
+    """The table of defaults: what a failure means when the user said nothing."""
+    restart_reason = _restart_reason(seen, failure)
+    if is_disruption(seen, failure):
+        return Verdict(kind="disrupted", reason=restart_reason)
+    if kubelet_reasons.is_admission(failure.reason):
+        return Verdict(kind="admission", reason=restart_reason)
+    if refusal := program.refusal(failure.reason, failure.message):
+        remedy = "spec.command or spec.image" if failure.container_kind == "Trainer" else "its command or image"
+        message = f"{failure.place.capitalize()} cannot start {refusal}. Correct {remedy} in a new job."
+        return Verdict(kind="never", reason=names.STARTUP_FAILED, message=message)
+    if failures.is_final_code(job, failure):
+        message = f"Pod {failure.pod} ended with {failure.reason} ({failure.exit_code}); a retry cannot help."
+        return Verdict(kind="never", reason=names.NON_RETRYABLE_EXIT, message=message)
+    if is_repeated_out_of_memory(seen, failure):
+        message = f"Pod {failure.pod} was killed for memory twice at iteration {failure.iteration}."
+        return Verdict(kind="never", reason=names.OOM_KILLED, message=message)
+    return Verdict(kind="failed", reason=restart_reason)
+
+
+def is_disruption(seen: Seen, failure: Failure) -> bool:
+    """Whether the cluster or a person took the pod away."""
+    if failure.reason == failures.POD_DELETED:
+        return True
+    pod = next((pod for pod in seen.current if pod.name == failure.pod), None)
+    return pod is not None and (pod.disruption is not None or pod.deleting)
+
+
+def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
+    """Whether the attempt before ended for memory at the same iteration: the same again is then certain.
+
+    Two ends of which nobody knows the iteration prove nothing.
+    """
+    before = seen.status.get("lastFailure") or {}
+    return (
+        failure.iteration is not None
+        and failure.reason == names.OOM_KILLED
+        and before.get("reason") == names.OOM_KILLED
+        and before.get("attempt") != failure.attempt
+        and before.get("iteration") == failure.iteration
+    )
+
+
+def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart | Fail:
+    """The decision that a verdict leads to, with the counters of the restart."""
+    if verdict.kind == "never":
+        return Fail(reason=verdict.reason, message=verdict.message, failure=failure)
+    counters = count(job, seen, verdict.kind)
+    if counters.counted > job.failure_policy.max_restarts:
+        message = (
+            f"Pod {failure.pod} failed ({failure.reason}) and failurePolicy.maxRestarts "
+            f"({job.failure_policy.max_restarts}) is used up."
+        )
+        return Fail(reason=names.MAX_RESTARTS_EXCEEDED, message=message, failure=failure)
+    return Restart(
+        reason=verdict.reason,
+        failure=failure,
+        counters=counters,
+        delay_s=0.0 if has_progressed(seen) else delay_s(job.failure_policy, counters, verdict.kind),
+    )
+
+
+def count(job: Job, seen: Seen, kind: Kind) -> Counters:
+    """Counters after one more restart; a checkpoint written since the last one starts the count anew."""
+    before = read_counters(seen)
+    if has_progressed(seen) and job.failure_policy.reset_after_progress:
+        before = replace(before, counted=0, in_a_row=0)
+    is_race = kind == "admission" and before.in_a_row < MAX_IN_A_ROW
+    is_counted = kind == "failed" or (kind == "admission" and not is_race)
+    return Counters(
+        total=before.total + 1,
+        counted=before.counted + is_counted,
+        in_a_row=before.in_a_row + 1 if is_race else 0,
+        checkpoint_iteration=latest_checkpoint(seen),
+    )
+
+
+def has_progressed(seen: Seen) -> bool:
+    """Whether a checkpoint was written since the last restart: going on from it at once repeats no failing loop."""
+    return (latest_checkpoint(seen) or 0) > (read_counters(seen).checkpoint_iteration or 0)
+
+
+def latest_checkpoint(seen: Seen) -> int | None:
+    """The iteration of the newest checkpoint, as reported, else as written down at the last restart."""
+    reported = seen.progress.checkpoint_iteration if seen.progress else None
+    return reported or read_counters(seen).checkpoint_iteration
+
+
+def read_counters(seen: Seen) -> Counters:
+    """The counters that the status has written down."""
+    restarts = seen.status.get("restarts", {})
+    return Counters(
+        total=restarts.get("total", 0),
+        counted=restarts.get("counted", 0),
+        in_a_row=restarts.get("uncountedInARow", 0),
+        checkpoint_iteration=restarts.get("checkpointIteration"),
+    )
+
+
+def _by_rule(rule: Rule, failure: Failure, seen: Seen) -> Verdict:
+    if rule.action == "FailJob":
+        message = f"Pod {failure.pod} ended with {failure.reason}, for which a rule fails the job."
+        return Verdict(kind="never", reason=names.FAILURE_POLICY, message=message)
+    kind: Kind = "failed" if rule.action == "Restart" else "disrupted"
+    return Verdict(kind=kind, reason=_restart_reason(seen, failure))
+
+
+def _restart_reason(seen: Seen, failure: Failure) -> str:
+    if failure.node and failure.node in seen.lost_nodes:
+        return names.NODE_LOST
+    return names.PREEMPTED if is_disruption(seen, failure) else names.POD_FAILED

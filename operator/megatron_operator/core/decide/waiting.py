@@ -1,0 +1,150 @@
+"""Waits before training: for a place in the queue or on nodes, and of placed pods that something keeps from starting.
+
+`status.waiting` remembers by our own clock since when, because nodes have clocks of their own and an operator that came
+later has to know too. A fetch by spec.initializers is work and no wait, however long it takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.core.decide import failure, whole
+from megatron_operator.core.decide.decision import Continue, Decision, Queue, Wait, Withdraw
+from megatron_operator.core.job import Job
+from megatron_operator.core.kueue import decide as queue
+from megatron_operator.core.observe import Pod, Seen
+from megatron_operator.core.timestamp import to_seconds, to_text
+
+Object = Mapping[str, Any]
+IMAGE_REASONS = frozenset(
+    {
+        "ImagePullBackOff",
+        "ErrImagePull",
+        "InvalidImageName",
+        "ErrImageNeverPull",
+        "ImageInspectError",
+        "RegistryUnavailable",
+    }
+)
+# Reasons for which a container stays unstarted until somebody changes something.
+STUCK_REASONS = IMAGE_REASONS | {
+    "CreateContainerConfigError",
+    "CreateContainerError",
+    "RunContainerError",
+    "CrashLoopBackOff",
+}
+VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed"})
+LOOK_INTERVAL_S = (3.0, 30.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hindrance:
+    """What keeps one placed pod from starting. `cause` stays the same while reason and message alternate.
+
+    is_trouble: whether it can be told from work that takes its time, such as an init container of the user's own.
+    """
+
+    pod: Pod
+    cause: str
+    reason: str
+    message: str
+    is_trouble: bool = True
+
+
+def hindrance(job: Job, pod: Pod) -> Hindrance | None:
+    """What keeps this pod from starting; None for one without a place, one that goes on, and one that fetches."""
+    if pod.phase != "Pending" or pod.deleting:
+        return None
+    if pod.waiting in STUCK_REASONS:
+        return Hindrance(pod=pod, cause=_cause(pod.waiting), reason=pod.waiting, message=pod.waiting_message)
+    if pod.warning:
+        return Hindrance(pod=pod, cause=_cause(pod.warning), reason=pod.warning, message=pod.warning_message)
+    if pod.initializing and pod.initializing not in {each.name for each in job.initializers}:
+        cause = f"InitContainer {pod.initializing}"
+        message = f"init container {pod.initializing} has not ended"
+        return Hindrance(pod=pod, cause=cause, reason="InitContainerRunning", message=message, is_trouble=False)
+    return None
+
+
+def hindrances(job: Job, seen: Seen) -> Iterator[Hindrance]:
+    """What keeps the pods of this attempt from starting: the wait that the status remembers, then in rank order."""
+    found = [each for pod in seen.current if (each := hindrance(job, pod))]
+    known = _stored(seen)
+    yield from sorted(found, key=lambda each: not _is_same(each, known))
+
+
+def starts_since(job: Job, seen: Seen, now: float) -> tuple[Hindrance, float] | None:
+    """The longest known wait of a placed pod and when it began."""
+    longest = next(hindrances(job, seen), None)
+    if longest is None:
+        return None
+    known = _stored(seen)
+    return longest, (to_seconds(known.get("startupSince")) or now) if _is_same(longest, known) else now
+
+
+def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
+    """Why the job has no place yet, in the words of queue or scheduler; None when it has one."""
+    if queued := queue.decide(job, seen, now):
+        return queued.message
+    if whole.refused_since(seen) is not None and failure.missing(job, seen):
+        return str((seen.condition(names.STALLED) or {}).get("message", ""))
+    for pod in seen.current:
+        if pod.phase == "Pending" and pod.scheduled_at is None and not pod.node:
+            return f"Pod {pod.name}: {why_unplaced(pod)}"
+    if seen.gang is not None and seen.gang.served and seen.gang.phase == "Pending" and not seen.current:
+        return f"The queue has not admitted PodGroup {seen.gang.name}."
+    return None
+
+
+def why_unplaced(pod: Pod) -> str:
+    """Why a pod has no node, as far as anybody has said."""
+    if pod.gated:
+        return f"scheduling gate {pod.gate} holds it back" if pod.gate else "a scheduling gate holds it back"
+    return pod.unschedulable or "no scheduler has placed it, and none says why"
+
+
+def place_since(seen: Seen, now: float) -> float:
+    """When the present wait for a place began."""
+    return to_seconds(_stored(seen).get("schedulingSince")) or now
+
+
+def describe(job: Job, seen: Seen, decision: Decision, now: float) -> Object | None:
+    """status.waiting after this decision, None without a wait; the wait for a place only where it has a deadline."""
+    if not isinstance(decision, Continue | Wait | Queue | Withdraw):
+        return None
+    waits: dict[str, Any] = {}
+    refused_since = whole.refused_since(seen) or (now if isinstance(decision, Withdraw) else None)
+    if refused_since is not None and not isinstance(decision, Queue) and failure.missing(job, seen):
+        waits["refusedSince"] = to_text(refused_since)
+    if job.run_policy.scheduling_timeout_s is not None and for_a_place(job, seen, now):
+        waits["schedulingSince"] = to_text(place_since(seen, now))
+    if start := starts_since(job, seen, now):
+        longest, since = start
+        waits |= {"startupSince": to_text(since), "pod": longest.pod.name, "cause": longest.cause}
+    return waits or None
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When to look at placed pods again that neither start nor say why: no watch shows their events."""
+    first, last = LOOK_INTERVAL_S
+    silent = [pod for pod in seen.current if pod.phase == "Pending" and pod.node and pod.waiting not in STUCK_REASONS]
+    waits = [min(max(now - (pod.scheduled_at or now), first), last) for pod in silent]
+    return now + min(waits) if waits else None
+
+
+def _cause(reason: str) -> str:
+    if reason in IMAGE_REASONS:
+        return "Image"
+    return "Volume" if reason in VOLUME_REASONS else reason
+
+
+def _stored(seen: Seen) -> Object:
+    known: Object = seen.status.get("waiting") or {}
+    return known
+
+
+def _is_same(found: Hindrance, known: Object) -> bool:
+    return (found.pod.name, found.cause) == (known.get("pod"), known.get("cause"))

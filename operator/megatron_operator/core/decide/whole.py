@@ -1,0 +1,48 @@
+"""Gangs are whole: where the API server refuses some pods of an attempt, those that it let in are taken back.
+
+Half a gang trains nothing and holds quota that another half gang waits for. It comes again, all of it, after growing
+pauses; that is no restart. `status.waiting.refusedSince` remembers the state for an operator that comes later.
+"""
+
+from __future__ import annotations
+
+from megatron_operator.api import names
+from megatron_operator.core.decide import failure
+from megatron_operator.core.decide.decision import Withdraw
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+from megatron_operator.core.timestamp import to_seconds
+
+PAUSE_S = (5.0, 60.0)
+
+
+def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
+    """Take the pods back after a refusal, and have none until the pause is over; None for a gang that may be made."""
+    missing = failure.missing(job, seen)
+    if not missing or failure.was_complete(seen):
+        return None
+    since = refused_since(seen)
+    if seen.problem is not None and (seen.current or since is not None):
+        first, last = PAUSE_S
+        pause_s = min(max(now - (since or now), first), last)
+        reason, words = named(seen.problem)
+        made = job.num_nodes - len(missing)
+        message = (
+            f"Only {made} of {job.num_nodes} pods were let in; they are taken back, and all are tried again. {words}"
+        )
+        return Withdraw(reason=reason, message=message, pause_s=pause_s)
+    if since is not None and seen.current:
+        stalled = seen.condition(names.STALLED) or {}
+        return Withdraw(reason=stalled.get("reason", names.REFUSED), message=stalled.get("message", ""))
+    return None
+
+
+def refused_since(seen: Seen) -> float | None:
+    """When pods of this attempt were first refused, None when they were not."""
+    return to_seconds((seen.status.get("waiting") or {}).get("refusedSince"))
+
+
+def named(problem: tuple[str, str]) -> tuple[str, str]:
+    """The server calls an exhausted quota Forbidden, as it calls everything that a policy refuses."""
+    reason, message = problem
+    return (names.QUOTA_EXCEEDED if "exceeded quota" in message else reason), message

@@ -1,0 +1,73 @@
+"""All objects of an attempt, and those of them that are missing, in the order in which they are created."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.core.desired import gang, labels
+from megatron_operator.core.desired.config_map import config_map
+from megatron_operator.core.desired.pods import pod, pods
+from megatron_operator.core.desired.service import service
+from megatron_operator.core.desired.volumes import claim
+from megatron_operator.core.job import Job
+from megatron_operator.core.kueue import workload
+from megatron_operator.core.observe import Seen
+
+Object = Mapping[str, Any]
+
+
+def everything(job: Job, attempt: int) -> tuple[Object, ...]:
+    """Every object of this attempt: what `mtj render` shows."""
+    group, checkpoint = gang.pod_group(job, attempt), claim(job)
+    return (
+        *([checkpoint] if checkpoint else ()),
+        config_map(job, attempt),
+        service(job, attempt),
+        *([group] if group else ()),
+        *pods(job, attempt),
+    )
+
+
+def missing(job: Job, seen: Seen) -> tuple[Object, ...]:
+    """What has to be created now; nothing is built that is there already."""
+    return (*_missing_claim(job, seen), *_missing_parts(job, seen), *_missing_pods(job, seen))
+
+
+def _missing_claim(job: Job, seen: Seen) -> tuple[Object, ...]:
+    wanted = claim(job)
+    return (wanted,) if wanted and wanted["metadata"]["name"] not in seen.claims else ()
+
+
+def _missing_parts(job: Job, seen: Seen) -> tuple[Object, ...]:
+    attempt, parts = seen.attempt, []
+    if names.config_map_name(job.name, attempt) not in seen.config_maps:
+        parts.append(config_map(job, attempt))
+    if seen.service_selector is None:
+        parts.append(service(job, attempt))
+    group = gang.pod_group(job, attempt)
+    if group and not _has_group(job, seen):
+        parts.append(group)
+    return tuple(parts)
+
+
+def _missing_pods(job: Job, seen: Seen) -> tuple[Object, ...]:
+    """Pods of a Volcano group wait until its queue has taken the group in."""
+    phase = seen.gang.phase if seen.gang and _has_group(job, seen) else ""
+    if not gang.admits_pods(phase, job.scheduling.gang):
+        return ()
+    there = {each.name for each in seen.current}
+    expected = names.replica_names(job.name, seen.attempt, job.num_nodes)
+    return tuple(_placed_pod(job, seen, rank) for rank, name in enumerate(expected) if name not in there)
+
+
+def _placed_pod(job: Job, seen: Seen, rank: int) -> Object:
+    """The pod with this rank, where the queue that admitted the job wants it."""
+    body = pod(job, seen.attempt, rank)
+    admitted = workload.current(job, seen) if job.has_workload else None
+    return workload.placed(body, labels.role(rank), seen, admitted.name) if admitted else body
+
+
+def _has_group(job: Job, seen: Seen) -> bool:
+    return seen.gang is not None and seen.gang.name == names.group_name(job.name, seen.attempt)

@@ -1,0 +1,59 @@
+"""The arguments of one attempt as an immutable ConfigMap: the file that the trainer reads."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from typing import Any
+
+import yaml
+
+from megatron_operator.api import names
+from megatron_operator.core.desired import labels
+from megatron_operator.core.job import Job
+
+FILE_NAME = "args.yaml"
+AUTHORITY_FILE = "progress-ca.crt"
+
+
+def config_map(job: Job, attempt: int) -> dict[str, Any]:
+    """The ConfigMap of this attempt. A new attempt has a new one, so no pod ever sees its file change."""
+    name = names.config_map_name(job.name, attempt)
+    return {
+        "apiVersion": "v1",
+        "kind": "ConfigMap",
+        "metadata": labels.metadata(job, name, {names.LABEL_RESTART_ATTEMPT: str(attempt)}),
+        "immutable": True,
+        "data": {FILE_NAME: args_text(job), **_authority(job)},
+    }
+
+
+def _authority(job: Job) -> dict[str, str]:
+    return {} if job.progress_push is None else {AUTHORITY_FILE: job.progress_push.authority}
+
+
+def args_text(job: Job) -> str:
+    """The arguments as YAML, sorted by name.
+
+    Two are added where the user is silent: `save` on the checkpoint volume, and no version folder below it,
+    because a restarted gang finds its checkpoint only under a path that stays the same.
+    """
+    return yaml.safe_dump(plain(_arguments(job)), sort_keys=True, allow_unicode=True, width=100)
+
+
+def args_hash(job: Job) -> str:
+    """A short digest of the arguments, to see from a pod which ones it runs with."""
+    return hashlib.sha256(json.dumps(plain(_arguments(job)), sort_keys=True).encode()).hexdigest()[:16]
+
+
+def _arguments(job: Job) -> dict[str, Any]:
+    return {"save": job.checkpoint.directory, "add_version": False, **job.given_args}
+
+
+def plain(value: Any) -> Any:  # noqa: ANN401 (any YAML value)
+    """The value with lists and dicts in place of tuples and mappings, as the YAML writer wants them."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return value

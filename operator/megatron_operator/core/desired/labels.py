@@ -1,0 +1,98 @@
+"""Metadata that every child object carries: labels, owner, and what queues read."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.core.job import Job
+
+
+def metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
+    """Metadata of a child that goes when the job goes. A job that no server has given a uid owns nothing yet."""
+    return {
+        "name": name,
+        "namespace": job.namespace,
+        "labels": {**common(job), **labels},
+        **({"ownerReferences": [owner(job)]} if job.uid else {}),
+    }
+
+
+def common(job: Job) -> dict[str, str]:
+    """Labels by which people and tools find everything that belongs to a job."""
+    return {
+        "app.kubernetes.io/name": "megatron-train",
+        "app.kubernetes.io/instance": job.name,
+        "app.kubernetes.io/component": "trainer",
+        "app.kubernetes.io/part-of": job.name,
+        "app.kubernetes.io/managed-by": names.FIELD_MANAGER,
+        names.LABEL_JOB_NAME: job.name,
+    }
+
+
+def owner(job: Job) -> dict[str, Any]:
+    """The job as controlling owner: garbage collection then deletes the child, without any finalizer."""
+    return {
+        "apiVersion": names.API_VERSION,
+        "kind": names.KIND,
+        "name": job.name,
+        "uid": job.uid,
+        "controller": True,
+        "blockOwnerDeletion": True,
+    }
+
+
+def role(node_rank: int) -> names.Role:
+    """Node rank 0 is the master, all others are workers."""
+    return "master" if node_rank == 0 else "worker"
+
+
+def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
+    """Labels of one pod, with those that a queue or a gang scheduler looks at."""
+    labels = {
+        **job.copied_labels,
+        names.LABEL_REPLICA_TYPE: role(node_rank),
+        names.LABEL_REPLICA_INDEX: str(max(node_rank - 1, 0)),
+        names.LABEL_RESTART_ATTEMPT: str(attempt),
+    }
+    group = names.group_name(job.name, attempt)
+    if job.has_pod_group:
+        copied = {key: job.labels[key] for key in (names.KUEUE_QUEUE, names.KUEUE_PRIORITY) if key in job.labels}
+        labels |= {**copied, names.KUEUE_GROUP_NAME: group}
+    if job.scheduling.gang == "Coscheduling":
+        labels[names.COSCHEDULING_GROUP] = group
+    return labels
+
+
+def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> dict[str, str]:
+    """Annotations of one pod."""
+    annotations = {
+        **job.copied_annotations,
+        names.ANNOTATION_ARGS_HASH: args_hash,
+        names.ANNOTATION_DEFAULT_CONTAINER: names.CONTAINER,
+    }
+    if job.elastic:
+        annotations[names.ANNOTATION_NUM_NODES] = str(job.num_nodes)
+    if job.network.multus_networks:
+        annotations[names.ANNOTATION_MULTUS] = ",".join(job.network.multus_networks)
+    if job.scheduling.gang == "Volcano":
+        annotations[names.VOLCANO_GROUP_NAME] = names.group_name(job.name, attempt)
+        annotations[names.VOLCANO_TASK] = role(node_rank)
+    return {**annotations, **_kueue_group(job), **_kueue_topology(job)}
+
+
+def _kueue_group(job: Job) -> dict[str, str]:
+    """How many pods make the group; a group that lost its pods is over, for the next attempt queues anew."""
+    if not job.has_pod_group:
+        return {}
+    return {names.KUEUE_GROUP_TOTAL: str(job.num_nodes), names.KUEUE_RETRIABLE: "false"}
+
+
+def _kueue_topology(job: Job) -> dict[str, str]:
+    """The domain for the pods. Master and workers are two sets to Kueue, which may land apart unless grouped."""
+    topology = job.scheduling.topology
+    if job.kueue_queue is None or topology is None or topology.key is None:
+        return {}
+    is_required = topology.mode == "Required"
+    key = names.KUEUE_REQUIRED_TOPOLOGY if is_required else names.KUEUE_PREFERRED_TOPOLOGY
+    return {key: topology.key, **({names.KUEUE_POD_SET_GROUP: names.KUEUE_GANG} if job.num_nodes > 1 else {})}

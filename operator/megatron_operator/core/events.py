@@ -1,0 +1,178 @@
+"""The events that a decision is worth: at most one each for what a person wants to read of a job's life.
+
+What the conditions show is told from the status alone, so that an operator that is killed between writing a status and
+telling of it is made good by the one that comes after.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.core.decide import failure
+from megatron_operator.core.decide.decision import Continue, Decision, Failure, Queue
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+from megatron_operator.core.plan import Event
+from megatron_operator.core.timestamp import to_seconds
+
+Object = Mapping[str, Any]
+# A successor takes over within the duration of a lease, or once a lost node's pod is made again on another one.
+RECENT_S = 900.0
+
+
+def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, creates_pods: bool) -> tuple[Event, ...]:
+    """What to tell about this decision, which leads to this status."""
+    is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
+    made = (_gang_created(seen),) if is_made else ()
+    queued = _queued(seen, decision) if isinstance(decision, Queue) else ()
+    is_accepted = isinstance(decision, Continue) and not (seen.status or seen.current or creates_pods)
+    accepted = (_normal("JobAccepted", "The manifest is valid; the pods wait."),) if is_accepted else ()
+    return (*made, *of_changes(status, seen.status), *queued, *accepted, *of_stall(seen, status))
+
+
+def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
+    """What the conditions of a status tell that those before did not."""
+    told = {(event.reason, event.of) for _, event in _of_conditions(before)}
+    return tuple(event for _, event in _of_conditions(status) if (event.reason, event.of) not in told)
+
+
+def recent(status: Object, now: float) -> tuple[Event, ...]:
+    """What the conditions tell that became so a short while ago: whoever wrote them may not have come to telling it."""
+    return tuple(event for at, event in _of_conditions(status) if at > now - RECENT_S)
+
+
+def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
+    """Told when a job stops going on by itself, in the words of who refused it; a failed job says more itself."""
+    stalled = next((each for each in status["conditions"] if each["type"] == names.STALLED), None)
+    if stalled is None or stalled["reason"] == names.JOB_FAILED or seen.is_true(names.STALLED):
+        return ()
+    return (_warning("JobStalled", f"{stalled['reason']}: {stalled['message']}"[:1024]),)
+
+
+def _of_conditions(status: Object) -> Iterator[tuple[float, Event]]:
+    """(when it became so, event) of each condition that tells something."""
+    by_type = {each["type"]: each for each in status.get("conditions", ())}
+    for type_, tell in TELLERS.items():
+        if type_ in by_type:
+            yield from tell(by_type[type_], status)
+
+
+Told = Iterator[tuple[float, Event]]
+
+
+def _restarting(condition: Object, status: Object) -> Told:
+    """Told also when the new gang runs already: the last failure stays in the status."""
+    is_true = condition["status"] == "True"
+    restarts, last = status.get("restarts", {}), status.get("lastFailure") or {}
+    attempt = restarts.get("attempt", 0)
+    began, of = _restarted_at(condition, status), f"attempt {attempt}"
+    if is_true and condition["reason"] == names.RESIZED:
+        yield began, _normal("JobResized", condition["message"], of)
+        return
+    is_cause = last.get("attempt") == attempt - 1
+    if not (is_true or is_cause):
+        return
+    first = "JobHung" if names.HUNG in (condition["reason"], last.get("reason") if is_cause else "") else "PodFailed"
+    yield began, _warning(first, _cause(last) if is_cause else condition["message"], of)
+    wait_s = (to_seconds(restarts.get("nextRetryTime")) or began) - began
+    wait = f" in {wait_s:.0f} s" if wait_s > 0 else ""
+    why = f" ({condition['reason']})" if is_true else ""
+    yield began, _normal("JobRestarting", f"Attempt {attempt} starts{wait}{why}.", of)
+
+
+def _restarted_at(condition: Object, status: Object) -> float:
+    """When the latest restart was decided: the condition stays True from one to the next."""
+    return max(_at(condition), to_seconds(status.get("lastRestartTime")) or 0.0)
+
+
+def _cause(last: Object) -> str:
+    """status.lastFailure in words."""
+    failed = Failure(
+        reason=last["reason"],
+        pod=last.get("pod", ""),
+        container=last.get("container", ""),
+        container_kind=last.get("containerKind", "Trainer"),
+    )
+    code = f" with exit code {last['exitCode']}" if "exitCode" in last else ""
+    return f"{failed.place.capitalize()} ended{code}: {failed.reason}. {last.get('message', '')}".strip()
+
+
+def _failed(condition: Object, status: Object) -> Told:
+    if condition["status"] != "True":
+        return
+    reason, message = condition["reason"], condition["message"]
+    last = status.get("lastFailure") or {}
+    is_its_cause = "attempt" in last and last["attempt"] == status.get("restarts", {}).get("attempt")
+    detail = last.get("message", "") if is_its_cause else ""
+    if reason == names.INVALID_SPEC:
+        yield _at(condition), _warning(names.INVALID_SPEC, message, _since(condition))
+    else:
+        told = names.DEADLINE_EXCEEDED if reason == names.DEADLINE_EXCEEDED else "JobFailed"
+        yield _at(condition), _warning(told, f"{reason}: {message} {detail}".strip(), _since(condition))
+
+
+def _suspended(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        message = "The pods are being stopped; everything else is kept."
+        yield _at(condition), _normal("JobSuspended", message, _since(condition))
+    elif condition["reason"] == names.RESUMED:
+        yield _at(condition), _normal("JobResumed", "The job goes on.", _since(condition))
+
+
+def _running(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        attempt = status.get("restarts", {}).get("attempt", 0)
+        message = f"All {status.get('replicas', 0)} pods of attempt {attempt} run."
+        yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
+
+
+def _succeeded(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        yield _at(condition), _normal("JobSucceeded", condition["message"], _since(condition))
+
+
+def _warned(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        yield _at(condition), _warning(names.SPEC_WARNINGS, condition["message"], _since(condition))
+
+
+# In the order in which they are told.
+TELLERS: Mapping[str, Callable[[Object, Object], Told]] = {
+    names.HAS_WARNINGS: _warned,
+    names.SUSPENDED: _suspended,
+    names.RUNNING: _running,
+    names.RESTARTING: _restarting,
+    names.SUCCEEDED: _succeeded,
+    names.FAILED: _failed,
+}
+
+
+def _at(condition: Object) -> float:
+    return to_seconds(condition["lastTransitionTime"]) or 0.0
+
+
+def _since(condition: Object) -> str:
+    return str(condition["lastTransitionTime"])
+
+
+def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
+    """Told when the job enters the queue, and when it is put back there."""
+    admitted = seen.condition(names.ADMITTED)
+    if decision.reason == names.KUEUE_EVICTED:
+        return (_warning("JobEvicted", decision.message),) if seen.current else ()
+    is_new = admitted is None or admitted["status"] == "True"
+    return (_normal("JobQueued", decision.message),) if is_new else ()
+
+
+def _gang_created(seen: Seen) -> Event:
+    return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.attempt}.")
+
+
+def _normal(reason: str, message: str, of: str = "") -> Event:
+    return Event(type="Normal", reason=reason, message=message[:1024], of=of)
+
+
+def _warning(reason: str, message: str, of: str = "") -> Event:
+    return Event(type="Warning", reason=reason, message=message[:1024], of=of)

@@ -1,0 +1,46 @@
+"""Kueue: a job with a Workload has pods only while the Workload is admitted."""
+
+from __future__ import annotations
+
+from megatron_operator.api import names
+from megatron_operator.core.decide.decision import Queue
+from megatron_operator.core.job import Job
+from megatron_operator.core.kueue import workload
+from megatron_operator.core.kueue.observe import Workload
+from megatron_operator.core.observe import Seen
+
+LACKING_INTERVAL_S = 60.0
+
+
+def decide(job: Job, seen: Seen, now: float) -> Queue | None:
+    """Queue until the Workload is admitted, and again when it is evicted or taken away.
+
+    Pods that run stay when the API of the queue itself is gone: that says nothing about the quota.
+    """
+    if not job.has_workload or (not seen.kueue.served and seen.current):
+        return None
+    found = workload.current(job, seen)
+    if found and found.is_true(workload.ADMITTED) and not found.is_true(workload.EVICTED):
+        return None
+    reason = names.KUEUE_EVICTED if found and found.is_true(workload.EVICTED) else names.WAITING_FOR_QUOTA
+    return Queue(reason=reason, message=_why(job, found))
+
+
+def attempt(seen: Seen) -> int:
+    """The attempt to write down while queueing: the next one once pods of the present one were made."""
+    return seen.attempt + 1 if seen.current else seen.attempt
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When to ask again for what the queue lacks and no watch tells of: its API, a priority class."""
+    is_lacking = not seen.kueue.served or seen.kueue.priority is None
+    return now + LACKING_INTERVAL_S if job.has_workload and is_lacking else None
+
+
+def _why(job: Job, found: Workload | None) -> str:
+    """The queue's own words where it has some."""
+    for type_ in (workload.EVICTED, workload.QUOTA_RESERVED):
+        condition = found.condition(type_) if found else None
+        if condition and condition.get("message") and (type_ != workload.EVICTED or condition["status"] == "True"):
+            return f"Queue {job.kueue_queue}: {condition['message']}"
+    return f"Queue {job.kueue_queue} has not admitted the job."

@@ -1,0 +1,366 @@
+"""What is there, as values: raw pods, objects and progress of one job -> Seen. Judges nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal, get_args
+
+from megatron_operator.api import names
+from megatron_operator.core import termination
+from megatron_operator.core.kueue.observe import KueueSeen
+from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.guard import Guard, Unreadable, shortened, whole_number
+from megatron_trainjob.progress import Progress
+
+Object = Mapping[str, Any]
+PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
+ContainerKind = Literal["Trainer", "InitContainer", "Sidecar"]
+MAX_DIGITS = 10
+MAX_REASON_CHARACTERS = 253
+MAX_EXIT_CODE = 2**31 - 1
+MAX_MESSAGE_CHARACTERS = 1024
+NO_COUNT = Guard()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pod:
+    """One pod. `exit_code`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
+
+    phase: that of the trainer once it runs or has ended, whatever the other containers do.
+    num_nodes: size of the gang that it was made for, where that may change.
+    is_outlived: whether its trainer has ended and others run on, and hold the pod's resources.
+    is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
+    gate: the name of a scheduling gate, of Kueue's where it has set one.
+    in_queue: whether Kueue has taken the pod up, gated or not any more.
+    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
+    not start; `initializing` the init container that runs. warning: reason of the newest event about a placed pod that
+    has not started, when that is a warning. Times are seconds since the epoch.
+    """
+
+    name: str
+    uid: str = ""
+    attempt: int = 0
+    role: str = names.MASTER
+    index: int = 0
+    num_nodes: int | None = None
+    phase: PodPhase = "Pending"
+    is_outlived: bool = False
+    ready: bool = False
+    deleting: bool = False
+    grace_ends: float | None = None
+    gated: bool = False
+    gate: str = ""
+    in_queue: bool = False
+    scheduled_at: float | None = None
+    unschedulable: str | None = None
+    waiting: str | None = None
+    waiting_message: str = ""
+    initializing: str = ""
+    warning: str = ""
+    warning_message: str = ""
+    node: str = ""
+    container: str = names.CONTAINER
+    container_kind: ContainerKind = "Trainer"
+    exit_code: int | None = None
+    is_recorded: bool = False
+    reason: str = ""
+    message: str = ""
+    iteration: int | None = None
+    finished_at: float | None = None
+    disruption: str | None = None
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether its trainer has ended, or can never start."""
+        return self.phase in ("Succeeded", "Failed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gang:
+    """The PodGroup of the current attempt. `served` is False when the cluster does not know such groups."""
+
+    name: str = ""
+    phase: str = ""
+    served: bool = True
+    deleting: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """All that is known of one job's children. `status` is the stored status of the job, {} at first.
+
+    service_selector: None when there is no service. `problem` is (reason, message) of the last refused
+    change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
+    predecessors: pods of a deleted job of the same name that may still run and write.
+    lost_nodes: names of nodes that are gone or not ready. stale_groups: PodGroups of earlier attempts that
+    nobody has deleted yet; they would hold quota for pods that never come.
+    """
+
+    status: Object = field(default_factory=dict)
+    pods: tuple[Pod, ...] = ()
+    service_selector: Mapping[str, str] | None = None
+    config_maps: frozenset[str] = frozenset()
+    claims: frozenset[str] = frozenset()
+    gang: Gang | None = None
+    stale_groups: tuple[str, ...] = ()
+    predecessors: tuple[str, ...] = ()
+    progress: Progress | None = None
+    lost_nodes: frozenset[str] = frozenset()
+    problem: tuple[str, str] | None = None
+    kueue: KueueSeen = KueueSeen()
+
+    @property
+    def attempt(self) -> int:
+        """The attempt that the status has written down."""
+        return int(self.status.get("restarts", {}).get("attempt", 0))
+
+    @property
+    def current(self) -> tuple[Pod, ...]:
+        """Pods of this attempt, in node-rank order."""
+        return tuple(pod for pod in self.pods if pod.attempt == self.attempt)
+
+    @property
+    def stale(self) -> tuple[Pod, ...]:
+        """Pods of earlier attempts."""
+        return tuple(pod for pod in self.pods if pod.attempt != self.attempt)
+
+    @property
+    def beat(self) -> Progress | None:
+        """The progress record if this attempt wrote it."""
+        return self.progress if self.progress and self.progress.attempt == self.attempt else None
+
+    def condition(self, type_: str) -> Object | None:
+        """The stored condition of this type."""
+        return next((c for c in self.status.get("conditions", ()) if c["type"] == type_), None)
+
+    def is_true(self, type_: str) -> bool:
+        """Whether the stored condition of this type is True."""
+        condition = self.condition(type_)
+        return condition is not None and condition["status"] == "True"
+
+
+def observe(
+    *,
+    job_uid: str,
+    status: Object | None,
+    pods: Iterable[Object],
+    services: Iterable[Object] = (),
+    config_maps: Iterable[str] = (),
+    claims: Iterable[str] = (),
+    gang: Object | None = None,
+    gang_served: bool = True,
+    stale_groups: Iterable[str] = (),
+    progress: Progress | None = None,
+    lost_nodes: Iterable[str] = (),
+    problem: tuple[str, str] | None = None,
+    guard: Guard = NO_COUNT,
+) -> Seen:
+    """Everything seen of one job. Pods and services are raw objects; those of another owner are left out."""
+    owned = [pod for pod in pods if is_owned(pod, job_uid)]
+    ours = sorted(guard.read_all("pods", read_pod, owned), key=_by_rank)
+    selectors = [raw["spec"].get("selector") or {} for raw in services if is_owned(raw, job_uid)]
+    return Seen(
+        status=status or {},
+        pods=tuple(ours),
+        service_selector=selectors[0] if selectors else None,
+        config_maps=frozenset(config_maps),
+        claims=frozenset(claims),
+        gang=read_gang(gang, served=gang_served),
+        stale_groups=tuple(stale_groups),
+        progress=progress,
+        lost_nodes=frozenset(lost_nodes),
+        problem=problem,
+    )
+
+
+def is_owned(raw: Object, job_uid: str) -> bool:
+    """Whether the object's controlling owner is the job with this uid."""
+    owners = raw["metadata"].get("ownerReferences") or ()
+    return any(owner.get("uid") == job_uid and owner.get("controller") for owner in owners)
+
+
+def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
+    """The PodGroup as a value; a group that cannot exist (API not served) is told apart from none."""
+    if raw is None:
+        return None if served else Gang(served=False)
+    metadata, phase = raw["metadata"], (raw.get("status") or {}).get("phase", "")
+    return Gang(name=metadata["name"], phase=phase, deleting="deletionTimestamp" in metadata)
+
+
+def read_pod(raw: Object) -> Pod:
+    """One raw pod as a value. Raises Unreadable for a name that no pod of the job it is labeled for has.
+
+    Its place follows from the name, which nobody can change, rather than from labels, which many may edit.
+    """
+    metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
+    labels = metadata.get("labels") or {}
+    place = names.place_of(metadata["name"], labels.get(names.LABEL_JOB_NAME, ""))
+    if place is None:
+        raise Unreadable("its name is not that of a pod of the job")
+    conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
+    waiting, waiting_message = _waiting(spec, status)
+    return Pod(
+        name=metadata["name"],
+        uid=metadata.get("uid", ""),
+        attempt=place.attempt,
+        role=place.role,
+        index=place.index,
+        num_nodes=_num_nodes(metadata),
+        ready=_is_true(conditions, "Ready"),
+        deleting=metadata.get("deletionTimestamp") is not None,
+        grace_ends=to_seconds(metadata.get("deletionTimestamp")),
+        gated=bool(spec.get("schedulingGates")),
+        gate=_gate(spec),
+        in_queue=labels.get(names.KUEUE_MANAGED) == "true",
+        scheduled_at=_scheduled_at(conditions),
+        unschedulable=_unschedulable(conditions),
+        waiting=waiting,
+        waiting_message=waiting_message,
+        initializing=_initializing(spec, status),
+        node=shortened(spec.get("nodeName"), MAX_REASON_CHARACTERS),
+        disruption=_disruption(conditions),
+        **_ending(spec, status),
+    )
+
+
+def _gate(spec: Object) -> str:
+    """The scheduling gate to name: Kueue's before others, which wait behind it."""
+    found = [shortened(gate.get("name"), MAX_REASON_CHARACTERS) for gate in spec.get("schedulingGates") or ()]
+    return min(found, key=lambda name: not name.startswith(names.KUEUE_PREFIX), default="")
+
+
+def _num_nodes(metadata: Object) -> int | None:
+    text = (metadata.get("annotations") or {}).get(names.ANNOTATION_NUM_NODES)
+    return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < MAX_DIGITS else None
+
+
+def _by_rank(pod: Pod) -> tuple[int, bool, int]:
+    return (pod.attempt, pod.role != names.MASTER, pod.index)
+
+
+def _pod_phase(status: Object) -> PodPhase:
+    phase: PodPhase = status.get("phase", "Pending")
+    return phase if phase in get_args(PodPhase) else "Unknown"
+
+
+def _is_true(conditions: Mapping[str, Object], type_: str) -> bool:
+    return conditions.get(type_, {}).get("status") == "True"
+
+
+def _scheduled_at(conditions: Mapping[str, Object]) -> float | None:
+    if not _is_true(conditions, "PodScheduled"):
+        return None
+    return to_seconds(conditions["PodScheduled"].get("lastTransitionTime"))
+
+
+def _unschedulable(conditions: Mapping[str, Object]) -> str | None:
+    condition = conditions.get("PodScheduled", {})
+    if condition.get("status") == "False" and condition.get("reason") == "Unschedulable":
+        return shortened(condition.get("message"), MAX_MESSAGE_CHARACTERS)
+    return None
+
+
+def _disruption(conditions: Mapping[str, Object]) -> str | None:
+    if not _is_true(conditions, "DisruptionTarget"):
+        return None
+    return shortened(conditions["DisruptionTarget"].get("reason"), MAX_REASON_CHARACTERS) or "Unknown"
+
+
+def _containers(status: Object) -> tuple[Object, ...]:
+    return (*(status.get("initContainerStatuses") or ()), *(status.get("containerStatuses") or ()))
+
+
+def _waiting(spec: Object, status: Object) -> tuple[str | None, str]:
+    """Why a container is not started, of the first that says so, or crashes again and again before the trainer."""
+    native = _native_sidecars(spec)
+    for container in _containers(status):
+        waiting = (container.get("state") or {}).get("waiting") or {}
+        if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
+            reason = shortened(waiting["reason"], MAX_REASON_CHARACTERS)
+            message = shortened(waiting.get("message"), MAX_MESSAGE_CHARACTERS)
+            return reason, f"{container['name']}: {message}" if container["name"] != names.CONTAINER else message
+        last = (container.get("lastState") or {}).get("terminated")
+        if last and container["name"] in native and not container.get("started"):
+            return (
+                "CrashLoopBackOff",
+                f"{container['name']} ended with exit code {last.get('exitCode')} before it was ready",
+            )
+    return None, ""
+
+
+def _initializing(spec: Object, status: Object) -> str:
+    """The init container that runs and that the others wait for; "" for none."""
+    native = _native_sidecars(spec)
+    for container in status.get("initContainerStatuses") or ():
+        is_running = (container.get("state") or {}).get("running") is not None
+        if is_running and not (container["name"] in native and container.get("started")):
+            return str(container["name"])
+    return ""
+
+
+def _native_sidecars(spec: Object) -> frozenset[str]:
+    """Init containers that are always restarted and run beside the trainer."""
+    initial = spec.get("initContainers") or ()
+    return frozenset(each["name"] for each in initial if each.get("restartPolicy") == "Always")
+
+
+def _ending(spec: Object, status: Object) -> dict[str, Any]:
+    """Phase, and of the container that ended the pod: name, kind, exit code, reason, message, iteration and time.
+
+    A reason of the pod itself (Evicted, NodeShutdown ...) goes before that of the container.
+    """
+    container, kind = _deciding(spec, status)
+    terminated = (container.get("state") or {}).get("terminated") or {}
+    record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
+    phase = _pod_phase(status)
+    exit_code = whole_number(terminated.get("exitCode"), largest=MAX_EXIT_CODE)
+    message = record.message or terminated.get("message") or status.get("message")
+    return {
+        "phase": _phase(phase, container) if kind == "Trainer" else phase,
+        "is_outlived": exit_code is not None and phase in ("Pending", "Running"),
+        "container": shortened(container.get("name"), MAX_REASON_CHARACTERS) or names.CONTAINER,
+        "container_kind": kind,
+        "exit_code": exit_code,
+        "is_recorded": exit_code is not None and record.exit_code == exit_code,
+        "reason": shortened(status.get("reason"), MAX_REASON_CHARACTERS) or _container_reason(terminated, record),
+        "message": shortened(message, MAX_MESSAGE_CHARACTERS),
+        "iteration": record.iteration,
+        "finished_at": to_seconds(terminated.get("finishedAt")),
+    }
+
+
+def _phase(phase: PodPhase, trainer: Object) -> PodPhase:
+    """That of the trainer; the pod's own says Pending while it runs and a sidecar does not."""
+    state = trainer.get("state") or {}
+    if ended := state.get("terminated"):
+        return "Failed" if ended.get("exitCode") else "Succeeded"
+    return "Running" if phase == "Pending" and state.get("running") is not None else phase
+
+
+def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:
+    """The container that ended the pod: the trainer once it has ended, else the one for whose failure the pod failed.
+
+    A native sidecar (an init container that is always restarted) never fails its pod.
+    """
+    containers = {each["name"]: each for each in status.get("containerStatuses") or ()}
+    trainer = containers.pop(names.CONTAINER, {})
+    if status.get("phase") != "Failed" or (trainer.get("state") or {}).get("terminated"):
+        return trainer, "Trainer"
+    native = _native_sidecars(spec)
+    initial = (each for each in status.get("initContainerStatuses") or () if each["name"] not in native)
+    if failed := next(filter(_has_failed, initial), None):
+        return failed, "InitContainer"
+    failed = next(filter(_has_failed, containers.values()), None)
+    return (failed, "Sidecar") if failed else (trainer, "Trainer")
+
+
+def _has_failed(container: Object) -> bool:
+    terminated = (container.get("state") or {}).get("terminated") or {}
+    return bool(terminated.get("exitCode"))
+
+
+def _container_reason(terminated: Object, record: termination.Record) -> str:
+    """The kubelet's own reason where it says more than "Error", else the trainer's."""
+    reason = shortened(terminated.get("reason"), MAX_REASON_CHARACTERS)
+    return record.reason or reason if reason in ("", "Error", "Completed") else reason

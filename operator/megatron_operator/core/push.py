@@ -1,0 +1,146 @@
+"""The wire form of pushed progress: addresses, audiences and bodies. Pure; the server is progress_server.py.
+
+Compatible with Kubeflow Trainer's status server (KEP-2779), so that any client of it can report here. Our own
+trainer adds its whole progress record, which hang detection and the restart counters live on.
+"""
+
+from __future__ import annotations
+
+import base64
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.core import progress_record
+from megatron_operator.core.timestamp import to_seconds
+from megatron_trainjob.progress import Progress
+
+Object = Mapping[str, Any]
+ROUTE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
+POD_NAME_CLAIM = "authentication.kubernetes.io/pod-name"
+ACCOUNT_PREFIX = "system:serviceaccount:"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reporter:
+    """Who a token speaks for: a pod of a namespace."""
+
+    namespace: str
+    pod: str
+
+
+def path(namespace: str, name: str) -> str:
+    """Where the pods of this job push to."""
+    return ROUTE.format(namespace=namespace, name=name)
+
+
+def audience(namespace: str, name: str, uid: str) -> str:
+    """The audience of a job's tokens: a token for one job is worth nothing for another, or for the API server.
+
+    The uid tells the job from one that is made again under its name.
+    """
+    return f"{names.GROUP}/{namespace}/{name}/{uid}"
+
+
+def review(token: str, audience: str) -> Object:
+    """The TokenReview that asks whether this token is for this audience."""
+    return {
+        "apiVersion": "authentication.k8s.io/v1",
+        "kind": "TokenReview",
+        "spec": {"token": token, "audiences": [audience]},
+    }
+
+
+def reporter(answer: Object, namespace: str, audience: str) -> Reporter | None:
+    """The pod that the server says the token speaks for, None when it does not for this audience."""
+    status = answer.get("status") or {}
+    user = status.get("user") or {}
+    is_ours = status.get("authenticated") and audience in (status.get("audiences") or ())
+    if not is_ours or not user.get("username", "").startswith(f"{ACCOUNT_PREFIX}{namespace}:"):
+        return None
+    pods = (user.get("extra") or {}).get(POD_NAME_CLAIM) or ("",)
+    return Reporter(namespace=namespace, pod=pods[0])
+
+
+def attempt_of(pod: str, job_name: str) -> int | None:
+    """The attempt whose master this pod is, None for any other pod: only the master reports."""
+    place = names.place_of(pod, job_name)
+    return place.attempt if place and place.role == names.MASTER else None
+
+
+def is_past(attempt: int, current: int, before: Progress | None) -> bool:
+    """Whether a report of this attempt comes too late.
+
+    The pods of the previous attempt still save while they end, so theirs counts until the current attempt reports.
+    """
+    newest = before.attempt if before else 0
+    return attempt < newest or not current - 1 <= attempt <= current
+
+
+def expiry_for(token: str, audience: str) -> float | None:
+    """When a token for this audience runs out (seconds since the epoch), None for anything else.
+
+    Read without checking the signature: it tells what is not worth a question to the API server.
+    """
+    try:
+        payload = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(payload + "=" * (-len(payload) % 4)))
+        return float(claims["exp"]) if audience in claims["aud"] else None
+    except (IndexError, KeyError, ValueError, TypeError, OverflowError, RecursionError):
+        return None
+
+
+def read(body: object, attempt: int, now: float) -> tuple[Progress, tuple[str, ...]]:
+    """The progress that a body reports, and one line for each part that was cut or left out.
+
+    Its time is ours: the clocks of nodes differ. Raises ValueError for what is refused.
+    """
+    if not isinstance(body, Mapping):
+        raise ValueError("the body must be an object with trainerStatus")
+    own = body.get("progress")
+    record = own if isinstance(own, Mapping) else _kubeflow_record(body.get("trainerStatus") or {})
+    progress, problems = progress_record.read(record)
+    return replace(progress, attempt=attempt, updated_at=now), problems
+
+
+def _kubeflow_record(status: object) -> Object:
+    """What Kubeflow's form says as a record of ours: percent in place of iterations."""
+    if not isinstance(status, Mapping):
+        raise ValueError("trainerStatus: must be an object")
+    percentage, metrics = status.get("progressPercentage"), status.get("metrics") or ()
+    if not isinstance(metrics, list | tuple) or not all(isinstance(each, Mapping) for each in metrics):
+        raise ValueError("trainerStatus.metrics: must be a list of objects with name and value")
+    return {
+        "phase": "training",
+        "iteration": 0 if percentage is None else percentage,
+        "total_iterations": 100,
+        "remaining_s": status.get("estimatedRemainingSeconds"),
+        "metrics": {str(each.get("name")): each.get("value") for each in metrics},
+    }
+
+
+def remembered(status: Object) -> Progress | None:
+    """The progress that the status tells of, for an operator that has just begun; None when it is older than the gang.
+
+    Without it a gang that hung while no operator was there would never be noticed.
+    """
+    told = status.get("progress") or {}
+    updated_at = to_seconds(told.get("lastUpdatedTime"))
+    began = to_seconds(status.get("lastRestartTime") or status.get("startTime"))
+    if updated_at is None or began is None or updated_at < began:
+        return None
+    checkpoint = status.get("checkpoint") or {}
+    return Progress(
+        phase="training",
+        attempt=int(status.get("restarts", {}).get("attempt", 0)),
+        iteration=int(told.get("iteration", 0)),
+        total_iterations=int(told.get("totalIterations", 0)),
+        remaining_s=told.get("estimatedRemainingSeconds"),
+        tokens_per_second_per_gpu=told.get("tokensPerSecondPerGPU"),
+        metrics={each["name"]: float(each["value"]) for each in told.get("metrics") or ()},
+        checkpoint_iteration=checkpoint.get("latestIteration"),
+        checkpoint_path=checkpoint.get("path"),
+        updated_at=updated_at,
+    )

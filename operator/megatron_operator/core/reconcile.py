@@ -1,0 +1,216 @@
+"""One look at one job: manifest, what is seen and the time -> what to do. Holds the order of policies."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.core import events, status
+from megatron_operator.core.decide import (
+    backoff,
+    cleanup,
+    completion,
+    deadline,
+    elastic,
+    failure,
+    hang,
+    restart,
+    suspend,
+    waiting,
+    whole,
+)
+from megatron_operator.core.decide.decision import (
+    Continue,
+    Decision,
+    Fail,
+    Queue,
+    Resize,
+    Restart,
+    Succeed,
+    Suspend,
+    Undecided,
+    Wait,
+    Withdraw,
+)
+from megatron_operator.core.desired import build, gang
+from megatron_operator.core.job import Job
+from megatron_operator.core.kueue import changes as queueing
+from megatron_operator.core.kueue import decide as queue
+from megatron_operator.core.observe import Pod, Seen
+from megatron_operator.core.plan import Event, Patch, Plan, Ref
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+Policy = Callable[[Job, Seen, float], Decision | None]
+
+CLEANED_UP = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
+
+# The first policy that has something to say decides.
+POLICIES: tuple[Policy, ...] = (
+    completion.decide,  # a success stays one, whatever somebody wants of the job a moment later
+    suspend.decide,
+    deadline.decide,
+    queue.decide,
+    elastic.decide,
+    whole.decide,
+    restart.decide,
+    hang.decide,
+)
+WAKE_UPS = (
+    failure.wake_at,
+    deadline.wake_at,
+    completion.wake_at,
+    backoff.wake_at,
+    hang.wake_at,
+    queue.wake_at,
+    waiting.wake_at,
+)
+
+
+def plan(job: Job, seen: Seen, now: float) -> Plan:
+    """All that is to be done for this job now. `now` is seconds since the epoch."""
+    if job.managed_by != names.MANAGER:
+        return Plan()
+    if completion.is_finished(seen):
+        return _after_the_end(job, seen, now)
+    seen = completion.with_removed(job, seen)
+    decision = next((found for policy in POLICIES if (found := policy(job, seen, now))), Continue())
+    if isinstance(decision, Undecided):
+        return Plan(requeue_s=_requeue_s(job, seen, decision, now, None))
+    return _carry_out(job, seen, decision, now)
+
+
+def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now: float) -> Plan:
+    """What to do about a manifest that is not a job: say every problem, run nothing, never retry."""
+    if (manifest.get("spec") or {}).get("managedBy", names.MANAGER) != names.MANAGER:
+        return Plan()
+    if completion.is_finished(seen):
+        return _after_a_rejection(manifest, seen, now)
+    message = "; ".join(str(violation) for violation in violations)[:4096]
+    generation = manifest["metadata"].get("generation", 0)
+    if "elasticPolicy" in (manifest.get("spec") or {}) and any(not pod.is_finished for pod in seen.current):
+        # `kubectl scale` passes by the admission policy: a wrong number must not end a gang that trains.
+        held = status.held(seen, generation, names.INVALID_SPEC, message, now)
+        told = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
+        return Plan() if held == seen.status else Plan(status=held, events=(told,))
+    rejected = status.rejected(seen, generation, names.INVALID_SPEC, message, now)
+    return Plan(
+        status=rejected,
+        delete=_refs(pod for pod in seen.pods if not pod.is_finished),
+        events=events.of_changes(rejected, seen.status),
+    )
+
+
+def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
+    new = status.compute(job, seen, decision, now)
+    written, write_in_s = status.changed(new, seen.status, now, status.settled_at(seen, now))
+    if write_in_s is not None and completion.is_being_removed(seen) and status.tells_of_success(new, seen.status):
+        written, write_in_s = new, None
+    changes = _changes(job, seen, decision, now)
+    queued = queueing.changes(job, seen, decision, now)
+    is_first_look = _is_first_look(seen, changes)
+    told = events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(changes))
+    return Plan(
+        status=None if is_first_look else written,
+        delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
+        patch=(*changes.patch, *queued.patch),
+        create=(*queued.create, *changes.create),
+        events=() if is_first_look else told,
+        requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
+    )
+
+
+def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
+    """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
+    if cleanup.is_over(job, seen, now):
+        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *queueing.leftovers(seen))
+        return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
+    is_stale = seen.status.get("observedGeneration") != job.generation
+    ends = cleanup.wake_at(job, seen, now)
+    return Plan(
+        status={**seen.status, "observedGeneration": job.generation} if is_stale else None,
+        delete=_refs(cleanup.pods_to_delete(job, seen)),
+        patch=queueing.after_the_end(job, seen, now),
+        requeue_s=None if ends is None else ends - now,
+    )
+
+
+def _after_a_rejection(manifest: Object, seen: Seen, now: float) -> Plan:
+    """The time to live holds for a job that is wrong too, where at least that part of it can be read."""
+    ttl_s, policy = cleanup.readable_ttl(manifest)
+    ends = cleanup.ends(seen, ttl_s)
+    if ends is None or now < ends:
+        return Plan(requeue_s=None if ends is None else ends - now)
+    metadata = manifest["metadata"]
+    leftovers = cleanup.leftovers_of(metadata["name"], metadata["uid"], policy, seen)
+    return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
+
+
+def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s: float | None) -> float | None:
+    """Seconds until time alone can change something; a decided restart or end is looked at again at once."""
+    if isinstance(decision, Restart):
+        return decision.delay_s
+    if isinstance(decision, Withdraw) and decision.pause_s is not None:
+        return decision.pause_s
+    if isinstance(decision, Succeed | Fail):
+        return job.run_policy.ttl_s
+    if isinstance(decision, Suspend):
+        return write_in_s
+    moments = [at for wake_at in WAKE_UPS if (at := wake_at(job, seen, now)) is not None]
+    waits = [max(at - now, 0.0) for at in moments if at > now]
+    return min([*waits, write_in_s] if write_in_s is not None else waits, default=None)
+
+
+def _is_first_look(seen: Seen, changes: Plan) -> bool:
+    """Whether the pods of a new job come first, and status and event with the next look, which they cause.
+
+    That is one write less. Attempt 0 needs no record beforehand, for that is what a job without status is at. A
+    refusal is shown at once.
+    """
+    return not seen.status and seen.problem is None and not seen.current and _creates_pods(changes)
+
+
+def _creates_pods(changes: Plan) -> bool:
+    return any(created["kind"] == "Pod" for created in changes.create)
+
+
+def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
+    """The objects to delete, patch and create for a decision."""
+    match decision:
+        case Restart() | Resize() | Suspend() | Queue() | Withdraw():
+            return Plan(delete=_refs(seen.pods))
+        case Succeed() | Fail():
+            return Plan(delete=_refs(cleanup.pods_to_delete(job, seen)))
+        case Wait():
+            return Plan(delete=_refs(seen.stale))
+    replayed = _refs(seen.stale)
+    if seen.gang is not None and not seen.gang.served:
+        return Plan(delete=replayed)
+    if seen.predecessors or not backoff.may_start(seen, now):
+        return Plan(delete=replayed)
+    return Plan(delete=replayed, patch=_service_patch(job, seen), create=build.missing(job, seen))
+
+
+def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
+    """Points the service at this attempt, so that a stuck pod of an earlier one is never resolved."""
+    wanted = names.selector(job.name, seen.attempt)
+    if seen.service_selector is None or dict(seen.service_selector) == wanted:
+        return ()
+    body = {"spec": {"selector": wanted}}
+    return (Patch(api_version="v1", kind="Service", name=names.service_name(job.name), body=body),)
+
+
+def _all_groups(seen: Seen) -> tuple[str, ...]:
+    current = (seen.gang.name,) if seen.gang and seen.gang.name and not seen.gang.deleting else ()
+    return (*seen.stale_groups, *current)
+
+
+def _groups(job: Job, group_names: Iterable[str]) -> tuple[Ref, ...]:
+    """PodGroups to delete. Their kind is that of the present gang scheduler."""
+    version = gang.API_VERSIONS.get(job.scheduling.gang, "")
+    return tuple(Ref(api_version=version, kind=gang.KIND, name=name) for name in group_names if version)
+
+
+def _refs(pods: Iterable[Pod]) -> tuple[Ref, ...]:
+    return tuple(cleanup.pod_ref(pod) for pod in pods if not pod.deleting)

@@ -1,0 +1,63 @@
+"""The termination message of a container: the record that the trainer's launcher leaves, or any other text.
+
+Every program in a pod writes what it likes there, so each field is taken by type and within bounds, or not at all.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from megatron_operator.core import kubelet_reasons
+from megatron_operator.guard import shortened, whole_number
+
+MAX_CHARACTERS = 16 * 1024  # the kubelet cuts at 4 KiB a container
+MAX_REASON_CHARACTERS = 128
+MAX_MESSAGE_CHARACTERS = 1024
+LARGEST = 2**53
+MAX_BRACKETS = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class Record:
+    """What the trainer said of its end; each None where it said nothing usable."""
+
+    exit_code: int | None = None
+    reason: str | None = None
+    message: str | None = None
+    iteration: int | None = None
+
+
+def read(text: object) -> Record:
+    """The trainer's record, an empty one for text that is none: other JSON, such as a log line, is just text."""
+    if not isinstance(text, str) or len(text) > MAX_CHARACTERS or not text.lstrip().startswith("{"):
+        return Record()
+    if text.count("{") + text.count("[") > MAX_BRACKETS:
+        return Record()
+    try:
+        found = json.loads(text, parse_constant=_refuse)
+    except (ValueError, RecursionError):
+        return Record()
+    if not isinstance(found, Mapping) or not isinstance(found.get("reason"), str):
+        return Record()
+    return Record(
+        exit_code=_whole(found.get("exitCode")),
+        reason=_reason(found["reason"]),
+        message=shortened(found.get("message"), MAX_MESSAGE_CHARACTERS) or None,
+        iteration=_whole(found.get("iteration")),
+    )
+
+
+def _reason(value: str) -> str | None:
+    """The trainer's word for its end; what only a kubelet can know is not taken from it."""
+    reason = shortened(value, MAX_REASON_CHARACTERS)
+    return None if not reason or kubelet_reasons.is_kubelets(reason) else reason
+
+
+def _whole(value: object) -> int | None:
+    return whole_number(value, smallest=0, largest=LARGEST)
+
+
+def _refuse(constant: str) -> None:
+    raise ValueError(f"{constant} is not JSON")

@@ -1,0 +1,305 @@
+"""What must hold between the infrastructure fields of a manifest. One function a truth; none changes a field.
+
+Each rule takes (metadata, spec with defaults) and yields violations; broken fields have been left out before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+from megatron_operator.api import names
+from megatron_operator.api.schema import pod_template, structural
+from megatron_operator.core.desired.environment import RESERVED
+from megatron_operator.core.desired.quantity import amount
+from megatron_operator.manifest import accelerators
+from megatron_trainjob.args.names import find_alias
+from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+Rule = Callable[[Object, Object], Iterable[Violation]]
+
+TEMPLATES = ("podTemplate", "masterTemplate", "workerTemplate")
+# Fields by which the operator finds, names and ends its pods.
+RESERVED_POD_FIELDS = ("hostname", "subdomain", "restartPolicy", "schedulingGroup")
+FIELDS_OF_SPEC = ("command", "args", "image", "resources")
+# The end of the trainer's container is the end of its pod, and its last words say why.
+RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
+NEVER_COPIED = (f"{names.GROUP}/", "app.kubernetes.io/", "kueue.x-k8s.io/", "kubectl.kubernetes.io/")
+OWN_VOLUME_PREFIX = "mtj-"
+SET_BY_OPERATOR = "is set by the operator; remove it"
+
+
+def check(metadata: Object, spec: Object) -> Iterator[Violation]:
+    """All violations of all rules."""
+    for rule in RULES:
+        yield from rule(metadata, spec)
+
+
+def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
+    """What is allowed and seldom meant."""
+    mounts = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
+    save = str(arguments.get("save") or spec["checkpoint"]["mountPath"])
+    if not any(is_below(save, mount) for mount in mounts):
+        yield _warning("spec.args.save", save, "is not below a mounted volume; in a cluster it is lost with the pod")
+    elif is_below(save, mounts[0]) and not spec["checkpoint"].get("pvc"):
+        yield _warning("spec.checkpoint", None, "has no pvc; in a cluster checkpoints are lost with the pod")
+    limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
+    yield from (_warning(*each) for each in accelerators.uncounted(spec))
+    yield from _claims_for_one_node(spec)
+    slices = sum(int(amount(str(count))) for name, count in limits.items() if name.startswith(accelerators.MIG_PREFIX))
+    if slices > 1:
+        message = "has MIG slices, between which NCCL has no peer-to-peer path; expect slow collectives"
+        yield _warning("spec.resourcesPerNode", slices, message)
+    if spec["network"]["hostNetwork"] or (spec["network"].get("rdma") or {}).get("ipcLock"):
+        message = "needs a namespace with PodSecurity privileged for hostNetwork or ipcLock"
+        yield _warning("spec.network", None, message)
+
+
+def _warning(path: str, value: object, message: str) -> Violation:
+    return Violation(path=path, value=value, message=message, severity="warning")
+
+
+def _claims_for_one_node(spec: Object) -> Iterator[Violation]:
+    """A volume that one node mounts keeps the pods of the other nodes waiting."""
+    template = (spec["checkpoint"].get("pvc") or {}).get("template") or {}
+    modes = (template.get("spec") or {}).get("accessModes") or ()
+    if spec["numNodes"] > 1 and modes and not {"ReadWriteMany", "ReadOnlyMany"} & {*modes}:
+        place = "pod" if set(modes) == {"ReadWriteOncePod"} else "node"
+        message = f"lets one {place} mount the volume, and there are {spec['numNodes']} nodes; use ReadWriteMany"
+        yield _warning("spec.checkpoint.pvc.template.spec.accessModes", modes[0], message)
+
+
+def is_below(path: str, directory: str) -> bool:
+    """Whether the path is the directory or lies in it."""
+    return path == directory or path.startswith(directory.rstrip("/") + "/")
+
+
+def _checkpoint_has_one_source(metadata: Object, spec: Object) -> Iterator[Violation]:
+    claim = spec["checkpoint"].get("pvc") or {}
+    if "claimName" in claim and "template" in claim:
+        message = "claimName and template exclude each other; remove one of them"
+        yield Violation(path="spec.checkpoint.pvc", value=claim["claimName"], message=message)
+
+
+def _save_stays_on_its_volume(metadata: Object, spec: Object) -> Iterator[Violation]:
+    sub_path = spec["checkpoint"]["subPath"]
+    if ".." in sub_path.split("/") or sub_path.startswith("/"):
+        message = "must be a relative path without '..'"
+        yield Violation(path="spec.checkpoint.subPath", value=sub_path, message=message)
+
+
+def _environment_is_ours(metadata: Object, spec: Object) -> Iterator[Violation]:
+    """No manifest sets what the operator sets."""
+    entries = [(f"spec.env[{i}].name", entry.get("name")) for i, entry in enumerate(spec.get("env", ()))]
+    entries += [(f"spec.network.ncclEnv.{name}", name) for name in spec["network"].get("ncclEnv", {})]
+    for template in TEMPLATES:
+        for path, container in _trainers(spec, template):
+            entries += [(f"{path}.env", entry.get("name")) for entry in container.get("env") or ()]
+    for path, name in entries:
+        if name in RESERVED:
+            yield Violation(path=path, value=name, message=SET_BY_OPERATOR)
+
+
+def _nccl_names(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for name in spec["network"].get("ncclEnv", {}):
+        if not name.startswith(("NCCL_", "SHARP_", "UCX_")):
+            message = "holds only NCCL_, SHARP_ and UCX_ variables; put others under spec.env"
+            yield Violation(path=f"spec.network.ncclEnv.{name}", value=name, message=message)
+
+
+def _template_fields_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
+    """The CRD leaves the role templates open, so their shape is checked here."""
+    for template in ("masterTemplate", "workerTemplate"):
+        yield from structural.check(spec.get(template, {}), pod_template.overlay(), f"spec.{template}")
+
+
+def _templates_keep_off_our_fields(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for template in TEMPLATES:
+        overlay = spec.get(template, {})
+        pod = _mapping(overlay.get("spec"))
+        for field in RESERVED_POD_FIELDS:
+            if field in pod:
+                path = f"spec.{template}.spec.{field}"
+                yield Violation(path=path, value=pod[field], message=SET_BY_OPERATOR)
+        for path, container in _trainers(spec, template):
+            for field in (*FIELDS_OF_SPEC, *RESERVED_CONTAINER_FIELDS):
+                if field in container:
+                    is_given = field in FIELDS_OF_SPEC
+                    message = "of the trainer is given under spec; move it there" if is_given else SET_BY_OPERATOR
+                    yield Violation(path=f"{path}.{field}", value=container[field], message=message)
+        yield from _own_labels(f"spec.{template}.metadata", _mapping(overlay.get("metadata")))
+
+
+def _own_labels(path: str, metadata: Object) -> Iterator[Violation]:
+    for kind in ("labels", "annotations"):
+        for key, value in _mapping(metadata.get(kind)).items():
+            if str(key).startswith(f"{names.GROUP}/"):
+                message = f"begins with {names.GROUP}/, which is the operator's; choose another"
+                yield Violation(path=f"{path}.{kind}.{key}", value=value, message=message)
+
+
+def _volumes_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
+    """Each mount names a volume that is there, once, and not one of ours."""
+    volumes = [volume.get("name") for volume in spec.get("volumes", ())]
+    for template in TEMPLATES:
+        pod = _mapping(_mapping(spec.get(template)).get("spec"))
+        volumes += [_mapping(volume).get("name") for volume in pod.get("volumes") or ()]
+    for i, volume in enumerate(spec.get("volumes", ())):
+        if volumes[:i].count(volume["name"]):
+            yield Violation(path=f"spec.volumes[{i}].name", value=volume["name"], message="is there twice; rename one")
+        if volume["name"].startswith(OWN_VOLUME_PREFIX):
+            message = f"begins with {OWN_VOLUME_PREFIX}, which is the operator's; choose another"
+            yield Violation(path=f"spec.volumes[{i}].name", value=volume["name"], message=message)
+    for i, mount in enumerate(spec.get("volumeMounts", ())):
+        if mount["name"] not in volumes:
+            known = f"known are {', '.join(map(str, volumes))}" if volumes else "there is none under spec.volumes"
+            message = f"names no volume; {known}"
+            yield Violation(path=f"spec.volumeMounts[{i}].name", value=mount["name"], message=message)
+
+
+def _mount_paths_differ(metadata: Object, spec: Object) -> Iterator[Violation]:
+    taken = [spec["checkpoint"]["mountPath"].rstrip("/")]
+    for i, mount in enumerate(spec.get("volumeMounts", ())):
+        path = mount["mountPath"].rstrip("/")
+        if path in taken:
+            message = "is mounted already; choose another path"
+            yield Violation(path=f"spec.volumeMounts[{i}].mountPath", value=path, message=message)
+        taken.append(path)
+
+
+def _initializers_can_run(metadata: Object, spec: Object) -> Iterator[Violation]:
+    seen = {names.CONTAINER}
+    mounts = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
+    for i, each in enumerate(spec.get("initializers", ())):
+        path = f"spec.initializers[{i}]"
+        if each["name"] in seen:
+            yield Violation(path=f"{path}.name", value=each["name"], message="is taken; choose another name")
+        seen.add(each["name"])
+        uri = each.get("storageUri", "")
+        if not each.get("command") and not uri.startswith("hf://"):
+            message = "without a command only hf:// sources can be fetched; give a command"
+            yield Violation(path=f"{path}.storageUri", value=uri or None, message=message)
+        if not any(is_below(each["targetPath"], mount) for mount in mounts):
+            message = f"is not below a mounted volume ({', '.join(mounts)}); what is fetched would be lost"
+            yield Violation(path=f"{path}.targetPath", value=each["targetPath"], message=message)
+
+
+def _scheduling_fits_the_gang(metadata: Object, spec: Object) -> Iterator[Violation]:
+    scheduling = spec["scheduling"]
+    for field, gangs in (
+        ("queue", ("Volcano",)),
+        ("scheduleTimeoutSeconds", ("Coscheduling",)),
+        ("minMember", ("Volcano", "Coscheduling", "Native")),
+    ):
+        if field in scheduling and scheduling["gang"] not in gangs:
+            message = f"needs scheduling.gang {' or '.join(gangs)}; set it or remove this"
+            yield Violation(path=f"spec.scheduling.{field}", value=scheduling[field], message=message)
+    if scheduling.get("minMember", 1) > spec["numNodes"]:
+        message = f"must not exceed spec.numNodes ({spec['numNodes']})"
+        yield Violation(path="spec.scheduling.minMember", value=scheduling["minMember"], message=message)
+    if scheduling["gang"] == "Coscheduling" and "schedulerName" not in scheduling:
+        message = "is required with gang Coscheduling: the name under which its scheduler runs"
+        yield Violation(path="spec.scheduling.schedulerName", value=None, message=message)
+
+
+def _topology_has_somebody_to_keep_it(metadata: Object, spec: Object) -> Iterator[Violation]:
+    topology, gang = spec["scheduling"].get("topology"), spec["scheduling"]["gang"]
+    if topology is None:
+        return
+    path = "spec.scheduling.topology"
+    has_queue = names.KUEUE_QUEUE in _mapping(metadata.get("labels"))
+    if gang == "Volcano" and "highestTierAllowed" not in topology:
+        yield Violation(path=f"{path}.highestTierAllowed", value=None, message="is required with gang Volcano")
+    elif gang != "Volcano" and "key" not in topology:
+        yield Violation(path=f"{path}.key", value=None, message="is required: the node label that pods share")
+    if topology["exclusive"] and "key" not in topology and gang == "Volcano":
+        yield Violation(path=f"{path}.key", value=None, message="is required with exclusive: the domain's node label")
+    if gang not in ("Volcano", "Native") and not has_queue and not topology["exclusive"]:
+        message = f"needs gang Volcano or Native, a Kueue queue (label {names.KUEUE_QUEUE}), or exclusive: true"
+        yield Violation(path=path, value=topology.get("key"), message=message)
+    if gang == "Native" and topology["mode"] == "Preferred":
+        message = "native gangs know only Required; use it or remove the topology"
+        yield Violation(path=f"{path}.mode", value="Preferred", message=message)
+
+
+def _size_is_elastic(metadata: Object, spec: Object) -> Iterator[Violation]:
+    """The number of nodes lies within its own bounds, and somebody gives the pods of a changed gang time to save."""
+    elastic = spec.get("elasticPolicy")
+    if elastic is None or "minNodes" not in elastic or "maxNodes" not in elastic:
+        return
+    low, high = elastic["minNodes"], elastic["maxNodes"]
+    if low > high:
+        message = f"must not exceed maxNodes ({high})"
+        yield Violation(path="spec.elasticPolicy.minNodes", value=low, message=message)
+    elif not low <= spec["numNodes"] <= high:
+        message = f"must lie between elasticPolicy.minNodes and maxNodes ({low} to {high})"
+        yield Violation(path="spec.numNodes", value=spec["numNodes"], message=message)
+    if spec["checkpoint"]["resume"] == "Never":
+        message = "is at odds with elasticPolicy, which goes on from the checkpoint; use Auto or Required"
+        yield Violation(path="spec.checkpoint.resume", value="Never", message=message)
+
+
+def _copies_are_the_users(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for kind, wanted in (spec.get("copyToPods") or {}).items():
+        for i, name in enumerate(wanted):
+            if name.startswith(NEVER_COPIED):
+                message = "is not the user's to copy; remove it"
+                yield Violation(path=f"spec.copyToPods.{kind}[{i}]", value=name, message=message)
+
+
+def _rules_say_when(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for i, rule in enumerate(spec["failurePolicy"].get("rules", ())):
+        if not rule.get("onExitCodes") and not rule.get("onReasons"):
+            message = "needs onExitCodes or onReasons, or it would match every failure"
+            yield Violation(path=f"spec.failurePolicy.rules[{i}]", value=rule["action"], message=message)
+
+
+def _quantities_are_numbers(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for kind in ("limits", "requests"):
+        for name, value in ((spec.get("resourcesPerNode") or {}).get(kind) or {}).items():
+            try:
+                amount(str(value))
+            except ValueError as problem:
+                path = f"spec.resourcesPerNode.{kind}.{name}"
+                yield Violation(path=path, value=value, message=str(problem))
+
+
+def _extra_arguments_are_extra(metadata: Object, spec: Object) -> Iterator[Violation]:
+    for name, value in spec.get("extraArgs", {}).items():
+        if name in ARGUMENTS or find_alias(name, spec.get("task", "sft")):
+            message = "is a known argument; move it to spec.args"
+            yield Violation(path=f"spec.extraArgs.{name}", value=value, message=message)
+
+
+RULES: tuple[Rule, ...] = (
+    _checkpoint_has_one_source,
+    _save_stays_on_its_volume,
+    _environment_is_ours,
+    _nccl_names,
+    _template_fields_are_known,
+    _templates_keep_off_our_fields,
+    _volumes_are_known,
+    _mount_paths_differ,
+    _initializers_can_run,
+    _scheduling_fits_the_gang,
+    _topology_has_somebody_to_keep_it,
+    _size_is_elastic,
+    _copies_are_the_users,
+    _rules_say_when,
+    _quantities_are_numbers,
+    _extra_arguments_are_extra,
+)
+
+
+def _mapping(value: object) -> Object:
+    return value if isinstance(value, Mapping) else {}
+
+
+def _trainers(spec: Object, template: str) -> Iterator[tuple[str, Object]]:
+    """(path, container) of what a template says about the trainer container."""
+    pod = _mapping(_mapping(spec.get(template)).get("spec"))
+    for i, container in enumerate(pod.get("containers") or ()):
+        if _mapping(container).get("name") == names.CONTAINER:
+            yield f"spec.{template}.spec.containers[{i}]", container

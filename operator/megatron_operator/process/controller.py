@@ -1,0 +1,251 @@
+"""Brings one job at a time to where it should be: look, plan, apply. All policy lies in the pure core.
+
+Also holds the jobs themselves, as kopf's watch and our own status writes last showed them.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+from megatron_operator import clock, manifest
+from megatron_operator.cluster.kubernetes.apply import ForeignObject, Predecessor, apply
+from megatron_operator.cluster.kubernetes.cache import Mirror
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.cluster.kubernetes.events import Recorder
+from megatron_operator.cluster.kubernetes.resource import JOB, Resource
+from megatron_operator.core import events, push, reconcile
+from megatron_operator.core.job import Job, KueueMode, ProgressPush
+from megatron_operator.core.plan import Plan
+from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.process.metrics import Metrics
+from megatron_operator.process.work_queue import Key, RetryLater
+from megatron_trainjob import images
+from megatron_trainjob.progress import Progress
+from megatron_trainjob.violation import Violation
+
+Object = Mapping[str, Any]
+Parsed = Job | tuple[Violation, ...]
+HEAVY_METADATA = ("managedFields",)
+# Statuses that the same request meets again: a quota or policy, an object that the server does not take.
+REFUSALS = frozenset({400, 403, 422})
+# Any other error (5xx of the server or of a webhook, no answer) for so long is no longer a moment's.
+LASTING_S = 20.0
+logger = logging.getLogger(__name__)
+
+
+class Jobs:
+    """The jobs as last seen, newest first wins: a late watch event never undoes what we just wrote."""
+
+    def __init__(
+        self,
+        trainer_image: str = images.TRAINER,
+        progress_push: ProgressPush | None = None,
+        kueue_mode: KueueMode = "PodGroup",
+    ) -> None:
+        self._trainer_image = trainer_image
+        self._progress_push = progress_push
+        self._kueue_mode = kueue_mode
+        self._raw: dict[Key, Object] = {}
+        self._parsed: dict[Key, tuple[object, Parsed]] = {}
+
+    def __iter__(self) -> Iterator[Key]:
+        return iter(tuple(self._raw))
+
+    def get(self, key: Key) -> Object | None:
+        """The job, or None when there is none."""
+        return self._raw.get(key)
+
+    def version(self, key: Key) -> int:
+        """The resourceVersion of the job as last seen, 0 for none."""
+        raw = self._raw.get(key)
+        return _version(raw) if raw else 0
+
+    def is_reported(self, key: Key) -> bool:
+        """Whether the job has a status. In a burst the first one waits: pods of other jobs come before it."""
+        return "status" in self._raw.get(key, {})
+
+    def put(self, raw: Object) -> bool:
+        """Whether this was news: another job, or a newer version of it."""
+        key = key_of(raw)
+        known = self._raw.get(key)
+        if known and known["metadata"]["uid"] == raw["metadata"]["uid"] and _version(known) >= _version(raw):
+            return False
+        metadata = {name: value for name, value in raw["metadata"].items() if name not in HEAVY_METADATA}
+        self._raw[key] = {**raw, "metadata": metadata}
+        return True
+
+    def drop(self, key: Key) -> None:
+        """Forgets a job that is gone."""
+        self._raw.pop(key, None)
+        self._parsed.pop(key, None)
+
+    def parse(self, key: Key) -> Parsed:
+        """The job as values, or what is wrong with its manifest; parsed again only when it changed."""
+        raw = self._raw[key]
+        metadata = raw["metadata"]
+        version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"))
+        known = self._parsed.get(key)
+        if known is None or known[0] != version:
+            parsed = _parsed(raw, self._trainer_image)
+            if isinstance(parsed, Job):
+                parsed = replace(parsed, progress_push=self._progress_push, kueue_mode=self._kueue_mode)
+            known = self._parsed[key] = (version, parsed)
+        return known[1]
+
+    def statuses(self) -> Iterator[tuple[str, Object]]:
+        """(namespace, status) of every job."""
+        return ((key[0], raw.get("status") or {}) for key, raw in self._raw.items())
+
+
+class Controller:
+    """Reconciles jobs by key. Keeps in memory only what can be lost: the last refusals and pushed progress."""
+
+    def __init__(self, *, client: Client, recorder: Recorder, mirror: Mirror, jobs: Jobs, metrics: Metrics) -> None:
+        self._client = client
+        self._recorder = recorder
+        self._mirror = mirror
+        self._jobs = jobs
+        self._metrics = metrics
+        self._problems: dict[Key, tuple[str, str]] = {}
+        self._failing_since: dict[Key, float] = {}
+        self._progress: dict[Key, tuple[str, Progress]] = {}
+
+    def uid_of(self, key: Key) -> str | None:
+        """Uid of the job of this name, None when there is none."""
+        job = self._jobs.get(key)
+        return str(job["metadata"]["uid"]) if job else None
+
+    def is_past(self, key: Key, uid: str, attempt: int) -> bool:
+        """Whether a report of this attempt comes too late, or its job is another now."""
+        job = self._jobs.get(key)
+        if job is None or self.uid_of(key) != uid:
+            return True
+        current = int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
+        return push.is_past(attempt, current, self._reported(key, uid))
+
+    def take_progress(self, key: Key, uid: str, progress: Progress) -> bool:
+        """Remembers what a job's trainer says of itself; whether it is worth a look at the job now."""
+        before = self._reported(key, uid)
+        self._progress[key] = (uid, progress)
+        return before is None or _is_news(before, progress)
+
+    def progress(self) -> Mapping[Key, Progress]:
+        """The last report of every job that reports."""
+        return {key: progress for key, (_, progress) in self._progress.items()}
+
+    def _reported(self, key: Key, uid: str) -> Progress | None:
+        """The last report of this very job, not of an earlier one of its name."""
+        reporter, progress = self._progress.get(key, ("", None))
+        return progress if reporter == uid else None
+
+    async def reconcile(self, key: Key) -> float | None:
+        """Seconds after which to look again, None when only a change can matter. Raises RetryLater."""
+        with self._metrics.reconcile_s.labels("done").time():
+            job = self._jobs.get(key)
+            if job is None or "deletionTimestamp" in job["metadata"]:
+                self._forget(key)
+                return None
+            was_told = key in self._problems
+            try:
+                return await self._bring(key, job)
+            except (ApiError, ForeignObject) as error:
+                self._metrics.reconcile_errors.inc()
+                if key in self._problems and not was_told:
+                    return 0.0  # the next look says it on the job; what it is refused then waits as usual
+                raise RetryLater(str(error)) from error
+            except Exception:
+                self._metrics.reconcile_errors.inc()
+                raise
+
+    async def _bring(self, key: Key, job: Object) -> float | None:
+        now = clock.now()
+        plan = await self._plan(key, job, now)
+        for event in events.recent(job.get("status") or {}, now):  # posted once, whoever decided what it tells of
+            await self._recorder.post(job, event, now)
+        try:
+            await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
+        except Predecessor as error:
+            if clock.now() - self._failing_since.setdefault(key, now) >= LASTING_S:
+                self._problems[key] = ("NameTaken", str(error))
+            raise
+        except ForeignObject as error:
+            self._problems[key] = ("NameTaken", str(error))
+            raise
+        except ApiError as error:
+            self._on_refusal(key, error, now)
+            raise
+        self._failing_since.pop(key, None)
+        was_stalled = self._problems.pop(key, None) is not None
+        if not job.get("status") and any(body["kind"] == "Pod" for body in plan.create):
+            self._metrics.pods_created_s.observe(max(0.0, clock.now() - _created_at(job)))
+        return 0.0 if was_stalled else plan.requeue_s
+
+    async def _plan(self, key: Key, job: Object, now: float) -> Plan:
+        parsed = self._jobs.parse(key)
+        seen = await self._mirror.see(
+            job,
+            parsed=parsed if isinstance(parsed, Job) else None,
+            progress=self._reported(key, job["metadata"]["uid"]) or push.remembered(job.get("status") or {}),
+            problem=self._problems.get(key),
+            now=now,
+        )
+        if isinstance(parsed, Job):
+            return reconcile.plan(parsed, seen, now)
+        return reconcile.reject(job, parsed, seen, now)
+
+    def _take_written(self, job: Object, now: float) -> Callable[[Resource, Object], None]:
+        """Hears of every object that the server answered with."""
+        namespace, old = job["metadata"]["namespace"], job.get("status") or {}
+
+        def take(resource: Resource, raw: Object) -> None:
+            if resource is JOB:
+                self._jobs.put(raw)
+                self._metrics.on_status(namespace, _created_at(job), old, raw.get("status") or {}, now)
+            else:
+                self._mirror.take(resource, raw)
+
+        return take
+
+    def _on_refusal(self, key: Key, error: ApiError, asked_at: float) -> None:
+        """A refusal that lasts is shown on the job: quota, policy, invalid object, or any error for `LASTING_S`."""
+        failing_since = self._failing_since.setdefault(key, asked_at)
+        if error.is_missing and f'"{key[1]}" not found' in error.message:
+            self._jobs.drop(key)
+        elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:
+            self._problems[key] = (error.reason or "Refused", error.message)
+
+    def _forget(self, key: Key) -> None:
+        self._failing_since.pop(key, None)
+        self._problems.pop(key, None)
+        self._progress.pop(key, None)
+
+
+def _parsed(raw: Object, trainer_image: str) -> Parsed:
+    """The job as values, or what is wrong with it; also where it is nested deeper than Python goes."""
+    try:
+        return manifest.parse(raw, default_image=trainer_image)
+    except RecursionError:
+        message = "is nested too deeply; no field of a pod lies deeper than a few dozen levels"
+        return (Violation(path="spec", value=None, message=message),)
+
+
+def _is_news(before: Progress, after: Progress) -> bool:
+    """Whether anything but time and numbers of the same percent changed."""
+    facts = [(each.attempt, each.phase, each.percentage, each.checkpoint_iteration) for each in (before, after)]
+    return facts[0] != facts[1]
+
+
+def key_of(raw: Object) -> Key:
+    """Namespace and name of an object."""
+    return raw["metadata"]["namespace"], raw["metadata"]["name"]
+
+
+def _version(raw: Object) -> int:
+    return int(raw["metadata"]["resourceVersion"])
+
+
+def _created_at(job: Object) -> float:
+    return to_seconds(job["metadata"]["creationTimestamp"]) or 0.0

@@ -1,0 +1,286 @@
+"""Runs the operator's parts side by side: mirrors, kopf, health, leadership, workers. Ends when one of them ends.
+
+Followers keep warm mirrors and serve the webhook; only the leader's workers change anything.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import signal
+from collections.abc import Coroutine, Iterator, Mapping
+from dataclasses import dataclass
+from threading import Event as Flag
+from typing import Any
+
+from prometheus_client.core import GaugeMetricFamily
+
+from megatron_operator.cluster.kubernetes import connection as kubernetes_connection
+from megatron_operator.cluster.kubernetes.cache import Extent, Mirror
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.cluster.kubernetes.connection import Connection
+from megatron_operator.cluster.kubernetes.events import Recorder
+from megatron_operator.cluster.kubernetes.informer import Listeners
+from megatron_operator.cluster.kubernetes.resource import JOB
+from megatron_operator.guard import Guard
+from megatron_operator.process import health, leader
+from megatron_operator.process import progress_wiring as progress_part
+from megatron_operator.process.controller import Controller, Jobs, key_of
+from megatron_operator.process.handlers import run_kopf, taker
+from megatron_operator.process.metrics import Metrics, job_gauges, simple_gauge
+from megatron_operator.process.settings import Settings
+from megatron_operator.process.work_queue import Key, WorkQueue
+
+MAX_LAG_S = 30.0
+MAX_SILENCE_S = 180.0
+MAX_QUEUE_AGE_S = 300.0
+logger = logging.getLogger(__name__)
+
+
+class DeafWatch(Exception):
+    """The watch of the jobs is open and shows nothing of what happens."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Operator:
+    """The parts of one operator process."""
+
+    settings: Settings
+    connection: Connection
+    client: Client
+    metrics: Metrics
+    queue: WorkQueue
+    jobs: Jobs
+    mirror: Mirror
+    controller: Controller
+    candidate: leader.Candidate
+    kopf_ready: Flag
+
+
+async def operate(settings: Settings) -> int:
+    """The exit code after one of the parts has ended: 0 when asked to stop, 1 otherwise."""
+    connection = connect(settings)
+    metrics = Metrics()
+    async with Client(
+        connection,
+        max_parallel_creates=settings.max_parallel_creates,
+        timeout_s=settings.request_timeout_s,
+        on_request=metrics.on_request,
+    ) as client:
+        operator = assemble(settings, connection, client, metrics)
+        try:
+            return await run_until_first_end(operator)
+        finally:
+            await _give_back_lease(operator)
+
+
+def connect(settings: Settings) -> Connection:
+    """The API server that the settings name; MTJ_API_SERVER replaces its address (a proxy in between)."""
+    if settings.kubeconfig:
+        connection = kubernetes_connection.from_kubeconfig(settings.kubeconfig)
+    else:
+        host, port = settings.kubernetes_service_host or "", settings.kubernetes_service_port
+        connection = kubernetes_connection.in_cluster(host, port)
+    if settings.api_server is None:
+        return connection
+    identity, ca_file = connection.identity, connection.ca_file
+    return kubernetes_connection.connect(settings.api_server, ca_file=ca_file, identity=identity)
+
+
+def assemble(settings: Settings, connection: Connection, client: Client, metrics: Metrics) -> Operator:
+    """The parts, connected to each other; nothing runs yet."""
+    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings), settings.kueue_mode)
+    listeners = Listeners(
+        changed=lambda key: queue.add(key, "normal" if jobs.is_reported(key) else "patient"),
+        event=metrics.on_watch_event,
+        restarted=metrics.on_watch_restart,
+        guard=Guard(count=metrics.on_unreadable),
+    )
+    extent = Extent(
+        namespaces=settings.watch_namespaces,
+        groups=settings.gang_schedulers,
+        nodes=settings.node_loss_detection,
+        kueue=settings.kueue_mode == "External",
+        silence_s=settings.watch_silence_s,
+    )
+    mirror = Mirror(client, extent, listeners)
+    recorder = Recorder(client, instance=settings.pod_name)
+    controller = Controller(client=client, recorder=recorder, mirror=mirror, jobs=jobs, metrics=metrics)
+    candidate = leader.Candidate(
+        namespace=settings.pod_namespace,
+        lease_name=settings.lease_name,
+        identity=progress_part.identity(settings),
+        duration_s=settings.lease_duration_s,
+    )
+    return Operator(
+        settings=settings,
+        connection=connection,
+        client=client,
+        metrics=metrics,
+        queue=queue,
+        jobs=jobs,
+        mirror=mirror,
+        controller=controller,
+        candidate=candidate,
+        kopf_ready=Flag(),
+    )
+
+
+async def run_until_first_end(operator: Operator) -> int:
+    """Runs every part; the first that ends ends all. 0 when that was because of a signal, else 1."""
+    settings, metrics = operator.settings, operator.metrics
+    metrics.report_at_scrape(lambda: _gauges(operator))
+    parts: dict[str, Coroutine[Any, Any, None]] = {
+        "signal": _wait_for_signal(),
+        "kopf": run_kopf(
+            operator.connection, settings, taker(operator.jobs, operator.queue), ready=operator.kopf_ready
+        ),
+        "mirror": operator.mirror.run(on_served=lambda: _add_all(operator)),
+        "health": health.serve(_health(operator), settings.http_address, settings.http_port),
+        "progress": _serve_progress(operator),
+        "lag": health.watch_lag(metrics),
+        "resync": _resync(operator),
+        "work": _work(operator),
+    }
+    tasks = {asyncio.create_task(part, name=name) for name, part in parts.items()}
+    try:
+        ended, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        return max(_exit_code(task) for task in ended)
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _wait_for_signal() -> None:
+    """Returns after SIGTERM or SIGINT."""
+    asked = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        asyncio.get_running_loop().add_signal_handler(number, asked.set)
+    await asked.wait()
+    logger.info("asked to stop")
+
+
+def _exit_code(task: asyncio.Task[None]) -> int:
+    error = task.exception()
+    if error or task.get_name() != "signal":
+        logger.error("part ended name=%s", task.get_name(), exc_info=error)
+        return 1
+    return 0
+
+
+async def _work(operator: Operator) -> None:
+    """Leads (when others might), then reconciles for ever."""
+    await operator.mirror.synced()
+    workers = operator.queue.run(operator.settings.num_workers, operator.controller.reconcile)
+    if not operator.settings.leader_election:
+        operator.metrics.leader.set(1)
+        return await workers
+    await leader.become_leader(operator.client, operator.candidate)
+    operator.metrics.leader.set(1)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(leader.stay_leader(operator.client, operator.candidate))
+        group.create_task(workers)
+    return None
+
+
+async def _give_back_lease(operator: Operator) -> None:
+    if operator.settings.leader_election:
+        try:
+            await leader.release(operator.client, operator.candidate)
+        except ApiError as error:
+            logger.warning("lease not given back error=%s", error)
+
+
+async def _resync(operator: Operator) -> None:
+    """Compares the jobs with the server's every minute, looks at each of them every resync_s.
+
+    Forgets jobs whose deletion the watch missed. Ends when the watch has not shown a change that is a minute old:
+    it is deaf, and a fresh process is the cure.
+    """
+    loop = asyncio.get_running_loop()
+    behind: dict[Key, int] = {}
+    next_resync = loop.time() + operator.settings.resync_s
+    while True:
+        await asyncio.sleep(operator.settings.compare_s * random.uniform(0.9, 1.1))
+        before = set(operator.jobs)
+        try:
+            existing = await _existing(operator)
+        except ApiError as error:
+            logger.warning("comparison with the server skipped error=%s", error)
+            continue
+        for key in before - set(existing):
+            operator.jobs.drop(key)
+        was_behind, behind = behind, _behind(operator, existing)
+        if late := set(was_behind.items()) & set(behind.items()):
+            raise DeafWatch(f"jobs changed and the watch did not show it: {sorted(key for key, _ in late)[:5]}")
+        if loop.time() >= next_resync:
+            next_resync = loop.time() + operator.settings.resync_s * random.uniform(0.9, 1.1)
+            _add_all(operator)
+
+
+async def _existing(operator: Operator) -> dict[Key, int]:
+    """Every job on the server with its resourceVersion."""
+    existing: dict[Key, int] = {}
+    for namespace in operator.settings.watch_namespaces or (None,):
+        parameters = {"limit": "500"}
+        while parameters:
+            page = await operator.client.list_page(JOB, namespace, parameters, metadata_only=True)
+            existing |= {key_of(raw): int(raw["metadata"]["resourceVersion"]) for raw in page["items"] or ()}
+            following = page["metadata"].get("continue")
+            parameters = {"limit": "500", "continue": following} if following else {}
+    return existing
+
+
+def _behind(operator: Operator, existing: Mapping[Key, int]) -> dict[Key, int]:
+    """The versions on the server that we have not seen yet."""
+    return {key: version for key, version in existing.items() if operator.jobs.version(key) < version}
+
+
+def _add_all(operator: Operator) -> None:
+    for key in operator.jobs:
+        operator.queue.add(key)
+
+
+def _health(operator: Operator) -> health.Health:
+    loop_lag = operator.metrics.loop_lag_s.collect
+    mirror, queue = operator.mirror, operator.queue
+    return health.Health(
+        metrics=operator.metrics,
+        alive=(
+            health.at_most("event loop lag", lambda: next(iter(loop_lag())).samples[0].value, MAX_LAG_S),
+            health.at_most("watch silence", lambda: mirror.silence_s, MAX_SILENCE_S),
+            health.at_most("queue age", lambda: _queue_age(operator), MAX_QUEUE_AGE_S),
+        ),
+        ready=(
+            health.holds("mirrors listed", lambda: mirror.is_synced),
+            health.holds("jobs watched", operator.kopf_ready.is_set),
+            health.at_most("queue age", lambda: queue.oldest_s if _leads(operator) else 0.0, MAX_QUEUE_AGE_S),
+        ),
+    )
+
+
+async def _serve_progress(operator: Operator) -> None:
+    """Takes in what pods push, where they are told to."""
+    server = progress_part.server(
+        operator.settings, operator.client, operator.controller, operator.queue, operator.candidate
+    )
+    await (server.serve() if server else asyncio.Event().wait())
+
+
+def _leads(operator: Operator) -> bool:
+    return next(iter(operator.metrics.leader.collect())).samples[0].value == 1
+
+
+def _queue_age(operator: Operator) -> float:
+    return operator.queue.oldest_s if _leads(operator) else 0.0
+
+
+def _gauges(operator: Operator) -> Iterator[GaugeMetricFamily]:
+    yield job_gauges(operator.jobs.statuses())
+    if operator.settings.per_job_metrics:
+        yield from progress_part.gauges(operator.controller)
+    queue = operator.queue
+    yield simple_gauge("megatron_operator_queue_depth", "Jobs that wait for a worker.", len(queue))
+    yield simple_gauge("megatron_operator_queue_oldest_seconds", "Age of the first.", queue.oldest_s)

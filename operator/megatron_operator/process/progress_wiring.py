@@ -1,0 +1,102 @@
+"""Connects the progress server with the rest of the operator: what pods are told, who leads, who hears of a push."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable, Iterator
+
+from prometheus_client.core import GaugeMetricFamily
+
+from megatron_operator import clock
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
+from megatron_operator.core.job import ProgressPush
+from megatron_operator.process import leader
+from megatron_operator.process.controller import Controller
+from megatron_operator.process.leader import Candidate
+from megatron_operator.process.metrics import job_gauge
+from megatron_operator.process.progress_server import Endpoint, ProgressServer
+from megatron_operator.process.settings import Settings
+from megatron_operator.process.token_review import TokenReviews
+from megatron_operator.process.work_queue import Key, WorkQueue
+from megatron_trainjob.progress import Progress
+
+LEADER_AGE_S = 5.0
+SEPARATOR = "_"
+
+
+def for_pods(settings: Settings) -> ProgressPush | None:
+    """What the pods of every job are told; None when they push nowhere. Raises OSError without the certificate."""
+    if settings.progress_port is None or settings.progress_certificates is None:
+        return None
+    authority = (settings.progress_certificates / "ca.crt").read_text()
+    return ProgressPush(url=f"https://{settings.progress_host}:{settings.progress_service_port}", authority=authority)
+
+
+def identity(settings: Settings) -> str:
+    """Under which name this replica leads; followers read from it where to hand pushes on to."""
+    if settings.progress_port is None:
+        return settings.pod_name
+    host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
+    return f"{settings.pod_name}{SEPARATOR}{host}:{settings.progress_port}"
+
+
+def server(
+    settings: Settings, client: Client, controller: Controller, queue: WorkQueue, candidate: Candidate
+) -> ProgressServer | None:
+    """The server of this replica, None when pods push nowhere."""
+    if settings.progress_port is None or settings.progress_certificates is None:
+        return None
+
+    def take(key: Key, uid: str, progress: Progress) -> bool:
+        if controller.is_past(key, uid, progress.attempt):
+            return False
+        if controller.take_progress(key, uid, progress):
+            queue.add(key)
+        return True
+
+    endpoint = Endpoint(
+        address=settings.http_address,
+        port=settings.progress_port,
+        certificates=settings.progress_certificates,
+        host=settings.progress_host,
+    )
+    finds_leader = leader_finder(client, candidate) if settings.leader_election else _itself
+    return ProgressServer(
+        endpoint=endpoint, reviews=TokenReviews(client), take=take, uid_of=controller.uid_of, leader=finds_leader
+    )
+
+
+async def _itself() -> str | None:
+    return None
+
+
+def leader_finder(client: Client, candidate: Candidate) -> Callable[[], Awaitable[str | None]]:
+    """A function that tells the leader's address: None for this replica, "" while there is none."""
+    asked_at, holder = float("-inf"), ""
+
+    async def find() -> str | None:
+        nonlocal asked_at, holder
+        now = asyncio.get_running_loop().time()
+        if now - asked_at > LEADER_AGE_S:
+            try:
+                holder, asked_at = await leader.holder(client, candidate), now
+            except ApiError:
+                holder = ""
+        return None if holder == candidate.identity else holder.partition(SEPARATOR)[2]
+
+    return find
+
+
+def gauges(controller: Controller) -> Iterator[GaugeMetricFamily]:
+    """Progress and age of the last sign of life of each job that reports; gone with the job."""
+    now, reports = clock.now(), controller.progress()
+    yield job_gauge(
+        "megatron_job_progress_ratio",
+        "Share of the iterations done.",
+        {key: progress.percentage / 100 for key, progress in reports.items()},
+    )
+    yield job_gauge(
+        "megatron_job_heartbeat_age_seconds",
+        "Since the trainer was last heard of.",
+        {key: now - progress.updated_at for key, progress in reports.items()},
+    )

@@ -1,0 +1,44 @@
+"""Pairs of answers for tests: rows of a file, and what TRL's trainers take of them."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from tests.support.ranks import tiny_run
+
+WORSE = ("I do not know.", "Maybe.", "Perhaps it is ten, or eleven; who can say?", "No.", "Ask me later, please.")
+
+
+def rows(count: int = 18) -> list[dict[str, Any]]:
+    """Conversations with a better and a worse answer."""
+    made = []
+    for index in range(count):
+        question, answer = tiny_run.QUESTIONS[index % len(tiny_run.QUESTIONS)]
+        turns = [{"role": "user", "content": f"{question} ({index})"}, {"role": "assistant", "content": answer}]
+        made.append({"messages": turns, "rejected_response": WORSE[index % len(WORSE)]})
+    return made
+
+
+def write(path: Path, count: int = 18) -> Path:
+    """A JSON lines file of the rows."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows(count)))
+    return path
+
+
+def tokens(count: int, tokenizer: Any) -> list[dict[str, list[int]]]:
+    """The rows as TRL has them once they are tokenised: prompt, and answers up to the token that ends them."""
+    made = []
+    for row in rows(count):
+        prompt = row["messages"][:1]
+        start = tokenizer.apply_chat_template(prompt, add_generation_prompt=True, tokenize=True)["input_ids"]
+        found = {"prompt_ids": start}
+        answers = {"chosen": row["messages"][1]["content"], "rejected": row["rejected_response"]}
+        for name, answer in answers.items():
+            turns = [*prompt, {"role": "assistant", "content": answer}]
+            ids = tokenizer.apply_chat_template(turns, tokenize=True)["input_ids"]
+            end = len(ids) - ids[::-1].index(tokenizer.eos_token_id)
+            found[f"{name}_ids"] = ids[len(start) : end]
+        made.append(found)
+    return made

@@ -1,0 +1,179 @@
+"""Templates written as a few pieces of text, for models whose tokenizer has no chat template, and the plain one.
+
+With the pieces of chatml:
+    system_prefix  <|im_start|>system\\n{{SYSTEM}}<|im_end|>\\n
+    prompt         <|im_start|>user\\n{{QUERY}}<|im_end|>\\n<|im_start|>assistant\\n
+    end            <|im_end|>        trained, after every answer
+    separator      \\n               not trained, between rounds
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+
+from megatron_trainer.data.conversation.conserve import lost
+from megatron_trainer.data.conversation.rendering import Rendering, Tools, Turn
+from megatron_trainer.data.conversation.thought import written_thought
+from megatron_trainer.data.values import Message, RowError
+from megatron_trainjob.args import yaml_file
+
+SYSTEM, QUERY = "{{SYSTEM}}", "{{QUERY}}"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pieces:
+    """The texts of a template.
+
+    prefix: starts a conversation without a system prompt. system_prefix: starts one with it, None refuses a system
+    prompt. prompt: a user turn and the opening of the answer. observation: the same for a tool's result, None
+    refuses tools. end: closes each answer and is trained. separator: between rounds, None refuses several rounds.
+    default_system: used where neither row nor argument gives one.
+    """
+
+    prefix: str = ""
+    system_prefix: str | None = None
+    prompt: str = QUERY
+    observation: str | None = None
+    end: str = ""
+    separator: str | None = None
+    default_system: str | None = None
+
+
+BUILT_IN: dict[str, Pieces] = {
+    "chatml": Pieces(
+        system_prefix=f"<|im_start|>system\n{SYSTEM}<|im_end|>\n",
+        prompt=f"<|im_start|>user\n{QUERY}<|im_end|>\n<|im_start|>assistant\n",
+        end="<|im_end|>",
+        separator="\n",
+    ),
+    "llama3": Pieces(
+        prefix="<|begin_of_text|>",
+        system_prefix=f"<|begin_of_text|><|start_header_id|>system<|end_header_id|>\n\n{SYSTEM}<|eot_id|>",
+        prompt=(
+            f"<|start_header_id|>user<|end_header_id|>\n\n{QUERY}<|eot_id|>"
+            "<|start_header_id|>assistant<|end_header_id|>\n\n"
+        ),
+        end="<|eot_id|>",
+        separator="",
+    ),
+    "zephyr": Pieces(
+        system_prefix=f"<|system|>\n{SYSTEM}</s>\n",
+        prompt=f"<|user|>\n{QUERY}</s>\n<|assistant|>\n",
+        end="</s>",
+        separator="\n",
+    ),
+    "vicuna": Pieces(
+        prefix="<s>",
+        system_prefix=f"<s>{SYSTEM} ",
+        prompt=f"USER: {QUERY} ASSISTANT: ",
+        end="</s>",
+        separator="",
+    ),
+    "alpaca": Pieces(
+        system_prefix=f"{SYSTEM}\n\n",
+        prompt=f"### Instruction:\n{QUERY}\n\n### Response:\n",
+        end="{{EOS}}",
+        separator="\n\n",
+        default_system=(
+            "Below is an instruction that describes a task. Write a response that appropriately completes the request."
+        ),
+    ),
+}
+
+
+class DeclaredTemplate:
+    """Renders conversations from pieces. {{BOS}} and {{EOS}} in a piece are the tokenizer's own.
+
+    end: closes answers where the pieces have nothing for it. writes_thoughts: thoughts stand before their answers.
+    """
+
+    def __init__(
+        self, pieces: Pieces, *, bos: str = "", eos: str = "", end: str = "", writes_thoughts: bool = False
+    ) -> None:
+        self._writes_thoughts = writes_thoughts
+        pieces = replace(pieces, end=pieces.end or end)
+        self._pieces = Pieces(
+            **{
+                name: text.replace("{{BOS}}", bos).replace("{{EOS}}", eos)
+                for name, text in asdict(pieces).items()
+                if text is not None
+            }
+        )
+
+    @property
+    def name(self) -> str:
+        """All pieces."""
+        return f"declared:{sorted(asdict(self._pieces).items())}"
+
+    @property
+    def stop_words(self) -> tuple[str, ...]:
+        """What closes an answer."""
+        return (self._pieces.end,) if self._pieces.end else ()
+
+    def render(
+        self, messages: Sequence[Message], tools: Tools = None, trained: Container[int] | None = None
+    ) -> Rendering:
+        """The pieces put together. Raises RowError when the template has no place for something."""
+        if tools:
+            raise RowError("the template has no place for tools")
+        system, rest = _split_system(messages)
+        text = self._opening(system or self._pieces.default_system)
+        turns: list[Turn] = []
+        for place, message in enumerate(rest, start=len(messages) - len(rest)):
+            if message.extra.get("tool_calls"):
+                raise RowError("the template has no place for tools")
+            if message.role == "assistant":
+                thought = written_thought(message) if self._writes_thoughts and message.thought else ""
+                start, text = len(text), text + thought + message.content + self._pieces.end
+                closing = len(text) - len(self._pieces.end)
+                turns.append(Turn(message=place, start=start, closing=closing, end=len(text)))
+            else:
+                text += self._question(message, is_first=not turns)
+        return Rendering(text=text, turns=tuple(turns), lost=lost(text, turns, messages, tools))
+
+    def _opening(self, system: str | None) -> str:
+        if not system:
+            return self._pieces.prefix
+        if self._pieces.system_prefix is None:
+            raise RowError("the template has no place for a system prompt")
+        return self._pieces.system_prefix.replace(SYSTEM, system)
+
+    def _question(self, message: Message, *, is_first: bool) -> str:
+        if message.role == "system":
+            raise RowError("the template has no place for a system prompt between turns")
+        piece = self._pieces.prompt if message.role == "user" else self._pieces.observation
+        if piece is None:
+            raise RowError("the template has no place for tools")
+        if is_first:
+            return piece.replace(QUERY, message.content)
+        if self._pieces.separator is None:
+            raise RowError("the template has no place for a second round")
+        return self._pieces.separator + piece.replace(QUERY, message.content)
+
+
+def plain_template(*, bos: str, eos: str) -> DeclaredTemplate:
+    """Question and answer end to end, closed by EOS: pre-training, and use_chat_template false."""
+    return DeclaredTemplate(Pieces(prefix="{{BOS}}", end="{{EOS}}"), bos=bos, eos=eos)
+
+
+def read_pieces(path: Path) -> Pieces:
+    """The pieces of a YAML or JSON file.
+
+    Raises ValueError when the file holds anything but pieces of text.
+    """
+    content = yaml_file.load(path)
+    if not isinstance(content, dict):
+        raise ValueError(f"must be a mapping of {', '.join(field.name for field in fields(Pieces))}")
+    known = {field.name for field in fields(Pieces)}
+    wrong = sorted(str(name) for name, text in content.items() if name not in known or not isinstance(text, str | None))
+    if wrong:
+        raise ValueError(f"not a piece of text: {', '.join(wrong)}; known are {', '.join(sorted(known))}")
+    return Pieces(**content)
+
+
+def _split_system(messages: Sequence[Message]) -> tuple[str | None, Sequence[Message]]:
+    if messages[0].role == "system":
+        return messages[0].content, messages[1:]
+    return None, messages

@@ -1,0 +1,367 @@
+"""Which format a row has, told from its columns, and the conversation it holds. Reads no files, renders nothing.
+
+Formats: messages/conversations | instruction+input+output (alpaca) | query/response/history | text; each with
+optional system, tools, channel, and a rejected answer for preference training. The tables say which columns mean what.
+"""
+
+from __future__ import annotations
+
+import re
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+
+from megatron_trainer.data.conversation.messages import (
+    THOUGHT_KEYS,
+    parse_json,
+    parse_messages,
+    text_of,
+    unread_keys,
+    with_thought,
+)
+from megatron_trainer.data.values import Conversation, Message, RowError
+
+MESSAGES = ("messages", "conversations", "conversation")
+QUERY = ("query", "prompt", "instruction", "question", "problem")
+CONTEXT = ("input", "context")
+"""Beside a question they are the second half of it; alone, `input` is the question."""
+LATE_QUERY = ("input", "source")
+RESPONSE = (
+    "response",
+    "answer",
+    "output",
+    "targets",
+    "target",
+    "answer_key",
+    "answers",
+    "solution",
+    "completion",
+)
+LATE_RESPONSE = ("text", "content")
+"""Taken where no other column is the question or the answer: they often are something else."""
+SYSTEM = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+_OTHER = ("history", "channel", "chosen", "rejected", "rejected_response", "rejected_messages", "tag")
+_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+KNOWN = frozenset(
+    {
+        *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
+        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *_MEDIA),
+    }
+)
+"""Column names that mean something, in lower case; they are matched in any case."""
+PARTS_OF_A_TASK = frozenset(
+    {
+        *("article", "background", "document", "documents", "evidence", "facts", "knowledge", "paragraph", "passage"),
+        *("passages", "premise", "reference", "references", "retrieved", "sentence", "story", "table", "persona"),
+        *("chain_of_thought", "cot", "explanation", "rationale", "hint", "hints", "demonstrations", "example"),
+        *("examples", "few_shot", "choices", "options", "task", "mask", "train"),
+    }
+)
+_KEPT_QUIET = frozenset({"id", "idx", "index", "uuid", "_id"})
+"""Columns that nothing reads, but that look like part of what the answer was written from."""
+
+Row = Mapping[str, object]
+
+
+class _Columns(Mapping[str, object]):
+    """The fields of a row; remembers which of them were read."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = fields
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        value = self._fields[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def unread(self) -> list[str]:
+        """The columns that hold something and were not read."""
+        return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recognition:
+    """What the user says about the columns, and what rows must hold: a rejected answer, a question.
+
+    model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
+    """
+
+    columns: Mapping[str, str] = field(default_factory=dict)
+    needs_rejected: bool = False
+    needs_question: bool = False
+    seed: int = 42
+    model_name: tuple[str, str] | None = None
+    model_author: tuple[str, str] | None = None
+
+
+def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
+    """The conversation that a row holds.
+
+    number: place of the row in its file; with the seed it picks one of several responses, the same in each run.
+
+    Raises RowError with the reason when the row is in no known format or damaged.
+    """
+    columns = _Columns(_named(row, settings.columns))
+    _refuse_media(columns)
+    messages = _messages(columns, settings.seed + number)
+    rejected = _rejected(columns, messages) if settings.needs_rejected else None
+    if settings.needs_question and not _asks(messages):
+        raise RowError("the row has no question", f"its columns are {', '.join(columns)}")
+    placeholders = _placeholders(columns, settings)
+    tools = _pick(columns, TOOLS, "tools")
+    channel = columns.get("channel")
+    notes = [*_cut_notes(messages), *_notes(columns)]
+    return Conversation(
+        messages=_filled(_until_answer(messages), placeholders),
+        tools=_tools(tools) or None if tools else None,
+        channel=None if channel is None else text_of(channel, "channel"),
+        rejected=None if rejected is None else _filled(_until_answer(rejected), placeholders),
+        notes=tuple(notes),
+    )
+
+
+def _asks(messages: Sequence[Message]) -> bool:
+    return any(message.role in ("user", "tool") and message.content.strip() for message in messages)
+
+
+def _cut_notes(messages: Sequence[Message]) -> list[str]:
+    return [] if messages[-1].role == "assistant" else ["what comes after the last answer is left out"]
+
+
+def _until_answer(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The conversation up to its last answer."""
+    last = max(place for place, message in enumerate(messages) if message.role == "assistant")
+    return tuple(messages[: last + 1])
+
+
+def _notes(columns: _Columns) -> list[str]:
+    """What of a row nothing reads."""
+    notes = []
+    for name in columns.unread():
+        if name.lower() in _KEPT_QUIET:
+            continue
+        looks = ", which looks like part of the task; name it with columns" if name.lower() in PARTS_OF_A_TASK else ""
+        notes.append(f"nothing reads the column {name}{looks}")
+    for column in (*MESSAGES, "chosen", "rejected", "rejected_messages"):
+        if column in columns:
+            notes += [f"nothing reads the message key {key}" for key in unread_keys(columns[column])]
+    return list(dict.fromkeys(notes))
+
+
+def _named(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row's fields under their canonical names: renamed by `columns`, known names in lower case, nulls left out.
+
+    Raises RowError when two columns get the same name.
+    """
+    renaming = {name.lower(): target for name, target in columns.items()}
+    named: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for name, value in row.items():
+        if value is None or not isinstance(name, str):
+            continue
+        target = columns.get(name) or renaming.get(name.lower(), name)
+        target = target.lower() if target.lower() in KNOWN else target
+        if target in named and named[target] != value:
+            raise RowError(f"two columns mean {target}", f"{origin[target]} and {name}; name one with columns")
+        named[target], origin[target] = value, name
+    return named
+
+
+def _placeholders(row: Row, settings: Recognition) -> dict[str, str]:
+    """Self-cognition data says in its column `tag` which language a row is in; without it, Chinese signs tell."""
+    given = {"{{NAME}}": settings.model_name, "{{AUTHOR}}": settings.model_author}
+    if not any(given.values()):
+        return {}
+    tag = row.get("tag")
+    is_english = tag == "en" if tag in ("zh", "en") else not re.search(r"[\u4e00-\u9fff]", str(row))
+    return {placeholder: names[is_english] for placeholder, names in given.items() if names is not None}
+
+
+def _filled(messages: tuple[Message, ...], placeholders: Mapping[str, str]) -> tuple[Message, ...]:
+    for placeholder, text in placeholders.items():
+        messages = tuple(replace(m, content=m.content.replace(placeholder, text)) for m in messages)
+    return messages
+
+
+def _messages(row: Row, choice: int) -> tuple[Message, ...]:
+    system = text_of(_pick(row, SYSTEM, "system"), "system")
+    listed = _pick(row, MESSAGES, "messages")
+    if listed is not None:
+        messages = parse_messages(listed)
+    elif isinstance(row.get("chosen"), list):
+        messages = _with_prompt(row, "chosen")
+    else:
+        messages = _query_and_response(row, choice)
+    if system and messages[0].role != "system":
+        messages = (Message(role="system", content=system), *messages)
+    return _checked(messages)
+
+
+def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    answers = [message for message in messages if message.role == "assistant"]
+    if not answers:
+        raise RowError("the last turn is not the assistant's", f"it is the {messages[-1].role}'s, and no other is")
+    last = answers[-1]
+    if not last.content.strip() and not last.extra and not last.thought:
+        raise RowError("empty response")
+    return messages
+
+
+def _query_and_response(row: Row, choice: int) -> tuple[Message, ...]:
+    query, response = _query(row), _response(row, choice)
+    thoughts = [text_of(row[key], key) for key in THOUGHT_KEYS if key in row]
+    answers = _as_turns(response) or (Message(role="assistant", content=text_of(response, "response")),)
+    messages: list[Message] = []
+    for question, answer in _history(row.get("history")):
+        messages += [Message(role="user", content=question), Message(role="assistant", content=answer)]
+    asked = _as_turns(query)
+    if asked:
+        messages += asked
+    elif query:
+        messages.append(Message(role="user", content=_single(query)))
+    return (*messages, *answers[:-1], with_thought(answers[-1], "\n\n".join(thoughts)))
+
+
+def _as_turns(value: object) -> tuple[Message, ...]:
+    """The turns that a column holds instead of a text, none when it holds a text."""
+    is_list = (
+        isinstance(value, list) and value and all(isinstance(turn, Mapping) and "type" not in turn for turn in value)
+    )
+    return parse_messages(value) if is_list else ()
+
+
+def _single(value: object) -> str:
+    """A question; a list of several texts is none.
+
+    Raises RowError for such a list.
+    """
+    if isinstance(value, list) and all(isinstance(text, str) for text in value):
+        if len(value) != 1:
+            raise RowError("a column holds a list", f"the question is {len(value)} texts; give one in each row")
+        return str(value[0])
+    return text_of(value, "query")
+
+
+def _query(row: Row) -> object:
+    """The question: its column, and the context that stands beside it."""
+    question = _pick(row, QUERY, "query")
+    if question is None:
+        return next((row[name] for name in LATE_QUERY if name in row), None)
+    beside = [row[name] for name in CONTEXT if name in row]
+    if not beside or _as_turns(question):
+        return question
+    return "\n".join(text for text in map(_single, [question, *beside]) if text)
+
+
+def _response(row: Row, choice: int) -> object:
+    response = row["chosen"] if "chosen" in row else _pick(row, RESPONSE, "response")
+    if response is None:
+        response = next((row[name] for name in LATE_RESPONSE if name in row), None)
+    if response is None:
+        raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
+    if isinstance(response, list) and response and all(isinstance(option, str) for option in response):
+        return response[zlib.crc32(choice.to_bytes(8, "little", signed=True)) % len(response)]
+    return response
+
+
+def _history(value: object) -> list[tuple[str, str]]:
+    if not value:
+        return []
+    rounds = parse_json(value, "history")
+    if not isinstance(rounds, list) or not all(isinstance(pair, list | tuple) and len(pair) == 2 for pair in rounds):
+        raise RowError("history is not a list of [query, response] pairs")
+    if any(part is None for pair in rounds for part in pair):
+        raise RowError("history has an empty round")
+    return [(text_of(pair[0], "history"), text_of(pair[1], "history")) for pair in rounds]
+
+
+def _pick(row: Row, names: Sequence[str], key: str) -> object:
+    """The value of the one column that means `key`. The key's own name wins over its other names."""
+    if key in row:
+        return row[key]
+    found = [name for name in names if name in row]
+    if len(found) > 1:
+        raise RowError(f"several columns could be the {key}", f"{', '.join(found)}; name one with columns")
+    return row[found[0]] if found else None
+
+
+def _rejected(row: Row, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
+    if row.get("rejected_messages") is not None:
+        rejected = parse_messages(row["rejected_messages"])
+    elif isinstance(row.get("rejected"), list):
+        rejected = _with_prompt(row, "rejected")
+    else:
+        answer = row.get("rejected_response", row.get("rejected"))
+        if answer is None:
+            raise RowError("no rejected answer", "preference training needs rejected_response or rejected_messages")
+        rejected = (
+            *_prompt_of(chosen),
+            Message(role="assistant", content=text_of(answer, "rejected_response")),
+        )
+    if chosen[0].role == "system" and rejected[0].role != "system":
+        rejected = (chosen[0], *rejected)
+    if rejected == chosen:
+        raise RowError("the rejected answer equals the chosen one")
+    return _checked(rejected)
+
+
+def _prompt_of(messages: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Everything up to the last turn that is not the assistant's."""
+    last = max((place for place, message in enumerate(messages) if message.role != "assistant"), default=-1)
+    return messages[: last + 1]
+
+
+def _with_prompt(row: Row, name: str) -> tuple[Message, ...]:
+    """Preference rows of {prompt, chosen, rejected}, where the answers are turns and the prompt may be too."""
+    answer = parse_messages(row[name])
+    prompt = row.get("prompt")
+    if isinstance(prompt, list):
+        return (*parse_messages(prompt), *answer)
+    if isinstance(prompt, str) and answer[0].role == "assistant":
+        return (Message(role="user", content=prompt), *answer)
+    return answer
+
+
+def _tools(value: object) -> tuple[Mapping[str, object], ...]:
+    tools = parse_json(value, "tools")
+    if not tools:
+        return ()
+    if not isinstance(tools, list):
+        raise RowError("tools is not a list", f"it is of type {type(tools).__name__}")
+    return tuple(_tool(parse_json(tool, "tools")) for tool in tools)
+
+
+def _tool(tool: object) -> Mapping[str, object]:
+    if not isinstance(tool, Mapping):
+        raise RowError("a tool is not an object", f"it is of type {type(tool).__name__}")
+    return tool if "function" in tool else {"type": "function", "function": dict(tool)}
+
+
+def _refuse_media(row: Row) -> None:
+    media = [name for name in _MEDIA if row.get(name)]
+    if media:
+        raise RowError("only text can be trained on", f"the row has {', '.join(media)}")
+
+
+def with_system(conversation: Conversation, system: str | None) -> Conversation:
+    """The conversation with this system prompt where the row itself has none."""
+    if not system or conversation.messages[0].role == "system":
+        return conversation
+    first = Message(role="system", content=system)
+    rejected = conversation.rejected
+    return replace(
+        conversation,
+        messages=(first, *conversation.messages),
+        rejected=None if rejected is None else (first, *rejected),
+    )

@@ -1,0 +1,300 @@
+"""The turns of a conversation, in whichever dialect they are written. Knows nothing of other columns.
+
+Dialects: {role, content} | {from, value} | {human, assistant} pairs; tool calls as their own turns
+({"role": "tool_call", "content": "{...}"}) or inside an assistant turn (OpenAI's `tool_calls` and `function_call`).
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from megatron_trainer.data.conversation.form import join
+from megatron_trainer.data.values import Arguments, Message, RowError
+
+ROLES = {
+    "system": "system",
+    "developer": "system",
+    "user": "user",
+    "human": "user",
+    "assistant": "assistant",
+    "gpt": "assistant",
+    "bot": "assistant",
+    "chatgpt": "assistant",
+    "model": "assistant",
+    "tool_call": "tool_call",
+    "tool_calls": "tool_call",
+    "function_call": "tool_call",
+    "tool": "tool",
+    "tool_response": "tool",
+    "tool_responses": "tool",
+    "tool_result": "tool",
+    "tool_results": "tool",
+    "observation": "tool",
+    "observations": "tool",
+    "function_response": "tool",
+    "function": "tool",
+    "ipython": "tool",
+}
+"""Names of roles, in lower case and with _ for - and space."""
+ROLE_KEYS = ("role", "from")
+CONTENT_KEYS = ("content", "value", "text")
+THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
+MASK_KEYS = ("loss", "weight", "train", "training")
+"""Loss masks: this project's and the reference's, OpenAI's, axolotl's."""
+_PASSED_ON = ("name", "tool_call_id")
+_PAIR_KEYS = {"system": ("system",), "user": ("human", "user"), "assistant": ("assistant", "gpt", "bot")}
+_KNOWN = {
+    *(*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *MASK_KEYS, *_PASSED_ON, "tool_calls", "function_call"),
+    *(key for keys in _PAIR_KEYS.values() for key in keys),
+}
+_USUAL = frozenset({*ROLE_KEYS, *CONTENT_KEYS})
+_TEXT_PARTS = ("text", "input_text", "output_text")
+_THOUGHT_PARTS = ("thinking", "reasoning")
+
+
+def parse_messages(value: object) -> tuple[Message, ...]:
+    """The turns with canonical roles (system, user, assistant, tool); a turn of calls is part of the answer before it.
+
+    Raises RowError when the value is no list of turns, or a turn is damaged.
+    """
+    messages: list[Message] = []
+    for number, turn in enumerate(_as_list(value), start=1):
+        for message, is_call in _parse_turn(turn, number):
+            if is_call and messages and messages[-1].role == "assistant" and messages[-1].loss == message.loss:
+                messages[-1] = join(messages[-1], message)
+            else:
+                messages.append(message)
+    if not messages:
+        raise RowError("no messages")
+    return tuple(messages)
+
+
+def unread_keys(value: object) -> tuple[str, ...]:
+    """The keys of turns that nothing reads, in order; a loss mask is one in a turn that is not the assistant's."""
+    try:
+        turns = _as_list(value)
+    except RowError:
+        return ()
+    unread: dict[str, None] = {}
+    for turn in turns:
+        if isinstance(turn, Mapping) and not turn.keys() <= _USUAL:
+            unread |= {
+                str(key): None for key, entry in turn.items() if key not in _KNOWN and entry not in (None, "", [])
+            }
+            role = _first(turn, ROLE_KEYS)
+            if isinstance(role, str) and ROLES.get(_plain(role)) in ("system", "user", "tool"):
+                unread |= {f"{key} of a turn that is not the assistant's": None for key in MASK_KEYS if turn.get(key)}
+    return tuple(unread)
+
+
+def text_of(value: object, name: str) -> str:
+    """The value as text: a string, a number, or a list of text parts. None is the empty text.
+
+    Raises RowError for anything else.
+    """
+    if value is None:
+        return ""
+    if isinstance(value, str):
+        return value
+    if isinstance(value, int | float) and not isinstance(value, bool):
+        return str(value)
+    if isinstance(value, Sequence):
+        return "".join(_part_text(part, name) for part in value)
+    raise RowError("a field is not text", f"{name} is of type {type(value).__name__}")
+
+
+def parse_json(value: object, name: str) -> object:
+    """The value itself, or what its JSON text says; lists and objects as Python writes them are read too.
+
+    Raises RowError when a string is neither.
+    """
+    if not isinstance(value, str):
+        return value
+    try:
+        return json.loads(value)
+    except (ValueError, RecursionError) as err:
+        if value.lstrip()[:1] in ("[", "{"):  # a table written by pandas holds Python's way
+            try:
+                return ast.literal_eval(value.strip())
+            except (ValueError, SyntaxError, RecursionError, MemoryError):
+                pass
+        raise RowError("a field is not JSON", f"{name}: {err}") from err
+
+
+def _as_list(value: object) -> Sequence[object]:
+    value = parse_json(value, "messages")
+    if isinstance(value, Mapping) and value and all(isinstance(part, list) for part in value.values()):
+        return _rows_of_columns(value)
+    if isinstance(value, str) or not isinstance(value, Sequence):
+        raise RowError("messages is not a list", f"it is of type {type(value).__name__}")
+    return value
+
+
+def _rows_of_columns(columns: Mapping[str, list[object]]) -> list[object]:
+    """A list of structs as parquet readers may give it: one list for each field."""
+    if len({len(values) for values in columns.values()}) != 1:
+        raise RowError("messages is not a list", "its fields have different lengths")
+    return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
+
+
+def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
+    """The messages of a turn, each with whether it is calls in a turn of their own."""
+    if not isinstance(turn, Mapping):
+        raise RowError("a message is not an object", f"message {number} is of type {type(turn).__name__}")
+    role = _first(turn, ROLE_KEYS)
+    if role is None:
+        yield from ((message, False) for message in _parse_pair(turn, number))
+        return
+    name = _plain(role) if isinstance(role, str) else ""
+    canonical = ROLES.get(name)
+    if canonical is None:
+        raise RowError("unknown role", f"message {number}: {role!r}")
+    content = _first(turn, CONTENT_KEYS)
+    if canonical == "tool_call":
+        calls = _tool_calls(content if content is not None else turn.get("tool_calls"))
+        yield Message(role="assistant", content="", loss=_loss(turn, number), extra={"tool_calls": calls}), True
+    elif canonical == "assistant":
+        yield _answer(turn, content, number), False
+    elif canonical != "system" or content is not None:
+        yield _other(turn, canonical, name, content, number), False
+
+
+def _answer(turn: Mapping[str, object], content: object, number: int) -> Message:
+    calls = [*_calls_in(turn, "tool_calls"), *_calls_in(turn, "function_call")]
+    thoughts = [text_of(turn[key], f"message {number}") for key in THOUGHT_KEYS if turn.get(key)]
+    spoken, inside = _without_thoughts(content)
+    thought = "\n\n".join(dict.fromkeys(text for text in (*thoughts, *inside) if text.strip()))
+    if content is None and not calls and not thought:
+        raise RowError("an assistant turn is empty", f"message {number} has {_names(turn)}")
+    extra = {key: turn[key] for key in _PASSED_ON if turn.get(key) is not None}
+    return Message(
+        role="assistant",
+        content=text_of(spoken, f"message {number}"),
+        loss=_loss(turn, number),
+        thought=thought,
+        extra={**extra, **({"tool_calls": calls} if calls else {})},
+    )
+
+
+def _other(turn: Mapping[str, object], role: str, name: str, content: object, number: int) -> Message:
+    if content is None and role == "user":
+        raise RowError("a message has no content", f"message {number} has {_names(turn)}")
+    if role == "tool" and (isinstance(content, Mapping | bool) or _is_data(content)):
+        content = json.dumps(content, ensure_ascii=False)
+    return Message(
+        role=role,
+        content=text_of(content, f"message {number}"),
+        loss=_loss(turn, number),
+        alias=name if name != role else "",
+        extra={key: turn[key] for key in _PASSED_ON if turn.get(key) is not None},
+    )
+
+
+def _is_data(content: object) -> bool:
+    """Whether a tool's result is a list of anything but parts of text."""
+    return isinstance(content, list) and not all(
+        isinstance(part, str) or (isinstance(part, Mapping) and "type" in part) for part in content
+    )
+
+
+def _without_thoughts(content: object) -> tuple[object, list[str]]:
+    """Content as parts, without those that are thoughts; the thoughts apart."""
+    if not isinstance(content, list):
+        return content, []
+    is_thought = [isinstance(part, Mapping) and part.get("type") in _THOUGHT_PARTS for part in content]
+    thoughts = [
+        str(next((part[key] for key in (part["type"], "text", "content") if part.get(key)), ""))
+        for part, thinks in zip(content, is_thought, strict=True)
+        if thinks
+    ]
+    return [part for part, thinks in zip(content, is_thought, strict=True) if not thinks], thoughts
+
+
+def _parse_pair(turn: Mapping[str, object], number: int) -> Iterator[Message]:
+    found = {role: key for role, keys in _PAIR_KEYS.items() for key in keys if turn.get(key) is not None}
+    if "assistant" not in found:
+        raise RowError("a message has no role", f"message {number} has {_names(turn)}")
+    loss = _loss(turn, number)
+    for role, key in found.items():
+        yield Message(role=role, content=text_of(turn[key], key), loss=loss if role == "assistant" else None)
+
+
+def _plain(role: str) -> str:
+    return role.strip().lower().replace("-", "_").replace(" ", "_")
+
+
+def _first(turn: Mapping[str, object], keys: Sequence[str]) -> Any:  # noqa: ANN401 (any value of a row)
+    return next((turn[key] for key in keys if turn.get(key) is not None), None)
+
+
+def _names(turn: Mapping[str, object]) -> str:
+    return ", ".join(sorted(str(key) for key in turn)[:6]) or "no fields"
+
+
+def _loss(turn: Mapping[str, object], number: int) -> bool | float | None:
+    """The loss mask of a turn, whichever dialect it has; a number is a weight.
+
+    Raises RowError when it is no mask, or two masks differ.
+    """
+    masks = {key: turn[key] for key in MASK_KEYS if turn.get(key) is not None}
+    for key, mask in masks.items():
+        if not isinstance(mask, bool | int | float) or mask < 0:
+            raise RowError(f"{key} of a message is neither true nor false nor a weight", f"message {number}: {mask!r}")
+    values = {float(mask) for mask in masks.values()}  # type: ignore[arg-type]  # numbers, as checked
+    if len(values) > 1:
+        raise RowError("a message has two loss masks that differ", f"message {number}: {', '.join(masks)}")
+    if not values:
+        return None
+    [value] = values
+    return bool(value) if value in (0, 1) else value
+
+
+def _calls_in(turn: Mapping[str, object], key: str) -> list[dict[str, object]]:
+    return _tool_calls(turn[key]) if turn.get(key) else []
+
+
+def _tool_calls(value: object) -> list[dict[str, object]]:
+    """Calls as chat templates expect them: {type: function, function: {name, arguments: object}}."""
+    value = parse_json(value, "tool call")
+    calls = value if isinstance(value, list) else [value]
+    return [_tool_call(parse_json(call, "tool call")) for call in calls]
+
+
+def _tool_call(call: object) -> dict[str, object]:
+    if not isinstance(call, Mapping):
+        raise RowError("a tool call is not an object", f"it is of type {type(call).__name__}")
+    function = call.get("function", call)
+    if isinstance(function, str):
+        function = {**call, "name": function}
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError("a tool call has no name")
+    rest = {"id": str(call["id"])} if call.get("id") is not None else {}
+    function = {"name": function["name"], "arguments": _arguments(function)}
+    return {**rest, "type": "function", "function": function}
+
+
+def _arguments(function: Mapping[str, object]) -> object:
+    """The arguments as an object that remembers its text."""
+    given = _first(function, ("arguments", "parameters", "input"))
+    if isinstance(given, str):
+        parsed = parse_json(given, "arguments of a tool call") if given.strip() else {}
+        return Arguments(parsed, given if given.strip() else "{}") if isinstance(parsed, Mapping) else parsed
+    return Arguments(given or {}) if isinstance(given, Mapping) or given is None else given
+
+
+def _part_text(part: object, name: str) -> str:
+    if isinstance(part, str):
+        return part
+    if isinstance(part, Mapping) and isinstance(part.get("text"), str) and part.get("type", "text") in _TEXT_PARTS:
+        return str(part["text"])
+    kind = part.get("type") if isinstance(part, Mapping) else type(part).__name__
+    raise RowError("only text can be trained on", f"{name} holds a part of type {kind}")
+
+
+def with_thought(message: Message, thought: str) -> Message:
+    """The message with this thought where it has none."""
+    return message if message.thought or not thought.strip() else replace(message, thought=thought)

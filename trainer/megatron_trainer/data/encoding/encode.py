@@ -1,0 +1,257 @@
+"""Conversations to token ids with the weight of each token's loss. Works on batches; knows no files and no torch."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Container, Iterable, Sequence
+from dataclasses import dataclass, field
+from itertools import batched
+from typing import Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.conversation.chat_template import TemplateSettings
+from megatron_trainer.data.conversation.formats import Recognition, recognise, with_system
+from megatron_trainer.data.conversation.hermes import uses_tools, without_tools
+from megatron_trainer.data.conversation.rendering import Rendering
+from megatron_trainer.data.conversation.template import choose_template
+from megatron_trainer.data.encoding.loss_scale import STRATEGIES
+from megatron_trainer.data.encoding.loss_span import Span, spans, trained_messages
+from megatron_trainer.data.encoding.tokens import Tokens, tokenization
+from megatron_trainer.data.reading.row import Record, parse_row
+from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, Rejection, RowError, Sample
+
+logger = logging.getLogger(__name__)
+
+ROWS_AT_ONCE = 32  # rows whose tokens are held with their characters, some hundred bytes a token
+TOO_LONG = "longer than max_length"
+LEFT_OUT = "the chat template leaves out"
+
+
+@dataclass(frozen=True, kw_only=True)
+class EncodeSettings:
+    """Everything besides the tokenizer that decides which tokens a row becomes.
+
+    max_length: tokens a sequence may have at most. system: prompt for rows that have none. keeps_incomplete: rows of
+    which the template leaves a part out are trained and counted, instead of dropped. agent_template: how tools and
+    calls are written where the template has no place for them.
+    """
+
+    recognition: Recognition = field(default_factory=Recognition)
+    template: str | None = None
+    use_chat_template: bool = True
+    system: str | None = None
+    max_length: int | None = None
+    truncation_strategy: Literal["delete", "left", "right"] = "delete"
+    loss_scale: str = "default"
+    chat: TemplateSettings = field(default_factory=TemplateSettings)
+    keeps_incomplete: bool = False
+    agent_template: Literal["hermes"] | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss.
+
+    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of. notes: what the user
+    should know about the row, in words that are the same for all rows of its kind.
+    """
+
+    number: int
+    input_ids: tuple[NDArray[np.int32], ...]
+    weights: tuple[NDArray[np.float32], ...]
+    channel: str | None
+    is_truncated: bool
+    is_weighted: bool = False
+    notes: tuple[str, ...] = ()
+
+
+def to_item(encoded: Encoded) -> Sample | Pair:
+    """The sample, or the pair of chosen and rejected."""
+    samples = [
+        Sample(
+            input_ids=ids,
+            labels=np.where(weights > 0, ids, np.int32(IGNORED)),
+            loss_scale=weights if encoded.is_weighted else None,
+            channel=encoded.channel,
+        )
+        for ids, weights in zip(encoded.input_ids, encoded.weights, strict=True)
+    ]
+    return samples[0] if len(samples) == 1 else Pair(chosen=samples[0], rejected=samples[1])
+
+
+def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
+    """Log what the user should know about rows that are encoded while training runs, each note once."""
+    for row in rows:
+        for note in row.notes:
+            if note not in told:
+                told.add(note)
+                logger.warning("row %d and perhaps others: %s", row.number + 1, note)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Rendered:
+    record: Record
+    conversation: Conversation
+    texts: tuple[str, ...]
+    spans: tuple[list[Span], ...]
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """One sequence of a row: its text, what of it is trained, and what the user should know."""
+
+    text: str
+    spans: list[Span]
+    notes: tuple[str, ...]
+
+
+class Encoder:
+    """Encodes records with one tokenizer and one template. Can be sent to another process."""
+
+    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings) -> None:
+        self.settings = settings
+        self.template = choose_template(
+            tokenizer,
+            template=settings.template,
+            use_chat_template=settings.use_chat_template,
+            settings=settings.chat,
+        )
+        self._tokenize = tokenization(tokenizer)
+
+    @property
+    def sequences_per_row(self) -> int:
+        """1, or 2 where each row becomes a chosen and a rejected sequence."""
+        return 2 if self.settings.recognition.needs_rejected else 1
+
+    @property
+    def is_weighted(self) -> bool:
+        """Whether tokens may carry other weights than 0 and 1."""
+        return not STRATEGIES[self.settings.loss_scale].is_binary
+
+    def encode(self, records: Iterable[Record]) -> list[Encoded | Rejection]:
+        """One result for each record, in order."""
+        return [result for part in batched(records, ROWS_AT_ONCE) for result in self._encode(part)]
+
+    def _encode(self, records: Sequence[Record]) -> list[Encoded | Rejection]:
+        rendered = [self._render(record) for record in records]
+        texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
+        tokens = iter(self._tokenize.batch(texts))
+        return [
+            self._finish(row, [next(tokens) for _ in row.texts]) if isinstance(row, _Rendered) else row
+            for row in rendered
+        ]
+
+    def _render(self, record: Record) -> _Rendered | Rejection:
+        try:
+            row = parse_row(record.payload)
+            conversation = recognise(row, self.settings.recognition, number=record.number)
+            conversation = with_system(conversation, self.settings.system)
+            parts = self._render_all(conversation)
+        except RowError as err:
+            return Rejection(location=record.location, reason=err.reason, detail=err.detail[:300])
+        notes = dict.fromkeys([*conversation.notes, *(note for part in parts for note in part.notes)])
+        return _Rendered(
+            record=record,
+            conversation=conversation,
+            texts=tuple(part.text for part in parts),
+            spans=tuple(part.spans for part in parts),
+            notes=tuple(notes),
+        )
+
+    def _render_all(self, conversation: Conversation) -> list[_Text]:
+        """Its sequences; tools are text where the template has no place for them and agent_template says so."""
+        falls_back = self.settings.agent_template == "hermes" and uses_tools(conversation)
+        try:
+            return self._render_both(conversation, is_whole=falls_back)
+        except RowError:
+            if not falls_back:
+                raise
+        return self._render_both(without_tools(conversation), is_whole=False)
+
+    def _render_both(self, conversation: Conversation, *, is_whole: bool) -> list[_Text]:
+        sequences = [conversation.messages, *([conversation.rejected] if conversation.rejected is not None else [])]
+        return [self._render_one(conversation, messages, is_whole=is_whole) for messages in sequences]
+
+    def _render_one(self, conversation: Conversation, messages: Sequence[Message], *, is_whole: bool) -> _Text:
+        """One sequence. is_whole: it is refused when a part is missing, also where incomplete rows are kept."""
+        loss_scale = self.settings.loss_scale
+        trained = trained_messages(messages, loss_scale)
+        rendering = self.template.render(messages, conversation.tools, trained)
+        if not rendering.text.isascii():
+            _refuse_half_characters(rendering.text)
+        _refuse_endless(rendering, trained)
+        kinds = dict.fromkeys(f"{LEFT_OUT} {loss.kind}" for loss in rendering.lost)
+        if rendering.lost and (is_whole or not self.settings.keeps_incomplete):
+            raise RowError(next(iter(kinds)), rendering.lost[0].detail)
+        return _Text(
+            text=rendering.text, spans=spans(rendering, messages, loss_scale), notes=(*rendering.notes, *kinds)
+        )
+
+    def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
+        try:
+            parts = [self._weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
+            _refuse_equal([ids for ids, _, _ in parts])
+        except RowError as err:
+            return Rejection(location=row.record.location, reason=err.reason, detail=err.detail)
+        return Encoded(
+            number=row.record.number,
+            input_ids=tuple(ids for ids, _, _ in parts),
+            weights=tuple(weights for _, weights, _ in parts),
+            channel=row.conversation.channel,
+            is_truncated=any(cut for _, _, cut in parts),
+            is_weighted=self.is_weighted or not all(_is_binary(weights) for _, weights, _ in parts),
+            notes=row.notes,
+        )
+
+    def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
+        ids = np.asarray(tokens.ids, dtype=np.int32)
+        weights = np.zeros(len(ids), dtype=np.float32)
+        for span in reversed(marked):  # a token over two spans belongs to the first
+            first, last = tokens.range(span.start, span.end)
+            weights[first:last] = span.weight
+        limit = self.settings.max_length
+        is_cut = limit is not None and len(ids) > limit
+        if is_cut:
+            ids, weights = self._truncate(ids, weights)
+        weights[:1] = 0  # nothing comes before the first token, so nothing predicts it
+        if not weights.any():
+            raise RowError("no trained token is left after truncation" if is_cut else "no token to train on")
+        return ids, weights, is_cut
+
+    def _truncate(
+        self, ids: NDArray[np.int32], weights: NDArray[np.float32]
+    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+        limit = self.settings.max_length
+        if self.settings.truncation_strategy == "delete":
+            raise RowError(TOO_LONG, f"{len(ids)} > {limit} tokens")
+        kept = slice(len(ids) - (limit or 0), None) if self.settings.truncation_strategy == "left" else slice(limit)
+        return ids[kept], weights[kept].copy()
+
+
+def _is_binary(weights: NDArray[np.float32]) -> bool:
+    return bool(((weights == 0) | (weights == 1)).all())
+
+
+def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
+    """A model trained on a turn without a stop token never stops."""
+    for turn in rendering.turns:
+        if turn.message in trained and turn.end <= turn.closing:
+            shown = rendering.text[max(0, turn.closing - 60) : turn.closing + 30]
+            raise RowError("an answer ends with no stop token", f"name one with stop_words: ...{shown!r}")
+
+
+def _refuse_equal(sequences: Sequence[NDArray[np.int32]]) -> None:
+    """Refuses a pair whose answers differ only in what was cut off, or not in their tokens at all."""
+    if len(sequences) == 2 and np.array_equal(*sequences):
+        raise RowError("chosen and rejected are the same tokens")
+
+
+def _refuse_half_characters(text: str) -> None:
+    try:
+        text.encode()
+    except UnicodeEncodeError as err:
+        raise RowError("the text holds half a character", "a lone surrogate such as \\ud83d") from err

@@ -1,0 +1,69 @@
+"""Which characters of a rendered conversation are trained, and with which weight."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from megatron_trainer.data.conversation.rendering import Rendering, Turn
+from megatron_trainer.data.encoding.loss_scale import STRATEGIES, Strategy
+from megatron_trainer.data.values import Message
+
+
+@dataclass(frozen=True, kw_only=True)
+class Span:
+    """Characters [start, end) trained with this weight, which is above 0."""
+
+    start: int
+    end: int
+    weight: float = 1.0
+
+
+def trained_messages(messages: Sequence[Message], loss_scale: str) -> frozenset[int]:
+    """The assistant turns that are trained, by their place."""
+    turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
+    return frozenset(place for place in turns if _chosen(messages[place], loss_scale, is_last=place == turns[-1]))
+
+
+def _chosen(message: Message, loss_scale: str, *, is_last: bool) -> bool:
+    if message.loss is not None:
+        return message.loss > 0
+    return STRATEGIES[loss_scale].turns != "last" or is_last
+
+
+def spans(rendering: Rendering, messages: Sequence[Message], loss_scale: str) -> list[Span]:
+    """The trained parts of a rendered conversation, in order, not overlapping.
+
+    A turn's own `loss` overrides which turns the strategy trains: true trains it, false leaves it out, a number is a
+    factor of its weights.
+    """
+    strategy = STRATEGIES[loss_scale]
+    trained = trained_messages(messages, loss_scale)
+    chosen = [turn for turn in rendering.turns if turn.message in trained]
+    if strategy.turns == "all":
+        return _all_but(rendering, [turn for turn in rendering.turns if turn not in chosen])
+    weights = {turn.message: float(messages[turn.message].loss or 1) for turn in chosen}
+    if strategy.weighing is None:
+        return [Span(start=turn.start, end=turn.end, weight=weights[turn.message]) for turn in chosen]
+    return [
+        replace(span, weight=span.weight * weights[turn.message])
+        for turn in chosen
+        for span in _weighed(turn, rendering, messages, strategy)
+    ]
+
+
+def _weighed(turn: Turn, rendering: Rendering, messages: Sequence[Message], strategy: Strategy) -> Iterator[Span]:
+    """The parts of one answer, and what closes it with weight 1."""
+    assert strategy.weighing is not None
+    asked = (message.content for message in reversed(messages[: turn.message]) if message.role == "user")
+    for start, end, weight in strategy.weighing.parts(rendering.text[turn.start : turn.closing], next(asked, "")):
+        if start < end and weight > 0:
+            yield Span(start=turn.start + start, end=turn.start + end, weight=weight)
+    if turn.closing < turn.end:
+        yield Span(start=turn.closing, end=turn.end)
+
+
+def _all_but(rendering: Rendering, left_out: list[Turn]) -> list[Span]:
+    edges = [0, *(edge for turn in left_out for edge in (turn.start, turn.end)), len(rendering.text)]
+    parts = zip(edges[::2], edges[1::2], strict=True)
+    return [Span(start=start, end=end) for start, end in parts if start < end]

@@ -1,0 +1,140 @@
+"""Where the rows of a dataset come from: files, folders, tables saved by `datasets`, a hub. Reads, does not parse."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import datasets
+
+from megatron_trainer.data.reading import split
+from megatron_trainer.data.reading.read import READERS, check, kind_of, read_file, without_nulls
+from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.reading.spec import DatasetSpec
+
+
+class Source(Protocol):
+    """The rows of one dataset, in an order that never changes. note: what the user should know about it."""
+
+    @property
+    def note(self) -> str:
+        """For example that a folder holds other splits; empty when there is nothing to say."""
+        ...
+
+    def records(self) -> Iterator[Record]:
+        """All rows, read one by one."""
+        ...
+
+    def fingerprint(self) -> str:
+        """A digest of the content: equal content, equal digest."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class FileSource:
+    """Rows of files, one file after the other."""
+
+    files: tuple[Path, ...]
+    note: str = ""
+
+    def records(self) -> Iterator[Record]:
+        """All rows, numbered through all files."""
+        number = 0
+        for file in self.files:
+            for line, payload in read_file(file):
+                yield Record(number, str(file), line, payload)
+                number += 1
+
+    def fingerprint(self) -> str:
+        """A digest of the files' kinds and bytes; their names and places do not matter."""
+        digest = hashlib.sha256()
+        for file in self.files:
+            digest.update(f"{kind_of(file)} {file.suffix == '.gz'} ".encode())
+            with file.open("rb") as stream:
+                digest.update(hashlib.file_digest(stream, "sha256").digest())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, kw_only=True)
+class TableSource:
+    """Rows of a dataset of the `datasets` library."""
+
+    name: str
+    table: datasets.Dataset | datasets.IterableDataset
+    note: str = ""
+
+    def records(self) -> Iterator[Record]:
+        """All rows of the table."""
+        for number, row in enumerate(self.table):
+            yield Record(number, self.name, number + 1, without_nulls(row))
+
+    def fingerprint(self) -> str:
+        """The fingerprint that `datasets` keeps with the table; the name, where the table is a stream."""
+        return str(getattr(self.table, "_fingerprint", self.name))
+
+
+@dataclass(frozen=True, kw_only=True)
+class HubAccess:
+    """How hub datasets are fetched. streams: read over the network while training, instead of downloading first."""
+
+    token: str | None = None
+    redownloads: bool = False
+    streams: bool = False
+
+
+def open_source(
+    spec: DatasetSpec, access: HubAccess | None = None, *, splits: Sequence[str] = split.TRAINING
+) -> Source:
+    """The rows behind a dataset entry.
+
+    splits: which split of a folder is read: the first of these that it has.
+
+    Raises ValueError, with what to do, when there is no such file, folder or hub dataset.
+    """
+    if spec.path is None:
+        return _from_hub(spec, access or HubAccess())
+    if spec.path.is_dir():
+        return _from_folder(spec.path, spec.subsets, splits)
+    if kind_of(spec.path) is None:
+        raise ValueError(f"cannot read files of this kind; give one of {', '.join(READERS)} (or .gz of it)")
+    check(spec.path)
+    return FileSource(files=(spec.path,))
+
+
+def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) -> Source:
+    if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
+        saved = datasets.load_from_disk(str(folder))
+        if not isinstance(saved, datasets.DatasetDict):
+            return TableSource(name=str(folder), table=saved)
+        table = split.choose(saved, wanted, str(folder))
+        return TableSource(name=str(folder), table=table.content, note=table.note)
+    files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
+    for file in files.content:
+        check(file)
+    return FileSource(files=files.content, note=files.note)
+
+
+def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:
+    if spec.hub == "ms":
+        raise ValueError("datasets of the ModelScope hub cannot be read here; download it and give the local path")
+    if spec.name.startswith((".", "/", "~")) or kind_of(Path(spec.name)) or spec.name.count("/") > 1:
+        raise ValueError("no such file or folder")
+    options = {
+        "split": "train",
+        "token": access.token,
+        "streaming": access.streams,
+        "download_mode": "force_redownload" if access.redownloads else "reuse_dataset_if_exists",
+    }
+    try:
+        parts = [datasets.load_dataset(spec.name, subset, **options) for subset in spec.subsets or (None,)]
+    except (OSError, ValueError, ImportError) as err:
+        reason = str(err).splitlines()[0] if str(err) else type(err).__name__
+        raise ValueError(
+            f"neither a local path nor a dataset that the hub gives us ({reason}); check the spelling, or download "
+            "the dataset and give its local path"
+        ) from err
+    table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)
+    return TableSource(name=spec.name, table=table)

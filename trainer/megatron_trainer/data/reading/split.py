@@ -1,0 +1,135 @@
+"""Which files of a folder belong to which split, as the `datasets` library has it. Reads no rows.
+
+README.md's configurations decide, else the names of folders, else those of files; everything is training data where no
+name says otherwise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from datasets.data_files import FILES_TO_IGNORE, DataFilesDict, EmptyDatasetError, get_data_patterns, sanitize_patterns
+from huggingface_hub import DatasetCard
+from yaml import YAMLError
+
+from megatron_trainer.data.reading.read import READERS, kind_of
+from megatron_trainjob.args import yaml_file
+
+TRAINING = ("train",)
+VALIDATION = ("validation", "test", "train")
+"""The splits that `dataset` and `val_dataset` read of a folder: the first of them that the folder has."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chosen[Content]:
+    """One split of several. note: what the user should know about the others, empty when there are none."""
+
+    name: str
+    content: Content
+    note: str
+
+
+def choose[Content](splits: Mapping[str, Content], wanted: Sequence[str], place: str) -> Chosen[Content]:
+    """The first split of `wanted` that there is.
+
+    Raises ValueError, with the names of the splits, when there is none.
+    """
+    found = next((name for name in wanted if name in splits), None)
+    if found is None:
+        raise ValueError(
+            f"has no split named {wanted[0]}, only {', '.join(splits)}; give the files of one: {place}/..."
+        )
+    others = [name for name in splits if name != found]
+    if not others:
+        return Chosen(name=found, content=splits[found], note="")
+    hint = f"; give val_dataset: {place} to evaluate on it" if found == "train" and "validation" in others else ""
+    return Chosen(name=found, content=splits[found], note=f"read split {found}, not {', '.join(others)}{hint}")
+
+
+def folder_splits(folder: Path, subsets: Sequence[str] = ()) -> dict[str, tuple[Path, ...]]:
+    """The data files of each split of a folder, in order; splits without data files are left out.
+
+    subsets: configurations named in README.md; none takes its default one.
+
+    Raises ValueError when there are no data files, or no such configuration.
+    """
+    configurations = _configurations(folder)
+    if not configurations:
+        if subsets:
+            raise ValueError(f"its README.md names no configurations, so there is no {', '.join(subsets)}")
+        return _or_all(folder, _resolved(folder, {}))
+    splits: dict[str, tuple[Path, ...]] = {}
+    for name in subsets or (_default(configurations),):
+        if name not in configurations:
+            raise ValueError(f"has no configuration {name}, only {', '.join(configurations)}")
+        for split, files in _resolved(folder, configurations[name]).items():
+            splits[split] = (*splits.get(split, ()), *files)
+    if not splits:
+        raise ValueError("the files that README.md names are missing")
+    return splits
+
+
+def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
+    """What README.md (and .huggingface.yaml) say about files, by configuration."""
+    readme, own = folder / "README.md", folder / ".huggingface.yaml"
+    try:
+        facts = DatasetCard.load(readme, ignore_metadata_errors=True).data.to_dict() if readme.is_file() else {}
+        if own.is_file():
+            facts |= yaml_file.load(own) or {}
+    except (ValueError, TypeError, YAMLError) as err:
+        raise ValueError(f"the head of README.md cannot be read ({err}); correct it, or give the files") from err
+    entries = facts.get("configs") or []
+    if not isinstance(entries, list) or not all(
+        isinstance(entry, Mapping) and "config_name" in entry for entry in entries
+    ):
+        raise ValueError("configs in README.md is not a list of {config_name, data_files}; correct it")
+    return {str(entry["config_name"]): entry for entry in entries if "data_files" in entry or "data_dir" in entry}
+
+
+def _default(configurations: Mapping[str, Mapping[str, Any]]) -> str:
+    marked = [name for name, entry in configurations.items() if entry.get("default") or name == "default"]
+    if marked:
+        return marked[0]
+    if len(configurations) > 1:
+        names = ", ".join(configurations)
+        raise ValueError(f"README.md names several configurations ({names}); add one to the entry, as in FOLDER:NAME")
+    return next(iter(configurations))
+
+
+def _resolved(folder: Path, entry: Mapping[str, Any]) -> dict[str, tuple[Path, ...]]:
+    base = str((folder / str(entry.get("data_dir") or "")).resolve())
+    try:
+        given = entry.get("data_files")
+        patterns = get_data_patterns(base) if given is None else sanitize_patterns(given)
+        found = DataFilesDict.from_patterns(patterns, base_path=base)
+    except (EmptyDatasetError, FileNotFoundError) as err:
+        raise ValueError(f"the folder holds no data files ({', '.join(READERS)})") from err
+    splits = {str(split): _data_files(folder, map(Path, files)) for split, files in found.items()}
+    return {split: files for split, files in splits.items() if files}
+
+
+def _or_all(folder: Path, splits: dict[str, tuple[Path, ...]]) -> dict[str, tuple[Path, ...]]:
+    """The splits, or all data files as training data where only other files have names that look like a split's."""
+    if splits:
+        return splits
+    files = _data_files(folder, folder.resolve().rglob("*"))
+    if not files:
+        raise ValueError(f"the folder holds no data files ({', '.join(READERS)})")
+    return {"train": files}
+
+
+def _data_files(folder: Path, files: Iterable[Path]) -> tuple[Path, ...]:
+    root = folder.resolve()
+    kept = {
+        path
+        for path in files
+        if path.is_file()
+        and path.is_relative_to(root)
+        and kind_of(path)
+        and path.name not in FILES_TO_IGNORE
+        and not any(part.startswith(".") for part in path.relative_to(root).parts)
+    }
+    return tuple(folder / path.relative_to(root) for path in sorted(kept))

@@ -1,0 +1,109 @@
+"""Keys of cached data: equal inputs give equal keys, on every machine. Digests of files are remembered."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Callable, Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from transformers import PreTrainedTokenizerBase
+
+from megatron_trainer.data.encoding.encode import Encoder
+from megatron_trainer.data.reading.source import FileSource, Source
+from megatron_trainer.data.storage.store import VERSION
+
+DIGEST_CHARACTERS = 64
+SETTLED_NS = 2_000_000_000
+"""A file changed this shortly before its digest was taken may change again without a new time stamp."""
+
+
+def text_key(text: str) -> str:
+    """A key that stands for a text."""
+    return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+
+def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
+    """The key of the tokenised rows of one dataset. choice: which of its rows were chosen, empty for all."""
+    parts = {
+        "version": VERSION,
+        "source": source_digest,
+        "tokenizer": tokenizer_digest,
+        "template": encoder.template.name,
+        "settings": asdict(encoder.settings),
+        "choice": choice,
+    }
+    return text_key(json.dumps(parts, sort_keys=True))
+
+
+def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
+    """A digest of everything that decides which ids a text becomes."""
+    if tokenizer.is_fast:
+        content = tokenizer.backend_tokenizer.to_str()
+    else:
+        content = json.dumps([type(tokenizer).__name__, sorted(tokenizer.get_vocab().items())])
+    roles = {name: str(token) for name, token in sorted(tokenizer.special_tokens_map.items())}
+    flags = [getattr(tokenizer, name, None) for name in ("add_bos_token", "add_eos_token")]
+    content += json.dumps([roles, flags, tokenizer.chat_template])
+    return hashlib.sha256(content.encode()).hexdigest()
+
+
+def source_digest(source: Source, memory: Path) -> str:
+    """The source's fingerprint; digests of files are remembered in the folder `memory`, so that a big file that did
+    not change is not read again."""
+    if not isinstance(source, FileSource):
+        return source.fingerprint()
+    parts = [_remembered(file, memory, _data_digest) for file in source.files]
+    return hashlib.sha256("".join(parts).encode()).hexdigest()
+
+
+def file_identities(source: Source) -> list[object]:
+    """What tells files apart without reading them: name, size and time of change."""
+    if not isinstance(source, FileSource):
+        return [source.fingerprint()]
+    return [_identity(file) for file in source.files]
+
+
+def _identity(file: Path) -> list[object]:
+    status = file.stat()
+    return [str(file.resolve()), status.st_size, status.st_mtime_ns]
+
+
+def files_digest(files: Sequence[Path], memory: Path) -> str:
+    """A digest of the names and bytes of files of any kind, remembered as those of data files are."""
+    parts = [f"{file.name} {_remembered(file, memory, _bytes_digest)}" for file in files]
+    return text_key("\n".join(parts))
+
+
+def _data_digest(file: Path) -> str:
+    return FileSource(files=(file,)).fingerprint()
+
+
+def _bytes_digest(file: Path) -> str:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+def _remembered(file: Path, memory: Path, digest_of: Callable[[Path], str]) -> str:
+    status = file.stat()
+    # Whoever edits a file in place can set its st_mtime back, and some tools do; st_ctime is the kernel's own.
+    identity = [*_identity(file), status.st_ctime_ns, status.st_ino, digest_of.__name__]
+    note = memory / f"{text_key(json.dumps(identity))}.txt"
+    try:
+        remembered = note.read_text()
+        age_ns = note.stat().st_mtime_ns - max(status.st_mtime_ns, status.st_ctime_ns)
+        if age_ns > SETTLED_NS and len(remembered) == DIGEST_CHARACTERS:
+            return remembered
+    except OSError:
+        pass
+    digest = digest_of(file)
+    with contextlib.suppress(OSError):  # a volume that is read-only: the file is read again the next time
+        memory.mkdir(parents=True, exist_ok=True)
+        aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
+        aside.write_text(digest)
+        os.replace(aside, note)
+    return digest

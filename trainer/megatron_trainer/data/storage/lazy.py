@@ -1,0 +1,104 @@
+"""Items that are tokenised when they are asked for: starts at once and needs no disk for tokens, for lazy_tokenize.
+
+A row that cannot be used shows only then; the next usable row takes its place, so that every rank reads as many.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterable
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_trainer.data.encoding.encode import Encoded, Encoder, tell_notes, to_item
+from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.storage.tokenize import refuse_first_bad
+from megatron_trainer.data.values import Pair, RowError, Sample
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+MOST_TRIES = 11
+
+
+def write_rows(records: Iterable[Record], directory: Path) -> None:
+    """Write the rows end to end, with an index, so that any of them can be read at once."""
+    directory.mkdir(parents=True, exist_ok=True)
+    files: dict[str, int] = {}
+    ends, places = [0], []
+    with (directory / "rows.bin").open("wb") as stream:
+        for record in records:
+            content = _content(record)
+            stream.write(content)
+            ends.append(ends[-1] + len(content))
+            places.append((files.setdefault(record.file, len(files)), record.line))
+    np.save(directory / "ends.npy", np.array(ends, dtype=np.int64))
+    np.save(directory / "places.npy", np.array(places, dtype=np.int64).reshape(-1, 2))
+    (directory / "files.json").write_text(json.dumps(list(files)))
+
+
+def _content(record: Record) -> bytes:
+    """JSON text; a row that could not be read becomes text that cannot be parsed, so that it is rejected later."""
+    match record.payload:
+        case bytes():
+            return record.payload
+        case RowError():
+            return f"unreadable: {record.payload}".encode(errors="replace")
+        case _:
+            return json.dumps(record.payload, default=str).encode()
+
+
+class LazyStore:
+    """Rows that were written by `write_rows`, tokenised at each access. To items what store.Store is."""
+
+    def __init__(self, directory: Path, encoder: Encoder, *, is_strict: bool = False) -> None:
+        self.directory = directory
+        self._encoder = encoder
+        self._is_strict = is_strict
+        self._told: set[str] = set()
+        self._ends: NDArray[np.int64] = np.load(directory / "ends.npy", mmap_mode="r")
+        self._places: NDArray[np.int64] = np.load(directory / "places.npy", mmap_mode="r")
+        self._files: list[str] = json.loads((directory / "files.json").read_text())
+        self._rows = np.memmap(directory / "rows.bin", mode="r") if self._ends[-1] else np.empty(0, np.uint8)
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return partial(LazyStore, is_strict=self._is_strict), (self.directory, self._encoder)
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __getitem__(self, row: int) -> Sample | Pair:
+        """The row as a sample or pair, or the next one that can be used.
+
+        Raises InvalidInput when the row is bad and the store strict, TrainingError when too many rows are bad.
+        """
+        for place in range(row, row + MOST_TRIES):
+            [result] = self._encoder.encode([self._record(place % len(self))])
+            if isinstance(result, Encoded):
+                tell_notes([result], self._told)
+                return to_item(result)
+            if self._is_strict:
+                refuse_first_bad([result])
+            logger.warning("the next row replaces one that cannot be used: %s", result)
+        message = f"dataset: {MOST_TRIES} rows in succession cannot be used, the last one is {result}"
+        raise TrainingError(ExitCode.BAD_DATA, f"{message}; set lazy_tokenize: false to see all that is wrong")
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the dataset, good and bad."""
+        return len(self)
+
+    @property
+    def numbers(self) -> NDArray[np.int64]:
+        """Place of each row in its dataset."""
+        return np.arange(len(self))
+
+    def _record(self, number: int) -> Record:
+        file, line = self._places[number].tolist()
+        content = self._rows[self._ends[number] : self._ends[number + 1]].tobytes()
+        return Record(number, self._files[file], line, content)

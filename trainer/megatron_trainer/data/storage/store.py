@@ -1,0 +1,211 @@
+"""Tokenised rows on disk: written once, row by row, and then read in place (memory-mapped), without loading them.
+
+A store is a folder: input_ids.bin and weights.bin hold all sequences end to end, offsets.npy says where each starts,
+numbers.npy and channels.npy belong to the rows, store.json holds the counts and why rows were rejected.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+from numpy.typing import NDArray
+
+from megatron_trainer.data.storage.chunk import Chunk
+from megatron_trainer.data.values import IGNORED, Location, Pair, Rejection, Sample
+
+VERSION = 2
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dropped:
+    """Rows rejected for one reason: how many, and the first of them."""
+
+    count: int
+    first: Rejection
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoreFacts:
+    """What store.json says. sequences_per_row: 1, or 2 for chosen and rejected. notes: about kept rows, of how many."""
+
+    sequences_per_row: int
+    weight_type: str
+    channels: tuple[str, ...]
+    num_rows: int
+    num_truncated: int
+    dropped: dict[str, Dropped]
+    notes: dict[str, int] = field(default_factory=dict)
+
+
+class StoreWriter:
+    """Appends chunks to a new store. Nothing can be read before `close`."""
+
+    def __init__(self, directory: Path, *, sequences_per_row: int, is_weighted: bool) -> None:
+        directory.mkdir(parents=True, exist_ok=True)
+        self._directory = directory
+        self._sequences_per_row = sequences_per_row
+        self._weight_type = np.dtype(np.float32 if is_weighted else np.uint8)
+        self._input_ids: BinaryIO = (directory / "input_ids.bin").open("wb")
+        self._weights: BinaryIO = (directory / "weights.bin").open("wb")
+        self._lengths: list[NDArray[np.int32]] = []
+        self._numbers: list[NDArray[np.int64]] = []
+        self._channel_codes: dict[str, int] = {}
+        self._row_channels: list[NDArray[np.int32]] = []
+        self._dropped: dict[str, Dropped] = {}
+        self._notes: Counter[str] = Counter()
+        self._num_rows = 0
+        self._num_truncated = 0
+
+    def append(self, chunk: Chunk) -> None:
+        """Add the rows of a chunk after those already there."""
+        chunk.input_ids.tofile(self._input_ids)
+        if chunk.weights.dtype == np.float32 and self._weight_type == np.uint8:
+            self._widen()
+        chunk.weights.astype(self._weight_type, copy=False).tofile(self._weights)
+        self._notes.update(chunk.notes)
+        self._lengths.append(chunk.lengths)
+        self._numbers.append(chunk.numbers)
+        codes = [self._code(channel) for channel in chunk.channels]
+        self._row_channels.append(np.array(codes, dtype=np.int32))
+        for rejection in chunk.rejections:
+            known = self._dropped.get(rejection.reason)
+            self._dropped[rejection.reason] = (
+                replace(known, count=known.count + 1) if known else Dropped(count=1, first=rejection)
+            )
+        self._num_rows += chunk.num_rows
+        self._num_truncated += chunk.num_truncated
+
+    def account(self, *, num_rows: int, num_truncated: int, dropped: dict[str, Dropped]) -> None:
+        """Replace the account of what was appended, for rows that were counted elsewhere."""
+        self._num_rows, self._num_truncated, self._dropped = num_rows, num_truncated, dict(dropped)
+
+    def close(self) -> None:
+        """Write what is left: offsets, numbers, channels and the facts."""
+        self._input_ids.close()
+        self._weights.close()
+        lengths = np.concatenate([np.zeros(1, np.int32), *self._lengths])
+        np.save(self._directory / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
+        np.save(self._directory / "numbers.npy", np.concatenate([np.empty(0, np.int64), *self._numbers]))
+        np.save(self._directory / "channels.npy", np.concatenate([np.empty(0, np.int32), *self._row_channels]))
+        facts = StoreFacts(
+            sequences_per_row=self._sequences_per_row,
+            weight_type=self._weight_type.name,
+            channels=tuple(self._channel_codes),
+            num_rows=self._num_rows,
+            num_truncated=self._num_truncated,
+            dropped=self._dropped,
+            notes=dict(self._notes),
+        )
+        (self._directory / "store.json").write_text(json.dumps({"version": VERSION, **asdict(facts)}))
+
+    def _widen(self) -> None:
+        """Weights other than 0 and 1 have come: write those so far in the wider type."""
+        path = self._directory / "weights.bin"
+        self._weights.close()
+        aside = path.with_name("weights.part")
+        _map(path, "uint8").astype(np.float32).tofile(aside)
+        os.replace(aside, path)
+        self._weights = path.open("ab")
+        self._weight_type = np.dtype(np.float32)
+
+    def _code(self, channel: str | None) -> int:
+        return -1 if channel is None else self._channel_codes.setdefault(channel, len(self._channel_codes))
+
+
+class Store:
+    """The rows of a finished store."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.facts = _read_facts(directory)
+        self.offsets: NDArray[np.int64] = np.load(directory / "offsets.npy", mmap_mode="r")
+        self.numbers: NDArray[np.int64] = np.load(directory / "numbers.npy", mmap_mode="r")
+        self._channels: NDArray[np.int32] = np.load(directory / "channels.npy", mmap_mode="r")
+        self._input_ids = _map(directory / "input_ids.bin", "int32")
+        self._weights = _map(directory / "weights.bin", self.facts.weight_type)
+
+    def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
+        return Store, (self.directory,)  # another process maps the files itself instead of getting a copy
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def __getitem__(self, row: int) -> Sample | Pair:
+        """The row as a sample, or as a pair where the store holds chosen and rejected sequences."""
+        channel = self._channel(row)
+        if self.facts.sequences_per_row == 1:
+            return self._sample(row, channel)
+        return Pair(chosen=self._sample(2 * row, channel), rejected=self._sample(2 * row + 1, channel))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows of the dataset, rejected ones included."""
+        return self.facts.num_rows
+
+    @cached_property
+    def lengths(self) -> NDArray[np.int64]:
+        """Tokens of each sequence, int64[rows, sequences_per_row]."""
+        return np.diff(self.offsets).reshape(-1, self.facts.sequences_per_row)
+
+    @cached_property
+    def num_trained_tokens(self) -> int:
+        """Tokens that carry loss."""
+        return int(np.count_nonzero(self._weights))
+
+    def _channel(self, row: int) -> str | None:
+        code = int(self._channels[row])
+        return None if code < 0 else self.facts.channels[code]
+
+    def _sample(self, sequence: int, channel: str | None) -> Sample:
+        start, end = int(self.offsets[sequence]), int(self.offsets[sequence + 1])
+        input_ids = np.array(self._input_ids[start:end])
+        weights = self._weights[start:end]
+        is_weighted = self.facts.weight_type == "float32"
+        return Sample(
+            input_ids=input_ids,
+            labels=np.where(weights > 0, input_ids, np.int32(IGNORED)),
+            loss_scale=np.array(weights) if is_weighted else None,
+            channel=channel,
+        )
+
+
+def merge_dropped(parts: Sequence[dict[str, Dropped]]) -> dict[str, Dropped]:
+    """All rejections by reason, with the first example of each."""
+    merged: dict[str, Dropped] = {}
+    for part in parts:
+        for reason, dropped in part.items():
+            known = merged.get(reason)
+            merged[reason] = replace(known, count=known.count + dropped.count) if known else dropped
+    return merged
+
+
+def _map(path: Path, dtype: str) -> NDArray:  # type: ignore[type-arg]
+    if path.stat().st_size == 0:  # an empty file cannot be mapped
+        return np.empty(0, np.dtype(dtype))
+    return np.memmap(path, dtype=dtype, mode="r")
+
+
+def _read_facts(directory: Path) -> StoreFacts:
+    content = json.loads((directory / "store.json").read_text())
+    if content.pop("version") != VERSION:
+        raise ValueError(f"{directory} was written by another version of the trainer; tokenise the data anew")
+    content["channels"] = tuple(content["channels"])
+    content["dropped"] = {
+        reason: Dropped(count=entry["count"], first=_rejection(entry["first"]))
+        for reason, entry in content["dropped"].items()
+    }
+    return StoreFacts(**content)
+
+
+def _rejection(fields: dict[str, object]) -> Rejection:
+    location = fields.pop("location")
+    assert isinstance(location, dict)
+    return Rejection(location=Location(**location), **fields)  # type: ignore[arg-type]

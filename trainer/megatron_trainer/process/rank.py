@@ -1,0 +1,33 @@
+"""The program of one rank: settles what it runs on, then imports Megatron and trains.
+
+megatron-core decides while it is imported which GPU libraries it uses, so the backend has to come first.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+
+from megatron_trainer import backend
+from megatron_trainjob.exit_codes import ExitCode
+
+
+def main() -> int:
+    """The exit code of this rank."""
+    backend.select().install()
+    from megatron_trainer.process import run
+
+    return run.main(sys.argv[1:])
+
+
+if __name__ == "__main__":
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code not in (ExitCode.OK, ExitCode.PREEMPTED):
+        os._exit(code)  # peers may be gone: an orderly end of the process group would wait for them
+    import torch.distributed as dist
+
+    if dist.is_initialized():
+        dist.destroy_process_group()
+    sys.exit(code)

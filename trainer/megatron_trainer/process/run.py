@@ -1,0 +1,117 @@
+"""One rank of a training run: parse, build, train, write the outputs; ends with an exit code that says why.
+
+The only place that catches every exception: whatever goes wrong becomes a code, a record for the launcher, and for
+bugs a traceback in the log.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Sequence
+
+from megatron_trainer import environment, failure
+from megatron_trainer.environment import Environment
+from megatron_trainer.failure import FailureRecord, InvalidInput, TrainingError
+from megatron_trainer.process import recorded_arguments as inherit
+from megatron_trainer.report import FinishRecord
+from megatron_trainer.termination import Termination
+from megatron_trainer.train import garbage_collection as garbage
+from megatron_trainer.train import setup
+from megatron_trainer.train.loop import fit
+from megatron_trainer.train.outputs import write_outputs
+from megatron_trainjob.args.cli import parse_command_line
+from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+CHATTY_LIBRARIES = ("megatron.core", "torch", "datasets", "transformers", "filelock", "httpx")
+"""Their INFO lines list every parameter and setting; logging_level DEBUG shows them, and Python's warnings."""
+
+
+def main(argv: Sequence[str]) -> int:
+    """The exit code of this rank. argv: task, then the arguments as for `python -m megatron_trainer`."""
+    env = environment.read()
+    setup_logging(env, logging.INFO)
+    termination = Termination()
+    termination.listen()
+    try:
+        parsed = parse(argv, env)
+        setup_logging(env, logging.getLevelName((parsed.args.logging_level or "INFO").upper()))
+        train(parsed, argv[0], env, termination)
+    except TrainingError as err:
+        return _fail(env, termination, err.exit_code, str(err))
+    except BaseException as err:  # also torch's CheckpointException, a panic of a Rust library, SystemExit
+        logger.exception("unexpected error rank=%d iteration=%d", env.rank, termination.iteration)
+        return _fail(env, termination, ExitCode.ERROR, f"{type(err).__name__}: {err}")
+    return ExitCode.OK
+
+
+def parse(argv: Sequence[str], env: Environment) -> Parsed:
+    """The parsed command line, judged for this number of ranks.
+
+    Raises:
+        InvalidInput: with every violation.
+    """
+    parsed = inherit.complete(
+        parse_command_line(argv[1:], argv[0], world_size=env.world_size), argv[0], world_size=env.world_size
+    )
+    for warning in parsed.warnings:
+        logger.warning("%s", warning)
+    if parsed.args is None or parsed.violations:
+        raise InvalidInput(parsed.violations)
+    return parsed
+
+
+def train(parsed: Parsed, task: str, env: Environment, termination: Termination) -> None:
+    """Builds and runs; returns when the run is complete.
+
+    Raises:
+        TrainingError: PREEMPTED when it was asked to stop (its state is saved), or why it failed.
+    """
+    backend = setup.start_process(env, parsed.args)
+    run, state = setup.build(parsed, task, env, backend, termination)
+    try:
+        termination.wait_for_step()
+        with garbage.controlled(run.args):
+            state = fit(run, state)
+        is_done = not termination.is_requested or state.iteration >= run.total_iterations
+        outputs = write_outputs(run, state, is_done=is_done)
+        phase = "finished" if is_done else "stopped"
+        run.reporter.finish(FinishRecord(phase=phase, iteration=state.iteration, outputs=outputs))
+    finally:
+        run.reporter.close()
+        if run.heartbeat is not None:
+            run.heartbeat.stop()
+    if not is_done:
+        message = f"stopped after step {state.iteration}; the same job goes on from its newest checkpoint"
+        raise TrainingError(ExitCode.PREEMPTED, message)
+
+
+def setup_logging(env: Environment, level: int) -> None:
+    """Log lines name the rank; ranks other than the first say warnings and errors only."""
+    logging.basicConfig(
+        level=level if env.rank == 0 else max(level, logging.WARNING),
+        format=f"%(asctime)s %(levelname)s rank {env.rank} %(message)s",
+        force=True,
+    )
+    for library in CHATTY_LIBRARIES:
+        logging.getLogger(library).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
+    warnings.simplefilter("default" if level <= logging.DEBUG else "ignore")
+
+
+def _fail(env: Environment, termination: Termination, exit_code: int, message: str) -> int:
+    if exit_code == ExitCode.PREEMPTED:
+        logger.info("%s", message)
+    else:
+        logger.error("rank=%d step=%d %s", env.rank, termination.iteration, message)
+    record = FailureRecord(
+        exit_code=exit_code,
+        reason=ExitCode(exit_code).name,
+        rank=env.rank,
+        iteration=termination.iteration,
+        message=message,
+    )
+    failure.write(env.failure_file, record)
+    return exit_code

@@ -1,0 +1,90 @@
+"""Feeds the loop: global batches of this rank's micro-batches, from any point of the data, on the device.
+
+Ranks of one data-parallel index (tensor, pipeline, context) read the same micro-batches; nothing is sent between them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+from itertools import islice
+
+import torch
+
+from megatron_trainer import parallel
+from megatron_trainer.backend import Backend
+from megatron_trainer.data.collate import RowShape
+from megatron_trainer.data.loader import micro_batches
+from megatron_trainer.data.ordering.sample import Sampler, Stretch, WholePass
+from megatron_trainer.data.streaming.items import Stream, StreamSampler
+from megatron_trainer.data.values import Item, MicroBatch
+
+
+@dataclass(frozen=True, kw_only=True)
+class Feed:
+    """A set or a stream of items to train on and how they become global batches. sampler: at the start of the data."""
+
+    items: Sequence[Item] | Stream
+    sampler: Sampler | StreamSampler
+    shape: RowShape
+    num_micro_batches: int
+    num_workers: int
+
+    @property
+    def step(self) -> Stretch:
+        """What all ranks together read for one global batch."""
+        micro, ranks = self.sampler.micro_batch_size, self.sampler.data_parallel_size
+        return Stretch(
+            num_samples=micro * ranks * self.num_micro_batches, micro_batch_size=micro, data_parallel_size=ranks
+        )
+
+    def global_batches(
+        self, consumed_samples: int, history: tuple[Stretch, ...], backend: Backend
+    ) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches of one global batch after the other, from the given sample on.
+
+        history: the layouts in which the samples before it were read. Ends when the sampler ends, at the same batch on
+        all ranks.
+        """
+        sampler = replace(self.sampler, consumed_samples=consumed_samples, history=history)
+        one_by_one = micro_batches(self.items, sampler, shape=self.shape, num_workers=self.num_workers)
+        while True:
+            batches = [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]
+            if not self._are_enough_everywhere(batches, backend):
+                return
+            yield batches
+
+    def _are_enough_everywhere(self, batches: Sequence[MicroBatch], backend: Backend) -> bool:
+        """Whether all ranks have their part of a global batch. A sampler deals the same to all; a stream may not."""
+        is_full = len(batches) == self.num_micro_batches
+        if isinstance(self.sampler, StreamSampler) and self.sampler.num_epochs is not None:
+            return parallel.is_true_everywhere(is_full, backend)
+        return is_full
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvaluationFeed:
+    """Validation items, every one of them once and in order, as global batches of which the last may be short."""
+
+    items: Sequence[Item]
+    order: WholePass
+    shape: RowShape
+    num_micro_batches: int
+    num_workers: int
+
+    def num_items_in(self, num_global_batches: int) -> int:
+        """Items that all ranks together read in so many global batches, at most all."""
+        return min(len(self.items), num_global_batches * self.num_micro_batches * self.order.items_per_step)
+
+    def global_batches(self, backend: Backend) -> Iterator[list[MicroBatch]]:
+        """This rank's micro-batches of one global batch after the other, as many on every rank."""
+        one_by_one = micro_batches(self.items, self.order, shape=self.shape, num_workers=self.num_workers)
+        while batches := [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]:
+            yield batches
+
+
+def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
+    """The micro-batch with its tensors on the device; cu_seqlens too, which kernels read there."""
+    tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
+    moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if torch.is_tensor(t)}
+    return replace(batch, **moved)

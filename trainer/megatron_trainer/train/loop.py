@@ -1,0 +1,205 @@
+"""The training loop: step, report, evaluate, save, until the iterations are done or someone asks to stop."""
+
+from __future__ import annotations
+
+import logging
+import math
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from itertools import islice
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint.lease import Heartbeat
+from megatron_trainer.checkpoint.save import Saved, Saver
+from megatron_trainer.data.ordering.sample import Stretch, extended
+from megatron_trainer.engine import Engine
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.report import CheckpointRecord, EvalRecord, Reporter, StepRecord
+from megatron_trainer.report.window import is_boundary
+from megatron_trainer.state import TrainState
+from megatron_trainer.tasks import Task
+from megatron_trainer.termination import Termination
+from megatron_trainer.train import garbage_collection as garbage
+from megatron_trainer.train import optim, outputs
+from megatron_trainer.train.enough_data import ended_before_first_step
+from megatron_trainer.train.feed import EvaluationFeed, Feed
+from megatron_trainer.train.schedule import Schedule, learning_rate
+from megatron_trainer.train.step import StepResult, evaluate, train_step
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Everything that a run needs, built once. stop_words: the texts that trained answers end with."""
+
+    args: TrainArgs
+    spec: ModelSpec
+    task: Task
+    engine: Engine
+    backend: Backend
+    train: Feed
+    validation: EvaluationFeed | None
+    schedule: Schedule
+    reporter: Reporter
+    saver: Saver
+    total_iterations: int
+    eval_iters: int
+    eval_interval: int
+    flops_per_token: float
+    flops_per_pair: float
+    termination: Termination
+    stop_words: tuple[str, ...] = ()
+    heartbeat: Heartbeat | None = None
+
+
+def fit(run: Run, state: TrainState) -> TrainState:
+    """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop.
+
+    Raises TrainingError: BAD_DATA when the data ends before the first step, LOSS_NOT_FINITE.
+    """
+    batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
+    saved_at = evaluated_at = state.iteration
+    result: StepResult | None = None
+    while state.iteration < run.total_iterations:
+        micro_batches = next(batches, None)
+        if micro_batches is None:
+            if state.iteration == 0:
+                raise ended_before_first_step(run.args)
+            planned = run.total_iterations
+            logger.warning("the data has ended at iteration=%d of the planned %d", state.iteration, planned)
+            if evaluated_at != state.iteration:
+                state = validate(run, state)
+            break
+        rate = learning_rate(run.schedule, state.iteration)
+        optim.set_learning_rate(run.engine.optimizer, rate, run.args.weight_decay)
+        result = train_step(
+            run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
+        )
+        state = advance(state, result, run.train.step)
+        run.termination.iteration = state.iteration
+        _check_loss(run, state, result)
+        timers_s = garbage.collect_when_due(run.args, state.iteration)
+        run.reporter.step(_record(run, state, result, rate, timers_s))
+        _tell(run, run.saver.poll())
+        if result.stop_requested:
+            break
+        if state.iteration % run.eval_interval == 0 or state.iteration == run.total_iterations:
+            state = validate(run, state)
+            evaluated_at = state.iteration
+        if state.iteration % run.args.save_interval == 0:
+            saved_at = _save(run, state, result)
+    is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
+    if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
+        _save(run, state, result)
+    if run.saver.pending_iteration is not None:
+        run.reporter.phase("saving")
+    _tell(run, run.saver.finish())
+    return state
+
+
+def advance(state: TrainState, result: StepResult, read: Stretch) -> TrainState:
+    """The state after one more step, which has read so much of the data."""
+    return replace(
+        state,
+        iteration=state.iteration + 1,
+        consumed_samples=state.consumed_samples + read.num_samples,
+        history=extended(state.history, read),
+        consumed_tokens=state.consumed_tokens + result.num_tokens,
+        skipped_iterations=state.skipped_iterations + result.is_skipped,
+    )
+
+
+def validate(run: Run, state: TrainState) -> TrainState:
+    """One evaluation round over the same samples as every other round; unchanged state without validation data."""
+    if run.validation is None or run.eval_iters == 0:
+        return state
+    run.reporter.phase("evaluating")
+    garbage.collect_around_evaluation(run.args)
+    started = time.monotonic()
+    rounds = islice(run.validation.global_batches(run.backend), run.eval_iters)
+    result = evaluate(run.engine, run.task, rounds, run.backend)
+    run.reporter.evaluation(
+        EvalRecord(
+            iteration=state.iteration,
+            losses=result.losses,
+            num_samples=run.validation.num_items_in(run.eval_iters),
+            seconds=time.monotonic() - started,
+            consumed_samples=state.consumed_samples,
+            tokens=result.num_tokens,
+        )
+    )
+    run.reporter.phase("training")
+    loss = result.losses[run.task.losses[0]]
+    best = loss if state.best_validation_loss is None else min(loss, state.best_validation_loss)
+    return replace(
+        state, last_validation_loss=loss, best_validation_loss=best, last_validation_iteration=state.iteration
+    )
+
+
+def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
+    """Saves, or begins to (async_save); returns the saved iteration. A save that comes too early waits for the last."""
+    run.reporter.phase("saving")
+    pending = run.saver.pending_iteration
+    if pending is not None:
+        logger.warning("iteration=%d waits for the checkpoint of iteration=%d to be written", state.iteration, pending)
+        _tell(run, run.saver.finish())
+    run.saver.start(state, result.losses[run.task.losses[0]] if result else None)
+    if not run.args.async_save:
+        _tell(run, run.saver.finish())
+    if run.args.save_safetensors:
+        outputs.write_safetensors(run, state.iteration)
+    run.reporter.phase("training")
+    return state.iteration
+
+
+def _tell(run: Run, saved: Saved | None) -> None:
+    """Reports a checkpoint that has been published."""
+    if saved is not None:
+        record = CheckpointRecord(iteration=saved.iteration, path=str(saved.path), seconds=saved.waited_s)
+        run.reporter.checkpoint(record)
+
+
+def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
+    """A loss that is not a number never recovers; with fp16 an overflow is skipped by the loss scaler instead."""
+    loss = result.losses[run.task.losses[0]]
+    if not math.isfinite(loss) and not result.is_skipped:
+        _tell(run, run.saver.finish())  # the state before may be worth a look
+        message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or look at the data of this step"
+        raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
+
+
+def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers_s: Mapping[str, float]) -> StepRecord:
+    return StepRecord(
+        iteration=state.iteration,
+        losses=result.losses,
+        pooled_losses=result.channel_losses,
+        learning_rate=rate,
+        tokens=result.num_tokens,
+        seconds=result.seconds,
+        consumed_samples=state.consumed_samples,
+        gradient_norm=result.gradient_norm,
+        num_zeros_in_gradient=result.num_zeros_in_gradient,
+        loss_scale=run.engine.optimizer.get_loss_scale().item(),
+        is_skipped=result.is_skipped,
+        has_nan=not all(math.isfinite(loss) for loss in result.losses.values()),
+        flops=_flops(run, result),
+        params_norm=run.engine.params_norm() if _is_logged(run, state) else None,
+        memory_bytes=run.backend.peak_memory_bytes(),
+        timers_s={**result.timers_s, **timers_s},
+    )
+
+
+def _flops(run: Run, result: StepResult) -> float:
+    """Model FLOPs of the step over all ranks."""
+    return run.flops_per_token * result.num_tokens + run.flops_per_pair * result.num_pairs
+
+
+def _is_logged(run: Run, state: TrainState) -> bool:
+    """Whether the norm of the parameters, which reads all of them, is wanted at this step."""
+    ends_window = is_boundary(state.iteration, interval=run.args.log_interval, total_iterations=run.total_iterations)
+    return run.args.log_params_norm and ends_window

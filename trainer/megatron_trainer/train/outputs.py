@@ -1,0 +1,92 @@
+"""What a run leaves besides its checkpoints: the PEFT adapter of a LoRA run, a Hugging Face directory.
+
+At the end, and with save_safetensors beside each checkpoint. Every function is collective.
+"""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch.distributed as dist
+
+from megatron_trainer import model_source
+from megatron_trainer.convert.adapter import save_adapter
+from megatron_trainer.convert.companions import Companions
+from megatron_trainer.convert.save import save_model
+from megatron_trainer.convert.stream import Read, own_data
+from megatron_trainer.lora.merge import merged_weights
+from megatron_trainjob import checkpoint_folder
+from megatron_trainjob.checkpoint_folder import iteration_folder
+
+if TYPE_CHECKING:
+    from megatron_trainer.state import TrainState
+    from megatron_trainer.train.loop import Run
+
+logger = logging.getLogger(__name__)
+SAFETENSORS = "safetensors"
+"""Folder of the models or adapters that save_safetensors writes, one for each checkpoint, with its name."""
+
+
+def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, str]:
+    """Paths by name. A LoRA run always gets its adapter; to_hf asks for the model (merge_lora: with the adapter)."""
+    save = run.saver.policy.save
+    checkpoint = iteration_folder(save, state.iteration)
+    outputs = {"checkpoint": str(checkpoint)} if checkpoint.is_dir() else {}
+    if not is_done:
+        return outputs
+    run.reporter.phase("exporting")
+    models = list(run.engine.models)
+    is_lora = run.args.train_type == "lora"
+    if is_lora:
+        save_adapter(models, run.spec, run.args, save / "adapter")
+        _save_grown_tokenizer(run, save / "adapter")
+        outputs["adapter"] = str(save / "adapter")
+    if run.args.merge_lora if is_lora else run.args.to_hf:
+        outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
+    return outputs
+
+
+def write_safetensors(run: Run, iteration: int) -> None:
+    """The present weights in Hugging Face form: the adapter of a LoRA run, the model otherwise or with merge_lora.
+
+    Folders whose checkpoint is gone (save_total_limit) go too.
+    """
+    save = run.saver.policy.save
+    folder = iteration_folder(save / SAFETENSORS, iteration)
+    models = list(run.engine.models)
+    is_lora = run.args.train_type == "lora"
+    if dist.get_rank() == 0:
+        folder.parent.mkdir(exist_ok=True)
+    if is_lora and not run.args.merge_lora:
+        save_adapter(models, run.spec, run.args, folder)
+        _save_grown_tokenizer(run, folder)
+    else:
+        _save_model(run, folder, merged_weights(models) if is_lora else own_data)
+    if dist.get_rank() == 0:
+        _drop_those_without_checkpoint(save, iteration)
+
+
+def _drop_those_without_checkpoint(save: Path, newest: int) -> None:
+    kept = {found.iteration for found in checkpoint_folder.checkpoints(save)} | {newest}
+    for path in (save / SAFETENSORS).iterdir():
+        named = checkpoint_folder.NAME.fullmatch(path.name)
+        if named and int(named[1]) not in kept:
+            shutil.rmtree(path, ignore_errors=True)
+
+
+def _save_model(run: Run, folder: Path, read: Read) -> str:
+    """Writes the model, with its tokenizer where that has grown and the stops that were trained."""
+    grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
+    changed = Companions(tokenizer=grown, stop_words=run.stop_words)
+    size = run.args.max_shard_size
+    save_model(list(run.engine.models), run.spec, folder, max_shard_size=size, read=read, changed=changed)
+    return str(folder)
+
+
+def _save_grown_tokenizer(run: Run, folder: Path) -> None:
+    """The tokenizer, where new tokens have made it another one."""
+    if run.args.new_special_tokens and dist.get_rank() == 0:
+        model_source.tokenizer(run.args, run.spec.directory).save_pretrained(folder)

@@ -1,0 +1,57 @@
+"""What preference training adds to the building of a run: its reference, and how its micro-batches are weighed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from megatron_trainer.backend import Backend
+from megatron_trainer.data.collate import RowShape
+from megatron_trainer.data.prepare import Prepared
+from megatron_trainer.engine import Engine
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.tasks import TASKS, Task
+from megatron_trainer.tasks.reference import Reference, with_reference
+from megatron_trainer.train.reference_cache import with_known_reference
+from megatron_trainer.train.reference_source import frozen_model, open_reference
+from megatron_trainjob.args import field
+from megatron_trainjob.args.tree import TrainArgs
+
+
+def engine_and_reference(
+    args: TrainArgs,
+    spec: ModelSpec,
+    task: field.Task,
+    backend: Backend,
+    data: Prepared,
+    shape: RowShape,
+    cache: Path,
+    *,
+    build: Callable[..., Engine],
+) -> tuple[Engine, Reference | None, Prepared]:
+    """The engine that `build` makes; for preference training the reference, or the data that knows what it says.
+
+    shape: of the rows in which the reference is asked. cache: folder of tokenised data. Collective.
+    """
+    if task != "rlhf":
+        return build(args, spec, backend), None, data
+    know = partial(with_known_reference, args, spec, shape=shape, cache=cache, backend=backend)
+    is_known_first = args.precompute_ref_log_probs and args.train_type == "full"
+    if is_known_first:  # the reference model is gone before the other is made
+        data = know(data=data, open_reference=partial(frozen_model, args, spec, backend))
+    # Micro-batches are weighed by pairs; Megatron's way counts tokens, of which a pair has none.
+    engine = build(replace(args, calculate_per_token_loss=False), spec, backend, keep_originals=True)
+    if is_known_first:
+        return engine, None, data
+    reference = open_reference(args, spec, engine, backend)
+    if not args.precompute_ref_log_probs or reference is None:
+        return engine, reference, data
+    return engine, None, know(data=data, open_reference=lambda: reference)
+
+
+def task_of(args: TrainArgs, spec: ModelSpec, task: field.Task, reference: Reference | None) -> Task:
+    """The task of a run, which in preference training asks the reference before its own forward passes."""
+    made = TASKS[task](args, spec)
+    return replace(made, prepare=partial(with_reference, args, reference)) if task == "rlhf" else made

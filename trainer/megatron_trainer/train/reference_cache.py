@@ -1,0 +1,143 @@
+"""Reference log-probabilities of all pairs, asked once for a data set and a model and kept on disk.
+
+A file holds float32 [rows, 2] (chosen, rejected) of one tokenised data set; its name is a key of that data set's
+content and of the reference's, so that it serves every later run and restart, whatever their layout, order or packing.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import batched
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from numpy.typing import NDArray
+
+from megatron_trainer import parallel
+from megatron_trainer.backend import Backend
+from megatron_trainer.convert.adapter_source import holds_adapter
+from megatron_trainer.data.collate import RowShape, collate
+from megatron_trainer.data.dataset import stores_of, with_reference
+from megatron_trainer.data.ordering.sample import WholePass
+from megatron_trainer.data.prepare import Prepared
+from megatron_trainer.data.storage.fingerprint import files_digest, text_key
+from megatron_trainer.data.storage.lazy import LazyStore
+from megatron_trainer.data.storage.store import Store
+from megatron_trainer.data.streaming.items import Stream
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.tasks.reference import Reference
+from megatron_trainer.train.feed import on_device
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.checkpoint_folder import checkpoints
+
+logger = logging.getLogger(__name__)
+
+VERSION = 1
+PASSES_AT_ONCE = 8
+"""Micro-batches of one run of the pipeline schedule."""
+
+Values = NDArray[np.float32]
+
+
+def with_known_reference(
+    args: TrainArgs,
+    spec: ModelSpec,
+    *,
+    data: Prepared,
+    shape: RowShape,
+    cache: Path,
+    backend: Backend,
+    open_reference: Callable[[], Reference],
+) -> Prepared:
+    """The data whose pairs know their reference log-probabilities. Collective.
+
+    open_reference: called when some are not on disk yet; the model that it makes is dropped afterwards.
+    """
+    assert not isinstance(data.train, Stream)
+    datasets = [data.train, *([] if data.validation is None else [data.validation])]
+    stores = list(dict.fromkeys(store for dataset in datasets for store in stores_of(dataset)))
+    identity = _identity(args, spec, cache)
+    files = {store: cache / "reference" / f"{text_key(f'{store.directory.name} {identity}')}.npy" for store in stores}
+    found = {store: _read(path) for store, path in files.items()}
+    missing = [store for store, values in found.items() if values is None]
+    if missing:
+        reference = open_reference()
+        for store in missing:
+            found[store] = _ask(args, reference, store, shape, backend)
+            _write(found[store], files[store])
+    known = {store.directory: values for store, values in found.items() if values is not None}
+    validation = None if data.validation is None else with_reference(data.validation, known)
+    return replace(data, train=with_reference(data.train, known), validation=validation)
+
+
+def _identity(args: TrainArgs, spec: ModelSpec, cache: Path) -> str:
+    """A key of everything that decides what the reference says; the first rank's, for all. Collective."""
+    names = ("load", "ref_load") if args.train_type == "full" else ("load", "ref_adapter_load")
+    drawn = (args.new_special_tokens, args.seed) if args.new_special_tokens else ()
+    parts = [VERSION, spec.config, str(spec.dtype), args.train_type, drawn]
+    key = [""]
+    if dist.get_rank() == 0:
+        weights = sorted([*spec.directory.glob("*.safetensors"), *spec.directory.glob("*.bin")])
+        digests = [files_digest(weights, cache / "digests")]
+        digests += [_content(Path(path), cache) for name in names if (path := getattr(args, name))]
+        key = [text_key(json.dumps([*parts, *digests], default=str, sort_keys=True))]
+    dist.broadcast_object_list(key, src=0)
+    return key[0]
+
+
+def _content(folder: Path, cache: Path) -> str:
+    """A digest of the weights in a folder: a model, an adapter, or the newest of its checkpoints."""
+    if (folder / "config.json").exists() or holds_adapter(folder):
+        return files_digest(sorted(folder.glob("*.safetensors")), cache / "digests")
+    newest = next((one for one in checkpoints(folder) if one.manifest is not None), None)
+    where = folder if newest is None else newest.path
+    return files_digest(sorted(path for path in where.rglob("*") if path.is_file()), cache / "digests")
+
+
+def _read(path: Path) -> Values | None:
+    """What the first rank finds there, on all ranks. Collective."""
+    found: list[Values | None] = [np.load(path) if dist.get_rank() == 0 and path.exists() else None]
+    dist.broadcast_object_list(found, src=0)
+    return found[0]
+
+
+def _write(values: Values | None, path: Path) -> None:
+    if dist.get_rank() == 0:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        aside = path.with_name(f"{path.name}.part.npy")
+        np.save(aside, values)
+        aside.replace(path)
+
+
+def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape: RowShape, backend: Backend) -> Values:
+    """The log-probabilities of all pairs of a store, each asked by one data-parallel rank. Collective."""
+    logger.info("asking the reference model pairs=%d data=%s", len(store), store.directory.name)
+    here = parallel.coordinates()
+    order = WholePass(
+        num_items=len(store),
+        micro_batch_size=args.micro_batch_size,
+        data_parallel_rank=here.data,
+        data_parallel_size=here.data_size,
+    )
+    totals = torch.zeros(len(store), 2, dtype=torch.float32, device=backend.device)
+    for rows in batched(order, PASSES_AT_ONCE):
+        batches = [on_device(collate([store[row] for row in some], shape), backend.device) for some in rows]
+        for some, answer_S in zip(rows, reference.log_probabilities(batches), strict=True):
+            if some and answer_S is not None and _speaks():
+                totals[list(some)] = answer_S.view(2, -1).t()
+    dist.all_reduce(totals)
+    values: Values = totals.cpu().numpy()
+    return values
+
+
+def _speaks() -> bool:
+    """Whether this rank's answers count: of the ranks that know the same, one does."""
+    return bool(
+        parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
+    )

@@ -1,0 +1,162 @@
+"""One optimizer step and one evaluation round: Megatron's schedule over the micro-batches, then reduced metrics."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_trainer import parallel
+from megatron_trainer.backend import Backend
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.engine import Engine
+from megatron_trainer.pipeline import run_schedule
+from megatron_trainer.tasks import Task
+from megatron_trainer.train import router_losses
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """Equal on all ranks. losses: means over the global batch, nats, those of the experts' routers too.
+
+    num_tokens: real ones, without padding.
+    channel_losses: sum and count over the global batch of each channel that it has.
+    num_pairs: pairs of tokens of which one attends to the other, for counting FLOPs.
+    """
+
+    losses: Mapping[str, float]
+    channel_losses: Mapping[str, tuple[float, float]]
+    gradient_norm: float | None
+    num_zeros_in_gradient: float | None
+    is_skipped: bool
+    stop_requested: bool
+    num_tokens: int
+    num_pairs: int
+    seconds: float
+    timers_s: Mapping[str, float]
+
+
+def train_step(
+    engine: Engine, task: Task, batches: Sequence[MicroBatch], backend: Backend, *, stop_requested: bool
+) -> StepResult:
+    """Forward, backward and update over this rank's micro-batches of one global batch. Collective."""
+    started = time.monotonic()
+    batches = task.prepare(batches)
+    for chunk in engine.chunks:
+        chunk.zero_grad_buffer()
+    engine.optimizer.zero_grad()
+    metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
+    computed = time.monotonic()
+    updated, gradient_norm, num_zeros = engine.optimizer.step()
+    sums = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
+    channel_losses = _channel_losses(task, metrics)
+    backend.synchronize()
+    ended = time.monotonic()
+    return StepResult(
+        losses=sums.losses | router_losses.take(engine.config, len(batches), backend.device),
+        channel_losses=channel_losses,
+        gradient_norm=None if gradient_norm is None else float(gradient_norm),
+        num_zeros_in_gradient=None if num_zeros is None else float(num_zeros),
+        is_skipped=not updated,
+        stop_requested=sums.stop_requested,
+        num_tokens=sums.num_tokens,
+        num_pairs=sums.num_pairs,
+        seconds=ended - started,
+        timers_s={"forward-backward": computed - started, "optimizer": ended - computed},
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evaluation:
+    """Equal on all ranks. losses: means over all batches, each token weighing the same; those of channels among them.
+
+    num_tokens: real ones of all ranks.
+    """
+
+    losses: dict[str, float]
+    num_tokens: int
+
+
+def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]], backend: Backend) -> Evaluation:
+    """Forward passes over the global batches of the rounds. Collective."""
+    for chunk in engine.chunks:
+        chunk.eval()
+    all_metrics: list[Mapping[str, torch.Tensor]] = []
+    all_batches: list[MicroBatch] = []
+    with torch.no_grad():
+        for batches in rounds:
+            prepared = task.prepare(batches)
+            all_metrics.extend(run_schedule(engine.chunks, task.forward_step, prepared, is_training=False))
+            all_batches.extend(batches)
+    for chunk in engine.chunks:
+        chunk.train()
+    sums = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
+    channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
+    return Evaluation(losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Sums:
+    """What all ranks know after one all-reduce."""
+
+    losses: dict[str, float]
+    num_tokens: int
+    num_pairs: int
+    stop_requested: bool
+
+
+def _reduce(
+    names: Sequence[str],
+    metrics: Sequence[Mapping[str, torch.Tensor]],
+    batches: Sequence[MicroBatch],
+    backend: Backend,
+    *,
+    stop_requested: bool,
+) -> _Sums:
+    """Sums over the ranks, in one collective.
+
+    Of the ranks that hold the same numbers one contributes; context-parallel ranks hold different tokens.
+    """
+    totals = torch.zeros(2 * len(names) + 3, dtype=torch.float64, device=backend.device)
+    if _contributes():
+        for index, name in enumerate(names):
+            totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
+        if parallel_state.get_context_parallel_rank() == 0:
+            totals[-3] = sum(batch.num_tokens for batch in batches)
+            totals[-2] = sum(num_pairs(batch) for batch in batches)
+    totals[-1] = float(stop_requested)
+    dist.all_reduce(totals)
+    values = totals.tolist()
+    means = {name: _ratio(values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
+    return _Sums(losses=means, num_tokens=int(values[-3]), num_pairs=int(values[-2]), stop_requested=values[-1] > 0)
+
+
+def _contributes() -> bool:
+    """Whether this rank's metrics count: of the ranks that hold the same numbers, one does."""
+    is_last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
+    return bool(is_last_stage) and parallel_state.get_tensor_model_parallel_rank() == 0
+
+
+def _channel_losses(task: Task, metrics: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, tuple[float, float]]:
+    """Sum and count of each channel over all ranks. Collective, where the task has channels."""
+    if not task.has_channels:
+        return {}
+    own: dict[str, torch.Tensor] = {}
+    for name, pair in (entry for found in metrics for entry in found.items()):
+        if name not in task.losses and _contributes():
+            own[name] = own[name] + pair if name in own else pair
+    pairs = torch.stack(list(own.values())).tolist() if own else []
+    return parallel.sums_by_name({name: (total, count) for name, (total, count) in zip(own, pairs, strict=True)})
+
+
+def num_pairs(batch: MicroBatch) -> int:
+    """Pairs of real tokens (query, key) under the causal mask: a token at position p attends to p + 1 tokens."""
+    return int(((batch.position_ids_BT + 1) * ~batch.padding_BT).sum())
+
+
+def _ratio(total: float, count: float) -> float:
+    return total / count if count else 0.0
