@@ -14,11 +14,11 @@ help:  ## list the targets
 
 install: $(INSTALLED)  ## create .venv with everything in it (a second run does nothing)
 
-$(INSTALLED): pyproject.toml tests/chat_templates.txt
+$(INSTALLED): pyproject.toml tests/support/data/chat_templates.txt
 	@python=$$(.ci/python) && { [ -x $(BIN)/python ] || $$python -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[operator,trainer,dev]'
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r tests/chat_templates.txt
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r tests/support/data/chat_templates.txt
 	@touch $@
 
 demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/trainjob.yaml on this machine
@@ -39,23 +39,23 @@ test-cluster: control-plane  ## run the operator against a real Kubernetes contr
 	$(BIN)/pytest -m "cluster and not slow"
 
 test-kueue: control-plane  ## both Kueue modes under the real Kueue controller (built from its Go module once, four minutes)
-	$(BIN)/python local_cluster/kueue_binaries.py
+	$(BIN)/python -m local_cluster.kueue_binaries
 	$(BIN)/pytest -m slow tests/cluster/test_real_kueue_*.py
 
 test-node: control-plane  ## operator and trainer in containers on a one-node cluster (Linux, root; else skipped: docs/one-node-cluster.md)
-	@PYTHONPATH=operator:trainer:tests $(BIN)/python local_cluster/images.py
+	@PYTHONPATH=operator:trainer:. $(BIN)/python -m local_cluster.images
 	$(BIN)/pytest -m node
 
 cluster: control-plane  ## start a one-node cluster with the operator installed; Ctrl-C ends it (Linux, root)
-	@$(BIN)/python local_cluster/demo.py
+	@$(BIN)/python -m local_cluster.demo
 
 demo-cluster: control-plane  ## the quickstart in two pods on a one-node cluster, from helm install to Succeeded
 	@$(BIN)/python examples/quickstart/make_model.py --output $(DEMO)/model
 	@$(BIN)/python examples/quickstart/make_data.py --output $(DEMO)
-	@$(BIN)/python local_cluster/demo.py --data $(DEMO)
+	@$(BIN)/python -m local_cluster.demo --data $(DEMO)
 
 test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core, TransformerEngine and pytest importable)
-	PYTHONPATH=trainer:operator:tests:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
+	PYTHONPATH=trainer:operator:.:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
 
 test-slow: install  ## run the long tests as well
 	$(BIN)/pytest -m "not gpu and not node"
@@ -76,19 +76,19 @@ generate: install  ## write docs/arguments.md, docs/families.md, the CRD and the
 	$(BIN)/python -m megatron_trainer.megatron --write
 
 kustomize-base: generate  ## write charts/kustomize/operator.yaml from the chart (Helm: the machine's, or built once)
-	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python local_cluster/control_plane_binaries.py --helm)"
+	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python -m local_cluster.control_plane_binaries --helm)"
 
 images:  ## build both images with docker, podman or buildah
 	@docker/build
 
 template-table: install  ## write the table of chat templates and kinds of rows into docs/data.md
-	@PYTHONPATH=operator:trainer:tests $(BIN)/python tests/support/data/template_matrix.py --write
+	@PYTHONPATH=operator:trainer:. $(BIN)/python -m tests.support.data.template_matrix --write
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
 	@git diff --exit-code -- docs/arguments.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
 
 control-plane: install  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
-	$(BIN)/python local_cluster/control_plane_binaries.py
+	$(BIN)/python -m local_cluster.control_plane_binaries
 
 clean:  ## remove what was built here (not the caches in ~/.cache)
 	rm -rf $(VENV) .cache .mtj build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -21,12 +21,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-PARTS = [str(ROOT / part) for part in ("trainer", "tests")]
+PARTS = [str(ROOT / part) for part in ("trainer", ".")]
 sys.path[:0] = PARTS
 
-from megatron_trainjob.checkpoint_folder import checkpoints, damage  # noqa: E402
-from tests.support.models import tiny_model  # noqa: E402 - after the path
-from tests.support.ranks import tiny_run  # noqa: E402
+from megatron_trainjob.checkpoint_folder import checkpoints, damage
+from tests.support.models import tiny_model
+from tests.support.ranks import tiny_run
 
 STEPS, INTERVAL = 12, 4
 BLOCK_BYTES = 16 * 1024**2

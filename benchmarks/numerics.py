@@ -16,14 +16,14 @@ from importlib.metadata import version
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "trainer")]
+sys.path[:0] = [str(ROOT), str(ROOT / "trainer")]
 
 from tests.support.models import (
-    layouts,  # noqa: E402 - after the path
-    tiny_model,  # noqa: E402
+    layouts,
+    tiny_model,
 )
-from tests.support.ranks import parity  # noqa: E402
-from tests.support.ranks.pool import gloo_ranks  # noqa: E402
+from tests.support.ranks import parity
+from tests.support.ranks.pool import gloo_ranks
 
 HEAD = """# Numerics
 

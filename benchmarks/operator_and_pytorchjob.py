@@ -22,22 +22,22 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
+sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
-import pytorchjob_operator  # noqa: E402
-from operator_scale import PODS_PER_JOB, SUBMITTERS, Bench, count, cpu_s, each, example_objects, job_body  # noqa: E402
+import pytorchjob_operator
+from operator_scale import PODS_PER_JOB, SUBMITTERS, Bench, count, cpu_s, each, example_objects, job_body
 
-from local_cluster.control_plane import ControlPlane  # noqa: E402
-from megatron_operator.cluster.kubernetes.client import Client  # noqa: E402
-from megatron_operator.cluster.kubernetes.connection import from_kubeconfig  # noqa: E402
+from local_cluster.control_plane import ControlPlane
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
 from megatron_operator.cluster.kubernetes.resource import (
-    JOB,  # noqa: E402
+    JOB,
     POD,
     Resource,
 )
-from tests.support.operator import operator_process  # noqa: E402
+from tests.support.operator import operator_process
 from tests.support.operator.job_client import (
-    new_namespace,  # noqa: E402
+    new_namespace,
     serving,
     wait_until,
 )

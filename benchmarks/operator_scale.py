@@ -25,32 +25,32 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
+sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
-from local_cluster.control_plane import ControlPlane  # noqa: E402
-from megatron_operator.cluster.kubernetes.client import Client  # noqa: E402
-from megatron_operator.cluster.kubernetes.connection import from_kubeconfig  # noqa: E402
+from local_cluster.control_plane import ControlPlane
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
 from megatron_operator.cluster.kubernetes.resource import (
-    CONFIG_MAP,  # noqa: E402
+    CONFIG_MAP,
     JOB,
     POD,
     SERVICE,
 )
-from tests.support.operator import operator_process  # noqa: E402
+from tests.support.operator import operator_process
 from tests.support.operator.fake_kubelet import (
-    FakeKubelet,  # noqa: E402
+    FakeKubelet,
     Life,
     ended,
 )
 from tests.support.operator.job_client import (
-    API,  # noqa: E402
+    API,
     ARGS,
     JobClient,
     manifest,
     new_namespace,
     serving,
 )
-from tests.support.operator.operator_process import OperatorProcess  # noqa: E402
+from tests.support.operator.operator_process import OperatorProcess
 
 PODS_PER_JOB = 8
 SUBMITTERS = 8

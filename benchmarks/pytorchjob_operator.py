@@ -22,23 +22,23 @@ from typing import Any
 import yaml
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
+sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 from local_cluster.control_plane import (
-    ControlPlane,  # noqa: E402
+    ControlPlane,
     end_with_parent,
     free_port,
 )
 from local_cluster.control_plane_binaries import (
-    Programs,  # noqa: E402
+    Programs,
     cache_folder,
     get,
     go_toolchain,
     run_go,
 )
-from megatron_operator.cluster.kubernetes.resource import Resource  # noqa: E402
+from megatron_operator.cluster.kubernetes.resource import Resource
 from tests.support.operator.job_client import (
-    CRDS,  # noqa: E402
+    CRDS,
     wait_until,
 )
 

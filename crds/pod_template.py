@@ -1,6 +1,6 @@
 """Prints the structural schema of a Kubernetes pod template, without descriptions, from the Python client's models.
 
-    python crds/pod_template.py > operator/megatron_operator/schema/pod_template.json
+    python crds/pod_template.py > operator/megatron_operator/api/schema/pod_template.json
 
 Needs the development extra; the result is data, so that operator and CLI need no Kubernetes client to check a manifest.
 """

@@ -1,4 +1,4 @@
-"""A one-node cluster with the operator installed, for people: python local_cluster/demo.py [--data FOLDER].
+"""A one-node cluster with the operator installed, for people: python -m local_cluster.demo [--data FOLDER].
 
 Without --data it stays until Ctrl-C. With it, the quickstart of that folder trains in two pods, from `helm install`
 to Succeeded, while kubectl shows the job and its events.
@@ -16,20 +16,20 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / "operator"), str(ROOT / "trainer")]
+sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
-from local_cluster import images as one_node_images  # noqa: E402
 from local_cluster import (
-    one_node,  # noqa: E402
-    one_node_jobs,  # noqa: E402
+    images,
+    one_node,
+    one_node_jobs,
 )
-from local_cluster.control_plane import ControlPlane  # noqa: E402
-from local_cluster.node_machine import Unavailable  # noqa: E402
-from local_cluster.one_node_jobs import Claims  # noqa: E402
-from megatron_trainjob.args import yaml_file  # noqa: E402
-from tests.support.operator import helm_chart  # noqa: E402
+from local_cluster.control_plane import ControlPlane
+from local_cluster.node_machine import Unavailable
+from local_cluster.one_node_jobs import Claims
+from megatron_trainjob.args import yaml_file
+from tests.support.operator import helm_chart
 from tests.support.operator.job_client import (
-    JobClient,  # noqa: E402
+    JobClient,
     wait_until,
 )
 
@@ -42,9 +42,9 @@ ENDS = ("Succeeded", "Failed")
 def install(plane: ControlPlane) -> None:
     """Gives the node its images and installs the chart; returns once both replicas are ready."""
     say("building and loading the images")
-    one_node_images.load_all(plane)
+    images.load_all(plane)
     say("helm install")
-    values = helm_chart.values_flags({**one_node_images.VALUES, "progressPush.enabled": True})
+    values = helm_chart.values_flags({**images.VALUES, "progressPush.enabled": True})
     helm_chart.on_cluster(
         plane, "install", helm_chart.RELEASE, str(helm_chart.CHART), "--create-namespace", "--wait", *values
     )
@@ -114,7 +114,7 @@ def main() -> None:
     options = parser.parse_args()
     if not shutil.which("kubectl"):
         raise Unavailable("the demo shows itself through kubectl: install it")
-    one_node_images.make_ready()
+    images.make_ready()
     with tempfile.TemporaryDirectory(prefix="mtj-") as folder, one_node.running(Path(folder)) as plane:
         kubectl(plane, "get", "nodes", "--output", "wide")
         install(plane)

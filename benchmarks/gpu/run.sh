@@ -10,7 +10,7 @@ set -uo pipefail
 out=$1 data=$2 tokenizer=$3
 stages=" ${*:4} "
 [[ $stages == "  " ]] && stages=" tests tiny speed "
-export PYTHONPATH=${PYTHONPATH:-}:$PWD/trainer:$PWD/operator:$PWD/tests PYTORCH_ALLOC_CONF=expandable_segments:True
+export PYTHONPATH=${PYTHONPATH:-}:$PWD/trainer:$PWD/operator:$PWD PYTORCH_ALLOC_CONF=expandable_segments:True
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 python3 benchmarks/gpu/make_inputs.py "$out/inputs" "$data" "$tokenizer"
 if [[ $stages == *" tests "* ]]; then

@@ -13,8 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from local_cluster import images as one_node_images
-from local_cluster import one_node, one_node_jobs
+from local_cluster import images, one_node, one_node_jobs
 from local_cluster.control_plane import ControlPlane
 from local_cluster.images import TRAINER_IMAGE, VALUES
 from local_cluster.kube_node import PAUSE_IMAGE
@@ -72,9 +71,9 @@ def node(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPlane]:
     """
     with contextlib.ExitStack() as until_the_end:
         try:
-            one_node_images.make_ready()
+            images.make_ready()
             plane = until_the_end.enter_context(one_node.running(tmp_path_factory.mktemp("node")))
-            one_node_images.load_all(plane)
+            images.load_all(plane)
         except Unavailable as reason:
             if os.environ.get("MTJ_NODE_REQUIRED") == "1":
                 raise
@@ -201,7 +200,7 @@ def test_a_lost_node_brings_the_gang_back_on_the_other_uncounted_to_the_same_los
     lost = one_node.second(claims.plane)
     lost.start(dns=one_node.GATEWAY)
     for image in (PAUSE_IMAGE, TRAINER_IMAGE):
-        one_node_images.load(lost, image)
+        images.load(lost, image)
     start(jobs, claims, "moved", inputs, podTemplate=APART)
     await_checkpoint(claims, "moved")
     pods = {pod["spec"]["nodeName"]: name for name, pod in jobs.pods("moved").items()}

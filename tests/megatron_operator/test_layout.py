@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 
 from megatron_operator import gpu_memory
-from megatron_operator.core import rank_layout as layout
+from megatron_operator.core import rank_layout
 from tests.support.operator.job_values import job
 
 
@@ -22,7 +22,7 @@ def column(rows, name):
 
 
 def test_tensor_parallel_is_fastest_and_pipeline_slowest():
-    rows = layout.ranks(laid_out(2, 4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2), None)
+    rows = rank_layout.ranks(laid_out(2, 4, tensor_model_parallel_size=2, pipeline_model_parallel_size=2), None)
     assert column(rows, "tensor") == [0, 1, 0, 1, 0, 1, 0, 1]
     assert column(rows, "data") == [0, 0, 1, 1, 0, 0, 1, 1]
     assert column(rows, "pipeline") == [0, 0, 0, 0, 1, 1, 1, 1]
@@ -31,7 +31,7 @@ def test_tensor_parallel_is_fastest_and_pipeline_slowest():
 
 
 def test_context_parallel_lies_between_tensor_and_data():
-    rows = layout.ranks(laid_out(1, 8, tensor_model_parallel_size=2, context_parallel_size=2), None)
+    rows = rank_layout.ranks(laid_out(1, 8, tensor_model_parallel_size=2, context_parallel_size=2), None)
     assert column(rows, "context") == [0, 0, 1, 1, 0, 0, 1, 1]
     assert column(rows, "data") == [0, 0, 0, 0, 1, 1, 1, 1]
 
@@ -45,23 +45,23 @@ def test_experts_have_a_grid_of_their_own_within_a_stage():
         expert_model_parallel_size=2,
         expert_tensor_parallel_size=1,
     )
-    rows = layout.ranks(value, None)
+    rows = rank_layout.ranks(value, None)
     assert column(rows, "expert") == [0, 1, 0, 1, 0, 1, 0, 1]
     assert column(rows, "expert_tensor") == [0] * 8
-    assert layout.sizes(value).expert_data == 2
+    assert rank_layout.sizes(value).expert_data == 2
 
 
 def test_layers_are_dealt_out_over_the_stages():
     value = laid_out(1, 2, pipeline_model_parallel_size=2, decoder_first_pipeline_num_layers=3)
-    assert layout.layer_ranges(value, 10) == [(0, 3), (3, 10)]
-    assert column(layout.ranks(value, 10), "layers") == [(0, 3), (3, 10)]
-    assert column(layout.ranks(value, None), "layers") == [None, None]
+    assert rank_layout.layer_ranges(value, 10) == [(0, 3), (3, 10)]
+    assert column(rank_layout.ranks(value, 10), "layers") == [(0, 3), (3, 10)]
+    assert column(rank_layout.ranks(value, None), "layers") == [None, None]
 
 
 def test_the_number_of_layers_comes_from_the_arguments_or_the_model():
-    assert layout.num_layers(laid_out(1, 1), {"model_type": "llama", "num_hidden_layers": 30}) == 30
-    assert layout.num_layers(laid_out(1, 1, num_layers=4), {"model_type": "llama", "num_hidden_layers": 30}) == 4
-    assert layout.num_layers(laid_out(1, 1), None) is None
+    assert rank_layout.num_layers(laid_out(1, 1), {"model_type": "llama", "num_hidden_layers": 30}) == 30
+    assert rank_layout.num_layers(laid_out(1, 1, num_layers=4), {"model_type": "llama", "num_hidden_layers": 30}) == 4
+    assert rank_layout.num_layers(laid_out(1, 1), None) is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ from megatron_operator.cli import main
 from tests.support.operator.job_values import raw, write_tokenizer, write_weights
 
 TESTS = Path(__file__).parent.parent
-PROGRAM = TESTS / "counting_program.py"
+PROGRAM = TESTS / "support" / "checkpoint" / "counting_program.py"
 PATIENCE_S = 60
 SHORT_GRACE = {"spec": {"terminationGracePeriodSeconds": 0}}
 

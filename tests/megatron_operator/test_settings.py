@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_operator.process import progress_wiring as progress_part
-from megatron_operator.process import settings
+from megatron_operator.process import progress_wiring, settings
 
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -37,7 +36,7 @@ def test_every_wrong_variable_is_named_at_once():
 @pytest.mark.parametrize(("address", "host"), [("10.0.0.1", "10.0.0.1"), ("fd00::1", "[fd00::1]")])
 def test_the_leaders_address_can_stand_in_a_url(address, host):
     replica = settings.Settings(pod_name="a", pod_ip=address, progress_port=10443)
-    assert progress_part.identity(replica) == f"a_{host}:10443"
+    assert progress_wiring.identity(replica) == f"a_{host}:10443"
 
 
 def test_the_chart_sets_variables_that_the_operator_reads_and_its_defaults_are_the_same():

@@ -7,8 +7,19 @@ import signal
 import sys
 from collections.abc import Callable, Sequence
 
-from megatron_operator.cli import checkpoint, explain, from_args, logs, render, run, status, trainer, validate, wait
-from megatron_operator.cli import plan as layout
+from megatron_operator.cli import (
+    checkpoint,
+    explain,
+    from_args,
+    logs,
+    plan,
+    render,
+    run,
+    status,
+    trainer,
+    validate,
+    wait,
+)
 
 Command = Callable[[argparse.Namespace], int]
 
@@ -30,6 +41,6 @@ def parser() -> argparse.ArgumentParser:
     """The parser with every command."""
     top = argparse.ArgumentParser(prog="mtj", description="Megatron training jobs: check, show and run them.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
-    for module in (run, validate, render, layout, explain, from_args, status, logs, wait, checkpoint, trainer):
+    for module in (run, validate, render, plan, explain, from_args, status, logs, wait, checkpoint, trainer):
         module.register(commands)
     return top

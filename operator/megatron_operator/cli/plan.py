@@ -11,7 +11,7 @@ from rich.table import Table
 from megatron_operator import gpu_memory
 from megatron_operator.cli.load import Loaded, add_manifest, load
 from megatron_operator.cli.output import INVALID, OK, out, show_table, show_violations, show_warnings, table
-from megatron_operator.core import rank_layout as layout
+from megatron_operator.core import rank_layout
 from megatron_operator.core.desired.quantity import amount
 from megatron_operator.core.job import Job
 from megatron_operator.core.rank_layout import Rank
@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 def show_sizes(job: Job) -> None:
     """One line: how the processes are divided."""
-    size = layout.sizes(job)
+    size = rank_layout.sizes(job)
     out.print(
         f"[bold]{job.name}[/]: {job.num_nodes} x {job.nproc_per_node} = {job.world_size} ranks = "
         f"tp {size.tensor} x cp {size.context} x dp {size.data} x pp {size.pipeline}"
@@ -60,8 +60,8 @@ def show_sizes(job: Job) -> None:
 
 def show_ranks(job: Job, hf_config: Mapping[str, Any] | None, *, limit: int | None) -> None:
     """Which rank holds which layers, which part of each weight, which part of the data."""
-    size = layout.sizes(job)
-    rows = layout.ranks(job, layout.num_layers(job, hf_config))
+    size = rank_layout.sizes(job)
+    rows = rank_layout.ranks(job, rank_layout.num_layers(job, hf_config))
     has_experts = size.expert * size.expert_tensor > 1 or bool(job.args.num_experts)
     columns = ("rank", "node", "gpu", "tp", "cp", "dp", "pp", *(("ep", "etp") if has_experts else ()), "layers", "data")
     shown = table("layout", *columns)
@@ -76,7 +76,7 @@ def show_batches(loaded: Loaded) -> None:
     """How samples become steps."""
     job = loaded.job
     assert job is not None
-    size = layout.sizes(job)
+    size = rank_layout.sizes(job)
     length = derive.sequence_length(job.args, loaded.hf_config or {})
     items = "packed rows" if job.args.packing else "pairs" if job.task == "rlhf" else "samples"
     most_tokens = (length or 0) * job.args.global_batch_size * derive.sequences_per_item(job.args, job.task)

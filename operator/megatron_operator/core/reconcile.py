@@ -35,8 +35,8 @@ from megatron_operator.core.decide.decision import (
 )
 from megatron_operator.core.desired import build, gang
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import changes as queueing
-from megatron_operator.core.kueue import decide as queue
+from megatron_operator.core.kueue import changes as kueue_changes
+from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Event, Patch, Plan, Ref
 from megatron_trainjob.violation import Violation
@@ -51,7 +51,7 @@ POLICIES: tuple[Policy, ...] = (
     completion.decide,  # a success stays one, whatever somebody wants of the job a moment later
     suspend.decide,
     deadline.decide,
-    queue.decide,
+    kueue_decide.decide,
     elastic.decide,
     whole.decide,
     restart.decide,
@@ -63,7 +63,7 @@ WAKE_UPS = (
     completion.wake_at,
     backoff.wake_at,
     hang.wake_at,
-    queue.wake_at,
+    kueue_decide.wake_at,
     waiting.wake_at,
 )
 
@@ -108,7 +108,7 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     if write_in_s is not None and completion.is_being_removed(seen) and status.tells_of_success(new, seen.status):
         written, write_in_s = new, None
     changes = _changes(job, seen, decision, now)
-    queued = queueing.changes(job, seen, decision, now)
+    queued = kueue_changes.changes(job, seen, decision, now)
     is_first_look = _is_first_look(seen, changes)
     told = events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(changes))
     return Plan(
@@ -124,14 +124,14 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
     if cleanup.is_over(job, seen, now):
-        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *queueing.leftovers(seen))
+        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *kueue_changes.leftovers(seen))
         return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
     is_stale = seen.status.get("observedGeneration") != job.generation
     ends = cleanup.wake_at(job, seen, now)
     return Plan(
         status={**seen.status, "observedGeneration": job.generation} if is_stale else None,
         delete=_refs(cleanup.pods_to_delete(job, seen)),
-        patch=queueing.after_the_end(job, seen, now),
+        patch=kueue_changes.after_the_end(job, seen, now),
         requeue_s=None if ends is None else ends - now,
     )
 

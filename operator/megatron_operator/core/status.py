@@ -29,7 +29,7 @@ from megatron_operator.core.decide.decision import (
     Withdraw,
 )
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import decide as queue
+from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.timestamp import to_seconds, to_text
 from megatron_operator.guard import LogLimit
@@ -121,7 +121,7 @@ def next_attempt(seen: Seen, decision: Decision) -> int:
         case Suspend():
             return suspend.attempt(seen)
         case Queue():
-            return queue.attempt(seen)
+            return kueue_decide.attempt(seen)
         case _:
             return seen.attempt
 

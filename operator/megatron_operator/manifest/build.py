@@ -19,7 +19,7 @@ from megatron_operator.core.job import (
     Scheduling,
     Topology,
 )
-from megatron_operator.manifest import rules as manifest_rules
+from megatron_operator.manifest import rules
 from megatron_trainjob.args.parse import Parsed
 
 Object = Mapping[str, Any]
@@ -71,7 +71,7 @@ def build(manifest: Object, spec: Object, arguments: Parsed, *, nproc_per_node: 
         success_policy=spec["successPolicy"],
         elastic=_elastic(spec.get("elasticPolicy")),
         failure_policy=_failure_policy(spec["failurePolicy"]),
-        warnings=(*arguments.warnings, *manifest_rules.warnings(spec, known)),
+        warnings=(*arguments.warnings, *rules.warnings(spec, known)),
     )
 
 
@@ -151,7 +151,7 @@ def _copied(given: Object | None, spec: Object, kind: str) -> dict[str, str]:
     wanted = tuple((spec.get("copyToPods") or {}).get(kind) or ())
     prefixes = tuple(each.removesuffix("*") for each in wanted if each.endswith("*"))
     found = {key: value for key, value in (given or {}).items() if key in wanted or key.startswith(prefixes)}
-    return {key: value for key, value in found.items() if not key.startswith(manifest_rules.NEVER_COPIED)}
+    return {key: value for key, value in found.items() if not key.startswith(rules.NEVER_COPIED)}
 
 
 def _elastic(given: Object | None) -> Elastic | None:

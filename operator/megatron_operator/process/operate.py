@@ -24,8 +24,7 @@ from megatron_operator.cluster.kubernetes.events import Recorder
 from megatron_operator.cluster.kubernetes.informer import Listeners
 from megatron_operator.cluster.kubernetes.resource import JOB
 from megatron_operator.guard import Guard
-from megatron_operator.process import health, leader
-from megatron_operator.process import progress_wiring as progress_part
+from megatron_operator.process import health, leader, progress_wiring
 from megatron_operator.process.controller import Controller, Jobs, key_of
 from megatron_operator.process.handlers import run_kopf, taker
 from megatron_operator.process.metrics import Metrics, job_gauges, simple_gauge
@@ -90,7 +89,7 @@ def connect(settings: Settings) -> Connection:
 
 def assemble(settings: Settings, connection: Connection, client: Client, metrics: Metrics) -> Operator:
     """The parts, connected to each other; nothing runs yet."""
-    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_part.for_pods(settings), settings.kueue_mode)
+    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_wiring.for_pods(settings), settings.kueue_mode)
     listeners = Listeners(
         changed=lambda key: queue.add(key, "normal" if jobs.is_reported(key) else "patient"),
         event=metrics.on_watch_event,
@@ -110,7 +109,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
     candidate = leader.Candidate(
         namespace=settings.pod_namespace,
         lease_name=settings.lease_name,
-        identity=progress_part.identity(settings),
+        identity=progress_wiring.identity(settings),
         duration_s=settings.lease_duration_s,
     )
     return Operator(
@@ -263,7 +262,7 @@ def _health(operator: Operator) -> health.Health:
 
 async def _serve_progress(operator: Operator) -> None:
     """Takes in what pods push, where they are told to."""
-    server = progress_part.server(
+    server = progress_wiring.server(
         operator.settings, operator.client, operator.controller, operator.queue, operator.candidate
     )
     await (server.serve() if server else asyncio.Event().wait())
@@ -280,7 +279,7 @@ def _queue_age(operator: Operator) -> float:
 def _gauges(operator: Operator) -> Iterator[GaugeMetricFamily]:
     yield job_gauges(operator.jobs.statuses())
     if operator.settings.per_job_metrics:
-        yield from progress_part.gauges(operator.controller)
+        yield from progress_wiring.gauges(operator.controller)
     queue = operator.queue
     yield simple_gauge("megatron_operator_queue_depth", "Jobs that wait for a worker.", len(queue))
     yield simple_gauge("megatron_operator_queue_oldest_seconds", "Age of the first.", queue.oldest_s)

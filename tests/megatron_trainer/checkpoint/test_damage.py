@@ -10,7 +10,7 @@ import pytest
 
 from tests.support.ranks.tiny_run import arguments
 
-SCRIPT = Path(__file__).parents[2] / "checkpoint_damage.py"
+SCRIPT = Path(__file__).parents[2] / "support" / "checkpoint" / "checkpoint_damage.py"
 pytestmark = [pytest.mark.dist, pytest.mark.timeout(2400)]
 
 

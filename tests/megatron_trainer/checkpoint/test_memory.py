@@ -3,6 +3,7 @@
 import pytest
 
 from tests.support.models import tiny_model
+from tests.support.ranks import checkpoint_memory
 from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import arguments
 
@@ -19,8 +20,9 @@ def saving(model_root, tmp_path):
     def save(name, ranks, with_optimizer, **given):
         model = tiny_model.make(name, model_root, **WIDE[name])
         mapping = arguments(model, tmp_path / "data.jsonl", tmp_path / "run", **given)
-        job = "checkpoint_memory:of_saving"
-        return gloo_ranks(ranks).run(job, mapping, tmp_path / "saved", with_optimizer=with_optimizer)
+        return gloo_ranks(ranks).run(
+            checkpoint_memory.of_saving, mapping, tmp_path / "saved", with_optimizer=with_optimizer
+        )
 
     return save
 

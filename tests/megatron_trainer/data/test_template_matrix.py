@@ -78,4 +78,4 @@ def test_the_text_is_that_of_the_template_unless_something_would_be_missing(mode
 def test_the_table_in_the_docs_is_up_to_date():
     text = DOCS.read_text(encoding="utf-8")
     assert template_matrix.START in text
-    assert written(text) == text, "run python tests/support/data/template_matrix.py --write"
+    assert written(text) == text, "run python -m tests.support.data.template_matrix --write"

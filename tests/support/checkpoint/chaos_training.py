@@ -1,6 +1,6 @@
 """Kills a real training at random moments through `mtj run` and compares it, step by step, with one left alone.
 
-    python tests/support/checkpoint/chaos_training.py --kills 20 --seed 1 [--data streaming]
+    python -m tests.support.checkpoint.chaos_training --kills 20 --seed 1 [--data streaming]
 
 Two ranks train a tiny random Llama; each kill is SIGKILL for a rank or for the pod's launcher, at a random moment of
 starting, training, evaluating or saving. The gang has to come back from its newest checkpoint each time.

@@ -1,6 +1,6 @@
 """Checkpoints that are damaged, and processes that are killed while they save: is what is loaded ever wrong?
 
-    python tests/support/checkpoint/checkpoint_damage.py --cases 300 --seed 0 --arguments run.json
+    python -m tests.support.checkpoint.checkpoint_damage --cases 300 --seed 0 --arguments run.json
 
 A case is a seed. The even ones harm files of three real checkpoints at random and resume; the odd ones kill a
 process with SIGKILL at a random moment of saving, publishing and pruning, one save after the other, and resume from
@@ -261,7 +261,7 @@ def main(argv: list[str] | None = None) -> int:
     from megatron_trainer import backend as backends
 
     backends.select().install()
-    import megatron_trainer.setup  # noqa: F401 - what every forked process needs is imported once
+    import megatron_trainer.train.setup  # noqa: F401 - what every forked process needs is imported once
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -1,9 +1,9 @@
 """Real chat templates times kinds of rows: what is trained of each, or why the row is dropped.
 
-    python tests/support/data/template_matrix.py           prints the table
-    python tests/support/data/template_matrix.py --write   puts it into docs/data.md
+    python -m tests.support.data.template_matrix           prints the table
+    python -m tests.support.data.template_matrix --write   puts it into docs/data.md
 
-The templates are read from the installed packages that tests/chat_templates.txt names.
+The templates are read from the installed packages that tests/support/data/chat_templates.txt names.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.values import Rejection
 from tests.support.models.text_models import trained_tokenizer
 
-DOCS = Path(__file__).parents[1] / "docs" / "data.md"
-START, END = "<!-- made by python tests/support/data/template_matrix.py --write -->", "<!-- end of the table -->"
+DOCS = Path(__file__).parents[3] / "docs" / "data.md"
+START, END = "<!-- made by python -m tests.support.data.template_matrix --write -->", "<!-- end of the table -->"
 TRL, AXOLOTL = "trl/chat_templates", "axolotl/utils/chat_templates/templates"
 _TOKEN = re.compile(
     r"<\|[^|<>{}'\"]+\|>|<｜[^｜]+｜>|<(?:start|end)_of_turn>|<\|[a-z_]+>|<[a-z_]+\|>|\[\|[a-z]+\|\]"

@@ -1,7 +1,7 @@
 """Hurts the operator at random, from a seed, until enough faults were injected; then every job must come out right.
 
-python tests/support/operator/chaos.py --seed 7 --faults 500 replays a run. Faults: what fault_proxy.py does to requests and watches,
-kill -9 of the operator, pods deleted by hand, pods that fail, a restart of the API server.
+`python -m tests.support.operator.chaos --seed 7 --faults 500` replays a run. Faults: what fault_proxy.py does to
+requests and watches, kill -9 of the operator, pods deleted by hand, pods that fail, a restart of the API server.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-ROOT = Path(__file__).parent.parent
-sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", "tests")]
+ROOT = Path(__file__).parents[3]
+sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 from local_cluster.control_plane import (
-    ControlPlane,  # noqa: E402
+    ControlPlane,
     Refused,
     write_kubeconfig,
 )
 from tests.support.operator import (
-    fake_kubelet,  # noqa: E402
-    fault_proxy,  # noqa: E402
-    operator_process,  # noqa: E402
+    fake_kubelet,
+    fault_proxy,
+    operator_process,
 )
 from tests.support.operator.fake_kubelet import (
-    FakeKubelet,  # noqa: E402
+    FakeKubelet,
     Life,
 )
-from tests.support.operator.fault_proxy import FaultProxy  # noqa: E402
+from tests.support.operator.fault_proxy import FaultProxy
 from tests.support.operator.job_client import (
-    JobClient,  # noqa: E402
+    JobClient,
     manifest,
     new_namespace,
     serving,
     wait_until,
 )
-from tests.support.operator.operator_process import OperatorProcess  # noqa: E402
+from tests.support.operator.operator_process import OperatorProcess
 
 Object = Mapping[str, Any]
 FAULT_RATE = 0.25

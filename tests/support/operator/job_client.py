@@ -17,7 +17,7 @@ from local_cluster.control_plane import ControlPlane, Refused
 from tests.support.operator import fake_kubelet
 
 Object = Mapping[str, Any]
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[3]
 CRDS = "/apis/apiextensions.k8s.io/v1/customresourcedefinitions"
 POLICIES = {
     "ValidatingAdmissionPolicy": "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolicies",

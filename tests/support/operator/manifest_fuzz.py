@@ -13,7 +13,7 @@ from megatron_trainjob.args.tree import ARGUMENTS
 from tests.support.operator.job_client import manifest
 
 Schema = Mapping[str, Any]
-CRD = Path(__file__).parent.parent / "crds" / "megatrontrainjob.yaml"
+CRD = Path(__file__).parents[3] / "crds" / "megatrontrainjob.yaml"
 WRONG: tuple[object, ...] = (None, True, -1, 0, 10**9, 1.5, "", "x", "a b/c", "1e-5", [], ["x", 3], {}, {"a": {"b": 1}})
 WORDS = ("a", "data", "x-1", "/models/tiny", "0", "8", "64Gi", "nvidia.com/gpu")
 DEPTH = 5

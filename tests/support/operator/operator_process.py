@@ -16,7 +16,7 @@ from pathlib import Path
 
 from local_cluster.control_plane import end_with_parent, free_port
 
-REPOSITORY = Path(__file__).parent.parent
+REPOSITORY = Path(__file__).parents[3]
 READY_S = 150
 
 

@@ -1,4 +1,4 @@
-"""What test_attention.py runs on the ranks of a gang: our core attention beside one written out in full."""
+"""What test_attention.py runs on gloo ranks: our core attention beside one written out in full."""
 
 from __future__ import annotations
 

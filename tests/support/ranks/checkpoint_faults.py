@@ -1,4 +1,4 @@
-"""Whole tiny runs whose files are written slowly, or cannot be written: what each rank of a gang runs.
+"""Whole tiny runs whose files are written slowly, or cannot be written: what each gloo rank runs.
 
 The faults lie below our code: in Megatron's function that writes a file, and in the operating system's limits.
 """

@@ -1,4 +1,4 @@
-"""Reads a checkpoint in any layout and compares the model's logits with transformers'. Runs on a rank of a gang."""
+"""Reads a checkpoint in any layout and compares the model's logits with transformers'. Runs on a gloo rank."""
 
 from __future__ import annotations
 

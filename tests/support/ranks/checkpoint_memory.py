@@ -1,4 +1,4 @@
-"""How much memory a save takes beyond what it saves, as torch counts it. Runs on a rank of a gang."""
+"""How much memory a save takes beyond what it saves, as torch counts it. Runs on a gloo rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What test_convert.py runs on the ranks of a gang."""
+"""What test_convert.py runs on gloo ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Exports for tests: the same code path as `mtj export`, on a worker of the gang."""
+"""Exports for tests: the same code path as `mtj export`, on a worker of the pool."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""What the ranks of a gang do in tests of adapters: build a tiny model, adapt it, run it, give back plain tensors.
+"""What gloo ranks do in tests of adapters: build a tiny model, adapt it, run it, give back plain tensors.
 
-Every function here runs on each rank with the process group joined (see gang.py).
+Every function here runs on each rank with the process group joined (see pool.py).
 """
 
 from dataclasses import dataclass

@@ -1,4 +1,4 @@
-"""How many tokens a feed-forward block reads of a padded micro-batch of four rows. Runs on a gang rank."""
+"""How many tokens a feed-forward block reads of a padded micro-batch of four rows. Runs on a gloo rank."""
 
 from __future__ import annotations
 

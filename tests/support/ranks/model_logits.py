@@ -1,4 +1,4 @@
-"""Logits of whole models for one row of tokens: ours on a rank of a gang, and transformers' own."""
+"""Logits of whole models for one row of tokens: ours on a gloo rank, and transformers' own."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Builds a model under several arguments in one process and tells what became of each. Runs on a rank of a gang."""
+"""Builds a model under several arguments in one process and tells what became of each. Runs on a gloo rank."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What test_parallel.py and test_backend.py run on the ranks of a gang."""
+"""What test_parallel.py and test_backend.py run on gloo ranks."""
 
 from __future__ import annotations
 
@@ -155,3 +155,7 @@ def adam_steps_after_loading() -> tuple[list[float], bool]:
     optimizer.load_state_dict(optimizer.state_dict())
     steps = [state["step"] for o in optimizer.chained_optimizers for state in o.optimizer.state.values()]
     return [float(step) for step in steps], len({step.data_ptr() for step in steps}) < len(steps)
+
+
+def raise_error() -> None:
+    raise ValueError("a rank that raises")

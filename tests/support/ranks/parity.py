@@ -1,6 +1,6 @@
 """Compares our model with transformers' own: logits, every gradient, and the exported weights.
 
-`make_reference` runs transformers in the test's process and keeps what it gave; `compare` runs on the ranks of a gang.
+`make_reference` runs transformers in the test's process and keeps what it gave; `compare` runs on gloo ranks.
 Two micro-batches of one row of 96 tokens; packed, a row holds sequences that must not see each other.
 """
 

@@ -1,8 +1,8 @@
 """Ranks for tests: worker processes that stay up over all tests of a run and talk through gloo.
 
-`gang(2).run("module:function", *args)` calls the function on two ranks and returns what each of them returned.
+`gloo_ranks(2).run(function, *args)` calls the function on two ranks and returns what each of them returned.
 Starting a worker costs 8 s of imports, so one pool serves every size; a size joins the first workers of the pool.
-A gang of one is a worker too: the CPU backend changes its whole process, and pytest's own stays clean.
+One rank is a worker too: the CPU backend changes its whole process, and pytest's own stays clean.
 
 The function runs with the CPU backend installed and the process group joined; parallel groups are its own affair.
 """
@@ -13,7 +13,6 @@ import atexit
 import contextlib
 import faulthandler
 import gc
-import importlib
 import os
 import pickle
 import signal
@@ -22,6 +21,7 @@ import sys
 import tempfile
 import time
 import traceback
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from multiprocessing.connection import Client, Connection, Listener, wait
 from pathlib import Path
@@ -36,7 +36,7 @@ _STOP_TIMEOUT_S = 5.0
 _LOG_CHARACTERS = 4000
 
 
-class GangError(AssertionError):
+class RankError(AssertionError):
     """A rank raised, died or did not end in time; the message holds its traceback."""
 
 
@@ -101,7 +101,7 @@ _pool: _Pool | None = None
 def _the_pool() -> _Pool:
     global _pool
     if _pool is None:
-        folder = tempfile.TemporaryDirectory(prefix="gang-")
+        folder = tempfile.TemporaryDirectory(prefix="ranks-")
         _pool = _Pool(Path(folder.name))
         atexit.register(folder.cleanup)
         atexit.register(_pool.stop)
@@ -109,15 +109,17 @@ def _the_pool() -> _Pool:
 
 
 @dataclass(frozen=True)
-class Gang:
+class GlooRanks:
     """`size` ranks."""
 
     size: int
 
-    def run(self, function: str, *args: Any, timeout_s: float = RUN_TIMEOUT_S, **kwargs: Any) -> list[Any]:
-        """What each rank returned, in rank order. `function` is "module:name", importable where tests are.
+    def run(
+        self, function: Callable[..., Any], *args: Any, timeout_s: float = RUN_TIMEOUT_S, **kwargs: Any
+    ) -> list[Any]:
+        """What each rank returned, in rank order. `function` is one of a module: it is pickled by its name.
 
-        Raises GangError when a rank raised (its traceback is in the message), died, or did not end in time (the
+        Raises RankError when a rank raised (its traceback is in the message), died, or did not end in time (the
         message says where each rank stood). Ranks that do not answer end the pool; the next run starts a new one.
         """
         pool = _the_pool()
@@ -137,13 +139,13 @@ class Gang:
         if late or any(worker.process.poll() is not None for worker in workers):
             pool.stop()
         if message:
-            raise GangError(message)
+            raise RankError(message)
         return [results[rank] for rank in range(self.size)]
 
 
-def gang(size: int) -> Gang:
+def gloo_ranks(size: int) -> GlooRanks:
     """Ranks 0 to size - 1."""
-    return Gang(size)
+    return GlooRanks(size)
 
 
 def _start(address: str, log: Path) -> subprocess.Popen[bytes]:
@@ -156,7 +158,7 @@ def _start(address: str, log: Path) -> subprocess.Popen[bytes]:
         "HF_HUB_OFFLINE": "1",
     }
     with log.open("wb") as output:
-        command = [sys.executable, __file__, address]
+        command = [sys.executable, "-m", "tests.support.ranks.pool", address]
         return subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
 
 
@@ -222,7 +224,14 @@ def _serve(address: str) -> None:
 
 
 def _answer(
-    backend: Any, function: str, args: Any, kwargs: Any, rank: int, size: int, store: str, timeout_s: float
+    backend: Any,
+    function: Callable[..., Any],
+    args: Any,
+    kwargs: Any,
+    rank: int,
+    size: int,
+    store: str,
+    timeout_s: float,
 ) -> tuple[str, Any]:
     import torch.distributed as dist
 
@@ -238,8 +247,7 @@ def _answer(
             timeout_s=timeout_s,
             store=dist.FileStore(store, size),
         )
-        module, name = function.split(":")
-        return "result", getattr(importlib.import_module(module), name)(*args, **kwargs)
+        return "result", function(*args, **kwargs)
     except BaseException:  # noqa: BLE001 - the test that asked gets whatever happened
         return "failure", f"raised:\n{traceback.format_exc()}"
     finally:

@@ -1,4 +1,4 @@
-"""What a rank of a gang does in tests of determinism and of time limits."""
+"""What a gloo rank does in tests of determinism and of time limits."""
 
 from __future__ import annotations
 

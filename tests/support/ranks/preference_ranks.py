@@ -1,4 +1,4 @@
-"""What test_preference_layouts.py runs on the ranks of a gang."""
+"""What test_preference_layouts.py runs on gloo ranks."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What test_real_weights.py runs on the ranks of a gang."""
+"""What test_real_weights.py runs on gloo ranks."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import importlib.util
 from pathlib import Path
 from typing import Any
 
-QUICKSTART = Path(__file__).parents[1] / "examples" / "quickstart"
+QUICKSTART = Path(__file__).parents[3] / "examples" / "quickstart"
 
 
 def directory() -> Path | None:

@@ -1,4 +1,4 @@
-"""The loss of each sample of a data set on a tiny model, however its samples are put together. Runs on gang ranks.
+"""The loss of each sample of a data set on a tiny model, however its samples are put together. Runs on gloo ranks.
 
 Each sample has a channel of its own, so that the trainer's own evaluation tells the loss of each.
 """

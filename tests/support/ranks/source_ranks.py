@@ -1,4 +1,4 @@
-"""What a rank of a gang does in tests of where models come from."""
+"""What a gloo rank does in tests of where models come from."""
 
 from __future__ import annotations
 

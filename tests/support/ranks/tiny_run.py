@@ -1,4 +1,4 @@
-"""A whole training run of a tiny model on the ranks of a gang: the same code path as a rank of a pod.
+"""A whole training run of a tiny model on gloo ranks: the same code path as a rank of a pod.
 
 `train(...)` is what tests call; `train_rank` is what each worker runs.
 """

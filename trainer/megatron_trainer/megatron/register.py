@@ -172,7 +172,7 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
-        ours="attention",
+        ours="models.local_attention",
         why="The local attention knows neither packed rows nor context parallelism, and no sliding window for both.",
         until="the local attention covers what TransformerEngine's does",
         backends="CPU",

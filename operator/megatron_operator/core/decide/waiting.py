@@ -14,7 +14,7 @@ from megatron_operator.api import names
 from megatron_operator.core.decide import failure, whole
 from megatron_operator.core.decide.decision import Continue, Decision, Queue, Wait, Withdraw
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import decide as queue
+from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.timestamp import to_seconds, to_text
 
@@ -87,7 +87,7 @@ def starts_since(job: Job, seen: Seen, now: float) -> tuple[Hindrance, float] | 
 
 def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
     """Why the job has no place yet, in the words of queue or scheduler; None when it has one."""
-    if queued := queue.decide(job, seen, now):
+    if queued := kueue_decide.decide(job, seen, now):
         return queued.message
     if whole.refused_since(seen) is not None and failure.missing(job, seen):
         return str((seen.condition(names.STALLED) or {}).get("message", ""))

@@ -23,7 +23,8 @@ from megatron_trainer.data.storage.chunk import Chunk, to_chunk
 
 CHUNKS_AHEAD = 3
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from megatron_trainer.data import worker; worker.serve()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); "
+    "from megatron_trainer.data.storage import worker; worker.serve()"
 )
 
 

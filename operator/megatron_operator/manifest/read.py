@@ -1,6 +1,6 @@
 """Manifest -> Job, or every violation at once. The same reading for operator, webhook and command line.
 
-Shape and defaults come from `schema`, arguments from the contract, the rest from `manifest_rules`.
+Shape and defaults come from `schema`, arguments from the contract, the rest from `rules`.
 """
 
 from __future__ import annotations
@@ -13,9 +13,8 @@ from megatron_operator.api import names
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.spec import spec as spec_schema
 from megatron_operator.core.job import Job, Task
-from megatron_operator.manifest import accelerators
-from megatron_operator.manifest import build as manifest_job
-from megatron_operator.manifest import rules as manifest_rules
+from megatron_operator.manifest import accelerators, rules
+from megatron_operator.manifest.build import build
 from megatron_trainjob import images
 from megatron_trainjob.args.parse import Parsed
 from megatron_trainjob.args.parse import parse as parse_args
@@ -50,13 +49,13 @@ def parse(
             *_check_header(manifest),
             *_check_required(given),
             *shape,
-            *manifest_rules.check(manifest.get("metadata") or {}, spec),
+            *rules.check(manifest.get("metadata") or {}, spec),
             *arguments.violations,
         )
     )
     if violations or arguments.args is None:
         return violations
-    job = manifest_job.build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
+    job = build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
     return as_errors(job.warnings) if job.warnings and (strict or spec["strict"]) else job
 
 

@@ -1,0 +1,1 @@
+"""A plan becomes processes of this machine; `mtj run` needs no cluster."""

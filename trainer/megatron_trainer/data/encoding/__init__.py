@@ -1,0 +1,1 @@
+"""From a rendered conversation to tokens, with a loss weight for each."""

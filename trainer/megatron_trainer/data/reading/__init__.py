@@ -1,0 +1,1 @@
+"""From a dataset argument to rows: which files, which split, which columns, within bounds of memory."""
