@@ -66,8 +66,8 @@ lint: install  ## ruff, the import contracts, and hadolint over the Dockerfiles
 	PYTHONPATH=operator:trainer $(BIN)/lint-imports --no-cache
 	$(BIN)/hadolint --config docker/.hadolint.yaml docker/*.Dockerfile
 
-type: install  ## mypy --strict on the contract and the operator
-	$(BIN)/mypy -p megatron_trainjob -p megatron_operator
+type: install  ## mypy --strict on the three packages
+	$(BIN)/mypy -p megatron_trainjob -p megatron_operator -p megatron_trainer
 
 generate: install  ## write docs/arguments.md, docs/families.md, the CRD and the chart's copies from their definitions
 	$(BIN)/python -m megatron_trainjob.generate

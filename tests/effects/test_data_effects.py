@@ -16,7 +16,7 @@ from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.streaming.items import StreamSampler, micro_batches_of
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob.args.parse import parse
+from megatron_trainjob.args.parse import Accepted, parse
 from tests.effects.registry import effect
 from tests.support.models import tiny_model
 from tests.support.models.text_models import chatml_tokenizer
@@ -51,7 +51,7 @@ def prepared(tmp_path, write, rows):
         dataset = [] if "cached_dataset" in arguments else [write("train.jsonl", rows)]
         given = {"model": "m", "dataset": dataset, "max_length": 200, "train_iters": 1, **arguments}
         parsed = parse(given, task=task)
-        assert parsed.args is not None, parsed.violations
+        assert isinstance(parsed, Accepted), parsed
         return prepare(
             parsed.args,
             TOKENIZER,

@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from megatron_trainer.process import recorded_arguments as inherit
-from megatron_trainjob.args.parse import parse
+from megatron_trainjob.args.parse import Accepted, Refused, parse
 from tests.effects.registry import effect
 from tests.support.models import tiny_model
 from tests.support.ranks import source_ranks, tiny_run
@@ -98,7 +98,7 @@ def checkpoint(llama, data, tmp_path_factory):
 def inherited(checkpoint: Path, **given: object):
     common = {"load": str(checkpoint), "finetune": True, "dataset": ["d.jsonl"], "train_iters": 1}
     parsed = parse({**common, **given}, task="sft")
-    assert parsed.args is not None, parsed.violations
+    assert isinstance(parsed, Accepted), parsed
     return inherit.complete(parsed, "sft", world_size=1)
 
 
@@ -122,7 +122,7 @@ def test_load_data_args_takes_the_data_from_the_checkpoint(checkpoint, data):
 @effect("load_args")
 def test_a_checkpoint_without_a_record_is_refused_and_named(tmp_path):
     parsed = inherited(tmp_path, load_args=True, model="m")
-    assert parsed.args is None
+    assert isinstance(parsed, Refused)
     assert str(tmp_path / "args.json") in parsed.violations[0].message
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from megatron_trainjob.args.cli import parse_command_line
+from megatron_trainjob.args.parse import Refused
 
 RUN = ["--model", "m", "--dataset", "d", "--train_iters", "10"]
 
@@ -84,7 +85,7 @@ def test_problems_of_flags_file_and_rules_come_together(tmp_path):
 
 def test_word_before_any_flag_is_refused():
     parsed = parse_command_line(["sft", *RUN], "sft")
-    assert parsed.args is None
+    assert isinstance(parsed, Refused)
     assert [str(violation) for violation in parsed.violations] == [
         "args: is not a flag; arguments are written --name value (got 'sft')"
     ]

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_trainjob.args.parse import parse
+from megatron_trainjob.args.parse import Refused, parse
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation
 
@@ -54,7 +54,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
         },
         task="sft",
     )
-    assert parsed.args is None
+    assert isinstance(parsed, Refused)
     assert parsed.violations == (
         Violation(path="spec.args.dataset", value="d", message="expects a list of texts such as [a, b]"),
         Violation(path="spec.args.micro_batch_size", value=0, message="must be at least 1"),

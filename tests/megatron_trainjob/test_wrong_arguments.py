@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_trainjob.args.parse import parse
+from megatron_trainjob.args.parse import Refused, parse
 
 RUN = {"model": "m", "dataset": ["d"], "train_iters": 10}
 CONFIG = {
@@ -231,4 +231,4 @@ def test_wrong_arguments_are_reported_completely(name):
     arguments, task, problems = WRONG[name]
     parsed = parse({**RUN, **arguments}, task=task, world_size=8, hf_config=CONFIG)
     assert [str(violation).removeprefix("spec.args.") for violation in parsed.violations] == problems
-    assert parsed.args is None
+    assert isinstance(parsed, Refused)

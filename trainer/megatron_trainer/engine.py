@@ -83,11 +83,13 @@ class Engine:
 def _num_holders(parameter: torch.nn.Parameter) -> int:
     """Ranks that hold the same values of a parameter (Megatron marks experts with allreduce=False)."""
     is_expert = not getattr(parameter, "allreduce", True)
-    if is_expert:
-        shards = parallel_state.get_expert_model_parallel_world_size()
-        tensor_shards = parallel_state.get_expert_tensor_parallel_world_size()
-    else:
-        shards, tensor_shards = 1, parallel_state.get_tensor_model_parallel_world_size()
+    shards: int = parallel_state.get_expert_model_parallel_world_size() if is_expert else 1
+    tensor_shards: int = (
+        parallel_state.get_expert_tensor_parallel_world_size()
+        if is_expert
+        else parallel_state.get_tensor_model_parallel_world_size()
+    )
+    stages: int = parallel_state.get_pipeline_model_parallel_world_size()
     if getattr(parameter, "tensor_model_parallel", False):
         shards *= tensor_shards
-    return dist.get_world_size() // (shards * parallel_state.get_pipeline_model_parallel_world_size())
+    return dist.get_world_size() // (shards * stages)

@@ -16,6 +16,7 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
+from torch.distributed.distributed_c10d import Store
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.values import MicroBatch
@@ -48,7 +49,7 @@ def join(
     master_address: str,
     master_port: int,
     timeout_s: float,
-    store: dist.Store | None = None,
+    store: Store | None = None,
 ) -> None:
     """Meets the other ranks at the master's address, or in the given store. Waits for all of them."""
     where = {"store": store} if store else {"init_method": f"tcp://{master_address}:{master_port}"}
@@ -248,3 +249,15 @@ def packed_sequence_parameters(batch: MicroBatch) -> PackedSeqParams | None:
         max_seqlen_q=batch.max_seqlen,
         max_seqlen_kv=batch.max_seqlen,
     )
+
+
+def layout() -> dict[str, int]:
+    """Sizes of the parallel axes of this run, under the names that checkpoints and reports use."""
+    here = coordinates()
+    return {
+        "tp": here.tensor_size,
+        "pp": here.pipeline_size,
+        "cp": here.context_size,
+        "dp": here.data_size,
+        "ep": here.expert_size,
+    }

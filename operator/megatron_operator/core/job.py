@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from megatron_operator.api import names
+from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
-Task = Literal["pt", "sft", "rlhf"]
 Gang = Literal["None", "Volcano", "Coscheduling", "Native"]
 KueueMode = Literal["PodGroup", "External"]
 RuleAction = Literal["FailJob", "Restart", "RestartIgnoreLimit"]
@@ -165,7 +165,7 @@ class Job:
     copied_annotations: Mapping[str, str]
     suspend: bool
     managed_by: str
-    task: Task
+    task: TrainingTask
     args: TrainArgs
     given_args: Mapping[str, object]
     image: str

@@ -20,7 +20,7 @@ from megatron_operator.core.job import (
     Topology,
 )
 from megatron_operator.manifest import rules
-from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.parse import Accepted
 
 Object = Mapping[str, Any]
 DEFAULT_PORT = 29500
@@ -28,9 +28,8 @@ DEFAULT_PORT = 29500
 HOST_PORTS = range(20000, 30000)
 
 
-def build(manifest: Object, spec: Object, arguments: Parsed, *, nproc_per_node: int, default_image: str) -> Job:
-    """The job; `arguments` must hold args."""
-    assert arguments.args is not None
+def build(manifest: Object, spec: Object, arguments: Accepted, *, nproc_per_node: int, default_image: str) -> Job:
+    """The job of a manifest with which nothing is wrong."""
     metadata = manifest["metadata"]
     known = {name: getattr(arguments.args, name) for name in sorted(arguments.given)}
     image = spec.get("image") or default_image

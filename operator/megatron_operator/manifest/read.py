@@ -12,11 +12,12 @@ from typing import Any, cast
 from megatron_operator.api import names
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.spec import spec as spec_schema
-from megatron_operator.core.job import Job, Task
+from megatron_operator.core.job import Job
 from megatron_operator.manifest import accelerators, rules
 from megatron_operator.manifest.build import build
 from megatron_trainjob import images
-from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.field import TrainingTask
+from megatron_trainjob.args.parse import Parsed, Refused
 from megatron_trainjob.args.parse import parse as parse_args
 from megatron_trainjob.violation import Violation, as_errors
 
@@ -53,7 +54,7 @@ def parse(
             *arguments.violations,
         )
     )
-    if violations or arguments.args is None:
+    if isinstance(arguments, Refused) or violations:
         return violations
     job = build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
     return as_errors(job.warnings) if job.warnings and (strict or spec["strict"]) else job
@@ -96,8 +97,8 @@ def _read_arguments(given: object, spec: Object, world_size: int, hf_config: Obj
     """The arguments with every violation that they, the size of the job and the model have."""
     if given is not None and not isinstance(given, Mapping):
         wrong = Violation(path="spec.args", value=given, message="must be a mapping of argument names to values")
-        return Parsed(args=None, violations=(wrong,))
-    task = cast(Task, spec.get("task", "sft"))
+        return Refused(violations=(wrong,))
+    task = cast(TrainingTask, spec.get("task", "sft"))
     return parse_args(given or {}, task=task, world_size=world_size, hf_config=hf_config)
 
 

@@ -92,6 +92,7 @@ class Bench:
 
 def build(mapping: dict[str, object], save: Path) -> Bench:
     """What this rank of a run saves and how, from its arguments; the process group is there already."""
+    from megatron_trainer import parallel
     from megatron_trainer.checkpoint.folder import Owner
     from megatron_trainer.checkpoint.save import SavePolicy
     from megatron_trainer.environment import Environment
@@ -105,7 +106,7 @@ def build(mapping: dict[str, object], save: Path) -> Bench:
     engine = setup.build_engine(args, read_model(args.model, args), backend)
     policy = SavePolicy(
         save=save,
-        layout=setup.layout(),
+        layout=parallel.layout(),
         train_type="full",
         with_optimizer=True,
         with_rng=True,

@@ -14,6 +14,7 @@ def difference(mapping: dict[str, Any], save: Path, reference: Path) -> float:
     import torch
     import torch.distributed as dist
 
+    from megatron_trainer import parallel
     from megatron_trainer.checkpoint import load
     from megatron_trainer.environment import Environment
     from megatron_trainer.models.spec import read_model
@@ -28,7 +29,7 @@ def difference(mapping: dict[str, Any], save: Path, reference: Path) -> float:
     engine = setup.build_engine(args, spec, backend)
     found = load.find(save)
     assert found is not None
-    policy = load.LoadPolicy(layout=setup.layout(), with_optimizer=True, with_rng=True)
+    policy = load.LoadPolicy(layout=parallel.layout(), with_optimizer=True, with_rng=True)
     assert load.resume(engine, found, backend, policy).iteration == found.iteration
     logits = torch.load(reference)["logits"]
     largest = torch.tensor(parity.run_rows(engine.chunks, spec, packed=False, reference=logits))

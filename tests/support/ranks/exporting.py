@@ -30,12 +30,12 @@ def export_here(given: dict[str, Any]) -> Exported:
     from megatron_trainer import backend as backends
     from megatron_trainer.convert.export import export as convert
     from megatron_trainer.failure import InvalidInput, TrainingError
-    from megatron_trainjob.args.parse import parse
+    from megatron_trainjob.args.parse import Refused, parse
 
     told: list[str] = []
     try:
         parsed = parse(given, task="export", path="args", world_size=1)
-        if parsed.args is None:
+        if isinstance(parsed, Refused):
             raise InvalidInput(parsed.violations)
         compared = convert(parsed.args, parsed.given, backends.select(), told.append)
     except TrainingError as err:

@@ -38,12 +38,12 @@ def _build(directory: Path, given: Mapping[str, Any]) -> Built:
     from megatron_trainer.failure import InvalidInput
     from megatron_trainer.models.build import build_model
     from megatron_trainer.models.spec import read_model
-    from megatron_trainjob.args.parse import parse
+    from megatron_trainjob.args.parse import Refused, parse
 
     needed = {"model": str(directory), "dataset": ["none"], "train_iters": 1, "torch_dtype": "float32"}
     parsed = parse({**needed, **given}, task="pt")
     try:
-        if parsed.args is None:
+        if isinstance(parsed, Refused):
             raise InvalidInput(parsed.violations)
         spec = read_model(directory, parsed.args)
     except InvalidInput as refused:

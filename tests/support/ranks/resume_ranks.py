@@ -43,13 +43,13 @@ def resume_rank(mapping: dict[str, object], task: str, attempt: int) -> Resumed:
     from megatron_trainer.termination import Termination
     from megatron_trainer.train import setup
     from megatron_trainer.train.loop import fit
-    from megatron_trainjob.args.parse import parse
+    from megatron_trainjob.args.parse import Refused, parse
 
     save, log = Path(str(mapping["save"])), _Lines()
     logging.getLogger("megatron_trainer").addHandler(log)
     try:
         parsed = parse(mapping, task=task)  # type: ignore[arg-type]
-        if parsed.args is None:
+        if isinstance(parsed, Refused):
             raise InvalidInput(parsed.violations)
         env = Environment(
             rank=dist.get_rank(), world_size=dist.get_world_size(), device="cpu", resume="Auto", attempt=attempt

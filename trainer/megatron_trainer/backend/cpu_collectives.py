@@ -54,7 +54,7 @@ def reduce_scatter(
     _refuse_asynchronous(async_op=async_op)
     everything = torch.cat(input_list)
     dist.all_reduce(everything, op=op, group=group)
-    output.copy_(everything.split([part.shape[0] for part in input_list])[dist.get_rank(group)])
+    output.copy_(torch.split(everything, [part.shape[0] for part in input_list])[dist.get_rank(group)])
     return None
 
 
@@ -65,5 +65,5 @@ def _refuse_asynchronous(*, async_op: bool) -> None:
 
 def install() -> None:
     """Replaces the two functions, which megatron-core looks up at each call."""
-    dist.all_gather = all_gather
-    dist.reduce_scatter = reduce_scatter
+    for stand_in in (all_gather, reduce_scatter):
+        setattr(dist, stand_in.__name__, stand_in)

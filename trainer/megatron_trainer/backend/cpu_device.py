@@ -83,6 +83,15 @@ def _always(value: Any) -> Callable[..., Any]:
     return stand_in
 
 
+def _itself(self: Any, *_: Any, **__: Any) -> Any:
+    return self
+
+
+def _replace(owner: Any, **stand_ins: Any) -> None:
+    for name, stand_in in stand_ins.items():
+        setattr(owner, name, stand_in)
+
+
 def install() -> None:
     """Replaces the calls; `torch.cuda.is_available()` stays False, so libraries that do ask take their CPU
     path.
@@ -107,11 +116,9 @@ def install() -> None:
     replacements |= {name: _always(None) for name in effects}
     sizes = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
     replacements |= {name: _always(0) for name in sizes}
-    for name, stand_in in replacements.items():
-        setattr(torch.cuda, name, stand_in)
+    _replace(torch.cuda, **replacements)
     # megatron-core has torch.compile work on its small fusions while it is imported. On the processor
     # compiling takes a C++ compiler and longer than it saves.
-    torch.compile = lambda model=None, **_: model if model is not None else lambda function: function
-    for owner in (torch.Tensor, torch.nn.Module):
-        owner.cuda = lambda self, *_, **__: self  # type: ignore[method-assign]
-    torch.Tensor.pin_memory = lambda self, *_, **__: self  # type: ignore[method-assign,assignment]
+    _replace(torch, compile=lambda model=None, **_: model if model is not None else lambda function: function)
+    _replace(torch.nn.Module, cuda=_itself)
+    _replace(torch.Tensor, cuda=_itself, pin_memory=_itself)

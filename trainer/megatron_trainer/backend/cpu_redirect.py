@@ -8,6 +8,7 @@ recognises those functions by identity and silently leaves garbage in rotary tab
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
@@ -53,4 +54,5 @@ _mode = _CudaIsCpu()
 
 def install() -> None:
     """Enters the mode in this thread and never leaves it."""
-    _mode.__enter__()
+    mode: AbstractContextManager[object] = _mode
+    mode.__enter__()

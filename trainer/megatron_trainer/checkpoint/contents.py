@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any, Literal
 
@@ -21,6 +21,8 @@ from megatron_trainer.megatron.patches.adam_step import create_state
 from megatron_trainer.state import TrainState
 
 StateDict = dict[str, Any]
+OptimizerState = dict[str | int, Any]
+"""Of one optimizer by name, or of several by number."""
 
 
 def metadata() -> StateDict:
@@ -53,12 +55,23 @@ def model_state(engine: Engine, part: Part) -> StateDict:
         names = engine.trainable_names(index)
         if engine.config.fp8 is not None:
             names |= {name for name in state if SCALING in name}
-        kept = {"whole": lambda _: True, "trainable": names.__contains__, "base": lambda name: not is_adapter(name)}
-        states[_chunk_key(engine, index)] = {name: value for name, value in state.items() if kept[part](name)}
+        states[_chunk_key(engine, index)] = {
+            name: value for name, value in state.items() if _is_in(part, name, trained=names)
+        }
     for value in nested_values(states):
         if isinstance(value, ShardedTensorFactory):
             _merge_in_place(value)
     return states
+
+
+def _is_in(part: Part, name: str, *, trained: Set[str]) -> bool:
+    match part:
+        case "whole":
+            return True
+        case "trainable":
+            return name in trained
+        case "base":
+            return not is_adapter(name)
 
 
 def _merge_in_place(factory: ShardedTensorFactory) -> None:
@@ -93,7 +106,7 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
     for part in _parts(engine):
         create_state(part)
     merged = models if len(engine.models) > 1 else models["model"]
-    state = engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
+    state: StateDict = engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
     if is_split_over_ranks(engine) and not is_loading:
         _count_steps_alike(state)
     return state
@@ -118,7 +131,7 @@ def is_split_over_ranks(engine: Engine) -> bool:
     return all(isinstance(part, DistributedOptimizer) for part in _parts(engine))
 
 
-def regrouped_optimizer_state(engine: Engine, loaded: Mapping[str | int, Any]) -> StateDict:
+def regrouped_optimizer_state(engine: Engine, loaded: OptimizerState) -> OptimizerState:
     """What was loaded into `optimizer_state` of an engine whose experts are spread over ranks where those of the
     saved one were not, or the other way round.
 
@@ -138,7 +151,7 @@ def regrouped_optimizer_state(engine: Engine, loaded: Mapping[str | int, Any]) -
     return {index: {**plain, "param_state": own} for index, own in enumerate(tensors)}
 
 
-def with_own_settings(engine: Engine, loaded: Mapping[str | int, Any]) -> StateDict:
+def with_own_settings(engine: Engine, loaded: OptimizerState) -> OptimizerState:
     """The loaded optimizer state with the groups of parameters as this run has set them up.
 
     Of the saved groups only the number of steps is taken. Megatron finds a group by its rates, which another lr or
@@ -150,7 +163,7 @@ def with_own_settings(engine: Engine, loaded: Mapping[str | int, Any]) -> StateD
     return {index: _with_groups_of(part, loaded[index]) for index, part in enumerate(parts)}
 
 
-def _with_groups_of(part: MegatronOptimizer, state: Mapping[str, Any]) -> StateDict:
+def _with_groups_of(part: MegatronOptimizer, state: OptimizerState) -> OptimizerState:
     is_wrapped = "optimizer" in state
     inner = state["optimizer"] if is_wrapped else state
     own = part.state_dict()
@@ -162,7 +175,8 @@ def _with_groups_of(part: MegatronOptimizer, state: Mapping[str, Any]) -> StateD
 
 
 def _parts(engine: Engine) -> Sequence[MegatronOptimizer]:
-    return getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])
+    parts: Sequence[MegatronOptimizer] = getattr(engine.optimizer, "chained_optimizers", [engine.optimizer])
+    return parts
 
 
 def random_state(backend: Backend) -> ShardedObject:

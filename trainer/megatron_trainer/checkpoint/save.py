@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingException
-from torch.distributed.checkpoint import CheckpointException
+from torch.distributed.checkpoint.api import CheckpointException
 
 from megatron_trainer import clock, parallel
 from megatron_trainer.backend import Backend
@@ -25,7 +25,7 @@ from megatron_trainer.checkpoint.shards import Shards, Staging, Written
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.state import TrainState
-from megatron_trainjob.checkpoint_folder import RECORD, FileRecord, Manifest, record_of
+from megatron_trainjob.checkpoint_folder import RECORD, FileRecord, Manifest, iteration_folder, record_of
 from megatron_trainjob.exit_codes import ExitCode
 
 
@@ -135,7 +135,7 @@ class Saver:
         self._on_all_ranks(lambda: self._publish(pending, parts), aside)
         return Saved(
             iteration=pending.state.iteration,
-            path=folder.iteration_folder(self.policy.save, pending.state.iteration),
+            path=iteration_folder(self.policy.save, pending.state.iteration),
             waited_s=pending.waited_s + time.monotonic() - started,
         )
 
@@ -162,7 +162,7 @@ class Saver:
 
     def _on_all_ranks[Result](self, action: Callable[[], Result], aside: Path) -> Result:
         """The action's result; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
-        error: Exception | None = None
+        error: BaseException | None = None  # of which torch's CheckpointException is one
         try:
             with folder.owned(self.policy.save, self.policy.owner):
                 result = action()

@@ -100,7 +100,7 @@ class Staging:
         return held
 
 
-class _Planner(TorchDistSaveShardedStrategy):
+class _Planner(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # megatron-core has no types
     """Megatron's strategy up to the plan; what follows it is ours."""
 
     planned: tuple[FileSystemWriterAsync, Metadata | None]

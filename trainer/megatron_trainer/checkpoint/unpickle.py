@@ -11,14 +11,14 @@ import contextlib
 import io
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, BinaryIO
+from typing import IO, Any
 
 import numpy as np
 import torch
-from torch.distributed.checkpoint import FileSystemReader, Metadata
 from torch.distributed.checkpoint._traverse import set_element
 from torch.distributed.checkpoint.default_planner import DefaultLoadPlanner
-from torch.distributed.checkpoint.metadata import StorageMeta
+from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import Metadata, StorageMeta
 
 from megatron_trainjob import checkpoint_index
 from megatron_trainjob.checkpoint_index import ForgedError
@@ -50,7 +50,7 @@ SCALING_NAMES = frozenset(
 class _Unpickler(pickle.Unpickler):
     """Makes only what is_known allows."""
 
-    def __init__(self, file: BinaryIO, is_known: Callable[[str, str], bool], what: str) -> None:
+    def __init__(self, file: IO[bytes] | io.IOBase, is_known: Callable[[str, str], bool], what: str) -> None:
         super().__init__(file)
         self._is_known, self._what = is_known, what
 
@@ -68,7 +68,7 @@ def _storage_from_bytes(content: bytes) -> Any:
     return torch.load(io.BytesIO(content), weights_only=True)
 
 
-def read_index(file: BinaryIO, what: str) -> Metadata:
+def read_index(file: IO[bytes] | io.IOBase, what: str) -> Metadata:
     """The index of a checkpoint: which tensors of which shapes lie in which of its files.
 
     Raises:
@@ -120,9 +120,9 @@ def _read_metadata(self: FileSystemReader, *_args: Any, **keywords: Any) -> Meta
     path = self._get_metadata_path(keywords.get("rank"))
     with self.fs.create_stream(path, "rb") as file:
         index = read_index(file, str(path))
-    if getattr(index, "storage_meta", None) is None:
-        index.storage_meta = StorageMeta()
-    index.storage_meta.load_id = self.load_id
+    storage: StorageMeta = getattr(index, "storage_meta", None) or StorageMeta()
+    storage.load_id = self.load_id
+    index.storage_meta = storage
     return index
 
 

@@ -22,14 +22,15 @@ from torch import Tensor
 
 from megatron_trainer.convert import peft_format, table
 from megatron_trainer.convert.adapter_source import AdapterSource, open_adapter
+from megatron_trainer.convert.peft_format import HALVES
 from megatron_trainer.convert.publish import publish
 from megatron_trainer.convert.rules import RULES, Share, Sizes, Source
 from megatron_trainer.convert.stream import pieces, takes_part
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
-from megatron_trainer.lora.layer import Pair
-from megatron_trainer.lora.merge import adapted_modules
+from megatron_trainer.lora.adapter import Pair, adapted_modules, adapter_of
+from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
@@ -50,9 +51,8 @@ class _Adapted:
 
     def share(self, half: Tensor) -> Share:
         """This rank's part of A or B."""
-        is_split = getattr(half, "tensor_model_parallel", False)
         group = self.entry.group
-        return Share(rank=group.rank(), size=group.size(), dim=half.partition_dim if is_split else None)
+        return Share(rank=group.rank(), size=group.size(), dim=split_dim(half))
 
 
 def check_loadable(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs) -> None:
@@ -141,7 +141,7 @@ def load_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Train
 
 def _adapted(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[_Adapted]:
     """The adapted weights of this rank, in model order."""
-    pairs = {id(pair.weight): pair for module in adapted_modules(chunks) for pair in module.lora.pairs(module)}
+    pairs = {id(pair.weight): pair for module in adapted_modules(chunks) for pair in adapter_of(module).pairs(module)}
     for entry in table.entries(chunks, spec):
         if pair := pairs.get(id(entry.parameter)):
             yield _Adapted(entry=entry, pair=pair)
@@ -219,10 +219,10 @@ def _load_pair(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
     if one.pair.transposed:
         _load_table(one, source, sizes)
         return
-    keys = {half: [peft_format.half_key(module, half, is_embedding=False) for module in one.modules] for half in "AB"}
-    stored_a, stored_b = (source.present(keys[half]) for half in "AB")
+    keys = {half: [peft_format.half_key(module, half, is_embedding=False) for module in one.modules] for half in HALVES}
+    stored_a, stored_b = (source.present(keys[half]) for half in HALVES)
     if not stored_a or stored_a.keys() != stored_b.keys():
-        source.missing.update(key for half in "AB" for key in keys[half])
+        source.missing.update(key for half in HALVES for key in keys[half])
         return
     rank = next(iter(stored_a.values())).shape[0]
     width = one.pair.a.shape[0]

@@ -34,7 +34,7 @@ def parts(chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path | 
     if directory is None:
         return {}
     source = open_adapter(directory)
-    found = {}
+    found: dict[str, int] = {}
     for entry in table.entries(chunks, spec):
         keys = [peft_format.half_key(name.removesuffix(".weight"), "A", is_embedding=False) for name in entry.names]
         stored = [source.file.get_tensor(key) for key in keys if key in source.keys]

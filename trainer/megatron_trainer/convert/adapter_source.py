@@ -50,9 +50,10 @@ class AdapterSource:
 
     def shared(self, keys: Sequence[str]) -> list[StoredTensor]:
         """The one tensor that is stored under all of these keys; nothing, and a note, when they differ."""
-        first, *others = self.tensors(keys) or [None]
-        if first is None:
+        stored = self.tensors(keys)
+        if not stored:
             return []
+        first, *others = stored
         if any(not torch.equal(first[:], other[:]) for other in others):
             self.different.add(" and ".join(peft_format.layer_of(key) for key in keys))
             return []
@@ -107,7 +108,7 @@ def open_adapter(directory: Path) -> AdapterSource:
     try:
         config = dict(input_file.read_json(directory / peft_format.CONFIG_FILE))
         input_file.check(directory / peft_format.WEIGHTS_FILE)
-        file = safe_open(directory / peft_format.WEIGHTS_FILE, framework="pt", device="cpu")
+        file: Any = safe_open(directory / peft_format.WEIGHTS_FILE, framework="pt", device="cpu")
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         message = f"holds no readable {peft_format.CONFIG_FILE} and {peft_format.WEIGHTS_FILE} ({err})"
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT) from err

@@ -16,7 +16,7 @@ from pathlib import Path
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.args import availability as status
 from megatron_trainjob.args.cli import parse_command_line
-from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.parse import Accepted, Refused
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -32,11 +32,11 @@ def main(argv: Sequence[str]) -> int:
     parsed = parse_command_line(argv, "export", world_size=1)
     for warning in parsed.warnings:
         sys.stderr.write(f"{warning}\n")
-    if parsed.args is None:
+    if isinstance(parsed, Refused):
         sys.stderr.writelines(f"{violation}\n" for violation in parsed.violations)
         return ExitCode.BAD_ARGUMENTS
     try:
-        return _store_data(parsed.args) if parsed.args.to_cached_dataset else _convert(parsed.args, parsed)
+        return _store_data(parsed.args) if parsed.args.to_cached_dataset else _convert(parsed)
     except TrainingError as err:
         sys.stderr.write(f"{err}\n")
         return int(err.exit_code)
@@ -65,9 +65,10 @@ def _store_data(args: TrainArgs) -> int:
     return ExitCode.OK
 
 
-def _convert(args: TrainArgs, parsed: Parsed) -> int:
+def _convert(parsed: Accepted) -> int:
     from megatron_trainer import backend as backends
 
+    args = parsed.args
     _quiet(logging.getLevelName((args.logging_level or "WARNING").upper()))
     backend = backends.select()
     backend.install()
@@ -75,22 +76,27 @@ def _convert(args: TrainArgs, parsed: Parsed) -> int:
     if backend.num_devices() is None and (violations := status.without_gpu(args, task="export")):
         sys.stderr.writelines(f"{violation}\n" for violation in violations)
         return ExitCode.BAD_ARGUMENTS
-    import torch.distributed as dist
+    from torch.distributed import HashStore  # type: ignore[attr-defined]  # not in torch's list of exports
 
     from megatron_trainer import parallel
     from megatron_trainer.convert.export import export
 
-    store = dist.HashStore()  # no port that a training run on this machine might have taken
-    where = {"master_address": "", "master_port": 0, "timeout_s": STEP_TIMEOUT_S, "store": store}
-    parallel.join(backend, rank=0, world_size=1, **where)
+    store = HashStore()  # no port that a training run on this machine might have taken
+    parallel.join(
+        backend, rank=0, world_size=1, master_address="", master_port=0, timeout_s=STEP_TIMEOUT_S, store=store
+    )
     try:
-        comparison = export(args, parsed.given, backend, lambda line: sys.stdout.write(f"{line}\n"))
+        comparison = export(args, parsed.given, backend, _say)
     finally:
         parallel.leave()
     if comparison is None:
         return ExitCode.OK
     sys.stdout.writelines(f"{line}\n" for line in comparison.lines())
     return ExitCode.OK if comparison.passed else ExitCode.ERROR
+
+
+def _say(line: str) -> None:
+    sys.stdout.write(f"{line}\n")
 
 
 def _quiet(level: int) -> None:

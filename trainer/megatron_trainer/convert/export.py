@@ -36,6 +36,7 @@ from megatron_trainer.models.build import build_model
 from megatron_trainer.models.spec import ModelSpec, read_model
 from megatron_trainer.state import TrainState
 from megatron_trainjob import checkpoint_folder
+from megatron_trainjob.args.rules.export import TEST_TYPES
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.checkpoint_folder import RECORD
 from megatron_trainjob.exit_codes import ExitCode
@@ -124,15 +125,22 @@ def _spec(found: Inputs, args: TrainArgs) -> ModelSpec:
 
 def engine_of(chunks: list[GPTModel]) -> Engine:
     """The chunks as checkpoints take them; nothing is wrapped, for nothing trains."""
-    return Engine(config=chunks[0].config, models=chunks, chunks=(), optimizer=None)  # type: ignore[arg-type]
+    return Engine(config=chunks[0].config, models=chunks, chunks=(), optimizer=None)
 
 
 def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
     """The whole model as a Hugging Face folder, with its tokenizer where that has grown."""
-    given = {"max_shard_size": args.max_shard_size, "keeps_others": args.exist_ok}
     grown = model_source.tokenizer(model.args, model.spec.directory) if model.args.new_special_tokens else None
     changed = Companions(tokenizer=grown, stop_words=model.stop_words)
-    save_model(model.chunks, model.spec, output, read=model.read, changed=changed, **given)
+    save_model(
+        model.chunks,
+        model.spec,
+        output,
+        max_shard_size=args.max_shard_size,
+        read=model.read,
+        keeps_others=args.exist_ok,
+        changed=changed,
+    )
 
 
 def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:
@@ -218,11 +226,12 @@ def _size(num_bytes: int) -> str:
 
 def _compare(args: TrainArgs, found: Inputs, model: Loaded, backend: Backend, output: Path) -> Comparison:
     """Of what was written, as it lies on disk, with the other side."""
-    dtype = getattr(torch, args.test_convert_dtype)
+    (name,) = (each for each in TEST_TYPES if each == args.test_convert_dtype)  # the rules refuse any other
+    dtype = getattr(torch, name)
     ids, prompt = precision.prompt(model.spec, model.args)
     directory = found.model if args.to_mcore else output
     theirs = precision.hugging_face(directory, ids, stored=model.spec.dtype, computed=dtype)
-    test_args = replace(model.args, torch_dtype=args.test_convert_dtype, fp16=None, bf16=None)
+    test_args = replace(model.args, torch_dtype=name, fp16=None, bf16=None)
     spec = _spec(found, test_args)
     chunks = [chunk.eval() for chunk in build_model(spec, test_args, backend)]
     if args.to_mcore:

@@ -17,6 +17,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 
 Half = Literal["A", "B"]
+HALVES: tuple[Half, ...] = ("A", "B")
 
 
 def half_key(module: str, half: Half, *, is_embedding: bool) -> str:

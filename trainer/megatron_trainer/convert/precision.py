@@ -5,10 +5,11 @@ Both models are in this process, one after the other. Shape suffixes: B batch of
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -160,8 +161,8 @@ def _watched(
     parts = {EMBEDDING: embedding, **{f"layer {n}": layer for n, layer in enumerate(layers)}, LAST_NORM: norm}
     seen: dict[str, Tensor] = {}
 
-    def keep(name: str) -> object:
-        def hook(_module: object, _inputs: object, output: object) -> None:
+    def keep(name: str) -> Callable[[torch.nn.Module, Any, Any], None]:
+        def hook(_module: torch.nn.Module, _inputs: Any, output: Any) -> None:  # noqa: ANN401 - of any module
             seen[name] = (output[0] if isinstance(output, tuple) else output).float().cpu()
 
         return hook

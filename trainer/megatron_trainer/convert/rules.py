@@ -79,7 +79,8 @@ class Blocks:
     def copy_to(self, target: Tensor) -> None:
         """Fills `target`, contiguous and of the same shape, converting to its type."""
         parts = self._by_group()
-        places = target.view(self.groups, -1, *target.shape[1:]).split([part.shape[1] for part in parts], dim=1)
+        grouped = target.view(self.groups, -1, *target.shape[1:])
+        places = torch.split(grouped, [part.shape[1] for part in parts], dim=1)
         for place, part in zip(places, parts, strict=True):
             place.copy_(part)
 
@@ -144,7 +145,7 @@ def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tup
     whole = _whole(shards, dim)
     by_group = whole.reshape(sizes.groups, -1, *whole.shape[1:])
     head = by_group.shape[1] // (sizes.queries_per_group + 2)
-    split = by_group.split([sizes.queries_per_group * head, head, head], dim=1)
+    split = torch.split(by_group, [sizes.queries_per_group * head, head, head], dim=1)
     return tuple(part.flatten(0, 1) for part in split)
 
 

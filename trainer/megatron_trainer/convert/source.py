@@ -42,7 +42,8 @@ class StoredTensor:
         return tuple(self.stored.get_shape())
 
     def __getitem__(self, index: Any) -> Tensor:  # noqa: ANN401 - a slice or a tuple of them
-        return self.stored[index] if self.shape else self.stored[...]
+        read: Tensor = self.stored[index] if self.shape else self.stored[...]
+        return read
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -44,9 +44,12 @@ def writes(entry: Entry) -> bool:
 
 def takes_part(entry: Entry) -> bool:
     """Whether this rank's share is read; of data-parallel (and context-parallel) copies the first is."""
-    if entry.is_expert:
-        return parallel_state.get_expert_data_parallel_rank() == 0
-    return parallel_state.get_data_parallel_rank(with_context_parallel=True) == 0
+    rank: int = (
+        parallel_state.get_expert_data_parallel_rank()
+        if entry.is_expert
+        else parallel_state.get_data_parallel_rank(with_context_parallel=True)
+    )
+    return rank == 0
 
 
 def pieces(entry: Entry, sizes: Sizes) -> list[Piece]:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from megatron_trainer.convert.rules import Share, Sizes
 from megatron_trainer.lora.names import TIED_OUTPUT, is_adapter, unwrapped, whole_model_name
+from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.models.weight import Rule
 from megatron_trainer.models.weights import table
@@ -49,15 +50,17 @@ class Entry:
     @property
     def dim(self) -> int | None:
         """Dimension along which tensor-parallel ranks share the parameter, None when each holds all of it."""
-        is_split = getattr(self.parameter, "tensor_model_parallel", False)
-        return int(self.parameter.partition_dim) if is_split else None
+        return split_dim(self.parameter)
 
     @property
     def group(self) -> dist.ProcessGroup:
         """The ranks that share it."""
-        if self.is_expert:
-            return parallel_state.get_expert_tensor_parallel_group()
-        return parallel_state.get_tensor_model_parallel_group()
+        group: dist.ProcessGroup = (
+            parallel_state.get_expert_tensor_parallel_group()
+            if self.is_expert
+            else parallel_state.get_tensor_model_parallel_group()
+        )
+        return group
 
     @property
     def share(self) -> Share:

@@ -25,11 +25,12 @@ from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DataReport, Histogram
 from megatron_trainer.data.show import lines, sequences_of
 from megatron_trainer.data.storage.cached import write_store
-from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.report.facts import data_facts
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.cli import parse_command_line
+from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
+from megatron_trainjob.args.parse import Refused
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -59,7 +60,7 @@ def main(argv: Sequence[str]) -> int:
     return ExitCode.OK
 
 
-def write_cached(args: TrainArgs, task: Task, folder: Path) -> DataReport:
+def write_cached(args: TrainArgs, task: TrainingTask, folder: Path) -> DataReport:
     """Tokenises the data of the arguments into the folder, to be given as cached_dataset; packing is left to training.
 
     Raises InvalidInput for data that cannot be found or used.
@@ -101,7 +102,7 @@ def _bars(histogram: Histogram) -> Iterator[str]:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="python -m megatron_trainer data", allow_abbrev=False, description=__doc__)
-    parser.add_argument("--task", choices=("pt", "sft", "rlhf"), default="sft", help="what the data is for")
+    parser.add_argument("--task", choices=TRAINING_TASKS, default="sft", help="what the data is for")
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N sequences as trained")
     parser.add_argument("--tokens", action="store_true", help="with --show: one token a line, with id and weight")
     parser.add_argument("--report", type=Path, help="file that takes the report as JSON")
@@ -109,16 +110,16 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _arguments(argv: Sequence[str], task: str) -> TrainArgs:
-    parsed = parse_command_line(argv, task)  # type: ignore[arg-type]  # one of the parser's choices
+def _arguments(argv: Sequence[str], task: TrainingTask) -> TrainArgs:
+    parsed = parse_command_line(argv, task)
     for warning in parsed.warnings:
         sys.stderr.write(f"{warning}\n")
-    if parsed.args is None:
+    if isinstance(parsed, Refused):
         raise InvalidInput(parsed.violations)
     return parsed.args
 
 
-def _prepare(args: TrainArgs, task: Task, save: Path) -> Prepared:
+def _prepare(args: TrainArgs, task: TrainingTask, save: Path) -> Prepared:
     whole = replace(args, streaming=False, lazy_tokenize=False)
     directory = model_source.folder(args)
     tokenizer = model_source.tokenizer(args, directory)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +12,13 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset
 from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.ordering.sample import Sampler, WholePass
 from megatron_trainer.data.streaming.items import Stream, StreamSampler, micro_batches_of
-from megatron_trainer.data.values import Item, MicroBatch
+from megatron_trainer.data.values import Indexed, MicroBatch
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
 
 
 def micro_batches(
-    items: Sequence[Item] | Stream,
+    items: Indexed | Stream,
     sampler: Sampler | WholePass | StreamSampler,
     *,
     shape: RowShape,
@@ -73,7 +73,7 @@ class _StreamedBatches(IterableDataset[MicroBatch | _Failure]):
 class _SampledBatches(Dataset[MicroBatch | _Failure]):
     """The micro-batch of any list of indices, in the form that a DataLoader asks for."""
 
-    def __init__(self, items: Sequence[Item], shape: RowShape) -> None:
+    def __init__(self, items: Indexed, shape: RowShape) -> None:
         self._items, self._shape = items, shape
 
     def __getitems__(self, indices: list[int]) -> MicroBatch | _Failure:

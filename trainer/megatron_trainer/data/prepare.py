@@ -36,8 +36,8 @@ from megatron_trainer.data.show import examples
 from megatron_trainer.data.storage.cached import open_cached, open_validation
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.streaming.items import Stream
-from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
@@ -77,7 +77,7 @@ def prepare(
     args: TrainArgs,
     tokenizer: PreTrainedTokenizerBase,
     *,
-    task: Task,
+    task: TrainingTask,
     max_length: int,
     save: Path,
     is_first_rank: bool,

@@ -12,9 +12,9 @@ from megatron_trainer.data.conversation.chat_template import TemplateSettings
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.encoding.encode import EncodeSettings
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
-from megatron_trainer.data.values import Task
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
+from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.violation import Violation
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ class DataSettings:
     hub_token: str | None
 
 
-def data_settings(args: TrainArgs, *, task: Task, max_length: int) -> DataSettings:
+def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int) -> DataSettings:
     """The settings of a run; max_length is the resolved one (the model's, where the argument is unset).
 
     Raises InvalidInput with everything that is wrong with the dataset entries and the system prompt file.
@@ -100,7 +100,9 @@ def row_shape(args: TrainArgs, *, pad_id: int) -> RowShape:
     )
 
 
-def _encode_settings(args: TrainArgs, task: Task, max_length: int, violations: list[Violation]) -> EncodeSettings:
+def _encode_settings(
+    args: TrainArgs, task: TrainingTask, max_length: int, violations: list[Violation]
+) -> EncodeSettings:
     return EncodeSettings(
         recognition=Recognition(
             columns=_columns(args.columns, violations),

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,8 +18,6 @@ if TYPE_CHECKING:
 
 IGNORED = -100
 """Label of a token that carries no loss."""
-
-Task = Literal["pt", "sft", "rlhf"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +137,14 @@ class Pair:
 
 Item = Sample | Pair | list[Sample | Pair]
 """What a dataset holds at one index: a sample, a pair, or a packed row of either."""
+
+
+class Indexed(Protocol):
+    """Items by their index, wherever they lie."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> Item: ...
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,28 +8,37 @@ Only the class is exchanged, for a subclass with the extra term, as torch.nn.uti
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_parallel_region
 
+from megatron_trainer.lora.adapter import MODULE, Adapter, Offsets, adapter_of
 from megatron_trainer.lora.names import named_modules
 
-Forward = Callable[..., object]
+Forward = Callable[..., Any]
+Output = torch.Tensor | tuple[Any, ...]
+"""Of a linear: y, or (y, bias), or with the output of the fused norm as well."""
+
+_RETURNS_NORM = "return_layernorm_output"
+_RETURNS_BIAS = ("te_return_bias", "return_bias")
+_BIAS_STAYS_OUT = "skip_bias_add"
 
 
-def attach(module: torch.nn.Module, adapter: torch.nn.Module, *, method: str = "forward") -> None:
+def attach(module: torch.nn.Module, adapter: Adapter, *, method: str = "forward") -> None:
     """From now on `module`'s method returns its result plus `adapter`'s, while the adapter is active.
 
     method: "forward", or "gating" of a router, whose forward also does the routing.
     """
     if hasattr(module, "layer_norm_weight"):  # the adapter's input is what the fused norm puts out
-        module.return_layernorm_output = True
-    module.add_module("lora", adapter)
-    module.__class__ = _adapted_class(type(module), method)
+        setattr(module, _RETURNS_NORM, True)
+    module.add_module(MODULE, adapter)
+    base: type = type(module)
+    module.__class__ = _adapted_class(base, method)
 
 
-def train_biases_of_frozen_weights(chunks: list[torch.nn.Module]) -> None:
+def train_biases_of_frozen_weights(chunks: Sequence[torch.nn.Module]) -> None:
     """Makes every linear whose bias trains and whose weight does not add its bias outside.
 
     Megatron's linear with a frozen weight returns no gradient for the bias (LinearWithFrozenWeight), so such a
@@ -37,32 +46,36 @@ def train_biases_of_frozen_weights(chunks: list[torch.nn.Module]) -> None:
     """
     for _, module in named_modules(chunks):
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
-        if isinstance(bias, torch.Tensor) and bias.requires_grad and not weight.requires_grad:
+        if not isinstance(bias, torch.Tensor) or not isinstance(weight, torch.Tensor):
+            continue
+        if bias.requires_grad and not weight.requires_grad:
             _add_bias_outside(module)
 
 
 def _add_bias_outside(linear: torch.nn.Module) -> None:
-    if getattr(linear, "skip_bias_add", False) or getattr(linear, "te_return_bias", False):
+    if getattr(linear, _BIAS_STAYS_OUT, False) or getattr(linear, _RETURNS_BIAS[0], False):
         return  # the caller adds it already
-    if hasattr(linear, "te_return_bias"):
-        linear.te_return_bias = linear.return_bias = True
-    else:
-        linear.skip_bias_add = True
-    linear.__class__ = _bias_outside_class(type(linear))
+    for name in _RETURNS_BIAS if hasattr(linear, _RETURNS_BIAS[0]) else (_BIAS_STAYS_OUT,):
+        setattr(linear, name, True)
+    base: type = type(linear)
+    linear.__class__ = _bias_outside_class(base)
 
 
 @functools.cache
-def _adapted_class(base: type[torch.nn.Module], method: str) -> type[torch.nn.Module]:
+def _adapted_class(base: type, method: str) -> type:
     members: dict[str, object] = {method: _with_adapter(getattr(base, method))}
-    if hasattr(base, "sharded_state_dict"):
-        members["sharded_state_dict"] = _with_adapter_state(base.sharded_state_dict)
+    base_state = getattr(base, "sharded_state_dict", None)
+    if base_state is not None:
+        members["sharded_state_dict"] = _with_adapter_state(base_state)
     return type(f"Adapted{base.__name__}", (base,), members)
 
 
 @functools.cache
-def _bias_outside_class(base: type[torch.nn.Module]) -> type[torch.nn.Module]:
+def _bias_outside_class(base: type) -> type:
+    linear: Any = base
+
     def forward(self: torch.nn.Module, *args: object, **kwargs: object) -> tuple[object, ...]:
-        y, bias, *normed = base.forward(self, *args, **kwargs)
+        y, bias, *normed = linear.forward(self, *args, **kwargs)
         return y + bias, None, *normed
 
     return type(f"BiasOutside{base.__name__}", (base,), {"forward": forward})
@@ -70,13 +83,14 @@ def _bias_outside_class(base: type[torch.nn.Module]) -> type[torch.nn.Module]:
 
 def _with_adapter(base_forward: Forward) -> Forward:
     @functools.wraps(base_forward)
-    def forward(self: torch.nn.Module, x: torch.Tensor, *args: object, **kwargs: object) -> object:
+    def forward(self: torch.nn.Module, x: torch.Tensor, *args: object, **kwargs: object) -> Output:
         result, seen = _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)
-        if not self.lora.active:
+        adapter = adapter_of(self)
+        if not adapter.active:
             return result
-        added = self.lora(seen, *args) if hasattr(self, "num_gemms") else self.lora(seen)
+        added = adapter(seen, *args) if hasattr(self, "num_gemms") else adapter(seen)
         if _gathers_output(self, kwargs):
-            added = gather_from_tensor_model_parallel_region(added, group=self.lora.place.group)
+            added = gather_from_tensor_model_parallel_region(added, group=adapter.group)
         return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
 
     return forward
@@ -87,22 +101,26 @@ def _with_adapter_state(base_state: Forward) -> Forward:
 
     @functools.wraps(base_state)
     def sharded_state_dict(
-        self: torch.nn.Module, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, object]:
+        self: torch.nn.Module,
+        prefix: str = "",
+        sharded_offsets: Offsets = (),
+        metadata: dict[str, Any] | None = None,
+    ) -> dict[str, Any]:
         entries = base_state(self, prefix, sharded_offsets, metadata)
-        own = {key: entry for key, entry in entries.items() if not key.startswith(f"{prefix}lora.")}
-        return {**own, **self.lora.sharded_state_dict(f"{prefix}lora.", sharded_offsets, metadata)}
+        inner = f"{prefix}{MODULE}."
+        own = {key: entry for key, entry in entries.items() if not key.startswith(inner)}
+        return {**own, **adapter_of(self).sharded_state_dict(inner, sharded_offsets, metadata)}
 
     return sharded_state_dict
 
 
-def _without_norm_output(module: torch.nn.Module, result: object, x: torch.Tensor) -> tuple[object, torch.Tensor]:
+def _without_norm_output(module: torch.nn.Module, result: Output, x: torch.Tensor) -> tuple[Output, torch.Tensor]:
     """(result as callers expect it, what the linear itself saw).
 
     A linear with a fused norm that was told to return the norm's output gives (y, bias, normed) when it returns
     a bias, else ((y, normed), None).
     """
-    if not getattr(module, "return_layernorm_output", False):
+    if not isinstance(result, tuple) or not getattr(module, _RETURNS_NORM, False):
         return result, x
     if len(result) == 3:
         return result[:2], result[2]
@@ -112,4 +130,4 @@ def _without_norm_output(module: torch.nn.Module, result: object, x: torch.Tenso
 
 def _gathers_output(module: torch.nn.Module, kwargs: Mapping[str, object]) -> bool:
     asked = kwargs.get("runtime_gather_output")
-    return getattr(module, "gather_output", False) if asked is None else asked
+    return bool(getattr(module, "gather_output", False) if asked is None else asked)

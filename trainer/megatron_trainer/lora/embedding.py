@@ -6,9 +6,10 @@ As in PEFT, A starts at zero and B is normal, and there is no dropout (a token i
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import torch
-from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
+from megatron.core.tensor_parallel.layers import VocabParallelEmbedding, set_tensor_model_parallel_attributes
 from megatron.core.tensor_parallel.mappings import (
     reduce_from_tensor_model_parallel_region,
     reduce_scatter_to_sequence_parallel_region,
@@ -16,24 +17,25 @@ from megatron.core.tensor_parallel.mappings import (
 from megatron.core.transformer.utils import ensure_metadata_has_dp_cp_group
 from megatron.core.utils import make_sharded_tensor_for_checkpoint, make_tp_sharded_tensor_for_checkpoint
 
-from megatron_trainer.lora.layer import Pair, Settings, generator_of
+from megatron_trainer.lora.adapter import Adapter, Offsets, Pair, Settings
+from megatron_trainer.lora.layer import generator_of
+from megatron_trainer.megatron.marks import sum_over_sequence
 
 
-class EmbeddingAdapter(torch.nn.Module):
+class EmbeddingAdapter(Adapter):
     """A [r, V/tp] and B [H, r] of a VocabParallelEmbedding (V vocabulary, H hidden size)."""
 
-    def __init__(self, name: str, table: torch.nn.Module, settings: Settings) -> None:
+    def __init__(self, name: str, table: VocabParallelEmbedding, settings: Settings) -> None:
         super().__init__()
-        weight = table.weight
+        weight: torch.nn.Parameter = table.weight
         self.settings = settings
-        self.active = True
         self.group = table.tp_group
-        self.first_token = table.vocab_start_index
-        self.scattered = table.reduce_scatter_embeddings
+        self.first_token: int = table.vocab_start_index
+        self.scattered: bool = table.reduce_scatter_embeddings
         self.A = torch.nn.Parameter(weight.new_zeros(settings.rank, weight.shape[0]))
         self.B = torch.nn.Parameter(_normal(name, weight, settings))
         set_tensor_model_parallel_attributes(self.A, is_parallel=True, dim=1, stride=1)
-        self.B.sequence_parallel = self.scattered
+        sum_over_sequence(self.B, is_summed=self.scattered)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
         """What the adapter adds to the embeddings of `tokens` [B, T], in the embedding's own layout."""
@@ -49,11 +51,11 @@ class EmbeddingAdapter(torch.nn.Module):
 
     def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
         """The table [V/tp, H] of `base` and its A and B."""
-        yield Pair(weight=base.weight, a=self.A, b=self.B, transposed=True)
+        yield Pair(weight=base.get_parameter("weight"), a=self.A, b=self.B, transposed=True)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, object]:
+        self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A split by vocabulary (padding may differ between layouts) and B whole."""
         groups = {
             "tp_group": self.group,

@@ -74,9 +74,12 @@ def _whole_size(name: str, parameter: torch.nn.Parameter) -> int:
     """Elements over all tensor-parallel ranks, so that a ratio freezes the same share in every layout."""
     if not getattr(parameter, "tensor_model_parallel", False):
         return parameter.numel()
-    if is_expert(name):
-        return parameter.numel() * parallel_state.get_expert_tensor_parallel_world_size()
-    return parameter.numel() * parallel_state.get_tensor_model_parallel_world_size()
+    num_shares: int = (
+        parallel_state.get_expert_tensor_parallel_world_size()
+        if is_expert(name)
+        else parallel_state.get_tensor_model_parallel_world_size()
+    )
+    return parameter.numel() * num_shares
 
 
 def _refuse_unmatched(names: list[str], args: TrainArgs) -> None:

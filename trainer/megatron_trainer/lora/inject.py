@@ -13,13 +13,16 @@ from types import MappingProxyType
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.router import Router
 
 from megatron_trainer.lora import agree, select
+from megatron_trainer.lora.adapter import Settings
 from megatron_trainer.lora.attach import attach, train_biases_of_frozen_weights
 from megatron_trainer.lora.embedding import EmbeddingAdapter
 from megatron_trainer.lora.grouped import GroupedAdapter
-from megatron_trainer.lora.layer import LinearAdapter, Settings
+from megatron_trainer.lora.layer import LinearAdapter
+from megatron_trainer.lora.merge import keep_original
 from megatron_trainer.lora.names import is_adapter, named_modules, named_parameters, unwrapped
 from megatron_trainer.lora.placement import placement
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
@@ -73,19 +76,21 @@ def add_adapters(
     return len(chosen.names)
 
 
-def _adapt(name: str, module: torch.nn.Module, numbers: Settings, config: object) -> None:
-    if hasattr(module, "num_gemms"):
-        names = _grouped_names(name, module.num_gemms)
-        attach(module, GroupedAdapter(names, placement(name, module.weight0, config), numbers))
+def _adapt(name: str, module: torch.nn.Module, numbers: Settings, config: TransformerConfig) -> None:
+    num_local = getattr(module, "num_gemms", None)  # of TransformerEngine's grouped linear
+    if num_local is not None:
+        place = placement(name, module.get_parameter("weight0"), config)
+        attach(module, GroupedAdapter(_grouped_names(name, num_local), place, numbers))
         return
     match select.kind(name, module):
         case "embedding":
             attach(module, EmbeddingAdapter(name, module, numbers))
         case "router":
-            place = placement(name, module.weight, config)
+            place = placement(name, module.get_parameter("weight"), config)
             attach(module, LinearAdapter(name, place, numbers), method="gating")
         case _:
-            attach(module, LinearAdapter(name, placement(name, module.weight, config), numbers))
+            place = placement(name, module.get_parameter("weight"), config)
+            attach(module, LinearAdapter(name, place, numbers))
 
 
 def _grouped_names(name: str, num_local: int) -> list[str]:
@@ -103,7 +108,7 @@ def _train_in_full(
             continue
         parameter.requires_grad_(True)
         if keep_originals:
-            parameter.original = parameter.detach().clone()
+            keep_original(parameter)
     train_biases_of_frozen_weights(chunks)
 
 

@@ -15,7 +15,7 @@ import hashlib
 import math
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from typing import Any
 
 import torch
 from megatron.core.tensor_parallel.layers import set_tensor_model_parallel_attributes
@@ -27,63 +27,20 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, get_expert_parallel_rng_tracker_name
 
+from megatron_trainer.lora.adapter import Adapter, Offsets, Pair, Settings
 from megatron_trainer.lora.placement import Placement
 from megatron_trainer.lora.sharding import sharded_pair
+from megatron_trainer.megatron.marks import reduce_over_data, sum_over_sequence
 
 
-@dataclass(frozen=True, kw_only=True)
-class Settings:
-    """The numbers that every adapter of a run shares; `seed` and the module's name decide the first A.
-
-    parts: adapters that are side by side in one: those of q, k and v with an A each are one of three times the rank.
-    """
-
-    rank: int
-    alpha: int
-    dropout: float
-    rank_stabilized: bool
-    seed: int
-    parts: int = 1
-
-    @property
-    def width(self) -> int:
-        """Rows of A and columns of B."""
-        return self.rank * self.parts
-
-    @property
-    def scale(self) -> float:
-        """alpha / r, or alpha / sqrt(r) when rank-stabilised (Kalajdzievski 2023)."""
-        return self.alpha / (math.sqrt(self.rank) if self.rank_stabilized else self.rank)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pair:
-    """One adapted weight with this rank's parts of A and B; transposed when the weight is a table [I, O]."""
-
-    weight: torch.nn.Parameter
-    a: torch.nn.Parameter
-    b: torch.nn.Parameter
-    transposed: bool = False
-
-    @property
-    def rank(self) -> int:
-        """Rows of A."""
-        return self.a.shape[0]
-
-    def delta(self, scale: float) -> torch.Tensor:
-        """What merging adds to this rank's part of the weight, float32."""
-        product = scale * (self.b.float() @ self.a.float())
-        return product.t() if self.transposed else product
-
-
-class LinearAdapter(torch.nn.Module):
+class LinearAdapter(Adapter):
     """A and B of one linear. Adds nothing at first: A is Kaiming-uniform, B is zero (Hu et al. 2021)."""
 
     def __init__(self, name: str, place: Placement, settings: Settings) -> None:
         super().__init__()
         self.place = place
+        self.group = place.group
         self.settings = settings
-        self.active = True
         self.A = torch.nn.Parameter(share_of_A(kaiming_uniform(name, place.in_features, settings), place))
         rows = place.out_features // (place.size if place.split == "column" else 1)
         self.B = torch.nn.Parameter(torch.zeros(rows, settings.width, dtype=place.dtype, device=place.device))
@@ -96,11 +53,11 @@ class LinearAdapter(torch.nn.Module):
 
     def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
         """The weight of `base` and its A and B."""
-        yield Pair(weight=base.weight, a=self.A, b=self.B)
+        yield Pair(weight=base.get_parameter("weight"), a=self.A, b=self.B)
 
     def sharded_state_dict(
-        self, prefix: str = "", sharded_offsets: tuple = (), metadata: dict | None = None
-    ) -> dict[str, object]:
+        self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
         """A and B for a distributed checkpoint, cut like the weight, so that any layout can load them."""
         return sharded_pair(self.A, self.B, self.place, prefix, sharded_offsets, metadata)
 
@@ -140,32 +97,36 @@ def mark(a: torch.nn.Parameter, b: torch.nn.Parameter, place: Placement) -> None
     rank: the gradient norm takes unsplit parameters from tensor-parallel rank 0 only, and another expert lies there.
     """
     for parameter in (a, b):
-        parameter.allreduce = place.data_parallel_all_reduce
+        reduce_over_data(parameter, over_all_ranks=place.data_parallel_all_reduce)
     if place.split == "row" or place.expert:
         set_tensor_model_parallel_attributes(a, is_parallel=True, dim=1, stride=1)
     if place.split == "column" or place.expert:
         set_tensor_model_parallel_attributes(b, is_parallel=True, dim=0, stride=1)
     if place.sequence_parallel:
-        a.sequence_parallel = place.split != "row"
-        b.sequence_parallel = place.split != "column"
+        sum_over_sequence(a, is_summed=place.split != "row")
+        sum_over_sequence(b, is_summed=place.split != "column")
 
 
 def dropout_generator(place: Placement) -> AbstractContextManager[None]:
     """The random stream for dropping inputs: one for all ranks that see the same input, else one each."""
+    generator: AbstractContextManager[None] = nullcontext()
     if place.expert:
-        return get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name())
-    if place.split == "row" or place.sequence_parallel:
-        return get_cuda_rng_tracker().fork()
-    return nullcontext()
+        generator = get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name())
+    elif place.split == "row" or place.sequence_parallel:
+        generator = get_cuda_rng_tracker().fork()
+    return generator
 
 
 def _exchanged(low: torch.Tensor, place: Placement) -> torch.Tensor:
     if place.split == "none":
         return low
-    if place.split == "column" and place.sequence_parallel:
-        return gather_from_sequence_parallel_region(low, group=place.group)
     if place.split == "column":
-        return copy_to_tensor_model_parallel_region(low, group=place.group)
-    if place.sequence_parallel:
-        return reduce_scatter_to_sequence_parallel_region(low, group=place.group)
-    return reduce_from_tensor_model_parallel_region(low, group=place.group)
+        exchange = (
+            gather_from_sequence_parallel_region if place.sequence_parallel else copy_to_tensor_model_parallel_region
+        )
+    elif place.sequence_parallel:
+        exchange = reduce_scatter_to_sequence_parallel_region
+    else:
+        exchange = reduce_from_tensor_model_parallel_region
+    exchanged: torch.Tensor = exchange(low, group=place.group)
+    return exchanged

@@ -7,10 +7,11 @@ name has to mean the same weights however the model is split, so both are counte
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
 
 _LAYER = re.compile(r"^(decoder\.layers)\.(\d+)(?=\.|$)")
 _EXPERT = re.compile(r"(\.local_experts)\.(\d+)(?=\.|$)")
@@ -18,14 +19,15 @@ TIED_OUTPUT = "output_layer.weight"
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
 
 
-def unwrapped(chunk: torch.nn.Module) -> torch.nn.Module:
+def unwrapped(chunk: torch.nn.Module) -> GPTModel:
     """The language model itself, without the wrappers for data parallelism and mixed precision."""
-    while hasattr(chunk, "module"):
-        chunk = chunk.module
-    return chunk
+    model: GPTModel = chunk
+    while hasattr(model, "module"):
+        model = model.module
+    return model
 
 
-def whole_model_name(chunk: torch.nn.Module, name: str) -> str:
+def whole_model_name(chunk: GPTModel, name: str) -> str:
     """`decoder.layers.0...` of the second of two stages of four layers each -> `decoder.layers.4...`.
 
     The copy of tied word embeddings that the last stage keeps as its output layer goes by the embedding's name.
@@ -39,7 +41,7 @@ def whole_model_name(chunk: torch.nn.Module, name: str) -> str:
     return _EXPERT.sub(lambda match: _whole_expert(chunk, match), f"{layer[1]}.{number}{name[layer.end() :]}")
 
 
-def _whole_expert(chunk: torch.nn.Module, match: re.Match[str]) -> str:
+def _whole_expert(chunk: GPTModel, match: re.Match[str]) -> str:
     num_local = chunk.config.num_moe_experts // parallel_state.get_expert_model_parallel_world_size()
     first = parallel_state.get_expert_model_parallel_rank() * num_local
     return f"{match[1]}.{first + int(match[2])}"
@@ -50,14 +52,14 @@ def is_adapter(name: str) -> bool:
     return ".lora." in name
 
 
-def named_parameters(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
+def named_parameters(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Parameter]]:
     """Every parameter of this rank under its whole-model name, in model order."""
     for chunk in map(unwrapped, chunks):
         for name, parameter in chunk.named_parameters():
             yield whole_model_name(chunk, name), parameter
 
 
-def named_modules(chunks: list[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
+def named_modules(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:
     """Every module of this rank under its whole-model name, in model order, without the model itself."""
     for chunk in map(unwrapped, chunks):
         for name, module in chunk.named_modules():

@@ -10,6 +10,9 @@ from typing import Literal
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
+
+from megatron_trainer.megatron.marks import split_dim
 
 Split = Literal["column", "row", "none"]
 
@@ -37,7 +40,7 @@ class Placement:
     device: torch.device
 
 
-def placement(name: str, weight: torch.nn.Parameter, config: object) -> Placement:
+def placement(name: str, weight: torch.nn.Parameter, config: TransformerConfig) -> Placement:
     """Where the weight [rows, columns] of the module called `name` lies.
 
     Experts are split over the expert tensor-parallel group and see their tokens whole, whatever the sequence does.
@@ -70,12 +73,16 @@ def is_expert(name: str) -> bool:
 
 
 def _group(*, expert: bool) -> torch.distributed.ProcessGroup:
-    if expert:
-        return parallel_state.get_expert_tensor_parallel_group()
-    return parallel_state.get_tensor_model_parallel_group()
+    group: torch.distributed.ProcessGroup = (
+        parallel_state.get_expert_tensor_parallel_group()
+        if expert
+        else parallel_state.get_tensor_model_parallel_group()
+    )
+    return group
 
 
 def _split(weight: torch.nn.Parameter) -> Split:
-    if not getattr(weight, "tensor_model_parallel", False):
+    dim = split_dim(weight)
+    if dim is None:
         return "none"
-    return "row" if weight.partition_dim == 1 else "column"
+    return "row" if dim == 1 else "column"

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree, select
@@ -54,7 +55,7 @@ def _unmatched(argument: str, selection: select.Selection, available: Mapping[st
     return select.nothing_matches(argument, unmatched, agree.union(available))
 
 
-def _wrong_for_experts(config: object, wishes: Wishes) -> Iterator[Violation]:
+def _wrong_for_experts(config: TransformerConfig, wishes: Wishes) -> Iterator[Violation]:
     size = parallel_state.get_expert_tensor_parallel_world_size()
     if size > 1 and any(map(is_expert, wishes.adapted.names)):
         yield _violation(

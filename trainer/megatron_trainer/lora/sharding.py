@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from megatron.core.transformer.mlp import apply_swiglu_sharded_factory
 from megatron.core.transformer.utils import (
@@ -9,6 +11,7 @@ from megatron.core.transformer.utils import (
     make_sharded_tensors_for_checkpoint,
 )
 
+from megatron_trainer.lora.adapter import Offsets
 from megatron_trainer.lora.placement import Placement
 
 
@@ -17,9 +20,9 @@ def sharded_pair(
     b: torch.Tensor,
     place: Placement,
     prefix: str,
-    sharded_offsets: tuple,
-    metadata: dict | None,
-) -> dict[str, object]:
+    sharded_offsets: Offsets,
+    metadata: dict[str, Any] | None,
+) -> dict[str, Any]:
     """`{prefix}A` and `{prefix}B` as sharded tensors, on the layer and expert axes that the offsets name.
 
     B of a gated fc1 is two halves like its weight, and B of an output layer may be padded like its weight;
@@ -27,7 +30,7 @@ def sharded_pair(
     """
     metadata = ensure_metadata_has_dp_cp_group(metadata)
     axes = {"row": {"A": 1}, "column": {"B": 0}, "none": {}}[place.split]
-    entries = make_sharded_tensors_for_checkpoint(
+    entries: dict[str, Any] = make_sharded_tensors_for_checkpoint(
         {"A": a, "B": b},
         prefix,
         axes,

@@ -60,7 +60,8 @@ def _final_norm(implementation: Implementation) -> type:
         return RMSNorm
     from megatron.core.extensions.transformer_engine import TENorm
 
-    return TENorm
+    fused: type = TENorm
+    return fused
 
 
 def _layer(

@@ -96,5 +96,5 @@ def _set_latent_attention(model: GPTModel, spec: ModelSpec) -> None:
             attention.rotary_pos_emb = rope.ScaledRotaryEmbedding(spec.model, inverse, factor, rotary.cp_group)
         for name in ("q_layernorm", "kv_layernorm", "linear_q_up_proj", "linear_kv_up_proj"):
             part = getattr(attention, name, None)
-            if hasattr(part, "eps"):
+            if part is not None and hasattr(part, "eps"):
                 part.eps = spec.model.latent_norm_epsilon

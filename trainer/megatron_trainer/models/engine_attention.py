@@ -13,7 +13,7 @@ from megatron.core.transformer.enums import AttnMaskType
 from torch import Tensor
 
 
-class LeftPaddedAttention(TEDotProductAttention):
+class LeftPaddedAttention(TEDotProductAttention):  # type: ignore[misc]  # megatron-core has no types
     """Attention under the mask of a padded batch; a sliding window comes on top of it."""
 
     def forward(
@@ -28,4 +28,5 @@ class LeftPaddedAttention(TEDotProductAttention):
     ) -> Tensor:
         """As TEDotProductAttention. attention_mask: bool [B, 1, T, T], True where attention is forbidden."""
         kind = attn_mask_type if attention_mask is None else AttnMaskType.arbitrary
-        return super().forward(query, key, value, attention_mask, kind, *args, **kwargs)
+        attended: Tensor = super().forward(query, key, value, attention_mask, kind, *args, **kwargs)
+        return attended

@@ -12,6 +12,8 @@ from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
 from torch import Tensor
 
+from megatron_trainer.megatron.marks import sum_over_sequence
+
 
 class RMSNorm(torch.nn.Module):
     """Root-mean-square norm as the Hugging Face models compute it: in float32, cast back, then scaled.
@@ -24,7 +26,7 @@ class RMSNorm(torch.nn.Module):
         super().__init__()
         self.eps = eps
         self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        sum_over_sequence(self.weight, is_summed=config.sequence_parallel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised over the last dimension, in the type of x."""
@@ -53,7 +55,7 @@ class ReplicatedLinear(torch.nn.Module):
         super().__init__()
         self.config = config
         self.weight = torch.nn.Parameter(torch.empty(output_size, input_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        sum_over_sequence(self.weight, is_summed=config.sequence_parallel)
         if config.perform_initialization and init_method is not None:
             init_method(self.weight)
 
@@ -62,7 +64,7 @@ class ReplicatedLinear(torch.nn.Module):
         return torch.nn.functional.linear(x, self.weight), None
 
 
-class AttentionOnPlainQueries(MLASelfAttention):
+class AttentionOnPlainQueries(MLASelfAttention):  # type: ignore[misc]  # megatron-core has no types
     """Latent attention that compresses keys and values but not queries, as DeepSeek-V2-Lite.
 
     megatron-core would put the norm that it has no compressed query for before the query projection; the model has
@@ -92,7 +94,7 @@ class PostNormAdd(torch.nn.Module):
 
     def forward(self, training: bool, fused: bool) -> Callable[..., Tensor]:  # noqa: FBT001 - megatron's signature
         """The function that megatron-core calls with (output, bias), residual and dropout probability."""
-        add = get_bias_dropout_add(training, fused)
+        add: Callable[..., Tensor] = get_bias_dropout_add(training, fused)
 
         def norm_and_add(output_with_bias: tuple[Tensor, Tensor | None], *rest: Any) -> Tensor:  # noqa: ANN401
             output, bias = output_with_bias

@@ -25,7 +25,7 @@ from torch import Tensor
 from megatron_trainer.parallel import bounds, context_positions
 
 
-class CoreAttention(MegatronModule):
+class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
     """Causal attention over each sequence by itself. Takes the place of megatron-core's
     DotProductAttention.
     """
@@ -147,8 +147,9 @@ class CoreAttention(MegatronModule):
 def _starts(packed_seq_params: PackedSeqParams | None) -> Tensor | None:
     if packed_seq_params is None:
         return None
-    padded = packed_seq_params.cu_seqlens_q_padded
-    return padded if padded is not None else packed_seq_params.cu_seqlens_q
+    padded: Tensor | None = packed_seq_params.cu_seqlens_q_padded
+    unpadded: Tensor | None = packed_seq_params.cu_seqlens_q
+    return padded if padded is not None else unpadded
 
 
 def _visible(attention_mask: Tensor) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from megatron.core import parallel_state
 from torch import Tensor
 
@@ -21,7 +22,7 @@ def mask_padded_columns(logits: Tensor, spec: ModelSpec) -> Tensor:
     num_real = num_real_columns(logits, spec)
     if num_real == width:
         return logits
-    padded = logits.new_zeros(width, dtype=bool)
+    padded = logits.new_zeros(width, dtype=torch.bool)
     padded[num_real:] = True
     return logits.masked_fill(padded, _NEVER)
 
@@ -29,5 +30,5 @@ def mask_padded_columns(logits: Tensor, spec: ModelSpec) -> Tensor:
 def num_real_columns(logits: Tensor, spec: ModelSpec) -> int:
     """Columns of this rank that stand for a token; those after them are padding. logits: as above."""
     width = logits.size(-1)
-    first = parallel_state.get_tensor_model_parallel_rank() * width
+    first: int = parallel_state.get_tensor_model_parallel_rank() * width
     return min(max(spec.vocab_size - first, 0), width)

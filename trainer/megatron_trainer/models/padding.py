@@ -11,7 +11,7 @@ from megatron.core.transformer import TransformerLayer
 from torch import Tensor
 
 
-class PaddingFreeFeedForwardLayer(TransformerLayer):
+class PaddingFreeFeedForwardLayer(TransformerLayer):  # type: ignore[misc]  # megatron-core has no types
     """A transformer layer for padded rows; padding keeps what it was before the block, and nobody attends to it.
 
     Which tokens are real is read from the attention mask of the very call, so that recomputation finds the same ones.

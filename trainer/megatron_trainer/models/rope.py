@@ -34,8 +34,10 @@ def _unscaled(model: Model) -> torch.Tensor:
     return torch.as_tensor(1.0 / model.rotary.base**exponents)
 
 
-class ScaledRotaryEmbedding(RotaryEmbedding):
+class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-core has no types
     """Fixed frequencies and a factor on cosine and sine, in the form that latent attention asks its YaRN for."""
+
+    inv_freq: torch.Tensor
 
     def __init__(self, model: Model, inverse: torch.Tensor, factor: float, cp_group: ProcessGroup) -> None:
         super().__init__(model.qk_rope_size, rotary_percent=1.0, rotary_base=model.rotary.base, cp_group=cp_group)

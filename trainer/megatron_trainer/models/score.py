@@ -21,6 +21,7 @@ from torch.nn.functional import linear, one_hot
 
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.megatron.marks import sum_over_sequence
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,7 @@ class ScoreLayer(nn.Module):
         super().__init__()
         self.sequence_parallel = config.sequence_parallel
         self.weight = nn.Parameter(torch.empty(num_scores, config.hidden_size, dtype=config.params_dtype))
-        self.weight.sequence_parallel = config.sequence_parallel
+        sum_over_sequence(self.weight, is_summed=config.sequence_parallel)
         if config.perform_initialization:
             config.init_method(self.weight)
 

@@ -72,7 +72,7 @@ class SequenceSums:
         places_L = torch.arange(len(flat_LH), device=flat_LH.device)
         if not split:
             places_L = trained_L.nonzero().flatten() if bool(trained_L.any()) else places_L[:1]
-        for own_N in places_L.split(size):
+        for own_N in torch.split(places_L, size):
             # The same places on every rank's part, in the order in which the output layer gathers them.
             all_N = torch.cat([own_N + part * len(flat_LH) for part in range(parts)])
             yield (
@@ -83,7 +83,8 @@ class SequenceSums:
             )
 
     def _width(self) -> int:
-        return self.spec.padded_vocab_size // parallel_state.get_tensor_model_parallel_world_size()
+        tensor_ranks: int = parallel_state.get_tensor_model_parallel_world_size()
+        return self.spec.padded_vocab_size // tensor_ranks
 
     def _token_scores(
         self, hidden_N1H: Tensor, labels_N: Tensor, output_layer: nn.Module, output_weight: Tensor | None

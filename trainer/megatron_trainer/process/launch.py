@@ -14,7 +14,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
@@ -81,7 +81,7 @@ def _die_with_parent() -> None:
 
 
 @contextlib.contextmanager
-def _forwarding_termination(ranks: Sequence[Rank]):  # noqa: ANN202  # a context manager's generator
+def _forwarding_termination(ranks: Sequence[Rank]) -> Iterator[None]:
     def forward(_signal: int, _frame: FrameType | None) -> None:
         for rank in ranks:
             if rank.process.poll() is None:

@@ -9,7 +9,7 @@ from typing import Any
 from megatron_trainjob import input_file
 from megatron_trainjob.args.cli import PATH
 from megatron_trainjob.args.field import Task
-from megatron_trainjob.args.parse import Parsed, parse
+from megatron_trainjob.args.parse import Accepted, Parsed, Refused, parse
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.checkpoint_folder import RECORD
 from megatron_trainjob.violation import Violation
@@ -20,24 +20,24 @@ OF_MODEL_AND_TEMPLATE = frozenset(
 OF_DATA = frozenset(name for name, argument in ARGUMENTS.items() if argument.group == "base_data")
 
 
-def complete(parsed: Parsed, task: Task, *, world_size: int) -> Parsed:
+def complete(parsed: Accepted, task: Task, *, world_size: int) -> Parsed:
     """The arguments with those that the user left unset and asked to take over; judged again as a whole.
 
     The model is taken over whenever it is unset. Nothing changes for a run that starts from no checkpoint.
     """
     args = parsed.args
-    names = _wanted(args) - parsed.given if args else frozenset()
-    source = args and (args.load or args.adapter_load)
+    names = _wanted(args) - parsed.given
+    source = args.load or args.adapter_load
     if not names or not source:
         return parsed
     recorded = _read(Path(source))
     if isinstance(recorded, Violation):
-        return Parsed(args=None, violations=(recorded,))
+        return Refused(violations=(recorded,))
     taken = {name: value for name, value in recorded.items() if name in names and value != ARGUMENTS[name].default}
     given = {name: _plain(getattr(args, name)) for name in parsed.given}
     again = parse({**taken, **given}, task=task, path=PATH, world_size=world_size)
-    lacking = _lacking(again.args, f"{source}/{RECORD}") if again.args else ()
-    return Parsed(args=None, violations=lacking) if lacking else again
+    lacking = _lacking(again.args, f"{source}/{RECORD}") if isinstance(again, Accepted) else ()
+    return Refused(violations=lacking) if lacking else again
 
 
 def _lacking(args: TrainArgs, record: str) -> tuple[Violation, ...]:

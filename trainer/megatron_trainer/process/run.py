@@ -21,8 +21,10 @@ from megatron_trainer.train import setup
 from megatron_trainer.train.loop import fit
 from megatron_trainer.train.outputs import write_outputs
 from megatron_trainjob.args.cli import parse_command_line
-from megatron_trainjob.args.parse import Parsed
+from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
+from megatron_trainjob.args.parse import Accepted, Parsed, Refused
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.progress import Phase
 
 logger = logging.getLogger(__name__)
 
@@ -37,9 +39,10 @@ def main(argv: Sequence[str]) -> int:
     termination = Termination()
     termination.listen()
     try:
-        parsed = parse(argv, env)
-        setup_logging(env, logging.getLevelName((parsed.args.logging_level or "INFO").upper()))
-        train(parsed, argv[0], env, termination)
+        task = _task(argv[0])
+        accepted = parse(argv[1:], task, env)
+        setup_logging(env, logging.getLevelName((accepted.args.logging_level or "INFO").upper()))
+        train(accepted, task, env, termination)
     except TrainingError as err:
         return _fail(env, termination, err.exit_code, str(err))
     except BaseException as err:  # also torch's CheckpointException, a panic of a Rust library, SystemExit
@@ -48,37 +51,37 @@ def main(argv: Sequence[str]) -> int:
     return ExitCode.OK
 
 
-def parse(argv: Sequence[str], env: Environment) -> Parsed:
-    """The parsed command line, judged for this number of ranks.
+def parse(argv: Sequence[str], task: TrainingTask, env: Environment) -> Accepted:
+    """The arguments of the command line, judged for this number of ranks.
 
     Raises:
         InvalidInput: with every violation.
     """
-    parsed = inherit.complete(
-        parse_command_line(argv[1:], argv[0], world_size=env.world_size), argv[0], world_size=env.world_size
-    )
+    parsed: Parsed = parse_command_line(argv, task, world_size=env.world_size)
+    if isinstance(parsed, Accepted):
+        parsed = inherit.complete(parsed, task, world_size=env.world_size)
     for warning in parsed.warnings:
         logger.warning("%s", warning)
-    if parsed.args is None or parsed.violations:
+    if isinstance(parsed, Refused):
         raise InvalidInput(parsed.violations)
     return parsed
 
 
-def train(parsed: Parsed, task: str, env: Environment, termination: Termination) -> None:
+def train(accepted: Accepted, task: TrainingTask, env: Environment, termination: Termination) -> None:
     """Builds and runs; returns when the run is complete.
 
     Raises:
         TrainingError: PREEMPTED when it was asked to stop (its state is saved), or why it failed.
     """
-    backend = setup.start_process(env, parsed.args)
-    run, state = setup.build(parsed, task, env, backend, termination)
+    backend = setup.start_process(env, accepted.args)
+    run, state = setup.build(accepted, task, env, backend, termination)
     try:
         termination.wait_for_step()
         with garbage.controlled(run.args):
             state = fit(run, state)
         is_done = not termination.is_requested or state.iteration >= run.total_iterations
         outputs = write_outputs(run, state, is_done=is_done)
-        phase = "finished" if is_done else "stopped"
+        phase: Phase = "finished" if is_done else "stopped"
         run.reporter.finish(FinishRecord(phase=phase, iteration=state.iteration, outputs=outputs))
     finally:
         run.reporter.close()
@@ -99,6 +102,10 @@ def setup_logging(env: Environment, level: int) -> None:
     for library in CHATTY_LIBRARIES:
         logging.getLogger(library).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
     warnings.simplefilter("default" if level <= logging.DEBUG else "ignore")
+
+
+def _task(name: str) -> TrainingTask:
+    return next(task for task in TRAINING_TASKS if task == name)  # __main__ starts ranks for no other
 
 
 def _fail(env: Environment, termination: Termination, exit_code: int, message: str) -> int:

@@ -61,5 +61,6 @@ def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
         return None
     if not config.sequence_parallel or get_attr_wrapped_model(model, "pre_process"):
         return padding_BT
-    size, rank = parallel_state.get_tensor_model_parallel_world_size(), parallel_state.get_tensor_model_parallel_rank()
+    size: int = parallel_state.get_tensor_model_parallel_world_size()
+    rank: int = parallel_state.get_tensor_model_parallel_rank()
     return padding_BT.chunk(size, dim=1)[rank].contiguous()

@@ -8,23 +8,28 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from itertools import islice
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.loader import micro_batches
 from megatron_trainer.data.ordering.sample import Sampler, Stretch, WholePass
+from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.data.streaming.items import Stream, StreamSampler
-from megatron_trainer.data.values import Item, MicroBatch
+from megatron_trainer.data.values import Indexed, MicroBatch
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
 
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
     """A set or a stream of items to train on and how they become global batches. sampler: at the start of the data."""
 
-    items: Sequence[Item] | Stream
+    items: Indexed | Stream
     sampler: Sampler | StreamSampler
     shape: RowShape
     num_micro_batches: int
@@ -66,7 +71,7 @@ class Feed:
 class EvaluationFeed:
     """Validation items, every one of them once and in order, as global batches of which the last may be short."""
 
-    items: Sequence[Item]
+    items: Indexed
     order: WholePass
     shape: RowShape
     num_micro_batches: int
@@ -83,8 +88,60 @@ class EvaluationFeed:
             yield batches
 
 
+def feeds(args: TrainArgs, data: Prepared, shape: RowShape) -> tuple[Feed, EvaluationFeed | None]:
+    """What to train on, from its start, and what to evaluate on if there is any."""
+    world_size = dist.get_world_size()
+    num_micro_batches = derive.num_micro_batches(args, world_size)
+    num_workers = derive.num_workers(args)
+    train = Feed(
+        items=data.train,
+        sampler=_train_order(args, data, world_size),
+        shape=shape,
+        num_micro_batches=num_micro_batches,
+        num_workers=num_workers,
+    )
+    if not data.validation:
+        return train, None
+    in_order = WholePass(
+        num_items=len(data.validation),
+        micro_batch_size=args.micro_batch_size,
+        data_parallel_rank=parallel.coordinates().data,
+        data_parallel_size=derive.data_parallel_size(args, world_size),
+    )
+    validation = EvaluationFeed(
+        items=data.validation,
+        order=in_order,
+        shape=shape,
+        num_micro_batches=num_micro_batches,
+        num_workers=num_workers,
+    )
+    return train, validation
+
+
+def _train_order(args: TrainArgs, data: Prepared, world_size: int) -> Sampler | StreamSampler:
+    data_parallel_rank = parallel.coordinates().data
+    data_parallel_size = derive.data_parallel_size(args, world_size)
+    if data.num_items is None:
+        return StreamSampler(
+            micro_batch_size=args.micro_batch_size,
+            data_parallel_rank=data_parallel_rank,
+            data_parallel_size=data_parallel_size,
+            num_epochs=args.max_epochs,
+        )
+    lengths = torch.from_numpy(data.lengths) if args.group_by_length and data.lengths is not None else None
+    return Sampler(
+        num_items=data.num_items,
+        micro_batch_size=args.micro_batch_size,
+        data_parallel_rank=data_parallel_rank,
+        data_parallel_size=data_parallel_size,
+        dataloader_type="single" if args.dataloader_type == "single" else "cyclic",  # external is a stream's
+        num_epochs=args.max_epochs,
+        lengths=lengths,
+    )
+
+
 def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on the device; cu_seqlens too, which kernels read there."""
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
-    moved = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if torch.is_tensor(t)}
+    moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if torch.is_tensor(t)}
     return replace(batch, **moved)

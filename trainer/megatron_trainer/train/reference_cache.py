@@ -69,8 +69,8 @@ def with_known_reference(
     if missing:
         reference = open_reference()
         for store in missing:
-            found[store] = _ask(args, reference, store, shape, backend)
-            _write(found[store], files[store])
+            found[store] = values = _ask(args, reference, store, shape, backend)
+            _write(values, files[store])
     known = {store.directory: values for store, values in found.items() if values is not None}
     validation = None if data.validation is None else with_reference(data.validation, known)
     return replace(data, train=with_reference(data.train, known), validation=validation)
@@ -107,7 +107,7 @@ def _read(path: Path) -> Values | None:
     return found[0]
 
 
-def _write(values: Values | None, path: Path) -> None:
+def _write(values: Values, path: Path) -> None:
     if dist.get_rank() == 0:
         path.parent.mkdir(parents=True, exist_ok=True)
         aside = path.with_name(f"{path.name}.part.npy")

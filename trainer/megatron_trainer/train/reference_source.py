@@ -23,7 +23,7 @@ from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
-from megatron_trainer.lora.merge import adapters_disabled
+from megatron_trainer.lora.merge import adapters_disabled, original_of
 from megatron_trainer.lora.names import is_adapter, named_parameters
 from megatron_trainer.models.build import build_model
 from megatron_trainer.models.spec import ModelSpec
@@ -87,7 +87,7 @@ def _load_base(args: TrainArgs, models: list[GPTModel]) -> None:
 
 def _bare(models: list[GPTModel]) -> Engine:
     """An engine that cannot train, for reading checkpoints."""
-    return Engine(config=models[0].config, models=models, chunks=(), optimizer=None)  # type: ignore[arg-type]
+    return Engine(config=models[0].config, models=models, chunks=(), optimizer=None)
 
 
 def _other_adapter(args: TrainArgs, spec: ModelSpec, engine: Engine) -> Reference:
@@ -127,7 +127,7 @@ def _renew_originals(args: TrainArgs, engine: Engine) -> None:
     with torch.no_grad():
         for name, parameter in named_parameters(engine.models):
             if parameter.requires_grad and not is_adapter(name):
-                parameter.original.copy_(parameter)
+                original_of(parameter).copy_(parameter)
 
 
 @contextmanager

@@ -50,5 +50,6 @@ def _num_shares(name: str) -> int:
     """Ranks whose values of a layer are averaged: tensor and context ranks hold parts of a balancing loss, which add
     up, but each its own mean of the z-loss.
     """
-    holders = parallel_state.get_data_parallel_world_size(with_context_parallel=name == "z_loss")
-    return holders * (parallel_state.get_tensor_model_parallel_world_size() if name == "z_loss" else 1)
+    holders: int = parallel_state.get_data_parallel_world_size(with_context_parallel=name == "z_loss")
+    tensor_ranks: int = parallel_state.get_tensor_model_parallel_world_size()
+    return holders * (tensor_ranks if name == "z_loss" else 1)

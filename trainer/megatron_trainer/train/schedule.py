@@ -58,6 +58,6 @@ def _late_share(style: LateStyle, ratio: float) -> float:
         case "cosine":
             return (1 + math.cos(math.pi * ratio)) / 2
         case "exponential":
-            return 2 * 0.5**ratio - 1
+            return 2 * math.pow(0.5, ratio) - 1
         case "minus_sqrt":
             return 1 - math.sqrt(ratio)

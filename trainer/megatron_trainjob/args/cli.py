@@ -9,7 +9,7 @@ from typing import Any
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import find_alias
-from megatron_trainjob.args.parse import Parsed, parse
+from megatron_trainjob.args.parse import Parsed, Refused, parse
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import from_text
 from megatron_trainjob.violation import Violation
@@ -31,12 +31,9 @@ def parse_command_line(
     """
     values, problems = written_values(argv, task)
     parsed = parse(values, task=task, path=PATH, world_size=world_size, hf_config=hf_config)
-    return Parsed(
-        args=None if problems else parsed.args,
-        violations=(*problems, *parsed.violations),
-        warnings=parsed.warnings,
-        given=parsed.given,
-    )
+    if problems:
+        return Refused(violations=(*problems, *parsed.violations), warnings=parsed.warnings)
+    return parsed
 
 
 def written_values(argv: Sequence[str], task: Task) -> tuple[dict[str, object], list[Violation]]:

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-Task = Literal["pt", "sft", "rlhf", "export"]
+TrainingTask = Literal["pt", "sft", "rlhf"]
+TRAINING_TASKS: tuple[TrainingTask, ...] = get_args(TrainingTask)
+Task = Literal[TrainingTask, "export"]
 Status = Literal["works", "works on GPU only", "no effect", "refused", "not yet"]
 Scalar = str | int | float | bool
 

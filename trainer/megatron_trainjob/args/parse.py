@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.availability import objection, remark
@@ -19,13 +19,24 @@ from megatron_trainjob.violation import Severity, Violation, errors, warnings
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parsed:
-    """The arguments, or None with the violations; `given` holds the canonical names that the user set."""
+class Accepted:
+    """Arguments with which nothing is wrong; `given` holds the canonical names that the user set."""
 
-    args: TrainArgs | None
-    violations: tuple[Violation, ...] = ()
+    args: TrainArgs
+    given: frozenset[str]
     warnings: tuple[Violation, ...] = ()
-    given: frozenset[str] = frozenset()
+    violations: ClassVar[tuple[Violation, ...]] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refused:
+    """Everything that is wrong with written arguments; never empty."""
+
+    violations: tuple[Violation, ...]
+    warnings: tuple[Violation, ...] = ()
+
+
+Parsed = Accepted | Refused
 
 
 @dataclass
@@ -66,13 +77,9 @@ def parse(
         broken=frozenset(reading.broken),
     )
     found = (*reading.found, *found)
-    violations = errors(found)
-    return Parsed(
-        args=None if violations else args,
-        violations=violations,
-        warnings=warnings(found),
-        given=given,
-    )
+    if violations := errors(found):
+        return Refused(violations=violations, warnings=warnings(found))
+    return Accepted(args=args, given=given, warnings=warnings(found))
 
 
 def task_defaults(task: Task) -> dict[str, Any]:

@@ -246,7 +246,7 @@ def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
 
 def _refuse_equal(sequences: Sequence[NDArray[np.int32]]) -> None:
     """Refuses a pair whose answers differ only in what was cut off, or not in their tokens at all."""
-    if len(sequences) == 2 and np.array_equal(*sequences):
+    if len(sequences) == 2 and np.array_equal(sequences[0], sequences[1]):
         raise RowError("chosen and rejected are the same tokens")
 
 

@@ -13,7 +13,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
-import regex  # type: ignore[import-untyped]
+import regex
 from tokenizers import Tokenizer, pre_tokenizers
 
 MOST_WORDS = 500_000

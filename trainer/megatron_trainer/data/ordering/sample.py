@@ -165,7 +165,7 @@ class Sampler:
     def _grouped(self, order: Tensor, step: int, generator: torch.Generator) -> Tensor:
         """The order with items of like length in the same micro-step; its size is a multiple of the step."""
         assert self.lengths is not None
-        windows = order.split(WINDOW_STEPS * step)
+        windows = torch.split(order, WINDOW_STEPS * step)
         by_length = torch.cat([w[self.lengths[w].argsort(descending=True, stable=True)] for w in windows])
         steps = by_length.view(-1, step)[torch.randperm(len(order) // step, generator=generator)]
         longest = int(self.lengths[steps].amax(dim=1).argmax()) if len(steps) else 0

@@ -71,7 +71,7 @@ def check(path: Path) -> None:
 def _open(path: Path) -> BinaryIO:
     if path.suffix.lower() != ".gz":
         return path.open("rb")
-    return io.BufferedReader(_Unpacked(path))  # type: ignore[return-value]
+    return io.BufferedReader(_Unpacked(path))
 
 
 class _Unpacked(io.RawIOBase):

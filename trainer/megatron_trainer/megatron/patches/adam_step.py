@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+_GRADIENT = "decoupled_grad"
+
 
 def install() -> None:
     """Wraps three methods of DistributedOptimizer. With TE or Apex the step is no tensor and nothing is to be
@@ -75,18 +77,18 @@ def _create_offloaded_state(hybrid: Any) -> None:
     weight and is not counted. (Its own `dummy_step` is one on random gradients.)
     """
     parameters, rates = _parameters(hybrid), [group["lr"] for group in hybrid.param_groups]
-    kept = [vars(parameter).get("decoupled_grad") for parameter in parameters]
+    kept = [vars(parameter).get(_GRADIENT) for parameter in parameters]
     for parameter in parameters:
-        parameter.decoupled_grad = torch.zeros_like(parameter)
+        setattr(parameter, _GRADIENT, torch.zeros_like(parameter))
     for group in hybrid.param_groups:
         group["lr"] = 0.0
     hybrid.step()
     for group, rate in zip(hybrid.param_groups, rates, strict=True):
         group["lr"] = rate
     for parameter, gradient in zip(parameters, kept, strict=True):
-        del parameter.decoupled_grad  # even as None it would hide parameter.grad
+        delattr(parameter, _GRADIENT)  # even as None it would hide parameter.grad
         if gradient is not None:
-            parameter.decoupled_grad = gradient
+            setattr(parameter, _GRADIENT, gradient)
     for part in hybrid.sub_optimizers:
         for group in part.param_groups:
             group.pop("step", None)

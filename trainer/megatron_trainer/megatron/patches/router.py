@@ -95,7 +95,7 @@ def route_by(rule: Router) -> Route:
 
 def _within_best_groups(choice_TE: torch.Tensor, rule: Router) -> torch.Tensor:
     """The scores with those of experts outside of the best groups taken out of the choice."""
-    grouped_TGE = choice_TE.unflatten(-1, (rule.num_groups, -1))
+    grouped_TGE = torch.unflatten(choice_TE, -1, (rule.num_groups, -1))
     rank_TG = grouped_TGE.topk(rule.group_best, dim=-1).values.sum(-1)
     best = rank_TG.topk(rule.num_chosen_groups, dim=-1).indices
     is_out_TG = torch.ones_like(rank_TG, dtype=torch.bool).scatter(1, best, False)

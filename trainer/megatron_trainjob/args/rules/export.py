@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from typing import Literal
 
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
@@ -11,7 +12,7 @@ from megatron_trainjob.args.rules.rule import Facts, rule
 
 EXPORT: tuple[Task, ...] = ("export",)
 ACTIONS = ("to_mcore", "to_hf", "to_cached_dataset")
-TEST_TYPES = ("float32", "bfloat16", "float16")
+TEST_TYPES: tuple[Literal["float32", "bfloat16", "float16"], ...] = ("float32", "bfloat16", "float16")
 SIZE = re.compile(r"\d+(\.\d+)?\s*(B|KB|MB|GB|TB|KIB|MIB|GIB|TIB)", re.IGNORECASE)
 
 

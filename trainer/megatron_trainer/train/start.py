@@ -1,0 +1,84 @@
+"""Where a run starts: at its own newest checkpoint, at what `load` and `adapter_load` name, or at the model."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+from megatron_trainer import parallel
+from megatron_trainer.backend import Backend
+from megatron_trainer.checkpoint import load as checkpoint_load
+from megatron_trainer.convert.adapter import load_adapter
+from megatron_trainer.convert.adapter_source import holds_adapter
+from megatron_trainer.engine import Engine
+from megatron_trainer.environment import Environment
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.state import TrainState
+from megatron_trainer.train import resume
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.checkpoint_folder import Checkpoint
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+
+def start_state(
+    args: TrainArgs,
+    env: Environment,
+    engine: Engine,
+    backend: Backend,
+    save: Path,
+    spec: ModelSpec,
+    record: Mapping[str, Any],
+) -> TrainState:
+    """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective.
+
+    record: the args.json of this run, to compare with the checkpoint's.
+    """
+    policy = checkpoint_load.LoadPolicy(
+        layout=parallel.layout(),
+        with_optimizer=not args.no_load_optim,
+        with_rng=not args.no_load_rng,
+    )
+    if env.resume != "Never":
+        own = checkpoint_load.find(save)
+        if own is not None:
+            logger.info("resuming job=%s from=%s", env.job_name, own.path)
+            resume.check(own, record, with_optimizer=policy.with_optimizer)
+            return checkpoint_load.resume(engine, own, backend, policy)
+        if env.resume == "Required":
+            raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
+    for found, part in _given_checkpoints(args):
+        if args.finetune or (part == "base" and args.train_type == "lora"):
+            checkpoint_load.weights(engine, found, part)
+        else:
+            resume.check(found, record, with_optimizer=policy.with_optimizer)
+            return checkpoint_load.resume(engine, found, backend, policy)
+    if args.adapter_load and holds_adapter(Path(args.adapter_load)):
+        load_adapter(engine.models, spec, args, Path(args.adapter_load))
+        engine.optimizer.reload_model_params()
+    return TrainState()
+
+
+def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base", "trainable"]]]:
+    """What load and adapter_load name, each with the part of the model that it holds; the base comes first."""
+    found: list[tuple[Checkpoint, Literal["base", "trainable"]]] = []
+    sources: tuple[tuple[str, str | None, Literal["base", "trainable"]], ...] = (
+        ("load", args.load, "base"),
+        ("adapter_load", args.adapter_load, "trainable"),
+    )
+    for name, path, part in sources:
+        if path is None or holds_adapter(Path(path)):
+            continue
+        checkpoint = checkpoint_load.find(Path(path), recognises_others=args.auto_detect_ckpt_format)
+        if checkpoint is not None:
+            found.append((checkpoint, part))
+        elif args.exit_on_missing_checkpoint:
+            message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
+            raise TrainingError(ExitCode.NO_CHECKPOINT, message)
+        else:
+            logger.warning("no complete checkpoint in %s=%s; going on without it", name, path)
+    return found
