@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_operator import gpu_memory
+from megatron_operator.cli.plan import gpu_memory_bytes
 from megatron_operator.core import rank_layout
 from tests.support.operator.job_values import job
 
@@ -74,4 +74,4 @@ def test_the_number_of_layers_comes_from_the_arguments_or_the_model():
 )
 def test_the_memory_of_a_gpu_is_read_from_the_labels_that_nodes_are_selected_with(selector, gib):
     value = job({"podTemplate": {"spec": {"nodeSelector": selector}}})
-    assert gpu_memory.of_job(value) == (None if gib is None else gib * 1024**3)
+    assert gpu_memory_bytes(value) == (None if gib is None else gib * 1024**3)

@@ -1,4 +1,4 @@
-"""cluster/local_paths and local_limits: mounts stand for folders, and what one machine cannot do is said."""
+"""cluster/local/paths and cli/run: mounts stand for folders, and what one machine cannot do is said."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_operator.cluster.local import limits as local_limits
+from megatron_operator.cli.run import ignored_here
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.core.desired.pods import pod
@@ -97,11 +97,11 @@ def test_what_has_no_effect_on_one_machine_is_said():
         "scheduling": {"gang": "Native"},
         "runPolicy": {"ttlSecondsAfterFinished": 5},
     }
-    assert local_limits.ignored(job(spec)) == (
+    assert ignored_here(job(spec)) == (
         "spec.env KEY: valueFrom is not read here; this shell's variable of that name is used",
         "envFrom is not read here; the variables of this shell are used",
         "container proxy is not started here",
         "queues and gang scheduling have no effect here; all pods start at once",
         "ttlSecondsAfterFinished has no effect here; the state folder stays",
     )
-    assert local_limits.ignored(job()) == ()
+    assert ignored_here(job()) == ()

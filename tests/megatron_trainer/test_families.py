@@ -14,7 +14,7 @@ import pytest
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from megatron_trainer.models.activation import ACTIVATIONS
+from megatron_trainer.models.settings import ACTIVATIONS
 from megatron_trainer.models.weights import TABLES
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainjob import memory

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import argparse
+import re
 from collections.abc import Mapping
 from typing import Any
 
 from rich.table import Table
 
-from megatron_operator import gpu_memory
 from megatron_operator.cli.load import Loaded, add_manifest, load
 from megatron_operator.cli.output import INVALID, OK, out, show_table, show_violations, show_warnings, table
 from megatron_operator.core import rank_layout
+from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.quantity import amount
 from megatron_operator.core.job import Job
 from megatron_operator.core.rank_layout import Rank
@@ -21,7 +22,10 @@ from megatron_trainjob.families.check import check
 from megatron_trainjob.memory import MemoryEstimate, RankMemory
 
 MAX_RANKS = 64
-GIB = 1024**3
+MIB, GIB = 1024**2, 1024**3
+# Labels that NVIDIA's GPU feature discovery puts on nodes: megabytes, and a product such as NVIDIA-H100-80GB-HBM3.
+MEMORY_LABEL = "nvidia.com/gpu.memory"
+PRODUCT_LABEL = "nvidia.com/gpu.product"
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -45,7 +49,7 @@ def run(arguments: argparse.Namespace) -> int:
     show_sizes(loaded.job)
     show_ranks(loaded.job, loaded.hf_config, limit=None if arguments.all_ranks else MAX_RANKS)
     show_batches(loaded)
-    show_memory(loaded, arguments.gpu_memory or gpu_memory.of_job(loaded.job))
+    show_memory(loaded, arguments.gpu_memory or gpu_memory_bytes(loaded.job))
     return OK
 
 
@@ -156,3 +160,18 @@ def _run_length(job: Job) -> str:
     epochs = "" if job.args.max_epochs is None else f"{job.args.max_epochs} epochs"
     steps = "" if job.args.train_iters is None else f"{job.args.train_iters} steps"
     return " or ".join(part for part in (steps, epochs) if part)
+
+
+def gpu_memory_bytes(job: Job) -> int | None:
+    """Memory of one GPU by the labels that the job's pods select their nodes with; None when none of them says."""
+    selector = _node_selector(job)
+    if MEMORY_LABEL in selector:
+        return int(selector[MEMORY_LABEL]) * MIB
+    size = re.search(r"(\d+)GB", str(selector.get(PRODUCT_LABEL, "")))
+    return int(size.group(1)) * GIB if size else None
+
+
+def _node_selector(job: Job) -> Mapping[str, Any]:
+    template = merged(job.pod_template, job.worker_template)
+    selector: Mapping[str, Any] = template.get("spec", {}).get("nodeSelector") or {}
+    return selector

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from rich.markup import escape
 
 from megatron_operator import manifest
+from megatron_operator.api import names
 from megatron_operator.cli import status as status_command
 from megatron_operator.cli.load import Loaded, add_manifest, bindings, load
 from megatron_operator.cli.output import (
@@ -22,7 +23,6 @@ from megatron_operator.cli.output import (
     show_warnings,
 )
 from megatron_operator.cli.run_display import Display
-from megatron_operator.cluster.local import limits as local_limits
 from megatron_operator.cluster.local import machine as local_machine
 from megatron_operator.cluster.local import run as local_run
 from megatron_operator.cluster.local.cluster import Machine
@@ -69,7 +69,7 @@ def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> 
     taken = state.take(loaded.raw)
     job = manifest.parse(taken, hf_config=loaded.hf_config)
     assert isinstance(job, Job), "uid and generation change nothing that parse checks"
-    show_warnings((*job.warnings, *local_limits.ignored(job)))
+    show_warnings((*job.warnings, *ignored_here(job)))
     _announce(job, state, before)
     bound, _ = bindings(arguments.volume)
     machine = Machine(num_gpus=local_machine.num_gpus(), device=arguments.device, bound=bound)
@@ -139,3 +139,30 @@ def _shown(path: str) -> str:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
         return path
+
+
+def ignored_here(job: Job) -> tuple[str, ...]:
+    """One line for each thing that a manifest asks of a cluster and that has no effect on one machine."""
+    return (*_environment(job), *_containers(job), *_scheduling(job))
+
+
+def _environment(job: Job) -> Iterator[str]:
+    for entry in job.env:
+        if "valueFrom" in entry:
+            yield f"spec.env {entry['name']}: valueFrom is not read here; this shell's variable of that name is used"
+    if job.env_from or any(each.env_from for each in job.initializers):
+        yield "envFrom is not read here; the variables of this shell are used"
+
+
+def _containers(job: Job) -> Iterator[str]:
+    for template in (job.pod_template, job.master_template, job.worker_template):
+        for container in template.get("spec", {}).get("containers") or ():
+            if container["name"] != names.CONTAINER:
+                yield f"container {container['name']} is not started here"
+
+
+def _scheduling(job: Job) -> Iterator[str]:
+    if job.scheduling.gang != "None" or job.kueue_queue:
+        yield "queues and gang scheduling have no effect here; all pods start at once"
+    if job.run_policy.ttl_s is not None:
+        yield "ttlSecondsAfterFinished has no effect here; the state folder stays"

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
+from torch import Tensor
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.megatron.patches.router import differs
 from megatron_trainer.models import rope
-from megatron_trainer.models.activation import ACTIVATIONS
 from megatron_trainer.models.block import Implementation
 from megatron_trainer.models.extra import configuration
 from megatron_trainer.models.spec import ModelSpec
@@ -23,6 +25,15 @@ from megatron_trainjob.families.model import Model
 
 _FUSED_ATTENTION = ("flash", "fused", "auto")
 """Values of attention_backend whose kernels never hold the whole matrix of scores."""
+
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
+    "silu": torch.nn.functional.silu,
+    "swish": torch.nn.functional.silu,
+    "gelu": torch.nn.functional.gelu,
+    "gelu_pytorch_tanh": partial(torch.nn.functional.gelu, approximate="tanh"),
+    "relu": torch.nn.functional.relu,
+}
+"""Activation functions of gated MLPs, by the names of config.json."""
 
 
 def implementation(args: TrainArgs, backend: Backend) -> Implementation:
