@@ -214,3 +214,21 @@ def test_a_forgotten_key_does_not_come_back():
         return runs
 
     assert run(scenario()) == []
+
+
+def test_a_failure_that_is_to_be_told_by_a_certain_time_is_tried_again_by_then():
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+            if len(runs) == 1:
+                raise RetryLater("busy", within_s=0.05)
+
+        queue = WorkQueue(backoff_initial_s=30.0)
+        queue.add(A)
+        async with working(queue, reconcile):
+            await asyncio.sleep(0.2)
+        return runs
+
+    assert run(scenario()) == [A, A]

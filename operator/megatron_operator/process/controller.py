@@ -155,7 +155,7 @@ class Controller:
                 self._metrics.reconcile_errors.inc()
                 if key in self._problems and not was_told:
                     return 0.0  # the next look says it on the job; what it is refused then waits as usual
-                raise RetryLater(str(error)) from error
+                raise RetryLater(str(error), self._told_within_s(key)) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()
                 raise
@@ -216,6 +216,13 @@ class Controller:
             self._jobs.drop(key)
         elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:
             self._problems[key] = (error.reason or "Refused", error.message)
+
+    def _told_within_s(self, key: Key) -> float | None:
+        """Seconds until an error that lasts is to be shown on the job; None when it is, or will not be."""
+        failing_since = self._failing_since.get(key)
+        if failing_since is None or key in self._problems:
+            return None
+        return max(0.0, failing_since + LASTING_S - clock.now()) or None
 
     def _forget(self, key: Key) -> None:
         self._failing_since.pop(key, None)

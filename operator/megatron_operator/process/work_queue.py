@@ -22,7 +22,11 @@ logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
-    """A state that will pass (a busy server, a conflict): try the key again after its back-off."""
+    """A state that will pass (a busy server, a conflict): try the key again after its back-off, at most within_s."""
+
+    def __init__(self, reason: str, within_s: float | None = None) -> None:
+        super().__init__(reason)
+        self.within_s = within_s
 
 
 class WorkQueue:
@@ -92,7 +96,7 @@ class WorkQueue:
                 seconds = await reconcile(key)
             except RetryLater as reason:
                 logger.info("reconcile postponed namespace=%s job=%s reason=%s", *key, reason)
-                self._retry(key)
+                self._retry(key, reason.within_s)
             except Exception:  # a defect met by one job must not stop the others
                 logger.exception("reconcile failed namespace=%s job=%s", *key)
                 self._retry(key)
@@ -120,11 +124,12 @@ class WorkQueue:
         if urgency:
             self.add(key, urgency)
 
-    def _retry(self, key: Key) -> None:
+    def _retry(self, key: Key, within_s: float | None = None) -> None:
         failures = self._failures.get(key, 0)
         self._failures[key] = failures + 1
         longest_s = min(self._backoff_max_s, self._backoff_initial_s * 2 ** min(failures, 30))
-        self.add_after(key, longest_s * random.uniform(0.5, 1.0))
+        pause_s = longest_s * random.uniform(0.5, 1.0)
+        self.add_after(key, pause_s if within_s is None else min(pause_s, within_s))
 
     def _reschedule(self, key: Key, seconds: float | None) -> None:
         if seconds is None:
