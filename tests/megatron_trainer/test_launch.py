@@ -10,10 +10,11 @@ from pathlib import Path
 
 import pytest
 
-from megatron_trainer import environment, failure
-from megatron_trainer.failure import FailureRecord
+from megatron_trainer import environment
 from megatron_trainer.process import launch
+from megatron_trainjob import termination
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.termination import TerminationRecord
 
 LAUNCHER = """
 import sys
@@ -131,11 +132,11 @@ def test_auto_means_one_process_on_a_machine_told_to_use_its_processor():
 
 
 def test_a_long_failure_message_is_cut_and_read_back(tmp_path):
-    record = FailureRecord(exit_code=1, reason="ERROR", rank=0, iteration=3, message="x" * 5000)
+    record = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=3, message="x" * 5000)
     path = tmp_path / "failure.json"
-    failure.write(path, record)
-    assert failure.read(path).message == "x" * 1024
-    assert failure.read(tmp_path / "missing.json") is None
+    termination.write(path, record)
+    assert termination.read(path).message == "x" * 1024
+    assert termination.read(tmp_path / "missing.json") is None
 
 
 def wait_for(condition) -> None:

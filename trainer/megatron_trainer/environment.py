@@ -9,9 +9,11 @@ import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
-Resume = Literal["Auto", "Never", "Required"]
+from megatron_trainjob import environment as names
+from megatron_trainjob import termination
+from megatron_trainjob.environment import RESUMES, Resume
+
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """Names under which torch reads settings of its GPU memory; whoever sets one has decided."""
 
@@ -27,7 +29,7 @@ class Environment:
     node_rank: int = 0
     processes_per_node: str = "auto"
     master_address: str = "127.0.0.1"
-    master_port: int = 29500
+    master_port: int = names.DEFAULT_MASTER_PORT
     rank: int = 0
     local_rank: int = 0
     world_size: int = 1
@@ -38,7 +40,7 @@ class Environment:
     save_on_termination: bool = True
     adopts: bool = False
     progress_file: Path | None = None
-    termination_log: Path = Path("/dev/termination-log")
+    termination_log: Path = Path(termination.LOG)
     failure_file: Path | None = None
     device: str | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
@@ -51,29 +53,26 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         ValueError: a number is not a number, or MTJ_RESUME is none of Auto, Never, Required.
     """
     env = os.environ if variables is None else variables
-    resume = env.get("MTJ_RESUME", "Never")
-    if resume not in ("Auto", "Never", "Required"):
-        raise ValueError(f"MTJ_RESUME: must be Auto, Never or Required (got {resume!r})")
-    progress, failure = env.get("MTJ_PROGRESS_FILE"), env.get("MTJ_FAILURE_FILE")
+    progress, failure = env.get(names.PROGRESS_FILE), env.get(names.FAILURE_FILE)
     return Environment(
-        num_nodes=_number(env, "NNODES", 1),
-        node_rank=_number(env, "NODE_RANK", 0),
-        processes_per_node=env.get("NPROC_PER_NODE", "auto"),
-        master_address=env.get("MASTER_ADDR", "127.0.0.1"),
-        master_port=_number(env, "MASTER_PORT", 29500),
-        rank=_number(env, "RANK", 0),
-        local_rank=_number(env, "LOCAL_RANK", 0),
-        world_size=_number(env, "WORLD_SIZE", 1),
-        job_name=env.get("MTJ_JOB_NAME", "megatron"),
-        job_uid=env.get("MTJ_JOB_UID", ""),
-        attempt=_number(env, "MTJ_RESTART_ATTEMPT", 0),
-        resume=resume,  # type: ignore[arg-type]  # checked above
-        save_on_termination=env.get("MTJ_SAVE_ON_TERM", "1") == "1",
-        adopts=env.get("MTJ_ADOPT", "0") == "1",
+        num_nodes=_number(env, names.NUM_NODES, 1),
+        node_rank=_number(env, names.NODE_RANK, 0),
+        processes_per_node=env.get(names.PROCESSES_PER_NODE, "auto"),
+        master_address=env.get(names.MASTER_ADDRESS, "127.0.0.1"),
+        master_port=_number(env, names.MASTER_PORT, names.DEFAULT_MASTER_PORT),
+        rank=_number(env, names.RANK, 0),
+        local_rank=_number(env, names.LOCAL_RANK, 0),
+        world_size=_number(env, names.WORLD_SIZE, 1),
+        job_name=env.get(names.JOB_NAME, "megatron"),
+        job_uid=env.get(names.JOB_UID, ""),
+        attempt=_number(env, names.RESTART_ATTEMPT, 0),
+        resume=_resume(env.get(names.RESUME, "Never")),
+        save_on_termination=env.get(names.SAVE_ON_TERMINATION, "1") == "1",
+        adopts=env.get(names.ADOPT, "0") == "1",
         progress_file=Path(progress) if progress else None,
-        termination_log=Path(env.get("MTJ_TERMINATION_LOG", "/dev/termination-log")),
+        termination_log=Path(env.get(names.TERMINATION_LOG, termination.LOG)),
         failure_file=Path(failure) if failure else None,
-        device=env.get("MTJ_DEVICE"),
+        device=env.get(names.DEVICE),
         variables=dict(env),
     )
 
@@ -83,12 +82,12 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
     rank = environment.node_rank * processes_per_node + local_rank
     return {
         **os.environ,
-        "RANK": str(rank),
-        "LOCAL_RANK": str(local_rank),
-        "WORLD_SIZE": str(environment.num_nodes * processes_per_node),
-        "LOCAL_WORLD_SIZE": str(processes_per_node),
-        "MASTER_ADDR": environment.master_address,
-        "MASTER_PORT": str(environment.master_port),
+        names.RANK: str(rank),
+        names.LOCAL_RANK: str(local_rank),
+        names.WORLD_SIZE: str(environment.num_nodes * processes_per_node),
+        names.LOCAL_WORLD_SIZE: str(processes_per_node),
+        names.MASTER_ADDRESS: environment.master_address,
+        names.MASTER_PORT: str(environment.master_port),
         "PYTHONUNBUFFERED": "1",
         # megatron-core warns at import of every optional library that is not there.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
@@ -103,6 +102,13 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
 def num_gpus() -> int:
     """GPUs of this machine, counted by their device files (the launcher does not import torch)."""
     return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
+
+
+def _resume(text: str) -> Resume:
+    found = next((resume for resume in RESUMES if resume == text), None)
+    if found is None:
+        raise ValueError(f"{names.RESUME}: must be Auto, Never or Required (got {text!r})")
+    return found
 
 
 def _threads(processes_per_node: int) -> int:

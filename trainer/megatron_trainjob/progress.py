@@ -10,9 +10,12 @@ import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Final, Literal
 
 from megatron_trainjob import input_file
+
+FILE: Final = "progress.json"
+"""Its name in a run's folder, where nothing else is asked for."""
 
 Phase = Literal["starting", "training", "evaluating", "saving", "exporting", "finished", "stopped"]
 

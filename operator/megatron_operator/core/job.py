@@ -13,6 +13,7 @@ from typing import Any, Literal
 from megatron_operator.api import names
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.environment import Resume
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -29,7 +30,7 @@ class Checkpoint:
     claim_template: Object | None
     mount_path: str
     sub_path: str
-    resume: Literal["Auto", "Never", "Required"]
+    resume: Resume
     save_on_termination: bool
     grace_period_s: int
     retain_on_delete: bool

@@ -15,6 +15,7 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.core import progress_record
 from megatron_operator.core.timestamp import to_seconds
+from megatron_trainjob import kubeflow_push as fields
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
@@ -98,9 +99,9 @@ def read(body: object, attempt: int, now: float) -> tuple[Progress, tuple[str, .
     Its time is ours: the clocks of nodes differ. Raises ValueError for what is refused.
     """
     if not isinstance(body, Mapping):
-        raise ValueError("the body must be an object with trainerStatus")
-    own = body.get("progress")
-    record = own if isinstance(own, Mapping) else _kubeflow_record(body.get("trainerStatus") or {})
+        raise ValueError(f"the body must be an object with {fields.STATUS}")
+    own = body.get(fields.PROGRESS)
+    record = own if isinstance(own, Mapping) else _kubeflow_record(body.get(fields.STATUS) or {})
     progress, problems = progress_record.read(record)
     return replace(progress, attempt=attempt, updated_at=now), problems
 
@@ -108,16 +109,16 @@ def read(body: object, attempt: int, now: float) -> tuple[Progress, tuple[str, .
 def _kubeflow_record(status: object) -> Object:
     """What Kubeflow's form says as a record of ours: percent in place of iterations."""
     if not isinstance(status, Mapping):
-        raise ValueError("trainerStatus: must be an object")
-    percentage, metrics = status.get("progressPercentage"), status.get("metrics") or ()
+        raise ValueError(f"{fields.STATUS}: must be an object")
+    percentage, metrics = status.get(fields.PERCENTAGE), status.get(fields.METRICS) or ()
     if not isinstance(metrics, list | tuple) or not all(isinstance(each, Mapping) for each in metrics):
-        raise ValueError("trainerStatus.metrics: must be a list of objects with name and value")
+        raise ValueError(f"{fields.STATUS}.{fields.METRICS}: must be a list of objects with name and value")
     return {
         "phase": "training",
         "iteration": 0 if percentage is None else percentage,
         "total_iterations": 100,
-        "remaining_s": status.get("estimatedRemainingSeconds"),
-        "metrics": {str(each.get("name")): each.get("value") for each in metrics},
+        "remaining_s": status.get(fields.REMAINING_S),
+        "metrics": {str(each.get(fields.METRIC_NAME)): each.get(fields.METRIC_VALUE) for each in metrics},
     }
 
 

@@ -11,10 +11,10 @@ from dataclasses import dataclass
 
 from megatron_operator.core import kubelet_reasons
 from megatron_operator.guard import shortened, whole_number
+from megatron_trainjob import termination
 
 MAX_CHARACTERS = 16 * 1024  # the kubelet cuts at 4 KiB a container
 MAX_REASON_CHARACTERS = 128
-MAX_MESSAGE_CHARACTERS = 1024
 LARGEST = 2**53
 MAX_BRACKETS = 256
 
@@ -39,13 +39,13 @@ def read(text: object) -> Record:
         found = json.loads(text, parse_constant=_refuse)
     except (ValueError, RecursionError):
         return Record()
-    if not isinstance(found, Mapping) or not isinstance(found.get("reason"), str):
+    if not isinstance(found, Mapping) or not isinstance(found.get(termination.REASON), str):
         return Record()
     return Record(
-        exit_code=_whole(found.get("exitCode")),
-        reason=_reason(found["reason"]),
-        message=shortened(found.get("message"), MAX_MESSAGE_CHARACTERS) or None,
-        iteration=_whole(found.get("iteration")),
+        exit_code=_whole(found.get(termination.EXIT_CODE)),
+        reason=_reason(found[termination.REASON]),
+        message=shortened(found.get(termination.MESSAGE), termination.MAX_MESSAGE_CHARACTERS) or None,
+        iteration=_whole(found.get(termination.ITERATION)),
     )
 
 

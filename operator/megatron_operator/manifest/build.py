@@ -21,9 +21,9 @@ from megatron_operator.core.job import (
 )
 from megatron_operator.manifest import rules
 from megatron_trainjob.args.parse import Accepted
+from megatron_trainjob.environment import DEFAULT_MASTER_PORT
 
 Object = Mapping[str, Any]
-DEFAULT_PORT = 29500
 # Between the ports of node agents and Kubernetes' own NodePorts (30000) and ephemeral ports (32768).
 HOST_PORTS = range(20000, 30000)
 
@@ -92,7 +92,7 @@ def _checkpoint(given: Object, job_name: str) -> Checkpoint:
 def _network(given: Object, uid: str) -> Network:
     rdma = given.get("rdma")
     return Network(
-        master_port=given.get("masterPort") or (_host_port(uid) if given["hostNetwork"] else DEFAULT_PORT),
+        master_port=given.get("masterPort") or (_host_port(uid) if given["hostNetwork"] else DEFAULT_MASTER_PORT),
         host_network=given["hostNetwork"],
         rdma=Rdma(resource=rdma["resource"], count=rdma["count"], ipc_lock=rdma["ipcLock"]) if rdma else None,
         multus_networks=tuple(given.get("multusNetworks", ())),

@@ -10,11 +10,11 @@ from typing import Any
 
 from megatron_operator.api import names
 from megatron_operator.api.schema import pod_template, structural
-from megatron_operator.core.desired.environment import RESERVED
 from megatron_operator.core.desired.quantity import amount
 from megatron_operator.manifest import accelerators
 from megatron_trainjob.args.names import find_alias
 from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.environment import RESERVED
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]

@@ -9,12 +9,13 @@ from pathlib import PurePath
 
 from megatron_operator.translate.shell import Invocation
 from megatron_trainjob.args.field import EVERY_TASK, Task
+from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 
 WRAPPERS = ("nohup", "exec", "time", "env", "sudo")
 LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 LAUNCHER_SWITCHES = ("standalone", "no_python", "module", "m")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-VARIABLE_NAMES = {"NPROC_PER_NODE": "nproc_per_node", "NNODES": "nnodes"}
+VARIABLE_NAMES = {PROCESSES_PER_NODE: "nproc_per_node", NUM_NODES: "nnodes"}
 
 
 @dataclass(frozen=True, kw_only=True)

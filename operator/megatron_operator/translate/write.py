@@ -12,11 +12,11 @@ from typing import Any
 import yaml
 
 from megatron_operator.api import names
-from megatron_operator.core.desired.environment import RESERVED
 from megatron_operator.translate.arguments import Carried, Translated, layout_ranks
 from megatron_operator.translate.kubeflow import Pods
 from megatron_operator.translate.launch import DEVICES, Launch
 from megatron_operator.translate.places import Places, is_path, placed
+from megatron_trainjob.environment import RESERVED
 
 CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "CUDA_", "GLOO_", "TOKENIZERS_")
 NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")

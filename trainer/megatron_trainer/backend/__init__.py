@@ -12,6 +12,7 @@ import torch
 
 from megatron_trainer.backend.cpu import CpuBackend
 from megatron_trainer.backend.cuda import CudaBackend
+from megatron_trainjob.environment import DEVICE
 
 __all__ = ["Backend", "CpuBackend", "CudaBackend", "select"]
 
@@ -83,6 +84,6 @@ class Backend(Protocol):
 
 def select() -> Backend:
     """The backend of this machine: its GPUs when it has any, unless MTJ_DEVICE=cpu asks for the processor."""
-    if os.environ.get("MTJ_DEVICE", "").lower() != "cpu" and torch.cuda.is_available():
+    if os.environ.get(DEVICE, "").lower() != "cpu" and torch.cuda.is_available():
         return CudaBackend()
     return CpuBackend()

@@ -19,10 +19,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 
-from megatron_trainer import environment, failure
+from megatron_trainer import environment
 from megatron_trainer.environment import Environment
-from megatron_trainer.failure import FailureRecord
+from megatron_trainjob import termination
+from megatron_trainjob.environment import FAILURE_FILE
 from megatron_trainjob.exit_codes import ExitCode, describe
+from megatron_trainjob.termination import TerminationRecord
 
 logger = logging.getLogger(__name__)
 
@@ -70,7 +72,7 @@ def num_processes(env: Environment) -> int:
 
 def _start(argv: Sequence[str], env: Environment, local_rank: int, count: int, folder: Path) -> Rank:
     failure_file = folder / f"rank-{local_rank}.json"
-    variables = {**environment.for_rank(env, local_rank, count), "MTJ_FAILURE_FILE": str(failure_file)}
+    variables = {**environment.for_rank(env, local_rank, count), FAILURE_FILE: str(failure_file)}
     process = subprocess.Popen([*RANK_COMMAND, *argv], env=variables, preexec_fn=_die_with_parent)
     return Rank(local_rank=local_rank, process=process, failure_file=failure_file)
 
@@ -133,13 +135,13 @@ def _first_failed(ranks: Sequence[Rank]) -> Rank | None:
     return min(failed, key=lambda rank: (not rank.failure_file.exists(), rank.local_rank), default=None)
 
 
-def _record(rank: Rank, env: Environment, count: int) -> FailureRecord:
+def _record(rank: Rank, env: Environment, count: int) -> TerminationRecord:
     code = rank.process.returncode
     exit_code = 128 - code if code < 0 else code
-    written = failure.read(rank.failure_file)
+    written = termination.read(rank.failure_file)
     if written is not None and written.exit_code == exit_code:
         return written
-    return FailureRecord(
+    return TerminationRecord(
         exit_code=exit_code,
         reason=describe(exit_code),
         rank=env.node_rank * count + rank.local_rank,

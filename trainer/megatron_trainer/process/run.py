@@ -10,9 +10,9 @@ import logging
 import warnings
 from collections.abc import Sequence
 
-from megatron_trainer import environment, failure
+from megatron_trainer import environment
 from megatron_trainer.environment import Environment
-from megatron_trainer.failure import FailureRecord, InvalidInput, TrainingError
+from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.process import recorded_arguments as inherit
 from megatron_trainer.report import FinishRecord
 from megatron_trainer.termination import Termination
@@ -25,6 +25,8 @@ from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
 from megatron_trainjob.args.parse import Accepted, Parsed, Refused
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.progress import Phase
+from megatron_trainjob.termination import TerminationRecord
+from megatron_trainjob.termination import write as write_record
 
 logger = logging.getLogger(__name__)
 
@@ -113,12 +115,12 @@ def _fail(env: Environment, termination: Termination, exit_code: int, message: s
         logger.info("%s", message)
     else:
         logger.error("rank=%d step=%d %s", env.rank, termination.iteration, message)
-    record = FailureRecord(
+    record = TerminationRecord(
         exit_code=exit_code,
         reason=ExitCode(exit_code).name,
         rank=env.rank,
         iteration=termination.iteration,
         message=message,
     )
-    failure.write(env.failure_file, record)
+    write_record(env.failure_file, record)
     return exit_code

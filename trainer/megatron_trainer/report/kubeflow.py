@@ -22,6 +22,8 @@ from urllib import request
 
 from megatron_trainer.report import progress_file
 from megatron_trainer.report.records import CheckpointRecord, Event, FinishRecord, LogRecord, PhaseRecord
+from megatron_trainjob import environment as variables
+from megatron_trainjob import kubeflow_push as push
 from megatron_trainjob.progress import Progress
 
 logger = logging.getLogger(__name__)
@@ -44,11 +46,11 @@ class Server:
 
 def server_from(environment: Mapping[str, str]) -> Server | None:
     """The server that Kubeflow's controller put into the environment, or None."""
-    url = environment.get("KUBEFLOW_TRAINER_SERVER_URL")
+    url = environment.get(variables.PUSH_URL)
     if not url:
         return None
-    certificate = environment.get("KUBEFLOW_TRAINER_SERVER_CA_CERT")
-    token = environment.get("KUBEFLOW_TRAINER_SERVER_TOKEN")
+    certificate = environment.get(variables.PUSH_AUTHORITY_FILE)
+    token = environment.get(variables.PUSH_TOKEN_FILE)
     return Server(
         url=url,
         ca_certificate=Path(certificate) if certificate else None,
@@ -102,15 +104,17 @@ class KubeflowPush:
 def status(state: Progress, now: float) -> dict[str, object]:
     """The body of a push. Percent is held at 99 until the run is finished."""
     percentage = 100 if state.phase == "finished" else min(99, state.percentage)
-    metrics = [{"name": name, "value": f"{value:.6g}"} for name, value in sorted(state.metrics.items())]
+    metrics = [
+        {push.METRIC_NAME: name, push.METRIC_VALUE: f"{value:.6g}"} for name, value in sorted(state.metrics.items())
+    ]
     return {
-        "trainerStatus": {
-            "progressPercentage": percentage,
-            "estimatedRemainingSeconds": round(state.remaining_s or 0),
-            "metrics": metrics,
-            "lastUpdatedTime": datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+        push.STATUS: {
+            push.PERCENTAGE: percentage,
+            push.REMAINING_S: round(state.remaining_s or 0),
+            push.METRICS: metrics,
+            push.UPDATED: datetime.fromtimestamp(now, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
         },
-        "progress": asdict(state),
+        push.PROGRESS: asdict(state),
     }
 
 

@@ -15,8 +15,10 @@ from megatron_trainer.report.progress_file import ProgressFile
 from megatron_trainer.report.records import Sink
 from megatron_trainer.report.tensorboard import Choices, TensorBoard
 from megatron_trainer.report.weights_and_biases import WeightsAndBiases
+from megatron_trainjob import environment as variables
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.progress import FILE as PROGRESS_FILE
 
 
 def open_sinks(
@@ -31,8 +33,8 @@ def open_sinks(
     The HTML report reads what logging.jsonl holds, so it comes after it.
     """
     rows, page = save / "logging.jsonl", save / "report.html"
-    progress = Path(environment.get("MTJ_PROGRESS_FILE") or save / "progress.json")
-    attempt = int(environment.get("MTJ_RESTART_ATTEMPT", "0"))
+    progress = Path(environment.get(variables.PROGRESS_FILE) or save / PROGRESS_FILE)
+    attempt = int(environment.get(variables.RESTART_ATTEMPT, "0"))
     sinks: list[Sink] = [
         ProgressFile(progress, attempt=attempt, report_path=page, now=now),
         Console(sys.stdout, interval=args.log_interval, log_throughput=args.log_throughput),

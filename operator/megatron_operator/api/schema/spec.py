@@ -24,6 +24,8 @@ from megatron_operator.api.schema.parts import (
     text,
     text_map,
 )
+from megatron_trainjob.args.field import TRAINING_TASKS
+from megatron_trainjob.environment import DEFAULT_MASTER_PORT, RESUMES
 
 PATH_PATTERN = r"^/"
 NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
@@ -62,7 +64,7 @@ def _what() -> dict[str, Schema]:
             ),
         ),
         "task": changeable(
-            "Never", choice("Pre-training, supervised fine-tuning or preference training.", "pt", "sft", "rlhf")
+            "Never", choice("Pre-training, supervised fine-tuning or preference training.", *TRAINING_TASKS)
         ),
         "strict": boolean("Refuses the job for what is otherwise a warning.", default=False),
         "extraArgs": text_map("Arguments newer than this resource, as text; the trainer reads and checks them."),
@@ -162,9 +164,7 @@ def _checkpoint() -> Schema:
             "subPath": text("Folder of this job on the volume; $(job) is its name.", default="$(job)"),
             "resume": choice(
                 "Auto continues from the newest checkpoint if there is one, Required fails without one.",
-                "Auto",
-                "Never",
-                "Required",
+                *RESUMES,
                 default="Auto",
             ),
             "adopt": boolean(
@@ -212,7 +212,8 @@ def _network() -> Schema:
         "How the pods reach each other.",
         {
             "masterPort": integer(
-                "Port of the rendezvous. Absent is 29500, or one derived from the job's uid with hostNetwork.",
+                f"Port of the rendezvous. Absent is {DEFAULT_MASTER_PORT}, or one derived from the job's uid with "
+                "hostNetwork.",
                 ge=1024,
                 le=65535,
             ),

@@ -20,6 +20,7 @@ from megatron_operator.cluster.local.state import State
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Gang, Seen, observe
 from megatron_operator.core.plan import Plan
+from megatron_trainjob import environment
 
 Object = Mapping[str, Any]
 LOOPBACK = "127.0.0.1"
@@ -156,23 +157,23 @@ class LocalCluster:
         attempt = raw["metadata"]["labels"][names.LABEL_RESTART_ATTEMPT]
         port = str(self._ports.setdefault(attempt, free_port()))
         local = {
-            "MASTER_ADDR": LOOPBACK,
-            "MASTER_PORT": port,
-            "PET_MASTER_ADDR": LOOPBACK,
-            "PET_MASTER_PORT": port,
-            "MTJ_PROGRESS_FILE": str(self._state.progress_file.absolute()),
-            "MTJ_TERMINATION_LOG": str(folders.scratch.parent / "termination-log"),
+            environment.MASTER_ADDRESS: LOOPBACK,
+            environment.MASTER_PORT: port,
+            environment.of_torchrun(environment.MASTER_ADDRESS): LOOPBACK,
+            environment.of_torchrun(environment.MASTER_PORT): port,
+            environment.PROGRESS_FILE: str(self._state.progress_file.absolute()),
+            environment.TERMINATION_LOG: str(folders.scratch.parent / "termination-log"),
         }
         if self._machine.device:
-            local["MTJ_DEVICE"] = self._machine.device
+            local[environment.DEVICE] = self._machine.device
         return {**local, **self._gpus(job, raw)}
 
     def _gpus(self, job: Job, raw: Object) -> dict[str, str]:
         """A share of the machine's GPUs for each of several pods."""
         if job.num_nodes == 1 or self._machine.num_gpus < job.world_size or self._machine.device == "cpu":
             return {}
-        variables = {entry["name"]: entry.get("value") for entry in _trainer(raw["spec"])["env"]}
-        first = int(str(variables["NODE_RANK"])) * job.nproc_per_node
+        values = {entry["name"]: entry.get("value") for entry in _trainer(raw["spec"])["env"]}
+        first = int(str(values[environment.NODE_RANK])) * job.nproc_per_node
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(job.nproc_per_node))}
 
 

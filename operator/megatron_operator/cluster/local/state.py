@@ -18,6 +18,7 @@ from megatron_operator.api import names
 from megatron_operator.core import progress_record
 from megatron_operator.core.plan import Event
 from megatron_operator.core.timestamp import to_text
+from megatron_trainjob.progress import FILE as PROGRESS_FILE
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
@@ -43,7 +44,7 @@ class State:
     @property
     def progress_file(self) -> Path:
         """The trainer's progress record."""
-        return self.directory / "progress.json"
+        return self.directory / PROGRESS_FILE
 
     def log(self, pod_name: str) -> Path:
         """Output of a pod."""

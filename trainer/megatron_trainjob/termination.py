@@ -1,0 +1,69 @@
+"""The termination record: how the first failing rank of a pod ended, and why.
+
+The trainer's launcher leaves it in the pod's termination log, from where Kubernetes takes it into the pod's status; the
+operator reads it there, with suspicion, for status.lastFailure.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+LOG: Final = "/dev/termination-log"
+"""Where Kubernetes looks for it."""
+
+MAX_MESSAGE_CHARACTERS: Final = 1024
+
+EXIT_CODE: Final = "exitCode"
+REASON: Final = "reason"
+RANK: Final = "rank"
+ITERATION: Final = "iteration"
+MESSAGE: Final = "message"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TerminationRecord:
+    """The first failing rank, its code, and why. reason: as exit_codes.describe puts it.
+
+    iteration: None where nobody could say; the operator then takes that of the last progress.
+    """
+
+    exit_code: int
+    reason: str
+    rank: int
+    iteration: int | None
+    message: str
+
+    def to_json(self) -> str:
+        """The termination message in the operator's spelling, at most 4 KB as Kubernetes wants it."""
+        fields = {
+            EXIT_CODE: self.exit_code,
+            REASON: self.reason,
+            RANK: self.rank,
+            ITERATION: self.iteration,
+            MESSAGE: self.message[:MAX_MESSAGE_CHARACTERS],
+        }
+        return json.dumps(fields)
+
+
+def write(path: Path | None, record: TerminationRecord) -> None:
+    """Leaves the record where the launcher looks; a rank that nobody launched has no such place."""
+    if path is not None:
+        path.write_text(record.to_json())
+
+
+def read(path: Path) -> TerminationRecord | None:
+    """A rank's record, or None when it died too fast to leave one."""
+    try:
+        fields = json.loads(path.read_text())
+        return TerminationRecord(
+            exit_code=fields[EXIT_CODE],
+            reason=fields[REASON],
+            rank=fields[RANK],
+            iteration=fields[ITERATION],
+            message=fields[MESSAGE],
+        )
+    except (OSError, ValueError, TypeError, KeyError):
+        return None
