@@ -224,3 +224,79 @@ def test_ckpt_format_torch_dist_is_written_and_others_are_refused(train):
         refused = train(ckpt_format=other, name=other)
         assert refused.exit_code == ExitCode.BAD_ARGUMENTS
         assert "use torch_dist" in refused.message
+
+
+@effect("save_strategy")
+@pytest.mark.parametrize(("strategy", "saved"), [("epoch", [5, 9, 10]), ("no", [10]), ("steps", [4, 8, 10])])
+def test_save_strategy_decides_when_checkpoints_are_written(train, strategy, saved):
+    """18 rows: an epoch ends within steps of four with the fifth and, after 36 rows, with the ninth step."""
+    run = train(save_strategy=strategy, save_interval=4, train_iters=10)
+    assert iterations(run) == [f"iter_{number:07d}" for number in saved]
+
+
+@effect("eval_strategy")
+@pytest.mark.parametrize(
+    ("strategies", "evaluated"),
+    [
+        ({"eval_strategy": "epoch"}, [5, 9, 10]),
+        ({"save_strategy": "epoch"}, [5, 9, 10]),
+        ({"save_strategy": "epoch", "eval_interval": 4}, [4, 8, 10]),
+        ({"eval_strategy": "no"}, []),
+    ],
+    ids=["epoch", "as the checkpoints", "as its interval", "never"],
+)
+def test_eval_strategy_decides_when_the_validation_set_is_evaluated(train, data, strategies, evaluated):
+    run = train(val_dataset=[str(data)], eval_iters=1, train_iters=10, **strategies)
+    assert [line["iteration"] for line in run.log if "eval_lm loss" in line] == evaluated
+
+
+def test_best_and_last_lead_to_checkpoints_that_are_kept(train, data):
+    """With a rate that undoes what was learned, an early checkpoint stays the best."""
+    settings = {"train_iters": 5, "save_interval": 1, "save_total_limit": 2, "lr": 0.3, "lr_decay_style": "constant"}
+    run = train(**settings, val_dataset=[str(data)], eval_interval=1)
+    losses = run.column("eval_lm loss")
+    best = 1 + losses.index(min(losses))
+    assert best < 4, "or the run shows nothing"
+    assert (run.folder / "best").resolve() == run.folder / f"iter_000000{best}"
+    assert (run.folder / "last").resolve() == run.folder / "iter_0000005"
+    first = train(load=str(run.folder / "best"), finetune=True, train_iters=1).column("lm loss")
+    assert first == train(load=str(run.folder / f"iter_000000{best}"), finetune=True, train_iters=1).column("lm loss")
+    assert first != train(load=str(run.folder), finetune=True, train_iters=1).column("lm loss")
+
+
+@effect("load_best_model_at_end")
+@pytest.mark.parametrize("train_type", ["full", "lora"])
+def test_load_best_model_at_end_exports_the_best_weights(train, data, train_type):
+    """The best is the one with the highest loss here, which is an early one."""
+    settings = {"save_interval": 1, "lr": 1e-2, "greater_is_better": True, "train_type": train_type}
+    settings |= {"train_iters": 4, "val_dataset": [str(data)], "save_safetensors": True}
+    given = {"to_hf": True} if train_type == "full" else {}
+    run = train(**settings, **given, load_best_model_at_end=True)
+    losses = run.column("eval_lm loss")
+    best = 1 + losses.index(max(losses))
+    assert best < 4, "or the run shows nothing"
+    folder, file = ("hf", "model") if train_type == "full" else ("adapter", "adapter_model")
+    exported = load_file(run.folder / folder / f"{file}.safetensors")
+    expected = load_file(run.folder / "safetensors" / f"iter_000000{best}" / f"{file}.safetensors")
+    last = load_file(run.folder / "safetensors" / "iter_0000004" / f"{file}.safetensors")
+    assert all(torch.equal(exported[name], tensor) for name, tensor in expected.items())
+    assert any(not torch.equal(exported[name], tensor) for name, tensor in last.items())
+
+
+@effect("metric_for_best_model", "greater_is_better")
+@pytest.mark.parametrize(
+    "given",
+    [{}, {"metric_for_best_model": "eval_lm_loss"}, {"greater_is_better": True}],
+    ids=["loss", "named", "turned"],
+)
+def test_the_best_checkpoint_is_told_by_the_metric_and_its_direction(train, data, given):
+    run = train(val_dataset=[str(data)], save_interval=1, train_iters=3, lr=1e-2, **given)
+    losses = run.column("eval_lm loss")
+    wanted = max(losses) if given.get("greater_is_better") else min(losses)
+    assert (run.folder / "best").resolve().name == f"iter_000000{1 + losses.index(wanted)}"
+
+
+def test_an_unknown_metric_is_named_with_those_that_there_are(train, data):
+    run = train(val_dataset=[str(data)], metric_for_best_model="accuracy")
+    assert run.exit_code == ExitCode.BAD_ARGUMENTS
+    assert "it has lm loss" in run.message

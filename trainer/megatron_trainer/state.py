@@ -19,6 +19,7 @@ class TrainState:
     """After `iteration` optimizer steps, equal on all ranks. Counts are over all ranks; losses in nats per token.
 
     history: the layouts in which consumed_samples were read, which say what is left of the epoch in another layout.
+    last_metric: metric_for_best_model of the last evaluation.
     data: identity of the data that they were read from, empty where it is not known.
     """
 
@@ -29,6 +30,7 @@ class TrainState:
     last_validation_loss: float | None = None
     last_validation_iteration: int | None = None
     best_validation_loss: float | None = None
+    last_metric: float | None = None
     history: tuple[Stretch, ...] = ()
     data: str = ""
 

@@ -8,6 +8,7 @@ iter_NNNNNNN was complete once; the manifest tells whether it still is.
 from __future__ import annotations
 
 import json
+import math
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
@@ -22,6 +23,8 @@ MANIFEST = "manifest.json"
 OWNER = "owner.json"
 RECORD = "args.json"
 """Every argument, as it is used: in the folder of a run, and in each checkpoint."""
+BEST, LAST = POINTERS = ("best", "last")
+"""Links to the best and the newest checkpoint beside them; files that hold the name where storage has no links."""
 NAME = re.compile(r"iter_(\d{7,})")
 BLOCK_BYTES = 4 * 1024**2
 
@@ -39,6 +42,7 @@ class Manifest:
     """What a checkpoint holds. layout: sizes by axis (tp, pp, cp, ep, dp); files: by name relative to the folder.
 
     loss: of the step that it was saved after; validation_loss: of an evaluation after that same step, if there was one.
+    metric, metric_value, greater_is_better: what tells the best checkpoint, where that is not the validation loss.
     """
 
     iteration: int
@@ -51,6 +55,15 @@ class Manifest:
     validation_loss: float | None
     saved_at_epoch_s: float
     files: Mapping[str, FileRecord]
+    metric: str = ""
+    metric_value: float | None = None
+    greater_is_better: bool = False
+
+    @property
+    def cost(self) -> float | None:
+        """What is lowest in the best checkpoint; None where nothing was evaluated."""
+        value = self.metric_value if self.metric else self.validation_loss
+        return None if value is None else -value if self.greater_is_better else value
 
     @property
     def size_bytes(self) -> int:
@@ -82,6 +95,35 @@ def checkpoints(save: Path) -> tuple[Checkpoint, ...]:
     """Every iter_ folder in `save`, newest first, each with its manifest or with what is wrong with it."""
     folders = [path for path in save.iterdir() if NAME.fullmatch(path.name)] if save.is_dir() else []
     return tuple(inspect(path) for path in sorted(folders, key=_iteration, reverse=True))
+
+
+def best(found: Iterable[Checkpoint]) -> Checkpoint | None:
+    """The best of the complete ones, by the metric of the newest that was evaluated; None where none was."""
+    evaluated = [each for each in found if each.manifest is not None and each.manifest.cost is not None]
+    if not evaluated:
+        return None
+    newest = max(evaluated, key=lambda each: each.iteration)
+    alike = [each for each in evaluated if _criterion(each) == _criterion(newest)]
+    return min(alike, key=_cost)
+
+
+def _criterion(checkpoint: Checkpoint) -> tuple[str, bool]:
+    manifest = checkpoint.manifest
+    return (manifest.metric, manifest.greater_is_better) if manifest else ("", False)
+
+
+def _cost(checkpoint: Checkpoint) -> float:
+    cost = checkpoint.manifest.cost if checkpoint.manifest else None
+    return math.inf if cost is None else cost
+
+
+def pointed_at(path: Path) -> Path:
+    """The checkpoint that `best` or `last` in a folder stands for; any other path as it is."""
+    if path.name not in POINTERS:
+        return path
+    if path.is_file():
+        return path.parent / path.read_text().strip()
+    return path.resolve() if path.is_symlink() else path
 
 
 def inspect(path: Path) -> Checkpoint:

@@ -93,7 +93,7 @@ def show_batches(loaded: Loaded) -> None:
         ("tokens a step", "" if length is None else f"at most {most_tokens}"),
         ("length of the run", _run_length(job)),
         ("learning rate", f"{derive.learning_rate(job.args):g}"),
-        ("checkpoints", f"every {job.args.save_interval} steps to {job.save_directory}"),
+        ("checkpoints", f"{_save_times(job)} to {job.save_directory}"),
     ]
     shown = table("batches", "", "")
     shown.show_header = False
@@ -154,6 +154,11 @@ def _cells(row: Rank, num_shards: int, *, has_experts: bool) -> list[str]:
     numbers = [row.rank, row.node, row.local_rank, row.tensor, row.context, row.data, row.pipeline, *experts]
     layers = "?" if row.layers is None else f"{row.layers[0]}-{row.layers[1] - 1}"
     return [*map(str, numbers), layers, f"{row.data + 1} of {num_shards}"]
+
+
+def _save_times(job: Job) -> str:
+    times = {"steps": f"every {job.args.save_interval} steps", "epoch": "after each epoch", "no": "at the end"}
+    return times[job.args.save_strategy]
 
 
 def _run_length(job: Job) -> str:

@@ -4,7 +4,7 @@ import pytest
 
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint.folder import Owner
-from megatron_trainjob.checkpoint_folder import checkpoints
+from megatron_trainjob.checkpoint_folder import checkpoints, pointed_at
 from tests.support.checkpoint import checkpoint_files
 
 OWNER = Owner(job_uid="a", attempt=0)
@@ -89,3 +89,20 @@ def test_pruning_keeps_the_newest_complete_ones_and_the_best(tmp_path, complete,
     folder.prune(tmp_path, 4, limit, OWNER)
     assert iterations(tmp_path) == left
     assert list(tmp_path.glob(".iter*")) == []
+
+
+def test_storage_without_links_gets_a_file_that_holds_the_name(tmp_path, monkeypatch):
+    for iteration, loss in ((2, 1.0), (4, 2.0)):
+        checkpoint_files.write(tmp_path, iteration, validation_loss=loss)
+    folder.claim(tmp_path, OWNER)
+
+    def refuse(*_: object) -> None:
+        raise PermissionError("no symbolic links here")
+
+    for linked in (True, False):
+        if not linked:
+            monkeypatch.setattr("pathlib.Path.symlink_to", refuse)
+        folder.point(tmp_path, 4, OWNER)
+        assert (tmp_path / "best").is_symlink() == linked
+        assert pointed_at(tmp_path / "best") == tmp_path / "iter_0000002"
+        assert pointed_at(tmp_path / "last") == tmp_path / "iter_0000004"

@@ -79,6 +79,45 @@ CASES = [
             ("an_order_that_is_kept_is_not_grouped", {"dataloader_type": "single"}),
         )
     ),
+    Case(
+        rule="the_best_checkpoint_was_evaluated",
+        good={"load_best_model_at_end": True, "val_dataset": ("v",), "save_interval": 10, "eval_interval": 5},
+        bad={"load_best_model_at_end": True, "val_dataset": ("v",), "save_interval": 10, "eval_interval": 4},
+    ),
+    Case(
+        rule="the_best_checkpoint_was_evaluated",
+        good={"load_best_model_at_end": True, "val_dataset": ("v",), "save_strategy": "epoch"},
+        bad={"load_best_model_at_end": True, "val_dataset": ("v",), "save_strategy": "no"},
+    ),
+    Case(
+        rule="the_best_checkpoint_was_evaluated",
+        good={"load_best_model_at_end": True, "split_dataset_ratio": 0.1},
+        bad={"load_best_model_at_end": True},
+    ),
+    Case(
+        rule="a_distance_of_checkpoints_belongs_to_steps",
+        good={"save_interval": 5},
+        bad={"save_interval": 5, "save_strategy": "epoch"},
+        given=("save_interval",),
+    ),
+    Case(
+        rule="a_distance_of_evaluations_belongs_to_steps",
+        good={"eval_interval": 5, "save_strategy": "epoch"},
+        bad={"eval_interval": 5, "eval_strategy": "epoch"},
+    ),
+    Case(
+        rule="validation_data_is_evaluated",
+        good={"val_dataset": ("v",), "save_strategy": "no", "eval_strategy": "epoch"},
+        bad={"val_dataset": ("v",), "save_strategy": "no"},
+    ),
+    *(
+        Case(
+            rule=f"a_stream_has_no_epoch_for_{name}",
+            good={name: "steps", "streaming": True},
+            bad={name: "epoch", "streaming": True},
+        )
+        for name in ("save_strategy", "eval_strategy")
+    ),
     _needs("a_revision_belongs_to_a_hub", "model_revision", use_hf=True),
     _needs("a_context_length_is_reached_by_scaling", "max_model_len", rope_scaling="yarn"),
     Case(

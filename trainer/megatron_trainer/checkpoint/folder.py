@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import math
 import os
 import re
 import shutil
@@ -25,11 +24,14 @@ from pathlib import Path
 from megatron_trainer.checkpoint import lease
 from megatron_trainjob import input_file
 from megatron_trainjob.checkpoint_folder import (
+    BEST,
+    LAST,
     MANIFEST,
     OWNER,
     TRACKER,
     Checkpoint,
     Manifest,
+    best,
     checkpoints,
     iteration_folder,
 )
@@ -208,18 +210,37 @@ def owned(save: Path, writer: Owner) -> Iterator[None]:
 def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[Checkpoint, ...]:
     """What may go once iteration `newest` is published and `limit` checkpoints are to stay.
 
-    Kept are the newest `limit` complete ones, and the one with the lowest validation loss beside them. Damaged ones do
+    Kept are the newest `limit` complete ones, and the best one beside them. Damaged ones do
     not count; they go when they are older than all that are kept. Later iterations than `newest` are of another run.
     """
     own = sorted((each for each in found if each.iteration <= newest), key=lambda each: -each.iteration)
     complete = [each for each in own if each.manifest is not None]
     if len(complete) < limit:
         return ()
-    best = min(complete, key=_validation_loss)
+    kept = best(complete)
     oldest_kept = complete[limit - 1].iteration
-    return tuple(
-        each for each in own if each.iteration < oldest_kept and (each != best or _validation_loss(each) == math.inf)
-    )
+    return tuple(each for each in own if each.iteration < oldest_kept and each != kept)
+
+
+def point(save: Path, newest: int, writer: Owner) -> None:
+    """Lets `last` lead to iteration `newest`, which is published, and `best` to the best one up to there."""
+    with owned(save, writer):
+        _point(save / LAST, iteration_folder(save, newest), writer)
+        found = best(each for each in checkpoints(save) if each.iteration <= newest)
+        if found is not None:
+            _point(save / BEST, found.path, writer)
+
+
+def _point(link: Path, target: Path, writer: Owner) -> None:
+    """Replaces the link at once; where storage has no links, a file that holds the name."""
+    aside = workshop(link.parent, writer) / link.name
+    aside.unlink(missing_ok=True)
+    try:
+        aside.symlink_to(target.name)
+    except OSError:
+        publish_text(link, target.name, writer)
+    else:
+        aside.replace(link)
 
 
 def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:
@@ -260,8 +281,3 @@ def synchronize(folder: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _validation_loss(checkpoint: Checkpoint) -> float:
-    loss = checkpoint.manifest.validation_loss if checkpoint.manifest else None
-    return math.inf if loss is None else loss

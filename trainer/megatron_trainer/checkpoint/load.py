@@ -22,7 +22,7 @@ from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.megatron.patches import pickled_scaling
 from megatron_trainer.state import TrainState, from_plain
-from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect
+from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect, pointed_at
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -72,6 +72,7 @@ def find(load: Path, *, recognises_others: bool = False) -> Checkpoint | None:
 
 
 def _candidates(load: Path) -> tuple[Checkpoint, ...]:
+    load = pointed_at(load)
     return (inspect(load),) if NAME.fullmatch(load.name) else checkpoints(load)
 
 

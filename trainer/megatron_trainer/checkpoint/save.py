@@ -35,7 +35,7 @@ class SavePolicy:
 
     owner: who writes, as claimed at the start. in_background: files are written while training goes on.
     on_termination: a run that is asked to stop saves once more. record: the text of args.json, which each checkpoint
-    carries. num_files: of each rank.
+    carries. num_files: of each rank. metric: tells the best checkpoint where that is not the validation loss.
     """
 
     save: Path
@@ -49,6 +49,8 @@ class SavePolicy:
     limit: int | None
     record: str
     num_files: int = 1
+    metric: str = ""
+    greater_is_better: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,9 +156,13 @@ class Saver:
             loss=pending.loss,
             validation_loss=state.last_validation_loss if is_validated else None,
             saved_at_epoch_s=clock.epoch_s(),
+            metric=policy.metric,
+            metric_value=state.last_metric if is_validated else None,
+            greater_is_better=policy.greater_is_better,
             files={**pending.shards.complete(parts), **_write_record(pending.shards.folder, policy.record)},
         )
         folder.publish(pending.shards.folder, manifest, policy.owner)
+        folder.point(policy.save, state.iteration, policy.owner)
         if policy.limit is not None:
             folder.prune(policy.save, state.iteration, policy.limit, policy.owner)
 

@@ -21,6 +21,7 @@ from megatron_trainer.data.ordering.sample import Sampler, Stretch, WholePass
 from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.data.streaming.items import Stream, StreamSampler
 from megatron_trainer.data.values import Indexed, MicroBatch
+from megatron_trainer.state import TrainState
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -42,6 +43,12 @@ class Feed:
         return Stretch(
             num_samples=micro * ranks * self.num_micro_batches, micro_batch_size=micro, data_parallel_size=ranks
         )
+
+    def completed_epochs(self, state: TrainState) -> int:
+        """Epochs of stored data that are read to their end in this state."""
+        assert isinstance(self.sampler, Sampler)
+        sampler = replace(self.sampler, consumed_samples=state.consumed_samples, history=state.history)
+        return sampler.completed_epochs
 
     def global_batches(
         self, consumed_samples: int, history: tuple[Stretch, ...], backend: Backend

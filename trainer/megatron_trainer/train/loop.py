@@ -34,6 +34,20 @@ logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
+class Pace:
+    """When something that is not done after each step is done."""
+
+    strategy: str
+    interval: int
+
+    def is_due(self, run: Run, before: TrainState, state: TrainState) -> bool:
+        """After the step from `before` to `state`."""
+        if self.strategy == "epoch":
+            return run.train.completed_epochs(before) < run.train.completed_epochs(state)
+        return self.strategy == "steps" and state.iteration % self.interval == 0
+
+
+@dataclass(frozen=True, kw_only=True)
 class Run:
     """Everything that a run needs, built once. stop_words: the texts that trained answers end with."""
 
@@ -49,7 +63,8 @@ class Run:
     saver: Saver
     total_iterations: int
     eval_iters: int
-    eval_interval: int
+    evaluations: Pace
+    saves: Pace
     flops_per_token: float
     flops_per_pair: float
     termination: Termination
@@ -80,7 +95,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
         result = train_step(
             run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
         )
-        state = advance(state, result, run.train.step)
+        before, state = state, advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
         _check_loss(run, state, result)
         timers_s = garbage.collect_when_due(run.args, state.iteration)
@@ -88,10 +103,10 @@ def fit(run: Run, state: TrainState) -> TrainState:
         _tell(run, run.saver.poll())
         if result.stop_requested:
             break
-        if state.iteration % run.eval_interval == 0 or state.iteration == run.total_iterations:
+        if run.evaluations.is_due(run, before, state) or state.iteration == run.total_iterations:
             state = validate(run, state)
             evaluated_at = state.iteration
-        if state.iteration % run.args.save_interval == 0:
+        if run.saves.is_due(run, before, state):
             saved_at = _save(run, state, result)
     is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
@@ -115,8 +130,8 @@ def advance(state: TrainState, result: StepResult, read: Stretch) -> TrainState:
 
 
 def validate(run: Run, state: TrainState) -> TrainState:
-    """One evaluation round over the same samples as every other round; unchanged state without validation data."""
-    if run.validation is None or run.eval_iters == 0:
+    """One evaluation round over the same samples as every other round; unchanged state where none is wanted."""
+    if run.validation is None or run.eval_iters == 0 or run.evaluations.strategy == "no":
         return state
     run.reporter.phase("evaluating")
     garbage.collect_around_evaluation(run.args)
@@ -137,7 +152,11 @@ def validate(run: Run, state: TrainState) -> TrainState:
     loss = result.losses[run.task.losses[0]]
     best = loss if state.best_validation_loss is None else min(loss, state.best_validation_loss)
     return replace(
-        state, last_validation_loss=loss, best_validation_loss=best, last_validation_iteration=state.iteration
+        state,
+        last_validation_loss=loss,
+        best_validation_loss=best,
+        last_validation_iteration=state.iteration,
+        last_metric=result.losses[run.saver.policy.metric] if run.saver.policy.metric else None,
     )
 
 

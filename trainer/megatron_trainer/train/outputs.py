@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING
 import torch.distributed as dist
 
 from megatron_trainer import model_source
+from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert.adapter import save_adapter
 from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.convert.stream import Read, own_data
 from megatron_trainer.lora.merge import merged_weights
 from megatron_trainjob import checkpoint_folder
-from megatron_trainjob.checkpoint_folder import iteration_folder
+from megatron_trainjob.checkpoint_folder import best, iteration_folder
 
 if TYPE_CHECKING:
     from megatron_trainer.state import TrainState
@@ -47,6 +48,18 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
     if run.args.merge_lora if is_lora else run.args.to_hf:
         outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
     return outputs
+
+
+def load_best(run: Run, last: int) -> None:
+    """Takes the weights of the best checkpoint up to iteration `last` into the model. Only an export may follow."""
+    save = run.saver.policy.save
+    found = [best(each for each in checkpoint_folder.checkpoints(save) if each.iteration <= last)]
+    dist.broadcast_object_list(found, src=0)
+    if found[0] is None:
+        logger.warning("no checkpoint in %s was evaluated: the last weights are exported, not the best", save)
+    elif found[0].iteration != last:
+        logger.info("exporting the weights of the best checkpoint, iteration=%d", found[0].iteration)
+        checkpoint_load.weights(run.engine, found[0], "trainable" if run.args.train_type == "lora" else "base")
 
 
 def write_safetensors(run: Run, iteration: int) -> None:

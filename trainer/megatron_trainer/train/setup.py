@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -46,7 +46,7 @@ from megatron_trainer.termination import Termination
 from megatron_trainer.train import optim, output_folder
 from megatron_trainer.train.enough_data import check_first_step
 from megatron_trainer.train.feed import EvaluationFeed, feeds
-from megatron_trainer.train.loop import Run
+from megatron_trainer.train.loop import Pace, Run
 from megatron_trainer.train.preference_run import engine_and_reference, task_of
 from megatron_trainer.train.schedule import Schedule
 from megatron_trainer.train.start import start_state
@@ -156,22 +156,25 @@ def _run(
     args, spec, course = parts.accepted.args, parts.spec, parts.course
     train, validation = feeds(args, parts.data, parts.shape)
     _tell_unread(validation, course.eval_iters)
+    learned = task_of(args, spec, parts.task, parts.reference)
+    policy = _save_policy(parts, env, _metric(args, learned.losses))
     info = _run_info(parts, env, backend, state)
     _write_settings(parts)
     return Run(
         args=args,
         spec=spec,
-        task=task_of(args, spec, parts.task, parts.reference),
+        task=learned,
         engine=parts.engine,
         backend=backend,
         train=train,
         validation=validation,
         schedule=_schedule(args, course.train_iters),
         reporter=_started_reporter(parts, env, info),
-        saver=Saver(parts.engine, backend, _save_policy(parts, env)),
+        saver=Saver(parts.engine, backend, policy),
         total_iterations=course.train_iters,
         eval_iters=course.eval_iters,
-        eval_interval=derive.eval_interval(args),
+        evaluations=Pace(strategy=derive.eval_strategy(args), interval=derive.eval_interval(args)),
+        saves=Pace(strategy=args.save_strategy, interval=args.save_interval),
         flops_per_token=flops_per_token(spec.model, args),
         flops_per_pair=flops_per_pair(spec.model),
         termination=termination,
@@ -318,7 +321,18 @@ def _started_reporter(parts: _Parts, env: Environment, info: RunInfo) -> Reporte
     return reporter
 
 
-def _save_policy(parts: _Parts, env: Environment) -> SavePolicy:
+def _metric(args: TrainArgs, known: Sequence[str]) -> str:
+    """The task's name of metric_for_best_model, "" for its loss. Raises InvalidInput for what it does not evaluate."""
+    given = args.metric_for_best_model or "loss"
+    plain = given.removeprefix("eval_")
+    names = {"loss": known[0], **{spelled: name for name in known for spelled in (name, name.replace(" ", "_"))}}
+    if plain not in names:
+        message = f"is no metric of this task; it has {', '.join(known)}"
+        raise InvalidInput((Violation(path="spec.args.metric_for_best_model", value=given, message=message),))
+    return "" if names[plain] == known[0] and not args.greater_is_better else names[plain]
+
+
+def _save_policy(parts: _Parts, env: Environment, metric: str) -> SavePolicy:
     args = parts.accepted.args
     return SavePolicy(
         save=parts.save,
@@ -331,6 +345,8 @@ def _save_policy(parts: _Parts, env: Environment) -> SavePolicy:
         on_termination=env.save_on_termination,
         limit=args.save_total_limit,
         record=json.dumps(parts.record, indent=1),
+        metric=metric,
+        greater_is_better=bool(metric) and derive.greater_is_better(args),
     )
 
 

@@ -101,6 +101,18 @@ def eval_iters(args: TrainArgs, num_validation_items: int) -> int:
     return -(-num_validation_items // args.global_batch_size)
 
 
+def eval_strategy(args: TrainArgs) -> str:
+    """When evaluations take place: as given, else by steps where their distance is given, else with the checkpoints."""
+    return args.eval_strategy or ("steps" if args.eval_interval else args.save_strategy)
+
+
+def greater_is_better(args: TrainArgs) -> bool:
+    """Whether the best checkpoint is the one with the highest metric: as given, else by the name of the metric."""
+    if args.greater_is_better is not None:
+        return args.greater_is_better
+    return not (args.metric_for_best_model or "loss").endswith("loss")
+
+
 def eval_interval(args: TrainArgs) -> int:
     """Training steps between two evaluations."""
     return args.eval_interval or args.save_interval

@@ -29,6 +29,14 @@ class Checkpoint:
         aliases=("save_steps",),
         status="works",
     )
+    save_strategy: Literal["steps", "epoch", "no"] = arg(
+        "steps",
+        (
+            'When a checkpoint is written: each save_interval steps, with the last step of each epoch, or ("no", in '
+            "quotes) only at the end."
+        ),
+        status="works",
+    )
     no_save_optim: bool = arg(
         False,
         "Leave the optimizer and scheduler state out of checkpoints.",
@@ -101,8 +109,8 @@ class Checkpoint:
     save_total_limit: int | None = arg(
         None,
         (
-            "Keep only this many of the newest complete checkpoints, and beside them the one with the lowest "
-            "validation loss; unset: keep all."
+            "Keep only this many of the newest complete checkpoints, and beside them the best one "
+            "(metric_for_best_model); unset: keep all."
         ),
         unit="checkpoints",
         ge=1,

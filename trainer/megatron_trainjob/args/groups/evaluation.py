@@ -1,6 +1,7 @@
 """How often and how long the validation set is evaluated."""
 
 from dataclasses import dataclass
+from typing import Literal
 
 from megatron_trainjob.args.field import arg
 
@@ -24,5 +25,28 @@ class Evaluation:
         ge=1,
         featured=True,
         aliases=("eval_steps",),
+        status="works",
+    )
+    eval_strategy: Literal["steps", "epoch", "no"] | None = arg(
+        None,
+        (
+            'When the validation set is evaluated: each eval_interval steps, at the end of each epoch, or ("no", in '
+            "quotes) never; unset: steps where eval_interval is given, else as save_strategy."
+        ),
+        status="works",
+    )
+    metric_for_best_model: str | None = arg(
+        None,
+        "Metric of the evaluation that tells the best checkpoint; unset: the loss.",
+        status="works",
+    )
+    greater_is_better: bool | None = arg(
+        None,
+        "Whether that metric is to be high; unset: only of those whose name does not end in loss.",
+        status="works",
+    )
+    load_best_model_at_end: bool = arg(
+        False,
+        "Export the weights of the best checkpoint at the end instead of the last ones.",
         status="works",
     )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.rules.condition import cel_value, is_, is_set
-from megatron_trainjob.args.rules.pair import needs
+from megatron_trainjob.args.rules.pair import excludes, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 PARALLEL_SIZES = (
@@ -80,6 +80,57 @@ def evaluation_steps_need_a_validation_set(facts: Facts) -> str:
     return "has no effect without validation data (val_dataset or split_dataset_ratio)"
 
 
+@rule(
+    "load_best_model_at_end",
+    "save_strategy",
+    "eval_strategy",
+    "save_interval",
+    "eval_interval",
+    "val_dataset",
+    "split_dataset_ratio",
+    "cached_dataset",
+    "cached_val_dataset",
+)
+def the_best_checkpoint_was_evaluated(facts: Facts) -> str:
+    """Each checkpoint has an evaluation at its own step."""
+    args = facts.args
+    if not args.load_best_model_at_end:
+        return ""
+    if not _has_validation_data(facts):
+        return "needs validation data; set val_dataset or split_dataset_ratio"
+    evaluates, saves = derive.eval_strategy(args), args.save_strategy
+    if "no" in (evaluates, saves) or evaluates != saves:
+        return f"needs checkpoints and evaluations at the same steps, not {saves} and {evaluates}; set both to one"
+    if saves == "steps" and args.save_interval % derive.eval_interval(args):
+        return f"needs an evaluation at each checkpoint; make save_interval a multiple of {derive.eval_interval(args)}"
+    return ""
+
+
+@rule("save_interval", "save_strategy", severity="warning")
+def a_distance_of_checkpoints_belongs_to_steps(facts: Facts) -> str:
+    """Other strategies do not count steps."""
+    args = facts.args
+    idle = args.save_strategy != "steps" and "save_interval" in facts.given
+    return f"has no effect with save_strategy: {args.save_strategy}" if idle else ""
+
+
+@rule("eval_interval", "eval_strategy", severity="warning")
+def a_distance_of_evaluations_belongs_to_steps(facts: Facts) -> str:
+    """Other strategies do not count steps."""
+    args = facts.args
+    idle = args.eval_interval is not None and derive.eval_strategy(args) != "steps"
+    return f"has no effect with eval_strategy: {args.eval_strategy}" if idle else ""
+
+
+@rule("val_dataset", "eval_strategy", "eval_interval", "save_strategy", severity="warning")
+def validation_data_is_evaluated(facts: Facts) -> str:
+    """Data that nothing is ever evaluated on."""
+    args = facts.args
+    if not args.val_dataset or derive.eval_strategy(args) != "no":
+        return ""
+    return "has no effect without evaluations; set eval_strategy to steps or epoch"
+
+
 def _has_validation_data(facts: Facts) -> bool:
     args = facts.args
     return bool(args.val_dataset or args.split_dataset_ratio or args.cached_dataset or args.cached_val_dataset)
@@ -95,6 +146,19 @@ def a_streamed_evaluation_has_a_given_length(facts: Facts) -> str:
 
 
 RULES = (
+    the_best_checkpoint_was_evaluated,
+    a_distance_of_checkpoints_belongs_to_steps,
+    a_distance_of_evaluations_belongs_to_steps,
+    validation_data_is_evaluated,
+    *(
+        excludes(
+            f"a_stream_has_no_epoch_for_{name}",
+            is_(name, "epoch"),
+            is_("streaming", True),
+            because="the end of an epoch of a stream is not known before it comes",
+        )
+        for name in ("save_strategy", "eval_strategy")
+    ),
     the_length_of_the_run_is_given,
     needs("a_stream_has_a_given_length", is_("streaming", True), is_set("train_iters"), tasks=TRAINING),
     the_global_batch_consists_of_whole_micro_batches,
