@@ -9,6 +9,7 @@ import sys
 from megatron_operator.process import deep_json
 from megatron_operator.process import settings as settings_module
 from megatron_operator.process.operate import operate
+from megatron_trainjob import shown
 
 
 def main() -> int:
@@ -18,9 +19,7 @@ def main() -> int:
     except settings_module.InvalidSettings as error:
         print(error, file=sys.stderr)
         return 2
-    logging.basicConfig(
-        level=settings.log_level, format="%(asctime)s %(levelname)s %(name)s %(message)s", stream=sys.stderr
-    )
+    shown.configure_logging(settings.log_level, "%(asctime)s %(levelname)s %(name)s %(message)s")
     logging.getLogger("kopf").setLevel(max(logging.WARNING, logging.getLogger().level))
     deep_json.install()
     return asyncio.run(operate(settings))

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from megatron_operator import clock
+from megatron_trainjob import shown
 
 Object = Mapping[str, Any]
 LOG_INTERVAL_S = 60.0
@@ -76,11 +77,12 @@ class Guard:
 
 
 def shortened(value: object, max_characters: int) -> str:
-    """The text without control characters and halves of surrogate pairs, cut; "" for anything but text."""
+    """The text without secrets, control characters and halves of surrogate pairs, cut; "" for anything but text."""
     if not isinstance(value, str):
         return ""
+    value = shown.without_secrets(value[: 2 * max_characters])
     if not value.isprintable():
-        text = value[: 2 * max_characters].encode(errors="replace").decode()
+        text = value.encode(errors="replace").decode()
         value = "".join(each if each.isprintable() or each in "\n\t" else " " for each in text)
     return value[:max_characters]
 

@@ -7,6 +7,7 @@ import logging
 import sys
 
 from megatron_trainer.process import launch
+from megatron_trainjob import shown
 from megatron_trainjob.args.field import TRAINING_TASKS
 
 COMMANDS = {"export": "megatron_trainer.convert.command", "data": "megatron_trainer.data.command"}
@@ -14,7 +15,7 @@ COMMANDS = {"export": "megatron_trainer.convert.command", "data": "megatron_trai
 
 def main() -> int:
     """Starts training ranks for a task, or runs one of the other commands in this process."""
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
+    shown.configure_logging(logging.INFO, "%(asctime)s %(levelname)s %(message)s")
     command = sys.argv[1] if len(sys.argv) > 1 else ""
     if command in TRAINING_TASKS:
         return launch.main(sys.argv[1:])

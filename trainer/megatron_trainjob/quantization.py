@@ -61,12 +61,22 @@ def of(config: Mapping[str, Any]) -> Quantization | None:
 
 def problem(config: Mapping[str, Any]) -> str | None:
     """Why weights stored so cannot be read; None when they can."""
-    found = _section(config)
+    try:
+        return _problem(_section(config))
+    except (TypeError, AttributeError, ValueError):
+        return f"is not what any quantization looks like; {_REMEDY}"
+
+
+def _problem(found: Mapping[str, Any]) -> str | None:
     if not found:
         return None
     method = found.get("quant_method")
     if method == "fp8":
-        return None
+        block = found.get("weight_block_size")
+        is_grid = (
+            isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
+        )
+        return None if block is None or is_grid else f"weight_block_size {block!r} is no pair of sizes; {_REMEDY}"
     if method == "compressed-tensors":
         reasons = sorted(set(_unreadable_groups(found)))
         return f"{'; '.join(reasons)}; {_REMEDY}" if reasons else None
@@ -82,7 +92,10 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
-    return next((config[key] for key in CONFIG_KEYS if config.get(key)), {})
+    found: object = next((config[key] for key in CONFIG_KEYS if config.get(key)), {})
+    if not isinstance(found, Mapping):
+        raise TypeError("the section is no object")
+    return found
 
 
 def _groups(found: Mapping[str, Any]) -> Sequence[Mapping[str, Any]]:

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
+from megatron_trainjob import shown
+
 LOG: Final = "/dev/termination-log"
 """Where Kubernetes looks for it."""
 
@@ -43,7 +45,7 @@ class TerminationRecord:
             REASON: self.reason,
             RANK: self.rank,
             ITERATION: self.iteration,
-            MESSAGE: self.message[:MAX_MESSAGE_CHARACTERS],
+            MESSAGE: shown.message(self.message)[:MAX_MESSAGE_CHARACTERS],
         }
         return json.dumps(fields)
 

@@ -6,6 +6,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from megatron_trainjob import shown
+
 Severity = Literal["error", "warning"]
 
 
@@ -22,7 +24,12 @@ class Violation:
     severity: Severity = "error"
 
     def __str__(self) -> str:
-        return f"{self.path}: {self.message} (got {self.value!r})"
+        return f"{shown.clean(self.path)}: {shown.message(self.message)} (got {self.shown_value})"
+
+    @property
+    def shown_value(self) -> str:
+        """The value as people may see it."""
+        return shown.value(self.path, self.value)
 
 
 def errors(found: Iterable[Violation]) -> tuple[Violation, ...]:

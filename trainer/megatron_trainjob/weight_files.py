@@ -18,6 +18,7 @@ VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
 """Tensors with a row for each token, in every family."""
 
 _LENGTH = struct.Struct("<Q")
+_LONGEST_NAME_BYTES = 255
 _LONGEST_HEADER_BYTES = 100_000_000
 
 
@@ -51,7 +52,13 @@ def indexed(directory: Path, index: str) -> dict[str, str]:
 
 def is_inside(name: object) -> bool:
     """Whether this names a file of the folder itself: no other type, no way out of it, no folder within."""
-    return isinstance(name, str) and name not in ("", "..") and Path(name).name == name and "\0" not in name
+    return (
+        isinstance(name, str)
+        and name not in ("", "..")
+        and Path(name).name == name
+        and "\0" not in name
+        and len(name.encode(errors="replace")) <= _LONGEST_NAME_BYTES
+    )
 
 
 def _read(path: Path) -> dict[str, Any]:

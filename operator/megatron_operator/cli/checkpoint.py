@@ -8,9 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
-from rich.markup import escape
-
-from megatron_operator.cli.output import FAILED, OK, error, out, show_table, table
+from megatron_operator.cli.output import FAILED, OK, error, escape, out, show_table, table
 from megatron_operator.core.timestamp import to_text
 from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect
 

@@ -6,12 +6,10 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from rich.markup import escape
-
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.parts import Change, changes
 from megatron_operator.api.schema.spec import spec
-from megatron_operator.cli.output import INVALID, OK, error, out, show_table, table
+from megatron_operator.cli.output import INVALID, OK, error, escape, out, show_table, table
 from megatron_trainjob.args.field import Argument
 from megatron_trainjob.args.names import ALIASES
 from megatron_trainjob.args.tree import ARGUMENTS

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
+from rich import markup
 from rich.console import Console
-from rich.markup import escape
 from rich.measure import Measurement
 from rich.table import Table
 
+from megatron_trainjob import shown
 from megatron_trainjob.violation import Violation
 
 OK, FAILED, INVALID = 0, 1, 2
@@ -19,13 +20,18 @@ out = Console(highlight=False, soft_wrap=True)
 error = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+def escape(text: str) -> str:
+    """Text of others as a terminal may print it: its control characters, secrets and markup do nothing."""
+    return markup.escape(shown.message(text))
+
+
 def show_violations(source: str, violations: Iterable[Violation]) -> None:
     """Every problem: where, what is wrong and what to do, what was given."""
     violations = tuple(violations)
     plural = "problem" if len(violations) == 1 else "problems"
     error.print(f"[bold red]{escape(source)}: {len(violations)} {plural}[/]")
     for violation in violations:
-        value = "" if violation.value is None else f" [dim](got {escape(_short(violation.value))})[/]"
+        value = "" if violation.value is None else f" [dim](got {escape(_short(violation.shown_value))})[/]"
         error.print(f"  [bold]{escape(violation.path)}[/]: {escape(violation.message)}{value}")
 
 
@@ -52,6 +58,5 @@ def show_table(shown: Table) -> None:
     Console(highlight=False, width=needed).print(shown)
 
 
-def _short(value: object) -> str:
-    text = repr(value)
+def _short(text: str) -> str:
     return text if len(text) <= 120 else f"{text[:117]}..."

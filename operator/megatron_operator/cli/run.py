@@ -7,8 +7,6 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from rich.markup import escape
-
 from megatron_operator import manifest
 from megatron_operator.api import names
 from megatron_operator.cli import status as status_command
@@ -18,6 +16,7 @@ from megatron_operator.cli.output import (
     INVALID,
     OK,
     error,
+    escape,
     out,
     show_violations,
     show_warnings,

@@ -9,10 +9,10 @@ from types import TracebackType
 from typing import Any, Self
 
 from rich.console import Console
-from rich.markup import escape
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from megatron_operator.cli.output import escape
 from megatron_operator.cluster.local.run import Look
 from megatron_operator.core.job import Job
 from megatron_operator.core.plan import Event

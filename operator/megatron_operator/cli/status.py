@@ -8,11 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from rich.markup import escape
 
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
-from megatron_operator.cli.output import FAILED, OK, error, out, show_table, table
+from megatron_operator.cli.output import FAILED, OK, error, escape, out, show_table, table
 from megatron_operator.cluster.local.state import State
 
 Object = Mapping[str, Any]

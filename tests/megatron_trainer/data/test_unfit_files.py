@@ -87,7 +87,7 @@ def test_a_bomb_ends_with_a_reason(tmp_path, monkeypatch, name, content):
 
 
 def test_an_array_longer_than_memory_is_read_row_by_row(tmp_path, monkeypatch):
-    monkeypatch.setattr("megatron_trainer.data.json_rows.CHUNK_BYTES", 7)
+    monkeypatch.setattr("megatron_trainer.data.reading.json_rows.CHUNK_BYTES", 7)
     rows = [{"text": f"zwölf {n}", "list": [{"a": "]"}, n, None]} for n in range(50)]
     path = tmp_path / "train.json"
     for text in (json.dumps(rows, ensure_ascii=False), json.dumps(rows, indent=2), "\ufeff \n" + json.dumps(rows)):

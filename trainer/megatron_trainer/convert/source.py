@@ -153,7 +153,9 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type 
     except pickle.UnpicklingError as err:
         message = "holds more than tensors, which could run code; convert the model to safetensors where you trust it"
         raise _unusable(path, message) from err
-    except (SafetensorError, OSError, RuntimeError, EOFError, ValueError) as err:
+    except InvalidInput:
+        raise
+    except Exception as err:  # a broken pickle raises anything
         raise _unusable(path, f"cannot be read ({err}); download it again") from err
 
 

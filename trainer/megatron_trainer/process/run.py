@@ -20,6 +20,7 @@ from megatron_trainer.train import garbage_collection as garbage
 from megatron_trainer.train import setup
 from megatron_trainer.train.loop import fit
 from megatron_trainer.train.outputs import load_best, write_outputs
+from megatron_trainjob import shown
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
 from megatron_trainjob.args.parse import Accepted, Parsed, Refused
@@ -98,11 +99,8 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
 
 def setup_logging(env: Environment, level: int) -> None:
     """Log lines name the rank; ranks other than the first say warnings and errors only."""
-    logging.basicConfig(
-        level=level if env.rank == 0 else max(level, logging.WARNING),
-        format=f"%(asctime)s %(levelname)s rank {env.rank} %(message)s",
-        force=True,
-    )
+    own_level = level if env.rank == 0 else max(level, logging.WARNING)
+    shown.configure_logging(own_level, f"%(asctime)s %(levelname)s rank {env.rank} %(message)s")
     for library in CHATTY_LIBRARIES:
         logging.getLogger(library).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
     warnings.simplefilter("default" if level <= logging.DEBUG else "ignore")

@@ -17,6 +17,7 @@ from megatron_trainer.report.records import (
     LogRecord,
     RunInfo,
 )
+from megatron_trainjob import shown
 
 GIB = 2**30
 MAX_EXPONENT = 20
@@ -34,7 +35,7 @@ class Console:
     def write(self, event: Event) -> None:
         """Writes the event's lines; phases have none."""
         for line in self._lines(event):
-            self._stream.write(f" {line}\n")
+            self._stream.write(f" {shown.message(line)}\n")
         self._stream.flush()
 
     def close(self) -> None:

@@ -17,6 +17,7 @@ from megatron_trainer.checkpoint.folder import claim as claim_folder
 from megatron_trainer.checkpoint.lease import Heartbeat
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import TrainingError
+from megatron_trainjob import shown
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
@@ -63,7 +64,7 @@ def arguments_record(
     arguments = {name: None if ARGUMENTS[name].secret else value for name, value in dataclasses.asdict(args).items()}
     return {
         "task": task,
-        "arguments": arguments,
+        "arguments": shown.record(arguments),
         "resolved": dict(resolved),
         "model_config": json.loads(json.dumps(dict(model_config), default=str)),
     }

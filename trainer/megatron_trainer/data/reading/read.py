@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
-from megatron_trainer.data import json_rows
+from megatron_trainer.data.reading import json_rows
 from megatron_trainer.data.values import RowError
 from megatron_trainjob import input_file
 from megatron_trainjob.input_file import UnfitFile
@@ -27,6 +27,8 @@ MAX_GROWTH = 300
 """Text is packed 3 to 30 times as small; what grows more than so many times is a bomb."""
 FREE_GROWTH_BYTES = 64 * 2**20
 """What any packed file may grow to."""
+FREE_TABLE_BYTES = 2**30
+"""What the rows of any table may grow to: many may share long texts."""
 BATCH_BYTES = 256 * 2**20
 """Of the rows of a parquet file that are in memory at once, at most."""
 
@@ -200,12 +202,15 @@ def _read_tsv(path: Path) -> Rows:
 
 
 def _read_parquet(path: Path) -> Rows:
-    number = 0
+    number, bytes_left = 0, max(FREE_TABLE_BYTES, MAX_GROWTH * path.stat().st_size)
     with pyarrow.parquet.ParquetFile(path) as file:
         for group in range(file.num_row_groups):
             # Only this number may be asked for: pyarrow ends the process over columns whose metadata is damaged.
             size = _rows_at_once(file.metadata.row_group(group).total_byte_size, path.stat().st_size)
             for batch in file.iter_batches(batch_size=size, row_groups=[group]):
+                bytes_left -= batch.nbytes
+                if bytes_left < 0:
+                    raise UnfitFile(f"its rows grow to more than {MAX_GROWTH} times its size")
                 for row in _rows_of(batch):
                     number += 1
                     yield number, row
