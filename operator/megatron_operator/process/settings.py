@@ -9,11 +9,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, cast, get_args
 
+from megatron_operator.api.values import Gang
 from megatron_operator.core.job import KueueMode
 from megatron_trainjob import images
 from megatron_trainjob.violation import Violation
 
-GANG_SCHEDULERS = ("Volcano", "Coscheduling", "Native")
+GANG_SCHEDULERS = tuple(gang for gang in get_args(Gang) if gang != "None")
 TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 

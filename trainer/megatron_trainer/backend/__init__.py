@@ -60,12 +60,7 @@ class Backend(Protocol):
         """Returns when everything that was started on the device has ended."""
 
     def peak_memory_bytes(self) -> int:
-        """The most memory this process held since the last `reset_peak_memory`: card memory, or resident
-        memory.
-        """
-
-    def reset_peak_memory(self) -> None:
-        """Starts a new measurement."""
+        """The most memory this process has held: card memory, or resident memory."""
 
     def device_name(self) -> str:
         """The maker's name of the device."""

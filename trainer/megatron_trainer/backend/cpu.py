@@ -17,7 +17,6 @@ import torch
 from megatron_trainer.backend import rng
 
 _PROCESS_STATUS = Path("/proc/self/status")
-_CLEAR_REFERENCES = Path("/proc/self/clear_refs")
 _PROCESSORS = Path("/proc/cpuinfo")
 
 _installed = False
@@ -75,13 +74,6 @@ class CpuBackend:
     def peak_memory_bytes(self) -> int:
         """Peak resident memory (VmHWM) of this process; 0 where the system does not tell."""
         return _status_kib("VmHWM") * 1024
-
-    def reset_peak_memory(self) -> None:
-        """Sets VmHWM to what is resident now, where the system allows it."""
-        try:
-            _CLEAR_REFERENCES.write_text("5")
-        except OSError:
-            return
 
     def device_name(self) -> str:
         """The processor's model name."""

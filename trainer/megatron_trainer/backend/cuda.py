@@ -94,10 +94,6 @@ class CudaBackend:
         """Peak memory that torch had allocated on the card."""
         return torch.cuda.max_memory_allocated()
 
-    def reset_peak_memory(self) -> None:
-        """Starts a new measurement."""
-        torch.cuda.reset_peak_memory_stats()
-
     def device_name(self) -> str:
         """Name that the driver reports."""
         return torch.cuda.get_device_name()

@@ -1,15 +1,18 @@
 """The infrastructure fields of the manifest, each declared once: shape, default, help, when it may change. A table.
 
 A field changes only while the job is suspended, for pods are made from it, unless it is marked `changeable` otherwise.
-`spec.args` is not here: its schema comes from the contract (`megatron_trainjob.args.schema`).
+The records within are declared with their values in api/values.py. `spec.args` is not here: its schema comes from the
+contract (`megatron_trainjob.args.schema`).
 """
 
 from __future__ import annotations
 
 from functools import cache
+from typing import get_args
 
 from megatron_operator.api import names
 from megatron_operator.api.schema import pod_template
+from megatron_operator.api.schema.declared import record_of
 from megatron_operator.api.schema.parts import (
     Schema,
     array,
@@ -24,12 +27,17 @@ from megatron_operator.api.schema.parts import (
     text,
     text_map,
 )
+from megatron_operator.api.values import (
+    Checkpoint,
+    Elastic,
+    FailurePolicy,
+    Initializer,
+    Network,
+    RunPolicy,
+    Scheduling,
+    SuccessPolicy,
+)
 from megatron_trainjob.args.field import TRAINING_TASKS
-from megatron_trainjob.environment import DEFAULT_MASTER_PORT, RESUMES
-
-PATH_PATTERN = r"^/"
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
-DEFAULT_HANG_TIMEOUT_S = 1800
 
 
 @cache
@@ -131,132 +139,37 @@ def _where() -> dict[str, Schema]:
 
 
 def _checkpoint() -> Schema:
-    template = record(
-        "A claim that the operator makes, named <job>-checkpoint.",
-        {
-            "metadata": record(
-                "Labels and annotations of the claim.",
-                {
-                    "labels": text_map("Labels.", max_length=63),
-                    "annotations": text_map("Annotations.", max_length=16384),
-                },
-            ),
-            "spec": pod_template.claim_spec(),
-        },
-        required=("spec",),
-    )
-    claim = record(
-        "The volume of the checkpoints: an existing claim or a template for one. Absent keeps them in the pod.",
-        {"claimName": text("Name of an existing claim."), "template": template},
-    )
-    termination = record(
-        "What happens on SIGTERM.",
-        {
-            "save": boolean("Saves at the next step boundary before the pod ends.", default=True),
-            "gracePeriodSeconds": integer("Seconds that a save may take.", le=86400, default=120),
-        },
-    )
-    return record(
+    return record_of(
+        Checkpoint,
         "Where checkpoints go and what becomes of them.",
-        {
-            "pvc": changeable("Never", claim),
-            "mountPath": text("Where the volume appears.", default="/checkpoints", pattern=PATH_PATTERN),
-            "subPath": text("Folder of this job on the volume; $(job) is its name.", default="$(job)"),
-            "resume": choice(
-                "Auto continues from the newest checkpoint if there is one, Required fails without one.",
-                *RESUMES,
-                default="Auto",
+        inner={
+            "pvc": lambda fields: changeable(
+                "Never",
+                record(
+                    "The volume of the checkpoints: an existing claim or a template for one. "
+                    "Absent keeps them in the pod.",
+                    fields,
+                ),
             ),
-            "adopt": boolean(
-                "Goes on from the checkpoints of another job that has ended in this folder.", default=False
-            ),
-            "onTermination": _defaulted(termination),
-            "retainOnDelete": changeable(
-                "Never", boolean("Keeps a claim made from the template when the job goes.", default=True)
-            ),
+            "onTermination": lambda fields: _defaulted(record("What happens on SIGTERM.", fields)),
         },
     )
 
 
 def _initializer() -> Schema:
-    return record(
+    return record_of(
+        Initializer,
         "Runs once on the master; the workers wait for it. A finished one is never run again.",
-        {
-            "name": text("Name of the container.", pattern=NAME_PATTERN, max_length=63),
-            "image": text("Image; absent is the trainer's.", max_length=1024),
-            "command": array(
-                "What to run with STORAGE_URI and TARGET_PATH set. Absent downloads an hf:// source.",
-                text("", max_length=4096),
-                max_items=256,
-            ),
-            "storageUri": text("Source: hf://owner/model, hf://datasets/owner/name, or what the command reads."),
-            "targetPath": text("Folder below a mounted volume.", pattern=PATH_PATTERN),
-            "env": pod_template.items("Environment.", pod_template.container_field("env"), max_items=256),
-            "envFrom": pod_template.items("Sources of environment.", pod_template.container_field("envFrom")),
-        },
         required=("name", "targetPath"),
     )
 
 
 def _network() -> Schema:
-    rdma = record(
-        "Network devices for each pod.",
-        {
-            "resource": text("Name of the device resource, for example rdma/ib."),
-            "count": integer("Devices a pod.", ge=1, le=64, default=1),
-            "ipcLock": boolean("Adds capability IPC_LOCK, which PodSecurity baseline forbids.", default=False),
-        },
-        required=("resource",),
-    )
-    return record(
-        "How the pods reach each other.",
-        {
-            "masterPort": integer(
-                f"Port of the rendezvous. Absent is {DEFAULT_MASTER_PORT}, or one derived from the job's uid with "
-                "hostNetwork.",
-                ge=1024,
-                le=65535,
-            ),
-            "hostNetwork": boolean("Uses the node's network, which PodSecurity baseline forbids.", default=False),
-            "rdma": rdma,
-            "multusNetworks": array("Further networks (Multus), by name.", text("A network.")),
-            "ncclEnv": text_map("NCCL_* variables, for example NCCL_IB_HCA: mlx5."),
-        },
-    )
+    return record_of(Network, "How the pods reach each other.")
 
 
 def _scheduling() -> Schema:
-    topology = record(
-        "Keeps the pods close together.",
-        {
-            "key": text("Node label whose value the pods share; for Native gangs and Kueue.", max_length=316),
-            "highestTierAllowed": integer("Highest tier of Volcano's network topology.", ge=1, le=64),
-            "mode": choice("Whether it must hold.", "Required", "Preferred", default="Required"),
-            "exclusive": boolean(
-                "Keeps pods of other jobs out of that domain, and needs no queue: by affinities between pods.",
-                default=False,
-            ),
-        },
-    )
-    return record(
-        "Who places the pods, and whether all or none.",
-        {
-            "gang": choice(
-                "The gang scheduler that places all pods or none.",
-                "None",
-                "Volcano",
-                "Coscheduling",
-                "Native",
-                default="None",
-            ),
-            "minMember": integer("Pods that must fit at once. Absent is all of them.", ge=1, le=10_000),
-            "queue": text("Volcano queue. A Kueue queue is named by the job's label kueue.x-k8s.io/queue-name."),
-            "priorityClassName": text("Priority class of the pods and the group."),
-            "schedulerName": text("Scheduler of the pods."),
-            "scheduleTimeoutSeconds": integer("How long Coscheduling waits for the whole gang.", ge=1),
-            "topology": topology,
-        },
-    )
+    return record_of(Scheduling, "Who places the pods, and whether all or none.")
 
 
 def _how() -> dict[str, Schema]:
@@ -267,82 +180,29 @@ def _how() -> dict[str, Schema]:
             "Always",
             choice(
                 "Whose success is that of the job: the master's, with a minute for the workers to end, or all pods'.",
-                "Master",
-                "All",
+                *get_args(SuccessPolicy),
                 default="Master",
             ),
         ),
-        "elasticPolicy": record(
+        "elasticPolicy": record_of(
+            Elastic,
             "Allows numNodes to change while the job runs: it saves, stops and goes on with the new size.",
-            {
-                "minNodes": integer("Fewest nodes.", ge=1, le=10_000),
-                "maxNodes": integer("Most nodes.", ge=1, le=10_000),
-            },
             required=("minNodes", "maxNodes"),
         ),
     }
 
 
 def _run_policy() -> Schema:
-    return record(
-        "When a job ends that does not end by itself, and what is left of it.",
-        {
-            "cleanPodPolicy": choice(
-                "Which pods are deleted when the job has ended.", "None", "Running", "All", default="Running"
-            ),
-            "ttlSecondsAfterFinished": integer("Seconds after the end until the rest is deleted. Absent is never."),
-            "ttlPolicy": choice(
-                "What is deleted then: pods, service and arguments, or the job itself.",
-                "DeletePods",
-                "DeleteJob",
-                default="DeletePods",
-            ),
-            "activeDeadlineSeconds": integer("Seconds that the job may take in all. Absent is any time.", ge=1),
-            "schedulingTimeoutSeconds": integer(
-                "Seconds that the job may wait for a place in its queue and on nodes. Absent is any time.", ge=1
-            ),
-            "startupDeadlineSeconds": integer(
-                "Seconds that something (image, volume, sandbox, init container) may keep a placed pod from starting. "
-                "Fetches by spec.initializers do not count.",
-                ge=1,
-                default=1200,
-            ),
-        },
-    )
+    return record_of(RunPolicy, "When a job ends that does not end by itself, and what is left of it.")
 
 
 def _failure_policy() -> Schema:
-    rule = record(
-        "The first rule of which every given list holds the failure's value decides.",
-        {
-            "action": choice(
-                "FailJob ends the job, Restart counts, RestartIgnoreLimit does not.",
-                "FailJob",
-                "Restart",
-                "RestartIgnoreLimit",
-            ),
-            "onExitCodes": array("Exit codes.", integer("An exit code.", ge=1, le=255)),
-            "onReasons": array("Reasons as in status.lastFailure.reason.", text("A reason.")),
-        },
-        required=("action",),
-    )
-    backoff = record(
-        "Wait before a counted restart; it doubles each time.",
-        {
-            "initial": integer("Seconds before the first.", le=86400, default=10),
-            "max": integer("Seconds at most.", le=86400, default=600),
-        },
-    )
-    return record(
+    return record_of(
+        FailurePolicy,
         "How often and how fast a failed gang starts again.",
-        {
-            "maxRestarts": integer("Counted restarts; disruptions are not counted.", le=1000, default=3),
-            "resetAfterProgress": boolean("Counts anew once a newer checkpoint was written.", default=True),
-            "backoffSeconds": _defaulted(backoff),
-            "rules": array("Own answers to failures.", rule, max_items=32),
-            "hangTimeoutSeconds": integer(
-                "Seconds without a sign of life after which the gang is restarted; 0 never.",
-                default=DEFAULT_HANG_TIMEOUT_S,
-            ),
+        inner={
+            "backoffSeconds": lambda fields: _defaulted(
+                record("Wait before a counted restart; it doubles each time.", fields)
+            )
         },
     )

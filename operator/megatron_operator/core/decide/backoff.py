@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+from megatron_operator.api.values import FailurePolicy
 from megatron_operator.core.decide.decision import Counters
-from megatron_operator.core.job import FailurePolicy, Job
+from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.timestamp import to_seconds
 

@@ -9,12 +9,13 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from megatron_operator.api import names
+from megatron_operator.api.values import Rule
 from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.decide import failure as failures
 from megatron_operator.core.decide import program
 from megatron_operator.core.decide.backoff import delay_s
 from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
-from megatron_operator.core.job import Job, Rule
+from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
 
 MAX_IN_A_ROW = 10

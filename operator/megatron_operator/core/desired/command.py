@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import hashlib
 
+from megatron_operator.api.values import Initializer
 from megatron_operator.core.desired.config_map import FILE_NAME
-from megatron_operator.core.job import Initializer, Job
+from megatron_operator.core.job import Job
 
 ARGS_DIRECTORY = "/etc/megatron"
 

@@ -6,9 +6,10 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_operator.api import names
+from megatron_operator.api.values import Gang
 from megatron_operator.core.desired import labels
 from megatron_operator.core.desired.quantity import multiplied
-from megatron_operator.core.job import Gang, Job
+from megatron_operator.core.job import Job
 
 API_VERSIONS: dict[Gang, str] = {
     "Volcano": "scheduling.volcano.sh/v1beta1",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from megatron_operator.api import names
+from megatron_operator.api.values import Initializer
 from megatron_operator.core.desired import gang, labels
 from megatron_operator.core.desired.command import command, initializer_command, marker
 from megatron_operator.core.desired.config_map import args_hash
@@ -12,7 +13,7 @@ from megatron_operator.core.desired.environment import environment
 from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.service import PORT_NAME
 from megatron_operator.core.desired.volumes import mounts, volumes
-from megatron_operator.core.job import Initializer, Job
+from megatron_operator.core.job import Job
 
 # Between SIGTERM and the trainer's own deadline there is a step to finish and a process group to end.
 GRACE_MARGIN_S = 15

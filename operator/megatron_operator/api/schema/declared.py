@@ -1,0 +1,60 @@
+"""Fields of the manifest that are declared on the value they become: schema and reader follow from one declaration."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import Field, field, fields
+from typing import Any, ClassVar, Protocol
+
+from megatron_operator.api.schema.parts import Schema, record
+
+Object = Mapping[str, Any]
+Wrap = Callable[[dict[str, Schema]], Schema]
+
+
+class Declared(Protocol):
+    """A dataclass every field of which is `declared`."""
+
+    __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
+
+
+def declared(name: str, schema: Schema, *, of: type[Declared] | None = None, absent: Any = None) -> Any:  # noqa: ANN401
+    """A field that the manifest writes as `name`; "outer.inner" lies in an object of its own there.
+
+    of: the value that the object, or each of a list, becomes. absent: the value where the manifest has none and its
+    schema no default; an absent list is empty.
+    """
+    absent = () if schema.get("type") == "array" else absent
+    return field(metadata={"name": name, "schema": schema, "of": of, "absent": absent})
+
+
+def record_of(
+    kind: type[Declared], help: str, *, required: tuple[str, ...] = (), inner: Mapping[str, Wrap] | None = None
+) -> Schema:
+    """The schema of the fields of `kind`, in their order. inner: makes the schema of an object that holds some."""
+    found: dict[str, Any] = {}
+    for each in fields(kind):
+        outer, _, name = each.metadata["name"].partition(".")
+        schema = each.metadata["schema"]
+        found[outer] = {**found.get(outer, {}), name: schema} if name else schema
+    wraps = inner or {}
+    return record(
+        help, {name: wraps[name](each) if name in wraps else each for name, each in found.items()}, required=required
+    )
+
+
+def read[Value: Declared](kind: type[Value], given: Object) -> Value:
+    """The value of an object in which nothing is wrong and whose defaults are filled in."""
+    return kind(**{each.name: _value(each.metadata, given) for each in fields(kind)})
+
+
+def _value(declaration: Mapping[str, Any], given: Object) -> Any:  # noqa: ANN401 (as the field is declared)
+    value: Any = given
+    for part in declaration["name"].split("."):
+        value = (value or {}).get(part)
+    of = declaration["of"]
+    if value is None:
+        return declaration["absent"]
+    if isinstance(value, list | tuple):
+        return tuple(read(of, each) if of else each for each in value)
+    return read(of, value) if of else value
