@@ -16,6 +16,7 @@ from tests.support.ranks import tiny_run
 pytestmark = pytest.mark.dist
 
 LN2 = math.log(2)
+KTO = {"rlhf_type": "kto", "micro_batch_size": 4}
 LORA = {"train_type": "lora", "lora_rank": 4, "lora_dropout": 0.0, "lr": 1e-2}
 
 
@@ -39,7 +40,9 @@ def prefer(llama, tmp_path_factory):
 
 @effect("rlhf_type")
 def test_rlhf_type_knows_its_algorithms(prefer):
+    """Where policy and reference are one, dpo's loss is -log s(0), that of kto 1 - s(0)."""
     assert prefer(rlhf_type="dpo").column("loss") == prefer().column("loss")
+    assert prefer(**KTO).column("loss")[0] == pytest.approx(0.5, abs=1e-6)
     for wrong, said in (("grpo", "this trainer generates nothing"), ("dpoo", "must be one of dpo")):
         given = {"model": "m", "dataset": ["d"], "train_iters": 1, "rlhf_type": wrong}
         (problem,) = parse(given, task="rlhf").violations
@@ -68,6 +71,24 @@ def test_several_losses_are_added_with_their_weights(prefer):
     assert prefer(loss_types=("sigmoid", "hinge")).column("loss")[0] == pytest.approx(LN2 + 1, rel=1e-5)
     weighted = prefer(loss_types=("sigmoid", "hinge"), loss_weights=(2.0, 3.0))
     assert weighted.column("loss")[0] == pytest.approx(2 * LN2 + 3, rel=1e-5)
+
+
+@effect("desirable_weight", "undesirable_weight")
+def test_weights_scale_the_losses_of_good_and_of_bad_answers(prefer, tmp_path):
+    """Half of the answers are good ones; the loss of each is its weight / 2."""
+    given = {**KTO, "dataset": (str(preference_data.write_singles(tmp_path / "answers.jsonl", 8)),)}
+    plain = prefer(**given)
+    good = prefer(**given, desirable_weight=3.0)
+    bad = prefer(**given, undesirable_weight=2.0)
+    assert [run.column("loss")[0] for run in (plain, good, bad)] == pytest.approx([0.5, 1.0, 0.75], abs=1e-5)
+    assert good.column("rewards/chosen")[1] > plain.column("rewards/chosen")[1]
+
+
+def test_apo_zero_unpaired_estimates_no_divergence(prefer):
+    plain, apo = prefer(**KTO), prefer(**KTO, loss_type="apo_zero_unpaired")
+    assert apo.column("loss")[0] == plain.column("loss")[0]
+    assert len(plain.column("kl")) == 2
+    assert not apo.column("kl")
 
 
 @effect("label_smoothing")
@@ -119,6 +140,10 @@ def test_ref_load_is_another_reference(prefer, tmp_path):
         difference = first.column(f"logps/{name}")[0] - again.column(f"logps/{name}")[0]
         assert compared.column(f"rewards/{name}")[0] == pytest.approx(0.1 * difference, abs=1e-4)
         assert abs(difference) > 0.1
+    for name in ("chosen", "rejected"):
+        single = {**KTO, "global_batch_size": 8}
+        of_singles = prefer(**single, ref_load=str(trained.folder)).column(f"rewards/{name}")[0]
+        assert abs(of_singles) > 0.01, "kto has the same reference"
     assert again.column("rewards/margins")[0] == pytest.approx(0, abs=1e-5), "load is the reference too"
     other = prefer(ref_load=str(tiny_model.make("llama", tmp_path, seed=2)))
     assert abs(other.column("rewards/margins")[0]) > 0.1

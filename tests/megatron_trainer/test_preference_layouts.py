@@ -19,6 +19,9 @@ STEPS = 6
 RELATIVE = 2e-4
 COMPARED = ("loss", "rewards/margins", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
 DENSE = ("tp2", "tp2 sp", "pp2", "cp2", "dp2")
+SINGLES = ("loss", "rewards/margins", "kl", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
+KTO: dict[str, Any] = {"rlhf_type": "kto", "micro_batch_size": 2, "lr": 1e-4}
+FAR_SEED = 6
 TUNERS: dict[str, dict[str, Any]] = {
     "full": {"lr": 1e-4},
     "lora": {"train_type": "lora", "lr": 1e-3, "lora_dropout": 0.0},
@@ -70,6 +73,70 @@ def test_every_layout_learns_the_same(prefer, text, tuner):
 @pytest.mark.parametrize("text", ["ep2", "tp2 sp ep2 etp1"])
 def test_experts_in_every_layout_learn_the_same(prefer, text):
     check(prefer("qwen3_moe", text, **TUNERS["full"]), prefer("qwen3_moe", **TUNERS["full"]))
+
+
+@pytest.fixture(scope="module")
+def answers(tmp_path_factory) -> dict[str, Any]:
+    path = preference_data.write_singles(tmp_path_factory.mktemp("answers") / "answers.jsonl", 4 * STEPS)
+    return {**KTO, "dataset": [str(path)]}
+
+
+@pytest.fixture(scope="module")
+def doubled(answers, tmp_path_factory) -> dict[str, Any]:
+    """Answers of which every two come twice, so that all micro-batches of a step estimate the same divergence."""
+    lines = Path(answers["dataset"][0]).read_text().splitlines()
+    twice = [line for start in range(0, len(lines), 2) for _ in range(2) for line in lines[start : start + 2]]
+    path = tmp_path_factory.mktemp("doubled") / "answers.jsonl"
+    path.write_text("".join(f"{line}\n" for line in twice))
+    return {**answers, "dataset": [str(path)]}
+
+
+@pytest.fixture(scope="module")
+def elsewhere(answers, tmp_path_factory) -> dict[str, Any]:
+    """One step against a reference that is another model, from which the policy diverges at once."""
+    reference = tiny_model.make("llama", tmp_path_factory.mktemp("other"), seed=FAR_SEED)
+    return {**answers, "train_iters": 1, "ref_load": str(reference)}
+
+
+@pytest.mark.parametrize("text", ["tp2 sp", "pp2", "cp2"])
+def test_single_answers_in_every_layout_learn_the_same(prefer, answers, text):
+    check(prefer("llama", text, **answers), prefer("llama", **answers), *SINGLES)
+    assert max(prefer("llama", **answers).column("kl")) > 1e-4
+
+
+def test_single_answers_of_several_ranks_learn_the_same(prefer, doubled):
+    check(prefer("llama", "dp2", **doubled), prefer("llama", **doubled), *SINGLES)
+    check(prefer("qwen3_moe", "ep2", **doubled), prefer("qwen3_moe", **doubled), *SINGLES)
+
+
+def test_ranks_estimate_one_divergence(prefer, elsewhere):
+    """That of a step of two micro-batches on one rank is the mean of theirs, that of two ranks the one of both."""
+    alone, both = prefer("llama", **elsewhere), prefer("llama", "dp2", **elsewhere)
+    assert both.column("kl")[0] == pytest.approx(alone.column("kl")[0], rel=RELATIVE)
+    assert both.column("kl")[0] > 0.1
+    assert both.column("loss")[0] != pytest.approx(alone.column("loss")[0], rel=1e-5), "micro-batches have their own"
+
+
+def test_padded_and_packed_single_answers_learn_the_same(prefer, answers, elsewhere, tmp_path):
+    """The answers of a step in one packed row are one micro-batch; another reference gives it a divergence."""
+    padded = prefer("llama", padding_free=False, **answers)
+    check(padded, prefer("llama", **answers), *SINGLES)
+    expected = prefer("llama", **{**elsewhere, "micro_batch_size": 4})
+    four = tmp_path / "four.jsonl"
+    four.write_text("".join(f"{line}\n" for line in Path(answers["dataset"][0]).read_text().splitlines()[:4]))
+    row = {"micro_batch_size": 1, "global_batch_size": 1, "packing": True, "packing_length": 4096, "max_length": 512}
+    packed = prefer("llama", **{**elsewhere, **row, "dataset": [str(four)]})
+    assert expected.column("kl")[0] > 0.1
+    for name in (*SINGLES, "grad_norm"):
+        assert packed.column(name) == pytest.approx(expected.column(name), rel=RELATIVE, abs=RELATIVE), name
+
+
+def test_single_answers_stream_and_are_evaluated(prefer, answers):
+    run = prefer("llama", val_dataset=answers["dataset"], eval_interval=3, eval_iters=2, **answers)
+    lines = [line for line in run.log if "eval_rewards/margins" in line]
+    assert [line["iteration"] for line in lines] == [3, 6]
+    assert lines[-1]["eval_kl"] >= 0
+    check(prefer("llama", streaming=True, **answers), prefer("llama", **answers), *SINGLES)
 
 
 def test_padded_pairs_learn_the_same(prefer):

@@ -19,10 +19,12 @@ BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["argumen
 FURTHER_CHOICES = {
     "lr_decay_style": ("WSD",),  # of 4.x
     "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off
-    "loss_type": ("sigmoid_norm", "aot_unpaired", "sft"),  # of TRL
+    "loss_type": ("sigmoid_norm", "aot_unpaired", "sft", "kto", "apo_zero_unpaired"),  # of TRL
+    "rlhf_type": ("kto",),  # of 3.9
     "f_divergence_type": ("forward_kl",),
 }
 OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau", "precompute_ref_log_probs"}
+OF_TRL |= {"desirable_weight", "undesirable_weight"}
 FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "add_non_thinking_prefix",
     "num_labels",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.tree import ARGUMENTS
 
+KTO = {"rlhf_type": "kto", "micro_batch_size": 2, "global_batch_size": 4}
 DENSE = {
     "model_type": "llama",
     "num_hidden_layers": 12,
@@ -908,6 +909,48 @@ CASES = [
         )
     ),
     Case(rule="channels_have_no_preference_loss", good={}, bad={"enable_channel_loss": True}, task="rlhf"),
+    Case(
+        rule="a_loss_belongs_to_its_algorithm",
+        good={**KTO, "loss_type": "apo_zero_unpaired"},
+        bad={**KTO, "loss_type": "ipo"},
+        given=("loss_type",),
+        task="rlhf",
+    ),
+    Case(
+        rule="losses_of_single_answers_are_not_mixed",
+        good={"loss_types": ("hinge", "sft")},
+        bad={"loss_types": ("hinge", "kto")},
+        task="rlhf",
+    ),
+    Case(
+        rule="a_divergence_is_estimated_from_several_answers",
+        good=KTO,
+        bad={**KTO, "micro_batch_size": 1},
+        task="rlhf",
+    ),
+    Case(
+        rule="mismatched_answers_are_not_known_beforehand",
+        good={**KTO, "precompute_ref_log_probs": True, "loss_type": "apo_zero_unpaired"},
+        bad={**KTO, "precompute_ref_log_probs": True},
+        task="rlhf",
+    ),
+    Case(rule="kto_has_a_reference", good=KTO, bad={**KTO, "reference_free": True}, task="rlhf"),
+    *(
+        Case(rule=f"kto_has_no_{name}", good=KTO, bad={**KTO, name: value}, task="rlhf")
+        for name, value in (
+            ("loss_types", ("hinge",)),
+            ("loss_weights", (1.0,)),
+            ("label_smoothing", 0.1),
+            ("rpo_alpha", 1.0),
+            ("f_divergence_type", "forward_kl"),
+            ("f_alpha_divergence_coef", 0.2),
+            ("discopop_tau", 0.2),
+        )
+    ),
+    *(
+        Case(rule=f"{name}_belongs_to_kto", good={**KTO, name: 2.0}, bad={name: 2.0}, task="rlhf")
+        for name in ("desirable_weight", "undesirable_weight")
+    ),
     Case(
         rule="dynamic_fine_tuning_is_no_preference_loss",
         good={},

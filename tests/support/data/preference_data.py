@@ -27,6 +27,33 @@ def write(path: Path, count: int = 18) -> Path:
     return path
 
 
+def single_rows(count: int = 18) -> list[dict[str, Any]]:
+    """The rows of single answers, good and bad ones in turn, each with its label."""
+    made = []
+    for index, row in enumerate(rows(count)):
+        is_good = index % 2 == 0
+        answer = row["messages"][1]["content"] if is_good else row["rejected_response"]
+        turns = [row["messages"][0], {"role": "assistant", "content": answer}]
+        made.append({"messages": turns, "label": is_good})
+    return made
+
+
+def write_singles(path: Path, count: int = 18) -> Path:
+    """A JSON lines file of the rows of single answers."""
+    path.write_text("".join(json.dumps(row) + "\n" for row in single_rows(count)))
+    return path
+
+
+def single_tokens(count: int, tokenizer: Any) -> list[dict[str, Any]]:
+    """The rows of single answers as TRL's KTO has them once they are tokenised."""
+    made = []
+    for index, row in enumerate(tokens(count, tokenizer)):
+        is_good = index % 2 == 0
+        answer = row["chosen_ids" if is_good else "rejected_ids"]
+        made.append({"prompt_ids": row["prompt_ids"], "completion_ids": answer, "label": is_good})
+    return made
+
+
 def tokens(count: int, tokenizer: Any) -> list[dict[str, list[int]]]:
     """The rows as TRL has them once they are tokenised: prompt, and answers up to the token that ends them."""
     made = []

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from megatron_trainer.data.mismatch import mismatched
 from megatron_trainer.data.values import IGNORED, Item, MicroBatch, Pair, Sample
 
 
@@ -28,6 +29,8 @@ class RowShape:
     sample_multiple: each sequence is padded to a multiple of this (2 x context_parallel_size, else 1).
     row_multiple: the whole row is padded to a multiple of this (sequence parallel, context parallel, FP8).
     row_length: the row is padded to at least this many tokens, for a fixed shape; None pads as little as possible.
+    mismatched_length: micro-batches also hold their prompts with each other's answers (mismatch.py), cut to this many
+    tokens; None makes none.
     """
 
     pad_id: int
@@ -36,6 +39,7 @@ class RowShape:
     row_multiple: int = 1
     row_length: int | None = None
     padding_side: Literal["left", "right"] = "right"
+    mismatched_length: int | None = None
 
 
 def row_multiple(*, tensor_parallel: int, context_parallel: int, sequence_parallel: bool, fp8: bool) -> int:
@@ -57,10 +61,16 @@ def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
     Pairs are laid out as all chosen sequences followed by all rejected ones, in the same order.
     """
     samples = _sequences(items)
+    batch = replace(_rows(samples, shape), reference_S=_reference(items), target_SN=_targets(items))
+    if shape.mismatched_length is None:
+        return batch
+    return replace(batch, mismatched=_rows(mismatched(samples, max_length=shape.mismatched_length), shape))
+
+
+def _rows(samples: list[Sample], shape: RowShape) -> MicroBatch:
     if not samples:
         return _padding_alone(shape)
-    batch = _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
-    return replace(batch, reference_S=_reference(items))
+    return _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
 
 
 def round_up(length: int, multiple: int) -> int:
@@ -74,8 +84,15 @@ def _flat(items: Sequence[Item]) -> list[Sample | Pair]:
 
 def _reference(items: Sequence[Item]) -> torch.Tensor | None:
     """Known reference log-probabilities, in the order of the sequences; None unless all are known."""
-    known = [part.reference for part in _flat(items) if isinstance(part, Pair) and part.reference is not None]
-    return torch.tensor(known, dtype=torch.float32).t().flatten() if len(known) == len(_flat(items)) else None
+    known = [part.reference for part in _flat(items) if part.reference is not None]
+    is_complete = 0 < len(known) == len(_flat(items))
+    return torch.tensor(known, dtype=torch.float32).t().flatten() if is_complete else None
+
+
+def _targets(items: Sequence[Item]) -> torch.Tensor | None:
+    """One row for each sample or pair; None unless all have a target."""
+    known = [part.target for part in _flat(items) if part.target]
+    return torch.tensor(known, dtype=torch.float32) if 0 < len(known) == len(_flat(items)) else None
 
 
 def _sequences(items: Sequence[Item]) -> list[Sample]:

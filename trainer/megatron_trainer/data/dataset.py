@@ -20,7 +20,7 @@ from megatron_trainer.data.values import Pair, Sample
 class Items:
     """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; costs 12 bytes an item.
 
-    reference: of each store the log-probabilities of its pairs under a reference model, float32 [rows, 2].
+    reference: of each store the log-probabilities of its sequences under a reference model, float32 [rows, 1 or 2].
     """
 
     stores: tuple[Store | LazyStore, ...]
@@ -34,10 +34,9 @@ class Items:
     def __getitem__(self, index: int) -> Sample | Pair:
         store, row = int(self.which[index]), int(self.rows[index])
         item = self.stores[store][row]
-        if self.reference is None or not isinstance(item, Pair):
+        if self.reference is None:
             return item
-        chosen, rejected = self.reference[store][row].tolist()
-        return replace(item, reference=(chosen, rejected))
+        return replace(item, reference=tuple(self.reference[store][row].tolist()))
 
     def __iter__(self) -> Iterator[Sample | Pair]:
         return (self[index] for index in range(len(self)))
@@ -84,7 +83,7 @@ def stores_of(dataset: Dataset) -> tuple[Store | LazyStore, ...]:
 
 
 def with_reference(dataset: Dataset, reference: Mapping[Path, NDArray[np.float32]]) -> Dataset:
-    """The dataset whose pairs know their reference log-probabilities, given for each store by its folder."""
+    """The dataset whose items know their reference log-probabilities, given for each store by its folder."""
     known = tuple(reference[store.directory] for store in stores_of(dataset))
     if isinstance(dataset, PackedRows):
         return replace(dataset, items=replace(dataset.items, reference=known))

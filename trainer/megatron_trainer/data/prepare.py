@@ -153,6 +153,8 @@ def _check_cached(store: Store, settings: DataSettings) -> None:
     wanted = 2 if settings.encode.recognition.needs_rejected else 1
     if store.facts.sequences_per_row != wanted:
         raise ValueError(f"it holds {store.facts.sequences_per_row} sequences a row, but this task needs {wanted}")
+    if settings.encode.recognition.needs_label and not store.has_targets():
+        raise ValueError("its rows have no labels; make it anew with rlhf_type kto")
     longest, limit = int(store.lengths.max(initial=0)), settings.encode.max_length
     if limit is not None and longest > limit:
         raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or make it anew")

@@ -106,7 +106,8 @@ def _encode_settings(
     return EncodeSettings(
         recognition=Recognition(
             columns=_columns(args.columns, violations),
-            needs_rejected=task == "rlhf",
+            needs_rejected=task == "rlhf" and args.rlhf_type == "dpo",
+            needs_label=task == "rlhf" and args.rlhf_type == "kto",
             needs_question=task != "pt" and args.use_chat_template,
             seed=args.data_seed,
             model_name=_two_languages("model_name", args.model_name, violations),

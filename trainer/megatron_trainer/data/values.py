@@ -90,6 +90,7 @@ class Message:
 class Conversation:
     """One recognised row. Text for pre-training is a conversation of a single assistant turn.
 
+    target: what training aims at beside the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one.
     notes: what the user should know although the row is used, in words that are the same for all rows of its kind.
     """
 
@@ -97,6 +98,7 @@ class Conversation:
     tools: tuple[Mapping[str, object], ...] | None = None
     channel: str | None = None
     rejected: tuple[Message, ...] | None = None
+    target: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
 
@@ -105,12 +107,15 @@ class Sample:
     """One tokenised sequence of T tokens; labels are NOT shifted, a token without loss has label -100.
 
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
+    target: as of Conversation. reference: log-probability under the reference model, where it is known beforehand.
     """
 
     input_ids: NDArray[np.int32]
     labels: NDArray[np.int32]
     loss_scale: NDArray[np.float32] | None = None
     channel: str | None = None
+    target: tuple[float, ...] = ()
+    reference: tuple[float, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -122,12 +127,14 @@ class Sample:
 class Pair:
     """A preference: the same prompt with the better and the worse answer.
 
-    reference: log-probabilities of both under the reference model, where they are known beforehand.
+    target: as of Conversation. reference: log-probabilities of both under the reference model, where they are known
+    beforehand.
     """
 
     chosen: Sample
     rejected: Sample
-    reference: tuple[float, float] | None = None
+    target: tuple[float, ...] = ()
+    reference: tuple[float, ...] | None = None
 
     @property
     def length(self) -> int:
@@ -161,6 +168,9 @@ class MicroBatch:
     channels: channel of each real sequence, in the order of the row.
     reference_S: log-probability of each real sequence's trained tokens under the reference model, float32.
     loss_share: what the micro-batch's mean loss is multiplied by, where micro-batches shall not weigh the same.
+    target_SN: targets of the samples (or pairs), float32, None where they have none.
+    mismatched: the prompts of the samples with the answers of other samples, see mismatch.py.
+    divergence: estimate of KL(policy, reference) for this micro-batch, nats, a scalar.
     """
 
     tokens_BT: Tensor
@@ -176,6 +186,9 @@ class MicroBatch:
     channels: tuple[str | None, ...]
     reference_S: Tensor | None = None
     loss_share: float = 1.0
+    target_SN: Tensor | None = None
+    mismatched: MicroBatch | None = None
+    divergence: Tensor | None = None
 
     @property
     def padding_BT(self) -> Tensor:

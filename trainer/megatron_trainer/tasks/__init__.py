@@ -1,9 +1,20 @@
 """The tasks of the trainer: each says how a micro-batch becomes a loss. This registry lists every variant."""
 
+from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.language import language_task
 from megatron_trainer.tasks.preference import preference_task
 from megatron_trainer.tasks.task import Task, TaskFactory
+from megatron_trainer.tasks.unpaired import unpaired_task
+from megatron_trainjob.args.tree import TrainArgs
 
-TASKS: dict[str, TaskFactory] = {"pt": language_task, "sft": language_task, "rlhf": preference_task}
+RLHF: dict[str, TaskFactory] = {"dpo": preference_task, "kto": unpaired_task}
+"""By rlhf_type."""
+
+
+def _rlhf_task(args: TrainArgs, spec: ModelSpec) -> Task:
+    return RLHF[args.rlhf_type](args, spec)
+
+
+TASKS: dict[str, TaskFactory] = {"pt": language_task, "sft": language_task, "rlhf": _rlhf_task}
 
 __all__ = ["TASKS", "Task", "TaskFactory"]

@@ -20,6 +20,9 @@ ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunc
 Prepare = Callable[[Sequence[MicroBatch]], Sequence[MicroBatch]]
 
 
+Finish = Callable[[Mapping[str, float]], Mapping[str, float]]
+
+
 def as_they_are(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
     """What a task does that needs nothing before its forward passes."""
     return batches
@@ -31,12 +34,14 @@ class Task:
 
     has_channels: its metrics hold, beside `losses`, names that follow from the data and that not all ranks know.
     prepare: called with this rank's micro-batches of a global batch before their forward passes. Collective.
+    finish: what is reported of the means of `losses`; one that nothing was counted of is missing there.
     """
 
     forward_step: ForwardStep
     losses: tuple[str, ...]
     has_channels: bool = False
     prepare: Prepare = as_they_are
+    finish: Finish = dict
 
 
 TaskFactory = Callable[[TrainArgs, ModelSpec], Task]

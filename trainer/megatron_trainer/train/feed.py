@@ -151,4 +151,5 @@ def on_device(batch: MicroBatch, device: torch.device) -> MicroBatch:
     """The micro-batch with its tensors on the device; cu_seqlens too, which kernels read there."""
     tensors = {f.name: getattr(batch, f.name) for f in fields(batch)}
     moved: dict[str, Any] = {name: t.to(device, non_blocking=True) for name, t in tensors.items() if torch.is_tensor(t)}
-    return replace(batch, **moved)
+    mismatched = None if batch.mismatched is None else on_device(batch.mismatched, device)
+    return replace(batch, **moved, mismatched=mismatched)

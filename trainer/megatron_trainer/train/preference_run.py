@@ -13,10 +13,11 @@ from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.engine import Engine
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks import TASKS, Task
+from megatron_trainer.tasks.divergence import with_divergence
 from megatron_trainer.tasks.reference import Reference, with_reference
 from megatron_trainer.train.reference_cache import with_known_reference
 from megatron_trainer.train.reference_source import frozen_model, open_reference
-from megatron_trainjob.args import field
+from megatron_trainjob.args import derive, field
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -33,11 +34,12 @@ def engine_and_reference(
 ) -> tuple[Engine, Reference | None, Prepared]:
     """The engine that `build` makes; for preference training the reference, or the data that knows what it says.
 
-    shape: of the rows in which the reference is asked. cache: folder of tokenised data. Collective.
+    shape: of the rows in which the reference is asked about single items. cache: folder of tokenised data. Collective.
     """
     if task != "rlhf":
         return build(args, spec, backend), None, data
-    know = partial(with_known_reference, args, spec, shape=shape, cache=cache, backend=backend)
+    alone = replace(shape, mismatched_length=None)
+    know = partial(with_known_reference, args, spec, shape=alone, cache=cache, backend=backend)
     is_known_first = args.precompute_ref_log_probs and args.train_type == "full"
     if is_known_first:  # the reference model is gone before the other is made
         data = know(data=data, open_reference=partial(frozen_model, args, spec, backend))
@@ -51,7 +53,13 @@ def engine_and_reference(
     return engine, None, know(data=data, open_reference=lambda: reference)
 
 
-def task_of(args: TrainArgs, spec: ModelSpec, task: field.Task, reference: Reference | None) -> Task:
+def task_of(args: TrainArgs, spec: ModelSpec, task: field.Task, engine: Engine, reference: Reference | None) -> Task:
     """The task of a run, which in preference training asks the reference before its own forward passes."""
     made = TASKS[task](args, spec)
-    return replace(made, prepare=partial(with_reference, args, reference)) if task == "rlhf" else made
+    if task != "rlhf":
+        return made
+    if not derive.estimates_divergence(args, task):
+        return replace(made, prepare=partial(with_reference, args, reference))
+    policy = Reference(args=args, spec=spec, chunks=engine.chunks)
+    assert reference is not None  # a rule refuses kto without one
+    return replace(made, prepare=partial(with_divergence, args, policy, reference))

@@ -1,7 +1,8 @@
 """Reference log-probabilities of all pairs, asked once for a data set and a model and kept on disk.
 
-A file holds float32 [rows, 2] (chosen, rejected) of one tokenised data set; its name is a key of that data set's
-content and of the reference's, so that it serves every later run and restart, whatever their layout, order or packing.
+A file holds float32 [rows, 2] (chosen, rejected), or [rows, 1], of one tokenised data set; its name is a key of that
+data set's content and of the reference's, so that it serves every later run and restart, whatever their layout, order
+or packing.
 """
 
 from __future__ import annotations
@@ -116,8 +117,10 @@ def _write(values: Values, path: Path) -> None:
 
 
 def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape: RowShape, backend: Backend) -> Values:
-    """The log-probabilities of all pairs of a store, each asked by one data-parallel rank. Collective."""
-    logger.info("asking the reference model pairs=%d data=%s", len(store), store.directory.name)
+    """The log-probabilities of all rows of a store, each asked by one data-parallel rank. Collective."""
+    assert isinstance(store, Store)  # a rule refuses lazy tokenisation
+    logger.info("asking the reference model rows=%d data=%s", len(store), store.directory.name)
+    width = store.facts.sequences_per_row
     here = parallel.coordinates()
     order = WholePass(
         num_items=len(store),
@@ -125,12 +128,12 @@ def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape:
         data_parallel_rank=here.data,
         data_parallel_size=here.data_size,
     )
-    totals = torch.zeros(len(store), 2, dtype=torch.float32, device=backend.device)
+    totals = torch.zeros(len(store), width, dtype=torch.float32, device=backend.device)
     for rows in batched(order, PASSES_AT_ONCE):
         batches = [on_device(collate([store[row] for row in some], shape), backend.device) for some in rows]
         for some, answer_S in zip(rows, reference.log_probabilities(batches), strict=True):
             if some and answer_S is not None and _speaks():
-                totals[list(some)] = answer_S.view(2, -1).t()
+                totals[list(some)] = answer_S.view(width, -1).t()
     dist.all_reduce(totals)
     values: Values = totals.cpu().numpy()
     return values

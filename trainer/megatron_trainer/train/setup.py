@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +121,7 @@ def build(
     owner, heartbeat = output_folder.claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)
     check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
-    shape = _shape(args, tokenizer)
+    shape = _shape(args, task, spec, tokenizer)
     engine, reference, data = engine_and_reference(
         args, spec, task, backend, data, shape, _data_cache(args), build=build_engine
     )
@@ -156,7 +156,7 @@ def _run(
     args, spec, course = parts.accepted.args, parts.spec, parts.course
     train, validation = feeds(args, parts.data, parts.shape)
     _tell_unread(validation, course.eval_iters)
-    learned = task_of(args, spec, parts.task, parts.reference)
+    learned = task_of(args, spec, parts.task, parts.engine, parts.reference)
     policy = _save_policy(parts, env, _metric(args, learned.losses))
     info = _run_info(parts, env, backend, state)
     _write_settings(parts)
@@ -238,14 +238,13 @@ def _prepare_data(
 ) -> Prepared:
     """The first rank reads and caches; the others read the cache after it, and so do later versions of the run."""
     is_first = dist.get_rank() == 0
-    max_length = derive.max_length(args, spec.config) or spec.model.max_position_embeddings
     if not is_first:
         dist.barrier()
     prepared = prepare(
         args,
         tokenizer,
         task=task,
-        max_length=max_length,
+        max_length=_max_length(args, spec),
         save=save,
         cache_directory=_data_cache(args),
         is_first_rank=is_first,
@@ -259,9 +258,16 @@ def _data_cache(args: TrainArgs) -> Path:
     return Path(derive.save_directory(args)) / "data_cache"
 
 
-def _shape(args: TrainArgs, tokenizer: PreTrainedTokenizerBase) -> RowShape:
+def _max_length(args: TrainArgs, spec: ModelSpec) -> int:
+    return derive.max_length(args, spec.config) or spec.model.max_position_embeddings
+
+
+def _shape(args: TrainArgs, task: TrainingTask, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> RowShape:
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    return row_shape(args, pad_id=pad_id)
+    shape = row_shape(args, pad_id=pad_id)
+    if not derive.estimates_divergence(args, task):
+        return shape
+    return replace(shape, mismatched_length=_max_length(args, spec))
 
 
 def _tell_unread(validation: EvaluationFeed | None, eval_iters: int) -> None:
@@ -366,7 +372,7 @@ def _run_info(parts: _Parts, env: Environment, backend: Backend, state: TrainSta
         dtype=str(spec.dtype).removeprefix("torch."),
         micro_batch_size=args.micro_batch_size,
         global_batch_size=args.global_batch_size,
-        max_length=derive.max_length(args, spec.config) or spec.model.max_position_embeddings,
+        max_length=_max_length(args, spec),
         start_iteration=state.iteration,
         total_iterations=parts.course.train_iters,
         consumed_samples=state.consumed_samples,

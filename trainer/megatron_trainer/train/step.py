@@ -52,7 +52,7 @@ def train_step(
     metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
-    sums = _reduce(task.losses, metrics, batches, backend, stop_requested=stop_requested)
+    sums = _reduce(task, metrics, batches, backend, stop_requested=stop_requested)
     channel_losses = _channel_losses(task, metrics)
     backend.synchronize()
     ended = time.monotonic()
@@ -94,7 +94,7 @@ def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]],
             all_batches.extend(batches)
     for chunk in engine.chunks:
         chunk.train()
-    sums = _reduce(task.losses, all_metrics, all_batches, backend, stop_requested=False)
+    sums = _reduce(task, all_metrics, all_batches, backend, stop_requested=False)
     channel_losses = {name: _ratio(*pair) for name, pair in _channel_losses(task, all_metrics).items()}
     return Evaluation(losses={**sums.losses, **channel_losses}, num_tokens=sums.num_tokens)
 
@@ -110,7 +110,7 @@ class _Sums:
 
 
 def _reduce(
-    names: Sequence[str],
+    task: Task,
     metrics: Sequence[Mapping[str, torch.Tensor]],
     batches: Sequence[MicroBatch],
     backend: Backend,
@@ -121,6 +121,7 @@ def _reduce(
 
     Of the ranks that hold the same numbers one contributes; context-parallel ranks hold different tokens.
     """
+    names = task.losses
     totals = torch.zeros(2 * len(names) + 3, dtype=torch.float64, device=backend.device)
     if _contributes():
         for index, name in enumerate(names):
@@ -131,8 +132,11 @@ def _reduce(
     totals[-1] = float(stop_requested)
     dist.all_reduce(totals)
     values = totals.tolist()
-    means = {name: _ratio(values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
-    return _Sums(losses=means, num_tokens=int(values[-3]), num_pairs=int(values[-2]), stop_requested=values[-1] > 0)
+    pairs = {name: (values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
+    means = task.finish({name: _ratio(*pair) for name, pair in pairs.items() if pair[1] or name == names[0]})
+    return _Sums(
+        losses=dict(means), num_tokens=int(values[-3]), num_pairs=int(values[-2]), stop_requested=values[-1] > 0
+    )
 
 
 def _contributes() -> bool:

@@ -289,6 +289,16 @@ def _whole(number: int, divisor: int, number_name: str, divisor_name: str) -> in
     return number // divisor
 
 
+def unpaired_loss(args: TrainArgs) -> str:
+    """The loss of rlhf_type kto: loss_type, whose own default is of pairs."""
+    return "kto" if args.loss_type == "sigmoid" else args.loss_type
+
+
+def estimates_divergence(args: TrainArgs, task: Task) -> bool:
+    """Whether the loss needs an estimate of the divergence of policy and reference."""
+    return task == "rlhf" and args.rlhf_type == "kto" and unpaired_loss(args) == "kto"
+
+
 def preference_losses(args: TrainArgs) -> tuple[tuple[str, ...], tuple[float, ...]]:
     """Types and weights of the losses whose sum preference training minimises."""
     types = args.loss_types or (args.loss_type,)
@@ -306,4 +316,4 @@ def sequences_per_item(args: TrainArgs, task: Task) -> int:
 
     A packed row has a length of its own, whatever lies in it.
     """
-    return 2 if task == "rlhf" and not args.packing else 1
+    return 2 if task == "rlhf" and args.rlhf_type != "kto" and not args.packing else 1

@@ -41,7 +41,8 @@ LATE_RESPONSE = ("text", "content")
 """Taken where no other column is the question or the answer: they often are something else."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-_OTHER = ("history", "channel", "chosen", "rejected", "rejected_response", "rejected_messages", "tag")
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+_OTHER = ("history", "channel", "chosen", "label", "tag", *REJECTED)
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 KNOWN = frozenset(
     {
@@ -92,13 +93,15 @@ class _Columns(Mapping[str, object]):
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What the user says about the columns, and what rows must hold: a rejected answer, a question.
+    """What the user says about the columns, and what rows must hold: a rejected answer, a label, a question.
 
+    needs_label: whether the answer is desirable; in a row of two answers a label that is false means the rejected one.
     model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
     needs_rejected: bool = False
+    needs_label: bool = False
     needs_question: bool = False
     seed: int = 42
     model_name: tuple[str, str] | None = None
@@ -112,10 +115,13 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
 
     Raises RowError with the reason when the row is in no known format or damaged.
     """
-    columns = _Columns(_named(row, settings.columns))
+    columns = _Columns(named(row, settings.columns))
     _refuse_media(columns)
     messages = _messages(columns, settings.seed + number)
     rejected = _rejected(columns, messages) if settings.needs_rejected else None
+    target: tuple[float, ...] = ()
+    if settings.needs_label:
+        messages, target = _labelled(columns, messages)
     if settings.needs_question and not _asks(messages):
         raise RowError("the row has no question", f"its columns are {', '.join(columns)}")
     placeholders = _placeholders(columns, settings)
@@ -127,6 +133,7 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
         tools=_tools(tools) or None if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
         rejected=None if rejected is None else _filled(_until_answer(rejected), placeholders),
+        target=target,
         notes=tuple(notes),
     )
 
@@ -159,7 +166,7 @@ def _notes(columns: _Columns) -> list[str]:
     return list(dict.fromkeys(notes))
 
 
-def _named(row: Row, columns: Mapping[str, str]) -> Row:
+def named(row: Row, columns: Mapping[str, str]) -> Row:
     """The row's fields under their canonical names: renamed by `columns`, known names in lower case, nulls left out.
 
     Raises RowError when two columns get the same name.
@@ -314,6 +321,24 @@ def _rejected(row: Row, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
     if rejected == chosen:
         raise RowError("the rejected answer equals the chosen one")
     return _checked(rejected)
+
+
+def _labelled(row: Row, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
+    """The conversation that the label speaks of, and the label as a target: 1 for a desirable answer, else 0."""
+    label = row.get("label")
+    if label is None:
+        raise RowError("no label", "kto needs label: true or false, or a rejected answer beside the chosen one")
+    if label not in (True, False):
+        raise RowError("the label is neither true nor false", repr(label))
+    if is_paired(row):
+        rejected = _rejected(row, messages)
+        messages = messages if label else rejected
+    return messages, (float(bool(label)),)
+
+
+def is_paired(row: Row) -> bool:
+    """Whether the row holds a rejected answer beside the other."""
+    return any(row.get(name) is not None for name in REJECTED)
 
 
 def _prompt_of(messages: tuple[Message, ...]) -> tuple[Message, ...]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Container, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import batched
 from typing import Literal
 
@@ -66,6 +66,7 @@ class Encoded:
     is_truncated: bool
     is_weighted: bool = False
     notes: tuple[str, ...] = ()
+    target: tuple[float, ...] = ()
 
 
 def to_item(encoded: Encoded) -> Sample | Pair:
@@ -79,7 +80,9 @@ def to_item(encoded: Encoded) -> Sample | Pair:
         )
         for ids, weights in zip(encoded.input_ids, encoded.weights, strict=True)
     ]
-    return samples[0] if len(samples) == 1 else Pair(chosen=samples[0], rejected=samples[1])
+    if len(samples) == 1:
+        return replace(samples[0], target=encoded.target)
+    return Pair(chosen=samples[0], rejected=samples[1], target=encoded.target)
 
 
 def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
@@ -205,6 +208,7 @@ class Encoder:
             is_truncated=any(cut for _, _, cut in parts),
             is_weighted=self.is_weighted or not all(_is_binary(weights) for _, weights, _ in parts),
             notes=row.notes,
+            target=row.conversation.target,
         )
 
     def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:

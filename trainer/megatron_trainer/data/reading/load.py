@@ -18,6 +18,7 @@ from megatron_trainer.data.reading import split
 from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.source import HubAccess, Source, open_source
 from megatron_trainer.data.reading.spec import DatasetSpec
+from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.settings import DataSettings
 from megatron_trainer.data.storage.cache import built_once
 from megatron_trainer.data.storage.fingerprint import (
@@ -81,7 +82,7 @@ class Loader:
 
         Raises InvalidInput with every entry that cannot be opened, or with every one that holds no usable row.
         """
-        sources = open_all(path, specs, self._access())
+        sources = [self._single(source) for source in open_all(path, specs, self._access())]
         loaded = [
             self._rows(spec, source) if is_lazy else self._tokens(spec, source)
             for spec, source in zip(specs, sources, strict=True)
@@ -92,7 +93,8 @@ class Loader:
     def open_stream(self, specs: Sequence[DatasetSpec]) -> Stream:
         """The stream of the entries of `dataset`. Raises InvalidInput with every entry that cannot be opened."""
         settings = self._settings
-        sources = open_all("dataset", specs, replace(self._access(), streams=True))
+        opened = open_all("dataset", specs, replace(self._access(), streams=True))
+        sources = [self._single(source) for source in opened]
         parts = [StreamSource(source=s, num_rows=e.num_rows) for e, s in zip(specs, sources, strict=True)]
         stream = Stream(
             mixture=Mixture(
@@ -111,6 +113,11 @@ class Loader:
             notes=self._cache,
         )
         return replace(stream, notes=self._cache / f"stream-{self._stream_key(stream, specs)}")
+
+    def _single(self, source: Source) -> Source:
+        """The source with one answer a row, where the task wants that."""
+        recognition = self._settings.encode.recognition
+        return Unpaired(paired=source, columns=recognition.columns) if recognition.needs_label else source
 
     def _access(self) -> HubAccess:
         return HubAccess(token=self._settings.hub_token, redownloads=self._settings.redownloads)

@@ -105,6 +105,7 @@ def _encoded(number: int, item: Sample | Pair) -> Encoded:
         weights=tuple(_weights(sample) for sample in samples),
         channel=samples[0].channel,
         is_truncated=False,
+        target=item.target,
     )
 
 

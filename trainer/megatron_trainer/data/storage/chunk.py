@@ -20,7 +20,7 @@ class Chunk:
     input_ids: int32, all sequences end to end. weights: the loss weight of each of these tokens, uint8 when every
     weight is 0 or 1, else float32. lengths: int32, tokens of each sequence. numbers: int64, place of each kept row
     in its dataset. channels: of each kept row. num_rows: rows read, rejected ones included.
-    notes: what the user should know about kept rows, and of how many.
+    notes: what the user should know about kept rows, and of how many. targets: float32 [kept rows, size of a target].
     """
 
     input_ids: NDArray[np.int32]
@@ -32,6 +32,7 @@ class Chunk:
     num_rows: int
     num_truncated: int
     notes: Mapping[str, int] = field(default_factory=dict)
+    targets: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
 
 
 def to_chunk(results: Sequence[Encoded | Rejection]) -> Chunk:
@@ -50,6 +51,7 @@ def to_chunk(results: Sequence[Encoded | Rejection]) -> Chunk:
         num_rows=len(results),
         num_truncated=sum(row.is_truncated for row in kept),
         notes=Counter(note for row in kept for note in row.notes),
+        targets=np.array([row.target for row in kept], np.float32).reshape(len(kept), -1 if kept else 0),
     )
 
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.encoding.encode import Encoder
 from megatron_trainer.data.reading.source import FileSource, Source
+from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.storage.store import VERSION
 
 DIGEST_CHARACTERS = 64
@@ -55,6 +56,8 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 def source_digest(source: Source, memory: Path) -> str:
     """The source's fingerprint; digests of files are remembered in the folder `memory`, so that a big file that did
     not change is not read again."""
+    if isinstance(source, Unpaired):
+        return f"{source_digest(source.paired, memory)} unpaired"
     if not isinstance(source, FileSource):
         return source.fingerprint()
     parts = [_remembered(file, memory, _data_digest) for file in source.files]
@@ -63,6 +66,8 @@ def source_digest(source: Source, memory: Path) -> str:
 
 def file_identities(source: Source) -> list[object]:
     """What tells files apart without reading them: name, size and time of change."""
+    if isinstance(source, Unpaired):
+        return [*file_identities(source.paired), "unpaired"]
     if not isinstance(source, FileSource):
         return [source.fingerprint()]
     return [_identity(file) for file in source.files]

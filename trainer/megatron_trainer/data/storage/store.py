@@ -1,7 +1,8 @@
 """Tokenised rows on disk: written once, row by row, and then read in place (memory-mapped), without loading them.
 
 A store is a folder: input_ids.bin and weights.bin hold all sequences end to end, offsets.npy says where each starts,
-numbers.npy and channels.npy belong to the rows, store.json holds the counts and why rows were rejected.
+numbers.npy and channels.npy belong to the rows, as do the targets in targets.npy where rows have any; store.json holds
+the counts and why rows were rejected.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class StoreWriter:
         self._numbers: list[NDArray[np.int64]] = []
         self._channel_codes: dict[str, int] = {}
         self._row_channels: list[NDArray[np.int32]] = []
+        self._targets: list[NDArray[np.float32]] = []
         self._dropped: dict[str, Dropped] = {}
         self._notes: Counter[str] = Counter()
         self._num_rows = 0
@@ -75,6 +77,8 @@ class StoreWriter:
         self._numbers.append(chunk.numbers)
         codes = [self._code(channel) for channel in chunk.channels]
         self._row_channels.append(np.array(codes, dtype=np.int32))
+        if chunk.targets.size:
+            self._targets.append(chunk.targets)
         for rejection in chunk.rejections:
             known = self._dropped.get(rejection.reason)
             self._dropped[rejection.reason] = (
@@ -95,6 +99,8 @@ class StoreWriter:
         np.save(self._directory / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
         np.save(self._directory / "numbers.npy", np.concatenate([np.empty(0, np.int64), *self._numbers]))
         np.save(self._directory / "channels.npy", np.concatenate([np.empty(0, np.int32), *self._row_channels]))
+        if self._targets:
+            np.save(self._directory / "targets.npy", np.concatenate(self._targets))
         facts = StoreFacts(
             sequences_per_row=self._sequences_per_row,
             weight_type=self._weight_type.name,
@@ -129,6 +135,8 @@ class Store:
         self.offsets: NDArray[np.int64] = np.load(directory / "offsets.npy", mmap_mode="r")
         self.numbers: NDArray[np.int64] = np.load(directory / "numbers.npy", mmap_mode="r")
         self._channels: NDArray[np.int32] = np.load(directory / "channels.npy", mmap_mode="r")
+        targets = directory / "targets.npy"
+        self._targets: NDArray[np.float32] | None = np.load(targets, mmap_mode="r") if targets.exists() else None
         self._input_ids = _map(directory / "input_ids.bin", "int32")
         self._weights = _map(directory / "weights.bin", self.facts.weight_type)
 
@@ -140,10 +148,11 @@ class Store:
 
     def __getitem__(self, row: int) -> Sample | Pair:
         """The row as a sample, or as a pair where the store holds chosen and rejected sequences."""
-        channel = self._channel(row)
+        channel, target = self._channel(row), self._target(row)
         if self.facts.sequences_per_row == 1:
-            return self._sample(row, channel)
-        return Pair(chosen=self._sample(2 * row, channel), rejected=self._sample(2 * row + 1, channel))
+            return replace(self._sample(row, channel), target=target)
+        chosen, rejected = self._sample(2 * row, channel), self._sample(2 * row + 1, channel)
+        return Pair(chosen=chosen, rejected=rejected, target=target)
 
     @property
     def num_rows(self) -> int:
@@ -159,6 +168,13 @@ class Store:
     def num_trained_tokens(self) -> int:
         """Tokens that carry loss."""
         return int(np.count_nonzero(self._weights))
+
+    def has_targets(self) -> bool:
+        """Whether its rows have targets."""
+        return self._targets is not None
+
+    def _target(self, row: int) -> tuple[float, ...]:
+        return () if self._targets is None else tuple(self._targets[row].tolist())
 
     def _channel(self, row: int) -> str | None:
         code = int(self._channels[row])

@@ -22,6 +22,8 @@ LossType = Literal[
     "sigmoid_norm",
     "aot_unpaired",
     "sft",
+    "kto",
+    "apo_zero_unpaired",
 ]
 
 
@@ -80,7 +82,7 @@ class Dpo:
     )
     loss_type: LossType = arg(
         "sigmoid",
-        "Preference loss.",
+        "Preference loss; with rlhf_type kto: kto (the default there) or apo_zero_unpaired.",
         applies_to=("rlhf",),
         status="works",
     )

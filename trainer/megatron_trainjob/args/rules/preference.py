@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, needs
@@ -10,10 +11,23 @@ from megatron_trainjob.args.rules.rule import Facts, rule
 RLHF: tuple[Task, ...] = ("rlhf",)
 # Losses of the difference z between the chosen and the rejected log-ratio; the others treat the two apart.
 OF_THE_DIFFERENCE = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "hinge", "ipo", "discopop", "sft")
+# Losses of kto.
+OF_SINGLE_ANSWERS = ("kto", "apo_zero_unpaired")
+# What only the comparison of two answers has.
+OF_PAIRS = (
+    "loss_types",
+    "loss_weights",
+    "label_smoothing",
+    "rpo_alpha",
+    "f_divergence_type",
+    "f_alpha_divergence_coef",
+    "discopop_tau",
+)
 # Losses whose formula has no label noise.
 WITHOUT_LABEL_NOISE = ("hinge", "ipo", "bco_pair", "sppo_hard", "nca_pair", "discopop", "apo_zero", "apo_down", "sft")
 ALWAYS_WITH_REFERENCE = ("bco_pair", "sppo_hard", "nca_pair", "aot", "aot_pair", "aot_unpaired", "discopop")
 # The others weigh tokens, and a sum of log-probabilities takes a token or leaves it.
+WITHOUT_PAIRS = "it judges each answer alone"
 BINARY_LOSS_SCALES = ("default", "last_round", "all", "ignore_empty_think", "last_round_with_ignore_empty_think")
 
 
@@ -68,6 +82,47 @@ def a_temperature_is_discopops(facts: Facts) -> str:
     return "is part of discopop alone; remove it or choose that loss"
 
 
+@rule("loss_type", "rlhf_type", tasks=RLHF)
+def a_loss_belongs_to_its_algorithm(facts: Facts) -> str:
+    """dpo's losses compare two answers, those of kto judge one."""
+    args, name = facts.args, facts.args.loss_type
+    if args.rlhf_type == "kto" and "loss_type" in facts.given and name not in OF_SINGLE_ANSWERS:
+        return f"compares two answers, and kto judges each alone; use {' or '.join(OF_SINGLE_ANSWERS)}, or remove it"
+    if args.rlhf_type == "dpo" and name in OF_SINGLE_ANSWERS:
+        return "judges each answer alone; it needs rlhf_type: kto"
+    return ""
+
+
+@rule("loss_types", tasks=RLHF)
+def losses_of_single_answers_are_not_mixed(facts: Facts) -> str:
+    """The others have no value for them."""
+    alone = [name for name in facts.args.loss_types if name in OF_SINGLE_ANSWERS]
+    return f"cannot hold {', '.join(alone)}, which judge each answer alone; remove them" if alone else ""
+
+
+@rule("micro_batch_size", "packing", "rlhf_type", "loss_type", tasks=RLHF)
+def a_divergence_is_estimated_from_several_answers(facts: Facts) -> str:
+    """A prompt needs the answer of another sample of its micro-batch."""
+    args = facts.args
+    if args.micro_batch_size > 1 or args.packing or not derive.estimates_divergence(args, facts.task):
+        return ""
+    return (
+        "is too small for kto, whose KL estimate gives each prompt the answer of another sample of its micro-batch; "
+        "set it to 2 or more, or packing: true, or loss_type: apo_zero_unpaired"
+    )
+
+
+@rule("precompute_ref_log_probs", "rlhf_type", "loss_type", tasks=RLHF)
+def mismatched_answers_are_not_known_beforehand(facts: Facts) -> str:
+    """Which answer a prompt gets follows from the micro-batch that both are in."""
+    if not facts.args.precompute_ref_log_probs or not derive.estimates_divergence(facts.args, facts.task):
+        return ""
+    return (
+        "cannot know the mismatched answers of kto's KL estimate, which change with every epoch; "
+        "remove it or use loss_type: apo_zero_unpaired (with train_type: lora there is no second model anyway)"
+    )
+
+
 @rule("no_initialization", "load", tasks=RLHF)
 def preference_training_starts_from_a_trained_model(facts: Facts) -> str:
     """Random answers have no preference, and the reference would be another random model."""
@@ -94,6 +149,25 @@ def channels_have_no_preference_loss(facts: Facts) -> str:
 
 
 RULES = (
+    a_loss_belongs_to_its_algorithm,
+    losses_of_single_answers_are_not_mixed,
+    a_divergence_is_estimated_from_several_answers,
+    mismatched_answers_are_not_known_beforehand,
+    *(
+        excludes(f"kto_has_no_{name}", changed(name), is_("rlhf_type", "kto"), because=WITHOUT_PAIRS, tasks=RLHF)
+        for name in OF_PAIRS
+    ),
+    excludes(
+        "kto_has_a_reference",
+        is_("reference_free", True),
+        is_("rlhf_type", "kto"),
+        because="its rewards are log-ratios of policy and reference",
+        tasks=RLHF,
+    ),
+    *(
+        needs(f"{name}_belongs_to_kto", changed(name), is_("rlhf_type", "kto"), tasks=RLHF)
+        for name in ("desirable_weight", "undesirable_weight")
+    ),
     excludes(
         "a_loss_is_chosen_in_one_way",
         is_set("loss_types"),

@@ -1,0 +1,39 @@
+"""Prompts with the answers of other samples: what a model says of answers that were not given to the prompt estimates
+how far it is from another model, which KTO needs (Ethayarajh et al. 2024, section 4.1).
+
+Samples (x1 y1) (x2 y2) (x3 y3) give (x1 y3) (x2 y1) (x3 y2): every answer once, none with its own prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from megatron_trainer.data.values import IGNORED, Sample
+
+
+def mismatched(samples: Sequence[Sample], *, max_length: int) -> list[Sample]:
+    """Each sample's prompt with the answer of the one before it, cut to max_length tokens; none of a single sample.
+
+    The answer begins at the first token that carries loss.
+    """
+    if len(samples) < 2:
+        return []
+    return [_joined(prompt, answer, max_length) for prompt, answer in zip(samples, _rotated(samples), strict=True)]
+
+
+def _rotated(samples: Sequence[Sample]) -> list[Sample]:
+    return [samples[-1], *samples[:-1]]
+
+
+def _joined(prompt: Sample, answer: Sample, max_length: int) -> Sample:
+    start, first = _start(prompt), _start(answer)
+    ids = np.concatenate([prompt.input_ids[:start], answer.input_ids[first:]])[:max_length]
+    labels = np.concatenate([np.full(start, IGNORED, np.int32), answer.labels[first:]])[:max_length]
+    return Sample(input_ids=ids, labels=labels)
+
+
+def _start(sample: Sample) -> int:
+    """Where the answer begins; at least 1, for nothing predicts the first token."""
+    return max(int(np.argmax(sample.labels != IGNORED)), 1)

@@ -1,0 +1,64 @@
+"""A dataset whose rows of two answers are read as two rows of one: the chosen one desirable, the rejected one not."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from itertools import batched
+
+from megatron_trainer.data.conversation.formats import Row, is_paired, named
+from megatron_trainer.data.reading.row import Record, parse_row
+from megatron_trainer.data.reading.source import Source
+from megatron_trainer.data.values import RowError
+
+ROWS_AT_ONCE = 1000
+"""Rows whose rejected answers follow after all their chosen ones, so that answers to one prompt are not neighbours."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unpaired:
+    """The rows of `paired`, numbered anew. columns: the user's names of columns, as of Recognition."""
+
+    paired: Source
+    columns: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def note(self) -> str:
+        """As of the source."""
+        return self.paired.note
+
+    def records(self) -> Iterator[Record]:
+        """All rows of one answer, each with the label that it has or gets here."""
+        parts = batched(self.paired.records(), ROWS_AT_ONCE)
+        split = (record for part in parts for record in unpaired(part, self.columns))
+        return (replace(record, number=number) for number, record in enumerate(split))
+
+    def fingerprint(self) -> str:
+        """Of the source, and that it is read so."""
+        return f"{self.paired.fingerprint()} unpaired"
+
+
+def unpaired(records: Iterable[Record], columns: Mapping[str, str]) -> list[Record]:
+    """First the rows as they are, those of two answers with label true; then the latter again with label false.
+
+    A row with a label of its own stays one row.
+    """
+    first, second = [], []
+    for record in records:
+        row = _pair(record, columns)
+        if row is None:
+            first.append(record)
+        else:
+            first.append(replace(record, payload={**row, "label": True}))
+            second.append(replace(record, payload={**row, "label": False}))
+    return [*first, *second]
+
+
+def _pair(record: Record, columns: Mapping[str, str]) -> Row | None:
+    """The fields of a row of two answers without a label, None of any other and of what the encoder will refuse."""
+    try:
+        row = parse_row(record.payload)
+        known = named(row, columns)
+    except RowError:
+        return None
+    return row if is_paired(known) and "label" not in known else None

@@ -1,0 +1,42 @@
+"""How far the policy is from its reference, estimated from prompts with the answers of others (data/mismatch.py).
+
+The estimate of a micro-batch is the mean over the mismatched samples of the micro-batches of that number on all
+data-parallel ranks, at least 0, and carries no gradient.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+from torch import Tensor
+
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.tasks.reference import Reference, with_reference
+from megatron_trainjob.args.tree import TrainArgs
+
+
+def with_divergence(
+    args: TrainArgs, policy: Reference, reference: Reference, batches: Sequence[MicroBatch]
+) -> Sequence[MicroBatch]:
+    """The micro-batches with reference log-probabilities, shares and estimates. Collective.
+
+    policy: the model under training, asked as a reference is.
+    """
+    mismatched = [batch.mismatched for batch in batches if batch.mismatched is not None]
+    of_policy, of_reference = (model.log_probabilities(mismatched) for model in (policy, reference))
+    sums_M2 = torch.zeros(len(batches), 2, dtype=torch.float64, device=batches[0].tokens_BT.device)
+    for number, (batch, ours_S, theirs_S) in enumerate(zip(mismatched, of_policy, of_reference, strict=True)):
+        if batch.num_samples and ours_S is not None and theirs_S is not None:
+            sums_M2[number] = _sum_and_count(ours_S - theirs_S)
+    dist.all_reduce(sums_M2, group=parallel_state.get_data_parallel_group())
+    divergence_M = (sums_M2[:, 0] / sums_M2[:, 1].clamp(min=1)).clamp(min=0).float()
+    known = with_reference(args, reference, batches)
+    return [replace(batch, divergence=one) for batch, one in zip(known, divergence_M, strict=True)]
+
+
+def _sum_and_count(ratio_S: Tensor) -> Tensor:
+    return torch.stack([ratio_S.double().sum(), ratio_S.new_tensor(len(ratio_S)).double()])
