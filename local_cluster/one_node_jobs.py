@@ -33,11 +33,11 @@ class Claims:
         """Ends the first process of a pod's container, as the kernel does when memory is short."""
         os.kill(one_node.container_pid(self.plane, self.namespace, pod), signal.SIGKILL)
 
-    def offer(self, name: str) -> None:
+    def offer(self, name: str, mode: str = "ReadWriteMany") -> None:
         """A volume for the claim of this name, which somebody else makes."""
         self.claim(name).mkdir(parents=True, exist_ok=True)
         self.claim(name).chmod(0o777)
-        self._make_volume(name, self.claim(name), "ReadWriteMany")
+        self._make_volume(name, self.claim(name), mode)
 
     def provide(self, name: str, folder: Path) -> None:
         """A claim that shows an existing folder, read only."""
@@ -61,6 +61,33 @@ class Claims:
 def provide_environment(claims: Claims) -> None:
     """The claim with the Python packages that `on_the_node` mounts."""
     claims.provide("environment", SITE_PACKAGES)
+
+
+def mount_environment_everywhere(plane: ControlPlane, namespace: str) -> None:
+    """Has the cluster give the packages to every pod of the namespace, for manifests that are to run as they are."""
+    container = (
+        'Object.spec.containers{name: c.name, env: [Object.spec.containers.env{name: "PYTHONPATH", '
+        f'value: "{ENVIRONMENT}"' + "}], volumeMounts: [Object.spec.containers.volumeMounts{"
+        f'name: "environment", mountPath: "{ENVIRONMENT}", readOnly: true' + "}]}"
+    )
+    volume = (
+        'Object.spec.volumes{name: "environment", persistentVolumeClaim: '
+        'Object.spec.volumes.persistentVolumeClaim{claimName: "environment", readOnly: true}}'
+    )
+    spec = f"Object.spec{{containers: object.spec.containers.map(c, {container}), volumes: [{volume}]}}"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    here = {"matchLabels": {"kubernetes.io/metadata.name": namespace}}
+    apply = {"patchType": "ApplyConfiguration", "applyConfiguration": {"expression": f"Object{{spec: {spec}}}"}}
+    policy = {
+        "matchConstraints": {"resourceRules": [rule], "namespaceSelector": here},
+        "failurePolicy": "Fail",
+        "reinvocationPolicy": "Never",
+        "mutations": [apply],
+    }
+    kinds = "/apis/admissionregistration.k8s.io/v1"
+    plane.create(f"{kinds}/mutatingadmissionpolicies", {"metadata": {"name": "environment"}, "spec": policy})
+    binding = {"metadata": {"name": "environment"}, "spec": {"policyName": "environment"}}
+    plane.create(f"{kinds}/mutatingadmissionpolicybindings", binding)
 
 
 def on_the_node(job: Object, *, read: Mapping[str, str] = {}) -> dict[str, Any]:

@@ -8,6 +8,8 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -38,6 +40,19 @@ from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.node, pytest.mark.timeout(1200)]
 INPUTS = "/inputs"
+ROOT = Path(__file__).parents[2]
+FOREVER = {"image": TRAINER_IMAGE, "imagePullPolicy": "Never", "command": ["sleep", "infinity"]}
+# By job: number of pods, what their trainers run, and what others put beside them.
+BESIDE_OTHERS = {
+    "mesh": (1, "exit 0", {"containers": [{"name": "istio-proxy", **FOREVER}]}),
+    "peers": (
+        2,
+        "case $HOSTNAME in *worker*) exit 1;; *) sleep 1000;; esac",
+        {"containers": [{"name": "istio-proxy", **FOREVER}]},
+    ),
+    "exporter": (1, "sleep 2", {"containers": [{"name": "exporter", **FOREVER, "command": ["sh", "-c", "exit 64"]}]}),
+    "waits": (1, "sleep 1", {"initContainers": [{"name": "wait-nfs", **FOREVER, "command": ["sh", "-c", "exit 2"]}]}),
+}
 # A pod that is rather on another node than its peers, and is given up as soon as its node is.
 APART = {
     "spec": {
@@ -167,6 +182,71 @@ def test_a_program_that_the_image_has_not_ends_the_job_at_once(claims: Claims, j
     assert failed["reason"] == "StartupFailed"
     assert 'cannot start "torchrum": not found in $PATH' in failed["message"]
     assert status["restarts"]["total"] == 0
+
+
+def test_the_end_of_the_trainer_decides_whatever_else_runs_in_its_pod(node: ControlPlane):
+    """In a namespace without PodSecurity: containers of others are as others write them."""
+    jobs = JobClient(plane=node, namespace=new_namespace(node, "sidecars"))
+    once = {"maxRestarts": 0}
+    for name, (numbers, program, others) in BESIDE_OTHERS.items():
+        body = job(name, {"model": "/models/none", "dataset": ["/data/none.jsonl"], "train_iters": 1})
+        body["spec"] |= {"image": TRAINER_IMAGE, "numNodes": numbers, "command": ["sh", "-c", program]}
+        body["spec"] |= {"podTemplate": {"spec": {**others, "terminationGracePeriodSeconds": 1}}, "failurePolicy": once}
+        del body["spec"]["checkpoint"]
+        jobs.submit(body)
+    jobs.await_phase("Succeeded", "mesh", PATIENCE_S)
+    jobs.await_phase("Succeeded", "exporter", PATIENCE_S)
+    for name, pod, (container, kind, code) in (
+        ("peers", "peers-a0-worker-0", ("trainer", "Trainer", 1)),
+        ("waits", "waits-a0-master-0", ("wait-nfs", "InitContainer", 2)),
+    ):
+        last = jobs.await_phase("Failed", name, PATIENCE_S)["lastFailure"]
+        assert jobs.condition("Failed", name)["reason"] == "MaxRestartsExceeded"
+        assert (last["pod"], last["container"], last["containerKind"], last["exitCode"]) == (pod, container, kind, code)
+    for name in BESIDE_OTHERS:  # nothing holds GPUs once the trainers have ended
+        wait_until(lambda name=name: running(jobs, name), lambda left: not left, "no container to run", PATIENCE_S)
+
+
+def running(jobs: JobClient, name: str) -> list[str]:
+    """Containers of the job that run."""
+    statuses = [each for pod in jobs.pods(name).values() for each in pod["status"].get("containerStatuses", ())]
+    return [each["name"] for each in statuses if "running" in each["state"]]
+
+
+def test_the_quickstart_runs_as_its_readme_says(node: ControlPlane, tmp_path: Path):
+    """Every command from the volume to the report, with a tiny model and data in place of the real ones.
+
+    The images that the node has hold no Python packages: a policy of the cluster adds them to every pod.
+    """
+    claims = Claims(plane=node, namespace="default", folder=tmp_path / "volumes")
+    claims.offer("quickstart-data", "ReadWriteOnce")
+    one_node_jobs.provide_environment(claims)
+    one_node_jobs.mount_environment_everywhere(node, "default")
+    shutil.copytree(ROOT / "examples" / "quickstart", tmp_path / "examples" / "quickstart")
+    data = tmp_path / ".cache" / "quickstart"
+    data.mkdir(parents=True)
+    tiny_model.make("llama", tmp_path).rename(data / "model")
+    for name in ("train.jsonl", "validation.jsonl"):
+        tiny_run.write_data(data / name, rows=32)
+    report = run_readme(tmp_path, node)
+    assert "quickstart" in report.read_text()
+    jobs = JobClient(plane=node, namespace="default")
+    assert jobs.status("quickstart")["phase"] == "Succeeded"
+
+
+def run_readme(folder: Path, plane: ControlPlane) -> Path:
+    """Runs the quickstart's commands for a cluster, once the operator is installed; the report that they fetch."""
+    blocks = (ROOT / "examples" / "quickstart" / "README.md").read_text().split("## A cluster")[1].split("\n\n")
+    lines = [line.strip() for block in blocks if block.startswith("    ") for line in block.splitlines()]
+    commands = [line for line in lines if line.startswith(("kubectl ", "sed "))]
+    assert commands[0].startswith("sed ")
+    assert commands[-1].endswith("report.html")
+    environment = {**os.environ, "KUBECONFIG": str(plane.kubeconfig), "REGISTRY": "localhost"}
+    done = subprocess.run(
+        ["bash", "-exc", "\n".join(commands)], cwd=folder, env=environment, capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return folder / "report.html"
 
 
 def test_a_container_killed_brings_the_gang_back_from_its_checkpoint_to_the_same_loss(
