@@ -13,6 +13,7 @@ from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
 from megatron_operator.cli.output import FAILED, OK, error, escape, out, show_table, table
 from megatron_operator.cluster.local.state import State
+from megatron_trainjob import shown
 
 Object = Mapping[str, Any]
 COLORS = {"Succeeded": "green", "Failed": "red", "Running": "cyan", "Suspended": "yellow", "Restarting": "yellow"}
@@ -102,7 +103,7 @@ def rows(status: Object) -> list[tuple[str, str]]:
 
 def colored(phase: str) -> str:
     """The phase in its colour."""
-    return f"[{COLORS.get(phase, 'default')}]{phase}[/]"
+    return f"[{COLORS.get(phase, 'default')}]{escape(phase)}[/]"
 
 
 def _iteration(progress: Object) -> str:
@@ -141,13 +142,21 @@ def _status_of(folder: Path) -> Object:
         return {"phase": "Unreadable"}
 
 
-def _show_all(found: Iterable[tuple[str, Object]], place: str) -> int:
-    jobs = table("", "name", "phase", "progress", "restarts", "checkpoint")
-    for name, status in found:
+def _columns(status: Object) -> tuple[str, str, str, str]:
+    """Phase, progress, restarts and checkpoint; of a status that holds something else only that."""
+    try:
         progress = f"{status.get('progress', {}).get('percentage', 0)} %"
         restarts = str(status.get("restarts", {}).get("total", 0))
         iteration = str(status.get("checkpoint", {}).get("latestIteration", ""))
-        jobs.add_row(name, colored(status.get("phase", "Pending")), progress, restarts, iteration)
+        return colored(status.get("phase", "Pending")), escape(progress), escape(restarts), escape(iteration)
+    except (AttributeError, TypeError):
+        return colored("Unreadable"), "", "", ""
+
+
+def _show_all(found: Iterable[tuple[str, Object]], place: str) -> int:
+    jobs = table("", "name", "phase", "progress", "restarts", "checkpoint")
+    for name, status in found:
+        jobs.add_row(escape(shown.clean(name)), *_columns(status))
     if jobs.row_count:
         show_table(jobs)
     else:

@@ -87,6 +87,7 @@ class LocalPod:
         """Notices what has happened: a step that ended, a grace period that is over."""
         if self.is_finished:
             return
+        local_process.bound_log(self.log)
         if self.grace_ends is not None and now >= self.grace_ends:
             self._kill()
         ended = self._exit_code()

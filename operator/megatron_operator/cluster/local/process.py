@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 import subprocess
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+
+MAX_LOG_BYTES = 256 * 2**20
+"""Of a process's output: a program that prints for ever shall not fill the disk of everybody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,6 +41,26 @@ def start(
             stderr=subprocess.STDOUT,
             start_new_session=True,
         )
+
+
+def bound_log(log: Path, *, most_bytes: int = MAX_LOG_BYTES) -> None:
+    """Moves the end of a log that has grown beyond the limit to NAME.log.1 and begins it anew.
+
+    Whoever writes it appends, so that his next line stands at the beginning. What lies before the end is lost.
+    """
+    try:
+        size_bytes = log.stat().st_size
+    except FileNotFoundError:
+        return
+    if size_bytes <= most_bytes:
+        return
+    aside = log.with_name(f"{log.name}.1")
+    with log.open("rb") as file, aside.open("wb") as kept:
+        file.seek(size_bytes - most_bytes // 2)
+        shutil.copyfileobj(file, kept)
+    os.truncate(log, 0)
+    with log.open("ab") as file:
+        file.write(f"mtj: the log had {size_bytes} bytes; its end is in {aside.name}, the rest is gone\n".encode())
 
 
 def identify(pid: int) -> Identity | None:

@@ -7,7 +7,7 @@ import json
 import os
 import uuid
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from megatron_operator.api import names
 from megatron_operator.core import progress_record
 from megatron_operator.core.plan import Event
 from megatron_operator.core.timestamp import to_text
+from megatron_trainjob import input_file
 from megatron_trainjob.progress import FILE as PROGRESS_FILE
 from megatron_trainjob.progress import Progress
 
@@ -65,7 +66,7 @@ class State:
 
     def write_status(self, status: Object) -> None:
         """Replaces the status."""
-        _write(self.directory / "status.yaml", _yaml(status))
+        _write(self.directory / "status.yaml", json.dumps(status, indent=1))  # YAML too, and read ten times as fast
 
     def read_manifest(self) -> Object:
         """The stored manifest, {} when there is none."""
@@ -132,10 +133,18 @@ def reopened(status: Object) -> Object:
 
 def _read(path: Path) -> Object:
     try:
-        content = yaml.load(path.read_text(), Loader=_FAST_LOADER)
+        text = input_file.read_text(path)
     except FileNotFoundError:
         return {}
+    content = _parsed(text)
     return content if isinstance(content, Mapping) else {}
+
+
+def _parsed(text: str) -> Any:  # noqa: ANN401 (any value)
+    if text.startswith("{"):
+        with suppress(ValueError):
+            return input_file.parse_json(text)
+    return yaml.load(text, Loader=_FAST_LOADER)
 
 
 def _write(path: Path, text: str) -> None:

@@ -207,13 +207,19 @@ def _read_parquet(path: Path) -> Rows:
         for group in range(file.num_row_groups):
             # Only this number may be asked for: pyarrow ends the process over columns whose metadata is damaged.
             size = _rows_at_once(file.metadata.row_group(group).total_byte_size, path.stat().st_size)
-            for batch in file.iter_batches(batch_size=size, row_groups=[group]):
+            for batch in map(_decoded, file.iter_batches(batch_size=size, row_groups=[group])):
                 bytes_left -= batch.nbytes
                 if bytes_left < 0:
                     raise UnfitFile(f"its rows grow to more than {MAX_GROWTH} times its size")
                 for row in _rows_of(batch):
                     number += 1
                     yield number, row
+
+
+def _decoded(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
+    """The batch with its dictionaries written out, so that its size is what its rows will take."""
+    columns = [each.dictionary_decode() if pyarrow.types.is_dictionary(each.type) else each for each in batch.columns]
+    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
 
 
 def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
