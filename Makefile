@@ -4,20 +4,33 @@ SHELL := /bin/bash
 VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+OPERATOR_INSTALLED := $(VENV)/.installed-operator
+# What a target that needs no torch builds on: the complete .venv, unless only the operator's was asked for.
+READY := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(or $(wildcard $(OPERATOR_INSTALLED)),$(INSTALLED)))
+TRAINER := $(filter $(INSTALLED),$(READY))
+NO_TRAINER := echo "the trainer was left out: .venv has no torch (make install adds it)"
 DEMO ?= .cache/quickstart
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: template-table help install check demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
+.PHONY: template-table help install install-operator check demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 16
 
 install: $(INSTALLED)  ## create .venv with everything in it (a second run does nothing)
 
-$(INSTALLED): pyproject.toml tests/support/data/chat_templates.txt
+install-operator: $(OPERATOR_INSTALLED)  ## create .venv without torch, for work on the operator and the contract
+
+$(BIN)/uv:
 	@python=$$(.ci/python) && { [ -x $(BIN)/python ] || $$python -m venv $(VENV); }
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check 'uv>=0.9'
-	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[operator,trainer,dev]'
+
+$(OPERATOR_INSTALLED): pyproject.toml | $(BIN)/uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[operator,dev]'
+	@touch $@
+
+$(INSTALLED): pyproject.toml tests/support/data/chat_templates.txt | $(BIN)/uv
+	@$(BIN)/uv pip install --quiet --python $(BIN)/python --editable '.[operator,trainer,dev,dev-trainer]'
 	@$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps -r tests/support/data/chat_templates.txt
 	@touch $@
 
@@ -27,16 +40,17 @@ demo: install  ## fine-tune SmolLM2-135M-Instruct from examples/quickstart/train
 	@$(BIN)/mtj run examples/quickstart/trainjob.yaml --volume quickstart-data=$(DEMO)
 	@$(BIN)/python examples/quickstart/show_result.py --data $(DEMO)
 
-check: lint type  ## what to run before every commit: lint, types, and the tests that start no ranks
+check: lint type  ## what to run before every commit: lint, types, and the tests that start no ranks (of the trainer too, where torch is)
 	$(BIN)/pytest -q -m "not gpu and not slow and not cluster and not node and not dist" tests/megatron_trainjob \
-	  tests/megatron_operator tests/charts tests/megatron_trainer/data tests/megatron_trainer/losses \
-	  tests/megatron_trainer/report tests/megatron_trainer/megatron
+	  tests/megatron_operator tests/charts $(if $(TRAINER),tests/megatron_trainer/data tests/megatron_trainer/losses \
+	  tests/megatron_trainer/report tests/megatron_trainer/megatron)
+	@$(if $(TRAINER),,$(NO_TRAINER))
 
 test: install  ## run the tests that need neither a GPU, nor a cluster, nor many minutes
 	$(BIN)/pytest -m "not gpu and not slow and not cluster and not node"
 
 test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
-	$(BIN)/pytest -m "cluster and not slow"
+	$(BIN)/pytest -m "cluster and not slow" tests/charts tests/cluster
 
 test-kueue: control-plane  ## both Kueue modes under the real Kueue controller (built from its Go module once, four minutes)
 	$(BIN)/python -m local_cluster.kueue_binaries
@@ -44,7 +58,7 @@ test-kueue: control-plane  ## both Kueue modes under the real Kueue controller (
 
 test-node: control-plane  ## operator and trainer in containers on a one-node cluster (Linux, root; else skipped: docs/one-node-cluster.md)
 	@PYTHONPATH=operator:trainer:. $(BIN)/python -m local_cluster.images
-	$(BIN)/pytest -m node
+	$(BIN)/pytest -m node tests/cluster
 
 cluster: control-plane  ## start a one-node cluster with the operator installed; Ctrl-C ends it (Linux, root)
 	@$(BIN)/python -m local_cluster.demo
@@ -60,20 +74,20 @@ test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core
 test-slow: install  ## run the long tests as well
 	$(BIN)/pytest -m "not gpu and not node"
 
-lint: install  ## ruff, the import contracts, and hadolint over the Dockerfiles
+lint: $(READY)  ## ruff, the import contracts, and hadolint over the Dockerfiles
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	PYTHONPATH=operator:trainer $(BIN)/lint-imports --no-cache
 	$(BIN)/hadolint --config docker/.hadolint.yaml docker/*.Dockerfile
 
-type: install  ## mypy --strict on the three packages
-	$(BIN)/mypy -p megatron_trainjob -p megatron_operator -p megatron_trainer
+type: $(READY)  ## mypy --strict on the three packages (without torch: on the contract and the operator)
+	$(BIN)/mypy -p megatron_trainjob -p megatron_operator $(if $(TRAINER),-p megatron_trainer)
 
-generate: install  ## write docs/arguments.md, docs/families.md, the CRD and the chart's copies from their definitions
+generate: $(READY)  ## write docs/arguments.md, docs/families.md, the CRD and the chart's copies from their definitions
 	$(BIN)/python -m megatron_trainjob.generate
 	$(BIN)/python -m megatron_operator.api.crd --write
 	$(BIN)/python charts/generate.py
-	$(BIN)/python -m megatron_trainer.megatron --write
+	$(if $(TRAINER),$(BIN)/python -m megatron_trainer.megatron --write,@$(NO_TRAINER))
 
 kustomize-base: generate  ## write charts/kustomize/operator.yaml from the chart (Helm: the machine's, or built once)
 	$(BIN)/python charts/generate.py --helm "$$($(BIN)/python -m local_cluster.control_plane_binaries --helm)"
@@ -87,7 +101,7 @@ template-table: install  ## write the table of chat templates and kinds of rows 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
 	@git diff --exit-code -- docs/arguments.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
 
-control-plane: install  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
+control-plane: $(READY)  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
 	$(BIN)/python -m local_cluster.control_plane_binaries
 
 clean:  ## remove what was built here (not the caches in ~/.cache)
