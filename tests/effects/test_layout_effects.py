@@ -94,3 +94,34 @@ def test_random_weights_are_the_same_in_every_layout(train):
     for layout_of_two in ({"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}):
         split = train(ranks=2, no_initialization=False, train_iters=2, **layout_of_two)
         assert split.column("lm loss") == pytest.approx(one, abs=1e-5)
+
+
+@effect("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"virtual_pipeline_model_parallel_size": 2},
+        {"num_layers_per_virtual_pipeline_stage": 1},
+        {"virtual_pipeline_model_parallel_size": 2, "overlap_grad_reduce": True, "overlap_param_gather": True},
+    ],
+    ids=["chunks", "layers", "overlapped"],
+)
+def test_virtual_stages_take_turns_and_learn_the_same(train, plain, data, given):
+    """Four layers, two stages of two chunks; the last evaluation round of two rows fills no round of the schedule."""
+    expected = train(val_dataset=[str(data)], train_iters=4)
+    run = train(ranks=2, pipeline_model_parallel_size=2, val_dataset=[str(data)], **given)
+    assert config(run)["virtual_pipeline_model_parallel_size"] == 2
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+    assert run.column("eval_lm loss") == pytest.approx(expected.column("eval_lm loss"), abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("train_type", ["full", "lora"])
+def test_a_run_goes_on_with_and_without_virtual_stages(train, train_type):
+    settings = {"train_iters": 4, "train_type": train_type, "lora_dropout": 0.0}
+    virtual = {"ranks": 2, "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}
+    whole = train(**settings).column("lm loss")
+    for name, before, after in (("from", virtual, {}), ("to", {}, virtual)):
+        train(name=name, stop_at=2, **settings, **before)
+        resumed = train(name=name, resume="Required", attempt=1, **settings, **after)
+        assert resumed.exit_code == 0, resumed.message
+        assert resumed.column("lm loss") == pytest.approx(whole, abs=TOLERANCE)

@@ -53,9 +53,14 @@ def test_experts_have_a_grid_of_their_own_within_a_stage():
 
 def test_layers_are_dealt_out_over_the_stages():
     value = laid_out(1, 2, pipeline_model_parallel_size=2, decoder_first_pipeline_num_layers=3)
-    assert rank_layout.layer_ranges(value, 10) == [(0, 3), (3, 10)]
-    assert column(rank_layout.ranks(value, 10), "layers") == [(0, 3), (3, 10)]
-    assert column(rank_layout.ranks(value, None), "layers") == [None, None]
+    assert rank_layout.layer_ranges(value, 10) == [((0, 3),), ((3, 10),)]
+    assert column(rank_layout.ranks(value, 10), "layers") == [((0, 3),), ((3, 10),)]
+    assert column(rank_layout.ranks(value, None), "layers") == [(), ()]
+
+
+def test_virtual_stages_hold_every_other_chunk():
+    value = laid_out(1, 2, pipeline_model_parallel_size=2, virtual_pipeline_model_parallel_size=2)
+    assert rank_layout.layer_ranges(value, 8) == [((0, 2), (4, 6)), ((2, 4), (6, 8))]
 
 
 def test_the_number_of_layers_comes_from_the_arguments_or_the_model():

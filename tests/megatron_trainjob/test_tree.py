@@ -38,6 +38,8 @@ FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "group_by_length",
     "load_best_model_at_end",
     "metric_for_best_model",
+    "num_layers_per_virtual_pipeline_stage",
+    "pipeline_model_parallel_layout",
     "keep_incomplete_rows",
     "lr_wsd_decay_iters",
     "lr_wsd_decay_style",
@@ -47,6 +49,7 @@ FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "save_strategy",
     "save_total_limit",
     "stop_words",
+    "virtual_pipeline_model_parallel_size",
 }
 ALIAS_ONLY = {"ddp_backend": "distributed_backend"}  # the reference has the argument twice
 OTHER_TYPE = {"rope_scaling": "str|json"}  # the basic argument of the same name also takes a bare word

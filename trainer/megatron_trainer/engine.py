@@ -52,7 +52,7 @@ class Engine:
         return {
             name: value
             for name, value in sorted(vars(self.config).items())
-            if value is None or isinstance(value, (bool, int, float, str, list))
+            if _is_plain(value) or (isinstance(value, list) and all(map(_is_plain, value)))
         }
 
     def num_parameters(self, *, trainable_only: bool) -> int:
@@ -93,3 +93,7 @@ def _num_holders(parameter: torch.nn.Parameter) -> int:
     if getattr(parameter, "tensor_model_parallel", False):
         shards *= tensor_shards
     return dist.get_world_size() // (shards * stages)
+
+
+def _is_plain(value: object) -> bool:
+    return value is None or isinstance(value, (bool, int, float, str))

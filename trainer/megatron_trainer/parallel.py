@@ -69,6 +69,12 @@ def leave() -> None:
         dist.destroy_process_group()
 
 
+def interleave(virtual_stages: int | None) -> None:
+    """Lets each pipeline stage hold so many chunks of the model, which take turns. Models built after it know."""
+    parallel_state.set_virtual_pipeline_model_parallel_world_size(virtual_stages)
+    parallel_state.set_virtual_pipeline_model_parallel_rank(None if virtual_stages is None else 0)
+
+
 def initialise(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordinates:
     """Forms all groups for the layout of the arguments and seeds their random states. Collective.
 

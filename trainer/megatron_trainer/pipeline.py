@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
@@ -15,6 +16,7 @@ def run_schedule(
     chunks: Sequence[nn.Module], forward_step: ForwardStep, batches: Sequence[MicroBatch], *, is_training: bool
 ) -> list[Mapping[str, Tensor]]:
     """Metrics of each micro-batch; an empty list on stages other than the last. Collective."""
+    num_batches, batches = len(batches), batches if is_training else _filled(batches, chunks)
     iterators = [iter(batches) for _ in chunks]
     metrics: list[Mapping[str, Tensor]] = get_forward_backward_func()(
         forward_step_func=forward_step,
@@ -25,4 +27,11 @@ def run_schedule(
         micro_batch_size=batches[0].tokens_BT.shape[0],
         forward_only=not is_training,
     )
-    return metrics
+    return metrics[:num_batches]
+
+
+def _filled(batches: Sequence[MicroBatch], chunks: Sequence[nn.Module]) -> Sequence[MicroBatch]:
+    """The interleaved schedule takes rounds of as many micro-batches as stages: the last one again fills a round."""
+    stages = parallel_state.get_pipeline_model_parallel_world_size()
+    missing = -len(batches) % stages if len(chunks) > 1 else 0
+    return [*batches, *[batches[-1]] * missing]

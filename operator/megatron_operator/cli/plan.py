@@ -152,7 +152,7 @@ def _fits(peak: RankMemory, gpu_bytes: int) -> str:
 def _cells(row: Rank, num_shards: int, *, has_experts: bool) -> list[str]:
     experts = [row.expert, row.expert_tensor] if has_experts else []
     numbers = [row.rank, row.node, row.local_rank, row.tensor, row.context, row.data, row.pipeline, *experts]
-    layers = "?" if row.layers is None else f"{row.layers[0]}-{row.layers[1] - 1}"
+    layers = ", ".join(f"{first}-{end - 1}" for first, end in row.layers) or "?"
     return [*map(str, numbers), layers, f"{row.data + 1} of {num_shards}"]
 
 

@@ -21,7 +21,7 @@ from megatron_trainjob.args import derive
 
 @dataclass(frozen=True, kw_only=True)
 class Rank:
-    """One process and its coordinates. `layers` is (first, past the last) of the model's layers, None if unknown."""
+    """One process and its coordinates. `layers` are (first, past the last) of its chunks of layers, () if unknown."""
 
     rank: int
     node: int
@@ -32,7 +32,7 @@ class Rank:
     pipeline: int
     expert: int
     expert_tensor: int
-    layers: tuple[int, int] | None
+    layers: tuple[tuple[int, int], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,15 +68,12 @@ def ranks(job: Job, num_layers: int | None) -> list[Rank]:
     return [_rank(rank, job, group, stages) for rank in range(job.world_size)]
 
 
-def layer_ranges(job: Job, num_layers: int | None) -> list[tuple[int, int]]:
-    """(first, past the last) layer of each pipeline stage, [] when the number of layers is unknown."""
+def layer_ranges(job: Job, num_layers: int | None) -> list[tuple[tuple[int, int], ...]]:
+    """(first, past the last) layer of each chunk of each pipeline stage, [] when the number of layers is unknown."""
     if num_layers is None:
         return []
-    ends, first = [], 0
-    for count in derive.layers_per_stage(job.args, num_layers):
-        ends.append((first, first + count))
-        first += count
-    return ends
+    stages = derive.chunks_of_stages(job.args, num_layers)
+    return [tuple((chunk.start, chunk.stop) for chunk in chunks) for chunks in stages]
 
 
 def num_layers(job: Job, hf_config: Mapping[str, Any] | None) -> int | None:
@@ -85,7 +82,7 @@ def num_layers(job: Job, hf_config: Mapping[str, Any] | None) -> int | None:
     return found
 
 
-def _rank(rank: int, job: Job, group: Sizes, stages: list[tuple[int, int]]) -> Rank:
+def _rank(rank: int, job: Job, group: Sizes, stages: list[tuple[tuple[int, int], ...]]) -> Rank:
     rest, tensor = divmod(rank, group.tensor)
     rest, context = divmod(rest, group.context)
     pipeline, data = divmod(rest, group.data)
@@ -102,5 +99,5 @@ def _rank(rank: int, job: Job, group: Sizes, stages: list[tuple[int, int]]) -> R
         pipeline=pipeline,
         expert=expert,
         expert_tensor=expert_tensor,
-        layers=stages[pipeline] if stages else None,
+        layers=stages[pipeline] if stages else (),
     )

@@ -119,6 +119,33 @@ CASES = [
         )
         for name in ("save_strategy", "eval_strategy")
     ),
+    *(
+        Case(rule=f"{name}_needs_a_pipeline", good={name: 2, "pipeline_model_parallel_size": 2}, bad={name: 2})
+        for name in ("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+    ),
+    *(
+        Case(rule=f"{virtual}_excludes_{uneven}", good={virtual: 2}, bad={virtual: 2, uneven: 3})
+        for virtual in ("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+        for uneven in ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
+    ),
+    *(
+        Case(
+            rule="the_layers_divide_into_virtual_stages",
+            good={"pipeline_model_parallel_size": 2, name: good},
+            bad={"pipeline_model_parallel_size": 2, name: bad},
+            config=DENSE,
+        )
+        for name, good, bad in (
+            ("virtual_pipeline_model_parallel_size", 3, 4),
+            ("num_layers_per_virtual_pipeline_stage", 2, 4),
+        )
+    ),
+    Case(
+        rule="micro_batches_fill_the_interleaved_schedule",
+        good={"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "global_batch_size": 4},
+        bad={"pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2, "global_batch_size": 3},
+        world_size=2,
+    ),
     _needs("a_revision_belongs_to_a_hub", "model_revision", use_hf=True),
     _needs("a_context_length_is_reached_by_scaling", "max_model_len", rope_scaling="yarn"),
     Case(

@@ -117,6 +117,7 @@ def build(
     args = accepted.args
     spec, tokenizer = _model_and_tokenizer(args)
     _check(accepted, task, spec, backend)
+    parallel.interleave(derive.virtual_stages(args, spec.model.num_layers))
     save = output_folder.choose(args)
     owner, heartbeat = output_folder.claim(save, env)
     data = _prepare_data(args, tokenizer, task, spec, save)

@@ -154,6 +154,42 @@ def layers_per_stage(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
     )
 
 
+def virtual_stages(args: TrainArgs, num_layers: int) -> int | None:
+    """Chunks of each pipeline stage that take turns; None where each has one. ValueError: they are not even."""
+    stages, given = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size
+    if stages == 1:
+        return None
+    if args.num_layers_per_virtual_pipeline_stage is not None:
+        size = stages * args.num_layers_per_virtual_pipeline_stage
+        chunks = _whole(num_layers, size, "number of layers", "stages * num_layers_per_virtual_pipeline_stage")
+        if given not in (None, chunks):
+            raise ValueError(f"num_layers_per_virtual_pipeline_stage gives {chunks} chunks a stage, not {given}")
+        given = chunks
+    if given is None or given == 1:
+        return None
+    _whole(num_layers, stages * given, "number of layers", "stages * virtual_pipeline_model_parallel_size")
+    return given
+
+
+def layers_per_chunk(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
+    """Layers of a chunk of each stage. Raises ValueError when they cannot be placed evenly."""
+    chunks = virtual_stages(args, num_layers) or 1
+    return tuple(layers // chunks for layers in layers_per_stage(args, num_layers))
+
+
+def chunks_of_stages(args: TrainArgs, num_layers: int) -> tuple[tuple[range, ...], ...]:
+    """The layers of each pipeline stage, chunk by chunk: with virtual stages every other chunk is another stage's.
+
+    Raises ValueError when they cannot be placed evenly.
+    """
+    sizes, rounds = layers_per_chunk(args, num_layers), virtual_stages(args, num_layers) or 1
+    starts = [sum(sizes[:stage]) for stage in range(len(sizes))]
+    return tuple(
+        tuple(range(start + turn * sum(sizes), start + turn * sum(sizes) + size) for turn in range(rounds))
+        for start, size in zip(starts, sizes, strict=True)
+    )
+
+
 def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool]:
     """(fp16, bf16) of the run: as given, else by torch_dtype, else by the type that the model is stored in.
 

@@ -6,6 +6,7 @@ buffers); activations follow Korthikanti et al. 2022, see activation.py.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from megatron_trainjob.args import derive
@@ -94,11 +95,10 @@ def estimate(
         longest=min(longest, tokens),
         element_bytes=_element_bytes(args, shape),
     )
-    layers = derive.layers_per_stage(args, shape.num_layers)
-    starts = [sum(layers[:stage]) for stage in range(len(layers))]
+    chunks = derive.chunks_of_stages(args, shape.num_layers)
     stages = tuple(
-        _stage(args, shape, world_size, row, stage, range(start, start + count), task)
-        for stage, (start, count) in enumerate(zip(starts, layers, strict=True))
+        _stage(args, shape, world_size, row, stage, [layer for chunk in held for layer in chunk], task)
+        for stage, held in enumerate(chunks)
     )
     trainable = shape.num_parameters
     if args.train_type == "lora":
@@ -125,7 +125,7 @@ def _element_bytes(args: TrainArgs, shape: Model) -> int:
 
 
 def _stage(
-    args: TrainArgs, shape: Model, world_size: int, row: Row, stage: int, layers: range, task: Task
+    args: TrainArgs, shape: Model, world_size: int, row: Row, stage: int, layers: Sequence[int], task: Task
 ) -> RankMemory:
     last = stage == args.pipeline_model_parallel_size - 1
     held = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
@@ -187,17 +187,27 @@ def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_b
     return (dense + expert) * (main + moments) * on_gpu
 
 
-def _activation_bytes(args: TrainArgs, shape: Model, row: Row, stage: int, layers: range, world_size: int) -> float:
-    """Activations of all micro-batches that the stage holds at once, and what recomputation adds for a moment.
-
-    With the 1F1B schedule stage i of p holds min(p - i, micro-batches) of them (Narayanan et al. 2021).
-    """
+def _activation_bytes(
+    args: TrainArgs, shape: Model, row: Row, stage: int, layers: Sequence[int], world_size: int
+) -> float:
+    """Activations of all micro-batches that the stage holds at once, and what recomputation adds for a moment."""
     whole = [layer_bytes(args, shape, row, has_experts=shape.expert_layers[layer]) for layer in layers]
     kept, for_a_moment = _kept_and_recomputed(args, whole, layer_input_bytes(args, shape, row))
     micro_batches = max(derive.num_micro_batches(args, world_size), 1)
-    held = min(args.pipeline_model_parallel_size - stage, micro_batches)
+    held = _held_micro_batches(args, shape, stage, micro_batches)
     embedding = layer_input_bytes(args, shape, row) if stage == 0 else 0
     return held * (kept + embedding) + for_a_moment
+
+
+def _held_micro_batches(args: TrainArgs, shape: Model, stage: int, micro_batches: int) -> float:
+    """With the 1F1B schedule stage i of p holds min(p - i, micro-batches) of them (Narayanan et al. 2021).
+
+    Interleaved with v chunks a stage it holds those of 2 (p - i - 1) + (v - 1) p + 1 chunks, v of which are a stage.
+    """
+    stages, chunks = args.pipeline_model_parallel_size, derive.virtual_stages(args, shape.num_layers)
+    if chunks is None:
+        return min(stages - stage, micro_batches)
+    return min(2 * (stages - stage - 1) + (chunks - 1) * stages + 1, micro_batches * chunks) / chunks
 
 
 def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float) -> tuple[float, float]:

@@ -42,6 +42,29 @@ class Distributed:
         applies_to=EVERY_TASK,
         status="works",
     )
+    virtual_pipeline_model_parallel_size: int | None = arg(
+        None,
+        "Chunks of layers of each pipeline stage, which take turns (interleaved schedule): less waiting, more traffic.",
+        unit="chunks",
+        ge=1,
+        status="works",
+    )
+    num_layers_per_virtual_pipeline_stage: int | None = arg(
+        None,
+        "Layers of each of these chunks, which tells how many there are.",
+        unit="layers",
+        ge=1,
+        status="works",
+    )
+    pipeline_model_parallel_layout: str | None = arg(
+        None,
+        "Layers of each chunk as a text such as Et*3|(tt|)*29,m|L.",
+        status="refused",
+        reason=(
+            "stages are even, but for the first and last; use decoder_first_pipeline_num_layers, "
+            "decoder_last_pipeline_num_layers or virtual_pipeline_model_parallel_size"
+        ),
+    )
     decoder_first_pipeline_num_layers: int | None = arg(
         None,
         "Layers on the first pipeline stage; unset: an even split.",

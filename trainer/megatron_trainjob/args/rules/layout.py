@@ -66,6 +66,57 @@ def the_layers_divide_into_stages(facts: Facts) -> str:
     return ""
 
 
+@rule(
+    "virtual_pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+    "pipeline_model_parallel_size",
+    "num_layers",
+    needs_model=True,
+)
+def the_layers_divide_into_virtual_stages(facts: Facts) -> str:
+    """Every chunk of an interleaved schedule has the same number of layers."""
+    num_layers = derive.model_value(facts.args, facts.config, "num_layers")
+    if num_layers is None:
+        return ""
+    try:
+        derive.virtual_stages(facts.args, num_layers)
+    except ValueError as err:
+        return str(err)
+    return ""
+
+
+def _interleaves(facts: Facts) -> bool:
+    args = facts.args
+    chunks, layers = args.virtual_pipeline_model_parallel_size, args.num_layers_per_virtual_pipeline_stage
+    return args.pipeline_model_parallel_size > 1 and ((chunks or 1) > 1 or layers is not None)
+
+
+@rule(
+    "virtual_pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
+    "global_batch_size",
+    "micro_batch_size",
+    *PARALLEL_SIZES,
+    needs_world_size=True,
+)
+def micro_batches_fill_the_interleaved_schedule(facts: Facts) -> str:
+    """It takes micro-batches in rounds of as many as there are stages."""
+    args, stages = facts.args, facts.args.pipeline_model_parallel_size
+    if not _interleaves(facts):
+        return ""
+    try:
+        number = derive.num_micro_batches(args, facts.ranks)
+    except ValueError:
+        return ""
+    if number % stages == 0:
+        return ""
+    each = args.global_batch_size // number * stages
+    return (
+        f"needs a number of micro-batches that {stages} stages divide, and a step has {number}; make global_batch_size "
+        f"a multiple of {each}"
+    )
+
+
 @rule("tensor_model_parallel_size", "num_attention_heads", needs_model=True)
 def the_attention_heads_divide_over_tensor_ranks(facts: Facts) -> str:
     """heads % tp == 0."""
@@ -106,6 +157,22 @@ RULES = (
     the_ranks_divide_into_copies_of_the_model,
     the_ranks_divide_into_copies_of_the_experts,
     the_layers_divide_into_stages,
+    the_layers_divide_into_virtual_stages,
+    micro_batches_fill_the_interleaved_schedule,
+    *(
+        idle_without(f"{name}_needs_a_pipeline", is_set(name), above("pipeline_model_parallel_size", 1))
+        for name in ("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+    ),
+    *(
+        excludes(
+            f"{virtual}_excludes_{uneven}",
+            is_set(virtual),
+            is_set(uneven),
+            because="the chunks of an interleaved schedule are even",
+        )
+        for virtual in ("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+        for uneven in ("decoder_first_pipeline_num_layers", "decoder_last_pipeline_num_layers")
+    ),
     the_attention_heads_divide_over_tensor_ranks,
     the_feed_forward_width_divides_over_tensor_ranks,
     the_key_value_heads_match_the_tensor_ranks,

@@ -33,6 +33,8 @@ def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
     "recompute_num_layers",
     "recompute_method",
     "recompute_granularity",
+    "virtual_pipeline_model_parallel_size",
+    "num_layers_per_virtual_pipeline_stage",
     "pipeline_model_parallel_size",
     "decoder_first_pipeline_num_layers",
     "decoder_last_pipeline_num_layers",
@@ -46,7 +48,7 @@ def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
     if args.recompute_num_layers is None or args.recompute_granularity != "full" or num_layers is None:
         return ""
     try:
-        stages = derive.layers_per_stage(args, num_layers)
+        stages = derive.layers_per_chunk(args, num_layers)
     except ValueError:
         return ""
     if args.recompute_num_layers > min(stages):
