@@ -63,6 +63,14 @@ def test_a_valid_manifest_is_called_so(here, capsys):
     assert "tune is valid: sft, 2 x 1 processes, 3 arguments given" in said(capsys, "validate", "job.yaml")
 
 
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_tensors_that_the_model_lacks_are_named_before_anything_starts(here, capsys, command):
+    write_weights(here / "model", lm_head__weight=TINY.get("vocab_size", 32000), extra=1)
+    text = said(capsys, command, "job.yaml", code=2)
+    assert "tensors that the model needs are missing: model.embed_tokens.weight" in text
+    assert "1 tensors belong to no part of the model; is config.json of another model?: extra" in text
+
+
 def test_problems_are_printed_with_path_value_and_remedy(here, capsys):
     (here / "job.yaml").write_text(yaml.safe_dump(raw({"numNodes": 0, "args": {"modell": "x"}})))
     text = said(capsys, "validate", "job.yaml", code=2)

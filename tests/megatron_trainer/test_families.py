@@ -15,13 +15,13 @@ from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from megatron_trainer.models.settings import ACTIVATIONS
-from megatron_trainer.models.weights import TABLES
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainjob import memory
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, check, document, read
 from megatron_trainjob.families.config import Optional
+from megatron_trainjob.families.weights import TABLES
 from tests.support.models import tiny_model
 
 ROOT = Path(__file__).parents[2]

@@ -21,6 +21,9 @@ VOCABULARIES = (
     ("vocab.txt",),
 )
 """Files of which a tokenizer is made: all of one entry."""
+GENERATION_FILE = "generation_config.json"
+_BESIDE = ("special_tokens_map.json", "added_tokens.json")
+"""Further files that transformers reads into a tokenizer where they lie there."""
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 _COPY = "copy the tokenizer's files from where the model was published"
 
@@ -36,6 +39,9 @@ def problems(directory: Path, *, grows: bool = False) -> list[str]:
         settings, stored = read_json(directory / TOKENIZER_CONFIG_FILE), read_json(directory / TOKENIZER_FILE)
         config = read_json(directory / CONFIG_FILE)
         ids = _ids(stored)
+        generation = read_json(directory / GENERATION_FILE)
+        for name in _BESIDE:
+            read_json(directory / name)
     except ValueError as error:
         return [f"{error}; download it again"]
     try:
@@ -43,9 +49,10 @@ def problems(directory: Path, *, grows: bool = False) -> list[str]:
     except _DAMAGE as error:
         return [f"{TOKENIZER_CONFIG_FILE} holds what no tokenizer has ({_shown(error)}); download it again"]
     rows = num_rows(config)
+    stops = list(_stops(generation))
     if rows is None or grows:
-        return []
-    return [*_too_many(ids, rows), *_padding(config, rows)]
+        return stops
+    return [*stops, *_too_many(ids, rows), *_padding(config, rows)]
 
 
 def num_rows(config: Mapping[str, Any]) -> int | None:
@@ -67,6 +74,13 @@ def _too_many(ids: Mapping[str, int], rows: int) -> Iterator[str]:
     token = max(ids, key=ids.__getitem__, default=None)
     if token is not None and ids[token] >= rows:
         yield beyond(token, ids[token], rows)
+
+
+def _stops(generation: Mapping[str, Any]) -> Iterator[str]:
+    stated = generation.get("eos_token_id")
+    numbers = stated if isinstance(stated, list) else [] if stated is None else [stated]
+    if not all(type(number) is int for number in numbers):
+        yield f"{GENERATION_FILE} says eos_token_id {stated!r}; give the number of a token, or a list of them"
 
 
 def _padding(config: Mapping[str, Any], rows: int) -> Iterator[str]:

@@ -7,7 +7,9 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from megatron_trainjob import input_file
+from megatron_trainjob import input_file, quantization
+from megatron_trainjob.families import tensors
+from megatron_trainjob.families.model import Model
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -70,21 +72,40 @@ def rows_problem(name: str, rows: int, vocab_size: int) -> str | None:
     return None if rows == vocab_size else f"{name} has {rows} rows, vocab_size says {vocab_size}"
 
 
-def problems(directory: Path, config: Mapping[str, Any]) -> Iterator[str]:
-    """What loading would say of the folder of a model with this config.json, as far as file names and headers tell."""
+def problems(
+    directory: Path, config: Mapping[str, Any], model: Model | None = None, *, has_scores: bool = False
+) -> Iterator[str]:
+    """What loading would say of the folder of a model with this config.json, as far as file names and headers tell.
+
+    model: what config.json means with the arguments put in, None where that is not known. has_scores: as for the table.
+    """
     try:
-        source = sources(directory)[0]
-        files = indexed(directory, source) if source == INDEX_FILE else dict.fromkeys(VOCABULARY, source)
+        files = _stored(directory, sources(directory)[0])
     except Unusable as unusable:
         yield str(unusable)
         return
+    if model is not None and files:
+        scales = quantization.of(config)
+        own = {name for name in files if not (scales and scales.is_scale(name, files))}
+        yield from tensors.difference(model, own, has_scores=has_scores)
     vocab_size = config.get("vocab_size")
     for name in VOCABULARY:
-        path = directory / files.get(name, "")
-        rows = _rows(path, name) if path.suffix == ".safetensors" else None
+        rows = _rows(directory / files[name], name) if name in files else None
         wrong = rows_problem(name, rows, vocab_size) if rows is not None and isinstance(vocab_size, int) else None
         if wrong:
             yield f"1 tensors are other than config.json and the arguments say: {wrong}"
+
+
+def _stored(directory: Path, source: str) -> dict[str, str]:
+    """Tensor name -> file; nothing where only loading tells. Raises Unusable for an index that its files belie."""
+    if not source.endswith(".index.json"):
+        return dict.fromkeys(_header(directory / source).keys() - {"__metadata__"}, source)
+    files = indexed(directory, source)
+    headers = {file: _header(directory / file) for file in set(files.values())}
+    for name, file in files.items():
+        if headers[file] and name not in headers[file]:
+            raise Unusable(f"its index says that {file} holds {name}, which is not there; download it again")
+    return files
 
 
 def _rows(path: Path, name: str) -> int | None:
@@ -96,6 +117,8 @@ def _rows(path: Path, name: str) -> int | None:
 
 def _header(path: Path) -> Mapping[str, Any]:
     """What a safetensors file says of its tensors; {} when it is none, which loading says better."""
+    if path.suffix != ".safetensors":
+        return {}
     try:
         input_file.check(path)
         with path.open("rb") as file:

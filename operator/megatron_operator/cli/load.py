@@ -68,7 +68,8 @@ def load(arguments: argparse.Namespace, *, local: bool, strict: bool = False) ->
     hf_config = local_machine.read_hf_config(raw, mounted)
     parsed = manifest.parse(raw, hf_config=hf_config, strict=strict)
     found = () if isinstance(parsed, Job) else parsed
-    violations = (*wrong, *found, *local_machine.missing_files(raw, mounted))
+    args = parsed.args if isinstance(parsed, Job) else None
+    violations = (*wrong, *found, *local_machine.missing_files(raw, mounted, args))
     job = parsed if isinstance(parsed, Job) and not violations else None
     return Loaded(raw=raw, job=job, violations=violations, hf_config=hf_config, mounts=mounted)
 

@@ -2,12 +2,14 @@
 
 import pytest
 
+from megatron_trainer.data.conversation.declared_template import BUILT_IN
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.template import choose_template
 from megatron_trainer.data.encoding.encode import TOO_LONG, Encoder, EncodeSettings
 from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.values import Rejection
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES
 from tests.support.models.text_models import SMOL, chatml_tokenizer, llama_tokenizer
 
 CHAT = [
@@ -92,7 +94,6 @@ def test_what_has_no_place_is_rejected(row, settings, reason):
     ("template", "chat_template", "message"),
     [
         (None, None, "this tokenizer has no chat template; set template to one of alpaca, chatml"),
-        ("qwen9", SMOL, "no such template"),
         ("missing.yaml", SMOL, "this template file cannot be used"),
         (None, "{{ raise_exception('never') }}", "cannot render a question and an answer: never"),
     ],
@@ -188,3 +189,7 @@ def test_half_a_character_is_a_reason():
 
 def test_a_rejection_says_where_the_row_is():
     assert str(encode(chatml_tokenizer(), b"{").location) == "data.jsonl:7"
+
+
+def test_the_built_in_templates_are_those_that_the_rule_knows():
+    assert sorted(BUILT_IN) == sorted(BUILT_IN_TEMPLATES)

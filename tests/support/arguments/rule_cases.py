@@ -203,6 +203,11 @@ CASES = [
         bad={"dataloader_type": "external"},
     ),
     Case(
+        rule="a_template_is_built_in_or_a_file",
+        good={"template": "chatml"},
+        bad={"template": "qwen3"},
+    ),
+    Case(
         rule="pre_training_uses_plain_text",
         good={"use_chat_template": False},
         bad={"use_chat_template": True},

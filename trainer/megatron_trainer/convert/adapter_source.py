@@ -112,7 +112,17 @@ def open_adapter(directory: Path) -> AdapterSource:
     except (OSError, ValueError, TypeError, SafetensorError) as err:
         message = f"holds no readable {peft_format.CONFIG_FILE} and {peft_format.WEIGHTS_FILE} ({err})"
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT) from err
+    odd = next((key for key in file.keys() if not _is_of_adapter(key, file.get_slice(key))), None)  # noqa: SIM118
+    if odd is not None:
+        message = f"{odd} in {peft_format.WEIGHTS_FILE} has a shape or type that no adapter has; download it again"
+        raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT)
     return AdapterSource(directory=directory, config=config, file=file, keys=frozenset(file.keys()))
+
+
+def _is_of_adapter(key: str, stored: Any) -> bool:  # noqa: ANN401 - safetensors' slice has no type of its own
+    """Whether a stored tensor can be A or B of an adapter (a matrix), or a weight that is trained in full."""
+    num_dims = len(stored.get_shape())
+    return num_dims in ((2,) if ".lora_" in key else (1, 2)) and stored.get_dtype().startswith(("F", "BF"))
 
 
 def _violation(directory: Path, message: str) -> Violation:

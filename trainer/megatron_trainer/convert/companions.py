@@ -17,9 +17,8 @@ import torch
 from transformers import AutoTokenizer, PreTrainedTokenizerBase
 
 from megatron_trainer.models.spec import CONFIG_FILE, ModelSpec
-from megatron_trainjob.tokenizer_folder import TOKENIZER_CONFIG_FILE, read_json
+from megatron_trainjob.tokenizer_folder import GENERATION_FILE, TOKENIZER_CONFIG_FILE, read_json
 
-GENERATION_FILE = "generation_config.json"
 CODE = "auto_map"
 """Key of the JSON files that names classes in Python files of the folder, such as tokenization_x.Tokenizer."""
 _SPECIAL_TOKENS_FILE = "special_tokens_map.json"

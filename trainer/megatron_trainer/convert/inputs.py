@@ -157,8 +157,8 @@ def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         raise _wrong("mcore_adapters", str(folder), message)
     return {
         "model": config.get("base_model_name_or_path"),
-        "lora_rank": config.get("r"),
-        "lora_alpha": config.get("lora_alpha"),
+        "lora_rank": config.get("r", peft_format.DEFAULTS["r"]),
+        "lora_alpha": config.get("lora_alpha", peft_format.DEFAULTS["lora_alpha"]),
         "use_rslora": config.get("use_rslora", False),
         "lora_bias": config.get("bias", "none"),
     }

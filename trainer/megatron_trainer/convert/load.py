@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,15 +17,13 @@ from megatron_trainer.convert.source import Checkpoint, open_checkpoint
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.models.weights import IGNORED, SCORES, prediction_layers
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families import tensors
+from megatron_trainjob.families.weights import SCORES
 from megatron_trainjob.violation import Violation
 from megatron_trainjob.weight_files import VOCABULARY, rows_problem
 
 logger = logging.getLogger(__name__)
-
-_SHOWN = 8
-"""Tensors named in a message; the number says how many there are."""
 
 _EMBEDDING, _OUTPUT = VOCABULARY
 _ROWS_AT_ONCE = 4096
@@ -80,7 +77,8 @@ def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | 
     """What is wrong with the number of rows of an embedding or output layer; the rule would cut or add some."""
     if entry.rule != "vocabulary":
         return None
-    return rows_problem(entry.names[0], checkpoint.tensor(entry.names[0]).shape[0], spec.model.vocab_size)
+    shape = checkpoint.tensor(entry.names[0]).shape
+    return rows_problem(entry.names[0], shape[0] if shape else 0, spec.model.vocab_size)
 
 
 def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
@@ -112,7 +110,7 @@ def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:
     try:
         share = RULES[entry.rule].blocks(sources, entry.share, sizes)
         fits = share.shape == entry.parameter.shape
-    except (ValueError, RuntimeError) as err:
+    except (ValueError, IndexError, RuntimeError) as err:
         return f"{shapes} for {entry.name} {needed} ({err})"
     if not fits:
         return f"{shapes}, of which a rank needs {needed}"
@@ -136,9 +134,9 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
     problems = [
         _violation(spec.directory, names, message)
         for names, message in (
-            (sorted(found.missing), "tensors that the model needs are missing"),
+            (sorted(found.missing), tensors.MISSING),
             (list(found.misshapen), "tensors are other than config.json and the arguments say"),
-            (left_over, "tensors belong to no part of the model; is config.json of another model?"),
+            (left_over, tensors.LEFT_OVER),
         )
         if names
     ]
@@ -150,12 +148,8 @@ def may_be_left(name: str, spec: ModelSpec) -> bool:
     """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and an output layer that is
     tied or that a head stands in place of.
     """
-    patterns = (*IGNORED, *prediction_layers(spec.model))
-    return ((spec.tied or spec.head is not None) and name == _OUTPUT) or any(
-        re.fullmatch(pattern, name) for pattern in patterns
-    )
+    return tensors.may_be_left(name, spec.model, ties=spec.tied or spec.head is not None)
 
 
 def _violation(directory: Path, names: list[str], message: str) -> Violation:
-    shown = ", ".join(names[:_SHOWN]) + (", ..." if len(names) > _SHOWN else "")
-    return Violation(path="spec.args.model", value=str(directory), message=f"{len(names)} {message}: {shown}")
+    return Violation(path="spec.args.model", value=str(directory), message=tensors.described(names, message))

@@ -15,6 +15,8 @@ from megatron_trainjob.violation import Violation
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+DEFAULTS: Mapping[str, object] = {"peft_type": None, "r": 8, "lora_alpha": 8}
+"""What PEFT takes for a key of adapter_config.json that is not there; others are off."""
 
 Half = Literal["A", "B"]
 HALVES: tuple[Half, ...] = ("A", "B")
@@ -92,7 +94,7 @@ def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
     }
     problems = []
     for key, (value, argument) in expected.items():
-        actual = found.get(key, value)
+        actual = found.get(key, DEFAULTS.get(key, value))
         if (actual or None) != (value or None):
             remedy = (
                 f"set {argument} to {actual}" if argument else "merge it into the model with PEFT and go on from that"

@@ -226,4 +226,4 @@ RULES: dict[str, Conversion] = {
     "fused_gated": Conversion(blocks=_blocks_fused_gated, unshard=_unshard_fused_gated),
     "vocabulary": Conversion(blocks=_blocks_vocabulary, unshard=_unshard_vocabulary),
 }
-"""By the name that weight tables use (models/weight.py)."""
+"""By the name that weight tables use (families/weight.py)."""

@@ -25,7 +25,7 @@ from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import open_checkpoint
 from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.models.weights import prediction_layers
+from megatron_trainjob.families.weights import prediction_layers
 from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}

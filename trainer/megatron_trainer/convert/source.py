@@ -59,6 +59,9 @@ class Checkpoint:
     def tensor(self, name: str) -> Source:
         """The tensor called `name`, dequantized where it is stored with scales. Raises KeyError where there is none."""
         stored = self._stored(name, self.files[name])
+        if not (stored_type := _type_of(stored)).is_floating_point:
+            message = f"{name} is stored as {stored_type}, which no weight is; download the model again"
+            raise _unusable(self.directory, message)
         if self.quantization is None:
             return stored
         scale = self.quantization.scale_name(name)
@@ -66,7 +69,7 @@ class Checkpoint:
             scales = self._stored(scale, self.scale_files[scale])
             rounded = scales[:].dtype if self.quantization.rounds_to_scale(name) else None
             return Dequantized(weight=stored, scales=scales, block=self.quantization.block, rounded_to=rounded)
-        if len(stored.shape) > 1 and stored[:0].dtype in FP8_TYPES:
+        if len(stored.shape) > 1 and stored_type in FP8_TYPES:
             raise _unusable(self.directory, f"{name} is stored in FP8 without {scale}; download the model again")
         return stored
 
@@ -80,6 +83,11 @@ class Checkpoint:
             message = f"its index says that {file} holds {name}, which is not there; download it again"
             raise _unusable(self.directory, message) from err
         return found
+
+
+def _type_of(stored: Source) -> torch.dtype:
+    """The type of a stored tensor, of which no value is read."""
+    return stored[:0].dtype if stored.shape else stored[...].dtype
 
 
 def open_checkpoint(directory: Path) -> Checkpoint:

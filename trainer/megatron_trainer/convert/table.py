@@ -15,8 +15,8 @@ from megatron_trainer.convert.rules import Share, Sizes
 from megatron_trainer.lora.names import TIED_OUTPUT, is_adapter, unwrapped, whole_model_name
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.models.weight import Rule
-from megatron_trainer.models.weights import table
+from megatron_trainjob.families.weight import Rule
+from megatron_trainjob.families.weights import table
 
 # TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
 # speak of megatron-core's local layers; these turn one name into the other.

@@ -23,6 +23,9 @@ from megatron_trainjob.violation import Violation
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
 """Names of config.json that gated MLPs are built with."""
 
+STORED_TYPES = ("float16", "bfloat16", "float32")
+"""Values of dtype in config.json that say which type to train in."""
+
 ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
     "linear": ("factor",),
@@ -40,6 +43,8 @@ _NUMBERS = (
     *("low_freq_factor", "high_freq_factor"),
     *_MAY_BE_NULL,
 )
+
+_POSITIVE = ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
 
 _BY_LENGTH = ("dynamic", "longrope")
 """Kinds whose frequencies change once a sequence is longer than the model's original length."""
@@ -62,7 +67,7 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
-    unread = tuple(_unread_weights(raw))
+    unread = (*_unread_weights(raw), *_stored_type(raw, args))
     raw = quantization.in_full(raw)
     misread = (*unread, *family.config(raw).problems(), *_rotary_types(raw))
     if len(misread) > len(unread):
@@ -90,8 +95,22 @@ def _unknown(raw: Mapping[str, Any]) -> Violation:
 def _unread_weights(raw: Mapping[str, Any]) -> Iterator[Violation]:
     """Weights that are stored in a way that convert/source.py does not read."""
     if problem := quantization.problem(raw):
-        key = next(key for key in quantization.CONFIG_KEYS if raw.get(key))
+        key = next(key for key in quantization.CONFIG_KEYS if raw.get(key) is not None)
         yield refused(key, raw[key], problem)
+
+
+def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]:
+    """A type of the stored weights that says nothing about the type to train in, and no argument that says it.
+
+    transformers reads the older name only where the other is absent.
+    """
+    is_given = args.torch_dtype is not None or args.fp16 is not None or args.bf16 is not None
+    for key in ("dtype", "torch_dtype"):
+        value = raw.get(key)
+        name = value.removeprefix("torch.") if isinstance(value, str) else value
+        if value is not None and not is_given and name not in STORED_TYPES:
+            message = f"must be {', '.join(STORED_TYPES)} or null; correct it there, or set args.torch_dtype"
+            yield refused(key, value, message)
 
 
 def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
@@ -108,6 +127,8 @@ def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
         if key in _NUMBERS and not is_number and not (value is None and key in _MAY_BE_NULL):
             message = f"must be a number of at most {MOST_ROTARY:g}; correct it in the model's config.json"
             yield refused(f"rope_scaling.{key}", value, message)
+        elif key in _POSITIVE and value <= 0:
+            yield refused(f"rope_scaling.{key}", value, "must be above 0; correct it in the model's config.json")
 
 
 def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violation]:

@@ -17,6 +17,9 @@ from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.rules import is_below
 from megatron_trainjob import tokenizer_folder, weight_files
+from megatron_trainjob.args import head
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.check import check
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -87,17 +90,20 @@ def _config(folder: Path) -> Object | None:
     return config if isinstance(config, Mapping) else None
 
 
-def missing_files(manifest: Object, mounted: Mapping[str, Path | None]) -> tuple[Violation, ...]:
+def missing_files(
+    manifest: Object, mounted: Mapping[str, Path | None], args: TrainArgs | None = None
+) -> tuple[Violation, ...]:
     """Models, tokenizers that fit them, data files and checkpoints that the manifest names and this machine has not.
 
-    Paths that an initializer fetches are not looked for.
+    Paths that an initializer fetches are not looked for. args: of the job, None where they are wrong; then only what
+    depends on none of them is said of the weights.
     """
     spec = manifest.get("spec")
     given = spec.get("initializers") if isinstance(spec, Mapping) else None
     fetched = [str(each.get("targetPath")) for each in given or () if isinstance(each, Mapping)]
     arguments = _arguments(manifest)
-    checks = (_missing_model, _wrong_weights, _wrong_tokenizer, _missing_data, _missing_folders)
-    found = [violation for check in checks for violation in check(arguments, mounted)]
+    checks = (_missing_model, partial(_wrong_weights, args), _wrong_tokenizer, _missing_data, _missing_folders)
+    found = [violation for each in checks for violation in each(arguments, mounted)]
     return tuple(each for each in found if not any(is_below(str(each.value), target) for target in fetched))
 
 
@@ -116,13 +122,18 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
         yield Violation(path="spec.args.model", value=model, message=message)
 
 
-def _wrong_weights(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+def _wrong_weights(
+    args: TrainArgs | None, arguments: Object, mounted: Mapping[str, Path | None]
+) -> Iterator[Violation]:
     """What the trainer would say of the stored weights; a model that starts from random ones needs none."""
     model = arguments.get("model")
     folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
     config = None if folder is None else _config(folder)
     if folder is not None and config is not None and arguments.get("no_initialization") is not False:
-        for problem in weight_files.problems(folder, config):
+        checked = check(config, args) if args is not None else None
+        known = checked.model if checked is not None and not checked.violations else None
+        has_scores = args is not None and head.has_scores(args)
+        for problem in weight_files.problems(folder, config, known, has_scores=has_scores):
             yield Violation(path="spec.args.model", value=model, message=problem)
 
 

@@ -10,6 +10,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainjob import input_file
+from megatron_trainjob.tokenizer_folder import GENERATION_FILE
 
 
 def declared_stops(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
@@ -20,7 +21,7 @@ def declared_stops(tokenizer: PreTrainedTokenizerBase) -> tuple[str, ...]:
 
 
 def _generation_ids(directory: Path) -> list[object]:
-    path = directory / "generation_config.json"
+    path = directory / GENERATION_FILE
     try:
         stated = input_file.read_json(path).get("eos_token_id")
     except (OSError, ValueError, AttributeError):

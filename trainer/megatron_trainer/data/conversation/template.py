@@ -19,6 +19,7 @@ from megatron_trainer.data.conversation.rendering import Template
 from megatron_trainer.data.values import RowError
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
+from megatron_trainjob.args.groups.base_template import TEMPLATE_CHOICES
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
@@ -49,14 +50,12 @@ def choose_template(
 
 def _own(tokenizer: PreTrainedTokenizerBase, settings: TemplateSettings | None) -> Template:
     if not tokenizer.chat_template:
-        raise _wrong(None, f"this tokenizer has no chat template; {_choices()}, or set use_chat_template: false")
+        raise _wrong(None, f"this tokenizer has no chat template; {TEMPLATE_CHOICES}, or set use_chat_template: false")
     return _checked(tokenizer, None, None, settings)
 
 
 def _from_file(tokenizer: PreTrainedTokenizerBase, template: str, settings: TemplateSettings | None) -> Template:
     path = Path(template)
-    if path.suffix not in (".jinja", ".yaml", ".yml", ".json"):
-        raise _wrong(template, f"no such template; leave it out to use the tokenizer's own, or {_choices()}")
     try:
         if path.suffix == ".jinja":
             return _checked(tokenizer, template, input_file.read_text(path), settings)
@@ -91,10 +90,6 @@ def _checked(
         shown = chat_template.example[-120:]
         raise _wrong(template, f"an answer ends with no token that stops generation; set stop_words: ...{shown!r}")
     return chat_template
-
-
-def _choices() -> str:
-    return f"set template to one of {', '.join(sorted(BUILT_IN))}, or to a .jinja, .yaml or .json file"
 
 
 def _eos(tokenizer: PreTrainedTokenizerBase) -> str:

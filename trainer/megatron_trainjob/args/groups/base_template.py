@@ -6,6 +6,11 @@ from typing import Any, Literal
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
+BUILT_IN_TEMPLATES = ("alpaca", "chatml", "llama3", "vicuna", "zephyr")
+TEMPLATE_FILES = (".jinja", ".yaml", ".yml", ".json")
+"""Ends of the names of files that hold a template."""
+TEMPLATE_CHOICES = f"set template to one of {', '.join(BUILT_IN_TEMPLATES)}, or to a .jinja, .yaml or .json file"
+
 
 @dataclass(frozen=True, kw_only=True)
 class BaseTemplate:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
+from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES, TEMPLATE_CHOICES, TEMPLATE_FILES
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
@@ -88,6 +89,17 @@ def stored_data_is_sampled(facts: Facts) -> str:
     if facts.args.streaming or facts.args.dataloader_type != "external":
         return ""
     return "external needs streaming: true; set that, or use cyclic or single"
+
+
+@rule("template", "use_chat_template")
+def a_template_is_built_in_or_a_file(facts: Facts) -> str:
+    """A name of BUILT_IN_TEMPLATES, or a file of one of the known kinds."""
+    name = facts.args.template
+    if name is None or not facts.args.use_chat_template or name in BUILT_IN_TEMPLATES:
+        return ""
+    if name.endswith(TEMPLATE_FILES):
+        return ""
+    return f"no such template; leave it out to use the tokenizer's own, or {TEMPLATE_CHOICES}"
 
 
 @rule("use_chat_template", tasks=("pt",))
@@ -197,6 +209,7 @@ RULES = (
     the_output_of_new_tokens_is_trained_too,
     the_model_is_given,
     training_data_is_given,
+    a_template_is_built_in_or_a_file,
     each_data_set_has_a_probability,
     the_probabilities_of_data_sets_sum_to_one,
     a_stream_has_one_worker,

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from megatron_trainer.models.weight import Weight, plain
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.weight import Weight, plain
 
 LAYER = "decoder.layers.{layer}."
 HF_LAYER = "model.layers.{layer}."

@@ -1,0 +1,24 @@
+"""The tensors that a config.json promises are those that transformers stores."""
+
+import json
+
+import pytest
+from safetensors import safe_open
+
+from megatron_trainjob.families import read, tensors
+from tests.support.models import tiny_model
+
+
+@pytest.mark.parametrize("name", tiny_model.MODELS)
+def test_a_config_promises_the_tensors_that_transformers_stores(name, model_root):
+    folder = tiny_model.make(name, model_root)
+    model = read(json.loads((folder / "config.json").read_text()))
+    with safe_open(folder / "model.safetensors", framework="pt") as file:
+        stored = set(file.keys())
+    assert tensors.names(model) == stored
+    assert list(tensors.difference(model, stored)) == []
+    lost = "model.layers.1.input_layernorm.weight"
+    assert list(tensors.difference(model, {*stored - {lost}, "extra"})) == [
+        f"1 tensors that the model needs are missing: {lost}",
+        "1 tensors belong to no part of the model; is config.json of another model?: extra",
+    ]

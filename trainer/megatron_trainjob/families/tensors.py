@@ -1,0 +1,101 @@
+"""Which tensors a checkpoint of a model holds, by config.json alone: what loading looks for, told before it starts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Collection, Iterator
+
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.weight import Weight
+from megatron_trainjob.families.weights import ATTENTION, EXPERT, IGNORED, LAYER, SCORES, prediction_layers, table
+
+SHOWN = 8
+"""Tensors named in a message; the number says how many there are."""
+
+MISSING = "tensors that the model needs are missing"
+LEFT_OVER = "tensors belong to no part of the model; is config.json of another model?"
+
+OUTPUT = "lm_head.weight"
+
+
+def names(model: Model, *, has_scores: bool = False) -> frozenset[str]:
+    """The tensors that every part of the model is read from. has_scores: as for the table."""
+    rows = table(model.family, has_scores=has_scores).values()
+    return frozenset(name for row in rows for name in _names(row, model, has_scores=has_scores))
+
+
+def difference(model: Model, stored: Collection[str], *, has_scores: bool = False) -> Iterator[str]:
+    """What a checkpoint with the tensors `stored` lacks and has too much, in the words of loading.
+
+    has_scores: as for the table; a head that is not stored is initialized.
+    """
+    needed = names(model, has_scores=has_scores)
+    missing = needed - set(stored) - set(SCORES.names)
+    left_over = {name for name in set(stored) - needed if not may_be_left(name, model, ties=model.tied or has_scores)}
+    for found, message in ((missing, MISSING), (left_over, LEFT_OVER)):
+        if found:
+            yield described(sorted(found), message)
+
+
+def described(found: list[str], message: str) -> str:
+    """How many tensors, what is wrong with them, and the first of their names."""
+    return f"{len(found)} {message}: {', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''}"
+
+
+def may_be_left(name: str, model: Model, *, ties: bool) -> bool:
+    """Whether a stored tensor may be passed by: known leftovers, and an output layer that nothing is read from.
+
+    ties: the model has no output layer of its own, or a head in its place.
+    """
+    patterns = (*IGNORED, *prediction_layers(model))
+    return (ties and name == OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
+
+
+def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[str]:
+    if not row.parameter.startswith(LAYER):
+        is_absent = row.parameter == "output_layer.weight" and model.tied and not has_scores
+        yield from () if is_absent else row.names
+        return
+    part = row.parameter.removeprefix(LAYER)
+    for layer, has_experts in enumerate(model.expert_layers):
+        if _is_in(part, model, has_experts=has_experts):
+            for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
+                yield from (name.format(layer=layer, expert=expert) for name in row.names)
+
+
+def _is_in(part: str, model: Model, *, has_experts: bool) -> bool:
+    """Whether a layer has this part: its parameter's name below the layer."""
+    if part.startswith("self_attention."):
+        return _is_in_attention(part.removeprefix(ATTENTION.removeprefix(LAYER)), model)
+    if part.startswith("mlp."):
+        return _is_in_mlp(part.removeprefix("mlp."), model, has_experts=has_experts)
+    return model.post_norms if "_bda." in part else True
+
+
+def _is_in_attention(part: str, model: Model) -> bool:
+    latent, factored = model.has_latent_attention, model.q_lora_rank > 0
+    return {
+        "linear_qkv.weight": not latent,
+        "linear_qkv.bias": not latent and model.qkv_bias,
+        "linear_proj.bias": model.output_bias,
+        "linear_q_proj.weight": latent and not factored,
+        "linear_q_down_proj.weight": latent and factored,
+        "linear_q_up_proj.weight": latent and factored,
+        "q_layernorm.weight": factored if latent else model.qk_norm,
+        "k_layernorm.weight": model.qk_norm and not latent,
+        "linear_kv_down_proj.weight": latent,
+        "linear_kv_up_proj.weight": latent,
+        "kv_layernorm.weight": latent,
+    }.get(part, True)
+
+
+def _is_in_mlp(part: str, model: Model, *, has_experts: bool) -> bool:
+    if part.endswith(".bias") and not model.mlp_bias:
+        return False
+    if part.startswith("router."):
+        has_bias = model.router is not None and model.router.has_bias
+        return has_experts and (has_bias or not part.endswith("expert_bias"))
+    if part.startswith("shared_experts."):
+        is_there = has_experts and model.shared_expert_width > 0
+        return is_there and (model.shared_expert_gate or not part.endswith("gate_weight"))
+    return has_experts == part.startswith("experts.")
