@@ -64,12 +64,25 @@ def test_ddp_timeout_is_when_a_silent_collective_fails():
     assert gloo_ranks(1).run(precision_ranks.limits_of_groups, 90) == [{90.0}]
 
 
+@effect("num_labels", "problem_type")
+@pytest.mark.parametrize(("problem", "loss"), [("regression", "mse"), ("single_label_classification", "accuracy")])
+def test_a_classifier_has_so_many_scores_of_such_labels(train, tmp_path, problem, loss):
+    data = tmp_path / "rows.jsonl"
+    label = [0.5, 0.5, 1.0] if problem == "regression" else 2
+    data.write_text(f"{json.dumps({'text': 'a b c', 'label': label})}\n" * 8)
+    given = {"dataset": [str(data)], "task_type": "seq_cls", "num_labels": 3, "problem_type": problem, "to_hf": True}
+    run = train(name=problem, **given)
+    assert run.exit_code == 0, run.message
+    assert run.weights()["score.weight"].shape[0] == 3
+    assert len(run.column(loss)) == 4
+
+
 @effect("task_type")
-def test_task_type_is_causal_lm_and_nothing_else(train, plain):
+def test_task_type_is_what_stands_on_the_decoder(train, plain):
     assert train(task_type="causal_lm").column("lm loss") == plain.column("lm loss")
-    refused = train(task_type="seq_cls", name="refused")
+    refused = train(task_type="embedding", name="refused")
     assert refused.exit_code == 64
-    assert "only causal language modelling" in refused.message
+    assert "not trained here yet" in refused.message
 
 
 @effect("extra_megatron_kwargs")

@@ -1114,6 +1114,52 @@ CASES = [
         good={"push_to_hub": True, "commit_message": "x"},
         bad={"commit_message": "x"},
     ),
+    Case(
+        rule="heads_are_trained_by_supervision",
+        good={"task_type": "causal_lm"},
+        bad={"task_type": "seq_cls"},
+        task="rlhf",
+    ),
+    Case(
+        rule="one_class_is_no_choice",
+        good={"task_type": "seq_cls", "problem_type": "regression", "num_labels": 1},
+        bad={"task_type": "seq_cls", "problem_type": "single_label_classification", "num_labels": 1},
+    ),
+    Case(
+        rule="scores_belong_to_a_classifier",
+        good={"task_type": "seq_cls", "num_labels": 3},
+        bad={"num_labels": 3},
+    ),
+    Case(
+        rule="a_problem_belongs_to_a_classifier",
+        good={"task_type": "seq_cls", "problem_type": "regression"},
+        bad={"problem_type": "regression"},
+    ),
+    Case(
+        rule="a_classifier_has_no_token_losses_to_reweight",
+        good={"task_type": "seq_cls"},
+        bad={"task_type": "seq_cls", "enable_dft_loss": True},
+    ),
+    Case(
+        rule="a_classifier_has_no_losses_of_channels",
+        good={"task_type": "seq_cls"},
+        bad={"task_type": "seq_cls", "enable_channel_loss": True},
+    ),
+    Case(
+        rule="cached_data_has_no_labels",
+        good={"task_type": "seq_cls"},
+        bad={"task_type": "seq_cls", "cached_dataset": ("a",)},
+    ),
+    Case(
+        rule="cached_validation_data_has_no_labels",
+        good={"task_type": "seq_cls"},
+        bad={"task_type": "seq_cls", "cached_val_dataset": ("a",)},
+    ),
+    Case(
+        rule="a_classifier_has_no_cross_entropy_of_tokens",
+        good={"task_type": "seq_cls"},
+        bad={"task_type": "seq_cls", "cross_entropy_loss_fusion": True},
+    ),
 ]
 
 RULES_WITHOUT_CASE = set(RULES) - {case.rule for case in CASES}

@@ -45,7 +45,7 @@ def make_classifier(directory: Path, *, num_labels: int = NUM_LABELS) -> Path:
     with torch.no_grad():
         model.score.weight.normal_(0.0, 0.3, generator=torch.Generator().manual_seed(5))
     model.save_pretrained(made)
-    for path in directory.glob("tokenizer*"):
+    for path in (*directory.glob("tokenizer*"), *directory.glob("chat_template*")):
         shutil.copy(path, made)
     return made
 

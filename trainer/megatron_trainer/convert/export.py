@@ -78,6 +78,9 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     output = _output(args, found)
     parallel.initialise(found.args)
     model = _load(found, backend)
+    if args.test_convert_precision and model.spec.head is not None:
+        message = "compares language models; leave it out for a classifier, and compare its scores with transformers"
+        raise InvalidInput((Violation(path="args.test_convert_precision", value=True, message=message),))
     tell(f"read {' and '.join(str(path) for path in found.folders())}")
     _check_room(output, model)
     if args.to_mcore:

@@ -161,6 +161,7 @@ def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "lora_alpha": config.get("lora_alpha", peft_format.DEFAULTS["lora_alpha"]),
         "use_rslora": config.get("use_rslora", False),
         "lora_bias": config.get("bias", "none"),
+        **({"task_type": "seq_cls"} if config.get("task_type") == "SEQ_CLS" else {}),
     }
 
 

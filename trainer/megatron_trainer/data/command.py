@@ -23,6 +23,7 @@ from megatron_trainer import model_source
 from megatron_trainer.data.dataset import Items, PackedRows
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DataReport, Histogram
+from megatron_trainer.data.settings import label_of
 from megatron_trainer.data.show import lines, sequences_of
 from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.failure import InvalidInput, TrainingError
@@ -131,6 +132,7 @@ def _prepare(args: TrainArgs, task: TrainingTask, save: Path) -> Prepared:
         max_length=derive.max_length(args, config) or config["max_position_embeddings"],
         save=save,
         is_first_rank=False,
+        label=label_of(args, config),
         progress=_tell,
     )
 

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
 from megatron_trainer.data.ordering.arrange import mix, repeat, shuffled, split_off
 from megatron_trainer.data.ordering.pack import fill, pack
@@ -83,6 +84,7 @@ def prepare(
     is_first_rank: bool,
     cache_directory: Path | None = None,
     progress: Progress | None = None,
+    label: Label | None = None,
 ) -> Prepared:
     """The training and validation items of a run; every rank gets the same.
 
@@ -91,11 +93,11 @@ def prepare(
 
     max_length: tokens a sample may have, resolved. save: the run's folder; is_first_rank: whether this process writes
     val_dataset.jsonl there. cache_directory: where tokenised data is kept; None keeps it in the run's folder.
-    progress: called with the dataset's name and the rows tokenised so far.
+    label: what the rows of a classifier hold. progress: called with the dataset's name and the rows tokenised so far.
 
     Raises InvalidInput for datasets that cannot be found or read, hold no usable row, or (strict) a bad row.
     """
-    settings = data_settings(args, task=task, max_length=max_length)
+    settings = data_settings(args, task=task, max_length=max_length, label=label)
     cache = cache_directory or save / "data_cache"
     loader = Loader(settings, tokenizer, cache, renews=is_first_rank and not settings.reads_cache, progress=progress)
     is_lazy = settings.tokenising == "lazy"

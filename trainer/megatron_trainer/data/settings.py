@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
 from megatron_trainer.data.conversation.chat_template import TemplateSettings
 from megatron_trainer.data.conversation.formats import Recognition
+from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import EncodeSettings
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
+from megatron_trainjob.args import head
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.violation import Violation
 
@@ -48,7 +50,17 @@ class DataSettings:
     hub_token: str | None
 
 
-def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int) -> DataSettings:
+def label_of(args: TrainArgs, config: Mapping[str, Any]) -> Label | None:
+    """What the labels of a classifier's rows are, None where no head is trained. config: of the model."""
+    if not head.has_scores(args):
+        return None
+    names = config.get("id2label") or {}
+    ordered = tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
+    count = head.num_scores(args, config)
+    return Label(problem=head.problem_type(args, config), count=count, names=ordered if len(ordered) == count else ())
+
+
+def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label: Label | None = None) -> DataSettings:
     """The settings of a run; max_length is the resolved one (the model's, where the argument is unset).
 
     Raises InvalidInput with everything that is wrong with the dataset entries and the system prompt file.
@@ -58,7 +70,7 @@ def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int) -> Da
     settings = DataSettings(
         datasets=_specs("dataset", args.dataset, violations),
         val_datasets=_specs("val_dataset", args.val_dataset, violations),
-        encode=_encode_settings(args, task, max_length // multiple * multiple, violations),
+        encode=_encode_settings(args, task, max_length // multiple * multiple, violations, label),
         seed=args.data_seed,
         shuffle=args.dataset_shuffle,
         shuffle_validation=args.val_dataset_shuffle,
@@ -101,7 +113,7 @@ def row_shape(args: TrainArgs, *, pad_id: int) -> RowShape:
 
 
 def _encode_settings(
-    args: TrainArgs, task: TrainingTask, max_length: int, violations: list[Violation]
+    args: TrainArgs, task: TrainingTask, max_length: int, violations: list[Violation], label: Label | None
 ) -> EncodeSettings:
     return EncodeSettings(
         recognition=Recognition(
@@ -110,6 +122,7 @@ def _encode_settings(
             needs_label=task == "rlhf" and args.rlhf_type == "kto",
             needs_question=task != "pt" and args.use_chat_template,
             seed=args.data_seed,
+            label=label,
             model_name=_two_languages("model_name", args.model_name, violations),
             model_author=_two_languages("model_author", args.model_author, violations),
         ),

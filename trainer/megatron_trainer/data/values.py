@@ -90,7 +90,8 @@ class Message:
 class Conversation:
     """One recognised row. Text for pre-training is a conversation of a single assistant turn.
 
-    target: what training aims at beside the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one.
+    target: what training aims at beside the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one; the
+    numbers of a classifier's label.
     notes: what the user should know although the row is used, in words that are the same for all rows of its kind.
     """
 

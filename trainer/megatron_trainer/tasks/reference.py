@@ -13,8 +13,6 @@ from functools import partial
 from typing import Any
 
 import torch
-import torch.distributed as dist
-from megatron.core import parallel_state
 from torch import Tensor, nn
 
 from megatron_trainer import parallel
@@ -22,6 +20,7 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.pipeline import run_schedule
 from megatron_trainer.tasks.preference import sequence_sums
+from megatron_trainer.tasks.shares import with_shares
 from megatron_trainjob.args.tree import TrainArgs
 
 Shown = Callable[[], AbstractContextManager[None]]
@@ -54,7 +53,7 @@ def with_reference(args: TrainArgs, reference: Reference | None, batches: Sequen
     if reference is not None and any(batch.reference_S is None for batch in batches):
         known = reference.log_probabilities(batches)
         batches = [replace(batch, reference_S=one) for batch, one in zip(batches, known, strict=True)]
-    return _with_shares(batches) if args.calculate_per_token_loss else batches
+    return with_shares(batches) if args.calculate_per_token_loss else batches
 
 
 @contextmanager
@@ -72,14 +71,6 @@ def swapped(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Ite
 def _put(parameters: Sequence[nn.Parameter], values: Sequence[Tensor]) -> None:
     for parameter, value in zip(parameters, values, strict=True):
         parameter.copy_(value)
-
-
-def _with_shares(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """Shares under which all pairs of the global batch weigh the same. Collective."""
-    own = torch.tensor([sum(batch.num_samples for batch in batches)], device=batches[0].tokens_BT.device)
-    dist.all_reduce(own, group=parallel_state.get_data_parallel_group())
-    mean = own.item() / (len(batches) * parallel.coordinates().data_size)
-    return [replace(batch, loss_share=batch.num_samples / mean) for batch in batches]
 
 
 def _forward_step(

@@ -17,7 +17,7 @@ from megatron_trainer.tasks.divergence import with_divergence
 from megatron_trainer.tasks.reference import Reference, with_reference
 from megatron_trainer.train.reference_cache import with_known_reference
 from megatron_trainer.train.reference_source import frozen_model, open_reference
-from megatron_trainjob.args import derive, field
+from megatron_trainjob.args import derive, field, head
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -37,7 +37,8 @@ def engine_and_reference(
     shape: of the rows in which the reference is asked about single items. cache: folder of tokenised data. Collective.
     """
     if task != "rlhf":
-        return build(args, spec, backend), None, data
+        by_sequence = replace(args, calculate_per_token_loss=False) if head.has_scores(args) else args
+        return build(by_sequence, spec, backend), None, data
     alone = replace(shape, mismatched_length=None)
     know = partial(with_known_reference, args, spec, shape=alone, cache=cache, backend=backend)
     is_known_first = args.precompute_ref_log_probs and args.train_type == "full"

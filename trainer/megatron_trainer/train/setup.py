@@ -29,7 +29,7 @@ from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DATA_REPORT
-from megatron_trainer.data.settings import row_shape
+from megatron_trainer.data.settings import label_of, row_shape
 from megatron_trainer.engine import Engine
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput
@@ -249,6 +249,7 @@ def _prepare_data(
         save=save,
         cache_directory=_data_cache(args),
         is_first_rank=is_first,
+        label=label_of(args, spec.config),
     )
     if is_first:
         dist.barrier()

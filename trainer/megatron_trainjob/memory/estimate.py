@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import LayerParameters, Model
@@ -142,7 +142,7 @@ def _stage(
         gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
         optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
         activations=round(_activation_bytes(args, shape, row, stage, layers, world_size)),
-        logits=round(_logit_bytes(args, shape, row, task)) if last else 0,
+        logits=round(_logit_bytes(args, shape, row, task)) if last and not head.has_scores(args) else 0,
         overhead=OVERHEAD_BYTES,
         reference=round(reference * row.element_bytes),
     )
@@ -151,10 +151,11 @@ def _stage(
 def _edge(args: TrainArgs, shape: Model, stage: int) -> float:
     """Embedding on the first stage, final norm and output layer on the last, both split over tensor ranks.
 
-    A tied model has one matrix, of which the last stage of a pipeline holds a copy.
+    A tied model has one matrix, of which the last stage of a pipeline holds a copy. A head's few rows are not counted.
     """
     stages = args.pipeline_model_parallel_size
-    matrices = (stage == 0) + (stage == stages - 1 and (stages > 1 or not shape.tied))
+    has_output = stage == stages - 1 and (stages > 1 or not shape.tied) and not head.has_scores(args)
+    matrices = (stage == 0) + has_output
     norm = shape.hidden_size if stage == stages - 1 else 0
     return matrices * shape.embedding_parameters / args.tensor_model_parallel_size + norm
 

@@ -11,6 +11,7 @@ import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.conversation.messages import (
     THOUGHT_KEYS,
     parse_json,
@@ -42,12 +43,13 @@ LATE_RESPONSE = ("text", "content")
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
-_OTHER = ("history", "channel", "chosen", "label", "tag", *REJECTED)
+_OTHER = ("history", "channel", "chosen", "tag", *REJECTED)
+LABELS = ("label", "labels")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 KNOWN = frozenset(
     {
         *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
-        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *_MEDIA),
+        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *_MEDIA, *LABELS),
     }
 )
 """Column names that mean something, in lower case; they are matched in any case."""
@@ -96,6 +98,7 @@ class Recognition:
     """What the user says about the columns, and what rows must hold: a rejected answer, a label, a question.
 
     needs_label: whether the answer is desirable; in a row of two answers a label that is false means the rejected one.
+    label: what the column `label` of rows that are scored holds; such rows need no answer.
     model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
     """
 
@@ -106,6 +109,7 @@ class Recognition:
     seed: int = 42
     model_name: tuple[str, str] | None = None
     model_author: tuple[str, str] | None = None
+    label: Label | None = None
 
 
 def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
@@ -117,6 +121,8 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     """
     columns = _Columns(named(row, settings.columns))
     _refuse_media(columns)
+    if settings.label is not None:
+        return _scored(columns, settings, settings.label)
     messages = _messages(columns, settings.seed + number)
     rejected = _rejected(columns, messages) if settings.needs_rejected else None
     target: tuple[float, ...] = ()
@@ -136,6 +142,43 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
         target=target,
         notes=tuple(notes),
     )
+
+
+def _scored(columns: _Columns, settings: Recognition, label: Label) -> Conversation:
+    """What a head scores: a conversation, or one text, with its label. It may end with any turn."""
+    messages = _scored_messages(columns)
+    value = _pick(columns, LABELS, "label")
+    if value is None:
+        raise RowError("no label", f"the row has {', '.join(columns)}; name its column with columns: {{x: label}}")
+    tools, channel = _pick(columns, TOOLS, "tools"), columns.get("channel")
+    return Conversation(
+        messages=_filled(messages, _placeholders(columns, settings)),
+        tools=_tools(tools) or None if tools else None,
+        channel=None if channel is None else text_of(channel, "channel"),
+        notes=tuple(_notes(columns)),
+        target=label.read(value),
+    )
+
+
+def _scored_messages(row: Row) -> tuple[Message, ...]:
+    """Messages, a question with or without its answer, or a text."""
+    system = text_of(_pick(row, SYSTEM, "system"), "system")
+    listed = _pick(row, MESSAGES, "messages")
+    has_answer = any(name in row for name in RESPONSE) and any(name in row for name in (*QUERY, *LATE_QUERY))
+    if listed is not None:
+        messages = parse_messages(listed)
+    elif has_answer:
+        messages = _query_and_response(row, 0)
+    else:
+        names = (*QUERY, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE)
+        text = next((row[name] for name in names if name in row), None)
+        if text is None:
+            raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
+        text = _query(row) if any(name in row for name in QUERY) else text
+        messages = _as_turns(text) or (Message(role="user", content=_single(text)),)
+    if not any(message.content.strip() for message in messages):
+        raise RowError("empty text")
+    return (Message(role="system", content=system), *messages) if system and messages[0].role != "system" else messages
 
 
 def _asks(messages: Sequence[Message]) -> bool:

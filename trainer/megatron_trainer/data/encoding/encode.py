@@ -28,6 +28,8 @@ logger = logging.getLogger(__name__)
 ROWS_AT_ONCE = 32  # rows whose tokens are held with their characters, some hundred bytes a token
 TOO_LONG = "longer than max_length"
 LEFT_OUT = "the chat template leaves out"
+_STAND_IN = "An answer"
+"""Stands after a conversation to be scored, so that the template opens the answer; it is cut off again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,7 +57,8 @@ class EncodeSettings:
 class Encoded:
     """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss.
 
-    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of. notes: what the user
+    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of. target:
+    as of Conversation; of a row that a head scores the last token alone has weight 1. notes: what the user
     should know about the row, in words that are the same for all rows of its kind.
     """
 
@@ -124,11 +127,16 @@ class Encoder:
             settings=settings.chat,
         )
         self._tokenize = tokenization(tokenizer)
+        self._added = _added_ids(tokenizer) if self._scores_plain_text else ((), ())
 
     @property
     def sequences_per_row(self) -> int:
         """1, or 2 where each row becomes a chosen and a rejected sequence."""
         return 2 if self.settings.recognition.needs_rejected else 1
+
+    @property
+    def _scores_plain_text(self) -> bool:
+        return self.settings.recognition.label is not None and not self.settings.use_chat_template
 
     @property
     def is_weighted(self) -> bool:
@@ -167,6 +175,8 @@ class Encoder:
 
     def _render_all(self, conversation: Conversation) -> list[_Text]:
         """Its sequences; tools are text where the template has no place for them and agent_template says so."""
+        if self.settings.recognition.label is not None:
+            return [self._render_scored(conversation)]
         falls_back = self.settings.agent_template == "hermes" and uses_tools(conversation)
         try:
             return self._render_both(conversation, is_whole=falls_back)
@@ -174,6 +184,24 @@ class Encoder:
             if not falls_back:
                 raise
         return self._render_both(without_tools(conversation), is_whole=False)
+
+    def _render_scored(self, conversation: Conversation) -> _Text:
+        """What a head scores: the conversation up to where the model would answer, or whole where it ends with one.
+
+        Without a chat template its texts, to which the tokenizer adds its own tokens.
+        """
+        messages = conversation.messages
+        if self._scores_plain_text:
+            return _Text(text="\n".join(m.content for m in messages if m.content), spans=[], notes=())
+        is_answered = messages[-1].role == "assistant"
+        asked = messages if is_answered else (*messages, Message(role="assistant", content=_STAND_IN))
+        rendering = self.template.render(asked, conversation.tools, frozenset())
+        _refuse_half_characters(rendering.text)
+        kinds = dict.fromkeys(f"{LEFT_OUT} {loss.kind}" for loss in rendering.lost)
+        if rendering.lost and not self.settings.keeps_incomplete:
+            raise RowError(next(iter(kinds)), rendering.lost[0].detail)
+        end = len(rendering.text) if is_answered else rendering.turns[-1].start
+        return _Text(text=rendering.text[:end], spans=[], notes=(*rendering.notes, *kinds))
 
     def _render_both(self, conversation: Conversation, *, is_whole: bool) -> list[_Text]:
         sequences = [conversation.messages, *([conversation.rejected] if conversation.rejected is not None else [])]
@@ -196,7 +224,8 @@ class Encoder:
 
     def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
         try:
-            parts = [self._weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
+            weigh = self._weigh if self.settings.recognition.label is None else self._mark_last
+            parts = [weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
             _refuse_equal([ids for ids, _, _ in parts])
         except RowError as err:
             return Rejection(location=row.record.location, reason=err.reason, detail=err.detail)
@@ -211,6 +240,22 @@ class Encoder:
             target=row.conversation.target,
         )
 
+    def _mark_last(self, tokens: Tokens, _marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
+        """The tokens of a sequence that a head scores, of which the last has weight 1."""
+        before, after = self._added
+        ids = np.asarray([*before, *tokens.ids, *after], dtype=np.int32)
+        limit = self.settings.max_length
+        is_cut = limit is not None and len(ids) > limit
+        if is_cut:
+            room = (limit or 0) - len(before) - len(after)
+            kept, _ = self._truncate(np.asarray(tokens.ids, np.int32), np.zeros(len(tokens.ids), np.float32), room)
+            ids = np.asarray([*before, *kept, *after], dtype=np.int32)
+        if not len(ids):
+            raise RowError("empty text")
+        weights = np.zeros(len(ids), dtype=np.float32)
+        weights[-1] = 1
+        return ids, weights, is_cut
+
     def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
         ids = np.asarray(tokens.ids, dtype=np.int32)
         weights = np.zeros(len(ids), dtype=np.float32)
@@ -220,20 +265,26 @@ class Encoder:
         limit = self.settings.max_length
         is_cut = limit is not None and len(ids) > limit
         if is_cut:
-            ids, weights = self._truncate(ids, weights)
+            ids, weights = self._truncate(ids, weights, limit or 0)
         weights[:1] = 0  # nothing comes before the first token, so nothing predicts it
         if not weights.any():
             raise RowError("no trained token is left after truncation" if is_cut else "no token to train on")
         return ids, weights, is_cut
 
     def _truncate(
-        self, ids: NDArray[np.int32], weights: NDArray[np.float32]
+        self, ids: NDArray[np.int32], weights: NDArray[np.float32], limit: int
     ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
-        limit = self.settings.max_length
         if self.settings.truncation_strategy == "delete":
             raise RowError(TOO_LONG, f"{len(ids)} > {limit} tokens")
-        kept = slice(len(ids) - (limit or 0), None) if self.settings.truncation_strategy == "left" else slice(limit)
+        kept = slice(len(ids) - limit, None) if self.settings.truncation_strategy == "left" else slice(limit)
         return ids[kept], weights[kept].copy()
+
+
+def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """The tokens that the tokenizer puts before and after a text by itself."""
+    plain, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
+    start = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
+    return tuple(whole[:start]), tuple(whole[start + len(plain) :])
 
 
 def _is_binary(weights: NDArray[np.float32]) -> bool:

@@ -44,24 +44,26 @@ class BaseModel:
     task_type: Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"] | None = arg(
         None,
         "Kind of head on the model; unset: causal_lm.",
+        applies_to=EVERY_TASK,
         status="works",
         refused_choices={
-            "seq_cls": "classifiers are not trained here yet; use causal_lm",
-            "embedding": "embeddings are not trained here yet; use causal_lm",
-            "reranker": "rerankers are not trained here yet; use causal_lm",
-            "generative_reranker": "rerankers are not trained here yet; use causal_lm",
+            "embedding": "embeddings are not trained here yet; use seq_cls or causal_lm",
+            "reranker": "rerankers are not trained here yet; use seq_cls or causal_lm",
+            "generative_reranker": "rerankers are not trained here yet; use seq_cls or causal_lm",
         },
     )
     num_labels: int | None = arg(
         None,
         "Scores of a classifier: its classes, or the numbers of a regression; unset: those of config.json.",
         ge=1,
-        status="not yet",
+        applies_to=EVERY_TASK,
+        status="works",
     )
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = arg(
         None,
         "What a classifier's label is; unset: that of config.json, else regression for one label and a class for more.",
-        status="not yet",
+        applies_to=EVERY_TASK,
+        status="works",
     )
     attn_impl: str | None = arg(
         None,

@@ -12,6 +12,7 @@ from megatron_trainjob.args.rules import (
     data,
     experts,
     export,
+    head,
     kernel,
     layout,
     optimizer,
@@ -37,6 +38,7 @@ TOPICS = (
     recompute,
     tuner,
     preference,
+    head,
     reporting,
     export,
 )

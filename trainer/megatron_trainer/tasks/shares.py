@@ -1,0 +1,21 @@
+"""Losses of whole sequences: every sequence of the global batch weighs the same, however many a micro-batch holds."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+import torch
+import torch.distributed as dist
+from megatron.core import parallel_state
+
+from megatron_trainer import parallel
+from megatron_trainer.data.values import MicroBatch
+
+
+def with_shares(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    """Shares under which all sequences of the global batch weigh the same. Collective."""
+    own = torch.tensor([sum(batch.num_samples for batch in batches)], device=batches[0].tokens_BT.device)
+    dist.all_reduce(own, group=parallel_state.get_data_parallel_group())
+    mean = own.item() / (len(batches) * parallel.coordinates().data_size)
+    return [replace(batch, loss_share=batch.num_samples / mean) for batch in batches]
