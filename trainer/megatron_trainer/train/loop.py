@@ -6,70 +6,24 @@ import logging
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from itertools import islice
 
-from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint.lease import Heartbeat
-from megatron_trainer.checkpoint.save import Saved, Saver
+from megatron_trainer.checkpoint.save import Saved
 from megatron_trainer.data.ordering.sample import Stretch, extended
-from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
-from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.report import CheckpointRecord, EvalRecord, Reporter, StepRecord
+from megatron_trainer.report import CheckpointRecord, EvalRecord, StepRecord
 from megatron_trainer.report.window import is_boundary
 from megatron_trainer.state import TrainState
-from megatron_trainer.tasks import Task
-from megatron_trainer.termination import Termination
 from megatron_trainer.train import garbage_collection as garbage
 from megatron_trainer.train import optim, outputs
 from megatron_trainer.train.enough_data import ended_before_first_step
-from megatron_trainer.train.feed import EvaluationFeed, Feed
-from megatron_trainer.train.schedule import Schedule, learning_rate
+from megatron_trainer.train.run_parts import Run
+from megatron_trainer.train.schedule import learning_rate
 from megatron_trainer.train.step import StepResult, evaluate, train_step
-from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Pace:
-    """When something that is not done after each step is done."""
-
-    strategy: str
-    interval: int
-
-    def is_due(self, run: Run, before: TrainState, state: TrainState) -> bool:
-        """After the step from `before` to `state`."""
-        if self.strategy == "epoch":
-            return run.train.completed_epochs(before) < run.train.completed_epochs(state)
-        return self.strategy == "steps" and state.iteration % self.interval == 0
-
-
-@dataclass(frozen=True, kw_only=True)
-class Run:
-    """Everything that a run needs, built once. stop_words: the texts that trained answers end with."""
-
-    args: TrainArgs
-    spec: ModelSpec
-    task: Task
-    engine: Engine
-    backend: Backend
-    train: Feed
-    validation: EvaluationFeed | None
-    schedule: Schedule
-    reporter: Reporter
-    saver: Saver
-    total_iterations: int
-    eval_iters: int
-    evaluations: Pace
-    saves: Pace
-    flops_per_token: float
-    flops_per_pair: float
-    termination: Termination
-    stop_words: tuple[str, ...] = ()
-    heartbeat: Heartbeat | None = None
 
 
 def fit(run: Run, state: TrainState) -> TrainState:

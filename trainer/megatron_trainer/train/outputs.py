@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import torch.distributed as dist
 
@@ -19,12 +18,10 @@ from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.convert.stream import Read, own_data
 from megatron_trainer.lora.merge import merged_weights
+from megatron_trainer.state import TrainState
+from megatron_trainer.train.run_parts import Run
 from megatron_trainjob import checkpoint_folder
 from megatron_trainjob.checkpoint_folder import best, iteration_folder
-
-if TYPE_CHECKING:
-    from megatron_trainer.state import TrainState
-    from megatron_trainer.train.loop import Run
 
 logger = logging.getLogger(__name__)
 SAFETENSORS = "safetensors"

@@ -46,8 +46,8 @@ from megatron_trainer.termination import Termination
 from megatron_trainer.train import optim, output_folder
 from megatron_trainer.train.enough_data import check_first_step
 from megatron_trainer.train.feed import EvaluationFeed, feeds
-from megatron_trainer.train.loop import Pace, Run
 from megatron_trainer.train.preference_run import engine_and_reference, task_of
+from megatron_trainer.train.run_parts import Pace, Run
 from megatron_trainer.train.schedule import Schedule
 from megatron_trainer.train.start import start_state
 from megatron_trainjob import violation
