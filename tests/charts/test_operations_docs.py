@@ -29,7 +29,14 @@ REASONS = {
     in {
         *("WAITING_FOR_QUOTA", "GANG_UNSCHEDULABLE", "KUEUE_EVICTED", "PODS_PENDING", "POD_FAILED", "PREEMPTED"),
         *("NODE_LOST", "HUNG", "INVALID_SPEC", "MAX_RESTARTS_EXCEEDED", "NON_RETRYABLE_EXIT", "DEADLINE_EXCEEDED"),
-        *("STARTUP_FAILED", "OOM_KILLED", "FAILURE_POLICY", "GANG_SCHEDULER_MISSING", "KUEUE_MISSING"),
+        *(
+            "STARTUP_FAILED",
+            "OOM_KILLED",
+            "OUT_OF_DEVICE_MEMORY",
+            "FAILURE_POLICY",
+            "GANG_SCHEDULER_MISSING",
+            "KUEUE_MISSING",
+        ),
         "PRIORITY_CLASS_MISSING",
     }
 }
@@ -58,4 +65,4 @@ def test_the_runbook_answers_every_alert_and_every_reason():
     assert len(alerts) >= 4
     assert [alert for alert in alerts if f"### {alert}" not in RUNBOOK] == []
     assert [reason for reason in sorted(REASONS) if f"`{reason}`" not in RUNBOOK] == []
-    assert len(REASONS) == 18
+    assert len(REASONS) == 19

@@ -55,6 +55,23 @@ def test_codes_that_no_retry_can_help_fail_the_job(code):
     assert (decision.reason, decision.failure.exit_code) == (names.NON_RETRYABLE_EXIT, code)
 
 
+@pytest.mark.parametrize("iteration", [None, 7])
+def test_gpu_memory_that_runs_out_fails_the_job_with_the_trainers_advice(iteration):
+    """The master merely lost its peer, and says so some seconds earlier."""
+    record = {"exit_code": 71, "reason": "OUT_OF_DEVICE_MEMORY", "message": "use less", "is_recorded": True}
+    decision = decide(failed(0, 1, finished_at=NOW - 8), failed(1, iteration=iteration, **record))
+    assert isinstance(decision, Fail)
+    assert (decision.reason, decision.failure.reason) == (names.OUT_OF_DEVICE_MEMORY, "OUT_OF_DEVICE_MEMORY")
+    assert decision.message.endswith("use less")
+    assert ("after iteration 7" in decision.message) == (iteration == 7)
+
+
+def test_a_rule_may_try_again_after_gpu_memory_ran_out():
+    rules = [{"action": "Restart", "onExitCodes": [71]}]
+    decision = decide(failed(0, 71, reason="OUT_OF_DEVICE_MEMORY"), pod(1), spec=policy(rules=rules))
+    assert isinstance(decision, Restart)
+
+
 @pytest.mark.parametrize(
     "reason",
     [

@@ -106,6 +106,7 @@ DEADLINE_EXCEEDED: Final = "DeadlineExceeded"
 STARTUP_FAILED: Final = "StartupFailed"
 SCHEDULING_TIMEOUT: Final = "SchedulingTimeout"
 OOM_KILLED: Final = "OOMKilled"
+OUT_OF_DEVICE_MEMORY: Final = "OutOfDeviceMemory"
 FAILURE_POLICY: Final = "FailurePolicy"
 # Reasons of Stalled
 JOB_FAILED: Final = "JobFailed"

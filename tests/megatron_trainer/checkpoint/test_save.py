@@ -4,6 +4,7 @@ import shutil
 import subprocess
 
 import pytest
+import torch
 
 from megatron_trainjob.checkpoint_folder import checkpoints
 from megatron_trainjob.exit_codes import ExitCode
@@ -82,6 +83,15 @@ def test_a_rank_that_cannot_write_ends_all_with_a_clear_error(llama, data, tmp_p
         assert "those before it are untouched" in end.message
     assert complete(ends[0].folder) == [1]
     assert list(ends[0].folder.glob(".iter*")) == [], "what was half written gives its space back"
+
+
+def test_gpu_memory_that_runs_out_in_a_save_is_no_fault_of_the_disk(llama, data, tmp_path):
+    """Of one rank, and all end with the code that says so."""
+    given = arguments(llama, data, tmp_path / "run", save_interval=1, train_iters=2)
+    fault = torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+    ends = gloo_ranks(2).run(checkpoint_faults.failing_rank, given, 1, {}, fault)
+    assert [end.exit_code for end in ends] == [ExitCode.OUT_OF_DEVICE_MEMORY] * 2
+    assert all("rank 1: CUDA out of memory" in end.message for end in ends)
 
 
 def test_an_index_that_cannot_be_written_ends_all_ranks_too(llama, data, tmp_path):

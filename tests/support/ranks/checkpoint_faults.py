@@ -17,6 +17,8 @@ from tests.support.ranks.tiny_run import TinyRun, train_rank
 
 WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async.FileSystemWriterAsync.write_preloaded_data"
 
+DISK_FULL = OSError(errno.ENOSPC, "No space left on device")
+
 
 def slow_rank(mapping: dict[str, object], until_step: int, env: dict[str, Any], stop_at: int | None = None) -> TinyRun:
     """A run in which no file is written before the step `until_step` has been made."""
@@ -40,8 +42,10 @@ def slow_rank(mapping: dict[str, object], until_step: int, env: dict[str, Any], 
         return train_rank(mapping, "sft", stop_at, env)
 
 
-def failing_rank(mapping: dict[str, object], bad_rank: int, env: dict[str, Any]) -> TinyRun:
-    """A run in which one rank finds its disk full."""
+def failing_rank(
+    mapping: dict[str, object], bad_rank: int, env: dict[str, Any], fault: BaseException = DISK_FULL
+) -> TinyRun:
+    """A run in which one rank cannot write, for want of room on its disk if nothing else is said."""
     import torch.distributed as dist
     from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 
@@ -49,7 +53,7 @@ def failing_rank(mapping: dict[str, object], bad_rank: int, env: dict[str, Any])
 
     def write_or_fail(*args: Any, **kwargs: Any) -> Any:
         if dist.get_rank() == bad_rank:
-            return kwargs["local_proc_idx"], OSError(errno.ENOSPC, "No space left on device")
+            return kwargs["local_proc_idx"], fault
         return write(*args, **kwargs)
 
     with patch(WRITER, write_or_fail):

@@ -62,6 +62,9 @@ class Backend(Protocol):
     def peak_memory_bytes(self) -> int:
         """The most memory this process has held: card memory, or resident memory."""
 
+    def available_memory_bytes(self) -> int | None:
+        """What this process holds of its card and what is free on it; None where that bounds nothing."""
+
     def device_name(self) -> str:
         """The maker's name of the device."""
 

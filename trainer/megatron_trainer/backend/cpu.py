@@ -75,6 +75,10 @@ class CpuBackend:
         """Peak resident memory (VmHWM) of this process; 0 where the system does not tell."""
         return _status_kib("VmHWM") * 1024
 
+    def available_memory_bytes(self) -> int | None:
+        """None: the machine's memory is shared, and the kernel kills who asks for too much."""
+        return None
+
     def device_name(self) -> str:
         """The processor's model name."""
         try:

@@ -94,6 +94,11 @@ class CudaBackend:
         """Peak memory that torch had allocated on the card."""
         return torch.cuda.max_memory_allocated()
 
+    def available_memory_bytes(self) -> int | None:
+        """What torch has taken of the card, and what is free."""
+        free, _ = torch.cuda.mem_get_info()
+        return free + torch.cuda.memory_reserved()
+
     def device_name(self) -> str:
         """Name that the driver reports."""
         return torch.cuda.get_device_name()

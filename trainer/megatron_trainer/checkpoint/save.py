@@ -17,7 +17,7 @@ import torch.distributed as dist
 from megatron.core.dist_checkpointing.core import CheckpointingException
 from torch.distributed.checkpoint.api import CheckpointException
 
-from megatron_trainer import clock, parallel
+from megatron_trainer import clock, out_of_memory, parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import contents, folder, shards
 from megatron_trainer.checkpoint.folder import Owner
@@ -178,11 +178,13 @@ class Saver:
             return result
         reasons: list[str] = [""] * dist.get_world_size()
         dist.all_gather_object(reasons, "" if error is None else str(error))
+        has_memory = parallel.is_true_everywhere(error is None or not out_of_memory.is_cause(error), self._backend)
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
         reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
         message = f"cannot write a checkpoint to {self.policy.save}: {reason}; those before it are untouched"
-        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message) from error
+        code = ExitCode.OUTPUT_NOT_WRITABLE if has_memory else ExitCode.OUT_OF_DEVICE_MEMORY
+        raise TrainingError(code, message) from error
 
 
 def _make(aside: Path) -> None:

@@ -10,7 +10,8 @@ import logging
 import warnings
 from collections.abc import Sequence
 
-from megatron_trainer import environment
+from megatron_trainer import backend as backends
+from megatron_trainer import environment, out_of_memory
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.process import recorded_arguments as inherit
@@ -41,14 +42,20 @@ def main(argv: Sequence[str]) -> int:
     setup_logging(env, logging.INFO)
     termination = Termination()
     termination.listen()
+    task = _task(argv[0])
+    accepted: Accepted | None = None
     try:
-        task = _task(argv[0])
         accepted = parse(argv[1:], task, env)
         setup_logging(env, logging.getLevelName((accepted.args.logging_level or "INFO").upper()))
         train(accepted, task, env, termination)
-    except TrainingError as err:
-        return _fail(env, termination, err.exit_code, str(err))
     except BaseException as err:  # also torch's CheckpointException, a panic of a Rust library, SystemExit
+        if _is_out_of_memory(err):
+            logger.exception("out of GPU memory rank=%d iteration=%d", env.rank, termination.iteration)
+            available_bytes = backends.select().available_memory_bytes()
+            message = out_of_memory.explain(err, accepted, task, env.world_size, available_bytes)
+            return _fail(env, termination, ExitCode.OUT_OF_DEVICE_MEMORY, message)
+        if isinstance(err, TrainingError):
+            return _fail(env, termination, err.exit_code, str(err))
         logger.exception("unexpected error rank=%d iteration=%d", env.rank, termination.iteration)
         return _fail(env, termination, ExitCode.ERROR, f"{type(err).__name__}: {err}")
     return ExitCode.OK
@@ -104,6 +111,13 @@ def setup_logging(env: Environment, level: int) -> None:
     for library in CHATTY_LIBRARIES:
         logging.getLogger(library).setLevel(level if level <= logging.DEBUG else max(level, logging.WARNING))
     warnings.simplefilter("default" if level <= logging.DEBUG else "ignore")
+
+
+def _is_out_of_memory(error: BaseException) -> bool:
+    """Also when another rank of a save ran out, of which this one knows only the code."""
+    if isinstance(error, TrainingError):
+        return error.exit_code == ExitCode.OUT_OF_DEVICE_MEMORY
+    return out_of_memory.is_cause(error)
 
 
 def _task(name: str) -> TrainingTask:

@@ -17,6 +17,7 @@ from megatron_operator.core.decide.backoff import delay_s
 from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
+from megatron_trainjob.exit_codes import ExitCode
 
 MAX_IN_A_ROW = 10
 
@@ -66,12 +67,20 @@ def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
         message = f"{failure.place.capitalize()} cannot start {refusal}. Correct {remedy} in a new job."
         return Verdict(kind="never", reason=names.STARTUP_FAILED, message=message)
     if failures.is_final_code(job, failure):
+        if failure.exit_code == ExitCode.OUT_OF_DEVICE_MEMORY:
+            return Verdict(kind="never", reason=names.OUT_OF_DEVICE_MEMORY, message=_out_of_device_memory(failure))
         message = f"Pod {failure.pod} ended with {failure.reason} ({failure.exit_code}); a retry cannot help."
         return Verdict(kind="never", reason=names.NON_RETRYABLE_EXIT, message=message)
     if is_repeated_out_of_memory(seen, failure):
         message = f"Pod {failure.pod} was killed for memory twice at iteration {failure.iteration}."
         return Verdict(kind="never", reason=names.OOM_KILLED, message=message)
     return Verdict(kind="failed", reason=restart_reason)
+
+
+def _out_of_device_memory(failure: Failure) -> str:
+    """With the trainer's own words, which say what would fit."""
+    where = "" if failure.iteration is None else f" after iteration {failure.iteration}"
+    return f"Pod {failure.pod} ran out of GPU memory{where}: {failure.message or 'it left no message; see its log.'}"
 
 
 def is_disruption(seen: Seen, failure: Failure) -> bool:

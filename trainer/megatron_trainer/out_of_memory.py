@@ -1,0 +1,90 @@
+"""The device's memory is used up: how such an error is told from others, and what to change in the manifest."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+
+import torch
+from torch.distributed.checkpoint.api import CheckpointException
+
+from megatron_trainer import model_source
+from megatron_trainjob import input_file, memory
+from megatron_trainjob.args.field import TrainingTask
+from megatron_trainjob.args.parse import Accepted
+from megatron_trainjob.families.check import check
+from megatron_trainjob.memory import fitting
+from megatron_trainjob.tokenizer_folder import CONFIG_FILE
+
+logger = logging.getLogger(__name__)
+
+GIB = 1024**3
+MAX_CHARACTERS_OF_TORCH = 320
+_WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'")
+"""How the driver, cuBLAS and NCCL say it, whose allocations torch does not make."""
+
+
+def is_cause(error: BaseException) -> bool:
+    """Whether the device's memory was used up, here or on a rank whose failure the error carries."""
+    return any(
+        isinstance(each, torch.OutOfMemoryError) or (isinstance(each, RuntimeError) and _says_so(each))
+        for each in _with_causes(error)
+    )
+
+
+def explain(
+    error: BaseException, accepted: Accepted | None, task: TrainingTask, world_size: int, available_bytes: int | None
+) -> str:
+    """What failed, and which settings would fit; where that cannot be computed, which arguments to turn."""
+    found = next((each for each in _with_causes(error) if isinstance(each, torch.OutOfMemoryError)), error)
+    said = " ".join(str(found).split())[:MAX_CHARACTERS_OF_TORCH]
+    remedy = _remedy(accepted, task, world_size, available_bytes)
+    return f"out of GPU memory; the same settings would run out again. {remedy}. {said}"
+
+
+def _remedy(accepted: Accepted | None, task: TrainingTask, world_size: int, available_bytes: int | None) -> str:
+    try:
+        return _computed(accepted, task, world_size, available_bytes) if accepted else _by_name()
+    except Exception as err:  # noqa: BLE001 - whatever it is, the failure that it explains goes first
+        logger.warning("cannot compute which settings fit: %s", err)
+        return _by_name()
+
+
+def _computed(accepted: Accepted, task: TrainingTask, world_size: int, available_bytes: int | None) -> str:
+    config = input_file.read_json(model_source.folder(accepted.args) / CONFIG_FILE)
+    shape = check(config, accepted.args).model
+    if shape is None:
+        return _by_name()
+    now = memory.estimate(accepted.args, shape, world_size, task=task).peak.total
+    room = "" if available_bytes is None else f" of {available_bytes / GIB:.1f}"
+    need = f"By the estimate they need {now / GIB:.1f}{room} GiB"
+    found = fitting.proposals(accepted, shape, world_size, task=task, available_bytes=available_bytes, hf_config=config)
+    if not found:
+        return f"{need}, and no smaller batch, recomputation, moments in bf16 or half length is enough: {_by_name()}"
+    which = "each of these" if len(found) > 1 else "this"
+    return f"{need}. In spec.args {which} would fit: {'; '.join(map(str, found))}"
+
+
+def _by_name() -> str:
+    return f"turn one of {', '.join(fitting.ARGUMENTS_TO_TURN)}, or give more GPUs"
+
+
+def _says_so(error: RuntimeError) -> bool:
+    return any(words in str(error) for words in _WORDS)
+
+
+def _with_causes(error: BaseException) -> Iterator[BaseException]:
+    """The error, what it was raised from, and those of other ranks that torch's checkpointing gathered."""
+    seen: set[int] = set()
+    waiting: list[BaseException | None] = [error]
+    while waiting:
+        each = waiting.pop()
+        if each is None or id(each) in seen:
+            continue
+        seen.add(id(each))
+        yield each
+        waiting += [each.__cause__, None if each.__suppress_context__ else each.__context__]
+        if isinstance(each, CheckpointException):
+            waiting += [wrapped for wrapped, _ in each.failures.values()]
+        if isinstance(each, BaseExceptionGroup):
+            waiting += each.exceptions

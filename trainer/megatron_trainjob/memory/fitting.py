@@ -1,0 +1,124 @@
+"""Which settings would fit where these did not: the few arguments that trade speed or length for memory, tried.
+
+Each proposal is judged by the estimate and by the rules between arguments, so that none is refused when it is taken.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from megatron_trainjob.args import derive, rules
+from megatron_trainjob.args.field import Task
+from megatron_trainjob.args.parse import Accepted
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.memory.estimate import estimate
+from megatron_trainjob.violation import errors
+
+HEADROOM = 0.9
+"""Share of the memory that a proposal may need: the rest is for fragmentation and the estimate's own error."""
+SHORTEST_TOKENS = 256
+
+Settings = Mapping[str, Any]
+
+ARGUMENTS_TO_TURN = (
+    *("micro_batch_size", "recompute_granularity", "exp_avg_dtype", "exp_avg_sq_dtype", "max_length"),
+    *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
+)
+"""What takes less memory when it is turned, for a message where no settings can be computed."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Proposal:
+    """Arguments to set, and the bytes that the fullest rank then needs by the estimate."""
+
+    settings: Settings
+    total_bytes: int
+
+    def __str__(self) -> str:
+        written = ", ".join(f"{name}: {value}".replace("True", "true") for name, value in self.settings.items())
+        return f"{written} (about {self.total_bytes / 1024**3:.1f} GiB)"
+
+
+def proposals(
+    accepted: Accepted,
+    shape: Model,
+    world_size: int,
+    *,
+    task: Task,
+    available_bytes: int | None,
+    hf_config: Mapping[str, Any] | None = None,
+) -> tuple[Proposal, ...]:
+    """Each change that fits by itself, the least costly first; else the smallest combination; empty if none fits.
+
+    The settings as they are have run out of memory. Where the estimate says that they fit, it is too low, and a
+    proposal has to need as much less than it says. Raises ValueError when the layout does not divide.
+    """
+    args = accepted.args
+    now_bytes = estimate(args, shape, world_size, task=task).peak.total
+    most_bytes = HEADROOM * min(now_bytes, available_bytes or now_bytes)
+
+    def tried(settings: Settings) -> Proposal | None:
+        changed = replace(args, **settings)
+        given = accepted.given | settings.keys()
+        found = rules.check(changed, given, task=task, world_size=world_size, hf_config=hf_config, path="spec.args")
+        if not settings or errors(found):
+            return None
+        return Proposal(settings=settings, total_bytes=estimate(changed, shape, world_size, task=task).peak.total)
+
+    kinds = (_micro_batches(args), _recomputation(args), _moments(args), _lengths(args, shape))
+    alone = [_first_that_fits(kind, tried, most_bytes) for kind in kinds]
+    if found := tuple(proposal for proposal in alone if proposal is not None):
+        return found
+    together = _first_that_fits(_combinations(kinds, tried), tried, most_bytes)
+    return () if together is None else (together,)
+
+
+def _first_that_fits(
+    options: tuple[Settings, ...], tried: Callable[[Settings], Proposal | None], most_bytes: float
+) -> Proposal | None:
+    judged = (tried(settings) for settings in options)
+    return next((proposal for proposal in judged if proposal is not None and proposal.total_bytes <= most_bytes), None)
+
+
+def _combinations(
+    kinds: tuple[tuple[Settings, ...], ...], tried: Callable[[Settings], Proposal | None]
+) -> tuple[Settings, ...]:
+    """One kind after the other at its strongest, and at last ever shorter sequences; what is not allowed stays out."""
+    *others, lengths = kinds
+    found: list[Settings] = [{}]
+    for kind in others:
+        together = {**found[-1], **(kind[-1] if kind else {})}
+        if tried(together) is not None:
+            found.append(together)
+    return (*found[1:], *({**found[-1], **length} for length in lengths))
+
+
+def _micro_batches(args: TrainArgs) -> tuple[Settings, ...]:
+    """The smaller divisors, so that the global batch still divides; the step computes the same."""
+    size = args.micro_batch_size
+    return tuple({"micro_batch_size": part} for part in range(size - 1, 0, -1) if size % part == 0)
+
+
+def _recomputation(args: TrainArgs) -> tuple[Settings, ...]:
+    settings = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+    return () if all(getattr(args, name) == value for name, value in settings.items()) else (settings,)
+
+
+def _moments(args: TrainArgs) -> tuple[Settings, ...]:
+    """Adam's moments in half the bytes."""
+    settings = {"use_precision_aware_optimizer": True, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16"}
+    is_wide = args.optimizer == "adam" and "fp32" in (args.exp_avg_dtype, args.exp_avg_sq_dtype)
+    return (settings,) if is_wide else ()
+
+
+def _lengths(args: TrainArgs, shape: Model) -> tuple[Settings, ...]:
+    """Half, a quarter and so on: longer samples are then treated as truncation_strategy says."""
+    length = derive.longest_sample(args, shape.max_position_embeddings) or 0
+    name = "max_length"
+    if args.packing and args.packing_length:
+        name, length = "packing_length", args.packing_length
+    halves = (length >> times for times in range(1, length.bit_length()))
+    return tuple({name: half} for half in halves if half >= SHORTEST_TOKENS)
