@@ -4,14 +4,17 @@ import io
 import pickle
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
 from megatron_trainer.checkpoint import unpickle
+from megatron_trainer.train.reference_cache import stored
 from megatron_trainjob import checkpoint_index
 from megatron_trainjob.checkpoint_folder import MANIFEST
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.checkpoint.forged_pickles import Command, gadgets, with_entry, with_index, without_file
+from tests.support.data import preference_data
 from tests.support.models import tiny_model
 from tests.support.ranks.exporting import export
 from tests.support.ranks.tiny_run import arguments, train, write_data
@@ -106,3 +109,39 @@ def test_a_model_of_fewer_layers_or_with_tied_embeddings_does_not_go_on_from_a_p
     found = train({**given, "model": str(tied)}, resume="Auto", attempt=1)
     assert found.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
     assert "this model has no output_layer.weight" in found.message
+
+
+@pytest.mark.parametrize("entry", ["ref_load"])
+def test_no_reference_model_that_is_loaded_runs_code(saved, adapter, tmp_path, entry):
+    source = saved if entry == "ref_load" else adapter
+    marker, checkpoint = tmp_path / "it-was-run", copy(source, tmp_path / "forged")
+    with_index(checkpoint, gadgets(marker)["os.system"])
+    pairs = preference_data.write(tmp_path / "pairs.jsonl", 8)
+    own = {"dataset": [str(pairs)], "save": str(tmp_path / "new"), "rlhf_type": "dpo", entry: str(checkpoint.parent)}
+    run = train({**source, **own}, task="rlhf")
+    assert not marker.exists()
+    assert run.exit_code in REFUSED, run.message
+    assert "posix.system" in run.message
+
+
+@pytest.mark.parametrize("content", ["a pickle", "cut off", "a claim", "another shape", "nothing"])
+def test_forged_reference_log_probabilities_are_no_answer(tmp_path, content):
+    """They are asked anew: what is kept beside a run is no more than a note."""
+    marker, path = tmp_path / "it-was-run", tmp_path / "a.npy"
+    honest = np.ones((3, 2), np.float32)
+    np.save(path, honest)
+    assert (stored(path, num_rows=3) == honest).all()
+    whole = path.read_bytes()
+    match content:
+        case "a pickle":
+            np.save(path, np.array([Command(marker)], dtype=object), allow_pickle=True)
+        case "cut off":
+            path.write_bytes(whole[:-3])
+        case "a claim":
+            path.write_bytes(whole.replace(b"(3, 2), ", b"(9999999999, 2), ")[: len(whole)])
+        case "another shape":
+            np.save(path, np.ones((4, 2), np.float32))
+        case "nothing":
+            path.write_bytes(b"")
+    assert stored(path, num_rows=3) is None
+    assert not marker.exists()

@@ -65,7 +65,7 @@ def with_known_reference(
     stores = list(dict.fromkeys(store for dataset in datasets for store in stores_of(dataset)))
     identity = _identity(args, spec, cache)
     files = {store: cache / "reference" / f"{text_key(f'{store.directory.name} {identity}')}.npy" for store in stores}
-    found = {store: _read(path) for store, path in files.items()}
+    found = {store: _read(path, len(store)) for store, path in files.items()}
     missing = [store for store, values in found.items() if values is None]
     if missing:
         reference = open_reference()
@@ -101,11 +101,26 @@ def _content(folder: Path, cache: Path) -> str:
     return files_digest(sorted(path for path in where.rglob("*") if path.is_file()), cache / "digests")
 
 
-def _read(path: Path) -> Values | None:
+def _read(path: Path, num_rows: int) -> Values | None:
     """What the first rank finds there, on all ranks. Collective."""
-    found: list[Values | None] = [np.load(path) if dist.get_rank() == 0 and path.exists() else None]
+    found: list[Values | None] = [stored(path, num_rows=num_rows) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]
+
+
+def stored(path: Path, *, num_rows: int) -> Values | None:
+    """The values in a file; None where there is none, or none of this many rows: they are asked anew."""
+    try:
+        found = np.load(path, mmap_mode="r", allow_pickle=False)
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, EOFError) as err:
+        logger.warning("kept log-probabilities cannot be read and are asked anew path=%s error=%s", path, err)
+        return None
+    if found.shape != (num_rows, 2) or found.dtype != np.float32:
+        logger.warning("kept log-probabilities are of other data and are asked anew path=%s", path)
+        return None
+    return np.array(found)
 
 
 def _write(values: Values, path: Path) -> None:
