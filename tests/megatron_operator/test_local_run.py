@@ -356,3 +356,15 @@ def test_whatever_a_program_leaves_as_its_last_words_the_job_fails_with_them(run
     assert (ended, run.status["phase"]) == (1, "Failed")
     assert run.status["lastFailure"]["exitCode"] == 3
     assert "Traceback" not in output
+
+
+def test_the_port_where_ranks_meet_is_held_while_they_start(run):
+    """The program ends well only if nobody can take the port that it was told."""
+    program = (
+        "import os, socket\n"
+        "try:\n socket.socket().bind(('127.0.0.1', int(os.environ['MASTER_PORT'])))\n"
+        "except OSError:\n raise SystemExit(0)\n"
+        "raise SystemExit(64)"
+    )
+    code, output = run.write(command=["python", "-c", program]).finish()
+    assert code == 0, output

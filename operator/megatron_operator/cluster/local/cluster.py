@@ -6,6 +6,7 @@ It has one job, and no queue, node or service: all pods start at once and meet o
 from __future__ import annotations
 
 import socket
+import weakref
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -43,7 +44,7 @@ class LocalCluster:
         self._machine = machine
         self._pods: dict[str, LocalPod] = {}
         self._config_maps: dict[str, Object] = {}
-        self._ports: dict[str, int] = {}
+        self._ports: dict[str, socket.socket] = {}
         self._status = state.read_status()
         for name in state.pod_names():
             orphan = local_pod.find_orphan(state.pod(name), state.log(name), now)
@@ -155,7 +156,7 @@ class LocalCluster:
     def _local_variables(self, job: Job, raw: Object, folders: Folders) -> dict[str, str]:
         """What differs from a cluster: where the master is, where records go, which GPUs are this pod's."""
         attempt = raw["metadata"]["labels"][names.LABEL_RESTART_ATTEMPT]
-        port = str(self._ports.setdefault(attempt, free_port()))
+        port = str(self._port(attempt))
         local = {
             environment.MASTER_ADDRESS: LOOPBACK,
             environment.MASTER_PORT: port,
@@ -168,6 +169,13 @@ class LocalCluster:
             local[environment.DEVICE] = self._machine.device
         return {**local, **self._gpus(job, raw)}
 
+    def _port(self, attempt: str) -> int:
+        """Where the ranks of this attempt meet; held until this process ends, so that nobody else is given it."""
+        if attempt not in self._ports:
+            held = self._ports[attempt] = hold_port()
+            weakref.finalize(self, held.close)
+        return int(self._ports[attempt].getsockname()[1])
+
     def _gpus(self, job: Job, raw: Object) -> dict[str, str]:
         """A share of the machine's GPUs for each of several pods."""
         if job.num_nodes == 1 or self._machine.num_gpus < job.world_size or self._machine.device == "cpu":
@@ -177,11 +185,16 @@ class LocalCluster:
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(job.nproc_per_node))}
 
 
-def free_port() -> int:
-    """A port of the loopback address that nobody uses now."""
-    with socket.socket() as probe:
-        probe.bind((LOOPBACK, 0))
-        return int(probe.getsockname()[1])
+def hold_port() -> socket.socket:
+    """A socket bound to a free port of the loopback address: the system gives the port to no other program.
+
+    It does not listen, and lets its address be used again, as torch's store asks for too: so the master rank can
+    listen there while the port is held.
+    """
+    held = socket.socket()
+    held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    held.bind((LOOPBACK, 0))
+    return held
 
 
 def _trainer(spec: Object) -> Object:
