@@ -17,6 +17,7 @@ HARMLESS = {
     *("config: rope_scaling {}", "config: architectures 'x'", "config: architectures 3", "config: architectures [3]"),
     *("config: auto_map {'AutoConfig': 'x.Y'}", "config: pad_token_id -1", "config: transformers_version 3"),
     "config: dtype None",
+    "generation: eos beyond",  # no token has this number, so it is no stop; the others are
     "tokenizer_config: class unknown",  # transformers takes the general class, as for many published models
     *("tokenizer_config: template a number", "tokenizer_config: templates odd"),  # chat_template.jinja is read instead
 }
