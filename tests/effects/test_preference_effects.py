@@ -73,6 +73,17 @@ def test_several_losses_are_added_with_their_weights(prefer):
     assert weighted.column("loss")[0] == pytest.approx(2 * LN2 + 3, rel=1e-5)
 
 
+@effect("center_rewards_coefficient")
+def test_centering_adds_the_squared_sum_of_the_scores(prefer):
+    """In a step of one pair: a (c + r)^2."""
+    plain, centered = (
+        prefer(rlhf_type="rm", global_batch_size=1, **given) for given in ({}, {"center_rewards_coefficient": 0.5})
+    )
+    total = plain.column("rewards/chosen")[0] + plain.column("rewards/rejected")[0]
+    assert abs(total) > 1e-3
+    assert centered.column("loss")[0] - plain.column("loss")[0] == pytest.approx(0.5 * total**2, rel=1e-3)
+
+
 @effect("desirable_weight", "undesirable_weight")
 def test_weights_scale_the_losses_of_good_and_of_bad_answers(prefer, tmp_path):
     """Half of the answers are good ones; the loss of each is its weight / 2."""

@@ -20,11 +20,11 @@ FURTHER_CHOICES = {
     "lr_decay_style": ("WSD",),  # of 4.x
     "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off
     "loss_type": ("sigmoid_norm", "aot_unpaired", "sft", "kto", "apo_zero_unpaired"),  # of TRL
-    "rlhf_type": ("kto",),  # of 3.9
+    "rlhf_type": ("kto", "rm"),  # of 3.9
     "f_divergence_type": ("forward_kl",),
 }
 OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau", "precompute_ref_log_probs"}
-OF_TRL |= {"desirable_weight", "undesirable_weight"}
+OF_TRL |= {"desirable_weight", "undesirable_weight", "center_rewards_coefficient"}
 FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
     "add_non_thinking_prefix",
     "num_labels",

@@ -5,6 +5,7 @@ from dataclasses import dataclass, field
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.tree import ARGUMENTS
 
+RM = {"rlhf_type": "rm"}
 KTO = {"rlhf_type": "kto", "micro_batch_size": 2, "global_batch_size": 4}
 DENSE = {
     "model_type": "llama",
@@ -965,6 +966,29 @@ CASES = [
         good={**KTO, "precompute_ref_log_probs": True, "loss_type": "apo_zero_unpaired"},
         bad={**KTO, "precompute_ref_log_probs": True},
         task="rlhf",
+    ),
+    Case(
+        rule="rewards_are_centered_in_rm",
+        good={**RM, "center_rewards_coefficient": 0.01},
+        bad={"center_rewards_coefficient": 0.01},
+        task="rlhf",
+    ),
+    *(
+        Case(rule=f"rm_has_no_{name}", good=RM, bad={**RM, name: value}, task="rlhf")
+        for name, value in (
+            ("loss_types", ("hinge",)),
+            ("loss_weights", (1.0,)),
+            ("label_smoothing", 0.2),
+            ("rpo_alpha", 1.0),
+            ("f_divergence_type", "forward_kl"),
+            ("f_alpha_divergence_coef", 0.2),
+            ("discopop_tau", 0.2),
+            ("beta", 0.2),
+            ("ref_load", "/ref"),
+            ("ref_adapter_load", "/ref"),
+            ("reference_free", True),
+            ("precompute_ref_log_probs", True),
+        )
     ),
     Case(rule="kto_has_a_reference", good=KTO, bad={**KTO, "reference_free": True}, task="rlhf"),
     *(

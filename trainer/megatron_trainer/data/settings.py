@@ -51,8 +51,8 @@ class DataSettings:
 
 
 def label_of(args: TrainArgs, config: Mapping[str, Any]) -> Label | None:
-    """What the labels of a classifier's rows are, None where no head is trained. config: of the model."""
-    if not head.has_scores(args):
+    """What the labels of a classifier's rows are, None where it is none. config: of the model."""
+    if args.task_type != "seq_cls":
         return None
     names = config.get("id2label") or {}
     ordered = tuple(str(name) for _, name in sorted(names.items(), key=lambda entry: int(entry[0])))
@@ -118,7 +118,8 @@ def _encode_settings(
     return EncodeSettings(
         recognition=Recognition(
             columns=_columns(args.columns, violations),
-            needs_rejected=task == "rlhf" and args.rlhf_type == "dpo",
+            needs_rejected=task == "rlhf" and args.rlhf_type != "kto",
+            needs_margin=task == "rlhf" and args.rlhf_type == "rm",
             needs_label=task == "rlhf" and args.rlhf_type == "kto",
             needs_question=task != "pt" and args.use_chat_template,
             seed=args.data_seed,

@@ -39,6 +39,8 @@ def engine_and_reference(
     if task != "rlhf":
         by_sequence = replace(args, calculate_per_token_loss=False) if head.has_scores(args) else args
         return build(by_sequence, spec, backend), None, data
+    if args.rlhf_type == "rm":
+        return build(replace(args, calculate_per_token_loss=False), spec, backend), None, data
     alone = replace(shape, mismatched_length=None)
     know = partial(with_known_reference, args, spec, shape=alone, cache=cache, backend=backend)
     is_known_first = args.precompute_ref_log_probs and args.train_type == "full"

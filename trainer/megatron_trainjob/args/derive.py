@@ -344,7 +344,7 @@ def preference_losses(args: TrainArgs) -> tuple[tuple[str, ...], tuple[float, ..
 def has_reference_model(args: TrainArgs, task: Task) -> bool:
     """Whether a second, frozen copy of the model is kept while training: preference training of all weights."""
     is_asked = not (args.reference_free or args.precompute_ref_log_probs)
-    return task == "rlhf" and args.train_type == "full" and is_asked
+    return task == "rlhf" and args.rlhf_type != "rm" and args.train_type == "full" and is_asked
 
 
 def sequences_per_item(args: TrainArgs, task: Task) -> int:

@@ -12,11 +12,13 @@ ProblemType = Literal["single_label_classification", "multi_label_classification
 
 def has_scores(args: TrainArgs) -> bool:
     """Whether the model ends in a linear from the last token's hidden state to scores."""
-    return args.task_type == "seq_cls"
+    return args.task_type == "seq_cls" or args.rlhf_type == "rm"
 
 
 def num_scores(args: TrainArgs, config: Mapping[str, Any]) -> int:
     """Scores of a sequence: as given, else as config.json has them; transformers takes absent ones for 2."""
+    if args.rlhf_type == "rm":
+        return 1
     if args.num_labels is not None:
         return args.num_labels
     labels = config.get("id2label")

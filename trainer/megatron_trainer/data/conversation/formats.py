@@ -6,6 +6,7 @@ optional system, tools, channel, and a rejected answer for preference training. 
 
 from __future__ import annotations
 
+import math
 import re
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
@@ -43,7 +44,7 @@ LATE_RESPONSE = ("text", "content")
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 REJECTED = ("rejected", "rejected_response", "rejected_messages")
-_OTHER = ("history", "channel", "chosen", "tag", *REJECTED)
+_OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
 LABELS = ("label", "labels")
 _MEDIA = ("images", "image", "videos", "video", "audios", "audio")
 KNOWN = frozenset(
@@ -97,6 +98,7 @@ class _Columns(Mapping[str, object]):
 class Recognition:
     """What the user says about the columns, and what rows must hold: a rejected answer, a label, a question.
 
+    needs_margin: by how much the chosen answer is better at least, 0 where a row says nothing.
     needs_label: whether the answer is desirable; in a row of two answers a label that is false means the rejected one.
     label: what the column `label` of rows that are scored holds; such rows need no answer.
     model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
@@ -105,6 +107,7 @@ class Recognition:
     columns: Mapping[str, str] = field(default_factory=dict)
     needs_rejected: bool = False
     needs_label: bool = False
+    needs_margin: bool = False
     needs_question: bool = False
     seed: int = 42
     model_name: tuple[str, str] | None = None
@@ -128,6 +131,8 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     target: tuple[float, ...] = ()
     if settings.needs_label:
         messages, target = _labelled(columns, messages)
+    if settings.needs_margin:
+        target = (_margin(columns),)
     if settings.needs_question and not _asks(messages):
         raise RowError("the row has no question", f"its columns are {', '.join(columns)}")
     placeholders = _placeholders(columns, settings)
@@ -377,6 +382,13 @@ def _labelled(row: Row, messages: tuple[Message, ...]) -> tuple[tuple[Message, .
         rejected = _rejected(row, messages)
         messages = messages if label else rejected
     return messages, (float(bool(label)),)
+
+
+def _margin(row: Row) -> float:
+    margin = row.get("margin", 0.0)
+    if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
+        raise RowError("the margin is no number", repr(margin))
+    return float(margin)
 
 
 def is_paired(row: Row) -> bool:

@@ -10,9 +10,16 @@ from megatron_trainjob.args.field import arg
 class Rlhf:
     """Which preference algorithm runs."""
 
-    rlhf_type: Literal["dpo", "kto"] = arg(
+    rlhf_type: Literal["dpo", "kto", "rm"] = arg(
         "dpo",
-        "Preference algorithm: dpo compares pairs of answers, kto judges each answer alone.",
+        "Preference algorithm: dpo compares pairs of answers, kto judges each answer alone, rm trains a reward model.",
+        applies_to=("rlhf",),
+        status="works",
+    )
+    center_rewards_coefficient: float | None = arg(
+        None,
+        "Weight in rm of the squared sum of both scores of a pair, which keeps scores around 0; unset: off.",
+        ge=0,
         applies_to=("rlhf",),
         status="works",
     )

@@ -27,6 +27,9 @@ OF_PAIRS = (
 WITHOUT_LABEL_NOISE = ("hinge", "ipo", "bco_pair", "sppo_hard", "nca_pair", "discopop", "apo_zero", "apo_down", "sft")
 ALWAYS_WITH_REFERENCE = ("bco_pair", "sppo_hard", "nca_pair", "aot", "aot_pair", "aot_unpaired", "discopop")
 # The others weigh tokens, and a sum of log-probabilities takes a token or leaves it.
+# What compares a policy with another.
+OF_THE_REFERENCE = ("beta", "ref_load", "ref_adapter_load", "reference_free", "precompute_ref_log_probs")
+WITHOUT_REFERENCE = "a reward model has one loss and no reference model"
 WITHOUT_PAIRS = "it judges each answer alone"
 BINARY_LOSS_SCALES = ("default", "last_round", "all", "ignore_empty_think", "last_round_with_ignore_empty_think")
 
@@ -88,6 +91,8 @@ def a_loss_belongs_to_its_algorithm(facts: Facts) -> str:
     args, name = facts.args, facts.args.loss_type
     if args.rlhf_type == "kto" and "loss_type" in facts.given and name not in OF_SINGLE_ANSWERS:
         return f"compares two answers, and kto judges each alone; use {' or '.join(OF_SINGLE_ANSWERS)}, or remove it"
+    if args.rlhf_type == "rm" and "loss_type" in facts.given:
+        return "is not part of rm, which has one loss; remove it"
     if args.rlhf_type == "dpo" and name in OF_SINGLE_ANSWERS:
         return "judges each answer alone; it needs rlhf_type: kto"
     return ""
@@ -157,6 +162,11 @@ RULES = (
         excludes(f"kto_has_no_{name}", changed(name), is_("rlhf_type", "kto"), because=WITHOUT_PAIRS, tasks=RLHF)
         for name in OF_PAIRS
     ),
+    *(
+        excludes(f"rm_has_no_{name}", changed(name), is_("rlhf_type", "rm"), because=WITHOUT_REFERENCE, tasks=RLHF)
+        for name in (*OF_PAIRS, *OF_THE_REFERENCE)
+    ),
+    needs("rewards_are_centered_in_rm", is_set("center_rewards_coefficient"), is_("rlhf_type", "rm"), tasks=RLHF),
     excludes(
         "kto_has_a_reference",
         is_("reference_free", True),
