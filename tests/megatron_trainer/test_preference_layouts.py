@@ -22,6 +22,9 @@ DENSE = ("tp2", "tp2 sp", "pp2", "cp2", "dp2")
 SINGLES = ("loss", "rewards/margins", "kl", "logps/chosen", "logps/rejected", "logits/chosen", "logits/rejected")
 KTO: dict[str, Any] = {"rlhf_type": "kto", "micro_batch_size": 2, "lr": 1e-4}
 FAR_SEED = 6
+"""Of a reference from which four answers in one micro-batch estimate a divergence above 0."""
+FAR_SEED_OF_BOTH = 17
+"""Of one from which both micro-batches of a step do, so that nothing is cut at 0."""
 TUNERS: dict[str, dict[str, Any]] = {
     "full": {"lr": 1e-4},
     "lora": {"train_type": "lora", "lr": 1e-3, "lora_dropout": 0.0},
@@ -91,11 +94,9 @@ def doubled(answers, tmp_path_factory) -> dict[str, Any]:
     return {**answers, "dataset": [str(path)]}
 
 
-@pytest.fixture(scope="module")
-def elsewhere(answers, tmp_path_factory) -> dict[str, Any]:
+def elsewhere(answers: dict[str, Any], folder: Path, seed: int) -> dict[str, Any]:
     """One step against a reference that is another model, from which the policy diverges at once."""
-    reference = tiny_model.make("llama", tmp_path_factory.mktemp("other"), seed=FAR_SEED)
-    return {**answers, "train_iters": 1, "ref_load": str(reference)}
+    return {**answers, "train_iters": 1, "ref_load": str(tiny_model.make("llama", folder, seed=seed))}
 
 
 @pytest.mark.parametrize("text", ["tp2 sp", "pp2", "cp2"])
@@ -109,23 +110,25 @@ def test_single_answers_of_several_ranks_learn_the_same(prefer, doubled):
     check(prefer("qwen3_moe", "ep2", **doubled), prefer("qwen3_moe", **doubled), *SINGLES)
 
 
-def test_ranks_estimate_one_divergence(prefer, elsewhere):
+def test_ranks_estimate_one_divergence(prefer, answers, tmp_path):
     """That of a step of two micro-batches on one rank is the mean of theirs, that of two ranks the one of both."""
-    alone, both = prefer("llama", **elsewhere), prefer("llama", "dp2", **elsewhere)
+    given = elsewhere(answers, tmp_path, FAR_SEED_OF_BOTH)
+    alone, both = prefer("llama", **given), prefer("llama", "dp2", **given)
     assert both.column("kl")[0] == pytest.approx(alone.column("kl")[0], rel=RELATIVE)
     assert both.column("kl")[0] > 0.1
     assert both.column("loss")[0] != pytest.approx(alone.column("loss")[0], rel=1e-5), "micro-batches have their own"
 
 
-def test_padded_and_packed_single_answers_learn_the_same(prefer, answers, elsewhere, tmp_path):
+def test_padded_and_packed_single_answers_learn_the_same(prefer, answers, tmp_path):
     """The answers of a step in one packed row are one micro-batch; another reference gives it a divergence."""
     padded = prefer("llama", padding_free=False, **answers)
     check(padded, prefer("llama", **answers), *SINGLES)
-    expected = prefer("llama", **{**elsewhere, "micro_batch_size": 4})
+    given = elsewhere(answers, tmp_path, FAR_SEED)
+    expected = prefer("llama", **{**given, "micro_batch_size": 4})
     four = tmp_path / "four.jsonl"
     four.write_text("".join(f"{line}\n" for line in Path(answers["dataset"][0]).read_text().splitlines()[:4]))
     row = {"micro_batch_size": 1, "global_batch_size": 1, "packing": True, "packing_length": 4096, "max_length": 512}
-    packed = prefer("llama", **{**elsewhere, **row, "dataset": [str(four)]})
+    packed = prefer("llama", **{**given, **row, "dataset": [str(four)]})
     assert expected.column("kl")[0] > 0.1
     for name in (*SINGLES, "grad_norm"):
         assert packed.column(name) == pytest.approx(expected.column(name), rel=RELATIVE, abs=RELATIVE), name
