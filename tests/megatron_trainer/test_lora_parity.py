@@ -144,7 +144,10 @@ SELECTIONS = {
 }
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2", "TP2+SP", "PP2"])
+@pytest.mark.parametrize(
+    "layout",
+    ["TP1", pytest.param("TP2", marks=pytest.mark.slow), "TP2+SP", pytest.param("PP2", marks=pytest.mark.slow)],
+)
 @pytest.mark.parametrize("selection", SELECTIONS)
 def test_every_selection_equals_pefts_in_every_layout(reference, tmp_path, selection, layout):
     name, given = SELECTIONS[selection]

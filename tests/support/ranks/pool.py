@@ -220,6 +220,7 @@ def _serve(address: str) -> None:
         if task is None:
             break
         connection.send_bytes(pickle.dumps(_answer(backend, *task)))
+        gc.freeze()  # alive after a run are modules: out of the next collections, each of which took half a second
     os._exit(0)  # gloo's threads may hold up a normal exit after a failure
 
 
