@@ -12,7 +12,7 @@ from tests.effects.registry import EFFECTS
 @pytest.fixture(scope="module", autouse=True)
 def every_effect_module():
     for path in sorted(Path(__file__).parent.glob("test_*_effects.py")):
-        importlib.import_module(f"effects.{path.stem}")
+        importlib.import_module(f"tests.effects.{path.stem}")
 
 
 def test_every_argument_that_works_has_an_effect_test():

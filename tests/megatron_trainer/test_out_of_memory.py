@@ -53,6 +53,15 @@ def test_other_errors_are_not_taken_for_it(error):
     assert not out_of_memory.is_cause(error)
 
 
+def test_a_device_that_cannot_be_asked_costs_the_advice_and_not_the_reason():
+    def broken() -> int:
+        raise RuntimeError("CUDA driver error")
+
+    message = out_of_memory.explain(FAULT, object(), "sft", 1, broken)
+    assert "turn one of" in message
+    assert TORCH in message
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("fault", "available_bytes", "said"),

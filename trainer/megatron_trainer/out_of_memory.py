@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 from torch.distributed.checkpoint.api import CheckpointException
@@ -33,18 +33,27 @@ def is_cause(error: BaseException) -> bool:
 
 
 def explain(
-    error: BaseException, accepted: Accepted | None, task: TrainingTask, world_size: int, available_bytes: int | None
+    error: BaseException,
+    accepted: Accepted | None,
+    task: TrainingTask,
+    world_size: int,
+    measure: Callable[[], int | None],
 ) -> str:
-    """What failed, and which settings would fit; where that cannot be computed, which arguments to turn."""
+    """What failed, and which settings would fit; where that cannot be computed, which arguments to turn.
+
+    measure: bytes of one device, None when unknown; after a driver error it may raise, which loses only the advice.
+    """
     found = next((each for each in _with_causes(error) if isinstance(each, torch.OutOfMemoryError)), error)
     said = " ".join(str(found).split())[:MAX_CHARACTERS_OF_TORCH]
-    remedy = _remedy(accepted, task, world_size, available_bytes)
+    remedy = _remedy(accepted, task, world_size, measure)
     return f"out of GPU memory; the same settings would run out again. {remedy}. {said}"
 
 
-def _remedy(accepted: Accepted | None, task: TrainingTask, world_size: int, available_bytes: int | None) -> str:
+def _remedy(
+    accepted: Accepted | None, task: TrainingTask, world_size: int, measure: Callable[[], int | None]
+) -> str:
     try:
-        return _computed(accepted, task, world_size, available_bytes) if accepted else _by_name()
+        return _computed(accepted, task, world_size, measure()) if accepted else _by_name()
     except Exception as err:  # noqa: BLE001 - whatever it is, the failure that it explains goes first
         logger.warning("cannot compute which settings fit: %s", err)
         return _by_name()

@@ -51,14 +51,17 @@ def main(argv: Sequence[str]) -> int:
     except BaseException as err:  # also torch's CheckpointException, a panic of a Rust library, SystemExit
         if _is_out_of_memory(err):
             logger.exception("out of GPU memory rank=%d iteration=%d", env.rank, termination.iteration)
-            available_bytes = backends.select().available_memory_bytes()
-            message = out_of_memory.explain(err, accepted, task, env.world_size, available_bytes)
+            message = out_of_memory.explain(err, accepted, task, env.world_size, _device_memory_bytes)
             return _fail(env, termination, ExitCode.OUT_OF_DEVICE_MEMORY, message)
         if isinstance(err, TrainingError):
             return _fail(env, termination, err.exit_code, str(err))
         logger.exception("unexpected error rank=%d iteration=%d", env.rank, termination.iteration)
         return _fail(env, termination, ExitCode.ERROR, f"{type(err).__name__}: {err}")
     return ExitCode.OK
+
+
+def _device_memory_bytes() -> int | None:
+    return backends.select().available_memory_bytes()
 
 
 def parse(argv: Sequence[str], task: TrainingTask, env: Environment) -> Accepted:
