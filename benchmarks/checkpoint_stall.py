@@ -1,4 +1,4 @@
-"""How long training stands still for a checkpoint, saved synchronously and in the background.
+"""How long training stalls for a checkpoint, saved synchronously and in the background.
 
     python benchmarks/checkpoint_stall.py --folder DIR [--layers 8] [--hidden 1024] [--dtype float32] [--rows 4]
 

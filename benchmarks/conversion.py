@@ -77,7 +77,7 @@ def _measure(folder: Path, num_layers: int) -> None:
     parallel.join(backend, rank=0, world_size=1, **where)
     file = _make_model(folder / "model", num_layers) / "model.safetensors"
     args = TrainArgs(model=str(file.parent), recompute_granularity="none")
-    parallel.initialise(args)
+    parallel.initialize(args)
     spec = read_model(file.parent, args)
     chunks = build_model(spec, args, backend)
     model = Loaded(chunks=chunks, spec=spec, args=args, read=own_data)
@@ -189,7 +189,7 @@ def _held_bytes() -> int:
 
 
 def _read(path: Path, whole: Any = None) -> None:
-    """Reads the file over and over into one small buffer, or once into memory that nobody has touched."""
+    """Reads the file over and over into one small buffer, or once into memory that no one has touched."""
     buffer = memoryview(bytearray(CHUNK_BYTES) if whole is None else whole)
     place = 0
     with path.open("rb", buffering=0) as file:

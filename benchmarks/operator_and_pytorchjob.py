@@ -3,7 +3,7 @@
     python benchmarks/operator_and_pytorchjob.py [--jobs 200] [--rounds 3]
 
 Each contender has a control plane of its own, fresh, one after the other, round by round; jobs of eight pods, which
-nobody runs. PyTorchJob is measured with pods that hold nothing but a command, and with what our pods hold (volumes,
+no one runs. PyTorchJob is measured with pods that hold nothing but a command, and with what our pods hold (volumes,
 security context, grace period; the config map that ours make for each job is not made).
 """
 

@@ -2,7 +2,7 @@
 
 Jobs of eight pods go through creation, running, a failure storm, idling and their end, with a kill -9 on the way;
 beside it the rate at which a bare client creates the same objects, on the same server in the same run: once with the
-kubelet stand-in at work on its pods, as it is on the operator's, and once with pods that nobody runs, as the operator
+kubelet stand-in at work on its pods, as it is on the operator's, and once with pods that no one runs, as the operator
 is measured once more.
 Control plane, kubelet stand-in and operator are processes of their own, all on this machine.
 """
@@ -94,7 +94,7 @@ def count(plane: ControlPlane, namespace: str, plural: str) -> int:
 
 
 def pods_of_attempt(plane: ControlPlane, namespace: str, attempt: int) -> int:
-    """How many pods of this attempt there are; read in full, since the server counts no labelled objects."""
+    """How many pods of this attempt there are; read in full, since the server counts no labeled objects."""
     label = f"megatrontrain.dev/restart-attempt={attempt}"
     return len(plane.get(f"{POD.path(namespace)}?labelSelector={label}")["items"])
 
@@ -160,7 +160,7 @@ def submit(bench: Bench, namespace: str, num_jobs: int) -> None:
 
 
 def rates(bench: Bench, example: list[tuple]) -> None:
-    """What a bare client reaches and the operator's share of it: with pods that run, and that nobody runs."""
+    """What a bare client reaches and the operator's share of it: with pods that run, and that no one runs."""
     for suffix, run in (("", True), ("_of_pods_not_run", False)):
         ours = bench.found["pods_per_second"] if run else created_rate(bench)
         assert isinstance(ours, float)

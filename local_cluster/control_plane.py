@@ -1,7 +1,7 @@
 """A real Kubernetes control plane on loopback for one test session: TLS, RBAC, free ports, stopped at the end.
 
 etcd, kube-apiserver and kube-controller-manager; kube-scheduler with native gang scheduling where a test asks.
-No nodes and no kubelets: fake_kubelet.py plays them.
+No nodes and no kubelets: fake_kubelet.py simulates them.
 """
 
 from __future__ import annotations
@@ -255,7 +255,7 @@ def end_with_parent() -> None:
 
 
 def free_port() -> int:
-    """A TCP port of loopback that nobody listens on, below the range from which clients' own ports are taken."""
+    """A TCP port of loopback that no one listens on, below the range from which clients' own ports are taken."""
     for _ in range(100):
         port = random.randrange(*PORTS)
         with socket.socket() as probe:

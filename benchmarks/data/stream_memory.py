@@ -1,4 +1,4 @@
-"""Resident memory while a large file is streamed: read, tokenised, packed and collated as in training.
+"""Resident memory while a large file is streamed: read, tokenized, packed and collated as in training.
 
     python benchmarks/data/stream_memory.py MODEL_DIR ROWS.jsonl [--gigabytes 1] [--length 4096] [--window 1000]
 

@@ -17,7 +17,7 @@ def convert(gguf: Path, output: Path) -> None:
 
     The weights are bfloat16, the precision that the model was published in. The GGUF file has 4-bit matrices
     and 8-bit embeddings: rounding what they stand for to bfloat16 moves a weight by at most 0.4 % of its
-    value, their own quantisation by several percent. The tied output matrix is left out, as when published.
+    value, their own quantization by several percent. The tied output matrix is left out, as when published.
     """
     disable_progress_bar()
     source = {"pretrained_model_name_or_path": gguf.parent, "gguf_file": gguf.name}
@@ -38,7 +38,7 @@ def convert(gguf: Path, output: Path) -> None:
 
 
 def published_config(config: PreTrainedConfig) -> dict[str, object]:
-    """config.json without the traces of GGUF: its quantisation, its name, its float32 rounding of epsilon."""
+    """config.json without the traces of GGUF: its quantization, its name, its float32 rounding of epsilon."""
     kept = {k: v for k, v in config.to_dict().items() if k not in ("quantization_config", "_name_or_path")}
     return kept | {
         "architectures": ["LlamaForCausalLM"],

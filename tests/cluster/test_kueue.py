@@ -146,7 +146,7 @@ def test_the_priority_is_that_of_the_named_class_and_a_missing_class_is_told(ser
 def test_a_running_job_is_left_alone_by_an_operator_that_starts_anew(
     served: OperatorProcess, kueue_plane: ControlPlane, jobs: JobClient, tmp_path: Path
 ):
-    """Workloads that are not listed yet must not look like ones that nobody has admitted."""
+    """Workloads that are not listed yet must not look like ones that no one has admitted."""
     jobs.submit(queued())
     kueue.admit(jobs, "spot")
     jobs.await_phase("Running")

@@ -159,7 +159,7 @@ def start(jobs: JobClient, claims: Claims, name: str, args: dict[str, object], *
 
 @pytest.fixture(scope="module")
 def undisturbed(claims: Claims, jobs: JobClient, inputs: dict[str, object]) -> list[float]:
-    """Losses of a job that nobody disturbs."""
+    """Losses of a job that no one disturbs."""
     start(jobs, claims, "alone", inputs)
     status = jobs.await_phase("Succeeded", "alone", PATIENCE_S)
     assert status["restarts"]["total"] == 0

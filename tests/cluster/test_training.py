@@ -66,7 +66,7 @@ def inputs(tmp_path_factory: pytest.TempPathFactory) -> dict[str, object]:
 
 @pytest.fixture(scope="module")
 def undisturbed(agent: PodAgent, jobs: JobClient, inputs: dict[str, object]) -> list[float]:
-    """Losses of a job that nobody disturbs; it ends as Succeeded with an exported model."""
+    """Losses of a job that no one disturbs; it ends as Succeeded with an exported model."""
     jobs.submit(job("alone", inputs))
     status = jobs.await_phase("Succeeded", "alone", PATIENCE_S)
     assert status["restarts"]["total"] == 0

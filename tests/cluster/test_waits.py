@@ -71,7 +71,7 @@ def test_a_pod_that_does_not_start_says_why_by_its_events_and_ends_the_job_at_th
 
 
 def test_a_job_without_a_place_ends_at_its_scheduling_timeout(quiet_jobs: JobClient, operator: OperatorProcess):
-    """No kubelet here and no scheduler: nobody places the pods, and nobody says why."""
+    """No kubelet here and no scheduler: no one places the pods, and no one says why."""
     quiet_jobs.submit(manifest(runPolicy={"schedulingTimeoutSeconds": 3}))
     quiet_jobs.await_phase("Failed", patience_s=60)
     failed = quiet_jobs.condition("Failed")

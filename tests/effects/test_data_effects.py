@@ -87,7 +87,7 @@ def test_val_dataset_shuffle_changes_the_order_of_validation(prepared, write, ro
 
 
 @effect("dataset_num_proc")
-def test_dataset_num_proc_tokenises_the_same_in_other_processes(prepared, monkeypatch):
+def test_dataset_num_proc_tokenizes_the_same_in_other_processes(prepared, monkeypatch):
     one = answers(prepared().train)
     here = []
     monkeypatch.setattr("megatron_trainer.data.encoding.encode.Encoder.encode", lambda *_: here.append(1))
@@ -96,7 +96,7 @@ def test_dataset_num_proc_tokenises_the_same_in_other_processes(prepared, monkey
 
 
 @effect("load_from_cache_file")
-def test_load_from_cache_file_decides_whether_rows_are_tokenised_again(prepared):
+def test_load_from_cache_file_decides_whether_rows_are_tokenized_again(prepared):
     done = []
 
     def progress(_, rows):
@@ -141,7 +141,7 @@ def test_download_mode_is_what_the_hub_library_is_told(prepared, monkeypatch, ro
 
 
 @effect("columns")
-def test_columns_renames_before_the_format_is_recognised(prepared, write):
+def test_columns_renames_before_the_format_is_recognized(prepared, write):
     path = write("odd.jsonl", [{"text1": "q", "text2": "r"}])
     assert answers(prepared(dataset=[path], columns={"text1": "query", "text2": "response"}).train) == ["r"]
     with pytest.raises(InvalidInput, match="no known columns"):
@@ -238,7 +238,7 @@ def test_packing_joins_whole_samples_up_to_packing_length(prepared):
 
 
 @effect("lazy_tokenize")
-def test_lazy_tokenize_gives_the_same_items_without_tokenising_first(prepared):
+def test_lazy_tokenize_gives_the_same_items_without_tokenizing_first(prepared):
     done = []
     before = prepared(progress=lambda *_: done.append(1))
     lazy = prepared(lazy_tokenize=True, progress=lambda *_: done.append(1))
@@ -248,7 +248,7 @@ def test_lazy_tokenize_gives_the_same_items_without_tokenising_first(prepared):
 
 
 @effect("cached_dataset")
-def test_cached_dataset_is_tokenised_data_of_an_earlier_time(prepared, tmp_path):
+def test_cached_dataset_is_tokenized_data_of_an_earlier_time(prepared, tmp_path):
     made = prepared()
     write_store(made.train, tmp_path / "cached" / "train")
     read = prepared(cached_dataset=[str(tmp_path / "cached")], dataset_shuffle=False)
@@ -256,7 +256,7 @@ def test_cached_dataset_is_tokenised_data_of_an_earlier_time(prepared, tmp_path)
 
 
 @effect("cached_val_dataset")
-def test_cached_val_dataset_is_tokenised_validation_data(prepared, tmp_path):
+def test_cached_val_dataset_is_tokenized_validation_data(prepared, tmp_path):
     """The train folder itself may be named, as ms-swift 4.x does."""
     made = prepared(split_dataset_ratio=0.25)
     for part, items in (("train", made.train), ("val", made.validation)):
@@ -282,7 +282,7 @@ def test_to_cached_dataset_writes_what_cached_dataset_reads(prepared, tmp_path, 
 
 
 @effect("streaming")
-def test_streaming_reads_and_tokenises_while_training(prepared, rows):
+def test_streaming_reads_and_tokenizes_while_training(prepared, rows):
     done = []
     stream = prepared(streaming=True, dataset_shuffle=False, progress=lambda *_: done.append(1))
     sampler = StreamSampler(micro_batch_size=1, data_parallel_rank=0, data_parallel_size=1, num_epochs=2)

@@ -5,7 +5,7 @@ import torch
 
 from tests.effects.registry import effect
 from tests.support.models import tiny_model
-from tests.support.ranks import lora_behaviour
+from tests.support.ranks import lora_behavior
 from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
@@ -21,7 +21,7 @@ def biased_llama(tmp_path_factory):
 @pytest.fixture
 def facts(biased_llama):
     """facts(**arguments): what the adapters look like and do."""
-    return lambda **given: gloo_ranks(1).run(lora_behaviour.adapter_facts, biased_llama, **given)[0]
+    return lambda **given: gloo_ranks(1).run(lora_behavior.adapter_facts, biased_llama, **given)[0]
 
 
 @pytest.fixture
@@ -29,7 +29,7 @@ def adapted(biased_llama):
     """adapted(**arguments): names of the modules that got an adapter."""
 
     def of(**given):
-        (shapes,) = gloo_ranks(1).run(lora_behaviour.trainable_with_adapters, biased_llama, **given)
+        (shapes,) = gloo_ranks(1).run(lora_behavior.trainable_with_adapters, biased_llama, **given)
         return {name.split(".lora.")[0] for name in shapes if ".lora." in name}
 
     return of
@@ -41,7 +41,7 @@ def trainable(tmp_path_factory):
     directory = str(tiny_model.make("llama", tmp_path_factory.mktemp("models")))
 
     def of(**given):
-        return gloo_ranks(1).run(lora_behaviour.trainable_after_freeze, directory, **given)[0]
+        return gloo_ranks(1).run(lora_behavior.trainable_after_freeze, directory, **given)[0]
 
     return of
 

@@ -90,7 +90,7 @@ def test_experts_lie_in_the_layers_that_were_asked_for(train_on, refusal):
 
 
 @effect("moe_router_pre_softmax")
-def test_scores_of_chosen_experts_are_normalised_or_not(train_on, refusal):
+def test_scores_of_chosen_experts_are_normalized_or_not(train_on, refusal):
     after = train_on("qwen3_moe", train_iters=1)
     before = train_on("qwen3_moe", moe_router_pre_softmax=True, to_hf=True, train_iters=1)
     assert exported(before)["norm_topk_prob"] is False

@@ -92,7 +92,7 @@ class Run:
         return json.loads((self.state / "pods" / pod / "process.json").read_text())["identity"]["pid"]
 
     def wait_for_pause(self, nodes=1):
-        """Until every pod stands still at its step, and mtj has written down that the gang is complete."""
+        """Until every pod stalls at its step, and mtj has written down that the gang is complete."""
         folder = self.state / "volumes" / "disk" / "tune"
         wait(lambda: all((folder / f"paused-{rank}").exists() for rank in range(nodes)))
         wait(lambda: (self.state / "status.yaml").exists() and self.status["phase"] == "Running")
@@ -359,7 +359,7 @@ def test_whatever_a_program_leaves_as_its_last_words_the_job_fails_with_them(run
 
 
 def test_the_port_where_ranks_meet_is_held_while_they_start(run):
-    """The program ends well only if nobody can take the port that it was told."""
+    """The program ends well only if no one can take the port that it was told."""
     program = (
         "import os, socket\n"
         "try:\n socket.socket().bind(('127.0.0.1', int(os.environ['MASTER_PORT'])))\n"

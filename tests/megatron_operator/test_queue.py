@@ -53,7 +53,7 @@ def test_a_key_added_many_times_before_a_worker_is_free_runs_once():
         ({"normal": 0.0, "patient": 60.0}, [B, C, A]),
         ({"normal": 60.0, "patient": 0.0}, [A, C, B]),
     ],
-    ids=["nobody waited long", "normal one waited too long", "patient one waited too long"],
+    ids=["no one waited long", "normal one waited too long", "patient one waited too long"],
 )
 def test_urgent_keys_go_first_and_patient_ones_last_unless_one_has_waited_too_long(monkeypatch, patience_s, order):
     async def scenario():

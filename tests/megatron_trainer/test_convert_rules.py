@@ -1,4 +1,4 @@
-"""The weight rules alone: every rank's share of known tensors, and the way back. No Megatron, no processes."""
+"""The weight rules alone: every rank's shard of known tensors, and the way back. No Megatron, no processes."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def rows(*names: str) -> torch.Tensor:
 
 
 def shares(rule: str, sources: list[torch.Tensor], size: int, dim: int | None = 0) -> list[torch.Tensor]:
-    """Every rank's share; put together and copied into a parameter they are the same."""
+    """Every rank's shard; put together and copied into a parameter they are the same."""
     blocks = [RULES[rule].blocks(sources, Share(rank=r, size=size, dim=dim), SIZES) for r in range(size)]
     for block in blocks:
         parameter = torch.full(block.shape, -1.0)

@@ -129,7 +129,7 @@ def test_a_model_of_the_hub_is_found_as_training_finds_it(models, tmp_path):
     assert torch.equal(weights["model.embed_tokens.weight"], base["model.embed_tokens.weight"])
     refused, _ = from_hub(to_mcore=True, model="tiny/llama")
     assert refused.exit_code == ExitCode.MISSING_INPUT
-    assert "to fetch a repository of the Hugging Face hub, set use_hf: true" in refused.message
+    assert "to fetch a repository of the Hugging Face Hub, set use_hf: true" in refused.message
 
 
 def test_torch_dtype_is_the_type_that_is_written(checkpoint, tmp_path):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from tests.support.models import tiny_model
-from tests.support.ranks import lora_behaviour
+from tests.support.ranks import lora_behavior
 from tests.support.ranks.lora_ranks import LAYOUTS
 from tests.support.ranks.pool import gloo_ranks
 
@@ -33,18 +33,18 @@ def ranks(function, layout, *args, **given):
 )
 def test_the_same_parameters_train_in_every_layout(root, name, layouts, given):
     directory = str(tiny_model.make(name, root))
-    (expected,) = ranks(lora_behaviour.trainable_after_freeze, "TP1", directory, **given)
+    (expected,) = ranks(lora_behavior.trainable_after_freeze, "TP1", directory, **given)
     assert expected
     for layout in layouts:
-        assert set().union(*ranks(lora_behaviour.trainable_after_freeze, layout, directory, **given)) == set(expected)
+        assert set().union(*ranks(lora_behavior.trainable_after_freeze, layout, directory, **given)) == set(expected)
 
 
 def test_a_bias_beside_a_frozen_weight_gets_its_gradient(root):
     """Megatron's linear with a frozen weight gives its bias none."""
     directory = str(tiny_model.make("llama_bias", root))
     for layout in ("TP1", "TP2+SP"):
-        everything = ranks(lora_behaviour.gradients, layout, directory, freezing=True)
-        biases = ranks(lora_behaviour.gradients, layout, directory, freezing=True, freeze_parameters_regex="weight$")
+        everything = ranks(lora_behavior.gradients, layout, directory, freezing=True)
+        biases = ranks(lora_behavior.gradients, layout, directory, freezing=True, freeze_parameters_regex="weight$")
         for one, other in zip(biases, everything, strict=True):
             assert {name.rsplit(".", 1)[1] for name in one} == {"bias"}
             for name, gradient in one.items():
@@ -56,8 +56,8 @@ def test_recomputed_layers_train_above_a_frozen_embedding(root):
     directory = str(tiny_model.make("llama", root))
     given = {"freezing": True, "freeze_parameters": ("embedding",)}
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 2}
-    (plain,) = ranks(lora_behaviour.gradients, "TP1", directory, **given)
-    (recomputed,) = ranks(lora_behaviour.gradients, "TP1", directory, **given, **full)
+    (plain,) = ranks(lora_behavior.gradients, "TP1", directory, **given)
+    (recomputed,) = ranks(lora_behavior.gradients, "TP1", directory, **given, **full)
     assert "decoder.layers.0.mlp.linear_fc1.weight" in plain
     for name, gradient in plain.items():
         assert gradient.abs().max() > 0, name
@@ -67,13 +67,13 @@ def test_recomputed_layers_train_above_a_frozen_embedding(root):
 def test_names_that_match_nothing_and_freezing_all_are_refused_on_all_ranks(root):
     directory = str(tiny_model.make("llama", root))
     wrong = {"freeze_parameters": ("model.layers", "decoder"), "trainable_parameters_regex": "lm_head"}
-    for violations in ranks(lora_behaviour.refusal, "PP2", directory, freezing=True, **wrong):
+    for violations in ranks(lora_behavior.refusal, "PP2", directory, freezing=True, **wrong):
         assert [argument for argument, _ in violations] == ["freeze_parameters", "trainable_parameters_regex"]
         assert violations[0][1] == (
             "matches no parameter of this model; names begin with "
             "decoder.final_layernorm, decoder.layers, embedding.word_embeddings, output_layer.weight"
         )
-    for violations in ranks(lora_behaviour.refusal, "TP1", directory, freezing=True, freeze_parameters_ratio=1.0):
+    for violations in ranks(lora_behavior.refusal, "TP1", directory, freezing=True, freeze_parameters_ratio=1.0):
         assert violations == [
             ("freeze_parameters_ratio", "nothing is left to train; add trainable_parameters or freeze less")
         ]
@@ -82,6 +82,6 @@ def test_names_that_match_nothing_and_freezing_all_are_refused_on_all_ranks(root
 def test_a_stage_may_hold_nothing_that_trains(root):
     directory = str(tiny_model.make("llama", root))
     given = {"freezing": True, "freeze_parameters_regex": ".", "trainable_parameters": ("decoder.layers.1.",)}
-    first, last = ranks(lora_behaviour.gradients, "PP2", directory, **given)
+    first, last = ranks(lora_behavior.gradients, "PP2", directory, **given)
     assert last == {}
     assert all(gradient.abs().max() > 0 for gradient in first.values())

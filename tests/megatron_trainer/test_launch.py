@@ -70,7 +70,7 @@ def test_a_killed_rank_is_reported_as_its_signal(start):
     assert process.wait(20) == 128 + signal.SIGKILL
     record = json.loads(log.read_text())
     assert (record["reason"], record["rank"]) == ("signal 9", 2)
-    assert record["iteration"] is None, "nobody could say; a number would stand before that of the last progress"
+    assert record["iteration"] is None, "no one could say; a number would stand before that of the last progress"
 
 
 def test_the_others_of_a_killed_rank_are_not_waited_for(start):

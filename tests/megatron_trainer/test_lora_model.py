@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.models import tiny_model
-from tests.support.ranks import lora_behaviour, lora_ranks, tiny_run
+from tests.support.ranks import lora_behavior, lora_ranks, tiny_run
 from tests.support.ranks.lora_ranks import LAYOUTS
 from tests.support.ranks.pool import gloo_ranks
 
@@ -45,10 +45,10 @@ def tensors(folder):
 
 def test_new_adapters_change_nothing_and_are_the_same_in_every_layout(root):
     directory = model(root, "llama")
-    (whole,) = ranks(lora_behaviour.first_adapters, "TP1", directory)
+    (whole,) = ranks(lora_behavior.first_adapters, "TP1", directory)
     assert whole["same"]
     for layout in ("TP2", "PP2"):
-        parts = ranks(lora_behaviour.first_adapters, layout, directory)
+        parts = ranks(lora_behavior.first_adapters, layout, directory)
         assert all(part["same"] for part in parts)
         for name, total in whole["sums"].items():
             held = [part["sums"][name] for part in parts if name in part["sums"]]
@@ -58,14 +58,14 @@ def test_new_adapters_change_nothing_and_are_the_same_in_every_layout(root):
 
 
 def test_only_adapters_train(root):
-    (result,) = ranks(lora_behaviour.first_adapters, "TP1", model(root, "llama"))
+    (result,) = ranks(lora_behavior.first_adapters, "TP1", model(root, "llama"))
     assert len(result["trainable"]) == 4 * 4 * 2
     assert all(".lora." in name for name in result["trainable"])
 
 
 @pytest.mark.parametrize("layout", ["TP1", "TP2", "TP2+SP"])
 def test_dropout_changes_training_and_not_evaluation(root, layout):
-    for result in ranks(lora_behaviour.dropout, layout, model(root, "llama"), lora_dropout=0.5):
+    for result in ranks(lora_behavior.dropout, layout, model(root, "llama"), lora_dropout=0.5):
         first, second = result["training"]
         assert not torch.equal(first, second)
         assert torch.equal(*result["evaluation"])
@@ -74,12 +74,12 @@ def test_dropout_changes_training_and_not_evaluation(root, layout):
 
 def test_the_reference_policy_is_the_base_model_bit_by_bit(root):
     given = {"modules_to_save": ("output_layer",), "lora_bias": "all"}
-    (result,) = ranks(lora_behaviour.reference_policy, "TP1", model(root, "llama_bias"), **given)
+    (result,) = ranks(lora_behavior.reference_policy, "TP1", model(root, "llama_bias"), **given)
     assert result == {"is_base": True, "differs": True, "is_back": True}
 
 
 def test_merging_twice_and_undoing_what_was_not_kept_are_errors(root):
-    assert gloo_ranks(1).run(lora_behaviour.merge_errors, model(root, "llama")) == [
+    assert gloo_ranks(1).run(lora_behavior.merge_errors, model(root, "llama")) == [
         [
             "the originals of weights that train in full were not kept",
             "the adapters are merged already",
@@ -92,8 +92,8 @@ def test_merging_twice_and_undoing_what_was_not_kept_are_errors(root):
 def test_recomputed_layers_get_the_same_gradients_above_frozen_embeddings(root, layout):
     directory = model(root, "llama")
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
-    plain = ranks(lora_behaviour.gradients, layout, directory, target_modules=("linear_fc2",))
-    recomputed = ranks(lora_behaviour.gradients, layout, directory, target_modules=("linear_fc2",), **full)
+    plain = ranks(lora_behavior.gradients, layout, directory, target_modules=("linear_fc2",))
+    recomputed = ranks(lora_behavior.gradients, layout, directory, target_modules=("linear_fc2",), **full)
     for one, other in zip(plain, recomputed, strict=True):
         assert one.keys() == other.keys()
         assert all(gradient.abs().max() > 0 for gradient in one.values())
@@ -117,10 +117,10 @@ def test_recomputed_layers_get_the_same_gradients_above_frozen_embeddings(root, 
 def test_checkpoints_hold_what_trains_and_load_in_another_layout(root, tmp_path, name, saved, loaded, given):
     directory = model(root, name)
     original = adapter(root, name, **given)
-    keys = ranks(lora_behaviour.save_sharded, saved, directory, str(original), str(tmp_path / "sharded"), **given)
+    keys = ranks(lora_behavior.save_sharded, saved, directory, str(original), str(tmp_path / "sharded"), **given)
     assert all(".lora." in key or key in FULL_WEIGHTS or key.endswith("bias") for key in set().union(*keys))
     untouched = ranks(
-        lora_behaviour.load_sharded, loaded, directory, str(tmp_path / "sharded"), str(tmp_path / "again"), **given
+        lora_behavior.load_sharded, loaded, directory, str(tmp_path / "sharded"), str(tmp_path / "again"), **given
     )
     assert all(untouched)
     before, after = tensors(original), tensors(tmp_path / "again")
@@ -169,29 +169,25 @@ REFUSALS = {
 @pytest.mark.parametrize("case", REFUSALS)
 def test_what_cannot_be_right_is_refused_on_all_ranks_with_the_reason(root, case):
     name, layout, given, expected = REFUSALS[case]
-    for violations in ranks(lora_behaviour.refusal, layout, model(root, name), **given):
+    for violations in ranks(lora_behavior.refusal, layout, model(root, name), **given):
         assert [argument for argument, _ in violations] == [argument for argument, _ in expected]
         assert all(part in message for (_, message), (_, part) in zip(violations, expected, strict=True))
 
 
 def test_an_adapter_with_other_numbers_modules_or_separate_a_is_refused_with_the_reason(root):
     directory, made = model(root, "llama"), adapter(root, "llama")
-    (messages,) = gloo_ranks(1).run(lora_behaviour.load_refusal, directory, str(made), lora_rank=8)
+    (messages,) = gloo_ranks(1).run(lora_behavior.load_refusal, directory, str(made), lora_rank=8)
     assert messages == ["adapter_config.json says r is 4, this run's adapters have 8; set lora_rank to 4"]
-    (messages,) = gloo_ranks(1).run(lora_behaviour.load_refusal, directory, str(made), target_modules=("linear_qkv",))
+    (messages,) = gloo_ranks(1).run(lora_behavior.load_refusal, directory, str(made), target_modules=("linear_qkv",))
     assert "belong to no module that this run trains" in messages[0]
     assert "model.layers.*.mlp.down_proj.lora_A.weight" in messages[0]
-    (messages,) = gloo_ranks(1).run(
-        lora_behaviour.load_refusal, directory, str(made), modules_to_save=("output_layer",)
-    )
+    (messages,) = gloo_ranks(1).run(lora_behavior.load_refusal, directory, str(made), modules_to_save=("output_layer",))
     assert "tensors that this run trains are missing" in messages[0]
-    gloo_ranks(1).run(lora_behaviour.spoil_shared_a, str(made))
-    for messages in gloo_ranks(2).run(
-        lora_behaviour.load_refusal, directory, str(made), pipeline_model_parallel_size=2
-    ):
+    gloo_ranks(1).run(lora_behavior.spoil_shared_a, str(made))
+    for messages in gloo_ranks(2).run(lora_behavior.load_refusal, directory, str(made), pipeline_model_parallel_size=2):
         assert "adapters do not fit this run's" in messages[0]
         assert "q_proj.lora_A.weight and" in messages[0]
-    (messages,) = gloo_ranks(1).run(lora_behaviour.load_refusal, directory, str(root / "nowhere"))
+    (messages,) = gloo_ranks(1).run(lora_behavior.load_refusal, directory, str(root / "nowhere"))
     assert "holds no readable adapter_config.json" in messages[0]
 
 
@@ -209,7 +205,7 @@ def test_targets_are_named_as_briefly_as_is_exact(root):
 def test_virtual_stages_hold_the_same_adapters(root, tmp_path):
     given = {"target_regex": r"decoder\.layers\.[02]\..*", "modules_to_save": ("output_layer",)}
     made = adapter(root, "llama", **given)
-    ranks(lora_behaviour.written_again, "PP2", model(root, "llama"), str(made), str(tmp_path / "a"), **given)
+    ranks(lora_behavior.written_again, "PP2", model(root, "llama"), str(made), str(tmp_path / "a"), **given)
     before, after = tensors(made), tensors(tmp_path / "a")
     assert before.keys() == after.keys()
     assert all(torch.equal(before[key], after[key]) for key in before)

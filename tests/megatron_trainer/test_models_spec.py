@@ -116,7 +116,7 @@ def test_a_directory_without_a_readable_config_is_a_missing_input(tmp_path: Path
 REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
     # model, its settings, arguments, path and words of the violation
     "activation": ("llama", {"hidden_act": "tanh"}, {}, "config.json:hidden_act", "silu"),
-    "quantised": ("llama", {"quantization_config": {"bits": 4}}, {}, "config.json:quantization_config", "bfloat16"),
+    "quantized": ("llama", {"quantization_config": {"bits": 4}}, {}, "config.json:quantization_config", "bfloat16"),
     "heads": ("llama", {}, {"tensor_model_parallel_size": 3}, "spec.args.tensor_model_parallel_size", "4 attention"),
     "experts and no sequence parallelism": (
         "mixtral",
@@ -169,7 +169,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "config.json:num_experts_per_tok",
         "4 experts",
     ),
-    "a choice of experts that nobody knows": (
+    "a choice of experts that no one knows": (
         "deepseek_v2",
         {"topk_method": "x"},
         {},
@@ -191,7 +191,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "config.json:rope_parameters",
         "yarn scaling needs factor",
     ),
-    "a kind of scaling that nobody knows, in latent attention": (
+    "a kind of scaling that no one knows, in latent attention": (
         "deepseek_v3",
         {"rope_parameters": {"rope_type": "cubic", "rope_theta": 1e4}},
         {},
@@ -226,7 +226,7 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         "config.json:layer_types",
         "no window",
     ),
-    "kinds of layers that nobody knows": (
+    "kinds of layers that no one knows": (
         "qwen3",
         {"layer_types": ["linear_attention"] * 4},
         {},

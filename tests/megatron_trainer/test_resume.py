@@ -192,7 +192,7 @@ def test_a_changed_argument_takes_effect_and_is_logged_with_the_step_from_which_
 
 
 def test_the_number_of_steps_of_the_optimizer_goes_on_with_other_rates(full, tmp_path):
-    """Adam corrects its moments by it: counted anew, the first steps would be many times too large."""
+    """Adam corrects its moments by it: counted again, the first steps would be many times too large."""
     assert full.go_on(tmp_path, {"lr": 5e-4}).steps == {4.0}
 
 

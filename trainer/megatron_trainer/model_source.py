@@ -1,4 +1,4 @@
-"""Where the model comes from: a folder, or a repository of the Hugging Face hub; and its tokenizer."""
+"""Where the model comes from: a folder, or a repository of the Hugging Face Hub; and its tokenizer."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ def folder(args: TrainArgs) -> Path:
     if Path(model).is_dir():
         return Path(model)
     if model.startswith((".", "/", "~")) or model.count("/") > 1:
-        raise _missing(model, "is no folder; give the folder of a Hugging Face model")
+        raise _missing(model, "is not a directory; pass the directory of a Hugging Face model")
     if not args.use_hf:
-        raise _missing(model, "is no folder; to fetch a repository of the Hugging Face hub, set use_hf: true")
+        raise _missing(model, "is not a directory; to fetch a repository of the Hugging Face Hub, set use_hf: true")
     try:
         fetched = Path(snapshot_download(model, revision=args.model_revision, allow_patterns=list(NEEDED)))
         if not any(fetched.glob("*.safetensors")):
@@ -41,7 +41,7 @@ def folder(args: TrainArgs) -> Path:
     except (OSError, ValueError) as err:
         reason = str(err).strip().splitlines()[0] if str(err).strip() else type(err).__name__
         revision = f" at revision {args.model_revision}" if args.model_revision else ""
-        message = f"is no folder, and the hub does not give us such a repository{revision}: {reason}"
+        message = f"is not a directory, and the repository was not found on the Hub{revision}: {reason}"
         raise _missing(model, message) from err
 
 

@@ -49,9 +49,7 @@ def explain(
     return f"out of GPU memory; the same settings would run out again. {remedy}. {said}"
 
 
-def _remedy(
-    accepted: Accepted | None, task: TrainingTask, world_size: int, measure: Callable[[], int | None]
-) -> str:
+def _remedy(accepted: Accepted | None, task: TrainingTask, world_size: int, measure: Callable[[], int | None]) -> str:
     try:
         return _computed(accepted, task, world_size, measure()) if accepted else _by_name()
     except Exception as err:  # noqa: BLE001 - whatever it is, the failure that it explains goes first

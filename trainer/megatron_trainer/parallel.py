@@ -75,11 +75,11 @@ def interleave(virtual_stages: int | None) -> None:
     parallel_state.set_virtual_pipeline_model_parallel_rank(None if virtual_stages is None else 0)
 
 
-def initialise(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordinates:
+def initialize(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordinates:
     """Forms all groups for the layout of the arguments and seeds their random states. Collective.
 
     Ranks are ordered tensor, context, expert, data, pipeline, the fastest first, so that tensor-parallel
-    ranks are neighbours on one machine.
+    ranks are neighbors on one machine.
     """
     parallel_state.destroy_model_parallel()
     parallel_state.initialize_model_parallel(
@@ -109,7 +109,7 @@ def seed(value: int) -> None:
 
 
 def coordinates() -> Coordinates:
-    """This rank's place in the groups that `initialise` formed."""
+    """This rank's place in the groups that `initialize` formed."""
     return Coordinates(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),

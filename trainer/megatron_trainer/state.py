@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_trainer.data.ordering.sample import Stretch
+from megatron_trainer.data.ordering.sample import Segment
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -31,7 +31,7 @@ class TrainState:
     last_validation_iteration: int | None = None
     best_validation_loss: float | None = None
     last_metric: float | None = None
-    history: tuple[Stretch, ...] = ()
+    history: tuple[Segment, ...] = ()
     data: str = ""
 
 
@@ -51,7 +51,7 @@ def on_data(state: TrainState, identity: str, *, total_iterations: int) -> Train
             raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
         logger.warning(
             "the data or its order is not that of the checkpoint: after its consumed_samples=%d some samples may come "
-            "again and others not at all; to start anew from its weights, give it as load with finetune: true",
+            "again and others not at all; to start over from its weights, give it as load with finetune: true",
             state.consumed_samples,
         )
     return replace(state, data=identity)
@@ -59,4 +59,4 @@ def on_data(state: TrainState, identity: str, *, total_iterations: int) -> Train
 
 def from_plain(fields: Mapping[str, Any]) -> TrainState:
     """The state whose dataclasses.asdict a checkpoint holds; older checkpoints have no history."""
-    return TrainState(**{**fields, "history": tuple(Stretch(**entry) for entry in fields.get("history", ()))})
+    return TrainState(**{**fields, "history": tuple(Segment(**entry) for entry in fields.get("history", ()))})

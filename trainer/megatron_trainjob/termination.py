@@ -29,7 +29,7 @@ MESSAGE: Final = "message"
 class TerminationRecord:
     """The first failing rank, its code, and why. reason: as exit_codes.describe puts it.
 
-    iteration: None where nobody could say; the operator then takes that of the last progress.
+    iteration: None where no one could say; the operator then takes that of the last progress.
     """
 
     exit_code: int
@@ -51,7 +51,7 @@ class TerminationRecord:
 
 
 def write(path: Path | None, record: TerminationRecord) -> None:
-    """Leaves the record where the launcher looks; a rank that nobody launched has no such place."""
+    """Leaves the record where the launcher looks; a rank that no one launched has no such place."""
     if path is not None:
         path.write_text(record.to_json())
 

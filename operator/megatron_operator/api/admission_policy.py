@@ -1,7 +1,7 @@
 """The ValidatingAdmissionPolicy beside the CRD: unknown names and rules between fields, judged when spec changes.
 
 The API server evaluates it itself, without a server of ours. It says every problem in one message, as the webhook
-does; the nearest known name and what needs a look at lists of objects are left to webhook and operator.
+does; the nearest known name and what needs lists of objects are left to webhook and operator.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def _fixed() -> str:
 
 
 def changed_while_suspended() -> tuple[str, ...]:
-    """The fields of spec that pods are made from: they change only while there are none, as with Job and Kueue."""
+    """Pod-shaping fields of spec: mutable only while there are no pods, as with Job and Kueue."""
     declared = [name for name, when in changes(spec_schema()) if "." not in name and when == "WhileSuspended"]
     return ("args", *declared)
 

@@ -1,6 +1,6 @@
 """Every name that the operator shares with a cluster: API group, labels, annotations, conditions and reasons.
 
-Also the rules by which names of child objects follow from job and attempt. No behaviour beyond naming.
+Also the rules by which names of child objects follow from job and attempt. No behavior beyond naming.
 """
 
 from __future__ import annotations

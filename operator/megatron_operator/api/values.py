@@ -265,7 +265,7 @@ class FailurePolicy:
         "maxRestarts", integer("Counted restarts; disruptions are not counted.", le=1000, default=3)
     )
     reset_after_progress: bool = declared(
-        "resetAfterProgress", boolean("Counts anew once a newer checkpoint was written.", default=True)
+        "resetAfterProgress", boolean("Starts over once a newer checkpoint was written.", default=True)
     )
     backoff_initial_s: int = declared(
         "backoffSeconds.initial", integer("Seconds before the first.", le=86400, default=10)

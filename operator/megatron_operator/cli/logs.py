@@ -66,7 +66,7 @@ def _read(state: State, log: Path, part: str, *, follow: bool) -> Iterator[str]:
         while True:
             has_ended = not follow or state.read_status().get("phase") in ENDED
             newest = choose(state, part) or log
-            if log.stat().st_size < file.tell():  # it has been begun anew
+            if log.stat().st_size < file.tell():  # it has been begun again
                 file.seek(0)
             yield file.read()
             if newest != log:

@@ -102,7 +102,7 @@ def rows(status: Object) -> list[tuple[str, str]]:
 
 
 def colored(phase: str) -> str:
-    """The phase in its colour."""
+    """The phase in its color."""
     return f"[{COLORS.get(phase, 'default')}]{escape(phase)}[/]"
 
 

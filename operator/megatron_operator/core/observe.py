@@ -94,7 +94,7 @@ class Seen:
     change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
     predecessors: pods of a deleted job of the same name that may still run and write.
     lost_nodes: names of nodes that are gone or not ready. stale_groups: PodGroups of earlier attempts that
-    nobody has deleted yet; they would hold quota for pods that never come.
+    no one has deleted yet; they would hold quota for pods that never come.
     """
 
     status: Object = field(default_factory=dict)
@@ -191,7 +191,7 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
 def read_pod(raw: Object) -> Pod:
     """One raw pod as a value. Raises Unreadable for a name that no pod of the job it is labeled for has.
 
-    Its place follows from the name, which nobody can change, rather than from labels, which many may edit.
+    Its place follows from the name, which no one can change, rather than from labels, which many may edit.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     labels = metadata.get("labels") or {}

@@ -1,6 +1,6 @@
 """What the pure core wants done: values that a cluster applies. No decision is taken here.
 
-A cluster applies a plan in this order and stops at the first refusal, to look again later:
+A cluster applies a plan in this order and stops at the first refusal, to reconcile again later:
 status, then delete (all at once), patch, create (in the given order), events. The status goes first because
 it is the write-ahead record: a new attempt is written down before a pod of the old one is touched.
 """
@@ -53,9 +53,9 @@ class Event:
 class Plan:
     """All that one reconcile wants done.
 
-    status: the whole new status, None when the stored one is good as it is or the next look writes it.
+    status: the whole new status, None when the stored one is good as it is or the next reconcile writes it.
     create: complete objects with owner reference; "already exists" with our uid as owner counts as done.
-    requeue_s: look again after so many seconds even if nothing happens; None when only a change can matter.
+    requeue_s: reconcile again after so many seconds even if nothing happens; None when only a change can matter.
     """
 
     status: Object | None = None

@@ -1,4 +1,4 @@
-"""One look at one job: manifest, what is seen and the time -> what to do. Holds the order of policies."""
+"""Reconciles one job: manifest, what is seen and the time -> what to do. Holds the order of policies."""
 
 from __future__ import annotations
 
@@ -109,20 +109,20 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
         written, write_in_s = new, None
     changes = _changes(job, seen, decision, now)
     queued = kueue_changes.changes(job, seen, decision, now)
-    is_first_look = _is_first_look(seen, changes)
+    is_first_reconcile = _is_first_reconcile(seen, changes)
     told = events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(changes))
     return Plan(
-        status=None if is_first_look else written,
+        status=None if is_first_reconcile else written,
         delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
         patch=(*changes.patch, *queued.patch),
         create=(*queued.create, *changes.create),
-        events=() if is_first_look else told,
+        events=() if is_first_reconcile else told,
         requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
     )
 
 
 def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
-    """A finished job is only cleaned up; its status stays but for the generation that was looked at."""
+    """A finished job is only cleaned up; its status stays but for the observed generation."""
     if cleanup.is_over(job, seen, now):
         leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *kueue_changes.leftovers(seen))
         return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
@@ -148,7 +148,7 @@ def _after_a_rejection(manifest: Object, seen: Seen, now: float) -> Plan:
 
 
 def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s: float | None) -> float | None:
-    """Seconds until time alone can change something; a decided restart or end is looked at again at once."""
+    """Requeue delay until the next time-based transition; a decided restart or end is looked at again at once."""
     if isinstance(decision, Restart):
         return decision.delay_s
     if isinstance(decision, Withdraw) and decision.pause_s is not None:
@@ -162,8 +162,8 @@ def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s:
     return min([*waits, write_in_s] if write_in_s is not None else waits, default=None)
 
 
-def _is_first_look(seen: Seen, changes: Plan) -> bool:
-    """Whether the pods of a new job come first, and status and event with the next look, which they cause.
+def _is_first_reconcile(seen: Seen, changes: Plan) -> bool:
+    """Whether the pods of a new job come first, and status and event with the next reconcile, which they cause.
 
     That is one write less. Attempt 0 needs no record beforehand, for that is what a job without status is at. A
     refusal is shown at once.

@@ -138,7 +138,7 @@ def replica_statuses(job: Job, pods: Iterable[Pod]) -> Object:
 
 
 def resolved(job: Job) -> Object:
-    """Sizes that follow from the manifest, so that nobody has to guess what "auto" became."""
+    """Sizes that follow from the manifest, so that no one has to guess what "auto" became."""
     return {
         "worldSize": job.world_size,
         "dataParallelSize": derive.data_parallel_size(job.args, job.world_size),
@@ -187,7 +187,7 @@ def _soft(status: Object) -> Object:
 
 
 def _soft_due(new: Object, old: Object) -> float:
-    """When a soft change may be written: counts of pods, and progress within the same percent, wait longer."""
+    """When a throttled change may be written: counts of pods, and progress within the same percent, wait longer."""
     written = to_seconds(old.get("lastUpdatedTime")) or 0.0
     others_differ = {**_soft(new), **QUIET} != {**_soft(old), **QUIET}
     percent = [(status.get("progress") or {}).get("percentage") for status in (new, old)]

@@ -36,7 +36,7 @@ def uncounted(spec: Object) -> Iterator[tuple[str, object, str]]:
         return
     remedy = '; nprocPerNode "auto" is 1, so give it a number'
     if claims := resources.get("claims"):
-        yield "spec.resourcesPerNode.claims", claims[0].get("name"), f"holds devices that nobody can count{remedy}"
+        yield "spec.resourcesPerNode.claims", claims[0].get("name"), f"holds devices that no one can count{remedy}"
     network = (spec["network"].get("rdma") or {}).get("resource")
     for name, value in limits.items():
         if "/" in name and name != network and not name.startswith("rdma/"):

@@ -1,4 +1,4 @@
-"""Brings one job at a time to where it should be: look, plan, apply. All policy lies in the pure core.
+"""Brings one job at a time to where it should be: observe, plan, apply. All policy lies in the pure core.
 
 Also holds the jobs themselves, as kopf's watch and our own status writes last showed them.
 """
@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_operator import clock, manifest
 from megatron_operator.cluster.kubernetes.apply import ForeignObject, Predecessor, apply
-from megatron_operator.cluster.kubernetes.cache import Mirror
+from megatron_operator.cluster.kubernetes.cache import Cache
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.events import Recorder
 from megatron_operator.cluster.kubernetes.resource import JOB, Resource
@@ -103,10 +103,10 @@ class Jobs:
 class Controller:
     """Reconciles jobs by key. Keeps in memory only what can be lost: the last refusals and pushed progress."""
 
-    def __init__(self, *, client: Client, recorder: Recorder, mirror: Mirror, jobs: Jobs, metrics: Metrics) -> None:
+    def __init__(self, *, client: Client, recorder: Recorder, cache: Cache, jobs: Jobs, metrics: Metrics) -> None:
         self._client = client
         self._recorder = recorder
-        self._mirror = mirror
+        self._cache = cache
         self._jobs = jobs
         self._metrics = metrics
         self._problems: dict[Key, tuple[str, str]] = {}
@@ -127,7 +127,7 @@ class Controller:
         return push.is_past(attempt, current, self._reported(key, uid))
 
     def take_progress(self, key: Key, uid: str, progress: Progress) -> bool:
-        """Remembers what a job's trainer says of itself; whether it is worth a look at the job now."""
+        """Remembers what a job's trainer says of itself; whether the job is worth a reconcile now."""
         before = self._reported(key, uid)
         self._progress[key] = (uid, progress)
         return before is None or _is_news(before, progress)
@@ -142,7 +142,7 @@ class Controller:
         return progress if reporter == uid else None
 
     async def reconcile(self, key: Key) -> float | None:
-        """Seconds after which to look again, None when only a change can matter. Raises RetryLater."""
+        """Seconds after which to reconcile again, None when only a change can matter. Raises RetryLater."""
         with self._metrics.reconcile_s.labels("done").time():
             job = self._jobs.get(key)
             if job is None or "deletionTimestamp" in job["metadata"]:
@@ -154,7 +154,7 @@ class Controller:
             except (ApiError, ForeignObject) as error:
                 self._metrics.reconcile_errors.inc()
                 if key in self._problems and not was_told:
-                    return 0.0  # the next look says it on the job; what it is refused then waits as usual
+                    return 0.0  # the next reconcile says it on the job; what it is refused then waits as usual
                 raise RetryLater(str(error), self._told_within_s(key)) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()
@@ -185,7 +185,7 @@ class Controller:
 
     async def _plan(self, key: Key, job: Object, now: float) -> Plan:
         parsed = self._jobs.parse(key)
-        seen = await self._mirror.see(
+        seen = await self._cache.see(
             job,
             parsed=parsed if isinstance(parsed, Job) else None,
             progress=self._reported(key, job["metadata"]["uid"]) or push.remembered(job.get("status") or {}),
@@ -205,7 +205,7 @@ class Controller:
                 self._jobs.put(raw)
                 self._metrics.on_status(namespace, _created_at(job), old, raw.get("status") or {}, now)
             else:
-                self._mirror.take(resource, raw)
+                self._cache.take(resource, raw)
 
         return take
 

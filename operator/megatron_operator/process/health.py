@@ -58,7 +58,7 @@ async def serve(health: Health, address: str, port: int) -> None:
 
 
 async def watch_lag(metrics: Metrics) -> None:
-    """Measures for ever how much later than asked the event loop wakes up."""
+    """Measures forever how much later than asked the event loop wakes up."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + LAG_INTERVAL_S

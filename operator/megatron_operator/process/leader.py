@@ -1,7 +1,7 @@
 """Which replica acts: a Lease that one holds and renews, as other Kubernetes controllers do it.
 
 Judges the age of a lease by its own clock since it last saw the lease change, so that clocks may differ. A
-leader that cannot renew in time has lost: the process ends and starts anew as a follower.
+leader that cannot renew in time has lost: the process ends and starts over as a follower.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ async def become_leader(client: Client, candidate: Candidate) -> None:
 
 
 async def stay_leader(client: Client, candidate: Candidate) -> None:
-    """Renews for ever; raises LostLeadership when that fails for too long or another holds the lease."""
+    """Renews forever; raises LostLeadership when that fails for too long or another holds the lease."""
     loop = asyncio.get_running_loop()
     renewed_at = loop.time()
     while True:
@@ -83,7 +83,7 @@ async def stay_leader(client: Client, candidate: Candidate) -> None:
 
 
 async def holder(client: Client, candidate: Candidate) -> str:
-    """The identity that holds the lease now, "" when nobody does."""
+    """The identity that holds the lease now, "" when no one does."""
     lease = await client.get(LEASE, candidate.namespace, candidate.lease_name)
     return str(lease["spec"].get("holderIdentity") or "") if lease else ""
 

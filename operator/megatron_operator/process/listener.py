@@ -215,7 +215,7 @@ async def _renew(certificates: Path, context: ssl.SSLContext) -> None:
                 context.load_cert_chain(certificates / "tls.crt", certificates / "tls.key")
                 known = found
                 logger.info("certificate renewed folder=%s", certificates)
-        except OSError as error:  # half written: the next look sees the whole
+        except OSError as error:  # half written: the next reconcile sees the whole
             logger.warning("certificate not renewed folder=%s error=%s", certificates, error)
 
 

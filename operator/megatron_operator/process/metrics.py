@@ -51,7 +51,7 @@ class Metrics:
             "megatron_operator_watch_events", "Events received from watches.", "resource", "type"
         )
         self.watch_restarts = self._counter(
-            "megatron_operator_watch_restarts", "Watches that broke and began anew.", "resource"
+            "megatron_operator_watch_restarts", "Watches that broke and started over.", "resource"
         )
         self.unreadable = self._counter(
             "megatron_operator_unreadable_objects", "Objects left out because they could not be read.", "resource"

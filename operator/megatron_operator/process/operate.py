@@ -1,6 +1,6 @@
-"""Runs the operator's parts side by side: mirrors, kopf, health, leadership, workers. Ends when one of them ends.
+"""Runs the operator's parts side by side: caches, kopf, health, leadership, workers. Ends when one of them ends.
 
-Followers keep warm mirrors and serve the webhook; only the leader's workers change anything.
+Followers keep warm caches and serve the webhook; only the leader's workers change anything.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily
 
 from megatron_operator.cluster.kubernetes import connection as kubernetes_connection
-from megatron_operator.cluster.kubernetes.cache import Extent, Mirror
+from megatron_operator.cluster.kubernetes.cache import Cache, Extent
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.connection import Connection
 from megatron_operator.cluster.kubernetes.events import Recorder
@@ -51,7 +51,7 @@ class Operator:
     metrics: Metrics
     queue: WorkQueue
     jobs: Jobs
-    mirror: Mirror
+    cache: Cache
     controller: Controller
     candidate: leader.Candidate
     kopf_ready: Flag
@@ -103,9 +103,9 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
         kueue=settings.kueue_mode == "External",
         silence_s=settings.watch_silence_s,
     )
-    mirror = Mirror(client, extent, listeners)
+    cache = Cache(client, extent, listeners)
     recorder = Recorder(client, instance=settings.pod_name)
-    controller = Controller(client=client, recorder=recorder, mirror=mirror, jobs=jobs, metrics=metrics)
+    controller = Controller(client=client, recorder=recorder, cache=cache, jobs=jobs, metrics=metrics)
     candidate = leader.Candidate(
         namespace=settings.pod_namespace,
         lease_name=settings.lease_name,
@@ -119,7 +119,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
         metrics=metrics,
         queue=queue,
         jobs=jobs,
-        mirror=mirror,
+        cache=cache,
         controller=controller,
         candidate=candidate,
         kopf_ready=Flag(),
@@ -135,7 +135,7 @@ async def run_until_first_end(operator: Operator) -> int:
         "kopf": run_kopf(
             operator.connection, settings, taker(operator.jobs, operator.queue), ready=operator.kopf_ready
         ),
-        "mirror": operator.mirror.run(on_served=lambda: _add_all(operator)),
+        "cache": operator.cache.run(on_served=lambda: _add_all(operator)),
         "health": health.serve(_health(operator), settings.http_address, settings.http_port),
         "progress": _serve_progress(operator),
         "lag": health.watch_lag(metrics),
@@ -170,8 +170,8 @@ def _exit_code(task: asyncio.Task[None]) -> int:
 
 
 async def _work(operator: Operator) -> None:
-    """Leads (when others might), then reconciles for ever."""
-    await operator.mirror.synced()
+    """Leads (when others might), then reconciles forever."""
+    await operator.cache.synced()
     workers = operator.queue.run(operator.settings.num_workers, operator.controller.reconcile)
     if not operator.settings.leader_election:
         operator.metrics.leader.set(1)
@@ -244,16 +244,16 @@ def _add_all(operator: Operator) -> None:
 
 def _health(operator: Operator) -> health.Health:
     loop_lag = operator.metrics.loop_lag_s.collect
-    mirror, queue = operator.mirror, operator.queue
+    cache, queue = operator.cache, operator.queue
     return health.Health(
         metrics=operator.metrics,
         alive=(
             health.at_most("event loop lag", lambda: next(iter(loop_lag())).samples[0].value, MAX_LAG_S),
-            health.at_most("watch silence", lambda: mirror.silence_s, MAX_SILENCE_S),
+            health.at_most("watch silence", lambda: cache.silence_s, MAX_SILENCE_S),
             health.at_most("queue age", lambda: _queue_age(operator), MAX_QUEUE_AGE_S),
         ),
         ready=(
-            health.holds("mirrors listed", lambda: mirror.is_synced),
+            health.holds("caches listed", lambda: cache.is_synced),
             health.holds("jobs watched", operator.kopf_ready.is_set),
             health.at_most("queue age", lambda: queue.oldest_s if _leads(operator) else 0.0, MAX_QUEUE_AGE_S),
         ),

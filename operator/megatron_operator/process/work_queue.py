@@ -84,7 +84,7 @@ class WorkQueue:
         self._failures.pop(key, None)
 
     async def run(self, num_workers: int, reconcile: Reconcile) -> None:
-        """Works for ever with so many keys at once."""
+        """Works forever with so many keys at once."""
         async with asyncio.TaskGroup() as group:
             for _ in range(num_workers):
                 group.create_task(self._work(reconcile))

@@ -22,7 +22,7 @@ CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "CU
 NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 # Owners that have another name on the Hugging Face Hub than on ModelScope.
-OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-mirror": "openai"}
+OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
 WITH_IMAGES = re.compile(r"(?<![A-Za-z])(VL|Omni|InternVL|Ovis|GLM-4\.[56]V|gemma-4)(?![a-z])")
 DATASETS = ("dataset", "val_dataset")
 TO_FILL_IN = "fill-in-"

@@ -1,4 +1,4 @@
-"""The port at which the ranks of `mtj run` meet: nobody takes it before they start, and they can meet there."""
+"""The port at which the ranks of `mtj run` meet: no one takes it before they start, and they can meet there."""
 
 import errno
 import socket

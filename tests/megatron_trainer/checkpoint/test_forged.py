@@ -126,7 +126,7 @@ def test_no_reference_model_that_is_loaded_runs_code(saved, adapter, tmp_path, e
 
 @pytest.mark.parametrize("content", ["a pickle", "cut off", "a claim", "another shape", "nothing"])
 def test_forged_reference_log_probabilities_are_no_answer(tmp_path, content):
-    """They are asked anew: what is kept beside a run is no more than a note."""
+    """They are asked again: what is kept beside a run is no more than a note."""
     marker, path = tmp_path / "it-was-run", tmp_path / "a.npy"
     honest = np.ones((3, 2), np.float32)
     np.save(path, honest)

@@ -1,4 +1,4 @@
-"""Tokenised folders: written, read again, combined, and those of ms-swift."""
+"""Tokenized folders: written, read again, combined, and those of ms-swift."""
 
 import json
 
@@ -82,7 +82,7 @@ def test_a_folder_saved_by_datasets_is_converted(run, tmp_path):
 
 
 def test_what_cannot_be_used_says_why(run, path, tmp_path):
-    with pytest.raises(InvalidInput, match="holds no tokenised data; make it with"):
+    with pytest.raises(InvalidInput, match="holds no tokenized data; make it with"):
         run(cached_dataset=(str(tmp_path / "nothing"),))
     made = run(dataset=(path,))
     write_store(made.train, tmp_path / "long" / "train")

@@ -1,4 +1,4 @@
-"""The data command: a report without training, as text and JSON, and tokenised data for later."""
+"""The data command: a report without training, as text and JSON, and tokenized data for later."""
 
 import json
 
@@ -49,7 +49,7 @@ def test_a_stream_is_read_whole_to_account_for_it(run, data, capsys):
     assert "30 of 31 rows" in capsys.readouterr().out
 
 
-def test_tokenised_data_is_written_to_be_given_again(run, data, tmp_path, capsys):
+def test_tokenized_data_is_written_to_be_given_again(run, data, tmp_path, capsys):
     folder = tmp_path / "cached"
     assert run("--dataset", data, "--split_dataset_ratio", "0.1", "--write-cached", str(folder)) == ExitCode.OK
     assert run("--cached_dataset", str(folder)) == ExitCode.OK

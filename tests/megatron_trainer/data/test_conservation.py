@@ -136,7 +136,7 @@ def test_two_thoughts_in_a_row_are_both_there():
     assert all(part in text for part in ("first", "second", "One.", "Two."))
 
 
-def test_neighbours_stand_apart_or_with_a_blank_line():
+def test_neighbors_stand_apart_or_with_a_blank_line():
     turns = [{"role": "user", "content": "near the bank"}, {"role": "user", "content": "Now tell me"}, ANSWER]
     assert "near the bank<|im_end|>\n<|im_start|>user\nNow tell me" in rendered({"messages": turns})[0]
     strict = (

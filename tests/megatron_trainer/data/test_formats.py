@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from megatron_trainer.data.conversation.formats import Recognition, recognise, with_system
+from megatron_trainer.data.conversation.formats import Recognition, recognize, with_system
 from megatron_trainer.data.values import Message, RowError
 
 PLAIN = Recognition()
@@ -71,19 +71,19 @@ SAME_CONVERSATION = {
 
 @pytest.mark.parametrize("row", SAME_CONVERSATION.values(), ids=SAME_CONVERSATION.keys())
 def test_each_format_gives_the_same_conversation(row):
-    assert turns(recognise(row, PLAIN)) == ASKED
+    assert turns(recognize(row, PLAIN)) == ASKED
 
 
 def test_alpaca_joins_instruction_and_input_with_a_line_end():
     row = {"instruction": "Add", "input": "2 and 2", "output": "4"}
-    assert turns(recognise(row, PLAIN)) == [("user", "Add\n2 and 2"), ("assistant", "4")]
+    assert turns(recognize(row, PLAIN)) == [("user", "Add\n2 and 2"), ("assistant", "4")]
 
 
 @pytest.mark.parametrize("name", ["input", "context", "Context"])
 @pytest.mark.parametrize("question", ["instruction", "question", "prompt"])
 def test_context_beside_a_question_is_its_second_half(question, name):
     row = {question: "Who is it?", name: "It is Ada.", "response": "Ada."}
-    assert turns(recognise(row, PLAIN))[0] == ("user", "Who is it?\nIt is Ada.")
+    assert turns(recognize(row, PLAIN))[0] == ("user", "Who is it?\nIt is Ada.")
 
 
 def test_what_nothing_reads_is_named():
@@ -97,13 +97,13 @@ def test_what_nothing_reads_is_named():
         "note": "",
         "source": "web",
     }
-    assert recognise(row, PLAIN).notes == (
+    assert recognize(row, PLAIN).notes == (
         "nothing reads the column passage, which looks like part of the task; name it with columns",
         "nothing reads the column source",
         "nothing reads the message key loss of a turn that is not the assistant's",
         "nothing reads the message key mood",
     )
-    assert recognise(_two_plus_two(), PLAIN).notes == ()
+    assert recognize(_two_plus_two(), PLAIN).notes == ()
 
 
 def _two_plus_two():
@@ -114,50 +114,50 @@ def test_a_row_without_a_question_is_dropped_where_one_is_needed():
     asks = Recognition(needs_question=True)
     for row in ({"text": "Once"}, {"system": "Be brief.", "quest": "?", "answer": "!"}, {"query": " ", "answer": "!"}):
         with pytest.raises(RowError, match="the row has no question"):
-            recognise(row, asks)
-    assert turns(recognise({"text": "Once"}, PLAIN)) == [("assistant", "Once")]
+            recognize(row, asks)
+    assert turns(recognize({"text": "Once"}, PLAIN)) == [("assistant", "Once")]
 
 
 @pytest.mark.parametrize("key", ["reasoning_content", "reasoning", "thinking", "thought"])
 def test_a_thought_in_a_column_belongs_to_the_answer(key):
-    [_, answer] = recognise({"input": "2+2?", key: "Count.", "content": "4"}, PLAIN).messages
+    [_, answer] = recognize({"input": "2+2?", key: "Count.", "content": "4"}, PLAIN).messages
     assert (answer.content, answer.thought) == ("4", "Count.")
 
 
 def test_functions_are_tools_and_data_of_a_tool_is_text():
     row = {"functions": [{"name": "look"}], "messages": [*_chat(), {"role": "tool", "content": {"a": 1}}, *_chat()]}
-    conversation = recognise(row, PLAIN)
+    conversation = recognize(row, PLAIN)
     assert conversation.tools == ({"type": "function", "function": {"name": "look"}},)
     assert conversation.messages[2].content == '{"a": 1}'
 
 
 def test_history_comes_before_the_query():
     row = {"query": "and 3+3?", "response": "6", "history": [["2+2?", "4"]], "system": "Count."}
-    assert turns(recognise(row, PLAIN)) == [("system", "Count."), *ASKED, ("user", "and 3+3?"), ("assistant", "6")]
+    assert turns(recognize(row, PLAIN)) == [("system", "Count."), *ASKED, ("user", "and 3+3?"), ("assistant", "6")]
 
 
 def test_text_is_a_single_assistant_turn():
-    assert turns(recognise({"text": "Once upon"}, PLAIN)) == [("assistant", "Once upon")]
+    assert turns(recognize({"text": "Once upon"}, PLAIN)) == [("assistant", "Once upon")]
 
 
 def test_columns_are_renamed_first():
     settings = Recognition(columns={"text1": "query", "text2": "response"})
-    assert turns(recognise({"text1": "2+2?", "text2": "4"}, settings)) == ASKED
+    assert turns(recognize({"text1": "2+2?", "text2": "4"}, settings)) == ASKED
 
 
 def test_columns_are_renamed_in_any_case_and_never_two_to_one():
     settings = Recognition(columns={"q": "Query"})
-    assert turns(recognise({"Q": "2+2?", "response": "4"}, settings)) == ASKED
+    assert turns(recognize({"Q": "2+2?", "response": "4"}, settings)) == ASKED
     with pytest.raises(RowError, match="two columns mean query"):
-        recognise({"Q": "2+2?", "query": "3+3?", "response": "4"}, settings)
+        recognize({"Q": "2+2?", "query": "3+3?", "response": "4"}, settings)
 
 
 def test_system_of_the_row_wins_over_the_argument():
-    own = recognise({"query": "2+2?", "response": "4", "system_prompt": "Own."}, PLAIN)
+    own = recognize({"query": "2+2?", "response": "4", "system_prompt": "Own."}, PLAIN)
     assert turns(with_system(own, "Given."))[0] == ("system", "Own.")
-    none = recognise({"query": "2+2?", "response": "4"}, PLAIN)
+    none = recognize({"query": "2+2?", "response": "4"}, PLAIN)
     assert turns(with_system(none, "Given."))[0] == ("system", "Given.")
-    inside = recognise({"system": "Column.", "messages": [{"role": "system", "content": "Turn."}, *_chat()]}, PLAIN)
+    inside = recognize({"system": "Column.", "messages": [{"role": "system", "content": "Turn."}, *_chat()]}, PLAIN)
     assert turns(inside)[0] == ("system", "Turn.")
 
 
@@ -167,8 +167,8 @@ def _chat():
 
 def test_one_of_several_responses_is_picked_by_seed_and_row_alone():
     row = {"query": "2+2?", "response": ["4", "four", "IV"]}
-    picked = [turns(recognise(row, PLAIN, number=number))[1][1] for number in range(50)]
-    assert picked == [turns(recognise(row, PLAIN, number=number))[1][1] for number in range(50)]
+    picked = [turns(recognize(row, PLAIN, number=number))[1][1] for number in range(50)]
+    assert picked == [turns(recognize(row, PLAIN, number=number))[1][1] for number in range(50)]
     assert set(picked) == {"4", "four", "IV"}
 
 
@@ -188,7 +188,7 @@ CALL = {"type": "function", "function": {"name": "look", "arguments": {"at": "sk
 @pytest.mark.parametrize("tool", ["tool", "tool_response", "observation", "function_response"])
 def test_tool_calls_in_every_dialect(turn, tool):
     row = {"messages": [{"role": "user", "content": "?"}, turn, {"role": tool, "content": "blue"}, *_chat()[1:]]}
-    messages = recognise(row, PLAIN).messages
+    messages = recognize(row, PLAIN).messages
     assert messages[1] == Message(role="assistant", content="", extra={"tool_calls": [CALL]})
     assert messages[2] == Message(role="tool", content="blue", alias="" if tool == "tool" else tool)
 
@@ -196,7 +196,7 @@ def test_tool_calls_in_every_dialect(turn, tool):
 def test_calls_that_follow_each_other_are_one_turn():
     call = {"role": "tool_call", "content": '{"name": "look", "arguments": {"at": "sky"}}'}
     row = {"messages": [*_chat(), call, call]}
-    [_, answer] = recognise(row, PLAIN).messages
+    [_, answer] = recognize(row, PLAIN).messages
     assert (answer.content, answer.extra["tool_calls"]) == ("4", [CALL, CALL])
 
 
@@ -204,12 +204,12 @@ def test_tools_as_text_or_bare_functions_are_wrapped():
     bare = {"name": "look", "parameters": {}}
     wrapped = {"type": "function", "function": bare}
     for tools in ([bare], [wrapped], json.dumps([bare]), [json.dumps(wrapped)]):
-        assert recognise({"query": "?", "response": "!", "tools": tools}, PLAIN).tools == (wrapped,)
+        assert recognize({"query": "?", "response": "!", "tools": tools}, PLAIN).tools == (wrapped,)
 
 
 @pytest.mark.parametrize("tools", ["", "null", "[]", [], None])
 def test_no_tools_are_no_tools(tools):
-    assert recognise({"query": "?", "response": "!", "tools": tools}, PLAIN).tools is None
+    assert recognize({"query": "?", "response": "!", "tools": tools}, PLAIN).tools is None
 
 
 def test_channel_and_loss_are_kept():
@@ -217,7 +217,7 @@ def test_channel_and_loss_are_kept():
         "channel": "math",
         "messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "loss": False}],
     }
-    conversation = recognise(row, PLAIN)
+    conversation = recognize(row, PLAIN)
     assert conversation.channel == "math"
     assert [message.loss for message in conversation.messages] == [None, False]
 
@@ -248,14 +248,14 @@ REJECTED = {
 
 @pytest.mark.parametrize("row", REJECTED.values(), ids=REJECTED.keys())
 def test_preference_pairs(row):
-    conversation = recognise(row, PREFERENCE)
+    conversation = recognize(row, PREFERENCE)
     assert turns(conversation) == ASKED
     assert [(m.role, m.content) for m in conversation.rejected] == [("user", "2+2?"), ("assistant", "5")]
 
 
 def test_the_rejected_answer_replaces_everything_after_the_last_question():
     row = {"system": "S", "messages": [*_chat(), *_chat()], "rejected_response": "5"}
-    rejected = recognise(row, PREFERENCE).rejected
+    rejected = recognize(row, PREFERENCE).rejected
     assert [(m.role, m.content) for m in rejected] == [("system", "S"), *ASKED, ("user", "2+2?"), ("assistant", "5")]
 
 
@@ -307,7 +307,7 @@ BAD = {
 @pytest.mark.parametrize(("row", "reason"), BAD.values(), ids=BAD.keys())
 def test_a_bad_row_has_a_reason(row, reason):
     with pytest.raises(RowError) as caught:
-        recognise(row, PLAIN)
+        recognize(row, PLAIN)
     assert caught.value.reason.startswith(reason)
 
 
@@ -321,5 +321,5 @@ def test_a_bad_row_has_a_reason(row, reason):
 )
 def test_a_bad_pair_has_a_reason(row, reason):
     with pytest.raises(RowError) as caught:
-        recognise(row, PREFERENCE)
+        recognize(row, PREFERENCE)
     assert caught.value.reason == reason

@@ -1,4 +1,4 @@
-"""Items tokenised at access: the same as prepared ones, with bad rows replaced."""
+"""Items tokenized at access: the same as prepared ones, with bad rows replaced."""
 
 import json
 import pickle
@@ -40,7 +40,7 @@ def store(tmp_path):
     return store
 
 
-def test_rows_are_tokenised_at_access_and_bad_ones_replaced_by_the_next(store):
+def test_rows_are_tokenized_at_access_and_bad_ones_replaced_by_the_next(store):
     rows = store([good(0), b"{", b"\xff", good(3)])
     assert len(rows) == 4
     assert [answer(rows[n]) for n in range(4)] == ["r0", "r3", "r3", "r3"]

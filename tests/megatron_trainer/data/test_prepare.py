@@ -243,7 +243,7 @@ def test_pairs_that_cannot_be_trained_on_are_dropped_with_their_reasons(run, tmp
 
 
 def test_answers_have_labels_and_rows_of_two_become_two(run, tmp_path, tokenizer):
-    """Chosen answers come before the rejected ones of their rows, so that neighbours answer different prompts."""
+    """Chosen answers come before the rejected ones of their rows, so that neighbors answer different prompts."""
     row = {"query": "2+2?", "response": "4"}
     rows = [
         {**row, "label": True},
@@ -376,7 +376,7 @@ def test_what_is_said_of_rows_is_counted_and_loud_when_it_is_about_most_of_them(
     assert "mood" not in caplog.text
 
 
-def test_rows_tokenised_while_training_say_once_what_nothing_reads(run, tmp_path, caplog):
+def test_rows_tokenized_while_training_say_once_what_nothing_reads(run, tmp_path, caplog):
     path = tmp_path / "a.jsonl"
     path.write_text(json.dumps({"query": "q", "response": "r", "mood": "m"}) + "\n")
     train = run(dataset=[str(path)], lazy_tokenize=True).train

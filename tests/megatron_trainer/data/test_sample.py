@@ -6,7 +6,7 @@ from itertools import islice
 import pytest
 import torch
 
-from megatron_trainer.data.ordering.sample import Sampler, Stretch, WholePass, extended
+from megatron_trainer.data.ordering.sample import Sampler, Segment, WholePass, extended
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -121,8 +121,8 @@ def test_unsharded_global_batches_do_not_depend_on_the_layout():
 
 
 def read_items(layouts, num_items, options):
-    """Items per stretch when a run changes its layout: [(samples, micro, ranks)] -> list of item lists."""
-    history, consumed, stretches = (), 0, []
+    """Items per segment when a run changes its layout: [(samples, micro, ranks)] -> list of item lists."""
+    history, consumed, segments = (), 0, []
     for samples, micro, ranks in layouts:
         items = []
         for rank in range(ranks):
@@ -136,17 +136,17 @@ def read_items(layouts, num_items, options):
                 **options,
             )
             items += [index for batch in islice(reader, samples // (micro * ranks)) for index in batch]
-        stretches.append(items)
-        stretch = Stretch(num_samples=samples, micro_batch_size=micro, data_parallel_size=ranks)
-        history, consumed = extended(history, stretch), consumed + samples
-    return stretches
+        segments.append(items)
+        segment = Segment(num_samples=samples, micro_batch_size=micro, data_parallel_size=ranks)
+        history, consumed = extended(history, segment), consumed + samples
+    return segments
 
 
 @pytest.mark.parametrize("options", [{}, {"data_sharding": False}], ids=["sharded", "unsharded"])
 def test_a_changed_layout_reads_what_is_left_of_the_epoch(options):
     """24 items: 8 read by 2 ranks, 8 by 4 ranks, 8 by 1 rank with micro-batches of 2: each item exactly once."""
-    stretches = read_items([(8, 1, 2), (8, 1, 4), (8, 2, 1)], 24, options)
-    assert sorted(index for items in stretches for index in items) == list(range(24))
+    segments = read_items([(8, 1, 2), (8, 1, 4), (8, 2, 1)], 24, options)
+    assert sorted(index for items in segments for index in items) == list(range(24))
 
 
 def test_after_a_changed_layout_the_next_epoch_is_the_usual_one():
@@ -154,15 +154,15 @@ def test_after_a_changed_layout_the_next_epoch_is_the_usual_one():
         num_items=24,
         data_parallel_size=4,
         consumed_samples=24,
-        history=(Stretch(num_samples=8, micro_batch_size=1, data_parallel_size=2),),
+        history=(Segment(num_samples=8, micro_batch_size=1, data_parallel_size=2),),
     )
     fresh = sampler(num_items=24, data_parallel_size=4, consumed_samples=24)
     assert list(islice(later, 12)) == list(islice(fresh, 12))
 
 
 def test_a_history_of_the_same_layout_is_one_stretch():
-    one = Stretch(num_samples=8, micro_batch_size=1, data_parallel_size=2)
-    other = Stretch(num_samples=4, micro_batch_size=2, data_parallel_size=2)
+    one = Segment(num_samples=8, micro_batch_size=1, data_parallel_size=2)
+    other = Segment(num_samples=4, micro_batch_size=2, data_parallel_size=2)
     assert extended(extended((), one), one) == (replace(one, num_samples=16),)
     assert extended((one,), other) == (one, other)
 
@@ -229,7 +229,7 @@ def test_grouped_by_length_goes_on_where_it_stopped(consumed):
 
 def test_grouped_by_length_reads_the_rest_of_its_epoch_in_another_layout():
     first = [item for rank in (0, 1) for batch in islice(grouped(data_parallel_rank=rank), 25) for item in batch]
-    history = (Stretch(num_samples=100, micro_batch_size=2, data_parallel_size=2),)
+    history = (Segment(num_samples=100, micro_batch_size=2, data_parallel_size=2),)
     on = replace(grouped(), micro_batch_size=1, data_parallel_size=1, consumed_samples=100, history=history)
     assert sorted([*first, *(item for batch in islice(on, 307) for item in batch)]) == list(range(407))
 

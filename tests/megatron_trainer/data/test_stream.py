@@ -110,7 +110,7 @@ def test_resuming_anywhere_gives_the_rest_of_the_uninterrupted_stream(
         assert answers(islice(micro_batches_of(stream, resumed), 8)) == whole[taken : taken + 8]
 
 
-def test_the_journal_spares_tokenising_again(make):
+def test_the_journal_spares_tokenizing_again(make):
     class Counting:
         """An encoder that counts; a real one does the work."""
 

@@ -38,7 +38,7 @@ def test_log_line_has_the_parts_of_the_reference_in_its_order():
 
 
 def test_throughput_is_shown_when_asked_for_and_known():
-    record = log_record(tflops_per_gpu=412.345, utilisation=0.4169, params_norm=88.5, num_zeros_in_gradient=3.0)
+    record = log_record(tflops_per_gpu=412.345, utilization=0.4169, params_norm=88.5, num_zeros_in_gradient=3.0)
     line = log_line(record, log_throughput=True)
     assert "| throughput per GPU (TFLOP/s/GPU): 412 | MFU: 41.7 % |" in line
     assert "| grad norm: 1.105 | params norm: 88.500 | num zeros: 3.000 |" in line

@@ -45,7 +45,7 @@ class Page(HTMLParser):
 def rows(num_steps=5):
     found = []
     for iteration in range(1, num_steps + 1):
-        record = log_record(iteration=iteration, losses={"lm loss": 4.0 / iteration}, utilisation=0.41)
+        record = log_record(iteration=iteration, losses={"lm loss": 4.0 / iteration}, utilization=0.41)
         found.append(log_row(record, log_throughput=False))
     return [*found, eval_row(evaluation(num_steps, 2.5))]
 
@@ -62,7 +62,7 @@ def test_the_numbers_that_a_reader_looks_for_are_on_top():
         *("Training loss", "4 at the start"),
         *("Validation loss", "one round"),
         *("Tokens per second", "50,000 tokens trained on"),
-        *("Model FLOPs utilisation", "of the device's peak"),
+        *("Model FLOPs utilization", "of the device's peak"),
         *("Elapsed", "since the last start"),
     ]
 
@@ -141,7 +141,7 @@ def test_the_lengths_of_the_data_are_a_picture():
 def test_a_dataset_that_is_read_while_training_has_no_numbers_yet():
     names = ({"name": "a.jsonl"}, {"name": "b.jsonl", "rows_read": 3, "rows_kept": None})
     facts = [page(run=run_info(data={"datasets": [source]})).facts()["Training"] for source in names]
-    assert facts == ["a.jsonl: read and tokenised while training", "b.jsonl: read and tokenised while training"]
+    assert facts == ["a.jsonl: read and tokenized while training", "b.jsonl: read and tokenized while training"]
 
 
 def test_the_newest_checkpoint_is_shown_while_the_run_goes_on():

@@ -88,7 +88,7 @@ def test_losses_are_told_from_the_keys_that_every_step_has():
         params_norm=1.0,
         num_zeros_in_gradient=1.0,
         tflops_per_gpu=1.0,
-        utilisation=0.5,
+        utilization=0.5,
     )
     row = log_row(everything, log_throughput=True)
     assert row.keys() - STEP_KEYS == {"lm loss", "loss_code"}

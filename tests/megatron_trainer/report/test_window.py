@@ -10,7 +10,7 @@ from tests.support.data.report_records import run_info, step
 
 
 def summary(steps, **changes):
-    return window.summarise(steps, run_info(**changes), elapsed_s=12.0, seconds_per_step=3.0, now=100.0)
+    return window.summarize(steps, run_info(**changes), elapsed_s=12.0, seconds_per_step=3.0, now=100.0)
 
 
 def test_losses_are_means_over_the_steps_and_norms_are_the_last_ones():
@@ -51,16 +51,16 @@ def test_rates_count_real_tokens_over_the_time_of_the_steps():
     assert (record.tokens_per_second, record.tokens_per_second_per_gpu) == (300.0, 150.0)
 
 
-def test_utilisation_is_flops_over_time_ranks_and_peak():
+def test_utilization_is_flops_over_time_ranks_and_peak():
     """8e12 FLOPs in 4 s on 2 ranks: 1 TFLOP/s each, a quarter of a peak of 4e12."""
     record = summary([step(1, flops=8e12)], peak_flops_per_second_per_gpu=4e12)
-    assert (record.tflops_per_gpu, record.utilisation) == (1.0, 0.25)
+    assert (record.tflops_per_gpu, record.utilization) == (1.0, 0.25)
 
 
-def test_utilisation_is_unknown_without_flops_or_without_a_peak():
-    assert summary([step(1)], peak_flops_per_second_per_gpu=4e12).utilisation is None
+def test_utilization_is_unknown_without_flops_or_without_a_peak():
+    assert summary([step(1)], peak_flops_per_second_per_gpu=4e12).utilization is None
     without_peak = summary([step(1, flops=8e12)])
-    assert (without_peak.tflops_per_gpu, without_peak.utilisation) == (1.0, None)
+    assert (without_peak.tflops_per_gpu, without_peak.utilization) == (1.0, None)
 
 
 def test_time_left_is_the_remaining_steps_at_the_expected_pace():

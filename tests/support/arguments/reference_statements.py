@@ -166,14 +166,14 @@ RULED = {
     ("packing", "forces padding_free=true"): "packed_rows_are_not_padded",
     ("packing_length", "only used when packing=true"): "a_row_length_belongs_to_packing",
     ("streaming", "train_iters"): "a_stream_has_a_given_length",
-    ("streaming", "lazy_tokenize=true"): "a_stream_is_not_tokenised_lazily",
+    ("streaming", "lazy_tokenize=true"): "a_stream_is_not_tokenized_lazily",
     ("streaming", "cached_dataset"): "a_stream_is_not_cached",
     ("streaming", "forces dataloader_type=external and num_workers=1"): "a_stream_gives_its_own_order",
     ("streaming", "explicit eval_iters needed with a validation set"): "a_streamed_evaluation_has_a_given_length",
-    ("lazy_tokenize", "cached_dataset"): "cached_data_is_tokenised_already",
+    ("lazy_tokenize", "cached_dataset"): "cached_data_is_tokenized_already",
     ("lazy_tokenize", "conflicts packing=true"): "packing_knows_all_lengths",
-    ("lazy_tokenize", "conflicts streaming=true"): "a_stream_is_not_tokenised_lazily",
-    ("cached_dataset", "lazy_tokenize=true"): "cached_data_is_tokenised_already",
+    ("lazy_tokenize", "conflicts streaming=true"): "a_stream_is_not_tokenized_lazily",
+    ("cached_dataset", "lazy_tokenize=true"): "cached_data_is_tokenized_already",
     ("cached_dataset", "streaming=true"): "a_stream_is_not_cached",
     ("model", "ValueError when neither given nor found in args.json"): "the_model_is_given",
     ("dataset", "dataset or cached_dataset must be non-empty"): "training_data_is_given",
@@ -191,8 +191,8 @@ RULED = {
 
 REFUSED = "the argument or value is refused"
 ELSEWHERE_IN_TASKS = "the argument applies to task rlhf only, whose only algorithm is dpo"
-DATA = "behaviour of the data pipeline, not a rule between arguments"
-CHECKPOINT = "behaviour of checkpoints and conversion, not a rule between arguments"
+DATA = "behavior of the data pipeline, not a rule between arguments"
+CHECKPOINT = "behavior of checkpoints and conversion, not a rule between arguments"
 AT_RUN_TIME = "depends on the machine or the disk, checked when the run starts"
 NOT_OURS = "a limit of the reference trainer that ours does not have"
 
@@ -248,7 +248,7 @@ UNRULED = {
         "new_special_tokens",
         "padded_vocab_size = ceil(len(tokenizer)/128)*128 when the config vocabulary is smaller;"
         " all-zero rows get init_method values",
-    ): "behaviour of the model's construction",
+    ): "behavior of the model's construction",
     ("dataset", "an existing path wins over the # and : syntax"): DATA,
     ("dataset", "dataset_shuffle=false or streaming=true takes the first N in order"): DATA,
     ("split_dataset_ratio", "val size = max(int(min(len,N)*ratio),1) per dataset"): DATA,

@@ -264,7 +264,7 @@ CASES = [
         bad={"max_model_len": 8192},
     ),
     Case(
-        rule="a_stream_is_not_tokenised_lazily",
+        rule="a_stream_is_not_tokenized_lazily",
         good={"lazy_tokenize": True},
         bad={"streaming": True, "lazy_tokenize": True},
     ),
@@ -274,7 +274,7 @@ CASES = [
         bad={"streaming": True, "cached_dataset": ("c",)},
     ),
     Case(
-        rule="cached_data_is_tokenised_already",
+        rule="cached_data_is_tokenized_already",
         good={"cached_dataset": ("c",)},
         bad={"cached_dataset": ("c",), "lazy_tokenize": True},
     ),

@@ -4,7 +4,7 @@
 
 A case is a seed. The even ones harm files of three real checkpoints at random and resume; the odd ones kill a
 process with SIGKILL at a random moment of saving, publishing and pruning, one save after the other, and resume from
-what it left. Right is: the newest checkpoint that nobody harmed, bit for bit, or an error that names a harmed file.
+what it left. Right is: the newest checkpoint that no one harmed, bit for bit, or an error that names a harmed file.
 """
 
 from __future__ import annotations

@@ -45,7 +45,7 @@ def write_singles(path: Path, count: int = 18) -> Path:
 
 
 def single_tokens(count: int, tokenizer: Any) -> list[dict[str, Any]]:
-    """The rows of single answers as TRL's KTO has them once they are tokenised."""
+    """The rows of single answers as TRL's KTO has them once they are tokenized."""
     made = []
     for index, row in enumerate(tokens(count, tokenizer)):
         is_good = index % 2 == 0
@@ -55,7 +55,7 @@ def single_tokens(count: int, tokenizer: Any) -> list[dict[str, Any]]:
 
 
 def tokens(count: int, tokenizer: Any) -> list[dict[str, list[int]]]:
-    """The rows as TRL has them once they are tokenised: prompt, and answers up to the token that ends them."""
+    """The rows as TRL has them once they are tokenized: prompt, and answers up to the token that ends them."""
     made = []
     for row in rows(count):
         prompt = row["messages"][:1]

@@ -81,7 +81,7 @@ def log_record(**changes) -> LogRecord:
         tokens_per_second=2105.0,
         tokens_per_second_per_gpu=1052.5,
         tflops_per_gpu=None,
-        utilisation=None,
+        utilization=None,
         memory_bytes=int(61.2 * 2**30),
         timers_s={},
         num_skipped=0,

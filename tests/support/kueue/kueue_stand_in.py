@@ -1,4 +1,4 @@
-"""Plays Kueue: its CRDs in the shape that v1beta2 has, and what its controllers write into a Workload."""
+"""Simulates Kueue: its CRDs in the shape that v1beta2 has, and what its controllers write into a Workload."""
 
 from __future__ import annotations
 

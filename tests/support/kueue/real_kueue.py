@@ -46,7 +46,7 @@ class Ports:
 
 
 def serving(folder: Path, *external_frameworks: str, **variables: str) -> Iterator[ControlPlane]:
-    """A control plane with Kueue, one flavor, one priority, played kubelets and an operator with these settings."""
+    """A control plane with Kueue, one flavor, one priority, fake kubelets and an operator with these settings."""
     for plane in job_client.serving(folder):
         start(plane, *external_frameworks)
         add_flavor(plane)

@@ -1,4 +1,4 @@
-"""Plays the kubelets of a control plane without nodes: binds pods, makes them run, ends them as a test says.
+"""Simulates the kubelets of a control plane without nodes: binds pods, makes them run, ends them as a test says.
 
 Speaks the same API as a kubelet (binding, pod status, final deletion), so everything else behaves as on nodes.
 """
@@ -42,7 +42,7 @@ class Life:
 class FakeKubelet:
     """Watches all pods (or those of one namespace) and lets each live as `life` says of it.
 
-    placing: who puts pods on nodes: this kubelet itself, a scheduler, or nobody (pods run without a node: fewer
+    placing: who puts pods on nodes: this kubelet itself, a scheduler, or no one (pods run without a node: fewer
     writes, for measurements). overlaps: pods that began while one of another attempt of their job ran.
     """
 
@@ -56,7 +56,7 @@ class FakeKubelet:
     _alive: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
     async def run(self) -> None:
-        """Plays until cancelled; lists and watches again when a watch breaks."""
+        """Runs until cancelled; lists and watches again when a watch breaks."""
         connection = from_kubeconfig(self.kubeconfig)
         async with (
             Client(connection, max_parallel_requests=self.max_parallel) as client,

@@ -1,4 +1,4 @@
-"""Plays Volcano and scheduler-plugins: their PodGroups, and the phase that Volcano's queue gives."""
+"""Simulates Volcano and scheduler-plugins: their PodGroups, and the phase that Volcano's queue gives."""
 
 from __future__ import annotations
 

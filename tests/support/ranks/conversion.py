@@ -15,7 +15,7 @@ def built(directory: Path, settings: dict[str, Any], **of_the_reader: Any) -> tu
     from megatron_trainjob.args.tree import TrainArgs
 
     args = TrainArgs(model=str(directory), **settings)
-    parallel.initialise(args)
+    parallel.initialize(args)
     spec = read_model(directory, args, **of_the_reader)
     return build_model(spec, args, backends.select()), spec
 
@@ -95,11 +95,11 @@ def grown(directory: Path, num_tokens: int) -> Any:
 
 def drawn(directory: Path, settings: dict[str, Any]) -> dict[str, Any]:
     """All checkpoint tensors of a model that starts from nothing."""
-    from megatron_trainer.convert.draw import draw_weights
+    from megatron_trainer.convert.initialize import initialize_weights
     from tests.support.ranks.parity import gathered
 
     models, spec = built(directory, settings)
-    draw_weights(models, spec, seed=3)
+    initialize_weights(models, spec, seed=3)
     return gathered(models, spec)
 
 

@@ -106,7 +106,7 @@ def compare(classifier: Path, settings: dict[str, Any], *, packed: bool, virtual
 
     given = {**parity._SETTINGS, "task_type": "seq_cls", **settings}
     args = TrainArgs(model=str(classifier), **given)
-    parallel.initialise(args, virtual_stages=virtual_stages)
+    parallel.initialize(args, virtual_stages=virtual_stages)
     spec = read_model(classifier, args)
     models = build_model(spec, args, backends.select())
     load_weights(models, spec)

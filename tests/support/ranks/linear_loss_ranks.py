@@ -22,7 +22,7 @@ def differences(*, at_once: int, sequence_parallel: bool = False, objective: str
     from megatron_trainjob.args.tree import TrainArgs
 
     size, rank = dist.get_world_size(), dist.get_rank()
-    parallel.initialise(TrainArgs(tensor_model_parallel_size=size, sequence_parallel=sequence_parallel))
+    parallel.initialize(TrainArgs(tensor_model_parallel_size=size, sequence_parallel=sequence_parallel))
     hidden, weight, labels, weights = _inputs()
     own = hidden.chunk(size)[rank] if sequence_parallel else hidden
     own = own.clone().requires_grad_()

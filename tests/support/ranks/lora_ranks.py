@@ -76,7 +76,7 @@ def arguments(**given: Any) -> TrainArgs:
 def build(directory: str, *, adapt: bool = True, keep_originals: bool = False, **given: Any) -> Model:
     """The loaded model in the layout of the arguments, adapted unless told otherwise."""
     args = arguments(**given)
-    parallel.initialise(args)
+    parallel.initialize(args)
     spec = read_model(directory, args)
     chunks = build_model(spec, args, backends.select())
     load_weights(chunks, spec)

@@ -63,7 +63,7 @@ class GroupedLinear(torch.nn.Module):
 
 def fused_norm_errors() -> list[float]:
     """For each form of the contract: how far y + bias is from the plain formula with the norm's output."""
-    parallel.initialise(TrainArgs())
+    parallel.initialize(TrainArgs())
     torch.manual_seed(0)
     x = torch.randn(5, 1, 16)
     errors = []
@@ -102,7 +102,7 @@ class _Chunk(torch.nn.Module):
 
 def grouped_errors() -> list[float]:
     """How far grouped experts are from the same experts one by one, with an expert without tokens; merged, too."""
-    parallel.initialise(TrainArgs())
+    parallel.initialize(TrainArgs())
     torch.manual_seed(0)
     linear = GroupedLinear(3, 24, 16)
     names = [f"{LAYER}local_experts.{index}.linear_fc1" for index in range(3)]

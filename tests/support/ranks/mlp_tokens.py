@@ -23,7 +23,7 @@ def count(model: Path, data: Path, *, mlp_padding_free: bool) -> dict[str, int]:
     args = TrainArgs(
         model=str(model), dataset=(str(data),), padding_free=False, mlp_padding_free=mlp_padding_free, seed=1
     )
-    parallel.initialise(args)
+    parallel.initialize(args)
     [chunk] = build_model(read_model(model, args), args, backends.select())
     options = {"task": "sft", "max_length": 256, "save": data.parent, "is_first_rank": True}
     items = prepare(args, AutoTokenizer.from_pretrained(model), **options).train

@@ -36,7 +36,7 @@ def _ours(directory: Path) -> Any:
     args = TrainArgs(model=str(directory), torch_dtype="float32")
     try:
         spec = read_model(directory, args)
-        parallel.initialise(args)
+        parallel.initialize(args)
         (model,) = build_model(spec, args, backends.select())
         load_weights([model], spec)
     except InvalidInput as refused:

@@ -33,7 +33,7 @@ def build_all(directory: Path, variants: Mapping[str, Mapping[str, Any]]) -> dic
 def _build(directory: Path, given: Mapping[str, Any]) -> Built:
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
-    from megatron_trainer.convert.draw import draw_weights
+    from megatron_trainer.convert.initialize import initialize_weights
     from megatron_trainer.convert.load import load_weights
     from megatron_trainer.failure import InvalidInput
     from megatron_trainer.models.build import build_model
@@ -48,12 +48,12 @@ def _build(directory: Path, given: Mapping[str, Any]) -> Built:
         spec = read_model(directory, parsed.args)
     except InvalidInput as refused:
         return Built(config={}, shapes={}, exported={}, losses=(), refusal=str(refused))
-    parallel.initialise(parsed.args)
+    parallel.initialize(parsed.args)
     (model,) = build_model(spec, parsed.args, backends.select())
     if parsed.args.no_initialization:
         load_weights([model], spec)
     else:
-        draw_weights([model], spec, seed=parsed.args.seed)
+        initialize_weights([model], spec, seed=parsed.args.seed)
     return Built(
         config={
             name: value for name, value in vars(model.config).items() if isinstance(value, bool | int | float | str)

@@ -10,7 +10,7 @@ def coordinates(**settings: Any) -> dict[str, int]:
     from megatron_trainer import parallel
     from megatron_trainjob.args.tree import TrainArgs
 
-    return asdict(parallel.initialise(TrainArgs(**settings)))
+    return asdict(parallel.initialize(TrainArgs(**settings)))
 
 
 def local_part(tokens: list[int], lengths: list[int] | None, *, padded: int = 0, left: bool = False) -> Any:
@@ -21,7 +21,7 @@ def local_part(tokens: list[int], lengths: list[int] | None, *, padded: int = 0,
     from megatron_trainer.data.values import MicroBatch
     from megatron_trainjob.args.tree import TrainArgs
 
-    parallel.initialise(TrainArgs(context_parallel_size=torch.distributed.get_world_size()))
+    parallel.initialize(TrainArgs(context_parallel_size=torch.distributed.get_world_size()))
     row = torch.tensor(tokens)[None]
     padding = torch.zeros_like(row, dtype=torch.bool)
     if padded:
@@ -56,7 +56,7 @@ def sum_of_ranks(**settings: Any) -> float:
     from megatron_trainer import parallel
     from megatron_trainjob.args.tree import TrainArgs
 
-    parallel.initialise(TrainArgs(**settings))
+    parallel.initialize(TrainArgs(**settings))
     mine = torch.tensor([float(torch.distributed.get_rank())])
     return float(parallel.sum_over_context(mine))
 
@@ -74,7 +74,7 @@ def random_state_round_trip() -> bool:
     from megatron_trainjob.args.tree import TrainArgs
 
     backend = backends.select()
-    parallel.initialise(TrainArgs(seed=5))
+    parallel.initialize(TrainArgs(seed=5))
 
     def draw() -> list[float]:
         with get_cuda_rng_tracker().fork():
@@ -142,7 +142,7 @@ def adam_steps_after_loading() -> tuple[list[float], bool]:
     from megatron_trainer import parallel
     from megatron_trainjob.args.tree import TrainArgs
 
-    parallel.initialise(TrainArgs())
+    parallel.initialize(TrainArgs())
     config = TransformerConfig(num_layers=1, hidden_size=4, num_attention_heads=1)
     model = torch.nn.Sequential(torch.nn.Linear(4, 4), torch.nn.Linear(4, 4))
     wrapped = DistributedDataParallel(config, DistributedDataParallelConfig(use_distributed_optimizer=True), model)

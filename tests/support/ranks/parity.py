@@ -100,7 +100,7 @@ def compare(
     from megatron_trainjob.args.tree import TrainArgs
 
     args = TrainArgs(model=str(directory), **{**_SETTINGS, **settings})
-    parallel.initialise(args, virtual_stages=virtual_stages)
+    parallel.initialize(args, virtual_stages=virtual_stages)
     spec = read_model(directory, args)
     models = build_model(spec, args, backends.select())
     load_weights(models, spec)

@@ -175,7 +175,7 @@ def _collect(workers: list[_Worker], timeout_s: float) -> tuple[dict[int, Any], 
         for connection in ready:
             rank = rank_of[connection]  # type: ignore[index]
             _receive(rank, workers[rank], results, failures)
-        if failures:  # the others may wait for the failed rank for ever; give them a moment to say what they saw
+        if failures:  # the others may wait for the failed rank forever; give them a moment to say what they saw
             deadline = min(deadline, time.monotonic() + _GRACE_S)
     return results, failures
 

@@ -30,7 +30,7 @@ def limits_of_groups(timeout_s: int) -> set[float]:
     from megatron_trainer import parallel
     from megatron_trainjob.args.tree import TrainArgs
 
-    parallel.initialise(TrainArgs(model="", ddp_timeout=timeout_s))
+    parallel.initialize(TrainArgs(model="", ddp_timeout=timeout_s))
     groups = (
         parallel_state.get_tensor_model_parallel_group(),
         parallel_state.get_data_parallel_group(with_context_parallel=True),

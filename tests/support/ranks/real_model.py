@@ -32,7 +32,7 @@ def logits(directory: Path, tokens: list[int], settings: dict[str, Any]) -> Any:
     from megatron_trainjob.args.tree import TrainArgs
 
     args = TrainArgs(model=str(directory), torch_dtype="float32", recompute_granularity="none", **settings)
-    parallel.initialise(args)
+    parallel.initialize(args)
     spec = read_model(directory, args)
     models = build_model(spec, args, backends.select())
     load_weights(models, spec)

@@ -33,7 +33,7 @@ def losses(model: Path, data: Path, layout: dict[str, Any], *, way: str) -> list
     args = TrainArgs(
         model=str(model), dataset=(str(data),), dataset_shuffle=False, enable_channel_loss=True, **padded, **layout
     )
-    place = parallel.initialise(args)
+    place = parallel.initialize(args)
     spec = read_model(model, args)
     engine = setup.build_engine(args, spec, backends.select())
     options = {"task": "sft", "max_length": 256, "save": data.parent, "is_first_rank": dist.get_rank() == 0}

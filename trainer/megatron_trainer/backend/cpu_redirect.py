@@ -1,7 +1,7 @@
 """Sends tensor creation that names "cuda" to the processor, for as long as the process lives.
 
 A TorchFunctionMode, because replacing torch.tensor and friends is wrong: transformers' own device context
-recognises those functions by identity and silently leaves garbage in rotary tables otherwise.
+recognizes those functions by identity and silently leaves garbage in rotary tables otherwise.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are

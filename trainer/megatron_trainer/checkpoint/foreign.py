@@ -1,4 +1,4 @@
-"""Checkpoints that other programs of the Megatron family wrote: recognised by their files, read for their weights.
+"""Checkpoints that other programs of the Megatron family wrote: recognized by their files, read for their weights.
 
 They have no manifest, so nothing proves them complete. What is damaged among our own is never taken for one of these.
 """
@@ -39,14 +39,14 @@ def find(load: Path) -> Foreign | None:
     if (load / OWNER).exists() or (load.parent / OWNER).exists():
         return None
     for path in _places(load):
-        found = None if (path / MANIFEST).exists() else recognise(path)
+        found = None if (path / MANIFEST).exists() else recognize(path)
         if found:
             match = NAME.fullmatch(path.name)
             return Foreign(path=path, iteration=int(match[1]) if match else 0, format=found)
     return None
 
 
-def recognise(path: Path) -> Format | None:
+def recognize(path: Path) -> Format | None:
     """The format of a folder, by its files."""
     try:
         return _declared_format(input_file.read_json(path / "metadata.json"))

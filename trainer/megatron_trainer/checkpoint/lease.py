@@ -44,7 +44,7 @@ class Heartbeat:
 
 
 def holder(workshop: Path, *, now_s: float) -> str | None:
-    """Who renews the lease of this workshop, for a message; None: nobody any more. now_s: by the same file system."""
+    """Who renews the lease of this workshop, for a message; None: no one any more. now_s: by the same file system."""
     path = workshop / LEASE
     try:
         age_s = now_s - path.stat().st_mtime

@@ -40,11 +40,11 @@ class LoadPolicy:
     with_rng: bool
 
 
-def find(load: Path, *, recognises_others: bool = False) -> Checkpoint | None:
+def find(load: Path, *, recognizes_others: bool = False) -> Checkpoint | None:
     """The newest complete checkpoint below `load`, or `load` itself when it is an iter_ folder; None if there is none.
 
     Reads every file and compares checksums, the ranks a share each, before anything is loaded. A damaged checkpoint
-    is passed over with a warning that names the file. recognises_others: takes what other tools of the Megatron family
+    is passed over with a warning that names the file. recognizes_others: takes what other tools of the Megatron family
     left, which has no manifest. Collective: all ranks get the same answer, whatever they see of a shared volume.
 
     Raises:
@@ -59,14 +59,14 @@ def find(load: Path, *, recognises_others: bool = False) -> Checkpoint | None:
             return candidate
         logger.warning("passing over the checkpoint of iteration=%d: %s", candidate.iteration, problem)
         problems.append(problem)
-    if recognises_others:
+    if recognizes_others:
         other = [foreign.find(load) if dist.get_rank() == 0 else None]
         dist.broadcast_object_list(other, src=0)
         if other[0] is not None:
             return foreign.accepted(other[0])
     if problems:
         reasons = "; ".join(problems)
-        message = f"{load} holds no complete checkpoint: {reasons}; remove the iter_ folders to start anew"
+        message = f"{load} holds no complete checkpoint: {reasons}; remove the iter_ folders to start over"
         raise TrainingError(ExitCode.NO_CHECKPOINT, message)
     return None
 
@@ -134,7 +134,7 @@ def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "train
 def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
     """The same without an optimizer that takes notice, for a model that does not train. Collective.
 
-    How FP8 products were scaled stays behind: a run that starts anew finds its own.
+    How FP8 products were scaled stays behind: a run that starts over finds its own.
     """
     models = contents.model_state(engine, part)
     wanted = {

@@ -31,7 +31,7 @@ from megatron_trainjob.exit_codes import ExitCode
 
 @dataclass(frozen=True, kw_only=True)
 class SavePolicy:
-    """What goes into a checkpoint and how it is labelled, and how many stay (None: all).
+    """What goes into a checkpoint and how it is labeled, and how many stay (None: all).
 
     owner: who writes, as claimed at the start. in_background: files are written while training goes on.
     on_termination: a run that is asked to stop saves once more. record: the text of args.json, which each checkpoint
@@ -167,7 +167,7 @@ class Saver:
             folder.prune(policy.save, state.iteration, policy.limit, policy.owner)
 
     def _on_all_ranks[Result](self, action: Callable[[], Result], aside: Path) -> Result:
-        """The action's result; when it fails on any rank, fails on all: nobody waits for a rank that gave up."""
+        """The action's result; when it fails on any rank, fails on all: no one waits for a rank that gave up."""
         error: BaseException | None = None  # of which torch's CheckpointException is one
         try:
             with folder.owned(self.policy.save, self.policy.owner):

@@ -1,6 +1,6 @@
 """One save as Megatron plans it, taken apart: every rank's files can be written in the background of training.
 
-Megatron's own background save starts a process a rank, takes 10 s for its queue, and waits for ever when the first
+Megatron's own background save starts a process a rank, takes 10 s for its queue, and waits forever when the first
 rank cannot write the index; here planning is collective, and writing and completing are plain calls of one rank.
 """
 
@@ -31,7 +31,7 @@ from megatron_trainjob.checkpoint_folder import FileRecord, record_of
 
 INDEX_FILES = (".metadata", "metadata.json")
 Bucket = tuple[str, str, tuple[list[Any], Iterable[Any]]]
-"""A file as Megatron's writer takes it: path, name, serialised objects, and tensors, which it goes through once."""
+"""A file as Megatron's writer takes it: path, name, serialized objects, and tensors, which it goes through once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +122,7 @@ def plan(state: StateDict, folder: Path, *, staging: Staging | None, num_files: 
     staging: takes copies of all tensors, so that training may change its own while they are written; without, tensors
     of a GPU are copied one at a time as they are written. num_files: of this rank.
     """
-    # Megatron hands results over through a queue in a process of its own. Nobody uses it here: any queue will do.
+    # Megatron hands results over through a queue in a process of its own. No one uses it here: any queue will do.
     filesystem_async._results_queue = queue.Queue()
     planner = _Planner(thread_count=num_files)
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")

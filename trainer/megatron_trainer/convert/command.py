@@ -1,4 +1,4 @@
-"""python -m megatron_trainer export: converts a checkpoint, or stores tokenised data, in this process.
+"""python -m megatron_trainer export: converts a checkpoint, or stores tokenized data, in this process.
 
     export --to_hf true --mcore_model RUN [--mcore_adapters RUN] [--output_dir FOLDER] [--test_convert_precision true]
 

@@ -76,7 +76,7 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     """
     found = inputs.find(args, given)
     output = _output(args, found)
-    parallel.initialise(found.args)
+    parallel.initialize(found.args)
     model = _load(found, backend)
     if args.test_convert_precision and model.spec.head is not None:
         message = "compares language models; leave it out for a classifier, and compare its scores with transformers"
@@ -199,7 +199,7 @@ def _output(args: TrainArgs, found: Inputs) -> Path:
     if output.exists() and not args.exist_ok:
         raise _in_the_way(output, "exists; give another folder, or set exist_ok to write into it")
     if output.exists() and not output.is_dir():
-        raise _in_the_way(output, "is no folder; give another one")
+        raise _in_the_way(output, "is not a directory; give another one")
     if args.to_mcore and any(path.iteration != ITERATION for path in checkpoint_folder.checkpoints(output)):
         raise _in_the_way(output, "holds the checkpoints of a run; give another folder")
     return output

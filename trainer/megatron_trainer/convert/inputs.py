@@ -1,6 +1,6 @@
 """What an export reads: the model's own folder, a checkpoint, an adapter, and the arguments that they were made with.
 
-Looks at names and small JSON files, and fetches a model of the hub. Arguments of the model and of the adapter come
+Looks at names and small JSON files, and fetches a model from the Hub. Arguments of the model and of the adapter come
 from the args.json that training left beside its checkpoints, unless the command line gives them.
 """
 
@@ -103,7 +103,7 @@ def _adapter(args: TrainArgs) -> Checkpoint | Path | None:
 def _checkpoint(argument: str, path: str, train_type: str, *, named_by: str = "") -> Checkpoint:
     try:
         is_folder = Path(path).is_dir()
-        found = checkpoint_load.find(Path(path), recognises_others=argument == "mcore_model") if is_folder else None
+        found = checkpoint_load.find(Path(path), recognizes_others=argument == "mcore_model") if is_folder else None
     except TrainingError as err:
         raise TrainingError(err.exit_code, f"args.{argument}: {err}") from err
     if found is None:

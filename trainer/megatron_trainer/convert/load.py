@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 
 from megatron_trainer.convert import table
-from megatron_trainer.convert.draw import draw_weight
+from megatron_trainer.convert.initialize import initialize_weight
 from megatron_trainer.convert.rules import RULES, Sizes
 from megatron_trainer.convert.source import Checkpoint, open_checkpoint
 from megatron_trainer.convert.table import Entry
@@ -65,11 +65,11 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
 
 
 def _is_new_head(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> bool:
-    """Whether the model gets this head now; it is drawn then, the same in every layout."""
+    """Whether the model gets this head now; it is initialized then, the same in every layout."""
     if spec.head is None or entry.names != SCORES.names or SCORES.names[0] in checkpoint.files:
         return False
-    logger.info("%s has no %s: it is drawn at random (seed %d)", spec.directory, SCORES.names[0], spec.head.seed)
-    draw_weight(entry, spec, seed=spec.head.seed)
+    logger.info("%s has no %s: it is initialized at random (seed %d)", spec.directory, SCORES.names[0], spec.head.seed)
+    initialize_weight(entry, spec, seed=spec.head.seed)
     return True
 
 
@@ -103,7 +103,7 @@ def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str 
 
 
 def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:
-    """Reads this rank's share into the parameter; says what is wrong when the shapes do not fit."""
+    """Reads this rank's shard into the parameter; says what is wrong when the shapes do not fit."""
     sources = [checkpoint.tensor(name) for name in entry.names]
     needed = list(entry.parameter.shape)
     shapes = " and ".join(f"{name} {list(source.shape)}" for name, source in zip(entry.names, sources, strict=True))

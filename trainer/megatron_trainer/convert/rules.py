@@ -1,9 +1,9 @@
-"""How the tensors of a Hugging Face checkpoint become one rank's share of a parameter, and back. Pure tensor maths.
+"""How the tensors of a Hugging Face checkpoint become one rank's shard of a parameter, and back. Pure tensor maths.
 
 A rule works on anything that has a shape and can be sliced, so that loading reads only the rows it needs.
 Shapes: a weight is [rows, columns], a bias [rows]; r is the rank among n ranks that share the parameter.
 
-    rule         sources        whole parameter, rows                          share of rank r
+    rule         sources        whole parameter, rows                          shard of rank r
     plain        w              as it is                                       r-th of n along the split dimension
     qkv          q, k, v        by key-value head: [q.. k v | q.. k v | ..]    r-th of n
     fused_qkv    q over k over v  the same                                     r-th of n
@@ -90,13 +90,13 @@ class Blocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """One rule. blocks: sources -> this rank's share. unshard: all shares, in rank order, and dim -> the sources."""
+    """One rule. blocks: sources -> this rank's shard. unshard: all shares, in rank order, and dim -> the sources."""
 
     blocks: Callable[[Sequence[Source], Share, Sizes], Blocks]
     unshard: Callable[[Sequence[Tensor], int | None, Sizes], tuple[Tensor, ...]]
 
     def shard(self, sources: Sequence[Source], share: Share, sizes: Sizes) -> Tensor:
-        """This rank's share as one tensor."""
+        """This rank's shard as one tensor."""
         return self.blocks(sources, share, sizes).whole()
 
 

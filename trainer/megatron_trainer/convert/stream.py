@@ -43,7 +43,7 @@ def writes(entry: Entry) -> bool:
 
 
 def takes_part(entry: Entry) -> bool:
-    """Whether this rank's share is read; of data-parallel (and context-parallel) copies the first is."""
+    """Whether this rank's shard is read; of data-parallel (and context-parallel) copies the first is."""
     rank: int = (
         parallel_state.get_expert_data_parallel_rank()
         if entry.is_expert

@@ -79,7 +79,7 @@ def sizes(spec: ModelSpec) -> Sizes:
 
 
 def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entry]:
-    """Every weight of this rank in model order, wrapped or not; adapters are none.
+    """Every weight of this rank in model order, wrapped or not; adapter weights are skipped.
 
     Raises:
         KeyError: a parameter that the family's weight table does not know; the table is incomplete.

@@ -1,1 +1,1 @@
-"""Training data: from files to micro-batches. Rows are read, recognised, rendered, tokenised, cached, packed, dealt."""
+"""Training data: from files to micro-batches. Rows are read, recognized, rendered, tokenized, cached, packed, dealt."""

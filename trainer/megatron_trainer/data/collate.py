@@ -139,7 +139,7 @@ def _padding_alone(shape: RowShape) -> MicroBatch:
 
 
 def _attention_mask(padding_BT: torch.Tensor) -> torch.Tensor:
-    """Causal, and nobody looks at padding; a token always sees itself, so that no softmax is empty."""
+    """Causal, and no token attends to padding; a token always sees itself, so that no softmax is empty."""
     length = padding_BT.shape[1]
     future_TT = torch.ones(length, length, dtype=torch.bool).triu(1)
     forbidden_BTT = future_TT | padding_BT[:, None, :]

@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_cached(args: TrainArgs, task: TrainingTask, folder: Path) -> DataReport:
-    """Tokenises the data of the arguments into the folder, to be given as cached_dataset; packing is left to training.
+    """Tokenizes the data of the arguments into the folder, to be given as cached_dataset; packing is left to training.
 
     Raises InvalidInput for data that cannot be found or used.
     """
@@ -107,7 +107,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--show", type=int, default=0, metavar="N", help="print the first N sequences as trained")
     parser.add_argument("--tokens", action="store_true", help="with --show: one token a line, with id and weight")
     parser.add_argument("--report", type=Path, help="file that takes the report as JSON")
-    parser.add_argument("--write-cached", type=Path, help="folder that takes the tokenised data")
+    parser.add_argument("--write-cached", type=Path, help="folder that takes the tokenized data")
     return parser
 
 
@@ -139,4 +139,4 @@ def _prepare(args: TrainArgs, task: TrainingTask, save: Path) -> Prepared:
 
 def _tell(name: str, rows: int) -> None:
     if rows // ROWS_BETWEEN_NEWS * ROWS_BETWEEN_NEWS > rows - 256:
-        sys.stderr.write(f"tokenised {rows:,} rows of {name}\n")
+        sys.stderr.write(f"tokenized {rows:,} rows of {name}\n")

@@ -46,7 +46,7 @@ class Items:
         return replace(self, which=self.which[order], rows=self.rows[order])
 
     def lengths(self, multiple: int = 1) -> NDArray[np.int64]:
-        """Tokens of each item, each of its sequences rounded up to the multiple. Unknown for items tokenised lazily."""
+        """Tokens of each item, each of its sequences rounded up to the multiple. Unknown for items tokenized lazily."""
         lengths = np.empty(len(self), np.int64)
         for number, store in enumerate(self.stores):
             assert isinstance(store, Store)

@@ -1,4 +1,4 @@
-"""Micro-batches, one after the other, from items of any kind: read in background processes, from any point on."""
+"""Micro-batches, one after the other, from items of any kind: read in background processes, resumable at any sample."""
 
 from __future__ import annotations
 

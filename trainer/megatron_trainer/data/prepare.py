@@ -1,6 +1,6 @@
 """From the dataset arguments to the items that a run trains and validates on.
 
-Each dataset is tokenised once into a store that all ranks (and later runs) find by its content; everything after
+Each dataset is tokenized once into a store that all ranks (and later runs) find by its content; everything after
 that (sampling, splitting, mixing, shuffling, packing) is arithmetic on indices, the same on every rank.
 """
 
@@ -88,21 +88,21 @@ def prepare(
 ) -> Prepared:
     """The training and validation items of a run; every rank gets the same.
 
-    Call it on all ranks, at the same time or not: whoever comes first tokenises, the others wait for the result.
+    Call it on all ranks, at the same time or not: whoever comes first tokenizes, the others wait for the result.
     (With load_from_cache_file false the first rank has to return before the others start.)
 
     max_length: tokens a sample may have, resolved. save: the run's folder; is_first_rank: whether this process writes
-    val_dataset.jsonl there. cache_directory: where tokenised data is kept; None keeps it in the run's folder.
-    label: what the rows of a classifier hold. progress: called with the dataset's name and the rows tokenised so far.
+    val_dataset.jsonl there. cache_directory: where tokenized data is kept; None keeps it in the run's folder.
+    label: what the rows of a classifier hold. progress: called with the dataset's name and the rows tokenized so far.
 
     Raises InvalidInput for datasets that cannot be found or read, hold no usable row, or (strict) a bad row.
     """
     settings = data_settings(args, task=task, max_length=max_length, label=label)
     cache = cache_directory or save / "data_cache"
     loader = Loader(settings, tokenizer, cache, renews=is_first_rank and not settings.reads_cache, progress=progress)
-    is_lazy = settings.tokenising == "lazy"
+    is_lazy = settings.tokenizing == "lazy"
     validation = loader.load("val_dataset", settings.val_datasets, is_lazy=is_lazy)
-    if settings.tokenising == "streaming":
+    if settings.tokenizing == "streaming":
         return _streamed(settings, loader, validation)
     train = loader.load("dataset", settings.datasets, is_lazy=is_lazy)
     cached = _open_cached(settings, cache)
@@ -156,10 +156,10 @@ def _check_cached(store: Store, settings: DataSettings) -> None:
     if store.facts.sequences_per_row != wanted:
         raise ValueError(f"it holds {store.facts.sequences_per_row} sequences a row, but this task needs {wanted}")
     if settings.encode.recognition.needs_label and not store.has_targets():
-        raise ValueError("its rows have no labels; make it anew with rlhf_type kto")
+        raise ValueError("its rows have no labels; make it again with rlhf_type kto")
     longest, limit = int(store.lengths.max(initial=0)), settings.encode.max_length
     if limit is not None and longest > limit:
-        raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or make it anew")
+        raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or make it again")
 
 
 def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loaded]) -> Prepared:

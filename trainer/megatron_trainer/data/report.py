@@ -69,7 +69,7 @@ class DataReport:
 
     items: what the sampler indexes (packed rows, where packing is on). samples: rows of the datasets in an epoch.
     None where it is not known before training: everything for a stream, lengths and tokens for lazy_tokenize.
-    from_cache: nothing had to be tokenised. stop_words: the texts, usually one special token each, with which trained
+    from_cache: nothing had to be tokenized. stop_words: the texts, usually one special token each, with which trained
     answers end; generation has to stop at them, so an exported generation_config names them.
     examples: the first sequences as they are trained, in pieces of (text, weight of the loss); none for a stream.
     """
@@ -155,7 +155,7 @@ def histogram(lengths: NDArray[np.int64]) -> Histogram:
 
 
 def length_facts(items: Items) -> dict[str, Any]:
-    """The fields of DataReport that say how long the items are; none when they are tokenised lazily or missing."""
+    """The fields of DataReport that say how long the items are; none when they are tokenized lazily or missing."""
     if len(items) == 0 or any(isinstance(store, LazyStore) for store in items.stores):
         return {}
     lengths = items.lengths()

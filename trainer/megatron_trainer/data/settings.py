@@ -39,7 +39,7 @@ class DataSettings:
     num_processes: int
     is_strict: bool
     reads_cache: bool
-    tokenising: Literal["before", "lazy", "streaming"]
+    tokenizing: Literal["before", "lazy", "streaming"]
     cached: tuple[Path, ...]
     cached_validation: tuple[Path, ...]
     packing_length: int | None
@@ -80,7 +80,7 @@ def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label
         num_processes=args.dataset_num_proc,
         is_strict=args.strict,
         reads_cache=args.load_from_cache_file,
-        tokenising="streaming" if args.streaming else "lazy" if args.lazy_tokenize else "before",
+        tokenizing="streaming" if args.streaming else "lazy" if args.lazy_tokenize else "before",
         cached=tuple(Path(folder) for folder in args.cached_dataset),
         cached_validation=tuple(Path(folder) for folder in args.cached_val_dataset),
         window_rows=args.shuffle_buffer_size,

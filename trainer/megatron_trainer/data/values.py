@@ -88,7 +88,7 @@ class Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversation:
-    """One recognised row. Text for pre-training is a conversation of a single assistant turn.
+    """One recognized row. Text for pre-training is a conversation of a single assistant turn.
 
     target: what training aims at beside the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one; the
     numbers of a classifier's label.
@@ -105,7 +105,7 @@ class Conversation:
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One tokenised sequence of T tokens; labels are NOT shifted, a token without loss has label -100.
+    """One tokenized sequence of T tokens; labels are NOT shifted, a token without loss has label -100.
 
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
     target: as of Conversation. reference: log-probability under the reference model, where it is known beforehand.

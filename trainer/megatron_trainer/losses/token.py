@@ -1,4 +1,4 @@
-"""Token losses of pre-training and supervised fine-tuning, and how they are normalised.
+"""Token losses of pre-training and supervised fine-tuning, and how they are normalized.
 
 Shape suffixes: B batch (1 when rows are packed), T tokens of this rank.
 """

@@ -1,6 +1,6 @@
 """Builds this rank's part of a model. The one place that makes a GPTModel.
 
-megatron-core 0.19 calls GPTModel deprecated in favour of HybridModel; when it goes, this file changes.
+megatron-core 0.19 calls GPTModel deprecated in favor of HybridModel; when it goes, this file changes.
 """
 
 from __future__ import annotations
@@ -24,8 +24,9 @@ from megatron_trainjob.args.tree import TrainArgs
 def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTModel]:
     """The model chunks of this rank, one a virtual pipeline stage, on its device.
 
-    parallel.initialise must have formed the groups. Weights are left for convert/load.py or convert/draw.py to fill,
-    unless megatron-core draws them (settings.draws_on_host). Logits stay split over the tensor-parallel ranks.
+    parallel.initialize must have formed the groups. Weights are left for convert/load.py or convert/initialize.py,
+    unless megatron-core initializes them (settings.initializes_on_host). Logits stay split over the tensor-parallel
+    ranks.
     """
     stages = parallel_state.get_virtual_pipeline_model_parallel_world_size()
     config = transformer_config(spec, args, backend, virtual_stages=stages)

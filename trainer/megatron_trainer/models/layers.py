@@ -29,7 +29,7 @@ class RMSNorm(torch.nn.Module):
         sum_over_sequence(self.weight, is_summed=config.sequence_parallel)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Normalised over the last dimension, in the type of x."""
+        """Normalized over the last dimension, in the type of x."""
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
         return self.weight * normed.to(x.dtype)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 
 class PaddingFreeFeedForwardLayer(TransformerLayer):  # type: ignore[misc]  # megatron-core has no types
-    """A transformer layer for padded rows; padding keeps what it was before the block, and nobody attends to it.
+    """A transformer layer for padded rows; padding keeps what it was before the block, and no one attends to it.
 
     Which tokens are real is read from the attention mask of the very call, so that recomputation finds the same ones.
     """

@@ -41,8 +41,8 @@ def implementation(args: TrainArgs, backend: Backend) -> Implementation:
     return "local" if args.transformer_impl == "local" else backend.layer_impl
 
 
-def draws_on_host(args: TrainArgs, backend: Backend) -> bool:
-    """Whether random weights are drawn by convert/draw.py, the same in every layout, and not by megatron-core."""
+def initializes_on_host(args: TrainArgs, backend: Backend) -> bool:
+    """Whether random weights are drawn by convert/initialize.py, the same in every layout, and not by megatron-core."""
     return args.use_cpu_initialization or backend.device.type == "cpu"
 
 
@@ -188,8 +188,8 @@ def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
         "hidden_dropout": args.hidden_dropout or 0.0,
         "transformer_impl": implementation(args, backend),
         "attention_backend": _attention(args, backend),
-        "perform_initialization": not args.no_initialization and not draws_on_host(args, backend),
-        "use_cpu_initialization": draws_on_host(args, backend),
+        "perform_initialization": not args.no_initialization and not initializes_on_host(args, backend),
+        "use_cpu_initialization": initializes_on_host(args, backend),
         "deterministic_mode": args.deterministic_mode,
         "persist_layer_norm": False,
     }

@@ -1,6 +1,6 @@
 """The launcher of one pod: starts the node's ranks and ends with the first failing rank's code.
 
-Used instead of torchrun, which answers 1 whatever its child's code was, so that nobody outside could tell bad
+Used instead of torchrun, which answers 1 whatever its child's code was, so that no one outside could tell bad
 data from a lost node. Imports no torch: bad arguments are refused before any rank starts.
 """
 

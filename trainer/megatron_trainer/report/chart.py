@@ -18,7 +18,7 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, kw_only=True)
 class Series:
-    """A line by name; css_class gives its colour. Points are (x, y) in the order of x."""
+    """A line by name; css_class gives its color. Points are (x, y) in the order of x."""
 
     name: str
     css_class: str

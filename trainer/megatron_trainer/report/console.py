@@ -140,8 +140,8 @@ def _speed(record: LogRecord, *, log_throughput: bool) -> list[str]:
     parts = []
     if log_throughput and record.tflops_per_gpu is not None:
         parts.append(f"throughput per GPU (TFLOP/s/GPU): {record.tflops_per_gpu:.3g}")
-    if record.utilisation is not None:
-        parts.append(f"MFU: {100 * record.utilisation:.1f} %")
+    if record.utilization is not None:
+        parts.append(f"MFU: {100 * record.utilization:.1f} %")
     return parts
 
 

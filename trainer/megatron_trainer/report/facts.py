@@ -131,7 +131,7 @@ def text(value: object) -> str:
 def _source(source: Mapping[str, object]) -> str:
     """One dataset: "/data/train.jsonl: 398 of 400 rows, 24,018 tokens (5,650 trained), 1 row truncated"."""
     if source.get("rows_kept") is None:
-        return f"{source['name']}: read and tokenised while training"
+        return f"{source['name']}: read and tokenized while training"
     kept, read, tokens = text(source["rows_kept"]), text(source["rows_read"]), text(source["tokens"])
     line = f"{source['name']}: {kept} of {read} rows, {tokens} tokens ({text(source['trained_tokens'])} trained)"
     truncated = source.get("rows_truncated")

@@ -156,7 +156,7 @@ def tiles(run: RunInfo, rows: Sequence[Row]) -> list[tuple[str, str, str]]:
     tokens = sum(int(_number(row, "tokens")) for row in steps)
     found.append(("Tokens per second", readable(sum(rates) / len(rates)), f"{tokens:,} tokens trained on"))
     if "mfu" in last:
-        found.append(("Model FLOPs utilisation", f"{100 * _number(last, 'mfu'):.1f} %", "of the device's peak"))
+        found.append(("Model FLOPs utilization", f"{100 * _number(last, 'mfu'):.1f} %", "of the device's peak"))
     found.append(("Elapsed", duration.in_words(_number(last, "elapsed_s")), "since the last start"))
     return found
 

@@ -151,7 +151,7 @@ def log_row(record: LogRecord, *, log_throughput: bool) -> Row:
         "elapsed_s": round(record.elapsed_s, 3),
         "remaining_s": round(record.remaining_s, 3),
         "throughput": record.tflops_per_gpu if log_throughput else None,
-        "mfu": record.utilisation,
+        "mfu": record.utilization,
         "tokens": record.tokens,
         "tokens_per_second": record.tokens_per_second,
         "tokens_per_second_per_gpu": record.tokens_per_second_per_gpu,

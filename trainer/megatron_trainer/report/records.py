@@ -74,7 +74,7 @@ class StepRecord:
 class LogRecord:
     """The steps since the last record, averaged; rates count real tokens. Norms, rate and scale are the last step's.
 
-    tflops_per_gpu and utilisation (MFU, 0 to 1) are None when FLOPs, or the device's peak, are not known.
+    tflops_per_gpu and utilization (MFU, 0 to 1) are None when FLOPs, or the device's peak, are not known.
     num_skipped and num_nan count the steps of this window.
     """
 
@@ -94,7 +94,7 @@ class LogRecord:
     tokens_per_second: float
     tokens_per_second_per_gpu: float
     tflops_per_gpu: float | None
-    utilisation: float | None
+    utilization: float | None
     memory_bytes: int | None
     timers_s: Mapping[str, float]
     num_skipped: int

@@ -101,7 +101,7 @@ class Reporter:
             return
         self._windows[interval] = []
         now = self._now()
-        record = window.summarise(
+        record = window.summarize(
             steps, run, elapsed_s=now - self._pace.started_at, seconds_per_step=self._pace.seconds_per_step, now=now
         )
         self._emit(record, interval)

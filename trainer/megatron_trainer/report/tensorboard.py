@@ -90,7 +90,7 @@ def log_scalars(record: LogRecord, choices: Choices) -> dict[str, float]:
         "iteration-time": record.seconds_per_step,
         "tokens-per-second": record.tokens_per_second,
         "tokens-per-second-per-gpu": record.tokens_per_second_per_gpu,
-        "model-flops-utilisation": record.utilisation,
+        "model-flops-utilization": record.utilization,
     }
     if choices.learning_rate:
         scalars["learning-rate"] = record.learning_rate

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from megatron_trainer.report.records import LogRecord, Number, RunInfo, StepRecord
 
 
-def summarise(
+def summarize(
     steps: Sequence[StepRecord], run: RunInfo, *, elapsed_s: float, seconds_per_step: float, now: float
 ) -> LogRecord:
     """One record for the steps of a window, in order, at least one.
@@ -38,7 +38,7 @@ def summarise(
         tokens_per_second=tokens_per_second,
         tokens_per_second_per_gpu=tokens_per_second / run.world_size,
         tflops_per_gpu=tflops,
-        utilisation=_utilisation(tflops, run.peak_flops_per_second_per_gpu),
+        utilization=_utilization(tflops, run.peak_flops_per_second_per_gpu),
         memory_bytes=max((step.memory_bytes for step in steps if step.memory_bytes is not None), default=None),
         timers_s=_mean(step.timers_s for step in steps),
         num_skipped=sum(step.is_skipped for step in steps),
@@ -85,7 +85,7 @@ def _tflops_per_gpu(steps: Sequence[StepRecord], seconds: float, world_size: int
     return math.fsum(flops) / seconds / world_size / 1e12
 
 
-def _utilisation(tflops: float | None, peak_flops: float | None) -> float | None:
+def _utilization(tflops: float | None, peak_flops: float | None) -> float | None:
     return tflops * 1e12 / peak_flops if tflops is not None and peak_flops else None
 
 

@@ -17,7 +17,7 @@ from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.loader import micro_batches
-from megatron_trainer.data.ordering.sample import Sampler, Stretch, WholePass
+from megatron_trainer.data.ordering.sample import Sampler, Segment, WholePass
 from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.data.streaming.items import Stream, StreamSampler
 from megatron_trainer.data.values import Indexed, MicroBatch
@@ -37,10 +37,10 @@ class Feed:
     num_workers: int
 
     @property
-    def step(self) -> Stretch:
+    def step(self) -> Segment:
         """What all ranks together read for one global batch."""
         micro, ranks = self.sampler.micro_batch_size, self.sampler.data_parallel_size
-        return Stretch(
+        return Segment(
             num_samples=micro * ranks * self.num_micro_batches, micro_batch_size=micro, data_parallel_size=ranks
         )
 
@@ -51,7 +51,7 @@ class Feed:
         return sampler.completed_epochs
 
     def global_batches(
-        self, consumed_samples: int, history: tuple[Stretch, ...], backend: Backend
+        self, consumed_samples: int, history: tuple[Segment, ...], backend: Backend
     ) -> Iterator[list[MicroBatch]]:
         """This rank's micro-batches of one global batch after the other, from the given sample on.
 

@@ -10,7 +10,7 @@ from dataclasses import replace
 from itertools import islice
 
 from megatron_trainer.checkpoint.save import Saved
-from megatron_trainer.data.ordering.sample import Stretch, extended
+from megatron_trainer.data.ordering.sample import Segment, extended
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.report import CheckpointRecord, EvalRecord, StepRecord
 from megatron_trainer.report.window import is_boundary
@@ -71,7 +71,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
     return state
 
 
-def advance(state: TrainState, result: StepResult, read: Stretch) -> TrainState:
+def advance(state: TrainState, result: StepResult, read: Segment) -> TrainState:
     """The state after one more step, which has read so much of the data."""
     return replace(
         state,

@@ -34,7 +34,7 @@ def engine_and_reference(
 ) -> tuple[Engine, Reference | None, Prepared]:
     """The engine that `build` makes; for preference training the reference, or the data that knows what it says.
 
-    shape: of the rows in which the reference is asked about single items. cache: folder of tokenised data. Collective.
+    shape: of the rows in which the reference is asked about single items. cache: folder of tokenized data. Collective.
     """
     if task != "rlhf":
         by_sequence = replace(args, calculate_per_token_loss=False) if head.has_scores(args) else args

@@ -1,6 +1,6 @@
 """Reference log-probabilities of all pairs, asked once for a data set and a model and kept on disk.
 
-A file holds float32 [rows, 2] (chosen, rejected), or [rows, 1], of one tokenised data set; its name is a key of that
+A file holds float32 [rows, 2] (chosen, rejected), or [rows, 1], of one tokenized data set; its name is a key of that
 data set's content and of the reference's, so that it serves every later run and restart, whatever their layout, order
 or packing.
 """
@@ -109,16 +109,16 @@ def _read(path: Path, num_rows: int) -> Values | None:
 
 
 def stored(path: Path, *, num_rows: int) -> Values | None:
-    """The values in a file; None where there is none, or none of this many rows: they are asked anew."""
+    """The values in a file; None where there is none, or none of this many rows: they are asked again."""
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except FileNotFoundError:
         return None
     except (OSError, ValueError, EOFError) as err:
-        logger.warning("kept log-probabilities cannot be read and are asked anew path=%s error=%s", path, err)
+        logger.warning("kept log-probabilities cannot be read and are asked again path=%s error=%s", path, err)
         return None
     if found.shape != (num_rows, 2) or found.dtype != np.float32:
-        logger.warning("kept log-probabilities are of other data and are asked anew path=%s", path)
+        logger.warning("kept log-probabilities are of other data and are asked again path=%s", path)
         return None
     return np.array(found)
 
@@ -133,7 +133,7 @@ def _write(values: Values, path: Path) -> None:
 
 def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape: RowShape, backend: Backend) -> Values:
     """The log-probabilities of all rows of a store, each asked by one data-parallel rank. Collective."""
-    assert isinstance(store, Store)  # a rule refuses lazy tokenisation
+    assert isinstance(store, Store)  # a rule refuses lazy tokenization
     logger.info("asking the reference model rows=%d data=%s", len(store), store.directory.name)
     width = store.facts.sequences_per_row
     here = parallel.coordinates()

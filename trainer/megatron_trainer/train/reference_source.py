@@ -72,7 +72,7 @@ def _load_base(args: TrainArgs, models: list[GPTModel]) -> None:
     """Puts the checkpoint of ref_load or load over the weights, where one is named."""
     for name in ("ref_load", "load"):
         path = getattr(args, name)
-        found = checkpoint_load.find(Path(path), recognises_others=args.auto_detect_ckpt_format) if path else None
+        found = checkpoint_load.find(Path(path), recognizes_others=args.auto_detect_ckpt_format) if path else None
         if found is not None:
             logger.info("reference model from=%s", found.path)
             checkpoint_load.read_part(_bare(models), found, "base")
@@ -105,7 +105,7 @@ def _other_adapter(args: TrainArgs, spec: ModelSpec, engine: Engine) -> Referenc
 
 
 def _checkpoint(args: TrainArgs, path: Path) -> Checkpoint:
-    found = checkpoint_load.find(path, recognises_others=args.auto_detect_ckpt_format)
+    found = checkpoint_load.find(path, recognizes_others=args.auto_detect_ckpt_format)
     if found is None:
         raise _missing("ref_adapter_load", str(path))
     return found
@@ -120,7 +120,7 @@ def _renew_originals(args: TrainArgs, engine: Engine) -> None:
     """Copies of weights that train in full were made of the model; where `load` brings another base, of that."""
     if not args.load or not (args.modules_to_save or args.lora_bias == "all"):
         return
-    found = checkpoint_load.find(Path(args.load), recognises_others=args.auto_detect_ckpt_format)
+    found = checkpoint_load.find(Path(args.load), recognizes_others=args.auto_detect_ckpt_format)
     if found is None:
         return
     checkpoint_load.read_part(engine, found, "base")

@@ -24,7 +24,7 @@ from megatron_trainer.checkpoint.lease import Heartbeat
 from megatron_trainer.checkpoint.save import SavePolicy, Saver
 from megatron_trainer.convert import adapter_modules
 from megatron_trainer.convert.adapter import check_loadable
-from megatron_trainer.convert.draw import draw_weights
+from megatron_trainer.convert.initialize import initialize_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.prepare import Prepared, prepare
@@ -36,7 +36,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora.freeze import freeze
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
-from megatron_trainer.models.settings import draws_on_host
+from megatron_trainer.models.settings import initializes_on_host
 from megatron_trainer.models.spec import ModelSpec, read_model
 from megatron_trainer.report import Reporter, RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
@@ -79,7 +79,7 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
             master_port=env.master_port,
             timeout_s=args.ddp_timeout,
         )
-    parallel.initialise(args)
+    parallel.initialize(args)
     return backend
 
 
@@ -192,8 +192,8 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_ori
     models = build_model(spec, args, backend)
     if args.no_initialization:
         load_weights(models, spec)
-    elif draws_on_host(args, backend):
-        draw_weights(models, spec, seed=args.seed)
+    elif initializes_on_host(args, backend):
+        initialize_weights(models, spec, seed=args.seed)
     if args.train_type == "lora":
         directory = adapter_modules.start_of(None, args.adapter_load)
         parts = adapter_modules.parts(models, spec, directory)

@@ -73,7 +73,7 @@ def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base"
     for name, path, part in sources:
         if path is None or holds_adapter(Path(path)):
             continue
-        checkpoint = checkpoint_load.find(Path(path), recognises_others=args.auto_detect_ckpt_format)
+        checkpoint = checkpoint_load.find(Path(path), recognizes_others=args.auto_detect_ckpt_format)
         if checkpoint is not None:
             found.append((checkpoint, part))
         elif args.exit_on_missing_checkpoint:

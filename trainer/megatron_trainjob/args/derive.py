@@ -193,7 +193,7 @@ def chunks_of_stages(args: TrainArgs, num_layers: int) -> tuple[tuple[range, ...
 def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool]:
     """(fp16, bf16) of the run: as given, else by torch_dtype, else by the type that the model is stored in.
 
-    float32 means that training is in float32: narrowing a model that nobody asked to narrow would be silent.
+    float32 means that training is in float32: narrowing a model that no one asked to narrow would be silent.
     """
     if args.fp16 is not None or args.bf16 is not None:
         return bool(args.fp16), bool(args.bf16)

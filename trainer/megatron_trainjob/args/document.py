@@ -23,7 +23,7 @@ brackets are those of ms-swift 4.x: they are accepted with a warning, and one ma
   says so with the reason given.
 - **refused**: cannot work here; the reason is given.
 """
-NOT_YET = "- **not yet**: recognised, but refused until it works. Its default is accepted.\n"
+NOT_YET = "- **not yet**: recognized, but refused until it works. Its default is accepted.\n"
 
 TABLE = "| name | type | default | unit | choices | status | help |\n|---|---|---|---|---|---|---|"
 

@@ -70,7 +70,7 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
 def _score_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """What the attention core keeps: the softmax, T * heads * longest * e / tp, or only its float32 log-sums.
 
-    The unfused and local kernels materialise the scores; core_attn recomputation keeps neither.
+    The unfused and local kernels materialize the scores; core_attn recomputation keeps neither.
     """
     if _recomputes(args, "core_attn"):
         return 0.0

@@ -14,7 +14,7 @@ LARGEST = 2**53
 def status() -> Schema:
     """Schema of status."""
     return record(
-        "What the operator sees and does. Nobody else writes it.",
+        "What the operator sees and does. No one else writes it.",
         {
             "observedGeneration": _count("Generation of the spec that this status is about."),
             "phase": choice("One word that follows from the conditions.", *PHASES),

@@ -52,7 +52,7 @@ async def apply(
     try:
         await _change(client, job, plan, on_written)
     except (ApiError, ForeignObject):
-        # A transition that is written down is told of now: the next look, which does the rest, sees none.
+        # Events are emitted once the status is persisted: the next reconcile, which does the rest, sees no transition.
         if plan.status is not None:
             await _tell(recorder, job, plan, now)
         raise

@@ -14,7 +14,7 @@ from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.discovery import wait_until_served
 from megatron_operator.cluster.kubernetes.informer import Informer, Key, Listeners, Scope
-from megatron_operator.cluster.kubernetes.kueue import KueueMirror
+from megatron_operator.cluster.kubernetes.kueue import KueueCache
 from megatron_operator.cluster.kubernetes.pod_events import PodEvents
 from megatron_operator.cluster.kubernetes.resource import (
     CLAIM,
@@ -38,7 +38,7 @@ NODE_AGE_S = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much of the cluster to mirror. namespaces: () for all. groups: gang schedulers to reckon with.
+    """How much of the cluster to cache. namespaces: () for all. groups: gang schedulers to reckon with.
 
     kueue: whether jobs queue by Workloads.
     """
@@ -50,7 +50,7 @@ class Extent:
     silence_s: float = 90.0
 
 
-class Mirror:
+class Cache:
     """The children of every job, as values."""
 
     def __init__(self, client: Client, extent: Extent, listeners: Listeners) -> None:
@@ -62,14 +62,14 @@ class Mirror:
         self._services: Informer[Mapping[str, str]] = self._informer(SERVICE, _selector)
         self._config_maps: Informer[None] = self._informer(CONFIG_MAP, _nothing, metadata_only=True)
         self._groups: dict[str, Informer[Gang]] = {}
-        self._kueue = KueueMirror(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
+        self._kueue = KueueCache(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
         self._pod_events = PodEvents(client, listeners.guard)
         self._pod_ends = PodEnds()
         self._claims: set[Key] = set()
         self._nodes: dict[str, tuple[float, bool]] = {}
 
     async def run(self, on_served: Callable[[], None]) -> None:
-        """Mirrors for ever. on_served is called when the API of a gang scheduler turns up."""
+        """Runs forever. on_served is called when the API of a gang scheduler turns up."""
         async with asyncio.TaskGroup() as group:
             for informer in (self._pods, self._services, self._config_maps):
                 group.create_task(informer.run())
@@ -81,7 +81,7 @@ class Mirror:
     async def synced(self) -> None:
         """Returns once pods, services, config maps and Workloads have been listed."""
         await asyncio.gather(self._pods.synced(), self._services.synced(), self._config_maps.synced())
-        if self._kueue:  # without them a running job would look like one that nobody has admitted
+        if self._kueue:  # without them a running job would look like one that no one has admitted
             await self._kueue.settled()
 
     @property
@@ -192,7 +192,7 @@ class Mirror:
         return current, tuple(sorted(name for name, group in groups.items() if not group.deleting))
 
     async def _run_groups(self, scheduler: str, on_served: Callable[[], None]) -> None:
-        """Waits until the scheduler's API is there, then mirrors its groups."""
+        """Waits until the scheduler's API is there, then caches its groups."""
         resource = POD_GROUPS[scheduler]
         await wait_until_served(self._client, resource)
         informer = self._informer(resource, lambda raw: read_gang(raw, served=True) or Gang())

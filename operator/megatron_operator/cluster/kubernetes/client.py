@@ -37,7 +37,7 @@ AS_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 AS_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 USER_AGENT = "megatron-train-operator/0.1"
 MAX_THROTTLED_TRIES = 6
-# A webhook may take 30 s over a write; the server then says whose it is, which nobody hears who has hung up before.
+# A webhook may take 30 s over a write; the server then says whose it is, which no one hears who has hung up before.
 WRITE_TIMEOUT_S = 35.0
 DEFAULT_RETRY_AFTER_S = 1.0
 logger = logging.getLogger(__name__)
@@ -78,7 +78,7 @@ class ApiError(Exception):
 
     @property
     def is_gone(self) -> bool:
-        """Whether a list or watch has to start anew."""
+        """Whether a list or watch has to start over."""
         return self.status == 410
 
 

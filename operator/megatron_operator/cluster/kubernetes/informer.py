@@ -1,4 +1,4 @@
-"""A mirror of one resource's objects that belong to jobs, kept by list and watch, as small records.
+"""A cache of one resource's objects that belong to jobs, kept by list and watch, as small records.
 
 Keeps only what `read` makes of an object: 8,000 raw pods would be 60 MB of dicts. Decides nothing.
 """
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Entry[Record]:
-    """One mirrored object. `version` is its resourceVersion, which grows with every change."""
+    """One cached object. `version` is its resourceVersion, which grows with every change."""
 
     uid: str
     owner_uid: str
@@ -41,7 +41,7 @@ class Entry[Record]:
 class Listeners:
     """Whom an informer tells: of a job whose children changed and, for metrics, of watch events and ends.
 
-    guard: reads the objects, and is told of those that cannot be read.
+    guard: reads the objects, and is notified of those that cannot be read.
     """
 
     changed: Callable[[Key], None]
@@ -52,7 +52,7 @@ class Listeners:
 
 @dataclass(frozen=True, kw_only=True)
 class Scope:
-    """What to mirror: a resource of the given namespaces (None: all) with the job label.
+    """What to cache: a resource of the given namespaces (None: all) with the job label.
 
     metadata_only leaves specs on the server. silence_s: a watch without even a bookmark for so long is dead.
     """
@@ -120,7 +120,7 @@ class Informer[Record]:
         return asyncio.get_running_loop().time() - min(stream.heard_at for stream in self._streams)
 
     async def run(self) -> None:
-        """Lists and watches for ever."""
+        """Lists and watches forever."""
         async with asyncio.TaskGroup() as group:
             for stream in self._streams:
                 stream.heard_at = asyncio.get_running_loop().time()
@@ -211,7 +211,7 @@ class Informer[Record]:
             self._take(stream, event)
 
     def _take(self, stream: Stream, event: Object) -> None:
-        """One watch event: into the mirror, and the stream's position forward."""
+        """One watch event: into the cache, and the stream's position forward."""
         type_, raw = event["type"], event["object"]
         self._listeners.event(self._scope.resource.plural, type_)
         stream.heard_at = asyncio.get_running_loop().time()
@@ -264,7 +264,7 @@ def _key(raw: Object) -> Key | None:
 
 
 def _owner_uid(raw: Object) -> str | None:
-    """Uid of the job that is the controlling owner, None when that is something else or nobody."""
+    """Uid of the job that is the controlling owner, None when that is something else or no one."""
     owners = raw["metadata"].get("ownerReferences") or ()
     controllers = [owner for owner in owners if owner.get("controller") and owner.get("kind") == names.KIND]
     return next((owner["uid"] for owner in controllers if _is_our_group(owner)), None)

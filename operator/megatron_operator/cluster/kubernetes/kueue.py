@@ -18,7 +18,7 @@ Object = Mapping[str, Any]
 CACHED_S = 60.0
 
 
-class KueueMirror:
+class KueueCache:
     """The Workloads of the jobs, once the cluster serves them."""
 
     def __init__(self, client: Client, informer: Informer[Workload]) -> None:
@@ -29,7 +29,7 @@ class KueueMirror:
         self._cache: dict[tuple[str, str], tuple[float, Object | None]] = {}
 
     async def run(self, on_served: Callable[[], None]) -> None:
-        """Mirrors for ever, beginning when the API is there."""
+        """Runs forever, beginning when the API is there."""
         await wait_until_served(self._client, WORKLOAD, on_absent=self._settled.set)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._informer.run())

@@ -170,7 +170,7 @@ class LocalCluster:
         return {**local, **self._gpus(job, raw)}
 
     def _port(self, attempt: str) -> int:
-        """Where the ranks of this attempt meet; held until this process ends, so that nobody else is given it."""
+        """Where the ranks of this attempt meet; held until this process ends, so that no one else is given it."""
         if attempt not in self._ports:
             held = self._ports[attempt] = hold_port()
             weakref.finalize(self, held.close)

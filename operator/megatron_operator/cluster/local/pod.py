@@ -20,7 +20,7 @@ Object = Mapping[str, Any]
 MESSAGE_BYTES = 2048
 PYTHONS = ("python", "python3")
 ORPHANED = "MtjEnded"
-# Nobody can collect the code of a process that is not a child; it was asked to end, so this is what it says.
+# No one can collect the code of a process that is not a child; it was asked to end, so this is what it says.
 ORPHAN_EXIT_CODE = 143
 logger = logging.getLogger(__name__)
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_LOG_BYTES = 256 * 2**20
-"""Of a process's output: a program that prints for ever shall not fill the disk of everybody else."""
+"""Of a process's output: a program that prints forever shall not fill the disk of everybody else."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,7 @@ def start(
 
 
 def bound_log(log: Path, *, most_bytes: int = MAX_LOG_BYTES) -> None:
-    """Moves the end of a log that has grown beyond the limit to NAME.log.1 and begins it anew.
+    """Moves the end of a log that has grown beyond the limit to NAME.log.1 and begins it again.
 
     Whoever writes it appends, so that his next line stands at the beginning. What lies before the end is lost.
     """
@@ -88,7 +88,7 @@ def terminate(identity: Identity) -> None:
 def exit_code_of_group(process: subprocess.Popen[bytes]) -> int | None:
     """The exit code (128 + n after signal n) of a child that has ended, its group ended with it; None before.
 
-    The group is killed before the child is collected: until then nobody else can get its number.
+    The group is killed before the child is collected: until then no one else can get its number.
     """
     if process.returncode is None:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:

@@ -1,4 +1,4 @@
-"""Runs one job on this machine until it ends or somebody interrupts it: look, plan, apply, look again."""
+"""Runs one job on this machine until it ends or somebody interrupts it: observe, plan, apply, again."""
 
 from __future__ import annotations
 

@@ -155,7 +155,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _make_private(directory: Path) -> None:
-    """Makes the folder for its owner alone: manifests and logs may hold what is nobody else's."""
+    """Makes the folder for its owner alone: manifests and logs may hold what is no one else's."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

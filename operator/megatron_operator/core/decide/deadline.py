@@ -29,7 +29,7 @@ def wake_at(job: Job, seen: Seen, now: float) -> float | None:
 
 
 def active_ends(job: Job, seen: Seen) -> float | None:
-    """When the whole job's time is up; it starts anew when a suspended job resumes."""
+    """When the whole job's time is up; it starts over when a suspended job resumes."""
     started = to_seconds(seen.status.get("startTime"))
     seconds = job.run_policy.active_deadline_s
     return None if started is None or seconds is None else started + seconds

@@ -55,7 +55,7 @@ class Continue:
 
 @dataclass(frozen=True, kw_only=True)
 class Wait:
-    """Create nothing, delete nothing, look again when something changes."""
+    """Create nothing, delete nothing, reconcile again when something changes."""
 
 
 @dataclass(frozen=True, kw_only=True)

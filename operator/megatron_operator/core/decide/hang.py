@@ -8,7 +8,7 @@ from megatron_operator.core.decide.decision import Fail, Failure, Restart
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
 
-# In these phases the trainer refreshes its record; loading a model or tokenising may rightly take hours.
+# In these phases the trainer refreshes its record; loading a model or tokenizing may rightly take hours.
 BEATING_PHASES = frozenset({"training", "evaluating", "saving"})
 
 

@@ -94,7 +94,7 @@ def is_disruption(seen: Seen, failure: Failure) -> bool:
 def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
     """Whether the attempt before ended for memory at the same iteration: the same again is then certain.
 
-    Two ends of which nobody knows the iteration prove nothing.
+    Two ends of which no one knows the iteration prove nothing.
     """
     before = seen.status.get("lastFailure") or {}
     return (
@@ -126,7 +126,7 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart 
 
 
 def count(job: Job, seen: Seen, kind: Kind) -> Counters:
-    """Counters after one more restart; a checkpoint written since the last one starts the count anew."""
+    """Counters after one more restart; a checkpoint written since the last one starts the count again."""
     before = read_counters(seen)
     if has_progressed(seen) and job.failure_policy.reset_after_progress:
         before = replace(before, counted=0, in_a_row=0)

@@ -82,7 +82,7 @@ def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> d
 
 
 def _kueue_group(job: Job) -> dict[str, str]:
-    """How many pods make the group; a group that lost its pods is over, for the next attempt queues anew."""
+    """How many pods make the group; a group that lost its pods is over, for the next attempt queues again."""
     if not job.has_pod_group:
         return {}
     return {names.KUEUE_GROUP_TOTAL: str(job.num_nodes), names.KUEUE_RETRIABLE: "false"}

@@ -1,4 +1,4 @@
-"""What becomes of a job's Kueue Workloads after a decision: made, told of the job's state, released, deleted."""
+"""What becomes of a job's Kueue Workloads after a decision: created, updated, released, deleted."""
 
 from __future__ import annotations
 

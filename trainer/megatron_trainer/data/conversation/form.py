@@ -24,7 +24,7 @@ SEPARATOR = "\n\n"
 class Form:
     """One form. The first value of each field is how the row itself has it.
 
-    joins: neighbours of one role are one turn. opens: an empty question before a conversation that the assistant
+    joins: neighbors of one role are one turn. opens: an empty question before a conversation that the assistant
     starts. null_content: turns with calls and without words have null content. numbers_calls: calls get ids, and
     results the id and name of their call. text_arguments: arguments of calls as text.
     """
@@ -39,12 +39,12 @@ class Form:
 def forms_for(messages: Sequence[Message]) -> Iterator[Form]:
     """The forms that differ for this conversation."""
     calls = any(message.calls for message in messages)
-    neighbours = any(_may_join(first, second) for first, second in zip(messages, messages[1:], strict=False))
+    neighbors = any(_may_join(first, second) for first, second in zip(messages, messages[1:], strict=False))
     speakers = [message.role for message in messages if message.role != "system"]
     answers_first = speakers[:1] == ["assistant"]
     wordless = any(message.calls and not message.content for message in messages)
     tools = calls or "tool" in speakers
-    choices = ((False, True) if varies else (False,) for varies in (neighbours, answers_first, wordless, tools, calls))
+    choices = ((False, True) if varies else (False,) for varies in (neighbors, answers_first, wordless, tools, calls))
     for joins, opens, null_content, numbers_calls, text_arguments in product(*choices):
         yield Form(
             joins=joins,
@@ -56,7 +56,7 @@ def forms_for(messages: Sequence[Message]) -> Iterator[Form]:
 
 
 def joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
-    """The messages with neighbours of one role as one, and for each of them the last message that it stands for."""
+    """The messages with neighbors of one role as one, and for each of them the last message that it stands for."""
     result: list[Message] = []
     origins: list[int] = []
     for place, message in enumerate(messages):
@@ -70,7 +70,7 @@ def joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
 
 
 def join(first: Message, second: Message) -> Message:
-    """Two neighbours of one role as one, a blank line between their words."""
+    """Two neighbors of one role as one, a blank line between their words."""
     calls = [*first.calls, *second.calls]
     return replace(
         first,

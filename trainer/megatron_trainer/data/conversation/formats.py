@@ -115,7 +115,7 @@ class Recognition:
     label: Label | None = None
 
 
-def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
+def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
     """The conversation that a row holds.
 
     number: place of the row in its file; with the seed it picks one of several responses, the same in each run.
@@ -130,7 +130,7 @@ def recognise(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     rejected = _rejected(columns, messages) if settings.needs_rejected else None
     target: tuple[float, ...] = ()
     if settings.needs_label:
-        messages, target = _labelled(columns, messages)
+        messages, target = _labeled(columns, messages)
     if settings.needs_margin:
         target = (_margin(columns),)
     if settings.needs_question and not _asks(messages):
@@ -371,7 +371,7 @@ def _rejected(row: Row, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
     return _checked(rejected)
 
 
-def _labelled(row: Row, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
+def _labeled(row: Row, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
     """The conversation that the label speaks of, and the label as a target: 1 for a desirable answer, else 0."""
     label = row.get("label")
     if label is None:

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.conversation.chat_template import TemplateSettings
-from megatron_trainer.data.conversation.formats import Recognition, recognise, with_system
+from megatron_trainer.data.conversation.formats import Recognition, recognize, with_system
 from megatron_trainer.data.conversation.hermes import uses_tools, without_tools
 from megatron_trainer.data.conversation.rendering import Rendering
 from megatron_trainer.data.conversation.template import choose_template
@@ -159,7 +159,7 @@ class Encoder:
     def _render(self, record: Record) -> _Rendered | Rejection:
         try:
             row = parse_row(record.payload)
-            conversation = recognise(row, self.settings.recognition, number=record.number)
+            conversation = recognize(row, self.settings.recognition, number=record.number)
             conversation = with_system(conversation, self.settings.system)
             parts = self._render_all(conversation)
         except RowError as err:

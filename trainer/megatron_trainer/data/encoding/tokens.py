@@ -31,7 +31,7 @@ class Tokens(Protocol):
 
 
 class Tokenization(Protocol):
-    """Tokenises texts, with the ids that `tokenizer(text, add_special_tokens=False)` gives."""
+    """Tokenizes texts, with the ids that `tokenizer(text, add_special_tokens=False)` gives."""
 
     def batch(self, texts: list[str]) -> list[Tokens]:
         """The tokens of each text."""
@@ -39,12 +39,12 @@ class Tokenization(Protocol):
 
 
 def tokenization(tokenizer: PreTrainedTokenizerBase) -> Tokenization:
-    """The fastest way to tokenise with this tokenizer."""
+    """The fastest way to tokenize with this tokenizer."""
     return _FastTokenization(tokenizer) if tokenizer.is_fast else _SlowTokenization(tokenizer)
 
 
 class _FastTokenization:
-    """With the `tokenizers` library, which knows each token's characters, and words that were tokenised before."""
+    """With the `tokenizers` library, which knows each token's characters, and words that were tokenized before."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -66,13 +66,13 @@ class _FastTokenization:
         return [_FastTokens(encoding) for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def _first_batch(self, texts: list[str]) -> list[Tokens]:
-        """Tokenises both ways, to be sure that this tokenizer is understood."""
+        """Tokenizes both ways, to be sure that this tokenizer is understood."""
         assert self._words is not None
         tokens = self._encode(texts)
         for text, right in zip(texts, tokens, strict=True):
             remembered = _word_tokens(self._words, text, self._encode)
             if remembered is not None and remembered.ids != right.ids:
-                logger.warning("this tokenizer cuts words in its own way; tokenising without remembered words")
+                logger.warning("this tokenizer cuts words in its own way; tokenizing without remembered words")
                 self._words = None
                 break
         self._is_checked = bool(texts)
@@ -80,7 +80,7 @@ class _FastTokenization:
 
 
 def _word_tokens(words: Words, text: str, encode: Callable[[list[str]], list[Tokens]]) -> _WordTokens | None:
-    found = words.tokenise(text)
+    found = words.tokenize(text)
     return None if found is None else _WordTokens(text, *found, encode)
 
 
@@ -116,7 +116,7 @@ class _FastTokens:
         self._encoding = encoding
 
     def range(self, start: int, end: int) -> tuple[int, int]:
-        # By bisection of single look-ups: fetching all offsets would cost as much as tokenising. White space at the
+        # By bisection of single look-ups: fetching all offsets would cost as much as tokenizing. White space at the
         # edge of a token may be missing from its characters, so tokens are told apart by where they end.
         tokens = range(len(self.ids))
         first = bisect_right(tokens, start, key=lambda token: self._characters(token)[1])
@@ -140,7 +140,7 @@ class _SlowTokenization:
 
 
 class _SlowTokens:
-    """Finds the token at a character by tokenising the text up to there."""
+    """Finds the token at a character by tokenizing the text up to there."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self._tokenizer = tokenizer

@@ -1,9 +1,9 @@
-"""Tokenising by remembered words: the ids of byte-level BPE, several times faster than computing them anew.
+"""Tokenizing by remembered words: the ids of byte-level BPE, several times faster than computing them again.
 
-Byte-level BPE first cuts a text into words by a regular expression, and then tokenises each word on its own. Words
+Byte-level BPE first cuts a text into words by a regular expression, and then tokenizes each word on its own. Words
 repeat, so here the ids of each word are remembered, and the tokenizer computes only those never seen. This is done
 only where it gives the same ids for certain: for known ways of cutting, and for characters whose Unicode class the
-two regular-expression engines agree on. Anything else returns None and has to be tokenised by the tokenizer itself.
+two regular-expression engines agree on. Anything else returns None and has to be tokenized by the tokenizer itself.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ class Words(dict[str, tuple[int, ...]]):
             self[word] = ids
         return ids
 
-    def tokenise(self, text: str) -> tuple[list[str], list[tuple[int, ...]]] | None:
+    def tokenize(self, text: str) -> tuple[list[str], list[tuple[int, ...]]] | None:
         """The words and added tokens of the text and the ids of each, or None where they are not certain."""
         if not self._is_certain(text):
             return None

@@ -19,7 +19,7 @@ def interleave(
     """For each place of the mixture the dataset it comes from and the item's index there.
 
     Each dataset is read from its start, again and again. The mixture ends when the first dataset (or, with
-    all_exhausted, the last one) has given its last item. Probabilities are normalised to a sum of 1.
+    all_exhausted, the last one) has given its last item. Probabilities are normalized to a sum of 1.
 
     Raises ValueError when the counts differ, a probability is negative, or one that is 0 could never be exhausted.
     """

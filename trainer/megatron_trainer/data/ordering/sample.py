@@ -25,7 +25,7 @@ WINDOW_STEPS = 50
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class Segment:
     """A part of a run with one layout: the items that all ranks together read in it."""
 
     num_samples: int
@@ -37,19 +37,19 @@ class Stretch:
         """Items that all ranks together read for one micro-batch each."""
         return self.micro_batch_size * self.data_parallel_size
 
-    def has_layout_of(self, other: Stretch) -> bool:
+    def has_layout_of(self, other: Segment) -> bool:
         """Whether items were dealt in the same way."""
         return (self.micro_batch_size, self.data_parallel_size) == (other.micro_batch_size, other.data_parallel_size)
 
 
-def extended(history: Sequence[Stretch], stretch: Stretch) -> tuple[Stretch, ...]:
-    """The history of a run after one more stretch; what follows in the same layout is one stretch."""
+def extended(history: Sequence[Segment], segment: Segment) -> tuple[Segment, ...]:
+    """The history of a run after one more segment; what follows in the same layout is one segment."""
     if not history:
-        return (stretch,)
+        return (segment,)
     *earlier, last = history
-    if not last.has_layout_of(stretch):
-        return (*history, stretch)
-    return (*earlier, replace(last, num_samples=last.num_samples + stretch.num_samples))
+    if not last.has_layout_of(segment):
+        return (*history, segment)
+    return (*earlier, replace(last, num_samples=last.num_samples + segment.num_samples))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ class Sampler:
     """An endless (cyclic) or single pass over item indices, for one data-parallel rank.
 
     consumed_samples: items that all ranks together read since the start of the run; the iteration goes on there.
-    history: the stretches of the run so far. What of consumed_samples lies after them, and the last of them when it had
+    history: the segments of the run so far. What of consumed_samples lies after them, and the last of them when it had
     this layout, was read in this one.
     data_sharding: whether each rank owns a contiguous block of the dataset and shuffles inside it.
     num_epochs: passes after which a cyclic iteration ends; None means it never ends.
@@ -69,7 +69,7 @@ class Sampler:
     data_parallel_rank: int
     data_parallel_size: int
     consumed_samples: int = 0
-    history: tuple[Stretch, ...] = ()
+    history: tuple[Segment, ...] = ()
     dataloader_type: Literal["single", "cyclic"] = "cyclic"
     data_sharding: bool = True
     num_epochs: int | None = None
@@ -97,7 +97,7 @@ class Sampler:
         """Indices of one micro-batch after the other."""
         place = self._place()
         while self._has_epoch(place.epoch):
-            order = self._dealt(place, self._stretch(0))[self.data_parallel_rank].tolist()
+            order = self._dealt(place, self._segment(0))[self.data_parallel_rank].tolist()
             for first in range(place.offset // self.data_parallel_size, len(order), self.micro_batch_size):
                 yield order[first : first + self.micro_batch_size]
             place = _Place(epoch=place.epoch + 1, left=torch.arange(self.num_items), offset=0)
@@ -111,41 +111,41 @@ class Sampler:
         """Where the run stands at consumed_samples."""
         place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
         earlier = self._earlier_layouts()
-        for stretch in earlier:
-            place = self._read_out(self._advanced(place, stretch), stretch)
-        read = self.consumed_samples - sum(stretch.num_samples for stretch in earlier)
-        return self._advanced(place, self._stretch(read))
+        for segment in earlier:
+            place = self._read_out(self._advanced(place, segment), segment)
+        read = self.consumed_samples - sum(segment.num_samples for segment in earlier)
+        return self._advanced(place, self._segment(read))
 
-    def _earlier_layouts(self) -> tuple[Stretch, ...]:
-        if self.history and self.history[-1].has_layout_of(self._stretch(0)):
+    def _earlier_layouts(self) -> tuple[Segment, ...]:
+        if self.history and self.history[-1].has_layout_of(self._segment(0)):
             return self.history[:-1]
         return self.history
 
-    def _stretch(self, num_samples: int) -> Stretch:
-        return Stretch(
+    def _segment(self, num_samples: int) -> Segment:
+        return Segment(
             num_samples=num_samples,
             micro_batch_size=self.micro_batch_size,
             data_parallel_size=self.data_parallel_size,
         )
 
-    def _advanced(self, place: _Place, stretch: Stretch) -> _Place:
-        """Where the run stands after a stretch that started at `place`, at the beginning of an order."""
-        step = stretch.items_per_step
+    def _advanced(self, place: _Place, segment: Segment) -> _Place:
+        """Where the run stands after a segment that started at `place`, at the beginning of an order."""
+        step = segment.items_per_step
         rest = len(place.left) // step * step
-        if stretch.num_samples < rest:
-            return _Place(epoch=place.epoch, left=place.left, offset=stretch.num_samples)
-        epochs, offset = divmod(stretch.num_samples - rest, self.num_items // step * step)
+        if segment.num_samples < rest:
+            return _Place(epoch=place.epoch, left=place.left, offset=segment.num_samples)
+        epochs, offset = divmod(segment.num_samples - rest, self.num_items // step * step)
         return _Place(epoch=place.epoch + 1 + epochs, left=torch.arange(self.num_items), offset=offset)
 
-    def _read_out(self, place: _Place, stretch: Stretch) -> _Place:
+    def _read_out(self, place: _Place, segment: Segment) -> _Place:
         """The same point of the run, for another layout: only what was not read in this epoch is left."""
-        read = self._dealt(place, stretch)[:, : place.offset // stretch.data_parallel_size]
+        read = self._dealt(place, segment)[:, : place.offset // segment.data_parallel_size]
         is_left = torch.zeros(self.num_items, dtype=torch.bool)
         is_left[place.left] = True
         is_left[read.flatten()] = False
         return _Place(epoch=place.epoch, left=is_left.nonzero().flatten(), offset=0)
 
-    def _dealt(self, place: _Place, layout: Stretch) -> Tensor:
+    def _dealt(self, place: _Place, layout: Segment) -> Tensor:
         """The order of the items left in an epoch, int64[rank, item]."""
         ranks, step = layout.data_parallel_size, layout.items_per_step
         size = len(place.left) // step * step

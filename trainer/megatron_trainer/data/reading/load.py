@@ -1,4 +1,4 @@
-"""Dataset entries opened: as stores of tokens, as rows to tokenise lazily (both found in the cache, or written now), or
+"""Dataset entries opened: as stores of tokens, as rows to tokenize lazily (both found in the cache, or written now), or
 as a stream."""
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from megatron_trainer.data.storage.fingerprint import (
 )
 from megatron_trainer.data.storage.lazy import LazyStore, write_rows
 from megatron_trainer.data.storage.store import Store
-from megatron_trainer.data.storage.tokenize import refuse_first_bad, tokenise
+from megatron_trainer.data.storage.tokenize import refuse_first_bad, tokenize
 from megatron_trainer.data.streaming.items import Stream
 from megatron_trainer.data.streaming.rows import Mixture, StreamSource
 from megatron_trainer.failure import InvalidInput
@@ -56,9 +56,9 @@ class Loaded:
 
 
 class Loader:
-    """Opens dataset entries and tokenises them, or finds them in the cache folder.
+    """Opens dataset entries and tokenizes them, or finds them in the cache folder.
 
-    renews: write anew even what is in the cache. progress: called with an entry and its rows done so far.
+    renews: write again even what is in the cache. progress: called with an entry and its rows done so far.
     """
 
     def __init__(
@@ -149,7 +149,7 @@ class Loader:
         is_new = self._renews or not folder.exists()
         progress = self._progress
         write = partial(
-            tokenise,
+            tokenize,
             encoder=self.encoder,
             num_processes=self._settings.num_processes,
             is_strict=self._settings.is_strict,

@@ -12,12 +12,12 @@ from megatron_trainer.data.reading.source import Source
 from megatron_trainer.data.values import RowError
 
 ROWS_AT_ONCE = 1000
-"""Rows whose rejected answers follow after all their chosen ones, so that answers to one prompt are not neighbours."""
+"""Rows whose rejected answers follow after all their chosen ones, so that answers to one prompt are not neighbors."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired:
-    """The rows of `paired`, numbered anew. columns: the user's names of columns, as of Recognition."""
+    """The rows of `paired`, numbered again. columns: the user's names of columns, as of Recognition."""
 
     paired: Source
     columns: Mapping[str, str] = field(default_factory=dict)

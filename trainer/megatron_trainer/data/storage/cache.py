@@ -3,7 +3,7 @@
 The builder writes a folder aside, makes it durable, and renames it, so that a folder is there completely or not at
 all. A list of its files with their lengths tells what a crash of the machine, or somebody else, has left of it since:
 such a folder is built again. A lock file says
-that somebody builds; its owner touches it while it lives, and a lock that nobody touches is taken over. Should two
+that somebody builds; its owner touches it while it lives, and a lock that no one touches is taken over. Should two
 build at the same time all the same (a node was cut off for a while, a file system lacks exclusive creation), both build
 the same content, and what is finished first stays: others may read it already.
 """

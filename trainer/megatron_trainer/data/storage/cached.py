@@ -1,4 +1,4 @@
-"""Folders of tokenised data that users make and name in cached_dataset: train/ and, where there is one, val/.
+"""Folders of tokenized data that users make and name in cached_dataset: train/ and, where there is one, val/.
 
 Written as stores; read as stores, or as the datasets of input_ids and labels that ms-swift saves.
 """
@@ -23,13 +23,13 @@ from megatron_trainer.data.values import IGNORED, Pair, Sample
 
 ROWS_PER_CHUNK = 1000
 PART_FILES = ("store.json", "dataset_info.json")
-"""Of the two forms of tokenised data, the file that tells it."""
+"""Of the two forms of tokenized data, the file that tells it."""
 
 
 def open_cached(folder: Path, cache: Path) -> tuple[Store, Store | None]:
     """The training and the validation part of a folder; `cache` takes what has to be converted.
 
-    Raises ValueError when the folder holds no tokenised data of a known form.
+    Raises ValueError when the folder holds no tokenized data of a known form.
     """
     if not (folder / "train").exists() and any((folder / name).exists() for name in PART_FILES):
         return _open_part(folder, cache), None
@@ -40,7 +40,7 @@ def open_cached(folder: Path, cache: Path) -> tuple[Store, Store | None]:
 def open_validation(folder: Path, cache: Path) -> Store:
     """The validation data in a folder, or in val below it.
 
-    Raises ValueError when the folder holds no tokenised data of a known form.
+    Raises ValueError when the folder holds no tokenized data of a known form.
     """
     return _open_part(folder / "val" if (folder / "val").exists() else folder, cache)
 
@@ -68,12 +68,12 @@ def _open_part(folder: Path, cache: Path) -> Store:
         return Store(folder)
     if not (folder / "dataset_info.json").exists():
         raise ValueError(
-            f"{folder} holds no tokenised data; make it with `python -m megatron_trainer data --write-cached DIR`"
+            f"{folder} holds no tokenized data; make it with `python -m megatron_trainer data --write-cached DIR`"
         )
     table = datasets.load_from_disk(str(folder))
     missing = {"input_ids", "labels"} - set(table.column_names)
     if missing:
-        raise ValueError(f"{folder} lacks the columns {', '.join(sorted(missing))} of tokenised data")
+        raise ValueError(f"{folder} lacks the columns {', '.join(sorted(missing))} of tokenized data")
     target = cache / f"converted-{text_key(f'{folder.resolve()} {table._fingerprint}')}"
     return Store(built_once(target, lambda aside: _convert(table, aside)))
 

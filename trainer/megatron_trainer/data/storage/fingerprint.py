@@ -29,7 +29,7 @@ def text_key(text: str) -> str:
 
 
 def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
-    """The key of the tokenised rows of one dataset. choice: which of its rows were chosen, empty for all."""
+    """The key of the tokenized rows of one dataset. choice: which of its rows were chosen, empty for all."""
     parts = {
         "version": VERSION,
         "source": source_digest,

@@ -1,4 +1,4 @@
-"""Items that are tokenised when they are asked for: starts at once and needs no disk for tokens, for lazy_tokenize.
+"""Items that are tokenized when they are asked for: starts at once and needs no disk for tokens, for lazy_tokenize.
 
 A row that cannot be used shows only then; the next usable row takes its place, so that every rank reads as many.
 """
@@ -54,7 +54,7 @@ def _content(record: Record) -> bytes:
 
 
 class LazyStore:
-    """Rows that were written by `write_rows`, tokenised at each access. To items what store.Store is."""
+    """Rows that were written by `write_rows`, tokenized at each access. To items what store.Store is."""
 
     def __init__(self, directory: Path, encoder: Encoder, *, is_strict: bool = False) -> None:
         self.directory = directory

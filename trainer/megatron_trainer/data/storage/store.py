@@ -1,4 +1,4 @@
-"""Tokenised rows on disk: written once, row by row, and then read in place (memory-mapped), without loading them.
+"""Tokenized rows on disk: written once, row by row, and then read in place (memory-mapped), without loading them.
 
 A store is a folder: input_ids.bin and weights.bin hold all sequences end to end, offsets.npy says where each starts,
 numbers.npy and channels.npy belong to the rows, as do the targets in targets.npy where rows have any; store.json holds
@@ -212,7 +212,7 @@ def _map(path: Path, dtype: str) -> NDArray:  # type: ignore[type-arg]
 def _read_facts(directory: Path) -> StoreFacts:
     content = json.loads((directory / "store.json").read_text())
     if content.pop("version") != VERSION:
-        raise ValueError(f"{directory} was written by another version of the trainer; tokenise the data anew")
+        raise ValueError(f"{directory} was written by another version of the trainer; tokenize the data again")
     content["channels"] = tuple(content["channels"])
     content["dropped"] = {
         reason: Dropped(count=entry["count"], first=_rejection(entry["first"]))

@@ -21,7 +21,7 @@ ROWS_PER_CHUNK = 256
 Progress = Callable[[int], None]
 
 
-def tokenise(
+def tokenize(
     records: Iterable[Record],
     encoder: Encoder,
     directory: Path,

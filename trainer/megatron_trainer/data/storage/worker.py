@@ -94,7 +94,7 @@ class _Worker:
             raise self._death() from err
 
     def _death(self) -> RuntimeError:
-        return RuntimeError(f"a tokenising process died with code {self._process.wait()}; use fewer dataset_num_proc")
+        return RuntimeError(f"a tokenizing process died with code {self._process.wait()}; use fewer dataset_num_proc")
 
 
 def serve() -> None:

@@ -1,4 +1,4 @@
-"""Items of data that is too large to prepare: read, tokenised and packed while training runs, in bounded memory.
+"""Items of data that is too large to prepare: read, tokenized and packed while training runs, in bounded memory.
 
 Rows are dealt in turn to lanes, as many as the run had data-parallel ranks when it started, and each lane goes through
 its rows in windows, on its own:
@@ -7,7 +7,7 @@ its rows in windows, on its own:
 A window is shuffled, encoded and packed. Item n of the run is item n // lanes of lane n % lanes, and rank r of d ranks
 reads the items r, r + d, r + 2d ...: its own lane, or, in a run that goes on with another number of ranks, several or
 parts of some. What a lane gives follows from the number of items it has given before, so a run resumes exactly from its
-count of consumed samples; a journal spares it from tokenising all that again. Every rank reads all files but tokenises
+count of consumed samples; a journal spares it from tokenizing all that again. Every rank reads all files but tokenizes
 only the rows of its lanes; no rank waits for another.
 """
 
@@ -25,7 +25,7 @@ import numpy as np
 
 from megatron_trainer.data.collate import round_up
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, tell_notes, to_item
-from megatron_trainer.data.ordering.sample import Stretch
+from megatron_trainer.data.ordering.sample import Segment
 from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.storage.tokenize import refuse_first_bad
 from megatron_trainer.data.streaming import journal
@@ -63,7 +63,7 @@ class StreamSampler:
     """The place of a rank in a stream; to a stream what sample.Sampler is to a dataset.
 
     consumed_samples: items that all ranks together read since the start of the run.
-    history: the stretches of the run so far; its first layout has decided the number of lanes.
+    history: the segments of the run so far; its first layout has decided the number of lanes.
     num_epochs: passes after which this rank's items end (not at the same item on all ranks); None never ends.
     """
 
@@ -71,7 +71,7 @@ class StreamSampler:
     data_parallel_rank: int
     data_parallel_size: int
     consumed_samples: int = 0
-    history: tuple[Stretch, ...] = ()
+    history: tuple[Segment, ...] = ()
     num_epochs: int | None = None
 
     @property

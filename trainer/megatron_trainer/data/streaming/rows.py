@@ -35,7 +35,7 @@ class Mixture:
     seed: int = 42
 
     def epoch(self, number: int) -> Iterator[Record]:
-        """All rows of one epoch. Its mixture is drawn anew for each epoch, from seed and number alone."""
+        """All rows of one epoch. Its mixture is drawn again for each epoch, from seed and number alone."""
         if self.probabilities is None:
             return (record for source in self.sources for record in source.records())
         return self._interleaved(np.random.default_rng([self.seed, 2, number]))

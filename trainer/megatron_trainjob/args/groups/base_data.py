@@ -94,13 +94,13 @@ class BaseData:
     )
     download_mode: Literal["reuse_dataset_if_exists", "force_redownload"] = arg(
         "reuse_dataset_if_exists",
-        "Whether data sets are downloaded anew.",
+        "Whether data sets are downloaded again.",
         applies_to=EVERY_TASK,
         status="works",
     )
     columns: Mapping[str, Any] | None = arg(
         None,
-        'Columns to rename before the format is recognised, for example {"text1": "query"}.',
+        'Columns to rename before the format is recognized, for example {"text1": "query"}.',
         applies_to=EVERY_TASK,
         status="works",
     )

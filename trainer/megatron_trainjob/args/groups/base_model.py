@@ -95,7 +95,7 @@ class BaseModel:
     )
     use_hf: bool = arg(
         False,
-        "Fetch a model that is no folder from the Hugging Face hub; ModelScope is never used.",
+        "Fetch a model that is not a directory from the Hugging Face Hub; ModelScope is never used.",
         applies_to=EVERY_TASK,
         status="works",
     )

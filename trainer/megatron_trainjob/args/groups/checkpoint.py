@@ -89,14 +89,14 @@ class Checkpoint:
     )
     no_initialization: bool = arg(
         True,
-        ("Skip random initialisation because weights are read; false trains from scratch when no weights are given."),
+        ("Skip random initialization because weights are read; false trains from scratch when no weights are given."),
         inverted_aliases=("perform_initialization",),
         status="works",
     )
     auto_detect_ckpt_format: bool = arg(
         True,
         (
-            "Recognise checkpoints of other Megatron programs in load by their files and take their weights (with "
+            "Recognize checkpoints of other Megatron programs in load by their files and take their weights (with "
             "finetune); false takes only checkpoints with a manifest that proves them complete."
         ),
         status="works",

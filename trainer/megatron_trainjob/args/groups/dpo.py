@@ -47,7 +47,7 @@ class Dpo:
     )
     beta: float = arg(
         0.1,
-        "How strongly the policy is held to the reference model; for ipo its regularisation strength.",
+        "How strongly the policy is held to the reference model; for ipo its regularization strength.",
         gt=0,
         applies_to=("rlhf",),
         status="works",

@@ -98,7 +98,7 @@ class Elsewhere:
         "Draw the embedding of new tokens at random.",
         status="no effect",
         fulfilled=(True,),
-        reason="rows of new tokens are always drawn",
+        reason="rows of new tokens are always initialized at random",
     )
     architectures: str | None = arg(
         None,
@@ -296,7 +296,7 @@ class Elsewhere:
     )
     init_strategy: str | None = arg(
         None,
-        "How weights that a checkpoint lacks are drawn.",
+        "How weights that a checkpoint lacks are initialized.",
         status="no effect",
         reason="a checkpoint that lacks weights is refused",
     )

@@ -81,7 +81,7 @@ class Export:
     )
     to_cached_dataset: bool = arg(
         False,
-        "Tokenise the data and store it for cached_dataset.",
+        "Tokenize the data and store it for cached_dataset.",
         applies_to=("export",),
         status="works",
     )

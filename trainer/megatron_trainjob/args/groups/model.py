@@ -108,7 +108,7 @@ class Model:
     )
     normalization: Literal["LayerNorm", "RMSNorm"] | None = arg(
         None,
-        "Kind of normalisation layer.",
+        "Kind of normalization layer.",
         fallback="RMSNorm",
         applies_to=EVERY_TASK,
         status="works",
@@ -116,7 +116,7 @@ class Model:
     )
     norm_epsilon: float | None = arg(
         None,
-        "Epsilon of the normalisation layers.",
+        "Epsilon of the normalization layers.",
         gt=0,
         fallback=1e-05,
         applies_to=EVERY_TASK,
@@ -191,7 +191,7 @@ class Model:
     )
     qk_layernorm: bool | None = arg(
         None,
-        "Normalise queries and keys.",
+        "Normalize queries and keys.",
         fallback=False,
         applies_to=EVERY_TASK,
         hf_config_keys=("use_qk_norm",),

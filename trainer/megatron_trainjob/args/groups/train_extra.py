@@ -58,20 +58,20 @@ class TrainExtra:
     )
     streaming: bool = arg(
         False,
-        "Read and tokenise the data while training; the length of the run must be given.",
+        "Read and tokenize the data while training; the length of the run must be given.",
         applies_to=EVERY_TASK,
         status="works",
     )
     lazy_tokenize: bool = arg(
         False,
-        "Tokenise while training instead of before.",
+        "Tokenize while training instead of before.",
         applies_to=EVERY_TASK,
         status="works",
     )
     cached_dataset: tuple[str, ...] = arg(
         (),
         (
-            "Folders of data tokenised beforehand by an export with to_cached_dataset: with train and, where there is "
+            "Folders of data tokenized beforehand by an export with to_cached_dataset: with train and, where there is "
             "one, val in them, or a train folder itself."
         ),
         applies_to=EVERY_TASK,
@@ -79,7 +79,7 @@ class TrainExtra:
     )
     cached_val_dataset: tuple[str, ...] = arg(
         (),
-        "Folders of validation data tokenised beforehand.",
+        "Folders of validation data tokenized beforehand.",
         status="works",
     )
     group_by_length: bool = arg(

@@ -206,7 +206,7 @@ class Training:
     dataloader_type: Literal["single", "cyclic", "external"] = arg(
         "cyclic",
         (
-            'Order of samples: "single" once in sequence, "cyclic" shuffled anew each epoch, "external" '
+            'Order of samples: "single" once in sequence, "cyclic" shuffled again each epoch, "external" '
             "as the stream gives them."
         ),
         status="works",
@@ -250,7 +250,7 @@ class Training:
     )
     use_cpu_initialization: bool = arg(
         False,
-        "Initialise weights on the host.",
+        "Initialize weights on the host.",
         applies_to=EVERY_TASK,
         status="works on GPU only",
     )

@@ -13,7 +13,7 @@ class TunerLora:
     adapter_load: str | None = arg(
         None,
         (
-            "Adapter to go on with: a checkpoint of LoRA training (resumed, or with finetune started from anew), "
+            "Adapter to go on with: a checkpoint of LoRA training (resumed, or with finetune started over), "
             "or a PEFT folder, which holds weights to start from."
         ),
         aliases=("mcore_adapter", "adapters"),

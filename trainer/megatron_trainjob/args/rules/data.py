@@ -42,7 +42,7 @@ def the_model_is_given(facts: Facts) -> str:
     cel_message=NO_DATA,
 )
 def training_data_is_given(facts: Facts) -> str:
-    """At least one data set, tokenised or not, here or in the args.json of the checkpoint."""
+    """At least one data set, tokenized or not, here or in the args.json of the checkpoint."""
     if facts.args.dataset or facts.args.cached_dataset or facts.args.load_data_args:
         return ""
     return NO_DATA
@@ -224,14 +224,14 @@ RULES = (
     rotary_scaling_is_known_and_has_a_target,
     a_length_to_reach_needs_rotary_scaling,
     idle_with(
-        "a_stream_is_not_tokenised_lazily",
+        "a_stream_is_not_tokenized_lazily",
         is_("lazy_tokenize", True),
         is_("streaming", True),
-        because="a stream is tokenised while training in any case",
+        because="a stream is tokenized while training in any case",
     ),
     excludes("a_stream_has_no_cached_validation", is_("streaming", True), is_set("cached_val_dataset"), tasks=TRAINING),
     excludes("a_stream_is_not_cached", is_("streaming", True), is_set("cached_dataset"), tasks=TRAINING),
-    excludes("cached_data_is_tokenised_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
+    excludes("cached_data_is_tokenized_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
     excludes(
         "packing_knows_all_lengths",
         is_("packing", True),

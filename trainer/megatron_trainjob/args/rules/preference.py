@@ -223,7 +223,7 @@ RULES = (
         for name, other, reason in (
             ("without_a_reference_none_is_asked", "reference_free", "there is no reference to ask"),
             ("a_stream_is_not_known_beforehand", "streaming", "the pairs of a stream are not known before training"),
-            ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize", "its pairs are not tokenised before training"),
+            ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize", "its pairs are not tokenized before training"),
         )
     ),
     excludes(

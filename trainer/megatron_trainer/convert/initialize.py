@@ -1,6 +1,6 @@
 """Draws the weights of a model that trains from nothing: the same in every parallel layout.
 
-megatron-core draws along the way it builds, so another number of stages or ranks gives another model. Here each
+megatron-core initializes while it builds, so another number of stages or ranks gives another model. Here each
 tensor of the checkpoint has a random state of its own, made from the seed and its name, and is then cut like a
 loaded one.
 """
@@ -24,18 +24,18 @@ _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
 
 
 @torch.no_grad()
-def draw_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: int) -> None:
+def initialize_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: int) -> None:
     """Fills every parameter of this rank. Not collective.
 
     Matrices are normal with the model's initializer_range, divided by sqrt(2 * layers) where they add to the residual
     stream (as GPT-2 and Megatron do); norms are one, biases zero, rows of a padded vocabulary zero.
     """
     for entry in table.entries(chunks, spec):
-        draw_weight(entry, spec, seed=seed)
+        initialize_weight(entry, spec, seed=seed)
 
 
 @torch.no_grad()
-def draw_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
+def initialize_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
     """Fills one parameter of this rank."""
     sizes = table.sizes(spec)
     std = spec.model.init_std

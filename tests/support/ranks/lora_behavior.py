@@ -218,7 +218,7 @@ def trainable_with_adapters(directory: str, **given: Any) -> dict[str, tuple[int
 def written_again(directory: str, adapter: str, folder: str, **given: Any) -> None:
     """Loads the adapter into two virtual stages a rank and writes it."""
     args = arguments(**given)
-    parallel.initialise(args, virtual_stages=2)
+    parallel.initialize(args, virtual_stages=2)
     spec = read_model(directory, args)
     chunks = build_model(spec, args, backends.select())
     load_weights(chunks, spec)

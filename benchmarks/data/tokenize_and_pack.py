@@ -1,6 +1,6 @@
-"""Rows per CPU second and fill: this trainer's tokenising and packing against ms-swift's own, in one run.
+"""Rows per CPU second and fill: this trainer's tokenizing and packing against ms-swift's own, in one run.
 
-    python benchmarks/data/tokenise_and_pack.py MODEL_DIR ROWS.jsonl [--rows 100000] [--length 8192] [--processes 2]
+    python benchmarks/data/tokenize_and_pack.py MODEL_DIR ROWS.jsonl [--rows 100000] [--length 8192] [--processes 2]
 
 ms-swift is called as its trainer calls it: load_dataset, EncodePreprocessor, PackingDataset (the package binpacking in
 chunks of 1,000). It is left out when it cannot be imported; `--peer DIR` names a folder it was installed to, without
@@ -29,7 +29,7 @@ from megatron_trainer.data.ordering.pack import pack
 from megatron_trainer.data.reading.source import open_source
 from megatron_trainer.data.reading.spec import parse_spec
 from megatron_trainer.data.storage.store import Store
-from megatron_trainer.data.storage.tokenize import tokenise
+from megatron_trainer.data.storage.tokenize import tokenize
 
 
 class Clock:
@@ -60,14 +60,14 @@ def ours(path: Path, options: argparse.Namespace, folder: Path) -> dict:
     tokenizer = AutoTokenizer.from_pretrained(options.model)
     clock = Clock()
     encoder = Encoder(tokenizer, EncodeSettings(max_length=options.length))
-    tokenise(open_source(parse_spec(str(path))).records(), encoder, folder / "store", num_processes=options.processes)
+    tokenize(open_source(parse_spec(str(path))).records(), encoder, folder / "store", num_processes=options.processes)
     store = Store(folder / "store")
-    tokenised = clock.read()
+    tokenized = clock.read()
     clock = Clock()
     lengths = store.lengths.sum(axis=1)
     packing = pack(lengths, options.length)
     packed = clock.read()
-    return result("ours", lengths, len(packing), tokenised, packed, options)
+    return result("ours", lengths, len(packing), tokenized, packed, options)
 
 
 def ms_swift(path: Path, options: argparse.Namespace, folder: Path) -> dict:
@@ -83,22 +83,22 @@ def ms_swift(path: Path, options: argparse.Namespace, folder: Path) -> dict:
     clock = Clock()
     rows, _ = load_dataset([str(path)], num_proc=options.processes)
     table = EncodePreprocessor(template)(rows, num_proc=options.processes, strict=False)
-    tokenised = clock.read()
+    tokenized = clock.read()
     clock = Clock()
     packed = PackingDataset(template, table, packing_length=options.length)
     lengths = np.array([sum(row) if isinstance(row, list) else row for row in table["lengths"]])
-    return result("ms-swift", lengths, len(packed.packed_idx), tokenised, clock.read(), options)
+    return result("ms-swift", lengths, len(packed.packed_idx), tokenized, clock.read(), options)
 
 
-def result(way, lengths, num_rows, tokenised, packed, options) -> dict:
+def result(way, lengths, num_rows, tokenized, packed, options) -> dict:
     return {
         "way": way,
         "rows": len(lengths),
         "tokens": int(lengths.sum()),
-        "tokenising": tokenised,
+        "tokenizing": tokenized,
         "packing": packed,
-        "rows_per_cpu_second": round(len(lengths) / (tokenised["cpu_s"] + packed["cpu_s"])),
-        "rows_per_second": round(len(lengths) / (tokenised["wall_s"] + packed["wall_s"])),
+        "rows_per_cpu_second": round(len(lengths) / (tokenized["cpu_s"] + packed["cpu_s"])),
+        "rows_per_second": round(len(lengths) / (tokenized["wall_s"] + packed["wall_s"])),
         "packed_rows": num_rows,
         "fill": round(float(lengths.sum() / (num_rows * options.length)), 5),
     }
