@@ -76,6 +76,10 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"teacher_model", "teacher_model_type", "teacher_model_revision", "lmbda", "seq_kd", "sft_alpha"}),
         GENERATION,
     ),
+    "multi-token prediction": (
+        frozenset({"mtp_num_layers", "mtp_loss_scaling_factor"}),
+        "which is not trained here yet; without it the same model is trained on its next token alone",
+    ),
     "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
 }
 _EMERGING = "needs the package emerging-optimizers, which the trainer image does not hold; use adam"
