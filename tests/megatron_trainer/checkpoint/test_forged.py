@@ -1,8 +1,11 @@
 """Checkpoints whose pickles run code for an ordinary reader: at every entry they are refused and nothing is run."""
 
+import ast
+import importlib.util
 import io
 import pickle
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -145,3 +148,13 @@ def test_forged_reference_log_probabilities_are_no_answer(tmp_path, content):
             path.write_bytes(b"")
     assert stored(path, num_rows=3) is None
     assert not marker.exists()
+
+
+def test_a_record_of_scaling_may_hold_every_recipe_that_megatron_core_makes():
+    """megatron-core subclasses recipes of TransformerEngine, and records hold the recipe; read from its source here,
+    where TransformerEngine is not installed."""
+    path = Path(importlib.util.find_spec("megatron.core").origin).parent / "extensions" / "transformer_engine.py"
+    classes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ClassDef)]
+    recipes = {node.name for node in classes if any(".recipe." in ast.unparse(base) for base in node.bases)}
+    assert recipes
+    assert {("megatron.core.extensions.transformer_engine", name) for name in recipes} <= unpickle.SCALING_NAMES

@@ -42,6 +42,7 @@ SCALING_NAMES = frozenset(
         ("transformer_engine.common.recipe", "MXFP8BlockScaling"),
         ("transformer_engine.common.recipe", "MMParams"),
         ("transformer_engine.common.recipe", "QParams"),
+        ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
     }
 )
 """What TransformerEngine's record of FP8 scaling is made of."""
