@@ -106,3 +106,16 @@ def test_storage_without_links_gets_a_file_that_holds_the_name(tmp_path, monkeyp
         assert (tmp_path / "best").is_symlink() == linked
         assert pointed_at(tmp_path / "best") == tmp_path / "iter_0000002"
         assert pointed_at(tmp_path / "last") == tmp_path / "iter_0000004"
+
+
+def test_links_that_a_copy_turned_into_folders_are_kept_aside(tmp_path, caplog):
+    checkpoint_files.write(tmp_path, 4, validation_loss=1.0)
+    folder.claim(tmp_path, OWNER)
+    for name in ("last", "best", "last-copied"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "weights").write_text(name)
+    folder.point(tmp_path, 4, OWNER)
+    assert pointed_at(tmp_path / "last") == pointed_at(tmp_path / "best") == tmp_path / "iter_0000004"
+    kept = {name: (tmp_path / name / "weights").read_text() for name in ("last-copied", "last-copied1", "best-copied")}
+    assert kept == {"last-copied": "last-copied", "last-copied1": "last", "best-copied": "best"}
+    assert "best was a folder, not a link, and is kept as best-copied" in caplog.text

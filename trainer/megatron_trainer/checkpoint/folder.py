@@ -13,12 +13,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import count
 from pathlib import Path
 
 from megatron_trainer.checkpoint import lease
@@ -35,6 +37,8 @@ from megatron_trainjob.checkpoint_folder import (
     checkpoints,
     iteration_folder,
 )
+
+logger = logging.getLogger(__name__)
 
 WORKSHOP = ".attempt-"
 NAME_OF_WORKSHOP = re.compile(r"\.attempt-(\d+)-([0-9a-f]{8})-\w*")
@@ -235,12 +239,23 @@ def _point(link: Path, target: Path, writer: Owner) -> None:
     """Replaces the link at once; where storage has no links, a file that holds the name."""
     aside = workshop(link.parent, writer) / link.name
     aside.unlink(missing_ok=True)
+    _keep_copied(link)
     try:
         aside.symlink_to(target.name)
     except OSError:
         publish_text(link, target.name, writer)
     else:
         aside.replace(link)
+
+
+def _keep_copied(link: Path) -> None:
+    """Moves away a folder in the link's place: a copy of the save folder that followed its links. Nothing is lost."""
+    if link.is_symlink() or not link.is_dir():
+        return
+    names = (link.with_name(f"{link.name}-copied{number or ''}") for number in count())
+    kept = next(name for name in names if not name.exists())
+    link.rename(kept)
+    logger.warning("%s was a folder, not a link, and is kept as %s; remove it when nothing needs it", link, kept.name)
 
 
 def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:
