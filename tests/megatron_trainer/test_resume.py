@@ -294,14 +294,17 @@ def test_experts_go_on_with_other_losses_and_capacity(model_root, tmp_path_facto
 
 TRIED = {name for changed, _ in TAKE_EFFECT for name in changed} | {"lora_dropout"}
 OF_EXPERTS = {name for name, argument in ARGUMENTS.items() if argument.group == "moe"}
-OTHER_LAYOUTS = {name for name in ARGUMENTS if name.endswith(("parallel_size", "parallel", "pipeline_num_layers"))}
+OTHER_LAYOUTS = {
+    name
+    for name in ARGUMENTS
+    if name.endswith(("parallel_size", "parallel", "pipeline_num_layers", "virtual_pipeline_stage"))
+}
 """tests/megatron_trainer/checkpoint/test_layouts.py goes on with each."""
 AS_OTHER_DATA = {"cached_dataset", "columns", "interleave_prob", "stopping_strategy", "strict", "template"} | {
     "val_dataset_shuffle",
     "padding_side",
     "max_model_len",
     "mlp_padding_free",
-    "task_type",
     "download_mode",
     "model_author",
     "model_name",
@@ -337,4 +340,10 @@ def test_every_argument_that_may_change_is_tried():
         "save_safetensors",  # of what is written beside a checkpoint
         "tensorboard_dir",  # as save
         "exit_on_missing_checkpoint",  # of load, which this run does not need
+        "group_by_length",  # as another order of the data
+        "save_strategy",  # test_checkpoint_effects.py, as the next four
+        "eval_strategy",
+        "metric_for_best_model",
+        "greater_is_better",
+        "load_best_model_at_end",
     }

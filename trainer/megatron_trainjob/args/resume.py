@@ -40,6 +40,7 @@ ANOTHER_NETWORK = (
     | SHAPES_EXPERTS
     | {"task", "train_type", "rlhf_type", "new_special_tokens"}
     | {"target_modules", "target_regex", "modules_to_save", "lora_rank", "lora_alpha", "lora_bias", "use_rslora"}
+    | {"task_type", "num_labels", "problem_type"}
 )
 """What is trained, and the task it is trained for. Some would fit into the tensors, and train another network."""
 ANOTHER_OPTIMIZER = frozenset(
