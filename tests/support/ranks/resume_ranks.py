@@ -73,7 +73,7 @@ def resume_rank(mapping: dict[str, object], task: str, attempt: int) -> Resumed:
         steps=frozenset(float(torch.as_tensor(state["step"])) for state in states if "step" in state),
         settings={
             "clip_grad": optimizer.config.clip_grad,
-            "eval_interval": run.eval_interval,
+            "eval_interval": run.evaluations.interval,
             "save_interval": run.args.save_interval,
             "lora_dropout": run.args.lora_dropout,
         },
