@@ -29,7 +29,7 @@ def differences(root, family: str, text: str) -> head_ranks.Differences:
     head_ranks.reference(classifier, packed=layout["packed"])
     settings = {"packed": layout["packed"], "virtual_stages": layout["virtual"]}
     ranks = gloo_ranks(layouts.num_ranks(layout["arguments"]))
-    results = ranks.run("head_ranks:compare", classifier, layout["arguments"], **settings)
+    results = ranks.run(head_ranks.compare, classifier, layout["arguments"], **settings)
     return results[0]
 
 

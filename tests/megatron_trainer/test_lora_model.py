@@ -214,7 +214,11 @@ def test_virtual_stages_hold_the_same_adapters(root, tmp_path):
 @pytest.mark.parametrize("layout", ["TP1", "TP2"])
 def test_merged_weights_read_one_at_a_time_equal_those_merged_in_place(root, tmp_path, layout):
     ranks(
-        "merged_both_ways", layout, model(root, "llama"), str(tmp_path), target_modules=("all-linear", "all-embedding")
+        lora_behavior.merged_both_ways,
+        layout,
+        model(root, "llama"),
+        str(tmp_path),
+        target_modules=("all-linear", "all-embedding"),
     )
     in_place, read = (load_file(tmp_path / way / "model.safetensors") for way in ("in-place", "read"))
     base = load_file(f"{model(root, 'llama')}/model.safetensors")
