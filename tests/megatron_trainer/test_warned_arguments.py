@@ -77,6 +77,9 @@ def reading(args: TrainArgs, task: str) -> dict[str, Any]:
         told.pop("window_rows")
     if not args.val_dataset:
         told.pop("shuffle_validation", None)
+    if derive.eval_strategy(args) == "no":
+        told.pop("val_datasets")
+        told.pop("shuffle_validation", None)
     if args.interleave_prob is None:
         told.pop("stopping_strategy", None)
     return {**told, "max_length": derive.max_length(args, {})}
