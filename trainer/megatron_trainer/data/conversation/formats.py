@@ -9,89 +9,35 @@ from __future__ import annotations
 import math
 import re
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
+from megatron_trainer.data.conversation.columns import (
+    CONTEXT,
+    LABELS,
+    LATE_QUERY,
+    LATE_RESPONSE,
+    MEDIA,
+    MESSAGES,
+    QUERY,
+    REJECTED,
+    RESPONSE,
+    SYSTEM,
+    TOOLS,
+    Columns,
+    Row,
+    named,
+    notes,
+)
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.conversation.messages import (
     THOUGHT_KEYS,
     parse_json,
     parse_messages,
     text_of,
-    unread_keys,
     with_thought,
 )
 from megatron_trainer.data.values import Conversation, Message, RowError
-
-MESSAGES = ("messages", "conversations", "conversation")
-QUERY = ("query", "prompt", "instruction", "question", "problem")
-CONTEXT = ("input", "context")
-"""Beside a question they are the second half of it; alone, `input` is the question."""
-LATE_QUERY = ("input", "source")
-RESPONSE = (
-    "response",
-    "answer",
-    "output",
-    "targets",
-    "target",
-    "answer_key",
-    "answers",
-    "solution",
-    "completion",
-)
-LATE_RESPONSE = ("text", "content")
-"""Taken where no other column is the question or the answer: they often are something else."""
-SYSTEM = ("system", "system_prompt")
-TOOLS = ("tools", "functions")
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
-_OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
-LABELS = ("label", "labels")
-_MEDIA = ("images", "image", "videos", "video", "audios", "audio")
-KNOWN = frozenset(
-    {
-        *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
-        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *_MEDIA, *LABELS),
-    }
-)
-"""Column names that mean something, in lower case; they are matched in any case."""
-PARTS_OF_A_TASK = frozenset(
-    {
-        *("article", "background", "document", "documents", "evidence", "facts", "knowledge", "paragraph", "passage"),
-        *("passages", "premise", "reference", "references", "retrieved", "sentence", "story", "table", "persona"),
-        *("chain_of_thought", "cot", "explanation", "rationale", "hint", "hints", "demonstrations", "example"),
-        *("examples", "few_shot", "choices", "options", "task", "mask", "train"),
-    }
-)
-_KEPT_QUIET = frozenset({"id", "idx", "index", "uuid", "_id"})
-"""Columns that nothing reads, but that look like part of what the answer was written from."""
-
-Row = Mapping[str, object]
-
-
-class _Columns(Mapping[str, object]):
-    """The fields of a row; remembers which of them were read."""
-
-    def __init__(self, fields: Mapping[str, object]) -> None:
-        self._fields = fields
-        self._read: set[str] = set()
-
-    def __getitem__(self, name: str) -> object:
-        value = self._fields[name]
-        self._read.add(name)
-        return value
-
-    def __contains__(self, name: object) -> bool:
-        return name in self._fields
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._fields)
-
-    def __len__(self) -> int:
-        return len(self._fields)
-
-    def unread(self) -> list[str]:
-        """The columns that hold something and were not read."""
-        return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,7 +68,7 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
 
     Raises RowError with the reason when the row is in no known format or damaged.
     """
-    columns = _Columns(named(row, settings.columns))
+    columns = Columns(named(row, settings.columns))
     _refuse_media(columns)
     if settings.label is not None:
         return _scored(columns, settings, settings.label)
@@ -138,18 +84,18 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     placeholders = _placeholders(columns, settings)
     tools = _pick(columns, TOOLS, "tools")
     channel = columns.get("channel")
-    notes = [*_cut_notes(messages), *_notes(columns)]
+    found = [*_cut_notes(messages), *notes(columns)]
     return Conversation(
         messages=_filled(_until_answer(messages), placeholders),
         tools=_tools(tools) or None if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
         rejected=None if rejected is None else _filled(_until_answer(rejected), placeholders),
         target=target,
-        notes=tuple(notes),
+        notes=tuple(found),
     )
 
 
-def _scored(columns: _Columns, settings: Recognition, label: Label) -> Conversation:
+def _scored(columns: Columns, settings: Recognition, label: Label) -> Conversation:
     """What a head scores: a conversation, or one text, with its label. It may end with any turn."""
     messages = _scored_messages(columns)
     value = _pick(columns, LABELS, "label")
@@ -160,7 +106,7 @@ def _scored(columns: _Columns, settings: Recognition, label: Label) -> Conversat
         messages=_filled(messages, _placeholders(columns, settings)),
         tools=_tools(tools) or None if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
-        notes=tuple(_notes(columns)),
+        notes=tuple(notes(columns)),
         target=label.read(value),
     )
 
@@ -198,39 +144,6 @@ def _until_answer(messages: Sequence[Message]) -> tuple[Message, ...]:
     """The conversation up to its last answer."""
     last = max(place for place, message in enumerate(messages) if message.role == "assistant")
     return tuple(messages[: last + 1])
-
-
-def _notes(columns: _Columns) -> list[str]:
-    """What of a row nothing reads."""
-    notes = []
-    for name in columns.unread():
-        if name.lower() in _KEPT_QUIET:
-            continue
-        looks = ", which looks like part of the task; name it with columns" if name.lower() in PARTS_OF_A_TASK else ""
-        notes.append(f"nothing reads the column {name}{looks}")
-    for column in (*MESSAGES, "chosen", "rejected", "rejected_messages"):
-        if column in columns:
-            notes += [f"nothing reads the message key {key}" for key in unread_keys(columns[column])]
-    return list(dict.fromkeys(notes))
-
-
-def named(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row's fields under their canonical names: renamed by `columns`, known names in lower case, nulls left out.
-
-    Raises RowError when two columns get the same name.
-    """
-    renaming = {name.lower(): target for name, target in columns.items()}
-    named: dict[str, object] = {}
-    origin: dict[str, str] = {}
-    for name, value in row.items():
-        if value is None or not isinstance(name, str):
-            continue
-        target = columns.get(name) or renaming.get(name.lower(), name)
-        target = target.lower() if target.lower() in KNOWN else target
-        if target in named and named[target] != value:
-            raise RowError(f"two columns mean {target}", f"{origin[target]} and {name}; name one with columns")
-        named[target], origin[target] = value, name
-    return named
 
 
 def _placeholders(row: Row, settings: Recognition) -> dict[str, str]:
@@ -429,7 +342,7 @@ def _tool(tool: object) -> Mapping[str, object]:
 
 
 def _refuse_media(row: Row) -> None:
-    media = [name for name in _MEDIA if row.get(name)]
+    media = [name for name in MEDIA if row.get(name)]
     if media:
         raise RowError("only text can be trained on", f"the row has {', '.join(media)}")
 

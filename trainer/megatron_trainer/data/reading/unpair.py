@@ -6,7 +6,8 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import batched
 
-from megatron_trainer.data.conversation.formats import Row, is_paired, named
+from megatron_trainer.data.conversation.columns import Row, named
+from megatron_trainer.data.conversation.formats import is_paired
 from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import Source
 from megatron_trainer.data.values import RowError

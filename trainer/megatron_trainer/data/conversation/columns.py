@@ -1,0 +1,111 @@
+"""Which columns of a row mean what, by any of their names and in any case, and which of them nothing read."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+
+from megatron_trainer.data.conversation.messages import THOUGHT_KEYS, unread_keys
+from megatron_trainer.data.values import RowError
+
+MESSAGES = ("messages", "conversations", "conversation")
+QUERY = ("query", "prompt", "instruction", "question", "problem")
+CONTEXT = ("input", "context")
+"""Beside a question they are the second half of it; alone, `input` is the question."""
+LATE_QUERY = ("input", "source")
+RESPONSE = (
+    "response",
+    "answer",
+    "output",
+    "targets",
+    "target",
+    "answer_key",
+    "answers",
+    "solution",
+    "completion",
+)
+LATE_RESPONSE = ("text", "content")
+"""Taken where no other column is the question or the answer: they often are something else."""
+SYSTEM = ("system", "system_prompt")
+TOOLS = ("tools", "functions")
+REJECTED = ("rejected", "rejected_response", "rejected_messages")
+_OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
+LABELS = ("label", "labels")
+MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+KNOWN = frozenset(
+    {
+        *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
+        *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *MEDIA, *LABELS),
+    }
+)
+"""Column names that mean something, in lower case; they are matched in any case."""
+PARTS_OF_A_TASK = frozenset(
+    {
+        *("article", "background", "document", "documents", "evidence", "facts", "knowledge", "paragraph", "passage"),
+        *("passages", "premise", "reference", "references", "retrieved", "sentence", "story", "table", "persona"),
+        *("chain_of_thought", "cot", "explanation", "rationale", "hint", "hints", "demonstrations", "example"),
+        *("examples", "few_shot", "choices", "options", "task", "mask", "train"),
+    }
+)
+"""Columns that nothing reads, but that look like part of what the answer was written from."""
+_KEPT_QUIET = frozenset({"id", "idx", "index", "uuid", "_id"})
+
+Row = Mapping[str, object]
+
+
+class Columns(Mapping[str, object]):
+    """The fields of a row; remembers which of them were read."""
+
+    def __init__(self, fields: Mapping[str, object]) -> None:
+        self._fields = fields
+        self._read: set[str] = set()
+
+    def __getitem__(self, name: str) -> object:
+        value = self._fields[name]
+        self._read.add(name)
+        return value
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._fields
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._fields)
+
+    def __len__(self) -> int:
+        return len(self._fields)
+
+    def unread(self) -> list[str]:
+        """The columns that hold something and were not read."""
+        return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
+
+
+def notes(columns: Columns) -> list[str]:
+    """What of a row nothing reads."""
+    found = []
+    for name in columns.unread():
+        if name.lower() in _KEPT_QUIET:
+            continue
+        looks = ", which looks like part of the task; name it with columns" if name.lower() in PARTS_OF_A_TASK else ""
+        found.append(f"nothing reads the column {name}{looks}")
+    for column in (*MESSAGES, "chosen", "rejected", "rejected_messages"):
+        if column in columns:
+            found += [f"nothing reads the message key {key}" for key in unread_keys(columns[column])]
+    return list(dict.fromkeys(found))
+
+
+def named(row: Row, columns: Mapping[str, str]) -> Row:
+    """The row's fields under their canonical names: renamed by `columns`, known names in lower case, nulls left out.
+
+    Raises RowError when two columns get the same name.
+    """
+    renaming = {name.lower(): target for name, target in columns.items()}
+    named: dict[str, object] = {}
+    origin: dict[str, str] = {}
+    for name, value in row.items():
+        if value is None or not isinstance(name, str):
+            continue
+        target = columns.get(name) or renaming.get(name.lower(), name)
+        target = target.lower() if target.lower() in KNOWN else target
+        if target in named and named[target] != value:
+            raise RowError(f"two columns mean {target}", f"{origin[target]} and {name}; name one with columns")
+        named[target], origin[target] = value, name
+    return named
