@@ -126,7 +126,7 @@ def test_whatever_a_pod_says_last_its_job_fails_with_it_as_text(
     assert operator.process.poll() is None
 
 
-def test_a_pod_that_lost_its_label_is_told_of_and_not_made_again(operator: OperatorProcess, jobs: JobClient):
+def test_a_pod_that_lost_its_label_is_replaced_with_its_whole_gang(operator: OperatorProcess, jobs: JobClient):
     jobs.submit(manifest())
     jobs.await_phase("Running")
     jobs.plane.merge(jobs.path("pods", "job-a0-worker-0"), {"metadata": {"labels": {f"{LABEL}/job-name": None}}})

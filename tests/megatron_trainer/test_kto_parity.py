@@ -13,21 +13,14 @@ import pytest
 
 from tests.support.data import preference_data
 from tests.support.models import tiny_model
-from tests.support.ranks import tiny_run
+from tests.support.ranks import ten_steps, tiny_run
+from tests.support.ranks.ten_steps import GLOBAL, LORA, STEPS, TRLS
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-STEPS, MICRO, GLOBAL, RATE = 10, 2, 4, 2e-4
 ABSOLUTE = 1e-4
+OF_TASK = {"rlhf_type": "kto"}
 COMPARED = ("loss", "rewards/chosen", "rewards/rejected", "rewards/margins", "logps/chosen", "logps/rejected")
-LORA: dict[str, Any] = {
-    "train_type": "lora",
-    "lora_rank": 4,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    # Megatron's q, k, v share one A; these have one each in both libraries.
-    "target_modules": ["linear_proj", "linear_fc2"],
-}
 CASES: dict[str, dict[str, Any]] = {
     "kto": {},
     "weights": {"desirable_weight": 0.6, "undesirable_weight": 1.7, "beta": 0.5},
@@ -41,22 +34,7 @@ def data(tmp_path_factory) -> Path:
 
 
 def train(model: Path, data: Path, save: Path, **given: Any) -> tiny_run.TinyRun:
-    settings = {
-        "rlhf_type": "kto",
-        "train_iters": STEPS,
-        "micro_batch_size": MICRO,
-        "global_batch_size": GLOBAL,
-        "lr": RATE,
-        "lr_decay_style": "constant",
-        "weight_decay": 0.0,
-        "adam_beta2": 0.999,
-        "dataloader_type": "single",
-        "dataset_shuffle": False,
-        **given,
-    }
-    run = tiny_run.train(tiny_run.arguments(model, data, save, **settings), task="rlhf")
-    assert run.exit_code == 0, run.message
-    return run
+    return ten_steps.train(model, data, save, **{**OF_TASK, **given})
 
 
 def trl_log(model: Path, save: Path, *, adapter: Path | None = None, **given: Any) -> list[dict[str, float]]:
@@ -77,22 +55,7 @@ def trl_log(model: Path, save: Path, *, adapter: Path | None = None, **given: An
 
     config = trl.KTOConfig(
         output_dir=str(save),
-        max_steps=STEPS,
-        per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=GLOBAL // MICRO,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        adam_beta2=0.999,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        **given,
+        **{**TRLS, **given},
     )
     loaded: Any = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32)
     if adapter is not None:

@@ -14,10 +14,10 @@ import pytest
 from tests.support.data import preference_data
 from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
+from tests.support.ranks.ten_steps import GLOBAL, LORA, STEPS, TRLS, train
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-STEPS, MICRO, GLOBAL, RATE = 10, 2, 4, 2e-4
 ABSOLUTE = 1e-4
 COMPARED = (
     "loss",
@@ -30,14 +30,6 @@ COMPARED = (
 )
 OF_TOKENS = ("logits/chosen", "logits/rejected")
 """TRL averages the means of micro-batches, where tokens weigh the same here; with one micro-batch a step both agree."""
-LORA: dict[str, Any] = {
-    "train_type": "lora",
-    "lora_rank": 4,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    # Megatron's q, k, v share one A; these have one each in both libraries.
-    "target_modules": ["linear_proj", "linear_fc2"],
-}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "sigmoid": ({}, {}),
     "ipo": (
@@ -61,24 +53,6 @@ def data(tmp_path_factory) -> Path:
     return preference_data.write(tmp_path_factory.mktemp("pairs") / "pairs.jsonl", STEPS * GLOBAL)
 
 
-def train(model: Path, data: Path, save: Path, *, ranks: int = 1, **given: Any) -> tiny_run.TinyRun:
-    settings = {
-        "train_iters": STEPS,
-        "micro_batch_size": MICRO,
-        "global_batch_size": GLOBAL,
-        "lr": RATE,
-        "lr_decay_style": "constant",
-        "weight_decay": 0.0,
-        "adam_beta2": 0.999,
-        "dataloader_type": "single",
-        "dataset_shuffle": False,
-        **given,
-    }
-    run = tiny_run.train(tiny_run.arguments(model, data, save, **settings), ranks=ranks, task="rlhf")
-    assert run.exit_code == 0, run.message
-    return run
-
-
 def trl_log(model: Any, tokenizer: Any, save: Path, **given: Any) -> list[dict[str, float]]:
     trl = pytest.importorskip("trl")
     from datasets import Dataset
@@ -93,23 +67,9 @@ def trl_log(model: Any, tokenizer: Any, save: Path, **given: Any) -> list[dict[s
         def _get_train_sampler(self, dataset: Any = None) -> Any:
             return SequentialSampler(self.train_dataset)
 
-    batches = {"per_device_train_batch_size": MICRO, "gradient_accumulation_steps": GLOBAL // MICRO}
     config = trl.DPOConfig(
         output_dir=str(save),
-        max_steps=STEPS,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        adam_beta2=0.999,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
-        **{**batches, **given},
+        **{**TRLS, **given},
     )
     pairs = Dataset.from_list(preference_data.tokens(STEPS * GLOBAL, tokenizer))
     trainer = InOrder(model=model, args=config, train_dataset=pairs, processing_class=tokenizer)

@@ -15,21 +15,14 @@ import pytest
 
 from tests.support.data import preference_data
 from tests.support.models import layouts, tiny_model
-from tests.support.ranks import head_ranks, tiny_run
+from tests.support.ranks import head_ranks, ten_steps, tiny_run
+from tests.support.ranks.ten_steps import GLOBAL, LORA, OURS, STEPS, TRLS
 
 pytestmark = [pytest.mark.dist, pytest.mark.slow]
 
-STEPS, MICRO, GLOBAL, RATE = 10, 2, 4, 2e-4
 ABSOLUTE = 1e-4
+OF_TASK = {"rlhf_type": "rm", "center_rewards_coefficient": 0.01}
 OF_TRL = {"loss": "loss", "rewards/accuracies": "accuracy", "rewards/margins": "margin"}
-LORA: dict[str, Any] = {
-    "train_type": "lora",
-    "lora_rank": 4,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    # Megatron's q, k, v share one A; these have one each in both libraries.
-    "target_modules": ["linear_proj", "linear_fc2"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -51,24 +44,8 @@ def scored(tmp_path_factory) -> Path:
     return made
 
 
-def train(model: Path, data: Path, save: Path, *, ranks: int = 1, **given: Any) -> tiny_run.TinyRun:
-    settings = {
-        "rlhf_type": "rm",
-        "center_rewards_coefficient": 0.01,
-        "train_iters": STEPS,
-        "micro_batch_size": MICRO,
-        "global_batch_size": GLOBAL,
-        "lr": RATE,
-        "lr_decay_style": "constant",
-        "weight_decay": 0.0,
-        "adam_beta2": 0.999,
-        "dataloader_type": "single",
-        "dataset_shuffle": False,
-        **given,
-    }
-    run = tiny_run.train(tiny_run.arguments(model, data, save, **settings), ranks=ranks, task="rlhf")
-    assert run.exit_code == 0, run.message
-    return run
+def train(model: Path, data: Path, save: Path, **given: Any) -> tiny_run.TinyRun:
+    return ten_steps.train(model, data, save, **{**OF_TASK, **given})
 
 
 def sequences(model: Path) -> list[dict[str, Any]]:
@@ -105,21 +82,7 @@ def trl_log(model: Path, save: Path, adapter: Path | None = None) -> list[dict[s
     config = trl.RewardConfig(
         output_dir=str(save),
         center_rewards_coefficient=0.01,
-        max_steps=STEPS,
-        per_device_train_batch_size=MICRO,
-        gradient_accumulation_steps=GLOBAL // MICRO,
-        learning_rate=RATE,
-        lr_scheduler_type="constant",
-        weight_decay=0.0,
-        adam_beta2=0.999,
-        max_grad_norm=1.0,
-        logging_steps=1,
-        report_to=[],
-        use_cpu=True,
-        bf16=False,
-        gradient_checkpointing=False,
-        save_strategy="no",
-        disable_tqdm=True,
+        **TRLS,
         remove_unused_columns=False,
     )
     loaded = load(model, adapter)
@@ -185,9 +148,7 @@ def test_every_layout_learns_the_same(data, scored, tmp_path, text):
 
 def test_a_stopped_run_goes_on_bit_by_bit(data, scored, tmp_path):
     whole = train(scored, data, tmp_path / "whole", save_interval=5)
-    settings = {"rlhf_type": "rm", "center_rewards_coefficient": 0.01, "train_iters": STEPS, "save_interval": 5}
-    settings |= {"micro_batch_size": MICRO, "global_batch_size": GLOBAL, "lr": RATE, "lr_decay_style": "constant"}
-    settings |= {"weight_decay": 0.0, "adam_beta2": 0.999, "dataloader_type": "single", "dataset_shuffle": False}
+    settings = {**OURS, **OF_TASK, "save_interval": 5}
     arguments = tiny_run.arguments(scored, data, tmp_path / "cut", **settings)
     assert tiny_run.train(arguments, task="rlhf", stop_at=5).exit_code != 0
     resumed = tiny_run.train(arguments, task="rlhf", resume="IfPresent")
