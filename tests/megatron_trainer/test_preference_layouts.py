@@ -78,6 +78,18 @@ def test_experts_in_every_layout_learn_the_same(prefer, text):
     check(prefer("qwen3_moe", text, **TUNERS["full"]), prefer("qwen3_moe", **TUNERS["full"]))
 
 
+@pytest.mark.parametrize("tuner", TUNERS)
+def test_virtual_stages_learn_the_same(prefer, tuner):
+    given = {"virtual_pipeline_model_parallel_size": 2, **TUNERS[tuner]}
+    check(prefer("llama", "pp2", **given), prefer("llama", **TUNERS[tuner]))
+
+
+def test_single_answers_in_virtual_stages_learn_the_same(prefer, answers):
+    check(
+        prefer("llama", "pp2", virtual_pipeline_model_parallel_size=2, **answers), prefer("llama", **answers), *SINGLES
+    )
+
+
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory) -> dict[str, Any]:
     path = preference_data.write_singles(tmp_path_factory.mktemp("answers") / "answers.jsonl", 4 * STEPS)

@@ -5,19 +5,16 @@ Shape suffixes: S sequences of a micro-batch, C scores of each.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
-from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
-from megatron_trainer.models.score import SequenceScores
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.tasks.forward import forward
+from megatron_trainer.tasks.sequences import step_of_scores
 from megatron_trainer.tasks.shares import with_shares
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args import head
@@ -36,7 +33,9 @@ QUALITY: Mapping[ProblemType, str] = {
 def classification_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of task_type seq_cls."""
     problem = head.problem_type(args, spec.config)
-    return Task(forward_step=partial(_forward_step, problem), losses=(MAIN_LOSS, QUALITY[problem]), prepare=with_shares)
+    return Task(
+        forward_step=step_of_scores(partial(_loss, problem)), losses=(MAIN_LOSS, QUALITY[problem]), prepare=with_shares
+    )
 
 
 def losses_of(scores_SC: Tensor, target_SC: Tensor, problem: ProblemType) -> Tensor:
@@ -51,13 +50,6 @@ def losses_of(scores_SC: Tensor, target_SC: Tensor, problem: ProblemType) -> Ten
             return functional.binary_cross_entropy_with_logits(scores_SC, target_SC, reduction="none").mean(-1)
         case "regression":
             return functional.mse_loss(scores_SC, target_SC, reduction="none").mean(-1)
-
-
-def _forward_step(problem: ProblemType, batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Any]:
-    whole = next(batches)
-    batch = parallel.local_part(whole)
-    scores = SequenceScores(whole=whole, batch=batch)
-    return forward(model, whole, batch, output_processor=scores), partial(_loss, problem, whole)
 
 
 def _loss(problem: ProblemType, whole: MicroBatch, scores_SC: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

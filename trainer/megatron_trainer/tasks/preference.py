@@ -6,20 +6,18 @@ Shape suffixes: S sequences of a micro-batch, P = S / 2 pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import one_hot
 
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses.preference import PairLogProbabilities, PreferenceSettings, preference_loss
-from megatron_trainer.models.sequence_sums import SequenceSums
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.tasks.forward import cross_entropy, forward
+from megatron_trainer.tasks.sequences import step_of_sums
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
@@ -41,28 +39,13 @@ METRICS = (
 def preference_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of `rlhf` with rlhf_type dpo; its `prepare` is for tasks/reference.py to give."""
     chosen_loss = (CHOSEN_LOSS,) if args.rpo_alpha is not None else ()
-    return Task(forward_step=partial(_forward_step, args, spec), losses=(MAIN_LOSS, *METRICS, *chosen_loss))
-
-
-def sequence_sums(args: TrainArgs, spec: ModelSpec, whole: MicroBatch, model: nn.Module) -> Tensor:
-    """On the last stage [2, S]: sums over the tokens of this context rank, see SequenceSums; else hidden states."""
-    batch = parallel.local_part(whole)
-    sums = SequenceSums(spec=spec, batch=batch, cross_entropy=cross_entropy(args))
-    output: Tensor = forward(model, whole, batch, output_processor=sums)
-    return output
+    return Task(forward_step=step_of_sums(partial(_loss, args), args, spec), losses=(MAIN_LOSS, *METRICS, *chosen_loss))
 
 
 def num_trained_tokens(whole: MicroBatch) -> Tensor:
     """Tokens with loss of each sequence, float32 [S]."""
     sequences = whole.sequence_BT[whole.loss_weight_BT != 0]
     return one_hot(sequences, whole.num_samples).sum(0).float()
-
-
-def _forward_step(
-    args: TrainArgs, spec: ModelSpec, batches: Iterator[MicroBatch], model: nn.Module
-) -> tuple[Tensor, Any]:
-    whole = next(batches)
-    return sequence_sums(args, spec, whole, model), partial(_loss, args, whole)
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

@@ -19,7 +19,7 @@ from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.pipeline import run_schedule
-from megatron_trainer.tasks.preference import sequence_sums
+from megatron_trainer.tasks.sequences import sequence_sums
 from megatron_trainer.tasks.shares import with_shares
 from megatron_trainjob.args.tree import TrainArgs
 

@@ -6,20 +6,17 @@ Shape suffixes: S sequences of a micro-batch, P = S / 2 pairs.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses.reward import bradley_terry
-from megatron_trainer.models.score import SequenceScores
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.tasks.forward import forward
 from megatron_trainer.tasks.preference import MAIN_LOSS
+from megatron_trainer.tasks.sequences import step_of_scores
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -28,14 +25,7 @@ METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/
 
 def reward_task(args: TrainArgs, _: ModelSpec) -> Task:
     """The task of `rlhf` with rlhf_type rm."""
-    return Task(forward_step=partial(_forward_step, args), losses=(MAIN_LOSS, *METRICS))
-
-
-def _forward_step(args: TrainArgs, batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Any]:
-    whole = next(batches)
-    batch = parallel.local_part(whole)
-    scores = SequenceScores(whole=whole, batch=batch)
-    return forward(model, whole, batch, output_processor=scores), partial(_loss, args, whole)
+    return Task(forward_step=step_of_scores(partial(_loss, args)), losses=(MAIN_LOSS, *METRICS))
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:

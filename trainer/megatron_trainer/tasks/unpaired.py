@@ -5,18 +5,18 @@ Shape suffix: S sequences of a micro-batch, one for each answer.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from functools import partial
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses.unpaired import UnpairedSettings, unpaired_loss
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainer.tasks.preference import MAIN_LOSS, num_trained_tokens, sequence_sums
+from megatron_trainer.tasks.preference import MAIN_LOSS, num_trained_tokens
+from megatron_trainer.tasks.sequences import step_of_sums
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
@@ -31,7 +31,7 @@ def unpaired_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of `rlhf` with rlhf_type kto; its `prepare` is for preference_run.py to give."""
     divergence = (DIVERGENCE,) if derive.estimates_divergence(args, "rlhf") else ()
     names = (MAIN_LOSS, *METRICS, *divergence)
-    return Task(forward_step=partial(_forward_step, args, spec), losses=names, finish=_with_margin)
+    return Task(forward_step=step_of_sums(partial(_loss, args), args, spec), losses=names, finish=_with_margin)
 
 
 def _with_margin(means: Mapping[str, float]) -> Mapping[str, float]:
@@ -39,13 +39,6 @@ def _with_margin(means: Mapping[str, float]) -> Mapping[str, float]:
     if not {"rewards/chosen", "rewards/rejected"} <= set(means):
         return means
     return {**means, "rewards/margins": means["rewards/chosen"] - means["rewards/rejected"]}
-
-
-def _forward_step(
-    args: TrainArgs, spec: ModelSpec, batches: Iterator[MicroBatch], model: nn.Module
-) -> tuple[Tensor, Any]:
-    whole = next(batches)
-    return sequence_sums(args, spec, whole, model), partial(_loss, args, whole)
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
