@@ -63,7 +63,7 @@ def test_padding_on_the_left_is_refused_where_rows_are_split():
     assert "padding on the right" in told
 
 
-def test_a_failing_rank_is_reported_with_its_traceback_and_the_others_go_on():
+def test_a_failing_rank_is_reported_with_its_traceback_and_the_next_run_is_well():
     with pytest.raises(RankError, match="ValueError: a rank that raises"):
         gloo_ranks(2).run(parallel_cases.raise_error)
     assert len(gloo_ranks(2).run(parallel_cases.coordinates)) == 2

@@ -120,7 +120,7 @@ class GlooRanks:
         """What each rank returned, in rank order. `function` is one of a module: it is pickled by its name.
 
         Raises RankError when a rank raised (its traceback is in the message), died, or did not end in time (the
-        message says where each rank stood). Ranks that do not answer end the pool; the next run starts a new one.
+        message says where each rank stood). A failed run ends the pool; the next run starts a new one.
         """
         pool = _the_pool()
         if any(worker.num_threads() > MAX_THREADS for worker in pool.workers):
@@ -136,10 +136,11 @@ class GlooRanks:
         store.unlink(missing_ok=True)
         late = [rank for rank in range(self.size) if rank not in results and rank not in failures]
         message = _report(workers, failures, late, timeout_s)
-        if late or any(worker.process.poll() is not None for worker in workers):
+        if message:  # one rank may have left its groups while another still joined them: no run follows in them
             pool.stop()
-        if message:
             raise RankError(message)
+        if any(worker.process.poll() is not None for worker in workers):
+            pool.stop()
         return [results[rank] for rank in range(self.size)]
 
 
