@@ -11,7 +11,7 @@ import yaml
 
 from local_cluster.control_plane import ControlPlane, Refused
 from megatron_operator.api.schema.parts import changes
-from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.api.spec import spec_schema
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.admission import checks
 from megatron_trainjob.args.field import TRAINING

@@ -8,13 +8,13 @@ import pytest
 
 from megatron_operator.api import admission_policy
 from megatron_operator.api.schema.parts import changes
-from megatron_operator.api.schema.spec import spec
+from megatron_operator.api.spec import spec_schema
 from megatron_operator.core.desired import build
 from tests.support.operator.job_values import ARGS, job
 from tests.support.operator.spec_samples import nested, samples
 
 SAMPLES = dict(samples())
-WHEN = dict(changes(spec()))
+WHEN = dict(changes(spec_schema()))
 
 
 def test_there_is_a_sample_of_every_field():

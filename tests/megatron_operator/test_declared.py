@@ -7,9 +7,12 @@ import pytest
 from megatron_operator.api import values
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.declared import read
-from megatron_operator.api.schema.spec import find_field, spec
+from megatron_operator.api.spec import Spec, find_field, spec_schema
+from megatron_operator.core.job import Job
 
 RECORDS = {
+    "": Spec,
+    "copyToPods": values.CopyToPods,
     "checkpoint": values.Checkpoint,
     "network": values.Network,
     "network.rdma": values.Rdma,
@@ -21,10 +24,10 @@ RECORDS = {
 }
 
 
-@pytest.mark.parametrize(("path", "kind"), RECORDS.items(), ids=RECORDS)
+@pytest.mark.parametrize(("path", "kind"), RECORDS.items(), ids=lambda value: value or "spec")
 def test_schema_of_a_record_has_the_declared_fields_and_no_others(path, kind):
     declared = [each.metadata["name"] for each in fields(kind)]
-    properties = find_field(spec(), path)["properties"]
+    properties = (find_field(spec_schema(), path) if path else spec_schema())["properties"]
     leaves = [
         f"{name}.{part}" if f"{name}.{part}" in declared else name
         for name, schema in properties.items()
@@ -33,8 +36,17 @@ def test_schema_of_a_record_has_the_declared_fields_and_no_others(path, kind):
     assert list(dict.fromkeys(leaves)) == declared
 
 
+def test_a_job_adds_to_the_spec_only_what_the_spec_does_not_declare():
+    """A field of the manifest that the job declared again could differ from its schema without a word."""
+    own = {each.name for each in fields(Job)} - {each.name for each in fields(Spec)}
+    assert own == {
+        *("name", "namespace", "uid", "generation", "labels", "annotations"),
+        *("args", "given_args", "warnings", "progress_push", "kueue_mode"),
+    }
+
+
 def test_an_empty_object_becomes_the_defaults():
-    given = structural.defaulted({"backoffSeconds": {}}, find_field(spec(), "failurePolicy"))
+    given = structural.defaulted({"backoffSeconds": {}}, find_field(spec_schema(), "failurePolicy"))
     assert read(values.FailurePolicy, given) == values.FailurePolicy(
         max_restarts=3,
         reset_after_progress=True,
@@ -61,7 +73,7 @@ def test_objects_and_lists_within_become_values_and_tuples():
 
 def test_what_is_given_within_an_object_of_its_own_is_read():
     given = structural.defaulted(
-        {"pvc": {"claimName": "c"}, "onTermination": {"save": False}}, find_field(spec(), "checkpoint")
+        {"pvc": {"claimName": "c"}, "onTermination": {"save": False}}, find_field(spec_schema(), "checkpoint")
     )
     found = read(values.Checkpoint, given)
     assert (found.claim_name, found.claim_template, found.save_on_termination) == ("c", None, False)

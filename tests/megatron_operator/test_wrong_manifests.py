@@ -70,6 +70,7 @@ CASES = {
         {"numNodes": "two", "suspend": "no"},
         {"spec.numNodes": "whole number", "spec.suspend": "true or false"},
     ),
+    "no task": ({"task": None}, {"spec.task": "is required; one of pt, sft, rlhf"}),
     "a wrong task": ({"task": "stf"}, {"spec.task": "did you mean sft?"}),
     "a wrong number of processes": ({"nprocPerNode": "all"}, {"spec.nprocPerNode": "auto"}),
     "a wrong policy": (

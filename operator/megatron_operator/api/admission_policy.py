@@ -11,7 +11,7 @@ from typing import Any
 
 from megatron_operator.api import names
 from megatron_operator.api.schema.parts import changes
-from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.api.spec import spec_schema
 from megatron_trainjob.args import admission
 from megatron_trainjob.args import schema as arguments
 from megatron_trainjob.args.rules.condition import cel_literal
@@ -22,13 +22,6 @@ KUBERNETES = "admissionregistration.k8s.io/v1"
 SPEC_CHANGED = "oldObject == null || object.spec != oldObject.spec"
 UNKNOWN = "unknown field; kubectl explain mtj.spec --recursive lists the known ones"
 FIXED = "changes only while spec.suspend is true; suspend first"
-
-# Whether an elastic job changes its size within its own bounds, those from before the change.
-RESIZES = (
-    "oldObject != null && has(oldObject.spec.elasticPolicy)"
-    " && object.spec.numNodes >= oldObject.spec.elasticPolicy.minNodes"
-    " && object.spec.numNodes <= oldObject.spec.elasticPolicy.maxNodes"
-)
 
 
 def documents() -> tuple[Object, ...]:
@@ -89,7 +82,7 @@ def _variables() -> list[Object]:
         "spec": "object.spec",
         "args": "object.spec.?args.orValue({})",
         "unknown": unknown,
-        "resizes": RESIZES,
+        "resizes": f"oldObject != null && {stays_within_bounds('object.spec', 'oldObject.spec')}",
         "fixed": _fixed(),
         "problems": f"variables.unknown.map(path, path + ': {UNKNOWN}')"
         f" + variables.fixed.map(name, 'spec.' + name + ' {FIXED}') + [{checks}].filter(message, message != '')",
@@ -113,6 +106,12 @@ def _fixed() -> str:
     may_change = "oldObject == null || oldObject.spec.?suspend.orValue(false)"
     is_new = "object.spec[?name] != oldObject.spec[?name] && !(name == 'numNodes' && variables.resizes)"
     return f"{may_change} ? [] : {fields}.filter(name, {is_new})"
+
+
+def stays_within_bounds(new: str, old: str) -> str:
+    """CEL: whether the size of an elastic job lies within its bounds, those from before the change."""
+    low, high = f"{old}.elasticPolicy.minNodes", f"{old}.elasticPolicy.maxNodes"
+    return f"has({old}.elasticPolicy) && {new}.numNodes >= {low} && {new}.numNodes <= {high}"
 
 
 def changed_while_suspended() -> tuple[str, ...]:

@@ -16,9 +16,8 @@ import yaml
 
 from megatron_operator.api import admission_policy, names
 from megatron_operator.api.schema.parts import Change, changes
-from megatron_operator.api.schema.spec import find_field
-from megatron_operator.api.schema.spec import spec as spec_schema
 from megatron_operator.api.schema.status import status as status_schema
+from megatron_operator.api.spec import find_field, spec_schema
 from megatron_trainjob.args import schema as arguments
 from megatron_trainjob.args.rules.condition import cel_literal
 
@@ -39,8 +38,8 @@ SCALE = {
     "labelSelectorPath": ".status.selector",
 }
 RESIZABLE = (
-    "self.numNodes == oldSelf.numNodes || (has(oldSelf.suspend) && oldSelf.suspend) || (has(oldSelf.elasticPolicy)"
-    " && self.numNodes >= oldSelf.elasticPolicy.minNodes && self.numNodes <= oldSelf.elasticPolicy.maxNodes)"
+    "self.numNodes == oldSelf.numNodes || (has(oldSelf.suspend) && oldSelf.suspend)"
+    f" || ({admission_policy.stays_within_bounds('self', 'oldSelf')})"
 )
 
 
@@ -117,7 +116,6 @@ def _spec() -> Schema:
     args = _stored(arguments.arguments_schema(), keeps_unknown=True)
     return {
         **infrastructure,
-        "required": ["task"],
         "properties": {**properties, "args": args},
         "x-kubernetes-validations": _presence_rules(),
     }
@@ -137,7 +135,7 @@ def _name_rules() -> list[Schema]:
     return [
         _rule(f"size(self.metadata.name) <= {length}", f"the name must not be longer than {length} characters"),
         _rule(
-            "self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')",
+            f"self.metadata.name.matches({cel_literal(names.JOB_NAME_PATTERN)})",
             "the name must begin with a letter and hold lower-case letters, digits and '-' (it names a Service)",
         ),
     ]

@@ -54,6 +54,9 @@ KUEUE_POD_SET: Final = "kueue.x-k8s.io/podset"
 KUEUE_WORKLOAD: Final = "kueue.x-k8s.io/workload"
 KUEUE_TOPOLOGY_GATE: Final = "kueue.x-k8s.io/topology"
 
+# Prefixes of labels and annotations that no job hands on to its pods: the operator's, and those about the job itself.
+NEVER_COPIED: Final = (f"{GROUP}/", "app.kubernetes.io/", KUEUE_PREFIX, "kubectl.kubernetes.io/")
+
 VOLCANO_GROUP_NAME: Final = "scheduling.k8s.io/group-name"
 VOLCANO_TASK: Final = "volcano.sh/task-spec"
 COSCHEDULING_GROUP: Final = "scheduling.x-k8s.io/pod-group"
@@ -117,7 +120,8 @@ GANG_SCHEDULER_MISSING: Final = "GangSchedulerMissing"
 KUEUE_MISSING: Final = "KueueMissing"
 PRIORITY_CLASS_MISSING: Final = "PriorityClassMissing"
 
-MAX_JOB_NAME_LENGTH: Final = 45
+MAX_JOB_NAME_LENGTH: Final = 45  # pod names are made from it
+JOB_NAME_PATTERN: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"  # a Service bears it
 POD_SUFFIX: Final = re.compile(r"-a(?P<attempt>0|[1-9][0-9]{0,8})-(?:master-0|worker-(?P<index>0|[1-9][0-9]{0,8}))")
 
 

@@ -1,7 +1,6 @@
 """The records of spec as values, each field declared once: name, type, default, range, help, when it may change.
 
-A table. The schema (api/schema/spec.py) and the reader (manifest/build.py) follow from it. A field changes only while
-the job is suspended, unless it is marked `changeable` otherwise.
+A table. What api/spec.py says of the fields of spec itself, and what follows from them, holds for these too.
 """
 
 from __future__ import annotations
@@ -88,6 +87,16 @@ class Checkpoint:
     def directory(self) -> str:
         """The folder that the trainer saves to unless the arguments name another."""
         return f"{self.mount_path.rstrip('/')}/{self.sub_path}".rstrip("/")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CopyToPods:
+    """Labels and annotations of the job that its pods bear too, by whole name or by a beginning that ends with *."""
+
+    labels: tuple[str, ...] = declared(
+        "labels", array("Names; one that ends with * stands for all that begin so.", text("A name."))
+    )
+    annotations: tuple[str, ...] = declared("annotations", array("Names, as under labels.", text("A name.")))
 
 
 @dataclass(frozen=True, kw_only=True)

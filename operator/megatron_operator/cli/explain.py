@@ -8,7 +8,7 @@ from typing import Any
 
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.parts import Change, changes
-from megatron_operator.api.schema.spec import spec
+from megatron_operator.api.spec import spec_schema
 from megatron_operator.cli.output import INVALID, OK, error, escape, out, show_table, table
 from megatron_trainjob.args.field import Argument
 from megatron_trainjob.args.names import ALIASES
@@ -44,7 +44,7 @@ def run(arguments: argparse.Namespace) -> int:
     if schema is not None:
         _show_field(arguments.field, schema)
         return OK
-    near = structural.nearest(name, {**dict.fromkeys(ARGUMENTS), **dict.fromkeys(field_names(spec(), ""))})
+    near = structural.nearest(name, {**dict.fromkeys(ARGUMENTS), **dict.fromkeys(field_names(spec_schema(), ""))})
     hint = f"; did you mean {near}?" if near else "; mtj explain spec and mtj explain args list all"
     error.print(f"no field or argument {escape(arguments.field)}{hint}")
     return INVALID
@@ -59,7 +59,7 @@ def find_argument(name: str) -> Argument | None:
 
 def find_field(path: str) -> Schema | None:
     """The schema of a field by its path below spec."""
-    schema: Schema | None = spec()
+    schema: Schema | None = spec_schema()
     for part in path.split(".") if path and path != "spec" else ():
         schema = _inside(schema).get(part.partition("[")[0]) if schema else None
     return schema
@@ -86,7 +86,7 @@ def _show_field(path: str, schema: Schema) -> None:
         out.print(escape(schema["description"]))
     for label, value in _limits(schema):
         out.print(f"[dim]{label}:[/] {escape(value)}")
-    changes_when = dict(changes(spec())).get(path.removeprefix("spec."))
+    changes_when = dict(changes(spec_schema())).get(path.removeprefix("spec."))
     if changes_when:
         out.print(f"[dim]changes:[/] {CHANGES[changes_when]}")
     fields = table("fields", "name", "type", "default", "what it does")

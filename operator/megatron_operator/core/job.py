@@ -8,24 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 from megatron_operator.api import names
-from megatron_operator.api.values import (
-    Checkpoint,
-    Elastic,
-    FailurePolicy,
-    Initializer,
-    Network,
-    RunPolicy,
-    Scheduling,
-    SuccessPolicy,
-)
-from megatron_trainjob.args.field import TrainingTask
+from megatron_operator.api.spec import Spec
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
-Object = Mapping[str, Any]
 KueueMode = Literal["PodGroup", "External"]
 
 
@@ -38,10 +27,10 @@ class ProgressPush:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Job:
-    """One MegatronTrainJob. `given_args` are the manifest's own arguments under their canonical names.
+class Job(Spec):
+    """One MegatronTrainJob: its spec and its identity.
 
-    copied_labels, copied_annotations: those of the job that its pods bear too.
+    given_args: the manifest's own arguments under their canonical names, extraArgs among them.
     """
 
     name: str
@@ -49,37 +38,9 @@ class Job:
     uid: str
     generation: int
     labels: Mapping[str, str]
-    copied_labels: Mapping[str, str]
-    copied_annotations: Mapping[str, str]
-    suspend: bool
-    managed_by: str
-    task: TrainingTask
+    annotations: Mapping[str, str]
     args: TrainArgs
     given_args: Mapping[str, object]
-    image: str
-    image_pull_policy: str | None
-    image_pull_secrets: tuple[Object, ...]
-    command: tuple[str, ...]
-    env: tuple[Object, ...]
-    env_from: tuple[Object, ...]
-    service_account_name: str | None
-    num_nodes: int
-    nproc_per_node: int
-    resources: Object
-    checkpoint: Checkpoint
-    volumes: tuple[Object, ...]
-    volume_mounts: tuple[Object, ...]
-    initializers: tuple[Initializer, ...]
-    shm_size: str | None
-    network: Network
-    pod_template: Object
-    master_template: Object
-    worker_template: Object
-    scheduling: Scheduling
-    run_policy: RunPolicy
-    success_policy: SuccessPolicy
-    elastic: Elastic | None
-    failure_policy: FailurePolicy
     warnings: tuple[Violation, ...]
     progress_push: ProgressPush | None = None
     kueue_mode: KueueMode = "PodGroup"

@@ -11,7 +11,7 @@ from typing import Any, cast
 
 from megatron_operator.api import names
 from megatron_operator.api.schema import structural
-from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.api.spec import spec_schema
 from megatron_operator.core.job import Job
 from megatron_operator.manifest import accelerators, rules
 from megatron_operator.manifest.build import build
@@ -23,7 +23,6 @@ from megatron_trainjob.violation import Violation, as_errors
 
 Object = Mapping[str, Any]
 TOP_LEVEL = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
-NAME_PATTERN = re.compile(r"[a-z]([-a-z0-9]*[a-z0-9])?")
 
 
 def parse(
@@ -48,7 +47,6 @@ def parse(
     violations = _unique(
         (
             *_check_header(manifest),
-            *_check_required(given),
             *shape,
             *rules.check(manifest.get("metadata") or {}, spec),
             *arguments.violations,
@@ -80,17 +78,12 @@ def _check_header(manifest: Object) -> Iterable[Violation]:
         if field not in TOP_LEVEL:
             yield Violation(path=str(field), value=manifest[field], message="unknown field; move it under spec")
     name = (manifest.get("metadata") or {}).get("name")
-    if not isinstance(name, str) or not NAME_PATTERN.fullmatch(name):
+    if not isinstance(name, str) or not re.fullmatch(names.JOB_NAME_PATTERN, name):
         message = "must be lower-case letters, digits and '-', beginning with a letter, for a Service bears it"
         yield Violation(path="metadata.name", value=name, message=message)
     elif len(name) > names.MAX_JOB_NAME_LENGTH:
         message = f"must not be longer than {names.MAX_JOB_NAME_LENGTH} characters, for pod names are made from it"
         yield Violation(path="metadata.name", value=name, message=message)
-
-
-def _check_required(given: Object) -> Iterable[Violation]:
-    if given.get("task") is None:
-        yield Violation(path="spec.task", value=None, message="is required; one of pt, sft, rlhf")
 
 
 def _read_arguments(given: object, spec: Object, world_size: int, hf_config: Object | None) -> Parsed:

@@ -26,7 +26,6 @@ RESERVED_POD_FIELDS = ("hostname", "subdomain", "restartPolicy", "schedulingGrou
 FIELDS_OF_SPEC = ("command", "args", "image", "resources")
 # The end of the trainer's container is the end of its pod, and its last words say why.
 RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
-NEVER_COPIED = (f"{names.GROUP}/", "app.kubernetes.io/", "kueue.x-k8s.io/", "kubectl.kubernetes.io/")
 OWN_VOLUME_PREFIX = "mtj-"
 SET_BY_OPERATOR = "is set by the operator; remove it"
 
@@ -244,7 +243,7 @@ def _size_is_elastic(metadata: Object, spec: Object) -> Iterator[Violation]:
 def _copies_are_the_users(metadata: Object, spec: Object) -> Iterator[Violation]:
     for kind, wanted in (spec.get("copyToPods") or {}).items():
         for i, name in enumerate(wanted):
-            if name.startswith(NEVER_COPIED):
+            if name.startswith(names.NEVER_COPIED):
                 message = "is not the user's to copy; remove it"
                 yield Violation(path=f"spec.copyToPods.{kind}[{i}]", value=name, message=message)
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from megatron_operator.api.schema.spec import spec
+from megatron_operator.api.spec import spec_schema
 
 Schema = Mapping[str, Any]
 # Values that follow from no schema: objects of Kubernetes, and text of which another rule knows the form.
@@ -32,7 +32,7 @@ GIVEN: dict[str, Any] = {
 
 def samples() -> Iterator[tuple[str, Any]]:
     """(path below spec, value) of every field; records of ours by their fields, unless GIVEN has them whole."""
-    yield from _below(spec(), "")
+    yield from _below(spec_schema(), "")
 
 
 def nested(path: str, value: object) -> dict[str, Any]:

@@ -13,7 +13,7 @@ Wrap = Callable[[dict[str, Schema]], Schema]
 
 
 class Declared(Protocol):
-    """A dataclass every field of which is `declared`."""
+    """A dataclass with `declared` fields."""
 
     __dataclass_fields__: ClassVar[dict[str, Field[Any]]]
 
@@ -43,9 +43,13 @@ def record_of(
     )
 
 
-def read[Value: Declared](kind: type[Value], given: Object) -> Value:
-    """The value of an object in which nothing is wrong and whose defaults are filled in."""
-    return kind(**{each.name: _value(each.metadata, given) for each in fields(kind)})
+def read[Value: Declared](kind: type[Value], given: Object, **others: object) -> Value:
+    """The value of an object in which nothing is wrong and whose defaults are filled in.
+
+    others: the fields of `kind` that the manifest does not declare.
+    """
+    declarations = {each.name: each.metadata for each in fields(kind) if "schema" in each.metadata}
+    return kind(**{name: _value(declaration, given) for name, declaration in declarations.items()}, **others)
 
 
 def _value(declaration: Mapping[str, Any], given: Object) -> Any:  # noqa: ANN401 (as the field is declared)

@@ -48,6 +48,11 @@ def record(help: str, properties: Mapping[str, Schema], *, required: tuple[str, 
     return {"type": "object", "description": help, "properties": dict(properties), "x-record": True, **needs}
 
 
+def open_object(help: str) -> Schema:
+    """An object whose fields the API server does not check."""
+    return {"type": "object", "description": help, "x-kubernetes-preserve-unknown-fields": True}
+
+
 def array(help: str, items: Schema, *, max_items: int = 64) -> Schema:
     """A list."""
     return {"type": "array", "description": help, "items": items, "maxItems": max_items}
@@ -67,6 +72,11 @@ def text_map(help: str, *, max_properties: int = 128, max_length: int = 4096) ->
 def described(schema: Mapping[str, Any], help: str) -> Schema:
     """The schema with this description in place of its own."""
     return {**schema, "description": help}
+
+
+def defaulted(schema: Mapping[str, Any]) -> Schema:
+    """The object, made where the manifest has none for the defaults of its parts; the mark "x-defaulted" is ours."""
+    return {**schema, "x-defaulted": True}
 
 
 def changeable(when: Change, schema: Mapping[str, Any]) -> Schema:

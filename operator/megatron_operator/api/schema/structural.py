@@ -84,13 +84,17 @@ def _check_object(value: Mapping[str, Any], schema: Schema, path: str) -> Iterat
     is_open = schema.get("x-kubernetes-preserve-unknown-fields") or not (properties or others)
     for name in schema.get("required", ()):
         if value.get(name) is None:
-            yield Violation(path=f"{path}.{name}", value=None, message="is required; give it a value")
+            yield Violation(path=f"{path}.{name}", value=None, message=_missing(properties.get(name, {})))
     for name, item in value.items():
         part = properties.get(name, others)
         if part is not None and (item is not None or part.get("nullable")):
             yield from check(item, part, f"{path}.{name}")
         elif part is None and not is_open:
             yield Violation(path=f"{path}.{name}", value=item, message=_unknown(str(name), properties))
+
+
+def _missing(schema: Schema) -> str:
+    return f"is required; one of {', '.join(schema['enum'])}" if "enum" in schema else "is required; give it a value"
 
 
 def _unknown(name: str, properties: Mapping[str, Any]) -> str:

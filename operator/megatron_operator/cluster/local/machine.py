@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_operator.api.schema import structural
-from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.api.spec import spec_schema
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.rules import is_below

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from megatron_operator.api import names
 from megatron_operator.api.schema import structural
-from megatron_operator.api.schema.spec import spec as spec_schema
+from megatron_operator.api.spec import spec_schema
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Ref

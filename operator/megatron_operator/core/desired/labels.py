@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from megatron_operator.api import names
@@ -50,7 +51,7 @@ def role(node_rank: int) -> names.Role:
 def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
     """Labels of one pod, with those that a queue or a gang scheduler looks at."""
     labels = {
-        **job.copied_labels,
+        **_copied(job.labels, job.copy_to_pods.labels),
         names.LABEL_REPLICA_TYPE: role(node_rank),
         names.LABEL_REPLICA_INDEX: str(max(node_rank - 1, 0)),
         names.LABEL_RESTART_ATTEMPT: str(attempt),
@@ -67,7 +68,7 @@ def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
 def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> dict[str, str]:
     """Annotations of one pod."""
     annotations = {
-        **job.copied_annotations,
+        **_copied(job.annotations, job.copy_to_pods.annotations),
         names.ANNOTATION_ARGS_HASH: args_hash,
         names.ANNOTATION_DEFAULT_CONTAINER: names.CONTAINER,
     }
@@ -96,3 +97,10 @@ def _kueue_topology(job: Job) -> dict[str, str]:
     is_required = topology.mode == "Required"
     key = names.KUEUE_REQUIRED_TOPOLOGY if is_required else names.KUEUE_PREFERRED_TOPOLOGY
     return {key: topology.key, **({names.KUEUE_POD_SET_GROUP: names.KUEUE_GANG} if job.num_nodes > 1 else {})}
+
+
+def _copied(given: Mapping[str, str], wanted: tuple[str, ...]) -> dict[str, str]:
+    """Those that are wanted, by whole name or by a beginning that ends with *."""
+    prefixes = tuple(each.removesuffix("*") for each in wanted if each.endswith("*"))
+    found = {key: value for key, value in given.items() if key in wanted or key.startswith(prefixes)}
+    return {key: value for key, value in found.items() if not key.startswith(names.NEVER_COPIED)}

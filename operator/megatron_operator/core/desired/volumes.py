@@ -87,5 +87,5 @@ def _needs_shared_memory(job: Job) -> bool:
 
 
 def _shared_memory(job: Job) -> dict[str, Any]:
-    limit = {} if job.shm_size is None else {"sizeLimit": job.shm_size}
+    limit = {} if job.shm_size is None else {"sizeLimit": str(job.shm_size)}
     return {"medium": "Memory", **limit}

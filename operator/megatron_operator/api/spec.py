@@ -1,0 +1,239 @@
+"""The fields of `spec`, each declared once: name, type, default, range, help, when it may change. A table.
+
+Schema, reader (manifest/build.py), admission policy, `mtj explain` and docs/manifest.md follow from it. A field changes
+only while the job is suspended, because pods are made from it, unless it is marked `changeable` otherwise. The records
+within are declared in api/values.py; `spec.args` is the contract's (`megatron_trainjob.args.schema`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cache
+from typing import Any, get_args
+
+from megatron_operator.api import names
+from megatron_operator.api.schema.declared import declared, record_of
+from megatron_operator.api.schema.parts import (
+    Schema,
+    array,
+    boolean,
+    changeable,
+    choice,
+    defaulted,
+    described,
+    int_or_text,
+    integer,
+    open_object,
+    quantity,
+    record,
+    text,
+    text_map,
+)
+from megatron_operator.api.schema.pod_template import container_field, items, overlay, spec_field
+from megatron_operator.api.values import (
+    Checkpoint,
+    CopyToPods,
+    Elastic,
+    FailurePolicy,
+    Initializer,
+    Network,
+    RunPolicy,
+    Scheduling,
+    SuccessPolicy,
+)
+from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
+
+Object = Mapping[str, Any]
+
+_PVC = "The volume of the checkpoints: an existing claim or a template for one. Absent keeps them in the pod."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spec:
+    """What to train, with what, and where: `spec` without its arguments, as `manifest.build` resolves it."""
+
+    suspend: bool = declared(
+        "suspend",
+        changeable(
+            "Always", boolean("Stops the pods and keeps everything else until it is false again.", default=False)
+        ),
+    )
+    managed_by: str = declared(
+        "managedBy",
+        changeable(
+            "Never",
+            choice(
+                "The controller that runs the job. Any other than the default makes this operator leave it alone.",
+                names.MANAGER,
+                names.MULTIKUEUE_MANAGER,
+                default=names.MANAGER,
+            ),
+        ),
+    )
+    task: TrainingTask = declared(
+        "task",
+        changeable("Never", choice("Pre-training, supervised fine-tuning or preference training.", *TRAINING_TASKS)),
+    )
+    strict: bool = declared("strict", boolean("Refuses the job for what is otherwise a warning.", default=False))
+    extra_args: Mapping[str, str] = declared(
+        "extraArgs",
+        text_map("Arguments newer than this resource, as text; the trainer reads and checks them."),
+        absent={},
+    )
+    image: str = declared("image", text("Image of the trainer. Absent is the operator's own.", max_length=1024))
+    image_pull_policy: str | None = declared(
+        "imagePullPolicy", choice("When the image is pulled.", "Always", "IfNotPresent", "Never")
+    )
+    image_pull_secrets: tuple[Object, ...] = declared(
+        "imagePullSecrets",
+        items("Secrets of the same namespace to pull the image.", spec_field("imagePullSecrets")),
+    )
+    command: tuple[str, ...] = declared(
+        "command", array("Replaces the trainer's command.", text("", max_length=4096), max_items=256)
+    )
+    env: tuple[Object, ...] = declared(
+        "env",
+        items(
+            "Environment of the trainer. Secrets come in by valueFrom.secretKeyRef.",
+            container_field("env"),
+            max_items=256,
+        ),
+    )
+    env_from: tuple[Object, ...] = declared("envFrom", items("Sources of environment.", container_field("envFrom")))
+    service_account_name: str | None = declared(
+        "serviceAccountName", text("Service account of the pods; its token is not mounted.")
+    )
+    volumes: tuple[Object, ...] = declared("volumes", items("Volumes, as in a pod.", spec_field("volumes")))
+    volume_mounts: tuple[Object, ...] = declared(
+        "volumeMounts",
+        items(
+            "Mounts of the trainer and the initializers, as in a container.",
+            container_field("volumeMounts"),
+        ),
+    )
+    shm_size: str | int | None = declared(
+        "shmSize", quantity("Limit of /dev/shm, which counts against the memory limit. Absent is the pod's own.")
+    )
+    pod_template: Object = declared(
+        "podTemplate",
+        described(dict(overlay()), "Labels, annotations and pod fields laid over every generated pod."),
+        absent={},
+    )
+    copy_to_pods: CopyToPods = declared(
+        "copyToPods",
+        record_of(CopyToPods, "Labels and annotations of the job that its pods bear too."),
+        of=CopyToPods,
+        absent=CopyToPods(labels=(), annotations=()),
+    )
+    master_template: Object = declared(
+        "masterTemplate", open_object("Like podTemplate, for the master only; laid over last."), absent={}
+    )
+    worker_template: Object = declared(
+        "workerTemplate", open_object("Like podTemplate, for the workers only; laid over last."), absent={}
+    )
+    num_nodes: int = declared("numNodes", integer("Number of pods: a master and workers.", ge=1, le=10_000, default=1))
+    nproc_per_node: int = declared(
+        "nprocPerNode",
+        int_or_text(
+            'Processes in each pod. "auto" is the number of devices in the limits (GPUs of NVIDIA whole, shared or '
+            "MIG, of AMD and Intel; Gaudi), or 1. Devices of resource claims are not counted.",
+            default="auto",
+            pattern=r"^(auto|[1-9][0-9]*)$",
+        ),
+    )
+    resources: Object = declared(
+        "resourcesPerNode",
+        described(container_field("resources"), "Resources of each pod: limits, requests and claims."),
+        absent={},
+    )
+    checkpoint: Checkpoint = declared(
+        "checkpoint",
+        defaulted(
+            record_of(
+                Checkpoint,
+                "Where checkpoints go and what becomes of them.",
+                inner={
+                    "pvc": lambda fields: changeable("Never", record(_PVC, fields)),
+                    "onTermination": lambda fields: defaulted(record("What happens on SIGTERM.", fields)),
+                },
+            )
+        ),
+        of=Checkpoint,
+    )
+    initializers: tuple[Initializer, ...] = declared(
+        "initializers",
+        array(
+            "Fetch models or data sets once, before training.",
+            record_of(
+                Initializer,
+                "Runs once on the master; the workers wait for it. A finished one is never run again.",
+                required=("name", "targetPath"),
+            ),
+            max_items=16,
+        ),
+        of=Initializer,
+    )
+    network: Network = declared("network", defaulted(record_of(Network, "How the pods reach each other.")), of=Network)
+    scheduling: Scheduling = declared(
+        "scheduling", defaulted(record_of(Scheduling, "Who places the pods, and whether all or none.")), of=Scheduling
+    )
+    run_policy: RunPolicy = declared(
+        "runPolicy",
+        changeable(
+            "Always",
+            defaulted(record_of(RunPolicy, "When a job ends that does not end by itself, and what is left of it.")),
+        ),
+        of=RunPolicy,
+    )
+    failure_policy: FailurePolicy = declared(
+        "failurePolicy",
+        changeable(
+            "Always",
+            defaulted(
+                record_of(
+                    FailurePolicy,
+                    "How often and how fast a failed gang starts again.",
+                    inner={
+                        "backoffSeconds": lambda fields: defaulted(
+                            record("Wait before a counted restart; it doubles each time.", fields)
+                        )
+                    },
+                )
+            ),
+        ),
+        of=FailurePolicy,
+    )
+    success_policy: SuccessPolicy = declared(
+        "successPolicy",
+        changeable(
+            "Always",
+            choice(
+                "Whose success is that of the job: the master's, with a minute for the workers to end, or all pods'.",
+                *get_args(SuccessPolicy),
+                default="Master",
+            ),
+        ),
+    )
+    elastic: Elastic | None = declared(
+        "elasticPolicy",
+        record_of(
+            Elastic,
+            "Allows numNodes to change while the job runs: it saves, stops and goes on with the new size.",
+            required=("minNodes", "maxNodes"),
+        ),
+        of=Elastic,
+    )
+
+
+@cache
+def spec_schema() -> Schema:
+    """Schema of spec but for args. A field marked "x-defaulted" comes into being for the defaults of its parts."""
+    return record_of(Spec, "What to train, with what, and where.", required=("task",))
+
+
+def find_field(schema: Schema, path: str) -> Schema:
+    """The field at this path below a record, each part a name. Raises KeyError for an unknown one."""
+    for part in path.split("."):
+        schema = schema["properties"][part]
+    return schema
