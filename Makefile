@@ -83,9 +83,9 @@ lint: $(READY)  ## ruff, the import contracts, and hadolint over the Dockerfiles
 type: $(READY)  ## mypy --strict on the three packages (without torch: on the contract and the operator)
 	$(BIN)/mypy -p megatron_trainjob -p megatron_operator $(if $(TRAINER),-p megatron_trainer)
 
-generate: $(READY)  ## write docs/arguments.md, docs/families.md, the CRD and the chart's copies from their definitions
+generate: $(READY)  ## write the CRD, its policy, the reference pages of docs/ and the chart's copies from their definitions
 	$(BIN)/python -m megatron_trainjob.generate
-	$(BIN)/python -m megatron_operator.api.crd --write
+	$(BIN)/python -m megatron_operator.generate
 	$(BIN)/python charts/generate.py
 	$(if $(TRAINER),$(BIN)/python -m megatron_trainer.megatron --write,@$(NO_TRAINER))
 
@@ -99,7 +99,7 @@ template-table: install  ## write the table of chat templates and kinds of rows 
 	@PYTHONPATH=operator:trainer:. $(BIN)/python -m tests.support.data.template_matrix --write
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
-	@git diff --exit-code -- docs/arguments.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
+	@git diff --exit-code -- docs/arguments.md docs/families.md docs/fields.md docs/settings.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
 
 control-plane: $(READY)  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
 	$(BIN)/python -m local_cluster.control_plane_binaries

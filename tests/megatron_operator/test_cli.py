@@ -146,7 +146,7 @@ def test_a_large_job_is_not_listed_rank_by_rank_unless_asked_for(here, capsys):
         ("output_dir", ["spec.args."]),
         ("spec.network.rdma", ["resource", "ipcLock", "PodSecurity"]),
         ("failurePolicy.rules", ["onExitCodes", "RestartIgnoreLimit", "at any time"]),
-        ("spec.checkpoint.subPath", ["only while the job is suspended"]),
+        ("spec.checkpoint.subPath", ["only while suspended"]),
         ("spec.task", ["never; make a new job"]),
         ("spec", ["numNodes", "checkpoint", "podTemplate"]),
         ("args", ["tensor_model_parallel_size", "spec.args"]),

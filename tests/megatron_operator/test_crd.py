@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_operator import manifest
+from megatron_operator import generate, manifest
 from megatron_operator.api import admission_policy, crd
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.status import status as status_schema
@@ -29,9 +29,9 @@ def root_schema(definition):
     return definition["spec"]["versions"][0]["schema"]["openAPIV3Schema"]
 
 
-def test_the_file_in_the_repository_is_what_the_code_makes():
-    assert (ROOT / "crds" / "megatrontrainjob.yaml").read_text() == crd.document()
-    assert (ROOT / "crds" / "admission-policy.yaml").read_text() == crd.policy_document()
+@pytest.mark.parametrize("name", generate.FILES)
+def test_the_file_in_the_repository_is_what_the_code_makes(name):
+    assert (ROOT / name).read_text() == generate.FILES[name]()
 
 
 def test_it_is_small_enough_for_client_side_apply(definition):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 import yaml
 
+from megatron_operator import generate
 from megatron_operator.process import progress_wiring, settings
 
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
@@ -40,9 +42,23 @@ def test_the_leaders_address_can_stand_in_a_url(address, host):
 
 
 def test_the_chart_sets_variables_that_the_operator_reads():
+    """Those of its values by their declarations, those that the kubelet knows by hand."""
     chart = Path(__file__).parents[2] / "charts" / "megatron-train-operator"
-    named = re.findall(r"name: (MTJ_\w+), value", (chart / "templates" / "deployment.yaml").read_text())
-    assert set(named) <= set(settings.VARIABLES.values())
+    by_hand = re.findall(r"name: (MTJ_\w+), value", (chart / "templates" / "deployment.yaml").read_text())
+    by_value = re.findall(r"name: (MTJ_\w+), value", generate.settings_template())
+    assert set(by_hand) == {"MTJ_POD_NAME", "MTJ_POD_NAMESPACE", "MTJ_POD_IP"} <= set(settings.VARIABLES.values())
+    assert len(by_value) == len(set(by_value)) > 15
+
+
+def test_every_value_that_a_setting_names_is_in_the_chart():
+    chart = Path(__file__).parents[2] / "charts" / "megatron-train-operator"
+    values = yaml.safe_load((chart / "values.yaml").read_text())
+    named = {each.metadata.get(key, "") for each in fields(settings.Settings) for key in ("chart", "switch")} - {""}
+    for path in named:
+        found = values
+        for part in path.split("."):
+            assert part in found, path
+            found = found[part]
 
 
 def test_default_values_of_the_chart_are_the_defaults_of_the_settings():

@@ -46,7 +46,7 @@ from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
 
 Object = Mapping[str, Any]
 
-_PVC = "The volume of the checkpoints: an existing claim or a template for one. Absent keeps them in the pod."
+_PVC = "The volume of the checkpoints: an existing claim or a template for one. Without it they are lost with the pod."
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,16 +55,14 @@ class Spec:
 
     suspend: bool = declared(
         "suspend",
-        changeable(
-            "Always", boolean("Stops the pods and keeps everything else until it is false again.", default=False)
-        ),
+        changeable("Always", boolean("Stops the pods and keeps everything else until set to false.", default=False)),
     )
     managed_by: str = declared(
         "managedBy",
         changeable(
             "Never",
             choice(
-                "The controller that runs the job. Any other than the default makes this operator leave it alone.",
+                "The controller that runs the job. With any but the default, this operator ignores the job.",
                 names.MANAGER,
                 names.MULTIKUEUE_MANAGER,
                 default=names.MANAGER,
@@ -75,19 +73,21 @@ class Spec:
         "task",
         changeable("Never", choice("Pre-training, supervised fine-tuning or preference training.", *TRAINING_TASKS)),
     )
-    strict: bool = declared("strict", boolean("Refuses the job for what is otherwise a warning.", default=False))
+    strict: bool = declared("strict", boolean("Treats warnings as errors.", default=False))
     extra_args: Mapping[str, str] = declared(
         "extraArgs",
-        text_map("Arguments newer than this resource, as text; the trainer reads and checks them."),
+        text_map("Arguments that this CRD does not know yet, as text; the trainer reads and checks them."),
         absent={},
     )
-    image: str = declared("image", text("Image of the trainer. Absent is the operator's own.", max_length=1024))
+    image: str = declared(
+        "image", text("Image of the trainer. Default: the operator's MTJ_TRAINER_IMAGE.", max_length=1024)
+    )
     image_pull_policy: str | None = declared(
         "imagePullPolicy", choice("When the image is pulled.", "Always", "IfNotPresent", "Never")
     )
     image_pull_secrets: tuple[Object, ...] = declared(
         "imagePullSecrets",
-        items("Secrets of the same namespace to pull the image.", spec_field("imagePullSecrets")),
+        items("Secrets of the same namespace with which the image is pulled.", spec_field("imagePullSecrets")),
     )
     command: tuple[str, ...] = declared(
         "command", array("Replaces the trainer's command.", text("", max_length=4096), max_items=256)
@@ -95,12 +95,14 @@ class Spec:
     env: tuple[Object, ...] = declared(
         "env",
         items(
-            "Environment of the trainer. Secrets come in by valueFrom.secretKeyRef.",
+            "Environment of the trainer. Take secrets from valueFrom.secretKeyRef.",
             container_field("env"),
             max_items=256,
         ),
     )
-    env_from: tuple[Object, ...] = declared("envFrom", items("Sources of environment.", container_field("envFrom")))
+    env_from: tuple[Object, ...] = declared(
+        "envFrom", items("Sources of environment variables, as in a container.", container_field("envFrom"))
+    )
     service_account_name: str | None = declared(
         "serviceAccountName", text("Service account of the pods; its token is not mounted.")
     )
@@ -113,26 +115,29 @@ class Spec:
         ),
     )
     shm_size: str | int | None = declared(
-        "shmSize", quantity("Limit of /dev/shm, which counts against the memory limit. Absent is the pod's own.")
+        "shmSize",
+        quantity("Size limit of /dev/shm, which counts against the memory limit. Default: none of its own."),
     )
     pod_template: Object = declared(
         "podTemplate",
-        described(dict(overlay()), "Labels, annotations and pod fields laid over every generated pod."),
+        described(dict(overlay()), "Labels, annotations and pod fields merged into every pod."),
         absent={},
     )
     copy_to_pods: CopyToPods = declared(
         "copyToPods",
-        record_of(CopyToPods, "Labels and annotations of the job that its pods bear too."),
+        record_of(CopyToPods, "Labels and annotations that are copied from the job to its pods."),
         of=CopyToPods,
         absent=CopyToPods(labels=(), annotations=()),
     )
     master_template: Object = declared(
-        "masterTemplate", open_object("Like podTemplate, for the master only; laid over last."), absent={}
+        "masterTemplate", open_object("Like podTemplate, for the master only; merged last."), absent={}
     )
     worker_template: Object = declared(
-        "workerTemplate", open_object("Like podTemplate, for the workers only; laid over last."), absent={}
+        "workerTemplate", open_object("Like podTemplate, for the workers only; merged last."), absent={}
     )
-    num_nodes: int = declared("numNodes", integer("Number of pods: a master and workers.", ge=1, le=10_000, default=1))
+    num_nodes: int = declared(
+        "numNodes", integer("Number of pods: one master, the others workers.", ge=1, le=10_000, default=1)
+    )
     nproc_per_node: int = declared(
         "nprocPerNode",
         int_or_text(
@@ -152,7 +157,7 @@ class Spec:
         defaulted(
             record_of(
                 Checkpoint,
-                "Where checkpoints go and what becomes of them.",
+                "Where checkpoints are written, and how a job resumes from them.",
                 inner={
                     "pvc": lambda fields: changeable("Never", record(_PVC, fields)),
                     "onTermination": lambda fields: defaulted(record("What happens on SIGTERM.", fields)),
@@ -164,10 +169,10 @@ class Spec:
     initializers: tuple[Initializer, ...] = declared(
         "initializers",
         array(
-            "Fetch models or data sets once, before training.",
+            "Download models or data sets once, before training.",
             record_of(
                 Initializer,
-                "Runs once on the master; the workers wait for it. A finished one is never run again.",
+                "Runs once, on the master, while the workers wait. It is not repeated after a restart.",
                 required=("name", "targetPath"),
             ),
             max_items=16,
@@ -176,13 +181,15 @@ class Spec:
     )
     network: Network = declared("network", defaulted(record_of(Network, "How the pods reach each other.")), of=Network)
     scheduling: Scheduling = declared(
-        "scheduling", defaulted(record_of(Scheduling, "Who places the pods, and whether all or none.")), of=Scheduling
+        "scheduling",
+        defaulted(record_of(Scheduling, "How the pods are scheduled, and whether as a gang.")),
+        of=Scheduling,
     )
     run_policy: RunPolicy = declared(
         "runPolicy",
         changeable(
             "Always",
-            defaulted(record_of(RunPolicy, "When a job ends that does not end by itself, and what is left of it.")),
+            defaulted(record_of(RunPolicy, "Deadlines, and what is cleaned up when the job ends.")),
         ),
         of=RunPolicy,
     )
@@ -193,10 +200,10 @@ class Spec:
             defaulted(
                 record_of(
                     FailurePolicy,
-                    "How often and how fast a failed gang starts again.",
+                    "How often and how soon a failed gang is restarted.",
                     inner={
                         "backoffSeconds": lambda fields: defaulted(
-                            record("Wait before a counted restart; it doubles each time.", fields)
+                            record("Delay before a counted restart; it doubles each time.", fields)
                         )
                     },
                 )
@@ -209,7 +216,7 @@ class Spec:
         changeable(
             "Always",
             choice(
-                "Whose success is that of the job: the master's, with a minute for the workers to end, or all pods'.",
+                "Master: the job succeeds with the master; workers get a minute to end. All: every pod must succeed.",
                 *get_args(SuccessPolicy),
                 default="Master",
             ),
@@ -219,7 +226,7 @@ class Spec:
         "elasticPolicy",
         record_of(
             Elastic,
-            "Allows numNodes to change while the job runs: it saves, stops and goes on with the new size.",
+            "Allows numNodes to change while the job runs: it saves, stops and continues with the new size.",
             required=("minNodes", "maxNodes"),
         ),
         of=Elastic,

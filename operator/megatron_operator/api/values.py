@@ -36,7 +36,7 @@ NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
 DEFAULT_HANG_TIMEOUT_S = 1800
 
 _CLAIM_TEMPLATE = record(
-    "A claim that the operator makes, named <job>-checkpoint.",
+    "A claim that the operator creates, named <job>-checkpoint.",
     {
         "metadata": record(
             "Labels and annotations of the claim.",
@@ -53,60 +53,60 @@ _CLAIM_TEMPLATE = record(
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where checkpoints go. Without a claim they lie in the pod, or in the state folder on one machine."""
+    """Where checkpoints are written: a claim, else the pod itself, or the state directory of a local run."""
 
     claim_name: str | None = declared("pvc.claimName", text("Name of an existing claim."))
     claim_template: Object | None = declared("pvc.template", _CLAIM_TEMPLATE)
     mount_path: str = declared(
-        "mountPath", text("Where the volume appears.", default="/checkpoints", pattern=PATH_PATTERN)
+        "mountPath", text("Where the volume is mounted.", default="/checkpoints", pattern=PATH_PATTERN)
     )
-    sub_path: str = declared("subPath", text("Folder of this job on the volume; $(job) is its name.", default="$(job)"))
+    sub_path: str = declared(
+        "subPath", text("Directory of this job on the volume; $(job) stands for its name.", default="$(job)")
+    )
     resume: Resume = declared(
         "resume",
         choice(
-            "Auto continues from the newest checkpoint if there is one, Required fails without one.",
+            "Auto resumes from the newest checkpoint if there is one, Required fails without one, Never starts over.",
             *RESUMES,
             default="Auto",
         ),
     )
     adopts: bool = declared(
-        "adopt", boolean("Goes on from the checkpoints of another job that has ended in this folder.", default=False)
+        "adopt", boolean("Takes over the checkpoints of another, finished job in this directory.", default=False)
     )
     save_on_termination: bool = declared(
         "onTermination.save", boolean("Saves at the next step boundary before the pod ends.", default=True)
     )
     grace_period_s: int = declared(
-        "onTermination.gracePeriodSeconds", integer("Seconds that a save may take.", le=86400, default=120)
+        "onTermination.gracePeriodSeconds", integer("Time that a save may take, in seconds.", le=86400, default=120)
     )
     retain_on_delete: bool = declared(
         "retainOnDelete",
-        changeable("Never", boolean("Keeps a claim made from the template when the job goes.", default=True)),
+        changeable("Never", boolean("Keeps a claim made from the template when the job is deleted.", default=True)),
     )
 
     @property
     def directory(self) -> str:
-        """The folder that the trainer saves to unless the arguments name another."""
+        """The directory that the trainer saves to unless the arguments name another."""
         return f"{self.mount_path.rstrip('/')}/{self.sub_path}".rstrip("/")
 
 
 @dataclass(frozen=True, kw_only=True)
 class CopyToPods:
-    """Labels and annotations of the job that its pods bear too, by whole name or by a beginning that ends with *."""
+    """Labels and annotations that are copied from the job to its pods, by name or by prefix (`cost/*`)."""
 
-    labels: tuple[str, ...] = declared(
-        "labels", array("Names; one that ends with * stands for all that begin so.", text("A name."))
-    )
+    labels: tuple[str, ...] = declared("labels", array("Names; one that ends with * is a prefix.", text("A name.")))
     annotations: tuple[str, ...] = declared("annotations", array("Names, as under labels.", text("A name.")))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rdma:
-    """Network devices asked for by each pod."""
+    """RDMA devices of each pod."""
 
-    resource: str = declared("resource", text("Name of the device resource, for example rdma/ib."))
-    count: int = declared("count", integer("Devices a pod.", ge=1, le=64, default=1))
+    resource: str = declared("resource", text("Name of the extended resource, for example rdma/ib."))
+    count: int = declared("count", integer("Devices per pod.", ge=1, le=64, default=1))
     ipc_lock: bool = declared(
-        "ipcLock", boolean("Adds capability IPC_LOCK, which PodSecurity baseline forbids.", default=False)
+        "ipcLock", boolean("Adds the capability IPC_LOCK, which PodSecurity baseline forbids.", default=False)
     )
 
 
@@ -117,7 +117,7 @@ class Network:
     master_port: int = declared(
         "masterPort",
         integer(
-            f"Port of the rendezvous. Absent is {DEFAULT_MASTER_PORT}, or one derived from the job's uid with "
+            f"Port of the rendezvous. Default: {DEFAULT_MASTER_PORT}, or one derived from the job's uid with "
             "hostNetwork.",
             ge=1024,
             le=65535,
@@ -126,27 +126,25 @@ class Network:
     host_network: bool = declared(
         "hostNetwork", boolean("Uses the node's network, which PodSecurity baseline forbids.", default=False)
     )
-    rdma: Rdma | None = declared(
-        "rdma", record_of(Rdma, "Network devices for each pod.", required=("resource",)), of=Rdma
-    )
+    rdma: Rdma | None = declared("rdma", record_of(Rdma, "RDMA devices of each pod.", required=("resource",)), of=Rdma)
     multus_networks: tuple[str, ...] = declared(
-        "multusNetworks", array("Further networks (Multus), by name.", text("A network."))
+        "multusNetworks", array("Additional networks (Multus), by name.", text("A network."))
     )
     nccl_env: Mapping[str, str] = declared(
-        "ncclEnv", text_map("NCCL_* variables, for example NCCL_IB_HCA: mlx5."), absent={}
+        "ncclEnv", text_map("NCCL_, SHARP_ and UCX_ variables, for example NCCL_IB_HCA: mlx5."), absent={}
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Initializer:
-    """Fetches a model or a data set once into a volume of the master, before the trainer starts."""
+    """Downloads a model or a data set once, on the master, before the trainer starts."""
 
-    name: str = declared("name", text("Name of the container.", pattern=NAME_PATTERN, max_length=63))
-    image: str = declared("image", text("Image; absent is the trainer's.", max_length=1024))
+    name: str = declared("name", text("Name of the init container.", pattern=NAME_PATTERN, max_length=63))
+    image: str = declared("image", text("Image. Default: the trainer's.", max_length=1024))
     command: tuple[str, ...] = declared(
         "command",
         array(
-            "What to run with STORAGE_URI and TARGET_PATH set. Absent downloads an hf:// source.",
+            "What to run, with STORAGE_URI and TARGET_PATH set. Default: download an hf:// source.",
             text("", max_length=4096),
             max_items=256,
         ),
@@ -154,33 +152,43 @@ class Initializer:
     storage_uri: str = declared(
         "storageUri", text("Source: hf://owner/model, hf://datasets/owner/name, or what the command reads."), absent=""
     )
-    target_path: str = declared("targetPath", text("Folder below a mounted volume.", pattern=PATH_PATTERN))
+    target_path: str = declared("targetPath", text("Directory on a mounted volume.", pattern=PATH_PATTERN))
     env: tuple[Object, ...] = declared(
-        "env", pod_template.items("Environment.", pod_template.container_field("env"), max_items=256)
+        "env", pod_template.items("Environment, as in a container.", pod_template.container_field("env"), max_items=256)
     )
     env_from: tuple[Object, ...] = declared(
-        "envFrom", pod_template.items("Sources of environment.", pod_template.container_field("envFrom"))
+        "envFrom",
+        pod_template.items(
+            "Sources of environment variables, as in a container.", pod_template.container_field("envFrom")
+        ),
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """Pods that belong close together: `key` is a node label, or Volcano's highest tier.
+    """The domain in which the pods are placed: the nodes with one value of label `key`, or one of Volcano's tiers.
 
     exclusive: no other job's pods in that domain, kept by affinities between pods.
     """
 
     key: str | None = declared(
-        "key", text("Node label whose value the pods share; for Native gangs and Kueue.", max_length=316)
+        "key", text("Node label whose value all pods share, for Native gangs, Kueue and exclusive.", max_length=316)
     )
     highest_tier_allowed: int | None = declared(
         "highestTierAllowed", integer("Highest tier of Volcano's network topology.", ge=1, le=64)
     )
-    mode: TopologyMode = declared("mode", choice("Whether it must hold.", *get_args(TopologyMode), default="Required"))
+    mode: TopologyMode = declared(
+        "mode",
+        choice(
+            "Whether the job waits for such a place (Required) or does without (Preferred).",
+            *get_args(TopologyMode),
+            default="Required",
+        ),
+    )
     exclusive: bool = declared(
         "exclusive",
         boolean(
-            "Keeps pods of other jobs out of that domain, and needs no queue: by affinities between pods.",
+            "Keeps pods of other jobs out of that domain by inter-pod affinity; needs no queue.",
             default=False,
         ),
     )
@@ -188,7 +196,7 @@ class Topology:
 
 @dataclass(frozen=True, kw_only=True)
 class Scheduling:
-    """Who places the pods, and whether all or none."""
+    """How the pods are scheduled, and whether as a gang."""
 
     gang: Gang = declared(
         "gang",
@@ -198,51 +206,51 @@ class Scheduling:
             default="None",
         ),
     )
-    min_member: int = declared(
-        "minMember", integer("Pods that must fit at once. Absent is all of them.", ge=1, le=10_000)
-    )
+    min_member: int = declared("minMember", integer("Pods that must fit at once. Default: all.", ge=1, le=10_000))
     queue: str | None = declared(
         "queue", text("Volcano queue. A Kueue queue is named by the job's label kueue.x-k8s.io/queue-name.")
     )
     priority_class_name: str | None = declared("priorityClassName", text("Priority class of the pods and the group."))
     scheduler_name: str | None = declared("schedulerName", text("Scheduler of the pods."))
     schedule_timeout_s: int | None = declared(
-        "scheduleTimeoutSeconds", integer("How long Coscheduling waits for the whole gang.", ge=1)
+        "scheduleTimeoutSeconds", integer("How long Coscheduling waits for the whole gang, in seconds.", ge=1)
     )
-    topology: Topology | None = declared("topology", record_of(Topology, "Keeps the pods close together."), of=Topology)
+    topology: Topology | None = declared(
+        "topology", record_of(Topology, "Places the pods in one domain, such as a rack."), of=Topology
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
 class RunPolicy:
-    """When a job ends that does not end by itself, and what is left of it."""
+    """Deadlines, and what is cleaned up when the job ends."""
 
     clean_pod_policy: CleanPodPolicy = declared(
         "cleanPodPolicy",
         choice("Which pods are deleted when the job has ended.", *get_args(CleanPodPolicy), default="Running"),
     )
     ttl_s: int | None = declared(
-        "ttlSecondsAfterFinished", integer("Seconds after the end until the rest is deleted. Absent is never.")
+        "ttlSecondsAfterFinished", integer("Seconds after the end until ttlPolicy is carried out. Default: never.")
     )
     ttl_policy: TtlPolicy = declared(
         "ttlPolicy",
         choice(
-            "What is deleted then: pods, service and arguments, or the job itself.",
+            "What is deleted then: pods, service and config map, or the job itself.",
             *get_args(TtlPolicy),
             default="DeletePods",
         ),
     )
     active_deadline_s: int | None = declared(
-        "activeDeadlineSeconds", integer("Seconds that the job may take in all. Absent is any time.", ge=1)
+        "activeDeadlineSeconds", integer("Seconds that the job may take in all. Default: no limit.", ge=1)
     )
     scheduling_timeout_s: int | None = declared(
         "schedulingTimeoutSeconds",
-        integer("Seconds that the job may wait for a place in its queue and on nodes. Absent is any time.", ge=1),
+        integer("Seconds that the job may wait in its queue and for nodes. Default: no limit.", ge=1),
     )
     startup_deadline_s: int = declared(
         "startupDeadlineSeconds",
         integer(
-            "Seconds that something (image, volume, sandbox, init container) may keep a placed pod from starting. "
-            "Fetches by spec.initializers do not count.",
+            "Seconds that a scheduled pod may take to start (image, volume, sandbox, init containers). "
+            "spec.initializers do not count.",
             ge=1,
             default=1200,
         ),
@@ -251,12 +259,12 @@ class RunPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """The user's own answer to a failure; the first rule that matches decides."""
+    """What to do about particular failures; the first rule that matches decides."""
 
     action: RuleAction = declared(
         "action",
         choice(
-            "FailJob ends the job, Restart counts, RestartIgnoreLimit does not.",
+            "FailJob ends the job, Restart counts toward maxRestarts, RestartIgnoreLimit does not.",
             *get_args(RuleAction),
         ),
     )
@@ -268,25 +276,25 @@ class Rule:
 
 @dataclass(frozen=True, kw_only=True)
 class FailurePolicy:
-    """How often and how fast a failed gang starts again."""
+    """How often and how soon a failed gang is restarted."""
 
     max_restarts: int = declared(
-        "maxRestarts", integer("Counted restarts; disruptions are not counted.", le=1000, default=3)
+        "maxRestarts", integer("Restarts after failures; disruptions are not counted.", le=1000, default=3)
     )
     reset_after_progress: bool = declared(
-        "resetAfterProgress", boolean("Starts over once a newer checkpoint was written.", default=True)
+        "resetAfterProgress", boolean("Resets the count once a newer checkpoint has been written.", default=True)
     )
     backoff_initial_s: int = declared(
-        "backoffSeconds.initial", integer("Seconds before the first.", le=86400, default=10)
+        "backoffSeconds.initial", integer("Seconds before the first restart.", le=86400, default=10)
     )
-    backoff_max_s: int = declared("backoffSeconds.max", integer("Seconds at most.", le=86400, default=600))
+    backoff_max_s: int = declared("backoffSeconds.max", integer("Longest delay in seconds.", le=86400, default=600))
     rules: tuple[Rule, ...] = declared(
         "rules",
         array(
-            "Own answers to failures.",
+            "Rules for particular failures, tried in order.",
             record_of(
                 Rule,
-                "The first rule of which every given list holds the failure's value decides.",
+                "Applies when each list that it gives contains the failure's value; the first that applies decides.",
                 required=("action",),
             ),
             max_items=32,
@@ -296,7 +304,7 @@ class FailurePolicy:
     hang_timeout_s: int = declared(
         "hangTimeoutSeconds",
         integer(
-            "Seconds without a sign of life after which the gang is restarted; 0 never.",
+            "Seconds without a heartbeat after which the gang is restarted; 0 turns this off.",
             default=DEFAULT_HANG_TIMEOUT_S,
         ),
     )
@@ -304,7 +312,7 @@ class FailurePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Elastic:
-    """Between which numbers of nodes a running job may be resized."""
+    """The bounds within which a running job may be resized."""
 
     min_nodes: int = declared("minNodes", integer("Fewest nodes.", ge=1, le=10_000))
     max_nodes: int = declared("maxNodes", integer("Most nodes.", ge=1, le=10_000))

@@ -6,8 +6,9 @@ import argparse
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron_operator.api.reference import CHANGES, inside, limits, type_of
 from megatron_operator.api.schema import structural
-from megatron_operator.api.schema.parts import Change, changes
+from megatron_operator.api.schema.parts import changes
 from megatron_operator.api.spec import spec_schema
 from megatron_operator.cli.output import INVALID, OK, error, escape, out, show_table, table
 from megatron_trainjob.args.field import Argument
@@ -16,11 +17,6 @@ from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.args.value import shown
 
 Schema = Mapping[str, Any]
-CHANGES: Mapping[Change, str] = {
-    "WhileSuspended": "only while the job is suspended",
-    "Always": "at any time",
-    "Never": "never; make a new job",
-}
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -61,53 +57,33 @@ def find_field(path: str) -> Schema | None:
     """The schema of a field by its path below spec."""
     schema: Schema | None = spec_schema()
     for part in path.split(".") if path and path != "spec" else ():
-        schema = _inside(schema).get(part.partition("[")[0]) if schema else None
+        schema = inside(schema).get(part.partition("[")[0]) if schema else None
     return schema
 
 
 def field_names(schema: Schema, path: str) -> Iterator[str]:
     """Paths of all described fields below a schema."""
-    for name, part in _inside(schema).items():
+    for name, part in inside(schema).items():
         if "description" in part:
             yield f"{path}{name}"
             yield from field_names(part, f"{path}{name}.")
 
 
-def _inside(schema: Schema) -> Mapping[str, Schema]:
-    """The fields of an object, or of the objects of a list."""
-    items: Schema = schema.get("items", {})
-    inside: Mapping[str, Schema] = schema.get("properties") or items.get("properties") or {}
-    return inside
-
-
 def _show_field(path: str, schema: Schema) -> None:
-    out.print(f"[bold]{escape(path)}[/]  [dim]{_type(schema)}[/]")
+    out.print(f"[bold]{escape(path)}[/]  [dim]{type_of(schema)}[/]")
     if schema.get("description"):
         out.print(escape(schema["description"]))
-    for label, value in _limits(schema):
+    for label, value in limits(schema):
         out.print(f"[dim]{label}:[/] {escape(value)}")
     changes_when = dict(changes(spec_schema())).get(path.removeprefix("spec."))
     if changes_when:
         out.print(f"[dim]changes:[/] {CHANGES[changes_when]}")
     fields = table("fields", "name", "type", "default", "what it does")
-    for name, part in _inside(schema).items():
+    for name, part in inside(schema).items():
         default = escape(shown(part["default"])) if "default" in part else ""
-        fields.add_row(name, _type(part), default, escape(part.get("description", "as in Kubernetes")))
+        fields.add_row(name, type_of(part), default, escape(part.get("description", "as in Kubernetes")))
     if fields.row_count:
         show_table(fields)
-
-
-def _limits(schema: Schema) -> list[tuple[str, str]]:
-    known = (("default", "default"), ("one of", "enum"), ("at least", "minimum"), ("at most", "maximum"))
-    found = [(label, schema[key]) for label, key in known if key in schema]
-    return [(label, ", ".join(map(str, value)) if isinstance(value, list) else shown(value)) for label, value in found]
-
-
-def _type(schema: Schema) -> str:
-    if schema.get("x-kubernetes-int-or-string"):
-        return "integer or string"
-    kind = str(schema.get("type", "any"))
-    return f"list of {_type(schema['items'])}" if kind == "array" else kind
 
 
 def _show_argument(argument: Argument) -> None:

@@ -15,6 +15,7 @@ from megatron_trainjob import images
 from megatron_trainjob.violation import Violation
 
 GANG_SCHEDULERS = tuple(gang for gang in get_args(Gang) if gang != "None")
+CERTIFICATES = "/certificates"  # where the chart mounts them
 TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -55,56 +56,144 @@ def _gang_schedulers(text: str) -> tuple[str, ...]:
     return _words(text)
 
 
-def declared[Value](convert: Callable[[str], Value], default: Value, variable: str = "") -> Value:
-    """A setting: how its text is read, its default, and its variable where that is not MTJ_ and the field's name."""
-    return field(default=default, metadata={"convert": convert, "variable": variable})
+def declared[Value](
+    convert: Callable[[str], Value],
+    default: Value,
+    help: str,
+    *,
+    variable: str = "",
+    chart: str = "",
+    template: str = "",
+    switch: str = "",
+) -> Value:
+    """A setting: how its text is read, its default and its help.
+
+    variable: its name in the environment where that is not MTJ_ and the field's name. chart: the chart's value for it.
+    template: what the chart makes it from where that is not the value alone. switch: the chart's value without which it
+    stays unset.
+    """
+    told = {"variable": variable, "chart": chart, "template": template, "switch": switch}
+    return field(default=default, metadata={"convert": convert, "help": help, **told})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """One operator process. Names of variables are those of the fields, MTJ_ in front, in capitals.
+    """One operator process."""
 
-    watch_namespaces: only these; empty means all. leader_election off means that this is the only replica.
-    trainer_image: for jobs that name no image. gang_schedulers: whose PodGroup kinds the operator may use.
-    kueue_mode: how a job with a Kueue queue enters it: its pods as a group, or the job by a Workload.
-    webhook_certificates: folder with tls.crt and tls.key; None turns the admission webhook off.
-    progress_port: where pods push their progress, None for nowhere; they reach it as
-    https://progress_host:progress_service_port with the certificate of progress_certificates (a folder with tls.crt,
-    tls.key and ca.crt). request_timeout_s: how long an answer is waited for; that of a write, which may pass webhooks,
-    at least 35 s. pod_ip: how another replica reaches this one. http_address: "" is every address, IPv4 and IPv6.
-    """
-
-    watch_namespaces: tuple[str, ...] = declared(_words, ())
-    num_workers: int = declared(_at_least_one, 16)
-    max_parallel_creates: int = declared(_at_least_one, 32)
-    http_port: int = declared(int, 8080)
-    http_address: str = declared(str, "")
-    log_level: str = declared(str.upper, "INFO")
-    resync_s: float = declared(float, 600.0)
-    compare_s: float = declared(float, 60.0)
-    watch_silence_s: float = declared(float, 90.0)
-    request_timeout_s: float = declared(float, 10.0)
-    leader_election: bool = declared(_truth, True)
-    lease_name: str = declared(str, "megatron-train-operator")
-    lease_duration_s: float = declared(float, 15.0)
-    pod_name: str = field(default_factory=socket.gethostname, metadata={"convert": str})
-    pod_namespace: str = declared(str, "default")
-    gang_schedulers: tuple[str, ...] = declared(_gang_schedulers, ())
-    node_loss_detection: bool = declared(_truth, True)
-    webhook_certificates: Path | None = declared(Path, None)
-    webhook_port: int = declared(int, 9443)
-    progress_port: int | None = declared(int, None)
-    progress_certificates: Path | None = declared(Path, None)
-    progress_host: str = declared(str, "")
-    progress_service_port: int = declared(int, 10443)
-    pod_ip: str = declared(str, "127.0.0.1")
-    per_job_metrics: bool = declared(_truth, False)
-    trainer_image: str = declared(str, images.TRAINER)
-    kueue_mode: KueueMode = declared(_kueue_mode, "PodGroup")
-    kubeconfig: Path | None = declared(Path, None, "KUBECONFIG")
-    api_server: str | None = declared(str, None)
-    kubernetes_service_host: str | None = declared(str, None, "KUBERNETES_SERVICE_HOST")
-    kubernetes_service_port: str = declared(str, "443", "KUBERNETES_SERVICE_PORT")
+    watch_namespaces: tuple[str, ...] = declared(
+        _words,
+        (),
+        "Namespaces to watch, separated by commas; empty means all.",
+        chart="watchNamespaces",
+        template='include "mtj.watchNamespaces" .',
+    )
+    num_workers: int = declared(_at_least_one, 16, "Jobs reconciled at the same time.", chart="workers")
+    max_parallel_creates: int = declared(
+        _at_least_one, 32, "Objects created at the same time.", chart="maxParallelCreates"
+    )
+    http_port: int = declared(int, 8080, "Port of metrics and health.", chart="metrics.port")
+    http_address: str = declared(str, "", "Address that all servers listen on; empty is every one, IPv4 and IPv6.")
+    log_level: str = declared(str.upper, "INFO", "DEBUG, INFO, WARNING or ERROR.", chart="logLevel")
+    resync_s: float = declared(float, 600.0, "Seconds between two reconciles of a job to which nothing happens.")
+    compare_s: float = declared(float, 60.0, "Seconds between two comparisons of the cache with the server's jobs.")
+    watch_silence_s: float = declared(float, 90.0, "Seconds without a word after which a watch is opened again.")
+    request_timeout_s: float = declared(
+        float, 10.0, "Seconds to wait for an answer; for that of a write, which may pass webhooks, at least 35."
+    )
+    leader_election: bool = declared(
+        _truth, True, "Whether replicas elect a leader; false if this is the only one.", chart="leaderElection.enabled"
+    )
+    lease_name: str = declared(
+        str, "megatron-train-operator", "Lease of the election.", template='include "mtj.fullname" .'
+    )
+    lease_duration_s: float = declared(
+        float, 15.0, "Seconds after which a silent leader is replaced.", chart="leaderElection.leaseDurationSeconds"
+    )
+    pod_name: str = field(
+        default_factory=socket.gethostname,
+        metadata={"convert": str, "help": "Identity of this replica, in a pod its name; absent is the host's name."},
+    )
+    pod_namespace: str = declared(str, "default", "Namespace of the lease and of this replica.")
+    pod_ip: str = declared(str, "127.0.0.1", "Address at which another replica reaches this one.")
+    gang_schedulers: tuple[str, ...] = declared(
+        _gang_schedulers,
+        (),
+        "Gang schedulers whose PodGroups jobs may ask for, separated by commas.",
+        chart="gang",
+        template='include "mtj.gangSchedulers" .',
+    )
+    kueue_mode: KueueMode = declared(
+        _kueue_mode,
+        "PodGroup",
+        "How a job with a Kueue queue enters it: PodGroup (its pods as a group) or External (by a Workload).",
+        chart="kueue.mode",
+    )
+    node_loss_detection: bool = declared(
+        _truth,
+        True,
+        "Whether a job is restarted whose node is gone.",
+        chart="nodeLossDetection",
+        template='include "mtj.detectsNodeLoss" . | default "false"',
+    )
+    webhook_certificates: Path | None = declared(
+        Path,
+        None,
+        "Folder with tls.crt and tls.key; absent turns the admission webhook off.",
+        chart="webhook.enabled",
+        template=f'"{CERTIFICATES}"',
+        switch="webhook.enabled",
+    )
+    webhook_port: int = declared(
+        int, 9443, "Port of the admission webhook.", chart="webhook.port", switch="webhook.enabled"
+    )
+    progress_port: int | None = declared(
+        int,
+        None,
+        "Port to which pods push their progress; absent for none.",
+        chart="progressPush.port",
+        switch="progressPush.enabled",
+    )
+    progress_service_port: int = declared(
+        int,
+        10443,
+        "Port under which pods reach it, that of the Service.",
+        chart="progressPush.port",
+        switch="progressPush.enabled",
+    )
+    progress_host: str = declared(
+        str,
+        "",
+        "Host name under which pods reach it, as the certificate has it.",
+        template='printf "%s.%s.svc" (include "mtj.fullname" .) .Release.Namespace',
+        switch="progressPush.enabled",
+    )
+    progress_certificates: Path | None = declared(
+        Path,
+        None,
+        "Folder with tls.crt, tls.key and ca.crt of that port.",
+        template=f'"{CERTIFICATES}"',
+        switch="progressPush.enabled",
+    )
+    per_job_metrics: bool = declared(
+        _truth, False, "Whether each job has its progress and heartbeat as metrics.", chart="perJobMetrics"
+    )
+    trainer_image: str = declared(
+        str,
+        images.TRAINER,
+        "Image of jobs that name none.",
+        chart="trainerImage",
+        template='include "mtj.trainerImage" .',
+    )
+    kubeconfig: Path | None = declared(
+        Path, None, "File with the API server's address and credentials, outside a pod.", variable="KUBECONFIG"
+    )
+    api_server: str | None = declared(str, None, "Address in place of the API server's own, such as a proxy's.")
+    kubernetes_service_host: str | None = declared(
+        str, None, "Host of the API server, set by the kubelet in every pod.", variable="KUBERNETES_SERVICE_HOST"
+    )
+    kubernetes_service_port: str = declared(
+        str, "443", "Port of the API server, set by the kubelet in every pod.", variable="KUBERNETES_SERVICE_PORT"
+    )
 
 
 # The variable of each field.

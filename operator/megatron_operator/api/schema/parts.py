@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 Schema = dict[str, Any]
 Change = Literal["WhileSuspended", "Always", "Never"]
+LARGEST_INTEGER = 2**31 - 1
 QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
 
 
@@ -21,7 +22,7 @@ def choice(help: str, *choices: str, default: str | None = None) -> Schema:
     return {"type": "string", "description": help, "enum": list(choices), **_given({"default": default})}
 
 
-def integer(help: str, *, ge: int = 0, le: int = 2**31 - 1, default: int | None = None) -> Schema:
+def integer(help: str, *, ge: int = 0, le: int = LARGEST_INTEGER, default: int | None = None) -> Schema:
     """A whole number between two bounds."""
     return {"type": "integer", "description": help, "minimum": ge, "maximum": le, **_given({"default": default})}
 
