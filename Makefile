@@ -10,7 +10,11 @@ READY := $(if $(wildcard $(INSTALLED)),$(INSTALLED),$(or $(wildcard $(OPERATOR_I
 TRAINER := $(filter $(INSTALLED),$(READY))
 NO_TRAINER := echo "the trainer was left out: .venv has no torch (make install adds it)"
 DEMO ?= .cache/quickstart
+WORKERS ?= 2
+PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 2
 export OMP_NUM_THREADS ?= 1
+# Kept bytecode: where the environment forbids it, every process of the trainer compiles torch and more for 9 s.
+unexport PYTHONDONTWRITEBYTECODE
 
 .PHONY: template-table help install install-operator check demo cluster demo-cluster test test-cluster test-kueue test-node test-gpu test-slow lint type generate kustomize-base images verify control-plane clean
 
@@ -47,7 +51,7 @@ check: lint type  ## what to run before every commit: lint, types, and the tests
 	@$(if $(TRAINER),,$(NO_TRAINER))
 
 test: install  ## run the tests that need neither a GPU, nor a cluster, nor many minutes
-	$(BIN)/pytest -m "not gpu and not slow and not cluster and not node"
+	$(BIN)/pytest $(PARALLEL) -m "not gpu and not slow and not cluster and not node"
 
 test-cluster: control-plane  ## run the operator against a real Kubernetes control plane (built once, if need be)
 	$(BIN)/pytest -m "cluster and not slow" tests/charts tests/cluster
@@ -71,8 +75,9 @@ demo-cluster: control-plane  ## the quickstart in two pods on a one-node cluster
 test-gpu:  ## run what needs a GPU, with the machine's own Python (megatron-core, TransformerEngine and pytest importable)
 	PYTHONPATH=trainer:operator:.:$$PYTHONPATH python3 -m pytest -m gpu tests/gpu
 
-test-slow: install  ## run the long tests as well
-	$(BIN)/pytest -m "not gpu and not node"
+test-slow: install  ## run the long tests as well, those of the control plane one after the other
+	$(BIN)/pytest $(PARALLEL) -m "not gpu and not node and not cluster"
+	$(BIN)/pytest -m "cluster and not gpu and not node"
 
 lint: $(READY)  ## ruff, the import contracts, and hadolint over the Dockerfiles
 	$(BIN)/ruff check .
