@@ -163,3 +163,56 @@ def test_an_adapter_that_stays_unmerged_is_written_as_peft_loads_it(trained, tmp
     assert done.exit_code == 0, done.message
     assert differing(tensors(trained / "adapter"), tensors(tmp_path / "a")) == []
     assert json.loads((tmp_path / "a" / "adapter_config.json").read_text())["r"] == 4
+
+
+@pytest.fixture(scope="module")
+def adapter(trained, tmp_path_factory):
+    """The adapter as PEFT loads it, compared on the way out."""
+    folder = tmp_path_factory.mktemp("peft") / "adapter"
+    done = export(
+        to_hf=True, mcore_adapters=[str(trained)], merge_lora=False, output_dir=folder, test_convert_precision=True
+    )
+    assert done.exit_code == 0, (done.message, done.comparison)
+    assert done.comparison[-1] == "precision test: passed"
+    return folder
+
+
+def test_a_precision_test_of_an_adapter_finds_where_it_departs(adapter, tmp_path):
+    done = export(
+        to_mcore=True, mcore_adapters=[str(adapter)], merge_lora=False, output_dir=tmp_path / "m", rotary_base=9,
+        test_convert_precision=True,
+    )  # fmt: skip
+    assert done.exit_code == ExitCode.ERROR, (done.message, done.comparison)
+    assert done.comparison[-2].startswith("layers: the first to depart is layer 0")
+
+
+def test_a_peft_adapter_becomes_a_checkpoint_that_training_starts_from(adapter, trained, model, data, tmp_path):
+    """A run of rate 0 from the checkpoint leaves the adapter as it was; converted back it is the same."""
+    mcore = tmp_path / "mcore"
+    done = export(
+        to_mcore=True, adapters=[str(adapter)], merge_lora=False, output_dir=mcore, test_convert_precision=True
+    )
+    assert done.exit_code == 0, (done.message, done.comparison)
+    assert done.comparison[-1] == "precision test: passed"
+    assert export(to_hf=True, mcore_adapters=[str(mcore)], merge_lora=False, output_dir=tmp_path / "p").exit_code == 0
+    assert differing(tensors(trained / "adapter"), tensors(tmp_path / "p")) == []
+    settings = {"train_type": "lora", "train_iters": 1, "lr": 1e-30, "lora_rank": 4, "torch_dtype": "bfloat16"}
+    settings |= {"adapter_load": str(mcore), "finetune": True}
+    run = tiny_run.train(tiny_run.arguments(model, data, tmp_path / "run", **settings))
+    assert run.exit_code == 0, run.message
+    assert differing(tensors(trained / "adapter"), tensors(tmp_path / "run" / "adapter")) == []
+
+
+def test_a_megatron_adapter_is_not_converted_to_itself(trained, tmp_path):
+    done = export(to_mcore=True, mcore_adapters=[str(trained)], merge_lora=False, output_dir=tmp_path / "m")
+    assert done.exit_code == ExitCode.MISSING_INPUT
+    assert "is a Megatron-Core checkpoint already; set to_hf" in done.message
+
+
+def test_an_adapter_on_a_megatron_base_is_compared_on_that_base(mcore, adapter, tmp_path):
+    done = export(
+        to_hf=True, mcore_model=mcore, mcore_adapters=[str(adapter)], merge_lora=False, output_dir=tmp_path / "p",
+        test_convert_precision=True,
+    )  # fmt: skip
+    assert done.exit_code == 0, (done.message, done.comparison)
+    assert done.comparison[-1] == "precision test: passed"

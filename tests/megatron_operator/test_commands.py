@@ -16,7 +16,6 @@ MISSING = {
     "parts of models": ("mtp_num_layers",),
     "data": ("add_non_thinking_prefix",),
     "optimizers": ("dist_muon",),
-    "adapters in Megatron form": ("merge_lora: false",),
 }
 
 

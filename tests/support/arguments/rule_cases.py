@@ -1077,18 +1077,6 @@ CASES = [
         task="export",
     ),
     Case(
-        rule="a_megatron_export_is_a_whole_model",
-        good={"to_mcore": True, "merge_lora": True},
-        bad={"to_mcore": True, "merge_lora": False},
-        task="export",
-    ),
-    Case(
-        rule="a_precision_test_needs_two_whole_models",
-        good={"test_convert_precision": True, "merge_lora": True},
-        bad={"test_convert_precision": True, "merge_lora": False},
-        task="export",
-    ),
-    Case(
         rule="a_precision_test_needs_the_same_model_twice",
         good={"test_convert_precision": True, "to_cached_dataset": False},
         bad={"test_convert_precision": True, "to_cached_dataset": True},

@@ -10,6 +10,8 @@ import shutil
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Literal
 
 import torch
 from megatron.core.models.gpt import GPTModel
@@ -78,6 +80,7 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     output = _output(args, found)
     parallel.initialize(found.args)
     model = _load(found, backend)
+    _check_widths(args, found, model)
     if args.test_convert_precision and model.spec.head is not None:
         message = "compares language models; leave it out for a classifier, and compare its scores with transformers"
         raise InvalidInput((Violation(path="args.test_convert_precision", value=True, message=message),))
@@ -85,7 +88,7 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     _check_room(output, model)
     if args.to_mcore:
         _write_checkpoint(args, model, backend, output)
-    elif found.adapter is not None and not args.merge_lora:
+    elif found.is_unmerged(args):
         save_adapter(model.chunks, model.spec, model.args, output, keeps_others=args.exist_ok)
     else:
         _write_model(args, model, output)
@@ -102,12 +105,7 @@ def _load(found: Inputs, backend: Backend) -> Loaded:
     chunks = build_model(spec, args, backend)
     if found.base is None:
         load_weights(chunks, spec)
-    if isinstance(found.adapter, Path):
-        args = adapter_modules.with_modules(args, chunks, spec, found.adapter)
-    if found.adapter is not None:
-        own = found.adapter if isinstance(found.adapter, Path) else None
-        directory = adapter_modules.start_of(own, found.adapter_load)
-        add_adapters(chunks, args, parts=adapter_modules.parts(chunks, spec, directory))
+    args = _adapted(found, args, chunks, spec)
     engine = engine_of(chunks)
     if found.base is not None:
         checkpoint_load.read_part(engine, found.base, "base")
@@ -118,6 +116,32 @@ def _load(found: Inputs, backend: Backend) -> Loaded:
     read = own_data if found.adapter is None else merged_weights(chunks)
     whole = [chunk.eval() for chunk in chunks]
     return Loaded(chunks=whole, spec=spec, args=args, read=read, stop_words=found.stop_words)
+
+
+def _adapted(found: Inputs, args: TrainArgs, chunks: list[GPTModel], spec: ModelSpec) -> TrainArgs:
+    """The arguments that select what the adapter holds, after the chunks have got one of its shape. Collective."""
+    if found.adapter is None:
+        return args
+    own = found.adapter if isinstance(found.adapter, Path) else None
+    if own is not None:
+        args = adapter_modules.with_modules(args, chunks, spec, own)
+    add_adapters(chunks, args, parts=_widths(found, chunks, spec))
+    return args
+
+
+def _widths(found: Inputs, chunks: list[GPTModel], spec: ModelSpec) -> dict[str, int]:
+    own = found.adapter if isinstance(found.adapter, Path) else None
+    return adapter_modules.parts(chunks, spec, adapter_modules.start_of(own, found.adapter_load))
+
+
+def _check_widths(args: TrainArgs, found: Inputs, model: Loaded) -> None:
+    """A checkpoint says one rank for all of its adapters."""
+    if args.to_mcore and found.is_unmerged(args) and _widths(found, model.chunks, model.spec):
+        message = (
+            "adapts q, k and v (or gate and up) on their own, which only a PEFT folder says; training reads it "
+            "as it is: name the folder in adapter_load"
+        )
+        raise InvalidInput((Violation(path="args.mcore_adapters", value=args.mcore_adapters[0], message=message),))
 
 
 def _spec(found: Inputs, args: TrainArgs) -> ModelSpec:
@@ -158,17 +182,22 @@ def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: 
 
 
 def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:
-    """A checkpoint that any layout loads, beside the args.json that says what it holds."""
-    if model.read is not own_data:
+    """A checkpoint that any layout loads, beside the args.json that says what it holds: the model, or with merge_lora
+    false the adapter alone.
+    """
+    is_adapter = model.read is not own_data and not args.merge_lora
+    if model.read is not own_data and not is_adapter:
         merge_adapters(model.chunks, keep_originals=False)
     owner = Owner(job_uid="", attempt=0)
     folder.claim(output, owner)
-    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=None)
+    train_type: Literal["lora", "full"] = "lora" if is_adapter else "full"
+    base = str(Path(args.mcore_model).absolute()) if is_adapter and args.mcore_model else None
+    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=base, train_type=train_type)
     record = json.dumps({"task": "export", "arguments": asdict(whole), "resolved": {}}, indent=1)
     policy = SavePolicy(
         save=output,
         layout={"tp": 1, "pp": 1, "cp": 1, "dp": 1, "ep": 1},
-        train_type="full",
+        train_type=train_type,
         with_optimizer=False,
         with_rng=False,
         owner=owner,
@@ -232,14 +261,36 @@ def _compare(args: TrainArgs, found: Inputs, model: Loaded, backend: Backend, ou
     (name,) = (each for each in TEST_TYPES if each == args.test_convert_dtype)  # the rules refuse any other
     dtype = getattr(torch, name)
     ids, prompt = precision.prompt(model.spec, model.args)
-    directory = found.model if args.to_mcore else output
-    theirs = precision.hugging_face(directory, ids, stored=model.spec.dtype, computed=dtype)
     test_args = replace(model.args, torch_dtype=name, fp16=None, bf16=None)
     spec = _spec(found, test_args)
-    chunks = [chunk.eval() for chunk in build_model(spec, test_args, backend)]
-    if args.to_mcore:
-        written = checkpoint_folder.inspect(checkpoint_folder.iteration_folder(output, ITERATION))
-        checkpoint_load.read_part(engine_of(chunks), written, "base")
+    chunks = build_model(spec, test_args, backend)
+    written = checkpoint_folder.inspect(checkpoint_folder.iteration_folder(output, ITERATION))
+    if found.is_unmerged(args):
+        theirs = _with_adapter_beside(args, found, model, output, ids, dtype)
+        _adapted(found, test_args, chunks, spec)
+        precision.copy_parameters(model.chunks, chunks)
+        if args.to_mcore:
+            checkpoint_load.read_part(engine_of(chunks), written, "trainable")
     else:
-        precision.copy_weights(model.chunks, model.spec, chunks, spec, model.read)
-    return precision.compare(theirs, precision.megatron(chunks[0], spec, ids), dtype=dtype, prompt=prompt)
+        directory = found.model if args.to_mcore else output
+        theirs = precision.hugging_face(directory, ids, stored=model.spec.dtype, computed=dtype)
+        if args.to_mcore:
+            checkpoint_load.read_part(engine_of(chunks), written, "base")
+        else:
+            precision.copy_weights(model.chunks, model.spec, chunks, spec, model.read)
+    ours = precision.megatron(chunks[0].eval(), spec, ids)
+    return precision.compare(theirs, ours, dtype=dtype, prompt=prompt)
+
+
+def _with_adapter_beside(
+    args: TrainArgs, found: Inputs, model: Loaded, output: Path, ids: torch.Tensor, dtype: torch.dtype
+) -> precision.Outputs:
+    """What transformers computes with the adapter as PEFT loads it: the written one, or the one that was converted."""
+    adapter = found.adapter if args.to_mcore else output
+    assert isinstance(adapter, Path)  # inputs.find sees to it
+    with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as aside:
+        base = found.model
+        if found.base is not None:
+            base = Path(aside) / "base"
+            save_model(model.chunks, model.spec, base)
+        return precision.hugging_face(base, ids, stored=model.spec.dtype, computed=dtype, adapter=adapter)

@@ -61,6 +61,10 @@ class Inputs:
     stop_words: tuple[str, ...] = ()
     adapter_load: str | None = None
 
+    def is_unmerged(self, args: TrainArgs) -> bool:
+        """Whether the export writes the adapter alone."""
+        return self.adapter is not None and not args.merge_lora
+
     def folders(self) -> list[Path]:
         """Everything that is read."""
         checkpoints = [part for part in (self.base, self.adapter) if isinstance(part, Checkpoint)]
@@ -97,7 +101,11 @@ def _adapter(args: TrainArgs) -> Checkpoint | Path | None:
     path = Path(args.mcore_adapters[0])
     if holds_adapter(path):
         return path
-    return _checkpoint("mcore_adapters", str(path), "lora")
+    found = _checkpoint("mcore_adapters", str(path), "lora")
+    if args.to_mcore and not args.merge_lora:
+        message = "is a Megatron-Core checkpoint already; set to_hf to write it as PEFT loads it, or merge_lora"
+        raise _wrong("mcore_adapters", str(path), message)
+    return found
 
 
 def _checkpoint(argument: str, path: str, train_type: str, *, named_by: str = "") -> Checkpoint:

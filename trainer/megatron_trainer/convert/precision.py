@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 from megatron.core.models.gpt import GPTModel
+from peft import PeftModel
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
@@ -91,9 +92,16 @@ def prompt(spec: ModelSpec, args: TrainArgs) -> tuple[Tensor, str]:
 
 
 @torch.no_grad()
-def hugging_face(directory: Path, ids: Tensor, *, stored: torch.dtype, computed: torch.dtype) -> Outputs:
-    """What transformers computes from the folder. stored: the type that its weights are rounded to first."""
+def hugging_face(
+    directory: Path, ids: Tensor, *, stored: torch.dtype, computed: torch.dtype, adapter: Path | None = None
+) -> Outputs:
+    """What transformers computes from the folder, with a PEFT adapter beside its weights if one is given.
+
+    stored: the type that its weights are rounded to first.
+    """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=stored, attn_implementation="eager")
+    if adapter is not None:
+        model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
     model = model.to(computed).eval()
     decoder = model.get_decoder()
     with _watched(decoder.embed_tokens, decoder.layers, decoder.norm) as seen:
@@ -122,6 +130,14 @@ def copy_weights(
         values = read(from_entry.parameter)
         if values is not None:
             to_entry.parameter.copy_(values)
+
+
+@torch.no_grad()
+def copy_parameters(source: Sequence[GPTModel], target: Sequence[GPTModel]) -> None:
+    """Fills the target, of the same structure, with the source's values, adapters included, in the target's type."""
+    for from_chunk, to_chunk in zip(source, target, strict=True):
+        for from_parameter, to_parameter in zip(from_chunk.parameters(), to_chunk.parameters(), strict=True):
+            to_parameter.copy_(from_parameter)
 
 
 def compare(theirs: Outputs, ours: Outputs, *, dtype: torch.dtype, prompt: str) -> Comparison:

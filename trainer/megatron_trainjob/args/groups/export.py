@@ -88,8 +88,8 @@ class Export:
     merge_lora: bool = arg(
         False,
         (
-            "Merge the adapter into the weights that are written; false in an export writes the adapter alone, as PEFT "
-            "loads it."
+            "Merge the adapter into the weights that are written; false in an export writes the adapter alone: to_hf "
+            "as PEFT loads it, to_mcore as a checkpoint of LoRA training."
         ),
         applies_to=EVERY_TASK,
         task_defaults={"export": True},

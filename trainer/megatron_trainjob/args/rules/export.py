@@ -99,20 +99,6 @@ RULES = (
     an_export_is_one_process,
     idle_without("only_an_adapter_stays_unmerged", is_("merge_lora", False), is_set("mcore_adapters"), tasks=EXPORT),
     excludes(
-        "a_megatron_export_is_a_whole_model",
-        is_("to_mcore", True),
-        is_("merge_lora", False),
-        because="training reads a PEFT adapter as it is; name it in adapter_load",
-        tasks=EXPORT,
-    ),
-    excludes(
-        "a_precision_test_needs_two_whole_models",
-        is_("test_convert_precision", True),
-        is_("merge_lora", False),
-        because="an adapter alone has no logits; merge it",
-        tasks=EXPORT,
-    ),
-    excludes(
         "a_precision_test_needs_the_same_model_twice",
         is_("test_convert_precision", True),
         is_("to_cached_dataset", True),
