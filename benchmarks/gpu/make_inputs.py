@@ -12,43 +12,11 @@ import sys
 from pathlib import Path
 
 import yaml
+from shapes import EXPERTS, SHAPE
 
 from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 
-SHAPE = {
-    "architectures": ["LlamaForCausalLM"],
-    "model_type": "llama",
-    "hidden_size": 2048,
-    "intermediate_size": 8192,
-    "num_hidden_layers": 24,
-    "num_attention_heads": 32,
-    "num_key_value_heads": 32,
-    "vocab_size": 49152,
-    "max_position_embeddings": 8192,
-    "rms_norm_eps": 1e-5,
-    "rope_theta": 130000.0,
-    "tie_word_embeddings": True,
-    "hidden_act": "silu",
-    "torch_dtype": "bfloat16",
-}
-EXPERTS = {
-    **SHAPE,
-    "architectures": ["Qwen3MoeForCausalLM"],
-    "model_type": "qwen3_moe",
-    "intermediate_size": 5632,
-    "moe_intermediate_size": 1408,
-    "num_experts": 16,
-    "num_experts_per_tok": 2,
-    "norm_topk_prob": True,
-    "decoder_sparse_step": 1,
-    "mlp_only_layers": [],
-    "num_hidden_layers": 16,
-    "num_attention_heads": 16,
-    "num_key_value_heads": 4,
-    "head_dim": 128,
-    "rms_norm_eps": 1e-6,
-}
 NUM_FULL_ROWS = 160
 FULL_ROW_CHARACTERS = 30_000  # more than 4,096 tokens
 

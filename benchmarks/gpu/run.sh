@@ -2,9 +2,10 @@
 # The trainer on one GPU: tests/gpu (parity with transformers, adapters, exports, effects of GPU arguments), the same tiny
 # run on GPU and CPU, then the tokens/s of a real shape with packing, in bfloat16 and FP8. The stage quickstart runs the
 # example of that name with `mtj run`; QUICKSTART is the folder of its model and data (`make demo` leaves it in .cache/quickstart).
+# The stage preference trains DPO beside TRL's DPOTrainer on the same pairs (preference.py; needs trl and datasets).
 # Speeds are told with those of megatron-core alone, on the same shapes, in the same go.
 # usage: [QUICKSTART=DIR] [CASES="full rows ..."] benchmarks/gpu/run.sh OUT DATA.jsonl TOKENIZER_DIR [STAGE ...]
-#        STAGE: tests tiny speed (all of these, unless named), quickstart
+#        STAGE: tests tiny speed (all of these, unless named), quickstart, preference
 # (megatron-core, TransformerEngine and, for the tests, pytest importable; OUT/tests.xml holds each measured difference)
 set -uo pipefail
 out=$1 data=$2 tokenizer=$3
@@ -12,7 +13,7 @@ stages=" ${*:4} "
 [[ $stages == "  " ]] && stages=" tests tiny speed "
 export PYTHONPATH=${PYTHONPATH:-}:$PWD/trainer:$PWD/operator:$PWD PYTORCH_ALLOC_CONF=expandable_segments:True
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
-python3 benchmarks/gpu/make_inputs.py "$out/inputs" "$data" "$tokenizer"
+[[ $stages == " preference " ]] || python3 benchmarks/gpu/make_inputs.py "$out/inputs" "$data" "$tokenizer"
 if [[ $stages == *" tests "* ]]; then
   # Interrupted at the limit, pytest still says what failed so far and writes the measured differences.
   timeout -s INT -k 20 300 python3 -m pytest -v -m gpu -p no:cacheprovider --junitxml="$out/tests.xml" --tb=short \
@@ -48,4 +49,7 @@ if [[ $stages == *" quickstart "* ]]; then
     --volume "quickstart-data=$QUICKSTART" > "$out/quickstart.log" 2>&1
   echo "quickstart exit $?"
   tail -n 25 "$out/quickstart.log"
+fi
+if [[ $stages == *" preference "* ]]; then
+  python3 benchmarks/gpu/preference.py "$out/preference" "$data" "$tokenizer" ${PREFERENCE:-} 2> "$out/preference.log" || tail -n 5 "$out/preference.log"
 fi
