@@ -181,3 +181,15 @@ def test_a_call_that_ends_with_another_token_is_trained_up_to_it():
     row = {"messages": [ASK, answer(None, tool_calls=[CALL]), RESULT, ANSWER]}
     _, trained = rendered(row, tokenizer=llama_tokenizer(LLAMA3))
     assert trained == '{"name": "look_up", "parameters": {"city": "Paris"}}<|eom_id|>In the north.<|eot_id|>'
+
+
+def test_words_before_a_thought_are_an_answer_that_no_template_may_cut():
+    row = {"messages": [ASK, answer("I say\n<think>\nhm\n</think>\n\nso")]}
+    assert rendered(row)[1] == "I say\n<think>\nhm\n</think>\n\nso<|im_end|>"
+    assert encode(row, THINKING).reason == "the chat template leaves out an answer"
+
+
+@pytest.mark.parametrize("words", ["<think>", "a <|im_end|>", "Do say <|im_start|> whenever I ask for the marks"])
+def test_marks_that_a_row_itself_holds_are_not_missed(words):
+    for messages in ([{"role": "user", "content": words}, ANSWER], [{"role": "system", "content": words}, ASK, ANSWER]):
+        assert words in rendered({"messages": messages, "tools": None})[0]

@@ -323,3 +323,126 @@ def test_a_bad_pair_has_a_reason(row, reason):
     with pytest.raises(RowError) as caught:
         recognize(row, PREFERENCE)
     assert caught.value.reason == reason
+
+
+def _notes(row, settings=PLAIN):
+    return recognize(row, settings).notes
+
+
+TOLD = {
+    "content under two names": (
+        {"messages": [{"role": "user", "content": "2+2?", "value": "9"}, {"role": "assistant", "content": "4"}]},
+        "nothing reads the message key value",
+    ),
+    "two roles": (
+        {"messages": [{"role": "user", "from": "gpt", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
+        "nothing reads the message key from",
+    ),
+    "two questions in a pair": (
+        {"messages": [{"human": "2+2?", "user": "9", "assistant": "4"}]},
+        "nothing reads the message key user",
+    ),
+    "a thought of a question": (
+        {"messages": [{"role": "user", "content": "2+2?", "reasoning": "x"}, {"role": "assistant", "content": "4"}]},
+        "nothing reads the message key reasoning of a turn that is not the assistant's",
+    ),
+    "calls of a question": (
+        {"messages": [{"role": "user", "content": "2+2?", "tool_calls": [1]}, {"role": "assistant", "content": "4"}]},
+        "nothing reads the message key tool_calls of a turn that is not the assistant's",
+    ),
+    "keys of turns in columns": (
+        {"prompt": [{"role": "user", "content": "2+2?", "mood": "glad"}], "completion": "4"},
+        "nothing reads the message key mood",
+    ),
+    "a system prompt in two places": (
+        {"system": "Count.", "messages": [{"role": "system", "content": "Add."}, *({"human": "2+2?", "gpt": "4"},)]},
+        "the system prompt among the messages holds, not that of a column of its own",
+    ),
+    "one of several answers": ({"query": "2+2?", "answers": ["4", "4"], "x": ""}, None),
+    "a thought in two places": (
+        {"query": "2+2?", "reasoning": "a", "response": [{"role": "assistant", "content": "4", "reasoning": "b"}]},
+        "the thought inside the answer holds, not that of a column of its own",
+    ),
+    "an empty answer": (
+        {"messages": [{"human": "2", "gpt": ""}, {"human": "2+2?", "gpt": "4"}]},
+        "an answer before the last one is empty, and trained so (loss: false leaves it out)",
+    ),
+    "context beside turns": (
+        {"prompt": [{"role": "user", "content": "2+2?"}], "context": "Ada", "completion": "4"},
+        "nothing reads the column context",
+    ),
+}
+
+
+@pytest.mark.parametrize(("row", "note"), TOLD.values(), ids=TOLD.keys())
+def test_what_another_field_displaces_is_told(row, note):
+    conversation = recognize(row, PLAIN)
+    assert conversation.messages[-1].content == "4"
+    assert conversation.notes == (() if note is None else (note,))
+
+
+def test_one_of_several_answers_is_told():
+    assert _notes({"query": "2+2?", "answers": ["4", "four"]}) == ("one of several answers is trained",)
+
+
+CALLS = {
+    "args": {"name": "f", "args": {"a": 1}},
+    "arguments beside the function": {"function": {"name": "f"}, "arguments": '{"a": 1}'},
+    "the function's own": {"function": {"name": "f", "arguments": {"a": 1}}},
+}
+
+
+@pytest.mark.parametrize("call", CALLS.values(), ids=CALLS.keys())
+def test_arguments_are_found_in_every_dialect(call):
+    row = {"messages": [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!", "tool_calls": [call]}]}
+    conversation = recognize(row, PLAIN)
+    [read] = conversation.messages[1].calls
+    assert (read["function"]["name"], dict(read["function"]["arguments"]), conversation.notes) == ("f", {"a": 1}, ())
+
+
+@pytest.mark.parametrize("role", ["assistant", "tool_call"])
+def test_keys_of_calls_that_nothing_reads_are_named(role):
+    call = {"name": "f", "arguments": {"a": 1}, "output": "lost", "index": 0}
+    turn = {"role": role, "content": json.dumps(call)} if role == "tool_call" else {"role": role, "function_call": call}
+    row = {"messages": [{"role": "user", "content": "?"}, turn]}
+    assert _notes(row) == ("nothing reads the message key output of a tool call",)
+
+
+def test_answers_in_a_prompt_are_given_and_those_of_a_conversation_trained():
+    asked = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}, {"role": "user", "content": "c"}]
+    messages = recognize({"prompt": asked, "completion": "d"}, PLAIN).messages
+    assert [message.loss for message in messages] == [None, False, None, None]
+    chosen = recognize(
+        {"prompt": asked, "chosen": [{"role": "assistant", "content": "d"}], "rejected": "e"}, PREFERENCE
+    )
+    assert [message.loss for message in chosen.messages] == [None, False, None, None]
+
+
+def test_several_texts_in_one_place_are_not_glued():
+    for row in (
+        {"messages": [{"role": "user", "content": ["a", "b"]}, {"role": "assistant", "content": "c"}]},
+        {"query": "a", "response": "c", "system": ["a", "b"]},
+    ):
+        with pytest.raises(RowError, match="a column holds a list"):
+            recognize(row, PLAIN)
+
+
+def test_a_tool_has_a_name_and_parameters_under_any_of_their_names():
+    asked = {"query": "2+2?", "response": "4"}
+    schema = {"properties": {"a": {"type": "string"}}}
+    [tool] = recognize({**asked, "tools": {"name": "f", "input_schema": schema}}, PLAIN).tools
+    assert tool == {"type": "function", "function": {"name": "f", "parameters": schema}}
+    for nameless in ({"type": "web_search"}, {"function": "f"}):
+        with pytest.raises(RowError, match="a tool has no name"):
+            recognize({**asked, "tools": [nameless]}, PLAIN)
+
+
+def test_labels_of_tables_are_read():
+    labeled = Recognition(needs_label=True)
+    row = {"prompt": "2+2?", "completion": "4"}
+    assert [recognize({**row, "label": text}, labeled).target for text in ("True", "false", "1", "0")] == [
+        (1.0,),
+        (0.0,),
+        (1.0,),
+        (0.0,),
+    ]

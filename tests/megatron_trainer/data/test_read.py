@@ -10,6 +10,7 @@ import pyarrow.parquet
 import pytest
 
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
+from megatron_trainer.data.reading.read import read_file
 from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import open_source
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
@@ -388,3 +389,16 @@ def test_rows_of_junk_are_encoded_or_have_a_reason(count, chat):
     assert all(result.weights[0].any() and len(result.input_ids[0]) == len(result.weights[0]) for result in kept)
     assert 0 < len(kept) < count
     assert len({result.reason for result in rejections}) > 10
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_two_columns_of_one_name_are_refused_because_one_would_be_lost(tmp_path, kind):
+    path = tmp_path / f"rows.{kind}"
+    if kind == "csv":
+        path.write_text("query,response,query\na,b,c\n")
+    else:
+        columns = [pyarrow.array([text]) for text in "abc"]
+        table = pyarrow.Table.from_arrays(columns, names=["query", "response", "query"])
+        pyarrow.parquet.write_table(table, path)
+    [(_, payload)] = read_file(path)
+    assert "two columns have the name query" in str(payload)

@@ -1,13 +1,15 @@
 """Templates besides the tokenizer's own, how one is chosen, and what is trained under each loss_scale."""
 
+from dataclasses import replace
+
 import pytest
 
-from megatron_trainer.data.conversation.declared_template import BUILT_IN
+from megatron_trainer.data.conversation.declared_template import BUILT_IN, DeclaredTemplate
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.template import choose_template
 from megatron_trainer.data.encoding.encode import TOO_LONG, Encoder, EncodeSettings
 from megatron_trainer.data.reading.row import Record
-from megatron_trainer.data.values import Rejection
+from megatron_trainer.data.values import Message, Rejection, RowError
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES
 from tests.support.models.text_models import SMOL, chatml_tokenizer, llama_tokenizer
@@ -193,3 +195,17 @@ def test_a_rejection_says_where_the_row_is():
 
 def test_the_built_in_templates_are_those_that_the_rule_knows():
     assert sorted(BUILT_IN) == sorted(BUILT_IN_TEMPLATES)
+
+
+def test_neighbors_of_one_role_are_joined_by_a_blank_line_or_refused():
+    template = DeclaredTemplate(BUILT_IN["chatml"])
+    asked, again = Message(role="user", content="a"), Message(role="user", content="b")
+    said, more = Message(role="assistant", content="c"), Message(role="assistant", content="d")
+    rendering = template.render([asked, again, said, more])
+    assert "<|im_start|>user\na\n\nb<|im_end|>" in rendering.text
+    assert [turn.message for turn in rendering.turns] == [3]
+    assert rendering.text.endswith("<|im_start|>assistant\nc\n\nd<|im_end|>")
+    with pytest.raises(RowError, match="two neighbors of one role"):
+        template.render([asked, replace(said, loss=False), more])
+    with pytest.raises(RowError, match="an answer without a question"):
+        template.render([said, asked, more])

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from megatron_trainer.data.conversation.messages import THOUGHT_KEYS, unread_keys
+from megatron_trainer.data.conversation.messages import THOUGHT_KEYS
+from megatron_trainer.data.conversation.unread import unread_keys
 from megatron_trainer.data.values import RowError
 
 MESSAGES = ("messages", "conversations", "conversation")
@@ -27,7 +28,8 @@ LATE_RESPONSE = ("text", "content")
 """Taken where no other column is the question or the answer: they often are something else."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
-REJECTED = ("rejected", "rejected_response", "rejected_messages")
+REJECTED = ("rejected_messages", "rejected_response", "rejected")
+"""In the order in which they are taken."""
 _OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
 LABELS = ("label", "labels")
 MEDIA = ("images", "image", "videos", "video", "audios", "audio")
@@ -53,11 +55,12 @@ Row = Mapping[str, object]
 
 
 class Columns(Mapping[str, object]):
-    """The fields of a row; remembers which of them were read."""
+    """The fields of a row; remembers which of them were read, and what is to be told about others."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
         self._fields = fields
         self._read: set[str] = set()
+        self._told: list[str] = []
 
     def __getitem__(self, name: str) -> object:
         value = self._fields[name]
@@ -73,6 +76,22 @@ class Columns(Mapping[str, object]):
     def __len__(self) -> int:
         return len(self._fields)
 
+    def tell(self, note: str) -> None:
+        """Remember something that the user should know, in words that are the same for all rows of its kind."""
+        self._told.append(note)
+
+    @property
+    def told(self) -> tuple[str, ...]:
+        """What was to be told."""
+        return tuple(self._told)
+
+    def turns(self) -> Iterator[object]:
+        """The values of columns that were read and may hold turns."""
+        for name in sorted(self._read.difference(TOOLS, ("history",))):
+            value = self._fields[name]
+            if isinstance(value, list) or name in MESSAGES:
+                yield value
+
     def unread(self) -> list[str]:
         """The columns that hold something and were not read."""
         return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
@@ -80,15 +99,14 @@ class Columns(Mapping[str, object]):
 
 def notes(columns: Columns) -> list[str]:
     """What of a row nothing reads."""
-    found = []
+    found = list(columns.told)
     for name in columns.unread():
         if name.lower() in _KEPT_QUIET:
             continue
         looks = ", which looks like part of the task; name it with columns" if name.lower() in PARTS_OF_A_TASK else ""
         found.append(f"nothing reads the column {name}{looks}")
-    for column in (*MESSAGES, "chosen", "rejected", "rejected_messages"):
-        if column in columns:
-            found += [f"nothing reads the message key {key}" for key in unread_keys(columns[column])]
+    for turns in columns.turns():
+        found += [f"nothing reads the message key {key}" for key in unread_keys(turns)]
     return list(dict.fromkeys(found))
 
 

@@ -11,6 +11,7 @@ import json
 import re
 from collections.abc import Callable, Container, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from megatron_trainer.data.conversation.rendering import Loss, Tools, Turn
 from megatron_trainer.data.values import Message
@@ -18,6 +19,8 @@ from megatron_trainer.data.values import Message
 THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _ENDED_THOUGHT = re.compile(r"\s*(.*?)</think>\s*", re.DOTALL)
 _KINDS = {"system": "the system prompt", "user": "a question", "tool": "a tool result", "assistant": "an answer"}
+SCHEMAS = ("input_schema", "inputSchema")
+"""Names that a tool's parameters have in dialects other than OpenAI's."""
 _USED = "\0"
 _SHORT = 24
 """Characters of a text that could stand by chance in what a template always prints."""
@@ -32,11 +35,16 @@ class Part:
 
 
 def split_thought(message: Message) -> tuple[str, str]:
-    """(thought, answer) of an assistant turn; the thought has a field of its own or stands before the answer."""
+    """(thought, answer) of an assistant turn; the thought has a field of its own or stands before the answer.
+
+    After other words it is none: no model starts to think in the middle of an answer, so it is one of its words.
+    """
     if message.thought or message.role != "assistant" or "</think>" not in message.content:
         return message.thought, message.content
     found = THOUGHT.match(message.content) or _ENDED_THOUGHT.match(message.content)
     assert found is not None
+    if "<think>" in found[1]:
+        return "", message.content
     return found[1].strip(), message.content[found.end() :]
 
 
@@ -69,8 +77,6 @@ def lost(
     turns: where each assistant message lies, in order. fixed: takes out of a piece of text what the template always
     prints, so that a short word of the row is not mistaken for it. without_thought: messages that may lack theirs.
     """
-    if not tools and not any(_is_short(message) for message in messages):
-        fixed = str
     regions = _regions(text, turns, len(messages), fixed)
     missing = []
     for place, message in enumerate(messages):
@@ -83,14 +89,10 @@ def lost(
             if not region.take(part.value):
                 missing.append(Loss(kind=part.kind, detail=f"message {place + 1}: {str(part.value)[:60]}"))
     if tools:
-        outside = _Region("".join(fixed(piece) for piece in _between(text, turns)))
+        outside = _Region("".join(_between(text, turns)), fixed)
         parts = (part for tool in tools for part in _tool(tool))
         missing += [Loss(kind="a tool", detail=part[:60]) for part in parts if not outside.has(part)]
     return tuple(missing)
-
-
-def _is_short(message: Message) -> bool:
-    return message.role != "assistant" and len(message.content) < _SHORT
 
 
 def _is_plain(message: Message) -> bool:
@@ -109,31 +111,48 @@ def prints_python(text: str, messages: Sequence[Message]) -> bool:
 
 
 class _Region:
-    """A piece of the text in which parts are looked for; what was found is used up."""
+    """A piece of the text in which parts are looked for; what was found is used up.
 
-    def __init__(self, text: str) -> None:
-        self.text = text
+    fixed: as of lost(). Only short texts are looked for without what it takes out: a row may hold such marks as well.
+    """
+
+    def __init__(self, text: str, fixed: Callable[[str], str] = str) -> None:
+        self._text = text
+        self._fixed = fixed
+
+    @cached_property
+    def _own(self) -> str:
+        return self._fixed(self._text)
 
     def has(self, value: object) -> bool:
-        return any(form in self.text for form in _forms(value)) or self._has_leaves(value)
+        return any(self._holds(form) for form in _forms(value)) or self._has_leaves(value)
 
     def take(self, value: object) -> bool:
         for form in _forms(value):
-            if form in self.text:
-                self.text = self.text.replace(form, _USED, 1)
+            if self._holds(form):
+                self._use_up(form)
                 return True
         return self._has_leaves(value)
+
+    def _holds(self, form: str) -> bool:
+        return form in self._text and (len(form) >= _SHORT or self._fixed is str or self._fixed(form) in self._own)
+
+    def _use_up(self, form: str) -> None:
+        if len(form) >= _SHORT or self._fixed is str:
+            self._text = self._text.replace(form, _USED, 1)
+        if "_own" in vars(self):
+            self._own = self._own.replace(self._fixed(form), _USED, 1)
 
     def _has_leaves(self, value: object) -> bool:
         structure = _structure(value)
         return structure is not None and all(
-            any(form in self.text for form in _forms(leaf)) for leaf in _leaves(structure)
+            any(self._holds(form) for form in _forms(leaf)) for leaf in _leaves(structure)
         )
 
 
 def _regions(text: str, turns: Sequence[Turn], count: int, fixed: Callable[[str], str]) -> list[_Region]:
     """Where each message must be: an assistant's in its turn, all others between two turns."""
-    between = [_Region(fixed(piece)) for piece in _between(text, turns)]
+    between = [_Region(piece, fixed) for piece in _between(text, turns)]
     own = {turn.message: _Region(text[turn.start : turn.end]) for turn in turns}
     regions, passed = [], 0
     for place in range(count):
@@ -153,7 +172,7 @@ def _tool(tool: Mapping[str, object]) -> Iterator[str]:
     if not isinstance(function, Mapping):
         return
     yield from (str(function[key]) for key in ("name", "description") if function.get(key))
-    parameters = function.get("parameters")
+    parameters = next((function[name] for name in ("parameters", *SCHEMAS) if name in function), None)
     properties = parameters.get("properties") if isinstance(parameters, Mapping) else None
     if isinstance(properties, Mapping):
         yield from map(str, properties)

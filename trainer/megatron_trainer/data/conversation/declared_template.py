@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 
 from megatron_trainer.data.conversation.conserve import lost
+from megatron_trainer.data.conversation.form import joined
 from megatron_trainer.data.conversation.rendering import Rendering, Tools, Turn
 from megatron_trainer.data.conversation.thought import written_thought
 from megatron_trainer.data.values import Message, RowError
@@ -118,12 +119,12 @@ class DeclaredTemplate:
         """The pieces put together. Raises RowError when the template has no place for something."""
         if tools:
             raise RowError("the template has no place for tools")
-        system, rest = _split_system(messages)
+        whole, origins = joined(messages)
+        system, rest = _split_system(whole)
         text = self._opening(system or self._pieces.default_system)
         turns: list[Turn] = []
-        for place, message in enumerate(rest, start=len(messages) - len(rest)):
-            if message.extra.get("tool_calls"):
-                raise RowError("the template has no place for tools")
+        for place, message in enumerate(rest, start=len(whole) - len(rest)):
+            self._check_place(message, whole[place - 1] if place else None)
             if message.role == "assistant":
                 thought = written_thought(message) if self._writes_thoughts and message.thought else ""
                 start, text = len(text), text + thought + message.content + self._pieces.end
@@ -131,7 +132,20 @@ class DeclaredTemplate:
                 turns.append(Turn(message=place, start=start, closing=closing, end=len(text)))
             else:
                 text += self._question(message, is_first=not turns)
-        return Rendering(text=text, turns=tuple(turns), lost=lost(text, turns, messages, tools))
+        missing = lost(text, turns, whole, tools)
+        return Rendering(
+            text=text, turns=tuple(replace(turn, message=origins[turn.message]) for turn in turns), lost=missing
+        )
+
+    def _check_place(self, message: Message, before: Message | None) -> None:
+        """Raises RowError for what no piece opens: calls, neighbors of one role, an answer to nothing."""
+        if message.calls:
+            raise RowError("the template has no place for tools")
+        role = before.role if before is not None else "system"
+        if message.role == role and role != "system":
+            raise RowError("the template has no place for two neighbors of one role", f"both are the {role}'s")
+        if message.role == "assistant" and role == "system" and self._pieces.prompt != QUERY:
+            raise RowError("the template has no place for an answer without a question")
 
     def _opening(self, system: str | None) -> str:
         if not system:

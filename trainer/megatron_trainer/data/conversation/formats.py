@@ -29,6 +29,7 @@ from megatron_trainer.data.conversation.columns import (
     named,
     notes,
 )
+from megatron_trainer.data.conversation.conserve import SCHEMAS
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.conversation.messages import (
     THOUGHT_KEYS,
@@ -111,7 +112,7 @@ def _scored(columns: Columns, settings: Recognition, label: Label) -> Conversati
     )
 
 
-def _scored_messages(row: Row) -> tuple[Message, ...]:
+def _scored_messages(row: Columns) -> tuple[Message, ...]:
     """Messages, a question with or without its answer, or a text."""
     system = text_of(_pick(row, SYSTEM, "system"), "system")
     listed = _pick(row, MESSAGES, "messages")
@@ -162,7 +163,7 @@ def _filled(messages: tuple[Message, ...], placeholders: Mapping[str, str]) -> t
     return messages
 
 
-def _messages(row: Row, choice: int) -> tuple[Message, ...]:
+def _messages(row: Columns, choice: int) -> tuple[Message, ...]:
     system = text_of(_pick(row, SYSTEM, "system"), "system")
     listed = _pick(row, MESSAGES, "messages")
     if listed is not None:
@@ -173,20 +174,28 @@ def _messages(row: Row, choice: int) -> tuple[Message, ...]:
         messages = _query_and_response(row, choice)
     if system and messages[0].role != "system":
         messages = (Message(role="system", content=system), *messages)
+    elif system and messages[0].content.strip() != system.strip():
+        row.tell("the system prompt among the messages holds, not that of a column of its own")
+    if any(_is_empty(message) and message.loss is None for message in messages):
+        row.tell("an answer before the last one is empty, and trained so (loss: false leaves it out)")
     return _checked(messages)
+
+
+def _is_empty(message: Message) -> bool:
+    nothing = not (message.content.strip() or message.calls or message.thought.strip())
+    return message.role == "assistant" and nothing
 
 
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
         raise RowError("the last turn is not the assistant's", f"it is the {messages[-1].role}'s, and no other is")
-    last = answers[-1]
-    if not last.content.strip() and not last.extra and not last.thought:
+    if _is_empty(answers[-1]):
         raise RowError("empty response")
     return messages
 
 
-def _query_and_response(row: Row, choice: int) -> tuple[Message, ...]:
+def _query_and_response(row: Columns, choice: int) -> tuple[Message, ...]:
     query, response = _query(row), _response(row, choice)
     thoughts = [text_of(row[key], key) for key in THOUGHT_KEYS if key in row]
     answers = _as_turns(response) or (Message(role="assistant", content=text_of(response, "response")),)
@@ -195,10 +204,19 @@ def _query_and_response(row: Row, choice: int) -> tuple[Message, ...]:
         messages += [Message(role="user", content=question), Message(role="assistant", content=answer)]
     asked = _as_turns(query)
     if asked:
-        messages += asked
+        messages += _as_prompt(asked)
     elif query:
         messages.append(Message(role="user", content=_single(query)))
+    if thoughts and answers[-1].thought:
+        row.tell("the thought inside the answer holds, not that of a column of its own")
     return (*messages, *answers[:-1], with_thought(answers[-1], "\n\n".join(thoughts)))
+
+
+def _as_prompt(turns: Sequence[Message]) -> tuple[Message, ...]:
+    """The turns of a prompt: answers in it are given, not trained, as long as they do not say otherwise (as in TRL)."""
+    return tuple(
+        replace(turn, loss=False) if turn.role == "assistant" and turn.loss is None else turn for turn in turns
+    )
 
 
 def _as_turns(value: object) -> tuple[Message, ...]:
@@ -226,19 +244,21 @@ def _query(row: Row) -> object:
     question = _pick(row, QUERY, "query")
     if question is None:
         return next((row[name] for name in LATE_QUERY if name in row), None)
-    beside = [row[name] for name in CONTEXT if name in row]
-    if not beside or _as_turns(question):
+    if _as_turns(question) or not any(name in row for name in CONTEXT):
         return question
+    beside = [row[name] for name in CONTEXT if name in row]
     return "\n".join(text for text in map(_single, [question, *beside]) if text)
 
 
-def _response(row: Row, choice: int) -> object:
+def _response(row: Columns, choice: int) -> object:
     response = row["chosen"] if "chosen" in row else _pick(row, RESPONSE, "response")
     if response is None:
         response = next((row[name] for name in LATE_RESPONSE if name in row), None)
     if response is None:
         raise RowError("no known columns", f"the row has {', '.join(map(str, list(row)[:8])) or 'none'}")
     if isinstance(response, list) and response and all(isinstance(option, str) for option in response):
+        if len(set(response)) > 1:
+            row.tell("one of several answers is trained")
         return response[zlib.crc32(choice.to_bytes(8, "little", signed=True)) % len(response)]
     return response
 
@@ -264,19 +284,17 @@ def _pick(row: Row, names: Sequence[str], key: str) -> object:
     return row[found[0]] if found else None
 
 
-def _rejected(row: Row, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
-    if row.get("rejected_messages") is not None:
-        rejected = parse_messages(row["rejected_messages"])
-    elif isinstance(row.get("rejected"), list):
-        rejected = _with_prompt(row, "rejected")
+def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
+    name = next((name for name in REJECTED if name in row), None)
+    if name is None:
+        raise RowError("no rejected answer", "preference training needs rejected_response or rejected_messages")
+    if name == "rejected_messages":
+        rejected = parse_messages(row[name])
+    elif isinstance(row[name], list):
+        rejected = _with_prompt(row, name)
     else:
-        answer = row.get("rejected_response", row.get("rejected"))
-        if answer is None:
-            raise RowError("no rejected answer", "preference training needs rejected_response or rejected_messages")
-        rejected = (
-            *_prompt_of(chosen),
-            Message(role="assistant", content=text_of(answer, "rejected_response")),
-        )
+        answer = Message(role="assistant", content=text_of(row[name], name))
+        rejected = (*_prompt_of(chosen), answer)
     if chosen[0].role == "system" and rejected[0].role != "system":
         rejected = (chosen[0], *rejected)
     if rejected == chosen:
@@ -284,11 +302,13 @@ def _rejected(row: Row, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
     return _checked(rejected)
 
 
-def _labeled(row: Row, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
+def _labeled(row: Columns, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
     """The conversation that the label speaks of, and the label as a target: 1 for a desirable answer, else 0."""
     label = row.get("label")
     if label is None:
         raise RowError("no label", "kto needs label: true or false, or a rejected answer beside the chosen one")
+    if isinstance(label, str):  # of a table
+        label = {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower(), label)
     if label not in (True, False):
         raise RowError("the label is neither true nor false", repr(label))
     if is_paired(row):
@@ -315,14 +335,18 @@ def _prompt_of(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     return messages[: last + 1]
 
 
-def _with_prompt(row: Row, name: str) -> tuple[Message, ...]:
+def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
     """Preference rows of {prompt, chosen, rejected}, where the answers are turns and the prompt may be too."""
     answer = parse_messages(row[name])
-    prompt = row.get("prompt")
-    if isinstance(prompt, list):
-        return (*parse_messages(prompt), *answer)
-    if isinstance(prompt, str) and answer[0].role == "assistant":
-        return (Message(role="user", content=prompt), *answer)
+    prompt = row["prompt"] if "prompt" in row else _query(row) if any(name in row for name in QUERY) else None
+    if prompt in (None, "", []):
+        return answer
+    asked = _as_turns(prompt) or (Message(role="user", content=_single(prompt)),)
+    if answer[0].role == "assistant":
+        return (*_as_prompt(asked), *answer)
+    said = [turn.content.strip() for turn in answer]
+    if any(turn.content.strip() not in said for turn in asked):
+        row.tell("the answers hold a prompt, not the column of its own")
     return answer
 
 
@@ -330,6 +354,8 @@ def _tools(value: object) -> tuple[Mapping[str, object], ...]:
     tools = parse_json(value, "tools")
     if not tools:
         return ()
+    if isinstance(tools, Mapping):
+        tools = [tools]
     if not isinstance(tools, list):
         raise RowError("tools is not a list", f"it is of type {type(tools).__name__}")
     return tuple(_tool(parse_json(tool, "tools")) for tool in tools)
@@ -338,7 +364,13 @@ def _tools(value: object) -> tuple[Mapping[str, object], ...]:
 def _tool(tool: object) -> Mapping[str, object]:
     if not isinstance(tool, Mapping):
         raise RowError("a tool is not an object", f"it is of type {type(tool).__name__}")
-    return tool if "function" in tool else {"type": "function", "function": dict(tool)}
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError("a tool has no name", f"it has {', '.join(map(str, tool)) or 'nothing'}")
+    if "function" in tool:
+        return tool
+    names = {name: "parameters" for name in SCHEMAS if "parameters" not in tool}
+    return {"type": "function", "function": {names.get(name, name): value for name, value in tool.items()}}
 
 
 def _refuse_media(row: Row) -> None:

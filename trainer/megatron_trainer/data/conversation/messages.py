@@ -45,13 +45,10 @@ CONTENT_KEYS = ("content", "value", "text")
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 MASK_KEYS = ("loss", "weight", "train", "training")
 """Loss masks: this project's and the reference's, OpenAI's, axolotl's."""
-_PASSED_ON = ("name", "tool_call_id")
-_PAIR_KEYS = {"system": ("system",), "user": ("human", "user"), "assistant": ("assistant", "gpt", "bot")}
-_KNOWN = {
-    *(*ROLE_KEYS, *CONTENT_KEYS, *THOUGHT_KEYS, *MASK_KEYS, *_PASSED_ON, "tool_calls", "function_call"),
-    *(key for keys in _PAIR_KEYS.values() for key in keys),
-}
-_USUAL = frozenset({*ROLE_KEYS, *CONTENT_KEYS})
+PASSED_ON = ("name", "tool_call_id")
+PAIR_KEYS = {"system": ("system",), "user": ("human", "user"), "assistant": ("assistant", "gpt", "bot")}
+CALL_KEYS = ("tool_calls", "function_call")
+ARGUMENT_KEYS = ("arguments", "parameters", "input", "args")
 _TEXT_PARTS = ("text", "input_text", "output_text")
 _THOUGHT_PARTS = ("thinking", "reasoning")
 
@@ -62,7 +59,7 @@ def parse_messages(value: object) -> tuple[Message, ...]:
     Raises RowError when the value is no list of turns, or a turn is damaged.
     """
     messages: list[Message] = []
-    for number, turn in enumerate(_as_list(value), start=1):
+    for number, turn in enumerate(turns_in(value), start=1):
         for message, is_call in _parse_turn(turn, number):
             if is_call and messages and messages[-1].role == "assistant" and messages[-1].loss == message.loss:
                 messages[-1] = join(messages[-1], message)
@@ -71,24 +68,6 @@ def parse_messages(value: object) -> tuple[Message, ...]:
     if not messages:
         raise RowError("no messages")
     return tuple(messages)
-
-
-def unread_keys(value: object) -> tuple[str, ...]:
-    """The keys of turns that nothing reads, in order; a loss mask is one in a turn that is not the assistant's."""
-    try:
-        turns = _as_list(value)
-    except RowError:
-        return ()
-    unread: dict[str, None] = {}
-    for turn in turns:
-        if isinstance(turn, Mapping) and not turn.keys() <= _USUAL:
-            unread |= {
-                str(key): None for key, entry in turn.items() if key not in _KNOWN and entry not in (None, "", [])
-            }
-            role = _first(turn, ROLE_KEYS)
-            if isinstance(role, str) and ROLES.get(_plain(role)) in ("system", "user", "tool"):
-                unread |= {f"{key} of a turn that is not the assistant's": None for key in MASK_KEYS if turn.get(key)}
-    return tuple(unread)
 
 
 def text_of(value: object, name: str) -> str:
@@ -103,6 +82,8 @@ def text_of(value: object, name: str) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         return str(value)
     if isinstance(value, Sequence):
+        if len(value) > 1 and any(isinstance(part, str) for part in value):
+            raise RowError("a column holds a list", f"{name} is {len(value)} texts; give one, or parts of type text")
         return "".join(_part_text(part, name) for part in value)
     raise RowError("a field is not text", f"{name} is of type {type(value).__name__}")
 
@@ -125,7 +106,8 @@ def parse_json(value: object, name: str) -> object:
         raise RowError("a field is not JSON", f"{name}: {err}") from err
 
 
-def _as_list(value: object) -> Sequence[object]:
+def turns_in(value: object) -> Sequence[object]:
+    """The turns of a column as the row has them. Raises RowError when it holds no list."""
     value = parse_json(value, "messages")
     if isinstance(value, Mapping) and value and all(isinstance(part, list) for part in value.values()):
         return _rows_of_columns(value)
@@ -145,15 +127,15 @@ def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
     """The messages of a turn, each with whether it is calls in a turn of their own."""
     if not isinstance(turn, Mapping):
         raise RowError("a message is not an object", f"message {number} is of type {type(turn).__name__}")
-    role = _first(turn, ROLE_KEYS)
+    role = first(turn, ROLE_KEYS)
     if role is None:
         yield from ((message, False) for message in _parse_pair(turn, number))
         return
-    name = _plain(role) if isinstance(role, str) else ""
+    name = plain_role(role) if isinstance(role, str) else ""
     canonical = ROLES.get(name)
     if canonical is None:
         raise RowError("unknown role", f"message {number}: {role!r}")
-    content = _first(turn, CONTENT_KEYS)
+    content = first(turn, CONTENT_KEYS)
     if canonical == "tool_call":
         calls = _tool_calls(content if content is not None else turn.get("tool_calls"))
         yield Message(role="assistant", content="", loss=_loss(turn, number), extra={"tool_calls": calls}), True
@@ -164,13 +146,13 @@ def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
 
 
 def _answer(turn: Mapping[str, object], content: object, number: int) -> Message:
-    calls = [*_calls_in(turn, "tool_calls"), *_calls_in(turn, "function_call")]
+    calls = [call for key in CALL_KEYS for call in _calls_in(turn, key)]
     thoughts = [text_of(turn[key], f"message {number}") for key in THOUGHT_KEYS if turn.get(key)]
     spoken, inside = _without_thoughts(content)
     thought = "\n\n".join(dict.fromkeys(text for text in (*thoughts, *inside) if text.strip()))
     if content is None and not calls and not thought:
         raise RowError("an assistant turn is empty", f"message {number} has {_names(turn)}")
-    extra = {key: turn[key] for key in _PASSED_ON if turn.get(key) is not None}
+    extra = {key: turn[key] for key in PASSED_ON if turn.get(key) is not None}
     return Message(
         role="assistant",
         content=text_of(spoken, f"message {number}"),
@@ -190,7 +172,7 @@ def _other(turn: Mapping[str, object], role: str, name: str, content: object, nu
         content=text_of(content, f"message {number}"),
         loss=_loss(turn, number),
         alias=name if name != role else "",
-        extra={key: turn[key] for key in _PASSED_ON if turn.get(key) is not None},
+        extra={key: turn[key] for key in PASSED_ON if turn.get(key) is not None},
     )
 
 
@@ -215,7 +197,8 @@ def _without_thoughts(content: object) -> tuple[object, list[str]]:
 
 
 def _parse_pair(turn: Mapping[str, object], number: int) -> Iterator[Message]:
-    found = {role: key for role, keys in _PAIR_KEYS.items() for key in keys if turn.get(key) is not None}
+    firsts = {role: next((key for key in keys if turn.get(key) is not None), None) for role, keys in PAIR_KEYS.items()}
+    found = {role: key for role, key in firsts.items() if key is not None}
     if "assistant" not in found:
         raise RowError("a message has no role", f"message {number} has {_names(turn)}")
     loss = _loss(turn, number)
@@ -223,11 +206,13 @@ def _parse_pair(turn: Mapping[str, object], number: int) -> Iterator[Message]:
         yield Message(role=role, content=text_of(turn[key], key), loss=loss if role == "assistant" else None)
 
 
-def _plain(role: str) -> str:
+def plain_role(role: str) -> str:
+    """The name of a role as ROLES spells it."""
     return role.strip().lower().replace("-", "_").replace(" ", "_")
 
 
-def _first(turn: Mapping[str, object], keys: Sequence[str]) -> Any:  # noqa: ANN401 (any value of a row)
+def first(turn: Mapping[str, object], keys: Sequence[str]) -> Any:  # noqa: ANN401 (any value of a row)
+    """The value of the first of these keys that is not null."""
     return next((turn[key] for key in keys if turn.get(key) is not None), None)
 
 
@@ -273,13 +258,13 @@ def _tool_call(call: object) -> dict[str, object]:
     if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
         raise RowError("a tool call has no name")
     rest = {"id": str(call["id"])} if call.get("id") is not None else {}
-    function = {"name": function["name"], "arguments": _arguments(function)}
-    return {**rest, "type": "function", "function": function}
+    given = first(function, ARGUMENT_KEYS)
+    arguments = _arguments(first(call, ARGUMENT_KEYS) if given in (None, "", {}) else given)
+    return {**rest, "type": "function", "function": {"name": function["name"], "arguments": arguments}}
 
 
-def _arguments(function: Mapping[str, object]) -> object:
+def _arguments(given: object) -> object:
     """The arguments as an object that remembers its text."""
-    given = _first(function, ("arguments", "parameters", "input"))
     if isinstance(given, str):
         parsed = parse_json(given, "arguments of a tool call") if given.strip() else {}
         return Arguments(parsed, given if given.strip() else "{}") if isinstance(parsed, Mapping) else parsed

@@ -10,7 +10,7 @@ import csv
 import gzip
 import io
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 
@@ -164,6 +164,7 @@ def _read_table(path: Path, delimiter: str) -> Rows:
     with _open(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
         table = csv.reader(_bounded_lines(text), delimiter=delimiter)
         header = next(table, [])
+        _refuse_twins(header)
         while True:
             try:
                 cells = next(table)
@@ -174,6 +175,12 @@ def _read_table(path: Path, delimiter: str) -> Rows:
                 continue
             if cells:
                 yield table.line_num, _table_row(header, cells)
+
+
+def _refuse_twins(names: Sequence[str]) -> None:
+    twins = sorted({name for name in names if names.count(name) > 1})
+    if twins:
+        raise UnfitFile(f"two columns have the name {', '.join(twins)}; rename one")
 
 
 def _bounded_lines(text: TextIO) -> Iterator[str]:
@@ -204,6 +211,7 @@ def _read_tsv(path: Path) -> Rows:
 def _read_parquet(path: Path) -> Rows:
     number, bytes_left = 0, max(FREE_TABLE_BYTES, MAX_GROWTH * path.stat().st_size)
     with pyarrow.parquet.ParquetFile(path) as file:
+        _refuse_twins(file.schema_arrow.names)
         for group in range(file.num_row_groups):
             # Only this number may be asked for: pyarrow ends the process over columns whose metadata is damaged.
             size = _rows_at_once(file.metadata.row_group(group).total_byte_size, path.stat().st_size)

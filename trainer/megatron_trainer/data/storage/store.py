@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 from megatron_trainer.data.storage.chunk import Chunk
 from megatron_trainer.data.values import IGNORED, Location, Pair, Rejection, Sample
 
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
