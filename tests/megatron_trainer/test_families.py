@@ -39,7 +39,8 @@ NOT_OF_THE_MATHS = {
 """Keys that modeling code reads and that change no logits in evaluation, or are read by other names."""
 
 READ_ELSEWHERE = {
-    *("initializer_range", "rope_theta", "partial_rotary_factor", "tie_word_embeddings", "num_nextn_predict_layers"),
+    *("initializer_range", "rope_theta", "partial_rotary_factor", "tie_word_embeddings"),
+    *("num_nextn_predict_layers", "num_mtp_layers"),
     *("use_sliding_window", "max_window_layers", "no_rope_layer_interval", "original_max_position_embeddings"),
 }
 """Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""

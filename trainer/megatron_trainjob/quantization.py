@@ -62,14 +62,12 @@ def of(config: Mapping[str, Any]) -> Quantization | None:
 def problem(config: Mapping[str, Any]) -> str | None:
     """Why weights stored so cannot be read; None when they can."""
     try:
-        return _problem(_section(config))
+        return None if all(config.get(key) is None for key in CONFIG_KEYS) else _problem(_section(config))
     except (TypeError, AttributeError, ValueError):
         return f"is not what any quantization looks like; {_REMEDY}"
 
 
 def _problem(found: Mapping[str, Any]) -> str | None:
-    if not found:
-        return None
     method = found.get("quant_method")
     if method == "fp8":
         block = found.get("weight_block_size")

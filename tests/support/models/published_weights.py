@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -61,19 +61,26 @@ def fine_grained(block: int | None) -> dict[str, Any]:
 Quantize = Callable[[torch.Tensor], tuple[torch.Tensor, torch.Tensor]]
 
 
+def in_fp8(
+    tensors: Mapping[str, torch.Tensor], config: Mapping[str, Any], quantize: Quantize
+) -> dict[str, torch.Tensor]:
+    """The tensors of a model whose linears in the layers are stored in FP8, with what lies beside them."""
+    is_fine_grained = config["quant_method"] == "fp8"
+    found: dict[str, torch.Tensor] = {}
+    for name, tensor in tensors.items():
+        if not _LINEAR.search(name):
+            found[name] = tensor
+            continue
+        found[name], found[name + ("_scale_inv" if is_fine_grained else "_scale")] = quantize(tensor.float())
+        if not is_fine_grained:
+            found[name.removesuffix("weight") + "input_scale"] = torch.tensor(1.0)
+    return found
+
+
 def quantized(source: Path, target: Path, config: dict[str, Any], quantize: Quantize) -> Path:
     """A copy of the model whose linears in the layers are stored in FP8, with what lies beside them."""
     shutil.copytree(source, target)
-    suffix = "_scale_inv" if config["quant_method"] == "fp8" else "_scale"
-    tensors: dict[str, torch.Tensor] = {}
-    for name, tensor in load_file(source / "model.safetensors").items():
-        if _LINEAR.search(name):
-            tensors[name], tensors[name + suffix] = quantize(tensor.float())
-            tensors[name.removesuffix("weight") + "input_scale"] = torch.tensor(1.0)
-        else:
-            tensors[name] = tensor
-    if config["quant_method"] == "fp8":
-        tensors = {name: t for name, t in tensors.items() if not name.endswith("input_scale")}
+    tensors = in_fp8(load_file(source / "model.safetensors"), config, quantize)
     save_file(tensors, target / "model.safetensors", metadata={"format": "pt"})
     content = json.loads((source / "config.json").read_text())
     (target / "config.json").write_text(json.dumps({**content, "quantization_config": config}))

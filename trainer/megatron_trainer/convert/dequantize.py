@@ -18,6 +18,7 @@ from torch import Tensor
 from megatron_trainer.convert.rules import Source
 
 FP8_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
+_EXPONENT_OF_ONE = 127.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Dequantized:
         """The rows, or rows and columns, of a slice, float32 or `rounded_to`. Raises ValueError for a foreign grid."""
         wanted = index if isinstance(index, tuple) else (index, slice(None))
         rows, columns = (range(size)[part] for size, part in zip(self.shape, wanted, strict=True))
-        grid = self.scales[:].float()
+        grid = _factors(self.scales[:])
         grid = grid.reshape(-1, 1) if grid.ndim < 2 else grid
         block = _block(self.shape, grid.shape, self.block)
         stored = self.weight[index]
@@ -56,6 +57,11 @@ class Dequantized:
                 first, last = max(number * block[0], rows.start), min((number + 1) * block[0], rows.stop)
                 values[first - rows.start : last - rows.start] *= by_column[number]
         return values if self.rounded_to is None else values.to(self.rounded_to)
+
+
+def _factors(scales: Tensor) -> Tensor:
+    """Scales as float32; bytes are exponents of two, as MX formats store them."""
+    return (scales.float() - _EXPONENT_OF_ONE).exp2() if scales.dtype == torch.uint8 else scales.float()
 
 
 def _spread(grid: Tensor, width: int, columns: range) -> Tensor:

@@ -5,6 +5,7 @@ megatron-core hard-codes Llama 3's constants and YaRN's, and lacks some types.
 
 from __future__ import annotations
 
+from copy import copy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -23,7 +24,10 @@ def frequencies(spec: ModelSpec) -> tuple[torch.Tensor, float]:
     kind = spec.model.rotary.kind
     if kind == "default":
         return _unscaled(spec.model), 1.0
-    inverse, factor = ROPE_INIT_FUNCTIONS[kind](spec.hf_config, torch.device("cpu"))
+    config = copy(spec.hf_config)
+    if getattr(config, "head_dim", 0) is None:  # which some kinds take at its word
+        config.head_dim = spec.model.qk_head_size
+    inverse, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     return inverse.float(), float(factor)
 
 

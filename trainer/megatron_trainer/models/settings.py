@@ -138,7 +138,8 @@ def _routing(model: Model) -> dict[str, Any]:
         "moe_shared_expert_intermediate_size": model.shared_expert_width or None,
         "moe_shared_expert_gate": model.shared_expert_gate,
         "moe_router_score_function": router.score,
-        "moe_router_pre_softmax": router.score == "sigmoid" or not router.normalized,
+        # Of one expert megatron-core wants to be told so, although the routing of the family takes its place then.
+        "moe_router_pre_softmax": router.score == "sigmoid" or not router.normalized or model.experts_per_token == 1,
         "moe_router_enable_expert_bias": router.has_bias,
     }
     if router.scale != 1.0:

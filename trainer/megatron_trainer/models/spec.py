@@ -16,6 +16,7 @@ from huggingface_hub.errors import StrictDataclassError
 from transformers import AutoConfig
 
 from megatron_trainer.failure import InvalidInput
+from megatron_trainer.models import rope
 from megatron_trainer.models.score import Head
 from megatron_trainjob import input_file
 from megatron_trainjob.args import derive, head
@@ -77,7 +78,7 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
     if problems:
         raise InvalidInput(tuple(problems))
     found_head = _head(config, args)
-    return ModelSpec(
+    spec = ModelSpec(
         directory=directory,
         model=model,
         config={**config, "vocab_size": vocab_size, **(found_head.config if found_head else {})},
@@ -88,6 +89,17 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         dtype=training_dtype(args, config),
         head=found_head,
     )
+    _try_rotation(spec)
+    return spec
+
+
+def _try_rotation(spec: ModelSpec) -> None:
+    try:
+        rope.frequencies(spec)
+    except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as err:
+        message = f"transformers cannot compute rotary positions from this ({type(err).__name__}: {err}); correct it"
+        values = dict(spec.model.rotary.parameters)
+        raise InvalidInput((Violation(path=f"{CONFIG_FILE}:rope_parameters", value=values, message=message),)) from err
 
 
 def _head(config: Mapping[str, Any], args: TrainArgs) -> Head | None:

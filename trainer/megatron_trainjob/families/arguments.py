@@ -79,8 +79,12 @@ def _key(name: str, family: Family) -> str | None:
 
 
 def _without_aliases(raw: Mapping[str, Any], family: Family, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The file without other names of what is changed, which would stand beside the new value."""
-    return {key: value for key, value in raw.items() if family.aliases.get(key) not in changes}
+    """The file without other names of what is changed, which would stand beside the new value.
+
+    In latent attention transformers writes the width of the rotated part as head_dim too.
+    """
+    others = {**family.aliases, **({"head_dim": "qk_rope_head_dim"} if "kv_lora_rank" in family.keys else {})}
+    return {key: value for key, value in raw.items() if others.get(key) not in changes}
 
 
 def _normalizes_softmax(model: Model, family: Family) -> bool:

@@ -36,6 +36,13 @@ ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
 }
 """Kinds of rotary scaling, and what each needs to be told."""
 
+_ANOTHER_MODEL: Mapping[str, str] = {
+    "per_layer_config": "layers that differ by a configuration of their own are not supported",
+    "transformers_weights": "weights in a file that config.json names are not supported",
+    **dict.fromkeys(("text_config", "decoder", "generator"), "models with a text model inside are not supported"),
+}
+"""Keys of config.json that any model may have -> why one that has it is not trained."""
+
 MOST_ROTARY = 1e15
 _MAY_BE_NULL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _NUMBERS = (
@@ -67,7 +74,7 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
-    unread = (*_unread_weights(raw), *_stored_type(raw, args))
+    unread = (*_unread_weights(raw), *_stored_type(raw, args), *_of_any_family(raw))
     raw = quantization.in_full(raw)
     misread = (*unread, *family.config(raw).problems(), *_rotary_types(raw))
     if len(misread) > len(unread):
@@ -113,6 +120,16 @@ def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]
             yield refused(key, value, message)
 
 
+def _of_any_family(raw: Mapping[str, Any]) -> Iterator[Violation]:
+    """Keys that transformers obeys in every family, and that make another model of it."""
+    if "is_causal" in raw and not raw["is_causal"]:
+        message = "makes every token see those behind it, which training on next tokens cannot; remove it"
+        yield refused("is_causal", raw["is_causal"], message)
+    for key, reason in _ANOTHER_MODEL.items():
+        if raw.get(key) is not None:
+            yield refused(key, raw[key], f"{reason}; remove it where the model is trained without")
+
+
 def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
     """Values of the rotary part that are no numbers, or that differ from layer to layer."""
     inner = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
@@ -122,6 +139,8 @@ def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
     if any(isinstance(value, Mapping) for value in inner.values()):
         yield refused("rope_parameters", dict(inner), "rotary positions that differ by layer are not supported")
         return
+    if "rope_theta" in raw and raw["rope_theta"] is None and "rope_theta" not in inner:
+        yield refused("rope_theta", None, "must be a number; correct it in the model's config.json, or remove it")
     for key, value in rope_values(raw).items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_ROTARY
         if key in _NUMBERS and not is_number and not (value is None and key in _MAY_BE_NULL):
@@ -183,12 +202,24 @@ def _rotary(model: Model, config: Config, family: Family) -> Iterator[Violation]
     missing = [key for key in needed if rotary.parameters.get(key) is None]
     if missing:
         yield refused("rope_parameters", dict(rotary.parameters), f"{rotary.kind} scaling needs {', '.join(missing)}")
+    yield from _factors_by_channel(model)
     if not 0.0 < rotary.share <= 1.0:
         yield refused("partial_rotary_factor", rotary.share, "must be above 0 and at most 1")
     share = given.get("partial_rotary_factor", 1.0)
     if rotary.kind != "default" and "partial_rotary_factor" not in config.keys and share != 1.0:
         message = f"{family.model_type} rotates whole heads, which scaled frequencies of a part do not fit; remove it"
         yield refused("partial_rotary_factor", share, message)
+
+
+def _factors_by_channel(model: Model) -> Iterator[Violation]:
+    """Lists with a factor for each pair of rotated channels."""
+    rotary = model.rotary
+    pairs = int((model.qk_rope_size or model.qk_head_size) * rotary.share) // 2
+    for key in ("short_factor", "long_factor") if rotary.kind == "longrope" else ():
+        given = rotary.parameters.get(key)
+        is_list = isinstance(given, list) and all(type(each) in (int, float) for each in given)
+        if given is not None and not (is_list and len(given) == pairs):
+            yield refused(f"rope_parameters.{key}", given, f"must be a list of {pairs} numbers, one a pair of channels")
 
 
 def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:

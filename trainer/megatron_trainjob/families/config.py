@@ -53,7 +53,7 @@ _MOST: Mapping[str, int] = {
     "num_attention_heads": 2**20,
     "num_key_value_heads": 2**20,
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 2**20),
-    "num_nextn_predict_layers": 10_000,
+    **dict.fromkeys(("num_mtp_layers", "num_nextn_predict_layers"), 10_000),
 }
 MOST = 2**31 - 1
 """No size of a model is larger: a config.json with more is damaged, and what is made of it takes all memory."""
@@ -68,7 +68,10 @@ class Optional:
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The keys of one config.json that count. keys: of the family. aliases: another name of a key -> the key."""
+    """The keys of one config.json that count. keys: of the family. aliases: another name of a key -> the key.
+
+    A file with both says what stands under the other name: transformers puts it in last.
+    """
 
     raw: Mapping[str, Any]
     keys: Mapping[str, Any]
@@ -77,7 +80,7 @@ class Config:
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - of any type
         """The value of a key, or its default. Raises KeyError for a key that the family has not declared."""
         default = self.keys[key]
-        for name in (key, *(alias for alias, of in self.aliases.items() if of == key)):
+        for name in (*(alias for alias, of in self.aliases.items() if of == key), key):
             if name in self.raw:
                 return self.raw[name]
         return default.default if isinstance(default, Optional) else default
@@ -89,15 +92,22 @@ class Config:
     def problems(self) -> Iterator[Violation]:
         """Keys whose value is of another type than the family reads."""
         for key, default in self.keys.items():
-            value = self[key]
-            if value is None and (isinstance(default, Optional) or default is None):
-                continue
-            wanted = SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
-            most = _MOST.get(key, MOST)
-            if not _is(wanted, value, most):
-                bound = f" and at most {most}" if _is_whole(value) and value > most else ""
-                message = f"must be {wanted}{bound}; correct it in the model's config.json"
-                yield Violation(path=f"config.json:{key}", value=value, message=message)
+            for value in self._given(key):
+                if value is None and (isinstance(default, Optional) or default is None):
+                    continue
+                wanted = SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
+                most = _MOST.get(key, MOST)
+                if not _is(wanted, value, most):
+                    bound = f" and at most {most}" if _is_whole(value) and value > most else ""
+                    message = f"must be {wanted}{bound}; correct it in the model's config.json"
+                    yield Violation(path=f"config.json:{key}", value=value, message=message)
+
+    def _given(self, key: str) -> Iterator[Any]:
+        """What counts, and what the key itself says where another name hides it: transformers reads its type too."""
+        value = self[key]
+        yield value
+        if self.raw.get(key, value) is not value:
+            yield self.raw[key]
 
 
 def _is(wanted: str, value: object, most: int = MOST) -> bool:

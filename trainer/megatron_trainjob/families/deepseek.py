@@ -11,7 +11,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_trainjob.families.config import Config, Optional
-from megatron_trainjob.families.decoder import DECODER, decoder
+from megatron_trainjob.families.decoder import DECODER, decoder, rope_values
 from megatron_trainjob.families.experts import (
     after_dense_layers,
     best_groups,
@@ -52,12 +52,17 @@ def latent_attention(config: Config) -> dict[str, Any]:
 
 
 def refuse_latent_attention(config: Config) -> Iterator[Violation]:
-    """Variants of latent attention that megatron-core does not compute."""
+    """Variants of latent attention that megatron-core does not compute, or transformers itself cannot."""
     if config["attention_bias"]:
         yield refused("attention_bias", True, "biases of latent attention are not supported")
     if "rope_interleave" in config.keys and not config["rope_interleave"]:
         message = "latent attention always rotates interleaved pairs in megatron-core"
         yield refused("rope_interleave", config["rope_interleave"], message)
+    given = rope_values(config.raw)
+    kind = given.get("rope_type", given.get("type", "default"))
+    if kind != "default" and given.get("mscale_all_dim") and given.get("factor") is None:
+        message = "scales the scores by the factor of the rotation, which is missing; give factor, or take it out"
+        yield refused("rope_parameters.mscale_all_dim", given["mscale_all_dim"], message)
 
 
 def _v2(config: Config) -> Model:
@@ -71,7 +76,7 @@ def _refuse_v2(config: Config) -> Iterator[Violation]:
     yield from refuse_latent_attention(config)
     method = config["topk_method"]
     if method == "group_limited_greedy":
-        yield from refuse_groups(config)
+        yield from refuse_groups(config, ranked_by=1)
     elif method != "greedy":
         yield refused("topk_method", method, "must be greedy or group_limited_greedy; transformers knows no other")
     if isinstance(config["attention_dropout"], int):
@@ -112,7 +117,7 @@ DEEPSEEK_V2 = Family(
 def _v3(config: Config) -> Model:
     return decoder(
         config,
-        prediction_layers=config["num_nextn_predict_layers"],
+        prediction_layers=config["num_mtp_layers"],
         **latent_attention(config),
         **shared_and_routed(config, sigmoid_router(config), after_dense_layers(config)),
     )
@@ -120,6 +125,10 @@ def _v3(config: Config) -> Model:
 
 def _refuse_v3(config: Config) -> Iterator[Violation]:
     yield from refuse_latent_attention(config)
+    rotated = config["qk_rope_head_dim"]
+    if "head_dim" in config.raw and config.raw["head_dim"] != rotated:
+        message = f"the rotated part of each head is qk_rope_head_dim, {rotated}, by which it must go; remove the key"
+        yield refused("head_dim", config.raw["head_dim"], message)
     yield from refuse_groups(config)
 
 
@@ -147,9 +156,9 @@ DEEPSEEK_V3 = Family(
         "topk_group": Optional(4),
         "norm_topk_prob": Optional(True),
         "rope_interleave": Optional(True),
-        "num_nextn_predict_layers": 1,
+        "num_mtp_layers": 1,
     },
-    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    aliases={"num_local_experts": "n_routed_experts", "num_nextn_predict_layers": "num_mtp_layers"},
     build=_v3,
     refuse=_refuse_v3,
 )

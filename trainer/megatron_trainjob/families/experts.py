@@ -67,15 +67,23 @@ def best_groups(config: Config) -> dict[str, Any]:
     return {"num_groups": groups, "num_chosen_groups": chosen} if chosen < groups else {}
 
 
-def refuse_groups(config: Config) -> Iterator[Violation]:
-    """Groups that are not of one size, or that hold fewer experts than a token needs; transformers fails on them."""
-    groups = best_groups(config)
+def refuse_groups(config: Config, *, ranked_by: int = 2) -> Iterator[Violation]:
+    """Groups that are not of one size, or too small for a token or for their rank; transformers fails on them.
+
+    ranked_by: so many of its best scores decide where a group stands.
+    """
     experts, wanted = config["n_routed_experts"] or 0, config["num_experts_per_tok"] or 0
-    if not groups or not experts:
+    number, chosen = config["n_group"] or 1, config["topk_group"] or 1
+    if not experts:
         return
-    number, chosen = groups["num_groups"], groups["num_chosen_groups"]
+    size = experts // number
     if experts % number:
         yield refused("n_group", number, f"{experts} experts do not divide into so many groups")
-    elif wanted > experts // number * chosen:
-        message = f"{chosen} groups hold {experts // number * chosen} experts, and a token goes to {wanted}"
+    elif size < ranked_by:
+        message = f"groups of {size} experts are too small, for each ranks by its {ranked_by} best; use fewer groups"
+        yield refused("n_group", number, message)
+    elif not 1 <= chosen <= number:
+        yield refused("topk_group", chosen, f"must be from 1 to the {number} groups of experts")
+    elif wanted > size * chosen:
+        message = f"{chosen} groups hold {size * chosen} experts, and a token goes to {wanted}"
         yield refused("topk_group", chosen, message)

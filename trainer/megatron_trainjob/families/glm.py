@@ -44,7 +44,7 @@ def _mixture(config: Config) -> Model:
         config,
         qkv_bias=config["attention_bias"],
         qk_norm=config["use_qk_norm"],
-        prediction_layers=config["num_nextn_predict_layers"],
+        prediction_layers=config["num_mtp_layers"],
         **shared_and_routed(config, sigmoid_router(config), after_dense_layers(config)),
     )
 
@@ -91,9 +91,9 @@ GLM4_MOE = Family(
         "topk_group": 1,
         "first_k_dense_replace": 1,
         "norm_topk_prob": True,
-        "num_nextn_predict_layers": 1,
+        "num_mtp_layers": 1,
     },
-    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    aliases={"num_local_experts": "n_routed_experts", "num_nextn_predict_layers": "num_mtp_layers"},
     build=_mixture,
     refuse=refuse_groups,
 )
@@ -157,7 +157,7 @@ GLM4_MOE_LITE = Family(
         "mlp_layer_types": Optional(),
         "num_nextn_predict_layers": 0,
     },
-    aliases={"num_local_experts": "n_routed_experts", "num_mtp_layers": "num_nextn_predict_layers"},
+    aliases={"num_local_experts": "n_routed_experts", "head_dim": "qk_rope_head_dim"},
     build=_lite,
     refuse=_refuse_lite,
 )

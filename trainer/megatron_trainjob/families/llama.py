@@ -114,7 +114,7 @@ def _smollm3(config: Config) -> Model:
 def _refuse_smollm3(config: Config) -> Iterator[Violation]:
     yield from refuse_windows(config, used=config["use_sliding_window"])
     given = config["no_rope_layers"]
-    if given and len(given) < config["num_hidden_layers"]:
+    if given is not None and len(given) < config["num_hidden_layers"]:
         message = f"must say 1 or 0 for each of the {config['num_hidden_layers']} layers"
         yield refused("no_rope_layers", given, message)
 

@@ -53,14 +53,15 @@ def count_for_bias(
 def differs(model: Model) -> bool:
     """Whether megatron-core would route otherwise than this model.
 
-    It always normalizes sigmoid scores, but for a single expert never, and ranks groups by as many of their best scores
-    as each chosen one gives experts.
+    It always normalizes sigmoid scores, but the score of a single expert never, and ranks groups by as many of their
+    best scores as each chosen one gives experts.
     """
     rule = model.router
     if rule is None:
         return False
     ranks_otherwise = rule.num_groups > 0 and model.experts_per_token // rule.num_chosen_groups != rule.group_best
-    weighs_otherwise = rule.score == "sigmoid" and rule.normalized != (model.experts_per_token > 1)
+    has_one = model.experts_per_token == 1
+    weighs_otherwise = rule.normalized if has_one else rule.score == "sigmoid" and not rule.normalized
     return ranks_otherwise or weighs_otherwise
 
 
