@@ -2,6 +2,7 @@
 
 import shutil
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 
@@ -27,10 +28,10 @@ class Base:
     given: dict
     run: object
 
-    def go_on(self, folder, changed, *, ranks=1, task="sft"):
+    def go_on(self, folder, changed, *, ranks=1, task="sft", is_finished=False):
         save = folder / "run"
         shutil.copytree(self.run.folder, save)
-        for iteration in range(SAVED + 1, STEPS + 1):
+        for iteration in range(STEPS + 1 if is_finished else SAVED + 1, STEPS + 1):
             shutil.rmtree(save / f"iter_{iteration:07d}", ignore_errors=True)
         given = {**self.given, "save": str(save), **changed}
         given = {name: value for name, value in given.items() if value is not None}
@@ -268,6 +269,57 @@ def test_adapters_go_on_with_other_rates_and_dropout(lora, tmp_path):
     assert follows(peak=5e-4)(found, None)
     assert found.run.column("lm loss")[2] != lora.run.column("lm loss")[2]
     assert_logged(found, changed)
+
+
+@pytest.fixture(scope="module")
+def other_weights(model_root):
+    """A model of the same config, names, shapes and sizes."""
+    return {"model": str(tiny_model.make("llama", model_root, seed=2))}
+
+
+def test_adapters_do_not_go_on_upon_the_weights_of_another_model(lora, tmp_path, other_weights):
+    found = lora.go_on(tmp_path, other_weights)
+    assert found.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    line = next(line for line in found.run.message.splitlines() if "spec.args.model (weights of the base):" in line)
+    assert f"was saved with '{lora.given['model']} (sha256 " in line
+    assert f"(got '{other_weights['model']} (sha256 " in line
+
+
+def test_a_run_of_all_parameters_goes_on_from_its_checkpoint_whatever_the_model_folder_holds_now(
+    full, tmp_path, other_weights
+):
+    found = full.go_on(tmp_path, other_weights)
+    assert same_loss(found, full.run)
+    assert any("; the weights of the checkpoint are gone on with" in line for line in found.warnings)
+
+
+@pytest.mark.parametrize("kind", ["full", "lora"])
+def test_a_model_that_was_moved_is_the_same_model(kind, request, tmp_path):
+    run = request.getfixturevalue(kind)
+    moved = shutil.copytree(run.given["model"], tmp_path / "moved")
+    found = run.go_on(tmp_path, {"model": str(moved)})
+    assert same_loss(found, run.run)
+    assert [line for line in found.warnings if "weights" in line] == []
+
+
+def test_a_finished_run_of_another_model_is_no_success_without_a_step(full, tmp_path, other_weights):
+    found = full.go_on(tmp_path / "other", other_weights, is_finished=True)
+    assert found.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    assert "spec.args.model (weights of the base):" in found.run.message
+    assert "has all steps of this run already" in found.run.message
+    same = full.go_on(tmp_path / "same", {"lr": 5e-4}, is_finished=True)
+    assert (same.run.exit_code, same.run.message) == (0, "")
+    assert "all steps are made already, without effect now: lr was 0.001, is 0.0005" in same.warnings
+
+
+def test_adapters_upon_a_loaded_base_go_on_upon_that_base(full, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("upon")
+    upon = base(Path(full.given["model"]), folder, **LORA, load=str(full.run.folder))
+    found = upon.go_on(tmp_path / "same", {})
+    assert found.run.column("lm loss") == upon.run.column("lm loss")
+    refused = upon.go_on(tmp_path / "other", {"load": None})
+    assert refused.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    assert "spec.args.model (weights of the base):" in refused.run.message
 
 
 @pytest.mark.parametrize(

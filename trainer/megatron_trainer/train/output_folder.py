@@ -55,9 +55,14 @@ def write_json(record: Mapping[str, object], path: Path, owner: Owner) -> None:
 
 
 def arguments_record(
-    args: TrainArgs, task: str, resolved: Mapping[str, object], model_config: Mapping[str, object]
+    args: TrainArgs,
+    task: str,
+    resolved: Mapping[str, object],
+    model_config: Mapping[str, object],
+    weights: Mapping[str, str | None],
 ) -> dict[str, object]:
-    """What args.json holds: every argument as it is used, what was derived, and the model's config.json as it is used.
+    """What args.json holds: every argument as it is used, what was derived, the model's config.json as it is used, and
+    the weights that the run starts from.
 
     For people, for a later export, and for a run that goes on from a checkpoint. Secrets are left out.
     """
@@ -67,6 +72,7 @@ def arguments_record(
         "arguments": shown.record(arguments),
         "resolved": dict(resolved),
         "model_config": json.loads(json.dumps(dict(model_config), default=str)),
+        "weights": shown.record(dict(weights)),
     }
 
 

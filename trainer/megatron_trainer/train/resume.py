@@ -17,25 +17,35 @@ from megatron_trainjob.exit_codes import ExitCode
 logger = logging.getLogger(__name__)
 
 
-def check(checkpoint: Checkpoint, record: Mapping[str, Any], *, with_optimizer: bool) -> None:
+def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: int, *, with_optimizer: bool) -> None:
     """Logs each argument that is another than in the checkpoint, and from which step on it holds.
 
     record: the args.json of this run. with_optimizer: the optimizer's state is to be loaded.
 
     Raises:
-        InvalidInput: an argument has changed that cannot change; names all, with both values.
+        InvalidInput: an argument has changed that cannot change, or that no step is left for; names all, with both
+            values.
     """
     saved = recorded(checkpoint.path)
     if saved is None:
         logger.warning("%s has no %s: whether its arguments were others is not known", checkpoint.path, RECORD)
         return
     found = resume.changes(saved, json.loads(json.dumps(record)))
-    wrong = resume.refused(found, str(checkpoint.path), with_optimizer=with_optimizer)
+    has_steps_left = checkpoint.iteration < total_iterations
+    wrong = resume.refused(found, str(checkpoint.path), with_optimizer=with_optimizer, has_steps_left=has_steps_left)
     if wrong:
         raise InvalidInput(wrong, ExitCode.CHECKPOINT_INCOMPATIBLE)
     for change in found:
-        if change.verdict != "not of the training":
-            logger.warning("from step %d on: %s", checkpoint.iteration + 1, change)
+        _tell(change, checkpoint.iteration, has_steps_left=has_steps_left)
+
+
+def _tell(change: resume.Change, iteration: int, *, has_steps_left: bool) -> None:
+    if change.verdict == "another start":
+        logger.warning("%s; the weights of the checkpoint are gone on with", change)
+    elif change.verdict != "not of the training" and has_steps_left:
+        logger.warning("from step %d on: %s", iteration + 1, change)
+    elif change.verdict != "not of the training":
+        logger.warning("all steps are made already, without effect now: %s", change)
 
 
 def recorded(checkpoint: Path) -> Mapping[str, Any] | None:

@@ -43,7 +43,7 @@ from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainer.state import TrainState, on_data
 from megatron_trainer.tasks.reference import Reference
 from megatron_trainer.termination import Termination
-from megatron_trainer.train import optim, output_folder
+from megatron_trainer.train import optim, output_folder, starting_weights
 from megatron_trainer.train.enough_data import check_first_step
 from megatron_trainer.train.feed import EvaluationFeed, feeds
 from megatron_trainer.train.preference_run import engine_and_reference, task_of
@@ -127,6 +127,7 @@ def build(
         args, spec, task, backend, data, shape, _data_cache(args), build=build_engine
     )
     course = _course(args, data)
+    weights = starting_weights.identities(args, task, spec.directory, save)
     parts = _Parts(
         accepted=accepted,
         task=task,
@@ -138,9 +139,9 @@ def build(
         course=course,
         save=save,
         owner=owner,
-        record=output_folder.arguments_record(args, task, asdict(course), spec.config),
+        record=output_folder.arguments_record(args, task, asdict(course), spec.config, weights),
     )
-    started = start_state(args, env, engine, backend, save, spec, parts.record)
+    started = start_state(args, env, engine, backend, save, spec, parts.record, total_iterations=course.train_iters)
     state = on_data(started, data.identity, total_iterations=course.train_iters)
     return _run(parts, env, backend, termination, heartbeat, state), state
 

@@ -33,10 +33,12 @@ def start_state(
     save: Path,
     spec: ModelSpec,
     record: Mapping[str, Any],
+    *,
+    total_iterations: int,
 ) -> TrainState:
     """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective.
 
-    record: the args.json of this run, to compare with the checkpoint's.
+    record: the args.json of this run, to compare with the checkpoint's. total_iterations: steps of the whole run.
     """
     policy = checkpoint_load.LoadPolicy(
         layout=parallel.layout(),
@@ -47,7 +49,8 @@ def start_state(
         own = checkpoint_load.find(save)
         if own is not None:
             logger.info("resuming job=%s from=%s", env.job_name, own.path)
-            resume.check(own, record, with_optimizer=policy.with_optimizer)
+            resume.check(own, record, total_iterations, with_optimizer=policy.with_optimizer)
+            _load_base_of_adapters(args, engine)
             return checkpoint_load.resume(engine, own, backend, policy)
         if env.resume == "Required":
             raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
@@ -55,12 +58,19 @@ def start_state(
         if args.finetune or (part == "base" and args.train_type == "lora"):
             checkpoint_load.weights(engine, found, part)
         else:
-            resume.check(found, record, with_optimizer=policy.with_optimizer)
+            resume.check(found, record, total_iterations, with_optimizer=policy.with_optimizer)
             return checkpoint_load.resume(engine, found, backend, policy)
     if args.adapter_load and holds_adapter(Path(args.adapter_load)):
         load_adapter(engine.models, spec, args, Path(args.adapter_load))
         engine.optimizer.reload_model_params()
     return TrainState()
+
+
+def _load_base_of_adapters(args: TrainArgs, engine: Engine) -> None:
+    """What `load` names for a LoRA run, whose own checkpoints hold its adapters alone."""
+    for found, part in _given_checkpoints(args):
+        if part == "base" and args.train_type == "lora":
+            checkpoint_load.weights(engine, found, part)
 
 
 def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base", "trainable"]]]:

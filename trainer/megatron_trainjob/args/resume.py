@@ -1,7 +1,7 @@
 """What a run may change when it goes on from a checkpoint: every difference by name, and those that are refused.
 
-A record is what args.json holds: task, arguments, what was derived from them (resolved), and the model's config.json
-with the arguments put in (model_config).
+A record is what args.json holds: task, arguments, what was derived from them (resolved), the model's config.json with
+the arguments put in (model_config), and the content of the weights that the run starts from (weights).
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any, Literal
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation
 
-Verdict = Literal["takes effect", "not of the training", "another network", "another optimizer"]
+Verdict = Literal["takes effect", "not of the training", "another network", "another optimizer", "another start"]
 
 MAY_DIFFER_IN_MODEL = frozenset(
     {"attention_dropout", "hidden_dropout", "transformer_impl", "max_position_embeddings", "padded_vocab_size"}
@@ -86,6 +86,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change
         for name, old, new in arguments
         if not (name in ARGUMENTS and ARGUMENTS[name].secret)
     ]
+    found += _other_weights(before, after)
     found += [
         Change(name=f"{name} (derived)", before=old, after=new, verdict="takes effect")
         for name, old, new in _differing(before.get("resolved", {}), after.get("resolved", {}))
@@ -101,6 +102,29 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change
     return tuple(found)
 
 
+def _other_weights(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
+    """Weights of other content than at the start of the run. Whoever moved or renamed their folder changed nothing."""
+    arguments = after["arguments"]
+    is_lora = arguments.get("train_type") == "lora"
+    base = "load" if arguments.get("load") else "model"
+    reference = "ref_adapter_load" if is_lora else "ref_load"
+    kinds: dict[str, tuple[str, Verdict]] = {
+        "base": (base, "another network" if is_lora else "another start"),
+        "adapter": ("adapter_load", "another start"),
+        "reference": (reference if arguments.get(reference) else base, "takes effect"),
+    }
+    return [
+        Change(name=f"{kinds[kind][0]} (weights of the {kind})", before=old, after=new, verdict=kinds[kind][1])
+        for kind, old, new in _differing(before.get("weights", {}), after.get("weights", {}))
+        if kind in kinds and _content(old) != _content(new)
+    ]
+
+
+def _content(identity: str | None) -> str | None:
+    """The digest behind the path."""
+    return identity and identity.rpartition(" (")[2]
+
+
 def verdict(name: str) -> Verdict:
     """What a change of this argument means for a run that goes on."""
     if name in ANOTHER_NETWORK:
@@ -110,21 +134,35 @@ def verdict(name: str) -> Verdict:
     return "not of the training" if name in NOT_OF_THE_TRAINING else "takes effect"
 
 
-def refused(found: Iterable[Change], checkpoint: str, *, with_optimizer: bool) -> tuple[Violation, ...]:
-    """A violation for each change that cannot be made. with_optimizer: its state is to be loaded."""
-    reasons = {"another network": "start another run, in another save"}
+def refused(
+    found: Iterable[Change], checkpoint: str, *, with_optimizer: bool, has_steps_left: bool = True
+) -> tuple[Violation, ...]:
+    """A violation for each change that cannot be made. with_optimizer: its state is to be loaded.
+
+    has_steps_left: else a run from other weights, or beside another reference, would succeed without a step.
+    """
+    reasons: dict[Verdict, str] = {"another network": "start another run, in another save"}
     if with_optimizer:
         reasons["another optimizer"] = "go on without the optimizer's state (no_load_optim true)"
+    kept = "which a run that goes on from it keeps; set it back, or "
+    messages = {verdict: kept + remedy for verdict, remedy in reasons.items()}
+    if not has_steps_left:
+        messages["another start"] = "and has all steps of this run already; set it back, or give another save"
     return tuple(
         Violation(
             path=f"spec.{change.name}" if change.name == "task" else f"spec.args.{change.name}",
             value=change.after,
-            message=f"{checkpoint} was saved with {_shown(change.before)}, which a run that goes on from it keeps; "
-            f"set it back, or {reasons[change.verdict]}",
+            message=f"{checkpoint} was saved with {_shown(change.before)}, {message}",
         )
         for change in found
-        if change.verdict in reasons
+        if (message := messages.get(_effective(change, has_steps_left=has_steps_left)))
     )
+
+
+def _effective(change: Change, *, has_steps_left: bool) -> Verdict:
+    """Another reference is for the steps that are left; where none is, it is another run."""
+    is_reference = change.name.endswith("(weights of the reference)")
+    return "another start" if is_reference and not has_steps_left else change.verdict
 
 
 def _differing(
