@@ -114,7 +114,7 @@ def test_a_model_of_fewer_layers_or_with_tied_embeddings_does_not_go_on_from_a_p
     assert "this model has no output_layer.weight" in found.message
 
 
-@pytest.mark.parametrize("entry", ["ref_load"])
+@pytest.mark.parametrize("entry", ["ref_load", "ref_adapter_load"])
 def test_no_reference_model_that_is_loaded_runs_code(saved, adapter, tmp_path, entry):
     source = saved if entry == "ref_load" else adapter
     marker, checkpoint = tmp_path / "it-was-run", copy(source, tmp_path / "forged")
@@ -133,7 +133,7 @@ def test_forged_reference_log_probabilities_are_no_answer(tmp_path, content):
     marker, path = tmp_path / "it-was-run", tmp_path / "a.npy"
     honest = np.ones((3, 2), np.float32)
     np.save(path, honest)
-    assert (stored(path, num_rows=3) == honest).all()
+    assert (stored(path, shape=(3, 2)) == honest).all()
     whole = path.read_bytes()
     match content:
         case "a pickle":
@@ -146,7 +146,7 @@ def test_forged_reference_log_probabilities_are_no_answer(tmp_path, content):
             np.save(path, np.ones((4, 2), np.float32))
         case "nothing":
             path.write_bytes(b"")
-    assert stored(path, num_rows=3) is None
+    assert stored(path, shape=(3, 2)) is None
     assert not marker.exists()
 
 

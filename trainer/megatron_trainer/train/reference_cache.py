@@ -27,6 +27,7 @@ from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.dataset import stores_of, with_reference
 from megatron_trainer.data.ordering.sample import WholePass
 from megatron_trainer.data.prepare import Prepared
+from megatron_trainer.data.storage import array_file
 from megatron_trainer.data.storage.fingerprint import files_digest, text_key
 from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.storage.store import Store
@@ -65,7 +66,7 @@ def with_known_reference(
     stores = list(dict.fromkeys(store for dataset in datasets for store in stores_of(dataset)))
     identity = _identity(args, spec, cache)
     files = {store: cache / "reference" / f"{text_key(f'{store.directory.name} {identity}')}.npy" for store in stores}
-    found = {store: _read(path, len(store)) for store, path in files.items()}
+    found = {store: _read(path, _shape(store)) for store, path in files.items()}
     missing = [store for store, values in found.items() if values is None]
     if missing:
         reference = open_reference()
@@ -101,23 +102,29 @@ def _content(folder: Path, cache: Path) -> str:
     return files_digest(sorted(path for path in where.rglob("*") if path.is_file()), cache / "digests")
 
 
-def _read(path: Path, num_rows: int) -> Values | None:
+def _shape(store: Store | LazyStore) -> tuple[int, int]:
+    """Of the values that belong to the rows of a store."""
+    assert isinstance(store, Store)  # a rule refuses lazy tokenization
+    return len(store), store.facts.sequences_per_row
+
+
+def _read(path: Path, shape: tuple[int, int]) -> Values | None:
     """What the first rank finds there, on all ranks. Collective."""
-    found: list[Values | None] = [stored(path, num_rows=num_rows) if dist.get_rank() == 0 else None]
+    found: list[Values | None] = [stored(path, shape=shape) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]
 
 
-def stored(path: Path, *, num_rows: int) -> Values | None:
-    """The values in a file; None where there is none, or none of this many rows: they are asked again."""
+def stored(path: Path, *, shape: tuple[int, int]) -> Values | None:
+    """The values in a file; None where there is none, or one of another shape: they are asked again."""
     try:
-        found = np.load(path, mmap_mode="r", allow_pickle=False)
+        found = array_file.read(path, np.float32, 2)
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, EOFError) as err:
+    except (OSError, ValueError) as err:
         logger.warning("kept log-probabilities cannot be read and are asked again path=%s error=%s", path, err)
         return None
-    if found.shape != (num_rows, 2) or found.dtype != np.float32:
+    if found.shape != shape:
         logger.warning("kept log-probabilities are of other data and are asked again path=%s", path)
         return None
     return np.array(found)
@@ -133,17 +140,16 @@ def _write(values: Values, path: Path) -> None:
 
 def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape: RowShape, backend: Backend) -> Values:
     """The log-probabilities of all rows of a store, each asked by one data-parallel rank. Collective."""
-    assert isinstance(store, Store)  # a rule refuses lazy tokenization
-    logger.info("asking the reference model rows=%d data=%s", len(store), store.directory.name)
-    width = store.facts.sequences_per_row
+    num_rows, width = _shape(store)
+    logger.info("asking the reference model rows=%d data=%s", num_rows, store.directory.name)
     here = parallel.coordinates()
     order = WholePass(
-        num_items=len(store),
+        num_items=num_rows,
         micro_batch_size=args.micro_batch_size,
         data_parallel_rank=here.data,
         data_parallel_size=here.data_size,
     )
-    totals = torch.zeros(len(store), width, dtype=torch.float32, device=backend.device)
+    totals = torch.zeros(num_rows, width, dtype=torch.float32, device=backend.device)
     for rows in batched(order, PASSES_AT_ONCE):
         batches = [on_device(collate([store[row] for row in some], shape), backend.device) for some in rows]
         for some, answer_S in zip(rows, reference.log_probabilities(batches), strict=True):

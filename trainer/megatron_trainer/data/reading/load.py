@@ -20,7 +20,7 @@ from megatron_trainer.data.reading.source import HubAccess, Source, open_source
 from megatron_trainer.data.reading.spec import DatasetSpec
 from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.settings import DataSettings
-from megatron_trainer.data.storage.cache import built_once
+from megatron_trainer.data.storage.cache import opened
 from megatron_trainer.data.storage.fingerprint import (
     file_identities,
     source_digest,
@@ -93,8 +93,8 @@ class Loader:
     def open_stream(self, specs: Sequence[DatasetSpec]) -> Stream:
         """The stream of the entries of `dataset`. Raises InvalidInput with every entry that cannot be opened."""
         settings = self._settings
-        opened = open_all("dataset", specs, replace(self._access(), streams=True))
-        sources = [self._single(source) for source in opened]
+        found = open_all("dataset", specs, replace(self._access(), streams=True))
+        sources = [self._single(source) for source in found]
         parts = [StreamSource(source=s, num_rows=e.num_rows) for e, s in zip(specs, sources, strict=True)]
         stream = Stream(
             mixture=Mixture(
@@ -155,8 +155,12 @@ class Loader:
             is_strict=self._settings.is_strict,
             progress=None if progress is None else partial(progress, spec.text),
         )
-        built_once(folder, lambda aside: write(self._records(spec, source), directory=aside), renew=self._renews)
-        store = Store(folder)
+        store = opened(
+            folder,
+            lambda aside: write(self._records(spec, source), directory=aside),
+            Store,
+            renew=self._renews,
+        )
         if self._settings.is_strict:
             refuse_first_bad(entry.first for entry in store.facts.dropped.values())
         return Loaded(spec=spec, source=source, store=store, is_new=is_new)
@@ -164,8 +168,12 @@ class Loader:
     def _rows(self, spec: DatasetSpec, source: Source) -> Loaded:
         folder = self._cache / f"rows-{text_key(f'{self._digest(source)} {self._choice(spec)}')}"
         is_new = self._renews or not folder.exists()
-        built_once(folder, lambda aside: write_rows(self._records(spec, source), aside), renew=self._renews)
-        store = LazyStore(folder, self.encoder, is_strict=self._settings.is_strict)
+        store = opened(
+            folder,
+            lambda aside: write_rows(self._records(spec, source), aside),
+            partial(LazyStore, encoder=self.encoder, is_strict=self._settings.is_strict),
+            renew=self._renews,
+        )
         return Loaded(spec=spec, source=source, store=store, is_new=is_new)
 
 

@@ -22,6 +22,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from megatron_trainer.failure import TrainingError
+from megatron_trainjob import input_file
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -59,10 +60,23 @@ def built_once(
     return folder
 
 
+def opened[Opened](
+    folder: Path, build: Callable[[Path], None], open_: Callable[[Path], Opened], *, renew: bool = False
+) -> Opened:
+    """What `open_` makes of the folder. One that it cannot read, whole as it may look, is built again, once."""
+    built_once(folder, build, renew=renew)
+    try:
+        return open_(folder)
+    except (OSError, ValueError) as err:
+        logger.warning("the cached data in %s cannot be read and is made again: %s", folder, err)
+    built_once(folder, build, renew=True)
+    return open_(folder)
+
+
 def is_whole(folder: Path) -> bool:
     """Whether every file that was built is there in its length."""
     try:
-        lengths = json.loads((folder / LENGTHS).read_text())
+        lengths = input_file.read_json(folder / LENGTHS)
         return all((folder / name).stat().st_size == length for name, length in lengths.items())
     except (OSError, ValueError, AttributeError):
         return False

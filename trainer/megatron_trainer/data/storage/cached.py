@@ -11,17 +11,21 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import pyarrow  # type: ignore[import-untyped]
 from numpy.typing import NDArray
 
 from megatron_trainer.data.dataset import Items
 from megatron_trainer.data.encoding.encode import Encoded
-from megatron_trainer.data.storage.cache import built_once
+from megatron_trainer.data.storage.cache import built_once, opened
 from megatron_trainer.data.storage.chunk import to_chunk
 from megatron_trainer.data.storage.fingerprint import text_key
 from megatron_trainer.data.storage.store import Store, StoreWriter, merge_dropped
 from megatron_trainer.data.values import IGNORED, Pair, Sample
+from megatron_trainjob import input_file, weight_files
 
 ROWS_PER_CHUNK = 1000
+STATE = "state.json"
+"""Of a dataset that `save_to_disk` wrote: the names of its files."""
 PART_FILES = ("store.json", "dataset_info.json")
 """Of the two forms of tokenized data, the file that tells it."""
 
@@ -70,17 +74,32 @@ def _open_part(folder: Path, cache: Path) -> Store:
         raise ValueError(
             f"{folder} holds no tokenized data; make it with `python -m megatron_trainer data --write-cached DIR`"
         )
-    table = datasets.load_from_disk(str(folder))
+    table = _table(folder)
     missing = {"input_ids", "labels"} - set(table.column_names)
     if missing:
         raise ValueError(f"{folder} lacks the columns {', '.join(sorted(missing))} of tokenized data")
     target = cache / f"converted-{text_key(f'{folder.resolve()} {table._fingerprint}')}"
-    return Store(built_once(target, lambda aside: _convert(table, aside)))
+    return opened(target, lambda aside: _convert(table, aside), Store)
+
+
+def _table(folder: Path) -> datasets.Dataset:
+    """The dataset that `save_to_disk` wrote. Raises ValueError for one that cannot be read, or lies elsewhere."""
+    try:
+        for entry in input_file.read_json(folder / STATE)["_data_files"]:
+            if not weight_files.is_inside(entry["filename"]):
+                raise ValueError(f"{STATE} names {entry['filename']!r}, which is no file of this folder")
+            input_file.check(folder / entry["filename"])
+        return datasets.load_from_disk(str(folder))
+    except Exception as err:  # a damaged folder makes the library raise anything
+        raise ValueError(f"{folder} cannot be read: {err}; save it again") from err
 
 
 def _convert(table: datasets.Dataset, directory: Path) -> None:
     writer = StoreWriter(directory, sequences_per_row=1, is_weighted="loss_scale" in table.column_names)
-    _append(writer, (_from_columns(number, row) for number, row in enumerate(table)))
+    try:
+        _append(writer, (_from_columns(number, row) for number, row in enumerate(table)))
+    except (TypeError, OverflowError, pyarrow.ArrowException) as err:
+        raise ValueError(f"a row of it holds no tokens and labels: {err}") from err
     writer.close()
 
 

@@ -17,6 +17,7 @@ from megatron_trainer.data.encoding.encode import Encoder
 from megatron_trainer.data.reading.source import FileSource, Source
 from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.storage.store import VERSION
+from megatron_trainjob import input_file
 
 DIGEST_CHARACTERS = 64
 SETTLED_NS = 2_000_000_000
@@ -99,11 +100,11 @@ def _remembered(file: Path, memory: Path, digest_of: Callable[[Path], str]) -> s
     identity = [*_identity(file), status.st_ctime_ns, status.st_ino, digest_of.__name__]
     note = memory / f"{text_key(json.dumps(identity))}.txt"
     try:
-        remembered = note.read_text()
+        remembered = input_file.read_text(note)
         age_ns = note.stat().st_mtime_ns - max(status.st_mtime_ns, status.st_ctime_ns)
         if age_ns > SETTLED_NS and len(remembered) == DIGEST_CHARACTERS:
             return remembered
-    except OSError:
+    except (OSError, ValueError):
         pass
     digest = digest_of(file)
     with contextlib.suppress(OSError):  # a volume that is read-only: the file is read again the next time

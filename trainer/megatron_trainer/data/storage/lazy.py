@@ -16,9 +16,11 @@ from numpy.typing import NDArray
 
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, tell_notes, to_item
 from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.storage import array_file
 from megatron_trainer.data.storage.tokenize import refuse_first_bad
 from megatron_trainer.data.values import Pair, RowError, Sample
 from megatron_trainer.failure import TrainingError
+from megatron_trainjob import input_file
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -54,17 +56,41 @@ def _content(record: Record) -> bytes:
 
 
 class LazyStore:
-    """Rows that were written by `write_rows`, tokenized at each access. To items what store.Store is."""
+    """Rows that were written by `write_rows`, tokenized at each access. To items what store.Store is.
+
+    Raises:
+        ValueError: the files do not fit each other. OSError: one cannot be opened.
+    """
 
     def __init__(self, directory: Path, encoder: Encoder, *, is_strict: bool = False) -> None:
         self.directory = directory
         self._encoder = encoder
         self._is_strict = is_strict
         self._told: set[str] = set()
-        self._ends: NDArray[np.int64] = np.load(directory / "ends.npy", mmap_mode="r")
-        self._places: NDArray[np.int64] = np.load(directory / "places.npy", mmap_mode="r")
-        self._files: list[str] = json.loads((directory / "files.json").read_text())
-        self._rows = np.memmap(directory / "rows.bin", mode="r") if self._ends[-1] else np.empty(0, np.uint8)
+        self._ends: NDArray[np.int64] = array_file.read(directory / "ends.npy", np.int64, 1)
+        self._places: NDArray[np.int64] = array_file.read(directory / "places.npy", np.int64, 2)
+        most_bytes = input_file.MAX_TABLE_BYTES
+        self._files: list[str] = input_file.read_json(directory / "files.json", most_bytes=most_bytes)
+        input_file.check(directory / "rows.bin")
+        has_rows = (directory / "rows.bin").stat().st_size > 0
+        self._rows = np.memmap(directory / "rows.bin", mode="r") if has_rows else np.empty(0, np.uint8)
+        self._check()
+
+    def _check(self) -> None:
+        ends, places = self._ends, self._places
+        is_list = isinstance(self._files, list) and all(isinstance(name, str) for name in self._files)
+        fits = {
+            "ends.npy": len(ends) == len(places) + 1
+            and (ends[0], ends[-1]) == (0, len(self._rows))
+            and bool((ends[1:] >= ends[:-1]).all()),
+            "places.npy": places.shape[1] == 2,
+            "files.json": is_list
+            and int(places[:, :1].min(initial=0)) >= 0
+            and int(places[:, :1].max(initial=-1)) < len(self._files),
+        }
+        wrong = [name for name, is_right in fits.items() if not is_right]
+        if wrong:
+            raise ValueError(f"{self.directory}: {', '.join(wrong)} does not fit the other files")
 
     def __reduce__(self) -> tuple[object, ...]:
         return partial(LazyStore, is_strict=self._is_strict), (self.directory, self._encoder)

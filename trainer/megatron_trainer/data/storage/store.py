@@ -10,17 +10,19 @@ from __future__ import annotations
 import json
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import BinaryIO
+from typing import Any, BinaryIO
 
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_trainer.data.storage import array_file
 from megatron_trainer.data.storage.chunk import Chunk
 from megatron_trainer.data.values import IGNORED, Location, Pair, Rejection, Sample
+from megatron_trainjob import input_file
 
 VERSION = 3
 
@@ -127,18 +129,41 @@ class StoreWriter:
 
 
 class Store:
-    """The rows of a finished store."""
+    """The rows of a finished store.
+
+    Raises:
+        ValueError: its files are no store, or do not fit each other. OSError: one cannot be opened.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
         self.facts = _read_facts(directory)
-        self.offsets: NDArray[np.int64] = np.load(directory / "offsets.npy", mmap_mode="r")
-        self.numbers: NDArray[np.int64] = np.load(directory / "numbers.npy", mmap_mode="r")
-        self._channels: NDArray[np.int32] = np.load(directory / "channels.npy", mmap_mode="r")
+        self.offsets: NDArray[np.int64] = array_file.read(directory / "offsets.npy", np.int64, 1)
+        self.numbers: NDArray[np.int64] = array_file.read(directory / "numbers.npy", np.int64, 1)
+        self._channels: NDArray[np.int32] = array_file.read(directory / "channels.npy", np.int32, 1)
         targets = directory / "targets.npy"
-        self._targets: NDArray[np.float32] | None = np.load(targets, mmap_mode="r") if targets.exists() else None
+        self._targets: NDArray[np.float32] | None = (
+            array_file.read(targets, np.float32, 2) if targets.exists() else None
+        )
         self._input_ids = _map(directory / "input_ids.bin", "int32")
         self._weights = _map(directory / "weights.bin", self.facts.weight_type)
+        self._check()
+
+    def _check(self) -> None:
+        """What is read by these numbers later would be other rows, or none, without a word."""
+        rows, tokens = len(self.numbers), len(self._input_ids)
+        channels = self._channels
+        fits = {
+            "offsets.npy": len(self.offsets) == rows * self.facts.sequences_per_row + 1
+            and (self.offsets[0], self.offsets[-1]) == (0, tokens)
+            and bool((self.offsets[1:] >= self.offsets[:-1]).all()),
+            "weights.bin": len(self._weights) == tokens,
+            "channels.npy": len(channels) == rows and int(channels.max(initial=-1)) < len(self.facts.channels),
+            "targets.npy": self._targets is None or len(self._targets) == rows,
+        }
+        wrong = [name for name, is_right in fits.items() if not is_right]
+        if wrong:
+            raise ValueError(f"{self.directory}: {', '.join(wrong)} does not fit the other files")
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
         return Store, (self.directory,)  # another process maps the files itself instead of getting a copy
@@ -204,24 +229,30 @@ def merge_dropped(parts: Sequence[dict[str, Dropped]]) -> dict[str, Dropped]:
 
 
 def _map(path: Path, dtype: str) -> NDArray:  # type: ignore[type-arg]
+    input_file.check(path)
     if path.stat().st_size == 0:  # an empty file cannot be mapped
         return np.empty(0, np.dtype(dtype))
     return np.memmap(path, dtype=dtype, mode="r")
 
 
 def _read_facts(directory: Path) -> StoreFacts:
-    content = json.loads((directory / "store.json").read_text())
-    if content.pop("version") != VERSION:
+    content = input_file.read_json(directory / "store.json", most_bytes=input_file.MAX_TABLE_BYTES)
+    try:
+        version = content.pop("version")
+        content["channels"] = tuple(content["channels"])
+        content["dropped"] = {
+            reason: Dropped(count=int(entry["count"]), first=_rejection(entry["first"]))
+            for reason, entry in content["dropped"].items()
+        }
+        facts = StoreFacts(**content)
+    except (KeyError, TypeError, AttributeError) as err:
+        raise ValueError(f"{directory}/store.json is no account of a store ({err!r})") from err
+    if version != VERSION:
         raise ValueError(f"{directory} was written by another version of the trainer; tokenize the data again")
-    content["channels"] = tuple(content["channels"])
-    content["dropped"] = {
-        reason: Dropped(count=entry["count"], first=_rejection(entry["first"]))
-        for reason, entry in content["dropped"].items()
-    }
-    return StoreFacts(**content)
+    if facts.sequences_per_row not in (1, 2) or facts.weight_type not in ("uint8", "float32"):
+        raise ValueError(f"{directory}/store.json is no account of a store")
+    return facts
 
 
-def _rejection(fields: dict[str, object]) -> Rejection:
-    location = fields.pop("location")
-    assert isinstance(location, dict)
-    return Rejection(location=Location(**location), **fields)  # type: ignore[arg-type]
+def _rejection(fields: Mapping[str, Any]) -> Rejection:
+    return Rejection(**{**fields, "location": Location(**fields["location"])})

@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 from dataclasses import asdict, dataclass
 from pathlib import Path
+
+from megatron_trainjob import input_file
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,8 +44,11 @@ def latest(path: Path, items: int) -> Note:
     """The last note that lies at or before the given number of items; the start when there is none."""
     best = START
     try:
-        lines = path.read_bytes().splitlines()
+        lines = input_file.read_bytes(path, most_bytes=input_file.MAX_TABLE_BYTES).splitlines()
     except FileNotFoundError:
+        return best
+    except (OSError, ValueError) as err:
+        logger.warning("notes of a stream cannot be read, so that it is read from its start again: %s", err)
         return best
     for line in lines:
         note = _parse(line)
@@ -54,10 +62,10 @@ def _order(note: Note) -> tuple[int, int]:
 
 
 def _parse(line: bytes) -> Note | None:
-    """None for a line that was cut off."""
+    """None for a line that was cut off, or is none of these notes."""
     try:
-        fields = json.loads(line)
+        fields = input_file.parse_json(line)
         waiting = tuple((int(row), int(rounds)) for row, rounds in fields.pop("waiting"))
-        return Note(waiting=waiting, **fields)
-    except (ValueError, TypeError, KeyError, AttributeError):
+        return Note(waiting=waiting, **{name: int(number) for name, number in fields.items()})
+    except (ValueError, TypeError, KeyError, AttributeError, OverflowError):
         return None
