@@ -12,7 +12,7 @@ import yaml
 
 from megatron_operator.cli import logs, main, trainer
 from megatron_operator.cluster.local.state import State
-from tests.support.operator.job_values import raw, write_tokenizer, write_weights
+from tests.support.operator.job_values import raw, write_model_header, write_tokenizer, write_weights
 
 TINY = {
     "model_type": "llama",
@@ -45,7 +45,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(TINY))
-    write_weights(tmp_path / "model")
+    write_model_header(tmp_path / "model", TINY)
     write_tokenizer(tmp_path / "model")
     (tmp_path / "train.jsonl").write_text("")
     arguments = {"model": "./model", "dataset": ["./train.jsonl"], "train_iters": 10}

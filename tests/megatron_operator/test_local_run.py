@@ -18,11 +18,12 @@ import pytest
 import yaml
 
 from megatron_operator.cli import main
-from tests.support.operator.job_values import raw, write_tokenizer, write_weights
+from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
 
 TESTS = Path(__file__).parent.parent
 PROGRAM = TESTS / "support" / "checkpoint" / "counting_program.py"
 PATIENCE_S = 60
+MODEL = {"model_type": "llama", "num_hidden_layers": 2}
 SHORT_GRACE = {"spec": {"terminationGracePeriodSeconds": 0}}
 
 
@@ -32,8 +33,8 @@ class Run:
     def __init__(self, folder, capsys):
         self.folder, self.capsys = folder, capsys
         (folder / "model").mkdir()
-        (folder / "model" / "config.json").write_text('{"model_type": "llama"}')
-        write_weights(folder / "model")
+        (folder / "model" / "config.json").write_text(json.dumps(MODEL))
+        write_model_header(folder / "model", MODEL)
         write_tokenizer(folder / "model")
         (folder / "train.jsonl").write_text("")
         self.state = folder / ".mtj" / "tune"

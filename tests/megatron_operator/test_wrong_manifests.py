@@ -12,7 +12,7 @@ import pytest
 import yaml
 
 from megatron_operator.cli import main
-from tests.support.operator.job_values import raw, write_tokenizer, write_weights
+from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
 
 CASES = {
     "unknown argument": (
@@ -192,7 +192,7 @@ def here(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text(json.dumps(MODEL))
-    write_weights(tmp_path / "model")
+    write_model_header(tmp_path / "model", MODEL)
     (tmp_path / "bert").mkdir()
     (tmp_path / "bert" / "config.json").write_text(json.dumps({"model_type": "bert"}))
     write_tokenizer(tmp_path / "model")
@@ -203,6 +203,7 @@ def here(tmp_path, monkeypatch):
 def test_a_tokenizer_that_does_not_fit_the_model_is_found_before_anything_starts(here, capsys):
     config = {**MODEL, "vocab_size": 3}
     (here / "model" / "config.json").write_text(json.dumps(config))
+    write_model_header(here / "model", config)
     assert main(["validate", write(here, {})]) == 0
     write_tokenizer(here / "model", tokens=4)
     assert main(["validate", write(here, {})]) == 2

@@ -1,12 +1,13 @@
 """What file names and headers of a model folder tell of its weights, without a tensor library."""
 
 import json
+import math
 
 import pytest
 
 from megatron_trainjob import families, weight_files
-from megatron_trainjob.families import tensors
-from tests.support.operator.job_values import write_weights
+from megatron_trainjob.families import shapes, tensors
+from tests.support.operator.job_values import write_header, write_weights
 
 CONFIG = {"model_type": "llama", "vocab_size": 320}
 INDEX = weight_files.INDEX_FILE
@@ -50,9 +51,19 @@ def test_the_rows_of_a_shard_are_read_from_the_shard(tmp_path):
     assert found.endswith("lm_head.weight has 64 rows, vocab_size says 320")
 
 
-def test_a_file_that_is_no_safetensors_is_left_to_loading(tmp_path):
-    (tmp_path / "model.safetensors").write_bytes(b"no header")
-    assert problems(tmp_path) == []
+@pytest.mark.parametrize("content", [b"no header", b"", b"\2" + bytes(7) + b"[]"], ids=["text", "empty", "a list"])
+def test_a_file_that_is_no_safetensors_is_named(tmp_path, content):
+    (tmp_path / "model.safetensors").write_bytes(content)
+    (found,) = problems(tmp_path)
+    assert found.startswith("its model.safetensors cannot be read (no header of safetensors")
+
+
+def test_a_file_that_is_cut_short_is_named(tmp_path):
+    header = json.dumps({"lm_head.weight": {"dtype": "F32", "shape": [320, 4], "data_offsets": [0, 5120]}}).encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(100))
+    whole = 8 + len(header) + 5120
+    message = f"its model.safetensors is cut short: {whole - 5020} of {whole} bytes; download it again"
+    assert problems(tmp_path) == [message]
 
 
 LLAMA = {**CONFIG, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
@@ -61,12 +72,46 @@ LOST = "model.layers.1.mlp.up_proj.weight"
 
 def test_tensors_that_are_missing_or_left_over_are_named_as_loading_names_them(tmp_path):
     model = families.read(LLAMA)
-    stored = {name.replace(".", "__"): 320 for name in {*tensors.names(model), "extra"} - {LOST}}
-    write_weights(tmp_path, **stored)
+    stored = {name: shape for name, shape in {**shapes.shapes(model), "extra": (3,)}.items() if name != LOST}
+    write_header(tmp_path, stored)
     assert list(weight_files.problems(tmp_path, LLAMA, model)) == [
         f"1 tensors that the model needs are missing: {LOST}",
         "1 tensors belong to no part of the model; is config.json of another model?: extra",
     ]
+
+
+@pytest.mark.parametrize("index", [None, {}], ids=["a file", "an index"])
+def test_weights_without_a_tensor_are_not_taken_for_a_model(tmp_path, index):
+    model = families.read(LLAMA)
+    if index is None:
+        write_header(tmp_path, {})
+    else:
+        (tmp_path / INDEX).write_text(json.dumps({"weight_map": index}))
+    (found,) = weight_files.problems(tmp_path, LLAMA, model)
+    assert found.startswith(f"{len(tensors.names(model))} tensors that the model needs are missing: lm_head.weight")
+
+
+def test_tensors_of_another_shape_are_named_with_both(tmp_path):
+    model = families.read(LLAMA)
+    narrow = {"model.layers.0.self_attn.k_proj.weight": (32, 64), "model.norm.weight": (65,)}
+    write_header(tmp_path, {**shapes.shapes(model), **narrow})
+    assert list(weight_files.problems(tmp_path, LLAMA, model)) == [
+        "2 tensors are other than config.json and the arguments say: "
+        "model.layers.0.self_attn.k_proj.weight is [32, 64] and not [64, 64], model.norm.weight is [65] and not [64]"
+    ]
+
+
+def test_another_output_layer_than_the_tied_embedding_is_named(tmp_path):
+    config = {**LLAMA, "tie_word_embeddings": True}
+    model = families.read(config)
+    data = {name: bytes(4 * math.prod(shape)) for name, shape in shapes.shapes(model).items()}
+    embedding = data["model.embed_tokens.weight"]
+    for output, expected in ((embedding, []), (embedding[:-1] + b"1", ["lm_head.weight is another than"])):
+        write_header(
+            tmp_path, {**shapes.shapes(model), "lm_head.weight": (320, 64)}, {**data, "lm_head.weight": output}
+        )
+        found = list(weight_files.problems(tmp_path, config, model))
+        assert [text.partition(": ")[2][:30] for text in found] == expected
 
 
 def test_an_index_that_its_files_belie_is_named(tmp_path):

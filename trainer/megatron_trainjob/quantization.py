@@ -84,6 +84,44 @@ def _problem(found: Mapping[str, Any]) -> str | None:
 _REMEDY = f"read is {_READABLE}; give the model in bfloat16 or float32 (transformers: dequantize, save_pretrained)"
 
 
+def block_sizes(shape: Sequence[int], grid: Sequence[int], given: tuple[int, int] | None) -> tuple[int, int]:
+    """Rows and columns that one scale stands for. Raises ValueError for a grid that does not tell.
+
+    grid: rows and columns of the scales. given: the same by config.json.
+    """
+    if len(shape) != 2:
+        raise ValueError(f"a quantized weight has two dimensions, this one {list(shape)}")
+    sizes = given or (None, None)
+    rows, columns = (_side(size, count, side) for size, count, side in zip(shape, grid, sizes, strict=True))
+    return rows, columns
+
+
+def _side(size: int, count: int, given: int | None) -> int:
+    """The length of a block. transformers divides the size by the number of scales, whatever config.json says."""
+    divided = size // count if size % count == 0 else None
+    if count == 1:
+        return size
+    if given is None or -(-size // given) != count:
+        if divided is None:
+            raise ValueError(f"{size} do not divide over {count} scales")
+        return divided
+    if divided is not None and divided != given:
+        raise ValueError(
+            f"{count} scales for {size} are blocks of {given} by config.json and of {divided} divided evenly"
+        )
+    return given
+
+
+def grid_problem(weight: str, shape: Sequence[int], scales: Sequence[int], given: tuple[int, int] | None) -> str | None:
+    """What is wrong with the scales of a weight, by the shapes of both."""
+    grid = tuple(scales) if len(scales) > 1 else (scales[0] if scales else 1, 1)
+    try:
+        block_sizes(shape, grid, given)
+    except ValueError as err:
+        return f"{weight} has scales that cannot be read: {err}"
+    return None
+
+
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
     """The config.json of the same model stored in 16 or 32 bits."""
     return {key: value for key, value in config.items() if key not in CONFIG_KEYS}

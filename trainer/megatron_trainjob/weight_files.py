@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from megatron_trainjob import input_file, quantization
-from megatron_trainjob.families import tensors
+from megatron_trainjob.families import shapes, tensors
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.quantization import Quantization
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
 """Where weights may lie, in the order in which transformers looks: the first that is there is read."""
 
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
-"""Tensors with a row for each token, in every family."""
-
 _LENGTH = struct.Struct("<Q")
 _LONGEST_NAME_BYTES = 255
 _LONGEST_HEADER_BYTES = 100_000_000
+_COMPARED_BYTES = 2**20
 
 
 class Unusable(ValueError):
@@ -67,11 +67,6 @@ def _read(path: Path) -> dict[str, Any]:
     return dict(input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES))
 
 
-def rows_problem(name: str, rows: int, vocab_size: int) -> str | None:
-    """What is wrong with the number of rows of an embedding or output layer, as config.json has the vocabulary."""
-    return None if rows == vocab_size else f"{name} has {rows} rows, vocab_size says {vocab_size}"
-
-
 def problems(
     directory: Path, config: Mapping[str, Any], model: Model | None = None, *, has_scores: bool = False
 ) -> Iterator[str]:
@@ -80,50 +75,104 @@ def problems(
     model: what config.json means with the arguments put in, None where that is not known. has_scores: as for the table.
     """
     try:
-        files = _stored(directory, sources(directory)[0])
+        stored = _stored(directory, sources(directory)[0])
     except Unusable as unusable:
         yield str(unusable)
         return
-    if model is not None and files:
-        scales = quantization.of(config)
-        own = {name for name in files if not (scales and scales.is_scale(name, files))}
+    scales = quantization.of(config)
+    own = {name for name in stored or () if not (scales and scales.is_scale(name, dict.fromkeys(stored or (), "")))}
+    if model is not None and stored is not None:
         yield from tensors.difference(model, own, has_scores=has_scores)
-    vocab_size = config.get("vocab_size")
-    for name in VOCABULARY:
-        rows = _rows(directory / files[name], name) if name in files else None
-        wrong = rows_problem(name, rows, vocab_size) if rows is not None and isinstance(vocab_size, int) else None
+    wanted = _rows_alone(config, stored or {}) if model is None else shapes.shapes(model, has_scores=has_scores)
+    yield from shapes.told(_misfits(stored or {}, wanted, scales, is_tied=model is not None and model.tied))
+
+
+def _rows_alone(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, shapes.Shape]:
+    """What can be told of a model that is not known: how many rows its vocabulary has."""
+    rows = config.get("vocab_size")
+    found = {name: stored[name].shape for name in shapes.VOCABULARY if name in stored}
+    return {name: (rows, *shape[1:]) for name, shape in found.items() if shape and isinstance(rows, int)}
+
+
+def _misfits(
+    stored: Mapping[str, Stored], wanted: Mapping[str, shapes.Shape], scales: Quantization | None, *, is_tied: bool
+) -> Iterator[str]:
+    known = {name: tensor.shape for name, tensor in stored.items() if tensor.shape is not None}
+    for name, shape in known.items():
+        grid = known.get(scales.scale_name(name)) if scales else None
+        wrong = shapes.problem(name, shape, wanted)
+        if wrong is None and name in wanted and scales and grid is not None:
+            wrong = quantization.grid_problem(name, shape, grid, scales.block)
         if wrong:
-            yield f"1 tensors are other than config.json and the arguments say: {wrong}"
+            yield wrong
+    both = [stored[name] for name in shapes.VOCABULARY if name in stored]
+    if is_tied and len(both) == len(shapes.VOCABULARY) and both[0].shape == both[1].shape and _start_otherwise(*both):
+        yield shapes.OTHER_OUTPUT
 
 
-def _stored(directory: Path, source: str) -> dict[str, str]:
-    """Tensor name -> file; nothing where only loading tells. Raises Unusable for an index that its files belie."""
+def _start_otherwise(one: Stored, other: Stored) -> bool:
+    """Whether two tensors differ in their first bytes; loading compares all."""
+    return one.shape is not None and one.start() != other.start()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stored:
+    """A tensor in a file. shape: None where only loading tells. offset: of its first byte. length: bytes of it."""
+
+    path: Path
+    shape: shapes.Shape | None = None
+    offset: int = 0
+    length: int = 0
+
+    def start(self) -> bytes:
+        """Its first bytes, a MiB at most."""
+        with self.path.open("rb") as file:
+            file.seek(self.offset)
+            return file.read(min(self.length, _COMPARED_BYTES))
+
+
+def _stored(directory: Path, source: str) -> dict[str, Stored] | None:
+    """The tensors by name; None where only loading tells. Raises Unusable for broken files and an index they belie."""
     if not source.endswith(".index.json"):
-        return dict.fromkeys(_header(directory / source).keys() - {"__metadata__"}, source)
+        return _header(directory / source)
     files = indexed(directory, source)
     headers = {file: _header(directory / file) for file in set(files.values())}
+    found: dict[str, Stored] = {}
     for name, file in files.items():
-        if headers[file] and name not in headers[file]:
+        header = headers[file]
+        if header is not None and name not in header:
             raise Unusable(f"its index says that {file} holds {name}, which is not there; download it again")
-    return files
+        found[name] = Stored(path=directory / file) if header is None else header[name]
+    return found
 
 
-def _rows(path: Path, name: str) -> int | None:
-    """Rows of a tensor by the header of its file; None where the header does not say."""
-    stated = _header(path).get(name)
-    shape = stated.get("shape") if isinstance(stated, Mapping) else None
-    return shape[0] if isinstance(shape, list) and shape and isinstance(shape[0], int) else None
-
-
-def _header(path: Path) -> Mapping[str, Any]:
-    """What a safetensors file says of its tensors; {} when it is none, which loading says better."""
+def _header(path: Path) -> dict[str, Stored] | None:
+    """The tensors of a safetensors file; None for one of torch, which only loading reads. Raises Unusable."""
     if path.suffix != ".safetensors":
-        return {}
+        return None
     try:
         input_file.check(path)
         with path.open("rb") as file:
             (length,) = _LENGTH.unpack(file.read(_LENGTH.size))
-            found = input_file.parse_json(file.read(min(length, _LONGEST_HEADER_BYTES)))
-    except (OSError, ValueError, struct.error):
-        return {}
-    return found if isinstance(found, Mapping) else {}
+            if length > _LONGEST_HEADER_BYTES:
+                raise ValueError(f"a header of {length} bytes")
+            header = input_file.parse_json(file.read(length))
+        if not isinstance(header, dict):
+            raise ValueError("it is no object")
+        first, size = _LENGTH.size + length, path.stat().st_size
+        found = {name: _tensor(path, first, of) for name, of in header.items() if name != "__metadata__"}
+    except PermissionError:  # loading says whose file it is
+        return None
+    except (OSError, ValueError, TypeError, KeyError, struct.error) as err:
+        raise Unusable(f"its {path.name} cannot be read (no header of safetensors: {err}); download it again") from err
+    last = max((tensor.offset + tensor.length for tensor in found.values()), default=0)
+    if last > size:
+        raise Unusable(f"its {path.name} is cut short: {size} of {last} bytes; download it again")
+    return found
+
+
+def _tensor(path: Path, first: int, stated: Mapping[str, Any]) -> Stored:
+    """A tensor by what the header states of it; `first` is where the data begins in the file."""
+    start, end = (int(offset) for offset in stated["data_offsets"])
+    shape = tuple(int(size) for size in stated["shape"])
+    return Stored(path=path, shape=shape, offset=first + start, length=end - start)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,8 @@ from megatron_operator.api import names
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Plan
+from megatron_trainjob import families
+from megatron_trainjob.families import shapes
 from megatron_trainjob.progress import Progress
 
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 100}
@@ -138,9 +140,21 @@ def conditions(status: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
 
 def write_weights(folder: Path, **rows: int) -> None:
     """A safetensors file of nothing but a header: tensors of that many rows, by name with __ for each dot."""
-    header = {
-        name.replace("__", "."): {"dtype": "F32", "shape": [number, 4], "data_offsets": [0, 0]}
-        for name, number in rows.items()
-    }
+    write_header(folder, {name.replace("__", "."): (number, 4) for name, number in rows.items()})
+
+
+def write_model_header(folder: Path, config: Mapping[str, Any]) -> None:
+    """The header of all weights that a model with this config.json has."""
+    write_header(folder, shapes.shapes(families.read(config)))
+
+
+def write_header(folder: Path, stored: Mapping[str, Sequence[int]], data: Mapping[str, bytes] | None = None) -> None:
+    """A safetensors file with tensors of these shapes, and of these bytes, by default none."""
+    offset, header = 0, {}
+    for name, shape in stored.items():
+        length = len(data[name]) if data else 0
+        header[name] = {"dtype": "F32", "shape": list(shape), "data_offsets": [offset, offset + length]}
+        offset += length
     text = json.dumps(header).encode()
-    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text)
+    content = b"".join(data[name] for name in stored) if data else b""
+    (folder / "model.safetensors").write_bytes(len(text).to_bytes(8, "little") + text + content)

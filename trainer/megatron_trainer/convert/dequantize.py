@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from megatron_trainer.convert.rules import Source
+from megatron_trainjob.quantization import block_sizes
 
 FP8_TYPES = (torch.float8_e4m3fn, torch.float8_e5m2)
 _EXPONENT_OF_ONE = 127.0
@@ -44,7 +45,7 @@ class Dequantized:
         rows, columns = (range(size)[part] for size, part in zip(self.shape, wanted, strict=True))
         grid = _factors(self.scales[:])
         grid = grid.reshape(-1, 1) if grid.ndim < 2 else grid
-        block = _block(self.shape, grid.shape, self.block)
+        block = block_sizes(self.shape, grid.shape, self.block)
         stored = self.weight[index]
         if stored.dtype not in FP8_TYPES:
             raise ValueError(f"it has scales but is stored as {stored.dtype}")
@@ -69,28 +70,3 @@ def _spread(grid: Tensor, width: int, columns: range) -> Tensor:
     if grid.shape[1] == 1:
         return grid
     return grid.repeat_interleave(width, dim=1)[:, columns.start : columns.stop]
-
-
-def _block(shape: Sequence[int], grid: Sequence[int], given: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns that one scale stands for."""
-    if len(shape) != 2:
-        raise ValueError(f"a quantized weight has two dimensions, this one {list(shape)}")
-    sizes = given or (None, None)
-    rows, columns = (_side(size, count, side) for size, count, side in zip(shape, grid, sizes, strict=True))
-    return rows, columns
-
-
-def _side(size: int, count: int, given: int | None) -> int:
-    """The length of a block. transformers divides the size by the number of scales, whatever config.json says."""
-    divided = size // count if size % count == 0 else None
-    if count == 1:
-        return size
-    if given is None or -(-size // given) != count:
-        if divided is None:
-            raise ValueError(f"{size} do not divide over {count} scales")
-        return divided
-    if divided is not None and divided != given:
-        raise ValueError(
-            f"{count} scales for {size} are blocks of {given} by config.json and of {divided} divided evenly"
-        )
-    return given

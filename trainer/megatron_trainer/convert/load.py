@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,14 +18,13 @@ from megatron_trainer.convert.table import Entry
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.exit_codes import ExitCode
-from megatron_trainjob.families import tensors
+from megatron_trainjob.families import shapes, tensors
 from megatron_trainjob.families.weights import SCORES
 from megatron_trainjob.violation import Violation
-from megatron_trainjob.weight_files import VOCABULARY, rows_problem
 
 logger = logging.getLogger(__name__)
 
-_EMBEDDING, _OUTPUT = VOCABULARY
+_EMBEDDING, _OUTPUT = shapes.VOCABULARY
 _ROWS_AT_ONCE = 4096
 
 
@@ -46,7 +45,7 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
         InvalidInput: tensors are missing, left over or of another shape than the model; all are named, on all ranks.
     """
     checkpoint = open_checkpoint(spec.directory)
-    sizes = table.sizes(spec)
+    sizes, wanted_shapes = table.sizes(spec), shapes.shapes(spec.model, has_scores=spec.head is not None)
     wanted: set[str] = set()
     missing: set[str] = set()
     misshapen: list[str] = []
@@ -56,10 +55,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
             continue
         absent = [name for name in entry.names if name not in checkpoint.files]
         missing.update(absent)
-        problem = None if absent else _vocabulary(entry, checkpoint, spec) or _fill(entry, checkpoint, sizes)
-        problem = problem or _other_output(entry, checkpoint, spec)
-        if problem:
-            misshapen.append(problem)
+        problems = [] if absent else _misfits(entry, checkpoint, wanted_shapes) or _fill(entry, checkpoint, sizes)
+        misshapen += problems or _other_output(entry, checkpoint, spec)
     found = _Findings(wanted=frozenset(wanted), missing=frozenset(missing), misshapen=tuple(misshapen))
     _judge(_everywhere(found), checkpoint, spec)
 
@@ -73,49 +70,45 @@ def _is_new_head(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> bool:
     return True
 
 
-def _vocabulary(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
-    """What is wrong with the number of rows of an embedding or output layer; the rule would cut or add some."""
-    if entry.rule != "vocabulary":
-        return None
-    shape = checkpoint.tensor(entry.names[0]).shape
-    return rows_problem(entry.names[0], shape[0] if shape else 0, spec.model.vocab_size)
+def _misfits(entry: Entry, checkpoint: Checkpoint, wanted: Mapping[str, shapes.Shape]) -> list[str]:
+    """What is wrong with the shapes of an entry's tensors; a rule might cut or add some."""
+    names = [name for name in entry.names if name in checkpoint.files]
+    found = (
+        shapes.problem(name, checkpoint.tensor(name).shape, wanted) or checkpoint.grid_problem(name) for name in names
+    )
+    return [each for each in found if each]
 
 
-def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> str | None:
+def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
     """What is wrong with an output layer that is stored beside the embedding it is tied to; a copy may lie there.
 
     The first rank compares them for all.
     """
     is_first = dist.get_rank() == 0 and entry.names == (_EMBEDDING,)
     if not (spec.tied and is_first) or not {_EMBEDDING, _OUTPUT} <= checkpoint.files.keys():
-        return None
+        return []
     embedding, output = checkpoint.tensor(_EMBEDDING), checkpoint.tensor(_OUTPUT)
     rows = range(0, embedding.shape[0], _ROWS_AT_ONCE)
     same = tuple(embedding.shape) == tuple(output.shape) and all(
         torch.equal(embedding[row : row + _ROWS_AT_ONCE], output[row : row + _ROWS_AT_ONCE]) for row in rows
     )
-    if same:
-        return None
-    return (
-        f"{_OUTPUT} is another than {_EMBEDDING}, although config.json ties them, and transformers would not tie them "
-        "either: set tie_word_embeddings to false there, or take the tensor out"
-    )
+    return [] if same else [shapes.OTHER_OUTPUT]
 
 
-def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> str | None:
+def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> list[str]:
     """Reads this rank's shard into the parameter; says what is wrong when the shapes do not fit."""
     sources = [checkpoint.tensor(name) for name in entry.names]
     needed = list(entry.parameter.shape)
-    shapes = " and ".join(f"{name} {list(source.shape)}" for name, source in zip(entry.names, sources, strict=True))
+    stored = " and ".join(f"{name} {list(source.shape)}" for name, source in zip(entry.names, sources, strict=True))
     try:
         share = RULES[entry.rule].blocks(sources, entry.share, sizes)
         fits = share.shape == entry.parameter.shape
     except (ValueError, IndexError, RuntimeError) as err:
-        return f"{shapes} for {entry.name} {needed} ({err})"
+        return [f"{stored} for {entry.name} {needed} ({err})"]
     if not fits:
-        return f"{shapes}, of which a rank needs {needed}"
+        return [f"{stored}, of which a rank needs {needed}"]
     share.copy_to(entry.parameter)
-    return None
+    return []
 
 
 def _everywhere(found: _Findings) -> _Findings:
@@ -135,7 +128,7 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
         _violation(spec.directory, names, message)
         for names, message in (
             (sorted(found.missing), tensors.MISSING),
-            (list(found.misshapen), "tensors are other than config.json and the arguments say"),
+            (list(found.misshapen), shapes.OTHER),
             (left_over, tensors.LEFT_OVER),
         )
         if names

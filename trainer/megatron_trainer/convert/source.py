@@ -73,6 +73,14 @@ class Checkpoint:
             raise _unusable(self.directory, f"{name} is stored in FP8 without {scale}; download the model again")
         return stored
 
+    def grid_problem(self, name: str) -> str | None:
+        """What is wrong with the scales of the tensor called `name`; nothing where it has none."""
+        scale = self.quantization.scale_name(name) if self.quantization else ""
+        if self.quantization is None or scale not in self.scale_files:
+            return None
+        shape, scales = self.tensor(name).shape, self._stored(scale, self.scale_files[scale]).shape
+        return quantization.grid_problem(name, shape, scales, self.quantization.block)
+
     def _stored(self, name: str, file: str) -> Source:
         if file not in self.opened:
             self.opened[file] = _open(self.directory / file)

@@ -20,8 +20,14 @@ OUTPUT = "lm_head.weight"
 
 def names(model: Model, *, has_scores: bool = False) -> frozenset[str]:
     """The tensors that every part of the model is read from. has_scores: as for the table."""
-    rows = table(model.family, has_scores=has_scores).values()
-    return frozenset(name for row in rows for name in _names(row, model, has_scores=has_scores))
+    return frozenset(name for _, each in located(model, has_scores=has_scores) for name in each)
+
+
+def located(model: Model, *, has_scores: bool = False) -> Iterator[tuple[Weight, tuple[str, ...]]]:
+    """Each row of the table for each layer and expert that has it, with the names of its tensors in its order."""
+    for row in table(model.family, has_scores=has_scores).values():
+        for names in _names(row, model, has_scores=has_scores):
+            yield row, names
 
 
 def difference(model: Model, stored: Collection[str], *, has_scores: bool = False) -> Iterator[str]:
@@ -51,16 +57,16 @@ def may_be_left(name: str, model: Model, *, ties: bool) -> bool:
     return (ties and name == OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[str]:
+def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str, ...]]:
     if not row.parameter.startswith(LAYER):
         is_absent = row.parameter == "output_layer.weight" and model.tied and not has_scores
-        yield from () if is_absent else row.names
+        yield from () if is_absent else (row.names,)
         return
     part = row.parameter.removeprefix(LAYER)
     for layer, has_experts in enumerate(model.expert_layers):
         if _is_in(part, model, has_experts=has_experts):
             for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
-                yield from (name.format(layer=layer, expert=expert) for name in row.names)
+                yield tuple(name.format(layer=layer, expert=expert) for name in row.names)
 
 
 def _is_in(part: str, model: Model, *, has_experts: bool) -> bool:

@@ -1,0 +1,100 @@
+"""The shapes of a checkpoint's tensors by config.json alone, and the words about those of another shape."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.tensors import described, located
+from megatron_trainjob.families.weight import Weight
+from megatron_trainjob.families.weights import ATTENTION, LAYER, SCORES
+
+Shape = tuple[int, ...]
+
+OTHER = "tensors are other than config.json and the arguments say"
+VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+"""Tensors with a row for each token, in every family."""
+OTHER_OUTPUT = (
+    f"{VOCABULARY[1]} is another than {VOCABULARY[0]}, although config.json ties them, and transformers would not tie "
+    "them either: set tie_word_embeddings to false there, or take the tensor out"
+)
+
+_NORMS = ("input_layernorm.weight", "pre_mlp_layernorm.weight", "self_attn_bda.norm.weight", "mlp_bda.norm.weight")
+
+
+def shapes(model: Model, *, has_scores: bool = False) -> dict[str, Shape]:
+    """The shape of every tensor that a model is read from, but of its head where it has_scores."""
+    return {
+        name: shape
+        for row, names in located(model, has_scores=has_scores)
+        if row.names != SCORES.names
+        for name, shape in zip(names, _row(row, model), strict=True)
+    }
+
+
+def problem(name: str, found: Sequence[int], wanted: Mapping[str, Shape]) -> str | None:
+    """What is wrong with the shape of a stored tensor; nothing for one of which no shape is known."""
+    expected = wanted.get(name)
+    if expected is None or tuple(found) == expected:
+        return None
+    if name in VOCABULARY and tuple(found[1:]) == expected[1:]:
+        return f"{name} has {found[0]} rows, vocab_size says {expected[0]}"
+    return f"{name} is {list(found)} and not {list(expected)}"
+
+
+def told(problems: Iterable[str]) -> list[str]:
+    """The message about all of them, in a list; none when there is nothing wrong."""
+    found = sorted(problems)
+    return [described(found, OTHER)] if found else []
+
+
+def _row(row: Weight, model: Model) -> Sequence[Shape]:
+    """The shapes of the tensors of one row, in its order."""
+    part = row.parameter.removeprefix(LAYER)
+    if row.parameter in ("embedding.word_embeddings.weight", "output_layer.weight"):
+        return [(model.vocab_size, model.hidden_size)]
+    if row.parameter == "decoder.final_layernorm.weight" or part in _NORMS:
+        return [(model.hidden_size,)]
+    if row.parameter.startswith(ATTENTION):
+        return _attention(row.parameter.removeprefix(ATTENTION), row, model)
+    return _feed_forward(part.removeprefix("mlp."), row, model)
+
+
+def _attention(part: str, row: Weight, model: Model) -> Sequence[Shape]:
+    hidden, heads, size = model.hidden_size, model.num_heads, model.qk_head_size
+    if part.startswith("linear_qkv."):
+        rows = [heads * size, model.num_kv_heads * size, model.num_kv_heads * model.v_head_size]
+        rows = [sum(rows)] if row.rule == "fused_qkv" else rows
+        return [(number,) if part.endswith("bias") else (number, hidden) for number in rows]
+    rope, rank = model.qk_rope_size, model.kv_lora_rank
+    return [
+        {
+            "linear_proj.weight": (hidden, heads * model.v_head_size),
+            "linear_proj.bias": (hidden,),
+            "q_layernorm.weight": (model.q_lora_rank if model.has_latent_attention else size,),
+            "k_layernorm.weight": (size,),
+            "linear_q_proj.weight": (heads * size, hidden),
+            "linear_q_down_proj.weight": (model.q_lora_rank, hidden),
+            "linear_q_up_proj.weight": (heads * size, model.q_lora_rank),
+            "linear_kv_down_proj.weight": (rank + rope, hidden),
+            "linear_kv_up_proj.weight": (heads * (size - rope + model.v_head_size), rank),
+            "kv_layernorm.weight": (rank,),
+        }[part]
+    ]
+
+
+def _feed_forward(part: str, row: Weight, model: Model) -> Sequence[Shape]:
+    hidden = model.hidden_size
+    special: dict[str, Shape] = {
+        "router.weight": (model.num_experts, hidden),
+        "router.expert_bias": (model.num_experts,),
+        "shared_experts.gate_weight": (1, hidden),
+    }
+    if part in special:
+        return [special[part]]
+    widths = {"experts": model.expert_width, "shared_experts": model.shared_expert_width}
+    width = widths.get(part.partition(".")[0], model.ffn_hidden_size)
+    if "linear_fc2" in part:
+        return [(hidden,) if part.endswith("bias") else (hidden, width)]
+    rows = 2 * width if row.rule == "fused_gated" else width
+    return [(rows,) if part.endswith("bias") else (rows, hidden)] * len(row.names)
