@@ -27,8 +27,8 @@ def test_nearest_name_is_the_one_that_was_meant(written, meant):
 
 
 def test_nearest_name_is_one_of_the_task():
-    assert nearest("loss_typ", "rlhf") == "loss_type"
-    assert nearest("loss_typ", "sft") != "loss_type"
+    assert nearest("rpo_alfa", "rlhf") == "rpo_alpha"
+    assert nearest("rpo_alfa", "sft") != "rpo_alpha"
 
 
 def test_a_name_is_an_alias_only_where_it_is_not_an_argument():

@@ -19,38 +19,48 @@ BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["argumen
 FURTHER_CHOICES = {
     "lr_decay_style": ("WSD",),  # of 4.x
     "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off
-    "loss_type": ("sigmoid_norm", "aot_unpaired", "sft", "kto", "apo_zero_unpaired"),  # of TRL
+    "loss_type": (
+        *("sigmoid_norm", "aot_unpaired", "sft", "kto", "apo_zero_unpaired"),  # of TRL
+        *("infonce", "cosine_similarity", "contrastive", "online_contrastive"),  # of 4.x, for task_type embedding
+        *("pointwise_reranker", "listwise_reranker"),
+    ),
     "rlhf_type": ("kto", "rm"),  # of 3.9
     "f_divergence_type": ("forward_kl",),
 }
 OF_TRL = {"loss_types", "loss_weights", "f_alpha_divergence_coef", "discopop_tau", "precompute_ref_log_probs"}
 OF_TRL |= {"desirable_weight", "undesirable_weight", "center_rewards_coefficient"}
-FURTHER_ARGUMENTS = OF_TRL | {  # of ms-swift 4.x
-    "add_non_thinking_prefix",
-    "num_labels",
-    "problem_type",
-    "async_save",
-    "cached_val_dataset",
-    "chat_template_kwargs",
-    "enable_thinking",
-    "eval_strategy",
-    "greater_is_better",
-    "group_by_length",
-    "load_best_model_at_end",
-    "metric_for_best_model",
-    "num_layers_per_virtual_pipeline_stage",
-    "pipeline_model_parallel_layout",
-    "keep_incomplete_rows",
-    "lr_wsd_decay_iters",
-    "lr_wsd_decay_style",
-    "preserve_thinking",
-    "report_to",
-    "save_safetensors",
-    "save_strategy",
-    "save_total_limit",
-    "stop_words",
-    "virtual_pipeline_model_parallel_size",
-}
+OF_RETRIEVAL = {name for name, argument in ARGUMENTS.items() if argument.group == "retrieval"}
+"""Environment variables of ms-swift, and the sizes of sentence-transformers' Matryoshka loss."""
+FURTHER_ARGUMENTS = (
+    OF_TRL
+    | OF_RETRIEVAL
+    | {  # of ms-swift 4.x
+        "add_non_thinking_prefix",
+        "num_labels",
+        "problem_type",
+        "async_save",
+        "cached_val_dataset",
+        "chat_template_kwargs",
+        "enable_thinking",
+        "eval_strategy",
+        "greater_is_better",
+        "group_by_length",
+        "load_best_model_at_end",
+        "metric_for_best_model",
+        "num_layers_per_virtual_pipeline_stage",
+        "pipeline_model_parallel_layout",
+        "keep_incomplete_rows",
+        "lr_wsd_decay_iters",
+        "lr_wsd_decay_style",
+        "preserve_thinking",
+        "report_to",
+        "save_safetensors",
+        "save_strategy",
+        "save_total_limit",
+        "stop_words",
+        "virtual_pipeline_model_parallel_size",
+    }
+)
 ALIAS_ONLY = {"ddp_backend": "distributed_backend"}  # the reference has the argument twice
 OTHER_TYPE = {"rope_scaling": "str|json"}  # the basic argument of the same name also takes a bare word
 ELSEWHERE = {  # the rlhf entries override the arguments of the same names

@@ -188,7 +188,7 @@ WRONG = {
     "preference setting in sft": (
         {"loss_type": "ipo"},
         "sft",
-        ["loss_type: applies to rlhf only and this is sft; remove it (got 'ipo')"],
+        ["loss_type: is not part of task_type causal_lm in sft, which has one loss; remove it (got 'ipo')"],
     ),
     "chat template in pre-training": (
         {"use_chat_template": True},

@@ -6,7 +6,7 @@ the argument rules and by families/check.py before anything gets here.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -161,6 +161,24 @@ def sum_of_tensor_parts(part: Tensor) -> Tensor:
     """The sum over the tensor-parallel ranks of what each has of its own tokens, to be differentiated. Collective."""
     total: Tensor = _SumOfParts.apply(part, parallel_state.get_tensor_model_parallel_group())
     return total
+
+
+def gathered_over_data(own_SH: Tensor, groups: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
+    """The rows of all data-parallel ranks, in the order of the ranks, and their groups; other ranks' have no gradient.
+
+    own_SH: this rank's sum(groups) rows, which keep theirs. Collective.
+    """
+    group = parallel_state.get_data_parallel_group()
+    everyones: list[tuple[int, ...]] = [()] * group.size()
+    dist.all_gather_object(everyones, tuple(groups), group=group)
+    sizes = [sum(each) for each in everyones]
+    padded = own_SH.new_zeros(max(*sizes, 1), own_SH.shape[1])
+    padded[: len(own_SH)] = own_SH.detach()
+    found = [torch.empty_like(padded) for _ in sizes]
+    dist.all_gather(found, padded, group=group)
+    rows = [each[:size] for each, size in zip(found, sizes, strict=True)]
+    rows[group.rank()] = own_SH
+    return torch.cat(rows), tuple(size for each in everyones for size in each)
 
 
 def is_true_everywhere(condition: bool, backend: Backend) -> bool:  # noqa: FBT001 (a value, not an option)

@@ -20,7 +20,9 @@ _JOINERS = "\u200c\u200d"  # of scripts and emoji
 _PASSWORD = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]{1,20}://)(?P<user>[^\s/@:]*):[^\s/@]+@")
 _TOKEN = re.compile(r"\b(hf|ghp|gho|ghs|github_pat|glpat|sk|xoxb|xoxp)[_-][A-Za-z0-9_-]{8,}")
 _NAMES = ("hub_token", "hf_token", "auth_token", "access_token", "api_key", "apikey", "password", "passwd", "secret")
-_SECRET_NAME = re.compile(r"(^|[_-])(token|secret|password|passwd|passphrase|credentials?|api_?key|access_?key)$")
+_SECRET_NAME = re.compile(
+    r"(^|(?<!positive)(?<!negative)[_-])(token|secret|password|passwd|passphrase|credentials?|api_?key|access_?key)$"
+)
 _ENVIRONMENT = re.compile(r"\.env(\[\d+\](?!\.(name|valueFrom)\b)|$)")
 _SIMILARITY = 0.8
 

@@ -1172,6 +1172,118 @@ CASES = [
         good={"task_type": "seq_cls"},
         bad={"task_type": "seq_cls", "cross_entropy_loss_fusion": True},
     ),
+    Case(
+        rule="a_loss_of_texts_belongs_to_its_kind",
+        good={"task_type": "embedding", "loss_type": "contrastive"},
+        bad={"task_type": "reranker", "loss_type": "infonce"},
+    ),
+    Case(
+        rule="losses_of_texts_are_no_preference_losses",
+        good={"loss_type": "hinge"},
+        bad={"loss_type": "infonce"},
+        task="rlhf",
+    ),
+    Case(
+        rule="similarities_of_a_batch_are_infonces",
+        good={"task_type": "embedding", "infonce_temperature": 0.05},
+        bad={"task_type": "embedding", "loss_type": "contrastive", "infonce_temperature": 0.05},
+    ),
+    Case(
+        rule="a_list_of_documents_is_listwise",
+        good={"task_type": "reranker", "loss_type": "listwise_reranker", "listwise_reranker_temperature": 2.0},
+        bad={"task_type": "reranker", "listwise_reranker_temperature": 2.0},
+    ),
+    Case(
+        rule="each_size_has_a_weight",
+        good={"task_type": "embedding", "matryoshka_dims": (8, 16), "matryoshka_weights": (1.0, 2.0)},
+        bad={"task_type": "embedding", "matryoshka_dims": (8, 16), "matryoshka_weights": (1.0,)},
+    ),
+    Case(
+        rule="an_embedding_is_cut_to_less",
+        good={"task_type": "embedding", "matryoshka_dims": (8, 64)},
+        bad={"task_type": "embedding", "matryoshka_dims": (8, 65)},
+        config=DENSE,
+    ),
+    Case(
+        rule="yes_is_not_no",
+        good={"task_type": "generative_reranker", "generative_reranker_positive_token": "Yes"},
+        bad={"task_type": "generative_reranker", "generative_reranker_positive_token": "no"},
+    ),
+    Case(
+        rule="a_generative_reranker_asks_in_its_own_words",
+        good={"task_type": "reranker", "system": "a"},
+        bad={"task_type": "generative_reranker", "system": "a"},
+    ),
+    Case(
+        rule="embeddings_are_cut",
+        good={"task_type": "embedding", "matryoshka_dims": (8,)},
+        bad={"task_type": "reranker", "matryoshka_dims": (8,)},
+    ),
+    Case(
+        rule="weights_are_of_sizes",
+        good={"task_type": "embedding", "matryoshka_dims": (8,), "matryoshka_weights": (1.0,)},
+        bad={"task_type": "embedding", "matryoshka_weights": (1.0,)},
+    ),
+    Case(
+        rule="positives_are_drawn_for_a_reranker",
+        good={"task_type": "reranker", "max_positive_samples": 2},
+        bad={"max_positive_samples": 2},
+    ),
+    Case(
+        rule="negatives_are_drawn_for_a_reranker",
+        good={"task_type": "reranker", "max_negative_samples": 2},
+        bad={"max_negative_samples": 2},
+    ),
+    Case(
+        rule="yes_is_a_generative_rerankers",
+        good={"task_type": "generative_reranker", "generative_reranker_positive_token": "Yes"},
+        bad={"task_type": "reranker", "generative_reranker_positive_token": "Yes"},
+    ),
+    Case(
+        rule="no_is_a_generative_rerankers",
+        good={"task_type": "generative_reranker", "generative_reranker_negative_token": "No"},
+        bad={"task_type": "reranker", "generative_reranker_negative_token": "No"},
+    ),
+    Case(
+        rule="fake_negatives_are_of_a_batch",
+        good={"task_type": "embedding", "infonce_mask_fake_negative": True},
+        bad={"task_type": "embedding", "infonce_mask_fake_negative": True, "infonce_use_batch": False},
+    ),
+    Case(
+        rule="queries_are_of_a_batch",
+        good={"task_type": "embedding", "infonce_include_qq": True},
+        bad={"task_type": "embedding", "infonce_include_qq": True, "infonce_use_batch": False},
+    ),
+    Case(
+        rule="documents_are_of_a_batch",
+        good={"task_type": "embedding", "infonce_include_dd": True},
+        bad={"task_type": "embedding", "infonce_include_dd": True, "infonce_use_batch": False},
+    ),
+    Case(
+        rule="a_margin_is_of_fake_negatives",
+        good={"task_type": "embedding", "infonce_mask_fake_negative": True, "infonce_fake_neg_margin": 0.2},
+        bad={"task_type": "embedding", "infonce_fake_neg_margin": 0.2},
+    ),
+    Case(
+        rule="texts_have_no_token_losses_to_reweight",
+        good={"task_type": "embedding"},
+        bad={"task_type": "embedding", "enable_dft_loss": True},
+    ),
+    Case(
+        rule="texts_have_no_losses_of_channels",
+        good={"task_type": "embedding"},
+        bad={"task_type": "embedding", "enable_channel_loss": True},
+    ),
+    Case(
+        rule="cached_data_has_no_texts",
+        good={"task_type": "embedding"},
+        bad={"task_type": "embedding", "cached_dataset": ("a",)},
+    ),
+    Case(
+        rule="cached_validation_data_has_no_texts",
+        good={"task_type": "embedding"},
+        bad={"task_type": "embedding", "cached_val_dataset": ("a",)},
+    ),
 ]
 
 RULES_WITHOUT_CASE = set(RULES) - {case.rule for case in CASES}

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -108,7 +108,7 @@ def save_adapter(
 
     def write_whole(aside: Path) -> None:
         if dist.get_rank() == 0:
-            _join_parts(aside)
+            _join_parts(aside, named=peft_format.below_decoder if args.task_type == "embedding" else str)
             (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
 
     publish(Path(directory), [write_part, write_whole], keeps_others=keeps_others)
@@ -280,12 +280,12 @@ def _shares(tensor: Tensor, share: Share, group: dist.ProcessGroup) -> list[Tens
     return parts if is_first else []
 
 
-def _join_parts(aside: Path) -> None:
+def _join_parts(aside: Path, *, named: Callable[[str], str]) -> None:
     tensors: dict[str, Tensor] = {}
     parts = sorted(aside.glob("part-*.safetensors"))
     for part in parts:
         with safe_open(part, framework="pt") as file:
-            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
+            tensors.update({named(key): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
     weights = aside / peft_format.WEIGHTS_FILE
     save_file(tensors, weights, metadata={"format": "pt"})
     weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it the owner's alone; others serve the adapter

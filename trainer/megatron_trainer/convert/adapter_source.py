@@ -20,6 +20,8 @@ from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
 _SHOWN = 6
+_OF_DECODER = "FEATURE_EXTRACTION"
+"""PEFT's task_type of embedding models, whose decoder is all of the model."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,7 +118,25 @@ def open_adapter(directory: Path) -> AdapterSource:
     if odd is not None:
         message = f"{odd} in {peft_format.WEIGHTS_FILE} has a shape or type that no adapter has; download it again"
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT)
-    return AdapterSource(directory=directory, config=config, file=file, keys=frozenset(file.keys()))
+    named = peft_format.with_decoder if config.get("task_type") == _OF_DECODER else str
+    names = {named(key): key for key in file.keys()}  # noqa: SIM118 - no mapping
+    return AdapterSource(directory=directory, config=config, file=_Renamed(file, names), keys=frozenset(names))
+
+
+@dataclass(frozen=True)
+class _Renamed:
+    """A file under the names that its tensors have in a whole model."""
+
+    file: Any
+    names: Mapping[str, str]
+
+    def get_slice(self, key: str) -> Any:  # noqa: ANN401 - safetensors' slice has no type of its own
+        return self.file.get_slice(self.names[key])
+
+    def get_tensor(self, key: str) -> Tensor:
+        """The whole tensor."""
+        found: Tensor = self.file.get_tensor(self.names[key])
+        return found
 
 
 def _is_of_adapter(key: str, stored: Any) -> bool:  # noqa: ANN401 - safetensors' slice has no type of its own

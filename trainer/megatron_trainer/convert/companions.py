@@ -62,6 +62,9 @@ def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions
     _bring_tokenizer_code(spec.directory, folder)
     if spec.head is not None:
         _name_padding(folder)
+        for name, content in spec.head.files.items():
+            (folder / name).parent.mkdir(exist_ok=True)
+            _write_json(folder / name, content)
     elif changed.stop_words:
         _name_stops(folder, spec.config, changed)
 
@@ -136,5 +139,5 @@ def _copy(path: Path, target: Path) -> None:
     shutil.copy(path, target)
 
 
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+def _write_json(path: Path, content: Any) -> None:  # noqa: ANN401 - whatever JSON takes
     path.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -23,7 +23,12 @@ from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
-_HEAD = ("task_type", "num_labels", "problem_type", "seed")
+_HEAD = ("task_type", "rlhf_type", "num_labels", "problem_type", "use_chat_template", "seed")
+_HEADS: dict[str, dict[str, str]] = {
+    "SEQ_CLS": {"task_type": "seq_cls"},
+    "FEATURE_EXTRACTION": {"task_type": "embedding"},
+}
+"""By the task_type of PEFT."""
 _GROUPS = ("model", "moe", "mla", "mixed_precision", "tuner_lora")
 _NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_special_tokens", *_HEAD)
 # How the model was spread and computed in training is no part of it: it is read whole, and nothing is dropped.
@@ -169,7 +174,7 @@ def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
         "lora_alpha": config.get("lora_alpha", peft_format.DEFAULTS["lora_alpha"]),
         "use_rslora": config.get("use_rslora", False),
         "lora_bias": config.get("bias", "none"),
-        **({"task_type": "seq_cls"} if config.get("task_type") == "SEQ_CLS" else {}),
+        **_HEADS.get(str(config.get("task_type")), {}),
     }
 
 

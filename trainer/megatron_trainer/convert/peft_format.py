@@ -15,6 +15,7 @@ from megatron_trainjob.violation import Violation
 CONFIG_FILE = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
+DECODER = "model."
 DEFAULTS: Mapping[str, object] = {"peft_type": None, "r": 8, "lora_alpha": 8}
 """What PEFT takes for a key of adapter_config.json that is not there; others are off."""
 
@@ -27,6 +28,16 @@ def half_key(module: str, half: Half, *, is_embedding: bool) -> str:
     return f"{PREFIX}{module}.lora_embedding_{half}" if is_embedding else f"{PREFIX}{module}.lora_{half}.weight"
 
 
+def below_decoder(name: str) -> str:
+    """The name of a tensor or module where the decoder is all of the model (AutoModel), as of an embedding model."""
+    return name.replace(f"{PREFIX}{DECODER}", PREFIX, 1) if name.startswith(PREFIX) else name.removeprefix(DECODER)
+
+
+def with_decoder(key: str) -> str:
+    """The name of such a tensor in a model that has more than its decoder."""
+    return key if key.startswith(f"{PREFIX}{DECODER}") else key.replace(PREFIX, f"{PREFIX}{DECODER}", 1)
+
+
 def full_key(name: str, adapted_modules: Iterable[str]) -> str:
     """The tensor that holds a parameter trained in full; PEFT keeps those of an adapted module one level down."""
     module, own_name = name.rsplit(".", 1)
@@ -37,6 +48,8 @@ def config(
     args: TrainArgs, *, rank: int, base_model: str, target_modules: Iterable[str], modules_to_save: Iterable[str]
 ) -> dict[str, object]:
     """The content of adapter_config.json. rank: of the widest adapter, with the scale of the run's own rank."""
+    if args.task_type == "embedding":
+        target_modules, modules_to_save = (map(below_decoder, names) for names in (target_modules, modules_to_save))
     wider = rank / args.lora_rank
     alpha = args.lora_alpha * (math.sqrt(wider) if args.use_rslora else wider)
     return {
@@ -50,9 +63,15 @@ def config(
         "peft_type": "LORA",
         "r": rank,
         "target_modules": sorted(target_modules),
-        "task_type": "SEQ_CLS" if head.has_scores(args) else "CAUSAL_LM",
+        "task_type": _peft_task(args),
         "use_rslora": args.use_rslora,
     }
+
+
+def _peft_task(args: TrainArgs) -> str:
+    if args.task_type == "embedding":
+        return "FEATURE_EXTRACTION"
+    return "SEQ_CLS" if head.has_scores(args) else "CAUSAL_LM"
 
 
 def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozenset[str]:

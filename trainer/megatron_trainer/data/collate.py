@@ -31,6 +31,7 @@ class RowShape:
     row_length: the row is padded to at least this many tokens, for a fixed shape; None pads as little as possible.
     mismatched_length: micro-batches also hold their prompts with each other's answers (mismatch.py), cut to this many
     tokens; None makes none.
+    splits_groups: samples are groups, each sequence of which ends with a labeled token.
     """
 
     pad_id: int
@@ -40,6 +41,7 @@ class RowShape:
     row_length: int | None = None
     padding_side: Literal["left", "right"] = "right"
     mismatched_length: int | None = None
+    splits_groups: bool = False
 
 
 def row_multiple(*, tensor_parallel: int, context_parallel: int, sequence_parallel: bool, fp8: bool) -> int:
@@ -61,10 +63,21 @@ def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
     Pairs are laid out as all chosen sequences followed by all rejected ones, in the same order.
     """
     samples = _sequences(items)
-    batch = replace(_rows(samples, shape), reference_S=_reference(items), target_SN=_targets(items))
+    groups: tuple[int, ...] = ()
+    if shape.splits_groups:
+        members = [split(sample) for sample in samples]
+        samples, groups = [member for group in members for member in group], tuple(map(len, members))
+    batch = replace(_rows(samples, shape), reference_S=_reference(items), target_SN=_targets(items), groups=groups)
     if shape.mismatched_length is None:
         return batch
     return replace(batch, mismatched=_rows(mismatched(samples, max_length=shape.mismatched_length), shape))
+
+
+def split(group: Sample) -> list[Sample]:
+    """The sequences of a group."""
+    ends = np.flatnonzero(group.labels != IGNORED) + 1
+    parts = zip(np.split(group.input_ids, ends[:-1]), np.split(group.labels, ends[:-1]), strict=True)
+    return [Sample(input_ids=ids, labels=labels, channel=group.channel) for ids, labels in parts]
 
 
 def _rows(samples: list[Sample], shape: RowShape) -> MicroBatch:

@@ -28,7 +28,7 @@ from megatron_trainer.data.show import lines, sequences_of
 from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.report.facts import data_facts
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
 from megatron_trainjob.args.parse import Refused
@@ -81,7 +81,9 @@ def shown(args: TrainArgs, prepared: Prepared, count: int, *, shows_tokens: bool
         return
     tokenizer = model_source.tokenizer(args, model_source.folder(args))
     in_color = sys.stdout.isatty()
-    for number, (part, sample) in enumerate(islice(sequences_of(prepared.train), count), start=1):
+    for number, (part, sample) in enumerate(
+        islice(sequences_of(prepared.train, head.group_kind(args)), count), start=1
+    ):
         trained = int((sample.labels >= 0).sum())
         yield f"--- {number}{f' {part}' if part else ''}: {sample.length:,} tokens, {trained:,} trained"
         yield from lines(sample, tokenizer, in_color=in_color, shows_tokens=shows_tokens)

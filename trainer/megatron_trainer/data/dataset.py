@@ -51,8 +51,7 @@ class Items:
         for number, store in enumerate(self.stores):
             assert isinstance(store, Store)
             mine = self.which == number
-            rounded = -(-store.lengths // multiple) * multiple
-            lengths[mine] = rounded.sum(axis=1)[self.rows[mine]]
+            lengths[mine] = store.padded_lengths(multiple)[self.rows[mine]]
         return lengths
 
 

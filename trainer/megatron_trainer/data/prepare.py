@@ -38,6 +38,7 @@ from megatron_trainer.data.storage.cached import open_cached, open_validation
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.streaming.items import Stream
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.args import head
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
@@ -112,7 +113,7 @@ def prepare(
     validation_parts = [*split_parts, *_open_cached_validation(settings, cache)]
     prepared = _prepared(settings, train, train_parts, validation, validation_parts, cached)
     stop_words = loader.encoder.template.stop_words
-    shown = () if is_lazy else examples(prepared.train, tokenizer, EXAMPLES)  # type: ignore[arg-type]  # no stream
+    shown = () if is_lazy else examples(prepared.train, tokenizer, EXAMPLES, head.group_kind(args))  # type: ignore[arg-type]  # no stream
     return replace(prepared, report=replace(prepared.report, stop_words=stop_words, examples=shown))
 
 

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from megatron_trainer.data.collate import RowShape, row_multiple, sample_multiple
 from megatron_trainer.data.conversation.chat_template import TemplateSettings
 from megatron_trainer.data.conversation.formats import Recognition
+from megatron_trainer.data.conversation.group import Grouping
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import EncodeSettings
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
@@ -60,6 +61,25 @@ def label_of(args: TrainArgs, config: Mapping[str, Any]) -> Label | None:
     return Label(problem=head.problem_type(args, config), count=count, names=ordered if len(ordered) == count else ())
 
 
+def _grouping(args: TrainArgs, task: TrainingTask) -> Grouping | None:
+    """What the several texts of a row are for, None where rows are not such."""
+    kind = head.group_kind(args) if task == "sft" else None
+    if kind is None:
+        return None
+    loss = head.group_loss(args)
+    return Grouping(
+        kind=kind,
+        needs_label=kind == "embedding" and loss != "infonce",
+        is_binary=loss in ("contrastive", "online_contrastive"),
+        hard_negatives=args.infonce_hard_negatives,
+        max_positives=args.max_positive_samples,
+        max_negatives=args.max_negative_samples,
+        min_documents=args.listwise_reranker_min_group_size if loss == "listwise_reranker" else 1,
+        answers=(args.generative_reranker_positive_token, args.generative_reranker_negative_token),
+        seed=args.data_seed,
+    )
+
+
 def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label: Label | None = None) -> DataSettings:
     """The settings of a run; max_length is the resolved one (the model's, where the argument is unset).
 
@@ -102,6 +122,7 @@ def row_shape(args: TrainArgs, *, pad_id: int) -> RowShape:
         pad_id=pad_id,
         padding_free=args.padding_free or args.packing,
         padding_side=args.padding_side,
+        splits_groups=head.group_kind(args) is not None,
         sample_multiple=sample_multiple(context_parallel=args.context_parallel_size),
         row_multiple=row_multiple(
             tensor_parallel=args.tensor_model_parallel_size,
@@ -124,6 +145,7 @@ def _encode_settings(
             needs_question=task != "pt" and args.use_chat_template,
             seed=args.data_seed,
             label=label,
+            grouping=_grouping(args, task),
             model_name=_two_languages("model_name", args.model_name, violations),
             model_author=_two_languages("model_author", args.model_author, violations),
         ),

@@ -9,7 +9,9 @@ from itertools import groupby, islice
 import numpy as np
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.collate import split
 from megatron_trainer.data.values import Item, Sample
+from megatron_trainjob.args.head import GroupKind
 
 MOST_CHARACTERS = 1_000
 """Of a piece in a report; its middle is left out."""
@@ -26,14 +28,25 @@ class Piece:
     tokens: tuple[str, ...]
 
 
-def sequences_of(items: Iterable[Item]) -> Iterator[tuple[str, Sample]]:
-    """Every sequence of the items, with what it is when it is part of a pair."""
+def sequences_of(items: Iterable[Item], kind: GroupKind | None = None) -> Iterator[tuple[str, Sample]]:
+    """Every sequence of the items, with what it is when it is part of a pair or, of this kind, of a group."""
     for item in items:
         for part in item if isinstance(item, list) else [item]:
-            if isinstance(part, Sample):
+            if not isinstance(part, Sample):
+                yield from (("chosen", part.chosen), ("rejected", part.rejected))
+            elif kind is None:
                 yield "", part
             else:
-                yield from (("chosen", part.chosen), ("rejected", part.rejected))
+                members = split(part)
+                yield from zip(_names(kind, part, len(members)), members, strict=True)
+
+
+def _names(kind: GroupKind, group: Sample, count: int) -> list[str]:
+    """What each of the sequences of a group is."""
+    if kind == "embedding":
+        return ["anchor", "positive", *["negative"] * (count - 2)]
+    positives = int(group.target[0])
+    return ["positive"] * positives + ["negative"] * (count - positives)
 
 
 def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
@@ -47,10 +60,10 @@ def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Piece]
 
 
 def examples(
-    items: Iterable[Item], tokenizer: PreTrainedTokenizerBase, count: int
+    items: Iterable[Item], tokenizer: PreTrainedTokenizerBase, count: int, kind: GroupKind | None = None
 ) -> tuple[tuple[tuple[str, float], ...], ...]:
     """The first sequences as (text, weight) pieces, long ones without their middle: for reports."""
-    sequences = islice(sequences_of(items), count)
+    sequences = islice(sequences_of(items, kind), count)
     return tuple(
         tuple((_shortened(piece.text), piece.weight) for piece in pieces_of(sample, tokenizer))
         for _, sample in sequences

@@ -90,8 +90,9 @@ class Message:
 class Conversation:
     """One recognized row. Text for pre-training is a conversation of a single assistant turn.
 
+    others: the sequences after the first of a row that is a group (group.py).
     target: what training aims at beside the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one; the
-    numbers of a classifier's label.
+    numbers of a classifier's label; of a group how alike its texts are, or how many of its documents fit.
     notes: what the user should know although the row is used, in words that are the same for all rows of its kind.
     """
 
@@ -99,6 +100,7 @@ class Conversation:
     tools: tuple[Mapping[str, object], ...] | None = None
     channel: str | None = None
     rejected: tuple[Message, ...] | None = None
+    others: tuple[tuple[Message, ...], ...] = ()
     target: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -106,6 +108,8 @@ class Conversation:
 @dataclass(frozen=True, kw_only=True)
 class Sample:
     """One tokenized sequence of T tokens; labels are NOT shifted, a token without loss has label -100.
+
+    A group of sequences is one, too: they lie end to end, and the last token of each has a label.
 
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
     target: as of Conversation. reference: log-probability under the reference model, where it is known beforehand.
@@ -169,7 +173,8 @@ class MicroBatch:
     channels: channel of each real sequence, in the order of the row.
     reference_S: log-probability of each real sequence's trained tokens under the reference model, float32.
     loss_share: what the micro-batch's mean loss is multiplied by, where micro-batches shall not weigh the same.
-    target_SN: targets of the samples (or pairs), float32, None where they have none.
+    target_SN: targets of the samples (or pairs, or groups), float32, None where they have none.
+    groups: sequences of each group, in the order of the row; empty where rows are no groups.
     mismatched: the prompts of the samples with the answers of other samples, see mismatch.py.
     divergence: estimate of KL(policy, reference) for this micro-batch, nats, a scalar.
     """
@@ -190,6 +195,7 @@ class MicroBatch:
     target_SN: Tensor | None = None
     mismatched: MicroBatch | None = None
     divergence: Tensor | None = None
+    groups: tuple[int, ...] = ()
 
     @property
     def padding_BT(self) -> Tensor:

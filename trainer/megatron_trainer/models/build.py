@@ -15,7 +15,7 @@ from megatron_trainer.megatron.patches import router
 from megatron_trainer.models import rope
 from megatron_trainer.models.block import block_spec
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
-from megatron_trainer.models.score import ScoreLayer
+from megatron_trainer.models.score import NoOutput, ScoreLayer
 from megatron_trainer.models.settings import implementation, transformer_config
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
@@ -66,7 +66,8 @@ def _chunk(
         vp_stage=stage,
     )
     if spec.head is not None and model.post_process:
-        model.output_layer = ScoreLayer(config, spec.head.num_scores)
+        scores = spec.head.num_scores
+        model.output_layer = ScoreLayer(config, scores) if scores else NoOutput(config)
     if spec.model.has_latent_attention:
         _set_latent_attention(model, spec)
     else:

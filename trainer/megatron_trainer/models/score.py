@@ -10,7 +10,7 @@ Shape suffixes: T tokens of this rank, B rows, L = T x B, H hidden, S sequences 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -26,14 +26,15 @@ from megatron_trainer.megatron.marks import sum_over_sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """num_scores: of each sequence. seed: of the weights where the checkpoint has none.
+    """num_scores: of each sequence, 0 where its hidden state itself is wanted. seed: of weights that nothing stores.
 
-    config: what it changes in config.json, so that transformers loads the model with it.
+    config: what it changes in config.json, so that transformers loads the model with it. files: JSON files beside it.
     """
 
     num_scores: int
     seed: int
     config: Mapping[str, Any]
+    files: Mapping[str, Any] = field(default_factory=dict)
 
 
 class ScoreLayer(nn.Module):
@@ -56,6 +57,31 @@ class ScoreLayer(nn.Module):
         return linear(hidden, self.weight)
 
 
+class NoOutput(nn.Module):
+    """Stands in place of the output layer where nothing follows the last norm."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.sequence_parallel = config.sequence_parallel
+        self.register_buffer("weight", torch.zeros(1))  # megatron-core's checkpoints want an entry of this name
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceStates:
+    """As output_processor of Megatron's models: the last hidden state of each sequence, [S, H] float32.
+
+    The same on all ranks of a stage. whole: the micro-batch. batch: this context rank's part of it.
+    """
+
+    whole: MicroBatch
+    batch: MicroBatch
+
+    def __call__(self, *, hidden_states: Tensor, output_layer: NoOutput, **_: object) -> Tensor:
+        """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
+        split = output_layer.sequence_parallel
+        return sum_of_parts(last_hidden_states(hidden_states, self.whole, self.batch, split=split).float(), split=split)
+
+
 @dataclass(frozen=True, kw_only=True)
 class SequenceScores:
     """What Megatron's models take as output_processor: gives scores [S, C], float32, the same on all ranks of a stage.
@@ -70,6 +96,36 @@ class SequenceScores:
         """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
         own_SH = last_hidden_states(hidden_states, self.whole, self.batch, split=output_layer.sequence_parallel)
         return sum_of_parts(output_layer(own_SH).float(), split=output_layer.sequence_parallel)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SequenceAnswers:
+    """As output_processor of Megatron's models: [S, 1] float32, by how much the logit of `positive` after each sequence
+    is larger than that of `negative`. The same on all ranks of a stage. whole, batch: as for SequenceScores.
+    """
+
+    whole: MicroBatch
+    batch: MicroBatch
+    positive: int
+    negative: int
+
+    def __call__(
+        self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: object
+    ) -> Tensor:
+        """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
+        split = bool(output_layer.sequence_parallel)
+        own_SH = last_hidden_states(hidden_states, self.whole, self.batch, split=split)
+        logits_SV = output_layer(own_SH[:, None], weight=output_weight)[0][:, 0]
+        if split:  # the layer has gathered the states of all ranks, zeros where a rank does not hold the token
+            logits_SV = logits_SV.unflatten(0, (parallel_state.get_tensor_model_parallel_world_size(), -1)).sum(0)
+        part_S1 = (self._column(logits_SV, self.positive) - self._column(logits_SV, self.negative))[:, None]
+        return parallel.sum_of_tensor_parts(parallel.sum_of_context_parts(part_S1))
+
+    def _column(self, logits_SV: Tensor, token: int) -> Tensor:
+        """The logits of a token where this rank has its column, else zeros."""
+        first = parallel_state.get_tensor_model_parallel_rank() * logits_SV.shape[1]
+        is_here = first <= token < first + logits_SV.shape[1]
+        return logits_SV[:, token - first if is_here else 0].float() * float(is_here)
 
 
 def last_hidden_states(hidden_TBH: Tensor, whole: MicroBatch, batch: MicroBatch, *, split: bool) -> Tensor:

@@ -103,8 +103,10 @@ def _try_rotation(spec: ModelSpec) -> None:
 
 
 def _head(config: Mapping[str, Any], args: TrainArgs) -> Head | None:
-    if not head.has_scores(args):
+    if not head.replaces_output(args):
         return None
+    if not head.has_scores(args):
+        return Head(num_scores=0, seed=args.seed, config={}, files=_sentence_transformers_files(config, args))
     number = head.num_scores(args, config)
     names = config.get("id2label") or {}
     if len(names) != number:
@@ -116,6 +118,30 @@ def _head(config: Mapping[str, Any], args: TrainArgs) -> Head | None:
         "problem_type": head.problem_type(args, config),
     }
     return Head(num_scores=number, seed=args.seed, config=changed)
+
+
+def _sentence_transformers_files(config: Mapping[str, Any], args: TrainArgs) -> dict[str, Any]:
+    """How sentence-transformers makes an embedding of a text: the last token's state, normalized.
+
+    None where texts were put into a chat template, which it would not do.
+    """
+    if args.use_chat_template:
+        return {}
+    parts = ("Transformer", ""), ("Pooling", "1_Pooling"), ("Normalize", "2_Normalize")
+    module = "sentence_transformers.models."
+    return {
+        "modules.json": [
+            {"idx": number, "name": str(number), "path": path, "type": module + kind}
+            for number, (kind, path) in enumerate(parts)
+        ],
+        "1_Pooling/config.json": {
+            "word_embedding_dimension": config["hidden_size"],
+            "pooling_mode_lasttoken": True,
+            "pooling_mode_mean_tokens": False,
+            "include_prompt": True,
+        },
+        "config_sentence_transformers.json": {"similarity_fn_name": "cosine"},
+    }
 
 
 def training_dtype(args: TrainArgs, config: Mapping[str, Any]) -> torch.dtype:

@@ -11,14 +11,16 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from megatron_trainer import parallel
+from megatron_trainer import model_source, parallel
 from megatron_trainer.data.values import MicroBatch
-from megatron_trainer.models.score import SequenceScores
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.models.score import SequenceAnswers, SequenceScores, SequenceStates
 from megatron_trainer.models.sequence_sums import SequenceSums
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.forward import cross_entropy, forward
 from megatron_trainer.tasks.task import ForwardStep
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.violation import Violation
 
 SequenceLoss = Callable[[MicroBatch, Tensor], Any]
 """(the whole micro-batch, [2, S] sums or [S, C] scores) -> what a forward step's second value returns."""
@@ -36,15 +38,43 @@ def step_of_sums(loss: SequenceLoss, args: TrainArgs, spec: ModelSpec) -> Forwar
 
 def step_of_scores(loss: SequenceLoss) -> ForwardStep:
     """The step of a loss of the scores [S, C] that the model's head gives each sequence."""
+    return _step_of(loss, SequenceScores)
 
+
+def step_of_states(loss: SequenceLoss) -> ForwardStep:
+    """The step of a loss of the last hidden states [S, H] of sequences."""
+    return _step_of(loss, SequenceStates)
+
+
+def step_of_answers(loss: SequenceLoss, args: TrainArgs, spec: ModelSpec) -> ForwardStep:
+    """The step of a loss of how much likelier yes is than no after each sequence: the difference [S, 1] of logits."""
+    yes, no = answer_tokens(args, spec)
+    return _step_of(loss, partial(SequenceAnswers, positive=yes, negative=no))
+
+
+def _step_of(loss: SequenceLoss, processor: Callable[..., Callable[..., Tensor]]) -> ForwardStep:
     def step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Any]:
         whole = next(batches)
         batch = parallel.local_part(whole)
-        return forward(model, whole, batch, output_processor=SequenceScores(whole=whole, batch=batch)), partial(
-            loss, whole
-        )
+        output = forward(model, whole, batch, output_processor=processor(whole=whole, batch=batch))
+        return output, partial(loss, whole)
 
     return step
+
+
+def answer_tokens(args: TrainArgs, spec: ModelSpec) -> tuple[int, int]:
+    """The tokens that say yes and no. Raises InvalidInput for a text that is not one token."""
+    tokenizer = model_source.tokenizer(args, spec.directory)
+    found, violations = [], []
+    for name in ("generative_reranker_positive_token", "generative_reranker_negative_token"):
+        ids = tokenizer(getattr(args, name), add_special_tokens=False)["input_ids"]
+        if len(ids) != 1:
+            message = f"is {len(ids)} tokens of this model, and the answer is read off one; choose another word"
+            violations.append(Violation(path=f"spec.args.{name}", value=getattr(args, name), message=message))
+        found.append(ids[0] if ids else 0)
+    if violations:
+        raise InvalidInput(tuple(violations))
+    return found[0], found[1]
 
 
 def sequence_sums(args: TrainArgs, spec: ModelSpec, whole: MicroBatch, model: nn.Module) -> Tensor:

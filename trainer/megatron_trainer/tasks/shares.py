@@ -15,7 +15,16 @@ from megatron_trainer.data.values import MicroBatch
 
 def with_shares(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
     """Shares under which all sequences of the global batch weigh the same. Collective."""
-    own = torch.tensor([sum(batch.num_samples for batch in batches)], device=batches[0].tokens_BT.device)
+    return _shared(batches, [batch.num_samples for batch in batches])
+
+
+def with_shares_of_groups(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    """Shares under which all groups of the global batch weigh the same. Collective."""
+    return _shared(batches, [len(batch.groups) for batch in batches])
+
+
+def _shared(batches: Sequence[MicroBatch], counts: Sequence[int]) -> Sequence[MicroBatch]:
+    own = torch.tensor([sum(counts)], device=batches[0].tokens_BT.device)
     dist.all_reduce(own, group=parallel_state.get_data_parallel_group())
     mean = own.item() / (len(batches) * parallel.coordinates().data_size)
-    return [replace(batch, loss_share=batch.num_samples / mean) for batch in batches]
+    return [replace(batch, loss_share=count / mean) for batch, count in zip(batches, counts, strict=True)]

@@ -37,7 +37,7 @@ def engine_and_reference(
     shape: of the rows in which the reference is asked about single items. cache: folder of tokenized data. Collective.
     """
     if task != "rlhf":
-        by_sequence = replace(args, calculate_per_token_loss=False) if head.has_scores(args) else args
+        by_sequence = replace(args, calculate_per_token_loss=False) if head.is_of_sequences(args) else args
         return build(by_sequence, spec, backend), None, data
     if args.rlhf_type == "rm":
         return build(replace(args, calculate_per_token_loss=False), spec, backend), None, data

@@ -350,6 +350,14 @@ def has_reference_model(args: TrainArgs, task: Task) -> bool:
 def sequences_per_item(args: TrainArgs, task: Task) -> int:
     """Sequences of the longest length that an item of a micro-batch may hold: two for a pair of answers.
 
-    A packed row has a length of its own, whatever lies in it.
+    A packed row has a length of its own, whatever lies in it. Without infonce_hard_negatives nothing but the rows says
+    how many negatives an embedding model gets, and anchor and positive alone are counted.
     """
-    return 2 if task == "rlhf" and args.rlhf_type != "kto" and not args.packing else 1
+    if args.packing:
+        return 1
+    if task == "rlhf":
+        return 1 if args.rlhf_type == "kto" else 2
+    if args.task_type == "embedding":
+        return 2 + (args.infonce_hard_negatives or 0)
+    is_reranker = args.task_type in ("reranker", "generative_reranker")
+    return args.max_positive_samples + args.max_negative_samples if is_reranker else 1

@@ -10,14 +10,39 @@ from megatron_trainjob.args.tree import TrainArgs
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
+GroupKind = Literal["embedding", "reranker", "generative_reranker"]
+
+
 def has_scores(args: TrainArgs) -> bool:
     """Whether the model ends in a linear from the last token's hidden state to scores."""
-    return args.task_type == "seq_cls" or args.rlhf_type == "rm"
+    return args.task_type in ("seq_cls", "reranker") or args.rlhf_type == "rm"
+
+
+def replaces_output(args: TrainArgs) -> bool:
+    """Whether there is no output layer: scores stand in its place, or nothing, as after an embedding model."""
+    return has_scores(args) or args.task_type == "embedding"
+
+
+def is_of_sequences(args: TrainArgs) -> bool:
+    """Whether the loss is of whole sequences, and not of tokens."""
+    return has_scores(args) or group_kind(args) is not None
+
+
+def group_kind(args: TrainArgs) -> GroupKind | None:
+    """What rows of several texts are for, None where a row is one text or a pair."""
+    return args.task_type if args.task_type in ("embedding", "reranker", "generative_reranker") else None
+
+
+def group_loss(args: TrainArgs) -> str:
+    """The loss of an embedding model or reranker: loss_type, whose own default is of preferences."""
+    if args.loss_type != "sigmoid":
+        return args.loss_type
+    return "infonce" if args.task_type == "embedding" else "pointwise_reranker"
 
 
 def num_scores(args: TrainArgs, config: Mapping[str, Any]) -> int:
     """Scores of a sequence: as given, else as config.json has them; transformers takes absent ones for 2."""
-    if args.rlhf_type == "rm":
+    if args.rlhf_type == "rm" or args.task_type == "reranker":
         return 1
     if args.num_labels is not None:
         return args.num_labels

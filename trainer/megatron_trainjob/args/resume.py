@@ -40,7 +40,8 @@ ANOTHER_NETWORK = (
     | SHAPES_EXPERTS
     | {"task", "train_type", "rlhf_type", "new_special_tokens"}
     | {"target_modules", "target_regex", "modules_to_save", "lora_rank", "lora_alpha", "lora_bias", "use_rslora"}
-    | {"task_type", "num_labels", "problem_type"}
+    | {"task_type", "num_labels", "problem_type", "generative_reranker_positive_token"}
+    | {"generative_reranker_negative_token"}
 )
 """What is trained, and the task it is trained for. Some would fit into the tensors, and train another network."""
 ANOTHER_OPTIMIZER = frozenset(

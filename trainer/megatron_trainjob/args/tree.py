@@ -23,6 +23,7 @@ from megatron_trainjob.args.groups.mla import LatentAttention
 from megatron_trainjob.args.groups.model import Model
 from megatron_trainjob.args.groups.moe import MixtureOfExperts
 from megatron_trainjob.args.groups.regularization import Regularization
+from megatron_trainjob.args.groups.retrieval import Retrieval
 from megatron_trainjob.args.groups.rlhf import Rlhf
 from megatron_trainjob.args.groups.train_extra import TrainExtra
 from megatron_trainjob.args.groups.training import Training
@@ -49,6 +50,7 @@ GROUPS: dict[str, type] = {
     "dpo": Dpo,
     "train_extra": TrainExtra,
     "rlhf": Rlhf,
+    "retrieval": Retrieval,
     "base_model": BaseModel,
     "base_data": BaseData,
     "base_template": BaseTemplate,
@@ -66,6 +68,7 @@ class TrainArgs(  # last group first: dataclass fields follow the reversed order
     BaseTemplate,
     BaseData,
     BaseModel,
+    Retrieval,
     Rlhf,
     TrainExtra,
     Dpo,

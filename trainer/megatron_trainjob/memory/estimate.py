@@ -142,7 +142,7 @@ def _stage(
         gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
         optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
         activations=round(_activation_bytes(args, shape, row, stage, layers, world_size)),
-        logits=round(_logit_bytes(args, shape, row, task)) if last and not head.has_scores(args) else 0,
+        logits=round(_logit_bytes(args, shape, row, task)) if last and not head.replaces_output(args) else 0,
         overhead=OVERHEAD_BYTES,
         reference=round(reference * row.element_bytes),
     )
@@ -154,7 +154,7 @@ def _edge(args: TrainArgs, shape: Model, stage: int) -> float:
     A tied model has one matrix, of which the last stage of a pipeline holds a copy. A head's few rows are not counted.
     """
     stages = args.pipeline_model_parallel_size
-    has_output = stage == stages - 1 and (stages > 1 or not shape.tied) and not head.has_scores(args)
+    has_output = stage == stages - 1 and (stages > 1 or not shape.tied) and not head.replaces_output(args)
     matrices = (stage == 0) + has_output
     norm = shape.hidden_size if stage == stages - 1 else 0
     return matrices * shape.embedding_parameters / args.tensor_model_parallel_size + norm

@@ -132,7 +132,7 @@ def _wrong_weights(
     if folder is not None and config is not None and arguments.get("no_initialization") is not False:
         checked = check(config, args) if args is not None else None
         known = checked.model if checked is not None and not checked.violations else None
-        has_scores = args is not None and head.has_scores(args)
+        has_scores = args is not None and head.replaces_output(args)
         for problem in weight_files.problems(folder, config, known, has_scores=has_scores):
             yield Violation(path="spec.args.model", value=model, message=problem)
 

@@ -32,11 +32,20 @@ REJECTED = ("rejected_messages", "rejected_response", "rejected")
 """In the order in which they are taken."""
 _OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
 LABELS = ("label", "labels")
-MEDIA = ("images", "image", "videos", "video", "audios", "audio")
+ANCHOR = ("anchor", "sentence1")
+POSITIVE = ("positive_messages", "positive", "positives", "sentence2", "document", "passage", "response", "answer")
+NEGATIVE = ("negative_messages", "negative", "negatives", "neg", "rejected_response", "rejected")
+"""Of rows of several texts; of each the first that the row has."""
+MEDIA = (
+    *("positive_images", "negative_images", "positive_videos", "negative_videos"),
+    *("positive_audios", "negative_audios"),
+    *("images", "image", "videos", "video", "audios", "audio"),
+)
 KNOWN = frozenset(
     {
         *(*MESSAGES, *QUERY, *CONTEXT, *LATE_QUERY, *RESPONSE, *LATE_RESPONSE),
         *(*SYSTEM, *TOOLS, *THOUGHT_KEYS, *_OTHER, *MEDIA, *LABELS),
+        *(*ANCHOR, *POSITIVE, *NEGATIVE),
     }
 )
 """Column names that mean something, in lower case; they are matched in any case."""

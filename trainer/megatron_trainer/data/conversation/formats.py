@@ -29,12 +29,13 @@ from megatron_trainer.data.conversation.columns import (
     named,
     notes,
 )
-from megatron_trainer.data.conversation.conserve import SCHEMAS
+from megatron_trainer.data.conversation.group import Grouping, grouped
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.conversation.messages import (
     THOUGHT_KEYS,
     parse_json,
     parse_messages,
+    parse_tools,
     text_of,
     with_thought,
 )
@@ -48,6 +49,7 @@ class Recognition:
     needs_margin: by how much the chosen answer is better at least, 0 where a row says nothing.
     needs_label: whether the answer is desirable; in a row of two answers a label that is false means the rejected one.
     label: what the column `label` of rows that are scored holds; such rows need no answer.
+    grouping: what rows of several texts are for, None for rows of one text or a pair.
     model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
     """
 
@@ -60,6 +62,12 @@ class Recognition:
     model_name: tuple[str, str] | None = None
     model_author: tuple[str, str] | None = None
     label: Label | None = None
+    grouping: Grouping | None = None
+
+    @property
+    def is_scored(self) -> bool:
+        """Whether the last token of each sequence is what is trained on."""
+        return self.label is not None or self.grouping is not None
 
 
 def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
@@ -73,6 +81,8 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     _refuse_media(columns)
     if settings.label is not None:
         return _scored(columns, settings, settings.label)
+    if settings.grouping is not None:
+        return _group(columns, settings, settings.grouping, number)
     messages = _messages(columns, settings.seed + number)
     rejected = _rejected(columns, messages) if settings.needs_rejected else None
     target: tuple[float, ...] = ()
@@ -88,7 +98,7 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     found = [*_cut_notes(messages), *notes(columns)]
     return Conversation(
         messages=_filled(_until_answer(messages), placeholders),
-        tools=_tools(tools) or None if tools else None,
+        tools=parse_tools(tools) or None if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
         rejected=None if rejected is None else _filled(_until_answer(rejected), placeholders),
         target=target,
@@ -105,10 +115,21 @@ def _scored(columns: Columns, settings: Recognition, label: Label) -> Conversati
     tools, channel = _pick(columns, TOOLS, "tools"), columns.get("channel")
     return Conversation(
         messages=_filled(messages, _placeholders(columns, settings)),
-        tools=_tools(tools) or None if tools else None,
+        tools=parse_tools(tools) or None if tools else None,
         channel=None if channel is None else text_of(channel, "channel"),
         notes=tuple(notes(columns)),
         target=label.read(value),
+    )
+
+
+def _group(columns: Columns, settings: Recognition, grouping: Grouping, number: int) -> Conversation:
+    """Several texts that belong together."""
+    found, placeholders = grouped(columns, grouping, number=number), _placeholders(columns, settings)
+    return replace(
+        found,
+        messages=_filled(found.messages, placeholders),
+        others=tuple(_filled(turns, placeholders) for turns in found.others),
+        notes=tuple(notes(columns)),
     )
 
 
@@ -350,29 +371,6 @@ def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
     return answer
 
 
-def _tools(value: object) -> tuple[Mapping[str, object], ...]:
-    tools = parse_json(value, "tools")
-    if not tools:
-        return ()
-    if isinstance(tools, Mapping):
-        tools = [tools]
-    if not isinstance(tools, list):
-        raise RowError("tools is not a list", f"it is of type {type(tools).__name__}")
-    return tuple(_tool(parse_json(tool, "tools")) for tool in tools)
-
-
-def _tool(tool: object) -> Mapping[str, object]:
-    if not isinstance(tool, Mapping):
-        raise RowError("a tool is not an object", f"it is of type {type(tool).__name__}")
-    function = tool.get("function", tool)
-    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
-        raise RowError("a tool has no name", f"it has {', '.join(map(str, tool)) or 'nothing'}")
-    if "function" in tool:
-        return tool
-    names = {name: "parameters" for name in SCHEMAS if "parameters" not in tool}
-    return {"type": "function", "function": {names.get(name, name): value for name, value in tool.items()}}
-
-
 def _refuse_media(row: Row) -> None:
     media = [name for name in MEDIA if row.get(name)]
     if media:
@@ -381,9 +379,13 @@ def _refuse_media(row: Row) -> None:
 
 def with_system(conversation: Conversation, system: str | None) -> Conversation:
     """The conversation with this system prompt where the row itself has none."""
-    if not system or conversation.messages[0].role == "system":
+    if not system:
         return conversation
     first = Message(role="system", content=system)
+    others = tuple(turns if turns[0].role == "system" else (first, *turns) for turns in conversation.others)
+    conversation = replace(conversation, others=others)
+    if conversation.messages[0].role == "system":
+        return conversation
     rejected = conversation.rejected
     return replace(
         conversation,

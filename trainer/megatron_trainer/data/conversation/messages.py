@@ -12,6 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from megatron_trainer.data.conversation.conserve import SCHEMAS
 from megatron_trainer.data.conversation.form import join
 from megatron_trainer.data.values import Arguments, Message, RowError
 
@@ -68,6 +69,30 @@ def parse_messages(value: object) -> tuple[Message, ...]:
     if not messages:
         raise RowError("no messages")
     return tuple(messages)
+
+
+def parse_tools(value: object) -> tuple[Mapping[str, object], ...]:
+    """The tools that a row declares, in the form of functions. Raises RowError when they are none."""
+    tools = parse_json(value, "tools")
+    if not tools:
+        return ()
+    if isinstance(tools, Mapping):
+        tools = [tools]
+    if not isinstance(tools, list):
+        raise RowError("tools is not a list", f"it is of type {type(tools).__name__}")
+    return tuple(_tool(parse_json(tool, "tools")) for tool in tools)
+
+
+def _tool(tool: object) -> Mapping[str, object]:
+    if not isinstance(tool, Mapping):
+        raise RowError("a tool is not an object", f"it is of type {type(tool).__name__}")
+    function = tool.get("function", tool)
+    if not isinstance(function, Mapping) or not isinstance(function.get("name"), str):
+        raise RowError("a tool has no name", f"it has {', '.join(map(str, tool)) or 'nothing'}")
+    if "function" in tool:
+        return tool
+    names = {name: "parameters" for name in SCHEMAS if "parameters" not in tool}
+    return {"type": "function", "function": {names.get(name, name): value for name, value in tool.items()}}
 
 
 def text_of(value: object, name: str) -> str:

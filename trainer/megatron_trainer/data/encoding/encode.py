@@ -57,6 +57,8 @@ class EncodeSettings:
 class Encoded:
     """One row's sequences (one, or chosen and rejected): ids and, for each token, the weight of its loss.
 
+    is_grouped: the one sequence is a group of several (values.Sample).
+
     is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of. target:
     as of Conversation; of a row that a head scores the last token alone has weight 1. notes: what the user
     should know about the row, in words that are the same for all rows of its kind.
@@ -70,6 +72,7 @@ class Encoded:
     is_weighted: bool = False
     notes: tuple[str, ...] = ()
     target: tuple[float, ...] = ()
+    is_grouped: bool = False
 
 
 def to_item(encoded: Encoded) -> Sample | Pair:
@@ -95,6 +98,10 @@ def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
             if note not in told:
                 told.add(note)
                 logger.warning("row %d and perhaps others: %s", row.number + 1, note)
+
+
+_Marked = tuple[NDArray[np.int32], NDArray[np.float32], bool]
+"""Ids of a sequence, the weight of each, and whether it was cut."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,7 +143,7 @@ class Encoder:
 
     @property
     def _scores_plain_text(self) -> bool:
-        return self.settings.recognition.label is not None and not self.settings.use_chat_template
+        return self.settings.recognition.is_scored and not self.settings.use_chat_template
 
     @property
     def is_weighted(self) -> bool:
@@ -175,8 +182,9 @@ class Encoder:
 
     def _render_all(self, conversation: Conversation) -> list[_Text]:
         """Its sequences; tools are text where the template has no place for them and agent_template says so."""
-        if self.settings.recognition.label is not None:
-            return [self._render_scored(conversation)]
+        if self.settings.recognition.is_scored:
+            sequences = (conversation.messages, *conversation.others)
+            return [self._render_scored(replace(conversation, messages=messages)) for messages in sequences]
         falls_back = self.settings.agent_template == "hermes" and uses_tools(conversation)
         try:
             return self._render_both(conversation, is_whole=falls_back)
@@ -224,8 +232,10 @@ class Encoder:
 
     def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
         try:
-            weigh = self._weigh if self.settings.recognition.label is None else self._mark_last
+            weigh = self._mark_last if self.settings.recognition.is_scored else self._weigh
             parts = [weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
+            if self.settings.recognition.grouping is not None:
+                parts = [_joined(parts)]
             _refuse_equal([ids for ids, _, _ in parts])
         except RowError as err:
             return Rejection(location=row.record.location, reason=err.reason, detail=err.detail)
@@ -238,6 +248,7 @@ class Encoder:
             is_weighted=self.is_weighted or not all(_is_binary(weights) for _, weights, _ in parts),
             notes=row.notes,
             target=row.conversation.target,
+            is_grouped=self.settings.recognition.grouping is not None,
         )
 
     def _mark_last(self, tokens: Tokens, _marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
@@ -278,6 +289,12 @@ class Encoder:
             raise RowError(TOO_LONG, f"{len(ids)} > {limit} tokens")
         kept = slice(len(ids) - limit, None) if self.settings.truncation_strategy == "left" else slice(limit)
         return ids[kept], weights[kept].copy()
+
+
+def _joined(parts: Sequence[_Marked]) -> _Marked:
+    """A group as one sequence: where a token has weight, one of its sequences ends."""
+    ids, weights, cuts = zip(*parts, strict=True)
+    return np.concatenate(ids), np.concatenate(weights), any(cuts)
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:

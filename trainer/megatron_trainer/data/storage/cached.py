@@ -55,7 +55,10 @@ def write_store(items: Items, directory: Path) -> None:
     is_weighted = any(store.facts.weight_type == "float32" for store in stores)
 
     def build(aside: Path) -> None:
-        writer = StoreWriter(aside, sequences_per_row=stores[0].facts.sequences_per_row, is_weighted=is_weighted)
+        facts = stores[0].facts
+        writer = StoreWriter(
+            aside, sequences_per_row=facts.sequences_per_row, is_weighted=is_weighted, is_grouped=facts.is_grouped
+        )
         _append(writer, (_encoded(number, item) for number, item in enumerate(items)))
         writer.account(
             num_rows=sum(store.facts.num_rows for store in stores),

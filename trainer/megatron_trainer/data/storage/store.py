@@ -37,7 +37,10 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFacts:
-    """What store.json says. sequences_per_row: 1, or 2 for chosen and rejected. notes: about kept rows, of how many."""
+    """What store.json says. sequences_per_row: 1, or 2 for chosen and rejected. notes: about kept rows, of how many.
+
+    is_grouped: each sequence is a group of them (values.Sample).
+    """
 
     sequences_per_row: int
     weight_type: str
@@ -46,15 +49,17 @@ class StoreFacts:
     num_truncated: int
     dropped: dict[str, Dropped]
     notes: dict[str, int] = field(default_factory=dict)
+    is_grouped: bool = False
 
 
 class StoreWriter:
     """Appends chunks to a new store. Nothing can be read before `close`."""
 
-    def __init__(self, directory: Path, *, sequences_per_row: int, is_weighted: bool) -> None:
+    def __init__(self, directory: Path, *, sequences_per_row: int, is_weighted: bool, is_grouped: bool = False) -> None:
         directory.mkdir(parents=True, exist_ok=True)
         self._directory = directory
         self._sequences_per_row = sequences_per_row
+        self._is_grouped = is_grouped
         self._weight_type = np.dtype(np.float32 if is_weighted else np.uint8)
         self._input_ids: BinaryIO = (directory / "input_ids.bin").open("wb")
         self._weights: BinaryIO = (directory / "weights.bin").open("wb")
@@ -111,6 +116,7 @@ class StoreWriter:
             num_truncated=self._num_truncated,
             dropped=self._dropped,
             notes=dict(self._notes),
+            is_grouped=self._is_grouped,
         )
         (self._directory / "store.json").write_text(json.dumps({"version": VERSION, **asdict(facts)}))
 
@@ -188,6 +194,15 @@ class Store:
     def lengths(self) -> NDArray[np.int64]:
         """Tokens of each sequence, int64[rows, sequences_per_row]."""
         return np.diff(self.offsets).reshape(-1, self.facts.sequences_per_row)
+
+    def padded_lengths(self, multiple: int) -> NDArray[np.int64]:
+        """Tokens of each row when each sequence is padded to the multiple; of a group as many as there may be."""
+        if self.facts.is_grouped and multiple > 1 and len(self):
+            members = np.add.reduceat((self._weights > 0).astype(np.int64), self.offsets[:-1])
+            padded: NDArray[np.int64] = self.lengths[:, 0] + members * (multiple - 1)
+        else:
+            padded = (-(-self.lengths // multiple) * multiple).sum(axis=1)
+        return padded
 
     @cached_property
     def num_trained_tokens(self) -> int:

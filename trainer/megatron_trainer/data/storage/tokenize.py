@@ -38,7 +38,12 @@ def tokenize(
     because truncation_strategy says so.
     """
     is_weighted = encoder.is_weighted
-    writer = StoreWriter(directory, sequences_per_row=encoder.sequences_per_row, is_weighted=is_weighted)
+    writer = StoreWriter(
+        directory,
+        sequences_per_row=encoder.sequences_per_row,
+        is_weighted=is_weighted,
+        is_grouped=encoder.settings.recognition.grouping is not None,
+    )
     done = 0
     for chunk in encode_all(records, encoder, num_processes=num_processes):
         if is_strict:

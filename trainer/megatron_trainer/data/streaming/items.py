@@ -23,7 +23,7 @@ from pathlib import Path
 
 import numpy as np
 
-from megatron_trainer.data.collate import round_up
+from megatron_trainer.data.collate import round_up, split
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, tell_notes, to_item
 from megatron_trainer.data.ordering.sample import Segment
 from megatron_trainer.data.reading.row import Record
@@ -113,6 +113,13 @@ class _Numbered:
     item: Sample | Pair
 
 
+def _lengths(encoded: Encoded, item: Sample | Pair) -> list[int]:
+    """Tokens of each sequence of a row."""
+    if encoded.is_grouped and isinstance(item, Sample):
+        return [member.length for member in split(item)]
+    return [len(ids) for ids in encoded.input_ids]
+
+
 class _Lane:
     """One lane's way through a stream."""
 
@@ -193,7 +200,7 @@ class _Lane:
     def _entry(self, number: int, encoded: Encoded) -> Waiting[_Numbered]:
         item = to_item(encoded)
         multiple = self._stream.sample_multiple
-        length = sum(round_up(len(ids), multiple) for ids in encoded.input_ids)
+        length = sum(round_up(length, multiple) for length in _lengths(encoded, item))
         return Waiting(item=_Numbered(number=number, item=item), length=length)
 
     def _report(self, rejections: Sequence[Rejection]) -> None:

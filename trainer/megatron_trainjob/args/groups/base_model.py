@@ -43,14 +43,9 @@ class BaseModel:
     )
     task_type: Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"] | None = arg(
         None,
-        "Kind of head on the model; unset: causal_lm.",
+        "What the model becomes: language model, classifier, embedding model or reranker; unset: causal_lm.",
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices={
-            "embedding": "embeddings are not trained here yet; use seq_cls or causal_lm",
-            "reranker": "rerankers are not trained here yet; use seq_cls or causal_lm",
-            "generative_reranker": "rerankers are not trained here yet; use seq_cls or causal_lm",
-        },
     )
     num_labels: int | None = arg(
         None,

@@ -24,6 +24,12 @@ LossType = Literal[
     "sft",
     "kto",
     "apo_zero_unpaired",
+    "infonce",
+    "cosine_similarity",
+    "contrastive",
+    "online_contrastive",
+    "pointwise_reranker",
+    "listwise_reranker",
 ]
 
 
@@ -82,8 +88,8 @@ class Dpo:
     )
     loss_type: LossType = arg(
         "sigmoid",
-        "Preference loss; with rlhf_type kto: kto (the default there) or apo_zero_unpaired.",
-        applies_to=("rlhf",),
+        "Preference loss; rlhf_type kto has its own, as have task_type embedding (infonce) and rerankers (pointwise).",
+        applies_to=("rlhf", "sft"),
         status="works",
     )
     loss_types: tuple[LossType, ...] = arg(

@@ -20,6 +20,7 @@ from megatron_trainjob.args.rules import (
     preference,
     recompute,
     reporting,
+    retrieval,
     tuner,
 )
 from megatron_trainjob.args.rules.rule import Facts, Rule
@@ -39,6 +40,7 @@ TOPICS = (
     tuner,
     preference,
     head,
+    retrieval,
     reporting,
     export,
 )

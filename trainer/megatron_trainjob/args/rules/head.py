@@ -49,8 +49,8 @@ RULES = (
     idle_with(
         "a_classifier_has_no_cross_entropy_of_tokens",
         is_("cross_entropy_loss_fusion", True),
-        one_of("task_type", "seq_cls"),
-        because="its scores are a few numbers for each sequence",
+        one_of("task_type", "seq_cls", "embedding", "reranker", "generative_reranker"),
+        because="what is scored is a few numbers for each sequence",
         tasks=("sft",),
     ),
 )

@@ -1,0 +1,242 @@
+"""Embedding models and rerankers train as plain transformers does, in every layout, and what they leave loads there."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.support.models import classification_truth, layouts, tiny_model
+from tests.support.models import retrieval_truth as truth
+from tests.support.ranks import head_ranks, tiny_run
+
+pytestmark = pytest.mark.dist
+
+ABSOLUTE = 1e-4
+"""Of a loss after some steps; Adam's division by small second moments enlarges sums in another order."""
+WHOLE = {"micro_batch_size": truth.GLOBAL}
+"""All rows of a step are one micro-batch, as in the reference."""
+EMBEDDING = {"task_type": "embedding", **WHOLE}
+ANSWERS = {"generative_reranker_positive_token": "a", "generative_reranker_negative_token": "t"}
+LORA = {
+    "train_type": "lora",
+    "lora_rank": 4,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "target_modules": ["linear_proj", "linear_fc2"],
+}
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("retrieval")
+
+
+@pytest.fixture(scope="module")
+def model(root) -> Path:
+    return tiny_model.make("llama", root)
+
+
+@pytest.fixture(scope="module")
+def run(root, model):
+    """run(layout, **arguments): the run; the same is made once."""
+    done: dict[str, tiny_run.TinyRun] = {}
+
+    def make(text: str = "tp1", base: Path = model, **given: Any) -> tiny_run.TinyRun:
+        key = f"{text} {base} {given}"
+        if key not in done:
+            chosen = {} if text == "dp2" else layouts.read(text)["arguments"]
+            ranks = 2 if text == "dp2" else layouts.num_ranks(chosen)
+            data = truth.write(root / "rows.jsonl", truth.triplets())
+            settings = {**classification_truth.ADAM, **chosen, **given}
+            arguments = tiny_run.arguments(base, data, root / f"run{len(done)}", **settings)
+            done[key] = tiny_run.train(arguments, ranks=ranks)
+            assert done[key].exit_code == 0, done[key].message
+        return done[key]
+
+    return make
+
+
+def load(kind: str, folder: Path) -> tuple[Any, Any]:
+    import torch
+    import transformers
+
+    found = getattr(transformers, kind).from_pretrained(folder, dtype=torch.float32, attn_implementation="eager")
+    return found, transformers.AutoTokenizer.from_pretrained(folder)
+
+
+def expected_infonce(model: Path, sizes: tuple[int | None, ...] = (None,)) -> tuple[list[float], Any]:
+    decoder, tokenizer = load("AutoModel", model)
+
+    def loss(rows: list[Any]) -> Any:
+        return sum(truth.infonce([truth.embeddings(decoder, tokenizer, row, size) for row in rows]) for size in sizes)
+
+    return truth.train(decoder, loss), decoder
+
+
+def test_infonce_is_what_transformers_states_give(model, run):
+    expected, decoder = expected_infonce(model)
+    found = run(**EMBEDDING, to_hf=True, max_length=128)
+    assert found.column("loss") == pytest.approx(expected, abs=ABSOLUTE)
+    assert found.column("loss")[-1] < found.column("loss")[0]
+    loaded, tokenizer = load("AutoModel", found.folder / "hf")
+    row = truth.triplets()[0]
+    theirs = truth.embeddings(decoder, tokenizer, row).detach().numpy()
+    assert truth.embeddings(loaded, tokenizer, row).detach().numpy() == pytest.approx(theirs, abs=1e-3)
+    tensors = found.weights()
+    assert not [name for name in tensors if "lm_head" in name]
+
+
+def test_embeddings_are_trained_at_several_sizes(model, run):
+    expected, _ = expected_infonce(model, (8, None))
+    size = json.loads((model / "config.json").read_text())["hidden_size"]
+    found = run(**EMBEDDING, matryoshka_dims=[8, size])
+    assert found.column("loss") == pytest.approx(expected, abs=ABSOLUTE)
+
+
+def test_similarities_follow_labels(model, run):
+    decoder, tokenizer = load("AutoModel", model)
+
+    def loss(rows: list[Any]) -> Any:
+        found = [truth.embeddings(decoder, tokenizer, row) for row in rows]
+        return sum((one[0] @ one[1] - row["label"]) ** 2 for one, row in zip(found, rows, strict=True)) / len(rows)
+
+    expected = truth.train(decoder, loss)
+    found = run(**EMBEDDING, loss_type="cosine_similarity")
+    assert found.column("loss") == pytest.approx(expected, abs=ABSOLUTE)
+    assert all(-1 <= value <= 1 for value in found.column("pearson_cosine"))
+
+
+def pointwise(scores: list[Any]) -> Any:
+    """The positive first."""
+    import torch
+
+    losses = [-torch.log(torch.sigmoid(scores[0])), *(-torch.log(1 - torch.sigmoid(one)) for one in scores[1:])]
+    return torch.stack(losses)
+
+
+def listwise(scores: list[Any]) -> Any:
+    import torch
+
+    return -torch.log(torch.exp(scores[0]) / torch.exp(torch.stack(scores)).sum())[None]
+
+
+def mean_of(loss_of: Any, score: Any) -> Any:
+    import torch
+
+    def loss(rows: list[Any]) -> Any:
+        documents = [(row["anchor"], [row["positive"], *row["negative"]]) for row in rows]
+        return torch.cat([loss_of([score(query, one) for one in many]) for query, many in documents]).mean()
+
+    return loss
+
+
+@pytest.mark.parametrize("loss_of", [pointwise, listwise])
+def test_a_reranker_is_a_classifier_with_one_score(root, model, run, loss_of):
+    base = head_ranks.make_classifier(model, num_labels=1)
+    theirs, tokenizer = load("AutoModelForSequenceClassification", base)
+    expected = truth.train(theirs, mean_of(loss_of, lambda *texts: truth.score(theirs, tokenizer, *texts)))
+    given = {"loss_type": f"{loss_of.__name__}_reranker", "to_hf": True}
+    found = run(base=base, task_type="reranker", **WHOLE, **given)
+    assert found.column("loss") == pytest.approx(expected, abs=ABSOLUTE)
+    assert 0 < found.column("mrr")[0] <= 1
+    loaded, tokenizer = load("AutoModelForSequenceClassification", found.folder / "hf")
+    texts = ("count to three please", "water")
+    ours, after = (float(truth.score(one.eval(), tokenizer, *texts).detach()) for one in (loaded, theirs))
+    assert ours == pytest.approx(after, abs=1e-3)
+
+
+@pytest.mark.parametrize("loss_of", [pointwise, listwise])
+def test_a_generative_reranker_answers_yes_or_no(model, run, loss_of):
+    theirs, tokenizer = load("AutoModelForCausalLM", model)
+    tokens = tuple(tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ANSWERS.values())
+    judge = truth.JUDGE.replace("yes", "a").replace('"no"', '"t"')
+
+    def score(query: str, document: str) -> Any:
+        turns = truth.judged(query, document)
+        turns[0]["content"] = judge
+        logits = theirs(truth.ids(tokenizer, turns)).logits[0, -1]
+        return logits[tokens[0]] - logits[tokens[1]]
+
+    expected = truth.train(theirs, mean_of(loss_of, score))
+    given = {"loss_type": f"{loss_of.__name__}_reranker", "max_length": 512, **ANSWERS}
+    found = run(task_type="generative_reranker", **WHOLE, **given)
+    assert found.column("loss") == pytest.approx(expected, abs=ABSOLUTE)
+
+
+def test_an_adapter_of_an_embedding_model_loads_in_peft_and_goes_on(model, run):
+    """peft finds it below AutoModel, as sentence-transformers loads it; another run begins where it ended."""
+    from peft import PeftModel
+
+    first = run(**EMBEDDING, **LORA, lr=1e-2)
+    decoder, tokenizer = load("AutoModel", model)
+    row = truth.triplets()[0]
+    before = truth.embeddings(decoder, tokenizer, row).detach()
+    adapted = PeftModel.from_pretrained(decoder, first.folder / "adapter").eval()
+    after = truth.embeddings(adapted, tokenizer, row).detach()
+    assert (after - before).abs().max() > 1e-3
+    rows = truth.triplets()[: truth.GLOBAL]
+    expected = truth.infonce([truth.embeddings(adapted, tokenizer, row) for row in rows])
+    second = run(**EMBEDDING, **LORA, adapter_load=str(first.folder / "adapter"))
+    assert second.column("loss")[0] == pytest.approx(float(expected), abs=ABSOLUTE)
+
+
+def test_texts_without_a_template_are_what_sentence_transformers_embeds(model, run):
+    found = run(**EMBEDDING, use_chat_template=False, to_hf=True)
+    parts = json.loads((found.folder / "hf" / "modules.json").read_text())
+    assert [part["type"].rsplit(".", 1)[1] for part in parts] == ["Transformer", "Pooling", "Normalize"]
+    pooling = json.loads((found.folder / "hf" / "1_Pooling" / "config.json").read_text())
+    assert pooling["pooling_mode_lasttoken"]
+    assert not (run(**EMBEDDING, to_hf=True, max_length=128).folder / "hf" / "modules.json").exists()
+
+
+KINDS: dict[str, dict[str, Any]] = {
+    "embedding": {"task_type": "embedding"},
+    "cosine": {"task_type": "embedding", "loss_type": "cosine_similarity"},
+    "reranker": {"task_type": "reranker", "loss_type": "listwise_reranker"},
+    "generative": {"task_type": "generative_reranker", "max_length": 512, **ANSWERS},
+}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("text", ["tp2", "tp2 sp", "pp2", "cp2"])
+def test_every_layout_learns_the_same(run, text, kind):
+    given = {**KINDS[kind], "micro_batch_size": 2}
+    assert run(text, **given).column("loss") == pytest.approx(run(**given).column("loss"), abs=ABSOLUTE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_data_parallel_ranks_learn_what_one_rank_does(run, kind):
+    """With infonce their documents are each other's negatives, as those of one micro-batch are."""
+    found, alone = run("dp2", **KINDS[kind], micro_batch_size=2), run(**KINDS[kind], **WHOLE)
+    for name in ("loss", "mean_pos", "mean_neg"):
+        assert found.column(name) == pytest.approx(alone.column(name), abs=ABSOLUTE), name
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("given", [{"padding_free": False}, LORA], ids=["padded", "lora"])
+def test_padded_rows_and_adapters_learn(run, kind, given):
+    found, expected = run(**KINDS[kind], **WHOLE, **given), run(**KINDS[kind], **WHOLE)
+    if given is LORA:
+        assert found.column("loss")[0] == pytest.approx(expected.column("loss")[0], abs=ABSOLUTE)
+        assert found.column("loss") != pytest.approx([found.column("loss")[0]] * truth.STEPS, abs=1e-6)
+    else:
+        assert found.column("loss") == pytest.approx(expected.column("loss"), abs=ABSOLUTE)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", KINDS)
+def test_packed_rows_are_told_apart_and_evaluated(root, run, kind):
+    """A row that holds exactly the groups of a step gives what these give unpacked."""
+    data = truth.write(root / "held-out.jsonl", truth.triplets()[:6])
+    given = {"packing": True, "packing_length": 100_000, "global_batch_size": 1, "train_iters": 1}
+    found = run(**KINDS[kind], **given, val_dataset=[str(data)], eval_iters=1)
+    count = len(truth.triplets())
+    alone = run(**KINDS[kind], micro_batch_size=count, global_batch_size=count, train_iters=1)
+    assert found.column("loss") == pytest.approx(alone.column("loss"), abs=ABSOLUTE)
+    assert found.column("eval_loss")

@@ -1,0 +1,187 @@
+"""Rows of several texts: an anchor with what is like it and what is not, or a question with documents.
+
+A row becomes one group of sequences. Of an embedding model: anchor, positive, negatives. Of a reranker: the question
+with each document, positives first; the target says how many are positives.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from megatron_trainer.data.conversation.columns import (
+    ANCHOR,
+    LABELS,
+    MESSAGES,
+    NEGATIVE,
+    POSITIVE,
+    QUERY,
+    SYSTEM,
+    Columns,
+)
+from megatron_trainer.data.conversation.messages import parse_json, parse_messages, text_of
+from megatron_trainer.data.values import Conversation, Message, RowError
+from megatron_trainjob.args.head import GroupKind
+
+JUDGE = (
+    "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
+    'Note that the answer can only be "yes" or "no".'
+)
+"""System turn and instruction that Qwen3-Reranker was published with; its serving tools send the same."""
+INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+Turns = tuple[Message, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Grouping:
+    """What rows of several texts are for.
+
+    needs_label: a number says how alike anchor and positive are; is_binary: it is 0 or 1. hard_negatives: negatives
+    that are read at most. max_positives, max_negatives: documents of a reranker's row, drawn by seed where there are
+    more. min_documents: of a positive with its negatives, 1 where each document is judged alone. answers: what a
+    generative reranker says of a document that fits and of one that does not.
+    """
+
+    kind: GroupKind
+    needs_label: bool = False
+    is_binary: bool = False
+    hard_negatives: int | None = None
+    max_positives: int = 1
+    max_negatives: int = 7
+    min_documents: int = 1
+    answers: tuple[str, str] = ("yes", "no")
+    seed: int = 42
+
+
+def grouped(columns: Columns, grouping: Grouping, *, number: int) -> Conversation:
+    """The group that a row holds. Raises RowError with the reason when it holds none.
+
+    number: place of the row in its file; with the seed it draws documents, the same in each run.
+    """
+    if grouping.kind == "embedding":
+        return _compared(columns, grouping)
+    return _ranked(columns, grouping, random.Random(f"{grouping.seed}-{number}"))
+
+
+def _compared(columns: Columns, grouping: Grouping) -> Conversation:
+    """Anchor, positive, negatives."""
+    anchor = _anchor(columns)
+    positives = _texts(columns, POSITIVE, "user")
+    if len(positives) != 1:
+        reason = "no positive" if not positives else "several positives"
+        raise RowError(reason, f"an anchor has one positive, this one {len(positives)}; give each a row of its own")
+    negatives = [] if grouping.needs_label else _texts(columns, NEGATIVE, "user")[: grouping.hard_negatives]
+    if grouping.hard_negatives is not None and not negatives:
+        raise RowError("no negative", "infonce_hard_negatives asks for some")
+    target = (_label(columns, grouping),) if grouping.needs_label else ()
+    return Conversation(messages=anchor, others=(*positives, *negatives), target=target)
+
+
+def _ranked(columns: Columns, grouping: Grouping, draw: random.Random) -> Conversation:
+    """One sequence for each document."""
+    query = _anchor(columns)
+    positives, negatives = _texts(columns, POSITIVE, "assistant"), _texts(columns, NEGATIVE, "assistant")
+    if _value(columns, LABELS) is not None and not negatives:
+        positives, negatives = _by_label(columns, grouping, positives)
+    positives = _drawn(positives, grouping.max_positives, draw)
+    negatives = _drawn(negatives, grouping.max_negatives, draw)
+    if not positives and not negatives:
+        raise RowError("no document", f"the row has {', '.join(columns)}")
+    if grouping.min_documents > 1 and (not positives or 1 + len(negatives) < grouping.min_documents):
+        detail = (
+            f"{len(positives)} positives and {len(negatives)} negatives; {grouping.min_documents} are needed together"
+        )
+        raise RowError("too few documents to be ranked", detail)
+    make = _judged if grouping.kind == "generative_reranker" else _answered
+    sequences = [make(query, document, grouping) for document in (*positives, *negatives)]
+    return Conversation(messages=sequences[0], others=tuple(sequences[1:]), target=(float(len(positives)),))
+
+
+def _by_label(columns: Columns, grouping: Grouping, documents: list[Turns]) -> tuple[list[Turns], list[Turns]]:
+    """(positives, negatives) of a row with one document and a label."""
+    if len(documents) != 1:
+        raise RowError("a label for several documents", "name them positive and negative")
+    label = _label(columns, grouping)
+    if label not in (0.0, 1.0):
+        raise RowError("the label does not fit", f"{label} is neither 0 nor 1")
+    return (documents, []) if label else ([], documents)
+
+
+def _answered(query: Turns, document: Turns, _: Grouping) -> Turns:
+    """The document as the answer to the question."""
+    system = [turn for turn in document if turn.role == "system"] or [turn for turn in query if turn.role == "system"]
+    rest = [turn for turn in (*query, *document) if turn.role != "system"]
+    return (*system[-1:], *rest)
+
+
+def _judged(query: Turns, document: Turns, grouping: Grouping) -> Turns:
+    """A question whose answer is yes or no."""
+    instruction = _words(document, "system") or _words(query, "system") or INSTRUCTION
+    asked = f"<Instruct>: {instruction}\n<Query>: {_words(query)}\n<Document>: {_words(document)}"
+    yes, no = grouping.answers
+    judge = JUDGE.replace('"yes"', f'"{yes}"').replace('"no"', f'"{no}"')
+    return (Message(role="system", content=judge), Message(role="user", content=asked))
+
+
+def _words(turns: Sequence[Message], role: str | None = None) -> str:
+    """What the system says, or what everyone else does."""
+    said = [turn.content for turn in turns if (turn.role == "system") == (role == "system")]
+    return "\n".join(text for text in said if text)
+
+
+def _anchor(columns: Columns) -> Turns:
+    listed = _value(columns, MESSAGES)
+    text = None if listed is not None else _value(columns, (*ANCHOR, *QUERY))
+    if listed is None and text is None:
+        raise RowError("no anchor", f"the row has {', '.join(columns)}; name its column with columns: {{x: anchor}}")
+    turns = _turns(listed if listed is not None else text, "user")
+    system = text_of(_value(columns, SYSTEM), "system")
+    return (Message(role="system", content=system), *turns) if system and turns[0].role != "system" else turns
+
+
+def _texts(columns: Columns, names: Sequence[str], role: str) -> list[Turns]:
+    """The texts of the first of these columns: a text or a list of turns, or a list of either."""
+    value = _value(columns, names)
+    if value in (None, "", []):
+        return []
+    value = parse_json(value, "text") if isinstance(value, str) and value.lstrip().startswith("[[") else value
+    return [_turns(entry, role) for entry in (value if isinstance(value, list) and not _is_turns(value) else [value])]
+
+
+def _is_turns(value: Sequence[object]) -> bool:
+    return bool(value) and all(isinstance(entry, Mapping) for entry in value)
+
+
+def _turns(value: object, role: str) -> Turns:
+    is_list = isinstance(value, list)
+    turns = parse_messages(value) if is_list else (Message(role=role, content=text_of(value, "text")),)
+    if not any(turn.content.strip() for turn in turns):
+        raise RowError("empty text")
+    return turns
+
+
+def _drawn(texts: list[Turns], count: int, draw: random.Random) -> list[Turns]:
+    """So many of the texts, in their order."""
+    if len(texts) <= count:
+        return texts
+    return [texts[place] for place in sorted(draw.sample(range(len(texts)), count))]
+
+
+def _label(columns: Columns, grouping: Grouping) -> float:
+    value = _value(columns, LABELS)
+    if value is None:
+        raise RowError("no label", f"the row has {', '.join(columns)}; name its column with columns: {{x: label}}")
+    value = parse_json(value, "label") if isinstance(value, str) else value
+    if not isinstance(value, int | float) or not math.isfinite(value):
+        raise RowError("the label does not fit", f"{value!r} is no number")
+    if grouping.is_binary and value not in (0, 1):
+        raise RowError("the label does not fit", f"{value!r} is neither 0 nor 1")
+    return float(value)
+
+
+def _value(columns: Columns, names: Sequence[str]) -> object:
+    """The value of the first of these columns that the row has."""
+    return next((columns[name] for name in names if name in columns), None)
