@@ -69,6 +69,20 @@ def _needs(rule: str, name: str, **switch: object) -> Case:
 
 
 CASES = [
+    # dropout
+    Case(
+        rule="dropout_of_the_model_is_said",
+        good={"attention_dropout": 0.0},
+        bad={},
+        config={**DENSE, "attention_dropout": 0.1},
+    ),
+    Case(
+        rule="jitter_of_the_router_is_not_applied",
+        good={},
+        bad={},
+        config={**DENSE, "model_type": "mixtral"},
+        bad_config={**DENSE, "model_type": "mixtral", "router_jitter_noise": 0.1},
+    ),
     # data
     Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
     Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),

@@ -41,6 +41,8 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
         for stage in (range(stages) if stages else [None])
     }
     chunks = [_chunk(spec, config, block, stage) for stage, block in blocks.items()]
+    if args.hidden_dropout is None and hasattr(chunks[0], "embedding"):
+        chunks[0].embedding.embedding_dropout.p = 0.0  # config.json means what attention and MLP add
     return [chunk.to(backend.device) for chunk in chunks]
 
 

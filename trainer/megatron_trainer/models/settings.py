@@ -57,7 +57,7 @@ def transformer_config(
         **_routing(spec.model),
         **_layout(spec, args, virtual_stages),
         **_precision(spec, args),
-        **_computation(args, backend),
+        **_computation(spec.model, args, backend),
         **_recomputation(spec, args, backend),
         **_fusions(spec, args, backend),
         **_experts(spec, args, backend),
@@ -184,9 +184,9 @@ def _precision(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
     }
 
 
-def _computation(args: TrainArgs, backend: Backend) -> dict[str, Any]:
+def _computation(model: Model, args: TrainArgs, backend: Backend) -> dict[str, Any]:
     return {
-        "hidden_dropout": args.hidden_dropout or 0.0,
+        "hidden_dropout": model.residual_dropout if args.hidden_dropout is None else args.hidden_dropout,
         "transformer_impl": implementation(args, backend),
         "attention_backend": _attention(args, backend),
         "perform_initialization": not args.no_initialization and not initializes_on_host(args, backend),

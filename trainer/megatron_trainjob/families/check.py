@@ -43,6 +43,9 @@ _ANOTHER_MODEL: Mapping[str, str] = {
 }
 """Keys of config.json that any model may have -> why one that has it is not trained."""
 
+RESIDUAL_DROPOUT = ("resid_pdrop", "residual_dropout")
+"""Names of the dropout of what attention and MLP add."""
+
 MOST_ROTARY = 1e15
 _MAY_BE_NULL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
 _NUMBERS = (
@@ -157,8 +160,9 @@ def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violatio
         yield refused("hidden_act", model.activation, message)
     if model.init_std > 1:
         yield refused("initializer_range", model.init_std, "must be at most 1")
-    if not 0 <= model.attention_dropout < 1:
-        yield refused("attention_dropout", model.attention_dropout, "must be at least 0 and below 1")
+    for key in ("attention_dropout", *RESIDUAL_DROPOUT):
+        if not 0 <= (config.get(key) or 0) < 1:
+            yield refused(key, config[key], "must be at least 0 and below 1")
     yield from _heads(model, config)
     yield from _experts(model, config)
     yield from _rotary(model, config, family)

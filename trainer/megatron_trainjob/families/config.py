@@ -13,12 +13,14 @@ from typing import Any, TypeGuard
 from megatron_trainjob.violation import Violation
 
 SIZE, WHOLE, NUMBER = "a whole number above 0", "a whole number", "a number"
-DECIMAL = "a number with a decimal point above 0"
+DECIMAL, POINT = "a number with a decimal point above 0", "a number with a decimal point"
 SWITCH, TEXT, WHOLES, TEXTS = "true or false", "a text", "a list of whole numbers", "a list of texts"
 
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("rms_norm_eps", "initializer_range", "routed_scaling_factor"), DECIMAL),
-    **dict.fromkeys(("attention_dropout", "rope_theta", "partial_rotary_factor"), NUMBER),
+    **dict.fromkeys(("attention_dropout", "resid_pdrop", "residual_dropout"), NUMBER),
+    "router_jitter_noise": POINT,
+    **dict.fromkeys(("rope_theta", "partial_rotary_factor"), NUMBER),
     **dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "use_bias"), SWITCH),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm"), SWITCH),
     **dict.fromkeys(("rope_interleave",), SWITCH),
@@ -117,10 +119,10 @@ def _is(wanted: str, value: object, most: int = MOST) -> bool:
         entry = WHOLE if wanted == WHOLES else TEXT
         return isinstance(value, list | tuple) and all(_is(entry, each) for each in value)
     if _is_whole(value):
-        return wanted == NUMBER or (wanted != DECIMAL and (1 if wanted == SIZE else 0) <= value <= most)
+        return wanted == NUMBER or (wanted not in (DECIMAL, POINT) and (1 if wanted == SIZE else 0) <= value <= most)
     if not isinstance(value, float) or not math.isfinite(value):
         return False
-    return wanted == NUMBER or (wanted == DECIMAL and value > 0)
+    return wanted in (NUMBER, POINT) or (wanted == DECIMAL and value > 0)
 
 
 def _is_whole(value: object) -> TypeGuard[int]:

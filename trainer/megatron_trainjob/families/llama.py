@@ -161,6 +161,7 @@ SEED_OSS = Family(
         "num_key_value_heads": Optional(8),
         "max_position_embeddings": 524288,
         "attention_dropout": 0.1,
+        "residual_dropout": 0.1,
         "head_dim": Optional(128),
         "attention_bias": True,
         "attention_out_bias": False,
@@ -171,6 +172,7 @@ SEED_OSS = Family(
         qkv_bias=config["attention_bias"],
         output_bias=config["attention_out_bias"],
         mlp_bias=config["mlp_bias"],
+        residual_dropout=float(config["residual_dropout"]),
     ),
 )
 

@@ -35,6 +35,7 @@ MIXTRAL = Family(
         "sliding_window": Optional(),
         "num_local_experts": 8,
         "num_experts_per_tok": 2,
+        "router_jitter_noise": 0.0,
     },
     aliases={"num_experts": "num_local_experts"},
     build=_mixtral,

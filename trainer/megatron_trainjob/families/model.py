@@ -64,10 +64,11 @@ class Model:
     """One decoder. Widths are elements, counts are per layer.
 
     `qk_head_size` and `v_head_size` are the widths of one head of queries and keys, and of values. A model without
-    latent attention has `kv_lora_rank` 0; `q_lora_rank` 0 means that queries are not factored. `expert_layers` says
-    for each layer whether it has experts instead of a dense feed-forward block, `window_layers` whether it attends
-    only to the last `window` tokens. `post_norms`: a norm after attention and one after the MLP, each before the
-    residual is added. `prediction_layers`: multi-token-prediction layers that checkpoints carry after the last one.
+    latent attention has `kv_lora_rank` 0; `q_lora_rank` 0 means that queries are not factored. `expert_layers` says for
+    each layer whether it has experts instead of a dense feed-forward block, `window_layers` whether it attends only to
+    the last `window` tokens. `post_norms`: a norm after attention and one after the MLP, each before the residual is
+    added. `residual_dropout`: of what attention and MLP add to it. `prediction_layers`: multi-token-prediction layers
+    that checkpoints carry after the last one.
     """
 
     family: str
@@ -87,6 +88,7 @@ class Model:
     init_std: float
     rotary: Rotary
     attention_dropout: float = 0.0
+    residual_dropout: float = 0.0
     qkv_bias: bool = False
     output_bias: bool = False
     mlp_bias: bool = False

@@ -18,7 +18,8 @@ def _phi3(config: Config) -> Model:
     found = rotary(config)
     if found.kind in (*_OLD_NAMES, "longrope"):
         found = replace(found, kind="longrope", original_length=config["original_max_position_embeddings"])
-    return decoder(config, rotary=found, **window_everywhere(config))
+    dropout = float(config["resid_pdrop"])
+    return decoder(config, rotary=found, residual_dropout=dropout, **window_everywhere(config))
 
 
 def _refuse(config: Config) -> Iterator[Violation]:
@@ -43,6 +44,7 @@ PHI3 = Family(
         "original_max_position_embeddings": 4096,
         "rms_norm_eps": 1e-5,
         "attention_dropout": 0.0,
+        "resid_pdrop": 0.0,
         "partial_rotary_factor": 1.0,
         "sliding_window": Optional(),
     },

@@ -10,6 +10,7 @@ from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.rules import (
     batch,
     data,
+    dropout,
     experts,
     export,
     head,
@@ -32,6 +33,7 @@ TOPICS = (
     data,
     batch,
     layout,
+    dropout,
     experts,
     optimizer,
     precision,
