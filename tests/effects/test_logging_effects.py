@@ -1,5 +1,7 @@
 """Effects of the arguments of logging, read back from what a run wrote."""
 
+from itertools import pairwise
+
 import pytest
 import torch
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -19,6 +21,16 @@ def scalars(folder) -> dict[str, list[int]]:
 def test_log_interval_is_the_distance_of_lines_and_the_first_and_last_step_are_logged(train):
     run = train(log_interval=3, train_iters=7)
     assert [line["iteration"] for line in run.log if "lm loss" in line] == [1, 3, 6, 7]
+
+
+@effect("log_total_limit")
+def test_log_total_limit_thins_the_rows_evenly_and_keeps_the_first_and_the_last(train):
+    run = train(log_total_limit=16, train_iters=40)
+    steps = [line["iteration"] for line in run.log if "lm loss" in line]
+    assert len(run.log) < 16
+    assert (steps[0], steps[-1]) == (1, 40)
+    assert sum(run.column("tokens")) == sum(train(train_iters=40).column("tokens"))
+    assert max(later - earlier for earlier, later in pairwise(steps)) <= 16
 
 
 @effect("log_params_norm")

@@ -112,6 +112,7 @@ WITHOUT_EFFECT_ON_THE_NUMBERS = {
     "no_log_learning_rate_to_tensorboard": True,
     "log_throughput": True,
     "logging_level": "INFO",
+    "log_total_limit": 16,
     "overlap_grad_reduce": True,
     "overlap_param_gather": True,
     "ddp_timeout": 1000,

@@ -34,6 +34,7 @@ OF_RETRIEVAL = {name for name, argument in ARGUMENTS.items() if argument.group =
 FURTHER_ARGUMENTS = (
     OF_TRL
     | OF_RETRIEVAL
+    | {"log_total_limit"}  # of this project alone
     | {  # of ms-swift 4.x
         "add_non_thinking_prefix",
         "num_labels",

@@ -9,9 +9,12 @@ from __future__ import annotations
 import io
 import pickle
 import struct
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
+
+from megatron_trainjob import input_file
+from megatron_trainjob.weight_files import is_inside
 
 INDEX = ".metadata"
 _METADATA = "torch.distributed.checkpoint.metadata"
@@ -57,9 +60,17 @@ def is_known(module: str, name: str) -> bool:
     return (module, name) in NAMES or (module == "torch" and name in NUMBER_TYPES)
 
 
+def check_place(state: object) -> None:
+    """Raises ForgedError for where a tensor lies, as an index holds it, when that is no file beside the index."""
+    if isinstance(state, Mapping) and "relative_path" in state and not is_inside(state["relative_path"]):
+        named = state["relative_path"]
+        raise ForgedError(f"names {named!r}, which is no name of a file in its folder; nothing was read of it")
+
+
 def problem(path: Path) -> str | None:
     """Why the file cannot be the index of a checkpoint; None: it is made of what an index is made of."""
     try:
+        input_file.check(path)
         index = _Checker(path.read_bytes()).load()
         if not isinstance(index, _Placeholder):
             raise ForgedError("is not the index of a checkpoint")
@@ -76,8 +87,8 @@ class _Placeholder:
     def __new__(cls, *_: object, **__: object) -> _Placeholder:
         return super().__new__(cls)
 
-    def __setstate__(self, _: object) -> None:
-        pass
+    def __setstate__(self, state: object) -> None:
+        check_place(state)
 
     def __setitem__(self, key: object, value: object) -> None:
         pass

@@ -16,7 +16,14 @@ from megatron_trainer.train.reference_cache import stored
 from megatron_trainjob import checkpoint_index
 from megatron_trainjob.checkpoint_folder import MANIFEST
 from megatron_trainjob.exit_codes import ExitCode
-from tests.support.checkpoint.forged_pickles import Command, gadgets, with_entry, with_index, without_file
+from tests.support.checkpoint.forged_pickles import (
+    Command,
+    gadgets,
+    with_entry,
+    with_index,
+    with_place,
+    without_file,
+)
 from tests.support.data import preference_data
 from tests.support.models import tiny_model
 from tests.support.ranks.exporting import export
@@ -75,6 +82,22 @@ def test_nothing_that_is_loaded_runs_code(saved, adapter, tmp_path, forge, entry
         assert code in REFUSED, message
         assert "posix.system" in message
         assert "run" in message
+
+
+@pytest.mark.parametrize("name", ["../iter_0000001/__0_0.distcp", "/dev/zero", "..", ""])
+@pytest.mark.parametrize("entry", ["resume", "load", "foreign", "mcore_model"])
+def test_an_index_that_points_out_of_its_folder_is_refused(saved, tmp_path, name, entry):
+    checkpoint = copy(saved, tmp_path / "run")
+    with_place(checkpoint, name)
+    assert f"names {name!r}, which is no name of a file in its folder" in checkpoint_index.problem(
+        checkpoint / ".metadata"
+    )
+    if entry == "foreign":
+        (checkpoint / MANIFEST).unlink()
+        (checkpoint.parent / "owner.json").unlink()
+    code, message = use(entry, {**saved, "train_iters": 2}, checkpoint.parent, tmp_path / "new")
+    assert code in REFUSED, message
+    assert f"names {name!r}" in message
 
 
 def use(entry, given, folder, new):

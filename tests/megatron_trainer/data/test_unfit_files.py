@@ -65,6 +65,63 @@ def test_a_table_that_grows_as_no_text_does_is_refused(tmp_path):
     assert f"more than {MAX_GROWTH} times its size" in row.detail
 
 
+def in_list(values):
+    return pyarrow.ListArray.from_arrays(pyarrow.array([0, len(values)], pyarrow.int32()), values)
+
+
+def in_struct(values):
+    return in_list(pyarrow.StructArray.from_arrays([values], names=["content"]))
+
+
+def in_map(values):
+    keys = pyarrow.array([f"{n}" for n in range(len(values))])
+    return pyarrow.MapArray.from_arrays(pyarrow.array([0, len(values)], pyarrow.int32()), keys, values)
+
+
+@pytest.mark.parametrize("nest", [in_list, in_struct, in_map, lambda values: in_list(in_list(values))])
+@pytest.mark.parametrize("with_types", [True, False])
+def test_one_giant_text_many_times_within_a_row_is_dropped_by_its_row(tmp_path, nest, with_types):
+    """A hundred references to 5 MiB: a few hundred bytes of a file, and 500 MiB of a row."""
+    path = tmp_path / "train.parquet"
+    shared = repeated("a" * (5 * 2**20), 100)
+    plain = pyarrow.array(["b"])
+    for values, expected in ((shared, None), (plain, ["b"])):
+        table = pyarrow.table({"messages": nest(values)})
+        pyarrow.parquet.write_table(table, path, compression="zstd", store_schema=with_types)
+        before = pyarrow.total_allocated_bytes()
+        peak = pyarrow.default_memory_pool().max_memory()
+        (row,) = [payload for _, payload in read_file(path)]
+        assert pyarrow.total_allocated_bytes() - before < 2**20
+        assert max(peak, 2**28) >= pyarrow.default_memory_pool().max_memory()
+        if expected is None:
+            assert row.reason == "the row is too long"
+        else:
+            assert "b" in str(row)
+
+
+def varint(number, length):
+    """As Thrift writes a whole number, in so many bytes."""
+    zigzag = 2 * number
+    parts = [(zigzag >> (7 * place)) & 127 | 128 for place in range(length)]
+    return bytes([*parts[:-1], parts[-1] & 127])
+
+
+def test_sizes_in_a_table_that_are_lies_are_bounded_by_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr("megatron_trainer.data.reading.read.FREE_TABLE_BYTES", 2**28)
+    path = tmp_path / "train.parquet"
+    table = pyarrow.table({"text": ["a" * (600 * 2**20)]})
+    pyarrow.parquet.write_table(table, path, compression="zstd", use_dictionary=False, write_statistics=False)
+    del table
+    content = path.read_bytes()
+    size = pyarrow.parquet.ParquetFile(path).metadata.row_group(0).total_byte_size
+    for length in (4, 5):
+        content = content.replace(varint(size, length), varint(1000, length))
+    path.write_bytes(content)
+    assert pyarrow.parquet.ParquetFile(path).metadata.row_group(0).total_byte_size == 1000
+    (row,) = [payload for _, payload in read_file(path)]
+    assert row.reason == "the file is damaged"
+
+
 def test_long_texts_that_many_rows_share_are_read_a_few_at_a_time(tmp_path):
     path = tmp_path / "train.parquet"
     table = pyarrow.table({"text": repeated("a" * 2**20, 300), "n": list(range(300))})

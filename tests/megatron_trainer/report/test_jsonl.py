@@ -4,6 +4,8 @@ import json
 import math
 from itertools import pairwise
 
+import pytest
+
 from megatron_trainer.report import CheckpointRecord
 from megatron_trainer.report.jsonl import STEP_KEYS, Jsonl, log_row, losses_in, read_rows
 from tests.support.data.report_records import evaluation, log_record, run_info
@@ -113,3 +115,22 @@ def test_a_long_log_is_read_as_a_bounded_choice_of_rows_with_all_tokens_and_both
     gaps = {b["iteration"] - a["iteration"] for a, b in pairwise(steps[1:-1])}
     assert len(gaps) == 1, "spread evenly"
     assert len(read_rows(path)) == num_steps + num_steps // 4
+
+
+@pytest.mark.parametrize(("most_rows", "steps"), [(16, 40), (64, 5000), (1000, 5000)])
+def test_a_bounded_log_keeps_rows_at_even_distances(tmp_path, most_rows, steps):
+    log = sink(tmp_path / "logging.jsonl", most_rows=most_rows)
+    most = 0
+    for iteration in range(1, steps + 1):
+        log.write(log_record(iteration=iteration, total_iterations=steps))
+        if iteration % 10 == 0:
+            log.write(CheckpointRecord(iteration=iteration, path="a", seconds=1.0))
+        if iteration % 97 == 0 or iteration == steps:
+            most = max(most, len((tmp_path / "logging.jsonl").read_text().splitlines()))
+    log.close()
+    rows = read_rows(tmp_path / "logging.jsonl")
+    kept = [row["iteration"] for row in rows if "learning_rate" in row]
+    assert (kept[0], kept[-1]) == (1, steps)
+    assert most < most_rows
+    assert max(later - earlier for earlier, later in pairwise(kept)) <= 16 * steps / most_rows
+    assert {row["iteration"] for row in rows if "checkpoint" in row} >= {10, steps}

@@ -65,20 +65,27 @@ def wake(pid: int) -> int:
     return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
 
 
-def _run(action: Callable[[], None], step: int) -> int:
-    seen = 0
+class Freezer:
+    """Stops this process before one of the changes that it makes to a folder. An audit hook stays: there is one."""
 
-    def freeze(event: str, arguments: tuple[object, ...]) -> None:
-        nonlocal seen
+    def __init__(self) -> None:
+        self.seen, self._step = 0, -1
+        sys.addaudithook(self._hear)
+
+    def arm(self, step: int) -> None:
+        """Stops before the change of this number, counted from here; -1: before none."""
+        self.seen, self._step = 0, step
+
+    def _hear(self, event: str, arguments: tuple[object, ...]) -> None:
         is_write = event == "open" and isinstance(arguments[1], str) and "w" in arguments[1]
         if event in CHANGES or is_write:
-            if seen == step:
-                seen += 1
+            self.seen += 1
+            if self.seen - 1 == self._step:
                 os.kill(os.getpid(), signal.SIGSTOP)
-            else:
-                seen += 1
 
-    sys.addaudithook(freeze)
+
+def _run(action: Callable[[], None], step: int) -> int:
+    Freezer().arm(step)
     try:
         action()
     except SystemExit as end:

@@ -5,8 +5,10 @@ What lies there and how it is read: megatron_trainjob.checkpoint_folder.
 An attempt may be replaced at any moment, and be frozen at any moment and wake later: no check that it makes holds for
 the next line. So nothing here is checked and then done. Each attempt has a workshop, a folder of its own, made when it
 claims the save folder and taken away by whoever claims it next. Whatever appears in the save folder is renamed out of
-the workshop, and whatever disappears from it is renamed into the workshop: without it every such rename fails. Needs
-nothing of a file system but an atomic rename; neither locks nor clocks.
+the workshop's door, and whatever disappears from it is renamed into the door: without it every such rename fails. The
+door is a folder that a claim alone makes; the workshop comes back where a library that woke in the middle of a save
+makes the missing parents of what it writes. Needs nothing of a file system but an atomic rename; neither locks nor
+clocks.
 """
 
 from __future__ import annotations
@@ -43,6 +45,7 @@ logger = logging.getLogger(__name__)
 WORKSHOP = ".attempt-"
 NAME_OF_WORKSHOP = re.compile(r"\.attempt-(\d+)-([0-9a-f]{8})-\w*")
 SWEPT = ".swept-"
+DOOR = "door"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +100,8 @@ def claim(save: Path, claimant: Owner, *, adopts: bool = False) -> bool:
     except Occupied:
         own.rmdir()
         raise
+    with contextlib.suppress(FileNotFoundError):  # a newer attempt has swept the workshop: nothing is renamed below
+        (own / DOOR).mkdir()
     newer = False
     for left in save.glob(f"{WORKSHOP}*"):
         attempt, job = _maker(left)
@@ -136,6 +141,11 @@ def workshop(save: Path, writer: Owner) -> Path:
     return save / f"{WORKSHOP}{writer.attempt}-{_job_key(writer)}-{writer.token}"
 
 
+def door(save: Path, writer: Owner) -> Path:
+    """The folder through which everything of the writer comes and goes. Without it the folder has been taken over."""
+    return workshop(save, writer) / DOOR
+
+
 def _job_key(writer: Owner) -> str:
     return uuid.uuid5(uuid.NAMESPACE_OID, writer.job_uid).hex[:8]
 
@@ -151,7 +161,7 @@ def _sweep(left: Path) -> None:
     swept = left.with_name(f"{SWEPT}{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         left.rename(swept)
-        for taken in swept.glob("iter_*.replaced"):
+        for taken in [*swept.glob(f"{DOOR}/iter_*.replaced"), *swept.glob("iter_*.replaced")]:  # of an earlier release
             final = left.parent / taken.name.removesuffix(".replaced")
             if not final.exists():
                 taken.rename(final)
@@ -185,11 +195,13 @@ def publish(aside: Path, manifest: Manifest, writer: Owner) -> Path:
         replace_text(aside / MANIFEST, manifest.to_text())
         synchronize(aside)
         final = iteration_folder(save, manifest.iteration)
-        replaced = aside.with_name(f"{final.name}.replaced")
+        ready, replaced = (door(save, writer) / f"{final.name}{suffix}" for suffix in ("", ".replaced"))
+        for left in (ready, replaced):
+            shutil.rmtree(left, ignore_errors=True)
+        aside.rename(ready)
         with contextlib.suppress(FileNotFoundError):
-            shutil.rmtree(replaced, ignore_errors=True)
             final.rename(replaced)
-        aside.rename(final)
+        ready.rename(final)
         synchronize(save)
         shutil.rmtree(replaced, ignore_errors=True)
         publish_text(save / TRACKER, str(manifest.iteration), writer)
@@ -206,9 +218,15 @@ def owned(save: Path, writer: Owner) -> Iterator[None]:
     try:
         yield
     except BaseException as err:
-        if workshop(save, writer).is_dir():
+        if door(save, writer).is_dir():
             raise
         raise TakenOver(f"{save} was taken over by {owner(save)}; {writer} publishes nothing more") from err
+
+
+def drop(aside: Path, writer: Owner) -> None:
+    """Removes what a save that failed has left, and a workshop that came back after it was taken away."""
+    save = aside.parent.parent
+    shutil.rmtree(aside if door(save, writer).is_dir() else workshop(save, writer), ignore_errors=True)
 
 
 def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[Checkpoint, ...]:
@@ -237,7 +255,7 @@ def point(save: Path, newest: int, writer: Owner) -> None:
 
 def _point(link: Path, target: Path, writer: Owner) -> None:
     """Replaces the link at once; where storage has no links, a file that holds the name."""
-    aside = workshop(link.parent, writer) / link.name
+    aside = door(link.parent, writer) / link.name
     aside.unlink(missing_ok=True)
     _keep_copied(link)
     try:
@@ -262,7 +280,7 @@ def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:
     """Removes what `superfluous` names."""
     with owned(save, writer):
         for checkpoint in superfluous(checkpoints(save), newest, limit):
-            removed = workshop(save, writer) / f"{checkpoint.path.name}.removed"
+            removed = door(save, writer) / f"{checkpoint.path.name}.removed"
             shutil.rmtree(removed, ignore_errors=True)
             checkpoint.path.rename(removed)
             shutil.rmtree(removed, ignore_errors=True)
@@ -270,7 +288,7 @@ def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:
 
 def publish_text(path: Path, text: str, writer: Owner) -> None:
     """Replaces a file of the save folder at once and durably; fails when the folder was taken over."""
-    aside = workshop(path.parent, writer) / path.name
+    aside = door(path.parent, writer) / path.name
     _write(aside, text)
     aside.replace(path)
 

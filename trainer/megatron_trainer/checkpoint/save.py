@@ -6,7 +6,6 @@ the checkpoint by renaming. A crash at any moment leaves either no folder of tha
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -180,7 +179,7 @@ class Saver:
         dist.all_gather_object(reasons, "" if error is None else str(error))
         has_memory = parallel.is_true_everywhere(error is None or not out_of_memory.is_cause(error), self._backend)
         if dist.get_rank() == 0:
-            shutil.rmtree(aside, ignore_errors=True)
+            folder.drop(aside, self.policy.owner)
         reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
         message = f"cannot write a checkpoint to {self.policy.save}: {reason}; those before it are untouched"
         code = ExitCode.OUTPUT_NOT_WRITABLE if has_memory else ExitCode.OUT_OF_DEVICE_MEMORY

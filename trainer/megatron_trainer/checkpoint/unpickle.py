@@ -78,6 +78,13 @@ def read_index(file: IO[bytes] | io.IOBase, what: str) -> Metadata:
     index = _Unpickler(file, checkpoint_index.is_known, what).load()
     if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
         raise ForgedError(f"{what} is not the index of a checkpoint")
+    try:
+        for place in (index.storage_data or {}).values():
+            checkpoint_index.check_place(vars(place))
+    except (AttributeError, TypeError) as err:
+        raise ForgedError(f"{what} is not the index of a checkpoint") from err
+    except ForgedError as err:
+        raise ForgedError(f"{what} {err}") from err
     return index
 
 

@@ -19,6 +19,7 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.convert import peft_format, table
 from megatron_trainer.convert.adapter_source import AdapterSource, open_adapter
@@ -78,11 +79,13 @@ def save_adapter(
     directory: Path,
     *,
     keeps_others: bool = False,
+    door: Path | None = None,
+    tokenizer: PreTrainedTokenizerBase | None = None,
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors. Collective.
 
     Each rank that gathers tensors writes them aside, the first rank puts them into one file. A directory of that
-    name is replaced; keeps_others: as for publish.
+    name is replaced; keeps_others, door: as for publish. tokenizer: written too.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -110,8 +113,10 @@ def save_adapter(
         if dist.get_rank() == 0:
             _join_parts(aside, named=peft_format.below_decoder if args.task_type == "embedding" else str)
             (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
+            if tokenizer is not None:
+                tokenizer.save_pretrained(aside)
 
-    publish(Path(directory), [write_part, write_whole], keeps_others=keeps_others)
+    publish(Path(directory), [write_part, write_whole], keeps_others=keeps_others, door=door)
 
 
 @torch.no_grad()

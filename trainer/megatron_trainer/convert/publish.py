@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch.distributed as dist
@@ -19,17 +20,18 @@ Step = Callable[[Path], None]
 _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
-def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = False) -> None:
+def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = False, door: Path | None = None) -> None:
     """Runs the steps, each on all ranks, in a folder aside; then the first rank gives it its name. Collective.
 
     A directory of that name is replaced. keeps_others: its files stay instead, except weights of an earlier export,
-    and the new ones are moved in one by one, config.json last.
+    and the new ones are moved in one by one, config.json last. door: of the run that the directory belongs to, through
+    which it is renamed; a run that has lost its folder has none (checkpoint.folder).
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write; nothing is left aside.
     """
-    aside = directory.with_name(f".{directory.name}.partial")
-    give_name = _move_into if keeps_others and directory.is_dir() else _replace
+    aside = (directory.parent if door is None else door.parent) / f".{directory.name}.partial"
+    give_name = _move_into if keeps_others and directory.is_dir() else partial(_replace, door=door)
     for step in (on_first_rank(_start), *steps, on_first_rank(lambda folder: give_name(folder, directory))):
         error: OSError | None = None
         try:
@@ -49,9 +51,12 @@ def _start(aside: Path) -> None:
     aside.mkdir(parents=True)
 
 
-def _replace(aside: Path, directory: Path) -> None:
-    old = directory.with_name(f".{directory.name}.old")
+def _replace(aside: Path, directory: Path, *, door: Path | None) -> None:
+    old = (directory.parent if door is None else door) / f".{directory.name}.old"
     shutil.rmtree(old, ignore_errors=True)
+    if door is not None:
+        shutil.rmtree(door / directory.name, ignore_errors=True)
+        aside = aside.rename(door / directory.name)
     if directory.exists():
         directory.rename(old)
     aside.rename(directory)

@@ -53,12 +53,13 @@ def save_model(
     read: Read = own_data,
     keeps_others: bool = False,
     changed: Companions = _UNCHANGED,
+    door: Path | None = None,
 ) -> None:
     """Writes weights, config.json, and the tokenizer and generation files of the source. Collective.
 
     dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB.
-    A directory of that name is replaced; keeps_others: as for publish. read: what is written for a parameter instead
-    of its values. changed: what of the tokenizer and generation files training has changed.
+    A directory of that name is replaced; keeps_others, door: as for publish. read: what is written for a parameter
+    instead of its values. changed: what of the tokenizer and generation files training has changed.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -71,7 +72,7 @@ def save_model(
     def complete(aside: Path) -> None:
         _complete(aside, spec, dtype or spec.dtype, index, changed)
 
-    publish(Path(directory), [write, on_first_rank(complete)], keeps_others=keeps_others)
+    publish(Path(directory), [write, on_first_rank(complete)], keeps_others=keeps_others, door=door)
 
 
 def bytes_of(size: str) -> int:

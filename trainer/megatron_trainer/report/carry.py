@@ -19,14 +19,14 @@ NUM_KEPT = 2
 Windows = Mapping[int, Sequence[StepRecord]]
 
 
-def store(path: Path, iteration: int, windows: Windows) -> None:
-    """Remembers the open windows (interval to steps) as they are at this iteration."""
+def store(path: Path, iteration: int, windows: Windows, *, door: Path | None = None) -> None:
+    """Remembers the open windows (interval to steps) as they are at this iteration. door: as for Reporter."""
     before = [entry for entry in _entries(path) if entry["iteration"] != iteration]
     entry = {
         "iteration": iteration,
         "windows": [[interval, [_plain(step) for step in steps]] for interval, steps in windows.items()],
     }
-    aside = path.with_name(path.name + ".tmp")
+    aside = (door or path.parent) / f"{path.name}.tmp"
     aside.write_text(json.dumps([*before, entry][-NUM_KEPT:]))
     aside.replace(path)
 

@@ -39,15 +39,15 @@ class Figure:
 class HtmlReport:
     """Renders the file now and then during a run, and at its end.
 
-    workshop: where it is written before it is renamed; one that is gone after a takeover leaves the report alone.
+    door: where it is written before it is renamed; one that is gone after a takeover leaves the report alone.
     """
 
     def __init__(
-        self, path: Path, *, rows: Path, interval: int, now: Callable[[], float], workshop: Path | None = None
+        self, path: Path, *, rows: Path, interval: int, now: Callable[[], float], door: Path | None = None
     ) -> None:
         self.interval = interval
         self._path = path
-        self._workshop = workshop or path.parent
+        self._door = door or path.parent
         self._rows = rows
         self._now = now
         self._run: RunInfo | None = None
@@ -82,7 +82,7 @@ class HtmlReport:
         text = render(
             self._run, read_rows(self._rows, at_most=MAX_ROWS), finish=self._finish, phase=phase, now=self._now()
         )
-        aside = self._workshop / f"{self._path.name}.tmp"
+        aside = self._door / f"{self._path.name}.tmp"
         aside.write_text(text)
         aside.replace(self._path)
         seconds = time.monotonic() - started

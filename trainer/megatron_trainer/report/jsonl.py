@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import TextIO
 
 from megatron_trainer.report import duration
 from megatron_trainer.report.records import CheckpointRecord, EvalRecord, Event, LogRecord, RunInfo
@@ -24,18 +25,34 @@ Row = Mapping[str, object]
 
 
 class Jsonl:
-    """Appends rows to a file. At the start of a run it drops the rows that a resumed run will write again."""
+    """Appends rows to a file. At the start of a run it drops the rows that a resumed run will write again.
 
-    def __init__(self, path: Path, *, interval: int, log_throughput: bool) -> None:
+    door: through which the file is replaced (checkpoint.folder), unset: beside it. The file is held open: a run that
+    was taken over writes into the file that its successor has replaced. most_rows: of the file, None for any number.
+    """
+
+    def __init__(
+        self,
+        path: Path,
+        *,
+        interval: int,
+        log_throughput: bool,
+        door: Path | None = None,
+        most_rows: int | None = None,
+    ) -> None:
         self.interval = interval
+        self._most_rows = most_rows
+        self._num_rows = 0
         self._path = path
         self._log_throughput = log_throughput
+        self._door = door
+        self._stream: TextIO | None = None
 
     def write(self, event: Event) -> None:
-        """Appends the event's row and closes the file, so that a killed run has every row that it reported."""
+        """Appends the event's row to the file, so that a killed run has every row that it reported."""
         match event:
             case RunInfo():
-                rewind(self._path, event.start_iteration)
+                self._replace(row for row in _rows(self._path) if _iteration(row) <= event.start_iteration)
             case LogRecord():
                 self._append(log_row(event, log_throughput=self._log_throughput))
             case EvalRecord():
@@ -44,11 +61,30 @@ class Jsonl:
                 self._append(checkpoint_row(event))
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Lets go of the file."""
+        if self._stream is not None:
+            self._stream.close()
+            self._stream = None
 
     def _append(self, row: Row) -> None:
-        with self._path.open("a") as stream:
-            stream.write(to_line(row))
+        self._stream = self._stream or self._path.open("a")
+        self._stream.write(to_line(row))
+        self._stream.flush()
+        self._num_rows += 1
+        if self._most_rows is not None and self._num_rows >= self._most_rows:
+            self._replace(spread(_rows(self._path), self._most_rows // 4))
+
+    def _replace(self, rows: Iterable[Row]) -> None:
+        """A reader sees the old file or the new one."""
+        self.close()
+        aside = (self._door or self._path.parent) / f"{self._path.name}.tmp"
+        self._num_rows = 0
+        with aside.open("w") as file:
+            for row in rows:
+                file.write(to_line(row))
+                self._num_rows += 1
+        aside.replace(self._path)
+        self._stream = self._path.open("a")
 
 
 def read_rows(path: Path, *, at_most: int | None = None) -> list[Row]:
@@ -61,6 +97,19 @@ def read_rows(path: Path, *, at_most: int | None = None) -> list[Row]:
     for place, row in enumerate(_rows(path)):
         (steps if "learning_rate" in row else others).add(place, row)
     return [row for _, row in sorted([*steps.rows(), *others.rows()], key=lambda found: found[0])]
+
+
+def spread(rows: Iterable[Row], at_most: int) -> list[Row]:
+    """Of the steps, and of other rows, the first and about so many at even distances; the last one is kept."""
+    known = list(enumerate(rows))
+    last = max((_iteration(row) for _, row in known), default=0)
+    width = 1 << (last // at_most).bit_length()  # stretches of another choice lie within those of the next
+    kept: dict[tuple[bool, int], tuple[int, Row]] = {}
+    for place, row in known:
+        is_step = "learning_rate" in row
+        stretch = (is_step, -1 if (is_step, -1) not in kept else _iteration(row) // width)
+        (kept[stretch],) = _joined([kept[stretch]] if stretch in kept else [], (place, row))
+    return [row for _, row in sorted(kept.values(), key=lambda found: found[0])]
 
 
 class Thinned:
@@ -113,13 +162,8 @@ def _rows(path: Path) -> Iterator[Row]:
                 yield row
 
 
-def rewind(path: Path, last_iteration: int) -> None:
-    """Keeps the rows up to `last_iteration`; a reader sees the old file or the new one."""
-    if path.exists():
-        aside = path.with_name(path.name + ".tmp")
-        with aside.open("w") as file:
-            file.writelines(to_line(row) for row in _rows(path) if row["iteration"] <= last_iteration)  # type: ignore[operator]
-        aside.replace(path)
+def _iteration(row: Row) -> int:
+    return int(row["iteration"])  # type: ignore[call-overload,no-any-return]  # _rows has looked
 
 
 def to_line(row: Row) -> str:

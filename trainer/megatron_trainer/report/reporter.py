@@ -30,13 +30,22 @@ class Reporter:
     """Spreads the loop's records over the sinks, and averages the steps of each sink's interval.
 
     now: seconds since the epoch. carry_path: file that keeps unlogged steps over a restart, None for not at all.
+    door: through which it is replaced, unset: beside it.
     Every method may be called on every rank; without sinks they do nothing.
     """
 
-    def __init__(self, sinks: Sequence[Sink], *, now: Callable[[], float], carry_path: Path | None = None) -> None:
+    def __init__(
+        self,
+        sinks: Sequence[Sink],
+        *,
+        now: Callable[[], float],
+        carry_path: Path | None = None,
+        door: Path | None = None,
+    ) -> None:
         self._sinks = tuple(sinks)
         self._now = now
         self._carry_path = carry_path
+        self._door = door
         self._run: RunInfo | None = None
         self._windows: dict[int, list[StepRecord]] = {sink.interval: [] for sink in sinks}
         self._pace = Pace(now())
@@ -76,7 +85,7 @@ class Reporter:
     def phase(self, phase: Phase) -> None:
         """Call when the run turns to "evaluating", "saving" (before a save), "exporting", and back to "training"."""
         if phase == "saving" and self._sinks and self._carry_path:
-            carry.store(self._carry_path, self._iteration, self._windows)
+            self._carry(self._carry_path)
         self._emit(PhaseRecord(phase=phase))
 
     def finish(self, record: FinishRecord) -> None:
@@ -93,6 +102,13 @@ class Reporter:
                 sink.close()
             except OSError:
                 logger.exception("cannot close report sink=%s", type(sink).__name__)
+
+    def _carry(self, path: Path) -> None:
+        """The other ranks save already: what keeps the first from taking notes must not keep them waiting."""
+        try:
+            carry.store(path, self._iteration, self._windows, door=self._door)
+        except OSError:
+            logger.exception("cannot keep the steps that are not logged yet path=%s", path)
 
     def _log(self, interval: int, run: RunInfo) -> None:
         """Logs and empties a window, to the sinks of its interval."""
@@ -145,12 +161,12 @@ def open_reporter(
     rank: int,
     environment: Mapping[str, str],
     now: Callable[[], float],
-    workshop: Path | None = None,
+    door: Path | None = None,
 ) -> Reporter:
     """The reporter of this rank; on the first rank it writes to every sink that args ask for.
 
     save: the run's folder (version folder included). environment: the process environment (MTJ_PROGRESS_FILE,
-    MTJ_RESTART_ATTEMPT, KUBEFLOW_TRAINER_SERVER_*). workshop: where files are written before they are renamed; unset:
+    MTJ_RESTART_ATTEMPT, KUBEFLOW_TRAINER_SERVER_*). door: where files are written before they are renamed; unset:
     beside their places.
     Raises InvalidInput when W&B is asked for but not installed.
     """
@@ -159,5 +175,8 @@ def open_reporter(
     from megatron_trainer.report.sinks import open_sinks  # TensorBoard, jinja2: only this rank pays for them
 
     return Reporter(
-        open_sinks(args, save, environment, now, workshop), now=now, carry_path=save / "unlogged_steps.json"
+        open_sinks(args, save, environment, now, door),
+        now=now,
+        carry_path=save / "unlogged_steps.json",
+        door=door,
     )

@@ -26,7 +26,7 @@ def open_sinks(
     save: Path,
     environment: Mapping[str, str],
     now: Callable[[], float],
-    workshop: Path | None = None,
+    door: Path | None = None,
 ) -> tuple[Sink, ...]:
     """The sinks that args and environment ask for, in the order in which they get an event.
 
@@ -38,7 +38,13 @@ def open_sinks(
     sinks: list[Sink] = [
         ProgressFile(progress, attempt=attempt, report_path=page, now=now),
         Console(sys.stdout, interval=args.log_interval, log_throughput=args.log_throughput),
-        Jsonl(rows, interval=args.log_interval, log_throughput=args.log_throughput),
+        Jsonl(
+            rows,
+            interval=args.log_interval,
+            log_throughput=args.log_throughput,
+            door=door,
+            most_rows=args.log_total_limit,
+        ),
         TensorBoard(
             Path(derive.tensorboard_directory(args, str(save))),
             interval=args.tensorboard_log_interval,
@@ -46,7 +52,7 @@ def open_sinks(
             choices=tensorboard_choices(args),
             now=now,
         ),
-        HtmlReport(page, rows=rows, interval=args.log_interval, now=now, workshop=workshop),
+        HtmlReport(page, rows=rows, interval=args.log_interval, now=now, door=door),
     ]
     if server := kubeflow.server_from(environment):
         sinks.append(KubeflowPush(server, now=now))

@@ -5,23 +5,28 @@ At the end, and with save_safetensors beside each checkpoint. Every function is 
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import shutil
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch.distributed as dist
 
 from megatron_trainer import model_source
+from megatron_trainer.checkpoint import folder as run_folder
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert.adapter import save_adapter
 from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.save import save_model
 from megatron_trainer.convert.stream import Read, own_data
+from megatron_trainer.failure import TrainingError
 from megatron_trainer.lora.merge import merged_weights
 from megatron_trainer.state import TrainState
 from megatron_trainer.train.run_parts import Run
 from megatron_trainjob import checkpoint_folder
 from megatron_trainjob.checkpoint_folder import best, iteration_folder
+from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 SAFETENSORS = "safetensors"
@@ -39,9 +44,7 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
     models = list(run.engine.models)
     is_lora = run.args.train_type == "lora"
     if is_lora:
-        save_adapter(models, run.spec, run.args, save / "adapter")
-        _save_grown_tokenizer(run, save / "adapter")
-        outputs["adapter"] = str(save / "adapter")
+        outputs["adapter"] = _save_adapter(run, save / "adapter")
     if run.args.merge_lora if is_lora else run.args.to_hf:
         outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
     return outputs
@@ -66,25 +69,47 @@ def write_safetensors(run: Run, iteration: int) -> None:
     """
     save = run.saver.policy.save
     folder = iteration_folder(save / SAFETENSORS, iteration)
-    models = list(run.engine.models)
     is_lora = run.args.train_type == "lora"
     if dist.get_rank() == 0:
         folder.parent.mkdir(exist_ok=True)
     if is_lora and not run.args.merge_lora:
-        save_adapter(models, run.spec, run.args, folder)
-        _save_grown_tokenizer(run, folder)
+        _save_adapter(run, folder)
     else:
-        _save_model(run, folder, merged_weights(models) if is_lora else own_data)
+        _save_model(run, folder, merged_weights(list(run.engine.models)) if is_lora else own_data)
     if dist.get_rank() == 0:
-        _drop_those_without_checkpoint(save, iteration)
+        with _owned(run):
+            _drop_those_without_checkpoint(save, iteration, _door(run))
 
 
-def _drop_those_without_checkpoint(save: Path, newest: int) -> None:
+def _drop_those_without_checkpoint(save: Path, newest: int, door: Path) -> None:
     kept = {found.iteration for found in checkpoint_folder.checkpoints(save)} | {newest}
     for path in (save / SAFETENSORS).iterdir():
         named = checkpoint_folder.NAME.fullmatch(path.name)
         if named and int(named[1]) not in kept:
-            shutil.rmtree(path, ignore_errors=True)
+            shutil.rmtree(path.rename(door / f"{path.name}.{SAFETENSORS}"), ignore_errors=True)
+
+
+def _door(run: Run) -> Path:
+    return run_folder.door(run.saver.policy.save, run.saver.policy.owner)
+
+
+@contextlib.contextmanager
+def _owned(run: Run) -> Iterator[None]:
+    """Says of an export that failed that the folder was taken over, where that is its cause."""
+    try:
+        with run_folder.owned(run.saver.policy.save, run.saver.policy.owner):
+            yield
+    except run_folder.TakenOver as err:
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, str(err)) from err
+
+
+def _save_adapter(run: Run, folder: Path) -> str:
+    """Writes the adapter, with the tokenizer where new tokens have made it another one."""
+    grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
+    with _owned(run):
+        models = list(run.engine.models)
+        save_adapter(models, run.spec, run.args, folder, door=_door(run), tokenizer=grown)
+    return str(folder)
 
 
 def _save_model(run: Run, folder: Path, read: Read) -> str:
@@ -92,11 +117,7 @@ def _save_model(run: Run, folder: Path, read: Read) -> str:
     grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
     changed = Companions(tokenizer=grown, stop_words=run.stop_words)
     size = run.args.max_shard_size
-    save_model(list(run.engine.models), run.spec, folder, max_shard_size=size, read=read, changed=changed)
+    models = list(run.engine.models)
+    with _owned(run):
+        save_model(models, run.spec, folder, max_shard_size=size, read=read, changed=changed, door=_door(run))
     return str(folder)
-
-
-def _save_grown_tokenizer(run: Run, folder: Path) -> None:
-    """The tokenizer, where new tokens have made it another one."""
-    if run.args.new_special_tokens and dist.get_rank() == 0:
-        model_source.tokenizer(run.args, run.spec.directory).save_pretrained(folder)

@@ -324,7 +324,7 @@ def _started_reporter(parts: _Parts, env: Environment, info: RunInfo) -> Reporte
         rank=env.rank,
         environment=env.variables,
         now=clock.epoch_s,
-        workshop=folder.workshop(parts.save, parts.owner),
+        door=folder.door(parts.save, parts.owner),
     )
     reporter.start(info)
     return reporter

@@ -29,7 +29,7 @@ def bounded(seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES) -> Iterato
 
     Time is bounded in the main thread alone, where Python can be interrupted; memory where /proc says what is in use.
     """
-    with _bounded_memory(extra_bytes), _bounded_time(seconds):
+    with bounded_memory(extra_bytes), _bounded_time(seconds):
         yield
 
 
@@ -53,7 +53,8 @@ def _bounded_time(seconds: float) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _bounded_memory(extra_bytes: int) -> Iterator[None]:
+def bounded_memory(extra_bytes: int) -> Iterator[None]:
+    """Within it, so much more memory than now raises MemoryError, of Arrow too."""
     used = _data_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = 0 if used is None else used + extra_bytes

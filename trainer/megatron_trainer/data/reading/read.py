@@ -17,7 +17,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
-from megatron_trainer.data.reading import json_rows
+from megatron_trainer.data.reading import json_rows, table_size
+from megatron_trainer.data.reading.bounded import bounded_memory
 from megatron_trainer.data.values import RowError
 from megatron_trainjob import input_file
 from megatron_trainjob.input_file import UnfitFile
@@ -210,24 +211,31 @@ def _read_tsv(path: Path) -> Rows:
 
 def _read_parquet(path: Path) -> Rows:
     number, bytes_left = 0, max(FREE_TABLE_BYTES, MAX_GROWTH * path.stat().st_size)
+    for batch in _batches(path):
+        bytes_left -= table_size.written_out(batch)
+        if bytes_left < 0:
+            raise UnfitFile(f"its rows grow to more than {MAX_GROWTH} times its size")
+        for row in _rows_of(batch):
+            number += 1
+            yield number, row
+
+
+def _batches(path: Path) -> Iterator[Any]:
+    """The rows, a few of them at a time, with dictionaries as they are stored."""
     with pyarrow.parquet.ParquetFile(path) as file:
         _refuse_twins(file.schema_arrow.names)
+        shared = table_size.texts_in_lists(file.schema)
+    with pyarrow.parquet.ParquetFile(path, read_dictionary=shared) as file:
         for group in range(file.num_row_groups):
             # Only this number may be asked for: pyarrow ends the process over columns whose metadata is damaged.
             size = _rows_at_once(file.metadata.row_group(group).total_byte_size, path.stat().st_size)
-            for batch in map(_decoded, file.iter_batches(batch_size=size, row_groups=[group])):
-                bytes_left -= batch.nbytes
-                if bytes_left < 0:
-                    raise UnfitFile(f"its rows grow to more than {MAX_GROWTH} times its size")
-                for row in _rows_of(batch):
-                    number += 1
-                    yield number, row
-
-
-def _decoded(batch: Any) -> Any:  # noqa: ANN401 - pyarrow has no types
-    """The batch with its dictionaries written out, so that its size is what its rows will take."""
-    columns = [each.dictionary_decode() if pyarrow.types.is_dictionary(each.type) else each for each in batch.columns]
-    return pyarrow.RecordBatch.from_arrays(columns, names=batch.schema.names)
+            batches = file.iter_batches(batch_size=size, row_groups=[group])
+            while True:
+                with bounded_memory(FREE_TABLE_BYTES):  # what the metadata says may be a lie
+                    batch = next(batches, None)
+                if batch is None:
+                    break
+                yield batch
 
 
 def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
@@ -243,13 +251,14 @@ def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
 
 def _rows_of(batch: Any) -> Iterator[Mapping[str, object] | RowError]:  # noqa: ANN401 - pyarrow has no types
     """The rows of a batch as Python's values, few of them at a time."""
-    at_once = max(1, min(batch.num_rows, MAX_LINE_BYTES * batch.num_rows // max(batch.nbytes, 1)))
-    for start in range(0, batch.num_rows, at_once):
-        part = batch.slice(start, at_once)
-        if at_once == 1 and part.nbytes > MAX_LINE_BYTES:
-            yield RowError("the row is too long", f"more than {MAX_LINE_BYTES} bytes")
-        else:
-            yield from map(without_nulls, part.to_pylist())
+    if table_size.written_out(batch) <= MAX_LINE_BYTES:
+        yield from map(without_nulls, batch.to_pylist())
+    elif batch.num_rows == 1:
+        yield RowError("the row is too long", f"more than {MAX_LINE_BYTES} bytes")
+    else:
+        half = batch.num_rows // 2
+        yield from _rows_of(batch.slice(0, half))
+        yield from _rows_of(batch.slice(half))
 
 
 def without_nulls(row: Mapping[str, object]) -> dict[str, object]:

@@ -21,6 +21,13 @@ class Logging:
         unit="TFLOP/s/GPU",
         status="works",
     )
+    log_total_limit: int | None = arg(
+        None,
+        "Rows that logging.jsonl may have: before it has more, half of them go, evenly over the run; unset: all stay.",
+        unit="rows",
+        ge=16,
+        status="works",
+    )
     tensorboard_log_interval: int = arg(
         1,
         "Steps between two TensorBoard records.",
