@@ -5,6 +5,7 @@ import json
 import pytest
 import torch
 
+from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
 from tests.support.ranks import precision_ranks
 from tests.support.ranks.pool import gloo_ranks
@@ -46,6 +47,17 @@ def test_fp16_saves_a_state_before_its_first_step_that_fits(train):
     train(name="resumed", torch_dtype="float16", train_iters=6, stop_at=1)
     resumed = train(name="resumed", torch_dtype="float16", train_iters=6, resume="Auto")
     assert resumed.column("lm loss")[-5:] == whole.column("lm loss")[-5:]
+
+
+@effect("fp16")
+def test_fp16_is_no_success_when_every_step_was_skipped(train):
+    """The state is kept, and a resume with more steps goes on from it."""
+    run = train(torch_dtype="float16", train_iters=2)
+    assert run.exit_code == ExitCode.LOSS_NOT_FINITE
+    assert "all 2 steps were skipped: gradients overflow float16 at a loss scale of" in run.message
+    assert [path.name for path in run.folder.glob("iter_*")] == ["iter_0000002"]
+    lower = train(name="lower", torch_dtype="float16", train_iters=2, extra_megatron_kwargs={"initial_loss_scale": 64})
+    assert (lower.exit_code, lower.message) == (0, "")
 
 
 @effect("deterministic_mode")

@@ -7,12 +7,66 @@ from pathlib import Path
 
 import pytest
 
-from tests.support.models.odd_models import BASES
+from tests.support.models.odd_models import BASES, model
 from tests.support.ranks import odd_logits
 from tests.support.ranks.pool import gloo_ranks
 
 ONLY_READ_WHEN_LOADED = ("another than model.embed_tokens.weight",)
 """What `mtj validate` would have to read whole tensors for."""
+
+
+LONGROPE = {"type": "longrope", "short_factor": [1.5] * 4, "long_factor": [4.0] * 4}
+YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
+EQUAL = {
+    "one normalized expert": model("mixtral", num_experts_per_tok=1),
+    "one normalized expert of qwen": model("qwen3_moe", num_experts_per_tok=1),
+    "another name of experts wins": model("qwen3_moe", num_local_experts=4, num_experts=6),
+    "another name of the rotated width wins": model("glm4_moe_lite", head_dim=4, qk_rope_head_dim=8),
+    "yarn without a width of heads": model("qwen2", head_dim=16, rope_scaling=YARN),
+    "only the output layer of a tied pair": model(
+        "llama", "only the output layer of the tied embedding", tie_word_embeddings=True
+    ),
+    "a copied output layer": model("qwen3", "an output layer beside the tied embedding", tie_word_embeddings=True),
+}
+REFUSED = {
+    "attention in both directions": (model("seed_oss", is_causal=False), "makes every token see those behind it"),
+    "layers of their own": (
+        model("llama", per_layer_config={"0": {"rms_norm_eps": 0.5}}),
+        "a configuration of their own",
+    ),
+    "factors of another length": (model("qwen2", rope_scaling=LONGROPE), "must be a list of 6 numbers"),
+    "latent longrope without a factor": (
+        model("deepseek_v3", max_position_embeddings=64, rope_scaling={**LONGROPE, "mscale_all_dim": 1.0}),
+        "scales the scores by the factor of the rotation, which is missing",
+    ),
+    "groups of one expert": (model("dots1", n_group=8, topk_group=4), "groups of 1 experts are too small"),
+    "another width of latent heads": (
+        model("kimi_k2", head_dim=20),
+        "the rotated part of each head is qk_rope_head_dim",
+    ),
+    "no list of rotated layers": (model("smollm3", no_rope_layers=[]), "must say 1 or 0 for each of the 3 layers"),
+    "an empty quantization": (model("glm4", quantization_config={}), "weights quantized by None are not read"),
+    "no base of the rotation": (model("llama", rope_theta=None), "must be a number"),
+    "another output layer": (
+        model("llama", "another output layer beside the tied embedding", tie_word_embeddings=True),
+        "lm_head.weight is another than model.embed_tokens.weight",
+    ),
+}
+
+
+@pytest.mark.dist
+def test_oddities_that_transformers_computes_are_computed_alike(tmp_path: Path):
+    (verdicts,) = gloo_ranks(1).run(odd_logits.judge_each, EQUAL, tmp_path)
+    assert {name: str(verdict) for name, verdict in verdicts.items() if verdict.outcome != "equal"} == {}
+
+
+@pytest.mark.dist
+def test_oddities_that_cannot_be_trained_are_refused_by_name(tmp_path: Path):
+    models = {name: odd for name, (odd, _) in REFUSED.items()}
+    (verdicts,) = gloo_ranks(1).run(odd_logits.judge_each, models, tmp_path)
+    for name, (_, message) in REFUSED.items():
+        assert verdicts[name].outcome in ("refused", "unmade"), str(verdicts[name])
+        assert message in verdicts[name].detail, str(verdicts[name])
 
 
 @pytest.mark.dist

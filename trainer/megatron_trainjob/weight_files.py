@@ -79,6 +79,8 @@ def problems(
     except Unusable as unusable:
         yield str(unusable)
         return
+    if stored and model is not None and model.tied and not has_scores and tensors.is_output_alone(stored):
+        stored[tensors.EMBEDDING] = stored.pop(tensors.OUTPUT)
     scales = quantization.of(config)
     own = {name for name in stored or () if not (scales and scales.is_scale(name, dict.fromkeys(stored or (), "")))}
     if model is not None and stored is not None:

@@ -330,6 +330,14 @@ STORAGES = (
 )
 
 
+def model(family: str, storage: str = "one file", **changes: Any) -> OddModel:
+    """The usual model of a family with some entries of its config.json changed."""
+    config = {"model_type": family, **_PLAIN, **BASES[family], **changes}
+    return OddModel(
+        seed=0, config={key: value for key, value in config.items() if value is not ABSENT}, storage=storage
+    )
+
+
 def draw(seed: int) -> OddModel:
     """The model of a seed: its family follows from the seed in turn, so that few seeds meet all."""
     chance = random.Random(seed)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +36,11 @@ class Verdict:
 def judge_all(seeds: Iterable[int], root: Path) -> list[Verdict]:
     """Runs on one gloo rank."""
     return [judge(draw(seed), root) for seed in seeds]
+
+
+def judge_each(models: Mapping[str, OddModel], root: Path) -> dict[str, Verdict]:
+    """The same of named models."""
+    return {name: judge(odd, root / name.replace(" ", "-")) for name, odd in models.items()}
 
 
 def judge(odd: OddModel, root: Path) -> Verdict:

@@ -45,6 +45,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
         InvalidInput: tensors are missing, left over or of another shape than the model; all are named, on all ranks.
     """
     checkpoint = open_checkpoint(spec.directory)
+    if spec.tied and tensors.is_output_alone(checkpoint.files):
+        checkpoint = checkpoint.with_name(_EMBEDDING, _OUTPUT)
     sizes, wanted_shapes = table.sizes(spec), shapes.shapes(spec.model, has_scores=spec.head is not None)
     wanted: set[str] = set()
     missing: set[str] = set()

@@ -7,7 +7,7 @@ import os
 import pickle
 import stat
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,23 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """files: tensor name -> file, without the scales of quantized ones. Files stay mapped into memory once opened."""
+    """files: tensor name -> file, without the scales of quantized ones. stored_names: of those that lie in their file
+    under another name. Files stay mapped into memory once opened.
+    """
 
     directory: Path
     files: Mapping[str, str]
     scale_files: Mapping[str, str] = field(default_factory=dict)
     quantization: Quantization | None = None
     opened: dict[str, Any] = field(default_factory=dict)
+    stored_names: Mapping[str, str] = field(default_factory=dict)
+
+    def with_name(self, name: str, stored: str) -> Checkpoint:
+        """The same, with the tensor called `stored` as `name`."""
+        files = {each: file for each, file in self.files.items() if each != stored}
+        return replace(
+            self, files={**files, name: self.files[stored]}, stored_names={**self.stored_names, name: stored}
+        )
 
     def tensor(self, name: str) -> Source:
         """The tensor called `name`, dequantized where it is stored with scales. Raises KeyError where there is none."""
@@ -85,6 +95,7 @@ class Checkpoint:
         if file not in self.opened:
             self.opened[file] = _open(self.directory / file)
         opened = self.opened[file]
+        name = self.stored_names.get(name, name)
         try:
             found: Source = opened[name] if isinstance(opened, dict) else StoredTensor(stored=opened.get_slice(name))
         except (KeyError, SafetensorError) as err:

@@ -174,7 +174,7 @@ def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
     family = FAMILIES[raw["model_type"]]
     try:
         return AutoConfig.for_model(family.transformers_type or family.model_type, **fields)
-    except (StrictDataclassError, ValueError, TypeError, KeyError, AttributeError) as err:
+    except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as err:
         message = f"transformers does not accept this configuration; change it, or the arguments about it: {err}"
         raise InvalidInput((Violation(path=CONFIG_FILE, value=raw["model_type"], message=message),)) from err
 

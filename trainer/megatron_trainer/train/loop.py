@@ -29,7 +29,8 @@ logger = logging.getLogger(__name__)
 def fit(run: Run, state: TrainState) -> TrainState:
     """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop.
 
-    Raises TrainingError: BAD_DATA when the data ends before the first step, LOSS_NOT_FINITE.
+    Raises TrainingError: BAD_DATA when the data ends before the first step, LOSS_NOT_FINITE also when it
+    skipped every step.
     """
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
     saved_at = evaluated_at = state.iteration
@@ -65,10 +66,29 @@ def fit(run: Run, state: TrainState) -> TrainState:
     is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
         _save(run, state, result)
+    _finish_saving(run)
+    _check_updates(run, state, is_stopped=is_stopped)
+    return state
+
+
+def _finish_saving(run: Run) -> None:
     if run.saver.pending_iteration is not None:
         run.reporter.phase("saving")
     _tell(run, run.saver.finish())
-    return state
+
+
+def _check_updates(run: Run, state: TrainState, *, is_stopped: bool) -> None:
+    """Steps whose gradients overflowed changed nothing; a run of nothing but those is no success."""
+    skipped, steps = state.skipped_iterations, state.iteration
+    if is_stopped or not skipped:
+        return
+    scale = run.engine.optimizer.get_loss_scale().item()
+    remedy = "train in bfloat16, give more steps, or start lower (extra_megatron_kwargs: {initial_loss_scale: 1024})"
+    if skipped == steps:
+        message = f"all {steps} steps were skipped: gradients overflow float16 at a loss scale of {scale:g}; {remedy}"
+        raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
+    if skipped > steps // 2:
+        logger.warning("%d of %d steps were skipped: gradients overflowed float16; %s", skipped, steps, remedy)
 
 
 def advance(state: TrainState, result: StepResult, read: Segment) -> TrainState:

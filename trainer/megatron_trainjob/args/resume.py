@@ -58,6 +58,7 @@ NOT_OF_THE_TRAINING = frozenset(
 LABELS_IN_CONFIG = frozenset(
     {"_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache"}
     | {"max_position_embeddings", "attention_dropout", "hidden_dropout", "_attn_implementation"}
+    | {"resid_pdrop", "residual_dropout", "embd_pdrop", "router_jitter_noise"}
 )
 """Keys of config.json that say nothing about the network, or that arguments may change."""
 

@@ -5,14 +5,14 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.tensors import described, located
+from megatron_trainjob.families.tensors import EMBEDDING, OUTPUT, described, located
 from megatron_trainjob.families.weight import Weight
 from megatron_trainjob.families.weights import ATTENTION, LAYER, SCORES
 
 Shape = tuple[int, ...]
 
 OTHER = "tensors are other than config.json and the arguments say"
-VOCABULARY = ("model.embed_tokens.weight", "lm_head.weight")
+VOCABULARY = (EMBEDDING, OUTPUT)
 """Tensors with a row for each token, in every family."""
 OTHER_OUTPUT = (
     f"{VOCABULARY[1]} is another than {VOCABULARY[0]}, although config.json ties them, and transformers would not tie "

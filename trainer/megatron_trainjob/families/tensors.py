@@ -15,7 +15,7 @@ SHOWN = 8
 MISSING = "tensors that the model needs are missing"
 LEFT_OVER = "tensors belong to no part of the model; is config.json of another model?"
 
-OUTPUT = "lm_head.weight"
+EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def names(model: Model, *, has_scores: bool = False) -> frozenset[str]:
@@ -41,6 +41,11 @@ def difference(model: Model, stored: Collection[str], *, has_scores: bool = Fals
     for found, message in ((missing, MISSING), (left_over, LEFT_OVER)):
         if found:
             yield described(sorted(found), message)
+
+
+def is_output_alone(stored: Collection[str]) -> bool:
+    """Whether of a tied pair the output layer alone is stored, which transformers reads the embedding from then."""
+    return OUTPUT in stored and EMBEDDING not in stored
 
 
 def described(found: list[str], message: str) -> str:
