@@ -37,7 +37,9 @@ def train(model: Path, data: Path, save: Path, **given: Any) -> tiny_run.TinyRun
     return ten_steps.train(model, data, save, **{**OF_TASK, **given})
 
 
-def trl_log(model: Path, save: Path, *, adapter: Path | None = None, **given: Any) -> list[dict[str, float]]:
+def trl_log(
+    model: Path, save: Path, *, adapter: Path | None = None, rotates: int | None = None, **given: Any
+) -> list[dict[str, float]]:
     trl = pytest.importorskip("trl")
     import torch
     from datasets import Dataset
@@ -51,7 +53,7 @@ def trl_log(model: Path, save: Path, *, adapter: Path | None = None, **given: An
                 answers = batch["completion_ids"]
                 return {**batch, "KL_completion_ids": [answers[-1], *answers[:-1]]}
 
-            return dataset.map(rotated, batched=True, batch_size=args.per_device_train_batch_size)
+            return dataset.map(rotated, batched=True, batch_size=rotates or args.per_device_train_batch_size)
 
     config = trl.KTOConfig(
         output_dir=str(save),
@@ -97,3 +99,20 @@ def test_ten_steps_of_lora_equal_trls(data, tmp_path):
     first = train(model, data, tmp_path / "first", **LORA, train_iters=1, lr=1e-12)
     expected = trl_log(model, tmp_path / "trl", adapter=first.folder / "adapter")
     check(train(model, data, tmp_path / "run", **LORA), expected, "kl")
+
+
+@pytest.mark.parametrize("given", [{}, LORA], ids=["full", "lora"])
+def test_ten_steps_with_a_kept_reference_equal_trls(data, tmp_path, given):
+    """Each answer is then mismatched with the prompt after it in the data set, wherever the two are read."""
+    model = tiny_model.make("llama", tmp_path)
+    adapter = None
+    if given:
+        adapter = train(model, data, tmp_path / "first", **LORA, train_iters=1, lr=1e-12).folder / "adapter"
+    expected = trl_log(model, tmp_path / "trl", adapter=adapter, rotates=STEPS * GLOBAL)
+    run = train(model, data, tmp_path / "run", **given, precompute_ref_log_probs=True)
+    check(run, expected, "kl")
+    assert max(run.column("kl")) > 1e-3, "an estimate that stays 0 proves nothing"
+    [kept] = (tmp_path / "run" / "data_cache" / "reference").glob("*.npy")
+    alone = train(model, data, tmp_path / "run", **given, precompute_ref_log_probs=True, micro_batch_size=1, seed=1)
+    assert [path for path in kept.parent.glob("*.npy")] == [kept]
+    assert max(alone.column("kl")) > 1e-3

@@ -1,13 +1,12 @@
 """FLOPs against counts done by hand."""
 
-from types import SimpleNamespace
-
 import pytest
 
 from megatron_trainer.report import flops
+from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read
 
-FULL, LORA = SimpleNamespace(train_type="full"), SimpleNamespace(train_type="lora")
+FULL, LORA = TrainArgs(train_type="full"), TrainArgs(train_type="lora")
 LLAMA = {
     "model_type": "llama",
     "hidden_size": 64,
@@ -43,6 +42,15 @@ def test_full_training_takes_six_and_lora_four_per_weight_and_token():
     weights = 3 * LLAMA_LAYER + HEAD
     assert flops_per_token(LLAMA, FULL) == 6 * weights
     assert flops_per_token(LLAMA, LORA) == 4 * weights
+
+
+@pytest.mark.parametrize("head", [{"task_type": "seq_cls"}, {"task_type": "embedding"}, {"rlhf_type": "rm"}])
+def test_a_head_has_no_output_matrix(head):
+    assert flops_per_token(LLAMA, TrainArgs(**head)) == 6 * 3 * LLAMA_LAYER
+
+
+def test_a_generative_reranker_has_one():
+    assert flops_per_token(LLAMA, TrainArgs(task_type="generative_reranker")) == flops_per_token(LLAMA, FULL)
 
 
 def test_smollm2_has_its_134_million_weights():

@@ -976,12 +976,6 @@ CASES = [
         task="rlhf",
     ),
     Case(
-        rule="mismatched_answers_are_not_known_beforehand",
-        good={**KTO, "precompute_ref_log_probs": True, "loss_type": "apo_zero_unpaired"},
-        bad={**KTO, "precompute_ref_log_probs": True},
-        task="rlhf",
-    ),
-    Case(
         rule="rewards_are_centered_in_rm",
         good={**RM, "center_rewards_coefficient": 0.01},
         bad={"center_rewards_coefficient": 0.01},

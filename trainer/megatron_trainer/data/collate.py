@@ -70,7 +70,9 @@ def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
     batch = replace(_rows(samples, shape), reference_S=_reference(items), target_SN=_targets(items), groups=groups)
     if shape.mismatched_length is None:
         return batch
-    return replace(batch, mismatched=_rows(mismatched(samples, max_length=shape.mismatched_length), shape))
+    settled = [sample.mismatched for sample in samples if sample.mismatched is not None]
+    others = settled or mismatched(samples, max_length=shape.mismatched_length)
+    return replace(batch, mismatched=replace(_rows(others, shape), reference_S=_reference(others)))
 
 
 def split(group: Sample) -> list[Sample]:

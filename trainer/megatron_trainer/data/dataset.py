@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_trainer.data.mismatch import joined
 from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.values import Pair, Sample
@@ -21,12 +22,15 @@ class Items:
     """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; costs 12 bytes an item.
 
     reference: of each store the log-probabilities of its sequences under a reference model, float32 [rows, 1 or 2].
+    mismatched_length: samples come with their mismatched ones (mismatch.py), prompt and answer together of so many
+    tokens at most: the answer is that of the row before, in the same store. reference: of both then.
     """
 
     stores: tuple[Store | LazyStore, ...]
     which: NDArray[np.int32]
     rows: NDArray[np.int64]
     reference: tuple[NDArray[np.float32], ...] | None = None
+    mismatched_length: int | None = None
 
     def __len__(self) -> int:
         return len(self.rows)
@@ -36,7 +40,11 @@ class Items:
         item = self.stores[store][row]
         if self.reference is None:
             return item
-        return replace(item, reference=tuple(self.reference[store][row].tolist()))
+        values = tuple(self.reference[store][row].tolist())
+        if self.mismatched_length is None or isinstance(item, Pair):
+            return replace(item, reference=values)
+        other = replace(mismatched_in(self.stores[store], row, self.mismatched_length), reference=values[1:])
+        return replace(item, reference=values[:1], mismatched=other)
 
     def __iter__(self) -> Iterator[Sample | Pair]:
         return (self[index] for index in range(len(self)))
@@ -81,12 +89,25 @@ def stores_of(dataset: Dataset) -> tuple[Store | LazyStore, ...]:
     return (dataset.items if isinstance(dataset, PackedRows) else dataset).stores
 
 
-def with_reference(dataset: Dataset, reference: Mapping[Path, NDArray[np.float32]]) -> Dataset:
-    """The dataset whose items know their reference log-probabilities, given for each store by its folder."""
+def mismatched_in(store: Store | LazyStore, row: int, max_length: int) -> Sample:
+    """The prompt of a row with the answer of the row before it; of the first row with that of the last."""
+    prompt, answer = store[row], store[(row - 1) % len(store)]
+    assert isinstance(prompt, Sample)
+    assert isinstance(answer, Sample)
+    return joined(prompt, answer, max_length)
+
+
+def with_reference(
+    dataset: Dataset, reference: Mapping[Path, NDArray[np.float32]], *, mismatched_length: int | None = None
+) -> Dataset:
+    """The dataset whose items know their reference log-probabilities, given for each store by its folder.
+
+    mismatched_length: as of Items.
+    """
     known = tuple(reference[store.directory] for store in stores_of(dataset))
     if isinstance(dataset, PackedRows):
-        return replace(dataset, items=replace(dataset.items, reference=known))
-    return replace(dataset, reference=known)
+        return replace(dataset, items=replace(dataset.items, reference=known, mismatched_length=mismatched_length))
+    return replace(dataset, reference=known, mismatched_length=mismatched_length)
 
 
 def identity(dataset: Dataset) -> str:

@@ -20,14 +20,15 @@ def mismatched(samples: Sequence[Sample], *, max_length: int) -> list[Sample]:
     """
     if len(samples) < 2:
         return []
-    return [_joined(prompt, answer, max_length) for prompt, answer in zip(samples, _rotated(samples), strict=True)]
+    return [joined(prompt, answer, max_length) for prompt, answer in zip(samples, _rotated(samples), strict=True)]
 
 
 def _rotated(samples: Sequence[Sample]) -> list[Sample]:
     return [samples[-1], *samples[:-1]]
 
 
-def _joined(prompt: Sample, answer: Sample, max_length: int) -> Sample:
+def joined(prompt: Sample, answer: Sample, max_length: int) -> Sample:
+    """The prompt of one sample with the answer of another, cut to max_length tokens."""
     start, first = _start(prompt), _start(answer)
     ids = np.concatenate([prompt.input_ids[:start], answer.input_ids[first:]])[:max_length]
     labels = np.concatenate([np.full(start, IGNORED, np.int32), answer.labels[first:]])[:max_length]

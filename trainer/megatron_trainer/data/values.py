@@ -113,6 +113,7 @@ class Sample:
 
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
     target: as of Conversation. reference: log-probability under the reference model, where it is known beforehand.
+    mismatched: its prompt with the answer of another sample, where that is settled beforehand (mismatch.py).
     """
 
     input_ids: NDArray[np.int32]
@@ -121,6 +122,7 @@ class Sample:
     channel: str | None = None
     target: tuple[float, ...] = ()
     reference: tuple[float, ...] | None = None
+    mismatched: Sample | None = None
 
     @property
     def length(self) -> int:

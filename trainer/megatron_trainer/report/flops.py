@@ -7,13 +7,20 @@ the samples' lengths and are counted apart, per pair of query and key.
 
 from __future__ import annotations
 
+from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import Model
 
 
 def flops_per_token(model: Model, args: TrainArgs) -> float:
-    """FLOPs of one real token over all layers and the output matrix, forward and backward, without scores."""
-    return model.weights_per_token * (4.0 if args.train_type == "lora" else 6.0)
+    """FLOPs of one real token over all layers and the output matrix, forward and backward, without scores.
+
+    A head in place of the output matrix sees one token of a sequence, and is not counted.
+    """
+    weights = model.weights_per_token
+    if head.replaces_output(args):
+        weights -= model.hidden_size * model.vocab_size
+    return weights * (4.0 if args.train_type == "lora" else 6.0)
 
 
 def flops_per_pair(model: Model) -> float:

@@ -20,14 +20,17 @@ from megatron_trainjob.args.tree import TrainArgs
 
 
 def with_divergence(
-    args: TrainArgs, policy: Reference, reference: Reference, batches: Sequence[MicroBatch]
+    args: TrainArgs, policy: Reference, reference: Reference | None, batches: Sequence[MicroBatch]
 ) -> Sequence[MicroBatch]:
     """The micro-batches with reference log-probabilities, shares and estimates. Collective.
 
-    policy: the model under training, asked as a reference is.
+    policy: the model under training, asked as a reference is. reference: None where the micro-batches know its answers.
     """
     mismatched = [batch.mismatched for batch in batches if batch.mismatched is not None]
-    of_policy, of_reference = (model.log_probabilities(mismatched) for model in (policy, reference))
+    of_policy = policy.log_probabilities(mismatched)
+    of_reference = (
+        [batch.reference_S for batch in mismatched] if reference is None else reference.log_probabilities(mismatched)
+    )
     sums_M2 = torch.zeros(len(batches), 2, dtype=torch.float64, device=batches[0].tokens_BT.device)
     for number, (batch, ours_S, theirs_S) in enumerate(zip(mismatched, of_policy, of_reference, strict=True)):
         if batch.num_samples and ours_S is not None and theirs_S is not None:

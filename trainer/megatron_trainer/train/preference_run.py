@@ -42,7 +42,15 @@ def engine_and_reference(
     if args.rlhf_type == "rm":
         return build(replace(args, calculate_per_token_loss=False), spec, backend), None, data
     alone = replace(shape, mismatched_length=None)
-    know = partial(with_known_reference, args, spec, shape=alone, cache=cache, backend=backend)
+    know = partial(
+        with_known_reference,
+        args,
+        spec,
+        shape=alone,
+        cache=cache,
+        backend=backend,
+        mismatched_length=shape.mismatched_length,
+    )
     is_known_first = args.precompute_ref_log_probs and args.train_type == "full"
     if is_known_first:  # the reference model is gone before the other is made
         data = know(data=data, open_reference=partial(frozen_model, args, spec, backend))
@@ -64,5 +72,4 @@ def task_of(args: TrainArgs, spec: ModelSpec, task: field.Task, engine: Engine, 
     if not derive.estimates_divergence(args, task):
         return replace(made, prepare=partial(with_reference, args, reference))
     policy = Reference(args=args, spec=spec, chunks=engine.chunks)
-    assert reference is not None  # a rule refuses kto without one
     return replace(made, prepare=partial(with_divergence, args, policy, reference))

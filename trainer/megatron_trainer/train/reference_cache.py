@@ -1,8 +1,8 @@
 """Reference log-probabilities of all pairs, asked once for a data set and a model and kept on disk.
 
-A file holds float32 [rows, 2] (chosen, rejected), or [rows, 1], of one tokenized data set; its name is a key of that
-data set's content and of the reference's, so that it serves every later run and restart, whatever their layout, order
-or packing.
+A file holds float32 [rows, 2] (chosen, rejected; or an answer and a mismatched one), or [rows, 1], of one tokenized
+data set; its name is a key of that data set's content and of the reference's, so that it serves every later run and
+restart, whatever their layout, order or packing.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import json
 import logging
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from itertools import batched
 from pathlib import Path
 
@@ -24,7 +25,7 @@ from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.data.collate import RowShape, collate
-from megatron_trainer.data.dataset import stores_of, with_reference
+from megatron_trainer.data.dataset import mismatched_in, stores_of, with_reference
 from megatron_trainer.data.ordering.sample import WholePass
 from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.data.storage import array_file
@@ -32,6 +33,7 @@ from megatron_trainer.data.storage.fingerprint import files_digest, text_key
 from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.streaming.items import Stream
+from megatron_trainer.data.values import Pair, Sample
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.reference import Reference
 from megatron_trainer.train.feed import on_device
@@ -56,26 +58,31 @@ def with_known_reference(
     cache: Path,
     backend: Backend,
     open_reference: Callable[[], Reference],
+    mismatched_length: int | None = None,
 ) -> Prepared:
     """The data whose pairs know their reference log-probabilities. Collective.
 
+    mismatched_length: of single answers, whose prompts are also asked with the answers of others (dataset.Items).
     open_reference: called when some are not on disk yet; the model that it makes is dropped afterwards.
     """
     assert not isinstance(data.train, Stream)
     datasets = [data.train, *([] if data.validation is None else [data.validation])]
     stores = list(dict.fromkeys(store for dataset in datasets for store in stores_of(dataset)))
     identity = _identity(args, spec, cache)
+    identity += "" if mismatched_length is None else f" mismatched {mismatched_length}"
+    width = None if mismatched_length is None else 2
     files = {store: cache / "reference" / f"{text_key(f'{store.directory.name} {identity}')}.npy" for store in stores}
-    found = {store: _read(path, _shape(store)) for store, path in files.items()}
+    found = {store: _read(path, _shape(store, width)) for store, path in files.items()}
     missing = [store for store, values in found.items() if values is None]
     if missing:
         reference = open_reference()
         for store in missing:
-            found[store] = values = _ask(args, reference, store, shape, backend)
+            found[store] = values = _ask(args, reference, store, shape, backend, mismatched_length)
             _write(values, files[store])
     known = {store.directory: values for store, values in found.items() if values is not None}
-    validation = None if data.validation is None else with_reference(data.validation, known)
-    return replace(data, train=with_reference(data.train, known), validation=validation)
+    knows = partial(with_reference, reference=known, mismatched_length=mismatched_length)
+    validation = None if data.validation is None else knows(data.validation)
+    return replace(data, train=knows(data.train), validation=validation)
 
 
 def _identity(args: TrainArgs, spec: ModelSpec, cache: Path) -> str:
@@ -102,10 +109,18 @@ def _content(folder: Path, cache: Path) -> str:
     return files_digest(sorted(path for path in where.rglob("*") if path.is_file()), cache / "digests")
 
 
-def _shape(store: Store | LazyStore) -> tuple[int, int]:
-    """Of the values that belong to the rows of a store."""
+def _shape(store: Store | LazyStore, width: int | None = None) -> tuple[int, int]:
+    """Of the values that belong to the rows of a store. width: values of a row, None for one of each sequence."""
     assert isinstance(store, Store)  # a rule refuses lazy tokenization
-    return len(store), store.facts.sequences_per_row
+    return len(store), width or store.facts.sequences_per_row
+
+
+def _asked(store: Store | LazyStore, row: int, mismatched_length: int | None) -> Sample | Pair:
+    """What the reference is asked about a row."""
+    item = store[row]
+    if mismatched_length is None or isinstance(item, Pair):
+        return item
+    return Pair(chosen=item, rejected=mismatched_in(store, row, mismatched_length))
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Values | None:
@@ -138,9 +153,16 @@ def _write(values: Values, path: Path) -> None:
         aside.replace(path)
 
 
-def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape: RowShape, backend: Backend) -> Values:
+def _ask(
+    args: TrainArgs,
+    reference: Reference,
+    store: Store | LazyStore,
+    shape: RowShape,
+    backend: Backend,
+    mismatched_length: int | None,
+) -> Values:
     """The log-probabilities of all rows of a store, each asked by one data-parallel rank. Collective."""
-    num_rows, width = _shape(store)
+    num_rows, width = _shape(store, None if mismatched_length is None else 2)
     logger.info("asking the reference model rows=%d data=%s", num_rows, store.directory.name)
     here = parallel.coordinates()
     order = WholePass(
@@ -151,7 +173,10 @@ def _ask(args: TrainArgs, reference: Reference, store: Store | LazyStore, shape:
     )
     totals = torch.zeros(num_rows, width, dtype=torch.float32, device=backend.device)
     for rows in batched(order, PASSES_AT_ONCE):
-        batches = [on_device(collate([store[row] for row in some], shape), backend.device) for some in rows]
+        batches = [
+            on_device(collate([_asked(store, row, mismatched_length) for row in some], shape), backend.device)
+            for some in rows
+        ]
         for some, answer_S in zip(rows, reference.log_probabilities(batches), strict=True):
             if some and answer_S is not None and _speaks():
                 totals[list(some)] = answer_S.view(width, -1).t()

@@ -105,26 +105,17 @@ def losses_of_single_answers_are_not_mixed(facts: Facts) -> str:
     return f"cannot hold {', '.join(alone)}, which judge each answer alone; remove them" if alone else ""
 
 
-@rule("micro_batch_size", "packing", "rlhf_type", "loss_type", tasks=RLHF)
+@rule("micro_batch_size", "packing", "rlhf_type", "loss_type", "precompute_ref_log_probs", tasks=RLHF)
 def a_divergence_is_estimated_from_several_answers(facts: Facts) -> str:
     """A prompt needs the answer of another sample of its micro-batch."""
     args = facts.args
-    if args.micro_batch_size > 1 or args.packing or not derive.estimates_divergence(args, facts.task):
+    is_settled = args.precompute_ref_log_probs  # for each sample of a data set, wherever it is read
+    is_enough = args.micro_batch_size > 1 or args.packing or is_settled
+    if is_enough or not derive.estimates_divergence(args, facts.task):
         return ""
     return (
         "is too small for kto, whose KL estimate gives each prompt the answer of another sample of its micro-batch; "
-        "set it to 2 or more, or packing: true, or loss_type: apo_zero_unpaired"
-    )
-
-
-@rule("precompute_ref_log_probs", "rlhf_type", "loss_type", tasks=RLHF)
-def mismatched_answers_are_not_known_beforehand(facts: Facts) -> str:
-    """Which answer a prompt gets follows from the micro-batch that both are in."""
-    if not facts.args.precompute_ref_log_probs or not derive.estimates_divergence(facts.args, facts.task):
-        return ""
-    return (
-        "cannot know the mismatched answers of kto's KL estimate, which change with every epoch; "
-        "remove it or use loss_type: apo_zero_unpaired (with train_type: lora there is no second model anyway)"
+        "set it to 2 or more, or packing: true, or precompute_ref_log_probs: true, or loss_type: apo_zero_unpaired"
     )
 
 
@@ -157,7 +148,6 @@ RULES = (
     a_loss_belongs_to_its_algorithm,
     losses_of_single_answers_are_not_mixed,
     a_divergence_is_estimated_from_several_answers,
-    mismatched_answers_are_not_known_beforehand,
     *(
         excludes(f"kto_has_no_{name}", changed(name), is_("rlhf_type", "kto"), because=WITHOUT_PAIRS, tasks=RLHF)
         for name in OF_PAIRS
