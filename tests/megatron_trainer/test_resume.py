@@ -28,9 +28,12 @@ class Base:
     given: dict
     run: object
 
-    def go_on(self, folder, changed, *, ranks=1, task="sft", is_finished=False):
+    def go_on(self, folder, changed, *, ranks=1, task="sft", is_finished=False, record=None):
+        """record: what stands in the args.json of run and checkpoint instead."""
         save = folder / "run"
         shutil.copytree(self.run.folder, save)
+        for path in save.rglob("args.json") if record is not None else ():
+            path.write_text(record)
         for iteration in range(STEPS + 1 if is_finished else SAVED + 1, STEPS + 1):
             shutil.rmtree(save / f"iter_{iteration:07d}", ignore_errors=True)
         given = {**self.given, "save": str(save), **changed}
@@ -202,6 +205,18 @@ def test_nothing_is_logged_of_a_run_that_goes_on_as_it_was(full, tmp_path):
     found = full.go_on(tmp_path, {})
     assert [line for line in found.warnings if line.startswith("from step")] == []
     assert found.run.column("lm loss") == full.run.column("lm loss")
+
+
+@pytest.mark.parametrize(
+    "record",
+    ["{", "[]", "{}", '{"task": "sft", "arguments": []}', '{"task": "sft", "arguments": {}, "weights": {"base": 5}}'],
+)
+def test_a_record_that_is_damaged_is_said_and_ends_no_run(full, tmp_path, record):
+    """A checkpoint whose files are not those that were written is passed over where another is whole."""
+    found = full.go_on(tmp_path, {}, record=record)
+    assert (found.run.exit_code, retry_class(found.run.exit_code)) != (ExitCode.ERROR, "retry"), found.run.message
+    told = [*found.warnings, *found.run.message.splitlines()]
+    assert any("args.json" in line for line in told), told
 
 
 def test_another_layout_is_logged_too_and_goes_on_with_the_same_losses(full, tmp_path):

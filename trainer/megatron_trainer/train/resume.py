@@ -28,7 +28,11 @@ def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: i
     """
     saved = recorded(checkpoint.path)
     if saved is None:
-        logger.warning("%s has no %s: whether its arguments were others is not known", checkpoint.path, RECORD)
+        logger.warning(
+            "%s has no %s that can be read: whether it was made by other arguments is not known",
+            checkpoint.path,
+            RECORD,
+        )
         return
     found = resume.changes(saved, json.loads(json.dumps(record)))
     has_steps_left = checkpoint.iteration < total_iterations
@@ -55,6 +59,6 @@ def recorded(checkpoint: Path) -> Mapping[str, Any] | None:
             record = input_file.read_json(path)
         except (OSError, ValueError):
             continue
-        if isinstance(record, dict) and {"task", "arguments"} <= record.keys():
+        if resume.is_record(record):
             return record
     return None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, TypeGuard
 
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation
@@ -74,6 +74,18 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.name} was {_shown(self.before)}, is {_shown(self.after)}"
+
+
+def is_record(content: object) -> TypeGuard[dict[str, Any]]:
+    """Whether this is what args.json holds, of any release: the sections that are compared, of their types."""
+    if not isinstance(content, dict) or not {"task", "arguments"} <= content.keys():
+        return False
+    sections = [content[name] for name in ("arguments", "resolved", "model_config", "weights") if name in content]
+    return (
+        isinstance(content["task"], str)
+        and all(isinstance(section, dict) for section in sections)
+        and all(isinstance(identity, str | None) for identity in content.get("weights", {}).values())
+    )
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
