@@ -56,6 +56,26 @@ def test_a_merged_adapter_and_a_grown_tokenizer_stop_there_too(base, tmp_path, g
     assert ("<new>" in tokens) == ("new_special_tokens" in given)
 
 
+def test_an_adapter_alone_says_where_answers_end_and_keeps_it_when_merged_elsewhere(base, tmp_path):
+    data = write_data(tmp_path / "train.jsonl")
+    run = train(arguments(base, data, tmp_path / "run", train_iters=1, train_type="lora", lora_rank=4))
+    assert run.exit_code == 0, run.message
+    assert stops(run.folder / "adapter") == ([END, START], "<|im_end|>", None)
+    assert AutoTokenizer.from_pretrained(run.folder / "adapter").chat_template == tiny_model.CHAT_TEMPLATE
+    alone = shutil.copytree(run.folder / "adapter", tmp_path / "elsewhere" / "adapter")
+    done = export(to_hf=True, mcore_adapters=[str(alone)], model=str(base), output_dir=tmp_path / "merged")
+    assert done.exit_code == 0, done.message
+    assert stops(tmp_path / "merged") == ([END, START], "<|im_end|>", None)
+
+
+def test_an_adapter_of_a_model_that_stops_there_already_has_no_tokenizer_of_its_own(llama, tmp_path):
+    data = write_data(tmp_path / "train.jsonl")
+    run = train(arguments(llama, data, tmp_path / "run", train_iters=1, train_type="lora", lora_rank=4))
+    assert run.exit_code == 0, run.message
+    files = {path.name for path in (run.folder / "adapter").iterdir()}
+    assert files == {"adapter_config.json", "adapter_model.safetensors"}
+
+
 def test_a_model_that_stops_there_already_keeps_its_files(llama, tmp_path):
     gloo_ranks(1).run(conversion.convert_for, llama, tmp_path / "hf", ["<|im_end|>"])
     for name in ("generation_config.json", "tokenizer_config.json"):

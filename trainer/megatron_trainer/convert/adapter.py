@@ -19,10 +19,10 @@ import torch.distributed as dist
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
-from transformers import PreTrainedTokenizerBase
 
-from megatron_trainer.convert import peft_format, table
+from megatron_trainer.convert import companions, peft_format, table
 from megatron_trainer.convert.adapter_source import AdapterSource, open_adapter
+from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.peft_format import HALVES
 from megatron_trainer.convert.publish import publish
 from megatron_trainer.convert.rules import RULES, Share, Sizes, Source
@@ -80,12 +80,12 @@ def save_adapter(
     *,
     keeps_others: bool = False,
     door: Path | None = None,
-    tokenizer: PreTrainedTokenizerBase | None = None,
+    changed: Companions | None = None,
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors. Collective.
 
     Each rank that gathers tensors writes them aside, the first rank puts them into one file. A directory of that
-    name is replaced; keeps_others, door: as for publish. tokenizer: written too.
+    name is replaced; keeps_others, door: as for publish. changed: what training has changed is written too.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -113,8 +113,8 @@ def save_adapter(
         if dist.get_rank() == 0:
             _join_parts(aside, named=peft_format.below_decoder if args.task_type == "embedding" else str)
             (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
-            if tokenizer is not None:
-                tokenizer.save_pretrained(aside)
+            if changed is not None:
+                companions.write_beside_adapter(aside, spec, changed)
 
     publish(Path(directory), [write_part, write_whole], keeps_others=keeps_others, door=door)
 

@@ -11,6 +11,7 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -53,13 +54,7 @@ def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions
     key = "dtype" if "dtype" in spec.config else "torch_dtype"
     config = {name: value for name, value in spec.config.items() if name != CODE}
     _write_json(folder / CONFIG_FILE, {**config, key: str(dtype).removeprefix("torch.")})
-    for pattern in _COPIED:
-        for path in spec.directory.glob(pattern):
-            if path.is_file():
-                _copy(path, folder / path.relative_to(spec.directory))
-    if changed.tokenizer is not None:
-        changed.tokenizer.save_pretrained(folder)
-    _bring_tokenizer_code(spec.directory, folder)
+    _write_tokenizer(folder, spec.directory, changed)
     if spec.head is not None:
         _name_padding(folder)
         for name, content in spec.head.files.items():
@@ -67,6 +62,36 @@ def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions
             _write_json(folder / name, content)
     elif changed.stop_words:
         _name_stops(folder, spec.config, changed)
+
+
+def write_beside_adapter(folder: Path, spec: ModelSpec, changed: Companions) -> None:
+    """The tokenizer and where generation stops, where training has changed either; the base model's own holds else."""
+    with TemporaryDirectory() as name:
+        aside = Path(name)
+        _write_tokenizer(aside, spec.directory, changed)
+        is_renamed = spec.head is None and bool(changed.stop_words) and _name_stops(aside, spec.config, changed)
+        if is_renamed or changed.tokenizer is not None:
+            shutil.copytree(aside, folder, dirs_exist_ok=True)
+
+
+def stops_of(folder: Path) -> tuple[str, ...]:
+    """The texts that trained answers end with, by what lies beside an adapter; nothing where it has no tokenizer."""
+    settings, generation = read_json(folder / TOKENIZER_CONFIG_FILE), read_json(folder / GENERATION_FILE)
+    texts = generation.get("stop_strings") or ()
+    end = settings.get("eos_token")
+    token = end.get("content") if isinstance(end, Mapping) else end
+    found = (*([texts] if isinstance(texts, str) else texts), *([] if texts else [token]))
+    return tuple(text for text in found if isinstance(text, str) and text)
+
+
+def _write_tokenizer(folder: Path, source: Path, changed: Companions) -> None:
+    for pattern in _COPIED:
+        for path in source.glob(pattern):
+            if path.is_file():
+                _copy(path, folder / path.relative_to(source))
+    if changed.tokenizer is not None:
+        changed.tokenizer.save_pretrained(folder)
+    _bring_tokenizer_code(source, folder)
 
 
 def _name_padding(folder: Path) -> None:
@@ -94,8 +119,8 @@ def _bring_tokenizer_code(source: Path, folder: Path) -> None:
         _write_json(folder / TOKENIZER_CONFIG_FILE, {name: v for name, v in settings.items() if name != CODE})
 
 
-def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) -> None:
-    """Generation stops where trained answers end, and still where it stopped before."""
+def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) -> bool:
+    """Generation stops where trained answers end, and still where it stopped before. True when that is a change."""
     tokenizer = changed.tokenizer or AutoTokenizer.from_pretrained(folder)
     ids = {word: _single_id(tokenizer, word) for word in changed.stop_words}
     tokens = {word: number for word, number in ids.items() if number is not None}
@@ -109,8 +134,10 @@ def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) ->
         generation["stop_strings"] = texts
     if missing or texts:
         _write_json(folder / GENERATION_FILE, generation)
-    if tokens and tokenizer.eos_token not in tokens:
+    is_other_end = bool(tokens) and tokenizer.eos_token not in tokens
+    if is_other_end:
         _set_end(folder, next(iter(tokens)))
+    return is_other_end or bool(missing or texts)
 
 
 def _set_end(folder: Path, token: str) -> None:

@@ -89,7 +89,7 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     if args.to_mcore:
         _write_checkpoint(args, model, backend, output)
     elif found.is_unmerged(args):
-        save_adapter(model.chunks, model.spec, model.args, output, keeps_others=args.exist_ok)
+        save_adapter(model.chunks, model.spec, model.args, output, keeps_others=args.exist_ok, changed=_changed(model))
     else:
         _write_model(args, model, output)
     tell(f"written: {output} ({_description(output)})")
@@ -157,8 +157,6 @@ def engine_of(chunks: list[GPTModel]) -> Engine:
 
 def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
     """The whole model as a Hugging Face folder, with its tokenizer where that has grown."""
-    grown = model_source.tokenizer(model.args, model.spec.directory) if model.args.new_special_tokens else None
-    changed = Companions(tokenizer=grown, stop_words=model.stop_words)
     save_model(
         model.chunks,
         model.spec,
@@ -166,8 +164,13 @@ def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
         max_shard_size=args.max_shard_size,
         read=model.read,
         keeps_others=args.exist_ok,
-        changed=changed,
+        changed=_changed(model),
     )
+
+
+def _changed(model: Loaded) -> Companions:
+    grown = model_source.tokenizer(model.args, model.spec.directory) if model.args.new_special_tokens else None
+    return Companions(tokenizer=grown, stop_words=model.stop_words)
 
 
 def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:

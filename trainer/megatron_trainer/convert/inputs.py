@@ -15,6 +15,7 @@ from megatron_trainer import model_source
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert import peft_format
 from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
+from megatron_trainer.convert.companions import stops_of
 from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainjob import input_file
@@ -152,14 +153,21 @@ def _record(source: Checkpoint | Path) -> dict[str, Any]:
 
 
 def _stop_words(source: Checkpoint | Path | None) -> tuple[str, ...]:
-    """What the run of a checkpoint or adapter wrote about its data; nothing for one that left no such report."""
+    """What the run of a checkpoint or adapter wrote about its data, else what lies beside an adapter."""
     if source is None:
         return ()
     folder = source.parent if isinstance(source, Path) else source.path.parent
     try:
         return tuple(input_file.read_json(folder / DATA_REPORT).get("stop_words", ()))
     except (OSError, ValueError, AttributeError):
-        return ()
+        return _stops_beside(source) if isinstance(source, Path) else ()
+
+
+def _stops_beside(adapter: Path) -> tuple[str, ...]:
+    try:
+        return stops_of(adapter)
+    except ValueError as err:
+        raise _wrong("mcore_adapters", str(adapter), f"{err}; restore the file or remove it") from err
 
 
 def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:

@@ -104,18 +104,21 @@ def _owned(run: Run) -> Iterator[None]:
 
 
 def _save_adapter(run: Run, folder: Path) -> str:
-    """Writes the adapter, with the tokenizer where new tokens have made it another one."""
-    grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
+    """Writes the adapter, with the tokenizer and the stops where training has made them others."""
     with _owned(run):
         models = list(run.engine.models)
-        save_adapter(models, run.spec, run.args, folder, door=_door(run), tokenizer=grown)
+        save_adapter(models, run.spec, run.args, folder, door=_door(run), changed=_changed(run))
     return str(folder)
+
+
+def _changed(run: Run) -> Companions:
+    grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
+    return Companions(tokenizer=grown, stop_words=run.stop_words)
 
 
 def _save_model(run: Run, folder: Path, read: Read) -> str:
     """Writes the model, with its tokenizer where that has grown and the stops that were trained."""
-    grown = model_source.tokenizer(run.args, run.spec.directory) if run.args.new_special_tokens else None
-    changed = Companions(tokenizer=grown, stop_words=run.stop_words)
+    changed = _changed(run)
     size = run.args.max_shard_size
     models = list(run.engine.models)
     with _owned(run):
