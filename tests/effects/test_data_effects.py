@@ -414,6 +414,14 @@ def test_keep_incomplete_rows_trains_and_counts_what_is_dropped_otherwise(prepar
     assert (kept.rows_kept, kept.notes) == (21, ("1 row: the chat template leaves out a tool call",))
 
 
+@effect("split_turns")
+def test_split_turns_makes_a_row_of_each_answer(prepared, write):
+    turns = [{"role": role, "content": f"{role}{n}"} for n in range(3) for role in ("user", "assistant")]
+    path = write("rounds.jsonl", [{"messages": turns}])
+    run = prepared(dataset=[path], split_turns=True, dataset_shuffle=False)
+    assert [trained(item) for item in run.train] == [f"assistant{n}<|im_end|>" for n in range(3)]
+
+
 @effect("agent_template")
 def test_agent_template_hermes_writes_tools_as_text_for_a_template_without_them(prepared, write):
     call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}

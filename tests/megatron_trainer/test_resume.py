@@ -383,6 +383,7 @@ AS_OTHER_DATA = {"cached_dataset", "columns", "interleave_prob", "stopping_strat
     "preserve_thinking",
     "add_non_thinking_prefix",
     "keep_incomplete_rows",
+    "split_turns",
     "stop_words",
 }
 """They decide which rows are read, and are in the identity of the data."""

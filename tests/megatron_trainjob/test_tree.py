@@ -58,6 +58,7 @@ FURTHER_ARGUMENTS = (
         "save_safetensors",
         "save_strategy",
         "save_total_limit",
+        "split_turns",
         "stop_words",
         "virtual_pipeline_model_parallel_size",
     }

@@ -318,6 +318,16 @@ CASES = [
         bad={"split_dataset_ratio": 0.1, "val_dataset": ("v",)},
     ),
     Case(
+        rule="only_answers_are_split",
+        good={"split_turns": True, "task_type": "causal_lm"},
+        bad={"split_turns": True, "task_type": "seq_cls"},
+    ),
+    Case(
+        rule="turns_of_a_conversation_are_not_held_out",
+        good={"split_turns": True, "split_dataset_ratio": 0.0},
+        bad={"split_turns": True, "split_dataset_ratio": 0.1},
+    ),
+    Case(
         rule="a_stream_is_not_split",
         good={"split_dataset_ratio": 0.1},
         bad={"split_dataset_ratio": 0.1, "streaming": True},

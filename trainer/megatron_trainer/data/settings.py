@@ -49,6 +49,7 @@ class DataSettings:
     num_epochs: int | None
     redownloads: bool
     hub_token: str | None
+    splits_turns: bool = False
 
 
 def label_of(args: TrainArgs, config: Mapping[str, Any]) -> Label | None:
@@ -109,6 +110,7 @@ def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label
         packing_length=(args.packing_length or max_length) if args.packing else None,
         sample_multiple=multiple,
         hub_token=args.hub_token,
+        splits_turns=args.split_turns,
     )
     violations += _about_probabilities(args)
     if violations:

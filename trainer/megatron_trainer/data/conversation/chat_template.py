@@ -20,11 +20,12 @@ from megatron_trainer.data.conversation.rendering import Rendering, Tools, Turn
 from megatron_trainer.data.conversation.stop import Stops, added_tokens, any_of, declared_stops
 from megatron_trainer.data.conversation.thought import Bodies, Thoughts
 from megatron_trainer.data.reading.bounded import TooMuch, bounded
-from megatron_trainer.data.reading.locate import Locator, Marks, stand_in
+from megatron_trainer.data.reading.locate import Locator, Marks, common_prefix, stand_in
 from megatron_trainer.data.values import Message, RowError
 
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 ROLES = ("developer", "observation", "function", "ipython", "function_response", "tool_response")
+SYSTEM_MOVED = "the chat template shows the system prompt with an open question only; it stands there"
 KEEPING = {
     "preserve_thinking": True,
     "clear_thinking": False,
@@ -156,8 +157,9 @@ class ChatTemplate:
         places = [place for place, message in enumerate(messages) if message.role == "assistant"]
         found = self._locate.turns(text, turns, tools, places, variables)
         bodies = Bodies(text=text, spans=found, places=places)
+        with_system = self._with_system(bodies, turns, tools, is_trained)
         bodies, notes = self._thoughts.restored(
-            bodies, messages, is_trained, lambda place: self._as_last(turns[: place + 1], tools, place)
+            with_system or bodies, messages, is_trained, lambda place: self._as_last(turns[: place + 1], tools, place)
         )
         text, located = self._with_stops(bodies, messages, is_trained)
         if prints_python(text, messages):
@@ -172,6 +174,7 @@ class ChatTemplate:
             tools,
             fixed=self._without_fixed,
             without_thought=self._thoughts.may_lack(messages, is_trained),
+            known=() if with_system is None else (0,),
         )
         return Rendering(
             text=text,
@@ -180,8 +183,33 @@ class ChatTemplate:
                 for turn in located
             ),
             lost=missing,
-            notes=notes,
+            notes=notes if with_system is None else (*notes, SYSTEM_MOVED),
         )
+
+    def _with_system(self, bodies: Bodies, turns: Turns, tools: Tools, is_trained: Sequence[bool]) -> Bodies | None:
+        """The text with the system prompt where the template prints it as long as the last question is open.
+
+        None where the text has it, where the template prints it nowhere, and where an answer before the last question
+        is trained, which the model generates after a prompt that holds it.
+        """
+        first, (*before, last) = turns[0], bodies.places
+        system = str(first["content"]).strip()
+        if first["role"] not in ("system", "developer") or not system or system in bodies.text:
+            return None
+        if any(is_trained[place] for place in before):
+            return None
+        try:
+            prompt = self._text(turns[:last], tools, header=True)
+            silent = self._text(turns[1:last], tools, header=True)
+        except RowError:
+            return None
+        inserted = len(prompt) - len(silent)
+        place = common_prefix(prompt, silent)
+        is_insertion = silent[place:] == prompt[place + inserted :] and bodies.text.startswith(silent)
+        if not is_insertion or system not in prompt:
+            return None
+        spans = [(s, e) if e <= place else (s + inserted, e + inserted) for s, e in bodies.spans]
+        return Bodies(text=prompt + bodies.text[len(silent) :], spans=spans, places=bodies.places)
 
     def _as_last(self, turns: Turns, tools: Tools, place: int) -> str | None:
         """The answer of a turn when it is the last of its conversation; None where the template refuses that."""

@@ -71,17 +71,19 @@ def lost(
     *,
     fixed: Callable[[str], str] = str,
     without_thought: Container[int] = (),
+    known: Container[int] = (),
 ) -> tuple[Loss, ...]:
     """The parts of a row that the text lacks.
 
     turns: where each assistant message lies, in order. fixed: takes out of a piece of text what the template always
     prints, so that a short word of the row is not mistaken for it. without_thought: messages that may lack theirs.
+    known: messages that are in the text for certain.
     """
     regions = _regions(text, turns, len(messages), fixed)
     missing = []
     for place, message in enumerate(messages):
         region = regions[place]
-        if _is_plain(message) and region.take(message.content):
+        if place in known or (_is_plain(message) and region.take(message.content)):
             continue
         for part in sorted(parts_of(message), key=lambda part: -len(str(part.value))):
             if part.kind == "a thought" and place in without_thought:

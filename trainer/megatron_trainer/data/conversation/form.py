@@ -39,7 +39,7 @@ class Form:
 def forms_for(messages: Sequence[Message]) -> Iterator[Form]:
     """The forms that differ for this conversation."""
     calls = any(message.calls for message in messages)
-    neighbors = any(_may_join(first, second) for first, second in zip(messages, messages[1:], strict=False))
+    neighbors = any(may_join(first, second) for first, second in zip(messages, messages[1:], strict=False))
     speakers = [message.role for message in messages if message.role != "system"]
     answers_first = speakers[:1] == ["assistant"]
     wordless = any(message.calls and not message.content for message in messages)
@@ -60,7 +60,7 @@ def joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
     result: list[Message] = []
     origins: list[int] = []
     for place, message in enumerate(messages):
-        if result and _may_join(result[-1], message):
+        if result and may_join(result[-1], message):
             result[-1] = join(result[-1], message)
             origins[-1] = place
         else:
@@ -94,7 +94,8 @@ def turns_of(messages: Sequence[Message], form: Form, habits: Habits) -> Turns:
     return _numbered(turns) if form.numbers_calls else turns
 
 
-def _may_join(first: Message, second: Message) -> bool:
+def may_join(first: Message, second: Message) -> bool:
+    """Whether two neighbors may be one turn: of one role, and trained alike."""
     return first.role == second.role and first.role in ("system", "user", "assistant") and first.loss == second.loss
 
 

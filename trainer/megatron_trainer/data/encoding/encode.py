@@ -20,6 +20,7 @@ from megatron_trainer.data.conversation.template import choose_template
 from megatron_trainer.data.encoding.loss_scale import STRATEGIES
 from megatron_trainer.data.encoding.loss_span import Span, spans, trained_messages
 from megatron_trainer.data.encoding.tokens import Tokens, tokenization
+from megatron_trainer.data.encoding.turn_rows import with_one_answer
 from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, Rejection, RowError, Sample
 
@@ -167,6 +168,8 @@ class Encoder:
         try:
             row = parse_row(record.payload)
             conversation = recognize(row, self.settings.recognition, number=record.number)
+            if record.answer is not None:
+                conversation = with_one_answer(conversation, record.answer, self.settings.loss_scale)
             conversation = with_system(conversation, self.settings.system)
             parts = self._render_all(conversation)
         except RowError as err:

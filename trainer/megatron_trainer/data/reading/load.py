@@ -19,6 +19,7 @@ from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.source import HubAccess, Source, open_source
 from megatron_trainer.data.reading.spec import DatasetSpec
 from megatron_trainer.data.reading.unpair import Unpaired
+from megatron_trainer.data.reading.unroll import Unrolled
 from megatron_trainer.data.settings import DataSettings
 from megatron_trainer.data.storage.cache import opened
 from megatron_trainer.data.storage.fingerprint import (
@@ -115,8 +116,10 @@ class Loader:
         return replace(stream, notes=self._cache / f"stream-{self._stream_key(stream, specs)}")
 
     def _single(self, source: Source) -> Source:
-        """The source with one answer a row, where the task wants that."""
+        """The source with one answer a row, where the task or split_turns wants that."""
         recognition = self._settings.encode.recognition
+        if self._settings.splits_turns:
+            return Unrolled(whole=source, recognition=recognition, loss_scale=self._settings.encode.loss_scale)
         return Unpaired(paired=source, columns=recognition.columns) if recognition.needs_label else source
 
     def _access(self) -> HubAccess:

@@ -85,10 +85,10 @@ class Locator:
         last = self._render([ask, answer], None).partition(stand_in(0))[2]
         between = self._render([ask, answer, {**ask, "content": stand_in(1)}], None)
         between = between.partition(stand_in(0))[2].partition(stand_in(1))[0]
-        common = last[: _common_prefix(last, between)]
+        common = last[: common_prefix(last, between)]
         known = [token.end() for token in self._stops.known.finditer(common)]
         ends = known or [token.end() for token in self._tokens.finditer(common)]
-        header = headed[self._whole(headed, _common_prefix(asked, headed)) :]
+        header = headed[self._whole(headed, common_prefix(asked, headed)) :]
         return Marks(header=header, end_of_turn=common[: max(ends, default=0)])
 
     def _headed(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> Spans | None:
@@ -181,7 +181,7 @@ class Locator:
             answered = self._render([*before, {"role": "assistant", "content": stand_in(0)}], tools, variables)
         except RowError:
             return -1
-        return _common_prefix(text, answered)
+        return common_prefix(text, answered)
 
     def _whole(self, text: str, place: int) -> int:
         """The place, or the start of the added token in whose middle it lies: two different ones ended the texts."""
@@ -224,8 +224,8 @@ def _is_object(call: Mapping[str, Any]) -> bool:
 
 def _difference(text: str, other: str) -> tuple[int, int]:
     """Where the text differs from the other one, [start, end)."""
-    start = _common_prefix(text, other)
-    return start, len(text) - _common_prefix(text[start:][::-1], other[start:][::-1])
+    start = common_prefix(text, other)
+    return start, len(text) - common_prefix(text[start:][::-1], other[start:][::-1])
 
 
 def _printed_until(turn: Mapping[str, object], text: str, start: int, closing: str) -> int | None:
@@ -247,7 +247,7 @@ def _is_special(turn: Mapping[str, object]) -> bool:
     return len(turn) > 2 or not isinstance(content, str) or not content.strip() or "</think>" in content
 
 
-def _common_prefix(first: str, second: str) -> int:
+def common_prefix(first: str, second: str) -> int:
     """Characters at the start that both have in common."""
     low, high = 0, min(len(first), len(second))
     while low < high:

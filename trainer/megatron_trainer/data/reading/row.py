@@ -11,12 +11,16 @@ from megatron_trainjob.input_file import parse_json
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """number: place of the row in its dataset, from 0. payload: JSON text, fields, or why the row cannot be read."""
+    """number: place of the row in its dataset, from 0. payload: JSON text, fields, or why the row cannot be read.
+
+    answer: which of its trained answers, from 0, is the last one of this row and the only trained; None trains all.
+    """
 
     number: int
     file: str
     line: int
     payload: bytes | Mapping[str, object] | RowError
+    answer: int | None = None
 
     @property
     def location(self) -> Location:

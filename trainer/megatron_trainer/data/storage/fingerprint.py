@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 from megatron_trainer.data.encoding.encode import Encoder
 from megatron_trainer.data.reading.source import FileSource, Source
 from megatron_trainer.data.reading.unpair import Unpaired
+from megatron_trainer.data.reading.unroll import Unrolled
 from megatron_trainer.data.storage.store import VERSION
 from megatron_trainjob import input_file
 
@@ -59,6 +60,8 @@ def source_digest(source: Source, memory: Path) -> str:
     not change is not read again."""
     if isinstance(source, Unpaired):
         return f"{source_digest(source.paired, memory)} unpaired"
+    if isinstance(source, Unrolled):
+        return f"{source_digest(source.whole, memory)} split turns"
     if not isinstance(source, FileSource):
         return source.fingerprint()
     parts = [_remembered(file, memory, _data_digest) for file in source.files]
@@ -69,6 +72,8 @@ def file_identities(source: Source) -> list[object]:
     """What tells files apart without reading them: name, size and time of change."""
     if isinstance(source, Unpaired):
         return [*file_identities(source.paired), "unpaired"]
+    if isinstance(source, Unrolled):
+        return [*file_identities(source.whole), "split turns"]
     if not isinstance(source, FileSource):
         return [source.fingerprint()]
     return [_identity(file) for file in source.files]

@@ -26,6 +26,8 @@ from megatron_trainjob.exit_codes import ExitCode
 logger = logging.getLogger(__name__)
 
 MOST_TRIES = 11
+_ALL = -1
+"""Stands for every answer of a row."""
 
 
 def write_rows(records: Iterable[Record], directory: Path) -> None:
@@ -38,9 +40,10 @@ def write_rows(records: Iterable[Record], directory: Path) -> None:
             content = _content(record)
             stream.write(content)
             ends.append(ends[-1] + len(content))
-            places.append((files.setdefault(record.file, len(files)), record.line))
+            answer = _ALL if record.answer is None else record.answer
+            places.append((files.setdefault(record.file, len(files)), record.line, answer))
     np.save(directory / "ends.npy", np.array(ends, dtype=np.int64))
-    np.save(directory / "places.npy", np.array(places, dtype=np.int64).reshape(-1, 2))
+    np.save(directory / "places.npy", np.array(places, dtype=np.int64).reshape(-1, 3))
     (directory / "files.json").write_text(json.dumps(list(files)))
 
 
@@ -83,7 +86,7 @@ class LazyStore:
             "ends.npy": len(ends) == len(places) + 1
             and (ends[0], ends[-1]) == (0, len(self._rows))
             and bool((ends[1:] >= ends[:-1]).all()),
-            "places.npy": places.shape[1] == 2,
+            "places.npy": places.shape[1] == 3,
             "files.json": is_list
             and int(places[:, :1].min(initial=0)) >= 0
             and int(places[:, :1].max(initial=-1)) < len(self._files),
@@ -125,6 +128,6 @@ class LazyStore:
         return np.arange(len(self))
 
     def _record(self, number: int) -> Record:
-        file, line = self._places[number].tolist()
+        file, line, answer = self._places[number].tolist()
         content = self._rows[self._ends[number] : self._ends[number + 1]].tobytes()
-        return Record(number, self._files[file], line, content)
+        return Record(number, self._files[file], line, content, answer=None if answer == _ALL else answer)

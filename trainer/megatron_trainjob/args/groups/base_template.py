@@ -184,6 +184,15 @@ class BaseTemplate:
         applies_to=EVERY_TASK,
         status="works",
     )
+    split_turns: bool = arg(
+        False,
+        (
+            "Train every answer of a conversation as the last one of a row of its own, as the model generates it; "
+            "loss_scale and masks choose which. Rows are counted so from then on."
+        ),
+        applies_to=("sft", "export"),
+        status="works",
+    )
     response_prefix: str | None = arg(
         None,
         "Beginning of each generated answer.",

@@ -276,6 +276,13 @@ RULES = (
         because="it keeps the order of the data",
     ),
     idle_with("validation_data_is_given_once", changed("split_dataset_ratio"), is_set("val_dataset")),
+    needs("only_answers_are_split", is_("split_turns", True), is_("task_type", "causal_lm")),
+    excludes(
+        "turns_of_a_conversation_are_not_held_out",
+        is_("split_turns", True),
+        changed("split_dataset_ratio"),
+        because="answers of one conversation would be on both sides; give val_dataset",
+    ),
     excludes("a_stream_is_not_split", changed("split_dataset_ratio"), is_("streaming", True)),
     idle_without("mixing_stops_only_when_it_happens", changed("stopping_strategy"), is_set("interleave_prob")),
     idle_without("a_shuffle_buffer_belongs_to_a_stream", changed("shuffle_buffer_size"), is_("streaming", True)),

@@ -1,0 +1,44 @@
+"""A dataset of which every trained answer is a row of its own: the row again for each, with the answer's number."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+
+from megatron_trainer.data.conversation.formats import Recognition, recognize
+from megatron_trainer.data.encoding.turn_rows import num_rows
+from megatron_trainer.data.reading.row import Record, parse_row
+from megatron_trainer.data.reading.source import Source
+from megatron_trainer.data.values import RowError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Unrolled:
+    """The rows of `whole`, numbered again. recognition, loss_scale: as of the encoder that will read them."""
+
+    whole: Source
+    recognition: Recognition
+    loss_scale: str
+
+    @property
+    def note(self) -> str:
+        """As of the source."""
+        return self.whole.note
+
+    def records(self) -> Iterator[Record]:
+        """Each row as often as it has trained answers."""
+        repeated = (
+            replace(record, answer=answer) for record in self.whole.records() for answer in range(self._count(record))
+        )
+        return (replace(record, number=number) for number, record in enumerate(repeated))
+
+    def _count(self, record: Record) -> int:
+        """1 of a row that the encoder will refuse."""
+        try:
+            return num_rows(recognize(parse_row(record.payload), self.recognition).messages, self.loss_scale)
+        except RowError:
+            return 1
+
+    def fingerprint(self) -> str:
+        """Of the source, and that it is read so."""
+        return f"{self.whole.fingerprint()} split turns"
