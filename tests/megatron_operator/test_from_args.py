@@ -150,6 +150,15 @@ def test_changed_defaults_of_a_version_are_written_out(capsys, command, changed)
     assert len(spec["args"]) >= len(changed)
 
 
+def test_settings_of_the_environment_become_arguments(capsys):
+    command = "INFONCE_TEMPERATURE=0.02 INFONCE_USE_BATCH=False megatron sft"
+    given = f"{RUN} --task_type embedding --loss_type infonce --train_iters 3 --global_batch_size 96"
+    spec = spec_of(written(capsys, f"{command} {given}"))
+    assert spec["args"]["infonce_temperature"] == 0.02
+    assert spec["args"]["infonce_use_batch"] is False
+    assert "env" not in spec
+
+
 def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(capsys):
     text = written(
         capsys, f"megatron rlhf {RUN} --rlhf_type grpo --use_vllm true --train_iters 3 --global_batch_size 96 --lrr 3"

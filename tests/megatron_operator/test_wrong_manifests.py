@@ -93,6 +93,10 @@ CASES = {
             "spec.network.ncclEnv.MASTER_ADDR": "set by the operator",
         },
     ),
+    "a variable that is an argument": (
+        {"env": [{"name": "INFONCE_TEMPERATURE", "value": "0.02"}]},
+        {"spec.env[0].name": "use spec.args.infonce_temperature"},
+    ),
     "a variable that is not NCCL's": ({"network": {"ncclEnv": {"FOO": "1"}}}, {"spec.network.ncclEnv.FOO": "spec.env"}),
     "a template that takes over": (
         {

@@ -192,6 +192,27 @@ def test_texts_without_a_template_are_what_sentence_transformers_embeds(model, r
     assert not (run(**EMBEDDING, to_hf=True, max_length=128).folder / "hf" / "modules.json").exists()
 
 
+def test_a_decoder_that_was_stored_by_itself_is_trained_on(root, model, run):
+    """As published embedding models are: names without `model.`, and nothing but the decoder."""
+    from safetensors import safe_open
+
+    from megatron_trainjob import weight_files
+    from megatron_trainjob.families import read
+
+    decoder, tokenizer = load("AutoModel", model)
+    alone = root / "decoder"
+    decoder.save_pretrained(alone)
+    tokenizer.save_pretrained(alone)
+    with safe_open(alone / "model.safetensors", framework="pt") as file:
+        assert "embed_tokens.weight" in set(file.keys())
+    config = json.loads((alone / "config.json").read_text())
+    assert list(weight_files.problems(alone, config, read(config), has_scores=True)) == []
+    given = {**EMBEDDING, "to_hf": True, "max_length": 128}
+    found, expected = run(base=alone, **given), run(**given)
+    assert found.column("loss") == pytest.approx(expected.column("loss"), abs=1e-6)
+    assert found.weights().keys() == expected.weights().keys()
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "embedding": {"task_type": "embedding"},
     "cosine": {"task_type": "embedding", "loss_type": "cosine_similarity"},

@@ -79,6 +79,8 @@ def problems(
     except Unusable as unusable:
         yield str(unusable)
         return
+    if stored and tensors.is_decoder_alone(stored):
+        stored = {f"{tensors.DECODER}{name}": tensor for name, tensor in stored.items()}
     if stored and model is not None and model.tied and not has_scores and tensors.is_output_alone(stored):
         stored[tensors.EMBEDDING] = stored.pop(tensors.OUTPUT)
     scales = quantization.of(config)

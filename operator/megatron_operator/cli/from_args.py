@@ -16,7 +16,7 @@ from typing import Any, cast
 from megatron_operator.api import names
 from megatron_operator.cli.output import INVALID, OK, show_violations
 from megatron_operator.translate import kubeflow, launch, shell, write
-from megatron_operator.translate.arguments import VERSIONS, Version, translate
+from megatron_operator.translate.arguments import VERSIONS, Version, of_variables, translate
 from megatron_operator.translate.kubeflow import Pods
 from megatron_operator.translate.launch import Launch
 from megatron_operator.translate.write import Written
@@ -89,7 +89,8 @@ def translated(
     processes = source.pods.num_processes or found.num_processes
     nodes = source.pods.num_nodes or found.num_nodes or 1
     world_size = processes * nodes if processes else None
-    carried = translate(values, found.task, version=version, world_size=world_size)
+    written = {**of_variables(found.environment, found.task), **values}
+    carried = translate(written, found.task, version=version, world_size=world_size)
     if found.task == "export":
         return write.export(found, carried), tuple(problems)
     title = name or source.name or _title(carried.arguments) or found.task

@@ -13,7 +13,7 @@ from megatron_operator.api.schema import pod_template, structural
 from megatron_operator.core.desired.quantity import amount
 from megatron_operator.manifest import accelerators
 from megatron_trainjob.args.names import find_alias
-from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
 from megatron_trainjob.environment import RESERVED
 from megatron_trainjob.violation import Violation
 
@@ -99,6 +99,9 @@ def _environment_is_ours(metadata: Object, spec: Object) -> Iterator[Violation]:
     for path, name in entries:
         if name in RESERVED:
             yield Violation(path=path, value=name, message=SET_BY_OPERATOR)
+        if name in OF_VARIABLES:
+            message = f"is no variable of this trainer, which would not see it; use spec.args.{OF_VARIABLES[name]}"
+            yield Violation(path=path, value=name, message=message)
 
 
 def _nccl_names(metadata: Object, spec: Object) -> Iterator[Violation]:

@@ -13,7 +13,7 @@ from typing import Literal
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
-from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
 from megatron_trainjob.args.value import WrongValue, read_value
 
 Version = Literal["3.8", "3.9", "4"]
@@ -72,6 +72,16 @@ def translate(
     version = version or told_version(written, values, task, world_size)
     added = [] if task == "export" else list(_defaults(values, task, version))
     return Translated(arguments=(*kept, *added), left_out=tuple(left_out), version=version)
+
+
+def of_variables(environment: Mapping[str, str], task: Task) -> dict[str, object]:
+    """The arguments that ms-swift takes from the environment."""
+    found = {OF_VARIABLES[name]: value for name, value in environment.items() if name in OF_VARIABLES}
+    return {
+        name: value.lower() in ("1", "true", "t", "yes", "y", "on") if ARGUMENTS[name].type == "bool" else value
+        for name, value in found.items()
+        if task in ARGUMENTS[name].applies_to
+    }
 
 
 def told_version(

@@ -21,6 +21,7 @@ from megatron_trainer.convert.rules import Source
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file, quantization, weight_files
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families import tensors
 from megatron_trainjob.quantization import Quantization
 from megatron_trainjob.violation import Violation
 from megatron_trainjob.weight_files import Unusable
@@ -122,6 +123,10 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     else:
         opened[source] = _open(directory / source)
         files = dict.fromkeys(opened[source].keys(), source)
+    stored_names: dict[str, str] = {}
+    if tensors.is_decoder_alone(files):
+        stored_names = {f"{tensors.DECODER}{name}": name for name in files}
+        files = {name: files[stored] for name, stored in stored_names.items()}
     stored_as = _quantization(directory)
     scales = {name for name in files if stored_as and stored_as.is_scale(name, files)}
     return Checkpoint(
@@ -130,6 +135,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         scale_files={name: files[name] for name in scales},
         quantization=stored_as,
         opened=opened,
+        stored_names=stored_names,
     )
 
 

@@ -96,3 +96,10 @@ ARGUMENTS: dict[str, Argument] = {
     for group, declaration in GROUPS.items()
     for name, argument in describe_group(group, declaration).items()
 }
+
+OF_VARIABLES: dict[str, str] = {
+    name.upper(): name
+    for name, argument in ARGUMENTS.items()
+    if argument.group == "retrieval" and not name.startswith("matryoshka")
+}
+"""Environment variables of ms-swift that are arguments here, such as INFONCE_TEMPERATURE."""

@@ -9,6 +9,8 @@ from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.weight import Weight
 from megatron_trainjob.families.weights import ATTENTION, EXPERT, IGNORED, LAYER, SCORES, prediction_layers, table
 
+DECODER = "model."
+"""What the names of a decoder's tensors begin with in a model that has more than its decoder."""
 SHOWN = 8
 """Tensors named in a message; the number says how many there are."""
 
@@ -46,6 +48,11 @@ def difference(model: Model, stored: Collection[str], *, has_scores: bool = Fals
 def is_output_alone(stored: Collection[str]) -> bool:
     """Whether of a tied pair the output layer alone is stored, which transformers reads the embedding from then."""
     return OUTPUT in stored and EMBEDDING not in stored
+
+
+def is_decoder_alone(stored: Collection[str]) -> bool:
+    """Whether the decoder was stored by itself, as embedding models are: its names lack the first part, `model.`."""
+    return EMBEDDING not in stored and EMBEDDING.removeprefix(DECODER) in stored
 
 
 def described(found: list[str], message: str) -> str:
