@@ -17,6 +17,7 @@ from tests.support.ranks import parity
 from tests.support.ranks.pool import gloo_ranks
 
 BOUND = 1e-4
+LOSS_BOUND = 1e-5
 
 
 def check(name: str, text: str, model_root: Path, **settings: Any) -> None:
@@ -34,6 +35,7 @@ def check(name: str, text: str, model_root: Path, **settings: Any) -> None:
         assert found.changed == ()
         assert found.no_gradient == ()
         assert found.logits <= BOUND
+        assert found.loss <= LOSS_BOUND
         assert found.gradients <= BOUND, found.worst
         assert found.replicated == 0.0
 

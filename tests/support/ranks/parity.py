@@ -1,4 +1,4 @@
-"""Compares our model with transformers' own: logits, every gradient, and the exported weights.
+"""Compares our model with transformers' own: logits, the loss, every gradient, and the exported weights.
 
 `make_reference` runs transformers in the test's process and keeps what it gave; `compare` runs on gloo ranks.
 Two micro-batches of one row of 96 tokens; packed, a row holds sequences that must not see each other.
@@ -20,7 +20,7 @@ _SETTINGS = {"recompute_granularity": "none", "calculate_per_token_loss": False}
 
 @dataclass(frozen=True, kw_only=True)
 class Differences:
-    """Largest over all ranks. logits: absolute. gradients: absolute, relative to the tensor's largest.
+    """Largest over all ranks. logits, loss: absolute. gradients: absolute, relative to the tensor's largest.
 
     replicated: absolute, between gradients of ranks that hold copies of a parameter. worst: the tensor with the largest
     difference of gradients. no_gradient: tensors whose gradient transformers has and we have not.
@@ -28,6 +28,7 @@ class Differences:
     """
 
     logits: float
+    loss: float
     gradients: float
     replicated: float
     worst: str
@@ -48,7 +49,7 @@ def tokens(vocab_size: int) -> Any:
 
 
 def make_reference(directory: Path, *, packed: bool) -> Path:
-    """The file with transformers' logits of each row and the gradients of the mean loss, by checkpoint name."""
+    """The file with transformers' logits of each row, the mean loss, and its gradients by checkpoint name."""
     import torch
     from safetensors.torch import load_file
     from transformers import AutoModelForCausalLM
@@ -76,7 +77,7 @@ def make_reference(directory: Path, *, packed: bool) -> Path:
     gradients = load_file(directory / "gradients" / "model.safetensors")
     buffers = {name for name, _ in model.named_buffers()}
     gradients = {name: g for name, g in gradients.items() if name not in buffers}
-    torch.save({"logits": logits, "gradients": gradients}, path)
+    torch.save({"logits": logits, "loss": loss.detach(), "gradients": gradients}, path)
     return path
 
 
@@ -112,13 +113,14 @@ def compare(
     chunks = [DistributedDataParallel(config, settings_of_ddp, model) for model in models]
     config.finalize_model_grads_func = finalize_model_grads
     reference = torch.load(make_reference(directory, packed=packed))
-    logits = run_rows(chunks, spec, packed=packed, reference=reference["logits"])
+    logits, loss = run_rows(chunks, spec, packed=packed, reference=reference)
     ours = gathered(models, spec, read=lambda parameter: getattr(parameter, "main_grad", None))
     theirs = reference["gradients"]
     errors = {name: _relative(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
     worst = max(errors, key=errors.__getitem__)
     return Differences(
         logits=_largest(logits),
+        loss=_largest(loss),
         gradients=errors[worst],
         replicated=_largest(_between_copies(models)),
         worst=worst,
@@ -191,8 +193,8 @@ def micro_batch(row: Any, lengths: Sequence[int], *, packed: bool) -> Any:
     )
 
 
-def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
-    """One forward and backward pass over both rows; the largest difference of logits on this rank."""
+def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: dict[str, Any]) -> tuple[float, float]:
+    """One forward and backward pass over both rows; the largest difference of logits and that of the loss here."""
     import torch
     from megatron.core import parallel_state, tensor_parallel
     from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -204,6 +206,7 @@ def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
     ids = tokens(spec.vocab_size).to(backends.select().device)
     batches = [micro_batch(row, n, packed=packed) for row, n in zip(ids, rows(packed), strict=True)]
     found: list[float] = [0.0]
+    shares = []
 
     def forward_step(iterator: Any, model: Any) -> Any:
         number = next(iterator)
@@ -216,9 +219,10 @@ def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
         )
 
         def loss(logits: Any) -> Any:
-            found.append(_logit_difference(logits, batches[number], reference[number], spec))
+            found.append(_logit_difference(logits, batches[number], reference["logits"][number], spec))
             masked = mask_padded_columns(logits.float(), spec).transpose(0, 1).contiguous()
             losses = tensor_parallel.vocab_parallel_cross_entropy(masked, local.labels_BT.t().contiguous())
+            shares.append(losses.detach().sum() / NUM_TOKENS)
             return losses.sum() / NUM_TOKENS, {}
 
         return output, loss
@@ -237,7 +241,19 @@ def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: Any) -> float:
     )
     assert not parallel_state.is_pipeline_last_stage() or len(found) == len(batches) + 1
     torch.distributed.barrier()
-    return max(found)
+    return max(found), _loss_difference(shares, reference["loss"])
+
+
+def _loss_difference(shares: list[Any], reference: Any) -> float:
+    """Of the mean over the micro-batches; each context-parallel rank has a share of every one. 0 but on last stages."""
+    import torch
+    from megatron.core import parallel_state
+
+    if not shares:
+        return 0.0
+    total = torch.stack(shares).mean()
+    torch.distributed.all_reduce(total, group=parallel_state.get_context_parallel_group())
+    return float((total.cpu() - reference).abs())
 
 
 def _logit_difference(logits: Any, batch: Any, reference: Any, spec: Any) -> float:
