@@ -319,7 +319,7 @@ CASES = [
     ),
     Case(
         rule="only_answers_are_split",
-        good={"split_turns": True, "task_type": "causal_lm"},
+        good={"split_turns": True},
         bad={"split_turns": True, "task_type": "seq_cls"},
     ),
     Case(

@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES, TEMPLATE_CHOICES, TEMPLATE_FILES
-from megatron_trainjob.args.rules.condition import changed, is_, is_set
+from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
@@ -276,7 +276,12 @@ RULES = (
         because="it keeps the order of the data",
     ),
     idle_with("validation_data_is_given_once", changed("split_dataset_ratio"), is_set("val_dataset")),
-    needs("only_answers_are_split", is_("split_turns", True), is_("task_type", "causal_lm")),
+    excludes(
+        "only_answers_are_split",
+        is_("split_turns", True),
+        one_of("task_type", "seq_cls", "embedding", "reranker", "generative_reranker"),
+        because="no answer is trained there",
+    ),
     excludes(
         "turns_of_a_conversation_are_not_held_out",
         is_("split_turns", True),
