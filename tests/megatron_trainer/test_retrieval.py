@@ -213,6 +213,28 @@ def test_a_decoder_that_was_stored_by_itself_is_trained_on(root, model, run):
     assert found.weights().keys() == expected.weights().keys()
 
 
+@pytest.mark.parametrize(
+    ("given", "rows"),
+    [
+        ({**EMBEDDING, "loss_type": "cosine_similarity", "metric_for_best_model": "pearson_cosine"}, "all"),
+        ({"task_type": "reranker", **WHOLE, "metric_for_best_model": "mrr"}, "all"),
+        # Lists of positives alone rank nothing: no checkpoint is the best, and the run goes on.
+        ({"task_type": "reranker", **WHOLE, "metric_for_best_model": "mrr"}, "positives"),
+    ],
+    ids=["correlation", "rank", "nothing to rank"],
+)
+def test_the_best_checkpoint_is_told_by_a_metric(root, run, given, rows):
+    kept = ("anchor", "positive", "label") if rows == "positives" else ("anchor", "positive", "negative", "label")
+    made = [{name: row[name] for name in kept} for row in truth.triplets()[:5]]
+    if rows == "positives":
+        made = [{"query": row["anchor"], "document": row["positive"], "label": 1} for row in made]
+    data = truth.write(root / f"{rows}.jsonl", made)
+    found = run(**given, val_dataset=[str(data)], eval_iters=2, eval_interval=2, save_interval=2, train_iters=4)
+    metric = f"eval_{given['metric_for_best_model']}"
+    assert len(found.column(metric)) == (0 if rows == "positives" else 2)
+    assert (found.folder / "best").exists() == (rows != "positives")
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "embedding": {"task_type": "embedding"},
     "cosine": {"task_type": "embedding", "loss_type": "cosine_similarity"},
@@ -231,9 +253,15 @@ def test_every_layout_learns_the_same(run, text, kind):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_data_parallel_ranks_learn_what_one_rank_does(run, kind):
+def test_data_parallel_ranks_learn_what_one_rank_does(root, run, kind):
     """With infonce their documents are each other's negatives, as those of one micro-batch are."""
-    found, alone = run("dp2", **KINDS[kind], micro_batch_size=2), run(**KINDS[kind], **WHOLE)
+    data = truth.write(root / "five.jsonl", truth.triplets()[:5])  # the last evaluation step has rows for one rank
+    held_out = {"val_dataset": [str(data)], "eval_iters": 2, "eval_interval": truth.STEPS}
+    found, alone = (
+        run(text, **KINDS[kind], **held_out, micro_batch_size=size)
+        for text, size in (("dp2", 2), ("tp1", truth.GLOBAL))
+    )
+    assert found.column("eval_mean_pos") == pytest.approx(alone.column("eval_mean_pos"), abs=ABSOLUTE)
     for name in ("loss", "mean_pos", "mean_neg"):
         assert found.column(name) == pytest.approx(alone.column(name), abs=ABSOLUTE), name
 
@@ -261,3 +289,33 @@ def test_packed_rows_are_told_apart_and_evaluated(root, run, kind):
     alone = run(**KINDS[kind], micro_batch_size=count, global_batch_size=count, train_iters=1)
     assert found.column("loss") == pytest.approx(alone.column("loss"), abs=ABSOLUTE)
     assert found.column("eval_loss")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{"streaming": True}, {"lazy_tokenize": True}], ids=["stream", "lazy"])
+def test_rows_that_are_read_while_training_give_the_same(run, given):
+    found = run(**KINDS["embedding"], **WHOLE, **given)
+    assert found.column("loss") == pytest.approx(run(**KINDS["embedding"], **WHOLE).column("loss"), abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("given", [{}, {"streaming": True}], ids=["stored", "stream"])
+def test_packed_rows_of_context_ranks_hold_whole_groups(run, given):
+    """Each sequence of a group is padded for two ranks, which the length of a packed row counts."""
+    packed = {"packing": True, "packing_length": 512, "global_batch_size": 1, "train_iters": 2}
+    found = run("cp2", **KINDS["reranker"], **packed, **given)
+    assert found.column("loss") == pytest.approx(run(**KINDS["reranker"], **packed, **given).column("loss"), abs=0.2)
+    assert len(found.column("loss")) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["embedding", "reranker"])
+def test_virtual_stages_and_ranks_of_experts_learn_the_same(root, run, kind):
+    given = {**KINDS[kind], "micro_batch_size": 2}
+    staged = run("pp2", **given, virtual_pipeline_model_parallel_size=2)
+    assert staged.column("loss") == pytest.approx(run(**given).column("loss"), abs=ABSOLUTE)
+    base = tiny_model.make("qwen3_moe", root)
+    given = {**KINDS[kind], "base": base, "moe_aux_loss_coeff": 0.0}
+    found, alone = run("ep2", **given, micro_batch_size=2), run(**given, **WHOLE)
+    assert found.column("loss")[0] == pytest.approx(alone.column("loss")[0], abs=1e-5)
+    assert found.column("loss") == pytest.approx(alone.column("loss"), rel=5e-3)

@@ -28,6 +28,7 @@ from megatron_trainjob.args.tree import TrainArgs
 MAIN_LOSS = "loss"
 SIMILAR = ("mean_pos", "mean_neg", "margin")
 """Of infonce: cosine of positives, of negatives, and by how much the positive is above the hardest negative."""
+CORRELATION = "pearson_cosine"
 MOMENTS = ("similarity", "label", "similarity squared", "label squared", "similarity times label")
 """Means of which the correlation of similarity and label follows; they are not reported."""
 
@@ -46,6 +47,7 @@ def embedding_task(args: TrainArgs, _: ModelSpec) -> Task:
         losses=(MAIN_LOSS, *SIMILAR[:2], *MOMENTS),
         prepare=with_shares_of_groups,
         finish=_with_correlation,
+        reported=(MAIN_LOSS, *SIMILAR[:2], CORRELATION),
     )
 
 
@@ -129,7 +131,7 @@ def _with_correlation(means: Mapping[str, float]) -> Mapping[str, float]:
         return shown
     x, y, xx, yy, xy = (means[name] for name in MOMENTS)
     spread = max(xx - x * x, 0.0) * max(yy - y * y, 0.0)
-    return shown | ({"pearson_cosine": (xy - x * y) / spread**0.5} if spread > 0 else {})
+    return shown | ({CORRELATION: (xy - x * y) / spread**0.5} if spread > 0 else {})
 
 
 def _sum_and_count(values: Tensor) -> Tensor:

@@ -34,7 +34,8 @@ class Task:
 
     has_channels: its metrics hold, beside `losses`, names that follow from the data and that not all ranks know.
     prepare: called with this rank's micro-batches of a global batch before their forward passes. Collective.
-    finish: what is reported of the means of `losses`; one that nothing was counted of is missing there.
+    finish: what is reported of the means of `losses`; one that nothing was counted of is missing there. reported: the
+    names of that, where they are others than `losses`.
     """
 
     forward_step: ForwardStep
@@ -42,6 +43,12 @@ class Task:
     has_channels: bool = False
     prepare: Prepare = as_they_are
     finish: Finish = dict
+    reported: tuple[str, ...] = ()
+
+    @property
+    def evaluated(self) -> tuple[str, ...]:
+        """The names of what an evaluation reports, the loss first."""
+        return self.reported or self.losses
 
 
 TaskFactory = Callable[[TrainArgs, ModelSpec], Task]

@@ -31,7 +31,8 @@ def unpaired_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of `rlhf` with rlhf_type kto; its `prepare` is for preference_run.py to give."""
     divergence = (DIVERGENCE,) if derive.estimates_divergence(args, "rlhf") else ()
     names = (MAIN_LOSS, *METRICS, *divergence)
-    return Task(forward_step=step_of_sums(partial(_loss, args), args, spec), losses=names, finish=_with_margin)
+    step = step_of_sums(partial(_loss, args), args, spec)
+    return Task(forward_step=step, losses=names, finish=_with_margin, reported=(*names, "rewards/margins"))
 
 
 def _with_margin(means: Mapping[str, float]) -> Mapping[str, float]:

@@ -130,8 +130,16 @@ def validate(run: Run, state: TrainState) -> TrainState:
         last_validation_loss=loss,
         best_validation_loss=best,
         last_validation_iteration=state.iteration,
-        last_metric=result.losses[run.saver.policy.metric] if run.saver.policy.metric else None,
+        last_metric=_metric(run, result.losses),
     )
+
+
+def _metric(run: Run, losses: Mapping[str, float]) -> float | None:
+    """metric_for_best_model of an evaluation; None for the loss, and where nothing was counted for it."""
+    name = run.saver.policy.metric
+    if name and name not in losses:
+        logger.warning("the validation data has nothing to count for metric_for_best_model=%s", name)
+    return losses.get(name) if name else None
 
 
 def _save(run: Run, state: TrainState, result: StepResult | None) -> int:

@@ -159,7 +159,7 @@ def _run(
     train, validation = feeds(args, parts.data, parts.shape)
     _tell_unread(validation, course.eval_iters)
     learned = task_of(args, spec, parts.task, parts.engine, parts.reference)
-    policy = _save_policy(parts, env, _metric(args, learned.losses))
+    policy = _save_policy(parts, env, _metric(args, learned.evaluated))
     info = _run_info(parts, env, backend, state)
     _write_settings(parts)
     return Run(
