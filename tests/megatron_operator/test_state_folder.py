@@ -1,10 +1,11 @@
 """The state folder of `mtj run`: private, quick to list, and one broken file does not hide the others."""
 
 import os
+import time
 
 import pytest
 
-from megatron_operator.cli import main
+from megatron_operator.cli import logs, main
 from megatron_operator.cli.status import local_jobs
 from megatron_operator.cluster.local import process
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume, mapping
@@ -50,6 +51,21 @@ def test_a_list_of_jobs_reads_one_file_a_job_and_no_yaml(tmp_path, monkeypatch):
     assert len(read) == 30
 
 
+def test_a_long_list_has_the_columns_of_a_short_one(tmp_path, capsys):
+    def listed(number):
+        State(directory=tmp_path / f"job-{number}\x1b[2J").write_status({**STATUS, "phase": "[red]"})
+        assert main(["status", "--state-dir", str(tmp_path)]) == 0
+        return [line.split() for line in capsys.readouterr().out.splitlines() if line.strip()]
+
+    short = listed(0)
+    for number in range(1, 201):
+        State(directory=tmp_path / f"job-{number}").write_status(STATUS)
+    long = listed(0)
+    assert len(long) == 202
+    assert long[0] == short[0]
+    assert short[1] in long
+
+
 @pytest.mark.parametrize(
     "content", ["progress: 7", "phase: [1]", "restarts: {total: [1]}", 'phase: "\\e[2J"', '{"phase": 1']
 )
@@ -83,6 +99,28 @@ def test_a_program_that_prints_for_ever_keeps_a_bounded_log(tmp_path):
     last = (tmp_path / "pod.log.1").read_text() + log.read_text()
     assert "line 0039" in last
     assert list(tmp_path.glob("*.log")) == [log]
+
+
+def test_a_followed_log_goes_on_where_it_is_begun_again_and_splits_no_character(tmp_path, monkeypatch):
+    state = State(directory=tmp_path / "job")
+    state.write_status({"phase": "Running"})
+    log = tmp_path / "job" / "logs" / "job-master-0.log"
+    log.parent.mkdir(parents=True, exist_ok=True)
+    log.write_bytes(b"a" * 100 + "ü".encode()[:1])
+    steps = iter(
+        [
+            lambda: log.write_bytes(b"a" * 100 + "ü\n".encode()),
+            lambda: process.bound_log(log, most_bytes=50),
+            lambda: log.open("ab").write(b"new line\n"),
+            lambda: state.write_status({"phase": "Succeeded"}),
+        ]
+    )
+    monkeypatch.setattr(time, "sleep", lambda _: next(steps)())
+    text = "".join(logs._read(state, log, "master", follow=True))
+    first, told, last = text.splitlines()
+    assert first == "a" * 100 + "ü"
+    assert told.startswith("mtj: the log had 103 bytes; its end is in job-master-0.log.1")
+    assert last == "new line"
 
 
 @pytest.mark.parametrize("sub_path", ["../other", "a/../../other", "/etc"])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import codecs
 import sys
 import time
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from megatron_operator.cli.output import FAILED, OK, error
 from megatron_operator.cluster.local.state import State
 
 POLL_S = 0.5
+CHUNK_BYTES = 2**20
 ENDED = ("Succeeded", "Failed", "Suspended")
 
 
@@ -61,23 +63,31 @@ def _run_on_cluster(arguments: argparse.Namespace) -> int:
 
 def _read(state: State, log: Path, part: str, *, follow: bool) -> Iterator[str]:
     """The text of a log; followed, also what comes until the job ends, and the logs of later attempts."""
-    file = log.open(errors="replace")
+    file, decoder = log.open("rb"), _decoder()
     try:
         while True:
             has_ended = not follow or state.read_status().get("phase") in ENDED
             newest = choose(state, part) or log
-            if log.stat().st_size < file.tell():  # it has been begun again
+            if log.stat().st_size < file.tell():  # it has been begun again, and says so in its first line
                 file.seek(0)
-            yield file.read()
+            while chunk := file.read(CHUNK_BYTES):
+                yield decoder.decode(chunk)
             if newest != log:
+                yield decoder.decode(b"", final=True)
                 file.close()
-                log, file = newest, newest.open(errors="replace")
+                log, file, decoder = newest, newest.open("rb"), _decoder()
             elif has_ended:
+                yield decoder.decode(b"", final=True)
                 return
             else:
                 time.sleep(POLL_S)
     finally:
         file.close()
+
+
+def _decoder() -> codecs.IncrementalDecoder:
+    """A character may have been written by half."""
+    return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 
 def choose(state: State, part: str) -> Path | None:
