@@ -11,6 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config
+from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainjob import quantization
@@ -143,6 +144,32 @@ def test_a_grid_that_can_be_read_in_two_ways_is_refused():
     two_ways = Dequantized(weight=weight, scales=scales, block=(128, 128))
     with pytest.raises(ValueError, match="blocks of 128 by config.json and of 96"):
         two_ways[:]
+
+
+def test_scales_stored_as_bytes_are_exponents_of_two():
+    """As transformers reads them: 127 stands for 1."""
+    weight = torch.randn(64, 64).to(torch.float8_e4m3fn)
+    exponents = torch.tensor([[120, 127], [130, 128]], dtype=torch.uint8)
+    theirs = Fp8Dequantize(None)._dequantize_one(weight, exponents, torch.float32)
+    assert torch.equal(Dequantized(weight=weight, scales=exponents, block=(32, 32))[:], theirs)
+
+
+@pytest.mark.parametrize(("rows", "columns"), [(100, 100), (192, 64), (128, 300), (640, 384), (130, 7)])
+def test_odd_shapes_are_dequantized_as_transformers_does_or_refused_as_it_refuses(rows, columns):
+    """Blocks of 128; transformers divides evenly, and refuses what does not divide, which we read by config.json."""
+    weight, scales = published.by_blocks(torch.randn(rows, columns), 128)
+    ours = Dequantized(weight=weight, scales=scales, block=(128, 128))
+    truth = (scales.repeat_interleave(128, 0)[:rows].repeat_interleave(128, 1)[:, :columns]) * weight.float()
+    try:
+        theirs = Fp8Dequantize(None)._dequantize_one(weight, scales, torch.float32)
+    except ValueError:
+        assert torch.equal(ours[:], truth)
+        return
+    if torch.equal(theirs, truth):
+        assert torch.equal(ours[:], theirs)
+    else:
+        with pytest.raises(ValueError, match=r"by config\.json and of .* divided evenly"):
+            ours[:]
 
 
 def test_a_last_block_may_be_short():

@@ -137,6 +137,8 @@ def test_layers_are_spread_over_stages(stages, first, last, layers):
         ({}, {"torch_dtype": "bfloat16"}, (False, True)),
         ({}, {"dtype": "float16"}, (True, False)),
         ({}, {"torch_dtype": "float32"}, (False, False)),
+        ({}, {"torch_dtype": "bfloat16", "dtype": "float32"}, (False, False)),
+        ({}, {"torch_dtype": "bfloat16", "dtype": None}, (False, True)),
         ({}, {}, (False, False)),
         ({"torch_dtype": "bfloat16"}, {"torch_dtype": "float32"}, (False, True)),
         ({"fp16": True}, {"torch_dtype": "bfloat16"}, (True, False)),

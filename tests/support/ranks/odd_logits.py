@@ -1,4 +1,4 @@
-"""What became of odd model folders: our logits beside transformers', or why a model was refused, and by whom."""
+"""What became of odd model folders: our logits and our export beside transformers, or why a model was refused."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from typing import Any, Literal
 from tests.support.models.odd_models import OddModel, draw
 
 NUM_TOKENS = 40
+EXPORTED = "exported"
 BOUND = 2e-5
 """Of the difference, as a share of the largest logit."""
 
@@ -74,8 +75,10 @@ def _judge(odd: OddModel, directory: Path) -> Verdict:
     except Exception as error:  # noqa: BLE001 - transformers raises anything
         detail = f"transformers cannot run it, we can: {type(error).__name__}: {error}"
         return Verdict(odd=odd, outcome="unmade", detail=detail)
-    difference = float(abs(logits - expected).max() / abs(expected).max())
-    return Verdict(odd=odd, outcome="equal" if difference <= BOUND else "wrong", detail=f"{difference:.1e}")
+    exported = _of_transformers(directory / EXPORTED, odd.family)
+    differences = [float(abs(other - expected).max() / abs(expected).max()) for other in (logits, exported)]
+    outcome: Outcome = "equal" if max(differences) <= BOUND else "wrong"
+    return Verdict(odd=odd, outcome=outcome, detail="{:.1e}, exported {:.1e}".format(*differences))
 
 
 def _unmade(odd: OddModel, directory: Path, reason: str) -> Verdict:
@@ -114,12 +117,13 @@ def _validated(directory: Path) -> Iterator[str]:
 
 
 def _ours(directory: Path) -> Any:
-    """float32 [NUM_TOKENS, V], or why the model is refused."""
+    """float32 [NUM_TOKENS, V], or why the model is refused. Exports it too."""
     import torch
 
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
     from megatron_trainer.convert.load import load_weights
+    from megatron_trainer.convert.save import save_model
     from megatron_trainer.failure import InvalidInput
     from megatron_trainer.models.build import build_model
     from megatron_trainer.models.spec import read_model
@@ -133,20 +137,26 @@ def _ours(directory: Path) -> Any:
         load_weights([model], spec)
     except InvalidInput as refused:
         return [violation.message for violation in refused.violations]
+    save_model([model], spec, directory / EXPORTED)
     with torch.no_grad():
         return model.eval()(_row(spec.vocab_size), torch.arange(NUM_TOKENS)[None], None)[0].numpy()
 
 
 def _theirs(odd: OddModel, directory: Path) -> Any:
-    import torch
-    from transformers import AutoModelForCausalLM, CompressedTensorsConfig, FineGrainedFP8Config
+    from transformers import CompressedTensorsConfig, FineGrainedFP8Config
 
     kinds = {"blocks": FineGrainedFP8Config, "channels": CompressedTensorsConfig, "tensors": CompressedTensorsConfig}
     kind = kinds.get(odd.storage)
-    if odd.family == "kimi_k2":
+    return _of_transformers(directory, odd.family, **({"quantization_config": kind(dequantize=True)} if kind else {}))
+
+
+def _of_transformers(directory: Path, family: str, **settings: Any) -> Any:
+    import torch
+    from transformers import AutoModelForCausalLM
+
+    if family == "kimi_k2":  # transformers has its code under another name
         content = json.loads((directory / "config.json").read_text())
         (directory / "config.json").write_text(json.dumps({**content, "model_type": "deepseek_v3"}))
-    settings = {"quantization_config": kind(dequantize=True)} if kind else {}
     model = AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager", **settings
     )

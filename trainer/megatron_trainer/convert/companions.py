@@ -51,9 +51,9 @@ class Companions:
 
 def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions) -> None:
     """Everything but the weights. dtype: of these."""
-    key = "dtype" if "dtype" in spec.config else "torch_dtype"
+    keys = [key for key in ("dtype", "torch_dtype") if key in spec.config] or ["torch_dtype"]
     config = {name: value for name, value in spec.config.items() if name != CODE}
-    _write_json(folder / CONFIG_FILE, {**config, key: str(dtype).removeprefix("torch.")})
+    _write_json(folder / CONFIG_FILE, {**config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))})
     _write_tokenizer(folder, spec.directory, changed)
     if spec.head is not None:
         _name_padding(folder)

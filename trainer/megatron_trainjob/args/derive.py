@@ -202,8 +202,11 @@ def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool
 
 
 def weight_dtype(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
-    """Type that the model's weights are read in: torch_dtype, else that of config.json, else float32."""
-    stored = hf_config.get("torch_dtype") or hf_config.get("dtype") or "float32"
+    """Type that the model's weights are read in: torch_dtype, else that of config.json, else float32.
+
+    config.json may have it under two names; transformers reads the older one where the other is absent or null.
+    """
+    stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     return args.torch_dtype or str(stored).removeprefix("torch.")
 
 

@@ -34,7 +34,7 @@ def decoder(config: Config, **differences: Any) -> Model:  # noqa: ANN401 - fiel
     size = head_size(config)
     fields = {
         "family": str(config.raw.get("model_type")),
-        "dtype": str(config.raw.get("torch_dtype") or config.raw.get("dtype") or "float32").removeprefix("torch."),
+        "dtype": str(config.raw.get("dtype") or config.raw.get("torch_dtype") or "float32").removeprefix("torch."),
         "vocab_size": config["vocab_size"],
         "hidden_size": config["hidden_size"],
         "num_layers": layers,
