@@ -85,6 +85,28 @@ def _counts(**counts):
     return {"desired": 0, "pending": 0, "running": 0, "succeeded": 0, "failed": 0, **counts}
 
 
+def test_the_first_status_of_a_whole_gang_waits_a_moment_for_its_pods_to_run():
+    made = seen(*(pod(rank, phase="Pending", created_at=NOW) for rank in (0, 1)), status={})
+    waits = reconcile.plan(job(), made, NOW + 1)
+    assert (waits.status, waits.events, waits.requeue_s) == (None, (), 2.0)
+    running = replace(made, pods=tuple(replace(each, phase="Running", ready=True) for each in made.pods))
+    said = reconcile.plan(job(), running, NOW + 1)
+    assert (said.status["phase"], [event.reason for event in said.events]) == ("Running", ["GangCreated", "JobRunning"])
+    late = reconcile.plan(job(), made, NOW + 3)
+    assert (late.status["phase"], late.events) == ("Starting", (GANG_CREATED,))
+    assert reconcile.plan(job(), made, NOW - 3600).status  # its clock is not the server's
+
+
+@pytest.mark.parametrize(
+    "trouble",
+    [{"unschedulable": "0/3 nodes"}, {"gated": True}, {"waiting": "ErrImagePull", "scheduled_at": NOW}],
+    ids=["no place", "gated", "no image"],
+)
+def test_what_keeps_a_new_gang_from_running_is_said_at_once(trouble):
+    made = seen(pod(0, created_at=NOW), pod(1, phase="Pending", created_at=NOW, **trouble), status={})
+    assert reconcile.plan(job(), made, NOW + 1).status
+
+
 def test_a_half_created_gang_is_completed():
     half = Seen(
         pods=(pod(0, phase="Pending"),),

@@ -49,6 +49,7 @@ class Pod:
     ready: bool = False
     deleting: bool = False
     grace_ends: float | None = None
+    created_at: float = 0.0
     gated: bool = False
     gate: str = ""
     in_queue: bool = False
@@ -210,6 +211,7 @@ def read_pod(raw: Object) -> Pod:
         ready=_is_true(conditions, "Ready"),
         deleting=metadata.get("deletionTimestamp") is not None,
         grace_ends=to_seconds(metadata.get("deletionTimestamp")),
+        created_at=to_seconds(metadata.get("creationTimestamp")) or 0.0,
         gated=bool(spec.get("schedulingGates")),
         gate=_gate(spec),
         in_queue=labels.get(names.KUEUE_MANAGED) == "true",

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core import events, status
+from megatron_operator.core import conditions, events, status
 from megatron_operator.core.decide import (
     backoff,
     cleanup,
@@ -45,6 +45,7 @@ Object = Mapping[str, Any]
 Policy = Callable[[Job, Seen, float], Decision | None]
 
 CLEANED_UP = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
+FIRST_REPORT_S = 3.0
 
 # The first policy that has something to say decides.
 POLICIES: tuple[Policy, ...] = (
@@ -109,15 +110,16 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
         written, write_in_s = new, None
     changes = _changes(job, seen, decision, now)
     queued = kueue_changes.changes(job, seen, decision, now)
-    is_first_reconcile = _is_first_reconcile(seen, changes)
+    report_in_s = _first_report_in_s(job, seen, decision, now)
+    is_unreported = _is_first_reconcile(seen, changes) or report_in_s is not None
     told = events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(changes))
     return Plan(
-        status=None if is_first_reconcile else written,
+        status=None if is_unreported else written,
         delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
         patch=(*changes.patch, *queued.patch),
         create=(*queued.create, *changes.create),
-        events=() if is_first_reconcile else told,
-        requeue_s=_requeue_s(job, seen, decision, now, write_in_s),
+        events=() if is_unreported else told,
+        requeue_s=report_in_s or _requeue_s(job, seen, decision, now, write_in_s),
     )
 
 
@@ -169,6 +171,23 @@ def _is_first_reconcile(seen: Seen, changes: Plan) -> bool:
     refusal is shown at once.
     """
     return not seen.status and seen.problem is None and not seen.current and _creates_pods(changes)
+
+
+def _first_report_in_s(job: Job, seen: Seen, decision: Decision, now: float) -> float | None:
+    """Seconds that the first status of a whole gang waits for its pods to run, which it then says; None: it is due.
+
+    Anything that keeps a pod from running is shown at once. The pods' age is by the server's clock: where ours differs
+    by more than the wait, there is none.
+    """
+    if seen.status or seen.problem or seen.gang or not isinstance(decision, Continue) or failure.missing(job, seen):
+        return None
+    starts = all(
+        each.phase in ("Pending", "Running") and not (each.gated or each.unschedulable) for each in seen.current
+    )
+    if not starts or conditions.all_running(job, seen) or any(waiting.hindrances(job, seen)):
+        return None
+    age_s = now - max((each.created_at for each in seen.current), default=0.0)
+    return FIRST_REPORT_S - age_s if 0 <= age_s < FIRST_REPORT_S else None
 
 
 def _creates_pods(changes: Plan) -> bool:
