@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_operator.cli import status
 from megatron_operator.cluster.kubernetes.events import event_name
 from megatron_operator.core import events, reconcile
 from megatron_operator.core.job import Job
@@ -37,6 +38,24 @@ def test_what_a_killed_operator_wrote_and_did_not_tell_its_successor_tells_once(
     assert names_of(told_of) <= names_of(again)
     assert {(event.reason, event.message) for event in told_of} <= {(event.reason, event.message) for event in again}
     assert events.recent(plan.status, NOW + 3600) == ()
+
+
+@pytest.mark.parametrize(
+    ("rank", "place"),
+    [(1, "Pod tune-a0-worker-0 (rank 1, node node-1)"), (None, "Pod tune-a0-worker-0 (node node-1)")],
+)
+def test_a_failure_names_rank_and_node(rank, place):
+    plan = reconcile.plan(job(), seen(pod(0), replace(failed(1, 1), rank=rank)), NOW)
+    assert (plan.status["lastFailure"].get("rank"), plan.status["lastFailure"]["node"]) == (rank, "node-1")
+    assert f"{place} ended with exit code 1" in next(event.message for event in plan.events)
+    assert place.lower() in next(each["message"] for each in plan.status["conditions"] if each["type"] == "Restarting")
+    of_rank = "" if rank is None else "rank 1 of "
+    assert f"in {of_rank}tune-a0-worker-0 on node node-1" in dict(status.rows(plan.status))["last failure"]
+
+
+def test_a_rank_that_the_job_does_not_have_is_not_believed():
+    plan = reconcile.plan(job(), seen(pod(0), replace(failed(1, 1), rank=job().world_size)), NOW)
+    assert "rank" not in plan.status["lastFailure"]
 
 
 def test_a_restart_is_told_also_when_the_new_gang_runs_already():

@@ -36,6 +36,7 @@ def test_the_trainers_own_record_explains_its_end():
     state = ended("trainer", 65, reason="Error", message=json.dumps(record), finishedAt="2027-01-15T08:00:00Z")
     pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [state]}, spec={"nodeName": "n1"}))
     assert (pod.exit_code, pod.reason, pod.message, pod.iteration) == (65, "BAD_DATA", "row 7: no messages", 12)
+    assert pod.rank == 9
     assert (pod.finished_at, pod.node, pod.is_finished) == (1_800_000_000.0, "n1", True)
 
 
@@ -164,10 +165,10 @@ def test_a_termination_message_that_is_no_record_is_text(message):
 
 
 @pytest.mark.parametrize("iteration", [True, 1.5, -1, 2**53 + 1, "12", None, [1]])
-def test_an_iteration_that_is_no_count_is_left_out_and_the_rest_taken(iteration):
-    record = json.dumps({"reason": "ERROR", "message": {"deep": []}, "iteration": iteration})
+def test_an_iteration_or_rank_that_is_no_count_is_left_out_and_the_rest_taken(iteration):
+    record = json.dumps({"reason": "ERROR", "message": {"deep": []}, "iteration": iteration, "rank": iteration})
     pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 1, message=record)]}))
-    assert (pod.reason, pod.iteration) == ("ERROR", None)
+    assert (pod.reason, pod.iteration, pod.rank) == ("ERROR", None, None)
 
 
 def test_text_of_a_pod_is_readable_wherever_it_is_shown():

@@ -62,7 +62,7 @@ def test_a_missing_program_fails_the_job_at_once_though_its_peer_ended_first(rea
     assert isinstance(decision, Fail)
     assert (decision.reason, decision.failure.pod) == (names.STARTUP_FAILED, "tune-a0-worker-0")
     assert decision.message == (
-        'Pod tune-a0-worker-0 cannot start "torchrun": not found in $PATH. '
+        'Pod tune-a0-worker-0 (node node-1) cannot start "torchrun": not found in $PATH. '
         "Correct spec.command or spec.image in a new job."
     )
 

@@ -190,6 +190,25 @@ def test_the_latest_wish_for_a_due_time_holds():
     assert only >= 0.15
 
 
+def test_a_key_that_becomes_due_is_as_urgent_as_it_then_is():
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+
+        queue = WorkQueue(urgency_of=lambda key: "patient" if key == A else "normal")
+        queue.add_after(A, 0.0)
+        queue.add_after(B, 0.0)
+        await asyncio.sleep(0.02)
+        queue.add(C)
+        async with working(queue, reconcile, workers=1):
+            await asyncio.sleep(0.05)
+        return runs
+
+    assert run(scenario()) == [B, C, A]
+
+
 def test_what_reconcile_returns_is_when_it_runs_next():
     async def scenario():
         runs = []

@@ -299,5 +299,5 @@ def test_an_init_container_cannot_have_lost_a_peer_so_its_failure_is_not_waited_
     assert isinstance(decision, Restart)
     assert (decision.failure.container, decision.failure.place) == (
         "wait-nfs",
-        "init container wait-nfs of pod tune-a0-master-0",
+        "init container wait-nfs of pod tune-a0-master-0 (node node-0)",
     )

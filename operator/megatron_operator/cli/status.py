@@ -122,7 +122,9 @@ def _failure(failure: Object) -> str:
     code = f", exit code {failure['exitCode']}" if "exitCode" in failure else ""
     where = f" at iteration {failure['iteration']}" if "iteration" in failure else ""
     message = f": {failure['message']}" if failure.get("message") else ""
-    return f"{failure['reason']}{code}{where} in {failure.get('pod', '?')}{message}"
+    rank = f"rank {failure['rank']} of " if "rank" in failure else ""
+    node = f" on node {failure['node']}" if failure.get("node") else ""
+    return f"{failure['reason']}{code}{where} in {rank}{failure.get('pod', '?')}{node}{message}"
 
 
 def _reason(status: Object) -> str:

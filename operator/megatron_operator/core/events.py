@@ -92,6 +92,8 @@ def _cause(last: Object) -> str:
     failed = Failure(
         reason=last["reason"],
         pod=last.get("pod", ""),
+        node=last.get("node", ""),
+        rank=last.get("rank"),
         container=last.get("container", ""),
         container_kind=last.get("containerKind", "Trainer"),
     )

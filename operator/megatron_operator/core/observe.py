@@ -25,7 +25,7 @@ NO_COUNT = Guard()
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """One pod. `exit_code`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
+    """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
     phase: that of the trainer once it runs or has ended, whatever the other containers do.
     num_nodes: size of the gang that it was made for, where that may change.
@@ -65,6 +65,7 @@ class Pod:
     container_kind: ContainerKind = "Trainer"
     exit_code: int | None = None
     is_recorded: bool = False
+    rank: int | None = None
     reason: str = ""
     message: str = ""
     iteration: int | None = None
@@ -308,7 +309,7 @@ def _native_sidecars(spec: Object) -> frozenset[str]:
 
 
 def _ending(spec: Object, status: Object) -> dict[str, Any]:
-    """Phase, and of the container that ended the pod: name, kind, exit code, reason, message, iteration and time.
+    """Phase, and of the container that ended the pod: name, kind, exit code, rank, reason, message, iteration, time.
 
     A reason of the pod itself (Evicted, NodeShutdown ...) goes before that of the container.
     """
@@ -325,6 +326,7 @@ def _ending(spec: Object, status: Object) -> dict[str, Any]:
         "container_kind": kind,
         "exit_code": exit_code,
         "is_recorded": exit_code is not None and record.exit_code == exit_code,
+        "rank": record.rank,
         "reason": shortened(status.get("reason"), MAX_REASON_CHARACTERS) or _container_reason(terminated, record),
         "message": shortened(message, MAX_MESSAGE_CHARACTERS),
         "iteration": record.iteration,

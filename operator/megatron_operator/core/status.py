@@ -259,6 +259,7 @@ def describe_failure(failure: Failure) -> Object:
         "container": failure.container or None,
         "containerKind": failure.container_kind if failure.container else None,
         "exitCode": failure.exit_code,
+        "rank": failure.rank,
         "reason": failure.reason,
         "message": failure.message or None,
         "iteration": failure.iteration,

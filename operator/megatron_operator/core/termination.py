@@ -24,6 +24,7 @@ class Record:
     """What the trainer said of its end; each None where it said nothing usable."""
 
     exit_code: int | None = None
+    rank: int | None = None
     reason: str | None = None
     message: str | None = None
     iteration: int | None = None
@@ -43,6 +44,7 @@ def read(text: object) -> Record:
         return Record()
     return Record(
         exit_code=_whole(found.get(termination.EXIT_CODE)),
+        rank=_whole(found.get(termination.RANK)),
         reason=_reason(found[termination.REASON]),
         message=shortened(found.get(termination.MESSAGE), termination.MAX_MESSAGE_CHARACTERS) or None,
         iteration=_whole(found.get(termination.ITERATION)),

@@ -29,7 +29,7 @@ from megatron_operator.process.controller import Controller, Jobs, key_of
 from megatron_operator.process.handlers import run_kopf, taker
 from megatron_operator.process.metrics import Metrics, job_gauges, simple_gauge
 from megatron_operator.process.settings import Settings
-from megatron_operator.process.work_queue import Key, WorkQueue
+from megatron_operator.process.work_queue import Key, Urgency, WorkQueue
 
 MAX_LAG_S = 30.0
 MAX_SILENCE_S = 180.0
@@ -89,9 +89,15 @@ def connect(settings: Settings) -> Connection:
 
 def assemble(settings: Settings, connection: Connection, client: Client, metrics: Metrics) -> Operator:
     """The parts, connected to each other; nothing runs yet."""
-    queue, jobs = WorkQueue(), Jobs(settings.trainer_image, progress_wiring.for_pods(settings), settings.kueue_mode)
+    jobs = Jobs(settings.trainer_image, progress_wiring.for_pods(settings), settings.kueue_mode)
+
+    def urgency_of(key: Key) -> Urgency:
+        """In a burst of new jobs the first report of one that has its pods waits for the pods of the others."""
+        return "normal" if jobs.is_reported(key) else "patient"
+
+    queue = WorkQueue(urgency_of=urgency_of)
     listeners = Listeners(
-        changed=lambda key: queue.add(key, "normal" if jobs.is_reported(key) else "patient"),
+        changed=lambda key: queue.add(key, urgency_of(key)),
         event=metrics.on_watch_event,
         restarted=metrics.on_watch_restart,
         guard=Guard(count=metrics.on_unreadable),

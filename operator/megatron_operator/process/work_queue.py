@@ -37,7 +37,15 @@ class WorkQueue:
     look again.
     """
 
-    def __init__(self, *, backoff_initial_s: float = 0.2, backoff_max_s: float = 60.0) -> None:
+    def __init__(
+        self,
+        *,
+        backoff_initial_s: float = 0.2,
+        backoff_max_s: float = 60.0,
+        urgency_of: Callable[[Key], Urgency] = lambda key: "normal",
+    ) -> None:
+        """`urgency_of` is asked about a key whose due time has come."""
+        self._urgency_of = urgency_of
         self._backoff_initial_s = backoff_initial_s
         self._backoff_max_s = backoff_max_s
         self._waiting: dict[Urgency, dict[Key, float]] = {urgency: {} for urgency in ORDER}
@@ -152,7 +160,7 @@ class WorkQueue:
             due, key = heapq.heappop(self._heap)
             if self._due.get(key) == due:
                 del self._due[key]
-                self.add(key)
+                self.add(key, self._urgency_of(key))
         self._set_alarm()
 
 

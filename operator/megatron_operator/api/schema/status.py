@@ -121,6 +121,7 @@ def _last_failure() -> Schema:
             "container": text("The container that ended it. Absent where the pod itself was refused or taken away."),
             "containerKind": choice("What that container is.", "Trainer", "InitContainer", "Sidecar"),
             "exitCode": described({"type": "integer", "format": "int32"}, "Its exit code."),
+            "rank": _count("The trainer's rank that failed first, counted over all nodes, where it left word."),
             "reason": text("One word, such as OOMKilled or BAD_DATA.", max_length=1024),
             "message": text("The trainer's or the kubelet's own words.", max_length=4096),
             "iteration": _count("Iteration at which it happened."),

@@ -13,6 +13,7 @@ class Failure:
     """Why an attempt ended, for status.lastFailure. `time` is seconds since the epoch.
 
     container: the one that ended with this exit code; empty where the pod itself was refused or taken away.
+    rank: the process of the trainer that failed first, counted over all nodes; None where it left no word.
     """
 
     reason: str
@@ -23,15 +24,19 @@ class Failure:
     container_kind: ContainerKind = "Trainer"
     exit_code: int | None = None
     is_recorded: bool = False
+    rank: int | None = None
     iteration: int | None = None
     attempt: int = 0
     time: float = 0.0
 
     @property
     def place(self) -> str:
-        """Where it happened, in words: the pod, and its container when that is not the trainer."""
+        """Where it happened, in words: the pod, its container when that is not the trainer, rank and node if known."""
         kind = {"Trainer": "", "InitContainer": "init container", "Sidecar": "sidecar"}[self.container_kind]
-        return f"{kind} {self.container} of pod {self.pod}" if kind else f"pod {self.pod}"
+        pod = f"{kind} {self.container} of pod {self.pod}" if kind else f"pod {self.pod}"
+        rank = None if self.rank is None else f"rank {self.rank}"
+        known = ", ".join(filter(None, (rank, self.node and f"node {self.node}")))
+        return f"{pod} ({known})" if known else pod
 
 
 @dataclass(frozen=True, kw_only=True)

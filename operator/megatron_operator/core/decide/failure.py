@@ -127,6 +127,7 @@ def _of_pod(job: Job, pod: Pod, seen: Seen, now: float) -> Failure:
         container_kind=pod.container_kind,
         exit_code=pod.exit_code,
         is_recorded=pod.is_recorded,
+        rank=pod.rank if pod.rank in range(job.world_size) else None,
         reason=reason or "Unknown",
         message=pod.message,
         iteration=pod.iteration if pod.iteration is not None else (beat.iteration if beat else None),
