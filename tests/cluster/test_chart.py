@@ -123,6 +123,16 @@ def stall_twice(jobs: JobClient) -> None:
     jobs.delete("again")
 
 
+def lose_labels(jobs: JobClient) -> None:
+    """Somebody takes the label off a pod and off the arguments."""
+    jobs.submit(manifest("unlabeled"))
+    jobs.await_phase("Running", "unlabeled")
+    for plural, name in (("pods", "unlabeled-a0-worker-0"), ("configmaps", "unlabeled-a0-args")):
+        jobs.plane.merge(jobs.path(plural, name), {"metadata": {"labels": {"megatrontrain.dev/job-name": None}}})
+        wait_until(lambda plural=plural: (plural, "patch") in used(jobs.plane), bool, f"a patch of {plural}")
+    jobs.delete("unlabeled")
+
+
 def stay_silent(jobs: JobClient) -> None:
     """Pods that do not start have their events asked for."""
     jobs.submit(manifest("silent"))
@@ -226,7 +236,7 @@ def test_the_operator_needs_all_that_its_role_grants_and_nothing_else(
 ):
     """Lives that take every path of the operator, held against the server's audit log."""
     with run_chart_operator(chart_plane, tmp_path) as operator:
-        for live in (live_and_go, meet_strangers, get_stuck, stall_twice, stay_silent, queue_by_pods):
+        for live in (live_and_go, meet_strangers, get_stuck, stall_twice, lose_labels, stay_silent, queue_by_pods):
             live(jobs)
         assert operator.stop() == 0
     assert refused(chart_plane) == []

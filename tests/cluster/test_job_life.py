@@ -6,7 +6,7 @@ import json
 
 import pytest
 
-from local_cluster.control_plane import Refused
+from local_cluster.control_plane import ControlPlane, Refused
 from tests.support.operator import fake_kubelet
 from tests.support.operator.job_client import ARGS, JobClient, manifest, wait_until
 from tests.support.operator.operator_process import OperatorProcess
@@ -240,6 +240,58 @@ def test_a_quota_that_refuses_the_pods_shows_and_passes(jobs: JobClient):
     assert "exceeded quota" in stalled["message"]
     jobs.plane.delete(jobs.path("resourcequotas", "none"))
     jobs.await_phase("Running")
+
+
+@pytest.mark.parametrize(
+    ("template", "words"),
+    [
+        ({"spec": {"containers": [{"name": "trainer", "resources": {"limits": {"memory": "-1Gi"}}}]}}, "-1Gi"),
+        ({"spec": {"priorityClassName": 7}}, "priorityClassName"),
+        ({"metadata": {"annotations": {"a b": "c"}}}, "a b"),
+    ],
+    ids=["a wrong value", "a wrong type", "a wrong name"],
+)
+def test_a_pod_that_the_server_can_never_take_fails_the_job_in_its_words(jobs: JobClient, template: dict, words: str):
+    jobs.submit(manifest(workerTemplate=template))
+    jobs.await_phase("Failed")
+    failed = jobs.condition("Failed")
+    assert failed["reason"] == "InvalidSpec"
+    assert words in failed["message"]
+    jobs.await_events("InvalidSpec")
+    wait_until(jobs.pods, lambda pods: not pods, "no half gang")
+
+
+def test_a_policy_that_refuses_pods_is_waited_for(jobs: JobClient, plane: ControlPlane):
+    """Its refusal has the code of an invalid object, and passes."""
+    kinds = "/apis/admissionregistration.k8s.io/v1/validatingadmissionpolic"
+    rule = {"apiGroups": [""], "apiVersions": ["v1"], "operations": ["CREATE"], "resources": ["pods"]}
+    selector = {"matchLabels": {"kubernetes.io/metadata.name": jobs.namespace}}
+    match = {"resourceRules": [rule], "namespaceSelector": selector}
+    policy = {"matchConstraints": match, "validations": [{"expression": "false", "message": "not today"}]}
+    name = {"name": f"no-pods-{jobs.namespace}"}
+    plane.create(f"{kinds}ies", {"metadata": name, "spec": policy})
+    binding = {"policyName": name["name"], "validationActions": ["Deny"]}
+    plane.create(f"{kinds}ybindings", {"metadata": name, "spec": binding})
+    try:
+        wait_until(lambda: refuses_pods(jobs), bool, "the policy to be in force")
+        jobs.submit(manifest())
+        stalled = wait_until(lambda: jobs.condition("Stalled"), bool, "condition Stalled")
+        assert "not today" in stalled["message"]
+        assert jobs.status()["phase"] != "Failed"
+    finally:
+        plane.delete(f"{kinds}ybindings/{name['name']}")
+        plane.delete(f"{kinds}ies/{name['name']}")
+    jobs.await_phase("Running")
+
+
+def refuses_pods(jobs: JobClient) -> bool:
+    """Whether a pod would be refused; none is made."""
+    body = {"metadata": {"name": "x"}, "spec": {"containers": [{"name": "x", "image": "x"}]}}
+    try:
+        jobs.plane.create(jobs.path("pods"), body, dryRun="All")
+    except Refused:
+        return True
+    return False
 
 
 def test_an_invalid_job_that_the_schema_lets_through_fails_with_every_reason(jobs: JobClient):

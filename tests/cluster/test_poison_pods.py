@@ -6,11 +6,13 @@ import contextlib
 import json
 import random
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 
 from local_cluster.control_plane import ControlPlane, Refused
-from tests.support.operator import pod_fuzz
+from tests.support.operator import fake_kubelet, operator_process, pod_fuzz
+from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import JobClient, manifest, new_namespace, wait_until
 from tests.support.operator.operator_process import OperatorProcess
 
@@ -126,12 +128,59 @@ def test_whatever_a_pod_says_last_its_job_fails_with_it_as_text(
     assert operator.process.poll() is None
 
 
-def test_a_pod_that_lost_its_label_is_replaced_with_its_whole_gang(operator: OperatorProcess, jobs: JobClient):
+@pytest.mark.parametrize("labels", [{"job-name": None}, {"job-name": "other"}, {"restart-attempt": "7"}], ids=str)
+def test_a_pod_without_its_labels_gets_them_again_and_its_gang_trains_on(
+    operator: OperatorProcess, jobs: JobClient, labels: dict[str, str | None]
+):
     jobs.submit(manifest())
     jobs.await_phase("Running")
-    jobs.plane.merge(jobs.path("pods", "job-a0-worker-0"), {"metadata": {"labels": {f"{LABEL}/job-name": None}}})
+    before = {name: pod["metadata"]["uid"] for name, pod in jobs.pods().items()}
+    path = jobs.path("pods", "job-a0-worker-0")
+    jobs.plane.merge(path, {"metadata": {"labels": {f"{LABEL}/{key}": value for key, value in labels.items()}}})
+    told = jobs.await_events("PodRelabeled")["PodRelabeled"]
+    assert "job-a0-worker-0" in told["message"]
+    restored = wait_until(
+        lambda: jobs.plane.get(path)["metadata"]["labels"],
+        lambda found: (found.get(f"{LABEL}/job-name"), found[f"{LABEL}/restart-attempt"]) == ("job", "0"),
+        "its labels",
+    )
+    assert restored[f"{LABEL}/replica-type"] == "worker"
+    assert {name: pod["metadata"]["uid"] for name, pod in jobs.pods().items()} == before
+    jobs.end_pod("job-a0-worker-0", 137)  # whoever has the label is seen again
     jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    assert jobs.await_phase("Running")["restarts"]["total"] == 1
+
+
+@pytest.mark.parametrize(("plural", "name"), [("services", "job"), ("configmaps", "job-a0-args")])
+def test_another_object_without_its_label_gets_it_again(
+    operator: OperatorProcess, jobs: JobClient, plural: str, name: str
+):
+    jobs.submit(manifest())
     jobs.await_phase("Running")
+    jobs.plane.merge(jobs.path(plural, name), {"metadata": {"labels": {f"{LABEL}/job-name": None}}})
+    wait_until(lambda: jobs.names_of(plural), lambda found: found == {name}, "its label")
+    assert jobs.status()["phase"] == "Running"
+
+
+@pytest.mark.slow
+def test_labels_that_were_taken_off_while_no_operator_ran_are_set_again(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, tmp_path: Path
+):
+    """Neither is the gang made twice."""
+    watching = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    kubelet = FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)
+    with fake_kubelet.playing(kubelet):
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **watching):
+            quiet_jobs.submit(manifest())
+            quiet_jobs.await_phase("Running")
+        path = quiet_jobs.path("pods", "job-a0-master-0")
+        uid = quiet_plane.get(path)["metadata"]["uid"]
+        quiet_plane.merge(path, {"metadata": {"labels": {f"{LABEL}/job-name": None}}})
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **watching):
+            quiet_jobs.await_events("PodRelabeled")
+            pods = quiet_jobs.await_pods("job-a0-master-0", "job-a0-worker-0")
+    assert pods["job-a0-master-0"]["metadata"]["uid"] == uid
+    assert quiet_jobs.status()["restarts"]["total"] == 0
 
 
 @pytest.mark.parametrize("levels", [600, 5000])

@@ -15,6 +15,7 @@ from megatron_operator.api.schema.status import status as status_schema
 from megatron_operator.core import reconcile
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
+from megatron_trainjob.args import admission
 from tests.support.operator.job_values import NOW, beat, failed, job, pod, raw, seen
 
 ROOT = Path(__file__).parent.parent.parent
@@ -140,3 +141,19 @@ def test_the_example_of_each_golden_file_satisfies_the_schema(definition):
         document = yaml.safe_load(file.read_text())
         schema = root_schema(definition)["properties"]["spec"]
         assert list(structural.check(document["spec"], schema, "spec")) == []
+
+
+def test_each_check_of_the_admission_policies_is_reached_by_each_of_its_arguments():
+    """Groups of checks are looked at only where one of their arguments is given."""
+    problem, warning = (
+        next(each["expression"] for each in document["spec"]["variables"] if each["name"] == "problems")
+        for document in admission_policy.documents()
+        if document["kind"] == "ValidatingAdmissionPolicy"
+    )
+    for expression, checks in ((problem, admission.checks()), (warning, admission.remarks())):
+        groups = expression.split("variables.args.exists(name, name in [")
+        for check in checks:
+            (group,) = [each for each in groups if f"{check.holds} ? ''" in each]
+            gate = group.partition("])")[0]
+            assert check.is_about_spec or all(f"'{name}'" in gate for name in check.arguments)
+            assert check.is_about_spec or check.arguments

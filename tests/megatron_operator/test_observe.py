@@ -6,8 +6,11 @@ import json
 
 import pytest
 
-from megatron_operator.core.observe import Gang, Pod, observe, read_gang, read_pod
+from megatron_operator.api import names
+from megatron_operator.core import reconcile
+from megatron_operator.core.observe import Gang, Pod, Seen, observe, read_gang, read_pod
 from megatron_operator.guard import Guard
+from tests.support.operator.job_values import NOW, job
 
 LABELS = {
     "megatrontrain.dev/job-name": "tune",
@@ -218,3 +221,15 @@ def test_the_container_that_ended_the_pod_is_named_and_only_the_trainers_words_a
     assert (pod.container, pod.container_kind, pod.exit_code) == ("exporter", "Sidecar", 3)
     pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 64, message=record)]}))
     assert (pod.container, pod.container_kind, pod.is_recorded) == ("trainer", "Trainer", True)
+
+
+@pytest.mark.parametrize(
+    "labels", [{}, {**LABELS, names.LABEL_JOB_NAME: "other"}, {**LABELS, names.LABEL_RESTART_ATTEMPT: "7"}]
+)
+def test_a_pod_is_of_the_job_that_owns_it_whatever_its_labels_say(labels):
+    owner = {**OWNER, "apiVersion": names.API_VERSION, "kind": names.KIND, "name": "tune"}
+    pod = read_pod(raw_pod(ownerReferences=[owner], labels=labels))
+    assert (pod.attempt, pod.role, pod.index, pod.is_mislabeled) == (3, "worker", 2, True)
+    plan = reconcile.plan(job(), Seen(pods=(pod,), status={"restarts": {"attempt": 3}}), NOW)
+    assert [patch.body["metadata"] for patch in plan.patch] == [{"uid": "u", "labels": LABELS}]
+    assert "PodRelabeled" in [event.reason for event in plan.events]

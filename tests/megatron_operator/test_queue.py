@@ -7,6 +7,7 @@ import contextlib
 
 import pytest
 
+from megatron_operator.process import work_queue
 from megatron_operator.process.work_queue import RetryLater, WorkQueue
 
 A, B, C = ("ns", "a"), ("ns", "b"), ("ns", "c")
@@ -207,6 +208,32 @@ def test_a_key_that_becomes_due_is_as_urgent_as_it_then_is():
         return runs
 
     assert run(scenario()) == [B, C, A]
+
+
+def test_changes_that_come_together_are_looked_at_once_also_while_the_key_is_worked_on():
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key)
+            for _ in range(3):
+                if len(runs) == 1:
+                    queue.add_soon(A)
+                await asyncio.sleep(0)
+
+        queue = WorkQueue()
+        async with working(queue, reconcile):
+            for _ in range(512):
+                queue.add_soon(A)
+            await asyncio.sleep(0)
+            assert runs == []
+            await asyncio.sleep(5 * work_queue.TOGETHER_S)
+            queue.add_soon(A)
+            queue.add(A)
+            await asyncio.sleep(3 * work_queue.TOGETHER_S)
+        return runs
+
+    assert run(scenario()) == [A, A, A]
 
 
 def test_what_reconcile_returns_is_when_it_runs_next():

@@ -97,6 +97,13 @@ def test_the_first_status_of_a_whole_gang_waits_a_moment_for_its_pods_to_run():
     assert reconcile.plan(job(), made, NOW - 3600).status  # its clock is not the server's
 
 
+def test_a_deadline_counts_from_a_first_status_that_says_running_already():
+    wanted = job({"runPolicy": {"activeDeadlineSeconds": 7}})
+    running = seen(*(pod(rank, ready=True, created_at=NOW) for rank in (0, 1)), status={})
+    plan = reconcile.plan(wanted, running, NOW)
+    assert (plan.status["phase"], plan.requeue_s) == ("Running", 7.0)
+
+
 @pytest.mark.parametrize(
     "trouble",
     [{"unschedulable": "0/3 nodes"}, {"gated": True}, {"waiting": "ErrImagePull", "scheduled_at": NOW}],

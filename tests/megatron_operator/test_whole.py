@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
+
 from megatron_operator.api import names
 from megatron_operator.core import reconcile
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Plan
 from megatron_operator.core.timestamp import to_text
-from tests.support.operator.job_values import NOW, conditions, job, kinds, pod, seen
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, conditions, job, kinds, pod, seen
 
 QUOTA = ("Forbidden", 'pods "x" is forbidden: exceeded quota: gpus, requested: pods=1, used: pods=6, limited: pods=6')
 
@@ -90,3 +92,20 @@ def test_the_wait_for_quota_counts_as_a_wait_for_a_place():
     assert plan.status["waiting"] == {"refusedSince": to_text(NOW), "schedulingSince": to_text(NOW + 1)}
     late = reconcile.plan(job(spec), replace(waiting, status=plan.status), NOW + 31)
     assert conditions(late.status)["Failed"] == ("True", "SchedulingTimeout")
+
+
+INVALID = (names.INVALID_OBJECT, 'Pod "tune-a0-worker-0" is invalid: spec.priority: Invalid value: 7')
+
+
+def test_an_object_that_the_servers_validation_refuses_fails_a_job_that_never_had_its_gang():
+    plan = reconcile.plan(job(), Seen(pods=(pod(0, phase="Pending"),), problem=INVALID), NOW)
+    assert (plan.status["phase"], plan.status["reason"]) == ("Failed", names.INVALID_SPEC)
+    assert INVALID[1] in plan.events[0].message
+    assert [ref.name for ref in plan.delete] == ["tune-a0-master-0"]
+
+
+@pytest.mark.parametrize("problem", [INVALID, ("Invalid", "ValidatingAdmissionPolicy 'x' denied request: no")])
+def test_what_the_server_took_once_or_a_policy_refuses_may_be_taken_again(problem):
+    status = {**RUNNING_STATUS, "restarts": {"attempt": 1 if problem is INVALID else 0, "total": 1, "counted": 1}}
+    plan = reconcile.plan(job(), Seen(pods=(pod(0, attempt=1),), status=status, problem=problem), NOW)
+    assert plan.status["phase"] != "Failed"

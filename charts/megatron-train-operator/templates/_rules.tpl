@@ -10,11 +10,8 @@
   resources: [megatrontrainjobs/finalizers]
   verbs: [update]                     # to set blockOwnerDeletion where the cluster enforces this permission
 - apiGroups: [""]
-  resources: [pods, configmaps]
-  verbs: [create, get, list, watch, delete]
-- apiGroups: [""]
-  resources: [services]
-  verbs: [create, get, list, watch, patch, delete]
+  resources: [pods, services, configmaps]
+  verbs: [create, get, list, watch, patch, delete]  # patch: labels that somebody took off, the service's attempt
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
   verbs: [create]

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Literal
 
 GROUP: Final = "megatrontrain.dev"
@@ -115,6 +116,7 @@ FAILURE_POLICY: Final = "FailurePolicy"
 JOB_FAILED: Final = "JobFailed"
 QUOTA_EXCEEDED: Final = "QuotaExceeded"
 REFUSED: Final = "Refused"
+INVALID_OBJECT: Final = "InvalidObject"
 POD_TERMINATING: Final = "PodTerminating"
 GANG_SCHEDULER_MISSING: Final = "GangSchedulerMissing"
 KUEUE_MISSING: Final = "KueueMissing"
@@ -125,6 +127,7 @@ JOB_NAME_PATTERN: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"  # a Service bears it
 POD_SUFFIX: Final = re.compile(r"-a(?P<attempt>0|[1-9][0-9]{0,8})-(?:master-0|worker-(?P<index>0|[1-9][0-9]{0,8}))")
 
 
+@lru_cache(maxsize=64)
 def replica_names(job_name: str, attempt: int, num_nodes: int) -> tuple[str, ...]:
     """Pod names of one attempt in node-rank order: the master, then the workers."""
     return tuple(pod_name(job_name, attempt, rank) for rank in range(num_nodes))
@@ -154,6 +157,16 @@ def place_of(name: str, job_name: str) -> Place | None:
     index = match["index"]
     role: Role = "master" if index is None else "worker"
     return Place(attempt=int(match["attempt"]), role=role, index=int(index or 0))
+
+
+def place_labels(job_name: str, place: Place) -> dict[str, str]:
+    """Labels by which watches, services and people find the pod of this place."""
+    return {
+        LABEL_JOB_NAME: job_name,
+        LABEL_REPLICA_TYPE: place.role,
+        LABEL_REPLICA_INDEX: str(place.index),
+        LABEL_RESTART_ATTEMPT: str(place.attempt),
+    }
 
 
 def config_map_name(job_name: str, attempt: int) -> str:

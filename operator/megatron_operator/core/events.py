@@ -29,7 +29,7 @@ def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, cre
     queued = _queued(seen, decision) if isinstance(decision, Queue) else ()
     is_accepted = isinstance(decision, Continue) and not (seen.status or seen.current or creates_pods)
     accepted = (_normal("JobAccepted", "The manifest is valid; the pods wait."),) if is_accepted else ()
-    return (*made, *of_changes(status, seen.status), *queued, *accepted, *of_stall(seen, status))
+    return (*made, *of_changes(status, seen.status), *queued, *accepted, *of_stall(seen, status), *_relabeled(seen))
 
 
 def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
@@ -170,6 +170,14 @@ def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
 
 def _gang_created(seen: Seen) -> Event:
     return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.attempt}.")
+
+
+def _relabeled(seen: Seen) -> tuple[Event, ...]:
+    pods = [pod.name for pod in seen.pods if pod.is_mislabeled]
+    if not pods:
+        return ()
+    which = pods[0] if len(pods) == 1 else f"{pods[0]} and {len(pods) - 1} others"
+    return (_warning("PodRelabeled", f"Somebody took labels off {which}, or changed them; they are set again."),)
 
 
 def _normal(reason: str, message: str, of: str = "") -> Event:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any, Literal, get_args
 
 from megatron_operator.api import names
@@ -31,6 +32,7 @@ class Pod:
     num_nodes: size of the gang that it was made for, where that may change.
     is_outlived: whether its trainer has ended and others run on, and hold the pod's resources.
     is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
+    is_mislabeled: whether somebody took off or changed a label by which watches and services find it.
     gate: the name of a scheduling gate, of Kueue's where it has set one.
     in_queue: whether Kueue has taken the pod up, gated or not any more.
     disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
@@ -48,6 +50,7 @@ class Pod:
     is_outlived: bool = False
     ready: bool = False
     deleting: bool = False
+    is_mislabeled: bool = False
     grace_ends: float | None = None
     created_at: float = 0.0
     gated: bool = False
@@ -112,17 +115,17 @@ class Seen:
     problem: tuple[str, str] | None = None
     kueue: KueueSeen = KueueSeen()
 
-    @property
+    @cached_property
     def attempt(self) -> int:
         """The attempt that the status has written down."""
         return int(self.status.get("restarts", {}).get("attempt", 0))
 
-    @property
+    @cached_property
     def current(self) -> tuple[Pod, ...]:
         """Pods of this attempt, in node-rank order."""
         return tuple(pod for pod in self.pods if pod.attempt == self.attempt)
 
-    @property
+    @cached_property
     def stale(self) -> tuple[Pod, ...]:
         """Pods of earlier attempts."""
         return tuple(pod for pod in self.pods if pod.attempt != self.attempt)
@@ -190,14 +193,31 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
     return Gang(name=metadata["name"], phase=phase, deleting="deletionTimestamp" in metadata)
 
 
+def job_name(raw: Object) -> str | None:
+    """The job that the object is of: its controlling owner, else what it is labeled for; None for neither.
+
+    Many may edit labels.
+    """
+    metadata = raw["metadata"]
+    owners = [owner for owner in metadata.get("ownerReferences") or () if is_job(owner)]
+    label: str | None = (metadata.get("labels") or {}).get(names.LABEL_JOB_NAME)
+    return str(owners[0]["name"]) if owners else label
+
+
+def is_job(owner: Object) -> bool:
+    """Whether an owner reference is to a job that controls the object."""
+    group = str(owner.get("apiVersion", "")).partition("/")[0]
+    return bool(owner.get("controller")) and owner.get("kind") == names.KIND and group == names.GROUP
+
+
 def read_pod(raw: Object) -> Pod:
-    """One raw pod as a value. Raises Unreadable for a name that no pod of the job it is labeled for has.
+    """One raw pod as a value. Raises Unreadable for a name that no pod of its job has.
 
     Its place follows from the name, which no one can change, rather than from labels, which many may edit.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
-    labels = metadata.get("labels") or {}
-    place = names.place_of(metadata["name"], labels.get(names.LABEL_JOB_NAME, ""))
+    labels, of_job = metadata.get("labels") or {}, job_name(raw) or ""
+    place = names.place_of(metadata["name"], of_job)
     if place is None:
         raise Unreadable("its name is not that of a pod of the job")
     conditions = {condition["type"]: condition for condition in status.get("conditions") or ()}
@@ -211,6 +231,7 @@ def read_pod(raw: Object) -> Pod:
         num_nodes=_num_nodes(metadata),
         ready=_is_true(conditions, "Ready"),
         deleting=metadata.get("deletionTimestamp") is not None,
+        is_mislabeled=any(labels.get(key) != value for key, value in names.place_labels(of_job, place).items()),
         grace_ends=to_seconds(metadata.get("deletionTimestamp")),
         created_at=to_seconds(metadata.get("creationTimestamp")) or 0.0,
         gated=bool(spec.get("schedulingGates")),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from megatron_operator.api import names
@@ -15,6 +16,7 @@ from megatron_operator.core.decide import (
     elastic,
     failure,
     hang,
+    invalid,
     restart,
     suspend,
     waiting,
@@ -54,6 +56,7 @@ POLICIES: tuple[Policy, ...] = (
     deadline.decide,
     kueue_decide.decide,
     elastic.decide,
+    invalid.decide,
     whole.decide,
     restart.decide,
     hang.decide,
@@ -104,22 +107,31 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
 
 
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
+    changes, queued = _changes(job, seen, decision, now), kueue_changes.changes(job, seen, decision, now)
+    plan = Plan(
+        delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
+        patch=(*_relabeled(job, seen), *changes.patch, *queued.patch),
+        create=(*queued.create, *changes.create),
+    )
+    if _is_first_reconcile(seen, changes):
+        return replace(plan, requeue_s=_requeue_s(job, seen, decision, now, None))
+    if report_in_s := _first_report_in_s(job, seen, decision, now):
+        return replace(plan, requeue_s=report_in_s)
+    return _reported(job, seen, decision, now, plan)
+
+
+def _reported(job: Job, seen: Seen, decision: Decision, now: float, plan: Plan) -> Plan:
+    """The plan with the status and the events that are due."""
     new = status.compute(job, seen, decision, now)
     written, write_in_s = status.changed(new, seen.status, now, status.settled_at(seen, now))
     if write_in_s is not None and completion.is_being_removed(seen) and status.tells_of_success(new, seen.status):
         written, write_in_s = new, None
-    changes = _changes(job, seen, decision, now)
-    queued = kueue_changes.changes(job, seen, decision, now)
-    report_in_s = _first_report_in_s(job, seen, decision, now)
-    is_unreported = _is_first_reconcile(seen, changes) or report_in_s is not None
-    told = events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(changes))
-    return Plan(
-        status=None if is_unreported else written,
-        delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
-        patch=(*changes.patch, *queued.patch),
-        create=(*queued.create, *changes.create),
-        events=() if is_unreported else told,
-        requeue_s=report_in_s or _requeue_s(job, seen, decision, now, write_in_s),
+    after = seen if written is None else replace(seen, status=written)  # deadlines count from what it says
+    return replace(
+        plan,
+        status=written,
+        events=events.of_decision(job, seen, decision, new, creates_pods=_creates_pods(plan)),
+        requeue_s=_requeue_s(job, after, decision, now, write_in_s),
     )
 
 
@@ -218,6 +230,21 @@ def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
         return ()
     body = {"spec": {"selector": wanted}}
     return (Patch(api_version="v1", kind="Service", name=names.service_name(job.name), body=body),)
+
+
+def _relabeled(job: Job, seen: Seen) -> tuple[Patch, ...]:
+    """Sets the labels again that somebody took off: no watch shows a pod without them, and it would train on unseen."""
+    places = [(pod, names.place_of(pod.name, job.name)) for pod in seen.pods if pod.is_mislabeled]
+    return tuple(
+        Patch(
+            api_version="v1",
+            kind="Pod",
+            name=pod.name,
+            body={"metadata": {"uid": pod.uid, "labels": names.place_labels(job.name, place)}},
+        )
+        for pod, place in places
+        if place
+    )
 
 
 def _all_groups(seen: Seen) -> tuple[str, ...]:

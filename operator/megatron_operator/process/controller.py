@@ -11,7 +11,8 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_operator import clock, manifest
-from megatron_operator.cluster.kubernetes.apply import ForeignObject, Predecessor, apply
+from megatron_operator.api import names
+from megatron_operator.cluster.kubernetes.apply import ForeignObject, InvalidObject, Predecessor, apply
 from megatron_operator.cluster.kubernetes.cache import Cache
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.events import Recorder
@@ -214,6 +215,8 @@ class Controller:
         failing_since = self._failing_since.setdefault(key, asked_at)
         if error.is_missing and f'"{key[1]}" not found' in error.message:
             self._jobs.drop(key)
+        elif isinstance(error, InvalidObject):
+            self._problems[key] = (names.INVALID_OBJECT, error.message)
         elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:
             self._problems[key] = (error.reason or "Refused", error.message)
 

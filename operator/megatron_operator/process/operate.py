@@ -97,7 +97,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
 
     queue = WorkQueue(urgency_of=urgency_of)
     listeners = Listeners(
-        changed=lambda key: queue.add(key, urgency_of(key)),
+        changed=queue.add_soon,
         event=metrics.on_watch_event,
         restarted=metrics.on_watch_restart,
         guard=Guard(count=metrics.on_unreadable),

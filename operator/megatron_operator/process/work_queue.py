@@ -17,6 +17,7 @@ Key = tuple[str, str]
 Reconcile = Callable[[Key], Awaitable[float | None]]
 Urgency = Literal["urgent", "normal", "patient"]
 PATIENCE_S: dict[Urgency, float] = {"normal": 5.0, "patient": 20.0}
+TOGETHER_S = 0.05
 ORDER: tuple[Urgency, ...] = ("urgent", "normal", "patient")
 logger = logging.getLogger(__name__)
 
@@ -44,7 +45,7 @@ class WorkQueue:
         backoff_max_s: float = 60.0,
         urgency_of: Callable[[Key], Urgency] = lambda key: "normal",
     ) -> None:
-        """`urgency_of` is asked about a key whose due time has come."""
+        """`urgency_of` is asked about a key whose time has come."""
         self._urgency_of = urgency_of
         self._backoff_initial_s = backoff_initial_s
         self._backoff_max_s = backoff_max_s
@@ -56,6 +57,7 @@ class WorkQueue:
         self._failures: dict[Key, int] = {}
         self._available = asyncio.Semaphore(0)
         self._alarm: asyncio.TimerHandle | None = None
+        self._soon: dict[Key, asyncio.TimerHandle] = {}
 
     def __len__(self) -> int:
         """Keys that wait for a worker."""
@@ -78,6 +80,15 @@ class WorkQueue:
         elif ORDER.index(urgency) < ORDER.index(before):
             del self._waiting[before][key]
             self._waiting[urgency][key] = asyncio.get_running_loop().time()
+
+    def add_soon(self, key: Key) -> None:
+        """Makes the key due in `TOGETHER_S`: changes of the many pods of a gang come together, and are looked at once."""
+        if key not in self._soon:
+            self._soon[key] = asyncio.get_running_loop().call_later(TOGETHER_S, self._add_late, key)
+
+    def _add_late(self, key: Key) -> None:
+        del self._soon[key]
+        self.add(key, self._urgency_of(key))
 
     def add_after(self, key: Key, seconds: float) -> None:
         """Makes the key due in so many seconds, in place of an earlier such wish."""
@@ -121,6 +132,8 @@ class WorkQueue:
         key = next(iter(waiting))
         del waiting[key]
         self._running.add(key)
+        if late := self._soon.pop(key, None):
+            late.cancel()
         return key
 
     def _has_waited(self, urgency: Urgency, seconds: float) -> bool:

@@ -6,6 +6,7 @@ job, status too, at about 0.1 ms of CPU for each look at a field of spec.args (d
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from megatron_trainjob.args.field import TRAINING, Argument, Scalar
@@ -20,10 +21,23 @@ SPEC, ARGS = "variables.spec", "variables.args"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One truth: `holds` is CEL over the variables `spec` and `args` (a map, empty when there is none)."""
+    """One truth: `holds` is CEL over the variables `spec` and `args` (a map, empty when there is none).
+
+    It is true where none of its `arguments` is given, unless it is about the rest of spec as well.
+    """
 
     holds: str
     message: str
+
+    @property
+    def arguments(self) -> tuple[str, ...]:
+        """Names of the arguments that it looks at, in its order."""
+        return tuple(dict.fromkeys(re.findall(rf"{re.escape(ARGS)}\.(\w+)", self.holds)))
+
+    @property
+    def is_about_spec(self) -> bool:
+        """Whether it looks at more than arguments."""
+        return f"{SPEC}." in self.holds
 
 
 def checks() -> tuple[Check, ...]:

@@ -13,7 +13,16 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.events import Recorder
-from megatron_operator.cluster.kubernetes.resource import CLAIM, JOB, RESOURCES, Resource
+from megatron_operator.cluster.kubernetes.resource import (
+    CLAIM,
+    CONFIG_MAP,
+    JOB,
+    POD,
+    RESOURCES,
+    SERVICE,
+    WORKLOAD,
+    Resource,
+)
 from megatron_operator.cluster.kubernetes.status import write_status
 from megatron_operator.core.observe import is_owned
 from megatron_operator.core.plan import Event, Patch, Plan, Ref
@@ -24,6 +33,10 @@ logger = logging.getLogger(__name__)
 
 class ForeignObject(Exception):
     """An object of the wanted name exists and is not the job's; the operator leaves it alone."""
+
+
+class InvalidObject(ApiError):
+    """The API server's own validation refuses an object that the job's manifest makes so."""
 
 
 class Predecessor(ForeignObject):
@@ -100,7 +113,12 @@ async def _delete(client: Client, namespace: str, ref: Ref, on_written: Callable
 
 async def _patch(client: Client, namespace: str, patch: Patch, on_written: Callable[[Resource, Object], None]) -> None:
     resource = RESOURCES[patch.api_version, patch.kind]
-    answer = await client.patch(resource, namespace, patch.name, patch.body, subresource=patch.subresource)
+    try:
+        answer = await client.patch(resource, namespace, patch.name, patch.body, subresource=patch.subresource)
+    except ApiError as error:
+        if error.is_missing and resource is POD:  # it went meanwhile
+            return
+        raise
     on_written(resource, answer)
 
 
@@ -112,6 +130,8 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
         on_written(resource, await client.create(resource, namespace, body))
         return
     except ApiError as error:
+        if error.is_validation and resource is not WORKLOAD:  # a queue's name is a label, which can be corrected
+            raise InvalidObject(error.status, error.reason, error.message) from error
         if not error.already_exists:
             raise
     if resource is CLAIM:  # a claim outlives its job on purpose: the next job of this name goes on with it
@@ -124,11 +144,21 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
     if found and not is_owned(found, job["metadata"]["uid"]):
         raise ForeignObject(f"{kind} {name} exists and is not this job's; delete it or rename the job")
     if found and not _is_labeled(found, job):
+        await _label(client, resource, body, namespace, on_written)
+    elif found:
+        on_written(resource, found)
+
+
+async def _label(
+    client: Client, resource: Resource, body: Object, namespace: str, on_written: Callable[[Resource, Object], None]
+) -> None:
+    """Sets the labels of an object of ours again. Raises ForeignObject for a kind that we may not change."""
+    name, kind, labels = body["metadata"]["name"], body["kind"], body["metadata"]["labels"]
+    if resource not in (POD, SERVICE, CONFIG_MAP):
         raise ForeignObject(
             f"{kind} {name} has lost its label {names.LABEL_JOB_NAME}; delete it or set the label again"
         )
-    if found:
-        on_written(resource, found)
+    on_written(resource, await client.patch(resource, namespace, name, {"metadata": {"labels": labels}}))
 
 
 def _is_of_predecessor(found: Object, job: Object) -> bool:

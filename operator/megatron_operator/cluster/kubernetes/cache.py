@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator.api import names
+from megatron_operator.cluster.kubernetes import strays
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.discovery import wait_until_served
 from megatron_operator.cluster.kubernetes.informer import Informer, Key, Listeners, Scope
@@ -27,6 +28,7 @@ from megatron_operator.cluster.kubernetes.resource import (
     Resource,
 )
 from megatron_operator.cluster.pod_ends import PodEnds, Successes
+from megatron_operator.core.decide import failure
 from megatron_operator.core.job import Job
 from megatron_operator.core.kueue.observe import KueueSeen, read_workload
 from megatron_operator.core.observe import Gang, Pod, Seen, read_gang, read_pod
@@ -113,7 +115,7 @@ class Cache:
         """Everything known of this job's children. parsed: the job as a value, None for a wrong manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
-        pods = await self._see_pods(job, now)
+        pods = await self._see_pods(job, parsed, now)
         selectors = self._services.of(key, uid)
         gang, stale_groups = self._see_groups(key, uid, parsed.scheduling.gang if parsed else "None", job)
         return Seen(
@@ -151,13 +153,22 @@ class Cache:
     def _see_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
         return tuple(sorted(pod.name for pod in self._pods.of_others(key, uid).values() if not pod.is_finished))
 
-    async def _see_pods(self, job: Object, now: float) -> tuple[Pod, ...]:
+    async def _see_pods(self, job: Object, parsed: Job | None, now: float) -> tuple[Pod, ...]:
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
         there = self._pods.of(key, uid)
+        there |= {pod.name: pod for pod in await self._strays(job, parsed, there)}
         gone = self._successes.of(key, uid, _attempt(job), but_not=there.keys())
         pods = self._pod_ends.corrected(tuple(sorted((*there.values(), *gone), key=_by_rank)), now)
         return await self._pod_events.explain(key[0], pods)
+
+    async def _strays(self, job: Object, parsed: Job | None, there: Mapping[str, Pod]) -> list[Pod]:
+        """Pods of a gang that was whole once which no watch shows; a lookup each, for they are mostly gone."""
+        known = Seen(status=job.get("status") or {}, pods=tuple(there.values()))
+        if parsed is None or not failure.was_complete(known):
+            return []
+        metadata, missing = job["metadata"], failure.missing(parsed, known)
+        return await strays.find(self._client, self._listeners.guard, metadata["namespace"], metadata["uid"], missing)
 
     async def _see_kueue(self, parsed: Job | None) -> KueueSeen:
         if parsed is None or not parsed.has_workload or self._kueue is None:

@@ -77,6 +77,12 @@ class ApiError(Exception):
         return self.status == 409 and self.reason == "AlreadyExists"
 
     @property
+    def is_validation(self) -> bool:
+        """Whether the server's own validation refuses the object; webhooks and policies put it in other words."""
+        is_invalid = self.status == 422 and bool(self.fields) and " is invalid: " in self.message
+        return is_invalid or (self.status == 400 and " cannot be handled as a " in self.message)
+
+    @property
     def is_gone(self) -> bool:
         """Whether a list or watch has to start over."""
         return self.status == 410

@@ -16,6 +16,7 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.resource import Resource
+from megatron_operator.core.observe import is_job, job_name
 from megatron_operator.guard import Guard
 
 Object = Mapping[str, Any]
@@ -133,6 +134,11 @@ class Informer[Record]:
         """
         self._listeners.guard.read(self._scope.resource.plural, self._put, raw)
 
+    def _put_shown(self, raw: Object) -> None:
+        """Takes in what list or watch show. What they showed as gone is there again where only its label was."""
+        self._tombstones.pop(raw["metadata"]["uid"], None)
+        self.put(raw)
+
     def drop(self, raw: Object) -> None:
         """Takes out an object that is gone."""
         self._listeners.guard.read(self._scope.resource.plural, self._drop, raw)
@@ -219,7 +225,7 @@ class Informer[Record]:
             raise ApiError(raw.get("code", 500), raw.get("reason", ""), raw.get("message", ""))
         stream.version = raw["metadata"]["resourceVersion"]
         if type_ in ("ADDED", "MODIFIED"):
-            self.put(raw)
+            self._put_shown(raw)
         elif type_ == "DELETED":
             self.drop(raw)
 
@@ -233,7 +239,7 @@ class Informer[Record]:
             )
             stream.heard_at = asyncio.get_running_loop().time()
             for raw in page["items"] or ():
-                self.put(raw)
+                self._put_shown(raw)
                 if key := _key(raw):
                     found.add((key, raw["metadata"]["name"]))
             following = page["metadata"].get("continue")
@@ -257,18 +263,12 @@ class Informer[Record]:
 
 
 def _key(raw: Object) -> Key | None:
-    """The job that the object is labeled for, None without the label (somebody may have taken it off)."""
-    metadata = raw["metadata"]
-    job_name = (metadata.get("labels") or {}).get(names.LABEL_JOB_NAME)
-    return (metadata["namespace"], job_name) if job_name else None
+    """The job that the object is of, None without owner and label (somebody may have taken it off)."""
+    name = job_name(raw)
+    return (raw["metadata"]["namespace"], name) if name else None
 
 
 def _owner_uid(raw: Object) -> str | None:
     """Uid of the job that is the controlling owner, None when that is something else or no one."""
     owners = raw["metadata"].get("ownerReferences") or ()
-    controllers = [owner for owner in owners if owner.get("controller") and owner.get("kind") == names.KIND]
-    return next((owner["uid"] for owner in controllers if _is_our_group(owner)), None)
-
-
-def _is_our_group(owner: Object) -> bool:
-    return str(owner.get("apiVersion", "")).partition("/")[0] == names.GROUP
+    return next((owner["uid"] for owner in owners if is_job(owner)), None)

@@ -63,8 +63,10 @@ def with_removed(job: Job, seen: Seen) -> Seen:
         of_role = [pod for pod in seen.current if pod.role == role]
         stored = (seen.status.get("replicaStatuses") or {}).get(role) or {}
         num_removed = stored.get("succeeded", 0) - sum(pod.phase == "Succeeded" for pod in of_role)
+        if num_removed <= 0:
+            continue
         absent = [pod for pod in _expected(job, seen) if pod.role == role and pod.name not in there]
-        gone += absent if 0 < len(absent) <= num_removed else []
+        gone += absent if len(absent) <= num_removed else []
     return replace(seen, pods=(*seen.pods, *gone)) if gone else seen
 
 

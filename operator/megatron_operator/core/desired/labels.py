@@ -50,11 +50,10 @@ def role(node_rank: int) -> names.Role:
 
 def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
     """Labels of one pod, with those that a queue or a gang scheduler looks at."""
+    place = names.Place(attempt=attempt, role=role(node_rank), index=max(node_rank - 1, 0))
     labels = {
         **_copied(job.labels, job.copy_to_pods.labels),
-        names.LABEL_REPLICA_TYPE: role(node_rank),
-        names.LABEL_REPLICA_INDEX: str(max(node_rank - 1, 0)),
-        names.LABEL_RESTART_ATTEMPT: str(attempt),
+        **names.place_labels(job.name, place),
     }
     group = names.group_name(job.name, attempt)
     if job.has_pod_group:

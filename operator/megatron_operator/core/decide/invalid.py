@@ -1,0 +1,25 @@
+"""An object of the job that the API server's own validation refuses: it would be refused again, so the job is over.
+
+That holds for a job that has had no gang yet. What the server took once is not wrong by itself: somebody's webhook may
+change pods for the worse, for a while, and the job waits (Stalled) until it stops.
+"""
+
+from __future__ import annotations
+
+from megatron_operator.api import names
+from megatron_operator.core.decide import failure
+from megatron_operator.core.decide.decision import Fail
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Seen
+
+
+def decide(job: Job, seen: Seen, now: float) -> Fail | None:
+    """Fail with the server's words."""
+    if seen.problem is None or seen.problem[0] != names.INVALID_OBJECT or _was_taken(seen):
+        return None
+    message = f"The API server takes no such object, now or later: {seen.problem[1]} Correct it in a new job."
+    return Fail(reason=names.INVALID_SPEC, message=message)
+
+
+def _was_taken(seen: Seen) -> bool:
+    return seen.attempt > 0 or failure.was_complete(seen)
