@@ -82,7 +82,7 @@ class WorkQueue:
             self._waiting[urgency][key] = asyncio.get_running_loop().time()
 
     def add_soon(self, key: Key) -> None:
-        """Makes the key due in `TOGETHER_S`: changes of the many pods of a gang come together, and are looked at once."""
+        """Makes the key due in `TOGETHER_S`: changes of the pods of a gang come together, and are looked at once."""
         if key not in self._soon:
             self._soon[key] = asyncio.get_running_loop().call_later(TOGETHER_S, self._add_late, key)
 
