@@ -100,13 +100,13 @@ def _remarks() -> list[Object]:
 def _messages(checks: Sequence[admission.Check]) -> str:
     """The messages of the checks that do not hold, as a list.
 
-    Checks of arguments go in groups that are looked at only where one of their arguments is given: most jobs give few
+    Most checks go in groups that are looked at only where one of their arguments is given: most jobs give few
     of them, and each look at one costs the server about 10 microseconds of CPU.
     """
-    of_arguments = sorted((each for each in checks if not each.is_about_spec), key=lambda each: each.arguments)
-    of_spec = [each for each in checks if each.is_about_spec]
+    of_arguments = sorted((each for each in checks if each.is_idle), key=lambda each: each.arguments)
+    always = [each for each in checks if not each.is_idle]
     lists = [f"({_is_any_given(part)} ? {_texts(part)} : [])" for part in batched(of_arguments, GROUP_SIZE)]
-    return f"({' + '.join([_texts(of_spec), *lists])}).filter(message, message != '')"
+    return f"({' + '.join([_texts(always), *lists])}).filter(message, message != '')"
 
 
 def _is_any_given(checks: Iterable[admission.Check]) -> str:

@@ -12,10 +12,12 @@ from dataclasses import dataclass
 from megatron_trainjob.args.field import TRAINING, Argument, Scalar
 from megatron_trainjob.args.rules import RULES
 from megatron_trainjob.args.rules.condition import Condition, cel_value, changed, contains, is_
-from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.rules.rule import Facts
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.args.value import shown
 from megatron_trainjob.violation import Severity
 
+NOTHING_GIVEN = Facts(args=TrainArgs(), given=frozenset(), task="sft", world_size=None, hf_config=None)
 SPEC, ARGS = "variables.spec", "variables.args"
 
 
@@ -23,21 +25,17 @@ SPEC, ARGS = "variables.spec", "variables.args"
 class Check:
     """One truth: `holds` is CEL over the variables `spec` and `args` (a map, empty when there is none).
 
-    It is true where none of its `arguments` is given, unless it is about the rest of spec as well.
+    is_idle: whether it is true wherever none of its `arguments` is given.
     """
 
     holds: str
     message: str
+    is_idle: bool = True
 
     @property
     def arguments(self) -> tuple[str, ...]:
         """Names of the arguments that it looks at, in its order."""
         return tuple(dict.fromkeys(re.findall(rf"{re.escape(ARGS)}\.(\w+)", self.holds)))
-
-    @property
-    def is_about_spec(self) -> bool:
-        """Whether it looks at more than arguments."""
-        return f"{SPEC}." in self.holds
 
 
 def checks() -> tuple[Check, ...]:
@@ -91,7 +89,11 @@ def _without_effect() -> list[Check]:
 
 def _pairs(severity: Severity) -> list[Check]:
     return [
-        Check(holds=_over_args(rule.cel), message=f"spec.args.{rule.about[0]} {rule.cel_message}")
+        Check(
+            holds=_over_args(rule.cel),
+            message=f"spec.args.{rule.about[0]} {rule.cel_message}",
+            is_idle=not rule.broken(NOTHING_GIVEN),
+        )
         for rule in RULES.values()
         if rule.cel and rule.severity == severity and set(TRAINING) <= set(rule.tasks)
     ]
@@ -102,7 +104,7 @@ def _task() -> Check:
     names = [argument.name for argument in ARGUMENTS.values() if argument.applies_to == ("rlhf",)]
     given = " || ".join(f"has({ARGS}.{name})" for name in names)
     message = f"{', '.join(names)} belong to task rlhf; remove them or change the task"
-    return Check(holds=f"{SPEC}.task == 'rlhf' || !({given})", message=f"spec.args: {message}")
+    return Check(holds=f"{SPEC}.task == 'rlhf' || !({given})", message=f"spec.args: {message}", is_idle=False)
 
 
 def _ranks() -> Check:
@@ -115,6 +117,7 @@ def _ranks() -> Check:
         holds=f"!({is_known}) || ({ranks}) % ({product}) == 0",
         message="spec: numNodes * nprocPerNode must be a multiple of tensor_model_parallel_size *"
         " pipeline_model_parallel_size * context_parallel_size",
+        is_idle=False,
     )
 
 
