@@ -163,22 +163,29 @@ def sum_of_tensor_parts(part: Tensor) -> Tensor:
     return total
 
 
-def gathered_over_data(own_SH: Tensor, groups: Sequence[int]) -> tuple[Tensor, tuple[int, ...]]:
-    """The rows of all data-parallel ranks, in the order of the ranks, and their groups; other ranks' have no gradient.
+def with_everyones_groups(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
+    """The micro-batches, each with the groups of those of its number on all data-parallel ranks. Collective."""
+    group = parallel_state.get_data_parallel_group()
+    everyones: list[list[tuple[int, ...]]] = [[]] * group.size()
+    dist.all_gather_object(everyones, [batch.groups for batch in batches], group=group)
+    return [
+        replace(batch, everyones_groups=each) for batch, each in zip(batches, zip(*everyones, strict=True), strict=True)
+    ]
 
-    own_SH: this rank's sum(groups) rows, which keep theirs. Collective.
+
+def gathered_over_data(own_SH: Tensor, sizes: Sequence[int]) -> Tensor:
+    """The rows of all data-parallel ranks, in the order of the ranks; those of the others have no gradient.
+
+    own_SH: this rank's rows, which keep theirs. sizes: rows of each rank. Collective.
     """
     group = parallel_state.get_data_parallel_group()
-    everyones: list[tuple[int, ...]] = [()] * group.size()
-    dist.all_gather_object(everyones, tuple(groups), group=group)
-    sizes = [sum(each) for each in everyones]
     padded = own_SH.new_zeros(max(*sizes, 1), own_SH.shape[1])
     padded[: len(own_SH)] = own_SH.detach()
     found = [torch.empty_like(padded) for _ in sizes]
     dist.all_gather(found, padded, group=group)
     rows = [each[:size] for each, size in zip(found, sizes, strict=True)]
     rows[group.rank()] = own_SH
-    return torch.cat(rows), tuple(size for each in everyones for size in each)
+    return torch.cat(rows)
 
 
 def is_true_everywhere(condition: bool, backend: Backend) -> bool:  # noqa: FBT001 (a value, not an option)

@@ -1233,6 +1233,11 @@ CASES = [
         bad={"task_type": "generative_reranker", "system": "a"},
     ),
     Case(
+        rule="an_embedding_model_has_no_output_layer",
+        good={"task_type": "embedding", "train_type": "lora", "modules_to_save": ("word_embeddings",)},
+        bad={"task_type": "embedding", "train_type": "lora", "modules_to_save": ("output_layer",)},
+    ),
+    Case(
         rule="embeddings_are_cut",
         good={"task_type": "embedding", "matryoshka_dims": (8,)},
         bad={"task_type": "reranker", "matryoshka_dims": (8,)},

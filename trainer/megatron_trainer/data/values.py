@@ -177,6 +177,7 @@ class MicroBatch:
     loss_share: what the micro-batch's mean loss is multiplied by, where micro-batches shall not weigh the same.
     target_SN: targets of the samples (or pairs, or groups), float32, None where they have none.
     groups: sequences of each group, in the order of the row; empty where rows are no groups.
+    everyones_groups: the same of all data-parallel ranks' micro-batches of this number, where their texts are compared.
     mismatched: the prompts of the samples with the answers of other samples, see mismatch.py.
     divergence: estimate of KL(policy, reference) for this micro-batch, nats, a scalar.
     """
@@ -198,6 +199,7 @@ class MicroBatch:
     mismatched: MicroBatch | None = None
     divergence: Tensor | None = None
     groups: tuple[int, ...] = ()
+    everyones_groups: tuple[tuple[int, ...], ...] = ()
 
     @property
     def padding_BT(self) -> Tensor:

@@ -21,7 +21,7 @@ from megatron_trainer.losses.embedding import PAIRWISE, InfoNce, Similarities, i
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.sequences import step_of_states
 from megatron_trainer.tasks.shares import with_shares_of_groups
-from megatron_trainer.tasks.task import Metrics, Task, as_they_are
+from megatron_trainer.tasks.task import Metrics, Task
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -40,7 +40,7 @@ def embedding_task(args: TrainArgs, _: ModelSpec) -> Task:
         return Task(
             forward_step=step_of_states(partial(_infonce_loss, args)),
             losses=(MAIN_LOSS, *SIMILAR),
-            prepare=as_they_are if uses_batch else with_shares_of_groups,
+            prepare=parallel.with_everyones_groups if uses_batch else with_shares_of_groups,
         )
     return Task(
         forward_step=step_of_states(partial(_pairwise_loss, args)),
@@ -56,7 +56,8 @@ def _infonce_loss(args: TrainArgs, whole: MicroBatch, states_SH: Tensor) -> tupl
     own = states_SH.sum() * 0
     factor = whole.loss_share
     if args.infonce_use_batch:
-        own_SH, groups = parallel.gathered_over_data(own_SH, groups)
+        own_SH = parallel.gathered_over_data(own_SH, [sum(each) for each in whole.everyones_groups])
+        groups = tuple(size for each in whole.everyones_groups for size in each)
         factor = float(parallel.coordinates().data_size)
     if not groups:
         return own, {}

@@ -104,7 +104,17 @@ def a_generative_reranker_asks_in_its_own_words(facts: Facts) -> str:
     return "is that of a generative_reranker already; put an instruction into a system turn of the rows"
 
 
+@rule("modules_to_save", "task_type", tasks=SUPERVISED)
+def an_embedding_model_has_no_output_layer(facts: Facts) -> str:
+    """Nothing stands after its last norm that could be trained or saved."""
+    named = [name for name in facts.args.modules_to_save if name in ("output_layer", "lm_head")]
+    if facts.args.task_type != "embedding" or not named:
+        return ""
+    return f"names {named[0]}, which an embedding model does not have; remove it"
+
+
 RULES = (
+    an_embedding_model_has_no_output_layer,
     a_loss_of_texts_belongs_to_its_kind,
     losses_of_texts_are_no_preference_losses,
     similarities_of_a_batch_are_infonces,
