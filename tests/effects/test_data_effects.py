@@ -419,7 +419,7 @@ def test_split_turns_makes_a_row_of_each_answer(prepared, write):
     turns = [{"role": role, "content": f"{role}{n}"} for n in range(3) for role in ("user", "assistant")]
     path = write("rounds.jsonl", [{"messages": turns}])
     run = prepared(dataset=[path], split_turns=True, dataset_shuffle=False)
-    assert [trained(item) for item in run.train] == [f"assistant{n}<|im_end|>" for n in range(3)]
+    assert [trained(item) for item in run.train] == [f"assistant{n}" for n in range(3)]
 
 
 @effect("agent_template")
