@@ -1,7 +1,7 @@
 """Builds and runs kubeflow/training-operator (PyTorchJob), to be measured beside this operator.
 
 It is tuned: eight threads, and 1,000 requests a second, for which it has no flag, so that one line of its main is
-changed before it is built. Its validating webhook is on; the kubelet's part, its certificate as files, is played here.
+changed before it is built. Its validating webhook is on; the kubelet and its certificate files are simulated.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FOLDER_NAME = "mtj-node"  # by it the leftovers of a killed node are known
 LOCK = Path("/run/lock/mtj-node")
 BRIDGE, GATEWAY, SECOND_ADDRESS = "mtj0", "10.213.0.1", "10.213.0.2"
 NETWORK, FIRST_POD = "10.213.0.0/24", "10.213.0.10"
-NODE_GRACE_S = 30  # after its last sign of life a node is not ready
+NODE_GRACE_S = 30  # after its last heartbeat a node is not ready
 
 
 @contextlib.contextmanager

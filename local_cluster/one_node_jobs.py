@@ -34,7 +34,7 @@ class Claims:
         os.kill(one_node.container_pid(self.plane, self.namespace, pod), signal.SIGKILL)
 
     def offer(self, name: str, mode: str = "ReadWriteMany") -> None:
-        """A volume for the claim of this name, which somebody else makes."""
+        """A volume for the claim of this name, which something else creates."""
         self.claim(name).mkdir(parents=True, exist_ok=True)
         self.claim(name).chmod(0o777)
         self._make_volume(name, self.claim(name), mode)

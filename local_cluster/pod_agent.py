@@ -45,7 +45,7 @@ class PodAgent:
         """Looks after the pods until asked to stop; then every process ends."""
         while not stop.wait(LOOK_S):
             for raw in self.plane.get(f"/api/v1/namespaces/{self.namespace}/pods")["items"]:
-                with contextlib.suppress(Refused):  # somebody else was faster; the next look shows how it is
+                with contextlib.suppress(Refused):  # someone else was faster; the next round shows the result
                     self._look_after(raw)
         for pod in self.pods.values():
             pod.delete(time.time(), grace_s=0)

@@ -1,4 +1,4 @@
-"""decide/hang: a gang that trained and then gave no sign of life is started again; anything else is left alone."""
+"""decide/hang: a gang that trained and then sent no heartbeat is restarted; anything else is left alone."""
 
 from __future__ import annotations
 

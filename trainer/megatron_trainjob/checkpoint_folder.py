@@ -31,7 +31,7 @@ BLOCK_BYTES = 4 * 1024**2
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What a file of a checkpoint holds: its length and its CRC-32 (cheap, and no guard against malice)."""
+    """What a file of a checkpoint holds: its length and its CRC-32 (cheap, and no protection against tampering)."""
 
     size_bytes: int
     crc32: str

@@ -1,4 +1,4 @@
-"""Reading files that somebody else made: whatever lies there, the answer comes soon, in bounded memory, with a reason.
+"""Reading untrusted files: whatever they contain, the answer comes soon, in bounded memory, with a reason.
 
 A named pipe never ends, a device has no size, and a few kilobytes of JSON brackets become gigabytes of objects.
 """
@@ -27,7 +27,7 @@ _KINDS = (
 
 
 class UnfitFile(ValueError):
-    """What lies there is no file that can be read here; the text says what it is and what to do."""
+    """The path is not a readable file; the text says what it is and what to do."""
 
 
 def check(path: Path, *, most_bytes: int | None = None) -> None:
@@ -41,11 +41,11 @@ def check(path: Path, *, most_bytes: int | None = None) -> None:
 
 
 def read_bytes(path: Path, *, most_bytes: int = MAX_BYTES) -> bytes:
-    """The content. Raises UnfitFile for what is no file or too large, and OSError."""
+    """The content. Raises UnfitFile if it is not a file or too large, and OSError."""
     check(path, most_bytes=most_bytes)
     with path.open("rb") as file:
         content = file.read(most_bytes + 1)
-    if len(content) > most_bytes:  # of /proc, or of somebody who still writes
+    if len(content) > most_bytes:  # in /proc, or still being written
         raise UnfitFile(f"{path} has more than {most_bytes} bytes; it is no such file")
     return content
 

@@ -22,7 +22,7 @@ Phase = Literal["starting", "training", "evaluating", "saving", "exporting", "fi
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """State of the run. Times are seconds; `updated_at` is seconds since the epoch, of the last sign of life."""
+    """State of the run. Times are seconds; `updated_at` is seconds since the epoch, of the last heartbeat."""
 
     phase: Phase
     attempt: int = 0

@@ -173,7 +173,7 @@ def _rule(rule: str, message: str) -> Schema:
 def _stored(schema: Mapping[str, Any], name: str = "", *, keeps_unknown: bool = False) -> Schema:
     """The schema as an API server takes it: our own marks and most defaults left out.
 
-    keeps_unknown: the server stores unknown fields of our own objects instead of dropping them without a word, so
+    keeps_unknown: the server stores unknown fields of our own objects instead of dropping them silently, so
     that policy, webhook and operator can refuse them.
     """
     kept = {

@@ -235,7 +235,7 @@ class Spec:
 
 @cache
 def spec_schema() -> Schema:
-    """Schema of spec but for args. A field marked "x-defaulted" comes into being for the defaults of its parts."""
+    """Schema of spec but for args. A field marked "x-defaulted" is created for the defaults of its parts."""
     return record_of(Spec, "What to train, with what, and where.", required=("task",))
 
 

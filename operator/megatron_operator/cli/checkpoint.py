@@ -24,7 +24,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 when every checkpoint is whole, 1 when one is damaged or there is none."""
+    """0 when every checkpoint is complete, 1 when one is damaged or none exists."""
     folder = arguments.folder
     found = (inspect(folder),) if NAME.fullmatch(folder.name) and folder.is_dir() else checkpoints(folder)
     if not found:

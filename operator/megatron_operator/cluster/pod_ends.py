@@ -50,7 +50,7 @@ class PodEnds:
 
 @dataclass(kw_only=True)
 class Successes:
-    """Pods that had succeeded when somebody removed them: they go at once, before any status tells of their success."""
+    """Pods that had succeeded when they were deleted: they vanish before any status records their success."""
 
     _gone: OrderedDict[tuple[Key, str], dict[str, Pod]] = field(default_factory=OrderedDict)
 

@@ -147,7 +147,7 @@ def _active(job: Job, seen: Seen, now: float) -> Claims:
 
 
 def _stalled(job: Job, seen: Seen, now: float) -> Claims:
-    """What keeps the job from going on until somebody changes something, if anything does."""
+    """What blocks the job until someone changes something, if anything does."""
     if seen.gang is not None and not seen.gang.served:
         message = f"scheduling.gang is {job.scheduling.gang}, but this cluster has no such PodGroup resource."
         return {names.STALLED: _yes(names.GANG_SCHEDULER_MISSING, message)}
@@ -176,7 +176,7 @@ def _admitted(job: Job, seen: Seen) -> Claim:
         if pod.gated and (job.kueue_queue or pod.gate.startswith(names.KUEUE_PREFIX)):
             return _no(names.WAITING_FOR_QUOTA, f"Queue {job.kueue_queue or 'of Kueue'} has not admitted the pods.")
         if pod.gated:
-            message = f"Pod {pod.name}: {waiting.why_unplaced(pod)}; whoever has set it takes it off."
+            message = f"Pod {pod.name}: {waiting.why_unplaced(pod)}; its owner has to remove it."
             return _no(names.SCHEDULING_GATED, message)
     unplaced = [pod for pod in seen.current if pod.unschedulable is not None]
     if unplaced and job.scheduling.gang != "None":

@@ -51,7 +51,7 @@ FIRST_REPORT_S = 3.0
 
 # The first policy that has something to say decides.
 POLICIES: tuple[Policy, ...] = (
-    completion.decide,  # a success stays one, whatever somebody wants of the job a moment later
+    completion.decide,  # a success is final, whatever is asked of the job a moment later
     suspend.decide,
     deadline.decide,
     kueue_decide.decide,

@@ -31,7 +31,7 @@ class Record:
 
 
 def read(text: object) -> Record:
-    """The trainer's record, an empty one for text that is none: other JSON, such as a log line, is just text."""
+    """The trainer's record, an empty one for any other text: other JSON, such as a log line, is only text."""
     if not isinstance(text, str) or len(text) > MAX_CHARACTERS or not text.lstrip().startswith("{"):
         return Record()
     if text.count("{") + text.count("[") > MAX_BRACKETS:

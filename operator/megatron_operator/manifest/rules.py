@@ -227,7 +227,7 @@ def _topology_has_somebody_to_keep_it(metadata: Object, spec: Object) -> Iterato
 
 
 def _size_is_elastic(metadata: Object, spec: Object) -> Iterator[Violation]:
-    """The number of nodes lies within its own bounds, and somebody gives the pods of a changed gang time to save."""
+    """The number of nodes lies within its own bounds, and the pods of a resized gang can save and resume."""
     elastic = spec.get("elasticPolicy")
     if elastic is None or "minNodes" not in elastic or "maxNodes" not in elastic:
         return

@@ -71,7 +71,7 @@ def server(certificates: Path, port: int) -> kopf.WebhookServerProtocol:
 
 
 async def _answer(request: web.Request, review: kopf.WebhookFn) -> web.Response:
-    """kopf's answer to an AdmissionReview; 400 for what is none."""
+    """kopf's answer to an AdmissionReview; 400 for anything else."""
     try:
         body = json.loads(await request.read())
         answer = await review(body, webhook=request.match_info["id"], headers=dict(request.headers))

@@ -98,7 +98,7 @@ class Metrics:
                 self.finished.labels(namespace, result, _reason(new, result)).inc()
 
     def report_at_scrape(self, source: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
-        """Adds gauges that are computed when somebody asks, not kept up to date."""
+        """Adds gauges that are computed at scrape time."""
         self.registry.register(_AtScrape(source))
 
     def text(self) -> bytes:

@@ -71,7 +71,7 @@ async def _itself() -> str | None:
 
 
 def leader_finder(client: Client, candidate: Candidate) -> Callable[[], Awaitable[str | None]]:
-    """A function that tells the leader's address: None for this replica, "" while there is none."""
+    """A function that returns the leader's address: None for this replica, "" while there is no leader."""
     asked_at, holder = float("-inf"), ""
 
     async def find() -> str | None:
@@ -88,7 +88,7 @@ def leader_finder(client: Client, candidate: Candidate) -> Callable[[], Awaitabl
 
 
 def gauges(controller: Controller) -> Iterator[GaugeMetricFamily]:
-    """Progress and age of the last sign of life of each job that reports; gone with the job."""
+    """Progress and age of the last heartbeat of each job that reports, until the job is deleted."""
     now, reports = clock.now(), controller.progress()
     yield job_gauge(
         "megatron_job_progress_ratio",

@@ -96,7 +96,7 @@ class Settings:
     log_level: str = declared(str.upper, "INFO", "DEBUG, INFO, WARNING or ERROR.", chart="logLevel")
     resync_s: float = declared(float, 600.0, "Seconds between two reconciles of a job to which nothing happens.")
     compare_s: float = declared(float, 60.0, "Seconds between two comparisons of the cache with the server's jobs.")
-    watch_silence_s: float = declared(float, 90.0, "Seconds without a word after which a watch is opened again.")
+    watch_silence_s: float = declared(float, 90.0, "Seconds of silence after which a watch is reopened.")
     request_timeout_s: float = declared(
         float, 10.0, "Seconds to wait for an answer; for that of a write, which may pass webhooks, at least 35."
     )

@@ -28,7 +28,7 @@ def other_process():
 
 
 def claimed(place, owner, *, pid, host=None, age_s=0.0):
-    """The folder as a job left it, or has it, whose process gave its last sign of life so long ago."""
+    """The folder as a job left it, or has it, whose process sent its last heartbeat so long ago."""
     assert folder.claim(place, owner)
     path = folder.workshop(place, owner) / LEASE
     heartbeat = Heartbeat(path.parent)

@@ -44,14 +44,14 @@ def test_a_label_is_read_in_the_forms_that_it_comes_in(label, value, expected):
     [
         (SINGLE, 3, "class 3 of 3"),
         (SINGLE, -1, "class -1 of 3"),
-        (SINGLE, 0.5, "is no class"),
-        (SINGLE, True, "is no class"),
-        (SINGLE, [0, 1], "is no class"),
+        (SINGLE, 0.5, "is not a class"),
+        (SINGLE, True, "is not a class"),
+        (SINGLE, [0, 1], "is not a class"),
         (SEVERAL, [0, 3], "class 3 of 3"),
         (Label(problem="multi_label_classification", count=2), [0, 1], "two meanings"),
         (NUMBER, [1, 2], "2 numbers for num_labels 1"),
-        (NUMBER, float("nan"), "is no number"),
-        (NUMBER, {"a": 1}, "is no number"),
+        (NUMBER, float("nan"), "is not a number"),
+        (NUMBER, {"a": 1}, "is not a number"),
     ],
 )
 def test_a_label_that_does_not_fit_is_refused(label, value, said):

@@ -177,7 +177,7 @@ def make_aside(aside: Path) -> None:
     """Makes the empty folder that a checkpoint is written into.
 
     Raises:
-        FileNotFoundError: somebody else has claimed the folder.
+        FileNotFoundError: another run has claimed the folder.
     """
     shutil.rmtree(aside, ignore_errors=True)
     aside.mkdir()
@@ -187,7 +187,7 @@ def publish(aside: Path, manifest: Manifest, writer: Owner) -> Path:
     """Completes the folder and gives it its name, all at once and durably; an older one of the same iteration goes.
 
     Raises:
-        TakenOver: somebody else has claimed the folder; nothing of it has changed.
+        TakenOver: another run has claimed the folder; nothing in it has changed.
         OSError: it cannot be written.
     """
     save = aside.parent.parent

@@ -1,4 +1,4 @@
-"""A sign of life in a workshop: whether whoever claimed a save folder still runs.
+"""A heartbeat in a workshop: whether the process that claimed a save folder still runs.
 
 A file whose time of change is set every few seconds, by the clock of the file system alone: clocks of nodes differ.
 """

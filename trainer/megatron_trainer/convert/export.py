@@ -222,7 +222,7 @@ def _output(args: TrainArgs, found: Inputs) -> Path:
     suffix = "merged" if found.adapter is not None and args.merge_lora else suffix
     source = found.folders()[-1]
     beside = source.parent if checkpoint_folder.NAME.fullmatch(source.name) else source
-    # A repository of the hub lies in a cache, which is no place for results: its name counts, in the working folder.
+    # A Hub repository lies in a cache, where no results belong: its name is used, in the working directory.
     is_repository = beside == found.model and not Path(str(args.model)).is_dir()
     name = Path(str(args.model)).name if is_repository else str(beside)
     output = Path(args.output_dir or f"{name}-{suffix}").absolute()

@@ -51,7 +51,7 @@ _ONE_PROCESS: dict[str, Any] = {
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
     """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is
-    (a repository of the hub: in the hub's cache).
+    (for a Hub repository: in the Hub's cache).
 
     stop_words: the texts that trained answers end with, where the run said so. adapter_load: the PEFT folder that the
     run of an adapter started from, which decides how wide its adapters are.

@@ -238,7 +238,7 @@ def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bo
 
 
 def _rotates_plainly(spec: ModelSpec) -> bool:
-    """The fused rotation of packed rows drops the factor of YaRN without a word, and latent attention has its own."""
+    """The fused rotation of packed rows drops the factor of YaRN silently, and latent attention has its own."""
     if spec.model.has_latent_attention:
         return False
     _, factor = rope.frequencies(spec)

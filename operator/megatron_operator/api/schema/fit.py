@@ -53,7 +53,7 @@ class _Fitter:
         if not isinstance(value, str):
             raise _Misfit(f"must be text, is {type(value).__name__}")
         if value not in schema.get("enum", (value,)):
-            raise _Misfit("is none of the known values")
+            raise _Misfit("is not one of the known values")
         if schema.get("format") == "date-time":
             return _time(value)
         longest = schema.get("maxLength", LARGEST_TEXT)

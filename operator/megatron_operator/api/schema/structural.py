@@ -46,7 +46,7 @@ def check(value: Any, schema: Schema, path: str) -> Iterator[Violation]:  # noqa
 
 
 def defaulted(value: Any, schema: Schema) -> Any:  # noqa: ANN401 (any YAML value)
-    """The value with the schema's defaults where it is silent; objects come into being for their defaults."""
+    """The value with the schema's defaults where it is silent; objects are created for the defaults of their parts."""
     if isinstance(value, Mapping):
         properties: Mapping[str, Schema] = schema.get("properties", {})
         filled = {

@@ -1,4 +1,4 @@
-"""Whether the cluster serves an API that comes with somebody else's installation, and the wait for it."""
+"""Whether the cluster serves an API that another component installs, and waiting for it."""
 
 from __future__ import annotations
 

@@ -44,7 +44,7 @@ class KueueCache:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the watch was last heard of; 0 while there is none."""
+        """Seconds since the watch last received something; 0 without a watch."""
         return self._informer.silence_s if self._is_served else 0.0
 
     def take(self, raw: Object) -> None:

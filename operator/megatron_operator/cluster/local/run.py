@@ -1,4 +1,4 @@
-"""Runs one job on this machine until it ends or somebody interrupts it: observe, plan, apply, again."""
+"""Runs one job on this machine until it ends or is interrupted: observe, plan, apply, repeat."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Ending = Literal["succeeded", "failed", "suspended", "interrupted"]
 
 @dataclass(frozen=True, kw_only=True)
 class Look:
-    """What one look showed, for whoever displays it. `is_stopping`: somebody has interrupted the run."""
+    """The result of one reconcile, for display. `is_stopping`: the run was interrupted."""
 
     status: Object
     progress: Progress | None

@@ -10,7 +10,7 @@ from megatron_operator.core.timestamp import to_seconds
 
 # A kubelet reports the end of a pod some moments after its grace period.
 GRACE_MARGIN_S = 10.0
-# Unmounting a slow volume takes a while; after this somebody has to look.
+# Unmounting a slow volume takes a while; after this, someone has to investigate.
 LATE_S = 60.0
 
 

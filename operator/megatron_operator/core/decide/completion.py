@@ -50,7 +50,7 @@ def succeeded_master(seen: Seen) -> Pod | None:
 
 
 def with_removed(job: Job, seen: Seen) -> Seen:
-    """What is seen, with the pods of this attempt that had succeeded before somebody removed them.
+    """The observation, with the pods of this attempt that had succeeded before they were deleted.
 
     The status tells how many of a role have succeeded. Where that explains every pod of the role that is not there,
     nothing is missing: they are shown as succeeded and being deleted.

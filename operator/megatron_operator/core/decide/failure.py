@@ -23,7 +23,7 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
     """The cause of this attempt's end, None while all is well.
 
     Order: a pod marked for disruption; a pod that says that no retry can help (the others then merely lost their
-    peer); a pod deleted by somebody else, or gone altogether; the pod that failed first, within seconds rather the
+    peer); a pod that was deleted, or is gone altogether; the pod that failed first, within seconds rather the
     one that was killed than the one that lost its peer. While only the latter is known, the cause is waited for.
     """
     unsuccessful = [pod for pod in seen.current if pod.phase != "Succeeded"]
@@ -77,7 +77,7 @@ def missing(job: Job, seen: Seen) -> tuple[str, ...]:
 
 
 def was_complete(seen: Seen) -> bool:
-    """Whether the whole gang of this attempt was there once: a missing pod then is one somebody deleted."""
+    """True once all pods of the attempt have existed: a missing pod was then deleted."""
     condition = seen.condition(names.PODS_READY)
     return condition is not None and condition["reason"] in (names.PODS_PENDING, names.ALL_PODS_READY)
 
@@ -103,7 +103,7 @@ def _may_be_consequence(pod: Pod) -> bool:
 
 
 def _known_at(seen: Seen, cause: Pod, now: float) -> float:
-    """When a cause may be taken for one: at once, unless it looks like a consequence and another may still be told of.
+    """Earliest time at which this failure is accepted as the root cause; later if it may follow from another.
 
     A node's clock that is ahead of ours never makes the wait longer.
     """

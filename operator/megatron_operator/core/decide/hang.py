@@ -1,4 +1,4 @@
-"""Hang detection: a gang that trained and then gave no sign of life for too long is started again."""
+"""Hang detection: a gang that was training and has sent no heartbeat for too long is restarted."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
     failure = Failure(
         reason=names.HUNG,
         pod=names.pod_name(job.name, seen.attempt, 0),
-        message=f"No sign of life for {seconds} s (hangTimeoutSeconds) in phase {seen.beat.phase}.",
+        message=f"No heartbeat for {seconds} s (hangTimeoutSeconds) in phase {seen.beat.phase}.",
         iteration=seen.beat.iteration,
         attempt=seen.attempt,
         time=now,

@@ -16,7 +16,7 @@ def decide(job: Job, seen: Seen, now: float) -> Suspend | None:
 def attempt(seen: Seen) -> int:
     """The attempt to write down while suspended: the next one once something of the present one was started.
 
-    A resumed job may have other arguments and other nodes, and pods of before may still be terminating under
+    A resumed job may have other arguments and other nodes, and previous pods may still be terminating under
     their names, so it never reuses an attempt.
     """
     has_started = bool(seen.current) or seen.status.get("startTime") is not None

@@ -29,7 +29,7 @@ IMAGE_REASONS = frozenset(
         "RegistryUnavailable",
     }
 )
-# Reasons for which a container stays unstarted until somebody changes something.
+# Reasons for which a container does not start until someone changes something.
 STUCK_REASONS = IMAGE_REASONS | {
     "CreateContainerConfigError",
     "CreateContainerError",

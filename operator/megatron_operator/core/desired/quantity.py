@@ -22,7 +22,7 @@ PATTERN = r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$"
 
 
 def amount(text: str) -> Decimal:
-    """The number behind a quantity. Raises ValueError for text that is none."""
+    """The number that a quantity stands for. Raises ValueError for invalid text."""
     match = re.match(PATTERN, text)
     if match is None:
         raise ValueError(f"{text!r} is not a quantity such as 8, 500m or 64Gi")

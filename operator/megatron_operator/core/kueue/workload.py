@@ -118,7 +118,7 @@ def release_patch(found: Workload, now: float) -> Patch | None:
 
 
 def _patch(found: Workload, news: Mapping[str, tuple[bool, str, str]], now: float, **more: None) -> Patch:
-    """The whole list of conditions with the news in it; refused when somebody else wrote meanwhile."""
+    """The whole list of conditions, updated; the write is refused if someone else wrote meanwhile."""
     kept = [each for each in found.conditions if each["type"] not in news]
     added = [
         {

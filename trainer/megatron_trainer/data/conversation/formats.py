@@ -341,7 +341,7 @@ def _labeled(row: Columns, messages: tuple[Message, ...]) -> tuple[tuple[Message
 def _margin(row: Row) -> float:
     margin = row.get("margin", 0.0)
     if isinstance(margin, bool) or not isinstance(margin, int | float) or not math.isfinite(margin):
-        raise RowError("the margin is no number", repr(margin))
+        raise RowError("the margin is not a number", repr(margin))
     return float(margin)
 
 

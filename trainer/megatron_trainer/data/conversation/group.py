@@ -176,7 +176,7 @@ def _label(columns: Columns, grouping: Grouping) -> float:
         raise RowError("no label", f"the row has {', '.join(columns)}; name its column with columns: {{x: label}}")
     value = parse_json(value, "label") if isinstance(value, str) else value
     if not isinstance(value, int | float) or not math.isfinite(value):
-        raise RowError("the label does not fit", f"{value!r} is no number")
+        raise RowError("the label does not fit", f"{value!r} is not a number")
     if grouping.is_binary and value not in (0, 1):
         raise RowError("the label does not fit", f"{value!r} is neither 0 nor 1")
     return float(value)

@@ -44,7 +44,7 @@ class Label:
         if isinstance(value, str) and value in self.names:
             return self.names.index(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise RowError(_WRONG, f"{value!r} is no class; give a number from 0 to {self.count - 1}")
+            raise RowError(_WRONG, f"{value!r} is not a class; give a number from 0 to {self.count - 1}")
         if not 0 <= value < self.count:
             raise RowError(_WRONG, f"class {value} of {self.count} (num_labels); they count from 0")
         return int(value)
@@ -68,5 +68,5 @@ class Label:
         if len(values) != self.count:
             raise RowError(_WRONG, f"{len(values)} numbers for num_labels {self.count}")
         if any(not isinstance(entry, int | float) or not math.isfinite(entry) for entry in values):
-            raise RowError(_WRONG, f"{value!r} is no number")
+            raise RowError(_WRONG, f"{value!r} is not a number")
         return tuple(float(entry) for entry in values)

@@ -156,7 +156,7 @@ class Store:
         self._check()
 
     def _check(self) -> None:
-        """What is read by these numbers later would be other rows, or none, without a word."""
+        """What is read by these numbers later would silently be other rows, or none."""
         rows, tokens = len(self.numbers), len(self._input_ids)
         channels = self._channels
         fits = {

@@ -96,7 +96,7 @@ class BaseModel:
     )
     hub_token: str | None = arg(
         None,
-        "Access token of the hub.",
+        "Access token of the Hub.",
         applies_to=EVERY_TASK,
         secret=True,
         status="refused",

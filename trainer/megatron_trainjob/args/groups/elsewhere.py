@@ -17,11 +17,11 @@ class Elsewhere:
 
     check_model: bool = arg(
         True,
-        "Compare the files of a model with those of its hub.",
+        "Compare the files of a model with those on the Hub.",
         applies_to=EVERY_TASK,
         status="no effect",
         fulfilled=(False,),
-        reason="the client of the hub compares what it fetches",
+        reason="the Hub's client verifies its downloads",
     )
     offload_bridge: bool = arg(
         False,

@@ -64,7 +64,7 @@ class TrainExtra:
     )
     lazy_tokenize: bool = arg(
         False,
-        "Tokenize while training instead of before.",
+        "Tokenize on the fly.",
         applies_to=EVERY_TASK,
         status="works",
     )
