@@ -20,6 +20,12 @@ _KEYS = """
 Those that the family's own code in transformers reads. Any other key changes nothing. In brackets: what an absent key
 stands for, where that is not the size of a particular model.
 
+In every family `is_causal: false`, `per_layer_config`, `transformers_weights` and a text model inside are refused:
+they make another model of it. Of two names of a key (`num_local_experts` beside `num_experts`) and of `dtype` beside
+`torch_dtype` the one counts that transformers obeys. Dropout of `attention_dropout`, `resid_pdrop` and
+`residual_dropout` is trained with and said, unless `attention_dropout` or `hidden_dropout` is given;
+`router_jitter_noise` is not applied, and that is said.
+
 """
 _SIZES = frozenset({"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
 
