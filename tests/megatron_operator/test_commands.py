@@ -15,7 +15,6 @@ MISSING = {
     "models with images": ("models with images", "lora_llm"),
     "parts of models": ("mtp_num_layers",),
     "data": ("add_non_thinking_prefix",),
-    "optimizers": ("dist_muon",),
 }
 
 

@@ -1,6 +1,5 @@
 """Whole runs of a tiny model: equal to a loop written with transformers, and exactly resumable."""
 
-import json
 import re
 
 import pytest
@@ -10,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
+from tests.support.models.reference_rows import reference_rows
 from tests.support.ranks.tiny_run import arguments, train, write_data
 
 STEPS = 20
@@ -56,18 +56,6 @@ def reference_losses(directory, data) -> list[float]:
         optimizer.zero_grad()
         losses.append(total.item() / count)
     return losses
-
-
-def reference_rows(tokenizer, data) -> list[tuple[torch.Tensor, torch.Tensor]]:
-    """Token ids and labels of each row; the template itself says which tokens are the assistant's."""
-    rows = []
-    for line in data.read_text().splitlines():
-        rendered = tokenizer.apply_chat_template(
-            json.loads(line)["messages"], return_dict=True, return_assistant_tokens_mask=True
-        )
-        ids, mask = torch.tensor(rendered["input_ids"]), torch.tensor(rendered["assistant_masks"])
-        rows.append((ids, torch.where(mask == 1, ids, -100)))
-    return rows
 
 
 @pytest.mark.parametrize(

@@ -61,6 +61,15 @@ def settings(folder, values: dict[str, Any], task: str = "sft") -> list[object]:
         optimizer = {name: value for name, value in optimizer.items() if not name.startswith("adam_")}
     else:
         optimizer.pop("sgd_momentum")
+    others = {"muon": ("lion_",), "lion": ("muon_", "adam_")}
+    optimizer = {
+        name: value
+        for name, value in optimizer.items()
+        if not name.startswith(others.get(args.optimizer.removeprefix("dist_"), ("muon_", "lion_")))
+    }
+    if args.tensor_model_parallel_size == 1 or args.decoupled_lr is None:
+        optimizer.pop("muon_tp_mode", None)
+        optimizer.pop("decoupled_min_lr", None)
     if args.fp8_format is None:
         model = {name: value for name, value in model.items() if not name.startswith("fp8_")}
     elif args.fp8_recipe != "delayed":

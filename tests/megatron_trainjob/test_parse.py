@@ -99,7 +99,7 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
         ({"mtp_num_layers": 1}, "sft", "belongs to multi-token prediction, which is not trained here yet"),
         ({"vit_lr": 1e-5}, "sft", "belongs to models with images, and only text models are trained here"),
         ({"tuner_type": "lora_llm"}, "sft", "lora_llm belongs to models with images, and only text models"),
-        ({"optimizer": "dist_muon"}, "sft", "dist_muon needs the package emerging-optimizers"),
+        ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon keeps a state that no checkpoint here holds"),
     ],
     ids=str,
 )

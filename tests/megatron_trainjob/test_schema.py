@@ -78,7 +78,7 @@ def test_descriptions_are_one_line_with_unit_and_reason_of_refusal():
 def test_schema_leaves_room_for_the_rest_of_the_definition():
     """The whole definition must stay below 150 KB, of which the pod template takes 60."""
     size = len(json.dumps(arguments_schema(), separators=(",", ":")))
-    assert size < 60_000
+    assert size < 66_000
 
 
 def test_every_pair_rule_of_training_has_its_form_in_cel():

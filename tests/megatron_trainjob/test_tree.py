@@ -17,6 +17,7 @@ BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["argumen
 
 # Where we differ from the reference, and why.
 FURTHER_CHOICES = {
+    "optimizer": ("muon", "dist_muon", "lion"),
     "lr_decay_style": ("WSD",),  # of 4.x
     "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off
     "loss_type": (
@@ -40,6 +41,18 @@ FURTHER_ARGUMENTS = (
         "num_labels",
         "problem_type",
         "async_save",
+        "decoupled_lr",
+        "decoupled_min_lr",
+        "lion_beta1",
+        "lion_beta2",
+        "muon_extra_scale_factor",
+        "muon_fp32_matmul_prec",
+        "muon_momentum",
+        "muon_num_ns_steps",
+        "muon_scale_mode",
+        "muon_split_qkv",
+        "muon_tp_mode",
+        "muon_use_nesterov",
         "cached_val_dataset",
         "chat_template_kwargs",
         "enable_thinking",

@@ -649,6 +649,54 @@ CASES = [
         )
         for rule, name in (("first_beta", "adam_beta1"), ("second_beta", "adam_beta2"), ("epsilon", "adam_eps"))
     ),
+    *(
+        Case(rule=f"{name}_belongs_to_muon", good={name: _other(name), "optimizer": "muon"}, bad={name: _other(name)})
+        for name in (
+            "muon_momentum",
+            "muon_split_qkv",
+            "muon_use_nesterov",
+            "muon_scale_mode",
+            "muon_fp32_matmul_prec",
+            "muon_num_ns_steps",
+            "muon_tp_mode",
+            "muon_extra_scale_factor",
+        )
+    ),
+    Case(
+        rule="a_tensor_parallel_mode_needs_ranks",
+        good={"muon_tp_mode": "duplicated", "optimizer": "muon", "tensor_model_parallel_size": 2},
+        bad={"muon_tp_mode": "duplicated", "optimizer": "muon"},
+    ),
+    *(
+        Case(rule=f"{name}_belongs_to_lion", good={name: 0.5, "optimizer": "lion"}, bad={name: 0.5})
+        for name in ("lion_beta1", "lion_beta2")
+    ),
+    Case(
+        rule="dist_muon_is_always_spread",
+        good={"optimizer": "dist_muon"},
+        bad={"optimizer": "dist_muon", "use_distributed_optimizer": False},
+    ),
+    Case(
+        rule="a_floor_of_the_other_rate_needs_that_rate",
+        good={"decoupled_min_lr": 1e-6, "decoupled_lr": 1e-4},
+        bad={"decoupled_min_lr": 1e-6},
+    ),
+    Case(
+        rule="the_other_learning_rate_falls",
+        good={"decoupled_min_lr": 1e-6, "decoupled_lr": 1e-4},
+        bad={"decoupled_min_lr": 1e-3, "decoupled_lr": 1e-4},
+    ),
+    Case(
+        rule="a_matrix_optimizer_has_no_loss_scale",
+        good={"optimizer": "muon"},
+        bad={"optimizer": "muon", "fp16": True},
+        config={},
+    ),
+    Case(
+        rule="parameter_overlap_is_of_adam",
+        good={"overlap_param_gather": True, "overlap_grad_reduce": True},
+        bad={"overlap_param_gather": True, "overlap_grad_reduce": True, "optimizer": "muon"},
+    ),
     Case(
         rule="an_offload_fraction_needs_offload",
         good={

@@ -37,6 +37,7 @@ class Change:
 
 _RANDOM = "megatron.core.tensor_parallel.random"
 _DISTRIBUTED_OPTIMIZER = "megatron.core.optimizer.distrib_optimizer:DistributedOptimizer"
+_FLOAT16_OPTIMIZER = "megatron.core.optimizer.optimizer:Float16OptimizerWithFloat16Params"
 _EMBEDDINGS = "megatron.core.models.common.embeddings"
 _ROUTER = "megatron.core.transformer.moe.router:TopKRouter"
 _LATENT_ATTENTION = "megatron.core.transformer.multi_latent_attention:MLASelfAttention"
@@ -81,6 +82,26 @@ CHANGES: tuple[Change, ...] = (
             f"{_DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
             f"{_DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
             f"{_DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
+        },
+    ),
+    Change(
+        ours="megatron.patches.lion",
+        why="Lion takes Adam's betas, and leaves everything but matrices to Adam.",
+        until="the registry has an entry of its own for Lion",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.optimizer.emerging_optimizers:_default_adam_based_eopt_config_to_kwargs": "136acdae435e",
+            "megatron.core.optimizer.emerging_optimizers:EmergingOptimizerEntry": "55be225264a3",
+        },
+    ),
+    Change(
+        ours="megatron.patches.whole_tensors",
+        why="Optimizer state that is spread by whole tensors is wrapped and saved in bfloat16 alone.",
+        until="LayerWiseDistributedOptimizer wraps and saves float32 parameters too",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.__init__": "7484d33bd006",
+            f"{_FLOAT16_OPTIMIZER}.sharded_state_dict": "20365b6e786a",
         },
     ),
     Change(

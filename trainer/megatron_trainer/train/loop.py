@@ -46,7 +46,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
                 state = validate(run, state)
             break
         rate = learning_rate(run.schedule, state.iteration)
-        optim.set_learning_rate(run.engine.optimizer, rate, run.args.weight_decay)
+        optim.set_learning_rates(run.engine.optimizer, run.schedule, state.iteration, run.args.weight_decay)
         result = train_step(
             run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
         )

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from megatron.core.distributed import (
     DistributedDataParallel,
@@ -13,7 +15,10 @@ from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_mega
 from megatron.core.transformer.module import Float16Module
 
 from megatron_trainer.engine import Engine
+from megatron_trainer.megatron.patches import lion, whole_tensors
 from megatron_trainer.models.extra import configuration
+from megatron_trainer.train.schedule import Schedule, learning_rate
+from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
@@ -21,13 +26,16 @@ FIRST_LOSS_SCALE = 2.0**16
 """In float16. Each step that overflows halves it and is lost; from megatron-core's 2**32 some twenty would be."""
 
 
-def wrap(models: list[GPTModel], args: TrainArgs, *, learning_rate: float) -> Engine:
+def wrap(models: list[GPTModel], args: TrainArgs, *, peak: float) -> Engine:
     """The engine for models whose trainable parameters are already chosen (adapters added, others frozen)."""
     config = models[0].config
     chunks = [_data_parallel(model, args, is_first=index == 0) for index, model in enumerate(models)]
     if not args.no_gradient_accumulation_fusion:
         _fuse_gradient_sums(chunks)
-    optimizer = get_megatron_optimizer(optimizer_config(args, config.params_dtype, learning_rate), chunks)
+    if derive.is_matrix_optimizer(args):
+        lion.install()
+        whole_tensors.install()
+    optimizer = get_megatron_optimizer(optimizer_config(args, config.params_dtype, peak), chunks)
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if args.overlap_grad_reduce:
@@ -45,12 +53,14 @@ def _fuse_gradient_sums(chunks: list[DistributedDataParallel]) -> None:
             module.fuse_wgrad_accumulation = True
 
 
-def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: float) -> OptimizerConfig:
+def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, peak: float) -> OptimizerConfig:
     """Megatron's optimizer settings for our arguments."""
     fields = {
-        "optimizer": args.optimizer,
-        "lr": learning_rate,
+        "optimizer": args.optimizer.removeprefix("dist_"),
+        "lr": peak,
         "min_lr": args.min_lr,
+        "decoupled_lr": args.decoupled_lr,
+        "decoupled_min_lr": args.decoupled_min_lr,
         "weight_decay": args.weight_decay,
         "adam_beta1": args.adam_beta1,
         "adam_beta2": args.adam_beta2,
@@ -58,10 +68,13 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: 
         "sgd_momentum": args.sgd_momentum,
         "clip_grad": args.clip_grad,
         "fp16": params_dtype == torch.float16,
-        "bf16": params_dtype == torch.bfloat16,
+        # What spreads whole tensors wraps its parts under this switch alone: patches.whole_tensors tells the types.
+        "bf16": params_dtype == torch.bfloat16 or derive.spreads_whole_tensors(args),
         "params_dtype": params_dtype,
-        "use_distributed_optimizer": args.use_distributed_optimizer,
-        "overlap_param_gather": args.overlap_param_gather and args.use_distributed_optimizer,
+        **_of_matrices(args),
+        "use_distributed_optimizer": derive.spreads_elements(args),
+        "use_layer_wise_distributed_optimizer": derive.spreads_whole_tensors(args),
+        "overlap_param_gather": args.overlap_param_gather and derive.spreads_elements(args),
         "use_precision_aware_optimizer": args.use_precision_aware_optimizer,
         "main_grads_dtype": DTYPES[args.main_grads_dtype],
         # Whole float32 values: a checkpoint that fits every layout cannot hold what 16 bits leave over.
@@ -77,10 +90,33 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, learning_rate: 
     return configuration(OptimizerConfig, fields, extra)
 
 
-def set_learning_rate(optimizer: MegatronOptimizer, learning_rate: float, weight_decay: float) -> None:
-    """Sets every group's rate and decay for the next step; biases and one-dimensional weights do not decay."""
+def _of_matrices(args: TrainArgs) -> dict[str, object]:
+    """The numbers of Muon and Lion."""
+    return {
+        "muon_momentum": args.muon_momentum,
+        "muon_split_qkv": args.muon_split_qkv,
+        "muon_nesterov": args.muon_use_nesterov,
+        "muon_scale_mode": args.muon_scale_mode,
+        "muon_fp32_matmul_prec": args.muon_fp32_matmul_prec,
+        "muon_num_ns_steps": args.muon_num_ns_steps,
+        "muon_tp_mode": args.muon_tp_mode,
+        "muon_extra_scale_factor": args.muon_extra_scale_factor,
+        "lion_beta1": args.lion_beta1,
+        "lion_beta2": args.lion_beta2,
+    }
+
+
+def set_learning_rates(
+    optimizer: MegatronOptimizer, schedule: Schedule, completed_steps: int, weight_decay: float
+) -> None:
+    """Sets every group's rate and decay for the step that follows `completed_steps`.
+
+    A group with a peak or floor of its own (decoupled_lr) follows the same schedule between these. Biases and
+    one-dimensional weights do not decay.
+    """
     for group in optimizer.param_groups:
-        group["lr"] = learning_rate
+        own = replace(schedule, peak=group["max_lr"], floor=group["min_lr"])
+        group["lr"] = learning_rate(own, completed_steps)
         group["weight_decay"] = weight_decay * group.get("wd_mult", 1.0)
 
 
@@ -88,9 +124,9 @@ def _data_parallel(model: GPTModel, args: TrainArgs, *, is_first: bool) -> Distr
     config = model.config
     is_half = config.params_dtype != torch.float32
     ddp_config = DistributedDataParallelConfig(
-        use_distributed_optimizer=args.use_distributed_optimizer,
+        use_distributed_optimizer=derive.spreads_elements(args),
         overlap_grad_reduce=args.overlap_grad_reduce,
-        overlap_param_gather=args.overlap_param_gather and args.use_distributed_optimizer,
+        overlap_param_gather=args.overlap_param_gather and derive.spreads_elements(args),
         grad_reduce_in_fp32=args.main_grads_dtype == "fp32",
         check_for_nan_in_grad=False,  # the loop checks the loss on all ranks and says which step it was
     )

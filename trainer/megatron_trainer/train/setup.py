@@ -202,7 +202,7 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_ori
         check_loadable(models, spec, args)
     else:
         freeze(models, args)
-    return optim.wrap(models, args, learning_rate=derive.learning_rate(args))
+    return optim.wrap(models, args, peak=derive.learning_rate(args))
 
 
 def _model_and_tokenizer(args: TrainArgs) -> tuple[ModelSpec, PreTrainedTokenizerBase]:

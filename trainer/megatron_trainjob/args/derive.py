@@ -71,6 +71,21 @@ def learning_rate(args: TrainArgs) -> float:
     return 1e-4 if args.train_type == "lora" else 1e-5
 
 
+def is_matrix_optimizer(args: TrainArgs) -> bool:
+    """Whether the optimizer is one of emerging-optimizers, whose state is spread by whole tensors if at all."""
+    return args.optimizer in ("muon", "dist_muon", "lion")
+
+
+def spreads_whole_tensors(args: TrainArgs) -> bool:
+    """Whether each data-parallel rank keeps the optimizer state of whole tensors of its own."""
+    return is_matrix_optimizer(args) and (args.use_distributed_optimizer or args.optimizer == "dist_muon")
+
+
+def spreads_elements(args: TrainArgs) -> bool:
+    """Whether each data-parallel rank keeps the optimizer state of an equal share of all elements."""
+    return args.use_distributed_optimizer and not is_matrix_optimizer(args)
+
+
 def items_per_epoch(args: TrainArgs, num_items: int, data_parallel_size: int) -> int:
     """Items of an epoch that are trained: the last incomplete micro-step is dropped, N // s * s."""
     samples = samples_per_micro_step(args, data_parallel_size)

@@ -82,11 +82,10 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
     ),
     "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
 }
-_EMERGING = "needs the package emerging-optimizers, which the trainer image does not hold; use adam"
 # Values that other programs know, with what is said of them instead of a list of the known ones.
 OTHER_VALUES: dict[tuple[str, str], str] = {
     **{("rlhf_type", kind): f"{kind} belongs to a method {GENERATION}" for kind in ("grpo", "gkd", "ppo")},
-    **{("optimizer", kind): f"{kind} {_EMERGING}" for kind in ("muon", "dist_muon", "adaptive_muon", "lion")},
+    ("optimizer", "adaptive_muon"): "adaptive_muon keeps a state that no checkpoint here holds; use muon",
     ("train_type", "lora_llm"): f"lora_llm belongs to models with images, {PIXELS}",
 }
 OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images": ("video_", "fps_", "image_")}

@@ -18,6 +18,7 @@ from megatron_trainjob.args.groups.export import Export
 from megatron_trainjob.args.groups.fp8 import Fp8
 from megatron_trainjob.args.groups.learning_rate import LearningRate
 from megatron_trainjob.args.groups.logging import Logging
+from megatron_trainjob.args.groups.matrix_optimizer import MatrixOptimizer
 from megatron_trainjob.args.groups.mixed_precision import MixedPrecision
 from megatron_trainjob.args.groups.mla import LatentAttention
 from megatron_trainjob.args.groups.model import Model
@@ -35,6 +36,7 @@ GROUPS: dict[str, type] = {
     "training": Training,
     "learning_rate": LearningRate,
     "regularization": Regularization,
+    "matrix_optimizer": MatrixOptimizer,
     "checkpoint": Checkpoint,
     "distributed": Distributed,
     "logging": Logging,
@@ -84,6 +86,7 @@ class TrainArgs(  # last group first: dataclass fields follow the reversed order
     Logging,
     Distributed,
     Checkpoint,
+    MatrixOptimizer,
     Regularization,
     LearningRate,
     Training,

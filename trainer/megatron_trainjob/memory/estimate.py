@@ -73,6 +73,8 @@ class _Held:
 
     dense: float
     expert: float
+    edge: float
+    """Of the dense ones, those of the embedding and the output layer."""
 
     @property
     def total(self) -> float:
@@ -166,26 +168,40 @@ def _held(args: TrainArgs, layers: list[LayerParameters], edge: float) -> _Held:
     return _Held(
         dense=sum(layer.tensor / tensor + layer.whole for layer in layers) + edge,
         expert=sum(layer.expert / expert_ranks for layer in layers),
+        edge=edge,
     )
 
 
 def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_bytes: int) -> float:
-    """Main parameters (unless training is in float32) and moments, split by the distributed optimizer.
+    """Main parameters (unless training is in float32) and moments, split over data-parallel ranks where args say so.
 
-    Adam keeps two moments, SGD one. The distributed optimizer splits over data and context ranks together, expert
-    parameters over the copies of the experts.
+    It is split over data and context ranks together, expert parameters over the copies of the experts.
     """
     main = STATE_BYTES[args.main_params_dtype] if element_bytes == 2 else 0
-    moments = STATE_BYTES[args.exp_avg_dtype] + STATE_BYTES[args.exp_avg_sq_dtype]
-    if args.optimizer == "sgd":
-        moments = FLOAT32_BYTES if args.sgd_momentum else 0
-    dense, expert = trained.dense, trained.expert
-    if args.use_distributed_optimizer:
+    moments, more_at_edge = _moment_bytes(args)
+    dense, expert, edge = trained.dense, trained.expert, trained.edge
+    if args.use_distributed_optimizer or derive.spreads_whole_tensors(args):
         copies = derive.data_parallel_size(args, world_size) * args.context_parallel_size
-        dense /= copies
+        dense, edge = dense / copies, edge / copies
         expert /= derive.expert_data_parallel_size(args, world_size) if expert else 1
     on_gpu = 1 - args.optimizer_offload_fraction if args.optimizer_cpu_offload else 1
-    return (dense + expert) * (main + moments) * on_gpu
+    return ((dense + expert) * (main + moments) + edge * more_at_edge) * on_gpu
+
+
+def _moment_bytes(args: TrainArgs) -> tuple[int, int]:
+    """(bytes of the moments of a parameter, how many more one of the embedding or the output layer has).
+
+    Adam keeps two moments, SGD and Lion one; Muon keeps one of matrices and leaves the rest to Adam.
+    """
+    match args.optimizer:
+        case "adam":
+            return STATE_BYTES[args.exp_avg_dtype] + STATE_BYTES[args.exp_avg_sq_dtype], 0
+        case "sgd":
+            return FLOAT32_BYTES if args.sgd_momentum else 0, 0
+        case "lion":
+            return FLOAT32_BYTES, 0
+        case "muon" | "dist_muon":
+            return FLOAT32_BYTES, FLOAT32_BYTES
 
 
 def _activation_bytes(

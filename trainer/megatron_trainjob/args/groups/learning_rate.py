@@ -17,6 +17,18 @@ class LearningRate:
         featured=True,
         status="works",
     )
+    decoupled_lr: float | None = arg(
+        None,
+        "Peak learning rate of the embedding and the output layer, where they train; unset: lr.",
+        gt=0,
+        status="works",
+    )
+    decoupled_min_lr: float | None = arg(
+        None,
+        "Learning rate of these at the end of the decay; unset: min_lr.",
+        ge=0,
+        status="works",
+    )
     lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = arg(
         "cosine",
         'Shape of the learning rate after warmup; "WSD" stays at the peak and falls in the last lr_wsd_decay_iters.',

@@ -159,9 +159,12 @@ class Training:
         featured=True,
         status="works on GPU only",
     )
-    optimizer: Literal["adam", "sgd"] = arg(
+    optimizer: Literal["adam", "sgd", "muon", "dist_muon", "lion"] = arg(
         "adam",
-        '"adam" is AdamW with decoupled weight decay.',
+        (
+            '"adam" is AdamW with decoupled weight decay; "muon" orthogonalizes updates of matrices; "dist_muon" '
+            "always spreads its state over data-parallel ranks, the others with use_distributed_optimizer."
+        ),
         status="works",
     )
     optimizer_cpu_offload: bool = arg(

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.rules.batch import PARALLEL_SIZES
-from megatron_trainjob.args.rules.condition import above, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
+from megatron_trainjob.args.rules.condition import above, is_, is_set, one_of
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 
@@ -209,6 +209,12 @@ RULES = (
         "parameter_overlap_needs_the_distributed_optimizer",
         is_("overlap_param_gather", True),
         is_("use_distributed_optimizer", True),
+    ),
+    idle_with(
+        "parameter_overlap_is_of_adam",
+        is_("overlap_param_gather", True),
+        one_of("optimizer", "muon", "dist_muon", "lion"),
+        because="whole tensors are gathered right after the step",
     ),
     needs(
         "parameter_overlap_needs_gradient_overlap",

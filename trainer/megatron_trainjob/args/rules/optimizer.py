@@ -3,10 +3,21 @@
 from __future__ import annotations
 
 from megatron_trainjob.args import derive
-from megatron_trainjob.args.rules.condition import above, changed, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, idle_without, needs
+from megatron_trainjob.args.rules.condition import above, changed, is_, is_set, one_of
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
+MUON = ("muon", "dist_muon")
+OF_MUON = (
+    "muon_momentum",
+    "muon_split_qkv",
+    "muon_use_nesterov",
+    "muon_scale_mode",
+    "muon_fp32_matmul_prec",
+    "muon_num_ns_steps",
+    "muon_tp_mode",
+    "muon_extra_scale_factor",
+)
 LOW_PRECISION_STATE = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
@@ -15,6 +26,25 @@ def the_learning_rate_falls(facts: Facts) -> str:
     """min_lr <= lr."""
     peak = derive.learning_rate(facts.args)
     return "" if facts.args.min_lr <= peak else f"is above the peak learning rate {peak:g}; use a smaller one"
+
+
+@rule("decoupled_min_lr", "decoupled_lr", "min_lr")
+def the_other_learning_rate_falls(facts: Facts) -> str:
+    """decoupled_min_lr (else min_lr) <= decoupled_lr."""
+    args = facts.args
+    peak, floor = args.decoupled_lr, args.min_lr if args.decoupled_min_lr is None else args.decoupled_min_lr
+    if peak is None or floor <= peak:
+        return ""
+    return f"gives {floor:g} as the end of a rate whose peak decoupled_lr is {peak:g}; set a smaller one"
+
+
+@rule("optimizer", "fp16", "bf16", "torch_dtype", needs_model=True)
+def a_matrix_optimizer_has_no_loss_scale(facts: Facts) -> str:
+    """muon and lion train in bfloat16 or float32."""
+    fp16, _ = derive.fp16_bf16(facts.args, facts.config)
+    if not fp16 or not derive.is_matrix_optimizer(facts.args):
+        return ""
+    return "does not train in float16, whose loss Megatron-Core scales for adam and sgd only; set bf16: true"
 
 
 @rule("lr_warmup_iters", "lr_decay_iters", "train_iters")
@@ -47,6 +77,7 @@ RULES = (
         for name in ("lr_wsd_decay_style", "lr_wsd_decay_iters")
     ),
     the_learning_rate_falls,
+    the_other_learning_rate_falls,
     the_warmup_is_shorter_than_the_decay,
     the_warmup_leaves_something_to_decay,
     needs(
@@ -56,9 +87,24 @@ RULES = (
         because="Megatron-Core's distributed optimizer stores Adam's state only",
     ),
     idle_without("momentum_belongs_to_sgd", changed("sgd_momentum"), is_("optimizer", "sgd")),
-    idle_without("first_beta_belongs_to_adam", changed("adam_beta1"), is_("optimizer", "adam")),
-    idle_without("second_beta_belongs_to_adam", changed("adam_beta2"), is_("optimizer", "adam")),
-    idle_without("epsilon_belongs_to_adam", changed("adam_eps"), is_("optimizer", "adam")),
+    *(
+        idle_without(f"{rule}_belongs_to_adam", changed(name), one_of("optimizer", "adam", *MUON))
+        for rule, name in (("first_beta", "adam_beta1"), ("second_beta", "adam_beta2"), ("epsilon", "adam_eps"))
+    ),
+    *(idle_without(f"{name}_belongs_to_muon", changed(name), one_of("optimizer", *MUON)) for name in OF_MUON),
+    idle_without("a_tensor_parallel_mode_needs_ranks", changed("muon_tp_mode"), above("tensor_model_parallel_size", 1)),
+    *(
+        idle_without(f"{name}_belongs_to_lion", changed(name), is_("optimizer", "lion"))
+        for name in ("lion_beta1", "lion_beta2")
+    ),
+    idle_with(
+        "dist_muon_is_always_spread",
+        is_("use_distributed_optimizer", False),
+        is_("optimizer", "dist_muon"),
+        because="it is what spreads the state; write muon",
+    ),
+    idle_without("a_floor_of_the_other_rate_needs_that_rate", is_set("decoupled_min_lr"), is_set("decoupled_lr")),
+    a_matrix_optimizer_has_no_loss_scale,
     idle_without(
         "an_offload_fraction_needs_offload",
         changed("optimizer_offload_fraction"),

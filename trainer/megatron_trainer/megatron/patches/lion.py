@@ -1,0 +1,27 @@
+"""Lion as it is known: for every parameter, with betas of its own.
+
+megatron-core's registry of optimizers takes Lion as any other of emerging-optimizers: for matrices alone, beside Adam
+for the rest, and with Adam's betas.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+
+def install() -> None:
+    """Enters Lion anew."""
+    from emerging_optimizers.scalar_optimizers import Lion
+    from megatron.core.optimizer import emerging_optimizers as registry
+
+    registry._EMERGING_OPTIMIZERS["lion"] = registry.EmergingOptimizerEntry(
+        optimizer_cls=Lion, config_to_kwargs=_settings, default_param_overrides={}
+    )
+
+
+def _settings(config: Any, _chunks: object, _groups: object) -> dict[str, Any]:  # noqa: ANN401 - of megatron-core
+    return {
+        "lr": config.lr,
+        "weight_decay": config.weight_decay,
+        "betas": (config.lion_beta1, config.lion_beta2),
+    }
