@@ -11,7 +11,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+from megatron_operator import manifest
 from megatron_operator.cli import main
+from megatron_operator.process.controller import Jobs
 from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
 
 CASES = {
@@ -325,3 +327,25 @@ def test_what_an_initializer_fetches_need_not_be_there(here, capsys):
     }
     assert main(["validate", write(here, changes), "--output", "json", "--volume", f"disk={here}"]) == 0
     capsys.readouterr()
+
+
+@pytest.mark.parametrize("text", ["1.5.3", "1..2", ".", "+", "1e9999999999", "8\n", "1Gi ", "9" * 5000])
+def test_what_is_no_quantity_is_refused_whatever_it_looks_like(text):
+    wrong = manifest.parse(raw({"resourcesPerNode": {"limits": {"memory": text}}}), default_image="x")
+    assert "spec.resourcesPerNode.limits.memory" in [violation.path for violation in wrong]
+
+
+def test_a_manifest_that_ends_its_reader_fails_the_new_job_and_harms_none_that_was_read(monkeypatch):
+    """A defect of the operator is shown on the job instead of in its log alone."""
+
+    def break_down(*_, **__):
+        raise ArithmeticError("no such number")
+
+    monkeypatch.setattr(manifest, "parse", break_down)
+    jobs = Jobs()
+    jobs.put(raw(resourceVersion="1"))
+    (violation,) = jobs.parse(("team", "tune"))
+    assert "ArithmeticError" in violation.message
+    jobs.put({**raw(resourceVersion="2", generation=9), "status": {"phase": "Running"}})
+    with pytest.raises(ArithmeticError):
+        jobs.parse(("team", "tune"))

@@ -144,7 +144,7 @@ class Spec:
             'Processes in each pod. "auto" is the number of devices in the limits (GPUs of NVIDIA whole, shared or '
             "MIG, of AMD and Intel; Gaudi), or 1. Devices of resource claims are not counted.",
             default="auto",
-            pattern=r"^(auto|[1-9][0-9]*)$",
+            pattern=r"^(auto|[1-9][0-9]{0,3})$",
         ),
     )
     resources: Object = declared(

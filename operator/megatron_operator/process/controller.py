@@ -234,11 +234,17 @@ class Controller:
 
 
 def _parsed(raw: Object, trainer_image: str) -> Parsed:
-    """The job as values, or what is wrong with it; also where it is nested deeper than Python goes."""
+    """The job as values, or what is wrong with it, also where it is nested too deeply or meets a defect of ours."""
     try:
         return manifest.parse(raw, default_image=trainer_image)
     except RecursionError:
         message = "is nested too deeply; no field of a pod lies deeper than a few dozen levels"
+        return (Violation(path="spec", value=None, message=message),)
+    except Exception as error:
+        if raw.get("status"):  # it was read once: what runs is no worse for a defect of a newer operator
+            raise
+        logger.exception("manifest not read namespace=%s job=%s", *key_of(raw))
+        message = f"ended the operator's reader ({type(error).__name__}), which is a defect of the operator; report it"
         return (Violation(path="spec", value=None, message=message),)
 
 

@@ -18,23 +18,27 @@ SUFFIXES: dict[str, Decimal] = {
     "E": Decimal(10) ** 18,
     **{f"{letter}i": Decimal(1024) ** (power + 1) for power, letter in enumerate("KMGTPE")},
 }
-PATTERN = r"^([+-]?[0-9.]+)([eE][+-]?[0-9]+|[numkMGTPE]|[KMGTPE]i)?$"
+MAX_CHARACTERS = 64
+PATTERN = r"([+-]?(?:[0-9]+\.?[0-9]*|\.[0-9]+))([eE][+-]?[0-9]{1,3}|[numkMGTPE]|[KMGTPE]i)?"
 
 
 def amount(text: str) -> Decimal:
     """The number that a quantity stands for. Raises ValueError for invalid text."""
-    match = re.match(PATTERN, text)
-    if match is None:
-        raise ValueError(f"{text!r} is not a quantity such as 8, 500m or 64Gi")
-    number, suffix = match.group(1), match.group(2) or ""
+    number, suffix = _parts(text)
     if suffix[:1] in ("e", "E") and len(suffix) > 1:
         return Decimal(number + suffix)
     return Decimal(number) * SUFFIXES[suffix]
 
 
 def multiplied(text: str, count: int) -> str:
-    """The quantity times a count, in the same unit."""
-    match = re.match(PATTERN, text)
+    """The quantity times a count, in the same unit. Raises ValueError for invalid text."""
+    number, suffix = _parts(text)
+    return f"{Decimal(number) * count:f}{suffix}"
+
+
+def _parts(text: str) -> tuple[str, str]:
+    """Number and suffix of a quantity."""
+    match = re.fullmatch(PATTERN, text) if len(text) <= MAX_CHARACTERS else None
     if match is None:
-        raise ValueError(f"{text!r} is not a quantity such as 8, 500m or 64Gi")
-    return f"{Decimal(match.group(1)) * count:f}{match.group(2) or ''}"
+        raise ValueError(f"{text[:MAX_CHARACTERS]!r} is not a quantity such as 8, 500m or 64Gi")
+    return match[1], match[2] or ""
