@@ -418,6 +418,16 @@ def test_answers_in_a_prompt_are_given_and_those_of_a_conversation_trained():
     assert [message.loss for message in chosen.messages] == [None, False, None, None]
 
 
+@pytest.mark.parametrize("name", ["rejected_messages", "rejected", "rejected_response"])
+def test_a_rejected_answer_alone_has_the_question_of_the_chosen_one(name):
+    asked = [{"role": "system", "content": "s"}, {"role": "user", "content": "2+2?"}]
+    row = {"messages": [*asked, {"role": "assistant", "content": "4"}]}
+    rejected = "5" if name == "rejected_response" else [{"role": "assistant", "content": "5"}]
+    conversation = recognize({**row, name: rejected}, PREFERENCE)
+    told = [(message.role, message.content) for message in conversation.rejected]
+    assert told == [("system", "s"), ("user", "2+2?"), ("assistant", "5")]
+
+
 def test_several_texts_in_one_place_are_not_glued():
     for row in (
         {"messages": [{"role": "user", "content": ["a", "b"]}, {"role": "assistant", "content": "c"}]},

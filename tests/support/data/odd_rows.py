@@ -35,7 +35,10 @@ NEIGHBORS = ("context_note", "Reference", "explanation", "category", "mood", "qu
 
 @dataclass(frozen=True)
 class Word:
-    """A word of a row and where it belongs. is_ordered: after the one before it."""
+    """A word of a row and where it belongs.
+
+    is_ordered: after the one before it; a first system prompt is not, which Mistral's templates print with a question.
+    """
 
     text: str
     place: Place
@@ -122,7 +125,7 @@ class OddRows:
         question = self._name("query", "prompt", "instruction", "question", "problem")
         answer = self._name("response", "answer", "output", "completion", "target", "solution")
         if self._maybe(0.3):
-            fields[self._name("system", "system_prompt")] = self._prose("given")
+            fields[self._name("system", "system_prompt")] = self._prose("given", is_ordered=False)
         if not self._is_flat and self._maybe(0.25):
             rounds = [[self._prose("given"), self._prose("trained")] for _ in range(self._random.randint(1, 2))]
             fields["history"] = rounds if self._is_uniform else self._one_of(rounds, json.dumps(rounds), repr(rounds))
@@ -176,18 +179,20 @@ class OddRows:
             turn[self._one_of(*THOUGHTS)] = self._word("unread", is_ordered=False)
         return turn
 
-    def _said(self, place: Place) -> object:
+    def _said(self, place: Place, *, is_ordered: bool = True) -> object:
         if self._maybe(0.7):
-            return self._prose(place)
-        return [{"type": "text", "text": self._prose(place)} for _ in range(self._one_of(1, 1, 2))]
+            return self._prose(place, is_ordered=is_ordered)
+        return [
+            {"type": "text", "text": self._prose(place, is_ordered=is_ordered)} for _ in range(self._one_of(1, 1, 2))
+        ]
 
     def _turns(self) -> Odd:
         turns: list[Fields] = []
         fields: Fields = {}
         if self._maybe(0.2):
-            fields["system"] = self._prose("given")
+            fields["system"] = self._prose("given", is_ordered=False)
         elif self._maybe(0.35):
-            turns.append(self._turn("system", self._said("given")))
+            turns.append(self._turn("system", self._said("given", is_ordered=False)))
         if self._maybe(0.03):
             turns.append(self._turn("assistant", self._prose("trained")))
         uses_tools = self._maybe(0.4)
@@ -296,7 +301,7 @@ class OddRows:
     def _split_turns(self) -> Odd:
         asked: list[Fields] = []
         if self._maybe(0.3):
-            asked.append(self._turn("system", self._prose("given")))
+            asked.append(self._turn("system", self._prose("given", is_ordered=False)))
         if self._maybe(0.3):
             asked += [self._turn("user", self._prose("given")), self._turn("assistant", self._prose("masked"))]
         if asked or self._maybe(0.5):

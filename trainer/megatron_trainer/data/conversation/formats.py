@@ -315,7 +315,9 @@ def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
         rejected = _with_prompt(row, name)
     else:
         answer = Message(role="assistant", content=text_of(row[name], name))
-        rejected = (*_prompt_of(chosen), answer)
+        rejected = (answer,)
+    if not _asks(rejected):
+        rejected = (*_prompt_of(chosen), *(message for message in rejected if message.role != "system"))
     if chosen[0].role == "system" and rejected[0].role != "system":
         rejected = (chosen[0], *rejected)
     if rejected == chosen:
