@@ -252,6 +252,15 @@ def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
     return model_value(args, hf_config, "moe_shared_expert_intermediate_size") or 0
 
 
+def has_dense_layers(hf_config: Mapping[str, Any]) -> bool:
+    """Whether a model with experts has layers without any, as its family reads config.json."""
+    try:
+        layers = families.read(hf_config).expert_layers
+    except ValueError:  # families/check.py says why
+        return False
+    return not all(layers)
+
+
 def expert_width(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
     """Feed-forward width of one expert, that of a dense block when there is no other; None when unknown."""
     own: int | None = model_value(args, hf_config, "moe_ffn_hidden_size")

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Any
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
@@ -91,21 +89,15 @@ def adapters_have_a_form_that_peft_loads(facts: Facts) -> str:
     if args.train_type != "lora" or args.merge_lora or args.target_regex:
         return ""
     everywhere = {"all-linear", "linear_fc1", "linear_fc2"} & set(args.target_modules)
-    if not everywhere or not derive.num_experts(args, config) or config.get("model_type") == "mixtral":
+    if not everywhere or not derive.num_experts(args, config):
         return ""
     others = "shared experts" if derive.shared_expert_size(args, config) else "dense layers"
-    if others == "dense layers" and not _has_dense_layers(config):
+    if others == "dense layers" and not derive.has_dense_layers(config):
         return ""
     return (
         f"adapts the routed experts and the {others} of the model, whose adapters peft takes for each other and drops; "
         "set merge_lora: true to get the whole model, or name linear_qkv and linear_proj (or a target_regex) instead"
     )
-
-
-def _has_dense_layers(config: Mapping[str, Any]) -> bool:
-    """Whether some layers of a model with experts have none."""
-    keys = ("first_k_dense_replace", "mlp_only_layers")
-    return any(bool(config.get(key)) for key in keys) or (config.get("decoder_sparse_step") or 1) > 1
 
 
 FULL = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full")
