@@ -47,6 +47,8 @@ def check(directory: Path, record: Any, *, packed: bool = False, **settings: Any
 
 @pytest.mark.parametrize("name", sorted(tiny_model.MODELS))
 def test_every_family_on_transformer_engine_equals_transformers(name: str, model_root: Path, record_property):
+    if not tiny_model.is_known_to_transformers(name):
+        pytest.skip(f"this version of transformers has no code for {name}")
     check(tiny_model.make(name, model_root), record_property)
 
 

@@ -201,6 +201,14 @@ def config_of(name: str, **settings: Any) -> Any:
     return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **{**_DECODER, **own, **settings})
 
 
+def is_known_to_transformers(name: str) -> bool:
+    """Whether the installed version has this family's code."""
+    from transformers import CONFIG_MAPPING
+
+    kind, _ = MODELS[name]
+    return (FAMILIES[kind].transformers_type or kind) in CONFIG_MAPPING
+
+
 def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[str, Any]) -> None:
     import torch
     from transformers import AutoModelForCausalLM

@@ -108,8 +108,22 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
     merged = models if len(engine.models) > 1 else models["model"]
     state: StateDict = engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
     if is_split_over_ranks(engine) and not is_loading:
+        _leave_out_classes(state)
         _count_steps_alike(state)
     return state
+
+
+def _groups(state: StateDict) -> list[StateDict]:
+    """The groups of parameters of every part of the optimizer."""
+    parts = [state] if "optimizer" in state else state.values()
+    return [group for part in parts for group in part["optimizer"]["param_groups"]]
+
+
+def _leave_out_classes(state: StateDict) -> None:
+    """An offloaded optimizer's groups name the classes that step them, and a checkpoint holds plain values only."""
+    for group in _groups(state):
+        for name in [name for name, value in group.items() if isinstance(value, type)]:
+            del group[name]
 
 
 def _count_steps_alike(state: StateDict) -> None:
@@ -118,8 +132,7 @@ def _count_steps_alike(state: StateDict) -> None:
     The first rank's numbers are saved for all, and it knows none for parameters that only other ranks have: experts
     where the first stage has none.
     """
-    parts = [state] if "optimizer" in state else state.values()
-    groups = [group for part in parts for group in part["optimizer"]["param_groups"]]
+    groups = _groups(state)
     steps = [0.0] * dist.get_world_size()
     dist.all_gather_object(steps, max((group.get("step") or 0 for group in groups), default=0))
     for group in groups if max(steps) else ():

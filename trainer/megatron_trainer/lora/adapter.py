@@ -76,6 +76,18 @@ class Adapter(torch.nn.Module, ABC):
     active: bool = True
     originals: list[tuple[torch.nn.Parameter, torch.Tensor]] | None = None
 
+    def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """(x for the module, this adapter's low-rank product of it if it makes that from the same read)."""
+        return x, None
+
+    def add_to(
+        self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
+    ) -> torch.Tensor:
+        """The module's output y with what the adapter adds. seen: what the module's weight saw; low: from `branch`."""
+        assert low is None
+        added: torch.Tensor = self(seen, *args)
+        return y + added
+
     @abstractmethod
     def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
         """The weights of the adapted module `base`, each with its A and B."""

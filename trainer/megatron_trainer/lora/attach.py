@@ -83,15 +83,21 @@ def _bias_outside_class(base: type) -> type:
 
 def _with_adapter(base_forward: Forward) -> Forward:
     @functools.wraps(base_forward)
-    def forward(self: torch.nn.Module, x: torch.Tensor, *args: object, **kwargs: object) -> Output:
-        result, seen = _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)
+    def forward(self: torch.nn.Module, x: torch.Tensor, *args: torch.Tensor, **kwargs: object) -> Output:
         adapter = adapter_of(self)
         if not adapter.active:
-            return result
-        added = adapter(seen, *args) if hasattr(self, "num_gemms") else adapter(seen)
-        if _gathers_output(self, kwargs):
-            added = gather_from_tensor_model_parallel_region(added, group=adapter.group)
-        return (result[0] + added, *result[1:]) if isinstance(result, tuple) else result + added
+            return _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)[0]
+        gathers, low = _gathers_output(self, kwargs), None
+        if not gathers and not getattr(self, _RETURNS_NORM, False):
+            x, low = adapter.branch(x)
+        result, seen = _without_norm_output(self, base_forward(self, x, *args, **kwargs), x)
+        y = result[0] if isinstance(result, tuple) else result
+        counts = args if hasattr(self, "num_gemms") else ()  # tokens of each expert
+        if gathers:
+            y = y + gather_from_tensor_model_parallel_region(adapter(seen, *counts), group=adapter.group)
+        else:
+            y = adapter.add_to(y, seen, low, *counts)
+        return (y, *result[1:]) if isinstance(result, tuple) else y
 
     return forward
 

@@ -27,6 +27,7 @@ from megatron.core.tensor_parallel.mappings import (
 )
 from megatron.core.tensor_parallel.random import get_cuda_rng_tracker, get_expert_parallel_rng_tracker_name
 
+from megatron_trainer.lora import fused
 from megatron_trainer.lora.adapter import Adapter, Offsets, Pair, Settings
 from megatron_trainer.lora.placement import Placement
 from megatron_trainer.lora.sharding import sharded_pair
@@ -50,6 +51,27 @@ class LinearAdapter(Adapter):
         """What the adapter adds to the linear's output, split like that output. x: what the linear saw."""
         low = torch.nn.functional.linear(self._dropped(x), self.A) * self.settings.scale
         return torch.nn.functional.linear(_exchanged(low, self.place), self.B)
+
+    def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """On a GPU the product with A, in one pass over x forwards and one backwards."""
+        if not fused.fits(x, self.A):
+            return x, None
+        dropout = self.settings.dropout if self.training else 0.0
+        with dropout_generator(self.place) if dropout else nullcontext():
+            return fused.branch(x, self.A, scale=self.settings.scale, dropout=dropout)
+
+    def add_to(
+        self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
+    ) -> torch.Tensor:
+        """The output y with what the adapter adds, in y's memory where the kernels run."""
+        if low is None:  # not from `branch`: a fused norm's output, or no kernels here
+            _, low = self.branch(seen)
+        if low is None:
+            return super().add_to(y, seen, None, *args)
+        low = _exchanged(low, self.place)
+        if y.dtype == low.dtype and y.is_contiguous():
+            return fused.add_up(y, low, self.B)
+        return y + torch.nn.functional.linear(low, self.B)
 
     def pairs(self, base: torch.nn.Module) -> Iterator[Pair]:
         """The weight of `base` and its A and B."""

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import torch
+import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
 from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
@@ -23,8 +25,18 @@ from megatron_trainjob.args.tree import TrainArgs
 
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 """(logits [N, 1, V], labels [N, 1] >= 0) -> losses [N, 1] in nats, float32, over all tensor-parallel ranks."""
-FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": te_parallel_cross_entropy}
-"""By cross_entropy_fusion_impl: (logits [N, 1, V], labels [N, 1], group) -> losses [N, 1]. TE's needs a GPU."""
+
+
+def _of_transformer_engine(logits_N1V: Tensor, labels_N1: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """TransformerEngine's kernel, which needs a GPU and takes no float16."""
+    if logits_N1V.dtype == torch.float16:
+        logits_N1V = logits_N1V.float()
+    losses: Tensor = te_parallel_cross_entropy(logits_N1V, labels_N1, group)
+    return losses
+
+
+FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": _of_transformer_engine}
+"""By cross_entropy_fusion_impl: (logits [N, 1, V], labels [N, 1], group) -> losses [N, 1]."""
 
 
 def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_processor: Callable[..., Any]) -> Any:  # noqa: ANN401 - a tensor, or what the processor gives

@@ -1,0 +1,35 @@
+"""The fused products of adapters, by Triton's interpreter: what their kernels compute, without a GPU."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+pytest.importorskip("triton")
+
+TOLERANCE = 1e-3
+"""Of numbers in float16, summed in float32."""
+
+
+@pytest.fixture(scope="module")
+def lines() -> list[dict]:
+    command = [sys.executable, "-m", "tests.support.models.adapter_products"]
+    environment = {**os.environ, "TRITON_INTERPRET": "1", "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def test_output_and_gradients_equal_the_same_in_float32(lines):
+    for line in lines[:-1]:
+        assert max(line["errors"].values()) <= TOLERANCE, line
+
+
+def test_the_packed_mask_drops_the_fraction_that_was_asked_for(lines):
+    """Of 256,000 bits: five standard deviations."""
+    for dropout, kept in lines[-1]["kept"].items():
+        expected = 1 - float(dropout)
+        assert abs(kept - expected) <= 5 * (expected * float(dropout) / 256_000) ** 0.5

@@ -1,0 +1,179 @@
+"""Triton kernels for what an adapter does to a wide activation: one pass over it each, with a packed dropout mask.
+
+    down      low = c (x * m) A^T
+    of_a      gradient of A = c low'^T (x * m)
+    of_x      gradient of x = others' + m * c (low' A)
+
+Shapes: x [N, I] and A [R, I] in 16 bits, low [N, R] and its gradient low' alike, sums in float32. m: a bit an element,
+packed by 8 along I, uint8 [N, ceil(I / 8)]; None keeps every element.
+"""
+
+# ruff: noqa: ANN001, ANN202 - what Triton compiles takes pointers, blocks and constants
+# mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+_DROP_STEPS = 2**16
+_BLOCK_BYTES = 512
+_BLOCK_N, _BLOCK_I = 32, 128
+_BLOCK_N_OF_A, _BLOCK_I_OF_A = 64, 64
+_PARTS_OF_A = 8
+_SMALLEST_DOT = 16
+
+
+def kept_fraction(dropout: float) -> float:
+    """What is kept of an input: dropout counts in steps of 2^-16."""
+    return 1.0 - round(dropout * _DROP_STEPS) / _DROP_STEPS
+
+
+def packed_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
+    """A new random mask for x. seed: int64 [1] on x's device."""
+    num_rows, width = x.shape
+    mask = torch.empty(num_rows, triton.cdiv(width, 8), dtype=torch.uint8, device=x.device)
+    grid = (triton.cdiv(mask.numel(), _BLOCK_BYTES),)
+    _pack[grid](seed, mask, mask.numel(), round(dropout * _DROP_STEPS), BLOCK=_BLOCK_BYTES)
+    return mask
+
+
+def down(x: Tensor, a: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """low [N, R] = factor (x * m) A^T."""
+    (num_rows, width), rank = x.shape, a.shape[0]
+    low = x.new_empty(num_rows, rank)
+    _down[(triton.cdiv(num_rows, _BLOCK_N),)](
+        x, mask, a, low, num_rows, width, rank, factor,
+        HAS_MASK=mask is not None, R=_padded(rank), BLOCK_N=_BLOCK_N, BLOCK_I=_BLOCK_I,
+    )  # fmt: skip
+    return low
+
+
+def gradient_of_a(x: Tensor, of_low: Tensor, mask: Tensor | None, factor: float) -> Tensor:
+    """[R, I], float32: factor low'^T (x * m). Parts of the rows are summed in a fixed order."""
+    (num_rows, width), rank = x.shape, of_low.shape[1]
+    parts = torch.empty(_PARTS_OF_A, rank, width, dtype=torch.float32, device=x.device)
+    _of_a[(triton.cdiv(width, _BLOCK_I_OF_A), _PARTS_OF_A)](
+        x, mask, of_low, parts, num_rows, width, rank, factor,
+        HAS_MASK=mask is not None, R=_padded(rank), BLOCK_N=_BLOCK_N_OF_A, BLOCK_I=_BLOCK_I_OF_A, PARTS=_PARTS_OF_A,
+    )  # fmt: skip
+    return parts.sum(0)
+
+
+def gradient_of_x(of_low: Tensor, a: Tensor, mask: Tensor | None, factor: float, others: Tensor | None) -> Tensor:
+    """[N, I]: m * factor (low' A), added to what other users of x give it."""
+    (num_rows, rank), width = of_low.shape, a.shape[1]
+    of_x = a.new_empty(num_rows, width)
+    _of_x[(triton.cdiv(num_rows, _BLOCK_N), triton.cdiv(width, _BLOCK_I))](
+        of_low, mask, a, others, of_x, num_rows, width, rank, factor,
+        HAS_MASK=mask is not None, HAS_OTHERS=others is not None, R=_padded(rank), BLOCK_N=_BLOCK_N, BLOCK_I=_BLOCK_I,
+    )  # fmt: skip
+    return of_x
+
+
+def _padded(rank: int) -> int:
+    power: int = triton.next_power_of_2(rank)
+    return max(_SMALLEST_DOT, power)
+
+
+@triton.jit
+def _pack(seed_ptr, mask_ptr, num_bytes, threshold, BLOCK: tl.constexpr):
+    """Eight numbers of 16 bits a byte, from four words of one call of Philox."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # 32 bits, which make Philox one of 32 bits
+    word0, word1, word2, word3 = tl.randint4x(tl.load(seed_ptr), place)
+    bits = _two_bits(word0, threshold)
+    bits |= _two_bits(word1, threshold) << 2
+    bits |= _two_bits(word2, threshold) << 4
+    bits |= _two_bits(word3, threshold) << 6
+    tl.store(mask_ptr + place, bits.to(tl.uint8), mask=place < num_bytes)
+
+
+@triton.jit
+def _two_bits(word, threshold):
+    unsigned = word.to(tl.uint32, bitcast=True)
+    low = (unsigned & 0xFFFF).to(tl.int32) >= threshold
+    high = (unsigned >> 16).to(tl.int32) >= threshold
+    return low.to(tl.int32) | (high.to(tl.int32) << 1)
+
+
+@triton.jit
+def _load_kept(x_ptr, mask_ptr, rows, columns, num_rows, width, HAS_MASK: tl.constexpr):
+    """x * m of these rows and columns, zero outside."""
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
+    x = tl.load(x_ptr + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
+    if HAS_MASK:
+        x = tl.where(_is_kept(mask_ptr, rows, columns, inside, width), x, 0.0)
+    return x
+
+
+@triton.jit
+def _is_kept(mask_ptr, rows, columns, inside, width):
+    packed = tl.load(mask_ptr + rows[:, None] * ((width + 7) // 8) + (columns // 8)[None, :], mask=inside, other=0)
+    return ((packed.to(tl.int32) >> (columns % 8)[None, :]) & 1) != 0
+
+
+@triton.jit
+def _load_a(a_ptr, ranks, columns, rank, width):
+    inside = (ranks[:, None] < rank) & (columns[None, :] < width)
+    return tl.load(a_ptr + ranks[:, None] * width + columns[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _load_low(low_ptr, rows, ranks, num_rows, rank):
+    inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
+    return tl.load(low_ptr + rows[:, None] * rank + ranks[None, :], mask=inside, other=0.0)
+
+
+@triton.jit
+def _down(
+    x_ptr, mask_ptr, a_ptr, low_ptr, num_rows, width, rank, factor,
+    HAS_MASK: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    ranks = tl.arange(0, R)
+    total = tl.zeros([BLOCK_N, R], dtype=tl.float32)
+    for first in range(0, width, BLOCK_I):
+        columns = first + tl.arange(0, BLOCK_I)
+        x = _load_kept(x_ptr, mask_ptr, rows, columns, num_rows, width, HAS_MASK)
+        total = tl.dot(x, tl.trans(_load_a(a_ptr, ranks, columns, rank, width)), total)
+    inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
+    low = (total * factor).to(low_ptr.dtype.element_ty)
+    tl.store(low_ptr + rows[:, None] * rank + ranks[None, :], low, mask=inside)
+
+
+@triton.jit
+def _of_a(
+    x_ptr, mask_ptr, of_low_ptr, parts_ptr, num_rows, width, rank, factor,
+    HAS_MASK: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    columns = tl.program_id(0) * BLOCK_I + tl.arange(0, BLOCK_I)
+    part = tl.program_id(1)
+    ranks = tl.arange(0, R)
+    total = tl.zeros([R, BLOCK_I], dtype=tl.float32)
+    for block in range(part, tl.cdiv(num_rows, BLOCK_N), PARTS):
+        rows = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        x = _load_kept(x_ptr, mask_ptr, rows, columns, num_rows, width, HAS_MASK)
+        total = tl.dot(tl.trans(_load_low(of_low_ptr, rows, ranks, num_rows, rank)), x, total)
+    inside = (ranks[:, None] < rank) & (columns[None, :] < width)
+    place = (part * rank + ranks[:, None]) * width + columns[None, :]
+    tl.store(parts_ptr + place, total * factor, mask=inside)
+
+
+@triton.jit
+def _of_x(
+    of_low_ptr, mask_ptr, a_ptr, others_ptr, of_x_ptr, num_rows, width, rank, factor,
+    HAS_MASK: tl.constexpr, HAS_OTHERS: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+    columns = tl.program_id(1) * BLOCK_I + tl.arange(0, BLOCK_I)
+    ranks = tl.arange(0, R)
+    inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
+    of_low = _load_low(of_low_ptr, rows, ranks, num_rows, rank)
+    of_x = tl.dot(of_low, _load_a(a_ptr, ranks, columns, rank, width)) * factor
+    if HAS_MASK:
+        of_x = tl.where(_is_kept(mask_ptr, rows, columns, inside, width), of_x, 0.0)
+    place = rows[:, None] * width + columns[None, :]
+    if HAS_OTHERS:
+        of_x += tl.load(others_ptr + place, mask=inside, other=0.0).to(tl.float32)
+    tl.store(of_x_ptr + place, of_x.to(of_x_ptr.dtype.element_ty), mask=inside)
