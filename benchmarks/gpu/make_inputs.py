@@ -1,6 +1,7 @@
-"""Inputs of run.sh: a tiny model for comparing devices, two shapes with random weights, data, and arguments.
+"""Inputs of run.sh: a tiny model for comparing devices, shapes with random weights, data, and arguments.
 
-The shapes are SmolLM2-1.7B's and 2.5 billion parameters with 16 experts, of which two see a token. The data is DATA as
+The shapes are SmolLM2-1.7B's, 2.5 billion parameters with 16 experts, of which two see a token, and for adapters
+Qwen2.5-7B's and Qwen3-8B's. The data is DATA as
 it is, to be packed, and rows.jsonl, the same texts joined to rows that are all cut to full length.
 
 python3 make_inputs.py FOLDER DATA.jsonl TOKENIZER_DIR
@@ -12,7 +13,7 @@ import sys
 from pathlib import Path
 
 import yaml
-from shapes import EXPERTS, SHAPE
+from shapes import EXPERTS, QWEN2_5_7B, QWEN3_8B, SHAPE
 
 from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
@@ -30,7 +31,7 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
     write(folder / "tiny-bf16.yaml", common | {"torch_dtype": "bfloat16"})
     lora = {"train_type": "lora", "lora_dropout": 0.0, "lr": 1e-2, "merge_lora": True}
     write(folder / "tiny-lora.yaml", common | lora)
-    for name, shape in (("shape", SHAPE), ("experts", EXPERTS)):
+    for name, shape in (("shape", SHAPE), ("experts", EXPERTS), ("qwen2.5-7b", QWEN2_5_7B), ("qwen3-8b", QWEN3_8B)):
         shutil.copytree(tokenizer, folder / name)
         (folder / name / "config.json").write_text(json.dumps(shape))
     full = {
@@ -53,6 +54,11 @@ def main(folder: Path, data: Path, tokenizer: Path) -> None:
     write(folder / "lora.yaml", full | {"train_type": "lora"})
     eight_bits = {"fp8_format": "hybrid", "torch_dtype": "bfloat16", "lr": 1e-5}
     write(folder / "full-fp8.yaml", full | eight_bits)
+    adapters = {"train_type": "lora", "micro_batch_size": 2, "global_batch_size": 8}
+    write(folder / "lora-7b.yaml", full | adapters | {"model": str(folder / "qwen2.5-7b")})
+    write(folder / "lora-7b-fp8.yaml", full | adapters | eight_bits | {"model": str(folder / "qwen2.5-7b")})
+    rows_of_2k = {"model": str(folder / "qwen3-8b"), "max_length": 2048, "micro_batch_size": 4, "global_batch_size": 16}
+    write(folder / "lora-8b-2k.yaml", full | adapters | rows_of_2k)
     rows = {"dataset": [str(write_full_rows(data, folder / "rows.jsonl"))], "truncation_strategy": "right"}
     write(folder / "rows.yaml", full | rows)
     write(folder / "rows-fp8.yaml", full | rows | eight_bits)

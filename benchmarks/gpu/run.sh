@@ -17,7 +17,7 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 if [[ $stages == *" tests "* ]]; then
   # Interrupted at the limit, pytest still says what failed so far and writes the measured differences.
   timeout -s INT -k 20 300 python3 -m pytest -v -m gpu -p no:cacheprovider --junitxml="$out/tests.xml" --tb=short \
-    tests/gpu/test_gpu_{parity,lora,export,save,effects}.py > "$out/tests.log" 2>&1
+    tests/gpu/test_gpu_{parity,padding,lora,export,save,effects}.py > "$out/tests.log" 2>&1
   echo "tests exit $?"
   grep -E "^(FAILED|ERROR) |^E   |= .*(passed|failed|interrupted)" "$out/tests.log" | cut -c1-240
   python3 benchmarks/gpu/compare.py --tests "$out/tests.xml"
@@ -33,7 +33,7 @@ if [[ $stages == *" tiny "* ]]; then
   python3 benchmarks/gpu/compare.py "$out/runs"
 fi
 if [[ $stages == *" speed "* ]]; then
-  for name in ${CASES:-full full-ga lora full-fp8 rows rows-fp8 experts experts-rows}; do
+  for name in ${CASES:-full full-ga lora full-fp8 rows rows-fp8 lora-7b lora-7b-fp8 lora-8b-2k experts experts-rows}; do
     NPROC_PER_NODE=1 MTJ_TERMINATION_LOG=$out/$name.failure timeout 300 python3 -m megatron_trainer sft \
       --config "$out/inputs/$name.yaml" --save "$out/runs/$name" > "$out/$name.log" 2>&1
     echo "$name exit $?"

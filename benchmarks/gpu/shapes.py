@@ -1,4 +1,4 @@
-"""Shapes of models for speeds, with random weights: SmolLM2-1.7B's, one with experts, and one for a processor."""
+"""Shapes of models for speeds, with random weights: SmolLM2-1.7B's, Qwen's of 7 and 8 billion, experts, a tiny one."""
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -32,6 +32,32 @@ EXPERTS = {
     "num_key_value_heads": 4,
     "head_dim": 128,
     "rms_norm_eps": 1e-6,
+}
+QWEN2_5_7B = {
+    **SHAPE,
+    "architectures": ["Qwen2ForCausalLM"],
+    "model_type": "qwen2",
+    "hidden_size": 3584,
+    "intermediate_size": 18944,
+    "num_hidden_layers": 28,
+    "num_attention_heads": 28,
+    "num_key_value_heads": 4,
+    "vocab_size": 152064,
+    "rms_norm_eps": 1e-6,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
+}
+QWEN3_8B = {
+    **QWEN2_5_7B,
+    "architectures": ["Qwen3ForCausalLM"],
+    "model_type": "qwen3",
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 36,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "head_dim": 128,
+    "vocab_size": 151936,
 }
 TINY = {
     **SHAPE,
