@@ -61,5 +61,5 @@ def test_fused_products_equal_the_same_in_float32():
 def test_adapters_on_a_gpu_use_the_fused_products(train):
     """Every adapted linear of a layer, forwards and backwards; the losses of bfloat16 with and without them agree."""
     run = train(torch_dtype="bfloat16", train_type="lora", lora_dropout=0.1, count_kernels=True)
-    for name in ("_pack", "_down", "_of_a", "_of_x"):
+    for name in ("_pack", "_down", "_of_a", "_up"):
         assert any(name in kernel for kernel in run.kernels), sorted(run.kernels)

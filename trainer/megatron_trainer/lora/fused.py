@@ -74,17 +74,19 @@ class _Branch(Function):
         if ctx.needs_input_grad[0]:
             others = None if of_passed is None else of_passed.reshape(rows_NI.shape).contiguous()
             shape = (*of_low.shape[:-1], rows_NI.shape[-1])
-            of_x = kernels.gradient_of_x(of_low_NR, a, mask, ctx.factor, others).view(shape)
+            of_x = kernels.up(of_low_NR, a, onto=others, factor=ctx.factor, mask=mask).view(shape)
         return of_x, of_a, None, None, None
 
 
 class _AddUp(Function):
     @staticmethod
     def forward(ctx: Any, y: Tensor, low: Tensor, b: Tensor) -> Tensor:
+        from megatron_trainer.lora import kernels
+
         ctx.save_for_backward(low, b)
         result = y.detach()
-        rows_NO = result.view(-1, result.shape[-1])
-        rows_NO.addmm_(low.reshape(-1, low.shape[-1]), b.t())
+        rows_NO, low_NR = result.view(-1, result.shape[-1]), low.reshape(-1, low.shape[-1]).contiguous()
+        kernels.up(low_NR, b.t().contiguous(), onto=rows_NO, in_place=True)
         return result
 
     @staticmethod
