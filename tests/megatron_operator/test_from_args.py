@@ -47,6 +47,19 @@ def spec_of(text: str) -> dict:
     return found["spec"]
 
 
+ODD = r"""#!/usr/bin/env bash
+cat > train2.sh <<'EOF'
+megatron sft --model of-the-text --dataset of-the-text
+EOF
+ARGS=(--dataset /data/a.jsonl --max_epochs 1)
+ARGS+=(--lr 1e-4)
+srun --nodes=2 --ntasks-per-node=1 bash -c "NPROC_PER_NODE=8 NNODES=2 \
+    megatron sft --model /models/qwen --dataset /data/a.jsonl --max_epochs 1"
+numactl --cpunodebind=0 torchrun --nproc-per-node=4 $(which megatron) sft --model /models/qwen "${ARGS[@]}" "$@"
+docker run --rm -e NPROC_PER_NODE=8 image megatron pt --model /models/qwen --dataset /data/b.jsonl --max_epochs 1 \
+"""
+
+
 @pytest.fixture
 def script(tmp_path):
     """Writes a file and returns its path as a word."""
@@ -294,3 +307,21 @@ def test_what_starts_no_training_is_refused(capsys, source):
 )
 def test_a_script_is_read_as_a_shell_reads_it(text, words):
     assert [command.words for command in shell.invocations(text)] == words
+
+
+def test_commands_behind_other_programs_are_found_and_text_is_no_command(capsys, script):
+    """A here-document is text; arrays grow; `bash -c`, torchrun and a container's command are read."""
+    text = written(capsys, script(ODD))
+    jobs = list(yaml.safe_load_all(text))
+    found = [(job["spec"]["task"], job["spec"]["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) for job in jobs]
+    assert found == [("sft", "8"), ("sft", "4"), ("pt", "8")]
+    assert jobs[0]["spec"]["numNodes"] == 2
+    assert jobs[1]["spec"]["args"]["lr"] == 1e-4
+    assert jobs[1]["spec"]["args"]["dataset"] == ["/data/a.jsonl"]
+    assert all(isinstance(manifest.parse(job), Job) for job in jobs)
+
+
+def test_the_arguments_of_a_script_or_function_are_named_and_not_swallowed(capsys, script):
+    text = written(capsys, script(ODD))
+    assert "# Left out: $@: the arguments of the script" in text
+    assert "'$@'" not in text

@@ -25,6 +25,8 @@ from megatron_trainjob.args.cli import written_values
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.violation import Violation
 
+OF_THE_CALL = "the arguments of the script"
+OF_THE_CALL_WHY = "of a shell function those of its call: add to spec.args what they are"
 NOTHING = "starts no training that is known here: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
 
 
@@ -82,7 +84,7 @@ def translated(
     source: Source, found: Launch, *, version: Version | None = None, name: str | None = None
 ) -> tuple[Written, tuple[Violation, ...]]:
     """(the manifest of one command of the source, what of its words cannot be read)."""
-    words = list(found.words)
+    words, is_cut = shell.without_own_arguments(list(found.words))
     if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
         words = ["--config", *words]
     values, problems = (source.values, []) if source.values is not None else written_values(words, found.task)
@@ -91,6 +93,8 @@ def translated(
     world_size = processes * nodes if processes else None
     written = {**of_variables(found.environment, found.task), **values}
     carried = translate(written, found.task, version=version, world_size=world_size)
+    if is_cut:
+        carried = replace(carried, left_out=(*carried.left_out, ("$@", OF_THE_CALL, OF_THE_CALL_WHY)))
     if found.task == "export":
         return write.export(found, carried), tuple(problems)
     title = name or source.name or _title(carried.arguments) or found.task

@@ -14,6 +14,7 @@ from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 WRAPPERS = ("nohup", "exec", "time", "env", "sudo")
 LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 LAUNCHER_SWITCHES = ("standalone", "no_python", "module", "m")
+FOUND_BY_SHELL = re.compile(r"\$\((?:which|command -v)\s+([^\s)]+)\)")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
 VARIABLE_NAMES = {PROCESSES_PER_NODE: "nproc_per_node", NUM_NODES: "nnodes"}
 
@@ -36,13 +37,20 @@ def find(commands: Iterable[Invocation]) -> list[Launch]:
 
 
 def _recognized(command: Invocation) -> Iterator[Launch]:
-    words = list(command.words)
+    words = [FOUND_BY_SHELL.sub(r"\1", word) for word in command.words]
     environment = dict(command.environment)
     while words and (words[0] in WRAPPERS or re.match(r"[A-Za-z_]\w*=", words[0])):
         name, separator, value = words.pop(0).partition("=")
         environment |= {name: value} if separator else {}
     options, words = _without_launcher(words)
     task, rest = _task(words)
+    behind = next((index for index in range(1, len(words)) if _starts_at(words, index)), None)
+    if task is None and behind is not None:
+        # srun, docker run, numactl ...: their options are of another machine's scheduler and stay behind.
+        environment |= dict(re.findall(r"(?:^|\s)(NPROC_PER_NODE|NNODES|CUDA_VISIBLE_DEVICES)=(\S+)", " ".join(words)))
+        own, words = _without_launcher(words[behind:])
+        options |= own
+        task, rest = _task(words)
     if task is None:
         return
     said = {VARIABLE_NAMES[name]: value for name, value in environment.items() if name in VARIABLE_NAMES}
@@ -55,6 +63,11 @@ def _recognized(command: Invocation) -> Iterator[Launch]:
         num_processes=_number(said.get("nproc_per_node", "")) or _devices(environment),
         source=" ".join(command.words[: len(command.words) - len(rest)]),
     )
+
+
+def _starts_at(words: Sequence[str], index: int) -> bool:
+    """Whether a command that trains begins with this word, which another program was given."""
+    return _task(_without_launcher(words[index:])[1])[0] is not None
 
 
 def _without_launcher(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

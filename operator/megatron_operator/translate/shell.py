@@ -1,7 +1,8 @@
 """The commands of a shell script with what is known of their environment. Runs nothing and follows no branch.
 
-Understood are line continuations, comments, quotes, variables, arrays, defaults (`${NAME:-8}`) and `export`. What only
-a shell can evaluate, such as `$(hostname)`, stays in the word as it is written, so that it is seen later.
+Understood are line continuations, comments, quotes, variables, arrays (`+=` too), defaults (`${NAME:-8}`), `export`,
+and the script of `bash -c`. What a here-document holds is text, no command. What only a shell can evaluate, such as
+`$(hostname)`, stays in the word as it is written, so that it is seen later.
 """
 
 from __future__ import annotations
@@ -28,6 +29,12 @@ PIECE = re.compile(
     re.VERBOSE | re.DOTALL,
 )
 VARIABLE = re.compile(r"\$\{(?P<braced>\w+)(?:\[[@*]\])?(?::?[-=](?P<default>[^}]*))?\}|\$(?P<bare>\w+)")
+HERE_DOCUMENT = re.compile(
+    r"(?P<line>^[^\n#]*<<-?[ \t]*(?P<quote>['\"]?)(?P<end>\w+)(?P=quote)[^\n]*\n)(?:.*?\n)??[ \t]*(?P=end)[ \t]*$",
+    re.MULTILINE | re.DOTALL,
+)
+OWN_ARGUMENTS = re.compile(r"\$(?:[@*]|\{[@*][^}]*\})")
+SHELLS = ("bash", "sh", "zsh", "dash")
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -62,16 +69,38 @@ def invocations(script: str) -> list[Invocation]:
     known: dict[str, str] = {}
     arrays: dict[str, list[str]] = {}
     found = []
+    script = HERE_DOCUMENT.sub(lambda match: match["line"], script)
     for words, array in _statements(script, known, arrays):
         if array is not None:
-            arrays[array] = words
+            name = array.removesuffix("+")
+            arrays[name] = [*arrays.get(name, []), *words] if array != name else words
             continue
         own, rest = _assignments(words)
         if not rest or rest[0] == "export":
             known |= own | _assignments(rest[1:])[0]
         else:
-            found.append(Invocation(words=tuple(rest), environment={**known, **own}))
+            environment = {**known, **own}
+            inner = [
+                Invocation(words=each.words, environment={**environment, **each.environment})
+                for each in invocations(_script_in(rest))
+            ]
+            found += inner or [Invocation(words=tuple(rest), environment=environment)]
     return found
+
+
+def without_own_arguments(words: list[str]) -> tuple[list[str], bool]:
+    """(the words without `$@`, the arguments of the script or function that runs them; whether it was among them)."""
+    kept = [word for word in words if not OWN_ARGUMENTS.fullmatch(word)]
+    return kept, len(kept) != len(words)
+
+
+def _script_in(words: list[str]) -> str:
+    """The script of `bash -c SCRIPT`, also behind another program such as srun; "" where there is none."""
+    for index, word in enumerate(words[:-2]):
+        option = words[index + 1]
+        if word.rpartition("/")[2] in SHELLS and re.fullmatch(r"-[a-z]*c", option):
+            return words[index + 2]
+    return ""
 
 
 def _statements(
