@@ -7,6 +7,7 @@ import pytest
 
 from megatron_trainjob import families, weight_files
 from megatron_trainjob.families import shapes, tensors
+from tests.support.data.no_files import lay
 from tests.support.operator.job_values import write_header, write_weights
 
 CONFIG = {"model_type": "llama", "vocab_size": 320}
@@ -120,3 +121,41 @@ def test_an_index_that_its_files_belie_is_named(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "one.safetensors"}}))
     message = "its index says that one.safetensors holds lm_head.weight, which is not there; download it again"
     assert problems(tmp_path) == [message]
+
+
+def in_hub_cache(root):
+    """A model folder as the Hub's cache lays it: links to blobs beside it."""
+    snapshot, blobs = root / "snapshots" / "a1", root / "blobs"
+    snapshot.mkdir(parents=True)
+    blobs.mkdir()
+    write_weights(snapshot, model__embed_tokens__weight=321)
+    (snapshot / "model.safetensors").rename(blobs / "b1")
+    (snapshot / "model-00001-of-00001.safetensors").symlink_to("../../blobs/b1")
+    index = {"weight_map": {"model.embed_tokens.weight": "model-00001-of-00001.safetensors"}}
+    (blobs / "b2").write_text(json.dumps(index))
+    (snapshot / INDEX).symlink_to("../../blobs/b2")
+    return snapshot
+
+
+def test_links_of_the_hubs_cache_are_followed(tmp_path):
+    (found,) = problems(in_hub_cache(tmp_path))
+    assert "model.embed_tokens.weight has 321 rows" in found
+
+
+@pytest.mark.parametrize(
+    "name", ["../../../etc/passwd", "/etc/passwd", "../a1/model-00001-of-00001.safetensors", "a/b"]
+)
+def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
+    folder = in_hub_cache(tmp_path)
+    (tmp_path / "blobs" / "b2").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
+    (found,) = problems(folder)
+    assert f"names {name!r}, which is no name of a file in this folder" in found
+
+
+@pytest.mark.timeout(10)
+@pytest.mark.parametrize("what", ["a named pipe", "a device"])
+def test_an_index_that_is_no_file_is_named_at_once(tmp_path, what):
+    folder = in_hub_cache(tmp_path)
+    (tmp_path / "blobs" / "b2").unlink()
+    lay(what, tmp_path / "blobs" / "b2")
+    assert any(what in found or "has no weights" in found for found in problems(folder))

@@ -102,7 +102,7 @@ def main_rank(mapping: dict[str, object], task: str) -> TinyRun:
     from megatron_trainer.process import run
 
     flags = [part for name, value in mapping.items() for part in (f"--{name}", *_words(value))]
-    with contextlib.redirect_stderr(io.StringIO()) as printed:
+    with contextlib.redirect_stderr(io.StringIO()) as printed, contextlib.redirect_stdout(printed):
         exit_code = run.main([task, *flags])
         run.setup_logging(run.environment.read(), logging.WARNING)
     left = read_run(Path(str(mapping["save"])), exit_code=exit_code)

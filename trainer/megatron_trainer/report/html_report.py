@@ -17,6 +17,7 @@ from megatron_trainer.report import duration, facts
 from megatron_trainer.report.chart import Bar, Series, bar_chart, line_chart, readable
 from megatron_trainer.report.jsonl import Row, losses_in, read_rows
 from megatron_trainer.report.records import Answer, Event, FinishRecord, PhaseRecord, RunInfo
+from megatron_trainjob import shown
 
 SECONDS_BETWEEN_RENDERS = 30.0
 MAX_SHARE_OF_TIME = 0.01
@@ -90,7 +91,7 @@ class HtmlReport:
 
 
 def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, phase: str, now: float) -> str:
-    """The whole page. rows: those of logging.jsonl. now: seconds since the epoch."""
+    """The whole page, of which no character acts. rows: those of logging.jsonl. now: seconds since the epoch."""
     environment = Environment(
         loader=PackageLoader("megatron_trainer.report", "."),
         autoescape=True,
@@ -99,7 +100,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         lstrip_blocks=True,
     )
     answers: Iterable[Answer] = finish.answers if finish else ()
-    return environment.get_template("report.html.j2").render(
+    page = environment.get_template("report.html.j2").render(
         run=run,
         phase=phase,
         is_live=phase not in ("finished", "stopped", "failed"),
@@ -111,6 +112,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         examples=facts.pieces_of(run.data),
         answers=tuple(answers),
     )
+    return shown.message(page)
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:

@@ -20,6 +20,7 @@ from megatron_trainer.models.linear_cross_entropy import LinearCrossEntropy
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.forward import CrossEntropy, cross_entropy, forward
 from megatron_trainer.tasks.task import Task
+from megatron_trainjob import shown
 from megatron_trainjob.args.tree import TrainArgs
 
 MAIN_LOSS = "lm loss"
@@ -65,11 +66,15 @@ def _loss(
 
 
 def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
-    """Sum and count of each channel of the micro-batch; samples without a channel are channel None."""
+    """Sum and count of each channel of the micro-batch; samples without a channel are channel None.
+
+    Names come from rows, and go to logs, files and pages: as people may see them.
+    """
     if not batch.channels:
         return {}
-    names = sorted(set(batch.channels), key=str)
-    channel_of_sequence = torch.tensor([names.index(name) for name in batch.channels], device=losses_BT.device)
+    channels = [shown.clean(shown.without_secrets(str(name))) for name in batch.channels]
+    names = sorted(set(channels))
+    channel_of_sequence = torch.tensor([names.index(name) for name in channels], device=losses_BT.device)
     channel_BT = channel_of_sequence[batch.sequence_BT]
     sums_C2 = token.per_channel(losses_BT, batch.loss_weight_BT, channel_BT, len(names))
     return {f"loss_{name}": sums for name, sums in zip(names, sums_C2, strict=True)}

@@ -48,10 +48,10 @@ def next_version(save: Path, stamp: str) -> Path:
 
 
 def write_json(record: Mapping[str, object], path: Path, owner: Owner) -> None:
-    """Writes a record for people and other programs; the first rank does it for all."""
+    """Writes a record for people and other programs, secrets hidden; the first rank does it for all."""
     if dist.get_rank() == 0:
         with owned(path.parent, owner):
-            publish_text(path, json.dumps(record, indent=1), owner)
+            publish_text(path, json.dumps(shown.record(record), indent=1), owner)
 
 
 def arguments_record(
