@@ -402,3 +402,10 @@ def test_two_columns_of_one_name_are_refused_because_one_would_be_lost(tmp_path,
         pyarrow.parquet.write_table(table, path)
     [(_, payload)] = read_file(path)
     assert "two columns have the name query" in str(payload)
+
+
+def test_a_name_that_stands_twice_is_refused_where_one_value_would_be_lost():
+    with pytest.raises(RowError, match="a name stands twice in an object") as refused:
+        parse_row(b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
+    assert refused.value.detail == "content"
+    assert parse_row(b'{"id": 1, "query": "a", "id": 1}') == {"id": 1, "query": "a"}

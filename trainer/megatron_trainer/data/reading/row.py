@@ -35,7 +35,7 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
     if isinstance(payload, Mapping):
         return payload
     try:
-        row = parse_json(payload.decode("utf-8-sig"))
+        row = parse_json(payload.decode("utf-8-sig"), object_of=_object)
     except UnicodeDecodeError as err:
         raise RowError("not UTF-8", f"byte {err.start} of the row") from err
     except ValueError as err:
@@ -43,3 +43,13 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
     if not isinstance(row, Mapping):
         raise RowError("a row is not an object", f"it is of type {type(row).__name__}")
     return row
+
+
+def _object(fields: list[tuple[str, object]]) -> dict[str, object]:
+    """An object of JSON. Raises RowError where a name stands twice, of which Python would keep only the last."""
+    found = dict(fields)
+    if len(found) != len(fields):
+        twins = sorted({name for name, value in fields if found[name] != value})
+        if twins:
+            raise RowError("a name stands twice in an object", ", ".join(twins))
+    return found
