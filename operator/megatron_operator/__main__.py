@@ -1,4 +1,4 @@
-"""The operator process: `python -m megatron_operator`. Puts the parts together and runs them until told to stop."""
+"""The operator process: `python -m megatron_operator`. Assembles the parts and runs them until it is stopped."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ OBJECTS_BETWEEN_COLLECTIONS = 20_000
 
 
 def collect_seldom() -> None:
-    """Leaves what was imported out of garbage collections, and makes these rarer."""
+    """Excludes imported modules from garbage collection, and makes collections rarer."""
     gc.collect()
     gc.freeze()
     gc.set_threshold(OBJECTS_BETWEEN_COLLECTIONS, 10, 10)

@@ -49,7 +49,7 @@ class Guard:
     limit: LogLimit = field(default_factory=LogLimit)
 
     def read[Record](self, resource: str, read: Callable[[Object], Record], raw: Object) -> Record | None:
-        """What `read` makes of the object, None for one that cannot be read."""
+        """What `read` returns for the object, None if it cannot be read."""
         try:
             return read(raw)
         except Exception as error:  # noqa: BLE001  # whatever a stranger's object does to its reader

@@ -150,7 +150,7 @@ def _presence_rules() -> list[Schema]:
 
 
 def _outermost(spec: Schema, wanted: Change) -> Iterator[tuple[str, Change]]:
-    """The marked fields themselves, without what lies below them."""
+    """The marked fields themselves, without those below them."""
     found: list[str] = []
     for path, when in changes(spec):
         if when == wanted and not any(path.startswith(f"{each}.") for each in found):

@@ -49,7 +49,7 @@ def events(arguments: argparse.Namespace, name: str) -> list[Object]:
 
 
 def write_log(arguments: argparse.Namespace, part: str, write: Callable[[bytes], None]) -> bool:
-    """Writes the log of the newest pod whose name holds this part; whether there was one. Raises Unreachable."""
+    """Writes the log of the newest pod whose name contains this; False without one. Raises Unreachable."""
     found: bool = _ask(arguments, lambda jobs: jobs.write_log(arguments.job, part, write, follow=arguments.follow))
     return found
 

@@ -25,7 +25,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command = commands.add_parser("logs", help="print the output of a job's pods, on this machine or on a cluster")
     command.add_argument("job", help="name of the job")
     command.add_argument("--pod", help="name of a pod, or a part of it (default: the newest master)")
-    command.add_argument("-f", "--follow", action="store_true", help="go on until the job ends")
+    command.add_argument("-f", "--follow", action="store_true", help="keep printing until the job ends")
     command.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY)
     cluster.add_arguments(command)
     command.set_defaults(command=run)
@@ -91,6 +91,6 @@ def _decoder() -> codecs.IncrementalDecoder:
 
 
 def choose(state: State, part: str) -> Path | None:
-    """The newest log whose pod's name holds this part."""
+    """The newest log of a pod whose name contains this."""
     found = [path for path in (state.directory / "logs").glob("*.log") if part in path.stem]
     return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)

@@ -1,4 +1,4 @@
-"""mtj render: the Kubernetes objects that the operator makes of a manifest, as YAML."""
+"""mtj render: the Kubernetes objects that the operator would create for a manifest, as YAML."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""mtj run: runs a manifest on this machine, shows it running, and says where everything lies in the end."""
+"""mtj run: runs a manifest on this machine, shows its progress, and says at the end where the results are."""
 
 from __future__ import annotations
 

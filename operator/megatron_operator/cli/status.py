@@ -1,4 +1,4 @@
-"""mtj status: how a job stands, on this machine from the files that its run keeps, or on a cluster."""
+"""mtj status: the status of jobs, on this machine from the files of their runs, or on a cluster."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ MOST_IN_COLOR = 200
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    command = commands.add_parser("status", help="show how jobs stand, on this machine or on a cluster")
+    command = commands.add_parser("status", help="show the status of jobs, on this machine or on a cluster")
     command.add_argument("job", nargs="?", help="name of a job (default: all, one line each)")
     command.add_argument("--output", choices=("text", "yaml"), default="text")
     command.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY)

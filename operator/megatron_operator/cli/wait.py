@@ -52,7 +52,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def judge(wanted: str, phase: str) -> int | None:
-    """The exit code for a job in this phase, None to go on waiting."""
+    """The exit code for a job in this phase, None to keep waiting."""
     if wanted == "end":
         return {"Succeeded": OK, "Failed": FAILED}.get(phase)
     if phase == {"Complete": "Succeeded"}.get(wanted, wanted):

@@ -214,7 +214,7 @@ def _why_pending(job: Job, seen: Seen) -> str:
 
 
 def _ended(seen: Seen) -> Claims:
-    """Nothing goes on any more; what was never true of the job stays unsaid."""
+    """The conditions of a finished job; those that were never true are left out."""
     said = [type_ for type_ in (names.SUSPENDED, names.RESTARTING) if seen.condition(type_)]
     claims = {type_: _no(names.JOB_FINISHED) for type_ in (names.PODS_READY, names.RUNNING, *said)}
     admitted = seen.condition(names.ADMITTED)

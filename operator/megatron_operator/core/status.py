@@ -80,7 +80,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
 
 
 def rejected(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
-    """The status of a job whose manifest cannot be run; what was known before stays."""
+    """The status of a job whose manifest is invalid; what was known before is kept."""
     claims = conditions.failed(seen, reason, message)
     return fitting(
         {
@@ -105,7 +105,7 @@ def fitting(status: Object) -> Object:
 
 
 def held(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
-    """The status of a job that goes on as it is because what its manifest now asks for cannot be."""
+    """The status of a job that continues unchanged because its changed manifest is invalid."""
     others = [each for each in seen.status.get("conditions", ()) if each["type"] != names.STALLED]
     (stalled,) = conditions.stamped(
         {names.STALLED: conditions.Claim(is_true=True, reason=reason, message=message)}, seen, generation, now
@@ -138,7 +138,7 @@ def replica_statuses(job: Job, pods: Iterable[Pod]) -> Object:
 
 
 def resolved(job: Job) -> Object:
-    """Sizes that follow from the manifest, so that no one has to guess what "auto" became."""
+    """Sizes that follow from the manifest, among them what "auto" was resolved to."""
     return {
         "worldSize": job.world_size,
         "dataParallelSize": derive.data_parallel_size(job.args, job.world_size),
@@ -252,7 +252,7 @@ def _last_failure(seen: Seen, decision: Decision) -> Object | None:
 
 
 def describe_failure(failure: Failure) -> Object:
-    """A failure as it lies in status.lastFailure."""
+    """A failure in the form of status.lastFailure."""
     values = {
         "pod": failure.pod or None,
         "node": failure.node or None,
@@ -275,7 +275,7 @@ def _progress(seen: Seen) -> Object | None:
 
 
 def describe_progress(progress: Progress) -> Object:
-    """A progress record as it lies in status.progress; metric values are text, as Kubeflow Trainer has them."""
+    """A progress record in the form of status.progress; metric values are text, as Kubeflow Trainer has them."""
     values = {
         "iteration": progress.iteration,
         "totalIterations": progress.total_iterations,

@@ -1,4 +1,4 @@
-"""Builds the Job value from a manifest in which nothing is wrong and whose defaults are filled in."""
+"""Builds the Job value from a valid manifest whose defaults are filled in."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ HOST_PORTS = range(20000, 30000)
 
 
 def build(manifest: Object, spec: Object, arguments: Accepted, *, nproc_per_node: int, default_image: str) -> Job:
-    """The job of a manifest in which nothing is wrong."""
+    """The job of a valid manifest."""
     metadata = manifest["metadata"]
     known = {name: getattr(arguments.args, name) for name in sorted(arguments.given)}
     image = spec.get("image") or default_image

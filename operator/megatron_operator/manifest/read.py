@@ -65,7 +65,7 @@ def nproc_per_node(spec: Object) -> int:
 
 
 def _without_broken(given: Object, violations: Iterable[Violation]) -> Object:
-    """The fields in which nothing is wrong, so that the other checks can go on with them."""
+    """The valid fields, so that the other checks can use them."""
     broken = {re.split(r"[.\[]", violation.path)[1] for violation in violations}
     return {key: value for key, value in given.items() if key not in broken}
 

@@ -83,7 +83,7 @@ async def stay_leader(client: Client, candidate: Candidate) -> None:
 
 
 async def holder(client: Client, candidate: Candidate) -> str:
-    """The identity that holds the lease now, "" when no one does."""
+    """The identity of the current holder of the lease, "" without one."""
     lease = await client.get(LEASE, candidate.namespace, candidate.lease_name)
     return str(lease["spec"].get("holderIdentity") or "") if lease else ""
 

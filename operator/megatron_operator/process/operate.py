@@ -267,7 +267,7 @@ def _health(operator: Operator) -> health.Health:
 
 
 async def _serve_progress(operator: Operator) -> None:
-    """Takes in what pods push, where they are told to."""
+    """Serves the port to which pods push their progress, if one is set."""
     server = progress_wiring.server(
         operator.settings, operator.client, operator.controller, operator.queue, operator.candidate
     )

@@ -131,7 +131,7 @@ class Settings:
     node_loss_detection: bool = declared(
         _truth,
         True,
-        "Whether a job is restarted whose node is gone.",
+        "Whether a job is restarted when one of its nodes is lost.",
         chart="nodeLossDetection",
         template='include "mtj.detectsNodeLoss" . | default "false"',
     )

@@ -54,7 +54,7 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
 
 
 def export(launch: Launch, translated: Translated) -> Written:
-    """The command that converts here; a conversion is no training job."""
+    """The command that converts here; a conversion is not a training job."""
     words = ["mtj", "export"]
     for each in translated.arguments:
         values = each.value if isinstance(each.value, list) else [each.value]

@@ -44,7 +44,7 @@ def record_of(
 
 
 def read[Value: Declared](kind: type[Value], given: Object, **others: object) -> Value:
-    """The value of an object in which nothing is wrong and whose defaults are filled in.
+    """The value of a valid object whose defaults are filled in.
 
     others: the fields of `kind` that the manifest does not declare.
     """

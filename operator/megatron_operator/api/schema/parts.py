@@ -76,7 +76,7 @@ def described(schema: Mapping[str, Any], help: str) -> Schema:
 
 
 def defaulted(schema: Mapping[str, Any]) -> Schema:
-    """The object, made where the manifest has none for the defaults of its parts; the mark "x-defaulted" is ours."""
+    """The object, created for the defaults of its parts if the manifest has none; the mark "x-defaulted" is ours."""
     return {**schema, "x-defaulted": True}
 
 

@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Posts events; the name of an event follows from what it tells of, so a second one is found."""
+    """Posts events; an event's name follows from its transition, so that a duplicate is found."""
 
     def __init__(self, client: Client, *, instance: str) -> None:
         self._client = client
@@ -32,7 +32,7 @@ class Recorder:
         self._counts: OrderedDict[str, int] = OrderedDict()
 
     async def post(self, job: Object, event: Event, now: float) -> None:
-        """Posts the event, or counts it up when the same one is there and tells of no certain transition."""
+        """Posts the event, or increments its count if it exists and belongs to no particular transition."""
         name = event_name(job, event)
         namespace = job["metadata"]["namespace"]
         if event.of and name in self._counts:

@@ -230,7 +230,7 @@ class Informer[Record]:
             self.drop(raw)
 
     async def _list(self, stream: Stream) -> str:
-        """Reads everything, forgets what is no longer there; the version to watch from."""
+        """Lists everything and forgets what is gone; returns the version to watch from."""
         found: set[tuple[Key, str]] = set()
         parameters = {"labelSelector": self._scope.selector, "limit": str(PAGE_SIZE)}
         while True:

@@ -42,7 +42,7 @@ def blocking(seen: Seen, now: float) -> tuple[Pod, ...]:
 
 
 def overdue(seen: Seen, now: float) -> tuple[Pod, ...]:
-    """Those of them whose end should have been reported long ago."""
+    """Those of them whose end is overdue."""
     late = now - LATE_S
     return tuple(pod for pod in blocking(seen, now) if pod.grace_ends is not None and pod.grace_ends < late)
 

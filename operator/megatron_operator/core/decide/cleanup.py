@@ -52,12 +52,12 @@ def is_over(job: Job, seen: Seen, now: float) -> bool:
 
 
 def leftovers(job: Job, seen: Seen) -> tuple[Ref, ...]:
-    """What to delete when the time to live is over: the job itself, or all it made but its checkpoints."""
+    """What to delete when the time to live has passed: the job itself, or all its objects except checkpoints."""
     return leftovers_of(job.name, job.uid, job.run_policy.ttl_policy, seen)
 
 
 def leftovers_of(name: str, uid: str, policy: TtlPolicy, seen: Seen) -> tuple[Ref, ...]:
-    """The same of a job of which no more may be known."""
+    """The same for a job whose manifest cannot be parsed."""
     if policy == "DeleteJob":
         return (Ref(api_version=names.API_VERSION, kind=names.KIND, name=name, uid=uid),)
     pods = tuple(pod_ref(pod) for pod in seen.pods if not pod.deleting)

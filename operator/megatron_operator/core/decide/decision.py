@@ -92,7 +92,7 @@ class Withdraw:
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """Stop the pods, which save, and go on with another number of them; no restart counts."""
+    """Stop the pods, which save, and continue with another number of them; not counted as a restart."""
 
     message: str
 

@@ -1,4 +1,4 @@
-"""Elastic jobs: a gang that was made for another number of nodes than the job now wants goes on with the new one."""
+"""Elastic jobs: a gang with another number of nodes than the job now asks for continues with the new number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which failure ended this attempt: one failed pod takes the others with it, so the cause is told apart."""
+"""Which failure ended this attempt: one failed pod takes the others with it, so the root cause is determined."""
 
 from __future__ import annotations
 
@@ -52,7 +52,7 @@ def failed(seen: Seen) -> list[Pod]:
 
 
 def is_permanent(job: Job, pod: Pod) -> bool:
-    """Whether no retry can help: the trainer's code says so, or there is no such program."""
+    """Whether a retry is pointless: the trainer's exit code says so, or the image lacks the program."""
     return is_final_code(job, pod) or bool(program.refusal(pod.reason, pod.message))
 
 

@@ -50,7 +50,7 @@ def judge(job: Job, seen: Seen, failure: Failure) -> Verdict:
 
 
 def matches(rule: Rule, failure: Failure) -> bool:
-    """Whether every list that the rule gives holds the failure's value."""
+    """Whether every list of the rule contains the failure's value."""
     code_matches = not rule.exit_codes or failure.exit_code in rule.exit_codes
     return code_matches and (not rule.reasons or failure.reason in rule.reasons)
 

@@ -17,7 +17,7 @@ PAUSE_S = (5.0, 60.0)
 
 
 def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
-    """Take the pods back after a refusal, and have none until the pause is over; None for a gang that may be made."""
+    """Delete the pods after a refusal and create none during the pause; None for a gang that may be created."""
     missing = failure.missing(job, seen)
     if not missing or failure.was_complete(seen):
         return None

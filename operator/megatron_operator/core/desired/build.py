@@ -63,7 +63,7 @@ def _missing_pods(job: Job, seen: Seen) -> tuple[Object, ...]:
 
 
 def _placed_pod(job: Job, seen: Seen, rank: int) -> Object:
-    """The pod with this rank, where the queue that admitted the job wants it."""
+    """The pod with this rank, placed as the queue that admitted the job assigns it."""
     body = pod(job, seen.attempt, rank)
     admitted = workload.current(job, seen) if job.has_workload else None
     return workload.placed(body, labels.role(rank), seen, admitted.name) if admitted else body

@@ -1,4 +1,4 @@
-"""The PodGroup of an attempt, in the form that each gang scheduler wants, and its part of the pod spec."""
+"""The PodGroup of an attempt, in the form that each gang scheduler requires, and its part of the pod spec."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Raw Kueue objects as values: the Workload of a job, and where its assignment wants the pods. Judges nothing."""
+"""Raw Kueue objects as values: the Workload of a job, and where it assigns the pods. Decides nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class PodSetPlace:
-    """Where a queue wants the pods of one role: merged into pods made from now on."""
+    """Where a queue assigns the pods of one role; merged into pods created from now on."""
 
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Object, ...] = ()
