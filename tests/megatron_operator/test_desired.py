@@ -55,6 +55,12 @@ def test_the_trainer_learns_who_it_is_and_how_to_resume():
     }
 
 
+def test_only_a_job_that_says_so_adopts_the_folder_of_another():
+    adopting = job({"checkpoint": {"adopt": True}})
+    assert [variables(each)["MTJ_ADOPT"] for each in pods(adopting, 0)] == ["1"] * adopting.num_nodes
+    assert all("MTJ_ADOPT" not in variables(each) for each in pods(job({}), 0))
+
+
 def test_arguments_are_handed_over_under_canonical_names_with_a_stable_save_folder():
     value = job({"args": {**ARGS, "output_dir": "/checkpoints/here", "lr": 1e-5}})
     built = config_map(value, 1)

@@ -11,6 +11,7 @@ import pytest
 from megatron_trainer.checkpoint import folder, lease
 from megatron_trainer.checkpoint.folder import Occupied, Owner
 from megatron_trainer.checkpoint.lease import LEASE, Heartbeat
+from megatron_trainer.train import output_folder
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.ranks.tiny_run import arguments, train, write_data
 
@@ -71,6 +72,17 @@ def test_a_job_made_again_under_its_name_goes_on_once_the_first_has_ended(tmp_pa
     other_process.kill()
     other_process.wait()
     assert folder.claim(tmp_path, again)
+
+
+def test_of_two_jobs_that_claim_in_the_same_moment_the_loser_hears_of_the_other(tmp_path, monkeypatch):
+    def other_is_faster(save, claimant, **_):
+        monkeypatch.undo()
+        assert folder.claim(save, FIRST)
+
+    monkeypatch.setattr(folder, "_check_free", other_is_faster)
+    found = output_folder._take(tmp_path, SECOND, adopts=False)
+    assert "was claimed by another job in the same moment" in found
+    assert folder.owner(tmp_path) == FIRST
 
 
 def test_a_newer_attempt_of_the_same_job_waits_for_nothing(tmp_path, other_process):

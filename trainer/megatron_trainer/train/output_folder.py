@@ -14,6 +14,7 @@ import torch.distributed as dist
 from megatron_trainer import clock
 from megatron_trainer.checkpoint.folder import Occupied, Owner, owned, publish_text, workshop
 from megatron_trainer.checkpoint.folder import claim as claim_folder
+from megatron_trainer.checkpoint.folder import owner as last_owner
 from megatron_trainer.checkpoint.lease import Heartbeat
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import TrainingError
@@ -99,9 +100,17 @@ def _take(save: Path, owner: Owner, *, adopts: bool) -> Heartbeat | str:
     """The sign of life in the folder, or what keeps this run from writing there."""
     try:
         if not claim_folder(save, owner, adopts=adopts):
-            return f"{save} belongs to a newer attempt of this job; attempt {owner.attempt} must not write to it"
+            return _lost(save, owner)
         return Heartbeat(workshop(save, owner))
     except Occupied as err:
         return str(err)
     except OSError as err:
         return f"spec.args.save: cannot write to {save}: {err}"
+
+
+def _lost(save: Path, owner: Owner) -> str:
+    """Why a claim came to nothing: a newer attempt has the folder, or another job claimed it in the same moment."""
+    current = last_owner(save)
+    if current is None or current.job_uid == owner.job_uid:
+        return f"{save} belongs to a newer attempt of this job; attempt {owner.attempt} must not write to it"
+    return f"{save} was claimed by another job in the same moment; give this one another save folder, or start it again"
