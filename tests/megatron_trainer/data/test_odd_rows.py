@@ -21,7 +21,7 @@ from tests.support.data.template_matrix import MODELS
 
 MODELS_BY_NAME = {model.name.partition(": ")[2]: model for model in MODELS}
 SETTINGS = EncodeSettings(recognition=Recognition(needs_question=True))
-ROWS_EACH = 100
+ROWS_EACH = 40
 
 
 def judged(name, rows, records):
