@@ -93,8 +93,8 @@ def test_a_classifier_has_so_many_scores_of_such_labels(train, tmp_path, problem
 def test_task_type_is_what_stands_on_the_decoder(train, plain):
     assert train(task_type="causal_lm").column("lm loss") == plain.column("lm loss")
     refused = train(task_type="embedding", name="refused")
-    assert refused.exit_code == 64
-    assert "not trained here yet" in refused.message
+    assert refused.exit_code == 65
+    assert "18 x no positive" in refused.message
 
 
 @effect("extra_megatron_kwargs")

@@ -139,6 +139,7 @@ TAKE_EFFECT = [
             == {(0.0, (0.5, 0.6), 1e-3), (0.5, (0.5, 0.6), 1e-3)}
         ),
     ),
+    ({"decoupled_lr": 1e-2, "decoupled_min_lr": 1e-3}, lambda found, _: len({g["lr"] for g in found.groups}) == 2),
     ({"clip_grad": 1e-3}, lambda found, _: found.settings["clip_grad"] == 1e-3),
     ({"global_batch_size": 2}, lambda found, _: found.run.column("consumed_samples")[-2:] == [10, 12]),
     ({"micro_batch_size": 2}, other("lm loss")),
@@ -389,12 +390,23 @@ AS_OTHER_DATA = {"cached_dataset", "columns", "interleave_prob", "stopping_strat
 """They decide which rows are read, and are in the identity of the data."""
 OF_PREFERENCE = {name for name, argument in ARGUMENTS.items() if argument.applies_to == ("rlhf",)}
 """tests/effects/test_preference_effects.py sees what each does to a step."""
+OF_MATRICES = {name for name in ARGUMENTS if name.startswith(("muon_", "lion_"))}
+"""As Adam's; tests/effects/test_matrix_optimizer_effects.py goes on with these optimizers."""
+OF_RETRIEVAL = {
+    name for name in ARGUMENTS if name.startswith(("infonce_", "matryoshka_", "listwise_", "generative_"))
+} | {
+    "max_positive_samples",
+    "max_negative_samples",
+    "loss_type",
+}
+"""tests/effects/test_retrieval_effects.py sees what each does to a step."""
 OF_ANOTHER_BACKEND = {"fp16", "bf16", "transformer_impl", "wandb_exp_name", "wandb_project", "wandb_save_dir"}
 
 
 def test_every_argument_that_may_change_is_tried():
     may = {n for n, a in ARGUMENTS.items() if a.status == "works" and resume.verdict(n) == "takes effect"}
     untried = may - TRIED - OF_EXPERTS - OTHER_LAYOUTS - AS_OTHER_DATA - OF_PREFERENCE - OF_ANOTHER_BACKEND
+    untried -= OF_MATRICES | OF_RETRIEVAL
     assert untried == {
         "ckpt_format",  # has one value
         "extra_megatron_kwargs",  # whatever Megatron does with it
