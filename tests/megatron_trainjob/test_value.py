@@ -50,6 +50,9 @@ def test_value_is_read_in_the_type_of_its_argument(name, written, value):
         ("model", 7, "expects text (put it into quotes)"),
         ("dataset", "a", "expects a list of texts such as [a, b]"),
         ("dataset", ["a", 1], "expects a list of texts such as [a, b], but one element is 1"),
+        ("matryoshka_dims", 7, "expects a list of whole numbers such as [64, 128]"),
+        ("matryoshka_dims", [64, 1.5], "expects a list of whole numbers such as [64, 128], but one element is 1.5"),
+        ("matryoshka_dims", [0], "must be at least 1"),
         ("interleave_prob", [2.0], "must be at most 1"),
         ("columns", "a", "expects an object such as {key: value}"),
         ("rope_scaling", 2, "expects text or an object such as {key: value}"),
@@ -63,6 +66,13 @@ def test_value_that_does_not_fit_is_told_what_was_expected(name, written, messag
     with pytest.raises(WrongValue) as wrong:
         read_value(ARGUMENTS[name], written)
     assert str(wrong.value) == message
+
+
+@pytest.mark.parametrize("argument", ARGUMENTS.values(), ids=ARGUMENTS)
+def test_every_type_says_what_it_expects(argument):
+    for wrong in (object(), [object()]):
+        with pytest.raises(WrongValue, match="expects"):
+            read_value(argument, wrong)
 
 
 @pytest.mark.parametrize(

@@ -64,7 +64,7 @@ def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a data
 class Argument(Details):
     """One argument, complete: name, type, default, choices and every detail of its declaration.
 
-    `type` is one of int, float, str, bool, json, str|json, list[str], list[float].
+    `type` is one of int, float, str, bool, json, str|json, list[str], list[int], list[float].
     `nullable` means that absent has a meaning of its own. `choices` are those of each element for a list.
     """
 

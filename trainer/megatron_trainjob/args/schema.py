@@ -61,17 +61,19 @@ def _type(argument: Argument) -> dict[str, Any]:
         case "str":
             return _text(argument)
         case "list[str]":
-            return {"type": "array", "maxItems": LONGEST_LIST, "items": _text(argument)}
+            return _list(_text(argument))
+        case "list[int]":
+            return _list({"type": "integer", "format": "int64", **_range(argument)})
         case "list[float]":
-            return {
-                "type": "array",
-                "maxItems": LONGEST_LIST,
-                "items": {"type": "number", **_range(argument)},
-            }
+            return _list({"type": "number", **_range(argument)})
         case "json":
             return {"type": "object", "maxProperties": LARGEST_OBJECT, **ANYTHING}
         case _:
             return dict(ANYTHING)
+
+
+def _list(items: dict[str, Any]) -> dict[str, Any]:
+    return {"type": "array", "maxItems": LONGEST_LIST, "items": items}
 
 
 def _text(argument: Argument) -> dict[str, Any]:

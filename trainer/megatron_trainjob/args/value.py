@@ -17,6 +17,7 @@ EXPECTED = {
     "json": "an object such as {key: value}",
     "str|json": "text or an object such as {key: value}",
     "list[str]": "a list of texts such as [a, b]",
+    "list[int]": "a list of whole numbers such as [64, 128]",
     "list[float]": "a list of numbers such as [0.5, 0.5]",
 }
 
