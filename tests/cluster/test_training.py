@@ -5,6 +5,7 @@ The namespace enforces PodSecurity restricted. The pods are processes that pod_a
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Iterator
@@ -18,7 +19,16 @@ from local_cluster.pod_agent import PodAgent
 from tests.support.models import tiny_model
 from tests.support.operator import operator_process
 from tests.support.operator.job_client import JobClient, new_namespace, serving, wait_until
-from tests.support.operator.training_jobs import PATIENCE_S, STEPS, await_checkpoint, checkpoint, job, losses, saved
+from tests.support.operator.training_jobs import (
+    CLAIM,
+    PATIENCE_S,
+    STEPS,
+    await_checkpoint,
+    checkpoint,
+    job,
+    losses,
+    saved,
+)
 from tests.support.ranks import tiny_run
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -119,3 +129,27 @@ def test_deleting_a_job_while_it_trains_saves_and_leaves_the_claim_alone(
     assert jobs.job("deleted") is None
     assert jobs.plane.get(jobs.path("persistentvolumeclaims", "deleted-checkpoint"))
     assert checkpoint(agent, "deleted") > 0
+
+
+def test_a_second_job_in_one_folder_is_refused_unless_it_adopts_what_the_first_left(
+    agent: PodAgent, jobs: JobClient, inputs: dict[str, object]
+):
+    claims = f"/api/v1/namespaces/{jobs.namespace}/persistentvolumeclaims"
+    jobs.plane.create(claims, {"metadata": {"name": "shared"}, "spec": {**CLAIM, "storageClassName": ""}})
+
+    def submit(name: str, **given: object) -> None:
+        shared = {"pvc": {"claimName": "shared"}, "subPath": "run", **given}
+        body = job(name, {**inputs, "train_iters": 2 if name == "first" else 4})
+        jobs.submit({**body, "spec": {**body["spec"], "checkpoint": shared}})
+
+    submit("first")
+    jobs.await_phase("Succeeded", "first", PATIENCE_S)
+    submit("second")
+    status = jobs.await_phase("Failed", "second", PATIENCE_S)
+    assert (status["lastFailure"]["exitCode"], status["restarts"]["total"]) == (73, 0)
+    assert "holds the run of another job, first" in status["lastFailure"]["message"]
+    assert "spec.checkpoint.adopt: true" in status["lastFailure"]["message"]
+    submit("third", adopt=True)
+    jobs.await_phase("Succeeded", "third", PATIENCE_S)
+    rows = map(json.loads, (agent.claim("shared") / "run" / "logging.jsonl").read_text().splitlines())
+    assert [row["iteration"] for row in rows if "lm loss" in row] == [1, 2, 3, 4]

@@ -7,6 +7,7 @@ import sys
 import time
 
 import pytest
+import yaml
 
 from megatron_trainer.checkpoint import folder, lease
 from megatron_trainer.checkpoint.folder import Occupied, Owner
@@ -119,3 +120,41 @@ def test_a_folder_of_another_job_and_a_finished_one_with_other_data_are_no_succe
     assert finished.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
     assert "has all 1 steps of this run already, on other data" in finished.message
     assert train({**changed, "train_iters": 2}, job_uid="b", job_name="second", resume="Auto", attempt=2).exit_code == 0
+
+
+@pytest.mark.dist
+@pytest.mark.slow
+@pytest.mark.timeout(300)
+def test_mtj_run_refuses_the_folder_of_another_job_until_it_adopts_it(llama, tmp_path):
+    """Two jobs whose volumes are one folder of this machine."""
+    given = arguments(llama, write_data(tmp_path / "train.jsonl"), tmp_path)
+    given = {name: value for name, value in given.items() if name not in ("save", "add_version")}
+
+    def run(name, steps, **checkpoint):
+        shared = {"pvc": {"claimName": "disk"}, "subPath": "run", **checkpoint}
+        spec = {"task": "sft", "image": "none", "nprocPerNode": 1, "args": {**given, "train_iters": steps}}
+        job = {"apiVersion": "megatrontrain.dev/v1alpha1", "kind": "MegatronTrainJob", "metadata": {"name": name}}
+        (tmp_path / "job.yaml").write_text(yaml.safe_dump({**job, "spec": {**spec, "checkpoint": shared}}))
+        code = "from megatron_operator.cli import main; raise SystemExit(main())"
+        command = [
+            sys.executable,
+            "-c",
+            code,
+            "run",
+            str(tmp_path / "job.yaml"),
+            "--state-dir",
+            str(tmp_path / "state"),
+        ]
+        command += ["--volume", f"disk={tmp_path / 'disk'}"]
+        environment = {**os.environ, "MTJ_DEVICE": "cpu", "OMP_NUM_THREADS": "1", "COLUMNS": "500"}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=200)
+        return done.returncode, done.stdout + done.stderr
+
+    (tmp_path / "disk").mkdir()
+    assert run("first", 1)[0] == 0
+    code, output = run("second", 2)
+    assert code != 0
+    assert "holds the run of another job, first" in output
+    assert run("third", 2, adopt=True)[0] == 0
+    lines = map(json.loads, (tmp_path / "disk" / "run" / "logging.jsonl").read_text().splitlines())
+    assert [line["iteration"] for line in lines if "lm loss" in line] == [1, 2]
