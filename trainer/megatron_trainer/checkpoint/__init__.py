@@ -1,1 +1,1 @@
-"""Checkpoints: what one holds (contents), where they lie and which are complete (folder), writing, reading."""
+"""Checkpoints: their contents (contents), their location and completeness (folder), saving and loading."""

@@ -1,4 +1,4 @@
-"""What a checkpoint holds, as Megatron's sharded state dicts: model, optimizer, random generators, state."""
+"""The contents of a checkpoint, as Megatron's sharded state dicts: model, optimizer, random generators, state."""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from megatron_trainer.state import TrainState
 
 StateDict = dict[str, Any]
 OptimizerState = dict[str | int, Any]
-"""Of one optimizer by name, or of several by number."""
+"""Keys are names for one optimizer, numbers for several."""
 
 
 def metadata() -> StateDict:
-    """How Megatron shards what it saves: the optimizer state can be loaded into any other layout."""
+    """Megatron's sharding metadata: the optimizer state can be loaded into any other layout."""
     return {
         "distrib_optim_sharding_type": "fully_reshardable",
         "dp_cp_group": parallel_state.get_data_parallel_group(with_context_parallel=True),
@@ -36,17 +36,17 @@ def metadata() -> StateDict:
 
 
 Part = Literal["whole", "trainable", "base"]
-"""Of a model: everything, what trains (a LoRA run's adapters; in FP8 the scaling too), or all but the adapters."""
+"""Parts of a model: everything, what trains (a LoRA run's adapters; in FP8 the scaling too), all but the adapters."""
 
 SCALING = "_extra_state"
-"""In names of TransformerEngine's own entries: how FP8 products are scaled, with the history; else they are empty."""
+"""Part of the names of TransformerEngine's own entries: FP8 scaling and its history; empty without FP8."""
 
 
 def model_state(engine: Engine, part: Part) -> StateDict:
     """Sharded tensors of this part of every model chunk. Collective.
 
-    Megatron stacks what all layers have into one tensor with an axis of layers; where only some of them train, the
-    tensor would have holes, and each layer gets tensors of its own.
+    Megatron stacks parameters of all layers into one tensor with a layer axis; where only some layers train, that
+    tensor would have gaps, so each layer gets its own tensors.
     """
     layered = {"non_homogeneous_layers": True} if part == "trainable" and engine.trains_some_layers_only() else {}
     states = {}
@@ -75,7 +75,7 @@ def _is_in(part: Part, name: str, *, trained: Set[str]) -> bool:
 
 
 def _merge_in_place(factory: ShardedTensorFactory) -> None:
-    """A load reads the parts of gate and up into the parameter itself; Megatron then joins copies of all layers'."""
+    """Loads gate and up directly into the parameter; Megatron would concatenate copies for all layers afterwards."""
     whole, join = factory.data, factory.merge_fn
 
     def merge(parts: Any) -> Any:  # noqa: ANN401 - a list of tensors, or what another factory nests
@@ -87,13 +87,13 @@ def _merge_in_place(factory: ShardedTensorFactory) -> None:
 
 
 def model_names(index: Metadata) -> set[str]:
-    """Names of the model's tensors in the index of a checkpoint; the optimizer's stand under names of its own."""
+    """Names of the model's tensors in the index of a checkpoint; the optimizer's have separate names."""
     tensors = {name for name, value in index.state_dict_metadata.items() if isinstance(value, TensorStorageMetadata)}
     return {name for name in tensors if not name.startswith(("optimizer.", "chained_"))}
 
 
 def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool) -> None:
-    """Copies loaded tensors into the chunks; strict demands every tensor of the model."""
+    """Copies loaded tensors into the chunks; strict requires every tensor of the model."""
     for index, model in enumerate(engine.models):
         model.load_state_dict(loaded[_chunk_key(engine, index)], strict=strict)
 
@@ -102,7 +102,7 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
     """Sharded tensors of the optimizer for the model state that is saved or loaded with it. Collective."""
     if engine.trains_some_layers_only():
         models = model_state(engine, "trainable")
-    # Also before saving: in float16 every step so far may have been skipped.
+    # Needed before saving too: in float16 every step so far may have been skipped.
     for part in _parts(engine):
         create_state(part)
     merged = models if len(engine.models) > 1 else models["model"]
@@ -120,17 +120,17 @@ def _groups(state: StateDict) -> list[StateDict]:
 
 
 def _leave_out_classes(state: StateDict) -> None:
-    """An offloaded optimizer's groups name the classes that step them, and a checkpoint holds plain values only."""
+    """Removes optimizer classes from the groups of an offloaded optimizer: a checkpoint holds plain values only."""
     for group in _groups(state):
         for name in [name for name, value in group.items() if isinstance(value, type)]:
             del group[name]
 
 
 def _count_steps_alike(state: StateDict) -> None:
-    """Gives every group of parameters the number of steps that some rank knows. Collective.
+    """Synchronizes the step count of every parameter group over the ranks. Collective.
 
-    The first rank's numbers are saved for all, and it knows none for parameters that only other ranks have: experts
-    where the first stage has none.
+    The first rank's counts are saved for all, but it has none for parameters that only other ranks hold, such as
+    experts when the first stage has none.
     """
     groups = _groups(state)
     steps = [0.0] * dist.get_world_size()
@@ -140,17 +140,16 @@ def _count_steps_alike(state: StateDict) -> None:
 
 
 def is_split_over_ranks(engine: Engine) -> bool:
-    """Whether Megatron's distributed optimizer holds the state, which names its tensors after the model's alone."""
+    """Whether Megatron's distributed optimizer holds the state, with tensors named after the model's only."""
     return all(isinstance(part, DistributedOptimizer) for part in _parts(engine))
 
 
 def regrouped_optimizer_state(engine: Engine, loaded: OptimizerState) -> OptimizerState:
-    """What was loaded into `optimizer_state` of an engine whose experts are spread over ranks where those of the
-    saved one were not, or the other way round.
+    """Converts loaded `optimizer_state` between engines with experts distributed over ranks and engines without.
 
-    Megatron gives spread experts an optimizer of their own. The tensors have the same names either way and lie where
-    this engine asked for them; the plain values lie where the saved one had them: numbered, or at the top. Its groups
-    of parameters are all of the saved ones: `with_own_settings` takes from them what they have in common.
+    Megatron gives distributed experts a separate optimizer. The tensors have the same names either way and are placed
+    as this engine requested them; the plain values are placed as in the saved engine: numbered, or at the top level.
+    Its parameter groups are all of the saved ones: `with_own_settings` takes what they have in common.
     """
     numbered = {index: value for index, value in loaded.items() if isinstance(index, int)}
     top = {name: value for name, value in loaded.items() if not isinstance(name, int)}
@@ -159,16 +158,16 @@ def regrouped_optimizer_state(engine: Engine, loaded: OptimizerState) -> Optimiz
     plain = {**saved[0], "optimizer": {**saved[0]["optimizer"], "param_groups": groups}}
     if len(_parts(engine)) == 1:
         return {**plain, "param_state": top.get("param_state", {})}
-    # A stage without experts asked for no tensors of theirs.
+    # A stage without experts requested no tensors of experts.
     tensors = [numbered.get(index, {}).get("param_state", {}) for index in range(len(_parts(engine)))]
     return {index: {**plain, "param_state": own} for index, own in enumerate(tensors)}
 
 
 def with_own_settings(engine: Engine, loaded: OptimizerState) -> OptimizerState:
-    """The loaded optimizer state with the groups of parameters as this run has set them up.
+    """The loaded optimizer state with this run's settings of the parameter groups.
 
-    Of the saved groups only the number of steps is taken. Megatron finds a group by its rates, which another lr or
-    min_lr changes, and torch takes betas and epsilon over from what it loads: a run would go on with the old ones.
+    Only the step count is taken from the saved groups. Megatron matches groups by their learning rates, which a new lr
+    or min_lr changes, and torch loads betas and epsilon too: a run would continue with the old values.
     """
     parts = _parts(engine)
     if len(parts) == 1:

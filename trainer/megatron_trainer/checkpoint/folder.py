@@ -1,14 +1,13 @@
-"""Writing to the folder of a run's checkpoints: who may, what is published, what is removed. Writes no tensors.
+"""Writes to the folder of a run's checkpoints: ownership, publishing, pruning. Writes no tensors.
 
-What lies there and how it is read: megatron_trainjob.checkpoint_folder.
+Its layout and how it is read: megatron_trainjob.checkpoint_folder.
 
-An attempt may be replaced at any moment, and be frozen at any moment and wake later: no check that it makes holds for
-the next line. So nothing here is checked and then done. Each attempt has a workshop, a folder of its own, made when it
-claims the save folder and taken away by whoever claims it next. Whatever appears in the save folder is renamed out of
-the workshop's door, and whatever disappears from it is renamed into the door: without it every such rename fails. The
-door is a folder that a claim alone makes; the workshop comes back where a library that woke in the middle of a save
-makes the missing parents of what it writes. Needs nothing of a file system but an atomic rename; neither locks nor
-clocks.
+An attempt may be replaced at any moment, and may be frozen at any moment and resume later: the result of a check may be
+stale by the next line. So nothing here is check-then-act. Each attempt has a workshop, a folder of its own that is
+created when it claims the save folder and removed by the next claim. Everything that is added to the save folder is
+renamed out of the workshop's door, and everything that is removed is renamed into the door: without a door every such
+rename fails. Only a claim creates the door; the workshop itself may reappear when a library that resumes in the middle
+of a save creates missing parent folders. Requires only atomic renames of the file system; neither locks nor clocks.
 """
 
 from __future__ import annotations
@@ -50,9 +49,9 @@ DOOR = "door"
 
 @dataclass(frozen=True, kw_only=True)
 class Owner:
-    """Who writes to a folder: one attempt of one job (uid is empty for a run that no operator started).
+    """The writer of a folder: one attempt of one job (uid is empty for a run without an operator).
 
-    token: of the start of its ranks; a pod may start them more than once within an attempt.
+    token: identifies one launch of its ranks; a pod may launch them more than once within an attempt.
     """
 
     job_uid: str
@@ -69,11 +68,11 @@ class TakenOver(OSError):
 
 
 class Occupied(Exception):
-    """The folder is another job's."""
+    """The folder belongs to another job."""
 
 
 def owner(save: Path) -> Owner | None:
-    """Who claimed the folder last; None before anybody did."""
+    """The owner that claimed the folder last; None if it was never claimed."""
     try:
         return Owner(**input_file.read_json(save / OWNER))
     except (FileNotFoundError, ValueError, TypeError):
@@ -81,16 +80,16 @@ def owner(save: Path) -> Owner | None:
 
 
 def claim(save: Path, claimant: Owner, *, adopts: bool = False) -> bool:
-    """Takes the folder over: whoever had it publishes nothing more. False: a newer attempt of this job has it.
+    """Claims the folder: its previous owner can publish nothing more. False: a newer attempt of this job has it.
 
-    adopts: also from another job that has ended. A job that was deleted and made again under its name is the same.
+    adopts: also claims from another job that has ended. A job recreated under the same name counts as the same job.
 
     Raises:
         Occupied: another job has the folder, or had it and adopts is false.
 
-    What an attempt that is gone left half written is removed; a checkpoint that it was about to replace comes back.
-    The workshop comes first, then others' go, then it is looked for newer ones: of two attempts that claim at once, in
-    whichever order their steps come, the newer one has the folder.
+    Partial files of previous attempts are removed; a checkpoint that such an attempt was about to replace is restored.
+    The own workshop is created first, then others are removed, then newer ones are looked for: of two concurrent claims
+    the newer attempt gets the folder, however their steps interleave.
     """
     save.mkdir(parents=True, exist_ok=True)
     own = workshop(save, claimant)
@@ -100,7 +99,7 @@ def claim(save: Path, claimant: Owner, *, adopts: bool = False) -> bool:
     except Occupied:
         own.rmdir()
         raise
-    with contextlib.suppress(FileNotFoundError):  # a newer attempt has swept the workshop: nothing is renamed below
+    with contextlib.suppress(FileNotFoundError):  # a newer attempt has removed the workshop: nothing below is renamed
         (own / DOOR).mkdir()
     newer = False
     for left in save.glob(f"{WORKSHOP}*"):
@@ -113,7 +112,7 @@ def claim(save: Path, claimant: Owner, *, adopts: bool = False) -> bool:
     if newer or (current and current.job_uid == claimant.job_uid and current.attempt > claimant.attempt):
         shutil.rmtree(own, ignore_errors=True)
         return False
-    for left in [*save.glob(f"{SWEPT}*"), *save.glob(".iter_*.tmp")]:  # the second are of an earlier release
+    for left in [*save.glob(f"{SWEPT}*"), *save.glob(".iter_*.tmp")]:  # the second pattern is of an earlier release
         shutil.rmtree(left, ignore_errors=True)
     try:
         publish_text(save / OWNER, json.dumps(asdict(claimant)), claimant)
@@ -137,12 +136,12 @@ def _check_free(save: Path, claimant: Owner, *, adopts: bool) -> None:
 
 
 def workshop(save: Path, writer: Owner) -> Path:
-    """The writer's own folder. It is there from its claim until the next one."""
+    """The writer's own folder. It exists from its claim until the next claim."""
     return save / f"{WORKSHOP}{writer.attempt}-{_job_key(writer)}-{writer.token}"
 
 
 def door(save: Path, writer: Owner) -> Path:
-    """The folder through which everything of the writer comes and goes. Without it the folder has been taken over."""
+    """The folder through which the writer publishes and removes. It is missing after a takeover."""
     return workshop(save, writer) / DOOR
 
 
@@ -151,13 +150,13 @@ def _job_key(writer: Owner) -> str:
 
 
 def _maker(left: Path) -> tuple[int, str]:
-    """Attempt and job of a workshop, by its name; (-1, "") where it is none."""
+    """Attempt and job of a workshop, by its name; (-1, "") for any other folder."""
     match = NAME_OF_WORKSHOP.fullmatch(left.name)
     return (int(match[1]), match[2]) if match else (-1, "")
 
 
 def _sweep(left: Path) -> None:
-    """Takes a workshop away: from here on nothing is renamed into it or out of it by its name."""
+    """Removes a workshop: from then on nothing can be renamed into it or out of it by its name."""
     swept = left.with_name(f"{SWEPT}{uuid.uuid4().hex}")
     with contextlib.suppress(FileNotFoundError):
         left.rename(swept)
@@ -174,7 +173,7 @@ def folder_aside(save: Path, iteration: int, writer: Owner) -> Path:
 
 
 def make_aside(aside: Path) -> None:
-    """Makes the empty folder that a checkpoint is written into.
+    """Creates the empty folder that a checkpoint is written into.
 
     Raises:
         FileNotFoundError: another run has claimed the folder.
@@ -184,11 +183,11 @@ def make_aside(aside: Path) -> None:
 
 
 def publish(aside: Path, manifest: Manifest, writer: Owner) -> Path:
-    """Completes the folder and gives it its name, all at once and durably; an older one of the same iteration goes.
+    """Completes the folder and renames it atomically and durably; replaces an older one of the same iteration.
 
     Raises:
         TakenOver: another run has claimed the folder; nothing in it has changed.
-        OSError: it cannot be written.
+        OSError: the folder cannot be written.
     """
     save = aside.parent.parent
     with owned(save, writer):
@@ -210,10 +209,10 @@ def publish(aside: Path, manifest: Manifest, writer: Owner) -> Path:
 
 @contextlib.contextmanager
 def owned(save: Path, writer: Owner) -> Iterator[None]:
-    """Says of a failure within it that the folder was taken over, where that is its cause.
+    """Context that reports a failure as a takeover of the folder where that is the cause.
 
     Raises:
-        TakenOver: instead of whatever the missing workshop raised.
+        TakenOver: instead of the error caused by the missing workshop.
     """
     try:
         yield
@@ -224,16 +223,16 @@ def owned(save: Path, writer: Owner) -> Iterator[None]:
 
 
 def drop(aside: Path, writer: Owner) -> None:
-    """Removes what a save that failed has left, and a workshop that came back after it was taken away."""
+    """Removes the remains of a failed save, and a workshop that reappeared after its removal."""
     save = aside.parent.parent
     shutil.rmtree(aside if door(save, writer).is_dir() else workshop(save, writer), ignore_errors=True)
 
 
 def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[Checkpoint, ...]:
-    """What may go once iteration `newest` is published and `limit` checkpoints are to stay.
+    """Checkpoints to prune once iteration `newest` is published, with `limit` checkpoints to keep.
 
-    Kept are the newest `limit` complete ones, and the best one beside them. Damaged ones do
-    not count; they go when they are older than all that are kept. Later iterations than `newest` are of another run.
+    The newest `limit` complete ones and the best one are kept. Damaged ones do not count; they are pruned when older
+    than all that are kept. Iterations later than `newest` belong to another run.
     """
     own = sorted((each for each in found if each.iteration <= newest), key=lambda each: -each.iteration)
     complete = [each for each in own if each.manifest is not None]
@@ -245,7 +244,7 @@ def superfluous(found: Iterable[Checkpoint], newest: int, limit: int) -> tuple[C
 
 
 def point(save: Path, newest: int, writer: Owner) -> None:
-    """Lets `last` lead to iteration `newest`, which is published, and `best` to the best one up to there."""
+    """Points `last` to iteration `newest`, which is published, and `best` to the best one up to it."""
     with owned(save, writer):
         _point(save / LAST, iteration_folder(save, newest), writer)
         found = best(each for each in checkpoints(save) if each.iteration <= newest)
@@ -254,7 +253,7 @@ def point(save: Path, newest: int, writer: Owner) -> None:
 
 
 def _point(link: Path, target: Path, writer: Owner) -> None:
-    """Replaces the link at once; where storage has no links, a file that holds the name."""
+    """Replaces the link atomically; where storage has no links, a file that holds the name."""
     aside = door(link.parent, writer) / link.name
     aside.unlink(missing_ok=True)
     _keep_copied(link)
@@ -267,7 +266,7 @@ def _point(link: Path, target: Path, writer: Owner) -> None:
 
 
 def _keep_copied(link: Path) -> None:
-    """Moves away a folder in the link's place: a copy of the save folder that followed its links. Nothing is lost."""
+    """Moves aside a folder with the link's name, as in a copy of the save folder that followed links."""
     if link.is_symlink() or not link.is_dir():
         return
     names = (link.with_name(f"{link.name}-copied{number or ''}") for number in count())
@@ -287,14 +286,14 @@ def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:
 
 
 def publish_text(path: Path, text: str, writer: Owner) -> None:
-    """Replaces a file of the save folder at once and durably; fails when the folder was taken over."""
+    """Replaces a file of the save folder atomically and durably; fails when the folder was taken over."""
     aside = door(path.parent, writer) / path.name
     _write(aside, text)
     aside.replace(path)
 
 
 def replace_text(path: Path, text: str) -> None:
-    """Writes the file at once and durably: a reader sees the old text or the new one."""
+    """Writes the file atomically and durably: a reader sees the old text or the new one."""
     aside = path.with_name(path.name + ".tmp")
     _write(aside, text)
     aside.replace(path)
@@ -308,7 +307,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def synchronize(folder: Path) -> None:
-    """Makes the names in a folder durable; a crash of the machine cannot undo a rename after it."""
+    """Syncs a folder to disk, so that a crash of the machine cannot undo renames in it."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,6 +1,6 @@
-"""Checkpoints that other programs of the Megatron family wrote: recognized by their files, read for their weights.
+"""Checkpoints of other programs of the Megatron family: recognized by their files, read for their weights.
 
-They have no manifest, so nothing proves them complete. What is damaged among our own is never taken for one of these.
+They have no manifest, so nothing proves them complete. A damaged checkpoint of our own is never taken for one.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ REMEDIES: dict[Format, str] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Foreign:
-    """A folder and the format that its files show."""
+    """A folder and the format recognized by its files."""
 
     path: Path
     iteration: int
@@ -35,7 +35,7 @@ class Foreign:
 
 
 def find(load: Path) -> Foreign | None:
-    """What another program left in `load` (its newest, by the tracker file), or None."""
+    """The checkpoint of another program in `load` (the newest, by the tracker file), or None."""
     if (load / OWNER).exists() or (load.parent / OWNER).exists():
         return None
     for path in _places(load):
@@ -58,10 +58,10 @@ def recognize(path: Path) -> Format | None:
 
 
 def accepted(found: Foreign) -> Checkpoint:
-    """The checkpoint to read the weights of; its manifest and its problem are both None.
+    """The checkpoint to read weights from; its manifest and its problem are both None.
 
     Raises:
-        TrainingError: nothing here reads this format; says what does.
+        TrainingError: this format is not supported; names a tool that reads it.
     """
     if found.format != "torch_dist":
         message = f"{found.path} is in the format {found.format}: {REMEDIES[found.format]}"
@@ -74,7 +74,7 @@ def accepted(found: Foreign) -> Checkpoint:
 
 
 def _places(load: Path) -> list[Path]:
-    """Where a checkpoint may lie: the folder itself, or the one that the tracker file names."""
+    """Candidate folders of a checkpoint: the folder itself, or the one named in the tracker file."""
     try:
         return [load, iteration_folder(load, int(input_file.read_text(load / TRACKER)))]
     except (OSError, ValueError):

@@ -1,6 +1,6 @@
-"""A heartbeat in a workshop: whether the process that claimed a save folder still runs.
+"""A heartbeat in a workshop: tells whether the process that claimed a save folder is still running.
 
-A file whose time of change is set every few seconds, by the clock of the file system alone: clocks of nodes differ.
+A file whose mtime is updated every few seconds, using only the file system's clock: clocks of nodes differ.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from megatron_trainjob import input_file
 LEASE = "lease.json"
 PERIOD_S = 10.0
 LIFE_S = 60.0
-"""After so long without a sign its process is gone, or cannot write either."""
+"""After this long without a heartbeat its process is gone, or cannot write either."""
 
 
 class Heartbeat:
-    """Renews the lease of a workshop from a thread until it is stopped, or until the workshop has been taken away."""
+    """Renews the lease of a workshop from a thread until it is stopped or the workshop has been removed."""
 
     def __init__(self, workshop: Path) -> None:
         self._path = workshop / LEASE
@@ -29,7 +29,7 @@ class Heartbeat:
         threading.Thread(target=self._renew, name="lease", daemon=True).start()
 
     def stop(self) -> None:
-        """Gives the lease back: the folder is free at once."""
+        """Releases the lease: the folder is free at once."""
         self._stopped.set()
         self._path.unlink(missing_ok=True)
 
@@ -40,11 +40,11 @@ class Heartbeat:
             except FileNotFoundError:
                 return
             except OSError:
-                continue  # a volume that is away for a moment
+                continue  # a volume that is briefly unavailable
 
 
 def holder(workshop: Path, *, now_s: float) -> str | None:
-    """Who renews the lease of this workshop, for a message; None: no one any more. now_s: by the same file system."""
+    """The process that renews the lease of a workshop, for a message; None: expired. now_s: by the same file system."""
     path = workshop / LEASE
     try:
         age_s = now_s - path.stat().st_mtime
@@ -58,7 +58,7 @@ def holder(workshop: Path, *, now_s: float) -> str | None:
 
 
 def _is_gone(pid: int) -> bool:
-    """Whether a process of this machine has ended. Of our own an earlier run may have left its lease."""
+    """Whether a process of this machine has ended. A lease with our own process id is left over from an earlier run."""
     if pid == os.getpid():
         return True
     try:

@@ -28,12 +28,12 @@ from megatron_trainjob.exit_codes import ExitCode
 logger = logging.getLogger(__name__)
 
 SHOWN_NAMES = 4
-"""Of the tensors that a message names."""
+"""Maximum number of tensors named in a message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class LoadPolicy:
-    """What a resume takes from the checkpoint, and the layout that reads it."""
+    """What a resume loads from the checkpoint, and the layout of this run."""
 
     layout: dict[str, int]
     with_optimizer: bool
@@ -43,12 +43,12 @@ class LoadPolicy:
 def find(load: Path, *, recognizes_others: bool = False) -> Checkpoint | None:
     """The newest complete checkpoint below `load`, or `load` itself when it is an iter_ folder; None if there is none.
 
-    Reads every file and compares checksums, the ranks a share each, before anything is loaded. A damaged checkpoint
-    is passed over with a warning that names the file. recognizes_others: takes what other tools of the Megatron family
-    left, which has no manifest. Collective: all ranks get the same answer, whatever they see of a shared volume.
+    Reads every file and verifies checksums, divided over the ranks, before anything is loaded. A damaged checkpoint is
+    skipped with a warning that names the file. recognizes_others: accepts checkpoints of other tools of the Megatron
+    family, which have no manifest. Collective: all ranks get the same result, whatever they see of a shared volume.
 
     Raises:
-        TrainingError: there are checkpoints, and all of them are damaged or in another format.
+        TrainingError: there are checkpoints, but all of them are damaged or in another format.
     """
     candidates: list[tuple[Checkpoint, ...]] = [_candidates(load) if dist.get_rank() == 0 else ()]
     dist.broadcast_object_list(candidates, src=0)
@@ -77,7 +77,7 @@ def _candidates(load: Path) -> tuple[Checkpoint, ...]:
 
 
 def _damage(checkpoint: Checkpoint) -> str | None:
-    """What is wrong with the contents of the files, each read by one rank. Collective."""
+    """Damage in the contents of the files, each read by one rank. Collective."""
     if checkpoint.manifest is None:
         return checkpoint.problem
     share = sorted(checkpoint.manifest.files)[dist.get_rank() :: dist.get_world_size()]
@@ -89,10 +89,10 @@ def _damage(checkpoint: Checkpoint) -> str | None:
 def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: LoadPolicy) -> TrainState:
     """Restores model, optimizer, generators and the train state, which is returned. Collective.
 
-    Generators are restored in the layout that saved them only: in another one ranks have other roles.
+    Generators are restored only in the layout that saved them: in another layout ranks have other roles.
 
     Raises:
-        TrainingError: the checkpoint is of another model or run type, or a file in it is damaged.
+        TrainingError: the checkpoint belongs to another model or run type, or a file in it is damaged.
     """
     manifest = _manifest(checkpoint)
     is_split = contents.is_split_over_ranks(engine)
@@ -132,9 +132,9 @@ def weights(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "train
 
 
 def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "trainable"]) -> None:
-    """The same without an optimizer that takes notice, for a model that does not train. Collective.
+    """The same without refreshing the optimizer's main parameters, for a model that does not train. Collective.
 
-    How FP8 products were scaled stays behind: a run that starts over finds its own.
+    FP8 scaling is not loaded: a new run determines its own.
     """
     models = contents.model_state(engine, part)
     wanted = {
@@ -158,10 +158,10 @@ def _manifest(checkpoint: Checkpoint) -> Manifest:
 
 
 def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_split: bool) -> bool:
-    """Whether experts lie on all ranks here and were spread in the checkpoint, or the other way round.
+    """Whether experts are distributed over ranks in the checkpoint but not here, or vice versa.
 
     Raises:
-        TrainingError: Megatron's optimizer that is not split numbers its parameters, which are others then.
+        TrainingError: Megatron's non-distributed optimizer numbers its parameters, and the numbers differ in this case.
     """
     saved, wanted = manifest.layout["ep"], policy.layout["ep"]
     if (saved == 1) == (wanted == 1):
@@ -179,11 +179,11 @@ def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_spl
 def _check_names(models: contents.StateDict, checkpoint: Checkpoint, *, refuses_more: bool) -> None:
     """Compares the tensors that all ranks want with those in the checkpoint. Collective.
 
-    Megatron reads what it wants and leaves the rest: a model of fewer layers, or with tied embeddings, would go on
-    from a part of a larger one. refuses_more: else a warning.
+    Megatron ignores tensors that it does not request: a model with fewer layers, or with tied embeddings, would
+    silently load a part of a larger one. refuses_more: raises for extra tensors, else warns.
 
     Raises:
-        TrainingError: names what the checkpoint lacks, or has beside what is wanted.
+        TrainingError: names the missing and the extra tensors of the checkpoint.
     """
     own = {part.key for part in nested_values(models) if isinstance(part, ShardedTensor | ShardedTensorFactory)}
     gathered: list[set[str]] = [own] * dist.get_world_size()
@@ -206,14 +206,14 @@ def _some(names: Sequence[str]) -> str:
 
 
 def _read(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
-    """The wanted values from the checkpoint; nothing in its files is run."""
+    """The requested values from the checkpoint; no code in its files is executed."""
     with unpickle.restricted():
         return dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
 
 
 @contextlib.contextmanager
 def _fitting(checkpoint: Checkpoint) -> Iterator[None]:
-    """Whatever goes wrong while a checkpoint is read into the engine is that it does not fit; a retry does not help.
+    """Context that reports any failure to load a checkpoint into the engine as a mismatch; a retry does not help.
 
     torch's CheckpointException is a BaseException, which passes every handler of Exception.
     """

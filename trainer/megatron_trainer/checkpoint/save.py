@@ -1,7 +1,7 @@
-"""Saves checkpoints, one at a time, while training waits or in its background.
+"""Saves checkpoints, one at a time, synchronously or in the background of training.
 
-All ranks write beside the final place; when every rank's files and the manifest are there, the first rank publishes
-the checkpoint by renaming. A crash at any moment leaves either no folder of that iteration or a whole one.
+All ranks write to a temporary folder; once every rank's files and the manifest are written, the first rank publishes
+the checkpoint by renaming. A crash at any moment leaves either no folder of that iteration or a complete one.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from megatron_trainjob.exit_codes import ExitCode
 
 @dataclass(frozen=True, kw_only=True)
 class SavePolicy:
-    """What goes into a checkpoint and how it is labeled, and how many stay (None: all).
+    """Contents and labels of a checkpoint, and how many are kept (None: all).
 
-    owner: who writes, as claimed at the start. in_background: files are written while training goes on.
-    on_termination: a run that is asked to stop saves once more. record: the text of args.json, which each checkpoint
-    carries. num_files: of each rank. metric: tells the best checkpoint where that is not the validation loss.
+    owner: the writer, as claimed at the start. in_background: files are written while training goes on.
+    on_termination: a run that is asked to stop saves once more. record: the text of args.json, stored in each
+    checkpoint. num_files: per rank. metric: selects the best checkpoint where that is not the validation loss.
     """
 
     save: Path
@@ -54,7 +54,7 @@ class SavePolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Saved:
-    """A published checkpoint, and how long training stood still for it."""
+    """A published checkpoint, and how long training was blocked by it."""
 
     iteration: int
     path: Path
@@ -89,7 +89,7 @@ class Saver:
         return self._pending.state.iteration if self._pending else None
 
     def start(self, state: TrainState, loss: float | None) -> None:
-        """Takes the state down and begins to write it. Call `finish` first where one is pending.
+        """Captures the state and starts writing it. Call `finish` first if a save is pending.
 
         Raises:
             TrainingError: a rank cannot write; older checkpoints are untouched.
@@ -113,14 +113,14 @@ class Saver:
         return shards.plan(wanted, aside, staging=self._staging, num_files=self.policy.num_files)
 
     def poll(self) -> Saved | None:
-        """Publishes the pending checkpoint if every rank has written its part; costs nothing where none is pending."""
+        """Publishes the pending checkpoint if every rank has written its part; free if none is pending."""
         pending = self._pending
         if pending is None or not parallel.is_true_everywhere(pending.written.done(), self._backend):
             return None
         return self.finish()
 
     def finish(self) -> Saved | None:
-        """Waits for the pending checkpoint and publishes it; None where none is pending.
+        """Waits for the pending checkpoint and publishes it; None if none is pending.
 
         Raises:
             TrainingError: a rank could not write (disk full, volume gone); older checkpoints are untouched.
@@ -166,7 +166,7 @@ class Saver:
             folder.prune(policy.save, state.iteration, policy.limit, policy.owner)
 
     def _on_all_ranks[Result](self, action: Callable[[], Result], aside: Path) -> Result:
-        """The action's result; when it fails on any rank, fails on all: no one waits for a rank that gave up."""
+        """The action's result; a failure on any rank fails on all, so that no rank waits for one that gave up."""
         error: BaseException | None = None  # of which torch's CheckpointException is one
         try:
             with folder.owned(self.policy.save, self.policy.owner):

@@ -1,7 +1,7 @@
-"""One save as Megatron plans it, taken apart: every rank's files can be written in the background of training.
+"""One save as planned by Megatron, split into steps so that each rank's files can be written in the background.
 
-Megatron's own background save starts a process a rank, takes 10 s for its queue, and waits forever when the first
-rank cannot write the index; here planning is collective, and writing and completing are plain calls of one rank.
+Megatron's own async save starts a process per rank, takes 10 s for its queue, and hangs when the first rank cannot
+write the index; here planning is collective, and writing and completing are plain calls on one rank.
 """
 
 from __future__ import annotations
@@ -31,12 +31,12 @@ from megatron_trainjob.checkpoint_folder import FileRecord, record_of
 
 INDEX_FILES = (".metadata", "metadata.json")
 Bucket = tuple[str, str, tuple[list[Any], Iterable[Any]]]
-"""A file as Megatron's writer takes it: path, name, serialized objects, and tensors, which it goes through once."""
+"""A file as Megatron's writer expects it: path, name, serialized objects, and tensors, which are iterated once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """What one rank wrote: where each piece of the state lies, and its files."""
+    """What one rank wrote: the location of each piece of the state, and its files."""
 
     results: Sequence[WriteResult]
     files: Mapping[str, FileRecord]
@@ -44,7 +44,7 @@ class Written:
 
 @dataclass(frozen=True, kw_only=True)
 class Shards:
-    """This rank's part of a save, to be written once. metadata: the index, on the first rank alone."""
+    """This rank's part of a save, to be written once. metadata: the index, on the first rank only."""
 
     folder: Path
     writer: FileSystemWriterAsync
@@ -52,7 +52,7 @@ class Shards:
     metadata: Metadata | None
 
     def write(self) -> Written:
-        """Writes this rank's files durably and reads them once more for their checksums. Not collective."""
+        """Writes this rank's files durably and reads them back for their checksums. Not collective."""
         results: list[WriteResult] = []
         for index, bucket in enumerate(self.buckets):
             _, outcome = FileSystemWriterAsync.write_preloaded_data(
@@ -69,7 +69,7 @@ class Shards:
         return Written(results=results, files=_records(self.folder, [name for _, name, _ in self.buckets]))
 
     def complete(self, written: Sequence[Written]) -> dict[str, FileRecord]:
-        """Writes the index over all ranks' parts, on the first rank; returns all files of the checkpoint."""
+        """Writes the index of all ranks' parts, on the first rank; returns all files of the checkpoint."""
         self.writer.finish(self.metadata, [part.results for part in written])
         save_config(CheckpointingConfig("torch_dist", 1), str(self.folder))
         files = {name: record for part in written for name, record in part.files.items()}
@@ -77,8 +77,8 @@ class Shards:
 
 
 class Staging:
-    """Host memory for the copies of a save in the background, kept for the next save: to get memory takes longer than
-    to fill it. The copies of the save before are overwritten.
+    """Host memory for the copies of a background save, reused by the next save: allocating it takes longer than filling
+    it. Overwrites the copies of the previous save.
     """
 
     def __init__(self, backend: Backend) -> None:
@@ -94,14 +94,14 @@ class Staging:
     def _memory(self, index: MetadataIndex, like: torch.Tensor) -> torch.Tensor:
         held = self._held.get(index)
         if held is None or held.shape != like.shape or held.dtype != like.dtype:
-            # Only pinned memory is filled at the speed of the bus.
+            # Only copies to pinned memory reach the bandwidth of the bus.
             held = torch.empty(like.shape, dtype=like.dtype, pin_memory=self._backend.name == "cuda")
             self._held[index] = held
         return held
 
 
 class _Planner(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # megatron-core has no types
-    """Megatron's strategy up to the plan; what follows it is ours."""
+    """Megatron's save strategy up to the plan; the following steps are our own."""
 
     planned: tuple[FileSystemWriterAsync, Metadata | None]
 
@@ -117,12 +117,12 @@ class _Planner(TorchDistSaveShardedStrategy):  # type: ignore[misc]  # megatron-
 
 
 def plan(state: StateDict, folder: Path, *, staging: Staging | None, num_files: int = 1) -> Shards:
-    """Who writes what of the state into the folder. Collective.
+    """Plans which rank writes which part of the state into the folder. Collective.
 
-    staging: takes copies of all tensors, so that training may change its own while they are written; without, tensors
-    of a GPU are copied one at a time as they are written. num_files: of this rank.
+    staging: holds copies of all tensors, so that training may modify them during the write; without it, GPU tensors are
+    copied one at a time as they are written. num_files: of this rank.
     """
-    # Megatron hands results over through a queue in a process of its own. No one uses it here: any queue will do.
+    # Megatron passes results through a queue to another process. It is not used here, so any queue will do.
     filesystem_async._results_queue = queue.Queue()
     planner = _Planner(thread_count=num_files)
     dist_checkpointing.save(state, str(folder), planner, async_sharded_save=True, async_strategy="mcore")
@@ -136,10 +136,10 @@ def plan(state: StateDict, folder: Path, *, staging: Staging | None, num_files: 
 
 
 def _as_whole(tensor: torch.Tensor) -> torch.Tensor:
-    """The tensor as one that owns its memory, where it is a part of a larger one and a single run of bytes on a CPU.
+    """A tensor that owns its memory, for a contiguous CPU view of a larger tensor.
 
-    Megatron's writer clones every part of a larger tensor before it writes the first: gate and up of all layers, and
-    all of a distributed optimizer's state.
+    Megatron's writer clones every view of a larger tensor before it writes the first: gate and up of all layers, and
+    the whole state of a distributed optimizer.
     """
     tensor = tensor.detach()
     if tensor.device.type != "cpu" or not tensor.is_contiguous():
@@ -151,16 +151,16 @@ def _as_whole(tensor: torch.Tensor) -> torch.Tensor:
 
 
 def _one_by_one(tensors: Iterable[tuple[Any, torch.Tensor]]) -> Iterator[tuple[Any, torch.Tensor]]:
-    """Each on the processor until the next is asked for."""
+    """Yields each tensor on the CPU, until the next is requested."""
     for item, tensor in tensors:
         held = tensor.to("cpu")
         yield item, held
         if held is not tensor:
-            held.untyped_storage().resize_(0)  # the writer still holds it while it takes the next
+            held.untyped_storage().resize_(0)  # the writer still holds it while it requests the next
 
 
 def _first_cause(error: BaseException) -> BaseException:
-    """What went wrong first: torch reports a full disk as a wrong position in its archive, raised on the way out."""
+    """The original error: torch reports a full disk as a wrong archive position, raised during cleanup."""
     while error.__context__ is not None:
         error = error.__context__
     return error

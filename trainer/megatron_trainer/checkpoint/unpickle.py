@@ -1,7 +1,7 @@
-"""Reads what torch and Megatron pickle into a checkpoint without running anything that is in it.
+"""Reads the pickles of torch and Megatron in a checkpoint without executing code from them.
 
-A pickle names the classes it is made of, and calls them: one that names `os.system` runs a command. Here only the
-classes that an honest checkpoint is made of are known; any other name ends the read before it is looked up.
+A pickle names its classes and calls them: one that names `os.system` runs a command. Here only the classes of a
+legitimate checkpoint are allowed; any other name aborts the read before it is looked up.
 """
 
 # ruff: noqa: ANN401 - a pickle holds values of any type
@@ -45,11 +45,11 @@ SCALING_NAMES = frozenset(
         ("megatron.core.extensions.transformer_engine", "TEDelayedScaling"),
     }
 )
-"""What TransformerEngine's record of FP8 scaling is made of."""
+"""The classes in TransformerEngine's record of FP8 scaling."""
 
 
 class _Unpickler(pickle.Unpickler):
-    """Makes only what is_known allows."""
+    """Creates only objects that is_known allows."""
 
     def __init__(self, file: IO[bytes] | io.IOBase, is_known: Callable[[str, str], bool], what: str) -> None:
         super().__init__(file)
@@ -65,15 +65,15 @@ class _Unpickler(pickle.Unpickler):
 
 
 def _storage_from_bytes(content: bytes) -> Any:
-    """As torch unpickles a storage within a pickle, but not with whatever that holds."""
+    """Unpickles a storage within a pickle as torch does, but with the same restrictions."""
     return torch.load(io.BytesIO(content), weights_only=True)
 
 
 def read_index(file: IO[bytes] | io.IOBase, what: str) -> Metadata:
-    """The index of a checkpoint: which tensors of which shapes lie in which of its files.
+    """The index of a checkpoint: the shape and file of each tensor.
 
     Raises:
-        ForgedError: it names what no index is made of, or is none.
+        ForgedError: it names a class that no index contains, or is not an index.
     """
     index = _Unpickler(file, checkpoint_index.is_known, what).load()
     if not isinstance(index, Metadata) or not isinstance(index.state_dict_metadata, dict):
@@ -89,7 +89,7 @@ def read_index(file: IO[bytes] | io.IOBase, what: str) -> Metadata:
 
 
 def check_scaling(states: Mapping[str, Any]) -> None:
-    """Raises ForgedError where a record of FP8 scaling names what none is made of: TransformerEngine unpickles it."""
+    """Raises ForgedError if a record of FP8 scaling names a disallowed class: TransformerEngine unpickles it."""
     for name, value in states.items():
         content = _bytes_of(value)
         if content:
@@ -108,9 +108,9 @@ def _bytes_of(value: Any) -> bytes:
 
 @contextlib.contextmanager
 def restricted() -> Iterator[None]:
-    """While it lasts, torch's reader of distributed checkpoints unpickles by these rules; nothing else changes.
+    """Context in which torch's reader of distributed checkpoints unpickles by these rules; nothing else changes.
 
-    Replaced are FileSystemReader.read_metadata, which calls pickle.load, and DefaultLoadPlanner.load_bytes, which calls
+    Replaces FileSystemReader.read_metadata, which calls pickle.load, and DefaultLoadPlanner.load_bytes, which calls
     torch.load with weights_only false.
     """
     read_metadata, load_bytes = FileSystemReader.read_metadata, DefaultLoadPlanner.load_bytes
@@ -147,7 +147,7 @@ def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: io.BytesIO) -> 
 
 
 def _of_random_state() -> list[Any]:
-    """What NumPy's random state pickles to; torch's list of safe classes has none of NumPy's."""
+    """The classes in a pickled NumPy random state; torch's list of safe classes has none of NumPy's."""
     state = np.random.get_state(legacy=True)[1]
     assert isinstance(state, np.ndarray)
     rebuild = state.__reduce__()[0]

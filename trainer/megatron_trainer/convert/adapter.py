@@ -1,8 +1,8 @@
 """Adapters as PEFT directories: what peft, vLLM and transformers load, and what this trainer loads back.
 
 Megatron fuses q, k, v and gate, up into one linear with one A and one B. Written out, each part gets the same A and
-its rows of B, which is the same function. The way back: parts that share their A are one adapter of the same rank,
-parts with an A of their own one of the ranks together.
+its rows of B, which is the same function. On loading, parts that share their A become one adapter of the same rank, and
+parts with separate A one adapter of the sum of their ranks.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class _Adapted:
-    """A weight of the base with its adapter; modules: the Hugging Face modules that it holds, in the rule's order."""
+    """A weight of the base with its adapter; modules: its Hugging Face modules, in the rule's order."""
 
     entry: Entry
     pair: Pair
@@ -57,7 +57,7 @@ class _Adapted:
 
 
 def check_loadable(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs) -> None:
-    """Returns when peft can place every adapter, or when the run ends in a merged model. Collective.
+    """Returns if peft can load every adapter, or if the run ends in a merged model. Collective.
 
     Raises InvalidInput, before anything is trained.
     """
@@ -84,8 +84,8 @@ def save_adapter(
 ) -> None:
     """Writes adapter_config.json and adapter_model.safetensors. Collective.
 
-    Each rank that gathers tensors writes them aside, the first rank puts them into one file. A directory of that
-    name is replaced; keeps_others, door: as for publish. changed: what training has changed is written too.
+    Each rank that gathers tensors writes them to a temporary file; the first rank merges these into one. An existing
+    directory is replaced; keeps_others, door: as for publish. changed: files that training has changed, written too.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -121,13 +121,13 @@ def save_adapter(
 
 @torch.no_grad()
 def load_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: TrainArgs, directory: Path) -> None:
-    """Fills the adapters, and what else trains, from a PEFT directory. Collective.
+    """Fills the adapters, and all other trainable parameters, from a PEFT directory. Collective.
 
     add_adapters must have been called with the arguments that the directory was made with, and adapter_modules.parts.
 
     Raises:
-        InvalidInput: no adapter there (MISSING_INPUT); one of another kind, rank, scale or set of modules
-            (BAD_ARGUMENTS). The same on all ranks.
+        InvalidInput: there is no adapter (MISSING_INPUT), or its kind, rank, scale or modules differ (BAD_ARGUMENTS).
+        The same on all ranks.
     """
     source = open_adapter(Path(directory))
     peft_format.check(source.config, args, str(directory))
@@ -159,9 +159,9 @@ def _trained_in_full(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iter
 
 
 def _modules_to_save(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[str]:
-    """Modules trained in full, by whole names: PEFT matches the end of a name, and `norm` ends many.
+    """Full names of modules trained in full: PEFT matches the end of a name, and many names end in `norm`.
 
-    A trained bias alone does not make its module one of them; PEFT's own `bias` setting covers it.
+    A module of which only the bias trains is not one of them; PEFT's own `bias` setting covers it.
     """
     for entry in _trained_in_full(chunks, spec):
         for name in _names(entry, spec):
@@ -171,7 +171,7 @@ def _modules_to_save(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iter
 
 
 def _names(entry: Entry, spec: ModelSpec) -> tuple[str, ...]:
-    """The checkpoint names of a parameter; trained tied embeddings are PEFT's two separate copies."""
+    """The checkpoint names of a parameter; PEFT stores trained tied embeddings as two separate copies."""
     if spec.tied and entry.name == "embedding.word_embeddings.weight":
         return (*entry.names, "lm_head.weight")
     return entry.names
@@ -214,7 +214,7 @@ def _halves(one: _Adapted, sizes: Sizes) -> Iterator[tuple[str, Tensor]]:
 
 
 def _widened(key: str, half: Tensor, width: int) -> Tensor:
-    """A with zero rows, or B with zero columns, up to the widest adapter of the run: serving knows one rank for all."""
+    """A padded with zero rows, or B with zero columns, to the largest rank of the run: serving expects one rank."""
     missing = width - half.shape[0 if "_A" in key else 1]
     pad = (0, 0, 0, missing) if "_A" in key else (0, missing)
     return torch.nn.functional.pad(half, pad) if missing else half
@@ -250,9 +250,9 @@ def _load_pair(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
 
 
 def _side_by_side(one: _Adapted, stored_a: Mapping[int, Source], rank: int, sizes: Sizes) -> Tensor:
-    """The whole A: the common one, or every linear's own below the other; one without an adapter has random rows.
+    """The whole A: the common one, or those of all linears stacked; a linear without an adapter gets random rows.
 
-    Random and not zero: with its B at zero a zero A would never train.
+    Random, not zero: with B at zero, a zero A would never train.
     """
     first = next(iter(stored_a.values()))[:]
     if one.pair.a.shape[0] == rank:
@@ -265,7 +265,7 @@ def _side_by_side(one: _Adapted, stored_a: Mapping[int, Source], rank: int, size
 
 
 def _load_table(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
-    """A of an embedding is a table with one column a token; the rule for tables knows rows."""
+    """A of an embedding has one column per token, but the rule for tables expects rows."""
     a_keys, b_keys = ([peft_format.half_key(m, half, is_embedding=True) for m in one.modules] for half in ("A", "B"))
     stored_a, stored_b = source.shared(a_keys), source.tensors(b_keys)
     if not stored_a or not stored_b:
@@ -276,7 +276,7 @@ def _load_table(one: _Adapted, source: AdapterSource, sizes: Sizes) -> None:
 
 
 def _shares(tensor: Tensor, share: Share, group: dist.ProcessGroup) -> list[Tensor]:
-    """Every rank's part on the group's first rank, in rank order; nothing on the others."""
+    """All ranks' parts on the group's first rank, in rank order; nothing on the others."""
     is_first = group.rank() == 0
     if share.dim is None or share.size == 1:
         return [tensor] if is_first else []
@@ -293,6 +293,6 @@ def _join_parts(aside: Path, *, named: Callable[[str], str]) -> None:
             tensors.update({named(key): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
     weights = aside / peft_format.WEIGHTS_FILE
     save_file(tensors, weights, metadata={"format": "pt"})
-    weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it the owner's alone; others serve the adapter
+    weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it readable by its owner only
     for part in parts:
         part.unlink()

@@ -1,4 +1,4 @@
-"""Which modules a PEFT adapter adapts and which it holds whole, in megatron-core's names."""
+"""The modules that a PEFT adapter adapts and those that it stores in full, under megatron-core's names."""
 
 from __future__ import annotations
 
@@ -19,17 +19,18 @@ _EXPERT = re.compile(r"\.local_experts\.\d+")
 
 
 def start_of(adapter: Path | None, adapter_load: str | None) -> Path | None:
-    """The PEFT directory that decides the widths: the adapter itself, or the one that training started from."""
+    """The PEFT directory that determines the widths: the adapter itself, or the one that training started from."""
     if adapter is not None:
         return adapter
     return Path(adapter_load) if adapter_load and holds_adapter(Path(adapter_load)) else None
 
 
 def parts(chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path | None) -> dict[str, int]:
-    """This rank's modules that hold several adapters side by side, with their number.
+    """This rank's modules that hold several adapters side by side, with the number of adapters.
 
-    Linears that are one in Megatron (q, k, v; gate, up) have adapters with an A each in PEFT. Where these differ, the
-    one here is as wide as all of them, its B zero outside of their blocks. directory: of the adapter to start from.
+    Linears that Megatron fuses (q, k, v; gate, up) have adapters with separate A in PEFT. Where these differ, the
+    adapter here is as wide as all of them together, with B zero outside their blocks. directory: of the initial
+    adapter.
     """
     if directory is None:
         return {}
@@ -45,9 +46,9 @@ def parts(chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path | 
 
 
 def with_modules(args: TrainArgs, chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path) -> TrainArgs:
-    """The arguments whose target_regex and modules_to_save select what the adapter in `directory` holds.
+    """The arguments with target_regex and modules_to_save that select the modules of the adapter in `directory`.
 
-    chunks: the built model, whose names they are.
+    chunks: the built model, to which the names refer.
     """
     keys = [key.removeprefix(peft_format.PREFIX) for key in open_adapter(directory).keys]
     adapted = {_HALF.sub("", key) for key in keys if _HALF.search(key)}

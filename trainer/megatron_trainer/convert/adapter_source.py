@@ -1,4 +1,4 @@
-"""Reads a PEFT adapter for all ranks: each takes its slices, and together they judge whether the adapter fits."""
+"""Reads a PEFT adapter for all ranks: each reads its slices, and together they decide whether the adapter fits."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_trainjob.violation import Violation
 
 _SHOWN = 6
 _OF_DECODER = "FEATURE_EXTRACTION"
-"""PEFT's task_type of embedding models, whose decoder is all of the model."""
+"""PEFT's task_type of embedding models, which consist of the decoder only."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,21 +37,21 @@ class AdapterSource:
     different: set[str] = field(default_factory=set)
 
     def tensors(self, keys: Sequence[str]) -> list[StoredTensor]:
-        """The tensors under these keys, to be sliced; nothing, and a note, when one is not there."""
+        """The tensors under these keys, to be sliced; if one is missing, nothing and a note."""
         absent = [key for key in keys if key not in self.keys]
         self.missing.update(absent)
         self.used.update(key for key in keys if key in self.keys)
         return [] if absent else [StoredTensor(stored=self.file.get_slice(key)) for key in keys]
 
     def present(self, keys: Sequence[str]) -> dict[int, StoredTensor]:
-        """Those of these keys that are there, by their place in the list."""
+        """Those of these keys that are present, by their position in the list."""
         self.used.update(key for key in keys if key in self.keys)
         return {
             number: StoredTensor(stored=self.file.get_slice(key)) for number, key in enumerate(keys) if key in self.keys
         }
 
     def shared(self, keys: Sequence[str]) -> list[StoredTensor]:
-        """The one tensor that is stored under all of these keys; nothing, and a note, when they differ."""
+        """The one tensor that is stored under all of these keys; if they differ, nothing and a note."""
         stored = self.tensors(keys)
         if not stored:
             return []
@@ -62,14 +62,14 @@ class AdapterSource:
         return [first]
 
     def fill(self, parameter: Tensor, values: Tensor, keys: Sequence[str]) -> None:
-        """Copies this rank's values in; a note when the shape is not the model's."""
+        """Copies this rank's values into the parameter; a note if the shape is not the model's."""
         if values.shape == parameter.shape:
             parameter.copy_(values)
         else:
             self.different.add(f"{peft_format.layer_of(keys[0])} with shape {list(values.shape)}")
 
     def judge(self) -> None:
-        """Returns when every rank found what it needs and nothing is left over. Collective.
+        """Returns if every rank found all that it needs and no tensor is left over. Collective.
 
         Raises InvalidInput, the same on all ranks.
         """
@@ -98,14 +98,14 @@ class AdapterSource:
 
 
 def holds_adapter(directory: Path) -> bool:
-    """Whether this is a PEFT directory, of which open_adapter says what is wrong if anything is."""
+    """Whether this is a PEFT directory; open_adapter reports any problem with it."""
     return (directory / peft_format.CONFIG_FILE).is_file()
 
 
 def open_adapter(directory: Path) -> AdapterSource:
     """The adapter in a directory.
 
-    Raises InvalidInput (MISSING_INPUT) when there is none or it cannot be read.
+    Raises InvalidInput (MISSING_INPUT) if it is missing or cannot be read.
     """
     try:
         config = dict(input_file.read_json(directory / peft_format.CONFIG_FILE))
@@ -125,7 +125,7 @@ def open_adapter(directory: Path) -> AdapterSource:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """A file under the names that its tensors have in a whole model."""
+    """A file whose tensors are renamed to the names of a full model."""
 
     file: Any
     names: Mapping[str, str]
@@ -140,7 +140,7 @@ class _Renamed:
 
 
 def _is_of_adapter(key: str, stored: Any) -> bool:  # noqa: ANN401 - safetensors' slice has no type of its own
-    """Whether a stored tensor can be A or B of an adapter (a matrix), or a weight that is trained in full."""
+    """Whether a stored tensor can be A or B of an adapter (a matrix), or a weight that trains in full."""
     num_dims = len(stored.get_shape())
     return num_dims in ((2,) if ".lora_" in key else (1, 2)) and stored.get_dtype().startswith(("F", "BF"))
 

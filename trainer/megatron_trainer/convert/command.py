@@ -2,7 +2,7 @@
 
     export --to_hf true --mcore_model RUN [--mcore_adapters RUN] [--output_dir FOLDER] [--test_convert_precision true]
 
-megatron-core decides while it is imported which GPU libraries it uses, so the backend comes before the conversion.
+megatron-core decides at import time which GPU libraries it uses, so the backend is installed before the conversion.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ STEP_TIMEOUT_S = 600.0
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0 done, 1 the precision test failed, else why it could not be done (exit_codes.py)."""
+    """Returns the exit code: 0 success, 1 the precision test failed, else the cause of the failure (exit_codes.py)."""
     if not argv or set(argv) & set(HELP):
         sys.stdout.writelines(f"{line}\n" for line in _help())
         return ExitCode.OK if argv else ExitCode.USAGE
@@ -43,7 +43,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def _help() -> Iterator[str]:
-    """The arguments of an export, from where they are declared."""
+    """The help text of an export's arguments, from their declarations."""
     yield from str(__doc__).split("\n\n")[:2]
     yield ""
     for argument in ARGUMENTS.values():
@@ -100,7 +100,7 @@ def _say(line: str) -> None:
 
 
 def _quiet(level: int) -> None:
-    """Megatron and torch warn at import of every optional library that is not there."""
+    """Silences the import warnings of Megatron and torch about missing optional libraries."""
     logging.getLogger().setLevel(level)
     if level > logging.DEBUG:
         warnings.simplefilter("ignore")

@@ -1,7 +1,7 @@
-"""What stands beside the weights of an exported model: config.json, tokenizer, templates, and where generation stops.
+"""The files beside the weights of an exported model: config.json, tokenizer, templates, and generation settings.
 
-Files come from the model's own folder. Python code of its publisher is left behind: transformers has every family that
-is trained here, and a config.json that names code which is not there cannot be loaded. A tokenizer's code comes along.
+Files are copied from the model's own folder, except its publisher's Python code: transformers implements every family
+that is trained here, and a config.json that names missing code cannot be loaded. A tokenizer's code is copied.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ _COPIED = (
 
 @dataclass(frozen=True, kw_only=True)
 class Companions:
-    """What training has changed. tokenizer: one that has grown, None for the model's own. stop_words: the texts that
-    trained answers end with.
+    """Files that training has changed. tokenizer: an extended one, None for the model's own. stop_words: the texts with
+    which trained answers end.
     """
 
     tokenizer: PreTrainedTokenizerBase | None = None
@@ -50,7 +50,7 @@ class Companions:
 
 
 def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions) -> None:
-    """Everything but the weights. dtype: of these."""
+    """Writes everything but the weights. dtype: of the weights."""
     keys = [key for key in ("dtype", "torch_dtype") if key in spec.config] or ["torch_dtype"]
     config = {name: value for name, value in spec.config.items() if name != CODE}
     _write_json(folder / CONFIG_FILE, {**config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))})
@@ -65,7 +65,7 @@ def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions
 
 
 def write_beside_adapter(folder: Path, spec: ModelSpec, changed: Companions) -> None:
-    """The tokenizer and where generation stops, where training has changed either; the base model's own holds else."""
+    """Writes the tokenizer and generation settings if training has changed them; else the base model's apply."""
     with TemporaryDirectory() as name:
         aside = Path(name)
         _write_tokenizer(aside, spec.directory, changed)
@@ -75,7 +75,7 @@ def write_beside_adapter(folder: Path, spec: ModelSpec, changed: Companions) -> 
 
 
 def stops_of(folder: Path) -> tuple[str, ...]:
-    """The texts that trained answers end with, by what lies beside an adapter; nothing where it has no tokenizer."""
+    """The texts with which trained answers end, from the files beside an adapter; empty if it has no tokenizer."""
     settings, generation = read_json(folder / TOKENIZER_CONFIG_FILE), read_json(folder / GENERATION_FILE)
     texts = generation.get("stop_strings") or ()
     end = settings.get("eos_token")
@@ -95,7 +95,7 @@ def _write_tokenizer(folder: Path, source: Path, changed: Companions) -> None:
 
 
 def _name_padding(folder: Path) -> None:
-    """Says in config.json which token is padding: without it a classifier of transformers takes one row at a time."""
+    """Sets the padding token in config.json: without it a classifier of transformers accepts one row at a time only."""
     config = read_json(folder / CONFIG_FILE)
     if config.get("pad_token_id") is None and (folder / TOKENIZER_CONFIG_FILE).is_file():
         tokenizer = AutoTokenizer.from_pretrained(folder)
@@ -104,7 +104,7 @@ def _name_padding(folder: Path) -> None:
 
 
 def _bring_tokenizer_code(source: Path, folder: Path) -> None:
-    """Copies the Python files that the tokenizer's settings name; names none that are not there."""
+    """Copies the Python files that the tokenizer's settings name; if any is missing, removes the setting."""
     settings = read_json(folder / TOKENIZER_CONFIG_FILE)
     named = settings.get(CODE)
     if not named:
@@ -120,7 +120,7 @@ def _bring_tokenizer_code(source: Path, folder: Path) -> None:
 
 
 def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) -> bool:
-    """Generation stops where trained answers end, and still where it stopped before. True when that is a change."""
+    """Adds the ends of trained answers to the stop tokens of generation. True if that changes anything."""
     tokenizer = changed.tokenizer or AutoTokenizer.from_pretrained(folder)
     ids = {word: _single_id(tokenizer, word) for word in changed.stop_words}
     tokens = {word: number for word, number in ids.items() if number is not None}
@@ -141,7 +141,7 @@ def _name_stops(folder: Path, config: Mapping[str, Any], changed: Companions) ->
 
 
 def _set_end(folder: Path, token: str) -> None:
-    """Makes `token` the tokenizer's end of sequence, which servers stop at."""
+    """Makes `token` the tokenizer's end-of-sequence token, at which servers stop."""
     settings = {**read_json(folder / TOKENIZER_CONFIG_FILE), "eos_token": token}
     _write_json(folder / TOKENIZER_CONFIG_FILE, settings)
     special = read_json(folder / _SPECIAL_TOKENS_FILE)
@@ -150,13 +150,13 @@ def _set_end(folder: Path, token: str) -> None:
 
 
 def _single_id(tokenizer: PreTrainedTokenizerBase, text: str) -> int | None:
-    """The id of a text that is one token, None for several."""
+    """The id of a text that is a single token, None for several tokens."""
     ids: Sequence[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
     return ids[0] if len(ids) == 1 else None
 
 
 def _generation_of(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that transformers would take from config.json where there is no generation_config.json."""
+    """The settings that transformers takes from config.json if there is no generation_config.json."""
     names = ("bos_token_id", "eos_token_id", "pad_token_id")
     return {name: config[name] for name in names if config.get(name) is not None}
 

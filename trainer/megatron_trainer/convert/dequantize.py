@@ -1,10 +1,10 @@
-"""FP8 weights with scales, read slice by slice as what transformers dequantizes them to.
+"""FP8 weights with scales, read slice by slice and dequantized as transformers does.
 
-A weight [rows, columns] has a grid of scales; each stands for one block of it:
+A weight [rows, columns] has a grid of scales, one per block:
     per tensor     [], [1] or [1, 1]                    one block
     per channel    [rows, 1]                            a row
     by blocks      [ceil(rows / 128), ceil(columns / 128)]
-Nothing is read and multiplied but what a rank asks for.
+Only the slices that a rank requests are read and multiplied.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _EXPONENT_OF_ONE = 127.0
 
 @dataclass(frozen=True, kw_only=True)
 class Dequantized:
-    """A weight and its scales as one tensor, multiplied when it is sliced.
+    """A weight and its scales as one tensor, dequantized when it is sliced.
 
     Products are computed in float32 and rounded to `rounded_to` where that is given.
     """
@@ -40,7 +40,7 @@ class Dequantized:
         return self.weight.shape
 
     def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:
-        """The rows, or rows and columns, of a slice, float32 or `rounded_to`. Raises ValueError for a foreign grid."""
+        """The rows, or rows and columns, of a slice, float32 or `rounded_to`. Raises ValueError for an odd grid."""
         wanted = index if isinstance(index, tuple) else (index, slice(None))
         rows, columns = (range(size)[part] for size, part in zip(self.shape, wanted, strict=True))
         grid = _factors(self.scales[:])
@@ -66,7 +66,7 @@ def _factors(scales: Tensor) -> Tensor:
 
 
 def _spread(grid: Tensor, width: int, columns: range) -> Tensor:
-    """Each row of scales with one scale a column of `columns`; one for all where a scale covers all."""
+    """Each row of scales repeated to one scale per column of `columns`; a single one where it covers all columns."""
     if grid.shape[1] == 1:
         return grid
     return grid.repeat_interleave(width, dim=1)[:, columns.start : columns.stop]

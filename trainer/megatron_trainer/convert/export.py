@@ -1,6 +1,6 @@
 """Converts a model: reads a Hugging Face folder or a Megatron-Core checkpoint, merges an adapter, writes the other.
 
-Runs in one process, which holds the model once; tensors go through one at a time.
+Runs in one process, which holds the model once; tensors are streamed one at a time.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
 ITERATION = 1
-"""Of a converted checkpoint: what other tools of the Megatron family look for."""
+"""Iteration of a converted checkpoint, as other tools of the Megatron family expect it."""
 BYTES_PER_FILE = 10 * 10**9
 MIN_FILES = 2
 
@@ -54,7 +54,9 @@ Tell = Callable[[str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A model in memory, and what to write for each of its parameters. stop_words: what trained answers end with."""
+    """A model in memory, and the values to write for each parameter. stop_words: the texts with which trained answers
+    end.
+    """
 
     chunks: list[GPTModel]
     spec: ModelSpec
@@ -68,13 +70,13 @@ class Loaded:
 
 
 def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell) -> Comparison | None:
-    """Does what the arguments of an export say; the comparison of both models if test_convert_precision asks for it.
+    """Runs the export; returns the comparison of both models if test_convert_precision is set.
 
-    given: the names of the arguments that the user wrote. tell: takes a line for the user.
+    given: the names of the arguments that the user set. tell: prints a line for the user.
 
     Raises:
-        InvalidInput: an input is not what its argument says, or the output is in the way.
-        TrainingError: OUTPUT_NOT_WRITABLE; nothing is left of the output then.
+        InvalidInput: an input does not match its argument, or the output exists already.
+        TrainingError: OUTPUT_NOT_WRITABLE; no partial output is left.
     """
     found = inputs.find(args, given)
     output = _output(args, found)
@@ -119,7 +121,7 @@ def _load(found: Inputs, backend: Backend) -> Loaded:
 
 
 def _adapted(found: Inputs, args: TrainArgs, chunks: list[GPTModel], spec: ModelSpec) -> TrainArgs:
-    """The arguments that select what the adapter holds, after the chunks have got one of its shape. Collective."""
+    """Adds adapters of the right shape to the chunks; returns the arguments that select their modules. Collective."""
     if found.adapter is None:
         return args
     own = found.adapter if isinstance(found.adapter, Path) else None
@@ -135,7 +137,7 @@ def _widths(found: Inputs, chunks: list[GPTModel], spec: ModelSpec) -> dict[str,
 
 
 def _check_widths(args: TrainArgs, found: Inputs, model: Loaded) -> None:
-    """A checkpoint says one rank for all of its adapters."""
+    """Refuses adapters of separate projections for a checkpoint, which records a single rank for all adapters."""
     if args.to_mcore and found.is_unmerged(args) and _widths(found, model.chunks, model.spec):
         message = (
             "adapts q, k and v (or gate and up) on their own, which only a PEFT folder says; training reads it "
@@ -145,18 +147,18 @@ def _check_widths(args: TrainArgs, found: Inputs, model: Loaded) -> None:
 
 
 def _spec(found: Inputs, args: TrainArgs) -> ModelSpec:
-    """The model, with a vocabulary that has grown in training."""
+    """The model, with the vocabulary as extended in training."""
     grown = len(model_source.tokenizer(args, found.model)) if args.new_special_tokens else 0
     return read_model(found.model, args, num_tokens=grown)
 
 
 def engine_of(chunks: list[GPTModel]) -> Engine:
-    """The chunks as checkpoints take them; nothing is wrapped, for nothing trains."""
+    """The chunks as an engine for checkpoints; unwrapped, because nothing trains."""
     return Engine(config=chunks[0].config, models=chunks, chunks=(), optimizer=None)
 
 
 def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
-    """The whole model as a Hugging Face folder, with its tokenizer where that has grown."""
+    """Writes the whole model as a Hugging Face folder, with its tokenizer if that has grown."""
     save_model(
         model.chunks,
         model.spec,
@@ -174,7 +176,7 @@ def _changed(model: Loaded) -> Companions:
 
 
 def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:
-    """As write_checkpoint, and leaves no folder behind that was not there."""
+    """As write_checkpoint, but removes a newly created folder on failure."""
     existed = output.exists()
     try:
         write_checkpoint(args, model, backend, output)
@@ -185,8 +187,8 @@ def _write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: 
 
 
 def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: Path) -> None:
-    """A checkpoint that any layout loads, beside the args.json that says what it holds: the model, or with merge_lora
-    false the adapter alone.
+    """Writes a checkpoint that any layout can load, and the args.json that describes it: the model, or with merge_lora
+    false the adapter only.
     """
     is_adapter = model.read is not own_data and not args.merge_lora
     if model.read is not own_data and not is_adapter:
@@ -217,12 +219,12 @@ def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: P
 
 
 def _output(args: TrainArgs, found: Inputs) -> Path:
-    """Where the result goes, checked to be free."""
+    """The output path, which must be free unless exist_ok is set."""
     suffix = "mcore" if args.to_mcore else "hf" if args.merge_lora or found.adapter is None else "adapter"
     suffix = "merged" if found.adapter is not None and args.merge_lora else suffix
     source = found.folders()[-1]
     beside = source.parent if checkpoint_folder.NAME.fullmatch(source.name) else source
-    # A Hub repository lies in a cache, where no results belong: its name is used, in the working directory.
+    # A Hub repository is in a cache, where results do not belong: its name is used in the working directory.
     is_repository = beside == found.model and not Path(str(args.model)).is_dir()
     name = Path(str(args.model)).name if is_repository else str(beside)
     output = Path(args.output_dir or f"{name}-{suffix}").absolute()
@@ -242,7 +244,7 @@ def _in_the_way(output: Path, message: str) -> InvalidInput:
 
 
 def _check_room(output: Path, model: Loaded) -> None:
-    """Fails before hours of writing, not after."""
+    """Checks free disk space: fails before hours of writing, not after."""
     place = next(parent for parent in output.parents if parent.is_dir())
     needed, free = model.num_bytes(), shutil.disk_usage(place).free
     if free < needed:
@@ -260,8 +262,8 @@ def _size(num_bytes: int) -> str:
 
 
 def _compare(args: TrainArgs, found: Inputs, model: Loaded, backend: Backend, output: Path) -> Comparison:
-    """Of what was written, as it lies on disk, with the other side."""
-    (name,) = (each for each in TEST_TYPES if each == args.test_convert_dtype)  # the rules refuse any other
+    """Compares the written model, as stored on disk, with the source."""
+    (name,) = (each for each in TEST_TYPES if each == args.test_convert_dtype)  # the rules refuse any other value
     dtype = getattr(torch, name)
     ids, prompt = precision.prompt(model.spec, model.args)
     test_args = replace(model.args, torch_dtype=name, fp16=None, bf16=None)
@@ -288,9 +290,9 @@ def _compare(args: TrainArgs, found: Inputs, model: Loaded, backend: Backend, ou
 def _with_adapter_beside(
     args: TrainArgs, found: Inputs, model: Loaded, output: Path, ids: torch.Tensor, dtype: torch.dtype
 ) -> precision.Outputs:
-    """What transformers computes with the adapter as PEFT loads it: the written one, or the one that was converted."""
+    """The outputs of transformers with the adapter as loaded by PEFT: the written or the converted one."""
     adapter = found.adapter if args.to_mcore else output
-    assert isinstance(adapter, Path)  # inputs.find sees to it
+    assert isinstance(adapter, Path)  # ensured by inputs.find
     with TemporaryDirectory(dir=output.parent, prefix=f".{output.name}-") as aside:
         base = found.model
         if found.base is not None:

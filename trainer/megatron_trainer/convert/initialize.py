@@ -1,8 +1,7 @@
-"""Draws the weights of a model that trains from nothing: the same in every parallel layout.
+"""Initializes the weights of a model that trains from scratch, identically in every parallel layout.
 
-megatron-core initializes while it builds, so another number of stages or ranks gives another model. Here each
-tensor of the checkpoint has a random state of its own, made from the seed and its name, and is then cut like a
-loaded one.
+megatron-core initializes while it builds, so another number of stages or ranks gives another model. Here each tensor of
+the checkpoint has its own random state, derived from the seed and its name, and is then sharded like a loaded one.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
-"""What an export reads: the model's own folder, a checkpoint, an adapter, and the arguments that they were made with.
+"""The inputs of an export: the model's own folder, a checkpoint, an adapter, and the arguments they were trained with.
 
-Looks at names and small JSON files, and fetches a model from the Hub. Arguments of the model and of the adapter come
-from the args.json that training left beside its checkpoints, unless the command line gives them.
+Reads only file names and small JSON files, and fetches a model from the Hub. Arguments of the model and of the adapter
+come from the args.json that training left beside its checkpoints, unless the command line sets them.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ _HEADS: dict[str, dict[str, str]] = {
     "SEQ_CLS": {"task_type": "seq_cls"},
     "FEATURE_EXTRACTION": {"task_type": "embedding"},
 }
-"""By the task_type of PEFT."""
+"""Keys are PEFT's task_type."""
 _GROUPS = ("model", "moe", "mla", "mixed_precision", "tuner_lora")
 _NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_special_tokens", *_HEAD)
-# How the model was spread and computed in training is no part of it: it is read whole, and nothing is dropped.
+# Parallel layout and compute settings of training do not apply: the model is read whole, and no tokens are dropped.
 _ONE_PROCESS: dict[str, Any] = {
     "recompute_granularity": "none",
     "tensor_model_parallel_size": 1,
@@ -50,13 +50,13 @@ _ONE_PROCESS: dict[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Inputs:
-    """args: of the model, as one process builds it. model: the Hugging Face folder that says what it is
-    (for a Hub repository: in the Hub's cache).
+    """args: of the model, built in one process. model: the Hugging Face folder that describes it (for a Hub repository:
+    in the Hub's cache).
 
-    stop_words: the texts that trained answers end with, where the run said so. adapter_load: the PEFT folder that the
-    run of an adapter started from, which decides how wide its adapters are.
+    stop_words: the texts with which trained answers end, if the run recorded them. adapter_load: the PEFT folder that
+    the run of an adapter started from, which determines the widths of its adapters.
 
-    base: where its weights lie, None for those in `model`. adapter: a checkpoint of LoRA training, a PEFT folder, or
+    base: location of its weights, None for those in `model`. adapter: a checkpoint of LoRA training, a PEFT folder, or
     None.
     """
 
@@ -68,7 +68,7 @@ class Inputs:
     adapter_load: str | None = None
 
     def is_unmerged(self, args: TrainArgs) -> bool:
-        """Whether the export writes the adapter alone."""
+        """Whether the export writes only the adapter."""
         return self.adapter is not None and not args.merge_lora
 
     def folders(self) -> list[Path]:
@@ -79,10 +79,10 @@ class Inputs:
 
 
 def find(args: TrainArgs, given: frozenset[str]) -> Inputs:
-    """The inputs that the arguments of an export name; `given` holds the names of those that the user wrote.
+    """The inputs that the arguments of an export name; `given` holds the names of those that the user set.
 
     Raises:
-        InvalidInput: a folder that does not hold what its argument says, or nothing that says which model it is.
+        InvalidInput: a folder does not contain what its argument requires, or the model cannot be determined.
     """
     adapter = _adapter(args)
     base = _checkpoint("mcore_model", args.mcore_model, "full") if args.mcore_model else None
@@ -129,7 +129,7 @@ def _checkpoint(argument: str, path: str, train_type: str, *, named_by: str = ""
 
 
 def _absence(path: Path, argument: str) -> str:
-    """Why there is no checkpoint, and what to do."""
+    """The reason why no checkpoint was found, and the remedy."""
     if not path.is_dir():
         return "there is no such folder"
     if (path / "config.json").is_file():
@@ -139,12 +139,12 @@ def _absence(path: Path, argument: str) -> str:
 
 
 def _record(source: Checkpoint | Path) -> dict[str, Any]:
-    """The arguments that the source was made with; for a PEFT folder those that its adapter_config.json implies."""
+    """The arguments the source was trained with; for a PEFT folder those that its adapter_config.json implies."""
     if isinstance(source, Path):
         return _peft_record(open_adapter(source).config, source)
     path = source.path.parent / RECORD
     try:
-        # Other programs of the Megatron family leave a file of this name too, with other content.
+        # Other programs of the Megatron family write a file of this name too, with other content.
         return dict(input_file.read_json(path).get("arguments", {}))
     except FileNotFoundError:
         return {}
@@ -153,7 +153,7 @@ def _record(source: Checkpoint | Path) -> dict[str, Any]:
 
 
 def _stop_words(source: Checkpoint | Path | None) -> tuple[str, ...]:
-    """What the run of a checkpoint or adapter wrote about its data, else what lies beside an adapter."""
+    """The stop words from the data report of the source's run, else from the files beside an adapter."""
     if source is None:
         return ()
     folder = source.parent if isinstance(source, Path) else source.path.parent
@@ -198,7 +198,7 @@ def _arguments(args: TrainArgs, given: frozenset[str], record: Mapping[str, Any]
 
 
 def _model(args: TrainArgs, record: Mapping[str, Any]) -> Path:
-    """The folder of the model; one that training took from the hub is taken from there again."""
+    """The folder of the model; one that training fetched from the Hub is fetched again."""
     named = args.model or record.get("model")
     if not named:
         message = f"needs the Hugging Face folder with the config.json and tokenizer; the checkpoint has no {RECORD}"

@@ -30,7 +30,7 @@ _ROWS_AT_ONCE = 4096
 
 @dataclass(frozen=True, kw_only=True)
 class _Findings:
-    """What one rank looked for: all names, those that are not there, and tensors of another shape in words."""
+    """The findings of one rank: all requested names, the missing ones, and descriptions of tensors of another shape."""
 
     wanted: frozenset[str]
     missing: frozenset[str]
@@ -42,7 +42,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
     """Fills every parameter of this rank from spec.directory, converted to the parameter's type. Collective.
 
     Raises:
-        InvalidInput: tensors are missing, left over or of another shape than the model; all are named, on all ranks.
+        InvalidInput: tensors are missing, left over or have another shape than in the model; all are named, on all
+        ranks.
     """
     checkpoint = open_checkpoint(spec.directory)
     if spec.tied and tensors.is_output_alone(checkpoint.files):
@@ -64,7 +65,7 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
 
 
 def _is_new_head(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> bool:
-    """Whether the model gets this head now; it is initialized then, the same in every layout."""
+    """Whether the checkpoint lacks this head; it is then initialized, identically in every layout."""
     if spec.head is None or entry.names != SCORES.names or SCORES.names[0] in checkpoint.files:
         return False
     logger.info("%s has no %s: it is initialized at random (seed %d)", spec.directory, SCORES.names[0], spec.head.seed)
@@ -73,7 +74,7 @@ def _is_new_head(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> bool:
 
 
 def _misfits(entry: Entry, checkpoint: Checkpoint, wanted: Mapping[str, shapes.Shape]) -> list[str]:
-    """What is wrong with the shapes of an entry's tensors; a rule might cut or add some."""
+    """Problems with the shapes of an entry's tensors, because a rule might cut or pad them silently."""
     names = [name for name in entry.names if name in checkpoint.files]
     found = (
         shapes.problem(name, checkpoint.tensor(name).shape, wanted) or checkpoint.grid_problem(name) for name in names
@@ -82,7 +83,7 @@ def _misfits(entry: Entry, checkpoint: Checkpoint, wanted: Mapping[str, shapes.S
 
 
 def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> list[str]:
-    """What is wrong with an output layer that is stored beside the embedding it is tied to; a copy may lie there.
+    """Problems with an output layer that is stored beside the embedding it is tied to; an equal copy is allowed.
 
     The first rank compares them for all.
     """
@@ -98,7 +99,7 @@ def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> list
 
 
 def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> list[str]:
-    """Reads this rank's shard into the parameter; says what is wrong when the shapes do not fit."""
+    """Reads this rank's shard into the parameter; returns the problems if the shapes do not fit."""
     sources = [checkpoint.tensor(name) for name in entry.names]
     needed = list(entry.parameter.shape)
     stored = " and ".join(f"{name} {list(source.shape)}" for name, source in zip(entry.names, sources, strict=True))
@@ -114,7 +115,7 @@ def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> list[str]:
 
 
 def _everywhere(found: _Findings) -> _Findings:
-    """The findings of all ranks together."""
+    """The combined findings of all ranks."""
     every: list[_Findings] = [found] * dist.get_world_size()
     dist.all_gather_object(every, found)
     return _Findings(
@@ -140,8 +141,8 @@ def _judge(found: _Findings, checkpoint: Checkpoint, spec: ModelSpec) -> None:
 
 
 def may_be_left(name: str, spec: ModelSpec) -> bool:
-    """Whether a tensor of the checkpoint is none of the model's weights: known leftovers, and an output layer that is
-    tied or that a head stands in place of.
+    """Whether a tensor of the checkpoint may be left unread: known leftovers, and an output layer that is tied or
+    replaced by a head.
     """
     return tensors.may_be_left(name, spec.model, ties=spec.tied or spec.head is not None)
 

@@ -1,4 +1,4 @@
-"""How a PEFT adapter directory names and describes things. Pure: no tensors, no files."""
+"""Names and settings in a PEFT adapter directory. Pure: no tensors, no files."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ WEIGHTS_FILE = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 DECODER = "model."
 DEFAULTS: Mapping[str, object] = {"peft_type": None, "r": 8, "lora_alpha": 8}
-"""What PEFT takes for a key of adapter_config.json that is not there; others are off."""
+"""PEFT's defaults of missing keys in adapter_config.json; all others are off."""
 
 Half = Literal["A", "B"]
 HALVES: tuple[Half, ...] = ("A", "B")
@@ -29,17 +29,17 @@ def half_key(module: str, half: Half, *, is_embedding: bool) -> str:
 
 
 def below_decoder(name: str) -> str:
-    """The name of a tensor or module where the decoder is all of the model (AutoModel), as of an embedding model."""
+    """The name of a tensor or module in a model that is only a decoder (AutoModel), such as an embedding model."""
     return name.replace(f"{PREFIX}{DECODER}", PREFIX, 1) if name.startswith(PREFIX) else name.removeprefix(DECODER)
 
 
 def with_decoder(key: str) -> str:
-    """The name of such a tensor in a model that has more than its decoder."""
+    """The name of such a tensor in a model with more than a decoder."""
     return key if key.startswith(f"{PREFIX}{DECODER}") else key.replace(PREFIX, f"{PREFIX}{DECODER}", 1)
 
 
 def full_key(name: str, adapted_modules: Iterable[str]) -> str:
-    """The tensor that holds a parameter trained in full; PEFT keeps those of an adapted module one level down."""
+    """The tensor that holds a parameter trained in full; PEFT stores those of an adapted module one level down."""
     module, own_name = name.rsplit(".", 1)
     return f"{PREFIX}{module}.base_layer.{own_name}" if module in adapted_modules else f"{PREFIX}{name}"
 
@@ -47,7 +47,7 @@ def full_key(name: str, adapted_modules: Iterable[str]) -> str:
 def config(
     args: TrainArgs, *, rank: int, base_model: str, target_modules: Iterable[str], modules_to_save: Iterable[str]
 ) -> dict[str, object]:
-    """The content of adapter_config.json. rank: of the widest adapter, with the scale of the run's own rank."""
+    """The content of adapter_config.json. rank: of the widest adapter, with the scale for the run's own rank."""
     if args.task_type == "embedding":
         target_modules, modules_to_save = (map(below_decoder, names) for names in (target_modules, modules_to_save))
     wider = rank / args.lora_rank
@@ -75,10 +75,10 @@ def _peft_task(args: TrainArgs) -> str:
 
 
 def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozenset[str]:
-    """target_modules that mean exactly the adapted modules.
+    """The shortest target_modules that select exactly the adapted modules.
 
-    The last part of a name stands for all modules of the model that end in it, so it is used where all of them
-    are adapted, else whole names are. every: the names of all modules with weights.
+    The last part of a name selects all modules of the model that end in it, so it is used where all of them are
+    adapted; otherwise full names are used. every: the names of all modules with weights.
     """
     last = {name: name.rsplit(".", 1)[-1] for name in every}
     partly = {last[name] for name in every - adapted}
@@ -86,10 +86,10 @@ def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozense
 
 
 def mistaken_for_experts(adapted: frozenset[str]) -> str:
-    """The adapted modules that peft would not load, named once each; empty when it loads all.
+    """The adapted modules that peft would not load, each named once; empty if it loads all.
 
-    transformers 5 holds experts fused, and peft turns every target whose last part is that of an expert's linear into
-    the fused one, also the linears of shared experts and of dense layers.
+    transformers 5 fuses experts, and peft converts every target whose last part matches an expert's linear to the fused
+    one, including the linears of shared experts and dense layers.
     """
     experts = {name.rsplit(".", 1)[-1] for name in adapted if ".experts." in name}
     others = (name for name in adapted if ".experts." not in name)
@@ -97,9 +97,9 @@ def mistaken_for_experts(adapted: frozenset[str]) -> str:
 
 
 def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
-    """Returns when an adapter with this adapter_config.json means the same as one of this run.
+    """Returns if an adapter with this adapter_config.json is equivalent to one of this run.
 
-    Raises InvalidInput with everything that differs or that only PEFT can do.
+    Raises InvalidInput with everything that differs or that only PEFT supports.
     """
     expected = {
         "peft_type": ("LORA", None),

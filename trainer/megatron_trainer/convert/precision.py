@@ -1,6 +1,6 @@
-"""Compares a converted model with its other side: logits of a prompt, and the outputs of every layer on the way there.
+"""Compares a converted model with its counterpart: logits of a prompt, and the outputs of every layer.
 
-Both models are in this process, one after the other. Shape suffixes: B batch of one, T tokens, H hidden, V vocabulary.
+Both models run in this process, one after the other. Shape suffixes: B batch of one, T tokens, H hidden, V vocabulary.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ BOUNDS = {
     torch.bfloat16: Bound(mean=0.1, layer=0.1),
     torch.float16: Bound(mean=0.1, layer=0.1),
 }
-"""By the type that is computed in: float32 differs by the order of sums alone; 0.1 is the reference's own bound."""
+"""Keys are compute types: float32 differs only by the order of summation; 0.1 is the reference's own bound."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,7 +66,7 @@ class Comparison:
 
     @property
     def passed(self) -> bool:
-        """Whether both models are the same within the bound."""
+        """Whether both models agree within the bound."""
         return self.mean <= self.bound.mean and self.departs is None
 
     def lines(self) -> Iterator[str]:
@@ -95,9 +95,9 @@ def prompt(spec: ModelSpec, args: TrainArgs) -> tuple[Tensor, str]:
 def hugging_face(
     directory: Path, ids: Tensor, *, stored: torch.dtype, computed: torch.dtype, adapter: Path | None = None
 ) -> Outputs:
-    """What transformers computes from the folder, with a PEFT adapter beside its weights if one is given.
+    """The outputs of transformers for the folder, with a PEFT adapter beside its weights if given.
 
-    stored: the type that its weights are rounded to first.
+    stored: the type to which its weights are rounded first.
     """
     model = AutoModelForCausalLM.from_pretrained(directory, dtype=stored, attn_implementation="eager")
     if adapter is not None:
@@ -111,7 +111,7 @@ def hugging_face(
 
 @torch.no_grad()
 def megatron(model: GPTModel, spec: ModelSpec, ids: Tensor) -> Outputs:
-    """What our model computes."""
+    """The outputs of our model."""
     ids = ids.to(next(model.parameters()).device)
     with _watched(model.embedding, model.decoder.layers, model.decoder.final_layernorm) as seen:
         logits_BTV = model(ids, torch.arange(ids.shape[1], device=ids.device)[None], None)
@@ -141,7 +141,7 @@ def copy_parameters(source: Sequence[GPTModel], target: Sequence[GPTModel]) -> N
 
 
 def compare(theirs: Outputs, ours: Outputs, *, dtype: torch.dtype, prompt: str) -> Comparison:
-    """The differences. theirs: the side that is taken for true."""
+    """The differences. theirs: the reference side."""
     bound = BOUNDS[dtype]
     expected, actual = theirs[LOGITS], ours[LOGITS]
     difference = (expected - actual).abs()
@@ -165,7 +165,7 @@ def _departures(theirs: Outputs, ours: Outputs, bound: Bound) -> Iterator[str]:
 
 
 def _number(value: Tensor) -> float:
-    """Not-a-number is the largest difference there is."""
+    """NaN counts as an infinite difference."""
     return float(torch.nan_to_num(value, nan=float("inf")))
 
 
@@ -173,7 +173,7 @@ def _number(value: Tensor) -> float:
 def _watched(
     embedding: torch.nn.Module, layers: Sequence[torch.nn.Module], norm: torch.nn.Module
 ) -> Iterator[dict[str, Tensor]]:
-    """Fills up, while the model runs, with what each part puts out."""
+    """Collects the output of each part while the model runs."""
     parts = {EMBEDDING: embedding, **{f"layer {n}": layer for n, layer in enumerate(layers)}, LAST_NORM: norm}
     seen: dict[str, Tensor] = {}
 

@@ -1,6 +1,6 @@
-"""Writes a directory that is either complete under its name or not there, with all ranks taking part.
+"""Writes a directory with all ranks; under its final name it is either complete or absent.
 
-Needs one file system under all ranks.
+Requires a file system shared by all ranks.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ _WEIGHTS = ("*.safetensors", "*.safetensors.index.json")
 
 
 def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = False, door: Path | None = None) -> None:
-    """Runs the steps, each on all ranks, in a folder aside; then the first rank gives it its name. Collective.
+    """Runs the steps, each on all ranks, in a temporary folder; then the first rank renames it. Collective.
 
-    A directory of that name is replaced. keeps_others: its files stay instead, except weights of an earlier export,
-    and the new ones are moved in one by one, config.json last. door: of the run that the directory belongs to, through
-    which it is renamed; a run that has lost its folder has none (checkpoint.folder).
+    An existing directory is replaced. keeps_others: its files are kept instead, except weights of an earlier export,
+    and the new files are moved in one by one, config.json last. door: of the run that owns the directory, through which
+    it is renamed; a run that has lost its folder has none (checkpoint.folder).
 
     Raises:
-        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write; nothing is left aside.
+        TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write; the temporary folder is
+        removed.
     """
     aside = (directory.parent if door is None else door.parent) / f".{directory.name}.partial"
     give_name = _move_into if keeps_others and directory.is_dir() else partial(_replace, door=door)
@@ -42,7 +43,7 @@ def publish(directory: Path, steps: Sequence[Step], *, keeps_others: bool = Fals
 
 
 def on_first_rank(step: Step) -> Step:
-    """The step on the first rank, nothing on the others."""
+    """Runs the step on the first rank, nothing on the others."""
     return step if dist.get_rank() == 0 else lambda _: None
 
 
@@ -76,7 +77,7 @@ def _move_into(aside: Path, directory: Path) -> None:
 
 
 def _agree(error: OSError | None, aside: Path, directory: Path) -> None:
-    """Lets all ranks fail when one did; also the barrier between steps."""
+    """Fails on all ranks if one failed; also the barrier between steps."""
     every: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, None if error is None else f"rank {dist.get_rank()}: {error}")
     told = [text for text in every if text]

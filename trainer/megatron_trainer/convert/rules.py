@@ -1,6 +1,6 @@
-"""How the tensors of a Hugging Face checkpoint become one rank's shard of a parameter, and back. Pure tensor maths.
+"""How the tensors of a Hugging Face checkpoint become one rank's shard of a parameter, and back. Pure tensor math.
 
-A rule works on anything that has a shape and can be sliced, so that loading reads only the rows it needs.
+A rule works on anything with a shape that can be sliced, so that loading reads only the rows it needs.
 Shapes: a weight is [rows, columns], a bias [rows]; r is the rank among n ranks that share the parameter.
 
     rule         sources        whole parameter, rows                          shard of rank r
@@ -35,7 +35,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """What rules need to know of the model. queries_per_group: query heads that share one key-value head."""
+    """Sizes of the model that rules need. queries_per_group: query heads that share one key-value head."""
 
     groups: int
     queries_per_group: int
@@ -45,7 +45,7 @@ class Sizes:
 
 @dataclass(frozen=True, kw_only=True)
 class Share:
-    """Which part of a parameter: the `rank`-th of `size` along `dim`, or all of it when dim is None."""
+    """A part of a parameter: the `rank`-th of `size` along `dim`, or all of it when dim is None."""
 
     rank: int = 0
     size: int = 1
@@ -54,10 +54,10 @@ class Share:
 
 @dataclass(frozen=True, kw_only=True)
 class Blocks:
-    """A share that is not put together yet: each of `groups` runs of rows takes the next piece of every part.
+    """A shard that is not concatenated yet: each of `groups` runs of rows takes the next piece of every part.
 
-    Parts are slices of the checkpoint's mapped file. Putting them together in memory of its own costs more than
-    reading them, for every page of it is fresh; copy_to puts each where it belongs.
+    Parts are slices of the checkpoint's mapped file. Concatenating them in new memory costs more than reading them,
+    because every page is a page fault; copy_to copies each part to its destination.
     """
 
     parts: Sequence[Tensor]
@@ -65,13 +65,13 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the share. Raises ValueError for parts that differ in more than their rows."""
+        """Of the shard. Raises ValueError for parts that differ in more than their rows."""
         if len({part.shape[1:] for part in self.parts}) > 1:
             raise ValueError(f"rows of different shapes: {[list(part.shape) for part in self.parts]}")
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])
 
     def whole(self) -> Tensor:
-        """The share as one tensor."""
+        """The shard as one tensor."""
         if len(self.parts) == 1:
             return self.parts[0]
         return torch.cat(self._by_group(), dim=1).flatten(0, 1)
@@ -90,7 +90,7 @@ class Blocks:
 
 @dataclass(frozen=True, kw_only=True)
 class Conversion:
-    """One rule. blocks: sources -> this rank's shard. unshard: all shares, in rank order, and dim -> the sources."""
+    """One rule. blocks: sources -> this rank's shard. unshard: all shards, in rank order, and dim -> the sources."""
 
     blocks: Callable[[Sequence[Source], Share, Sizes], Blocks]
     unshard: Callable[[Sequence[Tensor], int | None, Sizes], tuple[Tensor, ...]]
@@ -127,7 +127,7 @@ def _whole(shards: Sequence[Tensor], dim: int | None) -> Tensor:
 
 
 def _blocks_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
-    """Reads whole groups; where ranks share a group (more ranks than groups) the whole is read and cut."""
+    """Reads whole groups; where ranks share a group (more ranks than groups), it is read whole and cut."""
     size = share.size if share.dim is not None else 1
     if sizes.groups % size:
         whole = Blocks(parts=[source[:] for source in sources], groups=sizes.groups).whole()
@@ -151,7 +151,7 @@ def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tup
 
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
-    """The rows `first` to `first + length` of a source, as a source of its own."""
+    """The rows `first` to `first + length` of a source, as a separate source."""
 
     source: Source
     first: int
@@ -200,7 +200,7 @@ def _unshard_fused_gated(shards: Sequence[Tensor], dim: int | None, sizes: Sizes
 
 
 def _blocks_vocabulary(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
-    """Tokens that the checkpoint does not know start as the mean of all that it does; padding is zero."""
+    """Tokens that are not in the checkpoint are initialized with the mean of those that are; padding is zero."""
     (source,) = sources
     first, last = _bounds(sizes.padded_vocab_size, share)
     stored = source.shape[0]
@@ -226,4 +226,4 @@ RULES: dict[str, Conversion] = {
     "fused_gated": Conversion(blocks=_blocks_fused_gated, unshard=_unshard_fused_gated),
     "vocabulary": Conversion(blocks=_blocks_vocabulary, unshard=_unshard_vocabulary),
 }
-"""By the name that weight tables use (families/weight.py)."""
+"""Keys are the rule names in weight tables (families/weight.py)."""

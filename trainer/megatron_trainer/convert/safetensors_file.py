@@ -1,6 +1,6 @@
-"""Writes a safetensors file tensor by tensor: the header first, from shapes alone, then the data as it comes.
+"""Writes a safetensors file tensor by tensor: the header first, from shapes only, then the data as it arrives.
 
-The safetensors library writes a file only from all of its tensors at once, which would hold gigabytes.
+The safetensors library needs all tensors of a file at once, which would take gigabytes of memory.
 Format: 8 bytes length of the header, little-endian; the header, JSON, padded with spaces to 8; the data.
 """
 
@@ -33,7 +33,7 @@ def num_bytes(piece: Piece) -> int:
 
 
 class SafetensorsFile:
-    """A file being written; tensors come in the order of `pieces`."""
+    """A file being written; tensors arrive in the order of `pieces`."""
 
     def __init__(self, path: Path, pieces: Sequence[Piece]) -> None:
         self._waiting = list(pieces)
@@ -41,10 +41,10 @@ class SafetensorsFile:
         self._file.write(_header(pieces))
 
     def write(self, name: str, tensor: Tensor) -> None:
-        """The next tensor, converted to the type that was announced.
+        """Writes the next tensor, converted to its announced type.
 
         Raises:
-            ValueError: not the tensor that comes next, or another shape.
+            ValueError: not the next tensor, or another shape.
         """
         piece = self._waiting.pop(0)
         if (piece.name, piece.shape) != (name, tuple(tensor.shape)):
@@ -58,7 +58,7 @@ class SafetensorsFile:
         return not self._waiting
 
     def close(self) -> None:
-        """Closes the file; what was not written makes it unreadable."""
+        """Closes the file; missing tensors leave it unreadable."""
         self._file.close()
 
 

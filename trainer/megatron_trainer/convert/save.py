@@ -1,6 +1,7 @@
-"""Writes a model as a Hugging Face directory: every rank the tensors it gathers, rank 0 the index and the rest.
+"""Writes a model as a Hugging Face directory: every rank writes the tensors it gathers, rank 0 the index and the rest.
 
-Written aside and renamed, so that a directory under its final name is complete. All ranks need the same file system.
+Written to a temporary folder and renamed, so that a directory under its final name is complete. Requires a file system
+shared by all ranks.
 """
 
 from __future__ import annotations
@@ -31,7 +32,7 @@ from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
 _UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
 _KEPT_WIDE = ("e_score_correction_bias",)
-"""Tensors that keep their type: the balance of experts moves by less than bfloat16 can tell."""
+"""Tensors that keep their type: the selection bias of experts changes by less than bfloat16 can resolve."""
 _UNCHANGED = Companions()
 
 
@@ -57,9 +58,9 @@ def save_model(
 ) -> None:
     """Writes weights, config.json, and the tokenizer and generation files of the source. Collective.
 
-    dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB.
-    A directory of that name is replaced; keeps_others, door: as for publish. read: what is written for a parameter
-    instead of its values. changed: what of the tokenizer and generation files training has changed.
+    dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB. An
+    existing directory is replaced; keeps_others, door: as for publish. read: returns the tensor to write for a
+    parameter instead of its values. changed: tokenizer and generation files that training has changed.
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
@@ -79,7 +80,7 @@ def bytes_of(size: str) -> int:
     """The number of bytes in 5GB, 500MB, 2GiB or a plain number.
 
     Raises:
-        ValueError: anything else.
+        ValueError: any other text.
     """
     match = re.fullmatch(r"\s*(\d+(?:\.\d+)?)\s*([KMGT]i?B|)\s*", size, re.IGNORECASE)
     if match is None:
@@ -110,7 +111,7 @@ def _narrowed(piece: Piece, dtype: torch.dtype | None) -> Piece:
 
 
 def _grouped(all_pieces: Sequence[Piece], max_bytes: int) -> Iterator[tuple[Piece, ...]]:
-    """Runs of tensors that fit into a file; a tensor that is larger gets its own."""
+    """Runs of tensors that fit into a file; a larger tensor gets its own."""
     group: list[Piece] = []
     size = 0
     for piece in all_pieces:
@@ -128,7 +129,9 @@ def _file_name(number: int, total: int) -> str:
 
 
 def _write(aside: Path, files: Sequence[_File], stream: Iterator[tuple[str, Tensor]]) -> None:
-    """Writes the files of this rank. After an error the stream runs on unwritten: the other ranks wait for it."""
+    """Writes the files of this rank. After an error the stream is consumed without writing: the other ranks wait for
+    it.
+    """
     error: OSError | None = None
     waiting = list(files)
     current: SafetensorsFile | None = None
@@ -155,7 +158,7 @@ def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | Non
 
 
 def _copied_names(spec: ModelSpec) -> list[str]:
-    """Tensors of the source that the model does not use but the export keeps; the first rank writes them."""
+    """Tensors of the source that the model does not use but the export copies; the first rank writes them."""
     patterns = prediction_layers(spec.model)
     if dist.get_rank() != 0 or not patterns:
         return []
@@ -188,7 +191,7 @@ def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Itera
 def _complete(
     aside: Path, spec: ModelSpec, dtype: torch.dtype, index: dict[str, tuple[str, int]], changed: Companions
 ) -> None:
-    """Everything but the weights."""
+    """Writes everything but the weights."""
     if len({file for file, _ in index.values()}) > 1:
         content = {
             "metadata": {"total_size": sum(size for _, size in index.values())},

@@ -49,8 +49,8 @@ class StoredTensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """files: tensor name -> file, without the scales of quantized ones. stored_names: of those that lie in their file
-    under another name. Files stay mapped into memory once opened.
+    """files: tensor name -> file, without the scales of quantized ones. stored_names: of tensors stored under another
+    name. Files stay memory-mapped once opened.
     """
 
     directory: Path
@@ -68,7 +68,7 @@ class Checkpoint:
         )
 
     def tensor(self, name: str) -> Source:
-        """The tensor called `name`, dequantized where it is stored with scales. Raises KeyError where there is none."""
+        """The tensor called `name`, dequantized if it is stored with scales. Raises KeyError if there is none."""
         stored = self._stored(name, self.files[name])
         if not (stored_type := _type_of(stored)).is_floating_point:
             message = f"{name} is stored as {stored_type}, which no weight is; download the model again"
@@ -85,7 +85,7 @@ class Checkpoint:
         return stored
 
     def grid_problem(self, name: str) -> str | None:
-        """What is wrong with the scales of the tensor called `name`; nothing where it has none."""
+        """The problem with the scales of the tensor called `name`; empty if it has none."""
         scale = self.quantization.scale_name(name) if self.quantization else ""
         if self.quantization is None or scale not in self.scale_files:
             return None
@@ -106,7 +106,7 @@ class Checkpoint:
 
 
 def _type_of(stored: Source) -> torch.dtype:
-    """The type of a stored tensor, of which no value is read."""
+    """The type of a stored tensor, without reading its values."""
     return stored[:0].dtype if stored.shape else stored[...].dtype
 
 
@@ -114,7 +114,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     """The checkpoint in a model directory: the one that transformers would read.
 
     Raises:
-        InvalidInput: there is none, or a file that the index names is missing or broken.
+        InvalidInput: there is none, or a file in the index is missing or broken.
     """
     source = _source(directory)
     opened: dict[str, Any] = {}
@@ -140,7 +140,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
 
 
 def _source(directory: Path) -> str:
-    """The file that is read, or the index of several."""
+    """The file to read, or the index of several files."""
     try:
         found = weight_files.sources(directory)
     except Unusable as problem:
@@ -152,7 +152,7 @@ def _source(directory: Path) -> str:
 
 @cache
 def _tell_choice(directory: Path, chosen: str, others: tuple[str, ...]) -> None:
-    """Says once which of several sources is read."""
+    """Logs once which of several sources is read."""
     logger.warning(
         "%s holds weights more than once: reading %s as transformers does, and not %s",
         directory,
@@ -169,7 +169,7 @@ def _indexed(directory: Path, index: str) -> dict[str, str]:
 
 
 def _quantization(directory: Path) -> Quantization | None:
-    """How config.json says that the weights are stored; read_model has refused what cannot be read."""
+    """The quantization of the weights according to config.json; read_model has refused unsupported ones."""
     try:
         return quantization.of(input_file.read_json(directory / _CONFIG_FILE))
     except FileNotFoundError:
@@ -177,7 +177,7 @@ def _quantization(directory: Path) -> Quantization | None:
 
 
 def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type of its own
-    if not os.access(path, os.R_OK):  # safetensors would say that there is no such file
+    if not os.access(path, os.R_OK):  # safetensors would report a missing file
         mode = stat.filemode(path.stat().st_mode)
         raise _unusable(path, f"user {os.getuid()} may not read it ({mode}); chmod a+r it, or run as its owner")
     try:
@@ -188,12 +188,12 @@ def _open(path: Path) -> Any:  # noqa: ANN401 - safetensors' handle has no type 
         raise _unusable(path, message) from err
     except InvalidInput:
         raise
-    except Exception as err:  # a broken pickle raises anything
+    except Exception as err:  # a broken pickle may raise any exception
         raise _unusable(path, f"cannot be read ({err}); download it again") from err
 
 
 def _unpickled(path: Path) -> dict[str, Tensor]:
-    """The tensors of a file that torch.save wrote, mapped; files of before torch 1.6 are read whole."""
+    """The tensors of a file that torch.save wrote, mapped; files from before torch 1.6 are read whole."""
     try:
         found = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except RuntimeError:

@@ -1,4 +1,4 @@
-"""Checkpoint tensors out of the shards of all ranks, one parameter at a time, each on one rank only."""
+"""Assembles checkpoint tensors from the shards of all ranks, one parameter at a time, each on one rank only."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ Read = Callable[[Tensor], Tensor | None]
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """A tensor of the checkpoint before it is there: name and shape, and the type of the parameter behind it."""
+    """A tensor of the checkpoint before it is assembled: name and shape, and the type of its parameter."""
 
     name: str
     shape: tuple[int, ...]
@@ -29,21 +29,21 @@ class Piece:
 
 
 def exported(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> list[Entry]:
-    """The parameters that an export reads, wider types first, in the same order on all ranks of a stage.
+    """The parameters that an export reads, larger types first, in the same order on all ranks of a stage.
 
-    Wider first keeps every tensor of a file aligned to its own size.
+    This order keeps every tensor of a file aligned to its element size.
     """
     kept = [entry for entry in table.entries(chunks, spec) if not entry.is_copy]
     return sorted(kept, key=lambda entry: -entry.parameter.element_size())
 
 
 def writes(entry: Entry) -> bool:
-    """Whether this rank gets the tensors of the entry: the first of the ranks that hold the same or share it."""
+    """Whether this rank receives the tensors of the entry: the first of the ranks that replicate or shard it."""
     return takes_part(entry) and entry.group.rank() == 0
 
 
 def takes_part(entry: Entry) -> bool:
-    """Whether this rank's shard is read; of data-parallel (and context-parallel) copies the first is."""
+    """Whether this rank's shard is read; of data-parallel (and context-parallel) replicas only the first is."""
     rank: int = (
         parallel_state.get_expert_data_parallel_rank()
         if entry.is_expert
@@ -53,7 +53,7 @@ def takes_part(entry: Entry) -> bool:
 
 
 def pieces(entry: Entry, sizes: Sizes) -> list[Piece]:
-    """The checkpoint tensors of an entry, without touching its data."""
+    """The checkpoint tensors of an entry, without reading its data."""
     share = torch.empty_like(entry.parameter, device="meta")
     num_shares = entry.group.size() if entry.dim is not None else 1
     tensors = RULES[entry.rule].unshard([share] * num_shares, entry.dim, sizes)
@@ -72,9 +72,9 @@ def own_data(parameter: Tensor) -> Tensor:
 def tensors(
     chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, read: Read = own_data
 ) -> Iterator[tuple[str, Tensor]]:
-    """(checkpoint name, whole tensor) for what this rank writes. Collective: every rank has to run it to the end.
+    """(checkpoint name, whole tensor) for each tensor that this rank writes. Collective: every rank has to exhaust it.
 
-    One parameter is gathered at a time, so no more than that is held beyond the model.
+    Parameters are gathered one at a time, so no more than one is held beyond the model.
     """
     sizes = table.sizes(spec)
     for entry in exported(chunks, spec):
@@ -89,7 +89,7 @@ def tensors(
 
 
 def _gather(share: Tensor, entry: Entry) -> list[Tensor]:
-    """All shares on the group's first rank, nothing on the others."""
+    """All shards on the group's first rank, nothing on the others."""
     group = entry.group
     is_first = group.rank() == 0
     if entry.dim is None or group.size() == 1:

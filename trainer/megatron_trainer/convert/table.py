@@ -19,7 +19,7 @@ from megatron_trainjob.families.weight import Rule
 from megatron_trainjob.families.weights import table
 
 # TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
-# speak of megatron-core's local layers; these turn one name into the other.
+# use the names of megatron-core's local layers; these convert the names.
 _LOCAL_NAMES = (
     (re.compile(r"\.self_attention\.linear_qkv\.layer_norm_weight$"), ".input_layernorm.weight"),
     (re.compile(r"\.mlp\.linear_fc1\.layer_norm_weight$"), ".pre_mlp_layernorm.weight"),
@@ -30,14 +30,15 @@ _LOCAL_NAMES = (
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
 _BUFFERS = ("expert_bias",)
-"""Buffers that are weights of the checkpoint; named_parameters passes them by."""
+"""Buffers that are weights of the checkpoint; named_parameters does not include them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One parameter of this rank. name: megatron-core's, counted over the whole model. names: of the checkpoint.
+    """One parameter of this rank. name: megatron-core's, with layers numbered over the whole model. names: of the
+    checkpoint.
 
-    is_copy: a second place of a tensor that another entry of the model holds (tied embeddings over stages).
+    is_copy: a replica of a tensor of another entry of the model (tied embeddings over stages).
     """
 
     parameter: Tensor
@@ -69,7 +70,7 @@ class Entry:
 
 
 def sizes(spec: ModelSpec) -> Sizes:
-    """What the rules need to know of the model."""
+    """The sizes of the model that the rules need."""
     return Sizes(
         groups=spec.model.num_kv_heads,
         queries_per_group=spec.model.num_heads // spec.model.num_kv_heads,
@@ -82,7 +83,7 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     """Every weight of this rank in model order, wrapped or not; adapter weights are skipped.
 
     Raises:
-        KeyError: a parameter that the family's weight table does not know; the table is incomplete.
+        KeyError: a parameter is not in the family's weight table; the table is incomplete.
     """
     rows = table(spec.model.family, has_scores=spec.head is not None)
     for chunk in map(unwrapped, chunks):
@@ -109,12 +110,12 @@ def _weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 
 def _canonical(name: str) -> str:
-    """The name that the local implementation would give this parameter."""
+    """The name of this parameter in the local implementation."""
     for pattern, replacement in _LOCAL_NAMES:
         name = pattern.sub(replacement, name)
     return name
 
 
 def _pattern(name: str) -> str:
-    """The name with its numbers taken out, as weight tables write it."""
+    """The name with its numbers replaced by placeholders, as in weight tables."""
     return _EXPERT.sub(".local_experts.{expert}.", _LAYER.sub("decoder.layers.{layer}.", name))

@@ -1,4 +1,4 @@
-"""What every kind of adapter has in common: its settings, its pairs of weights, and its place in a module."""
+"""Common to all kinds of adapters: settings, pairs of weights, and the place in a module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from megatron_trainer.lora.names import unwrapped
 
 Offsets = tuple[tuple[int, int, int], ...]
-"""Axes that stand before a tensor's own in a distributed checkpoint: (axis, place on it, its size)."""
+"""Axes prepended to a tensor's own in a distributed checkpoint: (axis, offset on it, its size)."""
 
 MODULE = "lora"
 """Name of the adapter within the module that it adapts."""
@@ -21,9 +21,9 @@ MODULE = "lora"
 
 @dataclass(frozen=True, kw_only=True)
 class Settings:
-    """The numbers that every adapter of a run shares; `seed` and the module's name decide the first A.
+    """The settings shared by all adapters of a run; `seed` and the module's name determine the initial A.
 
-    parts: adapters that are side by side in one: those of q, k and v with an A each are one of three times the rank.
+    parts: number of adapters side by side in one: q, k and v with separate A form one of three times the rank.
     """
 
     rank: int
@@ -65,10 +65,10 @@ class Pair:
 
 
 class Adapter(torch.nn.Module, ABC):
-    """Computes what is added to a module's output.
+    """Computes the term that is added to a module's output.
 
-    group: the ranks that split the weight. active: whether anything is added. originals: None when the adapter is not
-    merged, else the weights with copies of their values from before, on the host, if they were kept.
+    group: the ranks that split the weight. active: whether anything is added. originals: None while the adapter is not
+    merged, else the weights with copies of their previous values, on the host, if kept.
     """
 
     settings: Settings
@@ -77,13 +77,13 @@ class Adapter(torch.nn.Module, ABC):
     originals: list[tuple[torch.nn.Parameter, torch.Tensor]] | None = None
 
     def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """(x for the module, this adapter's low-rank product of it if it makes that from the same read)."""
+        """(x for the module, the low-rank product of x if it is computed in the same pass)."""
         return x, None
 
     def add_to(
         self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
     ) -> torch.Tensor:
-        """The module's output y with what the adapter adds. seen: what the module's weight saw; low: from `branch`."""
+        """The module's output y plus the adapter's term. seen: the input of the module's weight; low: from `branch`."""
         assert low is None
         added: torch.Tensor = self(seen, *args)
         return y + added
@@ -96,7 +96,7 @@ class Adapter(torch.nn.Module, ABC):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A and B for a distributed checkpoint, cut so that any layout can load them."""
+        """A and B for a distributed checkpoint, sharded so that any layout can load them."""
 
 
 def adapter_of(module: torch.nn.Module) -> Adapter:

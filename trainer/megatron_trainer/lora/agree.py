@@ -1,4 +1,4 @@
-"""What all ranks know together, where each holds only some layers: found names, and one verdict for all."""
+"""Combines what the ranks know, each of which holds only some layers: matched names, and one verdict for all."""
 
 from __future__ import annotations
 
@@ -10,17 +10,17 @@ from megatron_trainjob.violation import Violation
 
 
 def union(names: Iterable[str]) -> frozenset[str]:
-    """The names that any rank has. Collective."""
+    """The names that at least one rank has. Collective."""
     return frozenset().union(*_gathered(frozenset(names)))
 
 
 def intersection(names: Iterable[str]) -> frozenset[str]:
-    """The names that every rank has: what is unmatched everywhere is unmatched. Collective."""
+    """The names that every rank has: a name is unmatched if no rank matches it. Collective."""
     return frozenset.intersection(*_gathered(frozenset(names)))
 
 
 def violations(found: Iterable[Violation]) -> tuple[Violation, ...]:
-    """The violations that any rank found, each once, in a fixed order. Collective."""
+    """The violations found by any rank, each once, in a fixed order. Collective."""
     everyone = frozenset().union(*_gathered(frozenset(found)))
     return tuple(sorted(everyone, key=str))
 

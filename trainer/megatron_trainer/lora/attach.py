@@ -1,8 +1,8 @@
-"""Puts an adapter inside the module it adapts: `module.lora`, added to what the module returns.
+"""Attaches an adapter to the module it adapts: `module.lora`, whose term is added to the module's output.
 
-The module keeps its place, its name and its weight's name, so weight tables, checkpoints of the base and
-Megatron's checks by name see the model they know; a wrapper module (PEFT's way) would rename every weight.
-Only the class is exchanged, for a subclass with the extra term, as torch.nn.utils.parametrize does.
+The module keeps its place, its name and its weight's name, so weight tables, base checkpoints and Megatron's checks by
+name still apply; a wrapper module, as in PEFT, would rename every weight. Only the class is replaced by a subclass with
+the extra term, as torch.nn.utils.parametrize does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from megatron_trainer.lora.names import named_modules
 
 Forward = Callable[..., Any]
 Output = torch.Tensor | tuple[Any, ...]
-"""Of a linear: y, or (y, bias), or with the output of the fused norm as well."""
+"""Result of a linear: y, or (y, bias), optionally with the output of the fused norm."""
 
 _RETURNS_NORM = "return_layernorm_output"
 _RETURNS_BIAS = ("te_return_bias", "return_bias")
@@ -27,11 +27,11 @@ _BIAS_STAYS_OUT = "skip_bias_add"
 
 
 def attach(module: torch.nn.Module, adapter: Adapter, *, method: str = "forward") -> None:
-    """From now on `module`'s method returns its result plus `adapter`'s, while the adapter is active.
+    """Makes the method of `module` return its result plus `adapter`'s while the adapter is active.
 
     method: "forward", or "gating" of a router, whose forward also does the routing.
     """
-    if hasattr(module, "layer_norm_weight"):  # the adapter's input is what the fused norm puts out
+    if hasattr(module, "layer_norm_weight"):  # the adapter's input is the output of the fused norm
         setattr(module, _RETURNS_NORM, True)
     module.add_module(MODULE, adapter)
     base: type = type(module)
@@ -39,10 +39,10 @@ def attach(module: torch.nn.Module, adapter: Adapter, *, method: str = "forward"
 
 
 def train_biases_of_frozen_weights(chunks: Sequence[torch.nn.Module]) -> None:
-    """Makes every linear whose bias trains and whose weight does not add its bias outside.
+    """Adds the bias outside of every linear whose bias trains but whose weight is frozen.
 
-    Megatron's linear with a frozen weight returns no gradient for the bias (LinearWithFrozenWeight), so such a
-    bias would silently stay as it is.
+    Megatron's linear with a frozen weight returns no gradient for the bias (LinearWithFrozenWeight), so such a bias
+    would silently not train.
     """
     for _, module in named_modules(chunks):
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
@@ -103,7 +103,7 @@ def _with_adapter(base_forward: Forward) -> Forward:
 
 
 def _with_adapter_state(base_state: Forward) -> Forward:
-    """The module's own entries without those it made of the adapter's tensors, which it takes for whole ones."""
+    """The module's own entries without those of the adapter's tensors, which it treats as unsharded."""
 
     @functools.wraps(base_state)
     def sharded_state_dict(
@@ -121,10 +121,10 @@ def _with_adapter_state(base_state: Forward) -> Forward:
 
 
 def _without_norm_output(module: torch.nn.Module, result: Output, x: torch.Tensor) -> tuple[Output, torch.Tensor]:
-    """(result as callers expect it, what the linear itself saw).
+    """(result as callers expect it, input of the linear itself).
 
-    A linear with a fused norm that was told to return the norm's output gives (y, bias, normed) when it returns
-    a bias, else ((y, normed), None).
+    A linear with a fused norm that also returns the norm's output returns (y, bias, normed) if it returns a bias, else
+    ((y, normed), None).
     """
     if not isinstance(result, tuple) or not getattr(module, _RETURNS_NORM, False):
         return result, x

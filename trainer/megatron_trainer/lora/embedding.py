@@ -1,6 +1,6 @@
-"""The adapter of the word embeddings, s * B(A[:, token]): A is split by vocabulary like the table, B is whole.
+"""The adapter of the word embeddings, s * B(A[:, token]): A is sharded by vocabulary like the table, B is replicated.
 
-As in PEFT, A starts at zero and B is normal, and there is no dropout (a token is not a number to scale).
+As in PEFT, A is zero and B normal at first, and there is no dropout (token ids cannot be scaled).
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ class EmbeddingAdapter(Adapter):
         sum_over_sequence(self.B, is_summed=self.scattered)
 
     def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """What the adapter adds to the embeddings of `tokens` [B, T], in the embedding's own layout."""
+        """The adapter's term for the embeddings of `tokens` [B, T], in the embedding's own layout."""
         local = tokens - self.first_token
         held = (local >= 0) & (local < self.A.shape[1])
         low = torch.nn.functional.embedding(local.where(held, 0), self.A.t())
@@ -56,7 +56,7 @@ class EmbeddingAdapter(Adapter):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A split by vocabulary (padding may differ between layouts) and B whole."""
+        """A sharded by vocabulary (padding may differ between layouts) and B replicated."""
         groups = {
             "tp_group": self.group,
             "dp_cp_group": ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],

@@ -1,7 +1,7 @@
-"""Which parameters train in full training: rules over whole-model parameter names, applied in a fixed order.
+"""Selects the parameters that train in full training: rules over whole-model parameter names, applied in a fixed order.
 
 First freeze_parameters_ratio, freeze_parameters (prefixes) and freeze_parameters_regex (search) freeze, then
-trainable_parameters (prefixes) and trainable_parameters_regex (search) let train again.
+trainable_parameters (prefixes) and trainable_parameters_regex (search) unfreeze.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ from megatron_trainjob.violation import Violation
 
 
 def freeze(chunks: list[torch.nn.Module], args: TrainArgs) -> int:
-    """Number of parameter tensors that train on this rank. Collective.
+    """Freezes parameters; returns the number of parameter tensors that train on this rank. Collective.
 
-    Raises InvalidInput for each prefix or expression that no parameter of the whole model answers, and when
-    nothing at all would train.
+    Raises InvalidInput for each prefix or expression that matches no parameter of the whole model, and if nothing would
+    train.
     """
     parameters = list(named_parameters(chunks))
     names = [name for name, _ in parameters]
@@ -52,7 +52,7 @@ def frozen_names(sizes: Mapping[str, int], args: TrainArgs) -> frozenset[str]:
 
 
 def _from_the_bottom(sizes: Mapping[str, int], ratio: float) -> set[str]:
-    """The first parameters, as many as fit whole into `ratio` of all elements."""
+    """The first parameters, as many as fit completely into `ratio` of all elements."""
     limit = int(sum(sizes.values()) * ratio)
     total = 0
     frozen = set()

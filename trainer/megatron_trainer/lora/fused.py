@@ -1,7 +1,8 @@
-"""An adapter's two products on a GPU, without an activation of the layer's width written for the adapter alone.
+"""An adapter's two GEMMs on a GPU, without writing an extra activation of the layer's width for the adapter.
 
-`branch` reads the input once for A and, backwards, adds A's share to the gradient that the layer itself gives; `add_up`
-lets the product with B add to the layer's output. Dropout is a bit an element, drawn once and kept for the way back.
+`branch` reads the input once for A and, in the backward pass, adds A's part to the layer's own input gradient; `add_up`
+accumulates the product with B into the layer's output. Dropout takes one bit per element, drawn once and kept for the
+backward pass.
 Shapes: N tokens, I inputs, O outputs, R rank.
 """
 
@@ -19,18 +20,18 @@ from torch.autograd.function import once_differentiable
 _HAS_TRITON = importlib.util.find_spec("triton") is not None
 _TYPES = (torch.bfloat16, torch.float16)
 _MAX_RANK = 128
-"""Wider products fill a card by themselves."""
+"""Wider GEMMs saturate the GPU by themselves."""
 
 
 def fits(x: Tensor, a: Tensor) -> bool:
-    """Whether the kernels take these: 16 bits on a GPU, and A [R, I] so narrow that reading x is what costs."""
+    """Whether the kernels support these: 16 bits on a GPU, and A [R, I] so narrow that reading x dominates the cost."""
     return _HAS_TRITON and x.is_cuda and x.dtype in _TYPES and a.dtype == x.dtype and a.shape[0] <= _MAX_RANK
 
 
 def branch(x: Tensor, a: Tensor, *, scale: float, dropout: float) -> tuple[Tensor, Tensor]:
     """(x for the layer, scale * dropout(x) A^T [..., R]). x: [..., I].
 
-    The layer must take the x that is returned: its gradient then comes together with A's in one pass. The mask is drawn
+    The layer must use the returned x: its gradient is then computed together with A's in one pass. The mask is drawn
     from the current device's generator.
     """
     seed = torch.randint(2**31 - 1, (1,), device=x.device) if dropout else None
@@ -39,7 +40,7 @@ def branch(x: Tensor, a: Tensor, *, scale: float, dropout: float) -> tuple[Tenso
 
 
 def add_up(y: Tensor, low: Tensor, b: Tensor) -> Tensor:
-    """y + low B^T in y's memory. y: [..., O], contiguous, kept by nobody for a gradient; low: [..., R]; b: [O, R]."""
+    """y + low B^T, in place in y. y: [..., O], contiguous, not saved for a gradient; low: [..., R]; b: [O, R]."""
     result: Tensor = _AddUp.apply(y, low, b)
     return result
 

@@ -19,7 +19,7 @@ class GroupedAdapter(Adapter):
     """A0.. [r, I] and B0.. [O, r], numbered like the weights of the grouped linear (weight0, weight1, ...)."""
 
     def __init__(self, names: list[str], place: Placement, settings: Settings) -> None:
-        """`names`: the whole-model name that each local expert's linear has, or would have by itself."""
+        """`names`: the whole-model name of each local expert's linear, as if experts were not grouped."""
         super().__init__()
         self.num_experts = len(names)
         self.place = place
@@ -38,7 +38,7 @@ class GroupedAdapter(Adapter):
         return self.get_parameter(f"A{index}"), self.get_parameter(f"B{index}")
 
     def forward(self, x: torch.Tensor, tokens_per_expert: list[int] | torch.Tensor) -> torch.Tensor:
-        """What the adapters add. x: [tokens, I], the first tokens_per_expert[0] rows for expert 0, and so on."""
+        """The adapters' term. x: [tokens, I], the first tokens_per_expert[0] rows for expert 0, and so on."""
         counts = tokens_per_expert.tolist() if isinstance(tokens_per_expert, torch.Tensor) else tokens_per_expert
         parts = torch.split(self._dropped(x), counts)
         return torch.cat([self._one(part, *self.pair(index)) for index, part in enumerate(parts)])
@@ -52,7 +52,7 @@ class GroupedAdapter(Adapter):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """The same sharded keys as experts kept one by one, so either can load the other's checkpoint."""
+        """The same sharded keys as ungrouped experts, so either can load the other's checkpoint."""
         metadata = ensure_metadata_has_dp_cp_group(metadata)
         first = parallel_state.get_expert_model_parallel_rank() * self.num_experts
         total = parallel_state.get_expert_model_parallel_world_size() * self.num_experts

@@ -1,7 +1,7 @@
-"""Turns a loaded model into one that trains low-rank adapters: freezes it, selects, attaches.
+"""Turns a loaded model into one that trains low-rank adapters: freezes weights, selects modules, attaches adapters.
 
-Runs after the base weights are loaded and before the model is wrapped for data parallelism. Collective: all
-ranks come to the same verdict, also when only one of them holds what is wrong.
+Runs after the base weights are loaded and before the model is wrapped for data parallelism. Collective: all ranks reach
+the same verdict, even if only one of them finds a problem.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ logger = logging.getLogger(__name__)
 
 
 def settings(args: TrainArgs) -> Settings:
-    """The numbers of the run's adapters."""
+    """The settings of the run's adapters."""
     return Settings(
         rank=args.lora_rank,
         alpha=args.lora_alpha,
@@ -51,13 +51,13 @@ def add_adapters(
     keep_originals: bool = False,
     parts: Mapping[str, int] = MappingProxyType({}),
 ) -> int:
-    """Number of modules that got an adapter on this rank; everything else is frozen but what args say trains.
+    """Adds adapters; returns their number on this rank. Freezes everything else except what args select for training.
 
-    keep_originals: hold a copy of the weights that train in full, so that adapters_disabled can show the
-    untouched model (a reference policy needs it; it costs their size). parts: of the modules whose adapters are several
-    side by side (adapter_modules.parts).
+    keep_originals: keep a copy of the weights that train in full, so that adapters_disabled can restore the original
+    model (needed for a reference policy; costs their size in memory). parts: of the modules with several adapters side
+    by side (adapter_modules.parts).
 
-    Raises InvalidInput with every problem: names that match nothing, and layouts where the result would be wrong.
+    Raises InvalidInput with every problem: names that match nothing, and unsupported layouts.
     """
     modules = dict(named_modules(chunks))
     kinds = {name: kind for name, module in modules.items() if (kind := select.kind(name, module))}
@@ -113,10 +113,10 @@ def _train_in_full(
 
 
 def _hold_routing_biases(chunks: list[torch.nn.Module]) -> None:
-    """Keeps experts' selection biases as the base has them.
+    """Keeps experts' selection biases at the base model's values.
 
-    Megatron moves them after each step whatever is frozen. They are no adapter and no parameter, so an adapter trained
-    beside moving biases would meet others wherever it is loaded.
+    Megatron updates them after each step regardless of freezing. They are neither adapters nor parameters, so an
+    adapter trained with changing biases would find different ones wherever it is loaded.
     """
     for _, module in named_modules(chunks):
         if isinstance(module, Router):
@@ -124,7 +124,7 @@ def _hold_routing_biases(chunks: list[torch.nn.Module]) -> None:
 
 
 def trains_in_full(name: str, saved: frozenset[str], lora_bias: str) -> bool:
-    """Whether a parameter of the base trains itself: part of a module to save, or a bias with lora_bias=all."""
+    """Whether a parameter of the base model trains: part of a module to save, or a bias with lora_bias=all."""
     if is_adapter(name):
         return False
     owner, own_name = name.rsplit(".", 1)

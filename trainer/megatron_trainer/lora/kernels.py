@@ -1,11 +1,11 @@
-"""Triton kernels for what an adapter does to a wide activation: one pass over it each, with a packed dropout mask.
+"""Triton kernels of adapters on wide activations: one pass each, with a packed dropout mask.
 
     down           low = c (x * m) A^T
     gradient_of_a  c low'^T (x * m)
     up             others + m * c (low A)
 
-Shapes: x [N, I] and A [R, I] in 16 bits, low [N, R] and its gradient low' alike, sums in float32. m: a bit an element,
-packed by 8 along I, uint8 [N, ceil(I / 8)]; None keeps every element.
+Shapes: x [N, I] and A [R, I] in 16 bits, low [N, R] and its gradient low' alike, sums in float32. m: one bit per
+element, packed by 8 along I, uint8 [N, ceil(I / 8)]; None keeps every element.
 """
 
 # ruff: noqa: ANN001, ANN202 - what Triton compiles takes pointers, blocks and constants
@@ -18,9 +18,9 @@ import triton.language as tl
 from torch import Tensor
 
 _DROP_STEPS = 2**16
-_PHILOX_ROUNDS = 7  # passes the tests of randomness that ten do (Salmon et al. 2011)
+_PHILOX_ROUNDS = 7  # passes the same randomness tests as ten rounds (Salmon et al. 2011)
 _SMALLEST_DOT = 16
-# The fastest on an H100 of those tried, at widths of 3,584 and 18,944.
+# The fastest of those measured on an H100, at widths of 3,584 and 18,944.
 _BLOCK_BYTES = 1024
 _BLOCK_N, _BLOCK_I = 32, 256
 _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A = 64, 128, 16
@@ -28,7 +28,7 @@ _BLOCK_N_UP, _BLOCK_I_UP = 32, 128
 
 
 def kept_fraction(dropout: float) -> float:
-    """What is kept of an input: dropout counts in steps of 2^-16."""
+    """The kept fraction of an input: dropout has a resolution of 2^-16."""
     return 1.0 - round(dropout * _DROP_STEPS) / _DROP_STEPS
 
 
@@ -68,7 +68,7 @@ def up(
     low: Tensor, a: Tensor, *, onto: Tensor | None, factor: float = 1.0, mask: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:  # fmt: skip
-    """[N, I]: m * factor (low A), added to `onto` [N, I]; in its memory or in new."""
+    """[N, I]: m * factor (low A), added to `onto` [N, I], in place or in new memory."""
     (num_rows, rank), width = low.shape, a.shape[1]
     result = onto if in_place and onto is not None else a.new_empty(num_rows, width)
     _up[(triton.cdiv(num_rows, _BLOCK_N_UP), triton.cdiv(width, _BLOCK_I_UP))](
@@ -86,8 +86,8 @@ def _padded(rank: int) -> int:
 
 @triton.jit
 def _pack(seed_ptr, mask_ptr, num_bytes, threshold, BLOCK: tl.constexpr, ROUNDS: tl.constexpr):
-    """Eight numbers of 16 bits a byte, from four words of one call of Philox."""
-    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # 32 bits, which make Philox one of 32 bits
+    """Draws one byte of the mask: eight 16-bit random numbers from four words of one Philox call."""
+    place = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)  # 32 bits, which select 32-bit Philox
     word0, word1, word2, word3 = tl.randint4x(tl.load(seed_ptr), place, ROUNDS)
     bits = _two_bits(word0, threshold)
     bits |= _two_bits(word1, threshold) << 2
@@ -109,7 +109,7 @@ def _load_kept(
     x_ptr, mask_ptr, rows, first, num_rows, width,
     HAS_MASK: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
-    """x * m of these rows and BLOCK_I columns from `first`, zero outside."""
+    """Loads x * m of these rows and BLOCK_I columns from `first`, zero outside."""
     columns = first + tl.arange(0, BLOCK_I)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
     x = tl.load(x_ptr + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
@@ -120,7 +120,7 @@ def _load_kept(
 
 @triton.jit
 def _is_kept(mask_ptr, rows, first, num_rows, width, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr):
-    """Each byte is loaded once and spread over its eight columns; a load for each column costs seven times the time."""
+    """Each byte is loaded once and expanded to its eight columns; one load per column takes seven times as long."""
     places, num_places = first // 8 + tl.arange(0, BLOCK_I // 8), (width + 7) // 8
     inside = (rows[:, None] < num_rows) & (places[None, :] < num_places)
     packed = tl.load(mask_ptr + rows[:, None] * num_places + places[None, :], mask=inside, other=0).to(tl.int32)

@@ -1,12 +1,12 @@
-"""The adapter of one linear, s * B(A(dropout(x))), for every way that Megatron splits the linear.
+"""The adapter of one linear, s * B(A(dropout(x))), for every way in which Megatron shards the linear.
 
     weight W      A              B              between A and B; with sequence parallelism
     column        [r, I] whole   [O/tp, r]      copy (gradient summed); gathered along the sequence
     row           [r, I/tp]      [O, r] whole   summed over ranks;      summed and scattered along the sequence
     none          [r, I] whole   [O, r] whole   nothing
 
-What crosses between ranks is r wide, not I or O wide, and s*B@A has the split of W, so merging needs no
-communication. Shapes: I inputs, O outputs, r the adapter's rank, s the scale.
+Only tensors of width r, not I or O, are communicated, and s*B@A is sharded like W, so merging needs no communication.
+Shapes: I inputs, O outputs, r the adapter's rank, s the scale.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from megatron_trainer.megatron.marks import reduce_over_data, sum_over_sequence
 
 
 class LinearAdapter(Adapter):
-    """A and B of one linear. Adds nothing at first: A is Kaiming-uniform, B is zero (Hu et al. 2021)."""
+    """A and B of one linear. Initially zero: A is Kaiming-uniform, B is zero (Hu et al. 2021)."""
 
     def __init__(self, name: str, place: Placement, settings: Settings) -> None:
         super().__init__()
@@ -48,12 +48,12 @@ class LinearAdapter(Adapter):
         mark(self.A, self.B, place)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        """What the adapter adds to the linear's output, split like that output. x: what the linear saw."""
+        """The adapter's term for the linear's output, sharded like that output. x: the input of the linear."""
         low = torch.nn.functional.linear(self._dropped(x), self.A) * self.settings.scale
         return torch.nn.functional.linear(_exchanged(low, self.place), self.B)
 
     def branch(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """On a GPU the product with A, in one pass over x forwards and one backwards."""
+        """On a GPU the product with A, in one pass over x forward and one backward."""
         if not fused.fits(x, self.A):
             return x, None
         dropout = self.settings.dropout if self.training else 0.0
@@ -63,7 +63,7 @@ class LinearAdapter(Adapter):
     def add_to(
         self, y: torch.Tensor, seen: torch.Tensor, low: torch.Tensor | None, *args: torch.Tensor
     ) -> torch.Tensor:
-        """The output y with what the adapter adds, in y's memory where the kernels run."""
+        """The output y plus the adapter's term, in place where the kernels run."""
         if low is None:  # not from `branch`: a fused norm's output, or no kernels here
             _, low = self.branch(seen)
         if low is None:
@@ -80,7 +80,7 @@ class LinearAdapter(Adapter):
     def sharded_state_dict(
         self, prefix: str = "", sharded_offsets: Offsets = (), metadata: dict[str, Any] | None = None
     ) -> dict[str, Any]:
-        """A and B for a distributed checkpoint, cut like the weight, so that any layout can load them."""
+        """A and B for a distributed checkpoint, sharded like the weight, so that any layout can load them."""
         return sharded_pair(self.A, self.B, self.place, prefix, sharded_offsets, metadata)
 
     def _dropped(self, x: torch.Tensor) -> torch.Tensor:
@@ -91,32 +91,32 @@ class LinearAdapter(Adapter):
 
 
 def generator_of(name: str, settings: Settings) -> torch.Generator:
-    """The random stream of one module, from the seed and the module's whole-model name alone.
+    """The random stream of one module, derived only from the seed and the module's whole-model name.
 
-    So every layout starts from the same adapters, and ranks that hold copies need not agree on anything.
+    So every layout starts from the same adapters, and ranks with replicas need no communication.
     """
     digest = hashlib.sha256(f"{settings.seed}/{name}".encode()).digest()
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
 def kaiming_uniform(name: str, in_features: int, settings: Settings) -> torch.Tensor:
-    """The whole first A [r, I], uniform within +-1/sqrt(I), float32 on the host."""
+    """The whole initial A [r, I], uniform within +-1/sqrt(I), float32 on the host."""
     whole = torch.empty(settings.width, in_features, dtype=torch.float32, device="cpu")
     return torch.nn.init.kaiming_uniform_(whole, a=math.sqrt(5), generator=generator_of(name, settings))
 
 
 def share_of_A(whole: torch.Tensor, place: Placement) -> torch.Tensor:
-    """This rank's part of a whole A, in the weight's type and place."""
+    """This rank's part of a whole A, in the weight's type and on its device."""
     part = whole.chunk(place.size, dim=1)[place.rank] if place.split == "row" else whole
     return part.to(dtype=place.dtype, device=place.device).contiguous()
 
 
 def mark(a: torch.nn.Parameter, b: torch.nn.Parameter, place: Placement) -> None:
-    """Tells Megatron how A and B are split and over which ranks their gradients are summed.
+    """Marks how A and B are sharded and over which ranks Megatron sums their gradients.
 
-    A half that is whole on every rank but saw only a part of the sequence gets a part of its gradient;
-    `sequence_parallel` has finalize_model_grads sum the parts. An expert's halves count as split even over one
-    rank: the gradient norm takes unsplit parameters from tensor-parallel rank 0 only, and another expert lies there.
+    A matrix that is replicated but saw only a part of the sequence gets a partial gradient; `sequence_parallel` makes
+    finalize_model_grads sum the parts. An expert's matrices count as sharded even over one rank: the gradient norm
+    takes replicated parameters from tensor-parallel rank 0 only, which holds another expert.
     """
     for parameter in (a, b):
         reduce_over_data(parameter, over_all_ranks=place.data_parallel_all_reduce)
@@ -130,7 +130,7 @@ def mark(a: torch.nn.Parameter, b: torch.nn.Parameter, place: Placement) -> None
 
 
 def dropout_generator(place: Placement) -> AbstractContextManager[None]:
-    """The random stream for dropping inputs: one for all ranks that see the same input, else one each."""
+    """The random stream for dropout: shared by ranks with the same input, otherwise one per rank."""
     generator: AbstractContextManager[None] = nullcontext()
     if place.expert:
         generator = get_cuda_rng_tracker().fork(get_expert_parallel_rng_tracker_name())

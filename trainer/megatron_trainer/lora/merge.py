@@ -1,7 +1,7 @@
-"""The adapters' effect put into the weights, taken out of them, or left out for a while.
+"""Merges adapters into the weights, unmerges them, or disables them temporarily.
 
-Merging is W += s * B@A on each rank's own part, without communication. It is computed in float32 and rounded once
-to the weight's type; taking it out restores the weights as they were, bit by bit, from a copy on the host.
+Merging is W += s * B@A on each rank's own part, without communication. It is computed in float32 and rounded once to
+the weight's type; unmerging restores the weights bit for bit from a copy on the host.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _IS_FIRST_USE = "is_first_microbatch"
 
 @torch.no_grad()
 def merge_adapters(chunks: Sequence[torch.nn.Module], *, keep_originals: bool = True) -> None:
-    """Adds every adapter to its weight and switches it off; keep_originals makes unmerge_adapters possible.
+    """Adds every adapter to its weight and deactivates it; keep_originals makes unmerge_adapters possible.
 
     Raises ValueError when they are merged already.
     """
@@ -39,7 +39,7 @@ def merge_adapters(chunks: Sequence[torch.nn.Module], *, keep_originals: bool = 
 
 @torch.no_grad()
 def unmerge_adapters(chunks: Sequence[torch.nn.Module]) -> None:
-    """Puts back the weights from before merge_adapters and switches the adapters on.
+    """Restores the weights from before merge_adapters and activates the adapters.
 
     Raises ValueError when they were not merged with keep_originals.
     """
@@ -56,10 +56,10 @@ def unmerge_adapters(chunks: Sequence[torch.nn.Module]) -> None:
 
 
 def merged_weights(chunks: Sequence[torch.nn.Module]) -> Callable[[torch.Tensor], torch.Tensor]:
-    """A function from a parameter to its values with its adapter merged in, computed when asked for.
+    """A function from a parameter to its values with its adapter merged in, computed on demand.
 
-    An export that reads through it (convert.save.save_model(read=...)) holds one merged weight at a time, changes no
-    weight, and so has nothing to restore.
+    An export that reads through it (convert.save.save_model(read=...)) holds one merged weight at a time and changes no
+    weight, so there is nothing to restore.
     """
     pairs = {
         id(pair.weight): (pair, adapter_of(module).settings.scale)
@@ -80,7 +80,7 @@ def merged_weights(chunks: Sequence[torch.nn.Module]) -> Callable[[torch.Tensor]
 
 @contextmanager
 def merged(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Within it, the model's weights hold the adapters; after it, they are what they were, bit by bit."""
+    """Context in which the adapters are merged into the model's weights; on exit they are restored bit for bit."""
     merge_adapters(chunks)
     try:
         yield
@@ -90,7 +90,7 @@ def merged(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
 
 @contextmanager
 def adapters_disabled(chunks: Sequence[torch.nn.Module]) -> Iterator[None]:
-    """Within it, the model is the one from before adapters: the reference policy of preference training.
+    """Context in which the model is the base model without adapters: the reference policy of preference training.
 
     Weights that train in full are swapped for their originals, in place.
     Raises ValueError when such weights exist and add_adapters kept no originals.
@@ -133,6 +133,6 @@ def _swap(parameters: list[torch.nn.Parameter]) -> None:
 
 
 def _forget_cached_weights(module: torch.nn.Module) -> None:
-    """TransformerEngine keeps a low-precision copy of a weight until told that a new step has begun."""
+    """TransformerEngine caches a low-precision copy of a weight until a new step is announced."""
     if hasattr(module, _IS_FIRST_USE):
         setattr(module, _IS_FIRST_USE, True)

@@ -1,7 +1,7 @@
 """Names of modules and parameters that are the same in every parallel layout.
 
-Megatron counts layers from zero on each pipeline stage and experts from zero on each expert rank; selection by
-name has to mean the same weights however the model is split, so both are counted over the whole model here.
+Megatron counts layers from zero on each pipeline stage and experts from zero on each expert rank; a name must select
+the same weights however the model is sharded, so both are numbered over the whole model here.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _whole_expert(chunk: GPTModel, match: re.Match[str]) -> str:
 
 
 def is_adapter(name: str) -> bool:
-    """Whether a parameter belongs to an adapter and not to the model that it adapts."""
+    """Whether a parameter belongs to an adapter and not to the base model."""
     return ".lora." in name
 
 

@@ -1,6 +1,6 @@
-"""How one weight lies over the tensor-parallel ranks, read off Megatron's own marks on the weight.
+"""How one weight is sharded over the tensor-parallel ranks, from Megatron's own attributes of the weight.
 
-Nothing here names a class of TransformerEngine: its linears carry the same marks as Megatron's local ones.
+No class of TransformerEngine is named here: its linears have the same attributes as Megatron's local ones.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ Split = Literal["column", "row", "none"]
 
 @dataclass(frozen=True, kw_only=True)
 class Placement:
-    """`in_features` and `out_features` count the whole matrix; `rank` and `size` are of the group that splits it.
+    """`in_features` and `out_features` count the whole matrix; `rank` and `size` are of the group that shards it.
 
-    `sequence_parallel`: activations on the unsplit side hold only this rank's part of the sequence.
-    `gated`: the rows are two halves, gate over up, each split by itself: rank r holds [gate_r; up_r].
+    `sequence_parallel`: activations on the unsharded side hold only this rank's part of the sequence.
+    `gated`: the rows are two halves, gate over up, each sharded separately: rank r holds [gate_r; up_r].
     """
 
     split: Split
@@ -41,9 +41,9 @@ class Placement:
 
 
 def placement(name: str, weight: torch.nn.Parameter, config: TransformerConfig) -> Placement:
-    """Where the weight [rows, columns] of the module called `name` lies.
+    """The placement of the weight [rows, columns] of the module called `name`.
 
-    Experts are split over the expert tensor-parallel group and see their tokens whole, whatever the sequence does.
+    Experts are sharded over the expert tensor-parallel group; sequence parallelism does not split their tokens.
     """
     expert = is_expert(name)
     group = _group(expert=expert)

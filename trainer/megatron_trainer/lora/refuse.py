@@ -1,4 +1,4 @@
-"""What LoRA cannot do right, found before anything is changed; every rank comes to the same verdict."""
+"""Refuses what LoRA does not support, before anything is changed; every rank reaches the same verdict."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ WORD_EMBEDDINGS = "embedding.word_embeddings"
 
 @dataclass(frozen=True, kw_only=True)
 class Wishes:
-    """What was asked for, beside what this rank holds: the kinds that can be adapted, and every module."""
+    """The request, together with what this rank holds: the kinds that can be adapted, and every module."""
 
     kinds: Mapping[str, select.Kind]
     modules: Mapping[str, torch.nn.Module]
@@ -31,7 +31,7 @@ class Wishes:
 
 
 def refuse(chunks: list[torch.nn.Module], args: TrainArgs, wishes: Wishes) -> None:
-    """Returns when the wishes can be met; else raises InvalidInput with everything against them. Collective."""
+    """Returns if the request can be satisfied; else raises InvalidInput with all problems. Collective."""
     by_regex = args.target_regex is not None
     unmatched = [
         *_unmatched("target_regex" if by_regex else "target_modules", wishes.adapted, wishes.kinds),

@@ -1,7 +1,7 @@
-"""Which modules get adapters and which train in full: pure rules over names.
+"""Selects the modules that get adapters and those that train in full: pure rules over names.
 
-Names are whole-model names (names.py). A name that matches nothing is reported together with what exists:
-a typo must not train less than was asked for.
+Names are whole-model names (names.py). A name that matches nothing is reported together with the existing names: a typo
+must not silently train less.
 """
 
 from __future__ import annotations
@@ -44,14 +44,14 @@ HUGGING_FACE_NAMES = {
 
 @dataclass(frozen=True, kw_only=True)
 class Selection:
-    """Names of the modules to adapt, and of the wishes that no module here answers."""
+    """Names of the modules to adapt, and the requested names that match no module here."""
 
     names: frozenset[str]
     unmatched: frozenset[str]
 
 
 def kind(name: str, module: torch.nn.Module) -> Kind | None:
-    """What a module is to an adapter; None for what has no matrix to adapt (norms, containers, adapters)."""
+    """The kind of a module for an adapter; None for modules without a matrix to adapt (norms, containers, adapters)."""
     if isinstance(module, Router):
         return "router"
     if name.endswith("word_embeddings"):
@@ -63,7 +63,7 @@ def kind(name: str, module: torch.nn.Module) -> Kind | None:
 
 
 def targets(kinds: Mapping[str, Kind], target_modules: Iterable[str], target_regex: str | None) -> Selection:
-    """The modules that get an adapter. kinds: every module that could, with its kind.
+    """The modules that get an adapter. kinds: every adaptable module, with its kind.
 
     target_regex, when given, has to match a whole name and replaces target_modules, whose entries are keywords
     or the last parts of names (`linear_qkv`, `self_attention.linear_proj`).
@@ -79,7 +79,7 @@ def targets(kinds: Mapping[str, Kind], target_modules: Iterable[str], target_reg
 
 
 def saved_modules(module_names: Iterable[str], modules_to_save: Iterable[str]) -> Selection:
-    """The modules that train in full beside the adapters, by the last parts of their names."""
+    """The modules that train in full besides the adapters, by the last parts of their names."""
     names = frozenset(module_names)
     matches = {wish: frozenset(name for name in names if is_suffix(wish, name)) for wish in modules_to_save}
     return Selection(
@@ -94,7 +94,7 @@ def is_suffix(wish: str, name: str) -> bool:
 
 
 def nothing_matches(argument: str, unmatched: Iterable[str], available: Iterable[str]) -> list[Violation]:
-    """One violation for each wish that no module of the whole model answers."""
+    """One violation for each requested name that matches no module of the whole model."""
     existing = ", ".join(sorted({name.rsplit(".", 1)[-1] for name in available}))
     return [
         Violation(

@@ -1,4 +1,4 @@
-"""Adapters in a distributed checkpoint: which piece of each whole matrix this rank holds."""
+"""Adapters in a distributed checkpoint: which shard of each whole matrix this rank holds."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def sharded_pair(
     """`{prefix}A` and `{prefix}B` as sharded tensors, on the layer and expert axes that the offsets name.
 
     B of a gated fc1 is two halves like its weight, and B of an output layer may be padded like its weight;
-    Megatron sees to both for weights only.
+    Megatron handles both for weights only.
     """
     metadata = ensure_metadata_has_dp_cp_group(metadata)
     axes = {"row": {"A": 1}, "column": {"B": 0}, "none": {}}[place.split]

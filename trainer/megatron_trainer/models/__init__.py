@@ -1,1 +1,1 @@
-"""Models: how a family's record and a config.json become a megatron-core model, and where its weights lie."""
+"""Models: how a family's record and a config.json become a megatron-core model."""

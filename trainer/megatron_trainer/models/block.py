@@ -1,4 +1,4 @@
-"""Which module stands where in each layer: the layer specifications of this pipeline stage."""
+"""The layer specifications of this pipeline stage: which module is used where in each layer."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ def block_spec(
     *,
     left_padded: bool = False,
 ) -> TransformerBlockSubmodules:
-    """The layers of this stage, dense or of experts as the model has them, and the final norm.
+    """The layers of this stage, dense or with experts as in the model, and the final norm.
 
-    left_padded: rows have padding before their tokens, which attention must not see.
+    left_padded: rows have padding before their tokens, which attention must mask.
     """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     number = get_num_layers_to_build(config, vp_stage=virtual_stage)

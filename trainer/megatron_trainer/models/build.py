@@ -22,7 +22,7 @@ from megatron_trainjob.args.tree import TrainArgs
 
 
 def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTModel]:
-    """The model chunks of this rank, one a virtual pipeline stage, on its device.
+    """The model chunks of this rank, one per virtual pipeline stage, on its device.
 
     parallel.initialize must have formed the groups. Weights are left for convert/load.py or convert/initialize.py,
     unless megatron-core initializes them (settings.initializes_on_host). Logits stay split over the tensor-parallel
@@ -42,7 +42,7 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     }
     chunks = [_chunk(spec, config, block, stage) for stage, block in blocks.items()]
     if args.hidden_dropout is None and hasattr(chunks[0], "embedding"):
-        chunks[0].embedding.embedding_dropout.p = 0.0  # config.json means what attention and MLP add
+        chunks[0].embedding.embedding_dropout.p = 0.0  # in config.json it applies to the outputs of attention and MLP
     return [chunk.to(backend.device) for chunk in chunks]
 
 
@@ -78,7 +78,7 @@ def _chunk(
 
 
 def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
-    """Puts the model's own frequencies in, before the first forward pass caches any."""
+    """Sets the model's own frequencies before the first forward pass caches any."""
     inverse, factor = rope.frequencies(spec)
     model.rotary_pos_emb.inv_freq = inverse.to(model.rotary_pos_emb.inv_freq.device)
     for layer in model.decoder.layers:
@@ -86,9 +86,9 @@ def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
 
 
 def _set_latent_attention(model: GPTModel, spec: ModelSpec) -> None:
-    """Each layer's own frequencies, and the epsilon of the norms inside, which the configuration has no field for.
+    """Sets each layer's own frequencies, and the epsilon of its norms, for which the configuration has no field.
 
-    TransformerEngine has these norms within the linears that follow.
+    TransformerEngine fuses these norms into the linears that follow.
     """
     inverse, factor = rope.frequencies(spec)
     for layer in model.decoder.layers:

@@ -1,7 +1,7 @@
 """TransformerEngine's attention for rows that are padded on the left.
 
-It takes causal attention at its word and looks at no mask: padding on the right is behind every real token, padding on
-the left would be seen by all of them. A mask of its own makes it choose a kernel that reads one.
+Under causal attention it ignores the mask: right padding follows every real token, but left padding would be visible to
+all of them. An arbitrary mask type makes it choose a kernel that reads the mask.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 
 
 class LeftPaddedAttention(TEDotProductAttention):  # type: ignore[misc]  # megatron-core has no types
-    """Attention under the mask of a padded batch; a sliding window comes on top of it."""
+    """Attention with the mask of a padded batch, combined with a sliding window if there is one."""
 
     def forward(
         self,

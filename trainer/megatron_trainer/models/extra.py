@@ -1,4 +1,4 @@
-"""extra_megatron_kwargs: further fields of megatron-core's configurations, for what no argument stands for."""
+"""extra_megatron_kwargs: further fields of megatron-core's configurations that no argument covers."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from megatron_trainjob.violation import Violation
 
 _KNOWN = frozenset(field.name for kind in (MLATransformerConfig, OptimizerConfig) for field in dataclasses.fields(kind))
 _WORDS = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
-"""Plain types; whole numbers stand as defaults of fields that take fractions, too."""
+"""Plain types; fields that take fractions may have integers as defaults, too."""
 
 
 def configuration[Kind](kind: type[Kind], fields: Mapping[str, Any], extra: Mapping[str, Any] | None) -> Kind:
-    """A configuration of the model or the optimizer, with the given fields and those of the user's that it has.
+    """A configuration of the model or the optimizer, with the given fields and the user's fields that it has.
 
     Raises:
-        InvalidInput: a field that neither has, that arguments or the model decide, of another type, or that
-        megatron-core refuses beside the others; all at once but the last.
+        InvalidInput: a field that neither has, that arguments or the model determine, of the wrong type, or that
+        megatron-core rejects in combination with the others; all but the last at once.
     """
     own = {field.name: field.default for field in dataclasses.fields(kind) if field.init}  # type: ignore[arg-type]
     violations = tuple(_problems(own, fields, extra or {}))
@@ -55,6 +55,6 @@ def _problems(own: Mapping[str, Any], fields: Mapping[str, Any], extra: Mapping[
 
 
 def _wrong_type(default: object, value: object) -> str:
-    """What the value must be, "" when it is that; a default that is no plain value allows anything."""
+    """The type that the value must have, "" when it has it; a default that is not a plain value allows any type."""
     wanted = _WORDS.get(type(default))
     return "" if wanted is None or value is None or _WORDS.get(type(value)) == wanted else wanted

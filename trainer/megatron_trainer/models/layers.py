@@ -1,4 +1,4 @@
-"""Layer parts that megatron-core's local implementation lacks or has wrong."""
+"""Layer parts that are missing or wrong in megatron-core's local implementation."""
 
 from __future__ import annotations
 
@@ -67,8 +67,7 @@ class ReplicatedLinear(torch.nn.Module):
 class AttentionOnPlainQueries(MLASelfAttention):  # type: ignore[misc]  # megatron-core has no types
     """Latent attention that compresses keys and values but not queries, as DeepSeek-V2-Lite.
 
-    megatron-core would put the norm that it has no compressed query for before the query projection; the model has
-    none there.
+    Without a compressed query, megatron-core would put its norm before the query projection, where the model has none.
     """
 
     def _resolve_qk_norm_config(self, submodules: MLASelfAttentionSubmodules) -> dict[str, Any]:
@@ -82,10 +81,10 @@ class AttentionOnPlainQueries(MLASelfAttention):  # type: ignore[misc]  # megatr
 
 
 class PostNormAdd(torch.nn.Module):
-    """Norms what a block puts out before it is added to the residual stream.
+    """Normalizes the output of a block before it is added to the residual stream.
 
-    Stands where megatron-core adds bias, dropout and residual, outside of the linear that came before, so
-    that an adapter on that linear is normed with it.
+    Replaces the step in which megatron-core adds bias, dropout and residual, outside the preceding linear, so that an
+    adapter on that linear is normalized with it.
     """
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -104,9 +103,7 @@ class PostNormAdd(torch.nn.Module):
 
 
 def with_bias(linear: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
-    """The same builder, whose linear carries a bias whatever the configuration says for all linears at
-    once.
-    """
+    """The same builder, but the linear has a bias whatever the configuration says for all linears."""
 
     def build(*args: Any, **settings: Any) -> torch.nn.Module:  # noqa: ANN401
         return linear(*args, **{**settings, "bias": True})

@@ -1,8 +1,8 @@
-"""Cross entropy out of the last hidden states: output layer, loss and their gradients, a few tokens at a time.
+"""Cross entropy from the last hidden states: output layer, loss and their gradients, a few tokens at a time.
 
-The logits of all tokens are the largest tensor of a training with a large vocabulary: 2.5 GB in bfloat16 for 8,192
-tokens of Qwen2.5, and twice that for their softmax. Here they exist for one chunk of tokens; its gradients are taken at
-once, so that nothing is computed a second time in the backward pass, which only scales them.
+The logits of all tokens are the largest tensor of a training run with a large vocabulary: 2.5 GB in bfloat16 for 8,192
+tokens of Qwen2.5, and twice that for their softmax. Here they exist for one chunk of tokens at a time; its gradients
+are computed at once, so that the backward pass recomputes nothing and only scales them.
 
 Shape suffixes: T tokens of this rank, B rows, L = T x B of this rank's part of the sequence, N tokens of a chunk,
 H hidden, V vocabulary columns of this rank.
@@ -27,11 +27,11 @@ from megatron_trainjob.memory.estimate import LOGITS_AT_ONCE
 
 @dataclass(frozen=True, kw_only=True)
 class LinearCrossEntropy:
-    """What Megatron's models take as output_processor: called with the last hidden states, in place of the logits.
+    """An output_processor for Megatron's models: called with the last hidden states instead of computing logits.
 
     labels_BT: -100 where there is none. weights_BT: float32, 0 where a token carries no loss.
     cross_entropy: (logits [N, 1, V], labels [N, 1]) -> losses [N, 1] in nats, over all tensor-parallel ranks.
-    objective: of the losses of tokens, what is trained; the losses themselves for ordinary training.
+    objective: maps token losses to the trained objective; the losses themselves for ordinary training.
     """
 
     spec: ModelSpec
@@ -70,7 +70,7 @@ class LinearCrossEntropy:
 
 
 class _Function(torch.autograd.Function):
-    """Gradients are taken in the forward pass, for a gradient of 1 of the sum, and scaled in the backward pass."""
+    """Computes gradients in the forward pass, for a gradient of 1 on the sum, and scales them in the backward pass."""
 
     @staticmethod
     def forward(
@@ -112,7 +112,7 @@ class _Function(torch.autograd.Function):
 
 
 class _Gradients:
-    """Sums of the chunks' gradients. Of parameters in float32, since each chunk adds to all of their elements."""
+    """Sums of the chunks' gradients. Those of parameters are in float32, since each chunk adds to all elements."""
 
     def __init__(self, hidden_TBH: Tensor, trained: Sequence[Tensor]) -> None:
         self._hidden_TBH = torch.empty_like(hidden_TBH)
@@ -120,7 +120,7 @@ class _Gradients:
         self._sums: list[Tensor] = []
 
     def add(self, own: slice, gradients: Sequence[Tensor]) -> None:
-        """Takes the gradients of one chunk: of its hidden states [N, 1, H], then of the parameters."""
+        """Adds the gradients of one chunk: of its hidden states [N, 1, H], then of the parameters."""
         of_hidden_N1H, *of_parameters = gradients
         self._hidden_TBH.flatten(0, 1)[own] = of_hidden_N1H[:, 0]
         if self._sums:
@@ -129,6 +129,6 @@ class _Gradients:
             self._sums = of_parameters
 
     def scaled(self, factor: Tensor) -> list[Tensor]:
-        """Gradients of hidden states and parameters, for this gradient of the sum. Changes what is held."""
+        """Gradients of hidden states and parameters, for this gradient of the sum. Scales in place."""
         sums = (total.mul_(factor).to(dtype) for total, dtype in zip(self._sums, self._types, strict=True))
         return [self._hidden_TBH.mul_(factor), *sums]

@@ -1,8 +1,8 @@
 """Core attention for transformer_impl local: padded and packed sequences, context parallelism, GQA and MLA.
 
-megatron-core's own local attention knows neither packing nor context parallelism and cannot be built for
-MLA. This one goes through torch's scaled_dot_product_attention, sequence by sequence, so no mask over a
-whole packed row exists. On GPUs TransformerEngine takes its place.
+megatron-core's own local attention supports neither packing nor context parallelism and cannot be built for MLA. This
+one calls torch's scaled_dot_product_attention sequence by sequence, so no mask over a whole packed row exists. On GPUs
+TransformerEngine is used instead.
 
 Shapes: T tokens of this rank, S tokens of the whole row, B batch (1 when packed), N heads, G key-value
 heads, D head.
@@ -26,9 +26,7 @@ from megatron_trainer.parallel import bounds, context_positions
 
 
 class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has no types
-    """Causal attention over each sequence by itself. Takes the place of megatron-core's
-    DotProductAttention.
-    """
+    """Causal attention over each sequence separately. Replaces megatron-core's DotProductAttention."""
 
     def __init__(
         self,
@@ -95,8 +93,8 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         return torch.cat(outputs)
 
     def _context_parallel(self, query: Tensor, key: Tensor, value: Tensor, sequence_bounds: list[int]) -> Tensor:
-        """Keys and values of all context ranks meet this rank's queries; the gather's backward sums and
-        scatters.
+        """Attends from this rank's queries to the keys and values of all context ranks; the gather's backward
+        reduce-scatters.
         """
         size, rank = self.group.size(), self.group.rank()
         positions = [context_positions(sequence_bounds, rank=r, size=size) for r in range(size)]
@@ -114,12 +112,12 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         return torch.cat(outputs)
 
     def _within_window(self, visible: Tensor) -> Tensor:
-        """The mask of padded rows, bool [B, 1, S, S], without what lies before the window."""
+        """The mask of padded rows, bool [B, 1, S, S], with positions before the window masked too."""
         positions = torch.arange(visible.size(-1), device=visible.device)
         return visible & self._causal(positions, positions)
 
     def _causal(self, query_positions: Tensor, key_positions: Tensor) -> Tensor:
-        """bool [queries, keys]: a key is seen from its own position on, for as long as the window reaches."""
+        """bool [queries, keys]: a key is visible from its own position on, within the window."""
         distance = query_positions[:, None] - key_positions[None]
         visible = distance >= 0
         return visible if self.window is None else visible & (distance < self.window)
@@ -131,7 +129,7 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
             k, v = (t.repeat_interleave(q.size(1) // t.size(1), dim=1) for t in (k, v))
         dropout = self.dropout if self.training else 0.0
         if dropout:
-            # Heads differ between tensor-parallel ranks, so their dropout has to.
+            # Heads differ between tensor-parallel ranks, so their dropout must differ too.
             with get_cuda_rng_tracker().fork():
                 mixed = self._sdpa(q, k, v, visible, dropout)
         else:
@@ -153,8 +151,8 @@ def _starts(packed_seq_params: PackedSeqParams | None) -> Tensor | None:
 
 
 def _visible(attention_mask: Tensor) -> Tensor:
-    """The mask in torch's sense. A padding token that may see nothing sees itself: its output is never
-    used, but
-    a softmax over nothing is not a number and would spread through the gradients."""
+    """The mask in torch's sense. A padding token that may attend to nothing attends to itself: its output is never
+    used, but a softmax over nothing is NaN and would spread through the gradients.
+    """
     diagonal = torch.eye(attention_mask.size(-1), dtype=torch.bool, device=attention_mask.device)
     return ~attention_mask | diagonal

@@ -1,4 +1,4 @@
-"""Hides the vocabulary columns that exist only so that the vocabulary divides over tensor-parallel ranks."""
+"""Masks the columns that pad the vocabulary to a multiple of the tensor-parallel size."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ _NEVER = -1e9
 
 
 def mask_padded_columns(logits: Tensor, spec: ModelSpec) -> Tensor:
-    """Logits whose padded columns take no part in a softmax; the same tensor where this rank has none.
+    """Logits with padded columns excluded from the softmax; the same tensor if this rank has none.
 
     logits: [..., V / tensor-parallel size], any leading dimensions. Without the mask the zero rows of a
-    padded embedding take probability from the real tokens, and gradients are off by up to a percent.
+    padded embedding take probability from the real tokens, and gradients are wrong by up to one percent.
     """
     width = logits.size(-1)
     num_real = num_real_columns(logits, spec)

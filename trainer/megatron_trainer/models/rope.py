@@ -25,7 +25,7 @@ def frequencies(spec: ModelSpec) -> tuple[torch.Tensor, float]:
     if kind == "default":
         return _unscaled(spec.model), 1.0
     config = copy(spec.hf_config)
-    if getattr(config, "head_dim", 0) is None:  # which some kinds take at its word
+    if getattr(config, "head_dim", 0) is None:  # some RoPE types use it directly and cannot take None
         config.head_dim = spec.model.qk_head_size
     inverse, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     return inverse.float(), float(factor)
@@ -39,7 +39,7 @@ def _unscaled(model: Model) -> torch.Tensor:
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-core has no types
-    """Fixed frequencies and a factor on cosine and sine, in the form that latent attention asks its YaRN for."""
+    """Fixed frequencies and a factor on cosine and sine, with the interface that latent attention expects of YaRN."""
 
     inv_freq: torch.Tensor
 

@@ -1,8 +1,8 @@
-"""The head of a classifier or reward model: scores of each sequence out of its last token's hidden state.
+"""The head of a classifier or reward model: scores each sequence from the hidden state of its last token.
 
-Takes the place of the output layer on the last pipeline stage. Every rank scores the tokens that it holds, zeros stand
-for the others, and the sums over the ranks are the scores: there is no bias, so scores add up like the states do, and
-nothing but [S, C] numbers is sent.
+Replaces the output layer on the last pipeline stage. Every rank scores the tokens that it holds, with zeros for the
+others; the sums over the ranks are the scores. There is no bias, so scores add up as the states do, and only [S, C]
+numbers are communicated.
 
 Shape suffixes: T tokens of this rank, B rows, L = T x B, H hidden, S sequences of the micro-batch, C scores of each.
 """
@@ -26,9 +26,10 @@ from megatron_trainer.megatron.marks import sum_over_sequence
 
 @dataclass(frozen=True, kw_only=True)
 class Head:
-    """num_scores: of each sequence, 0 where its hidden state itself is wanted. seed: of weights that nothing stores.
+    """num_scores: scores per sequence, 0 to return the hidden state itself. seed: for weights that are not stored
+    anywhere.
 
-    config: what it changes in config.json, so that transformers loads the model with it. files: JSON files beside it.
+    config: its changes to config.json, so that transformers loads the model with the head. files: JSON files beside it.
     """
 
     num_scores: int
@@ -40,8 +41,8 @@ class Head:
 class ScoreLayer(nn.Module):
     """hidden states [..., H] -> scores [..., C], in the type of the parameters; without a bias, as transformers has it.
 
-    Each tensor-parallel rank holds all of it. Under sequence parallelism they score different tokens, and the mark
-    has finalize_model_grads sum the gradients.
+    Replicated over tensor-parallel ranks. Under sequence parallelism they score different tokens, and the attribute on
+    the weight makes finalize_model_grads sum the gradients.
     """
 
     def __init__(self, config: TransformerConfig, num_scores: int) -> None:
@@ -58,7 +59,7 @@ class ScoreLayer(nn.Module):
 
 
 class NoOutput(nn.Module):
-    """Stands in place of the output layer where nothing follows the last norm."""
+    """Replaces the output layer where nothing follows the last norm."""
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
@@ -68,7 +69,7 @@ class NoOutput(nn.Module):
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceStates:
-    """As output_processor of Megatron's models: the last hidden state of each sequence, [S, H] float32.
+    """An output_processor for Megatron's models: the last hidden state of each sequence, [S, H] float32.
 
     The same on all ranks of a stage. whole: the micro-batch. batch: this context rank's part of it.
     """
@@ -84,7 +85,7 @@ class SequenceStates:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceScores:
-    """What Megatron's models take as output_processor: gives scores [S, C], float32, the same on all ranks of a stage.
+    """An output_processor for Megatron's models: scores [S, C], float32, the same on all ranks of a stage.
 
     whole: the micro-batch. batch: this context rank's part of it.
     """
@@ -100,8 +101,8 @@ class SequenceScores:
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceAnswers:
-    """As output_processor of Megatron's models: [S, 1] float32, by how much the logit of `positive` after each sequence
-    is larger than that of `negative`. The same on all ranks of a stage. whole, batch: as for SequenceScores.
+    """An output_processor for Megatron's models: [S, 1] float32, the logit of `positive` after each sequence minus that
+    of `negative`. The same on all ranks of a stage. whole, batch: as for SequenceScores.
     """
 
     whole: MicroBatch
@@ -133,7 +134,7 @@ def last_hidden_states(hidden_TBH: Tensor, whole: MicroBatch, batch: MicroBatch,
 
     split: whether the tensor-parallel ranks hold parts of T.
     """
-    num_sequences = max(whole.num_samples, 1)  # none in what fills up an evaluation
+    num_sequences = max(whole.num_samples, 1)  # empty in a micro-batch that only fills up an evaluation
     length_S = one_hot(whole.sequence_BT[whole.sequence_BT >= 0], num_sequences).sum(0)
     sequence_BT = batch.sequence_BT.clamp(min=0)
     is_last_BT = (batch.position_ids_BT == length_S[sequence_BT] - 1) & (batch.sequence_BT >= 0)

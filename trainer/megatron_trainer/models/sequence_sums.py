@@ -1,7 +1,7 @@
-"""Log-probabilities of whole sequences out of the last hidden states, without the logits of all tokens at once.
+"""Log-probabilities of whole sequences from the last hidden states, without the logits of all tokens at once.
 
-The output layer and the softmax run over a few tokens at a time and again in the backward pass, so that of logits,
-the largest tensor of a training with a large vocabulary, one chunk exists. Tokens without loss get no logits at all.
+The output layer and the softmax run over a few tokens at a time and again in the backward pass, so that only one chunk
+of logits, the largest tensor of a run with a large vocabulary, exists. Logits are not computed for tokens without loss.
 
 Shape suffixes: T tokens of this rank, B rows, N trained tokens, H hidden, V vocabulary columns of this rank,
 S sequences of the micro-batch.
@@ -31,10 +31,10 @@ CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class SequenceSums:
-    """What Megatron's models take as output_processor: called with the last hidden states, in place of the logits.
+    """An output_processor for Megatron's models: called with the last hidden states instead of computing logits.
 
-    Gives [2, S] float32: the sum of the log-probabilities of each sequence's trained tokens, and of the means of their
-    logits (without gradient), over the tokens of this context rank.
+    Returns [2, S] float32: the sum of the log-probabilities of each sequence's trained tokens, and of the means of
+    their logits (without gradient), over the tokens of this context rank.
     """
 
     spec: ModelSpec
@@ -45,14 +45,14 @@ class SequenceSums:
         self, *, hidden_states: Tensor, output_layer: nn.Module, output_weight: Tensor | None, **_: object
     ) -> Tensor:
         """hidden_states: [T, B, H], under sequence parallelism this rank's part of T."""
-        num_sequences = max(self.batch.num_samples, 1)  # none in what fills up an evaluation
+        num_sequences = max(self.batch.num_samples, 1)  # empty in a micro-batch that only fills up an evaluation
         sums_2S = hidden_states.new_zeros((2, num_sequences), dtype=torch.float32)
         chunks = list(self._chunks(hidden_states, split=bool(output_layer.sequence_parallel)))
         for hidden_N1H, labels_N, sequence_N, weight_N in chunks:
             call: tuple[Any, ...] = (self._token_scores, hidden_N1H, labels_N, output_layer, output_weight)
-            # One chunk alone may as well be kept.
+            # A single chunk can be kept.
             scores_2N = call[0](*call[1:]) if len(chunks) == 1 else checkpoint(*call, use_reentrant=False)
-            # A product, for index_add adds in any order on a GPU.
+            # A matrix product, because index_add has no fixed order of summation on a GPU.
             sums_2S = sums_2S + (scores_2N * weight_N) @ one_hot(sequence_N, num_sequences).float()
         return sums_2S
 

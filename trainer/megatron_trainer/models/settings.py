@@ -24,7 +24,7 @@ from megatron_trainjob.families.arguments import SWIGLU
 from megatron_trainjob.families.model import Model
 
 _FUSED_ATTENTION = ("flash", "fused", "auto")
-"""Values of attention_backend whose kernels never hold the whole matrix of scores."""
+"""Values of attention_backend whose kernels never materialize the whole matrix of scores."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -37,12 +37,12 @@ ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def implementation(args: TrainArgs, backend: Backend) -> Implementation:
-    """The layer implementation: TransformerEngine where it is wanted and this machine runs it."""
+    """The layer implementation: TransformerEngine where it is selected and available."""
     return "local" if args.transformer_impl == "local" else backend.layer_impl
 
 
 def initializes_on_host(args: TrainArgs, backend: Backend) -> bool:
-    """Whether random weights are drawn by convert/initialize.py, the same in every layout, and not by megatron-core."""
+    """Whether convert/initialize.py initializes the weights, identically in every layout, instead of megatron-core."""
     return args.use_cpu_initialization or backend.device.type == "cpu"
 
 
@@ -88,9 +88,9 @@ def _decoder(model: Model) -> dict[str, Any]:
 
 
 def _differences_between_layers(model: Model) -> dict[str, Any]:
-    """Sliding windows, in which a token sees itself and the `window - 1` tokens before it, and layers without rotation.
+    """Sliding windows, in which a token sees itself and the `window - 1` tokens before it, and layers without RoPE.
 
-    megatron-core's 1 stands for a window, and for no rotation.
+    In megatron-core's lists, 1 means a window, or no rotation.
     """
     fields: dict[str, Any] = {}
     if model.window:
@@ -102,7 +102,7 @@ def _differences_between_layers(model: Model) -> dict[str, Any]:
 
 
 def _latent_attention(spec: ModelSpec) -> dict[str, Any]:
-    """Low-rank attention. Its frequencies are put in by build.py; the scale of its scores follows from these fields."""
+    """Multi-head latent attention. build.py sets its frequencies; the scale of its scores follows from these fields."""
     model = spec.model
     if not model.has_latent_attention:
         return {}
@@ -123,7 +123,7 @@ def _latent_attention(spec: ModelSpec) -> dict[str, Any]:
 
 
 def _routing(model: Model) -> dict[str, Any]:
-    """Experts and how tokens find them.
+    """Experts and routing.
 
     Dividing the chosen probabilities by their sum is the same as a softmax over the chosen logits alone.
     """
@@ -138,7 +138,7 @@ def _routing(model: Model) -> dict[str, Any]:
         "moe_shared_expert_intermediate_size": model.shared_expert_width or None,
         "moe_shared_expert_gate": model.shared_expert_gate,
         "moe_router_score_function": router.score,
-        # Of one expert megatron-core wants to be told so, although the routing of the family takes its place then.
+        # For a single expert megatron-core requires this setting, although the family's routing replaces its own.
         "moe_router_pre_softmax": router.score == "sigmoid" or not router.normalized or model.experts_per_token == 1,
         "moe_router_enable_expert_bias": router.has_bias,
     }
@@ -163,7 +163,7 @@ def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dic
         "num_layers_in_first_pipeline_stage": args.decoder_first_pipeline_num_layers if has_stages else None,
         "num_layers_in_last_pipeline_stage": args.decoder_last_pipeline_num_layers if has_stages else None,
         "pipeline_dtype": spec.dtype,
-        # Rows differ in length from micro-batch to micro-batch, so stages tell each other the shape.
+        # Rows differ in length from micro-batch to micro-batch, so stages send each other the shape.
         "variable_seq_lengths": has_stages,
         "context_parallel_size": args.context_parallel_size,
         "expert_model_parallel_size": args.expert_model_parallel_size,
@@ -197,9 +197,9 @@ def _computation(model: Model, args: TrainArgs, backend: Backend) -> dict[str, A
 
 
 def _recomputation(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, Any]:
-    """megatron-core refuses details of another granularity, and modules that the model lacks.
+    """megatron-core rejects settings of another granularity, and modules that the model lacks.
 
-    A fused attention kernel keeps no scores, so that recomputing core_attn would free nothing.
+    A fused attention kernel stores no scores, so recomputing core_attn would free nothing.
     """
     granularity = args.recompute_granularity
     is_fused = implementation(args, backend) == "transformer_engine" and args.attention_backend in _FUSED_ATTENTION
@@ -217,14 +217,14 @@ def _recomputation(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[s
 
 
 def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
-    """The attention kernels as asked; the default, flash, becomes TransformerEngine's own choice without flash-attn."""
+    """The requested attention kernels; without flash-attn, flash (the default) means TransformerEngine's choice."""
     if args.attention_backend == "flash" and "flash_attention" not in backend.fused_kernels():
         return AttnBackend.auto
     return AttnBackend[args.attention_backend]
 
 
 def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
-    """Fused kernels that run here, are wanted, and compute the same."""
+    """Fused kernels that are available, enabled, and compute the same."""
     here = backend.fused_kernels()
     is_swiglu = spec.model.activation in SWIGLU
     wanted = {
@@ -232,13 +232,13 @@ def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bo
         "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,
         "apply_rope_fusion": "rope" in here and not args.no_rope_fusion and _rotates_plainly(spec),
     }
-    # Our attention and TransformerEngine's have no use for the fused softmax. Sums of weight gradients are fused
+    # Our attention and TransformerEngine's do not use the fused softmax. Sums of weight gradients are fused
     # layer by layer (optim.wrap): this setting covers megatron-core's own linears too, whose fusion needs Apex.
     return {**wanted, "masked_softmax_fusion": False, "gradient_accumulation_fusion": False}
 
 
 def _rotates_plainly(spec: ModelSpec) -> bool:
-    """The fused rotation of packed rows drops the factor of YaRN silently, and latent attention has its own."""
+    """The fused RoPE of packed rows silently drops YaRN's factor, and latent attention has its own."""
     if spec.model.has_latent_attention:
         return False
     _, factor = rope.frequencies(spec)
@@ -268,5 +268,5 @@ def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, An
 
 
 def _groups_experts(spec: ModelSpec, args: TrainArgs) -> bool:
-    """As asked; else in bfloat16, for which Megatron-Core made them."""
+    """The requested value; else on in bfloat16, for which Megatron-Core made them."""
     return spec.dtype == torch.bfloat16 if args.moe_grouped_gemm is None else args.moe_grouped_gemm

@@ -37,10 +37,11 @@ HfConfig = Any
 class ModelSpec:
     """A model as it will be trained.
 
-    model: what the arguments and config.json mean. config: the content of config.json with the arguments put in, as an
-    export writes it. hf_config: the same as a transformers object. vocab_size: real tokens. padded_vocab_size: rows of
-    the embedding, a multiple of the tensor-parallel size. tied: input and output embedding are one. dtype: of the
-    parameters in training. head: what stands in place of the output layer, None for that itself.
+    model: the model that arguments and config.json describe. config: the content of config.json with the arguments
+    applied, as an export writes it. hf_config: the same as a transformers object. vocab_size: real tokens.
+    padded_vocab_size: rows of the embedding, a multiple of the tensor-parallel size. tied: input and output embedding
+    are one. dtype: of the parameters in training. head: the replacement of the output layer, None for the output layer
+    itself.
     """
 
     directory: Path
@@ -55,13 +56,13 @@ class ModelSpec:
 
 
 def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -> ModelSpec:
-    """The model in `directory`, with the arguments of the groups model, moe and mla put in.
+    """The model in `directory`, with the arguments of the groups model, moe and mla applied.
 
-    num_tokens: size of the tokenizer; a vocabulary smaller than that grows to it (new tokens).
+    num_tokens: size of the tokenizer; a smaller vocabulary is extended to it (new tokens).
 
     Raises:
-        InvalidInput: no readable config.json (MISSING_INPUT), a family that is not known (UNSUPPORTED), or
-        everything that the model cannot do with these arguments (BAD_ARGUMENTS).
+        InvalidInput: no readable config.json (MISSING_INPUT), an unknown family (UNSUPPORTED), or every argument that
+        the model does not support (BAD_ARGUMENTS).
     """
     directory = Path(directory)
     found = check(_read_config(directory), args)
@@ -121,9 +122,9 @@ def _head(config: Mapping[str, Any], args: TrainArgs) -> Head | None:
 
 
 def _sentence_transformers_files(config: Mapping[str, Any], args: TrainArgs) -> dict[str, Any]:
-    """How sentence-transformers makes an embedding of a text: the last token's state, normalized.
+    """Files that make sentence-transformers embed a text as the normalized state of its last token.
 
-    None where texts were put into a chat template, which it would not do.
+    None where a chat template was applied to texts, which it would not do.
     """
     if args.use_chat_template:
         return {}
@@ -145,7 +146,7 @@ def _sentence_transformers_files(config: Mapping[str, Any], args: TrainArgs) -> 
 
 
 def training_dtype(args: TrainArgs, config: Mapping[str, Any]) -> torch.dtype:
-    """Type of the parameters: as the arguments say, else as the model is stored."""
+    """Type of the parameters: the argument, else the type in which the model is stored."""
     fp16, bf16 = derive.fp16_bf16(args, config)
     return torch.float16 if fp16 else torch.bfloat16 if bf16 else torch.float32
 
@@ -169,7 +170,7 @@ def _unreadable(directory: Path, message: str) -> InvalidInput:
 
 
 def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
-    # transformers writes into the rotary part of what it is given.
+    # transformers modifies the rotary part of its input.
     fields = {key: deepcopy(value) for key, value in raw.items() if key != "model_type"}
     family = FAMILIES[raw["model_type"]]
     try:
@@ -180,7 +181,7 @@ def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
 
 
 def _padded_vocab_size(vocab_size: int, args: TrainArgs) -> tuple[int, list[Violation]]:
-    """Rows of the embedding: as given, else the smallest that divide over the tensor-parallel ranks."""
+    """Rows of the embedding: the given number, else the vocabulary padded to a multiple of the tensor-parallel size."""
     size = args.tensor_model_parallel_size
     given = args.padded_vocab_size
     if given is None:

@@ -1,7 +1,7 @@
-"""The launcher of one pod: starts the node's ranks and ends with the first failing rank's code.
+"""The launcher of one pod: starts the node's ranks and exits with the code of the first rank that failed.
 
-Used instead of torchrun, which answers 1 whatever its child's code was, so that no one outside could tell bad
-data from a lost node. Imports no torch: bad arguments are refused before any rank starts.
+Replaces torchrun, which exits with 1 whatever its child's exit code was and thus hides whether bad data or a lost node
+was the cause. Imports no torch: bad arguments are refused before any rank starts.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from megatron_trainjob.termination import TerminationRecord
 logger = logging.getLogger(__name__)
 
 LINGER_S = 10.0  # how long the other ranks may take to fail by themselves before they are killed
-LINGER_AFTER_CAUSE_S = 1.0  # the same, when the first to fail said why or was killed: the others can only wait for it
+LINGER_AFTER_CAUSE_S = 1.0  # the same once the first failed rank gave a reason or was killed: others only wait
 POLL_S = 0.05
 RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.process.rank"]
 PR_SET_PDEATHSIG = 1
@@ -64,7 +64,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def num_processes(env: Environment) -> int:
-    """Ranks to start on this node: NPROC_PER_NODE, where auto means one per GPU, or one on the CPU."""
+    """Number of ranks to start on this node: NPROC_PER_NODE; auto means one per GPU, or one on the CPU."""
     if env.processes_per_node == "auto":
         return max(1, 0 if env.device == "cpu" else environment.num_gpus())
     return int(env.processes_per_node)
@@ -78,7 +78,7 @@ def _start(argv: Sequence[str], env: Environment, local_rank: int, count: int, f
 
 
 def _die_with_parent() -> None:
-    """Linux ends a rank when its launcher is killed: an orphan would hold its GPU and its port."""
+    """Makes Linux kill the rank when its launcher dies: an orphan would hold its GPU and its port."""
     ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
@@ -98,7 +98,7 @@ def _forwarding_termination(ranks: Sequence[Rank]) -> Iterator[None]:
 
 
 def _wait(ranks: Sequence[Rank]) -> Rank | None:
-    """The first rank that failed, after all have ended; None when none failed."""
+    """Waits until all ranks have exited; returns the rank that failed first, or None."""
     failed: Rank | None = None
     deadline = float("inf")
     while any(rank.process.poll() is None for rank in ranks):
@@ -114,14 +114,14 @@ def _wait(ranks: Sequence[Rank]) -> Rank | None:
 
 
 def _linger_s(failed: Rank) -> float:
-    """A lost peer ends with the code of any error, and a save on request may take the others longer."""
+    """Grace period: losing a peer may end a rank with any code, and a save on request may take longer."""
     code = failed.process.returncode
     is_cause = code < 0 or (failed.failure_file.exists() and code not in (ExitCode.ERROR, ExitCode.PREEMPTED))
     return LINGER_AFTER_CAUSE_S if is_cause else LINGER_S
 
 
 def _cause(first: Rank | None, ranks: Sequence[Rank]) -> Rank | None:
-    """The first to fail, unless it ended with an error of which it said nothing and another said what was wrong."""
+    """The rank that failed first, unless it gave no reason and another rank did."""
     best = _first_failed(ranks)
     if first is None or best is None:
         return best
@@ -130,7 +130,7 @@ def _cause(first: Rank | None, ranks: Sequence[Rank]) -> Rank | None:
 
 
 def _first_failed(ranks: Sequence[Rank]) -> Rank | None:
-    """A rank that explained itself goes before one that merely lost its peers."""
+    """A rank that gave a reason takes precedence over one that merely lost its peers."""
     failed = [rank for rank in ranks if rank.process.poll() not in (None, 0)]
     return min(failed, key=lambda rank: (not rank.failure_file.exists(), rank.local_rank), default=None)
 

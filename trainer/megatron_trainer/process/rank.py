@@ -1,6 +1,6 @@
-"""The program of one rank: settles what it runs on, then imports Megatron and trains.
+"""The program of one rank: selects the backend, then imports Megatron and trains.
 
-megatron-core decides while it is imported which GPU libraries it uses, so the backend has to come first.
+megatron-core decides at import time which GPU libraries it uses, so the backend has to be installed first.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megatron_trainjob.exit_codes import ExitCode
 
 
 def main() -> int:
-    """The exit code of this rank."""
+    """Runs the rank; returns its exit code."""
     backend.select().install()
     from megatron_trainer.process import run
 
@@ -25,7 +25,7 @@ if __name__ == "__main__":
     sys.stdout.flush()
     sys.stderr.flush()
     if code not in (ExitCode.OK, ExitCode.PREEMPTED):
-        os._exit(code)  # peers may be gone: an orderly end of the process group would wait for them
+        os._exit(code)  # peers may be gone: an orderly shutdown of the process group would wait for them
     import torch.distributed as dist
 
     if dist.is_initialized():

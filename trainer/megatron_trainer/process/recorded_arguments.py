@@ -1,4 +1,4 @@
-"""Arguments that a run takes over from the args.json of the checkpoint that it starts from."""
+"""Arguments that a run inherits from the args.json of the checkpoint that it starts from."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ OF_DATA = frozenset(name for name, argument in ARGUMENTS.items() if argument.gro
 
 
 def complete(parsed: Accepted, task: Task, *, world_size: int) -> Parsed:
-    """The arguments with those that the user left unset and asked to take over; judged again as a whole.
+    """The arguments with the recorded values that the user asked to inherit; validated again as a whole.
 
-    The model is taken over whenever it is unset. Nothing changes for a run that starts from no checkpoint.
+    The model is inherited whenever it is unset. A run that starts from no checkpoint is unchanged.
     """
     args = parsed.args
     names = _wanted(args) - parsed.given
@@ -41,7 +41,7 @@ def complete(parsed: Accepted, task: Task, *, world_size: int) -> Parsed:
 
 
 def _lacking(args: TrainArgs, record: str) -> tuple[Violation, ...]:
-    """What neither the user nor the record says."""
+    """The arguments that neither the user nor the record gives."""
     missing = {"model": args.model is None, "dataset": not (args.dataset or args.cached_dataset)}
     return tuple(
         Violation(path=f"{PATH}.{name}", value=None, message=f"is missing, and {record} names none; set it here")
@@ -67,5 +67,5 @@ def _read(folder: Path) -> Mapping[str, Any] | Violation:
 
 
 def _plain(value: Any) -> Any:  # noqa: ANN401 (arguments have eight types)
-    """As YAML would give it."""
+    """The value as a YAML reader would return it."""
     return list(value) if isinstance(value, tuple) else value

@@ -1,7 +1,7 @@
-"""One rank of a training run: parse, build, train, write the outputs; ends with an exit code that says why.
+"""One rank of a training run: parse, build, train, write the outputs; the exit code names the cause of a failure.
 
-The only place that catches every exception: whatever goes wrong becomes a code, a record for the launcher, and for
-bugs a traceback in the log.
+The only place that catches every exception: each failure becomes an exit code and a record for the launcher, and a bug
+also a traceback in the log.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ CHATTY_LIBRARIES = ("megatron.core", "torch", "datasets", "transformers", "filel
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code of this rank. argv: task, then the arguments as for `python -m megatron_trainer`."""
+    """Runs the rank; returns its exit code. argv: task, then the arguments as for `python -m megatron_trainer`."""
     env = environment.read()
     setup_logging(env, logging.INFO)
     termination = Termination()
@@ -65,7 +65,7 @@ def _device_memory_bytes() -> int | None:
 
 
 def parse(argv: Sequence[str], task: TrainingTask, env: Environment) -> Accepted:
-    """The arguments of the command line, judged for this number of ranks.
+    """The arguments of the command line, validated for this number of ranks.
 
     Raises:
         InvalidInput: with every violation.
@@ -81,10 +81,10 @@ def parse(argv: Sequence[str], task: TrainingTask, env: Environment) -> Accepted
 
 
 def train(accepted: Accepted, task: TrainingTask, env: Environment, termination: Termination) -> None:
-    """Builds and runs; returns when the run is complete.
+    """Builds the run and trains; returns when training is complete.
 
     Raises:
-        TrainingError: PREEMPTED when it was asked to stop (its state is saved), or why it failed.
+        TrainingError: PREEMPTED when it was asked to stop (its state is saved), otherwise the cause of the failure.
     """
     backend = setup.start_process(env, accepted.args)
     run, state = setup.build(accepted, task, env, backend, termination)
@@ -108,7 +108,7 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
 
 
 def setup_logging(env: Environment, level: int) -> None:
-    """Log lines name the rank; ranks other than the first say warnings and errors only."""
+    """Log lines name the rank; ranks other than the first log warnings and errors only."""
     own_level = level if env.rank == 0 else max(level, logging.WARNING)
     shown.configure_logging(own_level, f"%(asctime)s %(levelname)s rank {env.rank} %(message)s")
     for library in CHATTY_LIBRARIES:
@@ -117,7 +117,7 @@ def setup_logging(env: Environment, level: int) -> None:
 
 
 def _is_out_of_memory(error: BaseException) -> bool:
-    """Also when another rank of a save ran out, of which this one knows only the code."""
+    """Also true when another rank ran out of memory during a save and this rank knows only the exit code."""
     if isinstance(error, TrainingError):
         return error.exit_code == ExitCode.OUT_OF_DEVICE_MEMORY
     return out_of_memory.is_cause(error)

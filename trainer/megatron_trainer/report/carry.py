@@ -1,4 +1,4 @@
-"""Carries the steps that are not logged yet over a restart, so that a resumed run logs the same averages.
+"""Preserves steps that are not logged yet over a restart, so that a resumed run logs the same averages.
 
 With log_interval 5, a run that is saved after step 7 and resumed logs steps 6 to 10 at step 10, not 8 to 10.
 """
@@ -14,13 +14,13 @@ from megatron_trainer.report.records import StepRecord
 from megatron_trainjob import input_file
 
 NUM_KEPT = 2
-"""The save in progress may yet fail, and then the run resumes from the one before."""
+"""The save in progress may still fail, and then the run resumes from the previous one."""
 
 Windows = Mapping[int, Sequence[StepRecord]]
 
 
 def store(path: Path, iteration: int, windows: Windows, *, door: Path | None = None) -> None:
-    """Remembers the open windows (interval to steps) as they are at this iteration. door: as for Reporter."""
+    """Stores the open windows (interval to steps) at this iteration. door: as for Reporter."""
     before = [entry for entry in _entries(path) if entry["iteration"] != iteration]
     entry = {
         "iteration": iteration,
@@ -32,7 +32,7 @@ def store(path: Path, iteration: int, windows: Windows, *, door: Path | None = N
 
 
 def load(path: Path, iteration: int) -> dict[int, list[StepRecord]]:
-    """The windows that were open at this iteration; none when they are not known."""
+    """The windows that were open at this iteration; empty if unknown."""
     for entry in _entries(path):
         if entry["iteration"] == iteration:
             return {interval: [_step(fields) for fields in steps] for interval, steps in entry["windows"]}
@@ -47,7 +47,7 @@ def _entries(path: Path) -> list[dict]:  # type: ignore[type-arg]  # JSON that t
 
 
 def _plain(step: StepRecord) -> dict[str, object]:
-    """The step's fields with tensors read."""
+    """The step's fields, with tensors converted to numbers."""
     return {
         **asdict(step),
         "losses": {name: float(value) for name, value in step.losses.items()},

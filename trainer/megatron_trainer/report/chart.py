@@ -1,4 +1,4 @@
-"""Line and bar charts as inline SVG: axes, round ticks, and the values under the pointer as titles. Pure text out."""
+"""Line and bar charts as inline SVG: axes, round ticks, and tooltips with the values under the pointer. Pure text."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from itertools import pairwise
 WIDTH, HEIGHT = 560, 280
 LEFT, RIGHT, TOP, BOTTOM = 64, 16, 16, 40
 MAX_POINTS = 300
-"""More points than this are averaged in groups: a screen shows no more, and the file stays small."""
+"""More points than this are averaged in groups: a screen cannot show more, and the file stays small."""
 
 Point = tuple[float, float]
 
@@ -27,7 +27,7 @@ class Series:
 
 @dataclass(frozen=True, kw_only=True)
 class Bar:
-    """A count with its name, and what stands below it on the axis."""
+    """A count with its name, and its label on the axis."""
 
     name: str
     tick: str
@@ -36,7 +36,7 @@ class Bar:
 
 @dataclass(frozen=True, kw_only=True)
 class Axis:
-    """A range of values, where its ticks are, and how they are written."""
+    """A range of values with its ticks and their labels."""
 
     low: float
     high: float
@@ -49,7 +49,7 @@ class Axis:
 
 
 def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zero: bool = False) -> str:
-    """An <svg> element with all series that have finite points; empty text when none has."""
+    """An <svg> element with all series that have finite points; empty if none has."""
     lines = [thinned for one in series if (thinned := _thin(one)).points]
     if not lines:
         return ""
@@ -69,7 +69,7 @@ def line_chart(series: Sequence[Series], *, x_label: str, y_label: str, from_zer
 
 
 def bar_chart(bars: Sequence[Bar], *, x_label: str, y_label: str) -> str:
-    """An <svg> element with these bars side by side; empty text without any."""
+    """An <svg> element with these bars side by side; empty without bars."""
     if not bars:
         return ""
     y_axis = axis(0.0, float(max(bar.count for bar in bars)))
@@ -95,7 +95,7 @@ def _bar(bar: Bar, left: float, width: float, y_axis: Axis) -> str:
 
 
 def axis(low: float, high: float, *, whole: bool = False) -> Axis:
-    """An axis over the values with about five round ticks; a single value gets some room on both sides."""
+    """An axis over the values with about five round ticks; a single value gets a margin on both sides."""
     if high <= low:
         margin = 1.0 if whole else abs(low) * 0.1 or 1.0
         low, high = low - margin, high + margin
@@ -111,7 +111,7 @@ def axis(low: float, high: float, *, whole: bool = False) -> Axis:
 
 
 def readable(value: float) -> str:
-    """A number with four significant digits, short also when it is very small or large."""
+    """A number with four significant digits, short even if it is very small or large."""
     if value == 0 or 1e-3 <= abs(value) < 1e4:
         return f"{value:.4g}"
     if 1e4 <= abs(value) < 1e9:
@@ -175,7 +175,7 @@ def _value_lines(y_axis: Axis) -> list[str]:
 
 
 def _polyline(line: Series, x_axis: Axis, y_axis: Axis) -> str:
-    """The line; few points are drawn as dots too, a single one would be invisible otherwise."""
+    """The line; if there are few points, they are drawn as dots too: a single one would be invisible otherwise."""
     places = [(_x(x_axis, x), _y(y_axis, y)) for x, y in line.points]
     path = " ".join(f"{x:.1f},{y:.1f}" for x, y in places)
     dots = "".join(f'<circle cx="{x:.1f}" cy="{y:.1f}" r="2.5"/>' for x, y in places) if len(places) <= 40 else ""
@@ -183,7 +183,7 @@ def _polyline(line: Series, x_axis: Axis, y_axis: Axis) -> str:
 
 
 def _pointer_columns(lines: Sequence[Series], x_axis: Axis, y_axis: Axis, x_label: str) -> list[str]:
-    """An invisible column for each x that tells all values there when the pointer rests on it."""
+    """An invisible column for each x that shows all its values as a tooltip."""
     values: dict[float, list[str]] = {}
     for line in lines:
         for x, y in line.points:

@@ -21,11 +21,11 @@ from megatron_trainjob import shown
 
 GIB = 2**30
 MAX_EXPONENT = 20
-"""Perplexity is exp(loss), with the loss cut here: an early loss would overflow and hide all later points."""
+"""Perplexity is exp(loss), with the loss clipped here: an early loss would overflow and hide all later points."""
 
 
 class Console:
-    """Writes a line per event to a stream, whole and flushed, so that a pod's log shows it at once."""
+    """Writes one line per event to a stream and flushes it, so that a pod's log shows it at once."""
 
     def __init__(self, stream: TextIO, *, interval: int, log_throughput: bool) -> None:
         self.interval = interval
@@ -33,13 +33,13 @@ class Console:
         self._log_throughput = log_throughput
 
     def write(self, event: Event) -> None:
-        """Writes the event's lines; phases have none."""
+        """Writes the event's lines; phases produce none."""
         for line in self._lines(event):
             self._stream.write(f" {shown.message(line)}\n")
         self._stream.flush()
 
     def close(self) -> None:
-        """Leaves the stream open: it is the process's own."""
+        """Leaves the stream open: it belongs to the process."""
 
     def _lines(self, event: Event) -> list[str]:
         match event:
@@ -91,7 +91,7 @@ def eval_line(record: EvalRecord) -> str:
 
 
 def has_perplexity(name: str) -> bool:
-    """Whether a metric of this name is a cross entropy; the loss of preference training and its rewards are none."""
+    """Whether a metric of this name is a cross entropy; the loss and rewards of preference training are not."""
     return "/" not in name and name != "loss"
 
 
@@ -101,7 +101,7 @@ def perplexity(loss: float) -> float:
 
 
 def run_lines(run: RunInfo) -> list[str]:
-    """What is trained, on what, where it starts, and what became of the data."""
+    """The start of a run: model, layout, starting point, and the data report."""
     share = 100 * run.num_trainable_parameters / run.num_parameters if run.num_parameters else 0.0
     layout = " ".join(f"{name}={size}" for name, size in run.layout.items())
     start = f"resuming after iteration {run.start_iteration}" if run.start_iteration else "starting"
@@ -116,7 +116,7 @@ def run_lines(run: RunInfo) -> list[str]:
 
 
 def finish_lines(record: FinishRecord) -> list[str]:
-    """How the run ended, where its outputs lie, what the model answers now."""
+    """The end of a run: how it ended, the paths of its outputs, and the model's answers."""
     head = f"{record.phase} after iteration {record.iteration}"
     return [
         f"{head}: {record.message}" if record.message else head,

@@ -1,10 +1,10 @@
-"""Durations as people read them."""
+"""Human-readable durations."""
 
 from __future__ import annotations
 
 
 def in_words(seconds: float) -> str:
-    """Days to seconds, the zero parts in front left out: "42s", "3m 21s", "1h 0m 5s", "2d 1h 0m 5s"."""
+    """Days to seconds, without leading zero parts: "42s", "3m 21s", "1h 0m 5s", "2d 1h 0m 5s"."""
     left = max(0, round(seconds))
     parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("m", 60)):

@@ -22,7 +22,7 @@ AXES = {
 
 
 def tables(run: RunInfo, rows: Sequence[Row], finish: FinishRecord | None) -> list[tuple[str, Pairs]]:
-    """(heading, pairs) of every group that has something to say. rows: those of logging.jsonl."""
+    """(heading, pairs) of every non-empty group. rows: those of logging.jsonl."""
     groups = [
         ("Model", model_facts(run)),
         ("Layout", layout_facts(run)),
@@ -34,7 +34,7 @@ def tables(run: RunInfo, rows: Sequence[Row], finish: FinishRecord | None) -> li
 
 
 def model_facts(run: RunInfo) -> Pairs:
-    """What is trained."""
+    """The model that is trained."""
     share = 100 * run.num_trainable_parameters / run.num_parameters if run.num_parameters else 0.0
     return [
         ("Model", run.model),
@@ -48,7 +48,7 @@ def model_facts(run: RunInfo) -> Pairs:
 
 
 def layout_facts(run: RunInfo) -> Pairs:
-    """How the work is split; axes of a single rank are left out."""
+    """The parallel layout; axes of size 1 are left out."""
     micro_batches = run.global_batch_size // (run.micro_batch_size * run.layout.get("dp", 1))
     facts = [("Processes", f"{run.world_size} x {run.device}")]
     facts += [(AXES.get(name, name), f"{size} ranks") for name, size in run.layout.items() if size > 1]
@@ -62,7 +62,7 @@ def layout_facts(run: RunInfo) -> Pairs:
 
 
 def data_facts(report: Mapping[str, object]) -> Pairs:
-    """The data report (data/report.py as JSON): each dataset with what was dropped, then totals and lengths."""
+    """The data report (data/report.py as JSON): each dataset with its dropped rows, then totals and lengths."""
     facts: Pairs = []
     for heading, key in (("Training", "datasets"), ("Validation", "validation")):
         for source in _mappings(report.get(key)):
@@ -100,7 +100,7 @@ def examples_of(report: Mapping[str, object]) -> list[str]:
 
 
 def outputs(rows: Sequence[Row], finish: FinishRecord | None) -> dict[str, object]:
-    """Paths by name: what the run wrote at its end, or its newest checkpoint so far."""
+    """Paths by name: the outputs at the end of the run, or its newest checkpoint so far."""
     checkpoints = [row["checkpoint"] for row in rows if "checkpoint" in row]
     newest = {"checkpoint": checkpoints[-1]} if checkpoints else {}
     return newest | dict(finish.outputs if finish else {})

@@ -1,6 +1,6 @@
-"""Model FLOPs of training, counted from the model's record: what the maths needs, not what a run recomputes.
+"""Model FLOPs of training, counted from the model's record: without activation recomputation.
 
-A multiplication of weights costs 2 FLOPs per weight and token forward, 2 for the input's gradient, and 2 for the
+A multiplication with weights costs 2 FLOPs per weight and token forward, 2 for the input's gradient, and 2 for the
 weight's own gradient where the weight is trained (so 6 in full training, 4 under LoRA). Attention scores depend on
 the samples' lengths and are counted apart, per pair of query and key.
 """

@@ -1,4 +1,4 @@
-"""report.html: one file without outside resources that shows a run to people. Its curves come from logging.jsonl."""
+"""report.html: a self-contained page that shows a run to people. Its curves come from logging.jsonl."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ from megatron_trainjob import shown
 
 SECONDS_BETWEEN_RENDERS = 30.0
 MAX_SHARE_OF_TIME = 0.01
-"""A long run has many rows: rendering is spaced out so that it never takes more of the run than this."""
+"""A long run has many rows: rendering is throttled so that it never takes a larger share of the run than this."""
 
 ACCURACY = "rewards/accuracies"
 MAX_ROWS = 2000
-"""Of steps, and of other events each, that a report shows: more than a chart has pixels."""
+"""Maximum number of steps, and of other events, in a report: more than a chart has pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,9 +38,9 @@ class Figure:
 
 
 class HtmlReport:
-    """Renders the file now and then during a run, and at its end.
+    """Renders the file periodically during a run, and at its end.
 
-    door: where it is written before it is renamed; one that is gone after a takeover leaves the report alone.
+    door: where it is written before it is renamed; without it, after a takeover, the report is not written.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class HtmlReport:
         self._next_render_at = float("-inf")
 
     def write(self, event: Event) -> None:
-        """Takes the event in; renders when it is time, and always at the end."""
+        """Records the event; renders when due, and always at the end."""
         match event:
             case RunInfo():
                 self._run = event
@@ -70,7 +70,7 @@ class HtmlReport:
             self._render()
 
     def close(self) -> None:
-        """Renders once more when the run ended without finishing, so that its last steps are in the report."""
+        """Renders once more if the run ended without finishing, so that its last steps are in the report."""
         if self._finish is None:
             self._phase = "failed"
             self._render()
@@ -91,7 +91,7 @@ class HtmlReport:
 
 
 def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, phase: str, now: float) -> str:
-    """The whole page, of which no character acts. rows: those of logging.jsonl. now: seconds since the epoch."""
+    """The whole page, with all text escaped. rows: those of logging.jsonl. now: seconds since the epoch."""
     environment = Environment(
         loader=PackageLoader("megatron_trainer.report", "."),
         autoescape=True,
@@ -116,7 +116,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
-    """The loss with its validation, learning rate, gradient norm, tokens per second, then the other metrics."""
+    """Charts of losses, learning rate, gradient norm, tokens per second, then the other metrics."""
     names = list(dict.fromkeys(name for row in rows for name in losses_in(row)))
     charts = [_loss_figure(rows, name) for name in names[:1]]
     charts += [
@@ -129,7 +129,7 @@ def figures(rows: Sequence[Row]) -> list[Figure]:
 
 
 def length_figure(data: Mapping[str, object]) -> list[Figure]:
-    """How many samples of the data report have which length; none where lengths are not known before training."""
+    """Histogram of sample lengths in the data report; None where lengths are not known before training."""
     histogram = data.get("histogram")
     if not isinstance(histogram, Mapping):
         return []
@@ -142,7 +142,7 @@ def length_figure(data: Mapping[str, object]) -> list[Figure]:
 
 
 def tiles(run: RunInfo, rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """(label, value, note) of the numbers that a reader looks for first."""
+    """(label, value, note) of the most important numbers."""
     steps = [row for row in rows if "learning_rate" in row]
     if not steps:
         return []
@@ -189,7 +189,7 @@ def _validation_tile(rows: Sequence[Row], key: str) -> list[tuple[str, str, str]
 
 
 def _accuracy_tile(rows: Sequence[Row]) -> list[tuple[str, str, str]]:
-    """How often the chosen answer gets the higher reward, in preference training."""
+    """The accuracy of preference training: how often the chosen answer gets the higher reward."""
     for key, where in ((f"eval_{ACCURACY}", "of the validation pairs"), (ACCURACY, "of the last training pairs")):
         values = [_number(row, key) for row in rows if key in row]
         if values:
@@ -202,6 +202,6 @@ def _points(rows: Sequence[Row], key: str) -> list[tuple[float, float]]:
 
 
 def _number(row: Row, key: str) -> float:
-    """The value as a number; nan for a value that is none (a loss that was not finite is kept as text)."""
+    """The value as a number; NaN if it is not one (a non-finite loss is stored as text)."""
     value = row.get(key)
     return float(value) if isinstance(value, int | float) else math.nan

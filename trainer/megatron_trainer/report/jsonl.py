@@ -25,10 +25,10 @@ Row = Mapping[str, object]
 
 
 class Jsonl:
-    """Appends rows to a file. At the start of a run it drops the rows that a resumed run will write again.
+    """Appends rows to a file. At the start of a run it removes the rows that a resumed run will write again.
 
-    door: through which the file is replaced (checkpoint.folder), unset: beside it. The file is held open: a run that
-    was taken over writes into the file that its successor has replaced. most_rows: of the file, None for any number.
+    door: through which the file is replaced (checkpoint.folder), unset: beside it. The file is kept open: a run that
+    was taken over writes to the old file that its successor has replaced. most_rows: of the file, None for unlimited.
     """
 
     def __init__(
@@ -49,7 +49,7 @@ class Jsonl:
         self._stream: TextIO | None = None
 
     def write(self, event: Event) -> None:
-        """Appends the event's row to the file, so that a killed run has every row that it reported."""
+        """Appends the event's row to the file at once, so that a killed run loses no reported row."""
         match event:
             case RunInfo():
                 self._replace(row for row in _rows(self._path) if _iteration(row) <= event.start_iteration)
@@ -61,7 +61,7 @@ class Jsonl:
                 self._append(checkpoint_row(event))
 
     def close(self) -> None:
-        """Lets go of the file."""
+        """Closes the file."""
         if self._stream is not None:
             self._stream.close()
             self._stream = None
@@ -75,7 +75,7 @@ class Jsonl:
             self._replace(spread(_rows(self._path), self._most_rows // 4))
 
     def _replace(self, rows: Iterable[Row]) -> None:
-        """A reader sees the old file or the new one."""
+        """Replaces the file atomically: a reader sees the old file or the new one."""
         self.close()
         aside = (self._door or self._path.parent) / f"{self._path.name}.tmp"
         self._num_rows = 0
@@ -88,10 +88,10 @@ class Jsonl:
 
 
 def read_rows(path: Path, *, at_most: int | None = None) -> list[Row]:
-    """All rows, in order; none without a file. A last line that a killed run left unfinished is passed over.
+    """All rows, in order; empty without a file. An incomplete last line of a killed run is skipped.
 
-    at_most: of steps, and of other rows each; of more, one of every 2, 4, 8 ... is kept, and the last one. What is kept
-    stands for the tokens of the steps that were left out before it.
+    at_most: maximum number of steps, and of other rows; if there are more, one of every 2, 4, 8 ... is kept, and the
+    last one. A kept row includes the tokens of the steps that were left out before it.
     """
     steps, others = Thinned(at_most), Thinned(at_most)
     for place, row in enumerate(_rows(path)):
@@ -100,10 +100,10 @@ def read_rows(path: Path, *, at_most: int | None = None) -> list[Row]:
 
 
 def spread(rows: Iterable[Row], at_most: int) -> list[Row]:
-    """Of the steps, and of other rows, the first and about so many at even distances; the last one is kept."""
+    """Of the steps, and of other rows, the first, the last, and about this many at even distances."""
     known = list(enumerate(rows))
     last = max((_iteration(row) for _, row in known), default=0)
-    width = 1 << (last // at_most).bit_length()  # stretches of another choice lie within those of the next
+    width = 1 << (last // at_most).bit_length()  # intervals of one selection are contained in those of the next
     kept: dict[tuple[bool, int], tuple[int, Row]] = {}
     for place, row in known:
         is_step = "learning_rate" in row
@@ -113,7 +113,7 @@ def spread(rows: Iterable[Row], at_most: int) -> list[Row]:
 
 
 class Thinned:
-    """A bounded choice of rows, spread evenly over however many come."""
+    """A bounded selection of rows, spread evenly over any number of rows."""
 
     def __init__(self, at_most: int | None) -> None:
         self._at_most = at_most
@@ -123,7 +123,7 @@ class Thinned:
         self._count = 0
 
     def add(self, place: int, row: Row) -> None:
-        """Keeps the row, or leaves it out."""
+        """Keeps the row or drops it."""
         self._left_out = _joined(self._left_out, (place, row))
         if self._count % self._stride == 0:
             self._kept += self._left_out
@@ -136,12 +136,12 @@ class Thinned:
             self._stride *= 2
 
     def rows(self) -> list[tuple[int, Row]]:
-        """The rows kept, and the last one."""
+        """The kept rows, and the last one."""
         return [*self._kept, *self._left_out]
 
 
 def _joined(before: list[tuple[int, Row]], after: tuple[int, Row]) -> list[tuple[int, Row]]:
-    """The later row, which stands for the tokens of the earlier one too."""
+    """The later row, which includes the tokens of the earlier one."""
     place, row = after
     if not before or "tokens" not in row:
         return [after]
@@ -172,14 +172,14 @@ def to_line(row: Row) -> str:
 
 
 def losses_in(row: Row) -> dict[str, float]:
-    """The losses and other task metrics of a logged step's row: what is there beside the keys that every step has."""
+    """The losses and other task metrics of a logged step's row: all keys except those that every step has."""
     if "learning_rate" not in row:
         return {}
     return {name: value for name, value in row.items() if name not in STEP_KEYS and isinstance(value, int | float)}
 
 
 def log_row(record: LogRecord, *, log_throughput: bool) -> Row:
-    """The keys of the reference, and beside them rates in real tokens and times in plain seconds."""
+    """The keys of the reference, plus rates in real tokens and times in seconds."""
     row: dict[str, object] = {
         "iteration": record.iteration,
         "global_step/max_steps": f"{record.iteration}/{record.total_iterations}",
@@ -220,7 +220,7 @@ def eval_row(record: EvalRecord) -> Row:
 
 
 def checkpoint_row(record: CheckpointRecord) -> Row:
-    """Where the checkpoint lies and how long the training waited for it."""
+    """The path of the checkpoint and how long training waited for it."""
     return {"iteration": record.iteration, "checkpoint": record.path, "checkpoint_seconds": round(record.seconds, 3)}
 
 

@@ -1,8 +1,8 @@
-"""Pushes progress to a Kubeflow Trainer status server, when the pod's environment names one.
+"""Pushes progress to a Kubeflow Trainer status server if the pod's environment names one.
 
-The wire form is Kubeflow's TrainJob status (KEP-2779), with our whole progress record beside it, which Kubeflow's
-own server ignores. A push is a courtesy: it happens in a thread of its own, no
-more than every few seconds, and a server that is slow or gone costs the training nothing.
+The wire form is Kubeflow's TrainJob status (KEP-2779), plus our whole progress record, which Kubeflow's own server
+ignores. Pushing is best effort: it runs in a separate thread, at most every few seconds, and a slow or unavailable
+server does not delay training.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ logger = logging.getLogger(__name__)
 SECONDS_BETWEEN_PUSHES = 5.0
 TIMEOUT_S = 10.0
 SECONDS_TO_FINISH = 15.0
-# What the operator decides by: phases (which may be silent for long), checkpoints, the end.
+# Events that the operator acts on: phases (which may last long without steps), checkpoints, the end.
 URGENT = (PhaseRecord, CheckpointRecord, FinishRecord)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Server:
-    """Address of the status server; files of its certificate authority and of the pod's token, which is rotated."""
+    """Address of the status server; files with its CA certificate and the pod's token, which is rotated."""
 
     url: str
     ca_certificate: Path | None
@@ -45,7 +45,7 @@ class Server:
 
 
 def server_from(environment: Mapping[str, str]) -> Server | None:
-    """The server that Kubeflow's controller put into the environment, or None."""
+    """The server that Kubeflow's controller set in the environment, or None."""
     url = environment.get(variables.PUSH_URL)
     if not url:
         return None
@@ -59,7 +59,7 @@ def server_from(environment: Mapping[str, str]) -> Server | None:
 
 
 class KubeflowPush:
-    """Follows the run and hands a status to the sending thread; only the newest status waits."""
+    """Follows the run and passes a status to the sending thread; only the newest status is queued."""
 
     interval = 1
 
@@ -73,7 +73,7 @@ class KubeflowPush:
         self._thread.start()
 
     def write(self, event: Event) -> None:
-        """Takes the event in and offers a status, unless it is a step too soon after the last one."""
+        """Records the event and queues a status, except for a step too soon after the last one."""
         self._state = progress_file.follow(self._state, event)
         is_due = self._now() - self._pushed_at >= SECONDS_BETWEEN_PUSHES
         if isinstance(event, URGENT) or (isinstance(event, LogRecord) and is_due):
@@ -81,7 +81,7 @@ class KubeflowPush:
             self._offer(json.dumps(status(self._state, self._now())).encode())
 
     def close(self) -> None:
-        """Lets the last status go out, for a bounded time."""
+        """Waits until the last status is sent, for a bounded time."""
         try:
             self._waiting.put(None, timeout=SECONDS_TO_FINISH)
         except queue.Full:
@@ -89,7 +89,7 @@ class KubeflowPush:
         self._thread.join(SECONDS_TO_FINISH)
 
     def _offer(self, body: bytes) -> None:
-        with contextlib.suppress(queue.Empty):  # empty: the last one is on its way
+        with contextlib.suppress(queue.Empty):  # empty: the last one is being sent
             self._waiting.get_nowait()
         self._waiting.put(body)
 

@@ -14,8 +14,8 @@ SECONDS_BETWEEN_WRITES = 1.0
 
 
 class ProgressFile:
-    """Follows the run and replaces the file: at once for a phase, a checkpoint, an evaluation or the end; for steps
-    at most once a second.
+    """Follows the run and replaces the file: immediately for a phase, a checkpoint, an evaluation or the end; for steps
+    at most once per second.
     """
 
     interval = 1
@@ -27,14 +27,14 @@ class ProgressFile:
         self._state = Progress(phase="starting", attempt=attempt, report_path=str(report_path))
 
     def write(self, event: Event) -> None:
-        """Takes the event into the record and writes it, unless it is a step too soon after the last write."""
+        """Updates the record and writes it, except for a step too soon after the last write."""
         self._state = replace(follow(self._state, event), updated_at=self._now())
         if not isinstance(event, LogRecord) or self._now() - self._written_at >= SECONDS_BETWEEN_WRITES:
             progress.write(self._state, self._path)
             self._written_at = self._now()
 
     def close(self) -> None:
-        """Nothing is held open; a run that failed leaves its last record."""
+        """Does nothing: no file is kept open, and a failed run leaves its last record."""
 
 
 def follow(state: Progress, event: Event) -> Progress:
@@ -61,7 +61,7 @@ def follow(state: Progress, event: Event) -> Progress:
 
 
 def after_step(state: Progress, record: LogRecord) -> Progress:
-    """The record after a step: place, time left, rate, and the step's metrics beside the last evaluation's."""
+    """The record after a step: iteration, remaining time, rate, and the step's metrics beside the last evaluation's."""
     metrics = {**record.losses, "learning_rate": record.learning_rate}
     if record.gradient_norm is not None:
         metrics["grad_norm"] = record.gradient_norm
@@ -79,5 +79,5 @@ def after_step(state: Progress, record: LogRecord) -> Progress:
 
 
 def remaining(event: FinishRecord, state: Progress) -> float | None:
-    """Nothing is left of a finished run; a stopped one keeps its estimate."""
+    """Remaining time: zero for a finished run; a stopped one keeps its estimate."""
     return 0.0 if event.phase == "finished" else state.remaining_s

@@ -1,4 +1,4 @@
-"""What the loop tells the reports, as frozen values. Nothing here formats, averages or writes.
+"""The records that the loop passes to the reports, as frozen values. Nothing here formats, averages or writes.
 
 The loop makes StepRecord, EvalRecord, CheckpointRecord, PhaseRecord and FinishRecord; window.py turns the steps of a
 log interval into one LogRecord, which is what the sinks see.
@@ -13,7 +13,7 @@ from typing import Protocol, SupportsFloat
 from megatron_trainjob.progress import Phase
 
 Number = SupportsFloat
-"""A float, or a 0-d tensor that is read (and so waited for) only when its window is logged."""
+"""A float, or a 0-d tensor that is read (and thus synchronized) only when its window is logged."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,12 @@ class RunInfo:
 class StepRecord:
     """One training step, complete on the first rank: losses reduced over the global batch, tokens over all ranks.
 
-    losses: mean of this step by name ("lm loss", "load_balancing_loss"); steps of a window weigh the same.
+    losses: mean of this step by name ("lm loss", "load_balancing_loss"); steps of a window have equal weight.
     pooled_losses: (sum, count) by name; pooled over the window (channel losses).
     gradient_norm: before clipping. tokens: real ones, without padding. seconds: of the whole step.
     flops: model FLOPs of the step over all ranks, forward and backward, for real tokens only (see flops.py).
-    memory_bytes: peak of the rank that used most. timers_s: seconds inside the step by name ("forward-backward").
+    memory_bytes: peak of the rank with the highest usage. timers_s: seconds inside the step by name
+    ("forward-backward").
     """
 
     iteration: int
@@ -118,7 +119,7 @@ class EvalRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointRecord:
-    """One complete checkpoint: its folder, and how long the loop waited for it."""
+    """One complete checkpoint: its folder, and how long the loop was blocked by it."""
 
     iteration: int
     path: str
@@ -134,7 +135,7 @@ class PhaseRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Answer:
-    """What the model said to one question, `after` training and, if it was asked, before."""
+    """The model's answer to one question, `after` training and, if generated, before."""
 
     question: str
     after: str
@@ -160,9 +161,9 @@ Event = RunInfo | LogRecord | EvalRecord | CheckpointRecord | PhaseRecord | Fini
 
 
 class Sink(Protocol):
-    """One place that reports go to. It takes every event and ignores those that it has no use for.
+    """One destination of reports. It receives every event and ignores those it does not use.
 
-    interval: steps between two LogRecords for this sink; the first and the last step are logged always.
+    interval: steps between two LogRecords for this sink; the first and the last step are always logged.
     """
 
     interval: int
@@ -171,4 +172,4 @@ class Sink(Protocol):
         """Shows or stores the event. OSError is logged by the caller and does not stop the training."""
 
     def close(self) -> None:
-        """Flushes and lets go of files and connections; called once, also after a failure."""
+        """Flushes and closes files and connections; called once, also after a failure."""

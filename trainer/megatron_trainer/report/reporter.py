@@ -1,6 +1,6 @@
-"""Reporter: the loop's one call point for everything it reports. Which sinks there are is listed in sinks.py.
+"""Reporter: the loop's one call point for everything it reports. The sinks are listed in sinks.py.
 
-Ranks other than the first get a reporter without sinks, so that call sites never ask for the rank.
+Ranks other than the first get a reporter without sinks, so that call sites need not check the rank.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 
 class Reporter:
-    """Spreads the loop's records over the sinks, and averages the steps of each sink's interval.
+    """Distributes the loop's records to the sinks, and averages the steps of each sink's interval.
 
-    now: seconds since the epoch. carry_path: file that keeps unlogged steps over a restart, None for not at all.
+    now: seconds since the epoch. carry_path: file that preserves unlogged steps over a restart, None to disable.
     door: through which it is replaced, unset: beside it.
     Every method may be called on every rank; without sinks they do nothing.
     """
@@ -96,7 +96,7 @@ class Reporter:
         self._emit(record)
 
     def close(self) -> None:
-        """Call last, also after a failure. Lets go of all files."""
+        """Call last, also after a failure. Closes all files."""
         for sink in self._sinks:
             try:
                 sink.close()
@@ -104,14 +104,14 @@ class Reporter:
                 logger.exception("cannot close report sink=%s", type(sink).__name__)
 
     def _carry(self, path: Path) -> None:
-        """The other ranks save already: what keeps the first from taking notes must not keep them waiting."""
+        """The other ranks are saving already: a failure to store the windows on the first rank must not block them."""
         try:
             carry.store(path, self._iteration, self._windows, door=self._door)
         except OSError:
             logger.exception("cannot keep the steps that are not logged yet path=%s", path)
 
     def _log(self, interval: int, run: RunInfo) -> None:
-        """Logs and empties a window, to the sinks of its interval."""
+        """Logs a window to the sinks of its interval and empties it."""
         steps = self._windows[interval]
         if not steps:
             return
@@ -123,7 +123,7 @@ class Reporter:
         self._emit(record, interval)
 
     def _emit(self, event: Event, interval: int | None = None) -> None:
-        """To all sinks, or to those of an interval."""
+        """Passes an event to all sinks, or to those of an interval."""
         for sink in self._sinks:
             if interval is not None and sink.interval != interval:
                 continue
@@ -134,8 +134,8 @@ class Reporter:
 
 
 class Pace:
-    """How long steps take, evaluations and saves between them included. The first step, which also warms up, is
-    left out as soon as there is another.
+    """Time per step, including evaluations and saves between steps. The first step, which includes warmup, is excluded
+    as soon as there is another.
     """
 
     def __init__(self, started_at: float) -> None:
@@ -145,7 +145,7 @@ class Pace:
         self._num_steps = 0
 
     def count_step(self, now: float) -> None:
-        """One more step has ended."""
+        """Counts one more finished step."""
         self._num_steps += 1
         if self._num_steps == 1:
             self._first_ended_at = now

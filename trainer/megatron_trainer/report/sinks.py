@@ -1,4 +1,4 @@
-"""Every place that a run reports to, in one list."""
+"""All sinks of a run's reports, in one list."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """TensorBoard scalars under Megatron's names, each also over consumed samples ("lm loss vs samples").
 
-All scalars of a step go into one event, which keeps files small. A resumed run first drops what it will write
-again: TensorBoard's own purge works on one step number for all tags and would take the "vs samples" curves along.
+All scalars of a step go into one event, which keeps files small. A resumed run first removes what it will write again:
+TensorBoard's own purge applies one step number to all tags and would purge the "vs samples" curves too.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ class TensorBoard:
                 self._flush()  # a run that resumes from this checkpoint has everything up to it on disk
 
     def close(self) -> None:
-        """Writes what waits and closes the file."""
+        """Writes pending events and closes the file."""
         if self._writer is not None:
             self._writer.close()
 
@@ -79,7 +79,7 @@ class TensorBoard:
 
 
 def log_scalars(record: LogRecord, choices: Choices) -> dict[str, float]:
-    """The scalars of a logged step by tag; what is not known is left out."""
+    """The scalars of a logged step by tag; unknown values are left out."""
     scalars: dict[str, float | None] = {
         **record.losses,
         "grad-norm": record.gradient_norm,
@@ -113,7 +113,7 @@ def eval_scalars(record: EvalRecord, choices: Choices) -> dict[str, float]:
 
 
 def rewind(folder: Path, *, iteration: int, samples: int) -> None:
-    """Drops all scalars beyond this iteration, and beyond these samples in the "vs samples" curves."""
+    """Removes all scalars beyond this iteration, and beyond these samples in the "vs samples" curves."""
     for path in sorted(folder.glob("*.tfevents.*")):
         events = [EventProto.FromString(raw) for raw in RawEventFileLoader(str(path)).Load()]
         kept = [event for event in events if not _is_beyond(event, iteration, samples)]

@@ -1,6 +1,6 @@
 """Weights & Biases run, when wandb_project is set. Works offline too (WANDB_MODE=offline); uploads in its own process.
 
-A restarted job goes on in the same W&B run: the run's id lies beside its files.
+A restarted job continues the same W&B run: the run's id is stored beside its files.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class WeightsAndBiases:
             dir=str(folder),
             id=_run_id(folder),
             resume="allow",
-            settings=self._wandb.Settings(console="off"),  # standard output stays the pod's log alone
+            settings=self._wandb.Settings(console="off"),  # standard output is only for the pod's log
         )
         self._run.define_metric("*", step_metric="iteration")
 
@@ -46,10 +46,10 @@ class WeightsAndBiases:
                 self._run.summary.update({"phase": event.phase, **event.outputs})
 
     def close(self) -> None:
-        """Waits until what was logged is uploaded, or stored when offline.
+        """Waits until all logged data is uploaded, or stored when offline.
 
-        The teardown waits for wandb's own process, which holds back what it has not yet written; wandb would do it
-        at the interpreter's end, but a rank that fails skips that.
+        The teardown waits for wandb's own process, which may still hold unwritten data; wandb would do this at
+        interpreter exit, which a failing rank skips.
         """
         self._run.finish()
         self._wandb.teardown()
@@ -69,7 +69,7 @@ def _import_wandb(project: str) -> ModuleType:
 
 
 def _run_id(folder: Path) -> str:
-    """The id of this folder's run, made on the first start."""
+    """The id of this folder's run, created on the first start."""
     path = folder / "run-id"
     if not path.exists():
         path.write_text(uuid.uuid4().hex[:8])

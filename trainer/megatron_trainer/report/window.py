@@ -13,7 +13,7 @@ def summarize(
 ) -> LogRecord:
     """One record for the steps of a window, in order, at least one.
 
-    elapsed_s: since this process group started training. seconds_per_step: what one more step is expected to take.
+    elapsed_s: since this process group started training. seconds_per_step: expected duration of one more step.
     now: seconds since the epoch, kept as logged_at. Tensors in the steps are read here.
     """
     last = steps[-1]
@@ -50,7 +50,7 @@ def summarize(
 
 
 def is_boundary(iteration: int, *, interval: int, total_iterations: int) -> bool:
-    """Whether a window ends with this iteration: after the first, every `interval`-th and the last."""
+    """Whether a window ends at this iteration: after the first, every `interval`-th and the last."""
     return iteration == 1 or iteration % interval == 0 or iteration == total_iterations
 
 

@@ -1,4 +1,4 @@
-"""The tasks of the trainer: each says how a micro-batch becomes a loss. This registry lists every variant."""
+"""The tasks of the trainer: each defines how a micro-batch becomes a loss. This registry lists every variant."""
 
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.classification import classification_task

@@ -1,4 +1,5 @@
-"""Sequence classification and regression: transformers' own losses of the scores that a head gives each sequence.
+"""Sequence classification and regression: transformers' own losses on the scores that a head computes for each
+sequence.
 
 Shape suffixes: S sequences of a micro-batch, C scores of each.
 """
@@ -27,7 +28,7 @@ QUALITY: Mapping[ProblemType, str] = {
     "multi_label_classification": "accuracy",
     "regression": "mse",
 }
-"""What is reported beside the loss. With several labels a sequence is right when all of them are."""
+"""Metrics beside the loss. With several labels a sequence is correct when all of them are."""
 
 
 def classification_task(args: TrainArgs, spec: ModelSpec) -> Task:
@@ -53,7 +54,7 @@ def losses_of(scores_SC: Tensor, target_SC: Tensor, problem: ProblemType) -> Ten
 
 
 def _loss(problem: ProblemType, whole: MicroBatch, scores_SC: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The mean over the sequences, times their share of the global batch, and the metrics."""
+    """The mean over the sequences, scaled by their share of the global batch, and the metrics."""
     if whole.num_samples == 0:
         return scores_SC.sum() * 0, {}
     assert whole.target_SN is not None

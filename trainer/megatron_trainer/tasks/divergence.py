@@ -1,4 +1,4 @@
-"""How far the policy is from its reference, estimated from prompts with the answers of others (data/mismatch.py).
+"""Estimates the KL divergence of policy and reference from mismatched prompts and answers (data/mismatch.py).
 
 The estimate of a micro-batch is the mean over the mismatched samples of the micro-batches of that number on all
 data-parallel ranks, at least 0, and carries no gradient.
@@ -22,9 +22,10 @@ from megatron_trainjob.args.tree import TrainArgs
 def with_divergence(
     args: TrainArgs, policy: Reference, reference: Reference | None, batches: Sequence[MicroBatch]
 ) -> Sequence[MicroBatch]:
-    """The micro-batches with reference log-probabilities, shares and estimates. Collective.
+    """The micro-batches with reference log-probabilities, loss shares and divergence estimates. Collective.
 
-    policy: the model under training, asked as a reference is. reference: None where the micro-batches know its answers.
+    policy: the model being trained, run like a reference. reference: None if the micro-batches hold its
+    log-probabilities.
     """
     mismatched = [batch.mismatched for batch in batches if batch.mismatched is not None]
     of_policy = policy.log_probabilities(mismatched)

@@ -1,7 +1,7 @@
 """Embedding models: the normalized last hidden state of each text, and the losses that compare texts.
 
 With infonce the negatives of a query are the documents of all groups that the data-parallel ranks read in the same
-micro-batch. Each rank computes the loss of all of them and has the gradient of its own embeddings; as Megatron takes
+micro-batch. Each rank computes the loss of all of them and the gradient of its own embeddings; as Megatron takes
 the mean over the ranks, the loss is multiplied by their number: the update is that of one rank with all groups.
 Shape suffixes: S texts of a micro-batch, H hidden, G groups.
 """
@@ -27,10 +27,10 @@ from megatron_trainjob.args.tree import TrainArgs
 
 MAIN_LOSS = "loss"
 SIMILAR = ("mean_pos", "mean_neg", "margin")
-"""Of infonce: cosine of positives, of negatives, and by how much the positive is above the hardest negative."""
+"""Metrics of infonce: cosine of positives, of negatives, and the margin of the positive over the hardest negative."""
 CORRELATION = "pearson_cosine"
 MOMENTS = ("similarity", "label", "similarity squared", "label squared", "similarity times label")
-"""Means of which the correlation of similarity and label follows; they are not reported."""
+"""Moments from which the correlation of similarity and label is computed; they are not reported."""
 
 
 def embedding_task(args: TrainArgs, _: ModelSpec) -> Task:
@@ -79,7 +79,7 @@ def _mean_infonce(embeddings_SD: Tensor, *, groups: Sequence[int], settings: Inf
 
 
 def _of_sizes[T](args: TrainArgs, states_SH: Tensor, loss_of: Callable[[Tensor], tuple[Tensor, T]]) -> tuple[Tensor, T]:
-    """The sum of the losses at all sizes of an embedding, and what the largest was compared by."""
+    """The sum of the losses over all embedding sizes, and the similarities at the largest size."""
     sizes = args.matryoshka_dims or (states_SH.shape[1],)
     weights = args.matryoshka_weights or (1.0,) * len(sizes)
     found = {size: loss_of(normalize(states_SH[:, :size], dim=-1)) for size in sizes}
@@ -88,7 +88,7 @@ def _of_sizes[T](args: TrainArgs, states_SH: Tensor, loss_of: Callable[[Tensor],
 
 
 def _similarities(loss: Tensor, found: Similarities) -> Metrics:
-    """Sums and counts over groups; of negatives over the groups that have any."""
+    """Sums and counts over groups; for negatives over the groups that have any."""
     has_negatives_G = ~found.hardest_G.isnan()
     count = len(found.losses_G)
     return {
@@ -136,5 +136,5 @@ def _with_correlation(means: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _sum_and_count(values: Tensor) -> Tensor:
-    """Which the step adds up over micro-batches and ranks."""
+    """Sum and count, which the step adds up over micro-batches and ranks."""
     return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])

@@ -40,7 +40,7 @@ FUSED_CROSS_ENTROPY = {"native": fused_vocab_parallel_cross_entropy, "te": _of_t
 
 
 def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_processor: Callable[..., Any]) -> Any:  # noqa: ANN401 - a tensor, or what the processor gives
-    """Hidden states [T, B, H] of this stage; on the last one what output_processor makes of them.
+    """Hidden states [T, B, H] of this stage; on the last stage the result of output_processor.
 
     batch: this context rank's part of the micro-batch `whole`.
     """
@@ -55,7 +55,7 @@ def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_pr
 
 
 def cross_entropy(args: TrainArgs) -> CrossEntropy:
-    """The kernel of a run: as asked; else TransformerEngine's where it runs and may, for it is not deterministic."""
+    """The requested kernel; else TransformerEngine's where it is available and need not be deterministic."""
     name = args.cross_entropy_fusion_impl if args.cross_entropy_loss_fusion else None
     if args.cross_entropy_loss_fusion is None and not args.deterministic_mode:
         name = "te" if "cross_entropy" in backends.select().fused_kernels() else None
@@ -67,7 +67,7 @@ def cross_entropy(args: TrainArgs) -> CrossEntropy:
 
 
 def _padding_for_routers(model: nn.Module, padding_BT: Tensor) -> Tensor | None:
-    """Padding, which routers leave out of the balance of experts. Megatron splits it on the first stage alone."""
+    """The padding mask for expert load balancing. Megatron splits it over ranks on the first stage only."""
     config = get_model_config(model)
     if not config.num_moe_experts:
         return None

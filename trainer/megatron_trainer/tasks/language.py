@@ -27,7 +27,7 @@ MAIN_LOSS = "lm loss"
 
 
 def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
-    """The task of `pt` and `sft`; they differ in their data alone."""
+    """The task of `pt` and `sft`; they differ only in their data."""
     return Task(
         forward_step=partial(_forward_step, args, spec, cross_entropy(args)),
         losses=(MAIN_LOSS,),
@@ -68,7 +68,7 @@ def _loss(
 def _channel_losses(losses_BT: Tensor, batch: MicroBatch) -> dict[str, Tensor]:
     """Sum and count of each channel of the micro-batch; samples without a channel are channel None.
 
-    Names come from rows, and go to logs, files and pages: as people may see them.
+    Names come from rows and go to logs, files and pages, so they are made printable.
     """
     if not batch.channels:
         return {}

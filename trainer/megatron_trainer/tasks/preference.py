@@ -1,4 +1,4 @@
-"""Preference training (DPO and its relatives): the loss of pairs of answers, and what is logged of them.
+"""Preference training (DPO and its relatives): the loss of pairs of answers, and its metrics.
 
 A micro-batch holds the chosen sequences of its pairs and then the rejected ones, in one forward pass.
 Shape suffixes: S sequences of a micro-batch, P = S / 2 pairs.
@@ -37,7 +37,7 @@ METRICS = (
 
 
 def preference_task(args: TrainArgs, spec: ModelSpec) -> Task:
-    """The task of `rlhf` with rlhf_type dpo; its `prepare` is for tasks/reference.py to give."""
+    """The task of `rlhf` with rlhf_type dpo; tasks/reference.py supplies its `prepare`."""
     chosen_loss = (CHOSEN_LOSS,) if args.rpo_alpha is not None else ()
     return Task(forward_step=step_of_sums(partial(_loss, args), args, spec), losses=(MAIN_LOSS, *METRICS, *chosen_loss))
 
@@ -49,7 +49,7 @@ def num_trained_tokens(whole: MicroBatch) -> Tensor:
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The mean over the pairs, times their share of the global batch, and the metrics."""
+    """The mean over the pairs, scaled by their share of the global batch, and the metrics."""
     if whole.num_samples == 0:
         return sums_2S.sum(), {}
     log_probability_S, logit_S = parallel.sum_of_context_parts(sums_2S)

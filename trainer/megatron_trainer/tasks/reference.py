@@ -1,7 +1,7 @@
-"""The reference of preference training: what the model said before it was trained, as log-probabilities of answers.
+"""The reference of preference training: log-probabilities of answers under the model before training.
 
-Full training keeps a second, frozen model. LoRA has the model itself: without its adapters, or with those of
-ref_adapter_load in their place while the reference is asked.
+Full training keeps a second, frozen model. LoRA uses the model itself, without its adapters or with those of
+ref_adapter_load in their place while the reference runs.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Shown = Callable[[], AbstractContextManager[None]]
 
 @dataclass(frozen=True, kw_only=True)
 class Reference:
-    """chunks: the model to ask; within `shown` it is the reference."""
+    """chunks: the model to run; within `shown` it acts as the reference."""
 
     args: TrainArgs
     spec: ModelSpec
@@ -49,7 +49,7 @@ class Reference:
 
 
 def with_reference(args: TrainArgs, reference: Reference | None, batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """The micro-batches with their reference log-probabilities and shares. Collective."""
+    """The micro-batches with their reference log-probabilities and loss shares. Collective."""
     if reference is not None and any(batch.reference_S is None for batch in batches):
         known = reference.log_probabilities(batches)
         batches = [replace(batch, reference_S=one) for batch, one in zip(batches, known, strict=True)]
@@ -58,7 +58,7 @@ def with_reference(args: TrainArgs, reference: Reference | None, batches: Sequen
 
 @contextmanager
 def swapped(parameters: Sequence[nn.Parameter], others: Sequence[Tensor]) -> Iterator[None]:
-    """Within it the parameters have the other values, in place; after it their own, bit by bit."""
+    """Context in which the parameters hold the other values, in place; on exit they are restored bit for bit."""
     own = [parameter.detach().clone() for parameter in parameters]
     _put(parameters, others)
     try:

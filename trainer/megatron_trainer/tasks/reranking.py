@@ -1,4 +1,4 @@
-"""Rerankers: a score for each document of a question, by a head or by the logits of yes and no after it.
+"""Rerankers: a score for each document of a question, from a head or from the logits of yes and no.
 
 Shape suffix: S documents of a micro-batch, group after group, the positives of each first.
 """
@@ -35,7 +35,7 @@ def reranking_task(args: TrainArgs, spec: ModelSpec) -> Task:
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor, Metrics]:
-    """The mean over documents (pointwise) or groups (listwise), times their share of the global batch."""
+    """The mean over documents (pointwise) or groups (listwise), scaled by their share of the global batch."""
     if not whole.groups:
         return scores_S1.sum() * 0, {}
     assert whole.target_SN is not None
@@ -51,7 +51,7 @@ def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor
 
 
 def _metrics(lists: list[tuple[Tensor, int]]) -> Metrics:
-    """Sums and counts over documents; of the ranks over the lists that have both kinds."""
+    """Sums and counts over documents; for ranking metrics over the lists that have both kinds."""
     ranked = [(scores_S, number) for scores_S, number in lists if 0 < number < len(scores_S)]
     nothing = lists[0][0].new_zeros(0)
 
@@ -68,5 +68,5 @@ def _metrics(lists: list[tuple[Tensor, int]]) -> Metrics:
 
 
 def _sum_and_count(values: Tensor) -> Tensor:
-    """Which the step adds up over micro-batches and ranks."""
+    """Sum and count, which the step adds up over micro-batches and ranks."""
     return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])

@@ -1,4 +1,4 @@
-"""Reward models (rlhf_type rm): a score for each answer of a pair, and the loss of their difference.
+"""Reward models (rlhf_type rm): a score for each answer of a pair, and a loss on their difference.
 
 A micro-batch holds the chosen sequences of its pairs and then the rejected ones, in one forward pass.
 Shape suffixes: S sequences of a micro-batch, P = S / 2 pairs.
@@ -29,7 +29,7 @@ def reward_task(args: TrainArgs, _: ModelSpec) -> Task:
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The mean over the pairs, times their share of the global batch, and the metrics."""
+    """The mean over the pairs, scaled by their share of the global batch, and the metrics."""
     if whole.num_samples == 0:
         return scores_S1.sum() * 0, {}
     chosen_P, rejected_P = scores_S1[:, 0].chunk(2)

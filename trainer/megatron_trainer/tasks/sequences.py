@@ -1,4 +1,4 @@
-"""Forward steps of tasks whose loss is of whole sequences: of their log-probabilities, or of the scores of a head.
+"""Forward steps of tasks with a loss on whole sequences: on their log-probabilities or the scores of a head.
 
 Shape suffix: S sequences of a micro-batch.
 """
@@ -23,11 +23,11 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 
 SequenceLoss = Callable[[MicroBatch, Tensor], Any]
-"""(the whole micro-batch, [2, S] sums or [S, C] scores) -> what a forward step's second value returns."""
+"""(the whole micro-batch, [2, S] sums or [S, C] scores) -> the result of a forward step's loss function."""
 
 
 def step_of_sums(loss: SequenceLoss, args: TrainArgs, spec: ModelSpec) -> ForwardStep:
-    """The step of a loss of `sequence_sums`."""
+    """The forward step for a loss on `sequence_sums`."""
 
     def step(batches: Iterator[MicroBatch], model: nn.Module) -> tuple[Tensor, Any]:
         whole = next(batches)
@@ -37,17 +37,17 @@ def step_of_sums(loss: SequenceLoss, args: TrainArgs, spec: ModelSpec) -> Forwar
 
 
 def step_of_scores(loss: SequenceLoss) -> ForwardStep:
-    """The step of a loss of the scores [S, C] that the model's head gives each sequence."""
+    """The forward step for a loss on the scores [S, C] that the model's head computes for each sequence."""
     return _step_of(loss, SequenceScores)
 
 
 def step_of_states(loss: SequenceLoss) -> ForwardStep:
-    """The step of a loss of the last hidden states [S, H] of sequences."""
+    """The forward step for a loss on the last hidden states [S, H] of sequences."""
     return _step_of(loss, SequenceStates)
 
 
 def step_of_answers(loss: SequenceLoss, args: TrainArgs, spec: ModelSpec) -> ForwardStep:
-    """The step of a loss of how much likelier yes is than no after each sequence: the difference [S, 1] of logits."""
+    """The forward step for a loss on the difference [S, 1] of the logits of yes and no after each sequence."""
     yes, no = answer_tokens(args, spec)
     return _step_of(loss, partial(SequenceAnswers, positive=yes, negative=no))
 
@@ -63,7 +63,7 @@ def _step_of(loss: SequenceLoss, processor: Callable[..., Callable[..., Tensor]]
 
 
 def answer_tokens(args: TrainArgs, spec: ModelSpec) -> tuple[int, int]:
-    """The tokens that say yes and no. Raises InvalidInput for a text that is not one token."""
+    """The tokens for yes and no. Raises InvalidInput for a text that is not a single token."""
     tokenizer = model_source.tokenizer(args, spec.directory)
     found, violations = [], []
     for name in ("generative_reranker_positive_token", "generative_reranker_negative_token"):

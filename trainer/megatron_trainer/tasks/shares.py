@@ -1,4 +1,4 @@
-"""Losses of whole sequences: every sequence of the global batch weighs the same, however many a micro-batch holds."""
+"""Losses of whole sequences: equal weight for every sequence of the global batch, however many a micro-batch holds."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from megatron_trainer.data.values import MicroBatch
 
 
 def with_shares(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """Shares under which all sequences of the global batch weigh the same. Collective."""
+    """The micro-batches with loss shares that give all sequences of the global batch equal weight. Collective."""
     return _shared(batches, [batch.num_samples for batch in batches])
 
 
 def with_shares_of_groups(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """Shares under which all groups of the global batch weigh the same. Collective."""
+    """The micro-batches with loss shares that give all groups of the global batch equal weight. Collective."""
     return _shared(batches, [len(batch.groups) for batch in batches])
 
 

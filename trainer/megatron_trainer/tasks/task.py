@@ -24,18 +24,18 @@ Finish = Callable[[Mapping[str, float]], Mapping[str, float]]
 
 
 def as_they_are(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """What a task does that needs nothing before its forward passes."""
+    """The `prepare` of a task that needs nothing before its forward passes."""
     return batches
 
 
 @dataclass(frozen=True, kw_only=True)
 class Task:
-    """forward_step has the form that Megatron's pipeline schedules want; losses[0] is what evaluation watches.
+    """forward_step has the form that Megatron's pipeline schedules want; losses[0] is the one that evaluation tracks.
 
-    has_channels: its metrics hold, beside `losses`, names that follow from the data and that not all ranks know.
+    has_channels: its metrics include, beside `losses`, names that come from the data and that not all ranks know.
     prepare: called with this rank's micro-batches of a global batch before their forward passes. Collective.
-    finish: what is reported of the means of `losses`; one that nothing was counted of is missing there. reported: the
-    names of that, where they are others than `losses`.
+    finish: turns the means of `losses` into what is reported; a mean without samples is missing. reported: the names of
+    the result where they differ from `losses`.
     """
 
     forward_step: ForwardStep
@@ -47,7 +47,7 @@ class Task:
 
     @property
     def evaluated(self) -> tuple[str, ...]:
-        """The names of what an evaluation reports, the loss first."""
+        """The names of the metrics that an evaluation reports, the loss first."""
         return self.reported or self.losses
 
 

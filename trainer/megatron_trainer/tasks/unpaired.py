@@ -1,4 +1,4 @@
-"""Training on single answers that are desirable or not (rlhf_type kto): their loss, and what is logged of them.
+"""Training on single answers that are desirable or not (rlhf_type kto): their loss and its metrics.
 
 Shape suffix: S sequences of a micro-batch, one for each answer.
 """
@@ -23,12 +23,12 @@ from megatron_trainjob.args.tree import TrainArgs
 
 DIVERGENCE = "kl"
 SIDES = ("chosen", "rejected")
-"""What desirable and undesirable answers are called in metrics, as in TRL."""
+"""Names of desirable and undesirable answers in metrics, as in TRL."""
 METRICS = tuple(f"{kind}/{side}" for kind in ("rewards", "logps", "logits") for side in SIDES)
 
 
 def unpaired_task(args: TrainArgs, spec: ModelSpec) -> Task:
-    """The task of `rlhf` with rlhf_type kto; its `prepare` is for preference_run.py to give."""
+    """The task of `rlhf` with rlhf_type kto; preference_run.py supplies its `prepare`."""
     divergence = (DIVERGENCE,) if derive.estimates_divergence(args, "rlhf") else ()
     names = (MAIN_LOSS, *METRICS, *divergence)
     step = step_of_sums(partial(_loss, args), args, spec)
@@ -43,10 +43,10 @@ def _with_margin(means: Mapping[str, float]) -> Mapping[str, float]:
 
 
 def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, Mapping[str, Tensor]]:
-    """The mean over the answers, times their share of the global batch, and the metrics."""
+    """The mean over the answers, scaled by their share of the global batch, and the metrics."""
     if whole.num_samples == 0:
         return sums_2S.sum(), {}
-    assert whole.reference_S is not None  # rules refuse what would leave these out
+    assert whole.reference_S is not None  # the rules refuse arguments that would leave these out
     assert whole.target_SN is not None
     log_probability_S, logit_S = parallel.sum_of_context_parts(sums_2S)
     is_desirable_S = whole.target_SN[:, 0] > 0
@@ -71,6 +71,6 @@ def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, 
 
 
 def _sums(values_S: Tensor, counts_S: Tensor, is_here_S: Tensor) -> Tensor:
-    """Sum of the values and of the counts of the answers that are meant."""
+    """Sum of the values and count over the selected answers."""
     both = torch.stack([values_S.detach(), counts_S]).double()
     return both[:, is_here_S].sum(1)

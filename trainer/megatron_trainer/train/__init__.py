@@ -1,1 +1,1 @@
-"""Training: what a run is built of, the loop, one step, the optimizer and its schedule, and what is written."""
+"""Training: the parts of a run, the loop, one step, the optimizer and its schedule, and the outputs."""

@@ -1,4 +1,4 @@
-"""Whether the data holds a single optimizer step: a run that trains nothing must not end as a success."""
+"""Checks that the data fills at least one optimizer step: a run that trains nothing must not end as a success."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from megatron_trainjob.violation import Violation
 
 
 def check_first_step(args: TrainArgs, data: Prepared, data_parallel_size: int) -> None:
-    """Returns when the first optimizer step can be filled; the length of a stream is unknown and passes.
+    """Returns if the data fills the first optimizer step; a stream, whose length is unknown, always passes.
 
     Raises InvalidInput (BAD_DATA) with the numbers and what to change, the same on all ranks.
     """
@@ -31,7 +31,7 @@ def check_first_step(args: TrainArgs, data: Prepared, data_parallel_size: int) -
 
 
 def ended_before_first_step(args: TrainArgs) -> TrainingError:
-    """What to raise when the data ends before anything was trained, which only a stream does."""
+    """The error for data that ends before the first step, which happens with streams only."""
     epochs = "" if args.max_epochs is None else f", read {_times(args.max_epochs)},"
     message = (
         f"spec.args.dataset: the data{epochs} ended before the first step was full: it has fewer usable rows than one "

@@ -1,6 +1,7 @@
-"""Feeds the loop: global batches of this rank's micro-batches, from any point of the data, on the device.
+"""Feeds the loop with global batches of this rank's micro-batches, on the device; resumable at any sample.
 
-Ranks of one data-parallel index (tensor, pipeline, context) read the same micro-batches; nothing is sent between them.
+Ranks of one data-parallel index (tensor, pipeline, context) read the same micro-batches; nothing is communicated
+between them.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ from megatron_trainjob.args.tree import TrainArgs
 
 @dataclass(frozen=True, kw_only=True)
 class Feed:
-    """A set or a stream of items to train on and how they become global batches. sampler: at the start of the data."""
+    """Items to train on (dataset or stream) and how they form global batches. sampler: at the start of the data."""
 
     items: Indexed | Stream
     sampler: Sampler | StreamSampler
@@ -38,14 +39,14 @@ class Feed:
 
     @property
     def step(self) -> Segment:
-        """What all ranks together read for one global batch."""
+        """Number of samples in one global batch, over all ranks."""
         micro, ranks = self.sampler.micro_batch_size, self.sampler.data_parallel_size
         return Segment(
             num_samples=micro * ranks * self.num_micro_batches, micro_batch_size=micro, data_parallel_size=ranks
         )
 
     def completed_epochs(self, state: TrainState) -> int:
-        """Epochs of stored data that are read to their end in this state."""
+        """Number of complete epochs of stored data in this state."""
         assert isinstance(self.sampler, Sampler)
         sampler = replace(self.sampler, consumed_samples=state.consumed_samples, history=state.history)
         return sampler.completed_epochs
@@ -53,7 +54,7 @@ class Feed:
     def global_batches(
         self, consumed_samples: int, history: tuple[Segment, ...], backend: Backend
     ) -> Iterator[list[MicroBatch]]:
-        """This rank's micro-batches of one global batch after the other, from the given sample on.
+        """Yields this rank's micro-batches of each global batch, starting at the given sample.
 
         history: the layouts in which the samples before it were read. Ends when the sampler ends, at the same batch on
         all ranks.
@@ -67,7 +68,7 @@ class Feed:
             yield batches
 
     def _are_enough_everywhere(self, batches: Sequence[MicroBatch], backend: Backend) -> bool:
-        """Whether all ranks have their part of a global batch. A sampler deals the same to all; a stream may not."""
+        """Whether all ranks have their part of a global batch; with a stream, some ranks may run out earlier."""
         is_full = len(batches) == self.num_micro_batches
         if isinstance(self.sampler, StreamSampler) and self.sampler.num_epochs is not None:
             return parallel.is_true_everywhere(is_full, backend)
@@ -76,7 +77,7 @@ class Feed:
 
 @dataclass(frozen=True, kw_only=True)
 class EvaluationFeed:
-    """Validation items, every one of them once and in order, as global batches of which the last may be short."""
+    """Validation items, each once and in order, as global batches of which the last may be incomplete."""
 
     items: Indexed
     order: WholePass
@@ -85,18 +86,18 @@ class EvaluationFeed:
     num_workers: int
 
     def num_items_in(self, num_global_batches: int) -> int:
-        """Items that all ranks together read in so many global batches, at most all."""
+        """Items that all ranks together read in the given number of global batches, at most all."""
         return min(len(self.items), num_global_batches * self.num_micro_batches * self.order.items_per_step)
 
     def global_batches(self, backend: Backend) -> Iterator[list[MicroBatch]]:
-        """This rank's micro-batches of one global batch after the other, as many on every rank."""
+        """Yields this rank's micro-batches of each global batch, equally many on every rank."""
         one_by_one = micro_batches(self.items, self.order, shape=self.shape, num_workers=self.num_workers)
         while batches := [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]:
             yield batches
 
 
 def feeds(args: TrainArgs, data: Prepared, shape: RowShape) -> tuple[Feed, EvaluationFeed | None]:
-    """What to train on, from its start, and what to evaluate on if there is any."""
+    """The feed for training, at its start, and the one for evaluation if there is any."""
     world_size = dist.get_world_size()
     num_micro_batches = derive.num_micro_batches(args, world_size)
     num_workers = derive.num_workers(args)

@@ -1,5 +1,5 @@
-"""Python's garbage collection: it passes over what a run is built of, and under manual_gc all ranks collect at the same
-steps, so that none waits for another.
+"""Python's garbage collection: it skips the long-lived objects of a run, and with manual_gc all ranks collect at the
+same steps, so that no rank waits for another.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from megatron_trainjob.args.tree import TrainArgs
 
 @contextlib.contextmanager
 def controlled(args: TrainArgs) -> Iterator[None]:
-    """After one collection, all that is there now is left out of later ones, which then take no noticeable time.
+    """Collects once and freezes all existing objects, so that later collections take no noticeable time.
 
-    With manual_gc the automatic collection is off inside.
+    With manual_gc, automatic collection is off inside the context.
     """
     gc.collect()
     gc.freeze()
@@ -30,7 +30,7 @@ def controlled(args: TrainArgs) -> Iterator[None]:
 
 
 def collect_when_due(args: TrainArgs, iteration: int) -> dict[str, float]:
-    """Collects after every manual_gc_interval-th step; the seconds it took, by timer name, {} when it was not due."""
+    """Collects after every manual_gc_interval-th step; returns the seconds taken by timer name, {} when not due."""
     if not args.manual_gc or args.manual_gc_interval == 0 or iteration % args.manual_gc_interval != 0:
         return {}
     started = time.monotonic()
@@ -39,6 +39,6 @@ def collect_when_due(args: TrainArgs, iteration: int) -> dict[str, float]:
 
 
 def collect_around_evaluation(args: TrainArgs) -> None:
-    """An evaluation is a pause for every rank, so a manual collection costs least there."""
+    """Every rank pauses for an evaluation, so a manual collection costs least there."""
     if args.manual_gc:
         gc.collect()

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 
 def fit(run: Run, state: TrainState) -> TrainState:
-    """Trains from `state` to the end and returns where it ended; earlier than planned when it was asked to stop.
+    """Trains from `state` to the end and returns the final state; ends earlier when asked to stop.
 
     Raises TrainingError: BAD_DATA when the data ends before the first step, LOSS_NOT_FINITE also when it
     skipped every step.
@@ -78,7 +78,7 @@ def _finish_saving(run: Run) -> None:
 
 
 def _check_updates(run: Run, state: TrainState, *, is_stopped: bool) -> None:
-    """Steps whose gradients overflowed changed nothing; a run of nothing but those is no success."""
+    """Raises if every step was skipped because of overflow, and warns if most were: skipped steps change nothing."""
     skipped, steps = state.skipped_iterations, state.iteration
     if is_stopped or not skipped:
         return
@@ -92,7 +92,7 @@ def _check_updates(run: Run, state: TrainState, *, is_stopped: bool) -> None:
 
 
 def advance(state: TrainState, result: StepResult, read: Segment) -> TrainState:
-    """The state after one more step, which has read so much of the data."""
+    """The state after one more step, with the data that it consumed."""
     return replace(
         state,
         iteration=state.iteration + 1,
@@ -104,7 +104,7 @@ def advance(state: TrainState, result: StepResult, read: Segment) -> TrainState:
 
 
 def validate(run: Run, state: TrainState) -> TrainState:
-    """One evaluation round over the same samples as every other round; unchanged state where none is wanted."""
+    """Runs one evaluation round, always over the same samples; returns the state unchanged without evaluation."""
     if run.validation is None or run.eval_iters == 0 or run.evaluations.strategy == "no":
         return state
     run.reporter.phase("evaluating")
@@ -135,7 +135,7 @@ def validate(run: Run, state: TrainState) -> TrainState:
 
 
 def _metric(run: Run, losses: Mapping[str, float]) -> float | None:
-    """metric_for_best_model of an evaluation; None for the loss, and where nothing was counted for it."""
+    """Value of metric_for_best_model in an evaluation; None for the loss, and where the metric has no samples."""
     name = run.saver.policy.metric
     if name and name not in losses:
         logger.warning("the validation data has nothing to count for metric_for_best_model=%s", name)
@@ -143,7 +143,7 @@ def _metric(run: Run, losses: Mapping[str, float]) -> float | None:
 
 
 def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
-    """Saves, or begins to (async_save); returns the saved iteration. A save that comes too early waits for the last."""
+    """Saves, or starts an async save; returns the saved iteration. Waits for a previous save that is still pending."""
     run.reporter.phase("saving")
     pending = run.saver.pending_iteration
     if pending is not None:
@@ -166,10 +166,12 @@ def _tell(run: Run, saved: Saved | None) -> None:
 
 
 def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
-    """A loss that is not a number never recovers; with fp16 an overflow is skipped by the loss scaler instead."""
+    """Raises for a non-finite loss, which never recovers; with fp16 the loss scaler skips the overflowing step
+    instead.
+    """
     loss = result.losses[run.task.losses[0]]
     if not math.isfinite(loss) and not result.is_skipped:
-        _tell(run, run.saver.finish())  # the state before may be worth a look
+        _tell(run, run.saver.finish())  # the state before may be worth inspecting
         message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or look at the data of this step"
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
 
@@ -201,6 +203,6 @@ def _flops(run: Run, result: StepResult) -> float:
 
 
 def _is_logged(run: Run, state: TrainState) -> bool:
-    """Whether the norm of the parameters, which reads all of them, is wanted at this step."""
+    """Whether the norm of the parameters, which is expensive, is logged at this step."""
     ends_window = is_boundary(state.iteration, interval=run.args.log_interval, total_iterations=run.total_iterations)
     return run.args.log_params_norm and ends_window

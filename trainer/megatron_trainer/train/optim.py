@@ -1,4 +1,4 @@
-"""Wraps a built model for training: mixed precision, data-parallel gradient buffers, optimizer; sets its rates."""
+"""Wraps a built model for training: mixed precision, data-parallel gradient buffers, optimizer; sets learning rates."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ from megatron_trainjob.args.tree import TrainArgs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
 FIRST_LOSS_SCALE = 2.0**16
-"""In float16. Each step that overflows halves it and is lost; from megatron-core's 2**32 some twenty would be."""
+"""Initial loss scale in float16. Each overflow halves it and skips a step; megatron-core's 2**32 would skip some 20."""
 
 
 def wrap(models: list[GPTModel], args: TrainArgs, *, peak: float) -> Engine:
-    """The engine for models whose trainable parameters are already chosen (adapters added, others frozen)."""
+    """The engine for models whose trainable parameters are already selected (adapters added, others frozen)."""
     config = models[0].config
     chunks = [_data_parallel(model, args, is_first=index == 0) for index, model in enumerate(models)]
     if not args.no_gradient_accumulation_fusion:
@@ -44,9 +44,9 @@ def wrap(models: list[GPTModel], args: TrainArgs, *, peak: float) -> Engine:
 
 
 def _fuse_gradient_sums(chunks: list[DistributedDataParallel]) -> None:
-    """TransformerEngine's layers add their weight gradients to `main_grad` inside the product.
+    """Lets TransformerEngine's layers accumulate weight gradients into `main_grad` inside the GEMM.
 
-    Set on the layers and not in megatron-core's configuration, which would ask Apex for the same in its own linears.
+    Set on the layers, not in megatron-core's configuration, which would require Apex for its own linears.
     """
     for module in (module for chunk in chunks for module in chunk.modules()):
         if hasattr(module, "fuse_wgrad_accumulation"):
@@ -77,7 +77,7 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, peak: float) ->
         "overlap_param_gather": args.overlap_param_gather and derive.spreads_elements(args),
         "use_precision_aware_optimizer": args.use_precision_aware_optimizer,
         "main_grads_dtype": DTYPES[args.main_grads_dtype],
-        # Whole float32 values: a checkpoint that fits every layout cannot hold what 16 bits leave over.
+        # Full float32 values: a checkpoint that fits every layout cannot hold the remainders of 16-bit parameters.
         "store_param_remainders": False,
         "main_params_dtype": DTYPES[args.main_params_dtype],
         "exp_avg_dtype": DTYPES[args.exp_avg_dtype],
@@ -91,7 +91,7 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, peak: float) ->
 
 
 def _of_matrices(args: TrainArgs) -> dict[str, object]:
-    """The numbers of Muon and Lion."""
+    """The settings of Muon and Lion."""
     return {
         "muon_momentum": args.muon_momentum,
         "muon_split_qkv": args.muon_split_qkv,
@@ -109,9 +109,9 @@ def _of_matrices(args: TrainArgs) -> dict[str, object]:
 def set_learning_rates(
     optimizer: MegatronOptimizer, schedule: Schedule, completed_steps: int, weight_decay: float
 ) -> None:
-    """Sets every group's rate and decay for the step that follows `completed_steps`.
+    """Sets the learning rate and weight decay of every group for the step after `completed_steps`.
 
-    A group with a peak or floor of its own (decoupled_lr) follows the same schedule between these. Biases and
+    A group with a peak or floor of its own (decoupled_lr) follows the same schedule between them. Biases and
     one-dimensional weights do not decay.
     """
     for group in optimizer.param_groups:

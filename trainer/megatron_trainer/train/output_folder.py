@@ -49,7 +49,7 @@ def next_version(save: Path, stamp: str) -> Path:
 
 
 def write_json(record: Mapping[str, object], path: Path, owner: Owner) -> None:
-    """Writes a record for people and other programs, secrets hidden; the first rank does it for all."""
+    """Writes a record for people and other programs, with secrets redacted; only the first rank writes."""
     if dist.get_rank() == 0:
         with owned(path.parent, owner):
             publish_text(path, json.dumps(shown.record(record), indent=1), owner)
@@ -62,10 +62,10 @@ def arguments_record(
     model_config: Mapping[str, object],
     weights: Mapping[str, str | None],
 ) -> dict[str, object]:
-    """What args.json holds: every argument as it is used, what was derived, the model's config.json as it is used, and
-    the weights that the run starts from.
+    """What args.json holds: every argument with its effective value, derived values, the effective config.json of the
+    model, and the weights that the run starts from.
 
-    For people, for a later export, and for a run that goes on from a checkpoint. Secrets are left out.
+    For people, for a later export, and for a run that resumes from a checkpoint. Secrets are left out.
     """
     arguments = {name: None if ARGUMENTS[name].secret else value for name, value in dataclasses.asdict(args).items()}
     return {
@@ -78,12 +78,12 @@ def arguments_record(
 
 
 def claim(save: Path, env: Environment) -> tuple[Owner, Heartbeat | None]:
-    """Takes the folder over for this start of the ranks, and shows from now on that it is in use. Collective.
+    """Claims the folder for this launch of the ranks and starts the heartbeat that marks it as in use. Collective.
 
-    The first rank alone has the heartbeat.
+    Only the first rank has the heartbeat.
 
     Raises:
-        TrainingError: the folder is another job's, or a newer attempt's, or cannot be written.
+        TrainingError: the folder belongs to another job or a newer attempt, or cannot be written.
     """
     token = [uuid.uuid4().hex[:8]]
     dist.broadcast_object_list(token, src=0)
@@ -97,7 +97,7 @@ def claim(save: Path, env: Environment) -> tuple[Owner, Heartbeat | None]:
 
 
 def _take(save: Path, owner: Owner, *, adopts: bool) -> Heartbeat | str:
-    """The sign of life in the folder, or what keeps this run from writing there."""
+    """The heartbeat in the folder, or the reason why this run may not write there."""
     try:
         if not claim_folder(save, owner, adopts=adopts):
             return _lost(save, owner)
@@ -109,7 +109,7 @@ def _take(save: Path, owner: Owner, *, adopts: bool) -> Heartbeat | str:
 
 
 def _lost(save: Path, owner: Owner) -> str:
-    """Why a claim came to nothing: a newer attempt has the folder, or another job claimed it in the same moment."""
+    """Why the claim failed: a newer attempt has the folder, or another job claimed it at the same moment."""
     current = last_owner(save)
     if current is None or current.job_uid == owner.job_uid:
         return f"{save} belongs to a newer attempt of this job; attempt {owner.attempt} must not write to it"

@@ -1,6 +1,6 @@
-"""What a run leaves besides its checkpoints: the PEFT adapter of a LoRA run, a Hugging Face directory.
+"""The outputs of a run besides its checkpoints: the PEFT adapter of a LoRA run, a Hugging Face directory.
 
-At the end, and with save_safetensors beside each checkpoint. Every function is collective.
+Written at the end and, with save_safetensors, beside each checkpoint. Every function is collective.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
 
 
 def load_best(run: Run, last: int) -> None:
-    """Takes the weights of the best checkpoint up to iteration `last` into the model. Only an export may follow."""
+    """Loads the weights of the best checkpoint up to iteration `last` into the model. Only an export may follow."""
     save = run.saver.policy.save
     found = [best(each for each in checkpoint_folder.checkpoints(save) if each.iteration <= last)]
     dist.broadcast_object_list(found, src=0)
@@ -63,9 +63,10 @@ def load_best(run: Run, last: int) -> None:
 
 
 def write_safetensors(run: Run, iteration: int) -> None:
-    """The present weights in Hugging Face form: the adapter of a LoRA run, the model otherwise or with merge_lora.
+    """Writes the current weights in Hugging Face form: the adapter of a LoRA run, the model otherwise or with
+    merge_lora.
 
-    Folders whose checkpoint is gone (save_total_limit) go too.
+    Folders whose checkpoint was pruned (save_total_limit) are removed too.
     """
     save = run.saver.policy.save
     folder = iteration_folder(save / SAFETENSORS, iteration)
@@ -95,7 +96,7 @@ def _door(run: Run) -> Path:
 
 @contextlib.contextmanager
 def _owned(run: Run) -> Iterator[None]:
-    """Says of an export that failed that the folder was taken over, where that is its cause."""
+    """Reports a failed export as a takeover of the folder where that is the cause."""
     try:
         with run_folder.owned(run.saver.policy.save, run.saver.policy.owner):
             yield
@@ -104,7 +105,7 @@ def _owned(run: Run) -> Iterator[None]:
 
 
 def _save_adapter(run: Run, folder: Path) -> str:
-    """Writes the adapter, with the tokenizer and the stops where training has made them others."""
+    """Writes the adapter, with the tokenizer and the stop tokens where training changed them."""
     with _owned(run):
         models = list(run.engine.models)
         save_adapter(models, run.spec, run.args, folder, door=_door(run), changed=_changed(run))
@@ -117,7 +118,7 @@ def _changed(run: Run) -> Companions:
 
 
 def _save_model(run: Run, folder: Path, read: Read) -> str:
-    """Writes the model, with its tokenizer where that has grown and the stops that were trained."""
+    """Writes the model, with its tokenizer if that has grown and the stop tokens that were trained."""
     changed = _changed(run)
     size = run.args.max_shard_size
     models = list(run.engine.models)

@@ -1,4 +1,4 @@
-"""What preference training adds to the building of a run: its reference, and how its micro-batches are weighed."""
+"""What preference training adds to a run: the reference model, and the weighting of micro-batches."""
 
 from __future__ import annotations
 
@@ -32,9 +32,9 @@ def engine_and_reference(
     *,
     build: Callable[..., Engine],
 ) -> tuple[Engine, Reference | None, Prepared]:
-    """The engine that `build` makes; for preference training the reference, or the data that knows what it says.
+    """The engine that `build` makes; for preference training also the reference, or data with cached log-probabilities.
 
-    shape: of the rows in which the reference is asked about single items. cache: folder of tokenized data. Collective.
+    shape: of the rows in which the reference scores single items. cache: folder of tokenized data. Collective.
     """
     if task != "rlhf":
         by_sequence = replace(args, calculate_per_token_loss=False) if head.is_of_sequences(args) else args
@@ -52,9 +52,9 @@ def engine_and_reference(
         mismatched_length=shape.mismatched_length,
     )
     is_known_first = args.precompute_ref_log_probs and args.train_type == "full"
-    if is_known_first:  # the reference model is gone before the other is made
+    if is_known_first:  # the reference model is freed before the policy is built
         data = know(data=data, open_reference=partial(frozen_model, args, spec, backend))
-    # Micro-batches are weighed by pairs; Megatron's way counts tokens, of which a pair has none.
+    # Micro-batches are weighted by pairs; Megatron weights by tokens, which pairs do not have.
     engine = build(replace(args, calculate_per_token_loss=False), spec, backend, keep_originals=True)
     if is_known_first:
         return engine, None, data
@@ -65,7 +65,7 @@ def engine_and_reference(
 
 
 def task_of(args: TrainArgs, spec: ModelSpec, task: field.Task, engine: Engine, reference: Reference | None) -> Task:
-    """The task of a run, which in preference training asks the reference before its own forward passes."""
+    """The task of a run; in preference training it runs the reference before its own forward passes."""
     made = TASKS[task](args, spec)
     if task != "rlhf":
         return made

@@ -1,8 +1,8 @@
-"""Reference log-probabilities of all pairs, asked once for a data set and a model and kept on disk.
+"""Reference log-probabilities of all pairs, computed once per dataset and model and cached on disk.
 
 A file holds float32 [rows, 2] (chosen, rejected; or an answer and a mismatched one), or [rows, 1], of one tokenized
-data set; its name is a key of that data set's content and of the reference's, so that it serves every later run and
-restart, whatever their layout, order or packing.
+dataset; its name is a key of the content of that dataset and of the reference, so that every later run and restart can
+use it, whatever the layout, order or packing.
 """
 
 from __future__ import annotations
@@ -60,10 +60,10 @@ def with_known_reference(
     open_reference: Callable[[], Reference],
     mismatched_length: int | None = None,
 ) -> Prepared:
-    """The data whose pairs know their reference log-probabilities. Collective.
+    """The data with the reference log-probabilities of its pairs. Collective.
 
     mismatched_length: of single answers, whose prompts are also asked with the answers of others (dataset.Items).
-    open_reference: called when some are not on disk yet; the model that it makes is dropped afterwards.
+    open_reference: called when some are not cached yet; the model that it builds is freed afterwards.
     """
     assert not isinstance(data.train, Stream)
     datasets = [data.train, *([] if data.validation is None else [data.validation])]
@@ -86,7 +86,7 @@ def with_known_reference(
 
 
 def _identity(args: TrainArgs, spec: ModelSpec, cache: Path) -> str:
-    """A key of everything that decides what the reference says; the first rank's, for all. Collective."""
+    """A key of everything that determines the reference's outputs; the first rank's, for all. Collective."""
     names = ("load", "ref_load") if args.train_type == "full" else ("load", "ref_adapter_load")
     drawn = (args.new_special_tokens, args.seed) if args.new_special_tokens else ()
     parts = [VERSION, spec.config, str(spec.dtype), args.train_type, drawn]
@@ -110,13 +110,13 @@ def _content(folder: Path, cache: Path) -> str:
 
 
 def _shape(store: Store | LazyStore, width: int | None = None) -> tuple[int, int]:
-    """Of the values that belong to the rows of a store. width: values of a row, None for one of each sequence."""
+    """Shape of the values for the rows of a store. width: values of a row, None for one of each sequence."""
     assert isinstance(store, Store)  # a rule refuses lazy tokenization
     return len(store), width or store.facts.sequences_per_row
 
 
 def _asked(store: Store | LazyStore, row: int, mismatched_length: int | None) -> Sample | Pair:
-    """What the reference is asked about a row."""
+    """The sequences of a row that the reference scores."""
     item = store[row]
     if mismatched_length is None or isinstance(item, Pair):
         return item
@@ -124,14 +124,14 @@ def _asked(store: Store | LazyStore, row: int, mismatched_length: int | None) ->
 
 
 def _read(path: Path, shape: tuple[int, int]) -> Values | None:
-    """What the first rank finds there, on all ranks. Collective."""
+    """The values that the first rank finds on disk, on all ranks. Collective."""
     found: list[Values | None] = [stored(path, shape=shape) if dist.get_rank() == 0 else None]
     dist.broadcast_object_list(found, src=0)
     return found[0]
 
 
 def stored(path: Path, *, shape: tuple[int, int]) -> Values | None:
-    """The values in a file; None where there is none, or one of another shape: they are asked again."""
+    """The values in a file; None if it is missing or has another shape: they are computed again."""
     try:
         found = array_file.read(path, np.float32, 2)
     except FileNotFoundError:
@@ -161,7 +161,7 @@ def _ask(
     backend: Backend,
     mismatched_length: int | None,
 ) -> Values:
-    """The log-probabilities of all rows of a store, each asked by one data-parallel rank. Collective."""
+    """The log-probabilities of all rows of a store, each computed by one data-parallel rank. Collective."""
     num_rows, width = _shape(store, None if mismatched_length is None else 2)
     logger.info("asking the reference model rows=%d data=%s", num_rows, store.directory.name)
     here = parallel.coordinates()
@@ -186,7 +186,7 @@ def _ask(
 
 
 def _speaks() -> bool:
-    """Whether this rank's answers count: of the ranks that know the same, one does."""
+    """Whether this rank contributes its values: of ranks with the same values, exactly one does."""
     return bool(
         parallel_state.get_tensor_model_parallel_rank() == 0 and parallel_state.get_context_parallel_rank() == 0
     )

@@ -1,5 +1,5 @@
 """Where the reference of preference training comes from: a second model, the model without its adapters, or another
-adapter. Runs once, after the model is built and before a checkpoint is loaded into it.
+adapter. Used once, after the model is built and before a checkpoint is loaded into it.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 
 
 def open_reference(args: TrainArgs, spec: ModelSpec, engine: Engine, backend: Backend) -> Reference | None:
-    """The reference that the arguments ask for, None with reference_free. Leaves the engine as it was. Collective.
+    """The reference that the arguments select, None with reference_free. Leaves the engine unchanged. Collective.
 
     Raises:
         TrainingError: ref_load or ref_adapter_load holds nothing that can be loaded.
@@ -86,12 +86,12 @@ def _load_base(args: TrainArgs, models: list[GPTModel]) -> None:
 
 
 def _bare(models: list[GPTModel]) -> Engine:
-    """An engine that cannot train, for reading checkpoints."""
+    """An engine without optimizer, for reading checkpoints."""
     return Engine(config=models[0].config, models=models, chunks=(), optimizer=None)
 
 
 def _other_adapter(args: TrainArgs, spec: ModelSpec, engine: Engine) -> Reference:
-    """The same model with what ref_adapter_load holds in place of everything that trains."""
+    """The same model with the weights of ref_adapter_load in place of all trainable parameters."""
     path = Path(str(args.ref_adapter_load))
     trained = [p for _, p in named_parameters(engine.models) if p.requires_grad]
     with swapped(trained, [p.detach().clone() for p in trained]):
@@ -117,7 +117,7 @@ def _missing(name: str, path: str) -> TrainingError:
 
 
 def _renew_originals(args: TrainArgs, engine: Engine) -> None:
-    """Copies of weights that train in full were made of the model; where `load` brings another base, of that."""
+    """Copies the weights that train in full again where `load` replaces the base that they were copied from."""
     if not args.load or not (args.modules_to_save or args.lora_bias == "all"):
         return
     found = checkpoint_load.find(Path(args.load), recognizes_others=args.auto_detect_ckpt_format)

@@ -1,4 +1,4 @@
-"""The arguments of the checkpoint that a run goes on from, beside its own: what changes is logged or refused."""
+"""Compares a run's arguments with those of the checkpoint it resumes from: changes are logged or refused."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ logger = logging.getLogger(__name__)
 
 
 def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: int, *, with_optimizer: bool) -> None:
-    """Logs each argument that is another than in the checkpoint, and from which step on it holds.
+    """Logs each argument that differs from the checkpoint's, and the step from which it takes effect.
 
     record: the args.json of this run. with_optimizer: the optimizer's state is to be loaded.
 
     Raises:
-        InvalidInput: an argument has changed that cannot change, or that no step is left for; names all, with both
-            values.
+        InvalidInput: an argument has changed that cannot change, or that no remaining step would use; names all, with
+        both values.
     """
     saved = recorded(checkpoint.path)
     if saved is None:
@@ -53,7 +53,7 @@ def _tell(change: resume.Change, iteration: int, *, has_steps_left: bool) -> Non
 
 
 def recorded(checkpoint: Path) -> Mapping[str, Any] | None:
-    """The args.json in the checkpoint; of an earlier release, that of the last run beside it. None: unreadable."""
+    """The args.json in the checkpoint, or (earlier releases) beside it, from the last run. None: unreadable."""
     for path in (checkpoint / RECORD, checkpoint.parent / RECORD):
         try:
             record = input_file.read_json(path)

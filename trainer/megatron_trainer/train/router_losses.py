@@ -1,6 +1,6 @@
-"""Losses that keep experts evenly loaded: megatron-core adds them in its routers; here they are collected for the log.
+"""Load-balancing losses of experts: megatron-core adds them in its routers; here they are collected for the log.
 
-The routers of a step add up their values, without their coefficients, in megatron-core's tracker.
+During a step the routers accumulate their values, without coefficients, in megatron-core's tracker.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ _BALANCING = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balan
 
 
 def names(config: TransformerConfig) -> tuple[str, ...]:
-    """Losses that the routers of this model compute: none where their coefficient is 0."""
+    """Names of the losses that the routers of this model compute; those with coefficient 0 are left out."""
     if not config.num_moe_experts:
         return ()
     balancing = _BALANCING.get(str(config.moe_router_load_balancing_type)) if config.moe_aux_loss_coeff else None

@@ -1,4 +1,4 @@
-"""Everything that a run is made of, built by setup and used by the loop and by what it writes."""
+"""The parts of a run, built by setup and used by the loop and the outputs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from megatron_trainjob.args.tree import TrainArgs
 
 @dataclass(frozen=True, kw_only=True)
 class Pace:
-    """When something that is not done after each step is done."""
+    """How often something that does not happen after each step happens."""
 
     strategy: str
     interval: int
@@ -34,7 +34,7 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that a run needs, built once. stop_words: the texts that trained answers end with."""
+    """Everything that a run needs, built once. stop_words: the texts with which trained answers end."""
 
     args: TrainArgs
     spec: ModelSpec

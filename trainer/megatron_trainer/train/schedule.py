@@ -42,7 +42,7 @@ def learning_rate(schedule: Schedule, completed_steps: int) -> float:
 
 
 def _share(schedule: Schedule, completed_steps: int) -> float:
-    """What is left of the way from floor to peak, 1 to 0."""
+    """Position between floor (0) and peak (1)."""
     if schedule.style == "WSD":
         late = completed_steps - (schedule.decay_steps - schedule.late_steps)
         return _late_share(schedule.late_style, late / schedule.late_steps) if late > 0 else 1.0

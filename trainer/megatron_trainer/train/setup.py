@@ -1,6 +1,6 @@
 """Builds a run from its arguments: process, data, model, optimizer, checkpoint to start from, reports.
 
-One function a stage, in the order of `build`; each takes what the ones before it made.
+One function per stage, in the order of `build`; each takes the results of those before it.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ MEGATRON_CONFIG = "megatron_config.json"
 
 
 def start_process(env: Environment, args: TrainArgs) -> Backend:
-    """The backend of this rank, with its device taken and the process group started. Collective."""
+    """The backend of this rank, with its device bound and the process group started. Collective."""
     backend = backends.select()
     backend.install()
     backend.bind(env.local_rank)
@@ -85,7 +85,7 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
 
 @dataclass(frozen=True, kw_only=True)
 class _Course:
-    """What follows from arguments and data: the length of the run and of an evaluation, and the course of the rate."""
+    """Derived from arguments and data: the length of the run and of an evaluation, and the learning-rate schedule."""
 
     train_iters: int
     eval_iters: int
@@ -95,7 +95,7 @@ class _Course:
 
 @dataclass(frozen=True, kw_only=True)
 class _Parts:
-    """What a run is made of once its model is built. record: what args.json holds."""
+    """The parts of a run once its model is built. record: the content of args.json."""
 
     accepted: Accepted
     task: TrainingTask
@@ -154,7 +154,7 @@ def _run(
     heartbeat: Heartbeat | None,
     state: TrainState,
 ) -> Run:
-    """The run of these parts; its folder holds its settings and its reports have begun. Collective."""
+    """Assembles the run, writes its settings to its folder and starts its reports. Collective."""
     args, spec, course = parts.accepted.args, parts.spec, parts.course
     train, validation = feeds(args, parts.data, parts.shape)
     _tell_unread(validation, course.eval_iters)
@@ -186,7 +186,7 @@ def _run(
 
 
 def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_originals: bool = False) -> Engine:
-    """Model with its weights, adapters or frozen parts, wrapped for training. Collective.
+    """The model with its weights, and adapters or frozen parts, wrapped for training. Collective.
 
     keep_originals: as for add_adapters.
     """
@@ -206,7 +206,7 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_ori
 
 
 def _model_and_tokenizer(args: TrainArgs) -> tuple[ModelSpec, PreTrainedTokenizerBase]:
-    """The model, with a vocabulary that holds the new special tokens, and its tokenizer."""
+    """The model, with a vocabulary that includes the new special tokens, and its tokenizer."""
     directory = model_source.folder(args)
     spec = read_model(directory, args)
     tokenizer = model_source.tokenizer(args, directory)
@@ -238,7 +238,7 @@ def _check(accepted: Accepted, task: TrainingTask, spec: ModelSpec, backend: Bac
 def _prepare_data(
     args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: TrainingTask, spec: ModelSpec, save: Path
 ) -> Prepared:
-    """The first rank reads and caches; the others read the cache after it, and so do later versions of the run."""
+    """The first rank reads and caches; the other ranks, and later versions of the run, read the cache."""
     is_first = dist.get_rank() == 0
     if not is_first:
         dist.barrier()
@@ -274,7 +274,7 @@ def _shape(args: TrainArgs, task: TrainingTask, spec: ModelSpec, tokenizer: PreT
 
 
 def _tell_unread(validation: EvaluationFeed | None, eval_iters: int) -> None:
-    """Says how much of the validation set the given number of steps leaves out."""
+    """Logs how much of the validation set the given number of steps leaves out."""
     if validation is None or eval_iters == 0:
         return
     read, rows = validation.num_items_in(eval_iters), len(validation.items)
@@ -307,7 +307,7 @@ def _course(args: TrainArgs, data: Prepared) -> _Course:
 
 
 def _write_settings(parts: _Parts) -> None:
-    """Beside the checkpoints: what became of the data, Megatron's settings, and the arguments."""
+    """Writes the data report, Megatron's settings and the arguments beside the checkpoints."""
     contents = {
         DATA_REPORT: parts.data.report.to_json(),
         MEGATRON_CONFIG: parts.engine.settings(),
@@ -331,7 +331,7 @@ def _started_reporter(parts: _Parts, env: Environment, info: RunInfo) -> Reporte
 
 
 def _metric(args: TrainArgs, known: Sequence[str]) -> str:
-    """The task's name of metric_for_best_model, "" for its loss. Raises InvalidInput for what it does not evaluate."""
+    """The task's name of metric_for_best_model, "" for its loss. Raises InvalidInput for an unknown one."""
     given = args.metric_for_best_model or "loss"
     plain = given.removeprefix("eval_")
     names = {"loss": known[0], **{spelled: name for name in known for spelled in (name, name.replace(" ", "_"))}}
@@ -360,7 +360,7 @@ def _save_policy(parts: _Parts, env: Environment, metric: str) -> SavePolicy:
 
 
 def _run_info(parts: _Parts, env: Environment, backend: Backend, state: TrainState) -> RunInfo:
-    """What reports say of the run as a whole. Collective."""
+    """The facts about the run as a whole, for its reports. Collective."""
     args, spec, engine = parts.accepted.args, parts.spec, parts.engine
     return RunInfo(
         job_name=env.job_name,

@@ -1,4 +1,4 @@
-"""Where a run starts: at its own newest checkpoint, at what `load` and `adapter_load` name, or at the model."""
+"""Where a run starts: its own newest checkpoint, the ones in `load` and `adapter_load`, or the model."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def start_state(
     *,
     total_iterations: int,
 ) -> TrainState:
-    """Loads the checkpoint that this run goes on from, if any, into the engine; says where it stands. Collective.
+    """Loads the checkpoint that this run resumes from, if any, into the engine; returns the state. Collective.
 
     record: the args.json of this run, to compare with the checkpoint's. total_iterations: steps of the whole run.
     """
@@ -67,14 +67,14 @@ def start_state(
 
 
 def _load_base_of_adapters(args: TrainArgs, engine: Engine) -> None:
-    """What `load` names for a LoRA run, whose own checkpoints hold its adapters alone."""
+    """Loads the base in `load` for a LoRA run, whose own checkpoints hold only adapters."""
     for found, part in _given_checkpoints(args):
         if part == "base" and args.train_type == "lora":
             checkpoint_load.weights(engine, found, part)
 
 
 def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base", "trainable"]]]:
-    """What load and adapter_load name, each with the part of the model that it holds; the base comes first."""
+    """The checkpoints in load and adapter_load, each with the part of the model that it holds; the base comes first."""
     found: list[tuple[Checkpoint, Literal["base", "trainable"]]] = []
     sources: tuple[tuple[str, str | None, Literal["base", "trainable"]], ...] = (
         ("load", args.load, "base"),

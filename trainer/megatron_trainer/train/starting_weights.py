@@ -1,4 +1,4 @@
-"""Which weights a run starts from, by their content: a folder of the same path, names and shapes may hold others."""
+"""Identifies the weights a run starts from by content: the same path, names and shapes may hold other weights."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.checkpoint_folder import NAME, checkpoints, inspect, pointed_at
 
 BLOCKS = 2048
-"""Of all files of a model, evenly spread: one every 8 MB of 16 GB, and no matrix that was trained lies between two."""
+"""Blocks sampled evenly over all files of a model: one every 8 MB of 16 GB, so no trained matrix fits between two."""
 BLOCK_BYTES = 4096
 SHOWN_DIGITS = 12
 
 
 def identities(args: TrainArgs, task: Task, directory: Path, save: Path) -> dict[str, str | None]:
-    """What stands under `weights` in args.json: path and digest of the base, the adapter and the reference. Collective.
+    """The `weights` entry of args.json: path and digest of the base, the adapter and the reference. Collective.
 
-    The first rank reads. None: random weights, or none there. directory: of the model.
+    Only the first rank reads. None: random weights, or no weights found. directory: of the model.
     """
     found = [_identities(args, task, directory, save)] if dist.get_rank() == 0 else [{}]
     dist.broadcast_object_list(found, src=0)
@@ -35,7 +35,7 @@ def identities(args: TrainArgs, task: Task, directory: Path, save: Path) -> dict
 
 def _identities(args: TrainArgs, task: Task, directory: Path, save: Path) -> dict[str, str | None]:
     model = directory if args.no_initialization else None
-    # A run that loads from its own folder starts from the model; what it loads later is what it left there.
+    # A run that loads from its own folder starts from the model; what it loads later is its own checkpoint.
     load = _identity(args.load) if args.load and Path(args.load).resolve() != save.resolve() else None
     base = load or _identity(model)
     adapter = _identity(args.adapter_load) if args.train_type == "lora" else None
@@ -50,18 +50,18 @@ def _reference(args: TrainArgs, task: Task, base: str | None) -> str | None:
 
 
 def _identity(place: Path | str | None) -> str | None:
-    """The path with a digest of the weights in it; None where there are none."""
+    """The path with a digest of the weights in it; None if there are none."""
     try:
         digest = None if place is None else folder_digest(Path(place))
-    except OSError:  # loading says it better
+    except OSError:  # loading reports it better
         digest = None
     return None if digest is None else f"{place} (sha256 {digest[:SHOWN_DIGITS]})"
 
 
 def folder_digest(folder: Path) -> str | None:
-    """Tells the weights of two models, adapters or checkpoints apart; None where a folder holds none.
+    """Digest that distinguishes the weights of models, adapters or checkpoints; None if a folder holds none.
 
-    Of a checkpoint with a manifest, its checksums; else names, sizes and a sample of the content.
+    For a checkpoint with a manifest, of its checksums; else of names, sizes and a sample of the content.
     """
     if holds_adapter(folder):
         return sample_digest(sorted(path for path in folder.glob("adapter_*") if path.is_file()))
@@ -77,7 +77,7 @@ def folder_digest(folder: Path) -> str | None:
 
 
 def _model_files(folder: Path) -> list[Path]:
-    """The files that the weights are read from. What is wrong with them, loading says better."""
+    """The files that the weights are read from. Problems with them are left for loading to report."""
     try:
         source = weight_files.sources(folder)[0]
         indexed = weight_files.indexed(folder, source).values() if source.endswith(".index.json") else [source]

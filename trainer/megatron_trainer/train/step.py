@@ -21,7 +21,7 @@ from megatron_trainer.train import router_losses
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
-    """Equal on all ranks. losses: means over the global batch, nats, those of the experts' routers too.
+    """Equal on all ranks. losses: means over the global batch in nats, including those of the expert routers.
 
     num_tokens: real ones, without padding.
     channel_losses: sum and count over the global batch of each channel that it has.
@@ -72,7 +72,7 @@ def train_step(
 
 @dataclass(frozen=True, kw_only=True)
 class Evaluation:
-    """Equal on all ranks. losses: means over all batches, each token weighing the same; those of channels among them.
+    """Equal on all ranks. losses: means over all batches with equal weight per token, including those of channels.
 
     num_tokens: real ones of all ranks.
     """
@@ -101,7 +101,7 @@ def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]],
 
 @dataclass(frozen=True, kw_only=True)
 class _Sums:
-    """What all ranks know after one all-reduce."""
+    """The sums that all ranks have after one all-reduce."""
 
     losses: dict[str, float]
     num_tokens: int
@@ -119,7 +119,7 @@ def _reduce(
 ) -> _Sums:
     """Sums over the ranks, in one collective.
 
-    Of the ranks that hold the same numbers one contributes; context-parallel ranks hold different tokens.
+    Of ranks with the same values one contributes; context-parallel ranks hold different tokens.
     """
     names = task.losses
     totals = torch.zeros(2 * len(names) + 3, dtype=torch.float64, device=backend.device)
@@ -140,13 +140,13 @@ def _reduce(
 
 
 def _contributes() -> bool:
-    """Whether this rank's metrics count: of the ranks that hold the same numbers, one does."""
+    """Whether this rank contributes its metrics: of ranks with the same values, exactly one does."""
     is_last_stage = parallel_state.is_pipeline_last_stage(ignore_virtual=True)
     return bool(is_last_stage) and parallel_state.get_tensor_model_parallel_rank() == 0
 
 
 def _channel_losses(task: Task, metrics: Sequence[Mapping[str, torch.Tensor]]) -> dict[str, tuple[float, float]]:
-    """Sum and count of each channel over all ranks. Collective, where the task has channels."""
+    """Sum and count of each channel over all ranks. Collective if the task has channels."""
     if not task.has_channels:
         return {}
     own: dict[str, torch.Tensor] = {}
