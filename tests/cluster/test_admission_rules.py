@@ -185,7 +185,7 @@ def test_arguments_of_preference_training_belong_to_its_task(plane: ControlPlane
         (manifest(numNodes=0), "should be greater than or equal to 1"),
         (manifest(args={**ARGS, "lr": "fast"}), "must be of type number"),
         (manifest(args={**ARGS, "micro_batch_size": 0}), "should be greater than or equal to 1"),
-        (manifest(args={**ARGS, "optimizer": "lion"}), "Unsupported value"),
+        (manifest(args={**ARGS, "optimizer": "adagrad"}), "Unsupported value"),
         (
             manifest(nprocPerNode=4, args={**ARGS, "tensor_model_parallel_size": 3}),
             "must be a multiple of tensor_model",

@@ -184,7 +184,7 @@ def test_what_a_killed_operator_did_not_come_to_tell_the_next_one_tells_once(
         with operator_process.running(quiet_plane.kubeconfig, tmp_path, **scope):
             told = quiet_jobs.await_events("PodFailed", "JobRestarting", "JobRunning")
         assert {event["count"] for event in told.values()} == {1}
-    assert "job-a0-worker-0 ended with exit code 137" in told["PodFailed"]["message"]
+    assert "job-a0-worker-0 (node fake-node) ended with exit code 137" in told["PodFailed"]["message"]
 
 
 def test_it_outlives_a_restart_of_the_api_server(
