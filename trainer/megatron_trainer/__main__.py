@@ -1,4 +1,4 @@
-"""python -m megatron_trainer pt|sft|rlhf|export|data: what a pod runs, and the same on one machine."""
+"""python -m megatron_trainer pt|sft|rlhf|export|data: the entry point in pods and on a single machine."""
 
 from __future__ import annotations
 

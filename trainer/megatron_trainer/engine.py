@@ -22,7 +22,7 @@ _LAYER = re.compile(r"decoder\.layers\.(?P<number>\d+)\.(?P<rest>.*)")
 
 @dataclass(frozen=True, kw_only=True)
 class Engine:
-    """models: the bare chunks of this rank (one a virtual stage); chunks: the same, wrapped for training."""
+    """models: the unwrapped chunks of this rank (one per virtual stage); chunks: the same, wrapped for training."""
 
     config: TransformerConfig
     models: Sequence[GPTModel]
@@ -34,7 +34,7 @@ class Engine:
         return frozenset(name for name, p in self.models[index].named_parameters() if p.requires_grad)
 
     def trains_some_layers_only(self) -> bool:
-        """Whether a parameter that every layer could have trains in some layers and not in others. Collective."""
+        """Whether a parameter of the layers trains in some layers but not in others. Collective."""
         names = agree.union(name for name, p in named_parameters(list(self.models)) if p.requires_grad)
         layers: dict[str, set[str]] = {}
         for match in filter(None, map(_LAYER.match, names)):
@@ -42,13 +42,13 @@ class Engine:
         return any(len(numbers) < self.config.num_layers for numbers in layers.values())
 
     def gather_parameters(self) -> None:
-        """Brings every parameter up to date: overlap_param_gather leaves that to the next forward pass. Collective."""
+        """Gathers all updated parameters, which overlap_param_gather defers to the next forward pass. Collective."""
         for chunk in self.chunks:
             if chunk.ddp_config.overlap_param_gather:
                 chunk.start_param_sync(force_sync=True)
 
     def settings(self) -> dict[str, object]:
-        """Megatron's own settings of the model as it was built: those that are plain values, for the record."""
+        """Megatron's own settings of the model as built, for the record: only plain values."""
         return {
             name: value
             for name, value in sorted(vars(self.config).items())

@@ -1,6 +1,6 @@
-"""What the operator tells a pod and a rank through the environment, read once into a frozen value.
+"""The environment variables of a pod and a rank, as set by the operator, read once into a frozen value.
 
-The launcher of a pod knows its node; each rank it starts also knows its own place in the world.
+The launcher of a pod has the node's variables; each rank that it starts also has its own rank.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from megatron_trainjob import termination
 from megatron_trainjob.environment import RESUMES, Resume
 
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
-"""Names under which torch reads settings of its GPU memory; whoever sets one has decided."""
+"""Variables from which torch reads GPU memory settings; a value set by the user takes precedence."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Environment:
-    """Place in the gang and the operator's wishes; the defaults fit a single process without an operator.
+    """Rank and settings from the operator; the defaults fit a single process without an operator.
 
-    variables: all of them, for reports that have settings of their own (push address, Weights & Biases).
+    variables: all of them, for reports with their own settings (push address, Weights & Biases).
     """
 
     num_nodes: int = 1
@@ -50,7 +50,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
     """The environment of this process (or of the given variables).
 
     Raises:
-        ValueError: a number is not a number, or MTJ_RESUME is none of Auto, Never, Required.
+        ValueError: a value is not a number, or MTJ_RESUME is not Auto, Never or Required.
     """
     env = os.environ if variables is None else variables
     progress, failure = env.get(names.PROGRESS_FILE), env.get(names.FAILURE_FILE)
@@ -78,7 +78,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
 
 
 def for_rank(environment: Environment, local_rank: int, processes_per_node: int) -> dict[str, str]:
-    """All variables of one rank's process: this process's own, with the rank's place in the world."""
+    """All variables of one rank's process: those of this process, plus its rank."""
     rank = environment.node_rank * processes_per_node + local_rank
     return {
         **os.environ,
@@ -89,11 +89,11 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
         names.MASTER_ADDRESS: environment.master_address,
         names.MASTER_PORT: str(environment.master_port),
         "PYTHONUNBUFFERED": "1",
-        # megatron-core warns at import of every optional library that is not there.
+        # megatron-core warns at import about every missing optional library.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
-        # Rows differ in length, so blocks of one size are seldom free again: segments grow instead of being lost.
+        # Rows differ in length, so blocks of equal size are rarely reused: expandable segments avoid fragmentation.
         **({} if _ALLOCATOR & os.environ.keys() else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes_per_node))),
     }

@@ -1,4 +1,4 @@
-"""How a rank ends when it cannot go on: errors with an exit code."""
+"""Errors that end a rank with an exit code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ class TrainingError(Exception):
 
 
 class InvalidInput(TrainingError):
-    """Everything that is wrong with what was given, at once."""
+    """All problems of the input, at once."""
 
     def __init__(self, violations: tuple[Violation, ...], exit_code: ExitCode = ExitCode.BAD_ARGUMENTS) -> None:
         super().__init__(exit_code, "\n".join(str(violation) for violation in violations))

@@ -1,4 +1,4 @@
-"""Where the model comes from: a folder, or a repository of the Hugging Face Hub; and its tokenizer."""
+"""The source of the model and its tokenizer: a folder, or a repository of the Hugging Face Hub."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ from megatron_trainjob.tokenizer_folder import CONFIG_FILE, TOKENIZER_CONFIG_FIL
 from megatron_trainjob.violation import Violation
 
 TORCH_WEIGHTS = "pytorch_model*.bin"
-"""Fetched where a repository has no safetensors."""
+"""Fetched if a repository has no safetensors."""
 NEEDED = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "*.txt", "*.jinja", "LICENSE*")
 
 
 def folder(args: TrainArgs) -> Path:
-    """The model's folder on this machine; a repository is fetched into the hub's own cache, once.
+    """The model's folder on this machine; a repository is downloaded into the Hub's own cache, once.
 
     Raises:
-        InvalidInput: it is neither a folder nor a repository that the hub gives us.
+        InvalidInput: it is neither a folder nor an accessible repository on the Hub.
     """
     model = str(args.model)
     if Path(model).is_dir():
@@ -49,7 +49,7 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
     """The tokenizer in the model's folder, with the new special tokens of the arguments.
 
     Raises:
-        InvalidInput: there is none, it does not fit the model, or a file of new tokens cannot be read.
+        InvalidInput: it is missing, does not fit the model, or a file of new tokens cannot be read.
     """
     grows = bool(args.new_special_tokens)
     if wrong := tokenizer_folder.problems(directory, grows=grows):
@@ -57,7 +57,7 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
     try:
         loaded: PreTrainedTokenizerBase = AutoTokenizer.from_pretrained(directory)
         wrong = list(_misfits(loaded, directory, grows=grows))
-    except BaseException as err:  # a file that they do not understand makes libraries raise anything, Rust panics too
+    except BaseException as err:  # an invalid file makes libraries raise any exception, even Rust panics
         if not isinstance(err, Exception) and type(err).__name__ != "PanicException":
             raise
         raise _unfit(directory, [f"its tokenizer cannot be loaded ({err}); download it again"]) from err
@@ -70,7 +70,7 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
 
 
 def _misfits(loaded: PreTrainedTokenizerBase, directory: Path, *, grows: bool) -> Iterator[str]:
-    """What is wrong with a tokenizer as transformers made it: an empty one, or ids that the model has no rows for."""
+    """Problems of a tokenizer loaded by transformers: an empty vocabulary, or ids for which the model has no rows."""
     if not loaded("Hello world, 1 2 3", add_special_tokens=False)["input_ids"]:
         yield f"its tokenizer makes no tokens of text: its vocabulary is missing beside {TOKENIZER_CONFIG_FILE}"
     rows = tokenizer_folder.num_rows(tokenizer_folder.read_json(directory / CONFIG_FILE))

@@ -1,4 +1,4 @@
-"""The device's memory is used up: how such an error is told from others, and what to change in the manifest."""
+"""Out-of-memory errors of the device: how they are recognized, and what to change in the manifest."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ logger = logging.getLogger(__name__)
 GIB = 1024**3
 MAX_CHARACTERS_OF_TORCH = 320
 _WORDS = ("CUDA error: out of memory", "CUBLAS_STATUS_ALLOC_FAILED", "Cuda failure 2 'out of memory'")
-"""How the driver, cuBLAS and NCCL say it, whose allocations torch does not make."""
+"""Messages of the driver, cuBLAS and NCCL, whose allocations are not made by torch."""
 
 
 def is_cause(error: BaseException) -> bool:
-    """Whether the device's memory was used up, here or on a rank whose failure the error carries."""
+    """Whether the device ran out of memory, here or on a rank whose failure the error carries."""
     return any(
         isinstance(each, torch.OutOfMemoryError) or (isinstance(each, RuntimeError) and _says_so(each))
         for each in _with_causes(error)
@@ -39,9 +39,9 @@ def explain(
     world_size: int,
     measure: Callable[[], int | None],
 ) -> str:
-    """What failed, and which settings would fit; where that cannot be computed, which arguments to turn.
+    """The failure, and settings that would fit; if these cannot be computed, the arguments to change.
 
-    measure: bytes of one device, None when unknown; after a driver error it may raise, which loses only the advice.
+    measure: bytes of one device, None if unknown; after a driver error it may raise, which only loses the advice.
     """
     found = next((each for each in _with_causes(error) if isinstance(each, torch.OutOfMemoryError)), error)
     said = " ".join(str(found).split())[:MAX_CHARACTERS_OF_TORCH]
@@ -81,7 +81,7 @@ def _says_so(error: RuntimeError) -> bool:
 
 
 def _with_causes(error: BaseException) -> Iterator[BaseException]:
-    """The error, what it was raised from, and those of other ranks that torch's checkpointing gathered."""
+    """The error, its causes, and the errors of other ranks gathered by torch's checkpointing."""
     seen: set[int] = set()
     waiting: list[BaseException | None] = [error]
     while waiting:

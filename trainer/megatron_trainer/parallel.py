@@ -1,7 +1,7 @@
-"""Model-parallel groups: who this rank is, sums over groups, and this rank's part of a sequence.
+"""Model-parallel groups: this rank's coordinates, sums over groups, and its part of a sequence.
 
-Starts and ends megatron-core's groups. Knows nothing of models; layouts that cannot be right are refused by
-the argument rules and by families/check.py before anything gets here.
+Creates and destroys megatron-core's groups, independently of models; invalid layouts have been refused by the argument
+rules and by families/check.py.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from megatron_trainjob.args.tree import TrainArgs
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates:
-    """Where this rank stands: its number within each group that contains it, and the groups' sizes."""
+    """This rank's index in each group that contains it, and the groups' sizes."""
 
     rank: int
     world_size: int
@@ -51,7 +51,7 @@ def join(
     timeout_s: float,
     store: Store | None = None,
 ) -> None:
-    """Meets the other ranks at the master's address, or in the given store. Waits for all of them."""
+    """Joins the process group at the master's address, or through the given store. Waits for all ranks."""
     where = {"store": store} if store else {"init_method": f"tcp://{master_address}:{master_port}"}
     dist.init_process_group(
         backend.collective,
@@ -63,20 +63,20 @@ def join(
 
 
 def leave() -> None:
-    """Ends the groups and the meeting, where they exist."""
+    """Destroys the groups and the process group, if they exist."""
     parallel_state.destroy_model_parallel()
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def interleave(virtual_stages: int | None) -> None:
-    """Lets each pipeline stage hold so many chunks of the model, which take turns. Models built after it know."""
+    """Gives each pipeline stage this many model chunks (interleaved schedule), for models built afterwards."""
     parallel_state.set_virtual_pipeline_model_parallel_world_size(virtual_stages)
     parallel_state.set_virtual_pipeline_model_parallel_rank(None if virtual_stages is None else 0)
 
 
 def initialize(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordinates:
-    """Forms all groups for the layout of the arguments and seeds their random states. Collective.
+    """Creates all groups for the layout of the arguments and seeds their random states. Collective.
 
     Ranks are ordered tensor, context, expert, data, pipeline, the fastest first, so that tensor-parallel
     ranks are neighbors on one machine.
@@ -96,20 +96,18 @@ def initialize(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordin
 
 
 def expert_tensor_parallel_size(args: TrainArgs) -> int:
-    """Ranks that share each expert: as given, else the tensor-parallel size, as the reference has it."""
+    """Ranks that shard each expert: the argument, else the tensor-parallel size, as in the reference."""
     return args.expert_tensor_parallel_size or args.tensor_model_parallel_size
 
 
 def seed(value: int) -> None:
-    """Seeds torch and megatron-core's named states: dropout differs between tensor-parallel ranks where it
-    has to.
-    """
+    """Seeds torch and megatron-core's named states: dropout differs between tensor-parallel ranks where it must."""
     torch.manual_seed(value)
     tensor_parallel.model_parallel_cuda_manual_seed(value)
 
 
 def coordinates() -> Coordinates:
-    """This rank's place in the groups that `initialize` formed."""
+    """This rank's coordinates in the groups that `initialize` created."""
     return Coordinates(
         rank=dist.get_rank(),
         world_size=dist.get_world_size(),
@@ -138,8 +136,8 @@ def _sum_over(values: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class _SumOfParts(torch.autograd.Function):
-    """Each rank's part enters the sum with factor 1, and every rank computes the same loss from the sum: so the
-    gradient of a part is that of the sum. (torch's own would add up the equal gradients of all ranks.)
+    """Each rank's part enters the sum with factor 1, and every rank computes the same loss from the sum, so the
+    gradient of a part is that of the sum. (torch's own function would sum the equal gradients of all ranks.)
     """
 
     @staticmethod
@@ -152,19 +150,19 @@ class _SumOfParts(torch.autograd.Function):
 
 
 def sum_of_context_parts(part: Tensor) -> Tensor:
-    """The sum over the ranks that hold parts of the same sequences, to be differentiated. Collective."""
+    """The differentiable sum over the ranks that hold parts of the same sequences. Collective."""
     total: Tensor = _SumOfParts.apply(part, parallel_state.get_context_parallel_group())
     return total
 
 
 def sum_of_tensor_parts(part: Tensor) -> Tensor:
-    """The sum over the tensor-parallel ranks of what each has of its own tokens, to be differentiated. Collective."""
+    """The differentiable sum over the tensor-parallel ranks of the values of their own tokens. Collective."""
     total: Tensor = _SumOfParts.apply(part, parallel_state.get_tensor_model_parallel_group())
     return total
 
 
 def with_everyones_groups(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """The micro-batches, each with the groups of those of its number on all data-parallel ranks. Collective."""
+    """The micro-batches, each with the groups of the corresponding ones on all data-parallel ranks. Collective."""
     group = parallel_state.get_data_parallel_group()
     everyones: list[list[tuple[int, ...]]] = [[]] * group.size()
     dist.all_gather_object(everyones, [batch.groups for batch in batches], group=group)
@@ -174,7 +172,7 @@ def with_everyones_groups(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]
 
 
 def gathered_over_data(own_SH: Tensor, sizes: Sequence[int]) -> Tensor:
-    """The rows of all data-parallel ranks, in the order of the ranks; those of the others have no gradient.
+    """The rows of all data-parallel ranks, in the order of the ranks; rows of other ranks have no gradient.
 
     own_SH: this rank's rows, which keep theirs. sizes: rows of each rank. Collective.
     """
@@ -196,7 +194,7 @@ def is_true_everywhere(condition: bool, backend: Backend) -> bool:  # noqa: FBT0
 
 
 def sums_by_name(own: Mapping[str, tuple[float, float]]) -> dict[str, tuple[float, float]]:
-    """The sums over all ranks of pairs whose names not every rank knows, in the order of the names. Collective."""
+    """The sums over all ranks of pairs whose names not all ranks know, ordered by name. Collective."""
     everyones: list[Mapping[str, tuple[float, float]]] = [{}] * dist.get_world_size()
     dist.all_gather_object(everyones, dict(own))
     names = sorted({name for sums in everyones for name in sums})
@@ -205,17 +203,15 @@ def sums_by_name(own: Mapping[str, tuple[float, float]]) -> dict[str, tuple[floa
 
 
 def bounds(cu_seqlens: Tensor | None, num_tokens: int) -> list[int]:
-    """Starts of the sequences of a row and its end, in whole-row positions; one sequence where nothing is
-    packed.
-    """
+    """Starts of the sequences of a row and its end, in whole-row positions; one sequence without packing."""
     return [0, num_tokens] if cu_seqlens is None else [int(start) for start in cu_seqlens.tolist()]
 
 
 def context_positions(sequence_bounds: list[int], *, rank: int, size: int) -> Tensor:
     """Positions of the whole row that context rank `rank` holds, int64[T / size].
 
-    Each sequence is cut into 2 * size chunks and rank r takes chunks r and 2 * size - 1 - r, so that all
-    ranks do the same work under a causal mask. Two sequences of 8 and 4 tokens over two ranks:
+    Each sequence is cut into 2 * size chunks and rank r takes chunks r and 2 * size - 1 - r, so that all ranks do equal
+    work under a causal mask. Two sequences of 8 and 4 tokens over two ranks:
 
         whole row   0 1 2 3 4 5 6 7 | 8 9 10 11
         rank 0      0 1         6 7 | 8      11
@@ -238,10 +234,10 @@ def context_positions(sequence_bounds: list[int], *, rank: int, size: int) -> Te
 
 
 def local_part(batch: MicroBatch) -> MicroBatch:
-    """This context rank's part of a micro-batch; `cu_seqlens` and the counts go on speaking of the whole.
+    """This context rank's part of a micro-batch; `cu_seqlens` and the counts still refer to the whole.
 
-    A padded batch loses its attention mask when it is split: padding stands on the right, where a causal
-    mask keeps it from every real token.
+    A padded batch loses its attention mask when it is split: padding is on the right, where a causal mask hides it from
+    every real token.
 
     Raises:
         ValueError: a row is padded on the left, or a sequence does not divide into 2 * size chunks.
@@ -266,10 +262,9 @@ def local_part(batch: MicroBatch) -> MicroBatch:
 
 
 def packed_sequence_parameters(batch: MicroBatch) -> PackedSeqParams | None:
-    """What attention needs to keep packed sequences apart, None for a padded batch.
+    """The parameters with which attention separates packed sequences, None for a padded batch.
 
-    Lengths are of the whole sequences, also when context ranks hold parts: attention and rotary embedding
-    divide.
+    Lengths are of the whole sequences, even when context ranks hold parts: attention and rotary embedding divide them.
     """
     if batch.cu_seqlens is None:
         return None

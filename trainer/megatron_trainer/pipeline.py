@@ -31,7 +31,7 @@ def run_schedule(
 
 
 def _filled(batches: Sequence[MicroBatch], chunks: Sequence[nn.Module]) -> Sequence[MicroBatch]:
-    """The interleaved schedule takes rounds of as many micro-batches as stages: the last one again fills a round."""
+    """The interleaved schedule needs a multiple of the number of stages: repeats the last micro-batch to fill up."""
     stages = parallel_state.get_pipeline_model_parallel_world_size()
     missing = -len(batches) % stages if len(chunks) > 1 else 0
     return [*batches, *[batches[-1]] * missing]

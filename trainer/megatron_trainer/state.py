@@ -1,4 +1,4 @@
-"""Where a run stands: the few numbers that a checkpoint carries besides tensors."""
+"""The state of a run: the few numbers in a checkpoint besides tensors."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ logger = logging.getLogger(__name__)
 class TrainState:
     """After `iteration` optimizer steps, equal on all ranks. Counts are over all ranks; losses in nats per token.
 
-    history: the layouts in which consumed_samples were read, which say what is left of the epoch in another layout.
+    history: the layouts in which consumed_samples were read, which determine the rest of the epoch in another layout.
     last_metric: metric_for_best_model of the last evaluation.
-    data: identity of the data that they were read from, empty where it is not known.
+    data: identity of the data that was read, empty if unknown.
     """
 
     iteration: int = 0
@@ -36,10 +36,10 @@ class TrainState:
 
 
 def on_data(state: TrainState, identity: str, *, total_iterations: int) -> TrainState:
-    """The state of a run on the data of this identity; warns where it is other data, which has no next sample.
+    """The state of a run on the data with this identity; warns if the data changed, so that there is no next sample.
 
     Raises:
-        TrainingError: it is other data, and there is no step left to train on it.
+        TrainingError: the data changed, and there is no step left to train on it.
     """
     if state.data not in ("", identity):
         if state.iteration >= total_iterations:

@@ -1,4 +1,4 @@
-"""The request to stop: SIGTERM ends a rank at once while it is being built, and after the current step in training."""
+"""The request to stop: SIGTERM ends a rank immediately during startup, and after the current step during training."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_trainjob.exit_codes import ExitCode
 
 
 class Termination:
-    """Listens for SIGTERM and SIGINT. iteration: the last step, kept here for messages about failures."""
+    """Listens for SIGTERM and SIGINT. iteration: the last step, for messages about failures."""
 
     def __init__(self) -> None:
         self.iteration = 0
@@ -18,12 +18,12 @@ class Termination:
         self._waits_for_step = False
 
     def listen(self) -> None:
-        """Takes over the signals of this process."""
+        """Installs the signal handlers of this process."""
         signal.signal(signal.SIGTERM, self._request)
         signal.signal(signal.SIGINT, self._request)
 
     def wait_for_step(self) -> None:
-        """From now on a request is only noted; the loop ends after the step."""
+        """From now on a request is only recorded; the loop ends after the step."""
         self._waits_for_step = True
 
     def _request(self, _signal: int, _frame: FrameType | None) -> None:

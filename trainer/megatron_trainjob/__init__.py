@@ -1,4 +1,4 @@
 """The contract between operator and trainer: arguments, derived values, rules, progress record, exit codes.
 
-Imports nothing but the standard library and PyYAML, so that both halves, the CRD generator and the CLI can use it.
+Imports only the standard library and PyYAML, so that both halves, the CRD generator and the CLI can use it.
 """

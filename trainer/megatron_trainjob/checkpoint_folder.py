@@ -1,8 +1,8 @@
-"""The folder of a run's checkpoints as it lies on disk: names, the manifest that proves one complete, which is newest.
+"""The on-disk layout of a run's checkpoints: names, the manifest that proves completeness, and the newest one.
 
-For the trainer that writes them and for the command line that lists them: reads small JSON files and checksums, never
-tensors. A checkpoint is written beside its final place and renamed when its manifest is in it, so a folder named
-iter_NNNNNNN was complete once; the manifest tells whether it still is.
+For the trainer, which writes them, and the command line, which lists them: reads small JSON files and checksums, never
+tensors. A checkpoint is written to a temporary folder and renamed once its manifest is written, so a folder named
+iter_NNNNNNN was complete at that time; the manifest tells whether it still is.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ TRACKER = "latest_checkpointed_iteration.txt"
 MANIFEST = "manifest.json"
 OWNER = "owner.json"
 RECORD = "args.json"
-"""Every argument, as it is used: in the folder of a run, and in each checkpoint."""
+"""All arguments with their effective values, in the folder of a run and in each checkpoint."""
 BEST, LAST = POINTERS = ("best", "last")
-"""Links to the best and the newest checkpoint beside them; files that hold the name where storage has no links."""
+"""Links to the best and the newest checkpoint beside them; files with the name where storage has no links."""
 NAME = re.compile(r"iter_(\d{7,})")
 BLOCK_BYTES = 4 * 1024**2
 
 
 @dataclass(frozen=True, kw_only=True)
 class FileRecord:
-    """What a file of a checkpoint holds: its length and its CRC-32 (cheap, and no protection against tampering)."""
+    """Record of a file of a checkpoint: its size and its CRC-32 (cheap, and no protection against tampering)."""
 
     size_bytes: int
     crc32: str
@@ -39,10 +39,10 @@ class FileRecord:
 
 @dataclass(frozen=True, kw_only=True)
 class Manifest:
-    """What a checkpoint holds. layout: sizes by axis (tp, pp, cp, ep, dp); files: by name relative to the folder.
+    """The contents of a checkpoint. layout: sizes by axis (tp, pp, cp, ep, dp); files: by name relative to the folder.
 
     loss: of the step that it was saved after; validation_loss: of an evaluation after that same step, if there was one.
-    metric, metric_value, greater_is_better: what tells the best checkpoint, where that is not the validation loss.
+    metric, metric_value, greater_is_better: criterion of the best checkpoint, if that is not the validation loss.
     """
 
     iteration: int
@@ -61,7 +61,7 @@ class Manifest:
 
     @property
     def cost(self) -> float | None:
-        """What is lowest in the best checkpoint; None where nothing was evaluated."""
+        """The value that is lowest in the best checkpoint; None without an evaluation."""
         value = self.metric_value if self.metric else self.validation_loss
         return None if value is None else -value if self.greater_is_better else value
 
@@ -87,18 +87,18 @@ class Checkpoint:
 
 
 def iteration_folder(save: Path, iteration: int) -> Path:
-    """Where the checkpoint of this iteration lies."""
+    """The folder of the checkpoint of this iteration."""
     return save / f"iter_{iteration:07d}"
 
 
 def checkpoints(save: Path) -> tuple[Checkpoint, ...]:
-    """Every iter_ folder in `save`, newest first, each with its manifest or with what is wrong with it."""
+    """Every iter_ folder in `save`, newest first, each with its manifest or its problem."""
     folders = [path for path in save.iterdir() if NAME.fullmatch(path.name)] if save.is_dir() else []
     return tuple(inspect(path) for path in sorted(folders, key=_iteration, reverse=True))
 
 
 def best(found: Iterable[Checkpoint]) -> Checkpoint | None:
-    """The best of the complete ones, by the metric of the newest that was evaluated; None where none was."""
+    """The best complete checkpoint, by the metric of the newest evaluated one; None if none was evaluated."""
     evaluated = [each for each in found if each.manifest is not None and each.manifest.cost is not None]
     if not evaluated:
         return None
@@ -118,7 +118,7 @@ def _cost(checkpoint: Checkpoint) -> float:
 
 
 def pointed_at(path: Path) -> Path:
-    """The checkpoint that `best` or `last` in a folder stands for; any other path as it is."""
+    """The checkpoint that `best` or `last` in a folder refers to; any other path unchanged."""
     if path.name not in POINTERS:
         return path
     if path.is_file():
@@ -127,7 +127,7 @@ def pointed_at(path: Path) -> Path:
 
 
 def inspect(path: Path) -> Checkpoint:
-    """Reads the manifest and compares the files' sizes with it; the contents are `damage`'s affair."""
+    """Reads the manifest and compares the files' sizes with it; `damage` checks the contents."""
     manifest, problem = _read_manifest(path / MANIFEST)
     if manifest is not None:
         problem = next(damage(path, manifest, manifest.files, with_contents=False), None)
@@ -135,13 +135,13 @@ def inspect(path: Path) -> Checkpoint:
 
 
 def damage(path: Path, manifest: Manifest, names: Iterable[str], *, with_contents: bool) -> Iterator[str]:
-    """What is wrong with each damaged file of `names`. with_contents: reads every byte and compares the checksums."""
+    """The problem of each damaged file of `names`. with_contents: reads every byte and compares the checksums."""
     found = (_damage_of(path / name, manifest.files[name], with_contents=with_contents) for name in names)
     return (text for text in found if text)
 
 
 def record_of(path: Path) -> FileRecord:
-    """Length and checksum of a file, read from its beginning to its end."""
+    """Size and checksum of a file, which is read completely."""
     checksum, size_bytes = 0, 0
     with path.open("rb", buffering=0) as file:
         while block := file.read(BLOCK_BYTES):
@@ -166,7 +166,7 @@ def _damage_of(path: Path, expected: FileRecord, *, with_contents: bool) -> str 
 
 
 def _read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
-    """The manifest, or what is wrong with it."""
+    """The manifest, or its problem."""
     try:
         fields = input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES)
         checksum = fields.pop("crc32")

@@ -1,7 +1,7 @@
-"""The index of a checkpoint (.metadata) is a pickle: what an honest one is made of, and whether a file is such a one.
+"""Validates the index of a checkpoint (.metadata), which is a pickle, against the classes of a legitimate one.
 
 A pickle names functions and calls them; one that names os.system runs a command when it is read. Nothing here imports
-torch or anything that the file names: each name is compared with a list before anything is made of it.
+torch or anything named in the file: each name is checked against a list before it is used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ NAMES = frozenset(
         ("builtins", "frozenset"),
     }
 )
-"""Classes, and the two functions, of an index; beside these, torch's types of numbers."""
+"""The classes and the two functions of an index; torch's dtypes are allowed too."""
 NUMBER_TYPES = frozenset(
     {"float64", "float32", "float16", "bfloat16", "int64", "int32", "int16", "int8", "uint8", "uint16", "uint32"}
     | {"uint64", "bool", "complex64", "complex128", "float8_e4m3fn", "float8_e5m2", "float8_e8m0fnu"}
@@ -52,7 +52,7 @@ NUMBER_TYPES = frozenset(
 
 
 class ForgedError(Exception):
-    """A file names what no checkpoint is made of, or is no pickle at all; nothing of it was run."""
+    """A file names something that no checkpoint contains, or is not a pickle; none of its code was executed."""
 
 
 def is_known(module: str, name: str) -> bool:
@@ -61,14 +61,14 @@ def is_known(module: str, name: str) -> bool:
 
 
 def check_place(state: object) -> None:
-    """Raises ForgedError for where a tensor lies, as an index holds it, when that is no file beside the index."""
+    """Raises ForgedError if the location of a tensor in the index is not a file beside the index."""
     if isinstance(state, Mapping) and "relative_path" in state and not is_inside(state["relative_path"]):
         named = state["relative_path"]
         raise ForgedError(f"names {named!r}, which is no name of a file in its folder; nothing was read of it")
 
 
 def problem(path: Path) -> str | None:
-    """Why the file cannot be the index of a checkpoint; None: it is made of what an index is made of."""
+    """Why the file cannot be the index of a checkpoint; None if it contains only what an index contains."""
     try:
         input_file.check(path)
         index = _Checker(path.read_bytes()).load()
@@ -82,7 +82,7 @@ def problem(path: Path) -> str | None:
 
 
 class _Placeholder:
-    """Stands for an instance of any of the classes."""
+    """Placeholder for an instance of any of the classes."""
 
     def __new__(cls, *_: object, **__: object) -> _Placeholder:
         return super().__new__(cls)
@@ -95,7 +95,7 @@ class _Placeholder:
 
 
 class _Checker(pickle._Unpickler):
-    """Python's own unpickler in Python: the one in C takes memory for as many values as a file merely claims."""
+    """The pure-Python unpickler: the one in C allocates memory for as many values as a file claims."""
 
     read: Callable[[int], bytes]
     memo: dict[int, Any]

@@ -1,4 +1,4 @@
-"""What the operator tells a pod, and a pod's launcher its ranks, through the environment: names and their values.
+"""Environment variables set by the operator for pods, and by a pod's launcher for its ranks: names and values.
 
 The operator writes these variables (core/desired/environment.py), the trainer reads them (environment.py).
 """
@@ -8,12 +8,12 @@ from __future__ import annotations
 from typing import Final, Literal, get_args
 
 Resume = Literal["Auto", "Never", "Required"]
-"""Whether a run goes on from its own newest checkpoint: if there is one, not at all, or it fails without one."""
+"""Whether a run resumes from its own newest checkpoint: if there is one, never, or fail without one."""
 RESUMES: tuple[Resume, ...] = get_args(Resume)
 
 DEFAULT_MASTER_PORT: Final = 29500
 
-# Where the ranks meet, as torchrun and PyTorchJob name it.
+# Rendezvous of the ranks, under the names of torchrun and PyTorchJob.
 MASTER_ADDRESS: Final = "MASTER_ADDR"
 MASTER_PORT: Final = "MASTER_PORT"
 NUM_NODES: Final = "NNODES"
@@ -25,7 +25,7 @@ RANK: Final = "RANK"
 LOCAL_RANK: Final = "LOCAL_RANK"
 LOCAL_WORLD_SIZE: Final = "LOCAL_WORLD_SIZE"
 
-# Which job it is, and how it starts and ends.
+# Identity of the job, and how it starts and ends.
 JOB_NAME: Final = "MTJ_JOB_NAME"
 JOB_UID: Final = "MTJ_JOB_UID"
 RESTART_ATTEMPT: Final = "MTJ_RESTART_ATTEMPT"
@@ -33,20 +33,20 @@ RESUME: Final = "MTJ_RESUME"
 SAVE_ON_TERMINATION: Final = "MTJ_SAVE_ON_TERM"
 ADOPT: Final = "MTJ_ADOPT"
 
-# Where records go, and on what to run; a pod has its own places, one machine is told others.
+# Paths of records, and the device; defaults are for pods, a single machine sets others.
 PROGRESS_FILE: Final = "MTJ_PROGRESS_FILE"
 TERMINATION_LOG: Final = "MTJ_TERMINATION_LOG"
 FAILURE_FILE: Final = "MTJ_FAILURE_FILE"
 DEVICE: Final = "MTJ_DEVICE"
 
-# Where progress is pushed, under the names that clients of Kubeflow Trainer read.
+# Destination of progress pushes, under the names that clients of Kubeflow Trainer read.
 PUSH_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 PUSH_AUTHORITY_FILE: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PUSH_TOKEN_FILE: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
 
 
 def of_torchrun(name: str) -> str:
-    """The name under which torchrun itself takes the value of a rendezvous variable."""
+    """The name under which torchrun itself reads the value of a rendezvous variable."""
     return f"PET_{name}"
 
 

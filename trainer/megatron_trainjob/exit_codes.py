@@ -1,4 +1,4 @@
-"""Exit codes of the trainer: what each says about a retry. The operator decides restart or failure by them.
+"""Exit codes of the trainer, and what each means for a retry. The operator decides restart or failure by them.
 
 Codes 64 to 78 (the range of BSD sysexits) and 2 mean that a retry with the same manifest cannot help.
 """
@@ -30,7 +30,7 @@ class ExitCode(IntEnum):
 
 
 def retry_class(exit_code: int) -> Retry:
-    """What a restart can do after this code: nothing to do, never helps, may help, or simply continues the run."""
+    """The effect of a restart after this code: not needed, never helps, may help, or simply continues the run."""
     if exit_code == ExitCode.OK:
         return "done"
     if exit_code == ExitCode.USAGE or 64 <= exit_code <= 78:
@@ -46,7 +46,7 @@ def describe(exit_code: int) -> str:
 
 
 def describe_foreign(exit_code: int) -> str:
-    """The same for a program that is not the trainer: its codes have no names of ours."""
+    """The same for a program other than the trainer, whose codes have no names here."""
     if 128 < exit_code < 160:
         return f"signal {exit_code - 128}"
     return f"exit code {exit_code}"

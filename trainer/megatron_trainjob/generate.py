@@ -15,7 +15,7 @@ PAGES: Mapping[str, Callable[[], str]] = {"arguments.md": arguments, "families.m
 
 
 def main(argv: Sequence[str]) -> int:
-    """Writes the pages, or with --check only compares them (1 when one is stale); tells the count per status."""
+    """Writes the pages, or with --check only compares them (1 if one is stale); prints the count per status."""
     folder = next((Path(word) for word in argv if not word.startswith("-")), DEFAULT_FOLDER)
     stale = [name for name, page in PAGES.items() if _text(folder / name) != page()]
     if "--check" in argv and stale:

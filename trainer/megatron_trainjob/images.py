@@ -1,4 +1,4 @@
-"""Names of the two images, as `make images` builds them, the chart installs them and manifests may leave them out."""
+"""Names of the two images, as built by `make images` and installed by the chart; the defaults in manifests."""
 
 from __future__ import annotations
 

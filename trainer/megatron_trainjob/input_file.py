@@ -1,4 +1,4 @@
-"""Reading untrusted files: whatever they contain, the answer comes soon, in bounded memory, with a reason.
+"""Reads untrusted files: whatever they contain, reading ends in bounded time and memory, with a reason on failure.
 
 A named pipe never ends, a device has no size, and a few kilobytes of JSON brackets become gigabytes of objects.
 """
@@ -12,11 +12,11 @@ from pathlib import Path
 from typing import Any
 
 MAX_BYTES = 16 * 2**20
-"""Of a configuration, a template, a list of words: the largest that are published have a tenth of it."""
+"""Limit for a configuration, a template, a list of words: the largest published ones have a tenth of it."""
 MAX_TABLE_BYTES = 64 * 2**20
-"""Of a tokenizer's vocabulary or an index of weights, which have a line for every token or tensor."""
+"""Limit for a tokenizer's vocabulary or an index of weights, which have a line for every token or tensor."""
 MAX_PARTS = 4_000_000
-"""Lists and objects of one JSON text: each takes 64 bytes and more, however short its text."""
+"""Limit of lists and objects in one JSON text: each takes at least 64 bytes, however short its text."""
 
 _KINDS = (
     (stat.S_ISDIR, "a folder"),
@@ -28,11 +28,11 @@ _KINDS = (
 
 
 class UnfitFile(ValueError):
-    """The path is not a readable file; the text says what it is and what to do."""
+    """The path is not a readable file; the message gives the reason and the remedy."""
 
 
 def check(path: Path, *, most_bytes: int | None = None) -> None:
-    """Returns when this is a regular file of at most so many bytes. Raises UnfitFile, or OSError as stat does."""
+    """Returns if this is a regular file of at most this many bytes. Raises UnfitFile, or OSError as stat does."""
     status = path.stat()
     kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
     if kind:
@@ -52,19 +52,19 @@ def read_bytes(path: Path, *, most_bytes: int = MAX_BYTES) -> bytes:
 
 
 def read_text(path: Path, *, most_bytes: int = MAX_BYTES) -> str:
-    """The content of a UTF-8 file. Raises ValueError (UnfitFile, or what is no UTF-8) and OSError."""
+    """The content of a UTF-8 file. Raises ValueError (UnfitFile, or invalid UTF-8) and OSError."""
     return read_bytes(path, most_bytes=most_bytes).decode()
 
 
 def read_json(path: Path, *, most_bytes: int = MAX_BYTES) -> Any:  # noqa: ANN401 - JSON holds anything
-    """The value that a JSON file holds. Raises ValueError for everything that is wrong with it, and OSError."""
+    """The value that a JSON file holds. Raises ValueError for any problem with its content, and OSError."""
     return parse_json(read_bytes(path, most_bytes=most_bytes))
 
 
 def parse_json(content: bytes | str, *, object_of: Callable[[list[tuple[str, Any]]], Any] | None = None) -> Any:  # noqa: ANN401 - JSON holds anything
-    """The value of a JSON text; object_of: makes an object of its fields, in order.
+    """The value of a JSON text; object_of: builds an object from its fields, in order.
 
-    Raises ValueError, also where nesting or the number of parts goes beyond measure.
+    Raises ValueError, also for excessive nesting or too many parts.
     """
     if len(content) > MAX_PARTS and _num_brackets(content) > MAX_PARTS:
         raise ValueError(f"has more than {MAX_PARTS} lists and objects")

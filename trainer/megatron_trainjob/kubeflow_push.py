@@ -1,4 +1,4 @@
-"""The body of a progress push: Kubeflow Trainer's fields, and beside them the whole progress record."""
+"""The body of a progress push: Kubeflow Trainer's fields, plus the whole progress record."""
 
 from __future__ import annotations
 

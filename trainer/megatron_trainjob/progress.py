@@ -1,7 +1,7 @@
-"""The progress record: what a running trainer tells the outside, as one small JSON file.
+"""The progress record: the published state of a running trainer, as one small JSON file.
 
 The trainer's rank 0 replaces the file at every logged step and at each change of phase; the operator reads it for
-status, hang detection and the progress bar. Numbers that a machine reads go through here, never out of log text.
+status, hang detection and the progress bar. Machine-readable numbers come from here, never from log text.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Final, Literal
 from megatron_trainjob import input_file
 
 FILE: Final = "progress.json"
-"""Its name in a run's folder, where nothing else is asked for."""
+"""Its default name in a run's folder."""
 
 Phase = Literal["starting", "training", "evaluating", "saving", "exporting", "finished", "stopped"]
 
@@ -42,19 +42,19 @@ class Progress:
 
     @property
     def percentage(self) -> int:
-        """Whole percent of the iterations done, 0 when the total is not known yet."""
+        """Percentage of completed iterations as an integer, 0 if the total is not known yet."""
         return min(100, 100 * self.iteration // self.total_iterations) if self.total_iterations else 0
 
 
 def write(progress: Progress, path: Path) -> None:
-    """Replaces the record at once: a reader sees the old one or the new one, never a half."""
+    """Replaces the record atomically: a reader sees the old one or the new one, never a partial one."""
     aside = path.with_name(path.name + ".tmp")
     aside.write_text(json.dumps(asdict(progress)))
     aside.replace(path)
 
 
 def read(path: Path) -> Progress | None:
-    """The record, or None when there is none (yet) or it is not ours."""
+    """The record, or None if there is none (yet) or it is invalid."""
     try:
         return Progress(**input_file.read_json(path))
     except (FileNotFoundError, NotADirectoryError, ValueError, TypeError):

@@ -1,6 +1,6 @@
 """How the weights of a published model are stored: in full, or in FP8 with scales. Pure, from config.json alone.
 
-Which of them can be read, and under which names their scales lie; convert/dequantize.py multiplies.
+Which formats are supported, and the names of their scales; convert/dequantize.py multiplies.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
-"""Where config.json says how weights are stored; an export in 16 or 32 bits has neither."""
+"""Keys of config.json with the storage format of weights; an export in 16 or 32 bits has neither."""
 _SCALES = {"fp8": ".weight_scale_inv", "compressed-tensors": ".weight_scale"}
 _BESIDE_WEIGHTS = (
     ".activation_scale",
@@ -28,7 +28,7 @@ _READABLE = "FP8 with block, channel or tensor scales (quant_method fp8, or comp
 
 @dataclass(frozen=True, kw_only=True)
 class Quantization:
-    """How the weights of a folder are stored. block: rows and columns of a scale, None: as the grid of scales says."""
+    """How the weights of a folder are stored. block: rows and columns per scale, None: from the grid of scales."""
 
     method: str
     block: tuple[int, int] | None = None
@@ -38,19 +38,19 @@ class Quantization:
         return weight.removesuffix(".weight") + _SCALES[self.method]
 
     def is_scale(self, name: str, names: Mapping[str, str]) -> bool:
-        """Whether a tensor only helps to read another one, or the computation in FP8."""
+        """Whether a tensor only serves to read another one, or to compute in FP8."""
         suffix = _SCALES[self.method]
         if name.endswith(suffix):
             return name.removesuffix(suffix) + ".weight" in names
         return name.endswith(_BESIDE_WEIGHTS)
 
     def rounds_to_scale(self, weight: str) -> bool:
-        """Whether products are rounded to the type of the scales, as compressed-tensors does outside of experts."""
+        """Whether products are rounded to the type of the scales, as compressed-tensors does outside experts."""
         return self.method == "compressed-tensors" and ".experts." not in weight
 
 
 def of(config: Mapping[str, Any]) -> Quantization | None:
-    """How a model with this config.json is stored; None in full. Call `problem` first."""
+    """How a model with this config.json is quantized; None if it is not. Call `problem` first."""
     found = _section(config)
     if not found:
         return None
@@ -60,7 +60,7 @@ def of(config: Mapping[str, Any]) -> Quantization | None:
 
 
 def problem(config: Mapping[str, Any]) -> str | None:
-    """Why weights stored so cannot be read; None when they can."""
+    """Why weights in this format cannot be read; None if they can."""
     try:
         return None if all(config.get(key) is None for key in CONFIG_KEYS) else _problem(_section(config))
     except (TypeError, AttributeError, ValueError):
@@ -85,9 +85,9 @@ _REMEDY = f"read is {_READABLE}; give the model in bfloat16 or float32 (transfor
 
 
 def block_sizes(shape: Sequence[int], grid: Sequence[int], given: tuple[int, int] | None) -> tuple[int, int]:
-    """Rows and columns that one scale stands for. Raises ValueError for a grid that does not tell.
+    """Rows and columns per scale. Raises ValueError for an ambiguous grid.
 
-    grid: rows and columns of the scales. given: the same by config.json.
+    grid: rows and columns of the scales. given: the block size in config.json.
     """
     if len(shape) != 2:
         raise ValueError(f"a quantized weight has two dimensions, this one {list(shape)}")
@@ -113,7 +113,7 @@ def _side(size: int, count: int, given: int | None) -> int:
 
 
 def grid_problem(weight: str, shape: Sequence[int], scales: Sequence[int], given: tuple[int, int] | None) -> str | None:
-    """What is wrong with the scales of a weight, by the shapes of both."""
+    """The problem with the scales of a weight, by the shapes of both."""
     grid = tuple(scales) if len(scales) > 1 else (scales[0] if scales else 1, 1)
     try:
         block_sizes(shape, grid, given)

@@ -1,8 +1,8 @@
-"""Text of others as people may see it: without control characters that act, and without secrets.
+"""Sanitizes external text for display: no active control characters, and no secrets.
 
 Used at the edges, where text leaves for a terminal, a log, a status, an event or a record: names of files, rows,
-metrics and what was given for an argument may hold an escape sequence that clears the screen, a mark that turns the
-reading direction around, a line that looks like another one, or a token that was pasted under a mistyped name.
+metrics and values of arguments may contain an escape sequence that clears the screen, a mark that reverses the text
+direction, a line that imitates another one, or a token pasted under a mistyped name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Mapping
 
 HIDDEN = "(hidden)"
 _ACTING = frozenset({"Cc", "Cf", "Cs", "Zl", "Zp"})
-"""Unicode categories: control, formatting (bidirectional marks among them), half a pair, line and paragraph breaks."""
+"""Unicode categories: control, format (including bidirectional marks), surrogates, line and paragraph separators."""
 _JOINERS = "\u200c\u200d"  # of scripts and emoji
 _PASSWORD = re.compile(r"(?P<scheme>\b[a-zA-Z][a-zA-Z0-9+.-]{1,20}://)(?P<user>[^\s/@:]*):[^\s/@]+@")
 _TOKEN = re.compile(r"\b(hf|ghp|gho|ghs|github_pat|glpat|sk|xoxb|xoxp)[_-][A-Za-z0-9_-]{8,}")
@@ -28,9 +28,9 @@ _SIMILARITY = 0.8
 
 
 def clean(text: str, *, keeps_lines: bool = False) -> str:
-    r"""The text with every character that acts instead of being seen written as \x1b or \u202e.
+    r"""The text with every active, invisible character escaped, such as \x1b or \u202e.
 
-    keeps_lines: line ends and tabs stay, for text that has several lines by right.
+    keeps_lines: keeps line ends and tabs, for multi-line text.
     """
     if text.isprintable():
         return text
@@ -39,23 +39,23 @@ def clean(text: str, *, keeps_lines: bool = False) -> str:
 
 
 def without_secrets(text: str) -> str:
-    """The text without passwords in addresses and without tokens that can be told by their form."""
+    """The text without passwords in URLs and without tokens recognizable by their form."""
     text = _PASSWORD.sub(rf"\g<scheme>\g<user>:{HIDDEN}@", text) if "://" in text else text
     return _TOKEN.sub(rf"\1_{HIDDEN}", text)
 
 
 def message(text: str) -> str:
-    """What may be said in a log, a status or an event: several lines, clean, without secrets."""
+    """Text for a log, a status or an event: multi-line, clean, without secrets."""
     return clean(without_secrets(text), keeps_lines=True)
 
 
 def value(path: str, given: object) -> str:
-    """How the value given under this path is shown: as Python writes it, hidden where it may be a secret."""
+    """The value given under this path for display: as Python prints it, hidden if it may be a secret."""
     return repr(HIDDEN) if is_secret(path) else without_secrets(repr(given))
 
 
 def is_secret(path: str) -> bool:
-    """Whether what stands under this path may be a secret: by its name, also a mistyped one, or as a variable."""
+    """Whether the value under this path may be a secret: by its name, even a mistyped one, or as a variable."""
     if _ENVIRONMENT.search(path):
         return True
     name = path.rpartition(".")[2].lower().replace("-", "_")
@@ -63,14 +63,14 @@ def is_secret(path: str) -> bool:
 
 
 class LogFormatter(logging.Formatter):
-    """Writes records clean and without secrets, further lines indented: none of them can pass for another record."""
+    """Formats records clean and without secrets, with continuation lines indented so that none can imitate a record."""
 
     def format(self, record: logging.LogRecord) -> str:
         return message(super().format(record)).replace("\n", "\n    ")
 
 
 def configure_logging(level: int | str, layout: str) -> None:
-    """Sends every record to standard error, whoever set up logging before. layout: as `logging` takes it."""
+    """Sends every record to standard error, replacing previous logging setups. layout: a `logging` format."""
     handler = logging.StreamHandler()
     handler.setFormatter(LogFormatter(layout))
     logging.basicConfig(level=level, handlers=[handler], force=True)

@@ -1,7 +1,7 @@
 """The termination record: how the first failing rank of a pod ended, and why.
 
-The trainer's launcher leaves it in the pod's termination log, from where Kubernetes takes it into the pod's status; the
-operator reads it there, with suspicion, for status.lastFailure.
+The trainer's launcher writes it to the pod's termination log, from which Kubernetes copies it to the pod's status; the
+operator reads it there, as untrusted input, for status.lastFailure.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from typing import Final
 from megatron_trainjob import shown
 
 LOG: Final = "/dev/termination-log"
-"""Where Kubernetes looks for it."""
+"""The path that Kubernetes reads."""
 
 MAX_MESSAGE_CHARACTERS: Final = 1024
 
@@ -27,9 +27,9 @@ MESSAGE: Final = "message"
 
 @dataclass(frozen=True, kw_only=True)
 class TerminationRecord:
-    """The first failing rank, its code, and why. reason: as exit_codes.describe puts it.
+    """The first failing rank, its exit code, and the reason. reason: as from exit_codes.describe.
 
-    iteration: None where no one could say; the operator then takes that of the last progress.
+    iteration: None if unknown; the operator then uses that of the last progress record.
     """
 
     exit_code: int
@@ -39,7 +39,7 @@ class TerminationRecord:
     message: str
 
     def to_json(self) -> str:
-        """The termination message in the operator's spelling, at most 4 KB as Kubernetes wants it."""
+        """The termination message in the operator's spelling, at most 4 KB as Kubernetes requires."""
         fields = {
             EXIT_CODE: self.exit_code,
             REASON: self.reason,
@@ -51,13 +51,13 @@ class TerminationRecord:
 
 
 def write(path: Path | None, record: TerminationRecord) -> None:
-    """Leaves the record where the launcher looks; a rank that no one launched has no such place."""
+    """Writes the record where the launcher reads it; a rank without a launcher has no such path."""
     if path is not None:
         path.write_text(record.to_json())
 
 
 def read(path: Path) -> TerminationRecord | None:
-    """A rank's record, or None when it died too fast to leave one."""
+    """A rank's record, or None if it died before writing one."""
     try:
         fields = json.loads(path.read_text())
         return TerminationRecord(

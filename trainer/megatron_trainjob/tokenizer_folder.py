@@ -1,6 +1,6 @@
-"""Whether the tokenizer in a model's folder is there and fits the model: from its small files, without loading it.
+"""Checks that a model's folder has a tokenizer that fits the model, from its small files, without loading it.
 
-The trainer looks once more at the tokenizer that it has loaded; this is what can be said before anything starts.
+The trainer checks the loaded tokenizer again; this is what can be checked before anything starts.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ VOCABULARIES = (
     ("vocab.json", "merges.txt"),
     ("vocab.txt",),
 )
-"""Files of which a tokenizer is made: all of one entry."""
+"""Alternative sets of tokenizer files: all files of one entry are needed."""
 GENERATION_FILE = "generation_config.json"
 _BESIDE = ("special_tokens_map.json", "added_tokens.json")
-"""Further files that transformers reads into a tokenizer where they lie there."""
+"""Further files that transformers reads into a tokenizer if present."""
 _DAMAGE = (ValueError, TypeError, KeyError, IndexError, AttributeError, OverflowError)
 _COPY = "copy the tokenizer's files from where the model was published"
 
 
 def problems(directory: Path, *, grows: bool = False) -> list[str]:
-    """What is wrong with the tokenizer in `directory`, and the remedy; nothing when it fits as far as can be seen.
+    """Problems of the tokenizer in `directory`, with the remedy; empty if none can be detected.
 
-    grows: new_special_tokens are given, so that the embedding grows to the tokenizer.
+    grows: new_special_tokens are given, so that the embedding is extended to the tokenizer.
     """
     if not any(all(any(directory.glob(name)) for name in names) for names in VOCABULARIES):
         return [f"has no tokenizer: {TOKENIZER_FILE} is missing; {_COPY}"]
@@ -56,14 +56,14 @@ def problems(directory: Path, *, grows: bool = False) -> list[str]:
 
 
 def num_rows(config: Mapping[str, Any]) -> int | None:
-    """Rows of the embedding by config.json."""
+    """Rows of the embedding according to config.json."""
     text = config.get("text_config")
     rows = config.get("vocab_size") or (text.get("vocab_size") if isinstance(text, Mapping) else None)
     return rows if isinstance(rows, int) else None
 
 
 def beyond(token: str, number: int, rows: int) -> str:
-    """The message about a token that has no row."""
+    """The message about a token without a row."""
     return (
         f"the tokenizer's token {token!r} has id {number}, but the model's embedding has {rows} rows (vocab_size); use "
         "the tokenizer that the model was published with, or name new tokens in new_special_tokens, which grows both"
@@ -90,7 +90,7 @@ def _padding(config: Mapping[str, Any], rows: int) -> Iterator[str]:
 
 
 def _ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
-    """Token -> id of a tokenizer.json; empty where there is none. Raises ValueError for what no tokenizer has."""
+    """Token -> id of a tokenizer.json; empty if there is none. Raises ValueError for invalid content."""
     try:
         vocabulary = (tokenizer.get("model") or {}).get("vocab") or {}
         if isinstance(vocabulary, list):  # of Unigram: [token, score] in the order of ids
@@ -112,7 +112,7 @@ def _shown(error: Exception) -> str:
 
 
 def _with_named(ids: Mapping[str, int], settings: Mapping[str, Any]) -> dict[str, int]:
-    """The ids once the special tokens of the settings are there: what the vocabulary lacks is added to it."""
+    """The ids including the special tokens of the settings: those missing in the vocabulary are added."""
     found = dict(ids)
     for number, entry in (settings.get("added_tokens_decoder") or {}).items():
         found[_content(entry)] = int(number)
@@ -134,7 +134,7 @@ def _content(token: str | Mapping[str, Any]) -> str:
 
 
 def read_json(path: Path) -> Mapping[str, Any]:
-    """A JSON object, {} where there is no such file. Raises ValueError for anything else."""
+    """A JSON object, {} if there is no such file. Raises ValueError for anything else."""
     try:
         content = input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES)
     except FileNotFoundError:

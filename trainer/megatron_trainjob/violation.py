@@ -1,4 +1,4 @@
-"""What is wrong with a user's input: one value per problem, so that all problems are reported at once."""
+"""Problems with a user's input: one value per problem, so that all are reported at once."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ Severity = Literal["error", "warning"]
 
 @dataclass(frozen=True, kw_only=True)
 class Violation:
-    """One problem: where it is, what was given, what is wrong and what to do about it.
+    """One problem: its path, the given value, and a message with the problem and the remedy.
 
-    A warning is about input that is accepted although part of it changes nothing.
+    A warning is about input that is accepted although part of it has no effect.
     """
 
     path: str
@@ -28,20 +28,20 @@ class Violation:
 
     @property
     def shown_value(self) -> str:
-        """The value as people may see it."""
+        """The value for display, without secrets."""
         return shown.value(self.path, self.value)
 
 
 def errors(found: Iterable[Violation]) -> tuple[Violation, ...]:
-    """Those that keep the input from being accepted."""
+    """The violations that prevent the input from being accepted."""
     return tuple(each for each in found if each.severity == "error")
 
 
 def warnings(found: Iterable[Violation]) -> tuple[Violation, ...]:
-    """Those with which the input is accepted."""
+    """The violations with which the input is accepted."""
     return tuple(each for each in found if each.severity == "warning")
 
 
 def as_errors(found: Iterable[Violation]) -> tuple[Violation, ...]:
-    """The same problems as errors, for whoever wants no warning to pass."""
+    """The same problems as errors, for callers that accept no warnings."""
     return tuple(replace(each, severity="error") for each in found)

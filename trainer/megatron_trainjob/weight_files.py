@@ -1,4 +1,4 @@
-"""Which files of a model folder hold its weights, and what their index and headers tell without a tensor library."""
+"""The weight files of a model folder, and what their index and headers show without a tensor library."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from megatron_trainjob.quantization import Quantization
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
 SOURCES = (SINGLE_FILE, INDEX_FILE, "pytorch_model.bin", "pytorch_model.bin.index.json")
-"""Where weights may lie, in the order in which transformers looks: the first that is there is read."""
+"""Possible locations of weights, in the order of transformers: the first one present is read."""
 
 _LENGTH = struct.Struct("<Q")
 _LONGEST_NAME_BYTES = 255
@@ -25,11 +25,11 @@ _COMPARED_BYTES = 2**20
 
 
 class Unusable(ValueError):
-    """A folder or file that weights cannot be read from; the text says why and what to do."""
+    """A folder or file from which weights cannot be read; the message gives the reason and the remedy."""
 
 
 def sources(directory: Path) -> list[str]:
-    """The files or indexes that hold weights; the first is read. Raises Unusable when there is none."""
+    """The files or indexes that hold weights; the first is read. Raises Unusable if there is none."""
     found = [name for name in SOURCES if (directory / name).is_file()]
     if not found:
         raise Unusable(f"has no weights ({', '.join(SOURCES)}); save the model with save_pretrained to get them")
@@ -37,7 +37,7 @@ def sources(directory: Path) -> list[str]:
 
 
 def indexed(directory: Path, index: str) -> dict[str, str]:
-    """Tensor name -> file, as an index says. Raises Unusable when it cannot be read or names a file that is lost."""
+    """Tensor name -> file, from an index. Raises Unusable if it cannot be read or names a missing file."""
     try:
         files: dict[str, str] = dict(_read(directory / index)["weight_map"])
     except (OSError, ValueError, KeyError, TypeError) as err:
@@ -53,7 +53,7 @@ def indexed(directory: Path, index: str) -> dict[str, str]:
 
 
 def is_inside(name: object) -> bool:
-    """Whether this names a file of the folder itself: no other type, no way out of it, no folder within."""
+    """Whether this names a file directly in the folder: no other type, no path out of it, no subfolder."""
     return (
         isinstance(name, str)
         and name not in ("", "..")
@@ -70,9 +70,9 @@ def _read(path: Path) -> dict[str, Any]:
 def problems(
     directory: Path, config: Mapping[str, Any], model: Model | None = None, *, has_scores: bool = False
 ) -> Iterator[str]:
-    """What loading would say of the folder of a model with this config.json, as far as file names and headers tell.
+    """Problems that loading would report for a model with this config.json, from file names and headers.
 
-    model: what config.json means with the arguments put in, None where that is not known. has_scores: as for the table.
+    model: the one that config.json with the arguments describes, None if unknown. has_scores: as in `table`.
     """
     try:
         stored = _stored(directory, sources(directory)[0])
@@ -92,7 +92,7 @@ def problems(
 
 
 def _rows_alone(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, shapes.Shape]:
-    """What can be told of a model that is not known: how many rows its vocabulary has."""
+    """Checks that are possible for an unknown model: the number of rows of its vocabulary."""
     rows = config.get("vocab_size")
     found = {name: stored[name].shape for name in shapes.VOCABULARY if name in stored}
     return {name: (rows, *shape[1:]) for name, shape in found.items() if shape and isinstance(rows, int)}
@@ -115,13 +115,13 @@ def _misfits(
 
 
 def _start_otherwise(one: Stored, other: Stored) -> bool:
-    """Whether two tensors differ in their first bytes; loading compares all."""
+    """Whether two tensors differ in their first bytes; loading compares all bytes."""
     return one.shape is not None and one.start() != other.start()
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stored:
-    """A tensor in a file. shape: None where only loading tells. offset: of its first byte. length: bytes of it."""
+    """A tensor in a file. shape: None if only loading can tell. offset: of its first byte. length: in bytes."""
 
     path: Path
     shape: shapes.Shape | None = None
@@ -136,7 +136,7 @@ class Stored:
 
 
 def _stored(directory: Path, source: str) -> dict[str, Stored] | None:
-    """The tensors by name; None where only loading tells. Raises Unusable for broken files and an index they belie."""
+    """The tensors by name; None if only loading can tell. Raises Unusable for broken files or a wrong index."""
     if not source.endswith(".index.json"):
         return _header(directory / source)
     files = indexed(directory, source)
@@ -151,7 +151,7 @@ def _stored(directory: Path, source: str) -> dict[str, Stored] | None:
 
 
 def _header(path: Path) -> dict[str, Stored] | None:
-    """The tensors of a safetensors file; None for one of torch, which only loading reads. Raises Unusable."""
+    """The tensors of a safetensors file; None for a torch file, which only loading can read. Raises Unusable."""
     if path.suffix != ".safetensors":
         return None
     try:
@@ -165,7 +165,7 @@ def _header(path: Path) -> dict[str, Stored] | None:
             raise ValueError("it is no object")
         first, size = _LENGTH.size + length, path.stat().st_size
         found = {name: _tensor(path, first, of) for name, of in header.items() if name != "__metadata__"}
-    except PermissionError:  # loading says whose file it is
+    except PermissionError:  # loading names the file
         return None
     except (OSError, ValueError, TypeError, KeyError, struct.error) as err:
         raise Unusable(f"its {path.name} cannot be read (no header of safetensors: {err}); download it again") from err
@@ -176,7 +176,7 @@ def _header(path: Path) -> dict[str, Stored] | None:
 
 
 def _tensor(path: Path, first: int, stated: Mapping[str, Any]) -> Stored:
-    """A tensor by what the header states of it; `first` is where the data begins in the file."""
+    """A tensor from its entry in the header; `first` is the start of the data in the file."""
     start, end = (int(offset) for offset in stated["data_offsets"])
     shape = tuple(int(size) for size in stated["shape"])
     return Stored(path=path, shape=shape, offset=first + start, length=end - start)

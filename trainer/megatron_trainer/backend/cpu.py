@@ -1,5 +1,4 @@
-"""The CPU backend: gloo and megatron-core's local layers. `install` is a list of patches, one file a
-subject.
+"""The CPU backend: gloo and megatron-core's local layers. `install` is a list of patches, one file per subject.
 
 megatron-core calls torch.cuda throughout, so a machine without a GPU needs stand-ins for those calls.
 """
@@ -24,7 +23,7 @@ _installed = False
 
 @dataclass(frozen=True, kw_only=True)
 class CpuBackend:
-    """Runs everything on the processor."""
+    """Runs everything on the CPU."""
 
     name: Literal["cpu", "cuda"] = "cpu"
     device: torch.device = torch.device("cpu")
@@ -36,19 +35,19 @@ class CpuBackend:
         return frozenset()
 
     def install(self) -> None:
-        """Stands in for torch.cuda and corrects megatron-core; changes this whole process, once."""
+        """Replaces torch.cuda and patches megatron-core for the whole process, once."""
         global _installed
         if _installed:
             return
         _hide_gpu_libraries()
-        # megatron-core compiles its small fused functions at the first step: 20 s, for nothing on a processor.
+        # megatron-core compiles its small fused functions at the first step: 20 s without any benefit on a CPU.
         os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
         from megatron_trainer.backend import cpu_collectives, cpu_device, cpu_redirect
 
         cpu_device.install()
         cpu_redirect.install()
         cpu_collectives.install()
-        # These import megatron-core, which takes several names out of torch.cuda while it is imported.
+        # These import megatron-core, which imports several names from torch.cuda.
         from megatron_trainer.megatron.patches import adam_step, on_cpu, optimizer_shards, quiet
 
         quiet.install()
@@ -58,10 +57,10 @@ class CpuBackend:
         _installed = True
 
     def bind(self, local_rank: int) -> None:
-        """Nothing to take: processes share the processor."""
+        """Does nothing: processes share the CPU."""
 
     def set_deterministic(self, enabled: bool) -> None:  # noqa: FBT001 - a switch
-        """torch refuses what it cannot do reproducibly."""
+        """torch raises for operations that it cannot run reproducibly."""
         torch.use_deterministic_algorithms(enabled)
 
     def num_devices(self) -> int | None:
@@ -69,14 +68,14 @@ class CpuBackend:
         return None
 
     def synchronize(self) -> None:
-        """Nothing runs behind our back on the processor."""
+        """Does nothing: work on the CPU is synchronous."""
 
     def peak_memory_bytes(self) -> int:
-        """Peak resident memory (VmHWM) of this process; 0 where the system does not tell."""
+        """Peak resident memory (VmHWM) of this process; 0 if the system does not report it."""
         return _status_kib("VmHWM") * 1024
 
     def available_memory_bytes(self) -> int | None:
-        """None: the machine's memory is shared, and the kernel kills who asks for too much."""
+        """None: the machine's memory is shared, and the kernel kills processes that exceed it."""
         return None
 
     def device_name(self) -> str:
@@ -88,7 +87,7 @@ class CpuBackend:
         return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), "CPU")
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
-        """None: a processor's peak depends on clocks and units that it does not tell."""
+        """None: a CPU's peak depends on clocks and units that it does not report."""
         return None
 
     def rng_state(self) -> dict[str, Any]:
@@ -96,14 +95,14 @@ class CpuBackend:
         return rng.state(device_state=torch.get_rng_state())
 
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `rng_state` returned."""
+        """Restores what `rng_state` returned."""
         torch.set_rng_state(rng.restore(state))
 
 
 def _hide_gpu_libraries() -> None:
-    """Lets megatron-core believe that TransformerEngine and Apex are absent: their kernels need a GPU.
+    """Hides TransformerEngine and Apex from megatron-core: their kernels need a GPU.
 
-    Matters on a GPU machine that was asked to run on its processor.
+    Relevant on a GPU machine that is configured to run on its CPU.
     """
     for name in ("transformer_engine", "transformer_engine_torch", "apex"):
         if name not in sys.modules:

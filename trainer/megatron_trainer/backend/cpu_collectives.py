@@ -1,8 +1,6 @@
-"""What gloo lacks and megatron-core uses: gathering and scattering of parts that differ in size between
-ranks.
+"""Collectives that megatron-core uses and gloo lacks: gather and scatter with different sizes per rank.
 
-Needed for experts spread over both expert and expert-tensor ranks, where each rank holds another number of
-tokens.
+Needed for experts spread over both expert and expert-tensor ranks, where ranks hold different numbers of tokens.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
@@ -27,7 +25,7 @@ def all_gather(
     group: dist.ProcessGroup | None = None,
     async_op: bool = False,  # noqa: FBT001 - torch's signature
 ) -> Any:
-    """torch.distributed.all_gather, which also takes parts of different sizes: then one broadcast a rank."""
+    """torch.distributed.all_gather that also accepts different sizes: then one broadcast per rank."""
     if _are_even(tensor_list):
         return _even_all_gather(tensor_list, tensor, group=group, async_op=async_op)
     _refuse_asynchronous(async_op=async_op)
@@ -46,9 +44,7 @@ def reduce_scatter(
     group: dist.ProcessGroup | None = None,
     async_op: bool = False,  # noqa: FBT001 - torch's signature
 ) -> Any:
-    """torch.distributed.reduce_scatter, which also takes parts of different sizes: then one all_reduce of
-    all.
-    """
+    """torch.distributed.reduce_scatter that also accepts different sizes: then a single all_reduce."""
     if _are_even(input_list):
         return _even_reduce_scatter(output, input_list, op=op, group=group, async_op=async_op)
     _refuse_asynchronous(async_op=async_op)

@@ -1,6 +1,6 @@
-"""Stand-ins for the torch.cuda calls that megatron-core makes without asking whether there is a GPU.
+"""Replacements of the torch.cuda calls that megatron-core makes without checking for a GPU.
 
-Each answers as a machine would whose only device is the processor and where all work is done at once.
+Each behaves like a machine whose only device is the CPU and where all work is synchronous.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
@@ -16,7 +16,7 @@ _CPU = torch.device("cpu")
 
 
 class _Event:
-    """An event that has always happened."""
+    """An event that has always completed."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -38,7 +38,7 @@ class _Event:
 
 
 class _Stream:
-    """A stream whose work has always ended."""
+    """A stream whose work has always completed."""
 
     def __init__(self, *_: object, **__: object) -> None:
         pass
@@ -73,9 +73,9 @@ _THE_STREAM = _Stream()
 
 
 def _always(value: Any) -> Callable[..., Any]:
-    """A new function that takes anything and returns `value`. New, as torch's compiler refuses one function
-    under
-    two names of torch.cuda."""
+    """A new function that accepts any arguments and returns `value`. New, because torch's compiler rejects one function
+    under two names of torch.cuda.
+    """
 
     def stand_in(*_: Any, **__: Any) -> Any:
         return value
@@ -93,9 +93,7 @@ def _replace(owner: Any, **stand_ins: Any) -> None:
 
 
 def install() -> None:
-    """Replaces the calls; `torch.cuda.is_available()` stays False, so libraries that do ask take their CPU
-    path.
-    """
+    """Replaces the calls; `torch.cuda.is_available()` stays False, so libraries that check it take their CPU path."""
     replacements: dict[str, Any] = {
         "current_device": _always(_CPU),  # used as `device=`, never as a number
         "device_count": _always(1),
@@ -111,14 +109,14 @@ def install() -> None:
         "get_rng_state": lambda *_, **__: torch.get_rng_state(),
         "set_rng_state": lambda state, *_, **__: torch.set_rng_state(state),
     }
-    # `_lazy_call` would keep the callback for the day CUDA starts, which never comes.
+    # `_lazy_call` would queue the callback until CUDA is initialized, which never happens.
     effects = ("set_device", "synchronize", "empty_cache", "set_stream", "_lazy_call")
     replacements |= {name: _always(None) for name in effects}
     sizes = ("memory_allocated", "max_memory_allocated", "memory_reserved", "max_memory_reserved")
     replacements |= {name: _always(0) for name in sizes}
     _replace(torch.cuda, **replacements)
-    # megatron-core has torch.compile work on its small fusions while it is imported. On the processor
-    # compiling takes a C++ compiler and longer than it saves.
+    # megatron-core applies torch.compile to its small fusions at import. On a CPU, compiling needs a C++ compiler and
+    # takes longer than it saves.
     _replace(torch, compile=lambda model=None, **_: model if model is not None else lambda function: function)
     _replace(torch.nn.Module, cuda=_itself)
     _replace(torch.Tensor, cuda=_itself, pin_memory=_itself)

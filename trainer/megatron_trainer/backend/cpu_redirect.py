@@ -1,7 +1,7 @@
-"""Sends tensor creation that names "cuda" to the processor, for as long as the process lives.
+"""Redirects tensor creation on "cuda" to the CPU, for the lifetime of the process.
 
 A TorchFunctionMode, because replacing torch.tensor and friends is wrong: transformers' own device context
-recognizes those functions by identity and silently leaves garbage in rotary tables otherwise.
+recognizes those functions by identity and would silently leave garbage in rotary tables.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
@@ -26,7 +26,7 @@ def _here(value: Any) -> Any:
 
 
 class _CudaIsCpu(TorchFunctionMode):
-    """Reads `cuda` as `cpu` in every call, and drops pinned memory, which only a GPU can have."""
+    """Replaces `cuda` by `cpu` in every call, and drops pinned memory, which requires a GPU."""
 
     def __torch_function__(
         self,
@@ -43,8 +43,7 @@ class _CudaIsCpu(TorchFunctionMode):
             args = tuple(map(_here, args))
         result = func(*args, **(kwargs or {}))
         if func is torch.Tensor.type and isinstance(result, str):
-            # The optimizer tells float32 parameters by the name "torch.cuda.FloatTensor" and refuses any
-            # other.
+            # The optimizer recognizes float32 parameters by the name "torch.cuda.FloatTensor" and rejects any other.
             return result.replace("torch.", "torch.cuda.", 1)
         return result
 

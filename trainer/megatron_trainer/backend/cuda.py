@@ -12,9 +12,8 @@ import torch
 
 from megatron_trainer.backend import rng
 
-# Dense tensor-core operations per second from the makers' data sheets, by the name the driver reports.
-# float32 counts as TF32, which is what torch runs when allowed to. First match wins, so longer names come
-# first.
+# Dense tensor-core operations per second from the vendors' data sheets, by the name the driver reports.
+# float32 counts as TF32, which torch uses when allowed. The first match wins, so longer names come first.
 _PEAK_FLOPS: tuple[tuple[str, dict[torch.dtype, float]], ...] = (
     ("B200", {torch.bfloat16: 2250e12, torch.float16: 2250e12, torch.float32: 1125e12}),
     ("GB200", {torch.bfloat16: 2250e12, torch.float16: 2250e12, torch.float32: 1125e12}),
@@ -33,20 +32,20 @@ _PEAK_FLOPS: tuple[tuple[str, dict[torch.dtype, float]], ...] = (
 
 _BLACKWELL = (10, 0)
 
-# One workspace for cuBLAS, and NCCL's sums in one order.
+# One workspace for cuBLAS, and a fixed order of summation in NCCL.
 _REPRODUCIBLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
 
 
 @dataclass(frozen=True, kw_only=True)
 class CudaBackend:
-    """Runs on one GPU a process."""
+    """Runs on one GPU per process."""
 
     name: Literal["cpu", "cuda"] = "cuda"
     collective: Literal["gloo", "nccl"] = "nccl"
 
     @property
     def device(self) -> torch.device:
-        """This rank's card."""
+        """This rank's GPU."""
         return torch.device("cuda", torch.cuda.current_device())
 
     @property
@@ -57,11 +56,11 @@ class CudaBackend:
         return "transformer_engine" if HAVE_TE else "local"
 
     def fused_kernels(self) -> frozenset[str]:
-        """torch's compiler makes the bias fusions; the others come with TransformerEngine and flash-attn."""
+        """torch.compile provides the bias fusions; the others come with TransformerEngine and flash-attn."""
         return _fused_kernels(self.layer_impl)
 
     def install(self) -> None:
-        """Only the corrections that a GPU needs too."""
+        """Applies only the patches that are needed on a GPU too."""
         from megatron_trainer.megatron.patches import adam_step, optimizer_shards, quiet
 
         quiet.install()
@@ -69,11 +68,11 @@ class CudaBackend:
         optimizer_shards.install()
 
     def bind(self, local_rank: int) -> None:
-        """Takes the card with this number."""
+        """Selects the GPU with this index."""
         torch.cuda.set_device(local_rank)
 
     def set_deterministic(self, enabled: bool) -> None:  # noqa: FBT001 - a switch
-        """torch refuses what it cannot do reproducibly; its libraries are told through their own variables."""
+        """torch raises for operations that it cannot run reproducibly; its libraries read environment variables."""
         torch.use_deterministic_algorithms(enabled)
         if enabled:
             for name, value in _REPRODUCIBLE.items():
@@ -83,40 +82,40 @@ class CudaBackend:
             os.environ.pop("NVTE_ALLOW_NONDETERMINISTIC_ALGO", None)
 
     def num_devices(self) -> int | None:
-        """Cards that this process can see."""
+        """Number of GPUs visible to this process."""
         return torch.cuda.device_count()
 
     def synchronize(self) -> None:
-        """Waits for the card."""
+        """Waits for the GPU."""
         torch.cuda.synchronize()
 
     def peak_memory_bytes(self) -> int:
-        """Peak memory that torch had allocated on the card."""
+        """Peak memory allocated by torch on the GPU."""
         return torch.cuda.max_memory_allocated()
 
     def available_memory_bytes(self) -> int | None:
-        """What torch has taken of the card, and what is free."""
+        """Memory reserved by torch on the GPU, plus what is free."""
         free, _ = torch.cuda.mem_get_info()
         return free + torch.cuda.memory_reserved()
 
     def device_name(self) -> str:
-        """Name that the driver reports."""
+        """Name reported by the driver."""
         return torch.cuda.get_device_name()
 
     def peak_flops(self, dtype: torch.dtype) -> float | None:
-        """Data-sheet value of this card, None for a card that is not in the table."""
+        """Data-sheet value of this GPU, None for a GPU that is not in the table."""
         return peak_flops_of(self.device_name(), dtype)
 
     def rng_state(self) -> dict[str, Any]:
-        """Random states of process and card."""
+        """Random states of process and GPU."""
         return rng.state(device_state=torch.cuda.get_rng_state())
 
     def set_rng_state(self, state: dict[str, Any]) -> None:
-        """Puts back what `rng_state` returned."""
+        """Restores what `rng_state` returned."""
         torch.cuda.set_rng_state(rng.restore(state))
 
 
-@functools.cache  # what is installed does not change, and every micro-batch asks
+@functools.cache  # what is installed does not change, and every micro-batch calls this
 def _fused_kernels(layer_impl: str) -> frozenset[str]:
     found = {"bias_swiglu", "bias_dropout"}
     if layer_impl == "transformer_engine":
@@ -128,5 +127,5 @@ def _fused_kernels(layer_impl: str) -> frozenset[str]:
 
 
 def peak_flops_of(device_name: str, dtype: torch.dtype) -> float | None:
-    """Dense operations per second of a card by the driver's name for it, None when it is not in the table."""
+    """Dense operations per second of a GPU by the driver's name for it, None if it is not in the table."""
     return next((flops.get(dtype) for part, flops in _PEAK_FLOPS if part in device_name), None)

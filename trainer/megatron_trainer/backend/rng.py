@@ -1,4 +1,4 @@
-"""Random state of a process, as one dictionary that can be saved and put back. The device's own part is
+"""Random state of a process, as one dictionary that can be saved and restored. The device's own part is
 passed in.
 """
 
@@ -26,7 +26,7 @@ def state(*, device_state: torch.Tensor) -> dict[str, Any]:
 
 
 def restore(saved: dict[str, Any]) -> torch.Tensor:
-    """Puts back all but the device's own state, which is returned for the backend to set."""
+    """Restores all but the device's own state, which is returned for the backend to set."""
     from megatron.core import tensor_parallel
 
     random.setstate(saved["python"])

@@ -1,1 +1,1 @@
-"""Training data: from files to micro-batches. Rows are read, recognized, rendered, tokenized, cached, packed, dealt."""
+"""Training data: from files to micro-batches. Reads, recognizes, renders, tokenizes, caches and packs rows."""

@@ -29,8 +29,8 @@ class RowShape:
     sample_multiple: each sequence is padded to a multiple of this (2 x context_parallel_size, else 1).
     row_multiple: the whole row is padded to a multiple of this (sequence parallel, context parallel, FP8).
     row_length: the row is padded to at least this many tokens, for a fixed shape; None pads as little as possible.
-    mismatched_length: micro-batches also hold their prompts with each other's answers (mismatch.py), cut to this many
-    tokens; None makes none.
+    mismatched_length: micro-batches also hold their prompts with each other's answers (mismatch.py), truncated to this
+    many tokens; None disables this.
     splits_groups: samples are groups, each sequence of which ends with a labeled token.
     """
 
@@ -45,7 +45,7 @@ class RowShape:
 
 
 def row_multiple(*, tensor_parallel: int, context_parallel: int, sequence_parallel: bool, fp8: bool) -> int:
-    """The multiple that every row's length must be: each rank's slice is whole, and FP8 kernels get 16."""
+    """The multiple to which rows are padded: ranks get equal slices, and FP8 kernels a multiple of 16."""
     multiple = tensor_parallel if sequence_parallel else 1
     if context_parallel > 1:
         multiple = math.lcm(multiple * context_parallel, 2 * context_parallel)
@@ -53,12 +53,12 @@ def row_multiple(*, tensor_parallel: int, context_parallel: int, sequence_parall
 
 
 def sample_multiple(*, context_parallel: int) -> int:
-    """The multiple that every sequence's length must be: context parallelism cuts each into 2 x cp chunks."""
+    """The multiple to which sequences are padded: context parallelism cuts each into 2 x cp chunks."""
     return 2 * context_parallel if context_parallel > 1 else 1
 
 
 def collate(items: Sequence[Item], shape: RowShape) -> MicroBatch:
-    """One micro-batch of the items (samples, pairs, or packed rows of them); of no items, one row of padding.
+    """One micro-batch of the items (samples, pairs, or packed rows of them); without items, one row of padding.
 
     Pairs are laid out as all chosen sequences followed by all rejected ones, in the same order.
     """
@@ -89,7 +89,7 @@ def _rows(samples: list[Sample], shape: RowShape) -> MicroBatch:
 
 
 def round_up(length: int, multiple: int) -> int:
-    """The smallest multiple that holds `length`."""
+    """The smallest multiple that is not below `length`."""
     return -(-length // multiple) * multiple
 
 
@@ -144,7 +144,7 @@ def _padded(samples: list[Sample], shape: RowShape) -> MicroBatch:
 
 
 def _padding_alone(shape: RowShape) -> MicroBatch:
-    """What a rank reads in the last step of an evaluation when the others have the last samples: nothing counts."""
+    """The micro-batch of a rank that has no samples left in the last step of an evaluation: padding only."""
     total = max(shape.row_multiple, shape.row_length or 0)
     row = _Row(total, shape.pad_id)
     row.positions[:] = np.arange(total)
@@ -154,7 +154,7 @@ def _padding_alone(shape: RowShape) -> MicroBatch:
 
 
 def _attention_mask(padding_BT: torch.Tensor) -> torch.Tensor:
-    """Causal, and no token attends to padding; a token always sees itself, so that no softmax is empty."""
+    """Causal, with padding masked; every token attends to itself, so that no softmax is empty."""
     length = padding_BT.shape[1]
     future_TT = torch.ones(length, length, dtype=torch.bool).triu(1)
     forbidden_BTT = future_TT | padding_BT[:, None, :]
@@ -162,7 +162,7 @@ def _attention_mask(padding_BT: torch.Tensor) -> torch.Tensor:
 
 
 class _Row:
-    """The arrays of one row while samples are put into it."""
+    """The arrays of one row while samples are added to it."""
 
     def __init__(self, length: int, pad_id: int) -> None:
         self.tokens = np.full(length, pad_id, dtype=np.int64)

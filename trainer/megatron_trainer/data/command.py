@@ -40,7 +40,7 @@ ROWS_BETWEEN_NEWS = 10_000
 
 
 def main(argv: Sequence[str]) -> int:
-    """The exit code: 0, or that of training with the same arguments and data."""
+    """Returns the exit code: 0, or that of training with the same arguments and data."""
     own, rest = _parser().parse_known_args(list(argv))
     try:
         args = _arguments(rest, own.task)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str]) -> int:
 
 
 def write_cached(args: TrainArgs, task: TrainingTask, folder: Path) -> DataReport:
-    """Tokenizes the data of the arguments into the folder, to be given as cached_dataset; packing is left to training.
+    """Tokenizes the data of the arguments into a folder for cached_dataset; packing is left to training.
 
     Raises InvalidInput for data that cannot be found or used.
     """
@@ -76,7 +76,7 @@ def write_cached(args: TrainArgs, task: TrainingTask, folder: Path) -> DataRepor
 
 
 def shown(args: TrainArgs, prepared: Prepared, count: int, *, shows_tokens: bool) -> Iterator[str]:
-    """The first sequences as they are trained, each under a heading: trained text in color, or in brackets."""
+    """The first sequences as they are trained, each with a heading: trained text in color, or in brackets."""
     if count == 0 or not isinstance(prepared.train, Items | PackedRows):
         return
     tokenizer = model_source.tokenizer(args, model_source.folder(args))

@@ -1,4 +1,4 @@
-"""What the sampler indexes: rows of several stores in any order, singly or packed into longer rows."""
+"""The datasets that the sampler indexes: rows of several stores in any order, single or packed into longer rows."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from megatron_trainer.data.values import Pair, Sample
 
 @dataclass(frozen=True, kw_only=True)
 class Items:
-    """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; costs 12 bytes an item.
+    """Rows of stores: item i is row rows[i] of stores[which[i]]. Reads in place; takes 12 bytes per item.
 
-    reference: of each store the log-probabilities of its sequences under a reference model, float32 [rows, 1 or 2].
-    mismatched_length: samples come with their mismatched ones (mismatch.py), prompt and answer together of so many
-    tokens at most: the answer is that of the row before, in the same store. reference: of both then.
+    reference: per store, log-probabilities of its sequences under a reference model, float32 [rows, 1 or 2].
+    mismatched_length: samples include their mismatched ones (mismatch.py), with prompt and answer of at most this many
+    tokens in total: the answer is that of the previous row in the same store. reference then covers both.
     """
 
     stores: tuple[Store | LazyStore, ...]
@@ -50,11 +50,11 @@ class Items:
         return (self[index] for index in range(len(self)))
 
     def take(self, order: NDArray[np.int64]) -> Items:
-        """These items in another order; an item may come several times or not at all."""
+        """These items in another order; an item may occur several times or not at all."""
         return replace(self, which=self.which[order], rows=self.rows[order])
 
     def lengths(self, multiple: int = 1) -> NDArray[np.int64]:
-        """Tokens of each item, each of its sequences rounded up to the multiple. Unknown for items tokenized lazily."""
+        """Tokens of each item, with its sequences rounded up to the multiple. Unknown for lazily tokenized items."""
         lengths = np.empty(len(self), np.int64)
         for number, store in enumerate(self.stores):
             assert isinstance(store, Store)
@@ -85,12 +85,12 @@ Dataset = Items | PackedRows
 
 
 def stores_of(dataset: Dataset) -> tuple[Store | LazyStore, ...]:
-    """The stores that the rows of a dataset lie in."""
+    """The stores that contain the rows of a dataset."""
     return (dataset.items if isinstance(dataset, PackedRows) else dataset).stores
 
 
 def mismatched_in(store: Store | LazyStore, row: int, max_length: int) -> Sample:
-    """The prompt of a row with the answer of the row before it; of the first row with that of the last."""
+    """The prompt of a row with the answer of the previous row; for the first row, that of the last."""
     prompt, answer = store[row], store[(row - 1) % len(store)]
     assert isinstance(prompt, Sample)
     assert isinstance(answer, Sample)
@@ -100,9 +100,9 @@ def mismatched_in(store: Store | LazyStore, row: int, max_length: int) -> Sample
 def with_reference(
     dataset: Dataset, reference: Mapping[Path, NDArray[np.float32]], *, mismatched_length: int | None = None
 ) -> Dataset:
-    """The dataset whose items know their reference log-probabilities, given for each store by its folder.
+    """The dataset with the reference log-probabilities of its items, given per store folder.
 
-    mismatched_length: as of Items.
+    mismatched_length: as in Items.
     """
     known = tuple(reference[store.directory] for store in stores_of(dataset))
     if isinstance(dataset, PackedRows):
@@ -111,7 +111,7 @@ def with_reference(
 
 
 def identity(dataset: Dataset) -> str:
-    """A key of which items come in which order: equal for equal data, seeds and packing, on every machine."""
+    """A key of the items and their order: equal for equal data, seeds and packing, on every machine."""
     items = dataset.items if isinstance(dataset, PackedRows) else dataset
     digest = hashlib.sha256(repr([(store.directory.name, len(store)) for store in items.stores]).encode())
     arrays: list[NDArray[Any]] = [items.which, items.rows]
@@ -123,7 +123,7 @@ def identity(dataset: Dataset) -> str:
 
 
 def items_of(store: Store | LazyStore) -> Items:
-    """All rows of a store, in order."""
+    """Items for all rows of a store, in order."""
     return Items(stores=(store,), which=np.zeros(len(store), np.int32), rows=np.arange(len(store)))
 
 

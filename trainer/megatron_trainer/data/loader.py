@@ -1,4 +1,4 @@
-"""Micro-batches, one after the other, from items of any kind: read in background processes, resumable at any sample."""
+"""Yields micro-batches from items of any kind: read in background processes, resumable at any sample."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ def micro_batches(
     shape: RowShape,
     num_workers: int,
 ) -> Iterator[MicroBatch]:
-    """This rank's micro-batches from sampler.consumed_samples on, until the sampler ends.
+    """Yields this rank's micro-batches, starting at sampler.consumed_samples, until the sampler ends.
 
     num_workers: processes that read ahead (0 reads in this one); a stream uses at most one.
 
-    Raises TrainingError where the data cannot be used, wherever it is read.
+    Raises TrainingError if the data cannot be used, in whichever process it is read.
     """
     if isinstance(items, Stream):
         assert isinstance(sampler, StreamSampler)
@@ -42,7 +42,8 @@ def micro_batches(
     # uninterrupted one and its dropout would differ from there on.
     options["generator"] = torch.Generator()
     if num_workers:
-        # A forked worker shares the mapped data and starts at once; any other way imports all of torch. It never
+        # A forked worker shares the mapped data and starts at once; any other start method imports all of torch. It
+        # never
         # touches the device.
         options |= {"num_workers": num_workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
     return (_unless_failed(batch) for batch in DataLoader(dataset, **options))
@@ -50,14 +51,14 @@ def micro_batches(
 
 @dataclass(frozen=True, kw_only=True)
 class _Failure:
-    """A TrainingError on its way from a worker: an exception would arrive without its exit code."""
+    """A TrainingError passed from a worker: an exception would arrive without its exit code."""
 
     exit_code: ExitCode
     message: str
 
 
 class _StreamedBatches(IterableDataset[MicroBatch | _Failure]):
-    """The micro-batches of a stream, in the form that a DataLoader iterates."""
+    """The micro-batches of a stream, as an iterable dataset for DataLoader."""
 
     def __init__(self, stream: Stream, sampler: StreamSampler, shape: RowShape) -> None:
         self._stream, self._sampler, self._shape = stream, sampler, shape
@@ -71,7 +72,7 @@ class _StreamedBatches(IterableDataset[MicroBatch | _Failure]):
 
 
 class _SampledBatches(Dataset[MicroBatch | _Failure]):
-    """The micro-batch of any list of indices, in the form that a DataLoader asks for."""
+    """The micro-batch for any list of indices, as a map-style dataset for DataLoader."""
 
     def __init__(self, items: Indexed, shape: RowShape) -> None:
         self._items, self._shape = items, shape

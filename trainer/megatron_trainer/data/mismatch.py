@@ -1,5 +1,5 @@
-"""Prompts with the answers of other samples: what a model says of answers that were not given to the prompt estimates
-how far it is from another model, which KTO needs (Ethayarajh et al. 2024, section 4.1).
+"""Prompts with the answers of other samples: log-probabilities of such mismatched answers estimate the KL divergence
+from another model, which KTO needs (Ethayarajh et al. 2024, section 4.1).
 
 Samples (x1 y1) (x2 y2) (x3 y3) give (x1 y3) (x2 y1) (x3 y2): every answer once, none with its own prompt.
 """
@@ -14,9 +14,9 @@ from megatron_trainer.data.values import IGNORED, Sample
 
 
 def mismatched(samples: Sequence[Sample], *, max_length: int) -> list[Sample]:
-    """Each sample's prompt with the answer of the one before it, cut to max_length tokens; none of a single sample.
+    """Each sample's prompt with the answer of the previous one, cut to max_length tokens; empty for a single sample.
 
-    The answer begins at the first token that carries loss.
+    The answer begins at the first token with loss.
     """
     if len(samples) < 2:
         return []
@@ -36,5 +36,5 @@ def joined(prompt: Sample, answer: Sample, max_length: int) -> Sample:
 
 
 def _start(sample: Sample) -> int:
-    """Where the answer begins; at least 1, for nothing predicts the first token."""
+    """Start of the answer; at least 1, because nothing predicts the first token."""
     return max(int(np.argmax(sample.labels != IGNORED)), 1)

@@ -1,7 +1,7 @@
 """From the dataset arguments to the items that a run trains and validates on.
 
-Each dataset is tokenized once into a store that all ranks (and later runs) find by its content; everything after
-that (sampling, splitting, mixing, shuffling, packing) is arithmetic on indices, the same on every rank.
+Each dataset is tokenized once into a store that all ranks (and later runs) look up by content; everything after that
+(sampling, splitting, mixing, shuffling, packing) is arithmetic on indices, the same on every rank.
 """
 
 from __future__ import annotations
@@ -71,7 +71,7 @@ class Prepared:
 
     @property
     def identity(self) -> str:
-        """A key of what is trained on and in which order; a stream's follows from the names and dates of its files."""
+        """A key of the trained data and its order; for a stream it is derived from the names and dates of its files."""
         return self.train.notes.name if isinstance(self.train, Stream) else identity(self.train)
 
 
@@ -89,14 +89,15 @@ def prepare(
 ) -> Prepared:
     """The training and validation items of a run; every rank gets the same.
 
-    Call it on all ranks, at the same time or not: whoever comes first tokenizes, the others wait for the result.
+    Call it on all ranks, concurrently or not: the first one tokenizes, the others wait for the result.
     (With load_from_cache_file false the first rank has to return before the others start.)
 
     max_length: tokens a sample may have, resolved. save: the run's folder; is_first_rank: whether this process writes
     val_dataset.jsonl there. cache_directory: where tokenized data is kept; None keeps it in the run's folder.
-    label: what the rows of a classifier hold. progress: called with the dataset's name and the rows tokenized so far.
+    label: the kind of labels in the rows of a classifier. progress: called with the dataset's name and the rows
+    tokenized so far.
 
-    Raises InvalidInput for datasets that cannot be found or read, hold no usable row, or (strict) a bad row.
+    Raises InvalidInput for datasets that cannot be found or read, have no usable row, or (strict) have a bad row.
     """
     settings = data_settings(args, task=task, max_length=max_length, label=label)
     cache = cache_directory or save / "data_cache"
@@ -180,7 +181,7 @@ def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loade
 
 
 def _split(loaded: Sequence[Loaded], settings: DataSettings) -> tuple[list[Items], list[Items]]:
-    """Each dataset's training items (repeated where #N asks for it) and what is split off for validation."""
+    """Each dataset's training items (repeated if #N requires it) and the items split off for validation."""
     kept, split = [], []
     generator = np.random.default_rng([settings.seed, 1])
     for number, entry in enumerate(loaded):
@@ -271,7 +272,7 @@ def _packed(items: Items, settings: DataSettings) -> tuple[Dataset, PackingRepor
 
 
 def _write_rows(loaded: Sequence[Loaded], parts: Sequence[Items], path: Path) -> None:
-    """Write the rows behind the items as they are in their files, so that they can be given as val_dataset."""
+    """Write the original rows of the items, so that they can be used as val_dataset."""
     path.parent.mkdir(parents=True, exist_ok=True)
     aside = path.with_name(f"{path.name}.part")
     with aside.open("w", encoding="utf-8") as stream:

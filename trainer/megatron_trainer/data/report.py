@@ -1,4 +1,4 @@
-"""The data report: what was read, what was dropped and why, what is trained on. Numbers only; others print it."""
+"""The data report: rows read, rows dropped with reasons, rows trained on. Numbers only; it is printed elsewhere."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.storage.store import Dropped, Store
 
 DATA_REPORT = "data_report.json"
-"""File of a run's folder that holds the report."""
+"""File with the report in a run's folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +31,8 @@ class DropReport:
 class SourceReport:
     """One entry of `dataset`, `val_dataset` or `cached_dataset`: rows_read = rows_kept + the rows of all dropped.
 
-    None where it is not known before training (streaming, lazy_tokenize). notes: what else the user should know, such
-    as splits of a folder that were not read.
+    None if not known before training (streaming, lazy_tokenize). notes: other remarks for the user, such as splits of a
+    folder that were not read.
     """
 
     name: str
@@ -68,9 +68,9 @@ class DataReport:
     """Everything about the data of a run. Lengths are tokens of an item (a pair counts both sequences).
 
     items: what the sampler indexes (packed rows, where packing is on). samples: rows of the datasets in an epoch.
-    None where it is not known before training: everything for a stream, lengths and tokens for lazy_tokenize.
+    None if not known before training: everything for a stream, lengths and tokens for lazy_tokenize.
     from_cache: nothing had to be tokenized. stop_words: the texts, usually one special token each, with which trained
-    answers end; generation has to stop at them, so an exported generation_config names them.
+    answers end; generation has to stop at them, so they are in an exported generation_config.
     examples: the first sequences as they are trained, in pieces of (text, weight of the loss); none for a stream.
     """
 
@@ -91,12 +91,12 @@ class DataReport:
     examples: tuple[tuple[tuple[str, float], ...], ...] = ()
 
     def to_json(self) -> dict[str, object]:
-        """The report as plain JSON values, without what is not known."""
+        """The report as plain JSON values, without unknown ones."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
 
 def source_report(name: str, store: Store | LazyStore, notes: Iterable[str] = ()) -> SourceReport:
-    """The account of one dataset."""
+    """The report of one dataset."""
     said = tuple(note for note in notes if note)
     if isinstance(store, LazyStore):
         return SourceReport(name=name, rows_read=store.num_rows, notes=said)
@@ -113,11 +113,11 @@ def source_report(name: str, store: Store | LazyStore, notes: Iterable[str] = ()
 
 
 LOUD_SHARE = 0.5
-"""Of the rows of a dataset: a note about so many of them is a warning."""
+"""Share of a dataset's rows: a note about more of them is a warning."""
 
 
 def loud_notes(report: SourceReport, store: Store | LazyStore) -> list[str]:
-    """Notes about most rows of a dataset, which probably are about all of it."""
+    """Notes about most rows of a dataset, which probably apply to all of it."""
     if isinstance(store, LazyStore):
         return []
     most = LOUD_SHARE * max(1, len(store))
@@ -155,7 +155,7 @@ def histogram(lengths: NDArray[np.int64]) -> Histogram:
 
 
 def length_facts(items: Items) -> dict[str, Any]:
-    """The fields of DataReport that say how long the items are; none when they are tokenized lazily or missing."""
+    """The fields of DataReport with the lengths of the items; empty if items are tokenized lazily or missing."""
     if len(items) == 0 or any(isinstance(store, LazyStore) for store in items.stores):
         return {}
     lengths = items.lengths()

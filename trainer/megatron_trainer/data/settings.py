@@ -1,4 +1,4 @@
-"""What the arguments say about data, as the values that the parts of this package take."""
+"""The data settings of the arguments, as values for the parts of this package."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class DataSettings:
-    """One value for everything that decides which items a run trains on, in which order."""
+    """All settings that determine which items a run trains on, in which order."""
 
     datasets: tuple[DatasetSpec, ...]
     val_datasets: tuple[DatasetSpec, ...]
@@ -53,7 +53,7 @@ class DataSettings:
 
 
 def label_of(args: TrainArgs, config: Mapping[str, Any]) -> Label | None:
-    """What the labels of a classifier's rows are, None where it is none. config: of the model."""
+    """The kind of labels in a classifier's rows, None for other models. config: of the model."""
     if args.task_type != "seq_cls":
         return None
     names = config.get("id2label") or {}
@@ -63,7 +63,7 @@ def label_of(args: TrainArgs, config: Mapping[str, Any]) -> Label | None:
 
 
 def _grouping(args: TrainArgs, task: TrainingTask) -> Grouping | None:
-    """What the several texts of a row are for, None where rows are not such."""
+    """How rows of several texts are read, None for other rows."""
     kind = head.group_kind(args) if task == "sft" else None
     if kind is None:
         return None
@@ -82,7 +82,7 @@ def _grouping(args: TrainArgs, task: TrainingTask) -> Grouping | None:
 
 
 def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label: Label | None = None) -> DataSettings:
-    """The settings of a run; max_length is the resolved one (the model's, where the argument is unset).
+    """The settings of a run; max_length is resolved (the model's, if the argument is unset).
 
     Raises InvalidInput with everything that is wrong with the dataset entries and the system prompt file.
     """
@@ -210,7 +210,7 @@ def _two_languages(path: str, names: Sequence[str] | None, violations: list[Viol
 
 
 def _system(system: str | None, violations: list[Violation]) -> str | None:
-    """The system prompt: the argument itself, with \\n as a line end, or the content of the .txt file it names."""
+    """The system prompt: the argument itself, with \\n as a line end, or the content of the .txt file that it names."""
     if system is None or not system.endswith(".txt"):
         return system.replace("\\n", "\n") if system else None
     try:

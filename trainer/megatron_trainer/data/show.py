@@ -1,4 +1,4 @@
-"""Rows as they are trained: their text cut where the weight of the loss changes, for terminals, logs and reports."""
+"""Shows rows as they are trained: text split where the loss weight changes, for terminals, logs and reports."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ from megatron_trainer.data.values import Item, Sample
 from megatron_trainjob.args.head import GroupKind
 
 MOST_CHARACTERS = 1_000
-"""Of a piece in a report; its middle is left out."""
+"""Maximum characters of a piece in a report; the middle is left out."""
 TRAINED, PLAIN = ("\x1b[1;32m", "\x1b[0m"), ("\u27e6", "\u27e7")
-"""What stands around trained text, in a terminal and elsewhere."""
+"""Markers around trained text, in a terminal and elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Tokens in a row that have one weight, 0 where they are not trained."""
+    """Consecutive tokens of equal weight, 0 if they are not trained."""
 
     text: str
     weight: float
@@ -29,7 +29,7 @@ class Piece:
 
 
 def sequences_of(items: Iterable[Item], kind: GroupKind | None = None) -> Iterator[tuple[str, Sample]]:
-    """Every sequence of the items, with what it is when it is part of a pair or, of this kind, of a group."""
+    """Every sequence of the items, with its role in a pair or in a group of this kind."""
     for item in items:
         for part in item if isinstance(item, list) else [item]:
             if not isinstance(part, Sample):
@@ -42,7 +42,7 @@ def sequences_of(items: Iterable[Item], kind: GroupKind | None = None) -> Iterat
 
 
 def _names(kind: GroupKind, group: Sample, count: int) -> list[str]:
-    """What each of the sequences of a group is."""
+    """The role of each sequence in a group."""
     if kind == "embedding":
         return ["anchor", "positive", *["negative"] * (count - 2)]
     positives = int(group.target[0])
@@ -50,7 +50,7 @@ def _names(kind: GroupKind, group: Sample, count: int) -> list[str]:
 
 
 def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """The text of a sequence, in pieces of one weight."""
+    """The text of a sequence, in pieces of equal weight."""
     weights = np.where(sample.labels >= 0, 1.0 if sample.loss_scale is None else sample.loss_scale, 0.0).tolist()
     marked = zip(sample.input_ids.tolist(), weights, strict=True)
     return [
@@ -71,7 +71,7 @@ def examples(
 
 
 def lines(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, in_color: bool, shows_tokens: bool) -> Iterator[str]:
-    """A sequence for people: trained text in color (elsewhere in brackets), or one token a line with its weight."""
+    """A sequence for display: trained text in color (elsewhere in brackets), or one token per line with its weight."""
     pieces = pieces_of(sample, tokenizer)
     start, end = TRAINED if in_color else PLAIN
     if not shows_tokens:

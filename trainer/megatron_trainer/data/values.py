@@ -1,4 +1,4 @@
-"""The values that data passes on, from a row of a file to a micro-batch. No I/O, and no torch at run time.
+"""The values of the data pipeline, from a row of a file to a micro-batch. No I/O, and no torch at run time.
 
 Shape suffixes: B rows of a micro-batch, T tokens of a row.
 """
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 IGNORED = -100
-"""Label of a token that carries no loss."""
+"""Label of a token without loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,7 @@ class Location:
 
 @dataclass(frozen=True, kw_only=True)
 class Rejection:
-    """Why a row is not trained on: a reason that is the same for all rows of its kind, and what is special here."""
+    """Why a row is not trained on: a reason that is the same for all rows of a kind, and the detail of this row."""
 
     location: Location
     reason: str
@@ -44,7 +44,7 @@ class Rejection:
 
 
 class RowError(Exception):
-    """A row cannot be used. Carries the reason (a fixed text, to be counted) and the detail (of this row)."""
+    """A row cannot be used. Carries the reason (a fixed text, for counting) and the detail (of this row)."""
 
     def __init__(self, reason: str, detail: str = "") -> None:
         super().__init__(f"{reason} ({detail})" if detail else reason)
@@ -53,7 +53,7 @@ class RowError(Exception):
 
 
 class Arguments(dict[str, object]):
-    """The arguments of a tool call; `text` is how the row wrote them, for templates that print text."""
+    """The arguments of a tool call; `text` is their form in the row, for templates that print text."""
 
     def __init__(self, fields: Mapping[str, object], text: str | None = None) -> None:
         super().__init__(fields)
@@ -64,9 +64,9 @@ class Arguments(dict[str, object]):
 class Message:
     """One turn.
 
-    loss: of an assistant turn, overrides the loss_scale strategy: false leaves it out, true trains it, a number is the
-    weight of its loss. thought: what the assistant thought, where the row has it in a field of its own.
-    alias: the role as the row names it, for templates that know it (developer, observation).
+    loss: of an assistant turn, overrides the loss_scale strategy: false excludes it, true trains it, a number is the
+    weight of its loss. thought: the assistant's thought, if the row has it in a separate field.
+    alias: the role's name in the row, for templates that support it (developer, observation).
     extra: fields that templates read, such as tool_calls.
     """
 
@@ -91,9 +91,9 @@ class Conversation:
     """One recognized row. Text for pre-training is a conversation of a single assistant turn.
 
     others: the sequences after the first of a row that is a group (group.py).
-    target: what training aims at beside the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one; the
-    numbers of a classifier's label; of a group how alike its texts are, or how many of its documents fit.
-    notes: what the user should know although the row is used, in words that are the same for all rows of its kind.
+    target: the training target besides the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one; the
+    numbers of a classifier's label; for a group the similarity of its texts, or the number of relevant documents.
+    notes: remarks about a usable row for the user, worded the same for all rows of a kind.
     """
 
     messages: tuple[Message, ...]
@@ -109,11 +109,11 @@ class Conversation:
 class Sample:
     """One tokenized sequence of T tokens; labels are NOT shifted, a token without loss has label -100.
 
-    A group of sequences is one, too: they lie end to end, and the last token of each has a label.
+    A group of sequences is a sample, too: they are concatenated, and the last token of each has a label.
 
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
-    target: as of Conversation. reference: log-probability under the reference model, where it is known beforehand.
-    mismatched: its prompt with the answer of another sample, where that is settled beforehand (mismatch.py).
+    target: as in Conversation. reference: log-probability under the reference model, if precomputed. mismatched: its
+    prompt with the answer of another sample, if chosen in advance (mismatch.py).
     """
 
     input_ids: NDArray[np.int32]
@@ -134,8 +134,7 @@ class Sample:
 class Pair:
     """A preference: the same prompt with the better and the worse answer.
 
-    target: as of Conversation. reference: log-probabilities of both under the reference model, where they are known
-    beforehand.
+    target: as in Conversation. reference: log-probabilities of both under the reference model, if precomputed.
     """
 
     chosen: Sample
@@ -150,11 +149,11 @@ class Pair:
 
 
 Item = Sample | Pair | list[Sample | Pair]
-"""What a dataset holds at one index: a sample, a pair, or a packed row of either."""
+"""The item of a dataset at one index: a sample, a pair, or a packed row of either."""
 
 
 class Indexed(Protocol):
-    """Items by their index, wherever they lie."""
+    """Items by index, wherever they are stored."""
 
     def __len__(self) -> int: ...
 
@@ -163,21 +162,22 @@ class Indexed(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class MicroBatch:
-    """What one forward pass of one data-parallel rank reads; the same on all its tensor/pipeline/context ranks.
+    """The input of one forward pass of a data-parallel rank; the same on all its tensor/pipeline/context ranks.
 
     tokens_BT, position_ids_BT: int64. labels_BT: int64, already shifted by one inside each sample, -100 without
-    loss. loss_weight_BT: float32, shifted alike, 0 where the label is -100.
+    loss. loss_weight_BT: float32, shifted likewise, 0 where the label is -100.
     cu_seqlens: int32[S+1], starts of the S sequences of the row and its end, padding included (None: padded mode).
     max_seqlen: longest sequence of the row. attention_mask: bool [B, 1, T, T], True where attention is FORBIDDEN
     (Megatron's sense), padded mode only.
-    sequence_BT: int64, number of the real sequence that a token belongs to, in the order of the row; -1 at padding.
+    sequence_BT: int64, index of the real sequence that a token belongs to, in row order; -1 at padding.
     num_samples: real sequences (a pair counts two). num_tokens: real tokens.
     channels: channel of each real sequence, in the order of the row.
     reference_S: log-probability of each real sequence's trained tokens under the reference model, float32.
-    loss_share: what the micro-batch's mean loss is multiplied by, where micro-batches shall not weigh the same.
-    target_SN: targets of the samples (or pairs, or groups), float32, None where they have none.
-    groups: sequences of each group, in the order of the row; empty where rows are no groups.
-    everyones_groups: the same of all data-parallel ranks' micro-batches of this number, where their texts are compared.
+    loss_share: factor on the micro-batch's mean loss, if micro-batches must not have equal weight.
+    target_SN: targets of the samples (or pairs, or groups), float32, None if they have none. groups: number of
+    sequences of each group, in row order; empty if rows are not groups.
+    everyones_groups: the same for the corresponding micro-batches of all data-parallel ranks, if their texts are
+    compared.
     mismatched: the prompts of the samples with the answers of other samples, see mismatch.py.
     divergence: estimate of KL(policy, reference) for this micro-batch, nats, a scalar.
     """

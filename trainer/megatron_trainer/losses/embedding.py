@@ -15,15 +15,15 @@ from torch import Tensor
 from torch.nn import functional
 
 MARGIN = 0.5
-"""Cosine distance beyond which texts that are not alike cost nothing."""
+"""Cosine distance beyond which dissimilar texts have zero loss."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class InfoNce:
-    """temperature: divides similarities. uses_batch: other groups' documents are negatives too. hard_negatives: so many
-    of each group, None for all. fake_negative_margin: negatives that are more similar than the positive by this are
-    left out, None leaves none out. queries, documents: similarities to the other queries, and of the positive to the
-    other documents, stand in the softmax too.
+    """temperature: divides similarities. uses_batch: other groups' documents are negatives too. hard_negatives: number
+    used of each group, None for all. fake_negative_margin: negatives that are more similar than the positive by this
+    are excluded, None excludes none. queries, documents: similarities to the other queries, and of the positive to the
+    other documents, are added to the softmax.
     """
 
     temperature: float = 0.1
@@ -36,9 +36,9 @@ class InfoNce:
 
 @dataclass(frozen=True, kw_only=True)
 class Similarities:
-    """What infonce has compared: its loss for each group, and the similarity of positive and negatives, [G] each.
+    """Results of infonce: its loss for each group, and the similarity of positive and negatives, [G] each.
 
-    hardest_G: the largest of the group's negatives; nan where it has none.
+    hardest_G: the largest of the group's negatives; NaN if it has none.
     """
 
     losses_G: Tensor
@@ -48,9 +48,9 @@ class Similarities:
 
 
 def infonce(embeddings_SD: Tensor, groups: Sequence[int], settings: InfoNce) -> Similarities:
-    """Cross entropy of a query's positive among the documents.
+    """Cross entropy of the query's positive among the documents.
 
-    embeddings_SD: of each group query, positive, negatives. groups: embeddings of each.
+    embeddings_SD: query, positive, negatives of each group. groups: number of embeddings of each.
     """
     queries, documents, owners = _places(groups, settings.hard_negatives)
     query_GD, document_ND = embeddings_SD[queries], embeddings_SD[documents]
@@ -81,7 +81,7 @@ def infonce(embeddings_SD: Tensor, groups: Sequence[int], settings: InfoNce) -> 
 
 
 def _places(groups: Sequence[int], hard_negatives: int | None) -> tuple[list[int], list[int], list[int]]:
-    """(queries, documents) as places of embeddings, and of each document its group."""
+    """(queries, documents) as indices of embeddings, and the group of each document."""
     queries, documents, owners, start = [], [], [], 0
     for number, size in enumerate(groups):
         negatives = list(range(start + 2, start + size))
@@ -111,16 +111,16 @@ def cosine_similarity(similar_G: Tensor, label_G: Tensor) -> Tensor:
 
 
 def contrastive(similar_G: Tensor, label_G: Tensor) -> Tensor:
-    """[G]: half the squared distance of texts that are alike (label 1), and of what others lack to the margin."""
+    """[G]: half the squared distance of similar texts (label 1), or half the squared shortfall to the margin."""
     distance_G = 1 - similar_G
     return (label_G * distance_G.square() + (1 - label_G) * functional.relu(MARGIN - distance_G).square()) / 2
 
 
 def online_contrastive(similar_G: Tensor, label_G: Tensor) -> Tensor:
-    """[G]: the squares of `contrastive` of the hard pairs alone, to be added up.
+    """[G]: the squares of `contrastive` for the hard pairs only, to be summed.
 
-    Hard are pairs that are alike and farther apart than the nearest others, and others nearer than the farthest that
-    are alike; with one pair of a kind its opposite is compared with its own mean.
+    Hard pairs are similar ones farther apart than the nearest dissimilar ones, and dissimilar ones nearer than the
+    farthest similar ones; with one pair of a kind, the other kind is compared with its own mean.
     """
     distance_G, is_alike_G = 1 - similar_G, label_G == 1
     alike, others = distance_G[is_alike_G], distance_G[~is_alike_G]

@@ -1,7 +1,7 @@
 """Preference losses on summed log-probabilities: DPO and its relatives, one small function each.
 
-z is the difference of the scores of chosen and rejected; a score is the log-ratio of policy and reference, or what a
-divergence other than the reverse KL makes of it (Wang et al. 2023, arXiv 2309.16240). beta scales all of them.
+z is the difference of the scores of chosen and rejected; a score is the log-ratio of policy and reference, or its
+transform for a divergence other than the reverse KL (Wang et al. 2023, arXiv 2309.16240). beta scales all of them.
 Shape suffix: P pairs. All values are nats in float32.
 """
 
@@ -19,14 +19,14 @@ from torch.nn.functional import logsigmoid
 Divergence = Literal["reverse_kl", "forward_kl", "js_divergence", "alpha_divergence"]
 
 LARGEST_EXPONENT = 80.0
-"""Of an alpha divergence: exp of more leaves float32."""
+"""Limit for alpha divergences: exp of a larger value overflows float32."""
 LEAST_NOISE = 1e-3
-"""What exo_pair takes for a label_smoothing of 0, where its formula has log(0)."""
+"""Value that exo_pair uses for a label_smoothing of 0, where its formula has log(0)."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PairLogProbabilities:
-    """Summed over the trained tokens of each answer, [P]; num_*: how many those are, float32 [P].
+    """Summed over the trained tokens of each answer, [P]; num_*: the number of these tokens, float32 [P].
 
     chosen_loss: mean cross entropy over the trained tokens of all chosen answers, a scalar.
     """
@@ -52,7 +52,7 @@ class PairLogProbabilities:
 
 @dataclass(frozen=True, kw_only=True)
 class PreferenceSettings:
-    """The numbers of the formulas. alpha: coefficient of alpha_divergence. tau: temperature of discopop's blend."""
+    """The parameters of the formulas. alpha: coefficient of alpha_divergence. tau: temperature of discopop's blend."""
 
     beta: float = 0.1
     label_smoothing: float = 0.0
@@ -99,7 +99,7 @@ def _difference_per_token(pairs: PairLogProbabilities, settings: PreferenceSetti
 
 
 def _smoothed(z_P: Tensor, settings: PreferenceSettings) -> Tensor:
-    """Cross entropy of a label that is wrong with the probability label_smoothing."""
+    """Cross entropy with a label that is wrong with probability label_smoothing."""
     noise = settings.label_smoothing
     return -(1 - noise) * logsigmoid(settings.beta * z_P) - noise * logsigmoid(-settings.beta * z_P)
 
@@ -110,7 +110,7 @@ def sigmoid(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tensor
 
 
 def sigmoid_norm(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tensor:
-    """The same with scores a token: no answer gains by its length."""
+    """The same with scores per token: length gives no advantage."""
     return _smoothed(_difference_per_token(pairs, settings), settings)
 
 
@@ -120,7 +120,7 @@ def hinge(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tensor:
 
 
 def ipo(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tensor:
-    """(z - 1 / (2 beta))^2 with scores a token. Azar et al. 2023, eq. 17."""
+    """(z - 1 / (2 beta))^2 with scores per token. Azar et al. 2023, eq. 17."""
     return (_difference_per_token(pairs, settings) - 1 / (2 * settings.beta)) ** 2
 
 
@@ -146,7 +146,7 @@ def nca_pair(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tenso
 
 
 def bco_pair(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tensor:
-    """Each answer classified alone. Jung et al. 2024, without its reward shift, as in TRL since 0.29."""
+    """Each answer classified independently. Jung et al. 2024, without its reward shift, as in TRL since 0.29."""
     return -logsigmoid(settings.beta * pairs.chosen_ratio_P) - logsigmoid(-settings.beta * pairs.rejected_ratio_P)
 
 
@@ -188,7 +188,7 @@ def discopop(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tenso
 
 
 def chosen_only(pairs: PairLogProbabilities, settings: PreferenceSettings) -> Tensor:
-    """The ordinary loss on the chosen answers, the same for every pair; to be added to others."""
+    """The ordinary loss on the chosen answers, the same for every pair; to be combined with others."""
     return pairs.chosen_loss.expand_as(pairs.chosen_P)
 
 
@@ -210,4 +210,4 @@ LOSSES: dict[str, PairLoss] = {
     "discopop": discopop,
     "sft": chosen_only,
 }
-"""By loss_type. aot_pair is the reference's name of what TRL now calls aot_unpaired."""
+"""Keys are loss_type. aot_pair is the reference's name for what TRL now calls aot_unpaired."""

@@ -1,4 +1,4 @@
-"""Losses of rerankers, of the scores of a question's documents, and how well they are ranked.
+"""Losses of rerankers on the scores of a question's documents, and ranking metrics.
 
 Shape suffix: S documents of one question, the positives first.
 """
@@ -11,7 +11,7 @@ from torch.nn import functional
 
 
 def pointwise(scores_S: Tensor, num_positives: int) -> Tensor:
-    """[S]: binary cross entropy of each document: does it fit?"""
+    """[S]: binary cross entropy of the relevance of each document."""
     return functional.binary_cross_entropy_with_logits(scores_S, _fits(scores_S, num_positives), reduction="none")
 
 
@@ -24,12 +24,12 @@ def listwise(scores_S: Tensor, num_positives: int, *, temperature: float) -> Ten
 
 
 def accuracy(scores_S: Tensor, num_positives: int) -> Tensor:
-    """[S]: 1 where the sign of the score says whether the document fits."""
+    """[S]: 1 where the sign of the score predicts correctly whether the document is relevant."""
     return ((scores_S > 0) == (_fits(scores_S, num_positives) > 0)).float()
 
 
 def reciprocal_rank(scores_S: Tensor, num_positives: int) -> Tensor:
-    """1 / the place of the best positive; of equal scores negatives count as better."""
+    """1 / rank of the best positive; ties rank negatives first."""
     return 1 / (1 + (scores_S[num_positives:] >= scores_S[:num_positives].max()).sum())
 
 

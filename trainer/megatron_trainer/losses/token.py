@@ -18,12 +18,12 @@ def dynamic_fine_tuning(losses_BT: Tensor) -> Tensor:
 
 
 def weighted_sum(losses_BT: Tensor, weights_BT: Tensor) -> Tensor:
-    """Sum of the losses under their weights; a weight of 0 (no target) hides even a loss that is not finite."""
+    """Sum of the losses under their weights; a weight of 0 (no target) masks even a non-finite loss."""
     return (torch.where(weights_BT != 0, losses_BT, 0.0) * weights_BT).sum()
 
 
 def per_channel(losses_BT: Tensor, weights_BT: Tensor, channel_BT: Tensor, num_channels: int) -> Tensor:
-    """Loss sum and token count of each channel, [num_channels, 2] float64, over the tokens that carry loss.
+    """Loss sum and token count of each channel, [num_channels, 2] float64, over the tokens with loss.
 
     channel_BT: index of the token's channel, int64.
     """

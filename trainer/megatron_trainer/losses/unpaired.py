@@ -1,4 +1,4 @@
-"""Losses of answers that are desirable or not, each judged alone: KTO and its relative, one small function each.
+"""Losses of answers that are desirable or not, each judged independently: KTO and its relative, one function each.
 
 Shape suffix: S answers. All values are nats in float32.
 """
@@ -14,7 +14,7 @@ from torch import Tensor
 
 @dataclass(frozen=True, kw_only=True)
 class UnpairedSettings:
-    """The numbers of the formulas."""
+    """The parameters of the formulas."""
 
     beta: float = 0.1
     desirable_weight: float = 1.0
@@ -47,4 +47,4 @@ def apo_zero_unpaired(reward_S: Tensor, divergence: Tensor, is_desirable_S: Tens
 
 
 LOSSES: dict[str, UnpairedLoss] = {"kto": kto, "apo_zero_unpaired": apo_zero_unpaired}
-"""By loss_type."""
+"""Keys are loss_type."""

@@ -1,1 +1,1 @@
-"""What this project changes in megatron-core: the register of changes, and the changes themselves in patches/."""
+"""The changes of this project to megatron-core: their register, and the patches themselves in patches/."""

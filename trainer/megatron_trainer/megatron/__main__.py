@@ -1,4 +1,4 @@
-"""Writes the register into docs/moving-megatron-core.md, or says what a new megatron-core asks to review.
+"""Writes the register into docs/moving-megatron-core.md, or lists what to review for a new megatron-core.
 
 `python -m megatron_trainer.megatron --write` writes; without it, every symbol whose source changed is listed.
 """
@@ -15,7 +15,7 @@ BEGIN, END = "<!-- register: generated, do not edit -->\n", "<!-- end of registe
 
 
 def main() -> int:
-    """0 when every change rests on the source it was written against, else 1 after the list of those that do not."""
+    """Returns 0 if every change matches the source it was written against, else 1 after listing the others."""
     if "--write" in sys.argv:
         before, _, rest = PAGE.read_text(encoding="utf-8").partition(BEGIN)
         PAGE.write_text(f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}", encoding="utf-8")

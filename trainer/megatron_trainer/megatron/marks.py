@@ -1,4 +1,4 @@
-"""What Megatron reads off a parameter: attributes that torch's Parameter does not declare."""
+"""Attributes that Megatron reads from parameters and that torch's Parameter does not declare."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _PARTITION_DIM = "partition_dim"
 
 
 def sum_over_sequence(parameter: torch.nn.Parameter, *, is_summed: bool) -> None:
-    """Whether finalize_model_grads adds up the gradients of the ranks that hold parts of the sequence."""
+    """Whether finalize_model_grads sums the gradients over the ranks that hold parts of the sequence."""
     setattr(parameter, _SEQUENCE_PARALLEL, is_summed)
 
 

@@ -1,8 +1,8 @@
-"""Everything of megatron-core that is replaced, wrapped, subclassed or written into, with the reason for each.
+"""Everything in megatron-core that is replaced, wrapped, subclassed or modified, with the reason for each.
 
-A change rests on how megatron-core works inside, so each one holds a digest of the source it was written against. A
-test fails when one no longer matches: a new version is then a review of these places, listed in
-docs/moving-megatron-core.md, and not a surprise in a training run.
+A change depends on internals of megatron-core, so each one holds a digest of the source it was written against. A test
+fails when one no longer matches: for a new version these places, listed in docs/moving-megatron-core.md, are reviewed
+instead of failing in a training run.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ Backends = Literal["CPU", "GPU", "CPU and GPU", "without TransformerEngine"]
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One thing that differs from megatron-core as it is installed.
+    """One difference from megatron-core as installed.
 
     ours: the module that makes the change. why: what is wrong or missing. until: when the change can go.
-    upstream: the issue there, or that there is none. rests_on: symbols of megatron-core (module:qualified name) that
+    upstream: the upstream issue, or that there is none. rests_on: symbols of megatron-core (module:qualified name) that
     are changed or whose inner workings the change needs, each with the digest of its source.
     """
 
@@ -226,9 +226,9 @@ CHANGES: tuple[Change, ...] = (
 
 
 def digest(symbol: str) -> str:
-    """The first 12 hex digits of the SHA-256 of a symbol's source, as the installed file has it (also once patched).
+    """The first 12 hex digits of the SHA-256 of a symbol's source, as in the installed file (even after patching).
 
-    symbol: module:qualified name of a function or class. Raises LookupError when there is none of that name.
+    symbol: module:qualified name of a function or class. Raises LookupError if there is no such symbol.
     """
     module, _, qualified_name = symbol.partition(":")
     path = _file(module)
@@ -245,7 +245,7 @@ def digest(symbol: str) -> str:
 
 
 def _file(module: str) -> Path:
-    """Where a module of megatron-core lies; nothing of it is imported."""
+    """The file of a module of megatron-core, without importing it."""
     spec = importlib.util.find_spec("megatron.core")
     assert spec is not None
     assert spec.origin is not None
@@ -258,7 +258,7 @@ def _named(body: Sequence[ast.stmt], name: str) -> ast.FunctionDef | ast.ClassDe
 
 
 def problem(change: Change, symbol: str) -> str:
-    """What to review because the source of a symbol is not the one the change was written against; "" when it is."""
+    """What to review if the source of a symbol differs from the one the change was written against; else ""."""
     try:
         now = digest(symbol)
     except LookupError as err:

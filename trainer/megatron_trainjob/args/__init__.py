@@ -1,1 +1,1 @@
-"""The arguments: declared in groups/, read by parse, cli, yaml_file, completed by derive, judged by rules."""
+"""The arguments: declared in groups/, read by parse, cli, yaml_file, completed by derive, validated by rules."""

@@ -1,7 +1,7 @@
-"""What must hold of a job's arguments beyond their types, in CEL, for an admission policy of the API server.
+"""Constraints on a job's arguments beyond their types, in CEL, for an admission policy of the API server.
 
-The rules stand outside the custom resource definition because there the server evaluates them at every write of a
-job, status too, at about 0.1 ms of CPU for each look at a field of spec.args (docs/decisions/0005).
+The rules are not in the custom resource definition because the server would evaluate them at every write of a job,
+including status, at about 0.1 ms of CPU per access to a field of spec.args (docs/decisions/0005).
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ SPEC, ARGS = "variables.spec", "variables.args"
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One truth: `holds` is CEL over the variables `spec` and `args` (a map, empty when there is none).
+    """One constraint: `holds` is CEL over the variables `spec` and `args` (a map, empty when there is none).
 
-    is_idle: whether it is true wherever none of its `arguments` is given.
+    is_idle: whether it is true whenever none of its `arguments` is set.
     """
 
     holds: str
@@ -34,22 +34,22 @@ class Check:
 
     @property
     def arguments(self) -> tuple[str, ...]:
-        """Names of the arguments that it looks at, in its order."""
+        """Names of the arguments that it reads, in its order."""
         return tuple(dict.fromkeys(re.findall(rf"{re.escape(ARGS)}\.(\w+)", self.holds)))
 
 
 def checks() -> tuple[Check, ...]:
-    """Every check over arguments, number of ranks and task."""
+    """Every check on arguments, number of ranks and task."""
     return (*_refusals(), *_pairs("error"), _task(), _ranks())
 
 
 def remarks() -> tuple[Check, ...]:
-    """What is said of accepted arguments that change nothing."""
+    """Warnings about accepted arguments that have no effect."""
     return (*_without_effect(), *_pairs("warning"))
 
 
 def _refusals() -> list[Check]:
-    """One for every argument, and every value of one, that can never work; the default is accepted."""
+    """One for every argument, and every value, that can never work; the default is accepted."""
     arguments = [
         _refusal(changed(name), f"is refused: {argument.reason}")
         for name, argument in ARGUMENTS.items()
@@ -73,7 +73,7 @@ def _refusal(condition: Condition, message: str) -> Check:
 
 
 def _without_effect() -> list[Check]:
-    """One for every argument that has no effect, and for every accepted value that needs a word."""
+    """One for every argument without effect, and for every accepted value with a warning."""
     arguments = [
         _refusal(changed(name), f"has no effect: {argument.reason}")
         for name, argument in ARGUMENTS.items()
@@ -100,7 +100,7 @@ def _pairs(severity: Severity) -> list[Check]:
 
 
 def _task() -> Check:
-    """Arguments of preference training are given only for task rlhf."""
+    """Arguments of preference training are set only for task rlhf."""
     names = [argument.name for argument in ARGUMENTS.values() if argument.applies_to == ("rlhf",)]
     given = " || ".join(f"has({ARGS}.{name})" for name in names)
     message = f"{', '.join(names)} belong to task rlhf; remove them or change the task"
@@ -108,7 +108,7 @@ def _task() -> Check:
 
 
 def _ranks() -> Check:
-    """The layout fits the number of ranks, where nprocPerNode is a number."""
+    """The layout fits the number of ranks, if nprocPerNode is a number."""
     sizes = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
     product = " * ".join(_over_args(cel_value(name)) for name in sizes)
     ranks = f"(has({SPEC}.numNodes) ? {SPEC}.numNodes : 1) * int({SPEC}.nprocPerNode)"
@@ -122,5 +122,5 @@ def _ranks() -> Check:
 
 
 def _over_args(cel: str) -> str:
-    """The expression, which speaks of spec.args as `self`, over our variable."""
+    """The expression, which refers to spec.args as `self`, rewritten to our variable."""
     return cel.replace("self.", f"{ARGS}.")

@@ -1,4 +1,4 @@
-"""Which arguments may be given: those that work, for this task, on this machine. A default is always accepted."""
+"""Which arguments may be set: those that work for this task on this machine. A default is always accepted."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from megatron_trainjob.violation import Violation
 
 
 def objection(argument: Argument, value: object, task: Task) -> str:
-    """Why a well-formed value cannot be accepted, or ""."""
+    """The reason why a well-formed value is not accepted, or ""."""
     default = argument.default_for(task)
     if value == default:
         return ""
@@ -24,7 +24,7 @@ def objection(argument: Argument, value: object, task: Task) -> str:
 
 
 def remark(argument: Argument, value: object, task: Task) -> str:
-    """What a user should know about an accepted value, or ""."""
+    """A warning about an accepted value, or ""."""
     if value == argument.default_for(task):
         return ""
     if argument.status == "no effect" and value not in argument.fulfilled:
@@ -33,8 +33,8 @@ def remark(argument: Argument, value: object, task: Task) -> str:
 
 
 def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tuple[Violation, ...]:
-    """What a machine without a GPU cannot do: every argument that works on GPUs only, unless its value
-    is the default or only turns off what is not there.
+    """Violations on a machine without a GPU: every argument that works on GPUs only, unless its value is the default or
+    only disables what is not available.
     """
     return tuple(
         Violation(

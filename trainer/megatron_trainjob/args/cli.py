@@ -1,4 +1,4 @@
-"""Reads a command line as the reference does: --name value, kebab-case too, lists by spaces or repetition."""
+"""Parses a command line as the reference does: --name value, kebab-case too, lists by spaces or repetition."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def parse_command_line(
 
 
 def written_values(argv: Sequence[str], task: Task) -> tuple[dict[str, object], list[Violation]]:
-    """(values by the names that were written, read by type; what cannot be read) of flags and --config files."""
+    """(values by name as written, parsed by type; violations) of flags and --config files."""
     problems: list[Violation] = []
     flags = _flags(argv, problems)
     values: dict[str, object] = {}
@@ -49,7 +49,7 @@ def written_values(argv: Sequence[str], task: Task) -> tuple[dict[str, object], 
 
 
 def _flags(argv: Sequence[str], problems: list[Violation]) -> dict[str, list[str]]:
-    """The words that follow each flag, in order; a flag that is repeated collects them all."""
+    """The words that follow each flag, in order; a repeated flag collects them all."""
     flags: dict[str, list[str]] = {}
     current: list[str] | None = None
     for word in argv:
@@ -81,7 +81,7 @@ def _read_config(file: str, problems: list[Violation]) -> Mapping[str, object]:
 
 
 def _without_other_names(values: Mapping[str, object], name: str, task: Task) -> dict[str, object]:
-    """The values of a file less those that the flag replaces, under whichever name the file has them."""
+    """The values of a file without those that flags replace, under whichever name the file has them."""
     return {key: value for key, value in values.items() if _canonical(key, task) != _canonical(name, task)}
 
 

@@ -1,7 +1,7 @@
-"""Everything that follows from the arguments and a few facts: sizes, counts, schedules, paths. Pure.
+"""Everything derived from the arguments and a few facts: sizes, counts, schedules, paths. Pure.
 
 Symbols: W world size, dp data-parallel size, N items of the training set, s = micro_batch_size * dp.
-Callers have checked the rules; a division that the rules forbid raises ValueError here.
+Callers have checked the rules; an uneven division, which the rules forbid, raises ValueError here.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ _OF_MODEL: Mapping[str, Callable[[Model], Any]] = {
     "moe_router_pre_softmax": lambda model: model.router and not model.router.normalized,
     "moe_router_score_function": lambda model: model.router and model.router.score,
 }
-"""Arguments that rules ask for -> what the model says where they are not given."""
+"""Arguments that rules read -> the model's value if they are not set."""
 
 
 def model_parallel_size(args: TrainArgs) -> int:
@@ -38,17 +38,17 @@ def model_parallel_size(args: TrainArgs) -> int:
 
 
 def data_parallel_size(args: TrainArgs, world_size: int) -> int:
-    """Copies of the model, dp = W / (tp * pp * cp). Raises ValueError when that is not whole."""
+    """Copies of the model, dp = W / (tp * pp * cp). Raises ValueError if that is not an integer."""
     return _whole(world_size, model_parallel_size(args), "world size", "tp * pp * cp")
 
 
 def expert_tensor_parallel_size(args: TrainArgs) -> int:
-    """Ranks that each expert is split over."""
+    """Ranks that shard each expert."""
     return args.expert_tensor_parallel_size or args.tensor_model_parallel_size
 
 
 def expert_data_parallel_size(args: TrainArgs, world_size: int) -> int:
-    """Copies of each expert, W / (etp * ep * pp). Raises ValueError when that is not whole."""
+    """Copies of each expert, W / (etp * ep * pp). Raises ValueError if that is not an integer."""
     ranks = expert_tensor_parallel_size(args) * args.expert_model_parallel_size * args.pipeline_model_parallel_size
     return _whole(world_size, ranks, "world size", "etp * ep * pp")
 
@@ -59,25 +59,25 @@ def samples_per_micro_step(args: TrainArgs, data_parallel_size: int) -> int:
 
 
 def num_micro_batches(args: TrainArgs, world_size: int) -> int:
-    """Micro-batches of a rank per optimizer step, global_batch_size / s. Raises ValueError if not whole."""
+    """Micro-batches of a rank per optimizer step, global_batch_size / s. Raises ValueError if not an integer."""
     samples = samples_per_micro_step(args, data_parallel_size(args, world_size))
     return _whole(args.global_batch_size, samples, "global_batch_size", "micro_batch_size * dp")
 
 
 def learning_rate(args: TrainArgs) -> float:
-    """Peak learning rate: as given, else 1e-5 for full training and 1e-4 for LoRA."""
+    """Peak learning rate: the argument, else 1e-5 for full training and 1e-4 for LoRA."""
     if args.lr is not None:
         return args.lr
     return 1e-4 if args.train_type == "lora" else 1e-5
 
 
 def is_matrix_optimizer(args: TrainArgs) -> bool:
-    """Whether the optimizer is one of emerging-optimizers, whose state is spread by whole tensors if at all."""
+    """Whether the optimizer is one of emerging-optimizers, whose state is distributed by whole tensors if at all."""
     return args.optimizer in ("muon", "dist_muon", "lion")
 
 
 def spreads_whole_tensors(args: TrainArgs) -> bool:
-    """Whether each data-parallel rank keeps the optimizer state of whole tensors of its own."""
+    """Whether each data-parallel rank keeps the optimizer state of its own whole tensors."""
     return is_matrix_optimizer(args) and (args.use_distributed_optimizer or args.optimizer == "dist_muon")
 
 
@@ -95,8 +95,8 @@ def items_per_epoch(args: TrainArgs, num_items: int, data_parallel_size: int) ->
 def train_iters(args: TrainArgs, num_items: int | None, data_parallel_size: int) -> int:
     """Optimizer steps of the run; num_items None means that the length of the data is unknown.
 
-    Without max_epochs it is train_iters; otherwise (N // s * s) * max_epochs // global_batch_size, and the
-    smaller of the two when both are given. Raises ValueError when neither decides.
+    Without max_epochs it is train_iters; otherwise (N // s * s) * max_epochs // global_batch_size, and the smaller of
+    the two if both are set. Raises ValueError if neither determines it.
     """
     limits = [] if args.train_iters is None else [args.train_iters]
     if args.max_epochs is not None and num_items is not None:
@@ -108,7 +108,7 @@ def train_iters(args: TrainArgs, num_items: int | None, data_parallel_size: int)
 
 
 def eval_iters(args: TrainArgs, num_validation_items: int) -> int:
-    """Steps of one evaluation: as given, else as many as read every item, the last one short; 0 without any item."""
+    """Steps of one evaluation: the argument, else enough to read every item once; 0 without items."""
     if num_validation_items == 0:
         return 0
     if args.eval_iters >= 0:
@@ -117,12 +117,12 @@ def eval_iters(args: TrainArgs, num_validation_items: int) -> int:
 
 
 def eval_strategy(args: TrainArgs) -> str:
-    """When evaluations take place: as given, else by steps where their distance is given, else with the checkpoints."""
+    """When evaluations run: the argument, else by steps if an interval is set, else with the checkpoints."""
     return args.eval_strategy or ("steps" if args.eval_interval else args.save_strategy)
 
 
 def greater_is_better(args: TrainArgs) -> bool:
-    """Whether the best checkpoint is the one with the highest metric: as given, else by the name of the metric."""
+    """Whether the best checkpoint is the one with the highest metric: the argument, else by the metric's name."""
     if args.greater_is_better is not None:
         return args.greater_is_better
     return not (args.metric_for_best_model or "loss").endswith("loss")
@@ -170,7 +170,7 @@ def layers_per_stage(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
 
 
 def virtual_stages(args: TrainArgs, num_layers: int) -> int | None:
-    """Chunks of each pipeline stage that take turns; None where each has one. ValueError: they are not even."""
+    """Number of interleaved chunks of each pipeline stage; None without interleaving. ValueError: uneven chunks."""
     stages, given = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size
     if stages == 1:
         return None
@@ -193,7 +193,7 @@ def layers_per_chunk(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
 
 
 def chunks_of_stages(args: TrainArgs, num_layers: int) -> tuple[tuple[range, ...], ...]:
-    """The layers of each pipeline stage, chunk by chunk: with virtual stages every other chunk is another stage's.
+    """The layers of each pipeline stage, chunk by chunk: with virtual stages the chunks of the stages alternate.
 
     Raises ValueError when they cannot be placed evenly.
     """
@@ -206,9 +206,9 @@ def chunks_of_stages(args: TrainArgs, num_layers: int) -> tuple[tuple[range, ...
 
 
 def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool]:
-    """(fp16, bf16) of the run: as given, else by torch_dtype, else by the type that the model is stored in.
+    """(fp16, bf16) of the run: the arguments, else by torch_dtype, else by the type of the stored model.
 
-    float32 means that training is in float32: narrowing a model that no one asked to narrow would be silent.
+    float32 means training in float32: the precision of a model is never reduced silently.
     """
     if args.fp16 is not None or args.bf16 is not None:
         return bool(args.fp16), bool(args.bf16)
@@ -217,16 +217,16 @@ def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool
 
 
 def weight_dtype(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
-    """Type that the model's weights are read in: torch_dtype, else that of config.json, else float32.
+    """Type in which the model's weights are loaded: torch_dtype, else that of config.json, else float32.
 
-    config.json may have it under two names; transformers reads the older one where the other is absent or null.
+    config.json may have it under two names; transformers reads the older one if the other is absent or null.
     """
     stored = hf_config.get("dtype") or hf_config.get("torch_dtype") or "float32"
     return args.torch_dtype or str(stored).removeprefix("torch.")
 
 
 def model_value(args: TrainArgs, hf_config: Mapping[str, Any], name: str) -> Any:  # noqa: ANN401 (of any type)
-    """A model argument: as given, else as the model of this config.json has it, else its fallback or None."""
+    """A model argument: its value, else that of the model with this config.json, else its fallback or None."""
     given = getattr(args, name)
     if given is not None:
         return given
@@ -253,7 +253,7 @@ def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
 
 
 def has_dense_layers(hf_config: Mapping[str, Any]) -> bool:
-    """Whether a model with experts has layers without any, as its family reads config.json."""
+    """Whether a model with experts has dense layers, according to its family."""
     try:
         layers = families.read(hf_config).expert_layers
     except ValueError:  # families/check.py says why
@@ -262,19 +262,19 @@ def has_dense_layers(hf_config: Mapping[str, Any]) -> bool:
 
 
 def expert_width(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
-    """Feed-forward width of one expert, that of a dense block when there is no other; None when unknown."""
+    """Feed-forward width of one expert, else that of a dense block; None if unknown."""
     own: int | None = model_value(args, hf_config, "moe_ffn_hidden_size")
     dense: int | None = model_value(args, hf_config, "ffn_hidden_size")
     return own or dense
 
 
 def router_topk(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
-    """Experts that each token goes to."""
+    """Number of experts per token."""
     return model_value(args, hf_config, "moe_router_topk") or 2
 
 
 def router_pre_softmax(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
-    """Whether the softmax precedes the choice of experts."""
+    """Whether the softmax precedes the selection of experts."""
     return bool(model_value(args, hf_config, "moe_router_pre_softmax"))
 
 
@@ -284,24 +284,24 @@ def router_score_function(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
 
 
 def router_has_bias(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
-    """Whether experts are balanced by a bias: as given, else with sigmoid scores."""
+    """Whether experts are balanced by a bias: the argument, else true with sigmoid scores."""
     if args.moe_router_enable_expert_bias is not None:
         return args.moe_router_enable_expert_bias
     return router_score_function(args, hf_config) == "sigmoid"
 
 
 def token_dispatcher(args: TrainArgs) -> str:
-    """How tokens travel to their experts: what needs kernels that are not here, or is gone, is alltoall."""
+    """How tokens are dispatched to experts: alltoall replaces what needs missing kernels or was removed."""
     return "allgather" if args.moe_token_dispatcher_type == "allgather" else "alltoall"
 
 
 def max_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
-    """Longest sample in tokens: as given, else what the model supports; None if config.json is silent."""
+    """Longest sample in tokens: the argument, else what the model supports; None if config.json has no limit."""
     return longest_sample(args, model_value(args, hf_config, "max_position_embeddings"))
 
 
 def longest_sample(args: TrainArgs, positions: int | None) -> int | None:
-    """The same for a model of so many positions."""
+    """The same for a model with this many positions."""
     return args.max_length or args.seq_length or args.max_model_len or positions
 
 
@@ -316,17 +316,17 @@ def sequence_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None
 
 
 def num_workers(args: TrainArgs) -> int:
-    """Data-loading processes of a rank; a stream has one."""
+    """Data-loading processes per rank; one for a stream."""
     return 1 if args.streaming else args.num_workers
 
 
 def dataloader_type(args: TrainArgs) -> str:
-    """Order of samples; a stream gives its own."""
+    """Order of samples; a stream has its own."""
     return "external" if args.streaming else args.dataloader_type
 
 
 def save_directory(args: TrainArgs) -> str:
-    """Folder for checkpoints before add_version: as given, else megatron_output/{model name}."""
+    """Folder for checkpoints before add_version: the argument, else megatron_output/{model name}."""
     source = args.model or args.load or "model"
     return args.save or f"megatron_output/{source.rstrip('/').rsplit('/', maxsplit=1)[-1]}"
 
@@ -337,7 +337,7 @@ def tensorboard_directory(args: TrainArgs, save: str) -> str:
 
 
 def wandb_project(args: TrainArgs) -> str:
-    """Weights & Biases project, "" when nothing is sent there."""
+    """Weights & Biases project, "" if disabled."""
     return args.wandb_project or ("megatron-train-operator" if "wandb" in args.report_to else "")
 
 
@@ -353,7 +353,7 @@ def _whole(number: int, divisor: int, number_name: str, divisor_name: str) -> in
 
 
 def unpaired_loss(args: TrainArgs) -> str:
-    """The loss of rlhf_type kto: loss_type, whose own default is of pairs."""
+    """The loss of rlhf_type kto: loss_type, whose own default is a loss of pairs."""
     return "kto" if args.loss_type == "sigmoid" else args.loss_type
 
 
@@ -363,22 +363,22 @@ def estimates_divergence(args: TrainArgs, task: Task) -> bool:
 
 
 def preference_losses(args: TrainArgs) -> tuple[tuple[str, ...], tuple[float, ...]]:
-    """Types and weights of the losses whose sum preference training minimises."""
+    """Types and weights of the losses whose sum preference training minimizes."""
     types = args.loss_types or (args.loss_type,)
     return types, args.loss_weights or (1.0,) * len(types)
 
 
 def has_reference_model(args: TrainArgs, task: Task) -> bool:
-    """Whether a second, frozen copy of the model is kept while training: preference training of all weights."""
+    """Whether a second, frozen copy of the model is kept during training: for full preference training."""
     is_asked = not (args.reference_free or args.precompute_ref_log_probs)
     return task == "rlhf" and args.rlhf_type != "rm" and args.train_type == "full" and is_asked
 
 
 def sequences_per_item(args: TrainArgs, task: Task) -> int:
-    """Sequences of the longest length that an item of a micro-batch may hold: two for a pair of answers.
+    """Maximum number of full-length sequences in an item of a micro-batch: two for a pair of answers.
 
-    A packed row has a length of its own, whatever lies in it. Without infonce_hard_negatives nothing but the rows says
-    how many negatives an embedding model gets, and anchor and positive alone are counted.
+    A packed row has a fixed length, whatever it contains. Without infonce_hard_negatives the number of negatives of an
+    embedding model depends on the rows, and only anchor and positive are counted.
     """
     if args.packing:
         return 1

@@ -1,6 +1,6 @@
 """How one argument is declared (`arg(...)` in the group files) and described (`Argument`, for every reader).
 
-Type, nullability and choices come from the annotation, so nothing is written twice. Declares no argument.
+Type, nullability and choices come from the annotation, so nothing is repeated. Declares no argument.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ TYPE_NAMES = {int: "int", float: "float", str: "str", bool: "bool", Mapping: "js
 
 @dataclass(frozen=True, kw_only=True)
 class Details:
-    """What the annotation and the default cannot say about an argument."""
+    """Details of an argument beyond its annotation and default."""
 
     help: str
     status: Status
@@ -50,12 +50,12 @@ class Details:
 def arg(default: Any, help: str, **details: Any) -> Any:  # noqa: ANN401 (a dataclass field stands for any type)
     """A dataclass field with this default and description; the keywords are those of `Details`.
 
-    `aliases` are other accepted names; the value of `inverted_aliases` means the opposite.
-    `status` is what the trainer does with it today; "refused" and "no effect" need a `reason`, `refused_choices`
-    gives the reason of single values, `warned_choices` what is said of values that are accepted. What has no effect
-    is accepted with its reason as a warning, and without one where the value is `fulfilled`. `task_defaults`
-    replaces the default for some tasks. `fallback` is what an unset value becomes when the model's config.json has
-    none of `hf_config_keys` either. `secret` keeps the value out of messages.
+    `aliases` are other accepted names; `inverted_aliases` have the opposite value.
+    `status` is its current support in the trainer; "refused" and "no effect" need a `reason`, `refused_choices`
+    gives the reason for single values, `warned_choices` warnings for accepted values. An argument without effect is
+    accepted with its reason as a warning, or without one if the value is `fulfilled`. `task_defaults` replaces the
+    default for some tasks. `fallback` is the value if the argument is unset and the model's config.json has none of
+    `hf_config_keys`. `secret` keeps the value out of messages.
     """
     return dataclasses.field(default=default, metadata={"details": Details(help=help, **details)})
 
@@ -65,7 +65,7 @@ class Argument(Details):
     """One argument, complete: name, type, default, choices and every detail of its declaration.
 
     `type` is one of int, float, str, bool, json, str|json, list[str], list[int], list[float].
-    `nullable` means that absent has a meaning of its own. `choices` are those of each element for a list.
+    `nullable` means that an absent value has its own meaning. `choices` are those of each element for a list.
     """
 
     name: str

@@ -1,4 +1,4 @@
-"""What stands on the decoder in place of the output layer: scores of whole sequences. Pure."""
+"""Heads that replace the decoder's output layer: scores of whole sequences. Pure."""
 
 from __future__ import annotations
 
@@ -19,29 +19,29 @@ def has_scores(args: TrainArgs) -> bool:
 
 
 def replaces_output(args: TrainArgs) -> bool:
-    """Whether there is no output layer: scores stand in its place, or nothing, as after an embedding model."""
+    """Whether there is no output layer: it is replaced by scores, or by nothing in an embedding model."""
     return has_scores(args) or args.task_type == "embedding"
 
 
 def is_of_sequences(args: TrainArgs) -> bool:
-    """Whether the loss is of whole sequences, and not of tokens."""
+    """Whether the loss is on whole sequences instead of tokens."""
     return has_scores(args) or group_kind(args) is not None
 
 
 def group_kind(args: TrainArgs) -> GroupKind | None:
-    """What rows of several texts are for, None where a row is one text or a pair."""
+    """How rows of several texts are read, None if a row is one text or a pair."""
     return args.task_type if args.task_type in ("embedding", "reranker", "generative_reranker") else None
 
 
 def group_loss(args: TrainArgs) -> str:
-    """The loss of an embedding model or reranker: loss_type, whose own default is of preferences."""
+    """The loss of an embedding model or reranker: loss_type, whose own default is a preference loss."""
     if args.loss_type != "sigmoid":
         return args.loss_type
     return "infonce" if args.task_type == "embedding" else "pointwise_reranker"
 
 
 def num_scores(args: TrainArgs, config: Mapping[str, Any]) -> int:
-    """Scores of a sequence: as given, else as config.json has them; transformers takes absent ones for 2."""
+    """Number of scores per sequence: the argument, else that of config.json; transformers defaults to 2."""
     if args.rlhf_type == "rm" or args.task_type == "reranker":
         return 1
     if args.num_labels is not None:
@@ -51,13 +51,13 @@ def num_scores(args: TrainArgs, config: Mapping[str, Any]) -> int:
 
 
 def problem_type(args: TrainArgs, config: Mapping[str, Any]) -> ProblemType:
-    """What the scores stand for, as transformers tells it for labels that are whole numbers."""
+    """The meaning of the scores, determined as in transformers for integer labels."""
     given: ProblemType | None = args.problem_type or config.get("problem_type")
     return given or ("regression" if num_scores(args, config) == 1 else "single_label_classification")
 
 
 def modules_to_save(args: TrainArgs) -> tuple[str, ...]:
-    """The modules that train in full beside adapters: a head always does."""
+    """The modules that train in full besides adapters: a head always does."""
     if not has_scores(args):
         return args.modules_to_save
     others = (name for name in args.modules_to_save if name not in ("score", "output_layer"))

@@ -1,4 +1,4 @@
-"""Which argument a written name means: canonical names, names of ms-swift 4.x, nearest names."""
+"""Resolves names of arguments: canonical names, names of ms-swift 4.x, nearest names."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from megatron_trainjob.args.field import TRAINING, Task
 from megatron_trainjob.args.tree import ARGUMENTS
 
-# Names of the same thing in other trainers, which no spelling distance would find.
+# Names of the same thing in other trainers, which edit distance would not find.
 ELSEWHERE = {
     "learning_rate": "lr",
     "batch_size": "micro_batch_size",
@@ -32,7 +32,7 @@ ELSEWHERE = {
 
 GENERATION = "which generates answers while it trains; this trainer generates nothing"
 PIXELS = "and only text models are trained here"
-# Arguments of methods that have no place here, with what such a method would need.
+# Arguments of unsupported methods, with what such a method would need.
 OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
     "GRPO": (
         frozenset(
@@ -82,7 +82,7 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
     ),
     "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
 }
-# Values that other programs know, with what is said of them instead of a list of the known ones.
+# Values of other programs, with a message instead of the list of known values.
 OTHER_VALUES: dict[tuple[str, str], str] = {
     **{("rlhf_type", kind): f"{kind} belongs to a method {GENERATION}" for kind in ("grpo", "gkd", "ppo")},
     ("optimizer", "adaptive_muon"): "adaptive_muon keeps a state that no checkpoint here holds; use muon",
@@ -93,7 +93,7 @@ OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images"
 
 @dataclass(frozen=True, kw_only=True)
 class Alias:
-    """Another name of an argument; with `inverted` its value means the opposite."""
+    """Another name of an argument; with `inverted` its value is negated."""
 
     canonical: str
     inverted: bool
@@ -117,7 +117,7 @@ ALIASES = {**OF_EXPORT, **_aliases(TRAINING)}
 def find_alias(name: str, task: Task) -> Alias | None:
     """The alias that `name` is in this task, or None.
 
-    Some names are an argument of their own in one task and an alias in another: output_dir belongs to export
+    Some names are an argument in one task and an alias in another: output_dir belongs to export
     and means save in training.
     """
     if name in ARGUMENTS and task in ARGUMENTS[name].applies_to:
@@ -137,7 +137,7 @@ def nearest(name: str, task: Task) -> str | None:
 
 
 def explain_unknown(name: str, task: Task) -> str:
-    """What is said of a name that no argument has: which method it belongs to, or the nearest known name."""
+    """The message about an unknown name: the method it belongs to, or the nearest known name."""
     for method, (names, reason) in OTHER_METHODS.items():
         if name in names or name.startswith(OTHER_PREFIXES.get(method, ("\0",))):
             return f"belongs to {method}, {reason}"
@@ -147,5 +147,5 @@ def explain_unknown(name: str, task: Task) -> str:
 
 
 def explain_value(name: str, value: object) -> str:
-    """What is said of a value that this argument has in other programs, "" of any other."""
+    """The message about a value that this argument has in other programs, "" for any other."""
     return OTHER_VALUES.get((name, value), "") if isinstance(value, str) else ""

@@ -1,6 +1,6 @@
-"""Turns a mapping of written arguments into `TrainArgs`, or into everything that is wrong with it at once.
+"""Turns a mapping of user-given arguments into `TrainArgs`, or into all violations at once.
 
-Knows neither where the mapping came from (cli, yaml_file, a manifest) nor the size of the cluster.
+Independent of the source of the mapping (cli, yaml_file, a manifest) and of the size of the cluster.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from megatron_trainjob.violation import Severity, Violation, errors, warnings
 
 @dataclass(frozen=True, kw_only=True)
 class Accepted:
-    """Arguments with which nothing is wrong; `given` holds the canonical names that the user set."""
+    """Valid arguments; `given` holds the canonical names that the user set."""
 
     args: TrainArgs
     given: frozenset[str]
@@ -30,7 +30,7 @@ class Accepted:
 
 @dataclass(frozen=True, kw_only=True)
 class Refused:
-    """Everything that is wrong with written arguments; never empty."""
+    """All violations of the given arguments; never empty."""
 
     violations: tuple[Violation, ...]
     warnings: tuple[Violation, ...] = ()
@@ -41,7 +41,7 @@ Parsed = Accepted | Refused
 
 @dataclass
 class _Reading:
-    """What has been read so far of one mapping."""
+    """The state of parsing one mapping."""
 
     values: dict[str, Any] = field(default_factory=dict)
     broken: set[str] = field(default_factory=set)
@@ -58,8 +58,8 @@ def parse(
 ) -> Parsed:
     """The arguments of `task`, or every violation: names, types, choices, ranges, status, rules.
 
-    A null value counts as not given. Rules about the number of ranks or about the model's config.json are judged
-    when those are given; who learns them later calls `rules.check` then.
+    A null value counts as not given. Rules about the number of ranks or the model's config.json are checked if those
+    are given; otherwise callers use `rules.check` once they know them.
     """
     reading = _Reading()
     for name, value in mapping.items():
@@ -83,7 +83,7 @@ def parse(
 
 
 def task_defaults(task: Task) -> dict[str, Any]:
-    """The defaults that this task changes."""
+    """The defaults that this task overrides."""
     return {name: arg.task_defaults[task] for name, arg in ARGUMENTS.items() if task in arg.task_defaults}
 
 

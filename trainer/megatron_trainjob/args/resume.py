@@ -1,7 +1,7 @@
-"""What a run may change when it goes on from a checkpoint: every difference by name, and those that are refused.
+"""What a run may change when it resumes from a checkpoint: all differences by name, and those that are refused.
 
-A record is what args.json holds: task, arguments, what was derived from them (resolved), the model's config.json with
-the arguments put in (model_config), and the content of the weights that the run starts from (weights).
+A record is the content of args.json: task, arguments, values derived from them (resolved), the model's config.json with
+the arguments applied (model_config), and digests of the weights that the run starts from (weights).
 """
 
 from __future__ import annotations
@@ -43,29 +43,29 @@ ANOTHER_NETWORK = (
     | {"task_type", "num_labels", "problem_type", "generative_reranker_positive_token"}
     | {"generative_reranker_negative_token"}
 )
-"""What is trained, and the task it is trained for. Some would fit into the tensors, and train another network."""
+"""What is trained, and for which task. Some changes would fit the tensors but train another network."""
 ANOTHER_OPTIMIZER = frozenset(
     {"optimizer", "use_distributed_optimizer", "freeze_llm"}
     | {name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full"}
 )
-"""Which state the optimizer keeps, and of which parameters."""
+"""The state that the optimizer keeps, and for which parameters."""
 NOT_OF_THE_TRAINING = frozenset(
     {"model", "model_revision", "use_hf", "hub_token", "local_repo_path", "save", "add_version", "load", "adapter_load"}
     | {"finetune", "load_args", "load_data_args", "no_load_optim", "no_load_rng", "ignore_args_error"}
     | {name for name, argument in ARGUMENTS.items() if argument.group == "export"}
 )
-"""Where things lie, and what this resume takes from the checkpoint. A model is compared by its config.json."""
+"""Paths, and what this resume loads from the checkpoint. A model is compared by its config.json."""
 LABELS_IN_CONFIG = frozenset(
     {"_name_or_path", "architectures", "auto_map", "transformers_version", "dtype", "torch_dtype", "use_cache"}
     | {"max_position_embeddings", "attention_dropout", "hidden_dropout", "_attn_implementation"}
     | {"resid_pdrop", "residual_dropout", "embd_pdrop", "router_jitter_noise"}
 )
-"""Keys of config.json that say nothing about the network, or that arguments may change."""
+"""Keys of config.json that do not affect the network, or that arguments may change."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Change:
-    """One difference. name: of an argument, of something derived, or of a key of config.json."""
+    """One difference. name: of an argument, of a derived value, or of a key of config.json."""
 
     name: str
     before: Any
@@ -77,7 +77,7 @@ class Change:
 
 
 def is_record(content: object) -> TypeGuard[dict[str, Any]]:
-    """Whether this is what args.json holds, of any release: the sections that are compared, of their types."""
+    """Whether this is a valid args.json of any release: the compared sections, with the right types."""
     if not isinstance(content, dict) or not {"task", "arguments"} <= content.keys():
         return False
     sections = [content[name] for name in ("arguments", "resolved", "model_config", "weights") if name in content]
@@ -89,9 +89,9 @@ def is_record(content: object) -> TypeGuard[dict[str, Any]]:
 
 
 def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change, ...]:
-    """Every difference between the record of the checkpoint and that of the run that goes on from it.
+    """Every difference between the record of the checkpoint and that of the run that resumes from it.
 
-    What the older record does not hold is not compared: it may be of an earlier release.
+    Entries missing in the older record are not compared: it may be from an earlier release.
     """
     arguments = _differing({"task": before["task"]}, {"task": after["task"]})
     arguments += _differing(before["arguments"], after["arguments"])
@@ -117,7 +117,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change
 
 
 def _other_weights(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
-    """Weights of other content than at the start of the run. Whoever moved or renamed their folder changed nothing."""
+    """Weights whose content differs from the start of the run. Moving or renaming their folder is no change."""
     arguments = after["arguments"]
     is_lora = arguments.get("train_type") == "lora"
     base = "load" if arguments.get("load") else "model"
@@ -140,7 +140,7 @@ def _content(identity: str | None) -> str | None:
 
 
 def verdict(name: str) -> Verdict:
-    """What a change of this argument means for a run that goes on."""
+    """The effect of a change of this argument on a resumed run."""
     if name in ANOTHER_NETWORK:
         return "another network"
     if name in ANOTHER_OPTIMIZER:
@@ -151,9 +151,9 @@ def verdict(name: str) -> Verdict:
 def refused(
     found: Iterable[Change], checkpoint: str, *, with_optimizer: bool, has_steps_left: bool = True
 ) -> tuple[Violation, ...]:
-    """A violation for each change that cannot be made. with_optimizer: its state is to be loaded.
+    """A violation for each change that is not allowed. with_optimizer: its state is loaded.
 
-    has_steps_left: else a run from other weights, or beside another reference, would succeed without a step.
+    has_steps_left: otherwise a run with other weights or another reference would succeed without a step.
     """
     reasons: dict[Verdict, str] = {"another network": "start another run, in another save"}
     if with_optimizer:
@@ -174,7 +174,7 @@ def refused(
 
 
 def _effective(change: Change, *, has_steps_left: bool) -> Verdict:
-    """Another reference is for the steps that are left; where none is, it is another run."""
+    """Another reference applies to the remaining steps; if there are none, it is another run."""
     is_reference = change.name.endswith("(weights of the reference)")
     return "another start" if is_reference and not has_steps_left else change.verdict
 

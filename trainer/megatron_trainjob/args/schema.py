@@ -1,8 +1,8 @@
 """The arguments as an OpenAPI v3 structural schema, for the custom resource definition; admission.py has the rules.
 
-No defaults: an unset argument stays unset, and status shows what it became. Nothing is nullable: the API server
-then drops a null, which is what a null means here (it cannot check one against an enum). Every list, text and map
-has a bound, because the API server estimates the cost of CEL by them.
+No defaults: an unset argument stays unset, and status shows its effective value. Nothing is nullable: the API server
+then drops a null, which is the meaning of null here (it cannot validate one against an enum). Every list, string and
+map has a bound, from which the API server estimates the cost of CEL.
 """
 
 from __future__ import annotations

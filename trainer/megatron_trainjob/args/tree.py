@@ -1,4 +1,4 @@
-"""`TrainArgs`, every argument of a run in one flat record, and `ARGUMENTS`, what is known about each."""
+"""`TrainArgs`, all arguments of a run in one flat record, and `ARGUMENTS`, the description of each."""
 
 from __future__ import annotations
 
@@ -91,7 +91,7 @@ class TrainArgs(  # last group first: dataclass fields follow the reversed order
     LearningRate,
     Training,
 ):
-    """All arguments under canonical names. None is absent; the help of an argument says what absent does."""
+    """All arguments under canonical names. None means absent; the help of an argument describes that case."""
 
 
 ARGUMENTS: dict[str, Argument] = {

@@ -1,4 +1,4 @@
-"""Turns what a user wrote for one argument into a value of its type, or says what was expected instead."""
+"""Converts a user's value of one argument to its type, or reports what was expected."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ EXPECTED = {
 
 
 class WrongValue(ValueError):
-    """The value cannot be used; the message says what is wrong and what to do."""
+    """The value is invalid; the message gives the problem and the remedy."""
 
 
 def read_value(argument: Argument, value: object) -> Any:  # noqa: ANN401 (arguments have eight types)
     """The value in the argument's own type, checked against its choices and range.
 
-    Lists become tuples. Forgives what YAML and Helm do to numbers: 1e-5 read as text, 16 rendered as 1.6e+01.
+    Lists become tuples. Accepts numbers as altered by YAML and Helm: 1e-5 read as text, 16 rendered as 1.6e+01.
     Raises WrongValue.
     """
     converted = _convert(argument.type, value)
@@ -41,9 +41,9 @@ def read_value(argument: Argument, value: object) -> Any:  # noqa: ANN401 (argum
 
 
 def from_text(argument: Argument, text: str) -> object:
-    """What a command-line word or a value of spec.extraArgs means for this argument, before `read_value`.
+    """Converts a command-line word or a value of spec.extraArgs for this argument, before `read_value`.
 
-    Text that does not fit the type comes back unchanged, so that `read_value` reports it.
+    Text that does not fit the type is returned unchanged, so that `read_value` reports it.
     """
     if argument.type == "bool":
         return {"true": True, "false": False}.get(text.lower(), text)

@@ -1,4 +1,4 @@
-"""Reads YAML as kubectl does (1e-5 is a number, a date is text), but refuses a key written twice."""
+"""Reads YAML as kubectl does (1e-5 is a number, a date is text), but rejects duplicate keys."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ MAX_VALUES = 200_000
 
 
 class YamlProblem(ValueError):
-    """The text is not usable YAML; the message names the source, the line and what is wrong."""
+    """The text is not valid YAML; the message names the source, the line and the problem."""
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader with the scalars of YAML 1.2 where 1.1 surprises, and without duplicate keys."""
+    """SafeLoader with YAML 1.2 scalars where those of 1.1 are surprising, and without duplicate keys."""
 
 
 def load(path: Path) -> Any:  # noqa: ANN401 (YAML holds anything)
-    """The one document of a file. Raises YamlProblem, and OSError when the file cannot be read."""
+    """The single document of a file. Raises YamlProblem, and OSError if the file cannot be read."""
     documents = load_all(path)
     if len(documents) > 1:
         raise YamlProblem(f"{path}: holds {len(documents)} documents, expected one; split the file at ---")
@@ -44,7 +44,7 @@ def load_all(path: Path) -> list[Any]:
 
 
 def parse_text(text: str, *, source: str = "<text>") -> list[Any]:
-    """All documents of a text, empty ones left out. Raises YamlProblem, also for what would take all memory or time."""
+    """All documents of a text, empty ones left out. Raises YamlProblem, also if it would exhaust memory or time."""
     if len(text) > MAX_CHARACTERS:
         raise YamlProblem(f"{source}: has {len(text)} characters; a manifest has at most {MAX_CHARACTERS}")
     try:
@@ -61,9 +61,9 @@ def parse_text(text: str, *, source: str = "<text>") -> list[Any]:
 
 
 def _check_size(text: str, source: str) -> None:
-    """Refuses nesting and aliases that grow beyond all measure, before anything is made of them.
+    """Rejects excessive nesting and alias expansion before constructing anything.
 
-    An alias counts as often as what it stands for: nine lines of nine aliases each are 387 million values.
+    An alias counts as many values as its target: nine lines of nine aliases each are 387 million values.
     """
     sizes: dict[str, int] = {}
     open_parts: list[tuple[str | None, int]] = []
@@ -93,7 +93,7 @@ def _where(mark: Any) -> str:  # noqa: ANN401 (two classes that have a line)
 
 
 def _mapping(loader: _Loader, node: yaml.MappingNode) -> dict[Any, Any]:
-    """A mapping whose every key was written once; keys that come in through << may be overridden."""
+    """A mapping without duplicate keys; keys merged through << may be overridden."""
     first_line: dict[Any, int] = {}
     for key_node, _ in node.value:
         if key_node.tag == "tag:yaml.org,2002:merge":

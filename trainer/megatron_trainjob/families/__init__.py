@@ -1,6 +1,6 @@
-"""Model families as records without a tensor: `FAMILIES` lists every one, `read` says what a config.json means.
+"""Model families as records without tensors: `FAMILIES` lists all of them, `read` interprets a config.json.
 
-Rules, `mtj plan`, memory, FLOPs, validation, the docs and the trainer read a model here and nowhere else.
+Rules, `mtj plan`, memory, FLOPs, validation, the docs and the trainer read models only through this package.
 """
 
 from __future__ import annotations
@@ -43,13 +43,13 @@ FAMILIES: dict[str, Family] = {
         SMOLLM3,
     )
 }
-"""By the `model_type` of config.json."""
+"""Keys are `model_type` of config.json."""
 
 
 def read(raw: Mapping[str, Any]) -> Model:
-    """What this config.json means.
+    """The model described by this config.json.
 
-    Raises ValueError for a family that is not known, or a value that its family cannot read.
+    Raises ValueError for an unknown family, or a value that its family cannot read.
     """
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:

@@ -1,7 +1,7 @@
-"""Arguments of the groups model, moe and mla that change what config.json says.
+"""Applies the arguments of the groups model, moe and mla to config.json.
 
 They change the configuration itself, before anything is read from it: model, memory and the exported config.json then
-agree. What a family fixes cannot be changed; an argument that says otherwise is a violation.
+agree. Properties fixed by a family cannot be changed; an argument that contradicts them is a violation.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
 SWIGLU = ("silu", "swish")
-"""Activations under which a gated MLP is what is called SwiGLU."""
+"""Activations with which a gated MLP is called SwiGLU."""
 
-# Arguments that decide which weights there are and how their numbers belong together.
+# Arguments that determine which weights exist and how they are arranged.
 _SHAPES = (
     "num_layers",
     "hidden_size",
@@ -46,13 +46,13 @@ _VALUES = (
 )
 _ROTARY = ("rope_theta", "partial_rotary_factor")
 _DERIVED = ("n_shared_experts",)
-"""Keys that an argument is read from but cannot be written to: another key has a part in the value."""
+"""Keys from which an argument is read but to which it cannot be written: the value depends on another key too."""
 
 
 def apply(raw: Mapping[str, Any], family: Family, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
-    """config.json with the arguments put in, and those that the family has no place for or the weights contradict.
+    """config.json with the arguments applied, and those that the family does not support or the weights contradict.
 
-    raw: the file's content, whose values are of the types that the family reads.
+    raw: the file's content, with values of the types that the family reads.
     """
     config = family.config(raw)
     given = {name: getattr(args, name) for name in (*_SHAPES, *_VALUES) if getattr(args, name) is not None}
@@ -79,21 +79,21 @@ def _key(name: str, family: Family) -> str | None:
 
 
 def _without_aliases(raw: Mapping[str, Any], family: Family, changes: Mapping[str, Any]) -> dict[str, Any]:
-    """The file without other names of what is changed, which would stand beside the new value.
+    """The file without aliases of the changed keys, which would contradict the new value.
 
-    In latent attention transformers writes the width of the rotated part as head_dim too.
+    With latent attention, transformers writes the width of the rotated part as head_dim too.
     """
     others = {**family.aliases, **({"head_dim": "qk_rope_head_dim"} if "kv_lora_rank" in family.keys else {})}
     return {key: value for key, value in raw.items() if others.get(key) not in changes}
 
 
 def _normalizes_softmax(model: Model, family: Family) -> bool:
-    """Softmax before the choice of experts is the same as probabilities that are not normalized after it."""
+    """Softmax before the selection of experts is equivalent to probabilities that are not normalized after it."""
     return model.router is not None and model.router.score == "softmax" and "norm_topk_prob" in family.keys
 
 
 def _key_value_heads(config: Config, args: TrainArgs) -> tuple[dict[str, int], list[Violation]]:
-    """What group_query_attention says of the key-value heads; in latent attention every head has its own."""
+    """The key-value heads according to group_query_attention; with latent attention every head has its own."""
     heads = args.num_attention_heads or config["num_attention_heads"]
     groups = args.num_query_groups or config["num_key_value_heads"] or heads
     if args.group_query_attention and groups == heads:
@@ -110,7 +110,7 @@ def _key_value_heads(config: Config, args: TrainArgs) -> tuple[dict[str, int], l
 
 
 def _other_than_stored(config: Config, family: Family, changed: Mapping[str, Any], args: TrainArgs) -> list[Violation]:
-    """Arguments under which the stored weights do not fit, or would be read as those of another model."""
+    """Arguments with which the stored weights do not fit, or would be read as those of another model."""
     deciding = {
         **{name: _key(name, family) for name in _SHAPES},
         "group_query_attention": "num_key_value_heads",
@@ -129,7 +129,7 @@ def _other_than_stored(config: Config, family: Family, changed: Mapping[str, Any
 
 
 def _expert_layers(config: Config, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:
-    """moe_layer_freq in the keys of the family; `contradictions` tells when they cannot say it."""
+    """moe_layer_freq in the keys of the family; `contradictions` reports if they cannot express it."""
     try:
         layers = moe_layers(args.moe_layer_freq, args.num_layers or config["num_hidden_layers"])
     except ValueError as err:
@@ -197,7 +197,7 @@ def _no_place(name: str, value: object, family: Family) -> Violation:
 
 
 def contradictions(model: Model, args: TrainArgs) -> Iterator[Violation]:
-    """Arguments that say otherwise than the model does."""
+    """Arguments that contradict the model."""
     facts: dict[str, object] = {
         "swiglu": model.activation in SWIGLU,
         "disable_bias_linear": not model.mlp_bias,
@@ -219,13 +219,13 @@ def contradictions(model: Model, args: TrainArgs) -> Iterator[Violation]:
 
 
 def _other_layers(model: Model, args: TrainArgs) -> Iterator[Violation]:
-    """moe_layer_freq, already put into config.json, where the family reads something else from there."""
+    """moe_layer_freq, already applied to config.json, if the family reads something else from it."""
     layers = [int(flag) for flag in model.expert_layers]
     if not any(layers) or args.moe_layer_freq is None:
         return
     try:
         asked = moe_layers(args.moe_layer_freq, len(layers))
-    except ValueError:  # `apply` has said so
+    except ValueError:  # `apply` has reported it
         return
     if asked != layers:
         message = f"this family cannot have its experts in these layers; nearest is {layers}"

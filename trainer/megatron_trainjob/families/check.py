@@ -1,6 +1,6 @@
-"""Everything that stands against training a model, as far as its config.json and the arguments tell.
+"""All problems that prevent training a model, as far as its config.json and the arguments show.
 
-`mtj validate`, `mtj plan`, admission and the trainer ask here, so that all say the same.
+Used by `mtj validate`, `mtj plan`, admission and the trainer, so that all report the same.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "relu")
-"""Names of config.json that gated MLPs are built with."""
+"""Activation names in config.json with which gated MLPs are built."""
 
 STORED_TYPES = ("float16", "bfloat16", "float32")
-"""Values of dtype in config.json that say which type to train in."""
+"""Values of dtype in config.json that determine the training type."""
 
 ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
     "default": (),
@@ -34,7 +34,7 @@ ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
     "yarn": ("factor",),
     "longrope": ("short_factor", "long_factor"),
 }
-"""Kinds of rotary scaling, and what each needs to be told."""
+"""Types of rotary scaling, and the parameters that each requires."""
 
 _ANOTHER_MODEL: Mapping[str, str] = {
     "per_layer_config": "layers that differ by a configuration of their own are not supported",
@@ -44,7 +44,7 @@ _ANOTHER_MODEL: Mapping[str, str] = {
 """Keys of config.json that any model may have -> why one that has it is not trained."""
 
 RESIDUAL_DROPOUT = ("resid_pdrop", "residual_dropout")
-"""Names of the dropout of what attention and MLP add."""
+"""Names of the dropout on the outputs of attention and MLP."""
 
 MOST_ROTARY = 1e15
 _MAY_BE_NULL = ("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim")
@@ -57,13 +57,13 @@ _NUMBERS = (
 _POSITIVE = ("rope_theta", "factor", "original_max_position_embeddings", "low_freq_factor", "high_freq_factor")
 
 _BY_LENGTH = ("dynamic", "longrope")
-"""Kinds whose frequencies change once a sequence is longer than the model's original length."""
+"""Types whose frequencies change once a sequence is longer than the model's original length."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Checked:
-    """config: the file's content with the arguments put in, as an export writes it. model: what that means, None when
-    it cannot be told. is_known: whether there is such a family.
+    """config: the file's content with the arguments applied, as an export writes it. model: the model it describes,
+    None if that cannot be determined. is_known: whether the family is known.
     """
 
     config: Mapping[str, Any]
@@ -73,7 +73,7 @@ class Checked:
 
 
 def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
-    """The model of a config.json under these arguments, with everything that stands against training it."""
+    """The model of a config.json with these arguments, and all problems that prevent training it."""
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
@@ -103,16 +103,16 @@ def _unknown(raw: Mapping[str, Any]) -> Violation:
 
 
 def _unread_weights(raw: Mapping[str, Any]) -> Iterator[Violation]:
-    """Weights that are stored in a way that convert/source.py does not read."""
+    """Weights in a storage format that convert/source.py does not support."""
     if problem := quantization.problem(raw):
         key = next(key for key in quantization.CONFIG_KEYS if raw.get(key) is not None)
         yield refused(key, raw[key], problem)
 
 
 def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]:
-    """A type of the stored weights that says nothing about the type to train in, and no argument that says it.
+    """A stored type that does not determine the training type, without an argument that does.
 
-    transformers reads the older name only where the other is absent.
+    transformers reads the older name only if the other is absent.
     """
     is_given = args.torch_dtype is not None or args.fp16 is not None or args.bf16 is not None
     for key in ("dtype", "torch_dtype"):
@@ -124,7 +124,7 @@ def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]
 
 
 def _of_any_family(raw: Mapping[str, Any]) -> Iterator[Violation]:
-    """Keys that transformers obeys in every family, and that make another model of it."""
+    """Keys that transformers applies in every family and that change the model."""
     if "is_causal" in raw and not raw["is_causal"]:
         message = "makes every token see those behind it, which training on next tokens cannot; remove it"
         yield refused("is_causal", raw["is_causal"], message)
@@ -134,7 +134,7 @@ def _of_any_family(raw: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
-    """Values of the rotary part that are no numbers, or that differ from layer to layer."""
+    """Values of the rotary part that are not numbers, or that differ between layers."""
     inner = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(inner, Mapping):
         yield refused("rope_scaling", inner, "must be an object, or null")
@@ -154,7 +154,7 @@ def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
 
 
 def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violation]:
-    """What no argument can mend."""
+    """Problems that no argument can fix."""
     if model.activation not in ACTIVATIONS:
         message = f"this activation is not supported; supported are {', '.join(ACTIVATIONS)}"
         yield refused("hidden_act", model.activation, message)
@@ -196,7 +196,7 @@ def _experts(model: Model, config: Config) -> Iterator[Violation]:
 
 
 def _rotary(model: Model, config: Config, family: Family) -> Iterator[Violation]:
-    """Kinds that are not known, that are told too little, or that transformers would not run in this family."""
+    """Unknown types, missing parameters, or types that transformers would not run in this family."""
     rotary, given = model.rotary, rope_values(config.raw)
     needed = ROTARY_KINDS.get(rotary.kind) if isinstance(rotary.kind, str) else None
     if needed is None:
@@ -216,7 +216,7 @@ def _rotary(model: Model, config: Config, family: Family) -> Iterator[Violation]
 
 
 def _factors_by_channel(model: Model) -> Iterator[Violation]:
-    """Lists with a factor for each pair of rotated channels."""
+    """Problems with lists of factors, one for each pair of rotated channels."""
     rotary = model.rotary
     pairs = int((model.qk_rope_size or model.qk_head_size) * rotary.share) // 2
     for key in ("short_factor", "long_factor") if rotary.kind == "longrope" else ():
@@ -227,7 +227,7 @@ def _factors_by_channel(model: Model) -> Iterator[Violation]:
 
 
 def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
-    """Layouts and lengths that this model cannot be trained in."""
+    """Layouts and lengths that this model does not support in training."""
     yield from _longest(model, args)
     yield from _sequence_parallel(model, args)
     yield from _tensor_ranks(model, args)
@@ -235,7 +235,7 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
 
 
 def _of_head(family: Family, args: TrainArgs) -> Iterator[Violation]:
-    """A head that no class of transformers would load with this decoder."""
+    """A head that no transformers class would load with this decoder."""
     if not head.has_scores(args) or family.classifier:
         return
     others = ", ".join(other.model_type for other in FAMILIES.values() if other.classifier)
@@ -258,7 +258,7 @@ def _longest(model: Model, args: TrainArgs) -> Iterator[Violation]:
 
 
 def _sequence_parallel(model: Model, args: TrainArgs) -> Iterator[Violation]:
-    """Experts refuse to train without it; latent attention trains but doubles the gradient of its query norm."""
+    """Experts cannot train without it; latent attention trains but doubles the gradient of its query norm."""
     if args.tensor_model_parallel_size == 1 or args.sequence_parallel:
         return
     kinds = (("a mixture of experts", bool(model.num_experts)), ("latent attention", model.has_latent_attention))

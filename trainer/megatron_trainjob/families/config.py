@@ -1,6 +1,6 @@
 """config.json as one family reads it: the keys that its code in transformers reads, with that code's defaults.
 
-Other keys are not looked at, whatever they say; a stray sliding_window of a llama changes nothing there either.
+Other keys are ignored, as in transformers; a stray sliding_window of a llama has no effect there either.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("mlp_only_layers", "no_rope_layers"), WHOLES),
     **dict.fromkeys(("layer_types", "mlp_layer_types"), TEXTS),
 }
-"""Keys that hold no whole number."""
+"""Keys whose value is not an integer."""
 
 _SIZES = frozenset(
     {
@@ -58,21 +58,21 @@ _MOST: Mapping[str, int] = {
     **dict.fromkeys(("num_mtp_layers", "num_nextn_predict_layers"), 10_000),
 }
 MOST = 2**31 - 1
-"""No size of a model is larger: a config.json with more is damaged, and what is made of it takes all memory."""
+"""No size of a model is larger: a config.json with more is damaged and would exhaust memory."""
 
 
 @dataclass(frozen=True)
 class Optional:
-    """A default of a key that may be null as well."""
+    """The default of a key that may also be null."""
 
     default: Any = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Config:
-    """The keys of one config.json that count. keys: of the family. aliases: another name of a key -> the key.
+    """The relevant keys of one config.json. keys: of the family. aliases: another name of a key -> the key.
 
-    A file with both says what stands under the other name: transformers puts it in last.
+    If a file has both, the alias takes precedence: transformers applies it last.
     """
 
     raw: Mapping[str, Any]
@@ -80,7 +80,7 @@ class Config:
     aliases: Mapping[str, str] = field(default_factory=dict)
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - of any type
-        """The value of a key, or its default. Raises KeyError for a key that the family has not declared."""
+        """The value of a key, or its default. Raises KeyError for a key not declared by the family."""
         default = self.keys[key]
         for name in (*(alias for alias, of in self.aliases.items() if of == key), key):
             if name in self.raw:
@@ -92,7 +92,7 @@ class Config:
         return self[key] if key in self.keys else None
 
     def problems(self) -> Iterator[Violation]:
-        """Keys whose value is of another type than the family reads."""
+        """Keys whose value has a different type than the family reads."""
         for key, default in self.keys.items():
             for value in self._given(key):
                 if value is None and (isinstance(default, Optional) or default is None):
@@ -105,7 +105,7 @@ class Config:
                     yield Violation(path=f"config.json:{key}", value=value, message=message)
 
     def _given(self, key: str) -> Iterator[Any]:
-        """What counts, and what the key itself says where another name hides it: transformers reads its type too."""
+        """The effective value, and the key's own if an alias overrides it: transformers checks both types."""
         value = self[key]
         yield value
         if self.raw.get(key, value) is not value:

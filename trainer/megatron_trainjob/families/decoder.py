@@ -1,4 +1,4 @@
-"""What all families share: the plain decoder with rotary positions, and the windows of its attention."""
+"""Shared by all families: the plain decoder with rotary positions, and its attention windows."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ DECODER: Mapping[str, Any] = {
     "rope_theta": 10000.0,
     "head_dim": Optional(),
 }
-"""Keys of every family but the sizes, as most of them take absent ones."""
+"""Keys of every family except sizes, with the most common defaults."""
 
 SLIDING, FULL = "sliding_attention", "full_attention"
 _INHERITED = ("rope_theta", "partial_rotary_factor", "rope_type", "type")
@@ -56,14 +56,14 @@ def decoder(config: Config, **differences: Any) -> Model:  # noqa: ANN401 - fiel
 
 
 def head_size(config: Config) -> int:
-    """Width of one head: as given, else the hidden size shared out."""
+    """Width of one head: the given value, else the hidden size divided by the number of heads."""
     return int(config.get("head_dim") or config["hidden_size"] // config["num_attention_heads"])
 
 
 def rotary(config: Config, *, interleaved: bool = False, layers: tuple[bool, ...] = ()) -> Rotary:
-    """The rotary part, from its own object or, in older files, from beside it.
+    """The rotary part, from its own object or, in older files, from top-level keys.
 
-    A family whose code reads no partial_rotary_factor rotates whole heads, whatever the file says.
+    A family whose code ignores partial_rotary_factor rotates whole heads, whatever the file says.
     """
     given = rope_values(config.raw)
     kind = given.get("rope_type", given.get("type", "default"))
@@ -83,20 +83,20 @@ def rotary(config: Config, *, interleaved: bool = False, layers: tuple[bool, ...
 
 
 def rope_values(raw: Mapping[str, Any]) -> Mapping[str, Any]:
-    """What the file says of rotary positions, in one mapping; what stands inside of the object wins."""
+    """The rotary settings of the file, in one mapping; those inside the object take precedence."""
     inner = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     beside = {key: raw[key] for key in ("rope_theta", "partial_rotary_factor") if raw.get(key) is not None}
     return {**beside, **(inner if isinstance(inner, Mapping) else {})}
 
 
 def window_everywhere(config: Config) -> dict[str, Any]:
-    """A sliding window in every layer: sliding_window says so alone."""
+    """A sliding window in every layer, determined by sliding_window alone."""
     window = config["sliding_window"]
     return {"window": window, "window_layers": (True,) * config["num_hidden_layers"]} if window else {}
 
 
 def window_by_layer(config: Config, default: list[str], *, used: bool = True) -> dict[str, Any]:
-    """A sliding window in the layers that layer_types names. default: where it is absent."""
+    """A sliding window in the layers named in layer_types. default: if it is absent."""
     kinds = config["layer_types"] or default
     window = config["sliding_window"] if used else None
     if not window or SLIDING not in kinds:
@@ -105,7 +105,7 @@ def window_by_layer(config: Config, default: list[str], *, used: bool = True) ->
 
 
 def refuse_windows(config: Config, *, used: bool = True) -> Iterator[Violation]:
-    """Kinds of layers that are not known, are not one a layer, or slide without a window."""
+    """Refuses unknown layer types, a wrong number of them, or sliding attention without a window."""
     window = config["sliding_window"] if used else None
     if window is not None and window < 1:
         yield refused("sliding_window", window, "must be at least 1, or null for no window")
@@ -121,7 +121,7 @@ def refuse_windows(config: Config, *, used: bool = True) -> Iterator[Violation]:
 
 
 def refuse_uneven_heads(config: Config) -> Iterator[Violation]:
-    """A hidden size that heads do not share evenly, where transformers refuses it although heads have a width."""
+    """Refuses a hidden size that heads do not divide, where transformers refuses it even if head_dim is given."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if config.get("head_dim") is not None and hidden % heads:
         message = f"a hidden size of {hidden} does not divide over {heads} heads; use a multiple of them"

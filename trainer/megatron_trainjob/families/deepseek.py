@@ -1,7 +1,7 @@
 """DeepSeek-V2, V3 and Kimi-K2: multi-head latent attention, shared experts, grouped routing.
 
-The multi-token-prediction layers that real V3 checkpoints carry are not trained: loading passes them by, and an export
-copies them from the source.
+The multi-token-prediction layers in published V3 checkpoints are not trained: loading skips them, and an export copies
+them from the source.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from megatron_trainjob.families.model import Model, Router
 from megatron_trainjob.violation import Violation
 
 LATENT_NORM_EPSILON = 1e-6
-"""Of the norms of compressed queries and keys: transformers builds them without rms_norm_eps."""
+"""Epsilon of the norms of compressed queries and keys: transformers builds them without rms_norm_eps."""
 
 LATENT_KEYS: Mapping[str, Any] = {
     **{key: value for key, value in DECODER.items() if key != "head_dim"},
@@ -38,7 +38,7 @@ LATENT_KEYS: Mapping[str, Any] = {
 
 
 def latent_attention(config: Config) -> dict[str, Any]:
-    """Keys and values, and mostly queries, through low-rank matrices; every head has its own."""
+    """Low-rank keys and values, and usually queries; every head has its own."""
     return {
         "num_kv_heads": config["num_attention_heads"],
         "qk_head_size": config["qk_nope_head_dim"] + config["qk_rope_head_dim"],
@@ -52,7 +52,7 @@ def latent_attention(config: Config) -> dict[str, Any]:
 
 
 def refuse_latent_attention(config: Config) -> Iterator[Violation]:
-    """Variants of latent attention that megatron-core does not compute, or transformers itself cannot."""
+    """Refuses variants of latent attention that megatron-core or transformers itself does not support."""
     if config["attention_bias"]:
         yield refused("attention_bias", True, "biases of latent attention are not supported")
     if "rope_interleave" in config.keys and not config["rope_interleave"]:

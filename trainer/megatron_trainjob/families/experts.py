@@ -1,4 +1,4 @@
-"""Mixtures of experts that families share: which layers have them, and how tokens find them."""
+"""Mixtures of experts shared by families: which layers have them, and routing."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def routed(config: Config, router: Router, layers: tuple[bool, ...], *, num_expe
 
 
 def every_nth_layer(config: Config) -> tuple[bool, ...]:
-    """Qwen's arrangement: every decoder_sparse_step-th layer, but for those of mlp_only_layers."""
+    """Qwen's arrangement: every decoder_sparse_step-th layer, except those in mlp_only_layers."""
     step, dense = config["decoder_sparse_step"], config["mlp_only_layers"] or ()
     number = config["num_hidden_layers"]
     return tuple(step > 0 and (layer + 1) % step == 0 and layer not in dense for layer in range(number))
@@ -37,7 +37,7 @@ def after_dense_layers(config: Config) -> tuple[bool, ...]:
 
 
 def shared_and_routed(config: Config, router: Router, layers: tuple[bool, ...]) -> dict[str, Any]:
-    """DeepSeek's experts: routed ones, and shared ones that every token passes."""
+    """DeepSeek's experts: routed ones, and shared ones for every token."""
     found = routed(config, router, layers, num_experts="n_routed_experts", width="moe_intermediate_size")
     if not found:
         return {}
@@ -45,12 +45,12 @@ def shared_and_routed(config: Config, router: Router, layers: tuple[bool, ...]) 
 
 
 def softmax_router(*, normalized: bool) -> Router:
-    """Softmax scores; the chosen ones divided by their sum where `normalized`."""
+    """Softmax scores; the selected ones are divided by their sum if `normalized`."""
     return Router(score="softmax", normalized=bool(normalized))
 
 
 def sigmoid_router(config: Config) -> Router:
-    """DeepSeek-V3's routing: sigmoid scores, a bias that only chooses, the best groups of experts first."""
+    """DeepSeek-V3's routing: sigmoid scores, a bias used only for selection, the best groups of experts first."""
     return Router(
         score="sigmoid",
         normalized=bool(config["norm_topk_prob"]),
@@ -62,15 +62,15 @@ def sigmoid_router(config: Config) -> Router:
 
 
 def best_groups(config: Config) -> dict[str, Any]:
-    """The groups of experts to which routing is limited; {} where all may be chosen."""
+    """The groups of experts to which routing is limited; {} if all may be selected."""
     groups, chosen = config["n_group"] or 1, config["topk_group"] or 1
     return {"num_groups": groups, "num_chosen_groups": chosen} if chosen < groups else {}
 
 
 def refuse_groups(config: Config, *, ranked_by: int = 2) -> Iterator[Violation]:
-    """Groups that are not of one size, or too small for a token or for their rank; transformers fails on them.
+    """Refuses groups of unequal size, or too small for a token or for their ranking; transformers fails on them.
 
-    ranked_by: so many of its best scores decide where a group stands.
+    ranked_by: number of its best scores that determine the rank of a group.
     """
     experts, wanted = config["n_routed_experts"] or 0, config["num_experts_per_tok"] or 0
     number, chosen = config["n_group"] or 1, config["topk_group"] or 1

@@ -6,10 +6,10 @@ import ast
 
 
 def moe_layers(text: str | None, num_layers: int) -> list[int] | None:
-    """1 for each layer of experts and 0 for each dense one; None when nothing was given.
+    """1 for each layer with experts and 0 for each dense one; None if not given.
 
     Raises:
-        ValueError: the text is neither a whole number nor a list expression of `num_layers` zeros and ones.
+        ValueError: the text is neither an integer nor a list expression of `num_layers` zeros and ones.
     """
     if text is None:
         return None
@@ -23,7 +23,7 @@ def moe_layers(text: str | None, num_layers: int) -> list[int] | None:
 
 
 def _value(node: ast.expr) -> int | list[int]:
-    """A whole number, a list of them, or a sum or product of such."""
+    """An integer, a list of integers, or a sum or product of these."""
     if isinstance(node, ast.Constant) and type(node.value) is int:
         return node.value
     if isinstance(node, ast.List):

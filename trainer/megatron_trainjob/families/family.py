@@ -1,7 +1,7 @@
-"""What a model family is, without a tensor: which keys of config.json it reads and what they mean.
+"""The definition of a model family, without tensors: the keys of config.json it reads and their meaning.
 
-A family is a value. Adding one means adding a record in this package and listing it in __init__.py; its weight table
-stands in the trainer, under the same model_type.
+A family is a value. Adding one means adding a record in this package and listing it in __init__.py; its weight table is
+in weights.py, under the same model_type.
 """
 
 from __future__ import annotations
@@ -24,11 +24,11 @@ def nothing(_: Config) -> Iterable[Violation]:
 class Family:
     """A model family.
 
-    model_type: of config.json. title: which models these are, for the docs. keys: those of config.json that the
-    family's code in transformers reads -> what it takes an absent one for. aliases: other names of keys. build: what
-    the keys mean. refuse: variants that would be computed otherwise than transformers does. transformers_type: the
-    model_type of that code where transformers has it under another name. classifier: its class in transformers for
-    sequence classification, "" where there is none.
+    model_type: of config.json. title: its models, for the docs. keys: those of config.json that the family's code in
+    transformers reads -> their defaults. aliases: other names of keys. build: makes the model from the keys. refuse:
+    variants that would be computed differently from transformers. transformers_type: the model_type of that code if
+    transformers uses another name. classifier: its class in transformers for sequence classification, "" if there is
+    none.
     """
 
     model_type: str
@@ -46,5 +46,5 @@ class Family:
 
 
 def refused(key: str, value: object, message: str) -> Violation:
-    """A setting of config.json that cannot be trained right."""
+    """A setting of config.json that cannot be trained correctly."""
     return Violation(path=f"config.json:{key}", value=value, message=message)

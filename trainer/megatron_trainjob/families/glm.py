@@ -100,7 +100,7 @@ GLM4_MOE = Family(
 
 
 def _expert_layers(config: Config) -> tuple[bool, ...]:
-    """mlp_layer_types, by default one dense layer before those of experts."""
+    """mlp_layer_types, by default one dense layer before those with experts."""
     number = config["num_hidden_layers"]
     kinds = config["mlp_layer_types"] or ["dense", *["sparse"] * (number - 1)]
     return tuple(kind == "sparse" for kind in kinds)

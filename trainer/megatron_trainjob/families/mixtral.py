@@ -1,4 +1,4 @@
-"""Mixtral: every layer a mixture of experts, softmax over the chosen ones."""
+"""Mixtral: a mixture of experts in every layer, softmax over the selected ones."""
 
 from __future__ import annotations
 

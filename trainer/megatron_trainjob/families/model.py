@@ -1,4 +1,4 @@
-"""What a config.json means: sizes, attention, experts, routing, rotation. Knows no ranks, bytes or arguments."""
+"""The model that a config.json describes: sizes, attention, experts, routing, RoPE. Knows no ranks or arguments."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParameters:
-    """Parameters of one layer by how they are spread: over tensor ranks, over expert ranks, or not at all."""
+    """Parameters of one layer by how they are sharded: over tensor ranks, over expert ranks, or not at all."""
 
     tensor: int
     expert: int
@@ -23,9 +23,9 @@ class LayerParameters:
 
 @dataclass(frozen=True, kw_only=True)
 class Rotary:
-    """Rotary positions. kind: of the scaling, "default" for none. share: part of each head that is rotated.
+    """Rotary positions. kind: type of the scaling, "default" for none. share: part of each head that is rotated.
 
-    parameters: what config.json says of the scaling. interleaved: neighboring channels are rotated together, not those
+    parameters: those of the scaling in config.json. interleaved: neighboring channels are rotated together, not those
     of both halves. layers: which layers rotate at all; () means every one. original_length: tokens that the model was
     trained on before its context was extended.
     """
@@ -41,12 +41,13 @@ class Rotary:
 
 @dataclass(frozen=True, kw_only=True)
 class Router:
-    """How tokens find their experts.
+    """Routing of tokens to experts.
 
-    normalized: the probabilities of the chosen experts sum to one. has_bias: a bias per expert that only chooses.
-    num_groups, num_chosen_groups: experts are chosen from the best groups of them; 0 without. group_best: a group ranks
-    by the sum of so many of its best scores. scale: factor on the probabilities. balancing: megatron-core's name of the
-    loss that the family is balanced with.
+    normalized: the probabilities of the selected experts sum to one. has_bias: a bias per expert, used only for
+    selection.
+    num_groups, num_chosen_groups: experts are chosen from the best groups of them; 0 without. group_best: a group is
+    ranked by the sum of this many of its best scores. scale: factor on the probabilities. balancing: megatron-core's
+    name of the family's balancing loss.
     """
 
     score: Literal["softmax", "sigmoid"]
@@ -111,7 +112,7 @@ class Model:
 
     @property
     def has_latent_attention(self) -> bool:
-        """Whether keys and values go through low-rank matrices."""
+        """Whether keys and values are low-rank."""
         return self.kv_lora_rank > 0
 
     def layer_parameters(self, layer: int) -> LayerParameters:
@@ -137,7 +138,7 @@ class Model:
         )
 
     def _attention_parameters(self) -> tuple[int, int]:
-        """(spread over tensor ranks, whole on each) of one layer's attention."""
+        """(sharded over tensor ranks, replicated) parameters of one layer's attention."""
         hidden, heads = self.hidden_size, self.num_heads
         output = heads * self.v_head_size * hidden
         output_bias = hidden if self.output_bias else 0
@@ -160,14 +161,14 @@ class Model:
 
     @property
     def num_parameters(self) -> int:
-        """All parameters of the model, a tied embedding counted once."""
+        """All parameters of the model, with a tied embedding counted once."""
         layers = sum(self.layer_parameters(layer).total for layer in range(self.num_layers))
         matrices = 1 if self.tied else 2
         return layers + matrices * self.embedding_parameters + self.hidden_size
 
     @property
     def weights_per_token(self) -> int:
-        """Weights that one token is multiplied with: all matrices, of the experts only those it is routed to."""
+        """Weights that each token is multiplied with: all matrices, but only those experts it is routed to."""
         total = self.hidden_size * self.vocab_size
         for has_experts in self.expert_layers:
             total += self._attention_weights()
@@ -175,7 +176,7 @@ class Model:
         return total
 
     def _attention_weights(self) -> int:
-        """Matrices of one layer's attention; its norms and biases are no products."""
+        """Weights in the matrices of one layer's attention, without norms and biases."""
         hidden, heads = self.hidden_size, self.num_heads
         output = heads * self.v_head_size * hidden
         query = heads * self.qk_head_size

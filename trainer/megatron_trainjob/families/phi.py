@@ -1,4 +1,4 @@
-"""Phi-3 and Phi-4: the plain decoder; parts of each head may stay as they are, and long contexts scale by channel."""
+"""Phi-3 and Phi-4: the plain decoder; partial rotary embedding, and per-channel scaling for long contexts."""
 
 from __future__ import annotations
 

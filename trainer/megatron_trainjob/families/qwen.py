@@ -22,7 +22,7 @@ from megatron_trainjob.violation import Violation
 
 
 def _window(config: Config) -> dict[str, Any]:
-    """Where it is used, the window is that of the layers from max_window_layers on."""
+    """If used, the window applies to the layers from max_window_layers on."""
     used, first = config["use_sliding_window"], config["max_window_layers"]
     has_window = used and config["sliding_window"] is not None
     kinds = [SLIDING if has_window and layer >= first else FULL for layer in range(config["num_hidden_layers"])]
@@ -30,7 +30,7 @@ def _window(config: Config) -> dict[str, Any]:
 
 
 def _window_of_mixture(config: Config) -> dict[str, Any]:
-    """Qwen2's mixtures take every other layer up to max_window_layers."""
+    """In Qwen2's mixtures it applies to every other layer up to max_window_layers."""
     used, last = config["use_sliding_window"], config["max_window_layers"]
     kinds = [
         SLIDING if used and layer % 2 == 0 and layer < last else FULL for layer in range(config["num_hidden_layers"])

@@ -1,4 +1,4 @@
-"""The shapes of a checkpoint's tensors by config.json alone, and the words about those of another shape."""
+"""The shapes of a checkpoint's tensors from config.json alone, and messages about mismatches."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _NORMS = ("input_layernorm.weight", "pre_mlp_layernorm.weight", "self_attn_bda.n
 
 
 def shapes(model: Model, *, has_scores: bool = False) -> dict[str, Shape]:
-    """The shape of every tensor that a model is read from, but of its head where it has_scores."""
+    """The shape of every tensor that a model is read from, except its head if it has_scores."""
     return {
         name: shape
         for row, names in located(model, has_scores=has_scores)
@@ -33,7 +33,7 @@ def shapes(model: Model, *, has_scores: bool = False) -> dict[str, Shape]:
 
 
 def problem(name: str, found: Sequence[int], wanted: Mapping[str, Shape]) -> str | None:
-    """What is wrong with the shape of a stored tensor; nothing for one of which no shape is known."""
+    """The problem with the shape of a stored tensor; empty if the expected shape is unknown."""
     expected = wanted.get(name)
     if expected is None or tuple(found) == expected:
         return None
@@ -43,13 +43,13 @@ def problem(name: str, found: Sequence[int], wanted: Mapping[str, Shape]) -> str
 
 
 def told(problems: Iterable[str]) -> list[str]:
-    """The message about all of them, in a list; none when there is nothing wrong."""
+    """The message about all of them, in a list; empty if there is no problem."""
     found = sorted(problems)
     return [described(found, OTHER)] if found else []
 
 
 def _row(row: Weight, model: Model) -> Sequence[Shape]:
-    """The shapes of the tensors of one row, in its order."""
+    """The shapes of the tensors of one row, in order."""
     part = row.parameter.removeprefix(LAYER)
     if row.parameter in ("embedding.word_embeddings.weight", "output_layer.weight"):
         return [(model.vocab_size, model.hidden_size)]

@@ -1,4 +1,4 @@
-"""Which tensors a checkpoint of a model holds, by config.json alone: what loading looks for, told before it starts."""
+"""Which tensors a checkpoint of a model holds, from config.json alone: checked before loading."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ from megatron_trainjob.families.weight import Weight
 from megatron_trainjob.families.weights import ATTENTION, EXPERT, IGNORED, LAYER, SCORES, prediction_layers, table
 
 DECODER = "model."
-"""What the names of a decoder's tensors begin with in a model that has more than its decoder."""
+"""Prefix of the names of a decoder's tensors in a model with more than a decoder."""
 SHOWN = 8
-"""Tensors named in a message; the number says how many there are."""
+"""Maximum number of tensors named in a message, which also gives the total."""
 
 MISSING = "tensors that the model needs are missing"
 LEFT_OVER = "tensors belong to no part of the model; is config.json of another model?"
@@ -21,7 +21,7 @@ EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 
 def names(model: Model, *, has_scores: bool = False) -> frozenset[str]:
-    """The tensors that every part of the model is read from. has_scores: as for the table."""
+    """The tensors that every part of the model is read from. has_scores: as in `table`."""
     return frozenset(name for _, each in located(model, has_scores=has_scores) for name in each)
 
 
@@ -33,9 +33,9 @@ def located(model: Model, *, has_scores: bool = False) -> Iterator[tuple[Weight,
 
 
 def difference(model: Model, stored: Collection[str], *, has_scores: bool = False) -> Iterator[str]:
-    """What a checkpoint with the tensors `stored` lacks and has too much, in the words of loading.
+    """The missing and the extra tensors of a checkpoint with the tensors `stored`, worded as in loading.
 
-    has_scores: as for the table; a head that is not stored is initialized.
+    has_scores: as in `table`; a head that is not stored is initialized.
     """
     needed = names(model, has_scores=has_scores)
     missing = needed - set(stored) - set(SCORES.names)
@@ -46,24 +46,24 @@ def difference(model: Model, stored: Collection[str], *, has_scores: bool = Fals
 
 
 def is_output_alone(stored: Collection[str]) -> bool:
-    """Whether of a tied pair the output layer alone is stored, which transformers reads the embedding from then."""
+    """Whether only the output layer of a tied pair is stored, from which transformers then reads the embedding."""
     return OUTPUT in stored and EMBEDDING not in stored
 
 
 def is_decoder_alone(stored: Collection[str]) -> bool:
-    """Whether the decoder was stored by itself, as embedding models are: its names lack the first part, `model.`."""
+    """Whether only the decoder is stored, as in embedding models: its names lack the prefix `model.`."""
     return EMBEDDING not in stored and EMBEDDING.removeprefix(DECODER) in stored
 
 
 def described(found: list[str], message: str) -> str:
-    """How many tensors, what is wrong with them, and the first of their names."""
+    """The number of tensors, their problem, and the first of their names."""
     return f"{len(found)} {message}: {', '.join(found[:SHOWN])}{', ...' if len(found) > SHOWN else ''}"
 
 
 def may_be_left(name: str, model: Model, *, ties: bool) -> bool:
-    """Whether a stored tensor may be passed by: known leftovers, and an output layer that nothing is read from.
+    """Whether a stored tensor may be skipped: known leftovers, and an output layer that is not used.
 
-    ties: the model has no output layer of its own, or a head in its place.
+    ties: the model has no separate output layer, or a head instead.
     """
     patterns = (*IGNORED, *prediction_layers(model))
     return (ties and name == OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)

@@ -12,8 +12,8 @@ Rule = Literal["plain", "qkv", "fused_qkv", "gated", "fused_gated", "vocabulary"
 class Weight:
     """One row, read in both directions.
 
-    parameter: megatron-core's name in its local layer implementation, with {layer} and {expert} counted over the whole
-    model. names: the tensors of the Hugging Face checkpoint that hold it, in the order that the rule wants (see
+    parameter: megatron-core's name in its local layer implementation, with {layer} and {expert} numbered over the whole
+    model. names: the tensors of the Hugging Face checkpoint that hold it, in the order that the rule expects (see
     convert/rules.py).
     """
 

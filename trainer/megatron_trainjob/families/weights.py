@@ -20,9 +20,7 @@ EXPERT = LAYER + "mlp.experts.local_experts.{expert}."
 def gated_mlp(
     module: str, name: str, *, gate: str = "gate_proj", up: str = "up_proj", down: str = "down_proj"
 ) -> tuple[Weight, ...]:
-    """A gated MLP at `module` (megatron-core) and `name` (Hugging Face), both ending in a dot; biases where
-    it has.
-    """
+    """A gated MLP at `module` (megatron-core) and `name` (Hugging Face), both ending in a dot; with biases if any."""
     return tuple(
         row
         for kind in ("weight", "bias")
@@ -90,7 +88,7 @@ def experts(block: str = "mlp.", **names: str) -> tuple[Weight, ...]:
 
 
 def shared_experts(name: str) -> tuple[Weight, ...]:
-    """The MLP that every token passes beside its routed experts."""
+    """The MLP that processes every token in addition to its routed experts."""
     return gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}mlp.{name}.")
 
 
@@ -133,7 +131,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
 }
-"""By model_type: the rows beyond, or in place of, those of DECODER."""
+"""Keys are model_type: rows in addition to, or instead of, those of DECODER."""
 
 IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
@@ -142,16 +140,16 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 def prediction_layers(model: Model) -> tuple[str, ...]:
     """Patterns of the names of multi-token-prediction layers, which checkpoints number after the last layer.
 
-    They are not trained: loading passes them by, and an export copies them from the source.
+    They are not trained: loading skips them, and an export copies them from the source.
     """
     numbers = range(model.num_layers, model.num_layers + model.prediction_layers)
     return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
 
 
 def table(model_type: str, *, has_scores: bool = False) -> dict[str, Weight]:
-    """All rows of a family by megatron-core's name; its own rows take the place of shared ones.
+    """All rows of a family by megatron-core's name; its own rows override shared ones.
 
-    has_scores: the model ends in a score layer and not in the output layer.
+    has_scores: the model ends in a score layer instead of the output layer.
     """
     head = (SCORES,) if has_scores else ()
     return {row.parameter: row for row in (*DECODER, *TABLES[model_type], *head)}

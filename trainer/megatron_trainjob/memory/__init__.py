@@ -1,4 +1,4 @@
-"""Does a run fit? Parameter counts and bytes per rank, computed from config.json and the arguments alone."""
+"""Whether a run fits: parameter counts and bytes per rank, computed from config.json and the arguments alone."""
 
 from megatron_trainjob.families.model import LayerParameters, Model
 from megatron_trainjob.memory.estimate import MemoryEstimate, RankMemory, estimate

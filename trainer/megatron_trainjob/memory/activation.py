@@ -1,8 +1,8 @@
-"""Bytes of activations that one layer keeps for its backward pass, on one rank.
+"""Bytes of activations that one layer stores for its backward pass, on one rank.
 
 Follows Korthikanti et al. 2022 ("Reducing Activation Recomputation in Large Transformer Models", section 4), with
 their tensors counted one by one for today's layers: RMSNorm, grouped queries, gated feed-forward, no dropout masks
-unless there is dropout, and an attention kernel that keeps no score matrix.
+unless there is dropout, and an attention kernel that stores no score matrix.
 
 Symbols: T tokens of the micro-batch on this rank, e bytes of an element, tp tensor ranks.
 """
@@ -20,7 +20,7 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One micro-batch as a rank sees it: its tokens, the longest sequence in it, and bytes of an element."""
+    """One micro-batch on a rank: its tokens, the longest sequence in it, and bytes of an element."""
 
     tokens: int
     longest: int
@@ -34,7 +34,7 @@ def layer_input_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
 
 
 def layer_bytes(args: TrainArgs, shape: Model, row: Row, *, has_experts: bool) -> float:
-    """Everything that a layer keeps under selective recomputation, or under none.
+    """Everything that a layer stores with selective recomputation, or without recomputation.
 
     Its input and the input of the second norm (2 * T * h * e), the outputs of both norms (2 * T * h * e), the
     attention and the feed-forward part.
@@ -51,9 +51,9 @@ def _recomputes(args: TrainArgs, module: str) -> bool:
 
 
 def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
-    """Queries, keys, values and the attention output, T * (...) * e / tp, and the scores where a kernel keeps them.
+    """Queries, keys, values and the attention output, T * (...) * e / tp, and the scores if the kernel stores them.
 
-    Latent attention also keeps its compressed queries and keys, whole on every tensor rank.
+    Latent attention also stores its compressed queries and keys, replicated on every tensor rank.
     """
     tensor = args.tensor_model_parallel_size
     queries = shape.num_heads * shape.qk_head_size
@@ -68,9 +68,9 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
 
 
 def _score_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
-    """What the attention core keeps: the softmax, T * heads * longest * e / tp, or only its float32 log-sums.
+    """What the attention core stores: the softmax, T * heads * longest * e / tp, or only its float32 log-sums.
 
-    The unfused and local kernels materialize the scores; core_attn recomputation keeps neither.
+    The unfused and local kernels materialize the scores; core_attn recomputation stores neither.
     """
     if _recomputes(args, "core_attn"):
         return 0.0
@@ -92,8 +92,8 @@ def _dense_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
 def _expert_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Routed tokens before and after the experts, 2 * T * k * h * e, and inside, 3 * T * k * w * e / etp.
 
-    Assumes that the router spreads tokens evenly over the expert ranks; k experts see each token. Router logits and
-    probabilities are float32, and shared experts count as a dense block.
+    Assumes that the router distributes tokens evenly over the expert ranks; k experts process each token. Router logits
+    and probabilities are float32, and shared experts count as a dense block.
     """
     if _recomputes(args, "moe"):
         return 0.0

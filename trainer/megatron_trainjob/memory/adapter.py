@@ -1,7 +1,7 @@
 """Parameters that LoRA adds to one layer.
 
 An adapter of rank r on a matrix [out, in] has r * (in + out) parameters (Hu et al. 2021). The matrices are those of
-Megatron-Core: queries, keys and values are one, gate and up projection are one.
+Megatron-Core: queries, keys and values are fused, as are gate and up projection.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from megatron_trainjob.families.model import LayerParameters, Model
 
 
 def adapter_parameters(args: TrainArgs, shape: Model, layer: int) -> LayerParameters:
-    """The adapters of one layer. All of them count as split over tensor ranks although one half of each is whole.
+    """The adapters of one layer. All count as sharded over tensor ranks although one matrix of each is replicated.
 
     target_regex may choose any subset; it is counted as all linear layers, an upper bound.
     """

@@ -1,4 +1,4 @@
-"""Bytes of one training step on each pipeline stage. Pure arithmetic; what a run really took is in its report.
+"""Bytes of one training step on each pipeline stage. Pure arithmetic; the actual usage of a run is in its report.
 
 Weights, gradients and optimizer state follow the parameter count (Rajbhandari et al. 2020, ZeRO, and Megatron-Core's
 buffers); activations follow Korthikanti et al. 2022, see activation.py.
@@ -19,16 +19,16 @@ from megatron_trainjob.memory.adapter import adapter_parameters
 # CUDA context, cuBLAS and NCCL buffers of one process.
 OVERHEAD_BYTES = 2 * 1024**3
 LOGITS_AT_ONCE = 2**27
-"""Logits are made for a chunk of tokens at a time: elements of it on one rank, 512 MiB in float32."""
+"""Logits are computed for a chunk of tokens at a time: its elements on one rank, 512 MiB in float32."""
 STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
 
 
 @dataclass(frozen=True, kw_only=True)
 class RankMemory:
-    """Bytes on one rank of a pipeline stage; all ranks of a stage need the same.
+    """Bytes on one rank of a pipeline stage; equal for all ranks of a stage.
 
-    `parameters` are those that the rank trains or holds for it, `trainable` those of them that get gradients.
-    `reference` are the weights of the second, frozen model of preference training.
+    `parameters` are those that the rank holds, `trainable` those of them with gradients.
+    `reference` counts the weights of the second, frozen model of preference training.
     """
 
     stage: int
@@ -51,9 +51,9 @@ class RankMemory:
 
 @dataclass(frozen=True, kw_only=True)
 class MemoryEstimate:
-    """The ranks of a run, one per pipeline stage, and the facts that the estimate rests on.
+    """The ranks of a run, one per pipeline stage, and the facts that the estimate is based on.
 
-    `tokens` is what a rank has of a micro-batch, `num_parameters` and `num_trainable` count the whole model.
+    `tokens` is a rank's part of a micro-batch, `num_parameters` and `num_trainable` count the whole model.
     """
 
     stages: tuple[RankMemory, ...]
@@ -69,7 +69,7 @@ class MemoryEstimate:
 
 @dataclass(frozen=True, kw_only=True)
 class _Held:
-    """Parameters that a rank holds, dense and expert ones apart because their copies differ in number."""
+    """Parameters that a rank holds, dense and expert ones separately because their numbers of replicas differ."""
 
     dense: float
     expert: float
@@ -84,10 +84,10 @@ class _Held:
 def estimate(
     args: TrainArgs, shape: Model, world_size: int, *, task: Task = "sft", tokens: int | None = None
 ) -> MemoryEstimate:
-    """The memory of every pipeline stage at its fullest moment.
+    """The peak memory of every pipeline stage.
 
     `tokens` is the size of one micro-batch; without it a micro-batch is full: micro_batch_size times the longest
-    row, which for a pair of answers is two sequences. Raises ValueError when the layout does not divide; the rules
+    row, which for a pair of answers is two sequences. Raises ValueError if the layout does not divide evenly; the rules
     report that with a remedy.
     """
     longest = _longest(args, shape)
@@ -151,9 +151,9 @@ def _stage(
 
 
 def _edge(args: TrainArgs, shape: Model, stage: int) -> float:
-    """Embedding on the first stage, final norm and output layer on the last, both split over tensor ranks.
+    """Embedding on the first stage, final norm and output layer on the last, both sharded over tensor ranks.
 
-    A tied model has one matrix, of which the last stage of a pipeline holds a copy. A head's few rows are not counted.
+    A tied model has one matrix, replicated on the last stage of a pipeline. The few rows of a head are not counted.
     """
     stages = args.pipeline_model_parallel_size
     has_output = stage == stages - 1 and (stages > 1 or not shape.tied) and not head.replaces_output(args)
@@ -173,9 +173,9 @@ def _held(args: TrainArgs, layers: list[LayerParameters], edge: float) -> _Held:
 
 
 def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_bytes: int) -> float:
-    """Main parameters (unless training is in float32) and moments, split over data-parallel ranks where args say so.
+    """Main parameters (unless training is in float32) and moments, sharded over data-parallel ranks if args say so.
 
-    It is split over data and context ranks together, expert parameters over the copies of the experts.
+    It is sharded over data and context ranks together, for expert parameters over the replicas of the experts.
     """
     main = STATE_BYTES[args.main_params_dtype] if element_bytes == 2 else 0
     moments, more_at_edge = _moment_bytes(args)
@@ -191,7 +191,7 @@ def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_b
 def _moment_bytes(args: TrainArgs) -> tuple[int, int]:
     """(bytes of the moments of a parameter, how many more one of the embedding or the output layer has).
 
-    Adam keeps two moments, SGD and Lion one; Muon keeps one of matrices and leaves the rest to Adam.
+    Adam has two moments, SGD and Lion one; Muon has one for matrices and uses Adam for the rest.
     """
     match args.optimizer:
         case "adam":
@@ -207,7 +207,7 @@ def _moment_bytes(args: TrainArgs) -> tuple[int, int]:
 def _activation_bytes(
     args: TrainArgs, shape: Model, row: Row, stage: int, layers: Sequence[int], world_size: int
 ) -> float:
-    """Activations of all micro-batches that the stage holds at once, and what recomputation adds for a moment."""
+    """Activations of all micro-batches that the stage holds at once, and the temporary memory of recomputation."""
     whole = [layer_bytes(args, shape, row, has_experts=shape.expert_layers[layer]) for layer in layers]
     kept, for_a_moment = _kept_and_recomputed(args, whole, layer_input_bytes(args, shape, row))
     micro_batches = max(derive.num_micro_batches(args, world_size), 1)
@@ -228,9 +228,9 @@ def _held_micro_batches(args: TrainArgs, shape: Model, stage: int, micro_batches
 
 
 def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float) -> tuple[float, float]:
-    """(bytes that a stage keeps per micro-batch, bytes that exist while a part is computed again).
+    """(bytes that a stage stores per micro-batch, temporary bytes while a part is recomputed).
 
-    Full recomputation keeps one input per chunk ("uniform") or per recomputed layer ("block").
+    Full recomputation stores one input per chunk ("uniform") or per recomputed layer ("block").
     """
     if args.recompute_granularity != "full" or args.recompute_num_layers is None:
         return sum(whole), 0.0
@@ -244,8 +244,8 @@ def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float
 def _logit_bytes(args: TrainArgs, shape: Model, row: Row, task: Task) -> float:
     """Logits of a chunk and their gradient in the training type and the float32 softmax, N * V / tp * (2 e + 4).
 
-    Between several chunks the output layer's gradient is summed in float32; preference training leaves that to
-    the backward pass.
+    Between several chunks the output layer's gradient is summed in float32; preference training does that in the
+    backward pass.
     """
     columns = shape.vocab_size / args.tensor_model_parallel_size
     whole = row.tokens * columns

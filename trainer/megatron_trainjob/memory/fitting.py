@@ -1,6 +1,6 @@
-"""Which settings would fit where these did not: the few arguments that trade speed or length for memory, tried.
+"""Finds settings that fit after an out-of-memory error by trying arguments that trade speed or length for memory.
 
-Each proposal is judged by the estimate and by the rules between arguments, so that none is refused when it is taken.
+Each proposal is checked by the estimate and by the rules between arguments, so that none is refused when applied.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_trainjob.memory.estimate import estimate
 from megatron_trainjob.violation import errors
 
 HEADROOM = 0.9
-"""Share of the memory that a proposal may need: the rest is for fragmentation and the estimate's own error."""
+"""Share of the memory that a proposal may use: the rest is for fragmentation and the error of the estimate."""
 SHORTEST_TOKENS = 256
 
 Settings = Mapping[str, Any]
@@ -27,12 +27,12 @@ ARGUMENTS_TO_TURN = (
     *("micro_batch_size", "recompute_granularity", "exp_avg_dtype", "exp_avg_sq_dtype", "max_length"),
     *("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size"),
 )
-"""What takes less memory when it is turned, for a message where no settings can be computed."""
+"""Arguments that reduce memory, for a message if no settings can be computed."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Proposal:
-    """Arguments to set, and the bytes that the fullest rank then needs by the estimate."""
+    """Arguments to set, and the estimated bytes of the rank with the highest usage."""
 
     settings: Settings
     total_bytes: int
@@ -51,10 +51,10 @@ def proposals(
     available_bytes: int | None,
     hf_config: Mapping[str, Any] | None = None,
 ) -> tuple[Proposal, ...]:
-    """Each change that fits by itself, the least costly first; else the smallest combination; empty if none fits.
+    """Each change that fits by itself, the cheapest first; else the smallest combination; empty if none fits.
 
-    The settings as they are have run out of memory. Where the estimate says that they fit, it is too low, and a
-    proposal has to need as much less than it says. Raises ValueError when the layout does not divide.
+    The current settings have run out of memory. If the estimate says that they fit, it is too low, and the limit for
+    proposals is lowered accordingly. Raises ValueError if the layout does not divide evenly.
     """
     args = accepted.args
     now_bytes = estimate(args, shape, world_size, task=task).peak.total
@@ -86,7 +86,7 @@ def _first_that_fits(
 def _combinations(
     kinds: tuple[tuple[Settings, ...], ...], tried: Callable[[Settings], Proposal | None]
 ) -> tuple[Settings, ...]:
-    """One kind after the other at its strongest, and at last ever shorter sequences; what is not allowed stays out."""
+    """Each kind in turn at its strongest, then ever shorter sequences; disallowed changes are left out."""
     *others, lengths = kinds
     found: list[Settings] = [{}]
     for kind in others:
@@ -97,7 +97,7 @@ def _combinations(
 
 
 def _micro_batches(args: TrainArgs) -> tuple[Settings, ...]:
-    """The smaller divisors, so that the global batch still divides; the step computes the same."""
+    """The smaller divisors, so that the global batch still divides evenly; the step computes the same."""
     size = args.micro_batch_size
     return tuple({"micro_batch_size": part} for part in range(size - 1, 0, -1) if size % part == 0)
 
@@ -115,7 +115,7 @@ def _moments(args: TrainArgs) -> tuple[Settings, ...]:
 
 
 def _lengths(args: TrainArgs, shape: Model) -> tuple[Settings, ...]:
-    """Half, a quarter and so on: longer samples are then treated as truncation_strategy says."""
+    """Half, a quarter and so on: longer samples are then handled according to truncation_strategy."""
     length = derive.longest_sample(args, shape.max_position_embeddings) or 0
     name = "max_length"
     if args.packing and args.packing_length:

@@ -1,7 +1,7 @@
 """The tokenizer's own chat template, with the exact place of every assistant turn in the rendered text.
 
 The text is that of `apply_chat_template` on the whole conversation, in the first form (form.py) of which nothing is
-lost (conserve.py). Where the template takes away the thought of a trained turn, the turn stands as the model generates
+lost (conserve.py). Where the template removes the thought of a trained turn, the turn is written as the model generates
 it; where it prints no stop token after the last answer, the one that it prints between turns is added.
 """
 
@@ -32,7 +32,7 @@ KEEPING = {
     "truncate_history_thinking": False,
     "keep_past_thinking": True,
 }
-"""Variables by which templates are told to print the thoughts of earlier turns."""
+"""Variables that make templates print the thoughts of earlier turns."""
 _TEMPLATE_ERRORS = (
     jinja2.TemplateError,
     TypeError,
@@ -47,10 +47,10 @@ _TEMPLATE_ERRORS = (
 
 @dataclass(frozen=True, kw_only=True)
 class TemplateSettings:
-    """What the user says about a chat template.
+    """The user's settings of a chat template.
 
-    preserve_thinking: whether thoughts stand also where the template takes them away: None in trained turns.
-    add_non_thinking_prefix: whether trained turns without a thought start with an empty one: None as the template does.
+    preserve_thinking: whether to keep thoughts that the template removes: None keeps those of trained turns.
+    add_non_thinking_prefix: whether trained turns without a thought start with an empty one: None follows the template.
     variables: further variables of the template, such as enable_thinking. stop_words: texts that end an answer.
     """
 
@@ -91,7 +91,7 @@ class ChatTemplate:
 
     @property
     def name(self) -> str:
-        """The template's text, and the stop tokens that it is read with."""
+        """The template's text and its stop tokens."""
         return f"jinja:{self._written}:{self._stops.known.pattern}"
 
     @property
@@ -110,20 +110,20 @@ class ChatTemplate:
 
     @property
     def variables(self) -> frozenset[str]:
-        """The names that the template mentions, among them all variables that it reads."""
+        """The names in the template, including all variables that it reads."""
         return frozenset(re.findall(r"\w+", self._written))
 
     @property
     def example(self) -> str:
-        """A question and an answer as rendered, to show what is wrong with a template."""
+        """A rendered question and answer, for messages about a faulty template."""
         return self._text([_ASK, {"role": "assistant", "content": "b"}], None)
 
     def render(
         self, messages: Sequence[Message], tools: Tools = None, trained: Container[int] | None = None
     ) -> Rendering:
-        """The text of apply_chat_template and its assistant turns, in the form of which the least is lost.
+        """The text of apply_chat_template and its assistant turns, in the form that loses least.
 
-        Raises RowError when the template refuses the conversation or leaves an assistant turn out.
+        Raises RowError when the template rejects the conversation or omits an assistant turn.
         """
         best: Rendering | None = None
         failure: RowError | None = None
@@ -187,10 +187,10 @@ class ChatTemplate:
         )
 
     def _with_system(self, bodies: Bodies, turns: Turns, tools: Tools, is_trained: Sequence[bool]) -> Bodies | None:
-        """The text with the system prompt where the template prints it as long as the last question is open.
+        """The text with the system prompt, for templates that print it only while the last question is unanswered.
 
-        None where the text has it, where the template prints it nowhere, and where an answer before the last question
-        is trained, which the model generates after a prompt that holds it.
+        None if the text has it, if the template never prints it, or if an answer before the last question is trained,
+        which the model generates after a prompt that contains it.
         """
         first, (*before, last) = turns[0], bodies.places
         system = str(first["content"]).strip()
@@ -212,7 +212,7 @@ class ChatTemplate:
         return Bodies(text=prompt + bodies.text[len(silent) :], spans=spans, places=bodies.places)
 
     def _as_last(self, turns: Turns, tools: Tools, place: int) -> str | None:
-        """The answer of a turn when it is the last of its conversation; None where the template refuses that."""
+        """The answer of a turn rendered as the last of its conversation; None if the template rejects that."""
         try:
             text = self._text(turns, tools)
             places = [number for number, turn in enumerate(turns) if turn["role"] == "assistant"]
@@ -224,7 +224,7 @@ class ChatTemplate:
     def _with_stops(
         self, bodies: Bodies, messages: Sequence[Message], is_trained: Sequence[bool]
     ) -> tuple[str, list[Turn]]:
-        """The text and its turns, each up to and with its stop."""
+        """The text and its turns, each including its stop."""
         pieces, located, length, position = [], [], 0, 0
         limits = [*(start for start, _ in bodies.spans[1:]), len(bodies.text)]
         for place, (start, closing), limit in zip(bodies.places, bodies.spans, limits, strict=True):
@@ -242,12 +242,12 @@ class ChatTemplate:
         return text, located
 
     def _stop(self, printed: str, last: str) -> str:
-        """What a trained turn ends with: what is printed, or, where no model stops at it, the end of the last turn."""
+        """The end of a trained turn: as printed, or, if no model stops at that, the end of the last turn."""
         stops = not printed or (self._stops.known.search(last) and not self._stops.known.search(printed))
         return last if stops else printed
 
     def _closed(self, text: str, closing: int, limit: int) -> int:
-        """The end of the turn with what closes it; where nothing does, the end of its answer."""
+        """The end of the turn including its closing text; without one, the end of its answer."""
         usual = self.marks.end_of_turn
         if usual and text.startswith(usual, closing):
             return closing + len(usual)
@@ -283,7 +283,7 @@ class ChatTemplate:
         return text
 
     def _thought_key(self) -> str | None:
-        """The field in which the template looks for the thought of an answer."""
+        """The field from which the template reads the thought of an answer."""
         for key in THOUGHT_KEYS:
             try:
                 if stand_in(1) in self._text(
@@ -295,13 +295,13 @@ class ChatTemplate:
         return None
 
     def _roles(self, added: set[str]) -> frozenset[str]:
-        """The less common roles that the template names, or has a token for where it has none for a tool."""
+        """The less common roles that the template names, or has a token for if it has none for tools."""
         named = {role for role in ROLES if f"'{role}'" in self._written or f'"{role}"' in self._written}
         has_tool = "<|tool|>" in added or "'tool'" in self._written or '"tool"' in self._written
         return frozenset(named | ({role for role in ROLES if f"<|{role}|>" in added} if not has_tool else set()))
 
     def _find_last_stops(self) -> tuple[str, str]:
-        """(what ends an answer, what ends a turn with calls) where the template prints nothing after the last one."""
+        """(end of an answer, end of a turn with calls) if the template prints nothing after the last one."""
         words = next(iter(self._settings.stop_words), "")
         call = {"type": "function", "function": {"name": "f", "arguments": {"a": "b"}}, "id": "000000000"}
         result: dict[str, object] = {"role": "tool", "content": _FOLLOWING, "tool_call_id": "000000000", "name": "f"}

@@ -1,4 +1,4 @@
-"""Which columns of a row mean what, by any of their names and in any case, and which of them nothing read."""
+"""Maps the columns of a row to their meaning, by any of their names in any case, and reports unread columns."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_trainer.data.values import RowError
 MESSAGES = ("messages", "conversations", "conversation")
 QUERY = ("query", "prompt", "instruction", "question", "problem")
 CONTEXT = ("input", "context")
-"""Beside a question they are the second half of it; alone, `input` is the question."""
+"""With a question, they are its second half; alone, `input` is the question."""
 LATE_QUERY = ("input", "source")
 RESPONSE = (
     "response",
@@ -25,17 +25,17 @@ RESPONSE = (
     "completion",
 )
 LATE_RESPONSE = ("text", "content")
-"""Taken where no other column is the question or the answer: they often are something else."""
+"""Used only if no other column is the question or the answer: they often mean something else."""
 SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 REJECTED = ("rejected_messages", "rejected_response", "rejected")
-"""In the order in which they are taken."""
+"""In order of precedence."""
 _OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
 LABELS = ("label", "labels")
 ANCHOR = ("anchor", "sentence1")
 POSITIVE = ("positive_messages", "positive", "positives", "sentence2", "document", "passage", "response", "answer")
 NEGATIVE = ("negative_messages", "negative", "negatives", "neg", "rejected_response", "rejected")
-"""Of rows of several texts; of each the first that the row has."""
+"""Columns of rows with several texts; the first one present is used for each."""
 MEDIA = (
     *("positive_images", "negative_images", "positive_videos", "negative_videos"),
     *("positive_audios", "negative_audios"),
@@ -57,14 +57,14 @@ PARTS_OF_A_TASK = frozenset(
         *("examples", "few_shot", "choices", "options", "task", "mask", "train"),
     }
 )
-"""Columns that nothing reads, but that look like part of what the answer was written from."""
+"""Columns that are not read but look like part of the context of the answer."""
 _KEPT_QUIET = frozenset({"id", "idx", "index", "uuid", "_id"})
 
 Row = Mapping[str, object]
 
 
 class Columns(Mapping[str, object]):
-    """The fields of a row; remembers which of them were read, and what is to be told about others."""
+    """The fields of a row; records which of them were read, and notes about the others."""
 
     def __init__(self, fields: Mapping[str, object]) -> None:
         self._fields = fields
@@ -86,12 +86,12 @@ class Columns(Mapping[str, object]):
         return len(self._fields)
 
     def tell(self, note: str) -> None:
-        """Remember something that the user should know, in words that are the same for all rows of its kind."""
+        """Record a note for the user, with the same text for all rows of its kind."""
         self._told.append(note)
 
     @property
     def told(self) -> tuple[str, ...]:
-        """What was to be told."""
+        """The recorded notes."""
         return tuple(self._told)
 
     def turns(self) -> Iterator[object]:
@@ -102,12 +102,12 @@ class Columns(Mapping[str, object]):
                 yield value
 
     def unread(self) -> list[str]:
-        """The columns that hold something and were not read."""
+        """The non-empty columns that were not read."""
         return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
 
 
 def notes(columns: Columns) -> list[str]:
-    """What of a row nothing reads."""
+    """Notes about unread parts of a row."""
     found = list(columns.told)
     for name in columns.unread():
         if name.lower() in _KEPT_QUIET:

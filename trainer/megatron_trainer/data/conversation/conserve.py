@@ -1,8 +1,8 @@
-"""Whether everything that a row says stands in the text that a template made of it.
+"""Checks that a template's text contains everything in the row.
 
-Each turn of the assistant must hold its content, thought and calls; the text between two of them the messages between;
-the text outside of all of them the tools. Templates may trim a text, quote it as JSON, or write JSON in words of their
-own: then each of its leaves must be there.
+Each assistant turn must contain its content, thought and calls; the text between two of them the messages in between;
+the text outside all of them the tools. Templates may trim a text, quote it as JSON, or format JSON differently: then
+each of its leaves must be present.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ THOUGHT = re.compile(r"\s*<think>(.*?)</think>\s*", re.DOTALL)
 _ENDED_THOUGHT = re.compile(r"\s*(.*?)</think>\s*", re.DOTALL)
 _KINDS = {"system": "the system prompt", "user": "a question", "tool": "a tool result", "assistant": "an answer"}
 SCHEMAS = ("input_schema", "inputSchema")
-"""Names that a tool's parameters have in dialects other than OpenAI's."""
+"""Keys of a tool's parameters in dialects other than OpenAI's."""
 _USED = "\0"
 _SHORT = 24
-"""Characters of a text that could stand by chance in what a template always prints."""
+"""Up to this length, a text may occur by chance in what a template always prints."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A part of a message: its kind in words, and its text or value."""
+    """A part of a message: a description of its kind, and its text or value."""
 
     kind: str
     value: object
 
 
 def split_thought(message: Message) -> tuple[str, str]:
-    """(thought, answer) of an assistant turn; the thought has a field of its own or stands before the answer.
+    """(thought, answer) of an assistant turn; the thought is a separate field or precedes the answer.
 
-    After other words it is none: no model starts to think in the middle of an answer, so it is one of its words.
+    After other text it is part of the answer: no model starts to think in the middle of an answer.
     """
     if message.thought or message.role != "assistant" or "</think>" not in message.content:
         return message.thought, message.content
@@ -49,7 +49,7 @@ def split_thought(message: Message) -> tuple[str, str]:
 
 
 def parts_of(message: Message) -> Iterator[Part]:
-    """Everything that a message says."""
+    """All parts of a message."""
     thought, content = split_thought(message)
     if thought:
         yield Part(kind="a thought", value=thought)
@@ -73,11 +73,11 @@ def lost(
     without_thought: Container[int] = (),
     known: Container[int] = (),
 ) -> tuple[Loss, ...]:
-    """The parts of a row that the text lacks.
+    """The parts of a row that are missing from the text.
 
-    turns: where each assistant message lies, in order. fixed: takes out of a piece of text what the template always
-    prints, so that a short word of the row is not mistaken for it. without_thought: messages that may lack theirs.
-    known: messages that are in the text for certain.
+    turns: location of each assistant message, in order. fixed: removes from a piece of text what the template always
+    prints, so that it is not mistaken for a short word of the row. without_thought: messages that may lack their
+    thought. known: messages that are certainly in the text.
     """
     regions = _regions(text, turns, len(messages), fixed)
     missing = []
@@ -98,12 +98,12 @@ def lost(
 
 
 def _is_plain(message: Message) -> bool:
-    """Whether the message says nothing but its content."""
+    """Whether the message has nothing but content."""
     return bool(message.content) and not (message.thought or message.extra or "</think>" in message.content)
 
 
 def prints_python(text: str, messages: Sequence[Message]) -> bool:
-    """Whether arguments stand in the text as Python writes an object, which no model shall learn."""
+    """Whether arguments are printed as a Python object, which a model must not learn."""
     return any(
         repr(dict(arguments)) in text and json.dumps(arguments, ensure_ascii=False) != repr(dict(arguments))
         for message in messages
@@ -113,9 +113,9 @@ def prints_python(text: str, messages: Sequence[Message]) -> bool:
 
 
 class _Region:
-    """A piece of the text in which parts are looked for; what was found is used up.
+    """A piece of the text that is searched for parts; what was found is consumed.
 
-    fixed: as of lost(). Only short texts are looked for without what it takes out: a row may hold such marks as well.
+    fixed: as in lost(). Only short texts are searched without what it removes: a row may contain such marks as well.
     """
 
     def __init__(self, text: str, fixed: Callable[[str], str] = str) -> None:
@@ -153,7 +153,7 @@ class _Region:
 
 
 def _regions(text: str, turns: Sequence[Turn], count: int, fixed: Callable[[str], str]) -> list[_Region]:
-    """Where each message must be: an assistant's in its turn, all others between two turns."""
+    """The region of each message: an assistant's in its turn, all others between two turns."""
     between = [_Region(piece, fixed) for piece in _between(text, turns)]
     own = {turn.message: _Region(text[turn.start : turn.end]) for turn in turns}
     regions, passed = [], 0
@@ -169,7 +169,7 @@ def _between(text: str, turns: Sequence[Turn]) -> list[str]:
 
 
 def _tool(tool: Mapping[str, object]) -> Iterator[str]:
-    """What must be said of a tool: its name, what it does, and the names of its parameters."""
+    """The required parts of a tool: its name, description, and parameter names."""
     function = tool.get("function", tool)
     if not isinstance(function, Mapping):
         return
@@ -202,7 +202,7 @@ def _forms(value: object) -> Iterator[str]:
 
 
 def _structure(value: object) -> Mapping[str, object] | Sequence[object] | None:
-    """The object or list that the value is, or that its text stands for."""
+    """The object or list that the value is or that its text encodes."""
     if isinstance(value, str) and value.lstrip()[:1] in ("{", "["):
         try:
             value = json.loads(value)

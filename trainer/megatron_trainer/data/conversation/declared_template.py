@@ -1,4 +1,4 @@
-"""Templates written as a few pieces of text, for models whose tokenizer has no chat template, and the plain one.
+"""Templates declared as a few pieces of text, for tokenizers without a chat template, and the plain template.
 
 With the pieces of chatml:
     system_prefix  <|im_start|>system\\n{{SYSTEM}}<|im_end|>\\n
@@ -28,9 +28,9 @@ class Pieces:
     """The texts of a template.
 
     prefix: starts a conversation without a system prompt. system_prefix: starts one with it, None refuses a system
-    prompt. prompt: a user turn and the opening of the answer. observation: the same for a tool's result, None
+    prompt. prompt: a user turn and the start of the answer. observation: the same for a tool's result, None
     refuses tools. end: closes each answer and is trained. separator: between rounds, None refuses several rounds.
-    default_system: used where neither row nor argument gives one.
+    default_system: used if neither row nor argument sets one.
     """
 
     prefix: str = ""
@@ -87,7 +87,7 @@ BUILT_IN: dict[str, Pieces] = {
 class DeclaredTemplate:
     """Renders conversations from pieces. {{BOS}} and {{EOS}} in a piece are the tokenizer's own.
 
-    end: closes answers where the pieces have nothing for it. writes_thoughts: thoughts stand before their answers.
+    end: closes answers if the pieces define no end. writes_thoughts: thoughts are written before their answers.
     """
 
     def __init__(
@@ -110,13 +110,13 @@ class DeclaredTemplate:
 
     @property
     def stop_words(self) -> tuple[str, ...]:
-        """What closes an answer."""
+        """The text that closes an answer."""
         return (self._pieces.end,) if self._pieces.end else ()
 
     def render(
         self, messages: Sequence[Message], tools: Tools = None, trained: Container[int] | None = None
     ) -> Rendering:
-        """The pieces put together. Raises RowError when the template has no place for something."""
+        """Concatenates the pieces. Raises RowError when the template has no place for something."""
         if tools:
             raise RowError("the template has no place for tools")
         whole, origins = joined(messages)
@@ -138,7 +138,7 @@ class DeclaredTemplate:
         )
 
     def _check_place(self, message: Message, before: Message | None) -> None:
-        """Raises RowError for what no piece opens: calls, neighbors of one role, an answer to nothing."""
+        """Raises RowError for unsupported turns: calls, consecutive turns of one role, an answer without a question."""
         if message.calls:
             raise RowError("the template has no place for tools")
         role = before.role if before is not None else "system"
@@ -168,7 +168,7 @@ class DeclaredTemplate:
 
 
 def plain_template(*, bos: str, eos: str) -> DeclaredTemplate:
-    """Question and answer end to end, closed by EOS: pre-training, and use_chat_template false."""
+    """Question and answer concatenated, closed by EOS: pre-training, and use_chat_template false."""
     return DeclaredTemplate(Pieces(prefix="{{BOS}}", end="{{EOS}}"), bos=bos, eos=eos)
 
 

@@ -1,7 +1,7 @@
-"""The forms in which a conversation is put to a chat template, tried in order until one is printed whole.
+"""The forms in which a conversation is passed to a chat template, tried in order until one is printed completely.
 
-Templates disagree about what they take: arguments of calls as objects or as text, the content of a turn with calls
-empty or null, call ids of nine characters, two turns of one role in a row. A row is given as it is first.
+Templates differ in what they accept: arguments of calls as objects or as text, empty or null content of a turn with
+calls, call ids of nine characters, two consecutive turns of one role. A row is passed unchanged first.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ from megatron_trainer.data.values import Arguments, Message
 Turns = list[dict[str, object]]
 
 SEPARATOR = "\n\n"
-"""Between two messages of one role that a template takes only as one."""
+"""Separator of two messages of one role that a template accepts only as one."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Form:
-    """One form. The first value of each field is how the row itself has it.
+    """One form. The first value of each field is the row's own form.
 
-    joins: neighbors of one role are one turn. opens: an empty question before a conversation that the assistant
-    starts. null_content: turns with calls and without words have null content. numbers_calls: calls get ids, and
-    results the id and name of their call. text_arguments: arguments of calls as text.
+    joins: consecutive messages of one role are one turn. opens: an empty question before a conversation that the
+    assistant starts. null_content: turns with calls and no text have null content. numbers_calls: calls get ids,
+    and results the id and name of their call. text_arguments: arguments of calls as text.
     """
 
     joins: bool = False
@@ -37,7 +37,7 @@ class Form:
 
 
 def forms_for(messages: Sequence[Message]) -> Iterator[Form]:
-    """The forms that differ for this conversation."""
+    """The forms that are distinct for this conversation."""
     calls = any(message.calls for message in messages)
     neighbors = any(may_join(first, second) for first, second in zip(messages, messages[1:], strict=False))
     speakers = [message.role for message in messages if message.role != "system"]
@@ -56,7 +56,7 @@ def forms_for(messages: Sequence[Message]) -> Iterator[Form]:
 
 
 def joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
-    """The messages with neighbors of one role as one, and for each of them the last message that it stands for."""
+    """The messages with consecutive ones of a role joined, and for each the last message that it contains."""
     result: list[Message] = []
     origins: list[int] = []
     for place, message in enumerate(messages):
@@ -70,7 +70,7 @@ def joined(messages: Sequence[Message]) -> tuple[list[Message], list[int]]:
 
 
 def join(first: Message, second: Message) -> Message:
-    """Two neighbors of one role as one, a blank line between their words."""
+    """Two consecutive messages of one role as one, separated by a blank line."""
     calls = [*first.calls, *second.calls]
     return replace(
         first,
@@ -82,20 +82,20 @@ def join(first: Message, second: Message) -> Message:
 
 @dataclass(frozen=True, kw_only=True)
 class Habits:
-    """What a template knows: thought_key: the field in which it looks for thoughts; roles: less common ones."""
+    """Features of a template. thought_key: the field from which it reads thoughts; roles: less common ones."""
 
     thought_key: str | None = None
     roles: frozenset[str] = frozenset()
 
 
 def turns_of(messages: Sequence[Message], form: Form, habits: Habits) -> Turns:
-    """The conversation as a chat template takes it."""
+    """The conversation in the form that a chat template accepts."""
     turns = [_turn(message, form, habits) for message in messages]
     return _numbered(turns) if form.numbers_calls else turns
 
 
 def may_join(first: Message, second: Message) -> bool:
-    """Whether two neighbors may be one turn: of one role, and trained alike."""
+    """Whether two consecutive messages may be one turn: same role, and both trained or neither."""
     return first.role == second.role and first.role in ("system", "user", "assistant") and first.loss == second.loss
 
 

@@ -1,7 +1,8 @@
-"""Which format a row has, told from its columns, and the conversation it holds. Reads no files, renders nothing.
+"""Recognizes the format of a row from its columns and returns its conversation. Reads no files, renders nothing.
 
 Formats: messages/conversations | instruction+input+output (alpaca) | query/response/history | text; each with
-optional system, tools, channel, and a rejected answer for preference training. The tables say which columns mean what.
+optional system, tools, channel, and a rejected answer for preference training. The tables in columns.py map columns to
+their meaning.
 """
 
 from __future__ import annotations
@@ -44,13 +45,13 @@ from megatron_trainer.data.values import Conversation, Message, RowError
 
 @dataclass(frozen=True, kw_only=True)
 class Recognition:
-    """What the user says about the columns, and what rows must hold: a rejected answer, a label, a question.
+    """The user's settings of columns, and what rows must contain: a rejected answer, a label, a question.
 
-    needs_margin: by how much the chosen answer is better at least, 0 where a row says nothing.
+    needs_margin: read the minimal margin of the chosen answer, 0 if a row has none.
     needs_label: whether the answer is desirable; in a row of two answers a label that is false means the rejected one.
-    label: what the column `label` of rows that are scored holds; such rows need no answer.
-    grouping: what rows of several texts are for, None for rows of one text or a pair.
-    model_name, model_author: what {{NAME}} and {{AUTHOR}} stand for, in Chinese and in English; None leaves them.
+    label: meaning of the column `label` in scored rows; such rows need no answer.
+    grouping: the purpose of rows of several texts, None for rows of one text or a pair.
+    model_name, model_author: replacements of {{NAME}} and {{AUTHOR}}, in Chinese and in English; None keeps them.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -66,14 +67,14 @@ class Recognition:
 
     @property
     def is_scored(self) -> bool:
-        """Whether the last token of each sequence is what is trained on."""
+        """Whether only the last token of each sequence is trained on."""
         return self.label is not None or self.grouping is not None
 
 
 def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversation:
-    """The conversation that a row holds.
+    """The conversation of a row.
 
-    number: place of the row in its file; with the seed it picks one of several responses, the same in each run.
+    number: position of the row in its file; with the seed it picks one of several responses, the same in each run.
 
     Raises RowError with the reason when the row is in no known format or damaged.
     """
@@ -107,7 +108,7 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
 
 
 def _scored(columns: Columns, settings: Recognition, label: Label) -> Conversation:
-    """What a head scores: a conversation, or one text, with its label. It may end with any turn."""
+    """The input of a head: a conversation, or one text, with its label. It may end with any turn."""
     messages = _scored_messages(columns)
     value = _pick(columns, LABELS, "label")
     if value is None:
@@ -169,7 +170,7 @@ def _until_answer(messages: Sequence[Message]) -> tuple[Message, ...]:
 
 
 def _placeholders(row: Row, settings: Recognition) -> dict[str, str]:
-    """Self-cognition data says in its column `tag` which language a row is in; without it, Chinese signs tell."""
+    """Self-cognition data gives the language of a row in its column `tag`; without it, Chinese characters decide."""
     given = {"{{NAME}}": settings.model_name, "{{AUTHOR}}": settings.model_author}
     if not any(given.values()):
         return {}
@@ -234,14 +235,14 @@ def _query_and_response(row: Columns, choice: int) -> tuple[Message, ...]:
 
 
 def _as_prompt(turns: Sequence[Message]) -> tuple[Message, ...]:
-    """The turns of a prompt: answers in it are given, not trained, as long as they do not say otherwise (as in TRL)."""
+    """The turns of a prompt: answers in it are not trained unless they say otherwise (as in TRL)."""
     return tuple(
         replace(turn, loss=False) if turn.role == "assistant" and turn.loss is None else turn for turn in turns
     )
 
 
 def _as_turns(value: object) -> tuple[Message, ...]:
-    """The turns that a column holds instead of a text, none when it holds a text."""
+    """The turns in a column, empty if it holds a text."""
     is_list = (
         isinstance(value, list) and value and all(isinstance(turn, Mapping) and "type" not in turn for turn in value)
     )
@@ -249,7 +250,7 @@ def _as_turns(value: object) -> tuple[Message, ...]:
 
 
 def _single(value: object) -> str:
-    """A question; a list of several texts is none.
+    """A question; a list of several texts is not one.
 
     Raises RowError for such a list.
     """
@@ -261,7 +262,7 @@ def _single(value: object) -> str:
 
 
 def _query(row: Row) -> object:
-    """The question: its column, and the context that stands beside it."""
+    """The question: its column and its context."""
     question = _pick(row, QUERY, "query")
     if question is None:
         return next((row[name] for name in LATE_QUERY if name in row), None)
@@ -296,7 +297,7 @@ def _history(value: object) -> list[tuple[str, str]]:
 
 
 def _pick(row: Row, names: Sequence[str], key: str) -> object:
-    """The value of the one column that means `key`. The key's own name wins over its other names."""
+    """The value of the column for `key`. The key's own name takes precedence over its aliases."""
     if key in row:
         return row[key]
     found = [name for name in names if name in row]
@@ -326,7 +327,7 @@ def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def _labeled(row: Columns, messages: tuple[Message, ...]) -> tuple[tuple[Message, ...], tuple[float, ...]]:
-    """The conversation that the label speaks of, and the label as a target: 1 for a desirable answer, else 0."""
+    """The conversation that the label refers to, and the label as a target: 1 for a desirable answer, else 0."""
     label = row.get("label")
     if label is None:
         raise RowError("no label", "kto needs label: true or false, or a rejected answer beside the chosen one")
@@ -348,7 +349,7 @@ def _margin(row: Row) -> float:
 
 
 def is_paired(row: Row) -> bool:
-    """Whether the row holds a rejected answer beside the other."""
+    """Whether the row has a rejected answer as well."""
     return any(row.get(name) is not None for name in REJECTED)
 
 
@@ -359,7 +360,7 @@ def _prompt_of(messages: tuple[Message, ...]) -> tuple[Message, ...]:
 
 
 def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
-    """Preference rows of {prompt, chosen, rejected}, where the answers are turns and the prompt may be too."""
+    """Preference rows of {prompt, chosen, rejected} with answers, and possibly the prompt, as turns."""
     answer = parse_messages(row[name])
     prompt = row["prompt"] if "prompt" in row else _query(row) if any(name in row for name in QUERY) else None
     if prompt in (None, "", []):
@@ -380,7 +381,7 @@ def _refuse_media(row: Row) -> None:
 
 
 def with_system(conversation: Conversation, system: str | None) -> Conversation:
-    """The conversation with this system prompt where the row itself has none."""
+    """The conversation with this system prompt if the row has none."""
     if not system:
         return conversation
     first = Message(role="system", content=system)

@@ -1,7 +1,7 @@
-"""Rows of several texts: an anchor with what is like it and what is not, or a question with documents.
+"""Rows of several texts: an anchor with a positive and negatives, or a question with documents.
 
-A row becomes one group of sequences. Of an embedding model: anchor, positive, negatives. Of a reranker: the question
-with each document, positives first; the target says how many are positives.
+A row becomes one group of sequences. For an embedding model: anchor, positive, negatives. For a reranker: the question
+with each document, positives first; the target is the number of positives.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ JUDGE = (
     "Judge whether the Document meets the requirements based on the Query and the Instruct provided. "
     'Note that the answer can only be "yes" or "no".'
 )
-"""System turn and instruction that Qwen3-Reranker was published with; its serving tools send the same."""
+"""System turn and instruction as published for Qwen3-Reranker; its serving tools send the same."""
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
 
 Turns = tuple[Message, ...]
@@ -37,12 +37,12 @@ Turns = tuple[Message, ...]
 
 @dataclass(frozen=True, kw_only=True)
 class Grouping:
-    """What rows of several texts are for.
+    """How rows of several texts are read.
 
-    needs_label: a number says how alike anchor and positive are; is_binary: it is 0 or 1. hard_negatives: negatives
-    that are read at most. max_positives, max_negatives: documents of a reranker's row, drawn by seed where there are
-    more. min_documents: of a positive with its negatives, 1 where each document is judged alone. answers: what a
-    generative reranker says of a document that fits and of one that does not.
+    needs_label: a number gives the similarity of anchor and positive; is_binary: it is 0 or 1. hard_negatives: maximum
+    number of negatives. max_positives, max_negatives: limits of documents in a reranker's row, sampled by seed if there
+    are more. min_documents: of a positive with its negatives, 1 if each document is judged alone. answers: those of a
+    generative reranker for a relevant document and for an irrelevant one.
     """
 
     kind: GroupKind
@@ -57,9 +57,9 @@ class Grouping:
 
 
 def grouped(columns: Columns, grouping: Grouping, *, number: int) -> Conversation:
-    """The group that a row holds. Raises RowError with the reason when it holds none.
+    """The group in a row. Raises RowError with the reason if there is none.
 
-    number: place of the row in its file; with the seed it draws documents, the same in each run.
+    number: position of the row in its file; with the seed it samples documents, the same in each run.
     """
     if grouping.kind == "embedding":
         return _compared(columns, grouping)
@@ -127,7 +127,7 @@ def _judged(query: Turns, document: Turns, grouping: Grouping) -> Turns:
 
 
 def _words(turns: Sequence[Message], role: str | None = None) -> str:
-    """What the system says, or what everyone else does."""
+    """The text of the system turns, or of all other turns."""
     said = [turn.content for turn in turns if (turn.role == "system") == (role == "system")]
     return "\n".join(text for text in said if text)
 
@@ -164,7 +164,7 @@ def _turns(value: object, role: str) -> Turns:
 
 
 def _drawn(texts: list[Turns], count: int, draw: random.Random) -> list[Turns]:
-    """So many of the texts, in their order."""
+    """A sample of this many texts, in their order."""
     if len(texts) <= count:
         return texts
     return [texts[place] for place in sorted(draw.sample(range(len(texts)), count))]

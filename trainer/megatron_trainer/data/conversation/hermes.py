@@ -1,6 +1,6 @@
-"""Tools, calls and results as text, for chat templates that have no place for them: agent_template hermes.
+"""Tools, calls and results as text, for chat templates that do not support them: agent_template hermes.
 
-The form of the Hermes models (github.com/NousResearch/Hermes-Function-Calling): the tools stand in the system prompt,
+The form of the Hermes models (github.com/NousResearch/Hermes-Function-Calling): the tools are in the system prompt,
 calls between <tool_call> tags in the answer, results between <tool_response> tags in a question.
 """
 
@@ -27,7 +27,7 @@ Answer with one JSON object between <tool_call> tags for each call:
 
 
 def uses_tools(conversation: Conversation) -> bool:
-    """Whether it has tools, calls or results."""
+    """Whether the conversation has tools, calls or results."""
     messages = (*conversation.messages, *(conversation.rejected or ()))
     return bool(conversation.tools) or any(message.calls or message.role == "tool" for message in messages)
 

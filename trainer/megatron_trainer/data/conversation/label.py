@@ -1,4 +1,4 @@
-"""The label of a row that a classifier is trained on: what its column may hold, and the numbers that it means."""
+"""The label of a row that a classifier is trained on: allowed values of its column, and their numeric form."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ _WRONG = "the label does not fit"
 
 @dataclass(frozen=True, kw_only=True)
 class Label:
-    """problem: what it is. count: classes, or numbers of a regression. names: of the classes, in their order.
+    """problem: its type. count: classes, or numbers of a regression. names: of the classes, in their order.
 
     single_label_classification: one class, by number or name -> (number,).
     multi_label_classification: a list of classes, or 0 or 1 for each class -> 0 or 1 for each class.
-    regression: a number, or a list of `count` numbers -> these.
+    regression: a number, or a list of `count` numbers -> the numbers.
     """
 
     problem: ProblemType
@@ -27,7 +27,7 @@ class Label:
     names: tuple[str, ...] = ()
 
     def read(self, value: object) -> tuple[float, ...]:
-        """The numbers that a value of the column means. Raises RowError for one that does not fit."""
+        """The numbers for a value of the column. Raises RowError for an invalid one."""
         if isinstance(value, str) and value not in self.names:
             value = parse_json(value, "label")
         match self.problem:

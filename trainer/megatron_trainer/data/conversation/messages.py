@@ -1,6 +1,6 @@
-"""The turns of a conversation, in whichever dialect they are written. Knows nothing of other columns.
+"""Parses the turns of a conversation in any dialect. Does not read other columns.
 
-Dialects: {role, content} | {from, value} | {human, assistant} pairs; tool calls as their own turns
+Dialects: {role, content} | {from, value} | {human, assistant} pairs; tool calls as separate turns
 ({"role": "tool_call", "content": "{...}"}) or inside an assistant turn (OpenAI's `tool_calls` and `function_call`).
 """
 
@@ -55,9 +55,9 @@ _THOUGHT_PARTS = ("thinking", "reasoning")
 
 
 def parse_messages(value: object) -> tuple[Message, ...]:
-    """The turns with canonical roles (system, user, assistant, tool); a turn of calls is part of the answer before it.
+    """The turns with canonical roles (system, user, assistant, tool); a turn of calls joins the preceding answer.
 
-    Raises RowError when the value is no list of turns, or a turn is damaged.
+    Raises RowError when the value is not a list of turns, or a turn is damaged.
     """
     messages: list[Message] = []
     for number, turn in enumerate(turns_in(value), start=1):
@@ -72,7 +72,7 @@ def parse_messages(value: object) -> tuple[Message, ...]:
 
 
 def parse_tools(value: object) -> tuple[Mapping[str, object], ...]:
-    """The tools that a row declares, in the form of functions. Raises RowError when they are none."""
+    """The tools that a row declares, as functions. Raises RowError for invalid ones."""
     tools = parse_json(value, "tools")
     if not tools:
         return ()
@@ -114,7 +114,7 @@ def text_of(value: object, name: str) -> str:
 
 
 def parse_json(value: object, name: str) -> object:
-    """The value itself, or what its JSON text says; lists and objects as Python writes them are read too.
+    """The value itself, or its parsed JSON text; Python literals of lists and objects are accepted too.
 
     Raises RowError when a string is neither.
     """
@@ -123,7 +123,7 @@ def parse_json(value: object, name: str) -> object:
     try:
         return json.loads(value)
     except (ValueError, RecursionError) as err:
-        if value.lstrip()[:1] in ("[", "{"):  # a table written by pandas holds Python's way
+        if value.lstrip()[:1] in ("[", "{"):  # a table written by pandas holds Python literals
             try:
                 return ast.literal_eval(value.strip())
             except (ValueError, SyntaxError, RecursionError, MemoryError):
@@ -132,7 +132,7 @@ def parse_json(value: object, name: str) -> object:
 
 
 def turns_in(value: object) -> Sequence[object]:
-    """The turns of a column as the row has them. Raises RowError when it holds no list."""
+    """The turns of a column, unparsed. Raises RowError when it is not a list."""
     value = parse_json(value, "messages")
     if isinstance(value, Mapping) and value and all(isinstance(part, list) for part in value.values()):
         return _rows_of_columns(value)
@@ -142,14 +142,14 @@ def turns_in(value: object) -> Sequence[object]:
 
 
 def _rows_of_columns(columns: Mapping[str, list[object]]) -> list[object]:
-    """A list of structs as parquet readers may give it: one list for each field."""
+    """Converts a list of structs as parquet readers may return it: one list per field."""
     if len({len(values) for values in columns.values()}) != 1:
         raise RowError("messages is not a list", "its fields have different lengths")
     return [dict(zip(columns, values, strict=True)) for values in zip(*columns.values(), strict=True)]
 
 
 def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
-    """The messages of a turn, each with whether it is calls in a turn of their own."""
+    """The messages of a turn, each with whether it is a separate turn of calls."""
     if not isinstance(turn, Mapping):
         raise RowError("a message is not an object", f"message {number} is of type {type(turn).__name__}")
     role = first(turn, ROLE_KEYS)
@@ -202,14 +202,14 @@ def _other(turn: Mapping[str, object], role: str, name: str, content: object, nu
 
 
 def _is_data(content: object) -> bool:
-    """Whether a tool's result is a list of anything but parts of text."""
+    """Whether a tool's result is a list of anything but text parts."""
     return isinstance(content, list) and not all(
         isinstance(part, str) or (isinstance(part, Mapping) and "type" in part) for part in content
     )
 
 
 def _without_thoughts(content: object) -> tuple[object, list[str]]:
-    """Content as parts, without those that are thoughts; the thoughts apart."""
+    """Content parts without thoughts, and the thoughts separately."""
     if not isinstance(content, list):
         return content, []
     is_thought = [isinstance(part, Mapping) and part.get("type") in _THOUGHT_PARTS for part in content]
@@ -232,7 +232,7 @@ def _parse_pair(turn: Mapping[str, object], number: int) -> Iterator[Message]:
 
 
 def plain_role(role: str) -> str:
-    """The name of a role as ROLES spells it."""
+    """The name of a role in the spelling of ROLES."""
     return role.strip().lower().replace("-", "_").replace(" ", "_")
 
 
@@ -246,9 +246,9 @@ def _names(turn: Mapping[str, object]) -> str:
 
 
 def _loss(turn: Mapping[str, object], number: int) -> bool | float | None:
-    """The loss mask of a turn, whichever dialect it has; a number is a weight.
+    """The loss mask of a turn, in any dialect; a number is a weight.
 
-    Raises RowError when it is no mask, or two masks differ.
+    Raises RowError for an invalid mask, or two masks that differ.
     """
     masks = {key: turn[key] for key in MASK_KEYS if turn.get(key) is not None}
     for key, mask in masks.items():
@@ -289,7 +289,7 @@ def _tool_call(call: object) -> dict[str, object]:
 
 
 def _arguments(given: object) -> object:
-    """The arguments as an object that remembers its text."""
+    """The arguments as an object that keeps its text."""
     if isinstance(given, str):
         parsed = parse_json(given, "arguments of a tool call") if given.strip() else {}
         return Arguments(parsed, given if given.strip() else "{}") if isinstance(parsed, Mapping) else parsed
@@ -306,5 +306,5 @@ def _part_text(part: object, name: str) -> str:
 
 
 def with_thought(message: Message, thought: str) -> Message:
-    """The message with this thought where it has none."""
+    """The message with this thought if it has none."""
     return message if message.thought or not thought.strip() else replace(message, thought=thought)

@@ -1,4 +1,4 @@
-"""What a template makes of a conversation: the text, and where in it each assistant turn lies."""
+"""A conversation rendered by a template: the text and the location of each assistant turn."""
 
 from __future__ import annotations
 
@@ -13,10 +13,10 @@ Tools = Sequence[Mapping[str, object]] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Turn:
-    """An assistant turn as characters [start, end) of the text: what the model has to produce, end of turn included.
+    """An assistant turn as characters [start, end) of the text: what the model must generate, including its end.
 
-    message: index of the turn in the conversation. closing: where its answer ends and what closes it starts. What
-    closes it is empty when the template prints nothing that a model could stop at.
+    message: index of the turn in the conversation. closing: end of its answer and start of its closing text, which is
+    empty if the template prints nothing at which a model could stop.
     """
 
     message: int
@@ -27,7 +27,7 @@ class Turn:
 
 @dataclass(frozen=True, kw_only=True)
 class Loss:
-    """A part of a row that is not in the text: its kind (a fixed text, to be counted), and which part of which row."""
+    """A part of a row that is missing from the text: its kind (a fixed text, for counting), and the part."""
 
     kind: str
     detail: str
@@ -37,7 +37,7 @@ class Loss:
 class Rendering:
     """A rendered conversation; turns are in order and do not overlap. lost: parts of the row that the text lacks.
 
-    notes: where the text is another than the template's own, in words that are the same for all rows of its kind.
+    notes: where the text is another than the template's own, worded the same for all rows of a kind.
     """
 
     text: str
@@ -51,12 +51,12 @@ class Template(Protocol):
 
     @property
     def name(self) -> str:
-        """What identifies the template (with the tokenizer) in cache keys: its whole text."""
+        """Identifies the template (with the tokenizer) in cache keys: its whole text."""
         ...
 
     @property
     def stop_words(self) -> tuple[str, ...]:
-        """The texts with which trained turns end, usually one special token: what generation has to stop at."""
+        """The texts with which trained turns end, usually one special token, at which generation has to stop."""
         ...
 
     def render(

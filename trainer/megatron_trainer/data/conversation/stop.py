@@ -1,4 +1,4 @@
-"""The texts at which a model stops: what the template prints after an answer, generation_config.json, or stop_words."""
+"""The texts at which a model stops: from the template, generation_config.json, or stop_words."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ def _generation_ids(directory: Path) -> list[object]:
 
 
 def added_tokens(tokenizer: PreTrainedTokenizerBase) -> set[str]:
-    """Every token that is found before a text is cut into words, special or not."""
+    """Every added token, special or not, that is matched before a text is split into words."""
     added = {str(token) for token in tokenizer.added_tokens_decoder.values()}
     return (added | set(tokenizer.all_special_tokens)) - {""}
 
 
 def any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that finds each of the texts, the longest first."""
+    """A pattern that matches each of the texts, the longest first."""
     longest_first = sorted(texts, key=lambda text: (-len(text), text))
     return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
 
 @dataclass(frozen=True)
 class Stops:
-    """Finds what a model can stop at. known: named by the model or the user. tokens: any added token."""
+    """Finds texts at which a model can stop. known: named by the model or the user. tokens: any added token."""
 
     known: re.Pattern[str]
     tokens: re.Pattern[str]

@@ -1,4 +1,4 @@
-"""Which template renders the conversations: the tokenizer's own, a built-in one, a file, or none at all."""
+"""Chooses the template that renders conversations: the tokenizer's own, a built-in one, a file, or none at all."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ def _eos(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def _added_bos(tokenizer: PreTrainedTokenizerBase) -> str:
-    """The BOS token where the tokenizer puts one before plain text by itself, else nothing."""
+    """The BOS token if the tokenizer prepends one to plain text, else empty."""
     ids = tokenizer("a")["input_ids"]
     return str(tokenizer.bos_token) if tokenizer.bos_token and ids[0] == tokenizer.bos_token_id else ""
 

@@ -1,8 +1,8 @@
-"""The thoughts of trained turns, where a chat template takes them away.
+"""Restores the thoughts of trained turns that a chat template removes.
 
 Templates print earlier turns without their thoughts (Qwen3, GLM-4.5), or every turn (R1 distills). A turn trained in
-such a form would teach the model what it never generates. So a trained turn stands with its thought: as the template
-prints it when the turn is the last one, or, where no turn keeps its thought, between <think> and </think>.
+such a form would teach the model what it never generates. So a trained turn keeps its thought: as the template prints
+it when the turn is the last one, or, if no turn keeps its thought, between <think> and </think>.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _EMPTY = re.compile(r"\s*<think>\s*</think>\s*")
 
 @dataclass(frozen=True, kw_only=True)
 class Bodies:
-    """A text with its answers: spans[i] = [start, end) of the turn at places[i], without what closes it."""
+    """A text with its answers: spans[i] = [start, end) of the turn at places[i], without its closing text."""
 
     text: str
     spans: list[tuple[int, int]]
@@ -34,7 +34,7 @@ class Bodies:
         return self.text[start:end]
 
     def replaced(self, others: Mapping[int, str]) -> Bodies:
-        """With other answers, by their number."""
+        """The text with some answers replaced, by their index."""
         if not others:
             return self
         pieces, spans, position, length = [], [], 0, 0
@@ -52,7 +52,7 @@ class Bodies:
 class Thoughts:
     """How thoughts are treated with one template.
 
-    is_known: whether the template knows thoughts at all. preserves, adds_empty: chat_template.TemplateSettings.
+    is_known: whether the template supports thoughts at all. preserves, adds_empty: chat_template.TemplateSettings.
     """
 
     marks: Marks
@@ -61,12 +61,12 @@ class Thoughts:
     adds_empty: bool | None
 
     def keeps_any(self, messages: Sequence[Message], is_trained: Sequence[bool]) -> bool:
-        """Whether an answer before the last has a thought that shall stand."""
+        """Whether an answer before the last one has a thought to keep."""
         last = max((place for place, message in enumerate(messages) if message.role == "assistant"), default=0)
         return any(self._keeps(messages[place], is_trained[place]) for place in range(last))
 
     def may_lack(self, messages: Sequence[Message], is_trained: Sequence[bool]) -> frozenset[int]:
-        """The turns whose thoughts the template takes away by convention: those that are not trained."""
+        """The turns whose thoughts the template may remove by convention: those that are not trained."""
         if not self.is_known or self.preserves:
             return frozenset()
         return frozenset(place for place in range(len(messages)) if not is_trained[place])
@@ -108,7 +108,7 @@ class Thoughts:
         return written_thought(message) + rest[empty.end() if empty else 0 :].lstrip("\n"), WRITTEN
 
     def _without_thought(self, body: str, as_last: Callable[[], str | None]) -> str:
-        """An answer that has no thought, with an empty one or without, as add_non_thinking_prefix says."""
+        """An answer without a thought, with or without an empty one according to add_non_thinking_prefix."""
         has_empty = _EMPTY.match(body)
         if self.adds_empty is False and has_empty:
             return body[has_empty.end() :]
@@ -118,7 +118,7 @@ class Thoughts:
         return body
 
     def _after_opened(self, bodies: Bodies, others: Mapping[int, str]) -> Bodies:
-        """The answers without what the header already opens: the model is given it."""
+        """The answers without the opening tag in the header, which is part of the prompt."""
         spans = [
             (self._start(bodies.text, start) if number in others else start, end)
             for number, (start, end) in enumerate(bodies.spans)
@@ -142,7 +142,7 @@ def _has_thought(body: str, message: Message) -> bool:
 
 
 def written_thought(message: Message) -> str:
-    """A thought as models of this kind generate it, in the row's own spelling where it stands in the answer."""
+    """A thought as models of this kind generate it, in the row's own spelling if it is part of the answer."""
     if message.thought:
         return f"<think>\n{message.thought.strip()}\n</think>\n\n"
     _, answer = split_thought(message)

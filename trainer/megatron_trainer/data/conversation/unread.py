@@ -1,6 +1,6 @@
-"""What of the turns of a row nothing reads: keys by their names, the same for all rows of a kind.
+"""Finds unread keys in the turns of a row, by name, the same for all rows of a kind.
 
-Which keys are read depends on the role of a turn (messages.py), and of two keys that mean the same only the first is.
+Which keys are read depends on the role of a turn (messages.py), and of two synonymous keys only the first is read.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _READ = {
 
 
 def unread_keys(value: object) -> tuple[str, ...]:
-    """The keys of the turns in a column that nothing reads, in order; none of a column that holds no turns."""
+    """The unread keys of the turns in a column, in order; empty for a column without turns."""
     try:
         turns = turns_in(value)
     except RowError:
@@ -48,7 +48,7 @@ def unread_keys(value: object) -> tuple[str, ...]:
 
 
 def _is_plain(turn: Mapping[str, object]) -> bool:
-    """Whether it has a role and a text, and nothing else."""
+    """Whether the turn has a role and a text, and nothing else."""
     keys = turn.keys()
     return keys in _PLAIN and "call" not in str(turn["role"] if "role" in keys else turn["from"])
 
@@ -58,7 +58,7 @@ def _unread(turn: Mapping[str, object]) -> Iterator[str]:
     canonical = ROLES.get(plain_role(role)) if isinstance(role, str) else None
     read = _read_of_pair(turn) if role is None else _read_of_turn(turn, canonical or "")
     for key, entry in turn.items():
-        is_mask = key in MASK_KEYS and not entry  # zero and false say what holds anyway where nothing is trained
+        is_mask = key in MASK_KEYS and not entry  # zero and false are the default where nothing is trained
         if key in read or is_mask or not _has(turn, key):
             continue
         beside = key in _OF_ANSWERS and canonical != "assistant"
@@ -69,7 +69,7 @@ def _unread(turn: Mapping[str, object]) -> Iterator[str]:
 
 
 def _read_of_turn(turn: Mapping[str, object], canonical: str) -> frozenset[str]:
-    """Keys of a turn that has a role. What says the same under two names is read."""
+    """Keys read of a turn with a role. A value that is repeated under a second name counts as read."""
     read = set(_READ.get(canonical, frozenset()))
     content = first(turn, CONTENT_KEYS)
     read |= {key for key in CONTENT_KEYS if turn.get(key) == content}
@@ -86,7 +86,7 @@ def _means(name: object, role: str) -> bool:
 
 
 def _read_of_pair(turn: Mapping[str, object]) -> frozenset[str]:
-    """Keys of a turn that is a question with its answer."""
+    """Keys read of a turn that is a question with its answer."""
     firsts = (next((key for key in keys if turn.get(key) is not None), "") for keys in PAIR_KEYS.values())
     return frozenset({*firsts, *MASK_KEYS})
 

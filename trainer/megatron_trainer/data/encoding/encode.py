@@ -1,4 +1,4 @@
-"""Conversations to token ids with the weight of each token's loss. Works on batches; knows no files and no torch."""
+"""Encodes conversations as token ids with loss weights. Works on batches; uses neither files nor torch."""
 
 from __future__ import annotations
 
@@ -26,20 +26,20 @@ from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, R
 
 logger = logging.getLogger(__name__)
 
-ROWS_AT_ONCE = 32  # rows whose tokens are held with their characters, some hundred bytes a token
+ROWS_AT_ONCE = 32  # rows whose tokens are kept with their offsets, some hundred bytes per token
 TOO_LONG = "longer than max_length"
 LEFT_OUT = "the chat template leaves out"
 _STAND_IN = "An answer"
-"""Stands after a conversation to be scored, so that the template opens the answer; it is cut off again."""
+"""Appended to a conversation to be scored, so that the template opens the answer; it is cut off again."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class EncodeSettings:
-    """Everything besides the tokenizer that decides which tokens a row becomes.
+    """Everything besides the tokenizer that determines the tokens of a row.
 
-    max_length: tokens a sequence may have at most. system: prompt for rows that have none. keeps_incomplete: rows of
-    which the template leaves a part out are trained and counted, instead of dropped. agent_template: how tools and
-    calls are written where the template has no place for them.
+    max_length: maximum tokens of a sequence. system: prompt for rows without one. keeps_incomplete: rows that the
+    template prints only partly are trained and counted instead of dropped. agent_template: format of tools and calls if
+    the template does not support them.
     """
 
     recognition: Recognition = field(default_factory=Recognition)
@@ -60,9 +60,9 @@ class Encoded:
 
     is_grouped: the one sequence is a group of several (values.Sample).
 
-    is_weighted: whether weights other than 0 and 1 may occur in the data that the row is part of. target:
-    as of Conversation; of a row that a head scores the last token alone has weight 1. notes: what the user
-    should know about the row, in words that are the same for all rows of its kind.
+    is_weighted: whether weights other than 0 and 1 may occur in the row's dataset. target:
+    as of Conversation; in a row scored by a head only the last token has weight 1. notes: about the row for the user,
+    worded the same for all rows of a kind.
     """
 
     number: int
@@ -93,7 +93,7 @@ def to_item(encoded: Encoded) -> Sample | Pair:
 
 
 def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
-    """Log what the user should know about rows that are encoded while training runs, each note once."""
+    """Log notes about rows that are encoded during training, each note once."""
     for row in rows:
         for note in row.notes:
             if note not in told:
@@ -116,7 +116,7 @@ class _Rendered:
 
 @dataclass(frozen=True, kw_only=True)
 class _Text:
-    """One sequence of a row: its text, what of it is trained, and what the user should know."""
+    """One sequence of a row: its text, the trained parts, and notes for the user."""
 
     text: str
     spans: list[Span]
@@ -124,7 +124,7 @@ class _Text:
 
 
 class Encoder:
-    """Encodes records with one tokenizer and one template. Can be sent to another process."""
+    """Encodes records with one tokenizer and one template. Picklable."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings) -> None:
         self.settings = settings
@@ -148,7 +148,7 @@ class Encoder:
 
     @property
     def is_weighted(self) -> bool:
-        """Whether tokens may carry other weights than 0 and 1."""
+        """Whether tokens may have weights other than 0 and 1."""
         return not STRATEGIES[self.settings.loss_scale].is_binary
 
     def encode(self, records: Iterable[Record]) -> list[Encoded | Rejection]:
@@ -184,7 +184,7 @@ class Encoder:
         )
 
     def _render_all(self, conversation: Conversation) -> list[_Text]:
-        """Its sequences; tools are text where the template has no place for them and agent_template says so."""
+        """The record's sequences; tools become text if the template does not support them and agent_template is set."""
         if self.settings.recognition.is_scored:
             sequences = (conversation.messages, *conversation.others)
             return [self._render_scored(replace(conversation, messages=messages)) for messages in sequences]
@@ -197,7 +197,7 @@ class Encoder:
         return self._render_both(without_tools(conversation), is_whole=False)
 
     def _render_scored(self, conversation: Conversation) -> _Text:
-        """What a head scores: the conversation up to where the model would answer, or whole where it ends with one.
+        """The input of a head: the conversation up to where the model would answer, or all of it.
 
         Without a chat template its texts, to which the tokenizer adds its own tokens.
         """
@@ -219,7 +219,7 @@ class Encoder:
         return [self._render_one(conversation, messages, is_whole=is_whole) for messages in sequences]
 
     def _render_one(self, conversation: Conversation, messages: Sequence[Message], *, is_whole: bool) -> _Text:
-        """One sequence. is_whole: it is refused when a part is missing, also where incomplete rows are kept."""
+        """One sequence. is_whole: refuse it if a part is missing, even where incomplete rows are kept."""
         loss_scale = self.settings.loss_scale
         trained = trained_messages(messages, loss_scale)
         rendering = self.template.render(messages, conversation.tools, trained)
@@ -255,7 +255,7 @@ class Encoder:
         )
 
     def _mark_last(self, tokens: Tokens, _marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
-        """The tokens of a sequence that a head scores, of which the last has weight 1."""
+        """The tokens of a sequence scored by a head, of which the last has weight 1."""
         before, after = self._added
         ids = np.asarray([*before, *tokens.ids, *after], dtype=np.int32)
         limit = self.settings.max_length
@@ -273,7 +273,7 @@ class Encoder:
     def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
         ids = np.asarray(tokens.ids, dtype=np.int32)
         weights = np.zeros(len(ids), dtype=np.float32)
-        for span in reversed(marked):  # a token over two spans belongs to the first
+        for span in reversed(marked):  # a token that overlaps two spans belongs to the first
             first, last = tokens.range(span.start, span.end)
             weights[first:last] = span.weight
         limit = self.settings.max_length
@@ -295,13 +295,13 @@ class Encoder:
 
 
 def _joined(parts: Sequence[_Marked]) -> _Marked:
-    """A group as one sequence: where a token has weight, one of its sequences ends."""
+    """A group as one sequence: a token with weight ends one of its sequences."""
     ids, weights, cuts = zip(*parts, strict=True)
     return np.concatenate(ids), np.concatenate(weights), any(cuts)
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
-    """The tokens that the tokenizer puts before and after a text by itself."""
+    """The tokens that the tokenizer itself adds before and after a text."""
     plain, whole = (tokenizer("a", add_special_tokens=adds)["input_ids"] for adds in (False, True))
     start = next(n for n in range(len(whole)) if whole[n : n + len(plain)] == plain)
     return tuple(whole[:start]), tuple(whole[start + len(plain) :])
@@ -312,7 +312,7 @@ def _is_binary(weights: NDArray[np.float32]) -> bool:
 
 
 def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
-    """A model trained on a turn without a stop token never stops."""
+    """Refuses a turn without a stop token: a model trained on it never stops."""
     for turn in rendering.turns:
         if turn.message in trained and turn.end <= turn.closing:
             shown = rendering.text[max(0, turn.closing - 60) : turn.closing + 30]

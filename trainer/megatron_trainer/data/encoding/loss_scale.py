@@ -1,8 +1,8 @@
-"""The loss_scale strategies as data: which turns they train, and how they weigh the parts of an answer.
+"""The loss_scale strategies as data: which turns they train, and the weights of the parts of an answer.
 
-Weights follow the argument reference: agents learn their calls with twice or thrice the weight, and never what a tool
-answered. Agent formats: ReAct (arXiv 2210.03629), Qwen's markers, Hermes tool calls, AgentFLAN (arXiv 2403.12881),
-alpha-UMi (arXiv 2401.07324).
+Weights follow the argument reference: agents learn their calls with two or three times the weight, and never the
+results of tools. Agent formats: ReAct (arXiv 2210.03629), Qwen's markers, Hermes tool calls, AgentFLAN (arXiv
+2403.12881), alpha-UMi (arXiv 2401.07324).
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Literal
 
 @dataclass(frozen=True, kw_only=True)
 class Weighing:
-    """How an answer is weighed; what nothing matches has weight 1.
+    """The weights of an answer; unmatched text has weight 1.
 
-    keywords: (weight of the keyword, weight of the text from there to the next keyword). patterns: weight of what
+    keywords: (weight of the keyword, weight of the text from there to the next keyword). patterns: weight of text that
     matches a regular expression. questions: weight of the whole answer when the question contains the text.
     """
 
@@ -27,7 +27,7 @@ class Weighing:
     questions: Mapping[str, float] = field(default_factory=dict)
 
     def parts(self, answer: str, question: str) -> Iterator[tuple[int, int, float]]:
-        """The answer cut into (start, end, weight), without gaps."""
+        """The answer split into (start, end, weight), without gaps."""
         whole = next((weight for text, weight in self.questions.items() if text in question), None)
         if whole is not None:
             yield 0, len(answer), whole
@@ -41,7 +41,7 @@ class Weighing:
 
     @property
     def is_binary(self) -> bool:
-        """Whether it only chooses what is trained."""
+        """Whether it only selects what is trained."""
         weights = {*self.patterns.values(), *self.questions.values()}
         return weights.union(*self.keywords.values()) <= {0, 1}
 
@@ -59,14 +59,16 @@ class Weighing:
 
 @dataclass(frozen=True, kw_only=True)
 class Strategy:
-    """turns: which assistant turns are trained (all: every token of the conversation). weighing: None weighs 1."""
+    """turns: which assistant turns are trained (all: every token of the conversation). weighing: None means weight
+    1.
+    """
 
     turns: Literal["every", "last", "all"] = "every"
     weighing: Weighing | None = None
 
     @property
     def is_binary(self) -> bool:
-        """Whether tokens are either trained, with weight 1, or not."""
+        """Whether tokens are either trained with weight 1 or not trained."""
         return self.weighing is None or self.weighing.is_binary
 
 

@@ -1,4 +1,4 @@
-"""Which characters of a rendered conversation are trained, and with which weight."""
+"""The characters of a rendered conversation that are trained, with their weights."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Span:
 
 
 def trained_messages(messages: Sequence[Message], loss_scale: str) -> frozenset[int]:
-    """The assistant turns that are trained, by their place."""
+    """The assistant turns that are trained, by index."""
     turns = [place for place, message in enumerate(messages) if message.role == "assistant"]
     return frozenset(place for place in turns if _chosen(messages[place], loss_scale, is_last=place == turns[-1]))
 
@@ -34,8 +34,8 @@ def _chosen(message: Message, loss_scale: str, *, is_last: bool) -> bool:
 def spans(rendering: Rendering, messages: Sequence[Message], loss_scale: str) -> list[Span]:
     """The trained parts of a rendered conversation, in order, not overlapping.
 
-    A turn's own `loss` overrides which turns the strategy trains: true trains it, false leaves it out, a number is a
-    factor of its weights.
+    A turn's own `loss` overrides which turns the strategy trains: true trains it, false excludes it, a number scales
+    its weights.
     """
     strategy = STRATEGIES[loss_scale]
     trained = trained_messages(messages, loss_scale)
@@ -53,7 +53,7 @@ def spans(rendering: Rendering, messages: Sequence[Message], loss_scale: str) ->
 
 
 def _weighed(turn: Turn, rendering: Rendering, messages: Sequence[Message], strategy: Strategy) -> Iterator[Span]:
-    """The parts of one answer, and what closes it with weight 1."""
+    """The parts of one answer, and its closing text with weight 1."""
     assert strategy.weighing is not None
     asked = (message.content for message in reversed(messages[: turn.message]) if message.role == "user")
     for start, end, weight in strategy.weighing.parts(rendering.text[turn.start : turn.closing], next(asked, "")):

@@ -1,4 +1,4 @@
-"""Texts to token ids, and which tokens cover which characters of the text. Special tokens come from the text alone."""
+"""Tokenizes texts and maps characters to tokens. Special tokens come only from the text itself."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class Tokens(Protocol):
         ...
 
     def range(self, start: int, end: int) -> tuple[int, int]:
-        """The tokens [first, last) that cover any of the characters [start, end)."""
+        """The tokens [first, last) that overlap the characters [start, end)."""
         ...
 
 
@@ -44,7 +44,7 @@ def tokenization(tokenizer: PreTrainedTokenizerBase) -> Tokenization:
 
 
 class _FastTokenization:
-    """With the `tokenizers` library, which knows each token's characters, and words that were tokenized before."""
+    """Uses the `tokenizers` library, which has each token's offsets, and a cache of tokenized words."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._backend = copy.deepcopy(tokenizer.backend_tokenizer)
@@ -66,7 +66,7 @@ class _FastTokenization:
         return [_FastTokens(encoding) for encoding in self._backend.encode_batch(texts, add_special_tokens=False)]
 
     def _first_batch(self, texts: list[str]) -> list[Tokens]:
-        """Tokenizes both ways, to be sure that this tokenizer is understood."""
+        """Tokenizes both ways, to verify that the word cache is right for this tokenizer."""
         assert self._words is not None
         tokens = self._encode(texts)
         for text, right in zip(texts, tokens, strict=True):
@@ -85,7 +85,7 @@ def _word_tokens(words: Words, text: str, encode: Callable[[list[str]], list[Tok
 
 
 class _WordTokens:
-    """Tokens of words; the characters of a word's tokens are looked up only when an edge lies inside a word."""
+    """Tokens of words; the offsets of a word's tokens are looked up only when an edge is inside the word."""
 
     def __init__(
         self, text: str, words: list[str], ids: list[tuple[int, ...]], encode: Callable[[list[str]], list[Tokens]]
@@ -103,7 +103,7 @@ class _WordTokens:
         return first, last
 
     def _edge(self, character: int) -> int | None:
-        """Tokens before the character, None when it lies inside a word."""
+        """Number of tokens before the character, None if it is inside a word."""
         if character == 0:
             return 0
         word = bisect_left(self._ends, character)
@@ -116,8 +116,8 @@ class _FastTokens:
         self._encoding = encoding
 
     def range(self, start: int, end: int) -> tuple[int, int]:
-        # By bisection of single look-ups: fetching all offsets would cost as much as tokenizing. White space at the
-        # edge of a token may be missing from its characters, so tokens are told apart by where they end.
+        # Bisection with single look-ups: fetching all offsets would cost as much as tokenizing. White space at the edge
+        # of a token may be missing from its offsets, so only the ends of tokens are compared.
         tokens = range(len(self.ids))
         first = bisect_right(tokens, start, key=lambda token: self._characters(token)[1])
         last = bisect_left(tokens, end, lo=first, key=lambda token: self._characters(token)[0])
@@ -125,12 +125,12 @@ class _FastTokens:
 
     def _characters(self, token: int) -> tuple[int, int]:
         characters = self._encoding.token_to_chars(token)
-        assert characters is not None  # only tokens that a tokenizer adds have none, and none are added
+        assert characters is not None  # only tokens that a tokenizer adds have no offsets, and none are added
         return characters
 
 
 class _SlowTokenization:
-    """With a tokenizer written in Python, which does not know characters."""
+    """Uses a tokenizer written in Python, which has no offsets."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         self._tokenizer = tokenizer
@@ -140,7 +140,7 @@ class _SlowTokenization:
 
 
 class _SlowTokens:
-    """Finds the token at a character by tokenizing the text up to there."""
+    """Finds the token at a character by tokenizing the text up to it."""
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase, text: str) -> None:
         self._tokenizer = tokenizer
@@ -153,7 +153,7 @@ class _SlowTokens:
         return first, last + is_cut
 
     def _before(self, character: int) -> tuple[int, bool]:
-        """Tokens that end before the character, and whether a token lies across it."""
+        """Number of tokens that end before the character, and whether a token spans it."""
         ids = self._encode(self._text[:character])
         same = next((n for n, (a, b) in enumerate(zip(ids, self.ids, strict=False)) if a != b), len(ids))
         return same, same < len(ids)

@@ -1,7 +1,7 @@
-"""Conversations whose every trained answer is the last one of a row of its own: split_turns.
+"""Splits conversations so that every trained answer is the last one of its own row: split_turns.
 
-A template may print an answer in another form once further turns follow (without its thought, without the system prompt
-before it). In a row of its own each answer stands as the model generates it.
+A template may print an answer differently when further turns follow (without its thought, without the system prompt
+before it). In its own row each answer is printed as the model generates it.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ NOTE = "an answer of a longer conversation, as the last one of a row of its own 
 
 
 def num_rows(messages: Sequence[Message], loss_scale: str) -> int:
-    """Rows that become of a conversation, at least one: also where nothing is trained, which the encoder says."""
+    """Number of rows for a conversation, at least one: even if nothing is trained, which the encoder reports."""
     return max(1, len(_ends(messages, loss_scale)))
 
 
 def with_one_answer(conversation: Conversation, number: int, loss_scale: str) -> Conversation:
-    """The conversation up to its trained answer of this number (from 0), with no other answer trained."""
+    """The conversation up to its trained answer with this index, with no other answer trained."""
     ends = _ends(conversation.messages, loss_scale)
     if not ends or ends == [len(conversation.messages) - 1]:
         return conversation
@@ -36,7 +36,7 @@ def with_one_answer(conversation: Conversation, number: int, loss_scale: str) ->
 
 
 def _ends(messages: Sequence[Message], loss_scale: str) -> list[int]:
-    """The places of trained answers; of neighbors that templates may print as one answer, of the last."""
+    """The indices of trained answers; for consecutive ones that templates may print as one, the index of the last."""
     trained = sorted(trained_messages(messages, loss_scale))
     return [
         place
@@ -46,7 +46,7 @@ def _ends(messages: Sequence[Message], loss_scale: str) -> list[int]:
 
 
 def _start(messages: Sequence[Message]) -> int:
-    """Where the last answer starts, with the neighbors that are one with it."""
+    """The start of the last answer, including the preceding messages that are printed as one with it."""
     place = len(messages) - 1
     while place > 0 and may_join(messages[place - 1], messages[place]):
         place -= 1

@@ -1,9 +1,9 @@
-"""Tokenizing by remembered words: the ids of byte-level BPE, several times faster than computing them again.
+"""Tokenizes with a word cache: the ids of byte-level BPE, several times faster than computing them again.
 
-Byte-level BPE first cuts a text into words by a regular expression, and then tokenizes each word on its own. Words
-repeat, so here the ids of each word are remembered, and the tokenizer computes only those never seen. This is done
-only where it gives the same ids for certain: for known ways of cutting, and for characters whose Unicode class the
-two regular-expression engines agree on. Anything else returns None and has to be tokenized by the tokenizer itself.
+Byte-level BPE first splits a text into words by a regular expression, and then tokenizes each word separately. Words
+repeat, so the ids of each word are cached, and the tokenizer computes only those of new words. This is done only if it
+certainly gives the same ids: for known split patterns, and for characters whose Unicode class the two
+regular-expression engines agree on. Anything else returns None and has to be tokenized by the tokenizer itself.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from tokenizers import Tokenizer, pre_tokenizers
 MOST_WORDS = 500_000
 _CONTRACTIONS = "'s|'t|'re|'ve|'m|'ll|'d"
 _GPT2 = _CONTRACTIONS + r"| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+"
-# GPT-2's, for texts that are first cut before and after each digit: white space before a digit ends like a text.
+# GPT-2's, for texts that are first split before and after each digit: white space before a digit ends like a text.
 _GPT2_AFTER_DIGITS = _CONTRACTIONS + r"| ?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+|\s+(?![^\s\p{N}])|\s+"
 # Characters of scripts and symbols that have long been in Unicode; others may be letters to one engine only. The long s
-# is left out, because it equals s where case is ignored.
+# is left out, because it equals s if case is ignored.
 _AGREED = (
     r"\t\n\r -~\u00a0-\u017e\u0180-\u024f\u0300-\u036f\u0370-\u052f\u05d0-\u05ea\u0620-\u064a\u0660-\u0669"
     r"\u0904-\u0939\u0e01-\u0e3a\u2010-\u2029\u2030-\u205e\u20a0-\u20bf\u2190-\u23fa\u2460-\u27bf\u3000-\u303f"
@@ -32,7 +32,7 @@ _DOUBTFUL = regex.compile(f"[^{_AGREED}]")
 
 
 class Words(dict[str, tuple[int, ...]]):
-    """Remembered words of one tokenizer and their ids."""
+    """Cached words of one tokenizer and their ids."""
 
     def __init__(self, tokenizer: Tokenizer, cut: regex.Pattern[str]) -> None:
         super().__init__()
@@ -45,7 +45,7 @@ class Words(dict[str, tuple[int, ...]]):
         self._needs_composed = tokenizer.normalizer is not None
 
     def __reduce__(self) -> tuple[Callable[..., Words | None], tuple[Tokenizer]]:
-        return words_of, (self._tokenizer,)  # without what is remembered
+        return words_of, (self._tokenizer,)  # without the cache
 
     def __missing__(self, word: str) -> tuple[int, ...]:
         [(mapped, _)] = self._bytes.pre_tokenize_str(word)
@@ -55,7 +55,7 @@ class Words(dict[str, tuple[int, ...]]):
         return ids
 
     def tokenize(self, text: str) -> tuple[list[str], list[tuple[int, ...]]] | None:
-        """The words and added tokens of the text and the ids of each, or None where they are not certain."""
+        """The words and added tokens of the text and the ids of each, or None if they are not certain."""
         if not self._is_certain(text):
             return None
         parts = [text] if self._around_added is None else self._around_added.split(text)
@@ -78,7 +78,7 @@ class Words(dict[str, tuple[int, ...]]):
 
 
 def words_of(tokenizer: Tokenizer) -> Words | None:
-    """The words of a tokenizer, or None when it does not work in a way that is known here."""
+    """The word cache of a tokenizer, or None if it does not work in a known way."""
     facts: dict[str, Any] = json.loads(tokenizer.to_str())
     model, normalizer = facts["model"], facts["normalizer"]
     is_plain_model = model["type"] == "BPE" and not any(
@@ -93,7 +93,7 @@ def words_of(tokenizer: Tokenizer) -> Words | None:
 
 
 def _cut(steps: dict[str, Any] | None) -> str | None:
-    """The regular expression by which the tokenizer cuts a text into words, where it is known."""
+    """The regular expression by which the tokenizer splits a text into words, if known."""
     match steps:
         case {"type": "ByteLevel", "add_prefix_space": False, "use_regex": True}:
             return _GPT2

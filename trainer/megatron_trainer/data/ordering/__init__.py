@@ -1,1 +1,1 @@
-"""Which sample comes when: mixing data sets, passes, packing."""
+"""The order of samples: mixing datasets, epochs, packing."""

@@ -1,4 +1,4 @@
-"""Splitting, repeating, mixing and shuffling: from the rows of each dataset to the items of a run, by index alone."""
+"""Splitting, repeating, mixing and shuffling: from the rows of each dataset to the items of a run, by index only."""
 
 from __future__ import annotations
 
@@ -23,7 +23,9 @@ def split_off(items: Items, ratio: float, *, limit: int | None, generator: np.ra
 
 
 def repeat(items: Items, times: float, *, generator: np.random.Generator | None) -> Items:
-    """As many whole copies as fit into `times`, and for the rest items drawn (the first ones, without generator)."""
+    """As many whole copies as fit into `times`, and a sample of items for the rest (the first ones, without
+    generator).
+    """
     copies = int(times)
     rest = round((times - copies) * len(items))
     drawn = np.arange(rest) if generator is None else generator.choice(len(items), rest, replace=False)
@@ -37,7 +39,7 @@ def mix(
     stopping: Literal["first_exhausted", "all_exhausted"],
     generator: np.random.Generator,
 ) -> Items:
-    """All parts one after the other, or interleaved where probabilities are given.
+    """All parts concatenated, or interleaved if probabilities are given.
 
     Raises ValueError for probabilities that do not fit the parts.
     """

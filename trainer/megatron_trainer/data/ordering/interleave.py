@@ -1,4 +1,4 @@
-"""Mixing several datasets by probability, item by item. Pure arithmetic on counts; knows no items."""
+"""Mixing several datasets by probability, item by item. Pure arithmetic on counts, without items."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ def interleave(
     stopping: Literal["first_exhausted", "all_exhausted"],
     generator: np.random.Generator,
 ) -> tuple[NDArray[np.int32], NDArray[np.int64]]:
-    """For each place of the mixture the dataset it comes from and the item's index there.
+    """For each position of the mixture, the dataset and the item's index in it.
 
-    Each dataset is read from its start, again and again. The mixture ends when the first dataset (or, with
-    all_exhausted, the last one) has given its last item. Probabilities are normalized to a sum of 1.
+    Each dataset is read cyclically. The mixture ends when the first dataset (or, with all_exhausted, the last one) is
+    exhausted. Probabilities are normalized to a sum of 1.
 
     Raises ValueError when the counts differ, a probability is negative, or one that is 0 could never be exhausted.
     """

@@ -1,8 +1,8 @@
-"""Whole items into rows of at most `length` tokens, tightly. Nothing is ever cut; a longer item gets its own row.
+"""Packs whole items tightly into rows of at most `length` tokens. Items are never cut; a longer item gets its own row.
 
 Best fit over buckets: items are placed from the longest to the shortest, each into the open row that it fills best.
-Open rows are kept by the room they have left, and a bit set says which rooms exist, so finding the row is one look
-at a big integer instead of a search: near-linear in the number of items.
+Open rows are indexed by their remaining room, and a bit set records which sizes exist, so finding the row is one
+operation on a big integer instead of a search: near-linear in the number of items.
 
     length 8, items of 5 3 6 2 4:  rows [6 2] [5 3] [4]
 """

@@ -1,14 +1,14 @@
-"""Which dataset items each data-parallel rank reads, in which order: epochs, shuffling, and resuming anywhere.
+"""Which dataset items each data-parallel rank reads, in which order: epochs, shuffling, and resuming at any sample.
 
 The order of the reference: an epoch holds the items that fill whole micro-batches of all ranks, and epoch e is
 shuffled by the generator of seed e. With 7 items, micro-batches of 1 and 2 ranks, an epoch has 6 items:
     sharded      rank 0 shuffles items 0 1 2, rank 1 shuffles items 3 4 5
-    unsharded    all 6 are shuffled together and dealt to the ranks in turn
-A run that goes on with other micro-batches or another number of ranks first reads what is left of its epoch.
+    unsharded    all 6 are shuffled together and assigned to the ranks in turn
+A run that resumes with other micro-batches or another number of ranks first reads the rest of its epoch.
 
-Grouped by length, the order is another one: the items are shuffled together, sorted by length within windows of
-WINDOW_STEPS micro-steps, and the micro-steps are shuffled: what the ranks read at once has like length. The one
-with the longest item comes first: what does not fit into memory fails at once.
+Grouped by length, the order differs: the items are shuffled together, sorted by length within windows of WINDOW_STEPS
+micro-steps, and the micro-steps are shuffled: items that the ranks read together have similar lengths. The micro-step
+with the longest item comes first, so that running out of memory shows at once.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 WINDOW_STEPS = 50
-"""Micro-steps of all ranks whose items are sorted by length together: more would leave the epoch less random."""
+"""Number of micro-steps whose items are sorted by length together: more would make the epoch less random."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Segment:
-    """A part of a run with one layout: the items that all ranks together read in it."""
+    """A part of a run with one layout: the number of items that all ranks together read in it."""
 
     num_samples: int
     micro_batch_size: int
@@ -38,12 +38,12 @@ class Segment:
         return self.micro_batch_size * self.data_parallel_size
 
     def has_layout_of(self, other: Segment) -> bool:
-        """Whether items were dealt in the same way."""
+        """Whether items were distributed in the same way."""
         return (self.micro_batch_size, self.data_parallel_size) == (other.micro_batch_size, other.data_parallel_size)
 
 
 def extended(history: Sequence[Segment], segment: Segment) -> tuple[Segment, ...]:
-    """The history of a run after one more segment; what follows in the same layout is one segment."""
+    """The history of a run after one more segment; consecutive segments of the same layout are merged."""
     if not history:
         return (segment,)
     *earlier, last = history
@@ -56,12 +56,12 @@ def extended(history: Sequence[Segment], segment: Segment) -> tuple[Segment, ...
 class Sampler:
     """An endless (cyclic) or single pass over item indices, for one data-parallel rank.
 
-    consumed_samples: items that all ranks together read since the start of the run; the iteration goes on there.
-    history: the segments of the run so far. What of consumed_samples lies after them, and the last of them when it had
-    this layout, was read in this one.
+    consumed_samples: items that all ranks together read since the start of the run; iteration continues there.
+    history: the segments of the run so far. The rest of consumed_samples was read in this layout, as was the last
+    segment if it has the same layout.
     data_sharding: whether each rank owns a contiguous block of the dataset and shuffles inside it.
     num_epochs: passes after which a cyclic iteration ends; None means it never ends.
-    lengths: tokens of each item, int64[num_items], where those of like length are read together, by ranks in turn.
+    lengths: tokens of each item, int64[num_items], if items of similar length are read together, by ranks in turn.
     """
 
     num_items: int
@@ -94,7 +94,7 @@ class Sampler:
         return self.num_items // self.items_per_step * self.items_per_step
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Indices of one micro-batch after the other."""
+        """Yields the indices of each micro-batch."""
         place = self._place()
         while self._has_epoch(place.epoch):
             order = self._dealt(place, self._segment(0))[self.data_parallel_rank].tolist()
@@ -104,11 +104,11 @@ class Sampler:
 
     @property
     def completed_epochs(self) -> int:
-        """Epochs that have been read to their end at consumed_samples."""
+        """Number of complete epochs at consumed_samples."""
         return self._place().epoch
 
     def _place(self) -> _Place:
-        """Where the run stands at consumed_samples."""
+        """The position of the run at consumed_samples."""
         place = _Place(epoch=0, left=torch.arange(self.num_items), offset=0)
         earlier = self._earlier_layouts()
         for segment in earlier:
@@ -129,7 +129,7 @@ class Sampler:
         )
 
     def _advanced(self, place: _Place, segment: Segment) -> _Place:
-        """Where the run stands after a segment that started at `place`, at the beginning of an order."""
+        """The position of the run after a segment that started at `place`, at the beginning of an order."""
         step = segment.items_per_step
         rest = len(place.left) // step * step
         if segment.num_samples < rest:
@@ -138,7 +138,7 @@ class Sampler:
         return _Place(epoch=place.epoch + 1 + epochs, left=torch.arange(self.num_items), offset=offset)
 
     def _read_out(self, place: _Place, segment: Segment) -> _Place:
-        """The same point of the run, for another layout: only what was not read in this epoch is left."""
+        """The same position for another layout: only the unread items of this epoch are left."""
         read = self._dealt(place, segment)[:, : place.offset // segment.data_parallel_size]
         is_left = torch.zeros(self.num_items, dtype=torch.bool)
         is_left[place.left] = True
@@ -163,7 +163,7 @@ class Sampler:
         return dealt.transpose(0, 1).reshape(ranks, -1)
 
     def _grouped(self, order: Tensor, step: int, generator: torch.Generator) -> Tensor:
-        """The order with items of like length in the same micro-step; its size is a multiple of the step."""
+        """The order with items of similar length in the same micro-step; its size is a multiple of the step."""
         assert self.lengths is not None
         windows = torch.split(order, WINDOW_STEPS * step)
         by_length = torch.cat([w[self.lengths[w].argsort(descending=True, stable=True)] for w in windows])
@@ -178,7 +178,7 @@ class Sampler:
 
 @dataclass(frozen=True, kw_only=True)
 class WholePass:
-    """Every item once, in order, for one data-parallel rank: what is left at the end is spread over the ranks.
+    """Every item once, in order, for one data-parallel rank: the remainder is distributed over the ranks.
 
     5 items, micro-batches of 1 and 2 ranks: rank 0 reads 0, 2, 4; rank 1 reads 1, 3 and an empty micro-batch, because
     all ranks have to take the same number of passes through the model.
@@ -195,7 +195,7 @@ class WholePass:
         return self.micro_batch_size * self.data_parallel_size
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Indices of one micro-batch after the other."""
+        """Yields the indices of each micro-batch."""
         for first in range(0, self.num_items, self.items_per_step):
             items = range(first, min(first + self.items_per_step, self.num_items))
             each = -(-len(items) // self.data_parallel_size)
@@ -204,7 +204,7 @@ class WholePass:
 
 @dataclass(frozen=True, kw_only=True)
 class _Place:
-    """A point of a run: so many items of the order of the items left in this epoch were read."""
+    """A position in a run: the number of items read from the order of the items left in this epoch."""
 
     epoch: int
     left: Tensor

@@ -1,4 +1,4 @@
-"""Bounds for what a chat template may take: it is a program that came with the model, and may loop or grow forever.
+"""Limits time and memory of a chat template: it is a program from the model's publisher and may loop or grow forever.
 
 Jinja's sandbox keeps a template from running code; it does not keep `{% for %}` within `{% for %}` from taking a year,
 nor 'a' * 10**12 from taking all memory.
@@ -21,14 +21,14 @@ _PAGE_BYTES = resource.getpagesize()
 
 
 class TooMuch(BaseException):
-    """A bounded piece of work took longer than it may. No Exception: Jinja swallows those while it compiles."""
+    """Bounded work exceeded its time limit. Not an Exception: Jinja swallows those while it compiles."""
 
 
 @contextlib.contextmanager
 def bounded(seconds: float = SECONDS, extra_bytes: int = EXTRA_BYTES) -> Iterator[None]:
-    """Within it, more time raises TooMuch and more memory MemoryError.
+    """Context in which exceeding the time raises TooMuch and exceeding the memory MemoryError.
 
-    Time is bounded in the main thread alone, where Python can be interrupted; memory where /proc says what is in use.
+    Time is limited only in the main thread, where Python can be interrupted; memory only where /proc reports usage.
     """
     with bounded_memory(extra_bytes), _bounded_time(seconds):
         yield
@@ -55,7 +55,7 @@ def _bounded_time(seconds: float) -> Iterator[None]:
 
 @contextlib.contextmanager
 def bounded_memory(extra_bytes: int) -> Iterator[None]:
-    """Within it, so much more memory than now raises MemoryError, of Arrow too."""
+    """Context in which using this much more memory than now raises MemoryError, also in Arrow."""
     used = _data_bytes()
     soft, hard = resource.getrlimit(resource.RLIMIT_DATA)
     limit = 0 if used is None else used + extra_bytes
@@ -70,7 +70,7 @@ def bounded_memory(extra_bytes: int) -> Iterator[None]:
 
 
 def _data_bytes() -> int | None:
-    """Memory that counts against RLIMIT_DATA; None where the kernel does not say."""
+    """Memory that counts against RLIMIT_DATA; None if the kernel does not report it."""
     try:
         return int(os.pread(_statistics(os.getpid()), 128, 0).split()[5]) * _PAGE_BYTES
     except (OSError, ValueError, IndexError):
@@ -79,5 +79,5 @@ def _data_bytes() -> int | None:
 
 @functools.cache
 def _statistics(process: int) -> int:
-    """An open file that says what a process uses; opening it anew would cost more than rendering a row."""
+    """An open file with the memory usage of a process; reopening it would cost more than rendering a row."""
     return os.open(f"/proc/{process}/statm", os.O_RDONLY | os.O_CLOEXEC)

@@ -21,7 +21,7 @@ Rows = Iterator[tuple[int, dict[str, object] | RowError]]
 
 
 def is_array(stream: BinaryIO) -> bool:
-    """Whether the text begins as an array does; leaves the stream at its beginning."""
+    """Whether the text begins with an array; rewinds the stream."""
     while (found := stream.read(CHUNK_BYTES)).isspace():
         continue
     stream.seek(0)
@@ -29,7 +29,7 @@ def is_array(stream: BinaryIO) -> bool:
 
 
 def whole(stream: BinaryIO, most_bytes: int) -> Iterator[dict[str, object] | RowError]:
-    """The single row that the file is; nothing where it is no JSON text."""
+    """The file as a single row; empty if it is not valid JSON."""
     content = stream.read(most_bytes + 1)
     if len(content) > most_bytes:
         return
@@ -42,7 +42,7 @@ def whole(stream: BinaryIO, most_bytes: int) -> Iterator[dict[str, object] | Row
 
 
 def array(stream: BinaryIO, most_bytes: int) -> Rows:
-    """The rows of an array. What follows a place that is no JSON cannot be read: it becomes one last row."""
+    """The rows of an array. Everything after invalid JSON cannot be read: it becomes one last row."""
     text = _Text(stream, most_bytes)
     number = 0
     try:
@@ -59,7 +59,7 @@ def array(stream: BinaryIO, most_bytes: int) -> Rows:
 
 
 class _Text:
-    """A text of which a part is in memory: what has been read of it and not yet been taken."""
+    """A text of which a part is in memory: what has been read but not yet consumed."""
 
     def __init__(self, stream: BinaryIO, most: int) -> None:
         self._stream = stream
@@ -70,18 +70,18 @@ class _Text:
         self._is_whole = False
 
     def skip(self, mark: str) -> None:
-        """Goes on behind the mark, which must come next."""
+        """Consumes the given character, which must come next."""
         found = self._next()
         if found != mark:
             raise ValueError(f"expected {mark!r}, found {found or 'the end of the file'!r}")
         self._place += 1
 
     def ends(self, mark: str) -> bool:
-        """Whether the mark comes next."""
+        """Whether the given character comes next."""
         return self._next() == mark
 
     def value(self) -> object:
-        """The value that comes next. Raises ValueError where there is none, or it is longer than a row may be."""
+        """The next value. Raises ValueError if there is none, or it is longer than a row may be."""
         self._next()
         while True:
             self._check_parts()
@@ -103,7 +103,7 @@ class _Text:
             raise ValueError(f"has more than {MAX_PARTS} lists and objects")
 
     def _next(self) -> str:
-        """The next character that is not blank, "" at the end."""
+        """The next non-blank character, "" at the end."""
         while True:
             while self._place < len(self._held) and self._held[self._place] in _BLANK:
                 self._place += 1

@@ -1,5 +1,6 @@
-"""Dataset entries opened: as stores of tokens, as rows to tokenize lazily (both found in the cache, or written now), or
-as a stream."""
+"""Opens dataset entries: as stores of tokens, as rows to tokenize lazily (both from the cache, or written now), or as a
+stream.
+"""
 
 from __future__ import annotations
 
@@ -43,7 +44,7 @@ Progress = Callable[[str, int], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """One dataset entry, ready to be read. is_new: written just now, not found in the cache."""
+    """One dataset entry, ready to be read. is_new: written now, not found in the cache."""
 
     spec: DatasetSpec
     source: Source
@@ -52,14 +53,14 @@ class Loaded:
 
     @property
     def num_rows_wanted(self) -> int:
-        """Rows that the entry asks for, or has."""
+        """Number of rows that the entry requests, or has."""
         return self.spec.num_rows or self.store.num_rows
 
 
 class Loader:
     """Opens dataset entries and tokenizes them, or finds them in the cache folder.
 
-    renews: write again even what is in the cache. progress: called with an entry and its rows done so far.
+    renews: rewrite even cached data. progress: called with an entry and the rows done so far.
     """
 
     def __init__(
@@ -116,7 +117,7 @@ class Loader:
         return replace(stream, notes=self._cache / f"stream-{self._stream_key(stream, specs)}")
 
     def _single(self, source: Source) -> Source:
-        """The source with one answer a row, where the task or split_turns wants that."""
+        """The source with one answer per row, if the task or split_turns requires it."""
         recognition = self._settings.encode.recognition
         if self._settings.splits_turns:
             return Unrolled(whole=source, recognition=recognition, loss_scale=self._settings.encode.loss_scale)
@@ -126,7 +127,7 @@ class Loader:
         return HubAccess(token=self._settings.hub_token, redownloads=self._settings.redownloads)
 
     def _stream_key(self, stream: Stream, specs: Sequence[DatasetSpec]) -> str:
-        """The key of everything that decides which items a rank reads; files by name and date, not by content."""
+        """The key of everything that determines which items a rank reads; files by name and date, not by content."""
         identities = [file_identities(part.source) for part in stream.mixture.sources]
         choice: list[object] = [
             stream.mixture.probabilities,
@@ -198,9 +199,9 @@ def open_all(path: str, specs: Sequence[DatasetSpec], access: HubAccess) -> list
 
 
 def chosen_records(spec: DatasetSpec, source: Source, *, shuffle: bool, seed: int) -> Iterable[Record]:
-    """The rows that #N leaves: N drawn without repetition, or the first N when nothing is shuffled.
+    """The rows that #N selects: N sampled without replacement, or the first N without shuffling.
 
-    All rows where there are no more than N.
+    All rows if there are at most N.
     """
     if spec.num_rows is None:
         return source.records()

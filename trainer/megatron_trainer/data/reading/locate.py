@@ -1,8 +1,8 @@
-"""Where the assistant's turns lie in a text that a chat template rendered.
+"""Locates the assistant's turns in a text rendered by a chat template.
 
-The turns are found by rendering the conversation again with other words in the assistant's mouth: what differs between
-the two texts is the turn. (The tempting way, rendering each prefix of the conversation, fails for templates that render
-a turn differently once another follows, such as those that drop earlier thoughts.)
+The turns are found by rendering the conversation again with different answers: the difference between the two texts is
+the turn. (Rendering each prefix of the conversation fails for templates that render a turn differently once another
+follows, such as those that drop earlier thoughts.)
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from megatron_trainer.data.conversation.rendering import Tools
 from megatron_trainer.data.conversation.stop import Stops
 from megatron_trainer.data.values import RowError
 
-_OPEN, _CLOSE = "\ue0f1", "\ue0f2"  # private-use characters: in no vocabulary's template, in hardly any text
+_OPEN, _CLOSE = "\ue0f1", "\ue0f2"  # private-use characters: in no template, and in hardly any text
 _STAND_IN = re.compile(f"{_OPEN}[0-9]+{_CLOSE}")
 _OPENED_THOUGHT = re.compile(r"\s*(<think>\s*(</think>\s*)?)?")
 _LONGEST_TOKEN = 100  # characters of an added token
@@ -31,8 +31,8 @@ Spans = list[tuple[int, int]]
 class Marks:
     """The fixed texts of a template around an assistant turn.
 
-    header: what the template writes to start an answer; it is given at inference, so it is not trained.
-    end_of_turn: what closes every answer up to its last added token; trained, so that the model learns to stop.
+    header: text that starts an answer; part of the prompt at inference, so it is not trained. end_of_turn: text that
+    closes every answer up to its last added token; trained, so that the model learns to stop.
     """
 
     header: str
@@ -40,22 +40,22 @@ class Marks:
 
 
 class Render(Protocol):
-    """Renders turns with a chat template; raises RowError when it refuses them."""
+    """Renders turns with a chat template; raises RowError if the template rejects them."""
 
     def __call__(
         self, turns: Turns, tools: Tools, variables: Mapping[str, object] | None = None, *, header: bool = False
     ) -> str:
-        """The text; header: with the start of a further answer."""
+        """The text; header: with the start of another answer."""
         ...
 
 
 def stand_in(number: int) -> str:
-    """A text that is in no row."""
+    """A text that does not occur in any row."""
     return f"{_OPEN}{number}{_CLOSE}"
 
 
 class Locator:
-    """Finds answers in the texts of one template. stops: finds what answers may end with."""
+    """Finds answers in the texts of one template. stops: finds the possible ends of answers."""
 
     def __init__(self, render: Render, stops: Stops) -> None:
         self._render = render
@@ -64,9 +64,9 @@ class Locator:
         self.marks = self._probe()
 
     def turns(self, text: str, turns: Turns, tools: Tools, places: list[int], variables: Mapping[str, object]) -> Spans:
-        """Start and end of each answer, without what closes it.
+        """Start and end of each answer, without its closing text.
 
-        Raises RowError when the template leaves an answer out.
+        Raises RowError if the template omits an answer.
         """
         if _OPEN in text:
             raise RowError("the text holds a private-use character that the trainer needs", "U+E0F1")
@@ -92,9 +92,9 @@ class Locator:
         return Marks(header=header, end_of_turn=common[: max(ends, default=0)])
 
     def _headed(self, text: str, turns: Turns, tools: Tools, places: list[int]) -> Spans | None:
-        """The answers right after their headers, found without rendering again; None where that is not certain.
+        """The answers right after their headers, found without rendering again; None if that is not certain.
 
-        It is certain when nothing but the template can have written a header: then there are as many as answers.
+        It is certain if only the template can have written a header: then there are as many headers as answers.
         """
         header, closing = self.marks.header, self.marks.end_of_turn
         if not (header and closing) or tools or text.count(header) != len(places):
@@ -114,7 +114,7 @@ class Locator:
     def _aligned(
         self, text: str, turns: Turns, tools: Tools, places: list[int], variables: Mapping[str, object]
     ) -> Spans | None:
-        """All answers at once, where the template prints them as they are; None where it does not."""
+        """All answers at once if the template prints them unchanged; else None."""
         answers = [turns[place]["content"] for place in places]
         if any(_is_special(turns[place]) for place in places):
             return None
@@ -135,7 +135,7 @@ class Locator:
         return spans if position == len(text) else None
 
     def _after_last_header(self, before: str) -> int:
-        """Characters that the template puts between header and answer, such as an empty thought: they are generated."""
+        """Length of the generated text that the template puts between header and answer, such as an empty thought."""
         header = self.marks.header
         found = before.rfind(header) if header else -1
         return len(before) - found - len(header) if found >= 0 else 0
@@ -143,7 +143,7 @@ class Locator:
     def _compared(
         self, text: str, turns: Turns, tools: Tools, places: list[int], variables: Mapping[str, object]
     ) -> Spans:
-        """One answer after the other, by what changes in the text when this turn says something else."""
+        """Locates one answer at a time by the difference in the text when the content of the turn changes."""
         spans: Spans = []
         for place in places:
             lowest = spans[-1][1] if spans else 0
@@ -159,7 +159,9 @@ class Locator:
     def _compared_in_kind(
         self, text: str, turns: Turns, tools: Tools, place: int, lowest: int, variables: Mapping[str, object]
     ) -> tuple[int, int]:
-        """An answer whose calls are needed: its start from the conversation so far, its end from other arguments."""
+        """Locates an answer whose calls are needed: its start from the conversation so far, its end by changing
+        arguments.
+        """
         other = self._render([*turns[:place], _alike(turns[place]), *turns[place + 1 :]], tools, variables)
         start, end = _difference(text, other)
         closing = text.find(self.marks.end_of_turn, end) if self.marks.end_of_turn else -1
@@ -173,9 +175,9 @@ class Locator:
         return max(begins, default=start), end
 
     def _begin(self, text: str, before: Turns, tools: Tools, variables: Mapping[str, object]) -> int:
-        """Where the answer to these turns begins; without tools, because templates print them before the last question.
+        """Start of the answer to these turns; without tools, because templates print them before the last question.
 
-        -1 where the template refuses the conversation.
+        -1 if the template rejects the conversation.
         """
         try:
             answered = self._render([*before, {"role": "assistant", "content": stand_in(0)}], tools, variables)
@@ -184,25 +186,25 @@ class Locator:
         return common_prefix(text, answered)
 
     def _whole(self, text: str, place: int) -> int:
-        """The place, or the start of the added token in whose middle it lies: two different ones ended the texts."""
+        """The position, or the start of the added token that contains it: the texts ended with two different ones."""
         nearby = self._tokens.finditer(text, max(0, place - _LONGEST_TOKEN), place + _LONGEST_TOKEN)
         return next((token.start() for token in nearby if token.start() < place < token.end()), place)
 
     def _after_header(self, text: str, start: int, lowest: int) -> int:
-        """Where the answer starts: right after its header, which is what the model is given."""
+        """Start of the answer: right after its header, which is part of the prompt."""
         header = self.marks.header
         found = text.rfind(header, lowest, start - 1 + len(header)) if header else -1  # begins before the answer
         return found + len(header) if found >= 0 else _before_thought(text, start, lowest)
 
 
 def _before_thought(text: str, start: int, lowest: int) -> int:
-    """The start, before an opening thought that both texts have in common."""
+    """The start, before an opening thought that both texts share."""
     opened = text.rfind("<think>", lowest, start)
     return opened if opened >= 0 and _OPENED_THOUGHT.fullmatch(text, opened, start) else start
 
 
 def _alike(turn: Mapping[str, object]) -> dict[str, object]:
-    """A turn of the same kind that says something else."""
+    """A turn of the same kind with different content."""
     other = {**turn, **{key: stand_in(2) for key in _LATE_THOUGHTS if turn.get(key)}}
     if turn["content"]:
         other["content"] = stand_in(0)
@@ -229,7 +231,7 @@ def _difference(text: str, other: str) -> tuple[int, int]:
 
 
 def _printed_until(turn: Mapping[str, object], text: str, start: int, closing: str) -> int | None:
-    """The end of an answer that is printed as it is, perhaps after an empty thought; None when it is not."""
+    """The end of an answer that is printed unchanged, possibly after an empty thought; else None."""
     answer = turn["content"]
     if _is_special(turn) or not isinstance(answer, str):
         return None
@@ -242,13 +244,13 @@ def _printed_until(turn: Mapping[str, object], text: str, start: int, closing: s
 
 
 def _is_special(turn: Mapping[str, object]) -> bool:
-    """Whether templates may print the turn in another form than its content."""
+    """Whether templates may print the turn differently from its content."""
     content = turn["content"]
     return len(turn) > 2 or not isinstance(content, str) or not content.strip() or "</think>" in content
 
 
 def common_prefix(first: str, second: str) -> int:
-    """Characters at the start that both have in common."""
+    """Number of leading characters that both have in common."""
     low, high = 0, min(len(first), len(second))
     while low < high:
         middle = (low + high + 1) // 2

@@ -1,6 +1,6 @@
 """Reading one file row by row: jsonl, json, csv, tsv, txt and parquet, each also as .gz (except parquet).
 
-A reader yields (line, payload); what cannot be read is a payload that says why, and the reading goes on.
+A reader yields (line, payload); for an unreadable row the payload gives the reason, and reading continues.
 Memory stays bounded by one row, and a row by MAX_LINE_BYTES, whatever the file claims or grows to.
 """
 
@@ -25,13 +25,13 @@ from megatron_trainjob.input_file import UnfitFile
 
 MAX_LINE_BYTES = 64 * 2**20
 MAX_GROWTH = 300
-"""Text is packed 3 to 30 times as small; what grows more than so many times is a bomb."""
+"""Text compresses by a factor of 3 to 30; a file that expands more than this is a decompression bomb."""
 FREE_GROWTH_BYTES = 64 * 2**20
-"""What any packed file may grow to."""
+"""Maximum size of any decompressed file."""
 FREE_TABLE_BYTES = 2**30
-"""What the rows of any table may grow to: many may share long texts."""
+"""Maximum size of the rows of any table: many rows may share long texts."""
 BATCH_BYTES = 256 * 2**20
-"""Of the rows of a parquet file that are in memory at once, at most."""
+"""Maximum size of the rows of a parquet file in memory at once."""
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 Payload = bytes | Mapping[str, object] | RowError
 Rows = Iterator[tuple[int, Payload]]
 
-# UnicodeDecodeError: text columns of a parquet file that hold no UTF-8.
+# UnicodeDecodeError: text columns of a parquet file that are not UTF-8.
 _DAMAGE = (OSError, EOFError, zlib.error, pyarrow.ArrowException, csv.Error, UnicodeDecodeError, UnfitFile)
 
 
@@ -54,7 +54,7 @@ def read_file(path: Path) -> Rows:
 
 
 def kind_of(path: Path) -> str | None:
-    """The key of the file's reader, or None when it is no data file."""
+    """The key of the file's reader, or None if it is not a data file."""
     suffixes = [suffix.lower() for suffix in path.suffixes]
     if suffixes[-1:] == [".gz"]:
         suffixes = suffixes[:-1]
@@ -63,7 +63,7 @@ def kind_of(path: Path) -> str | None:
 
 
 def check(path: Path) -> None:
-    """Returns when the file can be opened and may hold data. Raises UnfitFile, or OSError as open does."""
+    """Returns if the file can be opened and may hold data. Raises UnfitFile, or OSError as open does."""
     input_file.check(path)
     with path.open("rb") as stream:
         beginning = stream.read(4096)
@@ -78,7 +78,7 @@ def _open(path: Path) -> BinaryIO:
 
 
 class _Unpacked(io.RawIOBase):
-    """The content of a gzip file. Ends with an error where it grows as no text does, so that reading ends at all."""
+    """The content of a gzip file. Raises an error if it expands more than text can, so that reading always ends."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -109,7 +109,7 @@ class _Unpacked(io.RawIOBase):
 
 
 def _read_lines(path: Path) -> Iterator[tuple[int, bytes | RowError]]:
-    """Lines that are not blank, without their line end."""
+    """Non-blank lines, without their line ends."""
     number = 0
     with _open(path) as stream:
         while line := stream.readline(MAX_LINE_BYTES):
@@ -227,11 +227,11 @@ def _batches(path: Path) -> Iterator[Any]:
         shared = table_size.texts_in_lists(file.schema)
     with pyarrow.parquet.ParquetFile(path, read_dictionary=shared) as file:
         for group in range(file.num_row_groups):
-            # Only this number may be asked for: pyarrow ends the process over columns whose metadata is damaged.
+            # Only this number is safe to read: pyarrow aborts the process on columns with damaged metadata.
             size = _rows_at_once(file.metadata.row_group(group).total_byte_size, path.stat().st_size)
             batches = file.iter_batches(batch_size=size, row_groups=[group])
             while True:
-                with bounded_memory(FREE_TABLE_BYTES):  # what the metadata says may be a lie
+                with bounded_memory(FREE_TABLE_BYTES):  # the metadata may be wrong
                     batch = next(batches, None)
                 if batch is None:
                     break
@@ -239,10 +239,10 @@ def _batches(path: Path) -> Iterator[Any]:
 
 
 def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
-    """Rows of a group that are in memory at once: each may hold the longest text of a column's dictionary.
+    """Number of rows of a group to hold in memory at once: each may hold the longest text of a column's dictionary.
 
     A dictionary of one text of 7 MB and 1000 references to it is a file of 641 bytes. Raises UnfitFile for a group that
-    grows as no text does.
+    expands more than text can.
     """
     if unpacked_bytes > max(FREE_GROWTH_BYTES, MAX_GROWTH * packed_bytes):
         raise UnfitFile(f"it grows to more than {MAX_GROWTH} times its size")
@@ -250,7 +250,7 @@ def _rows_at_once(unpacked_bytes: int, packed_bytes: int) -> int:
 
 
 def _rows_of(batch: Any) -> Iterator[Mapping[str, object] | RowError]:  # noqa: ANN401 - pyarrow has no types
-    """The rows of a batch as Python's values, few of them at a time."""
+    """The rows of a batch as Python values, a few at a time."""
     if table_size.written_out(batch) <= MAX_LINE_BYTES:
         yield from map(without_nulls, batch.to_pylist())
     elif batch.num_rows == 1:
@@ -262,7 +262,7 @@ def _rows_of(batch: Any) -> Iterator[Mapping[str, object] | RowError]:  # noqa: 
 
 
 def without_nulls(row: Mapping[str, object]) -> dict[str, object]:
-    """A row of a table without the nulls by which Arrow fills the keys that a struct lacks; nulls of lists stay."""
+    """A row of a table without the nulls that Arrow adds for missing keys of a struct; nulls in lists are kept."""
     return {name: _pruned(value) for name, value in row.items() if value is not None}
 
 

@@ -1,4 +1,4 @@
-"""A row as it lies in a file, and its fields once parsed. Parsing is apart from reading: worker processes do it."""
+"""A row as stored in a file, and its parsed fields. Parsing is separate from reading: worker processes do it."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ from megatron_trainjob.input_file import parse_json
 
 @dataclass(frozen=True, slots=True)
 class Record:
-    """number: place of the row in its dataset, from 0. payload: JSON text, fields, or why the row cannot be read.
+    """number: position of the row in its dataset, from 0. payload: JSON text, fields, or why the row is unreadable.
 
-    answer: which of its trained answers, from 0, is the last one of this row and the only trained; None trains all.
+    answer: index of the trained answer that ends this row and is the only one trained; None trains all.
     """
 
     number: int
@@ -24,7 +24,7 @@ class Record:
 
     @property
     def location(self) -> Location:
-        """Where to find the row."""
+        """The location of the row."""
         return Location(file=self.file, line=self.line)
 
 
@@ -46,7 +46,7 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
 
 
 def _object(fields: list[tuple[str, object]]) -> dict[str, object]:
-    """An object of JSON. Raises RowError where a name stands twice, of which Python would keep only the last."""
+    """An object of JSON. Raises RowError for a duplicate key, of which Python would keep only the last."""
     found = dict(fields)
     if len(found) != len(fields):
         twins = sorted({name for name, value in fields if found[name] != value})

@@ -1,4 +1,4 @@
-"""Where the rows of a dataset come from: files, folders, tables saved by `datasets`, a hub. Reads, does not parse."""
+"""Sources of a dataset's rows: files, folders, tables saved by `datasets`, a hub. Reads without parsing."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ from megatron_trainer.data.reading.spec import DatasetSpec
 
 
 class Source(Protocol):
-    """The rows of one dataset, in an order that never changes. note: what the user should know about it."""
+    """The rows of one dataset, in a fixed order. note: a remark about it for the user."""
 
     @property
     def note(self) -> str:
-        """For example that a folder holds other splits; empty when there is nothing to say."""
+        """For example that a folder has other splits; empty if there is no remark."""
         ...
 
     def records(self) -> Iterator[Record]:
@@ -49,7 +49,7 @@ class FileSource:
                 number += 1
 
     def fingerprint(self) -> str:
-        """A digest of the files' kinds and bytes; their names and places do not matter."""
+        """A digest of the files' kinds and bytes; their names and locations do not matter."""
         digest = hashlib.sha256()
         for file in self.files:
             digest.update(f"{kind_of(file)} {file.suffix == '.gz'} ".encode())
@@ -72,13 +72,15 @@ class TableSource:
             yield Record(number, self.name, number + 1, without_nulls(row))
 
     def fingerprint(self) -> str:
-        """The fingerprint that `datasets` keeps with the table; the name, where the table is a stream."""
+        """The fingerprint that `datasets` stores with the table; for a stream, the name."""
         return str(getattr(self.table, "_fingerprint", self.name))
 
 
 @dataclass(frozen=True, kw_only=True)
 class HubAccess:
-    """How hub datasets are fetched. streams: read over the network while training, instead of downloading first."""
+    """How datasets from a hub are fetched. streams: read over the network while training, instead of downloading
+    first.
+    """
 
     token: str | None = None
     redownloads: bool = False
@@ -90,9 +92,9 @@ def open_source(
 ) -> Source:
     """The rows behind a dataset entry.
 
-    splits: which split of a folder is read: the first of these that it has.
+    splits: candidate splits of a folder: the first one present is read.
 
-    Raises ValueError, with what to do, when there is no such file, folder or hub dataset.
+    Raises ValueError, with the remedy, if there is no such file, folder or hub dataset.
     """
     if spec.path is None:
         return _from_hub(spec, access or HubAccess())

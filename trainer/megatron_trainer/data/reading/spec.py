@@ -1,4 +1,4 @@
-"""How a dataset is written in the arguments: [hf::|ms::]id_or_path[:subset1/subset2][#N]. Reads no data."""
+"""The syntax of a dataset in the arguments: [hf::|ms::]id_or_path[:subset1/subset2][#N]. Reads no data."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class DatasetSpec:
 
 
 def parse_spec(text: str) -> DatasetSpec:
-    """The parts of a dataset entry. An existing path wins over the # and : syntax.
+    """The parts of a dataset entry. An existing path takes precedence over the # and : syntax.
 
     Raises ValueError when N is not a positive number.
     """

@@ -1,6 +1,6 @@
-"""Which files of a folder belong to which split, as the `datasets` library has it. Reads no rows.
+"""Assigns the files of a folder to splits, as the `datasets` library does. Reads no rows.
 
-README.md's configurations decide, else the names of folders, else those of files; everything is training data where no
+README.md's configurations decide, else the names of folders, else those of files; everything is training data if no
 name says otherwise.
 """
 
@@ -20,12 +20,12 @@ from megatron_trainjob.args import yaml_file
 
 TRAINING = ("train",)
 VALIDATION = ("validation", "test", "train")
-"""The splits that `dataset` and `val_dataset` read of a folder: the first of them that the folder has."""
+"""The splits that `dataset` and `val_dataset` read of a folder: the first one present is used."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Chosen[Content]:
-    """One split of several. note: what the user should know about the others, empty when there are none."""
+    """One split of several. note: a remark about the others for the user, empty if there are none."""
 
     name: str
     content: Content
@@ -33,9 +33,9 @@ class Chosen[Content]:
 
 
 def choose[Content](splits: Mapping[str, Content], wanted: Sequence[str], place: str) -> Chosen[Content]:
-    """The first split of `wanted` that there is.
+    """The first split of `wanted` that is present.
 
-    Raises ValueError, with the names of the splits, when there is none.
+    Raises ValueError, with the names of the splits, if there is none.
     """
     found = next((name for name in wanted if name in splits), None)
     if found is None:
@@ -52,7 +52,7 @@ def choose[Content](splits: Mapping[str, Content], wanted: Sequence[str], place:
 def folder_splits(folder: Path, subsets: Sequence[str] = ()) -> dict[str, tuple[Path, ...]]:
     """The data files of each split of a folder, in order; splits without data files are left out.
 
-    subsets: configurations named in README.md; none takes its default one.
+    subsets: configurations named in README.md; without any, the default one.
 
     Raises ValueError when there are no data files, or no such configuration.
     """
@@ -73,7 +73,7 @@ def folder_splits(folder: Path, subsets: Sequence[str] = ()) -> dict[str, tuple[
 
 
 def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
-    """What README.md (and .huggingface.yaml) say about files, by configuration."""
+    """The file patterns in README.md (and .huggingface.yaml), by configuration."""
     readme, own = folder / "README.md", folder / ".huggingface.yaml"
     try:
         facts = DatasetCard.load(readme, ignore_metadata_errors=True).data.to_dict() if readme.is_file() else {}
@@ -112,7 +112,7 @@ def _resolved(folder: Path, entry: Mapping[str, Any]) -> dict[str, tuple[Path, .
 
 
 def _or_all(folder: Path, splits: dict[str, tuple[Path, ...]]) -> dict[str, tuple[Path, ...]]:
-    """The splits, or all data files as training data where only other files have names that look like a split's."""
+    """The splits, or all data files as training data if only other files have names like those of splits."""
     if splits:
         return splits
     files = _data_files(folder, folder.resolve().rglob("*"))

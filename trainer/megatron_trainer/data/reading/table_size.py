@@ -1,4 +1,4 @@
-"""How large rows of a parquet file are once they are values: many may share one long text, also within a single row."""
+"""The size of parquet rows as Python values: many may share one long text, even within a single row."""
 
 # ruff: noqa: ANN401 - pyarrow has no types
 from __future__ import annotations
@@ -10,13 +10,13 @@ import pyarrow.compute  # type: ignore[import-untyped]
 
 
 def texts_in_lists(schema: Any) -> list[str]:
-    """Columns of text within lists and structs; read as dictionaries they take no more memory than the file holds."""
+    """Columns of text within lists and structs; read as dictionaries they take no more memory than in the file."""
     columns = [schema.column(number) for number in range(len(schema))]
     return [each.path for each in columns if each.physical_type == "BYTE_ARRAY" and "." in each.path]
 
 
 def written_out(batch: Any) -> int:
-    """Bytes of a batch whose dictionaries are written out."""
+    """Bytes of a batch with its dictionaries expanded."""
     return sum(map(_bytes_of, batch.columns))
 
 

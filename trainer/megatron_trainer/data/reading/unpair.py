@@ -1,4 +1,4 @@
-"""A dataset whose rows of two answers are read as two rows of one: the chosen one desirable, the rejected one not."""
+"""Splits rows with two answers into two rows with one: the chosen one desirable, the rejected one not."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from megatron_trainer.data.reading.source import Source
 from megatron_trainer.data.values import RowError
 
 ROWS_AT_ONCE = 1000
-"""Rows whose rejected answers follow after all their chosen ones, so that answers to one prompt are not neighbors."""
+"""Rows per block in which rejected answers follow all chosen ones, so that answers to one prompt are not adjacent."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired:
-    """The rows of `paired`, numbered again. columns: the user's names of columns, as of Recognition."""
+    """The rows of `paired`, renumbered. columns: the user's names of columns, as in Recognition."""
 
     paired: Source
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -29,20 +29,20 @@ class Unpaired:
         return self.paired.note
 
     def records(self) -> Iterator[Record]:
-        """All rows of one answer, each with the label that it has or gets here."""
+        """All rows with one answer, each with its own label or the one assigned here."""
         parts = batched(self.paired.records(), ROWS_AT_ONCE)
         split = (record for part in parts for record in unpaired(part, self.columns))
         return (replace(record, number=number) for number, record in enumerate(split))
 
     def fingerprint(self) -> str:
-        """Of the source, and that it is read so."""
+        """Of the source, and of this way of reading it."""
         return f"{self.paired.fingerprint()} unpaired"
 
 
 def unpaired(records: Iterable[Record], columns: Mapping[str, str]) -> list[Record]:
-    """First the rows as they are, those of two answers with label true; then the latter again with label false.
+    """First all rows, those with two answers labeled true; then the latter again, labeled false.
 
-    A row with a label of its own stays one row.
+    A row that already has a label stays one row.
     """
     first, second = [], []
     for record in records:
@@ -56,7 +56,7 @@ def unpaired(records: Iterable[Record], columns: Mapping[str, str]) -> list[Reco
 
 
 def _pair(record: Record, columns: Mapping[str, str]) -> Row | None:
-    """The fields of a row of two answers without a label, None of any other and of what the encoder will refuse."""
+    """The fields of an unlabeled row with two answers; None for any other row, or one that the encoder will refuse."""
     try:
         row = parse_row(record.payload)
         known = named(row, columns)

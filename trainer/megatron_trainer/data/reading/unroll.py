@@ -1,4 +1,4 @@
-"""A dataset of which every trained answer is a row of its own: the row again for each, with the answer's number."""
+"""Repeats each row once per trained answer, with the answer's index."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_trainer.data.values import RowError
 
 @dataclass(frozen=True, kw_only=True)
 class Unrolled:
-    """The rows of `whole`, numbered again. recognition, loss_scale: as of the encoder that will read them."""
+    """The rows of `whole`, renumbered. recognition, loss_scale: those of the encoder that will read them."""
 
     whole: Source
     recognition: Recognition
@@ -26,19 +26,19 @@ class Unrolled:
         return self.whole.note
 
     def records(self) -> Iterator[Record]:
-        """Each row as often as it has trained answers."""
+        """Each row, once per trained answer."""
         repeated = (
             replace(record, answer=answer) for record in self.whole.records() for answer in range(self._count(record))
         )
         return (replace(record, number=number) for number, record in enumerate(repeated))
 
     def _count(self, record: Record) -> int:
-        """1 of a row that the encoder will refuse."""
+        """Number of trained answers; 1 for a row that the encoder will refuse."""
         try:
             return num_rows(recognize(parse_row(record.payload), self.recognition).messages, self.loss_scale)
         except RowError:
             return 1
 
     def fingerprint(self) -> str:
-        """Of the source, and that it is read so."""
+        """Of the source, and of this way of reading it."""
         return f"{self.whole.fingerprint()} split turns"

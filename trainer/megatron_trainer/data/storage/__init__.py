@@ -1,1 +1,1 @@
-"""Encoded samples on disk: tokenized once by several workers, kept by content, read lazily."""
+"""Encoded samples on disk: tokenized once by several workers, stored by content, read lazily."""

@@ -1,4 +1,4 @@
-"""Arrays of NumPy that lie in a cache: somebody else may have written, cut off or replaced the file."""
+"""NumPy arrays in a cache: another process may have written, truncated or replaced the file."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from megatron_trainjob import input_file
 
 
 def read(path: Path, dtype: type[np.generic], num_axes: int) -> NDArray[Any]:
-    """The array in a .npy file, mapped into memory. Nothing in it is run.
+    """The array in a .npy file, memory-mapped. No code in it is executed.
 
     Raises:
-        ValueError: it is no such array. OSError: it cannot be opened.
+        ValueError: not a valid array. OSError: it cannot be opened.
     """
     input_file.check(path)
     try:

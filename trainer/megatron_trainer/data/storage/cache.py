@@ -1,11 +1,11 @@
-"""Folders that are built once and found by a key, whichever process or node asks first.
+"""Folders that are built once and looked up by key, whichever process or node comes first.
 
-The builder writes a folder aside, makes it durable, and renames it, so that a folder is there completely or not at
-all. A list of its files with their lengths tells what a crash of the machine, or somebody else, has left of it since:
-such a folder is built again. A lock file says
-that somebody builds; its owner touches it while it lives, and a lock that no one touches is taken over. Should two
-build at the same time all the same (a node was cut off for a while, a file system lacks exclusive creation), both build
-the same content, and what is finished first stays: others may read it already.
+The builder writes a temporary folder, syncs it to disk, and renames it, so that a folder exists completely or not at
+all. A list of its files with their sizes detects later damage by a crash of the machine or by others: such a folder is
+rebuilt. A lock file marks a build in progress; its owner touches it while alive, and a lock that is no longer touched
+is taken over. If two processes nevertheless build at the same time (a node was cut off for a while, a file system lacks
+exclusive creation), both build the same content, and the one that finishes first is kept: others may already be reading
+it.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ LOOK_AGAIN_S = 0.1
 def built_once(
     folder: Path, build: Callable[[Path], None], *, dead_after_s: float = DEAD_AFTER_S, renew: bool = False
 ) -> Path:
-    """The folder, after `build` filled it, here or in another process.
+    """The folder, after `build` has filled it, here or in another process.
 
-    renew: build even when the folder is there; it replaces the old one.
-    dead_after_s: a builder that shows no life for so long is given up. What `build` raises is raised here.
+    renew: build even if the folder exists; the new one replaces it.
+    dead_after_s: a builder without a sign of life for this long is considered dead. Exceptions of `build` are raised
+    here.
     """
     if is_whole(folder) and not renew:
         return folder
@@ -63,7 +64,7 @@ def built_once(
 def opened[Opened](
     folder: Path, build: Callable[[Path], None], open_: Callable[[Path], Opened], *, renew: bool = False
 ) -> Opened:
-    """What `open_` makes of the folder. One that it cannot read, whole as it may look, is built again, once."""
+    """The result of `open_` for the folder. A folder that looks complete but cannot be read is rebuilt once."""
     built_once(folder, build, renew=renew)
     try:
         return open_(folder)
@@ -74,7 +75,7 @@ def opened[Opened](
 
 
 def is_whole(folder: Path) -> bool:
-    """Whether every file that was built is there in its length."""
+    """Whether every file is present with its recorded size."""
     try:
         lengths = input_file.read_json(folder / LENGTHS)
         return all((folder / name).stat().st_size == length for name, length in lengths.items())
@@ -83,7 +84,7 @@ def is_whole(folder: Path) -> bool:
 
 
 def _complete(aside: Path) -> None:
-    """Writes the list of files, and makes all of them durable."""
+    """Writes the list of files and syncs all of them to disk."""
     files = [path for path in sorted(aside.rglob("*")) if path.is_file()]
     lengths = {str(path.relative_to(aside)): path.stat().st_size for path in files}
     (aside / LENGTHS).write_text(json.dumps(lengths))
@@ -97,7 +98,7 @@ def _complete(aside: Path) -> None:
 
 @contextmanager
 def _writing(place: Path) -> Iterator[None]:
-    """A place that cannot be written does not get better by trying again."""
+    """A location that cannot be written is an error of the user; a retry does not help."""
     try:
         yield
     except FileExistsError:
@@ -115,9 +116,9 @@ def _build_aside(folder: Path, build: Callable[[Path], None], *, renew: bool) ->
             _complete(aside)
             if folder.exists() and (renew or not is_whole(folder)):
                 folder.rename(old)
-            aside.rename(folder)  # fails where the folder is there
+            aside.rename(folder)  # fails if the folder exists
     except (FileExistsError, TrainingError):
-        if not is_whole(folder):  # somebody else's is as good as ours
+        if not is_whole(folder):  # another process's folder is as good as ours
             raise
     finally:
         for leftover in (aside, old):
@@ -156,7 +157,7 @@ def _alive(lock: Path) -> Iterator[None]:
 
 
 class _Watch:
-    """Removes another's lock once it has not been touched for too long, by this machine's own clock."""
+    """Removes another process's lock once it has not been touched for too long, by this machine's own clock."""
 
     def __init__(self, lock: Path, dead_after_s: float) -> None:
         self._lock = lock

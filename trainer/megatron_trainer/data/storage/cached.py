@@ -1,4 +1,4 @@
-"""Folders of tokenized data that users make and name in cached_dataset: train/ and, where there is one, val/.
+"""Folders of tokenized data that users create and pass in cached_dataset: train/ and optionally val/.
 
 Written as stores; read as stores, or as the datasets of input_ids and labels that ms-swift saves.
 """
@@ -25,15 +25,15 @@ from megatron_trainjob import input_file, weight_files
 
 ROWS_PER_CHUNK = 1000
 STATE = "state.json"
-"""Of a dataset that `save_to_disk` wrote: the names of its files."""
+"""Names of the files of a dataset written by `save_to_disk`."""
 PART_FILES = ("store.json", "dataset_info.json")
-"""Of the two forms of tokenized data, the file that tells it."""
+"""The files that identify the two formats of tokenized data."""
 
 
 def open_cached(folder: Path, cache: Path) -> tuple[Store, Store | None]:
-    """The training and the validation part of a folder; `cache` takes what has to be converted.
+    """The training and the validation part of a folder; converted data is written to `cache`.
 
-    Raises ValueError when the folder holds no tokenized data of a known form.
+    Raises ValueError if the folder has no tokenized data in a known format.
     """
     if not (folder / "train").exists() and any((folder / name).exists() for name in PART_FILES):
         return _open_part(folder, cache), None
@@ -44,13 +44,13 @@ def open_cached(folder: Path, cache: Path) -> tuple[Store, Store | None]:
 def open_validation(folder: Path, cache: Path) -> Store:
     """The validation data in a folder, or in val below it.
 
-    Raises ValueError when the folder holds no tokenized data of a known form.
+    Raises ValueError if the folder has no tokenized data in a known format.
     """
     return _open_part(folder / "val" if (folder / "val").exists() else folder, cache)
 
 
 def write_store(items: Items, directory: Path) -> None:
-    """Write the items in their order as a new store, with the account of the stores they come from."""
+    """Write the items in order as a new store, with the row counts of their source stores."""
     stores = [store for store in items.stores if isinstance(store, Store)]
     is_weighted = any(store.facts.weight_type == "float32" for store in stores)
 
@@ -86,14 +86,14 @@ def _open_part(folder: Path, cache: Path) -> Store:
 
 
 def _table(folder: Path) -> datasets.Dataset:
-    """The dataset that `save_to_disk` wrote. Raises ValueError for one that cannot be read, or lies elsewhere."""
+    """The dataset written by `save_to_disk`. Raises ValueError if it cannot be read or is stored elsewhere."""
     try:
         for entry in input_file.read_json(folder / STATE)["_data_files"]:
             if not weight_files.is_inside(entry["filename"]):
                 raise ValueError(f"{STATE} names {entry['filename']!r}, which is no file of this folder")
             input_file.check(folder / entry["filename"])
         return datasets.load_from_disk(str(folder))
-    except Exception as err:  # a damaged folder makes the library raise anything
+    except Exception as err:  # a damaged folder makes the library raise any exception
         raise ValueError(f"{folder} cannot be read: {err}; save it again") from err
 
 

@@ -1,4 +1,4 @@
-"""Encoded rows as flat arrays: how worker processes send them and how the store appends them."""
+"""Encoded rows as flat arrays: the form in which worker processes send them and the store appends them."""
 
 from __future__ import annotations
 
@@ -15,12 +15,13 @@ from megatron_trainer.data.values import Rejection
 
 @dataclass(frozen=True, kw_only=True)
 class Chunk:
-    """Rows that follow each other in a dataset.
+    """Consecutive rows of a dataset.
 
     input_ids: int32, all sequences end to end. weights: the loss weight of each of these tokens, uint8 when every
-    weight is 0 or 1, else float32. lengths: int32, tokens of each sequence. numbers: int64, place of each kept row
+    weight is 0 or 1, else float32. lengths: int32, tokens of each sequence. numbers: int64, position of each kept row
     in its dataset. channels: of each kept row. num_rows: rows read, rejected ones included.
-    notes: what the user should know about kept rows, and of how many. targets: float32 [kept rows, size of a target].
+    notes: remarks about kept rows for the user, with the number of rows. targets: float32 [kept rows, size of a
+    target].
     """
 
     input_ids: NDArray[np.int32]

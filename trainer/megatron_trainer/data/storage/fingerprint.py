@@ -1,4 +1,4 @@
-"""Keys of cached data: equal inputs give equal keys, on every machine. Digests of files are remembered."""
+"""Keys of cached data: equal inputs give equal keys, on every machine. Digests of files are cached."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ from megatron_trainjob import input_file
 
 DIGEST_CHARACTERS = 64
 SETTLED_NS = 2_000_000_000
-"""A file changed this shortly before its digest was taken may change again without a new time stamp."""
+"""A file modified this shortly before its digest was taken may change again without a new timestamp."""
 
 
 def text_key(text: str) -> str:
-    """A key that stands for a text."""
+    """A key for a text."""
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
 def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
-    """The key of the tokenized rows of one dataset. choice: which of its rows were chosen, empty for all."""
+    """The key of the tokenized rows of one dataset. choice: which of its rows were selected, empty for all."""
     parts = {
         "version": VERSION,
         "source": source_digest,
@@ -44,7 +44,7 @@ def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choic
 
 
 def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
-    """A digest of everything that decides which ids a text becomes."""
+    """A digest of everything that determines the ids of a text."""
     if tokenizer.is_fast:
         content = tokenizer.backend_tokenizer.to_str()
     else:
@@ -56,8 +56,9 @@ def tokenizer_digest(tokenizer: PreTrainedTokenizerBase) -> str:
 
 
 def source_digest(source: Source, memory: Path) -> str:
-    """The source's fingerprint; digests of files are remembered in the folder `memory`, so that a big file that did
-    not change is not read again."""
+    """The source's fingerprint; digests of files are cached in the folder `memory`, so that a large unchanged file is
+    not read again.
+    """
     if isinstance(source, Unpaired):
         return f"{source_digest(source.paired, memory)} unpaired"
     if isinstance(source, Unrolled):
@@ -69,7 +70,7 @@ def source_digest(source: Source, memory: Path) -> str:
 
 
 def file_identities(source: Source) -> list[object]:
-    """What tells files apart without reading them: name, size and time of change."""
+    """Identifies files without reading them: name, size and time of modification."""
     if isinstance(source, Unpaired):
         return [*file_identities(source.paired), "unpaired"]
     if isinstance(source, Unrolled):
@@ -85,7 +86,7 @@ def _identity(file: Path) -> list[object]:
 
 
 def files_digest(files: Sequence[Path], memory: Path) -> str:
-    """A digest of the names and bytes of files of any kind, remembered as those of data files are."""
+    """A digest of the names and bytes of files of any kind, cached like those of data files."""
     parts = [f"{file.name} {_remembered(file, memory, _bytes_digest)}" for file in files]
     return text_key("\n".join(parts))
 
@@ -101,7 +102,7 @@ def _bytes_digest(file: Path) -> str:
 
 def _remembered(file: Path, memory: Path, digest_of: Callable[[Path], str]) -> str:
     status = file.stat()
-    # Whoever edits a file in place can set its st_mtime back, and some tools do; st_ctime is the kernel's own.
+    # Some tools that edit a file in place reset its st_mtime; st_ctime is set by the kernel only.
     identity = [*_identity(file), status.st_ctime_ns, status.st_ino, digest_of.__name__]
     note = memory / f"{text_key(json.dumps(identity))}.txt"
     try:
@@ -112,7 +113,7 @@ def _remembered(file: Path, memory: Path, digest_of: Callable[[Path], str]) -> s
     except (OSError, ValueError):
         pass
     digest = digest_of(file)
-    with contextlib.suppress(OSError):  # a volume that is read-only: the file is read again the next time
+    with contextlib.suppress(OSError):  # a read-only volume: the file is read again next time
         memory.mkdir(parents=True, exist_ok=True)
         aside = note.with_name(f"{note.name}.{uuid.uuid4().hex}.part")
         aside.write_text(digest)

@@ -1,6 +1,6 @@
-"""Items that are tokenized when they are asked for: starts at once and needs no disk for tokens, for lazy_tokenize.
+"""Items that are tokenized on access: training starts at once and tokens need no disk space, for lazy_tokenize.
 
-A row that cannot be used shows only then; the next usable row takes its place, so that every rank reads as many.
+An unusable row is found only then; the next usable row replaces it, so that every rank reads equally many.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 
 MOST_TRIES = 11
 _ALL = -1
-"""Stands for every answer of a row."""
+"""Means all answers of a row."""
 
 
 def write_rows(records: Iterable[Record], directory: Path) -> None:
@@ -48,7 +48,7 @@ def write_rows(records: Iterable[Record], directory: Path) -> None:
 
 
 def _content(record: Record) -> bytes:
-    """JSON text; a row that could not be read becomes text that cannot be parsed, so that it is rejected later."""
+    """JSON text; an unreadable row becomes text that cannot be parsed, so that it is rejected later."""
     match record.payload:
         case bytes():
             return record.payload
@@ -59,10 +59,10 @@ def _content(record: Record) -> bytes:
 
 
 class LazyStore:
-    """Rows that were written by `write_rows`, tokenized at each access. To items what store.Store is.
+    """Rows written by `write_rows`, tokenized at each access. Same interface for items as store.Store.
 
     Raises:
-        ValueError: the files do not fit each other. OSError: one cannot be opened.
+        ValueError: the files are inconsistent. OSError: one cannot be opened.
     """
 
     def __init__(self, directory: Path, encoder: Encoder, *, is_strict: bool = False) -> None:
@@ -102,9 +102,9 @@ class LazyStore:
         return len(self._places)
 
     def __getitem__(self, row: int) -> Sample | Pair:
-        """The row as a sample or pair, or the next one that can be used.
+        """The row as a sample or pair, or the next usable one.
 
-        Raises InvalidInput when the row is bad and the store strict, TrainingError when too many rows are bad.
+        Raises InvalidInput if the row is bad and the store strict, TrainingError if too many rows are bad.
         """
         for place in range(row, row + MOST_TRIES):
             [result] = self._encoder.encode([self._record(place % len(self))])
@@ -124,7 +124,7 @@ class LazyStore:
 
     @property
     def numbers(self) -> NDArray[np.int64]:
-        """Place of each row in its dataset."""
+        """Position of each row in its dataset."""
         return np.arange(len(self))
 
     def _record(self, number: int) -> Record:

@@ -1,8 +1,8 @@
-"""Tokenized rows on disk: written once, row by row, and then read in place (memory-mapped), without loading them.
+"""Tokenized rows on disk: written once, row by row, and then memory-mapped.
 
-A store is a folder: input_ids.bin and weights.bin hold all sequences end to end, offsets.npy says where each starts,
-numbers.npy and channels.npy belong to the rows, as do the targets in targets.npy where rows have any; store.json holds
-the counts and why rows were rejected.
+A store is a folder: input_ids.bin and weights.bin hold all sequences end to end, offsets.npy has the start of each,
+numbers.npy and channels.npy are per row, as are the targets in targets.npy if rows have any; store.json holds counts
+and the reasons of rejections.
 """
 
 from __future__ import annotations
@@ -37,7 +37,8 @@ class Dropped:
 
 @dataclass(frozen=True, kw_only=True)
 class StoreFacts:
-    """What store.json says. sequences_per_row: 1, or 2 for chosen and rejected. notes: about kept rows, of how many.
+    """The content of store.json. sequences_per_row: 1, or 2 for chosen and rejected. notes: remarks about kept rows,
+    with the number of rows.
 
     is_grouped: each sequence is a group of them (values.Sample).
     """
@@ -95,11 +96,11 @@ class StoreWriter:
         self._num_truncated += chunk.num_truncated
 
     def account(self, *, num_rows: int, num_truncated: int, dropped: dict[str, Dropped]) -> None:
-        """Replace the account of what was appended, for rows that were counted elsewhere."""
+        """Replace the row counts, for rows that were counted elsewhere."""
         self._num_rows, self._num_truncated, self._dropped = num_rows, num_truncated, dict(dropped)
 
     def close(self) -> None:
-        """Write what is left: offsets, numbers, channels and the facts."""
+        """Write the rest: offsets, numbers, channels and the facts."""
         self._input_ids.close()
         self._weights.close()
         lengths = np.concatenate([np.zeros(1, np.int32), *self._lengths])
@@ -121,7 +122,7 @@ class StoreWriter:
         (self._directory / "store.json").write_text(json.dumps({"version": VERSION, **asdict(facts)}))
 
     def _widen(self) -> None:
-        """Weights other than 0 and 1 have come: write those so far in the wider type."""
+        """Weights other than 0 and 1 have occurred: rewrite the previous ones in the wider type."""
         path = self._directory / "weights.bin"
         self._weights.close()
         aside = path.with_name("weights.part")
@@ -138,7 +139,7 @@ class Store:
     """The rows of a finished store.
 
     Raises:
-        ValueError: its files are no store, or do not fit each other. OSError: one cannot be opened.
+        ValueError: its files are not a store, or are inconsistent. OSError: one cannot be opened.
     """
 
     def __init__(self, directory: Path) -> None:
@@ -156,7 +157,7 @@ class Store:
         self._check()
 
     def _check(self) -> None:
-        """What is read by these numbers later would silently be other rows, or none."""
+        """Checks that the files are consistent: otherwise later reads would silently return other rows, or none."""
         rows, tokens = len(self.numbers), len(self._input_ids)
         channels = self._channels
         fits = {
@@ -172,13 +173,13 @@ class Store:
             raise ValueError(f"{self.directory}: {', '.join(wrong)} does not fit the other files")
 
     def __reduce__(self) -> tuple[type[Store], tuple[Path]]:
-        return Store, (self.directory,)  # another process maps the files itself instead of getting a copy
+        return Store, (self.directory,)  # another process maps the files itself instead of receiving a copy
 
     def __len__(self) -> int:
         return len(self.numbers)
 
     def __getitem__(self, row: int) -> Sample | Pair:
-        """The row as a sample, or as a pair where the store holds chosen and rejected sequences."""
+        """The row as a sample, or as a pair if the store has chosen and rejected sequences."""
         channel, target = self._channel(row), self._target(row)
         if self.facts.sequences_per_row == 1:
             return replace(self._sample(row, channel), target=target)
@@ -196,7 +197,7 @@ class Store:
         return np.diff(self.offsets).reshape(-1, self.facts.sequences_per_row)
 
     def padded_lengths(self, multiple: int) -> NDArray[np.int64]:
-        """Tokens of each row when each sequence is padded to the multiple; of a group as many as there may be."""
+        """Tokens of each row with each sequence padded to the multiple; an upper bound for groups."""
         if self.facts.is_grouped and multiple > 1 and len(self):
             members = np.add.reduceat((self._weights > 0).astype(np.int64), self.offsets[:-1])
             padded: NDArray[np.int64] = self.lengths[:, 0] + members * (multiple - 1)
@@ -206,7 +207,7 @@ class Store:
 
     @cached_property
     def num_trained_tokens(self) -> int:
-        """Tokens that carry loss."""
+        """Number of tokens with loss."""
         return int(np.count_nonzero(self._weights))
 
     def has_targets(self) -> bool:

@@ -1,4 +1,4 @@
-"""All rows of a source through the encoder into a store, in this process or in several, in order."""
+"""Encodes all rows of a source into a store, in order, in this process or in several."""
 
 from __future__ import annotations
 
@@ -34,8 +34,8 @@ def tokenize(
 
     progress: called with the number of rows done so far.
 
-    Raises InvalidInput at the first bad row when `is_strict`. A row that is only too long is never bad: it is dropped
-    because truncation_strategy says so.
+    Raises InvalidInput at the first bad row if `is_strict`. A row that is only too long is never bad: it is dropped
+    according to truncation_strategy.
     """
     is_weighted = encoder.is_weighted
     writer = StoreWriter(
@@ -56,7 +56,7 @@ def tokenize(
 
 
 def refuse_first_bad(rejections: Iterable[Rejection]) -> None:
-    """Raises InvalidInput with file, line and reason of the first row that is really bad, if there is one."""
+    """Raises InvalidInput with file, line and reason of the first bad row, if there is one."""
     for rejection in rejections:
         if rejection.reason != TOO_LONG:
             message = f"{rejection.reason}; correct or remove the row, or set strict: false to drop such rows"

@@ -1,4 +1,4 @@
-"""Processes that encode chunks of records: a small pool, and what runs in each of them.
+"""Processes that encode chunks of records: a small pool, and the program of each worker.
 
 Not `multiprocessing`: its fresh processes first import the parent's main module, which here means torch and
 Megatron, and its forked ones break CUDA. These import the tokenizer and nothing else.
@@ -31,7 +31,7 @@ _START = (
 def encode_in_processes(
     parts: Iterable[tuple[Record, ...]], encoder: Encoder, *, num_processes: int
 ) -> Iterator[Chunk]:
-    """The chunk of each part, in order; at most a few parts for each process are in memory.
+    """The chunk of each part, in order; at most a few parts per process are in memory.
 
     Raises RuntimeError when a process dies.
     """
@@ -62,7 +62,7 @@ def encode_in_processes(
 
 
 class _Worker:
-    """One process, seen from the parent: a request goes to its standard input, the answer comes back."""
+    """One process, seen from the parent: requests go to its standard input, answers come from its standard output."""
 
     def __init__(self, encoder: Encoder) -> None:
         command = [sys.executable, "-c", _START, json.dumps(sys.path)]
@@ -100,7 +100,7 @@ class _Worker:
 def serve() -> None:
     """Answers requests until the parent is gone. Runs in the worker process."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints must not get between the answers
+    os.dup2(2, 1)  # output of libraries must not be mixed with the answers
     requests = sys.stdin.buffer
     encoder = _receive(requests)
     while part := _receive(requests):

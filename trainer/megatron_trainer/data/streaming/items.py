@@ -1,14 +1,14 @@
-"""Items of data that is too large to prepare: read, tokenized and packed while training runs, in bounded memory.
+"""Items of data that is too large to prepare: read, tokenized and packed during training, in bounded memory.
 
-Rows are dealt in turn to lanes, as many as the run had data-parallel ranks when it started, and each lane goes through
-its rows in windows, on its own:
+Rows are assigned in turn to lanes, as many as the run had data-parallel ranks when it started, and each lane processes
+its rows in windows, independently:
     rows 0 1 2 3 4 5 6 7 8 ...   2 lanes, windows of 2 rows a lane
     lane 0: window 0 = rows 0 2, window 1 = rows 4 6      lane 1: window 0 = rows 1 3, window 1 = rows 5 7
 A window is shuffled, encoded and packed. Item n of the run is item n // lanes of lane n % lanes, and rank r of d ranks
-reads the items r, r + d, r + 2d ...: its own lane, or, in a run that goes on with another number of ranks, several or
-parts of some. What a lane gives follows from the number of items it has given before, so a run resumes exactly from its
-count of consumed samples; a journal spares it from tokenizing all that again. Every rank reads all files but tokenizes
-only the rows of its lanes; no rank waits for another.
+reads the items r, r + d, r + 2d ...: its own lane, or, in a run that resumes with another number of ranks, several
+lanes or parts of some. The next items of a lane depend only on the number of items it has yielded before, so a run
+resumes exactly from its count of consumed samples; a journal avoids tokenizing all of them again. Every rank reads all
+files but tokenizes only the rows of its lanes; no rank waits for another.
 """
 
 from __future__ import annotations
@@ -41,10 +41,10 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Stream:
-    """What is streamed and how it is treated. Has no length.
+    """The streamed data and its settings. Has no length.
 
     window_rows: rows of one lane that are shuffled and packed together. packing_length: tokens of a packed row, None
-    does not pack. sample_multiple: each sequence counts as this multiple when packing. notes: folder of the journal.
+    disables packing. sample_multiple: each sequence counts as this multiple when packing. notes: folder of the journal.
     """
 
     mixture: Mixture
@@ -60,10 +60,10 @@ class Stream:
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSampler:
-    """The place of a rank in a stream; to a stream what sample.Sampler is to a dataset.
+    """The position of a rank in a stream; the counterpart of sample.Sampler for datasets.
 
     consumed_samples: items that all ranks together read since the start of the run.
-    history: the segments of the run so far; its first layout has decided the number of lanes.
+    history: the segments of the run so far; its first layout determines the number of lanes.
     num_epochs: passes after which this rank's items end (not at the same item on all ranks); None never ends.
     """
 
@@ -81,7 +81,7 @@ class StreamSampler:
 
 
 def micro_batches_of(stream: Stream, sampler: StreamSampler) -> Iterator[list[Item]]:
-    """The items of one micro-batch of this rank after the other; the last ones that fill none are dropped.
+    """Yields the items of each micro-batch of this rank; an incomplete last one is dropped.
 
     Raises InvalidInput at a bad row when the stream is strict, TrainingError when a whole pass has no usable row.
     """
@@ -90,10 +90,10 @@ def micro_batches_of(stream: Stream, sampler: StreamSampler) -> Iterator[list[It
 
 
 def _items(stream: Stream, sampler: StreamSampler) -> Iterator[Item]:
-    """The items of this rank, from its lanes in turn; they end where one of the lanes ends."""
+    """The items of this rank, from its lanes in turn; they end when one of the lanes ends."""
     lanes, ranks = sampler.num_lanes, sampler.data_parallel_size
     first = sampler.consumed_samples + sampler.data_parallel_rank
-    step = ranks // math.gcd(lanes, ranks)  # items of a lane from one that this rank reads to the next
+    step = ranks // math.gcd(lanes, ranks)  # distance between the items of a lane that this rank reads
     readers = [
         islice(_Lane(stream, number % lanes, lanes, sampler.num_epochs).items(number // lanes), 0, None, step)
         for number in range(first, first + math.lcm(lanes, ranks), ranks)
@@ -121,7 +121,7 @@ def _lengths(encoded: Encoded, item: Sample | Pair) -> list[int]:
 
 
 class _Lane:
-    """One lane's way through a stream."""
+    """The iteration of one lane over a stream."""
 
     def __init__(self, stream: Stream, lane: int, lanes: int, num_epochs: int | None) -> None:
         self._stream = stream
@@ -140,7 +140,7 @@ class _Lane:
             skipped = max(0, skipped - len(window))
 
     def _windows(self, note: Note) -> Iterator[list[Item]]:
-        """The items of each window, from the one that the note lies before."""
+        """The items of each window, starting with the one after the note."""
         while self._num_epochs is None or note.epoch < self._num_epochs:
             at_start = note
             rows = self._my_rows(note.epoch)
@@ -166,7 +166,7 @@ class _Lane:
         return ((number, record) for number, record in numbered if number % self._lanes == self._lane)
 
     def _pass_over(self, rows: Iterator[_Row], note: Note) -> dict[int, Record]:
-        """Go to the note's window; the rows on the way that wait to be packed."""
+        """Skip to the note's window; returns the skipped rows that wait to be packed."""
         wanted = {number for number, _ in note.waiting}
         passed = islice(rows, note.window * self._stream.window_rows)
         return {number: record for number, record in passed if number in wanted}
@@ -229,7 +229,7 @@ _Row = tuple[int, Record]
 
 
 def _with_last[Element](elements: Iterator[Element]) -> Iterator[tuple[Element, bool]]:
-    """Each element, and whether it is the last."""
+    """Yields each element and whether it is the last."""
     ahead = next(elements, None)
     while ahead is not None:
         current, ahead = ahead, next(elements, None)

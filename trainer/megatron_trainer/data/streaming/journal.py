@@ -1,4 +1,4 @@
-"""Where a stream stood after which items: notes on disk that make resuming fast. Without them resuming is only slow."""
+"""Records the position of a stream after some items: notes on disk that make resuming fast."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Note:
-    """Before window `window` of epoch `epoch`, the lane had given `items` items; these rows wait to be packed.
+    """Before window `window` of epoch `epoch`, the lane had yielded `items` items; these rows wait to be packed.
 
     waiting: (row number in the epoch, windows it has waited) of each row, in the order they wait in.
     """
@@ -41,7 +41,7 @@ def add(path: Path, note: Note) -> None:
 
 
 def latest(path: Path, items: int) -> Note:
-    """The last note that lies at or before the given number of items; the start when there is none."""
+    """The last note at or before the given number of items; the start if there is none."""
     best = START
     try:
         lines = input_file.read_bytes(path, most_bytes=input_file.MAX_TABLE_BYTES).splitlines()
@@ -62,7 +62,7 @@ def _order(note: Note) -> tuple[int, int]:
 
 
 def _parse(line: bytes) -> Note | None:
-    """None for a line that was cut off, or is none of these notes."""
+    """None for a truncated or invalid line."""
     try:
         fields = input_file.parse_json(line)
         waiting = tuple((int(row), int(rounds)) for row, rounds in fields.pop("waiting"))

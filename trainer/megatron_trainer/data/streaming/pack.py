@@ -1,4 +1,4 @@
-"""Packing without knowing what comes: windows of items are packed, and rows with room left wait for the next window."""
+"""Online packing: windows of items are packed, and rows with room left wait for the next window."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MOST_ROUNDS = 3
 
 @dataclass(frozen=True, kw_only=True)
 class Waiting[Entry]:
-    """An item that waits for a better row. rounds: windows it has waited already."""
+    """An item that waits for a better row. rounds: number of windows it has waited."""
 
     item: Entry
     length: int
@@ -27,7 +27,7 @@ def pack_window[Entry](
     """Rows of the entries' items, and the entries that wait for the next window (none when this is the last one).
 
     A row waits when it is not full, at most a quarter of the rows, the emptiest first; no item waits more than
-    MOST_ROUNDS times, so memory stays bounded by a window and nothing is left behind.
+    MOST_ROUNDS times, so memory stays bounded by a window and no item is left over.
     """
     rows = best_fit([entry.length for entry in entries], row_length)
     for row in rows:

@@ -15,7 +15,7 @@ from megatron_trainer.data.reading.source import Source
 
 @dataclass(frozen=True, kw_only=True)
 class StreamSource:
-    """One dataset of a stream; num_rows: only so many from its start, None for all."""
+    """One dataset of a stream; num_rows: only this many from its start, None for all."""
 
     source: Source
     num_rows: int | None = None
@@ -27,7 +27,7 @@ class StreamSource:
 
 @dataclass(frozen=True, kw_only=True)
 class Mixture:
-    """How datasets become one stream. probabilities: None reads one dataset after the other."""
+    """How datasets are combined into one stream. probabilities: None concatenates them."""
 
     sources: tuple[StreamSource, ...]
     probabilities: tuple[float, ...] | None = None
@@ -35,13 +35,13 @@ class Mixture:
     seed: int = 42
 
     def epoch(self, number: int) -> Iterator[Record]:
-        """All rows of one epoch. Its mixture is drawn again for each epoch, from seed and number alone."""
+        """All rows of one epoch. Its mixture is sampled for each epoch from seed and number only."""
         if self.probabilities is None:
             return (record for source in self.sources for record in source.records())
         return self._interleaved(np.random.default_rng([self.seed, 2, number]))
 
     def _interleaved(self, generator: np.random.Generator) -> Iterator[Record]:
-        """As interleave.interleave, without knowing the sizes: a dataset is over when its next row is missing."""
+        """As interleave.interleave, without knowing the sizes: a dataset is exhausted when it has no next row."""
         readers = [_Repeating(source) for source in self.sources]
         shares = np.asarray(self.probabilities, dtype=np.float64)
         while True:
@@ -59,7 +59,7 @@ class Mixture:
 
 
 class _Repeating:
-    """Reads a dataset from its start again and again, one row ahead, so that it knows when the last row was given."""
+    """Reads a dataset cyclically, one row ahead, so that it detects the last row."""
 
     def __init__(self, source: StreamSource) -> None:
         self._source = source

@@ -1,1 +1,1 @@
-"""Replacements of single symbols of megatron-core, one subject a file; each is listed in register.py."""
+"""Replacements of single symbols of megatron-core, one subject per file; each is listed in register.py."""

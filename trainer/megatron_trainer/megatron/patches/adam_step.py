@@ -1,4 +1,4 @@
-"""Gives optimizers the state of their first step before it, and corrects how megatron-core 0.19's distributed
+"""Creates the optimizer state of the first step in advance, and corrects how megatron-core 0.19's distributed
 optimizer restores torch's Adam, which it uses without TE and Apex.
 
 Three faults in loading: states that Adam creates at its first step are missing; the state "step" is
@@ -18,7 +18,7 @@ _GRADIENT = "decoupled_grad"
 
 
 def install() -> None:
-    """Wraps three methods of DistributedOptimizer. With TE or Apex the step is no tensor and nothing is to be
+    """Wraps three methods of DistributedOptimizer. With TE or Apex the step is not a tensor and nothing needs to be
     done.
     """
     from megatron.core.optimizer import distrib_optimizer
@@ -56,7 +56,7 @@ def install() -> None:
 
 
 def create_state(optimizer: Any) -> None:
-    """Gives each parameter of one of Megatron's optimizers the state that its first step would create."""
+    """Creates for each parameter of a Megatron optimizer the state that its first step would create."""
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
         create_adam_state(inner)
@@ -73,8 +73,8 @@ def create_state(optimizer: Any) -> None:
 
 
 def _create_offloaded_state(hybrid: Any) -> None:
-    """The offloading optimizer creates its state in a step only: one of rate 0 on gradients of 0, which changes no
-    weight and is not counted. (Its own `dummy_step` is one on random gradients.)
+    """The offloading optimizer creates its state only in a step: here one with learning rate 0 and zero gradients,
+    which changes no weight and is not counted. (Its own `dummy_step` uses random gradients.)
     """
     parameters, rates = _parameters(hybrid), [group["lr"] for group in hybrid.param_groups]
     kept = [vars(parameter).get(_GRADIENT) for parameter in parameters]
@@ -102,11 +102,11 @@ def _parameters(optimizer: torch.optim.Optimizer) -> list[torch.Tensor]:
 
 
 def create_adam_state(optimizer: torch.optim.Optimizer) -> None:
-    """Gives each parameter the state that Adam's first step would create, so that there is something to
-    load into.
+    """Creates for each parameter the state that Adam's first step would create, so that a checkpoint can be loaded into
+    it.
 
     Also needed before `sharded_state_dict(is_loading=True)`, which asserts on an optimizer without state.
-    Other optimizers than Adam are left alone.
+    Optimizers other than Adam are left unchanged.
     """
     if not isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW):
         return

@@ -1,7 +1,7 @@
-"""Lion as it is known: for every parameter, with betas of its own.
+"""Lion as published: for every parameter, with its own betas.
 
-megatron-core's registry of optimizers takes Lion as any other of emerging-optimizers: for matrices alone, beside Adam
-for the rest, and with Adam's betas.
+megatron-core's optimizer registry treats Lion like the other emerging-optimizers: for matrices only, with Adam for the
+rest, and with Adam's betas.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 
 def install() -> None:
-    """Enters Lion anew."""
+    """Registers Lion again with these settings."""
     from emerging_optimizers.scalar_optimizers import Lion
     from megatron.core.optimizer import emerging_optimizers as registry
 

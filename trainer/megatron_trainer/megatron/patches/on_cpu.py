@@ -1,6 +1,6 @@
 """Corrections of megatron-core 0.19 for a machine without a GPU. Importing this imports megatron-core.
 
-Each function replaces one thing and says why. Where the optimizer is concerned, see adam_step.
+Each function replaces one thing and gives the reason. For the optimizer, see adam_step.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
@@ -21,7 +21,7 @@ def install() -> None:
 
 
 def _use_torch_generator() -> None:
-    """Named random states fork torch's own generator: on the processor dropout draws from nothing else.
+    """Named random states fork torch's own generator: on a CPU, dropout uses no other generator.
 
     megatron-core's two functions reach into the CUDA generators, which do not exist here.
     """
@@ -47,7 +47,7 @@ def _count_tokens_on_host() -> None:
 
 
 class _NoFp8:
-    """What recomputation asks TransformerEngine about FP8."""
+    """The FP8 state that recomputation requests from TransformerEngine."""
 
     @staticmethod
     def is_fp8_enabled() -> bool:
@@ -55,7 +55,7 @@ class _NoFp8:
 
 
 def _recompute_without_fp8() -> None:
-    """Recomputing single modules (layernorm) asks for the state of FP8, under names that only exist with TE."""
+    """Recomputing single modules (layernorm) reads the FP8 state, under names that exist only with TE."""
     from megatron.core.tensor_parallel import random
 
     random.FP8GlobalStateManager = _NoFp8
@@ -64,10 +64,10 @@ def _recompute_without_fp8() -> None:
 
 
 def _restore_outputs_by_copy() -> None:
-    """A recomputed output is copied back into the memory that was given up for it.
+    """Copies a recomputed output back into the storage that was released for it.
 
-    megatron-core lets the two tensors share memory through a C++ extension that it compiles in the first backward
-    pass: half a minute, and a compiler. Either way works below autograd, which has to see an unchanged tensor.
+    megatron-core makes the two tensors share memory through a C++ extension, compiled in the first backward pass: that
+    takes half a minute and a compiler. Both ways bypass autograd, which must see an unchanged tensor.
     """
     from megatron.core.tensor_parallel import random
 

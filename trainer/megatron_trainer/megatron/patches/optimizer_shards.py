@@ -1,9 +1,9 @@
-"""How the distributed optimizer's state lies in a checkpoint: every rank's own part, in pieces that any layout reads.
+"""The distributed optimizer's state in a checkpoint: every rank's own part, in pieces that any layout can read.
 
 A data-parallel rank holds a run of consecutive elements of a parameter. To save it for other layouts too, megatron-core
 0.19 first gathers the whole state in the host memory of every rank, in several copies. Here a run is cut into boxes,
 slices of the whole tensor that torch's checkpoints join again as the reader needs them. The names are those of the
-gathered form, so that each reads what the other wrote.
+gathered form, so that each form can read the other.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are
@@ -23,7 +23,7 @@ from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_f
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
-    """A slice of a tensor: where it begins and how far it goes in every dimension."""
+    """A slice of a tensor: its offset and length in every dimension."""
 
     offset: tuple[int, ...]
     shape: tuple[int, ...]
@@ -47,7 +47,7 @@ def boxes(shape: Sequence[int], start: int, stop: int) -> list[Box]:
 
 
 def install() -> None:
-    """Puts saving and loading in pieces in the place of Megatron's gathered form."""
+    """Replaces Megatron's gathered form by saving and loading in pieces."""
     from megatron.core.optimizer.distrib_optimizer import DistributedOptimizer
 
     DistributedOptimizer.sharded_param_state_fully_reshardable = _sharded_state
@@ -57,9 +57,9 @@ def install() -> None:
 def _sharded_state(
     optimizer: Any, model_state: Mapping[str, Any], *_: object
 ) -> dict[int, dict[str, dict[int, ShardedTensor]]]:
-    """Of each parameter that this rank holds a part of: main parameter and moments, each in its pieces.
+    """Main parameter and moments of each parameter that this rank holds a part of, each in pieces.
 
-    The pieces are views of the optimizer's own tensors, for a load too.
+    The pieces are views of the optimizer's own tensors, also when loading.
     """
     found, _ = extract_sharded_tensors_and_factories(model_state)
     shardings = {sharding.data: sharding for sharding in nested_values(found)}
@@ -78,20 +78,20 @@ def _sharded_state(
 
 @torch.no_grad()
 def _load_state(optimizer: Any, state: Mapping[int, Mapping[str, Mapping[int, torch.Tensor]]]) -> None:
-    """Gives the optimizer what was loaded into the pieces that `_sharded_state` asked for."""
+    """Passes the optimizer what was loaded into the pieces of `_sharded_state`."""
     for index, (parameter, _) in enumerate(_held(optimizer)):
         tensors = {
             name: torch.cat([pieces[number].reshape(-1) for number in sorted(pieces)])
             for name, pieces in state[index].items()
         }
         optimizer._set_main_param_and_optimizer_states(parameter, tensors)
-    # The offloading optimizer hands what it was given to its parts on card and host.
+    # The offloading optimizer passes the state on to its parts on GPU and host.
     if hasattr(optimizer.optimizer, "_sync_hdo_state_to_sub_optimizers"):
         optimizer.optimizer._sync_hdo_state_to_sub_optimizers()
 
 
 def _held(optimizer: Any) -> Iterator[tuple[torch.nn.Parameter, Any]]:
-    """The parameters of which this rank holds a part, and which part of their elements."""
+    """The parameters of which this rank holds a part, with the range of elements."""
     buckets = chain.from_iterable(chain.from_iterable(ranges.values() for ranges in optimizer.gbuf_ranges))
     for bucket in buckets:
         for parameter, ranges in bucket["param_map"].items():
@@ -99,7 +99,7 @@ def _held(optimizer: Any) -> Iterator[tuple[torch.nn.Parameter, Any]]:
 
 
 def _wholes(sharding: ShardedTensor | ShardedTensorFactory) -> list[tuple[int, ShardedTensor]]:
-    """The tensors of the checkpoint that a local parameter is, and the element of it at which each begins.
+    """The checkpoint tensors of a local parameter, with the element at which each begins.
 
     One, or several where Megatron saves a parameter in parts (gate and up of a gated MLP).
     """

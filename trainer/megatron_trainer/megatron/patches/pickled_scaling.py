@@ -1,4 +1,4 @@
-"""TransformerEngine's leave to unpickle the scaling of FP8 products, which it stores pickled in checkpoints."""
+"""Allows TransformerEngine to unpickle the FP8 scaling state that it stores in checkpoints."""
 
 from __future__ import annotations
 
@@ -7,14 +7,14 @@ import os
 from collections.abc import Iterator
 
 VARIABLE = "NVTE_ALLOW_UNSAFE_PICKLE_EXTRA_STATE"
-"""TransformerEngine reads it whenever a module takes its state, and refuses the scaling's history without it."""
+"""TransformerEngine reads it whenever a module loads its state; without it, it rejects the scaling history."""
 
 
 @contextlib.contextmanager
 def allowed() -> Iterator[None]:
-    """For a resume, and for it alone: its files have been compared with their manifest.
+    """Context for a resume only: its files have been verified against their manifest.
 
-    Whoever could forge a pickle there could forge `.metadata` as well, the index that torch unpickles in every case.
+    Whoever can forge a pickle there can forge `.metadata` too, the index that torch always unpickles.
     """
     before = os.environ.get(VARIABLE)
     os.environ[VARIABLE] = "1"

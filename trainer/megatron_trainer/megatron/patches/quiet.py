@@ -1,6 +1,6 @@
-"""Silences messages of megatron-core that say nothing a user could act on; each is named with the reason.
+"""Silences messages of megatron-core that a user cannot act on; each is listed with the reason.
 
-Only exact beginnings are dropped: any other warning of the same logger comes through.
+Only messages with these exact prefixes are dropped: any other warning of the same logger is kept.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ _LOG_LINES = {
     # We build the model in one place (models/build.py) and move to the successor there when it has what we
     # need.
     "megatron.core.models.gpt.gpt_model": ("GPTModel IS DEPRECATED",),
-    # It speaks of a synchronous save too, which has no other way.
+    # It is logged for synchronous saves too, which have no alternative.
     "megatron.core.dist_checkpointing.strategies.torch": ("MCore's async save is deprecated",),
-    # On the processor the "GPU" generator is torch's own, so it moves: that is its purpose.
+    # On a CPU the "GPU" generator is torch's own, so its state changes: that is its purpose.
     "megatron.core.tensor_parallel.random": ("CPU RNG state changed within GPU RNG context",),
 }
 
 _WARNINGS = (
-    "Apex is not installed",  # torch's own norm takes its place
-    "Transformer Engine and Apex are not installed",  # torch's own optimizer takes its place
+    "Apex is not installed",  # torch's own norm is used instead
+    "Transformer Engine and Apex are not installed",  # torch's own optimizer is used instead
 )
 
 
 class _Drop(logging.Filter):
-    """Drops records that begin in one of the given ways."""
+    """Drops records with one of the given prefixes."""
 
     def __init__(self, beginnings: tuple[str, ...]) -> None:
         super().__init__()
         self._beginnings = beginnings
 
     def filter(self, record: logging.LogRecord) -> bool:
-        """False for a message that is to be dropped."""
+        """False for a message to drop."""
         return not record.getMessage().startswith(self._beginnings)
 
 

@@ -1,4 +1,4 @@
-"""megatron-core's router of experts: counts of tokens in padded rows corrected, routing as each family has it.
+"""megatron-core's expert router: corrects token counts in padded rows, and routes as each family does.
 
 Shape suffixes: T tokens, E experts, K experts of a token, G groups of experts.
 """
@@ -24,8 +24,8 @@ def count_tokens(
 ) -> tuple[torch.Tensor, torch.Tensor | int, torch.Tensor | int]:
     """Tokens of each expert over the group, tokens of this rank, tokens of the group. Padding is routed to no expert.
 
-    megatron-core 0.19 sums the rank's own counts in place and takes the group's number of tokens for the rank's, which
-    makes balancing losses of padded rows too strong by the size of the group.
+    megatron-core 0.19 sums the rank's own counts in place and uses the group's number of tokens as the rank's, which
+    makes balancing losses of padded rows too large by a factor of the group size.
     """
     own = routing_map.sum(dim=0)
     everyones = own.clone()
@@ -39,9 +39,9 @@ def count_tokens(
 def count_for_bias(
     self: router.TopKRouter, routing_map: torch.Tensor, padding_mask: torch.Tensor | None = None
 ) -> None:
-    """Adds the tokens of each expert to what the expert bias is updated by. padding_mask: bool [tokens].
+    """Adds the tokens of each expert to the counts that update the expert bias. padding_mask: bool [tokens].
 
-    megatron-core 0.19 applies the mask along the experts.
+    megatron-core 0.19 applies the mask along the wrong dimension, that of experts.
     """
     if not self.enable_expert_bias or not torch.is_grad_enabled():
         return
@@ -51,10 +51,10 @@ def count_for_bias(
 
 
 def differs(model: Model) -> bool:
-    """Whether megatron-core would route otherwise than this model.
+    """Whether megatron-core would route differently from this model.
 
-    It always normalizes sigmoid scores, but the score of a single expert never, and ranks groups by as many of their
-    best scores as each chosen one gives experts.
+    It always normalizes sigmoid scores, but never the score of a single expert, and ranks groups by the sum of as many
+    of their best scores as experts are chosen per group.
     """
     rule = model.router
     if rule is None:
@@ -66,7 +66,7 @@ def differs(model: Model) -> bool:
 
 
 def route_by(rule: Router) -> Route:
-    """A function in place of megatron-core's topk_routing_with_score_function, for one family's routing."""
+    """A replacement of megatron-core's topk_routing_with_score_function for one family's routing."""
 
     def route(
         logits_TE: torch.Tensor,
@@ -95,7 +95,7 @@ def route_by(rule: Router) -> Route:
 
 
 def _within_best_groups(choice_TE: torch.Tensor, rule: Router) -> torch.Tensor:
-    """The scores with those of experts outside of the best groups taken out of the choice."""
+    """The scores, with experts outside the best groups masked."""
     grouped_TGE = torch.unflatten(choice_TE, -1, (rule.num_groups, -1))
     rank_TG = grouped_TGE.topk(rule.group_best, dim=-1).values.sum(-1)
     best = rank_TG.topk(rule.num_chosen_groups, dim=-1).indices
@@ -104,9 +104,9 @@ def _within_best_groups(choice_TE: torch.Tensor, rule: Router) -> torch.Tensor:
 
 
 def install(model: Model) -> None:
-    """Puts all in place of megatron-core's, where routers look them up, who imported them by value.
+    """Replaces megatron-core's functions in the modules of the routers, which imported them by value.
 
-    The routing holds for every router of the process: it has one model, and copies of it.
+    The routing applies to every router of the process: there is only one model, and copies of it.
     """
     router.get_tokens_per_expert_and_token_count = count_tokens
     router.TopKRouter._apply_expert_bias = count_for_bias

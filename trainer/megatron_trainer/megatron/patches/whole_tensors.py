@@ -1,4 +1,6 @@
-"""Optimizer state that is spread by whole tensors, in float32 too: megatron-core 0.19 saves it in bfloat16 alone."""
+"""Optimizer state that is distributed by whole tensors, in float32 too: megatron-core 0.19 saves it only in
+bfloat16.
+"""
 
 # ruff: noqa: ANN401 - values of megatron-core that are passed on as they are
 from __future__ import annotations
@@ -9,12 +11,12 @@ import torch
 
 
 def install() -> None:
-    """Replaces the class that wraps the parts, where it is used."""
+    """Replaces the class that wraps the parts in the module that uses it."""
     from megatron.core.optimizer import layer_wise_optimizer
     from megatron.core.optimizer.optimizer import Float16OptimizerWithFloat16Params
 
     class TakesFloat32(Float16OptimizerWithFloat16Params):  # type: ignore[misc]
-        """Trains float32 parameters as they are; these also stand for what is saved, and not the 16-bit ones alone."""
+        """Trains float32 parameters directly; these are saved too, not only the 16-bit ones."""
 
         float16_groups: list[Any]
 

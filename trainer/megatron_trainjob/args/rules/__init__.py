@@ -1,4 +1,4 @@
-"""What must hold between arguments. One function or table row per truth; none changes an argument."""
+"""Constraints between arguments. One function or table row per constraint; none changes an argument."""
 
 from megatron_trainjob.args.rules.check import RULES, check
 

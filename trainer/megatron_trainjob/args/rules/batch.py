@@ -24,7 +24,7 @@ NO_LENGTH = "is needed, or max_epochs, to know how long the run is; set one of t
     cel_message=NO_LENGTH,
 )
 def the_length_of_the_run_is_given(facts: Facts) -> str:
-    """train_iters or max_epochs; a stream has a rule of its own."""
+    """train_iters or max_epochs; a stream has a separate rule."""
     args = facts.args
     if args.train_iters is not None or args.max_epochs is not None or args.streaming:
         return ""
@@ -124,7 +124,7 @@ def a_distance_of_evaluations_belongs_to_steps(facts: Facts) -> str:
 
 @rule("val_dataset", "eval_strategy", "eval_interval", "save_strategy", severity="warning")
 def validation_data_is_evaluated(facts: Facts) -> str:
-    """Data that nothing is ever evaluated on."""
+    """Validation data would otherwise never be used."""
     args = facts.args
     if not args.val_dataset or derive.eval_strategy(args) != "no":
         return ""

@@ -1,4 +1,4 @@
-"""Runs all rules that can be judged with what is known."""
+"""Runs all rules for which the required facts are known."""
 
 from __future__ import annotations
 
@@ -59,10 +59,10 @@ def check(
     path: str = "spec.args",
     broken: frozenset[str] = frozenset(),
 ) -> tuple[Violation, ...]:
-    """All violations, warnings too; rules of other tasks, about unknown facts or about `broken` arguments are skipped.
+    """All violations, including warnings; rules of other tasks, unknown facts or `broken` arguments are skipped.
 
-    `world_size` counts ranks; `hf_config` is the model's config.json; `broken` names arguments that have been
-    reported already.
+    `world_size` counts ranks; `hf_config` is the model's config.json; `broken` names arguments that were already
+    reported.
     """
     facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=hf_config)
     found = tuple(
@@ -80,7 +80,7 @@ def check(
 
 
 def _about_the_model(facts: Facts, path: str, blamed: set[str]) -> Iterator[Violation]:
-    """What stands against the model itself under these arguments, but for those that a rule has blamed already."""
+    """Problems of the model itself under these arguments, except those that a rule has already reported."""
     if facts.hf_config is None:
         return
     for violation in families_check.check(facts.hf_config, facts.args).violations:

@@ -1,4 +1,4 @@
-"""One statement about one argument, in the three forms that a pair rule needs: Python, CEL and plain words."""
+"""One condition on one argument, in the three forms that a pair rule needs: Python, CEL and plain words."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ Test = Literal["is", "one of", "above", "set", "changed", "contains"]
 
 @dataclass(frozen=True, kw_only=True)
 class Condition:
-    """What is said of the argument `name`; `value` is what it is compared with, if anything."""
+    """A condition on the argument `name`; `value` is the operand of the comparison, if any."""
 
     name: str
     test: Test
@@ -23,7 +23,7 @@ class Condition:
     negated: bool = False
 
     def holds(self, args: TrainArgs, task: Task) -> bool:
-        """Whether the statement is true of these arguments."""
+        """Whether the condition holds for these arguments."""
         return self._compare(getattr(args, self.name), task) != self.negated
 
     def _compare(self, actual: Any, task: Task) -> bool:  # noqa: ANN401 (the value of any argument)
@@ -42,7 +42,7 @@ class Condition:
                 return self.value in actual
 
     def words(self) -> str:
-        """The statement as a user would write or say it."""
+        """The condition as a user would write it."""
         match self.test:
             case "is":
                 return f"{self.name}: {shown(self.value)}"
@@ -56,7 +56,7 @@ class Condition:
                 return self.name
 
     def cel(self) -> str:
-        """The statement in CEL over spec.args, where an argument that is absent has its default."""
+        """The condition in CEL over spec.args, with defaults for absent arguments."""
         argument = ARGUMENTS[self.name]
         otherwise = self._compare(argument.default, "sft")
         text = _either(f"has(self.{self.name})", self._cel_of(f"self.{self.name}"), otherwise)
@@ -67,7 +67,7 @@ class Condition:
         return f"!{text}" if self.negated else text
 
     def _cel_of(self, value: str) -> str:
-        """The statement about a value that is written."""
+        """The condition on a value that is present."""
         argument = ARGUMENTS[self.name]
         match self.test:
             case "is" if isinstance(self.value, bool):
@@ -106,7 +106,7 @@ def above(name: str, value: float) -> Condition:
 
 
 def is_set(name: str) -> Condition:
-    """The argument is there and not empty."""
+    """The argument is present and not empty."""
     return Condition(name=name, test="set")
 
 
@@ -135,7 +135,7 @@ def cel_literal(value: object) -> str:
 
 
 def _either(present: str, statement: str, otherwise: bool) -> str:  # noqa: FBT001 (a value, not a switch)
-    """The statement when present, else the constant."""
+    """The condition if present, else the constant."""
     if statement == "true" and not otherwise:
         return f"({present})"
     return f"(!{present} || {statement})" if otherwise else f"({present} && {statement})"

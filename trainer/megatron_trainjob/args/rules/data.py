@@ -1,4 +1,4 @@
-"""Model source, data sets, packing and streaming."""
+"""Model source, datasets, packing and streaming."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def the_model_is_given(facts: Facts) -> str:
     cel_message=NO_DATA,
 )
 def training_data_is_given(facts: Facts) -> str:
-    """At least one data set, tokenized or not, here or in the args.json of the checkpoint."""
+    """At least one dataset, tokenized or not, here or in the args.json of the checkpoint."""
     if facts.args.dataset or facts.args.cached_dataset or facts.args.load_data_args:
         return ""
     return NO_DATA
@@ -50,7 +50,7 @@ def training_data_is_given(facts: Facts) -> str:
 
 @rule("interleave_prob", "dataset")
 def each_data_set_has_a_probability(facts: Facts) -> str:
-    """As many probabilities as data sets."""
+    """As many probabilities as datasets."""
     probabilities, datasets = facts.args.interleave_prob, facts.args.dataset
     if probabilities is None or len(probabilities) == len(datasets):
         return ""
@@ -76,7 +76,7 @@ def a_stream_has_one_worker(facts: Facts) -> str:
 
 @rule("dataloader_type", "streaming", severity="warning")
 def a_stream_gives_its_own_order(facts: Facts) -> str:
-    """Streams are read in the order they come."""
+    """Streams are read in their own order."""
     args = facts.args
     if args.streaming and "dataloader_type" in facts.given and args.dataloader_type != "external":
         return "has no effect with streaming: true, because a stream gives its own order"
@@ -85,7 +85,7 @@ def a_stream_gives_its_own_order(facts: Facts) -> str:
 
 @rule("dataloader_type", "streaming")
 def stored_data_is_sampled(facts: Facts) -> str:
-    """What is not a stream has no order of its own."""
+    """Stored data has no order of its own."""
     if facts.args.streaming or facts.args.dataloader_type != "external":
         return ""
     return "external needs streaming: true; set that, or use cyclic or single"
@@ -133,7 +133,7 @@ def packed_samples_fit_into_a_row(facts: Facts) -> str:
 
 @rule("seq_length", "max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
 def the_planned_sequence_fits_into_the_model(facts: Facts) -> str:
-    """seq_length, where it stands for max_length, is one that the model has positions for."""
+    """seq_length, where it stands for max_length, is within the model's positions."""
     return "" if facts.args.max_length else _fits(facts, facts.args.seq_length)
 
 
@@ -148,7 +148,7 @@ def a_sequence_has_one_length(facts: Facts) -> str:
 
 @rule("new_special_tokens", "train_type", "modules_to_save")
 def new_tokens_are_not_trained_by_adapters(facts: Facts) -> str:
-    """An adapter has no room for the new rows of the embedding, which is trained whole beside it."""
+    """An adapter cannot hold new rows of the embedding, which has to train in full besides it."""
     args = facts.args
     if not args.new_special_tokens or args.train_type != "lora" or _is_saved(facts, "word_embeddings"):
         return ""
@@ -157,7 +157,7 @@ def new_tokens_are_not_trained_by_adapters(facts: Facts) -> str:
 
 @rule("new_special_tokens", "train_type", "modules_to_save", "untie_embeddings_and_output_weights", needs_model=True)
 def the_output_of_new_tokens_is_trained_too(facts: Facts) -> str:
-    """Where the output layer has a matrix of its own, it has new rows too."""
+    """An untied output layer has new rows too."""
     args = facts.args
     if not args.new_special_tokens or args.train_type != "lora" or _is_saved(facts, "output_layer"):
         return ""
@@ -180,7 +180,7 @@ def _fits(facts: Facts, length: int | None) -> str:
 
 @rule("rope_scaling", "max_model_len")
 def rotary_scaling_is_known_and_has_a_target(facts: Facts) -> str:
-    """A bare word names a kind of scaling and needs the length to reach."""
+    """A bare word names a scaling type and needs the target length."""
     scaling = facts.args.rope_scaling
     if not isinstance(scaling, str):
         return ""
@@ -191,7 +191,7 @@ def rotary_scaling_is_known_and_has_a_target(facts: Facts) -> str:
 
 @rule("max_model_len", "rope_scaling")
 def a_length_to_reach_needs_rotary_scaling(facts: Facts) -> str:
-    """By itself it would reach nothing: the positions of the model stay what they are."""
+    """By itself it would have no effect: the positions of the model stay the same."""
     if facts.args.max_model_len is None or facts.args.rope_scaling is not None:
         return ""
     return "needs rope_scaling; set that, or remove max_model_len"

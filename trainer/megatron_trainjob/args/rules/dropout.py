@@ -1,4 +1,4 @@
-"""What config.json says of noise in training: dropout that is obeyed as transformers does, jitter that is not."""
+"""Noise settings in config.json: dropout is applied as in transformers, jitter is not."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _ARGUMENTS = {"attention_dropout": "attention_dropout", **dict.fromkeys(RESIDUAL
 
 
 def _stated(facts: Facts, *keys: str) -> dict[str, float]:
-    """Those of the keys that the model's family reads, with what they say where that is more than 0."""
+    """The keys that the model's family reads, with their values above 0."""
     family = FAMILIES.get(str(facts.config.get("model_type")))
     config = family.config(facts.config) if family else None
     found = {key: config.get(key) for key in keys} if config else {}

@@ -23,14 +23,14 @@ SHAPES = (
     "expert_model_parallel_size",
     "expert_tensor_parallel_size",
 )
-"""What asks for another model or layout than a dense one; the other arguments about experts change nothing there."""
+"""Arguments that a dense model or its layout contradicts; other arguments about experts have no effect there."""
 LATENT_ARGUMENTS = ("q_lora_rank", "kv_lora_rank", "qk_head_dim", "qk_pos_emb_head_dim")
 
 
 def _belongs(
     name: str, suffix: str, has: Callable[[Facts], bool], what: str, switch: str, severity: Severity = "error"
 ) -> Rule:
-    """The rule that an argument is changed only for models that have the part it is about."""
+    """The rule that an argument is changed only for models with the part it configures."""
 
     def broken(facts: Facts) -> str:
         if getattr(facts.args, name) == ARGUMENTS[name].default or has(facts):

@@ -82,7 +82,7 @@ def a_test_type_can_be_computed_in(facts: Facts) -> str:
     severity="warning",
 )
 def an_export_is_one_process(facts: Facts) -> str:
-    """No layout: whatever layout a checkpoint is of or goes to, one process converts it."""
+    """No layout: one process converts a checkpoint, whatever its source or target layout."""
     args = facts.args
     sizes = (args.tensor_model_parallel_size, args.pipeline_model_parallel_size, args.expert_model_parallel_size)
     return "" if sizes == (1, 1, 1) else "has no effect: one process converts checkpoints of every layout"

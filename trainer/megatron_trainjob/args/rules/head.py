@@ -20,7 +20,7 @@ def heads_are_trained_by_supervision(facts: Facts) -> str:
 
 @rule("problem_type", "num_labels")
 def one_class_is_no_choice(facts: Facts) -> str:
-    """A single score says one class in any case."""
+    """A single score always means the same class."""
     args = facts.args
     if args.problem_type != "single_label_classification" or args.num_labels != 1:
         return ""

@@ -54,7 +54,7 @@ def the_ranks_divide_into_copies_of_the_experts(facts: Facts) -> str:
     needs_model=True,
 )
 def the_layers_divide_into_stages(facts: Facts) -> str:
-    """Layers that are not placed on the first or last stage by hand are spread evenly over the others."""
+    """Layers not explicitly placed on the first or last stage are distributed evenly over the others."""
     args = facts.args
     num_layers = derive.model_value(args, facts.config, "num_layers")
     if num_layers is None:
@@ -100,7 +100,7 @@ def _interleaves(facts: Facts) -> bool:
     needs_world_size=True,
 )
 def micro_batches_fill_the_interleaved_schedule(facts: Facts) -> str:
-    """It takes micro-batches in rounds of as many as there are stages."""
+    """It needs a multiple of the number of stages."""
     args, stages = facts.args, facts.args.pipeline_model_parallel_size
     if not _interleaves(facts):
         return ""

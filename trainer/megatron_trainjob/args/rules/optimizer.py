@@ -49,7 +49,7 @@ def a_matrix_optimizer_has_no_loss_scale(facts: Facts) -> str:
 
 @rule("lr_warmup_iters", "lr_decay_iters", "train_iters")
 def the_warmup_is_shorter_than_the_decay(facts: Facts) -> str:
-    """lr_warmup_iters < lr_decay_iters, or train_iters, where they are known."""
+    """lr_warmup_iters < lr_decay_iters, or train_iters, if known."""
     decay = facts.args.lr_decay_iters or facts.args.train_iters
     if decay is None or facts.args.lr_warmup_iters < decay:
         return ""

@@ -1,4 +1,4 @@
-"""Rules about two arguments, made from a table row: one needs the other, or the two exclude each other."""
+"""Rules about two arguments, built from table rows: one needs the other, or they exclude each other."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_trainjob.violation import Severity
 def needs(
     name: str, when: Condition, then: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
 ) -> Rule:
-    """The rule that `then` must hold whenever `when` does; the argument of `when` is blamed."""
+    """The rule that `then` must hold whenever `when` does; the argument of `when` is reported."""
     message = f"needs {then.words()}{_reason(because)}; set that, or {_give_up(when)}"
     return _rule(name, when, then, message, tasks)
 
@@ -21,7 +21,7 @@ def needs(
 def excludes(
     name: str, when: Condition, other: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
 ) -> Rule:
-    """The rule that `other` must not hold when `when` does; the argument of `when` is blamed."""
+    """The rule that `other` must not hold when `when` does; the argument of `when` is reported."""
     message = f"cannot be combined with {other.words()}{_reason(because)}; change one of the two"
     return _rule(name, when, replace(other, negated=not other.negated), message, tasks)
 
@@ -29,7 +29,7 @@ def excludes(
 def idle_without(
     name: str, when: Condition, then: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
 ) -> Rule:
-    """The warning that the argument of `when` changes nothing unless `then` holds."""
+    """The warning that the argument of `when` has no effect unless `then` holds."""
     message = f"has no effect without {then.words()}{_reason(because)}"
     return _rule(name, when, then, message, tasks, severity="warning")
 
@@ -37,7 +37,7 @@ def idle_without(
 def idle_with(
     name: str, when: Condition, other: Condition, *, because: str = "", tasks: tuple[Task, ...] = EVERY_TASK
 ) -> Rule:
-    """The warning that the argument of `when` changes nothing where `other` holds."""
+    """The warning that the argument of `when` has no effect if `other` holds."""
     message = f"has no effect with {other.words()}{_reason(because)}"
     return _rule(name, when, replace(other, negated=not other.negated), message, tasks, severity="warning")
 

@@ -9,11 +9,11 @@ from megatron_trainjob.args.rules.pair import excludes, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
 RLHF: tuple[Task, ...] = ("rlhf",)
-# Losses of the difference z between the chosen and the rejected log-ratio; the others treat the two apart.
+# Losses on the difference z of the chosen and the rejected log-ratio; the others treat them separately.
 OF_THE_DIFFERENCE = ("sigmoid", "sigmoid_norm", "robust", "exo_pair", "hinge", "ipo", "discopop", "sft")
 # Losses of kto.
 OF_SINGLE_ANSWERS = ("kto", "apo_zero_unpaired")
-# What only the comparison of two answers has.
+# Arguments that apply only to the comparison of two answers.
 OF_PAIRS = (
     "loss_types",
     "loss_weights",
@@ -26,8 +26,8 @@ OF_PAIRS = (
 # Losses whose formula has no label noise.
 WITHOUT_LABEL_NOISE = ("hinge", "ipo", "bco_pair", "sppo_hard", "nca_pair", "discopop", "apo_zero", "apo_down", "sft")
 ALWAYS_WITH_REFERENCE = ("bco_pair", "sppo_hard", "nca_pair", "aot", "aot_pair", "aot_unpaired", "discopop")
-# The others weigh tokens, and a sum of log-probabilities takes a token or leaves it.
-# What compares a policy with another.
+# The others weight tokens, but a sum of log-probabilities can only include or exclude a token.
+# Arguments that compare a policy with another.
 OF_THE_REFERENCE = ("beta", "ref_load", "ref_adapter_load", "reference_free", "precompute_ref_log_probs")
 WITHOUT_REFERENCE = "a reward model has one loss and no reference model"
 WITHOUT_PAIRS = "it judges each answer alone"
@@ -42,7 +42,7 @@ def dynamic_fine_tuning_is_no_preference_loss(facts: Facts) -> str:
 
 @rule("loss_weights", "loss_types", tasks=RLHF)
 def each_of_several_losses_has_a_weight(facts: Facts) -> str:
-    """Weights are told apart by their places."""
+    """Weights are matched by position."""
     weights, types = facts.args.loss_weights, facts.args.loss_types
     return (
         f"are {len(weights)} for {len(types)} loss_types; give one for each" if 0 < len(weights) != len(types) else ""
@@ -51,7 +51,7 @@ def each_of_several_losses_has_a_weight(facts: Facts) -> str:
 
 @rule("label_smoothing", "loss_types", tasks=RLHF)
 def label_smoothing_is_part_of_some_loss(facts: Facts) -> str:
-    """Where no loss has label noise it would do nothing."""
+    """Without a loss with label noise it would have no effect."""
     types = facts.args.loss_types
     if not facts.args.label_smoothing or not types or not set(types) <= set(WITHOUT_LABEL_NOISE):
         return ""
@@ -60,7 +60,7 @@ def label_smoothing_is_part_of_some_loss(facts: Facts) -> str:
 
 @rule("f_divergence_type", "loss_types", tasks=RLHF)
 def a_divergence_is_part_of_every_loss(facts: Facts) -> str:
-    """Losses that judge an answer alone have no other divergence: its constant cancels in a difference only."""
+    """Losses on single answers support no other divergence: its constant cancels only in a difference."""
     others = [name for name in facts.args.loss_types if name not in OF_THE_DIFFERENCE]
     if facts.args.f_divergence_type == "reverse_kl" or not others:
         return ""
@@ -69,7 +69,7 @@ def a_divergence_is_part_of_every_loss(facts: Facts) -> str:
 
 @rule("reference_free", "loss_types", tasks=RLHF)
 def some_of_several_losses_always_have_a_reference(facts: Facts) -> str:
-    """Their formulas make no sense without it."""
+    """Their formulas are meaningless without it."""
     bound = [name for name in facts.args.loss_types if name in ALWAYS_WITH_REFERENCE]
     if not facts.args.reference_free or not bound:
         return ""
@@ -109,7 +109,7 @@ def losses_of_single_answers_are_not_mixed(facts: Facts) -> str:
 def a_divergence_is_estimated_from_several_answers(facts: Facts) -> str:
     """A prompt needs the answer of another sample of its micro-batch."""
     args = facts.args
-    is_settled = args.precompute_ref_log_probs  # for each sample of a data set, wherever it is read
+    is_settled = args.precompute_ref_log_probs  # for each sample of a dataset, wherever it is read
     is_enough = args.micro_batch_size > 1 or args.packing or is_settled
     if is_enough or not derive.estimates_divergence(args, facts.task):
         return ""

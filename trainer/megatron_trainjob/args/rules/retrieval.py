@@ -16,7 +16,7 @@ LOSSES: dict[str | None, tuple[str, ...]] = {
     "reranker": OF_RERANKERS,
     "generative_reranker": OF_RERANKERS,
 }
-"""By task_type; the others have one loss, which no argument chooses."""
+"""Keys are task_type; the others have a single loss, which no argument selects."""
 EMBEDDING = is_("task_type", "embedding")
 GENERATIVE = is_("task_type", "generative_reranker")
 RERANKER = one_of("task_type", "reranker", "generative_reranker")
@@ -44,7 +44,7 @@ def a_loss_of_texts_belongs_to_its_kind(facts: Facts) -> str:
 
 @rule("loss_type", "loss_types", tasks=("rlhf",))
 def losses_of_texts_are_no_preference_losses(facts: Facts) -> str:
-    """They know no reference and no pair of answers."""
+    """They have no reference and no pair of answers."""
     others = (*OF_EMBEDDINGS, *OF_RERANKERS)
     found = [name for name in (facts.args.loss_type, *facts.args.loss_types) if name in others]
     return f"{', '.join(found)} is trained with task sft and task_type embedding or reranker" if found else ""
@@ -52,7 +52,7 @@ def losses_of_texts_are_no_preference_losses(facts: Facts) -> str:
 
 @rule(*OF_INFONCE, "loss_type", "task_type", tasks=SUPERVISED)
 def similarities_of_a_batch_are_infonces(facts: Facts) -> str:
-    """The other losses look at one pair of texts."""
+    """The other losses compare one pair of texts."""
     args = facts.args
     if args.task_type == "embedding" and head.group_loss(args) == "infonce":
         return ""
@@ -75,7 +75,7 @@ def a_list_of_documents_is_listwise(facts: Facts) -> str:
 
 @rule("matryoshka_weights", "matryoshka_dims", tasks=SUPERVISED)
 def each_size_has_a_weight(facts: Facts) -> str:
-    """Weights are told apart by their places."""
+    """Weights are matched by position."""
     weights, sizes = len(facts.args.matryoshka_weights), len(facts.args.matryoshka_dims)
     return f"are {weights} for {sizes} matryoshka_dims; give one for each" if 0 < weights != sizes else ""
 
@@ -98,7 +98,7 @@ def yes_is_not_no(facts: Facts) -> str:
 
 @rule("system", "task_type", tasks=SUPERVISED)
 def a_generative_reranker_asks_in_its_own_words(facts: Facts) -> str:
-    """Its system turn says what may be answered."""
+    """Its system turn defines the allowed answers."""
     if facts.args.task_type != "generative_reranker" or not facts.args.system:
         return ""
     return "is that of a generative_reranker already; put an instruction into a system turn of the rows"
@@ -106,7 +106,7 @@ def a_generative_reranker_asks_in_its_own_words(facts: Facts) -> str:
 
 @rule("modules_to_save", "task_type", tasks=SUPERVISED)
 def an_embedding_model_has_no_output_layer(facts: Facts) -> str:
-    """Nothing stands after its last norm that could be trained or saved."""
+    """Nothing follows its last norm that could be trained or saved."""
     named = [name for name in facts.args.modules_to_save if name in ("output_layer", "lm_head")]
     if facts.args.task_type != "embedding" or not named:
         return ""

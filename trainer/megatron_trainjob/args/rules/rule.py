@@ -1,4 +1,4 @@
-"""What a rule is and what it may look at."""
+"""The definition of a rule and the facts it may read."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from megatron_trainjob.violation import Severity
 
 @dataclass(frozen=True, kw_only=True)
 class Facts:
-    """All that rules judge: arguments, which of them the user gave, what is known of cluster and model."""
+    """The input of rules: arguments, which of them the user set, known facts about cluster and model."""
 
     args: TrainArgs
     given: frozenset[str]
@@ -23,14 +23,14 @@ class Facts:
 
     @property
     def ranks(self) -> int:
-        """The number of ranks; only rules with needs_world_size may ask. Raises LookupError when it is unknown."""
+        """The number of ranks, only for rules with needs_world_size. Raises LookupError if unknown."""
         if self.world_size is None:
             raise LookupError("the number of ranks is unknown")
         return self.world_size
 
     @property
     def config(self) -> Mapping[str, Any]:
-        """The model's config.json; only rules with needs_model may ask. Raises LookupError when it is unknown."""
+        """The model's config.json, only for rules with needs_model. Raises LookupError if unknown."""
         if self.hf_config is None:
             raise LookupError("the model's config.json is unknown")
         return self.hf_config
@@ -38,11 +38,11 @@ class Facts:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """One truth. `broken(facts)` says what is wrong and what to do, or "" when the truth holds.
+    """One constraint. `broken(facts)` returns the problem and the remedy, or "" if the constraint holds.
 
-    `about` names the arguments it reads, the one to blame first; it is skipped when one of them is malformed.
-    `cel` is the same truth in CEL over spec.args with its message, "" when CEL cannot say it. A broken rule of
-    severity "warning" means that the argument to blame changes nothing.
+    `about` names the arguments it reads, the one to report first; it is skipped if one of them is malformed. `cel` is
+    the same constraint in CEL over spec.args with its message, "" if CEL cannot express it. A broken rule of severity
+    "warning" means that the reported argument has no effect.
     """
 
     name: str
@@ -65,7 +65,7 @@ def rule(
     cel_message: str = "",
     severity: Severity = "error",
 ) -> Callable[[Callable[[Facts], str]], Rule]:
-    """Makes a Rule of a function; the function's name is the truth it states."""
+    """Makes a Rule of a function; the function's name states the constraint."""
 
     def make(function: Callable[[Facts], str]) -> Rule:
         return Rule(

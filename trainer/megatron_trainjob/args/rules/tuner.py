@@ -27,7 +27,7 @@ def _is_a_regular_expression(name: str) -> Rule:
 
 @rule("freeze_parameters_ratio", "pipeline_model_parallel_size", "train_type")
 def a_share_is_frozen_only_without_a_pipeline(facts: Facts) -> str:
-    """The share counts from the bottom of the whole model, which a stage does not know; 0 and 1 need no count."""
+    """The share is counted from the bottom of the whole model, which a stage does not have; 0 and 1 need no count."""
     ratio = facts.args.freeze_parameters_ratio
     if ratio in (0, 1) or facts.args.pipeline_model_parallel_size == 1 or facts.args.train_type == "lora":
         return ""
@@ -65,7 +65,7 @@ def some_module_gets_an_adapter(facts: Facts) -> str:
 
 @rule("to_hf", "train_type", "merge_lora", tasks=TRAINING)
 def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
-    """A LoRA run writes its adapter anyway; the model without it would be the one that was read."""
+    """A LoRA run writes its adapter anyway; the model without it would be the original."""
     args = facts.args
     if not args.to_hf or args.train_type != "lora" or args.merge_lora:
         return ""
@@ -84,7 +84,7 @@ def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
     needs_model=True,
 )
 def adapters_have_a_form_that_peft_loads(facts: Facts) -> str:
-    """peft takes adapters of shared experts and of dense layers for those of routed experts, and drops them."""
+    """peft mistakes adapters of shared experts and dense layers for those of routed experts, and drops them."""
     args, config = facts.args, facts.config
     if args.train_type != "lora" or args.merge_lora or args.target_regex:
         return ""
