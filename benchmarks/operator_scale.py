@@ -30,26 +30,10 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 from local_cluster.control_plane import ControlPlane
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
-from megatron_operator.cluster.kubernetes.resource import (
-    CONFIG_MAP,
-    JOB,
-    POD,
-    SERVICE,
-)
+from megatron_operator.cluster.kubernetes.resource import CONFIG_MAP, JOB, POD, SERVICE
 from tests.support.operator import operator_process
-from tests.support.operator.fake_kubelet import (
-    FakeKubelet,
-    Life,
-    ended,
-)
-from tests.support.operator.job_client import (
-    API,
-    ARGS,
-    JobClient,
-    manifest,
-    new_namespace,
-    serving,
-)
+from tests.support.operator.fake_kubelet import FakeKubelet, Life, ended
+from tests.support.operator.job_client import API, ARGS, JobClient, manifest, new_namespace, serving
 from tests.support.operator.operator_process import OperatorProcess
 
 PODS_PER_JOB = 8
