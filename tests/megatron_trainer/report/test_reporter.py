@@ -1,6 +1,7 @@
 """A whole run through the Reporter and every sink, read back from its files."""
 
 import json
+import os
 
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -37,6 +38,17 @@ def train(reporter, clock, first, last, save=None):
 def logged(save):
     rows = [row for row in read_rows(save / "logging.jsonl") if "checkpoint" not in row]
     return [{name: value for name, value in row.items() if name not in TIMES} for row in rows]
+
+
+def in_a_process_that_ends(run):
+    """Without a farewell: TensorBoard's thread, which writes in the background, ends with its process."""
+    process = os.fork()
+    if process == 0:
+        try:
+            run()
+        finally:
+            os._exit(9)
+    os.waitpid(process, 0)
 
 
 def tensorboard_losses(save):
@@ -86,9 +98,12 @@ def test_a_run_killed_after_a_save_and_resumed_logs_what_an_uninterrupted_one_lo
     whole.finish(FinishRecord(phase="finished", iteration=12))
     whole.close()
 
-    killed = opened(tmp_path / "parts", clock)
-    killed.start(run_info(total_iterations=12))
-    train(killed, clock, 1, min(saved_at + lost_steps, 12), save=saved_at)
+    def until_it_is_killed():
+        killed = opened(tmp_path / "parts", clock)
+        killed.start(run_info(total_iterations=12))
+        train(killed, clock, 1, min(saved_at + lost_steps, 12), save=saved_at)
+
+    in_a_process_that_ends(until_it_is_killed)
     resumed = opened(tmp_path / "parts", clock)
     resumed.start(run_info(total_iterations=12, start_iteration=saved_at, consumed_samples=16 * saved_at))
     train(resumed, clock, saved_at + 1, 12)
@@ -97,7 +112,6 @@ def test_a_run_killed_after_a_save_and_resumed_logs_what_an_uninterrupted_one_lo
 
     assert logged(tmp_path / "parts") == logged(tmp_path / "whole")
     assert tensorboard_losses(tmp_path / "parts") == tensorboard_losses(tmp_path / "whole")
-    killed.close()  # only now: what its TensorBoard queue has not yet written dies with a real kill
 
 
 def test_a_save_that_failed_leaves_the_state_of_the_one_before(tmp_path):
