@@ -7,6 +7,7 @@ import pytest
 
 from megatron_trainjob import families, weight_files
 from megatron_trainjob.families import shapes, tensors
+from megatron_trainjob.quantization import Quantization
 from tests.support.data.no_files import lay
 from tests.support.operator.job_values import write_header, write_weights
 
@@ -67,6 +68,27 @@ def test_a_file_that_is_cut_short_is_named(tmp_path):
     assert problems(tmp_path) == [message]
 
 
+@pytest.mark.parametrize(
+    ("shape", "offsets"),
+    [
+        ("[320, 4]", "[0, 1e999]"),
+        ("[1e999]", "[0, 0]"),
+        ("[320, 4]", "[-900, -1]"),
+        ("[320, 4]", "[320, 0]"),
+        ("[320, 4]", "[1, 0]"),
+        ("[-1, 4]", "[0, 0]"),
+    ],
+)
+def test_offsets_and_sizes_that_no_tensor_has_are_named(tmp_path, shape, offsets):
+    """The pair is tied, so that loading and this check would compare the bytes at these offsets."""
+    tensor = f'{{"dtype": "F32", "shape": {shape}, "data_offsets": {offsets}}}'
+    header = f'{{"{tensors.EMBEDDING}": {tensor}, "{tensors.OUTPUT}": {tensor}}}'.encode()
+    (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header)
+    config = {**LLAMA, "tie_word_embeddings": True}
+    (found,) = weight_files.problems(tmp_path, config, families.read(config))
+    assert found.startswith("its model.safetensors cannot be read (no header of safetensors")
+
+
 LLAMA = {**CONFIG, "num_hidden_layers": 2, "hidden_size": 64, "num_attention_heads": 4, "intermediate_size": 128}
 LOST = "model.layers.1.mlp.up_proj.weight"
 
@@ -79,6 +101,26 @@ def test_tensors_that_are_missing_or_left_over_are_named_as_loading_names_them(t
         f"1 tensors that the model needs are missing: {LOST}",
         "1 tensors belong to no part of the model; is config.json of another model?: extra",
     ]
+
+
+def test_scales_are_no_tensors_of_the_model_and_are_told_from_one_table(tmp_path, monkeypatch):
+    """A table for each of the 90,000 tensors of a large model in FP8 would take hours."""
+    config = {**LLAMA, "quantization_config": {"quant_method": "fp8"}}
+    model = families.read(config)
+    stored = shapes.shapes(model)
+    grids = {f"{name}_scale_inv": (1, 1) for name in stored if name.endswith("proj.weight")}
+    write_header(tmp_path, {**stored, **grids, "left.weight_scale_inv": (1, 1)})
+    tables, is_scale = [], Quantization.is_scale
+
+    def noted(self, name, names):
+        tables.append(names)
+        return is_scale(self, name, names)
+
+    monkeypatch.setattr(Quantization, "is_scale", noted)
+    (found,) = weight_files.problems(tmp_path, config, model)
+    assert found.endswith("is config.json of another model?: left.weight_scale_inv")
+    assert len(tables) > len(stored)
+    assert all(table is tables[0] for table in tables)
 
 
 @pytest.mark.parametrize("index", [None, {}], ids=["a file", "an index"])

@@ -5,7 +5,7 @@ Which formats are supported, and the names of their scales; convert/dequantize.p
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -37,7 +37,7 @@ class Quantization:
         """The tensor that holds the scales of the tensor called `weight`."""
         return weight.removesuffix(".weight") + _SCALES[self.method]
 
-    def is_scale(self, name: str, names: Mapping[str, str]) -> bool:
+    def is_scale(self, name: str, names: Collection[str]) -> bool:
         """Whether a tensor only serves to read another one, or to compute in FP8."""
         suffix = _SCALES[self.method]
         if name.endswith(suffix):

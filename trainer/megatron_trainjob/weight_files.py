@@ -84,8 +84,8 @@ def problems(
     if stored and model is not None and model.tied and not has_scores and tensors.is_output_alone(stored):
         stored[tensors.EMBEDDING] = stored.pop(tensors.OUTPUT)
     scales = quantization.of(config)
-    own = {name for name in stored or () if not (scales and scales.is_scale(name, dict.fromkeys(stored or (), "")))}
     if model is not None and stored is not None:
+        own = {name for name in stored if not (scales and scales.is_scale(name, stored))}
         yield from tensors.difference(model, own, has_scores=has_scores)
     wanted = _rows_alone(config, stored or {}) if model is None else shapes.shapes(model, has_scores=has_scores)
     yield from shapes.told(_misfits(stored or {}, wanted, scales, is_tied=model is not None and model.tied))
@@ -167,7 +167,7 @@ def _header(path: Path) -> dict[str, Stored] | None:
         found = {name: _tensor(path, first, of) for name, of in header.items() if name != "__metadata__"}
     except PermissionError:  # loading names the file
         return None
-    except (OSError, ValueError, TypeError, KeyError, struct.error) as err:
+    except (OSError, ValueError, OverflowError, TypeError, KeyError, struct.error) as err:
         raise Unusable(f"its {path.name} cannot be read (no header of safetensors: {err}); download it again") from err
     last = max((tensor.offset + tensor.length for tensor in found.values()), default=0)
     if last > size:
@@ -176,7 +176,9 @@ def _header(path: Path) -> dict[str, Stored] | None:
 
 
 def _tensor(path: Path, first: int, stated: Mapping[str, Any]) -> Stored:
-    """A tensor from its entry in the header; `first` is the start of the data in the file."""
+    """A tensor from its entry in the header; `first` is the start of the data in the file. Raises as int() does."""
     start, end = (int(offset) for offset in stated["data_offsets"])
     shape = tuple(int(size) for size in stated["shape"])
+    if not 0 <= start <= end or any(size < 0 for size in shape):
+        raise ValueError(f"a tensor of shape {list(shape)} at bytes {start} to {end}")
     return Stored(path=path, shape=shape, offset=first + start, length=end - start)
