@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 
 import pytest
 
@@ -138,3 +139,21 @@ def test_the_servers_answer_names_the_fields():
     assert api_error(422, answer, {}).fields == ("status.a",)
     for odd in (b"[]", b"{}", b'{"details": 3}', b'{"details": {"causes": [1]}}', b"<html>"):
         assert api_error(422, odd, {}).fields == ()
+
+
+OWN_WORDS = 'Pod "tune-a0-master-0" is invalid: spec.priority: Forbidden'
+
+
+@pytest.mark.parametrize(
+    ("code", "message", "is_own"),
+    [
+        (422, OWN_WORDS, True),
+        (422, f'admission webhook "quota.example.com" denied the request: {OWN_WORDS}', False),
+        (400, "Pod in version v1 cannot be handled as a Pod: json: cannot unmarshal", True),
+        (400, 'admission webhook "quota.example.com" denied the request: it cannot be handled as a Pod', False),
+    ],
+)
+def test_a_webhooks_refusal_is_not_the_servers_own_whatever_status_it_wraps(code, message, is_own):
+    causes = {"causes": [{"field": "spec.priority"}]} if code == 422 else {}
+    answer = json.dumps({"reason": "Invalid", "message": message, "details": causes}).encode()
+    assert api_error(code, answer, {}).is_validation == is_own

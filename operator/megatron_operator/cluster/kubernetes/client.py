@@ -37,6 +37,8 @@ AS_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 AS_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 USER_AGENT = "megatron-train-operator/0.1"
 MAX_THROTTLED_TRIES = 6
+OF_WEBHOOK = "admission webhook "
+"""How the server begins the refusal of a webhook, whose own status it wraps, with code and causes."""
 # A webhook may take 30 s over a write; the server then says whose it is, which no one hears who has hung up before.
 WRITE_TIMEOUT_S = 35.0
 DEFAULT_RETRY_AFTER_S = 1.0
@@ -78,7 +80,9 @@ class ApiError(Exception):
 
     @property
     def is_validation(self) -> bool:
-        """Whether the server's own validation refuses the object; webhooks and policies put it in other words."""
+        """Whether the server's own validation refuses the object, for good; what a webhook or policy says may pass."""
+        if self.message.startswith(OF_WEBHOOK):
+            return False
         is_invalid = self.status == 422 and bool(self.fields) and " is invalid: " in self.message
         return is_invalid or (self.status == 400 and " cannot be handled as a " in self.message)
 
