@@ -98,6 +98,14 @@ def test_the_first_status_of_a_whole_gang_waits_a_moment_for_its_pods_to_run():
     assert reconcile.plan(job(), made, NOW - 3600).status  # its clock is not the server's
 
 
+def test_labels_that_are_set_again_before_the_first_status_are_told_of():
+    made = seen(*(pod(rank, phase="Pending", created_at=NOW) for rank in (0, 1)), status={})
+    mislabeled = replace(made, pods=(made.pods[0], replace(made.pods[1], is_mislabeled=True)))
+    plan = reconcile.plan(job(), mislabeled, NOW + 1)
+    assert [patch.name for patch in plan.patch] == [made.pods[1].name]
+    assert "PodRelabeled" in [event.reason for event in plan.events]
+
+
 def test_a_look_at_a_large_gang_is_cheap():
     """Counted in steps of Python and not in seconds: a hundred a pod, where it once were thousands."""
     size = 512

@@ -193,6 +193,8 @@ def _first_report_in_s(job: Job, seen: Seen, decision: Decision, now: float) -> 
     """
     if seen.status or seen.problem or seen.gang or not isinstance(decision, Continue) or failure.missing(job, seen):
         return None
+    if any(each.is_mislabeled for each in seen.pods):  # once its labels are set again, nothing tells that they were off
+        return None
     starts = all(
         each.phase in ("Pending", "Running") and not (each.gated or each.unschedulable) for each in seen.current
     )
