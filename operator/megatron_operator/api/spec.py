@@ -1,6 +1,6 @@
 """The fields of `spec`, each declared once: name, type, default, range, help, when it may change. A table.
 
-Schema, reader (manifest/build.py), admission policy, `mtj explain` and docs/manifest.md follow from it. A field changes
+Schema, reader (manifest/build.py), admission policy, `mtj explain` and docs/fields.md follow from it. A field changes
 only while the job is suspended, because pods are made from it, unless it is marked `changeable` otherwise. The records
 within are declared in api/values.py; `spec.args` is the contract's (`megatron_trainjob.args.schema`).
 """
