@@ -77,6 +77,8 @@ def in_groups(name, *values):
 
 
 def same_loss(found, whole):
+    """A run that ended before its first step has the losses of its past, too."""
+    assert (found.run.exit_code, found.run.message) == (0, "")
     return found.run.column("lm loss") == pytest.approx(whole.column("lm loss"), abs=2e-5)
 
 
@@ -333,10 +335,25 @@ def test_adapters_upon_a_loaded_base_go_on_upon_that_base(full, tmp_path_factory
     folder = tmp_path_factory.mktemp("upon")
     upon = base(Path(full.given["model"]), folder, **LORA, load=str(full.run.folder))
     found = upon.go_on(tmp_path / "same", {})
-    assert found.run.column("lm loss") == upon.run.column("lm loss")
+    assert same_loss(found, upon.run)
     refused = upon.go_on(tmp_path / "other", {"load": None})
     assert refused.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
     assert "spec.args.model (weights of the base):" in refused.run.message
+
+
+def test_a_run_goes_on_without_the_checkpoint_that_it_started_from(full, tmp_path_factory, tmp_path):
+    start = shutil.copytree(full.run.folder, tmp_path / "start")
+    folder = tmp_path_factory.mktemp("started")
+    run = base(Path(full.given["model"]), folder, load=str(start), finetune=True)
+    shutil.rmtree(start)
+    assert same_loss(run.go_on(tmp_path / "on", {}), run.run)
+
+
+def test_adapters_go_on_where_load_is_the_folder_of_the_run(full, tmp_path_factory, tmp_path):
+    folder = tmp_path_factory.mktemp("own")
+    own = {"load": str(folder / "run"), "exit_on_missing_checkpoint": False}
+    run = base(Path(full.given["model"]), folder, **LORA, **own)
+    assert same_loss(run.go_on(tmp_path, {"load": str(tmp_path / "run")}), run.run)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """logging.jsonl, as another program reads it."""
 
+import contextlib
 import json
 import math
 from itertools import pairwise
@@ -134,3 +135,33 @@ def test_a_bounded_log_keeps_rows_at_even_distances(tmp_path, most_rows, steps):
     assert most < most_rows
     assert max(later - earlier for earlier, later in pairwise(kept)) <= 16 * steps / most_rows
     assert {row["iteration"] for row in rows if "checkpoint" in row} >= {10, steps}
+
+
+def test_a_bounded_log_keeps_evaluations_beside_checkpoints_of_the_same_steps(tmp_path):
+    log = sink(tmp_path / "logging.jsonl", most_rows=400)
+    for iteration in range(1, 1001):
+        log.write(log_record(iteration=iteration, total_iterations=1000))
+        if iteration % 10 == 0:
+            log.write(evaluation(iteration, 2.5))
+            log.write(CheckpointRecord(iteration=iteration, path="a", seconds=1.0))
+    log.close()
+    for rows in (read_rows(tmp_path / "logging.jsonl"), read_rows(tmp_path / "logging.jsonl", at_most=20)):
+        evaluated, saved = ([row["iteration"] for row in rows if key in row] for key in ("eval_samples", "checkpoint"))
+        assert len(evaluated) == len(saved) >= 20
+        assert (evaluated[0], evaluated[-1]) == (10, 1000)
+
+
+def test_a_log_that_was_taken_over_writes_nothing_more_into_its_successors_file(tmp_path):
+    path, door = tmp_path / "logging.jsonl", tmp_path / "door"
+    door.mkdir()
+    log = sink(path, most_rows=16, door=door)
+    for iteration in range(1, 15):
+        log.write(log_record(iteration=iteration))
+    door.rmdir()
+    path.unlink()
+    path.write_text("of the successor\n")
+    for iteration in range(15, 20):
+        with contextlib.suppress(OSError):
+            log.write(log_record(iteration=iteration))
+    log.close()
+    assert path.read_text() == "of the successor\n"

@@ -76,38 +76,45 @@ class Jsonl:
 
     def _replace(self, rows: Iterable[Row]) -> None:
         """Replaces the file atomically: a reader sees the old file or the new one."""
-        self.close()
         aside = (self._door or self._path.parent) / f"{self._path.name}.tmp"
-        self._num_rows = 0
+        num_rows = 0
         with aside.open("w") as file:
             for row in rows:
                 file.write(to_line(row))
-                self._num_rows += 1
+                num_rows += 1
         aside.replace(self._path)
-        self._stream = self._path.open("a")
+        self.close()  # only now: without a door the path belongs to a successor, and the old file stays open
+        self._stream, self._num_rows = self._path.open("a"), num_rows
 
 
 def read_rows(path: Path, *, at_most: int | None = None) -> list[Row]:
     """All rows, in order; empty without a file. An incomplete last line of a killed run is skipped.
 
-    at_most: maximum number of steps, and of other rows; if there are more, one of every 2, 4, 8 ... is kept, and the
-    last one. A kept row includes the tokens of the steps that were left out before it.
+    at_most: maximum number of steps, of evaluations and of checkpoints; if there are more, one of every 2, 4, 8 ... is
+    kept, and the last one. A kept row includes the tokens of the steps that were left out before it.
     """
-    steps, others = Thinned(at_most), Thinned(at_most)
+    kinds: dict[str, Thinned] = {}
     for place, row in enumerate(_rows(path)):
-        (steps if "learning_rate" in row else others).add(place, row)
-    return [row for _, row in sorted([*steps.rows(), *others.rows()], key=lambda found: found[0])]
+        kinds.setdefault(_kind(row), Thinned(at_most)).add(place, row)
+    kept = (found for kind in kinds.values() for found in kind.rows())
+    return [row for _, row in sorted(kept, key=lambda found: found[0])]
+
+
+def _kind(row: Row) -> str:
+    if "learning_rate" in row:
+        return "step"
+    return "checkpoint" if "checkpoint" in row else "evaluation"
 
 
 def spread(rows: Iterable[Row], at_most: int) -> list[Row]:
-    """Of the steps, and of other rows, the first, the last, and about this many at even distances."""
+    """Of the steps, evaluations and checkpoints each the first, the last, and about this many at even distances."""
     known = list(enumerate(rows))
     last = max((_iteration(row) for _, row in known), default=0)
     width = 1 << (last // at_most).bit_length()  # intervals of one selection are contained in those of the next
-    kept: dict[tuple[bool, int], tuple[int, Row]] = {}
+    kept: dict[tuple[str, int], tuple[int, Row]] = {}
     for place, row in known:
-        is_step = "learning_rate" in row
-        stretch = (is_step, -1 if (is_step, -1) not in kept else _iteration(row) // width)
+        kind = _kind(row)
+        stretch = (kind, -1 if (kind, -1) not in kept else _iteration(row) // width)
         (kept[stretch],) = _joined([kept[stretch]] if stretch in kept else [], (place, row))
     return [row for _, row in sorted(kept.values(), key=lambda found: found[0])]
 

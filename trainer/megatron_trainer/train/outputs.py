@@ -87,7 +87,10 @@ def _drop_those_without_checkpoint(save: Path, newest: int, door: Path) -> None:
     for path in (save / SAFETENSORS).iterdir():
         named = checkpoint_folder.NAME.fullmatch(path.name)
         if named and int(named[1]) not in kept:
-            shutil.rmtree(path.rename(door / f"{path.name}.{SAFETENSORS}"), ignore_errors=True)
+            removed = door / f"{path.name}.{SAFETENSORS}"
+            shutil.rmtree(removed, ignore_errors=True)  # what an earlier removal left
+            path.rename(removed)
+            shutil.rmtree(removed, ignore_errors=True)
 
 
 def _door(run: Run) -> Path:

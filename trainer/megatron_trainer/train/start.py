@@ -50,7 +50,7 @@ def start_state(
         if own is not None:
             logger.info("resuming job=%s from=%s", env.job_name, own.path)
             resume.check(own, record, total_iterations, with_optimizer=policy.with_optimizer)
-            _load_base_of_adapters(args, engine)
+            _load_base_of_adapters(args, engine, save)
             return checkpoint_load.resume(engine, own, backend, policy)
         if env.resume == "Required":
             raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
@@ -66,29 +66,36 @@ def start_state(
     return TrainState()
 
 
-def _load_base_of_adapters(args: TrainArgs, engine: Engine) -> None:
-    """Loads the base in `load` for a LoRA run, whose own checkpoints hold only adapters."""
-    for found, part in _given_checkpoints(args):
-        if part == "base" and args.train_type == "lora":
-            checkpoint_load.weights(engine, found, part)
+def _load_base_of_adapters(args: TrainArgs, engine: Engine, save: Path) -> None:
+    """Loads the base in `load` for a LoRA run, whose own checkpoints hold only adapters.
+
+    A run that loads from its own folder started from the model, which is loaded already.
+    """
+    if args.train_type != "lora" or args.load is None or Path(args.load).resolve() == save.resolve():
+        return
+    base = _checkpoint_in(args, "load", args.load)
+    if base is not None:
+        checkpoint_load.weights(engine, base, "base")
 
 
 def _given_checkpoints(args: TrainArgs) -> list[tuple[Checkpoint, Literal["base", "trainable"]]]:
     """The checkpoints in load and adapter_load, each with the part of the model that it holds; the base comes first."""
-    found: list[tuple[Checkpoint, Literal["base", "trainable"]]] = []
     sources: tuple[tuple[str, str | None, Literal["base", "trainable"]], ...] = (
         ("load", args.load, "base"),
         ("adapter_load", args.adapter_load, "trainable"),
     )
-    for name, path, part in sources:
-        if path is None or holds_adapter(Path(path)):
-            continue
-        checkpoint = checkpoint_load.find(Path(path), recognizes_others=args.auto_detect_ckpt_format)
-        if checkpoint is not None:
-            found.append((checkpoint, part))
-        elif args.exit_on_missing_checkpoint:
-            message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
-            raise TrainingError(ExitCode.NO_CHECKPOINT, message)
-        else:
-            logger.warning("no complete checkpoint in %s=%s; going on without it", name, path)
-    return found
+    found = ((_checkpoint_in(args, name, path), part) for name, path, part in sources if path is not None)
+    return [(checkpoint, part) for checkpoint, part in found if checkpoint is not None]
+
+
+def _checkpoint_in(args: TrainArgs, name: str, path: str) -> Checkpoint | None:
+    """The newest checkpoint in the folder of an argument; None for a PEFT adapter, or if none is there and need be."""
+    if holds_adapter(Path(path)):
+        return None
+    checkpoint = checkpoint_load.find(Path(path), recognizes_others=args.auto_detect_ckpt_format)
+    if checkpoint is None and args.exit_on_missing_checkpoint:
+        message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
+        raise TrainingError(ExitCode.NO_CHECKPOINT, message)
+    if checkpoint is None:
+        logger.warning("no complete checkpoint in %s=%s; going on without it", name, path)
+    return checkpoint

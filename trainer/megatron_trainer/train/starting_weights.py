@@ -53,7 +53,7 @@ def _identity(place: Path | str | None) -> str | None:
     """The path with a digest of the weights in it; None if there are none."""
     try:
         digest = None if place is None else folder_digest(Path(place))
-    except OSError:  # loading reports it better
+    except (OSError, ValueError):  # loading reports it better
         digest = None
     return None if digest is None else f"{place} (sha256 {digest[:SHOWN_DIGITS]})"
 
