@@ -321,6 +321,50 @@ def test_commands_behind_other_programs_are_found_and_text_is_no_command(capsys,
     assert all(isinstance(manifest.parse(job), Job) for job in jobs)
 
 
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'CMD="megatron sft @"; echo $CMD; $CMD',
+        'CMD="megatron sft @"\necho "+ $CMD"\neval "$CMD"',
+        "if true; then NPROC_PER_NODE=8 megatron sft @; fi || echo megatron sft @",
+        "printf '%s ' megatron sft @; /bin/echo megatron sft @; ./with_environment.sh megatron sft @",
+        "bash -euo pipefail -c 'megatron sft @'; echo bash -c 'megatron sft @'",
+        "$LAUNCHER megatron sft @; grep swift export log.txt; mkdir -p swift export; sudo mkdir -p swift export",
+        "srun mkdir -p swift export; srun timeout -k 5 60 megatron sft @; git clone megatron sft",
+        "kubectl exec master -- megatron sft @; kubectl exec master -- echo megatron sft @",
+        "accelerate launch --num_machines 1 swift/cli/_megatron/sft.py @; conda run -n a echo megatron sft",
+    ],
+)
+def test_a_command_that_is_only_mentioned_is_none(capsys, script, lines):
+    """The other ones run it, whatever stands before it."""
+    text = written(capsys, script(lines.replace("@", f"{RUN} {BATCH}")))
+    assert spec_of(text)["task"] == "sft"
+
+
+@pytest.mark.parametrize("words", ["grep swift export log.txt", "mkdir -p swift export", "echo megatron sft --model m"])
+def test_what_only_mentions_a_command_starts_no_training(capsys, words):
+    assert "starts no training" in written(capsys, words, code=2)
+
+
+@pytest.mark.parametrize(
+    "lines",
+    [
+        'docker run -e NPROC_PER_NODE=8 image bash -c "megatron sft @"',
+        'docker run -eNPROC_PER_NODE=8 -e OTHER=1 image bash -c "cd /x && megatron sft @"',
+        "srun --export=ALL,NPROC_PER_NODE=8,OTHER=1 megatron sft @",
+        "docker run --env=NPROC_PER_NODE=8 image megatron sft @",
+        "export MODEL=/m NPROC_PER_NODE=8; srun bash -c 'megatron sft @'",
+        "NPROC_PER_NODE=8\nbash <<'EOF'\nmegatron sft @\nEOF\necho done",
+        "export NPROC_PER_NODE=8\nsrun --nodes=1 bash -s -- a << EOF | tee log.txt\nMODEL=/m\nmegatron sft @\nEOF",
+        "sudo -E env NPROC_PER_NODE=8 bash -l -c 'megatron sft @'",
+    ],
+)
+def test_what_an_outer_command_sets_holds_for_the_command_within(capsys, script, lines):
+    model = "$MODEL" if "MODEL=" in lines else "/m"
+    spec = spec_of(written(capsys, script(lines.replace("@", f"--model {model} --dataset /d/x.jsonl {BATCH}"))))
+    assert (spec["args"]["model"], spec["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) == ("/m", "8")
+
+
 def test_the_arguments_of_a_script_or_function_are_named_and_not_swallowed(capsys, script):
     text = written(capsys, script(ODD))
     assert "# Left out: $@: the arguments of the script" in text

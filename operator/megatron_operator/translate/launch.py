@@ -7,11 +7,10 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from megatron_operator.translate.shell import Invocation
+from megatron_operator.translate.shell import WRAPPERS, Invocation, passed_on, starts
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 
-WRAPPERS = ("nohup", "exec", "time", "env", "sudo")
 LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
 LAUNCHER_SWITCHES = ("standalone", "no_python", "module", "m")
 FOUND_BY_SHELL = re.compile(r"\$\((?:which|command -v)\s+([^\s)]+)\)")
@@ -42,17 +41,16 @@ def _recognized(command: Invocation) -> Iterator[Launch]:
     while words and (words[0] in WRAPPERS or re.match(r"[A-Za-z_]\w*=", words[0])):
         name, separator, value = words.pop(0).partition("=")
         environment |= {name: value} if separator else {}
-    options, words = _without_launcher(words)
-    task, rest = _task(words)
-    behind = next((index for index in range(1, len(words)) if _starts_at(words, index)), None)
-    if task is None and behind is not None:
-        # srun, docker run, numactl ...: their options are of another machine's scheduler and stay behind.
-        environment |= dict(re.findall(r"(?:^|\s)(NPROC_PER_NODE|NNODES|CUDA_VISIBLE_DEVICES)=(\S+)", " ".join(words)))
-        own, words = _without_launcher(words[behind:])
-        options |= own
-        task, rest = _task(words)
-    if task is None:
+    for start in starts(words):
+        options, started = _without_launcher(words[start:])
+        task, rest = _task(started)
+        if task is not None:
+            break
+    else:
         return
+    # srun, docker run, numactl ...: their options are of another machine's scheduler and stay behind.
+    environment |= passed_on(words[:start])
+    options = _without_launcher(words)[0] | options
     said = {VARIABLE_NAMES[name]: value for name, value in environment.items() if name in VARIABLE_NAMES}
     said |= options
     yield Launch(
@@ -63,11 +61,6 @@ def _recognized(command: Invocation) -> Iterator[Launch]:
         num_processes=_number(said.get("nproc_per_node", "")) or _devices(environment),
         source=" ".join(command.words[: len(command.words) - len(rest)]),
     )
-
-
-def _starts_at(words: Sequence[str], index: int) -> bool:
-    """Whether a command that trains begins with this word, which another program was given."""
-    return _task(_without_launcher(words[index:])[1])[0] is not None
 
 
 def _without_launcher(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:

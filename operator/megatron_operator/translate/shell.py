@@ -1,15 +1,17 @@
 """The commands of a shell script with what is known of their environment. Runs nothing and follows no branch.
 
 Understood are line continuations, comments, quotes, variables, arrays (`+=` too), defaults (`${NAME:-8}`), `export`,
-and the script of `bash -c`. What a here-document holds is text, no command. What only a shell can evaluate, such as
-`$(hostname)`, stays in the word as it is written, so that it is seen later.
+`eval` and the script of `bash -c` or `bash <<EOF`. What another here-document holds is text, no command. What only a
+shell can evaluate, such as `$(hostname)`, stays in the word as it is written, so that it is seen later.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+import shlex
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import dropwhile, takewhile
 
 PIECE = re.compile(
     r"""
@@ -30,11 +32,31 @@ PIECE = re.compile(
 )
 VARIABLE = re.compile(r"\$\{(?P<braced>\w+)(?:\[[@*]\])?(?::?[-=](?P<default>[^}]*))?\}|\$(?P<bare>\w+)")
 HERE_DOCUMENT = re.compile(
-    r"(?P<line>^[^\n#]*<<-?[ \t]*(?P<quote>['\"]?)(?P<end>\w+)(?P=quote)[^\n]*\n)(?:.*?\n)??[ \t]*(?P=end)[ \t]*$",
+    r"^(?P<command>[^\n#]*)(?<!<)<<-?[ \t]*(?P<quote>['\"]?)(?P<end>\w+)(?P=quote)(?P<others>[^\n]*\n)"
+    r"(?P<body>(?:.*?\n)??)[ \t]*(?P=end)[ \t]*$",
     re.MULTILINE | re.DOTALL,
 )
 OWN_ARGUMENTS = re.compile(r"\$(?:[@*]|\{[@*][^}]*\})")
 SHELLS = ("bash", "sh", "zsh", "dash")
+READING_SHELL = re.compile(
+    rf"(?P<before>(?:.*[\s/])?(?:{'|'.join(SHELLS)}))(?:\s+[-+]\S*)*(?:\s+-s\s.*)?\s*", re.DOTALL
+)
+KEYWORDS = ("if", "then", "elif", "else", "while", "until", "do", "!", "{")
+WRAPPERS = ("nohup", "exec", "time", "env", "sudo")
+RUNNERS = frozenset(
+    (*SHELLS, *WRAPPERS)
+    + ("command", "doas", "gosu", "setsid", "stdbuf", "unbuffer", "xargs", "parallel", "watch", "flock", "tini")
+    + ("numactl", "taskset", "nice", "ionice", "chrt", "timeout", "systemd-run", "cgexec", "prlimit", "chroot")
+    + ("srun", "salloc", "sbatch", "bsub", "qsub", "jsrun", "aprun", "yhrun", "mpirun", "mpiexec", "horovodrun")
+    + ("docker", "podman", "nerdctl", "kubectl", "oc", "singularity", "apptainer", "enroot", "shifter", "ch-run")
+    + ("unshare", "ssh", "pdsh", "clush", "screen", "tmux", "conda", "mamba", "micromamba", "uv", "poetry", "pixi")
+    + ("pipenv", "pdm", "torchrun", "accelerate", "deepspeed", "dlrover-run", "ray", "nsys", "ncu", "py-spy")
+    + ("coverage", "strace")
+)
+"""Programs that run the command they are given; others that mention one, such as echo, only read it."""
+READERS = frozenset(("echo", "printf", "grep", "mkdir", "cat", "ls", "rm", "cp", "mv", "touch"))
+PASSED_ON = re.compile(r"(?<!\w)(?:-e)?(NPROC_PER_NODE|NNODES|CUDA_VISIBLE_DEVICES)=(\d[\d,]*\d|\d|[^\s,]+)")
+"""A variable of the launch in an option such as `--export=ALL,NNODES=2`."""
 ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 
 
@@ -64,27 +86,25 @@ class _Word:
         self.text, self.is_there = "", False
 
 
-def invocations(script: str) -> list[Invocation]:
-    """Every simple command of the script, in its order."""
-    known: dict[str, str] = {}
+def invocations(script: str, environment: Mapping[str, str] | None = None) -> list[Invocation]:
+    """Every simple command of the script, in its order. environment: what is known of that of its shell."""
+    known = dict(environment or {})
     arrays: dict[str, list[str]] = {}
     found = []
-    script = HERE_DOCUMENT.sub(lambda match: match["line"], script)
+    script = HERE_DOCUMENT.sub(_without_here_document, script)
     for words, array in _statements(script, known, arrays):
         if array is not None:
             name = array.removesuffix("+")
             arrays[name] = [*arrays.get(name, []), *words] if array != name else words
             continue
-        own, rest = _assignments(words)
+        own, rest = _assignments(_without_keywords(words))
         if not rest or rest[0] == "export":
             known |= own | _assignments(rest[1:])[0]
         else:
-            environment = {**known, **own}
-            inner = [
-                Invocation(words=each.words, environment={**environment, **each.environment})
-                for each in invocations(_script_in(rest))
+            before, inner = _script_in(rest)
+            found += invocations(inner, {**known, **own, **passed_on(before)}) or [
+                Invocation(words=tuple(rest), environment={**known, **own})
             ]
-            found += inner or [Invocation(words=tuple(rest), environment=environment)]
     return found
 
 
@@ -94,13 +114,65 @@ def without_own_arguments(words: list[str]) -> tuple[list[str], bool]:
     return kept, len(kept) != len(words)
 
 
-def _script_in(words: list[str]) -> str:
-    """The script of `bash -c SCRIPT`, also behind another program such as srun; "" where there is none."""
-    for index, word in enumerate(words[:-2]):
-        option = words[index + 1]
-        if word.rpartition("/")[2] in SHELLS and re.fullmatch(r"-[a-z]*c", option):
-            return words[index + 2]
-    return ""
+def passed_on(words: Sequence[str]) -> dict[str, str]:
+    """The variables that these words of a program such as docker or srun set for the command behind them."""
+    assigned = [found for word in words if (found := ASSIGNMENT.fullmatch(word)) and found["name"].isupper()]
+    return {found["name"]: found["value"] for found in assigned} | dict(PASSED_ON.findall(" ".join(words)))
+
+
+def starts(words: Sequence[str]) -> Iterator[int]:
+    """Where a command may begin: with the first word and, behind a program that runs another, with any later one."""
+    if words:
+        yield 0
+    if words and _runs_another(words):
+        later = enumerate(words[1:], 1)
+        yield from (index for index, _ in takewhile(lambda each: _program(each[1]) not in READERS, later))
+
+
+def _runs_another(words: Sequence[str]) -> bool:
+    """Whether the first word may run others: known for it, a script, an option left of `sudo`, or not evaluated."""
+    if _program(words[0]).startswith("python"):
+        return words[1:2] != [] and words[1].startswith("-")
+    return _program(words[0]) in RUNNERS or words[0].endswith(".sh") or words[0].startswith(("-", "$", "`"))
+
+
+def _program(word: str) -> str:
+    return word.rpartition("/")[2]
+
+
+def _script_in(words: list[str]) -> tuple[list[str], str]:
+    """(the words before it, the script) of `eval` or `bash -c`, also behind srun and others; "" where there is none."""
+    if words[0] == "eval":
+        return [], " ".join(words[1:])
+    for index in starts(words):
+        found = _script_of_shell(words[index + 1 :]) if _program(words[index]) in SHELLS else None
+        if found is not None:
+            return words[:index], found
+    return [], ""
+
+
+def _script_of_shell(options: Sequence[str]) -> str | None:
+    """The script among the words behind `bash`, None without `-c`."""
+    left = iter(options)
+    for option in left:
+        if re.fullmatch(r"-[a-z]*c", option):
+            return next(left, None)
+        if re.fullmatch(r"[-+][a-z]*o", option):  # -o pipefail
+            next(left, None)
+        elif not option.startswith(("-", "+")):
+            return None
+    return None
+
+
+def _without_here_document(found: re.Match[str]) -> str:
+    """The command alone; one that a shell reads becomes the script of its `-c`."""
+    shell = READING_SHELL.fullmatch(found["command"])
+    read = f"{shell['before']} -c {shlex.quote(found['body'])}" if shell else found["command"]
+    return f"{read} {found['others']}"
+
+
+def _without_keywords(words: list[str]) -> list[str]:
+    return list(dropwhile(KEYWORDS.__contains__, words))
 
 
 def _statements(
