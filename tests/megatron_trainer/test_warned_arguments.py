@@ -75,6 +75,8 @@ def settings(folder, values: dict[str, Any], task: str = "sft") -> list[object]:
     if args.tensor_model_parallel_size == 1 or args.decoupled_lr is None:
         optimizer.pop("muon_tp_mode", None)
         optimizer.pop("decoupled_min_lr", None)
+    if args.train_type == "lora":  # neither embedding nor output layer trains in these cases
+        optimizer.pop("decoupled_lr", None)
     if args.fp8_format is None:
         model = {name: value for name, value in model.items() if not name.startswith("fp8_")}
     elif args.fp8_recipe != "delayed":

@@ -662,6 +662,24 @@ CASES = [
             "muon_extra_scale_factor",
         )
     ),
+    *(
+        Case(
+            rule="the_other_rate_has_something_to_train",
+            good={"decoupled_lr": 1e-4, "train_type": "lora", "modules_to_save": (saved,)},
+            bad={"decoupled_lr": 1e-4, "train_type": "lora", "modules_to_save": ("router",)},
+        )
+        for saved in ("word_embeddings", "output_layer", "embedding.word_embeddings")
+    ),
+    Case(
+        rule="the_other_rate_has_something_to_train",
+        good={"decoupled_lr": 1e-4, "task_type": "seq_cls"},
+        bad={"decoupled_lr": 1e-4, "task_type": "seq_cls", "train_type": "lora", "modules_to_save": ("output_layer",)},
+    ),
+    Case(
+        rule="a_tensor_parallel_mode_needs_ranks",
+        good={"muon_tp_mode": "duplicated"},  # muon_tp_mode_belongs_to_muon says it
+        bad={"muon_tp_mode": "duplicated", "optimizer": "dist_muon"},
+    ),
     Case(
         rule="a_tensor_parallel_mode_needs_ranks",
         good={"muon_tp_mode": "duplicated", "optimizer": "muon", "tensor_model_parallel_size": 2},

@@ -19,7 +19,7 @@ class LearningRate:
     )
     decoupled_lr: float | None = arg(
         None,
-        "Peak learning rate of the embedding and the output layer, where they train; unset: lr.",
+        "Peak learning rate of the embedding and the output layer, where they train (LoRA: modules_to_save); else lr.",
         gt=0,
         status="works",
     )

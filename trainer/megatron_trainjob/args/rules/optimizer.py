@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, head
+from megatron_trainjob.args.field import EVERY_TASK
 from megatron_trainjob.args.rules.condition import above, changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
@@ -18,6 +19,11 @@ OF_MUON = (
     "muon_tp_mode",
     "muon_extra_scale_factor",
 )
+OF_PARALLEL_MUON = (changed("muon_tp_mode"), one_of("optimizer", *MUON))
+SEVERAL_RANKS = above("tensor_model_parallel_size", 1)
+WITHOUT_RANKS = f"has no effect without {SEVERAL_RANKS.words()}"
+OF_THE_OTHER_RATE = ("embedding", "word_embeddings", "output_layer")
+"""Modules whose weights Megatron-Core marks for decoupled_lr, and the one around them."""
 LOW_PRECISION_STATE = ("main_grads_dtype", "main_params_dtype", "exp_avg_dtype", "exp_avg_sq_dtype")
 
 
@@ -64,6 +70,30 @@ def the_warmup_leaves_something_to_decay(facts: Facts) -> str:
     return "must be less than 1, or the learning rate never gets beyond its warmup"
 
 
+@rule("decoupled_lr", "train_type", "modules_to_save", "task_type", "rlhf_type", severity="warning")
+def the_other_rate_has_something_to_train(facts: Facts) -> str:
+    """LoRA trains embedding and output layer only where modules_to_save names one; a head of scores is neither."""
+    args = facts.args
+    known = ("embedding", "word_embeddings") if head.replaces_output(args) else OF_THE_OTHER_RATE
+    is_trained = any(name.rpartition(".")[2] in known for name in args.modules_to_save)
+    if args.decoupled_lr is None or args.train_type != "lora" or is_trained:
+        return ""
+    return f"has no effect under LoRA without {' or '.join(known[1:])} in modules_to_save: nothing of its own trains"
+
+
+@rule(
+    *("muon_tp_mode", "optimizer", "tensor_model_parallel_size"),
+    tasks=EVERY_TASK,
+    cel=f"!{OF_PARALLEL_MUON[0].cel()} || !{OF_PARALLEL_MUON[1].cel()} || {SEVERAL_RANKS.cel()}",
+    cel_message=WITHOUT_RANKS,
+    severity="warning",
+)
+def a_tensor_parallel_mode_needs_ranks(facts: Facts) -> str:
+    """Without muon it has no effect either, which is said once."""
+    is_asked_for = all(each.holds(facts.args, facts.task) for each in OF_PARALLEL_MUON)
+    return WITHOUT_RANKS if is_asked_for and not SEVERAL_RANKS.holds(facts.args, facts.task) else ""
+
+
 RULES = (
     excludes(
         "the_warmup_has_one_length",
@@ -92,7 +122,7 @@ RULES = (
         for rule, name in (("first_beta", "adam_beta1"), ("second_beta", "adam_beta2"), ("epsilon", "adam_eps"))
     ),
     *(idle_without(f"{name}_belongs_to_muon", changed(name), one_of("optimizer", *MUON)) for name in OF_MUON),
-    idle_without("a_tensor_parallel_mode_needs_ranks", changed("muon_tp_mode"), above("tensor_model_parallel_size", 1)),
+    a_tensor_parallel_mode_needs_ranks,
     *(
         idle_without(f"{name}_belongs_to_lion", changed(name), is_("optimizer", "lion"))
         for name in ("lion_beta1", "lion_beta2")
@@ -104,6 +134,7 @@ RULES = (
         because="it is what spreads the state; write muon",
     ),
     idle_without("a_floor_of_the_other_rate_needs_that_rate", is_set("decoupled_min_lr"), is_set("decoupled_lr")),
+    the_other_rate_has_something_to_train,
     a_matrix_optimizer_has_no_loss_scale,
     idle_without(
         "an_offload_fraction_needs_offload",
