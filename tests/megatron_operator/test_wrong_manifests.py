@@ -87,7 +87,10 @@ CASES = {
         {"checkpoint": {"subPath": "../other"}},
         {"spec.checkpoint.subPath": "without '..'"},
     ),
-    "a relative mount path": ({"checkpoint": {"mountPath": "ckpt"}}, {"spec.checkpoint.mountPath": "^/"}),
+    "a relative mount path": (
+        {"checkpoint": {"mountPath": "ckpt"}},
+        {"spec.checkpoint.mountPath": "must be an absolute path"},
+    ),
     "variables that are ours": (
         {"env": [{"name": "RANK", "value": "0"}], "network": {"ncclEnv": {"MASTER_ADDR": "me"}}},
         {
@@ -163,7 +166,20 @@ CASES = {
     ),
     "quantities that are none": (
         {"resourcesPerNode": {"limits": {"memory": "64GiB"}}, "shmSize": "big"},
-        {"spec.resourcesPerNode.limits.memory": "quantity", "spec.shmSize": "must match"},
+        {"spec.resourcesPerNode.limits.memory": "quantity", "spec.shmSize": "must be a quantity"},
+    ),
+    "text of another form": (
+        {
+            "nprocPerNode": "8 GPUs",
+            "checkpoint": {"mountPath": "out"},
+            "initializers": [{"name": "My Step", "targetPath": "d", "storageUri": "hf://a/b"}],
+        },
+        {
+            "spec.nprocPerNode": "must be auto or a whole number from 1 to 9999",
+            "spec.checkpoint.mountPath": "must be an absolute path such as /checkpoints",
+            "spec.initializers[0].name": "must be lower-case letters",
+            "spec.initializers[0].targetPath": "must be an absolute path",
+        },
     ),
     "an extra argument that is known": ({"extraArgs": {"lr": "0.1"}}, {"spec.extraArgs.lr": "move it to spec.args"}),
     "everything at once": (
@@ -173,7 +189,7 @@ CASES = {
             "spec.imagee": "did you mean image?",
             "spec.args.lr": "number",
             "spec.args.modell": "did you mean model?",
-            "spec.shmSize": "must match",
+            "spec.shmSize": "must be a quantity",
         },
     ),
 }

@@ -15,6 +15,7 @@ from typing import Any, get_args
 from megatron_operator.api import names
 from megatron_operator.api.schema.declared import declared, record_of
 from megatron_operator.api.schema.parts import (
+    Pattern,
     Schema,
     array,
     boolean,
@@ -144,7 +145,7 @@ class Spec:
             'Processes in each pod. "auto" is the number of devices in the limits (GPUs of NVIDIA whole, shared or '
             "MIG, of AMD and Intel; Gaudi), or 1. Devices of resource claims are not counted.",
             default="auto",
-            pattern=r"^(auto|[1-9][0-9]{0,3})$",
+            pattern=Pattern(r"^(auto|[1-9][0-9]{0,3})$", "auto or a whole number from 1 to 9999"),
         ),
     )
     resources: Object = declared(

@@ -12,6 +12,7 @@ from typing import Any, Literal, get_args
 from megatron_operator.api.schema import pod_template
 from megatron_operator.api.schema.declared import declared, record_of
 from megatron_operator.api.schema.parts import (
+    Pattern,
     array,
     boolean,
     changeable,
@@ -31,8 +32,10 @@ CleanPodPolicy = Literal["None", "Running", "All"]
 TtlPolicy = Literal["DeletePods", "DeleteJob"]
 SuccessPolicy = Literal["Master", "All"]
 
-PATH_PATTERN = r"^/"
-NAME_PATTERN = r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$"
+PATH = Pattern(r"^/", "an absolute path such as /checkpoints")
+NAME = Pattern(
+    r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "lower-case letters, digits and '-', with a letter or digit at both ends"
+)
 DEFAULT_HANG_TIMEOUT_S = 1800
 
 _CLAIM_TEMPLATE = record(
@@ -57,9 +60,7 @@ class Checkpoint:
 
     claim_name: str | None = declared("pvc.claimName", text("Name of an existing claim."))
     claim_template: Object | None = declared("pvc.template", _CLAIM_TEMPLATE)
-    mount_path: str = declared(
-        "mountPath", text("Where the volume is mounted.", default="/checkpoints", pattern=PATH_PATTERN)
-    )
+    mount_path: str = declared("mountPath", text("Where the volume is mounted.", default="/checkpoints", pattern=PATH))
     sub_path: str = declared(
         "subPath", text("Directory of this job on the volume; $(job) stands for its name.", default="$(job)")
     )
@@ -139,7 +140,7 @@ class Network:
 class Initializer:
     """Downloads a model or a data set once, on the master, before the trainer starts."""
 
-    name: str = declared("name", text("Name of the init container.", pattern=NAME_PATTERN, max_length=63))
+    name: str = declared("name", text("Name of the init container.", pattern=NAME, max_length=63))
     image: str = declared("image", text("Image. Default: the trainer's.", max_length=1024))
     command: tuple[str, ...] = declared(
         "command",
@@ -152,7 +153,7 @@ class Initializer:
     storage_uri: str = declared(
         "storageUri", text("Source: hf://owner/model, hf://datasets/owner/name, or what the command reads."), absent=""
     )
-    target_path: str = declared("targetPath", text("Directory on a mounted volume.", pattern=PATH_PATTERN))
+    target_path: str = declared("targetPath", text("Directory on a mounted volume.", pattern=PATH))
     env: tuple[Object, ...] = declared(
         "env", pod_template.items("Environment, as in a container.", pod_template.container_field("env"), max_items=256)
     )

@@ -3,18 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Schema = dict[str, Any]
 Change = Literal["WhileSuspended", "Always", "Never"]
 LARGEST_INTEGER = 2**31 - 1
-QUANTITY_PATTERN = r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$"
 
 
-def text(help: str, *, default: str | None = None, pattern: str | None = None, max_length: int = 253) -> Schema:
+@dataclass(frozen=True)
+class Pattern:
+    """A regular expression and what a person reads in its place: the rest of "must be ..."."""
+
+    expression: str
+    words: str
+
+
+QUANTITY = Pattern(r"^[0-9]+(\.[0-9]+)?([numkMGTPE]|[KMGTPE]i|[eE][+-]?[0-9]+)?$", "a quantity such as 8, 500m or 64Gi")
+
+
+def text(help: str, *, default: str | None = None, pattern: Pattern | None = None, max_length: int = 253) -> Schema:
     """A string."""
-    extra = {"maxLength": max_length, "default": default, "pattern": pattern}
-    return {"type": "string", "description": help, **_given(extra)}
+    extra = {"maxLength": max_length, "default": default}
+    return {"type": "string", "description": help, **_given(extra), **_matching(pattern)}
 
 
 def choice(help: str, *choices: str, default: str | None = None) -> Schema:
@@ -32,15 +43,15 @@ def boolean(help: str, *, default: bool | None = None) -> Schema:
     return {"type": "boolean", "description": help, **_given({"default": default})}
 
 
-def int_or_text(help: str, *, default: str | None = None, pattern: str | None = None) -> Schema:
+def int_or_text(help: str, *, default: str | None = None, pattern: Pattern | None = None) -> Schema:
     """A whole number or a string."""
-    extra = {"default": default, "pattern": pattern}
-    return {"x-kubernetes-int-or-string": True, "description": help, **_given(extra)}
+    extra = {"default": default}
+    return {"x-kubernetes-int-or-string": True, "description": help, **_given(extra), **_matching(pattern)}
 
 
 def quantity(help: str) -> Schema:
     """A Kubernetes quantity such as 8, 500m or 64Gi."""
-    return int_or_text(help, pattern=QUANTITY_PATTERN)
+    return int_or_text(help, pattern=QUANTITY)
 
 
 def record(help: str, properties: Mapping[str, Schema], *, required: tuple[str, ...] = ()) -> Schema:
@@ -94,6 +105,11 @@ def changes(
         yield f"{path}{name}", when
         if part.get("x-record"):
             yield from changes(part, f"{path}{name}.", when)
+
+
+def _matching(pattern: Pattern | None) -> Schema:
+    """The pattern with its words; the mark "x-words" is ours and no server sees it."""
+    return {} if pattern is None else {"pattern": pattern.expression, "x-words": pattern.words}
 
 
 def _given(extra: Mapping[str, Any]) -> Schema:

@@ -119,7 +119,7 @@ def _value_problems(value: Any, schema: Schema) -> Iterator[str]:  # noqa: ANN40
         if keyword in schema:
             problem = rule(value, schema[keyword])
             if problem:
-                yield problem
+                yield f"must be {schema['x-words']}" if keyword == "pattern" and "x-words" in schema else problem
 
 
 def _enum(value: Any, allowed: list[Any]) -> str | None:  # noqa: ANN401
