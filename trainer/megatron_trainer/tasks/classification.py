@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from functools import partial
 
-import torch
 from torch import Tensor
 from torch.nn import functional
 
@@ -17,7 +16,7 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.sequences import step_of_scores
 from megatron_trainer.tasks.shares import with_shares
-from megatron_trainer.tasks.task import Task
+from megatron_trainer.tasks.task import Task, sum_and_count
 from megatron_trainjob.args import head
 from megatron_trainjob.args.head import ProblemType
 from megatron_trainjob.args.tree import TrainArgs
@@ -60,7 +59,7 @@ def _loss(problem: ProblemType, whole: MicroBatch, scores_SC: Tensor) -> tuple[T
     assert whole.target_SN is not None
     losses_S = losses_of(scores_SC, whole.target_SN, problem)
     quality_S = _quality(scores_SC.detach(), whole.target_SN, problem)
-    metrics = {MAIN_LOSS: _mean_of(losses_S.detach()), QUALITY[problem]: _mean_of(quality_S)}
+    metrics = {MAIN_LOSS: sum_and_count(losses_S.detach()), QUALITY[problem]: sum_and_count(quality_S)}
     return losses_S.mean() * whole.loss_share, metrics
 
 
@@ -72,8 +71,3 @@ def _quality(scores_SC: Tensor, target_SC: Tensor, problem: ProblemType) -> Tens
             return ((scores_SC > 0) == (target_SC > 0)).all(-1).float()
         case "regression":
             return (scores_SC - target_SC).square().mean(-1)
-
-
-def _mean_of(values_S: Tensor) -> Tensor:
-    """Sum and count, which the step adds up over micro-batches and ranks."""
-    return torch.stack([values_S.double().sum(), values_S.new_tensor(len(values_S)).double()])

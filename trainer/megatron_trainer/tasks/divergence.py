@@ -12,10 +12,10 @@ from dataclasses import replace
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from torch import Tensor
 
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.tasks.reference import Reference, with_reference
+from megatron_trainer.tasks.task import sum_and_count
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -35,12 +35,8 @@ def with_divergence(
     sums_M2 = torch.zeros(len(batches), 2, dtype=torch.float64, device=batches[0].tokens_BT.device)
     for number, (batch, ours_S, theirs_S) in enumerate(zip(mismatched, of_policy, of_reference, strict=True)):
         if batch.num_samples and ours_S is not None and theirs_S is not None:
-            sums_M2[number] = _sum_and_count(ours_S - theirs_S)
+            sums_M2[number] = sum_and_count(ours_S - theirs_S)
     dist.all_reduce(sums_M2, group=parallel_state.get_data_parallel_group())
     divergence_M = (sums_M2[:, 0] / sums_M2[:, 1].clamp(min=1)).clamp(min=0).float()
     known = with_reference(args, reference, batches)
     return [replace(batch, divergence=one) for batch, one in zip(known, divergence_M, strict=True)]
-
-
-def _sum_and_count(ratio_S: Tensor) -> Tensor:
-    return torch.stack([ratio_S.double().sum(), ratio_S.new_tensor(len(ratio_S)).double()])

@@ -18,7 +18,7 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses.preference import PairLogProbabilities, PreferenceSettings, preference_loss
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.sequences import step_of_sums
-from megatron_trainer.tasks.task import Task
+from megatron_trainer.tasks.task import Task, sum_and_count
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -60,7 +60,7 @@ def _loss(args: TrainArgs, whole: MicroBatch, sums_2S: Tensor) -> tuple[Tensor, 
     metrics = _metrics(args, pairs) | _mean_logits(logit_S.detach(), tokens_S)
     if args.rpo_alpha is not None:
         loss = loss + args.rpo_alpha * pairs.chosen_loss
-        metrics[CHOSEN_LOSS] = _mean_of(pairs.chosen_loss.detach()[None])
+        metrics[CHOSEN_LOSS] = sum_and_count(pairs.chosen_loss.detach()[None])
     num_pairs = len(pairs.chosen_P) if args.calculate_per_token_loss else 1
     metrics[MAIN_LOSS] = torch.stack([loss.detach().double() * num_pairs, loss.new_tensor(num_pairs).double()])
     return loss * whole.loss_share, metrics
@@ -99,12 +99,12 @@ def _metrics(args: TrainArgs, pairs: PairLogProbabilities) -> dict[str, Tensor]:
     """Means over pairs; a reward is beta times the log-ratio of policy and reference."""
     chosen_P, rejected_P = args.beta * pairs.chosen_ratio_P, args.beta * pairs.rejected_ratio_P
     return {
-        "rewards/chosen": _mean_of(chosen_P),
-        "rewards/rejected": _mean_of(rejected_P),
-        "rewards/accuracies": _mean_of((chosen_P > rejected_P).float()),
-        "rewards/margins": _mean_of(chosen_P - rejected_P),
-        "logps/chosen": _mean_of(pairs.chosen_P),
-        "logps/rejected": _mean_of(pairs.rejected_P),
+        "rewards/chosen": sum_and_count(chosen_P),
+        "rewards/rejected": sum_and_count(rejected_P),
+        "rewards/accuracies": sum_and_count((chosen_P > rejected_P).float()),
+        "rewards/margins": sum_and_count(chosen_P - rejected_P),
+        "logps/chosen": sum_and_count(pairs.chosen_P),
+        "logps/rejected": sum_and_count(pairs.rejected_P),
     }
 
 
@@ -112,8 +112,3 @@ def _mean_logits(logit_S: Tensor, tokens_S: Tensor) -> dict[str, Tensor]:
     """Means over trained tokens of the mean logit."""
     sums = torch.stack([logit_S, tokens_S]).double().chunk(2, dim=1)
     return {f"logits/{name}": pair.sum(1) for name, pair in zip(("chosen", "rejected"), sums, strict=True)}
-
-
-def _mean_of(values: Tensor) -> Tensor:
-    """Sum and count, which the step adds up over micro-batches and ranks."""
-    return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])

@@ -15,7 +15,7 @@ from megatron_trainer.losses import ranking
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.sequences import step_of_answers, step_of_scores
 from megatron_trainer.tasks.shares import with_shares, with_shares_of_groups
-from megatron_trainer.tasks.task import Metrics, Task
+from megatron_trainer.tasks.task import Metrics, Task, sum_and_count
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -47,7 +47,7 @@ def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor
     else:
         losses = torch.cat([ranking.pointwise(*each) for each in lists])
     metrics = _metrics([(scores_S.detach(), number) for scores_S, number in lists])
-    return losses.mean() * whole.loss_share, {MAIN_LOSS: _sum_and_count(losses.detach()), **metrics}
+    return losses.mean() * whole.loss_share, {MAIN_LOSS: sum_and_count(losses.detach()), **metrics}
 
 
 def _metrics(lists: list[tuple[Tensor, int]]) -> Metrics:
@@ -56,7 +56,7 @@ def _metrics(lists: list[tuple[Tensor, int]]) -> Metrics:
     nothing = lists[0][0].new_zeros(0)
 
     def of(parts: list[Tensor]) -> Tensor:
-        return _sum_and_count(torch.cat([nothing, *parts]))
+        return sum_and_count(torch.cat([nothing, *parts]))
 
     return {
         "accuracy": of([ranking.accuracy(*each) for each in lists]),
@@ -65,8 +65,3 @@ def _metrics(lists: list[tuple[Tensor, int]]) -> Metrics:
         "mrr": of([ranking.reciprocal_rank(*each)[None] for each in ranked]),
         "ndcg": of([ranking.discounted_gain(*each)[None] for each in ranked]),
     }
-
-
-def _sum_and_count(values: Tensor) -> Tensor:
-    """Sum and count, which the step adds up over micro-batches and ranks."""
-    return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])

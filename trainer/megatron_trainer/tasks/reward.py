@@ -17,7 +17,7 @@ from megatron_trainer.losses.reward import bradley_terry
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.preference import MAIN_LOSS
 from megatron_trainer.tasks.sequences import step_of_scores
-from megatron_trainer.tasks.task import Task
+from megatron_trainer.tasks.task import Task, sum_and_count
 from megatron_trainjob.args.tree import TrainArgs
 
 METRICS = ("rewards/chosen", "rewards/rejected", "rewards/accuracies", "rewards/margins")
@@ -45,5 +45,4 @@ def _loss(args: TrainArgs, whole: MicroBatch, scores_S1: Tensor) -> tuple[Tensor
 def _metrics(chosen_P: Tensor, rejected_P: Tensor) -> dict[str, Tensor]:
     """Sums and counts over pairs."""
     values = (chosen_P, rejected_P, (chosen_P > rejected_P).float(), chosen_P - rejected_P)
-    count = chosen_P.new_tensor(len(chosen_P)).double()
-    return {name: torch.stack([value.double().sum(), count]) for name, value in zip(METRICS, values, strict=True)}
+    return {name: sum_and_count(value) for name, value in zip(METRICS, values, strict=True)}

@@ -1,4 +1,4 @@
-"""What a task is: a forward step that returns the model's output and the function from it to a loss."""
+"""What a task is: a forward step that returns the model's output and the function from it to a loss and metrics."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from megatron_trainer.data.values import MicroBatch
@@ -18,9 +19,12 @@ Metrics = Mapping[str, Tensor]
 LossFunction = Callable[[Tensor], tuple[Any, ...]]
 ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunction]]
 Prepare = Callable[[Sequence[MicroBatch]], Sequence[MicroBatch]]
-
-
 Finish = Callable[[Mapping[str, float]], Mapping[str, float]]
+
+
+def sum_and_count(values: Tensor) -> Tensor:
+    """The metric of these values, [2] float64. values: one dimension, possibly empty."""
+    return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
 
 
 def as_they_are(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
