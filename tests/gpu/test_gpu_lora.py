@@ -59,7 +59,7 @@ def test_fused_products_equal_the_same_in_float32():
 
 
 def test_adapters_on_a_gpu_use_the_fused_products(train):
-    """Every adapted linear of a layer, forwards and backwards; the losses of bfloat16 with and without them agree."""
+    """Each of the fused kernels is launched."""
     run = train(torch_dtype="bfloat16", train_type="lora", lora_dropout=0.1, count_kernels=True)
     for name in ("_pack", "_down", "_of_a", "_up"):
-        assert any(name in kernel for kernel in run.kernels), sorted(run.kernels)
+        assert any(kernel == name or kernel.startswith(f"{name}_") for kernel in run.kernels), sorted(run.kernels)

@@ -33,3 +33,10 @@ def test_the_packed_mask_drops_the_fraction_that_was_asked_for(lines):
     for dropout, kept in lines[-1]["kept"].items():
         expected = 1 - float(dropout)
         assert abs(kept - expected) <= 5 * (expected * float(dropout) / 256_000) ** 0.5
+
+
+@pytest.mark.parametrize("dropout", [0.99999, 0.9999999])
+def test_a_dropout_near_one_keeps_one_step(dropout):
+    from megatron_trainer.lora import kernels
+
+    assert kernels.kept_fraction(dropout) == 2**-16

@@ -28,8 +28,12 @@ _BLOCK_N_UP, _BLOCK_I_UP = 32, 128
 
 
 def kept_fraction(dropout: float) -> float:
-    """The kept fraction of an input: dropout has a resolution of 2^-16."""
-    return 1.0 - round(dropout * _DROP_STEPS) / _DROP_STEPS
+    """The kept fraction of an input, never zero: dropout has a resolution of 2^-16."""
+    return 1.0 - _dropped_steps(dropout) / _DROP_STEPS
+
+
+def _dropped_steps(dropout: float) -> int:
+    return min(round(dropout * _DROP_STEPS), _DROP_STEPS - 1)
 
 
 def packed_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
@@ -37,8 +41,7 @@ def packed_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     num_rows, width = x.shape
     mask = torch.empty(num_rows, triton.cdiv(width, 8), dtype=torch.uint8, device=x.device)
     grid = (triton.cdiv(mask.numel(), _BLOCK_BYTES),)
-    threshold = round(dropout * _DROP_STEPS)
-    _pack[grid](seed, mask, mask.numel(), threshold, BLOCK=_BLOCK_BYTES, ROUNDS=_PHILOX_ROUNDS)
+    _pack[grid](seed, mask, mask.numel(), _dropped_steps(dropout), BLOCK=_BLOCK_BYTES, ROUNDS=_PHILOX_ROUNDS)
     return mask
 
 
