@@ -1,4 +1,4 @@
-"""Logits of whole models for one row of tokens: ours on a gloo rank, and transformers' own."""
+"""Logits of whole models for one row of tokens: ours on a gloo rank, with our export, and transformers' own."""
 
 from __future__ import annotations
 
@@ -19,15 +19,18 @@ def row(vocab_size: int) -> Any:
 
 def ours(directories: Mapping[str, Path]) -> dict[str, Any]:
     """By name, float32 [NUM_TOKENS, V] on the only rank, or why the model was refused."""
-    return {name: _ours(directory) for name, directory in directories.items()}
+    found = {name: ours_of(directory) for name, directory in directories.items()}
+    return {name: "; ".join(one) if isinstance(one, list) else one for name, one in found.items()}
 
 
-def _ours(directory: Path) -> Any:
+def ours_of(directory: Path, *, export: Path | None = None) -> Any:
+    """float32 [NUM_TOKENS, V], or the list of messages why the model is refused. export: where it is written again."""
     import torch
 
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
     from megatron_trainer.convert.load import load_weights
+    from megatron_trainer.convert.save import save_model
     from megatron_trainer.failure import InvalidInput
     from megatron_trainer.models.build import build_model
     from megatron_trainer.models.spec import read_model
@@ -40,7 +43,9 @@ def _ours(directory: Path) -> Any:
         (model,) = build_model(spec, args, backends.select())
         load_weights([model], spec)
     except InvalidInput as refused:
-        return str(refused)
+        return [violation.message for violation in refused.violations]
+    if export:
+        save_model([model], spec, export)
     with torch.no_grad():
         return model.eval()(row(spec.vocab_size), torch.arange(NUM_TOKENS)[None], None)[0].numpy()
 

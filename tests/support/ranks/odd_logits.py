@@ -11,19 +11,20 @@ from pathlib import Path
 from typing import Any, Literal
 
 from tests.support.models.odd_models import OddModel, draw
+from tests.support.ranks import model_logits
 
-NUM_TOKENS = 40
 EXPORTED = "exported"
 BOUND = 2e-5
 """Of the difference, as a share of the largest logit."""
 
-Outcome = Literal["equal", "refused", "refused late", "wrong", "crashed", "unmade"]
+Outcome = Literal["equal", "refused", "refused late", "wrong", "crashed", "unmade", "ours alone"]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """outcome: "unmade" when transformers takes no such config.json and we neither do, "refused late" when the trainer
-    refuses what `mtj validate` would let pass. detail: the message or the difference.
+    """outcome: "unmade" when both transformers and we refuse the config.json, "ours alone" when transformers refuses or
+    cannot run what we accept, "refused late" when the trainer refuses what `mtj validate` would let pass.
+    detail: the message or the difference.
     """
 
     odd: OddModel
@@ -62,7 +63,7 @@ def _judge(odd: OddModel, directory: Path) -> Verdict:
         return _unmade(odd, directory, f"{type(error).__name__}: {error}")
     validated = list(_validated(directory))
     try:
-        logits = _ours(directory)
+        logits = model_logits.ours_of(directory, export=directory / EXPORTED)
     except Exception as error:  # noqa: BLE001 - whatever else ends a rank is a defect
         return Verdict(odd=odd, outcome="crashed", detail=f"{type(error).__name__}: {error}")
     if isinstance(logits, list):
@@ -73,8 +74,7 @@ def _judge(odd: OddModel, directory: Path) -> Verdict:
     try:
         expected = _theirs(odd, directory)
     except Exception as error:  # noqa: BLE001 - transformers raises anything
-        detail = f"transformers cannot run it, we can: {type(error).__name__}: {error}"
-        return Verdict(odd=odd, outcome="unmade", detail=detail)
+        return Verdict(odd=odd, outcome="ours alone", detail=f"run: {type(error).__name__}: {error}")
     exported = _of_transformers(directory / EXPORTED, odd.family)
     differences = [float(abs(other - expected).max() / abs(expected).max()) for other in (logits, exported)]
     outcome: Outcome = "equal" if max(differences) <= BOUND else "wrong"
@@ -101,7 +101,7 @@ def _unmade(odd: OddModel, directory: Path, reason: str) -> Verdict:
         return Verdict(odd=odd, outcome="unmade", detail=f"{reason} | {refused}")
     except Exception as error:  # noqa: BLE001
         return Verdict(odd=odd, outcome="crashed", detail=f"{type(error).__name__}: {error}")
-    return Verdict(odd=odd, outcome="unmade", detail=f"only by transformers: {reason}")
+    return Verdict(odd=odd, outcome="ours alone", detail=f"read: {reason}")
 
 
 def _validated(directory: Path) -> Iterator[str]:
@@ -114,32 +114,6 @@ def _validated(directory: Path) -> Iterator[str]:
     checked = check(raw, TrainArgs(model=str(directory), torch_dtype="float32"))
     yield from (violation.message for violation in checked.violations)
     yield from weight_files.problems(directory, raw, None if checked.violations else checked.model)
-
-
-def _ours(directory: Path) -> Any:
-    """float32 [NUM_TOKENS, V], or why the model is refused. Exports it too."""
-    import torch
-
-    from megatron_trainer import backend as backends
-    from megatron_trainer import parallel
-    from megatron_trainer.convert.load import load_weights
-    from megatron_trainer.convert.save import save_model
-    from megatron_trainer.failure import InvalidInput
-    from megatron_trainer.models.build import build_model
-    from megatron_trainer.models.spec import read_model
-    from megatron_trainjob.args.tree import TrainArgs
-
-    args = TrainArgs(model=str(directory), torch_dtype="float32")
-    try:
-        spec = read_model(directory, args)
-        parallel.initialize(args)
-        (model,) = build_model(spec, args, backends.select())
-        load_weights([model], spec)
-    except InvalidInput as refused:
-        return [violation.message for violation in refused.violations]
-    save_model([model], spec, directory / EXPORTED)
-    with torch.no_grad():
-        return model.eval()(_row(spec.vocab_size), torch.arange(NUM_TOKENS)[None], None)[0].numpy()
 
 
 def _theirs(odd: OddModel, directory: Path) -> Any:
@@ -161,13 +135,7 @@ def _of_transformers(directory: Path, family: str, **settings: Any) -> Any:
         directory, dtype=torch.float32, attn_implementation="eager", **settings
     )
     with torch.no_grad():
-        return model.eval()(_row(model.config.vocab_size), use_cache=False).logits[0].float().numpy()
-
-
-def _row(vocab_size: int) -> Any:
-    import torch
-
-    return torch.randint(0, vocab_size, (1, NUM_TOKENS), generator=torch.Generator().manual_seed(11))
+        return model.eval()(model_logits.row(model.config.vocab_size), use_cache=False).logits[0].float().numpy()
 
 
 def main() -> None:
