@@ -9,21 +9,13 @@ from typing import Any
 import pytest
 
 from tests.support.models import classification_truth as truth
-from tests.support.models import layouts, tiny_model
-from tests.support.ranks import head_ranks, tiny_run
+from tests.support.models import tiny_model
+from tests.support.ranks import head_ranks
+from tests.support.ranks.head_ranks import ABSOLUTE, LORA
 
 pytestmark = pytest.mark.dist
 
-ABSOLUTE = 1e-4
-"""Of a loss after some steps; Adam's division by small second moments enlarges sums in another order."""
 SINGLE = "single_label_classification"
-LORA = {
-    "train_type": "lora",
-    "lora_rank": 4,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    "target_modules": ["linear_proj", "linear_fc2"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -33,22 +25,13 @@ def root(tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def classify(root):
-    """classify(model, layout, problem, **arguments): the run; the same is made once."""
-    done: dict[str, tiny_run.TinyRun] = {}
+    """classify(model, layout, problem_type=..., **arguments): the run; the same is made once."""
 
-    def run(model: Path, text: str = "tp1", problem: str = SINGLE, **given: Any) -> tiny_run.TinyRun:
-        key = f"{model} {text} {problem} {given}"
-        if key not in done:
-            chosen = {} if text == "dp2" else layouts.read(text)["arguments"]
-            ranks = 2 if text == "dp2" else layouts.num_ranks(chosen)
-            data = truth.write(root / f"{problem}.jsonl", problem)
-            settings = {**truth.ADAM, "task_type": "seq_cls", "num_labels": 3, "problem_type": problem}
-            arguments = tiny_run.arguments(model, data, root / f"run{len(done)}", **{**settings, **chosen, **given})
-            done[key] = tiny_run.train(arguments, ranks=ranks)
-            assert done[key].exit_code == 0, done[key].message
-        return done[key]
+    def write(settings: dict[str, Any]) -> Path:
+        return truth.write(root / f"{settings['problem_type']}.jsonl", settings["problem_type"])
 
-    return run
+    defaults = {**truth.ADAM, "task_type": "seq_cls", "num_labels": 3, "problem_type": SINGLE}
+    return head_ranks.Runs(root=root, write=write, defaults=defaults)
 
 
 def classifier(root: Path, family: str = "llama") -> Path:
@@ -58,7 +41,7 @@ def classifier(root: Path, family: str = "llama") -> Path:
 @pytest.mark.parametrize("problem", truth.LABELS)
 def test_losses_are_transformers_own(root, classify, problem):
     model = classifier(root)
-    run = classify(model, problem=problem, to_hf=True)
+    run = classify(model, problem_type=problem, to_hf=True)
     losses, _ = truth.train(model, root / f"{problem}.jsonl", problem)
     assert run.column("loss") == pytest.approx(losses, abs=ABSOLUTE)
     quality = run.column("mse" if problem == "regression" else "accuracy")
@@ -71,7 +54,7 @@ def test_what_a_run_leaves_is_the_classifier_of_transformers(root, classify):
     from transformers import AutoModelForSequenceClassification
 
     model, data = classifier(root), root / f"{SINGLE}.jsonl"
-    run = classify(model, problem=SINGLE, to_hf=True)
+    run = classify(model, problem_type=SINGLE, to_hf=True)
     _, trained = truth.train(model, data, SINGLE)
     config = json.loads((run.folder / "hf" / "config.json").read_text())
     assert config["architectures"] == ["LlamaForSequenceClassification"]

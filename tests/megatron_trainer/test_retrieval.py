@@ -8,25 +8,18 @@ from typing import Any
 
 import pytest
 
-from tests.support.models import classification_truth, layouts, tiny_model
+from tests.support.models import classification_truth, tiny_model
 from tests.support.models import retrieval_truth as truth
-from tests.support.ranks import head_ranks, tiny_run
+from tests.support.ranks import group_ranks, head_ranks, tiny_run
+from tests.support.ranks.head_ranks import ABSOLUTE, LORA
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
-ABSOLUTE = 1e-4
-"""Of a loss after some steps; Adam's division by small second moments enlarges sums in another order."""
 WHOLE = {"micro_batch_size": truth.GLOBAL}
 """All rows of a step are one micro-batch, as in the reference."""
 EMBEDDING = {"task_type": "embedding", **WHOLE}
 ANSWERS = {"generative_reranker_positive_token": "a", "generative_reranker_negative_token": "t"}
-LORA = {
-    "train_type": "lora",
-    "lora_rank": 4,
-    "lora_alpha": 16,
-    "lora_dropout": 0.0,
-    "target_modules": ["linear_proj", "linear_fc2"],
-}
 
 
 @pytest.fixture(scope="module")
@@ -41,20 +34,17 @@ def model(root) -> Path:
 
 @pytest.fixture(scope="module")
 def run(root, model):
-    """run(layout, **arguments): the run; the same is made once."""
-    done: dict[str, tiny_run.TinyRun] = {}
+    """run(layout, **arguments): the run; the same is made once. Labels of online_contrastive are 0 and 1."""
+
+    def write(settings: dict[str, Any]) -> Path:
+        is_binary = settings.get("loss_type") == "online_contrastive"
+        rows = [{**row, "label": place % 2} if is_binary else row for place, row in enumerate(truth.triplets())]
+        return truth.write(root / f"rows-{is_binary}.jsonl", rows)
+
+    runs = head_ranks.Runs(root=root, write=write, defaults=classification_truth.ADAM)
 
     def make(text: str = "tp1", base: Path = model, **given: Any) -> tiny_run.TinyRun:
-        key = f"{text} {base} {given}"
-        if key not in done:
-            chosen = {} if text == "dp2" else layouts.read(text)["arguments"]
-            ranks = 2 if text == "dp2" else layouts.num_ranks(chosen)
-            data = truth.write(root / "rows.jsonl", truth.triplets())
-            settings = {**classification_truth.ADAM, **chosen, **given}
-            arguments = tiny_run.arguments(base, data, root / f"run{len(done)}", **settings)
-            done[key] = tiny_run.train(arguments, ranks=ranks)
-            assert done[key].exit_code == 0, done[key].message
-        return done[key]
+        return runs(base, text, **given)
 
     return make
 
@@ -235,6 +225,31 @@ def test_the_best_checkpoint_is_told_by_a_metric(root, run, given, rows):
     assert (found.folder / "best").exists() == (rows != "positives")
 
 
+UNEVEN: dict[str, dict[str, Any]] = {
+    "infonce": {"task_type": "embedding"},
+    "infonce of a row": {"task_type": "embedding", "infonce_use_batch": False},
+    "cosine": {"task_type": "embedding", "loss_type": "cosine_similarity"},
+    "contrastive": {"task_type": "embedding", "loss_type": "contrastive"},
+    "online": {"task_type": "embedding", "loss_type": "online_contrastive"},
+    "reranker": {"task_type": "reranker", "loss_type": "pointwise_reranker"},
+    "listwise": {"task_type": "reranker", "loss_type": "listwise_reranker"},
+}
+
+
+@pytest.mark.parametrize("kind", UNEVEN)
+def test_micro_batches_of_unequal_size_train_on_the_loss_that_is_logged(model, kind):
+    """As packed rows are. Of infonce each rank takes only its own share of the gradient of all ranks' loss.
+
+    A loss that is a sum over its micro-batch is averaged over micro-batches, the others over groups.
+    """
+    found = gloo_ranks(2).run(group_ranks.trained_and_logged, model, UNEVEN[kind])
+    factor = 2 if kind == "infonce" else 1
+    for trained, logged, plain in found:
+        assert logged > 1e-3
+        assert trained == pytest.approx(factor * logged, rel=1e-5)
+        assert (logged == pytest.approx(plain, rel=1e-5)) == (kind == "online")
+
+
 KINDS: dict[str, dict[str, Any]] = {
     "embedding": {"task_type": "embedding"},
     "cosine": {"task_type": "embedding", "loss_type": "cosine_similarity"},
@@ -243,11 +258,15 @@ KINDS: dict[str, dict[str, Any]] = {
 }
 
 
+ONLINE = {"task_type": "embedding", "loss_type": "online_contrastive", "micro_batch_size": 4, "global_batch_size": 8}
+"""A loss of a micro-batch as a whole: runs are alike whose micro-batches are."""
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", [*KINDS, "online"])
 @pytest.mark.parametrize("text", ["tp2", "tp2 sp", "pp2", "cp2"])
 def test_every_layout_learns_the_same(run, text, kind):
-    given = {**KINDS[kind], "micro_batch_size": 2}
+    given = {**ONLINE, "train_iters": 2} if kind == "online" else {**KINDS[kind], "micro_batch_size": 2}
     assert run(text, **given).column("loss") == pytest.approx(run(**given).column("loss"), abs=ABSOLUTE)
 
 
@@ -300,12 +319,29 @@ def test_rows_that_are_read_while_training_give_the_same(run, given):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("given", [{}, {"streaming": True}], ids=["stored", "stream"])
-def test_packed_rows_of_context_ranks_hold_whole_groups(run, given):
-    """Each sequence of a group is padded for two ranks, which the length of a packed row counts."""
-    packed = {"packing": True, "packing_length": 512, "global_batch_size": 1, "train_iters": 2}
-    found = run("cp2", **KINDS["reranker"], **packed, **given)
-    assert found.column("loss") == pytest.approx(run(**KINDS["reranker"], **packed, **given).column("loss"), abs=0.2)
-    assert len(found.column("loss")) == 2
+def test_packed_rows_of_context_ranks_hold_whole_groups(root, model, run, given):
+    """Each sequence of a group is padded for two ranks, which the length of a packed row counts.
+
+    Seven groups of three sequences of 21 tokens fill a row of 441 tokens, or with 24 tokens each one of 504, where
+    eight groups would fit without padding.
+    """
+    rows = [
+        {"query": f"{n:02d}", "positive": f"{97 * n % 1000:03d}", "negative": [f"{31 * n:03d}", f"{53 * n:03d}"]}
+        for n in range(14)
+    ]
+    _, tokenizer = load("AutoModel", model)
+    lengths = {
+        truth.ids(tokenizer, truth.answered(row["query"], document)).shape[1]
+        for row in rows
+        for document in (row["positive"], *row["negative"])
+    }
+    assert lengths == {21}
+    data = truth.write(root / "alike.jsonl", rows)
+    settings = {**KINDS["reranker"], "dataset": [str(data)], "packing": True, "global_batch_size": 1, "train_iters": 2}
+    found = run("cp2", **settings, packing_length=504, **given)
+    expected = run(**settings, packing_length=441, **given)
+    assert len(set(expected.column("loss"))) == 2
+    assert found.column("loss") == pytest.approx(expected.column("loss"), abs=ABSOLUTE)
 
 
 @pytest.mark.slow

@@ -162,12 +162,18 @@ def sum_of_tensor_parts(part: Tensor) -> Tensor:
 
 
 def with_everyones_groups(batches: Sequence[MicroBatch]) -> Sequence[MicroBatch]:
-    """The micro-batches, each with the groups of the corresponding ones on all data-parallel ranks. Collective."""
+    """The micro-batches, each with the groups of the corresponding ones on all data-parallel ranks, and with the loss
+    share that gives all groups of the global batch equal weight. Collective.
+    """
     group = parallel_state.get_data_parallel_group()
     everyones: list[list[tuple[int, ...]]] = [[]] * group.size()
     dist.all_gather_object(everyones, [batch.groups for batch in batches], group=group)
+    together = list(zip(*everyones, strict=True))
+    counts = [sum(map(len, each)) for each in together]
+    total = max(sum(counts), 1)
     return [
-        replace(batch, everyones_groups=each) for batch, each in zip(batches, zip(*everyones, strict=True), strict=True)
+        replace(batch, everyones_groups=each, loss_share=count * len(batches) / total)
+        for batch, each, count in zip(batches, together, counts, strict=True)
     ]
 
 

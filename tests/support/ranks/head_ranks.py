@@ -1,17 +1,29 @@
 """A classifier of transformers and ours: scores, gradients and the exported weights, in any layout.
 
-`make_classifier` writes one, `reference` is what transformers makes of the rows, `compare` runs on the ranks of a gang.
+`make_classifier` writes one, `reference` is what transformers makes of the rows, `compare` runs on the ranks of a gang;
+`Runs` makes whole runs of models with a head.
 """
 
 from __future__ import annotations
 
 import shutil
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from tests.support.ranks import parity
+from tests.support.models import layouts
+from tests.support.ranks import parity, tiny_run
 
+ABSOLUTE = 1e-4
+"""Of a loss after some steps; Adam's division by small second moments enlarges sums in another order."""
+LORA = {
+    "train_type": "lora",
+    "lora_rank": 4,
+    "lora_alpha": 16,
+    "lora_dropout": 0.0,
+    "target_modules": ["linear_proj", "linear_fc2"],
+}
 NUM_LABELS = 3
 LABELS = ((2, 0, 1), (1, 2))
 """Of the sequences of parity.PACKED_ROWS; padded rows have one sequence each and use the first."""
@@ -27,6 +39,32 @@ class Differences:
     score_gradient: float
     worst: str
     changed: tuple[str, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Runs:
+    """runs(model, layout, **arguments): a finished run; the same is made once.
+
+    write: the data of a run with these arguments, under the root. defaults: arguments of every run. layout: as in
+    layouts.py, or "dp2".
+    """
+
+    root: Path
+    write: Callable[[Mapping[str, Any]], Path]
+    defaults: Mapping[str, Any]
+    done: dict[str, tiny_run.TinyRun] = field(default_factory=dict)
+
+    def __call__(self, model: Path, layout: str = "tp1", **given: Any) -> tiny_run.TinyRun:
+        key = f"{model} {layout} {given}"
+        if key not in self.done:
+            chosen = {} if layout == "dp2" else layouts.read(layout)["arguments"]
+            ranks = 2 if layout == "dp2" else layouts.num_ranks(chosen)
+            settings = {**self.defaults, **chosen, **given}
+            save = self.root / f"run{len(self.done)}"
+            run = tiny_run.train(tiny_run.arguments(model, self.write(settings), save, **settings), ranks=ranks)
+            assert run.exit_code == 0, run.message
+            self.done[key] = run
+        return self.done[key]
 
 
 def make_classifier(directory: Path, *, num_labels: int = NUM_LABELS) -> Path:

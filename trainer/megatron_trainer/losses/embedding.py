@@ -137,3 +137,5 @@ PAIRWISE = {
     "online_contrastive": online_contrastive,
 }
 """By loss_type: (similarity [G] of two texts, label [G]) -> losses [G]."""
+SUMMED = ("online_contrastive",)
+"""Losses of a micro-batch as a whole, which are summed over its groups; the others are means over groups."""

@@ -17,11 +17,11 @@ from torch.nn.functional import normalize
 
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
-from megatron_trainer.losses.embedding import PAIRWISE, InfoNce, Similarities, infonce
+from megatron_trainer.losses.embedding import PAIRWISE, SUMMED, InfoNce, Similarities, infonce
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.sequences import step_of_states
 from megatron_trainer.tasks.shares import with_shares_of_groups
-from megatron_trainer.tasks.task import Metrics, Task
+from megatron_trainer.tasks.task import Metrics, Task, sum_and_count
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 
@@ -58,7 +58,7 @@ def _infonce_loss(args: TrainArgs, whole: MicroBatch, states_SH: Tensor) -> tupl
     if args.infonce_use_batch:
         own_SH = parallel.gathered_over_data(own_SH, [sum(each) for each in whole.everyones_groups])
         groups = tuple(size for each in whole.everyones_groups for size in each)
-        factor = float(parallel.coordinates().data_size)
+        factor *= parallel.coordinates().data_size
     if not groups:
         return own, {}
     settings = InfoNce(
@@ -93,9 +93,9 @@ def _similarities(loss: Tensor, found: Similarities) -> Metrics:
     count = len(found.losses_G)
     return {
         MAIN_LOSS: torch.stack([loss.detach() * count, loss.new_tensor(count)]).double(),
-        "mean_pos": _sum_and_count(found.positive_G),
-        "mean_neg": _sum_and_count(found.negative_G[has_negatives_G]),
-        "margin": _sum_and_count((found.positive_G - found.hardest_G)[has_negatives_G]),
+        "mean_pos": sum_and_count(found.positive_G),
+        "mean_neg": sum_and_count(found.negative_G[has_negatives_G]),
+        "margin": sum_and_count((found.positive_G - found.hardest_G)[has_negatives_G]),
     }
 
 
@@ -103,25 +103,25 @@ def _pairwise_loss(args: TrainArgs, whole: MicroBatch, states_SH: Tensor) -> tup
     if not whole.groups:
         return states_SH.sum() * 0, {}
     assert whole.target_SN is not None  # rows without a label are dropped
-    loss, similar_G = _of_sizes(args, states_SH, partial(_pairwise, args=args, label_G=whole.target_SN[:, 0]))
-    return loss * whole.loss_share, _correlated(loss, similar_G.detach(), whole.target_SN[:, 0])
+    name, label_G = head.group_loss(args), whole.target_SN[:, 0]
+    loss, similar_G = _of_sizes(args, states_SH, partial(_pairwise, name=name, label_G=label_G))
+    share, count = (1.0, 1) if name in SUMMED else (whole.loss_share, len(label_G))
+    logged = torch.stack([loss.detach() * count, loss.new_tensor(count)]).double()
+    return loss * share, {MAIN_LOSS: logged, **_correlated(similar_G.detach(), label_G)}
 
 
-def _pairwise(embeddings_SD: Tensor, *, args: TrainArgs, label_G: Tensor) -> tuple[Tensor, Tensor]:
+def _pairwise(embeddings_SD: Tensor, *, name: str, label_G: Tensor) -> tuple[Tensor, Tensor]:
     similar_G = (embeddings_SD[0::2] * embeddings_SD[1::2]).sum(-1)
-    name = head.group_loss(args)
     losses_G = PAIRWISE[name](similar_G, label_G)
-    return losses_G.sum() if name == "online_contrastive" else losses_G.mean(), similar_G
+    return losses_G.sum() if name in SUMMED else losses_G.mean(), similar_G
 
 
-def _correlated(loss: Tensor, similar_G: Tensor, label_G: Tensor) -> Metrics:
+def _correlated(similar_G: Tensor, label_G: Tensor) -> Metrics:
     moments = (similar_G, label_G, similar_G.square(), label_G.square(), similar_G * label_G)
-    count = len(similar_G)
     return {
-        MAIN_LOSS: torch.stack([loss.detach() * count, loss.new_tensor(count)]).double(),
-        "mean_pos": _sum_and_count(similar_G[label_G == 1]),
-        "mean_neg": _sum_and_count(similar_G[label_G == 0]),
-        **{name: _sum_and_count(values) for name, values in zip(MOMENTS, moments, strict=True)},
+        "mean_pos": sum_and_count(similar_G[label_G == 1]),
+        "mean_neg": sum_and_count(similar_G[label_G == 0]),
+        **{name: sum_and_count(values) for name, values in zip(MOMENTS, moments, strict=True)},
     }
 
 
@@ -133,8 +133,3 @@ def _with_correlation(means: Mapping[str, float]) -> Mapping[str, float]:
     x, y, xx, yy, xy = (means[name] for name in MOMENTS)
     spread = max(xx - x * x, 0.0) * max(yy - y * y, 0.0)
     return shown | ({CORRELATION: (xy - x * y) / spread**0.5} if spread > 0 else {})
-
-
-def _sum_and_count(values: Tensor) -> Tensor:
-    """Sum and count, which the step adds up over micro-batches and ranks."""
-    return torch.stack([values.double().sum(), values.new_tensor(len(values)).double()])
