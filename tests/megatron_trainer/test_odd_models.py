@@ -14,8 +14,10 @@ from tests.support.ranks.pool import gloo_ranks
 ONLY_READ_WHEN_LOADED = ("another than model.embed_tokens.weight",)
 """What `mtj validate` would have to read whole tensors for."""
 
-ONLY_OURS: tuple[str, ...] = ()
-"""Errors of transformers with what we compute."""
+ONLY_OURS = {("qwen2_moe", "unsupported operand type(s) for //: 'int' and 'NoneType'")}
+"""Families and errors of transformers with what we compute: it divides by `num_key_value_heads: null`, which we read as
+in the other families.
+"""
 
 LONGROPE = {"type": "longrope", "short_factor": [1.5] * 4, "long_factor": [4.0] * 4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -83,8 +85,12 @@ def test_odd_models_are_computed_as_transformers_does_or_refused(seeds: range, t
     (verdicts,) = gloo_ranks(1).run(odd_logits.judge_all, seeds, tmp_path)
     bad = [str(verdict) for verdict in verdicts if verdict.outcome in ("wrong", "crashed")]
     late = [str(verdict) for verdict in verdicts if verdict.outcome == "refused late"]
-    alone = [str(verdict) for verdict in verdicts if verdict.outcome == "ours alone"]
+    alone = [verdict for verdict in verdicts if verdict.outcome == "ours alone"]
     assert bad == []
-    assert [text for text in alone if not any(known in text for known in ONLY_OURS)] == []
+    assert [str(verdict) for verdict in alone if not _is_only_ours(verdict)] == []
     assert [text for text in late if not any(known in text for known in ONLY_READ_WHEN_LOADED)] == []
     assert Counter(verdict.outcome for verdict in verdicts)["equal"] >= len(seeds) // 3
+
+
+def _is_only_ours(verdict: odd_logits.Verdict) -> bool:
+    return any(verdict.odd.family == family and error in verdict.detail for family, error in ONLY_OURS)
