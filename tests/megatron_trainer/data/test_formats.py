@@ -5,6 +5,7 @@ import json
 import pytest
 
 from megatron_trainer.data.conversation.formats import Recognition, recognize, with_system
+from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.values import Message, RowError
 
 PLAIN = Recognition()
@@ -456,3 +457,32 @@ def test_labels_of_tables_are_read():
         (1.0,),
         (0.0,),
     ]
+
+
+TOOL_CALL = {"role": "assistant", "content": "", "tool_calls": [{"function": {"name": "f", "arguments": {}}}]}
+TOOL_RESULT, QUESTION = {"role": "tool", "content": "3"}, {"role": "user", "content": "2+1?"}
+
+
+def test_answers_that_begin_with_a_tool_result_follow_their_prompt():
+    chosen, rejected = ([TOOL_RESULT, {"role": "assistant", "content": text}] for text in "34")
+    found = recognize({"prompt": [QUESTION, TOOL_CALL], "chosen": chosen, "rejected": rejected}, PREFERENCE)
+    for turns, last in ((found.messages, "3"), (found.rejected, "4")):
+        assert [turn.role for turn in turns] == ["user", "assistant", "tool", "assistant"]
+        assert turns[-1].content == last
+
+
+def test_rejected_turns_with_tools_of_their_own_follow_the_question():
+    chosen, rejected = ([TOOL_CALL, TOOL_RESULT, {"role": "assistant", "content": text}] for text in "34")
+    for system in ([], [{"role": "system", "content": "s"}]):
+        row = {"messages": [*system, QUESTION, *chosen], "rejected_messages": rejected}
+        assert [turn.content for turn in recognize(row, PREFERENCE).rejected][-4:] == ["2+1?", "", "3", "4"]
+        with pytest.raises(RowError, match="the rejected turns begin with a tool result"):
+            recognize({**row, "rejected_messages": rejected[1:]}, PREFERENCE)
+    row = {"messages": [TOOL_RESULT, *chosen], "rejected_messages": [TOOL_RESULT, *rejected[2:]]}
+    assert [turn.content for turn in recognize(row, PREFERENCE).rejected] == ["3", "4"]
+
+
+def test_a_displaced_system_prompt_of_a_scored_row_is_told():
+    row = {"messages": [{"role": "system", "content": "s"}, QUESTION], "system": "another", "label": 1}
+    settings = Recognition(label=Label(problem="single_label_classification", count=2))
+    assert "the system prompt among the messages holds" in recognize(row, settings).notes[0]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 
 from megatron_trainer.data.collate import RowShape, collate, split
@@ -125,3 +127,51 @@ def test_a_group_is_stored_as_one_sequence_and_split_again(tokenizer, use_chat_t
     batch = collate([to_item(encoded)] * 2, RowShape(pad_id=0, splits_groups=True))
     assert batch.groups == (4, 4)
     assert batch.num_samples == 8
+
+
+USER, SYSTEM = {"role": "user", "content": "a"}, {"role": "system", "content": "s"}
+
+
+@pytest.mark.parametrize("written", [json.dumps, repr], ids=["JSON", "pandas"])
+@pytest.mark.parametrize("anchor", ["messages", "query", "anchor"])
+def test_lists_that_a_table_holds_as_text_are_read_as_lists(written, anchor):
+    document = {"role": "user", "content": "b"}
+    one = {anchor: written([USER]), "positive_messages": written([document]), "negative": written(["c", "d"])}
+    each = {anchor: written([USER]), "positive": written([[document]]), "negatives": written(["c", "d"])}
+    inside = {anchor: written([USER]), "positive": [written([document])], "negatives": ["c", "d"]}
+    for row in (one, each, inside):
+        assert texts(row) == ([[("user", name)] for name in "abcd"], ())
+    assert texts({"anchor": "a", "positive": "b", "negative": "[]"})[0] == [[("user", "a")], [("user", "b")]]
+
+
+@pytest.mark.parametrize("text", ["[1] A note.", "[[1, 2], [3, 4]]", '[{"a": 1}]', "[[a link]] here", '["x" said he]'])
+def test_other_texts_in_brackets_stay_texts(text):
+    assert texts({"anchor": text, "positive": text})[0] == [[("user", text)]] * 2
+
+
+@pytest.mark.parametrize(
+    ("row", "reason"),
+    [
+        ({"messages": '[{"role": "user", "con'}, "a field is not JSON"),
+        ({"query": '[{"role": "user", "con'}, "a field is not JSON"),
+        ({"query": "a", "positive": '[[{"role": "user", "con'}, "a field is not JSON"),
+        ({"query": "a", "positive": "b", "negative": "['c' 'd']"}, "a list of texts without commas"),
+        ({"query": "a", "positive": "b", "negative": '["c", null]'}, "empty text"),
+    ],
+)
+def test_damaged_lists_are_refused(row, reason):
+    with pytest.raises(RowError, match=reason):
+        texts({"positive": "b", **row})
+
+
+@pytest.mark.parametrize("kind", ["embedding", "reranker", "generative_reranker"])
+def test_a_displaced_system_prompt_is_told(kind):
+    settings = Recognition(grouping=Grouping(kind=kind))
+    row = {"messages": [SYSTEM, USER], "positive": "b"}
+    note = "the system prompt among the messages holds, not that of a column of its own"
+    assert note in recognize({**row, "system": "another"}, settings).notes
+    assert not recognize({**row, "system": "s"}, settings).notes
+    if kind != "embedding":
+        document = [{"role": "system", "content": "another"}, {"role": "assistant", "content": "b"}]
+        [note] = recognize({**row, "positive": document}, settings).notes
+        assert note == "the system prompt of a document holds, not that of the question"

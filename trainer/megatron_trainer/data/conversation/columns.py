@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 
 from megatron_trainer.data.conversation.messages import THOUGHT_KEYS
 from megatron_trainer.data.conversation.unread import unread_keys
-from megatron_trainer.data.values import RowError
+from megatron_trainer.data.values import Message, RowError
 
 MESSAGES = ("messages", "conversations", "conversation")
 QUERY = ("query", "prompt", "instruction", "question", "problem")
@@ -106,6 +106,13 @@ class Columns(Mapping[str, object]):
         return [name for name, value in self._fields.items() if name not in self._read and value not in ("", [], {})]
 
 
+def refuse_media(row: Row) -> None:
+    """Raises RowError for a row with images, videos or audio."""
+    media = [name for name in MEDIA if row.get(name)]
+    if media:
+        raise RowError("only text can be trained on", f"the row has {', '.join(media)}")
+
+
 def notes(columns: Columns) -> list[str]:
     """Notes about unread parts of a row."""
     found = list(columns.told)
@@ -117,6 +124,17 @@ def notes(columns: Columns) -> list[str]:
     for turns in columns.turns():
         found += [f"nothing reads the message key {key}" for key in unread_keys(turns)]
     return list(dict.fromkeys(found))
+
+
+def under_system(columns: Columns, system: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
+    """The turns after the system prompt of a column of its own; one among the turns displaces it, with a note."""
+    if not system:
+        return turns
+    if turns[0].role != "system":
+        return (Message(role="system", content=system), *turns)
+    if turns[0].content.strip() != system.strip():
+        columns.tell("the system prompt among the messages holds, not that of a column of its own")
+    return turns
 
 
 def named(row: Row, columns: Mapping[str, str]) -> Row:

@@ -18,7 +18,6 @@ from megatron_trainer.data.conversation.columns import (
     LABELS,
     LATE_QUERY,
     LATE_RESPONSE,
-    MEDIA,
     MESSAGES,
     QUERY,
     REJECTED,
@@ -29,6 +28,8 @@ from megatron_trainer.data.conversation.columns import (
     Row,
     named,
     notes,
+    refuse_media,
+    under_system,
 )
 from megatron_trainer.data.conversation.group import Grouping, grouped
 from megatron_trainer.data.conversation.label import Label
@@ -79,7 +80,7 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
     Raises RowError with the reason when the row is in no known format or damaged.
     """
     columns = Columns(named(row, settings.columns))
-    _refuse_media(columns)
+    refuse_media(columns)
     if settings.label is not None:
         return _scored(columns, settings, settings.label)
     if settings.grouping is not None:
@@ -152,7 +153,7 @@ def _scored_messages(row: Columns) -> tuple[Message, ...]:
         messages = _as_turns(text) or (Message(role="user", content=_single(text)),)
     if not any(message.content.strip() for message in messages):
         raise RowError("empty text")
-    return (Message(role="system", content=system), *messages) if system and messages[0].role != "system" else messages
+    return under_system(row, system, messages)
 
 
 def _asks(messages: Sequence[Message]) -> bool:
@@ -194,10 +195,7 @@ def _messages(row: Columns, choice: int) -> tuple[Message, ...]:
         messages = _with_prompt(row, "chosen")
     else:
         messages = _query_and_response(row, choice)
-    if system and messages[0].role != "system":
-        messages = (Message(role="system", content=system), *messages)
-    elif system and messages[0].content.strip() != system.strip():
-        row.tell("the system prompt among the messages holds, not that of a column of its own")
+    messages = under_system(row, system, messages)
     if any(_is_empty(message) and message.loss is None for message in messages):
         row.tell("an answer before the last one is empty, and trained so (loss: false leaves it out)")
     return _checked(messages)
@@ -317,8 +315,8 @@ def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
     else:
         answer = Message(role="assistant", content=text_of(row[name], name))
         rejected = (answer,)
-    if not _asks(rejected):
-        rejected = (*_prompt_of(chosen), *(message for message in rejected if message.role != "system"))
+    if not any(message.role == "user" and message.content.strip() for message in rejected):
+        rejected = _after_question(chosen, tuple(message for message in rejected if message.role != "system"))
     if chosen[0].role == "system" and rejected[0].role != "system":
         rejected = (chosen[0], *rejected)
     if rejected == chosen:
@@ -353,10 +351,16 @@ def is_paired(row: Row) -> bool:
     return any(row.get(name) is not None for name in REJECTED)
 
 
-def _prompt_of(messages: tuple[Message, ...]) -> tuple[Message, ...]:
-    """Everything up to the last turn that is not the assistant's."""
-    last = max((place for place, message in enumerate(messages) if message.role != "assistant"), default=-1)
-    return messages[: last + 1]
+def _after_question(chosen: tuple[Message, ...], answer: tuple[Message, ...]) -> tuple[Message, ...]:
+    """Rejected turns after all chosen ones up to the last that is not the assistant's; with tools of their own, up to
+    the last question.
+    """
+    has_question = any(message.role == "user" for message in chosen)
+    if has_question and answer[:1] and answer[0].role == "tool":
+        raise RowError("the rejected turns begin with a tool result", "give them the turns before it, or a prompt")
+    has_tools = any(message.role == "tool" for message in answer)
+    ends = [m.role == "user" if has_tools else m.role != "assistant" for m in chosen]
+    return (*chosen[: max((place for place, is_end in enumerate(ends) if is_end), default=-1) + 1], *answer)
 
 
 def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
@@ -366,18 +370,12 @@ def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
     if prompt in (None, "", []):
         return answer
     asked = _as_turns(prompt) or (Message(role="user", content=_single(prompt)),)
-    if answer[0].role == "assistant":
+    if answer[0].role not in ("system", "user"):
         return (*_as_prompt(asked), *answer)
     said = [turn.content.strip() for turn in answer]
     if any(turn.content.strip() not in said for turn in asked):
         row.tell("the answers hold a prompt, not the column of its own")
     return answer
-
-
-def _refuse_media(row: Row) -> None:
-    media = [name for name in MEDIA if row.get(name)]
-    if media:
-        raise RowError("only text can be trained on", f"the row has {', '.join(media)}")
 
 
 def with_system(conversation: Conversation, system: str | None) -> Conversation:

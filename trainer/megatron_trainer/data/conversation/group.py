@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import random
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -20,6 +21,7 @@ from megatron_trainer.data.conversation.columns import (
     QUERY,
     SYSTEM,
     Columns,
+    under_system,
 )
 from megatron_trainer.data.conversation.messages import parse_json, parse_messages, text_of
 from megatron_trainer.data.values import Conversation, Message, RowError
@@ -31,6 +33,10 @@ JUDGE = (
 )
 """System turn and instruction as published for Qwen3-Reranker; its serving tools send the same."""
 INSTRUCTION = "Given a web search query, retrieve relevant passages that answer the query"
+
+_TURNS = re.compile(r"""\s*\[[\[\s]*\{.*["'](role|from)["']\s*:""", re.DOTALL)
+"""Begins a text that is the source of turns, whole or damaged."""
+_WITHOUT_COMMAS = re.compile(r"""(?<!\\)['"]\s+['"]""")
 
 Turns = tuple[Message, ...]
 
@@ -54,6 +60,11 @@ class Grouping:
     min_documents: int = 1
     answers: tuple[str, str] = ("yes", "no")
     seed: int = 42
+
+    @property
+    def has_target(self) -> bool:
+        """Whether groups have a target: a label, or the number of positives."""
+        return self.needs_label or self.kind != "embedding"
 
 
 def grouped(columns: Columns, grouping: Grouping, *, number: int) -> Conversation:
@@ -86,6 +97,7 @@ def _ranked(columns: Columns, grouping: Grouping, draw: random.Random) -> Conver
     positives, negatives = _texts(columns, POSITIVE, "assistant"), _texts(columns, NEGATIVE, "assistant")
     if _value(columns, LABELS) is not None and not negatives:
         positives, negatives = _by_label(columns, grouping, positives)
+    _tell_displaced(columns, query, [*positives, *negatives])
     positives = _drawn(positives, grouping.max_positives, draw)
     negatives = _drawn(negatives, grouping.max_negatives, draw)
     if not positives and not negatives:
@@ -98,6 +110,12 @@ def _ranked(columns: Columns, grouping: Grouping, draw: random.Random) -> Conver
     make = _judged if grouping.kind == "generative_reranker" else _answered
     sequences = [make(query, document, grouping) for document in (*positives, *negatives)]
     return Conversation(messages=sequences[0], others=tuple(sequences[1:]), target=(float(len(positives)),))
+
+
+def _tell_displaced(columns: Columns, query: Turns, documents: Sequence[Turns]) -> None:
+    asked = _words(query, "system")
+    if asked and any(_words(document, "system") not in ("", asked) for document in documents):
+        columns.tell("the system prompt of a document holds, not that of the question")
 
 
 def _by_label(columns: Columns, grouping: Grouping, documents: list[Turns]) -> tuple[list[Turns], list[Turns]]:
@@ -137,27 +155,48 @@ def _anchor(columns: Columns) -> Turns:
     text = None if listed is not None else _value(columns, (*ANCHOR, *QUERY))
     if listed is None and text is None:
         raise RowError("no anchor", f"the row has {', '.join(columns)}; name its column with columns: {{x: anchor}}")
-    turns = _turns(listed if listed is not None else text, "user")
-    system = text_of(_value(columns, SYSTEM), "system")
-    return (Message(role="system", content=system), *turns) if system and turns[0].role != "system" else turns
+    turns = _spoken(parse_messages(listed)) if listed is not None else _turns(text, "user")
+    return under_system(columns, text_of(_value(columns, SYSTEM), "system"), turns)
 
 
 def _texts(columns: Columns, names: Sequence[str], role: str) -> list[Turns]:
     """The texts of the first of these columns: a text or a list of turns, or a list of either."""
-    value = _value(columns, names)
+    value = _unpacked(_value(columns, names))
     if value in (None, "", []):
         return []
-    value = parse_json(value, "text") if isinstance(value, str) and value.lstrip().startswith("[[") else value
     return [_turns(entry, role) for entry in (value if isinstance(value, list) and not _is_turns(value) else [value])]
 
 
-def _is_turns(value: Sequence[object]) -> bool:
-    return bool(value) and all(isinstance(entry, Mapping) for entry in value)
+def _unpacked(value: object) -> object:
+    """The value, or the list of texts or turns that a table holds as JSON or as pandas writes it.
+
+    Other texts in brackets ("[1] A note", "[[1, 2], [3, 4]]") stay texts.
+    """
+    if not isinstance(value, str) or not value.lstrip().startswith("["):
+        return value
+    try:
+        found = parse_json(value, "text")
+    except RowError:
+        return value
+    if not isinstance(found, list) or (found and not any(isinstance(e, str) or _is_turns(e) for e in found)):
+        return value
+    if len(found) == 1 and isinstance(found[0], str) and _WITHOUT_COMMAS.search(value):
+        raise RowError("a list of texts without commas", "numpy prints it so; write it as JSON")
+    return found
+
+
+def _is_turns(value: object) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(entry, Mapping) for entry in value)
 
 
 def _turns(value: object, role: str) -> Turns:
-    is_list = isinstance(value, list)
-    turns = parse_messages(value) if is_list else (Message(role=role, content=text_of(value, "text")),)
+    """A text as a turn of this role, or turns: as a list or its JSON text."""
+    if isinstance(value, list | Mapping) or (isinstance(value, str) and _TURNS.match(value)):
+        return _spoken(parse_messages(value))
+    return _spoken((Message(role=role, content=text_of(value, "text")),))
+
+
+def _spoken(turns: Turns) -> Turns:
     if not any(turn.content.strip() for turn in turns):
         raise RowError("empty text")
     return turns
