@@ -1,13 +1,18 @@
 """Tokenized folders: written, read again, combined, and those of ms-swift."""
 
 import json
+import tracemalloc
 
 import datasets
 import numpy as np
 import pytest
 
+from megatron_trainer.data.conversation.label import Label
+from megatron_trainer.data.encoding.encode import Encoded
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.storage.cached import write_store
+from megatron_trainer.data.storage.chunk import to_chunk
+from megatron_trainer.data.storage.store import Store, StoreWriter
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.models.text_models import chatml_tokenizer
@@ -91,3 +96,70 @@ def test_what_cannot_be_used_says_why(run, path, tmp_path):
     datasets.Dataset.from_list([{"text": "x"}]).save_to_disk(str(tmp_path / "text" / "train"))
     with pytest.raises(InvalidInput, match="lacks the columns input_ids, labels"):
         run(cached_dataset=(str(tmp_path / "text"),))
+
+
+@pytest.fixture(scope="module")
+def purposes(tmp_path_factory):
+    """One folder of tokenized rows for each purpose, and the arguments with which they were made."""
+    folder = tmp_path_factory.mktemp("purposes")
+    rows = {"query": "q", "response": "a", "label": 1}
+    two_classes = Label(problem="single_label_classification", count=2)
+    (folder / "rows.jsonl").write_text("".join(json.dumps({**rows, "query": f"q{n}"}) + "\n" for n in range(3)))
+    made = {
+        "sft": {},
+        "kto": {"task": "rlhf", "rlhf_type": "kto"},
+        "classifier": {"task_type": "seq_cls", "num_labels": 2, "label": two_classes},
+        "infonce": {"task_type": "embedding"},
+        "reranker": {"task_type": "reranker"},
+    }
+    for name, fields in made.items():
+        write_store(prepared(folder, dataset=(str(folder / "rows.jsonl"),), **fields).train, folder / name / "train")
+    return folder, made
+
+
+def prepared(folder, task="sft", label=None, **fields):
+    return prepare(
+        TrainArgs(**fields), TOKENIZER, task=task, max_length=99, save=folder / "save", is_first_rank=True, label=label
+    )
+
+
+PURPOSES = ("sft", "kto", "classifier", "infonce", "reranker")
+INDISTINGUISHABLE = {("classifier", "kto")}
+"""Answers of one token, labeled 0 and 1, look the same."""
+
+
+@pytest.mark.parametrize("wanted", PURPOSES)
+@pytest.mark.parametrize("held", PURPOSES)
+def test_rows_made_for_another_task_are_refused(purposes, held, wanted):
+    folder, made = purposes
+    given = {"cached_dataset": (str(folder / held),), **made[wanted]}
+    if held == wanted or (held, wanted) in INDISTINGUISHABLE:
+        assert len(prepared(folder, **given).train) == 3
+    else:
+        with pytest.raises(InvalidInput, match=r"but this task .*; make it again with the task_type"):
+            prepared(folder, **given)
+
+
+def test_the_validation_part_is_checked_too(purposes, tmp_path):
+    folder, made = purposes
+    (tmp_path / "train").symlink_to(folder / "reranker" / "train")
+    (tmp_path / "val").symlink_to(folder / "sft" / "train")
+    with pytest.raises(InvalidInput, match="its rows are single texts, but this task needs groups of them"):
+        prepared(folder, cached_dataset=(str(tmp_path),), **made["reranker"])
+
+
+def test_lengths_of_groups_take_no_memory_by_the_token(tmp_path):
+    writer = StoreWriter(tmp_path, sequences_per_row=1, is_weighted=False, is_grouped=True)
+    ends = np.zeros(10**6, np.float32)
+    ends[[9, -1]] = 1
+    for ids in (np.arange(10**6), np.arange(0), np.arange(10)):
+        row = Encoded(
+            number=0, input_ids=(ids.astype(np.int32),), weights=(ends[: len(ids)],), channel=None, is_truncated=False
+        )
+        writer.append(to_chunk([row]))
+    writer.close()
+    store = Store(tmp_path)
+    tracemalloc.start()
+    assert store.padded_lengths(4).tolist() == [10**6 + 2 * 3, 0, 10 + 3]
+    assert tracemalloc.get_traced_memory()[1] < 10**6
+    tracemalloc.stop()

@@ -18,6 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
 from megatron_trainer.data.ordering.arrange import mix, repeat, shuffled, split_off
@@ -132,7 +133,9 @@ def _open_cached(settings: DataSettings, cache: Path) -> list[_Cached]:
     for number, folder in enumerate(settings.cached):
         try:
             train, validation = open_cached(folder, cache)
-            _check_cached(train, settings)
+            for store in (train, validation):
+                if store is not None:
+                    _check_cached(store, settings)
             opened.append(_Cached(name=str(folder), train=train, validation=validation))
         except (ValueError, OSError) as err:
             violations.append(Violation(path=f"cached_dataset[{number}]", value=str(folder), message=str(err)))
@@ -154,14 +157,30 @@ def _open_cached_validation(settings: DataSettings, cache: Path) -> list[Items]:
 
 
 def _check_cached(store: Store, settings: DataSettings) -> None:
-    wanted = 2 if settings.encode.recognition.needs_rejected else 1
-    if store.facts.sequences_per_row != wanted:
-        raise ValueError(f"it holds {store.facts.sequences_per_row} sequences a row, but this task needs {wanted}")
-    if settings.encode.recognition.needs_label and not store.has_targets():
-        raise ValueError("its rows have no labels; make it again with rlhf_type kto")
+    _check_purpose(store, settings.encode.recognition)
     longest, limit = int(store.lengths.max(initial=0)), settings.encode.max_length
     if limit is not None and longest > limit:
         raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or make it again")
+
+
+def _check_purpose(store: Store, recognition: Recognition) -> None:
+    """Raises ValueError if the rows were tokenized for another task: they would be trained on in another sense."""
+    again = "make it again with the task_type, rlhf_type and loss_type of this job"
+    facts, wanted = store.facts, 2 if recognition.needs_rejected else 1
+    if facts.sequences_per_row != wanted:
+        raise ValueError(f"it holds {facts.sequences_per_row} sequences a row, but this task needs {wanted}; {again}")
+    if facts.is_grouped != (recognition.grouping is not None):
+        held, asked = ("groups of texts", "single ones") if facts.is_grouped else ("single texts", "groups of them")
+        raise ValueError(f"its rows are {held}, but this task needs {asked}; {again}")
+    if len(store) == 0 or wanted == 2:  # a margin may be missing, and is left aside where none is read
+        return
+    grouping = recognition.grouping
+    needs_labels = grouping.has_target if grouping else recognition.needs_label or recognition.label is not None
+    if store.has_targets() != needs_labels:
+        held, asked = ("labels", "none") if store.has_targets() else ("no labels", "them")
+        raise ValueError(f"its rows have {held}, but this task needs {asked}; {again}")
+    if recognition.label is not None and store.num_trained_tokens != len(store):
+        raise ValueError(f"its rows train the tokens of answers, but this task scores the last token alone; {again}")
 
 
 def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loaded]) -> Prepared:

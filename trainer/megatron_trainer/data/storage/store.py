@@ -198,8 +198,8 @@ class Store:
 
     def padded_lengths(self, multiple: int) -> NDArray[np.int64]:
         """Tokens of each row with each sequence padded to the multiple; an upper bound for groups."""
-        if self.facts.is_grouped and multiple > 1 and len(self):
-            members = np.add.reduceat((self._weights > 0).astype(np.int64), self.offsets[:-1])
+        if self.facts.is_grouped and multiple > 1:
+            members = np.diff(np.searchsorted(np.flatnonzero(self._weights), self.offsets))
             padded: NDArray[np.int64] = self.lengths[:, 0] + members * (multiple - 1)
         else:
             padded = (-(-self.lengths // multiple) * multiple).sum(axis=1)
