@@ -49,6 +49,7 @@ def trained(samples):
 
 
 def run(folder, **fields):
+    folder.mkdir(exist_ok=True)
     path = folder / "rows.jsonl"
     path.write_text("\n".join(map(json.dumps, [ROUNDS, PLAIN])) + "\n{\n")
     args = TrainArgs(**{"dataset": (str(path),), "split_turns": True, "dataset_shuffle": False, **fields})
@@ -87,6 +88,32 @@ def test_cached_rows_are_the_same(tmp_path):
 def test_another_reading_of_the_same_file_is_another_cache(tmp_path):
     assert len(run(tmp_path).train) == 3
     assert len(run(tmp_path, split_turns=False).train) == 2
+
+
+@pytest.mark.parametrize("tokenizing", [{}, {"lazy_tokenize": True}])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        ({"loss_scale": "last_round"}, {}),
+        ({}, {"loss_scale": "last_round"}),
+        ({}, {"columns": {"messages": "rounds", "query": "question"}}),
+    ],
+)
+def test_rows_split_under_other_settings_are_another_cache(tmp_path, before, after, tokenizing):
+    run(tmp_path, **before, **tokenizing)
+    found, fresh = (run(folder, **after, **tokenizing).train for folder in (tmp_path, tmp_path / "fresh"))
+    assert len(found) == len(fresh)
+    assert trained(found) == trained(fresh)
+
+
+def test_pairs_split_under_other_column_names_are_another_cache(tmp_path):
+    path = tmp_path / "pairs.jsonl"
+    path.write_text(json.dumps({"query": "q", "response": "good", "worse": "bad", "desirable": True}) + "\n")
+    given = {"dataset": (str(path),), "rlhf_type": "kto", "lazy_tokenize": True}
+    for columns, rows in (({"worse": "rejected", "desirable": "label"}, 1), ({"worse": "rejected"}, 2)):
+        args = TrainArgs(**given, columns=columns)
+        prepared = prepare(args, TOKENIZER, task="rlhf", max_length=200, save=tmp_path / "save", is_first_rank=True)
+        assert len(prepared.train) == rows
 
 
 @pytest.mark.parametrize("name", ["mistral_v2v3", "mistral_v3_tekken"])

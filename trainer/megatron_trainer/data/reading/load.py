@@ -121,7 +121,7 @@ class Loader:
         recognition = self._settings.encode.recognition
         if self._settings.splits_turns:
             return Unrolled(whole=source, recognition=recognition, loss_scale=self._settings.encode.loss_scale)
-        return Unpaired(paired=source, columns=recognition.columns) if recognition.needs_label else source
+        return Unpaired(whole=source, columns=recognition.columns) if recognition.needs_label else source
 
     def _access(self) -> HubAccess:
         return HubAccess(token=self._settings.hub_token, redownloads=self._settings.redownloads)

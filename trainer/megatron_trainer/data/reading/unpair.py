@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import batched
@@ -18,25 +19,30 @@ ROWS_AT_ONCE = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Unpaired:
-    """The rows of `paired`, renumbered. columns: the user's names of columns, as in Recognition."""
+    """The rows of `whole`, renumbered. columns: the user's names of columns, as in Recognition."""
 
-    paired: Source
+    whole: Source
     columns: Mapping[str, str] = field(default_factory=dict)
 
     @property
     def note(self) -> str:
         """As of the source."""
-        return self.paired.note
+        return self.whole.note
 
     def records(self) -> Iterator[Record]:
         """All rows with one answer, each with its own label or the one assigned here."""
-        parts = batched(self.paired.records(), ROWS_AT_ONCE)
+        parts = batched(self.whole.records(), ROWS_AT_ONCE)
         split = (record for part in parts for record in unpaired(part, self.columns))
         return (replace(record, number=number) for number, record in enumerate(split))
 
+    @property
+    def manner(self) -> str:
+        """A key of this way of reading the source: all that decides which rows have two answers."""
+        return f"unpaired {json.dumps(dict(self.columns), sort_keys=True)}"
+
     def fingerprint(self) -> str:
         """Of the source, and of this way of reading it."""
-        return f"{self.paired.fingerprint()} unpaired"
+        return f"{self.whole.fingerprint()} {self.manner}"
 
 
 def unpaired(records: Iterable[Record], columns: Mapping[str, str]) -> list[Record]:

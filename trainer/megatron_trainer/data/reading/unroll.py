@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 
 from megatron_trainer.data.conversation.formats import Recognition, recognize
 from megatron_trainer.data.encoding.turn_rows import num_rows
@@ -39,6 +40,11 @@ class Unrolled:
         except RowError:
             return 1
 
+    @property
+    def manner(self) -> str:
+        """A key of this way of reading the source: all that the number of answers in a row depends on."""
+        return f"split turns {self.loss_scale} {json.dumps(asdict(self.recognition), sort_keys=True)}"
+
     def fingerprint(self) -> str:
         """Of the source, and of this way of reading it."""
-        return f"{self.whole.fingerprint()} split turns"
+        return f"{self.whole.fingerprint()} {self.manner}"

@@ -59,10 +59,8 @@ def source_digest(source: Source, memory: Path) -> str:
     """The source's fingerprint; digests of files are cached in the folder `memory`, so that a large unchanged file is
     not read again.
     """
-    if isinstance(source, Unpaired):
-        return f"{source_digest(source.paired, memory)} unpaired"
-    if isinstance(source, Unrolled):
-        return f"{source_digest(source.whole, memory)} split turns"
+    if isinstance(source, Unpaired | Unrolled):
+        return f"{source_digest(source.whole, memory)} {source.manner}"
     if not isinstance(source, FileSource):
         return source.fingerprint()
     parts = [_remembered(file, memory, _data_digest) for file in source.files]
@@ -71,10 +69,8 @@ def source_digest(source: Source, memory: Path) -> str:
 
 def file_identities(source: Source) -> list[object]:
     """Identifies files without reading them: name, size and time of modification."""
-    if isinstance(source, Unpaired):
-        return [*file_identities(source.paired), "unpaired"]
-    if isinstance(source, Unrolled):
-        return [*file_identities(source.whole), "split turns"]
+    if isinstance(source, Unpaired | Unrolled):
+        return [*file_identities(source.whole), source.manner]
     if not isinstance(source, FileSource):
         return [source.fingerprint()]
     return [_identity(file) for file in source.files]
