@@ -9,6 +9,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_trainer.data.conversation.formats import Recognition, recognize
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
 from megatron_trainer.data.reading.read import read_file
 from megatron_trainer.data.reading.row import Record, parse_row
@@ -409,3 +410,32 @@ def test_a_name_that_stands_twice_is_refused_where_one_value_would_be_lost():
         parse_row(b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
     assert refused.value.detail == "content"
     assert parse_row(b'{"id": 1, "query": "a", "id": 1}') == {"id": 1, "query": "a"}
+
+
+@pytest.mark.parametrize("named_before", [True, False], ids=["of a spreadsheet", "and an index"])
+def test_columns_without_a_name_are_read_and_told_if_they_hold_anything(tmp_path, named_before):
+    path = tmp_path / "rows.csv"
+    index = "" if named_before else ","
+    path.write_text(f"{index}query,response,, \n{index}a,b,,\n{index}c,d,x,y\n")
+    first, second = (payload for _, payload in read_file(path))
+    assert first == {"query": "a", "response": "b"}
+    found = recognize(second, Recognition())
+    number = 3 if named_before else 4
+    assert found.notes == tuple(f"nothing reads the column {n} (without a name)" for n in (number, number + 1))
+
+
+@pytest.mark.parametrize("size", [1, 3 * 2**20])
+def test_a_name_that_stands_twice_in_a_row_of_a_json_file_refuses_that_row(tmp_path, size):
+    good, text = json.dumps({"query": "a"}), "x" * size
+    twice = f'{{"messages": [{{"content": "a", "content": "b"}}], "more": "{text}"}}'
+    (tmp_path / "a.json").write_text(f"[{good}, {twice}, {good}]")
+    (tmp_path / "b.json").write_text(twice)
+    (tmp_path / "c.json").write_text(f"{twice}\n{good}\n")
+    (first, _), (second, refused), (third, row) = read_file(tmp_path / "a.json")
+    assert (first, second, third, row) == (1, 2, 3, {"query": "a"})
+    [(_, alone)] = read_file(tmp_path / "b.json")
+    assert str(refused) == str(alone) == "a name stands twice in an object (content)"
+    (_, line), (_, last) = read_file(tmp_path / "c.json")
+    with pytest.raises(RowError, match="a name stands twice in an object"):
+        parse_row(line)
+    assert parse_row(last) == {"query": "a"}

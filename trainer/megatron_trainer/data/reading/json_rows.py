@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
+from megatron_trainer.data.reading.row import object_of
 from megatron_trainer.data.values import RowError
 from megatron_trainjob.input_file import MAX_PARTS, parse_json
 
 CHUNK_BYTES = 2**20
 _BLANK = " \t\r\n\ufeff"
-_DECODER = json.JSONDecoder()
 
 Rows = Iterator[tuple[int, dict[str, object] | RowError]]
 
@@ -33,8 +33,9 @@ def whole(stream: BinaryIO, most_bytes: int) -> Iterator[dict[str, object] | Row
     content = stream.read(most_bytes + 1)
     if len(content) > most_bytes:
         return
+    objects = _Objects()
     try:
-        yield _row(parse_json(content.decode("utf-8-sig")))
+        yield objects.row(parse_json(content.decode("utf-8-sig"), object_of=objects))
     except UnicodeDecodeError as err:
         yield RowError("not UTF-8", f"byte {err.start} of the file")
     except ValueError:
@@ -49,13 +50,33 @@ def array(stream: BinaryIO, most_bytes: int) -> Rows:
         text.skip("[")
         while not text.ends("]"):
             number += 1
-            yield number, _row(text.value())
+            yield number, text.row()
             if not text.ends("]"):
                 text.skip(",")
     except UnicodeDecodeError as err:
         yield number + 1, RowError("not UTF-8", f"in the file, {err.reason}")
     except ValueError as err:
         yield number or 1, RowError("not JSON", str(err))
+
+
+class _Objects:
+    """Builds the objects of a row. refusal: of a name that stands twice in one of them; the row is read to its end."""
+
+    def __init__(self) -> None:
+        self.refusal: RowError | None = None
+
+    def __call__(self, fields: list[tuple[str, object]]) -> dict[str, object]:
+        try:
+            return object_of(fields)
+        except RowError as err:
+            self.refusal = err
+            return {}
+
+    def row(self, value: object) -> dict[str, object] | RowError:
+        """The value if it is a row, or why it is none."""
+        if self.refusal is not None:
+            return self.refusal
+        return value if isinstance(value, dict) else RowError("a row is not an object", type(value).__name__)
 
 
 class _Text:
@@ -65,6 +86,8 @@ class _Text:
         self._stream = stream
         self._most = most
         self._decoder = codecs.getincrementaldecoder("utf-8")()
+        self._objects = _Objects()
+        self._json = json.JSONDecoder(object_pairs_hook=self._objects)
         self._held = ""
         self._place = 0
         self._is_whole = False
@@ -80,13 +103,14 @@ class _Text:
         """Whether the given character comes next."""
         return self._next() == mark
 
-    def value(self) -> object:
+    def row(self) -> dict[str, object] | RowError:
         """The next value. Raises ValueError if there is none, or it is longer than a row may be."""
         self._next()
         while True:
             self._check_parts()
+            self._objects.refusal = None
             try:
-                value, self._place = _DECODER.raw_decode(self._held, self._place)
+                value, self._place = self._json.raw_decode(self._held, self._place)
             except RecursionError as err:
                 raise ValueError("is nested too deep") from err
             except ValueError:
@@ -96,7 +120,7 @@ class _Text:
                     raise ValueError(f"a row of more than {self._most} characters, or none") from None
                 self._read(len(self._held))
             else:
-                return value
+                return self._objects.row(value)
 
     def _check_parts(self) -> None:
         if len(self._held) > MAX_PARTS and self._held.count("[") + self._held.count("{") > MAX_PARTS:
@@ -116,7 +140,3 @@ class _Text:
         self._is_whole = not found
         self._held = self._held[self._place :] + self._decoder.decode(found, final=self._is_whole)
         self._place = 0
-
-
-def _row(value: object) -> dict[str, object] | RowError:
-    return value if isinstance(value, dict) else RowError("a row is not an object", type(value).__name__)

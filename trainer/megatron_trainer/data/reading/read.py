@@ -164,8 +164,7 @@ def _read_table(path: Path, delimiter: str) -> Rows:
     csv.field_size_limit(MAX_LINE_BYTES)
     with _open(path) as stream, io.TextIOWrapper(stream, "utf-8-sig", "surrogateescape", newline="") as text:
         table = csv.reader(_bounded_lines(text), delimiter=delimiter)
-        header = next(table, [])
-        _refuse_twins(header)
+        header = _header(next(table, []))
         while True:
             try:
                 cells = next(table)
@@ -178,8 +177,17 @@ def _read_table(path: Path, delimiter: str) -> Rows:
                 yield table.line_num, _table_row(header, cells)
 
 
+def _header(cells: Sequence[str]) -> list[str]:
+    """The names of the columns; one without a name (an index, or the empty columns of a spreadsheet) has its number.
+
+    What it holds is thus reported as a column that nothing reads.
+    """
+    _refuse_twins([name for name in cells if name.strip()])
+    return [name if name.strip() else f"{number} (without a name)" for number, name in enumerate(cells, start=1)]
+
+
 def _refuse_twins(names: Sequence[str]) -> None:
-    twins = sorted({name for name in names if names.count(name) > 1})
+    twins = sorted({name or "''" for name in names if names.count(name) > 1})
     if twins:
         raise UnfitFile(f"two columns have the name {', '.join(twins)}; rename one")
 

@@ -35,7 +35,7 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
     if isinstance(payload, Mapping):
         return payload
     try:
-        row = parse_json(payload.decode("utf-8-sig"), object_of=_object)
+        row = parse_json(payload.decode("utf-8-sig"), object_of=object_of)
     except UnicodeDecodeError as err:
         raise RowError("not UTF-8", f"byte {err.start} of the row") from err
     except ValueError as err:
@@ -45,7 +45,7 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
     return row
 
 
-def _object(fields: list[tuple[str, object]]) -> dict[str, object]:
+def object_of(fields: list[tuple[str, object]]) -> dict[str, object]:
     """An object of JSON. Raises RowError for a duplicate key, of which Python would keep only the last."""
     found = dict(fields)
     if len(found) != len(fields):
