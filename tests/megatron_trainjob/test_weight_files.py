@@ -104,7 +104,7 @@ def test_tensors_that_are_missing_or_left_over_are_named_as_loading_names_them(t
 
 
 def test_scales_are_no_tensors_of_the_model_and_are_told_from_one_table(tmp_path, monkeypatch):
-    """A table for each of the 90,000 tensors of a large model in FP8 would take hours."""
+    """A table for each of the 90,000 tensors of a large model in FP8 would take minutes."""
     config = {**LLAMA, "quantization_config": {"quant_method": "fp8"}}
     model = families.read(config)
     stored = shapes.shapes(model)
