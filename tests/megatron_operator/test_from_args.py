@@ -369,3 +369,13 @@ def test_the_arguments_of_a_script_or_function_are_named_and_not_swallowed(capsy
     text = written(capsys, script(ODD))
     assert "# Left out: $@: the arguments of the script" in text
     assert "'$@'" not in text
+
+
+def test_a_training_behind_an_unknown_program_is_told(capsys, script):
+    lines = (f"megatron sft {RUN}", f"launch-it --gpus 8 megatron pt {RUN}", f"echo megatron sft {RUN}")
+    assert main(["from-args", str(script("\n".join(lines)))]) == 0
+    captured = capsys.readouterr()
+    assert captured.out.count("kind: MegatronTrainJob") == 1
+    (told,) = captured.err.splitlines()
+    assert "not translated: launch-it --gpus 8 megatron pt" in told
+    assert "give the training command by itself" in told

@@ -27,15 +27,21 @@ from megatron_trainjob.violation import Violation
 
 OF_THE_CALL = "the arguments of the script"
 OF_THE_CALL_WHY = "of a shell function those of its call: add to spec.args what they are"
+UNREAD = "what starts it is not known here; give the training command by itself"
 NOTHING = "starts no training that is known here: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is to be translated. launches: its commands. values: arguments of a YAML configuration, if it is one."""
+    """What is to be translated.
+
+    launches: its commands. unread: commands that name a training which nothing known here starts. values: arguments of
+    a YAML configuration, if it is one.
+    """
 
     name: str
     launches: tuple[Launch, ...]
+    unread: tuple[str, ...] = ()
     values: Mapping[str, object] | None = None
     pods: Pods = Pods()
 
@@ -56,11 +62,13 @@ def run(arguments: argparse.Namespace) -> int:
         source = read(arguments.source, arguments.task)
     except (OSError, yaml_file.YamlProblem) as err:
         return _refuse(arguments.source, str(err))
+    for each in source.unread:
+        print(f"{source.name or 'command'}: not translated: {each}; {UNREAD}", file=sys.stderr)
     if not source.launches:
         return _refuse(arguments.source, NOTHING)
     texts = []
-    for each in source.launches:
-        written, problems = translated(source, each, version=arguments.from_version, name=arguments.name)
+    for found in source.launches:
+        written, problems = translated(source, found, version=arguments.from_version, name=arguments.name)
         if problems:
             show_violations(arguments.source, problems)
             return INVALID
@@ -74,10 +82,15 @@ def read(text: str, task: Task | None = None) -> Source:
     path = Path(text)
     is_file = "\n" not in text and " " not in text
     if not is_file:
-        return Source(name="", launches=tuple(launch.find(shell.invocations(text))))
+        return _of_script("", text)
     if path.suffix in (".yaml", ".yml", ".json"):
         return _read_yaml(path, task)
-    return Source(name=path.name, launches=tuple(launch.find(shell.invocations(path.read_text()))))
+    return _of_script(path.name, path.read_text())
+
+
+def _of_script(name: str, script: str) -> Source:
+    commands = shell.invocations(script)
+    return Source(name=name, launches=tuple(launch.find(commands)), unread=tuple(launch.unread(commands)))
 
 
 def translated(
@@ -107,10 +120,10 @@ def _read_yaml(path: Path, task: Task | None) -> Source:
     jobs = [each for each in documents if each.get("kind") in kubeflow.KINDS]
     if jobs:
         script, pods = kubeflow.read(jobs[0])
-        found = launch.find(shell.invocations(script))
+        found = _of_script(path.name, script)
         variables = {entry["name"]: entry["value"] for entry in pods.env if "value" in entry}
-        launches = [replace(each, environment={**variables, **each.environment}) for each in found]
-        return Source(name=path.name, launches=tuple(launches), pods=pods)
+        launches = [replace(each, environment={**variables, **each.environment}) for each in found.launches]
+        return replace(found, launches=tuple(launches), pods=pods)
     if len(documents) != 1 or any("kind" in each for each in documents):
         return Source(name=path.name, launches=())
     values = cast(Mapping[str, Any], documents[0])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from megatron_operator.translate.shell import WRAPPERS, Invocation, passed_on, starts
+from megatron_operator.translate.shell import WRAPPERS, Invocation, is_reader, passed_on, starts
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 
@@ -33,6 +33,15 @@ class Launch:
 def find(commands: Iterable[Invocation]) -> list[Launch]:
     """Every command that trains or exports, in its order."""
     return [launch for command in commands for launch in _recognized(command)]
+
+
+def unread(commands: Iterable[Invocation]) -> list[str]:
+    """The commands that name a training behind a program that is not known to run it, as they are written."""
+    return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]
+
+
+def _names_training(words: Sequence[str]) -> bool:
+    return not is_reader(words[0]) and any(_task(words[index:])[0] for index in range(1, len(words)))
 
 
 def _recognized(command: Invocation) -> Iterator[Launch]:

@@ -126,7 +126,12 @@ def starts(words: Sequence[str]) -> Iterator[int]:
         yield 0
     if words and _runs_another(words):
         later = enumerate(words[1:], 1)
-        yield from (index for index, _ in takewhile(lambda each: _program(each[1]) not in READERS, later))
+        yield from (index for index, _ in takewhile(lambda each: not is_reader(each[1]), later))
+
+
+def is_reader(word: str) -> bool:
+    """Whether this program only reads the words behind it."""
+    return _program(word) in READERS
 
 
 def _runs_another(words: Sequence[str]) -> bool:
