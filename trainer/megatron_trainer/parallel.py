@@ -240,7 +240,7 @@ def context_positions(sequence_bounds: list[int], *, rank: int, size: int) -> Te
 
 
 def local_part(batch: MicroBatch) -> MicroBatch:
-    """This context rank's part of a micro-batch; `cu_seqlens` and the counts still refer to the whole.
+    """This context rank's part of a micro-batch; `cu_seqlens`, images and counts still refer to the whole.
 
     A padded batch loses its attention mask when it is split: padding is on the right, where a causal mask hides it from
     every real token.
@@ -256,6 +256,7 @@ def local_part(batch: MicroBatch) -> MicroBatch:
     sequence_bounds = bounds(batch.cu_seqlens, batch.tokens_BT.shape[1])
     rank = parallel_state.get_context_parallel_rank()
     positions = context_positions(sequence_bounds, rank=rank, size=size).to(batch.tokens_BT.device)
+    places_3BT = batch.mrope_position_ids_3BT
     return replace(
         batch,
         tokens_BT=batch.tokens_BT[:, positions],
@@ -263,6 +264,7 @@ def local_part(batch: MicroBatch) -> MicroBatch:
         loss_weight_BT=batch.loss_weight_BT[:, positions],
         position_ids_BT=batch.position_ids_BT[:, positions],
         sequence_BT=batch.sequence_BT[:, positions],
+        mrope_position_ids_3BT=None if places_3BT is None else places_3BT[..., positions],
         attention_mask=None,
     )
 

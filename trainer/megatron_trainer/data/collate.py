@@ -12,7 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from megatron_trainer.data.mismatch import mismatched
 from megatron_trainer.data.values import IGNORED, Item, MicroBatch, Pair, Sample
+from megatron_trainer.data.vision.values import Pixels, joined
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +126,7 @@ def _padding_free(samples: list[Sample], shape: RowShape) -> MicroBatch:
     for number, (start, sample, length) in enumerate(zip(starts, samples, padded, strict=False)):
         row.put(start, sample, length, number)
     if total > starts[-1]:
-        row.positions[starts[-1] :] = np.arange(total - starts[-1])
+        row.pad(starts[-1])
         starts.append(total)
     cu_seqlens = torch.tensor(starts, dtype=torch.int32)
     return _micro_batch([row], samples, cu_seqlens, int(cu_seqlens.diff().max()), None)
@@ -147,7 +148,7 @@ def _padding_alone(shape: RowShape) -> MicroBatch:
     """The micro-batch of a rank that has no samples left in the last step of an evaluation: padding only."""
     total = max(shape.row_multiple, shape.row_length or 0)
     row = _Row(total, shape.pad_id)
-    row.positions[:] = np.arange(total)
+    row.pad(0)
     if shape.padding_free:
         return _micro_batch([row], [], torch.tensor([0, total], dtype=torch.int32), total, None)
     return _micro_batch([row], [], None, total, _attention_mask(torch.ones(1, total, dtype=torch.bool)))
@@ -170,15 +171,31 @@ class _Row:
         self.weights = np.zeros(length, dtype=np.float32)
         self.positions = np.zeros(length, dtype=np.int64)
         self.sequences = np.full(length, -1, dtype=np.int64)
+        self.places = np.zeros((3, length), dtype=np.int64)
+
+    def pad(self, start: int) -> None:
+        """Everything from here on is padding."""
+        self.positions[start:] = np.arange(len(self.tokens) - start)
+        self.places[:, start:] = self.positions[start:]
 
     def put(self, start: int, sample: Sample, padded_length: int, number: int) -> None:
         end = start + sample.length
         self.tokens[start:end] = sample.input_ids
         self.positions[start : start + padded_length] = np.arange(padded_length)
+        self.places[:, start : start + padded_length] = _places(sample, padded_length)
         self.sequences[start:end] = number
         labels = sample.labels[1:]
         self.labels[start : end - 1] = labels
         self.weights[start : end - 1] = _weights(sample, labels)
+
+
+def _places(sample: Sample, length: int) -> NDArray[np.int64]:
+    """Positions by time, height and width, [3, length]; padding continues after the sample's last one."""
+    places = np.tile(np.arange(length), (3, 1))
+    if sample.position_ids_3T is not None:
+        places += int(sample.position_ids_3T.max(initial=-1)) + 1 - sample.length
+        places[:, : sample.length] = sample.position_ids_3T
+    return places
 
 
 def _weights(sample: Sample, labels: NDArray[np.int32]) -> NDArray[np.float32]:
@@ -207,4 +224,21 @@ def _micro_batch(
         num_samples=len(samples),
         num_tokens=sum(sample.length for sample in samples),
         channels=tuple(sample.channel for sample in samples),
+        **_vision(rows, samples),
     )
+
+
+def _vision(rows: list[_Row], samples: list[Sample]) -> dict[str, Any]:
+    """The fields of a micro-batch with the images of its samples and their positions; none for text alone."""
+    images = joined([sample.images for sample in samples if sample.images is not None])
+    videos = joined([sample.videos for sample in samples if sample.videos is not None])
+    found = _tensors(images, "pixel_values", "grid_thw") | _tensors(videos, "pixel_values_videos", "video_grid_thw")
+    if any(sample.position_ids_3T is not None for sample in samples):
+        found["mrope_position_ids_3BT"] = torch.from_numpy(np.stack([row.places for row in rows], axis=1))
+    return found
+
+
+def _tensors(pixels: Pixels | None, values: str, grid: str) -> dict[str, Any]:
+    if pixels is None:
+        return {}
+    return {values: torch.from_numpy(pixels.values_PD), grid: torch.from_numpy(pixels.grid_N3)}

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
+from megatron_trainer.data.vision.values import Pixels
+
 if TYPE_CHECKING:
     from torch import Tensor
 
@@ -114,6 +116,9 @@ class Sample:
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
     target: as in Conversation. reference: log-probability under the reference model, if precomputed. mismatched: its
     prompt with the answer of another sample, if chosen in advance (mismatch.py).
+    images, videos: their pixels, in the order of their tokens: the ids hold the image token grid.prod() / merge**2
+    times for each. position_ids_3T: int64, multimodal rotary positions (time, height, width), None where all three
+    count the tokens.
     """
 
     input_ids: NDArray[np.int32]
@@ -123,6 +128,9 @@ class Sample:
     target: tuple[float, ...] = ()
     reference: tuple[float, ...] | None = None
     mismatched: Sample | None = None
+    images: Pixels | None = None
+    videos: Pixels | None = None
+    position_ids_3T: NDArray[np.int64] | None = None
 
     @property
     def length(self) -> int:
@@ -180,6 +188,9 @@ class MicroBatch:
     compared.
     mismatched: the prompts of the samples with the answers of other samples, see mismatch.py.
     divergence: estimate of KL(policy, reference) for this micro-batch, nats, a scalar.
+    pixel_values, grid_thw: float32 [patches, numbers of a patch] and int64 [images, 3], the images of all samples in
+    the order of the row (vision/values.py); pixel_values_videos, video_grid_thw: its videos. None without any.
+    mrope_position_ids_3BT: int64, positions by time, height and width; None where all three are position_ids_BT.
     """
 
     tokens_BT: Tensor
@@ -200,6 +211,11 @@ class MicroBatch:
     divergence: Tensor | None = None
     groups: tuple[int, ...] = ()
     everyones_groups: tuple[tuple[int, ...], ...] = ()
+    pixel_values: Tensor | None = None
+    grid_thw: Tensor | None = None
+    pixel_values_videos: Tensor | None = None
+    video_grid_thw: Tensor | None = None
+    mrope_position_ids_3BT: Tensor | None = None
 
     @property
     def padding_BT(self) -> Tensor:
