@@ -1,0 +1,70 @@
+"""The vision tower of a model and how its output enters the decoder. Knows no tensors, ranks or arguments.
+
+Units: a patch is the tower's input unit, merge_size x merge_size of them become one token of the decoder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from math import prod
+
+PREFIX = "visual."
+"""Of the names of the tower's parameters and tensors."""
+ALIGNERS = ("visual.merger.", "visual.deepstack_merger_list.")
+"""Prefixes of the parts that turn the tower's states into embeddings of the decoder: the aligner."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Vision:
+    """A vision tower. Sizes are those of the tower, output_size is the decoder's hidden size.
+
+    image_token, video_token: ids that stand for one merged patch of an image or a video. sections: channel pairs of a
+    head that rotate by time, by row and by column. interleaves_sections: they take turns channel by channel instead of
+    following each other. tokens_per_second: distance of positions in time between two seconds of a video, 0 if every
+    frame is one position. separates_frames: each frame of a video is an image of its own between texts. deep_layers:
+    layers of the tower whose states are added to the outputs of the decoder's first layers, one each. tensors: the
+    names of the tower's tensors without PREFIX -> their shapes.
+    """
+
+    depth: int
+    hidden_size: int
+    width: int
+    num_heads: int
+    channels: int
+    patch_size: int
+    temporal_patch_size: int
+    merge_size: int
+    output_size: int
+    image_token: int
+    video_token: int
+    sections: tuple[int, ...]
+    interleaves_sections: bool = False
+    tokens_per_second: int = 0
+    separates_frames: bool = False
+    deep_layers: tuple[int, ...] = ()
+    tensors: Mapping[str, tuple[int, ...]]
+
+    @property
+    def num_parameters(self) -> int:
+        """All parameters of the tower and the aligner."""
+        return sum(map(prod, self.tensors.values()))
+
+    @property
+    def patch_values(self) -> int:
+        """Numbers of one patch in pixel_values."""
+        return self.channels * self.temporal_patch_size * self.patch_size**2
+
+    def num_aligner_parameters(self) -> int:
+        """Those of the parameters that belong to the aligner."""
+        return sum(prod(shape) for name, shape in self.tensors.items() if is_aligner(PREFIX + name))
+
+
+def is_tower(name: str) -> bool:
+    """Whether a parameter or module belongs to the tower or the aligner."""
+    return name.startswith(PREFIX)
+
+
+def is_aligner(name: str) -> bool:
+    """Whether a parameter or module of the tower belongs to the aligner."""
+    return f"{name}.".startswith(ALIGNERS)
