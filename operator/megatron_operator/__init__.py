@@ -1,1 +1,1 @@
-"""The operator: a pure core (manifest and what is seen -> plan) and shells that apply plans."""
+"""The operator: a pure core (manifest and observed state -> plan) and shells that apply plans."""

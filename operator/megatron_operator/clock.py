@@ -1,4 +1,4 @@
-"""The operator's only reader of the wall clock: the shells take `now` here and hand it to the pure core."""
+"""The operator's only reader of the wall clock: the shells read `now` here and pass it to the pure core."""
 
 from __future__ import annotations
 

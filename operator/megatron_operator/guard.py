@@ -1,6 +1,6 @@
-"""Reads objects that others wrote: one that cannot be read is left out, counted and logged, and nothing else stops.
+"""Parses objects that others wrote: one that cannot be parsed is ignored, counted and logged, and nothing else stops.
 
-Whoever may create a pod may put our labels on it, so an error here must never be more than the loss of that object.
+Anyone who may create a pod can put our labels on it, so an error here must cost no more than that object.
 """
 
 from __future__ import annotations
@@ -20,18 +20,18 @@ logger = logging.getLogger(__name__)
 
 
 class Unreadable(ValueError):
-    """The object is not what its labels and owner say; the message tells why."""
+    """The object is not what its labels and owner claim; the message says why."""
 
 
 @dataclass(kw_only=True)
 class LogLimit:
-    """Lets one log line of a kind pass within `interval_s` and counts the others."""
+    """Lets one log line of a kind pass per `interval_s` and counts the others."""
 
     interval_s: float = LOG_INTERVAL_S
     _last: dict[str, tuple[float, int]] = field(default_factory=dict)
 
     def suppressed(self, kind: str) -> int | None:
-        """How many lines of this kind were held back since the last one, None when this one is held back too."""
+        """How many lines of this kind were suppressed since the last one, None if this one is suppressed too."""
         now = clock.now()
         logged_at, held_back = self._last.get(kind, (float("-inf"), 0))
         if now - logged_at < self.interval_s:
@@ -43,23 +43,23 @@ class LogLimit:
 
 @dataclass(frozen=True, kw_only=True)
 class Guard:
-    """Reads objects of any content. count: called with the resource of each object that could not be read."""
+    """Parses objects of any content. count: called with the resource of each object that could not be parsed."""
 
     count: Callable[[str], None] = lambda resource: None
     limit: LogLimit = field(default_factory=LogLimit)
 
     def read[Record](self, resource: str, read: Callable[[Object], Record], raw: Object) -> Record | None:
-        """What `read` returns for the object, None if it cannot be read."""
+        """What `read` returns for the object, None if it raises."""
         try:
             return read(raw)
-        except Exception as error:  # noqa: BLE001  # whatever a stranger's object does to its reader
+        except Exception as error:  # noqa: BLE001  # a foreign object may break its parser in any way
             self._report(resource, raw, error)
             return None
 
     def read_all[Record](
         self, resource: str, read: Callable[[Object], Record], objects: Iterable[Object]
     ) -> list[Record]:
-        """The records of those that can be read."""
+        """The records of the objects that can be parsed."""
         records = (self.read(resource, read, raw) for raw in objects)
         return [record for record in records if record is not None]
 
@@ -68,7 +68,7 @@ class Guard:
         held_back = self.limit.suppressed(resource)
         if held_back is not None:
             logger.warning(
-                "unreadable, ignored resource=%s object=%s error=%s more=%d",
+                "unreadable object ignored resource=%s object=%s error=%s more=%d",
                 resource,
                 shortened(_name(raw), MAX_LOGGED_CHARACTERS),
                 shortened(f"{type(error).__name__}: {error}", MAX_LOGGED_CHARACTERS),

@@ -1,6 +1,6 @@
-"""The optional admission webhook: answers a submitted job with every problem it has, in one message.
+"""The optional admission webhook: responds to a submitted job with all of its problems in one message.
 
-Rules lie in the core; the operator applies the same ones again, so that a webhook that is off costs nothing.
+The rules are in the core; the operator applies the same ones again, so the webhook may be disabled safely.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from megatron_operator.process.listener import Address, Limits
 
 HANDLER = "validate"
 LIMITS = Limits(connections=256, connections_of_source=128, idle_s=300.0)
-MAX_BODY_BYTES = 8 * 2**20  # an API server sends the object as it was and as it shall be
+MAX_BODY_BYTES = 8 * 2**20  # an API server sends both the old and the new object
 PLACEHOLDER_UID = "not-created-yet"
 
 
@@ -38,7 +38,7 @@ def register(registry: kopf.OperatorRegistry) -> None:
 
 
 def judge(body: Mapping[str, Any]) -> tuple[str, list[str]]:
-    """(everything that is wrong with this manifest, one problem a line, "" when it can run; its warnings)."""
+    """(all problems of this manifest, one a line, "" if it can run; its warnings)."""
     metadata = {"uid": PLACEHOLDER_UID, "generation": 1, **body["metadata"]}
     if "deletionTimestamp" in metadata:
         return "", []
@@ -49,7 +49,7 @@ def judge(body: Mapping[str, Any]) -> tuple[str, list[str]]:
 
 
 def server(certificates: Path, port: int) -> kopf.WebhookServerProtocol:
-    """The HTTPS endpoint with the certificate of this folder; a renewed one is read without a restart."""
+    """The HTTPS endpoint with the certificate from this directory; a renewed one is reloaded without a restart."""
 
     async def serve(review: kopf.WebhookFn) -> AsyncIterator[kopf.WebhookClientConfig]:
         application = web.Application(client_max_size=MAX_BODY_BYTES)
@@ -75,6 +75,6 @@ async def _answer(request: web.Request, review: kopf.WebhookFn) -> web.Response:
     try:
         body = json.loads(await request.read())
         answer = await review(body, webhook=request.match_info["id"], headers=dict(request.headers))
-    except Exception as error:  # noqa: BLE001  # whoever reaches the port may send anything
+    except Exception as error:  # noqa: BLE001  # anyone who reaches the port may send anything
         return web.Response(status=400, text=f"not an AdmissionReview of a job: {type(error).__name__}\n")
     return web.json_response(answer)

@@ -1,6 +1,6 @@
-"""Brings one job at a time to where it should be: observe, plan, apply. All policy lies in the pure core.
+"""Reconciles one job at a time: observe, plan, apply. All policy is in the pure core.
 
-Also holds the jobs themselves, as kopf's watch and our own status writes last showed them.
+Also caches the jobs themselves, from kopf's watch and from our own status writes.
 """
 
 from __future__ import annotations
@@ -30,15 +30,15 @@ from megatron_trainjob.violation import Violation
 Object = Mapping[str, Any]
 Parsed = Job | tuple[Violation, ...]
 HEAVY_METADATA = ("managedFields",)
-# Statuses that the same request meets again: a quota or policy, an object that the server does not take.
+# HTTP statuses that do not go away on retry: a quota, a policy, an object that the server rejects.
 REFUSALS = frozenset({400, 403, 422})
-# Any other error (5xx of the server or of a webhook, no answer) for so long is no longer a moment's.
+# After this long, any other error (5xx from the server or a webhook, no response) no longer counts as transient.
 LASTING_S = 20.0
 logger = logging.getLogger(__name__)
 
 
 class Jobs:
-    """The jobs as last seen, newest first wins: a late watch event never undoes what we just wrote."""
+    """The jobs as last seen; the newest version wins, so a late watch event never undoes our own write."""
 
     def __init__(
         self,
@@ -65,11 +65,11 @@ class Jobs:
         return _version(raw) if raw else 0
 
     def is_reported(self, key: Key) -> bool:
-        """Whether the job has a status. In a burst the first one waits: pods of other jobs come before it."""
+        """Whether the job has a status. In a burst its first one waits: creating other jobs' pods comes first."""
         return "status" in self._raw.get(key, {})
 
     def put(self, raw: Object) -> bool:
-        """Whether this was news: another job, or a newer version of it."""
+        """Stores the job; returns whether it is another job or a newer version."""
         key = key_of(raw)
         known = self._raw.get(key)
         if known and known["metadata"]["uid"] == raw["metadata"]["uid"] and _version(known) >= _version(raw):
@@ -79,12 +79,12 @@ class Jobs:
         return True
 
     def drop(self, key: Key) -> None:
-        """Forgets a job that is gone."""
+        """Drops a deleted job."""
         self._raw.pop(key, None)
         self._parsed.pop(key, None)
 
     def parse(self, key: Key) -> Parsed:
-        """The job as values, or what is wrong with its manifest; parsed again only when it changed."""
+        """The parsed job, or the problems of its manifest; reparsed only when it changed."""
         raw = self._raw[key]
         metadata = raw["metadata"]
         version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"))
@@ -115,12 +115,12 @@ class Controller:
         self._progress: dict[Key, tuple[str, Progress]] = {}
 
     def uid_of(self, key: Key) -> str | None:
-        """Uid of the job of this name, None when there is none."""
+        """The uid of the job with this name, None if there is no such job."""
         job = self._jobs.get(key)
         return str(job["metadata"]["uid"]) if job else None
 
     def is_past(self, key: Key, uid: str, attempt: int) -> bool:
-        """Whether a report of this attempt comes too late, or its job is another now."""
+        """Whether a report from this attempt is too late, or belongs to a deleted job of the same name."""
         job = self._jobs.get(key)
         if job is None or self.uid_of(key) != uid:
             return True
@@ -128,17 +128,17 @@ class Controller:
         return push.is_past(attempt, current, self._reported(key, uid))
 
     def take_progress(self, key: Key, uid: str, progress: Progress) -> bool:
-        """Remembers what a job's trainer says of itself; whether the job is worth a reconcile now."""
+        """Stores progress that a job's trainer reported; returns whether the job is worth a reconcile now."""
         before = self._reported(key, uid)
         self._progress[key] = (uid, progress)
         return before is None or _is_news(before, progress)
 
     def progress(self) -> Mapping[Key, Progress]:
-        """The last report of every job that reports."""
+        """The latest report of every job that reports."""
         return {key: progress for key, (_, progress) in self._progress.items()}
 
     def _reported(self, key: Key, uid: str) -> Progress | None:
-        """The last report of this very job, not of an earlier one of its name."""
+        """The latest report of this job, not of an earlier one with the same name."""
         reporter, progress = self._progress.get(key, ("", None))
         return progress if reporter == uid else None
 
@@ -155,7 +155,7 @@ class Controller:
             except (ApiError, ForeignObject) as error:
                 self._metrics.reconcile_errors.inc()
                 if key in self._problems and not was_told:
-                    return 0.0  # the next reconcile says it on the job; what it is refused then waits as usual
+                    return 0.0  # the next reconcile shows the refusal on the job; a refusal met then backs off as usual
                 raise RetryLater(str(error), self._told_within_s(key)) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()
@@ -164,7 +164,7 @@ class Controller:
     async def _bring(self, key: Key, job: Object) -> float | None:
         now = clock.now()
         plan = await self._plan(key, job, now)
-        for event in events.recent(job.get("status") or {}, now):  # posted once, whoever decided what it tells of
+        for event in events.recent(job.get("status") or {}, now):  # posted once, whoever decided it
             await self._recorder.post(job, event, now)
         try:
             await apply(self._client, self._recorder, job, plan, now, on_written=self._take_written(job, now))
@@ -198,7 +198,7 @@ class Controller:
         return reconcile.reject(job, parsed, seen, now)
 
     def _take_written(self, job: Object, now: float) -> Callable[[Resource, Object], None]:
-        """Hears of every object that the server answered with."""
+        """Called with every object that the server returned."""
         namespace, old = job["metadata"]["namespace"], job.get("status") or {}
 
         def take(resource: Resource, raw: Object) -> None:
@@ -211,7 +211,7 @@ class Controller:
         return take
 
     def _on_refusal(self, key: Key, error: ApiError, asked_at: float) -> None:
-        """A refusal that lasts is shown on the job: quota, policy, invalid object, or any error for `LASTING_S`."""
+        """A persistent refusal is shown on the job: quota, policy, invalid object, or any error for `LASTING_S`."""
         failing_since = self._failing_since.setdefault(key, asked_at)
         if error.is_missing and f'"{key[1]}" not found' in error.message:
             self._jobs.drop(key)
@@ -221,7 +221,7 @@ class Controller:
             self._problems[key] = (error.reason or "Refused", error.message)
 
     def _told_within_s(self, key: Key) -> float | None:
-        """Seconds until an error that lasts is to be shown on the job; None when it is, or will not be."""
+        """Seconds until a persistent error is shown on the job; None when it is shown already or never will be."""
         failing_since = self._failing_since.get(key)
         if failing_since is None or key in self._problems:
             return None
@@ -234,22 +234,24 @@ class Controller:
 
 
 def _parsed(raw: Object, trainer_image: str) -> Parsed:
-    """The job as values, or what is wrong with it, also where it is nested too deeply or meets a defect of ours."""
+    """The parsed job or its problems, even if it is nested too deeply or triggers a defect in the parser."""
     try:
         return manifest.parse(raw, default_image=trainer_image)
     except RecursionError:
-        message = "is nested too deeply; no field of a pod lies deeper than a few dozen levels"
+        message = "is nested too deeply; no field of a pod is nested more than a few dozen levels"
         return (Violation(path="spec", value=None, message=message),)
     except Exception as error:
-        if raw.get("status"):  # it was read once: what runs is no worse for a defect of a newer operator
+        if raw.get("status"):  # it was parsed once: a defect in a newer operator must not affect a running job
             raise
-        logger.exception("manifest not read namespace=%s job=%s", *key_of(raw))
-        message = f"ended the operator's reader ({type(error).__name__}), which is a defect of the operator; report it"
+        logger.exception("manifest not parsed namespace=%s job=%s", *key_of(raw))
+        message = (
+            f"crashed the operator's parser ({type(error).__name__}), which is a defect in the operator; report it"
+        )
         return (Violation(path="spec", value=None, message=message),)
 
 
 def _is_news(before: Progress, after: Progress) -> bool:
-    """Whether anything but time and numbers of the same percent changed."""
+    """Whether anything changed other than times and numbers within the same percent."""
     facts = [(each.attempt, each.phase, each.percentage, each.checkpoint_iteration) for each in (before, after)]
     return facts[0] != facts[1]
 

@@ -1,7 +1,7 @@
-"""Lets JSON of any depth be read: Python's decoder gives up at about a thousand levels, where an API server does not.
+"""Decodes JSON of any depth: Python's decoder fails at about a thousand levels, where an API server does not.
 
 One job with a podTemplate nested that deeply would otherwise end the watch of all jobs, in every replica, for as long
-as the job exists. Nothing that a pod or a job can use lies deeper than a few dozen levels; what does is left out.
+as the job exists. No field of a pod or a job is nested more than a few dozen levels; what is deeper is dropped.
 """
 
 from __future__ import annotations
@@ -15,8 +15,8 @@ TOKEN = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]', re.DOTALL)
 
 
 def install() -> None:
-    """Makes every `json.loads` of this process read such text; the libraries that watch use nothing else."""
-    decoder: Any = json._default_decoder  # type: ignore[attr-defined]  # the one that json.loads hands everything to
+    """Makes every `json.loads` in this process accept such text; the libraries that watch use nothing else."""
+    decoder: Any = json._default_decoder  # type: ignore[attr-defined]  # the decoder that json.loads delegates to
     decode = decoder.decode
 
     def decode_any(text: str, *rest: Any) -> Any:  # noqa: ANN401 (any JSON value)
@@ -29,7 +29,7 @@ def install() -> None:
 
 
 def cut(text: str) -> str:
-    """The JSON text with null for every object and list that lies deeper than MAX_DEPTH levels."""
+    """The JSON text with null in place of every object and list nested more than MAX_DEPTH levels."""
     kept, depth, begin = [], 0, 0
     for match in TOKEN.finditer(text):
         token = match[0]

@@ -1,7 +1,7 @@
-"""kopf's part: it watches the jobs and serves the admission webhook. Handlers put a key into the queue.
+"""kopf's part: it watches the jobs and serves the admission webhook. Handlers only enqueue a key.
 
-No timers, daemons, finalizers or annotations: kopf's change-driven handlers miss what happens while the
-operator is down, and what they write would fight with GitOps tools over the job.
+No timers, daemons, finalizers or annotations: kopf's change-driven handlers miss changes made while the
+operator is down, and their annotations would conflict with GitOps tools that own the job.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ CLIENT_S = 310
 
 
 class NoDiffBase(kopf.DiffBaseStorage):
-    """Stores nothing on the job and compares nothing: kopf's own copies cost two thirds of its CPU."""
+    """Stores nothing on the job and computes no diffs: kopf's own copies cost two thirds of its CPU time."""
 
     def build(self, *, body: kopf.Body, extra_fields: object = None) -> kopf.BodyEssence:
         """An empty essence."""
@@ -44,7 +44,7 @@ class NoDiffBase(kopf.DiffBaseStorage):
 
 
 class NoProgress(kopf.ProgressStorage):
-    """Stores no handler progress: the status of the job is all the memory there is."""
+    """Stores no handler progress: the status of the job is the only state."""
 
     def fetch(self, *, key: object, body: kopf.Body) -> None:
         """Nothing was stored."""
@@ -64,7 +64,7 @@ class NoProgress(kopf.ProgressStorage):
 
 
 def kopf_registry(connection: Connection, take: Callable[[str | None, Object], None]) -> kopf.OperatorRegistry:
-    """The handlers: log in as we do everywhere, hand on what the watch shows as (event type, job)."""
+    """The handlers: log in as everywhere else, pass on each watch event as (event type, job)."""
     registry = kopf.OperatorRegistry()
 
     @kopf.on.login(registry=registry)
@@ -79,9 +79,9 @@ def kopf_registry(connection: Connection, take: Callable[[str | None, Object], N
 
 
 def taker(jobs: Jobs, queue: WorkQueue) -> Callable[[str | None, Object], None]:
-    """What is done about each event: remember the job, put its key into the queue.
+    """The event handler: caches the job and enqueues its key.
 
-    In a burst a job that nothing was done for yet gets its pods before others get their reports.
+    In a burst, new jobs get their pods before other jobs get their status updates.
     """
 
     def take(type_: str | None, raw: Object) -> None:
@@ -97,7 +97,7 @@ def taker(jobs: Jobs, queue: WorkQueue) -> Callable[[str | None, Object], None]:
 
 
 def kopf_connection(connection: Connection) -> kopf.ConnectionInfo:
-    """The same server and credentials in kopf's words."""
+    """The same server and credentials as kopf's ConnectionInfo."""
     identity = connection.identity
     return kopf.ConnectionInfo(
         server=connection.server,
@@ -109,7 +109,7 @@ def kopf_connection(connection: Connection) -> kopf.ConnectionInfo:
 
 
 def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
-    """kopf tuned to be a quiet watcher."""
+    """Settings that reduce kopf to a quiet watcher."""
     tuned = kopf.OperatorSettings()
     tuned.posting.enabled = False
     tuned.process.ultimate_exiting_timeout = None
@@ -132,9 +132,9 @@ def kopf_settings(settings: Settings) -> kopf.OperatorSettings:
 async def run_kopf(
     connection: Connection, settings: Settings, take: Callable[[str | None, Object], None], *, ready: Flag
 ) -> None:
-    """Watches the jobs until cancelled; `take` hears of each event, `ready` is set once the watch has begun.
+    """Watches the jobs until cancelled; `take` is called with each event, `ready` is set once the watch is open.
 
-    kopf has a thread and an event loop of its own: it takes over the signals of the loop it runs in, and when it
+    kopf runs in a thread with an event loop of its own: it takes over the signal handlers of its loop, and when it
     stops it cancels every task there.
     """
     loop, stop = asyncio.get_running_loop(), Flag()
@@ -163,14 +163,14 @@ async def kopf_operator(
 ) -> None:
     """kopf itself, until `stop` is set."""
     registry, tuned = kopf_registry(connection, take), kopf_settings(settings)
-    identity: Any = settings.pod_name  # kopf's type of it is private
+    identity: Any = settings.pod_name  # kopf's type for it is private
     if settings.webhook_certificates:
         admission.register(registry)
         tuned.admission.server = admission.server(settings.webhook_certificates, settings.webhook_port)
     await kopf.operator(
         registry=registry,
         settings=tuned,
-        identity=identity,  # kopf would ask for the user's name: a container's user has none
+        identity=identity,  # kopf would look up the user's name, which a container's user may not have
         standalone=True,
         clusterwide=not settings.watch_namespaces,
         namespaces=settings.watch_namespaces,

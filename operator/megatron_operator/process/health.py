@@ -1,6 +1,6 @@
-"""Answers the kubelet and Prometheus: /healthz (restart me?), /readyz (send me requests?), /metrics.
+"""Serves the kubelet and Prometheus: /healthz (liveness), /readyz (readiness), /metrics.
 
-Says what it is told by checks; measures nothing but the event loop's own lag.
+Reports the results of checks; measures nothing itself but the lag of the event loop.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ MAX_BODY_BYTES = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Check:
-    """One thing to look at; `problem` says what is wrong, None when all is well."""
+    """One health check; `problem` returns what is wrong, None when healthy."""
 
     name: str
     problem: Callable[[], str | None]
@@ -53,12 +53,12 @@ class Health:
 
 
 async def serve(health: Health, address: str, port: int) -> None:
-    """Answers on this address ("" is every one, IPv4 and IPv6) until cancelled."""
+    """Serves on this address ("" is every address, IPv4 and IPv6) until cancelled."""
     await listener.serve(_application(health), Address(host=address, port=port), LIMITS)
 
 
 async def watch_lag(metrics: Metrics) -> None:
-    """Measures forever how much later than asked the event loop wakes up."""
+    """Runs forever; measures how much later than requested the event loop wakes up."""
     loop = asyncio.get_running_loop()
     while True:
         due = loop.time() + LAG_INTERVAL_S

@@ -1,7 +1,7 @@
-"""Which replica acts: a Lease that one holds and renews, as other Kubernetes controllers do it.
+"""Leader election: one replica holds and renews a Lease, as other Kubernetes controllers do.
 
-Judges the age of a lease by its own clock since it last saw the lease change, so that clocks may differ. A
-leader that cannot renew in time has lost: the process ends and starts over as a follower.
+Measures the age of a lease on its own clock since it last saw the lease change, so that clocks may differ. A
+leader that cannot renew in time loses leadership: the process exits and restarts as a follower.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ class LostLeadership(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """Who wants to lead, by which lease. The leader renews three times within duration_s and gives up after
-    two thirds of it, so that it has stopped before another may begin."""
+    """A candidate and its lease. The leader renews three times within duration_s and gives up after
+    two thirds of it, so that it has stopped before another replica can take over."""
 
     namespace: str
     lease_name: str
@@ -38,7 +38,7 @@ class Candidate:
 
     @property
     def interval_s(self) -> float:
-        """Seconds between tries."""
+        """Seconds between attempts."""
         return self.duration_s / 5
 
     @property
@@ -62,7 +62,7 @@ async def become_leader(client: Client, candidate: Candidate) -> None:
                 logger.info("became leader identity=%s", candidate.identity)
                 return
         except (ApiError, TimeoutError) as error:
-            logger.warning("lease not to be had yet error=%s", error)
+            logger.warning("lease not acquired yet error=%s", error)
         await asyncio.sleep(candidate.interval_s * random.uniform(0.8, 1.2))
 
 
@@ -89,7 +89,7 @@ async def holder(client: Client, candidate: Candidate) -> str:
 
 
 async def release(client: Client, candidate: Candidate) -> None:
-    """Gives the lease back, so that the next leader need not wait for it to run out."""
+    """Releases the lease, so that the next leader need not wait for it to expire."""
     lease = await client.get(LEASE, candidate.namespace, candidate.lease_name)
     if lease and lease["spec"].get("holderIdentity") == candidate.identity:
         spec = {**lease["spec"], "holderIdentity": "", "leaseDurationSeconds": 1}
@@ -128,5 +128,5 @@ async def _renew(client: Client, candidate: Candidate) -> None:
 
 
 def _text(seconds: float) -> str:
-    """The time with microseconds, as leases have it."""
+    """The time with microseconds, the format of Lease fields."""
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")

@@ -1,7 +1,7 @@
-"""Serves HTTP to callers who may be anybody: caps on connections, in all and of one source, and on their time.
+"""Serves HTTP to untrusted callers: limits on connections, in total and per source, and on their duration.
 
-Connections are counted when they are accepted, before TLS sets aside a quarter of a megabyte for each; aiohttp itself
-waits forever for the rest of a request. What is asked, and by whom, is not known here.
+Connections are counted when accepted, before TLS allocates a quarter of a megabyte for each; aiohttp itself
+waits forever for the rest of a request. Requests and their senders are opaque here.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """What a listener grants. Times in seconds.
+    """Limits of a listener. Times in seconds.
 
-    request_s: for a whole request, from its first byte (or the connection) to the answer. idle_s: between two requests.
+    request_s: a whole request, from its first byte (or the connection) to the response. idle_s: between two requests.
     """
 
     connections: int
@@ -43,7 +43,7 @@ class Limits:
 class Address:
     """Where to listen; host "" is every address, IPv4 and IPv6.
 
-    certificates: folder with tls.crt and tls.key, None for plain HTTP.
+    certificates: directory with tls.crt and tls.key, None for plain HTTP.
     """
 
     host: str
@@ -52,7 +52,7 @@ class Address:
 
 
 async def serve(application: web.Application, address: Address, limits: Limits) -> None:
-    """Answers until cancelled. A renewed certificate is taken up within a minute."""
+    """Serves until cancelled. A renewed certificate is reloaded within a minute."""
     listener = _Listener(limits)
     application.middlewares.append(listener.timed)
     runner = web.AppRunner(application, access_log=None, handle_signals=False, keepalive_timeout=limits.idle_s)
@@ -73,7 +73,7 @@ async def serve(application: web.Application, address: Address, limits: Limits) 
 
 
 class _Connection(asyncio.Protocol):
-    """One connection; hands everything on to aiohttp's own protocol and tells the listener of its end."""
+    """One connection; delegates to aiohttp's protocol and notifies the listener when it closes."""
 
     def __init__(self, listener: _Listener, handler: asyncio.Protocol, source: str) -> None:
         self._listener, self.handler, self.source = listener, handler, source
@@ -113,12 +113,12 @@ class _Listener:
     async def accept(
         self, listening: socket.socket, server: Callable[[], asyncio.Protocol], context: ssl.SSLContext | None
     ) -> None:
-        """Takes connections in forever; one too many is closed at once."""
+        """Accepts connections forever; one over the limit is closed at once."""
         loop = asyncio.get_running_loop()
         while True:
             try:
                 accepted, peer = await loop.sock_accept(listening)
-            except OSError as error:  # no file descriptor left, or the caller is gone again
+            except OSError as error:  # no file descriptor left, or the caller has disconnected
                 logger.warning("connection not accepted error=%s", error)
                 await asyncio.sleep(RETRY_S)
                 continue
@@ -133,7 +133,7 @@ class _Listener:
             task.add_done_callback(self._handshakes.discard)
 
     async def sweep(self) -> None:
-        """Ends connections whose time is over."""
+        """Closes connections that have timed out."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(SWEEP_S)
@@ -143,7 +143,7 @@ class _Listener:
 
     @web.middleware
     async def timed(self, request: web.Request, handler: Handler) -> web.StreamResponse:
-        """Answers 408 when the request as a whole, its body included, takes too long."""
+        """Responds with 408 when the whole request, including its body, takes too long."""
         connection = self._connections.get(request.protocol)
         if connection:
             connection.due = float("inf")
@@ -157,10 +157,10 @@ class _Listener:
                 connection.due = asyncio.get_running_loop().time() + self._limits.idle_s
 
     def forget(self, connection: _Connection) -> None:
-        """Counts a connection that has ended out."""
+        """Removes a closed connection from the counts."""
         if self._connections.pop(connection.handler, None):
             self._sources[connection.source] -= 1
-            self._sources += Counter()  # drops sources without any
+            self._sources += Counter()  # drops sources without connections
 
     def _has_room(self, source: str) -> bool:
         has_room_for_source = self._sources[source] < self._limits.connections_of_source
@@ -173,7 +173,7 @@ class _Listener:
         self._sources[connection.source] += 1
 
     async def _connect(self, accepted: socket.socket, connection: _Connection, context: ssl.SSLContext | None) -> None:
-        """Shakes hands; whatever goes wrong there is the caller's affair."""
+        """Performs the TLS handshake; its failures are the caller's problem."""
         timeout_s = self._limits.handshake_s if context else None
         try:
             await asyncio.get_running_loop().connect_accepted_socket(
@@ -206,7 +206,7 @@ def _context(certificates: Path | None) -> ssl.SSLContext | None:
 
 
 async def _renew(certificates: Path, context: ssl.SSLContext) -> None:
-    """Loads the certificate again whenever its file has changed."""
+    """Reloads the certificate whenever its file changes."""
     known = _digest(certificates)
     while True:
         await asyncio.sleep(RENEW_S)
@@ -214,9 +214,9 @@ async def _renew(certificates: Path, context: ssl.SSLContext) -> None:
             if (found := _digest(certificates)) != known:
                 context.load_cert_chain(certificates / "tls.crt", certificates / "tls.key")
                 known = found
-                logger.info("certificate renewed folder=%s", certificates)
-        except OSError as error:  # half written: the next reconcile sees the whole
-            logger.warning("certificate not renewed folder=%s error=%s", certificates, error)
+                logger.info("certificate reloaded directory=%s", certificates)
+        except OSError as error:  # half written: the next check sees the whole file
+            logger.warning("certificate not reloaded directory=%s error=%s", certificates, error)
 
 
 def _digest(certificates: Path) -> bytes:

@@ -1,6 +1,6 @@
-"""Prometheus metrics of the operator: what jobs did, how fast, and how the operator itself is doing.
+"""Prometheus metrics of the operator: what jobs do, how fast, and the health of the operator itself.
 
-Counts what others report; decides nothing. One registry per process, handed around as a value.
+Counts what others report; decides nothing. One registry per process, passed as a value.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Metrics:
             "megatron_operator_reconcile_seconds", "Duration of one reconcile.", FAST_S, "result"
         )
         self.reconcile_errors = self._counter(
-            "megatron_operator_reconcile_errors", "Reconciles that have to be tried again."
+            "megatron_operator_reconcile_errors", "Reconciles that have to be retried."
         )
         self.requests = self._counter(
             "megatron_operator_api_requests", "Requests to the API server.", "verb", "resource", "code"
@@ -54,9 +54,9 @@ class Metrics:
             "megatron_operator_watch_restarts", "Watches that broke and started over.", "resource"
         )
         self.unreadable = self._counter(
-            "megatron_operator_unreadable_objects", "Objects left out because they could not be read.", "resource"
+            "megatron_operator_unreadable_objects", "Objects ignored because they could not be parsed.", "resource"
         )
-        self.loop_lag_s = self._gauge("megatron_operator_event_loop_lag_seconds", "How late the event loop wakes up.")
+        self.loop_lag_s = self._gauge("megatron_operator_event_loop_lag_seconds", "Lag of the event loop.")
         self.leader = self._gauge("megatron_operator_leader", "1 when this replica is the leader.")
 
     def _counter(self, name: str, help_: str, *labels: str) -> Counter:
@@ -82,11 +82,11 @@ class Metrics:
         self.watch_restarts.labels(resource).inc()
 
     def on_unreadable(self, resource: str) -> None:
-        """Counts an object that was left out."""
+        """Counts an ignored object."""
         self.unreadable.labels(resource).inc()
 
     def on_status(self, namespace: str, created_at: float, old: Object, new: Object, now: float) -> None:
-        """Counts what a status write says of the job's life. Times are seconds since the epoch."""
+        """Counts the job's lifecycle transitions in a status write. Times are seconds since the epoch."""
         if not old:
             self.created.labels(namespace).inc()
         if _restarts(new) > _restarts(old):
@@ -102,7 +102,7 @@ class Metrics:
         self.registry.register(_AtScrape(source))
 
     def text(self) -> bytes:
-        """Everything in Prometheus' text format."""
+        """All metrics in the Prometheus text format."""
         return generate_latest(self.registry)
 
 
@@ -117,12 +117,12 @@ class _AtScrape(Collector):
         return self._source()
 
     def describe(self) -> Iterable[GaugeMetricFamily]:
-        """Nothing: the source is not ready when it is registered."""
+        """Empty: the source is not ready when it is registered."""
         return ()
 
 
 def job_gauges(statuses: Iterable[tuple[str, Object]]) -> GaugeMetricFamily:
-    """How many jobs are in which phase. statuses: (namespace, status of a job) of every job."""
+    """Number of jobs by phase. statuses: (namespace, status) of every job."""
     tally = Tally((namespace, status.get("phase", "Pending")) for namespace, status in statuses)
     family = GaugeMetricFamily("megatron_jobs", "Jobs by phase.", labels=("namespace", "phase"))
     for labels, count in tally.items():

@@ -1,6 +1,6 @@
-"""Runs the operator's parts side by side: caches, kopf, health, leadership, workers. Ends when one of them ends.
+"""Runs the operator's parts concurrently: caches, kopf, health, leader election, workers. Ends when one of them ends.
 
-Followers keep warm caches and serve the webhook; only the leader's workers change anything.
+Followers keep their caches warm and serve the webhook; only the leader's workers change anything.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ logger = logging.getLogger(__name__)
 
 
 class DeafWatch(Exception):
-    """The watch of the jobs is open and shows nothing of what happens."""
+    """The watch of the jobs is open but delivers no events."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +75,7 @@ async def operate(settings: Settings) -> int:
 
 
 def connect(settings: Settings) -> Connection:
-    """The API server that the settings name; MTJ_API_SERVER replaces its address (a proxy in between)."""
+    """The API server from the settings; MTJ_API_SERVER overrides its address (such as a proxy's)."""
     if settings.kubeconfig:
         connection = kubernetes_connection.from_kubeconfig(settings.kubeconfig)
     else:
@@ -92,7 +92,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
     jobs = Jobs(settings.trainer_image, progress_wiring.for_pods(settings), settings.kueue_mode)
 
     def urgency_of(key: Key) -> Urgency:
-        """In a burst of new jobs the first report of one that has its pods waits for the pods of the others."""
+        """In a burst of new jobs, creating pods goes before the first status of a job that has its pods."""
         return "normal" if jobs.is_reported(key) else "patient"
 
     queue = WorkQueue(urgency_of=urgency_of)
@@ -133,7 +133,7 @@ def assemble(settings: Settings, connection: Connection, client: Client, metrics
 
 
 async def run_until_first_end(operator: Operator) -> int:
-    """Runs every part; the first that ends ends all. 0 when that was because of a signal, else 1."""
+    """Runs every part; the first to end ends all. Returns 0 if that was due to a signal, else 1."""
     settings, metrics = operator.settings, operator.metrics
     metrics.report_at_scrape(lambda: _gauges(operator))
     parts: dict[str, Coroutine[Any, Any, None]] = {
@@ -176,7 +176,7 @@ def _exit_code(task: asyncio.Task[None]) -> int:
 
 
 async def _work(operator: Operator) -> None:
-    """Leads (when others might), then reconciles forever."""
+    """Acquires leadership (if election is on), then reconciles forever."""
     await operator.cache.synced()
     workers = operator.queue.run(operator.settings.num_workers, operator.controller.reconcile)
     if not operator.settings.leader_election:
@@ -195,14 +195,14 @@ async def _give_back_lease(operator: Operator) -> None:
         try:
             await leader.release(operator.client, operator.candidate)
         except ApiError as error:
-            logger.warning("lease not given back error=%s", error)
+            logger.warning("lease not released error=%s", error)
 
 
 async def _resync(operator: Operator) -> None:
-    """Compares the jobs with the server's every minute, looks at each of them every resync_s.
+    """Compares the cached jobs with the server's every minute, reconciles each of them every resync_s.
 
-    Forgets jobs whose deletion the watch missed. Ends when the watch has not shown a change that is a minute old:
-    it is deaf, and a fresh process is the cure.
+    Drops jobs whose deletion the watch missed. Raises when the watch has not delivered a change that is a minute old:
+    the watch is dead, and a new process is the remedy.
     """
     loop = asyncio.get_running_loop()
     behind: dict[Key, int] = {}
@@ -219,7 +219,7 @@ async def _resync(operator: Operator) -> None:
             operator.jobs.drop(key)
         was_behind, behind = behind, _behind(operator, existing)
         if late := set(was_behind.items()) & set(behind.items()):
-            raise DeafWatch(f"jobs changed and the watch did not show it: {sorted(key for key, _ in late)[:5]}")
+            raise DeafWatch(f"jobs changed but the watch did not deliver it: {sorted(key for key, _ in late)[:5]}")
         if loop.time() >= next_resync:
             next_resync = loop.time() + operator.settings.resync_s * random.uniform(0.9, 1.1)
             _add_all(operator)
@@ -239,7 +239,7 @@ async def _existing(operator: Operator) -> dict[Key, int]:
 
 
 def _behind(operator: Operator, existing: Mapping[Key, int]) -> dict[Key, int]:
-    """The versions on the server that we have not seen yet."""
+    """The versions on the server that the watch has not delivered yet."""
     return {key: version for key, version in existing.items() if operator.jobs.version(key) < version}
 
 
@@ -267,7 +267,7 @@ def _health(operator: Operator) -> health.Health:
 
 
 async def _serve_progress(operator: Operator) -> None:
-    """Serves the port to which pods push their progress, if one is set."""
+    """Serves the port to which pods push their progress, if it is set."""
     server = progress_wiring.server(
         operator.settings, operator.client, operator.controller, operator.queue, operator.candidate
     )
@@ -287,5 +287,5 @@ def _gauges(operator: Operator) -> Iterator[GaugeMetricFamily]:
     if operator.settings.per_job_metrics:
         yield from progress_wiring.gauges(operator.controller)
     queue = operator.queue
-    yield simple_gauge("megatron_operator_queue_depth", "Jobs that wait for a worker.", len(queue))
-    yield simple_gauge("megatron_operator_queue_oldest_seconds", "Age of the first.", queue.oldest_s)
+    yield simple_gauge("megatron_operator_queue_depth", "Jobs waiting for a worker.", len(queue))
+    yield simple_gauge("megatron_operator_queue_oldest_seconds", "Waiting time of the first of them.", queue.oldest_s)

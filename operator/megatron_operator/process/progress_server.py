@@ -1,6 +1,7 @@
-"""Where pods push their progress: HTTPS, each push checked by TokenReview against the job it speaks of.
+"""Where pods push their progress: HTTPS, each push authenticated by TokenReview for the job that it reports on.
 
-Every replica answers and checks; a follower hands on to the leader, which alone keeps progress and writes status.
+Every replica authenticates and responds; a follower forwards to the leader, which alone keeps progress and writes
+status.
 """
 
 from __future__ import annotations
@@ -34,7 +35,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Endpoint:
-    """Where to listen, with which certificate (a folder with tls.crt, tls.key, ca.crt) for which host name."""
+    """Where to listen, with which certificate (a directory with tls.crt, tls.key, ca.crt) for which host name."""
 
     address: str
     port: int
@@ -44,7 +45,7 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sender:
-    """Whose report it is: the master of this attempt of the job with this uid."""
+    """The sender of a report: the master of this attempt of the job with this uid."""
 
     key: Key
     uid: str
@@ -53,11 +54,11 @@ class Sender:
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressServer:
-    """Takes pushes in.
+    """Receives pushes.
 
-    leader: address (host:port) of the leader when that is another replica, None when it is this one, "" unknown.
-    uid_of: uid of the job of this name as it is now, None when there is none.
-    take: called with every authenticated push (job, uid, progress); False when its attempt is over.
+    leader: address (host:port) of the leader if it is another replica, None if it is this one, "" if unknown.
+    uid_of: uid of the current job with this name, None if there is no such job.
+    take: called with every authenticated push (job, uid, progress); returns False when its attempt is over.
     """
 
     endpoint: Endpoint
@@ -68,7 +69,7 @@ class ProgressServer:
     log_limit: LogLimit = field(default_factory=LogLimit)
 
     async def serve(self) -> None:
-        """Answers until cancelled."""
+        """Serves until cancelled."""
         application = web.Application(client_max_size=MAX_BODY_BYTES)
         application.router.add_post(push.ROUTE, self._answer)
         endpoint = self.endpoint
@@ -79,39 +80,39 @@ class ProgressServer:
         key = (request.match_info["namespace"], request.match_info["name"])
         uid = self.uid_of(key)
         if uid is None:
-            return refusal(404, "there is no such job")
+            return refusal(404, "no such job")
         token = request.headers.get("Authorization", "").removeprefix("Bearer ")
         audience = push.audience(*key, uid)
         try:
             reporter = await self.reviews.reporter(token, key[0], audience, request.remote or "")
         except ApiError as error:
-            logger.warning("push not checked namespace=%s job=%s error=%s", *key, error)
-            return refusal(503, "the token could not be checked; try again")
+            logger.warning("push not authenticated namespace=%s job=%s error=%s", *key, error)
+            return refusal(503, "the token could not be verified; try again")
         except TooManyRefusals as error:
             return refusal(429, str(error))
         attempt = push.attempt_of(reporter.pod, key[1]) if reporter else None
         if attempt is None:
-            return refusal(403, "this token does not speak for the master of this job")
+            return refusal(403, "this token does not belong to the master of this job")
         leader = await self.leader()
         if leader is not None:
             return await self._hand_on(request, leader)
         return await self._take_in(request, Sender(key=key, uid=uid, attempt=attempt))
 
     async def _take_in(self, request: web.Request, sender: Sender) -> web.Response:
-        """Takes the report of a sender who was found right."""
+        """Processes the report of an authenticated sender."""
         try:
             body = json.loads(await request.read())
             progress, problems = push.read(body, sender.attempt, clock.now())
         except (ValueError, RecursionError) as error:
             return refusal(422, str(error)[:MAX_REFUSAL_CHARACTERS])
         if problems and self.log_limit.suppressed("push") is not None:
-            logger.warning("push cut namespace=%s job=%s problems=%.1000s", *sender.key, "; ".join(problems))
+            logger.warning("push truncated namespace=%s job=%s problems=%.1000s", *sender.key, "; ".join(problems))
         if not self.take(sender.key, sender.uid, progress):
             return refusal(409, f"attempt {sender.attempt} of this job is over")
         return web.json_response(body)
 
     async def _hand_on(self, request: web.Request, leader: str) -> web.Response:
-        """The leader's answer to the same request."""
+        """The leader's response to the same request."""
         if not leader or FORWARDED in request.headers:
             return refusal(503, "no leader yet; try again")
         context = ssl.create_default_context(cafile=str(self.endpoint.certificates / "ca.crt"))
@@ -126,10 +127,10 @@ class ProgressServer:
             ):
                 return web.Response(body=await answer.read(), status=answer.status, content_type="application/json")
         except (aiohttp.ClientError, TimeoutError) as error:
-            return refusal(503, f"the leader does not answer: {error}")
+            return refusal(503, f"the leader does not respond: {error}")
 
 
 def refusal(status: int, message: str) -> web.Response:
-    """A Kubernetes Status that says what is wrong."""
+    """A Kubernetes Status with the error."""
     body = {"kind": "Status", "apiVersion": "v1", "status": "Failure", "message": message, "code": status}
     return web.json_response(body, status=status)

@@ -1,4 +1,4 @@
-"""Connects the progress server with the rest of the operator: what pods are told, who leads, who hears of a push."""
+"""Wires the progress server into the operator: what pods are configured with, who leads, who receives a push."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SEPARATOR = "_"
 
 
 def for_pods(settings: Settings) -> ProgressPush | None:
-    """What the pods of every job are told; None when they push nowhere. Raises OSError without the certificate."""
+    """The progress endpoint that pods are given; None when pushing is off. Raises OSError without the certificate."""
     if settings.progress_port is None or settings.progress_certificates is None:
         return None
     authority = (settings.progress_certificates / "ca.crt").read_text()
@@ -33,7 +33,7 @@ def for_pods(settings: Settings) -> ProgressPush | None:
 
 
 def identity(settings: Settings) -> str:
-    """Under which name this replica leads; followers read from it where to hand pushes on to."""
+    """The identity under which this replica leads; followers read the address to forward pushes to from it."""
     if settings.progress_port is None:
         return settings.pod_name
     host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
@@ -43,7 +43,7 @@ def identity(settings: Settings) -> str:
 def server(
     settings: Settings, client: Client, controller: Controller, queue: WorkQueue, candidate: Candidate
 ) -> ProgressServer | None:
-    """The server of this replica, None when pods push nowhere."""
+    """This replica's progress server, None when pushing is off."""
     if settings.progress_port is None or settings.progress_certificates is None:
         return None
 
@@ -71,7 +71,7 @@ async def _itself() -> str | None:
 
 
 def leader_finder(client: Client, candidate: Candidate) -> Callable[[], Awaitable[str | None]]:
-    """A function that returns the leader's address: None for this replica, "" while there is no leader."""
+    """A function that returns the leader's address: None if this replica leads, "" while there is no leader."""
     asked_at, holder = float("-inf"), ""
 
     async def find() -> str | None:
@@ -92,11 +92,11 @@ def gauges(controller: Controller) -> Iterator[GaugeMetricFamily]:
     now, reports = clock.now(), controller.progress()
     yield job_gauge(
         "megatron_job_progress_ratio",
-        "Share of the iterations done.",
+        "Fraction of the iterations completed.",
         {key: progress.percentage / 100 for key, progress in reports.items()},
     )
     yield job_gauge(
         "megatron_job_heartbeat_age_seconds",
-        "Since the trainer was last heard of.",
+        "Seconds since the trainer's last report.",
         {key: now - progress.updated_at for key, progress in reports.items()},
     )

@@ -20,7 +20,7 @@ TRUTHS = {"true": True, "1": True, "false": False, "0": False}
 
 
 class InvalidSettings(Exception):
-    """The environment holds values that the operator cannot use; says all of them."""
+    """The environment has invalid values; the message lists all of them."""
 
     def __init__(self, violations: list[Violation]) -> None:
         super().__init__("\n".join(str(violation) for violation in violations))
@@ -52,7 +52,7 @@ def _kueue_mode(text: str) -> KueueMode:
 def _gang_schedulers(text: str) -> tuple[str, ...]:
     unknown = [word for word in _words(text) if word not in GANG_SCHEDULERS]
     if unknown:
-        raise ValueError(f"knows no {', '.join(unknown)}; choose among {', '.join(GANG_SCHEDULERS)}")
+        raise ValueError(f"does not support {', '.join(unknown)}; choose from {', '.join(GANG_SCHEDULERS)}")
     return _words(text)
 
 
@@ -66,9 +66,9 @@ def declared[Value](
     template: str = "",
     switch: str = "",
 ) -> Value:
-    """A setting: how its text is read, its default and its help.
+    """A setting: its parser, default and help.
 
-    variable: its name in the environment where that is not MTJ_ and the field's name. chart: the chart's value for it.
+    variable: its environment variable where that is not MTJ_ and the field's name. chart: the chart value that sets it.
     template: what the chart makes it from where that is not the value alone. switch: the chart's value without which it
     stays unset.
     """
@@ -94,11 +94,11 @@ class Settings:
     http_port: int = declared(int, 8080, "Port of metrics and health.", chart="metrics.port")
     http_address: str = declared(str, "", "Address that all servers listen on; empty is every one, IPv4 and IPv6.")
     log_level: str = declared(str.upper, "INFO", "DEBUG, INFO, WARNING or ERROR.", chart="logLevel")
-    resync_s: float = declared(float, 600.0, "Seconds between two reconciles of a job to which nothing happens.")
-    compare_s: float = declared(float, 60.0, "Seconds between two comparisons of the cache with the server's jobs.")
+    resync_s: float = declared(float, 600.0, "Seconds between two reconciles of an unchanged job.")
+    compare_s: float = declared(float, 60.0, "Seconds between two comparisons of the cached jobs with the server's.")
     watch_silence_s: float = declared(float, 90.0, "Seconds of silence after which a watch is reopened.")
     request_timeout_s: float = declared(
-        float, 10.0, "Seconds to wait for an answer; for that of a write, which may pass webhooks, at least 35."
+        float, 10.0, "Seconds to wait for a response; at least 35 for writes, which may pass through webhooks."
     )
     leader_election: bool = declared(
         _truth, True, "Whether replicas elect a leader; false if this is the only one.", chart="leaderElection.enabled"
@@ -107,25 +107,28 @@ class Settings:
         str, "megatron-train-operator", "Lease of the election.", template='include "mtj.fullname" .'
     )
     lease_duration_s: float = declared(
-        float, 15.0, "Seconds after which a silent leader is replaced.", chart="leaderElection.leaseDurationSeconds"
+        float,
+        15.0,
+        "Seconds after which a leader that does not renew its lease is replaced.",
+        chart="leaderElection.leaseDurationSeconds",
     )
     pod_name: str = field(
         default_factory=socket.gethostname,
-        metadata={"convert": str, "help": "Identity of this replica, in a pod its name; absent is the host's name."},
+        metadata={"convert": str, "help": "Identity of this replica, in a pod its name; the host's name if unset."},
     )
     pod_namespace: str = declared(str, "default", "Namespace of the lease and of this replica.")
     pod_ip: str = declared(str, "127.0.0.1", "Address at which another replica reaches this one.")
     gang_schedulers: tuple[str, ...] = declared(
         _gang_schedulers,
         (),
-        "Gang schedulers whose PodGroups jobs may ask for, separated by commas.",
+        "Gang schedulers whose PodGroups jobs may use, separated by commas.",
         chart="gang",
         template='include "mtj.gangSchedulers" .',
     )
     kueue_mode: KueueMode = declared(
         _kueue_mode,
         "PodGroup",
-        "How a job with a Kueue queue enters it: PodGroup (its pods as a group) or External (by a Workload).",
+        "How a job is queued in Kueue: PodGroup (its pods as a group) or External (by a Workload).",
         chart="kueue.mode",
     )
     node_loss_detection: bool = declared(
@@ -138,7 +141,7 @@ class Settings:
     webhook_certificates: Path | None = declared(
         Path,
         None,
-        "Folder with tls.crt and tls.key; absent turns the admission webhook off.",
+        "Directory with tls.crt and tls.key; the admission webhook is off if unset.",
         chart="webhook.enabled",
         template=f'"{CERTIFICATES}"',
         switch="webhook.enabled",
@@ -149,45 +152,45 @@ class Settings:
     progress_port: int | None = declared(
         int,
         None,
-        "Port to which pods push their progress; absent for none.",
+        "Port to which pods push their progress; no pushing if unset.",
         chart="progressPush.port",
         switch="progressPush.enabled",
     )
     progress_service_port: int = declared(
         int,
         10443,
-        "Port under which pods reach it, that of the Service.",
+        "Port under which pods reach it, the one of the Service.",
         chart="progressPush.port",
         switch="progressPush.enabled",
     )
     progress_host: str = declared(
         str,
         "",
-        "Host name under which pods reach it, as the certificate has it.",
+        "Host name under which pods reach it, as in the certificate.",
         template='printf "%s.%s.svc" (include "mtj.fullname" .) .Release.Namespace',
         switch="progressPush.enabled",
     )
     progress_certificates: Path | None = declared(
         Path,
         None,
-        "Folder with tls.crt, tls.key and ca.crt of that port.",
+        "Directory with tls.crt, tls.key and ca.crt for that port.",
         template=f'"{CERTIFICATES}"',
         switch="progressPush.enabled",
     )
     per_job_metrics: bool = declared(
-        _truth, False, "Whether each job has its progress and heartbeat as metrics.", chart="perJobMetrics"
+        _truth, False, "Whether progress and heartbeat of each job are exported as metrics.", chart="perJobMetrics"
     )
     trainer_image: str = declared(
         str,
         images.TRAINER,
-        "Image of jobs that name none.",
+        "Trainer image of jobs that name no image.",
         chart="trainerImage",
         template='include "mtj.trainerImage" .',
     )
     kubeconfig: Path | None = declared(
         Path, None, "File with the API server's address and credentials, outside a pod.", variable="KUBECONFIG"
     )
-    api_server: str | None = declared(str, None, "Address in place of the API server's own, such as a proxy's.")
+    api_server: str | None = declared(str, None, "Address to use in place of the API server's own, such as a proxy's.")
     kubernetes_service_host: str | None = declared(
         str, None, "Host of the API server, set by the kubelet in every pod.", variable="KUBERNETES_SERVICE_HOST"
     )

@@ -1,7 +1,7 @@
-"""Whom a pushed report's token speaks for: asked of the API server once in a while, remembered in between.
+"""Authenticates the token of a pushed report by TokenReview; results are cached for a while.
 
-What is refused is remembered briefly, and a source that sends many wrong tokens is not listened to for a while: a flood
-of them must cost the API server nothing that starts of jobs need.
+Rejections are cached briefly, and a source that sends many invalid tokens is ignored for a while: a flood
+of them must not take API server capacity away from starting jobs.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ REFUSED_S = 10.0
 MAX_REMEMBERED = 50_000
 MAX_PARALLEL = 4
 MAX_TOKEN_CHARACTERS = 8192
-MAX_REFUSALS = 10  # of one source within REFUSED_S
+MAX_REFUSALS = 10  # from one source within REFUSED_S
 
 
 class TooManyRefusals(Exception):
-    """This source has sent many wrong tokens; it may try again later."""
+    """This source has sent too many invalid tokens; it may try again later."""
 
 
 @dataclass(kw_only=True)
 class _Memory[Value]:
-    """Values that are forgotten when their time is over, or when there are too many."""
+    """A cache whose values expire, or are evicted when there are too many."""
 
     _values: OrderedDict[str, tuple[Value, float]] = field(default_factory=OrderedDict)
 
@@ -47,7 +47,7 @@ class _Memory[Value]:
 
 
 class TokenReviews:
-    """Asks and remembers."""
+    """Reviews tokens and caches the results."""
 
     def __init__(self, client: Client) -> None:
         self._client = client
@@ -57,14 +57,14 @@ class TokenReviews:
         self._refusals: _Memory[int] = _Memory()
 
     async def reporter(self, token: str, namespace: str, audience: str, source: str) -> Reporter | None:
-        """The pod that the token speaks for, None for none. Raises TooManyRefusals or ApiError."""
+        """The pod that the token belongs to, None if it is invalid. Raises TooManyRefusals or ApiError."""
         digest = hashlib.sha256(f"{audience}\n{token}".encode()).hexdigest()
         if known := self._accepted.get(digest):
             return known
         if self._refused.get(digest):
             return None
         if (self._refusals.get(source) or 0) >= MAX_REFUSALS:
-            raise TooManyRefusals(f"{MAX_REFUSALS} wrong tokens within {REFUSED_S:.0f} s")
+            raise TooManyRefusals(f"{MAX_REFUSALS} invalid tokens within {REFUSED_S:.0f} s")
         found = await self._ask(token, namespace, audience)
         now = clock.now()
         if found is None:
@@ -75,7 +75,7 @@ class TokenReviews:
         return found
 
     async def _ask(self, token: str, namespace: str, audience: str) -> Reporter | None:
-        """The answer of the API server, which is not asked about what can be no token for this audience."""
+        """The API server's review; not requested for a token that cannot be valid for this audience."""
         expiry = push.expiry_for(token, audience) if len(token) <= MAX_TOKEN_CHARACTERS else None
         if expiry is None or expiry <= clock.now():
             return None

@@ -1,7 +1,7 @@
-"""Keys that wait to be reconciled: each once, never twice at a time, failed ones again after a back-off.
+"""The queue of keys to reconcile: each key once, never concurrently, failed ones again after a backoff.
 
-In a burst the urgent ones go first and the patient ones last, until one has waited its `PATIENCE_S`. Knows nothing of
-what a key means or why it is due.
+In a burst urgent keys go first and patient ones last, until one has waited its `PATIENCE_S`. Knows nothing about
+the meaning of a key or why it is due.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ logger = logging.getLogger(__name__)
 
 
 class RetryLater(Exception):
-    """A state that will pass (a busy server, a conflict): try the key again after its back-off, at most within_s."""
+    """A transient condition (a busy server, a conflict): retry the key after its backoff, at most after within_s."""
 
     def __init__(self, reason: str, within_s: float | None = None) -> None:
         super().__init__(reason)
@@ -34,8 +34,8 @@ class WorkQueue:
     """A deduplicating queue with one due time per key.
 
     A key that is added while it is being worked on runs once more afterwards. What `reconcile` returns
-    (seconds, or None) replaces the key's due time: a level-triggered reconcile always knows when it wants to
-    look again.
+    (seconds, or None) replaces the key's due time: a level-triggered reconcile always knows when it needs to
+    run again.
     """
 
     def __init__(
@@ -45,7 +45,7 @@ class WorkQueue:
         backoff_max_s: float = 60.0,
         urgency_of: Callable[[Key], Urgency] = lambda key: "normal",
     ) -> None:
-        """`urgency_of` is asked about a key whose time has come."""
+        """`urgency_of` is called with a key that has become due."""
         self._urgency_of = urgency_of
         self._backoff_initial_s = backoff_initial_s
         self._backoff_max_s = backoff_max_s
@@ -69,7 +69,7 @@ class WorkQueue:
         return max(map(_age_s, self._waiting.values()))
 
     def add(self, key: Key, urgency: Urgency = "normal") -> None:
-        """Makes the key due now. One that waits already is moved forward where this is more urgent, never back."""
+        """Makes the key due now. A key that waits already moves forward if this is more urgent, never back."""
         if key in self._running:
             self._again[key] = min(urgency, self._again.get(key, urgency), key=ORDER.index)
             return
@@ -82,7 +82,7 @@ class WorkQueue:
             self._waiting[urgency][key] = asyncio.get_running_loop().time()
 
     def add_soon(self, key: Key) -> None:
-        """Makes the key due in `TOGETHER_S`: changes of the pods of a gang come together, and are looked at once."""
+        """Makes the key due in `TOGETHER_S`: changes to the pods of a gang arrive together and need one reconcile."""
         if key not in self._soon:
             self._soon[key] = asyncio.get_running_loop().call_later(TOGETHER_S, self._add_late, key)
 
@@ -91,19 +91,19 @@ class WorkQueue:
         self.add(key, self._urgency_of(key))
 
     def add_after(self, key: Key, seconds: float) -> None:
-        """Makes the key due in so many seconds, in place of an earlier such wish."""
+        """Makes the key due in so many seconds, replacing an earlier delay."""
         due = asyncio.get_running_loop().time() + max(0.0, seconds)
         self._due[key] = due
         heapq.heappush(self._heap, (due, key))
         self._set_alarm()
 
     def forget(self, key: Key) -> None:
-        """Drops due time and failures of a key that is gone for good."""
+        """Drops due time and failures of a deleted key."""
         self._due.pop(key, None)
         self._failures.pop(key, None)
 
     async def run(self, num_workers: int, reconcile: Reconcile) -> None:
-        """Works forever with so many keys at once."""
+        """Processes keys forever, up to this many at once."""
         async with asyncio.TaskGroup() as group:
             for _ in range(num_workers):
                 group.create_task(self._work(reconcile))
@@ -116,7 +116,7 @@ class WorkQueue:
             except RetryLater as reason:
                 logger.info("reconcile postponed namespace=%s job=%s reason=%s", *key, reason)
                 self._retry(key, reason.within_s)
-            except Exception:  # a defect met by one job must not stop the others
+            except Exception:  # a defect that one job triggers must not stop the others
                 logger.exception("reconcile failed namespace=%s job=%s", *key)
                 self._retry(key)
             else:
@@ -159,7 +159,7 @@ class WorkQueue:
             self.add_after(key, seconds)
 
     def _set_alarm(self) -> None:
-        """Rings when the first due time comes; entries that were replaced are skipped."""
+        """Timer callback for the earliest due time; replaced entries are skipped."""
         while self._heap and self._due.get(self._heap[0][1]) != self._heap[0][0]:
             heapq.heappop(self._heap)
         if self._alarm:
