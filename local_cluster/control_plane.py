@@ -126,7 +126,7 @@ class ControlPlane:
             raise
 
     def create(self, path: str, body: Object, **query: str) -> Any:
-        """The object as the server made it."""
+        """The object as the server created it."""
         return self.request("POST", f"{path}?{urlencode(query)}" if query else path, body)
 
     def merge(self, path: str, body: Object) -> Any:

@@ -180,7 +180,7 @@ def test_arguments_of_preference_training_belong_to_its_task(plane: ControlPlane
     ("body", "message"),
     [
         (manifest("x" * 46), "must not be longer than 45 characters"),
-        (manifest("1st"), "must begin with a letter"),
+        (manifest("1st"), "must start with a letter"),
         (manifest(task="dpo"), "Unsupported value"),
         (manifest(numNodes=0), "should be greater than or equal to 1"),
         (manifest(args={**ARGS, "lr": "fast"}), "must be of type number"),
@@ -191,7 +191,7 @@ def test_arguments_of_preference_training_belong_to_its_task(plane: ControlPlane
             "must be a multiple of tensor_model",
         ),
         (manifest(args={**ARGS, "beta": 0.2}), "belong to task rlhf"),
-        (manifest(checkpoint={"pvc": {**CLAIM, "template": {"spec": {}}}}), "takes claimName or template, not both"),
+        (manifest(checkpoint={"pvc": {**CLAIM, "template": {"spec": {}}}}), "accepts claimName or template, not both"),
         (manifest(runPolicy={"activeDeadlineSeconds": -1}), "should be greater than or equal to"),
         (manifest(failurePolicy={"rules": [{"action": "Explode"}]}), "Unsupported value"),
         (manifest(scheduling={"gang": "Slurm"}), "Unsupported value"),

@@ -43,16 +43,16 @@ ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters"
             "spec.resourcesPerNode.requests.amd.com/gpu",
             "limits",
         ),
-        ({"resourcesPerNode": {"claims": [{"name": "gpus"}]}}, "spec.resourcesPerNode.claims", "give it a number"),
+        ({"resourcesPerNode": {"claims": [{"name": "gpus"}]}}, "spec.resourcesPerNode.claims", "set a number"),
         (
             {"podTemplate": {"spec": {"resourceClaims": [{"name": "gpus", "resourceClaimTemplateName": "h100"}]}}},
             "spec.podTemplate.spec.resourceClaims[0].name",
-            "no container gets it",
+            "no container uses it",
         ),
         (
             {"resourcesPerNode": {"limits": {"example.com/npu": 8}}},
             "spec.resourcesPerNode.limits.example.com/npu",
-            "give it a number",
+            "set a number",
         ),
         (
             {"checkpoint": {"pvc": {"template": {"spec": {"accessModes": ["ReadWriteOnce"]}}}}},

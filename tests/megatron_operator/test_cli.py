@@ -110,7 +110,7 @@ def test_plan_counts_pairs_and_the_second_model_of_preference_training(here, cap
     text = said(capsys, "plan", "job.yaml")
     assert "micro-batch           1 pairs a rank" in text
     assert "tokens a step         at most 2048" in text, "16 pairs of two sequences of 64 tokens"
-    assert "128 tokens of a micro-batch on a rank" in text
+    assert "128 tokens per micro-batch and rank" in text
     assert "reference" in text
     manifest["spec"]["args"] |= {"train_type": "lora"}
     (here / "job.yaml").write_text(yaml.safe_dump(manifest))
@@ -147,7 +147,7 @@ def test_a_large_job_is_not_listed_rank_by_rank_unless_asked_for(here, capsys):
         ("spec.network.rdma", ["resource", "ipcLock", "PodSecurity"]),
         ("failurePolicy.rules", ["onExitCodes", "RestartIgnoreLimit", "at any time"]),
         ("spec.checkpoint.subPath", ["only while suspended"]),
-        ("spec.task", ["never; make a new job"]),
+        ("spec.task", ["never; create a new job"]),
         ("spec", ["numNodes", "checkpoint", "podTemplate"]),
         ("args", ["tensor_model_parallel_size", "spec.args"]),
     ],

@@ -343,7 +343,7 @@ def test_a_command_that_is_only_mentioned_is_none(capsys, script, lines):
 
 @pytest.mark.parametrize("words", ["grep swift export log.txt", "mkdir -p swift export", "echo megatron sft --model m"])
 def test_what_only_mentions_a_command_starts_no_training(capsys, words):
-    assert "starts no training" in written(capsys, words, code=2)
+    assert "no known training command" in written(capsys, words, code=2)
 
 
 @pytest.mark.parametrize(
@@ -378,4 +378,4 @@ def test_a_training_behind_an_unknown_program_is_told(capsys, script):
     assert captured.out.count("kind: MegatronTrainJob") == 1
     (told,) = captured.err.splitlines()
     assert "not translated: launch-it --gpus 8 megatron pt" in told
-    assert "give the training command by itself" in told
+    assert "pass the training command by itself" in told

@@ -98,7 +98,7 @@ def test_what_has_no_effect_on_one_machine_is_said():
         "runPolicy": {"ttlSecondsAfterFinished": 5},
     }
     assert ignored_here(job(spec)) == (
-        "spec.env KEY: valueFrom is not read here; this shell's variable of that name is used",
+        "spec.env KEY: valueFrom is not read here; this shell's variable with that name is used",
         "envFrom is not read here; the variables of this shell are used",
         "container proxy is not started here",
         "queues and gang scheduling have no effect here; all pods start at once",

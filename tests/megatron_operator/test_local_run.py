@@ -132,7 +132,7 @@ def test_running_a_finished_job_again_says_so_and_starts_nothing(run):
     before = run.status
     code, output = run.finish()
     assert code == 0
-    assert "tune is finished already." in output
+    assert "tune has already finished." in output
     assert run.status == before
 
 
@@ -142,7 +142,7 @@ def test_a_changed_manifest_of_a_finished_job_says_what_changed_and_runs_when_as
     for _ in range(2):
         code, output = run.finish()
         assert (code, run.steps(0)) == (1, 20)
-        assert "has finished with another manifest; nothing was run." in output
+        assert "has finished with a different manifest; nothing was run." in output
         assert "spec.command: [" in output
         assert '"30"]' in output
         assert "mtj run job.yaml --again" in output
@@ -207,7 +207,7 @@ def test_an_interruption_saves_and_the_next_run_goes_on(run, number):
     process.send_signal(number)
     code, output = run.finish(process)
     assert code == 128 + number
-    assert "the same command goes on from the newest checkpoint" in output
+    assert "run the same command to continue from the newest checkpoint" in output
     assert not any(is_alive(pid) for pid in pids)
     assert (run.steps(0), run.steps(1)) == (7, 7)
     assert run.status["phase"] == "Suspended"
@@ -235,7 +235,7 @@ def test_two_runs_of_one_job_do_not_fight(run):
     run.wait_for_pause()
     code, output = run.finish()
     assert code == 1
-    assert f"process {process.pid} runs this job already" in output
+    assert f"process {process.pid} is already running this job" in output
     run.go()
     assert run.finish(process)[0] == 0
 

@@ -84,7 +84,7 @@ def test_an_initializer_may_fetch_for_ever_and_another_init_container_may_not_ha
     spec = {**DEADLINE, "initializers": [fetch]}
     plan = reconcile.plan(job(spec), seen(placed(0, initializing="fetch"), pod(1)), NOW)
     assert ("waiting" in plan.status, "Stalled" in conditions(plan.status)) == (False, False)
-    assert message_of(plan, "PodsReady") == "Pod tune-a0-master-0: init container fetch runs"
+    assert message_of(plan, "PodsReady") == "Pod tune-a0-master-0: init container fetch is running"
     foreign = seen(placed(0, initializing="wait-nfs"), pod(1))
     plan = reconcile.plan(job(spec), foreign, NOW)
     assert ("Stalled" in conditions(plan.status), plan.status["waiting"]["cause"]) == (False, "InitContainer wait-nfs")

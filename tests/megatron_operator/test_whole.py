@@ -35,7 +35,7 @@ def test_the_pods_of_half_a_gang_are_taken_back_uncounted_with_the_quotas_name_a
     plan = reconcile.plan(job(), half(), NOW)
     assert ([ref.name for ref in plan.delete], plan.create) == (["tune-a0-master-0"], ())
     assert conditions(plan.status)["Stalled"] == ("True", "QuotaExceeded")
-    assert message_of(plan).startswith("Only 1 of 2 pods were let in;")
+    assert message_of(plan).startswith("Only 1 of 2 pods were accepted;")
     assert message_of(plan).endswith(QUOTA[1])
     assert plan.status["waiting"] == {"refusedSince": to_text(NOW)}
     assert (plan.status["restarts"]["total"], plan.status["restarts"]["attempt"]) == (0, 0)

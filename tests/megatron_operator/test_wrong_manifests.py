@@ -39,7 +39,7 @@ CASES = {
         {"spec.args.tensor_model_parallel_size": "6"},
     ),
     "a batch that does not divide": ({"args": {"global_batch_size": 7}}, {"spec.args.global_batch_size": "multiple"}),
-    "a model folder that is not there": ({"args": {"model": "/nowhere/model"}}, {"spec.args.model": "no folder"}),
+    "a model folder that is not there": ({"args": {"model": "/nowhere/model"}}, {"spec.args.model": "does not exist"}),
     "a model folder without config": ({"args": {"model": "{here}"}}, {"spec.args.model": "config.json"}),
     "a model of an unknown family, without weights": (
         {"args": {"model": "{here}/bert"}},
@@ -47,9 +47,9 @@ CASES = {
     ),
     "a data file that is not there": (
         {"args": {"dataset": ["/nowhere/a.jsonl", "{here}/b.jsonl#5"]}},
-        {"spec.args.dataset": "no file or folder"},
+        {"spec.args.dataset": "does not exist"},
     ),
-    "a checkpoint that is not there": ({"args": {"load": "/nowhere/iter"}}, {"spec.args.load": "no checkpoint"}),
+    "a checkpoint that is not there": ({"args": {"load": "/nowhere/iter"}}, {"spec.args.load": "checkpoint folder"}),
     "unknown field": ({"numNode": 3}, {"spec.numNode": "did you mean numNodes?"}),
     "unknown field further down": (
         {"network": {"masterport": 1, "rdma": {"resources": "a"}}},
@@ -115,7 +115,7 @@ CASES = {
         },
         {
             "spec.podTemplate.spec.restartPolicy": "set by the operator",
-            "spec.podTemplate.spec.containers[0].command": "given under spec",
+            "spec.podTemplate.spec.containers[0].command": "set under spec",
             "spec.podTemplate.spec.containers[0].restartPolicy": "set by the operator",
             "spec.podTemplate.metadata.labels.megatrontrain.dev/job-name": "choose another",
         },
@@ -129,7 +129,7 @@ CASES = {
     ),
     "a mount without its volume": (
         {"volumeMounts": [{"name": "data", "mountPath": "/data"}]},
-        {"spec.volumeMounts[0].name": "none under spec.volumes"},
+        {"spec.volumeMounts[0].name": "spec.volumes is empty"},
     ),
     "volumes that clash": (
         {
@@ -138,7 +138,7 @@ CASES = {
         },
         {
             "spec.volumes[1].name": "twice",
-            "spec.volumes[2].name": "the operator's",
+            "spec.volumes[2].name": "reserved for the operator",
             "spec.volumeMounts[0].mountPath": "mounted already",
         },
     ),
@@ -146,7 +146,7 @@ CASES = {
         {"initializers": [{"name": "trainer", "storageUri": "s3://b/x", "targetPath": "/elsewhere"}]},
         {
             "spec.initializers[0].name": "taken",
-            "spec.initializers[0].storageUri": "give a command",
+            "spec.initializers[0].storageUri": "set a command",
             "spec.initializers[0].targetPath": "not below a mounted volume",
         },
     ),
@@ -199,10 +199,10 @@ HEADERS = {
         {"apiVersion": "megatrontrain.dev/v1alpha1", "kind": "MegatronTrainJob"},
     ),
     "a name that is too long": ({"metadata": {"name": "a" * 46}}, {"metadata.name": "45"}),
-    "a name that no service can bear": ({"metadata": {"name": "1.job"}}, {"metadata.name": "beginning with a letter"}),
+    "a name that no service can bear": ({"metadata": {"name": "1.job"}}, {"metadata.name": "start with a letter"}),
     "no name": ({"metadata": {}}, {"metadata.name": "lower-case"}),
     "fields outside of spec": ({"args": {}}, {"args": "under spec"}),
-    "no spec": ({"spec": None}, {"spec": "needs spec"}),
+    "no spec": ({"spec": None}, {"spec": "is required"}),
 }
 
 
@@ -291,7 +291,7 @@ def test_nothing_is_started_for_a_wrong_manifest(name, here, capsys):
     [
         ("spec: {a: 1", "correct the YAML"),
         ("a: 1\na: 2\n", "correct the YAML"),
-        ("", "must hold one MegatronTrainJob"),
+        ("", "must contain exactly one MegatronTrainJob"),
         ("kind: MegatronTrainJob\n---\nkind: MegatronTrainJob\n", "split the file"),
     ],
     ids=["broken", "a key twice", "empty", "two jobs"],
@@ -322,7 +322,7 @@ def test_a_model_in_a_bound_volume_is_looked_at(here, capsys):
     assert main(["validate", file, "--output", "json"]) == 0
     capsys.readouterr()
     assert main(["validate", file, "--output", "json", "--volume", f"disk={here}"]) == 2
-    assert "no folder" in problems(capsys)["spec.args.model"]
+    assert "does not exist" in problems(capsys)["spec.args.model"]
 
 
 def test_a_run_looks_at_volumes_before_their_folders_are_made(here, capsys):

@@ -1,1 +1,1 @@
-"""What users see of the API: names, the CRD with its schemas, and the admission policy."""
+"""The public API: names, the CRD with its schemas, and the admission policy."""

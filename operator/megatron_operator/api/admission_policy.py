@@ -1,7 +1,7 @@
-"""The ValidatingAdmissionPolicy beside the CRD: unknown names and rules between fields, judged when spec changes.
+"""The ValidatingAdmissionPolicy next to the CRD: unknown names and rules between fields, checked when spec changes.
 
-The API server evaluates it itself, without a server of ours. It says every problem in one message, as the webhook
-does; the nearest known name and what needs lists of objects are left to webhook and operator.
+The API server evaluates it itself, without a webhook. It reports every problem in one message, as the webhook
+does; spelling suggestions and checks that traverse lists of objects are left to webhook and operator.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ FIXED = "changes only while spec.suspend is true; suspend first"
 
 
 def documents() -> tuple[Object, ...]:
-    """The policies, of problems and of warnings, each with the binding that puts it into force everywhere."""
+    """The policies for problems and for warnings, each with a cluster-wide binding."""
     return (
         policy(NAME, _variables(), failure="Fail"),
         _binding(NAME, "Deny"),
@@ -48,7 +48,7 @@ def _binding(name: str, action: str) -> Object:
 def policy(name: str, variables: list[Object], *, failure: str) -> Object:
     """A policy over the variable `problems`, a list of texts.
 
-    A job whose spec stays as it is may always be written: rules get stricter with time.
+    A job whose spec is unchanged may always be written: rules get stricter over time.
     """
     rule = {
         "apiGroups": [names.GROUP],
@@ -69,7 +69,7 @@ def policy(name: str, variables: list[Object], *, failure: str) -> Object:
                 {
                     "expression": "size(variables.problems) == 0",
                     "messageExpression": "variables.problems.join('; ')",
-                    "message": "too many problems for one message; mtj validate FILE says them all",
+                    "message": "too many problems for one message; mtj validate FILE lists them all",
                     "reason": "Invalid",
                 }
             ],
@@ -92,7 +92,7 @@ def _variables() -> list[Object]:
 
 
 def _remarks() -> list[Object]:
-    """The variables of the policy that only warns."""
+    """The variables of the policy that only warns about fields."""
     expressions = {"args": "object.spec.?args.orValue({})", "problems": _messages(admission.remarks())}
     return [{"name": name, "expression": expression} for name, expression in expressions.items()]
 
@@ -100,8 +100,8 @@ def _remarks() -> list[Object]:
 def _messages(checks: Sequence[admission.Check]) -> str:
     """The messages of the checks that do not hold, as a list.
 
-    Most checks go in groups that are looked at only where one of their arguments is given: most jobs give few
-    of them, and each look at one costs the server about 10 microseconds of CPU.
+    Most checks are in groups that are evaluated only if one of their arguments is given: most jobs give few
+    of them, and evaluating a check costs the server about 10 microseconds of CPU time.
     """
     of_arguments = sorted((each for each in checks if each.is_idle), key=lambda each: each.arguments)
     always = [each for each in checks if not each.is_idle]
@@ -115,13 +115,13 @@ def _is_any_given(checks: Iterable[admission.Check]) -> str:
 
 
 def _texts(checks: Iterable[admission.Check]) -> str:
-    """The message of each check that does not hold, an empty text for each that does."""
+    """The message of each check that fails, an empty text for each that holds."""
     texts = (f"{each.holds} ? '' : {cel_literal(each.message)}" for each in checks)
     return f"[{', '.join(texts)}]"
 
 
 def _fixed() -> str:
-    """The fields that changed although the job, as it was, is not suspended."""
+    """The fields that changed although the old job is not suspended."""
     fields = cel_literal(changed_while_suspended())
     may_change = "oldObject == null || oldObject.spec.?suspend.orValue(false)"
     is_new = "object.spec[?name] != oldObject.spec[?name] && !(name == 'numNodes' && variables.resizes)"
@@ -129,7 +129,7 @@ def _fixed() -> str:
 
 
 def stays_within_bounds(new: str, old: str) -> str:
-    """CEL: whether the size of an elastic job lies within its bounds, those from before the change."""
+    """CEL: whether the size of an elastic job is within the bounds from before the change."""
     low, high = f"{old}.elasticPolicy.minNodes", f"{old}.elasticPolicy.maxNodes"
     return f"has({old}.elasticPolicy) && {new}.numNodes >= {low} && {new}.numNodes <= {high}"
 
@@ -147,7 +147,7 @@ def _unknown(path: str, known: list[str]) -> str:
 
 
 def records() -> Iterator[tuple[str, list[str]]]:
-    """(path, known names) of every object of the manifest that is ours to define, lists left out."""
+    """(path, known names) of every object of the manifest that we define, except in lists."""
     spec = spec_schema()
     with_args = {**spec, "properties": {**spec["properties"], "args": arguments.arguments_schema()}}
     yield from _records(with_args, "spec")

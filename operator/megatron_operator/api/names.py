@@ -1,6 +1,6 @@
 """Every name that the operator shares with a cluster: API group, labels, annotations, conditions and reasons.
 
-Also the rules by which names of child objects follow from job and attempt. No behavior beyond naming.
+Also how names of child objects are derived from job and attempt. No behavior beyond naming.
 """
 
 from __future__ import annotations
@@ -55,7 +55,8 @@ KUEUE_POD_SET: Final = "kueue.x-k8s.io/podset"
 KUEUE_WORKLOAD: Final = "kueue.x-k8s.io/workload"
 KUEUE_TOPOLOGY_GATE: Final = "kueue.x-k8s.io/topology"
 
-# Prefixes of labels and annotations that no job hands on to its pods: the operator's, and those about the job itself.
+# Prefixes of labels and annotations that are never copied from a job to its pods: the operator's, and those about the
+# job itself.
 NEVER_COPIED: Final = (f"{GROUP}/", "app.kubernetes.io/", KUEUE_PREFIX, "kubectl.kubernetes.io/")
 
 VOLCANO_GROUP_NAME: Final = "scheduling.k8s.io/group-name"
@@ -122,8 +123,8 @@ GANG_SCHEDULER_MISSING: Final = "GangSchedulerMissing"
 KUEUE_MISSING: Final = "KueueMissing"
 PRIORITY_CLASS_MISSING: Final = "PriorityClassMissing"
 
-MAX_JOB_NAME_LENGTH: Final = 45  # pod names are made from it
-JOB_NAME_PATTERN: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"  # a Service bears it
+MAX_JOB_NAME_LENGTH: Final = 45  # pod names are derived from it
+JOB_NAME_PATTERN: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"  # a Service has it
 POD_SUFFIX: Final = re.compile(r"-a(?P<attempt>0|[1-9][0-9]{0,8})-(?:master-0|worker-(?P<index>0|[1-9][0-9]{0,8}))")
 
 
@@ -142,7 +143,7 @@ def pod_name(job_name: str, attempt: int, node_rank: int) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Place:
-    """Which pod of a job a name is of."""
+    """A pod's position in a job, as its name encodes it."""
 
     attempt: int
     role: Role
@@ -150,7 +151,7 @@ class Place:
 
 
 def place_of(name: str, job_name: str) -> Place | None:
-    """The place of the pod with this name, None when it is the name of no pod of this job."""
+    """The position of the pod with this name, None if no pod of this job has such a name."""
     match = POD_SUFFIX.fullmatch(name.removeprefix(job_name))
     if not name.startswith(job_name) or match is None:
         return None
@@ -160,7 +161,7 @@ def place_of(name: str, job_name: str) -> Place | None:
 
 
 def place_labels(job_name: str, place: Place) -> dict[str, str]:
-    """Labels by which watches, services and people find the pod of this place."""
+    """Labels by which watches, services and people select the pod at this position."""
     return {
         LABEL_JOB_NAME: job_name,
         LABEL_REPLICA_TYPE: place.role,
@@ -170,7 +171,7 @@ def place_labels(job_name: str, place: Place) -> dict[str, str]:
 
 
 def config_map_name(job_name: str, attempt: int) -> str:
-    """Name of the immutable ConfigMap that hands the trainer its arguments in this attempt."""
+    """Name of the immutable ConfigMap with the trainer's arguments of this attempt."""
     return f"{job_name}-a{attempt}-args"
 
 
@@ -180,7 +181,7 @@ def group_name(job_name: str, attempt: int) -> str:
 
 
 def claim_name(job_name: str) -> str:
-    """Name of the checkpoint claim that the operator makes from spec.checkpoint.pvc.template."""
+    """Name of the checkpoint claim that the operator creates from spec.checkpoint.pvc.template."""
     return f"{job_name}-checkpoint"
 
 
@@ -190,10 +191,10 @@ def service_name(job_name: str) -> str:
 
 
 def selector(job_name: str, attempt: int) -> dict[str, str]:
-    """Labels that pick the pods of one attempt and no others."""
+    """Labels that select exactly the pods of one attempt."""
     return {LABEL_JOB_NAME: job_name, LABEL_RESTART_ATTEMPT: str(attempt)}
 
 
 def selector_text(job_name: str, attempt: int) -> str:
-    """The same as kubectl takes it, as status.selector has it."""
+    """The same in kubectl's syntax, for status.selector."""
     return ",".join(f"{key}={value}" for key, value in selector(job_name, attempt).items())

@@ -1,8 +1,8 @@
 """The fields of `spec`, each declared once: name, type, default, range, help, when it may change. A table.
 
-Schema, reader (manifest/build.py), admission policy, `mtj explain` and docs/fields.md follow from it. A field changes
-only while the job is suspended, because pods are made from it, unless it is marked `changeable` otherwise. The records
-within are declared in api/values.py; `spec.args` is the contract's (`megatron_trainjob.args.schema`).
+Schema, reader (manifest/build.py), admission policy, `mtj explain` and docs/fields.md are derived from it. A field may
+change only while the job is suspended, because it shapes the pods, unless it is marked `changeable` otherwise. The
+nested records are declared in api/values.py; `spec.args` is the contract's (`megatron_trainjob.args.schema`).
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ _PVC = "The volume of the checkpoints: an existing claim or a template for one. 
 
 @dataclass(frozen=True, kw_only=True)
 class Spec:
-    """What to train, with what, and where: `spec` without its arguments, as `manifest.build` resolves it."""
+    """What to train, with what, and where: `spec` without its arguments, as resolved by `manifest.build`."""
 
     suspend: bool = declared(
         "suspend",
@@ -63,7 +63,7 @@ class Spec:
         changeable(
             "Never",
             choice(
-                "The controller that runs the job. With any but the default, this operator ignores the job.",
+                "The controller that runs the job. This operator ignores jobs with any other value than the default.",
                 names.MANAGER,
                 names.MULTIKUEUE_MANAGER,
                 default=names.MANAGER,
@@ -77,7 +77,7 @@ class Spec:
     strict: bool = declared("strict", boolean("Treats warnings as errors.", default=False))
     extra_args: Mapping[str, str] = declared(
         "extraArgs",
-        text_map("Arguments that this CRD does not know yet, as text; the trainer reads and checks them."),
+        text_map("Arguments that this CRD does not know yet, as text; the trainer parses and checks them."),
         absent={},
     )
     image: str = declared(
@@ -88,7 +88,7 @@ class Spec:
     )
     image_pull_secrets: tuple[Object, ...] = declared(
         "imagePullSecrets",
-        items("Secrets of the same namespace with which the image is pulled.", spec_field("imagePullSecrets")),
+        items("Secrets in the same namespace for pulling the image.", spec_field("imagePullSecrets")),
     )
     command: tuple[str, ...] = declared(
         "command", array("Replaces the trainer's command.", text("", max_length=4096), max_items=256)
@@ -96,7 +96,7 @@ class Spec:
     env: tuple[Object, ...] = declared(
         "env",
         items(
-            "Environment of the trainer. Take secrets from valueFrom.secretKeyRef.",
+            "Environment of the trainer. Use valueFrom.secretKeyRef for secrets.",
             container_field("env"),
             max_items=256,
         ),
@@ -117,7 +117,7 @@ class Spec:
     )
     shm_size: str | int | None = declared(
         "shmSize",
-        quantity("Size limit of /dev/shm, which counts against the memory limit. Default: none of its own."),
+        quantity("Size limit of /dev/shm, which counts against the memory limit. Default: no separate limit."),
     )
     pod_template: Object = declared(
         "podTemplate",
@@ -137,7 +137,7 @@ class Spec:
         "workerTemplate", open_object("Like podTemplate, for the workers only; merged last."), absent={}
     )
     num_nodes: int = declared(
-        "numNodes", integer("Number of pods: one master, the others workers.", ge=1, le=10_000, default=1)
+        "numNodes", integer("Number of pods: one master, the rest workers.", ge=1, le=10_000, default=1)
     )
     nproc_per_node: int = declared(
         "nprocPerNode",
@@ -170,7 +170,7 @@ class Spec:
     initializers: tuple[Initializer, ...] = declared(
         "initializers",
         array(
-            "Download models or data sets once, before training.",
+            "Downloads models or data sets once, before training.",
             record_of(
                 Initializer,
                 "Runs once, on the master, while the workers wait. It is not repeated after a restart.",
@@ -236,7 +236,7 @@ class Spec:
 
 @cache
 def spec_schema() -> Schema:
-    """Schema of spec but for args. A field marked "x-defaulted" is created for the defaults of its parts."""
+    """Schema of spec without args. A field marked "x-defaulted" is created for the defaults of its fields."""
     return record_of(Spec, "What to train, with what, and where.", required=("task",))
 
 

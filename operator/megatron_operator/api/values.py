@@ -1,6 +1,6 @@
-"""The records of spec as values, each field declared once: name, type, default, range, help, when it may change.
+"""The nested records of spec, each field declared once: name, type, default, range, help, when it may change.
 
-A table. What api/spec.py says of the fields of spec itself, and what follows from them, holds for these too.
+A table; everything that api/spec.py says about the fields of spec itself applies here too.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ _CLAIM_TEMPLATE = record(
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """Where checkpoints are written: a claim, else the pod itself, or the state directory of a local run."""
+    """Where checkpoints are written: a claim, else the pod's own disk, or the state directory of a local run."""
 
     claim_name: str | None = declared("pvc.claimName", text("Name of an existing claim."))
     claim_template: Object | None = declared("pvc.template", _CLAIM_TEMPLATE)
@@ -73,13 +73,13 @@ class Checkpoint:
         ),
     )
     adopts: bool = declared(
-        "adopt", boolean("Takes over the checkpoints of another, finished job in this directory.", default=False)
+        "adopt", boolean("Adopts the checkpoints that another, finished job left in this directory.", default=False)
     )
     save_on_termination: bool = declared(
         "onTermination.save", boolean("Saves at the next step boundary before the pod ends.", default=True)
     )
     grace_period_s: int = declared(
-        "onTermination.gracePeriodSeconds", integer("Time that a save may take, in seconds.", le=86400, default=120)
+        "onTermination.gracePeriodSeconds", integer("Time limit for a save, in seconds.", le=86400, default=120)
     )
     retain_on_delete: bool = declared(
         "retainOnDelete",
@@ -167,7 +167,7 @@ class Initializer:
 
 @dataclass(frozen=True, kw_only=True)
 class Topology:
-    """The domain in which the pods are placed: the nodes with one value of label `key`, or one of Volcano's tiers.
+    """The topology domain of the pods: the nodes with one value of label `key`, or one of Volcano's tiers.
 
     exclusive: no other job's pods in that domain, kept by affinities between pods.
     """
@@ -181,7 +181,7 @@ class Topology:
     mode: TopologyMode = declared(
         "mode",
         choice(
-            "Whether the job waits for such a place (Required) or does without (Preferred).",
+            "Whether the job waits for such a domain (Required) or starts without one (Preferred).",
             *get_args(TopologyMode),
             default="Required",
         ),
@@ -189,7 +189,7 @@ class Topology:
     exclusive: bool = declared(
         "exclusive",
         boolean(
-            "Keeps pods of other jobs out of that domain by inter-pod affinity; needs no queue.",
+            "Keeps other jobs' pods out of that domain by inter-pod anti-affinity; needs no queue.",
             default=False,
         ),
     )
@@ -207,9 +207,11 @@ class Scheduling:
             default="None",
         ),
     )
-    min_member: int = declared("minMember", integer("Pods that must fit at once. Default: all.", ge=1, le=10_000))
+    min_member: int = declared(
+        "minMember", integer("Pods that must be schedulable together. Default: all.", ge=1, le=10_000)
+    )
     queue: str | None = declared(
-        "queue", text("Volcano queue. A Kueue queue is named by the job's label kueue.x-k8s.io/queue-name.")
+        "queue", text("Volcano queue. A Kueue queue is set by the job's label kueue.x-k8s.io/queue-name.")
     )
     priority_class_name: str | None = declared("priorityClassName", text("Priority class of the pods and the group."))
     scheduler_name: str | None = declared("schedulerName", text("Scheduler of the pods."))
@@ -235,13 +237,13 @@ class RunPolicy:
     ttl_policy: TtlPolicy = declared(
         "ttlPolicy",
         choice(
-            "What is deleted then: pods, service and config map, or the job itself.",
+            "What is deleted at that time: pods, service and config map, or the job itself.",
             *get_args(TtlPolicy),
             default="DeletePods",
         ),
     )
     active_deadline_s: int | None = declared(
-        "activeDeadlineSeconds", integer("Seconds that the job may take in all. Default: no limit.", ge=1)
+        "activeDeadlineSeconds", integer("Seconds that the job may run in total. Default: no limit.", ge=1)
     )
     scheduling_timeout_s: int | None = declared(
         "schedulingTimeoutSeconds",
@@ -260,7 +262,7 @@ class RunPolicy:
 
 @dataclass(frozen=True, kw_only=True)
 class Rule:
-    """What to do about particular failures; the first rule that matches decides."""
+    """The response to particular failures; the first rule that matches decides."""
 
     action: RuleAction = declared(
         "action",
@@ -295,7 +297,7 @@ class FailurePolicy:
             "Rules for particular failures, tried in order.",
             record_of(
                 Rule,
-                "Applies when each list that it gives contains the failure's value; the first that applies decides.",
+                "Matches if each list that it gives contains the failure's value; the first match decides.",
                 required=("action",),
             ),
             max_items=32,
@@ -305,7 +307,7 @@ class FailurePolicy:
     hang_timeout_s: int = declared(
         "hangTimeoutSeconds",
         integer(
-            "Seconds without a heartbeat after which the gang is restarted; 0 turns this off.",
+            "Seconds without a heartbeat after which the gang is restarted; 0 disables this.",
             default=DEFAULT_HANG_TIMEOUT_S,
         ),
     )

@@ -1,4 +1,4 @@
-"""mtj checkpoint: the checkpoints of a folder: what each holds, and whether it is whole. Needs no tensor library."""
+"""mtj checkpoint: lists a folder's checkpoints, their contents, and whether they are complete. Needs no torch."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ UNITS = ("B", "KiB", "MiB", "GiB", "TiB")
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    command = commands.add_parser("checkpoint", help="list the checkpoints of a folder, and prove them whole")
+    command = commands.add_parser(
+        "checkpoint", help="list the checkpoints of a folder and verify that they are complete"
+    )
     command.add_argument("folder", type=Path, help="the folder that a run saves to, or one iter_ folder in it")
     command.add_argument("--verify", action="store_true", help="read every byte and compare the checksums")
     command.set_defaults(command=run)
@@ -37,7 +39,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def verified(checkpoint: Checkpoint) -> Checkpoint:
-    """The checkpoint, or its problem once every file was read; several files at a time."""
+    """The checkpoint, or its problem, after reading every file; several files in parallel."""
     manifest = checkpoint.manifest
     if manifest is None:
         return checkpoint
@@ -51,7 +53,7 @@ def verified(checkpoint: Checkpoint) -> Checkpoint:
 
 
 def show(found: Iterable[Checkpoint], *, was_read: bool) -> None:
-    """One line a checkpoint, newest first, and below them what is wrong with each damaged one."""
+    """One line per checkpoint, newest first, then the problem of each damaged one."""
     shown = table("", "iteration", "state", "size", "saved", "layout", "holds", "loss", "validation")
     problems = []
     for each in found:
@@ -77,7 +79,7 @@ def _facts(manifest: Manifest) -> list[str]:
 
 
 def size(size_bytes: float) -> str:
-    """Bytes for people, for example "1.5 GiB"."""
+    """Bytes in readable form, for example "1.5 GiB"."""
     unit = 0
     while size_bytes >= 1024 and unit < len(UNITS) - 1:
         size_bytes, unit = size_bytes / 1024, unit + 1
@@ -85,7 +87,7 @@ def size(size_bytes: float) -> str:
 
 
 def _parts(manifest: Manifest) -> str:
-    """What a run finds in it."""
+    """What a run can load from it."""
     missing = [
         name for name, is_there in (("optimizer", manifest.has_optimizer), ("rng", manifest.has_rng)) if not is_there
     ]

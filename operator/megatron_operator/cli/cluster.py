@@ -1,6 +1,6 @@
-"""Turns the commands status, logs and wait to a cluster: their arguments, and the questions that they ask it.
+"""Lets the commands status, logs and wait query a cluster: their arguments and queries.
 
-The client behind it is loaded only when a cluster is meant: the other commands run where no HTTP client is installed.
+The client is imported only when a cluster is requested: the other commands run where no HTTP client is installed.
 """
 
 from __future__ import annotations
@@ -15,18 +15,18 @@ Object = Mapping[str, Any]
 
 
 class Unreachable(Exception):
-    """The cluster, or a job, cannot be asked; the message is for people."""
+    """The cluster or the job cannot be reached; the message is for the user."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
-    """The arguments that turn a command to a cluster."""
+    """The arguments that select a cluster."""
     command.add_argument("--cluster", action="store_true", help="the job is on the cluster of the kubeconfig")
     command.add_argument("-n", "--namespace", help="its namespace there (implies --cluster)")
     command.add_argument("--kubeconfig", type=Path, help="implies --cluster; default: $KUBECONFIG or ~/.kube/config")
 
 
 def is_meant(arguments: argparse.Namespace) -> bool:
-    """Whether the command is about a cluster."""
+    """Whether the command queries a cluster."""
     return bool(arguments.cluster or arguments.namespace or arguments.kubeconfig)
 
 

@@ -27,7 +27,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 with the help, 2 with the nearest name for one that is unknown."""
+    """0 with the help; 2 for an unknown name, with the nearest known one."""
     name = arguments.field.removeprefix("spec.").replace("args.", "", 1)
     argument = find_argument(name)
     if argument:
@@ -47,7 +47,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def find_argument(name: str) -> Argument | None:
-    """The argument of this name, in snake_case or kebab-case, or of this name in ms-swift 4.x."""
+    """The argument with this name, in snake_case or kebab-case, or with this ms-swift 4.x name."""
     plain = name.replace("-", "_").removeprefix("__")
     alias = ALIASES.get(plain)
     return ARGUMENTS.get(alias.canonical if alias else plain)

@@ -1,4 +1,5 @@
-"""mtj from-args: a working command of ms-swift (or a PyTorchJob that starts one) as a MegatronTrainJob, with comments.
+"""mtj from-args: translates a working ms-swift command (or a PyTorchJob that runs one) into a commented
+MegatronTrainJob.
 
 mtj from-args 'NPROC_PER_NODE=8 megatron sft --model ... '
 mtj from-args train.sh | config.yaml | pytorchjob.yaml
@@ -26,17 +27,17 @@ from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.violation import Violation
 
 OF_THE_CALL = "the arguments of the script"
-OF_THE_CALL_WHY = "of a shell function those of its call: add to spec.args what they are"
-UNREAD = "what starts it is not known here; give the training command by itself"
-NOTHING = "starts no training that is known here: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
+OF_THE_CALL_WHY = "in a shell function those of its call: add their values to spec.args"
+UNREAD = "its launcher is not known; pass the training command by itself"
+NOTHING = "contains no known training command: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """What is to be translated.
+    """A source to translate.
 
-    launches: its commands. unread: commands that name a training which nothing known here starts. values: arguments of
-    a YAML configuration, if it is one.
+    launches: its commands. unread: commands that name a training but start it by an unknown program. values: arguments
+    of a YAML configuration, if it is one.
     """
 
     name: str
@@ -50,14 +51,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Adds the command."""
     command = commands.add_parser("from-args", help="write a manifest from a command, a script or a PyTorchJob")
     command.add_argument("source", help="a command, or the file of a script, a YAML configuration or a manifest")
-    command.add_argument("--task", choices=EVERY_TASK, help="of a YAML configuration, which does not say it")
-    command.add_argument("--from-version", choices=VERSIONS, help="of ms-swift, where names and layout do not tell it")
-    command.add_argument("--name", help="of the job (default: from the file or the output folder)")
+    command.add_argument("--task", choices=EVERY_TASK, help="task of a YAML configuration, which does not contain it")
+    command.add_argument(
+        "--from-version", choices=VERSIONS, help="version of ms-swift, if names and layout do not determine it"
+    )
+    command.add_argument("--name", help="name of the job (default: derived from the file or the output folder)")
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 with the manifests on standard output, 2 where nothing in the source can be translated."""
+    """0 with the manifests on standard output, 2 if nothing in the source can be translated."""
     try:
         source = read(arguments.source, arguments.task)
     except (OSError, yaml_file.YamlProblem) as err:
@@ -78,7 +81,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def read(text: str, task: Task | None = None) -> Source:
-    """The source behind the word of the command line. Raises OSError and YamlProblem."""
+    """The source that the command-line argument names. Raises OSError and YamlProblem."""
     path = Path(text)
     is_file = "\n" not in text and " " not in text
     if not is_file:
@@ -96,7 +99,7 @@ def _of_script(name: str, script: str) -> Source:
 def translated(
     source: Source, found: Launch, *, version: Version | None = None, name: str | None = None
 ) -> tuple[Written, tuple[Violation, ...]]:
-    """(the manifest of one command of the source, what of its words cannot be read)."""
+    """(the manifest of one command of the source, its words that cannot be parsed)."""
     words, is_cut = shell.without_own_arguments(list(found.words))
     if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
         words = ["--config", *words]

@@ -1,4 +1,4 @@
-"""From a file on the command line to a job, with everything that this machine can see of it."""
+"""Loads a job from a file on the command line, with every check that this machine can make."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ STATE_DIRECTORY = Path(".mtj")
 
 @dataclass(frozen=True, kw_only=True)
 class Loaded:
-    """A manifest as read, and the job that it makes or its problems."""
+    """A parsed manifest, and its job or its problems."""
 
     raw: Object
     job: Job | None
@@ -40,7 +40,7 @@ def add_manifest(command: argparse.ArgumentParser) -> None:
 
 
 def add_volumes(command: argparse.ArgumentParser) -> None:
-    """The arguments that say where volumes lie on this machine."""
+    """The arguments that bind volumes to folders of this machine."""
     command.add_argument(
         "--volume",
         action="append",
@@ -54,9 +54,9 @@ def add_volumes(command: argparse.ArgumentParser) -> None:
 
 
 def load(arguments: argparse.Namespace, *, local: bool, strict: bool = False) -> Loaded:
-    """The manifest of a command line with every problem of it.
+    """The manifest of a command line with all of its problems.
 
-    local: the job is to run here, so that "auto" counts this machine's GPUs. strict: warnings are errors.
+    local: the job will run here, so "auto" counts this machine's GPUs. strict: warnings are errors.
     """
     raw, problem = _read(arguments.file)
     if raw is None:
@@ -75,14 +75,14 @@ def load(arguments: argparse.Namespace, *, local: bool, strict: bool = False) ->
 
 
 def bindings(words: list[str]) -> tuple[dict[str, Path], list[Violation]]:
-    """NAME=FOLDER words as a mapping, and what is wrong with them."""
+    """NAME=FOLDER words as a mapping, and their problems."""
     bound, wrong = {}, []
     for word in words:
         name, separator, folder = word.partition("=")
         if not separator or not name or not folder:
             wrong.append(Violation(path="--volume", value=word, message="must be NAME=FOLDER"))
         elif not Path(folder).is_dir():
-            wrong.append(Violation(path="--volume", value=word, message="there is no such folder; make it first"))
+            wrong.append(Violation(path="--volume", value=word, message="the folder does not exist; create it first"))
         else:
             bound[name] = Path(folder).absolute()
     return bound, wrong
@@ -95,17 +95,17 @@ def _folders(raw: Object, state_directory: Path, bound: Mapping[str, Path]) -> F
 
 
 def _read(file: str) -> tuple[Object | None, Violation | None]:
-    """The one MegatronTrainJob of a file; other documents beside it (claims, secrets) are passed over."""
+    """The one MegatronTrainJob of a file; its other documents (claims, secrets) are ignored."""
     try:
         source = yaml_file.parse_text(sys.stdin.read(), source="-") if file == "-" else yaml_file.load_all(Path(file))
     except YamlProblem as problem:
         return None, Violation(path=file, value=None, message=f"{problem}; correct the YAML")
     except OSError as problem:
-        message = f"cannot be read: {problem.strerror}; give the path of a manifest, or - for the standard input"
+        message = f"cannot be read: {problem.strerror}; pass the path of a manifest, or - for standard input"
         return None, Violation(path=file, value=None, message=message)
     documents = [each for each in source if isinstance(each, Mapping)]
     jobs = [each for each in documents if each.get("kind") == names.KIND] or documents[:1]
     if len(jobs) != 1:
-        message = f"must hold one {names.KIND}; split the file, or correct kind"
+        message = f"must contain exactly one {names.KIND}; split the file, or correct kind"
         return None, Violation(path=file, value=f"{len(jobs)} of them", message=message)
     return jobs[0], None

@@ -1,4 +1,4 @@
-"""mtj logs: the output of the pods of a job that runs or ran, on this machine or on a cluster."""
+"""mtj logs: the output of a job's pods, on this machine or on a cluster."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 with the log on standard output, 1 when there is none."""
+    """0 with the log on standard output, 1 if there is none."""
     if cluster.is_meant(arguments):
         return _run_on_cluster(arguments)
     state = State(directory=arguments.state_dir / arguments.job)
@@ -62,13 +62,13 @@ def _run_on_cluster(arguments: argparse.Namespace) -> int:
 
 
 def _read(state: State, log: Path, part: str, *, follow: bool) -> Iterator[str]:
-    """The text of a log; followed, also what comes until the job ends, and the logs of later attempts."""
+    """The text of a log; with follow, also its growth until the job ends and the logs of later attempts."""
     file, decoder = log.open("rb"), _decoder()
     try:
         while True:
             has_ended = not follow or state.read_status().get("phase") in ENDED
             newest = choose(state, part) or log
-            if log.stat().st_size < file.tell():  # it has been begun again, and says so in its first line
+            if log.stat().st_size < file.tell():  # it was truncated, as its first line says
                 file.seek(0)
             while chunk := file.read(CHUNK_BYTES):
                 yield decoder.decode(chunk)
@@ -86,7 +86,7 @@ def _read(state: State, log: Path, part: str, *, follow: bool) -> Iterator[str]:
 
 
 def _decoder() -> codecs.IncrementalDecoder:
-    """A character may have been written by half."""
+    """A character may be only half written."""
     return codecs.getincrementaldecoder("utf-8")(errors="replace")
 
 

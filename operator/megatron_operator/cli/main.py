@@ -1,4 +1,4 @@
-"""Reads the command line and hands it to one command. Exit codes: 0 done, 1 failed, 2 wrong input, 128 + signal."""
+"""Parses the command line and runs one command. Exit codes: 0 done, 1 failed, 2 wrong input, 128 + signal."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         return command(arguments)
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
-    except BrokenPipeError:  # whoever reads has seen enough, as `head` does
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is still to be flushed at the end
+    except BrokenPipeError:  # the reader closed the pipe, as `head` does
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # for the flush at exit
         return 128 + signal.SIGPIPE
 
 
 def parser() -> argparse.ArgumentParser:
     """The parser with every command."""
-    top = argparse.ArgumentParser(prog="mtj", description="Megatron training jobs: check, show and run them.")
+    top = argparse.ArgumentParser(prog="mtj", description="Validate, inspect and run Megatron training jobs.")
     commands = top.add_subparsers(required=True, metavar="COMMAND")
     for module in (run, validate, render, plan, explain, from_args, status, logs, wait, checkpoint, trainer):
         module.register(commands)

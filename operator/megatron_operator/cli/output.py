@@ -1,4 +1,4 @@
-"""Consoles and the few shapes in which commands speak."""
+"""Consoles and the output formats of commands."""
 
 from __future__ import annotations
 
@@ -14,19 +14,19 @@ from megatron_trainjob.violation import Violation
 
 OK, FAILED, INVALID = 0, 1, 2
 UNBOUNDED = 10_000
-"""Columns that no table fills."""
+"""Wider than any table."""
 
 out = Console(highlight=False, soft_wrap=True)
 error = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 def escape(text: str) -> str:
-    """Text of others as a terminal may print it: its control characters, secrets and markup do nothing."""
+    """Foreign text made safe for a terminal: without control characters, secrets and markup."""
     return markup.escape(shown.message(text))
 
 
 def show_violations(source: str, violations: Iterable[Violation]) -> None:
-    """Every problem: where, what is wrong and what to do, what was given."""
+    """Prints every problem: where, what is wrong and what to do, the given value."""
     violations = tuple(violations)
     plural = "problem" if len(violations) == 1 else "problems"
     error.print(f"[bold red]{escape(source)}: {len(violations)} {plural}[/]")
@@ -36,13 +36,13 @@ def show_violations(source: str, violations: Iterable[Violation]) -> None:
 
 
 def show_warnings(warnings: Iterable[object]) -> None:
-    """What is allowed and seldom meant, or changes nothing."""
+    """Prints warnings about what is allowed but rarely intended, or has no effect."""
     for warning in warnings:
         error.print(f"[yellow]warning:[/] {escape(str(warning))}")
 
 
 def table(title: str, *columns: str) -> Table:
-    """An empty table in the common look."""
+    """An empty table in the common style."""
     made = Table(title=title, title_justify="left", title_style="bold", box=None, pad_edge=False, header_style="dim")
     for index, column in enumerate(columns):
         made.add_column(column, no_wrap=index == 0)
@@ -50,7 +50,7 @@ def table(title: str, *columns: str) -> Table:
 
 
 def show_table(shown: Table) -> None:
-    """Prints it: as wide as the terminal, or where the output goes to a pipe or a file as wide as it needs."""
+    """Prints a table as wide as the terminal, or as wide as needed into a pipe or a file."""
     if out.is_terminal:
         out.print(shown)
         return

@@ -1,4 +1,4 @@
-"""mtj plan: what a manifest means for the machines: parallel layout, batch arithmetic, memory. Starts nothing."""
+"""mtj plan: parallel layout, batch arithmetic and memory of a manifest. Starts nothing."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     add_manifest(command)
     command.add_argument("--all-ranks", action="store_true", help=f"list all ranks, not only the first {MAX_RANKS}")
     command.add_argument(
-        "--gpu-memory", type=_size, help="memory of one GPU, for example 80Gi (default: what node labels tell)"
+        "--gpu-memory", type=_size, help="memory of one GPU, for example 80Gi (default: from the node labels)"
     )
     command.set_defaults(command=run)
 
@@ -54,7 +54,7 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def show_sizes(job: Job) -> None:
-    """One line: how the processes are divided."""
+    """Prints one line with the parallel sizes."""
     size = rank_layout.sizes(job)
     out.print(
         f"[bold]{job.name}[/]: {job.num_nodes} x {job.nproc_per_node} = {job.world_size} ranks = "
@@ -63,7 +63,7 @@ def show_sizes(job: Job) -> None:
 
 
 def show_ranks(job: Job, hf_config: Mapping[str, Any] | None, *, limit: int | None) -> None:
-    """Which rank holds which layers, which part of each weight, which part of the data."""
+    """Prints each rank's layers, shard of the weights and shard of the data."""
     size = rank_layout.sizes(job)
     rows = rank_layout.ranks(job, rank_layout.num_layers(job, hf_config))
     has_experts = size.expert * size.expert_tensor > 1 or bool(job.args.num_experts)
@@ -77,7 +77,7 @@ def show_ranks(job: Job, hf_config: Mapping[str, Any] | None, *, limit: int | No
 
 
 def show_batches(loaded: Loaded) -> None:
-    """How samples become steps."""
+    """Prints how samples become steps."""
     job = loaded.job
     assert job is not None
     size = rank_layout.sizes(job)
@@ -104,25 +104,25 @@ def show_batches(loaded: Loaded) -> None:
 
 
 def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
-    """What each stage needs of a GPU, and whether it is there."""
+    """Prints the GPU memory that each stage needs, and whether it fits."""
     assert loaded.job is not None
     if loaded.hf_config is None:
-        out.print("[dim]memory: unknown, for the model's config.json cannot be read here[/]")
+        out.print("[dim]memory: unknown, because the model's config.json cannot be read here[/]")
         return
     model = check(loaded.hf_config, loaded.job.args).model
-    assert model is not None  # loading has refused a config.json that means nothing
+    assert model is not None  # loading has rejected an invalid config.json
     estimate = memory.estimate(loaded.job.args, model, loaded.job.world_size, task=loaded.job.task)
     show_table(_memory_table(estimate))
     out.print(
-        f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trained, "
-        f"{estimate.tokens} tokens of a micro-batch on a rank[/]"
+        f"[dim]{estimate.num_parameters / 1e6:,.0f} M parameters, {estimate.num_trainable / 1e6:,.1f} M trainable, "
+        f"{estimate.tokens} tokens per micro-batch and rank[/]"
     )
     if gpu_bytes is not None:
         out.print(_fits(estimate.peak, gpu_bytes))
 
 
 def _size(text: str) -> int:
-    """Bytes of a quantity on the command line."""
+    """The bytes of a quantity on the command line."""
     try:
         return int(amount(text))
     except ValueError as problem:
@@ -168,7 +168,7 @@ def _run_length(job: Job) -> str:
 
 
 def gpu_memory_bytes(job: Job) -> int | None:
-    """Memory of one GPU by the labels that the job's pods select their nodes with; None when none of them says."""
+    """Memory of one GPU, from the node labels that the job's pods select by; None if none of them tells."""
     selector = _node_selector(job)
     if MEMORY_LABEL in selector:
         return int(selector[MEMORY_LABEL]) * MIB

@@ -1,6 +1,6 @@
-"""Jobs on a cluster for the commands status, logs and wait: read with the kubeconfig's own rights, never changed.
+"""Jobs on a cluster for the commands status, logs and wait: read with the kubeconfig's permissions, never changed.
 
-Imported only when a cluster is asked for (cli/cluster.py), so that the other commands need no HTTP client.
+Imported only when a cluster is requested (cli/cluster.py), so that the other commands need no HTTP client.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Jobs:
         return jobs
 
     async def get(self, name: str) -> Object:
-        """The job. Raises Unreachable when there is none."""
+        """The job. Raises Unreachable if it does not exist."""
         found = await self.client.get(JOB, self.namespace, name)
         if found is None:
             raise Unreachable(f"no job {name} in namespace {self.namespace}; -n names another")
@@ -50,7 +50,7 @@ class Jobs:
         return sorted(page["items"] or (), key=lambda event: event.get("lastTimestamp") or "")
 
     async def newest_pod(self, name: str, part: str) -> str | None:
-        """Name of the newest pod of the job that holds this part and whose trainer has begun; None without one."""
+        """Name of the job's newest pod whose name contains this and whose trainer has started; None without one."""
         selector = {"labelSelector": f"{names.LABEL_JOB_NAME}={name}"}
         page = await self.client.list_page(POD, self.namespace, selector, metadata_only=False)
         begun = [pod for pod in page["items"] or () if part in pod["metadata"]["name"] and _has_begun(pod)]
@@ -77,7 +77,7 @@ class Jobs:
 def ask[Answer](
     kubeconfig: Path | None, namespace: str | None, question: Callable[[Jobs], Awaitable[Answer]]
 ) -> Answer:
-    """The answer to a question about the jobs of a namespace, the kubeconfig's by default. Raises Unreachable."""
+    """The result of a query about the jobs of a namespace, the kubeconfig's by default. Raises Unreachable."""
     path = kubeconfig or settings.user_kubeconfig()
     try:
         connection, inside = from_kubeconfig(path), namespace or namespace_of(path)
@@ -95,7 +95,7 @@ def ask[Answer](
 
 
 def _has_begun(pod: Object) -> bool:
-    """Whether its trainer runs or has run: a container that waits has no log to give."""
+    """Whether its trainer runs or has run: a waiting container has no log."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
     states = [each.get("state") or {} for each in statuses if each.get("name") == names.CONTAINER]
     return any("running" in state or "terminated" in state for state in states)

@@ -1,4 +1,4 @@
-"""mtj render: the Kubernetes objects that the operator would create for a manifest, as YAML."""
+"""mtj render: prints the Kubernetes objects that the operator would create for a manifest, as YAML."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_operator.core.desired.config_map import plain
 
 
 class _Dumper(yaml.SafeDumper):
-    """Writes text of several lines as a block, as people do, and no anchors."""
+    """Writes multi-line text as a block, as people do, and no anchors."""
 
     def ignore_aliases(self, data: Any) -> bool:  # noqa: ANN401 (the base class takes anything)
         return True

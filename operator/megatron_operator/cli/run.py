@@ -1,4 +1,4 @@
-"""mtj run: runs a manifest on this machine, shows its progress, and says at the end where the results are."""
+"""mtj run: runs a manifest on this machine, shows its progress, and reports at the end where the results are."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     """Adds the command."""
     command = commands.add_parser("run", help="run a manifest on this machine")
     add_manifest(command)
-    command.add_argument("--device", choices=("cpu", "cuda"), help="the backend (default: GPUs where there are any)")
-    again = "run a finished job once more, from its newest checkpoint, with the manifest as it is now"
+    command.add_argument("--device", choices=("cpu", "cuda"), help="the backend (default: GPUs if there are any)")
+    again = "run a finished job again, from its newest checkpoint, with the current manifest"
     command.add_argument("--again", action="store_true", help=again)
     command.set_defaults(command=run)
 
@@ -83,7 +83,7 @@ def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> 
 
 def _announce(job: Job, state: State, before: Object) -> None:
     iteration = before.get("checkpoint", {}).get("latestIteration")
-    resumes = f"; goes on from the checkpoint of iteration {iteration}" if iteration is not None else ""
+    resumes = f"; continues from the checkpoint of iteration {iteration}" if iteration is not None else ""
     out.print(
         f"[bold]{job.name}[/]: {job.task}, {job.num_nodes} x {job.nproc_per_node} processes{resumes}\n"
         f"[dim]state and logs: {escape(str(state.directory))}[/]"
@@ -91,20 +91,22 @@ def _announce(job: Job, state: State, before: Object) -> None:
 
 
 def _already_finished(arguments: argparse.Namespace, loaded: Loaded, state: State, status: Object) -> int:
-    """The end of the job as it was; 1 where the manifest now asks for something else, which has not run."""
+    """Reports the earlier result; 1 if the manifest has changed since, which has not been run."""
     assert loaded.job is not None
     changed = changes(state.read_manifest(), loaded.raw)
     again = f"mtj run {escape(str(arguments.file))} --again"
     ways = (
-        f"[bold]{again}[/] goes on from its newest checkpoint with the manifest as it is now; under another "
-        "metadata.name (and another save) it starts from the beginning."
+        f"[bold]{again}[/] continues from its newest checkpoint with the current manifest; under another "
+        "metadata.name (and another save) it starts from scratch."
     )
     if not changed:
-        out.print(f"[bold]{loaded.job.name}[/] is finished already. {ways}")
+        out.print(f"[bold]{loaded.job.name}[/] has already finished. {ways}")
         _show_result(loaded.job, state, status)
         return OK
     lines = "".join(f"\n  {escape(line)}" for line in changed)
-    out.print(f"[bold]{loaded.job.name}[/] has finished with another manifest; nothing was run. Changed since:{lines}")
+    out.print(
+        f"[bold]{loaded.job.name}[/] has finished with a different manifest; nothing was run. Changed since:{lines}"
+    )
     out.print(f"To train this: {ways}")
     return FAILED
 
@@ -112,14 +114,14 @@ def _already_finished(arguments: argparse.Namespace, loaded: Loaded, state: Stat
 def _tell_the_end(job: Job, state: State, result: Result) -> int:
     if result.ending in ("interrupted", "suspended"):
         status_command.show(job.name, result.status)
-        out.print("Stopped; the same command goes on from the newest checkpoint.")
+        out.print("Stopped; run the same command to continue from the newest checkpoint.")
         return 128 + result.signal if result.ending == "interrupted" else OK
     _show_result(job, state, result.status)
     return OK if result.ending == "succeeded" else FAILED
 
 
 def _show_result(job: Job, state: State, status: Object) -> None:
-    """How it ended and where everything lies."""
+    """Prints the result and where the outputs are."""
     status_command.show(job.name, status)
     progress = state.read_progress()
     lies = dict(progress.outputs) if progress else {}
@@ -133,7 +135,7 @@ def _show_result(job: Job, state: State, status: Object) -> None:
 
 
 def _shown(path: str) -> str:
-    """The path relative to here where that is shorter."""
+    """The path relative to the working directory if that is shorter."""
     try:
         return str(Path(path).relative_to(Path.cwd()))
     except ValueError:
@@ -141,14 +143,14 @@ def _shown(path: str) -> str:
 
 
 def ignored_here(job: Job) -> tuple[str, ...]:
-    """One line for each thing that a manifest asks of a cluster and that has no effect on one machine."""
+    """One line for each part of a manifest that has no effect on one machine."""
     return (*_environment(job), *_containers(job), *_scheduling(job))
 
 
 def _environment(job: Job) -> Iterator[str]:
     for entry in job.env:
         if "valueFrom" in entry:
-            yield f"spec.env {entry['name']}: valueFrom is not read here; this shell's variable of that name is used"
+            yield f"spec.env {entry['name']}: valueFrom is not read here; this shell's variable with that name is used"
     if job.env_from or any(each.env_from for each in job.initializers):
         yield "envFrom is not read here; the variables of this shell are used"
 

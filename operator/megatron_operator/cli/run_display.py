@@ -24,7 +24,7 @@ LOSSES = ("loss", "lm_loss", "lm loss")
 
 
 class Display:
-    """Draws looks on a console. Keeps what it last drew."""
+    """Displays reconciles on a console. Keeps what it last displayed."""
 
     def __init__(self, console: Console, job: Job) -> None:
         self._console = console
@@ -54,9 +54,9 @@ class Display:
         self._bar.stop()
 
     def show(self, look: Look) -> None:
-        """Draws what is new in this look."""
+        """Displays what is new in this reconcile."""
         if look.is_stopping and not self._is_stopping:
-            self._bar.console.print("[yellow]Saving and stopping[/] (a second interruption ends it at once)")
+            self._bar.console.print("[yellow]Saving and stopping[/] (interrupt again to kill it)")
             self._is_stopping = True
         for event in look.events:
             self._bar.console.print(event_line(event))
@@ -71,7 +71,7 @@ class Display:
         self._print_line(f"{description} iteration {progress.iteration}/{progress.total_iterations}  {line}")
 
     def _print_line(self, line: str) -> None:
-        """A line now and then for logs and pipes."""
+        """An occasional line for logs and pipes."""
         if self._console.is_terminal or line == self._line or time.monotonic() < self._next_line_at:
             return
         self._console.print(line, markup=False)
@@ -85,7 +85,7 @@ def event_line(event: Event) -> str:
 
 
 def facts(progress: Progress) -> str:
-    """Loss, speed and time left, as far as they are known."""
+    """Loss, speed and remaining time, as far as known."""
     loss = next((progress.metrics[name] for name in LOSSES if name in progress.metrics), None)
     known = (
         None if loss is None else f"loss {loss:.4f}",

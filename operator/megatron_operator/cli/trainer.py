@@ -23,13 +23,13 @@ MANIFEST_SUFFIXES = (".yaml", ".yml")
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
-    """Lists the commands; `main` hands them over before any word of theirs is read."""
+    """Adds the commands to the help; `main` passes them on before parsing any of their words."""
     commands.add_parser("export", help="convert a checkpoint (arguments of the trainer's export)")
-    commands.add_parser("data", help="show what a manifest's data become: mtj data job.yaml")
+    commands.add_parser("data", help="show how a manifest's data are encoded: mtj data job.yaml")
 
 
 def run(name: str, words: Sequence[str]) -> int:
-    """The exit code of `python -m megatron_trainer NAME ...`; 2 when a manifest is wrong."""
+    """The exit code of `python -m megatron_trainer NAME ...`; 2 if a manifest is invalid."""
     if name == "data" and words and Path(words[0]).suffix in MANIFEST_SUFFIXES:
         return _run_with_manifest(name, words)
     return _start([name, *words])

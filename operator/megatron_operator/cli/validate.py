@@ -1,4 +1,4 @@
-"""mtj validate: everything that is wrong with a manifest, as far as this machine can see. Starts nothing."""
+"""mtj validate: reports all problems of a manifest that this machine can detect. Starts nothing."""
 
 from __future__ import annotations
 
@@ -11,17 +11,15 @@ from megatron_operator.cli.output import INVALID, OK, out, show_violations, show
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    command = commands.add_parser("validate", help="say everything that is wrong with a manifest")
+    command = commands.add_parser("validate", help="report all problems of a manifest")
     add_manifest(command)
-    command.add_argument(
-        "--strict", action="store_true", help="refuse what is otherwise a warning, as spec.strict does"
-    )
-    command.add_argument("--output", choices=("text", "json"), default="text", help="json is for other programs")
+    command.add_argument("--strict", action="store_true", help="treat warnings as errors, as spec.strict does")
+    command.add_argument("--output", choices=("text", "json"), default="text", help="json for other programs")
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 for a manifest that can run, 2 with every problem for one that cannot."""
+    """0 for a valid manifest, else 2 with all of its problems."""
     loaded = load(arguments, local=False, strict=arguments.strict)
     if arguments.output == "json":
         out.print_json(json.dumps(_as_data(loaded), default=str))

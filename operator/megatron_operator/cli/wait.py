@@ -1,4 +1,4 @@
-"""mtj wait: returns when a job has come to an end, or to a phase, here or on a cluster."""
+"""mtj wait: waits until a job has ended or reached a phase, here or on a cluster."""
 
 from __future__ import annotations
 
@@ -21,18 +21,22 @@ OVER = ("Succeeded", "Failed")
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Adds the command."""
-    command = commands.add_parser("wait", help="wait until a job has ended, or is in a phase")
+    command = commands.add_parser("wait", help="wait until a job has ended or reached a phase")
     command.add_argument("job", help="name of the job")
     wanted = ("end", "Complete", *PHASES)
-    command.add_argument("--for", dest="phase", choices=wanted, default="end", help="default: its end, either way")
-    command.add_argument("--timeout", type=float, metavar="SECONDS", help="give up after so long (default: never)")
+    command.add_argument(
+        "--for", dest="phase", choices=wanted, default="end", help="default: until it succeeds or fails"
+    )
+    command.add_argument(
+        "--timeout", type=float, metavar="SECONDS", help="give up after this many seconds (default: never)"
+    )
     command.add_argument("--state-dir", type=Path, default=STATE_DIRECTORY)
     cluster.add_arguments(command)
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 once the job is where it was wanted, 1 when it cannot come there any more, failed, or time is up."""
+    """0 once the job is in the requested phase, 1 if it failed, can no longer reach it, or the time is up."""
     read = _reader(arguments)
     started = time.monotonic()
     while True:
@@ -61,7 +65,7 @@ def judge(wanted: str, phase: str) -> int | None:
 
 
 def _reader(arguments: argparse.Namespace) -> Callable[[], Object]:
-    """A function that reads the job's status now; raises Unreachable when there is no such job."""
+    """A function that reads the job's current status; raises Unreachable if there is no such job."""
     if cluster.is_meant(arguments):
         return lambda: cluster.status(arguments, arguments.job)
     state = State(directory=arguments.state_dir / arguments.job)

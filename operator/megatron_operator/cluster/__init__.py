@@ -1,1 +1,1 @@
-"""Where plans become real: a Kubernetes API server, or the processes of one machine."""
+"""Applies plans: to a Kubernetes API server, or to processes of one machine."""

@@ -1,4 +1,4 @@
-"""How pods ended: when, by our own clock where their node's is wrong, and which had succeeded before they went."""
+"""How pods ended: when, by our own clock where their node's is wrong, and which had succeeded before their deletion."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ AHEAD_S = 5.0
 
 @dataclass(kw_only=True)
 class PodEnds:
-    """What was noticed of each pod: None while it ran, then between which moments its end can lie."""
+    """What was observed of each pod: None while it ran, then the interval in which it must have ended."""
 
     _noticed: OrderedDict[str, tuple[float, float] | None] = field(default_factory=OrderedDict)
 
     def corrected(self, pods: tuple[Pod, ...], now: float) -> tuple[Pod, ...]:
-        """The pods; an end that cannot have been then is the moment at which it was noticed."""
+        """The pods; an impossible end time is replaced by the time at which the end was observed."""
         return tuple(self._corrected(pod, now) for pod in pods)
 
     def _corrected(self, pod: Pod, now: float) -> Pod:
@@ -36,7 +36,7 @@ class PodEnds:
         return replace(pod, finished_at=noticed)
 
     def _notice(self, uid: str, now: float) -> tuple[float, float]:
-        """A pod that was never seen running may have ended long before this operator came."""
+        """A pod that was never seen running may have ended long before this operator started."""
         window = (now - BEHIND_S if uid in self._noticed else float("-inf"), now)
         self._remember(uid, window)
         return window
@@ -50,12 +50,12 @@ class PodEnds:
 
 @dataclass(kw_only=True)
 class Successes:
-    """Pods that had succeeded when they were deleted: they vanish before any status records their success."""
+    """Pods that had succeeded when they were deleted, before any status recorded their success."""
 
     _gone: OrderedDict[tuple[Key, str], dict[str, Pod]] = field(default_factory=OrderedDict)
 
     def note(self, key: Key, owner_uid: str, pod: Pod) -> None:
-        """Takes in a pod that is gone."""
+        """Stores a deleted pod."""
         if pod.phase != "Succeeded":
             return
         self._gone.setdefault((key, owner_uid), {})[pod.name] = replace(pod, deleting=True)
@@ -63,7 +63,7 @@ class Successes:
             self._gone.popitem(last=False)
 
     def of(self, key: Key, owner_uid: str, attempt: int, *, but_not: Collection[str]) -> tuple[Pod, ...]:
-        """Those of this job's attempt, but for names that are there again; those of earlier attempts are forgotten."""
+        """Those of this job's attempt, except recreated names; those of earlier attempts are dropped."""
         kept = {
             name: pod
             for name, pod in self._gone.pop((key, owner_uid), {}).items()

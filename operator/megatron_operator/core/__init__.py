@@ -1,1 +1,1 @@
-"""The pure core: a job and what is observed of it -> a plan. No clock, no cluster, no environment."""
+"""The pure core: a job and its observed state -> a plan. No clock, no cluster, no environment."""

@@ -1,4 +1,4 @@
-"""Conditions and phase: what a decision and the pods that are seen mean in words. Pure; writes nothing.
+"""Conditions and phase: the decision and the observed pods in words. Pure; writes nothing.
 
 Polarity is fixed per type. Reconciling and Stalled follow kstatus and are present only while True.
 """
@@ -31,14 +31,14 @@ ORDER = (
     names.HAS_WARNINGS,
 )
 NOT_TAKEN_UP = (
-    "Kueue has not taken the pods up: it is not there, does not integrate pods, or lists this kind as an external "
-    "framework, for which kueue.mode has to be External."
+    "Kueue does not manage the pods: it is not installed, does not integrate pods, or lists this kind as an external "
+    "framework, for which kueue.mode must be External."
 )
 
 
 @dataclass(frozen=True, kw_only=True)
 class Claim:
-    """What one condition says now."""
+    """One condition's status, reason and message."""
 
     is_true: bool
     reason: str
@@ -49,12 +49,12 @@ Claims = Mapping[str, Claim]
 
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
-    """Every condition that the job has now, by type."""
+    """All current conditions of the job, by type."""
     return {**_of_decision(job, seen, decision, now), **_warned(job)}
 
 
 def warning_text(job: Job) -> str:
-    """What is said of fields that are accepted and change nothing, or are seldom meant; "" without any."""
+    """Warnings about fields that are accepted but have no effect, or are rarely intended; "" without any."""
     return "; ".join(map(str, job.warnings))[:1024]
 
 
@@ -86,7 +86,7 @@ def _of_decision(job: Job, seen: Seen, decision: Decision, now: float) -> Claims
 
 
 def failed(seen: Seen, reason: str, message: str) -> Claims:
-    """The conditions of a job that is over without success."""
+    """The conditions of a failed job."""
     over = {names.FAILED: _yes(reason, message), names.STALLED: _yes(names.JOB_FAILED, message)}
     return {**_ended(seen), **over}
 
@@ -94,7 +94,7 @@ def failed(seen: Seen, reason: str, message: str) -> Claims:
 def phase(claims: Claims, *, has_pods: bool) -> str:
     """One word for the printer column, derived from the conditions and nothing else.
 
-    A gang that comes back may have to wait for its quota again, for hours: then it is Queued, not Restarting.
+    A restarted gang may wait for its quota again, for hours: then it is Queued, not Restarting.
     """
     if stopped := _first_true(claims, names.FAILED, names.SUCCEEDED, names.SUSPENDED):
         return stopped
@@ -104,18 +104,18 @@ def phase(claims: Claims, *, has_pods: bool) -> str:
 
 
 def reason(claims: Claims, phase: str) -> str:
-    """Why the phase is what it is, in one word."""
+    """The reason for the phase, in one word."""
     behind = {"Queued": names.ADMITTED, "Pending": names.PODS_READY, "Starting": names.PODS_READY}
     return claims[behind.get(phase, phase)].reason
 
 
 def stamped(claims: Claims, seen: Seen, job_generation: int, now: float) -> list[Object]:
-    """The conditions as metav1.Condition; the time of a transition is kept while the value stays."""
+    """The conditions as metav1.Condition; lastTransitionTime is kept while the status is unchanged."""
     return [_stamp(type_, claims[type_], seen, job_generation, now) for type_ in ORDER if type_ in claims]
 
 
 def all_running(job: Job, seen: Seen) -> bool:
-    """Whether every pod of the attempt runs or has succeeded."""
+    """Whether every pod of the attempt is running or has succeeded."""
     running = [pod for pod in seen.current if pod.phase in ("Running", "Succeeded")]
     return len(running) == job.num_nodes
 
@@ -147,7 +147,7 @@ def _active(job: Job, seen: Seen, now: float) -> Claims:
 
 
 def _stalled(job: Job, seen: Seen, now: float) -> Claims:
-    """What blocks the job until someone changes something, if anything does."""
+    """What blocks the job until someone intervenes, None if nothing does."""
     if seen.gang is not None and not seen.gang.served:
         message = f"scheduling.gang is {job.scheduling.gang}, but this cluster has no such PodGroup resource."
         return {names.STALLED: _yes(names.GANG_SCHEDULER_MISSING, message)}
@@ -160,13 +160,15 @@ def _stalled(job: Job, seen: Seen, now: float) -> Claims:
         if each.is_trouble:
             return {names.STALLED: _yes(each.reason, f"Pod {each.pod.name}: {each.message}")}
     for pod in backoff.overdue(seen, now):
-        remedy = "Look at its node and finalizers; delete it by force only when it certainly no longer runs."
+        remedy = "Check its node and finalizers; force-delete it only if it is certainly no longer running."
         return {names.STALLED: _yes(names.POD_TERMINATING, f"{_still_ends(pod)} {remedy}")}
     return {}
 
 
 def _still_ends(pod: Pod) -> str:
-    return f"Pod {pod.name} of attempt {pod.attempt} has not ended; two attempts at once would write one checkpoint."
+    return (
+        f"Pod {pod.name} of attempt {pod.attempt} has not ended; two attempts at once would write the same checkpoint."
+    )
 
 
 def _admitted(job: Job, seen: Seen) -> Claim:
@@ -174,9 +176,11 @@ def _admitted(job: Job, seen: Seen) -> Claim:
         return _yes(names.NOT_QUEUED, NOT_TAKEN_UP)
     for pod in seen.current:
         if pod.gated and (job.kueue_queue or pod.gate.startswith(names.KUEUE_PREFIX)):
-            return _no(names.WAITING_FOR_QUOTA, f"Queue {job.kueue_queue or 'of Kueue'} has not admitted the pods.")
+            return _no(
+                names.WAITING_FOR_QUOTA, f"Kueue queue {job.kueue_queue or 'default'} has not admitted the pods."
+            )
         if pod.gated:
-            message = f"Pod {pod.name}: {waiting.why_unplaced(pod)}; its owner has to remove it."
+            message = f"Pod {pod.name}: {waiting.why_unplaced(pod)}; whoever set it must remove it."
             return _no(names.SCHEDULING_GATED, message)
     unplaced = [pod for pod in seen.current if pod.unschedulable is not None]
     if unplaced and job.scheduling.gang != "None":
@@ -189,7 +193,7 @@ def _admitted(job: Job, seen: Seen) -> Claim:
 def _pods_ready(job: Job, seen: Seen, now: float) -> Claim:
     if failure.missing(job, seen):
         if seen.predecessors:
-            message = f"Pod {seen.predecessors[0]} of the deleted job of this name has not ended."
+            message = f"Pod {seen.predecessors[0]} of the deleted job with this name has not ended."
             return _no(names.PODS_CREATING, message)
         earlier = backoff.blocking(seen, now)
         return _no(names.PODS_CREATING, _still_ends(earlier[0]) if earlier else "")
@@ -199,14 +203,14 @@ def _pods_ready(job: Job, seen: Seen, now: float) -> Claim:
 
 
 def _why_pending(job: Job, seen: Seen) -> str:
-    """Why the first pod that says anything is not ready: it has no place, does not start, or fetches first."""
+    """Why the first pod with a known reason is not ready: unscheduled, not starting, or fetching."""
     for each in waiting.hindrances(job, seen):
         return f"Pod {each.pod.name}: {each.reason} {each.message}".strip()[:1024]
     for pod in seen.current:
         why = (
             (pod.unschedulable or (pod.gated and waiting.why_unplaced(pod)))
             or (pod.waiting and f"{pod.waiting} {pod.waiting_message}")
-            or (pod.initializing and f"init container {pod.initializing} runs")
+            or (pod.initializing and f"init container {pod.initializing} is running")
         )
         if why:
             return f"Pod {pod.name}: {why}"[:1024]
@@ -214,7 +218,7 @@ def _why_pending(job: Job, seen: Seen) -> str:
 
 
 def _ended(seen: Seen) -> Claims:
-    """The conditions of a finished job; those that were never true are left out."""
+    """The conditions of a finished job, without those that were never true."""
     said = [type_ for type_ in (names.SUSPENDED, names.RESTARTING) if seen.condition(type_)]
     claims = {type_: _no(names.JOB_FINISHED) for type_ in (names.PODS_READY, names.RUNNING, *said)}
     admitted = seen.condition(names.ADMITTED)
@@ -226,7 +230,7 @@ def _ended(seen: Seen) -> Claims:
 
 def _suspended() -> Claims:
     stopped = {type_: _no(names.JOB_SUSPENDED) for type_ in (names.ADMITTED, names.PODS_READY, names.RUNNING)}
-    return {**stopped, names.SUSPENDED: _yes(names.USER_REQUESTED, "The pods are stopped, everything else is kept.")}
+    return {**stopped, names.SUSPENDED: _yes(names.USER_REQUESTED, "The pods are stopped; everything else is kept.")}
 
 
 def _queued(seen: Seen, decision: Queue) -> Claims:
@@ -246,9 +250,9 @@ def _queued(seen: Seen, decision: Queue) -> Claims:
 
 
 def _lacking(seen: Seen) -> tuple[str, str] | None:
-    """What keeps the job out of the queue: (reason, message)."""
+    """What prevents the job from being queued: (reason, message)."""
     if not seen.kueue.served:
-        message = "The job queues by a kueue.x-k8s.io/v1beta2 Workload, which this cluster does not serve."
+        message = "The job is queued by a kueue.x-k8s.io/v1beta2 Workload, which this cluster does not serve."
         return names.KUEUE_MISSING, message
     if seen.kueue.priority is None:
         return names.PRIORITY_CLASS_MISSING, "The priority class of the job does not exist."
@@ -256,7 +260,7 @@ def _lacking(seen: Seen) -> tuple[str, str] | None:
 
 
 def _again(seen: Seen, reason: str, message: str) -> Claims:
-    """The whole gang stops and comes again."""
+    """The whole gang stops and is recreated."""
     return {
         names.ADMITTED: _yes(names.NOT_QUEUED),
         names.PODS_READY: _no(names.PODS_CREATING),

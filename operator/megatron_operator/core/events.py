@@ -1,7 +1,7 @@
-"""The events that a decision is worth: at most one each for what a person wants to read of a job's life.
+"""The events of a decision: at most one for each step of a job's life that a person wants to read about.
 
-What the conditions show is told from the status alone, so that an operator that is killed between writing a status and
-telling of it is made good by the one that comes after.
+Events about conditions are derived from the status alone: if the operator is killed between writing a status and
+emitting its events, its successor emits them.
 """
 
 from __future__ import annotations
@@ -18,33 +18,33 @@ from megatron_operator.core.plan import Event
 from megatron_operator.core.timestamp import to_seconds
 
 Object = Mapping[str, Any]
-# A successor takes over within the duration of a lease, or once a lost node's pod is made again on another one.
+# A successor takes over within a lease duration, or once a lost node's pod is recreated on another node.
 RECENT_S = 900.0
 
 
 def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, creates_pods: bool) -> tuple[Event, ...]:
-    """What to tell about this decision, which leads to this status."""
+    """The events to emit for this decision, which leads to this status."""
     is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
     made = (_gang_created(seen),) if is_made else ()
     queued = _queued(seen, decision) if isinstance(decision, Queue) else ()
     is_accepted = isinstance(decision, Continue) and not (seen.status or seen.current or creates_pods)
-    accepted = (_normal("JobAccepted", "The manifest is valid; the pods wait."),) if is_accepted else ()
+    accepted = (_normal("JobAccepted", "The manifest is valid; the pods are waiting."),) if is_accepted else ()
     return (*made, *of_changes(status, seen.status), *queued, *accepted, *of_stall(seen, status), *_relabeled(seen))
 
 
 def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
-    """What the conditions of a status tell that those before did not."""
+    """Events for conditions of a status that the previous status did not have."""
     told = {(event.reason, event.of) for _, event in _of_conditions(before)}
     return tuple(event for _, event in _of_conditions(status) if (event.reason, event.of) not in told)
 
 
 def recent(status: Object, now: float) -> tuple[Event, ...]:
-    """What the conditions tell that became so a short while ago: whoever wrote them may not have come to telling it."""
+    """Events for recent transitions: whoever wrote them may not have got to emitting the events."""
     return tuple(event for at, event in _of_conditions(status) if at > now - RECENT_S)
 
 
 def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
-    """Told when a job stops going on by itself, in the words of who refused it; a failed job says more itself."""
+    """Emitted when a job cannot proceed by itself, with the message of the refusal; a failed job says more itself."""
     stalled = next((each for each in status["conditions"] if each["type"] == names.STALLED), None)
     if stalled is None or stalled["reason"] == names.JOB_FAILED or seen.is_true(names.STALLED):
         return ()
@@ -52,7 +52,7 @@ def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
 
 
 def _of_conditions(status: Object) -> Iterator[tuple[float, Event]]:
-    """(when it became so, event) of each condition that tells something."""
+    """(time of transition, event) for each condition that has an event."""
     by_type = {each["type"]: each for each in status.get("conditions", ())}
     for type_, tell in TELLERS.items():
         if type_ in by_type:
@@ -63,7 +63,7 @@ Told = Iterator[tuple[float, Event]]
 
 
 def _restarting(condition: Object, status: Object) -> Told:
-    """Told also when the new gang runs already: the last failure stays in the status."""
+    """Emitted even if the new gang already runs: the last failure stays in the status."""
     is_true = condition["status"] == "True"
     restarts, last = status.get("restarts", {}), status.get("lastFailure") or {}
     attempt = restarts.get("attempt", 0)
@@ -79,11 +79,11 @@ def _restarting(condition: Object, status: Object) -> Told:
     wait_s = (to_seconds(restarts.get("nextRetryTime")) or began) - began
     wait = f" in {wait_s:.0f} s" if wait_s > 0 else ""
     why = f" ({condition['reason']})" if is_true else ""
-    yield began, _normal("JobRestarting", f"Attempt {attempt} starts{wait}{why}.", of)
+    yield began, _normal("JobRestarting", f"Starting attempt {attempt}{wait}{why}.", of)
 
 
 def _restarted_at(condition: Object, status: Object) -> float:
-    """When the latest restart was decided: the condition stays True from one to the next."""
+    """When the latest restart was decided: the condition stays True across restarts."""
     return max(_at(condition), to_seconds(status.get("lastRestartTime")) or 0.0)
 
 
@@ -120,13 +120,13 @@ def _suspended(condition: Object, status: Object) -> Told:
         message = "The pods are being stopped; everything else is kept."
         yield _at(condition), _normal("JobSuspended", message, _since(condition))
     elif condition["reason"] == names.RESUMED:
-        yield _at(condition), _normal("JobResumed", "The job goes on.", _since(condition))
+        yield _at(condition), _normal("JobResumed", "The job resumes.", _since(condition))
 
 
 def _running(condition: Object, status: Object) -> Told:
     if condition["status"] == "True":
         attempt = status.get("restarts", {}).get("attempt", 0)
-        message = f"All {status.get('replicas', 0)} pods of attempt {attempt} run."
+        message = f"All {status.get('replicas', 0)} pods of attempt {attempt} are running."
         yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
 
 
@@ -140,7 +140,7 @@ def _warned(condition: Object, status: Object) -> Told:
         yield _at(condition), _warning(names.SPEC_WARNINGS, condition["message"], _since(condition))
 
 
-# In the order in which they are told.
+# In the order in which they are emitted.
 TELLERS: Mapping[str, Callable[[Object, Object], Told]] = {
     names.HAS_WARNINGS: _warned,
     names.SUSPENDED: _suspended,
@@ -160,7 +160,7 @@ def _since(condition: Object) -> str:
 
 
 def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
-    """Told when the job enters the queue, and when it is put back there."""
+    """Emitted when the job is queued, and when it is requeued."""
     admitted = seen.condition(names.ADMITTED)
     if decision.reason == names.KUEUE_EVICTED:
         return (_warning("JobEvicted", decision.message),) if seen.current else ()
@@ -177,7 +177,9 @@ def _relabeled(seen: Seen) -> tuple[Event, ...]:
     if not pods:
         return ()
     which = pods[0] if len(pods) == 1 else f"{pods[0]} and {len(pods) - 1} others"
-    return (_warning("PodRelabeled", f"Somebody took labels off {which}, or changed them; they are set again."),)
+    return (
+        _warning("PodRelabeled", f"Labels of {which} were removed or changed by another client; they are restored."),
+    )
 
 
 def _normal(reason: str, message: str, of: str = "") -> Event:

@@ -1,7 +1,7 @@
-"""The job as values: what a valid manifest says, infrastructure defaults filled in, nothing left to decide.
+"""The job as values: a valid manifest with infrastructure defaults filled in.
 
-`manifest.parse` makes it. Parts that are plain Kubernetes (volumes, environment, pod templates) stay plain
-dicts and are never changed.
+Built by `manifest.parse`. Parts that are plain Kubernetes (volumes, environment, pod templates) stay plain
+dicts and are never modified.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ KueueMode = Literal["PodGroup", "External"]
 
 @dataclass(frozen=True, kw_only=True)
 class ProgressPush:
-    """Where the pods push their progress: the server's address and the authority (PEM) that vouches for it."""
+    """Where the pods push their progress: the server's address and its certificate authority (PEM)."""
 
     url: str
     authority: str
@@ -47,25 +47,25 @@ class Job(Spec):
 
     @property
     def world_size(self) -> int:
-        """Number of ranks: nodes times processes a node."""
+        """Number of ranks: nodes times processes per node."""
         return self.num_nodes * self.nproc_per_node
 
     @property
     def kueue_queue(self) -> str | None:
-        """The Kueue local queue that the job's label names, None for none."""
+        """The Kueue LocalQueue in the job's label, None without one."""
         return self.labels.get(names.KUEUE_QUEUE)
 
     @property
     def has_pod_group(self) -> bool:
-        """Whether its pods queue in Kueue by themselves, as a plain pod group."""
+        """Whether its pods are queued in Kueue as a plain pod group."""
         return self.kueue_queue is not None and self.kueue_mode == "PodGroup"
 
     @property
     def has_workload(self) -> bool:
-        """Whether it queues in Kueue as a whole, by a Workload that the operator keeps."""
+        """Whether it is queued in Kueue as a whole, by a Workload that the operator manages."""
         return self.kueue_queue is not None and self.kueue_mode == "External"
 
     @property
     def save_directory(self) -> str:
-        """Where the trainer writes, as the pod sees it."""
+        """The trainer's output path inside the pod."""
         return str(self.given_args.get("save") or self.checkpoint.directory)

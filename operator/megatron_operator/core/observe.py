@@ -1,4 +1,4 @@
-"""What is there, as values: raw pods, objects and progress of one job -> Seen. Judges nothing."""
+"""The observed state as values: raw pods, objects and progress of one job -> Seen. Decides nothing."""
 
 from __future__ import annotations
 
@@ -26,18 +26,19 @@ NO_COUNT = Guard()
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
+    """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are those of `container`, the one that ended
+    it.
 
-    phase: that of the trainer once it runs or has ended, whatever the other containers do.
-    num_nodes: size of the gang that it was made for, where that may change.
-    is_outlived: whether its trainer has ended and others run on, and hold the pod's resources.
-    is_recorded: whether a termination record as the trainer's launcher writes it vouches for the exit code.
-    is_mislabeled: whether somebody took off or changed a label by which watches and services find it.
-    gate: the name of a scheduling gate, of Kueue's where it has set one.
-    in_queue: whether Kueue has taken the pod up, gated or not any more.
-    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container does
-    not start; `initializing` the init container that runs. warning: reason of the newest event about a placed pod that
-    has not started, when that is a warning. Times are seconds since the epoch.
+    phase: the trainer's once it runs or has ended, whatever the other containers do.
+    num_nodes: size of the gang that it was created for, where that may change.
+    is_outlived: whether its trainer has ended but other containers still run and hold the pod's resources.
+    is_recorded: whether a termination record of the trainer's launcher confirms the exit code.
+    is_mislabeled: whether a label by which watches and services select it was removed or changed.
+    gate: the name of a scheduling gate, Kueue's if it has set one.
+    in_queue: whether Kueue manages the pod, gated or already ungated.
+    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container has
+    not started; `initializing` the running init container. warning: reason of the newest event about a scheduled pod
+    that has not started, if that is a warning. Times are seconds since the epoch.
     """
 
     name: str
@@ -93,13 +94,13 @@ class Gang:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """All that is known of one job's children. `status` is the stored status of the job, {} at first.
+    """The observed state of one job's children. `status` is the stored status of the job, {} at first.
 
-    service_selector: None when there is no service. `problem` is (reason, message) of the last refused
+    service_selector: None if there is no service. `problem` is (reason, message) of the last rejected
     change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
     predecessors: pods of a deleted job of the same name that may still run and write.
-    lost_nodes: names of nodes that are gone or not ready. stale_groups: PodGroups of earlier attempts that
-    no one has deleted yet; they would hold quota for pods that never come.
+    lost_nodes: names of nodes that are deleted or not ready. stale_groups: PodGroups of earlier attempts that
+    are not deleted yet; they would hold quota for pods that will never exist.
     """
 
     status: Object = field(default_factory=dict)
@@ -117,7 +118,7 @@ class Seen:
 
     @cached_property
     def attempt(self) -> int:
-        """The attempt that the status has written down."""
+        """The attempt in the stored status."""
         return int(self.status.get("restarts", {}).get("attempt", 0))
 
     @cached_property
@@ -161,7 +162,7 @@ def observe(
     problem: tuple[str, str] | None = None,
     guard: Guard = NO_COUNT,
 ) -> Seen:
-    """Everything seen of one job. Pods and services are raw objects; those of another owner are left out."""
+    """The observed state of one job. Pods and services are raw objects; those of another owner are ignored."""
     owned = [pod for pod in pods if is_owned(pod, job_uid)]
     ours = sorted(guard.read_all("pods", read_pod, owned), key=_by_rank)
     selectors = [raw["spec"].get("selector") or {} for raw in services if is_owned(raw, job_uid)]
@@ -186,7 +187,7 @@ def is_owned(raw: Object, job_uid: str) -> bool:
 
 
 def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
-    """The PodGroup as a value; a group that cannot exist (API not served) is told apart from none."""
+    """The PodGroup as a value; an API that is not served is distinguished from a missing group."""
     if raw is None:
         return None if served else Gang(served=False)
     metadata, phase = raw["metadata"], (raw.get("status") or {}).get("phase", "")
@@ -194,9 +195,9 @@ def read_gang(raw: Object | None, *, served: bool) -> Gang | None:
 
 
 def job_name(raw: Object) -> str | None:
-    """The job that the object is of: its controlling owner, else what it is labeled for; None for neither.
+    """The job that the object belongs to: its controlling owner, else the job in its label; None without either.
 
-    Many may edit labels.
+    Labels can be edited by many clients.
     """
     metadata = raw["metadata"]
     owners = [owner for owner in metadata.get("ownerReferences") or () if is_job(owner)]
@@ -211,9 +212,9 @@ def is_job(owner: Object) -> bool:
 
 
 def read_pod(raw: Object) -> Pod:
-    """One raw pod as a value. Raises Unreadable for a name that no pod of its job has.
+    """One raw pod as a value. Raises Unreadable for a name that no pod of its job can have.
 
-    Its place follows from the name, which no one can change, rather than from labels, which many may edit.
+    Attempt and rank come from the name, which is immutable, rather than from labels, which many clients may edit.
     """
     metadata, spec, status = raw["metadata"], raw.get("spec") or {}, raw.get("status") or {}
     labels, of_job = metadata.get("labels") or {}, job_name(raw) or ""
@@ -249,7 +250,7 @@ def read_pod(raw: Object) -> Pod:
 
 
 def _gate(spec: Object) -> str:
-    """The scheduling gate to name: Kueue's before others, which wait behind it."""
+    """The scheduling gate to report: Kueue's before others, which wait behind it."""
     found = [shortened(gate.get("name"), MAX_REASON_CHARACTERS) for gate in spec.get("schedulingGates") or ()]
     return min(found, key=lambda name: not name.startswith(names.KUEUE_PREFIX), default="")
 
@@ -296,7 +297,7 @@ def _containers(status: Object) -> tuple[Object, ...]:
 
 
 def _waiting(spec: Object, status: Object) -> tuple[str | None, str]:
-    """Why a container is not started, of the first that says so, or crashes again and again before the trainer."""
+    """Why a container has not started: the first that reports a reason, or that crash-loops before the trainer."""
     native = _native_sidecars(spec)
     for container in _containers(status):
         waiting = (container.get("state") or {}).get("waiting") or {}
@@ -308,13 +309,13 @@ def _waiting(spec: Object, status: Object) -> tuple[str | None, str]:
         if last and container["name"] in native and not container.get("started"):
             return (
                 "CrashLoopBackOff",
-                f"{container['name']} ended with exit code {last.get('exitCode')} before it was ready",
+                f"{container['name']} exited with code {last.get('exitCode')} before it was ready",
             )
     return None, ""
 
 
 def _initializing(spec: Object, status: Object) -> str:
-    """The init container that runs and that the others wait for; "" for none."""
+    """The running init container that the others wait for; "" without one."""
     native = _native_sidecars(spec)
     for container in status.get("initContainerStatuses") or ():
         is_running = (container.get("state") or {}).get("running") is not None
@@ -324,15 +325,15 @@ def _initializing(spec: Object, status: Object) -> str:
 
 
 def _native_sidecars(spec: Object) -> frozenset[str]:
-    """Init containers that are always restarted and run beside the trainer."""
+    """Native sidecars: init containers that are always restarted and run alongside the trainer."""
     initial = spec.get("initContainers") or ()
     return frozenset(each["name"] for each in initial if each.get("restartPolicy") == "Always")
 
 
 def _ending(spec: Object, status: Object) -> dict[str, Any]:
-    """Phase, and of the container that ended the pod: name, kind, exit code, rank, reason, message, iteration, time.
+    """Phase, and for the container that ended the pod: name, kind, exit code, rank, reason, message, iteration, time.
 
-    A reason of the pod itself (Evicted, NodeShutdown ...) goes before that of the container.
+    A reason of the pod itself (Evicted, NodeShutdown ...) takes precedence over the container's.
     """
     container, kind = _deciding(spec, status)
     terminated = (container.get("state") or {}).get("terminated") or {}
@@ -356,7 +357,7 @@ def _ending(spec: Object, status: Object) -> dict[str, Any]:
 
 
 def _phase(phase: PodPhase, trainer: Object) -> PodPhase:
-    """That of the trainer; the pod's own says Pending while it runs and a sidecar does not."""
+    """The trainer's phase; the pod's own is Pending while the trainer runs but a sidecar does not."""
     state = trainer.get("state") or {}
     if ended := state.get("terminated"):
         return "Failed" if ended.get("exitCode") else "Succeeded"
@@ -364,7 +365,7 @@ def _phase(phase: PodPhase, trainer: Object) -> PodPhase:
 
 
 def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:
-    """The container that ended the pod: the trainer once it has ended, else the one for whose failure the pod failed.
+    """The container that ended the pod: the trainer once it has ended, else the one whose failure failed the pod.
 
     A native sidecar (an init container that is always restarted) never fails its pod.
     """

@@ -1,8 +1,8 @@
-"""What the pure core wants done: values that a cluster applies. No decision is taken here.
+"""The pure core's output: values that a cluster applies. No decision is made here.
 
-A cluster applies a plan in this order and stops at the first refusal, to reconcile again later:
+A cluster applies a plan in this order and stops at the first error, to reconcile again later:
 status, then delete (all at once), patch, create (in the given order), events. The status goes first because
-it is the write-ahead record: a new attempt is written down before a pod of the old one is touched.
+it is the write-ahead record: a new attempt is persisted before a pod of the old one is touched.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ class Patch:
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One event about the job. A recorder turns equal ones into one object with a count.
+    """One event about the job. A recorder aggregates equal ones into one object with a count.
 
-    of: the transition that it tells of, such as "attempt 3"; it is posted once then, however often it is told.
+    of: the transition that it reports, such as "attempt 3"; it is then posted once, however often it is emitted.
     """
 
     type: Literal["Normal", "Warning"]
@@ -51,9 +51,9 @@ class Event:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """All that one reconcile wants done.
+    """The output of one reconcile.
 
-    status: the whole new status, None when the stored one is good as it is or the next reconcile writes it.
+    status: the whole new status, None if the stored one is up to date or the next reconcile writes it.
     create: complete objects with owner reference; "already exists" with our uid as owner counts as done.
     requeue_s: reconcile again after so many seconds even if nothing happens; None when only a change can matter.
     """

@@ -1,7 +1,7 @@
-"""A progress record that a program wrote, taken by type and within the bounds that the job's status has for it.
+"""Validates a progress record that a program wrote, by the types and bounds of the job's status.
 
-Derived from the status schema: what is accepted here can be written there. Text is cut and numbers that are not finite
-are left out, with a word for the log; whatever else does not fit is refused.
+Derived from the status schema: what is accepted here can be written there. Text is truncated and non-finite numbers
+are dropped, with a line for the log; anything else that does not fit is rejected.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ MAX_METRIC_NAME: int = _METRIC["name"]["maxLength"]
 _SECONDS = {**_PROGRESS["estimatedRemainingSeconds"], "type": "number"}
 _SPEED = _PROGRESS["tokensPerSecondPerGPU"]
 
-# Refused when they do not fit.
+# Rejected when they do not fit.
 STRICT = {
     "phase": choice("Phase.", *get_args(Phase)),
     "attempt": _STATUS["restarts"]["properties"]["attempt"],
@@ -39,7 +39,7 @@ STRICT = {
     "checkpoint_path": _CHECKPOINT["path"],
     "report_path": text("Path of the report.", max_length=MAX_PATH_CHARACTERS),
 }
-# Left out when their number is not finite or out of bounds.
+# Dropped when their number is not finite or out of bounds.
 LENIENT = {
     "elapsed_s": _SECONDS,
     "remaining_s": _SECONDS,
@@ -50,7 +50,7 @@ LENIENT = {
 
 
 def read(record: object) -> tuple[Progress, tuple[str, ...]]:
-    """The progress, and one line for each part that was cut or left out. Raises ValueError for what is refused."""
+    """The progress, and one line for each part that was truncated or dropped. Raises ValueError if it is rejected."""
     if not isinstance(record, Mapping):
         raise ValueError("progress: must be an object")
     fields, problems = _numbers_and_text(record)
@@ -62,7 +62,7 @@ def read(record: object) -> tuple[Progress, tuple[str, ...]]:
 
 
 def read_file(path: Path) -> Progress | None:
-    """The record in this file, None when there is none (yet) or it is not a record."""
+    """The record in this file, None if there is none (yet) or it is not a record."""
     try:
         with path.open("rb") as file:
             content = file.read(MAX_FILE_BYTES + 1)
@@ -74,7 +74,7 @@ def read_file(path: Path) -> Progress | None:
 
 
 def metrics_of(given: object) -> tuple[dict[str, float], tuple[str, ...]]:
-    """Metrics by name, and what was cut or left out. A value may be NaN or infinite: that is news, not an error."""
+    """Metrics by name, and what was truncated or dropped. NaN and infinity are information, not errors."""
     if not isinstance(given, Mapping):
         raise ValueError("progress.metrics: must be an object of names and numbers")
     problems = [f"progress.metrics: more than {MAX_METRICS} entries; cut"] if len(given) > MAX_METRICS else []
@@ -109,7 +109,7 @@ def _outputs(given: object) -> dict[str, str]:
 
 
 def _number(name: str, value: object) -> float:
-    """The metric as a number; text is taken too, as Kubeflow's clients send it."""
+    """The metric as a number; text is accepted too, as Kubeflow's clients send it."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         raise ValueError(f"progress.metrics.{name}: must be a number, is {type(value).__name__}")
     try:

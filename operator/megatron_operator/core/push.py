@@ -1,7 +1,7 @@
 """The wire form of pushed progress: addresses, audiences and bodies. Pure; the server is progress_server.py.
 
-Compatible with Kubeflow Trainer's status server (KEP-2779), so that any client of it can report here. Our own
-trainer adds its whole progress record, which hang detection and the restart counters live on.
+Compatible with Kubeflow Trainer's status server (KEP-2779), so that any client of it can report here. Our
+trainer adds its whole progress record, which hang detection and the restart counters rely on.
 """
 
 from __future__ import annotations
@@ -26,21 +26,21 @@ ACCOUNT_PREFIX = "system:serviceaccount:"
 
 @dataclass(frozen=True, kw_only=True)
 class Reporter:
-    """Who a token speaks for: a pod of a namespace."""
+    """The subject of a token: a pod of a namespace."""
 
     namespace: str
     pod: str
 
 
 def path(namespace: str, name: str) -> str:
-    """Where the pods of this job push to."""
+    """The URL that the pods of this job push to."""
     return ROUTE.format(namespace=namespace, name=name)
 
 
 def audience(namespace: str, name: str, uid: str) -> str:
-    """The audience of a job's tokens: a token for one job is worth nothing for another, or for the API server.
+    """The audience of a job's tokens: a token for one job is invalid for another, and for the API server.
 
-    The uid tells the job from one that is made again under its name.
+    The uid distinguishes the job from a later one with its name.
     """
     return f"{names.GROUP}/{namespace}/{name}/{uid}"
 
@@ -55,7 +55,7 @@ def review(token: str, audience: str) -> Object:
 
 
 def reporter(answer: Object, namespace: str, audience: str) -> Reporter | None:
-    """The pod that the server says the token speaks for, None when it does not for this audience."""
+    """The pod that the token belongs to according to the server, None if it is invalid for this audience."""
     status = answer.get("status") or {}
     user = status.get("user") or {}
     is_ours = status.get("authenticated") and audience in (status.get("audiences") or ())
@@ -72,7 +72,7 @@ def attempt_of(pod: str, job_name: str) -> int | None:
 
 
 def is_past(attempt: int, current: int, before: Progress | None) -> bool:
-    """Whether a report of this attempt comes too late.
+    """Whether a report from this attempt is too late.
 
     The pods of the previous attempt still save while they end, so theirs counts until the current attempt reports.
     """
@@ -81,9 +81,9 @@ def is_past(attempt: int, current: int, before: Progress | None) -> bool:
 
 
 def expiry_for(token: str, audience: str) -> float | None:
-    """When a token for this audience runs out (seconds since the epoch), None for anything else.
+    """When a token for this audience expires (seconds since the epoch), None for anything else.
 
-    Read without checking the signature: it tells what is not worth a question to the API server.
+    Read without verifying the signature: only to skip reviews that would certainly fail.
     """
     try:
         payload = token.split(".")[1]
@@ -94,9 +94,9 @@ def expiry_for(token: str, audience: str) -> float | None:
 
 
 def read(body: object, attempt: int, now: float) -> tuple[Progress, tuple[str, ...]]:
-    """The progress that a body reports, and one line for each part that was cut or left out.
+    """The progress that a body reports, and one line for each part that was truncated or dropped.
 
-    Its time is ours: the clocks of nodes differ. Raises ValueError for what is refused.
+    Its time is ours: the clocks of nodes differ. Raises ValueError if it is rejected.
     """
     if not isinstance(body, Mapping):
         raise ValueError(f"the body must be an object with {fields.STATUS}")
@@ -107,7 +107,7 @@ def read(body: object, attempt: int, now: float) -> tuple[Progress, tuple[str, .
 
 
 def _kubeflow_record(status: object) -> Object:
-    """What Kubeflow's form says as a record of ours: percent in place of iterations."""
+    """Kubeflow's form as our own record: percent in place of iterations."""
     if not isinstance(status, Mapping):
         raise ValueError(f"{fields.STATUS}: must be an object")
     percentage, metrics = status.get(fields.PERCENTAGE), status.get(fields.METRICS) or ()
@@ -123,9 +123,9 @@ def _kubeflow_record(status: object) -> Object:
 
 
 def remembered(status: Object) -> Progress | None:
-    """The progress that the status tells of, for an operator that has just begun; None when it is older than the gang.
+    """The progress in the status, for an operator that has just started; None if it is older than the gang.
 
-    Without it a gang that hung while no operator was there would never be noticed.
+    Without it, a gang that hung while no operator was running would never be noticed.
     """
     told = status.get("progress") or {}
     updated_at = to_seconds(told.get("lastUpdatedTime"))

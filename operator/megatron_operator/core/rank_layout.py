@@ -1,4 +1,4 @@
-"""Which rank holds what: the coordinates of each rank in Megatron's groups, as megatron-core lays them out. Pure.
+"""The coordinates of each rank in Megatron's parallel groups, as megatron-core lays them out. Pure.
 
 megatron-core numbers ranks with tensor parallel fastest, then context, data and pipeline; the expert grid runs
 over the same ranks with expert tensor fastest, then expert, expert data and pipeline:
@@ -37,7 +37,7 @@ class Rank:
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Size of every group."""
+    """The size of every group."""
 
     tensor: int
     context: int
@@ -49,7 +49,7 @@ class Sizes:
 
 
 def sizes(job: Job) -> Sizes:
-    """The sizes that the arguments and the number of processes give."""
+    """The group sizes for the arguments and the number of processes."""
     args = job.args
     return Sizes(
         tensor=args.tensor_model_parallel_size,
@@ -69,7 +69,7 @@ def ranks(job: Job, num_layers: int | None) -> list[Rank]:
 
 
 def layer_ranges(job: Job, num_layers: int | None) -> list[tuple[tuple[int, int], ...]]:
-    """(first, past the last) layer of each chunk of each pipeline stage, [] when the number of layers is unknown."""
+    """(first, past the last) layer of each chunk of each pipeline stage, [] if the number of layers is unknown."""
     if num_layers is None:
         return []
     stages = derive.chunks_of_stages(job.args, num_layers)
@@ -77,7 +77,7 @@ def layer_ranges(job: Job, num_layers: int | None) -> list[tuple[tuple[int, int]
 
 
 def num_layers(job: Job, hf_config: Mapping[str, Any] | None) -> int | None:
-    """Layers of the model, from the arguments or its config.json."""
+    """Number of layers of the model, from the arguments or its config.json."""
     found: int | None = derive.model_value(job.args, hf_config or {}, "num_layers")
     return found
 

@@ -1,4 +1,4 @@
-"""Reconciles one job: manifest, what is seen and the time -> what to do. Holds the order of policies."""
+"""Reconciles one job: manifest, observed state and time -> plan. Holds the order of policies."""
 
 from __future__ import annotations
 
@@ -46,12 +46,12 @@ from megatron_trainjob.violation import Violation
 Object = Mapping[str, Any]
 Policy = Callable[[Job, Seen, float], Decision | None]
 
-CLEANED_UP = Event(type="Normal", reason="CleanedUp", message="The time to live after the end is over.")
+CLEANED_UP = Event(type="Normal", reason="CleanedUp", message="The time to live of the finished job has expired.")
 FIRST_REPORT_S = 3.0
 
-# The first policy that has something to say decides.
+# The first policy that returns a decision wins.
 POLICIES: tuple[Policy, ...] = (
-    completion.decide,  # a success is final, whatever is asked of the job a moment later
+    completion.decide,  # a success is final, whatever is requested a moment later
     suspend.decide,
     deadline.decide,
     kueue_decide.decide,
@@ -73,7 +73,7 @@ WAKE_UPS = (
 
 
 def plan(job: Job, seen: Seen, now: float) -> Plan:
-    """All that is to be done for this job now. `now` is seconds since the epoch."""
+    """The plan for this job. `now` is seconds since the epoch."""
     if job.managed_by != names.MANAGER:
         return Plan()
     if completion.is_finished(seen):
@@ -86,7 +86,7 @@ def plan(job: Job, seen: Seen, now: float) -> Plan:
 
 
 def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now: float) -> Plan:
-    """What to do about a manifest that is not a job: say every problem, run nothing, never retry."""
+    """The plan for an invalid manifest: report every problem, run nothing, never retry."""
     if (manifest.get("spec") or {}).get("managedBy", names.MANAGER) != names.MANAGER:
         return Plan()
     if completion.is_finished(seen):
@@ -94,7 +94,7 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
     if "elasticPolicy" in (manifest.get("spec") or {}) and any(not pod.is_finished for pod in seen.current):
-        # `kubectl scale` passes by the admission policy: a wrong number must not end a gang that trains.
+        # `kubectl scale` bypasses the admission policy: an invalid number must not end a training gang.
         held = status.held(seen, generation, names.INVALID_SPEC, message, now)
         told = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
         return Plan() if held == seen.status else Plan(status=held, events=(told,))
@@ -121,12 +121,12 @@ def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 
 
 def _reported(job: Job, seen: Seen, decision: Decision, now: float, plan: Plan) -> Plan:
-    """The plan with the status and the events that are due."""
+    """The plan with the status and events that are due."""
     new = status.compute(job, seen, decision, now)
     written, write_in_s = status.changed(new, seen.status, now, status.settled_at(seen, now))
     if write_in_s is not None and completion.is_being_removed(seen) and status.tells_of_success(new, seen.status):
         written, write_in_s = new, None
-    after = seen if written is None else replace(seen, status=written)  # deadlines count from what it says
+    after = seen if written is None else replace(seen, status=written)  # deadlines count from its times
     return replace(
         plan,
         status=written,
@@ -151,7 +151,7 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
 
 
 def _after_a_rejection(manifest: Object, seen: Seen, now: float) -> Plan:
-    """The time to live holds for a job that is wrong too, where at least that part of it can be read."""
+    """The time to live also applies to an invalid job, if at least that part of it can be read."""
     ttl_s, policy = cleanup.readable_ttl(manifest)
     ends = cleanup.ends(seen, ttl_s)
     if ends is None or now < ends:
@@ -162,7 +162,7 @@ def _after_a_rejection(manifest: Object, seen: Seen, now: float) -> Plan:
 
 
 def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s: float | None) -> float | None:
-    """Requeue delay until the next time-based transition; a decided restart or end is looked at again at once."""
+    """Requeue delay until the next time-based transition; at once after a decided restart or end."""
     if isinstance(decision, Restart):
         return decision.delay_s
     if isinstance(decision, Withdraw) and decision.pause_s is not None:
@@ -177,23 +177,25 @@ def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s:
 
 
 def _is_first_reconcile(seen: Seen, changes: Plan) -> bool:
-    """Whether the pods of a new job come first, and status and event with the next reconcile, which they cause.
+    """Whether to create a new job's pods first, and write status and event in the next reconcile, which they trigger.
 
-    That is one write less. Attempt 0 needs no record beforehand, for that is what a job without status is at. A
-    refusal is shown at once.
+    That saves one write. Attempt 0 needs no record beforehand, since a job without status is at attempt 0. A
+    rejection is shown at once.
     """
     return not seen.status and seen.problem is None and not seen.current and _creates_pods(changes)
 
 
 def _first_report_in_s(job: Job, seen: Seen, decision: Decision, now: float) -> float | None:
-    """Seconds that the first status of a whole gang waits for its pods to run, which it then says; None: it is due.
+    """Seconds to delay a new gang's first status, so that it can report the running pods; None: it is due.
 
-    Anything that keeps a pod from running is shown at once. The pods' age is by the server's clock: where ours differs
-    by more than the wait, there is none.
+    Anything that prevents a pod from running is shown at once. The pods' age is by the server's clock: if ours differs
+    by more than the delay, there is none.
     """
     if seen.status or seen.problem or seen.gang or not isinstance(decision, Continue) or failure.missing(job, seen):
         return None
-    if any(each.is_mislabeled for each in seen.pods):  # once its labels are set again, nothing tells that they were off
+    if any(
+        each.is_mislabeled for each in seen.pods
+    ):  # once its labels are restored, nothing shows that they were missing
         return None
     starts = all(
         each.phase in ("Pending", "Running") and not (each.gated or each.unschedulable) for each in seen.current
@@ -209,7 +211,7 @@ def _creates_pods(changes: Plan) -> bool:
 
 
 def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
-    """The objects to delete, patch and create for a decision."""
+    """The deletions, patches and creations for a decision."""
     match decision:
         case Restart() | Resize() | Suspend() | Queue() | Withdraw():
             return Plan(delete=_refs(seen.pods))
@@ -235,7 +237,7 @@ def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
 
 
 def _relabeled(job: Job, seen: Seen) -> tuple[Patch, ...]:
-    """Sets the labels again that somebody took off: no watch shows a pod without them, and it would train on unseen."""
+    """Restores removed labels: no watch delivers a pod without them, and it would train unobserved."""
     places = [(pod, names.place_of(pod.name, job.name)) for pod in seen.pods if pod.is_mislabeled]
     return tuple(
         Patch(
@@ -255,7 +257,7 @@ def _all_groups(seen: Seen) -> tuple[str, ...]:
 
 
 def _groups(job: Job, group_names: Iterable[str]) -> tuple[Ref, ...]:
-    """PodGroups to delete. Their kind is that of the present gang scheduler."""
+    """PodGroups to delete, of the current gang scheduler's kind."""
     version = gang.API_VERSIONS.get(job.scheduling.gang, "")
     return tuple(Ref(api_version=version, kind=gang.KIND, name=name) for name in group_names if version)
 

@@ -1,6 +1,6 @@
-"""The status of a job: computed whole from what is seen and decided, written only when it says something new.
+"""The status of a job: computed from observed state and decision, written only when it changes.
 
-Facts that matter are written at once. Counts, reasons and progress wait for `SOFT_INTERVAL_S`, or a thousand
+Important changes are written at once. Counts, reasons and progress are throttled to `SOFT_INTERVAL_S`, or a thousand
 running jobs would write a thousand times a second.
 """
 
@@ -80,7 +80,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
 
 
 def rejected(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
-    """The status of a job whose manifest is invalid; what was known before is kept."""
+    """The status of a job whose manifest is invalid; earlier facts are kept."""
     claims = conditions.failed(seen, reason, message)
     return fitting(
         {
@@ -96,7 +96,7 @@ def rejected(seen: Seen, generation: int, reason: str, message: str, now: float)
 
 
 def fitting(status: Object) -> Object:
-    """The status as the API server takes it. What pods and queues say may be anything; all else still counts."""
+    """The status as the API server accepts it, whatever the messages of pods and queues contain."""
     found = fit.fitted(status, status_schema(), "status")
     if found.problems and LOG_LIMIT.suppressed("status") is not None:
         logger.warning("status does not fit its schema problems=%.1000s", "; ".join(found.problems))
@@ -114,7 +114,7 @@ def held(seen: Seen, generation: int, reason: str, message: str, now: float) -> 
 
 
 def next_attempt(seen: Seen, decision: Decision) -> int:
-    """The attempt that the status names after this decision."""
+    """The attempt in the status after this decision."""
     match decision:
         case Restart() | Resize():
             return seen.attempt + 1
@@ -138,7 +138,7 @@ def replica_statuses(job: Job, pods: Iterable[Pod]) -> Object:
 
 
 def resolved(job: Job) -> Object:
-    """Sizes that follow from the manifest, among them what "auto" was resolved to."""
+    """Sizes derived from the manifest, including the value that "auto" resolved to."""
     return {
         "worldSize": job.world_size,
         "dataParallelSize": derive.data_parallel_size(job.args, job.world_size),
@@ -148,7 +148,7 @@ def resolved(job: Job) -> Object:
 
 
 def changed(new: Object, old: Object, now: float, settled_at: float = 0.0) -> tuple[Object | None, float | None]:
-    """(status to write or None, seconds until a change that waits may be written or None)."""
+    """(status to write or None, seconds until a throttled change may be written or None)."""
     if _hard(new) != _hard(old):
         return new, None
     if _soft(new) == _soft(old):
@@ -158,7 +158,7 @@ def changed(new: Object, old: Object, now: float, settled_at: float = 0.0) -> tu
 
 
 def tells_of_success(new: Object, old: Object) -> bool:
-    """Whether more pods have succeeded than the status before said."""
+    """Whether more pods have succeeded than in the previous status."""
     return _num_succeeded(new) > _num_succeeded(old)
 
 
@@ -167,13 +167,13 @@ def _num_succeeded(status: Object) -> int:
 
 
 def settled_at(seen: Seen, now: float) -> float:
-    """Until when counts wait because a pod has ended: the others mostly follow at once, and with them the job."""
+    """Until when counts are delayed because a pod has ended: the others, and the job, usually follow at once."""
     ends = [pod.finished_at for pod in seen.current if pod.finished_at is not None and pod.finished_at <= now]
     return max(ends, default=0.0) + SETTLING_S
 
 
 def _hard(status: Object) -> Object:
-    """What is written at once: all but counts, progress, wording and times of transitions; also that all pods exist."""
+    """The part written at once: all but counts, progress, messages and transition times; also that all pods exist."""
     facts = {key: value for key, value in status.items() if key not in SOFT_FIELDS}
     shown = [(condition["type"], condition["status"]) for condition in status.get("conditions", ())]
     is_made = all(condition["reason"] != names.PODS_CREATING for condition in status.get("conditions", ()))
@@ -222,7 +222,7 @@ def _restarts(seen: Seen, decision: Decision, attempt: int, now: float) -> Objec
 
 
 def counted(counters: Counters, attempt: int) -> Object:
-    """Counters as they lie in status.restarts."""
+    """Counters in the form of status.restarts."""
     values = {
         "total": counters.total,
         "counted": counters.counted,
@@ -234,7 +234,7 @@ def counted(counters: Counters, attempt: int) -> Object:
 
 
 def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
-    """The written-down end of the backoff, kept until the gang is there."""
+    """The persisted end of the backoff, kept until the gang exists."""
     if isinstance(decision, Restart):
         return {"nextRetryTime": to_text(math.ceil(now + decision.delay_s))} if decision.delay_s else {}
     if isinstance(decision, Withdraw) and decision.pause_s is not None:
@@ -275,7 +275,7 @@ def _progress(seen: Seen) -> Object | None:
 
 
 def describe_progress(progress: Progress) -> Object:
-    """A progress record in the form of status.progress; metric values are text, as Kubeflow Trainer has them."""
+    """A progress record in the form of status.progress; metric values are text, as in Kubeflow Trainer."""
     values = {
         "iteration": progress.iteration,
         "totalIterations": progress.total_iterations,

@@ -1,6 +1,6 @@
 """The termination message of a container: the record that the trainer's launcher leaves, or any other text.
 
-Every program in a pod writes what it likes there, so each field is taken by type and within bounds, or not at all.
+Any program in a pod may write anything there, so each field is accepted only with the right type and within bounds.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from megatron_operator.core import kubelet_reasons
 from megatron_operator.guard import shortened, whole_number
 from megatron_trainjob import termination
 
-MAX_CHARACTERS = 16 * 1024  # the kubelet cuts at 4 KiB a container
+MAX_CHARACTERS = 16 * 1024  # the kubelet truncates at 4 KiB per container
 MAX_REASON_CHARACTERS = 128
 LARGEST = 2**53
 MAX_BRACKETS = 256
@@ -21,7 +21,7 @@ MAX_BRACKETS = 256
 
 @dataclass(frozen=True, kw_only=True)
 class Record:
-    """What the trainer said of its end; each None where it said nothing usable."""
+    """The trainer's termination record; each field None where it is missing or unusable."""
 
     exit_code: int | None = None
     rank: int | None = None
@@ -52,7 +52,7 @@ def read(text: object) -> Record:
 
 
 def _reason(value: str) -> str | None:
-    """The trainer's word for its end; what only a kubelet can know is not taken from it."""
+    """The trainer's reason; one that only a kubelet can know is not accepted from it."""
     reason = shortened(value, MAX_REASON_CHARACTERS)
     return None if not reason or kubelet_reasons.is_kubelets(reason) else reason
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from datetime import UTC, datetime
 
-EARLIEST_S, LATEST_S = 0.0, 253_402_300_799.0  # the years 1970 to 9999: others do not fit the text
+EARLIEST_S, LATEST_S = 0.0, 253_402_300_799.0  # the years 1970 to 9999: others do not fit the format
 
 
 def to_text(seconds: float) -> str:
     """The time as Kubernetes writes it, whole seconds in UTC: "2026-11-24T10:00:00Z".
 
-    A time outside the years 1970 to 9999 becomes the nearest within.
+    Times outside the years 1970 to 9999 are clamped.
     """
     return datetime.fromtimestamp(min(max(seconds, EARLIEST_S), LATEST_S), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 

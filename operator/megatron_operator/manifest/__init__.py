@@ -1,4 +1,4 @@
-"""A manifest -> a job: read, checked by rules, built, or all that is wrong with it at once. Pure."""
+"""A manifest -> a job, or all of its problems at once: parsing, rules, building. Pure."""
 
 from megatron_operator.manifest.read import nproc_per_node, parse
 

@@ -1,4 +1,4 @@
-"""Builds the Job value from a valid manifest whose defaults are filled in."""
+"""Builds the Job value from a valid manifest with defaults filled in."""
 
 from __future__ import annotations
 
@@ -47,12 +47,12 @@ def build(manifest: Object, spec: Object, arguments: Accepted, *, nproc_per_node
 
 
 def _host_port(uid: str) -> int:
-    """A port of the job's own: on the node's network two jobs with the same port would clash."""
+    """A port for this job alone: on the node's network two jobs with the same port would clash."""
     return HOST_PORTS[int(hashlib.sha256(uid.encode()).hexdigest(), 16) % len(HOST_PORTS)]
 
 
 def download_command(storage_uri: str, target_path: str) -> tuple[str, ...]:
-    """The command that fetches an hf:// source with the client that the trainer's image has."""
+    """The command that fetches an hf:// source with the client in the trainer's image."""
     repository = storage_uri.removeprefix("hf://")
     kind: tuple[str, ...] = ()
     if repository.startswith("datasets/"):

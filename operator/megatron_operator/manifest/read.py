@@ -1,4 +1,4 @@
-"""Manifest -> Job, or every violation at once. The same reading for operator, webhook and command line.
+"""Parses a manifest into a Job, or all violations at once; shared by operator, webhook and command line.
 
 Shape and defaults come from `schema`, arguments from the contract, the rest from `rules`.
 """
@@ -32,13 +32,13 @@ def parse(
     default_image: str = images.TRAINER,
     strict: bool = False,
 ) -> Job | tuple[Violation, ...]:
-    """The job, or everything that is wrong with the manifest.
+    """The job, or all problems of the manifest.
 
-    hf_config: the model's config.json where it can be read; without it, rules about the model are left out.
-    default_image: image for a manifest that names none. strict: warnings are errors, as with spec.strict.
+    hf_config: the model's config.json if it can be read; without it, rules about the model are skipped.
+    default_image: image for a manifest without one. strict: warnings are errors, as with spec.strict.
     """
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("spec"), Mapping):
-        return (Violation(path="spec", value=None, message="a manifest needs spec; see docs or examples"),)
+        return (Violation(path="spec", value=None, message="is required; see docs/fields.md and examples/"),)
     given = {key: value for key, value in manifest["spec"].items() if key != "args"}
     shape = tuple(structural.check(given, spec_schema(), "spec"))
     spec = structural.defaulted(_without_broken(given, shape), spec_schema())
@@ -59,13 +59,13 @@ def parse(
 
 
 def nproc_per_node(spec: Object) -> int:
-    """Processes in each pod; "auto" counts the devices that each asks for, and is 1 without any."""
+    """Processes per pod; "auto" is the number of devices that each pod requests, or 1 without any."""
     value = str(spec["nprocPerNode"])
     return accelerators.count(spec.get("resourcesPerNode") or {}) or 1 if value == "auto" else int(value)
 
 
 def _without_broken(given: Object, violations: Iterable[Violation]) -> Object:
-    """The valid fields, so that the other checks can use them."""
+    """The valid fields, for the other checks."""
     broken = {re.split(r"[.\[]", violation.path)[1] for violation in violations}
     return {key: value for key, value in given.items() if key not in broken}
 
@@ -79,15 +79,17 @@ def _check_header(manifest: Object) -> Iterable[Violation]:
             yield Violation(path=str(field), value=manifest[field], message="unknown field; move it under spec")
     name = (manifest.get("metadata") or {}).get("name")
     if not isinstance(name, str) or not re.fullmatch(names.JOB_NAME_PATTERN, name):
-        message = "must be lower-case letters, digits and '-', beginning with a letter, for a Service bears it"
+        message = "must consist of lower-case letters, digits and '-' and start with a letter, because a Service has it"
         yield Violation(path="metadata.name", value=name, message=message)
     elif len(name) > names.MAX_JOB_NAME_LENGTH:
-        message = f"must not be longer than {names.MAX_JOB_NAME_LENGTH} characters, for pod names are made from it"
+        message = (
+            f"must not be longer than {names.MAX_JOB_NAME_LENGTH} characters, because pod names are derived from it"
+        )
         yield Violation(path="metadata.name", value=name, message=message)
 
 
 def _read_arguments(given: object, spec: Object, world_size: int, hf_config: Object | None) -> Parsed:
-    """The arguments with every violation that they, the size of the job and the model have."""
+    """The arguments, with all violations of their own and with the job's size and the model."""
     if given is not None and not isinstance(given, Mapping):
         wrong = Violation(path="spec.args", value=given, message="must be a mapping of argument names to values")
         return Refused(violations=(wrong,))

@@ -1,6 +1,6 @@
-"""What must hold between the infrastructure fields of a manifest. One function a truth; none changes a field.
+"""Rules between the infrastructure fields of a manifest. One function per rule; none changes a field.
 
-Each rule takes (metadata, spec with defaults) and yields violations; broken fields have been left out before.
+Each rule takes (metadata, spec with defaults) and yields violations; invalid fields have been removed before.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ Object = Mapping[str, Any]
 Rule = Callable[[Object, Object], Iterable[Violation]]
 
 TEMPLATES = ("podTemplate", "masterTemplate", "workerTemplate")
-# Fields by which the operator finds, names and ends its pods.
+# Fields by which the operator selects, names and terminates its pods.
 RESERVED_POD_FIELDS = ("hostname", "subdomain", "restartPolicy", "schedulingGroup")
 FIELDS_OF_SPEC = ("command", "args", "image", "resources")
-# The end of the trainer's container is the end of its pod, and its last words say why.
+# The pod ends with the trainer's container, whose termination message says why.
 RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
 OWN_VOLUME_PREFIX = "mtj-"
 SET_BY_OPERATOR = "is set by the operator; remove it"
@@ -37,7 +37,7 @@ def check(metadata: Object, spec: Object) -> Iterator[Violation]:
 
 
 def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
-    """What is allowed and seldom meant."""
+    """Warnings: allowed but rarely intended."""
     mounts = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
     save = str(arguments.get("save") or spec["checkpoint"]["mountPath"])
     if not any(is_below(save, mount) for mount in mounts):
@@ -61,17 +61,17 @@ def _warning(path: str, value: object, message: str) -> Violation:
 
 
 def _claims_for_one_node(spec: Object) -> Iterator[Violation]:
-    """A volume that one node mounts keeps the pods of the other nodes waiting."""
+    """A volume that only one node can mount keeps the pods on other nodes waiting."""
     template = (spec["checkpoint"].get("pvc") or {}).get("template") or {}
     modes = (template.get("spec") or {}).get("accessModes") or ()
     if spec["numNodes"] > 1 and modes and not {"ReadWriteMany", "ReadOnlyMany"} & {*modes}:
         place = "pod" if set(modes) == {"ReadWriteOncePod"} else "node"
-        message = f"lets one {place} mount the volume, and there are {spec['numNodes']} nodes; use ReadWriteMany"
+        message = f"lets one {place} mount the volume, but there are {spec['numNodes']} nodes; use ReadWriteMany"
         yield _warning("spec.checkpoint.pvc.template.spec.accessModes", modes[0], message)
 
 
 def is_below(path: str, directory: str) -> bool:
-    """Whether the path is the directory or lies in it."""
+    """Whether the path is the directory or inside it."""
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
@@ -90,7 +90,7 @@ def _save_stays_on_its_volume(metadata: Object, spec: Object) -> Iterator[Violat
 
 
 def _environment_is_ours(metadata: Object, spec: Object) -> Iterator[Violation]:
-    """No manifest sets what the operator sets."""
+    """A manifest must not set what the operator sets."""
     entries = [(f"spec.env[{i}].name", entry.get("name")) for i, entry in enumerate(spec.get("env", ()))]
     entries += [(f"spec.network.ncclEnv.{name}", name) for name in spec["network"].get("ncclEnv", {})]
     for template in TEMPLATES:
@@ -100,19 +100,19 @@ def _environment_is_ours(metadata: Object, spec: Object) -> Iterator[Violation]:
         if name in RESERVED:
             yield Violation(path=path, value=name, message=SET_BY_OPERATOR)
         if name in OF_VARIABLES:
-            message = f"is no variable of this trainer, which would not see it; use spec.args.{OF_VARIABLES[name]}"
+            message = f"is not a variable of this trainer, which would ignore it; use spec.args.{OF_VARIABLES[name]}"
             yield Violation(path=path, value=name, message=message)
 
 
 def _nccl_names(metadata: Object, spec: Object) -> Iterator[Violation]:
     for name in spec["network"].get("ncclEnv", {}):
         if not name.startswith(("NCCL_", "SHARP_", "UCX_")):
-            message = "holds only NCCL_, SHARP_ and UCX_ variables; put others under spec.env"
+            message = "accepts only NCCL_, SHARP_ and UCX_ variables; set others under spec.env"
             yield Violation(path=f"spec.network.ncclEnv.{name}", value=name, message=message)
 
 
 def _template_fields_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
-    """The CRD leaves the role templates open, so their shape is checked here."""
+    """The CRD does not check the role templates, so their shape is checked here."""
     for template in ("masterTemplate", "workerTemplate"):
         yield from structural.check(spec.get(template, {}), pod_template.overlay(), f"spec.{template}")
 
@@ -129,7 +129,7 @@ def _templates_keep_off_our_fields(metadata: Object, spec: Object) -> Iterator[V
             for field in (*FIELDS_OF_SPEC, *RESERVED_CONTAINER_FIELDS):
                 if field in container:
                     is_given = field in FIELDS_OF_SPEC
-                    message = "of the trainer is given under spec; move it there" if is_given else SET_BY_OPERATOR
+                    message = "of the trainer is set under spec; move it there" if is_given else SET_BY_OPERATOR
                     yield Violation(path=f"{path}.{field}", value=container[field], message=message)
         yield from _own_labels(f"spec.{template}.metadata", _mapping(overlay.get("metadata")))
 
@@ -138,26 +138,26 @@ def _own_labels(path: str, metadata: Object) -> Iterator[Violation]:
     for kind in ("labels", "annotations"):
         for key, value in _mapping(metadata.get(kind)).items():
             if str(key).startswith(f"{names.GROUP}/"):
-                message = f"begins with {names.GROUP}/, which is the operator's; choose another"
+                message = f"starts with {names.GROUP}/, which is reserved for the operator; choose another"
                 yield Violation(path=f"{path}.{kind}.{key}", value=value, message=message)
 
 
 def _volumes_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
-    """Each mount names a volume that is there, once, and not one of ours."""
+    """Each mount refers to an existing volume, which is unique and not one of ours."""
     volumes = [volume.get("name") for volume in spec.get("volumes", ())]
     for template in TEMPLATES:
         pod = _mapping(_mapping(spec.get(template)).get("spec"))
         volumes += [_mapping(volume).get("name") for volume in pod.get("volumes") or ()]
     for i, volume in enumerate(spec.get("volumes", ())):
         if volumes[:i].count(volume["name"]):
-            yield Violation(path=f"spec.volumes[{i}].name", value=volume["name"], message="is there twice; rename one")
+            yield Violation(path=f"spec.volumes[{i}].name", value=volume["name"], message="is used twice; rename one")
         if volume["name"].startswith(OWN_VOLUME_PREFIX):
-            message = f"begins with {OWN_VOLUME_PREFIX}, which is the operator's; choose another"
+            message = f"starts with {OWN_VOLUME_PREFIX}, which is reserved for the operator; choose another"
             yield Violation(path=f"spec.volumes[{i}].name", value=volume["name"], message=message)
     for i, mount in enumerate(spec.get("volumeMounts", ())):
         if mount["name"] not in volumes:
-            known = f"known are {', '.join(map(str, volumes))}" if volumes else "there is none under spec.volumes"
-            message = f"names no volume; {known}"
+            known = f"known are {', '.join(map(str, volumes))}" if volumes else "spec.volumes is empty"
+            message = f"refers to no volume; {known}"
             yield Violation(path=f"spec.volumeMounts[{i}].name", value=mount["name"], message=message)
 
 
@@ -181,10 +181,10 @@ def _initializers_can_run(metadata: Object, spec: Object) -> Iterator[Violation]
         seen.add(each["name"])
         uri = each.get("storageUri", "")
         if not each.get("command") and not uri.startswith("hf://"):
-            message = "without a command only hf:// sources can be fetched; give a command"
+            message = "without a command only hf:// sources can be fetched; set a command"
             yield Violation(path=f"{path}.storageUri", value=uri or None, message=message)
         if not any(is_below(each["targetPath"], mount) for mount in mounts):
-            message = f"is not below a mounted volume ({', '.join(mounts)}); what is fetched would be lost"
+            message = f"is not below a mounted volume ({', '.join(mounts)}); the download would be lost"
             yield Violation(path=f"{path}.targetPath", value=each["targetPath"], message=message)
 
 
@@ -215,19 +215,21 @@ def _topology_has_somebody_to_keep_it(metadata: Object, spec: Object) -> Iterato
     if gang == "Volcano" and "highestTierAllowed" not in topology:
         yield Violation(path=f"{path}.highestTierAllowed", value=None, message="is required with gang Volcano")
     elif gang != "Volcano" and "key" not in topology:
-        yield Violation(path=f"{path}.key", value=None, message="is required: the node label that pods share")
+        yield Violation(
+            path=f"{path}.key", value=None, message="is required: the node label whose value the pods share"
+        )
     if topology["exclusive"] and "key" not in topology and gang == "Volcano":
         yield Violation(path=f"{path}.key", value=None, message="is required with exclusive: the domain's node label")
     if gang not in ("Volcano", "Native") and not has_queue and not topology["exclusive"]:
         message = f"needs gang Volcano or Native, a Kueue queue (label {names.KUEUE_QUEUE}), or exclusive: true"
         yield Violation(path=path, value=topology.get("key"), message=message)
     if gang == "Native" and topology["mode"] == "Preferred":
-        message = "native gangs know only Required; use it or remove the topology"
+        message = "native gangs support only Required; use it or remove the topology"
         yield Violation(path=f"{path}.mode", value="Preferred", message=message)
 
 
 def _size_is_elastic(metadata: Object, spec: Object) -> Iterator[Violation]:
-    """The number of nodes lies within its own bounds, and the pods of a resized gang can save and resume."""
+    """The number of nodes is within its bounds, and the pods of a resized gang can save and resume."""
     elastic = spec.get("elasticPolicy")
     if elastic is None or "minNodes" not in elastic or "maxNodes" not in elastic:
         return
@@ -236,10 +238,10 @@ def _size_is_elastic(metadata: Object, spec: Object) -> Iterator[Violation]:
         message = f"must not exceed maxNodes ({high})"
         yield Violation(path="spec.elasticPolicy.minNodes", value=low, message=message)
     elif not low <= spec["numNodes"] <= high:
-        message = f"must lie between elasticPolicy.minNodes and maxNodes ({low} to {high})"
+        message = f"must be between elasticPolicy.minNodes and maxNodes ({low} to {high})"
         yield Violation(path="spec.numNodes", value=spec["numNodes"], message=message)
     if spec["checkpoint"]["resume"] == "Never":
-        message = "is at odds with elasticPolicy, which goes on from the checkpoint; use Auto or Required"
+        message = "conflicts with elasticPolicy, which continues from the checkpoint; use Auto or Required"
         yield Violation(path="spec.checkpoint.resume", value="Never", message=message)
 
 
@@ -247,7 +249,7 @@ def _copies_are_the_users(metadata: Object, spec: Object) -> Iterator[Violation]
     for kind, wanted in (spec.get("copyToPods") or {}).items():
         for i, name in enumerate(wanted):
             if name.startswith(names.NEVER_COPIED):
-                message = "is not the user's to copy; remove it"
+                message = "is reserved and cannot be copied; remove it"
                 yield Violation(path=f"spec.copyToPods.{kind}[{i}]", value=name, message=message)
 
 
@@ -300,7 +302,7 @@ def _mapping(value: object) -> Object:
 
 
 def _trainers(spec: Object, template: str) -> Iterator[tuple[str, Object]]:
-    """(path, container) of what a template says about the trainer container."""
+    """(path, container) for each template entry of the trainer container."""
     pod = _mapping(_mapping(spec.get(template)).get("spec"))
     for i, container in enumerate(pod.get("containers") or ()):
         if _mapping(container).get("name") == names.CONTAINER:

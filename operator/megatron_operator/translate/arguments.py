@@ -1,7 +1,7 @@
-"""Written arguments of ms-swift under our names: what is carried over, what a version's changed defaults add.
+"""Translates arguments of ms-swift to our names, and adds what a version's different defaults require.
 
-Nothing that would change the training is left out: what is unknown or refused stays where it is, with the reason
-beside it, so that validation stops there.
+Nothing that would change the training is dropped: what is unknown or refused stays in place, with the reason
+next to it, so that validation fails there.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ VERSIONS: tuple[Version, ...] = ("3.8", "3.9", "4")
 NAMES_OF_3 = frozenset(
     {"save", "save_interval", "eval_interval", "log_interval", "load", "adapter_load", "max_epochs", "num_workers"}
 ) | {"train_type", "distributed_backend", "ref_load", "ref_adapter_load"}
-# What version 4 does where a command is silent, and this project does otherwise.
+# Defaults of version 4 that differ from this project's.
 DEFAULTS_OF_4: dict[str, object] = {
     "finetune": True,
     "recompute_granularity": "none",
@@ -36,12 +36,12 @@ EXPERT_DEFAULTS: dict[Version, dict[str, object]] = {
     "3.9": {"expert_tensor_parallel_size": 1},
     "4": {"expert_tensor_parallel_size": 1, "moe_grouped_gemm": True},
 }
-SECRETS = "is a secret: give the pods HF_TOKEN from a Secret (spec.envFrom)"
+SECRETS = "is a secret: pass HF_TOKEN to the pods from a Secret (spec.envFrom)"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Carried:
-    """One argument of the new manifest, with what a reader should know about it."""
+    """One argument of the new manifest, with a remark for the reader."""
 
     name: str
     value: object
@@ -50,7 +50,7 @@ class Carried:
 
 @dataclass(frozen=True, kw_only=True)
 class Translated:
-    """arguments: for spec.args. left_out: (name, value, reason) of what has no place there and changes nothing."""
+    """arguments: for spec.args. left_out: (name, value, reason) of what has no counterpart and no effect."""
 
     arguments: tuple[Carried, ...]
     left_out: tuple[tuple[str, object, str], ...]
@@ -60,7 +60,7 @@ class Translated:
 def translate(
     written: Mapping[str, object], task: Task, *, version: Version | None = None, world_size: int | None = None
 ) -> Translated:
-    """The arguments of a command of ms-swift. Without a version, names and layout tell it."""
+    """The arguments of an ms-swift command. Without a version, it is inferred from names and layout."""
     kept, left_out = [], []
     for name, value in written.items():
         carried = _carried(name, value, task)
@@ -87,7 +87,7 @@ def of_variables(environment: Mapping[str, str], task: Task) -> dict[str, object
 def told_version(
     written: Mapping[str, object], values: Mapping[str, object], task: Task, world_size: int | None
 ) -> Version:
-    """4 by its names. Version 3.9 has the names of 3.8, but does not split experts by default."""
+    """Infers the version from names. Version 3.9 has the names of 3.8, but does not split experts by default."""
     other_names = {name for name in written if (alias := find_alias(name, task)) and alias.canonical in NAMES_OF_3}
     if other_names or "save_safetensors" in written:
         return "4"
@@ -115,13 +115,13 @@ def _carried(name: str, value: object, task: Task) -> Carried:
 
 
 def _plain(argument: Argument, value: object) -> object:
-    """The value as YAML has it."""
+    """The value in YAML's types."""
     read = read_value(argument, value)
     return list(read) if isinstance(read, tuple) else read
 
 
 def _defaults(values: Mapping[str, object], task: Task, version: Version) -> Iterator[Carried]:
-    """The defaults of the version that differ from ours, for what the command does not say."""
+    """The version's defaults that differ from ours, for arguments that the command does not set."""
     wanted = dict(DEFAULTS_OF_4) if version == "4" else {}
     if any(name.startswith(("moe_", "expert_")) for name in values):
         wanted |= EXPERT_DEFAULTS[version]
@@ -139,7 +139,7 @@ def _defaults(values: Mapping[str, object], task: Task, version: Version) -> Ite
 
 
 def layout_ranks(values: Mapping[str, object], task: Task) -> int:
-    """The fewest ranks that the layout of these arguments needs."""
+    """The minimum number of ranks for the layout of these arguments."""
     names = ("tensor_model_parallel_size", "pipeline_model_parallel_size", "context_parallel_size")
     sizes = [int(str(values.get(name, 1))) for name in names]
     experts = int(str(values.get("expert_model_parallel_size", 1)))

@@ -1,4 +1,4 @@
-"""What a PyTorchJob or a TrainJob of Kubeflow says: the command that it starts, and the pods that it starts it in."""
+"""Reads a PyTorchJob or TrainJob of Kubeflow: the command that it runs, and its pods."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ POD_FIELDS = ("nodeSelector", "tolerations", "affinity", "priorityClassName", "s
 
 @dataclass(frozen=True, kw_only=True)
 class Pods:
-    """The part of a job that is not its command; plain Kubernetes, as it was written. remarks: what has no place."""
+    """The part of a job besides its command, as plain Kubernetes fields. remarks: what has no counterpart."""
 
     name: str = ""
     namespace: str = ""
@@ -82,7 +82,7 @@ def _train_job(manifest: Object) -> tuple[str, Pods]:
 
 
 def _overrides(overrides: Sequence[Object]) -> Object:
-    """The pod fields of the overrides of the trainer's pods, the later ones winning."""
+    """The pod fields of the overrides of the trainer's pods; later ones win."""
     merged: dict[str, Any] = {}
     for override in overrides:
         merged |= override.get("spec") or override
@@ -102,7 +102,7 @@ def _script(container: Object) -> str:
 
 def _image(container: Object) -> tuple[str, ...]:
     image = container.get("image")
-    return (f"image {image}: the trainer has an image of its own",) if image else ()
+    return (f"image {image}: the trainer has its own image",) if image else ()
 
 
 def _number(value: object) -> int | None:

@@ -1,4 +1,4 @@
-"""Which of a script's commands starts a training or an export, on how many nodes and processes."""
+"""Finds the commands of a script that start a training or an export, with their numbers of nodes and processes."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VARIABLE_NAMES = {PROCESSES_PER_NODE: "nproc_per_node", NUM_NODES: "nnodes"}
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A command that was found: its task, the words after it, and where it ran (None: not said)."""
+    """A found command: its task, its arguments, and its sizes (None: not given)."""
 
     task: Task
     words: tuple[str, ...]
@@ -31,12 +31,12 @@ class Launch:
 
 
 def find(commands: Iterable[Invocation]) -> list[Launch]:
-    """Every command that trains or exports, in its order."""
+    """Every command that trains or exports, in order."""
     return [launch for command in commands for launch in _recognized(command)]
 
 
 def unread(commands: Iterable[Invocation]) -> list[str]:
-    """The commands that name a training behind a program that is not known to run it, as they are written."""
+    """The commands that name a training behind an unknown program, verbatim."""
     return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]
 
 
@@ -57,7 +57,7 @@ def _recognized(command: Invocation) -> Iterator[Launch]:
             break
     else:
         return
-    # srun, docker run, numactl ...: their options are of another machine's scheduler and stay behind.
+    # srun, docker run, numactl ...: their options belong to another scheduler and are dropped.
     environment |= passed_on(words[:start])
     options = _without_launcher(words)[0] | options
     said = {VARIABLE_NAMES[name]: value for name, value in environment.items() if name in VARIABLE_NAMES}
@@ -111,12 +111,12 @@ def _as_task(word: str) -> Task | None:
 
 
 def _devices(environment: Mapping[str, str]) -> int | None:
-    """The number of devices that the environment names."""
+    """The number of devices in the environment."""
     named = next((environment[name] for name in DEVICES if environment.get(name)), "")
     return len(named.split(",")) if re.fullmatch(r"\d+(,\d+)*,?", named) else None
 
 
 def _number(text: str) -> int | None:
-    """A number of nodes or processes; of torchrun's range 2:4 the larger one. None for anything else."""
+    """A number of nodes or processes; the maximum of a torchrun range such as 2:4. None for anything else."""
     found = re.fullmatch(r"(?:\d+:)?([1-9]\d*)", text)
     return int(found[1]) if found else None

@@ -1,6 +1,6 @@
-"""Where files of another machine lie in a cluster: each of its folders becomes a volume, to be filled in.
+"""Maps files of another machine to a cluster: each of its folders becomes a volume, to be filled in.
 
-Absolute paths stay as they are, below a mount of their first two parts; relative ones move below WORKDIR.
+Absolute paths are kept, below a mount of their first two parts; relative ones move below WORKDIR.
 """
 
 from __future__ import annotations
@@ -24,13 +24,13 @@ FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", 
 
 @dataclass
 class Places:
-    """The mounts that the paths need: mount path -> volume name. known: mounts that a manifest has already."""
+    """The mounts that the paths need: mount path -> volume name. known: existing mounts of the manifest."""
 
     known: tuple[str, ...] = ()
     mounts: dict[str, str] = field(default_factory=dict)
 
     def place(self, path: str) -> str:
-        """Where the path lies in the pod."""
+        """The path in the pod."""
         path = re.sub(r"^(~|\$HOME|\$\{HOME\})(?=/|$)", "/root", path)
         if any(path == mount or path.startswith(mount.rstrip("/") + "/") for mount in self.known):
             return path
@@ -71,7 +71,7 @@ def _placed(carried: Carried, places: Places) -> Carried:
 
 
 def is_path(text: str) -> bool:
-    """Whether a model or data set is named by its path and not by its id on a hub."""
+    """Whether a model or data set is given by path rather than by Hub id."""
     source = text.partition("#")[0]
     if text.startswith(("/", "./", "../", "~", "$")) or source.endswith(FILE_SUFFIXES):
         return True

@@ -1,8 +1,8 @@
-"""The commands of a shell script with what is known of their environment. Runs nothing and follows no branch.
+"""Parses the commands of a shell script and their known environment. Runs nothing and follows no branch.
 
 Understood are line continuations, comments, quotes, variables, arrays (`+=` too), defaults (`${NAME:-8}`), `export`,
-`eval` and the script of `bash -c` or `bash <<EOF`. What another here-document holds is text, no command. What only a
-shell can evaluate, such as `$(hostname)`, stays in the word as it is written, so that it is seen later.
+`eval` and the script of `bash -c` or `bash <<EOF`. Any other here-document is text. What only a
+shell can evaluate, such as `$(hostname)`, stays verbatim in the word, so that it is noticed later.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ RUNNERS = frozenset(
     + ("pipenv", "pdm", "torchrun", "accelerate", "deepspeed", "dlrover-run", "ray", "nsys", "ncu", "py-spy")
     + ("coverage", "strace")
 )
-"""Programs that run the command they are given; others that mention one, such as echo, only read it."""
+"""Programs that run the command in their arguments; others, such as echo, only mention it."""
 READERS = frozenset(("echo", "printf", "grep", "mkdir", "cat", "ls", "rm", "cp", "mv", "touch"))
 PASSED_ON = re.compile(r"(?<!\w)(?:-e)?(NPROC_PER_NODE|NNODES|CUDA_VISIBLE_DEVICES)=(\d[\d,]*\d|\d|[^\s,]+)")
 """A variable of the launch in an option such as `--export=ALL,NNODES=2`."""
@@ -62,7 +62,7 @@ ASSIGNMENT = re.compile(r"(?P<name>[A-Za-z_]\w*)=(?P<value>.*)", re.DOTALL)
 
 @dataclass(frozen=True, kw_only=True)
 class Invocation:
-    """One simple command: its words, and the variables that were set before or in front of it."""
+    """One simple command: its words, and the variables set before or in front of it."""
 
     words: tuple[str, ...]
     environment: Mapping[str, str]
@@ -70,7 +70,7 @@ class Invocation:
 
 @dataclass
 class _Word:
-    """The word that is being read; `is_there` tells an empty one in quotes from none."""
+    """The word being read; `is_there` distinguishes an empty quoted word from none."""
 
     text: str = ""
     is_there: bool = False
@@ -87,7 +87,7 @@ class _Word:
 
 
 def invocations(script: str, environment: Mapping[str, str] | None = None) -> list[Invocation]:
-    """Every simple command of the script, in its order. environment: what is known of that of its shell."""
+    """Every simple command of the script, in order. environment: the known variables of its shell."""
     known = dict(environment or {})
     arrays: dict[str, list[str]] = {}
     found = []
@@ -115,13 +115,13 @@ def without_own_arguments(words: list[str]) -> tuple[list[str], bool]:
 
 
 def passed_on(words: Sequence[str]) -> dict[str, str]:
-    """The variables that these words of a program such as docker or srun set for the command behind them."""
+    """The variables that these words of a program such as docker or srun set for the command after them."""
     assigned = [found for word in words if (found := ASSIGNMENT.fullmatch(word)) and found["name"].isupper()]
     return {found["name"]: found["value"] for found in assigned} | dict(PASSED_ON.findall(" ".join(words)))
 
 
 def starts(words: Sequence[str]) -> Iterator[int]:
-    """Where a command may begin: with the first word and, behind a program that runs another, with any later one."""
+    """Where a command may start: at the first word and, after a program that runs another, at any later one."""
     if words:
         yield 0
     if words and _runs_another(words):
@@ -130,7 +130,7 @@ def starts(words: Sequence[str]) -> Iterator[int]:
 
 
 def is_reader(word: str) -> bool:
-    """Whether this program only reads the words behind it."""
+    """Whether this program only mentions the words after it."""
     return _program(word) in READERS
 
 
@@ -183,7 +183,7 @@ def _without_keywords(words: list[str]) -> list[str]:
 def _statements(
     script: str, known: Mapping[str, str], arrays: Mapping[str, list[str]]
 ) -> Iterator[tuple[list[str], str | None]]:
-    """(words, name of the array that they are assigned to or None) of each statement."""
+    """(words, name of the array they are assigned to or None) of each statement."""
     word, array = _Word(), None
     for piece in PIECE.finditer(script):
         kind, text = piece.lastgroup, piece.group()

@@ -1,4 +1,4 @@
-"""A MegatronTrainJob as YAML with comments: what was carried over, what is to be filled in, what was left out."""
+"""Writes a MegatronTrainJob as YAML with comments: what was carried over, what to fill in, what was left out."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from megatron_trainjob.environment import RESERVED
 CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "CUDA_", "GLOO_", "TOKENIZERS_")
 NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
-# Owners that have another name on the Hugging Face Hub than on ModelScope.
+# Owners whose name on the Hugging Face Hub differs from ModelScope's.
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
 WITH_IMAGES = re.compile(r"(?<![A-Za-z])(VL|Omni|InternVL|Ovis|GLM-4\.[56]V|gemma-4)(?![a-z])")
 DATASETS = ("dataset", "val_dataset")
@@ -31,14 +31,14 @@ ARGUMENTS = "@arguments@"
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The text, and the manifest that it says."""
+    """The YAML text, and the manifest that it contains."""
 
     text: str
     manifest: Mapping[str, Any]
 
 
 def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Written:
-    """The MegatronTrainJob that does what the command did."""
+    """The MegatronTrainJob equivalent to the command."""
     places = Places(known=tuple(mount["mountPath"] for mount in pods.volume_mounts))
     arguments, outputs = placed(translated.arguments, places)
     arguments = [*_hub_ids(arguments), *_use_hf(arguments)]
@@ -54,13 +54,13 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
 
 
 def export(launch: Launch, translated: Translated) -> Written:
-    """The command that converts here; a conversion is not a training job."""
+    """The equivalent export command; an export is not a training job."""
     words = ["mtj", "export"]
     for each in translated.arguments:
         values = each.value if isinstance(each.value, list) else [each.value]
         words += [f"--{each.name}", *(_as_word(value) for value in values)]
     remarks = [f"{each.name}: {each.remark}" for each in translated.arguments if each.remark]
-    head = f"Written by mtj from-args from `{launch.source}`: run it where model and checkpoints lie."
+    head = f"Written by mtj from-args from `{launch.source}`: run it where model and checkpoints are."
     notes = [head, *remarks, *_left_out(translated.left_out)]
     return Written(text=_comment(notes) + shlex.join(words) + "\n", manifest={})
 
@@ -94,7 +94,7 @@ def _spec(launch: Launch, pods: Pods, places: Places, arguments: Sequence[Carrie
 
 
 def _num_processes(launch: Launch, pods: Pods, values: Mapping[str, object]) -> int:
-    """Processes of a pod: as said, else as many as the layout needs at least."""
+    """Processes per pod: as given, else the minimum for the layout."""
     said = pods.num_processes or launch.num_processes
     return said or layout_ranks(values, launch.task)
 
@@ -115,12 +115,18 @@ def _environment(variables: Mapping[str, str], own: Iterable[Mapping[str, Any]])
 
 
 def _use_hf(arguments: Sequence[Carried]) -> list[Carried]:
-    """Models are fetched from the Hub only where that is said."""
+    """Models are fetched from the Hub only if the command says so."""
     values = {each.name: each.value for each in arguments}
     model = values.get("model")
     if model is None or "use_hf" in values or is_path(str(model)):
         return []
-    return [Carried(name="use_hf", value=True, remark="ms-swift asks ModelScope first: see that the id is the same")]
+    return [
+        Carried(
+            name="use_hf",
+            value=True,
+            remark="ms-swift tries ModelScope first: check that the id is the same on the Hub",
+        )
+    ]
 
 
 def _hub_ids(arguments: Iterable[Carried]) -> list[Carried]:
@@ -153,9 +159,9 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
     ]
     source = str(spec["args"].get("model") or spec["args"].get("load"))
     if WITH_IMAGES.search(source):
-        notes.append(f"{source} takes images: only text models are trained here, and the trainer refuses others.")
+        notes.append(f"{source} takes images: only text models are supported, and the trainer refuses others.")
     if not (pods.num_processes or launch.num_processes or pods.resources):
-        notes.append("The number of GPUs was not said; it is the least that the layout needs.")
+        notes.append("The number of GPUs was not given; this is the minimum for the layout.")
     return [*notes, *(f"Left out: {remark}." for remark in pods.remarks)]
 
 
@@ -168,7 +174,7 @@ def _comment(lines: Iterable[str]) -> str:
 
 
 def _job_name(text: str) -> str:
-    """A name that a job may have, made from a path or a title."""
+    """A valid job name derived from a path or a title."""
     stem = PurePosixPath(text).name.removesuffix(".sh").removesuffix(".yaml").removesuffix(".yml")
     plain = re.sub(r"[^a-z0-9]+", "-", stem.lower()).strip("-0123456789") or "job"
     return plain[: names.MAX_JOB_NAME_LENGTH].rstrip("-")

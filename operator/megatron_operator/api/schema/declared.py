@@ -1,4 +1,4 @@
-"""Fields of the manifest that are declared on the value they become: schema and reader follow from one declaration."""
+"""Fields of the manifest, declared on the dataclass that holds them: one declaration yields schema and reader."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ class Declared(Protocol):
 
 
 def declared(name: str, schema: Schema, *, of: type[Declared] | None = None, absent: Any = None) -> Any:  # noqa: ANN401
-    """A field that the manifest writes as `name`; "outer.inner" lies in an object of its own there.
+    """A field that the manifest calls `name`; "outer.inner" is nested in an object there.
 
-    of: the value that the object, or each of a list, becomes. absent: the value where the manifest has none and its
-    schema no default; an absent list is empty.
+    of: the dataclass of the object, or of each item of a list. absent: the value if the manifest has none and its
+    schema has no default; an absent list is empty.
     """
     absent = () if schema.get("type") == "array" else absent
     return field(metadata={"name": name, "schema": schema, "of": of, "absent": absent})
@@ -31,7 +31,7 @@ def declared(name: str, schema: Schema, *, of: type[Declared] | None = None, abs
 def record_of(
     kind: type[Declared], help: str, *, required: tuple[str, ...] = (), inner: Mapping[str, Wrap] | None = None
 ) -> Schema:
-    """The schema of the fields of `kind`, in their order. inner: makes the schema of an object that holds some."""
+    """The schema of the fields of `kind`, in their order. inner: builds the schema of a nested object."""
     found: dict[str, Any] = {}
     for each in fields(kind):
         outer, _, name = each.metadata["name"].partition(".")
@@ -44,7 +44,7 @@ def record_of(
 
 
 def read[Value: Declared](kind: type[Value], given: Object, **others: object) -> Value:
-    """The value of a valid object whose defaults are filled in.
+    """The dataclass for a valid object with defaults filled in.
 
     others: the fields of `kind` that the manifest does not declare.
     """

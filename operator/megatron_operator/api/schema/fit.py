@@ -1,7 +1,7 @@
-"""Makes a value fit a structural schema, so that an API server takes it: text is cut, what cannot fit is left out.
+"""Makes a value fit a structural schema, so that an API server accepts it: truncates text, drops what cannot fit.
 
-Knows no field of the job. `structural.check` says what is wrong with a person's manifest; this is for values that
-programs report, of which the rest still counts.
+Knows no field of the job. `structural.check` reports what is wrong in a user's manifest; this is for values that
+programs report, where the rest remains useful.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ class _Misfit(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Fitted:
-    """The value as it fits, and one line for each part that was cut or left out."""
+    """The fitted value, and one line for each part that was truncated or dropped."""
 
     value: Any
     problems: tuple[str, ...] = ()
@@ -46,7 +46,7 @@ class _Fitter:
         try:
             return (self.fit(value, schema, path),)
         except _Misfit as misfit:
-            self.problems.append(f"{path}: {misfit}; left out")
+            self.problems.append(f"{path}: {misfit}; dropped")
             return ()
 
     def text(self, value: Any, schema: Schema, path: str) -> str:  # noqa: ANN401
@@ -59,7 +59,7 @@ class _Fitter:
         longest = schema.get("maxLength", LARGEST_TEXT)
         fitted = shortened(value, longest)
         if len(value) > longest:
-            self.problems.append(f"{path}: longer than {longest} characters; cut")
+            self.problems.append(f"{path}: longer than {longest} characters; truncated")
         return fitted
 
     def integer(self, value: Any, schema: Schema, path: str) -> int:  # noqa: ANN401
@@ -90,7 +90,7 @@ class _Fitter:
             raise _Misfit("must be a list")
         most = schema.get("maxItems", len(value))
         if len(value) > most:
-            self.problems.append(f"{path}: more than {most} entries; cut")
+            self.problems.append(f"{path}: more than {most} entries; truncated")
         parts = [self.part(item, schema["items"], f"{path}[{index}]") for index, item in enumerate(value[:most])]
         return [fitted for part in parts for fitted in part]
 
@@ -101,7 +101,7 @@ class _Fitter:
         for name, item in value.items():
             part = schema.get("properties", {}).get(name)
             if part is None:
-                self.problems.append(f"{path}.{str(name)[:64]}: unknown; left out")
+                self.problems.append(f"{path}.{str(name)[:64]}: unknown; dropped")
             elif found := self.part(item, part, f"{path}.{name}"):
                 fitted[name] = found[0]
         if missing := [name for name in schema.get("required", ()) if name not in fitted]:
@@ -120,7 +120,7 @@ FITTERS: dict[str, Callable[[_Fitter, Any, Schema, str], Any]] = {
 
 
 def fitted(value: Any, schema: Schema, path: str) -> Fitted:  # noqa: ANN401 (any JSON value)
-    """The value with every part that does not fit cut or left out; None in its place when nothing of it fits."""
+    """The value with every part that does not fit truncated or dropped; None if nothing of it fits."""
     fitter = _Fitter()
     found = fitter.part(value, schema, path)
     return Fitted(value=found[0] if found else None, problems=tuple(fitter.problems))

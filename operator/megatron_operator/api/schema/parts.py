@@ -13,7 +13,7 @@ LARGEST_INTEGER = 2**31 - 1
 
 @dataclass(frozen=True)
 class Pattern:
-    """A regular expression and what a person reads in its place: the rest of "must be ..."."""
+    """A regular expression and its description for people: the rest of "must be ..."."""
 
     expression: str
     words: str
@@ -55,7 +55,7 @@ def quantity(help: str) -> Schema:
 
 
 def record(help: str, properties: Mapping[str, Schema], *, required: tuple[str, ...] = ()) -> Schema:
-    """An object of our own with these fields and no others; the mark "x-record" tells it from Kubernetes' objects."""
+    """An object of ours with exactly these fields; the mark "x-record" distinguishes it from Kubernetes' objects."""
     needs = {"required": list(required)} if required else {}
     return {"type": "object", "description": help, "properties": dict(properties), "x-record": True, **needs}
 
@@ -82,24 +82,24 @@ def text_map(help: str, *, max_properties: int = 128, max_length: int = 4096) ->
 
 
 def described(schema: Mapping[str, Any], help: str) -> Schema:
-    """The schema with this description in place of its own."""
+    """The schema with this description."""
     return {**schema, "description": help}
 
 
 def defaulted(schema: Mapping[str, Any]) -> Schema:
-    """The object, created for the defaults of its parts if the manifest has none; the mark "x-defaulted" is ours."""
+    """The object, created for its fields' defaults if the manifest has none; the mark "x-defaulted" is ours."""
     return {**schema, "x-defaulted": True}
 
 
 def changeable(when: Change, schema: Mapping[str, Any]) -> Schema:
-    """The field, with when it and all below it may change; the mark "x-change" is ours and no server sees it."""
+    """The field, marked with when it and all below it may change; the mark "x-change" is ours and no server sees it."""
     return {**schema, "x-change": when}
 
 
 def changes(
     schema: Mapping[str, Any], path: str = "", inherited: Change = "WhileSuspended"
 ) -> Iterator[tuple[str, Change]]:
-    """(path, when it may change) of every field below a record of ours, outermost first."""
+    """(path, when it may change) of every field below one of our records, outermost first."""
     for name, part in schema["properties"].items():
         when: Change = part.get("x-change", inherited)
         yield f"{path}{name}", when
@@ -108,7 +108,7 @@ def changes(
 
 
 def _matching(pattern: Pattern | None) -> Schema:
-    """The pattern with its words; the mark "x-words" is ours and no server sees it."""
+    """The pattern with its description; the mark "x-words" is ours and no server sees it."""
     return {} if pattern is None else {"pattern": pattern.expression, "x-words": pattern.words}
 
 

@@ -1,4 +1,4 @@
-"""The shape of the status, field by field: what is not named here, an API server drops. A data table."""
+"""The shape of the status, field by field: an API server drops anything else. A data table."""
 
 from __future__ import annotations
 
@@ -14,30 +14,30 @@ LARGEST = 2**53
 def status() -> Schema:
     """Schema of status."""
     return record(
-        "What the operator sees and does. No one else writes it.",
+        "The observed state; written only by the operator.",
         {
-            "observedGeneration": _count("Generation of the spec that this status is about."),
-            "phase": choice("One word that follows from the conditions.", *PHASES),
-            "reason": text("Why the phase is what it is.", max_length=1024),
+            "observedGeneration": _count("Generation of the spec that this status reflects."),
+            "phase": choice("One word, derived from the conditions.", *PHASES),
+            "reason": text("Reason for the phase.", max_length=1024),
             "conditions": _conditions(),
-            "startTime": _time("When work began; again after a suspension."),
+            "startTime": _time("When work started; set again after a suspension."),
             "completionTime": _time("When the job succeeded or failed."),
             "lastRestartTime": _time("When the gang was last restarted."),
             "lastUpdatedTime": _time("When this status was written."),
             "restarts": _restarts(),
-            "replicas": _count("Pods of the present attempt."),
+            "replicas": _count("Pods of the current attempt."),
             "replicaStatuses": record(
                 "Pods by role.", {"master": _replicas("The master."), "worker": _replicas("The workers.")}
             ),
             "lastFailure": _last_failure(),
             "waiting": record(
-                "Since when the job waits to start, by the operator's clock.",
+                "Since when the job has been waiting to start, by the operator's clock.",
                 {
-                    "schedulingSince": _time("For a place; only with runPolicy.schedulingTimeoutSeconds."),
-                    "refusedSince": _time("For all pods of the gang to be let in; those that were are taken back."),
-                    "startupSince": _time("For a placed pod that something keeps from starting."),
+                    "schedulingSince": _time("For quota and nodes; only with runPolicy.schedulingTimeoutSeconds."),
+                    "refusedSince": _time("For all pods of the gang to be accepted; a partial gang is deleted."),
+                    "startupSince": _time("For a scheduled pod that cannot start."),
                     "pod": text("That pod."),
-                    "cause": text("What keeps it, such as Image or Volume.", max_length=1024),
+                    "cause": text("The kind of problem, such as Image or Volume.", max_length=1024),
                 },
             ),
             "progress": _progress(),
@@ -45,25 +45,25 @@ def status() -> Schema:
                 "The newest checkpoint.",
                 {
                     "latestIteration": _count("Its iteration."),
-                    "path": text("Its folder, as the pods see it.", max_length=4096),
+                    "path": text("Its directory inside the pods.", max_length=4096),
                     "time": _time("When it was first seen."),
                 },
             ),
             "resolved": record(
-                "What follows from the spec.",
+                "Values derived from the spec.",
                 {
                     "worldSize": _count("Ranks."),
-                    "dataParallelSize": _count("Ranks that hold different data."),
-                    "microBatches": _count("Micro-batches of a rank in a step."),
-                    "nprocPerNode": _count("Processes in a pod."),
+                    "dataParallelSize": _count("Data-parallel size."),
+                    "microBatches": _count("Micro-batches of a rank per step."),
+                    "nprocPerNode": _count("Processes per pod."),
                 },
             ),
-            "warnings": array("What is allowed in the spec and seldom meant.", text("A warning.", max_length=1024)),
+            "warnings": array("Allowed but rarely intended parts of the spec.", text("A warning.", max_length=1024)),
             "gang": record(
                 "The gang scheduler's object.",
                 {"kind": text("Its kind."), "name": text("Its name."), "phase": text("Its phase.")},
             ),
-            "selector": text("Label selector of the present pods.", max_length=1024),
+            "selector": text("Label selector of the current pods.", max_length=1024),
         },
     )
 
@@ -84,13 +84,13 @@ def _conditions() -> Schema:
             "status": choice("Status.", "True", "False", "Unknown"),
             "reason": text("One word.", max_length=1024),
             "message": text("For people.", max_length=32768),
-            "observedGeneration": _count("Generation of the spec it is about."),
+            "observedGeneration": _count("Generation of the spec that it reflects."),
             "lastTransitionTime": _time("When the status last changed."),
         },
         required=("type", "status", "reason", "lastTransitionTime"),
     )
     keys = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
-    return {**array("How the job stands.", condition, max_items=32), **keys}
+    return {**array("Conditions of the job.", condition, max_items=32), **keys}
 
 
 def _restarts() -> Schema:
@@ -99,8 +99,8 @@ def _restarts() -> Schema:
         {
             "total": _count("All."),
             "counted": _count("Those that count against failurePolicy.maxRestarts."),
-            "attempt": _count("The present attempt; it is in the names of the pods."),
-            "uncountedInARow": _count("Refused starts in a row."),
+            "attempt": _count("The current attempt; part of the pods' names."),
+            "uncountedInARow": _count("Consecutive rejected starts."),
             "checkpointIteration": _count("Newest checkpoint when the gang was last restarted."),
             "nextRetryTime": _time("When the next attempt starts."),
         },
@@ -118,12 +118,12 @@ def _last_failure() -> Schema:
         {
             "pod": text("The pod that failed first."),
             "node": text("Its node."),
-            "container": text("The container that ended it. Absent where the pod itself was refused or taken away."),
-            "containerKind": choice("What that container is.", "Trainer", "InitContainer", "Sidecar"),
+            "container": text("The container that ended it. Absent if the pod itself was rejected or evicted."),
+            "containerKind": choice("Kind of that container.", "Trainer", "InitContainer", "Sidecar"),
             "exitCode": described({"type": "integer", "format": "int32"}, "Its exit code."),
-            "rank": _count("The trainer's rank that failed first, counted over all nodes, where it left word."),
+            "rank": _count("Global rank of the trainer process that failed first, if it left a record."),
             "reason": text("One word, such as OOMKilled or BAD_DATA.", max_length=1024),
-            "message": text("The trainer's or the kubelet's own words.", max_length=4096),
+            "message": text("The trainer's or the kubelet's message.", max_length=4096),
             "iteration": _count("Iteration at which it happened."),
             "attempt": _count("The attempt that ended."),
             "time": _time("When."),
@@ -136,14 +136,14 @@ def _progress() -> Schema:
         "One metric.", {"name": text("Name.", max_length=128), "value": text("Value, as text.", max_length=64)}
     )
     return record(
-        "What the trainer says of itself.",
+        "Progress that the trainer reported.",
         {
             "iteration": _count("Iterations done."),
             "totalIterations": _count("Iterations of the whole run."),
-            "percentage": _count("Whole percent done."),
+            "percentage": _count("Percentage completed, rounded down."),
             "estimatedRemainingSeconds": _count("Seconds left."),
             "tokensPerSecondPerGPU": described({"type": "number"}, "Speed."),
             "metrics": array("Newest metrics.", metric, max_items=32),
-            "lastUpdatedTime": _time("When the trainer said it."),
+            "lastUpdatedTime": _time("When the trainer reported it."),
         },
     )

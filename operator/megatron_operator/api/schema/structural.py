@@ -1,4 +1,4 @@
-"""Checks and defaults a value by a structural OpenAPI schema, as an API server does, but reports everything at once."""
+"""Validates and defaults a value by a structural OpenAPI schema, like an API server, but reports every problem."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ EXPECTED = {
 
 
 def check(value: Any, schema: Schema, path: str) -> Iterator[Violation]:  # noqa: ANN401 (any YAML value)
-    """Every way in which the value departs from the schema."""
+    """All violations of the schema."""
     if value is None and schema.get("nullable"):
         return
     problem = _type_problem(value, schema)
@@ -46,7 +46,7 @@ def check(value: Any, schema: Schema, path: str) -> Iterator[Violation]:  # noqa
 
 
 def defaulted(value: Any, schema: Schema) -> Any:  # noqa: ANN401 (any YAML value)
-    """The value with the schema's defaults where it is silent; objects are created for the defaults of their parts."""
+    """The value with the schema's defaults filled in; objects are created for the defaults of their fields."""
     if isinstance(value, Mapping):
         properties: Mapping[str, Schema] = schema.get("properties", {})
         filled = {

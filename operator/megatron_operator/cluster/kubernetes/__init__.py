@@ -1,1 +1,1 @@
-"""A plan becomes objects on a Kubernetes API server; what is there is read through informers and caches."""
+"""Applies plans to a Kubernetes API server; observes it through informers and caches."""

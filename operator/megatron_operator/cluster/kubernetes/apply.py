@@ -1,6 +1,6 @@
-"""Carries a plan out on a cluster: status first, then deletions, patches, creations, events.
+"""Applies a plan to a cluster: status first, then deletions, patches, creations, events.
 
-Stops at the first refusal; whoever calls looks again later. Takes no decision.
+Stops at the first error; the caller reconciles again later. Makes no decisions.
 """
 
 from __future__ import annotations
@@ -32,15 +32,15 @@ logger = logging.getLogger(__name__)
 
 
 class ForeignObject(Exception):
-    """An object of the wanted name exists and is not the job's; the operator leaves it alone."""
+    """An object with the required name exists and is not the job's; the operator does not touch it."""
 
 
 class InvalidObject(ApiError):
-    """The API server's own validation refuses an object that the job's manifest makes so."""
+    """The API server's own validation rejects an object because of the job's manifest."""
 
 
 class Predecessor(ForeignObject):
-    """The object is of a deleted job of the same name, and goes as soon as the garbage collector comes to it."""
+    """The object belongs to a deleted job of the same name; the garbage collector will delete it."""
 
 
 async def apply(
@@ -52,9 +52,9 @@ async def apply(
     *,
     on_written: Callable[[Resource, Object], None],
 ) -> None:
-    """Carries out the plan. on_written hears of every object that the server answered with.
+    """Applies the plan. on_written is called with every object that the server returned.
 
-    Raises ApiError, or ForeignObject when a wanted name is taken.
+    Raises ApiError, or ForeignObject when a required name is taken.
     """
     if plan.status is not None:
         written = await write_status(client, job, plan.status)
@@ -73,12 +73,12 @@ async def apply(
 
 
 async def _show_refusal(recorder: Recorder, job: Object, refusal: ApiError, now: float) -> None:
-    """Says what is missing in the status, on the job and in the log."""
+    """Reports what the server rejected of the status, as an event and in the log."""
     metadata = job["metadata"]
     logger.warning(
-        "status written in part namespace=%s job=%s error=%.1000s", metadata["namespace"], metadata["name"], refusal
+        "status partly written namespace=%s job=%s error=%.1000s", metadata["namespace"], metadata["name"], refusal
     )
-    message = f"The API server refused a part of the status; the rest is written. {refusal.message}"[:1024]
+    message = f"The API server rejected a part of the status; the rest is written. {refusal.message}"[:1024]
     await recorder.post(job, Event(type="Warning", reason="StatusIncomplete", message=message), now)
 
 
@@ -86,7 +86,7 @@ async def _change(client: Client, job: Object, plan: Plan, on_written: Callable[
     namespace = job["metadata"]["namespace"]
     await _all(_delete(client, namespace, ref, on_written) for ref in plan.delete)
     await _all(_patch(client, namespace, patch, on_written) for patch in plan.patch)
-    # A pod is refused, or waits, without the objects it refers to: those come first.
+    # A pod is rejected, or waits, without the objects it refers to: create those first.
     await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] != "Pod")
     await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] == "Pod")
 
@@ -97,7 +97,7 @@ async def _tell(recorder: Recorder, job: Object, plan: Plan, now: float) -> None
 
 
 async def _all(requests: Iterable[Awaitable[None]]) -> None:
-    """Runs them at once and waits for every one; then raises the first error, if any."""
+    """Runs them concurrently and waits for all; then raises the first error, if any."""
     results = await asyncio.gather(*requests, return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException):
@@ -116,14 +116,14 @@ async def _patch(client: Client, namespace: str, patch: Patch, on_written: Calla
     try:
         answer = await client.patch(resource, namespace, patch.name, patch.body, subresource=patch.subresource)
     except ApiError as error:
-        if error.is_missing and resource is POD:  # it went meanwhile
+        if error.is_missing and resource is POD:  # deleted meanwhile
             return
         raise
     on_written(resource, answer)
 
 
 async def _create(client: Client, job: Object, body: Object, on_written: Callable[[Resource, Object], None]) -> None:
-    """Makes the object; one that is there already and belongs to the job is as good."""
+    """Creates the object; succeeds if it already exists and belongs to the job."""
     resource = RESOURCES[body["apiVersion"], body["kind"]]
     namespace, name = job["metadata"]["namespace"], body["metadata"]["name"]
     try:
@@ -134,15 +134,15 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
             raise InvalidObject(error.status, error.reason, error.message) from error
         if not error.already_exists:
             raise
-    if resource is CLAIM:  # a claim outlives its job on purpose: the next job of this name goes on with it
+    if resource is CLAIM:  # a claim outlives its job on purpose: the next job with this name reuses it
         on_written(resource, {**body, "metadata": {**body["metadata"], "namespace": namespace}})
         return
     found = await client.get(resource, namespace, name)
     kind = body["kind"]
     if found and _is_of_predecessor(found, job):
-        raise Predecessor(f"{kind} {name} of the deleted job of this name is still there")
+        raise Predecessor(f"{kind} {name} of the deleted job with this name still exists")
     if found and not is_owned(found, job["metadata"]["uid"]):
-        raise ForeignObject(f"{kind} {name} exists and is not this job's; delete it or rename the job")
+        raise ForeignObject(f"{kind} {name} exists and does not belong to this job; delete it or rename the job")
     if found and not _is_labeled(found, job):
         await _label(client, resource, body, namespace, on_written)
     elif found:
@@ -152,17 +152,15 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
 async def _label(
     client: Client, resource: Resource, body: Object, namespace: str, on_written: Callable[[Resource, Object], None]
 ) -> None:
-    """Sets the labels of an object of ours again. Raises ForeignObject for a kind that we may not change."""
+    """Restores the labels of one of our objects. Raises ForeignObject for a kind that we may not change."""
     name, kind, labels = body["metadata"]["name"], body["kind"], body["metadata"]["labels"]
     if resource not in (POD, SERVICE, CONFIG_MAP):
-        raise ForeignObject(
-            f"{kind} {name} has lost its label {names.LABEL_JOB_NAME}; delete it or set the label again"
-        )
+        raise ForeignObject(f"{kind} {name} has lost its label {names.LABEL_JOB_NAME}; delete it or restore the label")
     on_written(resource, await client.patch(resource, namespace, name, {"metadata": {"labels": labels}}))
 
 
 def _is_of_predecessor(found: Object, job: Object) -> bool:
-    """Whether the object's controlling owner is another job of this name: one that is gone, then."""
+    """Whether the object's controlling owner is another, thus deleted, job with this name."""
     owners = found["metadata"].get("ownerReferences") or ()
     controllers = [owner for owner in owners if owner.get("controller") and owner["kind"] == names.KIND]
     metadata = job["metadata"]
@@ -170,6 +168,6 @@ def _is_of_predecessor(found: Object, job: Object) -> bool:
 
 
 def _is_labeled(found: Object, job: Object) -> bool:
-    """Whether watches show the object: they select by the job's label, which anybody who may edit it can take off."""
+    """Whether watches deliver the object: they select by the job's label, which other clients can remove."""
     labels = found["metadata"].get("labels") or {}
     return bool(labels.get(names.LABEL_JOB_NAME) == job["metadata"]["name"])

@@ -1,6 +1,6 @@
-"""What a cluster holds of the jobs' children: one informer a resource, put together into what is seen of a job.
+"""The cluster's state of the jobs' children: one informer per resource, combined into the observed state of a job.
 
-Lists and watches; changes nothing and judges nothing.
+Lists and watches; changes nothing and decides nothing.
 """
 
 from __future__ import annotations
@@ -40,9 +40,9 @@ NODE_AGE_S = 15.0
 
 @dataclass(frozen=True, kw_only=True)
 class Extent:
-    """How much of the cluster to cache. namespaces: () for all. groups: gang schedulers to reckon with.
+    """How much of the cluster to cache. namespaces: () for all. groups: gang schedulers to support.
 
-    kueue: whether jobs queue by Workloads.
+    kueue: whether jobs are queued by Workloads.
     """
 
     namespaces: tuple[str, ...] = ()
@@ -71,7 +71,7 @@ class Cache:
         self._nodes: dict[str, tuple[float, bool]] = {}
 
     async def run(self, on_served: Callable[[], None]) -> None:
-        """Runs forever. on_served is called when the API of a gang scheduler turns up."""
+        """Runs forever. on_served is called when the API of a gang scheduler becomes available."""
         async with asyncio.TaskGroup() as group:
             for informer in (self._pods, self._services, self._config_maps):
                 group.create_task(informer.run())
@@ -83,7 +83,7 @@ class Cache:
     async def synced(self) -> None:
         """Returns once pods, services, config maps and Workloads have been listed."""
         await asyncio.gather(self._pods.synced(), self._services.synced(), self._config_maps.synced())
-        if self._kueue:  # without them a running job would look like one that no one has admitted
+        if self._kueue:  # without them a running job would look like one that was never admitted
             await self._kueue.settled()
 
     @property
@@ -93,7 +93,7 @@ class Cache:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the quietest watch was last heard of."""
+        """Seconds since the quietest watch last received something."""
         informers: tuple[Informer[Any], ...] = (
             self._pods,
             self._services,
@@ -112,7 +112,7 @@ class Cache:
         problem: tuple[str, str] | None,
         now: float,
     ) -> Seen:
-        """Everything known of this job's children. parsed: the job as a value, None for a wrong manifest."""
+        """The observed state of this job's children. parsed: the job as a value, None for an invalid manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
         pods = await self._see_pods(job, parsed, now)
@@ -134,7 +134,7 @@ class Cache:
         )
 
     def take(self, resource: Resource, raw: Object) -> None:
-        """Takes in what the server answered to our own write, before the watch repeats it."""
+        """Stores the server's response to our own write, before the watch delivers it."""
         if resource is CLAIM:
             self._claims.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
             return
@@ -163,7 +163,7 @@ class Cache:
         return await self._pod_events.explain(key[0], pods)
 
     async def _strays(self, job: Object, parsed: Job | None, there: Mapping[str, Pod]) -> list[Pod]:
-        """Pods of a gang that was whole once which no watch shows; a lookup each, for they are mostly gone."""
+        """Pods of a once complete gang that no watch delivers; one lookup each, since most are deleted."""
         known = Seen(status=job.get("status") or {}, pods=tuple(there.values()))
         if parsed is None or not failure.was_complete(known):
             return []
@@ -192,7 +192,7 @@ class Cache:
         return Informer(self._client, scope, read, self._listeners, removed)
 
     def _see_groups(self, key: Key, uid: str, gang: str, job: Object) -> tuple[Gang | None, tuple[str, ...]]:
-        """The PodGroup of the current attempt (one that cannot be is told apart from none), and names of the others."""
+        """The PodGroup of the current attempt (with whether its API is served), and the names of the others."""
         if gang == "None":
             return None, ()
         if gang not in self._groups:
@@ -203,7 +203,7 @@ class Cache:
         return current, tuple(sorted(name for name, group in groups.items() if not group.deleting))
 
     async def _run_groups(self, scheduler: str, on_served: Callable[[], None]) -> None:
-        """Waits until the scheduler's API is there, then caches its groups."""
+        """Waits until the scheduler's API is served, then caches its groups."""
         resource = POD_GROUPS[scheduler]
         await wait_until_served(self._client, resource)
         informer = self._informer(resource, lambda raw: read_gang(raw, served=True) or Gang())
@@ -214,14 +214,14 @@ class Cache:
             on_served()
 
     async def _lost_nodes(self, pods: tuple[Pod, ...], now: float) -> frozenset[str]:
-        """Nodes that are gone or not ready, of those whose pods should have ended by now."""
+        """Nodes that are deleted or not ready, among those whose pods should have ended by now."""
         if not self._extent.nodes:
             return frozenset()
         stuck = {pod.node for pod in pods if pod.node and pod.deleting and (pod.grace_ends or now) < now}
         return frozenset([node for node in sorted(stuck) if await self._is_lost(node)])
 
     async def _is_lost(self, node: str) -> bool:
-        """Whether the node is gone or not ready; asked again after NODE_AGE_S."""
+        """Whether the node is deleted or not ready; cached for NODE_AGE_S."""
         loop_time = asyncio.get_running_loop().time()
         asked_at, is_lost = self._nodes.get(node, (float("-inf"), False))
         if loop_time - asked_at > NODE_AGE_S:

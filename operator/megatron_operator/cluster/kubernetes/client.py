@@ -1,6 +1,6 @@
-"""Speaks HTTP with the Kubernetes API server: one session, bounded parallel requests, one type of error.
+"""HTTP client of the Kubernetes API server: one session, bounded parallel requests, one error type.
 
-The only caller of the API besides kopf's own watch of the jobs. Knows resources and verbs, nothing of jobs.
+The only caller of the API besides kopf's own watch of the jobs. Knows resources and verbs, nothing about jobs.
 Raw dicts in, raw dicts out: typed client objects cost ten times the CPU (docs/decisions).
 """
 
@@ -38,15 +38,15 @@ AS_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;
 USER_AGENT = "megatron-train-operator/0.1"
 MAX_THROTTLED_TRIES = 6
 OF_WEBHOOK = "admission webhook "
-"""How the server begins the refusal of a webhook, whose own status it wraps, with code and causes."""
-# A webhook may take 30 s over a write; the server then says whose it is, which no one hears who has hung up before.
+"""How the server's message begins when a webhook rejects; it wraps the webhook's status, with code and causes."""
+# A webhook may delay a write for 30 s; the server then names it, which a client that timed out earlier never sees.
 WRITE_TIMEOUT_S = 35.0
 DEFAULT_RETRY_AFTER_S = 1.0
 logger = logging.getLogger(__name__)
 
 
 class ApiError(Exception):
-    """The API server refused a request, or could not be reached (status 0). fields: the parts that it objects to."""
+    """The API server rejected a request, or could not be reached (status 0). fields: the rejected parts."""
 
     def __init__(
         self,
@@ -75,12 +75,12 @@ class ApiError(Exception):
 
     @property
     def already_exists(self) -> bool:
-        """Whether an object of this name is there."""
+        """Whether an object with this name exists."""
         return self.status == 409 and self.reason == "AlreadyExists"
 
     @property
     def is_validation(self) -> bool:
-        """Whether the server's own validation refuses the object, for good; what a webhook or policy says may pass."""
+        """Whether the server's own validation rejects the object, permanently, unlike a webhook or policy."""
         if self.message.startswith(OF_WEBHOOK):
             return False
         is_invalid = self.status == 422 and bool(self.fields) and " is invalid: " in self.message
@@ -94,7 +94,7 @@ class ApiError(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What one request was and what became of it, for metrics. `code` 0: no answer."""
+    """One request and its outcome, for metrics. `code` 0: no response."""
 
     verb: str
     resource: str
@@ -105,7 +105,7 @@ class Request:
 class Client:
     """Requests to one API server.
 
-    Creates have their own limit, so that a burst of them never holds up deletes and status writes. A 429
+    Creates have their own limit, so that a burst of them never delays deletes and status writes. A 429
     pauses every request until the server's Retry-After has passed.
     """
 
@@ -141,7 +141,7 @@ class Client:
             await self._session.close()
 
     async def get(self, resource: Resource, namespace: str | None, name: str) -> Object | None:
-        """The object, or None when there is none."""
+        """The object, or None if it does not exist."""
         try:
             return await self.request("get", resource, resource.path(namespace, name))
         except ApiError as error:
@@ -150,7 +150,7 @@ class Client:
             raise
 
     async def create(self, resource: Resource, namespace: str | None, body: Object) -> Object:
-        """The object as the server made it."""
+        """The object as the server created it."""
         return await self.request("create", resource, resource.path(namespace), body=body)
 
     async def update(self, resource: Resource, namespace: str | None, body: Object) -> Object:
@@ -174,7 +174,7 @@ class Client:
         uid: str | None = None,
         grace_period_s: int | None = None,
     ) -> Object | None:
-        """The answer of the server, or None when the object (or the one with this uid) is gone already."""
+        """The server's response, or None if the object (or the one with this uid) no longer exists."""
         options: dict[str, Any] = {"propagationPolicy": "Background"}
         if uid:
             options["preconditions"] = {"uid": uid}
@@ -206,7 +206,7 @@ class Client:
         parameters: Mapping[str, str] | None = None,
         accept: str = JSON,
     ) -> Object:
-        """The decoded answer. Tries again when the server is too busy (429); raises ApiError otherwise."""
+        """The decoded response. Retries when the server is too busy (429); raises ApiError for any other error."""
         data = None if body is None else json.dumps(body).encode()
         headers = {"Content-Type": content_type, "Accept": accept, **self._connection.headers()}
         limiter = self._creates if verb == "create" else self._others
@@ -276,7 +276,7 @@ class Client:
     async def read_text(
         self, resource: Resource, namespace: str, name: str, subresource: str, parameters: Mapping[str, str]
     ) -> AsyncIterator[bytes]:
-        """A part of an object that is plain text, as it comes (a pod's log, followed). Raises ApiError."""
+        """A plain-text subresource, streamed (a pod's log, followed). Raises ApiError."""
         headers = {"Accept": "*/*", **self._connection.headers()}
         timeout = aiohttp.ClientTimeout(total=None, sock_connect=10)
         path = resource.path(namespace, name, subresource)
@@ -304,7 +304,7 @@ class Client:
         return self._session.request(method, url, data=data, headers=headers, params=parameters, timeout=timeout)
 
     def _pause(self, seconds: float) -> None:
-        """Holds every request back for so long, spread a little so that they do not all return at once."""
+        """Delays every request for so long, with jitter so that they do not all resume at once."""
         loop = asyncio.get_running_loop()
         logger.warning("API server is busy, pausing seconds=%.1f", seconds)
         self._resume_at = max(self._resume_at, loop.time() + seconds * random.uniform(1.0, 1.1))
@@ -315,12 +315,12 @@ class Client:
 
 
 def _timeout(seconds: float) -> aiohttp.ClientTimeout:
-    """For a whole request; a connection that is not accepted is given up sooner."""
+    """Timeout of a whole request; connecting times out sooner."""
     return aiohttp.ClientTimeout(total=seconds, sock_connect=min(seconds, 10.0))
 
 
 def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiError:
-    """The server's answer (a Status object, or plain text from a proxy) as an error."""
+    """The server's response (a Status object, or plain text from a proxy) as an error."""
     try:
         answer = json.loads(payload)
     except ValueError:
@@ -338,7 +338,7 @@ def api_error(status: int, payload: bytes, headers: Mapping[str, str]) -> ApiErr
 
 
 def _fields(answer: Object) -> tuple[str, ...]:
-    """The fields that the causes of a Status name, such as status.progress.iteration."""
+    """The fields named by the causes of a Status, such as status.progress.iteration."""
     details = answer.get("details")
     causes = details.get("causes") if isinstance(details, dict) else None
     named = [cause.get("field") for cause in causes or () if isinstance(cause, dict)]
@@ -346,18 +346,18 @@ def _fields(answer: Object) -> tuple[str, ...]:
 
 
 def _decoded(payload: bytes) -> Object:
-    """The answer as an object. Something in between (a proxy's page, half a line) is an error like any other."""
+    """The response as an object. Anything else (a proxy's page, a truncated line) is an ApiError too."""
     try:
         decoded = json.loads(payload)
     except (ValueError, RecursionError) as error:
         raise ApiError(0, "Unreadable", f"{type(error).__name__}: {error}"[:500]) from error
     if not isinstance(decoded, dict):
-        raise ApiError(0, "Unreadable", f"the answer is no object but {type(decoded).__name__}")
+        raise ApiError(0, "Unreadable", f"the response is not an object but {type(decoded).__name__}")
     return decoded
 
 
 async def _lines(content: aiohttp.StreamReader) -> AsyncIterator[bytes]:
-    """Whole lines of any length (StreamReader.readline refuses long ones)."""
+    """Whole lines of any length (StreamReader.readline rejects long ones)."""
     rest = b""
     async for chunk in content.iter_any():
         *whole, rest = (rest + chunk).split(b"\n")

@@ -1,4 +1,4 @@
-"""How to reach and convince the API server: a pod's service account, or a kubeconfig file. Sends nothing."""
+"""Address and credentials of the API server: a pod's service account, or a kubeconfig file. Sends nothing."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TOKEN_AGE_S = 60.0
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """Who we are: a token, the file that holds it (the kubelet renews it), or a certificate and its key."""
+    """Our credentials: a token, the file that holds it (the kubelet renews it), or a certificate and its key."""
 
     token: str | None = None
     token_file: Path | None = None
@@ -31,7 +31,7 @@ class Identity:
 
 @dataclass(frozen=True, kw_only=True)
 class Connection:
-    """One API server: its URL, the authority that vouches for it (None: the machine's own), who we are."""
+    """One API server: its URL, its certificate authority (None: the system's), our credentials."""
 
     server: str
     ca_file: Path | None
@@ -40,7 +40,7 @@ class Connection:
     token: Callable[[], str | None] = field(repr=False)
 
     def headers(self) -> Mapping[str, str]:
-        """The Authorization header, {} when a certificate says who we are."""
+        """The Authorization header, {} with a client certificate."""
         token = self.token()
         return {"Authorization": f"Bearer {token}"} if token else {}
 
@@ -62,7 +62,7 @@ def connect(server: str, *, ca_file: Path | None, identity: Identity, verify: bo
 
 
 def token_reader(identity: Identity) -> Callable[[], str | None]:
-    """Reads the token file again each minute: the kubelet renews it before it expires."""
+    """Rereads the token file every minute: the kubelet renews it before it expires."""
     file = identity.token_file
     if file is None:
         return lambda: identity.token
@@ -85,7 +85,7 @@ def in_cluster(host: str, port: str, folder: Path = SERVICE_ACCOUNT) -> Connecti
 
 
 def from_kubeconfig(path: Path) -> Connection:
-    """The connection of the file's current context. Raises ValueError with what the file lacks."""
+    """The connection of the file's current context. Raises ValueError that names what the file lacks."""
     config = yaml.safe_load(path.read_text())
     context = _named(config, "contexts", config.get("current-context"), path)["context"]
     cluster = _named(config, "clusters", context["cluster"], path)["cluster"]
@@ -106,14 +106,14 @@ def from_kubeconfig(path: Path) -> Connection:
 
 
 def namespace_of(path: Path) -> str:
-    """The namespace of a kubeconfig's current context. Raises ValueError with what the file lacks."""
+    """The namespace of a kubeconfig's current context. Raises ValueError that names what the file lacks."""
     config = yaml.safe_load(path.read_text())
     context = _named(config, "contexts", config.get("current-context"), path)["context"]
     return str(context.get("namespace") or "default")
 
 
 def _named(config: Mapping[str, Any], section: str, name: str | None, path: Path) -> Mapping[str, Any]:
-    """The entry of this name in a section of a kubeconfig."""
+    """The entry with this name in a section of a kubeconfig."""
     for entry in config.get(section) or ():
         if entry["name"] == name:
             found: Mapping[str, Any] = entry
@@ -123,7 +123,7 @@ def _named(config: Mapping[str, Any], section: str, name: str | None, path: Path
 
 
 def _file(entry: Mapping[str, Any], name: str, config: Path) -> Path | None:
-    """The named file, or one that holds the inline data (OpenSSL reads keys from files only)."""
+    """The named file, or a temporary one with the inline data (OpenSSL reads keys from files only)."""
     if data := entry.get(f"{name}-data"):
         with tempfile.NamedTemporaryFile(prefix="mtj-", delete=False) as copy:
             copy.write(base64.b64decode(data))

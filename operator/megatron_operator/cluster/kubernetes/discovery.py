@@ -1,4 +1,4 @@
-"""Whether the cluster serves an API that another component installs, and waiting for it."""
+"""Checks whether the cluster serves an API of another component, and waits for it."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 async def wait_until_served(
     client: Client, resource: Resource, *, on_absent: Callable[[], None] = lambda: None
 ) -> None:
-    """Returns when the resource is served. on_absent is called each time the server says that it is not."""
+    """Returns once the resource is served. on_absent is called each time the server says that it is not."""
     while True:
         served = await _is_served(client, resource)
         if served:
@@ -28,7 +28,7 @@ async def wait_until_served(
 
 
 async def _is_served(client: Client, resource: Resource) -> bool | None:
-    """None when the server could not say."""
+    """None if the server could not say."""
     try:
         answer = await client.request("get", resource, resource.root)
     except ApiError as error:

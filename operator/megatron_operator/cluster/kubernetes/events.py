@@ -1,7 +1,7 @@
-"""Posts Kubernetes events about jobs; equal ones become a single object with a count.
+"""Posts Kubernetes events about jobs; equal ones are aggregated into one object with a count.
 
-An event is a courtesy: one that cannot be posted is logged and holds nothing up. One that tells of a transition is
-posted once, whoever tells it: its name follows from the transition.
+Events are best effort: one that cannot be posted is logged and delays nothing. An event about a transition is
+posted once, whoever emits it: its name is derived from the transition.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ logger = logging.getLogger(__name__)
 
 
 class Recorder:
-    """Posts events; an event's name follows from its transition, so that a duplicate is found."""
+    """Posts events; an event's name is derived from its transition, so that duplicates are detected."""
 
     def __init__(self, client: Client, *, instance: str) -> None:
         self._client = client
@@ -54,7 +54,7 @@ class Recorder:
                 raise
             if event.of:
                 return self._remember(name, 1)
-            # Posted before this process began; the patch's answer tells the count.
+            # Posted before this process started; the patch's response has the count.
             posted = await self._client.patch(EVENT, namespace, name, {"lastTimestamp": to_text(now)})
             await self._count_up(namespace, name, int(posted.get("count") or 1) + 1, now)
 

@@ -1,4 +1,4 @@
-"""A cache of one resource's objects that belong to jobs, kept by list and watch, as small records.
+"""A cache of one resource's objects that belong to jobs, kept up to date by list and watch, as small records.
 
 Keeps only what `read` makes of an object: 8,000 raw pods would be 60 MB of dicts. Decides nothing.
 """
@@ -40,9 +40,9 @@ class Entry[Record]:
 
 @dataclass(frozen=True, kw_only=True)
 class Listeners:
-    """Whom an informer tells: of a job whose children changed and, for metrics, of watch events and ends.
+    """An informer's callbacks: a job's children changed and, for metrics, watch events and ends.
 
-    guard: reads the objects, and is notified of those that cannot be read.
+    guard: parses the objects, and counts those that cannot be parsed.
     """
 
     changed: Callable[[Key], None]
@@ -55,7 +55,7 @@ class Listeners:
 class Scope:
     """What to cache: a resource of the given namespaces (None: all) with the job label.
 
-    metadata_only leaves specs on the server. silence_s: a watch without even a bookmark for so long is dead.
+    metadata_only fetches no specs. silence_s: a watch without even a bookmark for so long is dead.
     """
 
     resource: Resource
@@ -86,7 +86,7 @@ class Informer[Record]:
         listeners: Listeners,
         removed: Callable[[Key, str, Record], None] = lambda key, owner_uid, record: None,
     ) -> None:
-        """`removed` is called with job, uid of the owner and last record of each object that goes."""
+        """`removed` is called with job, uid of the owner and last record of each deleted object."""
         self._client = client
         self._removed = removed
         self._scope = scope
@@ -97,7 +97,7 @@ class Informer[Record]:
         self._streams = [Stream(namespace=namespace) for namespace in scope.namespaces]
 
     def of(self, key: Key, owner_uid: str) -> dict[str, Record]:
-        """The records of this job's objects by name; those of an earlier job of the same name left out."""
+        """The records of this job's objects by name, without those of an earlier job of the same name."""
         entries = self._jobs.get(key, {})
         return {name: entry.record for name, entry in entries.items() if entry.owner_uid == owner_uid}
 
@@ -117,7 +117,7 @@ class Informer[Record]:
 
     @property
     def silence_s(self) -> float:
-        """Seconds since the quietest stream was last heard of."""
+        """Seconds since the quietest stream last received something."""
         return asyncio.get_running_loop().time() - min(stream.heard_at for stream in self._streams)
 
     async def run(self) -> None:
@@ -128,19 +128,19 @@ class Informer[Record]:
                 group.create_task(self._follow(stream))
 
     def put(self, raw: Object) -> None:
-        """Takes in an object that the server just answered with, so that we read our own writes.
+        """Stores an object that the server just returned, so that we read our own writes.
 
-        One that no job owns is not read, one that cannot be read changes nothing.
+        An object that no job owns is ignored, one that cannot be parsed changes nothing.
         """
         self._listeners.guard.read(self._scope.resource.plural, self._put, raw)
 
     def _put_shown(self, raw: Object) -> None:
-        """Takes in what list or watch show. What they showed as gone is there again where only its label was."""
+        """Stores an object from a list or watch. A deleted one may return where only its label had been removed."""
         self._tombstones.pop(raw["metadata"]["uid"], None)
         self.put(raw)
 
     def drop(self, raw: Object) -> None:
-        """Takes out an object that is gone."""
+        """Removes a deleted object."""
         self._listeners.guard.read(self._scope.resource.plural, self._drop, raw)
 
     def _put(self, raw: Object) -> None:
@@ -217,7 +217,7 @@ class Informer[Record]:
             self._take(stream, event)
 
     def _take(self, stream: Stream, event: Object) -> None:
-        """One watch event: into the cache, and the stream's position forward."""
+        """Applies one watch event to the cache and advances the stream's position."""
         type_, raw = event["type"], event["object"]
         self._listeners.event(self._scope.resource.plural, type_)
         stream.heard_at = asyncio.get_running_loop().time()
@@ -230,7 +230,7 @@ class Informer[Record]:
             self.drop(raw)
 
     async def _list(self, stream: Stream) -> str:
-        """Lists everything and forgets what is gone; returns the version to watch from."""
+        """Lists everything and drops what no longer exists; returns the version to watch from."""
         found: set[tuple[Key, str]] = set()
         parameters = {"labelSelector": self._scope.selector, "limit": str(PAGE_SIZE)}
         while True:
@@ -250,7 +250,7 @@ class Informer[Record]:
             parameters = {**parameters, "continue": following}
 
     def _forget(self, namespace: str | None, found: set[tuple[Key, str]], version: int) -> None:
-        """Takes out what a list at `version` did not hold; what was made since then stays."""
+        """Drops what a list at `version` did not contain; objects created since then stay."""
         gone = [
             (key, name, entry.uid)
             for key, entries in self._jobs.items()
@@ -263,12 +263,12 @@ class Informer[Record]:
 
 
 def _key(raw: Object) -> Key | None:
-    """The job that the object is of, None without owner and label (somebody may have taken it off)."""
+    """The job that the object belongs to, None without owner and label (which another client may have removed)."""
     name = job_name(raw)
     return (raw["metadata"]["namespace"], name) if name else None
 
 
 def _owner_uid(raw: Object) -> str | None:
-    """Uid of the job that is the controlling owner, None when that is something else or no one."""
+    """Uid of the job that is the controlling owner, None if there is none or it is not a job."""
     owners = raw["metadata"].get("ownerReferences") or ()
     return next((owner["uid"] for owner in owners if is_job(owner)), None)

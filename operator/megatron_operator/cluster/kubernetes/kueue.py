@@ -1,4 +1,4 @@
-"""What a cluster holds of Kueue for the jobs: their Workloads, and the flavors and priorities that these name."""
+"""The cluster's Kueue objects for the jobs: their Workloads, and the flavors and priorities that these refer to."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ class KueueCache:
         self._cache: dict[tuple[str, str], tuple[float, Object | None]] = {}
 
     async def run(self, on_served: Callable[[], None]) -> None:
-        """Runs forever, beginning when the API is there."""
+        """Runs forever, starting once the API is served."""
         await wait_until_served(self._client, WORKLOAD, on_absent=self._settled.set)
         async with asyncio.TaskGroup() as group:
             group.create_task(self._informer.run())
@@ -39,7 +39,7 @@ class KueueCache:
             on_served()
 
     async def settled(self) -> None:
-        """Returns once it is known whether the API is there, and if so every Workload has been listed."""
+        """Returns once it is known whether the API is served and, if so, every Workload has been listed."""
         await self._settled.wait()
 
     @property
@@ -48,11 +48,11 @@ class KueueCache:
         return self._informer.silence_s if self._is_served else 0.0
 
     def take(self, raw: Object) -> None:
-        """Takes in the server's answer to our own write."""
+        """Stores the server's response to our own write."""
         self._informer.put(raw)
 
     async def see(self, job: Job) -> KueueSeen:
-        """What Kueue says of this job. Raises ApiError when a flavor or priority class cannot be read."""
+        """Kueue's state for this job. Raises ApiError when a flavor or priority class cannot be read."""
         if not self._is_served:
             return KueueSeen(served=False)
         workloads = tuple(self._informer.of((job.namespace, job.name), job.uid).values())
@@ -76,7 +76,7 @@ class KueueCache:
         return {role: place(admitted, role, flavors) for role in admitted.flavors}
 
     async def _get(self, resource: Resource, name: str) -> Object | None:
-        """A cluster-wide object, read again after CACHED_S."""
+        """A cluster-scoped object, cached for CACHED_S."""
         key, now = (resource.kind, name), asyncio.get_running_loop().time()
         read_at, found = self._cache.get(key, (float("-inf"), None))
         if found is None or now - read_at > CACHED_S:

@@ -1,7 +1,8 @@
-"""Why placed pods do not start, from their events: a volume that is not mounted, a sandbox that is not made.
+"""Why scheduled pods do not start, from their events: a volume that cannot be mounted, a sandbox that cannot be
+created.
 
-Nothing in a pod's status says so, and a watch of all events of a cluster would cost more than all other watches: the
-newest events of a few silent pods are asked for, again after growing pauses.
+A pod's status does not show it, and a watch of all events of a cluster would cost more than all other watches: the
+newest events of a few silent pods are fetched, at growing intervals.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ Object = Mapping[str, Any]
 MAX_ASKED_AT_ONCE = 8
 MAX_REMEMBERED = 100_000
 PAUSE_S = (3.0, 30.0)
-# A sandbox that cannot be made is given up and tried again: that is no progress.
+# A sandbox that cannot be created is killed and retried: that is not progress.
 NO_PROGRESS = frozenset({"SandboxChanged"})
 MAX_REASON_CHARACTERS = 128
 MAX_MESSAGE_CHARACTERS = 1024
@@ -31,7 +32,7 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """What is known of one silent pod; times are those of the event loop. reason: "" without a warning."""
+    """What is known about one silent pod; times are those of the event loop. reason: "" without a warning."""
 
     first_seen_s: float
     next_s: float
@@ -40,7 +41,7 @@ class Asked:
 
 
 class PodEvents:
-    """The newest warnings about pods that have a node and do not start."""
+    """The newest warnings about pods that have a node but do not start."""
 
     def __init__(self, client: Client, guard: Guard) -> None:
         self._client = client
@@ -48,7 +49,7 @@ class PodEvents:
         self._asked: OrderedDict[str, Asked] = OrderedDict()
 
     async def explain(self, namespace: str, pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
-        """The pods, those that do not start with the warning that their newest event is."""
+        """The pods; those that do not start have their newest event if it is a warning."""
         silent = [pod for pod in pods if is_silent(pod)]
         if not silent:
             return pods
@@ -62,11 +63,11 @@ class PodEvents:
         return tuple(_explained(pod, known[pod.uid]) if pod.uid in known else pod for pod in pods)
 
     def _known(self, pod: Pod, now: float) -> Asked:
-        """What is known of the pod; a new one is asked about after the first pause, for most start within it."""
+        """What is known about the pod; a new pod's events are fetched after a pause, since most start within it."""
         return self._asked.get(pod.uid) or Asked(first_seen_s=now, next_s=now + PAUSE_S[0])
 
     def _remember(self, known: Mapping[str, Asked]) -> None:
-        """Forgets the pods that were silent longest ago when there are too many."""
+        """Drops the pods that were seen silent longest ago when there are too many."""
         for uid, asked in known.items():
             self._asked[uid] = asked
             self._asked.move_to_end(uid)
@@ -74,7 +75,7 @@ class PodEvents:
             self._asked.popitem(last=False)
 
     async def _ask(self, namespace: str, pod: Pod, before: Asked, now: float) -> Asked:
-        """What is known of the pod after its events were asked for."""
+        """What is known about the pod after its events were fetched."""
         pause_s = min(max(now - before.first_seen_s, PAUSE_S[0]), PAUSE_S[1])
         after = replace(before, next_s=now + pause_s)
         parameters = {"fieldSelector": f"involvedObject.uid={pod.uid}", "limit": "100"}
@@ -97,7 +98,7 @@ def is_silent(pod: Pod) -> bool:
 
 
 def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]:
-    """Reason and message of the newest event when that is a warning, else ("", "")."""
+    """Reason and message of the newest event if it is a warning, else ("", "")."""
     told = [event for event in events if event.get("reason") not in NO_PROGRESS]
     newest = max(told, key=_time, default={})
     if newest.get("type") != "Warning":
@@ -111,7 +112,7 @@ def _read_page(page: Object) -> tuple[str, str]:
 
 
 def _time(event: Object) -> tuple[str, int]:
-    """When it was last seen, and the order of writes within a second."""
+    """Sort key: when it was last seen, then the order of writes within a second."""
     series = (event.get("series") or {}).get("lastObservedTime")
     seen = series or event.get("lastTimestamp") or event.get("eventTime") or event["metadata"].get("creationTimestamp")
     return str(seen or "")[:19], int(event["metadata"].get("resourceVersion") or 0)

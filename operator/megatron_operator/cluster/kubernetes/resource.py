@@ -9,7 +9,7 @@ from megatron_operator.api import names
 
 @dataclass(frozen=True, kw_only=True)
 class Resource:
-    """One kind as the API serves it."""
+    """One resource of the API."""
 
     group: str
     version: str
@@ -23,11 +23,11 @@ class Resource:
 
     @property
     def root(self) -> str:
-        """Path of the group and version: what discovery asks for."""
+        """Path of the group and version, for discovery."""
         return f"/apis/{self.group}/{self.version}" if self.group else f"/api/{self.version}"
 
     def path(self, namespace: str | None, name: str = "", subresource: str = "") -> str:
-        """Path of the collection, of one object, or of a part of it. Namespace None: all, or cluster-wide."""
+        """Path of the collection, of one object, or of a subresource. Namespace None: all, or cluster-scoped."""
         scope = [f"namespaces/{namespace}"] if namespace else []
         return "/".join([self.root, *scope, self.plural, *filter(None, (name, subresource))])
 

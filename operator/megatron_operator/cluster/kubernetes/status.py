@@ -1,6 +1,6 @@
-"""Writes the status of a job. A refused part is left out and the rest written: a job can always fail or start again.
+"""Writes the status of a job. A rejected part is dropped and the rest written: a job can always fail or restart.
 
-The status fits our own schema; a server may still refuse a part of it, where an older CRD or a policy is in force.
+The status fits our own schema; a server may still reject a part of it if an older CRD or a policy is in force.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ FIELD = re.compile(r"^status\.(?P<name>\w+)(?:\[(?P<index>\d+)\])?(?:\.(?P<rest>
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The job as the server has it now. `refusal`: why a part of the status is missing, None when it is whole."""
+    """The job as stored by the server. `refusal`: why a part of the status is missing, None if it is complete."""
 
     job: Object
     refusal: ApiError | None = None
 
 
 async def write_status(client: Client, job: Object, status: Object) -> Written:
-    """Replaces the status. Raises ApiError when the job changed since it was read (409), or nothing can be written."""
+    """Replaces the status. Raises ApiError if the job changed since it was read (409), or nothing can be written."""
     try:
         return Written(job=await _write(client, job, status))
     except ApiError as error:
@@ -53,7 +53,7 @@ async def write_status(client: Client, job: Object, status: Object) -> Written:
 
 
 def without(status: Object, fields: Iterable[str]) -> Object:
-    """The status without the parts that a server has named, such as status.progress.metrics[0].name."""
+    """The status without the parts that the server named, such as status.progress.metrics[0].name."""
     reduced = dict(status)
     for field in fields:
         match = FIELD.match(field)
@@ -67,14 +67,14 @@ def without(status: Object, fields: Iterable[str]) -> Object:
 
 
 def essential(status: Object) -> Object:
-    """What the operator itself lives on, in the plainest form."""
+    """The parts that the operator itself depends on, in their simplest form."""
     kept = {name: value for name, value in status.items() if name in ESSENTIAL}
     conditions = [{**each, "message": ""} for each in status.get("conditions", ())]
     return {**kept, "conditions": conditions}
 
 
 def _plain_condition(conditions: list[Object], index: int, part: str) -> list[Object]:
-    """The conditions with this one's reason or message replaced, or without it where another part of it is wrong."""
+    """The conditions with this one's reason or message replaced, or without it if another part of it is rejected."""
     plain = {"message": "", "reason": UNSAID}
     if part in plain:
         return [{**each, part: plain[part]} if at == index else each for at, each in enumerate(conditions)]
@@ -82,7 +82,7 @@ def _plain_condition(conditions: list[Object], index: int, part: str) -> list[Ob
 
 
 def _says_nothing_new(job: Object, status: Object) -> bool:
-    """Whether a write would only move the time of the last write, which would come back and be refused again."""
+    """Whether a write would only update the time of the last write, and would be rejected again."""
     return set(merge_patch(job.get("status") or {}, status)) <= {"lastUpdatedTime"}
 
 

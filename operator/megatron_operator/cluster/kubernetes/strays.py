@@ -1,6 +1,6 @@
-"""Pods of a job that watches do not show, because somebody took off the label by which these select.
+"""Pods of a job that watches do not deliver, because the label by which they select was removed.
 
-The names of a job's pods follow from job and attempt, so those that ought to be there are asked for by name.
+Pod names are derived from job and attempt, so the expected pods can be fetched by name.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from megatron_operator.guard import Guard
 
 
 async def find(client: Client, guard: Guard, namespace: str, job_uid: str, pods: Iterable[str]) -> list[Pod]:
-    """Those of these pods that there are, and that are the job's. Raises ApiError."""
+    """Those of these pods that exist and belong to the job. Raises ApiError."""
     found = await asyncio.gather(*(client.get(POD, namespace, name) for name in pods))
     owned = (raw for raw in found if raw is not None and is_owned(raw, job_uid))
     return guard.read_all("pods", read_pod, owned)

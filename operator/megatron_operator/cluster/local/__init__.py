@@ -1,1 +1,1 @@
-"""A plan becomes processes of this machine; `mtj run` needs no cluster."""
+"""Applies plans as processes of this machine; `mtj run` needs no cluster."""

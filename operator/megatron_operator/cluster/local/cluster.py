@@ -1,6 +1,6 @@
-"""The cluster of one machine: applies plans to processes, shows them as pods. Decides nothing.
+"""The cluster of one machine: applies plans to processes, presents them as pods. Decides nothing.
 
-It has one job, and no queue, node or service: all pods start at once and meet on the loopback address.
+It has one job, and no queue, node or service: all pods start at once and rendezvous on the loopback address.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Machine:
 
 
 class LocalCluster:
-    """Pods of one job as processes. Keeps what an API server would keep of it."""
+    """Pods of one job as processes. Stores what an API server would store."""
 
     def __init__(self, state: State, machine: Machine, now: float) -> None:
         self._state = state
@@ -52,11 +52,12 @@ class LocalCluster:
                 self._pods[name] = orphan
 
     def see(self, job: Job, now: float) -> Seen:
-        """What is there now."""
+        """The observed state."""
         self._poll(now)
         attempt = int(self._status.get("restarts", {}).get("attempt", 0))
-        # Writing costs nothing here. Without the time of the last write nothing waits for a later one, which would
-        # not come once the pods have ended: what they did last, for one the save of an interrupted run, is shown.
+        # Writes are cheap here. Without the time of the last write nothing is throttled to a later one, which would
+        # never happen after the pods have ended: so their last progress is shown, such as the save of an interrupted
+        # run.
         status = {key: value for key, value in self._status.items() if key != "lastUpdatedTime"}
         service = {"metadata": {"ownerReferences": [{"uid": job.uid, "controller": True}]}}
         seen = observe(
@@ -71,7 +72,7 @@ class LocalCluster:
         return self._with_group(seen, job)
 
     def apply(self, job: Job, plan: Plan, now: float) -> None:
-        """Does what the plan says, the status first."""
+        """Applies the plan, the status first."""
         if plan.status is not None:
             self._state.write_status(plan.status)
             self._status = plan.status
@@ -86,19 +87,19 @@ class LocalCluster:
         self._state.append_events(plan.events, now)
 
     def stop(self, now: float) -> None:
-        """Asks every pod to end that has not been asked: no process outlives the run of its job."""
+        """Terminates every pod that is not terminating yet: no process outlives the run of its job."""
         for pod in self._pods.values():
             if pod.grace_ends is None:
                 pod.delete(now)
 
     def kill(self, now: float) -> None:
-        """Ends every pod at once."""
+        """Kills every pod."""
         for pod in self._pods.values():
             pod.delete(now, grace_s=0)
 
     @property
     def has_pods(self) -> bool:
-        """Whether any process may still run."""
+        """Whether any process may still be running."""
         return any(not pod.is_finished for pod in self._pods.values())
 
     def _with_group(self, seen: Seen, job: Job) -> Seen:
@@ -146,7 +147,7 @@ class LocalCluster:
         )
 
     def _write_config(self, spec: Object, config: Mapping[str, Path], paths: Mapping[str, str]) -> None:
-        """Writes the config maps that the pod mounts, with the paths that hold here."""
+        """Writes the config maps that the pod mounts, with the paths of this machine."""
         mounted = {local_paths.config_map_of(volume) for volume in spec["volumes"]}
         for name in mounted & set(config):
             config[name].mkdir(parents=True, exist_ok=True)
@@ -154,7 +155,7 @@ class LocalCluster:
                 (config[name] / file).write_text(local_paths.rewritten_yaml(text, paths))
 
     def _local_variables(self, job: Job, raw: Object, folders: Folders) -> dict[str, str]:
-        """What differs from a cluster: where the master is, where records go, which GPUs are this pod's."""
+        """What differs from a cluster: the master's address, where records go, this pod's GPUs."""
         attempt = raw["metadata"]["labels"][names.LABEL_RESTART_ATTEMPT]
         port = str(self._port(attempt))
         local = {
@@ -170,14 +171,14 @@ class LocalCluster:
         return {**local, **self._gpus(job, raw)}
 
     def _port(self, attempt: str) -> int:
-        """Where the ranks of this attempt meet; held until this process ends, so that no one else is given it."""
+        """The rendezvous port of this attempt; held until this process ends, so that no other program gets it."""
         if attempt not in self._ports:
             held = self._ports[attempt] = hold_port()
             weakref.finalize(self, held.close)
         return int(self._ports[attempt].getsockname()[1])
 
     def _gpus(self, job: Job, raw: Object) -> dict[str, str]:
-        """A share of the machine's GPUs for each of several pods."""
+        """The machine's GPUs, divided among several pods."""
         if job.num_nodes == 1 or self._machine.num_gpus < job.world_size or self._machine.device == "cpu":
             return {}
         values = {entry["name"]: entry.get("value") for entry in _trainer(raw["spec"])["env"]}
@@ -186,9 +187,9 @@ class LocalCluster:
 
 
 def hold_port() -> socket.socket:
-    """A socket bound to a free port of the loopback address: the system gives the port to no other program.
+    """A socket bound to a free port of the loopback address: the system assigns the port to no other program.
 
-    It does not listen, and lets its address be used again, as torch's store asks for too: so the master rank can
+    It does not listen, and sets SO_REUSEADDR, as torch's store does too: so the master rank can
     listen there while the port is held.
     """
     held = socket.socket()

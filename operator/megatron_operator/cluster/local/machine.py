@@ -1,6 +1,6 @@
-"""What this machine can say about a job before it starts: its GPUs, the model's config.json, files that are missing.
+"""What this machine can check about a job before it starts: its GPUs, the model's config.json, missing files.
 
-Looks only at paths that exist here: local ones, and those below a mount whose folder is known.
+Only for paths that exist here: local ones, and those below a mount whose folder is known.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def num_gpus() -> int:
 
 
 def with_local_processes(manifest: Object, gpus: int) -> Object:
-    """The manifest with nprocPerNode "auto" resolved to this machine's GPUs where it asks for none by number."""
+    """The manifest with nprocPerNode "auto" resolved to this machine's GPUs unless it requests a number of them."""
     spec = manifest.get("spec")
     if not isinstance(spec, Mapping) or spec.get("nprocPerNode", "auto") != "auto" or _asks_for_gpus(spec):
         return manifest
@@ -44,9 +44,9 @@ def with_local_processes(manifest: Object, gpus: int) -> Object:
 
 
 def mounts(manifest: Object, folders: Folders, *, runs_here: bool = False) -> dict[str, Path | None]:
-    """mountPath -> folder for each mount, None where no folder is known. Takes any manifest, also a wrong one.
+    """mountPath -> folder for each mount, None where no folder is known. Accepts any manifest, even an invalid one.
 
-    runs_here: the job is to run on this machine, so that a folder is known even before it is made.
+    runs_here: the job will run on this machine, so a folder is known even before it is created.
     """
     spec = manifest.get("spec")
     if not isinstance(spec, Mapping):
@@ -65,7 +65,7 @@ def mounts(manifest: Object, folders: Folders, *, runs_here: bool = False) -> di
 
 
 def local_path(path: str, mounted: Mapping[str, Path | None]) -> Path | None:
-    """Where a path of the manifest lies on this machine; None when only the cluster knows."""
+    """A path of the manifest on this machine; None if only the cluster knows it."""
     for mount in sorted(mounted, key=len, reverse=True):
         if is_below(path, mount.rstrip("/")):
             folder = mounted[mount]
@@ -74,7 +74,7 @@ def local_path(path: str, mounted: Mapping[str, Path | None]) -> Path | None:
 
 
 def read_hf_config(manifest: Object, mounted: Mapping[str, Path | None]) -> Object | None:
-    """The model's config.json, None when it cannot be read here."""
+    """The model's config.json, None if it cannot be read here."""
     model = _arguments(manifest).get("model")
     folder = local_path(model, mounted) if isinstance(model, str) else None
     if folder is None:
@@ -93,10 +93,10 @@ def _config(folder: Path) -> Object | None:
 def missing_files(
     manifest: Object, mounted: Mapping[str, Path | None], args: TrainArgs | None = None
 ) -> tuple[Violation, ...]:
-    """Models, tokenizers that fit them, data files and checkpoints that the manifest names and this machine has not.
+    """Models, matching tokenizers, data files and checkpoints that the manifest names and this machine lacks.
 
-    Paths that an initializer fetches are not looked for. args: of the job, None where they are wrong; then only what
-    depends on none of them is said of the weights.
+    Paths that an initializer fetches are not checked. args: the job's, None if they are invalid; then only what
+    does not depend on them is checked about the weights.
     """
     spec = manifest.get("spec")
     given = spec.get("initializers") if isinstance(spec, Mapping) else None
@@ -115,17 +115,17 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
     if folder is None:
         return
     if not folder.is_dir():
-        message = f"no folder {folder}; correct the path, or bind the volume with --volume"
+        message = f"folder {folder} does not exist; correct the path, or bind the volume with --volume"
         yield Violation(path="spec.args.model", value=model, message=message)
     elif not (folder / "config.json").is_file():
-        message = f"{folder} holds no config.json; give the folder of a Hugging Face model"
+        message = f"{folder} has no config.json; pass the folder of a Hugging Face model"
         yield Violation(path="spec.args.model", value=model, message=message)
 
 
 def _wrong_weights(
     args: TrainArgs | None, arguments: Object, mounted: Mapping[str, Path | None]
 ) -> Iterator[Violation]:
-    """What the trainer would say of the stored weights; a model that starts from random ones needs none."""
+    """The trainer's checks of the stored weights; a model that starts from random weights needs none."""
     model = arguments.get("model")
     folder = local_path(model, mounted) if isinstance(model, str) and _is_path(model) else None
     config = None if folder is None else _config(folder)
@@ -152,7 +152,7 @@ def _missing_data(arguments: Object, mounted: Mapping[str, Path | None]) -> Iter
             source = str(entry).partition("#")[0]
             path = local_path(source, mounted) if _is_path(source) or Path(source).suffix in DATA_SUFFIXES else None
             if path is not None and not path.exists():
-                message = f"no file or folder {path}; correct the path, or bind the volume with --volume"
+                message = f"{path} does not exist; correct the path, or bind the volume with --volume"
                 yield Violation(path=f"spec.args.{name}", value=entry, message=message)
 
 
@@ -162,7 +162,7 @@ def _missing_folders(arguments: Object, mounted: Mapping[str, Path | None]) -> I
         for entry in [given] if isinstance(given, str) else given or ():
             path = local_path(str(entry), mounted) if _is_path(str(entry)) else None
             if path is not None and not path.exists():
-                message = f"no checkpoint folder {path}; correct the path"
+                message = f"checkpoint folder {path} does not exist; correct the path"
                 yield Violation(path=f"spec.args.{name}", value=entry, message=message)
 
 
@@ -173,12 +173,12 @@ def _arguments(manifest: Object) -> Object:
 
 
 def _is_path(text: str) -> bool:
-    """Whether the text is a path and not the id of something on a hub ("owner/name")."""
+    """Whether the text is a path rather than a Hub id ("owner/name")."""
     return text.startswith(("/", "./", "../", "~")) or Path(text).exists()
 
 
 def _known_folder(folders: Folders, runs_here: bool, volume: Object | None, sub_path: str) -> Path | None:  # noqa: FBT001
-    """The folder behind a volume if there is one here already, or will be."""
+    """The folder behind a volume if it exists here already, or will."""
     try:
         folder = local_paths.folder_of(volume, folders) if volume else None
     except NoSuchVolume:

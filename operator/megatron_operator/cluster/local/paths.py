@@ -1,4 +1,4 @@
-"""Paths of a pod on one machine: each mount stands for a folder, and what names the mount is rewritten. Pure."""
+"""Paths of a pod on one machine: each mount maps to a folder, and paths below the mount are rewritten. Pure."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import yaml
 from megatron_operator.core.desired.volumes import CHECKPOINT_VOLUME
 
 Object = Mapping[str, Any]
-# A path begins the text or follows one of these, as in PATH-like lists and --option=/path.
+# A path starts the text or follows one of these, as in PATH-like lists and --option=/path.
 BEFORE_PATH = r"(?<![^\s=:,;\"'(\[])"
 
 
@@ -23,7 +23,7 @@ class NoSuchVolume(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class Folders:
-    """Where volumes lie: `bound` by the user (claim or volume name -> folder), else below `volumes` or `scratch`.
+    """Locations of volumes: `bound` by the user (claim or volume name -> folder), else below `volumes` or `scratch`.
 
     scratch: folder of the pod's own, for emptyDir.
     """
@@ -34,7 +34,7 @@ class Folders:
 
 
 def folder_of(volume: Object, folders: Folders) -> Path | None:
-    """The folder behind a volume; None for shared memory and arguments, which need none. Raises NoSuchVolume."""
+    """The folder behind a volume; None for shared memory and arguments, which have none. Raises NoSuchVolume."""
     name = str(volume["name"])
     claim = str((volume.get("persistentVolumeClaim") or {}).get("claimName", ""))
     for key in (claim, name):
@@ -50,7 +50,7 @@ def folder_of(volume: Object, folders: Folders) -> Path | None:
         # On one machine a checkpoint outlives its pod even where the manifest gives it no volume.
         return folders.volumes / name if name == CHECKPOINT_VOLUME else folders.scratch / name
     kind = next((key for key in volume if key != "name"), "unknown")
-    raise NoSuchVolume(f"volume {name} ({kind}) does not exist here; give its folder with --volume {name}=FOLDER")
+    raise NoSuchVolume(f"volume {name} ({kind}) does not exist here; bind it to a folder with --volume {name}=FOLDER")
 
 
 def config_map_of(volume: Object) -> str:
@@ -59,7 +59,7 @@ def config_map_of(volume: Object) -> str:
 
 
 def mapping(pod_spec: Object, container: Object, folders: Folders, *, config: Mapping[str, Path]) -> dict[str, str]:
-    """mountPath -> folder for each mount of a container. `config` holds the folders of config maps by name."""
+    """mountPath -> folder for each mount of a container. `config`: the folders of config maps by name."""
     volumes = {volume["name"]: volume for volume in pod_spec.get("volumes", ())}
     paths: dict[str, str] = {}
     for mount in container.get("volumeMounts", ()):
@@ -71,14 +71,14 @@ def mapping(pod_spec: Object, container: Object, folders: Folders, *, config: Ma
 
 
 def _inside(folder: Path, sub_path: str) -> Path:
-    """A folder below a volume's. Raises NoSuchVolume for one that leads out of it, as Kubernetes refuses it."""
+    """A folder below a volume's. Raises NoSuchVolume for one outside of it, which Kubernetes rejects too."""
     if Path(sub_path).is_absolute() or ".." in Path(sub_path).parts:
-        raise NoSuchVolume(f"subPath {sub_path!r} leads out of its volume; give a folder below it, without '..'")
+        raise NoSuchVolume(f"subPath {sub_path!r} leads out of its volume; use a folder below it, without '..'")
     return folder / sub_path
 
 
 def rewritten(text: str, paths: Mapping[str, str]) -> str:
-    """The text with every path below a mount replaced by the one in the folder behind it."""
+    """The text with every path below a mount replaced by the path in the folder behind it."""
     if not paths:
         return text
     mounts = "|".join(re.escape(mount) for mount in sorted(paths, key=len, reverse=True))

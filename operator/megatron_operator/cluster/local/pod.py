@@ -1,4 +1,4 @@
-"""A pod on one machine: its containers as processes one after the other, its state as the API would show it."""
+"""A pod on one machine: its containers as consecutive processes, its state as the API would show it."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ Object = Mapping[str, Any]
 MESSAGE_BYTES = 2048
 PYTHONS = ("python", "python3")
 ORPHANED = "MtjEnded"
-# No one can collect the code of a process that is not a child; it was asked to end, so this is what it says.
+# The exit code of a process that is not our child is unknown; it was terminated, so assume this one.
 ORPHAN_EXIT_CODE = 143
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
-    """One container to run: command, environment and working folder, paths rewritten already."""
+    """One container to run: command, environment and working folder, with rewritten paths."""
 
     container: str
     command: Sequence[str]
@@ -60,12 +60,12 @@ class LocalPod:
 
     @property
     def termination_log(self) -> Path:
-        """File for the trainer's last words."""
+        """File for the trainer's termination message."""
         return self.folder / "termination-log"
 
     @property
     def is_finished(self) -> bool:
-        """Whether no process of it is left."""
+        """Whether none of its processes is left."""
         return self.exit_code is not None
 
     def start(self, now: float) -> None:
@@ -84,7 +84,7 @@ class LocalPod:
         self._record()
 
     def poll(self, now: float) -> None:
-        """Notices what has happened: a step that ended, a grace period that is over."""
+        """Updates the state: a step that ended, a grace period that is over."""
         if self.is_finished:
             return
         local_process.bound_log(self.log)
@@ -100,7 +100,7 @@ class LocalPod:
             self._end(ended, now)
 
     def delete(self, now: float, *, grace_s: float | None = None) -> None:
-        """Asks the pod to end; a second time, or with no grace, ends it."""
+        """Terminates the pod; a second time, or without grace, kills it."""
         default = float(self.raw["spec"]["terminationGracePeriodSeconds"])
         ends = now + (default if grace_s is None else grace_s)
         self.grace_ends = ends if self.grace_ends is None else min(self.grace_ends, ends)
@@ -143,7 +143,7 @@ class LocalPod:
         return {"terminated": ended}
 
     def _message(self) -> str:
-        """The termination message, or the end of the log when a failed container left none."""
+        """The termination message, or the end of the log if a failed container left none."""
         if self.failure:
             return self.failure
         if self.termination_log.exists():
@@ -168,13 +168,13 @@ class LocalPod:
         (self.folder / "process.json").unlink(missing_ok=True)
 
     def _record(self) -> None:
-        """Writes the process down, so that a later mtj finds it if this one is killed."""
+        """Records the process, so that a later mtj finds it if this one is killed."""
         record = {"identity": self.identity and asdict(self.identity), "pod": self.raw}
         (self.folder / "process.json").write_text(json.dumps(record))
 
 
 def find_orphan(folder: Path, log: Path, now: float) -> LocalPod | None:
-    """The pod whose process outlived the mtj that started it; None when nothing of it runs."""
+    """The pod whose process outlived the mtj that started it; None if no process is left."""
     try:
         record = json.loads((folder / "process.json").read_text())
         identity = Identity(**record["identity"])
@@ -182,7 +182,7 @@ def find_orphan(folder: Path, log: Path, now: float) -> LocalPod | None:
         return None
     if not local_process.is_alive(identity):
         return None
-    logger.warning("found a running pod of an mtj that has ended pod=%s pid=%d", folder.name, identity.pid)
+    logger.warning("adopted a running pod of an mtj that has ended pod=%s pid=%d", folder.name, identity.pid)
     step = Step(container=names.CONTAINER, command=(), variables={})
     return LocalPod(
         raw=record["pod"],

@@ -1,4 +1,4 @@
-"""One process group: starting it, knowing it again later, and ending it. Knows nothing of pods."""
+"""One process group: starting, identifying later, and ending it. Knows nothing about pods."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 
 MAX_LOG_BYTES = 256 * 2**20
-"""Of a process's output: a program that prints forever shall not fill the disk of everybody else."""
+"""Limit of a process's output: a program that prints forever must not fill a shared disk."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Identity:
-    """A process of this machine; `started` tells it from a later one that got the same number."""
+    """A process of this machine; `started` distinguishes it from a later one with the same number."""
 
     pid: int
     started: str
@@ -26,9 +26,9 @@ class Identity:
 def start(
     command: Sequence[str], variables: Mapping[str, str], *, directory: Path | None, log: Path
 ) -> subprocess.Popen[bytes]:
-    """Starts the command as leader of a session of its own, so that a Ctrl-C at the terminal spares it.
+    """Starts the command as leader of its own session, so that a Ctrl-C at the terminal does not reach it.
 
-    Raises OSError when it cannot be started.
+    Raises OSError if it cannot be started.
     """
     inherited = os.environ  # noqa: TID251 (a pod has its image's environment, a local one has this process's)
     with log.open("ab") as output:
@@ -44,9 +44,9 @@ def start(
 
 
 def bound_log(log: Path, *, most_bytes: int = MAX_LOG_BYTES) -> None:
-    """Moves the end of a log that has grown beyond the limit to NAME.log.1 and begins it again.
+    """Moves the end of a log that has grown beyond the limit to NAME.log.1 and truncates it.
 
-    Whoever writes it appends, so that his next line stands at the beginning. What lies before the end is lost.
+    The writer appends, so its next line is at the beginning. The start of the log is lost.
     """
     try:
         size_bytes = log.stat().st_size
@@ -60,13 +60,13 @@ def bound_log(log: Path, *, most_bytes: int = MAX_LOG_BYTES) -> None:
         shutil.copyfileobj(file, kept)
     os.truncate(log, 0)
     with log.open("ab") as file:
-        file.write(f"mtj: the log had {size_bytes} bytes; its end is in {aside.name}, the rest is gone\n".encode())
+        file.write(f"mtj: the log had {size_bytes} bytes; its end is in {aside.name}, the rest was dropped\n".encode())
 
 
 def identify(pid: int) -> Identity | None:
-    """The process with this number, None when it has ended (a zombie has)."""
+    """The process with this number, None if it has ended (a zombie has)."""
     try:
-        # Field 2 is the command in brackets, which may hold blanks; field 3 is the state, field 22 the start.
+        # Field 2 is the command in parentheses, which may contain spaces; field 3 is the state, field 22 the start.
         fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
@@ -74,21 +74,21 @@ def identify(pid: int) -> Identity | None:
 
 
 def is_alive(identity: Identity) -> bool:
-    """Whether this very process still runs."""
+    """Whether this same process is still running."""
     return identify(identity.pid) == identity
 
 
 def terminate(identity: Identity) -> None:
-    """Asks the process to end, as a kubelet asks process 1 of a container."""
+    """Sends the process SIGTERM, as a kubelet does to process 1 of a container."""
     if is_alive(identity):
         with suppress(ProcessLookupError):
             os.kill(identity.pid, signal.SIGTERM)
 
 
 def exit_code_of_group(process: subprocess.Popen[bytes]) -> int | None:
-    """The exit code (128 + n after signal n) of a child that has ended, its group ended with it; None before.
+    """The exit code (128 + n after signal n) of a child that has ended, after killing its group; None before.
 
-    The group is killed before the child is collected: until then no one else can get its number.
+    The group is killed before the child is reaped: until then its number cannot be reused.
     """
     if process.returncode is None:
         if os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None:
@@ -100,6 +100,6 @@ def exit_code_of_group(process: subprocess.Popen[bytes]) -> int | None:
 
 
 def kill_group(pid: int) -> None:
-    """Ends whatever is left of the process's group: a container's processes go with its first."""
+    """Kills what is left of the process's group: a container's processes end with its first."""
     with suppress(ProcessLookupError, PermissionError):
         os.killpg(pid, signal.SIGKILL)

@@ -39,19 +39,19 @@ class Look:
 
 @dataclass(kw_only=True)
 class Interruption:
-    """Signals that have arrived. The first asks the job to stop, the next one ends it."""
+    """Received signals. The first stops the job, the next one kills it."""
 
     count: int = 0
     number: int = 0
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Remembers one more."""
+        """Records one more."""
         self.count, self.number = self.count + 1, number
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """How a run ended; `signal` is the one that interrupted it."""
+    """The result of a run; `signal` is the one that interrupted it."""
 
     ending: Ending
     status: Object
@@ -59,7 +59,7 @@ class Result:
 
 
 def run(job: Job, state: State, machine: Machine, show: Callable[[Look], None]) -> Result:
-    """Runs the job to its end. The caller holds the state's lock. A failed job is taken up again.
+    """Runs the job to its end. The caller holds the state's lock. A failed job is resumed.
 
     An interrupted job is suspended: its pods save and end, and the next run resumes it.
     """

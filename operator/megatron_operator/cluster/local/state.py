@@ -33,7 +33,7 @@ class Busy(Exception):
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The folder of one job. Every file is replaced at once, so that a reader never sees half of it."""
+    """The folder of one job. Files are replaced atomically, so that a reader never sees half of one."""
 
     directory: Path
 
@@ -52,32 +52,34 @@ class State:
         return self.directory / "logs" / f"{pod_name}.log"
 
     def pod(self, pod_name: str) -> Path:
-        """What belongs to one pod: its process record, arguments, termination message, scratch volumes."""
+        """The folder of one pod: its process record, arguments, termination message, scratch volumes."""
         return self.directory / "pods" / pod_name
 
     def pod_names(self) -> list[str]:
-        """Pods that have left something here."""
+        """Pods that have a folder here."""
         folder = self.directory / "pods"
         return sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
 
     def read_status(self) -> Object:
-        """The stored status, {} when there is none."""
+        """The stored status, {} if there is none."""
         return _read(self.directory / "status.yaml")
 
     def write_status(self, status: Object) -> None:
         """Replaces the status."""
-        _write(self.directory / "status.yaml", json.dumps(status, indent=1))  # YAML too, and read ten times as fast
+        _write(
+            self.directory / "status.yaml", json.dumps(status, indent=1)
+        )  # JSON is YAML too, and ten times as fast to read
 
     def read_manifest(self) -> Object:
-        """The stored manifest, {} when there is none."""
+        """The stored manifest, {} if there is none."""
         return _read(self.directory / "job.yaml")
 
     def read_progress(self) -> Progress | None:
-        """What the trainer last said."""
+        """The trainer's last progress record."""
         return progress_record.read_file(self.progress_file)
 
     def take(self, manifest: Object) -> Object:
-        """Stores the manifest and returns it with uid and generation, which rises when the spec has changed."""
+        """Stores the manifest and returns it with uid and generation, which increases when the spec has changed."""
         before = self.read_manifest()
         known = before.get("metadata", {})
         changed = before.get("spec") != _plain(manifest["spec"])
@@ -106,14 +108,14 @@ class State:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Holds the job for this process; the system lets go of it however the process ends. Raises Busy."""
+        """Locks the job for this process; the system releases it however the process ends. Raises Busy."""
         _make_private(self.directory)
         with (self.directory / "lock").open("a+") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError as error:
                 file.seek(0)
-                raise Busy(f"process {file.read().strip() or '?'} runs this job already") from error
+                raise Busy(f"process {file.read().strip() or '?'} is already running this job") from error
             file.truncate(0)
             file.write(str(os.getpid()))
             file.flush()
@@ -121,7 +123,7 @@ class State:
 
 
 def reopened(status: Object) -> Object:
-    """The status of an ended job that is run again: the end forgotten, its cause and progress kept."""
+    """The status of an ended job that is run again: without the terminal conditions, with cause and progress kept."""
     restarts = status.get("restarts", {})
     forgotten = (names.SUCCEEDED, names.FAILED, names.STALLED)
     kept = [condition for condition in status.get("conditions", ()) if condition["type"] not in forgotten]
@@ -155,7 +157,7 @@ def _write(path: Path, text: str) -> None:
 
 
 def _make_private(directory: Path) -> None:
-    """Makes the folder for its owner alone: manifests and logs may hold what is no one else's."""
+    """Creates the folder for its owner alone: manifests and logs may hold secrets."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
 

@@ -8,14 +8,14 @@ from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.timestamp import to_seconds
 
-# A kubelet reports the end of a pod some moments after its grace period.
+# A kubelet reports the end of a pod a few moments after its grace period.
 GRACE_MARGIN_S = 10.0
 # Unmounting a slow volume takes a while; after this, someone has to investigate.
 LATE_S = 60.0
 
 
 def delay_s(policy: FailurePolicy, counters: Counters, kind: str) -> float:
-    """Seconds before the next attempt: none after a disruption, else doubling with each one in the row."""
+    """Seconds before the next attempt: 0 after a disruption, else doubling with each restart in a row."""
     if kind == "disrupted":
         return 0.0
     step = counters.in_a_row or counters.counted
@@ -23,7 +23,7 @@ def delay_s(policy: FailurePolicy, counters: Counters, kind: str) -> float:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When the written-down backoff is over, or when a terminating pod's grace is."""
+    """When the persisted backoff ends, or a terminating pod's grace period."""
     retry = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime"))
     ends = [pod.grace_ends for pod in blocking(seen, now) if pod.grace_ends is not None]
     moments = [end + margin for end in ends for margin in (GRACE_MARGIN_S, LATE_S) if end + margin > now]
@@ -31,13 +31,13 @@ def wake_at(job: Job, seen: Seen, now: float) -> float | None:
 
 
 def may_start(seen: Seen, now: float) -> bool:
-    """Whether pods of this attempt may be created: backoff over, no pod of an earlier one can still run."""
+    """Whether pods of this attempt may be created: the backoff is over and no earlier pod may still run."""
     retry = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime"))
     return (retry is None or now >= retry) and not blocking(seen, now)
 
 
 def blocking(seen: Seen, now: float) -> tuple[Pod, ...]:
-    """Pods of earlier attempts that may still run. Two attempts at once would write the same checkpoint."""
+    """Pods of earlier attempts that may still run. Two concurrent attempts would write the same checkpoint."""
     return tuple(pod for pod in seen.stale if not pod.is_finished and not _is_lost(pod, seen, now))
 
 
@@ -48,6 +48,6 @@ def overdue(seen: Seen, now: float) -> tuple[Pod, ...]:
 
 
 def _is_lost(pod: Pod, seen: Seen, now: float) -> bool:
-    """Whether the pod's end will never be reported: its node is gone and its grace is over."""
+    """Whether the pod's end will never be reported: its node is gone and its grace period is over."""
     is_over = pod.grace_ends is not None and now > pod.grace_ends + GRACE_MARGIN_S
     return pod.deleting and is_over and pod.node in seen.lost_nodes

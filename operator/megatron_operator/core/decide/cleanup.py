@@ -1,4 +1,4 @@
-"""What is left of a finished job: pods by cleanPodPolicy, the rest when its time to live is over."""
+"""Cleanup of a finished job: pods by cleanPodPolicy, the rest when its time to live has expired."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ def pods_to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When the time to live ends; None for a job that stays."""
+    """When the time to live expires; None for a job that is kept."""
     return ends(seen, job.run_policy.ttl_s)
 
 
 def ends(seen: Seen, ttl_s: int | None) -> float | None:
-    """When a time to live of so many seconds ends; None for a job that stays."""
+    """When a time to live of so many seconds expires; None for a job that is kept."""
     completed = to_seconds(seen.status.get("completionTime"))
     return None if completed is None or ttl_s is None else completed + ttl_s
 
 
 def readable_ttl(manifest: Object) -> tuple[int | None, TtlPolicy]:
-    """Time to live and its policy of a manifest that is wrong elsewhere; no time where it cannot be read."""
+    """Time to live and its policy of a manifest that is invalid elsewhere; None where it cannot be read."""
     given = (manifest.get("spec") or {}).get("runPolicy")
     schema = spec_schema()["properties"]["runPolicy"]
     if given is None or list(structural.check(given, schema, "spec.runPolicy")):
@@ -46,13 +46,13 @@ def readable_ttl(manifest: Object) -> tuple[int | None, TtlPolicy]:
 
 
 def is_over(job: Job, seen: Seen, now: float) -> bool:
-    """Whether the time to live has ended."""
+    """Whether the time to live has expired."""
     ends = wake_at(job, seen, now)
     return ends is not None and now >= ends
 
 
 def leftovers(job: Job, seen: Seen) -> tuple[Ref, ...]:
-    """What to delete when the time to live has passed: the job itself, or all its objects except checkpoints."""
+    """What to delete when the time to live has expired: the job itself, or all its objects except checkpoints."""
     return leftovers_of(job.name, job.uid, job.run_policy.ttl_policy, seen)
 
 
@@ -67,10 +67,10 @@ def leftovers_of(name: str, uid: str, policy: TtlPolicy, seen: Seen) -> tuple[Re
 
 
 def _running(pods: tuple[Pod, ...]) -> tuple[Pod, ...]:
-    """Pods that hold resources; a sidecar that outlives the trainer does too."""
+    """Pods that hold resources, including those whose sidecar outlives the trainer."""
     return tuple(pod for pod in pods if not pod.is_finished or pod.is_outlived)
 
 
 def pod_ref(pod: Pod) -> Ref:
-    """The pod as an object to delete; its uid keeps a namesake that came later alive."""
+    """The pod as an object to delete; its uid protects a later pod of the same name."""
     return Ref(api_version="v1", kind="Pod", name=pod.name, uid=pod.uid or None)

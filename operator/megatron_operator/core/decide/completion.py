@@ -1,4 +1,4 @@
-"""Completion: by successPolicy the master decides, with time for the workers to end too, or all pods together."""
+"""Completion: by successPolicy either the master decides, with time for the workers to end, or all pods together."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ COMPLETION_GRACE_S = 60.0
 
 
 def decide(job: Job, seen: Seen, now: float) -> Succeed | Wait | None:
-    """Succeed, or wait for workers that still end; None while those that count have not succeeded."""
+    """Succeed, or wait for workers that have yet to end; None while the pods that count have not succeeded."""
     if job.success_policy == "All":
         return _when_all_succeeded(job, seen)
     master = succeeded_master(seen)
@@ -28,7 +28,7 @@ def decide(job: Job, seen: Seen, now: float) -> Succeed | Wait | None:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When waiting for workers ends; None when there is nothing to wait for."""
+    """When the wait for workers ends; None if there is nothing to wait for."""
     master = succeeded_master(seen) if job.success_policy == "Master" else None
     still_running = any(not pod.is_finished for pod in seen.current)
     if master is None or master.finished_at is None or not still_running:
@@ -44,19 +44,19 @@ def _when_all_succeeded(job: Job, seen: Seen) -> Succeed | None:
 
 
 def succeeded_master(seen: Seen) -> Pod | None:
-    """The master of this attempt if it has succeeded."""
+    """This attempt's master if it has succeeded."""
     masters = (pod for pod in seen.current if pod.role == names.MASTER)
     return next((pod for pod in masters if pod.phase == "Succeeded"), None)
 
 
 def with_removed(job: Job, seen: Seen) -> Seen:
-    """The observation, with the pods of this attempt that had succeeded before they were deleted.
+    """The observed state, with this attempt's pods that had succeeded before they were deleted added back.
 
-    The status tells how many of a role have succeeded. Where that explains every pod of the role that is not there,
-    nothing is missing: they are shown as succeeded and being deleted.
+    The status records how many pods of a role have succeeded. Where that accounts for every missing pod of the role,
+    they are added as succeeded and being deleted.
     """
     if seen.status.get("selector") != names.selector_text(job.name, seen.attempt):
-        return seen  # it tells of another attempt
+        return seen  # it is about another attempt
     there = {pod.name for pod in seen.current}
     gone = []
     for role in (names.MASTER, names.WORKER):
@@ -71,17 +71,17 @@ def with_removed(job: Job, seen: Seen) -> Seen:
 
 
 def is_being_removed(seen: Seen) -> bool:
-    """Whether a pod that has succeeded is about to go, so that the status has to tell of its success before."""
+    """Whether a succeeded pod is about to be deleted, so that the status must record its success first."""
     return any(pod.phase == "Succeeded" and pod.deleting and pod.uid for pod in seen.current)
 
 
 def _expected(job: Job, seen: Seen) -> Iterator[Pod]:
-    """Every pod of this attempt as one that has succeeded and is gone."""
+    """Every pod of this attempt as succeeded and deleted."""
     for name in names.replica_names(job.name, seen.attempt, job.num_nodes):
         if place := names.place_of(name, job.name):
             yield Pod(name=name, **vars(place), phase="Succeeded", deleting=True)
 
 
 def is_finished(seen: Seen) -> bool:
-    """Whether a terminal condition is written down."""
+    """Whether the status has a terminal condition."""
     return seen.is_true(names.SUCCEEDED) or seen.is_true(names.FAILED)

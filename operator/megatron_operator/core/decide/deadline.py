@@ -1,4 +1,4 @@
-"""Deadlines: how long a job may run in all, wait for a place, and how long a placed pod may fail to start."""
+"""Deadlines: how long a job may run in total, wait for nodes, and how long a scheduled pod may take to start."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from megatron_operator.core.timestamp import to_seconds
 
 
 def decide(job: Job, seen: Seen, now: float) -> Fail | None:
-    """Fail when the job as a whole, its wait for a place, or the start of one pod took too long."""
+    """Fail when the job as a whole, its wait for nodes, or the start of one pod took too long."""
     ends = active_ends(job, seen)
     if ends is not None and now >= ends:
         seconds = job.run_policy.active_deadline_s
@@ -23,13 +23,13 @@ def decide(job: Job, seen: Seen, now: float) -> Fail | None:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """The next moment at which a deadline can pass."""
+    """The earliest time at which a deadline can expire."""
     ends = (active_ends(job, seen), _place_ends(job, seen, now), _startup_ends(job, seen, now))
     return min((each for each in ends if each is not None), default=None)
 
 
 def active_ends(job: Job, seen: Seen) -> float | None:
-    """When the whole job's time is up; it starts over when a suspended job resumes."""
+    """When the job's active deadline expires; it starts over when a suspended job resumes."""
     started = to_seconds(seen.status.get("startTime"))
     seconds = job.run_policy.active_deadline_s
     return None if started is None or seconds is None else started + seconds
@@ -48,7 +48,7 @@ def _no_place(job: Job, seen: Seen, now: float) -> Fail | None:
         return None
     limit = f"runPolicy.schedulingTimeoutSeconds ({job.run_policy.scheduling_timeout_s} s)"
     why = waiting.for_a_place(job, seen, now)
-    return Fail(reason=names.SCHEDULING_TIMEOUT, message=f"The job waited longer for a place than {limit}: {why}")
+    return Fail(reason=names.SCHEDULING_TIMEOUT, message=f"The job waited for nodes longer than {limit}: {why}")
 
 
 def _startup_ends(job: Job, seen: Seen, now: float) -> float | None:

@@ -1,4 +1,4 @@
-"""What a policy can decide, as values. `reconcile` turns each kind into changes, `status` into conditions."""
+"""The possible decisions, as values. `reconcile` turns each kind into changes, `status` into conditions."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from megatron_operator.core.observe import ContainerKind
 class Failure:
     """Why an attempt ended, for status.lastFailure. `time` is seconds since the epoch.
 
-    container: the one that ended with this exit code; empty where the pod itself was refused or taken away.
-    rank: the process of the trainer that failed first, counted over all nodes; None where it left no word.
+    container: the one that ended with this exit code; empty where the pod itself was rejected or evicted.
+    rank: the global rank of the trainer process that failed first; None if it left no record.
     """
 
     reason: str
@@ -31,7 +31,7 @@ class Failure:
 
     @property
     def place(self) -> str:
-        """Where it happened, in words: the pod, its container when that is not the trainer, rank and node if known."""
+        """Where it happened, in words: the pod, its container if it is not the trainer's, rank and node if known."""
         kind = {"Trainer": "", "InitContainer": "init container", "Sidecar": "sidecar"}[self.container_kind]
         pod = f"{kind} {self.container} of pod {self.pod}" if kind else f"pod {self.pod}"
         rank = None if self.rank is None else f"rank {self.rank}"
@@ -41,10 +41,10 @@ class Failure:
 
 @dataclass(frozen=True, kw_only=True)
 class Counters:
-    """status.restarts but for the attempt: all that a restart has to remember.
+    """status.restarts without the attempt: everything that a restart has to carry over.
 
-    in_a_row: restarts since the last counted one or the last new checkpoint that admission races caused.
-    checkpoint_iteration: newest checkpoint when the last restart was decided.
+    in_a_row: restarts caused by admission races since the last counted restart or new checkpoint.
+    checkpoint_iteration: the newest checkpoint when the last restart was decided.
     """
 
     total: int = 0
@@ -55,7 +55,7 @@ class Counters:
 
 @dataclass(frozen=True, kw_only=True)
 class Continue:
-    """Nothing happened: create what is missing, report what is there."""
+    """Nothing to decide: create what is missing, report the observed state."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,17 +65,17 @@ class Wait:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """A pod has failed and its cause may still become known: change nothing, and say nothing yet."""
+    """A pod has failed and its cause may still become known: change and report nothing yet."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Suspend:
-    """Stop the pods and keep everything that a resume needs."""
+    """Stop the pods and keep everything needed to resume."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Queue:
-    """Have no pods and hold a place in the queue; `reason` and `message` say why (condition Admitted)."""
+    """Have no pods and wait in the queue; `reason` and `message` say why (condition Admitted)."""
 
     reason: str
     message: str
@@ -83,7 +83,7 @@ class Queue:
 
 @dataclass(frozen=True, kw_only=True)
 class Withdraw:
-    """Take the pods of half a gang back; the whole gang comes again after pause_s (None: as written down)."""
+    """Delete the pods of a partial gang; the whole gang is recreated after pause_s (None: as persisted)."""
 
     reason: str
     message: str
@@ -92,14 +92,14 @@ class Withdraw:
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """Stop the pods, which save, and continue with another number of them; not counted as a restart."""
+    """Stop the pods, which save, and continue with a different number of them; not counted as a restart."""
 
     message: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """Write the next attempt down, delete the whole gang, start again after `delay_s`."""
+    """Persist the next attempt, delete the whole gang, start again after `delay_s`."""
 
     reason: str
     failure: Failure

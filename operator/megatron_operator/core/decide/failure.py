@@ -1,4 +1,4 @@
-"""Which failure ended this attempt: one failed pod takes the others with it, so the root cause is determined."""
+"""The root cause of an attempt's failure: one failed pod takes all the others down with it."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from megatron_trainjob.exit_codes import ExitCode, describe, describe_foreign, r
 
 POD_DELETED = "PodDeleted"
 
-# How a rank ends that has lost a peer: by the collective's exception, or by the abort of NCCL's watchdog.
+# How a rank that lost a peer ends: by an exception in the collective, or aborted by NCCL's watchdog.
 CONSEQUENCES = frozenset({ExitCode.ERROR, 128 + signal.SIGABRT})
-# Kubelets report the ends of one gang some seconds apart, and know them to the second.
+# Kubelets report the ends of a gang's pods some seconds apart, with a resolution of one second.
 CAUSE_WITHIN_S = 3.0
 
 
 def find(job: Job, seen: Seen, now: float) -> Failure | None:
-    """The cause of this attempt's end, None while all is well.
+    """The root cause of this attempt's failure, None if it has not failed.
 
-    Order: a pod marked for disruption; a pod that says that no retry can help (the others then merely lost their
-    peer); a pod that was deleted, or is gone altogether; the pod that failed first, within seconds rather the
-    one that was killed than the one that lost its peer. While only the latter is known, the cause is waited for.
+    Order: a pod marked for disruption; a pod whose exit code rules out a retry (the others then merely lost their
+    peer); a pod that is being deleted or is missing; the pod that failed first, among near ties preferably the
+    one that was killed over one that lost its peer. While only the latter is known, wait for the cause.
     """
     unsuccessful = [pod for pod in seen.current if pod.phase != "Succeeded"]
     for candidates in (
@@ -41,30 +41,30 @@ def find(job: Job, seen: Seen, now: float) -> Failure | None:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When the wait for the cause of a failure ends, None without one."""
+    """When the wait for the root cause ends, None without a failure."""
     cause = _cause(failed(seen))
     return None if cause is None else _known_at(seen, cause, now)
 
 
 def failed(seen: Seen) -> list[Pod]:
-    """Pods of this attempt that ended badly, or of which the node lost track."""
+    """Pods of this attempt that failed, or that their node lost track of."""
     return [pod for pod in seen.current if pod.phase in ("Failed", "Unknown")]
 
 
 def is_permanent(job: Job, pod: Pod) -> bool:
-    """Whether a retry is pointless: the trainer's exit code says so, or the image lacks the program."""
+    """Whether a retry is pointless: the trainer's exit code says so, or the image has no such program."""
     return is_final_code(job, pod) or bool(program.refusal(pod.reason, pod.message))
 
 
 def is_final_code(job: Job, end: Pod | Failure) -> bool:
-    """Whether the trainer itself says by its exit code that a retry cannot help."""
+    """Whether the trainer's own exit code says that a retry cannot help."""
     return is_trainers_code(job, end) and end.exit_code is not None and retry_class(end.exit_code) == "never"
 
 
 def is_trainers_code(job: Job, end: Pod | Failure) -> bool:
-    """Whether the exit code is one of `ExitCode`: to any other program 2 or 64 mean something else.
+    """Whether the exit code is an `ExitCode`: 2 or 64 mean something else in any other program.
 
-    A command of the user's own is believed where it leaves the trainer's termination record.
+    A user's own command is trusted if it leaves the trainer's termination record.
     """
     return end.container == names.CONTAINER and (not job.command or end.is_recorded)
 
@@ -91,21 +91,21 @@ def _end(pod: Pod) -> float:
 
 
 def _cause(pods: list[Pod]) -> Pod | None:
-    """Of those that failed with the first of them, one that did not merely lose its peer."""
+    """Among the pods that failed together with the first, one that did not merely lose its peer."""
     until = min(map(_end, pods), default=0.0) + CAUSE_WITHIN_S
     early = [pod for pod in pods if _end(pod) <= until]
     return min(early, key=lambda pod: (_may_be_consequence(pod), *_when(pod)), default=None)
 
 
 def _may_be_consequence(pod: Pod) -> bool:
-    """Whether it looks like the end of a rank that lost a peer; other containers have none."""
+    """Whether the pod ended like a rank that lost a peer; other containers have no peers."""
     return pod.container == names.CONTAINER and pod.exit_code in CONSEQUENCES
 
 
 def _known_at(seen: Seen, cause: Pod, now: float) -> float:
     """Earliest time at which this failure is accepted as the root cause; later if it may follow from another.
 
-    A node's clock that is ahead of ours never makes the wait longer.
+    A node's clock that is ahead of ours never prolongs the wait.
     """
     have_all_ended = all(pod.is_finished for pod in seen.current)
     if not _may_be_consequence(cause) or have_all_ended or cause.finished_at is None or cause.finished_at > now:
@@ -143,7 +143,7 @@ def _of_missing(job: Job, seen: Seen, now: float) -> Failure | None:
     return Failure(
         pod=gone[0],
         reason=POD_DELETED,
-        message=f"{len(gone)} of {job.num_nodes} pods are not there any more.",
+        message=f"{len(gone)} of {job.num_nodes} pods no longer exist.",
         iteration=seen.beat.iteration if seen.beat else None,
         attempt=seen.attempt,
         time=now,

@@ -1,4 +1,4 @@
-"""Hang detection: a gang that was training and has sent no heartbeat for too long is restarted."""
+"""Hang detection: a training gang without a heartbeat for too long is restarted."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from megatron_operator.core.decide.decision import Fail, Failure, Restart
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
 
-# In these phases the trainer refreshes its record; loading a model or tokenizing may rightly take hours.
+# In these phases the trainer refreshes its record; loading a model or tokenizing may legitimately take hours.
 BEATING_PHASES = frozenset({"training", "evaluating", "saving"})
 
 
 def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
-    """Restart when the heartbeat is too old; the restart counts like a failure."""
+    """Restart when the heartbeat is too old; this counts as a failure."""
     ends = wake_at(job, seen, now)
     if ends is None or now < ends or seen.beat is None:
         return None
@@ -33,9 +33,9 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When the present heartbeat becomes too old.
+    """When the current heartbeat becomes too old.
 
-    None without one: a heartbeat that never came proves nothing but that none can be delivered.
+    None without one: a heartbeat that never arrived only proves that heartbeats cannot be delivered.
     """
     beat, seconds = seen.beat, job.failure_policy.hang_timeout_s
     if beat is None or not seconds or beat.phase not in BEATING_PHASES or not _all_run(job, seen):

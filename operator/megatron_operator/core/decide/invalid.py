@@ -1,7 +1,7 @@
-"""An object of the job that the API server's own validation refuses: it would be refused again, so the job is over.
+"""A child object that the API server's own validation rejects: it would be rejected again, so the job fails.
 
-That holds for a job that has had no gang yet. What the server took once is not wrong by itself: somebody's webhook may
-change pods for the worse, for a while, and the job waits (Stalled) until it stops.
+Only for a job that has had no gang yet. An object that was accepted once is not invalid by itself: a webhook may
+break pods for a while, and the job waits (Stalled) until it is fixed.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from megatron_operator.core.observe import Seen
 
 
 def decide(job: Job, seen: Seen, now: float) -> Fail | None:
-    """Fail with the server's words."""
+    """Fail with the server's message."""
     if seen.problem is None or seen.problem[0] != names.INVALID_OBJECT or _was_taken(seen):
         return None
-    message = f"The API server takes no such object, now or later: {seen.problem[1]} Correct it in a new job."
+    message = f"The API server rejects this object as invalid: {seen.problem[1]} Correct it in a new job."
     return Fail(reason=names.INVALID_SPEC, message=message)
 
 

@@ -1,4 +1,4 @@
-"""Restart or failure: what an attempt's end means. Always the whole gang, never a single pod.
+"""Restart or fail: the response to a failed attempt. Always the whole gang, never a single pod.
 
 A surviving rank of a broken collective hangs, so replacing one pod (as PyTorchJob does) cannot work.
 """
@@ -26,7 +26,7 @@ Kind = Literal["disrupted", "admission", "failed", "never"]
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """How to answer one failure."""
+    """The response to one failure."""
 
     kind: Kind
     reason: str
@@ -34,7 +34,7 @@ class Verdict:
 
 
 def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | Undecided | None:
-    """Restart the gang, or fail the job, when this attempt has ended badly."""
+    """Restart the gang, or fail the job, when this attempt has failed."""
     failure = failures.find(job, seen, now)
     if failure is not None:
         return answer(job, seen, failure, judge(job, seen, failure))
@@ -50,13 +50,13 @@ def judge(job: Job, seen: Seen, failure: Failure) -> Verdict:
 
 
 def matches(rule: Rule, failure: Failure) -> bool:
-    """Whether every list of the rule contains the failure's value."""
+    """Whether every list in the rule contains the failure's value."""
     code_matches = not rule.exit_codes or failure.exit_code in rule.exit_codes
     return code_matches and (not rule.reasons or failure.reason in rule.reasons)
 
 
 def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
-    """The table of defaults: what a failure means when the user said nothing."""
+    """The default response to a failure that no rule of the user matches."""
     restart_reason = _restart_reason(seen, failure)
     if is_disruption(seen, failure):
         return Verdict(kind="disrupted", reason=restart_reason)
@@ -72,19 +72,19 @@ def by_default(job: Job, seen: Seen, failure: Failure) -> Verdict:
         message = f"Pod {failure.pod} ended with {failure.reason} ({failure.exit_code}); a retry cannot help."
         return Verdict(kind="never", reason=names.NON_RETRYABLE_EXIT, message=message)
     if is_repeated_out_of_memory(seen, failure):
-        message = f"Pod {failure.pod} was killed for memory twice at iteration {failure.iteration}."
+        message = f"Pod {failure.pod} was OOM-killed twice at iteration {failure.iteration}."
         return Verdict(kind="never", reason=names.OOM_KILLED, message=message)
     return Verdict(kind="failed", reason=restart_reason)
 
 
 def _out_of_device_memory(failure: Failure) -> str:
-    """With the trainer's own words, which say what would fit."""
+    """With the trainer's own message, which says what would fit."""
     where = "" if failure.iteration is None else f" after iteration {failure.iteration}"
-    return f"Pod {failure.pod} ran out of GPU memory{where}: {failure.message or 'it left no message; see its log.'}"
+    return f"Pod {failure.pod} ran out of GPU memory{where}: {failure.message or 'it left no message; check its log.'}"
 
 
 def is_disruption(seen: Seen, failure: Failure) -> bool:
-    """Whether the cluster or a person took the pod away."""
+    """Whether the cluster or a person removed the pod."""
     if failure.reason == failures.POD_DELETED:
         return True
     pod = next((pod for pod in seen.current if pod.name == failure.pod), None)
@@ -92,9 +92,9 @@ def is_disruption(seen: Seen, failure: Failure) -> bool:
 
 
 def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
-    """Whether the attempt before ended for memory at the same iteration: the same again is then certain.
+    """Whether the previous attempt ran out of memory at the same iteration: a third would, too.
 
-    Two ends of which no one knows the iteration prove nothing.
+    Two failures at unknown iterations prove nothing.
     """
     before = seen.status.get("lastFailure") or {}
     return (
@@ -107,7 +107,7 @@ def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
 
 
 def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart | Fail:
-    """The decision that a verdict leads to, with the counters of the restart."""
+    """The decision for a verdict, with the counters of the restart."""
     if verdict.kind == "never":
         return Fail(reason=verdict.reason, message=verdict.message, failure=failure)
     counters = count(job, seen, verdict.kind)
@@ -126,7 +126,7 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart 
 
 
 def count(job: Job, seen: Seen, kind: Kind) -> Counters:
-    """Counters after one more restart; a checkpoint written since the last one starts the count again."""
+    """Counters after one more restart; a checkpoint written since the last one resets the count."""
     before = read_counters(seen)
     if has_progressed(seen) and job.failure_policy.reset_after_progress:
         before = replace(before, counted=0, in_a_row=0)
@@ -141,18 +141,18 @@ def count(job: Job, seen: Seen, kind: Kind) -> Counters:
 
 
 def has_progressed(seen: Seen) -> bool:
-    """Whether a checkpoint was written since the last restart: going on from it at once repeats no failing loop."""
+    """Whether a checkpoint was written since the last restart: resuming from it at once is not a crash loop."""
     return (latest_checkpoint(seen) or 0) > (read_counters(seen).checkpoint_iteration or 0)
 
 
 def latest_checkpoint(seen: Seen) -> int | None:
-    """The iteration of the newest checkpoint, as reported, else as written down at the last restart."""
+    """The iteration of the newest checkpoint, as reported, else as persisted at the last restart."""
     reported = seen.progress.checkpoint_iteration if seen.progress else None
     return reported or read_counters(seen).checkpoint_iteration
 
 
 def read_counters(seen: Seen) -> Counters:
-    """The counters that the status has written down."""
+    """The counters in the stored status."""
     restarts = seen.status.get("restarts", {})
     return Counters(
         total=restarts.get("total", 0),

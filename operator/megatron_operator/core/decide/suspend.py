@@ -1,4 +1,4 @@
-"""Suspension: spec.suspend stops the pods and nothing else."""
+"""Suspension: spec.suspend stops the pods and keeps everything else."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ def decide(job: Job, seen: Seen, now: float) -> Suspend | None:
 
 
 def attempt(seen: Seen) -> int:
-    """The attempt to write down while suspended: the next one once something of the present one was started.
+    """The attempt to persist while suspended: the next one once any pod of the current one was created.
 
-    A resumed job may have other arguments and other nodes, and previous pods may still be terminating under
+    A resumed job may have different arguments and nodes, and previous pods may still be terminating under
     their names, so it never reuses an attempt.
     """
     has_started = bool(seen.current) or seen.status.get("startTime") is not None

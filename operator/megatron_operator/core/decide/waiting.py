@@ -1,7 +1,7 @@
-"""Waits before training: for a place in the queue or on nodes, and of placed pods that something keeps from starting.
+"""Waits before training: for the queue or for nodes, and of scheduled pods that cannot start.
 
-`status.waiting` remembers by our own clock since when, because nodes have clocks of their own and an operator that came
-later has to know too. A fetch by spec.initializers is work and no wait, however long it takes.
+`status.waiting` persists their start by our own clock, because nodes' clocks differ and a restarted operator
+has to know it. A fetch by spec.initializers is work, not a wait, however long it takes.
 """
 
 from __future__ import annotations
@@ -42,9 +42,9 @@ LOOK_INTERVAL_S = (3.0, 30.0)
 
 @dataclass(frozen=True, kw_only=True)
 class Hindrance:
-    """What keeps one placed pod from starting. `cause` stays the same while reason and message alternate.
+    """What prevents one scheduled pod from starting. `cause` stays the same while reason and message alternate.
 
-    is_trouble: whether it can be told from work that takes its time, such as an init container of the user's own.
+    is_trouble: whether it is certainly a problem, rather than slow work such as a user's own init container.
     """
 
     pod: Pod
@@ -55,7 +55,7 @@ class Hindrance:
 
 
 def hindrance(job: Job, pod: Pod) -> Hindrance | None:
-    """What keeps this pod from starting; None for one without a place, one that goes on, and one that fetches."""
+    """What prevents this pod from starting; None if it is unscheduled, makes progress, or fetches."""
     if pod.phase != "Pending" or pod.deleting:
         return None
     if pod.waiting in STUCK_REASONS:
@@ -70,14 +70,14 @@ def hindrance(job: Job, pod: Pod) -> Hindrance | None:
 
 
 def hindrances(job: Job, seen: Seen) -> Iterator[Hindrance]:
-    """What keeps the pods of this attempt from starting: the wait that the status remembers, then in rank order."""
+    """What prevents this attempt's pods from starting: first the wait that the status has, then in rank order."""
     found = [each for pod in seen.current if (each := hindrance(job, pod))]
     known = _stored(seen)
     yield from sorted(found, key=lambda each: not _is_same(each, known))
 
 
 def starts_since(job: Job, seen: Seen, now: float) -> tuple[Hindrance, float] | None:
-    """The longest known wait of a placed pod and when it began."""
+    """The longest known wait of a scheduled pod and when it began."""
     longest = next(hindrances(job, seen), None)
     if longest is None:
         return None
@@ -86,7 +86,7 @@ def starts_since(job: Job, seen: Seen, now: float) -> tuple[Hindrance, float] | 
 
 
 def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
-    """Why the job has no place yet, in the words of queue or scheduler; None when it has one."""
+    """Why the job is not scheduled yet, in the words of queue or scheduler; None if it is."""
     if queued := kueue_decide.decide(job, seen, now):
         return queued.message
     if whole.refused_since(seen) is not None and failure.missing(job, seen):
@@ -100,19 +100,19 @@ def for_a_place(job: Job, seen: Seen, now: float) -> str | None:
 
 
 def why_unplaced(pod: Pod) -> str:
-    """Why a pod has no node, as far as anybody has said."""
+    """Why a pod has no node, as far as known."""
     if pod.gated:
         return f"scheduling gate {pod.gate} holds it back" if pod.gate else "a scheduling gate holds it back"
-    return pod.unschedulable or "no scheduler has placed it, and none says why"
+    return pod.unschedulable or "no scheduler has placed it or reported why"
 
 
 def place_since(seen: Seen, now: float) -> float:
-    """When the present wait for a place began."""
+    """When the current wait for nodes began."""
     return to_seconds(_stored(seen).get("schedulingSince")) or now
 
 
 def describe(job: Job, seen: Seen, decision: Decision, now: float) -> Object | None:
-    """status.waiting after this decision, None without a wait; the wait for a place only where it has a deadline."""
+    """status.waiting after this decision, None without a wait; the wait for nodes only where it has a deadline."""
     if not isinstance(decision, Continue | Wait | Queue | Withdraw):
         return None
     waits: dict[str, Any] = {}
@@ -128,7 +128,7 @@ def describe(job: Job, seen: Seen, decision: Decision, now: float) -> Object | N
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When to look at placed pods again that neither start nor say why: no watch shows their events."""
+    """When to check scheduled pods again that neither start nor say why: no watch delivers their events."""
     first, last = LOOK_INTERVAL_S
     silent = [pod for pod in seen.current if pod.phase == "Pending" and pod.node and pod.waiting not in STUCK_REASONS]
     waits = [min(max(now - (pod.scheduled_at or now), first), last) for pod in silent]

@@ -1,7 +1,7 @@
-"""Gangs are whole: where the API server refuses some pods of an attempt, those that it let in are taken back.
+"""All or nothing: if the API server rejects some pods of an attempt, those that it accepted are deleted.
 
-Half a gang trains nothing and holds quota that another half gang waits for. It comes again, all of it, after growing
-pauses; that is no restart. `status.waiting.refusedSince` remembers the state for an operator that comes later.
+A partial gang trains nothing and holds quota that another partial gang waits for. The whole gang is retried after
+growing pauses; this is not a restart. `status.waiting.refusedSince` persists the state across operator restarts.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ PAUSE_S = (5.0, 60.0)
 
 
 def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
-    """Delete the pods after a refusal and create none during the pause; None for a gang that may be created."""
+    """Delete the pods after a rejection and create none during the pause; None if the gang may be created."""
     missing = failure.missing(job, seen)
     if not missing or failure.was_complete(seen):
         return None
@@ -27,9 +27,7 @@ def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
         pause_s = min(max(now - (since or now), first), last)
         reason, words = named(seen.problem)
         made = job.num_nodes - len(missing)
-        message = (
-            f"Only {made} of {job.num_nodes} pods were let in; they are taken back, and all are tried again. {words}"
-        )
+        message = f"Only {made} of {job.num_nodes} pods were accepted; they are deleted, and all are retried. {words}"
         return Withdraw(reason=reason, message=message, pause_s=pause_s)
     if since is not None and seen.current:
         stalled = seen.condition(names.STALLED) or {}
@@ -38,11 +36,11 @@ def decide(job: Job, seen: Seen, now: float) -> Withdraw | None:
 
 
 def refused_since(seen: Seen) -> float | None:
-    """When pods of this attempt were first refused, None when they were not."""
+    """When pods of this attempt were first rejected, None if they were not."""
     return to_seconds((seen.status.get("waiting") or {}).get("refusedSince"))
 
 
 def named(problem: tuple[str, str]) -> tuple[str, str]:
-    """The server calls an exhausted quota Forbidden, as it calls everything that a policy refuses."""
+    """The server reports an exhausted quota as Forbidden, like every rejection by a policy."""
     reason, message = problem
     return (names.QUOTA_EXCEEDED if "exceeded quota" in message else reason), message

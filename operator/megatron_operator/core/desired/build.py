@@ -1,4 +1,4 @@
-"""All objects of an attempt, and those of them that are missing, in the order in which they are created."""
+"""All objects of an attempt, and the missing ones among them, in creation order."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def everything(job: Job, attempt: int) -> tuple[Object, ...]:
 
 
 def missing(job: Job, seen: Seen) -> tuple[Object, ...]:
-    """What has to be created now; nothing is built that is there already."""
+    """The objects to create now; existing ones are not built."""
     return (*_missing_claim(job, seen), *_missing_parts(job, seen), *_missing_pods(job, seen))
 
 
@@ -53,7 +53,7 @@ def _missing_parts(job: Job, seen: Seen) -> tuple[Object, ...]:
 
 
 def _missing_pods(job: Job, seen: Seen) -> tuple[Object, ...]:
-    """Pods of a Volcano group wait until its queue has taken the group in."""
+    """Pods of a Volcano group wait until its queue has admitted the group."""
     phase = seen.gang.phase if seen.gang and _has_group(job, seen) else ""
     if not gang.admits_pods(phase, job.scheduling.gang):
         return ()
@@ -63,7 +63,7 @@ def _missing_pods(job: Job, seen: Seen) -> tuple[Object, ...]:
 
 
 def _placed_pod(job: Job, seen: Seen, rank: int) -> Object:
-    """The pod with this rank, placed as the queue that admitted the job assigns it."""
+    """The pod with this rank, with the placement that the admitting queue assigned."""
     body = pod(job, seen.attempt, rank)
     admitted = workload.current(job, seen) if job.has_workload else None
     return workload.placed(body, labels.role(rank), seen, admitted.name) if admitted else body

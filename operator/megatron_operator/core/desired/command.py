@@ -10,7 +10,7 @@ from megatron_operator.core.job import Job
 
 ARGS_DIRECTORY = "/etc/megatron"
 
-# The marker is written last, so a fetch that was cut off is done again.
+# The marker is written last, so an interrupted fetch is repeated.
 FETCH_ONCE = 'test -e "$MARKER" || { mkdir -p "$TARGET_PATH" && "$@" && touch "$MARKER"; }'
 WAIT_FOR_FETCH = 'until test -e "$MARKER"; do sleep 2; done'
 
@@ -22,14 +22,14 @@ def command(job: Job) -> list[str]:
 
 
 def initializer_command(initializer: Initializer, node_rank: int) -> list[str]:
-    """The master fetches unless that is done already; the workers wait until it is."""
+    """The master fetches unless it is done already; the workers wait for it."""
     if node_rank == 0:
         return ["sh", "-c", FETCH_ONCE, initializer.name, *initializer.command]
     return ["sh", "-c", WAIT_FOR_FETCH]
 
 
 def marker(initializer: Initializer) -> str:
-    """File that says this very fetch is done; another source has another marker."""
+    """The file that marks this fetch as done; a different source has a different marker."""
     source = "\n".join((initializer.storage_uri, *initializer.command))
     digest = hashlib.sha256(source.encode()).hexdigest()[:8]
     return f"{initializer.target_path.rstrip('/')}/.mtj-{initializer.name}-{digest}"

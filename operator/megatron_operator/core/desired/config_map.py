@@ -17,7 +17,7 @@ AUTHORITY_FILE = "progress-ca.crt"
 
 
 def config_map(job: Job, attempt: int) -> dict[str, Any]:
-    """The ConfigMap of this attempt. A new attempt has a new one, so no pod ever sees its file change."""
+    """The ConfigMap of this attempt. Each attempt has its own, so no pod ever sees its file change."""
     name = names.config_map_name(job.name, attempt)
     return {
         "apiVersion": "v1",
@@ -35,14 +35,14 @@ def _authority(job: Job) -> dict[str, str]:
 def args_text(job: Job) -> str:
     """The arguments as YAML, sorted by name.
 
-    Two are added where the user is silent: `save` on the checkpoint volume, and no version folder below it,
+    Two defaults are added: `save` on the checkpoint volume, and no version folder below it,
     because a restarted gang finds its checkpoint only under a path that stays the same.
     """
     return yaml.safe_dump(plain(_arguments(job)), sort_keys=True, allow_unicode=True, width=100)
 
 
 def args_hash(job: Job) -> str:
-    """A short digest of the arguments, to see from a pod which ones it runs with."""
+    """A short digest of the arguments, to identify from a pod which ones it runs with."""
     return hashlib.sha256(json.dumps(plain(_arguments(job)), sort_keys=True).encode()).hexdigest()[:16]
 
 
@@ -51,7 +51,7 @@ def _arguments(job: Job) -> dict[str, Any]:
 
 
 def plain(value: Any) -> Any:  # noqa: ANN401 (any YAML value)
-    """The value with lists and dicts in place of tuples and mappings, as the YAML writer wants them."""
+    """The value with lists and dicts in place of tuples and mappings, as the YAML writer needs them."""
     if isinstance(value, dict):
         return {key: plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):

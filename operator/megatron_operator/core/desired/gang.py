@@ -1,4 +1,4 @@
-"""The PodGroup of an attempt, in the form that each gang scheduler requires, and its part of the pod spec."""
+"""The PodGroup of an attempt, in each gang scheduler's form, and the scheduling part of the pod spec."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def pod_fields(job: Job, attempt: int) -> dict[str, Any]:
 
 
 def _exclusive(job: Job, key: str) -> dict[str, Any]:
-    """Pods of this job together in one domain of the key, and no pod of any other job there."""
+    """Affinity: this job's pods together in one domain of the key, no pod of any other job there."""
 
     def term(operator: str, extra: tuple[dict[str, Any], ...] = ()) -> dict[str, Any]:
         own = {"key": names.LABEL_JOB_NAME, "operator": operator, "values": [job.name]}
@@ -71,7 +71,7 @@ def _exclusive(job: Job, key: str) -> dict[str, Any]:
 
 
 def admits_pods(phase: str, gang: Gang) -> bool:
-    """Whether pods may be created. Volcano's come once the queue takes the group: no pile of pending pods."""
+    """Whether pods may be created. With Volcano only once the queue admits the group: no pending pods pile up."""
     return gang != "Volcano" or phase not in ("", "Pending")
 
 
@@ -112,7 +112,7 @@ SPECS: dict[Gang, Callable[[Job], dict[str, Any]]] = {
 
 
 def _min_resources(job: Job) -> dict[str, Any]:
-    """The sum of what the pods of the group ask for; limits count where a request is not given."""
+    """The sum of the pods' requests; limits count where a request is not given."""
     wanted = {**(job.resources.get("limits") or {}), **(job.resources.get("requests") or {})}
     if not wanted:
         return {}

@@ -1,4 +1,4 @@
-"""Metadata that every child object carries: labels, owner, and what queues read."""
+"""Metadata of every child object: labels, owner, and what queues read."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from megatron_operator.core.job import Job
 
 
 def metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
-    """Metadata of a child that goes when the job goes. A job that no server has given a uid owns nothing yet."""
+    """Metadata of a child that is deleted with the job. A job without a uid owns nothing yet."""
     return {
         "name": name,
         "namespace": job.namespace,
@@ -20,7 +20,7 @@ def metadata(job: Job, name: str, labels: dict[str, str]) -> dict[str, Any]:
 
 
 def common(job: Job) -> dict[str, str]:
-    """Labels by which people and tools find everything that belongs to a job."""
+    """Labels by which people and tools select everything that belongs to a job."""
     return {
         "app.kubernetes.io/name": "megatron-train",
         "app.kubernetes.io/instance": job.name,
@@ -32,7 +32,7 @@ def common(job: Job) -> dict[str, str]:
 
 
 def owner(job: Job) -> dict[str, Any]:
-    """The job as controlling owner: garbage collection then deletes the child, without any finalizer."""
+    """The job as controlling owner: the garbage collector deletes the child, without a finalizer."""
     return {
         "apiVersion": names.API_VERSION,
         "kind": names.KIND,
@@ -49,7 +49,7 @@ def role(node_rank: int) -> names.Role:
 
 
 def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
-    """Labels of one pod, with those that a queue or a gang scheduler looks at."""
+    """Labels of one pod, including those that a queue or gang scheduler reads."""
     place = names.Place(attempt=attempt, role=role(node_rank), index=max(node_rank - 1, 0))
     labels = {
         **_copied(job.labels, job.copy_to_pods.labels),
@@ -82,14 +82,14 @@ def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> d
 
 
 def _kueue_group(job: Job) -> dict[str, str]:
-    """How many pods make the group; a group that lost its pods is over, for the next attempt queues again."""
+    """The group's size; a group that lost its pods is finished, since the next attempt queues again."""
     if not job.has_pod_group:
         return {}
     return {names.KUEUE_GROUP_TOTAL: str(job.num_nodes), names.KUEUE_RETRIABLE: "false"}
 
 
 def _kueue_topology(job: Job) -> dict[str, str]:
-    """The domain for the pods. Master and workers are two sets to Kueue, which may land apart unless grouped."""
+    """The pods' topology domain. Kueue may separate the pod sets of master and workers unless they are grouped."""
     topology = job.scheduling.topology
     if job.kueue_queue is None or topology is None or topology.key is None:
         return {}
@@ -99,7 +99,7 @@ def _kueue_topology(job: Job) -> dict[str, str]:
 
 
 def _copied(given: Mapping[str, str], wanted: tuple[str, ...]) -> dict[str, str]:
-    """Those that are wanted, by whole name or by a beginning that ends with *."""
+    """Those selected by full name, or by a prefix ending in *."""
     prefixes = tuple(each.removesuffix("*") for each in wanted if each.endswith("*"))
     found = {key: value for key, value in given.items() if key in wanted or key.startswith(prefixes)}
     return {key: value for key, value in found.items() if not key.startswith(names.NEVER_COPIED)}

@@ -1,11 +1,11 @@
-"""Merges a pod template that the user wrote onto the generated one, as kubectl's strategic merge does."""
+"""Merges the user's pod template into the generated one, like kubectl's strategic merge."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
 
-# Lists whose items have a name of their own; the items of any other list are replaced as a whole.
+# Lists whose items are identified by a key; any other list is replaced as a whole.
 KEYS: dict[str, str] = {
     "containers": "name",
     "initContainers": "name",
@@ -19,7 +19,7 @@ KEYS: dict[str, str] = {
     "schedulingGates": "name",
     "resourceClaims": "name",
 }
-# Here the generated entries matter as much as the user's.
+# Lists to which the user's entries are added.
 APPENDED = frozenset(
     {
         "tolerations",
@@ -31,7 +31,7 @@ APPENDED = frozenset(
 
 
 def merged(generated: Mapping[str, Any], overlay: Mapping[str, Any]) -> dict[str, Any]:
-    """The generated mapping with the overlay's values; both stay as they are."""
+    """The generated mapping with the overlay's values; neither is modified."""
     result = dict(generated)
     for key, value in overlay.items():
         result[key] = _merged_value(key, result.get(key), value)

@@ -1,4 +1,4 @@
-"""The pods of an attempt: one a node, the master first."""
+"""The pods of an attempt: one per node, the master first."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from megatron_operator.core.desired.service import PORT_NAME
 from megatron_operator.core.desired.volumes import mounts, volumes
 from megatron_operator.core.job import Job
 
-# Between SIGTERM and the trainer's own deadline there is a step to finish and a process group to end.
+# Between SIGTERM and the trainer's own deadline, a step has to finish and a process group to end.
 GRACE_MARGIN_S = 15
 DEFAULT_GRACE_S = 30
 FILE_SYSTEM_GROUP = 1000
@@ -125,7 +125,7 @@ def _resources(job: Job) -> dict[str, Any]:
 
 
 def _pod_security() -> dict[str, Any]:
-    """PodSecurity "restricted". Ownership of a large checkpoint volume is changed only where it is wrong."""
+    """PodSecurity "restricted". The ownership of a large checkpoint volume is changed only if its root's differs."""
     return {
         "runAsNonRoot": True,
         "fsGroup": FILE_SYSTEM_GROUP,
@@ -139,6 +139,6 @@ def _locks_memory(job: Job) -> bool:
 
 
 def _container_security(*, locks_memory: bool) -> dict[str, Any]:
-    """No privileges; IPC_LOCK, which pins memory for RDMA, only where the manifest asks for it."""
+    """No privileges; IPC_LOCK, which pins memory for RDMA, only if the manifest requests it."""
     added = {"add": ["IPC_LOCK"]} if locks_memory else {}
     return {"allowPrivilegeEscalation": False, "capabilities": {"drop": ["ALL"], **added}}

@@ -12,7 +12,7 @@ PORT_NAME = "rdzv"
 
 
 def service(job: Job, attempt: int) -> dict[str, Any]:
-    """One service a job; addresses are published before pods are ready, for rendezvous comes first."""
+    """One service per job; addresses are published before pods are ready, because rendezvous comes first."""
     return {
         "apiVersion": "v1",
         "kind": "Service",

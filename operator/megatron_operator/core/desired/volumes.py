@@ -47,7 +47,7 @@ def mounts(job: Job) -> list[dict[str, Any]]:
 
 
 def claim(job: Job) -> dict[str, Any] | None:
-    """The checkpoint claim when the manifest gives a template; without owner if it must outlive the job."""
+    """The checkpoint claim if the manifest has a template; without an owner if it must outlive the job."""
     template = job.checkpoint.claim_template
     if template is None:
         return None
@@ -76,7 +76,7 @@ def _checkpoint_source(job: Job) -> dict[str, Any]:
 
 
 def _token(job: Job) -> dict[str, Any]:
-    """A token that speaks for this pod towards this job's progress and nothing else."""
+    """A token that authenticates this pod for this job's progress and nothing else."""
     audience = push.audience(job.namespace, job.name, job.uid)
     return {"audience": audience, "expirationSeconds": TOKEN_LIFE_S, "path": TOKEN_FILE}
 

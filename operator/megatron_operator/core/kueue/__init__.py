@@ -1,1 +1,1 @@
-"""Jobs in a Kueue queue: the Workload that asks for quota, what Kueue says of it, and what follows. Pure."""
+"""Jobs in a Kueue queue: the Workload that requests quota, its state in Kueue, and what follows. Pure."""

@@ -1,4 +1,4 @@
-"""What becomes of a job's Kueue Workloads after a decision: created, updated, released, deleted."""
+"""Changes to a job's Kueue Workloads after a decision: create, update, release, delete."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from megatron_operator.core.plan import Patch, Plan, Ref
 
 
 def changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
-    """Creations, patches and deletions of Workloads. A suspended job holds no place in the queue."""
+    """Creations, patches and deletions of Workloads. A suspended job is not queued."""
     if not job.has_workload or not seen.kueue.served:
         return Plan()
     if isinstance(decision, Suspend):
@@ -29,7 +29,7 @@ def changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 
 
 def after_the_end(job: Job, seen: Seen, now: float) -> tuple[Patch, ...]:
-    """Tells the queue that the job is over, if that was not heard yet."""
+    """Marks the Workload finished, unless it is already."""
     found = workload.current(job, seen) if job.has_workload else None
     if found is None:
         return ()
@@ -44,7 +44,7 @@ def leftovers(seen: Seen) -> tuple[Ref, ...]:
 
 
 def _told(seen: Seen, found: Workload, decision: Decision, now: float) -> Patch | None:
-    """What the queue has to hear."""
+    """Status updates of the Workload."""
     match decision:
         case Succeed() | Fail():
             succeeded = isinstance(decision, Succeed)

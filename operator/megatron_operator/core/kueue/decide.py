@@ -13,9 +13,9 @@ LACKING_INTERVAL_S = 60.0
 
 
 def decide(job: Job, seen: Seen, now: float) -> Queue | None:
-    """Queue until the Workload is admitted, and again when it is evicted or taken away.
+    """Queue until the Workload is admitted, and again when it is evicted or deleted.
 
-    Pods that run stay when the API of the queue itself is gone: that says nothing about the quota.
+    Running pods stay when Kueue's API itself disappears: that says nothing about the quota.
     """
     if not job.has_workload or (not seen.kueue.served and seen.current):
         return None
@@ -27,18 +27,18 @@ def decide(job: Job, seen: Seen, now: float) -> Queue | None:
 
 
 def attempt(seen: Seen) -> int:
-    """The attempt to write down while queueing: the next one once pods of the present one were made."""
+    """The attempt to persist while queued: the next one once pods of the current one were created."""
     return seen.attempt + 1 if seen.current else seen.attempt
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When to ask again for what the queue lacks and no watch tells of: its API, a priority class."""
+    """When to check again for what the queue lacks and no watch covers: its API, a priority class."""
     is_lacking = not seen.kueue.served or seen.kueue.priority is None
     return now + LACKING_INTERVAL_S if job.has_workload and is_lacking else None
 
 
 def _why(job: Job, found: Workload | None) -> str:
-    """The queue's own words where it has some."""
+    """The queue's own message if it has one."""
     for type_ in (workload.EVICTED, workload.QUOTA_RESERVED):
         condition = found.condition(type_) if found else None
         if condition and condition.get("message") and (type_ != workload.EVICTED or condition["status"] == "True"):

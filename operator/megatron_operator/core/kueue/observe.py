@@ -1,4 +1,4 @@
-"""Raw Kueue objects as values: the Workload of a job, and where it assigns the pods. Decides nothing."""
+"""Raw Kueue objects as values: the Workload of a job, and the placement that it assigns. Decides nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ Object = Mapping[str, Any]
 
 @dataclass(frozen=True, kw_only=True)
 class PodSetPlace:
-    """Where a queue assigns the pods of one role; merged into pods created from now on."""
+    """The placement that a queue assigns to the pods of one role; merged into pods created from now on."""
 
     node_selector: Mapping[str, str] = field(default_factory=dict)
     tolerations: tuple[Object, ...] = ()
@@ -24,7 +24,7 @@ class PodSetPlace:
 class Workload:
     """A Kueue Workload of the job. `flavors`: role -> names of the ResourceFlavors that were assigned.
 
-    updates: role -> what admission checks want of the pods. `version` is the resourceVersion.
+    updates: role -> what admission checks add to the pods. `version` is the resourceVersion.
     """
 
     name: str
@@ -41,16 +41,16 @@ class Workload:
         return condition is not None and condition["status"] == "True"
 
     def condition(self, type_: str) -> Object | None:
-        """The condition of this type."""
+        """The condition with this type."""
         return next((each for each in self.conditions if each["type"] == type_), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class KueueSeen:
-    """What is seen of Kueue for one job. `served` is False when the cluster has no Workloads.
+    """The observed state of Kueue for one job. `served` is False when the cluster does not serve Workloads.
 
-    priority: value of the job's priority class, 0 without one, None when the named class does not exist.
-    places: role -> where its pods belong.
+    priority: value of the job's priority class, 0 without one, None if the named class does not exist.
+    places: role -> placement of its pods.
     """
 
     served: bool = True
@@ -75,7 +75,7 @@ def read_workload(raw: Object) -> Workload:
 
 
 def place(workload: Workload, role: str, flavors: Mapping[str, Object]) -> PodSetPlace:
-    """Where the pods of this role belong: labels and tolerations of the flavors, then what the checks add."""
+    """The placement of this role's pods: labels and tolerations of the flavors, then what the checks add."""
     specs = [flavors[name] for name in workload.flavors.get(role, ()) if name in flavors]
     update = workload.updates.get(role, PodSetPlace())
     selector = {key: value for spec in specs for key, value in (spec.get("nodeLabels") or {}).items()}
@@ -94,7 +94,7 @@ def _flavors(assignment: Object) -> tuple[str, ...]:
 
 
 def _updates(checks: Iterable[Object]) -> Mapping[str, PodSetPlace]:
-    """What all admission checks together want, by role."""
+    """The pod updates of all admission checks combined, by role."""
     merged: dict[str, PodSetPlace] = {}
     for check in checks:
         for update in check.get("podSetUpdates") or ():

@@ -1,4 +1,4 @@
-"""The Kueue Workload of a job: the object, what it says of the job's state, and what an admission puts into pods."""
+"""The Kueue Workload of a job: the object, its status updates, and what an admission adds to pods."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ KIND = "Workload"
 FIRST_ATTEMPT = 0
 QUOTA_RESERVED, ADMITTED, EVICTED = "QuotaReserved", "Admitted", "Evicted"
 PODS_READY, REQUEUED, FINISHED = "PodsReady", "Requeued", "Finished"
-# Kueue itself lets a workload that was evicted for another reason back into the queue, after its own waiting time.
+# Kueue itself requeues a workload that was evicted for another reason, after its own backoff.
 REQUEUED_AT_ONCE = frozenset({"Preempted", "NodeFailures"})
 
 
 def workload(job: Job, priority: int) -> dict[str, Any]:
-    """The Workload. Its name follows from what it asks for, so a changed job gets a new place in the queue."""
+    """The Workload. Its name is derived from its request, so a changed job is queued again."""
     spec: dict[str, Any] = {
         "queueName": job.kueue_queue,
         "active": True,
@@ -41,14 +41,14 @@ def workload(job: Job, priority: int) -> dict[str, Any]:
 
 
 def workload_name(job: Job) -> str:
-    """Name of the Workload that the job as it is now asks for."""
+    """Name of the Workload for the current job."""
     asked = [job.kueue_queue, priority_class(job), [_pod_set(job, rank, 1) for rank in (0, 1)], job.num_nodes]
     digest = hashlib.sha256(json.dumps([job.uid, asked], sort_keys=True, default=list).encode()).hexdigest()
     return f"{job.name}-{digest[:8]}"
 
 
 def priority_class(job: Job) -> dict[str, str] | None:
-    """Whose value is the priority in the queue: Kueue's own class by label, else that of the pods."""
+    """The class whose value is the queue priority: Kueue's own class by label, else that of the pods."""
     if name := job.labels.get(names.KUEUE_PRIORITY):
         return {"group": "kueue.x-k8s.io", "kind": "WorkloadPriorityClass", "name": name}
     if name := job.scheduling.priority_class_name:
@@ -57,7 +57,7 @@ def priority_class(job: Job) -> dict[str, str] | None:
 
 
 def current(job: Job, seen: Seen) -> Workload | None:
-    """The Workload that counts: while pods are there the admitted one, else the one that is asked for now."""
+    """The Workload that counts: the admitted one while pods exist, else the current request."""
     living = [each for each in seen.kueue.workloads if not each.deleting]
     if seen.current and (admitted := next((each for each in living if each.is_true(ADMITTED)), None)):
         return admitted
@@ -82,13 +82,13 @@ def placed(body: dict[str, Any], role: str, seen: Seen, name: str) -> dict[str, 
 
 
 def _implied_topology(annotations: Mapping[str, str]) -> dict[str, str]:
-    """What marks a pod of a job that asked for no topology but got a flavor that has one: Kueue lets no other go."""
+    """Marks a pod of a job without a topology request that was assigned a flavor with one: Kueue ungates only those."""
     is_asked = names.KUEUE_REQUIRED_TOPOLOGY in annotations or names.KUEUE_PREFERRED_TOPOLOGY in annotations
     return {} if is_asked else {names.KUEUE_UNCONSTRAINED_TOPOLOGY: "true"}
 
 
 def ready_patch(found: Workload, *, is_ready: bool, now: float) -> Patch | None:
-    """Tells the queue whether all pods run, when it does not know."""
+    """Sets whether all pods are ready, if the Workload does not have it."""
     reason = "Started" if is_ready else "WaitForStart"
     known = found.condition(PODS_READY)
     if found.is_true(PODS_READY) == is_ready and (known or not is_ready):
@@ -97,14 +97,14 @@ def ready_patch(found: Workload, *, is_ready: bool, now: float) -> Patch | None:
 
 
 def finished_patch(found: Workload, *, succeeded: bool, message: str, now: float) -> Patch | None:
-    """Tells the queue that the job is over, when it does not know."""
+    """Sets that the job is finished, if the Workload does not have it."""
     if found.is_true(FINISHED):
         return None
     return _patch(found, {FINISHED: (True, "Succeeded" if succeeded else "Failed", message)}, now)
 
 
 def release_patch(found: Workload, now: float) -> Patch | None:
-    """Gives the quota of an evicted Workload back; the job's pods have to be gone."""
+    """Releases the quota of an evicted Workload; the job's pods must be gone."""
     evicted = found.condition(EVICTED)
     if evicted is None or not (found.is_true(EVICTED) and found.is_true(QUOTA_RESERVED)):
         return None
@@ -118,7 +118,7 @@ def release_patch(found: Workload, now: float) -> Patch | None:
 
 
 def _patch(found: Workload, news: Mapping[str, tuple[bool, str, str]], now: float, **more: None) -> Patch:
-    """The whole list of conditions, updated; the write is refused if someone else wrote meanwhile."""
+    """The whole list of conditions, updated; the write fails with a conflict if someone else wrote meanwhile."""
     kept = [each for each in found.conditions if each["type"] not in news]
     added = [
         {
@@ -135,7 +135,7 @@ def _patch(found: Workload, news: Mapping[str, tuple[bool, str, str]], now: floa
 
 
 def _pod_set(job: Job, rank: int, count: int) -> dict[str, Any]:
-    """The pods of one role as the queue counts them: the first attempt's stand for all."""
+    """The pods of one role as the queue counts them; those of the first attempt represent all."""
     body = pod(job, FIRST_ATTEMPT, rank)
     metadata = {"labels": body["metadata"]["labels"], "annotations": body["metadata"]["annotations"]}
     template = {"metadata": metadata, "spec": body["spec"]}
