@@ -95,7 +95,7 @@ def test_exist_ok_writes_into_a_folder_and_leaves_other_files(mcore, hf, tmp_pat
     refused = export(to_hf=True, mcore_model=mcore, output_dir=tmp_path)
     assert refused.exit_code == ExitCode.BAD_ARGUMENTS
     assert (
-        f"args.output_dir: exists; give another folder, or set exist_ok to write into it (got {str(tmp_path)!r})"
+        f"args.output_dir: exists; choose another folder, or set exist_ok to write into it (got {str(tmp_path)!r})"
         == (refused.message)
     )
     assert export(to_hf=True, mcore_model=mcore, output_dir=tmp_path, exist_ok=True).exit_code == 0
@@ -132,7 +132,7 @@ def test_test_convert_precision_compares_and_names_the_first_layer_that_departs(
         to_mcore=True, model=tmp_path / "hf", rotary_base=9, output_dir=tmp_path / "m", test_convert_precision=True
     )
     assert changed.exit_code == ExitCode.ERROR, changed.message
-    assert changed.comparison[-2].startswith("layers: the first to depart is layer 0: by up to ")
+    assert changed.comparison[-2].startswith("layers: the first to diverge is layer 0: by up to ")
     assert changed.comparison[-1] == "precision test: FAILED"
 
 
@@ -183,7 +183,7 @@ def test_a_precision_test_of_an_adapter_finds_where_it_departs(adapter, tmp_path
         test_convert_precision=True,
     )  # fmt: skip
     assert done.exit_code == ExitCode.ERROR, (done.message, done.comparison)
-    assert done.comparison[-2].startswith("layers: the first to depart is layer 0")
+    assert done.comparison[-2].startswith("layers: the first to diverge is layer 0")
 
 
 def test_a_peft_adapter_becomes_a_checkpoint_that_training_starts_from(adapter, trained, model, data, tmp_path):

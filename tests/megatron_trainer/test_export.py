@@ -151,10 +151,10 @@ def damaged(checkpoint, folder):
     [
         ("no folder", ExitCode.MISSING_INPUT, "args.mcore_model: there is no such folder"),
         ("a hugging face folder", ExitCode.CHECKPOINT_INCOMPATIBLE, "args.mcore_model: "),
-        ("an empty folder", ExitCode.MISSING_INPUT, "holds no checkpoint; name the folder that has iter_NNNNNNN"),
+        ("an empty folder", ExitCode.MISSING_INPUT, "has no checkpoint; name the folder with iter_NNNNNNN"),
         ("a damaged checkpoint", None, "complete checkpoint"),
-        ("the model is gone", ExitCode.MISSING_INPUT, "args.json names this folder, which is not here; give model"),
-        ("output is input", ExitCode.BAD_ARGUMENTS, "args.output_dir: is what the export reads; give another folder"),
+        ("the model is gone", ExitCode.MISSING_INPUT, "args.json names this folder, which does not exist; set model"),
+        ("output is input", ExitCode.BAD_ARGUMENTS, "args.output_dir: is what the export reads; choose another folder"),
         ("a full disk", ExitCode.OUTPUT_NOT_WRITABLE, "could not write"),
         ("an adapter that is a model", ExitCode.MISSING_INPUT, "holds a whole model; give it as mcore_model"),
         ("no index", ExitCode.MISSING_INPUT, "has no weights (model.safetensors, model.safetensors.index.json"),

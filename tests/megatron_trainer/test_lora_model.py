@@ -82,7 +82,7 @@ def test_merging_twice_and_undoing_what_was_not_kept_are_errors(root):
     assert gloo_ranks(1).run(lora_behavior.merge_errors, model(root, "llama")) == [
         [
             "the originals of weights that train in full were not kept",
-            "the adapters are merged already",
+            "the adapters are already merged",
             "there are no weights from before a merge; merge with keep_originals",
         ]
     ]

@@ -36,10 +36,10 @@ EQUAL = {
     "a copied output layer": model("qwen3", "an output layer beside the tied embedding", tie_word_embeddings=True),
 }
 REFUSED = {
-    "attention in both directions": (model("seed_oss", is_causal=False), "makes every token see those behind it"),
+    "attention in both directions": (model("seed_oss", is_causal=False), "lets every token attend to later ones"),
     "layers of their own": (
         model("llama", per_layer_config={"0": {"rms_norm_eps": 0.5}}),
-        "a configuration of their own",
+        "per-layer configurations",
     ),
     "factors of another length": (model("qwen2", rope_scaling=LONGROPE), "must be a list of 6 numbers"),
     "latent longrope without a factor": (

@@ -58,7 +58,7 @@ def test_a_device_that_cannot_be_asked_costs_the_advice_and_not_the_reason():
         raise RuntimeError("CUDA driver error")
 
     message = out_of_memory.explain(FAULT, object(), "sft", 1, broken)
-    assert "turn one of" in message
+    assert "change one of" in message
     assert TORCH in message
 
 
@@ -68,7 +68,7 @@ def test_a_device_that_cannot_be_asked_costs_the_advice_and_not_the_reason():
     [
         (FAULT, 3 * GIB, "of 3.0 GiB"),
         (RuntimeError("CUDA error: out of memory"), None, "By the estimate they need"),
-        (FAULT, 1 * GIB, "turn one of micro_batch_size"),
+        (FAULT, 1 * GIB, "change one of micro_batch_size"),
     ],
     ids=["settings", "driver", "too small for any"],
 )

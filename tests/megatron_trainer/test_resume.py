@@ -95,7 +95,7 @@ def has(column):
 
 
 def other_data(found, _):
-    return any("the data or its order is not that of the checkpoint" in line for line in found.warnings)
+    return any("the data or its order differs from the checkpoint's" in line for line in found.warnings)
 
 
 WITHOUT_EFFECT_ON_THE_NUMBERS = {
@@ -309,7 +309,7 @@ def test_a_run_of_all_parameters_goes_on_from_its_checkpoint_whatever_the_model_
 ):
     found = full.go_on(tmp_path, other_weights)
     assert same_loss(found, full.run)
-    assert any("; the weights of the checkpoint are gone on with" in line for line in found.warnings)
+    assert any("; training continues from the checkpoint's weights" in line for line in found.warnings)
 
 
 @pytest.mark.parametrize("kind", ["full", "lora"])
@@ -325,7 +325,7 @@ def test_a_finished_run_of_another_model_is_no_success_without_a_step(full, tmp_
     found = full.go_on(tmp_path / "other", other_weights, is_finished=True)
     assert found.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
     assert "spec.args.model (weights of the base):" in found.run.message
-    assert "has all steps of this run already" in found.run.message
+    assert "already has all steps of this run" in found.run.message
     same = full.go_on(tmp_path / "same", {"lr": 5e-4}, is_finished=True)
     assert (same.run.exit_code, same.run.message) == (0, "")
     assert "all steps are made already, without effect now: lr was 0.001, is 0.0005" in same.warnings

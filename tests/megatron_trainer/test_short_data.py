@@ -36,7 +36,7 @@ def test_a_run_without_a_step_is_bad_data_and_says_what_to_change(llama, tmp_pat
     run = train(arguments(llama, data, tmp_path / "run", **given), ranks=ranks)
     assert run.exit_code == 65, run.message
     assert message in run.message
-    assert "give more rows" in run.message
+    assert "add rows" in run.message
     assert not list(run.folder.glob("iter_*"))
 
 

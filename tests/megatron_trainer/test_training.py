@@ -111,7 +111,7 @@ def test_a_finished_run_started_again_changes_nothing(llama, data, tmp_path):
 def test_required_resume_without_a_checkpoint_says_so(llama, data, tmp_path):
     run = train(arguments(llama, data, tmp_path / "run"), resume="Required")
     assert run.exit_code == ExitCode.NO_CHECKPOINT
-    assert "holds no complete checkpoint" in run.message
+    assert "has no complete checkpoint" in run.message
 
 
 def test_a_loss_that_is_not_finite_ends_the_run_and_names_the_step(llama, data, tmp_path):

@@ -112,7 +112,7 @@ def test_config_file_must_hold_one_mapping(tmp_path, text):
     config = tmp_path / "args.yaml"
     config.write_text(text)
     assert problems("--config", str(config)) == [
-        f"args.config: must hold one mapping of argument names to values (got '{config}')"
+        f"args.config: must contain one mapping of argument names to values (got '{config}')"
     ]
 
 

@@ -77,7 +77,7 @@ def test_the_shorter_of_steps_and_epochs_ends_the_run():
 
 def test_steps_are_needed_when_the_length_of_the_data_is_unknown():
     assert derive.train_iters(args(train_iters=50, max_epochs=1), None, 1) == 50
-    with pytest.raises(ValueError, match="train_iters is needed"):
+    with pytest.raises(ValueError, match="train_iters is required"):
         derive.train_iters(args(max_epochs=1), None, 1)
 
 

@@ -30,7 +30,7 @@ def test_row_shows_name_type_default_unit_choices_status_and_help(monkeypatch):
     )
     assert row("ckpt_format") == (
         "| `ckpt_format` | str | torch_dist |  | torch, torch_dist, zarr |"
-        " works; torch refused: a checkpoint in this format loads in the layout that wrote it alone; use torch_dist;"
+        " works; torch refused: a checkpoint in this format loads only in the layout that wrote it; use torch_dist;"
         " zarr refused: Megatron-Core no longer reads or writes zarr; use torch_dist |"
         " Format of checkpoints on disk. |"
     )

@@ -10,7 +10,7 @@ BOMB = "a0: &a0 [x, x, x, x, x, x, x, x, x]\n" + "".join(
     f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 9)}]\n" for i in range(1, 12)
 )
 HOSTILE = {
-    "aliases": (BOMB, "aliases make more than"),
+    "aliases": (BOMB, "aliases expand to more than"),
     "an alias of itself": ("a: &a [*a, *a]\nb: " + "[*a, " * 30 + "]" * 30, "recursive"),
     "digits": ("lr: " + "1" * 100_000 + "x", None),
     "a long number": ("lr: " + "1" * 100_000, "cannot be read"),

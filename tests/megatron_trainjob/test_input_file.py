@@ -19,7 +19,7 @@ LLAMA = PUBLISHED["SmolLM2-135M"][1]
 @pytest.mark.parametrize("kind", NO_FILES)
 def test_what_is_no_file_is_named(tmp_path, kind):
     lay(kind, tmp_path / "config.json")
-    with pytest.raises(UnfitFile, match=f"config.json is {kind}; give a file"):
+    with pytest.raises(UnfitFile, match=f"config.json is {kind}; pass a file"):
         input_file.read_json(tmp_path / "config.json")
 
 
@@ -75,7 +75,7 @@ def test_an_index_does_not_read_what_lies_beside_the_folder(tmp_path):
     model.mkdir()
     (tmp_path / "other.safetensors").write_bytes(b"")
     (model / weight_files.INDEX_FILE).write_text(json.dumps({"weight_map": {"a": "../other.safetensors"}}))
-    with pytest.raises(weight_files.Unusable, match=r"names '../other.safetensors', which is no name of a file"):
+    with pytest.raises(weight_files.Unusable, match=r"names '../other.safetensors', which is not a file name"):
         weight_files.indexed(model, weight_files.INDEX_FILE)
 
 

@@ -73,12 +73,12 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
         Violation(
             path="spec.args.model",
             value=None,
-            message="is missing; set it to a hub id or a folder with config.json and tokenizer",
+            message="is missing; set it to a Hub id or a folder with config.json and tokenizer",
         ),
         Violation(
             path="spec.args.train_iters",
             value=None,
-            message="is needed, or max_epochs, to know how long the run is; set one of them",
+            message="or max_epochs is required to determine the length of the run; set one of them",
         ),
         Violation(
             path="spec.args.fp16", value=True, message="cannot be combined with bf16: true; change one of the two"
@@ -96,10 +96,10 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
         ({"use_vllm": True}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"vllm_max_model_len": 9}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"rlhf_type": "grpo"}, "rlhf", "grpo belongs to a method which generates answers while it trains"),
-        ({"mtp_num_layers": 1}, "sft", "belongs to multi-token prediction, which is not trained here yet"),
+        ({"mtp_num_layers": 1}, "sft", "belongs to multi-token prediction, which is not supported yet"),
         ({"vit_lr": 1e-5}, "sft", "belongs to models with images, and only text models are trained here"),
         ({"tuner_type": "lora_llm"}, "sft", "lora_llm belongs to models with images, and only text models"),
-        ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon keeps a state that no checkpoint here holds"),
+        ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon has a state that checkpoints do not include"),
     ],
     ids=str,
 )
@@ -150,7 +150,7 @@ def test_what_changes_nothing_is_accepted_with_a_warning(given, said):
 def test_two_names_of_one_argument_must_agree():
     assert parse({**RUN, "save_interval": 5, "save_steps": 5}, task="sft").violations == ()
     assert problems({"save_interval": 5, "save_steps": 6}) == [
-        "spec.args.save_steps: is another name of save_interval, which has another value; remove one of them (got 6)"
+        "spec.args.save_steps: is an alias of save_interval, which has a different value; remove one of them (got 6)"
     ]
 
 

@@ -68,7 +68,7 @@ def test_descriptions_are_one_line_with_unit_and_reason_of_refusal():
         "Training steps between two evaluations; unset: save_interval. Unit: steps."
     )
     assert PROPERTIES["hub_token"]["description"].endswith(
-        "Refused: a manifest is no place for a secret; give the pods HF_TOKEN from a Secret through envFrom."
+        "Refused: a manifest must not contain a secret; pass HF_TOKEN to the pods from a Secret through envFrom."
     )
     assert PROPERTIES["bias_dropout_fusion"]["description"] == (
         "ms-swift 4.x name of the opposite of no_bias_dropout_fusion."

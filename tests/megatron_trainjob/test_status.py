@@ -38,6 +38,6 @@ def test_without_a_gpu_its_arguments_are_refused(monkeypatch):
     monkeypatch.setitem(ARGUMENTS, "seed", replace(ARGUMENTS["seed"], status="works on GPU only"))
     found = without_gpu(TrainArgs(fp8_format="hybrid"), task="sft")
     assert [str(violation) for violation in found] == [
-        "spec.args.fp8_format: works on a GPU only and there is none; remove it, or run where there is one"
+        "spec.args.fp8_format: works only on a GPU, which this machine lacks; remove it, or run on a GPU machine"
         " (got 'hybrid')"
     ]

@@ -49,7 +49,7 @@ WRONG = {
     "a padding id": ({"config": {"vocab_size": 4, "pad_token_id": 4}}, "pad_token_id 4, beyond the embedding's 4 rows"),
     "no tokenizer": ({"tokenizer": None}, "has no tokenizer: tokenizer.json is missing"),
     "half of a vocabulary": ({"tokenizer": None, "vocab": VOCABULARY}, "has no tokenizer"),
-    "an empty one": ({"tokenizer": {"model": {"type": "BPE", "vocab": {}}}}, "holds no vocabulary"),
+    "an empty one": ({"tokenizer": {"model": {"type": "BPE", "vocab": {}}}}, "has no vocabulary"),
     "broken": ({"tokenizer": "{"}, "tokenizer.json cannot be read"),
 }
 

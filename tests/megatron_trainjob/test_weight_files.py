@@ -36,7 +36,7 @@ def test_a_shard_that_is_lost_is_named(tmp_path):
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": shards}))
     write_weights(tmp_path)
     (tmp_path / "model.safetensors").rename(tmp_path / "one.safetensors")
-    assert problems(tmp_path) == ["its index names two.safetensors, which is not there; download it again"]
+    assert problems(tmp_path) == ["its index names two.safetensors, which is missing; download it again"]
 
 
 def test_rows_of_another_vocabulary_are_named_for_each_tensor(tmp_path):
@@ -64,7 +64,7 @@ def test_a_file_that_is_cut_short_is_named(tmp_path):
     header = json.dumps({"lm_head.weight": {"dtype": "F32", "shape": [320, 4], "data_offsets": [0, 5120]}}).encode()
     (tmp_path / "model.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(100))
     whole = 8 + len(header) + 5120
-    message = f"its model.safetensors is cut short: {whole - 5020} of {whole} bytes; download it again"
+    message = f"its model.safetensors is truncated: {whole - 5020} of {whole} bytes; download it again"
     assert problems(tmp_path) == [message]
 
 
@@ -139,7 +139,7 @@ def test_tensors_of_another_shape_are_named_with_both(tmp_path):
     narrow = {"model.layers.0.self_attn.k_proj.weight": (32, 64), "model.norm.weight": (65,)}
     write_header(tmp_path, {**shapes.shapes(model), **narrow})
     assert list(weight_files.problems(tmp_path, LLAMA, model)) == [
-        "2 tensors are other than config.json and the arguments say: "
+        "2 tensors differ from config.json and the arguments: "
         "model.layers.0.self_attn.k_proj.weight is [32, 64] and not [64, 64], model.norm.weight is [65] and not [64]"
     ]
 
@@ -161,7 +161,7 @@ def test_an_index_that_its_files_belie_is_named(tmp_path):
     write_weights(tmp_path, model__norm__weight=4)
     (tmp_path / "model.safetensors").rename(tmp_path / "one.safetensors")
     (tmp_path / INDEX).write_text(json.dumps({"weight_map": {"lm_head.weight": "one.safetensors"}}))
-    message = "its index says that one.safetensors holds lm_head.weight, which is not there; download it again"
+    message = "its index says that one.safetensors holds lm_head.weight, which is missing; download it again"
     assert problems(tmp_path) == [message]
 
 
@@ -191,7 +191,7 @@ def test_an_index_that_names_files_elsewhere_is_refused(tmp_path, name):
     folder = in_hub_cache(tmp_path)
     (tmp_path / "blobs" / "b2").write_text(json.dumps({"weight_map": {"lm_head.weight": name}}))
     (found,) = problems(folder)
-    assert f"names {name!r}, which is no name of a file in this folder" in found
+    assert f"names {name!r}, which is not a file name in this folder" in found
 
 
 @pytest.mark.timeout(10)

@@ -56,7 +56,7 @@ WRONG = {
     "missing model": (
         {"model": None},
         "sft",
-        ["model: is missing; set it to a hub id or a folder with config.json and tokenizer (got None)"],
+        ["model: is missing; set it to a Hub id or a folder with config.json and tokenizer (got None)"],
     ),
     "missing data": (
         {"dataset": []},
@@ -66,15 +66,15 @@ WRONG = {
     "missing length": (
         {"train_iters": None},
         "sft",
-        ["train_iters: is needed, or max_epochs, to know how long the run is; set one of them (got None)"],
+        ["train_iters: or max_epochs is required to determine the length of the run; set one of them (got None)"],
     ),
     "nothing at all": (
         {"model": None, "dataset": None, "train_iters": None},
         "sft",
         [
-            "model: is missing; set it to a hub id or a folder with config.json and tokenizer (got None)",
+            "model: is missing; set it to a Hub id or a folder with config.json and tokenizer (got None)",
             "dataset: is missing; set it, or cached_dataset, to the data to train on (got ())",
-            "train_iters: is needed, or max_epochs, to know how long the run is; set one of them (got None)",
+            "train_iters: or max_epochs is required to determine the length of the run; set one of them (got None)",
         ],
     ),
     "tp * pp * cp does not divide": (
@@ -82,7 +82,7 @@ WRONG = {
         "sft",
         [
             "tensor_model_parallel_size: tensor * pipeline * context parallel size = 2 * 3 * 1 = 6 ranks hold one"
-            " copy of the model, and 8 ranks do not divide by that; use 6 or 12 ranks or other sizes (got 2)"
+            " copy of the model, and 8 ranks are not divisible by that; use 6 or 12 ranks or other sizes (got 2)"
         ],
     ),
     "batch does not divide": (
@@ -93,21 +93,21 @@ WRONG = {
             " use 8 or 16 (got 12)"
         ],
     ),
-    "heads do not divide": (
+    "heads are not divisible": (
         {"tensor_model_parallel_size": 16, "global_batch_size": 16},
         "sft",
         [
             "tensor_model_parallel_size: tensor * pipeline * context parallel size = 16 * 1 * 1 = 16 ranks hold one"
-            " copy of the model, and 8 ranks do not divide by that; use 16 ranks or other sizes (got 16)",
+            " copy of the model, and 8 ranks are not divisible by that; use 16 ranks or other sizes (got 16)",
             "tensor_model_parallel_size: does not divide the 8 attention heads of the model;"
             " use a divisor of 8 (got 16)",
         ],
     ),
-    "layers do not divide": (
+    "layers are not divisible": (
         {"pipeline_model_parallel_size": 8},
         "sft",
         [
-            "pipeline_model_parallel_size: 12 layers do not divide over 8 pipeline stages; change it, or set"
+            "pipeline_model_parallel_size: 12 layers are not divisible by 8 pipeline stages; change it, or set"
             " decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers (got 8)"
         ],
     ),
@@ -208,8 +208,8 @@ WRONG = {
         {"hub_token": "hf_x"},
         "sft",
         [
-            "hub_token: is refused: a manifest is no place for a secret; give the pods HF_TOKEN from a Secret through"
-            " envFrom (got '(hidden)')"
+            "hub_token: is refused: a manifest must not contain a secret; pass HF_TOKEN to the pods from a Secret"
+            " through envFrom (got '(hidden)')"
         ],
     ),
     "many things": (

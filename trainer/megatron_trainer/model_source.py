@@ -72,7 +72,7 @@ def tokenizer(args: TrainArgs, directory: Path) -> PreTrainedTokenizerBase:
 def _misfits(loaded: PreTrainedTokenizerBase, directory: Path, *, grows: bool) -> Iterator[str]:
     """Problems of a tokenizer loaded by transformers: an empty vocabulary, or ids for which the model has no rows."""
     if not loaded("Hello world, 1 2 3", add_special_tokens=False)["input_ids"]:
-        yield f"its tokenizer makes no tokens of text: its vocabulary is missing beside {TOKENIZER_CONFIG_FILE}"
+        yield f"its tokenizer produces no tokens: its vocabulary is missing next to {TOKENIZER_CONFIG_FILE}"
     rows = tokenizer_folder.num_rows(tokenizer_folder.read_json(directory / CONFIG_FILE))
     token, number = max(loaded.get_vocab().items(), key=lambda entry: entry[1], default=("", -1))
     if rows is not None and number >= rows and not grows:

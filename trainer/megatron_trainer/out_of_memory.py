@@ -73,7 +73,7 @@ def _computed(accepted: Accepted, task: TrainingTask, world_size: int, available
 
 
 def _by_name() -> str:
-    return f"turn one of {', '.join(fitting.ARGUMENTS_TO_TURN)}, or give more GPUs"
+    return f"change one of {', '.join(fitting.ARGUMENTS_TO_TURN)}, or give more GPUs"
 
 
 def _says_so(error: RuntimeError) -> bool:

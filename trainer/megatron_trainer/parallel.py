@@ -231,7 +231,7 @@ def context_positions(sequence_bounds: list[int], *, rank: int, size: int) -> Te
         length, rest = divmod(end - start, 2 * size)
         if rest:
             raise ValueError(
-                f"a sequence of {end - start} tokens does not divide into 2 * context_parallel_size = {2 * size} "
+                f"a sequence of {end - start} tokens is not divisible into 2 * context_parallel_size = {2 * size} "
                 "chunks; the collator has to pad it"
             )
         for chunk in (rank, 2 * size - 1 - rank):

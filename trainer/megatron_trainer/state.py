@@ -44,14 +44,14 @@ def on_data(state: TrainState, identity: str, *, total_iterations: int) -> Train
     if state.data not in ("", identity):
         if state.iteration >= total_iterations:
             message = (
-                f"the checkpoint has all {total_iterations} steps of this run already, on other data than this "
-                "(or in another order): nothing would be trained; raise train_iters to train further on this data, "
-                "or give another save and start from the weights (load, with finetune true)"
+                f"the checkpoint already has all {total_iterations} steps of this run, on different data "
+                "(or in a different order): nothing would be trained; raise train_iters to train further on this data, "
+                "or set another save and start from the weights (load, with finetune true)"
             )
             raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
         logger.warning(
-            "the data or its order is not that of the checkpoint: after its consumed_samples=%d some samples may come "
-            "again and others not at all; to start over from its weights, give it as load with finetune: true",
+            "the data or its order differs from the checkpoint's: after its consumed_samples=%d some samples may be "
+            "repeated and others skipped; to start over from its weights, pass it as load with finetune: true",
             state.consumed_samples,
         )
     return replace(state, data=identity)

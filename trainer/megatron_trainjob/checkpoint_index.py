@@ -64,7 +64,7 @@ def check_place(state: object) -> None:
     """Raises ForgedError if the location of a tensor in the index is not a file beside the index."""
     if isinstance(state, Mapping) and "relative_path" in state and not is_inside(state["relative_path"]):
         named = state["relative_path"]
-        raise ForgedError(f"names {named!r}, which is no name of a file in its folder; nothing was read of it")
+        raise ForgedError(f"names {named!r}, which is not a file name in its folder; nothing was read of it")
 
 
 def problem(path: Path) -> str | None:
@@ -109,11 +109,11 @@ class _Checker(pickle._Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:  # noqa: ANN401 - a class
         if not is_known(module, name):
-            raise ForgedError(f"names {module}.{name}, which no checkpoint is made of; nothing in it was run")
+            raise ForgedError(f"names {module}.{name}, which no checkpoint contains; nothing in it was run")
         return _Placeholder
 
     def _refuse(self) -> None:
-        raise ForgedError("holds what no checkpoint is made of; nothing in it was run")
+        raise ForgedError("contains what no checkpoint contains; nothing in it was run")
 
     def _put(self) -> None:
         (place,) = struct.unpack("<I", self.read(4))

@@ -36,7 +36,7 @@ def check(path: Path, *, most_bytes: int | None = None) -> None:
     status = path.stat()
     kind = next((name for is_kind, name in _KINDS if is_kind(status.st_mode)), None)
     if kind:
-        raise UnfitFile(f"{path} is {kind}; give a file")
+        raise UnfitFile(f"{path} is {kind}; pass a file")
     if most_bytes is not None and status.st_size > most_bytes:
         raise UnfitFile(f"{path} has {status.st_size} bytes, expected at most {most_bytes}; it is no such file")
 
@@ -71,7 +71,7 @@ def parse_json(content: bytes | str, *, object_of: Callable[[list[tuple[str, Any
     try:
         return json.loads(content, object_pairs_hook=object_of)
     except RecursionError as err:
-        raise ValueError("is nested too deep") from err
+        raise ValueError("is nested too deeply") from err
 
 
 def _num_brackets(content: bytes | str) -> int:

@@ -64,7 +64,7 @@ def problem(config: Mapping[str, Any]) -> str | None:
     try:
         return None if all(config.get(key) is None for key in CONFIG_KEYS) else _problem(_section(config))
     except (TypeError, AttributeError, ValueError):
-        return f"is not what any quantization looks like; {_REMEDY}"
+        return f"is not a known form of quantization; {_REMEDY}"
 
 
 def _problem(found: Mapping[str, Any]) -> str | None:
@@ -74,14 +74,14 @@ def _problem(found: Mapping[str, Any]) -> str | None:
         is_grid = (
             isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
         )
-        return None if block is None or is_grid else f"weight_block_size {block!r} is no pair of sizes; {_REMEDY}"
+        return None if block is None or is_grid else f"weight_block_size {block!r} is not a pair of sizes; {_REMEDY}"
     if method == "compressed-tensors":
         reasons = sorted(set(_unreadable_groups(found)))
         return f"{'; '.join(reasons)}; {_REMEDY}" if reasons else None
-    return f"weights quantized by {method!r} are not read; {_REMEDY}"
+    return f"weights quantized by {method!r} are not supported; {_REMEDY}"
 
 
-_REMEDY = f"read is {_READABLE}; give the model in bfloat16 or float32 (transformers: dequantize, save_pretrained)"
+_REMEDY = f"read is {_READABLE}; convert the model to bfloat16 or float32 (transformers: dequantize, save_pretrained)"
 
 
 def block_sizes(shape: Sequence[int], grid: Sequence[int], given: tuple[int, int] | None) -> tuple[int, int]:
@@ -103,7 +103,7 @@ def _side(size: int, count: int, given: int | None) -> int:
         return size
     if given is None or -(-size // given) != count:
         if divided is None:
-            raise ValueError(f"{size} do not divide over {count} scales")
+            raise ValueError(f"{size} are not divisible by {count} scales")
         return divided
     if divided is not None and divided != given:
         raise ValueError(
@@ -130,7 +130,7 @@ def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:
     found: object = next((config[key] for key in CONFIG_KEYS if config.get(key)), {})
     if not isinstance(found, Mapping):
-        raise TypeError("the section is no object")
+        raise TypeError("the section is not an object")
     return found
 
 

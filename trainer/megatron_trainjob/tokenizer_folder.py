@@ -47,7 +47,9 @@ def problems(directory: Path, *, grows: bool = False) -> list[str]:
     try:
         ids = _with_named(ids, settings)
     except _DAMAGE as error:
-        return [f"{TOKENIZER_CONFIG_FILE} holds what no tokenizer has ({_shown(error)}); download it again"]
+        return [
+            f"{TOKENIZER_CONFIG_FILE} has content that is invalid in a tokenizer ({_shown(error)}); download it again"
+        ]
     rows = num_rows(config)
     stops = list(_stops(generation))
     if rows is None or grows:
@@ -80,13 +82,13 @@ def _stops(generation: Mapping[str, Any]) -> Iterator[str]:
     stated = generation.get("eos_token_id")
     numbers = stated if isinstance(stated, list) else [] if stated is None else [stated]
     if not all(type(number) is int for number in numbers):
-        yield f"{GENERATION_FILE} says eos_token_id {stated!r}; give the number of a token, or a list of them"
+        yield f"{GENERATION_FILE} says eos_token_id {stated!r}; use the id of a token, or a list of ids"
 
 
 def _padding(config: Mapping[str, Any], rows: int) -> Iterator[str]:
     number = config.get("pad_token_id")
     if isinstance(number, int) and number >= rows:
-        yield f"{CONFIG_FILE} says pad_token_id {number}, beyond the embedding's {rows} rows; give a token that it has"
+        yield f"{CONFIG_FILE} says pad_token_id {number}, beyond the embedding's {rows} rows; use a token that it has"
 
 
 def _ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
@@ -98,9 +100,9 @@ def _ids(tokenizer: Mapping[str, Any]) -> dict[str, int]:
         added = {entry["content"]: int(entry["id"]) for entry in tokenizer.get("added_tokens") or ()}
         ids: dict[str, int] = {**vocabulary, **added}
     except _DAMAGE as error:
-        raise ValueError(f"{TOKENIZER_FILE} holds what no tokenizer has ({_shown(error)})") from error
+        raise ValueError(f"{TOKENIZER_FILE} has content that is invalid in a tokenizer ({_shown(error)})") from error
     if tokenizer and not vocabulary:
-        raise ValueError(f"{TOKENIZER_FILE} holds no vocabulary")
+        raise ValueError(f"{TOKENIZER_FILE} has no vocabulary")
     wrong = next((token for token, number in ids.items() if not isinstance(number, int) or number < 0), None)
     if wrong is not None:
         raise ValueError(f"{TOKENIZER_FILE} gives the token {wrong!r} the id {ids[wrong]!r}")
@@ -142,5 +144,5 @@ def read_json(path: Path) -> Mapping[str, Any]:
     except (OSError, ValueError) as error:
         raise ValueError(f"{path.name} cannot be read ({error})") from error
     if not isinstance(content, Mapping):
-        raise ValueError(f"{path.name} is no JSON object")
+        raise ValueError(f"{path.name} is not a JSON object")
     return content

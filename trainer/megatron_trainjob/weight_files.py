@@ -44,11 +44,11 @@ def indexed(directory: Path, index: str) -> dict[str, str]:
         raise Unusable(f"its {index} cannot be read ({err}); download it again") from err
     astray = sorted({str(name) for name in files.values() if not is_inside(name)})
     if astray:
-        message = "which is no name of a file in this folder; correct it, or download it again"
+        message = "which is not a file name in this folder; correct it, or download it again"
         raise Unusable(f"its {index} names {astray[0]!r}, {message}")
     lost = sorted(name for name in set(files.values()) if not (directory / name).is_file())
     if lost:
-        raise Unusable(f"its index names {', '.join(lost)}, which is not there; download it again")
+        raise Unusable(f"its index names {', '.join(lost)}, which is missing; download it again")
     return files
 
 
@@ -145,7 +145,7 @@ def _stored(directory: Path, source: str) -> dict[str, Stored] | None:
     for name, file in files.items():
         header = headers[file]
         if header is not None and name not in header:
-            raise Unusable(f"its index says that {file} holds {name}, which is not there; download it again")
+            raise Unusable(f"its index says that {file} holds {name}, which is missing; download it again")
         found[name] = Stored(path=directory / file) if header is None else header[name]
     return found
 
@@ -162,7 +162,7 @@ def _header(path: Path) -> dict[str, Stored] | None:
                 raise ValueError(f"a header of {length} bytes")
             header = input_file.parse_json(file.read(length))
         if not isinstance(header, dict):
-            raise ValueError("it is no object")
+            raise ValueError("it is not an object")
         first, size = _LENGTH.size + length, path.stat().st_size
         found = {name: _tensor(path, first, of) for name, of in header.items() if name != "__metadata__"}
     except PermissionError:  # loading names the file
@@ -171,7 +171,7 @@ def _header(path: Path) -> dict[str, Stored] | None:
         raise Unusable(f"its {path.name} cannot be read (no header of safetensors: {err}); download it again") from err
     last = max((tensor.offset + tensor.length for tensor in found.values()), default=0)
     if last > size:
-        raise Unusable(f"its {path.name} is cut short: {size} of {last} bytes; download it again")
+        raise Unusable(f"its {path.name} is truncated: {size} of {last} bytes; download it again")
     return found
 
 

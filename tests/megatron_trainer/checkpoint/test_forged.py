@@ -89,7 +89,7 @@ def test_nothing_that_is_loaded_runs_code(saved, adapter, tmp_path, forge, entry
 def test_an_index_that_points_out_of_its_folder_is_refused(saved, tmp_path, name, entry):
     checkpoint = copy(saved, tmp_path / "run")
     with_place(checkpoint, name)
-    assert f"names {name!r}, which is no name of a file in its folder" in checkpoint_index.problem(
+    assert f"names {name!r}, which is not a file name in its folder" in checkpoint_index.problem(
         checkpoint / ".metadata"
     )
     if entry == "foreign":

@@ -82,7 +82,7 @@ def test_of_two_jobs_that_claim_in_the_same_moment_the_loser_hears_of_the_other(
 
     monkeypatch.setattr(folder, "_check_free", other_is_faster)
     found = output_folder._take(tmp_path, SECOND, adopts=False)
-    assert "was claimed by another job in the same moment" in found
+    assert "was claimed by another job at the same moment" in found
     assert folder.owner(tmp_path) == FIRST
 
 

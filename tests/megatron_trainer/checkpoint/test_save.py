@@ -80,7 +80,7 @@ def test_a_rank_that_cannot_write_ends_all_with_a_clear_error(llama, data, tmp_p
     assert [end.exit_code for end in ends] == [ExitCode.OUTPUT_NOT_WRITABLE] * 2
     for end in ends:
         assert f"rank {bad_rank}: [Errno 28] No space left on device" in end.message
-        assert "those before it are untouched" in end.message
+        assert "earlier ones are untouched" in end.message
     assert complete(ends[0].folder) == [1]
     assert list(ends[0].folder.glob(".iter*")) == [], "what was half written gives its space back"
 

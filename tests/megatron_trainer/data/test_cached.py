@@ -66,7 +66,7 @@ def test_weights_and_pairs_survive(run, tmp_path):
     write_store(made.train, tmp_path / "pairs" / "train")
     [pair] = run(task="rlhf", cached_dataset=(str(tmp_path / "pairs"),)).train
     assert pair.rejected.input_ids.tolist() == made.train[0].rejected.input_ids.tolist()
-    with pytest.raises(InvalidInput, match="it holds 2 sequences a row, but this task needs 1"):
+    with pytest.raises(InvalidInput, match="it holds 2 sequences per row, but this task needs 1"):
         run(cached_dataset=(str(tmp_path / "pairs"),))
 
 
@@ -87,7 +87,7 @@ def test_a_folder_saved_by_datasets_is_converted(run, tmp_path):
 
 
 def test_what_cannot_be_used_says_why(run, path, tmp_path):
-    with pytest.raises(InvalidInput, match="holds no tokenized data; make it with"):
+    with pytest.raises(InvalidInput, match="has no tokenized data; create it with"):
         run(cached_dataset=(str(tmp_path / "nothing"),))
     made = run(dataset=(path,))
     write_store(made.train, tmp_path / "long" / "train")
@@ -136,7 +136,7 @@ def test_rows_made_for_another_task_are_refused(purposes, held, wanted):
     if held == wanted or (held, wanted) in INDISTINGUISHABLE:
         assert len(prepared(folder, **given).train) == 3
     else:
-        with pytest.raises(InvalidInput, match=r"but this task .*; make it again with the task_type"):
+        with pytest.raises(InvalidInput, match=r"but this task .*; create it again with the task_type"):
             prepared(folder, **given)
 
 

@@ -59,7 +59,7 @@ SAME_CONVERSATION = {
         ]
     },
     "as pandas writes a list": {"messages": "[{'role': 'user', 'content': '2+2?'}, {'from': 'gpt', 'value': '4'}]"},
-    "what comes after the last answer": {
+    "messages after the last answer": {
         "messages": [
             {"role": "user", "content": "2+2?"},
             {"role": "assistant", "content": "4"},
@@ -357,12 +357,12 @@ TOLD = {
     ),
     "a system prompt in two places": (
         {"system": "Count.", "messages": [{"role": "system", "content": "Add."}, *({"human": "2+2?", "gpt": "4"},)]},
-        "the system prompt among the messages holds, not that of a column of its own",
+        "the system prompt among the messages is used, not the one in the column",
     ),
     "one of several answers": ({"query": "2+2?", "answers": ["4", "4"], "x": ""}, None),
     "a thought in two places": (
         {"query": "2+2?", "reasoning": "a", "response": [{"role": "assistant", "content": "4", "reasoning": "b"}]},
-        "the thought inside the answer holds, not that of a column of its own",
+        "the thought inside the answer is used, not the one in the column",
     ),
     "an empty answer": (
         {"messages": [{"human": "2", "gpt": ""}, {"human": "2+2?", "gpt": "4"}]},
@@ -485,4 +485,4 @@ def test_rejected_turns_with_tools_of_their_own_follow_the_question():
 def test_a_displaced_system_prompt_of_a_scored_row_is_told():
     row = {"messages": [{"role": "system", "content": "s"}, QUESTION], "system": "another", "label": 1}
     settings = Recognition(label=Label(problem="single_label_classification", count=2))
-    assert "the system prompt among the messages holds" in recognize(row, settings).notes[0]
+    assert "the system prompt among the messages is used" in recognize(row, settings).notes[0]

@@ -168,10 +168,10 @@ def test_damaged_lists_are_refused(row, reason):
 def test_a_displaced_system_prompt_is_told(kind):
     settings = Recognition(grouping=Grouping(kind=kind))
     row = {"messages": [SYSTEM, USER], "positive": "b"}
-    note = "the system prompt among the messages holds, not that of a column of its own"
+    note = "the system prompt among the messages is used, not the one in the column"
     assert note in recognize({**row, "system": "another"}, settings).notes
     assert not recognize({**row, "system": "s"}, settings).notes
     if kind != "embedding":
         document = [{"role": "system", "content": "another"}, {"role": "assistant", "content": "b"}]
         [note] = recognize({**row, "positive": document}, settings).notes
-        assert note == "the system prompt of a document holds, not that of the question"
+        assert note == "the system prompt of a document is used, not that of the question"

@@ -310,10 +310,10 @@ def test_a_dataset_without_usable_rows_says_why(run, write):
 def test_what_cannot_be_arranged_is_refused(run, write):
     path = write("a.jsonl", [1])
     for fields, message in [
-        ({"split_dataset_ratio": 0.5}, "leaves no row to train on"),
+        ({"split_dataset_ratio": 0.5}, "leaves no row for training"),
         ({"val_dataset": [f"{path}#5"]}, "the dataset has only 1 rows"),
         ({"interleave_prob": [0.5, 0.5]}, "2 probabilities for 1 datasets"),
-        ({"columns": {"a": 3}}, "must be the name that the column shall have"),
+        ({"columns": {"a": 3}}, "must be the new name of the column"),
         ({"system": "/no/file.txt"}, "the file cannot be read"),
         ({"dataset": [f"{path}#x"]}, "must be a number of rows"),
     ]:

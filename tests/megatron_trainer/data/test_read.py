@@ -191,7 +191,7 @@ def test_a_folder_without_a_training_split_is_refused_with_those_it_has(tmp_path
         ("/no/such/file.jsonl", "no such file or folder"),
         ("missing.jsonl", "no such file or folder"),
         ("ms::org/name", "ModelScope"),
-        ("org/name", "neither a local path nor a dataset that the hub gives us"),
+        ("org/name", "neither a local path nor a dataset found on the Hub"),
     ],
 )
 def test_what_is_not_there_says_what_to_do(monkeypatch, entry, message):
@@ -406,7 +406,7 @@ def test_two_columns_of_one_name_are_refused_because_one_would_be_lost(tmp_path,
 
 
 def test_a_name_that_stands_twice_is_refused_where_one_value_would_be_lost():
-    with pytest.raises(RowError, match="a name stands twice in an object") as refused:
+    with pytest.raises(RowError, match="a name is used twice in an object") as refused:
         parse_row(b'{"messages": [{"role": "user", "content": "a", "content": "b"}]}')
     assert refused.value.detail == "content"
     assert parse_row(b'{"id": 1, "query": "a", "id": 1}') == {"id": 1, "query": "a"}
@@ -434,8 +434,8 @@ def test_a_name_that_stands_twice_in_a_row_of_a_json_file_refuses_that_row(tmp_p
     (first, _), (second, refused), (third, row) = read_file(tmp_path / "a.json")
     assert (first, second, third, row) == (1, 2, 3, {"query": "a"})
     [(_, alone)] = read_file(tmp_path / "b.json")
-    assert str(refused) == str(alone) == "a name stands twice in an object (content)"
+    assert str(refused) == str(alone) == "a name is used twice in an object (content)"
     (_, line), (_, last) = read_file(tmp_path / "c.json")
-    with pytest.raises(RowError, match="a name stands twice in an object"):
+    with pytest.raises(RowError, match="a name is used twice in an object"):
         parse_row(line)
     assert parse_row(last) == {"query": "a"}

@@ -182,7 +182,7 @@ def test_micro_batches_are_the_same_in_this_and_in_another_process(make):
 def test_dropped_rows_are_told_once_by_kind_and_counted_at_the_end_of_a_pass(make, caplog):
     list(micro_batches_of(make(range(20), bad={3, 9}), sampler(num_epochs=2)))
     first, *counts = [record.message for record in caplog.records]
-    assert first.startswith("dropped a row and will drop all like it: ")
+    assert first.startswith("dropped a row, and will drop all others like it: ")
     assert counts == [f"rows dropped so far epoch={n} lane=0: {2 * n + 2} x not JSON" for n in (0, 1)]
 
 

@@ -79,12 +79,12 @@ def test_a_jinja_file_replaces_the_tokenizers_template(tmp_path):
 @pytest.mark.parametrize(
     ("row", "settings", "reason"),
     [
-        ({"messages": CHAT}, {"use_chat_template": False}, "the template has no place for a system prompt"),
-        ({"messages": NO_SYSTEM}, {"use_chat_template": False}, "the template has no place for a second round"),
+        ({"messages": CHAT}, {"use_chat_template": False}, "the template does not support a system prompt"),
+        ({"messages": NO_SYSTEM}, {"use_chat_template": False}, "the template does not support a second round"),
         (
             {"messages": ONE_ROUND, "tools": [{"name": "a"}]},
             {"template": "chatml"},
-            "the template has no place for tools",
+            "the template does not support tools",
         ),
     ],
 )
@@ -108,7 +108,7 @@ def test_a_template_that_does_not_exist_says_what_to_do(template, chat_template,
 def test_a_file_with_unknown_pieces_is_refused(tmp_path):
     path = tmp_path / "t.yaml"
     path.write_text("promt: x\nend: 3\n")
-    with pytest.raises(InvalidInput, match="not a piece of text: end, promt"):
+    with pytest.raises(InvalidInput, match="not a field of text: end, promt"):
         choose_template(chatml_tokenizer(), template=str(path), use_chat_template=True)
 
 
@@ -205,7 +205,7 @@ def test_neighbors_of_one_role_are_joined_by_a_blank_line_or_refused():
     assert "<|im_start|>user\na\n\nb<|im_end|>" in rendering.text
     assert [turn.message for turn in rendering.turns] == [3]
     assert rendering.text.endswith("<|im_start|>assistant\nc\n\nd<|im_end|>")
-    with pytest.raises(RowError, match="two neighbors of one role"):
+    with pytest.raises(RowError, match="consecutive messages of one role"):
         template.render([asked, replace(said, loss=False), more])
     with pytest.raises(RowError, match="an answer without a question"):
         template.render([said, asked, more])

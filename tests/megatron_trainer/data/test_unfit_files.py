@@ -24,7 +24,7 @@ def repeated(text, count):
 def test_what_would_hang_is_refused_at_once(tmp_path, kind, name):
     path = tmp_path / name
     lay(kind, path)
-    with pytest.raises(ValueError, match=f"is {kind}; give a file"):
+    with pytest.raises(ValueError, match=f"is {kind}; pass a file"):
         open_source(parse_spec(str(path)))
 
 
@@ -33,7 +33,7 @@ def test_a_file_that_was_never_written_is_refused_at_once(tmp_path, size):
     path = tmp_path / "train.jsonl"
     with path.open("wb") as file:
         file.truncate(size)
-    with pytest.raises(ValueError, match="begins with zeros: it was never written to its end"):
+    with pytest.raises(ValueError, match="starts with zeros: it was never fully written"):
         open_source(parse_spec(str(path)))
 
 

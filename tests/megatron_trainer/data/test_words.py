@@ -120,7 +120,7 @@ def test_a_tokenizer_that_behaves_unlike_its_description_is_noticed(monkeypatch,
     tokenize = tokenization(tokenizer)
     for _ in range(2):
         assert tokenize.batch(["The quick"])[0].ids == tokenizer.encode("The quick", add_special_tokens=False)
-    assert "cuts words in its own way" in caplog.text
+    assert "splits words in its own way" in caplog.text
 
 
 def test_the_ids_of_a_word_are_those_of_the_model():

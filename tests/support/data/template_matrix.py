@@ -221,7 +221,7 @@ def cell(model: Model, kind: str) -> str:
     """The entry of the table: = the text of apply_chat_template, + another one with everything in it, or a reason."""
     result = encoded(model, kind)
     if isinstance(result, Rejection):
-        return result.reason.removeprefix("the chat template ").replace("leaves out", "no place for")
+        return result.reason.removeprefix("the chat template ").replace("leaves out", "does not support")
     return "=" if model.tokenizer().decode(result.input_ids[0]) == reference_text(model, kind) else "+"
 
 

@@ -128,10 +128,12 @@ def _check_free(save: Path, claimant: Owner, *, adopts: bool) -> None:
         return
     held = lease.holder(workshop(save, current), now_s=own.stat().st_mtime)
     if held:
-        raise Occupied(f"{save} is in use by {current} ({held}); stop that run, or give this one another save folder")
+        raise Occupied(
+            f"{save} is in use by {current} ({held}); stop that run, or use another save folder for this one"
+        )
     is_other = current.job_uid and current.job_name and current.job_name != claimant.job_name
     if is_other and not adopts:
-        message = f"{save} holds the run of another job, {current.job_name}; give this one another save folder"
+        message = f"{save} has the run of another job, {current.job_name}; use another save folder for this one"
         raise Occupied(f"{message}, or let it go on from there with spec.checkpoint.adopt: true")
 
 
@@ -219,7 +221,7 @@ def owned(save: Path, writer: Owner) -> Iterator[None]:
     except BaseException as err:
         if door(save, writer).is_dir():
             raise
-        raise TakenOver(f"{save} was taken over by {owner(save)}; {writer} publishes nothing more") from err
+        raise TakenOver(f"{save} was taken over by {owner(save)}; {writer} publishes nothing anymore") from err
 
 
 def drop(aside: Path, writer: Owner) -> None:
@@ -272,7 +274,9 @@ def _keep_copied(link: Path) -> None:
     names = (link.with_name(f"{link.name}-copied{number or ''}") for number in count())
     kept = next(name for name in names if not name.exists())
     link.rename(kept)
-    logger.warning("%s was a folder, not a link, and is kept as %s; remove it when nothing needs it", link, kept.name)
+    logger.warning(
+        "%s was a folder, not a link, and is kept as %s; remove it when it is no longer needed", link, kept.name
+    )
 
 
 def prune(save: Path, newest: int, limit: int, writer: Owner) -> None:

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["torch_dist", "torch", "zarr", "safetensors"]
 REMEDIES: dict[Format, str] = {
-    "torch": "it loads in the layout that wrote it alone; convert it to torch_dist with the program that wrote it",
+    "torch": "it loads only in the layout that wrote it; convert it to torch_dist with the program that wrote it",
     "zarr": "Megatron-Core no longer reads zarr; convert it to torch_dist with the release that wrote it",
     "safetensors": "this is a Hugging Face model; name it in spec.args.model",
 }

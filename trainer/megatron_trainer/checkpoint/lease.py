@@ -16,7 +16,7 @@ from megatron_trainjob import input_file
 LEASE = "lease.json"
 PERIOD_S = 10.0
 LIFE_S = 60.0
-"""After this long without a heartbeat its process is gone, or cannot write either."""
+"""After this long without a heartbeat the process has ended, or cannot write either."""
 
 
 class Heartbeat:

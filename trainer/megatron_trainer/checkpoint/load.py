@@ -57,7 +57,7 @@ def find(load: Path, *, recognizes_others: bool = False) -> Checkpoint | None:
         problem = candidate.problem or _damage(candidate)
         if problem is None:
             return candidate
-        logger.warning("passing over the checkpoint of iteration=%d: %s", candidate.iteration, problem)
+        logger.warning("skipping the checkpoint of iteration=%d: %s", candidate.iteration, problem)
         problems.append(problem)
     if recognizes_others:
         other = [foreign.find(load) if dist.get_rank() == 0 else None]
@@ -66,7 +66,7 @@ def find(load: Path, *, recognizes_others: bool = False) -> Checkpoint | None:
             return foreign.accepted(other[0])
     if problems:
         reasons = "; ".join(problems)
-        message = f"{load} holds no complete checkpoint: {reasons}; remove the iter_ folders to start over"
+        message = f"{load} has no complete checkpoint: {reasons}; remove the iter_ folders to start over"
         raise TrainingError(ExitCode.NO_CHECKPOINT, message)
     return None
 
@@ -169,7 +169,7 @@ def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_spl
     if policy.with_optimizer and manifest.has_optimizer and not is_split:
         message = (
             f"{path} was saved with expert_model_parallel_size {saved}; without use_distributed_optimizer its "
-            f"optimizer state cannot be read with {wanted}: keep {saved}, or go on without that state "
+            f"optimizer state cannot be read with {wanted}: keep {saved}, or continue without that state "
             "(no_load_optim true)"
         )
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
@@ -197,7 +197,7 @@ def _check_names(models: contents.StateDict, checkpoint: Checkpoint, *, refuses_
         message = f"{checkpoint.path} is of another model: {'; '.join(parts)}"
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
     if left:
-        logger.warning("%s holds what this model has no place for: %s", checkpoint.path, _some(left))
+        logger.warning("%s has tensors that this model does not use: %s", checkpoint.path, _some(left))
 
 
 def _some(names: Sequence[str]) -> str:

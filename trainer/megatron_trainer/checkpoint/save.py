@@ -94,7 +94,7 @@ class Saver:
         Raises:
             TrainingError: a rank cannot write; older checkpoints are untouched.
         """
-        assert self._pending is None, "finish the checkpoint before"
+        assert self._pending is None, "finish the previous checkpoint first"
         started = time.monotonic()
         aside = folder.folder_aside(self.policy.save, state.iteration, self.policy.owner)
         self._on_all_ranks(lambda: _make(aside), aside)
@@ -181,7 +181,7 @@ class Saver:
         if dist.get_rank() == 0:
             folder.drop(aside, self.policy.owner)
         reason = "; ".join(f"rank {rank}: {text}" for rank, text in enumerate(reasons) if text)
-        message = f"cannot write a checkpoint to {self.policy.save}: {reason}; those before it are untouched"
+        message = f"cannot write a checkpoint to {self.policy.save}: {reason}; earlier ones are untouched"
         code = ExitCode.OUTPUT_NOT_WRITABLE if has_memory else ExitCode.OUT_OF_DEVICE_MEMORY
         raise TrainingError(code, message) from error
 

@@ -57,7 +57,7 @@ class _Unpickler(pickle.Unpickler):
 
     def find_class(self, module: str, name: str) -> Any:
         if not self._is_known(module, name):
-            message = f"{self._what} names {module}.{name}, which no checkpoint is made of; nothing in it was run"
+            message = f"{self._what} names {module}.{name}, which no checkpoint contains; nothing in it was run"
             raise ForgedError(message)
         if name in ("_load_from_bytes", "safe_load_from_bytes"):
             return _storage_from_bytes
@@ -139,7 +139,7 @@ def _load_bytes(self: DefaultLoadPlanner, read_item: Any, value: io.BytesIO) -> 
     try:
         loaded = torch.load(value, weights_only=True)
     except pickle.UnpicklingError as err:
-        raise ForgedError(f"the entry {name} is not made of plain values; nothing in it was run: {err}") from err
+        raise ForgedError(f"the entry {name} contains other than plain values; nothing in it was run: {err}") from err
     if self.flatten_state_dict:
         set_element(self.original_state_dict, self.mappings[name], loaded)
     else:

@@ -66,8 +66,8 @@ def check_loadable(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Tra
         return
     argument = "target_modules" if args.target_regex is None else "target_regex"
     message = (
-        f"peft takes the adapters of {clash} for those of routed experts and drops them; set merge_lora: true to get "
-        "the whole model, or leave either out"
+        f"peft mistakes the adapters of {clash} for those of routed experts and drops them; set merge_lora: true to "
+        "get the whole model, or omit either kind"
     )
     raise InvalidInput((Violation(path=f"spec.args.{argument}", value=getattr(args, argument), message=message),))
 
@@ -94,7 +94,9 @@ def save_adapter(
     every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
     saved = agree.union(_modules_to_save(chunks, spec))
     if clash := peft_format.mistaken_for_experts(adapted):
-        logger.warning("peft takes the adapters of %s for experts' and drops them; vLLM loads them", clash)
+        logger.warning(
+            "peft mistakes the adapters of %s for those of routed experts and drops them; vLLM loads them", clash
+        )
     width = max(map(int, agree.union(str(one.pair.rank) for one in _adapted(chunks, spec))), default=args.lora_rank)
     config = peft_format.config(
         args,

@@ -116,7 +116,9 @@ def open_adapter(directory: Path) -> AdapterSource:
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT) from err
     odd = next((key for key in file.keys() if not _is_of_adapter(key, file.get_slice(key))), None)  # noqa: SIM118
     if odd is not None:
-        message = f"{odd} in {peft_format.WEIGHTS_FILE} has a shape or type that no adapter has; download it again"
+        message = (
+            f"{odd} in {peft_format.WEIGHTS_FILE} has a shape or type that is invalid in an adapter; download it again"
+        )
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT)
     named = peft_format.with_decoder if config.get("task_type") == _OF_DECODER else str
     names = {named(key): key for key in file.keys()}  # noqa: SIM118 - no mapping

@@ -57,11 +57,11 @@ def _store_data(args: TrainArgs) -> int:
 
     folder = Path(args.output_dir or f"{args.model}-cached_dataset")
     if folder.exists() and not args.exist_ok:
-        sys.stderr.write(f"args.output_dir: {folder} exists; give another folder, or set exist_ok to write into it\n")
+        sys.stderr.write(f"args.output_dir: {folder} exists; choose another folder, or set exist_ok to write into it\n")
         return ExitCode.BAD_ARGUMENTS
     report = command.write_cached(args, "sft", folder)
     sys.stdout.writelines(f"{line}\n" for line in command.describe(report))
-    sys.stdout.write(f"written: {folder} (give it as cached_dataset)\n")
+    sys.stdout.write(f"written: {folder} (pass it as cached_dataset)\n")
     return ExitCode.OK
 
 

@@ -84,7 +84,7 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     model = _load(found, backend)
     _check_widths(args, found, model)
     if args.test_convert_precision and model.spec.head is not None:
-        message = "compares language models; leave it out for a classifier, and compare its scores with transformers"
+        message = "compares language models; remove it for a classifier, and compare its scores with transformers"
         raise InvalidInput((Violation(path="args.test_convert_precision", value=True, message=message),))
     tell(f"read {' and '.join(str(path) for path in found.folders())}")
     _check_room(output, model)
@@ -140,7 +140,7 @@ def _check_widths(args: TrainArgs, found: Inputs, model: Loaded) -> None:
     """Refuses adapters of separate projections for a checkpoint, which records a single rank for all adapters."""
     if args.to_mcore and found.is_unmerged(args) and _widths(found, model.chunks, model.spec):
         message = (
-            "adapts q, k and v (or gate and up) on their own, which only a PEFT folder says; training reads it "
+            "adapts q, k and v (or gate and up) separately, which only a PEFT folder records; training reads it "
             "as it is: name the folder in adapter_load"
         )
         raise InvalidInput((Violation(path="args.mcore_adapters", value=args.mcore_adapters[0], message=message),))
@@ -229,13 +229,13 @@ def _output(args: TrainArgs, found: Inputs) -> Path:
     name = Path(str(args.model)).name if is_repository else str(beside)
     output = Path(args.output_dir or f"{name}-{suffix}").absolute()
     if output in {path.absolute() for path in (*found.folders(), beside)}:
-        raise _in_the_way(output, "is what the export reads; give another folder")
+        raise _in_the_way(output, "is what the export reads; choose another folder")
     if output.exists() and not args.exist_ok:
-        raise _in_the_way(output, "exists; give another folder, or set exist_ok to write into it")
+        raise _in_the_way(output, "exists; choose another folder, or set exist_ok to write into it")
     if output.exists() and not output.is_dir():
-        raise _in_the_way(output, "is not a directory; give another one")
+        raise _in_the_way(output, "is not a directory; choose another one")
     if args.to_mcore and any(path.iteration != ITERATION for path in checkpoint_folder.checkpoints(output)):
-        raise _in_the_way(output, "holds the checkpoints of a run; give another folder")
+        raise _in_the_way(output, "has the checkpoints of a run; choose another folder")
     return output
 
 
@@ -248,7 +248,7 @@ def _check_room(output: Path, model: Loaded) -> None:
     place = next(parent for parent in output.parents if parent.is_dir())
     needed, free = model.num_bytes(), shutil.disk_usage(place).free
     if free < needed:
-        message = f"{output} needs {_size(needed)} and {_size(free)} are free; free some or give another output_dir"
+        message = f"{output} needs {_size(needed)} and {_size(free)} are free; free some or choose another output_dir"
         raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message)
 
 

@@ -131,11 +131,11 @@ def _checkpoint(argument: str, path: str, train_type: str, *, named_by: str = ""
 def _absence(path: Path, argument: str) -> str:
     """The reason why no checkpoint was found, and the remedy."""
     if not path.is_dir():
-        return "there is no such folder"
+        return "the folder does not exist"
     if (path / "config.json").is_file():
-        return "is a Hugging Face folder; give it as model"
+        return "is a Hugging Face folder; pass it as model"
     kinds = " or an adapter_config.json" if argument == "mcore_adapters" else ""
-    return f"holds no checkpoint; name the folder that has iter_NNNNNNN folders{kinds} in it"
+    return f"has no checkpoint; name the folder with iter_NNNNNNN folders{kinds}"
 
 
 def _record(source: Checkpoint | Path) -> dict[str, Any]:
@@ -173,7 +173,7 @@ def _stops_beside(adapter: Path) -> tuple[str, ...]:
 def _peft_record(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     if config.get("bias", "none") not in ("none", "all"):
         message = (
-            f"{peft_format.CONFIG_FILE} says bias is {config['bias']!r}, which only PEFT knows; merge it with PEFT"
+            f"{peft_format.CONFIG_FILE} says bias is {config['bias']!r}, which only PEFT supports; merge it with PEFT"
         )
         raise _wrong("mcore_adapters", str(folder), message)
     return {
@@ -207,7 +207,7 @@ def _model(args: TrainArgs, record: Mapping[str, Any]) -> Path:
     if not args.model:
         use_hf = args.use_hf or bool(record.get("use_hf"))
         if not use_hf and not Path(named).is_dir():
-            raise _wrong("model", str(named), f"{RECORD} names this folder, which is not here; give model")
+            raise _wrong("model", str(named), f"{RECORD} names this folder, which does not exist; set model")
         revision = args.model_revision or record.get("model_revision")
         asked = replace(args, model=str(named), use_hf=use_hf, model_revision=revision)
     return model_source.folder(asked)

@@ -116,7 +116,9 @@ def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
         actual = found.get(key, DEFAULTS.get(key, value))
         if (actual or None) != (value or None):
             remedy = (
-                f"set {argument} to {actual}" if argument else "merge it into the model with PEFT and go on from that"
+                f"set {argument} to {actual}"
+                if argument
+                else "merge it into the model with PEFT and continue from that"
             )
             message = f"{CONFIG_FILE} says {key} is {actual!r}, this run's adapters have {value!r}; {remedy}"
             problems.append(Violation(path="spec.args.adapter_load", value=directory, message=message))

@@ -161,7 +161,7 @@ def _departures(theirs: Outputs, ours: Outputs, bound: Bound) -> Iterator[str]:
     for name, expected in theirs.items():
         difference, largest = _number((expected - ours[name]).abs().max()), float(expected.abs().max())
         if difference > bound.layer * largest:
-            yield f"the first to depart is {name}: by up to {difference:.2e}, its values reach {largest:.3g}"
+            yield f"the first to diverge is {name}: by up to {difference:.2e}, its values reach {largest:.3g}"
 
 
 def _number(value: Tensor) -> float:

@@ -106,7 +106,7 @@ def _bounds(length: int, share: Share) -> tuple[int, int]:
         return 0, length
     each, rest = divmod(length, share.size)
     if rest:
-        raise ValueError(f"{length} rows or columns do not divide over {share.size} ranks")
+        raise ValueError(f"{length} rows or columns are not divisible by {share.size} ranks")
     return share.rank * each, (share.rank + 1) * each
 
 

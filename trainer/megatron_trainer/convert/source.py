@@ -71,7 +71,7 @@ class Checkpoint:
         """The tensor called `name`, dequantized if it is stored with scales. Raises KeyError if there is none."""
         stored = self._stored(name, self.files[name])
         if not (stored_type := _type_of(stored)).is_floating_point:
-            message = f"{name} is stored as {stored_type}, which no weight is; download the model again"
+            message = f"{name} is stored as {stored_type}, which is invalid for a weight; download the model again"
             raise _unusable(self.directory, message)
         if self.quantization is None:
             return stored
@@ -100,7 +100,7 @@ class Checkpoint:
         try:
             found: Source = opened[name] if isinstance(opened, dict) else StoredTensor(stored=opened.get_slice(name))
         except (KeyError, SafetensorError) as err:
-            message = f"its index says that {file} holds {name}, which is not there; download it again"
+            message = f"its index says that {file} holds {name}, which is missing; download it again"
             raise _unusable(self.directory, message) from err
         return found
 
@@ -154,7 +154,7 @@ def _source(directory: Path) -> str:
 def _tell_choice(directory: Path, chosen: str, others: tuple[str, ...]) -> None:
     """Logs once which of several sources is read."""
     logger.warning(
-        "%s holds weights more than once: reading %s as transformers does, and not %s",
+        "%s has weights more than once: reading %s, as transformers does, and not %s",
         directory,
         chosen,
         ", ".join(others),
@@ -199,7 +199,7 @@ def _unpickled(path: Path) -> dict[str, Tensor]:
     except RuntimeError:
         found = torch.load(path, map_location="cpu", weights_only=True)
     if not isinstance(found, dict) or not all(isinstance(value, Tensor) for value in found.values()):
-        raise _unusable(path, "is no mapping from names to tensors; save the model with save_pretrained")
+        raise _unusable(path, "is not a mapping from names to tensors; save the model with save_pretrained")
     return dict(found)
 
 

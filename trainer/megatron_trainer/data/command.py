@@ -57,7 +57,7 @@ def main(argv: Sequence[str]) -> int:
     if own.report is not None:
         own.report.write_text(json.dumps(report.to_json(), indent=2))
     if own.write_cached is not None:
-        sys.stdout.write(f"written: {own.write_cached} (give it as cached_dataset)\n")
+        sys.stdout.write(f"written: {own.write_cached} (pass it as cached_dataset)\n")
     return ExitCode.OK
 
 

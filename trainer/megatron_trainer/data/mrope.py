@@ -58,7 +58,7 @@ def mrope_positions(
         positions[:, place:end] = start + block
         place, start = end, start + max(int(grid[1]), int(grid[2])) // vision.merge_size
     if next(images, None) is not None or next(frames, None) is not None:
-        raise ValueError("there are more images or videos than places for them")
+        raise ValueError("there are more images or videos than placeholders")
     return positions
 
 

@@ -160,15 +160,15 @@ def _check_cached(store: Store, settings: DataSettings) -> None:
     _check_purpose(store, settings.encode.recognition)
     longest, limit = int(store.lengths.max(initial=0)), settings.encode.max_length
     if limit is not None and longest > limit:
-        raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or make it again")
+        raise ValueError(f"it holds a sample of {longest} tokens; set max_length to at least that, or create it again")
 
 
 def _check_purpose(store: Store, recognition: Recognition) -> None:
     """Raises ValueError if the rows were tokenized for another task: they would be trained on in another sense."""
-    again = "make it again with the task_type, rlhf_type and loss_type of this job"
+    again = "create it again with the task_type, rlhf_type and loss_type of this job"
     facts, wanted = store.facts, 2 if recognition.needs_rejected else 1
     if facts.sequences_per_row != wanted:
-        raise ValueError(f"it holds {facts.sequences_per_row} sequences a row, but this task needs {wanted}; {again}")
+        raise ValueError(f"it holds {facts.sequences_per_row} sequences per row, but this task needs {wanted}; {again}")
     if facts.is_grouped != (recognition.grouping is not None):
         held, asked = ("groups of texts", "single ones") if facts.is_grouped else ("single texts", "groups of them")
         raise ValueError(f"its rows are {held}, but this task needs {asked}; {again}")
@@ -180,7 +180,7 @@ def _check_purpose(store: Store, recognition: Recognition) -> None:
         held, asked = ("labels", "none") if store.has_targets() else ("no labels", "them")
         raise ValueError(f"its rows have {held}, but this task needs {asked}; {again}")
     if recognition.label is not None and store.num_trained_tokens != len(store):
-        raise ValueError(f"its rows train the tokens of answers, but this task scores the last token alone; {again}")
+        raise ValueError(f"its rows train the tokens of answers, but this task scores only the last token; {again}")
 
 
 def _streamed(settings: DataSettings, loader: Loader, validation: Sequence[Loaded]) -> Prepared:
@@ -209,7 +209,7 @@ def _split(loaded: Sequence[Loaded], settings: DataSettings) -> tuple[list[Items
             items, validation = split_off(items, settings.split_ratio, limit=entry.spec.num_rows, generator=generator)
             split.append(validation)
             if len(items) == 0:
-                raise _refusal(f"dataset[{number}]", entry.spec.text, "split_dataset_ratio leaves no row to train on")
+                raise _refusal(f"dataset[{number}]", entry.spec.text, "split_dataset_ratio leaves no row for training")
         times = entry.num_rows_wanted / entry.store.num_rows
         kept.append(repeat(items, times, generator=generator if settings.shuffle else None) if times > 1 else items)
     return kept, split
@@ -264,7 +264,7 @@ def _validation_items(
 ) -> Items | None:
     for number, entry in enumerate(validation):
         if entry.num_rows_wanted > entry.store.num_rows:
-            message = f"the dataset has only {entry.store.num_rows} rows; ask for fewer"
+            message = f"the dataset has only {entry.store.num_rows} rows; request fewer"
             raise _refusal(f"val_dataset[{number}]", entry.spec.text, message)
     parts = [*(items_of(entry.store) for entry in validation), *split_parts]
     parts += [items_of(entry.validation) for entry in cached if entry.validation is not None]

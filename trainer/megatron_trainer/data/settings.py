@@ -186,7 +186,7 @@ def _specs(path: str, entries: tuple[str, ...] | list[str], violations: list[Vio
 def _about_probabilities(args: TrainArgs) -> list[Violation]:
     given, wanted = args.interleave_prob or (), len(args.dataset) + len(args.cached_dataset)
     if given and len(given) != wanted:
-        message = f"{len(given)} probabilities for {wanted} datasets; give one for each"
+        message = f"{len(given)} probabilities for {wanted} datasets; use one for each"
         return [Violation(path="interleave_prob", value=given, message=message)]
     return []
 
@@ -194,7 +194,7 @@ def _about_probabilities(args: TrainArgs) -> list[Violation]:
 def _columns(columns: Mapping[str, object] | None, violations: list[Violation]) -> dict[str, str]:
     wrong = {name: target for name, target in (columns or {}).items() if not isinstance(target, str)}
     for name, target in wrong.items():
-        message = "must be the name that the column shall have, such as query or response"
+        message = "must be the new name of the column, such as query or response"
         violations.append(Violation(path=f"columns.{name}", value=target, message=message))
     return {name: target for name, target in (columns or {}).items() if isinstance(target, str)}
 

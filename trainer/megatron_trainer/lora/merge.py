@@ -26,7 +26,7 @@ def merge_adapters(chunks: Sequence[torch.nn.Module], *, keep_originals: bool = 
     """
     modules = adapted_modules(chunks)
     if any(adapter_of(module).originals is not None for module in modules):
-        raise ValueError("the adapters are merged already")
+        raise ValueError("the adapters are already merged")
     for module in modules:
         adapter = adapter_of(module)
         pairs = list(adapter.pairs(module))

@@ -69,8 +69,8 @@ def _wrong_for_experts(config: TransformerConfig, wishes: Wishes) -> Iterator[Vi
         yield _violation(
             "moe_shared_expert_overlap",
             True,
-            "overlapped shared experts communicate outside their linears, where their adapters do not follow; "
-            "turn it off, or name target_modules that leave the shared experts out",
+            "overlapped shared experts communicate outside their linears, where adapters cannot be applied; "
+            "disable it, or name target_modules that leave the shared experts out",
         )
 
 

@@ -21,7 +21,7 @@ def main() -> int:
         PAGE.write_text(f"{before}{BEGIN}{table()}{END}{rest.partition(END)[2]}", encoding="utf-8")
         return 0
     problems = [found for change in CHANGES for symbol in change.rests_on if (found := problem(change, symbol))]
-    print("\n".join(problems) or f"all {len(CHANGES)} changes rest on the reviewed source")
+    print("\n".join(problems) or f"all {len(CHANGES)} changes match the reviewed source")
     return 1 if problems else 0
 
 

@@ -47,14 +47,14 @@ _SAVE_STRATEGY = "megatron.core.dist_checkpointing.strategies.torch:TorchDistSav
 CHANGES: tuple[Change, ...] = (
     Change(
         ours="megatron.patches.on_cpu",
-        why="Named random states reach into the CUDA generators; on a processor dropout draws from torch's own.",
+        why="Named random states access the CUDA generators; on a CPU dropout samples from torch's own generator.",
         until="megatron-core asks torch.accelerator for the generator",
         backends="CPU",
         rests_on={f"{_RANDOM}:_get_cuda_rng_state": "0c2b8f05b864", f"{_RANDOM}:_set_cuda_rng_state": "dea947ca0b7d"},
     ),
     Change(
         ours="megatron.patches.on_cpu",
-        why="Token counts become numpy arrays only when they lie on a GPU, and later code calls tolist() on them.",
+        why="Token counts become numpy arrays only if they are on a GPU, but later code calls tolist() on them.",
         until="maybe_move_tensor_to_cpu converts tensors of any device",
         backends="CPU",
         rests_on={"megatron.core.transformer.moe.moe_utils:maybe_move_tensor_to_cpu": "47a1092f05ba"},
@@ -62,20 +62,20 @@ CHANGES: tuple[Change, ...] = (
     Change(
         ours="megatron.patches.on_cpu",
         why="Recomputing a single module asks for the FP8 state under names that exist only with TransformerEngine.",
-        until="CheckpointWithoutOutput checks whether TransformerEngine is there",
+        until="CheckpointWithoutOutput checks whether TransformerEngine is installed",
         backends="CPU",
         rests_on={f"{_RANDOM}:CheckpointWithoutOutput": "5209ac7cdee4"},
     ),
     Change(
         ours="megatron.patches.on_cpu",
         why="Recomputed outputs share memory through a C++ extension that is compiled in the first backward pass.",
-        until="the extension is shipped compiled, or a copy is offered",
+        until="the extension is shipped compiled, or copying is an option",
         backends="CPU",
         rests_on={f"{_RANDOM}:_get_share_storage": "14fe8bafdf5a"},
     ),
     Change(
         ours="megatron.patches.adam_step",
-        why="Loading torch's Adam loses or shares its step count, and a rank without parameters cannot save.",
+        why="Loading torch's Adam drops or aliases its step count, and a rank without parameters cannot save.",
         until="DistributedOptimizer restores torch.optim.Adam's step for each parameter",
         backends="without TransformerEngine",
         rests_on={
@@ -96,7 +96,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="megatron.patches.whole_tensors",
-        why="Optimizer state that is spread by whole tensors is wrapped and saved in bfloat16 alone.",
+        why="Optimizer state that is sharded by whole tensors is wrapped and saved only in bfloat16.",
         until="LayerWiseDistributedOptimizer wraps and saves float32 parameters too",
         backends="CPU and GPU",
         rests_on={
@@ -131,8 +131,8 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="megatron.patches.router",
-        why="Sigmoid scores are normalized always, but for one expert never, and groups rank by one rule.",
-        until="topk_routing_with_score_function is told whether to normalize and how groups rank",
+        why="Sigmoid scores are always normalized, except for a single expert, and groups are ranked by one rule only.",
+        until="topk_routing_with_score_function takes whether to normalize and how to rank groups",
         backends="CPU and GPU",
         rests_on={
             "megatron.core.transformer.moe.moe_utils:topk_routing_with_score_function": "ec1f4b908a23",
@@ -141,7 +141,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="models.rope",
-        why="Latent attention makes its own rotation, whose YaRN knows no attention_factor and no truncate.",
+        why="Latent attention computes its own rotation, whose YaRN supports no attention_factor and no truncate.",
         until="latent attention takes frequencies and an attention factor as values",
         backends="CPU and GPU",
         rests_on={
@@ -152,14 +152,14 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="models.build",
-        why="The norms inside latent attention have the layer norms' epsilon; the models have one of their own.",
+        why="The norms inside latent attention have the layer norms' epsilon; the models use a different one.",
         until="MLATransformerConfig has an epsilon for these norms",
         backends="CPU and GPU",
         rests_on={f"{_LATENT_ATTENTION}.__init__": "053da4ed0d50"},
     ),
     Change(
         ours="models.block",
-        why="Latent attention accepts only linear classes it knows by identity; one of the names is None without TE.",
+        why="Latent attention compares linear classes by identity; one of the names is None without TransformerEngine.",
         until="linear_kv_down_proj may be any module",
         backends="CPU",
         rests_on={f"{_LATENT_ATTENTION}.__init__": "053da4ed0d50"},
@@ -194,7 +194,7 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="models.local_attention",
-        why="The local attention knows neither packed rows nor context parallelism, and no sliding window for both.",
+        why="The local attention supports neither packed rows nor context parallelism, nor a sliding window with them.",
         until="the local attention covers what TransformerEngine's does",
         backends="CPU",
         rests_on={
@@ -205,15 +205,15 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="models.engine_attention",
-        why="TransformerEngine's causal attention reads no mask, so padding on the left would be attended to.",
-        until="TEDotProductAttention passes a mask on where padding is on the left",
+        why="TransformerEngine's causal attention ignores the mask, so left padding would be attended to.",
+        until="TEDotProductAttention passes the mask on for left padding",
         backends="GPU",
         rests_on={"megatron.core.extensions.transformer_engine:TEDotProductAttention": "90a07be0da03"},
     ),
     Change(
         ours="checkpoint.shards",
-        why="A save in the background starts a process per rank and never ends when the first rank cannot write.",
-        until="planning, writing and completing a save can be called one by one",
+        why="An asynchronous save starts a process per rank and hangs if the first rank cannot write.",
+        until="planning, writing and finalizing a save can be called separately",
         backends="CPU and GPU",
         rests_on={
             f"{_SAVE_STRATEGY}.async_save": "a5bc6d404cb2",

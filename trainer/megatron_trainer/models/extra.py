@@ -35,7 +35,7 @@ def configuration[Kind](kind: type[Kind], fields: Mapping[str, Any], extra: Mapp
     try:
         return kind(**fields, **wanted)
     except (ValueError, AssertionError, TypeError) as err:
-        message = f"Megatron-Core refuses these settings: {err}"
+        message = f"Megatron-Core rejects these settings: {err}"
         raise InvalidInput((Violation(path="spec.args.extra_megatron_kwargs", value=wanted, message=message),)) from err
 
 
@@ -45,7 +45,7 @@ def _problems(own: Mapping[str, Any], fields: Mapping[str, Any], extra: Mapping[
         if name not in _KNOWN:
             near = difflib.get_close_matches(name, _KNOWN, n=1)
             hint = f"; did you mean {near[0]}?" if near else ""
-            message = f"is no field of Megatron-Core's TransformerConfig or OptimizerConfig{hint}"
+            message = f"is not a field of Megatron-Core's TransformerConfig or OptimizerConfig{hint}"
             yield Violation(path=path, value=value, message=message)
         elif name in fields:
             message = "is decided by the model and the other arguments; set the argument that stands for it"

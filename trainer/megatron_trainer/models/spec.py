@@ -156,11 +156,11 @@ def _read_config(directory: Path) -> dict[str, Any]:
     try:
         content = input_file.read_json(path)
     except FileNotFoundError:
-        raise _unreadable(directory, f"has no {CONFIG_FILE}; give the folder of a Hugging Face model") from None
+        raise _unreadable(directory, f"has no {CONFIG_FILE}; pass the folder of a Hugging Face model") from None
     except (OSError, ValueError) as err:
         raise _unreadable(directory, f"its {CONFIG_FILE} cannot be read ({err}); download it again") from err
     if not isinstance(content, dict):
-        raise _unreadable(directory, f"its {CONFIG_FILE} is no JSON object")
+        raise _unreadable(directory, f"its {CONFIG_FILE} is not a JSON object")
     return content
 
 
@@ -190,6 +190,6 @@ def _padded_vocab_size(vocab_size: int, args: TrainArgs) -> tuple[int, list[Viol
         return given, []
     message = (
         f"must be at least the vocabulary of {vocab_size} tokens and a multiple of tensor_model_parallel_size "
-        f"{size}; leave it out to get {-(-vocab_size // size) * size}"
+        f"{size}; remove it to get {-(-vocab_size // size) * size}"
     )
     return vocab_size, [Violation(path="spec.args.padded_vocab_size", value=given, message=message)]

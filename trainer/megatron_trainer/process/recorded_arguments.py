@@ -62,7 +62,7 @@ def _read(folder: Path) -> Mapping[str, Any] | Violation:
         content = input_file.read_json(path)
         return {name: value for name, value in content["arguments"].items() if name in ARGUMENTS}
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as err:
-        message = f"arguments were to be taken over from {path}, which cannot be read ({err}); set them here instead"
+        message = f"arguments are to be loaded from {path}, which cannot be read ({err}); set them here instead"
         return Violation(path=f"{PATH}.load", value=str(folder), message=message)
 
 

@@ -103,7 +103,7 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
         if run.heartbeat is not None:
             run.heartbeat.stop()
     if not is_done:
-        message = f"stopped after step {state.iteration}; the same job goes on from its newest checkpoint"
+        message = f"stopped after step {state.iteration}; the same job continues from its newest checkpoint"
         raise TrainingError(ExitCode.PREEMPTED, message)
 
 

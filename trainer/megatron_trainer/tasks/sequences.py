@@ -69,7 +69,7 @@ def answer_tokens(args: TrainArgs, spec: ModelSpec) -> tuple[int, int]:
     for name in ("generative_reranker_positive_token", "generative_reranker_negative_token"):
         ids = tokenizer(getattr(args, name), add_special_tokens=False)["input_ids"]
         if len(ids) != 1:
-            message = f"is {len(ids)} tokens of this model, and the answer is read off one; choose another word"
+            message = f"is {len(ids)} tokens of this model, but the answer must be a single token; choose another word"
             violations.append(Violation(path=f"spec.args.{name}", value=getattr(args, name), message=message))
         found.append(ids[0] if ids else 0)
     if violations:

@@ -23,7 +23,7 @@ def check_first_step(args: TrainArgs, data: Prepared, data_parallel_size: int) -
     epochs = 1 if derive.dataloader_type(args) == "single" else args.max_epochs
     if an_epoch == 0:
         needed = f"one micro-batch on each data-parallel rank ({args.micro_batch_size} x {data_parallel_size})"
-        remedy = "use fewer ranks or a smaller micro_batch_size, or give more rows"
+        remedy = "use fewer ranks or a smaller micro_batch_size, or add rows"
         raise _too_few(data, f"fewer than the {micro_step} of {needed}; {remedy}")
     if epochs is not None and an_epoch * epochs < args.global_batch_size:
         dealt = f"{an_epoch} in whole micro-batches of all ranks, read {_times(epochs)}"
@@ -42,7 +42,7 @@ def ended_before_first_step(args: TrainArgs) -> TrainingError:
 
 def _remedy(args: TrainArgs) -> str:
     once = "set dataloader_type to cyclic, " if args.dataloader_type == "single" and not args.streaming else ""
-    return f"{once}lower global_batch_size, raise max_epochs, or give more rows"
+    return f"{once}lower global_batch_size, raise max_epochs, or add rows"
 
 
 def _times(epochs: int) -> str:

@@ -83,7 +83,7 @@ def _check_updates(run: Run, state: TrainState, *, is_stopped: bool) -> None:
     if is_stopped or not skipped:
         return
     scale = run.engine.optimizer.get_loss_scale().item()
-    remedy = "train in bfloat16, give more steps, or start lower (extra_megatron_kwargs: {initial_loss_scale: 1024})"
+    remedy = "train in bfloat16, use more steps, or start lower (extra_megatron_kwargs: {initial_loss_scale: 1024})"
     if skipped == steps:
         message = f"all {steps} steps were skipped: gradients overflow float16 at a loss scale of {scale:g}; {remedy}"
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
@@ -172,7 +172,7 @@ def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
     loss = result.losses[run.task.losses[0]]
     if not math.isfinite(loss) and not result.is_skipped:
         _tell(run, run.saver.finish())  # the state before may be worth inspecting
-        message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or look at the data of this step"
+        message = f"step {state.iteration}: {run.task.losses[0]} is {loss}; lower lr or check the data of this step"
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
 
 

@@ -113,4 +113,6 @@ def _lost(save: Path, owner: Owner) -> str:
     current = last_owner(save)
     if current is None or current.job_uid == owner.job_uid:
         return f"{save} belongs to a newer attempt of this job; attempt {owner.attempt} must not write to it"
-    return f"{save} was claimed by another job in the same moment; give this one another save folder, or start it again"
+    return (
+        f"{save} was claimed by another job at the same moment; use another save folder for this one, or start it again"
+    )

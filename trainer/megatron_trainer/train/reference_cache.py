@@ -137,10 +137,10 @@ def stored(path: Path, *, shape: tuple[int, int]) -> Values | None:
     except FileNotFoundError:
         return None
     except (OSError, ValueError) as err:
-        logger.warning("kept log-probabilities cannot be read and are asked again path=%s error=%s", path, err)
+        logger.warning("cached log-probabilities cannot be read and are recomputed path=%s error=%s", path, err)
         return None
     if found.shape != shape:
-        logger.warning("kept log-probabilities are of other data and are asked again path=%s", path)
+        logger.warning("cached log-probabilities are of other data and are recomputed path=%s", path)
         return None
     return np.array(found)
 
@@ -163,7 +163,7 @@ def _ask(
 ) -> Values:
     """The log-probabilities of all rows of a store, each computed by one data-parallel rank. Collective."""
     num_rows, width = _shape(store, None if mismatched_length is None else 2)
-    logger.info("asking the reference model rows=%d data=%s", num_rows, store.directory.name)
+    logger.info("computing log-probabilities of the reference model rows=%d data=%s", num_rows, store.directory.name)
     here = parallel.coordinates()
     order = WholePass(
         num_items=num_rows,

@@ -112,7 +112,7 @@ def _checkpoint(args: TrainArgs, path: Path) -> Checkpoint:
 
 
 def _missing(name: str, path: str) -> TrainingError:
-    message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
+    message = f"spec.args.{name}: {path} has no complete checkpoint; name the folder above iter_NNNNNNN"
     return TrainingError(ExitCode.NO_CHECKPOINT, message)
 
 

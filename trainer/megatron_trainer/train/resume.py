@@ -29,7 +29,7 @@ def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: i
     saved = recorded(checkpoint.path)
     if saved is None:
         logger.warning(
-            "%s has no %s that can be read: whether it was made by other arguments is not known",
+            "%s has no readable %s: it is not known whether it was written with other arguments",
             checkpoint.path,
             RECORD,
         )
@@ -45,11 +45,11 @@ def check(checkpoint: Checkpoint, record: Mapping[str, Any], total_iterations: i
 
 def _tell(change: resume.Change, iteration: int, *, has_steps_left: bool) -> None:
     if change.verdict == "another start":
-        logger.warning("%s; the weights of the checkpoint are gone on with", change)
+        logger.warning("%s; training continues from the checkpoint's weights", change)
     elif change.verdict != "not of the training" and has_steps_left:
         logger.warning("from step %d on: %s", iteration + 1, change)
     elif change.verdict != "not of the training":
-        logger.warning("all steps are made already, without effect now: %s", change)
+        logger.warning("all steps are already done, so these have no effect: %s", change)
 
 
 def recorded(checkpoint: Path) -> Mapping[str, Any] | None:

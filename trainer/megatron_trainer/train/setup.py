@@ -227,7 +227,7 @@ def _check(accepted: Accepted, task: TrainingTask, spec: ModelSpec, backend: Bac
             logger.warning("%s", warning)
     violations = violation.errors(found)
     if args.fp8_format and args.fp8_recipe == "mxfp8" and "mxfp8" not in backend.fused_kernels():
-        message = "needs a Blackwell GPU, and this is none; use blockwise"
+        message = "needs a Blackwell GPU, which this is not; use blockwise"
         violations += (Violation(path="spec.args.fp8_recipe", value="mxfp8", message=message),)
     if backend.num_devices() is None:
         violations += status.without_gpu(args, task=task)
@@ -336,7 +336,7 @@ def _metric(args: TrainArgs, known: Sequence[str]) -> str:
     plain = given.removeprefix("eval_")
     names = {"loss": known[0], **{spelled: name for name in known for spelled in (name, name.replace(" ", "_"))}}
     if plain not in names:
-        message = f"is no metric of this task; it has {', '.join(known)}"
+        message = f"is not a metric of this task; it has {', '.join(known)}"
         raise InvalidInput((Violation(path="spec.args.metric_for_best_model", value=given, message=message),))
     return "" if names[plain] == known[0] and not args.greater_is_better else names[plain]
 

@@ -53,7 +53,7 @@ def start_state(
             _load_base_of_adapters(args, engine, save)
             return checkpoint_load.resume(engine, own, backend, policy)
         if env.resume == "Required":
-            raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} holds no complete checkpoint")
+            raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} has no complete checkpoint")
     for found, part in _given_checkpoints(args):
         if args.finetune or (part == "base" and args.train_type == "lora"):
             checkpoint_load.weights(engine, found, part)
@@ -94,8 +94,8 @@ def _checkpoint_in(args: TrainArgs, name: str, path: str) -> Checkpoint | None:
         return None
     checkpoint = checkpoint_load.find(Path(path), recognizes_others=args.auto_detect_ckpt_format)
     if checkpoint is None and args.exit_on_missing_checkpoint:
-        message = f"spec.args.{name}: {path} holds no complete checkpoint; name the folder above iter_NNNNNNN"
+        message = f"spec.args.{name}: {path} has no complete checkpoint; name the folder above iter_NNNNNNN"
         raise TrainingError(ExitCode.NO_CHECKPOINT, message)
     if checkpoint is None:
-        logger.warning("no complete checkpoint in %s=%s; going on without it", name, path)
+        logger.warning("no complete checkpoint in %s=%s; continuing without it", name, path)
     return checkpoint

@@ -40,7 +40,7 @@ def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tupl
         Violation(
             path=f"{path}.{name}",
             value=getattr(args, name),
-            message="works on a GPU only and there is none; remove it, or run where there is one",
+            message="works only on a GPU, which this machine lacks; remove it, or run on a GPU machine",
         )
         for name, argument in ARGUMENTS.items()
         if argument.status == "works on GPU only"

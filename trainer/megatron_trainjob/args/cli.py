@@ -74,7 +74,7 @@ def _read_config(file: str, problems: list[Violation]) -> Mapping[str, object]:
     if content is None:
         return {}
     if not isinstance(content, dict) or not all(isinstance(key, str) for key in content):
-        message = "must hold one mapping of argument names to values"
+        message = "must contain one mapping of argument names to values"
         problems.append(Violation(path=f"{PATH}.config", value=file, message=message))
         return {}
     return content

@@ -103,7 +103,7 @@ def train_iters(args: TrainArgs, num_items: int | None, data_parallel_size: int)
         items = items_per_epoch(args, num_items, data_parallel_size) * args.max_epochs
         limits.append(items // args.global_batch_size)
     if not limits:
-        raise ValueError("train_iters is needed: the length of the run does not follow from max_epochs")
+        raise ValueError("train_iters is required: max_epochs does not determine the length of the run")
     return min(limits)
 
 
@@ -158,7 +158,7 @@ def layers_per_stage(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
             raise ValueError(f"the two stages hold {(first or 0) + (last or 0)} of {num_layers} layers")
         return tuple(layers for layers in (first, last) if layers is not None)
     if middle_layers % middle_stages:
-        raise ValueError(f"{middle_layers} layers do not divide over {middle_stages} pipeline stages")
+        raise ValueError(f"{middle_layers} layers are not divisible by {middle_stages} pipeline stages")
     each = middle_layers // middle_stages
     if each < 1:
         raise ValueError(f"{middle_layers} layers are left for {middle_stages} pipeline stages")
@@ -178,7 +178,7 @@ def virtual_stages(args: TrainArgs, num_layers: int) -> int | None:
         size = stages * args.num_layers_per_virtual_pipeline_stage
         chunks = _whole(num_layers, size, "number of layers", "stages * num_layers_per_virtual_pipeline_stage")
         if given not in (None, chunks):
-            raise ValueError(f"num_layers_per_virtual_pipeline_stage gives {chunks} chunks a stage, not {given}")
+            raise ValueError(f"num_layers_per_virtual_pipeline_stage gives {chunks} chunks per stage, not {given}")
         given = chunks
     if given is None or given == 1:
         return None

@@ -78,14 +78,14 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
     ),
     "multi-token prediction": (
         frozenset({"mtp_num_layers", "mtp_loss_scaling_factor"}),
-        "which is not trained here yet; without it the same model is trained on its next token alone",
+        "which is not supported yet; without it the same model is trained on the next token only",
     ),
     "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
 }
 # Values of other programs, with a message instead of the list of known values.
 OTHER_VALUES: dict[tuple[str, str], str] = {
     **{("rlhf_type", kind): f"{kind} belongs to a method {GENERATION}" for kind in ("grpo", "gkd", "ppo")},
-    ("optimizer", "adaptive_muon"): "adaptive_muon keeps a state that no checkpoint here holds; use muon",
+    ("optimizer", "adaptive_muon"): "adaptive_muon has a state that checkpoints do not include; use muon",
     ("train_type", "lora_llm"): f"lora_llm belongs to models with images, {PIXELS}",
 }
 OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images": ("video_", "fps_", "image_")}

@@ -110,7 +110,7 @@ def _read_one(reading: _Reading, name: str, value: object, task: Task, path: str
     if alias and alias.inverted:
         converted = not converted
     if argument.name in reading.values and reading.values[argument.name] != converted:
-        return refuse(f"is another name of {argument.name}, which has another value; remove one of them")
+        return refuse(f"is an alias of {argument.name}, which has a different value; remove one of them")
     reading.values[argument.name] = converted
     if message := objection(argument, converted, task):
         reading.broken.add(argument.name)

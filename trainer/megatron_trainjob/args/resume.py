@@ -157,11 +157,11 @@ def refused(
     """
     reasons: dict[Verdict, str] = {"another network": "start another run, in another save"}
     if with_optimizer:
-        reasons["another optimizer"] = "go on without the optimizer's state (no_load_optim true)"
-    kept = "which a run that goes on from it keeps; set it back, or "
+        reasons["another optimizer"] = "continue without the optimizer's state (no_load_optim true)"
+    kept = "which a run that continues from it must keep; set it back, or "
     messages = {verdict: kept + remedy for verdict, remedy in reasons.items()}
     if not has_steps_left:
-        messages["another start"] = "and has all steps of this run already; set it back, or give another save"
+        messages["another start"] = "and already has all steps of this run; set it back, or set another save"
     return tuple(
         Violation(
             path=f"spec.{change.name}" if change.name == "task" else f"spec.args.{change.name}",

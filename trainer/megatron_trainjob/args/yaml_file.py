@@ -85,7 +85,9 @@ def _check_size(text: str, source: str) -> None:
         if len(open_parts) > MAX_DEPTH:
             raise YamlProblem(f"{source}{_where(event.start_mark)}: is nested more than {MAX_DEPTH} deep")
         if total > MAX_VALUES:
-            raise YamlProblem(f"{source}{_where(event.start_mark)}: its aliases make more than {MAX_VALUES} values")
+            raise YamlProblem(
+                f"{source}{_where(event.start_mark)}: its aliases expand to more than {MAX_VALUES} values"
+            )
 
 
 def _where(mark: Any) -> str:  # noqa: ANN401 (two classes that have a line)

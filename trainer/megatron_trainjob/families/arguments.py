@@ -97,13 +97,13 @@ def _key_value_heads(config: Config, args: TrainArgs) -> tuple[dict[str, int], l
     heads = args.num_attention_heads or config["num_attention_heads"]
     groups = args.num_query_groups or config["num_key_value_heads"] or heads
     if args.group_query_attention and groups == heads:
-        message = f"the model has a key-value head for each of its {heads} attention heads; give num_query_groups too"
+        message = f"the model has a key-value head for each of its {heads} attention heads; set num_query_groups too"
         return {}, [_violation("group_query_attention", True, message)]
     is_latent = "kv_lora_rank" in config.keys
     if groups == heads or (args.group_query_attention is not False and not is_latent):
         return {}, []
     if args.num_query_groups is not None:
-        message = f"each of the {heads} attention heads has a key-value head of its own here; remove it"
+        message = f"each of the {heads} attention heads has its own key-value head here; remove it"
         return {}, [_violation("num_query_groups", groups, message)]
     asked = args.group_query_attention is False or args.num_attention_heads is not None
     return ({"num_key_value_heads": heads} if asked else {}), []
@@ -175,9 +175,9 @@ def _from_text(text: str, config: Config, args: TrainArgs) -> tuple[dict[str, An
         try:
             return json.loads(text), []
         except ValueError as err:
-            return {}, [_violation("rope_scaling", text, f"is no JSON object ({err}); write it as in config.json")]
+            return {}, [_violation("rope_scaling", text, f"is not a JSON object ({err}); write it as in config.json")]
     if args.max_model_len is None:
-        message = f"needs max_model_len, the length that {text} scaling shall reach"
+        message = f"needs max_model_len, the target length of {text} scaling"
         return {}, [_violation("rope_scaling", text, message)]
     longest = config["max_position_embeddings"]
     scaling: dict[str, Any] = {"rope_type": text, "factor": max(1.0, args.max_model_len / longest)}

@@ -37,9 +37,11 @@ ROTARY_KINDS: Mapping[str, tuple[str, ...]] = {
 """Types of rotary scaling, and the parameters that each requires."""
 
 _ANOTHER_MODEL: Mapping[str, str] = {
-    "per_layer_config": "layers that differ by a configuration of their own are not supported",
+    "per_layer_config": "per-layer configurations are not supported",
     "transformers_weights": "weights in a file that config.json names are not supported",
-    **dict.fromkeys(("text_config", "decoder", "generator"), "models with a text model inside are not supported"),
+    **dict.fromkeys(
+        ("text_config", "decoder", "generator"), "composite models with a nested text model are not supported"
+    ),
 }
 """Keys of config.json that any model may have -> why one that has it is not trained."""
 
@@ -126,7 +128,7 @@ def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]
 def _of_any_family(raw: Mapping[str, Any]) -> Iterator[Violation]:
     """Keys that transformers applies in every family and that change the model."""
     if "is_causal" in raw and not raw["is_causal"]:
-        message = "makes every token see those behind it, which training on next tokens cannot; remove it"
+        message = "lets every token attend to later ones, which next-token training does not support; remove it"
         yield refused("is_causal", raw["is_causal"], message)
     for key, reason in _ANOTHER_MODEL.items():
         if raw.get(key) is not None:
@@ -171,7 +173,7 @@ def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violatio
 def _heads(model: Model, config: Config) -> Iterator[Violation]:
     heads, groups = model.num_heads, model.num_kv_heads
     if heads % groups:
-        message = f"{heads} attention heads do not divide into {groups} groups; use a divisor of {heads}"
+        message = f"{heads} attention heads are not divisible into {groups} groups; use a divisor of {heads}"
         yield refused("num_key_value_heads", groups, message)
     stored = config["num_key_value_heads"]
     if model.has_latent_attention and stored not in (None, heads):
@@ -180,7 +182,7 @@ def _heads(model: Model, config: Config) -> Iterator[Violation]:
         )
         yield refused("num_key_value_heads", stored, message)
     if config.get("head_dim") is None and not model.has_latent_attention and model.hidden_size % heads:
-        message = f"a hidden size of {model.hidden_size} does not divide over {heads} heads; use a multiple of them"
+        message = f"a hidden size of {model.hidden_size} is not divisible by {heads} heads; use a multiple of them"
         yield refused("hidden_size", model.hidden_size, message)
 
 
@@ -190,7 +192,7 @@ def _experts(model: Model, config: Config) -> Iterator[Violation]:
     chosen = model.experts_per_token
     if model.num_experts < 1:
         key = next(key for key in ("num_experts", "n_routed_experts", "num_local_experts") if key in config.keys)
-        yield refused(key, model.num_experts, "must be at least 1, for some layers have experts")
+        yield refused(key, model.num_experts, "must be at least 1, because some layers have experts")
     elif not 1 <= chosen <= model.num_experts:
         yield refused("num_experts_per_tok", chosen, f"must be from 1 to the {model.num_experts} experts of the model")
 
@@ -272,7 +274,7 @@ def _sequence_parallel(model: Model, args: TrainArgs) -> Iterator[Violation]:
 def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
     size, heads, groups = args.tensor_model_parallel_size, model.num_heads, model.num_kv_heads
     if heads % size:
-        message = f"{heads} attention heads do not divide over {size} ranks; use a divisor of {heads}"
+        message = f"{heads} attention heads are not divisible by {size} ranks; use a divisor of {heads}"
         yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
     elif groups % size and size % groups:
         message = f"{groups} key-value heads neither divide over {size} ranks nor the ranks over them"
@@ -282,10 +284,10 @@ def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
 def _expert_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
     size = args.expert_model_parallel_size
     if not model.num_experts and size > 1:
-        message = "this model has no experts to spread; set it to 1"
+        message = "this model has no experts to shard; set it to 1"
         yield Violation(path="spec.args.expert_model_parallel_size", value=size, message=message)
     elif model.num_experts % size:
-        message = f"{model.num_experts} experts do not divide over {size} ranks; use a divisor of {model.num_experts}"
+        message = f"{model.num_experts} experts are not divisible by {size} ranks; use a divisor of {model.num_experts}"
         yield Violation(path="spec.args.expert_model_parallel_size", value=size, message=message)
     if model.num_experts and args.pipeline_model_parallel_size > 1 and args.moe_token_dispatcher_type == "allgather":
         message = "pipeline stages send rows of varying length, which the allgather dispatcher cannot; use alltoall"

@@ -124,5 +124,5 @@ def refuse_uneven_heads(config: Config) -> Iterator[Violation]:
     """Refuses a hidden size that heads do not divide, where transformers refuses it even if head_dim is given."""
     hidden, heads = config["hidden_size"], config["num_attention_heads"]
     if config.get("head_dim") is not None and hidden % heads:
-        message = f"a hidden size of {hidden} does not divide over {heads} heads; use a multiple of them"
+        message = f"a hidden size of {hidden} is not divisible by {heads} heads; use a multiple of them"
         yield refused("hidden_size", hidden, message)

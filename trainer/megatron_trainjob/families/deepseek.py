@@ -78,7 +78,7 @@ def _refuse_v2(config: Config) -> Iterator[Violation]:
     if method == "group_limited_greedy":
         yield from refuse_groups(config, ranked_by=1)
     elif method != "greedy":
-        yield refused("topk_method", method, "must be greedy or group_limited_greedy; transformers knows no other")
+        yield refused("topk_method", method, "must be greedy or group_limited_greedy; transformers supports no other")
     if isinstance(config["attention_dropout"], int):
         yield refused("attention_dropout", config["attention_dropout"], "must have a decimal point in this family")
     if config["mlp_bias"]:

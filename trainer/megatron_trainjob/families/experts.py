@@ -78,9 +78,11 @@ def refuse_groups(config: Config, *, ranked_by: int = 2) -> Iterator[Violation]:
         return
     size = experts // number
     if experts % number:
-        yield refused("n_group", number, f"{experts} experts do not divide into so many groups")
+        yield refused("n_group", number, f"{experts} experts are not divisible into so many groups")
     elif size < ranked_by:
-        message = f"groups of {size} experts are too small, for each ranks by its {ranked_by} best; use fewer groups"
+        message = (
+            f"groups of {size} experts are too small, because each is ranked by its {ranked_by} best; use fewer groups"
+        )
         yield refused("n_group", number, message)
     elif not 1 <= chosen <= number:
         yield refused("topk_group", chosen, f"must be from 1 to the {number} groups of experts")

@@ -11,7 +11,7 @@ from megatron_trainjob.families.weights import ATTENTION, LAYER, SCORES
 
 Shape = tuple[int, ...]
 
-OTHER = "tensors are other than config.json and the arguments say"
+OTHER = "tensors differ from config.json and the arguments"
 VOCABULARY = (EMBEDDING, OUTPUT)
 """Tensors with a row for each token, in every family."""
 OTHER_OUTPUT = (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from math import prod
 
 PREFIX = "visual."
-"""Of the names of the tower's parameters and tensors."""
+"""Prefixes of the tower's parameters and tensors."""
 ALIGNERS = ("visual.merger.", "visual.deepstack_merger_list.")
 """Prefixes of the parts that turn the tower's states into embeddings of the decoder: the aligner."""
 

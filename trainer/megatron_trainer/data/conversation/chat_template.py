@@ -25,7 +25,7 @@ from megatron_trainer.data.values import Message, RowError
 
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")
 ROLES = ("developer", "observation", "function", "ipython", "function_response", "tool_response")
-SYSTEM_MOVED = "the chat template shows the system prompt with an open question only; it stands there"
+SYSTEM_MOVED = "the chat template shows the system prompt only with an open question; it is rendered there"
 KEEPING = {
     "preserve_thinking": True,
     "clear_thinking": False,
@@ -274,7 +274,7 @@ class ChatTemplate:
                     **{**self._settings.variables, **(variables or {})},
                 )
         except (TooMuch, MemoryError) as err:
-            reason = str(err) or "took more memory than a row can need"
+            reason = str(err) or "took more memory than any row needs"
             shown = repr(" ".join(self._written.split())[:80])
             raise RowError("the chat template took too much time or memory", f"{reason}: {shown}") from None
         except _TEMPLATE_ERRORS as err:

@@ -133,7 +133,7 @@ def under_system(columns: Columns, system: str, turns: tuple[Message, ...]) -> t
     if turns[0].role != "system":
         return (Message(role="system", content=system), *turns)
     if turns[0].content.strip() != system.strip():
-        columns.tell("the system prompt among the messages holds, not that of a column of its own")
+        columns.tell("the system prompt among the messages is used, not the one in the column")
     return turns
 
 

@@ -118,7 +118,7 @@ class DeclaredTemplate:
     ) -> Rendering:
         """Concatenates the pieces. Raises RowError when the template has no place for something."""
         if tools:
-            raise RowError("the template has no place for tools")
+            raise RowError("the template does not support tools")
         whole, origins = joined(messages)
         system, rest = _split_system(whole)
         text = self._opening(system or self._pieces.default_system)
@@ -140,30 +140,30 @@ class DeclaredTemplate:
     def _check_place(self, message: Message, before: Message | None) -> None:
         """Raises RowError for unsupported turns: calls, consecutive turns of one role, an answer without a question."""
         if message.calls:
-            raise RowError("the template has no place for tools")
+            raise RowError("the template does not support tools")
         role = before.role if before is not None else "system"
         if message.role == role and role != "system":
-            raise RowError("the template has no place for two neighbors of one role", f"both are the {role}'s")
+            raise RowError("the template does not support consecutive messages of one role", f"both have role {role}")
         if message.role == "assistant" and role == "system" and self._pieces.prompt != QUERY:
-            raise RowError("the template has no place for an answer without a question")
+            raise RowError("the template does not support an answer without a question")
 
     def _opening(self, system: str | None) -> str:
         if not system:
             return self._pieces.prefix
         if self._pieces.system_prefix is None:
-            raise RowError("the template has no place for a system prompt")
+            raise RowError("the template does not support a system prompt")
         return self._pieces.system_prefix.replace(SYSTEM, system)
 
     def _question(self, message: Message, *, is_first: bool) -> str:
         if message.role == "system":
-            raise RowError("the template has no place for a system prompt between turns")
+            raise RowError("the template does not support a system prompt between turns")
         piece = self._pieces.prompt if message.role == "user" else self._pieces.observation
         if piece is None:
-            raise RowError("the template has no place for tools")
+            raise RowError("the template does not support tools")
         if is_first:
             return piece.replace(QUERY, message.content)
         if self._pieces.separator is None:
-            raise RowError("the template has no place for a second round")
+            raise RowError("the template does not support a second round")
         return self._pieces.separator + piece.replace(QUERY, message.content)
 
 
@@ -183,7 +183,7 @@ def read_pieces(path: Path) -> Pieces:
     known = {field.name for field in fields(Pieces)}
     wrong = sorted(str(name) for name, text in content.items() if name not in known or not isinstance(text, str | None))
     if wrong:
-        raise ValueError(f"not a piece of text: {', '.join(wrong)}; known are {', '.join(sorted(known))}")
+        raise ValueError(f"not a field of text: {', '.join(wrong)}; known are {', '.join(sorted(known))}")
     return Pieces(**content)
 
 

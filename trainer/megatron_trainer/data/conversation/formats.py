@@ -161,7 +161,7 @@ def _asks(messages: Sequence[Message]) -> bool:
 
 
 def _cut_notes(messages: Sequence[Message]) -> list[str]:
-    return [] if messages[-1].role == "assistant" else ["what comes after the last answer is left out"]
+    return [] if messages[-1].role == "assistant" else ["messages after the last answer are dropped"]
 
 
 def _until_answer(messages: Sequence[Message]) -> tuple[Message, ...]:
@@ -209,7 +209,9 @@ def _is_empty(message: Message) -> bool:
 def _checked(messages: tuple[Message, ...]) -> tuple[Message, ...]:
     answers = [message for message in messages if message.role == "assistant"]
     if not answers:
-        raise RowError("the last turn is not the assistant's", f"it is the {messages[-1].role}'s, and no other is")
+        raise RowError(
+            "the last turn is not the assistant's", f"it has role {messages[-1].role}, and so have all others"
+        )
     if _is_empty(answers[-1]):
         raise RowError("empty response")
     return messages
@@ -228,7 +230,7 @@ def _query_and_response(row: Columns, choice: int) -> tuple[Message, ...]:
     elif query:
         messages.append(Message(role="user", content=_single(query)))
     if thoughts and answers[-1].thought:
-        row.tell("the thought inside the answer holds, not that of a column of its own")
+        row.tell("the thought inside the answer is used, not the one in the column")
     return (*messages, *answers[:-1], with_thought(answers[-1], "\n\n".join(thoughts)))
 
 
@@ -254,7 +256,7 @@ def _single(value: object) -> str:
     """
     if isinstance(value, list) and all(isinstance(text, str) for text in value):
         if len(value) != 1:
-            raise RowError("a column holds a list", f"the question is {len(value)} texts; give one in each row")
+            raise RowError("a column holds a list", f"the question is {len(value)} texts; use one in each row")
         return str(value[0])
     return text_of(value, "query")
 
@@ -328,7 +330,7 @@ def _labeled(row: Columns, messages: tuple[Message, ...]) -> tuple[tuple[Message
     """The conversation that the label refers to, and the label as a target: 1 for a desirable answer, else 0."""
     label = row.get("label")
     if label is None:
-        raise RowError("no label", "kto needs label: true or false, or a rejected answer beside the chosen one")
+        raise RowError("no label", "kto needs label: true or false, or a rejected answer next to the chosen one")
     if isinstance(label, str):  # of a table
         label = {"true": True, "1": True, "false": False, "0": False}.get(label.strip().lower(), label)
     if label not in (True, False):
@@ -357,7 +359,7 @@ def _after_question(chosen: tuple[Message, ...], answer: tuple[Message, ...]) ->
     """
     has_question = any(message.role == "user" for message in chosen)
     if has_question and answer[:1] and answer[0].role == "tool":
-        raise RowError("the rejected turns begin with a tool result", "give them the turns before it, or a prompt")
+        raise RowError("the rejected turns begin with a tool result", "add the turns before it, or a prompt")
     has_tools = any(message.role == "tool" for message in answer)
     ends = [m.role == "user" if has_tools else m.role != "assistant" for m in chosen]
     return (*chosen[: max((place for place, is_end in enumerate(ends) if is_end), default=-1) + 1], *answer)
@@ -374,7 +376,7 @@ def _with_prompt(row: Columns, name: str) -> tuple[Message, ...]:
         return (*_as_prompt(asked), *answer)
     said = [turn.content.strip() for turn in answer]
     if any(turn.content.strip() not in said for turn in asked):
-        row.tell("the answers hold a prompt, not the column of its own")
+        row.tell("the prompt inside the answers is used, not the one in the column")
     return answer
 
 

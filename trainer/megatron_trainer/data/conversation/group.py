@@ -83,10 +83,10 @@ def _compared(columns: Columns, grouping: Grouping) -> Conversation:
     positives = _texts(columns, POSITIVE, "user")
     if len(positives) != 1:
         reason = "no positive" if not positives else "several positives"
-        raise RowError(reason, f"an anchor has one positive, this one {len(positives)}; give each a row of its own")
+        raise RowError(reason, f"an anchor has one positive, this one {len(positives)}; use a separate row for each")
     negatives = [] if grouping.needs_label else _texts(columns, NEGATIVE, "user")[: grouping.hard_negatives]
     if grouping.hard_negatives is not None and not negatives:
-        raise RowError("no negative", "infonce_hard_negatives asks for some")
+        raise RowError("no negative", "infonce_hard_negatives requires some")
     target = (_label(columns, grouping),) if grouping.needs_label else ()
     return Conversation(messages=anchor, others=(*positives, *negatives), target=target)
 
@@ -115,7 +115,7 @@ def _ranked(columns: Columns, grouping: Grouping, draw: random.Random) -> Conver
 def _tell_displaced(columns: Columns, query: Turns, documents: Sequence[Turns]) -> None:
     asked = _words(query, "system")
     if asked and any(_words(document, "system") not in ("", asked) for document in documents):
-        columns.tell("the system prompt of a document holds, not that of the question")
+        columns.tell("the system prompt of a document is used, not that of the question")
 
 
 def _by_label(columns: Columns, grouping: Grouping, documents: list[Turns]) -> tuple[list[Turns], list[Turns]]:

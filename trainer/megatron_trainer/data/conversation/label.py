@@ -44,7 +44,7 @@ class Label:
         if isinstance(value, str) and value in self.names:
             return self.names.index(value)
         if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
-            raise RowError(_WRONG, f"{value!r} is not a class; give a number from 0 to {self.count - 1}")
+            raise RowError(_WRONG, f"{value!r} is not a class; use a number from 0 to {self.count - 1}")
         if not 0 <= value < self.count:
             raise RowError(_WRONG, f"class {value} of {self.count} (num_labels); they count from 0")
         return int(value)
@@ -56,7 +56,9 @@ class Label:
         )
         is_list_of_classes = all(type(entry) is int for entry in values) and len(set(values)) == len(values)
         if is_binary and is_list_of_classes:
-            message = f"{value!r} may be classes or 0 and 1 for each; write 0.0 and 1.0 for these, or names of classes"
+            message = (
+                f"{value!r} may be classes or 0 and 1 for each; write 0.0 and 1.0 for the latter, or names of classes"
+            )
             raise RowError("the label has two meanings", message)
         if is_binary:
             return tuple(float(entry) for entry in values)

@@ -108,7 +108,7 @@ def text_of(value: object, name: str) -> str:
         return str(value)
     if isinstance(value, Sequence):
         if len(value) > 1 and any(isinstance(part, str) for part in value):
-            raise RowError("a column holds a list", f"{name} is {len(value)} texts; give one, or parts of type text")
+            raise RowError("a column holds a list", f"{name} is {len(value)} texts; use one, or parts of type text")
         return "".join(_part_text(part, name) for part in value)
     raise RowError("a field is not text", f"{name} is of type {type(value).__name__}")
 

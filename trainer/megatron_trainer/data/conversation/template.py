@@ -85,7 +85,7 @@ def _checked(
     except RowError as err:
         raise _wrong(template, f"the chat template cannot render a question and an answer: {err.detail}") from err
     for name in sorted(set((settings or TemplateSettings()).variables) - chat_template.variables):
-        logger.warning("the chat template has no variable %s; it changes nothing", name)
+        logger.warning("the chat template has no variable %s; it has no effect", name)
     if not chat_template.stop_words:
         shown = chat_template.example[-120:]
         raise _wrong(template, f"an answer ends with no token that stops generation; set stop_words: ...{shown!r}")

@@ -15,8 +15,8 @@ from megatron_trainer.data.conversation.conserve import split_thought
 from megatron_trainer.data.reading.locate import Marks
 from megatron_trainer.data.values import Message
 
-KEPT = "the chat template takes away the thoughts of earlier turns; they are kept (preserve_thinking)"
-WRITTEN = "the chat template takes away thoughts; they are written before their answers (preserve_thinking)"
+KEPT = "the chat template removes the thoughts of earlier turns; they are kept (preserve_thinking)"
+WRITTEN = "the chat template removes thoughts; they are written before their answers (preserve_thinking)"
 _EMPTY = re.compile(r"\s*<think>\s*</think>\s*")
 
 

@@ -72,7 +72,7 @@ class _FastTokenization:
         for text, right in zip(texts, tokens, strict=True):
             remembered = _word_tokens(self._words, text, self._encode)
             if remembered is not None and remembered.ids != right.ids:
-                logger.warning("this tokenizer cuts words in its own way; tokenizing without remembered words")
+                logger.warning("this tokenizer splits words in its own way; tokenizing without the word cache")
                 self._words = None
                 break
         self._is_checked = bool(texts)

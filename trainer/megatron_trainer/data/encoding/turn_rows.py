@@ -13,7 +13,7 @@ from megatron_trainer.data.conversation.form import may_join
 from megatron_trainer.data.encoding.loss_span import trained_messages
 from megatron_trainer.data.values import Conversation, Message
 
-NOTE = "an answer of a longer conversation, as the last one of a row of its own (split_turns)"
+NOTE = "an answer of a longer conversation, as the last one of a separate row (split_turns)"
 
 
 def num_rows(messages: Sequence[Message], loss_scale: str) -> int:

@@ -25,7 +25,7 @@ def interleave(
     """
     shares = np.asarray(probabilities, dtype=np.float64)
     if len(shares) != len(sizes):
-        raise ValueError(f"{len(shares)} probabilities for {len(sizes)} datasets; give one for each")
+        raise ValueError(f"{len(shares)} probabilities for {len(sizes)} datasets; use one for each")
     if (shares < 0).any() or (stopping == "all_exhausted" and (shares == 0).any()) or shares.sum() == 0:
         raise ValueError("each probability must be above 0")
     needed = np.asarray(sizes, dtype=np.int64)

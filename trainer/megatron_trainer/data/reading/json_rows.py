@@ -112,7 +112,7 @@ class _Text:
             try:
                 value, self._place = self._json.raw_decode(self._held, self._place)
             except RecursionError as err:
-                raise ValueError("is nested too deep") from err
+                raise ValueError("is nested too deeply") from err
             except ValueError:
                 if self._is_whole:
                     raise

@@ -68,7 +68,7 @@ def check(path: Path) -> None:
     with path.open("rb") as stream:
         beginning = stream.read(4096)
     if beginning and not beginning.strip(b"\0"):
-        raise UnfitFile(f"{path} begins with zeros: it was never written to its end; copy it again")
+        raise UnfitFile(f"{path} starts with zeros: it was never fully written; copy it again")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -195,7 +195,7 @@ def _refuse_twins(names: Sequence[str]) -> None:
 def _bounded_lines(text: TextIO) -> Iterator[str]:
     while line := text.readline(MAX_LINE_BYTES):
         if len(line) == MAX_LINE_BYTES and not line.endswith("\n"):
-            raise csv.Error(f"a line of more than {MAX_LINE_BYTES} characters; the rest is not read")
+            raise csv.Error(f"a line of more than {MAX_LINE_BYTES} characters; the rest is ignored")
         yield line
 
 

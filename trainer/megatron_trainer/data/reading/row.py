@@ -51,5 +51,5 @@ def object_of(fields: list[tuple[str, object]]) -> dict[str, object]:
     if len(found) != len(fields):
         twins = sorted({name for name, value in fields if found[name] != value})
         if twins:
-            raise RowError("a name stands twice in an object", ", ".join(twins))
+            raise RowError("a name is used twice in an object", ", ".join(twins))
     return found

@@ -101,7 +101,7 @@ def open_source(
     if spec.path.is_dir():
         return _from_folder(spec.path, spec.subsets, splits)
     if kind_of(spec.path) is None:
-        raise ValueError(f"cannot read files of this kind; give one of {', '.join(READERS)} (or .gz of it)")
+        raise ValueError(f"cannot read files of this kind; use one of {', '.join(READERS)} (or .gz of it)")
     check(spec.path)
     return FileSource(files=(spec.path,))
 
@@ -121,7 +121,7 @@ def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) ->
 
 def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:
     if spec.hub == "ms":
-        raise ValueError("datasets of the ModelScope hub cannot be read here; download it and give the local path")
+        raise ValueError("datasets of the ModelScope hub are not supported; download it and use the local path")
     if spec.name.startswith((".", "/", "~")) or kind_of(Path(spec.name)) or spec.name.count("/") > 1:
         raise ValueError("no such file or folder")
     options = {
@@ -135,7 +135,7 @@ def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:
     except (OSError, ValueError, ImportError) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise ValueError(
-            f"neither a local path nor a dataset that the hub gives us ({reason}); check the spelling, or download "
+            f"neither a local path nor a dataset found on the Hub ({reason}); check the spelling, or download "
             "the dataset and give its local path"
         ) from err
     table = parts[0] if len(parts) == 1 else datasets.concatenate_datasets(parts)

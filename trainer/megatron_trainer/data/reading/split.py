@@ -40,12 +40,12 @@ def choose[Content](splits: Mapping[str, Content], wanted: Sequence[str], place:
     found = next((name for name in wanted if name in splits), None)
     if found is None:
         raise ValueError(
-            f"has no split named {wanted[0]}, only {', '.join(splits)}; give the files of one: {place}/..."
+            f"has no split named {wanted[0]}, only {', '.join(splits)}; name the files of one: {place}/..."
         )
     others = [name for name in splits if name != found]
     if not others:
         return Chosen(name=found, content=splits[found], note="")
-    hint = f"; give val_dataset: {place} to evaluate on it" if found == "train" and "validation" in others else ""
+    hint = f"; set val_dataset: {place} to evaluate on it" if found == "train" and "validation" in others else ""
     return Chosen(name=found, content=splits[found], note=f"read split {found}, not {', '.join(others)}{hint}")
 
 
@@ -80,7 +80,7 @@ def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
         if own.is_file():
             facts |= yaml_file.load(own) or {}
     except (ValueError, TypeError, YAMLError) as err:
-        raise ValueError(f"the head of README.md cannot be read ({err}); correct it, or give the files") from err
+        raise ValueError(f"the head of README.md cannot be read ({err}); correct it, or name the files") from err
     entries = facts.get("configs") or []
     if not isinstance(entries, list) or not all(
         isinstance(entry, Mapping) and "config_name" in entry for entry in entries

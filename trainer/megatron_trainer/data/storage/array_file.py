@@ -21,7 +21,7 @@ def read(path: Path, dtype: type[np.generic], num_axes: int) -> NDArray[Any]:
     try:
         found = np.load(path, mmap_mode="r", allow_pickle=False)
     except EOFError as err:
-        raise ValueError(f"{path} is cut off") from err
+        raise ValueError(f"{path} is truncated") from err
     if not isinstance(found, np.ndarray) or found.dtype != dtype or found.ndim != num_axes:
         raise ValueError(f"{path} holds no array of {np.dtype(dtype)} with {num_axes} axes")
     return found

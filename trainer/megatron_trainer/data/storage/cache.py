@@ -47,7 +47,7 @@ def built_once(
     with _writing(folder.parent):
         folder.parent.mkdir(parents=True, exist_ok=True)
     if folder.exists() and not renew:
-        logger.warning("the cached data in %s is not whole and is made again", folder)
+        logger.warning("the cached data in %s is incomplete and is created again", folder)
     lock = folder.with_name(folder.name + ".lock")
     watch = _Watch(lock, dead_after_s)
     while not _take(lock):
@@ -69,7 +69,7 @@ def opened[Opened](
     try:
         return open_(folder)
     except (OSError, ValueError) as err:
-        logger.warning("the cached data in %s cannot be read and is made again: %s", folder, err)
+        logger.warning("the cached data in %s cannot be read and is created again: %s", folder, err)
     built_once(folder, build, renew=True)
     return open_(folder)
 
@@ -104,7 +104,7 @@ def _writing(place: Path) -> Iterator[None]:
     except FileExistsError:
         raise
     except OSError as err:
-        message = f"cannot write tokenized data to {place}: {err.strerror or err}; give another save, or free the place"
+        message = f"cannot write tokenized data to {place}: {err.strerror or err}; use another save, or free space"
         raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, message) from err
 
 
@@ -173,5 +173,7 @@ class _Watch:
         if touched != self._seen:
             self._seen, self._since = touched, time.monotonic()
         elif time.monotonic() - self._since > self._dead_after_s:
-            logger.warning("gave up a builder that shows no life lock=%s seconds=%.0f", self._lock, self._dead_after_s)
+            logger.warning(
+                "took over from a builder without a heartbeat lock=%s seconds=%.0f", self._lock, self._dead_after_s
+            )
             self._lock.unlink(missing_ok=True)

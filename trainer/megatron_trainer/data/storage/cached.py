@@ -75,7 +75,7 @@ def _open_part(folder: Path, cache: Path) -> Store:
         return Store(folder)
     if not (folder / "dataset_info.json").exists():
         raise ValueError(
-            f"{folder} holds no tokenized data; make it with `python -m megatron_trainer data --write-cached DIR`"
+            f"{folder} has no tokenized data; create it with `python -m megatron_trainer data --write-cached DIR`"
         )
     table = _table(folder)
     missing = {"input_ids", "labels"} - set(table.column_names)
@@ -90,7 +90,7 @@ def _table(folder: Path) -> datasets.Dataset:
     try:
         for entry in input_file.read_json(folder / STATE)["_data_files"]:
             if not weight_files.is_inside(entry["filename"]):
-                raise ValueError(f"{STATE} names {entry['filename']!r}, which is no file of this folder")
+                raise ValueError(f"{STATE} names {entry['filename']!r}, which is not in this folder")
             input_file.check(folder / entry["filename"])
         return datasets.load_from_disk(str(folder))
     except Exception as err:  # a damaged folder makes the library raise any exception

@@ -115,7 +115,7 @@ class LazyStore:
                 refuse_first_bad([result])
             logger.warning("the next row replaces one that cannot be used: %s", result)
         message = f"dataset: {MOST_TRIES} rows in succession cannot be used, the last one is {result}"
-        raise TrainingError(ExitCode.BAD_DATA, f"{message}; set lazy_tokenize: false to see all that is wrong")
+        raise TrainingError(ExitCode.BAD_DATA, f"{message}; set lazy_tokenize: false to see all problems")
 
     @property
     def num_rows(self) -> int:

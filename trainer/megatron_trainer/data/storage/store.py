@@ -262,11 +262,11 @@ def _read_facts(directory: Path) -> StoreFacts:
         }
         facts = StoreFacts(**content)
     except (KeyError, TypeError, AttributeError) as err:
-        raise ValueError(f"{directory}/store.json is no account of a store ({err!r})") from err
+        raise ValueError(f"{directory}/store.json does not describe a store ({err!r})") from err
     if version != VERSION:
         raise ValueError(f"{directory} was written by another version of the trainer; tokenize the data again")
     if facts.sequences_per_row not in (1, 2) or facts.weight_type not in ("uint8", "float32"):
-        raise ValueError(f"{directory}/store.json is no account of a store")
+        raise ValueError(f"{directory}/store.json does not describe a store")
     return facts
 
 

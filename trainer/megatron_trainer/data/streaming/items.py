@@ -209,7 +209,7 @@ class _Lane:
             refuse_first_bad(rejections)
         for rejection in rejections:
             if rejection.reason not in self._dropped:
-                logger.warning("dropped a row and will drop all like it: %s", rejection)
+                logger.warning("dropped a row, and will drop all others like it: %s", rejection)
             self._dropped[rejection.reason] += 1
 
     def _tell_dropped(self, epoch: int) -> None:

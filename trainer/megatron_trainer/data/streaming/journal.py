@@ -48,7 +48,7 @@ def latest(path: Path, items: int) -> Note:
     except FileNotFoundError:
         return best
     except (OSError, ValueError) as err:
-        logger.warning("notes of a stream cannot be read, so that it is read from its start again: %s", err)
+        logger.warning("the journal of a stream cannot be read, so the stream restarts from its beginning: %s", err)
         return best
     for line in lines:
         note = _parse(line)

@@ -1,4 +1,4 @@
-"""The data sets and how they are read."""
+"""Data sets and how they are read."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,25 +9,25 @@ from megatron_trainjob.args.field import EVERY_TASK, arg
 
 @dataclass(frozen=True, kw_only=True)
 class BaseData:
-    """The data sets and how they are read."""
+    """Data sets and how they are read."""
 
     dataset: tuple[str, ...] = arg(
         (),
-        ("Training data: files (jsonl, json, csv, txt), folders or hub ids, each [hf::|ms::]name[:subset][#rows]."),
+        ("Training data: files (jsonl, json, csv, txt), folders or Hub ids, each [hf::|ms::]name[:subset][#rows]."),
         featured=True,
         applies_to=EVERY_TASK,
         status="works",
     )
     val_dataset: tuple[str, ...] = arg(
         (),
-        "Validation data, written as dataset is.",
+        "Validation data, in the same form as dataset.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works",
     )
     split_dataset_ratio: float = arg(
         0.0,
-        "Share of each training set that is held out for validation when val_dataset is empty.",
+        "Fraction of each training set held out for validation when val_dataset is empty.",
         unit="fraction",
         ge=0,
         lt=1,
@@ -37,7 +37,7 @@ class BaseData:
     )
     data_seed: int = arg(
         42,
-        "Seed for drawing, splitting and shuffling data.",
+        "Seed for sampling, splitting and shuffling data.",
         ge=0,
         le=4294967295,
         applies_to=EVERY_TASK,
@@ -66,7 +66,7 @@ class BaseData:
     )
     load_from_cache_file: bool = arg(
         True,
-        "Use prepared data of an earlier run.",
+        "Reuse prepared data of an earlier run.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works",
@@ -81,13 +81,13 @@ class BaseData:
     )
     stopping_strategy: Literal["first_exhausted", "all_exhausted"] = arg(
         "first_exhausted",
-        "When mixing stops: with the first or with the last exhausted data set.",
+        "When mixing stops: at the first or at the last exhausted data set.",
         applies_to=EVERY_TASK,
         status="works",
     )
     shuffle_buffer_size: int = arg(
         1000,
-        "Samples in the shuffle buffer of a stream.",
+        "Shuffle buffer of a stream, in samples.",
         unit="samples",
         ge=1,
         status="works",

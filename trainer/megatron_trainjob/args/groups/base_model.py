@@ -14,7 +14,7 @@ class BaseModel:
     model: str | None = arg(
         None,
         (
-            "Hub id or local folder of the model: config.json, tokenizer and weights; unset: read from "
+            "Hub id or local folder of the model: config.json, tokenizer and weights; unset: from "
             "args.json in the loaded checkpoint."
         ),
         featured=True,
@@ -30,7 +30,7 @@ class BaseModel:
     )
     model_revision: str | None = arg(
         None,
-        "Revision of the model on the hub: a branch, a tag or a commit; unset: main.",
+        "Revision of the model on the Hub: a branch, a tag or a commit; unset: main.",
         applies_to=EVERY_TASK,
         status="works",
     )
@@ -43,20 +43,20 @@ class BaseModel:
     )
     task_type: Literal["causal_lm", "seq_cls", "embedding", "reranker", "generative_reranker"] | None = arg(
         None,
-        "What the model becomes: language model, classifier, embedding model or reranker; unset: causal_lm.",
+        "Kind of model to train: language model, classifier, embedding model or reranker; unset: causal_lm.",
         applies_to=EVERY_TASK,
         status="works",
     )
     num_labels: int | None = arg(
         None,
-        "Scores of a classifier: its classes, or the numbers of a regression; unset: those of config.json.",
+        "Outputs of a classifier: its classes, or the values of a regression; unset: from config.json.",
         ge=1,
         applies_to=EVERY_TASK,
         status="works",
     )
     problem_type: Literal["single_label_classification", "multi_label_classification", "regression"] | None = arg(
         None,
-        "What a classifier's label is; unset: that of config.json, else regression for one label and a class for more.",
+        "Kind of a classifier's label; unset: from config.json, else regression for one label and a class for more.",
         applies_to=EVERY_TASK,
         status="works",
     )
@@ -65,7 +65,7 @@ class BaseModel:
         "Attention of the transformers library.",
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="no transformers attention runs here; attention_backend decides",
+        reason="attention of transformers is not used; attention_backend decides",
     )
     new_special_tokens: tuple[str, ...] = arg(
         (),
@@ -75,7 +75,7 @@ class BaseModel:
     )
     max_model_len: int | None = arg(
         None,
-        "Context length to reach by rope_scaling; its factor follows from it.",
+        "Context length to reach by rope_scaling; determines its factor.",
         unit="tokens",
         ge=1,
         applies_to=EVERY_TASK,
@@ -86,7 +86,7 @@ class BaseModel:
         "Settings of single models, exported as environment variables in upper case.",
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="no model here reads settings from its environment; what is meant as such belongs into spec.env",
+        reason="no supported model reads settings from its environment; set other variables in spec.env",
     )
     use_hf: bool = arg(
         False,
@@ -100,14 +100,14 @@ class BaseModel:
         applies_to=EVERY_TASK,
         secret=True,
         status="refused",
-        reason="a manifest is no place for a secret; give the pods HF_TOKEN from a Secret through envFrom",
+        reason="a manifest must not contain a secret; pass HF_TOKEN to the pods from a Secret through envFrom",
     )
     local_repo_path: str | None = arg(
         None,
-        "Clone of a repository with model code.",
+        "Local clone of a repository with model code.",
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="models are built from Megatron-Core, so that no model code is cloned or run",
+        reason="models are built from Megatron-Core, so no model code is cloned or run",
     )
     device_map: str | Mapping[str, Any] | None = arg(
         None,
@@ -128,14 +128,14 @@ class BaseModel:
         "Python files, imported at the start, that register data formats or templates.",
         applies_to=EVERY_TASK,
         status="refused",
-        reason="a manifest runs no code: give a template as a file, map columns, or put the change into an own image",
+        reason="a manifest runs no code: pass a template as a file, map columns, or put the change into your own image",
     )
     external_plugins: tuple[str, ...] = arg(
         (),
         "Python files, imported at the start, with loss scales or agent templates.",
         applies_to=EVERY_TASK,
         status="refused",
-        reason="a manifest runs no code: weigh turns in the data, give a template as a file, or use an own image",
+        reason="a manifest runs no code: weight turns in the data, pass a template as a file, or use your own image",
     )
     load_args: bool = arg(
         False,

@@ -11,7 +11,7 @@ class BaseRuntime:
 
     ddp_timeout: int = arg(
         18_000_000,
-        "Time after which a silent collective fails.",
+        "Timeout of a collective operation.",
         unit="seconds",
         ge=1,
         applies_to=EVERY_TASK,
@@ -22,5 +22,5 @@ class BaseRuntime:
         "Ignore unknown arguments.",
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="an unknown argument is an error all the same; spec.extraArgs takes those newer than the schema",
+        reason="an unknown argument is always an error; spec.extraArgs accepts those newer than the schema",
     )

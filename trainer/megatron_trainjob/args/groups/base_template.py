@@ -8,7 +8,7 @@ from megatron_trainjob.args.field import EVERY_TASK, arg
 
 BUILT_IN_TEMPLATES = ("alpaca", "chatml", "llama3", "vicuna", "zephyr")
 TEMPLATE_FILES = (".jinja", ".yaml", ".yml", ".json")
-"""Ends of the names of files that hold a template."""
+"""Suffixes of template files."""
 TEMPLATE_CHOICES = f"set template to one of {', '.join(BUILT_IN_TEMPLATES)}, or to a .jinja, .yaml or .json file"
 
 
@@ -18,7 +18,7 @@ class BaseTemplate:
 
     template: str | None = arg(
         None,
-        "Chat template; unset: that of the model.",
+        "Chat template; unset: the model's.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works",
@@ -32,7 +32,7 @@ class BaseTemplate:
     )
     max_length: int | None = arg(
         None,
-        "Longest sample; unset: what the model supports.",
+        "Maximum length of a sample; unset: the model's.",
         unit="tokens",
         ge=1,
         featured=True,
@@ -41,7 +41,7 @@ class BaseTemplate:
     )
     truncation_strategy: Literal["delete", "left", "right"] = arg(
         "delete",
-        "What happens to a longer sample: dropped, or cut on one side.",
+        "What happens to a longer sample: dropped, or truncated on one side.",
         applies_to=EVERY_TASK,
         status="works",
     )
@@ -77,7 +77,7 @@ class BaseTemplate:
     ) = arg(
         None,
         (
-            "How tools and calls are written where the chat template has no place for them: hermes writes them as text "
+            "How tools and calls are rendered where the chat template cannot: hermes writes them as text "
             "into system prompt, answers and questions; unset: such rows are dropped."
         ),
         featured=True,
@@ -89,8 +89,8 @@ class BaseTemplate:
                 *("hunyuan_hermes", "toolbench", "glm4", "glm4_0414", "glm4_5", "llama3", "llama4", "react_grpo"),
                 "mistral",
             ),
-            "leave it out, and the chat template of the model writes tools in its own way; hermes is for templates "
-            "that have none",
+            "remove it, and the model's chat template renders tools in its own way; hermes is for templates "
+            "without tool support",
         ),
     )
     norm_bbox: Literal["norm1000", "none"] | None = arg(
@@ -163,7 +163,7 @@ class BaseTemplate:
     preserve_thinking: bool | None = arg(
         None,
         (
-            "Whether thoughts stay where the chat template takes them away. Unset: in trained answers; true: in all; "
+            "Whether thoughts are kept where the chat template removes them. Unset: in trained answers; true: in all; "
             "false: nowhere, and rows whose trained answers lose theirs are dropped."
         ),
         applies_to=EVERY_TASK,
@@ -180,25 +180,25 @@ class BaseTemplate:
     )
     keep_incomplete_rows: bool = arg(
         False,
-        "Train rows of which the chat template leaves a part out, and count them; by default they are dropped.",
+        "Train on rows of which the chat template omits a part, and count them; by default they are dropped.",
         applies_to=EVERY_TASK,
         status="works",
     )
     split_turns: bool = arg(
         False,
         (
-            "Train every answer of a conversation as the last one of a row of its own, as the model generates it; "
-            "loss_scale and masks choose which. Rows are counted so from then on."
+            "Train every answer of a conversation as the last one of a separate row, as the model generates it; "
+            "loss_scale and masks choose which. Rows are counted after the split."
         ),
         applies_to=("sft", "export"),
         status="works",
     )
     response_prefix: str | None = arg(
         None,
-        "Beginning of each generated answer.",
+        "Prefix of each generated answer.",
         applies_to=("export",),
         status="refused",
-        reason="it is about inference, nothing is generated here",
+        reason="it is for inference, and training generates nothing",
     )
     template_backend: Literal["swift", "jinja"] = arg(
         "swift",

@@ -39,13 +39,13 @@ class Checkpoint:
     )
     no_save_optim: bool = arg(
         False,
-        "Leave the optimizer and scheduler state out of checkpoints.",
+        "Do not save the optimizer and scheduler state.",
         featured=True,
         status="works",
     )
     no_save_rng: bool = arg(
         False,
-        "Leave the state of the random generators out of checkpoints.",
+        "Do not save the state of the random number generators.",
         featured=True,
         status="works",
     )
@@ -64,14 +64,14 @@ class Checkpoint:
     )
     no_load_rng: bool = arg(
         False,
-        "Do not restore the state of the random generators.",
+        "Do not restore the state of the random number generators.",
         featured=True,
         status="works",
     )
     finetune: bool = arg(
         False,
         (
-            "Take only the weights from load and start at iteration 0; false resumes where the checkpoint "
+            "Load only the weights from load and start at iteration 0; false resumes where the checkpoint "
             "stopped, data included (streams cannot skip data)."
         ),
         featured=True,
@@ -83,13 +83,13 @@ class Checkpoint:
         applies_to=EVERY_TASK,
         status="works",
         refused_choices={
-            "torch": "a checkpoint in this format loads in the layout that wrote it alone; use torch_dist",
+            "torch": "a checkpoint in this format loads only in the layout that wrote it; use torch_dist",
             "zarr": "Megatron-Core no longer reads or writes zarr; use torch_dist",
         },
     )
     no_initialization: bool = arg(
         True,
-        ("Skip random initialization because weights are read; false trains from scratch when no weights are given."),
+        ("Skip random initialization because weights are loaded; false trains from scratch if no weights are given."),
         inverted_aliases=("perform_initialization",),
         status="works",
     )
@@ -103,13 +103,13 @@ class Checkpoint:
     )
     exit_on_missing_checkpoint: bool = arg(
         True,
-        "Stop when load holds no checkpoint; false goes on without it.",
+        "Stop if load has no checkpoint; false continues without it.",
         status="works",
     )
     save_total_limit: int | None = arg(
         None,
         (
-            "Keep only this many of the newest complete checkpoints, and beside them the best one "
+            "Keep only this many of the newest complete checkpoints, plus the best one "
             "(metric_for_best_model); unset: keep all."
         ),
         unit="checkpoints",
@@ -119,7 +119,7 @@ class Checkpoint:
     save_safetensors: bool = arg(
         False,
         (
-            "Write each checkpoint in Hugging Face form too, into safetensors/iter_N of save: the model, or of a LoRA "
+            "Also write each checkpoint in Hugging Face format, to safetensors/iter_N of save: the model, or of a LoRA "
             "run the adapter (with merge_lora the merged model)."
         ),
         status="works",
@@ -127,8 +127,8 @@ class Checkpoint:
     async_save: bool = arg(
         False,
         (
-            "Write checkpoints in the background while training goes on, from a copy of the state in host memory; a "
-            "save that comes before the last one is written waits for it."
+            "Write checkpoints in the background while training continues, from a copy of the state in host memory; a "
+            "save waits until the previous one is written."
         ),
         status="works",
     )

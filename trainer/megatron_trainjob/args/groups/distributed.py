@@ -16,17 +16,17 @@ class Distributed:
         aliases=("ddp_backend",),
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="the machine decides it: nccl between GPUs, where gloo lacks what Megatron needs, and gloo without any",
+        reason="the hardware decides it: nccl between GPUs, where gloo lacks what Megatron needs, and gloo on CPUs",
     )
     use_distributed_optimizer: bool = arg(
         True,
-        "Split the optimizer state over the data-parallel ranks (ZeRO stage 1).",
+        "Shard the optimizer state over the data-parallel ranks (ZeRO stage 1).",
         featured=True,
         status="works",
     )
     tensor_model_parallel_size: int = arg(
         1,
-        "Ranks that each weight matrix is split over.",
+        "Ranks that each weight matrix is sharded over.",
         unit="ranks",
         ge=1,
         featured=True,
@@ -35,7 +35,7 @@ class Distributed:
     )
     pipeline_model_parallel_size: int = arg(
         1,
-        "Stages that the layers are split into.",
+        "Number of pipeline stages.",
         unit="ranks",
         ge=1,
         featured=True,
@@ -44,24 +44,24 @@ class Distributed:
     )
     virtual_pipeline_model_parallel_size: int | None = arg(
         None,
-        "Chunks of layers of each pipeline stage, which take turns (interleaved schedule): less waiting, more traffic.",
+        "Chunks of layers per pipeline stage (interleaved schedule): smaller bubble, more communication.",
         unit="chunks",
         ge=1,
         status="works",
     )
     num_layers_per_virtual_pipeline_stage: int | None = arg(
         None,
-        "Layers of each of these chunks, which tells how many there are.",
+        "Layers per virtual chunk, which determines the number of chunks.",
         unit="layers",
         ge=1,
         status="works",
     )
     pipeline_model_parallel_layout: str | None = arg(
         None,
-        "Layers of each chunk as a text such as Et*3|(tt|)*29,m|L.",
+        "Layers of each chunk as a pattern such as Et*3|(tt|)*29,m|L.",
         status="refused",
         reason=(
-            "stages are even, but for the first and last; use decoder_first_pipeline_num_layers, "
+            "stages are even, except the first and last; use decoder_first_pipeline_num_layers, "
             "decoder_last_pipeline_num_layers or virtual_pipeline_model_parallel_size"
         ),
     )
@@ -102,8 +102,8 @@ class Distributed:
         "Overlap tensor-parallel communication with matrix products.",
         status="no effect",
         reason=(
-            "it would only be faster, and TransformerEngine's communication buffers have one fixed row length, while "
-            "rows here have their own; overlap_grad_reduce and overlap_param_gather overlap other communication"
+            "it only affects speed, and TransformerEngine's communication buffers have a fixed row length, while "
+            "rows here vary in length; overlap_grad_reduce and overlap_param_gather overlap other communication"
         ),
     )
     overlap_grad_reduce: bool = arg(

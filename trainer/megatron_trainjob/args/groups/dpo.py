@@ -67,7 +67,7 @@ class Dpo:
     )
     reference_free: bool = arg(
         False,
-        "Ignore the reference model: all answers count as equally likely under it, and none is loaded.",
+        "Use no reference model: all answers count as equally likely under it.",
         applies_to=("rlhf",),
         status="works",
     )
@@ -94,7 +94,7 @@ class Dpo:
     )
     loss_types: tuple[LossType, ...] = arg(
         (),
-        "Several preference losses, whose sum is trained on, in place of loss_type; sft is the ordinary loss.",
+        "Several preference losses, whose sum is minimized, in place of loss_type; sft is the ordinary loss.",
         applies_to=("rlhf",),
         status="works",
     )
@@ -120,7 +120,7 @@ class Dpo:
     )
     precompute_ref_log_probs: bool = arg(
         False,
-        "Ask the reference model about all pairs first and keep the answers on disk: no second model while training.",
+        "Compute the reference log-probabilities before training and keep them on disk: no second model in memory.",
         applies_to=("rlhf",),
         status="works",
     )

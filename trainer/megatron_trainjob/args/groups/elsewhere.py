@@ -1,19 +1,19 @@
-"""Arguments of other versions and programs that have nothing to change here, so that a command is accepted."""
+"""Arguments of other versions and programs that have no effect here, so that a command is accepted."""
 
 from dataclasses import dataclass
 from typing import Literal
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
-NOTHING_GENERATED = "nothing is generated here"
-OF_THE_FAMILY = "the family and config.json of the model say it"
+NOTHING_GENERATED = "training generates nothing"
+OF_THE_FAMILY = "the model's family and config.json determine it"
 NOT_QUANTIZED = "weights are not quantized here: train in bf16, or FP8 (fp8_format)"
 DETAIL_OF_QUANTIZATION = "weights are not quantized here"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Elsewhere:
-    """Arguments of other versions and programs that have nothing to change here, so that a command is accepted."""
+    """Arguments of other versions and programs that have no effect here, so that a command is accepted."""
 
     check_model: bool = arg(
         True,
@@ -39,7 +39,7 @@ class Elsewhere:
     )
     linear_decoupled_in_proj: bool = arg(
         False,
-        "Hold the input projections of linear attention apart.",
+        "Keep the input projections of linear attention separate.",
         applies_to=EVERY_TASK,
         status="no effect",
         reason=OF_THE_FAMILY,
@@ -48,16 +48,16 @@ class Elsewhere:
         None,
         "Type of the adapters.",
         status="no effect",
-        reason="adapters are computed in the type of the model and updated in float32",
+        reason="adapters are computed in the model's dtype and updated in float32",
     )
     dataloader_prefetch_factor: int = arg(
-        10, "Batches that each data-loading process reads ahead.", ge=1, status="no effect", reason="it reads 4 ahead"
+        10, "Batches that each data-loading process prefetches.", ge=1, status="no effect", reason="it prefetches 4"
     )
     dataloader_persistent_workers: bool = arg(
         True,
-        "Keep data-loading processes over epochs.",
+        "Keep data-loading processes across epochs.",
         status="no effect",
-        reason="they live as long as the run reads",
+        reason="they live as long as the run",
     )
     packing_num_proc: int = arg(
         1, "Processes that pack.", ge=1, status="no effect", reason="one process packs a million rows in seconds"
@@ -70,32 +70,32 @@ class Elsewhere:
     )
     moe_layer_recompute: bool = arg(
         False,
-        "Compute expert layers again in the backward pass.",
+        "Recompute expert layers in the backward pass.",
         status="no effect",
         reason="recompute_modules decides; add moe to it",
     )
     rotary_interleaved: bool = arg(
         False,
-        "Rotate neighboring elements.",
+        "Rotate adjacent elements.",
         status="refused",
         reason=OF_THE_FAMILY,
     )
     use_shared_expert_gate: bool = arg(
         False,
-        "Weigh the shared expert by a gate.",
+        "Gate the shared expert.",
         status="no effect",
         reason=OF_THE_FAMILY,
     )
     original_max_position_embeddings: int | None = arg(
         None,
-        "Positions of the model before they were scaled.",
+        "The model's context length before scaling.",
         ge=1,
         status="no effect",
-        reason="rope_scaling and config.json say it",
+        reason="rope_scaling and config.json determine it",
     )
     initialize_embedding: bool = arg(
         False,
-        "Draw the embedding of new tokens at random.",
+        "Initialize the embedding of new tokens at random.",
         status="no effect",
         fulfilled=(True,),
         reason="rows of new tokens are always initialized at random",
@@ -116,7 +116,7 @@ class Elsewhere:
     )
     local_rank: int | None = arg(
         None,
-        "Rank in the node.",
+        "Local rank within the node.",
         status="no effect",
         reason="the launcher sets it",
     )
@@ -261,7 +261,7 @@ class Elsewhere:
     )
     stream: bool | None = arg(
         None,
-        "Print generated text as it comes.",
+        "Stream generated text.",
         applies_to=EVERY_TASK,
         status="no effect",
         reason=NOTHING_GENERATED,
@@ -292,7 +292,7 @@ class Elsewhere:
         "Folder whose arguments inference reads.",
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="load_args takes the arguments of the checkpoint over",
+        reason="load_args reads the arguments of the checkpoint",
     )
     init_strategy: str | None = arg(
         None,

@@ -12,7 +12,7 @@ class Evaluation:
 
     eval_iters: int = arg(
         -1,
-        "Steps of one evaluation; -1: as many as the validation set holds.",
+        "Steps per evaluation; -1: the whole validation set.",
         unit="iterations",
         ge=-1,
         featured=True,
@@ -37,16 +37,16 @@ class Evaluation:
     )
     metric_for_best_model: str | None = arg(
         None,
-        "Metric of the evaluation that tells the best checkpoint; unset: the loss.",
+        "Evaluation metric that selects the best checkpoint; unset: the loss.",
         status="works",
     )
     greater_is_better: bool | None = arg(
         None,
-        "Whether that metric is to be high; unset: only of those whose name does not end in loss.",
+        "Whether a higher value of that metric is better; unset: true unless its name ends in loss.",
         status="works",
     )
     load_best_model_at_end: bool = arg(
         False,
-        "Export the weights of the best checkpoint at the end instead of the last ones.",
+        "At the end, export the weights of the best checkpoint instead of the last.",
         status="works",
     )

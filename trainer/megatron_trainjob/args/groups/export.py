@@ -5,8 +5,7 @@ from dataclasses import dataclass
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
 NO_UPLOAD = (
-    "nothing is uploaded from here, where a token would have to lie in the job; run `hf upload REPOSITORY FOLDER` on "
-    "the folder that was written"
+    "nothing is uploaded from a job, which would need a token; run `hf upload REPOSITORY FOLDER` on the written folder"
 )
 
 
@@ -16,7 +15,7 @@ class Export:
 
     output_dir: str | None = arg(
         None,
-        ("Folder for the result; unset: beside the input, with the suffix -mcore, -hf, -merged or -cached_dataset."),
+        ("Folder for the result; unset: next to the input, with the suffix -mcore, -hf, -merged or -cached_dataset."),
         featured=True,
         applies_to=("export",),
         status="works",
@@ -25,7 +24,7 @@ class Export:
         False,
         (
             "Write into an existing output_dir: weights of an earlier export in it are replaced, other files stay; "
-            "false stops when it exists."
+            "false stops if it exists."
         ),
         applies_to=("export",),
         status="works",
@@ -45,7 +44,7 @@ class Export:
     )
     mcore_model: str | None = arg(
         None,
-        "Checkpoint to convert: the folder that holds iter_* (the newest complete one is taken), or one of those.",
+        "Checkpoint to convert: the folder with iter_* folders (the newest complete one is used), or one of those.",
         applies_to=("export",),
         status="works",
     )
@@ -67,7 +66,7 @@ class Export:
         False,
         (
             "Compare the logits of both models on a prompt after conversion: prints the mean and the largest "
-            "difference and the first layer that departs, and ends with code 1 beyond the bound."
+            "difference and the first layer that diverges, and exits with code 1 beyond the bound."
         ),
         featured=True,
         applies_to=("export",),
@@ -75,7 +74,7 @@ class Export:
     )
     test_convert_dtype: str = arg(
         "float32",
-        "Type in which that comparison computes: float32, bfloat16 or float16.",
+        "Compute type of that comparison: float32, bfloat16 or float16.",
         applies_to=("export",),
         status="works",
     )
@@ -88,7 +87,7 @@ class Export:
     merge_lora: bool = arg(
         False,
         (
-            "Merge the adapter into the weights that are written; false in an export writes the adapter alone: to_hf "
+            "Merge the adapter into the written weights; false in an export writes only the adapter: to_hf "
             "as PEFT loads it, to_mcore as a checkpoint of LoRA training."
         ),
         applies_to=EVERY_TASK,

@@ -17,20 +17,20 @@ class Fp8:
     )
     fp8_recipe: Literal["tensorwise", "delayed", "mxfp8", "blockwise"] = arg(
         "delayed",
-        "How FP8 scaling factors are found.",
+        "How FP8 scaling factors are computed.",
         status="works on GPU only",
-        warned_choices={"mxfp8": "needs a Blackwell GPU (refused at the start on others); it has been run nowhere yet"},
+        warned_choices={"mxfp8": "needs a Blackwell GPU (refused at the start on others); not tested yet"},
     )
     fp8_amax_history_len: int = arg(
         1024,
-        "Steps that the largest-value history of each tensor covers.",
+        "Length of the amax history of each tensor, in steps.",
         unit="steps",
         ge=1,
         status="works on GPU only",
     )
     fp8_amax_compute_algo: Literal["most_recent", "max"] = arg(
         "max",
-        "How the history gives the scaling factor.",
+        "How the scaling factor is derived from the history.",
         status="works on GPU only",
     )
     fp8_param_gather: bool = arg(

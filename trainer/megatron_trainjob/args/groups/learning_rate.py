@@ -25,30 +25,30 @@ class LearningRate:
     )
     decoupled_min_lr: float | None = arg(
         None,
-        "Learning rate of these at the end of the decay; unset: min_lr.",
+        "Their learning rate at the end of the decay; unset: min_lr.",
         ge=0,
         status="works",
     )
     lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = arg(
         "cosine",
-        'Shape of the learning rate after warmup; "WSD" stays at the peak and falls in the last lr_wsd_decay_iters.',
+        'Shape of the learning rate after warmup; "WSD" stays at the peak and decays in the last lr_wsd_decay_iters.',
         status="works",
     )
     lr_wsd_decay_style: Literal["exponential", "linear", "cosine", "minus_sqrt"] = arg(
         "exponential",
-        "Shape of the fall at the end of a WSD schedule.",
+        "Shape of the decay at the end of a WSD schedule.",
         status="works",
     )
     lr_wsd_decay_iters: int | None = arg(
         None,
-        "Steps of the fall at the end of a WSD schedule.",
+        "Steps of the decay at the end of a WSD schedule.",
         unit="iterations",
         ge=1,
         status="works",
     )
     lr_decay_iters: int | None = arg(
         None,
-        "Steps over which the rate falls to min_lr; unset: train_iters.",
+        "Steps over which the rate decays to min_lr; unset: train_iters.",
         unit="iterations",
         ge=1,
         featured=True,
@@ -63,7 +63,7 @@ class LearningRate:
     )
     lr_warmup_fraction: float | None = arg(
         None,
-        "Warmup as a share of the decay steps.",
+        "Warmup as a fraction of the decay steps.",
         unit="fraction",
         ge=0,
         le=1,

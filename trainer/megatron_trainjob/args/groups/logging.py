@@ -23,7 +23,7 @@ class Logging:
     )
     log_total_limit: int | None = arg(
         None,
-        "Rows that logging.jsonl may have: before it has more, half of them go, evenly over the run; unset: all stay.",
+        "Maximum rows of logging.jsonl: beyond it, half of them are dropped, evenly over the run; unset: no limit.",
         unit="rows",
         ge=16,
         status="works",
@@ -37,19 +37,19 @@ class Logging:
     )
     tensorboard_queue_size: int = arg(
         50,
-        "Events that TensorBoard holds back before it writes.",
+        "Events that TensorBoard buffers before it writes.",
         unit="events",
         ge=1,
         status="works",
     )
     log_timers_to_tensorboard: bool = arg(
         True,
-        "Write the times of the parts of a step to TensorBoard.",
+        "Write the durations of the parts of a step to TensorBoard.",
         status="works",
     )
     no_log_learning_rate_to_tensorboard: bool = arg(
         False,
-        "Leave the learning rate out of TensorBoard.",
+        "Write no learning rate to TensorBoard.",
         status="works",
     )
     log_validation_ppl_to_tensorboard: bool = arg(
@@ -59,12 +59,12 @@ class Logging:
     )
     log_memory_to_tensorboard: bool = arg(
         True,
-        "Write memory use to TensorBoard.",
+        "Write memory usage to TensorBoard.",
         status="works",
     )
     logging_level: str | None = arg(
         None,
-        "Level of the log messages, such as INFO or WARNING; unset: INFO.",
+        "Log level, such as INFO or WARNING; unset: INFO.",
         applies_to=EVERY_TASK,
         status="works",
     )

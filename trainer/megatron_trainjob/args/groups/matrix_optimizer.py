@@ -19,13 +19,13 @@ class MatrixOptimizer:
     )
     muon_split_qkv: bool = arg(
         True,
-        "Orthogonalize queries, keys and values on their own, though they lie in one matrix.",
+        "Orthogonalize queries, keys and values separately, though they are one matrix.",
         inverted_aliases=("muon_no_split_qkv",),
         status="works",
     )
     muon_use_nesterov: bool = arg(
         False,
-        "Nesterov's form of Muon's momentum.",
+        "Use Nesterov momentum in Muon.",
         aliases=("muon_nesterov",),
         status="works",
     )
@@ -39,32 +39,32 @@ class MatrixOptimizer:
     )
     muon_fp32_matmul_prec: Literal["low", "medium", "high", "highest"] = arg(
         "medium",
-        "torch's precision of the matrix products that orthogonalize.",
+        "torch's matrix-product precision in the orthogonalization.",
         status="works",
     )
     muon_num_ns_steps: int = arg(
         5,
-        "Newton-Schulz steps that orthogonalize an update.",
+        "Newton-Schulz steps of the orthogonalization.",
         ge=1,
         status="works",
     )
     muon_tp_mode: Literal["blockwise", "duplicated", "distributed"] = arg(
         "blockwise",
         (
-            "How tensor-parallel ranks orthogonalize a matrix they share: blockwise each its part (another update than "
+            "How tensor-parallel ranks orthogonalize a sharded matrix: blockwise each its shard (another update than "
             "one rank's), duplicated the gathered matrix, distributed together."
         ),
         status="works",
     )
     muon_extra_scale_factor: float = arg(
         1.0,
-        "Another factor of Muon's updates; 0.2 brings them to the size of AdamW's.",
+        "An additional factor of Muon's updates; 0.2 matches the magnitude of AdamW's.",
         gt=0,
         status="works",
     )
     lion_beta1: float = arg(
         0.95,
-        "Share of Lion's momentum in the sign of an update.",
+        "Weight of Lion's momentum in the sign of an update.",
         ge=0,
         lt=1,
         status="works",

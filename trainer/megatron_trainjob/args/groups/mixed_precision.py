@@ -11,14 +11,14 @@ class MixedPrecision:
 
     fp16: bool | None = arg(
         None,
-        "Train in float16 with loss scaling (from 65,536 down and up); unset: when the model is stored in float16.",
+        "Train in float16 with loss scaling (from 65,536 down and up); unset: if the model is stored in float16.",
         applies_to=EVERY_TASK,
         hf_config_keys=("torch_dtype",),
         status="works",
     )
     bf16: bool | None = arg(
         None,
-        "Train in bfloat16; unset: when the model is stored in bfloat16.",
+        "Train in bfloat16; unset: if the model is stored in bfloat16.",
         applies_to=EVERY_TASK,
         hf_config_keys=("torch_dtype",),
         status="works",
@@ -28,7 +28,7 @@ class MixedPrecision:
         "Divide attention scores by the layer number before the softmax, and multiply them by it inside.",
         status="no effect",
         fulfilled=(True, False),
-        reason="it keeps float16 scores from overflowing, and the attention kernels used here hold scores in float32",
+        reason="it prevents float16 scores from overflowing, but the attention kernels here keep scores in float32",
     )
     attention_softmax_in_fp32: bool = arg(
         True,

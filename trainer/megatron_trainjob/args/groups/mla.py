@@ -35,7 +35,7 @@ class LatentAttention:
     )
     qk_head_dim: int | None = arg(
         None,
-        "Width of the part of a query-key head without positions.",
+        "Width of the part of a query-key head without rotary positions.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("qk_nope_head_dim",),
@@ -43,7 +43,7 @@ class LatentAttention:
     )
     qk_pos_emb_head_dim: int | None = arg(
         None,
-        "Width of the part of a query-key head with positions.",
+        "Width of the part of a query-key head with rotary positions.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("qk_rope_head_dim",),

@@ -11,9 +11,9 @@ from megatron_trainjob.args.field import EVERY_TASK, arg
 class Model:
     """The shape of the network; unset values come from the model's config.json.
 
-    Values that decide which weights there are can differ from config.json only in a model that starts from random
+    Values that determine the weights' shapes can differ from config.json only in a model that starts from random
     weights (`no_initialization: false`). swiglu, disable_bias_linear, add_qkv_bias and qk_layernorm follow from the
-    family and have to agree with it.
+    family and must agree with it.
     """
 
     num_layers: int | None = arg(
@@ -74,15 +74,15 @@ class Model:
     )
     position_embedding_type: Literal["learned_absolute", "rope", "mrope", "relative", "none"] | None = arg(
         None,
-        "How positions enter the model.",
+        "Kind of position embedding.",
         fallback="rope",
         applies_to=EVERY_TASK,
         status="works",
         refused_choices={
-            "learned_absolute": "every known family has rotary positions",
+            "learned_absolute": "every supported family has rotary positions",
             "mrope": "it is for multimodal models",
             "relative": "no decoder-only model uses it",
-            "none": "every known family has rotary positions",
+            "none": "every supported family has rotary positions",
         },
     )
     rotary_base: int | None = arg(
@@ -96,7 +96,7 @@ class Model:
     )
     rotary_percent: float | None = arg(
         None,
-        "Share of each head that is rotated.",
+        "Fraction of each head that is rotated.",
         unit="fraction",
         gt=0,
         le=1,
@@ -112,7 +112,7 @@ class Model:
         fallback="RMSNorm",
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices={"LayerNorm": "every known family has RMSNorm"},
+        refused_choices={"LayerNorm": "every supported family has RMSNorm"},
     )
     norm_epsilon: float | None = arg(
         None,

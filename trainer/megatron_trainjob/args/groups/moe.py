@@ -12,7 +12,7 @@ class MixtureOfExperts:
 
     num_experts: int | None = arg(
         None,
-        "Routed experts in a layer.",
+        "Routed experts per layer.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=(
@@ -51,7 +51,7 @@ class MixtureOfExperts:
     )
     moe_router_topk: int | None = arg(
         None,
-        "Experts chosen for a token; unset everywhere: 2.",
+        "Experts per token; unset everywhere: 2.",
         ge=1,
         applies_to=EVERY_TASK,
         hf_config_keys=("num_experts_per_tok",),
@@ -59,7 +59,7 @@ class MixtureOfExperts:
     )
     moe_router_pre_softmax: bool | None = arg(
         None,
-        "Softmax before the choice of experts instead of after it.",
+        "Apply the softmax before selecting experts instead of after it.",
         applies_to=EVERY_TASK,
         hf_config_keys=("norm_topk_prob",),
         status="works",
@@ -79,20 +79,20 @@ class MixtureOfExperts:
     )
     moe_router_bias_update_rate: float = arg(
         0.001,
-        "Step by which the expert bias rises for idle and falls for busy experts.",
+        "Update rate of the expert bias, which rises for idle and falls for busy experts.",
         ge=0,
         applies_to=EVERY_TASK,
         status="works",
     )
     moe_router_enable_expert_bias: bool | None = arg(
         None,
-        "Balance experts by a bias per expert instead of a loss.",
+        "Balance experts by a per-expert bias instead of a loss.",
         applies_to=EVERY_TASK,
         status="works",
     )
     moe_router_topk_scaling_factor: float | None = arg(
         None,
-        "Factor on the routing weights.",
+        "Scaling factor of the routing weights.",
         gt=0,
         applies_to=EVERY_TASK,
         hf_config_keys=("routed_scaling_factor",),
@@ -115,7 +115,7 @@ class MixtureOfExperts:
     )
     expert_tensor_parallel_size: int | None = arg(
         None,
-        "Ranks that each expert is split over; unset: tensor_model_parallel_size.",
+        "Ranks that each expert is sharded over; unset: tensor_model_parallel_size.",
         unit="ranks",
         ge=1,
         featured=True,
@@ -124,12 +124,12 @@ class MixtureOfExperts:
     )
     moe_token_dispatcher_type: Literal["allgather", "alltoall", "flex", "alltoall_seq"] = arg(
         "alltoall",
-        "How tokens travel to their experts.",
+        "How tokens are dispatched to their experts.",
         applies_to=EVERY_TASK,
         status="works",
         warned_choices={
             "alltoall_seq": "is alltoall here, with the same result: Megatron-Core removed the other one",
-            "flex": "is alltoall here, with the same result: the trainer image does not hold DeepEP's kernels",
+            "flex": "is alltoall here, with the same result: the trainer image does not contain DeepEP's kernels",
         },
     )
     moe_enable_deepep: bool = arg(
@@ -137,11 +137,11 @@ class MixtureOfExperts:
         "DeepEP kernels for the flex dispatcher.",
         applies_to=EVERY_TASK,
         status="no effect",
-        reason="the trainer image does not hold these kernels; alltoall carries the tokens, with the same result",
+        reason="the trainer image does not contain these kernels; alltoall dispatches the tokens, with the same result",
     )
     moe_grouped_gemm: bool | None = arg(
         None,
-        "Run the experts of a rank as one grouped matrix product; unset: in bfloat16 where TransformerEngine runs.",
+        "Run a rank's experts as one grouped GEMM; unset: in bfloat16 where TransformerEngine runs.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works on GPU only",
@@ -172,21 +172,21 @@ class MixtureOfExperts:
     )
     moe_expert_capacity_factor: float | None = arg(
         None,
-        "Tokens an expert takes, relative to an even share; unset: no token is dropped.",
+        "Capacity of an expert, relative to an even share of the tokens; unset: no token is dropped.",
         gt=0,
         applies_to=EVERY_TASK,
         status="works",
     )
     moe_shared_expert_overlap: bool = arg(
         False,
-        "Compute shared experts while tokens travel.",
+        "Compute shared experts while tokens are dispatched.",
         featured=True,
         applies_to=EVERY_TASK,
         status="works on GPU only",
     )
     moe_token_drop_policy: Literal["probs", "position"] = arg(
         "probs",
-        "Which tokens an overfull expert drops.",
+        "Which tokens are dropped beyond an expert's capacity.",
         applies_to=EVERY_TASK,
         status="works",
     )

@@ -18,7 +18,7 @@ class Regularization:
     )
     clip_grad: float = arg(
         1.0,
-        "Largest L2 norm of the gradient over all parameters; 0 switches clipping off.",
+        "Maximum L2 norm of the gradient over all parameters; 0 disables clipping.",
         ge=0,
         featured=True,
         status="works",

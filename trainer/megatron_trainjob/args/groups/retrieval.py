@@ -44,13 +44,13 @@ class Retrieval:
     )
     infonce_include_dd: bool = arg(
         False,
-        "In infonce's softmax stand also the similarities of the positive to all other documents.",
+        "infonce's softmax also includes the similarities of the positive to all other documents.",
         applies_to=SUPERVISED,
         status="works",
     )
     matryoshka_dims: tuple[int, ...] = arg(
         (),
-        "Sizes at which an embedding is cut and trained, the whole size among them if wanted; unset: the whole alone.",
+        "Sizes to which embeddings are truncated in training, with the full size if wanted; unset: only the full size.",
         ge=1,
         applies_to=SUPERVISED,
         status="works",
@@ -71,27 +71,27 @@ class Retrieval:
     )
     max_positive_samples: int = arg(
         1,
-        "Positive documents of a row that a reranker reads, drawn where there are more.",
+        "Positive documents per row for a reranker, sampled if there are more.",
         ge=1,
         applies_to=SUPERVISED,
         status="works",
     )
     max_negative_samples: int = arg(
         7,
-        "Negative documents of a row that a reranker reads, drawn where there are more.",
+        "Negative documents per row for a reranker, sampled if there are more.",
         ge=0,
         applies_to=SUPERVISED,
         status="works",
     )
     generative_reranker_positive_token: str = arg(
         "yes",
-        "Text whose token says of a document that it fits (generative_reranker).",
+        "Text whose token marks a relevant document (generative_reranker).",
         applies_to=SUPERVISED,
         status="works",
     )
     generative_reranker_negative_token: str = arg(
         "no",
-        "Text whose token says of a document that it does not fit (generative_reranker).",
+        "Text whose token marks an irrelevant document (generative_reranker).",
         applies_to=SUPERVISED,
         status="works",
     )

@@ -18,7 +18,7 @@ class Rlhf:
     )
     center_rewards_coefficient: float | None = arg(
         None,
-        "Weight in rm of the squared sum of both scores of a pair, which keeps scores around 0; unset: off.",
+        "Weight in rm of the squared sum of both scores of a pair, which centers scores around 0; unset: off.",
         ge=0,
         applies_to=("rlhf",),
         status="works",

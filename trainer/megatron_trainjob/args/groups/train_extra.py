@@ -21,19 +21,19 @@ class TrainExtra:
     )
     padding_free: bool = arg(
         True,
-        "Join the samples of a micro-batch into one row instead of padding them.",
+        "Concatenate the samples of a micro-batch into one row instead of padding them.",
         status="works",
     )
     mlp_padding_free: bool = arg(
         False,
-        "With padding, still drop pad tokens inside the feed-forward block.",
+        "With padding, still skip pad tokens in the feed-forward block.",
         status="works",
     )
     vit_gradient_checkpointing: bool = arg(
         True,
         "Recomputation in the vision tower of a multimodal model.",
         status="no effect",
-        reason="a text model has no such part",
+        reason="a text model has no vision tower",
     )
     gradient_checkpointing_kwargs: Mapping[str, Any] | None = arg(
         None,
@@ -51,7 +51,7 @@ class TrainExtra:
     )
     packing_length: int | None = arg(
         None,
-        "Tokens in a packed row; unset: max_length.",
+        "Length of a packed row; unset: max_length.",
         unit="tokens",
         ge=1,
         status="works",
@@ -85,8 +85,8 @@ class TrainExtra:
     group_by_length: bool = arg(
         False,
         (
-            "Read samples of like length at the same time on all ranks: less padding, no waiting; random in the large, "
-            "and the same on every start."
+            "Read samples of similar length together on all ranks: less padding, no waiting; globally random, "
+            "and reproducible."
         ),
         status="works",
     )

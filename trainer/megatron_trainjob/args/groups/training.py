@@ -1,4 +1,4 @@
-"""Batches, recomputation, kernel fusions, optimizer precision, data loading: the basic part of a run."""
+"""Batches, recomputation, kernel fusions, optimizer precision, data loading: the basic settings of a run."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -9,7 +9,7 @@ from megatron_trainjob.args.field import EVERY_TASK, arg
 
 @dataclass(frozen=True, kw_only=True)
 class Training:
-    """Batches, recomputation, kernel fusions, optimizer precision, data loading: the basic part of a run."""
+    """Batches, recomputation, kernel fusions, optimizer precision, data loading: the basic settings of a run."""
 
     micro_batch_size: int = arg(
         1,
@@ -33,7 +33,7 @@ class Training:
     recompute_granularity: Literal["full", "selective", "none"] = arg(
         "selective",
         (
-            'What is computed again in the backward pass to save memory: "full" whole layers, "selective" '
+            'What is recomputed in the backward pass to save memory: "full" whole layers, "selective" '
             'the sub-modules in recompute_modules, "none" nothing.'
         ),
         featured=True,
@@ -42,7 +42,7 @@ class Training:
     recompute_method: Literal["uniform", "block"] | None = arg(
         None,
         (
-            'Which layers full recomputation covers: "uniform" cuts the stage into equal chunks, "block" '
+            'Which layers full recomputation covers: "uniform" divides the stage into equal chunks, "block" '
             "takes the first layers of each stage."
         ),
         featured=True,
@@ -50,10 +50,7 @@ class Training:
     )
     recompute_num_layers: int | None = arg(
         None,
-        (
-            'With "uniform" the layers in one recomputed chunk, with "block" how many layers of each '
-            "stage are recomputed."
-        ),
+        ('With "uniform" the layers per recomputed chunk, with "block" how many layers of each stage are recomputed.'),
         unit="layers",
         ge=1,
         featured=True,
@@ -62,19 +59,19 @@ class Training:
     recompute_modules: tuple[Literal["core_attn", "moe_act", "layernorm", "mla_up_proj", "mlp", "moe"], ...] = arg(
         ("core_attn",),
         (
-            "Sub-modules computed again under selective recomputation. core_attn costs nothing with a fused attention "
-            "kernel, which keeps no scores to save: nothing is computed again there."
+            "Sub-modules to recompute under selective recomputation. core_attn costs nothing with a fused attention "
+            "kernel, which stores no scores: nothing is recomputed there."
         ),
         status="works",
     )
     deterministic_mode: bool = arg(
         False,
-        "Use only deterministic kernels, so that two runs give the same bits; slower.",
+        "Use only deterministic kernels, so that two runs are bitwise identical; slower.",
         status="works",
     )
     train_iters: int | None = arg(
         None,
-        "Optimizer steps of the whole run; unset: computed from max_epochs and the size of the data set.",
+        "Optimizer steps of the whole run; unset: from max_epochs and the size of the data set.",
         unit="iterations",
         ge=1,
         featured=True,
@@ -96,7 +93,7 @@ class Training:
     )
     no_masked_softmax_fusion: bool = arg(
         False,
-        "Turn off the fused scale + mask + softmax kernel for attention scores.",
+        "Disable the fused scale + mask + softmax kernel for attention scores.",
         inverted_aliases=("masked_softmax_fusion",),
         status="no effect",
         fulfilled=(True,),
@@ -104,28 +101,28 @@ class Training:
     )
     no_bias_dropout_fusion: bool = arg(
         False,
-        "Turn off the fused bias + dropout kernel.",
+        "Disable the fused bias + dropout kernel.",
         inverted_aliases=("bias_dropout_fusion",),
         status="works on GPU only",
         fulfilled=(True,),
     )
     no_bias_swiglu_fusion: bool = arg(
         False,
-        "Turn off the fused bias + SwiGLU kernel.",
+        "Disable the fused bias + SwiGLU kernel.",
         inverted_aliases=("bias_activation_fusion",),
         status="works on GPU only",
         fulfilled=(True,),
     )
     no_rope_fusion: bool = arg(
         False,
-        "Turn off the fused rotary-embedding kernel.",
+        "Disable the fused rotary-embedding kernel.",
         inverted_aliases=("apply_rope_fusion",),
         status="works on GPU only",
         fulfilled=(True,),
     )
     no_gradient_accumulation_fusion: bool = arg(
         False,
-        "Turn off summing weight gradients inside the matrix products of TransformerEngine's layers.",
+        "Disable fused accumulation of weight gradients in TransformerEngine's layers.",
         inverted_aliases=("gradient_accumulation_fusion",),
         status="works on GPU only",
         fulfilled=(True,),
@@ -141,7 +138,7 @@ class Training:
     )
     cross_entropy_fusion_impl: Literal["native", "te"] = arg(
         "native",
-        'Who supplies the fused cross-entropy: Megatron-Core ("native") or Transformer Engine ("te").',
+        'Implementation of the fused cross-entropy: Megatron-Core ("native") or Transformer Engine ("te").',
         status="works on GPU only",
     )
     calculate_per_token_loss: bool = arg(
@@ -155,7 +152,7 @@ class Training:
     )
     attention_backend: Literal["flash", "fused", "unfused", "local", "auto"] = arg(
         "flash",
-        "Kernel family of the attention.",
+        "Attention kernels.",
         featured=True,
         status="works on GPU only",
     )
@@ -175,7 +172,7 @@ class Training:
     )
     optimizer_offload_fraction: float = arg(
         1.0,
-        "Share of the optimizer state moved to host memory.",
+        "Fraction of the optimizer state kept in host memory.",
         unit="fraction",
         ge=0,
         le=1,
@@ -216,7 +213,7 @@ class Training:
     )
     manual_gc: bool = arg(
         False,
-        "Switch automatic garbage collection off and collect on all ranks at the same step.",
+        "Disable automatic garbage collection and collect on all ranks at the same step.",
         status="works",
     )
     manual_gc_interval: int = arg(
@@ -246,14 +243,14 @@ class Training:
     )
     seq_length: int | None = arg(
         None,
-        "Another name of max_length, which it gives where that is unset.",
+        "Alias of max_length, used if that is unset.",
         unit="tokens",
         ge=1,
         status="works",
     )
     use_cpu_initialization: bool = arg(
         False,
-        "Initialize weights on the host.",
+        "Initialize weights on the CPU.",
         applies_to=EVERY_TASK,
         status="works on GPU only",
     )

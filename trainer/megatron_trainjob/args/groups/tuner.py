@@ -29,12 +29,12 @@ class Tuner:
         "Freeze the vision and audio towers of a multimodal model.",
         featured=True,
         status="no effect",
-        reason="a text model has no such part",
+        reason="a text model has no vision tower",
     )
     freeze_aligner: bool = arg(
         True,
         "Freeze the projector of a multimodal model.",
         featured=True,
         status="no effect",
-        reason="a text model has no such part",
+        reason="a text model has no vision tower",
     )

@@ -11,7 +11,7 @@ class TunerFull:
 
     freeze_parameters: tuple[str, ...] = arg(
         (),
-        "Parameters to freeze, by the beginning of their names.",
+        "Parameters to freeze, by prefix of their names.",
         status="works",
     )
     freeze_parameters_regex: str | None = arg(
@@ -21,7 +21,7 @@ class TunerFull:
     )
     freeze_parameters_ratio: float = arg(
         0.0,
-        ("Share of the parameters to freeze, counted from the bottom; 1: all, to be used with trainable_parameters."),
+        ("Fraction of the parameters to freeze, counted from the bottom; 1: all, for use with trainable_parameters."),
         unit="fraction",
         ge=0,
         le=1,
@@ -29,7 +29,7 @@ class TunerFull:
     )
     trainable_parameters: tuple[str, ...] = arg(
         (),
-        "Frozen parameters to train after all, by the beginning of their names.",
+        "Frozen parameters to train after all, by prefix of their names.",
         status="works",
     )
     trainable_parameters_regex: str | None = arg(

@@ -13,7 +13,7 @@ class TunerLora:
     adapter_load: str | None = arg(
         None,
         (
-            "Adapter to go on with: a checkpoint of LoRA training (resumed, or with finetune started over), "
+            "Adapter to continue from: a checkpoint of LoRA training (resumed, or with finetune started over), "
             "or a PEFT folder, which holds weights to start from."
         ),
         aliases=("mcore_adapter", "adapters"),
@@ -22,7 +22,7 @@ class TunerLora:
     target_modules: tuple[str, ...] = arg(
         ("all-linear",),
         (
-            'Modules that get adapters, by the end of their names; "all-linear", "all-router" and "all-'
+            'Modules that get adapters, by suffix of their names; "all-linear", "all-router" and "all-'
             'embedding" stand for all of a kind.'
         ),
         featured=True,
@@ -69,7 +69,7 @@ class TunerLora:
     )
     lora_bias: Literal["none", "all"] = arg(
         "none",
-        "Biases of the model that are trained beside the adapters.",
+        "Biases of the model that are trained along with the adapters.",
         status="works",
     )
     use_rslora: bool = arg(

@@ -13,7 +13,7 @@ PARALLEL_SIZES = (
     "pipeline_model_parallel_size",
     "context_parallel_size",
 )
-NO_LENGTH = "is needed, or max_epochs, to know how long the run is; set one of them"
+NO_LENGTH = "or max_epochs is required to determine the length of the run; set one of them"
 
 
 @rule(
@@ -100,7 +100,9 @@ def the_best_checkpoint_was_evaluated(facts: Facts) -> str:
         return "needs validation data; set val_dataset or split_dataset_ratio"
     evaluates, saves = derive.eval_strategy(args), args.save_strategy
     if "no" in (evaluates, saves) or evaluates != saves:
-        return f"needs checkpoints and evaluations at the same steps, not {saves} and {evaluates}; set both to one"
+        return (
+            f"needs checkpoints and evaluations at the same steps, not {saves} and {evaluates}; use the same for both"
+        )
     if saves == "steps" and args.save_interval % derive.eval_interval(args):
         return f"needs an evaluation at each checkpoint; make save_interval a multiple of {derive.eval_interval(args)}"
     return ""
@@ -155,7 +157,7 @@ RULES = (
             f"a_stream_has_no_epoch_for_{name}",
             is_(name, "epoch"),
             is_("streaming", True),
-            because="the end of an epoch of a stream is not known before it comes",
+            because="the length of a stream's epoch is not known in advance",
         )
         for name in ("save_strategy", "eval_strategy")
     ),

@@ -9,7 +9,7 @@ from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
 
-NO_MODEL = "is missing; set it to a hub id or a folder with config.json and tokenizer"
+NO_MODEL = "is missing; set it to a Hub id or a folder with config.json and tokenizer"
 NO_DATA = "is missing; set it, or cached_dataset, to the data to train on"
 ROPE_SCALINGS = ("linear", "dynamic", "yarn")
 
@@ -54,7 +54,7 @@ def each_data_set_has_a_probability(facts: Facts) -> str:
     probabilities, datasets = facts.args.interleave_prob, facts.args.dataset
     if probabilities is None or len(probabilities) == len(datasets):
         return ""
-    return f"has {len(probabilities)} values for {len(datasets)} data sets; give one for each"
+    return f"has {len(probabilities)} values for {len(datasets)} data sets; use one for each"
 
 
 @rule("interleave_prob")
@@ -71,7 +71,7 @@ def a_stream_has_one_worker(facts: Facts) -> str:
     """Several workers would each read the whole stream."""
     if not facts.args.streaming or "num_workers" not in facts.given or facts.args.num_workers == 1:
         return ""
-    return "has no effect with streaming: true, because a stream has one worker"
+    return "has no effect with streaming: true, because a stream has only one worker"
 
 
 @rule("dataloader_type", "streaming", severity="warning")
@@ -79,7 +79,7 @@ def a_stream_gives_its_own_order(facts: Facts) -> str:
     """Streams are read in their own order."""
     args = facts.args
     if args.streaming and "dataloader_type" in facts.given and args.dataloader_type != "external":
-        return "has no effect with streaming: true, because a stream gives its own order"
+        return "has no effect with streaming: true, because a stream has its own order"
     return ""
 
 
@@ -128,7 +128,7 @@ def packed_samples_fit_into_a_row(facts: Facts) -> str:
         return ""
     if args.packing_length >= args.max_length:
         return ""
-    return f"is less than max_length {args.max_length}, so some samples fit into no row; make it larger"
+    return f"is less than max_length {args.max_length}, so some samples fit into no row; increase it"
 
 
 @rule("seq_length", "max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
@@ -141,9 +141,7 @@ def the_planned_sequence_fits_into_the_model(facts: Facts) -> str:
 def a_sequence_has_one_length(facts: Facts) -> str:
     """seq_length is another name of max_length."""
     length, longest = facts.args.seq_length, facts.args.max_length
-    return (
-        "has no effect with max_length, which it is another name of" if length and longest not in (None, length) else ""
-    )
+    return "has no effect with max_length, of which it is an alias" if length and longest not in (None, length) else ""
 
 
 @rule("new_special_tokens", "train_type", "modules_to_save")
@@ -255,13 +253,13 @@ RULES = (
         "the_length_of_every_sample_is_known",
         is_("group_by_length", True),
         is_("lazy_tokenize", True),
-        because="samples are grouped by the length of all of them, before training",
+        because="grouping needs the length of every sample before training",
     ),
     excludes(
         "a_stream_is_not_grouped",
         is_("group_by_length", True),
         is_("streaming", True),
-        because="samples are grouped by the length of all of them, before training",
+        because="grouping needs the length of every sample before training",
     ),
     idle_with(
         "packed_rows_have_one_length",
@@ -286,7 +284,7 @@ RULES = (
         "turns_of_a_conversation_are_not_held_out",
         is_("split_turns", True),
         changed("split_dataset_ratio"),
-        because="answers of one conversation would be on both sides; give val_dataset",
+        because="answers of one conversation would be on both sides; set val_dataset",
     ),
     excludes("a_stream_is_not_split", changed("split_dataset_ratio"), is_("streaming", True)),
     idle_without("mixing_stops_only_when_it_happens", changed("stopping_strategy"), is_set("interleave_prob")),

@@ -26,7 +26,7 @@ def dropout_of_the_model_is_said(facts: Facts) -> str:
         return ""
     values = " and ".join(f"{key} {value}" for key, value in obeyed.items())
     remedy = " and ".join(sorted({f"{_ARGUMENTS[key]}: 0" for key in obeyed}))
-    return f"has {values} in config.json, with which it is trained, as transformers does; {remedy} trains without"
+    return f"has {values} in config.json, which training applies, as transformers does; {remedy} trains without"
 
 
 @rule("model", needs_model=True, severity="warning")

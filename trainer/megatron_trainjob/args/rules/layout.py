@@ -18,7 +18,7 @@ def the_ranks_divide_into_copies_of_the_model(facts: Facts) -> str:
     sizes = f"{args.tensor_model_parallel_size} * {args.pipeline_model_parallel_size} * {args.context_parallel_size}"
     return (
         f"tensor * pipeline * context parallel size = {sizes} = {ranks} ranks hold one copy of the model, and "
-        f"{facts.ranks} ranks do not divide by that; use {_multiples(facts.ranks, ranks)} ranks or "
+        f"{facts.ranks} ranks are not divisible by that; use {_multiples(facts.ranks, ranks)} ranks or "
         f"other sizes"
     )
 
@@ -42,7 +42,7 @@ def the_ranks_divide_into_copies_of_the_experts(facts: Facts) -> str:
     sizes = f"{tensor} * {args.expert_model_parallel_size} * {args.pipeline_model_parallel_size}"
     return (
         f"expert tensor * expert * pipeline parallel size = {sizes} = {ranks} ranks hold all experts, and "
-        f"{world_size} ranks do not divide by that; set expert_tensor_parallel_size: 1 or use other sizes"
+        f"{world_size} ranks are not divisible by that; set expert_tensor_parallel_size: 1 or use other sizes"
     )
 
 
@@ -112,7 +112,7 @@ def micro_batches_fill_the_interleaved_schedule(facts: Facts) -> str:
         return ""
     each = args.global_batch_size // number * stages
     return (
-        f"needs a number of micro-batches that {stages} stages divide, and a step has {number}; make global_batch_size "
+        f"needs a number of micro-batches divisible by {stages} stages, not {number}; make global_batch_size "
         f"a multiple of {each}"
     )
 
@@ -198,7 +198,7 @@ RULES = (
         "context_parallel_excludes_dropping_pad_tokens",
         is_("mlp_padding_free", True),
         above("context_parallel_size", 1),
-        because="each rank holds parts of the rows and no mask that tells their padding",
+        because="each rank has parts of the rows and no mask of their padding",
     ),
     idle_without(
         "tensor_overlap_needs_sequence_parallel",

@@ -50,7 +50,7 @@ def a_matrix_optimizer_has_no_loss_scale(facts: Facts) -> str:
     fp16, _ = derive.fp16_bf16(facts.args, facts.config)
     if not fp16 or not derive.is_matrix_optimizer(facts.args):
         return ""
-    return "does not train in float16, whose loss Megatron-Core scales for adam and sgd only; set bf16: true"
+    return "does not train in float16, for which Megatron-Core scales the loss with adam and sgd only; set bf16: true"
 
 
 @rule("lr_warmup_iters", "lr_decay_iters", "train_iters")
@@ -67,7 +67,7 @@ def the_warmup_leaves_something_to_decay(facts: Facts) -> str:
     """A warmup over all steps would never reach the decay."""
     if facts.args.lr_warmup_fraction != 1:
         return ""
-    return "must be less than 1, or the learning rate never gets beyond its warmup"
+    return "must be less than 1, or the learning rate never leaves its warmup"
 
 
 @rule("decoupled_lr", "train_type", "modules_to_save", "task_type", "rlhf_type", severity="warning")
@@ -131,7 +131,7 @@ RULES = (
         "dist_muon_is_always_spread",
         is_("use_distributed_optimizer", False),
         is_("optimizer", "dist_muon"),
-        because="it is what spreads the state; write muon",
+        because="it is what shards the state; set muon",
     ),
     idle_without("a_floor_of_the_other_rate_needs_that_rate", is_set("decoupled_min_lr"), is_set("decoupled_lr")),
     the_other_rate_has_something_to_train,

@@ -44,9 +44,7 @@ def dynamic_fine_tuning_is_no_preference_loss(facts: Facts) -> str:
 def each_of_several_losses_has_a_weight(facts: Facts) -> str:
     """Weights are matched by position."""
     weights, types = facts.args.loss_weights, facts.args.loss_types
-    return (
-        f"are {len(weights)} for {len(types)} loss_types; give one for each" if 0 < len(weights) != len(types) else ""
-    )
+    return f"are {len(weights)} for {len(types)} loss_types; use one for each" if 0 < len(weights) != len(types) else ""
 
 
 @rule("label_smoothing", "loss_types", tasks=RLHF)
@@ -126,7 +124,7 @@ def preference_training_starts_from_a_trained_model(facts: Facts) -> str:
     return (
         ""
         if args.no_initialization or args.load
-        else "must be true, or load a checkpoint; random weights prefer nothing"
+        else "must be true, or load a checkpoint; random weights have no preferences"
     )
 
 
@@ -211,7 +209,7 @@ RULES = (
     *(
         excludes(name, is_("precompute_ref_log_probs", True), is_(other, True), because=reason, tasks=RLHF)
         for name, other, reason in (
-            ("without_a_reference_none_is_asked", "reference_free", "there is no reference to ask"),
+            ("without_a_reference_none_is_asked", "reference_free", "there is no reference model"),
             ("a_stream_is_not_known_beforehand", "streaming", "the pairs of a stream are not known before training"),
             ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize", "its pairs are not tokenized before training"),
         )

@@ -39,7 +39,7 @@ def a_loss_of_texts_belongs_to_its_kind(facts: Facts) -> str:
     kind, own = facts.args.task_type, LOSSES.get(facts.args.task_type, ())
     if not own:
         return f"is not part of task_type {kind or 'causal_lm'} in sft, which has one loss; remove it"
-    return "" if facts.args.loss_type in own else f"is no loss of task_type {kind}; use {', '.join(own)}"
+    return "" if facts.args.loss_type in own else f"is not a loss of task_type {kind}; use {', '.join(own)}"
 
 
 @rule("loss_type", "loss_types", tasks=("rlhf",))
@@ -77,7 +77,7 @@ def a_list_of_documents_is_listwise(facts: Facts) -> str:
 def each_size_has_a_weight(facts: Facts) -> str:
     """Weights are matched by position."""
     weights, sizes = len(facts.args.matryoshka_weights), len(facts.args.matryoshka_dims)
-    return f"are {weights} for {sizes} matryoshka_dims; give one for each" if 0 < weights != sizes else ""
+    return f"are {weights} for {sizes} matryoshka_dims; use one for each" if 0 < weights != sizes else ""
 
 
 @rule("matryoshka_dims", tasks=SUPERVISED, needs_model=True)
@@ -93,7 +93,7 @@ def yes_is_not_no(facts: Facts) -> str:
     """The score is the difference of their logits."""
     args = facts.args
     same = args.generative_reranker_positive_token == args.generative_reranker_negative_token
-    return "is the same as generative_reranker_negative_token; they have to differ" if same else ""
+    return "is the same as generative_reranker_negative_token; they must differ" if same else ""
 
 
 @rule("system", "task_type", tasks=SUPERVISED)
@@ -101,7 +101,7 @@ def a_generative_reranker_asks_in_its_own_words(facts: Facts) -> str:
     """Its system turn defines the allowed answers."""
     if facts.args.task_type != "generative_reranker" or not facts.args.system:
         return ""
-    return "is that of a generative_reranker already; put an instruction into a system turn of the rows"
+    return "is fixed for a generative_reranker; put an instruction into a system turn of the rows"
 
 
 @rule("modules_to_save", "task_type", tasks=SUPERVISED)
@@ -154,7 +154,7 @@ RULES = (
         tasks=SUPERVISED,
     ),
     *(
-        excludes(name, condition, GROUPED, because="its loss is of whole texts", tasks=SUPERVISED)
+        excludes(name, condition, GROUPED, because="its loss is over whole texts", tasks=SUPERVISED)
         for name, condition in (
             ("texts_have_no_token_losses_to_reweight", is_("enable_dft_loss", True)),
             ("texts_have_no_losses_of_channels", is_("enable_channel_loss", True)),

@@ -65,7 +65,7 @@ def rule(
     cel_message: str = "",
     severity: Severity = "error",
 ) -> Callable[[Callable[[Facts], str]], Rule]:
-    """Makes a Rule of a function; the function's name states the constraint."""
+    """Turns a function into a Rule; the function's name states the constraint."""
 
     def make(function: Callable[[Facts], str]) -> Rule:
         return Rule(

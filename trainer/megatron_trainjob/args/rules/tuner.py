@@ -42,7 +42,7 @@ def something_is_trained(facts: Facts) -> str:
         return ""
     if args.trainable_parameters or args.trainable_parameters_regex:
         return ""
-    return "freezes everything; name what is trained in trainable_parameters"
+    return "freezes everything; name what to train in trainable_parameters"
 
 
 @rule("target_modules", "target_regex", severity="warning")
@@ -95,7 +95,7 @@ def adapters_have_a_form_that_peft_loads(facts: Facts) -> str:
     if others == "dense layers" and not derive.has_dense_layers(config):
         return ""
     return (
-        f"adapts the routed experts and the {others} of the model, whose adapters peft takes for each other and drops; "
+        f"adapts the routed experts and the {others} of the model, whose adapters peft confuses and drops; "
         "set merge_lora: true to get the whole model, or name linear_qkv and linear_proj (or a target_regex) instead"
     )
 
