@@ -1,7 +1,8 @@
 """Ranks for tests: worker processes that stay up over all tests of a run and talk through gloo.
 
 `gloo_ranks(2).run(function, *args)` calls the function on two ranks and returns what each of them returned.
-Starting a worker costs 8 s of imports, so one pool serves every size; a size joins the first workers of the pool.
+One pool serves every size: a size joins the first workers of the pool. Workers are forked from one process that
+has imported everything (imported.py): 9 s of CPU once a pytest process, and not once a worker.
 One rank is a worker too: the CPU backend changes its whole process, and pytest's own stays clean.
 
 The function runs with the CPU backend installed and the process group joined; parallel groups are its own affair.
@@ -13,21 +14,24 @@ import atexit
 import contextlib
 import faulthandler
 import gc
+import multiprocessing
 import os
 import pickle
 import signal
-import subprocess
 import sys
 import tempfile
 import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from multiprocessing.connection import Client, Connection, Listener, wait
+from functools import cache
+from multiprocessing import forkserver
+from multiprocessing.connection import Connection, wait
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
-START_TIMEOUT_S = 300.0
 RUN_TIMEOUT_S = 300.0
 MAX_THREADS = 800
 """A worker with more is replaced: gloo groups of past runs keep threads that poll, and slow the whole machine."""
@@ -44,7 +48,7 @@ class RankError(AssertionError):
 class _Worker:
     """One process and the line to it."""
 
-    process: subprocess.Popen[bytes]
+    process: ForkServerProcess
     connection: Connection
     log: Path
 
@@ -64,20 +68,9 @@ class _Pool:
     num_runs: int = 0
 
     def grow(self, size: int) -> None:
-        """Starts what is missing, all at once."""
-        first = len(self.workers)
-        if first >= size:
-            return
-        address = str(self.folder / f"socket-{first}-{self.num_runs}")
-        with Listener(address, "AF_UNIX", backlog=size) as listener:
-            logs = [self.folder / f"worker-{number}.log" for number in range(first, size)]
-            processes = [_start(address, log) for log in logs]
-            by_pid = {process.pid: (process, log) for process, log in zip(processes, logs, strict=True)}
-            listener._listener._socket.settimeout(START_TIMEOUT_S)  # type: ignore[attr-defined]
-            for _ in processes:
-                connection = listener.accept()
-                process, log = by_pid[connection.recv()]
-                self.workers.append(_Worker(process, connection, log))
+        """Starts what is missing."""
+        for number in range(len(self.workers), size):
+            self.workers.append(_start(self.folder / f"worker-{number}.log"))
 
     def stop(self) -> None:
         """Asks all workers to end, then makes them."""
@@ -86,11 +79,10 @@ class _Pool:
                 worker.connection.send_bytes(pickle.dumps(None))
         deadline = time.monotonic() + _STOP_TIMEOUT_S
         for worker in self.workers:
-            try:
-                worker.process.wait(max(0.0, deadline - time.monotonic()))
-            except subprocess.TimeoutExpired:
+            worker.process.join(max(0.0, deadline - time.monotonic()))
+            if worker.process.is_alive():
                 worker.process.kill()
-                worker.process.wait()
+                worker.process.join()
             worker.connection.close()
         self.workers.clear()
 
@@ -139,7 +131,7 @@ class GlooRanks:
         if message:  # one rank may have left its groups while another still joined them: no run follows in them
             pool.stop()
             raise RankError(message)
-        if any(worker.process.poll() is not None for worker in workers):
+        if not all(worker.process.is_alive() for worker in workers):
             pool.stop()
         return [results[rank] for rank in range(self.size)]
 
@@ -149,18 +141,29 @@ def gloo_ranks(size: int) -> GlooRanks:
     return GlooRanks(size)
 
 
-def _start(address: str, log: Path) -> subprocess.Popen[bytes]:
+@cache
+def _forks() -> ForkServerContext:
+    """Where workers are forked from; it has imported what they need."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.support.ranks.imported"])
     environment = {
-        **os.environ,
         "PYTHONPATH": os.pathsep.join(path for path in sys.path if path),
         "OMP_NUM_THREADS": "1",
         "MTJ_DEVICE": "cpu",
         "TOKENIZERS_PARALLELISM": "false",
         "HF_HUB_OFFLINE": "1",
     }
-    with log.open("wb") as output:
-        command = [sys.executable, "-m", "tests.support.ranks.pool", address]
-        return subprocess.Popen(command, env=environment, stdout=output, stderr=output, stdin=subprocess.DEVNULL)
+    with patch.dict(os.environ, environment):
+        forkserver.ensure_running()
+    return context
+
+
+def _start(log: Path) -> _Worker:
+    ours, theirs = multiprocessing.Pipe()
+    process = _forks().Process(target=_serve, args=(theirs, log))
+    process.start()
+    theirs.close()
+    return _Worker(process, ours, log)
 
 
 def _collect(workers: list[_Worker], timeout_s: float) -> tuple[dict[int, Any], dict[int, str]]:
@@ -185,8 +188,8 @@ def _receive(rank: int, worker: _Worker, results: dict[int, Any], failures: dict
     try:
         kind, value = pickle.loads(worker.connection.recv_bytes())
     except (EOFError, OSError):
-        code = worker.process.wait()
-        failures[rank] = f"died with exit code {code}; its last output:\n{worker.log_tail()}"
+        worker.process.join()
+        failures[rank] = f"died with exit code {worker.process.exitcode}; its last output:\n{worker.log_tail()}"
         return
     if kind == "result":
         results[rank] = value
@@ -198,17 +201,16 @@ def _report(workers: list[_Worker], failures: dict[int, str], late: list[int], t
     parts = [f"rank {rank} {text}" for rank, text in sorted(failures.items())]
     for rank in late if not failures else ():
         worker = workers[rank]
-        worker.process.send_signal(signal.SIGUSR1)
+        os.kill(worker.process.pid or 0, signal.SIGUSR1)
         time.sleep(0.5)  # faulthandler writes the stack into the log
         parts.append(f"rank {rank} did not end within {timeout_s} s; it stood at:\n{worker.log_tail()}")
     return "\n\n".join(parts)
 
 
-def _serve(address: str) -> None:
-    """A worker's life: imports, then one task after the other until the pool hangs up."""
+def _serve(connection: Connection, log: Path) -> None:
+    """A worker's life: one task after the other until the pool hangs up."""
+    _write_to(log)
     faulthandler.register(signal.SIGUSR1)
-    connection = Client(address, "AF_UNIX")
-    connection.send(os.getpid())
     from megatron_trainer import backend as backends
 
     backend = backends.select()
@@ -226,12 +228,21 @@ def _serve(address: str) -> None:
     os._exit(0)  # gloo's threads may hold up a normal exit after a failure
 
 
+def _write_to(log: Path) -> None:
+    """Sends what this process prints to a file, and gives it nothing to read."""
+    with log.open("wb") as output, open(os.devnull, "rb") as nothing:
+        for number, file in ((0, nothing), (1, output), (2, output)):
+            os.dup2(file.fileno(), number)
+
+
 def _keep_frozen() -> Callable[[], None]:
     """gc.freeze, which is from now on this worker's alone: a run neither freezes its own objects nor thaws the modules.
 
     Half a million objects of modules are then out of every collection, which took a third of a second each.
     """
     freeze = gc.freeze
+    freeze()
+    gc.enable()
     gc.freeze = gc.unfreeze = lambda: None
     return freeze
 
@@ -280,7 +291,3 @@ def _free_models() -> None:
     for wrapper in [found for found in gc.get_objects() if issubclass(type(found), DistributedDataParallel)]:
         vars(wrapper).clear()
     gc.collect()
-
-
-if __name__ == "__main__":
-    _serve(sys.argv[1])

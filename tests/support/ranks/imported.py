@@ -1,0 +1,13 @@
+"""What the process that ranks are forked from imports, once for all of them.
+
+Without the collector: it would walk over half a million objects of modules, of which none is ever garbage.
+"""
+
+import gc
+
+gc.disable()
+
+import datasets  # noqa: E402, F401
+import transformers.modeling_utils  # noqa: E402, F401
+
+import megatron_trainer.process.run  # noqa: E402, F401
