@@ -11,3 +11,12 @@ from tests.support.checkpoint.chaos_training import compare
 @pytest.mark.parametrize("way", ["prepared", "streaming and packed"])
 def test_a_killed_training_ends_with_every_loss_of_the_undisturbed_one(tmp_path, way):
     assert "bit-identical" in compare(tmp_path, kills=2, seed=3, steps=300, way=way)
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(900)
+def test_a_killed_training_of_two_nodes_goes_on_from_memory_also_when_a_node_lost_it(tmp_path):
+    said = compare(tmp_path, kills=3, seed=4, steps=300, way="in memory")
+    assert "bit-identical" in said
+    assert "from memory at" in said

@@ -53,6 +53,7 @@ def test_everything_else_waits_for_a_suspension_or_never_changes():
 RACK = {"topology": {"key": "rack", "exclusive": True}}
 NEEDS = {  # what else a manifest must say for the field to be allowed
     "volumeMounts": {"volumes": SAMPLES["volumes"]},
+    "checkpoint.memory.intervalIterations": {"checkpoint": {"memory": {"sizeLimit": "1Gi"}}},
     "scheduling.minMember": {"scheduling": {"gang": "Volcano"}},
     "scheduling.queue": {"scheduling": {"gang": "Volcano"}},
     "scheduling.scheduleTimeoutSeconds": {"scheduling": {"gang": "Coscheduling", "schedulerName": "x"}},

@@ -121,6 +121,15 @@ def test_plan_says_when_a_model_does_not_fit(here, capsys):
     assert "does not fit" in said(capsys, "plan", "job.yaml", "--gpu-memory", "1Gi")
 
 
+@pytest.mark.parametrize(("size", "verdict"), [("64Gi", "fits"), ("4Mi", "raise checkpoint.memory.sizeLimit")])
+def test_plan_counts_the_memory_of_checkpoints_in_memory(here, capsys, size, verdict):
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"]["checkpoint"] = {**manifest["spec"].get("checkpoint", {}), "memory": {"sizeLimit": size}}
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    line = next(line for line in said(capsys, "plan", "job.yaml").split("checkpoints in memory:")[1:])
+    assert verdict in " ".join(line.split())
+
+
 def test_plan_without_a_readable_model_leaves_memory_out(here, capsys):
     manifest = yaml.safe_load((here / "job.yaml").read_text())
     manifest["spec"]["args"]["model"] = "owner/name"

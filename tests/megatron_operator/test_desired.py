@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import yaml
 
 from megatron_operator.api import names
@@ -9,7 +10,7 @@ from megatron_operator.core.desired import command, gang
 from megatron_operator.core.desired.config_map import args_hash, config_map
 from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.pods import pod, pods
-from megatron_operator.core.desired.quantity import amount, multiplied
+from megatron_operator.core.desired.quantity import amount, multiplied, total
 from megatron_operator.core.desired.volumes import claim
 from tests.support.operator.job_values import ARGS, job
 
@@ -169,6 +170,38 @@ def test_ones_own_shared_memory_replaces_ours():
     assert mounted == ["mtj-args", "mtj-checkpoint", "memory"]
 
 
+IN_MEMORY = {"checkpoint": {"pvc": {"claimName": "c"}, "memory": {"intervalIterations": 5, "sizeLimit": "16Gi"}}}
+
+
+def test_checkpoints_in_memory_have_a_volume_and_the_trainer_is_told_of_it():
+    made = pod(job(IN_MEMORY), 0, 0)
+    assert {"name": "mtj-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}} in made["spec"]["volumes"]
+    assert {"name": "mtj-memory", "mountPath": "/run/mtj-memory"} in trainer(made)["volumeMounts"]
+    told = {each["name"]: each.get("value") for each in trainer(made)["env"]}
+    assert told["MTJ_MEMORY_CHECKPOINT_FOLDER"] == "/run/mtj-memory"
+    assert told["MTJ_MEMORY_CHECKPOINT_INTERVAL"] == "5"
+    assert told["MTJ_MEMORY_CHECKPOINT_BYTES"] == str(16 * 2**30)
+    without = pod(job({}), 0, 0)
+    assert not any("memory" in volume["name"] for volume in without["spec"]["volumes"])
+    assert not any("MEMORY" in each["name"] for each in trainer(without)["env"])
+
+
+@pytest.mark.parametrize(
+    ("given", "asked"),
+    [
+        ({}, {"requests": {"memory": "16Gi"}}),
+        ({"limits": {"cpu": 1, "memory": "64Gi"}}, {"limits": {"cpu": "1", "memory": "80Gi"}}),
+        ({"requests": {"memory": "1G"}}, {"requests": {"memory": str(10**9 + 16 * 2**30)}}),
+        (
+            {"limits": {"memory": "8Gi"}, "requests": {"memory": "8Gi"}},
+            {"limits": {"memory": "24Gi"}, "requests": {"memory": "24Gi"}},
+        ),
+    ],
+)
+def test_memory_for_checkpoints_is_asked_for_beside_the_trainers_own(given, asked):
+    assert trainer(pod(job({**IN_MEMORY, "resourcesPerNode": given}), 0, 0))["resources"] == asked
+
+
 def test_devices_for_rdma_are_added_to_the_limits():
     spec = {"network": {"rdma": {"resource": "rdma/ib", "count": 4}}, "resourcesPerNode": {"limits": {"cpu": 2}}}
     assert trainer(pod(job(spec), 0, 0))["resources"] == {"limits": {"rdma/ib": "4", "cpu": "2"}}
@@ -242,4 +275,5 @@ def test_the_longest_names_still_fit_a_hostname():
 
 def test_quantities_are_exact():
     assert (amount("64Gi"), amount("500m") * 2, amount("1e3"), amount("8")) == (64 * 2**30, 1, 1000, 8)
+    assert (total("64Gi", "0.5Gi"), total("1G", "1Gi"), total("8", "500m")) == ("64.5Gi", "2073741824", "9")
     assert (multiplied("64Gi", 4), multiplied("1.5", 2), multiplied("500m", 3)) == ("256Gi", "3.0", "1500m")

@@ -369,3 +369,15 @@ def test_the_port_where_ranks_meet_is_held_while_they_start(run):
     )
     code, output = run.write(command=["python", "-c", program]).finish()
     assert code == 0, output
+
+
+@pytest.mark.parametrize("code", [0, 65])
+def test_memory_for_checkpoints_is_of_each_node_and_given_back_when_the_run_ends(run, code):
+    words = 'cd /checkpoints; echo "$MTJ_MEMORY_CHECKPOINT_FOLDER" > $NODE_RANK; touch "$(cat $NODE_RANK)/x"'
+    memory = {"intervalIterations": 5, "sizeLimit": "1Gi"}
+    checkpoint = {"pvc": {"claimName": "disk"}, "memory": memory}
+    run.write(nodes=2, command=["sh", "-c", f"{words} && exit {code}"], checkpoint=checkpoint)
+    assert run.finish()[0] == (1 if code else 0)
+    folders = [Path((run.state / "volumes" / "disk" / str(node)).read_text().strip()) for node in range(2)]
+    assert [folder.name for folder in folders] == ["node-0", "node-1"]
+    assert not folders[0].parent.exists()

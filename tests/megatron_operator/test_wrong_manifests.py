@@ -50,6 +50,21 @@ CASES = {
         {"spec.args.dataset": "does not exist"},
     ),
     "a checkpoint that is not there": ({"args": {"load": "/nowhere/iter"}}, {"spec.args.load": "checkpoint folder"}),
+    "memory that holds no checkpoint, where another volume is mounted": (
+        {
+            "checkpoint": {"memory": {"sizeLimit": 64}},
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "volumeMounts": [{"name": "v", "mountPath": "/run/mtj-memory"}],
+        },
+        {
+            "spec.checkpoint.memory.sizeLimit": "too small",
+            "spec.volumeMounts[0].mountPath": "mounted already",
+        },
+    ),
+    "memory without a size or an interval": (
+        {"checkpoint": {"memory": {"intervalIterations": 0}}},
+        {"spec.checkpoint.memory.sizeLimit": "required", "spec.checkpoint.memory.intervalIterations": "1"},
+    ),
     "unknown field": ({"numNode": 3}, {"spec.numNode": "did you mean numNodes?"}),
     "unknown field further down": (
         {"network": {"masterport": 1, "rdma": {"resources": "a"}}},

@@ -39,6 +39,9 @@ class Environment:
     resume: Resume = "Never"
     save_on_termination: bool = True
     adopts: bool = False
+    memory_folder: Path | None = None
+    memory_interval: int = 1
+    memory_limit_bytes: int | None = None
     progress_file: Path | None = None
     termination_log: Path = Path(termination.LOG)
     failure_file: Path | None = None
@@ -54,6 +57,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
     """
     env = os.environ if variables is None else variables
     progress, failure = env.get(names.PROGRESS_FILE), env.get(names.FAILURE_FILE)
+    memory = env.get(names.MEMORY_FOLDER)
     return Environment(
         num_nodes=_number(env, names.NUM_NODES, 1),
         node_rank=_number(env, names.NODE_RANK, 0),
@@ -69,6 +73,9 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         resume=_resume(env.get(names.RESUME, "Never")),
         save_on_termination=env.get(names.SAVE_ON_TERMINATION, "1") == "1",
         adopts=env.get(names.ADOPT, "0") == "1",
+        memory_folder=Path(memory) if memory else None,
+        memory_interval=max(1, _number(env, names.MEMORY_INTERVAL, 1)),
+        memory_limit_bytes=_number(env, names.MEMORY_LIMIT, 0) or None,
         progress_file=Path(progress) if progress else None,
         termination_log=Path(env.get(names.TERMINATION_LOG, termination.LOG)),
         failure_file=Path(failure) if failure else None,

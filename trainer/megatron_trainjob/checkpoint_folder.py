@@ -128,7 +128,7 @@ def pointed_at(path: Path) -> Path:
 
 def inspect(path: Path) -> Checkpoint:
     """Reads the manifest and compares the files' sizes with it; `damage` checks the contents."""
-    manifest, problem = _read_manifest(path / MANIFEST)
+    manifest, problem = read_manifest(path / MANIFEST)
     if manifest is not None:
         problem = next(damage(path, manifest, manifest.files, with_contents=False), None)
     return Checkpoint(path=path, iteration=_iteration(path), manifest=None if problem else manifest, problem=problem)
@@ -165,8 +165,8 @@ def _damage_of(path: Path, expected: FileRecord, *, with_contents: bool) -> str 
     return None
 
 
-def _read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
-    """The manifest, or its problem."""
+def read_manifest(path: Path) -> tuple[Manifest | None, str | None]:
+    """The manifest in this file, or its problem."""
     try:
         fields = input_file.read_json(path, most_bytes=input_file.MAX_TABLE_BYTES)
         checksum = fields.pop("crc32")

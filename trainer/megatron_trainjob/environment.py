@@ -33,6 +33,11 @@ RESUME: Final = "MTJ_RESUME"
 SAVE_ON_TERMINATION: Final = "MTJ_SAVE_ON_TERM"
 ADOPT: Final = "MTJ_ADOPT"
 
+# Checkpoints in memory: the node's folder (none without it), the steps between two, and the bytes that they may take.
+MEMORY_FOLDER: Final = "MTJ_MEMORY_CHECKPOINT_FOLDER"
+MEMORY_INTERVAL: Final = "MTJ_MEMORY_CHECKPOINT_INTERVAL"
+MEMORY_LIMIT: Final = "MTJ_MEMORY_CHECKPOINT_BYTES"
+
 # Paths of records, and the device; defaults are for pods, a single machine sets others.
 PROGRESS_FILE: Final = "MTJ_PROGRESS_FILE"
 TERMINATION_LOG: Final = "MTJ_TERMINATION_LOG"
@@ -63,6 +68,9 @@ RESERVED: Final = frozenset(
         RESUME,
         SAVE_ON_TERMINATION,
         ADOPT,
+        MEMORY_FOLDER,
+        MEMORY_INTERVAL,
+        MEMORY_LIMIT,
     }
 )
 """Names that only the operator sets; a manifest that sets one of them is refused."""

@@ -18,6 +18,7 @@ from megatron_operator.api.schema.parts import (
     changeable,
     choice,
     integer,
+    quantity,
     record,
     text,
     text_map,
@@ -55,6 +56,20 @@ _CLAIM_TEMPLATE = record(
 
 
 @dataclass(frozen=True, kw_only=True)
+class MemoryCheckpoints:
+    """Checkpoints in the memory of the nodes, for restarts on the same nodes."""
+
+    interval: int = declared("intervalIterations", integer("Steps from one to the next.", ge=1, default=10))
+    size_limit: str | int = declared(
+        "sizeLimit",
+        quantity(
+            "Most memory that they take on each node: two generations, with copies of another node's. It is added to "
+            "the memory request and limit of the pods."
+        ),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """Where checkpoints are written: a claim, else the pod's own disk, or the state directory of a local run."""
 
@@ -84,6 +99,15 @@ class Checkpoint:
     retain_on_delete: bool = declared(
         "retainOnDelete",
         changeable("Never", boolean("Keeps a claim made from the template when the job is deleted.", default=True)),
+    )
+    memory: MemoryCheckpoints | None = declared(
+        "memory",
+        record_of(
+            MemoryCheckpoints,
+            "More frequent checkpoints in the memory of the nodes, from which a restart in place goes on.",
+            required=("sizeLimit",),
+        ),
+        of=MemoryCheckpoints,
     )
 
     @property

@@ -20,6 +20,7 @@ from megatron_trainjob import memory
 from megatron_trainjob.args import derive
 from megatron_trainjob.families.check import check
 from megatron_trainjob.memory import MemoryEstimate, RankMemory
+from megatron_trainjob.memory.checkpoint import Place, of_nodes
 
 MAX_RANKS = 64
 MIB, GIB = 1024**2, 1024**3
@@ -119,6 +120,8 @@ def show_memory(loaded: Loaded, gpu_bytes: int | None) -> None:
     )
     if gpu_bytes is not None:
         out.print(_fits(estimate.peak, gpu_bytes))
+    if loaded.job.checkpoint.memory is not None:
+        out.print(_memory_checkpoints(loaded.job, estimate, str(loaded.job.checkpoint.memory.size_limit)))
 
 
 def _size(text: str) -> int:
@@ -146,6 +149,21 @@ def _fits(peak: RankMemory, gpu_bytes: int) -> str:
     return (
         f"[red]does not fit[/]: {need:.1f} of {have:.0f} GiB; split the model further (tensor_model_parallel_size, "
         "pipeline_model_parallel_size), recompute (recompute_granularity full), or shorten max_length"
+    )
+
+
+def _memory_checkpoints(job: Job, estimate: MemoryEstimate, size_limit: str) -> str:
+    """What checkpoints in memory need of a node, and whether the volume is as large."""
+    places: list[list[Place]] = [[] for _ in range(job.num_nodes)]
+    for rank in rank_layout.ranks(job, None):
+        places[rank.node].append(Place(stage=rank.pipeline, is_first_copy=rank.data == rank.context == 0))
+    size = rank_layout.sizes(job)
+    need = of_nodes(job.args, estimate, places, num_copies=size.data * size.context)
+    limit = int(amount(size_limit))
+    verdict = "[green]fits[/]" if need.volume <= limit else "[red]does not fit[/]: raise checkpoint.memory.sizeLimit"
+    return (
+        f"checkpoints in memory: {need.volume / GIB:.2f} of {limit / GIB:.2f} GiB on a node, and "
+        f"{need.staging / GIB:.2f} GiB of the trainer's own memory (estimate); {verdict}"
     )
 
 

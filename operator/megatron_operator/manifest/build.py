@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_operator.api.schema.declared import read
+from megatron_operator.core.desired.quantity import total
 from megatron_operator.core.job import Job
 from megatron_operator.manifest import rules
 from megatron_trainjob.args.parse import Accepted
@@ -29,6 +30,7 @@ def build(manifest: Object, spec: Object, arguments: Accepted, *, nproc_per_node
         "checkpoint": _checkpoint(spec["checkpoint"], metadata["name"]),
         "network": _network(spec["network"], metadata.get("uid") or metadata["name"]),
         "initializers": [_initializer(each, image) for each in spec.get("initializers", ())],
+        "resourcesPerNode": _resources(spec.get("resourcesPerNode") or {}, spec["checkpoint"].get("memory")),
         "scheduling": {**spec["scheduling"], "minMember": spec["scheduling"].get("minMember") or spec["numNodes"]},
     }
     return read(
@@ -62,6 +64,17 @@ def download_command(storage_uri: str, target_path: str) -> tuple[str, ...]:
 
 def _checkpoint(given: Object, job_name: str) -> Object:
     return {**given, "subPath": given["subPath"].replace("$(job)", job_name).strip("/")}
+
+
+def _resources(given: Object, memory: Object | None) -> Object:
+    """The resources of a pod, with the memory that its checkpoints in memory take beside the trainer's own."""
+    if memory is None:
+        return given
+    size = str(memory["sizeLimit"])
+    asking = [kind for kind in ("limits", "requests") if "memory" in (given.get(kind) or {})]
+    raised = {kind: {**given[kind], "memory": total(str(given[kind]["memory"]), size)} for kind in asking}
+    unasked = {} if asking else {"requests": {**(given.get("requests") or {}), "memory": size}}
+    return {**given, **raised, **unasked}
 
 
 def _network(given: Object, uid: str) -> Object:

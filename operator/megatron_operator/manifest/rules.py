@@ -11,6 +11,7 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.api.schema import pod_template, structural
 from megatron_operator.core.desired.quantity import amount
+from megatron_operator.core.desired.volumes import MEMORY_PATH
 from megatron_operator.manifest import accelerators
 from megatron_trainjob.args.names import find_alias
 from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
@@ -27,6 +28,7 @@ FIELDS_OF_SPEC = ("command", "args", "image", "resources")
 # The pod ends with the trainer's container, whose termination message says why.
 RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
 OWN_VOLUME_PREFIX = "mtj-"
+LEAST_MEMORY_BYTES = 2**20
 SET_BY_OPERATOR = "is set by the operator; remove it"
 
 
@@ -47,6 +49,9 @@ def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
     limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
     yield from (_warning(*each) for each in accelerators.uncounted(spec))
     yield from _claims_for_one_node(spec)
+    if spec["checkpoint"].get("memory") and spec["checkpoint"]["resume"] == "Never":
+        message = "is never read with checkpoint.resume Never; use Auto, or remove it"
+        yield _warning("spec.checkpoint.memory", None, message)
     slices = sum(int(amount(str(count))) for name, count in limits.items() if name.startswith(accelerators.MIG_PREFIX))
     if slices > 1:
         message = "has MIG slices, between which NCCL has no peer-to-peer path; expect slow collectives"
@@ -163,6 +168,11 @@ def _volumes_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
 
 def _mount_paths_differ(metadata: Object, spec: Object) -> Iterator[Violation]:
     taken = [spec["checkpoint"]["mountPath"].rstrip("/")]
+    if spec["checkpoint"].get("memory"):
+        taken.append(MEMORY_PATH)
+    if taken[0] in taken[1:]:
+        message = "is where checkpoints in memory are mounted; choose another path"
+        yield Violation(path="spec.checkpoint.mountPath", value=taken[0], message=message)
     for i, mount in enumerate(spec.get("volumeMounts", ())):
         path = mount["mountPath"].rstrip("/")
         if path in taken:
@@ -270,6 +280,13 @@ def _quantities_are_numbers(metadata: Object, spec: Object) -> Iterator[Violatio
                 yield Violation(path=path, value=value, message=str(problem))
 
 
+def _memory_holds_a_checkpoint(metadata: Object, spec: Object) -> Iterator[Violation]:
+    memory = spec["checkpoint"].get("memory") or {}
+    if "sizeLimit" in memory and amount(str(memory["sizeLimit"])) < LEAST_MEMORY_BYTES:
+        message = "is too small for any checkpoint; give a quantity such as 64Gi (mtj plan shows what they need)"
+        yield Violation(path="spec.checkpoint.memory.sizeLimit", value=memory["sizeLimit"], message=message)
+
+
 def _extra_arguments_are_extra(metadata: Object, spec: Object) -> Iterator[Violation]:
     for name, value in spec.get("extraArgs", {}).items():
         if name in ARGUMENTS or find_alias(name, spec.get("task", "sft")):
@@ -293,6 +310,7 @@ RULES: tuple[Rule, ...] = (
     _copies_are_the_users,
     _rules_say_when,
     _quantities_are_numbers,
+    _memory_holds_a_checkpoint,
     _extra_arguments_are_extra,
 )
 

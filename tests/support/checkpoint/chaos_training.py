@@ -12,6 +12,8 @@ import argparse
 import json
 import os
 import random
+import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -32,8 +34,10 @@ DATA = {
     "packed": PACKED,
     "streaming": {"streaming": True, "shuffle_buffer_size": 5, "num_workers": None},
     "streaming and packed": {"streaming": True, "shuffle_buffer_size": 5, "num_workers": None, **PACKED},
+    "in memory": {"save_interval": 1_000_000},
 }
-"""How the run reads its rows, by name."""
+"""How the run reads its rows, by name; in memory: prepared, and nothing is saved but in the memory of two nodes."""
+MEMORY = {"memory": {"intervalIterations": 3, "sizeLimit": "1Gi"}}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +47,8 @@ class Outcome:
     losses: tuple[float, ...]
     weights: bytes
     restarts: int
+    from_memory: tuple[int, ...]
+    """The iterations of the memory checkpoints from which it went on."""
 
 
 def manifest(model: Path, data: Path, *, steps: int, way: str) -> dict:
@@ -57,10 +63,13 @@ def manifest(model: Path, data: Path, *, steps: int, way: str) -> dict:
         "spec": {
             "task": "sft",
             "image": "none",
-            "numNodes": 1,
-            "nprocPerNode": 2,
+            **({"numNodes": 2, "nprocPerNode": 1} if way == "in memory" else {"numNodes": 1, "nprocPerNode": 2}),
             "args": arguments,
-            "checkpoint": {"pvc": {"claimName": "checkpoints"}, "mountPath": "/checkpoints"},
+            "checkpoint": {
+                "pvc": {"claimName": "checkpoints"},
+                "mountPath": "/checkpoints",
+                **(MEMORY if way == "in memory" else {}),
+            },
             "failurePolicy": {"maxRestarts": 1000, "backoffSeconds": {"initial": 1, "max": 1}},
         },
     }
@@ -110,7 +119,16 @@ def kill_one(process: subprocess.Popen, folder: Path, chance: random.Random) -> 
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
         return kill_one(process, folder, chance)
+    lose_memory(folder, chance)
     return True
+
+
+def lose_memory(folder: Path, chance: random.Random) -> None:
+    """Removes what one of the nodes keeps in memory, at every other kill: the node was lost with its pod."""
+    job = yaml.safe_load((folder / "state" / "chaos" / "job.yaml").read_text())
+    nodes = sorted(Path(f"/dev/shm/mtj-{job['metadata']['uid']}").glob("node-*"))
+    if nodes and chance.random() < 0.5:
+        shutil.rmtree(chance.choice(nodes), ignore_errors=True)
 
 
 def belongs(pid: int, folder: Path) -> bool:
@@ -126,7 +144,9 @@ def outcome(folder: Path) -> Outcome:
     (log,) = (folder / "checkpoints").rglob("logging.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
     status = yaml.safe_load((folder / "state" / "chaos" / "status.yaml").read_text())
+    logs = "".join(path.read_text() for path in sorted((folder / "state" / "chaos" / "logs").glob("*.log")))
     return Outcome(
+        from_memory=tuple(map(int, re.findall(r"resuming from memory iteration=(\d+)", logs))),
         losses=tuple(line["lm loss"] for line in lines if "lm loss" in line),
         weights=(log.parent / "hf" / "model.safetensors").read_bytes(),
         restarts=status.get("restarts", {}).get("total", 0),
@@ -146,9 +166,10 @@ def compare(folder: Path, *, kills: int, seed: int, steps: int, way: str = "prep
     ]
     assert different == [], f"losses differ first at step {different[0]}"
     assert alone.weights == disturbed.weights
+    remembered = f", from memory at {disturbed.from_memory}" if disturbed.from_memory else ""
     return (
-        f"{way}, seed {seed}: {kills} kills, {disturbed.restarts} restarts, {steps} steps: every loss and the final "
-        f"weights bit-identical to the undisturbed run (last loss {alone.losses[-1]:.6f})"
+        f"{way}, seed {seed}: {kills} kills, {disturbed.restarts} restarts{remembered}, {steps} steps: every loss and "
+        f"the final weights bit-identical to the undisturbed run (last loss {alone.losses[-1]:.6f})"
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -86,10 +86,18 @@ def _damage(checkpoint: Checkpoint) -> str | None:
     return next((text for texts in found for text in texts), None)
 
 
-def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: LoadPolicy) -> TrainState:
+def resume(
+    engine: Engine,
+    checkpoint: Checkpoint,
+    backend: Backend,
+    policy: LoadPolicy,
+    *,
+    gather: Callable[[contents.StateDict], None] | None = None,
+) -> TrainState:
     """Restores model, optimizer, generators and the train state, which is returned. Collective.
 
-    Generators are restored only in the layout that saved them: in another layout ranks have other roles.
+    Generators are restored only in the layout that saved them: in another layout ranks have other roles. gather: called
+    with the wanted state before anything is read, to bring here what is missing.
 
     Raises:
         TrainingError: the checkpoint belongs to another model or run type, or a file in it is damaged.
@@ -106,6 +114,8 @@ def resume(engine: Engine, checkpoint: Checkpoint, backend: Backend, policy: Loa
     same_layout = dict(manifest.layout) == policy.layout and manifest.world_size == dist.get_world_size()
     if policy.with_rng and manifest.has_rng and same_layout:
         wanted["rng_state"] = contents.random_state(backend)
+    if gather is not None:
+        gather(wanted)
     with _fitting(checkpoint):
         _check_names(models, checkpoint, refuses_more=True)
         loaded = _read(wanted, checkpoint)

@@ -99,7 +99,7 @@ class Saver:
         aside = folder.folder_aside(self.policy.save, state.iteration, self.policy.owner)
         self._on_all_ranks(lambda: _make(aside), aside)
         self._engine.gather_parameters()
-        wanted = _contents(self._engine, state, self._backend, self.policy)
+        wanted = captured(self._engine, state, self._backend, self.policy)
         planned = self._on_all_ranks(lambda: self._plan(wanted, aside), aside)
         self._pending = _Pending(
             state=state,
@@ -196,7 +196,8 @@ def _write_record(aside: Path, record: str) -> dict[str, FileRecord]:
     return {RECORD: record_of(aside / RECORD)}
 
 
-def _contents(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
+def captured(engine: Engine, state: TrainState, backend: Backend, policy: SavePolicy) -> contents.StateDict:
+    """What a checkpoint of this state holds, as sharded tensors that refer to the live ones. Collective."""
     models = contents.model_state(engine, "trainable" if policy.train_type == "lora" else "base")
     saved = {**models, "train_state": contents.train_state(state)}
     if policy.with_optimizer:

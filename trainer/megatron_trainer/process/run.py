@@ -97,6 +97,8 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
             load_best(run, state.iteration)
         outputs = write_outputs(run, state, is_done=is_done)
         phase: Phase = "finished" if is_done else "stopped"
+        if run.memory is not None:
+            run.memory.close(forget=is_done or run.saver.policy.on_termination)
         run.reporter.finish(FinishRecord(phase=phase, iteration=state.iteration, outputs=outputs))
     finally:
         run.reporter.close()

@@ -63,6 +63,8 @@ def fit(run: Run, state: TrainState) -> TrainState:
             evaluated_at = state.iteration
         if run.saves.is_due(run, before, state):
             saved_at = _save(run, state, result)
+        if run.memory is not None and state.iteration < run.total_iterations:
+            run.memory.save_if_due(state, result.losses[run.task.losses[0]])
     is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
         _save(run, state, result)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint.lease import Heartbeat
+from megatron_trainer.checkpoint.memory_save import MemorySaver
 from megatron_trainer.checkpoint.save import Saver
 from megatron_trainer.engine import Engine
 from megatron_trainer.models.spec import ModelSpec
@@ -55,3 +56,4 @@ class Run:
     termination: Termination
     stop_words: tuple[str, ...] = ()
     heartbeat: Heartbeat | None = None
+    memory: MemorySaver | None = None

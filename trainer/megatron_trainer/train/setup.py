@@ -18,9 +18,11 @@ from transformers import PreTrainedTokenizerBase
 from megatron_trainer import backend as backends
 from megatron_trainer import clock, model_source, parallel
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint import folder
+from megatron_trainer.checkpoint import folder, memory
 from megatron_trainer.checkpoint.folder import Owner
 from megatron_trainer.checkpoint.lease import Heartbeat
+from megatron_trainer.checkpoint.memory import Memory
+from megatron_trainer.checkpoint.memory_save import MemorySaver
 from megatron_trainer.checkpoint.save import SavePolicy, Saver
 from megatron_trainer.convert import adapter_modules
 from megatron_trainer.convert.adapter import check_loadable
@@ -107,6 +109,7 @@ class _Parts:
     course: _Course
     save: Path
     owner: Owner
+    memory: Memory | None
     record: Mapping[str, Any]
 
 
@@ -139,9 +142,12 @@ def build(
         course=course,
         save=save,
         owner=owner,
+        memory=memory.of_run(env, save, owner),
         record=output_folder.arguments_record(args, task, asdict(course), spec.config, weights),
     )
-    started = start_state(args, env, engine, backend, save, spec, parts.record, total_iterations=course.train_iters)
+    started = start_state(
+        args, env, engine, backend, save, spec, parts.record, total_iterations=course.train_iters, memory=parts.memory
+    )
     state = on_data(started, data.identity, total_iterations=course.train_iters)
     return _run(parts, env, backend, termination, heartbeat, state), state
 
@@ -182,6 +188,7 @@ def _run(
         termination=termination,
         stop_words=parts.data.report.stop_words,
         heartbeat=heartbeat,
+        memory=MemorySaver(parts.engine, backend, policy, parts.memory, kept=state.iteration) if parts.memory else None,
     )
 
 

@@ -7,9 +7,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal
 
+import torch.distributed as dist
+
 from megatron_trainer import parallel
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import load as checkpoint_load
+from megatron_trainer.checkpoint import memory_load
+from megatron_trainer.checkpoint.memory import Memory
+from megatron_trainer.checkpoint.memory_load import Found
+from megatron_trainer.checkpoint.nodes import PeerFailure
 from megatron_trainer.convert.adapter import load_adapter
 from megatron_trainer.convert.adapter_source import holds_adapter
 from megatron_trainer.engine import Engine
@@ -19,7 +25,7 @@ from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.state import TrainState
 from megatron_trainer.train import resume
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.checkpoint_folder import Checkpoint
+from megatron_trainjob.checkpoint_folder import Checkpoint, checkpoints
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -35,10 +41,12 @@ def start_state(
     record: Mapping[str, Any],
     *,
     total_iterations: int,
+    memory: Memory | None = None,
 ) -> TrainState:
     """Loads the checkpoint that this run resumes from, if any, into the engine; returns the state. Collective.
 
-    record: the args.json of this run, to compare with the checkpoint's. total_iterations: steps of the whole run.
+    memory: may hold a newer one than the save folder. record: the args.json of this run, to compare with the
+    checkpoint's. total_iterations: steps of the whole run.
     """
     policy = checkpoint_load.LoadPolicy(
         layout=parallel.layout(),
@@ -46,6 +54,13 @@ def start_state(
         with_rng=not args.no_load_rng,
     )
     if env.resume != "Never":
+        remembered = None if memory is None else _newest_in_memory(memory, save, policy)
+        if remembered is not None:
+            resume.check(remembered.checkpoint, record, total_iterations, with_optimizer=policy.with_optimizer)
+            _load_base_of_adapters(args, engine, save)
+            state = _resumed_from_memory(engine, remembered, backend, policy)
+            if state is not None:
+                return state
         own = checkpoint_load.find(save)
         if own is not None:
             logger.info("resuming job=%s from=%s", env.job_name, own.path)
@@ -64,6 +79,43 @@ def start_state(
         load_adapter(engine.models, spec, args, Path(args.adapter_load))
         engine.optimizer.reload_model_params()
     return TrainState()
+
+
+def _newest_in_memory(memory: Memory, save: Path, policy: checkpoint_load.LoadPolicy) -> Found | None:
+    """The memory checkpoint to resume from, None if the save folder has a newer one. Collective."""
+    complete = (each.iteration for each in checkpoints(save) if each.manifest is not None)
+    on_disk = [next(complete, 0) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(on_disk, src=0)
+    found = memory_load.find(memory, policy.layout, oldest=on_disk[0] or 0)
+    try:
+        if found is not None:
+            found.gather_index()
+    except PeerFailure as err:
+        logger.warning("resuming from the save folder, not from memory: %s", err)
+        return None
+    return found
+
+
+def _resumed_from_memory(
+    engine: Engine, found: Found, backend: Backend, policy: checkpoint_load.LoadPolicy
+) -> TrainState | None:
+    """The state of a memory checkpoint, loaded into the engine; None, with nothing loaded, if a node cannot get it.
+
+    Raises:
+        TrainingError: it cannot be loaded after all; a restart resumes from the save folder.
+    """
+    logger.info("resuming from memory iteration=%d", found.manifest.iteration)
+    try:
+        state = checkpoint_load.resume(engine, found.checkpoint, backend, policy, gather=found.gather)
+    except PeerFailure as err:
+        logger.warning("resuming from the save folder, not from memory: %s", err)
+        return None
+    except TrainingError as err:
+        found.memory.leave(forget=True)
+        message = f"{err}; it was removed from memory, and a restart resumes from the save folder"
+        raise TrainingError(ExitCode.ERROR, message) from err
+    found.release()
+    return state
 
 
 def _load_base_of_adapters(args: TrainArgs, engine: Engine, save: Path) -> None:

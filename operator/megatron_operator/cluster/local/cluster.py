@@ -5,6 +5,7 @@ It has one job, and no queue, node or service: all pods start at once and rendez
 
 from __future__ import annotations
 
+import shutil
 import socket
 import weakref
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from megatron_trainjob import environment
 
 Object = Mapping[str, Any]
 LOOPBACK = "127.0.0.1"
+SHARED_MEMORY = Path("/dev/shm")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -97,6 +99,10 @@ class LocalCluster:
         for pod in self._pods.values():
             pod.delete(now, grace_s=0)
 
+    def free_memory(self, job: Job) -> None:
+        """Removes the checkpoints in memory: no process of the job is left, and memory is scarce."""
+        shutil.rmtree(memory_folder(self._state, job.uid), ignore_errors=True)
+
     @property
     def has_pods(self) -> bool:
         """Whether any process may still be running."""
@@ -121,7 +127,10 @@ class LocalCluster:
         folder.mkdir(parents=True, exist_ok=True)
         spec = raw["spec"]
         paths = Folders(
-            volumes=self._state.volumes.absolute(), scratch=(folder / "volumes").absolute(), bound=self._machine.bound
+            volumes=self._state.volumes.absolute(),
+            scratch=(folder / "volumes").absolute(),
+            bound=self._machine.bound,
+            memory=memory_folder(self._state, job.uid) / f"node-{_node_rank(spec)}",
         )
         containers = [*spec.get("initContainers", ()), _trainer(spec)]
         steps = [self._step(job, raw, container, paths) for container in containers]
@@ -132,6 +141,8 @@ class LocalCluster:
     def _step(self, job: Job, raw: Object, container: Object, folders: Folders) -> Step:
         config = {name: folders.scratch.parent / "config" / name for name in self._config_maps}
         paths = local_paths.mapping(raw["spec"], container, folders, config=config)
+        if folders.memory is not None and str(folders.memory) in paths.values():
+            folders.memory.parent.mkdir(mode=0o700, exist_ok=True)
         for folder in paths.values():
             Path(folder).mkdir(parents=True, exist_ok=True)
         self._write_config(raw["spec"], config, paths)
@@ -181,8 +192,7 @@ class LocalCluster:
         """The machine's GPUs, divided among several pods."""
         if job.num_nodes == 1 or self._machine.num_gpus < job.world_size or self._machine.device == "cpu":
             return {}
-        values = {entry["name"]: entry.get("value") for entry in _trainer(raw["spec"])["env"]}
-        first = int(str(values[environment.NODE_RANK])) * job.nproc_per_node
+        first = _node_rank(raw["spec"]) * job.nproc_per_node
         return {"CUDA_VISIBLE_DEVICES": ",".join(str(first + i) for i in range(job.nproc_per_node))}
 
 
@@ -196,6 +206,16 @@ def hold_port() -> socket.socket:
     held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     held.bind((LOOPBACK, 0))
     return held
+
+
+def memory_folder(state: State, uid: str) -> Path:
+    """Where the nodes of a job keep checkpoints in memory; on the disk where the system has no such file system."""
+    return SHARED_MEMORY / f"mtj-{uid}" if SHARED_MEMORY.is_dir() else state.directory.absolute() / "memory"
+
+
+def _node_rank(spec: Object) -> int:
+    values = {entry["name"]: entry.get("value") for entry in _trainer(spec)["env"]}
+    return int(str(values[environment.NODE_RANK]))
 
 
 def _trainer(spec: Object) -> Object:

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from megatron_operator.core.desired.volumes import CHECKPOINT_VOLUME
+from megatron_operator.core.desired.volumes import CHECKPOINT_VOLUME, MEMORY_VOLUME
 
 Object = Mapping[str, Any]
 # A path starts the text or follows one of these, as in PATH-like lists and --option=/path.
@@ -25,12 +25,13 @@ class NoSuchVolume(Exception):
 class Folders:
     """Locations of volumes: `bound` by the user (claim or volume name -> folder), else below `volumes` or `scratch`.
 
-    scratch: folder of the pod's own, for emptyDir.
+    scratch: folder of the pod's own, for emptyDir. memory: of its node, for checkpoints in memory.
     """
 
     volumes: Path
     scratch: Path
     bound: Mapping[str, Path] = field(default_factory=dict)
+    memory: Path | None = None
 
 
 def folder_of(volume: Object, folders: Folders) -> Path | None:
@@ -45,6 +46,8 @@ def folder_of(volume: Object, folders: Folders) -> Path | None:
     if "hostPath" in volume:
         return Path(volume["hostPath"]["path"])
     if "emptyDir" in volume:
+        if name == MEMORY_VOLUME:
+            return folders.memory
         if (volume["emptyDir"] or {}).get("medium") == "Memory":
             return None
         # On one machine a checkpoint outlives its pod even where the manifest gives it no volume.

@@ -68,7 +68,9 @@ def run(job: Job, state: State, machine: Machine, show: Callable[[Look], None]) 
         state.write_status(reopened(status))
     cluster = LocalCluster(state, machine, clock.now())
     with _signals() as interruption:
-        return _loop(job, state, cluster, interruption, show)
+        result = _loop(job, state, cluster, interruption, show)
+    cluster.free_memory(job)
+    return result
 
 
 def _loop(

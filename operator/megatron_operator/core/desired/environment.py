@@ -8,7 +8,8 @@ from megatron_operator.api import names
 from megatron_operator.core import push
 from megatron_operator.core.desired.command import ARGS_DIRECTORY
 from megatron_operator.core.desired.config_map import AUTHORITY_FILE
-from megatron_operator.core.desired.volumes import TOKEN_DIRECTORY, TOKEN_FILE
+from megatron_operator.core.desired.quantity import amount
+from megatron_operator.core.desired.volumes import MEMORY_PATH, TOKEN_DIRECTORY, TOKEN_FILE
 from megatron_operator.core.job import Job
 from megatron_trainjob import environment as variables
 
@@ -21,11 +22,24 @@ def environment(job: Job, attempt: int, node_rank: int) -> list[dict[str, Any]]:
     values = {
         **_topology(job, attempt, node_rank),
         **_identity(job, attempt),
+        **_memory(job),
         **_progress_push(job, node_rank),
         **job.network.nccl_env,
     }
     ours = [{"name": name, "value": value} for name, value in values.items()]
     return [*ours, *(dict(entry) for entry in job.env)]
+
+
+def _memory(job: Job) -> dict[str, str]:
+    """Where checkpoints in memory go, how often, and what they may take."""
+    memory = job.checkpoint.memory
+    if memory is None:
+        return {}
+    return {
+        variables.MEMORY_FOLDER: MEMORY_PATH,
+        variables.MEMORY_INTERVAL: str(memory.interval),
+        variables.MEMORY_LIMIT: str(int(amount(str(memory.size_limit)))),
+    }
 
 
 def _progress_push(job: Job, node_rank: int) -> dict[str, str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from decimal import Decimal
 
@@ -34,6 +35,14 @@ def multiplied(text: str, count: int) -> str:
     """The quantity times a count, in the same unit. Raises ValueError for invalid text."""
     number, suffix = _parts(text)
     return f"{Decimal(number) * count:f}{suffix}"
+
+
+def total(first: str, second: str) -> str:
+    """The sum of two quantities, in their unit if they share it, else as a plain number, rounded up."""
+    (number, suffix), (other, other_suffix) = _parts(first), _parts(second)
+    if suffix == other_suffix and suffix in SUFFIXES:
+        return f"{Decimal(number) + Decimal(other):f}{suffix}"
+    return f"{math.ceil(amount(first) + amount(second))}"
 
 
 def _parts(text: str) -> tuple[str, str]:

@@ -14,6 +14,8 @@ ARGS_VOLUME = "mtj-args"
 CHECKPOINT_VOLUME = "mtj-checkpoint"
 SHARED_MEMORY_VOLUME = "mtj-shm"
 SHARED_MEMORY_PATH = "/dev/shm"
+MEMORY_VOLUME = "mtj-memory"
+MEMORY_PATH = "/run/mtj-memory"
 TOKEN_VOLUME = "mtj-progress-token"
 TOKEN_DIRECTORY = "/var/run/secrets/megatrontrain.dev"
 TOKEN_FILE = "token"
@@ -28,6 +30,9 @@ def volumes(job: Job, attempt: int) -> list[dict[str, Any]]:
     ]
     if _needs_shared_memory(job):
         ours.append({"name": SHARED_MEMORY_VOLUME, "emptyDir": _shared_memory(job)})
+    if job.checkpoint.memory is not None:
+        limited = {"medium": "Memory", "sizeLimit": str(job.checkpoint.memory.size_limit)}
+        ours.append({"name": MEMORY_VOLUME, "emptyDir": limited})
     if job.progress_push:
         ours.append({"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": _token(job)}]}})
     return [*ours, *(dict(volume) for volume in job.volumes)]
@@ -41,6 +46,8 @@ def mounts(job: Job) -> list[dict[str, Any]]:
     ]
     if _needs_shared_memory(job):
         ours.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY_PATH})
+    if job.checkpoint.memory is not None:
+        ours.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_PATH})
     if job.progress_push:
         ours.append({"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": True})
     return [*ours, *(dict(mount) for mount in job.volume_mounts)]
