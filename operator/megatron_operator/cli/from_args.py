@@ -9,17 +9,19 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+import tempfile
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
 from megatron_operator.api import names
 from megatron_operator.cli.output import INVALID, OK, show_violations
-from megatron_operator.translate import kubeflow, launch, shell, write
+from megatron_operator.translate import launch, launchers, manifests, write
 from megatron_operator.translate.arguments import VERSIONS, Version, of_variables, translate
-from megatron_operator.translate.kubeflow import Pods
 from megatron_operator.translate.launch import Launch
+from megatron_operator.translate.manifests import Pods
+from megatron_operator.translate.shell import statements
 from megatron_operator.translate.write import Written
 from megatron_trainjob.args import yaml_file
 from megatron_trainjob.args.cli import written_values
@@ -28,6 +30,11 @@ from megatron_trainjob.violation import Violation
 
 OF_THE_CALL = "the arguments of the script"
 OF_THE_CALL_WHY = "in a shell function those of its call: add their values to spec.args"
+OF_THE_QUEUE = "their counterparts are scheduling, runPolicy.activeDeadlineSeconds and podTemplate"
+NOT_TAKEN = "it is in a branch that the script's own values do not take"
+NO_PODS = Pods()
+NO_FILES: Mapping[str, str] = {}
+SHOWN_CHARACTERS = 160
 UNREAD = "its launcher is not known; pass the training command by itself"
 NOTHING = "contains no known training command: megatron pt|sft|rlhf, swift export, or torchrun with such a script"
 
@@ -36,15 +43,19 @@ NOTHING = "contains no known training command: megatron pt|sft|rlhf, swift expor
 class Source:
     """A source to translate.
 
-    launches: its commands. unread: commands that name a training but start it by an unknown program. values: arguments
-    of a YAML configuration, if it is one.
+    launches: its commands. remarks: what could not be followed, such as a training behind an unknown launcher. header:
+    options of a batch system other than the number of ranks. files: those that a script writes itself. values:
+    arguments of a YAML configuration, if it is one.
     """
 
     name: str
     launches: tuple[Launch, ...]
-    unread: tuple[str, ...] = ()
+    remarks: tuple[str, ...] = ()
+    header: tuple[str, ...] = ()
+    files: Mapping[str, str] = field(default_factory=dict)
+    folder: Path | None = None
     values: Mapping[str, object] | None = None
-    pods: Pods = Pods()
+    pods: Pods = NO_PODS
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -65,8 +76,7 @@ def run(arguments: argparse.Namespace) -> int:
         source = read(arguments.source, arguments.task)
     except (OSError, yaml_file.YamlProblem) as err:
         return _refuse(arguments.source, str(err))
-    for each in source.unread:
-        print(f"{source.name or 'command'}: not translated: {each}; {UNREAD}", file=sys.stderr)
+    _tell(source.name, source.remarks)
     if not source.launches:
         return _refuse(arguments.source, NOTHING)
     texts = []
@@ -75,6 +85,7 @@ def run(arguments: argparse.Namespace) -> int:
         if problems:
             show_violations(arguments.source, problems)
             return INVALID
+        _tell(source.name, written.notes)
         texts.append(written.text)
     sys.stdout.write("---\n".join(texts))
     return OK
@@ -85,25 +96,47 @@ def read(text: str, task: Task | None = None) -> Source:
     path = Path(text)
     is_file = "\n" not in text and " " not in text
     if not is_file:
-        return _of_script("", text)
+        return _of_script("", text, Path())
     if path.suffix in (".yaml", ".yml", ".json"):
         return _read_yaml(path, task)
-    return _of_script(path.name, path.read_text())
+    return _of_script(path.name, path.read_text(), path.parent)
 
 
-def _of_script(name: str, script: str) -> Source:
-    commands = shell.invocations(script)
-    return Source(name=name, launches=tuple(launch.find(commands)), unread=tuple(launch.unread(commands)))
+def _tell(name: str, remarks: Iterable[str]) -> None:
+    for each in remarks:
+        print(f"{name or 'command'}: {each}", file=sys.stderr)
+
+
+def _of_script(
+    name: str, text: str, folder: Path, *, pods: Pods = NO_PODS, files: Mapping[str, str] = NO_FILES
+) -> Source:
+    variables = {entry["name"]: str(entry["value"]) for entry in pods.env if "value" in entry}
+    script = statements.read(text, folder, files, variables)
+    used = launchers.of_header(script.header).used
+    not_taken = [" ".join((each.source, *each.words))[:SHOWN_CHARACTERS] for each in launch.find(script.skipped)]
+    return Source(
+        name=name,
+        launches=tuple(launch.find(script.commands, script.header)),
+        remarks=(
+            *script.remarks,
+            *(f"not translated: {each}; {UNREAD}" for each in launch.unread(script.commands)),
+            *(f"not translated: {each}; {NOT_TAKEN}" for each in not_taken),
+        ),
+        header=tuple(option for option in script.header if not launchers.options_of(option.split()).keys() & {*used}),
+        files=script.files,
+        folder=folder,
+        pods=pods,
+    )
 
 
 def translated(
     source: Source, found: Launch, *, version: Version | None = None, name: str | None = None
 ) -> tuple[Written, tuple[Violation, ...]]:
     """(the manifest of one command of the source, its words that cannot be parsed)."""
-    words, is_cut = shell.without_own_arguments(list(found.words))
+    words, is_cut = statements.without_own_arguments(list(found.words))
     if words and not words[0].startswith("-") and words[0].endswith((".yaml", ".yml")):
         words = ["--config", *words]
-    values, problems = (source.values, []) if source.values is not None else written_values(words, found.task)
+    values, problems = (source.values, []) if source.values is not None else _values(source, words, found.task)
     processes = source.pods.num_processes or found.num_processes
     nodes = source.pods.num_nodes or found.num_nodes or 1
     world_size = processes * nodes if processes else None
@@ -111,27 +144,46 @@ def translated(
     carried = translate(written, found.task, version=version, world_size=world_size)
     if is_cut:
         carried = replace(carried, left_out=(*carried.left_out, ("$@", OF_THE_CALL, OF_THE_CALL_WHY)))
+    left_out = [("batch system", " ".join(source.header), OF_THE_QUEUE)] if source.header else []
+    carried = replace(carried, left_out=(*carried.left_out, *left_out))
     if found.task == "export":
         return write.export(found, carried), tuple(problems)
     title = name or source.name or _title(carried.arguments) or found.task
     return write.job(found, carried, source.pods, name=title), tuple(problems)
 
 
+def _values(source: Source, words: Sequence[str], task: Task) -> tuple[dict[str, object], list[Violation]]:
+    """The arguments of the words, and of a configuration that the script writes itself or that lies beside it."""
+    with tempfile.TemporaryDirectory() as folder:
+        placed = list(words)
+        for index, name in enumerate(words[1:], 1):
+            if words[index - 1] == "--config" and name in source.files:
+                placed[index] = str(Path(folder, "config.yaml"))
+                Path(placed[index]).write_text(source.files[name])
+            elif words[index - 1] == "--config" and source.folder and (source.folder / name).exists():
+                placed[index] = str(source.folder / name)
+        return written_values(placed, task)
+
+
 def _read_yaml(path: Path, task: Task | None) -> Source:
-    """A manifest of Kubeflow, or a mapping of arguments."""
+    """A manifest of another operator, or a mapping of arguments."""
     documents = [each for each in yaml_file.load_all(path) if isinstance(each, Mapping)]
-    jobs = [each for each in documents if each.get("kind") in kubeflow.KINDS]
+    jobs = [each for each in documents if each.get("kind") in manifests.KINDS]
     if jobs:
-        script, pods = kubeflow.read(jobs[0])
-        found = _of_script(path.name, script)
-        variables = {entry["name"]: entry["value"] for entry in pods.env if "value" in entry}
-        launches = [replace(each, environment={**variables, **each.environment}) for each in found.launches]
-        return replace(found, launches=tuple(launches), pods=pods)
+        return _of_manifest(path, jobs, documents)
     if len(documents) != 1 or any("kind" in each for each in documents):
         return Source(name=path.name, launches=())
     values = cast(Mapping[str, Any], documents[0])
     found_task = task or _task_of(values)
     return Source(name=path.name, launches=(Launch(task=found_task, words=(), source=str(path)),), values=values)
+
+
+def _of_manifest(path: Path, jobs: Sequence[Mapping[str, Any]], documents: Sequence[Mapping[str, Any]]) -> Source:
+    """The first job; of others beside it, that they are there."""
+    job = manifests.read(jobs[0], documents)
+    found = _of_script(path.name, job.script, path.parent, pods=job.pods, files=job.files)
+    others = tuple(f"not translated: {each['kind']} beside the first one" for each in jobs[1:])
+    return replace(found, remarks=(*found.remarks, *others))
 
 
 def _task_of(values: Mapping[str, object]) -> Task:

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
+from megatron_operator.translate.shell.words import is_evaluated
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
@@ -36,6 +37,9 @@ EXPERT_DEFAULTS: dict[Version, dict[str, object]] = {
     "3.9": {"expert_tensor_parallel_size": 1},
     "4": {"expert_tensor_parallel_size": 1, "moe_grouped_gemm": True},
 }
+NOT_CARRIED = "NOT CARRIED OVER"
+FILL_IN = "FILL IN"
+SHELL_ALONE = "contains a variable or command that only a running shell can evaluate; write its value"
 SECRETS = "is a secret: pass HF_TOKEN to the pods from a Secret (spec.envFrom)"
 
 
@@ -101,13 +105,19 @@ def _carried(name: str, value: object, task: Task) -> Carried:
     alias = find_alias(name, task)
     argument = ARGUMENTS.get(alias.canonical if alias else name)
     if argument is None:
-        return Carried(name=name, value=value, remark=f"NOT CARRIED OVER: {explain_unknown(name, task)}")
+        return Carried(name=name, value=value, remark=f"{NOT_CARRIED}: {explain_unknown(name, task)}")
+    if argument.is_list and isinstance(value, str):
+        value = [value]
     try:
         read = _plain(argument, value)
     except WrongValue as wrong:
+        if not is_evaluated(str(value)):
+            return Carried(name=argument.name, value=value, remark=f"{NOT_CARRIED}: {SHELL_ALONE}")
         return Carried(
-            name=argument.name, value=value, remark=f"NOT CARRIED OVER: {explain_value(argument.name, value) or wrong}"
+            name=argument.name, value=value, remark=f"{NOT_CARRIED}: {explain_value(argument.name, value) or wrong}"
         )
+    if not is_evaluated(str(value)):
+        return Carried(name=argument.name, value=read, remark=f"{NOT_CARRIED}: {SHELL_ALONE}")
     if alias and alias.inverted:
         read = not read
     remark = f"was {name}" if alias else ""
@@ -132,7 +142,7 @@ def _defaults(values: Mapping[str, object], task: Task, version: Version) -> Ite
     if values.get("expert_tensor_parallel_size") is None and values.get("tensor_model_parallel_size", 1) == 1:
         wanted.pop("expert_tensor_parallel_size", None)
     if task != "rlhf" and not {"train_iters", "max_epochs"} & values.keys():
-        yield Carried(name="max_epochs", value=1, remark="FILL IN: the command does not say how long it trains")
+        yield Carried(name="max_epochs", value=1, remark=f"{FILL_IN}: the command does not say how long it trains")
     for name, value in wanted.items():
         if name not in values and value != ARGUMENTS[name].default_for(task):
             yield Carried(name=name, value=value, remark=f"default of {version}.x")

@@ -7,20 +7,30 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import PurePath
 
-from megatron_operator.translate.shell import WRAPPERS, Invocation, is_reader, passed_on, starts
+from megatron_operator.translate import launchers
+from megatron_operator.translate.launchers import SWITCHES, TORCH_LAUNCHERS, Ranks, number
+from megatron_operator.translate.programs import WRAPPERS, is_reader, passed_on, starts
+from megatron_operator.translate.shell.state import Invocation
 from megatron_trainjob.args.field import EVERY_TASK, Task
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE
 
-LAUNCHERS = ("torchrun", "torch.distributed.run", "torch.distributed.launch")
-LAUNCHER_SWITCHES = ("standalone", "no_python", "module", "m")
 FOUND_BY_SHELL = re.compile(r"\$\((?:which|command -v)\s+([^\s)]+)\)")
 DEVICES = ("CUDA_VISIBLE_DEVICES", "ASCEND_RT_VISIBLE_DEVICES", "HIP_VISIBLE_DEVICES")
-VARIABLE_NAMES = {PROCESSES_PER_NODE: "nproc_per_node", NUM_NODES: "nnodes"}
+NOT_SAID = Ranks()
+TORCH_OPTIONS = frozenset(
+    (*SWITCHES, "nnodes", "nproc_per_node", "node_rank", "master_addr", "master_port")
+    + ("rdzv_backend", "rdzv_endpoint", "rdzv_id", "rdzv_conf")
+)
+"""Options of torchrun that the operator's own launcher answers."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
-    """A found command: its task, its arguments, and its sizes (None: not given)."""
+    """A found command: its task, its arguments, and its sizes (None: not given).
+
+    source: the command as it was started. behind: the programs in front of it and around its script, with their
+    options. exported: names of the variables that it was started with.
+    """
 
     task: Task
     words: tuple[str, ...]
@@ -28,11 +38,19 @@ class Launch:
     num_nodes: int | None = None
     num_processes: int | None = None
     source: str = ""
+    behind: tuple[str, ...] = ()
+    exported: frozenset[str] = frozenset()
 
 
-def find(commands: Iterable[Invocation]) -> list[Launch]:
-    """Every command that trains or exports, in order."""
-    return [launch for command in commands for launch in _recognized(command)]
+def find(commands: Iterable[Invocation], header: Sequence[str] = ()) -> list[Launch]:
+    """Every command that trains or exports, in its order; of one that starts each node of a job the first."""
+    found: list[Launch] = []
+    of_header = launchers.of_header(header)
+    for launch in (launch for command in commands for launch in _recognized(command, of_header)):
+        is_another_node = (launch.num_nodes or 1) > 1 and any(_is_same(launch, other) for other in found)
+        if not is_another_node:
+            found.append(launch)
+    return found
 
 
 def unread(commands: Iterable[Invocation]) -> list[str]:
@@ -40,52 +58,74 @@ def unread(commands: Iterable[Invocation]) -> list[str]:
     return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]
 
 
+def _is_same(one: Launch, other: Launch) -> bool:
+    return (one.task, one.words, one.num_nodes) == (other.task, other.words, other.num_nodes)
+
+
 def _names_training(words: Sequence[str]) -> bool:
     return not is_reader(words[0]) and any(_task(words[index:])[0] for index in range(1, len(words)))
 
 
-def _recognized(command: Invocation) -> Iterator[Launch]:
+def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[Launch]:
     words = [FOUND_BY_SHELL.sub(r"\1", word) for word in command.words]
-    environment = dict(command.environment)
+    environment, exported = dict(command.environment), set(command.exported)
     while words and (words[0] in WRAPPERS or re.match(r"[A-Za-z_]\w*=", words[0])):
         name, separator, value = words.pop(0).partition("=")
         environment |= {name: value} if separator else {}
+        exported |= {name} if separator else set()
     for start in starts(words):
-        options, started = _without_launcher(words[start:])
+        started = _without_launcher(words[start:])
         task, rest = _task(started)
         if task is not None:
             break
     else:
         return
-    # srun, docker run, numactl ...: their options belong to another scheduler and are dropped.
-    environment |= passed_on(words[:start])
-    options = _without_launcher(words)[0] | options
-    said = {VARIABLE_NAMES[name]: value for name, value in environment.items() if name in VARIABLE_NAMES}
-    said |= options
+    # srun, docker run, numactl ...: their options belong to another scheduler.
+    passed = passed_on(words[:start])
+    before = words[: len(words) - len(started)]
+    said = [launchers.told(before), _of_environment(environment | passed), launchers.told(command.behind), of_header]
     yield Launch(
         task=task,
         words=tuple(rest),
-        environment=environment,
-        num_nodes=_number(said.get("nnodes", "")),
-        num_processes=_number(said.get("nproc_per_node", "")) or _devices(environment),
+        environment=environment | passed,
+        num_nodes=next((each.num_nodes for each in said if each.num_nodes), None),
+        num_processes=next((each.num_processes for each in said if each.num_processes), None),
         source=" ".join(command.words[: len(command.words) - len(rest)]),
+        behind=(*command.behind, *_with_options_left(words[:start], before[start:])),
+        exported=frozenset(exported | passed.keys()),
     )
 
 
-def _without_launcher(words: Sequence[str]) -> tuple[dict[str, str], list[str]]:
-    """(options of torchrun, what it starts); no options and the words themselves without one."""
-    if len(words) > 2 and PurePath(words[0]).name.startswith("python") and words[1] == "-m" and words[2] in LAUNCHERS:
+def _with_options_left(outer: Sequence[str], launcher: Sequence[str]) -> Sequence[str]:
+    """The programs in front of a training; torchrun among them only with an option that nothing here stands for."""
+    kept = outer if outer[:1] and not PurePath(outer[0]).name.startswith("python") else ()
+    return (*kept, *launcher) if launchers.options_of(launcher).keys() - TORCH_OPTIONS else kept
+
+
+def _of_environment(environment: Mapping[str, str]) -> Ranks:
+    """NNODES and NPROC_PER_NODE, else as many processes as devices are named."""
+    processes = number(environment.get(PROCESSES_PER_NODE)) or _devices(environment)
+    return Ranks(num_nodes=number(environment.get(NUM_NODES)), num_processes=processes)
+
+
+def _without_launcher(words: Sequence[str]) -> list[str]:
+    """What torchrun starts; the words themselves without it."""
+    if (
+        len(words) > 2
+        and PurePath(words[0]).name.startswith("python")
+        and words[1] == "-m"
+        and words[2] in TORCH_LAUNCHERS
+    ):
         words = words[2:]
-    if not words or PurePath(words[0]).name not in LAUNCHERS:
-        return {}, list(words)
-    options: dict[str, str] = {}
-    rest = list(words[1:])
+    rest = list(words)
+    if not rest or PurePath(rest[0]).name not in TORCH_LAUNCHERS:
+        return rest
+    rest.pop(0)
     while rest and rest[0].startswith("-"):
-        name, separator, value = rest.pop(0).lstrip("-").replace("-", "_").partition("=")
-        if not separator and name not in LAUNCHER_SWITCHES and rest:
-            value = rest.pop(0)
-        options[name] = value
-    return options, rest
+        name, separator, _ = rest.pop(0).lstrip("-").replace("-", "_").partition("=")
+        if not separator and name not in SWITCHES and rest and not rest[0].startswith("-"):
+            rest.pop(0)
+    return rest
 
 
 def _task(words: Sequence[str]) -> tuple[Task | None, list[str]]:
@@ -114,9 +154,3 @@ def _devices(environment: Mapping[str, str]) -> int | None:
     """The number of devices in the environment."""
     named = next((environment[name] for name in DEVICES if environment.get(name)), "")
     return len(named.split(",")) if re.fullmatch(r"\d+(,\d+)*,?", named) else None
-
-
-def _number(text: str) -> int | None:
-    """A number of nodes or processes; the maximum of a torchrun range such as 2:4. None for anything else."""
-    found = re.fullmatch(r"(?:\d+:)?([1-9]\d*)", text)
-    return int(found[1]) if found else None

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from pathlib import PurePosixPath
 
 from megatron_operator.translate.arguments import Carried
+from megatron_operator.translate.shell.words import is_evaluated
 
 WORKDIR = "/workdir"
 PATHS = ("load", "adapter_load", "ref_load", "ref_adapter_load", "cached_dataset", "cached_val_dataset")
@@ -31,6 +32,8 @@ class Places:
 
     def place(self, path: str) -> str:
         """The path in the pod."""
+        if not is_evaluated(re.sub(r"^\$\{?HOME\}?(?=/|$)", "", path)):
+            return path
         path = re.sub(r"^(~|\$HOME|\$\{HOME\})(?=/|$)", "/root", path)
         if any(path == mount or path.startswith(mount.rstrip("/") + "/") for mount in self.known):
             return path

@@ -12,14 +12,16 @@ from typing import Any
 import yaml
 
 from megatron_operator.api import names
-from megatron_operator.translate.arguments import Carried, Translated, layout_ranks
-from megatron_operator.translate.kubeflow import Pods
+from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried, Translated, layout_ranks
 from megatron_operator.translate.launch import DEVICES, Launch
+from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import Places, is_path, placed
-from megatron_trainjob.environment import RESERVED
+from megatron_trainjob.args.tree import OF_VARIABLES
+from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
 
 CARRIED_VARIABLES = ("PYTORCH_", "OMP_", "NVTE_", "TORCH_", "HF_", "WANDB_", "CUDA_", "GLOO_", "TOKENIZERS_")
 NETWORK_VARIABLES = ("NCCL_", "SHARP_", "UCX_")
+NUMBER = re.compile(r"[-+]?\d[\d_.]*(?:[eE][-+]?\d+)?")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 # Owners whose name on the Hugging Face Hub differs from ModelScope's.
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
@@ -27,14 +29,26 @@ WITH_IMAGES = re.compile(r"(?<![A-Za-z])(VL|Omni|InternVL|Ovis|GLM-4\.[56]V|gemm
 DATASETS = ("dataset", "val_dataset")
 TO_FILL_IN = "fill-in-"
 ARGUMENTS = "@arguments@"
+OF_THE_MACHINE = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "PYTHONUNBUFFERED", "DEBIAN_FRONTEND")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Puts text into quotes that other readers of YAML take for a number, such as 1e-4."""
+
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style="'" if NUMBER.fullmatch(text) else None)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Written:
-    """The YAML text, and the manifest that it contains."""
+    """The YAML text, and the manifest that it contains. notes: what was left out, and what to fill in."""
 
     text: str
     manifest: Mapping[str, Any]
+    notes: tuple[str, ...] = ()
 
 
 def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Written:
@@ -46,11 +60,16 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
     metadata = {"name": _job_name(pods.name or name)} | ({"namespace": pods.namespace} if pods.namespace else {})
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
     notes = [*_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
-    head = f"Written by mtj from-args from `{launch.source}`, with the defaults of ms-swift {translated.version}.x."
+    start = _without_secrets(launch.source)
+    head = f"Written by mtj from-args from `{start}`, with the defaults of ms-swift {translated.version}.x."
     shown = {**manifest, "spec": {**spec, "args": ARGUMENTS}}
-    body = yaml.safe_dump(shown, sort_keys=False, allow_unicode=True, width=110)
+    body = yaml.dump(shown, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     body = body.replace(f"  args: '{ARGUMENTS}'\n", "  args:\n" + "".join(_argument_lines(arguments)))
-    return Written(text=_comment([head, *notes]) + body, manifest=manifest)
+    told = (
+        *_of_the_start(launch, spec["args"]),
+        *(f"spec.args.{each.name}: {each.remark}" for each in arguments if is_open(each)),
+    )
+    return Written(text=_comment([head, *notes]) + body, manifest=manifest, notes=told)
 
 
 def export(launch: Launch, translated: Translated) -> Written:
@@ -60,9 +79,14 @@ def export(launch: Launch, translated: Translated) -> Written:
         values = each.value if isinstance(each.value, list) else [each.value]
         words += [f"--{each.name}", *(_as_word(value) for value in values)]
     remarks = [f"{each.name}: {each.remark}" for each in translated.arguments if each.remark]
-    head = f"Written by mtj from-args from `{launch.source}`: run it where model and checkpoints are."
+    head = f"Written by mtj from-args from `{_without_secrets(launch.source)}`: run it where model and checkpoints are."
     notes = [head, *remarks, *_left_out(translated.left_out)]
-    return Written(text=_comment(notes) + shlex.join(words) + "\n", manifest={})
+    return Written(text=_comment(notes) + shlex.join(words) + "\n", manifest={}, notes=tuple(notes[1:]))
+
+
+def is_open(argument: Carried) -> bool:
+    """Whether somebody has to do something about it."""
+    return argument.remark.startswith((NOT_CARRIED, FILL_IN))
 
 
 def _as_word(value: object) -> str:
@@ -143,7 +167,7 @@ def _hub_ids(arguments: Iterable[Carried]) -> list[Carried]:
 
 def _argument_lines(arguments: Iterable[Carried]) -> Iterable[str]:
     for each in arguments:
-        value = yaml.safe_dump(each.value, default_flow_style=True, allow_unicode=True, width=100_000)
+        value = yaml.dump(each.value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=100_000)
         remark = f"  # {each.remark}" if each.remark else ""
         yield f"    {each.name}: {value.removesuffix('...\n').strip()}{remark}\n"
 
@@ -162,7 +186,25 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
         notes.append(f"{source} takes images: only text models are supported, and the trainer refuses others.")
     if not (pods.num_processes or launch.num_processes or pods.resources):
         notes.append("The number of GPUs was not given; this is the minimum for the layout.")
-    return [*notes, *(f"Left out: {remark}." for remark in pods.remarks)]
+    return [*notes, *_of_the_start(launch, spec["args"]), *(f"Left out: {remark}." for remark in pods.remarks)]
+
+
+def _of_the_start(launch: Launch, values: Iterable[str]) -> list[str]:
+    """What started the command there and has no place here: other programs with their options, variables."""
+    ran = _without_secrets(" ".join(launch.behind))
+    named = ", ".join(sorted(name for name in launch.exported if name not in values and not _is_known(name)))
+    around = [f"Left out: its launcher: `{ran}`."] if any(word.startswith("-") for word in launch.behind) else []
+    return [*around, *([f"Left out: variables {named}: add the relevant ones to spec.env."] if named else [])]
+
+
+def _is_known(name: str) -> bool:
+    """Whether the variable has become something else here, or belongs to a machine."""
+    carried = name.startswith((*CARRIED_VARIABLES, *NETWORK_VARIABLES)) or name in OF_VARIABLES
+    return carried or name in RESERVED or name in OF_THE_MACHINE or name in (*DEVICES, NUM_NODES, PROCESSES_PER_NODE)
+
+
+def _without_secrets(text: str) -> str:
+    return re.sub(rf"(\w*(?:{SECRET.pattern})\w*[= ])\S+", r"\1(hidden)", text)
 
 
 def _left_out(entries: Iterable[tuple[str, object, str]]) -> list[str]:

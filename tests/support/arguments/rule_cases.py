@@ -87,6 +87,14 @@ CASES = [
     Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
     Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),
     *(
+        Case(rule=f"{name}_is_no_variable_of_a_shell", good={name: good}, bad={name: bad})
+        for names, good, bad in (
+            (("model", "load", "adapter_load"), "a$.b", "$HOME/m"),
+            (("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"), ("a",), ("a", "${D}/x.jsonl")),
+        )
+        for name in names
+    ),
+    *(
         Case(rule=rule, good={"group_by_length": True}, bad={"group_by_length": True, **other})
         for rule, other in (
             ("the_length_of_every_sample_is_known", {"lazy_tokenize": True}),

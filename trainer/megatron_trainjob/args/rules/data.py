@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import re
+
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES, TEMPLATE_CHOICES, TEMPLATE_FILES
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
-from megatron_trainjob.args.rules.rule import Facts, rule
+from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 
 NO_MODEL = "is missing; set it to a Hub id or a folder with config.json and tokenizer"
 NO_DATA = "is missing; set it, or cached_dataset, to the data to train on"
+SOURCES = ("model", "load", "adapter_load", "dataset", "val_dataset", "cached_dataset", "cached_val_dataset")
+SHELL_VARIABLE = re.compile(r"\$(?:\{?[A-Za-z_0-9@*]|\()|`")
 ROPE_SCALINGS = ("linear", "dynamic", "yarn")
 
 
@@ -46,6 +50,21 @@ def training_data_is_given(facts: Facts) -> str:
     if facts.args.dataset or facts.args.cached_dataset or facts.args.load_data_args:
         return ""
     return NO_DATA
+
+
+def _no_variable_of_a_shell(name: str) -> Rule:
+    """A manifest is no script: `$DATA/train.jsonl` would be looked for under that very name."""
+
+    def broken(facts: Facts) -> str:
+        values = _listed(getattr(facts.args, name))
+        found = next((value for value in values if SHELL_VARIABLE.search(value)), "")
+        return f"has a variable of a shell in {found!r}, which nothing replaces here; write its value" if found else ""
+
+    return Rule(name=f"{name}_is_no_variable_of_a_shell", about=(name,), broken=broken)
+
+
+def _listed(value: str | tuple[str, ...] | None) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else tuple(value or ())
 
 
 @rule("interleave_prob", "dataset")
@@ -208,6 +227,7 @@ RULES = (
     the_model_is_given,
     training_data_is_given,
     a_template_is_built_in_or_a_file,
+    *map(_no_variable_of_a_shell, SOURCES),
     each_data_set_has_a_probability,
     the_probabilities_of_data_sets_sum_to_one,
     a_stream_has_one_worker,
