@@ -132,13 +132,12 @@ def test_inverted_name_of_4x_means_the_opposite():
     [
         ({"sequence_parallel": True}, ["sequence_parallel: has no effect without tensor_model_parallel_size > 1"]),
         ({"eval_interval": 5}, ["eval_interval: has no effect without validation data (val_dataset or split_dataset"]),
-        ({"max_pixels": 1024}, ["max_pixels: has no effect: a text model has no images"]),
         ({"moe_token_dispatcher_type": "flex"}, ["moe_token_dispatcher_type: is alltoall here, with the same result"]),
         ({"lora_rank": 16, "lora_alpha": 64}, ["lora_alpha: has no effect", "lora_rank: has no effect without train_"]),
         ({"masked_softmax_fusion": False}, ["masked_softmax_fusion: is another name of the opposite of"]),
         ({"no_masked_softmax_fusion": True, "template_backend": "jinja"}, []),
     ],
-    ids=["layout", "evaluation", "images", "dispatcher", "adapter", "fulfilled, under another name", "fulfilled"],
+    ids=["layout", "evaluation", "dispatcher", "adapter", "fulfilled, under another name", "fulfilled"],
 )
 def test_what_changes_nothing_is_accepted_with_a_warning(given, said):
     parsed = parse({**RUN, **given}, task="sft")

@@ -8,6 +8,7 @@ import yaml
 
 from megatron_trainjob.args.names import ALIASES
 from megatron_trainjob.args.parse import task_defaults
+from megatron_trainjob.args.rules.image import IMAGE_ARGUMENTS
 from megatron_trainjob.args.tree import ARGUMENTS, GROUPS, TrainArgs
 from megatron_trainjob.families import FAMILIES
 
@@ -35,7 +36,7 @@ OF_RETRIEVAL = {name for name, argument in ARGUMENTS.items() if argument.group =
 FURTHER_ARGUMENTS = (
     OF_TRL
     | OF_RETRIEVAL
-    | {"log_total_limit"}  # of this project alone
+    | {"log_total_limit", "min_pixels", "image_root", "image_cache_gib"}  # of this project alone
     | {  # of ms-swift 4.x
         "add_non_thinking_prefix",
         "num_labels",
@@ -212,7 +213,9 @@ def test_basic_arguments_are_accepted_by_the_commands_that_read_them():
 def test_multimodal_and_derived_arguments_are_refused_or_change_nothing():
     uses = ("multimodal", "derived", "inference_only")
     about_images = [entry["name"] for entry in MEGATRON if "multimodal_model" in entry["requires"]]
-    others = [entry["name"] for entry in BASIC if entry["megatron_use"] in uses]
+    others = [
+        entry["name"] for entry in BASIC if entry["megatron_use"] in uses and entry["name"] not in IMAGE_ARGUMENTS
+    ]
     assert {ARGUMENTS[name].status for name in [*about_images, *others]} == {"refused", "no effect"}
 
 

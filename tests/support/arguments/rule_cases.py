@@ -83,6 +83,22 @@ CASES = [
         config={**DENSE, "model_type": "mixtral"},
         bad_config={**DENSE, "model_type": "mixtral", "router_jitter_noise": 0.1},
     ),
+    # images
+    *(
+        Case(
+            rule=f"{name}_needs_vision",
+            good={name: _other(name)},
+            bad={name: _other(name)},
+            config={**DENSE, "vision_config": {}},
+            bad_config=DENSE,
+        )
+        for name in ("max_pixels", "min_pixels", "norm_bbox", "image_root", "image_cache_gib")
+    ),
+    Case(
+        rule="the_fewest_pixels_are_below_the_most",
+        good={"min_pixels": 4, "max_pixels": 4},
+        bad={"min_pixels": 5, "max_pixels": 4},
+    ),
     # data
     Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
     Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),

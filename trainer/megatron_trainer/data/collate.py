@@ -19,8 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from megatron_trainer.data.mismatch import mismatched
+from megatron_trainer.data.mrope import mrope_positions
 from megatron_trainer.data.values import IGNORED, Item, MicroBatch, Pair, Sample
+from megatron_trainer.data.vision.pixels import ImageReader
 from megatron_trainer.data.vision.values import Pixels, joined
+from megatron_trainjob.families.vision import Vision
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +36,8 @@ class RowShape:
     mismatched_length: micro-batches also hold their prompts with each other's answers (mismatch.py), truncated to this
     many tokens; None disables this.
     splits_groups: samples are groups, each sequence of which ends with a labeled token.
+    vision, images: the model's vision tower and what makes pixels for it, None for text models. reads_pixels: false on
+    ranks that need the positions of images only.
     """
 
     pad_id: int
@@ -43,6 +48,9 @@ class RowShape:
     padding_side: Literal["left", "right"] = "right"
     mismatched_length: int | None = None
     splits_groups: bool = False
+    vision: Vision | None = None
+    images: ImageReader | None = None
+    reads_pixels: bool = True
 
 
 def row_multiple(*, tensor_parallel: int, context_parallel: int, sequence_parallel: bool, fp8: bool) -> int:
@@ -86,7 +94,29 @@ def split(group: Sample) -> list[Sample]:
 def _rows(samples: list[Sample], shape: RowShape) -> MicroBatch:
     if not samples:
         return _padding_alone(shape)
+    samples = [_seen(sample, shape) if sample.media else sample for sample in samples]
     return _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
+
+
+def _seen(sample: Sample, shape: RowShape) -> Sample:
+    """The sample with the pixels and the positions of its images.
+
+    Raises TrainingError if an image is gone or has changed.
+    """
+    if shape.vision is None or shape.images is None:
+        raise ValueError("a sample has images, and the model has no vision tower")
+    images = [medium for medium in sample.media if not medium.is_video]
+    videos = [medium for medium in sample.media if medium.is_video]
+    places = mrope_positions(
+        sample.input_ids,
+        [medium.grid for medium in images],
+        shape.vision,
+        video_grids=[medium.grid for medium in videos],
+    )
+    if not shape.reads_pixels:
+        return replace(sample, position_ids_3T=places)
+    read = shape.images.pixels
+    return replace(sample, images=read(images), videos=read(videos), position_ids_3T=places)
 
 
 def round_up(length: int, multiple: int) -> int:

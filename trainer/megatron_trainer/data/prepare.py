@@ -24,7 +24,7 @@ from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenat
 from megatron_trainer.data.ordering.arrange import mix, repeat, shuffled, split_off
 from megatron_trainer.data.ordering.pack import fill, pack
 from megatron_trainer.data.reading.load import Loaded, Loader, Progress, with_numbers
-from megatron_trainer.data.reading.row import parse_row
+from megatron_trainer.data.reading.row import as_json, parse_row
 from megatron_trainer.data.report import (
     DataReport,
     PackingReport,
@@ -38,6 +38,7 @@ from megatron_trainer.data.show import examples
 from megatron_trainer.data.storage.cached import open_cached, open_validation
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.streaming.items import Stream
+from megatron_trainer.data.vision.model import ImageRows
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args import head
 from megatron_trainjob.args.field import TrainingTask
@@ -87,6 +88,7 @@ def prepare(
     cache_directory: Path | None = None,
     progress: Progress | None = None,
     label: Label | None = None,
+    images: ImageRows | None = None,
 ) -> Prepared:
     """The training and validation items of a run; every rank gets the same.
 
@@ -95,14 +97,16 @@ def prepare(
 
     max_length: tokens a sample may have, resolved. save: the run's folder; is_first_rank: whether this process writes
     val_dataset.jsonl there. cache_directory: where tokenized data is kept; None keeps it in the run's folder.
-    label: the kind of labels in the rows of a classifier. progress: called with the dataset's name and the rows
-    tokenized so far.
+    label: the kind of labels in the rows of a classifier. images: reads those of rows, None for a text model.
+    progress: called with the dataset's name and the rows tokenized so far.
 
     Raises InvalidInput for datasets that cannot be found or read, have no usable row, or (strict) have a bad row.
     """
-    settings = data_settings(args, task=task, max_length=max_length, label=label)
+    vision = None if images is None else images.settings
+    settings = data_settings(args, task=task, max_length=max_length, label=label, vision=vision)
     cache = cache_directory or save / "data_cache"
-    loader = Loader(settings, tokenizer, cache, renews=is_first_rank and not settings.reads_cache, progress=progress)
+    renews = is_first_rank and not settings.reads_cache
+    loader = Loader(settings, tokenizer, cache, renews=renews, progress=progress, images=images)
     is_lazy = settings.tokenizing == "lazy"
     validation = loader.load("val_dataset", settings.val_datasets, is_lazy=is_lazy)
     if settings.tokenizing == "streaming":
@@ -297,7 +301,7 @@ def _write_rows(loaded: Sequence[Loaded], parts: Sequence[Items], path: Path) ->
     with aside.open("w", encoding="utf-8") as stream:
         for entry, part in zip(loaded, parts, strict=True):
             for record in with_numbers(entry.source, entry.store.numbers[part.rows]):
-                stream.write(json.dumps(parse_row(record.payload), ensure_ascii=False, default=str) + "\n")
+                stream.write(json.dumps(parse_row(record.payload), ensure_ascii=False, default=as_json) + "\n")
     os.replace(aside, path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -14,6 +14,7 @@ from megatron_trainer.data.conversation.group import Grouping
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import EncodeSettings
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
+from megatron_trainer.data.vision.values import VisionSettings
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
 from megatron_trainjob.args import head
@@ -81,8 +82,17 @@ def _grouping(args: TrainArgs, task: TrainingTask) -> Grouping | None:
     )
 
 
-def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label: Label | None = None) -> DataSettings:
+def data_settings(
+    args: TrainArgs,
+    *,
+    task: TrainingTask,
+    max_length: int,
+    label: Label | None = None,
+    vision: VisionSettings | None = None,
+) -> DataSettings:
     """The settings of a run; max_length is resolved (the model's, if the argument is unset).
+
+    label, vision: of the model, None where it has no such head or is a text model.
 
     Raises InvalidInput with everything that is wrong with the dataset entries and the system prompt file.
     """
@@ -91,7 +101,9 @@ def data_settings(args: TrainArgs, *, task: TrainingTask, max_length: int, label
     settings = DataSettings(
         datasets=_specs("dataset", args.dataset, violations),
         val_datasets=_specs("val_dataset", args.val_dataset, violations),
-        encode=_encode_settings(args, task, max_length // multiple * multiple, violations, label),
+        encode=replace(
+            _encode_settings(args, task, max_length // multiple * multiple, violations, label), vision=vision
+        ),
         seed=args.data_seed,
         shuffle=args.dataset_shuffle,
         shuffle_validation=args.val_dataset_shuffle,

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_trainer.data.vision.values import Pixels
+from megatron_trainer.data.vision.values import Medium, Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -96,6 +96,7 @@ class Conversation:
     target: the training target besides the tokens: (1.0,) for a desirable answer, (0.0,) for an undesirable one; the
     numbers of a classifier's label; for a group the similarity of its texts, or the number of relevant documents.
     notes: remarks about a usable row for the user, worded the same for all rows of a kind.
+    media: the images and videos of the row, which marks in the texts name by number (vision/rows.py).
     """
 
     messages: tuple[Message, ...]
@@ -105,6 +106,7 @@ class Conversation:
     others: tuple[tuple[Message, ...], ...] = ()
     target: tuple[float, ...] = ()
     notes: tuple[str, ...] = ()
+    media: tuple[Medium, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -116,9 +118,9 @@ class Sample:
     loss_scale: weight of each token's loss, float32[T]; None means 1 for every token with a label.
     target: as in Conversation. reference: log-probability under the reference model, if precomputed. mismatched: its
     prompt with the answer of another sample, if chosen in advance (mismatch.py).
-    images, videos: their pixels, in the order of their tokens: the ids hold the image token grid.prod() / merge**2
-    times for each. position_ids_3T: int64, multimodal rotary positions (time, height, width), None where all three
-    count the tokens.
+    media: its images and videos in the order of their tokens: the ids hold the image token grid.prod() / merge**2 times
+    for each. images, videos: their pixels, once they are read. position_ids_3T: int64, multimodal rotary positions
+    (time, height, width), None where all three count the tokens.
     """
 
     input_ids: NDArray[np.int32]
@@ -128,6 +130,7 @@ class Sample:
     target: tuple[float, ...] = ()
     reference: tuple[float, ...] | None = None
     mismatched: Sample | None = None
+    media: tuple[Medium, ...] = ()
     images: Pixels | None = None
     videos: Pixels | None = None
     position_ids_3T: NDArray[np.int64] | None = None

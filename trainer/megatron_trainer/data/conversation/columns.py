@@ -30,7 +30,7 @@ SYSTEM = ("system", "system_prompt")
 TOOLS = ("tools", "functions")
 REJECTED = ("rejected_messages", "rejected_response", "rejected")
 """In order of precedence."""
-_OTHER = ("history", "channel", "chosen", "margin", "tag", *REJECTED)
+_OTHER = ("history", "channel", "chosen", "margin", "tag", "rejected_images", "objects", *REJECTED)
 LABELS = ("label", "labels")
 ANCHOR = ("anchor", "sentence1")
 POSITIVE = ("positive_messages", "positive", "positives", "sentence2", "document", "passage", "response", "answer")

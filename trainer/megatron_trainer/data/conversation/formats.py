@@ -321,7 +321,7 @@ def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
         rejected = _after_question(chosen, tuple(message for message in rejected if message.role != "system"))
     if chosen[0].role == "system" and rejected[0].role != "system":
         rejected = (chosen[0], *rejected)
-    if rejected == chosen:
+    if rejected == chosen and not row.get("rejected_images"):  # equal words about two images differ
         raise RowError("the rejected answer equals the chosen one")
     return _checked(rejected)
 

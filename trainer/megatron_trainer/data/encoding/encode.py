@@ -23,6 +23,9 @@ from megatron_trainer.data.encoding.tokens import Tokens, tokenization
 from megatron_trainer.data.encoding.turn_rows import with_one_answer
 from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, Rejection, RowError, Sample
+from megatron_trainer.data.vision.model import ImageRows
+from megatron_trainer.data.vision.rows import lifted
+from megatron_trainer.data.vision.values import Medium, VisionSettings
 
 logger = logging.getLogger(__name__)
 
@@ -39,7 +42,7 @@ class EncodeSettings:
 
     max_length: maximum tokens of a sequence. system: prompt for rows without one. keeps_incomplete: rows that the
     template prints only partly are trained and counted instead of dropped. agent_template: format of tools and calls if
-    the template does not support them.
+    the template does not support them. vision: of a model that sees, None for text models.
     """
 
     recognition: Recognition = field(default_factory=Recognition)
@@ -52,6 +55,7 @@ class EncodeSettings:
     chat: TemplateSettings = field(default_factory=TemplateSettings)
     keeps_incomplete: bool = False
     agent_template: Literal["hermes"] | None = None
+    vision: VisionSettings | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +66,7 @@ class Encoded:
 
     is_weighted: whether weights other than 0 and 1 may occur in the row's dataset. target:
     as of Conversation; in a row scored by a head only the last token has weight 1. notes: about the row for the user,
-    worded the same for all rows of a kind.
+    worded the same for all rows of a kind. media: images and videos of each sequence, empty where there are none.
     """
 
     number: int
@@ -74,6 +78,12 @@ class Encoded:
     notes: tuple[str, ...] = ()
     target: tuple[float, ...] = ()
     is_grouped: bool = False
+    media: tuple[tuple[Medium, ...], ...] = ()
+
+    @property
+    def media_of_sequences(self) -> tuple[tuple[Medium, ...], ...]:
+        """Images and videos of each sequence."""
+        return self.media or ((),) * len(self.input_ids)
 
 
 def to_item(encoded: Encoded) -> Sample | Pair:
@@ -84,8 +94,9 @@ def to_item(encoded: Encoded) -> Sample | Pair:
             labels=np.where(weights > 0, ids, np.int32(IGNORED)),
             loss_scale=weights if encoded.is_weighted else None,
             channel=encoded.channel,
+            media=media,
         )
-        for ids, weights in zip(encoded.input_ids, encoded.weights, strict=True)
+        for ids, weights, media in zip(encoded.input_ids, encoded.weights, encoded.media_of_sequences, strict=True)
     ]
     if len(samples) == 1:
         return replace(samples[0], target=encoded.target)
@@ -101,33 +112,45 @@ def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
                 logger.warning("row %d and perhaps others: %s", row.number + 1, note)
 
 
-_Marked = tuple[NDArray[np.int32], NDArray[np.float32], bool]
-"""Ids of a sequence, the weight of each, and whether it was cut."""
+@dataclass(frozen=True, kw_only=True)
+class _Marked:
+    """A sequence: its ids, the weight of each, whether it was cut, and its images."""
+
+    ids: NDArray[np.int32]
+    weights: NDArray[np.float32]
+    is_cut: bool
+    media: tuple[Medium, ...] = ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Text:
+    """One sequence of a row: its text, the trained parts, notes for the user, and its images."""
+
+    text: str
+    spans: list[Span]
+    notes: tuple[str, ...]
+    media: tuple[Medium, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Rendered:
     record: Record
     conversation: Conversation
-    texts: tuple[str, ...]
-    spans: tuple[list[Span], ...]
-    notes: tuple[str, ...]
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Text:
-    """One sequence of a row: its text, the trained parts, and notes for the user."""
-
-    text: str
-    spans: list[Span]
+    texts: tuple[_Text, ...]
     notes: tuple[str, ...]
 
 
 class Encoder:
-    """Encodes records with one tokenizer and one template. Picklable."""
+    """Encodes records with one tokenizer and one template. Picklable.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings) -> None:
+    images: reads those of rows for this model; settings.vision then is its settings.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerBase, settings: EncodeSettings, images: ImageRows | None = None
+    ) -> None:
         self.settings = settings
+        self._images = images
         self.template = choose_template(
             tokenizer,
             template=settings.template,
@@ -157,7 +180,7 @@ class Encoder:
 
     def _encode(self, records: Sequence[Record]) -> list[Encoded | Rejection]:
         rendered = [self._render(record) for record in records]
-        texts = [text for row in rendered if isinstance(row, _Rendered) for text in row.texts]
+        texts = [part.text for row in rendered if isinstance(row, _Rendered) for part in row.texts]
         tokens = iter(self._tokenize.batch(texts))
         return [
             self._finish(row, [next(tokens) for _ in row.texts]) if isinstance(row, _Rendered) else row
@@ -166,8 +189,7 @@ class Encoder:
 
     def _render(self, record: Record) -> _Rendered | Rejection:
         try:
-            row = parse_row(record.payload)
-            conversation = recognize(row, self.settings.recognition, number=record.number)
+            conversation = self._conversation(record)
             if record.answer is not None:
                 conversation = with_one_answer(conversation, record.answer, self.settings.loss_scale)
             conversation = with_system(conversation, self.settings.system)
@@ -178,10 +200,18 @@ class Encoder:
         return _Rendered(
             record=record,
             conversation=conversation,
-            texts=tuple(part.text for part in parts),
-            spans=tuple(part.spans for part in parts),
+            texts=tuple(parts),
             notes=tuple(notes),
         )
+
+    def _conversation(self, record: Record) -> Conversation:
+        """The conversation of a row, with marks at the places of its images."""
+        row, recognition = parse_row(record.payload), self.settings.recognition
+        if self._images is None or recognition.is_scored or recognition.needs_label:
+            return recognize(row, recognition, number=record.number)
+        row, media = lifted(row, recognition.columns)
+        conversation = recognize(row, recognition, number=record.number)
+        return conversation if media is None else self._images.placed(conversation, media, record.file)
 
     def _render_all(self, conversation: Conversation) -> list[_Text]:
         """The record's sequences; tools become text if the template does not support them and agent_template is set."""
@@ -229,75 +259,85 @@ class Encoder:
         kinds = dict.fromkeys(f"{LEFT_OUT} {loss.kind}" for loss in rendering.lost)
         if rendering.lost and (is_whole or not self.settings.keeps_incomplete):
             raise RowError(next(iter(kinds)), rendering.lost[0].detail)
-        return _Text(
-            text=rendering.text, spans=spans(rendering, messages, loss_scale), notes=(*rendering.notes, *kinds)
-        )
+        marked, notes = spans(rendering, messages, loss_scale), (*rendering.notes, *kinds)
+        if self._images is None or not conversation.media:
+            return _Text(text=rendering.text, spans=marked, notes=notes)
+        shifted, media = self._images.shown(rendering.text, messages, conversation.media)
+        moved = [replace(span, start=shifted.place(span.start), end=shifted.place(span.end)) for span in marked]
+        return _Text(text=shifted.text, spans=moved, notes=notes, media=tuple(media))
 
     def _finish(self, row: _Rendered, tokens: list[Tokens]) -> Encoded | Rejection:
         try:
             weigh = self._mark_last if self.settings.recognition.is_scored else self._weigh
-            parts = [weigh(part, marked) for part, marked in zip(tokens, row.spans, strict=True)]
+            parts = [weigh(part, text) for part, text in zip(tokens, row.texts, strict=True)]
             if self.settings.recognition.grouping is not None:
                 parts = [_joined(parts)]
-            _refuse_equal([ids for ids, _, _ in parts])
+            _refuse_equal(parts)
         except RowError as err:
             return Rejection(location=row.record.location, reason=err.reason, detail=err.detail)
         return Encoded(
             number=row.record.number,
-            input_ids=tuple(ids for ids, _, _ in parts),
-            weights=tuple(weights for _, weights, _ in parts),
+            input_ids=tuple(part.ids for part in parts),
+            weights=tuple(part.weights for part in parts),
             channel=row.conversation.channel,
-            is_truncated=any(cut for _, _, cut in parts),
-            is_weighted=self.is_weighted or not all(_is_binary(weights) for _, weights, _ in parts),
+            is_truncated=any(part.is_cut for part in parts),
+            is_weighted=self.is_weighted or not all(_is_binary(part.weights) for part in parts),
             notes=row.notes,
             target=row.conversation.target,
             is_grouped=self.settings.recognition.grouping is not None,
+            media=tuple(part.media for part in parts) if any(part.media for part in parts) else (),
         )
 
-    def _mark_last(self, tokens: Tokens, _marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
+    def _mark_last(self, tokens: Tokens, _text: _Text) -> _Marked:
         """The tokens of a sequence scored by a head, of which the last has weight 1."""
         before, after = self._added
         ids = np.asarray([*before, *tokens.ids, *after], dtype=np.int32)
         limit = self.settings.max_length
         is_cut = limit is not None and len(ids) > limit
         if is_cut:
-            room = (limit or 0) - len(before) - len(after)
-            kept, _ = self._truncate(np.asarray(tokens.ids, np.int32), np.zeros(len(tokens.ids), np.float32), room)
-            ids = np.asarray([*before, *kept, *after], dtype=np.int32)
+            kept = self._kept(len(tokens.ids), (limit or 0) - len(before) - len(after))
+            ids = np.asarray([*before, *tokens.ids[kept], *after], dtype=np.int32)
         if not len(ids):
             raise RowError("empty text")
         weights = np.zeros(len(ids), dtype=np.float32)
         weights[-1] = 1
-        return ids, weights, is_cut
+        return _Marked(ids=ids, weights=weights, is_cut=is_cut)
 
-    def _weigh(self, tokens: Tokens, marked: list[Span]) -> tuple[NDArray[np.int32], NDArray[np.float32], bool]:
+    def _weigh(self, tokens: Tokens, text: _Text) -> _Marked:
         ids = np.asarray(tokens.ids, dtype=np.int32)
         weights = np.zeros(len(ids), dtype=np.float32)
-        for span in reversed(marked):  # a token that overlaps two spans belongs to the first
+        for span in reversed(text.spans):  # a token that overlaps two spans belongs to the first
             first, last = tokens.range(span.start, span.end)
             weights[first:last] = span.weight
+        media = text.media
+        if self._images is not None:
+            ids, weights = self._images.tokens.expanded(ids, weights, media)
         limit = self.settings.max_length
         is_cut = limit is not None and len(ids) > limit
         if is_cut:
-            ids, weights = self._truncate(ids, weights, limit or 0)
+            kept = self._kept(len(ids), limit or 0)
+            if media and self._images is not None:
+                kept, media = self._images.tokens.whole(ids, media, kept)
+            ids, weights = ids[kept], weights[kept].copy()
         weights[:1] = 0  # nothing comes before the first token, so nothing predicts it
         if not weights.any():
             raise RowError("no trained token is left after truncation" if is_cut else "no token to train on")
-        return ids, weights, is_cut
+        return _Marked(ids=ids, weights=weights, is_cut=is_cut, media=media)
 
-    def _truncate(
-        self, ids: NDArray[np.int32], weights: NDArray[np.float32], limit: int
-    ) -> tuple[NDArray[np.int32], NDArray[np.float32]]:
+    def _kept(self, length: int, limit: int) -> slice:
+        """The tokens that are left of a sequence that is too long."""
         if self.settings.truncation_strategy == "delete":
-            raise RowError(TOO_LONG, f"{len(ids)} > {limit} tokens")
-        kept = slice(len(ids) - limit, None) if self.settings.truncation_strategy == "left" else slice(limit)
-        return ids[kept], weights[kept].copy()
+            raise RowError(TOO_LONG, f"{length} > {self.settings.max_length} tokens")
+        return slice(length - limit, length) if self.settings.truncation_strategy == "left" else slice(limit)
 
 
 def _joined(parts: Sequence[_Marked]) -> _Marked:
     """A group as one sequence: a token with weight ends one of its sequences."""
-    ids, weights, cuts = zip(*parts, strict=True)
-    return np.concatenate(ids), np.concatenate(weights), any(cuts)
+    return _Marked(
+        ids=np.concatenate([part.ids for part in parts]),
+        weights=np.concatenate([part.weights for part in parts]),
+        is_cut=any(part.is_cut for part in parts),
+    )
 
 
 def _added_ids(tokenizer: PreTrainedTokenizerBase) -> tuple[tuple[int, ...], tuple[int, ...]]:
@@ -319,9 +359,12 @@ def _refuse_endless(rendering: Rendering, trained: Container[int]) -> None:
             raise RowError("an answer ends with no stop token", f"name one with stop_words: ...{shown!r}")
 
 
-def _refuse_equal(sequences: Sequence[NDArray[np.int32]]) -> None:
-    """Refuses a pair whose answers differ only in what was cut off, or not in their tokens at all."""
-    if len(sequences) == 2 and np.array_equal(sequences[0], sequences[1]):
+def _refuse_equal(sequences: Sequence[_Marked]) -> None:
+    """Refuses a pair whose answers differ only in what was cut off, or not in their tokens and images at all."""
+    if len(sequences) != 2:
+        return
+    chosen, rejected = sequences
+    if np.array_equal(chosen.ids, rejected.ids) and chosen.media == rejected.media:
         raise RowError("chosen and rejected are the same tokens")
 
 

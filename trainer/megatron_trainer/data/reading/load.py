@@ -35,6 +35,7 @@ from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.storage.tokenize import refuse_first_bad, tokenize
 from megatron_trainer.data.streaming.items import Stream
 from megatron_trainer.data.streaming.rows import Mixture, StreamSource
+from megatron_trainer.data.vision.model import ImageRows
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
@@ -60,7 +61,8 @@ class Loaded:
 class Loader:
     """Opens dataset entries and tokenizes them, or finds them in the cache folder.
 
-    renews: rewrite even cached data. progress: called with an entry and the rows done so far.
+    renews: rewrite even cached data. progress: called with an entry and the rows done so far. images: reads those of
+    rows, None for a text model.
     """
 
     def __init__(
@@ -71,13 +73,14 @@ class Loader:
         *,
         renews: bool = False,
         progress: Progress | None = None,
+        images: ImageRows | None = None,
     ) -> None:
         self._settings = settings
         self._cache = cache
         self._renews = renews
         self._progress = progress
         self._tokenizer_digest = tokenizer_digest(tokenizer)
-        self.encoder = Encoder(tokenizer, settings.encode)
+        self.encoder = Encoder(tokenizer, settings.encode, images)
 
     def load(self, path: str, specs: Sequence[DatasetSpec], *, is_lazy: bool) -> list[Loaded]:
         """The stores of all entries of the argument `path`.
@@ -120,7 +123,8 @@ class Loader:
         """The source with one answer per row, if the task or split_turns requires it."""
         recognition = self._settings.encode.recognition
         if self._settings.splits_turns:
-            return Unrolled(whole=source, recognition=recognition, loss_scale=self._settings.encode.loss_scale)
+            loss_scale, sees = self._settings.encode.loss_scale, self._settings.encode.vision is not None
+            return Unrolled(whole=source, recognition=recognition, loss_scale=loss_scale, sees=sees)
         return Unpaired(whole=source, columns=recognition.columns) if recognition.needs_label else source
 
     def _access(self) -> HubAccess:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -43,6 +44,13 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
     if not isinstance(row, Mapping):
         raise RowError("a row is not an object", f"it is of type {type(row).__name__}")
     return row
+
+
+def as_json(value: object) -> str:
+    """A value of a row that JSON does not know: bytes as a data URI, anything else as its text."""
+    if isinstance(value, bytes | bytearray):
+        return f"data:application/octet-stream;base64,{base64.b64encode(value).decode()}"
+    return str(value)
 
 
 def object_of(fields: list[tuple[str, object]]) -> dict[str, object]:

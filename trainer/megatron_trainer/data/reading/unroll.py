@@ -11,15 +11,20 @@ from megatron_trainer.data.encoding.turn_rows import num_rows
 from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import Source
 from megatron_trainer.data.values import RowError
+from megatron_trainer.data.vision.rows import lifted
 
 
 @dataclass(frozen=True, kw_only=True)
 class Unrolled:
-    """The rows of `whole`, renumbered. recognition, loss_scale: those of the encoder that will read them."""
+    """The rows of `whole`, renumbered. recognition, loss_scale: those of the encoder that will read them.
+
+    sees: whether rows may have images.
+    """
 
     whole: Source
     recognition: Recognition
     loss_scale: str
+    sees: bool = False
 
     @property
     def note(self) -> str:
@@ -36,14 +41,17 @@ class Unrolled:
     def _count(self, record: Record) -> int:
         """Number of trained answers; 1 for a row that the encoder will refuse."""
         try:
-            return num_rows(recognize(parse_row(record.payload), self.recognition).messages, self.loss_scale)
+            row = parse_row(record.payload)
+            row = lifted(row, self.recognition.columns)[0] if self.sees else row
+            return num_rows(recognize(row, self.recognition).messages, self.loss_scale)
         except RowError:
             return 1
 
     @property
     def manner(self) -> str:
         """A key of this way of reading the source: all that the number of answers in a row depends on."""
-        return f"split turns {self.loss_scale} {json.dumps(asdict(self.recognition), sort_keys=True)}"
+        sees = " images" if self.sees else ""
+        return f"split turns{sees} {self.loss_scale} {json.dumps(asdict(self.recognition), sort_keys=True)}"
 
     def fingerprint(self) -> str:
         """Of the source, and of this way of reading it."""

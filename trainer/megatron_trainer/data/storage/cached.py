@@ -128,6 +128,7 @@ def _encoded(number: int, item: Sample | Pair) -> Encoded:
         channel=samples[0].channel,
         is_truncated=False,
         target=item.target,
+        media=tuple(sample.media for sample in samples),
     )
 
 

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from megatron_trainer.data.encoding.encode import Encoded
 from megatron_trainer.data.values import Rejection
+from megatron_trainer.data.vision.values import Medium
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,7 +22,7 @@ class Chunk:
     weight is 0 or 1, else float32. lengths: int32, tokens of each sequence. numbers: int64, position of each kept row
     in its dataset. channels: of each kept row. num_rows: rows read, rejected ones included.
     notes: remarks about kept rows for the user, with the number of rows. targets: float32 [kept rows, size of a
-    target].
+    target]. media: images and videos of each sequence that has any, by its number in the chunk.
     """
 
     input_ids: NDArray[np.int32]
@@ -34,6 +35,7 @@ class Chunk:
     num_truncated: int
     notes: Mapping[str, int] = field(default_factory=dict)
     targets: NDArray[np.float32] = field(default_factory=lambda: np.empty((0, 0), np.float32))
+    media: Mapping[int, tuple[Medium, ...]] = field(default_factory=dict)
 
 
 def to_chunk(results: Sequence[Encoded | Rejection]) -> Chunk:
@@ -53,7 +55,13 @@ def to_chunk(results: Sequence[Encoded | Rejection]) -> Chunk:
         num_truncated=sum(row.is_truncated for row in kept),
         notes=Counter(note for row in kept for note in row.notes),
         targets=np.array([row.target for row in kept], np.float32).reshape(len(kept), -1 if kept else 0),
+        media=_media(kept),
     )
+
+
+def _media(kept: Sequence[Encoded]) -> dict[int, tuple[Medium, ...]]:
+    of_sequences = (media for row in kept for media in row.media_of_sequences)
+    return {number: media for number, media in enumerate(of_sequences) if media}
 
 
 def _joined(parts: Sequence[NDArray[np.generic]], dtype: type[np.generic]) -> NDArray:  # type: ignore[type-arg]

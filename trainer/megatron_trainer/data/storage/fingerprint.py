@@ -32,12 +32,15 @@ def text_key(text: str) -> str:
 
 def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
     """The key of the tokenized rows of one dataset. choice: which of its rows were selected, empty for all."""
+    settings = asdict(encoder.settings)
+    if encoder.settings.vision is None:
+        del settings["vision"]  # the keys of text are those of trainers that knew no images
     parts = {
         "version": VERSION,
         "source": source_digest,
         "tokenizer": tokenizer_digest,
         "template": encoder.template.name,
-        "settings": asdict(encoder.settings),
+        "settings": settings,
         "choice": choice,
     }
     return text_key(json.dumps(parts, sort_keys=True))

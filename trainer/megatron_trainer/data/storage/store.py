@@ -2,7 +2,7 @@
 
 A store is a folder: input_ids.bin and weights.bin hold all sequences end to end, offsets.npy has the start of each,
 numbers.npy and channels.npy are per row, as are the targets in targets.npy if rows have any; store.json holds counts
-and the reasons of rejections.
+and the reasons of rejections. Images have files of their own (media.py).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 
 from megatron_trainer.data.storage import array_file
 from megatron_trainer.data.storage.chunk import Chunk
+from megatron_trainer.data.storage.media import MediaTable, MediaWriter
 from megatron_trainer.data.values import IGNORED, Location, Pair, Rejection, Sample
 from megatron_trainjob import input_file
 
@@ -73,6 +74,8 @@ class StoreWriter:
         self._notes: Counter[str] = Counter()
         self._num_rows = 0
         self._num_truncated = 0
+        self._media = MediaWriter(directory)
+        self._num_sequences = 0
 
     def append(self, chunk: Chunk) -> None:
         """Add the rows of a chunk after those already there."""
@@ -82,6 +85,8 @@ class StoreWriter:
         chunk.weights.astype(self._weight_type, copy=False).tofile(self._weights)
         self._notes.update(chunk.notes)
         self._lengths.append(chunk.lengths)
+        self._media.append(chunk.media, self._num_sequences)
+        self._num_sequences += len(chunk.lengths)
         self._numbers.append(chunk.numbers)
         codes = [self._code(channel) for channel in chunk.channels]
         self._row_channels.append(np.array(codes, dtype=np.int32))
@@ -103,6 +108,7 @@ class StoreWriter:
         """Write the rest: offsets, numbers, channels and the facts."""
         self._input_ids.close()
         self._weights.close()
+        self._media.close()
         lengths = np.concatenate([np.zeros(1, np.int32), *self._lengths])
         np.save(self._directory / "offsets.npy", np.cumsum(lengths, dtype=np.int64))
         np.save(self._directory / "numbers.npy", np.concatenate([np.empty(0, np.int64), *self._numbers]))
@@ -154,6 +160,7 @@ class Store:
         )
         self._input_ids = _map(directory / "input_ids.bin", "int32")
         self._weights = _map(directory / "weights.bin", self.facts.weight_type)
+        self.media = MediaTable(directory, len(self.numbers) * self.facts.sequences_per_row)
         self._check()
 
     def _check(self) -> None:
@@ -231,6 +238,7 @@ class Store:
             labels=np.where(weights > 0, input_ids, np.int32(IGNORED)),
             loss_scale=np.array(weights) if is_weighted else None,
             channel=channel,
+            media=self.media.of(sequence),
         )
 
 

@@ -47,12 +47,33 @@ class BaseTemplate:
     )
     max_pixels: int | None = arg(
         None,
-        "Largest image.",
+        "Most pixels of an image, to which larger ones are shrunk; unset: those of the model's image processor.",
         unit="pixels",
         ge=1,
         featured=True,
-        status="no effect",
-        reason="a text model has no images",
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    min_pixels: int | None = arg(
+        None,
+        "Fewest pixels of an image, to which smaller ones are enlarged; unset: those of the model's image processor.",
+        unit="pixels",
+        ge=1,
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    image_root: str | None = arg(
+        None,
+        "Folder in which relative paths of images start; unset: that of the data file, else the working directory.",
+        applies_to=EVERY_TASK,
+        status="works",
+    )
+    image_cache_gib: float = arg(
+        0.0,
+        "Most space for resized images that are kept beside the tokenized data; 0: they are decoded in every epoch.",
+        unit="GiB",
+        ge=0,
+        status="works",
     )
     agent_template: (
         Literal[
@@ -95,9 +116,12 @@ class BaseTemplate:
     )
     norm_bbox: Literal["norm1000", "none"] | None = arg(
         None,
-        "Scaling of bounding boxes.",
-        status="no effect",
-        reason="a text model has no images",
+        (
+            "Unit of the coordinates of objects: norm1000 thousandths of the image, none pixels of the resized image; "
+            "unset: what the model knows (none for Qwen2.5-VL)."
+        ),
+        applies_to=EVERY_TASK,
+        status="works",
     )
     use_chat_template: bool = arg(
         True,

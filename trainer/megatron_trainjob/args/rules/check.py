@@ -14,6 +14,7 @@ from megatron_trainjob.args.rules import (
     experts,
     export,
     head,
+    image,
     kernel,
     layout,
     optimizer,
@@ -43,6 +44,7 @@ TOPICS = (
     preference,
     head,
     retrieval,
+    image,
     reporting,
     export,
 )

@@ -1,0 +1,109 @@
+"""Effects of the arguments about images: on tokens, pixels and boxes of rows, and on what is kept on disk."""
+
+import json
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.vision.model import image_rows_of
+from megatron_trainjob.args import rules
+from megatron_trainjob.args.tree import TrainArgs
+from tests.effects.registry import effect
+from tests.support.data import vision
+
+ROW = {"query": "<image>Where is <ref-object>?", "response": "At <bbox>.", "images": ["a.png"]}
+OBJECTS = {"ref": ["it"], "bbox": [[10, 8, 40, 24]]}
+
+
+@pytest.fixture
+def folder(tmp_path):
+    vision.save(tmp_path / "rows" / "a.png", 40, 24)
+    (tmp_path / "rows" / "data.jsonl").write_text("")
+    vision.write(tmp_path / "model", most=10**6)
+    return tmp_path
+
+
+def seen(folder, row=ROW, *, kind="qwen2_5_vl", file="rows/data.jsonl", **args):
+    """(text without repetition of image tokens, media, reader) of a row with these arguments."""
+    model = folder / "model"
+    config = {**json.loads((model / "config.json").read_text()), "model_type": kind}
+    images = image_rows_of(TrainArgs(**args), model, config, AutoTokenizer.from_pretrained(model), folder / "cache")
+    encoder = Encoder(vision.tokenizer(), EncodeSettings(vision=images.settings), images)
+    [encoded] = encoder.encode([Record(0, str(folder / file), 1, {**row, "objects": OBJECTS})])
+    text = vision.tokenizer().decode([i for i in encoded.input_ids[0] if i != images.tokens.image])
+    return text, encoded.media[0], images.reader
+
+
+@effect("max_pixels", "min_pixels")
+def test_pixels_of_an_image_stay_within_their_limits(folder):
+    def size(**args):
+        [medium] = seen(folder, **args)[1]
+        return medium.grid[1] * 4, medium.grid[2] * 4
+
+    assert size() == (24, 40)
+    assert size(max_pixels=400) == (8, 24)
+    height, width = size(min_pixels=4000)
+    assert height * width >= 4000
+    assert size(max_pixels=24 * 40, min_pixels=24 * 40) == (24, 40)
+
+
+@effect("norm_bbox")
+def test_boxes_are_in_thousandths_or_in_pixels_of_the_resized_image(folder):
+    def box(**args):
+        text = seen(folder, **args)[0]
+        assert "<|object_ref_start|>it<|object_ref_end|>" in text
+        return text.partition("<|box_start|>")[2].partition("<|box_end|>")[0]
+
+    assert box(norm_bbox="norm1000") == "(250,333),(1000,1000)"
+    assert box(norm_bbox="none") == "(10,8),(40,24)"
+    assert box(norm_bbox="none", max_pixels=400) == "(6,3),(24,8)"
+    assert box(max_pixels=400) == "(6,3),(24,8)", "Qwen2.5-VL"
+    assert box(kind="qwen2_vl", max_pixels=400) == "(250,333),(1000,1000)"
+
+
+@effect("image_root")
+def test_relative_paths_start_at_the_root(folder):
+    vision.save(folder / "elsewhere" / "a.png", 16, 8)
+    [own], [other] = seen(folder)[1], seen(folder, image_root=str(folder / "elsewhere"))[1]
+    assert (own.size, other.size) == ((24, 40), (8, 16))
+
+
+@effect("image_cache_gib")
+def test_resized_images_are_kept_within_the_budget_and_are_the_same(folder):
+    def kept():
+        return [path for path in (folder / "cache").rglob("*.rgb")]
+
+    _, media, reader = seen(folder)
+    plain = reader.pixels(media).values_PD
+    assert kept() == []
+    seen(folder, image_cache_gib=2000 / 2**30)
+    assert kept() == [], "the image has 2880 bytes"
+    _, media, reader = seen(folder, image_cache_gib=3000 / 2**30)
+    [path] = kept()
+    whole = path.read_bytes()
+    assert np.array_equal(reader.pixels(media).values_PD, plain)
+    path.write_bytes(bytes(2880))
+    assert not np.array_equal(reader.pixels(media).values_PD, plain), "it is read"
+    path.write_bytes(b"half")
+    assert np.array_equal(reader.pixels(media).values_PD, plain), "a damaged file is not read"
+    path.write_bytes(whole)
+    vision.save(folder / "rows" / "b.png", 40, 24, seed=3)
+    seen(folder, {**ROW, "images": ["b.png"]}, image_cache_gib=3000 / 2**30)
+    assert len(kept()) == 1, "there is room for one"
+
+
+def test_text_models_say_that_they_have_no_images():
+    args = TrainArgs(max_pixels=100, min_pixels=10, norm_bbox="none", image_root="/x", image_cache_gib=1.0)
+    found = rules.check(args, frozenset(), task="sft", hf_config={"model_type": "llama"}, path="")
+    said = {violation.path.lstrip(".") for violation in found if "a text model has no images" in violation.message}
+    assert said == {"max_pixels", "min_pixels", "norm_bbox", "image_root", "image_cache_gib"}
+
+
+def test_the_fewest_pixels_cannot_be_more_than_the_most():
+    found = rules.check(TrainArgs(max_pixels=100, min_pixels=200), frozenset(), task="sft", path="")
+    assert [violation.message for violation in found if violation.path.endswith("min_pixels")] == [
+        "is more than max_pixels (100); lower it, or raise max_pixels"
+    ]

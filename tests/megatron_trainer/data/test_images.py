@@ -1,0 +1,366 @@
+"""Rows with images become the tokens and pixels that transformers' own processor makes of them."""
+
+from __future__ import annotations
+
+import base64
+import functools
+import io
+import json
+import threading
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from transformers import AutoTokenizer
+
+from megatron_trainer.data.conversation.formats import Recognition
+from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
+from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.vision.model import image_rows_of
+from megatron_trainjob.args.tree import TrainArgs
+from tests.support.data import vision
+
+KINDS = ("qwen2_5_vl", "qwen3_vl")
+SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Three pictures beside the data."""
+    root = tmp_path_factory.mktemp("pictures")
+    for seed, (name, (width, height)) in enumerate(SIZES.items()):
+        vision.save(root / name, width, height, seed)
+    (root / "data.jsonl").write_text("")
+    return root
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    root = tmp_path_factory.mktemp("models")
+    return {kind: vision.write(root / kind, kind) for kind in KINDS}
+
+
+def encoder_of(model, recognition=None, *, cache=None, args=None, **settings):
+    tokenizer = AutoTokenizer.from_pretrained(model)
+    config = json.loads((model / "config.json").read_text())
+    images = image_rows_of(args or TrainArgs(), model, config, tokenizer, cache)
+    chosen = EncodeSettings(recognition=recognition or Recognition(), vision=images.settings, **settings)
+    return Encoder(tokenizer, chosen, images), images
+
+
+def encode(encoder, row, folder):
+    [result] = encoder.encode([Record(0, str(folder / "data.jsonl"), 1, row)])
+    return result
+
+
+def text(*parts):
+    """Content parts: a string is text, ... an image."""
+    return [{"type": "image"} if part is ... else {"type": "text", "text": part} for part in parts]
+
+
+def turns(question, answer="Yes."):
+    return [{"role": "user", "content": question}, {"role": "assistant", "content": [{"type": "text", "text": answer}]}]
+
+
+def truth(model, kind, messages, folder, names):
+    """(ids, pixel values, grid) of transformers' processor."""
+    from transformers.image_utils import load_image
+
+    whole = vision.processor(model, kind)
+    shown = whole.apply_chat_template(messages, tokenize=False)
+    made = whole(text=[shown], images=[load_image(str(folder / name)) for name in names], return_tensors="np")
+    return made["input_ids"][0].tolist(), made["pixel_values"], made["image_grid_thw"]
+
+
+ONE = turns(text(..., "What is it?"))
+ROWS = {
+    "a tag": ({"query": "<image>What is it?", "response": "Yes.", "images": ["a.png"]}, ONE, ["a.png"]),
+    "no tag": ({"query": "What is it?", "response": "Yes.", "images": ["b.jpg"]}, ONE, ["b.jpg"]),
+    "one image, not in a list": ({"query": "<image>What is it?", "response": "Yes.", "image": "a.png"}, ONE, ["a.png"]),
+    "an object": (
+        {"query": "<image>What is it?", "response": "Yes.", "images": [{"path": "a.png", "bytes": None}]},
+        ONE,
+        ["a.png"],
+    ),
+    "two in the middle": (
+        {"query": "Here <image> and\n<image>\nthere", "response": "Yes.", "images": ["a.png", "c.png"]},
+        turns(text("Here ", ..., " and\n", ..., "\nthere")),
+        ["a.png", "c.png"],
+    ),
+    "several turns, one without": (
+        {
+            "messages": [
+                {"role": "system", "content": "Look."},
+                {"role": "user", "content": "<image>A?"},
+                {"role": "assistant", "content": "a"},
+                {"role": "user", "content": "And?"},
+                {"role": "assistant", "content": "b"},
+                {"role": "user", "content": "<image><image>?"},
+                {"role": "assistant", "content": "Yes."},
+            ],
+            "images": ["a.png", "b.jpg", "a.png"],
+        },
+        [
+            {"role": "system", "content": text("Look.")},
+            *turns(text(..., "A?"), "a"),
+            *turns(text("And?"), "b"),
+            *turns(text(..., ..., "?")),
+        ],
+        ["a.png", "b.jpg", "a.png"],
+    ),
+    "parts of OpenAI": (
+        {
+            "messages": [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "<image> is a tag: "},
+                        {"type": "image_url", "image_url": {"url": "b.jpg"}},
+                        {"type": "text", "text": "?"},
+                    ],
+                },
+                {"role": "assistant", "content": "Yes."},
+            ]
+        },
+        turns(text("<image> is a tag: ", ..., "?")),
+        ["b.jpg"],
+    ),
+    "parts without a source take the column": (
+        {
+            "messages": [
+                {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}, {"type": "image"}]},
+                {"role": "assistant", "content": [{"type": "text", "text": "Yes."}]},
+            ],
+            "images": ["c.png", "a.png"],
+        },
+        turns(text(..., "?", ...)),
+        ["c.png", "a.png"],
+    ),
+    "messages as JSON text": (
+        {
+            "messages": json.dumps(
+                [
+                    {"role": "user", "content": [{"type": "image", "image": "a.png"}, {"type": "text", "text": "?"}]},
+                    {"role": "assistant", "content": "Yes."},
+                ]
+            )
+        },
+        turns(text(..., "?")),
+        ["a.png"],
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("name", ROWS)
+def test_tokens_and_pixels_are_those_of_transformers(models, folder, kind, name):
+    row, messages, names = ROWS[name]
+    ids, values, grid = truth(models[kind], kind, messages, folder, names)
+    encoder, images = encoder_of(models[kind])
+    encoded = encode(encoder, row, folder)
+    assert isinstance(encoded, Encoded), encoded
+    assert encoded.input_ids[0].tolist() == ids
+    pixels = images.reader.pixels(encoded.media[0])
+    assert pixels.grid_N3.tolist() == grid.tolist()
+    assert np.array_equal(pixels.values_PD, values)
+    assert pixels.values_PD.dtype == np.float32
+
+
+def test_images_carry_no_loss_even_where_everything_is_trained(models, folder):
+    encoder, images = encoder_of(models["qwen2_5_vl"], loss_scale="all")
+    encoded = encode(encoder, ROWS["two in the middle"][0], folder)
+    is_image = encoded.input_ids[0] == images.tokens.image
+    assert is_image.sum() == sum(images.tokens.num_tokens(medium) for medium in encoded.media[0])
+    assert not encoded.weights[0][is_image].any()
+    assert encoded.weights[0][~is_image][1:].all()
+
+
+def test_the_answer_alone_is_trained(models, folder):
+    encoder, _ = encoder_of(models["qwen2_5_vl"])
+    encoded = encode(encoder, ROWS["two in the middle"][0], folder)
+    trained = encoded.input_ids[0][encoded.weights[0] > 0]
+    assert vision.tokenizer().decode(trained) == "Yes.<|im_end|>"
+
+
+def test_pre_training_has_images_in_plain_text(models, folder):
+    encoder, images = encoder_of(models["qwen2_5_vl"], loss_scale="all", use_chat_template=False)
+    encoded = encode(encoder, {"text": "See <image>!", "images": ["a.png"]}, folder)
+    shown = vision.tokenizer().decode(encoded.input_ids[0])
+    count = images.tokens.num_tokens(encoded.media[0][0])
+    assert shown == f"See <|vision_start|>{'<|image_pad|>' * count}<|vision_end|>!<|im_end|>"
+
+
+@pytest.fixture(scope="module")
+def server(folder):
+    class Quiet(SimpleHTTPRequestHandler):
+        def log_message(self, *_):
+            pass
+
+        def do_GET(self):
+            if self.path == "/gone":
+                self.send_error(404)
+            elif self.path == "/bytes":
+                self.send_response(200)
+                self.end_headers()
+                self.wfile.write(b"no image")
+            else:
+                super().do_GET()
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(folder))) as serving:
+        thread = threading.Thread(target=serving.serve_forever, daemon=True)
+        thread.start()
+        yield f"http://127.0.0.1:{serving.server_port}"
+        serving.shutdown()
+
+
+def forms(folder, server):
+    content = (folder / "a.png").read_bytes()
+    coded = base64.b64encode(content).decode()
+    return {
+        "absolute": str(folder / "a.png"),
+        "file": (folder / "a.png").as_uri(),
+        "http": f"{server}/a.png",
+        "data URI": f"data:image/png;base64,{coded}",
+        "base64": coded,
+        "bytes": content,
+        "HF bytes": {"bytes": content, "path": "gone.png"},
+        "HF path": {"bytes": None, "path": "a.png"},
+        "Anthropic": {"type": "base64", "media_type": "image/png", "data": coded},
+    }
+
+
+@pytest.mark.parametrize(
+    "form", ["absolute", "file", "http", "data URI", "base64", "bytes", "HF bytes", "HF path", "Anthropic"]
+)
+def test_every_form_of_an_image_is_the_same_image(models, folder, server, form):
+    encoder, images = encoder_of(models["qwen2_5_vl"])
+    row = {"query": "<image>?", "response": "Yes.", "images": [forms(folder, server)[form]]}
+    encoded = encode(encoder, row, folder)
+    assert isinstance(encoded, Encoded), encoded
+    plain = encode(encoder, {**row, "images": ["a.png"]}, folder)
+    assert encoded.input_ids[0].tolist() == plain.input_ids[0].tolist()
+    found, expected = (images.reader.pixels(one.media[0]).values_PD for one in (encoded, plain))
+    assert np.array_equal(found, expected)
+
+
+def png(image):
+    stream = io.BytesIO()
+    image.save(stream, "PNG")
+    return stream.getvalue()
+
+
+def rejected(models, folder, images, query="<image>?"):
+    encoder, _ = encoder_of(models["qwen2_5_vl"])
+    result = encode(encoder, {"query": query, "response": "Yes.", "images": images}, folder)
+    assert not isinstance(result, Encoded)
+    return result
+
+
+BAD = {
+    "missing": (["gone.png"], "an image is not there"),
+    "a folder": (["."], "an image is not there"),
+    "null": ([None], "an image is neither a path, a URL nor bytes"),
+    "null among others": (["a.png", None], "an image is neither a path, a URL nor bytes"),
+    "a number": ([3], "an image is neither a path, a URL nor bytes"),
+    "empty object": ([{}], "an image is neither a path, a URL nor bytes"),
+    "empty text": ([""], "an image is neither a path, a URL nor bytes"),
+    "ftp": (["ftp://host/a.png"], "an image has a URL of a kind that is not read"),
+    "data URI without base64": (["data:image/png,abc"], "an image is neither a path, a URL nor bytes"),
+    "no image": ([b"hello world"], "an image cannot be read"),
+    "PostScript": ([b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n"], "an image cannot be read"),
+    "a name that no file can have": (["a\0b"], "an image is not there"),
+    "a very long name": (["x./" * 5000], "an image is not there"),
+    "too many images": (["a.png", "b.jpg"], "images and their places do not match"),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_a_row_whose_image_cannot_be_used_is_dropped_with_the_reason(models, folder, name):
+    images, reason = BAD[name]
+    assert rejected(models, folder, images).reason == reason
+
+
+def test_too_few_images_for_the_tags(models, folder):
+    assert rejected(models, folder, ["a.png"], "<image><image>?").reason == "images and their places do not match"
+
+
+def test_the_token_of_images_in_a_text_is_no_image(models, folder):
+    row = {"query": "What is <|image_pad|>?", "response": "Yes."}
+    encoder, _ = encoder_of(models["qwen2_5_vl"])
+    assert encode(encoder, row, folder).reason == "images and their places do not match"
+
+
+def test_a_forged_mark_is_refused(models, folder):
+    for query in ("<image>\ufdd0", "<image>\ufdd00i\ufdd1"):
+        assert not isinstance(rejected(models, folder, ["a.png"], query), Encoded)
+
+
+def test_servers_that_have_no_image(models, folder, server):
+    assert rejected(models, folder, [f"{server}/gone"]).reason == "an image cannot be fetched"
+    assert rejected(models, folder, [f"{server}/bytes"]).reason == "an image cannot be read"
+
+
+def test_text_alone_stays_as_it_is(models, folder):
+    encoder, _ = encoder_of(models["qwen2_5_vl"])
+    plain = Encoder(vision.tokenizer(), EncodeSettings())
+    for row in ({"query": "<image>?", "response": "Yes."}, {"query": "?", "response": "<bbox>", "images": []}):
+        seen, unseen = encode(encoder, row, folder), encode(plain, row, folder)
+        assert seen.input_ids[0].tolist() == unseen.input_ids[0].tolist()
+        assert seen.media == ()
+
+
+def test_text_models_refuse_images(folder):
+    encoder = Encoder(vision.tokenizer(), EncodeSettings())
+    assert encode(encoder, {"query": "?", "response": "Yes.", "images": ["a.png"]}, folder).reason == (
+        "only text can be trained on"
+    )
+
+
+@pytest.mark.parametrize("side", ["left", "right"])
+def test_a_cut_keeps_whole_images_only(models, folder, side):
+    row = {
+        "messages": [
+            *({"role": "user", "content": "<image>A?"}, {"role": "assistant", "content": "a" * 20}),
+            *({"role": "user", "content": "<image>B?"}, {"role": "assistant", "content": "b" * 20}),
+        ],
+        "images": ["a.png", "b.jpg"],
+    }
+    whole = encode(encoder_of(models["qwen2_5_vl"])[0], row, folder)
+    length, lost = len(whole.input_ids[0]), 0
+    for limit in range(40, length, 3):
+        encoder, images = encoder_of(models["qwen2_5_vl"], max_length=limit, truncation_strategy=side)
+        cut = encode(encoder, row, folder)
+        if not isinstance(cut, Encoded):
+            assert cut.reason == "no trained token is left after truncation"
+            continue
+        media = cut.media[0] if cut.media else ()
+        ids = cut.input_ids[0]
+        lost += len(media) < 2
+        assert len(ids) <= limit
+        assert (ids == images.tokens.image).sum() == sum(images.tokens.num_tokens(medium) for medium in media)
+        assert (ids == images.tokens.start).sum() == (ids == images.tokens.end).sum() == len(media)
+        assert media == (whole.media[0][-len(media) :] if side == "left" else whole.media[0][: len(media)]) or not media
+        assert cut.is_truncated
+    assert lost
+
+
+def test_a_pair_shares_its_images_or_has_its_own(models, folder):
+    pairs = Recognition(needs_rejected=True)
+    encoder, _ = encoder_of(models["qwen2_5_vl"], pairs)
+    row = {"query": "<image>?", "response": "Yes.", "rejected_response": "No.", "images": ["a.png"]}
+    chosen, rejected_ = encode(encoder, row, folder).media
+    assert chosen == rejected_
+    other = {**row, "rejected_response": "Yes.", "rejected_images": ["b.jpg"]}
+    chosen, rejected_ = encode(encoder, other, folder).media
+    assert chosen[0].size == (24, 40)
+    assert rejected_[0].size == (47, 33)
+    lists = {
+        "prompt": [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "?"}]}],
+        "chosen": [{"role": "assistant", "content": "Yes."}],
+        "rejected": [{"role": "assistant", "content": "No."}],
+        "images": ["a.png"],
+    }
+    listed = encode(encoder, lists, folder)
+    assert isinstance(listed, Encoded), listed
+    plain = encode(encoder, row, folder)
+    assert [ids.tolist() for ids in listed.input_ids] == [ids.tolist() for ids in plain.input_ids]

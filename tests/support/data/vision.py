@@ -1,0 +1,105 @@
+"""A tiny model folder that sees: tokenizer, template, image processor and config of the Qwen-VL families."""
+
+from __future__ import annotations
+
+import json
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from transformers import AutoTokenizer, PreTrainedTokenizerFast
+
+TOKENS = (
+    *("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|object_ref_start|>", "<|object_ref_end|>"),
+    *("<|box_start|>", "<|box_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
+    *("<|image_pad|>", "<|video_pad|>"),
+)
+TEMPLATES = {"qwen2_5_vl": "qwen2_5_vl", "qwen2_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl"}
+"""By model_type: the file among TRL's copies of the templates of published models."""
+
+
+@cache
+def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
+    """Bytes as tokens, and the added tokens and chat template of the family."""
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    made.decoder = decoders.ByteLevel()
+    whole = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    whole.add_special_tokens({"additional_special_tokens": list(TOKENS)})
+    whole.chat_template = files("trl").joinpath(f"chat_templates/{TEMPLATES[kind]}.jinja").read_text()
+    return whole
+
+
+def config(kind: str = "qwen2_5_vl") -> dict[str, object]:
+    """The keys of config.json that the data side reads."""
+    ids = tokenizer(kind).get_vocab()
+    return {
+        "model_type": kind,
+        "vision_config": {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2},
+        "image_token_id": ids["<|image_pad|>"],
+        "video_token_id": ids["<|video_pad|>"],
+        "vision_start_token_id": ids["<|vision_start|>"],
+        "vision_end_token_id": ids["<|vision_end|>"],
+    }
+
+
+def write(folder: Path, kind: str = "qwen2_5_vl", *, least: int = 64, most: int = 64 * 64) -> Path:
+    """Tokenizer, config.json and preprocessor_config.json: patches of 4 x 4 pixels, merged 2 x 2."""
+    tokenizer(kind).save_pretrained(folder)
+    (folder / "config.json").write_text(json.dumps(config(kind)))
+    settings = {
+        "image_processor_type": "Qwen2VLImageProcessor",
+        "size": {"shortest_edge": least, "longest_edge": most},
+        "patch_size": 4,
+        "temporal_patch_size": 2,
+        "merge_size": 2,
+        "image_mean": [0.48, 0.46, 0.41],
+        "image_std": [0.27, 0.26, 0.28],
+    }
+    (folder / "preprocessor_config.json").write_text(json.dumps(settings))
+    return folder
+
+
+def processor(folder: Path, kind: str = "qwen2_5_vl"):
+    """transformers' own processor of the folder, the truth of the tests; its class needs torchvision for videos."""
+    pytest.importorskip("torchvision")
+    from transformers import (
+        AutoImageProcessor,
+        Qwen2_5_VLProcessor,
+        Qwen2VLProcessor,
+        Qwen2VLVideoProcessor,
+        Qwen3VLProcessor,
+        Qwen3VLVideoProcessor,
+    )
+
+    kinds = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor, "qwen3_vl": Qwen3VLProcessor}
+    own = AutoTokenizer.from_pretrained(folder)
+    images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    videos = Qwen3VLVideoProcessor if kind == "qwen3_vl" else Qwen2VLVideoProcessor
+    sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": dict(images.size)}
+    colors = {"image_mean": images.image_mean, "image_std": images.image_std}
+    return kinds[kind](
+        image_processor=images,
+        tokenizer=own,
+        video_processor=videos(**sizes, **colors, do_sample_frames=False),
+        chat_template=own.chat_template,
+    )
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Smooth colors, different for each seed."""
+    rows, columns = np.mgrid[0:height, 0:width]
+    waves = [np.sin((rows * (seed + k + 1) + columns * (k + 2)) / (7 + k)) for k in range(3)]
+    return Image.fromarray(((np.stack(waves, axis=-1) + 1) * 127).astype(np.uint8))
+
+
+def save(path: Path, width: int, height: int, seed: int = 0) -> Path:
+    """A picture as a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture(width, height, seed).save(path)
+    return path

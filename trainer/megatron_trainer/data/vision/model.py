@@ -1,0 +1,159 @@
+"""How one model sees: its image processor, the tokens of images, and the user's settings of images."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from transformers import AutoImageProcessor, PreTrainedTokenizerBase
+
+from megatron_trainer.data.values import Conversation, Message, RowError
+from megatron_trainer.data.vision import boxes, files
+from megatron_trainer.data.vision.boxes import Boxes
+from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
+from megatron_trainer.data.vision.places import placed
+from megatron_trainer.data.vision.rows import MARK, Found, Media
+from megatron_trainer.data.vision.tokens import Shifted, VisionTokens
+from megatron_trainer.data.vision.values import Medium, VisionSettings
+from megatron_trainer.failure import InvalidInput
+from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.violation import Violation
+
+if TYPE_CHECKING:
+    from megatron_trainjob.args.tree import TrainArgs
+
+LEFT_OUT = "the chat template leaves out an image"
+CACHE = "images"
+"""Folder of resized images, in that of the tokenized data."""
+ABSOLUTE_BOXES = frozenset({"qwen2_5_vl"})
+"""Models that write coordinates in pixels of the resized image; the others in thousandths."""
+_BOX_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageRows:
+    """Reads the images of rows for one model. Picklable."""
+
+    settings: VisionSettings
+    reader: ImageReader
+    tokens: VisionTokens
+    patch_size: int
+    marks: boxes.Marks = field(default_factory=boxes.Marks)
+
+    def placed(self, conversation: Conversation, media: Media, file: str) -> Conversation:
+        """The conversation with its images, measured, at their places.
+
+        file: the row's; relative paths start in its folder. Raises RowError for an image that cannot be used.
+        """
+        folders = self._folders(file)
+        measured, notes = [], dict.fromkeys(conversation.notes)
+        for found in media.all:
+            medium, note = self._measured(found, folders)
+            measured.append(medium)
+            notes |= {note: None} if note else {}
+        writing = Boxes(
+            objects=media.objects,
+            images=[measured[number] for number in media.images] or [m for m in measured if not m.is_video],
+            scale=self.settings.boxes,
+            patch_size=self.patch_size,
+            marks=self.marks,
+        )
+        return placed(replace(conversation, notes=tuple(notes), media=tuple(measured)), media, writing)
+
+    def shown(self, text: str, messages: Sequence[Message], media: Sequence[Medium]) -> tuple[Shifted, list[Medium]]:
+        """The rendered text with the tokens of images in place of marks, and the images in the order of the text.
+
+        Raises RowError when the template left one out.
+        """
+        shifted = Shifted(text, self.settings)
+        expected = [int(found[1]) for message in messages for found in MARK.finditer(message.content)]
+        if sorted(shifted.numbers) != sorted(expected):
+            raise RowError(LEFT_OUT, f"{len(expected)} in the row, {len(shifted.numbers)} in the text")
+        return shifted, [media[number] for number in shifted.numbers]
+
+    def _folders(self, file: str) -> tuple[Path, ...]:
+        if self.settings.root is not None:
+            return (Path(self.settings.root),)
+        parent = Path(file).parent if Path(file).is_file() else None
+        return (Path.cwd(),) if parent is None else (parent, Path.cwd())
+
+    def _measured(self, found: Found, folders: Sequence[Path]) -> tuple[Medium, str]:
+        if found.is_video:
+            raise RowError("videos cannot be trained on")
+        return self.reader.measure(files.open_image(found.value, folders))
+
+
+def image_rows_of(
+    args: TrainArgs,
+    directory: Path,
+    config: Mapping[str, Any],
+    tokenizer: PreTrainedTokenizerBase,
+    cache: Path | None,
+) -> ImageRows | None:
+    """How the model in this folder sees with these arguments; None for a text model.
+
+    config: of the model. cache: folder of the tokenized data.
+
+    Raises InvalidInput when its image processor is missing.
+    """
+    if "vision_config" not in config or "image_token_id" not in config:
+        return None
+    processor = _processor(args, directory)
+    tokens = VisionTokens(
+        image=config["image_token_id"],
+        video=config.get("video_token_id", -1),
+        start=config.get("vision_start_token_id", -1),
+        end=config.get("vision_end_token_id", -1),
+        merge=processor.merge_size,
+    )
+
+    def text(token: int) -> str:
+        return "" if token < 0 else str(tokenizer.convert_ids_to_tokens(token))
+
+    settings = VisionSettings(
+        processor=processor.to_dict(),
+        image_token=text(tokens.image),
+        video_token=text(tokens.video),
+        start_token=text(tokens.start),
+        end_token=text(tokens.end),
+        boxes=args.norm_bbox or _scale_of(config),
+        root=args.image_root,
+    )
+    budget = int(args.image_cache_gib * 2**30)
+    kept = DiskCache(folder=cache / CACHE, budget_bytes=budget) if cache is not None and budget else None
+    return ImageRows(
+        settings=settings,
+        reader=ImageReader(processor, kept),
+        tokens=tokens,
+        patch_size=processor.patch_size,
+        marks=_marks(tokenizer),
+    )
+
+
+def _scale_of(config: Mapping[str, Any]) -> Literal["norm1000", "none"]:
+    return "none" if config.get("model_type") in ABSOLUTE_BOXES else "norm1000"
+
+
+def _processor(args: TrainArgs, directory: Path) -> Any:  # noqa: ANN401 - of transformers
+    """The model's image processor in its form without torchvision, within the pixels of the arguments."""
+    try:
+        processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+    except (OSError, ValueError, KeyError, ImportError) as err:
+        message = f"its image processor cannot be loaded: {err}"[:500]
+        violation = Violation(path="spec.args.model", value=str(directory), message=message)
+        raise InvalidInput((violation,), ExitCode.MISSING_INPUT) from err
+    size = dict(processor.size)
+    lowest = args.min_pixels if args.min_pixels is not None else size["shortest_edge"]
+    highest = args.max_pixels if args.max_pixels is not None else size["longest_edge"]
+    processor.size = type(processor.size)(shortest_edge=min(lowest, highest), longest_edge=max(lowest, highest))
+    return processor
+
+
+def _marks(tokenizer: PreTrainedTokenizerBase) -> boxes.Marks:
+    """Those of the tokenizer's own tokens for objects, if it has them."""
+    if not all(token in tokenizer.get_added_vocab() for token in _BOX_TOKENS):
+        return boxes.Marks()
+    before_ref, after_ref, before_box, after_box = _BOX_TOKENS
+    return boxes.Marks(before_ref=before_ref, after_ref=after_ref, before_box=before_box, after_box=after_box)

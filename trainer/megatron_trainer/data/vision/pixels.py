@@ -1,0 +1,186 @@
+"""Turns images into the pixels of the model, by the model's own processor of transformers, without torchvision.
+
+The sizes of images are measured when rows become tokens; pixels are made when a micro-batch needs them, in the
+processes that read ahead. Resized images are kept on disk as far as a budget allows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import os
+import uuid
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from megatron_trainer.data.values import RowError
+from megatron_trainer.data.vision import files
+from megatron_trainer.data.vision.decode import decode
+from megatron_trainer.data.vision.values import Medium, Pixels, Source, joined
+from megatron_trainer.failure import TrainingError
+from megatron_trainjob.exit_codes import ExitCode
+
+logger = logging.getLogger(__name__)
+
+CHANGED = "an image is not the one that was tokenized"
+TOO_NARROW = "an image is too narrow for the model"
+LOOK_AGAIN = 64
+"""Files written between two looks at the size of the cache, which other processes fill as well."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiskCache:
+    """Resized images on disk, at most budget_bytes of them (a few more while several processes write)."""
+
+    folder: Path
+    budget_bytes: int
+
+
+class ImageReader:
+    """Measures images and makes their pixels. Picklable; a copy in each process.
+
+    processor: an image processor of transformers in its form for PIL, with `patch_size` and `resample`.
+    """
+
+    def __init__(self, processor: Any, cache: DiskCache | None = None) -> None:  # noqa: ANN401 - of transformers
+        self._processor = processor
+        self._cache = cache
+        self._grids: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._used_bytes, self._written = -1, 0
+
+    def measure(self, source: Source) -> tuple[Medium, str]:
+        """The image with its sizes, decoded whole to see that it can be, and a note for the user.
+
+        Raises RowError when it cannot be trained on.
+        """
+        image, note = decode(files.read(source))
+        size = image.height, image.width
+        medium = Medium(sources=(source,), size=size, grid=self._grid(size))
+        if self._cache is not None:
+            self._keep(self._key(source, medium), self._resized(image, medium))
+        return medium, note
+
+    def pixels(self, media: Sequence[Medium]) -> Pixels | None:
+        """The pixels of images, None for none.
+
+        Raises TrainingError if one has changed since it was measured, or is gone.
+        """
+        try:
+            return joined([self._pixels(medium) for medium in media])
+        except RowError as err:
+            message = f"an image was there when its row was tokenized, and is not now: {err}"
+            raise TrainingError(ExitCode.BAD_DATA, message) from err
+
+    def thumbnail(self, medium: Medium, longest: int) -> Image.Image:
+        """A small RGB image. Raises RowError when it cannot be read."""
+        image, _ = decode(files.read(medium.sources[0]))
+        image.thumbnail((longest, longest))
+        return image
+
+    def _pixels(self, medium: Medium) -> Pixels:
+        [source] = medium.sources
+        key = "" if self._cache is None else self._key(source, medium)
+        resized = self._kept(key, medium)
+        if resized is None:
+            image, _ = decode(files.read(source))
+            if (image.height, image.width) != medium.size:
+                found, known = f"{image.width} x {image.height}", f"{medium.size[1]} x {medium.size[0]}"
+                detail = f"{_shown(source)} has {found} pixels, not {known}; set load_from_cache_file: false"
+                raise RowError(CHANGED, detail)
+            resized = self._resized(image, medium)
+            self._keep(key, resized)
+        made = self._processor(
+            images=[resized], do_resize=False, input_data_format="channels_last", return_tensors="np"
+        )
+        values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
+        return Pixels(values_PD=values, grid_N3=np.asarray(made["image_grid_thw"], dtype=np.int64))
+
+    def _resized(self, image: Image.Image, medium: Medium) -> NDArray[np.uint8]:
+        """[height, width, 3], as the processor resizes it."""
+        patch = self._processor.patch_size
+        _, rows, columns = medium.grid
+        resized = image.resize((columns * patch, rows * patch), resample=self._processor.resample)
+        return np.asarray(resized, dtype=np.uint8)
+
+    def _grid(self, size: tuple[int, int]) -> tuple[int, int, int]:
+        """The grid of an image of this (height, width), asked of the processor once for each size."""
+        if size not in self._grids:
+            blank = np.zeros((*size, 3), np.uint8)
+            try:
+                made = self._processor(images=[blank], input_data_format="channels_last", return_tensors="np")
+            except ValueError as err:
+                raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
+            time, rows, columns = made["image_grid_thw"][0].tolist()
+            self._grids[size] = time, rows, columns
+        return self._grids[size]
+
+    def _key(self, source: Source, medium: Medium) -> str:
+        """Of the file's content (of a path: its name, size and time) and the size of the result."""
+        if isinstance(source, bytes):
+            content = hashlib.sha256(source).hexdigest()
+        else:
+            try:
+                status = os.stat(source)
+            except OSError as err:
+                raise RowError(files.NOT_FOUND, f"{source}: {err.strerror or err}") from err
+            content = f"{source} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
+        made = f"{content} {medium.size} {medium.grid} {self._processor.patch_size} {self._processor.resample}"
+        return hashlib.sha256(made.encode()).hexdigest()[:40]
+
+    def _path(self, key: str) -> Path:
+        assert self._cache is not None
+        return self._cache.folder / key[:2] / f"{key}.rgb"
+
+    def _kept(self, key: str, medium: Medium) -> NDArray[np.uint8] | None:
+        if self._cache is None:
+            return None
+        patch = self._processor.patch_size
+        shape = medium.grid[1] * patch, medium.grid[2] * patch, 3
+        try:
+            content = self._path(key).read_bytes()
+        except OSError:
+            return None
+        return np.frombuffer(content, np.uint8).reshape(shape) if len(content) == int(np.prod(shape)) else None
+
+    def _keep(self, key: str, resized: NDArray[np.uint8]) -> None:
+        """Write aside, then rename; nothing when the budget is spent or the disk is full."""
+        if self._cache is None or not self._has_room(resized.nbytes):
+            return
+        path = self._path(key)
+        if path.exists() and path.stat().st_size == resized.nbytes:
+            return
+        aside = path.with_name(f"{path.name}.{uuid.uuid4().hex}.part")
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            aside.write_bytes(resized.tobytes())
+            os.replace(aside, path)
+        except OSError as err:
+            _tell_once(f"resized images are no longer kept: {err}")
+            aside.unlink(missing_ok=True)
+            return
+        self._used_bytes += resized.nbytes
+        self._written += 1
+
+    def _has_room(self, num_bytes: int) -> bool:
+        assert self._cache is not None
+        if self._used_bytes < 0 or self._written >= LOOK_AGAIN:
+            found = self._cache.folder.glob("*/*")
+            self._used_bytes = sum(path.stat().st_size for path in found if not path.name.endswith(".part"))
+            self._written = 0
+        return self._used_bytes + num_bytes <= self._cache.budget_bytes
+
+
+def _shown(source: Source) -> str:
+    return source if isinstance(source, str) else f"an image of {len(source)} bytes"
+
+
+@lru_cache
+def _tell_once(message: str) -> None:
+    logger.warning("%s", message)

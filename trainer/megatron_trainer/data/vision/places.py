@@ -1,0 +1,94 @@
+"""Puts the images of a row at their places in its messages: <image> and <video>, and marks of parts (rows.py)."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+
+from megatron_trainer.data.values import Conversation, Message, RowError
+from megatron_trainer.data.vision.boxes import Boxes
+from megatron_trainer.data.vision.rows import IMAGE_TAG, MARK, NONCHARACTERS, VIDEO_TAG, Media, mark
+
+MISMATCH = "images and their places do not match"
+PREPENDED = "a row names no place for its images; they come before the first question"
+_TAGS = re.compile(f"{MARK.pattern}|{IMAGE_TAG}|{VIDEO_TAG}")
+
+
+def placed(conversation: Conversation, media: Media, boxes: Boxes) -> Conversation:
+    """The conversation with a numbered mark at the place of each image and video, and its objects as text.
+
+    Raises RowError when there are more or fewer places than images.
+    """
+    notes: dict[str, None] = {}
+    messages = _placed(conversation.messages, media, media.images, notes)
+    rejected = conversation.rejected
+    if rejected is not None:
+        images = media.images if media.rejected is None else media.rejected
+        rejected = _placed(rejected, media, images, notes)
+    return replace(
+        conversation,
+        messages=boxes.written(messages),
+        rejected=None if rejected is None else boxes.written(rejected),
+        notes=(*conversation.notes, *notes),
+    )
+
+
+def _placed(
+    messages: Sequence[Message], media: Media, images: Sequence[int], notes: dict[str, None]
+) -> tuple[Message, ...]:
+    waiting = {IMAGE_TAG: iter(images), VIDEO_TAG: iter(media.videos)}
+    counts = {IMAGE_TAG: len(images), VIDEO_TAG: len(media.videos)}
+    for tag, count in counts.items():
+        if count and not any(place == tag for message in messages for place in _places_in(message.content)):
+            messages = _prepended(messages, tag * count)
+            notes[PREPENDED] = None
+    found: list[int] = []
+    result = tuple(replace(message, content=_numbered(message.content, waiting, counts, found)) for message in messages)
+    left = {tag: sum(1 for _ in numbers) for tag, numbers in waiting.items()}
+    for tag, number in left.items():
+        if number:
+            raise RowError(MISMATCH, f"{counts[tag]} for {counts[tag] - number} x {tag}")
+    if len(set(found)) < len(found):
+        raise RowError(MISMATCH, "one stands at two places")
+    return result
+
+
+def _places_in(text: str) -> Iterator[str]:
+    """The tag of each place that takes the next image or video of a column."""
+    for found in _TAGS.finditer(text):
+        if found[2] is None:
+            yield found[0]
+        elif not found[1]:
+            yield VIDEO_TAG if found[2] == "v" else IMAGE_TAG
+
+
+def _prepended(messages: Sequence[Message], text: str) -> Sequence[Message]:
+    """The text before the first question, or the first message if there is none."""
+    first = next((place for place, message in enumerate(messages) if message.role == "user"), None)
+    if first is None:
+        first = 1 if messages[0].role == "system" and len(messages) > 1 else 0
+    asked = messages[first]
+    return (*messages[:first], replace(asked, content=text + asked.content), *messages[first + 1 :])
+
+
+def _numbered(text: str, waiting: Mapping[str, Iterator[int]], counts: Mapping[str, int], found: list[int]) -> str:
+    """The text with every place numbered. A tag in a row without such a column is plain text."""
+
+    def number_of(match: re.Match[str]) -> str:
+        if match[1]:
+            found.append(int(match[1]))
+            return match[0]
+        tag = match[0] if match[2] is None else VIDEO_TAG if match[2] == "v" else IMAGE_TAG
+        if match[2] is None and not counts[tag]:
+            return match[0]
+        number = next(waiting[tag], None)
+        if number is None:
+            raise RowError(MISMATCH, f"{counts[tag]} for more places {tag}")
+        found.append(number)
+        return mark(number, is_video=tag == VIDEO_TAG)
+
+    text = _TAGS.sub(number_of, text)
+    if NONCHARACTERS.search(MARK.sub("", text)):
+        raise RowError("the text holds a noncharacter", "U+FDD0 or U+FDD1")
+    return text
