@@ -13,7 +13,6 @@ MISSING = {
     "generation while training": ("grpo", "gkd", "GRPO", "GKD"),
     "preference training and scores": ("spec.task: preference", "rlhf_type", "task_type", "num_labels", "rpo_alpha"),
     "models with images": ("models with images", "lora_llm"),
-    "parts of models": ("mtp_num_layers",),
     "data": ("add_non_thinking_prefix",),
 }
 

@@ -96,7 +96,6 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
         ({"use_vllm": True}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"vllm_max_model_len": 9}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"rlhf_type": "grpo"}, "rlhf", "grpo belongs to a method which generates answers while it trains"),
-        ({"mtp_num_layers": 1}, "sft", "belongs to multi-token prediction, which is not supported yet"),
         ({"vit_lr": 1e-5}, "sft", "belongs to models with images, and only text models are trained here"),
         ({"tuner_type": "lora_llm"}, "sft", "lora_llm belongs to models with images, and only text models"),
         ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon has a state that checkpoints do not include"),

@@ -46,6 +46,8 @@ FURTHER_ARGUMENTS = (
         "decoupled_min_lr",
         "lion_beta1",
         "lion_beta2",
+        "mtp_loss_scaling_factor",
+        "mtp_num_layers",
         "muon_extra_scale_factor",
         "muon_fp32_matmul_prec",
         "muon_momentum",

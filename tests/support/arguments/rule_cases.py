@@ -34,6 +34,9 @@ LATENT = {
 }
 
 
+_UNIFORM = {"recompute_granularity": "full", "recompute_method": "uniform"}
+
+
 @dataclass(frozen=True, kw_only=True)
 class Case:
     """Arguments that keep and that break one rule, and what else the rule looks at."""
@@ -99,6 +102,18 @@ CASES = [
         good={"min_pixels": 4, "max_pixels": 4},
         bad={"min_pixels": 5, "max_pixels": 4},
     ),
+    # multi-token prediction
+    Case(
+        rule="predicting_layers_are_recomputed_one_by_one",
+        good={"mtp_num_layers": 1, **_UNIFORM, "recompute_num_layers": 1},
+        bad={"mtp_num_layers": 1, **_UNIFORM, "recompute_num_layers": 2},
+    ),
+    Case(
+        rule="adapters_of_predicting_layers_need_a_merged_model",
+        good={"mtp_num_layers": 1, "train_type": "lora", "merge_lora": True},
+        bad={"mtp_num_layers": 1, "train_type": "lora"},
+    ),
+    _needs("a_loss_factor_needs_predicting_layers", "mtp_loss_scaling_factor", mtp_num_layers=1),
     # data
     Case(rule="the_model_is_given", good={"model": "m"}, bad={}),
     Case(rule="the_model_is_given", good={"load": "/ckpt"}, bad={"model": ""}),

@@ -30,7 +30,7 @@ _HEADS: dict[str, dict[str, str]] = {
     "FEATURE_EXTRACTION": {"task_type": "embedding"},
 }
 """Keys are PEFT's task_type."""
-_GROUPS = ("model", "moe", "mla", "mixed_precision", "tuner_lora")
+_GROUPS = ("model", "moe", "mla", "prediction", "mixed_precision", "tuner_lora")
 _NAMES = ("torch_dtype", "no_initialization", "use_cpu_initialization", "new_special_tokens", *_HEAD)
 # Parallel layout and compute settings of training do not apply: the model is read whole, and no tokens are dropped.
 _ONE_PROCESS: dict[str, Any] = {

@@ -60,6 +60,8 @@ def load_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> None:
         missing.update(absent)
         problems = [] if absent else _misfits(entry, checkpoint, wanted_shapes) or _fill(entry, checkpoint, sizes)
         misshapen += problems or _other_output(entry, checkpoint, spec)
+        if not absent and not problems:
+            _tell_other_copies(entry, checkpoint, spec.directory)
     found = _Findings(wanted=frozenset(wanted), missing=frozenset(missing), misshapen=tuple(misshapen))
     _judge(_everywhere(found), checkpoint, spec)
 
@@ -90,12 +92,23 @@ def _other_output(entry: Entry, checkpoint: Checkpoint, spec: ModelSpec) -> list
     is_first = dist.get_rank() == 0 and entry.names == (_EMBEDDING,)
     if not (spec.tied and is_first) or not {_EMBEDDING, _OUTPUT} <= checkpoint.files.keys():
         return []
-    embedding, output = checkpoint.tensor(_EMBEDDING), checkpoint.tensor(_OUTPUT)
-    rows = range(0, embedding.shape[0], _ROWS_AT_ONCE)
-    same = tuple(embedding.shape) == tuple(output.shape) and all(
-        torch.equal(embedding[row : row + _ROWS_AT_ONCE], output[row : row + _ROWS_AT_ONCE]) for row in rows
+    return [] if _are_equal(_EMBEDDING, _OUTPUT, checkpoint) else [shapes.OTHER_OUTPUT]
+
+
+def _tell_other_copies(entry: Entry, checkpoint: Checkpoint, directory: Path) -> None:
+    """Warns of copies in multi-token-prediction layers that are none: those layers share the tensor here."""
+    for copy in entry.copies if dist.get_rank() == 0 else ():
+        if copy in checkpoint.files and not _are_equal(entry.names[0], copy, checkpoint):
+            logger.warning("%s: %s differs from %s, which is used in its place", directory, copy, entry.names[0])
+
+
+def _are_equal(one: str, other: str, checkpoint: Checkpoint) -> bool:
+    """Whether two tensors of a checkpoint have the same values."""
+    first, second = checkpoint.tensor(one), checkpoint.tensor(other)
+    rows = range(0, first.shape[0], _ROWS_AT_ONCE)
+    return tuple(first.shape) == tuple(second.shape) and all(
+        torch.equal(first[row : row + _ROWS_AT_ONCE], second[row : row + _ROWS_AT_ONCE]) for row in rows
     )
-    return [] if same else [shapes.OTHER_OUTPUT]
 
 
 def _fill(entry: Entry, checkpoint: Checkpoint, sizes: Sizes) -> list[str]:

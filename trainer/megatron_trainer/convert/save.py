@@ -24,9 +24,9 @@ from megatron_trainer.convert.publish import on_first_rank, publish
 from megatron_trainer.convert.rules import Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import open_checkpoint
-from megatron_trainer.convert.stream import Piece, Read, exported, own_data, pieces, tensors, writes
+from megatron_trainer.convert.stream import Piece, Read, exported, own_data, tensors, writes, written_pieces
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainjob.families.weights import prediction_layers
+from megatron_trainjob.families.weights import untrained_predictions
 from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -93,7 +93,7 @@ def _plan(
 ) -> tuple[list[_File], dict[str, tuple[str, int]]]:
     """The files of this rank, numbered over all ranks, and for each tensor of the model its file and size."""
     sizes = table.sizes(spec)
-    mine = [piece for entry in exported(chunks, spec) if writes(entry) for piece in pieces(entry, sizes)]
+    mine = [piece for entry in exported(chunks, spec) if writes(entry) for piece in written_pieces(entry, sizes)]
     mine = [_narrowed(piece, dtype) for piece in mine] + _copied_pieces(spec)
     groups = list(_grouped(mine, max_bytes))
     every: list[list[tuple[Piece, ...]]] = [groups] * dist.get_world_size()
@@ -159,7 +159,7 @@ def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | Non
 
 def _copied_names(spec: ModelSpec) -> list[str]:
     """Tensors of the source that the model does not use but the export copies; the first rank writes them."""
-    patterns = prediction_layers(spec.model)
+    patterns = untrained_predictions(spec.model)
     if dist.get_rank() != 0 or not patterns:
         return []
     files = open_checkpoint(spec.directory).files

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.distributed as dist
@@ -53,7 +53,7 @@ def takes_part(entry: Entry) -> bool:
 
 
 def pieces(entry: Entry, sizes: Sizes) -> list[Piece]:
-    """The checkpoint tensors of an entry, without reading its data."""
+    """The checkpoint tensors of an entry, without reading its data and without copies of it."""
     share = torch.empty_like(entry.parameter, device="meta")
     num_shares = entry.group.size() if entry.dim is not None else 1
     tensors = RULES[entry.rule].unshard([share] * num_shares, entry.dim, sizes)
@@ -61,6 +61,18 @@ def pieces(entry: Entry, sizes: Sizes) -> list[Piece]:
         Piece(name=name, shape=tuple(tensor.shape), dtype=entry.parameter.dtype)
         for name, tensor in zip(entry.names, tensors, strict=True)
     ]
+
+
+def written_pieces(entry: Entry, sizes: Sizes) -> list[Piece]:
+    """The same with the copies that a checkpoint holds too."""
+    own = pieces(entry, sizes)
+    return own + [replace(own[0], name=name) for name in entry.copies]
+
+
+def _named(entry: Entry, tensors: Sequence[Tensor]) -> Iterator[tuple[str, Tensor]]:
+    """The tensors of an entry by name, and its only tensor under the names of its copies too."""
+    yield from zip(entry.names, tensors, strict=True)
+    yield from ((name, tensors[0]) for name in entry.copies)
 
 
 def own_data(parameter: Tensor) -> Tensor:
@@ -85,7 +97,7 @@ def tensors(
             continue
         shares = _gather(share.contiguous(), entry)
         if shares:
-            yield from zip(entry.names, RULES[entry.rule].unshard(shares, entry.dim, sizes), strict=True)
+            yield from _named(entry, RULES[entry.rule].unshard(shares, entry.dim, sizes))
 
 
 def _gather(share: Tensor, entry: Entry) -> list[Tensor]:

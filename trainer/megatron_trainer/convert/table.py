@@ -9,14 +9,15 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_trainer.convert.rules import Share, Sizes
-from megatron_trainer.lora.names import TIED_OUTPUT, is_adapter, unwrapped, whole_model_name
+from megatron_trainer.lora.names import TIED_OUTPUT, WORD_EMBEDDINGS, is_adapter, unwrapped, whole_model_name
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families.weight import Rule
-from megatron_trainjob.families.weights import table
+from megatron_trainjob.families.weights import copies, table
 
 # TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
 # use the names of megatron-core's local layers; these convert the names.
@@ -38,7 +39,8 @@ class Entry:
     """One parameter of this rank. name: megatron-core's, with layers numbered over the whole model. names: of the
     checkpoint.
 
-    is_copy: a replica of a tensor of another entry of the model (tied embeddings over stages).
+    is_copy: a replica of a tensor of another entry of the model (tied embeddings over stages, and the embedding that
+    multi-token prediction needs on the last stage). copies: further names under which a checkpoint holds its tensor.
     """
 
     parameter: Tensor
@@ -47,6 +49,7 @@ class Entry:
     names: tuple[str, ...]
     is_expert: bool
     is_copy: bool
+    copies: tuple[str, ...] = ()
 
     @property
     def dim(self) -> int | None:
@@ -85,7 +88,7 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     Raises:
         KeyError: a parameter is not in the family's weight table; the table is incomplete.
     """
-    rows = table(spec.model.family, has_scores=spec.head is not None)
+    rows, further = table(spec.model.family, has_scores=spec.head is not None), copies(spec.model)
     for chunk in map(unwrapped, chunks):
         for local_name, parameter in _weights(chunk):
             name = whole_model_name(chunk, _canonical(local_name))
@@ -94,14 +97,20 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
             if row is None:
                 raise KeyError(f"the weight table of {spec.model.family} has no row for {name}")
             numbers = {"layer": layer and layer[1], "expert": expert and expert[1]}
+            names = tuple(template.format(**numbers) for template in row.names)
             yield Entry(
                 parameter=parameter,
                 name=name,
                 rule=row.rule,
-                names=tuple(template.format(**numbers) for template in row.names),
+                names=names,
                 is_expert=expert is not None,
-                is_copy=spec.tied and local_name == TIED_OUTPUT,
+                is_copy=_is_copy(chunk, local_name, spec),
+                copies=further.get(names[0], ()),
             )
+
+
+def _is_copy(chunk: GPTModel, local_name: str, spec: ModelSpec) -> bool:
+    return (spec.tied and local_name == TIED_OUTPUT) or (local_name == WORD_EMBEDDINGS and not chunk.pre_process)
 
 
 def _weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -14,6 +14,7 @@ from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 
 _LAYER = re.compile(r"^(decoder\.layers)\.(\d+)(?=\.|$)")
+_FURTHER = re.compile(r"^mtp\.layers\.(\d+)(\.mtp_model_layer(?=\.|$))?(?=\.|$)")
 _EXPERT = re.compile(r"(\.local_experts)\.(\d+)(?=\.|$)")
 TIED_OUTPUT = "output_layer.weight"
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
@@ -30,15 +31,18 @@ def unwrapped(chunk: torch.nn.Module) -> GPTModel:
 def whole_model_name(chunk: GPTModel, name: str) -> str:
     """`decoder.layers.0...` of the second of two stages of four layers each -> `decoder.layers.4...`.
 
-    The copy of tied word embeddings that the last stage keeps as its output layer goes by the embedding's name.
+    The copy of tied word embeddings that the last stage keeps as its output layer goes by the embedding's name, and
+    multi-token-prediction layers are numbered after the last layer, as in checkpoints.
     """
     if name == TIED_OUTPUT and chunk.share_embeddings_and_output_weights:
         return WORD_EMBEDDINGS
-    layer = _LAYER.match(name)
-    if layer is None:
+    if (further := _FURTHER.match(name)) is not None:
+        number, rest = chunk.config.num_layers + int(further[1]), name[further.end() :]
+    elif (layer := _LAYER.match(name)) is not None:
+        number, rest = chunk.decoder.layers[int(layer[2])].layer_number - 1, name[layer.end() :]
+    else:
         return name
-    number = chunk.decoder.layers[int(layer[2])].layer_number - 1
-    return _EXPERT.sub(lambda match: _whole_expert(chunk, match), f"{layer[1]}.{number}{name[layer.end() :]}")
+    return _EXPERT.sub(lambda match: _whole_expert(chunk, match), f"decoder.layers.{number}{rest}")
 
 
 def _whole_expert(chunk: GPTModel, match: re.Match[str]) -> str:

@@ -41,6 +41,7 @@ _FLOAT16_OPTIMIZER = "megatron.core.optimizer.optimizer:Float16OptimizerWithFloa
 _EMBEDDINGS = "megatron.core.models.common.embeddings"
 _ROUTER = "megatron.core.transformer.moe.router:TopKRouter"
 _LATENT_ATTENTION = "megatron.core.transformer.multi_latent_attention:MLASelfAttention"
+_PREDICTION = "megatron.core.transformer.multi_token_prediction"
 _FILE_WRITER = "megatron.core.dist_checkpointing.strategies.filesystem_async"
 _SAVE_STRATEGY = "megatron.core.dist_checkpointing.strategies.torch:TorchDistSaveShardedStrategy"
 
@@ -180,6 +181,26 @@ CHANGES: tuple[Change, ...] = (
             "megatron.core.transformer.transformer_layer:TransformerLayer.forward": "3e58b8762fda",
             "megatron.core.transformer.transformer_layer:TransformerLayer._forward_attention": "7e745ae30dff",
             "megatron.core.transformer.transformer_layer:TransformerLayer._forward_mlp": "80e4d958f8da",
+        },
+    ),
+    Change(
+        ours="models.prediction",
+        why="Losses of multi-token prediction take the logits of all tokens at once, padded columns included.",
+        until="the losses of process_mtp_loss can be left to the output processor",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.models.gpt.gpt_model:GPTModel._postprocess": "511185f2c6ad",
+            f"{_PREDICTION}:MultiTokenPredictionBlock.forward": "eeb32ceee7e6",
+        },
+    ),
+    Change(
+        ours="models.prediction",
+        why="Multi-token prediction moves the padding mask of hidden states along with the tokens.",
+        until="MultiTokenPredictionLayer leaves padding_mask where it is",
+        backends="CPU and GPU",
+        rests_on={
+            f"{_PREDICTION}:MultiTokenPredictionLayer._get_embeddings": "8de3e91b5c1e",
+            f"{_PREDICTION}:MultiTokenPredictionLayer.forward": "a26edee9010b",
         },
     ),
     Change(

@@ -12,6 +12,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
 )
 from megatron.core.transformer import TransformerConfig, TransformerLayer, multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules, get_mtp_layer_spec
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_layer import (
@@ -21,6 +22,7 @@ from megatron.core.transformer.transformer_layer import (
 
 from megatron_trainer.models.layers import AttentionOnPlainQueries, PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
 from megatron_trainer.models.local_attention import CoreAttention
+from megatron_trainer.models.prediction import PredictionLayer
 from megatron_trainer.models.spec import ModelSpec
 
 Implementation = Literal["local", "transformer_engine"]
@@ -41,12 +43,42 @@ def block_spec(
     """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     number = get_num_layers_to_build(config, vp_stage=virtual_stage)
-    has_experts = _layers_with_experts(config)[first : first + number]
-    parts = [_layer(spec, config, implementation, has_experts=flag) for flag in has_experts]
-    if left_padded and implementation == "transformer_engine":
-        parts = [_with_left_padded_attention(part) for part in parts]
-    layers = [ModuleSpec(module=layer, submodules=part) for part in parts]
+    flags = _layers_with_experts(config)[first : first + number]
+    layers = [_module(spec, config, implementation, layer, flag, left_padded=left_padded) for flag in flags]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(implementation))
+
+
+def prediction_spec(
+    spec: ModelSpec,
+    config: TransformerConfig,
+    implementation: Implementation,
+    layer: type[TransformerLayer],
+    *,
+    left_padded: bool = False,
+) -> MultiTokenPredictionBlockSubmodules:
+    """The multi-token-prediction layers, each around a layer like the decoder's last one. left_padded: as above."""
+    has_experts = _layers_with_experts(config)[-1]
+    inner = _module(spec, config, implementation, layer, has_experts, left_padded=left_padded)
+    one = get_mtp_layer_spec(inner, use_transformer_engine=implementation == "transformer_engine")
+    norm = _final_norm(implementation)
+    parts = replace(one.submodules, enorm=norm, hnorm=norm, layer_norm=norm)
+    layers = [ModuleSpec(module=PredictionLayer, submodules=parts)] * config.mtp_num_layers
+    return MultiTokenPredictionBlockSubmodules(layer_specs=layers)
+
+
+def _module(
+    spec: ModelSpec,
+    config: TransformerConfig,
+    implementation: Implementation,
+    layer: type[TransformerLayer],
+    has_experts: bool,  # noqa: FBT001 - a value, not an option
+    *,
+    left_padded: bool,
+) -> ModuleSpec:
+    part = _layer(spec, config, implementation, has_experts=has_experts)
+    if left_padded and implementation == "transformer_engine":
+        part = _with_left_padded_attention(part)
+    return ModuleSpec(module=layer, submodules=part)
 
 
 def _layers_with_experts(config: TransformerConfig) -> list[bool]:

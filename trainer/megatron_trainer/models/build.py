@@ -5,16 +5,20 @@ megatron-core 0.19 calls GPTModel deprecated in favor of HybridModel; when it go
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
 from megatron.core.transformer import TransformerConfig, TransformerLayer
+from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.megatron.patches import router
 from megatron_trainer.models import rope
-from megatron_trainer.models.block import block_spec
+from megatron_trainer.models.block import block_spec, prediction_spec
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
+from megatron_trainer.models.prediction import PredictingModel
 from megatron_trainer.models.score import NoOutput, ScoreLayer
 from megatron_trainer.models.settings import implementation, transformer_config
 from megatron_trainer.models.spec import ModelSpec
@@ -40,7 +44,8 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
         stage: block_spec(spec, config, kind, stage, layer, left_padded=left_padded)
         for stage in (range(stages) if stages else [None])
     }
-    chunks = [_chunk(spec, config, block, stage) for stage, block in blocks.items()]
+    further = prediction_spec(spec, config, kind, layer, left_padded=left_padded) if config.mtp_num_layers else None
+    chunks = [_chunk(spec, config, block, stage, further) for stage, block in blocks.items()]
     if args.hidden_dropout is None and hasattr(chunks[0], "embedding"):
         chunks[0].embedding.embedding_dropout.p = 0.0  # in config.json it applies to the outputs of attention and MLP
     return [chunk.to(backend.device) for chunk in chunks]
@@ -51,21 +56,25 @@ def _chunk(
     config: TransformerConfig,
     block: TransformerBlockSubmodules,
     stage: int | None,
+    further: MultiTokenPredictionBlockSubmodules | None,
 ) -> GPTModel:
     rotary = spec.model.rotary
-    model = GPTModel(
+    is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
+    kind = PredictingModel if further and is_last else GPTModel
+    model = kind(
         config,
         block,
         vocab_size=spec.padded_vocab_size,
         max_sequence_length=spec.model.max_position_embeddings,
         pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
-        post_process=parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage),
+        post_process=is_last,
         parallel_output=True,
         share_embeddings_and_output_weights=spec.tied,
         position_embedding_type="rope",
         rotary_base=rotary.base,
         rotary_percent=rotary.share,
         vp_stage=stage,
+        mtp_block_spec=further if is_last else None,
     )
     if spec.head is not None and model.post_process:
         scores = spec.head.num_scores
@@ -77,11 +86,18 @@ def _chunk(
     return model
 
 
+def _layers(model: GPTModel) -> Iterator[TransformerLayer]:
+    """All layers of a chunk, those inside multi-token-prediction layers too."""
+    yield from model.decoder.layers
+    if model.mtp_process:
+        yield from (layer.mtp_model_layer for layer in model.mtp.layers)
+
+
 def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
     """Sets the model's own frequencies before the first forward pass caches any."""
     inverse, factor = rope.frequencies(spec)
     model.rotary_pos_emb.inv_freq = inverse.to(model.rotary_pos_emb.inv_freq.device)
-    for layer in model.decoder.layers:
+    for layer in _layers(model):
         layer.self_attention._yarn_concentration_factor = factor
 
 
@@ -91,7 +107,7 @@ def _set_latent_attention(model: GPTModel, spec: ModelSpec) -> None:
     TransformerEngine fuses these norms into the linears that follow.
     """
     inverse, factor = rope.frequencies(spec)
-    for layer in model.decoder.layers:
+    for layer in _layers(model):
         attention = layer.self_attention
         rotary = attention.rotary_pos_emb
         if factor == 1.0:

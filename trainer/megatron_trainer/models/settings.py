@@ -82,6 +82,7 @@ def _decoder(model: Model) -> dict[str, Any]:
         "rotary_interleaved": model.rotary.interleaved,
         "attention_dropout": model.attention_dropout,
         "init_method_std": model.init_std,
+        "mtp_num_layers": model.trained_predictions or None,
         **_differences_between_layers(model),
         **({} if model.has_latent_attention else {"kv_channels": model.qk_head_size}),
     }

@@ -18,7 +18,9 @@ from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.losses import token
 from megatron_trainer.models.linear_cross_entropy import LinearCrossEntropy
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.tasks import prediction
 from megatron_trainer.tasks.forward import CrossEntropy, cross_entropy, forward
+from megatron_trainer.tasks.prediction import Further, Losses, further_losses
 from megatron_trainer.tasks.task import Task
 from megatron_trainjob import shown
 from megatron_trainjob.args.tree import TrainArgs
@@ -30,7 +32,7 @@ def language_task(args: TrainArgs, spec: ModelSpec) -> Task:
     """The task of `pt` and `sft`; they differ only in their data."""
     return Task(
         forward_step=partial(_forward_step, args, spec, cross_entropy(args)),
-        losses=(MAIN_LOSS,),
+        losses=(MAIN_LOSS, *prediction.names(spec.model.trained_predictions)),
         has_channels=args.enable_channel_loss,
     )
 
@@ -40,24 +42,32 @@ def _forward_step(
 ) -> tuple[Tensor, Any]:
     whole = next(batches)
     batch = parallel.local_part(whole)
-    losses = LinearCrossEntropy(
+    main = LinearCrossEntropy(
         spec=spec,
         labels_BT=batch.labels_BT,
         weights_BT=batch.loss_weight_BT,
         cross_entropy=kernel,
         objective=token.dynamic_fine_tuning if args.enable_dft_loss else Tensor.float,
     )
+    losses = Losses(main=main, further=further_losses(whole, main))
     output = forward(model, whole, batch, output_processor=losses)
-    return output, partial(_loss, args, batch, (whole.loss_weight_BT != 0).sum())
+    return output, partial(_loss, args, batch, (whole.loss_weight_BT != 0).sum(), losses.further)
 
 
 def _loss(
-    args: TrainArgs, batch: MicroBatch, num_target_tokens: Tensor, output: tuple[Tensor, Tensor]
+    args: TrainArgs,
+    batch: MicroBatch,
+    num_target_tokens: Tensor,
+    further: tuple[Further, ...],
+    output: tuple[Tensor, Tensor, list[Tensor]],
 ) -> tuple[Any, ...]:
     """Per token: (sum, count, metrics), which Megatron divides by the global count. Else: (mean, metrics)."""
-    loss_sum, losses_BT = output
+    loss_sum, losses_BT, later_sums = output
     count = (batch.loss_weight_BT != 0).sum()
     metrics = {MAIN_LOSS: torch.stack([loss_sum.detach().double(), count.double()])}
+    metrics |= prediction.metrics(further, later_sums)
+    factor = args.mtp_loss_scaling_factor
+    loss_sum = prediction.with_further(loss_sum, further, later_sums, num_targets=num_target_tokens, factor=factor)
     if args.enable_channel_loss:
         metrics |= _channel_losses(losses_BT, batch)
     if args.calculate_per_token_loss:

@@ -40,10 +40,11 @@ def take(config: TransformerConfig, num_micro_batches: int, device: torch.device
 
 
 def _num_expert_layers(config: TransformerConfig) -> int:
-    frequency = config.moe_layer_freq
+    frequency: int | list[int] = config.moe_layer_freq
+    further: int = config.mtp_num_layers or 0
     if isinstance(frequency, int):
-        return len(range(0, config.num_layers, frequency))
-    return sum(frequency)
+        return len(range(0, config.num_layers, frequency)) + further
+    return sum(frequency) + (further if frequency[-1] else 0)
 
 
 def _num_shares(name: str) -> int:

@@ -76,10 +76,6 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"teacher_model", "teacher_model_type", "teacher_model_revision", "lmbda", "seq_kd", "sft_alpha"}),
         GENERATION,
     ),
-    "multi-token prediction": (
-        frozenset({"mtp_num_layers", "mtp_loss_scaling_factor"}),
-        "which is not supported yet; without it the same model is trained on the next token only",
-    ),
     "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
 }
 # Values of other programs, with a message instead of the list of known values.

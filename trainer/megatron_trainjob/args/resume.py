@@ -38,6 +38,7 @@ ANOTHER_NETWORK = (
         if argument.group in ("model", "mla") and name not in MAY_DIFFER_IN_MODEL
     )
     | SHAPES_EXPERTS
+    | {"mtp_num_layers"}
     | {"task", "train_type", "rlhf_type", "new_special_tokens"}
     | {"target_modules", "target_regex", "modules_to_save", "lora_rank", "lora_alpha", "lora_bias", "use_rslora"}
     | {"task_type", "num_labels", "problem_type", "generative_reranker_positive_token"}

@@ -23,6 +23,7 @@ from megatron_trainjob.args.groups.mixed_precision import MixedPrecision
 from megatron_trainjob.args.groups.mla import LatentAttention
 from megatron_trainjob.args.groups.model import Model
 from megatron_trainjob.args.groups.moe import MixtureOfExperts
+from megatron_trainjob.args.groups.prediction import Prediction
 from megatron_trainjob.args.groups.regularization import Regularization
 from megatron_trainjob.args.groups.retrieval import Retrieval
 from megatron_trainjob.args.groups.rlhf import Rlhf
@@ -46,6 +47,7 @@ GROUPS: dict[str, type] = {
     "model": Model,
     "moe": MixtureOfExperts,
     "mla": LatentAttention,
+    "prediction": Prediction,
     "tuner": Tuner,
     "tuner_full": TunerFull,
     "tuner_lora": TunerLora,
@@ -77,6 +79,7 @@ class TrainArgs(  # last group first: dataclass fields follow the reversed order
     TunerLora,
     TunerFull,
     Tuner,
+    Prediction,
     LatentAttention,
     MixtureOfExperts,
     Model,

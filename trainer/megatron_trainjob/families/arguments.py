@@ -11,6 +11,7 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.families import prediction
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.expression import moe_layers
@@ -65,7 +66,7 @@ def apply(raw: Mapping[str, Any], family: Family, args: TrainArgs) -> tuple[dict
     if args.moe_router_pre_softmax is not None and _normalizes_softmax(family.build(config), family):
         changes["norm_topk_prob"] = not args.moe_router_pre_softmax
     layers, misread = _expert_layers(config, args)
-    changes |= layers
+    changes |= {**layers, **prediction.of_random_weights(family, args)}
     changed = {**_without_aliases(raw, family, changes), **changes}
     if args.no_initialization:
         violations += _other_than_stored(config, family, changed, args)
@@ -83,8 +84,9 @@ def _without_aliases(raw: Mapping[str, Any], family: Family, changes: Mapping[st
 
     With latent attention, transformers writes the width of the rotated part as head_dim too.
     """
+    replaced = {family.aliases.get(key) for key in changes}
     others = {**family.aliases, **({"head_dim": "qk_rope_head_dim"} if "kv_lora_rank" in family.keys else {})}
-    return {key: value for key, value in raw.items() if others.get(key) not in changes}
+    return {key: value for key, value in raw.items() if others.get(key) not in changes and key not in replaced}
 
 
 def _normalizes_softmax(model: Model, family: Family) -> bool:

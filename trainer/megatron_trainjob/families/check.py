@@ -12,7 +12,7 @@ from typing import Any
 from megatron_trainjob import quantization
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families import FAMILIES, prediction
 from megatron_trainjob.families.arguments import apply, contradictions
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
@@ -90,7 +90,8 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     misread = (*config.problems(), *_rotary_types(changed))
     if misread:
         return Checked(config=changed, model=None, violations=(*found, *misread))
-    model = family.build(config)
+    model, problems = prediction.applied(family.build(config), family, args)
+    found += problems
     found += [*family.refuse(config), *_of_model(model, config, family), *contradictions(model, args)]
     found += [*_of_arguments(model, args), *_of_head(family, args)]
     return Checked(config=changed, model=model, violations=tuple(found))

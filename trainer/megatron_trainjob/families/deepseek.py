@@ -1,7 +1,7 @@
 """DeepSeek-V2, V3 and Kimi-K2: multi-head latent attention, shared experts, grouped routing.
 
-The multi-token-prediction layers in published V3 checkpoints are not trained: loading skips them, and an export copies
-them from the source.
+The multi-token-prediction layers in published V3 checkpoints are trained with mtp_num_layers; without it loading skips
+them, and an export copies them from the source.
 """
 
 from __future__ import annotations

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 
@@ -69,7 +69,7 @@ class Model:
     each layer whether it has experts instead of a dense feed-forward block, `window_layers` whether it attends only to
     the last `window` tokens. `post_norms`: a norm after attention and one after the MLP, each before the residual is
     added. `residual_dropout`: of what attention and MLP add to it. `prediction_layers`: multi-token-prediction layers
-    that checkpoints carry after the last one.
+    that checkpoints carry after the last one, of which the first `trained_predictions` are part of the trained model.
     """
 
     family: str
@@ -109,17 +109,38 @@ class Model:
     shared_expert_width: int = 0
     shared_expert_gate: bool = False
     prediction_layers: int = 0
+    trained_predictions: int = 0
 
     @property
     def has_latent_attention(self) -> bool:
         """Whether keys and values are low-rank."""
         return self.kv_lora_rank > 0
 
+    @property
+    def all_layers(self) -> range:
+        """The indices of all layers: those of the decoder, and after them the trained ones that predict further on."""
+        return range(self.num_layers + self.trained_predictions)
+
+    def predicts_further(self, layer: int) -> bool:
+        """Whether the layer predicts a token after the next one; it then has a projection and three more norms."""
+        return layer >= self.num_layers
+
+    def has_experts(self, layer: int) -> bool:
+        """Whether the layer has experts; one that predicts further on is like the last layer of the decoder."""
+        return self.expert_layers[min(layer, self.num_layers - 1)]
+
     def layer_parameters(self, layer: int) -> LayerParameters:
         """The parameters of the layer with this index, norms and router included."""
+        found = self._block_parameters(has_experts=self.has_experts(layer))
+        if not self.predicts_further(layer):
+            return found
+        projection = 2 * self.hidden_size * self.hidden_size
+        return replace(found, tensor=found.tensor + projection, whole=found.whole + 3 * self.hidden_size)
+
+    def _block_parameters(self, *, has_experts: bool) -> LayerParameters:
         attention_tensor, attention_whole = self._attention_parameters()
         norms = (4 if self.post_norms else 2) * self.hidden_size
-        if not self.expert_layers[layer]:
+        if not has_experts:
             dense = 3 * self.hidden_size * self.ffn_hidden_size
             bias = 2 * self.ffn_hidden_size if self.mlp_bias else 0
             output_bias = self.hidden_size if self.mlp_bias else 0
@@ -162,17 +183,22 @@ class Model:
     @property
     def num_parameters(self) -> int:
         """All parameters of the model, with a tied embedding counted once."""
-        layers = sum(self.layer_parameters(layer).total for layer in range(self.num_layers))
+        layers = sum(self.layer_parameters(layer).total for layer in self.all_layers)
         matrices = 1 if self.tied else 2
         return layers + matrices * self.embedding_parameters + self.hidden_size
 
     @property
     def weights_per_token(self) -> int:
-        """Weights that each token is multiplied with: all matrices, but only those experts it is routed to."""
-        total = self.hidden_size * self.vocab_size
-        for has_experts in self.expert_layers:
+        """Weights that each token is multiplied with: all matrices, but only those experts it is routed to.
+
+        A layer that predicts further on has a projection, and is followed by the output layer once more.
+        """
+        output = self.hidden_size * self.vocab_size
+        total = output
+        for layer in self.all_layers:
             total += self._attention_weights()
-            total += self._expert_weights() if has_experts else 3 * self.hidden_size * self.ffn_hidden_size
+            total += self._expert_weights() if self.has_experts(layer) else 3 * self.hidden_size * self.ffn_hidden_size
+            total += output + 2 * self.hidden_size * self.hidden_size if self.predicts_further(layer) else 0
         return total
 
     def _attention_weights(self) -> int:

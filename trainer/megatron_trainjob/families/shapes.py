@@ -19,7 +19,10 @@ OTHER_OUTPUT = (
     "them either: set tie_word_embeddings to false there, or take the tensor out"
 )
 
-_NORMS = ("input_layernorm.weight", "pre_mlp_layernorm.weight", "self_attn_bda.norm.weight", "mlp_bda.norm.weight")
+_NORMS = (
+    *("input_layernorm.weight", "pre_mlp_layernorm.weight", "self_attn_bda.norm.weight", "mlp_bda.norm.weight"),
+    *("enorm.weight", "hnorm.weight", "final_layernorm.weight"),
+)
 
 
 def shapes(model: Model, *, has_scores: bool = False) -> dict[str, Shape]:
@@ -53,6 +56,8 @@ def _row(row: Weight, model: Model) -> Sequence[Shape]:
     part = row.parameter.removeprefix(LAYER)
     if row.parameter in ("embedding.word_embeddings.weight", "output_layer.weight"):
         return [(model.vocab_size, model.hidden_size)]
+    if part == "eh_proj.weight":
+        return [(model.hidden_size, 2 * model.hidden_size)]
     if row.parameter == "decoder.final_layernorm.weight" or part in _NORMS:
         return [(model.hidden_size,)]
     if row.parameter.startswith(ATTENTION):

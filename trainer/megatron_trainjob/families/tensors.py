@@ -7,7 +7,17 @@ from collections.abc import Collection, Iterator
 
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.weight import Weight
-from megatron_trainjob.families.weights import ATTENTION, EXPERT, IGNORED, LAYER, SCORES, prediction_layers, table
+from megatron_trainjob.families.weights import (
+    ATTENTION,
+    EXPERT,
+    IGNORED,
+    LAYER,
+    PREDICTION,
+    SCORES,
+    copies,
+    table,
+    untrained_predictions,
+)
 
 DECODER = "model."
 """Prefix of the names of a decoder's tensors in a model with more than a decoder."""
@@ -61,12 +71,13 @@ def described(found: list[str], message: str) -> str:
 
 
 def may_be_left(name: str, model: Model, *, ties: bool) -> bool:
-    """Whether a stored tensor may be skipped: known leftovers, and an output layer that is not used.
+    """Whether a stored tensor may be skipped: known leftovers, copies, and an output layer that is not used.
 
     ties: the model has no separate output layer, or a head instead.
     """
-    patterns = (*IGNORED, *prediction_layers(model))
-    return (ties and name == OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
+    patterns = (*IGNORED, *untrained_predictions(model))
+    is_copy = any(name in names for names in copies(model).values())
+    return is_copy or (ties and name == OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
 def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str, ...]]:
@@ -75,8 +86,10 @@ def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str
         yield from () if is_absent else (row.names,)
         return
     part = row.parameter.removeprefix(LAYER)
-    for layer, has_experts in enumerate(model.expert_layers):
-        if _is_in(part, model, has_experts=has_experts):
+    for layer in model.all_layers:
+        if row in PREDICTION and not model.predicts_further(layer):
+            continue
+        if _is_in(part, model, has_experts=model.has_experts(layer)):
             for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
                 yield tuple(name.format(layer=layer, expert=expert) for name in row.names)
 

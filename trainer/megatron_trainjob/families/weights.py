@@ -92,6 +92,18 @@ def shared_experts(name: str) -> tuple[Weight, ...]:
     return gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}mlp.{name}.")
 
 
+PREDICTION: tuple[Weight, ...] = (
+    plain(LAYER + "enorm.weight", HF_LAYER + "enorm.weight"),
+    plain(LAYER + "hnorm.weight", HF_LAYER + "hnorm.weight"),
+    plain(LAYER + "eh_proj.weight", HF_LAYER + "eh_proj.weight"),
+    plain(LAYER + "final_layernorm.weight", HF_LAYER + "shared_head.norm.weight"),
+)
+"""The parts of a multi-token-prediction layer besides those of any other layer, under its number in a checkpoint.
+
+The projection sees the normalized embedding of a later token first and the normalized hidden state second, as published
+weights do (the report on DeepSeek-V3 writes them in the other order).
+"""
+
 _FUSED_QKV = Weight(
     parameter=ATTENTION + "linear_qkv.weight", rule="fused_qkv", names=(HF_ATTENTION + "qkv_proj.weight",)
 )
@@ -107,7 +119,9 @@ _QWEN2_MOE = (
 _MIXTRAL_BLOCK = "block_sparse_moe."
 _MIXTRAL = (*router(_MIXTRAL_BLOCK), *experts(_MIXTRAL_BLOCK, gate="w1", up="w3", down="w2"))
 _ROUTED_AND_SHARED = (*router(), *experts(), *shared_experts("shared_experts"))
+_PREDICTED = (*_ROUTED_AND_SHARED, *PREDICTION)
 _LATENT_AND_EXPERTS = (*LATENT_ATTENTION, *_ROUTED_AND_SHARED)
+_LATENT_PREDICTED = (*_LATENT_AND_EXPERTS, *PREDICTION)
 
 TABLES: Mapping[str, tuple[Weight, ...]] = {
     "llama": (),
@@ -122,12 +136,12 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen3_moe": (*router(), *experts()),
     "mixtral": _MIXTRAL,
     "deepseek_v2": _LATENT_AND_EXPERTS,
-    "deepseek_v3": _LATENT_AND_EXPERTS,
-    "kimi_k2": _LATENT_AND_EXPERTS,
+    "deepseek_v3": _LATENT_PREDICTED,
+    "kimi_k2": _LATENT_PREDICTED,
     "glm": (_FUSED_GATE,),
     "glm4": (_FUSED_GATE, *POST_NORMS),
-    "glm4_moe": _ROUTED_AND_SHARED,
-    "glm4_moe_lite": _LATENT_AND_EXPERTS,
+    "glm4_moe": _PREDICTED,
+    "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
 }
@@ -137,13 +151,26 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
 
 
-def prediction_layers(model: Model) -> tuple[str, ...]:
-    """Patterns of the names of multi-token-prediction layers, which checkpoints number after the last layer.
+def untrained_predictions(model: Model) -> tuple[str, ...]:
+    """Patterns of the names of multi-token-prediction layers that are not part of the trained model.
 
-    They are not trained: loading skips them, and an export copies them from the source.
+    These are not trained: loading skips them, and an export copies them from the source.
     """
-    numbers = range(model.num_layers, model.num_layers + model.prediction_layers)
+    numbers = range(len(model.all_layers), model.num_layers + model.prediction_layers)
     return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
+
+
+def copies(model: Model) -> Mapping[str, tuple[str, ...]]:
+    """The copies of the embedding and the output layer that trained multi-token-prediction layers have in a checkpoint.
+
+    Keys are the tensors that they are copies of.
+    """
+    layers = [HF_LAYER.format(layer=layer) for layer in model.all_layers[model.num_layers :]]
+    output = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
+    found: dict[str, tuple[str, ...]] = {}
+    for name, kind in (("model.embed_tokens.weight", "embed_tokens.weight"), (output, "shared_head.head.weight")):
+        found[name] = (*found.get(name, ()), *(layer + kind for layer in layers))
+    return found
 
 
 def table(model_type: str, *, has_scores: bool = False) -> dict[str, Weight]:

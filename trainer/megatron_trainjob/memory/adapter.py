@@ -16,8 +16,10 @@ def adapter_parameters(args: TrainArgs, shape: Model, layer: int) -> LayerParame
     target_regex may choose any subset; it is counted as all linear layers, an upper bound.
     """
     dense = _attention_matrices(shape)
+    if shape.predicts_further(layer):
+        dense["eh_proj"] = (2 * shape.hidden_size, shape.hidden_size)
     experts: dict[str, tuple[int, int]] = {}
-    if shape.expert_layers[layer]:
+    if shape.has_experts(layer):
         experts = _feed_forward_matrices(shape.hidden_size, shape.expert_width)
         dense |= {
             f"shared_experts.{name}": size

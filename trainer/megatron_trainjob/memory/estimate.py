@@ -98,13 +98,12 @@ def estimate(
         element_bytes=_element_bytes(args, shape),
     )
     chunks = derive.chunks_of_stages(args, shape.num_layers)
-    stages = tuple(
-        _stage(args, shape, world_size, row, stage, [layer for chunk in held for layer in chunk], task)
-        for stage, held in enumerate(chunks)
-    )
+    held = [[layer for chunk in of_stage for layer in chunk] for of_stage in chunks]
+    held[-1] += shape.all_layers[shape.num_layers :]
+    stages = tuple(_stage(args, shape, world_size, row, stage, layers, task) for stage, layers in enumerate(held))
     trainable = shape.num_parameters
     if args.train_type == "lora":
-        trainable = sum(adapter_parameters(args, shape, layer).total for layer in range(shape.num_layers))
+        trainable = sum(adapter_parameters(args, shape, layer).total for layer in shape.all_layers)
     return MemoryEstimate(
         stages=stages,
         tokens=row.tokens,
@@ -153,11 +152,13 @@ def _stage(
 def _edge(args: TrainArgs, shape: Model, stage: int) -> float:
     """Embedding on the first stage, final norm and output layer on the last, both sharded over tensor ranks.
 
-    A tied model has one matrix, replicated on the last stage of a pipeline. The few rows of a head are not counted.
+    A tied model has one matrix, replicated on the last stage of a pipeline, as is the embedding for multi-token
+    prediction. The few rows of a head are not counted.
     """
     stages = args.pipeline_model_parallel_size
     has_output = stage == stages - 1 and (stages > 1 or not shape.tied) and not head.replaces_output(args)
-    matrices = (stage == 0) + has_output
+    has_copy = stage == stages - 1 and stages > 1 and shape.trained_predictions > 0 and not shape.tied
+    matrices = (stage == 0) + has_output + has_copy
     norm = shape.hidden_size if stage == stages - 1 else 0
     return matrices * shape.embedding_parameters / args.tensor_model_parallel_size + norm
 
@@ -208,7 +209,7 @@ def _activation_bytes(
     args: TrainArgs, shape: Model, row: Row, stage: int, layers: Sequence[int], world_size: int
 ) -> float:
     """Activations of all micro-batches that the stage holds at once, and the temporary memory of recomputation."""
-    whole = [layer_bytes(args, shape, row, has_experts=shape.expert_layers[layer]) for layer in layers]
+    whole = [layer_bytes(args, shape, row, has_experts=shape.has_experts(layer)) for layer in layers]
     kept, for_a_moment = _kept_and_recomputed(args, whole, layer_input_bytes(args, shape, row))
     micro_batches = max(derive.num_micro_batches(args, world_size), 1)
     held = _held_micro_batches(args, shape, stage, micro_batches)

@@ -1,0 +1,89 @@
+"""Multi-token prediction: losses and all gradients beside the formulas in plain torch, in every layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from megatron_trainer.failure import InvalidInput
+from megatron_trainer.models.prediction import further_targets
+from megatron_trainer.models.spec import read_model
+from megatron_trainjob.args.tree import TrainArgs
+from tests.support.models import layouts, prediction_model, tiny_model
+from tests.support.ranks import prediction_ranks
+from tests.support.ranks.parity import micro_batch
+from tests.support.ranks.pool import gloo_ranks
+
+BOUND = 1e-4
+LAYOUTS = (
+    "tp1",
+    "packed",
+    "tp2 sp etp1",
+    "pp2 packed",
+    "pp2 vpp2",
+    "cp2",
+    "cp2 packed",
+    "ep2 packed",
+    "tp2 sp pp2 packed",
+)
+
+
+def reference(directory: Path, *, packed: bool) -> Path:
+    path = directory / f"prediction-{packed}.pt"
+    if not path.exists():
+        ids, lengths, weights = prediction_ranks.rows(packed=packed, vocab_size=320)
+        torch.save(prediction_model.truth(directory, ids, lengths, weights), path)
+    return path
+
+
+def check(name: str, text: str, root: Path) -> None:
+    directory = prediction_model.make(name, root)
+    layout = layouts.read(text)
+    ranks = gloo_ranks(layouts.num_ranks(layout["arguments"])).run(
+        prediction_ranks.compare,
+        directory,
+        reference(directory, packed=layout["packed"]),
+        layout["arguments"],
+        packed=layout["packed"],
+        virtual=layout["virtual"],
+    )
+    for found in ranks:
+        assert found.changed == ()
+        assert found.missing == ()
+        assert list(found.logged) == ["lm loss", "mtp_1 loss", "mtp_2 loss"]
+        assert found.losses <= BOUND
+        assert found.gradients <= BOUND, found.worst
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("text", LAYOUTS)
+def test_losses_and_gradients_equal_the_formulas(text: str, model_root: Path):
+    check("deepseek_v3", text, model_root)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("text", ["packed", "tp2 sp pp2 packed"])
+def test_another_family_does_the_same(text: str, model_root: Path):
+    check("glm4_moe", text, model_root)
+
+
+@pytest.mark.parametrize(
+    ("name", "number", "said"),
+    [
+        ("llama", 1, "a model of type llama has no multi-token-prediction layers"),
+        ("deepseek_v3", 3, "the model has 2 multi-token-prediction layers"),
+    ],
+)
+def test_layers_that_a_model_lacks_are_refused(name: str, number: int, said: str, model_root: Path):
+    directory = tiny_model.make(name, model_root) if name == "llama" else prediction_model.make(name, model_root)
+    with pytest.raises(InvalidInput, match=said):
+        read_model(directory, TrainArgs(model=str(directory), mtp_num_layers=number))
+
+
+def test_packed_targets_stay_in_their_sequence():
+    batch = micro_batch(torch.arange(8), (5, 3), packed=True)
+    labels, weights = further_targets(batch, 2)
+    assert labels.tolist() == [[3, 4, 5, -100, -100, 0, -100, -100]]
+    assert weights.tolist() == [[1, 1, 1, 0, 0, 1, 0, 0]]
