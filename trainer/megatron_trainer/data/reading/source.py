@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -68,12 +68,35 @@ class TableSource:
 
     def records(self) -> Iterator[Record]:
         """All rows of the table."""
-        for number, row in enumerate(self.table):
+        for number, row in enumerate(_rows(self.table)):
             yield Record(number, self.name, number + 1, without_nulls(row))
 
     def fingerprint(self) -> str:
         """The fingerprint that `datasets` stores with the table; for a stream, the name."""
         return str(getattr(self.table, "_fingerprint", self.name))
+
+
+IMAGE_ROWS_AT_ONCE = 16
+
+
+def _rows(table: datasets.Dataset | datasets.IterableDataset) -> Iterator[Mapping[str, object]]:
+    """The rows, with images as they are stored: the library would decode them and fail at the first damaged one."""
+    if not _has_images(table.features):
+        yield from table
+    elif isinstance(table, datasets.IterableDataset):
+        yield from table.decode(False)
+    else:
+        for batch in table.with_format("arrow").iter(IMAGE_ROWS_AT_ONCE):
+            yield from batch.to_pylist()
+
+
+def _has_images(feature: object) -> bool:
+    if isinstance(feature, datasets.Image):
+        return True
+    inner = feature.values() if isinstance(feature, Mapping) else feature if isinstance(feature, list) else None
+    if inner is None:
+        inner = [feature.feature] if hasattr(feature, "feature") else []
+    return any(_has_images(part) for part in inner)
 
 
 @dataclass(frozen=True, kw_only=True)
