@@ -48,6 +48,22 @@ DEVICE: Final = "MTJ_DEVICE"
 PUSH_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
 PUSH_AUTHORITY_FILE: Final = "KUBEFLOW_TRAINER_SERVER_CA_CERT"
 PUSH_TOKEN_FILE: Final = "KUBEFLOW_TRAINER_SERVER_TOKEN"
+PUSH_ATTEMPT: Final = "attempt"
+"""The query parameter that says of which attempt a push speaks, where one pod has ranks of several."""
+
+# Where the launcher reports its ranks (launcher.py): a URL, or the pod's folder on one machine. Neither: it does not.
+LAUNCHER_URL: Final = "MTJ_LAUNCHER_URL"
+LAUNCHER_FOLDER: Final = "MTJ_LAUNCHER_FOLDER"
+LAUNCHER_PATIENCE_S: Final = "MTJ_LAUNCHER_PATIENCE_SECONDS"
+"""How long a launcher whose ranks have failed waits to hear from the operator before it exits with their code."""
+DEFAULT_LAUNCHER_PATIENCE_S: Final = 60.0
+
+# How the launcher starts its ranks: forked from a process that has imported everything, or each on its own.
+RANK_START: Final = "MTJ_RANK_START"
+RankStart = Literal["fork", "spawn"]
+RANK_STARTS: tuple[RankStart, ...] = get_args(RankStart)
+STAGES_FILE: Final = "MTJ_STAGES_FILE"
+"""Where rank 0 notes when it passed each stage of its start (launcher.STAGES)."""
 
 
 def of_torchrun(name: str) -> str:

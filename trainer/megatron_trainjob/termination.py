@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from megatron_trainjob import shown
 
@@ -39,15 +39,18 @@ class TerminationRecord:
     message: str
 
     def to_json(self) -> str:
-        """The termination message in the operator's spelling, at most 4 KB as Kubernetes requires."""
-        fields = {
+        """The termination message, at most 4 KB as Kubernetes requires."""
+        return json.dumps(self.to_fields())
+
+    def to_fields(self) -> dict[str, Any]:
+        """The record as JSON fields in the operator's spelling."""
+        return {
             EXIT_CODE: self.exit_code,
             REASON: self.reason,
             RANK: self.rank,
             ITERATION: self.iteration,
             MESSAGE: shown.message(self.message)[:MAX_MESSAGE_CHARACTERS],
         }
-        return json.dumps(fields)
 
 
 def write(path: Path | None, record: TerminationRecord) -> None:
