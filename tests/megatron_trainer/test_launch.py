@@ -18,8 +18,8 @@ from megatron_trainjob.termination import TerminationRecord
 
 LAUNCHER = """
 import sys
-from megatron_trainer.process import launch
-launch.RANK_COMMAND = [sys.executable, {program!r}]
+from megatron_trainer.process import launch, ranks
+ranks.RANK_COMMAND = [sys.executable, {program!r}]
 launch.LINGER_S, launch.LINGER_AFTER_CAUSE_S = {lingers}
 sys.exit(launch.main(["sft"]))
 """
@@ -39,6 +39,7 @@ def start(tmp_path):
             "NNODES": "2",
             "NODE_RANK": "1",
             "MTJ_TERMINATION_LOG": str(log),
+            "MTJ_RANK_START": "spawn",
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         process = subprocess.Popen(

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from megatron_trainjob import environment as names
 from megatron_trainjob import termination
-from megatron_trainjob.environment import RESUMES, Resume
+from megatron_trainjob.environment import RANK_STARTS, RESUMES, RankStart, Resume
 
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """Variables from which torch reads GPU memory settings; a value set by the user takes precedence."""
@@ -45,7 +45,10 @@ class Environment:
     progress_file: Path | None = None
     termination_log: Path = Path(termination.LOG)
     failure_file: Path | None = None
+    stages_file: Path | None = None
     device: str | None = None
+    rank_start: RankStart = "fork"
+    launcher_patience_s: float = names.DEFAULT_LAUNCHER_PATIENCE_S
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -53,10 +56,10 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
     """The environment of this process (or of the given variables).
 
     Raises:
-        ValueError: a value is not a number, or MTJ_RESUME is not Auto, Never or Required.
+        ValueError: a value is not a number, or not one of those that its variable can have.
     """
     env = os.environ if variables is None else variables
-    progress, failure = env.get(names.PROGRESS_FILE), env.get(names.FAILURE_FILE)
+    progress, failure, stages = (env.get(n) for n in (names.PROGRESS_FILE, names.FAILURE_FILE, names.STAGES_FILE))
     memory = env.get(names.MEMORY_FOLDER)
     return Environment(
         num_nodes=_number(env, names.NUM_NODES, 1),
@@ -70,7 +73,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         job_name=env.get(names.JOB_NAME, "megatron"),
         job_uid=env.get(names.JOB_UID, ""),
         attempt=_number(env, names.RESTART_ATTEMPT, 0),
-        resume=_resume(env.get(names.RESUME, "Never")),
+        resume=_chosen(names.RESUME, env.get(names.RESUME, "Never"), RESUMES),
         save_on_termination=env.get(names.SAVE_ON_TERMINATION, "1") == "1",
         adopts=env.get(names.ADOPT, "0") == "1",
         memory_folder=Path(memory) if memory else None,
@@ -79,13 +82,22 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         progress_file=Path(progress) if progress else None,
         termination_log=Path(env.get(names.TERMINATION_LOG, termination.LOG)),
         failure_file=Path(failure) if failure else None,
+        stages_file=Path(stages) if stages else None,
         device=env.get(names.DEVICE),
+        rank_start=_chosen(names.RANK_START, env.get(names.RANK_START) or _rank_start(env), RANK_STARTS),
+        launcher_patience_s=_number(env, names.LAUNCHER_PATIENCE_S, int(names.DEFAULT_LAUNCHER_PATIENCE_S)),
         variables=dict(env),
     )
 
 
-def for_rank(environment: Environment, local_rank: int, processes_per_node: int) -> dict[str, str]:
-    """All variables of one rank's process: those of this process, plus its rank."""
+def for_rank(
+    environment: Environment, local_rank: int, processes_per_node: int, attempt: int | None = None
+) -> dict[str, str]:
+    """All variables of one rank's process: those of this process, plus its rank.
+
+    attempt: of ranks that start again in a pod that was made for an earlier one.
+    """
+    attempt = environment.attempt if attempt is None else attempt
     rank = environment.node_rank * processes_per_node + local_rank
     return {
         **os.environ,
@@ -93,11 +105,16 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
         names.LOCAL_RANK: str(local_rank),
         names.WORLD_SIZE: str(environment.num_nodes * processes_per_node),
         names.LOCAL_WORLD_SIZE: str(processes_per_node),
+        names.RESTART_ATTEMPT: str(attempt),
+        **_push_url(environment, attempt),
         names.MASTER_ADDRESS: environment.master_address,
         names.MASTER_PORT: str(environment.master_port),
         "PYTHONUNBUFFERED": "1",
         # megatron-core warns at import about every missing optional library.
         "PYTHONWARNINGS": os.environ.get("PYTHONWARNINGS", "ignore"),
+        # Asked of the driver's management library, torch counts GPUs without initializing CUDA, which no fork survives.
+        # On the CPU it stays unset: torch would then believe the count of the stand-in for torch.cuda.
+        **({"PYTORCH_NVML_BASED_CUDA_CHECK": "1"} if environment.device != "cpu" and num_gpus() else {}),
         "TOKENIZERS_PARALLELISM": os.environ.get("TOKENIZERS_PARALLELISM", "false"),
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
         # Rows differ in length, so blocks of equal size are rarely reused: expandable segments avoid fragmentation.
@@ -106,16 +123,34 @@ def for_rank(environment: Environment, local_rank: int, processes_per_node: int)
     }
 
 
+def become(variables: Mapping[str, str]) -> None:
+    """Replaces the environment of this process, a forked rank, by these variables."""
+    os.environ.clear()
+    os.environ.update(variables)
+
+
+def _push_url(environment: Environment, attempt: int) -> dict[str, str]:
+    """Where a rank pushes its progress; the operator tells attempts in one pod apart by the query."""
+    url = environment.variables.get(names.PUSH_URL)
+    is_ours = names.LAUNCHER_URL in environment.variables
+    return {names.PUSH_URL: f"{url}?{names.PUSH_ATTEMPT}={attempt}"} if url and is_ours else {}
+
+
 def num_gpus() -> int:
     """GPUs of this machine, counted by their device files (the launcher does not import torch)."""
     return sum(path.name[6:].isdigit() for path in Path("/dev").glob("nvidia*"))
 
 
-def _resume(text: str) -> Resume:
-    found = next((resume for resume in RESUMES if resume == text), None)
+def _chosen[Choice: str](name: str, text: str, choices: tuple[Choice, ...]) -> Choice:
+    found = next((choice for choice in choices if choice == text), None)
     if found is None:
-        raise ValueError(f"{names.RESUME}: must be Auto, Never or Required (got {text!r})")
+        raise ValueError(f"{name}: must be {', '.join(choices[:-1])} or {choices[-1]} (got {text!r})")
     return found
+
+
+def _rank_start(env: Mapping[str, str]) -> RankStart:
+    """Forked on the CPU, spawned on GPUs unless asked for: forking beside CUDA libraries has not been measured."""
+    return "spawn" if num_gpus() and env.get(names.DEVICE) != "cpu" else "fork"
 
 
 def _threads(processes_per_node: int) -> int:

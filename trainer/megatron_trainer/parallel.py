@@ -6,6 +6,7 @@ rules and by families/check.py.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import timedelta
@@ -16,11 +17,14 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
-from torch.distributed.distributed_c10d import Store
+from torch.distributed import TCPStore  # type: ignore[attr-defined]  # in torch's documentation, not in its __all__
+from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from megatron_trainer.backend import Backend
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainjob.args.tree import TrainArgs
+
+STORE_LOOK_S = 5.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,17 +53,43 @@ def join(
     master_address: str,
     master_port: int,
     timeout_s: float,
+    attempt: int = 0,
     store: Store | None = None,
 ) -> None:
-    """Joins the process group at the master's address, or through the given store. Waits for all ranks."""
-    where = {"store": store} if store else {"init_method": f"tcp://{master_address}:{master_port}"}
+    """Joins the process group of this attempt at the master's address, or through the given store. Waits for all."""
+    if store is None:
+        address = (master_address, master_port)
+        store = meet(address, rank=rank, world_size=world_size, attempt=attempt, timeout_s=timeout_s)
     dist.init_process_group(
         backend.collective,
         rank=rank,
         world_size=world_size,
         timeout=timedelta(seconds=timeout_s),
-        **where,
+        store=store,
     )
+
+
+def meet(address: tuple[str, int], *, rank: int, world_size: int, attempt: int, timeout_s: float) -> Store:
+    """The store of this attempt at the master's address, which rank 0 opens.
+
+    Where ranks start again in living pods, those of the attempt before may still listen at the same address: a store
+    in which rank 0 of this attempt has not said so is left, and looked for again.
+    """
+    prefix, timeout = f"attempt-{attempt}", timedelta(seconds=timeout_s)
+    host, port = address
+    if rank == 0:
+        opened = TCPStore(host, port, world_size, is_master=True, timeout=timeout, wait_for_workers=False)
+        opened.set(f"{prefix}/open", "1")
+        return PrefixStore(prefix, opened)
+    until = time.monotonic() + timeout_s
+    while True:
+        found = TCPStore(host, port, world_size, is_master=False, timeout=timeout, wait_for_workers=False)
+        try:
+            found.wait([f"{prefix}/open"], timedelta(seconds=STORE_LOOK_S))
+            return PrefixStore(prefix, found)
+        except (dist.DistNetworkError, dist.DistStoreError):
+            if time.monotonic() > until:
+                raise
 
 
 def leave() -> None:

@@ -14,7 +14,7 @@ from megatron_trainer.backend.cpu import CpuBackend
 from megatron_trainer.backend.cuda import CudaBackend
 from megatron_trainjob.environment import DEVICE
 
-__all__ = ["Backend", "CpuBackend", "CudaBackend", "select"]
+__all__ = ["Backend", "CpuBackend", "CudaBackend", "fork_loses_gpu", "select"]
 
 
 class Backend(Protocol):
@@ -86,3 +86,8 @@ def select() -> Backend:
     if os.environ.get(DEVICE, "").lower() != "cpu" and torch.cuda.is_available():
         return CudaBackend()
     return CpuBackend()
+
+
+def fork_loses_gpu(backend: Backend) -> bool:
+    """Whether this forked process could not use its GPU: the one that it was forked from had initialized CUDA."""
+    return isinstance(backend, CudaBackend) and bool(torch.cuda._is_in_bad_fork())

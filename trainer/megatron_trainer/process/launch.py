@@ -1,28 +1,29 @@
-"""The launcher of one pod: starts the node's ranks and exits with the code of the first rank that failed.
+"""The launcher of one pod: starts the node's ranks, and exits with the code of the first that failed for good.
 
 Replaces torchrun, which exits with 1 whatever its child's exit code was and thus hides whether bad data or a lost node
-was the cause. Imports no torch: bad arguments are refused before any rank starts.
+was the cause. Imports no torch. It outlives its ranks: after a failure that a retry may help, or when the operator says
+so, it ends all of them and starts those of the next attempt in their place. Without the operator's word it starts none.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import logging
 import signal
-import subprocess
-import sys
 import tempfile
 import time
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
 from megatron_trainer import environment
 from megatron_trainer.environment import Environment
-from megatron_trainjob import termination
-from megatron_trainjob.environment import FAILURE_FILE
+from megatron_trainer.process import operator_line, ranks
+from megatron_trainer.process.operator_line import OperatorLine
+from megatron_trainer.process.ranks import Process, Starter
+from megatron_trainjob import launcher, termination
+from megatron_trainjob.environment import FAILURE_FILE, STAGES_FILE
 from megatron_trainjob.exit_codes import ExitCode, describe
 from megatron_trainjob.termination import TerminationRecord
 
@@ -31,8 +32,6 @@ logger = logging.getLogger(__name__)
 LINGER_S = 10.0  # how long the other ranks may take to fail by themselves before they are killed
 LINGER_AFTER_CAUSE_S = 1.0  # the same once the first failed rank gave a reason or was killed: others only wait
 POLL_S = 0.05
-RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.process.rank"]
-PR_SET_PDEATHSIG = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,8 +39,45 @@ class Rank:
     """One started process of this node."""
 
     local_rank: int
-    process: subprocess.Popen[bytes]
+    process: Process
     failure_file: Path
+
+
+@dataclass(kw_only=True)
+class Node:
+    """This node and its ranks of the present attempt. starter: asked before each attempt how to start ranks.
+
+    is_stopping: the pod is asked to end, so that no ranks start again.
+    """
+
+    argv: Sequence[str]
+    env: Environment
+    count: int
+    folder: Path
+    starter: Callable[[], Starter]
+    line: OperatorLine
+    ranks: list[Rank] = field(default_factory=list)
+    is_stopping: bool = False
+    terminated: set[int] = field(default_factory=set)
+
+    @property
+    def stages_file(self) -> Path:
+        """Where rank 0 notes the stages of its start."""
+        return stages_file(self.folder)
+
+    def terminate(self) -> None:
+        """Asks every rank that has not been asked to save and end, now and when it has started."""
+        self.is_stopping = True
+        for rank in self.ranks:
+            if rank.local_rank not in self.terminated:
+                self.terminated.add(rank.local_rank)
+                rank.process.send_signal(signal.SIGTERM)
+
+    def directed(self, attempt: int) -> int | None:
+        """The later attempt that the operator wants the ranks to be of, None for none."""
+        directive = self.line.directive
+        is_new = directive is not None and directive.attempt > attempt and not self.is_stopping
+        return directive.attempt if directive and is_new else None
 
 
 def main(argv: Sequence[str]) -> int:
@@ -49,13 +85,10 @@ def main(argv: Sequence[str]) -> int:
     env = environment.read()
     count = num_processes(env)
     logger.info("starting ranks node=%d of=%d ranks=%d", env.node_rank, env.num_nodes, count)
-    with tempfile.TemporaryDirectory(prefix="mtj-") as folder:
-        ranks = [_start(argv, env, index, count, Path(folder)) for index in range(count)]
-        with _forwarding_termination(ranks):
-            failed = _wait(ranks)
-        if failed is None:
-            return ExitCode.OK
-        record = _record(failed, env, count)
+    with _node(argv, env, count) as node, _forwarding_termination(node):
+        record = _run(node)
+    if record is None:
+        return ExitCode.OK
     if record.exit_code != ExitCode.PREEMPTED:
         logger.error("rank %d failed: %s: %s", record.rank, record.reason, record.message)
     with contextlib.suppress(OSError):  # outside a pod there is no termination log to write to
@@ -70,24 +103,102 @@ def num_processes(env: Environment) -> int:
     return int(env.processes_per_node)
 
 
-def _start(argv: Sequence[str], env: Environment, local_rank: int, count: int, folder: Path) -> Rank:
-    failure_file = folder / f"rank-{local_rank}.json"
-    variables = {**environment.for_rank(env, local_rank, count), FAILURE_FILE: str(failure_file)}
-    process = subprocess.Popen([*RANK_COMMAND, *argv], env=variables, preexec_fn=_die_with_parent)
-    return Rank(local_rank=local_rank, process=process, failure_file=failure_file)
-
-
-def _die_with_parent() -> None:
-    """Makes Linux kill the rank when its launcher dies: an orphan would hold its GPU and its port."""
-    ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def stages_file(folder: Path) -> Path:
+    """Where rank 0 notes the stages of its start."""
+    return folder / "stages.jsonl"
 
 
 @contextlib.contextmanager
-def _forwarding_termination(ranks: Sequence[Rank]) -> Iterator[None]:
+def _node(argv: Sequence[str], env: Environment, count: int) -> Iterator[Node]:
+    """The node with all that outlives an attempt: folder, line to the operator, the process that forks ranks."""
+    with tempfile.TemporaryDirectory(prefix="mtj-") as name, contextlib.ExitStack() as stack:
+        folder = Path(name)
+        line = stack.enter_context(operator_line.connected(env, stages_file(folder)))
+        shared = environment.for_rank(env, 0, count)
+        node = Node(argv=argv, env=env, count=count, folder=folder, starter=ranks.Spawn, line=line)
+        node.starter = stack.enter_context(ranks.starting(env.rank_start, argv, shared, lambda: node.is_stopping))
+        yield node
+
+
+def _run(node: Node) -> TerminationRecord | None:
+    """Runs one attempt after the other; how the last one failed, None when it ended well."""
+    attempt = node.env.attempt
+    while True:
+        record = _run_attempt(node, attempt)
+        following = node.directed(attempt)
+        if following is None and record is not None:
+            following = _wait_for_directive(node, attempt, record)
+        if following is None:
+            return record
+        logger.info("starting ranks again in place node=%d attempt=%d", node.env.node_rank, following)
+        attempt = following
+
+
+def _run_attempt(node: Node, attempt: int) -> TerminationRecord | None:
+    """Starts the ranks and waits for their end, which a directive brings about too; how they failed, if they did."""
+    node.line.tell(attempt, "starting")
+    starter = node.starter()
+    node.stages_file.unlink(missing_ok=True)
+    node.ranks = []
+    for index in range(node.count):
+        if node.is_stopping:
+            break
+        node.ranks.append(_start(node, starter, index, attempt))
+        if node.is_stopping:
+            node.terminate()
+    node.line.tell(attempt, "running")
+    failed = _wait(node, attempt)
+    if failed is None and node.is_stopping and len(node.ranks) < node.count:
+        return _stopped(node)
+    return None if failed is None else _record(failed, node.env, node.count)
+
+
+def _start(node: Node, starter: Starter, local_rank: int, attempt: int) -> Rank:
+    failure_file = node.folder / f"rank-{local_rank}-{attempt}.json"
+    variables = {
+        **environment.for_rank(node.env, local_rank, node.count, attempt),
+        FAILURE_FILE: str(failure_file),
+        STAGES_FILE: str(node.stages_file),
+    }
+    return Rank(local_rank=local_rank, process=starter.start(node.argv, variables), failure_file=failure_file)
+
+
+def _stopped(node: Node) -> TerminationRecord:
+    """The record of a node that was asked to end before its ranks had started."""
+    return TerminationRecord(
+        exit_code=ExitCode.PREEMPTED,
+        reason=ExitCode.PREEMPTED.name,
+        rank=node.env.node_rank * node.count,
+        iteration=None,
+        message="stopped before the ranks had started",
+    )
+
+
+def _wait_for_directive(node: Node, attempt: int, record: TerminationRecord) -> int | None:
+    """The attempt that the operator wants after this failure; None: exit, because it says so or says nothing."""
+    if not node.line.is_open or node.is_stopping or not launcher.can_start_again(record.exit_code):
+        return None
+    logger.error("rank %d failed: %s: %s", record.rank, record.reason, record.message)
+    node.line.tell(attempt, "failed", record)
+    told_at = time.monotonic()
+    while not node.is_stopping:
+        if (following := node.directed(attempt)) is not None:
+            return following
+        directive = node.line.directive
+        has_answered = node.line.silent_s < time.monotonic() - told_at
+        if directive is not None and directive.ends and has_answered:
+            return None
+        if node.line.silent_s > node.env.launcher_patience_s:
+            logger.error("nothing heard from the operator for %.0f s", node.env.launcher_patience_s)
+            return None
+        time.sleep(POLL_S)
+    return None
+
+
+@contextlib.contextmanager
+def _forwarding_termination(node: Node) -> Iterator[None]:
     def forward(_signal: int, _frame: FrameType | None) -> None:
-        for rank in ranks:
-            if rank.process.poll() is None:
-                rank.process.send_signal(signal.SIGTERM)
+        node.terminate()
 
     before = {number: signal.signal(number, forward) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -97,46 +208,49 @@ def _forwarding_termination(ranks: Sequence[Rank]) -> Iterator[None]:
             signal.signal(number, handler)
 
 
-def _wait(ranks: Sequence[Rank]) -> Rank | None:
+def _wait(node: Node, attempt: int) -> Rank | None:
     """Waits until all ranks have exited; returns the rank that failed first, or None."""
     failed: Rank | None = None
     deadline = float("inf")
-    while any(rank.process.poll() is None for rank in ranks):
+    while any(rank.process.poll() is None for rank in node.ranks):
         if failed is None:
-            failed = _first_failed(ranks)
+            failed = _first_failed(node.ranks)
             if failed is not None:
                 deadline = time.monotonic() + _linger_s(failed)
-        if time.monotonic() > deadline:
-            for rank in ranks:
-                rank.process.kill()
+        # A rank that is asked to save would only wait for peers that are gone: files are whole without that.
+        if time.monotonic() > deadline or node.directed(attempt) is not None:
+            for rank in node.ranks:
+                rank.process.send_signal(signal.SIGKILL)
         time.sleep(POLL_S)
-    return _cause(failed, ranks)
+    return _cause(failed, node.ranks)
 
 
 def _linger_s(failed: Rank) -> float:
     """Grace period: losing a peer may end a rank with any code, and a save on request may take longer."""
-    code = failed.process.returncode
+    code = failed.process.poll() or 0
+    if code in (-signal.SIGKILL, -signal.SIGSEGV, -signal.SIGBUS):
+        return 0.0  # no peer's end causes that
     is_cause = code < 0 or (failed.failure_file.exists() and code not in (ExitCode.ERROR, ExitCode.PREEMPTED))
     return LINGER_AFTER_CAUSE_S if is_cause else LINGER_S
 
 
-def _cause(first: Rank | None, ranks: Sequence[Rank]) -> Rank | None:
+def _cause(first: Rank | None, ended: Sequence[Rank]) -> Rank | None:
     """The rank that failed first, unless it gave no reason and another rank did."""
-    best = _first_failed(ranks)
+    best = _first_failed(ended)
     if first is None or best is None:
         return best
-    is_silent = first.process.returncode == ExitCode.ERROR and not first.failure_file.exists()
+    is_silent = first.process.poll() == ExitCode.ERROR and not first.failure_file.exists()
     return best if is_silent and best.failure_file.exists() else first
 
 
-def _first_failed(ranks: Sequence[Rank]) -> Rank | None:
+def _first_failed(started: Sequence[Rank]) -> Rank | None:
     """A rank that gave a reason takes precedence over one that merely lost its peers."""
-    failed = [rank for rank in ranks if rank.process.poll() not in (None, 0)]
+    failed = [rank for rank in started if rank.process.poll() not in (None, 0)]
     return min(failed, key=lambda rank: (not rank.failure_file.exists(), rank.local_rank), default=None)
 
 
 def _record(rank: Rank, env: Environment, count: int) -> TerminationRecord:
-    code = rank.process.returncode
+    code = rank.process.poll() or 0
     exit_code = 128 - code if code < 0 else code
     written = termination.read(rank.failure_file)
     if written is not None and written.exit_code == exit_code:

@@ -7,21 +7,24 @@ from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Sequence
+from typing import NoReturn
 
 from megatron_trainer import backend
 from megatron_trainjob.exit_codes import ExitCode
 
 
-def main() -> int:
+def main(argv: Sequence[str]) -> int:
     """Runs the rank; returns its exit code."""
     backend.select().install()
     from megatron_trainer.process import run
 
-    return run.main(sys.argv[1:])
+    return run.main(argv)
 
 
-if __name__ == "__main__":
-    code = main()
+def run(argv: Sequence[str]) -> NoReturn:
+    """Runs the rank and ends this process with its exit code."""
+    code = main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     if code not in (ExitCode.OK, ExitCode.PREEMPTED):
@@ -31,3 +34,7 @@ if __name__ == "__main__":
     if dist.is_initialized():
         dist.destroy_process_group()
     sys.exit(code)
+
+
+if __name__ == "__main__":
+    run(sys.argv[1:])

@@ -11,7 +11,7 @@ import warnings
 from collections.abc import Sequence
 
 from megatron_trainer import backend as backends
-from megatron_trainer import environment, out_of_memory
+from megatron_trainer import environment, out_of_memory, start_stages
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.process import recorded_arguments as inherit
@@ -87,7 +87,9 @@ def train(accepted: Accepted, task: TrainingTask, env: Environment, termination:
         TrainingError: PREEMPTED when it was asked to stop (its state is saved), otherwise the cause of the failure.
     """
     backend = setup.start_process(env, accepted.args)
+    start_stages.note(env, "processGroup")
     run, state = setup.build(accepted, task, env, backend, termination)
+    start_stages.note(env, "loaded")
     try:
         termination.wait_for_step()
         with garbage.controlled(run.args):

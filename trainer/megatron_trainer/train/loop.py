@@ -50,6 +50,7 @@ def fit(run: Run, state: TrainState) -> TrainState:
         result = train_step(
             run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
         )
+        run.on_step()
         before, state = state, advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
         _check_loss(run, state, result)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from megatron_trainer.backend import Backend
@@ -17,6 +18,10 @@ from megatron_trainer.termination import Termination
 from megatron_trainer.train.feed import EvaluationFeed, Feed
 from megatron_trainer.train.schedule import Schedule
 from megatron_trainjob.args.tree import TrainArgs
+
+
+def _nothing() -> None:
+    """For a run that tells no one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +40,10 @@ class Pace:
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """Everything that a run needs, built once. stop_words: the texts with which trained answers end."""
+    """Everything that a run needs, built once. stop_words: the texts with which trained answers end.
+
+    on_step: called after each step.
+    """
 
     args: TrainArgs
     spec: ModelSpec
@@ -57,3 +65,4 @@ class Run:
     stop_words: tuple[str, ...] = ()
     heartbeat: Heartbeat | None = None
     memory: MemorySaver | None = None
+    on_step: Callable[[], None] = _nothing

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer import backend as backends
-from megatron_trainer import clock, model_source, parallel
+from megatron_trainer import clock, model_source, parallel, start_stages
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder, memory
 from megatron_trainer.checkpoint.folder import Owner
@@ -79,6 +79,7 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
             world_size=env.world_size,
             master_address=env.master_address,
             master_port=env.master_port,
+            attempt=env.attempt,
             timeout_s=args.ddp_timeout,
         )
     parallel.initialize(args)
@@ -189,6 +190,7 @@ def _run(
         stop_words=parts.data.report.stop_words,
         heartbeat=heartbeat,
         memory=MemorySaver(parts.engine, backend, policy, parts.memory, kept=state.iteration) if parts.memory else None,
+        on_step=start_stages.first_step_of(env),
     )
 
 

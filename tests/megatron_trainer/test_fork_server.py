@@ -1,0 +1,95 @@
+"""Ranks that are forked: their codes, signals and environment, and what happens when forking is refused or killed.
+
+The server here imports numpy alone; the real one, with real training, is in test_recovery.py.
+"""
+
+import logging
+import os
+import signal
+import sys
+import time
+
+import pytest
+
+from megatron_trainer.process import ranks
+
+SERVER = """
+import os, signal, sys, time
+import numpy
+from megatron_trainer.process import fork_server
+fork_server._import_everything = lambda: None
+fork_server.why_not_fork = lambda backend: {refusal!r}
+request = fork_server.main(int(sys.argv[1]))
+if request is not None:
+    exec(request["argv"][0])
+"""
+
+
+@pytest.fixture
+def starter(tmp_path, monkeypatch):
+    """Makes the function that returns the present way to start ranks; closed at the end."""
+    opened = []
+
+    def make(refusal="", how="fork"):
+        script = tmp_path / "server.py"
+        script.write_text(SERVER.format(refusal=refusal))
+        monkeypatch.setattr(ranks, "SERVER_COMMAND", [sys.executable, str(script)])
+        monkeypatch.setattr(ranks, "RANK_COMMAND", [sys.executable, "-c"])
+        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+        context = ranks.starting(how, ["work"], environment, lambda: False)
+        current = context.__enter__()
+        opened.append(context)
+        return current
+
+    yield make
+    for context in opened:
+        context.__exit__(None, None, None)
+
+
+def end_of(process):
+    deadline = time.monotonic() + 60
+    while process.poll() is None:
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    return process.poll()
+
+
+def test_a_forked_rank_has_its_environment_and_its_code_comes_back(starter):
+    start = starter()().start
+    codes = [start([f"sys.exit(int(os.environ['RANK']) + {base})"], {"RANK": "2"}) for base in (5, 6)]
+    assert [end_of(rank) for rank in codes] == [7, 8]
+    assert end_of(start(["sys.exit('HOME' in os.environ)"], {"RANK": "0"})) == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_a_signal_reaches_a_forked_rank_and_shows_in_its_code(starter, tmp_path, number):
+    ready = tmp_path / "ready"
+    rank = starter()().start([f"open({str(ready)!r}, 'w'); time.sleep(60)"], {})
+    while not ready.exists():
+        time.sleep(0.01)
+    rank.send_signal(number)
+    expected = 1 if number == signal.SIGINT else -number  # Python ends itself with a traceback on SIGINT
+    assert end_of(rank) in (expected, -number)
+    rank.send_signal(number)
+
+
+def test_ranks_are_spawned_with_a_log_line_where_forking_is_refused(starter, caplog):
+    current = starter(refusal="an import has started the thread pool")
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(current(), ranks.Spawn)
+    assert "an import has started the thread pool" in caplog.text
+    assert end_of(current().start(["import sys; sys.exit(9)"], dict(os.environ))) == 9
+
+
+def test_a_killed_server_ends_its_ranks_and_is_replaced(starter):
+    current = starter()
+    server = current()
+    rank = server.start(["time.sleep(60)"], {})
+    os.kill(server._process.pid, signal.SIGKILL)
+    assert end_of(rank) == -signal.SIGKILL
+    assert isinstance(current(), ranks.Spawn), "a restart does not wait for the imports of the next server"
+    deadline = time.monotonic() + 60
+    while isinstance(current(), ranks.Spawn):
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    assert end_of(current().start(["sys.exit(3)"], {})) == 3

@@ -1,0 +1,68 @@
+"""A real training under `mtj run` whose ranks are killed goes on in place, and ends as one that was left alone."""
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+import yaml
+
+from tests.support.checkpoint import chaos_training
+from tests.support.models import tiny_model
+from tests.support.ranks import tiny_run
+
+STEPS = 200
+
+
+def status_of(folder):
+    file = folder / "state" / "chaos" / "status.yaml"
+    return yaml.safe_load(file.read_text()) if file.exists() else {}
+
+
+def ranks_of(folder):
+    """Processes that were forked from the one that imports everything."""
+    found = []
+    for pid in map(int, filter(str.isdigit, os.listdir("/proc"))):
+        try:
+            parent = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]
+            above = Path(f"/proc/{parent}/cmdline").read_text()
+        except OSError:
+            continue
+        if "fork_server" in above and chaos_training.belongs(pid, folder):
+            found.append(pid)
+    return found
+
+
+def kill_after_a_checkpoint(process, folder, chance):
+    """Kills a rank once there is a newer checkpoint than at the last kill; False when the job ended before."""
+    restarts = status_of(folder).get("restarts", {})
+    while status_of(folder).get("checkpoint", {}).get("latestIteration", 0) <= restarts.get("checkpointIteration", 0):
+        if process.poll() is not None:
+            return False
+        time.sleep(0.05)
+    os.kill(chance.choice(ranks_of(folder)), signal.SIGKILL)
+    while status_of(folder)["restarts"]["attempt"] == restarts.get("attempt", 0) and process.poll() is None:
+        time.sleep(0.05)
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(900)
+def test_killed_ranks_go_on_in_place_with_every_loss_of_the_undisturbed_run(tmp_path, monkeypatch):
+    monkeypatch.setattr(chaos_training, "kill_one", kill_after_a_checkpoint)
+    data = tiny_run.write_data(tmp_path / "train.jsonl")
+    job = tmp_path / "job.yaml"
+    model = tiny_model.make("llama", tmp_path)
+    job.write_text(yaml.safe_dump(chaos_training.manifest(model, data, steps=STEPS, way="prepared")))
+    alone = chaos_training.run(job, tmp_path / "alone", kills=0, chance=random.Random(1))
+    disturbed = chaos_training.run(job, tmp_path / "disturbed", kills=2, chance=random.Random(1))
+    assert len(alone.losses) == STEPS
+    assert disturbed.losses == alone.losses
+    assert disturbed.weights == alone.weights
+    status = status_of(tmp_path / "disturbed")
+    assert status["restarts"]["attempt"] == 2
+    assert status["restarts"]["podAttempt"] == 0, "both restarts kept the pod"
+    assert {"ranksStartedTime", "processGroupTime", "loadedTime"} <= set(status["lastRestart"])

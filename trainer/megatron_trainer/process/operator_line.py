@@ -1,0 +1,208 @@
+"""The launcher's line to the operator: reports how the ranks are, hears which attempt they have to be of.
+
+Over the network by HTTPS with the pod's token, as progress goes; on one machine by files in the pod's folder. A thread
+of its own keeps it up: the launcher never waits for an answer. A pod of neither kind has no line.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import ssl
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
+from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+from megatron_trainer.environment import Environment
+from megatron_trainjob import environment as names
+from megatron_trainjob import launcher
+from megatron_trainjob.launcher import Directive, LauncherReport, Stage
+from megatron_trainjob.termination import TerminationRecord
+
+logger = logging.getLogger(__name__)
+
+ANSWER_S = 5.0
+RETRY_S = 1.0
+FIRST_ANSWER_S = 5.0  # after the launcher's start; where none came by then, none can be expected
+LOOK_S = 0.02
+KEPT_OPEN_S = 3.0  # a connection that is used more seldom would only take a place
+
+
+class Channel(Protocol):
+    """One way to the operator."""
+
+    def exchange(self, report: LauncherReport) -> Directive:
+        """The answer to a report. Raises OSError, HTTPException or ValueError when there is none."""
+
+
+class Folder:
+    """The pod's folder on one machine: the report is a file, and so is the answer, which names the report."""
+
+    def __init__(self, folder: Path) -> None:
+        self._folder = folder
+        self._number = 0
+
+    def exchange(self, report: LauncherReport) -> Directive:
+        """Writes the report and waits for the answer."""
+        self._number += 1
+        written = self._folder / launcher.REPORT_FILE
+        aside = written.with_name(written.name + ".tmp")
+        aside.write_text(json.dumps({**report.to_fields(), "number": self._number}))
+        aside.replace(written)
+        until = time.monotonic() + ANSWER_S
+        while time.monotonic() < until:
+            with contextlib.suppress(FileNotFoundError):
+                answer = json.loads((self._folder / launcher.DIRECTIVE_FILE).read_text())
+                if answer.get("number") == self._number:
+                    return launcher.read_directive(answer)
+            time.sleep(LOOK_S)
+        raise TimeoutError(f"nothing has read {written}")
+
+
+class Server:
+    """The operator's server. The token is read anew for each report: it is rotated."""
+
+    def __init__(self, url: str, authority: Path | None, token: Path | None) -> None:
+        self._url = urlsplit(url)
+        self._authority = authority
+        self._token = token
+        self._connection: HTTPConnection | None = None
+
+    def exchange(self, report: LauncherReport) -> Directive:
+        """Posts the report."""
+        try:
+            directive = self._post(report)
+        except (OSError, HTTPException, ValueError):
+            self._close()
+            raise
+        if directive.interval_s > KEPT_OPEN_S:
+            self._close()
+        return directive
+
+    def _post(self, report: LauncherReport) -> Directive:
+        if self._connection is None:
+            self._connection = self._connect()
+        headers = {"Content-Type": "application/json"}
+        if self._token is not None:
+            headers["Authorization"] = f"Bearer {self._token.read_text().strip()}"
+        self._connection.request("POST", self._url.path, json.dumps(report.to_fields()), headers)
+        response = self._connection.getresponse()
+        body = response.read()
+        if response.status != 200:
+            raise ValueError(f"{response.status}: {body[:200].decode(errors='replace')}")
+        return launcher.read_directive(json.loads(body))
+
+    def _connect(self) -> HTTPConnection:
+        host, port = self._url.hostname or "", self._url.port
+        if self._url.scheme != "https":
+            return HTTPConnection(host, port, timeout=ANSWER_S)
+        context = ssl.create_default_context(cafile=str(self._authority) if self._authority else None)
+        return HTTPSConnection(host, port, timeout=ANSWER_S, context=context)
+
+    def _close(self) -> None:
+        if self._connection is not None:
+            self._connection.close()
+            self._connection = None
+
+
+class OperatorLine:
+    """Reports the present state again and again. directive: the last one heard, None before the first."""
+
+    def __init__(self, channel: Channel | None, stages_file: Path) -> None:
+        self._channel = channel
+        self._stages_file = stages_file
+        self._state = LauncherReport(attempt=0, state="starting")
+        self._since = self._opened = time.monotonic()
+        self._heard_at: float | None = None
+        self._changed = threading.Event()
+        self._closed = False
+        self.directive: Directive | None = None
+
+    @property
+    def is_open(self) -> bool:
+        """Whether there is an operator to report to."""
+        return self._channel is not None
+
+    @property
+    def silent_s(self) -> float:
+        """Seconds since the operator was last heard; infinite where it was not within the first seconds."""
+        if self._channel is None:
+            return float("inf")
+        now = time.monotonic()
+        if self._heard_at is not None:
+            return now - self._heard_at
+        return 0.0 if now < self._opened + FIRST_ANSWER_S else float("inf")
+
+    def tell(self, attempt: int, state: launcher.RanksState, failure: TerminationRecord | None = None) -> None:
+        """Reports this from now on, and at once."""
+        self._state, self._since = LauncherReport(attempt=attempt, state=state, failure=failure), time.monotonic()
+        self._changed.set()
+
+    def run(self) -> None:
+        """Keeps the line up until it is closed."""
+        problem = ""
+        while not self._closed and self._channel is not None:
+            self._changed.clear()
+            report = self._report()
+            pause_s = RETRY_S
+            try:
+                self.directive = directive = self._channel.exchange(report)
+                self._heard_at = time.monotonic()
+                pause_s = directive.interval_s
+                problem = ""
+            except (OSError, HTTPException, ValueError) as error:
+                if str(error) != problem:  # once for each, not once a second
+                    logger.warning("the operator does not answer the launcher: %s", error)
+                problem = str(error)
+            self._changed.wait(pause_s)
+
+    def close(self) -> None:
+        """Ends the line after the exchange under way."""
+        self._closed = True
+        self._changed.set()
+
+    def _report(self) -> LauncherReport:
+        state, since = self._state, self._since
+        stages = _stages(self._stages_file, since) if state.state == "running" else {}
+        return LauncherReport(
+            attempt=state.attempt,
+            state=state.state,
+            age_s=time.monotonic() - since,
+            failure=state.failure,
+            stages_s=stages,
+        )
+
+
+@contextlib.contextmanager
+def connected(env: Environment, stages_file: Path) -> Iterator[OperatorLine]:
+    """The line that the environment names, kept up by a thread."""
+    line = OperatorLine(_channel(env.variables), stages_file)
+    threading.Thread(target=line.run, name="operator", daemon=True).start()
+    try:
+        yield line
+    finally:
+        line.close()
+
+
+def _channel(variables: Mapping[str, str]) -> Channel | None:
+    if folder := variables.get(names.LAUNCHER_FOLDER):
+        return Folder(Path(folder))
+    if url := variables.get(names.LAUNCHER_URL):
+        authority, token = variables.get(names.PUSH_AUTHORITY_FILE), variables.get(names.PUSH_TOKEN_FILE)
+        return Server(url, Path(authority) if authority else None, Path(token) if token else None)
+    return None
+
+
+def _stages(path: Path, since: float) -> dict[Stage, float]:
+    """Seconds from the start of the ranks to each stage, from the lines that rank 0 has written."""
+    try:
+        noted: list[dict[str, Any]] = [json.loads(line) for line in path.read_text().splitlines()]
+    except (OSError, ValueError):
+        return {}
+    moments = {each["stage"]: float(each["at"]) for each in noted}
+    return {stage: max(0.0, moments[stage] - since) for stage in launcher.STAGES if stage in moments}
