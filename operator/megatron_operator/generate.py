@@ -26,6 +26,9 @@ them. The chart sets those with a chart value and those that follow from the pod
 |---|---|---|---|
 """
 
+# Switches whose value alone does not decide: what the chart asks instead (templates/_names.tpl).
+DERIVED_SWITCHES = {"progressPush.enabled": 'include "mtj.pushesProgress" .'}
+
 
 def settings_page() -> str:
     """The settings as Markdown."""
@@ -71,7 +74,8 @@ def _environment(setting: Field[Any]) -> tuple[str, ...]:
     if not chart and not template:
         return ()
     line = f"- {{name: {VARIABLES[setting.name]}, value: {{{{ {template or f'.Values.{chart}'} | quote }}}}}}"
-    return (f"{{{{- if .Values.{switch} }}}}", line, "{{- end }}") if switch else (line,)
+    condition = DERIVED_SWITCHES.get(switch or "", f".Values.{switch}")
+    return (f"{{{{- if {condition} }}}}", line, "{{- end }}") if switch else (line,)
 
 
 if __name__ == "__main__":

@@ -54,6 +54,7 @@ def test_an_empty_object_becomes_the_defaults():
         backoff_max_s=600,
         rules=(),
         hang_timeout_s=1800,
+        in_place_restart=True,
     )
 
 

@@ -9,6 +9,7 @@ import math
 
 import pytest
 
+from megatron_operator.api import names
 from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.status import status as status_schema
 from megatron_operator.core import progress_record, push, status
@@ -189,4 +190,24 @@ def test_a_token_of_a_job_is_worth_nothing_for_one_made_again_under_its_name():
 )
 def test_the_report_of_an_earlier_attempt_counts_until_the_present_one_reports(attempt, current, reported, is_past):
     before = None if reported is None else Progress(phase="training", attempt=reported)
-    assert push.is_past(attempt, current, before) is is_past
+    assert push.is_past(attempt, attempt, {"restarts": {"attempt": current}}, before) is is_past
+
+
+@pytest.mark.parametrize(
+    ("attempt", "pod_attempt", "is_past"),
+    [(5, 3, False), (4, 3, False), (3, 3, True), (6, 3, True), (5, 2, True), (5, 5, True), (2, 3, True)],
+)
+def test_ranks_that_started_again_in_their_pods_report_under_their_own_attempt(attempt, pod_attempt, is_past):
+    status = {"restarts": {"attempt": 5, "podAttempt": 3}}
+    assert push.is_past(attempt, pod_attempt, status, None) is is_past
+
+
+@pytest.mark.parametrize(("given", "attempt"), [(None, 3), ("7", 7)])
+def test_a_push_says_which_attempt_it_is_about(given, attempt):
+    assert push.attempt_of(names.Place(attempt=3, role="master", index=0), given) == attempt
+
+
+@pytest.mark.parametrize("given", ["", "-1", "x", "1" * 12])
+def test_a_push_about_no_attempt_is_refused(given):
+    with pytest.raises(ValueError, match="attempt"):
+        push.attempt_of(names.Place(attempt=3, role="master", index=0), given)

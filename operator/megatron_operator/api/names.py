@@ -100,6 +100,8 @@ PREEMPTED: Final = "Preempted"
 NODE_LOST: Final = "NodeLost"
 HUNG: Final = "Hung"
 RESIZED: Final = "Resized"
+RESTARTED_IN_PLACE: Final = "RestartedInPlace"
+NOT_STARTED_IN_PLACE: Final = "NotStartedInPlace"
 GANG_RUNNING: Final = "GangRunning"
 # Reasons of Succeeded and Failed
 MASTER_SUCCEEDED: Final = "MasterSucceeded"

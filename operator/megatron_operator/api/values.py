@@ -335,6 +335,14 @@ class FailurePolicy:
             default=DEFAULT_HANG_TIMEOUT_S,
         ),
     )
+    in_place_restart: bool = declared(
+        "inPlaceRestart",
+        boolean(
+            "Starts failed or hung ranks again in their living pods where that can work, else the whole gang again. "
+            "Takes effect where pods report their progress.",
+            default=True,
+        ),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -73,16 +73,21 @@ def _of_decision(job: Job, seen: Seen, decision: Decision, now: float) -> Claims
             return _suspended()
         case Queue():
             return _queued(seen, decision)
+        case Restart(in_place=True):
+            return {**_active(job, seen, now), names.RESTARTING: _no(names.RESTARTED_IN_PLACE, _why(decision))}
         case Restart():
-            cause = decision.failure
-            why = f"Attempt {cause.attempt} ended: {cause.reason} in {cause.place}. {cause.message}".strip()[:1024]
-            return _again(seen, decision.reason, why)
+            return _again(seen, decision.reason, _why(decision))
         case Resize():
             return _again(seen, names.RESIZED, decision.message)
         case Withdraw():
             return {**_active(job, seen, now), names.STALLED: _yes(decision.reason, decision.message)}
         case _:
             return _active(job, seen, now)
+
+
+def _why(decision: Restart) -> str:
+    cause = decision.failure
+    return f"Attempt {cause.attempt} ended: {cause.reason} in {cause.place}. {cause.message}".strip()[:1024]
 
 
 def failed(seen: Seen, reason: str, message: str) -> Claims:
@@ -135,7 +140,7 @@ def _active(job: Job, seen: Seen, now: float) -> Claims:
     if seen.condition(names.SUSPENDED):
         claims[names.SUSPENDED] = _no(names.RESUMED)
     restarting = seen.condition(names.RESTARTING)
-    if restarting and is_running:
+    if restarting and is_running and restarting["status"] == "True":
         claims[names.RESTARTING] = _no(names.GANG_RUNNING)
     elif restarting:
         is_true = restarting["status"] == "True"

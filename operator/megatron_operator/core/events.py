@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from megatron_operator.api import names
+from megatron_operator.core import attempts
 from megatron_operator.core.decide import failure
 from megatron_operator.core.decide.decision import Continue, Decision, Failure, Queue
 from megatron_operator.core.job import Job
@@ -79,7 +80,8 @@ def _restarting(condition: Object, status: Object) -> Told:
     wait_s = (to_seconds(restarts.get("nextRetryTime")) or began) - began
     wait = f" in {wait_s:.0f} s" if wait_s > 0 else ""
     why = f" ({condition['reason']})" if is_true else ""
-    yield began, _normal("JobRestarting", f"Starting attempt {attempt}{wait}{why}.", of)
+    where = " in place" if "podAttempt" in restarts else ""
+    yield began, _normal("JobRestarting", f"Starting attempt {attempt}{where}{wait}{why}.", of)
 
 
 def _restarted_at(condition: Object, status: Object) -> float:
@@ -125,7 +127,7 @@ def _suspended(condition: Object, status: Object) -> Told:
 
 def _running(condition: Object, status: Object) -> Told:
     if condition["status"] == "True":
-        attempt = status.get("restarts", {}).get("attempt", 0)
+        attempt = attempts.of_pods(status)
         message = f"All {status.get('replicas', 0)} pods of attempt {attempt} are running."
         yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
 
@@ -169,7 +171,7 @@ def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
 
 
 def _gang_created(seen: Seen) -> Event:
-    return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.attempt}.")
+    return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.pod_attempt}.")
 
 
 def _relabeled(seen: Seen) -> tuple[Event, ...]:

@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import Any, Literal, get_args
 
 from megatron_operator.api import names
-from megatron_operator.core import termination
+from megatron_operator.core import attempts, termination
 from megatron_operator.core.kueue.observe import KueueSeen
 from megatron_operator.core.timestamp import to_seconds
 from megatron_operator.guard import Guard, Unreadable, shortened, whole_number
@@ -26,12 +26,12 @@ NO_COUNT = Guard()
 
 @dataclass(frozen=True, kw_only=True)
 class Pod:
-    """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are those of `container`, the one that ended
-    it.
+    """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
     phase: the trainer's once it runs or has ended, whatever the other containers do.
     num_nodes: size of the gang that it was created for, where that may change.
     is_outlived: whether its trainer has ended but other containers still run and hold the pod's resources.
+    is_kept: whether only its ranks have ended, and its launcher waits to start new ones.
     is_recorded: whether a termination record of the trainer's launcher confirms the exit code.
     is_mislabeled: whether a label by which watches and services select it was removed or changed.
     gate: the name of a scheduling gate, Kueue's if it has set one.
@@ -49,6 +49,7 @@ class Pod:
     num_nodes: int | None = None
     phase: PodPhase = "Pending"
     is_outlived: bool = False
+    is_kept: bool = False
     ready: bool = False
     deleting: bool = False
     is_mislabeled: bool = False
@@ -100,7 +101,8 @@ class Seen:
     change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
     predecessors: pods of a deleted job of the same name that may still run and write.
     lost_nodes: names of nodes that are deleted or not ready. stale_groups: PodGroups of earlier attempts that
-    are not deleted yet; they would hold quota for pods that will never exist.
+    are not deleted yet; they would hold quota for pods that will never exist. launchers: last report by pod name;
+    listens_since: when this operator began to receive them.
     """
 
     status: Object = field(default_factory=dict)
@@ -115,21 +117,28 @@ class Seen:
     lost_nodes: frozenset[str] = frozenset()
     problem: tuple[str, str] | None = None
     kueue: KueueSeen = KueueSeen()
+    launchers: Mapping[str, attempts.HeardReport] = field(default_factory=dict)
+    listens_since: float = 0.0
 
     @cached_property
     def attempt(self) -> int:
-        """The attempt in the stored status."""
-        return int(self.status.get("restarts", {}).get("attempt", 0))
+        """The attempt of the ranks in the stored status."""
+        return attempts.of_ranks(self.status)
+
+    @cached_property
+    def pod_attempt(self) -> int:
+        """The attempt for which the present pods were created."""
+        return attempts.of_pods(self.status)
 
     @cached_property
     def current(self) -> tuple[Pod, ...]:
         """Pods of this attempt, in node-rank order."""
-        return tuple(pod for pod in self.pods if pod.attempt == self.attempt)
+        return tuple(pod for pod in self.pods if pod.attempt == self.pod_attempt)
 
     @cached_property
     def stale(self) -> tuple[Pod, ...]:
         """Pods of earlier attempts."""
-        return tuple(pod for pod in self.pods if pod.attempt != self.attempt)
+        return tuple(pod for pod in self.pods if pod.attempt != self.pod_attempt)
 
     @property
     def beat(self) -> Progress | None:
@@ -142,8 +151,7 @@ class Seen:
 
     def is_true(self, type_: str) -> bool:
         """Whether the stored condition of this type is True."""
-        condition = self.condition(type_)
-        return condition is not None and condition["status"] == "True"
+        return (self.condition(type_) or {}).get("status") == "True"
 
 
 def observe(

@@ -13,13 +13,15 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core import progress_record
+from megatron_operator.core import attempts, progress_record
 from megatron_operator.core.timestamp import to_seconds
 from megatron_trainjob import kubeflow_push as fields
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
 ROUTE = "/apis/trainer.kubeflow.org/v1alpha1/namespaces/{namespace}/trainjobs/{name}/status"
+LAUNCHER_ROUTE = f"/apis/{names.API_VERSION}/namespaces/{{namespace}}/{names.PLURAL}/{{name}}/launcher"
+MAX_ATTEMPT_DIGITS = 10
 POD_NAME_CLAIM = "authentication.kubernetes.io/pod-name"
 ACCOUNT_PREFIX = "system:serviceaccount:"
 
@@ -35,6 +37,11 @@ class Reporter:
 def path(namespace: str, name: str) -> str:
     """The URL that the pods of this job push to."""
     return ROUTE.format(namespace=namespace, name=name)
+
+
+def launcher_path(namespace: str, name: str) -> str:
+    """Where the launchers of this job report."""
+    return LAUNCHER_ROUTE.format(namespace=namespace, name=name)
 
 
 def audience(namespace: str, name: str, uid: str) -> str:
@@ -65,17 +72,23 @@ def reporter(answer: Object, namespace: str, audience: str) -> Reporter | None:
     return Reporter(namespace=namespace, pod=pods[0])
 
 
-def attempt_of(pod: str, job_name: str) -> int | None:
-    """The attempt whose master this pod is, None for any other pod: only the master reports."""
-    place = names.place_of(pod, job_name)
-    return place.attempt if place and place.role == names.MASTER else None
+def attempt_of(pod: names.Place, given: str | None) -> int:
+    """The attempt that a push is about: the one that it names, else the pod's. Raises ValueError for any other text."""
+    if given is None:
+        return pod.attempt
+    if not (given.isdecimal() and len(given) < MAX_ATTEMPT_DIGITS):
+        raise ValueError("attempt: must be a whole number")
+    return int(given)
 
 
-def is_past(attempt: int, current: int, before: Progress | None) -> bool:
-    """Whether a report from this attempt is too late.
+def is_past(attempt: int, pod_attempt: int, status: Object, before: Progress | None) -> bool:
+    """Whether a report of this attempt by a pod of that one comes too late, or is none that the pod can make.
 
-    The pods of the previous attempt still save while they end, so theirs counts until the current attempt reports.
+    The previous attempt still saves while it ends, so its reports count until the current attempt reports.
     """
+    current, of_pods = attempts.of_ranks(status), attempts.of_pods(status)
+    if attempt < pod_attempt or pod_attempt > of_pods or (pod_attempt < of_pods <= attempt):
+        return True
     newest = before.attempt if before else 0
     return attempt < newest or not current - 1 <= attempt <= current
 

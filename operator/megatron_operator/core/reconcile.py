@@ -16,7 +16,9 @@ from megatron_operator.core.decide import (
     elastic,
     failure,
     hang,
+    in_place,
     invalid,
+    late_ranks,
     restart,
     suspend,
     waiting,
@@ -59,6 +61,7 @@ POLICIES: tuple[Policy, ...] = (
     invalid.decide,
     whole.decide,
     restart.decide,
+    late_ranks.decide,
     hang.decide,
 )
 WAKE_UPS = (
@@ -66,6 +69,7 @@ WAKE_UPS = (
     deadline.wake_at,
     completion.wake_at,
     backoff.wake_at,
+    late_ranks.wake_at,
     hang.wake_at,
     kueue_decide.wake_at,
     waiting.wake_at,
@@ -78,8 +82,11 @@ def plan(job: Job, seen: Seen, now: float) -> Plan:
         return Plan()
     if completion.is_finished(seen):
         return _after_the_end(job, seen, now)
-    seen = completion.with_removed(job, seen)
+    living = completion.with_removed(job, seen)
+    seen = in_place.with_failures(living)
     decision = next((found for policy in POLICIES if (found := policy(job, seen, now))), Continue())
+    if isinstance(decision, Restart) and decision.in_place:
+        return _carry_out(job, living, decision, now)
     if isinstance(decision, Undecided):
         return Plan(requeue_s=_requeue_s(job, seen, decision, now, None))
     return _carry_out(job, seen, decision, now)
@@ -213,6 +220,8 @@ def _creates_pods(changes: Plan) -> bool:
 def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     """The deletions, patches and creations for a decision."""
     match decision:
+        case Restart(in_place=True):
+            return Plan(delete=_refs(seen.stale))
         case Restart() | Resize() | Suspend() | Queue() | Withdraw():
             return Plan(delete=_refs(seen.pods))
         case Succeed() | Fail():
@@ -229,7 +238,7 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 
 def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
     """Points the service at this attempt, so that a stuck pod of an earlier one is never resolved."""
-    wanted = names.selector(job.name, seen.attempt)
+    wanted = names.selector(job.name, seen.pod_attempt)
     if seen.service_selector is None or dict(seen.service_selector) == wanted:
         return ()
     body = {"spec": {"selector": wanted}}

@@ -14,7 +14,7 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.api.schema import fit
 from megatron_operator.api.schema.status import status as status_schema
-from megatron_operator.core import conditions
+from megatron_operator.core import conditions, last_restart
 from megatron_operator.core.decide import restart, suspend, waiting
 from megatron_operator.core.decide.decision import (
     Counters,
@@ -46,14 +46,17 @@ SOFT_INTERVAL_S = 10.0
 QUIET_INTERVAL_S = 60.0
 SETTLING_S = 5.0
 QUIET = {"progress": None, "replicas": None, "replicaStatuses": None}
-SOFT_FIELDS = ("phase", "reason", "replicas", "replicaStatuses", "progress", "checkpoint", "gang", "lastUpdatedTime")
+SOFT_FIELDS = (
+    *("phase", "reason", "replicas", "replicaStatuses", "progress", "checkpoint", "gang"),
+    *("lastRestart", "lastUpdatedTime"),
+)
 
 
 def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
     """The whole status after this decision."""
     claims = conditions.compute(job, seen, decision, now)
-    attempt = next_attempt(seen, decision)
-    pods = tuple(pod for pod in seen.pods if pod.attempt == attempt)
+    attempt, of_pods = next_attempt(seen, decision), next_pod_attempt(seen, decision)
+    pods = tuple(pod for pod in seen.pods if pod.attempt == of_pods)
     phase = conditions.phase(claims, has_pods=bool(pods))
     status = {
         "observedGeneration": job.generation,
@@ -63,7 +66,8 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "startTime": _start_time(seen, decision, now),
         "completionTime": to_text(now) if isinstance(decision, Succeed | Fail) else None,
         "lastRestartTime": to_text(now) if isinstance(decision, Restart) else seen.status.get("lastRestartTime"),
-        "restarts": _restarts(seen, decision, attempt, now),
+        "lastRestart": last_restart.describe(seen, decision, attempt, now),
+        "restarts": _restarts(seen, decision, now),
         "replicas": len(pods),
         "replicaStatuses": replica_statuses(job, pods),
         "lastFailure": _last_failure(seen, decision),
@@ -72,8 +76,8 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "checkpoint": _checkpoint(seen),
         "resolved": resolved(job),
         "warnings": [str(warning)[:MAX_WARNING_CHARACTERS] for warning in job.warnings][:MAX_WARNINGS] or None,
-        "gang": _gang(job, attempt, seen),
-        "selector": names.selector_text(job.name, attempt),
+        "gang": _gang(job, of_pods, seen),
+        "selector": names.selector_text(job.name, of_pods),
         "lastUpdatedTime": to_text(now),
     }
     return fitting({key: value for key, value in status.items() if value is not None})
@@ -124,6 +128,17 @@ def next_attempt(seen: Seen, decision: Decision) -> int:
             return kueue_decide.attempt(seen)
         case _:
             return seen.attempt
+
+
+def next_pod_attempt(seen: Seen, decision: Decision) -> int:
+    """The attempt for which the pods are, or will be, made: a new one wherever the pods are to stop."""
+    match decision:
+        case Restart(in_place=True):
+            return seen.pod_attempt
+        case Restart() | Resize() | Suspend() | Queue():
+            return next_attempt(seen, decision)
+        case _:
+            return seen.pod_attempt
 
 
 def replica_statuses(job: Job, pods: Iterable[Pod]) -> Object:
@@ -216,9 +231,11 @@ def _start_time(seen: Seen, decision: Decision, now: float) -> str | None:
     return str(seen.status.get("startTime") or to_text(now))
 
 
-def _restarts(seen: Seen, decision: Decision, attempt: int, now: float) -> Object:
+def _restarts(seen: Seen, decision: Decision, now: float) -> Object:
     counters = decision.counters if isinstance(decision, Restart) else restart.read_counters(seen)
-    return {**counted(counters, attempt), **_next_retry(seen, decision, now)}
+    attempt, of_pods = next_attempt(seen, decision), next_pod_attempt(seen, decision)
+    made_for = {"podAttempt": of_pods} if of_pods != attempt else {}
+    return {**counted(counters, attempt), **made_for, **_next_retry(seen, decision, now)}
 
 
 def counted(counters: Counters, attempt: int) -> Object:
@@ -240,7 +257,8 @@ def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
     if isinstance(decision, Withdraw) and decision.pause_s is not None:
         return {"nextRetryTime": to_text(math.ceil(now + decision.pause_s))}
     before = seen.status.get("restarts", {}).get("nextRetryTime")
-    is_over = bool(seen.current) and not isinstance(decision, Withdraw)
+    is_in_place = seen.attempt != seen.pod_attempt  # it stays until something else is written: no write of its own
+    is_over = bool(seen.current) and not isinstance(decision, Withdraw) and not is_in_place
     if before is None or is_over or isinstance(decision, Suspend | Queue | Fail | Succeed):
         return {}
     return {"nextRetryTime": before}

@@ -15,6 +15,12 @@ def to_text(seconds: float) -> str:
     return datetime.fromtimestamp(min(max(seconds, EARLIEST_S), LATEST_S), UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
+def to_milliseconds_text(seconds: float) -> str:
+    """The same with milliseconds, for phases that take less than a second: "2026-11-24T10:00:00.250Z"."""
+    moment = datetime.fromtimestamp(min(max(seconds, EARLIEST_S), LATEST_S), UTC)
+    return moment.isoformat(timespec="milliseconds").replace("+00:00", "Z")
+
+
 def to_seconds(text: str | None) -> float | None:
     """Seconds since the epoch of an RFC 3339 time (fractions allowed), None for none."""
     if not text:

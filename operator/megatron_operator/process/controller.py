@@ -17,13 +17,16 @@ from megatron_operator.cluster.kubernetes.cache import Cache
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.events import Recorder
 from megatron_operator.cluster.kubernetes.resource import JOB, Resource
-from megatron_operator.core import events, push, reconcile
+from megatron_operator.core import attempts, events, push, reconcile
+from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job, KueueMode, ProgressPush
+from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Plan
 from megatron_operator.core.timestamp import to_seconds
 from megatron_operator.process.metrics import Metrics
 from megatron_operator.process.work_queue import Key, RetryLater
 from megatron_trainjob import images
+from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.progress import Progress
 from megatron_trainjob.violation import Violation
 
@@ -113,25 +116,44 @@ class Controller:
         self._problems: dict[Key, tuple[str, str]] = {}
         self._failing_since: dict[Key, float] = {}
         self._progress: dict[Key, tuple[str, Progress]] = {}
+        self._launchers: dict[Key, tuple[str, Mapping[str, HeardReport]]] = {}
+        self._listens_since: float | None = None
 
     def uid_of(self, key: Key) -> str | None:
         """The uid of the job with this name, None if there is no such job."""
         job = self._jobs.get(key)
         return str(job["metadata"]["uid"]) if job else None
 
-    def is_past(self, key: Key, uid: str, attempt: int) -> bool:
+    def is_past(self, key: Key, uid: str, pod_attempt: int, attempt: int) -> bool:
         """Whether a report from this attempt is too late, or belongs to a deleted job of the same name."""
         job = self._jobs.get(key)
         if job is None or self.uid_of(key) != uid:
             return True
-        current = int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
-        return push.is_past(attempt, current, self._reported(key, uid))
+        return push.is_past(attempt, pod_attempt, job.get("status") or {}, self._reported(key, uid))
 
     def take_progress(self, key: Key, uid: str, progress: Progress) -> bool:
         """Stores progress that a job's trainer reported; returns whether the job is worth a reconcile now."""
         before = self._reported(key, uid)
         self._progress[key] = (uid, progress)
         return before is None or _is_news(before, progress)
+
+    def take_report(self, key: Key, uid: str, pod: str, report: LauncherReport) -> bool:
+        """Stores the report of a pod's launcher; returns whether the job should be reconciled now."""
+        reporter, heard = self._launchers.get(key, ("", {}))
+        if reporter != uid:
+            heard = {}
+        before = heard.get(pod)
+        self._launchers[key] = (uid, {**heard, pod: HeardReport(report=report, at=clock.now())})
+        return before is None or _facts(before.report) != _facts(report)
+
+    def directive(self, key: Key, uid: str, place: names.Place, report: LauncherReport) -> Directive | None:
+        """The answer to a launcher's report, by the status as the server has it."""
+        job = self._jobs.get(key)
+        if job is None or self.uid_of(key) != uid:
+            return None
+        of_job = len(self._launchers[key][1])
+        interval_s = attempts.interval_s(report, of_job, sum(len(heard) for _, heard in self._launchers.values()))
+        return attempts.directive(job.get("status") or {}, place, report, clock.now(), interval_s)
 
     def progress(self) -> Mapping[Key, Progress]:
         """The latest report of every job that reports."""
@@ -163,6 +185,7 @@ class Controller:
 
     async def _bring(self, key: Key, job: Object) -> float | None:
         now = clock.now()
+        self._listens_since = self._listens_since or now  # only a leader comes here, and to it reports are forwarded
         plan = await self._plan(key, job, now)
         for event in events.recent(job.get("status") or {}, now):  # posted once, whoever decided it
             await self._recorder.post(job, event, now)
@@ -193,9 +216,19 @@ class Controller:
             problem=self._problems.get(key),
             now=now,
         )
+        seen = replace(seen, launchers=self._heard(key, seen), listens_since=self._listens_since or now)
         if isinstance(parsed, Job):
             return reconcile.plan(parsed, seen, now)
         return reconcile.reject(job, parsed, seen, now)
+
+    def _heard(self, key: Key, seen: Seen) -> Mapping[str, HeardReport]:
+        """The reports of the launchers of this job's pods; those of pods that are gone are forgotten."""
+        uid, heard = self._launchers.get(key, ("", {}))
+        there = {pod.name for pod in seen.pods}
+        kept = {pod: report for pod, report in heard.items() if pod in there} if uid == self.uid_of(key) else {}
+        if kept:
+            self._launchers[key] = (uid, kept)
+        return kept
 
     def _take_written(self, job: Object, now: float) -> Callable[[Resource, Object], None]:
         """Called with every object that the server returned."""
@@ -231,6 +264,7 @@ class Controller:
         self._failing_since.pop(key, None)
         self._problems.pop(key, None)
         self._progress.pop(key, None)
+        self._launchers.pop(key, None)
 
 
 def _parsed(raw: Object, trainer_image: str) -> Parsed:
@@ -248,6 +282,11 @@ def _parsed(raw: Object, trainer_image: str) -> Parsed:
             f"crashed the operator's parser ({type(error).__name__}), which is a defect in the operator; report it"
         )
         return (Violation(path="spec", value=None, message=message),)
+
+
+def _facts(report: LauncherReport) -> tuple[object, ...]:
+    """All of a report but times."""
+    return report.attempt, report.state, report.failure, tuple(report.stages_s)
 
 
 def _is_news(before: Progress, after: Progress) -> bool:

@@ -17,6 +17,7 @@ import aiohttp
 from aiohttp import web
 
 from megatron_operator import clock
+from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import ApiError
 from megatron_operator.core import push
 from megatron_operator.guard import LogLimit
@@ -24,6 +25,9 @@ from megatron_operator.process import listener
 from megatron_operator.process.listener import Address, Limits
 from megatron_operator.process.token_review import TokenReviews, TooManyRefusals
 from megatron_operator.process.work_queue import Key
+from megatron_trainjob import launcher
+from megatron_trainjob.environment import PUSH_ATTEMPT
+from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.progress import Progress
 
 LIMITS = Limits(connections=384, connections_of_source=48, idle_s=30.0)
@@ -45,11 +49,12 @@ class Endpoint:
 
 @dataclass(frozen=True, kw_only=True)
 class Sender:
-    """The sender of a report: the master of this attempt of the job with this uid."""
+    """The sender of a report: this pod of the job with this uid."""
 
     key: Key
     uid: str
-    attempt: int
+    pod: str
+    place: names.Place
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,12 +63,14 @@ class ProgressServer:
 
     leader: address (host:port) of the leader if it is another replica, None if it is this one, "" if unknown.
     uid_of: uid of the current job with this name, None if there is no such job.
-    take: called with every authenticated push (job, uid, progress); returns False when its attempt is over.
+    take: called with every authenticated push of a master; returns False when its attempt is over.
+    hear: called with every authenticated report of a launcher; returns the answer, None for an attempt that is refused.
     """
 
     endpoint: Endpoint
     reviews: TokenReviews
-    take: Callable[[Key, str, Progress], bool]
+    take: Callable[[Sender, Progress], bool]
+    hear: Callable[[Sender, LauncherReport], Directive | None]
     uid_of: Callable[[Key], str | None]
     leader: Callable[[], Awaitable[str | None]]
     log_limit: LogLimit = field(default_factory=LogLimit)
@@ -71,12 +78,36 @@ class ProgressServer:
     async def serve(self) -> None:
         """Serves until cancelled."""
         application = web.Application(client_max_size=MAX_BODY_BYTES)
-        application.router.add_post(push.ROUTE, self._answer)
+        application.router.add_post(push.ROUTE, self._on_progress)
+        application.router.add_post(push.LAUNCHER_ROUTE, self._on_launcher)
         endpoint = self.endpoint
         address = Address(host=endpoint.address, port=endpoint.port, certificates=endpoint.certificates)
         await listener.serve(application, address, LIMITS)
 
-    async def _answer(self, request: web.Request) -> web.Response:
+    async def _on_progress(self, request: web.Request) -> web.Response:
+        """Progress, which only a master reports."""
+        sender = await self._sender(request)
+        if not isinstance(sender, Sender):
+            return sender
+        if sender.place.role != names.MASTER:
+            return refusal(403, "this token does not belong to the master of this job")
+        leader = await self.leader()
+        return (
+            self._take(sender, request, await request.read())
+            if leader is None
+            else await self._hand_on(request, leader)
+        )
+
+    async def _on_launcher(self, request: web.Request) -> web.Response:
+        """The report of a launcher, which each pod of a job has."""
+        sender = await self._sender(request)
+        if not isinstance(sender, Sender):
+            return sender
+        leader = await self.leader()
+        return self._hear(sender, await request.read()) if leader is None else await self._hand_on(request, leader)
+
+    async def _sender(self, request: web.Request) -> Sender | web.Response:
+        """The pod that the request's token belongs to, or the refusal."""
         key = (request.match_info["namespace"], request.match_info["name"])
         uid = self.uid_of(key)
         if uid is None:
@@ -90,26 +121,35 @@ class ProgressServer:
             return refusal(503, "the token could not be verified; try again")
         except TooManyRefusals as error:
             return refusal(429, str(error))
-        attempt = push.attempt_of(reporter.pod, key[1]) if reporter else None
-        if attempt is None:
-            return refusal(403, "this token does not belong to the master of this job")
-        leader = await self.leader()
-        if leader is not None:
-            return await self._hand_on(request, leader)
-        return await self._take_in(request, Sender(key=key, uid=uid, attempt=attempt))
+        place = names.place_of(reporter.pod, key[1]) if reporter else None
+        if reporter is None or place is None:
+            return refusal(403, "this token does not belong to a pod of this job")
+        return Sender(key=key, uid=uid, pod=reporter.pod, place=place)
 
-    async def _take_in(self, request: web.Request, sender: Sender) -> web.Response:
-        """Processes the report of an authenticated sender."""
+    def _take(self, sender: Sender, request: web.Request, content: bytes) -> web.Response:
+        """Processes the progress of an authenticated master."""
         try:
-            body = json.loads(await request.read())
-            progress, problems = push.read(body, sender.attempt, clock.now())
+            body = json.loads(content)
+            attempt = push.attempt_of(sender.place, request.query.get(PUSH_ATTEMPT))
+            progress, problems = push.read(body, attempt, clock.now())
         except (ValueError, RecursionError) as error:
             return refusal(422, str(error)[:MAX_REFUSAL_CHARACTERS])
         if problems and self.log_limit.suppressed("push") is not None:
             logger.warning("push truncated namespace=%s job=%s problems=%.1000s", *sender.key, "; ".join(problems))
-        if not self.take(sender.key, sender.uid, progress):
-            return refusal(409, f"attempt {sender.attempt} of this job is over")
+        if not self.take(sender, progress):
+            return refusal(409, f"attempt {attempt} of this job is over")
         return web.json_response(body)
+
+    def _hear(self, sender: Sender, content: bytes) -> web.Response:
+        """Answers the report of an authenticated launcher."""
+        try:
+            report = launcher.read_report(json.loads(content))
+        except (ValueError, RecursionError) as error:
+            return refusal(422, str(error)[:MAX_REFUSAL_CHARACTERS])
+        directive = self.hear(sender, report)
+        if directive is None:
+            return refusal(409, f"attempt {report.attempt} of this job is not one of pod {sender.pod}")
+        return web.json_response(directive.to_fields())
 
     async def _hand_on(self, request: web.Request, leader: str) -> web.Response:
         """The leader's response to the same request."""
@@ -117,7 +157,7 @@ class ProgressServer:
             return refusal(503, "no leader yet; try again")
         context = ssl.create_default_context(cafile=str(self.endpoint.certificates / "ca.crt"))
         headers = {"Authorization": request.headers.get("Authorization", ""), FORWARDED: "1"}
-        url = f"https://{leader}{request.path}"
+        url = f"https://{leader}{request.path_qs}"
         try:
             async with (
                 aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=5)) as session,

@@ -14,10 +14,11 @@ from megatron_operator.process import leader
 from megatron_operator.process.controller import Controller
 from megatron_operator.process.leader import Candidate
 from megatron_operator.process.metrics import job_gauge
-from megatron_operator.process.progress_server import Endpoint, ProgressServer
+from megatron_operator.process.progress_server import Endpoint, ProgressServer, Sender
 from megatron_operator.process.settings import Settings
 from megatron_operator.process.token_review import TokenReviews
-from megatron_operator.process.work_queue import Key, WorkQueue
+from megatron_operator.process.work_queue import WorkQueue
+from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.progress import Progress
 
 LEADER_AGE_S = 5.0
@@ -47,12 +48,17 @@ def server(
     if settings.progress_port is None or settings.progress_certificates is None:
         return None
 
-    def take(key: Key, uid: str, progress: Progress) -> bool:
-        if controller.is_past(key, uid, progress.attempt):
+    def take(sender: Sender, progress: Progress) -> bool:
+        if controller.is_past(sender.key, sender.uid, sender.place.attempt, progress.attempt):
             return False
-        if controller.take_progress(key, uid, progress):
-            queue.add(key)
+        if controller.take_progress(sender.key, sender.uid, progress):
+            queue.add(sender.key)
         return True
+
+    def hear(sender: Sender, report: LauncherReport) -> Directive | None:
+        if controller.take_report(sender.key, sender.uid, sender.pod, report):
+            queue.add(sender.key)
+        return controller.directive(sender.key, sender.uid, sender.place, report)
 
     endpoint = Endpoint(
         address=settings.http_address,
@@ -62,7 +68,12 @@ def server(
     )
     finds_leader = leader_finder(client, candidate) if settings.leader_election else _itself
     return ProgressServer(
-        endpoint=endpoint, reviews=TokenReviews(client), take=take, uid_of=controller.uid_of, leader=finds_leader
+        endpoint=endpoint,
+        reviews=TokenReviews(client),
+        take=take,
+        hear=hear,
+        uid_of=controller.uid_of,
+        leader=finds_leader,
     )
 
 

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_operator import manifest
 from megatron_operator.api import names
+from megatron_operator.core import attempts
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Plan
@@ -107,7 +108,7 @@ RUNNING_STATUS = {
 def seen(*pods: Pod, status: Mapping[str, Any] | None = None, **fields: Any) -> Seen:
     """What is seen of a running job of two nodes with these pods."""
     stored = RUNNING_STATUS if status is None else status
-    attempt = stored.get("restarts", {}).get("attempt", 0)
+    attempt = attempts.of_pods(stored)
     known = {
         "status": stored,
         "pods": pods,

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from functools import cache
 
-from megatron_operator.api.schema.parts import Schema, array, choice, described, integer, record, text
+from megatron_operator.api.schema.parts import Schema, array, boolean, choice, described, integer, record, text
 
 PHASES = ("Pending", "Queued", "Starting", "Running", "Suspended", "Restarting", "Succeeded", "Failed")
 LARGEST = 2**53
@@ -24,6 +24,7 @@ def status() -> Schema:
             "completionTime": _time("When the job succeeded or failed."),
             "lastRestartTime": _time("When the gang was last restarted."),
             "lastUpdatedTime": _time("When this status was written."),
+            "lastRestart": _last_restart(),
             "restarts": _restarts(),
             "replicas": _count("Pods of the current attempt."),
             "replicaStatuses": record(
@@ -99,10 +100,28 @@ def _restarts() -> Schema:
         {
             "total": _count("All."),
             "counted": _count("Those that count against failurePolicy.maxRestarts."),
-            "attempt": _count("The current attempt; part of the pods' names."),
+            "attempt": _count("The current attempt of the ranks; pod names contain it, or podAttempt."),
+            "podAttempt": _count("The attempt in the pod names if the ranks have been restarted inside their pods."),
             "uncountedInARow": _count("Consecutive rejected starts."),
             "checkpointIteration": _count("Newest checkpoint when the gang was last restarted."),
             "nextRetryTime": _time("When the next attempt starts."),
+        },
+    )
+
+
+def _last_restart() -> Schema:
+    return record(
+        "How the last restart went, as far as launchers report it.",
+        {
+            "attempt": _count("The attempt that it started."),
+            "inPlace": boolean("Whether the pods stayed and only their ranks started again."),
+            "reason": text("Why, as in condition Restarting.", max_length=1024),
+            "detectedTime": _time("When the failure happened, or the last heartbeat was too old."),
+            "decidedTime": _time("When the restart was decided."),
+            "ranksStartedTime": _time("When the last node had started its ranks."),
+            "processGroupTime": _time("When the ranks had found each other."),
+            "loadedTime": _time("When model, data and checkpoint were loaded."),
+            "firstStepTime": _time("When the first step was done."),
         },
     )
 

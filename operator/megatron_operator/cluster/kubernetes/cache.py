@@ -28,6 +28,7 @@ from megatron_operator.cluster.kubernetes.resource import (
     Resource,
 )
 from megatron_operator.cluster.pod_ends import PodEnds, Successes
+from megatron_operator.core import attempts
 from megatron_operator.core.decide import failure
 from megatron_operator.core.job import Job
 from megatron_operator.core.kueue.observe import KueueSeen, read_workload
@@ -240,7 +241,7 @@ def _nothing(raw: Object) -> None:
 
 
 def _attempt(job: Object) -> int:
-    return int((job.get("status") or {}).get("restarts", {}).get("attempt", 0))
+    return attempts.of_pods(job.get("status") or {})
 
 
 def _by_rank(pod: Pod) -> tuple[int, bool, int]:

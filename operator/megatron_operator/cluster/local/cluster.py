@@ -9,16 +9,19 @@ import shutil
 import socket
 import weakref
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_operator.api import names
+from megatron_operator.cluster.local import line as local_line
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local import pod as local_pod
 from megatron_operator.cluster.local.paths import Folders
 from megatron_operator.cluster.local.pod import LocalPod, Step
 from megatron_operator.cluster.local.state import State
+from megatron_operator.core import attempts
+from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Gang, Seen, observe
 from megatron_operator.core.plan import Plan
@@ -27,6 +30,7 @@ from megatron_trainjob import environment
 Object = Mapping[str, Any]
 LOOPBACK = "127.0.0.1"
 SHARED_MEMORY = Path("/dev/shm")
+LAUNCHER_INTERVAL_S = 0.5
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +51,8 @@ class LocalCluster:
         self._pods: dict[str, LocalPod] = {}
         self._config_maps: dict[str, Object] = {}
         self._ports: dict[str, socket.socket] = {}
+        self._heard: dict[str, tuple[HeardReport, int]] = {}
+        self._answered: dict[str, int] = {}
         self._status = state.read_status()
         for name in state.pod_names():
             orphan = local_pod.find_orphan(state.pod(name), state.log(name), now)
@@ -56,7 +62,7 @@ class LocalCluster:
     def see(self, job: Job, now: float) -> Seen:
         """The observed state."""
         self._poll(now)
-        attempt = int(self._status.get("restarts", {}).get("attempt", 0))
+        attempt = attempts.of_pods(self._status)
         # Writes are cheap here. Without the time of the last write nothing is throttled to a later one, which would
         # never happen after the pods have ended: so their last progress is shown, such as the save of an interrupted
         # run.
@@ -71,7 +77,7 @@ class LocalCluster:
             claims=[names.claim_name(job.name)],
             progress=self._state.read_progress(),
         )
-        return self._with_group(seen, job)
+        return self._with_group(replace(seen, launchers=self._hear()), job)
 
     def apply(self, job: Job, plan: Plan, now: float) -> None:
         """Applies the plan, the status first."""
@@ -87,6 +93,7 @@ class LocalCluster:
             elif wanted["kind"] == "Pod":
                 self._start(job, wanted, now)
         self._state.append_events(plan.events, now)
+        self._answer(job, now)
 
     def stop(self, now: float) -> None:
         """Terminates every pod that is not terminating yet: no process outlives the run of its job."""
@@ -108,11 +115,27 @@ class LocalCluster:
         """Whether any process may still be running."""
         return any(not pod.is_finished for pod in self._pods.values())
 
+    def _hear(self) -> Mapping[str, HeardReport]:
+        """What the launchers of the running pods last said."""
+        running = {name: pod for name, pod in self._pods.items() if not pod.is_finished}
+        self._heard = {name: heard for name, pod in running.items() if (heard := local_line.read(pod.folder))}
+        return {name: heard for name, (heard, _) in self._heard.items()}
+
+    def _answer(self, job: Job, now: float) -> None:
+        """Answers each report that was seen, after what was decided about it has been written down."""
+        for name, (heard, number) in self._heard.items():
+            place, answered = names.place_of(name, job.name), self._answered.get(name)
+            interval_s = min(LAUNCHER_INTERVAL_S, attempts.interval_s(heard.report, 1, 1))
+            directive = place and attempts.directive(self._status, place, heard.report, now, interval_s)
+            if directive and number != answered:
+                local_line.answer(self._pods[name].folder, directive, number)
+                self._answered[name] = number
+
     def _with_group(self, seen: Seen, job: Job) -> Seen:
         """Everything fits on one machine at once, so a gang's group is always admitted."""
         if job.scheduling.gang == "None":
             return seen
-        group = Gang(name=names.group_name(job.name, seen.attempt), phase="Running")
+        group = Gang(name=names.group_name(job.name, seen.pod_attempt), phase="Running")
         return Seen(**{**vars(seen), "gang": group})
 
     def _poll(self, now: float) -> None:
@@ -177,6 +200,8 @@ class LocalCluster:
             environment.PROGRESS_FILE: str(self._state.progress_file.absolute()),
             environment.TERMINATION_LOG: str(folders.scratch.parent / "termination-log"),
         }
+        if job.failure_policy.in_place_restart:
+            local[environment.LAUNCHER_FOLDER] = str(folders.scratch.parent)
         if self._machine.device:
             local[environment.DEVICE] = self._machine.device
         return {**local, **self._gpus(job, raw)}

@@ -55,7 +55,7 @@ def with_removed(job: Job, seen: Seen) -> Seen:
     The status records how many pods of a role have succeeded. Where that accounts for every missing pod of the role,
     they are added as succeeded and being deleted.
     """
-    if seen.status.get("selector") != names.selector_text(job.name, seen.attempt):
+    if seen.status.get("selector") != names.selector_text(job.name, seen.pod_attempt):
         return seen  # it is about another attempt
     there = {pod.name for pod in seen.current}
     gone = []
@@ -77,7 +77,7 @@ def is_being_removed(seen: Seen) -> bool:
 
 def _expected(job: Job, seen: Seen) -> Iterator[Pod]:
     """Every pod of this attempt as succeeded and deleted."""
-    for name in names.replica_names(job.name, seen.attempt, job.num_nodes):
+    for name in names.replica_names(job.name, seen.pod_attempt, job.num_nodes):
         if place := names.place_of(name, job.name):
             yield Pod(name=name, **vars(place), phase="Succeeded", deleting=True)
 

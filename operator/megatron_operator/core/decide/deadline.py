@@ -68,7 +68,7 @@ def _no_start(job: Job, seen: Seen, now: float) -> Fail | None:
         message=hindrance.message,
         pod=pod.name,
         node=pod.node,
-        attempt=pod.attempt,
+        attempt=seen.attempt,
         time=now,
     )
     return Fail(reason=names.STARTUP_FAILED, message=message.rstrip(), failure=failure)

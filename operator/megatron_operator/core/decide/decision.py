@@ -99,12 +99,16 @@ class Resize:
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
-    """Persist the next attempt, delete the whole gang, start again after `delay_s`."""
+    """Persist the next attempt, delete the whole gang, start again after `delay_s`.
+
+    in_place: the pods stay, and their launchers start the ranks of the next attempt.
+    """
 
     reason: str
     failure: Failure
     counters: Counters
     delay_s: float
+    in_place: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -72,7 +72,7 @@ def is_trainers_code(job: Job, end: Pod | Failure) -> bool:
 def missing(job: Job, seen: Seen) -> tuple[str, ...]:
     """Names of this attempt's pods that do not exist."""
     there = {pod.name for pod in seen.current}
-    expected = names.replica_names(job.name, seen.attempt, job.num_nodes)
+    expected = names.replica_names(job.name, seen.pod_attempt, job.num_nodes)
     return tuple(name for name in expected if name not in there)
 
 
@@ -131,7 +131,7 @@ def _of_pod(job: Job, pod: Pod, seen: Seen, now: float) -> Failure:
         reason=reason or "Unknown",
         message=pod.message,
         iteration=pod.iteration if pod.iteration is not None else (beat.iteration if beat else None),
-        attempt=pod.attempt,
+        attempt=seen.attempt,
         time=pod.finished_at if pod.finished_at is not None else now,
     )
 

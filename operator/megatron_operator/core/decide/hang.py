@@ -20,7 +20,7 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
     seconds = job.failure_policy.hang_timeout_s
     failure = Failure(
         reason=names.HUNG,
-        pod=names.pod_name(job.name, seen.attempt, 0),
+        pod=names.pod_name(job.name, seen.pod_attempt, 0),
         message=f"No heartbeat for {seconds} s (hangTimeoutSeconds) in phase {seen.beat.phase}.",
         iteration=seen.beat.iteration,
         attempt=seen.attempt,
@@ -29,7 +29,7 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
     verdict = restart.judge(job, seen, failure)
     if verdict.kind == "failed":
         verdict = restart.Verdict(kind="failed", reason=names.HUNG)
-    return restart.answer(job, seen, failure, verdict)
+    return restart.answer(job, seen, failure, verdict, now)
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:

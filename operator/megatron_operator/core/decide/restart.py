@@ -12,7 +12,7 @@ from megatron_operator.api import names
 from megatron_operator.api.values import Rule
 from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.decide import failure as failures
-from megatron_operator.core.decide import program
+from megatron_operator.core.decide import in_place, program
 from megatron_operator.core.decide.backoff import delay_s
 from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.core.job import Job
@@ -37,7 +37,7 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | Undecided | Non
     """Restart the gang, or fail the job, when this attempt has failed."""
     failure = failures.find(job, seen, now)
     if failure is not None:
-        return answer(job, seen, failure, judge(job, seen, failure))
+        return answer(job, seen, failure, judge(job, seen, failure), now)
     return None if failures.wake_at(job, seen, now) is None else Undecided()
 
 
@@ -106,7 +106,7 @@ def is_repeated_out_of_memory(seen: Seen, failure: Failure) -> bool:
     )
 
 
-def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart | Fail:
+def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict, now: float) -> Restart | Fail:
     """The decision for a verdict, with the counters of the restart."""
     if verdict.kind == "never":
         return Fail(reason=verdict.reason, message=verdict.message, failure=failure)
@@ -117,11 +117,13 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict) -> Restart 
             f"({job.failure_policy.max_restarts}) is used up."
         )
         return Fail(reason=names.MAX_RESTARTS_EXCEEDED, message=message, failure=failure)
+    pause_s = 0.0 if has_progressed(seen) else delay_s(job.failure_policy, counters, verdict.kind)
     return Restart(
         reason=verdict.reason,
         failure=failure,
         counters=counters,
-        delay_s=0.0 if has_progressed(seen) else delay_s(job.failure_policy, counters, verdict.kind),
+        delay_s=pause_s,
+        in_place=in_place.is_possible(job, seen, pause_s, now),
     )
 
 

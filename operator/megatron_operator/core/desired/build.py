@@ -41,7 +41,7 @@ def _missing_claim(job: Job, seen: Seen) -> tuple[Object, ...]:
 
 
 def _missing_parts(job: Job, seen: Seen) -> tuple[Object, ...]:
-    attempt, parts = seen.attempt, []
+    attempt, parts = seen.pod_attempt, []
     if names.config_map_name(job.name, attempt) not in seen.config_maps:
         parts.append(config_map(job, attempt))
     if seen.service_selector is None:
@@ -58,16 +58,16 @@ def _missing_pods(job: Job, seen: Seen) -> tuple[Object, ...]:
     if not gang.admits_pods(phase, job.scheduling.gang):
         return ()
     there = {each.name for each in seen.current}
-    expected = names.replica_names(job.name, seen.attempt, job.num_nodes)
+    expected = names.replica_names(job.name, seen.pod_attempt, job.num_nodes)
     return tuple(_placed_pod(job, seen, rank) for rank, name in enumerate(expected) if name not in there)
 
 
 def _placed_pod(job: Job, seen: Seen, rank: int) -> Object:
     """The pod with this rank, with the placement that the admitting queue assigned."""
-    body = pod(job, seen.attempt, rank)
+    body = pod(job, seen.pod_attempt, rank)
     admitted = workload.current(job, seen) if job.has_workload else None
     return workload.placed(body, labels.role(rank), seen, admitted.name) if admitted else body
 
 
 def _has_group(job: Job, seen: Seen) -> bool:
-    return seen.gang is not None and seen.gang.name == names.group_name(job.name, seen.attempt)
+    return seen.gang is not None and seen.gang.name == names.group_name(job.name, seen.pod_attempt)

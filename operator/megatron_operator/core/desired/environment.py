@@ -43,11 +43,15 @@ def _memory(job: Job) -> dict[str, str]:
 
 
 def _progress_push(job: Job, node_rank: int) -> dict[str, str]:
-    """Where the master pushes its progress, under the names that clients of Kubeflow Trainer read."""
-    if job.progress_push is None or node_rank != 0:
+    """Where launchers report, and the master its progress, under the names that clients of Kubeflow Trainer read."""
+    if job.progress_push is None or not (node_rank == 0 or job.failure_policy.in_place_restart):
         return {}
+    server = job.progress_push.url
+    progress = {variables.PUSH_URL: server + push.path(job.namespace, job.name)}
+    launcher = {variables.LAUNCHER_URL: server + push.launcher_path(job.namespace, job.name)}
     return {
-        variables.PUSH_URL: job.progress_push.url + push.path(job.namespace, job.name),
+        **(progress if node_rank == 0 else {}),
+        **(launcher if job.failure_policy.in_place_restart else {}),
         variables.PUSH_AUTHORITY_FILE: f"{ARGS_DIRECTORY}/{AUTHORITY_FILE}",
         variables.PUSH_TOKEN_FILE: f"{TOKEN_DIRECTORY}/{TOKEN_FILE}",
     }

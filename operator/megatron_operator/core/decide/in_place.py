@@ -1,0 +1,89 @@
+"""Restart in place: the ranks start again in their living pods. What it takes, and how far it is.
+
+A launcher whose ranks have failed lives on and reports it; its pod then counts as failed in every policy, and stays
+where the answer is a restart that this way can carry out. Pods, addresses, volumes and devices are kept.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from megatron_operator.core.attempts import HeardReport
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Pod, Seen
+
+# Pods that wait longer than this for the end of a back-off only hold devices.
+LONGEST_DELAY_S = 30.0
+# Launchers report at least once in this time (attempts.directive); an older report is no sign of life.
+FRESH_S = 90.0
+
+
+def with_failures(seen: Seen) -> Seen:
+    """The observation, with pods whose launcher reports failed ranks of this attempt shown as failed, and kept."""
+    pods = tuple(_with_failure(pod, seen) for pod in seen.pods)
+    return replace(seen, pods=pods) if pods != seen.pods else seen
+
+
+def is_possible(job: Job, seen: Seen, delay_s: float, now: float) -> bool:
+    """Whether the restart that has been decided can be one in place.
+
+    Not where a pod has ended or is going, or a launcher is silent, and not twice in a row without a step in between:
+    a new gang may find a better node.
+    """
+    if not job.failure_policy.in_place_restart or delay_s > LONGEST_DELAY_S:
+        return False
+    if len(seen.current) != job.num_nodes or not all(_can_start_ranks(pod, seen, now) for pod in seen.current):
+        return False
+    return seen.attempt == seen.pod_attempt or _has_stepped(seen)
+
+
+def started_at(seen: Seen) -> float | None:
+    """When the last launcher had started the ranks of this attempt, None while one has not."""
+    if not seen.current or late(seen):
+        return None
+    return max(seen.launchers[pod.name].since for pod in seen.current)
+
+
+def late(seen: Seen) -> list[Pod]:
+    """Pods without a word of ranks of this attempt that were started."""
+    heard = ((pod, of_attempt(seen, pod)) for pod in seen.current)
+    return [pod for pod, report in heard if report is None or report.report.state == "starting"]
+
+
+def of_attempt(seen: Seen, pod: Pod) -> HeardReport | None:
+    """What the pod's launcher last said of ranks of this attempt."""
+    heard = seen.launchers.get(pod.name)
+    return heard if heard is not None and heard.report.attempt == seen.attempt else None
+
+
+def _with_failure(pod: Pod, seen: Seen) -> Pod:
+    heard = of_attempt(seen, pod)
+    is_held = pod.attempt == seen.pod_attempt and pod.phase == "Running" and not pod.deleting
+    if heard is None or heard.report.failure is None or not is_held:
+        return pod
+    record = heard.report.failure
+    return replace(
+        pod,
+        phase="Failed",
+        is_kept=True,
+        is_outlived=True,
+        exit_code=record.exit_code,
+        is_recorded=True,
+        rank=record.rank,
+        reason=record.reason,
+        message=record.message,
+        iteration=record.iteration,
+        finished_at=heard.since,
+    )
+
+
+def _has_stepped(seen: Seen) -> bool:
+    """Whether ranks of this attempt have gone further than the checkpoint that they started from."""
+    started_from = seen.status.get("restarts", {}).get("checkpointIteration", 0)
+    return seen.beat is not None and seen.beat.iteration > started_from
+
+
+def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
+    heard = of_attempt(seen, pod)
+    is_alive = (pod.phase == "Running" or pod.is_kept) and not pod.deleting and pod.disruption is None
+    return is_alive and heard is not None and now - heard.at < FRESH_S and pod.node not in seen.lost_nodes

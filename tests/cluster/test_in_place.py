@@ -1,0 +1,225 @@
+"""Restart in place on a real API server: launchers are real processes with the environment and the token of their pods.
+
+Their ranks are a small program; a fake kubelet says that the pods run, which nothing that happens to ranks changes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from local_cluster.control_plane import ControlPlane, end_with_parent
+from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator.fake_kubelet import FakeKubelet
+from tests.support.operator.job_client import JobClient, manifest, wait_until
+from tests.support.operator.progress_client import TRAINING, pod_token, push, push_settings, variables
+
+pytestmark = pytest.mark.cluster
+LAUNCHER = Path(__file__).parents[1] / "support" / "operator" / "counting_launcher.py"
+PODS = ("job-a0-master-0", "job-a0-worker-0")
+AT_ONCE = {"backoffSeconds": {"initial": 0, "max": 1}}
+
+
+@pytest.fixture
+def kubelet(quiet_plane: ControlPlane, quiet_jobs: JobClient) -> Iterator[FakeKubelet]:
+    """Makes pods of this test's namespace run."""
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)) as player:
+        yield player
+
+
+@dataclass(frozen=True, kw_only=True)
+class LaunchedPod:
+    """The process that a pod's container would be, and its log."""
+
+    process: subprocess.Popen[bytes]
+    log: Path
+
+    @property
+    def rank(self) -> int:
+        """Its only rank."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
+        return int(wait_until(lambda: children.read_text().split(), bool, "a rank")[0])
+
+    def await_line(self, text: str) -> None:
+        """Until the log has this text."""
+        wait_until(lambda: self.log.read_text(), lambda found: text in found, text)
+
+
+@contextlib.contextmanager
+def launched(jobs: JobClient, folder: Path, *options: str, patience_s: int = 60) -> Iterator[list[LaunchedPod]]:
+    """The launchers of both pods, started as their containers say."""
+    pods = []
+    try:
+        for pod in PODS:
+            token = folder / f"{pod}.token"
+            token.write_text(pod_token(jobs, pod))
+            environment = {
+                **os.environ,
+                **variables(jobs, pod),
+                "MTJ_RANK_START": "spawn",
+                "MTJ_PROGRESS_FILE": str(folder / f"{pod}.progress"),
+                "MTJ_TERMINATION_LOG": str(folder / f"{pod}.termination"),
+                "MTJ_LAUNCHER_PATIENCE_SECONDS": str(patience_s),
+                "KUBEFLOW_TRAINER_SERVER_TOKEN": str(token),
+                "KUBEFLOW_TRAINER_SERVER_CA_CERT": str(jobs.plane.folder / "ca.crt"),
+            }
+            command = [sys.executable, str(LAUNCHER), str(folder / "shared"), *options]
+            log = folder / f"{pod}.log"
+            with log.open("wb") as output:
+                process = subprocess.Popen(
+                    command, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent
+                )
+            pods.append(LaunchedPod(process=process, log=log))
+        for pod in pods:
+            pod.await_line("attempt 0 node")
+        yield pods
+    finally:
+        for pod in pods:
+            pod.process.kill()
+            pod.process.wait()
+
+
+def test_a_killed_rank_starts_again_in_its_pod_with_one_status_write(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings) as operator:
+        quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+        quiet_jobs.await_phase("Running")
+        uids = {name: pod["metadata"]["uid"] for name, pod in quiet_jobs.pods().items()}
+        url = variables(quiet_jobs, PODS[0])["KUBEFLOW_TRAINER_SERVER_URL"]
+        token = pod_token(quiet_jobs, PODS[0])
+        with launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05") as pods:
+            assert push(quiet_jobs, url, token, {"progress": {**TRAINING, "checkpoint_iteration": 25}}) == 200
+            wait_until(lambda: quiet_jobs.status().get("checkpoint"), bool, "status.checkpoint")
+            time.sleep(1.5)  # what the status had to say of the start is written
+            before = int(quiet_jobs.job()["metadata"]["resourceVersion"])
+            writes = operator.metric("megatron_operator_api_requests_total")
+            os.kill(pods[1].rank, signal.SIGKILL)
+            for pod in pods:
+                pod.await_line("attempt 1 node")
+            status = wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")
+            assert status["restarts"]["podAttempt"] == 0
+            assert (status["phase"], status["lastFailure"]["pod"]) == ("Running", PODS[1])
+            assert (status["lastFailure"]["exitCode"], status["lastFailure"]["rank"]) == (137, 1)
+            assert int(quiet_jobs.job()["metadata"]["resourceVersion"]) > before
+            assert "JobRestarting" in quiet_jobs.await_events("PodFailed", "JobRestarting")
+            assert operator.metric("megatron_operator_api_requests_total") - writes <= 4, "a status and its events"
+            assert {name: pod["metadata"]["uid"] for name, pod in quiet_jobs.pods().items()} == uids
+            assert push(quiet_jobs, f"{url}?attempt=1", token, {"progress": {**TRAINING, "iteration": 40}}) == 200
+            assert push(quiet_jobs, f"{url}?attempt=0", token, {"progress": TRAINING}) == 409
+            assert push(quiet_jobs, f"{url}?attempt=2", token, {"progress": TRAINING}) == 409
+            last = wait_until(
+                lambda: quiet_jobs.status()["lastRestart"], lambda found: "ranksStartedTime" in found, "ranks", 30
+            )
+            assert (last["attempt"], last["inPlace"]) == (1, True)
+
+
+def test_a_report_is_heard_from_the_jobs_own_pods_and_attempts_only(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        for name in ("job", "other"):
+            quiet_jobs.submit(manifest(name))
+            quiet_jobs.await_phase("Running", name)
+        url = variables(quiet_jobs, PODS[1])["MTJ_LAUNCHER_URL"]
+        good = {"attempt": 0, "state": "running"}
+        worker = pod_token(quiet_jobs, PODS[1])
+        assert push(quiet_jobs, url, worker, good) == 200
+        assert push(quiet_jobs, url, worker, {**good, "attempt": 1}) == 409
+        assert push(quiet_jobs, url, worker, {"attempt": 0}) == 422
+        assert push(quiet_jobs, url, worker, [1]) == 422
+        assert push(quiet_jobs, url, "", good) == 403
+        assert push(quiet_jobs, url, pod_token(quiet_jobs, "other-a0-worker-0"), good) == 403
+
+
+def test_an_operator_that_is_killed_during_a_restart_loses_nothing(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    slow = {"backoffSeconds": {"initial": 6, "max": 6}}
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        quiet_jobs.submit(manifest(failurePolicy=slow))
+        quiet_jobs.await_phase("Running")
+        pods = stack.enter_context(launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05"))
+        time.sleep(2)
+        os.kill(pods[0].rank, signal.SIGKILL)
+        wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")
+        operator.kill()
+        stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        for pod in pods:
+            pod.await_line("attempt 1 node")
+        assert quiet_jobs.status()["restarts"] == {
+            "total": 1,
+            "counted": 1,
+            "attempt": 1,
+            "podAttempt": 0,
+            "uncountedInARow": 0,
+            "nextRetryTime": quiet_jobs.status()["restarts"]["nextRetryTime"],
+        }
+        assert set(quiet_jobs.pods()) == set(PODS)
+
+
+def test_a_launcher_that_does_not_come_back_gets_a_new_gang(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+        quiet_jobs.await_phase("Running")
+        with launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05") as pods:
+            time.sleep(2)
+            pods[0].process.send_signal(signal.SIGSTOP)  # as on a node that froze
+            os.kill(pods[1].rank, signal.SIGKILL)
+            wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 2, "attempt 2", 90)
+            quiet_jobs.await_pods("job-a2-master-0", "job-a2-worker-0")
+            status = quiet_jobs.status()
+            assert (status["restarts"]["total"], status["restarts"]["counted"]) == (2, 1)
+            assert status["lastFailure"]["reason"] == "NotStartedInPlace"
+            assert status["lastFailure"]["pod"] == PODS[0]
+
+
+def test_a_launcher_without_an_operator_ends_with_the_code_of_its_rank(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        quiet_jobs.submit(manifest())
+        quiet_jobs.await_phase("Running")
+        options = ("--steps", "100000", "--step-s", "0.05")
+        pods = stack.enter_context(launched(quiet_jobs, tmp_path, *options, patience_s=3))
+        time.sleep(2)
+        operator.kill()
+        os.kill(pods[0].rank, signal.SIGKILL)
+        assert pods[0].process.wait(60) == 137
+        assert pods[1].process.poll() is None, "ranks that are well train on without an operator"
+
+
+def test_a_suspension_during_a_restart_ends_the_launchers(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.submit(manifest(failurePolicy={"backoffSeconds": {"initial": 25}}))
+        quiet_jobs.await_phase("Running")
+        with launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05") as pods:
+            time.sleep(2)
+            os.kill(pods[0].rank, signal.SIGKILL)
+            wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")
+            quiet_jobs.patch("job", suspend=True)
+            quiet_jobs.await_phase("Suspended")
+            assert quiet_jobs.status()["restarts"]["attempt"] == 2
+            assert "podAttempt" not in quiet_jobs.status()["restarts"]
+            assert pods[0].process.wait(60) == 137, "it hears that its pod is to end before the kubelet says so"

@@ -1,0 +1,218 @@
+"""Restart in place as the pure core decides it: when pods stay, what is written down, what launchers are told."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from megatron_operator.api import names
+from megatron_operator.core import attempts, reconcile
+from megatron_operator.core.attempts import HeardReport
+from megatron_operator.core.timestamp import to_text
+from megatron_trainjob import launcher
+from megatron_trainjob.launcher import Directive, LauncherReport
+from megatron_trainjob.termination import TerminationRecord
+from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, condition, conditions, failed, job, pod, seen
+
+MASTER, WORKER = names.pod_name("tune", 0, 0), names.pod_name("tune", 0, 1)
+KILLED = TerminationRecord(exit_code=137, reason="signal 9", rank=1, iteration=None, message="killed")
+LOST_PEER = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=12, message="connection reset")
+
+
+def heard(state="running", failure=None, *, attempt=0, age_s=1.0, stages=None):
+    report = LauncherReport(attempt=attempt, state=state, failure=failure, age_s=age_s, stages_s=stages or {})
+    return HeardReport(report=report, at=NOW)
+
+
+def gang(master=None, worker=None, *, status=None, **fields):
+    """Two running pods whose launchers say this."""
+    said = {MASTER: master or heard(), WORKER: worker or heard("failed", KILLED)}
+    known = {"progress": beat(checkpoint_iteration=10), "launchers": said, **fields}
+    return seen(pod(0), pod(1), status=status, **known)
+
+
+def restarted(**fields):
+    """The status after a restart in place of attempt 0, decided ten seconds ago."""
+    return {
+        **RUNNING_STATUS,
+        "conditions": [*RUNNING_STATUS["conditions"], condition(names.RESTARTING, is_true=False)],
+        "restarts": {"total": 1, "counted": 1, "attempt": 1, "podAttempt": 0, "uncountedInARow": 0, **fields},
+        "lastRestartTime": to_text(NOW - 10),
+        "lastRestart": {"attempt": 1, "inPlace": True, "decidedTime": to_text(NOW - 10)},
+    }
+
+
+def test_a_failed_rank_restarts_in_place_with_one_write():
+    plan = reconcile.plan(job(), gang(), NOW)
+    assert (plan.delete, plan.create) == ((), ())
+    assert plan.status["restarts"] == {
+        "total": 1,
+        "counted": 1,
+        "attempt": 1,
+        "podAttempt": 0,
+        "uncountedInARow": 0,
+        "checkpointIteration": 10,
+    }
+    assert plan.status["phase"] == "Running"
+    assert plan.status["selector"] == names.selector_text("tune", 0)
+    assert conditions(plan.status)["Restarting"] == ("False", names.RESTARTED_IN_PLACE)
+    assert plan.status["lastFailure"] | {"time": ""} == {
+        "pod": WORKER,
+        "node": "node-1",
+        "container": "trainer",
+        "containerKind": "Trainer",
+        "exitCode": 137,
+        "rank": 1,
+        "reason": "signal 9",
+        "message": "killed",
+        "iteration": 10,
+        "attempt": 0,
+        "time": "",
+    }
+    told = plan.events[-1]
+    assert (told.reason, told.message) == ("JobRestarting", "Starting attempt 1 in place.")
+    after = gang(heard(attempt=1), heard(attempt=1), status=plan.status)
+    following = reconcile.plan(job(), after, NOW + 1)
+    assert (following.status, following.delete, following.create) == (None, (), ())
+
+
+def test_the_cause_goes_before_the_peer_that_was_lost():
+    plan = reconcile.plan(job(), gang(heard("failed", LOST_PEER)), NOW)
+    assert plan.status["lastFailure"]["pod"] == WORKER
+
+
+def test_a_peer_that_was_lost_waits_for_its_cause():
+    plan = reconcile.plan(job(), gang(heard("failed", LOST_PEER), heard()), NOW)
+    assert plan == replace(plan, status=None, delete=(), create=(), events=())
+    assert 0 < plan.requeue_s <= 3
+
+
+OTHERWISE = {
+    "switched off": (gang(), {"failurePolicy": {"inPlaceRestart": False}}),
+    "a silent launcher": (gang(HeardReport(report=heard().report, at=NOW - 200)), {}),
+    "an unheard launcher": (gang(launchers={WORKER: heard("failed", KILLED)}), {}),
+    "a launcher of another attempt": (gang(heard(attempt=3)), {}),
+    "a pod that goes": (replace(gang(), pods=(pod(0, deleting=True), pod(1))), {}),
+    "a pod that ended": (replace(gang(), pods=(failed(0, 137), pod(1))), {}),
+    "a long back-off": (gang(progress=beat()), {"failurePolicy": {"backoffSeconds": {"initial": 60}}}),
+}
+
+
+@pytest.mark.parametrize(("observed", "spec"), OTHERWISE.values(), ids=OTHERWISE)
+def test_a_new_gang_is_made_where_this_cannot_work(observed, spec):
+    plan = reconcile.plan(job(spec), observed, NOW)
+    assert plan.delete
+    assert "podAttempt" not in plan.status["restarts"]
+    assert plan.status["restarts"]["attempt"] == 1
+
+
+def test_ranks_that_failed_twice_without_a_step_get_a_new_gang():
+    again = gang(heard(attempt=1), heard("failed", KILLED, attempt=1), status=restarted(), progress=beat(attempt=0))
+    plan = reconcile.plan(job({"failurePolicy": {"backoffSeconds": {"initial": 0}}}), again, NOW)
+    assert plan.delete
+    started = replace(again, progress=beat(0, attempt=1))
+    assert reconcile.plan(job({"failurePolicy": {"backoffSeconds": {"initial": 0}}}), started, NOW).delete
+    stepped = replace(again, progress=beat(attempt=1))
+    plan = reconcile.plan(job({"failurePolicy": {"backoffSeconds": {"initial": 0}}}), stepped, NOW)
+    assert (plan.delete, plan.status["restarts"]["attempt"], plan.status["restarts"]["podAttempt"]) == ((), 2, 0)
+
+
+def test_a_user_rule_and_a_used_up_limit_hold_in_place():
+    rule = {"failurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": [137]}]}}
+    limit = {"failurePolicy": {"maxRestarts": 0}}
+    for spec, reason in ((rule, names.FAILURE_POLICY), (limit, names.MAX_RESTARTS_EXCEEDED)):
+        plan = reconcile.plan(job(spec), gang(), NOW)
+        assert conditions(plan.status)["Failed"] == ("True", reason)
+        assert {each.name for each in plan.delete} == {MASTER, WORKER}, "a waiting launcher holds resources too"
+
+
+def test_a_hung_gang_restarts_in_place():
+    plan = reconcile.plan(job(), gang(worker=heard(), progress=beat(age_s=1800, checkpoint_iteration=5)), NOW)
+    assert (plan.delete, plan.status["restarts"]["podAttempt"], plan.status["lastFailure"]["reason"]) == ((), 0, "Hung")
+
+
+def test_ranks_that_are_not_started_in_time_get_a_new_gang():
+    late = gang(heard(attempt=1), heard(attempt=0), status=restarted())
+    assert reconcile.plan(job(), late, NOW).requeue_s == 20.0
+    plan = reconcile.plan(job(), late, NOW + 20)
+    assert {each.name for each in plan.delete} == {MASTER, WORKER}
+    assert plan.status["restarts"] == {"total": 2, "counted": 1, "attempt": 2, "uncountedInARow": 0}
+    assert plan.status["lastFailure"]["reason"] == names.NOT_STARTED_IN_PLACE
+    assert conditions(plan.status)["Restarting"] == ("True", names.NOT_STARTED_IN_PLACE)
+    fresh = replace(late, listens_since=NOW + 15)
+    assert reconcile.plan(job(), fresh, NOW + 20).delete == (), "a new operator first listens"
+
+
+def test_phases_are_told_with_what_is_written_anyway():
+    stages = {"processGroup": 0.5, "loaded": 2.0, "firstStep": 3.25}
+    before = gang(heard("starting", attempt=1), heard("starting", attempt=1), status=restarted())
+    written = reconcile.plan(job(), before, NOW - 1).status
+    told = gang(heard(attempt=1, age_s=5, stages=stages), heard(attempt=1, age_s=4), status=written)
+    assert reconcile.plan(job(), told, NOW).status is None, "it waits for the next write"
+    plan = reconcile.plan(job(), told, NOW + 10)
+    times = {name: value for name, value in plan.status["lastRestart"].items() if name.endswith("Time")}
+    assert times == {
+        "decidedTime": to_text(NOW - 10),
+        "ranksStartedTime": "2027-01-15T07:59:56.000Z",
+        "processGroupTime": "2027-01-15T07:59:55.500Z",
+        "loadedTime": "2027-01-15T07:59:57.000Z",
+        "firstStepTime": "2027-01-15T07:59:58.250Z",
+    }
+
+
+def test_suspension_and_deletion_keep_their_meaning():
+    plan = reconcile.plan(job({"suspend": True}), gang(status=restarted()), NOW)
+    assert {each.name for each in plan.delete} == {MASTER, WORKER}
+    assert (plan.status["restarts"]["attempt"], plan.status["restarts"].get("podAttempt")) == (2, None)
+
+
+PLACE = names.Place(attempt=0, role="master", index=0)
+TOLD = {
+    "no news": (RUNNING_STATUS, heard(), Directive(attempt=0)),
+    "no status yet": ({}, heard(), Directive(attempt=0)),
+    "the next attempt": (restarted(), heard(), Directive(attempt=1)),
+    "a back-off that is not over": (restarted(nextRetryTime=to_text(NOW + 5)), heard(), Directive(attempt=0)),
+    "a back-off that is over": (restarted(nextRetryTime=to_text(NOW - 5)), heard(), Directive(attempt=1)),
+    "a pod of an earlier gang": (restarted(podAttempt=1), heard(), Directive(attempt=0, ends=True)),
+    "a job that failed": (
+        {**RUNNING_STATUS, "conditions": [condition(names.FAILED)]},
+        heard(),
+        Directive(attempt=0, ends=True),
+    ),
+    "an attempt that no one decided": (RUNNING_STATUS, heard(attempt=1), None),
+}
+
+
+@pytest.mark.parametrize(("status", "report", "directive"), TOLD.values(), ids=TOLD)
+def test_what_a_launcher_is_told(status, report, directive):
+    assert attempts.directive(status, PLACE, report.report, NOW, 1.0) == directive
+
+
+def test_reports_and_directives_survive_the_wire():
+    for report in (heard().report, heard("failed", KILLED, stages={"loaded": 1.5}).report):
+        assert launcher.read_report(report.to_fields()) == report
+    directive = Directive(attempt=3, ends=True, interval_s=2.0)
+    assert launcher.read_directive(directive.to_fields()) == directive
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        None,
+        [],
+        {},
+        {"attempt": -1, "state": "running"},
+        {"attempt": True, "state": "running"},
+        {"attempt": 0, "state": "flying"},
+        {"attempt": 0, "state": "failed"},
+        {"attempt": 0, "state": "running", "failure": KILLED.to_fields()},
+        {"attempt": 0, "state": "failed", "failure": {"exitCode": 1e9, "rank": 0}},
+        {"attempt": 0, "state": "failed", "failure": {"exitCode": 1, "rank": "x"}},
+        {"attempt": 0, "state": "running", "ageSeconds": float("nan")},
+        {"attempt": 0, "state": "running", "stageSeconds": {"loaded": "soon"}},
+    ],
+)
+def test_a_report_that_is_none_is_refused(body):
+    with pytest.raises(ValueError, match="must be|is given"):
+        launcher.read_report(body)
