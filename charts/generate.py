@@ -1,7 +1,7 @@
 """Writes what follows from other files: the chart's copies of crds/, and with --helm PROGRAM the kustomize base.
 
-The base is the chart with its default values. With --check nothing is written; the exit code says whether the files
-are current.
+The base is the chart with its default values, but for progressPush, whose certificate Helm makes. With --check nothing
+is written; the exit code says whether the files are current.
 """
 
 from __future__ import annotations
@@ -33,8 +33,9 @@ def template(source: str) -> str:
 
 
 def base(helm: str) -> str:
-    """The chart's objects with default values as one file, without the CRD (crds/ is a base of its own)."""
-    options = ["--namespace", NAMESPACE, "--kube-version", KUBERNETES_VERSION, "--set", "crds.enabled=false"]
+    """The chart's objects as one file, with default values, without progress and the CRD (a base of its own)."""
+    without = "crds.enabled=false,progressPush.enabled=false"  # a certificate in a file would be everybody's
+    options = ["--namespace", NAMESPACE, "--kube-version", KUBERNETES_VERSION, "--set", without]
     command = [helm, "template", RELEASE, str(CHART), *options]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:

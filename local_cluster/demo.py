@@ -44,7 +44,7 @@ def install(plane: ControlPlane) -> None:
     say("building and loading the images")
     images.load_all(plane)
     say("helm install")
-    values = helm_chart.values_flags({**images.VALUES, "progressPush.enabled": True})
+    values = helm_chart.values_flags(images.VALUES)
     helm_chart.on_cluster(
         plane, "install", helm_chart.RELEASE, str(helm_chart.CHART), "--create-namespace", "--wait", *values
     )

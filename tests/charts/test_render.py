@@ -146,7 +146,7 @@ SWITCHES = {
     "gang__coscheduling": True,
     "gang__native": True,
     "kueue__mode": "External",
-    "progressPush__enabled": True,
+    "progressPush__enabled": False,
     "webhook__enabled": True,
     "webhook__certManager__enabled": True,
     "webhook__existingSecret": "certificate",
@@ -231,6 +231,28 @@ def test_only_pods_of_jobs_and_replicas_reach_the_progress_port():
     assert replicas == {"podSelector": policy["spec"]["podSelector"]}
     assert callers["webhook"] == [{"ipBlock": {"cidr": "10.0.0.0/28"}}]
     assert callers["metrics"][0]["namespaceSelector"]["matchLabels"] == {"name": "monitoring"}
+
+
+PUSHES = {
+    "a fresh install": ({}, True),
+    "one namespace": ({"rbac__scope": "namespace"}, False),
+    "one namespace, asked for": ({"rbac__scope": "namespace", "progressPush__enabled": True}, True),
+    "turned off": ({"progressPush__enabled": False}, False),
+}
+
+
+@pytest.mark.parametrize(("values", "pushes"), PUSHES.values(), ids=PUSHES)
+def test_progress_is_on_where_the_operator_may_check_tokens(values, pushes):
+    objects = render(**values)
+    (deployment,) = of_kind(objects, "Deployment")
+    container = deployment["spec"]["template"]["spec"]["containers"][0]
+    assert ("MTJ_PROGRESS_PORT" in {each["name"] for each in container["env"]}) is pushes
+    assert ("progress" in {port["name"] for port in container["ports"]}) is pushes
+    assert any(each["metadata"]["name"].endswith("-tokens") for each in of_kind(objects, "ClusterRole")) is pushes
+    secrets = of_kind(objects, "Secret")
+    assert [sorted(each["data"]) for each in secrets] == [["ca.crt", "tls.crt", "tls.key"]] * pushes
+    (service,) = of_kind(objects, "Service")
+    assert ("progress" in {port["name"] for port in service["spec"]["ports"]}) is pushes
 
 
 def test_the_pod_policy_comes_when_asked_for():

@@ -52,6 +52,11 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.nodeLossDetection (not (include "mtj.isNamespaced" .)) }}true{{ end -}}
 {{- end -}}
 
+{{- define "mtj.pushesProgress" -}}
+{{- $asked := .Values.progressPush.enabled | toString -}}
+{{- if or (eq $asked "true") (and (eq $asked "auto") (not (include "mtj.isNamespaced" .))) }}true{{ end -}}
+{{- end -}}
+
 {{- define "mtj.gangSchedulers" -}}
 {{- $names := list -}}
 {{- if .Values.gang.volcano }}{{ $names = append $names "Volcano" }}{{ end -}}

@@ -17,16 +17,16 @@
 {{- if .Values.webhook.enabled }}
 - {name: MTJ_WEBHOOK_PORT, value: {{ .Values.webhook.port | quote }}}
 {{- end }}
-{{- if .Values.progressPush.enabled }}
+{{- if include "mtj.pushesProgress" . }}
 - {name: MTJ_PROGRESS_PORT, value: {{ .Values.progressPush.port | quote }}}
 {{- end }}
-{{- if .Values.progressPush.enabled }}
+{{- if include "mtj.pushesProgress" . }}
 - {name: MTJ_PROGRESS_SERVICE_PORT, value: {{ .Values.progressPush.port | quote }}}
 {{- end }}
-{{- if .Values.progressPush.enabled }}
+{{- if include "mtj.pushesProgress" . }}
 - {name: MTJ_PROGRESS_HOST, value: {{ printf "%s.%s.svc" (include "mtj.fullname" .) .Release.Namespace | quote }}}
 {{- end }}
-{{- if .Values.progressPush.enabled }}
+{{- if include "mtj.pushesProgress" . }}
 - {name: MTJ_PROGRESS_CERTIFICATES, value: {{ "/certificates" | quote }}}
 {{- end }}
 - {name: MTJ_PER_JOB_METRICS, value: {{ .Values.perJobMetrics | quote }}}
