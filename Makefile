@@ -11,7 +11,7 @@ TRAINER := $(filter $(INSTALLED),$(READY))
 NO_TRAINER := echo "the trainer was left out: .venv has no torch (make install adds it)"
 DEMO ?= .cache/quickstart
 WORKERS ?= 2
-PARALLEL := -n $(WORKERS) --dist loadfile --max-worker-restart 2
+PARALLEL := -n $(WORKERS) --dist loadfile --no-loadscope-reorder --max-worker-restart 2
 export OMP_NUM_THREADS ?= 1
 # Kept bytecode: where the environment forbids it, every process of the trainer compiles torch and more for 9 s.
 unexport PYTHONDONTWRITEBYTECODE

@@ -25,7 +25,7 @@ def test_every_probe_either_passes_or_gives_a_reason():
     assert all(not answer or answer.isprintable() for answer in answers.values())
 
 
-def test_a_machine_that_may_not_do_something_is_told_all_of_it(monkeypatch: pytest.MonkeyPatch):
+def test_every_missing_permission_of_a_machine_is_reported(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("os.geteuid", lambda: 0)
     monkeypatch.setattr("sys.platform", "linux")
     monkeypatch.setattr(node_machine, "PACKAGES", {})

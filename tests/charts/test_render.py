@@ -82,7 +82,7 @@ def test_no_role_of_the_operator_reaches_secrets_or_exec(scope):
             assert not {"secrets", "pods/exec", "*"} & {*rule["resources"], *rule["verbs"], *rule["apiGroups"]}
 
 
-def test_the_crd_is_kept_on_uninstall_unless_told_otherwise():
+def test_the_crd_is_kept_on_uninstall_unless_set_otherwise():
     (kept,) = of_kind(render(), "CustomResourceDefinition")
     (dropped,) = of_kind(render(crds__keep=False), "CustomResourceDefinition")
     assert kept["metadata"]["annotations"]["helm.sh/resource-policy"] == "keep"

@@ -54,7 +54,7 @@ def set_condition(jobs: JobClient, pod: str, type_: str, reason: str) -> None:
     jobs.plane.merge(jobs.path("pods", pod) + "/status", {"status": {"conditions": conditions}})
 
 
-def test_a_gang_starts_anew_though_a_pod_of_a_lost_node_never_goes_away(
+def test_a_gang_restarts_though_a_pod_of_a_lost_node_never_terminates(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, lives: dict[str, Life]
 ):
     async def make_lost_node() -> None:

@@ -57,7 +57,7 @@ def once_on(method: str, ending: str, kind: Kind) -> Callable[[Call, object], Ki
         ("PATCH", "/status", "503"),
     ],
 )
-def test_a_spoiled_request_delays_a_pod_and_stops_none(
+def test_a_failed_request_delays_a_pod_and_stops_no_pod(
     quiet_plane: ControlPlane,
     quiet_jobs: JobClient,
     proxy: FaultProxy,

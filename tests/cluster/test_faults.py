@@ -117,7 +117,7 @@ def test_every_kind_of_fault_at_once_leaves_every_job_in_its_right_end(
         assert quiet_jobs.condition("Failed", f"bad-{index}")["reason"] == "NonRetryableExit"
 
 
-def test_a_deaf_watch_is_noticed_and_begun_anew(
+def test_a_watch_without_events_is_noticed_and_restarted(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
 ):
     """Watches that stay open and say nothing look like a quiet cluster; only their silence tells."""
@@ -139,7 +139,7 @@ def test_a_deaf_watch_is_noticed_and_begun_anew(
             assert operator.metric("megatron_operator_watch_restarts_total") >= 1
 
 
-def test_a_restart_is_told_of_although_its_deletions_are_refused_at_first(
+def test_a_restart_emits_its_event_although_its_deletions_are_refused_at_first(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
 ):
     def refuse_first_deletion(call: Call, draw: random.Random) -> fault_proxy.Kind:

@@ -116,7 +116,7 @@ def test_a_gang_that_restarts_keeps_its_quota(served: OperatorProcess, jobs: Job
     assert kueue.condition(kueue.the_workload(jobs), "Admitted")["status"] == "True"
 
 
-def test_a_suspended_job_leaves_the_queue_and_joins_it_anew(served: OperatorProcess, jobs: JobClient):
+def test_a_suspended_job_leaves_the_queue_and_joins_it_again(served: OperatorProcess, jobs: JobClient):
     jobs.submit(queued())
     kueue.admit(jobs, "spot")
     jobs.await_phase("Running")
@@ -130,7 +130,9 @@ def test_a_suspended_job_leaves_the_queue_and_joins_it_anew(served: OperatorProc
     assert len(jobs.pods()) == 4
 
 
-def test_the_priority_is_that_of_the_named_class_and_a_missing_class_is_told(served: OperatorProcess, jobs: JobClient):
+def test_the_priority_is_that_of_the_named_class_and_a_missing_class_is_reported(
+    served: OperatorProcess, jobs: JobClient
+):
     body = queued()
     body["metadata"]["labels"] = {**QUEUE, "kueue.x-k8s.io/priority-class": "urgent"}
     jobs.submit(body)
@@ -143,7 +145,7 @@ def test_the_priority_is_that_of_the_named_class_and_a_missing_class_is_told(ser
     assert stalled["reason"] == "PriorityClassMissing"
 
 
-def test_a_running_job_is_left_alone_by_an_operator_that_starts_anew(
+def test_a_running_job_is_left_alone_by_a_restarted_operator(
     served: OperatorProcess, kueue_plane: ControlPlane, jobs: JobClient, tmp_path: Path
 ):
     """Workloads that are not listed yet must not look like ones that no one has admitted."""

@@ -63,7 +63,7 @@ def strangers(job_uid: str) -> list[dict]:
     ]
 
 
-def test_poisonous_pods_harm_nobody(operator: OperatorProcess, jobs: JobClient, neighbor: JobClient):
+def test_malformed_pods_affect_no_other_job(operator: OperatorProcess, jobs: JobClient, neighbor: JobClient):
     uid = jobs.submit(manifest("victim"))["metadata"]["uid"]
     jobs.await_phase("Running", "victim")
     unreadable = operator.metric("megatron_operator_unreadable_objects_total")
@@ -184,7 +184,7 @@ def test_labels_that_were_taken_off_while_no_operator_ran_are_set_again(
 
 
 @pytest.mark.parametrize("levels", [600, 5000])
-def test_a_job_nested_thousands_of_levels_deep_harms_nobody(
+def test_a_job_nested_thousands_of_levels_deep_affects_no_other_job(
     operator: OperatorProcess, jobs: JobClient, neighbor: JobClient, levels: int
 ):
     body = json.dumps(manifest("deep", podTemplate={"x": "HERE"}))

@@ -122,7 +122,7 @@ def test_a_workload_that_is_deactivated_stops_its_job_until_it_is_active_again(j
     jobs.await_phase("Running")
 
 
-def test_a_suspended_job_leaves_the_queue_and_joins_it_anew(jobs: JobClient):
+def test_a_suspended_job_leaves_the_queue_and_joins_it_again(jobs: JobClient):
     jobs.submit(queued("job"))
     jobs.await_phase("Running")
     jobs.submit(queued("next"))

@@ -80,7 +80,7 @@ def test_a_job_without_a_place_ends_at_its_scheduling_timeout(quiet_jobs: JobCli
 
 
 @pytest.mark.slow
-def test_somebodys_broken_webhook_is_told_in_the_servers_words_and_the_job_goes_on_once_it_works(
+def test_a_broken_foreign_webhook_is_reported_in_the_servers_words_until_it_works(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
 ):
     name = quiet_jobs.namespace

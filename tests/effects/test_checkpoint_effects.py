@@ -36,7 +36,7 @@ def test_save_interval_is_the_distance_of_checkpoints_and_one_comes_last(train):
 
 @effect("no_save_optim", "no_load_optim")
 @pytest.mark.parametrize("where", ["no_save_optim", "no_load_optim"])
-def test_without_the_optimizer_state_the_moments_start_anew(train, where):
+def test_without_the_optimizer_state_the_moments_start_from_zero(train, where):
     """The step after the resume differs from the uninterrupted run only later: its update uses fresh moments."""
     whole = train(train_iters=4).column("lm loss")
     saved = {"no_save_optim": True} if where == "no_save_optim" else {}
@@ -289,7 +289,7 @@ def test_load_best_model_at_end_exports_the_best_weights(train, data, train_type
     [{}, {"metric_for_best_model": "eval_lm_loss"}, {"greater_is_better": True}],
     ids=["loss", "named", "turned"],
 )
-def test_the_best_checkpoint_is_told_by_the_metric_and_its_direction(train, data, given):
+def test_the_best_checkpoint_follows_the_metric_and_its_direction(train, data, given):
     run = train(val_dataset=[str(data)], save_interval=1, train_iters=3, lr=1e-2, **given)
     losses = run.column("eval_lm loss")
     wanted = max(losses) if given.get("greater_is_better") else min(losses)

@@ -124,7 +124,7 @@ def test_interleave_prob_mixes_and_stopping_strategy_ends_the_mixture(prepared, 
 
 
 @effect("download_mode")
-def test_download_mode_is_what_the_hub_library_is_told(prepared, monkeypatch, rows):
+def test_download_mode_is_passed_to_the_hub_library(prepared, monkeypatch, rows):
     asked = []
 
     def load_dataset(name, subset, **options):

@@ -136,7 +136,7 @@ def test_muon_is_the_librarys_own_on_the_same_matrices(train, llama, data, given
 
 @effect("lion_beta1", "lion_beta2")
 @pytest.mark.parametrize("betas", [(0.95, 0.98), (0.5, 0.7)])
-def test_lion_is_the_librarys_own_for_every_parameter(train, llama, data, betas):
+def test_lion_equals_the_library_for_every_parameter(train, llama, data, betas):
     """Signs of gradients near 0 may differ with the order of sums: within 1e-2 of a loss that changes by more."""
     run = train(optimizer="lion", lion_beta1=betas[0], lion_beta2=betas[1], **PLAIN)
     assert run.exit_code == 0, run.message

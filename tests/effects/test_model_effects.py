@@ -160,7 +160,7 @@ def test_constants_that_were_given_are_exported(llama_models):
 
 @effect("attention_dropout", "hidden_dropout")
 @pytest.mark.parametrize("name", ["attention_dropout", "hidden_dropout"])
-def test_dropout_draws_anew_in_every_pass(llama_models, name):
+def test_dropout_draws_a_new_mask_in_every_pass(llama_models, name):
     first, second = llama_models["stored"].losses
     assert first == second
     first, second = llama_models[name].losses

@@ -66,7 +66,7 @@ SHAPES = {
 
 @effect(*SHAPES)
 @pytest.mark.parametrize("name", SHAPES)
-def test_a_model_made_anew_has_the_shape_that_was_asked_for(train_on, name):
+def test_a_randomly_initialized_model_has_the_requested_shape(train_on, name):
     family, value, key = SHAPES[name]
     pre_softmax = {"moe_router_pre_softmax": True} if name == "moe_router_topk" else {}
     run = train_on(family, no_initialization=False, to_hf=True, train_iters=1, **pre_softmax, **{name: value})
@@ -76,17 +76,17 @@ def test_a_model_made_anew_has_the_shape_that_was_asked_for(train_on, name):
 
 @effect("moe_layer_freq")
 def test_experts_lie_in_the_layers_that_were_asked_for(train_on, refusal):
-    anew = {"no_initialization": False, "to_hf": True, "train_iters": 1}
-    every_second = train_on("qwen3_moe", moe_layer_freq="2", **anew)
+    random_weights = {"no_initialization": False, "to_hf": True, "train_iters": 1}
+    every_second = train_on("qwen3_moe", moe_layer_freq="2", **random_weights)
     assert core(every_second)["moe_layer_freq"] == [1, 0, 1, 0]
     assert exported(every_second)["mlp_only_layers"] == [1, 3]
     load_with_transformers(every_second)
-    after_two = train_on("deepseek_v3", moe_layer_freq="[0]*2+[1]*2", **anew)
+    after_two = train_on("deepseek_v3", moe_layer_freq="[0]*2+[1]*2", **random_weights)
     assert exported(after_two)["first_k_dense_replace"] == 2
     load_with_transformers(after_two)
-    assert "spec.args.moe_layer_freq" in refusal("deepseek_v3", moe_layer_freq="2", **anew)
-    assert "spec.args.moe_layer_freq" in refusal("mixtral", moe_layer_freq="[0,1,1,1]", **anew)
-    assert "spec.args.moe_layer_freq" in refusal("qwen3_moe", moe_layer_freq="sometimes", **anew)
+    assert "spec.args.moe_layer_freq" in refusal("deepseek_v3", moe_layer_freq="2", **random_weights)
+    assert "spec.args.moe_layer_freq" in refusal("mixtral", moe_layer_freq="[0,1,1,1]", **random_weights)
+    assert "spec.args.moe_layer_freq" in refusal("qwen3_moe", moe_layer_freq="sometimes", **random_weights)
 
 
 @effect("moe_router_pre_softmax")

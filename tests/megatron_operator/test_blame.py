@@ -57,7 +57,7 @@ def test_two_kills_for_memory_at_an_unknown_iteration_prove_nothing():
     assert isinstance(restart.decide(job(), seen(*pods, status=status), NOW), restart.Restart)
 
 
-def test_a_worker_that_has_succeeded_and_is_being_removed_is_no_failure_and_told_of_before_it_goes():
+def test_a_succeeded_worker_being_removed_is_no_failure_and_emits_an_event_first():
     removed = pod(1, **DONE, deleting=True, finished_at=NOW - 1)
     observed = seen(pod(), removed, status={**RUNNING_STATUS, "selector": names.selector_text("tune", 0)})
     assert failure.find(job(), observed, NOW) is None

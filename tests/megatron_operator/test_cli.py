@@ -197,7 +197,7 @@ def test_status_shows_what_a_run_has_written_down(here, capsys):
     assert yaml.safe_load(said(capsys, "status", "tune", "--output", "yaml")) == STATUS
 
 
-def test_status_lists_all_jobs_and_says_when_there_is_none(here, capsys):
+def test_status_lists_all_jobs_or_says_that_there_are_no_jobs(here, capsys):
     assert "no jobs in .mtj" in said(capsys, "status")
     stored(here)
     assert "tune" in said(capsys, "status")

@@ -33,7 +33,7 @@ def test_a_command_is_accepted_or_asks_for_a_known_missing_part(outcomes, index)
 
 
 @pytest.mark.parametrize("index", range(0, len(COMMANDS), 4), ids=IDS[::4])
-def test_the_version_is_told_by_names_and_layout(outcomes, index):
+def test_the_version_is_recognized_by_names_and_layout(outcomes, index):
     assert outcome(COMMANDS[index], tells_version=False).problems == outcomes[index].problems
 
 

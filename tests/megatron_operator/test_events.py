@@ -58,7 +58,7 @@ def test_a_rank_that_the_job_does_not_have_is_not_believed():
     assert "rank" not in plan.status["lastFailure"]
 
 
-def test_a_restart_is_told_also_when_the_new_gang_runs_already():
+def test_a_restart_emits_its_event_even_if_the_new_gang_already_runs():
     plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW)
     gang = Seen(pods=(pod(0, attempt=1), pod(1, attempt=1)), status=plan.status)
     running = reconcile.plan(job(), gang, NOW + 5)

@@ -335,7 +335,7 @@ def test_commands_behind_other_programs_are_found_and_text_is_no_command(capsys,
         "accelerate launch --num_machines 1 swift/cli/_megatron/sft.py @; conda run -n a echo megatron sft",
     ],
 )
-def test_a_command_that_is_only_mentioned_is_none(capsys, script, lines):
+def test_a_command_that_is_only_mentioned_is_not_read_as_one(capsys, script, lines):
     """The other ones run it, whatever stands before it."""
     text = written(capsys, script(lines.replace("@", f"{RUN} {BATCH}")))
     assert spec_of(text)["task"] == "sft"
@@ -371,7 +371,7 @@ def test_the_arguments_of_a_script_or_function_are_named_and_not_swallowed(capsy
     assert "'$@'" not in text
 
 
-def test_a_training_behind_an_unknown_program_is_told(capsys, script):
+def test_a_training_behind_an_unknown_program_is_reported(capsys, script):
     lines = (f"megatron sft {RUN}", f"launch-it --gpus 8 megatron pt {RUN}", f"echo megatron sft {RUN}")
     assert main(["from-args", str(script("\n".join(lines)))]) == 0
     captured = capsys.readouterr()

@@ -180,7 +180,7 @@ def test_text_of_a_pod_is_readable_wherever_it_is_shown():
     assert pod.message == "a? [31mb"
 
 
-def test_a_pod_group_that_cannot_exist_is_told_from_one_that_does_not_yet():
+def test_a_pod_group_that_cannot_exist_differs_from_one_not_created_yet():
     assert read_gang(None, served=True) is None
     assert read_gang(None, served=False) == Gang(served=False)
     group = {"metadata": {"name": "tune-a0"}, "status": {"phase": "Inqueue"}}

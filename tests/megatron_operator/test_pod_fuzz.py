@@ -71,7 +71,7 @@ def fuzz_pods(seed, num_jobs):
     return outcomes
 
 
-@pytest.mark.parametrize("seed", [90210, 31337])
+@pytest.mark.parametrize("seed", [90210, pytest.param(31337, marks=pytest.mark.slow)])
 def test_no_pod_makes_the_operator_stumble_or_a_status_invalid(seed):
     outcomes = fuzz_pods(seed, num_jobs=150)
     assert {phase for phase, count in outcomes.items() if count > 5} >= {
@@ -120,7 +120,7 @@ def fuzz_reports(seed, num, folder):
     return outcomes
 
 
-@pytest.mark.parametrize("seed", [90211, 31338])
+@pytest.mark.parametrize("seed", [90211, pytest.param(31338, marks=pytest.mark.slow)])
 def test_no_report_makes_the_operator_stumble_or_a_status_invalid(seed, tmp_path):
     outcomes = fuzz_reports(seed, 500, tmp_path)
     assert not outcomes["refused without a word"]

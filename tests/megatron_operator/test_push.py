@@ -103,7 +103,7 @@ def test_more_than_all_iterations_are_a_hundred_percent():
 @pytest.mark.parametrize(
     "content", ["[" * 5000, "{", '{"phase": "training", "iteration": "x"}', '{"phase": 1}', "[]", "\x00", " " * 70_000]
 )
-def test_a_record_file_that_is_none_of_ours_is_not_there(tmp_path, content):
+def test_a_foreign_record_file_counts_as_missing(tmp_path, content):
     (tmp_path / "progress.json").write_text(content)
     assert progress_record.read_file(tmp_path / "progress.json") is None
     assert progress_record.read_file(tmp_path) is None

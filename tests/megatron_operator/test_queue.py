@@ -270,7 +270,7 @@ def test_a_forgotten_key_does_not_come_back():
     assert run(scenario()) == []
 
 
-def test_a_failure_that_is_to_be_told_by_a_certain_time_is_tried_again_by_then():
+def test_a_failure_to_report_by_a_deadline_is_retried_before_it():
     async def scenario():
         runs = []
 

@@ -83,7 +83,7 @@ def test_running_pods_stay_when_the_queues_api_is_gone():
     assert (plan.delete, plan.create) == ((), ())
 
 
-def test_the_end_is_told_again_when_it_was_not_heard():
+def test_the_end_is_reported_again_if_it_was_not_received():
     of = queued()
     running = seen(pod(0, phase="Succeeded", finished_at=NOW), pod(1, phase="Succeeded"))
     kueue = KueueSeen(workloads=(admitted(of, condition("PodsReady")),))

@@ -98,7 +98,7 @@ def test_the_first_status_of_a_whole_gang_waits_a_moment_for_its_pods_to_run():
     assert reconcile.plan(job(), made, NOW - 3600).status  # its clock is not the server's
 
 
-def test_labels_that_are_set_again_before_the_first_status_are_told_of():
+def test_labels_restored_before_the_first_status_emit_an_event():
     made = seen(*(pod(rank, phase="Pending", created_at=NOW) for rank in (0, 1)), status={})
     mislabeled = replace(made, pods=(made.pods[0], replace(made.pods[1], is_mislabeled=True)))
     plan = reconcile.plan(job(), mislabeled, NOW + 1)

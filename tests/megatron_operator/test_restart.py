@@ -144,7 +144,7 @@ def test_a_disruption_never_uses_up_the_limit():
     assert decision.counters == Counters(total=6, counted=3)
 
 
-def test_a_new_checkpoint_starts_the_count_anew():
+def test_a_new_checkpoint_resets_the_count():
     status = restarts(total=3, counted=3, checkpointIteration=500)
     decision = decide(failed(0, 1), pod(1), status=status, progress=beat(checkpoint_iteration=1000))
     assert isinstance(decision, Restart)

@@ -86,7 +86,7 @@ def test_a_pipe_in_place_of_a_status_does_not_hang(tmp_path):
     assert dict(local_jobs(tmp_path)) == {"job": {"phase": "Unreadable"}}
 
 
-def test_a_program_that_prints_for_ever_keeps_a_bounded_log(tmp_path):
+def test_a_program_that_prints_indefinitely_keeps_a_bounded_log(tmp_path):
     log = tmp_path / "pod.log"
     with log.open("ab") as output:
         for number in range(40):
@@ -101,7 +101,7 @@ def test_a_program_that_prints_for_ever_keeps_a_bounded_log(tmp_path):
     assert list(tmp_path.glob("*.log")) == [log]
 
 
-def test_a_followed_log_goes_on_where_it_is_begun_again_and_splits_no_character(tmp_path, monkeypatch):
+def test_a_followed_log_continues_after_rotation_and_splits_no_character(tmp_path, monkeypatch):
     state = State(directory=tmp_path / "job")
     state.write_status({"phase": "Running"})
     log = tmp_path / "job" / "logs" / "job-master-0.log"

@@ -79,7 +79,7 @@ def test_a_node_whose_clock_is_an_hour_off_changes_no_deadline(hours):
     assert 3.0 <= quiet.requeue_s <= 30.0
 
 
-def test_an_initializer_may_fetch_for_ever_and_another_init_container_may_not_hang():
+def test_an_initializer_may_fetch_indefinitely_and_another_init_container_may_not_hang():
     fetch = {"name": "fetch", "storageUri": "hf://a/b", "targetPath": "/checkpoints/model"}
     spec = {**DEADLINE, "initializers": [fetch]}
     plan = reconcile.plan(job(spec), seen(placed(0, initializing="fetch"), pod(1)), NOW)
@@ -172,7 +172,7 @@ def raw(spec=None, **status):
 NATIVE = {"initContainers": [{"name": "proxy", "restartPolicy": "Always"}, {"name": "wait"}]}
 
 
-def test_a_native_sidecar_that_crashes_before_the_trainer_is_told_between_its_crashes_too():
+def test_a_native_sidecar_crashing_before_the_trainer_is_reported_between_crashes_too():
     crashed = {"terminated": {"exitCode": 7}}
     for state in ({"running": {}}, {"terminated": {"exitCode": 7}}, {"waiting": {"reason": "CrashLoopBackOff"}}):
         status = {"name": "proxy", "started": False, "state": state, "lastState": crashed}

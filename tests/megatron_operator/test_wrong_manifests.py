@@ -366,7 +366,7 @@ def test_what_is_no_quantity_is_refused_whatever_it_looks_like(text):
     assert "spec.resourcesPerNode.limits.memory" in [violation.path for violation in wrong]
 
 
-def test_a_manifest_that_ends_its_reader_fails_the_new_job_and_harms_none_that_was_read(monkeypatch):
+def test_a_manifest_that_crashes_its_reader_fails_the_new_job_and_no_other(monkeypatch):
     """A defect of the operator is shown on the job instead of in its log alone."""
 
     def break_down(*_, **__):

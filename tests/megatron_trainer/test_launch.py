@@ -128,7 +128,7 @@ def test_a_wrong_variable_is_named(name, value):
         environment.read({name: value})
 
 
-def test_auto_means_one_process_on_a_machine_told_to_use_its_processor():
+def test_auto_means_one_process_on_a_machine_set_to_use_its_cpu():
     assert launch.num_processes(environment.read({"MTJ_DEVICE": "cpu"})) == 1
 
 

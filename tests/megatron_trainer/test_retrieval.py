@@ -213,7 +213,7 @@ def test_a_decoder_that_was_stored_by_itself_is_trained_on(root, model, run):
     ],
     ids=["correlation", "rank", "nothing to rank"],
 )
-def test_the_best_checkpoint_is_told_by_a_metric(root, run, given, rows):
+def test_the_best_checkpoint_follows_a_metric(root, run, given, rows):
     kept = ("anchor", "positive", "label") if rows == "positives" else ("anchor", "positive", "negative", "label")
     made = [{name: row[name] for name in kept} for row in truth.triplets()[:5]]
     if rows == "positives":
@@ -299,7 +299,7 @@ def test_padded_rows_and_adapters_learn(run, kind, given):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_packed_rows_are_told_apart_and_evaluated(root, run, kind):
+def test_packed_rows_are_kept_separate_and_evaluated(root, run, kind):
     """A row that holds exactly the groups of a step gives what these give unpacked."""
     data = truth.write(root / "held-out.jsonl", truth.triplets()[:6])
     given = {"packing": True, "packing_length": 100_000, "global_batch_size": 1, "train_iters": 1}

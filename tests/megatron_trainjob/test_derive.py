@@ -98,7 +98,7 @@ def test_evaluation_steps_follow_from_the_validation_set(given, num_items, iters
     assert derive.eval_iters(args(eval_iters=given), num_items) == iters
 
 
-def test_evaluation_happens_with_checkpoints_unless_told_otherwise():
+def test_evaluation_runs_with_checkpoints_unless_set_otherwise():
     assert derive.eval_interval(args(save_interval=70)) == 70
     assert derive.eval_interval(args(save_interval=70, eval_interval=30)) == 30
 

@@ -62,7 +62,7 @@ def test_value_is_read_in_the_type_of_its_argument(name, written, value):
         ("safe_serialization", False, "cannot be false: weights are written as safetensors only"),
     ],
 )
-def test_value_that_does_not_fit_is_told_what_was_expected(name, written, message):
+def test_error_for_a_wrong_value_names_what_was_expected(name, written, message):
     with pytest.raises(WrongValue) as wrong:
         read_value(ARGUMENTS[name], written)
     assert str(wrong.value) == message

@@ -19,7 +19,7 @@ def problems(folder):
     return list(weight_files.problems(folder, CONFIG))
 
 
-def test_a_folder_without_weights_is_told_where_they_may_lie(tmp_path):
+def test_error_for_a_folder_without_weights_lists_accepted_files(tmp_path):
     (found,) = problems(tmp_path)
     assert found.startswith("has no weights (model.safetensors, model.safetensors.index.json, pytorch_model.bin")
 
@@ -103,7 +103,7 @@ def test_tensors_that_are_missing_or_left_over_are_named_as_loading_names_them(t
     ]
 
 
-def test_scales_are_no_tensors_of_the_model_and_are_told_from_one_table(tmp_path, monkeypatch):
+def test_scales_are_recognized_by_one_table_and_not_counted_as_weights(tmp_path, monkeypatch):
     """A table for each of the 90,000 tensors of a large model in FP8 would take minutes."""
     config = {**LLAMA, "quantization_config": {"quant_method": "fp8"}}
     model = families.read(config)

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.dist, pytest.mark.timeout(2400)]
 @pytest.mark.parametrize(
     ("cases", "first_seed"), [(12, 0), pytest.param(300, 1000, marks=pytest.mark.slow)], ids=["12 cases", "300 cases"]
 )
-def test_what_is_resumed_is_the_newest_checkpoint_that_nobody_harmed(llama, tmp_path, cases, first_seed):
+def test_a_run_resumes_from_the_newest_undamaged_checkpoint(llama, tmp_path, cases, first_seed):
     given = arguments(llama, tmp_path / "no-data.jsonl", tmp_path / "run")
     (tmp_path / "run.json").write_text(json.dumps(given))
     command = [sys.executable, str(SCRIPT), "--arguments", str(tmp_path / "run.json")]

@@ -43,7 +43,7 @@ def prepared(place):
 
 @pytest.mark.parametrize("successor", [(8,), (6, 8), (8, 10)], ids=["the same", "from the step before", "further"])
 @pytest.mark.parametrize("order", ["published", "claimed"])
-def test_a_writer_frozen_at_any_step_harms_nothing_of_its_successor(tmp_path, successor, order):
+def test_a_writer_frozen_at_any_step_leaves_its_successor_intact(tmp_path, successor, order):
     """order: whether the successor has published, or merely claimed the folder, when the old one wakes."""
     steps = 0
     for step in range(MOST_STEPS):

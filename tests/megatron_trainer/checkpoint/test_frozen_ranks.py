@@ -24,7 +24,7 @@ PATIENCE_S = 240
 @pytest.mark.slow
 @pytest.mark.parametrize("order", ["published", "claimed"])
 @pytest.mark.parametrize("frozen_rank", [0, 1])
-def test_a_rank_frozen_at_any_step_harms_nothing_of_the_successor(llama, tmp_path, frozen_rank, order):
+def test_a_rank_frozen_at_any_step_leaves_its_successor_intact(llama, tmp_path, frozen_rank, order):
     """order: whether the successor has published, or merely claimed the folder, when the rank wakes."""
     given = arguments(llama, write_data(tmp_path / "train.jsonl"), tmp_path / "run", train_iters=9)
     places = tmp_path / "places"

@@ -3,6 +3,9 @@
 import json
 import os
 import pickle
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -28,24 +31,45 @@ MAY_HOLD_ANYTHING = {"input_ids.bin", "weights.bin", "rows.bin"}
 """Any bytes are tokens, weights or rows; of these, only the length tells."""
 
 
-@pytest.fixture
-def run(tmp_path):
-    rows = [{"query": "q", "response": f"r{n}", "channel": "ab"[n % 2]} for n in range(30)]
-    path = tmp_path / "a.jsonl"
-    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-
-    def run(**fields):
-        given = fields or {"dataset": (str(path),)}
-        return prepare(
-            TrainArgs(**given), TOKENIZER, task="sft", max_length=100, save=tmp_path / "run", is_first_rank=True
-        ).train
-
-    run.data = (str(path),)
-    return run
-
-
 def content(items):
     return [(items[n].input_ids.tolist(), items[n].labels.tolist(), items[n].channel) for n in range(len(items))]
+
+
+def prepared(folder, **fields):
+    """The training set of a run in this folder, from its cache where there is one."""
+    return prepare(
+        TrainArgs(**fields), TOKENIZER, task="sft", max_length=100, save=folder / "run", is_first_rank=True
+    ).train
+
+
+@dataclass(frozen=True, kw_only=True)
+class Whole:
+    """Data, and what a run has cached of it, tokenized and lazily; tests damage copies."""
+
+    folder: Path
+    data: tuple[str, ...]
+    content: list
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("whole")
+    rows = [{"query": "q", "response": f"r{n}", "channel": "ab"[n % 2]} for n in range(30)]
+    path = folder / "a.jsonl"
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    data = (str(path),)
+    before = content(prepared(folder, dataset=data))
+    assert content(prepared(folder, dataset=data, lazy_tokenize=True)) == before
+    write_store(prepared(folder, dataset=data), folder / "cached" / "train")
+    assert sorted(content(prepared(folder, cached_dataset=(str(folder / "cached"),)))) == sorted(before)
+    return Whole(folder=folder, data=data, content=before)
+
+
+@pytest.fixture
+def run(whole, tmp_path):
+    """run(**fields): the training set, in a folder that holds a copy of the whole cache."""
+    shutil.copytree(whole.folder, tmp_path, dirs_exist_ok=True)
+    return lambda **fields: prepared(tmp_path, **(fields or {"dataset": whole.data}))
 
 
 def of_length(content, length):
@@ -86,22 +110,21 @@ def cases(names):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(("name", "way"), cases(STORE))
-def test_tokenized_data_that_is_damaged_is_made_again(run, tmp_path, name, way):
-    before, marker = content(run()), tmp_path / "it-was-run"
+def test_tokenized_data_that_is_damaged_is_made_again(run, whole, tmp_path, name, way):
+    marker = tmp_path / "it-was-run"
     [path] = (tmp_path / "run" / "data_cache").glob(f"*/{name}")
     harmed(path, way, marker)
-    assert content(run()) == before
+    assert content(run()) == whole.content
     assert not marker.exists()
 
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize(("name", "way"), cases(LAZY))
-def test_rows_for_lazy_tokenization_that_are_damaged_are_written_again(run, tmp_path, name, way):
-    given = {"dataset": run.data, "lazy_tokenize": True}
-    before, marker = content(run(**given)), tmp_path / "it-was-run"
+def test_rows_for_lazy_tokenization_that_are_damaged_are_written_again(run, whole, tmp_path, name, way):
+    marker = tmp_path / "it-was-run"
     [path] = (tmp_path / "run" / "data_cache").glob(f"rows-*/{name}")
     harmed(path, way, marker)
-    assert content(run(**given)) == before
+    assert content(run(dataset=whole.data, lazy_tokenize=True)) == whole.content
     assert not marker.exists()
 
 
@@ -109,7 +132,6 @@ def test_rows_for_lazy_tokenization_that_are_damaged_are_written_again(run, tmp_
 @pytest.mark.parametrize(("name", "way"), cases(STORE))
 def test_a_cached_dataset_that_is_damaged_is_refused(run, tmp_path, name, way):
     folder, marker = tmp_path / "cached" / "train", tmp_path / "it-was-run"
-    write_store(run(), folder)
     harmed(folder / name, way, marker)
     with pytest.raises(InvalidInput, match=r"cached_dataset\[0\]"):
         run(cached_dataset=(str(folder.parent),))
@@ -121,7 +143,7 @@ def test_a_cached_dataset_that_is_damaged_is_refused(run, tmp_path, name, way):
     "way", ["a pickle", "cut off", "../other.arrow", "/dev/zero", "a named pipe", "words", "lengths"]
 )
 def test_a_folder_of_datasets_that_is_damaged_is_refused(run, tmp_path, way):
-    folder, marker = tmp_path / "cached" / "train", tmp_path / "it-was-run"
+    folder, marker = tmp_path / "saved" / "train", tmp_path / "it-was-run"
     tokens = {"words": [["a"]], "lengths": [[1, 2, 3]]}.get(way, [[1, 2]])
     datasets.Dataset.from_dict({"input_ids": tokens, "labels": [[1, 2]]}).save_to_disk(folder)
     [arrow], state = folder.glob("*.arrow"), json.loads((folder / "state.json").read_text())
@@ -157,7 +179,7 @@ def test_types_of_arrow_that_are_pickles_run_no_code(tmp_path):
 
 @pytest.mark.timeout(30)
 @pytest.mark.parametrize("way", ["a named pipe", "a device", "words", "depth", "another type"])
-def test_notes_of_a_stream_that_are_none_are_passed_over(tmp_path, way):
+def test_invalid_notes_of_a_stream_are_skipped(tmp_path, way):
     path, honest = tmp_path / "notes", Note(items=3, epoch=0, window=1)
     lines = {
         "words": b'{"items": "x", "epoch": 0, "window": 2, "waiting": []}',

@@ -376,13 +376,13 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("row", "note"), TOLD.values(), ids=TOLD.keys())
-def test_what_another_field_displaces_is_told(row, note):
+def test_what_another_field_displaces_is_reported(row, note):
     conversation = recognize(row, PLAIN)
     assert conversation.messages[-1].content == "4"
     assert conversation.notes == (() if note is None else (note,))
 
 
-def test_one_of_several_answers_is_told():
+def test_a_choice_of_one_answer_among_several_is_reported():
     assert _notes({"query": "2+2?", "answers": ["4", "four"]}) == ("one of several answers is trained",)
 
 
@@ -482,7 +482,7 @@ def test_rejected_turns_with_tools_of_their_own_follow_the_question():
     assert [turn.content for turn in recognize(row, PREFERENCE).rejected] == ["3", "4"]
 
 
-def test_a_displaced_system_prompt_of_a_scored_row_is_told():
+def test_a_displaced_system_prompt_of_a_scored_row_is_reported():
     row = {"messages": [{"role": "system", "content": "s"}, QUESTION], "system": "another", "label": 1}
     settings = Recognition(label=Label(problem="single_label_classification", count=2))
     assert "the system prompt among the messages is used" in recognize(row, settings).notes[0]

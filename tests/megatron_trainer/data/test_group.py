@@ -165,7 +165,7 @@ def test_damaged_lists_are_refused(row, reason):
 
 
 @pytest.mark.parametrize("kind", ["embedding", "reranker", "generative_reranker"])
-def test_a_displaced_system_prompt_is_told(kind):
+def test_a_displaced_system_prompt_is_reported(kind):
     settings = Recognition(grouping=Grouping(kind=kind))
     row = {"messages": [SYSTEM, USER], "positive": "b"}
     note = "the system prompt among the messages is used, not the one in the column"

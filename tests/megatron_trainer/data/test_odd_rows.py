@@ -21,7 +21,8 @@ from tests.support.data.template_matrix import MODELS
 
 MODELS_BY_NAME = {model.name.partition(": ")[2]: model for model in MODELS}
 SETTINGS = EncodeSettings(recognition=Recognition(needs_question=True))
-ROWS_EACH = 40
+ROWS_EACH = 20
+NUM_ROWS = (ROWS_EACH, pytest.param(200, marks=pytest.mark.slow))
 
 
 def judged(name, rows, records):
@@ -38,14 +39,15 @@ def judged(name, rows, records):
     return faults, len(trained)
 
 
+@pytest.mark.parametrize("num_rows", NUM_ROWS)
 @pytest.mark.parametrize("seed", range(len(MODELS)))
-def test_every_word_of_an_odd_row_is_where_it_belongs_or_told_of(seed):
+def test_every_word_of_an_odd_row_is_where_it_belongs_or_reported(seed, num_rows):
     name = list(MODELS_BY_NAME)[seed]
     maker = OddRows(seed)
-    rows = [maker.row() for _ in range(ROWS_EACH)]
+    rows = [maker.row() for _ in range(num_rows)]
     faults, trained = judged(name, rows, [Record(n, "f", n + 1, row.fields) for n, row in enumerate(rows)])
     assert not faults
-    assert trained > ROWS_EACH * 0.3
+    assert trained > num_rows * 0.3
 
 
 def _as_lines(folder, rows):

@@ -413,7 +413,7 @@ def test_a_name_that_stands_twice_is_refused_where_one_value_would_be_lost():
 
 
 @pytest.mark.parametrize("named_before", [True, False], ids=["of a spreadsheet", "and an index"])
-def test_columns_without_a_name_are_read_and_told_if_they_hold_anything(tmp_path, named_before):
+def test_unnamed_columns_are_read_and_reported_unless_empty(tmp_path, named_before):
     path = tmp_path / "rows.csv"
     index = "" if named_before else ","
     path.write_text(f"{index}query,response,, \n{index}a,b,,\n{index}c,d,x,y\n")

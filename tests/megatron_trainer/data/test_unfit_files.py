@@ -1,4 +1,4 @@
-"""Data files that are none: refused or dropped with a reason, within bounded memory."""
+"""Files that are no data files: refused or dropped with a reason, within bounded memory."""
 
 import gzip
 import json

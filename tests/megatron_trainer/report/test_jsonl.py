@@ -85,7 +85,7 @@ def test_numbers_that_are_not_finite_stay_valid_json(tmp_path):
     assert (row["lm loss"], row["grad_norm"]) == ("NaN", "Infinity")
 
 
-def test_losses_are_told_from_the_keys_that_every_step_has():
+def test_losses_are_distinguished_from_keys_of_every_step():
     everything = log_record(
         losses={"lm loss": 1.0, "loss_code": 2.0},
         params_norm=1.0,

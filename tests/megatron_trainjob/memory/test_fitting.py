@@ -49,7 +49,7 @@ def test_an_estimate_that_was_too_low_asks_for_less_than_it_says():
     assert all(each.total_bytes <= HEADROOM * now_bytes for each in found(10_000))
 
 
-def test_where_no_single_change_is_enough_they_are_combined_and_where_none_is_there_is_none():
+def test_changes_are_combined_if_no_single_one_suffices_and_may_not_exist():
     (together,) = found(60)
     assert {"micro_batch_size", "recompute_granularity"} <= together.settings.keys()
     assert found(5) == ()

@@ -78,7 +78,7 @@ def test_every_family_has_the_parameters_that_transformers_builds():
     assert {key: pair for key, pair in found.items() if pair[0] != pair[1]} == {}
 
 
-def test_parameters_of_a_layer_are_told_apart_by_how_they_are_spread():
+def test_parameters_of_a_layer_are_separated_by_how_they_are_sharded():
     """hidden 4, 2 heads of 2, 1 kv head, experts 3 of width 5, shared 6, router 3 * 4, norms 2 * 4, q/k norm none.
 
     tensor: qkv 4 * (4 + 2 * 2) + proj 4 * 4 + shared 3 * 4 * 6 = 120; expert: 3 * 3 * 4 * 5 = 180;

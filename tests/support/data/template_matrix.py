@@ -177,6 +177,7 @@ ROWS: dict[str, dict[str, object]] = {
 }
 
 
+@cache
 def encoded(model: Model, kind: str) -> Encoded | Rejection:
     """What becomes of a row of this kind under the template of this model."""
     [result] = _encoder(model).encode([Record(0, kind, 1, ROWS[kind])])
