@@ -53,6 +53,16 @@ def test_a_failure_names_rank_and_node(rank, place):
     assert f"in {of_rank}tune-a0-worker-0 on node node-1" in dict(status.rows(plan.status))["last failure"]
 
 
+def test_a_failure_names_host_and_place_in_the_program():
+    known = replace(
+        failed(1, 1), host="tune-a0-worker-0", stack="train_step (train/step.py:88) < _fit (train/loop.py:57)"
+    )
+    plan = reconcile.plan(job(), seen(pod(0), known), NOW)
+    last = plan.status["lastFailure"]
+    assert (last["host"], last["stack"]) == (known.host, known.stack)
+    assert f"It stood in {known.stack}." in next(event.message for event in plan.events)
+
+
 def test_a_rank_that_the_job_does_not_have_is_not_believed():
     plan = reconcile.plan(job(), seen(pod(0), replace(failed(1, 1), rank=job().world_size)), NOW)
     assert "rank" not in plan.status["lastFailure"]

@@ -174,6 +174,21 @@ def test_an_iteration_or_rank_that_is_no_count_is_left_out_and_the_rest_taken(it
     assert (pod.reason, pod.iteration, pod.rank) == ("ERROR", None, None)
 
 
+@pytest.mark.parametrize(
+    ("host", "stack", "taken"),
+    [
+        ("node-7", "f (a.py:1)", ("node-7", "f (a.py:1)")),
+        ("h" * 999, "s" * 9999, ("h" * 253, "s" * 512)),
+        (7, ["f"], ("", "")),
+        (None, {"deep": []}, ("", "")),
+    ],
+)
+def test_host_and_stack_are_taken_as_text_within_bounds_or_not_at_all(host, stack, taken):
+    record = json.dumps({"reason": "ERROR", "host": host, "stack": stack})
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 1, message=record)]}))
+    assert (pod.reason, pod.host, pod.stack) == ("ERROR", *taken)
+
+
 def test_text_of_a_pod_is_readable_wherever_it_is_shown():
     record = json.dumps({"reason": "ERROR", "message": "a\ud800\x1b[31mb"})
     pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 1, message=record)]}))

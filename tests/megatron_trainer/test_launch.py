@@ -56,6 +56,38 @@ def test_all_ranks_end_well(start):
     assert not log.exists()
 
 
+def test_a_rank_that_aborts_leaves_the_place_where_it_stood(start):
+    process, log = start(
+        "from pathlib import Path\n"
+        "from megatron_trainer import stacks\n"
+        "stacks.listen(Path(os.environ['MTJ_FAILURE_FILE']), rank)\n"
+        "def all_reduce():\n    os.abort()\n"
+        "if rank == 3:\n    all_reduce()\n"
+        "time.sleep(30)\n"
+    )
+    assert process.wait(60) == 134
+    record = json.loads(log.read_text())
+    assert (record["exitCode"], record["reason"], record["rank"]) == (134, "signal 6", 3)
+    assert record["stack"].startswith("all_reduce (")
+    assert record["host"]
+
+
+@pytest.mark.parametrize("given", [None, "100"])
+def test_torch_remembers_collectives_for_a_timeout_unless_the_user_says_otherwise(monkeypatch, tmp_path, given):
+    for name in (*environment.FLIGHT_RECORDER, environment.FLIGHT_RECORDER_FILE):
+        monkeypatch.delenv(name, raising=False)
+    if given:
+        monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", given)
+    variables = environment.for_rank(environment.read({}), 0, 1)
+    assert variables["TORCH_NCCL_TRACE_BUFFER_SIZE"] == (given or "2000")
+    assert variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
+    monkeypatch.setenv(environment.FLIGHT_RECORDER_FILE, "")
+    monkeypatch.delenv(environment.FLIGHT_RECORDER_FILE)
+    environment.place_flight_recorder(tmp_path / "run")
+    assert os.environ[environment.FLIGHT_RECORDER_FILE] == str(tmp_path / "run" / "nccl_trace" / "rank_")
+    assert (tmp_path / "run" / "nccl_trace").is_dir()
+
+
 def test_the_rank_that_explains_itself_gives_the_pod_its_code_and_message(start):
     record = {"exitCode": 65, "reason": "BAD_DATA", "rank": 3, "iteration": 0, "message": "row 7"}
     process, log = start(

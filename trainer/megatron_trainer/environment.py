@@ -5,6 +5,7 @@ The launcher of a pod has the node's variables; each rank that it starts also ha
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -16,6 +17,11 @@ from megatron_trainjob.environment import RANK_STARTS, RESUMES, RankStart, Resum
 
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """Variables from which torch reads GPU memory settings; a value set by the user takes precedence."""
+
+FLIGHT_RECORDER = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+"""Torch remembers this many collectives of each rank, and writes them to a file when one times out (only NCCL)."""
+FLIGHT_RECORDER_FILE = "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
+"""Its path, up to the number of the rank; in the save folder unless the user names another."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -119,6 +125,7 @@ def for_rank(
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
         # Rows differ in length, so blocks of equal size are rarely reused: expandable segments avoid fragmentation.
         **({} if _ALLOCATOR & os.environ.keys() else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
+        **{name: os.environ.get(name, value) for name, value in FLIGHT_RECORDER.items()},
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes_per_node))),
     }
 
@@ -134,6 +141,15 @@ def _push_url(environment: Environment, attempt: int) -> dict[str, str]:
     url = environment.variables.get(names.PUSH_URL)
     is_ours = names.LAUNCHER_URL in environment.variables
     return {names.PUSH_URL: f"{url}?{names.PUSH_ATTEMPT}={attempt}"} if url and is_ours else {}
+
+
+def place_flight_recorder(save: Path) -> None:
+    """Makes torch write the collectives of each rank to {save}/nccl_trace/rank_N when one times out."""
+    folder = save / "nccl_trace"
+    if FLIGHT_RECORDER_FILE not in os.environ:
+        with contextlib.suppress(OSError):  # a folder that cannot be written to is reported when it is claimed
+            folder.mkdir(parents=True, exist_ok=True)
+        os.environ[FLIGHT_RECORDER_FILE] = f"{folder}/rank_"
 
 
 def num_gpus() -> int:

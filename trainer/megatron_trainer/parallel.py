@@ -6,8 +6,10 @@ rules and by families/check.py.
 
 from __future__ import annotations
 
+import contextlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextvars import ContextVar
 from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import Any
@@ -18,6 +20,7 @@ from megatron.core import parallel_state, tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
 from torch.distributed import TCPStore  # type: ignore[attr-defined]  # in torch's documentation, not in its __all__
+from torch.distributed import distributed_c10d
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from megatron_trainer.backend import Backend
@@ -45,6 +48,11 @@ class Coordinates:
     expert_size: int
 
 
+PATIENCE_S = 18_000_000.0
+"""How long ranks wait for each other outside of steps: for reading, encoding, loading, saving or exporting, which may
+take one rank hours. Whether it makes progress is for the operator's hang detection to say."""
+
+
 def join(
     backend: Backend,
     *,
@@ -52,8 +60,8 @@ def join(
     world_size: int,
     master_address: str,
     master_port: int,
-    timeout_s: float,
     attempt: int = 0,
+    timeout_s: float = PATIENCE_S,
     store: Store | None = None,
 ) -> None:
     """Joins the process group of this attempt at the master's address, or through the given store. Waits for all."""
@@ -92,6 +100,30 @@ def meet(address: tuple[str, int], *, rank: int, world_size: int, attempt: int, 
                 raise
 
 
+_limit_s: ContextVar[float] = ContextVar("limit_s", default=PATIENCE_S)
+
+
+@contextlib.contextmanager
+def waits_at_most(seconds: float) -> Iterator[None]:
+    """Context in which a collective of any group fails after so many seconds; afterwards the limit is as before.
+
+    Not collective: a rank may be within while another is not yet. Groups that are made within are not affected.
+    """
+    outer = _limit_s.set(seconds)
+    _set_timeouts(seconds)
+    try:
+        yield
+    finally:
+        _limit_s.reset(outer)
+        _set_timeouts(_limit_s.get())
+
+
+def _set_timeouts(seconds: float) -> None:
+    change = getattr(dist, "set_timeout", None) or distributed_c10d._set_pg_timeout  # public since torch 2.15
+    for group in distributed_c10d._world.pg_map:
+        change(timedelta(seconds=seconds), group)
+
+
 def leave() -> None:
     """Destroys the groups and the process group, if they exist."""
     parallel_state.destroy_model_parallel()
@@ -119,7 +151,7 @@ def initialize(args: TrainArgs, *, virtual_stages: int | None = None) -> Coordin
         context_parallel_size=args.context_parallel_size,
         expert_model_parallel_size=args.expert_model_parallel_size,
         expert_tensor_parallel_size=expert_tensor_parallel_size(args),
-        distributed_timeout_minutes=args.ddp_timeout / 60,
+        distributed_timeout_minutes=PATIENCE_S / 60,
     )
     seed(args.seed)
     return coordinates()

@@ -100,7 +100,9 @@ def _cause(last: Object) -> str:
         container_kind=last.get("containerKind", "Trainer"),
     )
     code = f" with exit code {last['exitCode']}" if "exitCode" in last else ""
-    return f"{failed.place.capitalize()} ended{code}: {failed.reason}. {last.get('message', '')}".strip()
+    stood = f"It stood in {last['stack']}." if "stack" in last else ""
+    told = (f"{failed.place.capitalize()} ended{code}: {failed.reason}.", last.get("message", ""), stood)
+    return " ".join(filter(None, told))
 
 
 def _failed(condition: Object, status: Object) -> Told:

@@ -74,6 +74,8 @@ class Pod:
     reason: str = ""
     message: str = ""
     iteration: int | None = None
+    host: str = ""
+    stack: str = ""
     finished_at: float | None = None
     disruption: str | None = None
 
@@ -339,7 +341,7 @@ def _native_sidecars(spec: Object) -> frozenset[str]:
 
 
 def _ending(spec: Object, status: Object) -> dict[str, Any]:
-    """Phase, and for the container that ended the pod: name, kind, exit code, rank, reason, message, iteration, time.
+    """Phase, and for the container that ended the pod: name, kind, exit code, what the trainer recorded, and time.
 
     A reason of the pod itself (Evicted, NodeShutdown ...) takes precedence over the container's.
     """
@@ -360,6 +362,8 @@ def _ending(spec: Object, status: Object) -> dict[str, Any]:
         "reason": shortened(status.get("reason"), MAX_REASON_CHARACTERS) or _container_reason(terminated, record),
         "message": shortened(message, MAX_MESSAGE_CHARACTERS),
         "iteration": record.iteration,
+        "host": record.host or "",
+        "stack": record.stack or "",
         "finished_at": to_seconds(terminated.get("finishedAt")),
     }
 

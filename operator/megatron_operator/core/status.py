@@ -281,6 +281,8 @@ def describe_failure(failure: Failure) -> Object:
         "reason": failure.reason,
         "message": failure.message or None,
         "iteration": failure.iteration,
+        "host": failure.host or None,
+        "stack": failure.stack or None,
         "attempt": failure.attempt,
         "time": to_text(failure.time),
     }

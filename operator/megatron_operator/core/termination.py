@@ -28,6 +28,8 @@ class Record:
     reason: str | None = None
     message: str | None = None
     iteration: int | None = None
+    host: str | None = None
+    stack: str | None = None
 
 
 def read(text: object) -> Record:
@@ -48,6 +50,8 @@ def read(text: object) -> Record:
         reason=_reason(found[termination.REASON]),
         message=shortened(found.get(termination.MESSAGE), termination.MAX_MESSAGE_CHARACTERS) or None,
         iteration=_whole(found.get(termination.ITERATION)),
+        host=shortened(found.get(termination.HOST), termination.MAX_HOST_CHARACTERS) or None,
+        stack=shortened(found.get(termination.STACK), termination.MAX_STACK_CHARACTERS) or None,
     )
 
 

@@ -22,19 +22,32 @@ def refusals() -> tuple[str, str]:
     return found[0], found[1]
 
 
-def limits_of_groups(timeout_s: int) -> set[float]:
-    """After how many seconds each of Megatron's groups gives up on a silent rank."""
+def limits_of_groups(timeout_s: int) -> list[set[float]]:
+    """After how many seconds each group gives up on a silent rank: in a step, in a save between steps, and after."""
     import torch
     from megatron.core import parallel_state
 
     from megatron_trainer import parallel
     from megatron_trainjob.args.tree import TrainArgs
 
-    parallel.initialize(TrainArgs(model="", ddp_timeout=timeout_s))
+    parallel.initialize(TrainArgs(model=""))
     groups = (
+        torch.distributed.group.WORLD,
         parallel_state.get_tensor_model_parallel_group(),
         parallel_state.get_data_parallel_group(with_context_parallel=True),
         parallel_state.get_pipeline_model_parallel_group(),
         parallel_state.get_expert_model_parallel_group(),
     )
-    return {group._get_backend(torch.device("cpu")).options._timeout.total_seconds() for group in groups}
+    found = []
+
+    def look() -> None:
+        backends = (group._get_backend(torch.device("cpu")) for group in groups)
+        found.append({backend.options._timeout.total_seconds() for backend in backends})
+
+    with parallel.waits_at_most(timeout_s):
+        look()
+        with parallel.waits_at_most(parallel.PATIENCE_S):
+            look()
+        look()
+    look()
+    return found

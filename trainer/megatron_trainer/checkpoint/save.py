@@ -95,6 +95,10 @@ class Saver:
             TrainingError: a rank cannot write; older checkpoints are untouched.
         """
         assert self._pending is None, "finish the previous checkpoint first"
+        with parallel.waits_at_most(parallel.PATIENCE_S):
+            self._start(state, loss)
+
+    def _start(self, state: TrainState, loss: float | None) -> None:
         started = time.monotonic()
         aside = folder.folder_aside(self.policy.save, state.iteration, self.policy.owner)
         self._on_all_ranks(lambda: _make(aside), aside)
@@ -128,6 +132,10 @@ class Saver:
         pending, self._pending = self._pending, None
         if pending is None:
             return None
+        with parallel.waits_at_most(parallel.PATIENCE_S):
+            return self._finish(pending)
+
+    def _finish(self, pending: _Pending) -> Saved:
         started = time.monotonic()
         aside = pending.shards.folder
         own = self._on_all_ranks(pending.written.result, aside)

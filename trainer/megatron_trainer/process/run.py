@@ -7,11 +7,12 @@ also a traceback in the log.
 from __future__ import annotations
 
 import logging
+import socket
 import warnings
 from collections.abc import Sequence
 
 from megatron_trainer import backend as backends
-from megatron_trainer import environment, out_of_memory, start_stages
+from megatron_trainer import environment, out_of_memory, silent_rank, stacks, start_stages
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.process import recorded_arguments as inherit
@@ -40,6 +41,7 @@ def main(argv: Sequence[str]) -> int:
     """Runs the rank; returns its exit code. argv: task, then the arguments as for `python -m megatron_trainer`."""
     env = environment.read()
     setup_logging(env, logging.INFO)
+    stacks.listen(env.failure_file, env.rank)
     termination = Termination()
     termination.listen()
     task = _task(argv[0])
@@ -52,11 +54,17 @@ def main(argv: Sequence[str]) -> int:
         if _is_out_of_memory(err):
             logger.exception("out of GPU memory rank=%d iteration=%d", env.rank, termination.iteration)
             message = out_of_memory.explain(err, accepted, task, env.world_size, _device_memory_bytes)
-            return _fail(env, termination, ExitCode.OUT_OF_DEVICE_MEMORY, message)
+            return _fail(env, termination, ExitCode.OUT_OF_DEVICE_MEMORY, message, err)
         if isinstance(err, TrainingError):
             return _fail(env, termination, err.exit_code, str(err))
+        if silent_rank.is_cause(err):
+            logger.exception("a collective timed out rank=%d iteration=%d", env.rank, termination.iteration)
+            limit_s = accepted.args.ddp_timeout if accepted else 0
+            message = silent_rank.explain(err, iteration=termination.iteration, limit_s=limit_s)
+            return _fail(env, termination, ExitCode.COLLECTIVE_TIMEOUT, message, err)
+        silent_rank.note()
         logger.exception("unexpected error rank=%d iteration=%d", env.rank, termination.iteration)
-        return _fail(env, termination, ExitCode.ERROR, f"{type(err).__name__}: {err}")
+        return _fail(env, termination, ExitCode.ERROR, f"{type(err).__name__}: {err}", err)
     return ExitCode.OK
 
 
@@ -131,7 +139,10 @@ def _task(name: str) -> TrainingTask:
     return next(task for task in TRAINING_TASKS if task == name)  # __main__ starts ranks for no other
 
 
-def _fail(env: Environment, termination: Termination, exit_code: int, message: str) -> int:
+def _fail(
+    env: Environment, termination: Termination, exit_code: int, message: str, error: BaseException | None = None
+) -> int:
+    """Logs and records the failure. error: one whose place in the program says more than its message."""
     if exit_code == ExitCode.PREEMPTED:
         logger.info("%s", message)
     else:
@@ -142,6 +153,8 @@ def _fail(env: Environment, termination: Termination, exit_code: int, message: s
         rank=env.rank,
         iteration=termination.iteration,
         message=message,
+        host=socket.gethostname(),
+        stack="" if error is None else stacks.of_error(error),
     )
     write_record(env.failure_file, record)
     return exit_code

@@ -6,9 +6,11 @@ import logging
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 
+from megatron_trainer import parallel, stacks
 from megatron_trainer.checkpoint.save import Saved
 from megatron_trainer.data.ordering.sample import Segment, extended
 from megatron_trainer.failure import TrainingError
@@ -25,18 +27,29 @@ from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
 
+SHARE_BEFORE_STACKS = 0.9
+"""Of ddp_timeout."""
+
 
 def fit(run: Run, state: TrainState) -> TrainState:
     """Trains from `state` to the end and returns the final state; ends earlier when asked to stop.
 
+    A rank that stays away from a collective of a step for ddp_timeout ends the run.
+
     Raises TrainingError: BAD_DATA when the data ends before the first step, LOSS_NOT_FINITE also when it
     skipped every step.
     """
+    with parallel.waits_at_most(run.args.ddp_timeout):
+        return _fit(run, state)
+
+
+def _fit(run: Run, state: TrainState) -> TrainState:
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
     saved_at = evaluated_at = state.iteration
     result: StepResult | None = None
     while state.iteration < run.total_iterations:
-        micro_batches = next(batches, None)
+        with _stacks_of_a_hang(run):
+            micro_batches = next(batches, None)
         if micro_batches is None:
             if state.iteration == 0:
                 raise ended_before_first_step(run.args)
@@ -47,9 +60,9 @@ def fit(run: Run, state: TrainState) -> TrainState:
             break
         rate = learning_rate(run.schedule, state.iteration)
         optim.set_learning_rates(run.engine.optimizer, run.schedule, state.iteration, run.args.weight_decay)
-        result = train_step(
-            run.engine, run.task, micro_batches, run.backend, stop_requested=run.termination.is_requested
-        )
+        with _stacks_of_a_hang(run):
+            is_requested = run.termination.is_requested
+            result = train_step(run.engine, run.task, micro_batches, run.backend, stop_requested=is_requested)
         run.on_step()
         before, state = state, advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
@@ -72,6 +85,11 @@ def fit(run: Run, state: TrainState) -> TrainState:
     _finish_saving(run)
     _check_updates(run, state, is_stopped=is_stopped)
     return state
+
+
+def _stacks_of_a_hang(run: Run) -> AbstractContextManager[None]:
+    """Every rank writes where it is before the collectives time out: also the one for which the others wait."""
+    return stacks.written_after(SHARE_BEFORE_STACKS * run.args.ddp_timeout)
 
 
 def _finish_saving(run: Run) -> None:
@@ -156,7 +174,8 @@ def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
     if not run.args.async_save:
         _tell(run, run.saver.finish())
     if run.args.save_safetensors:
-        outputs.write_safetensors(run, state.iteration)
+        with parallel.waits_at_most(parallel.PATIENCE_S):
+            outputs.write_safetensors(run, state.iteration)
     run.reporter.phase("training")
     return state.iteration
 

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer import backend as backends
-from megatron_trainer import clock, model_source, parallel, start_stages
+from megatron_trainer import clock, environment, model_source, parallel, start_stages
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder, memory
 from megatron_trainer.checkpoint.folder import Owner
@@ -72,6 +72,8 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
     backend.install()
     backend.bind(env.local_rank)
     backend.set_deterministic(args.deterministic_mode)
+    if backend.collective == "nccl":
+        environment.place_flight_recorder(Path(derive.save_directory(args)).absolute())
     if not dist.is_initialized():
         parallel.join(
             backend,
@@ -80,7 +82,6 @@ def start_process(env: Environment, args: TrainArgs) -> Backend:
             master_address=env.master_address,
             master_port=env.master_port,
             attempt=env.attempt,
-            timeout_s=args.ddp_timeout,
         )
     parallel.initialize(args)
     return backend

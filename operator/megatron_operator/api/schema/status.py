@@ -144,6 +144,8 @@ def _last_failure() -> Schema:
             "reason": text("One word, such as OOMKilled or BAD_DATA.", max_length=1024),
             "message": text("The trainer's or the kubelet's message.", max_length=4096),
             "iteration": _count("Iteration at which it happened."),
+            "host": text("Host name of the failed rank's container.", max_length=253),
+            "stack": text("Where the failed rank stood in the program, innermost function first.", max_length=512),
             "attempt": _count("The attempt that ended."),
             "time": _time("When."),
         },

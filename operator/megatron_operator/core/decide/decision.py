@@ -13,7 +13,8 @@ class Failure:
     """Why an attempt ended, for status.lastFailure. `time` is seconds since the epoch.
 
     container: the one that ended with this exit code; empty where the pod itself was rejected or evicted.
-    rank: the global rank of the trainer process that failed first; None if it left no record.
+    rank: the global rank of the trainer process that failed first; None if it left no record. host, stack: where that
+    process ran, and where it was in the program, as it says.
     """
 
     reason: str
@@ -26,6 +27,8 @@ class Failure:
     is_recorded: bool = False
     rank: int | None = None
     iteration: int | None = None
+    host: str = ""
+    stack: str = ""
     attempt: int = 0
     time: float = 0.0
 

@@ -130,6 +130,8 @@ def _of_pod(job: Job, pod: Pod, seen: Seen, now: float) -> Failure:
         rank=pod.rank if pod.rank in range(job.world_size) else None,
         reason=reason or "Unknown",
         message=pod.message,
+        host=pod.host,
+        stack=pod.stack,
         iteration=pod.iteration if pod.iteration is not None else (beat.iteration if beat else None),
         attempt=seen.attempt,
         time=pod.finished_at if pod.finished_at is not None else now,

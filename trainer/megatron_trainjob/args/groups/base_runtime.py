@@ -10,8 +10,8 @@ class BaseRuntime:
     """The process group."""
 
     ddp_timeout: int = arg(
-        18_000_000,
-        "Timeout of a collective operation.",
+        600,
+        "Timeout of a collective operation of a step; data, checkpoints and exports may take longer.",
         unit="seconds",
         ge=1,
         applies_to=EVERY_TASK,

@@ -1,0 +1,40 @@
+"""A rank that stays away from a collective ends the run within ddp_timeout, and the others say which rank it was."""
+
+import pytest
+
+from megatron_trainer import silent_rank
+from megatron_trainjob.exit_codes import ExitCode, retry_class
+from tests.support.ranks import silent_runs
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, write_data
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("away", [0, 1])
+def test_a_rank_that_skips_a_collective_is_named(llama, tmp_path, away):
+    data = write_data(tmp_path / "train.jsonl")
+    given = arguments(llama, data, tmp_path / "run", ddp_timeout=10)
+    (code, record), (other_code, other) = gloo_ranks(2).run(silent_runs.skip, given, away, tmp_path)[
+        :: 1 if away else -1
+    ]
+    assert (code, record.reason) == (ExitCode.COLLECTIVE_TIMEOUT, "COLLECTIVE_TIMEOUT")
+    assert record.iteration == 1
+    assert f"a collective after step 1 timed out (ddp_timeout, 10 s): missing was rank {away}." in record.message
+    assert "Waited in " in record.message
+    assert (other_code, other.message) == (ExitCode.ERROR, "ValueError: was elsewhere")
+    assert retry_class(code) == "retry"
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "[/pytorch/third_party/gloo/gloo/transport/tcp/unbound_buffer.cc:81] Timed out waiting 5000ms for recv",
+        "[Rank 1] Watchdog caught collective operation timeout: WorkNCCL(SeqNum=13, OpType=ALLREDUCE) ran for 5012 "
+        "milliseconds before timing out.",
+    ],
+)
+def test_the_words_of_a_timeout_are_known_also_as_a_cause(words):
+    error = ValueError("further up")
+    error.__cause__ = RuntimeError(words)
+    assert silent_rank.is_cause(error)
+    assert not silent_rank.is_cause(RuntimeError("Connection closed by peer"))

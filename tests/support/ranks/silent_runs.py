@@ -1,0 +1,43 @@
+"""Runs in which one rank stays away from the collectives of a step: what each gloo rank runs."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+
+AWAY_S = 25.0
+
+
+def skip(mapping: dict[str, object], away: int, records: Path) -> tuple[int, Any]:
+    """(exit code, termination record) of a run, in the second step of which the rank `away` does something else."""
+    import torch.distributed as dist
+
+    from megatron_trainer import environment
+    from megatron_trainer.environment import Environment
+    from megatron_trainer.process import run
+    from megatron_trainer.train import step
+    from megatron_trainjob import termination
+
+    rank = dist.get_rank()
+    record = records / f"rank-{rank}.json"
+    steps = 0
+
+    def train_step(*args: Any, **kwargs: Any) -> Any:
+        nonlocal steps
+        steps += 1
+        if steps == 2 and rank == away:
+            time.sleep(AWAY_S)
+            raise ValueError("was elsewhere")
+        return step.train_step(*args, **kwargs)
+
+    env = Environment(rank=rank, world_size=dist.get_world_size(), device="cpu", failure_file=record)
+    flags = [part for name, value in mapping.items() for part in (f"--{name}", *_words(value))]
+    with patch("megatron_trainer.train.loop.train_step", train_step), patch.object(environment, "read", lambda: env):
+        return run.main(["sft", *flags]), termination.read(record)
+
+
+def _words(value: object) -> list[str]:
+    values = value if isinstance(value, list) else [value]
+    return [str(item).lower() if isinstance(item, bool) else str(item) for item in values]
