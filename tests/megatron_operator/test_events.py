@@ -63,6 +63,24 @@ def test_a_failure_names_host_and_place_in_the_program():
     assert f"It stood in {known.stack}." in next(event.message for event in plan.events)
 
 
+@pytest.mark.parametrize(("ratio", "times"), [(1.8, "1.80 times"), (None, "far more than")])
+def test_a_slow_rank_is_named_with_its_pod_and_node_as_long_as_it_is_slow(ratio, times):
+    slow = replace(beat(), slow_rank=1, slow_rank_ratio=ratio)
+    plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=slow), NOW)
+    (condition,) = (each for each in plan.status["conditions"] if each["type"] == "SlowRank")
+    assert condition["status"] == "True"
+    assert f"Rank 1 (pod tune-a0-worker-0, node node-1) has taken {times} the median" in condition["message"]
+    assert "SlowRank" in [event.reason for event in plan.events]
+    healed = reconcile.plan(job(), replace(seen(pod(0), pod(1), progress=beat()), status=plan.status), NOW + 60)
+    assert "SlowRank" not in [each["type"] for each in (healed.status or plan.status)["conditions"]]
+
+
+def test_a_slow_rank_that_the_job_does_not_have_is_not_believed():
+    slow = replace(beat(), slow_rank=job().world_size)
+    plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=slow), NOW)
+    assert "SlowRank" not in [each["type"] for each in plan.status["conditions"]]
+
+
 def test_a_rank_that_the_job_does_not_have_is_not_believed():
     plan = reconcile.plan(job(), seen(pod(0), replace(failed(1, 1), rank=job().world_size)), NOW)
     assert "rank" not in plan.status["lastFailure"]

@@ -1,8 +1,9 @@
-"""A rank that stays away from a collective ends the run within ddp_timeout, and the others say which rank it was."""
+"""A rank that stays away from a collective ends the run within ddp_timeout; a slow one does not. Both are named."""
 
 import pytest
 
 from megatron_trainer import silent_rank
+from megatron_trainjob import progress
 from megatron_trainjob.exit_codes import ExitCode, retry_class
 from tests.support.ranks import silent_runs
 from tests.support.ranks.pool import gloo_ranks
@@ -23,6 +24,19 @@ def test_a_rank_that_skips_a_collective_is_named(llama, tmp_path, away):
     assert "Waited in " in record.message
     assert (other_code, other.message) == (ExitCode.ERROR, "ValueError: was elsewhere")
     assert retry_class(code) == "retry"
+
+
+@pytest.mark.dist
+def test_a_rank_that_computes_slowly_is_named_in_the_progress_record(llama, tmp_path):
+    """Its own time is counted, not that of the rank which waits for it."""
+    given = arguments(llama, write_data(tmp_path / "train.jsonl"), tmp_path / "run", train_iters=5)
+    of_ranks = gloo_ranks(2).run(silent_runs.slowed, given, 1)
+    assert of_ranks[0] == of_ranks[1]
+    for own_s in of_ranks[0][1:]:
+        assert own_s[1] - own_s[0] > 0.5 * silent_runs.SLOWLY_S
+    told = progress.read(tmp_path / "run" / progress.FILE)
+    assert told.slow_rank == 1
+    assert told.slow_rank_ratio > 1.5
 
 
 @pytest.mark.parametrize(

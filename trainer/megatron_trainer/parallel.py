@@ -19,8 +19,10 @@ import torch.distributed as dist
 from megatron.core import parallel_state, tensor_parallel
 from megatron.core.packed_seq_params import PackedSeqParams
 from torch import Tensor
-from torch.distributed import TCPStore  # type: ignore[attr-defined]  # in torch's documentation, not in its __all__
-from torch.distributed import distributed_c10d
+from torch.distributed import (  # type: ignore[attr-defined]  # TCPStore is in torch's documentation, not in its __all__
+    TCPStore,
+    distributed_c10d,
+)
 from torch.distributed.distributed_c10d import PrefixStore, Store
 
 from megatron_trainer.backend import Backend

@@ -22,7 +22,10 @@ Phase = Literal["starting", "training", "evaluating", "saving", "exporting", "fi
 
 @dataclass(frozen=True, kw_only=True)
 class Progress:
-    """State of the run. Times are seconds; `updated_at` is seconds since the epoch, of the last heartbeat."""
+    """State of the run. Times are seconds; `updated_at` is seconds since the epoch, of the last heartbeat.
+
+    slow_rank: one that has taken `slow_rank_ratio` times the median of all ranks for minutes.
+    """
 
     phase: Phase
     attempt: int = 0
@@ -37,6 +40,8 @@ class Progress:
     checkpoint_iteration: int | None = None
     checkpoint_path: str | None = None
     report_path: str | None = None
+    slow_rank: int | None = None
+    slow_rank_ratio: float | None = None
     outputs: Mapping[str, str] = field(default_factory=dict)
     updated_at: float = 0.0
 

@@ -74,8 +74,10 @@ COMPLETE: Final = "Complete"  # the same as Succeeded, under the name that Job h
 FAILED: Final = "Failed"
 RECONCILING: Final = "Reconciling"
 STALLED: Final = "Stalled"
+SLOW_RANK: Final = "SlowRank"  # present only while True
 HAS_WARNINGS: Final = "HasWarnings"  # present only while True
 SPEC_WARNINGS: Final = "SpecWarnings"
+FAR_ABOVE_MEDIAN: Final = "FarAboveMedian"
 
 # Reasons of Admitted
 NOT_QUEUED: Final = "NotQueued"

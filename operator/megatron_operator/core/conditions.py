@@ -28,6 +28,7 @@ ORDER = (
     names.FAILED,
     names.RECONCILING,
     names.STALLED,
+    names.SLOW_RANK,
     names.HAS_WARNINGS,
 )
 NOT_TAKEN_UP = (
@@ -148,7 +149,20 @@ def _active(job: Job, seen: Seen, now: float) -> Claims:
         claims[names.RESTARTING] = Claim(is_true=is_true, reason=restarting["reason"], message=message)
     if not is_running:
         claims[names.RECONCILING] = _yes(pods_ready.reason)
-    return {**claims, **_stalled(job, seen, now)}
+    return {**claims, **_stalled(job, seen, now), **(_slow(job, seen) if is_running else {})}
+
+
+def _slow(job: Job, seen: Seen) -> Claims:
+    """The rank that the trainer says has been far slower than the others for minutes, with its pod and node."""
+    beat = seen.beat
+    if beat is None or beat.slow_rank is None or beat.slow_rank not in range(job.world_size):
+        return {}
+    name = names.pod_name(job.name, seen.attempt, beat.slow_rank // job.nproc_per_node)
+    node = next((pod.node for pod in seen.current if pod.name == name), "")
+    place = f"pod {name}, node {node}" if node else f"pod {name}"
+    times = "far more than" if beat.slow_rank_ratio is None else f"{beat.slow_rank_ratio:.2f} times"
+    message = f"Rank {beat.slow_rank} ({place}) has taken {times} the median time of all ranks for minutes."
+    return {names.SLOW_RANK: _yes(names.FAR_ABOVE_MEDIAN, message)}
 
 
 def _stalled(job: Job, seen: Seen, now: float) -> Claims:

@@ -144,11 +144,17 @@ def _warned(condition: Object, status: Object) -> Told:
         yield _at(condition), _warning(names.SPEC_WARNINGS, condition["message"], _since(condition))
 
 
+def _slow(condition: Object, status: Object) -> Told:
+    if condition["status"] == "True":
+        yield _at(condition), _warning(names.SLOW_RANK, condition["message"], _since(condition))
+
+
 # In the order in which they are emitted.
 TELLERS: Mapping[str, Callable[[Object, Object], Told]] = {
     names.HAS_WARNINGS: _warned,
     names.SUSPENDED: _suspended,
     names.RUNNING: _running,
+    names.SLOW_RANK: _slow,
     names.RESTARTING: _restarting,
     names.SUCCEEDED: _succeeded,
     names.FAILED: _failed,

@@ -37,6 +37,7 @@ STRICT = {
     "consumed_samples": _PROGRESS["iteration"],
     "checkpoint_iteration": _CHECKPOINT["latestIteration"],
     "checkpoint_path": _CHECKPOINT["path"],
+    "slow_rank": _PROGRESS["iteration"],
     "report_path": text("Path of the report.", max_length=MAX_PATH_CHARACTERS),
 }
 # Dropped when their number is not finite or out of bounds.
@@ -44,6 +45,7 @@ LENIENT = {
     "elapsed_s": _SECONDS,
     "remaining_s": _SECONDS,
     "tokens_per_second": _SPEED,
+    "slow_rank_ratio": _SPEED,
     "tokens_per_second_per_gpu": _SPEED,
     "updated_at": _SECONDS,
 }

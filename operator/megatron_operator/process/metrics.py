@@ -130,6 +130,15 @@ def job_gauges(statuses: Iterable[tuple[str, Object]]) -> GaugeMetricFamily:
     return family
 
 
+def slow_rank_gauge(statuses: Iterable[tuple[str, Object]]) -> GaugeMetricFamily:
+    """Number of jobs with a slow rank. statuses: (namespace, status) of every job."""
+    tally = Tally(namespace for namespace, status in statuses if _is_true(status, names.SLOW_RANK))
+    family = GaugeMetricFamily("megatron_jobs_with_slow_rank", "Jobs that wait for a slow rank.", labels=("namespace",))
+    for namespace, count in tally.items():
+        family.add_metric((namespace,), count)
+    return family
+
+
 def job_gauge(name: str, help_: str, values: Mapping[tuple[str, str], float]) -> GaugeMetricFamily:
     """One gauge with a series for each job, by (namespace, name)."""
     family = GaugeMetricFamily(name, help_, labels=("namespace", "name"))

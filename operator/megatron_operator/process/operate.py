@@ -27,7 +27,7 @@ from megatron_operator.guard import Guard
 from megatron_operator.process import health, leader, progress_wiring
 from megatron_operator.process.controller import Controller, Jobs, key_of
 from megatron_operator.process.handlers import run_kopf, taker
-from megatron_operator.process.metrics import Metrics, job_gauges, simple_gauge
+from megatron_operator.process.metrics import Metrics, job_gauges, simple_gauge, slow_rank_gauge
 from megatron_operator.process.settings import Settings
 from megatron_operator.process.work_queue import Key, Urgency, WorkQueue
 
@@ -284,6 +284,7 @@ def _queue_age(operator: Operator) -> float:
 
 def _gauges(operator: Operator) -> Iterator[GaugeMetricFamily]:
     yield job_gauges(operator.jobs.statuses())
+    yield slow_rank_gauge(operator.jobs.statuses())
     if operator.settings.per_job_metrics:
         yield from progress_wiring.gauges(operator.controller)
     queue = operator.queue

@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 AWAY_S = 25.0
+SLOWLY_S = 1.5
 
 
 def skip(mapping: dict[str, object], away: int, records: Path) -> tuple[int, Any]:
@@ -36,6 +37,34 @@ def skip(mapping: dict[str, object], away: int, records: Path) -> tuple[int, Any
     flags = [part for name, value in mapping.items() for part in (f"--{name}", *_words(value))]
     with patch("megatron_trainer.train.loop.train_step", train_step), patch.object(environment, "read", lambda: env):
         return run.main(["sft", *flags]), termination.read(record)
+
+
+def slowed(mapping: dict[str, object], slow: int) -> list[tuple[float, ...]]:
+    """Each rank's own seconds in each step of a run in which one rank computes slowly."""
+    import torch.distributed as dist
+
+    from megatron_trainer.train import slow_ranks, step
+    from tests.support.ranks.tiny_run import train_rank
+
+    run_schedule, steps = step.run_schedule, []
+
+    def slowly(*args: Any, **kwargs: Any) -> Any:
+        if dist.get_rank() == slow:
+            time.sleep(SLOWLY_S)
+        return run_schedule(*args, **kwargs)
+
+    class Seen(slow_ranks.SlowRanks):
+        def add(self, own_s: Any, step_s: float) -> bool:
+            steps.append(tuple(own_s))
+            return super().add(own_s, step_s)
+
+    with (
+        patch.object(step, "run_schedule", slowly),
+        patch.object(slow_ranks, "WINDOW_S", SLOWLY_S),
+        patch("megatron_trainer.train.loop.SlowRanks", Seen),
+    ):
+        assert train_rank(mapping, "sft", None, {}).exit_code == 0
+    return steps
 
 
 def _words(value: object) -> list[str]:

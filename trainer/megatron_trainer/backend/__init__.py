@@ -17,6 +17,16 @@ from megatron_trainjob.environment import DEVICE
 __all__ = ["Backend", "CpuBackend", "CudaBackend", "fork_loses_gpu", "select"]
 
 
+class Stopwatch(Protocol):
+    """Running from its creation until `stop`."""
+
+    def stop(self) -> None:
+        """Marks the end, once the work queued so far is done."""
+
+    def seconds(self) -> float:
+        """Between start and stop; waits until the device has got there."""
+
+
 class Backend(Protocol):
     """The machine as seen by the trainer. Call `install` first, before any model or optimizer is built."""
 
@@ -59,6 +69,9 @@ class Backend(Protocol):
 
     def synchronize(self) -> None:
         """Waits until all work on the device has finished."""
+
+    def stopwatch(self) -> Stopwatch:
+        """Measures time on the device without waiting for it."""
 
     def peak_memory_bytes(self) -> int:
         """Peak memory of this process: GPU memory, or resident memory."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -70,6 +71,10 @@ class CpuBackend:
     def synchronize(self) -> None:
         """Does nothing: work on the CPU is synchronous."""
 
+    def stopwatch(self) -> HostStopwatch:
+        """See Backend."""
+        return HostStopwatch()
+
     def peak_memory_bytes(self) -> int:
         """Peak resident memory (VmHWM) of this process; 0 if the system does not report it."""
         return _status_kib("VmHWM") * 1024
@@ -97,6 +102,21 @@ class CpuBackend:
     def set_rng_state(self, state: dict[str, Any]) -> None:
         """Restores what `rng_state` returned."""
         torch.set_rng_state(rng.restore(state))
+
+
+class HostStopwatch:
+    """See Stopwatch."""
+
+    def __init__(self) -> None:
+        self._started = self._stopped = time.monotonic()
+
+    def stop(self) -> None:
+        """See Stopwatch."""
+        self._stopped = time.monotonic()
+
+    def seconds(self) -> float:
+        """See Stopwatch."""
+        return self._stopped - self._started
 
 
 def _hide_gpu_libraries() -> None:

@@ -89,6 +89,10 @@ class CudaBackend:
         """Waits for the GPU."""
         torch.cuda.synchronize()
 
+    def stopwatch(self) -> EventStopwatch:
+        """See Backend."""
+        return EventStopwatch()
+
     def peak_memory_bytes(self) -> int:
         """Peak memory allocated by torch on the GPU."""
         return torch.cuda.max_memory_allocated()
@@ -116,6 +120,24 @@ class CudaBackend:
 
 
 @functools.cache  # what is installed does not change, and every micro-batch calls this
+class EventStopwatch:
+    """See Stopwatch: two events in the current stream."""
+
+    def __init__(self) -> None:
+        self._started, self._stopped = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+        self._started.record()
+
+    def stop(self) -> None:
+        """See Stopwatch."""
+        self._stopped.record()
+
+    def seconds(self) -> float:
+        """See Stopwatch."""
+        self._stopped.synchronize()
+        milliseconds: float = self._started.elapsed_time(self._stopped)
+        return milliseconds / 1000
+
+
 def _fused_kernels(layer_impl: str) -> frozenset[str]:
     found = {"bias_swiglu", "bias_dropout"}
     if layer_impl == "transformer_engine":

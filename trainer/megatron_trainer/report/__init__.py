@@ -8,6 +8,7 @@ from megatron_trainer.report.records import (
     LogRecord,
     PhaseRecord,
     RunInfo,
+    SlowRankRecord,
     StepRecord,
 )
 from megatron_trainer.report.reporter import Reporter, open_reporter
@@ -21,6 +22,7 @@ __all__ = [
     "PhaseRecord",
     "Reporter",
     "RunInfo",
+    "SlowRankRecord",
     "StepRecord",
     "open_reporter",
 ]

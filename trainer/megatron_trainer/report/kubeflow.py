@@ -21,7 +21,14 @@ from pathlib import Path
 from urllib import request
 
 from megatron_trainer.report import progress_file
-from megatron_trainer.report.records import CheckpointRecord, Event, FinishRecord, LogRecord, PhaseRecord
+from megatron_trainer.report.records import (
+    CheckpointRecord,
+    Event,
+    FinishRecord,
+    LogRecord,
+    PhaseRecord,
+    SlowRankRecord,
+)
 from megatron_trainjob import environment as variables
 from megatron_trainjob import kubeflow_push as push
 from megatron_trainjob.progress import Progress
@@ -32,7 +39,7 @@ SECONDS_BETWEEN_PUSHES = 5.0
 TIMEOUT_S = 10.0
 SECONDS_TO_FINISH = 15.0
 # Events that the operator acts on: phases (which may last long without steps), checkpoints, the end.
-URGENT = (PhaseRecord, CheckpointRecord, FinishRecord)
+URGENT = (PhaseRecord, CheckpointRecord, SlowRankRecord, FinishRecord)
 
 
 @dataclass(frozen=True, kw_only=True)

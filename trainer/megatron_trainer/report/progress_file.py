@@ -6,7 +6,15 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-from megatron_trainer.report.records import CheckpointRecord, EvalRecord, Event, FinishRecord, LogRecord, PhaseRecord
+from megatron_trainer.report.records import (
+    CheckpointRecord,
+    EvalRecord,
+    Event,
+    FinishRecord,
+    LogRecord,
+    PhaseRecord,
+    SlowRankRecord,
+)
 from megatron_trainjob import progress
 from megatron_trainjob.progress import Progress
 
@@ -49,6 +57,8 @@ def follow(state: Progress, event: Event) -> Progress:
             return replace(state, checkpoint_iteration=event.iteration, checkpoint_path=event.path)
         case PhaseRecord():
             return replace(state, phase=event.phase)
+        case SlowRankRecord():
+            return replace(state, slow_rank=event.rank, slow_rank_ratio=event.ratio)
         case FinishRecord():
             return replace(state, phase=event.phase, outputs=dict(event.outputs), remaining_s=remaining(event, state))
         case _:

@@ -134,6 +134,14 @@ class PhaseRecord:
 
 
 @dataclass(frozen=True, kw_only=True)
+class SlowRankRecord:
+    """A rank has become slow, or none is any more (None). ratio: its time over the median of all ranks."""
+
+    rank: int | None
+    ratio: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Answer:
     """The model's answer to one question, `after` training and, if generated, before."""
 
@@ -157,7 +165,7 @@ class FinishRecord:
     message: str = ""
 
 
-Event = RunInfo | LogRecord | EvalRecord | CheckpointRecord | PhaseRecord | FinishRecord
+Event = RunInfo | LogRecord | EvalRecord | CheckpointRecord | PhaseRecord | SlowRankRecord | FinishRecord
 
 
 class Sink(Protocol):

@@ -18,6 +18,7 @@ from megatron_trainer.report.records import (
     PhaseRecord,
     RunInfo,
     Sink,
+    SlowRankRecord,
     StepRecord,
 )
 from megatron_trainjob.args.tree import TrainArgs
@@ -87,6 +88,10 @@ class Reporter:
         if phase == "saving" and self._sinks and self._carry_path:
             self._carry(self._carry_path)
         self._emit(PhaseRecord(phase=phase))
+
+    def slow_rank(self, record: SlowRankRecord) -> None:
+        """Call when a rank becomes slow, and when it no longer is."""
+        self._emit(record)
 
     def finish(self, record: FinishRecord) -> None:
         """Call once at the end of a run that finished, or stopped in a state that can be resumed."""

@@ -10,11 +10,13 @@ from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
 
+import torch.distributed as dist
+
 from megatron_trainer import parallel, stacks
 from megatron_trainer.checkpoint.save import Saved
 from megatron_trainer.data.ordering.sample import Segment, extended
 from megatron_trainer.failure import TrainingError
-from megatron_trainer.report import CheckpointRecord, EvalRecord, StepRecord
+from megatron_trainer.report import CheckpointRecord, EvalRecord, SlowRankRecord, StepRecord
 from megatron_trainer.report.window import is_boundary
 from megatron_trainer.state import TrainState
 from megatron_trainer.train import garbage_collection as garbage
@@ -22,6 +24,7 @@ from megatron_trainer.train import optim, outputs
 from megatron_trainer.train.enough_data import ended_before_first_step
 from megatron_trainer.train.run_parts import Run
 from megatron_trainer.train.schedule import learning_rate
+from megatron_trainer.train.slow_ranks import SlowRank, SlowRanks
 from megatron_trainer.train.step import StepResult, evaluate, train_step
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -47,6 +50,7 @@ def _fit(run: Run, state: TrainState) -> TrainState:
     batches = run.train.global_batches(state.consumed_samples, state.history, run.backend)
     saved_at = evaluated_at = state.iteration
     result: StepResult | None = None
+    slow_ranks = SlowRanks()
     while state.iteration < run.total_iterations:
         with _stacks_of_a_hang(run):
             micro_batches = next(batches, None)
@@ -67,8 +71,7 @@ def _fit(run: Run, state: TrainState) -> TrainState:
         before, state = state, advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
         _check_loss(run, state, result)
-        timers_s = garbage.collect_when_due(run.args, state.iteration)
-        run.reporter.step(_record(run, state, result, rate, timers_s))
+        _report_step(run, state, result, rate, slow_ranks)
         _tell(run, run.saver.poll())
         if result.stop_requested:
             break
@@ -90,6 +93,23 @@ def _fit(run: Run, state: TrainState) -> TrainState:
 def _stacks_of_a_hang(run: Run) -> AbstractContextManager[None]:
     """Every rank writes where it is before the collectives time out: also the one for which the others wait."""
     return stacks.written_after(SHARE_BEFORE_STACKS * run.args.ddp_timeout)
+
+
+def _report_step(run: Run, state: TrainState, result: StepResult, rate: float, slow_ranks: SlowRanks) -> None:
+    timers_s = garbage.collect_when_due(run.args, state.iteration)
+    run.reporter.step(_record(run, state, result, rate, timers_s))
+    if slow_ranks.add(result.own_seconds, result.seconds):
+        _tell_slow_rank(run, slow_ranks.slow)
+
+
+def _tell_slow_rank(run: Run, slow: SlowRank | None) -> None:
+    if slow is None:
+        logger.info("no rank is far slower than the others any more")
+        run.reporter.slow_rank(SlowRankRecord(rank=None))
+        return
+    run.reporter.slow_rank(SlowRankRecord(rank=slow.rank, ratio=slow.ratio))
+    if dist.get_rank() in (0, slow.rank):
+        logger.warning("rank %d has taken %.2f times the median of all ranks for minutes", slow.rank, slow.ratio)
 
 
 def _finish_saving(run: Run) -> None:

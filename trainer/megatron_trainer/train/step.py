@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -9,9 +10,10 @@ from dataclasses import dataclass
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
+from megatron.core.transformer import TransformerConfig
 
 from megatron_trainer import parallel
-from megatron_trainer.backend import Backend
+from megatron_trainer.backend import Backend, Stopwatch
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.engine import Engine
 from megatron_trainer.pipeline import run_schedule
@@ -26,6 +28,7 @@ class StepResult:
     num_tokens: real ones, without padding.
     channel_losses: sum and count over the global batch of each channel that it has.
     num_pairs: pairs of tokens of which one attends to the other, for counting FLOPs.
+    own_seconds: of each rank's forward and backward passes, up to where it first waits for the others' gradients.
     """
 
     losses: Mapping[str, float]
@@ -37,6 +40,7 @@ class StepResult:
     num_tokens: int
     num_pairs: int
     seconds: float
+    own_seconds: tuple[float, ...]
     timers_s: Mapping[str, float]
 
 
@@ -49,10 +53,12 @@ def train_step(
     for chunk in engine.chunks:
         chunk.zero_grad_buffer()
     engine.optimizer.zero_grad()
-    metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
+    own = backend.stopwatch()
+    with _stopped_before_gradients_are_reduced(own, engine.config):
+        metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
-    sums = _reduce(task, metrics, batches, backend, stop_requested=stop_requested)
+    sums = _reduce(task, metrics, batches, backend, stop_requested=stop_requested, own_s=own.seconds())
     channel_losses = _channel_losses(task, metrics)
     backend.synchronize()
     ended = time.monotonic()
@@ -66,8 +72,25 @@ def train_step(
         num_tokens=sums.num_tokens,
         num_pairs=sums.num_pairs,
         seconds=ended - started,
+        own_seconds=sums.own_seconds,
         timers_s={"forward-backward": computed - started, "optimizer": ended - computed},
     )
+
+
+@contextlib.contextmanager
+def _stopped_before_gradients_are_reduced(watch: Stopwatch, config: TransformerConfig) -> Iterator[None]:
+    finalize = config.finalize_model_grads_func
+    watch.stop()  # for a schedule that never reduces
+
+    def stop_and_finalize(*args: object, **kwargs: object) -> None:
+        watch.stop()
+        finalize(*args, **kwargs)
+
+    config.finalize_model_grads_func = stop_and_finalize
+    try:
+        yield
+    finally:
+        config.finalize_model_grads_func = finalize
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +130,7 @@ class _Sums:
     num_tokens: int
     num_pairs: int
     stop_requested: bool
+    own_seconds: tuple[float, ...]
 
 
 def _reduce(
@@ -116,13 +140,17 @@ def _reduce(
     backend: Backend,
     *,
     stop_requested: bool,
+    own_s: float = 0.0,
 ) -> _Sums:
     """Sums over the ranks, in one collective.
 
-    Of ranks with the same values one contributes; context-parallel ranks hold different tokens.
+    Of ranks with the same values one contributes; context-parallel ranks hold different tokens. own_s: of this rank.
     """
     names = task.losses
-    totals = torch.zeros(2 * len(names) + 3, dtype=torch.float64, device=backend.device)
+    num_sums, num_ranks = 2 * len(names) + 3, dist.get_world_size()
+    everything = torch.zeros(num_sums + num_ranks, dtype=torch.float64, device=backend.device)
+    totals = everything[:num_sums]
+    everything[num_sums + dist.get_rank()] = own_s
     if _contributes():
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
@@ -130,12 +158,17 @@ def _reduce(
             totals[-3] = sum(batch.num_tokens for batch in batches)
             totals[-2] = sum(num_pairs(batch) for batch in batches)
     totals[-1] = float(stop_requested)
-    dist.all_reduce(totals)
-    values = totals.tolist()
+    dist.all_reduce(everything)
+    found = everything.tolist()
+    values, own_seconds = found[:num_sums], tuple(found[num_sums:])
     pairs = {name: (values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
     means = task.finish({name: _ratio(*pair) for name, pair in pairs.items() if pair[1] or name == names[0]})
     return _Sums(
-        losses=dict(means), num_tokens=int(values[-3]), num_pairs=int(values[-2]), stop_requested=values[-1] > 0
+        losses=dict(means),
+        num_tokens=int(values[-3]),
+        num_pairs=int(values[-2]),
+        stop_requested=values[-1] > 0,
+        own_seconds=own_seconds,
     )
 
 
