@@ -35,7 +35,8 @@ def chart_plane(tmp_path_factory: pytest.TempPathFactory) -> Iterator[ControlPla
     running = control_plane.start(tmp_path_factory.mktemp("chart-plane"))
     with fake_kubelet.playing(FakeKubelet(kubeconfig=running.kubeconfig, life=life_of)):
         chart = str(helm_chart.CHART)
-        helm_chart.on_cluster(running, "install", helm_chart.RELEASE, chart, "--create-namespace")
+        flags = helm_chart.values_flags(OFF)
+        helm_chart.on_cluster(running, "install", helm_chart.RELEASE, chart, "--create-namespace", *flags)
         yield running
     running.stop()
 
@@ -58,6 +59,8 @@ def run_chart_operator(plane: ControlPlane, folder: Path, **more: str):
 
 FAST = {"failurePolicy": {"backoffSeconds": {"initial": 0, "max": 1}}}
 TIME_TO_LIVE = {"runPolicy": {"ttlSecondsAfterFinished": 2}}
+# On by default; its certificate lies where only a pod has it.
+OFF = {"progressPush.enabled": False}
 SWITCHES = {
     "kueue.mode": "External",
     "gang.volcano": True,
@@ -215,7 +218,7 @@ def switched_on(plane: ControlPlane) -> Iterator[None]:
     try:
         yield
     finally:
-        helm_chart.on_cluster(plane, *chart, "--reset-values")
+        helm_chart.on_cluster(plane, *chart, "--reset-values", *helm_chart.values_flags(OFF))
 
 
 def queued(name: str, **spec: object) -> dict:
@@ -316,6 +319,19 @@ def test_in_namespace_scope_the_operator_runs_jobs_there_and_touches_nothing_els
     assert namespaced_plane.get(ROLE) is None
 
 
+def test_a_fresh_installation_takes_progress_in_under_a_certificate_that_upgrades_keep(chart_plane: ControlPlane):
+    chart = ("upgrade", helm_chart.RELEASE, str(helm_chart.CHART), "--reset-values")
+    path = f"/api/v1/namespaces/{NAMESPACE}/secrets/{helm_chart.FULL_NAME}-webhook"
+    kept = []
+    for flags in ((), ("--set", "logLevel=DEBUG")):
+        helm_chart.on_cluster(chart_plane, *chart, *flags)
+        assert helm_chart.environment(chart_plane)["MTJ_PROGRESS_PORT"] == "10443"
+        kept.append(chart_plane.get(path)["data"])
+    assert kept[0] == kept[1]
+    assert set(kept[0]) == {"ca.crt", "tls.crt", "tls.key"}
+    helm_chart.on_cluster(chart_plane, *chart, *helm_chart.values_flags(OFF))
+
+
 def test_secrets_and_exec_are_out_of_reach(chart_plane: ControlPlane):
     for resource, subresource in (("secrets", ""), ("pods", "exec"), ("pods", "attach"), ("serviceaccounts", "token")):
         attributes = {"resource": resource, "subresource": subresource, "verb": "get", "namespace": "user"}
@@ -331,7 +347,7 @@ def test_an_upgrade_disturbs_no_job_and_an_uninstall_leaves_jobs_and_crd(
         jobs.submit(manifest("lasting"))
         jobs.await_phase("Running", "lasting")
         before = {name: pod["metadata"]["uid"] for name, pod in jobs.pods("lasting").items()}
-        flags = ("--set", "logLevel=DEBUG", "--set", "gang.native=true")
+        flags = ("--set", "logLevel=DEBUG", "--set", "gang.native=true", *helm_chart.values_flags(OFF))
         helm_chart.on_cluster(chart_plane, "upgrade", helm_chart.RELEASE, str(helm_chart.CHART), *flags)
     with run_chart_operator(chart_plane, tmp_path):
         helm_chart.on_cluster(chart_plane, "uninstall", helm_chart.RELEASE)

@@ -134,7 +134,7 @@ def test_a_hung_gang_restarts_in_place():
 
 def test_ranks_that_are_not_started_in_time_get_a_new_gang():
     late = gang(heard(attempt=1), heard(attempt=0), status=restarted())
-    assert reconcile.plan(job(), late, NOW).requeue_s == 20.0
+    assert reconcile.plan(job(), late, NOW).requeue_s == 10.0
     plan = reconcile.plan(job(), late, NOW + 20)
     assert {each.name for each in plan.delete} == {MASTER, WORKER}
     assert plan.status["restarts"] == {"total": 2, "counted": 1, "attempt": 2, "uncountedInARow": 0}

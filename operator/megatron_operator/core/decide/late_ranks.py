@@ -12,7 +12,7 @@ from megatron_operator.core.observe import Seen
 from megatron_operator.core.timestamp import to_seconds
 
 # From the decision (or the end of its back-off) until every launcher must have started the ranks.
-START_S = 30.0
+START_S = 20.0
 
 
 def decide(job: Job, seen: Seen, now: float) -> Restart | None:
