@@ -216,3 +216,19 @@ def test_reports_and_directives_survive_the_wire():
 def test_a_report_that_is_none_is_refused(body):
     with pytest.raises(ValueError, match="must be|is given"):
         launcher.read_report(body)
+
+
+@pytest.mark.parametrize(
+    ("state", "of_job", "in_all", "interval_s"),
+    [
+        ("running", 2, 2, 1.0),
+        ("running", 1, 1, 10.0),
+        ("running", 8, 500, 10.0),
+        ("running", 8, 10_000, 60.0),
+        ("failed", 2, 10_000, 0.2),
+        ("failed", 500, 10_000, 10.0),
+    ],
+)
+def test_reports_are_few_however_many_launchers_there_are(state, of_job, in_all, interval_s):
+    report = heard(state, KILLED if state == "failed" else None).report
+    assert attempts.interval_s(report, of_job, in_all) == interval_s

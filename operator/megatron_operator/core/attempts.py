@@ -15,10 +15,10 @@ from megatron_operator.core.timestamp import to_seconds
 from megatron_trainjob.launcher import MAX_INTERVAL_S, Directive, LauncherReport
 
 Object = Mapping[str, Any]
-REPORTS_PER_S = 100.0
+REPORTS_PER_S = 50.0
 WAITING_INTERVAL_S = 0.2
 INTERVAL_S = 1.0
-LONE_INTERVAL_S = 5.0
+LONE_INTERVAL_S = 10.0
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -30,7 +30,7 @@ ANSWER_S = 5.0
 RETRY_S = 1.0
 FIRST_ANSWER_S = 5.0  # after the launcher's start; where none came by then, none can be expected
 LOOK_S = 0.02
-KEPT_OPEN_S = 3.0  # a connection that is used more seldom would only take a place
+KEPT_OPEN_S = 5.0  # a connection that is used more seldom would only take a place
 
 
 class Channel(Protocol):

@@ -14,8 +14,8 @@ from megatron_operator.core.observe import Pod, Seen
 
 # Pods that wait longer than this for the end of a back-off only hold devices.
 LONGEST_DELAY_S = 30.0
-# Launchers report at least once in this time (attempts.directive); an older report is no sign of life.
-FRESH_S = 90.0
+# An older report is no sign of life; and a launcher that is told to report less often would hear of a restart too late.
+FRESH_S = 15.0
 
 
 def with_failures(seen: Seen) -> Seen:
