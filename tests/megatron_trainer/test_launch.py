@@ -21,6 +21,7 @@ import sys
 from megatron_trainer.process import launch, ranks
 ranks.RANK_COMMAND = [sys.executable, {program!r}]
 launch.LINGER_S, launch.LINGER_AFTER_CAUSE_S = {lingers}
+launch.STACKS_AFTER_S = 0.3
 sys.exit(launch.main(["sft"]))
 """
 
@@ -43,7 +44,9 @@ def start(tmp_path):
             "PYTHONPATH": os.pathsep.join(sys.path),
         }
         process = subprocess.Popen(
-            [sys.executable, "-c", LAUNCHER.format(program=str(script), lingers=lingers)], env=env
+            [sys.executable, "-c", LAUNCHER.format(program=str(script), lingers=lingers)],
+            env=env,
+            stderr=(tmp_path / "stderr").open("wb"),
         )
         return process, log
 
@@ -130,6 +133,23 @@ def test_termination_reaches_every_rank_and_their_code_comes_back(start, tmp_pat
     wait_for(lambda: len(list(tmp_path.glob("ready-*"))) == 2)
     process.terminate()
     assert process.wait(20) == ExitCode.PREEMPTED
+
+
+def test_a_rank_that_does_not_end_when_asked_writes_where_it_is(start, tmp_path):
+    program = (
+        "from pathlib import Path\n"
+        "from megatron_trainer import stacks\n"
+        "stacks.listen(None, rank)\n"
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "def all_reduce():\n    time.sleep(1.5)\n"
+        f"open({str(tmp_path)!r} + f'/ready-{{rank}}', 'w').close()\n"
+        "all_reduce()\n"
+    )
+    process, _ = start(program)
+    wait_for(lambda: all((tmp_path / f"ready-{rank}").exists() for rank in (2, 3)))
+    process.terminate()
+    assert process.wait(20) == 0
+    assert (tmp_path / "stderr").read_text().count(" in all_reduce") == 2, "once for each of the two ranks"
 
 
 def test_ranks_die_with_a_killed_launcher(start, tmp_path):

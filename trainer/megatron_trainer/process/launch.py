@@ -32,6 +32,8 @@ logger = logging.getLogger(__name__)
 LINGER_S = 10.0  # how long the other ranks may take to fail by themselves before they are killed
 LINGER_AFTER_CAUSE_S = 1.0  # the same once the first failed rank gave a reason or was killed: others only wait
 POLL_S = 0.05
+STACKS_S = 0.2  # how long a rank may take to write its stacks
+STACKS_AFTER_S = 30.0  # a rank that is asked to end and takes longer writes them: it saves, or hangs
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +49,8 @@ class Rank:
 class Node:
     """This node and its ranks of the present attempt. starter: asked before each attempt how to start ranks.
 
-    is_stopping: the pod is asked to end, so that no ranks start again.
+    is_stopping: the pod is asked to end, so that no ranks start again. stacks_due: when the ranks that still run write
+    their stacks, by the monotonic clock.
     """
 
     argv: Sequence[str]
@@ -58,6 +61,7 @@ class Node:
     line: OperatorLine
     ranks: list[Rank] = field(default_factory=list)
     is_stopping: bool = False
+    stacks_due: float = float("inf")
     terminated: set[int] = field(default_factory=set)
 
     @property
@@ -68,10 +72,17 @@ class Node:
     def terminate(self) -> None:
         """Asks every rank that has not been asked to save and end, now and when it has started."""
         self.is_stopping = True
+        self.stacks_due = min(self.stacks_due, time.monotonic() + STACKS_AFTER_S)
         for rank in self.ranks:
             if rank.local_rank not in self.terminated:
                 self.terminated.add(rank.local_rank)
                 rank.process.send_signal(signal.SIGTERM)
+
+    def ask_for_stacks(self) -> None:
+        """Makes every rank write its stacks to the log (stacks.py), now and not again by itself."""
+        self.stacks_due = float("inf")
+        for rank in self.ranks:
+            rank.process.send_signal(signal.SIGUSR2)
 
     def directed(self, attempt: int) -> int | None:
         """The later attempt that the operator wants the ranks to be of, None for none."""
@@ -219,10 +230,20 @@ def _wait(node: Node, attempt: int) -> Rank | None:
                 deadline = time.monotonic() + _linger_s(failed)
         # A rank that is asked to save would only wait for peers that are gone: files are whole without that.
         if time.monotonic() > deadline or node.directed(attempt) is not None:
-            for rank in node.ranks:
-                rank.process.send_signal(signal.SIGKILL)
+            _kill(node, is_hang=failed is None)
+        if time.monotonic() > node.stacks_due:
+            node.ask_for_stacks()
         time.sleep(POLL_S)
     return _cause(failed, node.ranks)
+
+
+def _kill(node: Node, *, is_hang: bool) -> None:
+    """Ends the ranks. is_hang: none of them has failed, so that only their stacks say where they were."""
+    if is_hang:
+        node.ask_for_stacks()
+        time.sleep(STACKS_S)
+    for rank in node.ranks:
+        rank.process.send_signal(signal.SIGKILL)
 
 
 def _linger_s(failed: Rank) -> float:
