@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 import json
 import pickle
 
@@ -10,17 +12,20 @@ import numpy as np
 import pyarrow
 import pyarrow.parquet
 import pytest
+from PIL import Image
 from transformers import AutoTokenizer
 
 from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.loader import micro_batches
 from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.data.prepare import prepare
+from megatron_trainer.data.show import lines
 from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.streaming.items import StreamSampler
 from megatron_trainer.data.values import Sample
 from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainer.failure import InvalidInput, TrainingError
+from megatron_trainer.report.facts import data_facts
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.vision import Vision
 from tests.support.data import vision
@@ -223,6 +228,39 @@ def test_ranks_that_need_no_pixels_have_positions_alone(run, rows, tmp_path):
     seen, unseen = collate(items, shape), collate(items, replace(shape, reads_pixels=False))
     assert unseen.pixel_values is None
     assert np.array_equal(seen.mrope_position_ids_3BT, unseen.mrope_position_ids_3BT)
+
+
+def test_the_report_has_the_sizes_of_images_and_pictures_of_the_first(run, rows, tmp_path):
+    data, _ = run(dataset=(write_jsonl(tmp_path / "rows.jsonl", rows),))
+    report = data.report
+    sizes = [(8 + 5 * number, 30 - 2 * n) for number in range(NUM_ROWS) for n in range(number % 3)]
+    by_area = sorted(sizes, key=lambda size: size[0] * size[1])
+    images = report.images
+    assert (images.images, images.videos) == (9, 0)
+    assert (images.smallest, images.largest) == (by_area[0], by_area[-1])
+    tokens = sum(
+        int(np.prod(m.grid)) // 4 for item in run(dataset=(str(tmp_path / "rows.jsonl"),))[0].train for m in item.media
+    )
+    assert images.tokens == tokens
+    facts_ = dict(data_facts(report.to_json()))
+    assert facts_["Images"].startswith("9, 13 x 30 to 48 x 28 pixels") or facts_["Images"].startswith("9, ")
+    shown = "".join(text for text, _ in report.examples[2])
+    assert shown.count("[image 18 x ") == 2
+    assert "<|image_pad|>" not in shown
+    assert [len(uris) for uris in report.thumbnails] == [0, 1, 2]
+    content = base64.b64decode(report.thumbnails[1][0].partition(",")[2])
+    assert Image.open(io.BytesIO(content)).size == (13, 30)
+
+
+def test_a_sequence_is_shown_with_its_images_token_by_token(run, rows, tmp_path, model):
+    data, shape = run(dataset=(write_jsonl(tmp_path / "rows.jsonl", rows),))
+    tokens = image_rows_of(TrainArgs(), model, vision.config(), vision.tokenizer(), None).tokens
+    sample = data.train[2]
+    listed = list(lines(sample, vision.tokenizer(), in_color=False, shows_tokens=True, vision=tokens))
+    count = sum(tokens.num_tokens(medium) for medium in sample.media)
+    assert len(listed) == sample.length - count + 2
+    [text] = lines(sample, vision.tokenizer(), in_color=False, shows_tokens=False, vision=tokens)
+    assert text.count("[image 18 x 30") == 1
 
 
 def test_split_turns_gives_each_answer_the_images_before_it(run, rows, tmp_path):

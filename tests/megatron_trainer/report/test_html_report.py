@@ -10,7 +10,7 @@ from megatron_trainer.report.html_report import HtmlReport, render
 from megatron_trainer.report.jsonl import checkpoint_row, eval_row, log_row
 from tests.support.data.report_records import EPOCH, Clock, evaluation, log_record, run_info
 
-VOID = {"meta"}
+VOID = {"meta", "img"}
 
 
 class Page(HTMLParser):
@@ -213,3 +213,11 @@ def test_preference_training_shows_how_often_the_better_answer_wins():
     shown = page(found=found).texts
     assert "75.0 %" in shown["tile-value"]
     assert {"Loss", "Rewards, accuracies", "Rewards, margins"} <= set(shown["h2"])
+
+
+def test_the_pictures_of_the_first_rows_are_shown_and_nothing_else_is_loaded():
+    picture = "data:image/jpeg;base64,AAAA"
+    data = {"examples": [[["Look ", 0.0], ["at it", 1.0]], [["no image", 0.0]]]}
+    data["thumbnails"] = [[picture, "https://elsewhere/x.jpg", 'data:image/svg+xml,<svg onload="x"/>'], []]
+    page = Page(render(run_info(data=data), [], finish=None, phase="training", now=0.0))
+    assert [value for name, value in page.attributes if name == "src"] == [picture]

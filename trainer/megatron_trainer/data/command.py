@@ -26,6 +26,7 @@ from megatron_trainer.data.report import DataReport, Histogram
 from megatron_trainer.data.settings import label_of
 from megatron_trainer.data.show import lines, sequences_of
 from megatron_trainer.data.storage.cached import write_store
+from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.report.facts import data_facts
 from megatron_trainjob.args import derive, head
@@ -79,14 +80,17 @@ def shown(args: TrainArgs, prepared: Prepared, count: int, *, shows_tokens: bool
     """The first sequences as they are trained, each with a heading: trained text in color, or in brackets."""
     if count == 0 or not isinstance(prepared.train, Items | PackedRows):
         return
-    tokenizer = model_source.tokenizer(args, model_source.folder(args))
+    directory = model_source.folder(args)
+    tokenizer = model_source.tokenizer(args, directory)
+    images = image_rows_of(args, directory, AutoConfig.from_pretrained(directory).to_dict(), tokenizer, None)
+    vision = None if images is None else images.tokens
     in_color = sys.stdout.isatty()
     for number, (part, sample) in enumerate(
         islice(sequences_of(prepared.train, head.group_kind(args)), count), start=1
     ):
         trained = int((sample.labels >= 0).sum())
         yield f"--- {number}{f' {part}' if part else ''}: {sample.length:,} tokens, {trained:,} trained"
-        yield from lines(sample, tokenizer, in_color=in_color, shows_tokens=shows_tokens)
+        yield from lines(sample, tokenizer, in_color=in_color, shows_tokens=shows_tokens, vision=vision)
 
 
 def describe(report: DataReport) -> Iterator[str]:
@@ -127,14 +131,16 @@ def _prepare(args: TrainArgs, task: TrainingTask, save: Path) -> Prepared:
     directory = model_source.folder(args)
     tokenizer = model_source.tokenizer(args, directory)
     config = AutoConfig.from_pretrained(directory).to_dict()
+    text_config = config.get("text_config") or config
     return prepare(
         whole,
         tokenizer,
         task=task,
-        max_length=derive.max_length(args, config) or config["max_position_embeddings"],
+        max_length=derive.max_length(args, text_config) or text_config["max_position_embeddings"],
         save=save,
         is_first_rank=False,
         label=label_of(args, config),
+        images=image_rows_of(args, directory, config, tokenizer, save / "data_cache"),
         progress=_tell,
     )
 

@@ -29,12 +29,13 @@ from megatron_trainer.data.report import (
     DataReport,
     PackingReport,
     SourceReport,
+    image_report,
     length_facts,
     loud_notes,
     source_report,
 )
 from megatron_trainer.data.settings import DataSettings, data_settings
-from megatron_trainer.data.show import examples
+from megatron_trainer.data.show import examples, thumbnails
 from megatron_trainer.data.storage.cached import open_cached, open_validation
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.streaming.items import Stream
@@ -119,8 +120,29 @@ def prepare(
     validation_parts = [*split_parts, *_open_cached_validation(settings, cache)]
     prepared = _prepared(settings, train, train_parts, validation, validation_parts, cached)
     stop_words = loader.encoder.template.stop_words
-    shown = () if is_lazy else examples(prepared.train, tokenizer, EXAMPLES, head.group_kind(args))  # type: ignore[arg-type]  # no stream
-    return replace(prepared, report=replace(prepared.report, stop_words=stop_words, examples=shown))
+    report = replace(prepared.report, stop_words=stop_words)
+    return replace(prepared, report=report if is_lazy else _with_examples(args, report, prepared, tokenizer, images))
+
+
+def _with_examples(
+    args: TrainArgs,
+    report: DataReport,
+    prepared: Prepared,
+    tokenizer: PreTrainedTokenizerBase,
+    images: ImageRows | None,
+) -> DataReport:
+    """The report with the first sequences and their images, and the sizes of all images."""
+    assert not isinstance(prepared.train, Stream)
+    kind = head.group_kind(args)
+    if images is None:
+        return replace(report, examples=examples(prepared.train, tokenizer, EXAMPLES, kind))
+    items = prepared.train.items if isinstance(prepared.train, PackedRows) else prepared.train
+    return replace(
+        report,
+        examples=examples(prepared.train, tokenizer, EXAMPLES, kind, images.tokens),
+        images=image_report(items, images.tokens.merge),
+        thumbnails=thumbnails(prepared.train, EXAMPLES, images.reader),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -64,6 +64,24 @@ class PackingReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ImageReport:
+    """Images (and videos) of the rows of an epoch. Sizes are (width, height) in pixels as stored, by their area.
+
+    tokens: of all of them; tokens_min, _median, _max: of one.
+    """
+
+    images: int
+    videos: int
+    smallest: tuple[int, int]
+    median: tuple[int, int]
+    largest: tuple[int, int]
+    tokens: int
+    tokens_min: int
+    tokens_median: int
+    tokens_max: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class DataReport:
     """Everything about the data of a run. Lengths are tokens of an item (a pair counts both sequences).
 
@@ -72,6 +90,7 @@ class DataReport:
     from_cache: nothing had to be tokenized. stop_words: the texts, usually one special token each, with which trained
     answers end; generation has to stop at them, so they are in an exported generation_config.
     examples: the first sequences as they are trained, in pieces of (text, weight of the loss); none for a stream.
+    thumbnails: their images, as data URIs.
     """
 
     datasets: tuple[SourceReport, ...]
@@ -89,6 +108,8 @@ class DataReport:
     from_cache: bool = False
     stop_words: tuple[str, ...] = ()
     examples: tuple[tuple[tuple[str, float], ...], ...] = ()
+    images: ImageReport | None = None
+    thumbnails: tuple[tuple[str, ...], ...] = ()
 
     def to_json(self) -> dict[str, object]:
         """The report as plain JSON values, without unknown ones."""
@@ -167,3 +188,35 @@ def length_facts(items: Items) -> dict[str, Any]:
         "length_max": int(lengths.max()),
         "histogram": histogram(lengths),
     }
+
+
+def image_report(items: Items, merge: int) -> ImageReport | None:
+    """The images of the items; None without any, or if items are tokenized lazily. merge: sides of merged patches."""
+    parts = []
+    for number, store in enumerate(items.stores):
+        if isinstance(store, LazyStore):
+            return None
+        sequences = store.facts.sequences_per_row
+        times = np.bincount(items.rows[items.which == number], minlength=len(store)).repeat(sequences)
+        parts.append(store.media.sizes.repeat(times[store.media.sequences], axis=0))
+    sizes = np.concatenate(parts) if parts else np.empty((0, 6), np.int64)
+    if not len(sizes):
+        return None
+    tokens = sizes[:, 3:].prod(axis=1) // merge**2
+    by_area = np.argsort(sizes[:, 1] * sizes[:, 2], kind="stable")
+
+    def size(place: int) -> tuple[int, int]:
+        height, width = sizes[by_area[place], 1:3].tolist()
+        return width, height
+
+    return ImageReport(
+        images=int((sizes[:, 0] == 0).sum()),
+        videos=int((sizes[:, 0] == 1).sum()),
+        smallest=size(0),
+        median=size(len(sizes) // 2),
+        largest=size(-1),
+        tokens=int(tokens.sum()),
+        tokens_min=int(tokens.min()),
+        tokens_median=int(np.median(tokens)),
+        tokens_max=int(tokens.max()),
+    )

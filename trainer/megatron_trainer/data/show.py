@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import groupby, islice
@@ -10,22 +12,28 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.collate import split
-from megatron_trainer.data.values import Item, Sample
+from megatron_trainer.data.values import Item, RowError, Sample
+from megatron_trainer.data.vision.pixels import ImageReader
+from megatron_trainer.data.vision.tokens import VisionTokens
+from megatron_trainer.data.vision.values import Medium
 from megatron_trainjob.args.head import GroupKind
 
 MOST_CHARACTERS = 1_000
 """Maximum characters of a piece in a report; the middle is left out."""
+MOST_THUMBNAILS, THUMBNAIL_PIXELS = 8, 96
+"""Pictures of one sequence in a report, and the longer side of each."""
 TRAINED, PLAIN = ("\x1b[1;32m", "\x1b[0m"), ("\u27e6", "\u27e7")
 """Markers around trained text, in a terminal and elsewhere."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Piece:
-    """Consecutive tokens of equal weight, 0 if they are not trained."""
+    """Consecutive tokens of equal weight, 0 if they are not trained; of an image, one text stands for num_tokens."""
 
     text: str
     weight: float
     tokens: tuple[str, ...]
+    num_tokens: int = 0
 
 
 def sequences_of(items: Iterable[Item], kind: GroupKind | None = None) -> Iterator[tuple[str, Sample]]:
@@ -49,36 +57,92 @@ def _names(kind: GroupKind, group: Sample, count: int) -> list[str]:
     return ["positive"] * positives + ["negative"] * (count - positives)
 
 
-def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase) -> list[Piece]:
-    """The text of a sequence, in pieces of equal weight."""
+def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase, vision: VisionTokens | None = None) -> list[Piece]:
+    """The text of a sequence, in pieces of equal weight; an image is a piece that says its size.
+
+    vision: the tokens of images, None for a text model.
+    """
     weights = np.where(sample.labels >= 0, 1.0 if sample.loss_scale is None else sample.loss_scale, 0.0).tolist()
-    marked = zip(sample.input_ids.tolist(), weights, strict=True)
+    images = _images(sample, vision)
+    marked = zip(sample.input_ids.tolist(), weights, images, strict=True)
     return [
-        _piece([token for token, _ in group], float(weight), tokenizer)
-        for weight, group in groupby(marked, key=lambda entry: entry[1])
+        _piece([token for token, _, _ in group], float(weight), tokenizer)
+        if image < 0 or vision is None
+        else _image_piece(sample.media[image], vision)
+        for (weight, image), group in groupby(marked, key=lambda entry: entry[1:])
     ]
 
 
+def _images(sample: Sample, vision: VisionTokens | None) -> list[int]:
+    """For each token the number of its image, -1 for text."""
+    numbers = np.full(sample.length, -1)
+    if vision is not None and sample.media:
+        counts = [vision.num_tokens(medium) for medium in sample.media]
+        is_image = np.isin(sample.input_ids, (vision.image, vision.video))
+        numbers[is_image] = np.repeat(np.arange(len(counts)), counts)
+    found: list[int] = numbers.tolist()
+    return found
+
+
+def _image_piece(medium: Medium, vision: VisionTokens) -> Piece:
+    height, width = medium.size
+    what = f"video, {medium.grid[0]} x" if medium.is_video else "image"
+    text = f"[{what} {width} x {height}, {vision.num_tokens(medium)} tokens]"
+    return Piece(text=text, weight=0.0, tokens=(text,), num_tokens=vision.num_tokens(medium))
+
+
 def examples(
-    items: Iterable[Item], tokenizer: PreTrainedTokenizerBase, count: int, kind: GroupKind | None = None
+    items: Iterable[Item],
+    tokenizer: PreTrainedTokenizerBase,
+    count: int,
+    kind: GroupKind | None = None,
+    vision: VisionTokens | None = None,
 ) -> tuple[tuple[tuple[str, float], ...], ...]:
     """The first sequences as (text, weight) pieces, long ones without their middle: for reports."""
     sequences = islice(sequences_of(items, kind), count)
     return tuple(
-        tuple((_shortened(piece.text), piece.weight) for piece in pieces_of(sample, tokenizer))
+        tuple((_shortened(piece.text), piece.weight) for piece in pieces_of(sample, tokenizer, vision))
         for _, sample in sequences
     )
 
 
-def lines(sample: Sample, tokenizer: PreTrainedTokenizerBase, *, in_color: bool, shows_tokens: bool) -> Iterator[str]:
+def thumbnails(items: Iterable[Item], count: int, reader: ImageReader) -> tuple[tuple[str, ...], ...]:
+    """Small pictures of the images of the first sequences, as data URIs, for reports."""
+    return tuple(
+        tuple(_thumbnail(medium, reader) for medium in sample.media[:MOST_THUMBNAILS])
+        for _, sample in islice(sequences_of(items), count)
+    )
+
+
+def _thumbnail(medium: Medium, reader: ImageReader) -> str:
+    stream = io.BytesIO()
+    try:
+        reader.thumbnail(medium, THUMBNAIL_PIXELS).save(stream, "JPEG", quality=70)
+    except RowError:  # gone since it was tokenized: training says so
+        return ""
+    return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
+
+
+def lines(
+    sample: Sample,
+    tokenizer: PreTrainedTokenizerBase,
+    *,
+    in_color: bool,
+    shows_tokens: bool,
+    vision: VisionTokens | None = None,
+) -> Iterator[str]:
     """A sequence for display: trained text in color (elsewhere in brackets), or one token per line with its weight."""
-    pieces = pieces_of(sample, tokenizer)
+    pieces = pieces_of(sample, tokenizer, vision)
     start, end = TRAINED if in_color else PLAIN
     if not shows_tokens:
         yield "".join(f"{start}{piece.text}{end}" if piece.weight else piece.text for piece in pieces)
         return
     ids = iter(sample.input_ids.tolist())
     for piece in pieces:
+        if piece.num_tokens:
+            first, *_ = islice(ids, piece.num_tokens)
+            yield f"{first:>8} {piece.weight:>6g} {piece.text}"
+            continue
         for token in piece.tokens:
             shown = f"{start}{token!r}{end}" if piece.weight else repr(token)
             yield f"{next(ids):>8} {piece.weight:>6g} {shown}"

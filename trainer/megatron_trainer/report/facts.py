@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 from megatron_trainer.report.chart import readable
 from megatron_trainer.report.jsonl import Row
@@ -77,11 +78,33 @@ def data_facts(report: Mapping[str, object]) -> Pairs:
     if "tokens_per_epoch" in report:
         samples, tokens = text(report["samples"]), text(report["tokens_per_epoch"])
         facts.append(("An epoch", f"{samples} samples, {tokens} tokens"))
+    images = report.get("images")
+    if isinstance(images, Mapping):
+        facts += _images(images)
     packing = report.get("packing")
     if isinstance(packing, Mapping):
         rows, length, fill = text(packing["rows"]), text(packing["length"]), float(packing["fill"])
         facts.append(("Packed", f"{rows} rows of {length} tokens, {100 * fill:.2f} % filled"))
     return facts
+
+
+def _images(images: Mapping[str, Any]) -> Pairs:
+    """The numbers of data/report.py's ImageReport."""
+    videos = f" and {text(images['videos'])} videos" if images["videos"] else ""
+    sizes = (images[name] for name in ("smallest", "median", "largest"))
+    smallest, median, largest = (f"{width:,} x {height:,}" for width, height in sizes)
+    low, middle, high = (text(images[f"tokens_{name}"]) for name in ("min", "median", "max"))
+    return [
+        ("Images", f"{text(images['images'])}{videos}, {smallest} to {largest} pixels, median {median}"),
+        ("Tokens of images", f"{text(images['tokens'])}; {low} to {high} for one, median {middle}"),
+    ]
+
+
+def thumbnails_of(report: Mapping[str, object]) -> list[list[str]]:
+    """The pictures beside the examples of the data report, as data URIs."""
+    found = report.get("thumbnails") or ()
+    assert isinstance(found, list | tuple)
+    return [[str(uri) for uri in uris if str(uri).startswith("data:image/jpeg;base64,")] for uris in found]
 
 
 def pieces_of(report: Mapping[str, object]) -> list[list[tuple[str, float]]]:

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
-from itertools import pairwise
+from itertools import pairwise, zip_longest
 from pathlib import Path
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -109,7 +109,7 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         tiles=tiles(run, rows),
         figures=[*figures(rows), *length_figure(run.data)],
         tables=facts.tables(run, rows, finish),
-        examples=facts.pieces_of(run.data),
+        examples=list(zip_longest(facts.pieces_of(run.data), facts.thumbnails_of(run.data), fillvalue=())),
         answers=tuple(answers),
     )
     return shown.message(page)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,8 @@ from megatron_trainer.convert.adapter import check_loadable
 from megatron_trainer.convert.initialize import initialize_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape
-from megatron_trainer.data.prepare import Prepared, prepare
+from megatron_trainer.data.prepare import Prepared
 from megatron_trainer.data.report import DATA_REPORT
-from megatron_trainer.data.settings import label_of, row_shape
 from megatron_trainer.engine import Engine
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput
@@ -49,6 +48,7 @@ from megatron_trainer.train import optim, output_folder, starting_weights
 from megatron_trainer.train.enough_data import check_first_step
 from megatron_trainer.train.feed import EvaluationFeed, feeds
 from megatron_trainer.train.preference_run import engine_and_reference, task_of
+from megatron_trainer.train.read_data import data_cache, max_length, read_data
 from megatron_trainer.train.run_parts import Pace, Run
 from megatron_trainer.train.schedule import Schedule
 from megatron_trainer.train.start import start_state
@@ -125,11 +125,10 @@ def build(
     parallel.interleave(derive.virtual_stages(args, spec.model.num_layers))
     save = output_folder.choose(args)
     owner, heartbeat = output_folder.claim(save, env)
-    data = _prepare_data(args, tokenizer, task, spec, save)
+    data, shape = read_data(args, tokenizer, task, spec, save)
     check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
-    shape = _shape(args, task, spec, tokenizer)
     engine, reference, data = engine_and_reference(
-        args, spec, task, backend, data, shape, _data_cache(args), build=build_engine
+        args, spec, task, backend, data, shape, data_cache(args), build=build_engine
     )
     course = _course(args, data)
     weights = starting_weights.identities(args, task, spec.directory, save)
@@ -245,44 +244,6 @@ def _check(accepted: Accepted, task: TrainingTask, spec: ModelSpec, backend: Bac
         raise InvalidInput(violations)
 
 
-def _prepare_data(
-    args: TrainArgs, tokenizer: PreTrainedTokenizerBase, task: TrainingTask, spec: ModelSpec, save: Path
-) -> Prepared:
-    """The first rank reads and caches; the other ranks, and later versions of the run, read the cache."""
-    is_first = dist.get_rank() == 0
-    if not is_first:
-        dist.barrier()
-    prepared = prepare(
-        args,
-        tokenizer,
-        task=task,
-        max_length=_max_length(args, spec),
-        save=save,
-        cache_directory=_data_cache(args),
-        is_first_rank=is_first,
-        label=label_of(args, spec.config),
-    )
-    if is_first:
-        dist.barrier()
-    return prepared
-
-
-def _data_cache(args: TrainArgs) -> Path:
-    return Path(derive.save_directory(args)) / "data_cache"
-
-
-def _max_length(args: TrainArgs, spec: ModelSpec) -> int:
-    return derive.max_length(args, spec.config) or spec.model.max_position_embeddings
-
-
-def _shape(args: TrainArgs, task: TrainingTask, spec: ModelSpec, tokenizer: PreTrainedTokenizerBase) -> RowShape:
-    pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
-    shape = row_shape(args, pad_id=pad_id)
-    if not derive.estimates_divergence(args, task):
-        return shape
-    return replace(shape, mismatched_length=_max_length(args, spec))
-
-
 def _tell_unread(validation: EvaluationFeed | None, eval_iters: int) -> None:
     """Logs how much of the validation set the given number of steps leaves out."""
     if validation is None or eval_iters == 0:
@@ -385,7 +346,7 @@ def _run_info(parts: _Parts, env: Environment, backend: Backend, state: TrainSta
         dtype=str(spec.dtype).removeprefix("torch."),
         micro_batch_size=args.micro_batch_size,
         global_batch_size=args.global_batch_size,
-        max_length=_max_length(args, spec),
+        max_length=max_length(args, spec),
         start_iteration=state.iteration,
         total_iterations=parts.course.train_iters,
         consumed_samples=state.consumed_samples,

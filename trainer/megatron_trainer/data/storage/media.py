@@ -97,6 +97,11 @@ class MediaTable:
         """(is_video, height, width, grid in time, rows, columns) of each image and video, int64 [media, 6]."""
         return self._table[:, 1:7]
 
+    @property
+    def sequences(self) -> NDArray[np.int64]:
+        """The sequence of each image and video."""
+        return self._table[:, 0]
+
     def of(self, sequence: int) -> tuple[Medium, ...]:
         """The images and videos of a sequence, in order."""
         if not len(self._table):
