@@ -65,6 +65,14 @@ CASES = {
         {"checkpoint": {"memory": {"intervalIterations": 0}}},
         {"spec.checkpoint.memory.sizeLimit": "required", "spec.checkpoint.memory.intervalIterations": "1"},
     ),
+    "another name of args": ({"arg": {"lr": 1}}, {"spec.arg": "did you mean args?"}),
+    "an argument outside args": (
+        {"lora_rank": 8, "save_steps": 5},
+        {
+            "spec.lora_rank": "is an argument; move it to spec.args.lora_rank",
+            "spec.save_steps": "move it to spec.args.save_steps",
+        },
+    ),
     "unknown field": ({"numNode": 3}, {"spec.numNode": "did you mean numNodes?"}),
     "unknown field further down": (
         {"network": {"masterport": 1, "rdma": {"resources": "a"}}},

@@ -6,7 +6,8 @@ Shape and defaults come from `schema`, arguments from the contract, the rest fro
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, cast
 
 from megatron_operator.api import names
@@ -17,8 +18,10 @@ from megatron_operator.manifest import accelerators, rules
 from megatron_operator.manifest.build import build
 from megatron_trainjob import images
 from megatron_trainjob.args.field import TrainingTask
+from megatron_trainjob.args.names import find_alias
 from megatron_trainjob.args.parse import Parsed, Refused
 from megatron_trainjob.args.parse import parse as parse_args
+from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation, as_errors
 
 Object = Mapping[str, Any]
@@ -40,7 +43,7 @@ def parse(
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("spec"), Mapping):
         return (Violation(path="spec", value=None, message="is required; see docs/fields.md and examples/"),)
     given = {key: value for key, value in manifest["spec"].items() if key != "args"}
-    shape = tuple(structural.check(given, spec_schema(), "spec"))
+    shape = tuple(_check_shape(given))
     spec = structural.defaulted(_without_broken(given, shape), spec_schema())
     nproc = nproc_per_node(spec)
     arguments = _read_arguments(manifest["spec"].get("args"), spec, spec["numNodes"] * nproc, hf_config)
@@ -56,6 +59,17 @@ def parse(
         return violations
     job = build(manifest, spec, arguments, nproc_per_node=nproc, default_image=default_image)
     return as_errors(job.warnings) if job.warnings and (strict or spec["strict"]) else job
+
+
+def _check_shape(spec: Object) -> Iterator[Violation]:
+    """Problems of the fields beside args; an argument among them belongs into args."""
+    schema = spec_schema()
+    with_args = {**schema, "properties": {**schema["properties"], "args": {"type": "object"}}}
+    for problem in structural.check(spec, with_args, "spec"):
+        name = problem.path.removeprefix("spec.")
+        is_argument = name in ARGUMENTS or find_alias(name, "sft") is not None
+        message = f"is an argument; move it to spec.args.{name}"
+        yield replace(problem, message=message) if is_argument and name not in schema["properties"] else problem
 
 
 def nproc_per_node(spec: Object) -> int:
