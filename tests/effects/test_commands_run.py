@@ -1,96 +1,37 @@
-"""Commands that users of ms-swift start from, scaled down to one rank and a tiny model: each trains three steps.
+"""Commands that users of ms-swift start from, scaled down to at most four ranks: each trains three steps.
 
-GPU-only arguments are left aside, and so is the layout: what is shown is that the rest of a command runs as it stands.
+The layout is kept, two ranks of each kind; a tiny model of the family, its Megatron checkpoint where the command loads
+one, and rows of the task's kind stand in. Commands that differ in numbers alone run once.
 """
-
-import json
 
 import pytest
 
-from megatron_operator.cli import from_args
-from megatron_trainjob.args.tree import ARGUMENTS
-from tests.support.arguments.command_table import COMMANDS, VERSIONS, outcome, script
-from tests.support.models import tiny_model
+from tests.support.arguments.command_runs import command_runs, distinct
+from tests.support.ranks import stand_in_runs
+from tests.support.ranks.stand_in_runs import StandIns
 
-pytestmark = [pytest.mark.dist, pytest.mark.slow]
-LAYOUT = ("tensor_", "pipeline_", "context_", "expert_", "decoder_", "sequence_parallel")
-# What names the files, the size or the length of the real run.
-OF_THE_RUN = frozenset(
-    {
-        "model",
-        "load",
-        "dataset",
-        "val_dataset",
-        "cached_dataset",
-        "cached_val_dataset",
-        "use_hf",
-        "max_length",
-        "finetune",
-    }
-    | {"packing_length", "train_iters", "max_epochs", "global_batch_size", "micro_batch_size", "dataset_num_proc"}
-    | {"num_workers", "system", "streaming", "new_special_tokens", "modules_to_save", "model_type", "num_experts"}
-    | {
-        "recompute_num_layers",
-        "moe_router_topk",
-        "attention_backend",
-        "eval_iters",
-        "lr_warmup_iters",
-        "lr_decay_iters",
-    }
+pytestmark = pytest.mark.dist
+RUNS = distinct(command_runs())
+QUICK = ("3.8-megatron_base_to_chat", "3.8-megatron_lora_moe", "3.9-megatron_rlhf_kto_dense") + (
+    "4.x-megatron_rlhf_dpo_group_by_length",
+    "4.x-megatron_muon",
+    "4.x-megatron_embedding_qwen3_emb",
 )
-# Numbers in which commands differ although they run the same way.
-NUMBERS = frozenset(
-    {"lr", "min_lr", "lr_warmup_fraction", "save_interval", "eval_interval", "log_interval", "split_dataset_ratio"}
-    | {"lora_rank", "lora_alpha", "moe_aux_loss_coeff", "model_author", "model_name", "no_save_optim", "no_save_rng"}
-)
+NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in RUNS]
 
 
-def scaled(command: dict) -> dict:
-    """The arguments of the command that say how it trains."""
-    source = from_args.read(script(command))
-    written, _ = from_args.translated(source, source.launches[0], version=VERSIONS[command["version"]])
-    given = written.manifest["spec"]["args"]
-    kept = {
-        name: value
-        for name, value in given.items()
-        if name not in OF_THE_RUN
-        and not name.startswith(LAYOUT)
-        and ARGUMENTS[name].status != "works on GPU only"
-        and not name.startswith(("wandb", "tensorboard"))
-    }
-    if kept.get("recompute_granularity") == "full":
-        kept["recompute_num_layers"] = 1
-    return kept
+@pytest.fixture(scope="module")
+def stand_ins(tmp_path_factory) -> StandIns:
+    return StandIns(tmp_path_factory.mktemp("stand-ins"))
 
 
-def distinct() -> dict[str, tuple[str, bool, dict]]:
-    """name -> (task, whether the model has experts, arguments) of text commands that differ when scaled down."""
-    found = {}
-    for command in COMMANDS:
-        settings = command["settings"]
-        is_text = not any(
-            part in str(settings) for part in ("VL", "Omni", "InternVL", "GLM-4.5V", "4.6V", "gemma", "npu")
-        )
-        if command["command"] not in ("sft", "pt") or not is_text or "task_type" in settings:
-            continue
-        if outcome(command).problems:
-            continue
-        arguments = scaled(command)
-        has_experts = any(name.startswith(("moe_", "expert_")) for name in settings)
-        shape = {name: value for name, value in arguments.items() if name not in NUMBERS}
-        key = json.dumps([has_experts, shape], sort_keys=True)
-        found.setdefault(key, (f"{command['version']}-{command['name']}", (command["command"], has_experts, arguments)))
-    return dict(found.values())
+@pytest.mark.parametrize("name", NAMES)
+def test_a_scaled_command_trains_three_steps(stand_ins, tmp_path, name):
+    run = RUNS[name]
+    done = stand_in_runs.train(run, stand_ins, tmp_path / "run")
+    assert done.exit_code == 0, done.message
+    assert len(done.column("grad_norm")) == 3
 
 
-RUNS = distinct()
-
-
-@pytest.mark.parametrize("name", RUNS)
-def test_a_scaled_command_trains_three_steps(train, model_root, name):
-    task, has_experts, arguments = RUNS[name]
-    model = str(tiny_model.make("qwen3_moe", model_root)) if has_experts else None
-    given = {"train_iters": 3, "max_length": 256, **({"model": model} if model else {}), **arguments}
-    run = train(task=task, **given)
-    assert run.exit_code == 0, run.message
-    assert len(run.column("lm loss")) >= 1
+def test_the_quick_ones_are_there():
+    assert set(QUICK) <= RUNS.keys()

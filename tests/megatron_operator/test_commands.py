@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.arguments import command_runs
 from tests.support.arguments.command_table import COMMANDS, counts, outcome
 
 IDS = [f"{command['version']}-{command['name']}-{index}" for index, command in enumerate(COMMANDS)]
@@ -46,3 +47,19 @@ def test_the_readme_promises_no_more_than_is_accepted(outcomes):
         accepted, warned, refused = map(int, numbers)
         assert accepted + warned <= found[version]["accepted"] + found[version]["warned"]
         assert accepted + warned + refused == sum(found[version].values())
+
+
+def test_the_page_promises_no_more_than_is_accepted(outcomes):
+    """docs/commands.md: every command, none better than it is; a row names the run that test_commands_run.py makes."""
+    rows = re.findall(
+        r"^\| (3\.8|3\.9|4\.x) \| (\S+) \| (accepted|warned|refused) \| (.+) \|$",
+        command_runs.PAGE.read_text(),
+        re.MULTILINE,
+    )
+    found = {(each.outcome.version, each.outcome.name): each for each in command_runs.command_runs()}
+    assert len(rows) == len(COMMANDS)
+    assert {(version, name) for version, name, *_ in rows} == found.keys()
+    for version, name, verdict, run in rows:
+        each = found[(version, name)]
+        assert (each.outcome.verdict == "refused") <= (verdict == "refused"), name
+        assert run.startswith(("no: ", "an export")) or each.run is not None, name

@@ -7,6 +7,7 @@ import datasets
 import numpy as np
 import pytest
 
+from megatron_trainer.convert import command as export
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import Encoded
 from megatron_trainer.data.prepare import prepare
@@ -15,6 +16,7 @@ from megatron_trainer.data.storage.chunk import to_chunk
 from megatron_trainer.data.storage.store import Store, StoreWriter
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs
+from tests.support.data import preference_data
 from tests.support.models.text_models import chatml_tokenizer
 
 TOKENIZER = chatml_tokenizer()
@@ -163,3 +165,18 @@ def test_lengths_of_groups_take_no_memory_by_the_token(tmp_path):
     assert store.padded_lengths(4).tolist() == [10**6 + 2 * 3, 0, 10 + 3]
     assert tracemalloc.get_traced_memory()[1] < 10**6
     tracemalloc.stop()
+
+
+@pytest.mark.parametrize(
+    ("given", "sequences"), [({}, 1), ({"rlhf_type": "dpo"}, 2)], ids=["conversations", "preference"]
+)
+def test_an_export_tokenizes_for_the_task_that_it_names(tmp_path, given, sequences):
+    """Pairs would otherwise be stored without their rejected answers."""
+    TOKENIZER.save_pretrained(tmp_path / "model")
+    (tmp_path / "model" / "config.json").write_text('{"model_type": "llama", "max_position_embeddings": 200}')
+    preference_data.write(tmp_path / "pairs.jsonl", 6)
+    named = {"model": tmp_path / "model", "dataset": tmp_path / "pairs.jsonl", "output_dir": tmp_path / "cached"}
+    flags = [f"--{name}={value}" for name, value in {**named, **given}.items()]
+    assert export.main(["--to_cached_dataset=true", *flags]) == 0
+    stored = json.loads((tmp_path / "cached" / "train" / "store.json").read_text())
+    assert (stored["num_rows"], stored["sequences_per_row"]) == (6, sequences)

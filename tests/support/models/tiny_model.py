@@ -201,6 +201,12 @@ def config_of(name: str, **settings: Any) -> Any:
     return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **{**_DECODER, **own, **settings})
 
 
+def raw_config(name: str) -> dict[str, Any]:
+    """What its config.json says, without transformers."""
+    kind, own = MODELS[name]
+    return {**_DECODER, **own, "model_type": kind}
+
+
 def is_known_to_transformers(name: str) -> bool:
     """Whether the installed version has this family's code."""
     from transformers import CONFIG_MAPPING

@@ -120,12 +120,14 @@ def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: 
 
     from megatron_trainer.environment import Environment
     from megatron_trainer.failure import InvalidInput, TrainingError
-    from megatron_trainer.process import run
-    from megatron_trainjob.args.parse import Refused, parse
+    from megatron_trainer.process import recorded_arguments, run
+    from megatron_trainjob.args.parse import Accepted, Refused, parse
 
     exit_code, message = 0, ""
     try:
         parsed = parse(mapping, task=task)  # type: ignore[arg-type]
+        if isinstance(parsed, Accepted):
+            parsed = recorded_arguments.complete(parsed, task, world_size=dist.get_world_size())
         if isinstance(parsed, Refused):
             raise InvalidInput(parsed.violations)
         place = {"rank": dist.get_rank(), "world_size": dist.get_world_size(), "device": "cpu"}

@@ -17,7 +17,7 @@ from megatron_trainer.failure import TrainingError
 from megatron_trainjob.args import availability as status
 from megatron_trainjob.args.cli import parse_command_line
 from megatron_trainjob.args.parse import Accepted, Refused
-from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
+from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.exit_codes import ExitCode
 
 HELP = ("-h", "--help")
@@ -36,7 +36,7 @@ def main(argv: Sequence[str]) -> int:
         sys.stderr.writelines(f"{violation}\n" for violation in parsed.violations)
         return ExitCode.BAD_ARGUMENTS
     try:
-        return _store_data(parsed.args) if parsed.args.to_cached_dataset else _convert(parsed)
+        return _store_data(parsed) if parsed.args.to_cached_dataset else _convert(parsed)
     except TrainingError as err:
         sys.stderr.write(f"{err}\n")
         return int(err.exit_code)
@@ -52,14 +52,16 @@ def _help() -> Iterator[str]:
     yield "Arguments of the model, such as --model and --torch_dtype: docs/arguments.md"
 
 
-def _store_data(args: TrainArgs) -> int:
+def _store_data(parsed: Accepted) -> int:
+    """Tokenizes for the task that the arguments name: pairs for a given rlhf_type, otherwise conversations."""
     from megatron_trainer.data import command
 
+    args = parsed.args
     folder = Path(args.output_dir or f"{args.model}-cached_dataset")
     if folder.exists() and not args.exist_ok:
         sys.stderr.write(f"args.output_dir: {folder} exists; choose another folder, or set exist_ok to write into it\n")
         return ExitCode.BAD_ARGUMENTS
-    report = command.write_cached(args, "sft", folder)
+    report = command.write_cached(args, "rlhf" if "rlhf_type" in parsed.given else "sft", folder)
     sys.stdout.writelines(f"{line}\n" for line in command.describe(report))
     sys.stdout.write(f"written: {folder} (pass it as cached_dataset)\n")
     return ExitCode.OK
