@@ -10,7 +10,8 @@ from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.models.reference_rows import reference_rows
-from tests.support.ranks.tiny_run import arguments, train, write_data
+from tests.support.ranks.pool import gloo_ranks
+from tests.support.ranks.tiny_run import arguments, train, train_on_late_data, write_data
 
 STEPS = 20
 pytestmark = pytest.mark.dist
@@ -128,3 +129,12 @@ def test_wrong_arguments_are_all_reported(llama, data, tmp_path):
     assert all(
         name in run.message for name in ("spec.args.lr:", "spec.args.leraning_rate:", "spec.args.save_interval:")
     )
+
+
+def test_the_wait_for_data_counts_in_the_rates(llama, data, tmp_path):
+    given = arguments(llama, data, tmp_path / "run", train_iters=2)
+    log = gloo_ranks(1).run(train_on_late_data, given, 0.3)[0].log
+    assert [row["iteration"] for row in log if "tokens" in row] == [1, 2]
+    for row in (row for row in log if "tokens" in row):
+        assert 0.3 <= row["data_wait_s"] < row["elapsed_time_per_iteration"]
+        assert row["tokens_per_second"] == pytest.approx(row["tokens"] / row["elapsed_time_per_iteration"])

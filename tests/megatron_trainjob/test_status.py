@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import pytest
 
-from megatron_trainjob.args.availability import objection, without_gpu
+from megatron_trainjob.args.availability import by_transformer_engine, objection, without_gpu
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 
 
@@ -41,3 +41,15 @@ def test_without_a_gpu_its_arguments_are_refused(monkeypatch):
         "spec.args.fp8_format: works only on a GPU, which this machine lacks; remove it, or run on a GPU machine"
         " (got 'hybrid')"
     ]
+
+
+def test_float32_over_context_parallel_ranks_is_refused_before_the_first_step():
+    split = TrainArgs(context_parallel_size=2, torch_dtype="float32")
+    (found,) = by_transformer_engine(split, is_float32=True)
+    assert str(found) == (
+        "spec.args.torch_dtype: float32 has no attention kernel on GPUs for context_parallel_size above 1; "
+        "use bfloat16, or 1 there (got 'float32')"
+    )
+    assert not by_transformer_engine(split, is_float32=False)
+    assert not by_transformer_engine(TrainArgs(), is_float32=True)
+    assert not by_transformer_engine(replace(split, transformer_impl="local"), is_float32=True)

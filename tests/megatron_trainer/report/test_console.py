@@ -46,6 +46,13 @@ def test_throughput_is_shown_when_asked_for_and_known():
     assert "throughput" not in log_line(log_record(), log_throughput=True)
 
 
+@pytest.mark.parametrize(("waited_s", "shown"), [(0.0, False), (0.005, False), (0.3, True)])
+def test_a_wait_for_data_is_shown_where_it_matters(waited_s, shown):
+    line = log_line(log_record(timers_s={"data-wait": waited_s}), log_throughput=False)
+    assert ("| elapsed time per iteration (ms): 950.1 | data wait (ms): 300.0 |" in line) == shown
+    assert ("data wait" in line) == shown
+
+
 def test_evaluation_shows_loss_and_perplexity():
     assert written(evaluation(10, 2.0)) == (
         " validation loss at iteration 10 | lm loss value: 2.000000E+00 | lm loss PPL: 7.389056E+00 | "

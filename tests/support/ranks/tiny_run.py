@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import signal
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -135,6 +136,23 @@ def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: 
     except TrainingError as error:
         exit_code, message = int(error.exit_code), str(error)
     return read_run(Path(str(mapping["save"])), exit_code=exit_code, message=message)
+
+
+def train_on_late_data(mapping: dict[str, object], wait_s: float) -> TinyRun:
+    """`train_rank` where each global batch comes this much later."""
+    from unittest import mock
+
+    from megatron_trainer.train.feed import Feed
+
+    on_time = Feed.global_batches
+
+    def late(self: Any, *given: Any) -> Any:
+        for batches in on_time(self, *given):
+            time.sleep(wait_s)
+            yield batches
+
+    with mock.patch.object(Feed, "global_batches", late):
+        return train_rank(mapping, "sft", None, {})
 
 
 def read_run(folder: Path, *, exit_code: int = 0, message: str = "") -> TinyRun:

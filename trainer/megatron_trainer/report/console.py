@@ -9,6 +9,7 @@ from typing import TextIO
 from megatron_trainer.report import duration
 from megatron_trainer.report.facts import data_facts, examples_of
 from megatron_trainer.report.records import (
+    DATA_WAIT,
     Answer,
     CheckpointRecord,
     EvalRecord,
@@ -64,6 +65,7 @@ def log_line(record: LogRecord, *, log_throughput: bool) -> str:
         f"[{time_of_day}] iteration {record.iteration:8d}/{record.total_iterations:8d}",
         f"consumed samples: {record.consumed_samples:12d}",
         f"elapsed time per iteration (ms): {record.seconds_per_step * 1000:.1f}",
+        *_data_wait(record),
         *_memory(record),
         f"elapsed time: {duration.in_words(record.elapsed_s)}",
         f"remaining time: {duration.in_words(record.remaining_s)}",
@@ -78,6 +80,12 @@ def log_line(record: LogRecord, *, log_throughput: bool) -> str:
         f"number of nan iterations: {record.num_nan:3d} |",
     ]
     return " | ".join(parts)
+
+
+def _data_wait(record: LogRecord) -> list[str]:
+    """Part of the time per iteration, where it is more than a hundredth of it."""
+    waited_s = record.timers_s.get(DATA_WAIT, 0.0)
+    return [f"data wait (ms): {waited_s * 1000:.1f}"] if waited_s > record.seconds_per_step / 100 else []
 
 
 def eval_line(record: EvalRecord) -> str:

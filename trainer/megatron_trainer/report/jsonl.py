@@ -10,14 +10,14 @@ from pathlib import Path
 from typing import TextIO
 
 from megatron_trainer.report import duration
-from megatron_trainer.report.records import CheckpointRecord, EvalRecord, Event, LogRecord, RunInfo
+from megatron_trainer.report.records import DATA_WAIT, CheckpointRecord, EvalRecord, Event, LogRecord, RunInfo
 
 GIB = 2**30
 # fmt: off
 STEP_KEYS = frozenset((
     "iteration", "global_step/max_steps", "grad_norm", "params_norm", "num_zeros", "learning_rate",
-    "elapsed_time_per_iteration", "memory(GiB)", "elapsed_time", "remaining_time", "elapsed_s", "remaining_s",
-    "throughput", "mfu", "tokens", "tokens_per_second", "tokens_per_second_per_gpu", "loss_scale",
+    "elapsed_time_per_iteration", "data_wait_s", "memory(GiB)", "elapsed_time", "remaining_time", "elapsed_s",
+    "remaining_s", "throughput", "mfu", "tokens", "tokens_per_second", "tokens_per_second_per_gpu", "loss_scale",
     "consumed_samples", "skipped_iterations", "nan_iterations", "time",
 ))
 # fmt: on
@@ -196,6 +196,7 @@ def log_row(record: LogRecord, *, log_throughput: bool) -> Row:
         "num_zeros": record.num_zeros_in_gradient,
         "learning_rate": record.learning_rate,
         "elapsed_time_per_iteration": record.seconds_per_step,
+        "data_wait_s": record.timers_s.get(DATA_WAIT),
         "memory(GiB)": None if record.memory_bytes is None else round(record.memory_bytes / GIB, 3),
         "elapsed_time": duration.in_words(record.elapsed_s),
         "remaining_time": duration.in_words(record.remaining_s),

@@ -14,6 +14,8 @@ from megatron_trainjob.progress import Phase
 
 Number = SupportsFloat
 """A float, or a 0-d tensor that is read (and thus synchronized) only when its window is logged."""
+DATA_WAIT = "data-wait"
+"""The timer of the time for which a step waits until its micro-batches are there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,10 +49,10 @@ class StepRecord:
 
     losses: mean of this step by name ("lm loss", "load_balancing_loss"); steps of a window have equal weight.
     pooled_losses: (sum, count) by name; pooled over the window (channel losses).
-    gradient_norm: before clipping. tokens: real ones, without padding. seconds: of the whole step.
+    gradient_norm: before clipping. tokens: real ones, without padding. seconds: of the step and the wait for its data.
     flops: model FLOPs of the step over all ranks, forward and backward, for real tokens only (see flops.py).
-    memory_bytes: peak of the rank with the highest usage. timers_s: seconds inside the step by name
-    ("forward-backward").
+    memory_bytes: peak of the rank with the highest usage. timers_s: seconds of it by name
+    ("forward-backward", DATA_WAIT).
     """
 
     iteration: int

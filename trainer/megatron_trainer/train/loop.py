@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from itertools import islice
@@ -15,8 +15,10 @@ import torch.distributed as dist
 from megatron_trainer import parallel, stacks
 from megatron_trainer.checkpoint.save import Saved
 from megatron_trainer.data.ordering.sample import Segment, extended
+from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.report import CheckpointRecord, EvalRecord, SlowRankRecord, StepRecord
+from megatron_trainer.report.records import DATA_WAIT
 from megatron_trainer.report.window import is_boundary
 from megatron_trainer.state import TrainState
 from megatron_trainer.train import garbage_collection as garbage
@@ -52,8 +54,7 @@ def _fit(run: Run, state: TrainState) -> TrainState:
     result: StepResult | None = None
     slow_ranks = SlowRanks()
     while state.iteration < run.total_iterations:
-        with _stacks_of_a_hang(run):
-            micro_batches = next(batches, None)
+        micro_batches, waited_s = _next(run, batches)
         if micro_batches is None:
             if state.iteration == 0:
                 raise ended_before_first_step(run.args)
@@ -71,7 +72,7 @@ def _fit(run: Run, state: TrainState) -> TrainState:
         before, state = state, advance(state, result, run.train.step)
         run.termination.iteration = state.iteration
         _check_loss(run, state, result)
-        _report_step(run, state, result, rate, slow_ranks)
+        _report_step(run, state, result, rate, waited_s, slow_ranks)
         _tell(run, run.saver.poll())
         if result.stop_requested:
             break
@@ -90,14 +91,24 @@ def _fit(run: Run, state: TrainState) -> TrainState:
     return state
 
 
+def _next(run: Run, batches: Iterator[list[MicroBatch]]) -> tuple[list[MicroBatch] | None, float]:
+    """The next global batch, None at the end, and the seconds that it took to come."""
+    asked = time.monotonic()
+    with _stacks_of_a_hang(run):
+        micro_batches = next(batches, None)
+    return micro_batches, time.monotonic() - asked
+
+
 def _stacks_of_a_hang(run: Run) -> AbstractContextManager[None]:
     """Every rank writes where it is before the collectives time out: also the one for which the others wait."""
     return stacks.written_after(SHARE_BEFORE_STACKS * run.args.ddp_timeout)
 
 
-def _report_step(run: Run, state: TrainState, result: StepResult, rate: float, slow_ranks: SlowRanks) -> None:
-    timers_s = garbage.collect_when_due(run.args, state.iteration)
-    run.reporter.step(_record(run, state, result, rate, timers_s))
+def _report_step(
+    run: Run, state: TrainState, result: StepResult, rate: float, waited_s: float, slow_ranks: SlowRanks
+) -> None:
+    between_s = {DATA_WAIT: waited_s, **garbage.collect_when_due(run.args, state.iteration)}
+    run.reporter.step(_record(run, state, result, rate, between_s))
     if slow_ranks.add(result.own_seconds, result.seconds):
         _tell_slow_rank(run, slow_ranks.slow)
 
@@ -218,14 +229,15 @@ def _check_loss(run: Run, state: TrainState, result: StepResult) -> None:
         raise TrainingError(ExitCode.LOSS_NOT_FINITE, message)
 
 
-def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers_s: Mapping[str, float]) -> StepRecord:
+def _record(run: Run, state: TrainState, result: StepResult, rate: float, between_s: Mapping[str, float]) -> StepRecord:
+    """between_s: what passed between this step and the one before, which counts as its time too."""
     return StepRecord(
         iteration=state.iteration,
         losses=result.losses,
         pooled_losses=result.channel_losses,
         learning_rate=rate,
         tokens=result.num_tokens,
-        seconds=result.seconds,
+        seconds=result.seconds + sum(between_s.values()),
         consumed_samples=state.consumed_samples,
         gradient_norm=result.gradient_norm,
         num_zeros_in_gradient=result.num_zeros_in_gradient,
@@ -235,7 +247,7 @@ def _record(run: Run, state: TrainState, result: StepResult, rate: float, timers
         flops=_flops(run, result),
         params_norm=run.engine.params_norm() if _is_logged(run, state) else None,
         memory_bytes=run.backend.peak_memory_bytes(),
-        timers_s={**result.timers_s, **timers_s},
+        timers_s={**result.timers_s, **between_s},
     )
 
 

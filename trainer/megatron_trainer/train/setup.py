@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
@@ -38,7 +39,7 @@ from megatron_trainer.lora.freeze import freeze
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
 from megatron_trainer.models.settings import initializes_on_host
-from megatron_trainer.models.spec import ModelSpec, read_model
+from megatron_trainer.models.spec import ModelSpec, read_model, training_dtype
 from megatron_trainer.report import Reporter, RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainer.state import TrainState, on_data
@@ -240,6 +241,9 @@ def _check(accepted: Accepted, task: TrainingTask, spec: ModelSpec, backend: Bac
         violations += (Violation(path="spec.args.fp8_recipe", value="mxfp8", message=message),)
     if backend.num_devices() is None:
         violations += status.without_gpu(args, task=task)
+    if backend.layer_impl == "transformer_engine":
+        is_float32 = training_dtype(args, spec.config) == torch.float32
+        violations += status.by_transformer_engine(args, is_float32=is_float32)
     if violations:
         raise InvalidInput(violations)
 

@@ -46,3 +46,11 @@ def without_gpu(args: TrainArgs, *, task: Task, path: str = "spec.args") -> tupl
         if argument.status == "works on GPU only"
         and getattr(args, name) not in (argument.default_for(task), *argument.fulfilled)
     )
+
+
+def by_transformer_engine(args: TrainArgs, *, is_float32: bool, path: str = "spec.args") -> tuple[Violation, ...]:
+    """Violations where TransformerEngine runs the layers: its attention over context-parallel ranks takes 16 bits."""
+    if not is_float32 or args.context_parallel_size == 1 or args.transformer_impl == "local":
+        return ()
+    message = "float32 has no attention kernel on GPUs for context_parallel_size above 1; use bfloat16, or 1 there"
+    return (Violation(path=f"{path}.torch_dtype", value=args.torch_dtype, message=message),)
