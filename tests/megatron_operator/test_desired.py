@@ -173,7 +173,7 @@ def test_ones_own_shared_memory_replaces_ours():
 IN_MEMORY = {"checkpoint": {"pvc": {"claimName": "c"}, "memory": {"intervalIterations": 5, "sizeLimit": "16Gi"}}}
 
 
-def test_checkpoints_in_memory_have_a_volume_and_the_trainer_is_told_of_it():
+def test_checkpoints_in_memory_have_a_volume_that_the_trainer_receives():
     made = pod(job(IN_MEMORY), 0, 0)
     assert {"name": "mtj-memory", "emptyDir": {"medium": "Memory", "sizeLimit": "16Gi"}} in made["spec"]["volumes"]
     assert {"name": "mtj-memory", "mountPath": "/run/mtj-memory"} in trainer(made)["volumeMounts"]

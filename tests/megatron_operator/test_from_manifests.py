@@ -117,7 +117,7 @@ def test_variables_of_kubernetes_and_of_the_shell_are_replaced(translate):
     assert env[1] in spec["env"]
 
 
-def test_what_has_no_place_is_told_in_the_manifest(translate):
+def test_what_has_no_place_is_reported_in_the_manifest(translate):
     spec = {**TRAINS, "hostIPC": True, "dnsPolicy": "Default", "nodeSelector": {"gpu": "h100"}}
     spec["containers"] = [{**TRAINS["containers"][0], "securityContext": {}}, {"name": "logs", "image": "own:2"}]
     manifest_of_job = job_object("PyTorchJob", {"pytorchReplicaSpecs": {"Master": replicas(spec, 1)}, "runPolicy": {}})

@@ -144,7 +144,7 @@ def test_ranks_that_are_not_started_in_time_get_a_new_gang():
     assert reconcile.plan(job(), fresh, NOW + 20).delete == (), "a new operator first listens"
 
 
-def test_phases_are_told_with_what_is_written_anyway():
+def test_phases_are_reported_with_the_next_status_write():
     stages = {"processGroup": 0.5, "loaded": 2.0, "firstStep": 3.25}
     before = gang(heard("starting", attempt=1), heard("starting", attempt=1), status=restarted())
     written = reconcile.plan(job(), before, NOW - 1).status
@@ -185,7 +185,7 @@ TOLD = {
 
 
 @pytest.mark.parametrize(("status", "report", "directive"), TOLD.values(), ids=TOLD)
-def test_what_a_launcher_is_told(status, report, directive):
+def test_directives_that_a_launcher_receives(status, report, directive):
     assert attempts.directive(status, PLACE, report.report, NOW, 1.0) == directive
 
 

@@ -184,7 +184,7 @@ def test_a_script_becomes_the_jobs_that_it_starts(translate, name):
 
 
 @pytest.mark.parametrize("name", TOLD)
-def test_what_cannot_be_carried_over_is_told_and_commented(translate, name):
+def test_what_cannot_be_carried_over_is_reported_and_commented(translate, name):
     script, parts = TOLD[name]
     _, text, err = translate(script)
     assert [part for part in parts if part not in err] == []

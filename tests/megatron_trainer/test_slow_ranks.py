@@ -13,7 +13,7 @@ def windows(watch, own_s, count):
     return [watch.add(own_s, STEP_S) for _ in range(count * STEPS_A_WINDOW)]
 
 
-def test_a_rank_far_above_the_median_for_minutes_is_slow_and_is_told_once():
+def test_a_rank_far_above_the_median_for_minutes_is_slow_and_reported_once():
     watch = SlowRanks()
     told = windows(watch, [4.0, 4.0, 8.0, 4.4], NUM_WINDOWS)
     assert told == [False] * (NUM_WINDOWS * STEPS_A_WINDOW - 1) + [True]

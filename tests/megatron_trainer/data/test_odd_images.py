@@ -71,7 +71,7 @@ def test_sixteen_bits_are_scaled_to_eight_and_not_cut_off():
     assert np.array_equal(np.asarray(image)[:, :, 0], deep >> 8)
 
 
-def test_the_first_picture_of_an_animation_is_read_and_told():
+def test_the_first_picture_of_an_animation_is_read_and_reported():
     frames = [vision.picture(16, 8, seed).convert("P") for seed in range(3)]
     content = encoded(frames[0], "GIF", save_all=True, append_images=frames[1:])
     image, note = decode(content)
