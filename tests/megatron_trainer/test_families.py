@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
+from transformers import AutoModelForCausalLM
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -22,7 +24,7 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, check, document, read
 from megatron_trainjob.families.config import Optional
 from megatron_trainjob.families.weights import TABLES
-from tests.support.models import tiny_model
+from tests.support.models import odd_models, tiny_model
 
 ROOT = Path(__file__).parents[2]
 ARGS = TrainArgs(model="m", dataset=("d",), train_iters=1, max_length=64)
@@ -115,6 +117,24 @@ def accepted(family: Any, raw: dict[str, Any]) -> bool:
     return True
 
 
+@pytest.mark.parametrize("name", FAMILIES)
+def test_a_null_that_transformers_cannot_run_is_refused(name: str):
+    family, base = FAMILIES[name], odd_models.model(name).config
+    accepted_nulls = [key for key in family.keys if not check.check({**base, key: None}, ARGS).violations]
+    assert [key for key in accepted_nulls if not runs(family, {**base, key: None})] == []
+
+
+def runs(family: Any, raw: dict[str, Any]) -> bool:
+    """Whether transformers builds the model and computes logits, without values."""
+    fields = {key: deepcopy(value) for key, value in raw.items() if key != "model_type"}
+    try:
+        with torch.device("meta"):
+            AutoModelForCausalLM.from_config(config_class(family)(**fields))(torch.zeros(1, 8, dtype=torch.long))
+    except (TypeError, ValueError, RuntimeError):
+        return False
+    return True
+
+
 @pytest.mark.parametrize("name", sorted(tiny_model.MODELS))
 def test_a_file_says_the_same_before_and_after_transformers_has_filled_it(name: str):
     kind, own = tiny_model.MODELS[name]
@@ -131,8 +151,8 @@ def _without_parameters(model: Any) -> Any:
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_is_complete(name: str):
     """A memory shape, FLOPs, rules that accept it, weights, a tiny model and a row in the docs."""
-    sizes = {**tiny_model._DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "num_key_value_heads": 4}
-    raw = {**sizes, "model_type": name, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
+    sizes = {**tiny_model._DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
+    raw = {**sizes, "model_type": name, "num_key_value_heads": 4, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
     model = read(raw)
     assert memory.estimate(ARGS, model, 1).num_parameters > 0
     assert flops_per_token(model, ARGS) > 0

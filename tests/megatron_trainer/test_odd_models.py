@@ -15,12 +15,9 @@ ONLY_READ_WHEN_LOADED = ("another than model.embed_tokens.weight",)
 """What `mtj validate` would have to read whole tensors for."""
 
 ONLY_OURS = {
-    ("qwen2_moe", "unsupported operand type(s) for //: 'int' and 'NoneType'"),  # num_key_value_heads: null
-    ("qwen3_moe", "unsupported operand type(s) for ** or pow(): 'NoneType' and 'float'"),  # head_dim: null
-    ("glm", "unsupported operand type(s) for ** or pow(): 'NoneType' and 'float'"),
     ("phi3", "issues during automatic conversion of the weights"),  # fused layers in blocks of 8 bits
 }
-"""Families and errors of transformers with what we compute: null, read as in the other families, and its own FP8."""
+"""Families and errors of transformers with what we compute: its own FP8."""
 
 LONGROPE = {"type": "longrope", "short_factor": [1.5] * 4, "long_factor": [4.0] * 4}
 YARN = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32}
@@ -52,7 +49,10 @@ REFUSED = {
         "the rotated part of each head is qk_rope_head_dim",
     ),
     "no list of rotated layers": (model("smollm3", no_rope_layers=[]), "must say 1 or 0 for each of the 3 layers"),
-    "an empty quantization": (model("glm4", quantization_config={}), "weights quantized by None are not read"),
+    "an empty quantization": (model("glm4", quantization_config={}), "weights quantized by None are not supported"),
+    "a null number of heads": (model("qwen2_moe", num_key_value_heads=None), "must be a whole number above 0"),
+    "a null width of heads": (model("qwen3_moe", head_dim=None), "must be a whole number above 0"),
+    "an odd width of heads": (model("qwen3", head_dim=11), "need an even number of channels per head, not 11"),
     "no base of the rotation": (model("llama", rope_theta=None), "must be a number"),
     "another output layer": (
         model("llama", "another output layer beside the tied embedding", tie_word_embeddings=True),

@@ -71,8 +71,8 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
     model, config, problems = found.model, found.config, list(found.violations)
     try:
         hf_config = _hf_config(config)
-    except InvalidInput as refused:
-        raise InvalidInput((*problems, *refused.violations)) from refused
+    except InvalidInput as refused:  # of problems that are already named, transformers' words say no more
+        raise (InvalidInput(tuple(problems)) if problems else refused) from refused
     vocab_size = max(model.vocab_size, num_tokens)
     padded, more = _padded_vocab_size(vocab_size, args)
     problems += more

@@ -210,12 +210,21 @@ def _rotary(model: Model, config: Config, family: Family) -> Iterator[Violation]
     if missing:
         yield refused("rope_parameters", dict(rotary.parameters), f"{rotary.kind} scaling needs {', '.join(missing)}")
     yield from _factors_by_channel(model)
+    yield from _pairs(model)
     if not 0.0 < rotary.share <= 1.0:
         yield refused("partial_rotary_factor", rotary.share, "must be above 0 and at most 1")
     share = given.get("partial_rotary_factor", 1.0)
     if rotary.kind != "default" and "partial_rotary_factor" not in config.keys and share != 1.0:
         message = f"{family.model_type} rotates whole heads, which scaled frequencies of a part do not fit; remove it"
         yield refused("partial_rotary_factor", share, message)
+
+
+def _pairs(model: Model) -> Iterator[Violation]:
+    """Rotation acts on pairs of channels: transformers fails for whole heads of an odd width."""
+    size = model.qk_rope_size or model.qk_head_size
+    if model.rotary.share == 1.0 and size % 2:
+        message = f"rotary positions need an even number of channels per head, not {size}; correct it there"
+        yield refused("qk_rope_head_dim" if model.qk_rope_size else "head_dim", size, message)
 
 
 def _factors_by_channel(model: Model) -> Iterator[Violation]:

@@ -63,7 +63,7 @@ MOST = 2**31 - 1
 
 @dataclass(frozen=True)
 class Optional:
-    """The default of a key that may also be null."""
+    """The default of a key that may also be null; a null of any other key is refused, as transformers fails with it."""
 
     default: Any = None
 
@@ -95,7 +95,7 @@ class Config:
         """Keys whose value has a different type than the family reads."""
         for key, default in self.keys.items():
             for value in self._given(key):
-                if value is None and (isinstance(default, Optional) or default is None):
+                if value is None and (isinstance(default, Optional) or self._is_absent(key)):
                     continue
                 wanted = SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
                 most = _MOST.get(key, MOST)
@@ -103,6 +103,9 @@ class Config:
                     bound = f" and at most {most}" if _is_whole(value) and value > most else ""
                     message = f"must be {wanted}{bound}; correct it in the model's config.json"
                     yield Violation(path=f"config.json:{key}", value=value, message=message)
+
+    def _is_absent(self, key: str) -> bool:
+        return key not in self.raw and not any(alias in self.raw for alias, of in self.aliases.items() if of == key)
 
     def _given(self, key: str) -> Iterator[Any]:
         """The effective value, and the key's own if an alias overrides it: transformers checks both types."""

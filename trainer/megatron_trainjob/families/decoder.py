@@ -15,10 +15,10 @@ DECODER: Mapping[str, Any] = {
     "hidden_act": "silu",
     "initializer_range": 0.02,
     "rms_norm_eps": 1e-6,
-    "attention_dropout": Optional(0.0),
+    "attention_dropout": 0.0,
     "tie_word_embeddings": False,
     "rope_theta": 10000.0,
-    "head_dim": Optional(),
+    "head_dim": None,
 }
 """Keys of every family except sizes, with the most common defaults."""
 

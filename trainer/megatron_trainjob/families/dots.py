@@ -12,7 +12,7 @@ from megatron_trainjob.families.experts import (
     shared_and_routed,
     sigmoid_router,
 )
-from megatron_trainjob.families.family import Family
+from megatron_trainjob.families.family import Family, refused
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
@@ -32,6 +32,10 @@ def _dots1(config: Config) -> Model:
 
 
 def _refuse(config: Config) -> Iterator[Violation]:
+    if config["n_shared_experts"] is None:
+        yield refused(
+            "n_shared_experts", None, "must be a whole number; transformers has no dots1 without shared experts"
+        )
     yield from refuse_groups(config)
     yield from refuse_windows(config)
 
@@ -56,10 +60,10 @@ DOTS1 = Family(
         "n_routed_experts": Optional(),
         "n_shared_experts": Optional(),
         "num_experts_per_tok": Optional(),
-        "first_k_dense_replace": Optional(0),
+        "first_k_dense_replace": 0,
         "routed_scaling_factor": 1.0,
-        "n_group": Optional(1),
-        "topk_group": Optional(1),
+        "n_group": 1,
+        "topk_group": 1,
         "norm_topk_prob": Optional(False),
     },
     aliases={"num_local_experts": "n_routed_experts"},

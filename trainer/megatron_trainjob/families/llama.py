@@ -32,6 +32,7 @@ LLAMA = Family(
     title="Llama 1 to 3.3, SmolLM2, Yi, DeepSeek-R1-Distill-Llama",
     keys={
         **DECODER,
+        "head_dim": Optional(),
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 11008,
@@ -77,6 +78,7 @@ MISTRAL = Family(
     title="Mistral 7B, Nemo, Small (text)",
     keys={
         **DECODER,
+        "head_dim": Optional(),
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 14336,

@@ -22,6 +22,7 @@ MIXTRAL = Family(
     title="Mixtral 8x7B, 8x22B",
     keys={
         **DECODER,
+        "head_dim": Optional(),
         "vocab_size": 32000,
         "hidden_size": 4096,
         "intermediate_size": 14336,

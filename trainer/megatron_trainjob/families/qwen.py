@@ -123,7 +123,7 @@ QWEN2_MOE = Family(
         **_MIXTURE,
         "intermediate_size": 5632,
         "num_attention_heads": 16,
-        "num_key_value_heads": Optional(16),
+        "num_key_value_heads": 16,
         "max_window_layers": 28,
         "layer_types": Optional(),
         "moe_intermediate_size": 1408,
