@@ -11,11 +11,9 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from megatron_operator.cli.output import Unreachable
+
 Object = Mapping[str, Any]
-
-
-class Unreachable(Exception):
-    """The cluster or the job cannot be reached; the message is for the user."""
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:

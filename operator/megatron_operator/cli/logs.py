@@ -12,7 +12,7 @@ from pathlib import Path
 from megatron_operator.api.names import MASTER
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
-from megatron_operator.cli.output import FAILED, OK, error
+from megatron_operator.cli.output import FAILED, OK, Unreachable, error
 from megatron_operator.cluster.local.state import State
 
 POLL_S = 0.5
@@ -54,7 +54,7 @@ def _run_on_cluster(arguments: argparse.Namespace) -> int:
     try:
         if cluster.write_log(arguments, arguments.pod or MASTER, write):
             return OK
-    except cluster.Unreachable as problem:
+    except Unreachable as problem:
         error.print(str(problem), markup=False)
         return FAILED
     error.print(f"no pod of job {arguments.job} has begun yet; mtj status says why", markup=False)

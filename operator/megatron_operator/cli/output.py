@@ -20,6 +20,10 @@ out = Console(highlight=False, soft_wrap=True)
 error = Console(stderr=True, highlight=False, soft_wrap=True)
 
 
+class Unreachable(Exception):
+    """The cluster or the job cannot be reached; the message is for the user."""
+
+
 def escape(text: str) -> str:
     """Foreign text made safe for a terminal: without control characters, secrets and markup."""
     return markup.escape(shown.message(text))

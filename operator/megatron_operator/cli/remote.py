@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.cli.cluster import Unreachable
+from megatron_operator.cli.output import Unreachable
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig, namespace_of
 from megatron_operator.cluster.kubernetes.resource import EVENT, JOB, POD

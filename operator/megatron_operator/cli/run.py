@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -29,9 +30,10 @@ from megatron_operator.cluster.local.paths import NoSuchVolume
 from megatron_operator.cluster.local.run import Result
 from megatron_operator.cluster.local.state import Busy, State, reopened
 from megatron_operator.core.job import Job
-from megatron_operator.manifest.changes import changes
+from megatron_trainjob import shown
 
 Object = Mapping[str, Any]
+_ABSENT = "not set"
 
 
 def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -93,7 +95,7 @@ def _announce(job: Job, state: State, before: Object) -> None:
 def _already_finished(arguments: argparse.Namespace, loaded: Loaded, state: State, status: Object) -> int:
     """Reports the earlier result; 1 if the manifest has changed since, which has not been run."""
     assert loaded.job is not None
-    changed = changes(state.read_manifest(), loaded.raw)
+    changed = _changes(state.read_manifest(), loaded.raw)
     again = f"mtj run {escape(str(arguments.file))} --again"
     ways = (
         f"[bold]{again}[/] continues from its newest checkpoint with the current manifest; under another "
@@ -167,3 +169,25 @@ def _scheduling(job: Job) -> Iterator[str]:
         yield "queues and gang scheduling have no effect here; all pods start at once"
     if job.run_policy.ttl_s is not None:
         yield "ttlSecondsAfterFinished has no effect here; the state folder stays"
+
+
+def _changes(before: Object, after: Object) -> list[str]:
+    """One line a changed field of the spec, such as `spec.args.lr: 0.0001 -> 0.001`, in the order of their names."""
+    old, new = (dict(_leaves("spec", manifest.get("spec", {}))) for manifest in (before, after))
+    differing = sorted(path for path in {**old, **new} if old.get(path, _ABSENT) != new.get(path, _ABSENT))
+    return [f"{path}: {_value(path, old)} -> {_value(path, new)}" for path in differing]
+
+
+def _value(path: str, values: Mapping[str, str]) -> str:
+    if path not in values:
+        return _ABSENT
+    return shown.HIDDEN if shown.is_secret(path) else shown.without_secrets(values[path])
+
+
+def _leaves(path: str, value: object) -> Iterator[tuple[str, str]]:
+    """Every field below `path` with its value as JSON; a list is one value."""
+    if isinstance(value, Mapping) and value:
+        for name, part in value.items():
+            yield from _leaves(f"{path}.{name}", part)
+    else:
+        yield path, json.dumps(value, ensure_ascii=False, default=str)

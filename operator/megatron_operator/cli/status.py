@@ -14,7 +14,7 @@ from rich.cells import cell_len, set_cell_size
 
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
-from megatron_operator.cli.output import FAILED, OK, error, escape, out, show_table, table
+from megatron_operator.cli.output import FAILED, OK, Unreachable, error, escape, out, show_table, table
 from megatron_operator.cluster.local.state import State
 from megatron_trainjob import shown
 
@@ -57,7 +57,7 @@ def _run_on_cluster(arguments: argparse.Namespace) -> int:
             return _show_all(cluster.all_jobs(arguments), arguments.namespace or "the namespace")
         status = cluster.status(arguments, arguments.job)
         events = [] if arguments.output == "yaml" else cluster.events(arguments, arguments.job)
-    except cluster.Unreachable as problem:
+    except Unreachable as problem:
         error.print(str(problem), markup=False)
         return FAILED
     _show_one(arguments, status, [(str(event.get("lastTimestamp") or ""), event) for event in events])

@@ -11,7 +11,7 @@ from typing import Any
 from megatron_operator.api.schema.status import PHASES
 from megatron_operator.cli import cluster
 from megatron_operator.cli.load import STATE_DIRECTORY
-from megatron_operator.cli.output import FAILED, OK, error, out
+from megatron_operator.cli.output import FAILED, OK, Unreachable, error, out
 from megatron_operator.cluster.local.state import State
 
 Object = Mapping[str, Any]
@@ -42,7 +42,7 @@ def run(arguments: argparse.Namespace) -> int:
     while True:
         try:
             status = read()
-        except cluster.Unreachable as problem:
+        except Unreachable as problem:
             error.print(str(problem), markup=False)
             return FAILED
         phase = str(status.get("phase") or "Pending")
@@ -72,7 +72,7 @@ def _reader(arguments: argparse.Namespace) -> Callable[[], Object]:
 
     def read() -> Object:
         if not state.directory.is_dir():
-            raise cluster.Unreachable(f"no job {arguments.job} in {arguments.state_dir}; --state-dir names another")
+            raise Unreachable(f"no job {arguments.job} in {arguments.state_dir}; --state-dir names another")
         return state.read_status()
 
     return read

@@ -95,7 +95,7 @@ def _layers(model: GPTModel) -> Iterator[TransformerLayer]:
 
 def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
     """Sets the model's own frequencies before the first forward pass caches any."""
-    inverse, factor = rope.frequencies(spec)
+    inverse, factor = rope.frequencies(spec.model, spec.hf_config)
     model.rotary_pos_emb.inv_freq = inverse.to(model.rotary_pos_emb.inv_freq.device)
     for layer in _layers(model):
         layer.self_attention._yarn_concentration_factor = factor
@@ -106,7 +106,7 @@ def _set_latent_attention(model: GPTModel, spec: ModelSpec) -> None:
 
     TransformerEngine fuses these norms into the linears that follow.
     """
-    inverse, factor = rope.frequencies(spec)
+    inverse, factor = rope.frequencies(spec.model, spec.hf_config)
     for layer in _layers(model):
         attention = layer.self_attention
         rotary = attention.rotary_pos_emb

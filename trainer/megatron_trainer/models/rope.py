@@ -6,7 +6,7 @@ megatron-core hard-codes Llama 3's constants and YaRN's, and lacks some types.
 from __future__ import annotations
 
 from copy import copy
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
@@ -15,18 +15,18 @@ from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_trainjob.families.model import Model
 
-if TYPE_CHECKING:
-    from megatron_trainer.models.spec import ModelSpec
 
+def frequencies(model: Model, hf_config: Any) -> tuple[torch.Tensor, float]:  # noqa: ANN401 - differs by family
+    """(inverse frequencies, float32[rotated channels / 2]; the factor on cosine and sine).
 
-def frequencies(spec: ModelSpec) -> tuple[torch.Tensor, float]:
-    """(inverse frequencies, float32[rotated channels / 2]; the factor on cosine and sine)."""
-    kind = spec.model.rotary.kind
+    hf_config: the model's transformers configuration.
+    """
+    kind = model.rotary.kind
     if kind == "default":
-        return _unscaled(spec.model), 1.0
-    config = copy(spec.hf_config)
+        return _unscaled(model), 1.0
+    config = copy(hf_config)
     if getattr(config, "head_dim", 0) is None:  # some RoPE types use it directly and cannot take None
-        config.head_dim = spec.model.qk_head_size
+        config.head_dim = model.qk_head_size
     inverse, factor = ROPE_INIT_FUNCTIONS[kind](config, torch.device("cpu"))
     return inverse.float(), float(factor)
 

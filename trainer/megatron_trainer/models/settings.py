@@ -107,7 +107,7 @@ def _latent_attention(spec: ModelSpec) -> dict[str, Any]:
     model = spec.model
     if not model.has_latent_attention:
         return {}
-    _, factor = rope.frequencies(spec)
+    _, factor = rope.frequencies(spec.model, spec.hf_config)
     scaling = model.rotary.parameters if model.rotary.kind != "default" else {}
     scales = bool(scaling.get("mscale_all_dim"))
     return {
@@ -242,7 +242,7 @@ def _rotates_plainly(spec: ModelSpec) -> bool:
     """The fused RoPE of packed rows silently drops YaRN's factor, and latent attention has its own."""
     if spec.model.has_latent_attention:
         return False
-    _, factor = rope.frequencies(spec)
+    _, factor = rope.frequencies(spec.model, spec.hf_config)
     return factor == 1.0
 
 

@@ -96,7 +96,7 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
 
 def _try_rotation(spec: ModelSpec) -> None:
     try:
-        rope.frequencies(spec)
+        rope.frequencies(spec.model, spec.hf_config)
     except (ValueError, TypeError, KeyError, ArithmeticError, RuntimeError) as err:
         message = f"transformers cannot compute rotary positions from this ({type(err).__name__}: {err}); correct it"
         values = dict(spec.model.rotary.parameters)
