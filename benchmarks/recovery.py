@@ -1,4 +1,4 @@
-"""How long a training stands still when a rank is killed, by phase: ranks again in the living pod, and a new gang.
+"""How long training stalls when a rank is killed, by phase: ranks again in the living pod, and a new gang.
 
     python benchmarks/recovery.py --folder DIR [--kills 5] [--ways "in place" "new gang" "new gang, spawned"]
         [--device cpu] [--layers 2] [--hidden 64] [--ranks 2]

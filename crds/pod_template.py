@@ -29,7 +29,7 @@ QUANTITY_FIELDS = frozenset({"sizeLimit", "divisor"})
 QUANTITY_MAPS = frozenset({"limits", "requests", "overhead"})
 # Of the metadata a template sets labels and annotations; the operator names and owns the pods.
 METADATA_FIELDS = ("labels", "annotations")
-# Cannot be set when a pod is created, or (volumes) have lost their driver to a CSI driver or to nobody.
+# Cannot be set when a pod is created, or (volumes) have lost their driver to a CSI driver or to none.
 LEFT_OUT = frozenset(
     {
         "ephemeralContainers",

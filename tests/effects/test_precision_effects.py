@@ -51,7 +51,7 @@ def test_fp16_saves_a_state_before_its_first_step_that_fits(train):
 
 @effect("fp16")
 def test_fp16_is_no_success_when_every_step_was_skipped(train):
-    """The state is kept, and a resume with more steps goes on from it."""
+    """The state is kept, and a resume with more steps continues from it."""
     run = train(torch_dtype="float16", train_iters=2)
     assert run.exit_code == ExitCode.LOSS_NOT_FINITE
     assert "all 2 steps were skipped: gradients overflow float16 at a loss scale of" in run.message

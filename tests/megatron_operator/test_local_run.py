@@ -1,6 +1,6 @@
 """mtj run over processes: the real command, and a small program in place of the trainer.
 
-The program counts steps, saves every fifth and goes on from there. Where a signal is sent, `mtj run` is a process of
+The program counts steps, saves every fifth and continues from there. Where a signal is sent, `mtj run` is a process of
 its own, and the program pauses so that the signal meets it at a known step.
 """
 

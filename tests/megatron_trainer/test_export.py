@@ -156,7 +156,7 @@ def damaged(checkpoint, folder):
         ("the model is gone", ExitCode.MISSING_INPUT, "args.json names this folder, which does not exist; set model"),
         ("output is input", ExitCode.BAD_ARGUMENTS, "args.output_dir: is what the export reads; choose another folder"),
         ("a full disk", ExitCode.OUTPUT_NOT_WRITABLE, "could not write"),
-        ("an adapter that is a model", ExitCode.MISSING_INPUT, "holds a whole model; give it as mcore_model"),
+        ("an adapter that is a model", ExitCode.MISSING_INPUT, "holds a whole model; pass it as mcore_model"),
         ("no index", ExitCode.MISSING_INPUT, "has no weights (model.safetensors, model.safetensors.index.json"),
         ("an unknown family", ExitCode.UNSUPPORTED, "this model family is not known; known are deepseek_v2"),
     ],

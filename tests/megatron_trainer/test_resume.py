@@ -23,7 +23,7 @@ LORA = {"train_type": "lora", "lora_rank": 4, "lora_alpha": 8, "lora_dropout": 0
 
 @dataclass(frozen=True, kw_only=True)
 class Base:
-    """A run of four steps with a checkpoint after the second, for others to go on from."""
+    """A run of four steps with a checkpoint after the second, for others to continue from."""
 
     given: dict
     run: object

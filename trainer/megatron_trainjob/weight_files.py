@@ -88,7 +88,7 @@ def problems(
         own = {name for name in stored if not (scales and scales.is_scale(name, stored))}
         yield from tensors.difference(model, own, has_scores=has_scores)
     wanted = _rows_alone(config, stored or {}) if model is None else shapes.shapes(model, has_scores=has_scores)
-    yield from shapes.told(_misfits(stored or {}, wanted, scales, is_tied=model is not None and model.tied))
+    yield from shapes.summaries(_misfits(stored or {}, wanted, scales, is_tied=model is not None and model.tied))
 
 
 def _rows_alone(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, shapes.Shape]:

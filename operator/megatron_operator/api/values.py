@@ -104,7 +104,7 @@ class Checkpoint:
         "memory",
         record_of(
             MemoryCheckpoints,
-            "More frequent checkpoints in the memory of the nodes, from which a restart in place goes on.",
+            "More frequent checkpoints in the memory of the nodes, from which a restart in place continues.",
             required=("sizeLimit",),
         ),
         of=MemoryCheckpoints,

@@ -80,7 +80,7 @@ def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> 
     except NoSuchVolume as problem:
         error.print(f"[red]{escape(str(problem))}[/]")
         return INVALID
-    return _tell_the_end(job, state, result)
+    return _report_result(job, state, result)
 
 
 def _announce(job: Job, state: State, before: Object) -> None:
@@ -113,7 +113,7 @@ def _already_finished(arguments: argparse.Namespace, loaded: Loaded, state: Stat
     return FAILED
 
 
-def _tell_the_end(job: Job, state: State, result: Result) -> int:
+def _report_result(job: Job, state: State, result: Result) -> int:
     if result.ending in ("interrupted", "suspended"):
         status_command.show(job.name, result.status)
         out.print("Stopped; run the same command to continue from the newest checkpoint.")

@@ -30,7 +30,7 @@ class HeardReport:
 
     @property
     def since(self) -> float:
-        """When the ranks got into the state that it tells of."""
+        """When the ranks entered the reported state."""
         return self.at - self.report.age_s
 
 
@@ -58,7 +58,7 @@ def interval_s(report: LauncherReport, of_job: int, in_all: int) -> float:
 def directive(
     status: Object, pod: names.Place, report: LauncherReport, now: float, interval_s: float
 ) -> Directive | None:
-    """What this pod's launcher is told; None for a report of an attempt that no one has decided.
+    """The command for this pod's launcher; None for a report of an attempt that no one has decided.
 
     The status is the stored one: an attempt is written down before anyone hears of it, and its back-off is over.
     """

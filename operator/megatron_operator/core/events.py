@@ -35,8 +35,8 @@ def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, cre
 
 def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
     """Events for conditions of a status that the previous status did not have."""
-    told = {(event.reason, event.of) for _, event in _of_conditions(before)}
-    return tuple(event for _, event in _of_conditions(status) if (event.reason, event.of) not in told)
+    known = {(event.reason, event.of) for _, event in _of_conditions(before)}
+    return tuple(event for _, event in _of_conditions(status) if (event.reason, event.of) not in known)
 
 
 def recent(status: Object, now: float) -> tuple[Event, ...]:
@@ -55,15 +55,15 @@ def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
 def _of_conditions(status: Object) -> Iterator[tuple[float, Event]]:
     """(time of transition, event) for each condition that has an event."""
     by_type = {each["type"]: each for each in status.get("conditions", ())}
-    for type_, tell in TELLERS.items():
+    for type_, emitter in EMITTERS.items():
         if type_ in by_type:
-            yield from tell(by_type[type_], status)
+            yield from emitter(by_type[type_], status)
 
 
-Told = Iterator[tuple[float, Event]]
+Emitted = Iterator[tuple[float, Event]]
 
 
-def _restarting(condition: Object, status: Object) -> Told:
+def _restarting(condition: Object, status: Object) -> Emitted:
     """Emitted even if the new gang already runs: the last failure stays in the status."""
     is_true = condition["status"] == "True"
     restarts, last = status.get("restarts", {}), status.get("lastFailure") or {}
@@ -105,7 +105,7 @@ def _cause(last: Object) -> str:
     return " ".join(filter(None, told))
 
 
-def _failed(condition: Object, status: Object) -> Told:
+def _failed(condition: Object, status: Object) -> Emitted:
     if condition["status"] != "True":
         return
     reason, message = condition["reason"], condition["message"]
@@ -115,11 +115,11 @@ def _failed(condition: Object, status: Object) -> Told:
     if reason == names.INVALID_SPEC:
         yield _at(condition), _warning(names.INVALID_SPEC, message, _since(condition))
     else:
-        told = names.DEADLINE_EXCEEDED if reason == names.DEADLINE_EXCEEDED else "JobFailed"
-        yield _at(condition), _warning(told, f"{reason}: {message} {detail}".strip(), _since(condition))
+        emitted = names.DEADLINE_EXCEEDED if reason == names.DEADLINE_EXCEEDED else "JobFailed"
+        yield _at(condition), _warning(emitted, f"{reason}: {message} {detail}".strip(), _since(condition))
 
 
-def _suspended(condition: Object, status: Object) -> Told:
+def _suspended(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         message = "The pods are being stopped; everything else is kept."
         yield _at(condition), _normal("JobSuspended", message, _since(condition))
@@ -127,19 +127,19 @@ def _suspended(condition: Object, status: Object) -> Told:
         yield _at(condition), _normal("JobResumed", "The job resumes.", _since(condition))
 
 
-def _running(condition: Object, status: Object) -> Told:
+def _running(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         attempt = attempts.of_pods(status)
         message = f"All {status.get('replicas', 0)} pods of attempt {attempt} are running."
         yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
 
 
-def _succeeded(condition: Object, status: Object) -> Told:
+def _succeeded(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         yield _at(condition), _normal("JobSucceeded", condition["message"], _since(condition))
 
 
-def _warned(condition: Object, status: Object) -> Told:
+def _warned(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         yield _at(condition), _warning(names.SPEC_WARNINGS, condition["message"], _since(condition))
 
@@ -150,7 +150,7 @@ def _slow(condition: Object, status: Object) -> Told:
 
 
 # In the order in which they are emitted.
-TELLERS: Mapping[str, Callable[[Object, Object], Told]] = {
+EMITTERS: Mapping[str, Callable[[Object, Object], Emitted]] = {
     names.HAS_WARNINGS: _warned,
     names.SUSPENDED: _suspended,
     names.RUNNING: _running,

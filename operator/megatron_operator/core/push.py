@@ -140,8 +140,8 @@ def remembered(status: Object) -> Progress | None:
 
     Without it, a gang that hung while no operator was running would never be noticed.
     """
-    told = status.get("progress") or {}
-    updated_at = to_seconds(told.get("lastUpdatedTime"))
+    stored = status.get("progress") or {}
+    updated_at = to_seconds(stored.get("lastUpdatedTime"))
     began = to_seconds(status.get("lastRestartTime") or status.get("startTime"))
     if updated_at is None or began is None or updated_at < began:
         return None
@@ -149,11 +149,11 @@ def remembered(status: Object) -> Progress | None:
     return Progress(
         phase="training",
         attempt=int(status.get("restarts", {}).get("attempt", 0)),
-        iteration=int(told.get("iteration", 0)),
-        total_iterations=int(told.get("totalIterations", 0)),
-        remaining_s=told.get("estimatedRemainingSeconds"),
-        tokens_per_second_per_gpu=told.get("tokensPerSecondPerGPU"),
-        metrics={each["name"]: float(each["value"]) for each in told.get("metrics") or ()},
+        iteration=int(stored.get("iteration", 0)),
+        total_iterations=int(stored.get("totalIterations", 0)),
+        remaining_s=stored.get("estimatedRemainingSeconds"),
+        tokens_per_second_per_gpu=stored.get("tokensPerSecondPerGPU"),
+        metrics={each["name"]: float(each["value"]) for each in stored.get("metrics") or ()},
         checkpoint_iteration=checkpoint.get("latestIteration"),
         checkpoint_path=checkpoint.get("path"),
         updated_at=updated_at,

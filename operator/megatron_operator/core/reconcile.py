@@ -103,8 +103,8 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
     if "elasticPolicy" in (manifest.get("spec") or {}) and any(not pod.is_finished for pod in seen.current):
         # `kubectl scale` bypasses the admission policy: an invalid number must not end a training gang.
         held = status.held(seen, generation, names.INVALID_SPEC, message, now)
-        told = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
-        return Plan() if held == seen.status else Plan(status=held, events=(told,))
+        event = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
+        return Plan() if held == seen.status else Plan(status=held, events=(event,))
     rejected = status.rejected(seen, generation, names.INVALID_SPEC, message, now)
     return Plan(
         status=rejected,

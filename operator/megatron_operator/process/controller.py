@@ -178,7 +178,7 @@ class Controller:
                 self._metrics.reconcile_errors.inc()
                 if key in self._problems and not was_told:
                     return 0.0  # the next reconcile shows the refusal on the job; a refusal met then backs off as usual
-                raise RetryLater(str(error), self._told_within_s(key)) from error
+                raise RetryLater(str(error), self._shown_within_s(key)) from error
             except Exception:
                 self._metrics.reconcile_errors.inc()
                 raise
@@ -253,7 +253,7 @@ class Controller:
         elif error.status in REFUSALS or clock.now() - failing_since >= LASTING_S:
             self._problems[key] = (error.reason or "Refused", error.message)
 
-    def _told_within_s(self, key: Key) -> float | None:
+    def _shown_within_s(self, key: Key) -> float | None:
         """Seconds until a persistent error is shown on the job; None when it is shown already or never will be."""
         failing_since = self._failing_since.get(key)
         if failing_since is None or key in self._problems:

@@ -72,8 +72,8 @@ def declared[Value](
     template: what the chart makes it from where that is not the value alone. switch: the chart's value without which it
     stays unset.
     """
-    told = {"variable": variable, "chart": chart, "template": template, "switch": switch}
-    return field(default=default, metadata={"convert": convert, "help": help, **told})
+    declaration = {"variable": variable, "chart": chart, "template": template, "switch": switch}
+    return field(default=default, metadata={"convert": convert, "help": help, **declaration})
 
 
 @dataclass(frozen=True, kw_only=True)

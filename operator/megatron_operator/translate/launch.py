@@ -83,7 +83,12 @@ def _recognized(command: Invocation, of_header: Ranks = NOT_SAID) -> Iterator[La
     # srun, docker run, numactl ...: their options belong to another scheduler.
     passed = passed_on(words[:start])
     before = words[: len(words) - len(started)]
-    said = [launchers.told(before), _of_environment(environment | passed), launchers.told(command.behind), of_header]
+    said = [
+        launchers.requested(before),
+        _of_environment(environment | passed),
+        launchers.requested(command.behind),
+        of_header,
+    ]
     yield Launch(
         task=task,
         words=tuple(rest),

@@ -1,4 +1,4 @@
-"""How many nodes and processes a launcher or a batch system was told to start: torchrun, srun, mpirun, deepspeed ..."""
+"""How many nodes and processes a launcher or a batch system is given: torchrun, srun, mpirun, deepspeed ..."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def options_of(words: Sequence[str]) -> dict[str, str]:
     return found
 
 
-def told(words: Sequence[str]) -> Ranks:
+def requested(words: Sequence[str]) -> Ranks:
     """What the launcher among the words says, the innermost first."""
     for index in reversed(range(len(words))):
         reader = LAUNCHERS.get(program(words[index]))

@@ -65,11 +65,11 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
     shown = {**manifest, "spec": {**spec, "args": ARGUMENTS}}
     body = yaml.dump(shown, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     body = body.replace(f"  args: '{ARGUMENTS}'\n", "  args:\n" + "".join(_argument_lines(arguments)))
-    told = (
+    all_notes = (
         *_of_the_start(launch, spec["args"]),
         *(f"spec.args.{each.name}: {each.remark}" for each in arguments if is_open(each)),
     )
-    return Written(text=_comment([head, *notes]) + body, manifest=manifest, notes=told)
+    return Written(text=_comment([head, *notes]) + body, manifest=manifest, notes=all_notes)
 
 
 def export(launch: Launch, translated: Translated) -> Written:

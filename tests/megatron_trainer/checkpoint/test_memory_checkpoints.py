@@ -94,7 +94,7 @@ def left_by_two_nodes(llama, data, tmp_path_factory):
 
 @pytest.fixture
 def again(tmp_path, undisturbed):
-    """Goes on from what a run left, damaged by `harm`, and gives the save folder back as it was."""
+    """Continues from what a run left, damaged by `harm`, and gives the save folder back as it was."""
     held = []
 
     def go_on(left, harm, *, ranks=1, nodes=1, resume="Required", **env):

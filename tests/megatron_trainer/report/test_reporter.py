@@ -120,7 +120,7 @@ def test_a_save_that_failed_leaves_the_state_of_the_one_before(tmp_path):
     killed.start(run_info(total_iterations=12))
     train(killed, clock, 1, 7, save=7)
     train(killed, clock, 8, 9)
-    killed.phase("saving")  # killed in this save: the next start goes on from iteration 7
+    killed.phase("saving")  # killed in this save: the next start continues from iteration 7
     resumed = opened(tmp_path, clock)
     resumed.start(run_info(total_iterations=12, start_iteration=7))
     train(resumed, clock, 8, 10)

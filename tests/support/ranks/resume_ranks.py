@@ -1,4 +1,4 @@
-"""One rank of a run that goes on from a checkpoint, with what it logged and how its optimizer is set up."""
+"""One rank of a run that continues from a checkpoint, with what it logged and how its optimizer is set up."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class _Lines(logging.Handler):
 
 
 def resume_rank(mapping: dict[str, object], task: str, attempt: int) -> Resumed:
-    """Goes on from the newest checkpoint in `save` to the end."""
+    """Continues from the newest checkpoint in `save` to the end."""
     import torch
     import torch.distributed as dist
 

@@ -18,7 +18,7 @@ from tests.support.ranks.pool import gloo_ranks
 
 QUESTIONS = (
     ("What is two plus two?", "Two plus two is four."),
-    ("Name a colour.", "Blue."),
+    ("Name a color.", "Blue."),
     ("Say hello.", "Hello! How can I help you today?"),
     ("What do cows drink?", "Cows drink water."),
     ("Count to three.", "One, two, three."),

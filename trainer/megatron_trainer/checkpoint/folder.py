@@ -134,7 +134,7 @@ def _check_free(save: Path, claimant: Owner, *, adopts: bool) -> None:
     is_other = current.job_uid and current.job_name and current.job_name != claimant.job_name
     if is_other and not adopts:
         message = f"{save} has the run of another job, {current.job_name}; use another save folder for this one"
-        raise Occupied(f"{message}, or let it go on from there with spec.checkpoint.adopt: true")
+        raise Occupied(f"{message}, or let it continue there with spec.checkpoint.adopt: true")
 
 
 def workshop(save: Path, writer: Owner) -> Path:

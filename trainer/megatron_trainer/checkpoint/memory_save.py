@@ -111,7 +111,7 @@ class MemorySaver:
     def _turn_off(self, problem: BaseException | None) -> None:
         self._is_off = True
         if problem is not None:
-            logger.warning("no more checkpoints in memory; those in the save folder go on: %s", problem)
+            logger.warning("no more checkpoints in memory; those in the save folder continue: %s", problem)
 
     def _write(self, planned: Shards, state: TrainState, loss: float | None) -> None:
         """What the thread does. Collective over its own group.

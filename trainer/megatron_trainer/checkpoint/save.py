@@ -32,7 +32,7 @@ from megatron_trainjob.exit_codes import ExitCode
 class SavePolicy:
     """Contents and labels of a checkpoint, and how many are kept (None: all).
 
-    owner: the writer, as claimed at the start. in_background: files are written while training goes on.
+    owner: the writer, as claimed at the start. in_background: files are written while training continues.
     on_termination: a run that is asked to stop saves once more. record: the text of args.json, stored in each
     checkpoint. num_files: per rank. metric: selects the best checkpoint where that is not the validation loss.
     """

@@ -124,7 +124,7 @@ def _checkpoint(argument: str, path: str, train_type: str, *, named_by: str = ""
         raise _wrong(argument, path, f"{_absence(Path(path), argument)}{named_by and f' ({named_by} names it)'}")
     if found.manifest is not None and found.manifest.train_type != train_type:
         held, other = ("an adapter", "mcore_adapters") if train_type == "full" else ("a whole model", "mcore_model")
-        raise _wrong(argument, path, f"holds {held}; give it as {other}")
+        raise _wrong(argument, path, f"holds {held}; pass it as {other}")
     return found
 
 

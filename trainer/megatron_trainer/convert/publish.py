@@ -80,8 +80,8 @@ def _agree(error: OSError | None, aside: Path, directory: Path) -> None:
     """Fails on all ranks if one failed; also the barrier between steps."""
     every: list[str | None] = [None] * dist.get_world_size()
     dist.all_gather_object(every, None if error is None else f"rank {dist.get_rank()}: {error}")
-    told = [text for text in every if text]
-    if told:
+    problems = [text for text in every if text]
+    if problems:
         if dist.get_rank() == 0:
             shutil.rmtree(aside, ignore_errors=True)
-        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"could not write {directory}: {'; '.join(told)}")
+        raise TrainingError(ExitCode.OUTPUT_NOT_WRITABLE, f"could not write {directory}: {'; '.join(problems)}")

@@ -1,7 +1,7 @@
 """Multimodal rotary positions of one sample: three numbers a token, in time, by row and by column.
 
 Text counts all three together. The tokens of an image share its start in time and count its rows and columns, and text
-goes on behind the longer side. An image of 2 x 3 merged patches between two tokens of text on either side:
+continues after the longer side. An image of 2 x 3 merged patches between two tokens of text on either side:
 
     token    a b  i i i i i i  c d
     time     0 1  2 2 2 2 2 2  5 6

@@ -65,7 +65,7 @@ class Folder:
 
 
 class Server:
-    """The operator's server. The token is read anew for each report: it is rotated."""
+    """The operator's server. The token is reread for each report: it is rotated."""
 
     def __init__(self, url: str, authority: Path | None, token: Path | None) -> None:
         self._url = urlsplit(url)

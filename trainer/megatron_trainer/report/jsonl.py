@@ -114,8 +114,8 @@ def spread(rows: Iterable[Row], at_most: int) -> list[Row]:
     kept: dict[tuple[str, int], tuple[int, Row]] = {}
     for place, row in known:
         kind = _kind(row)
-        stretch = (kind, -1 if (kind, -1) not in kept else _iteration(row) // width)
-        (kept[stretch],) = _joined([kept[stretch]] if stretch in kept else [], (place, row))
+        bucket = (kind, -1 if (kind, -1) not in kept else _iteration(row) // width)
+        (kept[bucket],) = _joined([kept[bucket]] if bucket in kept else [], (place, row))
     return [row for _, row in sorted(kept.values(), key=lambda found: found[0])]
 
 

@@ -45,7 +45,7 @@ def problem(name: str, found: Sequence[int], wanted: Mapping[str, Shape]) -> str
     return f"{name} is {list(found)} and not {list(expected)}"
 
 
-def told(problems: Iterable[str]) -> list[str]:
+def summaries(problems: Iterable[str]) -> list[str]:
     """The message about all of them, in a list; empty if there is no problem."""
     found = sorted(problems)
     return [described(found, OTHER)] if found else []

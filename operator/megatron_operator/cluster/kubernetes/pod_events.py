@@ -99,8 +99,8 @@ def is_silent(pod: Pod) -> bool:
 
 def newest_warning(events: list[Object] | tuple[Object, ...]) -> tuple[str, str]:
     """Reason and message of the newest event if it is a warning, else ("", "")."""
-    told = [event for event in events if event.get("reason") not in NO_PROGRESS]
-    newest = max(told, key=_time, default={})
+    relevant = [event for event in events if event.get("reason") not in NO_PROGRESS]
+    newest = max(relevant, key=_time, default={})
     if newest.get("type") != "Warning":
         return "", ""
     reason = shortened(newest.get("reason"), MAX_REASON_CHARACTERS)

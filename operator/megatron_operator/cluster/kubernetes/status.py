@@ -42,7 +42,7 @@ async def write_status(client: Client, job: Object, status: Object) -> Written:
             raise
         refusal = error
     for reduced in (without(status, refusal.fields), essential(status)):
-        if _says_nothing_new(job, reduced):
+        if _changes_nothing(job, reduced):
             return Written(job=job, refusal=refusal)
         try:
             return Written(job=await _write(client, job, reduced), refusal=refusal)
@@ -81,7 +81,7 @@ def _plain_condition(conditions: list[Object], index: int, part: str) -> list[Ob
     return [each for at, each in enumerate(conditions) if at != index]
 
 
-def _says_nothing_new(job: Object, status: Object) -> bool:
+def _changes_nothing(job: Object, status: Object) -> bool:
     """Whether a write would only update the time of the last write, and would be rejected again."""
     return set(merge_patch(job.get("status") or {}, status)) <= {"lastUpdatedTime"}
 

@@ -95,8 +95,8 @@ class State:
     def append_events(self, events: Iterable[Event], now: float) -> None:
         """Adds events to events.jsonl."""
         time = to_text(now)
-        told = ({"time": time, "type": each.type, "reason": each.reason, "message": each.message} for each in events)
-        lines = [json.dumps(line) + "\n" for line in told]
+        entries = ({"time": time, "type": each.type, "reason": each.reason, "message": each.message} for each in events)
+        lines = [json.dumps(line) + "\n" for line in entries]
         if lines:
             with (self.directory / "events.jsonl").open("a") as file:
                 file.writelines(lines)

@@ -1,8 +1,8 @@
 """The commands of a shell script with what is known of their variables. Runs nothing.
 
 Functions are followed where they are called, loops for each of their values, `case` and `if` into the branch that the
-script's own values decide; of a condition that they do not decide every branch is read, and that is told. Files that
-the script sources, or writes itself with a here-document, are read. What is not understood is told.
+script's own values decide; of a condition that they do not decide every branch is read, which is reported. Files that
+the script sources, or writes itself with a here-document, are read. What is not understood is reported.
 """
 
 from __future__ import annotations

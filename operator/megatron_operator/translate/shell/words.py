@@ -231,7 +231,7 @@ def _value(name: str, index: str | None, values: Values) -> str | None:
 
 
 def _modified(rest: str, value: str | None, values: Values) -> str | None:
-    """The value after `:-default`, `%suffix`, `/from/to` and the like. None: cannot be told."""
+    """The value after `:-default`, `%suffix`, `/from/to` and the like. None: unknown."""
     found = re.match(r":?[-=+?]|##?|%%?|//?|\^\^?|,,?|:", rest)
     if found is None:
         return value if not rest else None

@@ -69,7 +69,7 @@ class Columns(Mapping[str, object]):
     def __init__(self, fields: Mapping[str, object]) -> None:
         self._fields = fields
         self._read: set[str] = set()
-        self._told: list[str] = []
+        self._notes: list[str] = []
 
     def __getitem__(self, name: str) -> object:
         value = self._fields[name]
@@ -87,12 +87,12 @@ class Columns(Mapping[str, object]):
 
     def tell(self, note: str) -> None:
         """Record a note for the user, with the same text for all rows of its kind."""
-        self._told.append(note)
+        self._notes.append(note)
 
     @property
-    def told(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
         """The recorded notes."""
-        return tuple(self._told)
+        return tuple(self._notes)
 
     def turns(self) -> Iterator[object]:
         """The values of columns that were read and may hold turns."""
@@ -115,7 +115,7 @@ def refuse_media(row: Row) -> None:
 
 def notes(columns: Columns) -> list[str]:
     """Notes about unread parts of a row."""
-    found = list(columns.told)
+    found = list(columns.notes)
     for name in columns.unread():
         if name.lower() in _KEPT_QUIET:
             continue

@@ -116,7 +116,7 @@ class DeclaredTemplate:
     def render(
         self, messages: Sequence[Message], tools: Tools = None, trained: Container[int] | None = None
     ) -> Rendering:
-        """Concatenates the pieces. Raises RowError when the template has no place for something."""
+        """Concatenates the pieces. Raises RowError when the template does not support something."""
         if tools:
             raise RowError("the template does not support tools")
         whole, origins = joined(messages)

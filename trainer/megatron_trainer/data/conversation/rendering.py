@@ -66,6 +66,6 @@ class Template(Protocol):
 
         trained: the messages that are trained, None for every assistant turn; the others may lack their thoughts.
 
-        Raises RowError when the template has no place for something.
+        Raises RowError when the template does not support something.
         """
         ...

@@ -103,12 +103,12 @@ def to_item(encoded: Encoded) -> Sample | Pair:
     return Pair(chosen=samples[0], rejected=samples[1], target=encoded.target)
 
 
-def tell_notes(rows: Iterable[Encoded], told: set[str]) -> None:
+def log_notes(rows: Iterable[Encoded], logged: set[str]) -> None:
     """Log notes about rows that are encoded during training, each note once."""
     for row in rows:
         for note in row.notes:
-            if note not in told:
-                told.add(note)
+            if note not in logged:
+                logged.add(note)
                 logger.warning("row %d and perhaps others: %s", row.number + 1, note)
 
 

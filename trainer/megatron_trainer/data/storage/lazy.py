@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_trainer.data.encoding.encode import Encoded, Encoder, tell_notes, to_item
+from megatron_trainer.data.encoding.encode import Encoded, Encoder, log_notes, to_item
 from megatron_trainer.data.reading.row import Record, as_json
 from megatron_trainer.data.storage import array_file
 from megatron_trainer.data.storage.tokenize import refuse_first_bad
@@ -109,7 +109,7 @@ class LazyStore:
         for place in range(row, row + MOST_TRIES):
             [result] = self._encoder.encode([self._record(place % len(self))])
             if isinstance(result, Encoded):
-                tell_notes([result], self._told)
+                log_notes([result], self._told)
                 return to_item(result)
             if self._is_strict:
                 refuse_first_bad([result])

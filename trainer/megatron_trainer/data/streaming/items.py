@@ -24,7 +24,7 @@ from pathlib import Path
 import numpy as np
 
 from megatron_trainer.data.collate import round_up, split
-from megatron_trainer.data.encoding.encode import Encoded, Encoder, tell_notes, to_item
+from megatron_trainer.data.encoding.encode import Encoded, Encoder, log_notes, to_item
 from megatron_trainer.data.ordering.sample import Segment
 from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.storage.tokenize import refuse_first_bad
@@ -190,7 +190,7 @@ class _Lane:
     def _encoded(self, rows: Sequence[_Row]) -> list[Waiting[_Numbered]]:
         results = self._stream.encoder.encode([record for _, record in rows])
         self._report([result for result in results if isinstance(result, Rejection)])
-        tell_notes((result for result in results if isinstance(result, Encoded)), self._told)
+        log_notes((result for result in results if isinstance(result, Encoded)), self._told)
         return [
             self._entry(number, result)
             for (number, _), result in zip(rows, results, strict=True)

@@ -80,7 +80,7 @@ class Boxes:
 
     def _text(self, box: object, image: Medium, kind: str) -> str:
         if not isinstance(box, list | tuple) or len(box) % 2 or not box:
-            raise RowError(INVALID, f"{str(box)[:80]} is no list of pairs of numbers")
+            raise RowError(INVALID, f"{str(box)[:80]} is not a list of pairs of numbers")
         height, width = (1, 1) if kind == "norm1" else image.size
         sides = (_THOUSAND, _THOUSAND)
         if self.scale == "none":
