@@ -60,7 +60,7 @@ def test_a_failure_names_host_and_place_in_the_program():
     plan = reconcile.plan(job(), seen(pod(0), known), NOW)
     last = plan.status["lastFailure"]
     assert (last["host"], last["stack"]) == (known.host, known.stack)
-    assert f"It stood in {known.stack}." in next(event.message for event in plan.events)
+    assert f"Its stack: {known.stack}." in next(event.message for event in plan.events)
 
 
 @pytest.mark.parametrize(("ratio", "times"), [(1.8, "1.80 times"), (None, "far more than")])

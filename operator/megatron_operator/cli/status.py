@@ -64,14 +64,14 @@ def _run_on_cluster(arguments: argparse.Namespace) -> int:
     return OK
 
 
-def _show_one(arguments: argparse.Namespace, status: Object, events: Sequence[tuple[str, Object]]) -> None:
+def _show_one(arguments: argparse.Namespace, status: Object, emitted: Sequence[tuple[str, Object]]) -> None:
     """The status of one job and the (time, event) pairs about it."""
     if arguments.output == "yaml":
         out.print(yaml.safe_dump(dict(status), sort_keys=False), end="", markup=False)
         return
     show(arguments.job, status)
     events = table("events", "time", "type", "reason", "message")
-    for time, event in events[-MAX_EVENTS:]:
+    for time, event in emitted[-MAX_EVENTS:]:
         events.add_row(time, event["type"], event["reason"], escape(event["message"]))
     show_table(events)
 

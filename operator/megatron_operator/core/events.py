@@ -100,9 +100,9 @@ def _cause(last: Object) -> str:
         container_kind=last.get("containerKind", "Trainer"),
     )
     code = f" with exit code {last['exitCode']}" if "exitCode" in last else ""
-    stood = f"It stood in {last['stack']}." if "stack" in last else ""
-    told = (f"{failed.place.capitalize()} ended{code}: {failed.reason}.", last.get("message", ""), stood)
-    return " ".join(filter(None, told))
+    stack = f"Its stack: {last['stack']}." if "stack" in last else ""
+    parts = (f"{failed.place.capitalize()} ended{code}: {failed.reason}.", last.get("message", ""), stack)
+    return " ".join(filter(None, parts))
 
 
 def _failed(condition: Object, status: Object) -> Emitted:
@@ -144,7 +144,7 @@ def _warned(condition: Object, status: Object) -> Emitted:
         yield _at(condition), _warning(names.SPEC_WARNINGS, condition["message"], _since(condition))
 
 
-def _slow(condition: Object, status: Object) -> Told:
+def _slow(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         yield _at(condition), _warning(names.SLOW_RANK, condition["message"], _since(condition))
 

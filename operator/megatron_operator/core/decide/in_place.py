@@ -14,7 +14,7 @@ from megatron_operator.core.observe import Pod, Seen
 
 # Pods that wait longer than this for the end of a back-off only hold devices.
 LONGEST_DELAY_S = 30.0
-# An older report is no sign of life; and a launcher that is told to report less often would hear of a restart too late.
+# An older report is no sign of life; and a launcher that reports less often would learn of a restart too late.
 FRESH_S = 15.0
 
 
