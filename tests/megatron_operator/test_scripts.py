@@ -103,6 +103,10 @@ CASES: dict[str, tuple[str, list[dict]]] = {
         '[[ -z "$TYPE" ]] && EXTRA="--lr 1"\nmegatron sft RUN $EXTRA\n',
         [{"train_type": "lora", "lr": None}],
     ),
+    "a command within a value": (
+        'OUT="/o/x_$(date +%Y %m)"\nmegatron sft RUN --wandb_exp_name $OUT --save $OUT --lr 1e-4\n',
+        [{"wandb_exp_name": "/o/x_$(date +%Y %m)", "lr": 1e-4}],
+    ),
     "braces": (
         "megatron sft --model /m/x --dataset /d/{a,b}.jsonl --max_epochs 1 --global_batch_size 16\n",
         [{"dataset": ["/d/a.jsonl", "/d/b.jsonl"]}],
@@ -119,6 +123,11 @@ CASES: dict[str, tuple[str, list[dict]]] = {
 }
 # (script, what is said of it on standard error)
 TOLD: dict[str, tuple[str, list[str]]] = {
+    "undecided, with one value that is known": (
+        "M=/m/x\nif [[ $# -gt 0 ]]; then M=$1; fi\n"
+        "megatron sft --model $M --dataset /d/a.jsonl --max_epochs 1 --global_batch_size 16\n",
+        ["line 2: M depends on a condition: '/m/x' is assumed, it may also be '$1'"],
+    ),
     "undecided": (
         'if [ "$USE_LORA" = 1 ]; then TYPE=lora; else TYPE=full; fi\nmegatron sft RUN --train_type $TYPE\n',
         ["line 1: TYPE depends on a condition: 'full' is assumed, it may also be 'lora'"],

@@ -12,13 +12,24 @@ from megatron_operator.translate.shell.state import Reader
 from megatron_operator.translate.shell.words import Values, is_evaluated, parsed, source, text_of
 
 
+def assumed(ends: Sequence[Values]) -> Values:
+    """The values after an undecided condition: those of the last branch, unless only another one can be evaluated."""
+    last = ends[-1].copy()
+    for name, value in ends[-1].variables.items():
+        others = [end.variables[name] for end in ends[:-1] if name in end.variables]
+        known = next((each for each in reversed(others) if is_evaluated(each)), None)
+        if not is_evaluated(value) and known is not None:
+            last.variables[name] = known
+    return last
+
+
 def tell_differences(reader: Reader, node: Node, ends: Sequence[Values]) -> None:
-    """Which variables depend on a condition that the script's own values do not decide."""
+    """Reports which variables depend on an undecided condition, and the values taken (in reader.values)."""
     if reader.skips:
         return
-    last = ends[-1]
-    for name, value in {**last.variables, **{key: " ".join(each) for key, each in last.arrays.items()}}.items():
-        others = {end.variables.get(name, " ".join(end.arrays.get(name, []))) for end in ends[:-1]} - {value}
+    taken = {**reader.values.variables, **{name: " ".join(each) for name, each in reader.values.arrays.items()}}
+    for name, value in taken.items():
+        others = {end.variables.get(name, " ".join(end.arrays.get(name, []))) for end in ends} - {value}
         if others:
             listed = " or ".join(repr(each) for each in sorted(others) if each) or "unset"
             reader.tell(node, f"{name} depends on a condition: {value!r} is assumed, it may also be {listed}")

@@ -16,7 +16,7 @@ from tree_sitter import Node
 
 from megatron_operator.translate.programs import ASSIGNMENT, passed_on, program, reads_script, script_in
 from megatron_operator.translate.shell.builtins import BUILTINS, script_file
-from megatron_operator.translate.shell.conditions import decided, tell_differences
+from megatron_operator.translate.shell.conditions import assumed, decided, tell_differences
 from megatron_operator.translate.shell.state import Reader, Script
 from megatron_operator.translate.shell.words import (
     MAX_COUNT,
@@ -185,7 +185,7 @@ def _branches(reader: Reader, node: Node, branches: Sequence[tuple[bool | None, 
         if taken:
             ends.append(reader.values)
         is_over = is_over or holds is True
-    reader.values = ends[-1] if ends else before
+    reader.values = assumed(ends) if ends else before
     if not any(holds is True for holds, _ in branches[:1]) and any(holds is None for holds, _ in branches):
         tell_differences(reader, node, ends)
 

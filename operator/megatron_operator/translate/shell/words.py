@@ -22,8 +22,8 @@ QUOTED = ("string", "raw_string", "ansi_c_string", "translated_string")
 NAME = re.compile(
     r"\$\{(?P<size>#)?(?P<name>\w+|[@*#?!])(?:\[(?P<index>[^\]]*)\])?(?P<rest>.*)\}|\$(?P<bare>\w+|[@*#?!$])", re.DOTALL
 )
-AS_WRITTEN = re.compile(r"\$\(.*\)|`[^`]*`|\$\{[^{}]*\}|\$\w+|\$[@*]", re.DOTALL)
-"""What is left to a shell stays one word."""
+PARTS = re.compile(r"(?:\$\([^()]*\)|`[^`]*`|\$\{[^{}]*\}|\S)+")
+"""The words of an unquoted value; what is left to a shell stays one."""
 ESCAPES = {"n": "\n", "t": "\t", "r": "\r"}
 BRACES = re.compile(r"(?P<before>[^{}]*)\{(?P<inner>[^{}\s]*,[^{}\s]*)\}(?P<after>.*)")
 INTEGERS: dict[type, Callable[[int, int], int]] = {
@@ -81,7 +81,7 @@ class _Word:
 
     def split(self, text: str) -> None:
         """An unquoted value: each of its words is one of the command."""
-        parts = text.split()
+        parts = PARTS.findall(text)
         if parts and text[:1].isspace():
             self.end()
         for index, part in enumerate(parts):
@@ -105,7 +105,7 @@ def words(node: Node, values: Values) -> list[str]:
             word.add(text_of(part, values))
         elif part.type in EXPANDED:
             found = expanded(source(part), values)
-            word.add(found) if AS_WRITTEN.fullmatch(found) else word.split(found)
+            word.split(found)
         else:
             word.add(_unescaped(source(part)))
     word.end()
