@@ -104,7 +104,7 @@ template-table: install  ## write the table of chat templates and kinds of rows 
 	@PYTHONPATH=operator:trainer:. $(BIN)/python -m tests.support.data.template_matrix --write
 
 verify: generate  ## fail when a generated file is not up to date; prints how many arguments work
-	@git diff --exit-code -- docs/arguments.md docs/families.md docs/fields.md docs/settings.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
+	@git diff --exit-code -- README.md docs/arguments.md docs/families.md docs/fields.md docs/settings.md docs/moving-megatron-core.md crds charts || { echo "generated files are not up to date: commit what make generate wrote"; exit 1; }
 
 control-plane: $(READY)  ## find or build etcd and the Kubernetes control plane that the cluster tests run on
 	$(BIN)/python -m local_cluster.control_plane_binaries

@@ -2,7 +2,7 @@
 
 import pytest
 
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, placement
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -128,7 +128,7 @@ def test_layers_are_spread_over_stages(stages, first, last, layers):
         decoder_first_pipeline_num_layers=first,
         decoder_last_pipeline_num_layers=last,
     )
-    assert derive.layers_per_stage(layout, 12) == layers
+    assert placement.layers_per_stage(layout, 12) == layers
 
 
 @pytest.mark.parametrize(

@@ -42,6 +42,7 @@ FURTHER_ARGUMENTS = (
         "num_labels",
         "problem_type",
         "async_save",
+        "cp_comm_type",
         "decoupled_lr",
         "decoupled_min_lr",
         "lion_beta1",

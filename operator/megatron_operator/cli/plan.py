@@ -170,7 +170,7 @@ def _memory_checkpoints(job: Job, estimate: MemoryEstimate, size_limit: str) -> 
 def _cells(row: Rank, num_shards: int, *, has_experts: bool) -> list[str]:
     experts = [row.expert, row.expert_tensor] if has_experts else []
     numbers = [row.rank, row.node, row.local_rank, row.tensor, row.context, row.data, row.pipeline, *experts]
-    layers = ", ".join(f"{first}-{end - 1}" for first, end in row.layers) or "?"
+    layers = ", ".join(f"{first}-{end - 1}" if end > first else "none" for first, end in row.layers) or "?"
     return [*map(str, numbers), layers, f"{row.data + 1} of {num_shards}"]
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator.core.job import Job
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, placement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +72,7 @@ def layer_ranges(job: Job, num_layers: int | None) -> list[tuple[tuple[int, int]
     """(first, past the last) layer of each chunk of each pipeline stage, [] if the number of layers is unknown."""
     if num_layers is None:
         return []
-    stages = derive.chunks_of_stages(job.args, num_layers)
+    stages = placement.chunks_of_stages(job.args, num_layers)
     return [tuple((chunk.start, chunk.stop) for chunk in chunks) for chunks in stages]
 
 

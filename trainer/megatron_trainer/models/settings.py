@@ -161,6 +161,7 @@ def _layout(spec: ModelSpec, args: TrainArgs, virtual_stages: int | None) -> dic
         "overlap_p2p_comm": virtual_stages is not None,
         "batch_p2p_comm": virtual_stages is None,
         # With one stage megatron-core would build that many layers and no more.
+        "pipeline_model_parallel_layout": args.pipeline_model_parallel_layout if has_stages else None,
         "num_layers_in_first_pipeline_stage": args.decoder_first_pipeline_num_layers if has_stages else None,
         "num_layers_in_last_pipeline_stage": args.decoder_last_pipeline_num_layers if has_stages else None,
         "pipeline_dtype": spec.dtype,

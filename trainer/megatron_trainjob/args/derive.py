@@ -39,7 +39,7 @@ def model_parallel_size(args: TrainArgs) -> int:
 
 def data_parallel_size(args: TrainArgs, world_size: int) -> int:
     """Copies of the model, dp = W / (tp * pp * cp). Raises ValueError if that is not an integer."""
-    return _whole(world_size, model_parallel_size(args), "world size", "tp * pp * cp")
+    return whole(world_size, model_parallel_size(args), "world size", "tp * pp * cp")
 
 
 def expert_tensor_parallel_size(args: TrainArgs) -> int:
@@ -50,7 +50,7 @@ def expert_tensor_parallel_size(args: TrainArgs) -> int:
 def expert_data_parallel_size(args: TrainArgs, world_size: int) -> int:
     """Copies of each expert, W / (etp * ep * pp). Raises ValueError if that is not an integer."""
     ranks = expert_tensor_parallel_size(args) * args.expert_model_parallel_size * args.pipeline_model_parallel_size
-    return _whole(world_size, ranks, "world size", "etp * ep * pp")
+    return whole(world_size, ranks, "world size", "etp * ep * pp")
 
 
 def samples_per_micro_step(args: TrainArgs, data_parallel_size: int) -> int:
@@ -61,7 +61,7 @@ def samples_per_micro_step(args: TrainArgs, data_parallel_size: int) -> int:
 def num_micro_batches(args: TrainArgs, world_size: int) -> int:
     """Micro-batches of a rank per optimizer step, global_batch_size / s. Raises ValueError if not an integer."""
     samples = samples_per_micro_step(args, data_parallel_size(args, world_size))
-    return _whole(args.global_batch_size, samples, "global_batch_size", "micro_batch_size * dp")
+    return whole(args.global_batch_size, samples, "global_batch_size", "micro_batch_size * dp")
 
 
 def learning_rate(args: TrainArgs) -> float:
@@ -143,66 +143,6 @@ def lr_warmup_samples(args: TrainArgs, train_iters: int) -> float:
     if args.lr_warmup_fraction is not None:
         return args.lr_warmup_fraction * lr_decay_samples(args, train_iters)
     return float(args.lr_warmup_iters * args.global_batch_size)
-
-
-def layers_per_stage(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
-    """Layers of each pipeline stage, first to last. Raises ValueError when they cannot be placed evenly."""
-    stages = args.pipeline_model_parallel_size
-    first, last = args.decoder_first_pipeline_num_layers, args.decoder_last_pipeline_num_layers
-    if stages == 1:
-        return (num_layers,)
-    middle_stages = stages - (first is not None) - (last is not None)
-    middle_layers = num_layers - (first or 0) - (last or 0)
-    if middle_stages == 0:
-        if middle_layers != 0:
-            raise ValueError(f"the two stages hold {(first or 0) + (last or 0)} of {num_layers} layers")
-        return tuple(layers for layers in (first, last) if layers is not None)
-    if middle_layers % middle_stages:
-        raise ValueError(f"{middle_layers} layers are not divisible by {middle_stages} pipeline stages")
-    each = middle_layers // middle_stages
-    if each < 1:
-        raise ValueError(f"{middle_layers} layers are left for {middle_stages} pipeline stages")
-    return (
-        *(() if first is None else (first,)),
-        *(each,) * middle_stages,
-        *(() if last is None else (last,)),
-    )
-
-
-def virtual_stages(args: TrainArgs, num_layers: int) -> int | None:
-    """Number of interleaved chunks of each pipeline stage; None without interleaving. ValueError: uneven chunks."""
-    stages, given = args.pipeline_model_parallel_size, args.virtual_pipeline_model_parallel_size
-    if stages == 1:
-        return None
-    if args.num_layers_per_virtual_pipeline_stage is not None:
-        size = stages * args.num_layers_per_virtual_pipeline_stage
-        chunks = _whole(num_layers, size, "number of layers", "stages * num_layers_per_virtual_pipeline_stage")
-        if given not in (None, chunks):
-            raise ValueError(f"num_layers_per_virtual_pipeline_stage gives {chunks} chunks per stage, not {given}")
-        given = chunks
-    if given is None or given == 1:
-        return None
-    _whole(num_layers, stages * given, "number of layers", "stages * virtual_pipeline_model_parallel_size")
-    return given
-
-
-def layers_per_chunk(args: TrainArgs, num_layers: int) -> tuple[int, ...]:
-    """Layers of a chunk of each stage. Raises ValueError when they cannot be placed evenly."""
-    chunks = virtual_stages(args, num_layers) or 1
-    return tuple(layers // chunks for layers in layers_per_stage(args, num_layers))
-
-
-def chunks_of_stages(args: TrainArgs, num_layers: int) -> tuple[tuple[range, ...], ...]:
-    """The layers of each pipeline stage, chunk by chunk: with virtual stages the chunks of the stages alternate.
-
-    Raises ValueError when they cannot be placed evenly.
-    """
-    sizes, rounds = layers_per_chunk(args, num_layers), virtual_stages(args, num_layers) or 1
-    starts = [sum(sizes[:stage]) for stage in range(len(sizes))]
-    return tuple(
-        tuple(range(start + turn * sum(sizes), start + turn * sum(sizes) + size) for turn in range(rounds))
-        for start, size in zip(starts, sizes, strict=True)
-    )
 
 
 def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool]:
@@ -346,7 +286,8 @@ def wandb_directory(args: TrainArgs, save: str) -> str:
     return args.wandb_save_dir or f"{save.rstrip('/')}/wandb"
 
 
-def _whole(number: int, divisor: int, number_name: str, divisor_name: str) -> int:
+def whole(number: int, divisor: int, number_name: str, divisor_name: str) -> int:
+    """number / divisor. Raises ValueError if that is not an integer."""
     if number % divisor:
         raise ValueError(f"{number_name} {number} is not divisible by {divisor_name} = {divisor}")
     return number // divisor

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from megatron_trainjob.args import derive, head
+from megatron_trainjob.args import derive, head, placement
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import LayerParameters, Model
@@ -97,7 +97,7 @@ def estimate(
         longest=min(longest, tokens),
         element_bytes=_element_bytes(args, shape),
     )
-    chunks = derive.chunks_of_stages(args, shape.num_layers)
+    chunks = placement.chunks_of_stages(args, shape.num_layers)
     held = [[layer for chunk in of_stage for layer in chunk] for of_stage in chunks]
     held[-1] += shape.all_layers[shape.num_layers :]
     stages = tuple(_stage(args, shape, world_size, row, stage, layers, task) for stage, layers in enumerate(held))
@@ -222,7 +222,7 @@ def _held_micro_batches(args: TrainArgs, shape: Model, stage: int, micro_batches
 
     Interleaved with v chunks a stage it holds those of 2 (p - i - 1) + (v - 1) p + 1 chunks, v of which are a stage.
     """
-    stages, chunks = args.pipeline_model_parallel_size, derive.virtual_stages(args, shape.num_layers)
+    stages, chunks = args.pipeline_model_parallel_size, placement.virtual_stages(args, shape.num_layers)
     if chunks is None:
         return min(stages - stage, micro_batches)
     return min(2 * (stages - stage - 1) + (chunks - 1) * stages + 1, micro_batches * chunks) / chunks

@@ -220,8 +220,8 @@ class BaseTemplate:
     response_prefix: str | None = arg(
         None,
         "Prefix of each generated answer.",
-        applies_to=("export",),
-        status="refused",
+        applies_to=EVERY_TASK,
+        status="no effect",
         reason="it is for inference, and training generates nothing",
     )
     template_backend: Literal["swift", "jinja"] = arg(

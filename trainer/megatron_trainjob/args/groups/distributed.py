@@ -58,12 +58,11 @@ class Distributed:
     )
     pipeline_model_parallel_layout: str | None = arg(
         None,
-        "Layers of each chunk as a pattern such as Et*3|(tt|)*29,m|L.",
-        status="refused",
-        reason=(
-            "stages are even, except the first and last; use decoder_first_pipeline_num_layers, "
-            "decoder_last_pipeline_num_layers or virtual_pipeline_model_parallel_size"
+        (
+            "Parts of each chunk of each stage as a text such as Et*3|(tt|)*2mL: E embedding, t layer, m layer of "
+            "multi-token prediction, L output and loss, | between chunks, *n and (..)*n repeat."
         ),
+        status="works",
     )
     decoder_first_pipeline_num_layers: int | None = arg(
         None,
@@ -96,6 +95,15 @@ class Distributed:
         ge=1,
         featured=True,
         status="works",
+    )
+    cp_comm_type: str = arg(
+        "p2p",
+        "How context-parallel ranks exchange keys and values: p2p, all_gather, a2a, a2a+p2p.",
+        status="no effect",
+        reason=(
+            "ranks pass them around a ring on GPUs (p2p) and gather them without; the others give the same result at "
+            "another speed, and need rows or heads that all ranks divide"
+        ),
     )
     tp_comm_overlap: bool = arg(
         False,

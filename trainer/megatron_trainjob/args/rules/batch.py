@@ -133,6 +133,26 @@ def validation_data_is_evaluated(facts: Facts) -> str:
     return "has no effect without evaluations; set eval_strategy to steps or epoch"
 
 
+@rule("split_dataset_ratio", "val_dataset", "eval_strategy", "eval_interval", "save_strategy", severity="warning")
+def rows_split_off_are_evaluated(facts: Facts) -> str:
+    """They would be neither trained nor evaluated."""
+    args = facts.args
+    if not args.split_dataset_ratio or args.val_dataset or derive.eval_strategy(args) != "no":
+        return ""
+    return (
+        "keeps rows out of training for evaluations, and there are none; set eval_strategy to steps or epoch, or this "
+        "to 0"
+    )
+
+
+@rule("cached_val_dataset", "eval_strategy", "eval_interval", "save_strategy", severity="warning")
+def cached_validation_data_is_evaluated(facts: Facts) -> str:
+    """As for validation data that is not cached."""
+    args = facts.args
+    is_idle = bool(args.cached_val_dataset) and derive.eval_strategy(args) == "no"
+    return "has no effect without evaluations; set eval_strategy to steps or epoch" if is_idle else ""
+
+
 def _has_validation_data(facts: Facts) -> bool:
     args = facts.args
     return bool(args.val_dataset or args.split_dataset_ratio or args.cached_dataset or args.cached_val_dataset)
@@ -152,6 +172,8 @@ RULES = (
     a_distance_of_checkpoints_belongs_to_steps,
     a_distance_of_evaluations_belongs_to_steps,
     validation_data_is_evaluated,
+    rows_split_off_are_evaluated,
+    cached_validation_data_is_evaluated,
     *(
         excludes(
             f"a_stream_has_no_epoch_for_{name}",

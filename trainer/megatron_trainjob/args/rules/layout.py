@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, placement
+from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.rules.batch import PARALLEL_SIZES
 from megatron_trainjob.args.rules.condition import above, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
@@ -50,6 +51,7 @@ def the_ranks_divide_into_copies_of_the_experts(facts: Facts) -> str:
     "pipeline_model_parallel_size",
     "decoder_first_pipeline_num_layers",
     "decoder_last_pipeline_num_layers",
+    "pipeline_model_parallel_layout",
     "num_layers",
     needs_model=True,
 )
@@ -57,10 +59,10 @@ def the_layers_divide_into_stages(facts: Facts) -> str:
     """Layers not explicitly placed on the first or last stage are distributed evenly over the others."""
     args = facts.args
     num_layers = derive.model_value(args, facts.config, "num_layers")
-    if num_layers is None:
+    if num_layers is None or args.pipeline_model_parallel_layout:
         return ""
     try:
-        derive.layers_per_stage(args, num_layers)
+        placement.layers_per_stage(args, num_layers)
     except ValueError as err:
         return f"{err}; change it, or set decoder_first_pipeline_num_layers or decoder_last_pipeline_num_layers"
     return ""
@@ -70,23 +72,70 @@ def the_layers_divide_into_stages(facts: Facts) -> str:
     "virtual_pipeline_model_parallel_size",
     "num_layers_per_virtual_pipeline_stage",
     "pipeline_model_parallel_size",
+    "pipeline_model_parallel_layout",
     "num_layers",
     needs_model=True,
 )
 def the_layers_divide_into_virtual_stages(facts: Facts) -> str:
-    """Every chunk of an interleaved schedule has the same number of layers."""
+    """Every chunk of an interleaved schedule has the same number of layers, unless a layout says otherwise."""
     num_layers = derive.model_value(facts.args, facts.config, "num_layers")
-    if num_layers is None:
+    if num_layers is None or facts.args.pipeline_model_parallel_layout:
         return ""
     try:
-        derive.virtual_stages(facts.args, num_layers)
+        placement.virtual_stages(facts.args, num_layers)
     except ValueError as err:
         return str(err)
     return ""
 
 
+@rule("pipeline_model_parallel_layout", "pipeline_model_parallel_size", "mtp_num_layers", tasks=TRAINING)
+def the_layout_is_one_of_these_stages(facts: Facts) -> str:
+    """It can be read, gives each stage as many chunks, and places as many layers of multi-token prediction."""
+    args = facts.args
+    if not args.pipeline_model_parallel_layout or args.pipeline_model_parallel_size == 1:
+        return ""
+    try:
+        layout = placement.read_layout(args.pipeline_model_parallel_layout)
+    except ValueError as err:
+        return f"{err}; correct it"
+    stages, number = args.pipeline_model_parallel_size, len(layout.chunks)
+    if number % stages:
+        return f"has {number} chunks, not a multiple of {stages} stages; separate a multiple of {stages} by |"
+    placed, predicting = layout.count(placement.PREDICTION), args.mtp_num_layers or 0
+    if placed != predicting:
+        return f"has {placed} times m, and mtp_num_layers is {predicting}; both count the same layers"
+    return ""
+
+
+@rule(
+    "pipeline_model_parallel_layout",
+    "virtual_pipeline_model_parallel_size",
+    "pipeline_model_parallel_size",
+    "mtp_num_layers",
+    "num_layers",
+    needs_model=True,
+)
+def the_layout_places_every_layer(facts: Facts) -> str:
+    """As many layers as the model has, in as many chunks as virtual_pipeline_model_parallel_size says."""
+    args = facts.args
+    num_layers = derive.model_value(args, facts.config, "num_layers")
+    if not args.pipeline_model_parallel_layout or num_layers is None or the_layout_is_one_of_these_stages.broken(facts):
+        return ""
+    try:
+        placement.virtual_stages(args, num_layers)
+    except ValueError as err:
+        return f"{err}; correct it"
+    return ""
+
+
 def _interleaves(facts: Facts) -> bool:
     args = facts.args
+    if args.pipeline_model_parallel_layout:
+        try:
+            chunks_in_all = len(placement.read_layout(args.pipeline_model_parallel_layout).chunks)
+        except ValueError:
+            return False
+        return chunks_in_all > args.pipeline_model_parallel_size > 1
     chunks, layers = args.virtual_pipeline_model_parallel_size, args.num_layers_per_virtual_pipeline_stage
     return args.pipeline_model_parallel_size > 1 and ((chunks or 1) > 1 or layers is not None)
 
@@ -94,6 +143,7 @@ def _interleaves(facts: Facts) -> bool:
 @rule(
     "virtual_pipeline_model_parallel_size",
     "num_layers_per_virtual_pipeline_stage",
+    "pipeline_model_parallel_layout",
     "global_batch_size",
     "micro_batch_size",
     *PARALLEL_SIZES,
@@ -158,10 +208,29 @@ RULES = (
     the_ranks_divide_into_copies_of_the_experts,
     the_layers_divide_into_stages,
     the_layers_divide_into_virtual_stages,
+    the_layout_is_one_of_these_stages,
+    the_layout_places_every_layer,
     micro_batches_fill_the_interleaved_schedule,
     *(
         idle_without(f"{name}_needs_a_pipeline", is_set(name), above("pipeline_model_parallel_size", 1))
-        for name in ("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+        for name in (
+            "virtual_pipeline_model_parallel_size",
+            "num_layers_per_virtual_pipeline_stage",
+            "pipeline_model_parallel_layout",
+        )
+    ),
+    *(
+        excludes(
+            f"a_layout_excludes_{other}",
+            is_set("pipeline_model_parallel_layout"),
+            is_set(other),
+            because="the layout says how many layers each chunk has",
+        )
+        for other in (
+            "num_layers_per_virtual_pipeline_stage",
+            "decoder_first_pipeline_num_layers",
+            "decoder_last_pipeline_num_layers",
+        )
     ),
     *(
         excludes(

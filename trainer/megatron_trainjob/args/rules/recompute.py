@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, placement
 from megatron_trainjob.args.rules.condition import changed, contains, is_, is_set
 from megatron_trainjob.args.rules.pair import idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
@@ -36,6 +36,7 @@ def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
     "virtual_pipeline_model_parallel_size",
     "num_layers_per_virtual_pipeline_stage",
     "pipeline_model_parallel_size",
+    "pipeline_model_parallel_layout",
     "decoder_first_pipeline_num_layers",
     "decoder_last_pipeline_num_layers",
     "num_layers",
@@ -48,7 +49,7 @@ def recomputed_layers_fit_into_each_stage(facts: Facts) -> str:
     if args.recompute_num_layers is None or args.recompute_granularity != "full" or num_layers is None:
         return ""
     try:
-        stages = derive.layers_per_chunk(args, num_layers)
+        stages = placement.layers_per_chunk(args, num_layers)
     except ValueError:
         return ""
     if args.recompute_num_layers > min(stages):
