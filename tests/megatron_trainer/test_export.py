@@ -223,9 +223,13 @@ def test_the_program_converts_helps_and_ends_with_a_code(models, checkpoint, tmp
         return subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
 
     assert "--test_convert_precision" in program("--help").stdout
-    wrong = program("--to_hf", "true", "--max_shard_size", "many", "--push_to_hub", "true", "--hub_model_id", "me/it")
+    wrong = program("--to_hf", "true", "--max_shard_size", "many", "--push_to_hub", "true")
     assert wrong.returncode == ExitCode.BAD_ARGUMENTS
-    for told in ("args.max_shard_size: ", "args.to_hf: needs the checkpoint to convert", "hf upload REPOSITORY FOLDER"):
+    for told in (
+        "args.max_shard_size: ",
+        "args.to_hf: needs the checkpoint to convert",
+        "args.push_to_hub: needs hub_model_id",
+    ):
         assert told in wrong.stderr
     done = program("--to_hf", "--mcore_model", str(checkpoint), "--output_dir", str(tmp_path / "hf"))
     assert done.returncode == 0, done.stderr

@@ -102,6 +102,38 @@ CASES = [
         good={"min_pixels": 4, "max_pixels": 4},
         bad={"min_pixels": 5, "max_pixels": 4},
     ),
+    # quantized exports
+    Case(
+        rule="fp8_has_eight_bits",
+        good={"quant_method": "fp8", "quant_bits": 8},
+        bad={"quant_method": "fp8", "quant_bits": 4},
+        task="export",
+    ),
+    Case(
+        rule="quantized_weights_are_a_hugging_face_model",
+        good={"quant_method": "fp8", "to_hf": True},
+        bad={"quant_method": "fp8", "to_mcore": True},
+        task="export",
+    ),
+    *(
+        Case(rule=rule, good={"quant_method": "fp8"}, bad={"quant_method": "fp8", **other}, task="export")
+        for rule, other in (
+            ("quantized_weights_are_merged", {"merge_lora": False}),
+            ("quantized_weights_differ_from_their_source", {"test_convert_precision": True}),
+        )
+    ),
+    # uploads
+    Case(
+        rule="what_is_uploaded_was_written",
+        good={"push_to_hub": True, "to_hf": True},
+        bad={"push_to_hub": True},
+    ),
+    Case(
+        rule="an_export_uploads_a_hugging_face_folder",
+        good={"push_to_hub": True, "to_hf": True},
+        bad={"push_to_hub": True, "to_mcore": True},
+        task="export",
+    ),
     # multi-token prediction
     Case(
         rule="predicting_layers_are_recomputed_one_by_one",
@@ -167,6 +199,17 @@ CASES = [
     ),
     *(
         Case(
+            rule=rule,
+            good={**given, "save_strategy": "no", "eval_strategy": "epoch"},
+            bad={**given, "save_strategy": "no"},
+        )
+        for rule, given in (
+            ("rows_split_off_are_evaluated", {"split_dataset_ratio": 0.1}),
+            ("cached_validation_data_is_evaluated", {"cached_val_dataset": ("v",)}),
+        )
+    ),
+    *(
+        Case(
             rule=f"a_stream_has_no_epoch_for_{name}",
             good={name: "steps", "streaming": True},
             bad={name: "epoch", "streaming": True},
@@ -176,6 +219,43 @@ CASES = [
     *(
         Case(rule=f"{name}_needs_a_pipeline", good={name: 2, "pipeline_model_parallel_size": 2}, bad={name: 2})
         for name in ("virtual_pipeline_model_parallel_size", "num_layers_per_virtual_pipeline_stage")
+    ),
+    Case(
+        rule="pipeline_model_parallel_layout_needs_a_pipeline",
+        good={"pipeline_model_parallel_layout": "Et*6|t*6L", "pipeline_model_parallel_size": 2},
+        bad={"pipeline_model_parallel_layout": "Et*12L"},
+    ),
+    *(
+        Case(
+            rule="the_layout_is_one_of_these_stages",
+            good={"pipeline_model_parallel_layout": "Et*5|(t|)*2,t*5,L", "pipeline_model_parallel_size": 2},
+            bad={"pipeline_model_parallel_layout": bad, "pipeline_model_parallel_size": 2},
+        )
+        for bad in ("Ett|tt", "tt|ttL", "Ett|t|tL", "Etx|tL", "Et||tt|L", "Ett|ttmL", "Ett*99999999|L", "E|L")
+    ),
+    *(
+        Case(
+            rule="the_layout_places_every_layer",
+            good={"pipeline_model_parallel_layout": "Et*7|t*5L", "pipeline_model_parallel_size": 2},
+            bad={"pipeline_model_parallel_size": 2, **bad},
+            config=DENSE,
+        )
+        for bad in (
+            {"pipeline_model_parallel_layout": "Et*7|t*6L"},
+            {"pipeline_model_parallel_layout": "Et*7|t*5L", "virtual_pipeline_model_parallel_size": 2},
+        )
+    ),
+    *(
+        Case(
+            rule=f"a_layout_excludes_{other}",
+            good={"pipeline_model_parallel_layout": "Ett|ttL"},
+            bad={"pipeline_model_parallel_layout": "Ett|ttL", other: 2},
+        )
+        for other in (
+            "num_layers_per_virtual_pipeline_stage",
+            "decoder_first_pipeline_num_layers",
+            "decoder_last_pipeline_num_layers",
+        )
     ),
     *(
         Case(rule=f"{virtual}_excludes_{uneven}", good={virtual: 2}, bad={virtual: 2, uneven: 3})

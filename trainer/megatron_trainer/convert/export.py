@@ -16,7 +16,7 @@ from typing import Literal
 import torch
 from megatron.core.models.gpt import GPTModel
 
-from megatron_trainer import model_source, parallel
+from megatron_trainer import model_source, parallel, upload
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder
 from megatron_trainer.checkpoint import load as checkpoint_load
@@ -80,6 +80,7 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     """
     found = inputs.find(args, given)
     output = _output(args, found)
+    upload.check(args, "args")
     parallel.initialize(found.args)
     model = _load(found, backend)
     _check_widths(args, found, model)
@@ -95,6 +96,8 @@ def export(args: TrainArgs, given: frozenset[str], backend: Backend, tell: Tell)
     else:
         _write_model(args, model, output)
     tell(f"written: {output} ({_description(output)})")
+    if args.push_to_hub:
+        tell(f"uploaded: {upload.push(output, args)}")
     if not args.test_convert_precision:
         return None
     return _compare(args, found, model, backend, output)
@@ -167,6 +170,7 @@ def _write_model(args: TrainArgs, model: Loaded, output: Path) -> None:
         read=model.read,
         keeps_others=args.exist_ok,
         changed=_changed(model),
+        in_fp8=args.quant_method == "fp8",
     )
 
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from itertools import accumulate
 from pathlib import Path
 
@@ -17,14 +18,25 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from megatron_trainer.convert import companions, table
+from megatron_trainer.convert import companions, quantize, table
 from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainer.convert.publish import on_first_rank, publish
-from megatron_trainer.convert.rules import Source
+from megatron_trainer.convert.rules import Sizes, Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import open_checkpoint
-from megatron_trainer.convert.stream import Piece, Read, exported, own_data, tensors, writes, written_pieces
+from megatron_trainer.convert.stream import (
+    Piece,
+    Read,
+    exported,
+    none,
+    own_data,
+    pieces,
+    tensors,
+    writes,
+    written_pieces,
+)
+from megatron_trainer.convert.table import Entry
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families.weights import untrained_predictions
 from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
@@ -55,23 +67,28 @@ def save_model(
     keeps_others: bool = False,
     changed: Companions = _UNCHANGED,
     door: Path | None = None,
+    in_fp8: bool = False,
 ) -> None:
     """Writes weights, config.json, and the tokenizer and generation files of the source. Collective.
 
     dtype: type of the weights on disk, None for that of the parameters. max_shard_size: of a file, such as 5GB. An
     existing directory is replaced; keeps_others, door: as for publish. read: returns the tensor to write for a
-    parameter instead of its values. changed: tokenizer and generation files that training has changed.
+    parameter instead of its values. changed: tokenizer and generation files that training has changed. in_fp8: weights
+    of linears are quantized (quantize.py).
 
     Raises:
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
     """
-    files, index = _plan(chunks, spec, dtype, bytes_of(max_shard_size))
+    first = partial(_is_quantized, table.sizes(spec)) if in_fp8 else none
+    plan = _plan(chunks, spec, dtype, bytes_of(max_shard_size), first)
+    written = replace(spec, config={**spec.config, **plan.config})
 
     def write(aside: Path) -> None:
-        _write(aside, files, _with_copied(tensors(chunks, spec, read=read), spec))
+        stream = quantize.quantized(tensors(chunks, spec, read=read, first=first), plan.quantized)
+        _write(aside, plan.files, _with_copied(stream, spec))
 
     def complete(aside: Path) -> None:
-        _complete(aside, spec, dtype or spec.dtype, index, changed)
+        _complete(aside, written, dtype or spec.dtype, plan.index, changed)
 
     publish(Path(directory), [write, on_first_rank(complete)], keeps_others=keeps_others, door=door)
 
@@ -88,22 +105,53 @@ def bytes_of(size: str) -> int:
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Plan:
+    """What is written where.
+
+    files: of this rank, numbered over all ranks. index: for each tensor of the model its file and size. quantized: the
+    tensors of this rank that are stored in FP8. config: what config.json says about that.
+    """
+
+    files: list[_File]
+    index: dict[str, tuple[str, int]]
+    quantized: frozenset[str]
+    config: Mapping[str, object]
+
+
+def _is_quantized(sizes: Sizes, entry: Entry) -> bool:
+    return quantize.is_quantized(entry, pieces(entry, sizes))
+
+
 def _plan(
-    chunks: Sequence[torch.nn.Module], spec: ModelSpec, dtype: torch.dtype | None, max_bytes: int
-) -> tuple[list[_File], dict[str, tuple[str, int]]]:
-    """The files of this rank, numbered over all ranks, and for each tensor of the model its file and size."""
+    chunks: Sequence[torch.nn.Module],
+    spec: ModelSpec,
+    dtype: torch.dtype | None,
+    max_bytes: int,
+    first: Callable[[Entry], bool],
+) -> _Plan:
     sizes = table.sizes(spec)
-    mine = [piece for entry in exported(chunks, spec) if writes(entry) for piece in written_pieces(entry, sizes)]
-    mine = [_narrowed(piece, dtype) for piece in mine] + _copied_pieces(spec)
+    mine: list[Piece] = []
+    quantized: set[str] = set()
+    for entry in filter(writes, exported(chunks, spec, first=first)):
+        of_entry = [_narrowed(piece, dtype) for piece in written_pieces(entry, sizes)]
+        if first(entry):
+            quantized.update(entry.names)
+            of_entry = [part for piece in of_entry for part in quantize.quantized_pieces(piece)]
+        mine += of_entry
+    mine += _copied_pieces(spec)
     groups = list(_grouped(mine, max_bytes))
     every: list[list[tuple[Piece, ...]]] = [groups] * dist.get_world_size()
     dist.all_gather_object(every, groups)
     total = sum(map(len, every))
-    first = [0, *accumulate(map(len, every))][dist.get_rank()]
-    files = [_File(name=_file_name(first + number, total), pieces=group) for number, group in enumerate(groups)]
+    before = [0, *accumulate(map(len, every))][dist.get_rank()]
+    files = [_File(name=_file_name(before + number, total), pieces=group) for number, group in enumerate(groups)]
     numbered = enumerate(group for rank in every for group in rank)
     index = {p.name: (_file_name(number, total), num_bytes(p)) for number, group in numbered for p in group}
-    return files, index
+    section = quantize.config_section([piece for rank in every for group in rank for piece in group])
+    is_any = first is not none
+    config = {"quantization_config": section} if is_any else {}
+    return _Plan(files=files, index=index, quantized=frozenset(quantized), config=config)
 
 
 def _narrowed(piece: Piece, dtype: torch.dtype | None) -> Piece:

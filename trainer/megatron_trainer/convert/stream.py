@@ -28,13 +28,21 @@ class Piece:
     dtype: torch.dtype
 
 
-def exported(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> list[Entry]:
+def none(_: Entry) -> bool:
+    """The entries that an export puts before all others, where it has no such."""
+    return False
+
+
+def exported(
+    chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, first: Callable[[Entry], bool] = none
+) -> list[Entry]:
     """The parameters that an export reads, larger types first, in the same order on all ranks of a stage.
 
-    This order keeps every tensor of a file aligned to its element size.
+    This order keeps every tensor of a file aligned to its element size. first: those that come before all others,
+    because what is written for them has another type.
     """
     kept = [entry for entry in table.entries(chunks, spec) if not entry.is_copy]
-    return sorted(kept, key=lambda entry: -entry.parameter.element_size())
+    return sorted(kept, key=lambda entry: (not first(entry), -entry.parameter.element_size()))
 
 
 def writes(entry: Entry) -> bool:
@@ -82,14 +90,18 @@ def own_data(parameter: Tensor) -> Tensor:
 
 @torch.no_grad()
 def tensors(
-    chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, read: Read = own_data
+    chunks: Sequence[torch.nn.Module],
+    spec: ModelSpec,
+    *,
+    read: Read = own_data,
+    first: Callable[[Entry], bool] = none,
 ) -> Iterator[tuple[str, Tensor]]:
     """(checkpoint name, whole tensor) for each tensor that this rank writes. Collective: every rank has to exhaust it.
 
     Parameters are gathered one at a time, so no more than one is held beyond the model.
     """
     sizes = table.sizes(spec)
-    for entry in exported(chunks, spec):
+    for entry in exported(chunks, spec, first=first):
         if not takes_part(entry):
             continue
         share = read(entry.parameter)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 
-from megatron_trainer import model_source
+from megatron_trainer import model_source, upload
 from megatron_trainer.checkpoint import folder as run_folder
 from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert.adapter import save_adapter
@@ -34,7 +34,10 @@ SAFETENSORS = "safetensors"
 
 
 def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, str]:
-    """Paths by name. A LoRA run always gets its adapter; to_hf asks for the model (merge_lora: with the adapter)."""
+    """Paths by name. A LoRA run always gets its adapter; to_hf asks for the model (merge_lora: with the adapter).
+
+    With push_to_hub the address of the uploaded commit too.
+    """
     save = run.saver.policy.save
     checkpoint = iteration_folder(save, state.iteration)
     outputs = {"checkpoint": str(checkpoint)} if checkpoint.is_dir() else {}
@@ -47,6 +50,8 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
         outputs["adapter"] = _save_adapter(run, save / "adapter")
     if run.args.merge_lora if is_lora else run.args.to_hf:
         outputs["hf"] = _save_model(run, save / "hf", merged_weights(models) if is_lora else own_data)
+    if run.args.push_to_hub:
+        outputs["hub"] = upload.push(outputs.get("hf") or outputs["adapter"], run.args)
     return outputs
 
 

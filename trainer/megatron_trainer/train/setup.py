@@ -17,7 +17,7 @@ import torch.distributed as dist
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer import backend as backends
-from megatron_trainer import clock, environment, model_source, parallel, start_stages
+from megatron_trainer import clock, environment, model_source, parallel, start_stages, upload
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import folder, memory
 from megatron_trainer.checkpoint.folder import Owner
@@ -55,7 +55,7 @@ from megatron_trainer.train.schedule import Schedule
 from megatron_trainer.train.start import start_state
 from megatron_trainjob import violation
 from megatron_trainjob.args import availability as status
-from megatron_trainjob.args import derive, rules
+from megatron_trainjob.args import derive, placement, rules
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.args.parse import Accepted
 from megatron_trainjob.args.tree import TrainArgs
@@ -123,7 +123,8 @@ def build(
     args = accepted.args
     spec, tokenizer = _model_and_tokenizer(args)
     _check(accepted, task, spec, backend)
-    parallel.interleave(derive.virtual_stages(args, spec.model.num_layers))
+    upload.check(args, "spec.args")
+    parallel.interleave(placement.virtual_stages(args, spec.model.num_layers))
     save = output_folder.choose(args)
     owner, heartbeat = output_folder.claim(save, env)
     data, shape = read_data(args, tokenizer, task, spec, save)

@@ -7,7 +7,7 @@ from megatron_trainjob.args.field import EVERY_TASK, arg
 
 NOTHING_GENERATED = "training generates nothing"
 OF_THE_FAMILY = "the model's family and config.json determine it"
-NOT_QUANTIZED = "weights are not quantized here: train in bf16, or FP8 (fp8_format)"
+OTHER_QUANTIZATION = "only fp8 is written; quantize the exported folder with that library"
 DETAIL_OF_QUANTIZATION = "weights are not quantized here"
 
 
@@ -127,20 +127,22 @@ class Elsewhere:
         status="no effect",
         reason="adapters are built on Megatron-Core's layers and written as PEFT reads them",
     )
-    quant_method: str | None = arg(
+    quant_method: Literal["fp8", "bnb", "hqq", "gptq", "gptq_v2", "awq", "quanto", "eetq"] | None = arg(
         None,
-        "Quantize the weights of the model.",
-        applies_to=EVERY_TASK,
-        status="refused",
-        reason=NOT_QUANTIZED,
+        (
+            'Quantize the weights of linears that to_hf writes: "fp8" is e4m3 with a scale per block of 128 x 128, as '
+            "DeepSeek and Qwen publish."
+        ),
+        applies_to=("export",),
+        status="works",
+        refused_choices=dict.fromkeys(("bnb", "hqq", "gptq", "gptq_v2", "awq", "quanto", "eetq"), OTHER_QUANTIZATION),
     )
     quant_bits: int | None = arg(
         None,
-        "Bits of quantized weights.",
+        "Bits of quantized weights, 8 for fp8.",
         ge=1,
-        applies_to=EVERY_TASK,
-        status="refused",
-        reason=NOT_QUANTIZED,
+        applies_to=("export",),
+        status="works",
     )
     bnb_4bit_compute_dtype: str | None = arg(
         None,

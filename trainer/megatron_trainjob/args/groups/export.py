@@ -4,10 +4,6 @@ from dataclasses import dataclass
 
 from megatron_trainjob.args.field import EVERY_TASK, arg
 
-NO_UPLOAD = (
-    "nothing is uploaded from a job, which would need a token; run `hf upload REPOSITORY FOLDER` on the written folder"
-)
-
 
 @dataclass(frozen=True, kw_only=True)
 class Export:
@@ -109,29 +105,28 @@ class Export:
     )
     push_to_hub: bool = arg(
         False,
-        "Upload the result.",
+        (
+            "Upload what to_hf wrote, or the adapter of a LoRA run, to the Hugging Face Hub. The token is HF_TOKEN, "
+            "which pods get from a Secret through envFrom."
+        ),
         applies_to=EVERY_TASK,
-        status="refused",
-        reason=NO_UPLOAD,
+        status="works",
     )
     hub_model_id: str | None = arg(
         None,
-        "Repository for the upload.",
+        "Repository for the upload, such as name/model; it is created if there is none.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason=NO_UPLOAD,
+        status="works",
     )
     hub_private_repo: bool = arg(
         False,
         "Make that repository private.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason=NO_UPLOAD,
+        status="works",
     )
     commit_message: str = arg(
         "update files",
         "Commit message of the upload.",
         applies_to=EVERY_TASK,
-        status="refused",
-        reason=NO_UPLOAD,
+        status="works",
     )

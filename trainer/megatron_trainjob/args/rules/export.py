@@ -26,11 +26,11 @@ def an_export_does_one_thing(facts: Facts) -> str:
     return f"exactly one of {', '.join(ACTIONS)} must be true, {found}; choose one"
 
 
-@rule("to_hf", "mcore_model", "mcore_adapters", tasks=EXPORT)
+@rule("to_hf", "mcore_model", "mcore_adapters", "quant_method", "model", tasks=EXPORT)
 def a_hugging_face_export_has_a_source(facts: Facts) -> str:
-    """mcore_model or mcore_adapters."""
+    """mcore_model or mcore_adapters; a model that is quantized may be a Hugging Face folder already."""
     args = facts.args
-    if not args.to_hf or args.mcore_model or args.mcore_adapters:
+    if not args.to_hf or args.mcore_model or args.mcore_adapters or (args.quant_method and args.model):
         return ""
     return "needs the checkpoint to convert; set mcore_model or mcore_adapters"
 
@@ -88,8 +88,43 @@ def an_export_is_one_process(facts: Facts) -> str:
     return "" if sizes == (1, 1, 1) else "has no effect: one process converts checkpoints of every layout"
 
 
+@rule("quant_bits", "quant_method", tasks=EXPORT)
+def fp8_has_eight_bits(facts: Facts) -> str:
+    """quant_bits belongs to quant_method, and is 8."""
+    args = facts.args
+    if args.quant_bits is None or (args.quant_bits == 8 and args.quant_method is not None):
+        return ""
+    return "must be 8, with quant_method: fp8; set both, or remove it"
+
+
+@rule("push_to_hub", "to_hf", "train_type")
+def what_is_uploaded_was_written(facts: Facts) -> str:
+    """A model in Hugging Face form, or the adapter that a LoRA run always writes."""
+    args = facts.args
+    is_written = args.to_hf or args.train_type == "lora"
+    return "" if is_written or not args.push_to_hub else "needs to_hf: true, which writes what is uploaded; set that"
+
+
 RULES = (
     an_export_does_one_thing,
+    what_is_uploaded_was_written,
+    needs("an_export_uploads_a_hugging_face_folder", is_("push_to_hub", True), is_("to_hf", True), tasks=EXPORT),
+    fp8_has_eight_bits,
+    needs("quantized_weights_are_a_hugging_face_model", is_set("quant_method"), is_("to_hf", True), tasks=EXPORT),
+    excludes(
+        "quantized_weights_are_merged",
+        is_set("quant_method"),
+        is_("merge_lora", False),
+        because="an adapter alone is not quantized",
+        tasks=EXPORT,
+    ),
+    excludes(
+        "quantized_weights_differ_from_their_source",
+        is_set("quant_method"),
+        is_("test_convert_precision", True),
+        because="rounding to 8 bits exceeds its bound",
+        tasks=EXPORT,
+    ),
     a_hugging_face_export_has_a_source,
     a_megatron_export_has_a_source,
     a_cached_data_set_has_a_source,
