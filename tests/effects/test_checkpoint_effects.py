@@ -9,6 +9,8 @@ from safetensors.torch import load_file
 
 from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
+from tests.support.ranks import legacy_ranks
+from tests.support.ranks.pool import gloo_ranks
 
 pytestmark = pytest.mark.dist
 
@@ -200,8 +202,8 @@ def test_auto_detect_ckpt_format_says_what_else_it_found(train, tmp_path, llama)
     (tmp_path / "old" / "iter_0000001" / "mp_rank_00").mkdir(parents=True)
     (tmp_path / "old" / "iter_0000001" / "mp_rank_00" / "model_optim_rng.pt").touch()
     (tmp_path / "old" / "latest_checkpointed_iteration.txt").write_text("1")
-    for place, text in ((tmp_path / "old", "in the format torch"), (llama, "name it in spec.args.model")):
-        run = train(load=str(place))
+    for place, text in ((tmp_path / "old", "cannot be read"), (llama, "name it in spec.args.model")):
+        run = train(load=str(place), finetune=True)
         assert run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
         assert text in run.message
 
@@ -215,15 +217,33 @@ def test_a_lora_run_takes_its_base_weights_from_load(train):
     ]
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}], ids=["one", "tp2", "pp2"]
+)
+def test_ckpt_format_torch_is_read_in_its_layout_and_runs_nothing(train, plain, llama, tmp_path, settings):
+    """A pickle per rank, with a class in it that would leave a folder; another layout is told which it is of."""
+    ranks, marker, old = 2 if settings else 1, tmp_path / "was-run", tmp_path / "old"
+    gloo_ranks(ranks).run(legacy_ranks.write, llama, old, settings, marker=marker)
+    run = train(
+        ranks=ranks, load=str(old), finetune=True, ckpt_format="torch", train_iters=2, lr_decay_iters=4, **settings
+    )
+    assert run.exit_code == 0, run.message
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss")[:2], abs=2e-4)
+    assert not marker.exists()
+    other = train(load=str(old), finetune=True) if settings else train(load=str(old))
+    assert other.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
+    assert ("loads in the layout that wrote it alone" if settings else "take its weights alone") in other.message
+    assert not marker.exists()
+
+
 @effect("ckpt_format")
-def test_ckpt_format_torch_dist_is_written_and_others_are_refused(train):
+def test_ckpt_format_torch_dist_is_written_and_others_are_not(train):
     run = train(ckpt_format="torch_dist", train_iters=1)
     names = {path.name for path in (run.folder / "iter_0000001").iterdir()}
     assert {".metadata", "metadata.json", "__0_0.distcp"} <= names
-    for other in ("torch", "zarr"):
-        refused = train(ckpt_format=other, name=other)
-        assert refused.exit_code == ExitCode.BAD_ARGUMENTS
-        assert "use torch_dist" in refused.message
+    refused = train(ckpt_format="zarr", name="zarr")
+    assert refused.exit_code == ExitCode.BAD_ARGUMENTS
+    assert "use torch_dist" in refused.message
 
 
 @effect("save_strategy")

@@ -597,11 +597,6 @@ CASES = [
         overlap_grad_reduce=True,
     ),
     Case(
-        rule="async_checkpoints_are_distributed_checkpoints",
-        good={"async_save": True},
-        bad={"async_save": True, "ckpt_format": "torch"},
-    ),
-    Case(
         rule="a_missing_checkpoint_is_tolerated_only_when_one_is_named",
         good={"exit_on_missing_checkpoint": False, "load": "/ckpt"},
         bad={"exit_on_missing_checkpoint": False},

@@ -19,7 +19,6 @@ logger = logging.getLogger(__name__)
 
 Format = Literal["torch_dist", "torch", "zarr", "safetensors"]
 REMEDIES: dict[Format, str] = {
-    "torch": "it loads only in the layout that wrote it; convert it to torch_dist with the program that wrote it",
     "zarr": "Megatron-Core no longer reads zarr; convert it to torch_dist with the release that wrote it",
     "safetensors": "this is a Hugging Face model; name it in spec.args.model",
 }
@@ -63,10 +62,10 @@ def accepted(found: Foreign) -> Checkpoint:
     Raises:
         TrainingError: this format is not supported; names a tool that reads it.
     """
-    if found.format != "torch_dist":
+    if found.format not in ("torch_dist", "torch"):
         message = f"{found.path} is in the format {found.format}: {REMEDIES[found.format]}"
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
-    forged = checkpoint_index.problem(found.path / checkpoint_index.INDEX)
+    forged = found.format == "torch_dist" and checkpoint_index.problem(found.path / checkpoint_index.INDEX)
     if forged:
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, forged)
     logger.warning("checkpoint=%s is of another program: it has no manifest that proves it complete", found.path)

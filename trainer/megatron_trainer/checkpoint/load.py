@@ -17,7 +17,7 @@ from torch.distributed.checkpoint.api import CheckpointException
 from torch.distributed.checkpoint.filesystem import FileSystemReader
 
 from megatron_trainer.backend import Backend
-from megatron_trainer.checkpoint import contents, foreign, unpickle
+from megatron_trainer.checkpoint import contents, foreign, legacy, unpickle
 from megatron_trainer.engine import Engine
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.megatron.patches import pickled_scaling
@@ -146,6 +146,9 @@ def read_part(engine: Engine, checkpoint: Checkpoint, part: Literal["base", "tra
 
     FP8 scaling is not loaded: a new run determines its own.
     """
+    if foreign.recognize(checkpoint.path) == "torch":
+        legacy.read(engine.models, checkpoint.path)
+        return
     models = contents.model_state(engine, part)
     wanted = {
         chunk: {name: value for name, value in state.items() if contents.SCALING not in name}

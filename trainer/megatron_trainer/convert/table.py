@@ -90,8 +90,8 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     """
     rows, further = table(spec.model.family, has_scores=spec.head is not None), copies(spec.model)
     for chunk in map(unwrapped, chunks):
-        for local_name, parameter in _weights(chunk):
-            name = whole_model_name(chunk, _canonical(local_name))
+        for local_name, parameter in weights(chunk):
+            name = whole_model_name(chunk, canonical(local_name))
             layer, expert = _LAYER.match(name), _EXPERT.search(name)
             row = rows.get(_pattern(name))
             if row is None:
@@ -113,12 +113,13 @@ def _is_copy(chunk: GPTModel, local_name: str, spec: ModelSpec) -> bool:
     return (spec.tied and local_name == TIED_OUTPUT) or (local_name == WORD_EMBEDDINGS and not chunk.pre_process)
 
 
-def _weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+def weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a chunk by its own names, without adapters, and the buffers that are weights."""
     yield from ((name, p) for name, p in chunk.named_parameters() if not is_adapter(name))
     yield from ((name, b) for name, b in chunk.named_buffers() if name.endswith(_BUFFERS))
 
 
-def _canonical(name: str) -> str:
+def canonical(name: str) -> str:
     """The name of this parameter in the local implementation."""
     for pattern, replacement in _LOCAL_NAMES:
         name = pattern.sub(replacement, name)

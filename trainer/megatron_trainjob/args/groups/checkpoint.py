@@ -83,8 +83,13 @@ class Checkpoint:
         applies_to=EVERY_TASK,
         status="works",
         refused_choices={
-            "torch": "a checkpoint in this format loads only in the layout that wrote it; use torch_dist",
             "zarr": "Megatron-Core no longer reads or writes zarr; use torch_dist",
+        },
+        warned_choices={
+            "torch": (
+                "is read where load holds it, in the layout that wrote it; checkpoints are written in torch_dist, "
+                "which every layout loads"
+            ),
         },
     )
     no_initialization: bool = arg(

@@ -290,11 +290,6 @@ RULES = (
         is_("overlap_param_gather", True),
         is_("overlap_grad_reduce", True),
     ),
-    needs(
-        "async_checkpoints_are_distributed_checkpoints",
-        is_("async_save", True),
-        is_("ckpt_format", "torch_dist"),
-    ),
     idle_without(
         "a_missing_checkpoint_is_tolerated_only_when_one_is_named",
         is_("exit_on_missing_checkpoint", False),
