@@ -88,3 +88,37 @@ def fake_hub() -> Iterator[FakeHub]:
         yield hub
     finally:
         server.shutdown()
+
+
+@contextmanager
+def _signed_in(url: str, token: str) -> Iterator[None]:
+    """This process talks to that Hub with that token; "" is none."""
+    import os
+
+    from huggingface_hub import constants
+
+    before, environment = constants.ENDPOINT, dict(os.environ)
+    constants.ENDPOINT = url
+    os.environ |= {"HF_TOKEN": token, "HF_TOKEN_PATH": "/nonexistent"}
+    try:
+        yield
+    finally:
+        constants.ENDPOINT = before
+        os.environ.clear()
+        os.environ.update(environment)
+
+
+def export_to(url: str, token: str, given: dict[str, Any]) -> Any:
+    """An export on a worker of the pool that is signed in."""
+    from tests.support.ranks.exporting import export_here
+
+    with _signed_in(url, token):
+        return export_here(given)
+
+
+def train_to(url: str, token: str, given: dict[str, Any]) -> Any:
+    """A training run on a worker of the pool that is signed in."""
+    from tests.support.ranks.tiny_run import train_rank
+
+    with _signed_in(url, token):
+        return train_rank(given, "sft", None, {})
