@@ -10,7 +10,6 @@ from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
 from tests.effects.test_rate_effects import MATRIX
-from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 
 pytestmark = pytest.mark.dist
@@ -177,26 +176,6 @@ def test_layouts_train_alike_but_for_the_blockwise_mode(train):
     in_order = {**PLAIN, "dataloader_type": "single"}
     alone, spread = (train(optimizer="dist_muon", **in_order, **EXACT, ranks=ranks) for ranks in (1, 2))
     assert spread.column("lm loss") == pytest.approx(alone.column("lm loss"), abs=1e-3)
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "dist_muon"])
-def test_pipeline_stages_train_alike(train, optimizer):
-    given = {**PLAIN, **EXACT, "optimizer": optimizer}
-    one = train(**given)
-    split = train(**given, ranks=2, pipeline_model_parallel_size=2)
-    assert (one.exit_code, split.exit_code) == (0, 0), (one.message, split.message)
-    assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=1e-3)
-
-
-@pytest.mark.parametrize("optimizer", ["muon", "dist_muon"])
-def test_ranks_of_experts_train_alike(train, model_root, optimizer):
-    """Two ranks read the rows in another order unless it is fixed, and each has half of the experts."""
-    model = str(tiny_model.make("qwen3_moe", model_root))
-    given = {**PLAIN, **EXACT, "optimizer": optimizer, "model": model, "dataloader_type": "single"}
-    one = train(**given)
-    split = train(**given, ranks=2, expert_model_parallel_size=2)
-    assert (one.exit_code, split.exit_code) == (0, 0), (one.message, split.message)
-    assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=1e-3)
 
 
 @pytest.mark.slow

@@ -97,13 +97,13 @@ def _signed_in(url: str, token: str) -> Iterator[None]:
 
     from huggingface_hub import constants
 
-    before, environment = constants.ENDPOINT, dict(os.environ)
-    constants.ENDPOINT = url
+    before, environment = (constants.ENDPOINT, constants.HF_HUB_OFFLINE), dict(os.environ)
+    constants.ENDPOINT, constants.HF_HUB_OFFLINE = url, False
     os.environ |= {"HF_TOKEN": token, "HF_TOKEN_PATH": "/nonexistent"}
     try:
         yield
     finally:
-        constants.ENDPOINT = before
+        constants.ENDPOINT, constants.HF_HUB_OFFLINE = before
         os.environ.clear()
         os.environ.update(environment)
 
