@@ -30,8 +30,9 @@ def test_row_shows_name_type_default_unit_choices_status_and_help(monkeypatch):
     )
     assert row("ckpt_format") == (
         "| `ckpt_format` | str | torch_dist |  | torch, torch_dist, zarr |"
-        " works; torch refused: a checkpoint in this format loads only in the layout that wrote it; use torch_dist;"
-        " zarr refused: Megatron-Core no longer reads or writes zarr; use torch_dist |"
+        " works; zarr refused: Megatron-Core no longer reads or writes zarr; use torch_dist;"
+        " torch is read where load holds it, in the layout that wrote it; checkpoints are written in torch_dist, which"
+        " every layout loads |"
         " Format of checkpoints on disk. |"
     )
 
