@@ -28,17 +28,14 @@ NO_COUNT = Guard()
 class Pod:
     """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
-    phase: the trainer's once it runs or has ended, whatever the other containers do.
-    num_nodes: size of the gang that it was created for, where that may change.
-    is_outlived: whether its trainer has ended but other containers still run and hold the pod's resources.
-    is_kept: whether only its ranks have ended, and its launcher waits to start new ones.
+    phase: the trainer's once it runs or has ended, whatever other containers do. num_nodes: of the gang it is part of.
+    is_outlived: its trainer has ended, other containers hold its resources. is_kept: its launcher will start new ranks.
     is_recorded: whether a termination record of the trainer's launcher confirms the exit code.
     is_mislabeled: whether a label by which watches and services select it was removed or changed.
-    gate: the name of a scheduling gate, Kueue's if it has set one.
-    in_queue: whether Kueue manages the pod, gated or already ungated.
-    disruption: reason of a DisruptionTarget condition, None without one. `waiting` is why a container has
-    not started; `initializing` the running init container. warning: reason of the newest event about a scheduled pod
-    that has not started, if that is a warning. Times are seconds since the epoch.
+    gate: the name of a scheduling gate, preferably Kueue's. in_queue: whether Kueue manages the pod, gated or ungated.
+    disruption: reason of a DisruptionTarget condition. waiting: why a container has not started. initializing: the
+    running init container. warning: reason of the newest event about a scheduled pod that has not started, if that is
+    a warning. Times are seconds since the epoch.
     """
 
     name: str
@@ -99,12 +96,10 @@ class Gang:
 class Seen:
     """The observed state of one job's children. `status` is the stored status of the job, {} at first.
 
-    service_selector: None if there is no service. `problem` is (reason, message) of the last rejected
-    change, for example ("QuotaExceeded", "..."): it shows as condition Stalled until a change succeeds.
-    predecessors: pods of a deleted job of the same name that may still run and write.
-    lost_nodes: names of nodes that are deleted or not ready. stale_groups: PodGroups of earlier attempts that
-    are not deleted yet; they would hold quota for pods that will never exist. launchers: last report by pod name;
-    listens_since: when this operator began to receive them.
+    service_selector: None if there is no service. problem: (reason, message) of the last rejected change, shown as
+    condition Stalled until a change succeeds. predecessors: pods of a deleted job of the same name that may still run
+    and write. lost_nodes: names of nodes that are deleted or not ready. stale_groups: PodGroups of earlier attempts,
+    which would hold quota for nothing. launchers: last report by pod name; listens_since: when these began to arrive.
     """
 
     status: Object = field(default_factory=dict)

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.cluster.kubernetes import strays
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.discovery import wait_until_served
 from megatron_operator.cluster.kubernetes.informer import Informer, Key, Listeners, Scope
@@ -32,7 +31,7 @@ from megatron_operator.core import attempts
 from megatron_operator.core.decide import failure
 from megatron_operator.core.job import Job
 from megatron_operator.core.kueue.observe import KueueSeen, read_workload
-from megatron_operator.core.observe import Gang, Pod, Seen, read_gang, read_pod
+from megatron_operator.core.observe import Gang, Pod, Seen, is_owned, read_gang, read_pod
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
@@ -164,12 +163,17 @@ class Cache:
         return await self._pod_events.explain(key[0], pods)
 
     async def _strays(self, job: Object, parsed: Job | None, there: Mapping[str, Pod]) -> list[Pod]:
-        """Pods of a once complete gang that no watch delivers; one lookup each, since most are deleted."""
+        """Pods of a once complete gang that no watch delivers: most are deleted, others have lost their label.
+
+        Pod names are derived from job and attempt, so the missing pods can be fetched by name. Raises ApiError.
+        """
         known = Seen(status=job.get("status") or {}, pods=tuple(there.values()))
         if parsed is None or not failure.was_complete(known):
             return []
         metadata, missing = job["metadata"], failure.missing(parsed, known)
-        return await strays.find(self._client, self._listeners.guard, metadata["namespace"], metadata["uid"], missing)
+        found = await asyncio.gather(*(self._client.get(POD, metadata["namespace"], name) for name in missing))
+        owned = (raw for raw in found if raw is not None and is_owned(raw, metadata["uid"]))
+        return self._listeners.guard.read_all("pods", read_pod, owned)
 
     async def _see_kueue(self, parsed: Job | None) -> KueueSeen:
         if parsed is None or not parsed.has_workload or self._kueue is None:
