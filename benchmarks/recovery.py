@@ -1,15 +1,16 @@
-"""How long training stalls when a rank is killed, by phase: ranks again in the living pod, and a new gang.
+"""How long training stalls when a process is killed, by phase: ranks again in the living pod, and a new gang.
 
     python benchmarks/recovery.py --folder DIR [--kills 5] [--ways "in place" "new gang" "new gang, spawned"]
         [--device cpu] [--layers 2] [--hidden 64] [--ranks 2]
 
-Trains a random Llama under `mtj run`, kills a rank with SIGKILL once a checkpoint has been written, waits for the first
-step of the next attempt, and prints a Markdown table of seconds since the kill. The ways alternate, one job for each.
+Trains a random Llama under `mtj run`, kills a rank (in place) or the launcher (new gang) with SIGKILL once a checkpoint
+has been written, waits for the first step of the next attempt, and prints a Markdown table of seconds since the kill.
 """
 
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import signal
 import statistics
@@ -33,12 +34,12 @@ from tests.support.ranks import tiny_run
 PATIENCE_S = 900
 PHASES = ("detected", "decided", "ranksStarted", "processGroup", "loaded", "firstStep")
 WAYS = {
-    "in place": (True, "fork"),
-    "in place, spawned": (True, "spawn"),
-    "new gang": (False, "fork"),
-    "new gang, spawned": (False, "spawn"),
+    "in place": ("rank", "fork"),
+    "in place, spawned": ("rank", "spawn"),
+    "new gang": ("launcher", "fork"),
+    "new gang, spawned": ("launcher", "spawn"),
 }
-"""Name of a way -> (failurePolicy.inPlaceRestart, MTJ_RANK_START)."""
+"""Name of a way -> (what is killed, MTJ_RANK_START)."""
 
 
 @dataclass(kw_only=True)
@@ -62,7 +63,7 @@ class Job:
 def manifest(model: Path, data: Path, way: str, ranks: int) -> dict:
     given = tiny_run.arguments(model, data, Path("unused"), train_iters=1_000_000, save_interval=5, log_interval=1)
     arguments = {name: value for name, value in given.items() if name not in ("save", "add_version")}
-    in_place, start = WAYS[way]
+    _, start = WAYS[way]
     return {
         "apiVersion": "megatrontrain.dev/v1alpha1",
         "kind": "MegatronTrainJob",
@@ -74,7 +75,7 @@ def manifest(model: Path, data: Path, way: str, ranks: int) -> dict:
             "args": {name: value for name, value in arguments.items() if value is not None},
             "checkpoint": {"pvc": {"claimName": "checkpoints"}, "mountPath": "/checkpoints"},
             "env": [{"name": "MTJ_RANK_START", "value": start}],
-            "failurePolicy": {"maxRestarts": 1000, "inPlaceRestart": in_place},
+            "failurePolicy": {"maxRestarts": 1000},
         },
     }
 
@@ -120,16 +121,24 @@ def ranks_of(job: Job) -> list[int]:
     return found
 
 
+def launcher_of(job: Job) -> int:
+    restarts = job.status["restarts"]
+    pod = f"recovery-a{restarts.get('podAttempt', restarts['attempt'])}-master-0"
+    record = json.loads((job.folder / "state" / "recovery" / "pods" / pod / "process.json").read_text())
+    return record["identity"]["pid"]
+
+
 def recover(job: Job) -> dict[str, float]:
-    """Kills a rank; seconds from then to each phase of the restart."""
+    """Kills a process; seconds from then to each phase of the restart."""
     before, saved = job.attempt, job.status.get("checkpoint", {}).get("latestIteration", 0)
     wait(job, lambda: job.status.get("checkpoint", {}).get("latestIteration", 0) > saved)
-    victim = ranks_of(job)[-1]
+    kills_rank = WAYS[job.way][0] == "rank"
+    victim = ranks_of(job)[-1] if kills_rank else launcher_of(job)
     killed_at = time.time()
     os.kill(victim, signal.SIGKILL)
     wait(job, lambda: job.attempt == before + 1 and "firstStepTime" in job.status.get("lastRestart", {}))
     last = job.status["lastRestart"]
-    assert last["inPlace"] == WAYS[job.way][0], last
+    assert last["inPlace"] == kills_rank, last
     return {phase: to_seconds(last[f"{phase}Time"]) - killed_at for phase in PHASES}
 
 
@@ -154,6 +163,7 @@ def main() -> None:
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=64)
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training outlives this program
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         sizes = {"num_hidden_layers": options.layers, "hidden_size": options.hidden}
@@ -163,12 +173,14 @@ def main() -> None:
         for way in options.ways:  # one after the other: two at once would share the cores
             job = Job(way=way, folder=folder / way.replace(" ", "-").replace(",", ""))
             start(job, model, data, options)
-            wait(job, lambda job=job: job.status.get("checkpoint"))
-            for _ in range(options.kills):
-                measured[way].append(recover(job))
-                print(way, {phase: round(seconds, 2) for phase, seconds in measured[way][-1].items()}, flush=True)
-            job.process.send_signal(signal.SIGTERM)
-            job.process.wait(PATIENCE_S)
+            try:
+                wait(job, lambda job=job: job.status.get("checkpoint"))
+                for _ in range(options.kills):
+                    measured[way].append(recover(job))
+                    print(way, {phase: round(seconds, 2) for phase, seconds in measured[way][-1].items()}, flush=True)
+            finally:
+                job.process.send_signal(signal.SIGTERM)
+                job.process.wait(PATIENCE_S)
     print(table(measured))
 
 

@@ -180,6 +180,31 @@ def test_a_wrong_variable_is_named(name, value):
         environment.read({name: value})
 
 
+@pytest.mark.parametrize(
+    ("gpus", "variables", "start"),
+    [
+        (0, {}, "fork"),
+        (8, {}, "spawn"),
+        (8, {"MTJ_DEVICE": "cpu"}, "fork"),
+        (8, {"MTJ_RANK_START": "fork"}, "fork"),
+        (0, {"MTJ_RANK_START": "spawn"}, "spawn"),
+    ],
+)
+def test_ranks_are_forked_where_that_was_measured_or_asked_for(monkeypatch, gpus, variables, start):
+    monkeypatch.setattr(environment, "num_gpus", lambda: gpus)
+    assert environment.read(variables).rank_start == start
+
+
+def test_ranks_of_a_later_attempt_in_the_same_pod_say_so():
+    pod = {"MTJ_RESTART_ATTEMPT": "2", "KUBEFLOW_TRAINER_SERVER_URL": "https://server/status"}
+    ours = environment.read({**pod, "MTJ_LAUNCHER_URL": "https://server/launcher"})
+    variables = environment.for_rank(ours, 0, 1, attempt=5)
+    assert variables["MTJ_RESTART_ATTEMPT"] == "5"
+    assert variables["KUBEFLOW_TRAINER_SERVER_URL"] == "https://server/status?attempt=5"
+    of_kubeflow = environment.for_rank(environment.read(pod), 0, 1)
+    assert "KUBEFLOW_TRAINER_SERVER_URL" not in of_kubeflow, "as it is in the launcher's own environment"
+
+
 def test_auto_means_one_process_on_a_machine_set_to_use_its_cpu():
     assert launch.num_processes(environment.read({"MTJ_DEVICE": "cpu"})) == 1
 
