@@ -13,7 +13,6 @@ import json
 import os
 import random
 import re
-import shutil
 import signal
 import subprocess
 import sys
@@ -24,6 +23,7 @@ from pathlib import Path
 
 import yaml
 
+from megatron_trainjob import progress
 from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 
@@ -36,7 +36,7 @@ DATA = {
     "streaming and packed": {"streaming": True, "shuffle_buffer_size": 5, "num_workers": None, **PACKED},
     "in memory": {"save_interval": 1_000_000},
 }
-"""How the run reads its rows, by name; in memory: prepared, and nothing is saved but in the memory of two nodes."""
+"""How the run reads its rows, by name; in memory: prepared, one rank, and nothing is saved but in memory."""
 MEMORY = {"memory": {"intervalIterations": 3, "sizeLimit": "1Gi"}}
 
 
@@ -63,7 +63,8 @@ def manifest(model: Path, data: Path, *, steps: int, way: str) -> dict:
         "spec": {
             "task": "sft",
             "image": "none",
-            **({"numNodes": 2, "nprocPerNode": 1} if way == "in memory" else {"numNodes": 1, "nprocPerNode": 2}),
+            "numNodes": 1,
+            "nprocPerNode": 1 if way == "in memory" else 2,
             "args": arguments,
             "checkpoint": {
                 "pvc": {"claimName": "checkpoints"},
@@ -75,8 +76,8 @@ def manifest(model: Path, data: Path, *, steps: int, way: str) -> dict:
     }
 
 
-def run(job: Path, folder: Path, *, kills: int, chance: random.Random) -> Outcome:
-    """Runs the job to its end, killing `kills` times on the way.
+def run(job: Path, folder: Path, *, kills: int, chance: random.Random, kill_at: int = 0) -> Outcome:
+    """Runs the job to its end, killing `kills` times on the way: at random moments, or at this step.
 
     Raises AssertionError when the job did not succeed, or ended before all kills were made.
     """
@@ -98,16 +99,27 @@ def run(job: Path, folder: Path, *, kills: int, chance: random.Random) -> Outcom
     with (folder / "mtj.log").open("w") as log:
         process = subprocess.Popen([*command, *flags], env=environment, stdout=log, stderr=log)
         for number in range(kills):
-            if not kill_one(process, folder, chance):
+            wait_for_step(process, folder, kill_at)
+            if not kill_one(process, folder, chance, at_once=kill_at > 0):
                 raise AssertionError(f"the job ended after {number} of {kills} kills; give it more steps")
         code = process.wait(900)
     assert code == 0, (folder / "mtj.log").read_text()[-3000:]
     return outcome(folder)
 
 
-def kill_one(process: subprocess.Popen, folder: Path, chance: random.Random) -> bool:
-    """Kills one of the job's processes after a random time; False when the job ended before."""
-    time.sleep(chance.uniform(0.5, LONGEST_WAIT_S))
+def wait_for_step(process: subprocess.Popen, folder: Path, step: int) -> None:
+    """Until the run has made this step, or has ended."""
+    record = folder / "state" / "chaos" / progress.FILE
+    while process.poll() is None:
+        known = progress.read(record)
+        if step == 0 or (known is not None and known.iteration >= step):
+            return
+        time.sleep(0.02)
+
+
+def kill_one(process: subprocess.Popen, folder: Path, chance: random.Random, *, at_once: bool = False) -> bool:
+    """Kills one of the job's processes, after a random time unless at once; False when the job ended before."""
+    time.sleep(0 if at_once else chance.uniform(0.5, LONGEST_WAIT_S))
     victims: list[int] = []
     while not victims:
         if process.poll() is not None:
@@ -118,17 +130,8 @@ def kill_one(process: subprocess.Popen, folder: Path, chance: random.Random) -> 
     try:
         os.kill(victim, signal.SIGKILL)
     except ProcessLookupError:
-        return kill_one(process, folder, chance)
-    lose_memory(folder, chance)
+        return kill_one(process, folder, chance, at_once=at_once)
     return True
-
-
-def lose_memory(folder: Path, chance: random.Random) -> None:
-    """Removes what one of the nodes keeps in memory, at every other kill: the node was lost with its pod."""
-    job = yaml.safe_load((folder / "state" / "chaos" / "job.yaml").read_text())
-    nodes = sorted(Path(f"/dev/shm/mtj-{job['metadata']['uid']}").glob("node-*"))
-    if nodes and chance.random() < 0.5:
-        shutil.rmtree(chance.choice(nodes), ignore_errors=True)
 
 
 def belongs(pid: int, folder: Path) -> bool:
@@ -153,13 +156,13 @@ def outcome(folder: Path) -> Outcome:
     )
 
 
-def compare(folder: Path, *, kills: int, seed: int, steps: int, way: str = "prepared") -> str:
+def compare(folder: Path, *, kills: int, seed: int, steps: int, way: str = "prepared", kill_at: int = 0) -> str:
     """A line that says what was shown. Raises AssertionError at the first difference."""
     data = tiny_run.write_data(folder / "train.jsonl")
     job = folder / "job.yaml"
     job.write_text(yaml.safe_dump(manifest(tiny_model.make("llama", folder), data, steps=steps, way=way)))
     alone = run(job, folder / "alone", kills=0, chance=random.Random(seed))
-    disturbed = run(job, folder / "disturbed", kills=kills, chance=random.Random(seed))
+    disturbed = run(job, folder / "disturbed", kills=kills, chance=random.Random(seed), kill_at=kill_at)
     assert len(alone.losses) == steps
     different = [
         step for step, pair in enumerate(zip(alone.losses, disturbed.losses, strict=True), 1) if len(set(pair)) > 1
