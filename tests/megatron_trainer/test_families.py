@@ -30,7 +30,7 @@ ROOT = Path(__file__).parents[2]
 ARGS = TrainArgs(model="m", dataset=("d",), train_iters=1, max_length=64)
 
 NOT_OF_THE_MATHS = {
-    *("_attn_implementation", "pad_token_id", "rope_parameters"),
+    *("_attn_implementation", "pad_token_id", "rope_parameters", "text_config", "vision_config"),
     # Balancing is the arguments' business.
     *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
     # Dropout of hidden states is the arguments' business.
@@ -47,17 +47,27 @@ READ_ELSEWHERE = {
 }
 """Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""
 
+ONLY_KEPT = {"qwen3_vl": {"layer_types"}}
+"""Keys that a family's code stores and does not use."""
+
+OF_THE_WHOLE = ("image_token_id", "video_token_id", "tie_word_embeddings")
+"""Keys that belong to no text model inside."""
+
 OWN_DEFAULTS = {"rope_theta", "partial_rotary_factor", "head_dim", "num_nextn_predict_layers"}
 """Keys whose default transformers derives from others, or from what it knows under another name."""
 
 
 def config_class(family: Any) -> Any:
-    return CONFIG_MAPPING[family.transformers_type or family.model_type]
+    """Of the text model, where there is one inside."""
+    return CONFIG_MAPPING[family.text_type or family.transformers_type or family.model_type]
 
 
 def keys_of_the_code(family: Any) -> set[str]:
     kind = config_class(family)
-    source = inspect.getsource(import_module(MODEL_FOR_CAUSAL_LM_MAPPING[kind].__module__))
+    module = kind.__module__.replace("configuration_", "modeling_")
+    if not family.text_type:
+        module = MODEL_FOR_CAUSAL_LM_MAPPING[kind].__module__
+    source = inspect.getsource(import_module(module))
     found = set(re.findall(r"config\.([a-z_0-9]+)", source))
     found |= set(re.findall(r'getattr\((?:self\.)?config, "([a-z_0-9]+)"', source))
     return {family.aliases.get(name, name) for name in found}
@@ -67,7 +77,7 @@ def keys_of_the_code(family: Any) -> set[str]:
 def test_a_family_reads_the_keys_that_its_code_reads(name: str):
     family = FAMILIES[name]
     used = keys_of_the_code(family)
-    assert used - set(family.keys) <= NOT_OF_THE_MATHS
+    assert used - set(family.keys) - set(family.vision_keys) <= NOT_OF_THE_MATHS | ONLY_KEPT.get(name, set())
     assert set(family.keys) - used <= READ_ELSEWHERE
 
 
@@ -79,10 +89,16 @@ def test_absent_keys_mean_what_they_mean_to_transformers(name: str):
         for key, default in family.keys.items()
         if key not in OWN_DEFAULTS
     }
+    whole = {**kind().to_dict(), "model_type": name, "dtype": "float32"}
+    if family.text_type:
+        outer = CONFIG_MAPPING[name]()
+        whole = {**outer.to_dict(), "dtype": "float32"}
+        assert {key: getattr(outer, key) for key in OF_THE_WHOLE} == {key: declared.pop(key) for key in OF_THE_WHOLE}
+        theirs = {key: getattr(outer.vision_config, key) for key in family.vision_keys}
+        assert theirs == dict(family.vision_keys)
     theirs = {key: getattr(kind, key, getattr(kind, kind.attribute_map.get(key, key), None)) for key in declared}
     assert declared == theirs
     assert family.keys["rope_theta"] == kind.default_theta
-    whole = {**kind().to_dict(), "model_type": name, "dtype": "float32"}
     assert read({"model_type": name}) == read(whole)
 
 
@@ -93,7 +109,7 @@ WRONG = (None, "8", 1.5, True, 0, -1, [1], ["x"], {})
 def test_what_transformers_does_not_accept_is_refused_from_the_file_alone(name: str):
     family = FAMILIES[name]
     tiny = next(each for each, (kind, _) in tiny_model.MODELS.items() if kind == name)
-    base = {**tiny_model.config_of(tiny).to_dict(), "model_type": name}
+    base = {**family.flat({**tiny_model.config_of(tiny).to_dict(), "model_type": name})}
     assert check.check(base, ARGS).violations == ()
     missed = []
     for key in family.keys:
@@ -111,7 +127,11 @@ def test_what_transformers_does_not_accept_is_refused_from_the_file_alone(name: 
 
 def accepted(family: Any, raw: dict[str, Any]) -> bool:
     try:
-        config_class(family)(**{key: deepcopy(value) for key, value in raw.items() if key != "model_type"})
+        if family.text_type:
+            raw, kind = family.nested(raw), CONFIG_MAPPING[family.model_type]
+        else:
+            kind = config_class(family)
+        kind(**{key: deepcopy(value) for key, value in raw.items() if key != "model_type"})
     except Exception:  # noqa: BLE001 - whatever transformers raises
         return False
     return True
@@ -153,6 +173,7 @@ def test_every_family_is_complete(name: str):
     """A memory shape, FLOPs, rules that accept it, weights, a tiny model and a row in the docs."""
     sizes = {**tiny_model._DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
     raw = {**sizes, "model_type": name, "num_key_value_heads": 4, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
+    raw |= tiny_model.MODELS[name][1] if FAMILIES[name].text_type else {}
     model = read(raw)
     assert memory.estimate(ARGS, model, 1).num_parameters > 0
     assert flops_per_token(model, ARGS) > 0

@@ -333,6 +333,16 @@ def local_part(batch: MicroBatch) -> MicroBatch:
     )
 
 
+def local_tokens(batch: MicroBatch, values_BT: Tensor) -> Tensor:
+    """This context rank's part of values of all tokens of a micro-batch."""
+    size = parallel_state.get_context_parallel_world_size()
+    if size == 1:
+        return values_BT
+    sequence_bounds = bounds(batch.cu_seqlens, batch.tokens_BT.shape[1])
+    rank = parallel_state.get_context_parallel_rank()
+    return values_BT[:, context_positions(sequence_bounds, rank=rank, size=size).to(values_BT.device)]
+
+
 def packed_sequence_parameters(batch: MicroBatch) -> PackedSeqParams | None:
     """The parameters with which attention separates packed sequences, None for a padded batch.
 

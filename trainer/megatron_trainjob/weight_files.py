@@ -11,6 +11,7 @@ from typing import Any
 from megatron_trainjob import input_file, quantization
 from megatron_trainjob.families import shapes, tensors
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.quantization import Quantization
 
 INDEX_FILE = "model.safetensors.index.json"
@@ -79,6 +80,8 @@ def problems(
     except Unusable as unusable:
         yield str(unusable)
         return
+    if stored and model is not None and model.vision:
+        stored = {in_table(name): tensor for name, tensor in stored.items()}
     if stored and tensors.is_decoder_alone(stored):
         stored = {f"{tensors.DECODER}{name}": tensor for name, tensor in stored.items()}
     if stored and model is not None and model.tied and not has_scores and tensors.is_output_alone(stored):

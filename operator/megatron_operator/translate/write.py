@@ -25,6 +25,7 @@ NUMBER = re.compile(r"[-+]?\d[\d_.]*(?:[eE][-+]?\d+)?")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 # Owners whose name on the Hugging Face Hub differs from ModelScope's.
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
+TRAINED_WITH_IMAGES = re.compile(r"Qwen(2|2\.5|3)-VL(?!.*-A\d+B)")
 WITH_IMAGES = re.compile(r"(?<![A-Za-z])(VL|Omni|InternVL|Ovis|GLM-4\.[56]V|gemma-4)(?![a-z])")
 DATASETS = ("dataset", "val_dataset")
 TO_FILL_IN = "fill-in-"
@@ -182,8 +183,8 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
         f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){''.join(f', {each}' for each in claims)}."
     ]
     source = str(spec["args"].get("model") or spec["args"].get("load"))
-    if WITH_IMAGES.search(source):
-        notes.append(f"{source} takes images: only text models are supported, and the trainer refuses others.")
+    if WITH_IMAGES.search(source) and not TRAINED_WITH_IMAGES.search(source):
+        notes.append(f"{source} takes images in a way that is not trained here; the trainer refuses it.")
     if not (pods.num_processes or launch.num_processes or pods.resources):
         notes.append("The number of GPUs was not given; this is the minimum for the layout.")
     return [*notes, *_of_the_start(launch, spec["args"]), *(f"Left out: {remark}." for remark in pods.remarks)]

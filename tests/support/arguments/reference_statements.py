@@ -138,6 +138,11 @@ RULED = {
             "trainable_parameters_regex",
         )
     },
+    ("freeze_llm", "multimodal_model"): "a_text_model_is_not_frozen_whole",
+    **{
+        (name, "multimodal_model"): f"{name}_belongs_to_images"
+        for name in ("freeze_vit", "freeze_aligner", "vit_gradient_checkpointing")
+    },
     ("freeze_parameters_ratio", "pipeline_model_parallel_size>1"): "a_share_is_frozen_only_without_a_pipeline",
     **{
         (name, "train_type=lora"): f"{name}_belongs_to_lora"
@@ -218,10 +223,6 @@ UNRULED = {
     ("apply_query_key_layer_scaling", "sets env NVTE_APPLY_QK_LAYER_SCALING=1"): REFUSED,
     ("moe_shared_expert_intermediate_size", "0 is treated as unset"): "derive.shared_expert_size",
     ("adapter_load", "load (base weights) is still needed"): "args.json of the adapter names the base weights",
-    **{
-        (name, "multimodal_model"): REFUSED
-        for name in ("freeze_llm", "freeze_vit", "freeze_aligner", "vit_gradient_checkpointing")
-    },
     **{
         (name, "rlhf_type=dpo"): ELSEWHERE_IN_TASKS
         for name in (

@@ -71,6 +71,9 @@ def _needs(rule: str, name: str, **switch: object) -> Case:
     return Case(rule=rule, good={name: value, **switch}, bad={name: value})
 
 
+_SEES_IMAGES = {"model_type": "qwen2_5_vl"}
+_TEXT_ALONE = {"model_type": "llama"}
+
 CASES = [
     # dropout
     Case(
@@ -996,6 +999,95 @@ CASES = [
         rule="a_share_is_frozen_only_without_a_pipeline",
         good={"freeze_parameters_ratio": 1.0, "pipeline_model_parallel_size": 2},
         bad={"freeze_parameters_ratio": 0.5, "pipeline_model_parallel_size": 2},
+    ),
+    Case(
+        rule="a_text_model_is_not_frozen_whole",
+        good={"freeze_llm": True, "freeze_vit": False},
+        bad={"freeze_llm": True, "freeze_vit": False},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="a_part_is_trained",
+        good={"freeze_llm": True, "freeze_aligner": False},
+        bad={"freeze_llm": True},
+    ),
+    Case(
+        rule="a_part_is_trained",
+        good={"freeze_llm": True, "train_type": "lora", "target_modules": ("qkv",)},
+        bad={"freeze_llm": True, "train_type": "lora"},
+    ),
+    Case(
+        rule="a_frozen_language_model_has_one_stage",
+        good={"freeze_llm": True, "freeze_vit": False},
+        bad={"freeze_llm": True, "freeze_vit": False, "pipeline_model_parallel_size": 2},
+    ),
+    Case(
+        rule="the_rates_of_the_parts_fall",
+        good={"vit_lr": 1e-6, "freeze_vit": False, "min_lr": 1e-7},
+        bad={"vit_lr": 1e-6, "freeze_vit": False, "min_lr": 1e-5, "lr": 1e-4},
+    ),
+    Case(
+        rule="keywords_of_recomputation_are_known",
+        good={"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        bad={"gradient_checkpointing_kwargs": {"use_reentrent": True}},
+    ),
+    Case(
+        rule="keywords_of_recomputation_need_it",
+        good={"gradient_checkpointing_kwargs": {"use_reentrant": True}},
+        bad={"gradient_checkpointing_kwargs": {"use_reentrant": True}, "vit_gradient_checkpointing": False},
+    ),
+    Case(
+        rule="a_rate_of_the_tower_needs_it_trained",
+        good={"vit_lr": 1e-6, "freeze_vit": False},
+        bad={"vit_lr": 1e-6},
+    ),
+    Case(
+        rule="a_rate_of_the_aligner_needs_it_trained",
+        good={"aligner_lr": 1e-6, "freeze_aligner": False},
+        bad={"aligner_lr": 1e-6},
+    ),
+    Case(
+        rule="freeze_vit_belongs_to_images",
+        good={"freeze_vit": False},
+        bad={"freeze_vit": False},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="freeze_aligner_belongs_to_images",
+        good={"freeze_aligner": False},
+        bad={"freeze_aligner": False},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="vit_gradient_checkpointing_belongs_to_images",
+        good={"vit_gradient_checkpointing": False},
+        bad={"vit_gradient_checkpointing": False},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="gradient_checkpointing_kwargs_belongs_to_images",
+        good={"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        bad={"gradient_checkpointing_kwargs": {"use_reentrant": False}},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="vit_lr_belongs_to_images",
+        good={"vit_lr": 1e-6},
+        bad={"vit_lr": 1e-6},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="aligner_lr_belongs_to_images",
+        good={"aligner_lr": 1e-6},
+        bad={"aligner_lr": 1e-6},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
     ),
     Case(
         rule="something_is_trained",

@@ -79,6 +79,24 @@ _DEEPSEEK_YARN = {
     "mscale_all_dim": 1.0,
 }
 
+# A model with images has four tokens of its own behind those of the tokenizer.
+_IMAGES = {
+    "vocab_size": VOCAB_SIZE + 4,
+    "image_token_id": VOCAB_SIZE,
+    "video_token_id": VOCAB_SIZE + 1,
+    "vision_start_token_id": VOCAB_SIZE + 2,
+    "vision_end_token_id": VOCAB_SIZE + 3,
+}
+_SECTIONS = {"rope_type": "default", "rope_theta": 10000.0, "mrope_section": [2, 3, 3]}
+_TOWER = {
+    "depth": 3,
+    "num_heads": 2,
+    "in_channels": 3,
+    "patch_size": 4,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+}
+
 # Name -> (model_type, settings beyond _DECODER).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -159,6 +177,45 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "glm4": ("glm4", {"head_dim": 16, "partial_rotary_factor": 0.5, "attention_bias": True}),
+    "qwen2_vl": (
+        "qwen2_vl",
+        {
+            **_IMAGES,
+            "rope_parameters": _SECTIONS,
+            "vision_config": {**_TOWER, "embed_dim": 32, "hidden_size": 64, "mlp_ratio": 2},
+        },
+    ),
+    "qwen2_5_vl": (
+        "qwen2_5_vl",
+        {
+            **_IMAGES,
+            "rope_parameters": _SECTIONS,
+            "vision_config": {
+                **_TOWER,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "out_hidden_size": 64,
+                "window_size": 16,
+                "fullatt_block_indexes": [1],
+            },
+        },
+    ),
+    "qwen3_vl": (
+        "qwen3_vl",
+        {
+            **_IMAGES,
+            "head_dim": 32,
+            "rope_parameters": {**_SECTIONS, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+            "vision_config": {
+                **_TOWER,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "out_hidden_size": 64,
+                "num_position_embeddings": 16,
+                "deepstack_visual_indexes": [0, 2],
+            },
+        },
+    ),
 }
 EXPERT_MODELS = frozenset(
     name for name, (kind, _) in MODELS.items() if read({"model_type": kind, "n_routed_experts": 8}).num_experts
@@ -198,7 +255,21 @@ def config_of(name: str, **settings: Any) -> Any:
     from transformers import AutoConfig
 
     kind, own = MODELS[name]
-    return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **{**_DECODER, **own, **settings})
+    return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **raw_config(name, **settings))
+
+
+def raw_config(name: str, **settings: Any) -> dict[str, Any]:
+    """What a short config.json of a tiny model says, without its model_type."""
+    kind, own = MODELS[name]
+    flat = {**_DECODER, **own, **settings}
+    return FAMILIES[kind].nested(flat) if FAMILIES[kind].text_type else flat
+
+
+def auto_class(kind: str) -> Any:
+    """The auto class of transformers that makes models of this model_type."""
+    from transformers import AutoModelForCausalLM, AutoModelForImageTextToText
+
+    return AutoModelForImageTextToText if FAMILIES[kind].text_type else AutoModelForCausalLM
 
 
 def raw_config(name: str) -> dict[str, Any]:
@@ -217,12 +288,11 @@ def is_known_to_transformers(name: str) -> bool:
 
 def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[str, Any]) -> None:
     import torch
-    from transformers import AutoModelForCausalLM
 
     config = config_of(name, **settings)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = AutoModelForCausalLM.from_config(config, dtype=torch.float32)
+        model = auto_class(MODELS[name][0]).from_config(config, dtype=torch.float32)
         _randomise(model)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     _rename_family(directory, MODELS[name][0])

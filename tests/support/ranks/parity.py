@@ -11,6 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tests.support.models.tiny_model import VOCAB_SIZE
+
 NUM_TOKENS = 96
 ROWS = ((NUM_TOKENS,), (NUM_TOKENS,))
 PACKED_ROWS = ((40, 16, 40), (56, 40))
@@ -45,40 +47,58 @@ def tokens(vocab_size: int) -> Any:
     """int64 [2, NUM_TOKENS], the same in every process."""
     import torch
 
-    return torch.randint(0, vocab_size, (len(ROWS), NUM_TOKENS), generator=torch.Generator().manual_seed(7))
+    return torch.randint(
+        0, min(vocab_size, VOCAB_SIZE), (len(ROWS), NUM_TOKENS), generator=torch.Generator().manual_seed(7)
+    )
 
 
 def make_reference(directory: Path, *, packed: bool) -> Path:
     """The file with transformers' logits of each row, the mean loss, and its gradients by checkpoint name."""
     import torch
-    from safetensors.torch import load_file
-    from transformers import AutoModelForCausalLM
 
-    from tests.support.models.tiny_model import transformers_config
+    from tests.support.models.tiny_model import auto_class, transformers_config
 
     path = directory / f"reference-{'packed' if packed else 'padded'}.pt"
     if path.exists():
         return path
-    model = AutoModelForCausalLM.from_pretrained(
-        directory, config=transformers_config(directory), dtype=torch.float32, attn_implementation="eager"
+    config = transformers_config(directory)
+    model = auto_class(config.model_type).from_pretrained(
+        directory, config=config, dtype=torch.float32, attn_implementation="eager"
     )
-    ids = tokens(model.config.vocab_size)
+    ids = tokens(model.config.get_text_config().vocab_size)
     logits, loss = [], torch.zeros(())
     for row, lengths in zip(ids, rows(packed), strict=True):
         whole = torch.cat([model(part[None]).logits[0] for part in row.split(list(lengths))])
         logits.append(whole.detach())
         loss = loss + torch.nn.functional.cross_entropy(whole, row.roll(-1)) / len(ROWS)
     loss.backward()
-    # Written by transformers itself, gradients get the names and shapes of a checkpoint (experts one by one).
+    found = {"logits": logits, "loss": loss.detach(), "gradients": stored_gradients(model, directory / "gradients")}
+    torch.save(found, path)
+    return path
+
+
+def stored_gradients(model: Any, aside: Path) -> dict[str, Any]:
+    """The gradients by the names of weight tables; in the model, they take the place of its weights.
+
+    Written by transformers itself, they get the names and shapes of a checkpoint (experts one by one).
+    """
+    import torch
+
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.copy_(parameter.grad if parameter.grad is not None else torch.zeros_like(parameter))
-    model.save_pretrained(directory / "gradients")
-    gradients = load_file(directory / "gradients" / "model.safetensors")
+    model.save_pretrained(aside)
     buffers = {name for name, _ in model.named_buffers()}
-    gradients = {name: g for name, g in gradients.items() if name not in buffers}
-    torch.save({"logits": logits, "loss": loss.detach(), "gradients": gradients}, path)
-    return path
+    return {name: gradient for name, gradient in in_table_names(aside).items() if name not in buffers}
+
+
+def in_table_names(directory: Path) -> dict[str, Any]:
+    """The tensors of a model's folder by the names of weight tables."""
+    from safetensors.torch import load_file
+
+    from megatron_trainjob.families.weights import in_table
+
+    return {in_table(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
 
 
 def compare(
@@ -91,7 +111,6 @@ def compare(
         DistributedDataParallelConfig,
         finalize_model_grads,
     )
-    from safetensors.torch import load_file
 
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
@@ -105,7 +124,7 @@ def compare(
     spec = read_model(directory, args)
     models = build_model(spec, args, backends.select())
     load_weights(models, spec)
-    stored = load_file(directory / "model.safetensors")
+    stored = in_table_names(directory)
     exported = gathered(models, spec)
     changed = [n for n in stored.keys() | exported.keys() if not _same(stored.get(n), exported.get(n))]
     config = models[0].config

@@ -12,6 +12,7 @@ import logging
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -91,6 +92,7 @@ def save_adapter(
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
     """
     adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
+    in_model = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
     every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
     saved = agree.union(_modules_to_save(chunks, spec))
     if clash := peft_format.mistaken_for_experts(adapted):
@@ -102,8 +104,8 @@ def save_adapter(
         args,
         rank=width,
         base_model=str(spec.directory),
-        target_modules=peft_format.shortest_targets(adapted, every),
-        modules_to_save=saved,
+        target_modules=peft_format.shortest_targets(frozenset(map(in_model, adapted)), frozenset(map(in_model, every))),
+        modules_to_save=map(in_model, saved),
     )
     mine = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in _gathered(chunks, spec, adapted, width)}
 
@@ -113,7 +115,7 @@ def save_adapter(
 
     def write_whole(aside: Path) -> None:
         if dist.get_rank() == 0:
-            _join_parts(aside, named=peft_format.below_decoder if args.task_type == "embedding" else str)
+            _join_parts(aside, named=peft_format.below_decoder if args.task_type == "embedding" else in_model)
             (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
             if changed is not None:
                 companions.write_beside_adapter(aside, spec, changed)

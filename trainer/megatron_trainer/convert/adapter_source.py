@@ -17,6 +17,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
 from megatron_trainjob import input_file
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.violation import Violation
 
 _SHOWN = 6
@@ -120,9 +121,15 @@ def open_adapter(directory: Path) -> AdapterSource:
             f"{odd} in {peft_format.WEIGHTS_FILE} has a shape or type that is invalid in an adapter; download it again"
         )
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT)
-    named = peft_format.with_decoder if config.get("task_type") == _OF_DECODER else str
+    named = peft_format.with_decoder if config.get("task_type") == _OF_DECODER else _in_table
     names = {named(key): key for key in file.keys()}  # noqa: SIM118 - no mapping
     return AdapterSource(directory=directory, config=config, file=_Renamed(file, names), keys=frozenset(names))
+
+
+def _in_table(key: str) -> str:
+    """The key with the name of a weight table: a model with images nests both its parts."""
+    prefix = peft_format.PREFIX if key.startswith(peft_format.PREFIX) else ""
+    return prefix + in_table(key.removeprefix(prefix))
 
 
 @dataclass(frozen=True)

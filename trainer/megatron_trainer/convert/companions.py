@@ -35,6 +35,9 @@ _COPIED = (
     "*.tiktoken",
     "chat_template*",
     "additional_chat_templates/*.jinja",
+    "preprocessor_config.json",
+    "video_preprocessor_config.json",
+    "processor_config.json",
     "LICENSE*",
 )
 
@@ -51,8 +54,9 @@ class Companions:
 
 def write(folder: Path, spec: ModelSpec, dtype: torch.dtype, changed: Companions) -> None:
     """Writes everything but the weights. dtype: of the weights."""
-    keys = [key for key in ("dtype", "torch_dtype") if key in spec.config] or ["torch_dtype"]
-    config = {name: value for name, value in spec.config.items() if name != CODE}
+    stored = spec.stored_config
+    keys = [key for key in ("dtype", "torch_dtype") if key in stored] or ["torch_dtype"]
+    config = {name: value for name, value in stored.items() if name != CODE}
     _write_json(folder / CONFIG_FILE, {**config, **dict.fromkeys(keys, str(dtype).removeprefix("torch."))})
     _write_tokenizer(folder, spec.directory, changed)
     if spec.head is not None:

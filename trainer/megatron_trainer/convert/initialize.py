@@ -18,6 +18,7 @@ from megatron_trainer.convert.rules import RULES
 from megatron_trainer.convert.stream import Piece, pieces
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.families.vision import is_tower
 
 _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
 
@@ -34,6 +35,14 @@ def initialize_weights(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, se
 
 
 @torch.no_grad()
+def initialize_tower(chunks: Sequence[torch.nn.Module], spec: ModelSpec, *, seed: int) -> None:
+    """Fills the vision tower of a model that megatron-core initializes; the same on every rank. Not collective."""
+    for entry in table.entries(chunks, spec):
+        if is_tower(entry.name):
+            initialize_weight(entry, spec, seed=seed)
+
+
+@torch.no_grad()
 def initialize_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
     """Fills one parameter of this rank."""
     sizes = table.sizes(spec)
@@ -46,7 +55,7 @@ def initialize_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
 
 def _drawn(piece: Piece, std: float, seed: int) -> Tensor:
     if len(piece.shape) == 1:
-        return torch.ones(piece.shape) if "norm" in piece.name else torch.zeros(piece.shape)
+        return torch.ones(piece.shape) if piece.name.endswith(".weight") else torch.zeros(piece.shape)
     digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
     return torch.empty(piece.shape).normal_(0.0, std, generator=generator)

@@ -10,6 +10,7 @@ from typing import Literal
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.weights import in_files
 from megatron_trainjob.violation import Violation
 
 CONFIG_FILE = "adapter_config.json"
@@ -36,6 +37,12 @@ def below_decoder(name: str) -> str:
 def with_decoder(key: str) -> str:
     """The name of such a tensor in a model with more than a decoder."""
     return key if key.startswith(f"{PREFIX}{DECODER}") else key.replace(PREFIX, f"{PREFIX}{DECODER}", 1)
+
+
+def in_model(name: str, *, has_tower: bool) -> str:
+    """The name of a tensor or module within transformers' object, where a model with images nests both its parts."""
+    prefix = PREFIX if name.startswith(PREFIX) else ""
+    return prefix + in_files(name.removeprefix(prefix), nested=has_tower)
 
 
 def full_key(name: str, adapted_modules: Iterable[str]) -> str:
@@ -82,7 +89,7 @@ def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozense
     """
     last = {name: name.rsplit(".", 1)[-1] for name in every}
     partly = {last[name] for name in every - adapted}
-    return frozenset(name if last[name] in partly else last[name] for name in adapted)
+    return frozenset(name if last[name] in partly or last[name].isdigit() else last[name] for name in adapted)
 
 
 def mistaken_for_experts(adapted: frozenset[str]) -> str:

@@ -15,7 +15,7 @@ import torch
 from megatron.core.models.gpt import GPTModel
 from peft import PeftModel
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageTextToText
 
 from megatron_trainer import model_source
 from megatron_trainer.convert import table
@@ -23,6 +23,7 @@ from megatron_trainer.convert.stream import Read
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import FAMILIES
 
 TEXT = (
     "The mill stands where the river bends. Every morning at six the miller opens the gate, and by noon he has ground "
@@ -99,7 +100,10 @@ def hugging_face(
 
     stored: the type to which its weights are rounded first.
     """
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=stored, attn_implementation="eager")
+    kind = AutoConfig.from_pretrained(directory).model_type
+    sees_images = kind in FAMILIES and bool(FAMILIES[kind].text_type)
+    auto = AutoModelForImageTextToText if sees_images else AutoModelForCausalLM
+    model = auto.from_pretrained(directory, dtype=stored, attn_implementation="eager")
     if adapter is not None:
         model = PeftModel.from_pretrained(model, str(adapter)).get_base_model()
     model = model.to(computed).eval()

@@ -38,7 +38,8 @@ from megatron_trainer.convert.stream import (
 )
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainjob.families.weights import untrained_predictions
+from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families.weights import in_files, untrained_predictions
 from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -138,7 +139,7 @@ def _plan(
         if first(entry):
             quantized.update(entry.names)
             of_entry = [part for piece in of_entry for part in quantize.quantized_pieces(piece)]
-        mine += of_entry
+        mine += [replace(piece, name=_stored_name(piece.name, spec)) for piece in of_entry]
     mine += _copied_pieces(spec)
     groups = list(_grouped(mine, max_bytes))
     every: list[list[tuple[Piece, ...]]] = [groups] * dist.get_world_size()
@@ -156,6 +157,10 @@ def _plan(
 
 def _narrowed(piece: Piece, dtype: torch.dtype | None) -> Piece:
     return piece if dtype is None or piece.name.endswith(_KEPT_WIDE) else replace(piece, dtype=dtype)
+
+
+def _stored_name(name: str, spec: ModelSpec) -> str:
+    return in_files(name, nested=FAMILIES[spec.model.family].nested_names)
 
 
 def _grouped(all_pieces: Sequence[Piece], max_bytes: int) -> Iterator[tuple[Piece, ...]]:
@@ -229,7 +234,7 @@ def _type_of(tensor: Source, computed: torch.dtype) -> torch.dtype:
 
 
 def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
-    yield from stream
+    yield from ((_stored_name(name, spec), tensor) for name, tensor in stream)
     names = _copied_names(spec)
     if names:
         checkpoint = open_checkpoint(spec.directory)

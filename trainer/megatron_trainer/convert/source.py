@@ -22,6 +22,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file, quantization, weight_files
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.families import tensors
+from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.quantization import Quantization
 from megatron_trainjob.violation import Violation
 from megatron_trainjob.weight_files import Unusable
@@ -123,7 +124,8 @@ def open_checkpoint(directory: Path) -> Checkpoint:
     else:
         opened[source] = _open(directory / source)
         files = dict.fromkeys(opened[source].keys(), source)
-    stored_names: dict[str, str] = {}
+    stored_names = {own: name for name in files if (own := in_table(name)) != name}
+    files = {in_table(name): file for name, file in files.items()}
     if tensors.is_decoder_alone(files):
         stored_names = {f"{tensors.DECODER}{name}": name for name in files}
         files = {name: files[stored] for name, stored in stored_names.items()}

@@ -16,6 +16,7 @@ from megatron_trainer.convert.rules import Share, Sizes
 from megatron_trainer.lora.names import TIED_OUTPUT, WORD_EMBEDDINGS, is_adapter, unwrapped, whole_model_name
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.families.vision import is_tower
 from megatron_trainjob.families.weight import Rule
 from megatron_trainjob.families.weights import copies, table
 
@@ -92,6 +93,9 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     for chunk in map(unwrapped, chunks):
         for local_name, parameter in weights(chunk):
             name = whole_model_name(chunk, canonical(local_name))
+            if is_tower(name):
+                yield _of_tower(parameter, name)
+                continue
             layer, expert = _LAYER.match(name), _EXPERT.search(name)
             row = rows.get(_pattern(name))
             if row is None:
@@ -111,6 +115,11 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
 
 def _is_copy(chunk: GPTModel, local_name: str, spec: ModelSpec) -> bool:
     return (spec.tied and local_name == TIED_OUTPUT) or (local_name == WORD_EMBEDDINGS and not chunk.pre_process)
+
+
+def _of_tower(parameter: Tensor, name: str) -> Entry:
+    """A parameter of the vision tower: transformers' own module has the checkpoint's names."""
+    return Entry(parameter=parameter, name=name, rule="plain", names=(name,), is_expert=False, is_copy=False)
 
 
 def weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:

@@ -16,6 +16,7 @@ from megatron.core.tensor_parallel.mappings import gather_from_tensor_model_para
 
 from megatron_trainer.lora.adapter import MODULE, Adapter, Offsets, adapter_of
 from megatron_trainer.lora.names import named_modules
+from megatron_trainjob.families.vision import is_tower
 
 Forward = Callable[..., Any]
 Output = torch.Tensor | tuple[Any, ...]
@@ -44,7 +45,9 @@ def train_biases_of_frozen_weights(chunks: Sequence[torch.nn.Module]) -> None:
     Megatron's linear with a frozen weight returns no gradient for the bias (LinearWithFrozenWeight), so such a bias
     would silently not train.
     """
-    for _, module in named_modules(chunks):
+    for name, module in named_modules(chunks):
+        if is_tower(name):  # torch's own linears do not need it
+            continue
         weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
         if not isinstance(bias, torch.Tensor) or not isinstance(weight, torch.Tensor):
             continue

@@ -1,7 +1,8 @@
 """Selects the parameters that train in full training: rules over whole-model parameter names, applied in a fixed order.
 
-First freeze_parameters_ratio, freeze_parameters (prefixes) and freeze_parameters_regex (search) freeze, then
-trainable_parameters (prefixes) and trainable_parameters_regex (search) unfreeze.
+First freeze_llm, freeze_vit and freeze_aligner (parts), freeze_parameters_ratio, freeze_parameters (prefixes) and
+freeze_parameters_regex (search) freeze, then trainable_parameters (prefixes) and trainable_parameters_regex (search)
+unfreeze.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
 from megatron_trainer.lora.attach import train_biases_of_frozen_weights
 from megatron_trainer.lora.names import named_parameters
+from megatron_trainer.lora.parts import is_frozen
 from megatron_trainer.lora.placement import is_expert
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
 from megatron_trainjob.args.tree import TrainArgs
@@ -47,6 +49,7 @@ def freeze(chunks: list[torch.nn.Module], args: TrainArgs) -> int:
 def frozen_names(sizes: Mapping[str, int], args: TrainArgs) -> frozenset[str]:
     """The parameters that do not train. sizes: elements of each whole parameter by name, in model order."""
     frozen = _from_the_bottom(sizes, args.freeze_parameters_ratio)
+    frozen |= {name for name in sizes if is_frozen(name, args)}
     frozen |= _chosen(sizes, args.freeze_parameters, args.freeze_parameters_regex)
     return frozenset(frozen - _chosen(sizes, args.trainable_parameters, args.trainable_parameters_regex))
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping
 from dataclasses import replace
+from functools import partial
 from types import MappingProxyType
 
 import torch
@@ -24,6 +25,7 @@ from megatron_trainer.lora.grouped import GroupedAdapter
 from megatron_trainer.lora.layer import LinearAdapter
 from megatron_trainer.lora.merge import keep_original
 from megatron_trainer.lora.names import is_adapter, named_modules, named_parameters, unwrapped
+from megatron_trainer.lora.parts import is_frozen
 from megatron_trainer.lora.placement import placement
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
 from megatron_trainer.lora.refuse import Wishes, refuse
@@ -61,7 +63,7 @@ def add_adapters(
     """
     modules = dict(named_modules(chunks))
     kinds = {name: kind for name, module in modules.items() if (kind := select.kind(name, module))}
-    chosen = select.targets(kinds, args.target_modules, args.target_regex)
+    chosen = select.targets(kinds, args.target_modules, args.target_regex, is_left_out=partial(is_frozen, args=args))
     saved = select.saved_modules(modules, head.modules_to_save(args))
     refuse(chunks, args, Wishes(kinds=kinds, modules=modules, adapted=chosen, saved=saved))
     for _, parameter in named_parameters(chunks):
@@ -104,7 +106,7 @@ def _train_in_full(
     chunks: list[torch.nn.Module], args: TrainArgs, saved: frozenset[str], *, keep_originals: bool
 ) -> None:
     for name, parameter in named_parameters(chunks):
-        if not trains_in_full(name, saved, args.lora_bias):
+        if not trains_in_full(name, saved, "none" if is_frozen(name, args) else args.lora_bias):
             continue
         parameter.requires_grad_(True)
         if keep_originals:

@@ -13,6 +13,7 @@ from megatron.core import parallel_state
 from megatron.core.transformer import TransformerConfig
 
 from megatron_trainer.megatron.marks import split_dim
+from megatron_trainjob.families.vision import is_tower
 
 Split = Literal["column", "row", "none"]
 
@@ -57,9 +58,9 @@ def placement(name: str, weight: torch.nn.Parameter, config: TransformerConfig) 
         group=group,
         rank=group.rank(),
         size=size,
-        sequence_parallel=bool(config.sequence_parallel) and size > 1 and not expert,
+        sequence_parallel=bool(config.sequence_parallel) and size > 1 and not expert and not is_tower(name),
         expert=expert,
-        gated=name.endswith("linear_fc1") and bool(config.gated_linear_unit),
+        gated=name.endswith("linear_fc1") and bool(config.gated_linear_unit) and not is_tower(name),
         vocabulary=name.endswith("output_layer"),
         data_parallel_all_reduce=getattr(weight, "allreduce", True),
         dtype=weight.dtype,

@@ -7,13 +7,14 @@ must not silently train less.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
 import torch
 from megatron.core.transformer.moe.router import Router
 
+from megatron_trainjob.families.vision import is_tower
 from megatron_trainjob.violation import Violation
 
 Kind = Literal["linear", "router", "embedding", "output"]
@@ -52,6 +53,8 @@ class Selection:
 
 def kind(name: str, module: torch.nn.Module) -> Kind | None:
     """The kind of a module for an adapter; None for modules without a matrix to adapt (norms, containers, adapters)."""
+    if is_tower(name):  # of the tower only linears, not its tables and kernels
+        return "linear" if isinstance(module, torch.nn.Linear) else None
     if isinstance(module, Router):
         return "router"
     if name.endswith("word_embeddings"):
@@ -62,16 +65,23 @@ def kind(name: str, module: torch.nn.Module) -> Kind | None:
     return "linear" if isinstance(weight, torch.Tensor) and weight.ndim == 2 else None
 
 
-def targets(kinds: Mapping[str, Kind], target_modules: Iterable[str], target_regex: str | None) -> Selection:
+def targets(
+    kinds: Mapping[str, Kind],
+    target_modules: Iterable[str],
+    target_regex: str | None,
+    *,
+    is_left_out: Callable[[str], bool] = lambda _: False,
+) -> Selection:
     """The modules that get an adapter. kinds: every adaptable module, with its kind.
 
     target_regex, when given, has to match a whole name and replaces target_modules, whose entries are keywords
-    or the last parts of names (`linear_qkv`, `self_attention.linear_proj`).
+    or the last parts of names (`linear_qkv`, `self_attention.linear_proj`). is_left_out: modules that no keyword means.
     """
     if target_regex is not None:
         names = frozenset(name for name in kinds if re.fullmatch(target_regex, name))
         return Selection(names=names, unmatched=frozenset() if names else frozenset({target_regex}))
-    matches = {wish: _matching(kinds, wish) for wish in target_modules}
+    meant = {name: kind for name, kind in kinds.items() if not is_left_out(name)}
+    matches = {wish: _matching(meant if wish in KEYWORDS else kinds, wish) for wish in target_modules}
     return Selection(
         names=frozenset().union(*matches.values()),
         unmatched=frozenset(wish for wish, names in matches.items() if not names),

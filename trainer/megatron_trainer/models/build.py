@@ -17,11 +17,13 @@ from megatron_trainer.backend import Backend
 from megatron_trainer.megatron.patches import router
 from megatron_trainer.models import rope
 from megatron_trainer.models.block import block_spec, prediction_spec
+from megatron_trainer.models.image_text import ImageTextModel
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
 from megatron_trainer.models.prediction import PredictingModel
 from megatron_trainer.models.score import NoOutput, ScoreLayer
 from megatron_trainer.models.settings import implementation, transformer_config
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.models.tower import build_tower
 from megatron_trainjob.args.tree import TrainArgs
 
 
@@ -45,7 +47,7 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
         for stage in (range(stages) if stages else [None])
     }
     further = prediction_spec(spec, config, kind, layer, left_padded=left_padded) if config.mtp_num_layers else None
-    chunks = [_chunk(spec, config, block, stage, further) for stage, block in blocks.items()]
+    chunks = [_chunk(spec, config, block, stage, args, backend, further) for stage, block in blocks.items()]
     if args.hidden_dropout is None and hasattr(chunks[0], "embedding"):
         chunks[0].embedding.embedding_dropout.p = 0.0  # in config.json it applies to the outputs of attention and MLP
     return [chunk.to(backend.device) for chunk in chunks]
@@ -56,26 +58,30 @@ def _chunk(
     config: TransformerConfig,
     block: TransformerBlockSubmodules,
     stage: int | None,
+    args: TrainArgs,
+    backend: Backend,
     further: MultiTokenPredictionBlockSubmodules | None,
 ) -> GPTModel:
     rotary = spec.model.rotary
     is_last = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=stage)
-    kind = PredictingModel if further and is_last else GPTModel
-    model = kind(
-        config,
-        block,
-        vocab_size=spec.padded_vocab_size,
-        max_sequence_length=spec.model.max_position_embeddings,
-        pre_process=parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
-        post_process=is_last,
-        parallel_output=True,
-        share_embeddings_and_output_weights=spec.tied,
-        position_embedding_type="rope",
-        rotary_base=rotary.base,
-        rotary_percent=rotary.share,
-        vp_stage=stage,
-        mtp_block_spec=further if is_last else None,
-    )
+    settings = {
+        "vocab_size": spec.padded_vocab_size,
+        "max_sequence_length": spec.model.max_position_embeddings,
+        "pre_process": parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=stage),
+        "post_process": is_last,
+        "parallel_output": True,
+        "share_embeddings_and_output_weights": spec.tied,
+        "rotary_base": rotary.base,
+        "rotary_percent": rotary.share,
+        "vp_stage": stage,
+    }
+    if spec.model.vision is None:
+        kind = PredictingModel if further and is_last else GPTModel
+        predicted = further if is_last else None
+        model = kind(config, block, position_embedding_type="rope", mtp_block_spec=predicted, **settings)
+    else:
+        tower = build_tower(spec, args, backend) if settings["pre_process"] else None
+        model = ImageTextModel(config, block, vision=spec.model.vision, tower=tower, **settings)
     if spec.head is not None and model.post_process:
         scores = spec.head.num_scores
         model.output_layer = ScoreLayer(config, scores) if scores else NoOutput(config)
@@ -96,7 +102,11 @@ def _layers(model: GPTModel) -> Iterator[TransformerLayer]:
 def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
     """Sets the model's own frequencies before the first forward pass caches any."""
     inverse, factor = rope.frequencies(spec.model, spec.hf_config)
-    model.rotary_pos_emb.inv_freq = inverse.to(model.rotary_pos_emb.inv_freq.device)
+    inverse = inverse.to(model.rotary_pos_emb.inv_freq.device)
+    if spec.model.vision is None:
+        model.rotary_pos_emb.inv_freq = inverse
+    else:
+        model.rotary_pos_emb = rope.SectionedRotaryEmbedding(inverse, spec.model.vision)
     for layer in _layers(model):
         layer.self_attention._yarn_concentration_factor = factor
 

@@ -14,6 +14,7 @@ from torch.distributed import ProcessGroup
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.vision import Vision
 
 
 def frequencies(model: Model, hf_config: Any) -> tuple[torch.Tensor, float]:  # noqa: ANN401 - differs by family
@@ -51,3 +52,39 @@ class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-
     def forward(self, *args: Any, **kwargs: Any) -> tuple[torch.Tensor, float]:  # noqa: ANN401 - megatron's signature
         """(angles [tokens, 1, 1, channels], the factor)."""
         return super().forward(*args, **kwargs), self.factor
+
+
+class SectionedRotaryEmbedding(torch.nn.Module):
+    """Angles by time, row and column: each pair of channels of a head rotates by one of the three.
+
+    Takes the place of megatron-core's MultimodalRotaryEmbedding, which knows no interleaved sections and would slice
+    packed rows for context ranks, of which attention wants the whole.
+    """
+
+    inv_freq: torch.Tensor
+
+    def __init__(self, inverse: torch.Tensor, vision: Vision) -> None:
+        super().__init__()
+        self.inv_freq = inverse
+        self.axis = _axes(vision, len(inverse))
+
+    def forward(self, position_ids_3BT: torch.Tensor, *_: object, **__: object) -> torch.Tensor:
+        """Angles [T, B, 1, 2 x pairs], float32."""
+        pairs = torch.arange(len(self.axis), device=position_ids_3BT.device)
+        axis = self.axis.to(position_ids_3BT.device)
+        angles_3BTP = position_ids_3BT.float()[..., None] * self.inv_freq.to(position_ids_3BT.device)
+        angles_TB1P = angles_3BTP[axis, :, :, pairs].permute(2, 1, 0)[:, :, None]
+        return torch.cat((angles_TB1P, angles_TB1P), dim=-1)
+
+
+def _axes(vision: Vision, num_pairs: int) -> torch.Tensor:
+    """Which of time, row and column each pair of channels rotates by, int64 [pairs].
+
+    Sections of 2, 3 and 3: 0 0 1 1 1 2 2 2; interleaved: 0 1 2 0 1 2 1 2, time where the others have run out.
+    """
+    if not vision.interleaves_sections:
+        return torch.arange(3).repeat_interleave(torch.tensor(vision.sections))
+    axes = torch.zeros(num_pairs, dtype=torch.int64)
+    for axis in (1, 2):
+        axes[axis : 3 * vision.sections[axis] : 3] = axis
+    return axes

@@ -41,7 +41,7 @@ class ModelSpec:
     applied, as an export writes it. hf_config: the same as a transformers object. vocab_size: real tokens.
     padded_vocab_size: rows of the embedding, a multiple of the tensor-parallel size. tied: input and output embedding
     are one. dtype: of the parameters in training. head: the replacement of the output layer, None for the output layer
-    itself.
+    itself. is_nested: config.json has the keys of the text model in an object of their own.
     """
 
     directory: Path
@@ -53,6 +53,17 @@ class ModelSpec:
     tied: bool
     dtype: torch.dtype
     head: Head | None = None
+    is_nested: bool = False
+
+    @property
+    def whole_hf_config(self) -> HfConfig:
+        """The transformers object of the whole model, not of its text model alone."""
+        return _whole_hf_config(self.config)
+
+    @property
+    def stored_config(self) -> Mapping[str, Any]:
+        """The content of config.json in the form of the source."""
+        return FAMILIES[self.model.family].nested(self.config) if self.is_nested else self.config
 
 
 def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -> ModelSpec:
@@ -65,7 +76,8 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         the model does not support (BAD_ARGUMENTS).
     """
     directory = Path(directory)
-    found = check(_read_config(directory), args)
+    raw = _read_config(directory)
+    found = check(raw, args)
     if found.model is None:
         raise InvalidInput(found.violations, ExitCode.BAD_ARGUMENTS if found.is_known else ExitCode.UNSUPPORTED)
     model, config, problems = found.model, found.config, list(found.violations)
@@ -89,6 +101,7 @@ def read_model(directory: str | Path, args: TrainArgs, *, num_tokens: int = 0) -
         tied=model.tied and found_head is None,
         dtype=training_dtype(args, config),
         head=found_head,
+        is_nested=bool(model.vision) and "text_config" in raw,
     )
     _try_rotation(spec)
     return spec
@@ -170,9 +183,16 @@ def _unreadable(directory: Path, message: str) -> InvalidInput:
 
 
 def _hf_config(raw: Mapping[str, Any]) -> HfConfig:
-    # transformers modifies the rotary part of its input.
-    fields = {key: deepcopy(value) for key, value in raw.items() if key != "model_type"}
+    """The transformers object of the text model."""
+    whole = _whole_hf_config(raw)
+    return whole.get_text_config() if FAMILIES[raw["model_type"]].text_type else whole
+
+
+def _whole_hf_config(raw: Mapping[str, Any]) -> HfConfig:
     family = FAMILIES[raw["model_type"]]
+    # transformers modifies the rotary part of its input.
+    fields = deepcopy(family.nested(raw) if family.text_type else dict(raw))
+    fields.pop("model_type")
     try:
         return AutoConfig.for_model(family.transformers_type or family.model_type, **fields)
     except (StrictDataclassError, ValueError, TypeError, LookupError, AttributeError, ArithmeticError) as err:

@@ -21,6 +21,8 @@ from torch import Tensor, nn
 from megatron_trainer import backend as backends
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.lora.names import unwrapped
+from megatron_trainer.models.image_text import ImageInputs, ImageTextModel, image_inputs
 from megatron_trainjob.args.tree import TrainArgs
 
 CrossEntropy = Callable[[Tensor, Tensor], Tensor]
@@ -51,7 +53,14 @@ def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_pr
         packed_seq_params=parallel.packed_sequence_parameters(whole),
         padding_mask=_padding_for_routers(model, batch.padding_BT),
         output_processor=output_processor,
+        **_images(model, whole, batch),
     )
+
+
+def _images(model: nn.Module, whole: MicroBatch, batch: MicroBatch) -> dict[str, ImageInputs]:
+    """The further argument of a model that sees images."""
+    own = unwrapped(model)
+    return {"images": image_inputs(whole, batch, own.vision)} if isinstance(own, ImageTextModel) else {}
 
 
 def cross_entropy(args: TrainArgs) -> CrossEntropy:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 
 import torch
 from megatron.core.distributed import (
@@ -11,10 +12,17 @@ from megatron.core.distributed import (
     finalize_model_grads,
 )
 from megatron.core.models.gpt import GPTModel
-from megatron.core.optimizer import MegatronOptimizer, OptimizerConfig, get_megatron_optimizer
+from megatron.core.optimizer import (
+    MegatronOptimizer,
+    OptimizerConfig,
+    get_megatron_optimizer,
+    get_standard_config_overrides,
+)
+from megatron.core.optimizer.optimizer_config import ParamGroupOverride, ParamKey, ParamWithNamePredicate
 from megatron.core.transformer.module import Float16Module
 
 from megatron_trainer.engine import Engine
+from megatron_trainer.lora.parts import part_of
 from megatron_trainer.megatron.patches import lion, whole_tensors
 from megatron_trainer.models.extra import configuration
 from megatron_trainer.train.schedule import Schedule, learning_rate
@@ -22,6 +30,7 @@ from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16, "fp8": torch.uint8}
+_WRAPPED = "module."
 FIRST_LOSS_SCALE = 2.0**16
 """Initial loss scale in float16. Each overflow halves it and skips a step; megatron-core's 2**32 would skip some 20."""
 
@@ -35,12 +44,29 @@ def wrap(models: list[GPTModel], args: TrainArgs, *, peak: float) -> Engine:
     if derive.is_matrix_optimizer(args):
         lion.install()
         whole_tensors.install()
-    optimizer = get_megatron_optimizer(optimizer_config(args, config.params_dtype, peak), chunks)
+    settings = optimizer_config(args, config.params_dtype, peak)
+    optimizer = get_megatron_optimizer(settings, chunks, config_overrides=_rates(settings, args))
     config.finalize_model_grads_func = finalize_model_grads
     config.grad_scale_func = optimizer.scale_loss
     if args.overlap_grad_reduce:
         config.no_sync_func = [chunk.no_sync for chunk in chunks] if len(chunks) > 1 else chunks[0].no_sync
     return Engine(config=config, models=models, chunks=chunks, optimizer=optimizer)
+
+
+def _rates(settings: OptimizerConfig, args: TrainArgs) -> dict[ParamKey, ParamGroupOverride]:
+    """Megatron's own groups, and those of the vision tower and the aligner with a learning rate of their own."""
+    rates: dict[ParamKey, ParamGroupOverride] = get_standard_config_overrides(settings)
+    for part, rate in (("vit", args.vit_lr), ("aligner", args.aligner_lr)):
+        if rate is not None:
+            belongs = ParamWithNamePredicate(name=part, fn=partial(_is_of, part))
+            rates[ParamKey(with_name_predicate=belongs)] = ParamGroupOverride(max_lr=rate)
+    return rates
+
+
+def _is_of(part: str, _: torch.nn.Parameter, name: str) -> bool:
+    while name.startswith(_WRAPPED):
+        name = name.removeprefix(_WRAPPED)
+    return part_of(name) == part
 
 
 def _fuse_gradient_sums(chunks: list[DistributedDataParallel]) -> None:

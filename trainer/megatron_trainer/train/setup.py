@@ -27,7 +27,7 @@ from megatron_trainer.checkpoint.memory_save import MemorySaver
 from megatron_trainer.checkpoint.save import SavePolicy, Saver
 from megatron_trainer.convert import adapter_modules
 from megatron_trainer.convert.adapter import check_loadable
-from megatron_trainer.convert.initialize import initialize_weights
+from megatron_trainer.convert.initialize import initialize_tower, initialize_weights
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.prepare import Prepared
@@ -206,6 +206,8 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_ori
         load_weights(models, spec)
     elif initializes_on_host(args, backend):
         initialize_weights(models, spec, seed=args.seed)
+    else:
+        initialize_tower(models, spec, seed=args.seed)
     if args.train_type == "lora":
         directory = adapter_modules.start_of(None, args.adapter_load)
         parts = adapter_modules.parts(models, spec, directory)

@@ -31,7 +31,7 @@ ELSEWHERE = {
 }
 
 GENERATION = "which generates answers while it trains; this trainer generates nothing"
-PIXELS = "and only text models are trained here"
+PIXELS = "whose tower runs as its config.json and processor say; remove it"
 # Arguments of unsupported methods, with what such a method would need.
 OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
     "GRPO": (
@@ -76,13 +76,14 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
         frozenset({"teacher_model", "teacher_model_type", "teacher_model_revision", "lmbda", "seq_kd", "sft_alpha"}),
         GENERATION,
     ),
-    "models with images": (frozenset({"vit_lr", "aligner_lr", "vit_attn_impl", "freeze_vit_layers"}), PIXELS),
+    "models with images": (frozenset({"vit_attn_impl", "freeze_vit_layers"}), PIXELS),
 }
 # Values of other programs, with a message instead of the list of known values.
 OTHER_VALUES: dict[tuple[str, str], str] = {
     **{("rlhf_type", kind): f"{kind} belongs to a method {GENERATION}" for kind in ("grpo", "gkd", "ppo")},
     ("optimizer", "adaptive_muon"): "adaptive_muon has a state that checkpoints do not include; use muon",
-    ("train_type", "lora_llm"): f"lora_llm belongs to models with images, {PIXELS}",
+    ("train_type", "lora_llm"): "lora_llm trains the vision tower in full beside adapters, which is not done here; use "
+    "lora with freeze_vit: false for adapters there too",
 }
 OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images": ("video_", "fps_", "image_")}
 

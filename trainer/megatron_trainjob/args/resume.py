@@ -46,7 +46,7 @@ ANOTHER_NETWORK = (
 )
 """What is trained, and for which task. Some changes would fit the tensors but train another network."""
 ANOTHER_OPTIMIZER = frozenset(
-    {"optimizer", "use_distributed_optimizer", "freeze_llm"}
+    {"optimizer", "use_distributed_optimizer", "freeze_llm", "freeze_vit", "freeze_aligner"}
     | {name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full"}
 )
 """The state that the optimizer keeps, and for which parameters."""

@@ -17,6 +17,7 @@ from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.phi import PHI3
 from megatron_trainjob.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from megatron_trainjob.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -41,9 +42,18 @@ FAMILIES: dict[str, Family] = {
         PHI3,
         INTERNLM3,
         SMOLLM3,
+        QWEN2_VL,
+        QWEN2_5_VL,
+        QWEN3_VL,
     )
 }
 """Keys are `model_type` of config.json."""
+
+
+def flat(raw: Mapping[str, Any]) -> Mapping[str, Any]:
+    """The content of a config.json with the keys of a text model inside at the top; others are left as they are."""
+    family = FAMILIES.get(str(raw.get("model_type")))
+    return family.flat(raw) if family else raw
 
 
 def read(raw: Mapping[str, Any]) -> Model:

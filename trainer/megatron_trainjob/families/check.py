@@ -12,7 +12,7 @@ from typing import Any
 from megatron_trainjob import quantization
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import FAMILIES, prediction
+from megatron_trainjob.families import FAMILIES, prediction, vision_check
 from megatron_trainjob.families.arguments import apply, contradictions
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
@@ -79,6 +79,7 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     family = FAMILIES.get(str(raw.get("model_type")))
     if family is None:
         return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
+    raw = family.flat(raw)
     unread = (*_unread_weights(raw), *_stored_type(raw, args), *_of_any_family(raw))
     raw = quantization.in_full(raw)
     misread = (*unread, *family.config(raw).problems(), *_rotary_types(raw))
@@ -169,6 +170,8 @@ def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violatio
     yield from _heads(model, config)
     yield from _experts(model, config)
     yield from _rotary(model, config, family)
+    if model.vision:
+        yield from vision_check.of_tower(model, model.vision, config)
 
 
 def _heads(model: Model, config: Config) -> Iterator[Violation]:
@@ -244,6 +247,8 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
     yield from _sequence_parallel(model, args)
     yield from _tensor_ranks(model, args)
     yield from _expert_ranks(model, args)
+    if model.vision:
+        yield from vision_check.of_arguments(model, model.vision, args)
 
 
 def _of_head(family: Family, args: TrainArgs) -> Iterator[Violation]:

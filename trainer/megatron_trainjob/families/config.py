@@ -26,6 +26,7 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("rope_interleave",), SWITCH),
     **dict.fromkeys(("hidden_act", "topk_method"), TEXT),
     **dict.fromkeys(("mlp_only_layers", "no_rope_layers"), WHOLES),
+    **dict.fromkeys(("fullatt_block_indexes", "deepstack_visual_indexes"), WHOLES),
     **dict.fromkeys(("layer_types", "mlp_layer_types"), TEXTS),
 }
 """Keys whose value is not an integer."""
@@ -44,6 +45,8 @@ _SIZES = frozenset(
         "q_lora_rank",
         "decoder_sparse_step",
         "no_rope_layer_interval",
+        *("depth", "embed_dim", "num_heads", "in_channels", "patch_size", "temporal_patch_size", "mlp_ratio"),
+        *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
     }
 )
 
@@ -57,6 +60,7 @@ _MOST: Mapping[str, int] = {
     **dict.fromkeys(("num_experts", "n_routed_experts", "num_local_experts"), 2**20),
     **dict.fromkeys(("num_mtp_layers", "num_nextn_predict_layers"), 10_000),
 }
+_VISION = "vision_config"
 MOST = 2**31 - 1
 """No size of a model is larger: a config.json with more is damaged and would exhaust memory."""
 
@@ -72,12 +76,15 @@ class Optional:
 class Config:
     """The relevant keys of one config.json. keys: of the family. aliases: another name of a key -> the key.
 
-    If a file has both, the alias takes precedence: transformers applies it last.
+    If a file has both, the alias takes precedence: transformers applies it last. vision_keys: those of the object
+    vision_config, none for a text model. place: of the keys within the file, ending in a dot.
     """
 
     raw: Mapping[str, Any]
     keys: Mapping[str, Any]
     aliases: Mapping[str, str] = field(default_factory=dict)
+    vision_keys: Mapping[str, Any] = field(default_factory=dict)
+    place: str = ""
 
     def __getitem__(self, key: str) -> Any:  # noqa: ANN401 - of any type
         """The value of a key, or its default. Raises KeyError for a key not declared by the family."""
@@ -91,6 +98,13 @@ class Config:
         """The same, None for a key that the family does not read."""
         return self[key] if key in self.keys else None
 
+    @property
+    def vision(self) -> Config:
+        """The object vision_config, empty where the file has none."""
+        found = self.raw.get(_VISION)
+        inner = found if isinstance(found, Mapping) else {}
+        return Config(raw=inner, keys=self.vision_keys, place=f"{_VISION}.")
+
     def problems(self) -> Iterator[Violation]:
         """Keys whose value has a different type than the family reads."""
         for key, default in self.keys.items():
@@ -102,7 +116,13 @@ class Config:
                 if not _is(wanted, value, most):
                     bound = f" and at most {most}" if _is_whole(value) and value > most else ""
                     message = f"must be {wanted}{bound}; correct it in the model's config.json"
-                    yield Violation(path=f"config.json:{key}", value=value, message=message)
+                    yield Violation(path=f"config.json:{self.place}{key}", value=value, message=message)
+        if self.vision_keys:
+            found = self.raw.get(_VISION, {})
+            if not isinstance(found, Mapping):
+                message = "must be an object; correct it in the model's config.json"
+                yield Violation(path=f"config.json:{_VISION}", value=found, message=message)
+            yield from self.vision.problems()
 
     def _is_absent(self, key: str) -> bool:
         return key not in self.raw and not any(alias in self.raw for alias, of in self.aliases.items() if of == key)

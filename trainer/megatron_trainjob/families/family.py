@@ -14,6 +14,17 @@ from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
+_SHARED = ("tie_word_embeddings", "dtype", "torch_dtype")
+"""Keys that may stand outside of the text model or in it."""
+_OUTER = frozenset(
+    {
+        *("architectures", "model_type", "transformers_version", "auto_map", "vision_config"),
+        *("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
+        *_SHARED,
+    }
+)
+"""Keys of a model with a vision tower that are not those of its text model."""
+
 
 def nothing(_: Config) -> Iterable[Violation]:
     """Refuses nothing."""
@@ -28,7 +39,9 @@ class Family:
     transformers reads -> their defaults. aliases: other names of keys. build: makes the model from the keys. refuse:
     variants that would be computed differently from transformers. transformers_type: the model_type of that code if
     transformers uses another name. classifier: its class in transformers for sequence classification, "" if there is
-    none.
+    none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
+    vision_keys: those of its vision_config, as keys. nested_names: tensors are stored below `model.language_model.` and
+    `model.visual.`.
     """
 
     model_type: str
@@ -39,10 +52,33 @@ class Family:
     aliases: Mapping[str, str] = field(default_factory=dict)
     transformers_type: str = ""
     classifier: str = ""
+    text_type: str = ""
+    vision_keys: Mapping[str, Any] = field(default_factory=dict)
+    nested_names: bool = False
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         """The file's content as this family reads it."""
-        return Config(raw=raw, keys=self.keys, aliases=self.aliases)
+        return Config(raw=self.flat(raw), keys=self.keys, aliases=self.aliases, vision_keys=self.vision_keys)
+
+    def flat(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
+        """The file's content with the keys of the text model at the top, where the earlier files of the lineage have
+        them.
+        """
+        text = raw.get("text_config")
+        if not self.text_type or not isinstance(text, Mapping):
+            return raw
+        outer = {key: value for key, value in raw.items() if key != "text_config"}
+        shared = {
+            key: outer.get(key) or text.get(key, outer.get(key)) for key in _SHARED if key in outer or key in text
+        }
+        return {**outer, **text, **shared, "model_type": self.model_type}
+
+    def nested(self, flat: Mapping[str, Any]) -> dict[str, Any]:
+        """The same with the keys of the text model in an object of their own, as transformers writes it."""
+        text = {key: value for key, value in flat.items() if key not in _OUTER}
+        kinds = {key: flat[key] for key in ("dtype", "torch_dtype") if key in flat}
+        outer = {key: value for key, value in flat.items() if key in _OUTER}
+        return {**outer, "text_config": {**text, **kinds, "model_type": self.text_type}}
 
 
 def refused(key: str, value: object, message: str) -> Violation:

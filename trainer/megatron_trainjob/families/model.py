@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from megatron_trainjob.families.vision import Vision
+
 
 @dataclass(frozen=True, kw_only=True)
 class LayerParameters:
@@ -70,6 +72,7 @@ class Model:
     the last `window` tokens. `post_norms`: a norm after attention and one after the MLP, each before the residual is
     added. `residual_dropout`: of what attention and MLP add to it. `prediction_layers`: multi-token-prediction layers
     that checkpoints carry after the last one, of which the first `trained_predictions` are part of the trained model.
+    `vision`: the tower of a model that reads images, else None.
     """
 
     family: str
@@ -110,6 +113,7 @@ class Model:
     shared_expert_gate: bool = False
     prediction_layers: int = 0
     trained_predictions: int = 0
+    vision: Vision | None = None
 
     @property
     def has_latent_attention(self) -> bool:
@@ -185,7 +189,8 @@ class Model:
         """All parameters of the model, with a tied embedding counted once."""
         layers = sum(self.layer_parameters(layer).total for layer in self.all_layers)
         matrices = 1 if self.tied else 2
-        return layers + matrices * self.embedding_parameters + self.hidden_size
+        tower = self.vision.num_parameters if self.vision else 0
+        return layers + matrices * self.embedding_parameters + self.hidden_size + tower
 
     @property
     def weights_per_token(self) -> int:

@@ -21,8 +21,8 @@ from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
 
-def _window(config: Config) -> dict[str, Any]:
-    """If used, the window applies to the layers from max_window_layers on."""
+def dense_window(config: Config) -> dict[str, Any]:
+    """The window of a dense model. If used, the window applies to the layers from max_window_layers on."""
     used, first = config["use_sliding_window"], config["max_window_layers"]
     has_window = used and config["sliding_window"] is not None
     kinds = [SLIDING if has_window and layer >= first else FULL for layer in range(config["num_hidden_layers"])]
@@ -38,13 +38,14 @@ def _window_of_mixture(config: Config) -> dict[str, Any]:
     return window_by_layer(config, kinds, used=used)
 
 
-def _refuse_windows(config: Config) -> Iterator[Violation]:
+def refuse_dense_windows(config: Config) -> Iterator[Violation]:
+    """Refuses windows that contradict the layers, where windows are used."""
     return refuse_windows(config, used=config["use_sliding_window"])
 
 
 def _qwen3(config: Config) -> Model:
     bias = config["attention_bias"]
-    return decoder(config, qk_norm=True, qkv_bias=bias, output_bias=bias, **_window(config))
+    return decoder(config, qk_norm=True, qkv_bias=bias, output_bias=bias, **dense_window(config))
 
 
 def _experts(config: Config) -> dict[str, Any]:
@@ -102,8 +103,8 @@ QWEN2 = Family(
     classifier="Qwen2ForSequenceClassification",
     title="Qwen2, Qwen2.5, QwQ, DeepSeek-R1-Distill-Qwen",
     keys=_DENSE,
-    build=lambda config: decoder(config, qkv_bias=True, **_window(config)),
-    refuse=_refuse_windows,
+    build=lambda config: decoder(config, qkv_bias=True, **dense_window(config)),
+    refuse=refuse_dense_windows,
 )
 
 QWEN3 = Family(
@@ -112,7 +113,7 @@ QWEN3 = Family(
     title="Qwen3 (dense)",
     keys={**_DENSE, "head_dim": 128, "attention_bias": False},
     build=_qwen3,
-    refuse=_refuse_windows,
+    refuse=refuse_dense_windows,
 )
 
 QWEN2_MOE = Family(
@@ -133,7 +134,7 @@ QWEN2_MOE = Family(
         "qkv_bias": True,
     },
     build=_qwen2_moe,
-    refuse=_refuse_windows,
+    refuse=refuse_dense_windows,
 )
 
 QWEN3_MOE = Family(
@@ -152,5 +153,5 @@ QWEN3_MOE = Family(
     },
     aliases={"num_local_experts": "num_experts"},
     build=_qwen3_moe,
-    refuse=_refuse_windows,
+    refuse=refuse_dense_windows,
 )

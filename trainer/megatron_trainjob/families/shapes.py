@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.tensors import EMBEDDING, OUTPUT, described, located
+from megatron_trainjob.families.vision import PREFIX, is_tower
 from megatron_trainjob.families.weight import Weight
 from megatron_trainjob.families.weights import ATTENTION, LAYER, SCORES
 
@@ -54,6 +55,8 @@ def summaries(problems: Iterable[str]) -> list[str]:
 def _row(row: Weight, model: Model) -> Sequence[Shape]:
     """The shapes of the tensors of one row, in order."""
     part = row.parameter.removeprefix(LAYER)
+    if model.vision and is_tower(row.parameter):
+        return [model.vision.tensors[row.parameter.removeprefix(PREFIX)]]
     if row.parameter in ("embedding.word_embeddings.weight", "output_layer.weight"):
         return [(model.vocab_size, model.hidden_size)]
     if part == "eh_proj.weight":

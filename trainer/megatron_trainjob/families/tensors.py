@@ -6,7 +6,8 @@ import re
 from collections.abc import Collection, Iterator
 
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.weight import Weight
+from megatron_trainjob.families.vision import PREFIX
+from megatron_trainjob.families.weight import Weight, plain
 from megatron_trainjob.families.weights import (
     ATTENTION,
     EXPERT,
@@ -37,6 +38,8 @@ def names(model: Model, *, has_scores: bool = False) -> frozenset[str]:
 
 def located(model: Model, *, has_scores: bool = False) -> Iterator[tuple[Weight, tuple[str, ...]]]:
     """Each row of the table for each layer and expert that has it, with the names of its tensors in its order."""
+    for name in model.vision.tensors if model.vision else ():
+        yield plain(PREFIX + name, PREFIX + name), (PREFIX + name,)
     for row in table(model.family, has_scores=has_scores).values():
         for names in _names(row, model, has_scores=has_scores):
             yield row, names

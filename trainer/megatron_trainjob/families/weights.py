@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.vision import PREFIX
 from megatron_trainjob.families.weight import Weight, plain
 
 LAYER = "decoder.layers.{layer}."
@@ -144,11 +145,34 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
+    "qwen2_vl": (),
+    "qwen2_5_vl": (),
+    "qwen3_vl": (),
 }
 """Keys are model_type: rows in addition to, or instead of, those of DECODER."""
 
 IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
+
+
+_NESTED = (("model.language_model.", "model."), ("model.visual.", PREFIX))
+"""Beginnings of names in files, and those in weight tables: a vision tower is stored in one of two ways."""
+
+
+def in_table(name: str) -> str:
+    """The name of a stored tensor in weight tables."""
+    for stored, own in _NESTED:
+        if name.startswith(stored):
+            return own + name.removeprefix(stored)
+    return name
+
+
+def in_files(name: str, *, nested: bool) -> str:
+    """The name under which a tensor of a weight table is stored. nested: as in `Family.nested_names`."""
+    for stored, own in reversed(_NESTED) if nested else ():
+        if name.startswith(own):
+            return stored + name.removeprefix(own)
+    return name
 
 
 def untrained_predictions(model: Model) -> tuple[str, ...]:

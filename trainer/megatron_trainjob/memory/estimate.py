@@ -7,12 +7,13 @@ buffers); activations follow Korthikanti et al. 2022, see activation.py.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from megatron_trainjob.args import derive, head, placement
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import LayerParameters, Model
+from megatron_trainjob.memory import tower
 from megatron_trainjob.memory.activation import FLOAT32_BYTES, Row, layer_bytes, layer_input_bytes
 from megatron_trainjob.memory.adapter import adapter_parameters
 
@@ -101,15 +102,22 @@ def estimate(
     held = [[layer for chunk in of_stage for layer in chunk] for of_stage in chunks]
     held[-1] += shape.all_layers[shape.num_layers :]
     stages = tuple(_stage(args, shape, world_size, row, stage, layers, task) for stage, layers in enumerate(held))
-    trainable = shape.num_parameters
-    if args.train_type == "lora":
-        trainable = sum(adapter_parameters(args, shape, layer).total for layer in shape.all_layers)
+    trainable = _num_trainable(args, shape)
     return MemoryEstimate(
         stages=stages,
         tokens=row.tokens,
         num_parameters=shape.num_parameters,
         num_trainable=trainable,
     )
+
+
+def _num_trainable(args: TrainArgs, shape: Model) -> int:
+    of_tower = tower.trained_parameters(args, shape.vision) if shape.vision else 0
+    if args.freeze_llm:
+        return of_tower
+    if args.train_type == "lora":
+        return of_tower + sum(adapter_parameters(args, shape, layer).total for layer in shape.all_layers)
+    return of_tower + shape.num_parameters - (shape.vision.num_parameters if shape.vision else 0)
 
 
 def _longest(args: TrainArgs, shape: Model) -> int:
@@ -129,10 +137,17 @@ def _stage(
     args: TrainArgs, shape: Model, world_size: int, row: Row, stage: int, layers: Sequence[int], task: Task
 ) -> RankMemory:
     last = stage == args.pipeline_model_parallel_size - 1
-    held = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
-    trained = held
-    if args.train_type == "lora":
+    vision = shape.vision if stage == 0 else None
+    held = trained = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
+    if args.freeze_llm:
+        trained = _Held(dense=0, expert=0, edge=0)
+    elif args.train_type == "lora":
         trained = _held(args, [adapter_parameters(args, shape, layer) for layer in layers], 0)
+    activations = _activation_bytes(args, shape, row, stage, layers, world_size)
+    if vision:
+        trained = replace(trained, dense=trained.dense + tower.trained_parameters(args, vision))
+        held = replace(held, dense=held.dense + vision.num_parameters)
+        activations += tower.activation_bytes(args, vision, tokens=row.tokens, element_bytes=row.element_bytes)
     weights = held.total + (trained.total if args.train_type == "lora" else 0)
     reference = held.total if derive.has_reference_model(args, task) else 0
     return RankMemory(
@@ -142,7 +157,7 @@ def _stage(
         weights=round(weights * row.element_bytes),
         gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
         optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
-        activations=round(_activation_bytes(args, shape, row, stage, layers, world_size)),
+        activations=round(activations),
         logits=round(_logit_bytes(args, shape, row, task)) if last and not head.replaces_output(args) else 0,
         overhead=OVERHEAD_BYTES,
         reference=round(reference * row.element_bytes),

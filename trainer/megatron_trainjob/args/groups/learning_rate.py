@@ -29,6 +29,18 @@ class LearningRate:
         ge=0,
         status="works",
     )
+    vit_lr: float | None = arg(
+        None,
+        "Peak learning rate of the vision tower of a model with images; unset: lr.",
+        gt=0,
+        status="works",
+    )
+    aligner_lr: float | None = arg(
+        None,
+        "Peak learning rate of the aligner of a model with images; unset: lr.",
+        gt=0,
+        status="works",
+    )
     lr_decay_style: Literal["cosine", "linear", "constant", "WSD"] = arg(
         "cosine",
         'Shape of the learning rate after warmup; "WSD" stays at the peak and decays in the last lr_wsd_decay_iters.',

@@ -31,16 +31,14 @@ class TrainExtra:
     )
     vit_gradient_checkpointing: bool = arg(
         True,
-        "Recomputation in the vision tower of a multimodal model.",
-        status="no effect",
-        reason="a text model has no vision tower",
+        "Recomputation in the vision tower of a model with images.",
+        status="works",
     )
     gradient_checkpointing_kwargs: Mapping[str, Any] | None = arg(
         None,
-        "Keywords for torch.utils.checkpoint.",
+        "Keywords for torch.utils.checkpoint in the vision tower; unset: use_reentrant false.",
         aliases=("vit_gradient_checkpointing_kwargs",),
-        status="no effect",
-        reason="Megatron-Core recomputes activations itself; recompute_granularity and its companions decide",
+        status="works",
     )
     packing: bool = arg(
         False,

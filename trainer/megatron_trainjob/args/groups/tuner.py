@@ -19,22 +19,19 @@ class Tuner:
     )
     freeze_llm: bool = arg(
         False,
-        "Freeze the language model of a multimodal model.",
+        "Freeze the language model of a model with images; under LoRA, all-linear leaves it out.",
         featured=True,
-        status="refused",
-        reason="a text model has no other part to train",
+        status="works",
     )
     freeze_vit: bool = arg(
         True,
-        "Freeze the vision and audio towers of a multimodal model.",
+        "Freeze the vision tower of a model with images; under LoRA, all-linear leaves it out.",
         featured=True,
-        status="no effect",
-        reason="a text model has no vision tower",
+        status="works",
     )
     freeze_aligner: bool = arg(
         True,
-        "Freeze the projector of a multimodal model.",
+        "Freeze the aligner (merger) of a model with images; under LoRA, all-linear leaves it out.",
         featured=True,
-        status="no effect",
-        reason="a text model has no vision tower",
+        status="works",
     )

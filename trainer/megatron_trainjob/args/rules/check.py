@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
+from megatron_trainjob import families
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.rules import (
     batch,
@@ -25,6 +26,7 @@ from megatron_trainjob.args.rules import (
     reporting,
     retrieval,
     tuner,
+    vision,
 )
 from megatron_trainjob.args.rules.rule import Facts, Rule
 from megatron_trainjob.args.tree import TrainArgs
@@ -43,6 +45,7 @@ TOPICS = (
     recompute,
     prediction,
     tuner,
+    vision,
     preference,
     head,
     retrieval,
@@ -68,7 +71,8 @@ def check(
     `world_size` counts ranks; `hf_config` is the model's config.json; `broken` names arguments that were already
     reported.
     """
-    facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=hf_config)
+    config = None if hf_config is None else families.flat(hf_config)
+    facts = Facts(args=args, given=given, task=task, world_size=world_size, hf_config=config)
     found = tuple(
         Violation(
             path=f"{path}.{rule.about[0]}",

@@ -1,0 +1,101 @@
+"""Models with a vision tower against transformers: text, one image, three of odd sizes, a video and both, in one step.
+
+Bounds as in test_models_parity. The samples of a micro-batch are packed into one row here and run one by one there.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from megatron_trainer.lora.parts import part_of
+from megatron_trainjob.families import read
+from tests.support.models import tiny_model
+from tests.support.ranks import image_parity
+from tests.support.ranks.pool import gloo_ranks
+
+BOUND = 1e-4
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one rank": (1, {}),
+    "padded": (1, {"padding_free": False}),
+    "recomputed": (1, {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}),
+    "tp2": (2, {"tensor_model_parallel_size": 2}),
+    "tp2 sp": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline_model_parallel_size": 2}),
+    "cp2": (2, {"context_parallel_size": 2}),
+    "cp2 padded": (2, {"context_parallel_size": 2, "padding_free": False}),
+    "dp2": (2, {}),
+    "dp2 overlapped": (2, {"overlap_grad_reduce": True}),
+}
+
+
+FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
+    "nothing": ({}, {"llm", "vit", "aligner"}),
+    "llm": ({"freeze_llm": True}, {"vit", "aligner"}),
+    "vit": ({"freeze_vit": True}, {"llm", "aligner"}),
+    "vit and aligner": ({"freeze_vit": True, "freeze_aligner": True}, {"llm"}),
+}
+
+
+def vision_of(directory: Path) -> Any:
+    return read(json.loads((directory / "config.json").read_text())).vision
+
+
+def compared(name: str, layout: str, root: Path, **settings: Any) -> Any:
+    directory = tiny_model.make(name, root)
+    image_parity.make_reference(directory, vision_of(directory))
+    ranks, arguments = LAYOUTS[layout]
+    return gloo_ranks(ranks).run(image_parity.compare, directory, {**arguments, **settings})[0]
+
+
+def check(found: Any) -> None:
+    assert found.changed == ()
+    assert found.logits <= BOUND
+    assert found.loss <= BOUND / 10
+    assert found.gradients <= BOUND, found.worst
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout: str, model_root: Path):
+    found = compared("qwen2_5_vl", layout, model_root)
+    check(found)
+    assert 0 <= found.tower <= BOUND
+    assert any(name.startswith("visual.blocks.0.") for name in found.trained)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("name", "layout"), [("qwen2_vl", "one rank"), *(("qwen3_vl", layout) for layout in LAYOUTS if layout != "dp2")]
+)
+def test_every_family_with_images_equals_transformers(name: str, layout: str, model_root: Path):
+    """Qwen3-VL adds states of its tower to the outputs of layers, which recomputation and pipelines must not mix up."""
+    check(compared(name, layout, model_root))
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str, model_root: Path):
+    settings, parts = FROZEN[frozen]
+    found = compared("qwen2_5_vl", "one rank", model_root, **settings)
+    check(found)
+    assert {part_of(name) for name in found.trained} == parts
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("frozen", FROZEN)
+def test_adapters_on_all_linears_are_those_of_peft(frozen: str, tmp_path: Path, model_root: Path):
+    """Adapters of the tower are random, so that peft has to load them; they and their gradients are compared."""
+    settings, parts = FROZEN[frozen]
+    directory = tiny_model.make("qwen2_5_vl", model_root)
+    (adapted,) = gloo_ranks(1).run(image_parity.write_adapter, directory, settings, tmp_path / "adapter")
+    reference = image_parity.make_reference(directory, vision_of(directory), tmp_path / "adapter")
+    (found,) = gloo_ranks(1).run(
+        image_parity.compare, directory, {**settings, "train_type": "lora"}, reference=reference
+    )
+    check(found)
+    assert {part_of(name) for name in adapted} == {part_of(name) for name in found.trained} == parts
+    assert (found.tower >= 0) == bool(parts - {"llm"})

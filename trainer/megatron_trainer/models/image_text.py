@@ -1,0 +1,162 @@
+"""A language model that sees images: features of a vision tower stand where image tokens are.
+
+Shape suffixes: B rows, T tokens of this context rank, H hidden, F features (one for each image token of the whole row).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from megatron.core import parallel_state
+from megatron.core.models.gpt import GPTModel
+from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+from torch import Tensor, nn
+
+from megatron_trainer import parallel
+from megatron_trainer.data.values import MicroBatch
+from megatron_trainer.models.deep_features import DeepFeatures
+from megatron_trainjob.families.vision import Vision
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInputs:
+    """The images of a micro-batch, and what each token of this context rank takes from them.
+
+    pixel_values, grid_thw, pixel_values_videos, video_grid_thw: as in MicroBatch, None without any.
+    feature_BT: int64, the index of the feature that replaces the token's embedding, images before videos; -1 for text.
+    position_ids_3BT: by time, row and column; of the whole row where rows are packed, else of this rank's tokens.
+    """
+
+    pixel_values: Tensor | None
+    grid_thw: Tensor | None
+    pixel_values_videos: Tensor | None
+    video_grid_thw: Tensor | None
+    feature_BT: Tensor
+    position_ids_3BT: Tensor
+
+
+def image_inputs(whole: MicroBatch, batch: MicroBatch, vision: Vision) -> ImageInputs:
+    """The images of the micro-batch `whole`, of which `batch` is this context rank's part."""
+    rotated = whole if whole.cu_seqlens is not None else batch
+    places_3BT = rotated.mrope_position_ids_3BT
+    if places_3BT is None:
+        places_3BT = rotated.position_ids_BT.expand(3, -1, -1)
+    return ImageInputs(
+        pixel_values=whole.pixel_values,
+        grid_thw=whole.grid_thw,
+        pixel_values_videos=whole.pixel_values_videos,
+        video_grid_thw=whole.video_grid_thw,
+        feature_BT=parallel.local_tokens(whole, features_of_tokens(whole.tokens_BT, vision)),
+        position_ids_3BT=places_3BT,
+    )
+
+
+def features_of_tokens(tokens_BT: Tensor, vision: Vision) -> Tensor:
+    """int64 [B, T]: for each image or video token the number of its feature, all images before all videos; else -1."""
+    image_BT, video_BT = tokens_BT == vision.image_token, tokens_BT == vision.video_token
+    number_BT = (image_BT.flatten().cumsum(0) - 1).view_as(tokens_BT)
+    behind_BT = (video_BT.flatten().cumsum(0) - 1 + image_BT.sum()).view_as(tokens_BT)
+    return torch.where(image_BT, number_BT, torch.where(video_BT, behind_BT, -1))
+
+
+class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no types
+    """A GPTModel with a vision tower, `visual`, on its first stage. vision: the facts about the tower."""
+
+    def __init__(self, *args: Any, vision: Vision, tower: nn.Module | None, **settings: Any) -> None:  # noqa: ANN401
+        super().__init__(*args, scatter_embedding_sequence_parallel=False, position_embedding_type="mrope", **settings)
+        self.vision = vision
+        if tower is not None:
+            self.visual = tower
+        first = self.decoder.layers[: len(vision.deep_layers)] if self.pre_process else []
+        self.deep_features = DeepFeatures(list(first))
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        position_ids: Tensor,
+        attention_mask: Tensor | None,
+        *,
+        images: ImageInputs | None = None,
+        padding_mask: Tensor | None = None,
+        **settings: Any,  # noqa: ANN401 - megatron's signature
+    ) -> Tensor:
+        """As GPTModel; without images, position_ids [B, T] count the tokens of the whole row.
+
+        Raises:
+            ValueError: there are more or fewer image tokens than features.
+        """
+        position_ids_3BT = position_ids.expand(3, -1, -1) if images is None else images.position_ids_3BT
+        decoder_input = None
+        if self.pre_process:
+            decoder_input = self._embedded(input_ids, position_ids, images)
+            if padding_mask is not None and self.config.sequence_parallel:
+                size = parallel_state.get_tensor_model_parallel_world_size()
+                rank = parallel_state.get_tensor_model_parallel_rank()
+                padding_mask = padding_mask.chunk(size, dim=1)[rank].contiguous()
+        with self.deep_features.forward_pass():
+            output: Tensor = super().forward(
+                input_ids,
+                position_ids_3BT,
+                attention_mask,
+                decoder_input=decoder_input,
+                padding_mask=padding_mask,
+                **settings,
+            )
+        return output
+
+    def _embedded(self, input_ids: Tensor, position_ids: Tensor, images: ImageInputs | None) -> Tensor:
+        """Hidden states [T, B, H], under sequence parallelism this rank's part of T."""
+        hidden_TBH: Tensor = self.embedding(input_ids=input_ids, position_ids=position_ids)
+        found = self._features(images)
+        deep_TBH: list[Tensor] = []
+        if found and (images is None or not _given(images)):
+            hidden_TBH = hidden_TBH + 0.0 * sum(features_FH.sum() for features_FH in found)
+        elif found and images is not None:
+            features_FH, *deep_FH = (each.to(hidden_TBH.dtype) for each in found)
+            hidden_TBH = _replaced(hidden_TBH, features_FH, images)
+            deep_TBH = [_replaced(torch.zeros_like(hidden_TBH), each_FH, images) for each_FH in deep_FH]
+        if self.config.sequence_parallel:
+            hidden_TBH, *deep_TBH = (
+                scatter_to_sequence_parallel_region(each, group=self.pg_collection.tp)
+                for each in (hidden_TBH, *deep_TBH)
+            )
+        return self.deep_features.attached(hidden_TBH, deep_TBH) if deep_TBH else hidden_TBH
+
+    def _features(self, images: ImageInputs | None) -> list[Tensor]:
+        """The tower's output for all images, then all videos, and of the same form its deep features; none without
+        images, if the tower does not train.
+        """
+        trains = torch.is_grad_enabled() and any(p.requires_grad for p in self.visual.parameters())
+        given = [] if images is None else _given(images)
+        if not given and trains:
+            given = [self._blank()]
+        with torch.set_grad_enabled(trains):
+            outputs = [self.visual(pixels, grid_thw=grid) for pixels, grid in given]
+        parts = [[each.pooler_output, *(getattr(each, "deepstack_features", None) or ())] for each in outputs]
+        return [torch.cat(each) for each in zip(*parts, strict=True)]
+
+    def _blank(self) -> tuple[Tensor, Tensor]:
+        """One black image, run where there is none: every parameter that trains takes part in every backward pass, as
+        overlapped reductions of gradients need.
+        """
+        like = next(self.visual.parameters())
+        merge = self.vision.merge_size
+        pixels = torch.zeros(merge**2, self.vision.patch_values, dtype=like.dtype, device=like.device)
+        return pixels, torch.tensor([[1, merge, merge]], device=like.device)
+
+
+def _given(images: ImageInputs) -> list[tuple[Tensor, Tensor]]:
+    pairs = (
+        (images.pixel_values, images.grid_thw),
+        (images.pixel_values_videos, images.video_grid_thw),
+    )
+    return [(pixels, grid) for pixels, grid in pairs if pixels is not None and grid is not None]
+
+
+def _replaced(hidden_TBH: Tensor, features_FH: Tensor, images: ImageInputs) -> Tensor:
+    """The hidden states with those of image tokens replaced by features."""
+    feature_TB = images.feature_BT.t()
+    taken_TBH = features_FH[feature_TB.clamp(min=0)]
+    return torch.where((feature_TB >= 0)[..., None], taken_TBH, hidden_TBH)

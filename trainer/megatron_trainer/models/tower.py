@@ -1,0 +1,64 @@
+"""The vision tower of a model: transformers' own module, on the first pipeline stage, whole on every rank of it.
+
+Every tensor-parallel rank computes the same features from the same pixels and gets the whole gradient of them, so the
+tower's gradients are equal without communication. It is never split.
+"""
+
+from __future__ import annotations
+
+from copy import deepcopy
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText
+
+from megatron_trainer.backend import Backend
+from megatron_trainjob.args.tree import TrainArgs
+
+if TYPE_CHECKING:
+    from megatron_trainer.models.spec import ModelSpec
+
+
+def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module:
+    """The tower with the aligner; weights are loaded or initialized later."""
+    whole = spec.whole_hf_config
+    small = deepcopy(whole)
+    small.text_config.num_hidden_layers = 1
+    with torch.device("meta"):
+        kind = type(AutoModelForImageTextToText.from_config(small).model.visual)
+    tower: nn.Module = kind._from_config(
+        whole.vision_config, dtype=spec.dtype, attn_implementation=_attention(spec, backend)
+    )
+    _keep_wide(tower)
+    if args.vit_gradient_checkpointing:
+        given = args.gradient_checkpointing_kwargs or {}
+        enable: Any = tower.gradient_checkpointing_enable
+        enable(gradient_checkpointing_kwargs={"use_reentrant": False, **given})
+    return tower
+
+
+def _attention(spec: ModelSpec, backend: Backend) -> str:
+    """Windows and images of any size in one call where flash-attn is there; else one call each."""
+    is_half = spec.dtype in (torch.bfloat16, torch.float16)
+    return "flash_attention_2" if is_half and "flash_attention" in backend.fused_kernels() else "sdpa"
+
+
+def _keep_wide(tower: nn.Module) -> None:
+    """Keeps rotary frequencies in float32, as transformers does: buffers are converted with the parameters."""
+    for module in tower.modules():
+        for name in list(module._non_persistent_buffers_set):
+            values = getattr(module, name)
+            delattr(module, name)
+            setattr(module, name, _Constant(values))
+
+
+class _Constant:
+    """A tensor that no conversion of its module changes; the tower moves it to the device of its input."""
+
+    def __init__(self, values: Tensor) -> None:
+        self.values = values
+
+    def to(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 - torch's signature
+        """The tensor, moved or converted."""
+        return self.values.to(*args, **kwargs)

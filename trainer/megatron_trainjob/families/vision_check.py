@@ -1,0 +1,73 @@
+"""What a model with a vision tower cannot do: towers that fit no decoder, and layouts without a place for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from megatron_trainjob.args import derive
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.config import Config
+from megatron_trainjob.families.decoder import rope_values
+from megatron_trainjob.families.family import refused
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.vision import Vision
+from megatron_trainjob.violation import Violation
+
+
+def of_tower(model: Model, vision: Vision, config: Config) -> Iterator[Violation]:
+    """Towers whose sizes do not fit each other or the decoder, and sections of heads that are none."""
+    heads, size = vision.num_heads, vision.hidden_size
+    if size % (4 * heads):
+        message = f"{heads} heads of a tower of {size} channels must have a multiple of 4 channels each"
+        yield refused("vision_config.num_heads", heads, message)
+    if vision.output_size != model.hidden_size:
+        key = "hidden_size" if "embed_dim" in config.vision_keys else "out_hidden_size"
+        message = f"the decoder's hidden size is {model.hidden_size}; correct either"
+        yield refused(f"vision_config.{key}", vision.output_size, message)
+    pairs = model.qk_head_size // 2
+    if not vision.sections or min(vision.sections) < 0 or sum(vision.sections) != pairs:
+        given = rope_values(config.raw).get("mrope_section")
+        yield refused("rope_parameters.mrope_section", given, f"must be three counts that sum up to {pairs}")
+    if any(layer not in range(vision.depth) for layer in vision.deep_layers):
+        message = f"must be layers of the tower, from 0 to {vision.depth - 1}"
+        yield refused("vision_config.deepstack_visual_indexes", vision.deep_layers, message)
+
+
+def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Violation]:
+    """Arguments that a model with images does not support."""
+    if args.rope_scaling is not None:
+        message = "rotary positions by time, row and column cannot be scaled; remove it"
+        yield _violation("rope_scaling", args.rope_scaling, message)
+    if args.mtp_num_layers:
+        yield _violation(
+            "mtp_num_layers", args.mtp_num_layers, "a model with images predicts its next token only; remove it"
+        )
+    if args.task_type not in ("causal_lm", None) or args.rlhf_type == "rm":
+        name = "rlhf_type" if args.rlhf_type == "rm" else "task_type"
+        message = "a model with images is trained as a language model only; remove it, or choose a text model"
+        yield _violation(name, getattr(args, name), message)
+    if args.quant_method is not None:
+        message = "a model with images is exported in 16 or 32 bits only; remove it"
+        yield _violation("quant_method", args.quant_method, message)
+    if derive.is_matrix_optimizer(args) and not (args.freeze_vit and args.freeze_aligner):
+        message = "would treat the tower's kernels as matrices; use adam, or set freeze_vit and freeze_aligner"
+        yield _violation("optimizer", args.optimizer, message)
+    yield from _deep_layers(model, vision, args)
+
+
+def _deep_layers(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Violation]:
+    """The first chunk of layers has to hold those that take states of the tower."""
+    try:
+        first = len(derive.chunks_of_stages(args, model.num_layers)[0][0])
+    except ValueError:  # the rules report it
+        return
+    if len(vision.deep_layers) > first:
+        message = (
+            f"the first {len(vision.deep_layers)} layers take states of the vision tower, which is on the first stage, "
+            f"and that begins with {first} layers; use fewer stages, or set decoder_first_pipeline_num_layers"
+        )
+        yield _violation("pipeline_model_parallel_size", args.pipeline_model_parallel_size, message)
+
+
+def _violation(name: str, value: object, message: str) -> Violation:
+    return Violation(path=f"spec.args.{name}", value=value, message=message)

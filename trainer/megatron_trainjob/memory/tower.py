@@ -1,0 +1,42 @@
+"""The vision tower in the memory of a rank: whole on every rank of the first pipeline stage."""
+
+from __future__ import annotations
+
+from math import prod
+
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner
+
+
+def trained_parameters(args: TrainArgs, vision: Vision) -> int:
+    """Parameters of tower and aligner that train: their own, or those of the adapters on their linears.
+
+    An adapter of rank r on a linear [out, in] has r * (in + out). Only all-linear adapts the tower.
+    """
+    total = 0
+    for name, shape in vision.tensors.items():
+        if args.freeze_aligner if is_aligner(PREFIX + name) else args.freeze_vit:
+            continue
+        if args.train_type == "full":
+            total += prod(shape)
+        elif len(shape) == 2 and "embed" not in name and "all-linear" in args.target_modules:
+            total += args.lora_rank * sum(shape)
+    return total
+
+
+def activation_bytes(args: TrainArgs, vision: Vision, *, tokens: int, element_bytes: int) -> float:
+    """What the tower keeps of one micro-batch for its backward pass, nothing if all of it is frozen.
+
+    Its patches: those of an image of max_pixels for each sample, and no more than the row has tokens for. A layer keeps
+    its input, both norms, queries, keys, values, the attention output (8 h) and the feed-forward part (3 w) of each
+    patch; recomputed, only its input, and one layer at a time.
+    """
+    if trained_parameters(args, vision) == 0:
+        return 0.0
+    patches = tokens * vision.merge_size**2
+    if args.max_pixels:
+        patches = min(patches, args.micro_batch_size * args.max_pixels // vision.patch_size**2)
+    layer = patches * (8 * vision.hidden_size + 3 * vision.width) * element_bytes
+    if not args.vit_gradient_checkpointing:
+        return float(vision.depth * layer)
+    return float(vision.depth * patches * vision.hidden_size * element_bytes + layer)
