@@ -99,3 +99,16 @@ def test_adapters_on_all_linears_are_those_of_peft(frozen: str, tmp_path: Path, 
     check(found)
     assert {part_of(name) for name in adapted} == {part_of(name) for name in found.trained} == parts
     assert (found.tower >= 0) == bool(parts - {"llm"})
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+def test_a_tower_in_bfloat16_keeps_its_frequencies_in_float32(name: str, model_root: Path):
+    (difference,) = gloo_ranks(1).run(image_parity.features_in_half, tiny_model.make(name, model_root))
+    assert difference == 0.0
+
+
+@pytest.mark.dist
+def test_image_tokens_without_an_image_are_an_error(model_root: Path):
+    (said,) = gloo_ranks(1).run(image_parity.refusal_of_lost_images, tiny_model.make("qwen2_5_vl", model_root))
+    assert said == "1 tokens stand for images and videos, of which there are features for 0"

@@ -19,7 +19,10 @@ TOLERANCE = 1e-4
 """float32 sums of up to 128 products in another order differ by some 1e-6; logits here are about 1."""
 
 DENSE = ["llama", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen2_odd", "qwen3", "glm4"]
-OTHERS = sorted(tiny_model.MODELS.keys() - {*DENSE, "qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3"})
+# Models with images: test_images_parity.py.
+OTHERS = sorted(
+    tiny_model.MODELS.keys() - tiny_model.SEEING_MODELS - {*DENSE, "qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3"}
+)
 
 
 @pytest.fixture(scope="module")

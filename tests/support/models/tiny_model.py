@@ -221,6 +221,9 @@ EXPERT_MODELS = frozenset(
     name for name, (kind, _) in MODELS.items() if read({"model_type": kind, "n_routed_experts": 8}).num_experts
 )
 
+SEEING_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if FAMILIES[kind].text_type)
+"""Those with a vision tower."""
+
 CHAT_TEMPLATE = (
     "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
     "{% if message['role'] == 'assistant' %}{% generation %}{{ message['content'] + '<|im_end|>' }}"

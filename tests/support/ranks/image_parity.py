@@ -315,3 +315,48 @@ def _logit_difference(logits: Any, whole: Any, reference: Any, spec: Any) -> flo
         mine = parallel.context_positions(bounds, rank=parallel_state.get_context_parallel_rank(), size=size)
         theirs_BTV = theirs_BTV[:, mine]
     return float((ours_BTV - theirs_BTV)[is_real_BT].abs().max())
+
+
+def runs_of_a_layer(directory: Path, settings: dict[str, Any]) -> tuple[int, bool]:
+    """How often the first layer of the tower runs in one step, and whether it is recomputed as a reentrant graph."""
+    import torch
+
+    models, spec, args = _built(directory, settings)
+    tower = models[0].visual
+    runs = []
+    tower.blocks[0].attn.register_forward_hook(lambda *_: runs.append(1))
+    pixels, grid = torch.randn(24, spec.model.vision.patch_values), torch.tensor([[1, 4, 6]])
+    tower.train()
+    tower(pixels, grid_thw=grid).pooler_output.sum().backward()
+    keywords = tower.blocks[0]._gradient_checkpointing_func.keywords if args.vit_gradient_checkpointing else {}
+    return len(runs), bool(keywords.get("use_reentrant"))
+
+
+def features_in_half(directory: Path) -> float:
+    """The largest difference of the tower's features in bfloat16 from transformers', wrapped as in training."""
+    import torch
+    from megatron.core.transformer.module import Float16Module
+
+    models, spec, _ = _built(directory, {"torch_dtype": "bfloat16"})
+    wrapped = Float16Module(models[0].config, models[0])
+    kind = transformers_config(directory).model_type
+    theirs = auto_class(kind).from_pretrained(directory, dtype=torch.bfloat16, attn_implementation="sdpa")
+    one = sample(2, spec.model.vision)
+    pixels, grid = torch.from_numpy(one.images.values_PD), torch.from_numpy(one.images.grid_N3)
+    with torch.no_grad():
+        ours = wrapped.module.visual.eval()(pixels, grid_thw=grid).pooler_output
+        expected = theirs.model.visual.eval()(pixels, grid_thw=grid).pooler_output
+    return float((ours.float() - expected.float()).abs().max())
+
+
+def refusal_of_lost_images(directory: Path) -> str:
+    """The message about image tokens without features."""
+    import torch
+
+    models, spec, _ = _built(directory, {})
+    tokens = torch.tensor([[5, IMAGE, 6]])
+    try:
+        models[0](tokens, torch.arange(3)[None], None)
+    except ValueError as error:
+        return str(error)
+    return ""

@@ -184,6 +184,17 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="models.image_text",
+        why="Features of a vision tower take the places of image tokens before embeddings are scattered, and positions "
+        "have three axes, of the whole row where rows are packed.",
+        until="GPTModel takes embeddings and angles that are made outside of it",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.models.gpt.gpt_model:GPTModel._preprocess": "974b8774a685",
+            "megatron.core.models.common.embeddings.rope_utils:_apply_rotary_pos_emb_thd": "c721f4540e95",
+        },
+    ),
+    Change(
         ours="models.prediction",
         why="Losses of multi-token prediction take the logits of all tokens at once, padded columns included.",
         until="the losses of process_mtp_loss can be left to the output processor",

@@ -26,6 +26,7 @@ class ImageInputs:
 
     pixel_values, grid_thw, pixel_values_videos, video_grid_thw: as in MicroBatch, None without any.
     feature_BT: int64, the index of the feature that replaces the token's embedding, images before videos; -1 for text.
+    num_places: tokens of images and videos of the whole row.
     position_ids_3BT: by time, row and column; of the whole row where rows are packed, else of this rank's tokens.
     """
 
@@ -34,11 +35,13 @@ class ImageInputs:
     pixel_values_videos: Tensor | None
     video_grid_thw: Tensor | None
     feature_BT: Tensor
+    num_places: int
     position_ids_3BT: Tensor
 
 
 def image_inputs(whole: MicroBatch, batch: MicroBatch, vision: Vision) -> ImageInputs:
     """The images of the micro-batch `whole`, of which `batch` is this context rank's part."""
+    places_BT = features_of_tokens(whole.tokens_BT, vision)
     rotated = whole if whole.cu_seqlens is not None else batch
     places_3BT = rotated.mrope_position_ids_3BT
     if places_3BT is None:
@@ -48,7 +51,8 @@ def image_inputs(whole: MicroBatch, batch: MicroBatch, vision: Vision) -> ImageI
         grid_thw=whole.grid_thw,
         pixel_values_videos=whole.pixel_values_videos,
         video_grid_thw=whole.video_grid_thw,
-        feature_BT=parallel.local_tokens(whole, features_of_tokens(whole.tokens_BT, vision)),
+        feature_BT=parallel.local_tokens(whole, places_BT),
+        num_places=int(places_BT.max()) + 1,
         position_ids_3BT=places_3BT,
     )
 
@@ -110,6 +114,7 @@ class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no ty
         """Hidden states [T, B, H], under sequence parallelism this rank's part of T."""
         hidden_TBH: Tensor = self.embedding(input_ids=input_ids, position_ids=position_ids)
         found = self._features(images)
+        _check_count(input_ids, images, found, self.vision)
         deep_TBH: list[Tensor] = []
         if found and (images is None or not _given(images)):
             hidden_TBH = hidden_TBH + 0.0 * sum(features_FH.sum() for features_FH in found)
@@ -145,6 +150,19 @@ class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no ty
         merge = self.vision.merge_size
         pixels = torch.zeros(merge**2, self.vision.patch_values, dtype=like.dtype, device=like.device)
         return pixels, torch.tensor([[1, merge, merge]], device=like.device)
+
+
+def _check_count(tokens_BT: Tensor, images: ImageInputs | None, found: list[Tensor], vision: Vision) -> None:
+    """Raises ValueError unless there is a feature for each token of an image or video, and no other."""
+    if images is None:
+        places = features_of_tokens(tokens_BT, vision)
+        count = int(places.max()) + 1
+    else:
+        count = images.num_places
+    features = len(found[0]) if found and images is not None and _given(images) else 0
+    if count != features:
+        message = f"{count} tokens stand for images and videos, of which there are features for {features}"
+        raise ValueError(message)
 
 
 def _given(images: ImageInputs) -> list[tuple[Tensor, Tensor]]:

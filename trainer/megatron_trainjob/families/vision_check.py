@@ -49,6 +49,9 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
     if args.quant_method is not None:
         message = "a model with images is exported in 16 or 32 bits only; remove it"
         yield _violation("quant_method", args.quant_method, message)
+    if args.rlhf_type == "kto":
+        message = "joins prompts with answers of other rows, which their images do not follow; use dpo"
+        yield _violation("rlhf_type", "kto", message)
     if derive.is_matrix_optimizer(args) and not (args.freeze_vit and args.freeze_aligner):
         message = "would treat the tower's kernels as matrices; use adam, or set freeze_vit and freeze_aligner"
         yield _violation("optimizer", args.optimizer, message)

@@ -1,0 +1,111 @@
+"""Effects of the arguments about the parts of a model with images, on real tiny runs over pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from megatron_trainer.lora.parts import part_of
+from megatron_trainjob.families.weights import in_table
+from tests.effects.registry import effect
+from tests.support.models import seeing_model
+from tests.support.ranks import image_parity, parity, tiny_run
+from tests.support.ranks.pool import gloo_ranks
+
+pytestmark = pytest.mark.dist
+
+FREE = {"freeze_vit": False, "freeze_aligner": False}
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory) -> Path:
+    return seeing_model.make("qwen2_5_vl", tmp_path_factory.mktemp("seeing"))
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory) -> Path:
+    return seeing_model.write_rows(tmp_path_factory.mktemp("pictures"))
+
+
+@pytest.fixture
+def train(model, rows, tmp_path):
+    count = iter(range(100))
+
+    def run(*, name: str = "", stop_at: int | None = None, **given: object) -> Any:
+        folder = tmp_path / (name or f"run{next(count)}")
+        env = {key: given.pop(key) for key in ("resume", "attempt") if key in given}
+        ranks = int(given.pop("ranks", 1))  # type: ignore[call-overload]
+        settings = {"to_hf": True, "max_length": 512, "train_iters": 2, **given}
+        run = tiny_run.train(tiny_run.arguments(model, rows, folder, **settings), ranks=ranks, stop_at=stop_at, **env)
+        assert run.exit_code == 0 or stop_at, run.message
+        return run
+
+    return run
+
+
+def moved(run: Any, model: Path) -> set[str]:
+    """The parts of which a tensor is another than before training."""
+    before, after = parity.in_table_names(model), run.weights()
+    return {part_of(name) for name, t in after.items() if not torch.equal(t, before[in_table(name)])}
+
+
+@effect("freeze_llm", "freeze_vit", "freeze_aligner")
+@pytest.mark.parametrize(
+    ("given", "parts"),
+    [
+        ({}, {"llm"}),
+        ({"freeze_vit": False}, {"llm", "vit"}),
+        ({"freeze_aligner": False}, {"llm", "aligner"}),
+        ({"freeze_llm": True, "freeze_aligner": False}, {"aligner"}),
+    ],
+    ids=str,
+)
+def test_only_what_is_not_frozen_moves(train, model, given, parts):
+    assert moved(train(**given), model) == parts
+
+
+@effect("vit_lr", "aligner_lr")
+def test_the_tower_and_the_aligner_may_have_rates_of_their_own(train, model):
+    """A rate that rounds to nothing leaves its part, and nothing else, as it was."""
+    assert moved(train(**FREE, vit_lr=1e-30), model) == {"llm", "aligner"}
+    assert moved(train(**FREE, aligner_lr=1e-30), model) == {"llm", "vit"}
+    assert moved(train(**FREE, lr=1e-30, vit_lr=1e-3), model) == {"vit"}
+
+
+@effect("vit_gradient_checkpointing", "gradient_checkpointing_kwargs")
+def test_layers_of_the_tower_run_again_in_the_backward_pass(model):
+    def runs(**given: object) -> tuple[int, bool]:
+        (found,) = gloo_ranks(1).run(image_parity.runs_of_a_layer, model, {**FREE, **given})
+        return found
+
+    assert runs(vit_gradient_checkpointing=False) == (1, False)
+    assert runs() == (2, False)
+    assert runs(gradient_checkpointing_kwargs={"use_reentrant": True}) == (2, True)
+
+
+@pytest.mark.parametrize("settings", [FREE, {**FREE, "train_type": "lora"}], ids=["full", "lora"])
+def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(train, settings):
+    """The tower's parameters and the state of the optimizer for them are in the checkpoint."""
+    settings = {**settings, "train_iters": 4, "merge_lora": "train_type" in settings}
+    whole = train(**settings).weights()
+    train(name="broken", stop_at=2, **settings)
+    resumed = train(name="broken", resume="Auto", attempt=1, **settings).weights()
+    assert whole.keys() == resumed.keys()
+    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+
+
+@pytest.mark.slow
+def test_two_ranks_take_the_steps_of_one(train):
+    one = train(**FREE).column("lm loss")
+    for layout in (
+        {"tensor_model_parallel_size": 2, "sequence_parallel": True},
+        {"pipeline_model_parallel_size": 2},
+        {},
+    ):
+        assert train(**FREE, **layout, ranks=2).column("lm loss") == pytest.approx(one, abs=1e-4)
+
+
+def test_packed_rows_of_pictures_are_trained(train):
+    run = train(**FREE, packing=True, max_length=256)
+    assert len(run.column("lm loss")) == 2
