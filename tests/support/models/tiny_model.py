@@ -258,11 +258,11 @@ def config_of(name: str, **settings: Any) -> Any:
     from transformers import AutoConfig
 
     kind, own = MODELS[name]
-    return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **raw_config(name, **settings))
+    return AutoConfig.for_model(FAMILIES[kind].transformers_type or kind, **_settings_of(name, **settings))
 
 
-def raw_config(name: str, **settings: Any) -> dict[str, Any]:
-    """What a short config.json of a tiny model says, without its model_type."""
+def _settings_of(name: str, **settings: Any) -> dict[str, Any]:
+    """The arguments of the transformers configuration of a tiny model."""
     kind, own = MODELS[name]
     flat = {**_DECODER, **own, **settings}
     return FAMILIES[kind].nested(flat) if FAMILIES[kind].text_type else flat

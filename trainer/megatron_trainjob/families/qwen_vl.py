@@ -75,7 +75,7 @@ def rotated_in_sections(plain: Rotary) -> Rotary:
 
 
 def sections(config: Config, default: tuple[int, ...]) -> tuple[int, ...]:
-    """Channel pairs by time, row and column; () for what is no list of three counts."""
+    """Channel pairs by time, row and column; () for anything but a list of three counts."""
     given = rope_values(config.raw).get("mrope_section", default)
     fits = isinstance(given, list | tuple) and len(given) == 3 and all(type(each) is int for each in given)
     return tuple(given) if fits else ()
