@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from megatron_trainjob.args import derive
+from megatron_trainjob.args import derive, placement
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
@@ -61,7 +61,7 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
 def _deep_layers(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Violation]:
     """The first chunk of layers has to hold those that take states of the tower."""
     try:
-        first = len(derive.chunks_of_stages(args, model.num_layers)[0][0])
+        first = len(placement.chunks_of_stages(args, model.num_layers)[0][0])
     except ValueError:  # the rules report it
         return
     if len(vision.deep_layers) > first:
