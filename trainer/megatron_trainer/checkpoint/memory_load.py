@@ -63,7 +63,9 @@ class Found:
         if len(whole) == nodes.num_nodes:
             return
         source = nodes.first_rank(whole[0])
-        content = {name: (path / name).read_bytes() for name in SMALL} if dist.get_rank() == source else None
+        content = nodes.agreed(
+            lambda: {name: (path / name).read_bytes() for name in SMALL} if dist.get_rank() == source else None
+        )
         given = nodes.from_rank(source, content)
         nodes.agreed(lambda: self._take_index(path, given, whole))
 
@@ -121,7 +123,11 @@ def find(memory: Memory, layout: Mapping[str, int], *, oldest: int) -> Found | N
     another layout is not used.
     """
     nodes = memory.nodes
-    own = memory.place.generations() if nodes.is_first_of_node else {}
+    try:
+        own = nodes.agreed(lambda: memory.place.generations() if nodes.is_first_of_node else {})
+    except PeerFailure as err:
+        logger.warning("resuming from the save folder, not from memory: %s", err)
+        return None
     held = nodes.gathered(own)[:: nodes.ranks_per_node]
     for iteration in sorted({each for on_node in held for each in on_node}, reverse=True):
         if iteration < oldest:
