@@ -217,7 +217,9 @@ def test_a_lora_run_takes_its_base_weights_from_load(train):
     ]
 
 
-@pytest.mark.parametrize("settings", [{}], ids=["one"])
+@pytest.mark.parametrize(
+    "settings", [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}], ids=["one", "tp2", "pp2"]
+)
 def test_ckpt_format_torch_is_read_in_its_layout_and_runs_nothing(train, plain, llama, tmp_path, settings):
     """A pickle per rank, with a class in it that would leave a folder; another layout is told which it is of."""
     ranks, marker, old = 2 if settings else 1, tmp_path / "was-run", tmp_path / "old"
