@@ -233,16 +233,20 @@ def test_only_pods_of_jobs_and_replicas_reach_the_progress_port():
     assert callers["metrics"][0]["namespaceSelector"]["matchLabels"] == {"name": "monitoring"}
 
 
+CERTIFICATE = {"webhook__existingSecret": "own", "webhook__caBundle": "Y2E="}
+# Whether progress is on, and whether the chart generates a certificate. The renderer of these tests cannot look into a
+# cluster, as Argo CD's cannot; tests/cluster/test_chart.py installs with one that can.
 PUSHES = {
-    "a fresh install": ({}, True),
-    "one namespace": ({"rbac__scope": "namespace"}, False),
-    "one namespace, asked for": ({"rbac__scope": "namespace", "progressPush__enabled": True}, True),
-    "turned off": ({"progressPush__enabled": False}, False),
+    "a new certificate each time": ({}, False, False),
+    "a certificate that stays": (CERTIFICATE, True, False),
+    "one namespace": ({"rbac__scope": "namespace", **CERTIFICATE}, False, False),
+    "one namespace, asked for": ({"rbac__scope": "namespace", "progressPush__enabled": True}, True, True),
+    "turned off": ({"progressPush__enabled": False, **CERTIFICATE}, False, False),
 }
 
 
-@pytest.mark.parametrize(("values", "pushes"), PUSHES.values(), ids=PUSHES)
-def test_progress_is_on_where_the_operator_may_check_tokens(values, pushes):
+@pytest.mark.parametrize(("values", "pushes", "generates"), PUSHES.values(), ids=PUSHES)
+def test_progress_is_on_where_tokens_can_be_checked_and_the_certificate_stays(values, pushes, generates):
     objects = render(**values)
     (deployment,) = of_kind(objects, "Deployment")
     container = deployment["spec"]["template"]["spec"]["containers"][0]
@@ -250,7 +254,7 @@ def test_progress_is_on_where_the_operator_may_check_tokens(values, pushes):
     assert ("progress" in {port["name"] for port in container["ports"]}) is pushes
     assert any(each["metadata"]["name"].endswith("-tokens") for each in of_kind(objects, "ClusterRole")) is pushes
     secrets = of_kind(objects, "Secret")
-    assert [sorted(each["data"]) for each in secrets] == [["ca.crt", "tls.crt", "tls.key"]] * pushes
+    assert [sorted(each["data"]) for each in secrets] == [["ca.crt", "tls.crt", "tls.key"]] * generates
     (service,) = of_kind(objects, "Service")
     assert ("progress" in {port["name"] for port in service["spec"]["ports"]}) is pushes
 

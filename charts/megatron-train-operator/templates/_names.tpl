@@ -52,9 +52,18 @@ helm.sh/chart: {{ .Chart.Name }}-{{ .Chart.Version }}
 {{- if and .Values.nodeLossDetection (not (include "mtj.isNamespaced" .)) }}true{{ end -}}
 {{- end -}}
 
+{{- /* Whether the next rendering has the same certificate: a renderer without access to the cluster finds no Service. */ -}}
+{{- define "mtj.keepsCertificate" -}}
+{{- if or .Values.webhook.certManager.enabled .Values.webhook.existingSecret }}true
+{{- else if lookup "v1" "Service" "default" "kubernetes" }}true
+{{- end -}}
+{{- end -}}
+
 {{- define "mtj.pushesProgress" -}}
 {{- $asked := .Values.progressPush.enabled | toString -}}
-{{- if or (eq $asked "true") (and (eq $asked "auto") (not (include "mtj.isNamespaced" .))) }}true{{ end -}}
+{{- if eq $asked "true" }}true
+{{- else if and (eq $asked "auto") (not (include "mtj.isNamespaced" .)) (include "mtj.keepsCertificate" .) }}true
+{{- end -}}
 {{- end -}}
 
 {{- define "mtj.gangSchedulers" -}}
