@@ -65,7 +65,7 @@ def _shape(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     shape = row_shape(args, pad_id=pad_id)
     if images is not None:
-        shape = replace(shape, vision=getattr(spec.model, "vision", None), images=images.reader)
+        shape = replace(shape, vision=spec.model.vision, images=images.reader)
     if derive.estimates_divergence(args, task):
         shape = replace(shape, mismatched_length=max_length(args, spec))
     return shape
