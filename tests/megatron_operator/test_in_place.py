@@ -144,6 +144,28 @@ def test_ranks_that_are_not_started_in_time_get_a_new_gang():
     assert reconcile.plan(job(), fresh, NOW + 20).delete == (), "a new operator first listens"
 
 
+STARTED = {"lastRestart": {**restarted()["lastRestart"], "ranksStartedTime": to_text(NOW - 8)}}
+
+
+@pytest.mark.parametrize(
+    ("status", "progress"),
+    [({**restarted(), **STARTED}, None), (restarted(), beat(attempt=1))],
+    ids=["by the status", "as they train"],
+)
+def test_ranks_that_have_started_outlive_the_silence_of_their_launchers(status, progress):
+    """As after a restart of the operator without the progress server, or with one that launchers cannot reach."""
+    silent = gang(status=status, progress=progress, launchers={}, listens_since=NOW + 5)
+    plan = reconcile.plan(job(), silent, NOW + 1000)
+    assert (plan.delete, conditions(plan.status or status)["Running"][0]) == ((), "True")
+
+
+def test_silence_counts_from_when_the_operator_began_to_listen():
+    silent = gang(worker=heard(), progress=beat(age_s=4000), listens_since=NOW - 30)
+    plan = reconcile.plan(job(), silent, NOW)
+    assert (plan.delete, (plan.status or RUNNING_STATUS)["phase"], plan.requeue_s) == ((), "Running", 1770.0)
+    assert reconcile.plan(job(), silent, NOW + 1770).status["lastFailure"]["reason"] == names.HUNG
+
+
 def test_phases_are_reported_with_the_next_status_write():
     stages = {"processGroup": 0.5, "loaded": 2.0, "firstStep": 3.25}
     before = gang(heard("starting", attempt=1), heard("starting", attempt=1), status=restarted())
@@ -232,3 +254,15 @@ def test_a_report_that_is_none_is_refused(body):
 def test_reports_are_few_however_many_launchers_there_are(state, of_job, in_all, interval_s):
     report = heard(state, KILLED if state == "failed" else None).report
     assert attempts.interval_s(report, of_job, in_all) == interval_s
+
+
+def test_launchers_of_pods_that_have_ended_slow_no_one_down():
+    live, ended = heard(), replace(heard(), at=NOW - 1000)
+    assert attempts.num_reporting([live, *[ended] * 1000], NOW) == 1
+
+
+def test_a_slow_rank_is_in_the_pod_that_is_there():
+    slow = beat(attempt=1, slow_rank=1, slow_rank_ratio=2.0)
+    plan = reconcile.plan(job(), gang(heard(attempt=1), heard(attempt=1), status=restarted(), progress=slow), NOW)
+    (said,) = (each for each in plan.status["conditions"] if each["type"] == names.SLOW_RANK)
+    assert f"(pod {WORKER}, node node-1)" in said["message"]

@@ -6,7 +6,7 @@ have to be of, its launcher hears in the answer to its reports.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,6 +19,7 @@ REPORTS_PER_S = 50.0
 WAITING_INTERVAL_S = 0.2
 INTERVAL_S = 1.0
 LONE_INTERVAL_S = 10.0
+SILENT_S = 2 * MAX_INTERVAL_S
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -53,6 +54,11 @@ def interval_s(report: LauncherReport, of_job: int, in_all: int) -> float:
         return max(WAITING_INTERVAL_S, of_job / REPORTS_PER_S)
     least_s = INTERVAL_S if of_job > 1 else LONE_INTERVAL_S
     return min(max(least_s, in_all / REPORTS_PER_S), MAX_INTERVAL_S)
+
+
+def num_reporting(heard: Iterable[HeardReport], now: float) -> int:
+    """How many launchers still report; those of pods that have ended do not, though their last word is kept."""
+    return sum(now - each.at < SILENT_S for each in heard)
 
 
 def directive(

@@ -157,7 +157,7 @@ def _slow(job: Job, seen: Seen) -> Claims:
     beat = seen.beat
     if beat is None or beat.slow_rank is None or beat.slow_rank not in range(job.world_size):
         return {}
-    name = names.pod_name(job.name, seen.attempt, beat.slow_rank // job.nproc_per_node)
+    name = names.pod_name(job.name, seen.pod_attempt, beat.slow_rank // job.nproc_per_node)
     node = next((pod.node for pod in seen.current if pod.name == name), "")
     place = f"pod {name}, node {node}" if node else f"pod {name}"
     times = "far more than" if beat.slow_rank_ratio is None else f"{beat.slow_rank_ratio:.2f} times"

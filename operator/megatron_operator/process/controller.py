@@ -151,9 +151,11 @@ class Controller:
         job = self._jobs.get(key)
         if job is None or self.uid_of(key) != uid:
             return None
-        of_job = len(self._launchers[key][1])
-        interval_s = attempts.interval_s(report, of_job, sum(len(heard) for _, heard in self._launchers.values()))
-        return attempts.directive(job.get("status") or {}, place, report, clock.now(), interval_s)
+        now = clock.now()
+        of_job = attempts.num_reporting(self._launchers[key][1].values(), now)
+        in_all = sum(attempts.num_reporting(heard.values(), now) for _, heard in self._launchers.values())
+        interval_s = attempts.interval_s(report, of_job, in_all)
+        return attempts.directive(job.get("status") or {}, place, report, now, interval_s)
 
     def progress(self) -> Mapping[Key, Progress]:
         """The latest report of every job that reports."""

@@ -35,12 +35,13 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When the current heartbeat becomes too old.
 
-    None without one: a heartbeat that never arrived only proves that heartbeats cannot be delivered.
+    None without one: a heartbeat that never arrived only proves that heartbeats cannot be delivered. Those that were
+    sent while no operator listened were lost, so that silence counts from when this one began to.
     """
     beat, seconds = seen.beat, job.failure_policy.hang_timeout_s
     if beat is None or not seconds or beat.phase not in BEATING_PHASES or not _all_run(job, seen):
         return None
-    return beat.updated_at + seconds
+    return max(beat.updated_at, seen.listens_since) + seconds
 
 
 def _all_run(job: Job, seen: Seen) -> bool:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megatron_operator.api import names
-from megatron_operator.core.decide import in_place, restart
+from megatron_operator.core.decide import hang, in_place, restart
 from megatron_operator.core.decide.decision import Failure, Restart
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
@@ -41,10 +41,18 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | None:
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When the ranks of a restart in place must have been started everywhere; None when they are, or without one.
 
-    An operator that has just begun first gives the launchers time to be heard.
+    Ranks that were once started stay so, however silent launchers become: their line to the operator may be cut while
+    they train. An operator that has just begun first gives the launchers time to be heard.
     """
-    if seen.attempt == seen.pod_attempt or not in_place.late(seen):
+    if seen.attempt == seen.pod_attempt or _have_started(seen) or not in_place.late(seen):
         return None
     decided = to_seconds(seen.status.get("lastRestartTime")) or 0.0
     may_start = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime")) or decided
     return max(decided, may_start, seen.listens_since) + START_S
+
+
+def _have_started(seen: Seen) -> bool:
+    """Whether ranks of this attempt have been started on all nodes, by the status or because they train."""
+    last = seen.status.get("lastRestart") or {}
+    is_noted = last.get("attempt") == seen.attempt and "ranksStartedTime" in last
+    return is_noted or (seen.beat is not None and seen.beat.phase in hang.BEATING_PHASES)
