@@ -77,6 +77,19 @@ def test_a_failed_rank_restarts_in_place_with_one_write():
     assert (following.status, following.delete, following.create) == (None, (), ())
 
 
+def test_host_and_stack_of_the_failed_rank_are_shown():
+    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)")
+    last = reconcile.plan(job(), gang(worker=heard("failed", placed)), NOW).status["lastFailure"]
+    assert (last["host"], last["stack"]) == ("machine-1", "step (train/loop.py:7)")
+
+
+@pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "OOMKilled"])
+def test_a_launcher_that_speaks_for_the_kubelet_is_not_believed(reason):
+    claimed = gang(worker=heard("failed", replace(KILLED, reason=reason)))
+    status = reconcile.plan(job(), claimed, NOW).status
+    assert (status["lastFailure"]["reason"], status["restarts"]["counted"]) == ("signal 9", 1)
+
+
 def test_the_cause_goes_before_the_peer_that_was_lost():
     plan = reconcile.plan(job(), gang(heard("failed", LOST_PEER)), NOW)
     assert plan.status["lastFailure"]["pod"] == WORKER
@@ -212,7 +225,8 @@ def test_directives_that_a_launcher_receives(status, report, directive):
 
 
 def test_reports_and_directives_survive_the_wire():
-    for report in (heard().report, heard("failed", KILLED, stages={"loaded": 1.5}).report):
+    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)")
+    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}).report):
         assert launcher.read_report(report.to_fields()) == report
     directive = Directive(attempt=3, ends=True, interval_s=2.0)
     assert launcher.read_directive(directive.to_fields()) == directive

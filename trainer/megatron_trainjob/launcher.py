@@ -116,11 +116,17 @@ def _failure(given: object) -> TerminationRecord:
     iteration, rank = given.get(termination.ITERATION), given.get(termination.RANK)
     return TerminationRecord(
         exit_code=_whole("failure.exitCode", given.get(termination.EXIT_CODE), most=255),
-        reason=str(given.get(termination.REASON) or "")[:MAX_REASON_CHARACTERS],
+        reason=_text(given, termination.REASON, MAX_REASON_CHARACTERS),
         rank=_whole("failure.rank", rank),
         iteration=None if iteration is None else _whole("failure.iteration", iteration),
-        message=shown.message(str(given.get(termination.MESSAGE) or ""))[: termination.MAX_MESSAGE_CHARACTERS],
+        message=_text(given, termination.MESSAGE, termination.MAX_MESSAGE_CHARACTERS),
+        host=_text(given, termination.HOST, termination.MAX_HOST_CHARACTERS),
+        stack=_text(given, termination.STACK, termination.MAX_STACK_CHARACTERS),
     )
+
+
+def _text(given: Mapping[str, Any], name: str, most_characters: int) -> str:
+    return shown.message(str(given.get(name) or ""))[:most_characters]
 
 
 def _stages(given: object) -> dict[Stage, float]:

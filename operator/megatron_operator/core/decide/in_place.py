@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
@@ -70,9 +71,11 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
         exit_code=record.exit_code,
         is_recorded=True,
         rank=record.rank,
-        reason=record.reason,
+        reason="" if kubelet_reasons.is_kubelets(record.reason) else record.reason,
         message=record.message,
         iteration=record.iteration,
+        host=record.host,
+        stack=record.stack,
         finished_at=heard.since,
     )
 
