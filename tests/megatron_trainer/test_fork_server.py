@@ -19,6 +19,7 @@ import numpy
 from megatron_trainer.process import fork_server
 fork_server._import_everything = lambda: None
 fork_server.why_not_fork = lambda backend: {refusal!r}
+fork_server.die_with_parent = lambda known=fork_server.die_with_parent: (time.sleep({slow_s}), known())
 request = fork_server.main(int(sys.argv[1]))
 if request is not None:
     exec(request["argv"][0])
@@ -30,9 +31,9 @@ def starter(tmp_path, monkeypatch):
     """Makes the function that returns the present way to start ranks; closed at the end."""
     opened = []
 
-    def make(refusal="", how="fork"):
+    def make(refusal="", how="fork", slow_s=0.0):
         script = tmp_path / "server.py"
-        script.write_text(SERVER.format(refusal=refusal))
+        script.write_text(SERVER.format(refusal=refusal, slow_s=slow_s))
         monkeypatch.setattr(ranks, "SERVER_COMMAND", [sys.executable, str(script)])
         monkeypatch.setattr(ranks, "RANK_COMMAND", [sys.executable, "-c"])
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
@@ -71,6 +72,12 @@ def test_a_signal_reaches_a_forked_rank_and_shows_in_its_code(starter, tmp_path,
     expected = 1 if number == signal.SIGINT else -number  # Python ends itself with a traceback on SIGINT
     assert end_of(rank) in (expected, -number)
     rank.send_signal(number)
+
+
+def test_a_rank_that_is_asked_to_end_while_it_is_forked_hears_it(starter):
+    rank = starter(slow_s=0.3)().start(["time.sleep(60)"], {})
+    rank.send_signal(signal.SIGTERM)
+    assert end_of(rank) == -signal.SIGTERM
 
 
 def test_ranks_are_spawned_with_a_log_line_where_forking_is_refused(starter, caplog):

@@ -14,6 +14,7 @@ from megatron_trainer.data.ordering.sample import Sampler, WholePass
 from megatron_trainer.data.streaming.items import Stream, StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Indexed, MicroBatch
 from megatron_trainer.failure import TrainingError
+from megatron_trainer.orphans import die_with_parent
 from megatron_trainjob.exit_codes import ExitCode
 
 
@@ -43,9 +44,9 @@ def micro_batches(
     options["generator"] = torch.Generator()
     if num_workers:
         # A forked worker shares the mapped data and starts at once; any other start method imports all of torch. It
-        # never
-        # touches the device.
+        # never touches the device.
         options |= {"num_workers": num_workers, "multiprocessing_context": "fork", "prefetch_factor": 4}
+        options["worker_init_fn"] = _start_worker
     return (_unless_failed(batch) for batch in DataLoader(dataset, **options))
 
 
@@ -82,6 +83,11 @@ class _SampledBatches(Dataset[MicroBatch | _Failure]):
             return collate([self._items[index] for index in indices], self._shape)
         except TrainingError as err:
             return _Failure(exit_code=err.exit_code, message=str(err))
+
+
+def _start_worker(_index: int) -> None:
+    """A worker holds the socket at which rank 0 listens: orphaned, it would keep the port from the next rank 0."""
+    die_with_parent()
 
 
 def _as_it_is(batch: MicroBatch | _Failure) -> MicroBatch | _Failure:

@@ -25,7 +25,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from megatron_trainer import environment
-from megatron_trainer.process.ranks import die_with_parent
+from megatron_trainer.orphans import die_with_parent
 
 if TYPE_CHECKING:
     from megatron_trainer.backend import Backend
@@ -36,14 +36,15 @@ ALSO_IMPORTED = (
     "megatron.core.models.gpt.gpt_layer_specs",
     "megatron.core.dist_checkpointing.strategies.torch",
 )
+HANDED_ON = (signal.SIGINT, signal.SIGTERM)
+"""The launcher sends these to the ranks. Here they are held back, also from a rank until it can hear them."""
 TRIAL_S = 30.0
 GPU_IS_LOST = 3
 
 
 def main(descriptor: int) -> Mapping[str, Any] | None:
     """Serves until the launcher is gone. Returns a request in a child, which then is that rank, else None."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # the launcher hands these on to the ranks
+    signal.pthread_sigmask(signal.SIG_BLOCK, HANDED_ON)
     connection = socket.socket(fileno=descriptor)
     backend = _import_everything()
     refusal = why_not_fork(backend)
@@ -166,8 +167,9 @@ def _become_a_rank(variables: Mapping[str, str], parent: int, descriptors: tuple
     if os.getppid() != parent:
         os._exit(1)
     signal.set_wakeup_fd(-1)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD):
+    for number in (*HANDED_ON, signal.SIGCHLD):
         signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, HANDED_ON)
     for descriptor in descriptors:
         os.close(descriptor)
     environment.become(variables)

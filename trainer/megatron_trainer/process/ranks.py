@@ -7,7 +7,6 @@ A forked rank starts without an import, and so does one that takes its place aft
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import json
 import logging
 import os
@@ -19,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
+from megatron_trainer.orphans import die_with_parent
 from megatron_trainjob.environment import RankStart
 
 logger = logging.getLogger(__name__)
@@ -27,8 +27,6 @@ RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.process.rank"]
 SERVER_COMMAND = [sys.executable, "-m", "megatron_trainer.process.fork_server"]
 POLL_S = 0.05
 MAX_IMPORT_S = 600.0
-PR_SET_PDEATHSIG = 1
-_LIBC = ctypes.CDLL(None)
 
 
 class Process(Protocol):
@@ -46,11 +44,6 @@ class Starter(Protocol):
 
     def start(self, argv: Sequence[str], variables: Mapping[str, str]) -> Process:
         """Starts one rank with this command line and environment."""
-
-
-def die_with_parent() -> None:
-    """Makes Linux kill this process when its parent dies: an orphan would hold its GPU and its port."""
-    _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
 class Spawn:
