@@ -59,7 +59,7 @@ def moved(run: Any, model: Path) -> set[str]:
         ({"freeze_aligner": False}, {"llm", "aligner"}),
         ({"freeze_llm": True, "freeze_aligner": False}, {"aligner"}),
     ],
-    ids=str,
+    ids=["none", "tower", "aligner", "only aligner"],
 )
 def test_only_what_is_not_frozen_moves(train, model, given, parts):
     assert moved(train(**given), model) == parts

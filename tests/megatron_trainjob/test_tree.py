@@ -135,7 +135,7 @@ def test_arguments_have_the_defaults_of_the_reference():
         return argument.default if argument.fallback is None else argument.fallback
 
     fused = ("moe_grouped_gemm", "moe_permute_fusion", "cross_entropy_loss_fusion")
-    decided_otherwise = {**dict.fromkeys(fused), "ddp_timeout": 600}  # docs/decisions/0009 and 0013
+    decided_otherwise = {**dict.fromkeys(fused), "ddp_timeout": 600}  # docs/decisions/0009 and 0014
     expected = {name: as_declared(entry["default"]) for name, entry in ENTRIES.items()} | decided_otherwise
     assert {name: default(ARGUMENTS[name]) for name in ENTRIES} == expected
 
