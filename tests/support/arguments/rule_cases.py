@@ -1008,6 +1008,12 @@ CASES = [
         bad_config=_TEXT_ALONE,
     ),
     Case(
+        rule="images_are_not_numbered",
+        good={"chat_template_kwargs": {"add_vision_id": False}},
+        bad={"chat_template_kwargs": {"add_vision_id": True}},
+        config={"vision_config": {}},
+    ),
+    Case(
         rule="a_part_is_trained",
         good={"freeze_llm": True, "freeze_aligner": False},
         bad={"freeze_llm": True},

@@ -28,4 +28,13 @@ def the_fewest_pixels_are_below_the_most(facts: Facts) -> str:
     return f"is more than max_pixels ({most}); lower it, or raise max_pixels"
 
 
-RULES = (*map(_idle, IMAGE_ARGUMENTS), the_fewest_pixels_are_below_the_most)
+@rule("chat_template_kwargs", needs_model=True)
+def images_are_not_numbered(facts: Facts) -> str:
+    """Templates number images that they are given as parts of a turn; here a turn is text with places for images."""
+    given = facts.args.chat_template_kwargs or {}
+    if not given.get("add_vision_id") or "vision_config" not in facts.config:
+        return ""
+    return "add_vision_id would not number the images; remove it, or write the numbers in the rows"
+
+
+RULES = (*map(_idle, IMAGE_ARGUMENTS), the_fewest_pixels_are_below_the_most, images_are_not_numbered)
