@@ -9,9 +9,12 @@ import pytest
 from megatron_operator import manifest
 from megatron_operator.api import names
 from megatron_operator.core import reconcile
+from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.desired import pods
 from megatron_operator.core.observe import read_pod
 from megatron_operator.core.plan import Plan
+from megatron_trainjob.launcher import LauncherReport
+from megatron_trainjob.termination import TerminationRecord
 from tests.support.operator.job_values import NOW, conditions, failed, job, kinds, pod, raw, seen
 
 ELASTIC = {"elasticPolicy": {"minNodes": 1, "maxNodes": 4}}
@@ -125,3 +128,8 @@ def test_a_size_that_no_layout_fits_stalls_an_elastic_job_and_never_ends_it():
     assert reconcile.reject(resized, violations, replace(running, status=plan.status), NOW + 9) == Plan()
     rigid = raw({"numNodes": 3})
     assert reconcile.reject(rigid, violations, running, NOW).status["phase"] == "Failed"
+    lost = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=3, message="")
+    waits = HeardReport(report=LauncherReport(attempt=0, state="failed", failure=lost), at=NOW)
+    idle = replace(running, launchers={each.name: waits for each in running.pods})
+    plan = reconcile.reject(resized, violations, idle, NOW)
+    assert (plan.status["phase"], len(plan.delete)) == ("Failed", 2), "launchers that wait for a restart only hold GPUs"

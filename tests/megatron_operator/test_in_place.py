@@ -137,7 +137,13 @@ def test_a_user_rule_and_a_used_up_limit_hold_in_place():
     for spec, reason in ((rule, names.FAILURE_POLICY), (limit, names.MAX_RESTARTS_EXCEEDED)):
         plan = reconcile.plan(job(spec), gang(), NOW)
         assert conditions(plan.status)["Failed"] == ("True", reason)
-        assert {each.name for each in plan.delete} == {MASTER, WORKER}, "a waiting launcher holds resources too"
+        assert {each.name for each in plan.delete} == {MASTER}, "the failed pod ends by itself, which keeps its log"
+        ended = replace(gang(status=plan.status), pods=(pod(0, deleting=True), pod(1)))
+        told = attempts.directive(plan.status, replace(PLACE, role="worker"), heard("failed", KILLED).report, NOW, 1.0)
+        assert told.ends
+        after = reconcile.plan(job(spec), ended, NOW + 1)
+        assert (after.delete, after.requeue_s) == ((), 119.0)
+        assert {each.name for each in reconcile.plan(job(spec), ended, NOW + 120).delete} == {WORKER}, "it hangs"
 
 
 def test_a_hung_gang_restarts_in_place():

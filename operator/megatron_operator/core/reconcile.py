@@ -100,7 +100,7 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
         return _after_a_rejection(manifest, seen, now)
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
-    if "elasticPolicy" in (manifest.get("spec") or {}) and any(not pod.is_finished for pod in seen.current):
+    if "elasticPolicy" in (manifest.get("spec") or {}) and _is_any_running(seen):
         # `kubectl scale` bypasses the admission policy: an invalid number must not end a training gang.
         held = status.held(seen, generation, names.INVALID_SPEC, message, now)
         event = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
@@ -111,6 +111,11 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
         delete=_refs(pod for pod in seen.pods if not pod.is_finished),
         events=events.of_changes(rejected, seen.status),
     )
+
+
+def _is_any_running(seen: Seen) -> bool:
+    """Whether ranks of this attempt may still run: a launcher that waits for a restart runs none."""
+    return any(not pod.is_finished for pod in in_place.with_failures(seen).current)
 
 
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
@@ -148,12 +153,13 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
         leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *kueue_changes.leftovers(seen))
         return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
     is_stale = seen.status.get("observedGeneration") != job.generation
-    ends = cleanup.wake_at(job, seen, now)
+    seen = in_place.after_the_end(seen, now)
+    moments = [at for at in (cleanup.wake_at(job, seen, now), in_place.wake_at(seen)) if at is not None]
     return Plan(
         status={**seen.status, "observedGeneration": job.generation} if is_stale else None,
         delete=_refs(cleanup.pods_to_delete(job, seen)),
         patch=kueue_changes.after_the_end(job, seen, now),
-        requeue_s=None if ends is None else ends - now,
+        requeue_s=min((at - now for at in moments), default=None),
     )
 
 
@@ -175,7 +181,8 @@ def _requeue_s(job: Job, seen: Seen, decision: Decision, now: float, write_in_s:
     if isinstance(decision, Withdraw) and decision.pause_s is not None:
         return decision.pause_s
     if isinstance(decision, Succeed | Fail):
-        return job.run_policy.ttl_s
+        ends = in_place.wake_at(seen)
+        return job.run_policy.ttl_s if ends is None else ends - now
     if isinstance(decision, Suspend):
         return write_in_s
     moments = [at for wake_at in WAKE_UPS if (at := wake_at(job, seen, now)) is not None]

@@ -12,9 +12,12 @@ from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
+from megatron_trainjob.environment import DEFAULT_LAUNCHER_PATIENCE_S
 
 # Pods that wait longer than this for the end of a back-off only hold devices.
 LONGEST_DELAY_S = 30.0
+# A launcher ends this soon after the job: it is told so, or else loses its patience.
+ENDS_WITHIN_S = 2 * DEFAULT_LAUNCHER_PATIENCE_S
 # An older report is no sign of life; and a launcher that reports less often would learn of a restart too late.
 FRESH_S = 15.0
 
@@ -23,6 +26,17 @@ def with_failures(seen: Seen) -> Seen:
     """The observation, with pods whose launcher reports failed ranks of this attempt shown as failed, and kept."""
     pods = tuple(_with_failure(pod, seen) for pod in seen.pods)
     return replace(seen, pods=pods) if pods != seen.pods else seen
+
+
+def after_the_end(seen: Seen, now: float) -> Seen:
+    """The same when the job has ended: such a pod is about to end by itself, and its log stays as any failed pod's."""
+    ending = {name: heard for name, heard in seen.launchers.items() if now - heard.at < ENDS_WITHIN_S}
+    return with_failures(replace(seen, launchers=ending))
+
+
+def wake_at(seen: Seen) -> float | None:
+    """When a pod that should have ended by itself counts as running again; None without one."""
+    return min((seen.launchers[pod.name].at + ENDS_WITHIN_S for pod in seen.current if pod.is_kept), default=None)
 
 
 def is_possible(job: Job, seen: Seen, delay_s: float, now: float) -> bool:
@@ -67,7 +81,6 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
         pod,
         phase="Failed",
         is_kept=True,
-        is_outlived=True,
         exit_code=record.exit_code,
         is_recorded=True,
         rank=record.rank,
