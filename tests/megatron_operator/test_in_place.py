@@ -121,14 +121,15 @@ def test_a_new_gang_is_made_where_this_cannot_work(observed, spec):
 
 
 def test_ranks_that_failed_twice_without_a_step_get_a_new_gang():
-    again = gang(heard(attempt=1), heard("failed", KILLED, attempt=1), status=restarted(), progress=beat(attempt=0))
-    plan = reconcile.plan(job({"failurePolicy": {"backoffSeconds": {"initial": 0}}}), again, NOW)
-    assert plan.delete
-    started = replace(again, progress=beat(0, attempt=1))
-    assert reconcile.plan(job({"failurePolicy": {"backoffSeconds": {"initial": 0}}}), started, NOW).delete
-    stepped = replace(again, progress=beat(attempt=1))
-    plan = reconcile.plan(job({"failurePolicy": {"backoffSeconds": {"initial": 0}}}), stepped, NOW)
-    assert (plan.delete, plan.status["restarts"]["attempt"], plan.status["restarts"]["podAttempt"]) == ((), 2, 0)
+    """Ranks that start from a checkpoint in memory, or of another run, have an iteration without a step."""
+    spec = job({"failurePolicy": {"backoffSeconds": {"initial": 0}}})
+    failure = heard("failed", KILLED, attempt=1)
+    again = gang(heard(attempt=1, stages={"loaded": 1.0}), failure, status=restarted(), progress=beat(50, attempt=1))
+    assert reconcile.plan(spec, again, NOW).delete
+    stepped = {"loaded": 1.0, "firstStep": 2.0}
+    for master in (heard(attempt=1, stages=stepped), heard("failed", LOST_PEER, attempt=1, stages=stepped)):
+        plan = reconcile.plan(spec, gang(master, failure, status=restarted(), progress=beat(attempt=1)), NOW)
+        assert (plan.delete, plan.status["restarts"]["attempt"], plan.status["restarts"]["podAttempt"]) == ((), 2, 0)
 
 
 def test_a_user_rule_and_a_used_up_limit_hold_in_place():

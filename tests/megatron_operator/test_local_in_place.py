@@ -145,3 +145,19 @@ def test_an_mtj_that_is_killed_during_a_restart_loses_nothing(run):
     process.communicate()
     code, _ = run.finish()
     assert (code, run.steps(0), run.steps(1), run.status["restarts"]["counted"]) == (0, 20, 20, 1)
+
+
+def test_what_an_earlier_pod_of_the_same_name_has_left_is_not_heard(run):
+    """As after a machine that failed before the first status was written."""
+    failure = {"exitCode": 1, "reason": "ERROR", "rank": 0, "iteration": None, "message": ""}
+    run.write()
+    folder = run.state / "pods" / "tune-a0-master-0"
+    folder.mkdir(parents=True)
+    (folder / "launcher-report.json").write_text(
+        json.dumps({"attempt": 0, "state": "failed", "failure": failure, "number": 9})
+    )
+    (folder / "launcher-directive.json").write_text(
+        json.dumps({"attempt": 7, "ends": False, "intervalSeconds": 1.0, "number": 1})
+    )
+    assert run.finish()[0] == 0
+    assert (run.status["restarts"]["total"], run.log("tune-a0-master-0").count("starts at")) == (0, 1)

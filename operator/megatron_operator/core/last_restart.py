@@ -38,7 +38,7 @@ def _reported(seen: Seen) -> dict[str, str]:
     if (started := in_place.started_at(seen)) is not None:
         times["ranksStartedTime"] = to_milliseconds_text(started)
     master = in_place.of_attempt(seen, seen.current[0]) if seen.current else None
-    stages = master.report.stages_s if master else {}
+    stages = master.report.stages_s if master and master.report.state == "running" else {}
     return times | {
         f"{stage}Time": to_milliseconds_text(master.since + seconds) for stage, seconds in stages.items() if master
     }

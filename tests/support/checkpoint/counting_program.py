@@ -31,6 +31,7 @@ options = parser.parse_args()
 node_rank = int(os.environ["NODE_RANK"])
 attempt = int(os.environ["MTJ_RESTART_ATTEMPT"])
 checkpoint = options.folder / f"checkpoint-{node_rank}"
+stages = Path(os.environ["MTJ_STAGES_FILE"]) if "MTJ_STAGES_FILE" in os.environ else None
 paused = options.folder / f"paused-{node_rank}"
 checkpoint.parent.mkdir(parents=True, exist_ok=True)
 stop = False
@@ -99,6 +100,10 @@ while step < options.steps:
         die(step)
     time.sleep(options.step_s)
     step += 1
+    if stages is not None and node_rank == 0:
+        with stages.open("a") as file:
+            file.write(json.dumps({"stage": "firstStep", "at": time.monotonic()}) + "\n")
+        stages = None
     if step % 5 == 0:
         save(step)
     tell(step, "training")

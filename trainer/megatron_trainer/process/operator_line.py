@@ -117,7 +117,7 @@ class OperatorLine:
         self._channel = channel
         self._stages_file = stages_file
         self._state = LauncherReport(attempt=0, state="starting")
-        self._since = self._opened = time.monotonic()
+        self._since = self._started = self._opened = time.monotonic()
         self._heard_at: float | None = None
         self._changed = threading.Event()
         self._closed = False
@@ -141,6 +141,7 @@ class OperatorLine:
     def tell(self, attempt: int, state: launcher.RanksState, failure: TerminationRecord | None = None) -> None:
         """Reports this from now on, and at once."""
         self._state, self._since = LauncherReport(attempt=attempt, state=state, failure=failure), time.monotonic()
+        self._started = self._since if state == "running" else self._started
         self._changed.set()
 
     def run(self) -> None:
@@ -168,7 +169,7 @@ class OperatorLine:
 
     def _report(self) -> LauncherReport:
         state, since = self._state, self._since
-        stages = _stages(self._stages_file, since) if state.state == "running" else {}
+        stages = {} if state.state == "starting" else _stages(self._stages_file, self._started)
         return LauncherReport(
             attempt=state.attempt,
             state=state.state,

@@ -148,6 +148,7 @@ class LocalCluster:
         name = raw["metadata"]["name"]
         folder = self._state.pod(name)
         folder.mkdir(parents=True, exist_ok=True)
+        local_line.clear(folder)
         spec = raw["spec"]
         paths = Folders(
             volumes=self._state.volumes.absolute(),

@@ -20,6 +20,12 @@ def read(folder: Path) -> tuple[HeardReport, int] | None:
         return None
 
 
+def clear(folder: Path) -> None:
+    """Removes what an earlier pod of this name has left: its report would speak for the new one."""
+    for name in (launcher.REPORT_FILE, launcher.DIRECTIVE_FILE):
+        (folder / name).unlink(missing_ok=True)
+
+
 def answer(folder: Path, directive: Directive, number: int) -> None:
     """Answers the report with this number."""
     path = folder / launcher.DIRECTIVE_FILE

@@ -94,9 +94,9 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
 
 
 def _has_stepped(seen: Seen) -> bool:
-    """Whether ranks of this attempt have gone further than the checkpoint that they started from."""
-    started_from = seen.status.get("restarts", {}).get("checkpointIteration", 0)
-    return seen.beat is not None and seen.beat.iteration > started_from
+    """Whether rank 0 of this attempt has done a step. Its iteration does not tell: it starts from any checkpoint."""
+    master = of_attempt(seen, seen.current[0])
+    return master is not None and "firstStep" in master.report.stages_s
 
 
 def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
