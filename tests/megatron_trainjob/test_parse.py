@@ -59,7 +59,11 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
         Violation(path="spec.args.dataset", value="d", message="expects a list of texts such as [a, b]"),
         Violation(path="spec.args.micro_batch_size", value=0, message="must be at least 1"),
         Violation(path="spec.args.lrr", value=1e-5, message="unknown argument; did you mean lr?"),
-        Violation(path="spec.args.lr_decay_style", value="wsd", message="must be one of cosine, linear, constant, WSD"),
+        Violation(
+            path="spec.args.lr_decay_style",
+            value="wsd",
+            message="must be one of cosine, linear, constant, WSD; did you mean WSD?",
+        ),
         Violation(
             path="spec.args.rotary_interleaved",
             value=True,

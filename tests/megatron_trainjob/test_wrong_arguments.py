@@ -44,12 +44,12 @@ WRONG = {
     "wrong choice": (
         {"train_type": "qlora"},
         "sft",
-        ["train_type: must be one of lora, full (got 'qlora')"],
+        ["train_type: must be one of lora, full; did you mean lora? (got 'qlora')"],
     ),
     "choice in wrong case": (
         {"optimizer": "Adam"},
         "sft",
-        ["optimizer: must be one of adam, sgd, muon, dist_muon, lion (got 'Adam')"],
+        ["optimizer: must be one of adam, sgd, muon, dist_muon, lion; did you mean adam? (got 'Adam')"],
     ),
     "negative rate": ({"lr": -1e-4}, "sft", ["lr: must be greater than 0 (got -0.0001)"]),
     "share above one": ({"split_dataset_ratio": 1}, "sft", ["split_dataset_ratio: must be less than 1 (got 1)"]),

@@ -1,8 +1,13 @@
-"""Which of the reference's commands run here, scaled down, and docs/commands.md, which says so (`--write DATE`)."""
+"""Which of the reference's commands run here, scaled down: docs/commands.md and its counts in README.md.
+
+`python -m tests.support.arguments.command_runs --write DATE` writes both.
+"""
 
 from __future__ import annotations
 
+import re
 import sys
+from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cache
@@ -13,11 +18,14 @@ import yaml
 
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Refused, parse
-from tests.support.arguments.command_table import COMMANDS, GENERATES, Outcome, counts, outcome
+from tests.support.arguments.command_table import COMMANDS, GENERATES, Outcome, outcome
 from tests.support.arguments.scaled_runs import MAX_RANKS, SIZES, ScaledRun, scaled, tiny_model_of
 from tests.support.models import tiny_model
 
-PAGE = Path(__file__).parents[3] / "docs" / "commands.md"
+ROOT = Path(__file__).parents[3]
+PAGE, README = ROOT / "docs" / "commands.md", ROOT / "README.md"
+_COUNTED = re.compile(r"(<!-- counted commands -->\n).*?(<!-- end -->)", re.DOTALL)
+_ROW = re.compile(r"^\| (3\.8|3\.9|4\.x) \| (\S+) \| (accepted|warned|refused) \| (.+) \|$", re.MULTILINE)
 LETTERS = dict(zip(SIZES, ("TP", "PP", "CP", "EP", "ETP"), strict=True))
 HEAD = """# Commands of ms-swift users, one by one
 
@@ -58,13 +66,44 @@ def distinct(runs: Iterable[CommandRun]) -> dict[str, ScaledRun]:
 
 def page(date: str) -> str:
     """The text of docs/commands.md."""
-    runs = command_runs()
-    rows = ["| version | accepted | with warnings | refused | run |", "|---|---|---|---|---|"]
-    for version, found in counts([each.outcome for each in runs]).items():
-        ran = sum(each.run is not None for each in runs if each.outcome.version == version)
-        rows.append(f"| {version} | {found['accepted']} | {found['warned']} | {found['refused']} | {ran} |")
-    rows += ["", "| version | command | validation | run |", "|---|---|---|---|", *map(_row, runs)]
-    return HEAD.format(date=date, ranks=MAX_RANKS) + "\n".join(rows) + "\n"
+    rows = [_row(each) for each in command_runs()]
+    table = ["| version | command | validation | run |", "|---|---|---|---|", *rows]
+    head = HEAD.format(date=date, ranks=MAX_RANKS)
+    return head + "\n".join([*_count_table("\n".join(rows), with_runs=True), "", *table]) + "\n"
+
+
+def page_rows(text: str) -> list[tuple[str, str, str, str]]:
+    """(version, command, verdict, run) of each command of docs/commands.md."""
+    return _ROW.findall(text)
+
+
+def readme(text: str, page_text: str) -> str:
+    """README.md with what this text of docs/commands.md counts."""
+    rows = page_rows(page_text)
+    num_run = sum(_has_run(run) for *_, run in rows)
+    counted = (
+        f"The tests take {len(rows)} commands of versions 3.8, 3.9 and 4.x through it and through `mtj validate`; "
+        f"{num_run} of them train three\nsteps with tiny models on up to {MAX_RANKS} CPU ranks "
+        "([one by one](docs/commands.md)):\n\n" + "\n".join(_count_table(page_text, with_runs=False)) + "\n"
+    )
+    return _COUNTED.sub(lambda found: f"{found[1]}{counted}{found[2]}", text)
+
+
+def _count_table(page_text: str, *, with_runs: bool) -> list[str]:
+    end, line = (" run |", "---|") if with_runs else ("", "")
+    table = [f"| version | accepted | with warnings | refused |{end}", f"|---|---|---|---|{line}"]
+    rows = page_rows(page_text)
+    for version in dict.fromkeys(row[0] for row in rows):
+        of_version = [row for row in rows if row[0] == version]
+        verdicts = Counter(verdict for _, _, verdict, _ in of_version)
+        numbers = [verdicts[name] for name in ("accepted", "warned", "refused")]
+        numbers += [sum(_has_run(run) for *_, run in of_version)] if with_runs else []
+        table.append(f"| {version} | {' | '.join(map(str, numbers))} |")
+    return table
+
+
+def _has_run(run: str) -> bool:
+    return not run.startswith(("no: ", "an export"))
 
 
 def _row(each: CommandRun) -> str:
@@ -115,5 +154,6 @@ if __name__ == "__main__":
     text = page(sys.argv[-1] if "--write" in sys.argv else "today")
     if "--write" in sys.argv:
         PAGE.write_text(text)
+        README.write_text(readme(README.read_text(), text))
     else:
         sys.stdout.write(text)

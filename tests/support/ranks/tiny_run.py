@@ -43,10 +43,12 @@ class TinyRun:
         return [line[name] for line in self.log if name in line]
 
     def weights(self) -> dict[str, Any]:
-        """The exported model's tensors (needs to_hf)."""
+        """The exported model's tensors, of all files: a pipeline stage writes its own (needs to_hf)."""
         from safetensors.torch import load_file
 
-        return load_file(self.folder / "hf" / "model.safetensors")
+        files = sorted((self.folder / "hf").glob("model*.safetensors"))
+        assert files, f"{self.folder / 'hf'} has no weights"
+        return {name: tensor for path in files for name, tensor in load_file(path).items()}
 
 
 def write_data(path: Path, *, rows: int = 18) -> Path:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import difflib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_trainjob.args.field import Argument
@@ -126,9 +127,15 @@ def _looks_like(type_name: str, text: str) -> bool:
 
 def _check_choice(argument: Argument, value: object) -> None:
     if argument.choices is not None and value not in argument.choices:
-        raise WrongValue(f"must be one of {', '.join(argument.choices)}")
+        raise WrongValue(f"must be one of {', '.join(argument.choices)}{_suggestion(value, argument.choices)}")
     if isinstance(value, str | bool) and value in argument.refused_choices:
         raise WrongValue(f"cannot be {shown(value)}: {argument.refused_choices[value]}")
+
+
+def _suggestion(value: object, choices: Sequence[str]) -> str:
+    by_lower = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(str(value).lower(), by_lower, n=1)
+    return f"; did you mean {by_lower[close[0]]}?" if close else ""
 
 
 def _check_range(argument: Argument, value: object) -> None:

@@ -100,9 +100,9 @@ class Distributed:
         featured=True,
         status="works",
     )
-    cp_comm_type: str = arg(
+    cp_comm_type: Literal["p2p", "all_gather", "a2a", "a2a+p2p"] = arg(
         "p2p",
-        "How context-parallel ranks exchange keys and values: p2p, all_gather, a2a, a2a+p2p.",
+        "How context-parallel ranks exchange keys and values.",
         status="no effect",
         reason=(
             "ranks pass them around a ring on GPUs (p2p) and gather them without; the others give the same result at "
