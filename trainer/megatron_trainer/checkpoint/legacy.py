@@ -14,7 +14,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 import torch
 import torch.distributed as dist
@@ -64,13 +64,20 @@ class _TensorUnpickler(pickle.Unpickler):
         if module == "torch._utils" and name in _REBUILD:
             return getattr(torch._utils, name)
         is_tensor_part = module in ("torch", "torch.storage") and (name.endswith("Storage") or name == "Size")
+        is_tensor_part &= "." not in name  # pickle would follow the path to anything that torch has imported
         if (module, name) == ("collections", "OrderedDict") or is_tensor_part:
             return super().find_class(module, name)
         value = getattr(torch, name, None) if module == "torch" else None
         return value if isinstance(value, torch.dtype) else _Inert
 
 
-_TENSORS_ALONE = SimpleNamespace(Unpickler=_TensorUnpickler, load=pickle.load, __name__="legacy tensors")
+def _load(file: IO[bytes], **settings: Any) -> Any:  # noqa: ANN401 - pickle's signature
+    """As pickle.load, with which torch reads the head and the end of a file that is no zip archive."""
+    return _TensorUnpickler(file, **settings).load()
+
+
+_TENSORS_ALONE = SimpleNamespace(Unpickler=_TensorUnpickler, load=_load, __name__="legacy tensors")
+_ZIP = b"PK\x03\x04"
 
 
 def read(models: Sequence[nn.Module], path: Path) -> None:
@@ -89,7 +96,7 @@ def read(models: Sequence[nn.Module], path: Path) -> None:
 def _layout_problem(path: Path) -> str:
     here = parallel.coordinates()
     found = [match for folder in path.iterdir() if (match := _FOLDER.fullmatch(folder.name))]
-    sizes = [1 + max(int(match[place] or 0) for match in found) for place in (1, 2, 3)]
+    sizes = [1 + max((int(match[place] or 0) for match in found), default=0) for place in (1, 2, 3)]
     stored = dict(zip(("tensor", "pipeline", "expert"), sizes, strict=True))
     if here.expert_size > 1 and here.pipeline_size == 1:  # without pipeline stages the second number is the expert's
         stored |= {"pipeline": 1, "expert": stored["pipeline"]}
@@ -112,7 +119,7 @@ def _fill(models: Sequence[nn.Module], path: Path) -> str:
     """Copies the weights; what does not fit, or "" if all do."""
     file = _file(path)
     try:
-        content = torch.load(file, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ALONE)
+        content = read_file(file)
     except Exception as err:  # noqa: BLE001 - a damaged pickle raises anything
         return f"{file} cannot be read ({type(err).__name__}: {err})"
     keys = [f"model{number}" for number in range(len(models))] if len(models) > 1 else ["model"]
@@ -126,6 +133,23 @@ def _fill(models: Sequence[nn.Module], path: Path) -> str:
         return ""
     more = f" and {len(problems) - _SHOWN} more" if len(problems) > _SHOWN else ""
     return f"{file} is of another model: {', '.join(problems[:_SHOWN])}{more}"
+
+
+def read_file(file: Path) -> Any:  # noqa: ANN401 - of any structure
+    """What torch.save has put into a file, in each of its formats: tensors and plain containers. Runs nothing.
+
+    Raises anything for a damaged or forged file.
+    """
+    _check_is_no_program(file)
+    return torch.load(file, map_location="cpu", weights_only=False, pickle_module=_TENSORS_ALONE)
+
+
+def _check_is_no_program(file: Path) -> None:
+    """Raises ValueError for a TorchScript archive, whose code torch.load would run."""
+    with file.open("rb") as opened:
+        is_zip = opened.read(len(_ZIP)) == _ZIP
+    if is_zip and "constants.pkl" in torch._C.PyTorchFileReader(str(file)).get_all_records():
+        raise ValueError("it is a TorchScript program")
 
 
 def _weights(stored: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
