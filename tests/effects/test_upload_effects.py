@@ -46,3 +46,31 @@ def test_an_adapter_is_uploaded_at_the_end_of_training(llama: Path, data: Path, 
         [done] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given)
         assert done.exit_code == 0, done.message
     assert {"adapter_config.json", "adapter_model.safetensors"} <= hub.files.keys()
+
+
+def test_a_hub_that_cannot_be_reached_or_not_now_is_worth_a_restart(llama: Path, data: Path, tmp_path: Path):
+    given = tiny_run.arguments(llama, data, tmp_path / "run", to_hf=True, train_iters=1, **UPLOAD)
+    with fake_hub() as hub:
+        hub.broken = ("/api/repos/create", 500)
+        [down] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given)
+    [gone, other] = gloo_ranks(2).run(train_to, "http://127.0.0.1:9", TOKEN, given)
+    for run in (down, gone, other):
+        assert run.exit_code == ExitCode.ERROR
+        assert run.message.startswith("cannot create or open the repository me/it (")
+    assert not list((tmp_path / "run").glob("iter_*")), "nothing was trained"
+
+
+def test_a_failed_upload_keeps_the_export_and_is_made_up_for_by_a_restart(llama: Path, data: Path, tmp_path: Path):
+    given = tiny_run.arguments(llama, data, tmp_path / "run", to_hf=True, train_iters=1, **UPLOAD)
+    with fake_hub() as hub:
+        hub.broken = ("/commit/", 400)
+        [failed] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given)
+        written = {path.name: path.read_bytes() for path in (tmp_path / "run" / "hf").iterdir()}
+        assert failed.exit_code == ExitCode.ERROR
+        assert failed.message.startswith(f"upload of {tmp_path}/run/hf to me/it: ")
+        assert "model.safetensors" in written
+        hub.broken = None
+        [done] = gloo_ranks(1).run(train_to, hub.url, TOKEN, given, {"resume": "Required", "attempt": 1})
+    assert done.exit_code == 0, done.message
+    assert hub.files == written
+    assert TOKEN not in failed.message

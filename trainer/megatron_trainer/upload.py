@@ -11,7 +11,7 @@ from pathlib import Path
 
 import torch.distributed as dist
 from huggingface_hub import HfApi, get_token
-from huggingface_hub.errors import HFValidationError
+from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainjob.args.tree import TrainArgs
@@ -20,33 +20,50 @@ from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
 
+WORTH_A_RETRY = (408, 409, 425, 429)
+"""Of the answers from 400 to 499, which say that the request is wrong, those that may be others a moment later."""
+
 
 def check(args: TrainArgs, path: str) -> None:
     """Returns if there is a repository that this run may write, which is created, or nothing to upload. Collective.
 
-    path: of the arguments in messages. Raises InvalidInput, before anything is trained or converted.
+    path: of the arguments in messages.
+
+    Raises:
+        InvalidInput: before anything is trained or converted.
+        TrainingError: the Hub cannot be reached, or not now; a restart asks again.
     """
     if not args.push_to_hub:
         return
-    problem = [""]
+    found = ["", ""]
     if _is_first():
-        problem[0] = _problem(args)
+        found = list(_problem(args))
     if dist.is_initialized():
-        dist.broadcast_object_list(problem, src=0)
-    if problem[0]:
-        raise InvalidInput((Violation(path=f"{path}.push_to_hub", value=True, message=problem[0]),))
+        dist.broadcast_object_list(found, src=0)
+    wrong, missing = found
+    if wrong:
+        raise InvalidInput((Violation(path=f"{path}.push_to_hub", value=True, message=wrong),))
+    if missing:
+        raise TrainingError(ExitCode.ERROR, missing)
 
 
-def _problem(args: TrainArgs) -> str:
+def _problem(args: TrainArgs) -> tuple[str, str]:
+    """What is wrong with the arguments or the token, and why that cannot be known now."""
     if get_token() is None:
-        return "needs an access token; pass HF_TOKEN to the pods from a Secret through envFrom"
+        return "needs an access token; pass HF_TOKEN to the pods from a Secret through envFrom", ""
     try:
         HfApi().create_repo(str(args.hub_model_id), private=args.hub_private_repo or None, exist_ok=True)
-    except (OSError, HFValidationError) as err:
-        return (
-            f"cannot create or open the repository {args.hub_model_id} ({_reason(err)}); check its name and the token"
-        )
-    return ""
+    except Exception as err:  # noqa: BLE001 - of the Hub's library or of the one below it; the other ranks wait for it
+        failed = f"cannot create or open the repository {args.hub_model_id} ({_reason(err)})"
+        return (f"{failed}; check its name and the token", "") if _is_refusal(err) else ("", failed)
+    return "", ""
+
+
+def _is_refusal(err: Exception) -> bool:
+    """Whether the Hub, or the check of a name, has said no; otherwise it was not reached or is in trouble."""
+    if isinstance(err, HfHubHTTPError):
+        return 400 <= err.response.status_code < 500 and err.response.status_code not in WORTH_A_RETRY
+    return isinstance(err, HFValidationError)
 
 
 def push(folder: str | Path, args: TrainArgs) -> str:
@@ -63,7 +80,7 @@ def push(folder: str | Path, args: TrainArgs) -> str:
                 folder_path=str(folder), repo_id=str(args.hub_model_id), commit_message=args.commit_message
             )
             found = [str(done.commit_url), ""]
-        except (OSError, ValueError, RuntimeError) as err:
+        except Exception as err:  # noqa: BLE001 - as above
             found = ["", f"upload of {folder} to {args.hub_model_id}: {_reason(err)}"]
     if dist.is_initialized():
         dist.broadcast_object_list(found, src=0)

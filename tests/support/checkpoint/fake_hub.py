@@ -16,19 +16,25 @@ TOKEN = "hf_of_a_secret"
 
 @dataclass
 class FakeHub:
-    """files: by path, of the only repository. created: what the repository was created with. messages: of commits."""
+    """files: by path, of the only repository. created: what the repository was created with. messages: of commits.
+
+    broken: the path of requests, or a part of it, that are answered with this status.
+    """
 
     url: str = ""
     files: dict[str, bytes] = field(default_factory=dict)
     created: list[dict[str, Any]] = field(default_factory=list)
     messages: list[str] = field(default_factory=list)
     refused: int = 0
+    broken: tuple[str, int] | None = None
 
     def answer(self, method: str, path: str, body: bytes, *, token: str) -> tuple[int, Any]:
         """(status, JSON) of a request."""
         if token != f"Bearer {TOKEN}":
             self.refused += 1
             return 401, {"error": "Invalid credentials"}
+        if self.broken and self.broken[0] in path:
+            return self.broken[1], {"error": "not now"}
         if path == "/api/repos/create":
             self.created.append(json.loads(body))
             return 200, {"url": f"{self.url}/me/it", "name": "me/it", "id": "me/it"}
@@ -116,9 +122,9 @@ def export_to(url: str, token: str, given: dict[str, Any]) -> Any:
         return export_here(given)
 
 
-def train_to(url: str, token: str, given: dict[str, Any]) -> Any:
+def train_to(url: str, token: str, given: dict[str, Any], env: dict[str, Any] | None = None) -> Any:
     """A training run on a worker of the pool that is signed in."""
     from tests.support.ranks.tiny_run import train_rank
 
     with _signed_in(url, token):
-        return train_rank(given, "sft", None, {})
+        return train_rank(given, "sft", None, env or {})
