@@ -6,10 +6,12 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_operator import clock
 from megatron_operator.api import names
 from megatron_operator.core import attempts, reconcile
 from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.timestamp import to_text
+from megatron_operator.process.controller import Controller, Jobs
 from megatron_trainjob import launcher
 from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.termination import TerminationRecord
@@ -214,7 +216,16 @@ TOLD = {
     "no news": (RUNNING_STATUS, heard(), Directive(attempt=0)),
     "no status yet": ({}, heard(), Directive(attempt=0)),
     "the next attempt": (restarted(), heard(), Directive(attempt=1)),
-    "a back-off that is not over": (restarted(nextRetryTime=to_text(NOW + 5)), heard(), Directive(attempt=0)),
+    "a back-off that is not over": (
+        restarted(nextRetryTime=to_text(NOW + 3)),
+        heard(),
+        Directive(attempt=0, interval_s=3.0),
+    ),
+    "a long back-off": (
+        restarted(nextRetryTime=to_text(NOW + 25)),
+        heard(),
+        Directive(attempt=0, interval_s=5.0),
+    ),
     "a back-off that is over": (restarted(nextRetryTime=to_text(NOW - 5)), heard(), Directive(attempt=1)),
     "a pod of an earlier gang": (restarted(podAttempt=1), heard(), Directive(attempt=0, ends=True)),
     "a job that failed": (
@@ -268,8 +279,10 @@ def test_a_report_that_is_none_is_refused(body):
         ("running", 1, 1, 10.0),
         ("running", 8, 500, 10.0),
         ("running", 8, 10_000, 60.0),
-        ("failed", 2, 10_000, 0.2),
-        ("failed", 500, 10_000, 10.0),
+        ("failed", 2, 8, 0.2),
+        ("failed", 1, 200, 4.0),
+        ("failed", 2, 10_000, 10.0),
+        ("failed", 500, 500, 10.0),
     ],
 )
 def test_reports_are_few_however_many_launchers_there_are(state, of_job, in_all, interval_s):
@@ -277,9 +290,27 @@ def test_reports_are_few_however_many_launchers_there_are(state, of_job, in_all,
     assert attempts.interval_s(report, of_job, in_all) == interval_s
 
 
-def test_launchers_of_pods_that_have_ended_slow_no_one_down():
-    live, ended = heard(), replace(heard(), at=NOW - 1000)
-    assert attempts.num_reporting([live, *[ended] * 1000], NOW) == 1
+@pytest.mark.parametrize(
+    ("others", "age_s", "state", "interval_s"),
+    [
+        (heard(), 1.0, "running", 20.0),
+        (heard(), 1000.0, "running", 10.0),  # of pods that have ended, whose jobs are kept
+        (heard(), 1.0, "failed", 0.2),
+        (heard("failed", KILLED), 1.0, "failed", 10.0),  # as when storage that all use is gone
+    ],
+)
+def test_launchers_report_as_often_as_there_are_others_alike(monkeypatch, others, age_s, state, interval_s):
+    jobs, key = Jobs(), ("research", "tune")
+    metadata = {"namespace": "research", "name": "tune", "uid": "u", "resourceVersion": "1"}
+    jobs.put({"metadata": metadata, "status": RUNNING_STATUS})
+    controller = Controller(client=None, recorder=None, cache=None, jobs=jobs, metrics=None)
+    monkeypatch.setattr(clock, "now", lambda: NOW - age_s)
+    for number in range(999):
+        controller.take_report(("research", f"other-{number}"), "u", MASTER, others.report)
+    monkeypatch.setattr(clock, "now", lambda: NOW)
+    report = heard(state, KILLED if state == "failed" else None).report
+    controller.take_report(key, "u", MASTER, report)
+    assert controller.directive(key, "u", PLACE, report).interval_s == interval_s
 
 
 def test_a_slow_rank_is_in_the_pod_that_is_there():

@@ -3,6 +3,7 @@
 The server here imports numpy alone; the real one, with real training, is in test_recovery.py.
 """
 
+import errno
 import logging
 import os
 import signal
@@ -86,6 +87,16 @@ def test_ranks_are_spawned_with_a_log_line_where_forking_is_refused(starter, cap
         assert isinstance(current(), ranks.Spawn)
     assert "an import has started the thread pool" in caplog.text
     assert end_of(current().start(["import sys; sys.exit(9)"], dict(os.environ))) == 9
+
+
+def test_ranks_are_spawned_where_processes_have_no_descriptors(starter, monkeypatch, caplog):
+    def refuse(pid):
+        raise OSError(errno.ENOSYS, "Function not implemented")
+
+    monkeypatch.setattr(os, "pidfd_open", refuse)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(starter()(), ranks.Spawn)
+    assert "Function not implemented" in caplog.text
 
 
 def test_a_killed_server_ends_its_ranks_and_is_replaced(starter):

@@ -17,6 +17,8 @@ from megatron_trainjob.launcher import MAX_INTERVAL_S, Directive, LauncherReport
 Object = Mapping[str, Any]
 REPORTS_PER_S = 50.0
 WAITING_INTERVAL_S = 0.2
+LONGEST_WAITING_INTERVAL_S = 10.0
+BACK_OFF_INTERVAL_S = 5.0
 INTERVAL_S = 1.0
 LONE_INTERVAL_S = 10.0
 SILENT_S = 2 * MAX_INTERVAL_S
@@ -48,10 +50,12 @@ def of_pods(status: Object) -> int:
 def interval_s(report: LauncherReport, of_job: int, in_all: int) -> float:
     """Seconds until a launcher shall report again: often enough to hear of a restart, bounded over all launchers.
 
-    A launcher that waits for a decision asks often. One that is alone in its job hears of a hang only.
+    A launcher that waits for a decision asks often, unless many do, as when storage that all use is gone. One that is
+    alone in its job hears of a hang only. in_all: how many others wait as it does, or do not.
     """
     if report.state == "failed":
-        return max(WAITING_INTERVAL_S, of_job / REPORTS_PER_S)
+        most_s = max(LONGEST_WAITING_INTERVAL_S, of_job / REPORTS_PER_S)
+        return min(max(WAITING_INTERVAL_S, max(of_job, in_all) / REPORTS_PER_S), most_s)
     least_s = INTERVAL_S if of_job > 1 else LONE_INTERVAL_S
     return min(max(least_s, in_all / REPORTS_PER_S), MAX_INTERVAL_S)
 
@@ -74,8 +78,9 @@ def directive(
     if pod.attempt != of_pods(status) or _is_finished(status):
         return Directive(attempt=report.attempt, ends=True, interval_s=interval_s)
     retry = to_seconds(status.get("restarts", {}).get("nextRetryTime"))
-    is_due = retry is None or now >= retry
-    return Directive(attempt=attempt if is_due else report.attempt, interval_s=interval_s)
+    if retry is None or now >= retry:
+        return Directive(attempt=attempt, interval_s=interval_s)
+    return Directive(attempt=report.attempt, interval_s=max(interval_s, min(retry - now, BACK_OFF_INTERVAL_S)))
 
 
 def _is_finished(status: Object) -> bool:

@@ -153,8 +153,10 @@ class Controller:
             return None
         now = clock.now()
         of_job = attempts.num_reporting(self._launchers[key][1].values(), now)
-        in_all = sum(attempts.num_reporting(heard.values(), now) for _, heard in self._launchers.values())
-        interval_s = attempts.interval_s(report, of_job, in_all)
+        of_all = (each for _, heard in self._launchers.values() for each in heard.values())
+        waits = report.state == "failed"
+        alike = (each for each in of_all if (each.report.state == "failed") == waits)
+        interval_s = attempts.interval_s(report, of_job, attempts.num_reporting(alike, now))
         return attempts.directive(job.get("status") or {}, place, report, now, interval_s)
 
     def progress(self) -> Mapping[Key, Progress]:

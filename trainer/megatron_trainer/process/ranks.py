@@ -169,6 +169,16 @@ class ForkServer:
         self._ranks.clear()
 
 
+def _has_descriptors() -> bool:
+    """Whether processes have descriptors here, by which forked ranks are sent signals; some sandboxes have none."""
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except OSError as err:
+        logger.warning("ranks are started one by one, each with its own imports: no descriptors of processes: %s", err)
+        return False
+    return True
+
+
 @contextlib.contextmanager
 def starting(
     how: RankStart, argv: Sequence[str], variables: Mapping[str, str], is_stopping: Callable[[], bool]
@@ -178,7 +188,7 @@ def starting(
     variables: the environment that all ranks of the node share. The first call waits for the imports. A server that was
     killed is replaced for later restarts: the one under way does not wait for its imports.
     """
-    servers: list[ForkServer] = [ForkServer(argv, variables)] if how == "fork" else []
+    servers: list[ForkServer] = [ForkServer(argv, variables)] if how == "fork" and _has_descriptors() else []
 
     def current() -> Starter:
         if not servers:
