@@ -271,14 +271,14 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         {},
         {"hidden_size": 66, "no_initialization": False},
         "config.json:hidden_size",
-        "does not divide over 4 heads",
+        "not divisible by 4 heads",
     ),
-    "what transformers refuses": (
+    "heads with a size of their own that do not divide it": (
         "llama",
         {},
         {"hidden_size": 66, "no_initialization": False},
-        "config.json",
-        "not a multiple of the number of attention heads",
+        "config.json:hidden_size",
+        "not divisible by 4 heads",
     ),
     "a share of the rotation in a family without": (
         "llama",
@@ -296,6 +296,28 @@ REFUSED: dict[str, tuple[str, dict[str, Any], dict[str, Any], str, str]] = {
         {"rope_scaling": {"rope_type": "dynamic", "factor": 2.0}, "max_length": 1024},
         "spec.args.max_length",
         "at most 512",
+    ),
+    "a tower under muon": ("qwen2_5_vl", {}, {"optimizer": "muon", "freeze_vit": False}, "spec.args.optimizer", "adam"),
+    "part of a tower under muon": (
+        "qwen2_5_vl",
+        {},
+        {"optimizer": "muon", "trainable_parameters": ["visual.blocks.0."]},
+        "spec.args.optimizer",
+        "take the tower out of trainable_parameters",
+    ),
+    "deep features for another stage": (
+        "qwen3_vl",
+        {},
+        {"pipeline_model_parallel_size": 4},
+        "spec.args.pipeline_model_parallel_size",
+        "begins with 1 layers",
+    ),
+    "scaled sections": (
+        "qwen2_vl",
+        {},
+        {"rope_scaling": {"rope_type": "linear", "factor": 2.0}},
+        "spec.args.rope_scaling",
+        "cannot be scaled",
     ),
 }
 

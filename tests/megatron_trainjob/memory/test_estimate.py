@@ -23,6 +23,14 @@ TINY = {
     "torch_dtype": "bfloat16",
 }
 FULL = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+# A tower of one layer of 8 channels, 16 wide: it keeps 2 * (8 * 8 + 3 * 16) = 224 bytes of each patch. An image of 256
+# pixels has 16 patches, for 4 tokens.
+SEEING = {
+    **TINY,
+    "model_type": "qwen2_vl",
+    "vision_config": {"depth": 1, "embed_dim": 8, "hidden_size": 8, "mlp_ratio": 2, "num_heads": 2, "patch_size": 4},
+}
+TOWER = {"config": SEEING, "freeze_vit": False, "vit_gradient_checkpointing": False}
 GIB = 1024**3
 
 
@@ -109,6 +117,27 @@ def test_earlier_pipeline_stages_hold_more_micro_batches():
     stages = tiny(world_size=4, pipeline_model_parallel_size=4).stages
     layer = 16 * 104 * 2
     assert [stage.activations for stage in stages] == [4 * (layer + 16 * 8 * 2), 3 * layer, 2 * layer, layer]
+
+
+def of_tower(world_size=1, **arguments):
+    """Bytes of activations that a rank of the first stage has more where its tower trains."""
+    trained, frozen = (tiny(world_size, **{**TOWER, **arguments, "freeze_vit": no}) for no in (False, True))
+    return trained.stages[0].activations - frozen.stages[0].activations
+
+
+def test_the_tower_keeps_the_patches_of_an_image_or_of_a_whole_row():
+    """A row of 16 tokens has room for 64 patches; a packed one holds as many images as fit; a pair has two."""
+    assert of_tower() == of_tower(packing=True, max_pixels=256) == 64 * 224
+    assert of_tower(max_pixels=256) == 16 * 224
+    assert of_tower(max_pixels=256, rlhf_type="dpo", task="rlhf") == 2 * 16 * 224
+
+
+def test_context_ranks_run_the_tower_on_all_images_of_a_row():
+    assert of_tower(world_size=2, context_parallel_size=2) == 64 * 224
+
+
+def test_the_first_stage_holds_the_tower_for_every_micro_batch_in_flight():
+    assert of_tower(world_size=4, pipeline_model_parallel_size=4) == 4 * 64 * 224
 
 
 def test_logits_lie_on_the_last_stage():

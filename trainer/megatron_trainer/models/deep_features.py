@@ -23,6 +23,7 @@ class DeepFeatures:
     def __init__(self, layers: Sequence[nn.Module]) -> None:
         self._leaves_of: dict[int, list[Tensor]] = {}
         self._current: list[Tensor] | None = None
+        self._is_forward = False
         self._keeps = False
         for number, layer in enumerate(layers):
             layer.register_forward_hook(self._adding(number), with_kwargs=True)
@@ -40,21 +41,28 @@ class DeepFeatures:
     @contextmanager
     def forward_pass(self) -> Iterator[None]:
         """The forward pass of one micro-batch; what `attached` was given belongs to it."""
+        self._is_forward = True
         try:
             yield
         finally:
-            self._current = None
+            self._current, self._is_forward, self._keeps = None, False, False
 
     def forget(self, leaves: list[Tensor]) -> None:
         """Drops the features of a micro-batch whose backward pass is over."""
         self._leaves_of = {key: each for key, each in self._leaves_of.items() if each is not leaves}
 
+    def _note(self, key: int) -> None:
+        """Notes whose angles are stored there: a micro-batch that has none may have got the storage of one that had."""
+        self._leaves_of.pop(key, None)
+        if self._current is not None and self._keeps:
+            self._leaves_of[key] = self._current
+
     def _adding(self, number: int) -> Any:  # noqa: ANN401 - torch's hook
         def add(_: nn.Module, __: Any, named: dict[str, Any], output: Any) -> Any:  # noqa: ANN401
             key = named["rotary_pos_emb"].data_ptr()
-            if self._current is not None and self._keeps:
-                self._leaves_of[key] = self._current
-            leaves = self._current if self._current is not None else self._leaves_of.get(key)
+            if self._is_forward:
+                self._note(key)
+            leaves = self._current if self._is_forward else self._leaves_of.get(key)
             if leaves is None:
                 return output
             hidden_TBH, *rest = output

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 
 from megatron_trainjob.args import derive, placement
@@ -10,7 +11,7 @@ from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.family import refused
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.vision import Vision
+from megatron_trainjob.families.vision import PREFIX, Vision
 from megatron_trainjob.violation import Violation
 
 
@@ -52,10 +53,26 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
     if args.rlhf_type == "kto":
         message = "joins prompts with answers of other rows, which their images do not follow; use dpo"
         yield _violation("rlhf_type", "kto", message)
-    if derive.is_matrix_optimizer(args) and not (args.freeze_vit and args.freeze_aligner):
-        message = "would treat the tower's kernels as matrices; use adam, or set freeze_vit and freeze_aligner"
+    if derive.is_matrix_optimizer(args) and _trains(vision, args):
+        message = (
+            "would treat the tower's kernels as matrices; use adam, or set freeze_vit and freeze_aligner and take the "
+            "tower out of trainable_parameters"
+        )
         yield _violation("optimizer", args.optimizer, message)
     yield from _deep_layers(model, vision, args)
+
+
+def _trains(vision: Vision, args: TrainArgs) -> bool:
+    """Whether a parameter of the tower trains: its part is not frozen, or it is chosen by name."""
+    if not (args.freeze_vit and args.freeze_aligner):
+        return True
+    names = [PREFIX + name for name in vision.tensors]
+    prefixes = tuple(args.trainable_parameters)
+    try:
+        regex = re.compile(args.trainable_parameters_regex or "$^")
+    except re.error:  # the rules report it
+        return False
+    return any(name.startswith(prefixes) or regex.search(name) for name in names)
 
 
 def _deep_layers(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Violation]:

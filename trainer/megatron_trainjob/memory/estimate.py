@@ -13,6 +13,7 @@ from megatron_trainjob.args import derive, head, placement
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import LayerParameters, Model
+from megatron_trainjob.families.vision import Vision
 from megatron_trainjob.memory import tower
 from megatron_trainjob.memory.activation import FLOAT32_BYTES, Row, layer_bytes, layer_input_bytes
 from megatron_trainjob.memory.adapter import adapter_parameters
@@ -147,7 +148,7 @@ def _stage(
     if vision:
         trained = replace(trained, dense=trained.dense + tower.trained_parameters(args, vision))
         held = replace(held, dense=held.dense + vision.num_parameters)
-        activations += tower.activation_bytes(args, vision, tokens=row.tokens, element_bytes=row.element_bytes)
+        activations += _tower_bytes(args, shape, vision, row, world_size, task)
     weights = held.total + (trained.total if args.train_type == "lora" else 0)
     reference = held.total if derive.has_reference_model(args, task) else 0
     return RankMemory(
@@ -162,6 +163,18 @@ def _stage(
         overhead=OVERHEAD_BYTES,
         reference=round(reference * row.element_bytes),
     )
+
+
+def _tower_bytes(args: TrainArgs, shape: Model, vision: Vision, row: Row, world_size: int, task: Task) -> float:
+    """The tower's activations in all micro-batches that the first stage holds at once."""
+    one = tower.activation_bytes(
+        args,
+        vision,
+        samples=args.micro_batch_size * derive.sequences_per_item(args, task),
+        tokens=row.tokens * args.context_parallel_size,
+        element_bytes=row.element_bytes,
+    )
+    return one * _held_micro_batches(args, shape, 0, max(derive.num_micro_batches(args, world_size), 1))
 
 
 def _edge(args: TrainArgs, shape: Model, stage: int) -> float:

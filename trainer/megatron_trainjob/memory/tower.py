@@ -24,18 +24,19 @@ def trained_parameters(args: TrainArgs, vision: Vision) -> int:
     return total
 
 
-def activation_bytes(args: TrainArgs, vision: Vision, *, tokens: int, element_bytes: int) -> float:
+def activation_bytes(args: TrainArgs, vision: Vision, *, samples: int, tokens: int, element_bytes: int) -> float:
     """What the tower keeps of one micro-batch for its backward pass, nothing if all of it is frozen.
 
-    Its patches: those of an image of max_pixels for each sample, and no more than the row has tokens for. A layer keeps
-    its input, both norms, queries, keys, values, the attention output (8 h) and the feed-forward part (3 w) of each
-    patch; recomputed, only its input, and one layer at a time.
+    tokens: of the whole rows, since every context-parallel rank runs the tower on all images of a row. Its patches: as
+    many as the rows have tokens for; of samples that are not packed, those of one image of max_pixels each. A layer
+    keeps its input, both norms, queries, keys, values, the attention output (8 h) and the feed-forward part (3 w) of
+    each patch; recomputed, only its input, and one layer at a time.
     """
     if trained_parameters(args, vision) == 0:
         return 0.0
     patches = tokens * vision.merge_size**2
-    if args.max_pixels:
-        patches = min(patches, args.micro_batch_size * args.max_pixels // vision.patch_size**2)
+    if args.max_pixels and not args.packing:  # a packed row holds any number of images
+        patches = min(patches, samples * args.max_pixels // vision.patch_size**2)
     layer = patches * (8 * vision.hidden_size + 3 * vision.width) * element_bytes
     if not args.vit_gradient_checkpointing:
         return float(vision.depth * layer)
