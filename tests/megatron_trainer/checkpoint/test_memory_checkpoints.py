@@ -7,6 +7,7 @@ import pytest
 from megatron_trainjob.checkpoint_folder import checkpoints
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.ranks.memory_runs import train
+from tests.support.ranks.pool import RankError
 from tests.support.ranks.tiny_run import arguments, write_data
 from tests.support.ranks.tiny_run import train as train_without
 
@@ -35,7 +36,7 @@ def undisturbed(llama, data, tmp_path_factory):
         key = (ranks, *sorted(given))
         if key not in known:
             folder = tmp_path_factory.mktemp("whole")
-            known[key] = train_without(arguments(llama, data, folder / "run", **STEPS, **given), ranks=ranks)
+            known[key] = train_without(arguments(llama, data, folder / "run", **STEPS | given), ranks=ranks)
         return known[key].column("lm loss")
 
     return losses
@@ -43,10 +44,11 @@ def undisturbed(llama, data, tmp_path_factory):
 
 def interrupted(llama, data, folder, **how):
     """The arguments of a run that was cut off in step 6 with nothing on disk, and its memory: iterations 2 and 4."""
-    given = arguments(llama, data, folder / "run", **STEPS, **how.pop("given", {}))
+    given = arguments(llama, data, folder / "run", **STEPS | how.pop("given", {}))
+    logged = 6 // given["log_interval"]
     first = train(given, folder / "memory", stop_at=6, **how)
     assert first.run.exit_code == ExitCode.PREEMPTED
-    assert first.run.column("lm loss")[5:]
+    assert len(first.run.column("lm loss")) >= logged
     assert checkpoints(folder / "run") == ()
     return given, folder / "memory"
 
@@ -61,6 +63,30 @@ def test_a_run_that_was_cut_off_goes_on_from_memory_bit_by_bit(llama, data, tmp_
     assert again.said("resuming from memory iteration=4")
     assert again.run.column("lm loss") == undisturbed(ranks, **given)
     assert generations(memory) == {"node-0": []}, "a run that has ended gives the memory back"
+
+
+def test_steps_that_were_not_logged_yet_count_after_a_resume_from_memory(llama, data, tmp_path, undisturbed):
+    """Step 5 logs the mean of steps 2 to 5, although the run goes on after step 4."""
+    given, memory = interrupted(llama, data, tmp_path, given={"log_interval": 5})
+    again = train(given, memory, resume="Required", attempt=1)
+    assert again.said("resuming from memory iteration=4")
+    assert again.run.column("lm loss") == undisturbed(1, log_interval=5)
+
+
+@pytest.mark.parametrize("rename", [1, 2, 3])
+@pytest.mark.parametrize(("ranks", "left"), [(1, {"node-0": [2]})])
+def test_a_rank_that_is_killed_while_it_publishes_leaves_a_whole_checkpoint(
+    llama, data, tmp_path, undisturbed, rename, ranks, left
+):
+    """The one before, where nothing else holds what it was about to publish."""
+    given, memory = arguments(llama, data, tmp_path / "run", **STEPS), tmp_path / "memory"
+    with pytest.raises(RankError, match=f"rank {ranks - 1}.*exit code -9"):
+        train(given, memory, ranks=ranks, nodes=ranks, killed_at=(4, rename))
+    assert generations(memory) == left
+    again = train(given, memory, ranks=ranks, nodes=ranks, resume="Required", attempt=1)
+    assert (again.run.exit_code, again.run.message) == (0, "")
+    assert again.said(f"resuming from memory iteration={left['node-0'][-1]}")
+    assert again.run.column("lm loss") == undisturbed(ranks)
 
 
 def own_file(memory, node, rank):
@@ -185,8 +211,9 @@ def test_a_newer_checkpoint_in_the_save_folder_goes_first(llama, data, tmp_path,
 
 def test_memory_that_is_too_small_or_not_there_is_a_warning(llama, data, tmp_path):
     given = arguments(llama, data, tmp_path / "run", **STEPS)
-    small = train(given, tmp_path / "memory", memory_limit_bytes=2**20)
-    assert small.run.exit_code == 0
+    small = train(given, tmp_path / "memory", memory_limit_bytes=2**20, stop_at=6)
+    assert small.run.exit_code == ExitCode.PREEMPTED
+    assert not list((tmp_path / "memory").rglob("*.distcp")), "what was written of it takes no memory for the rest"
     assert small.said("no more checkpoints in memory")
     assert small.said("spec.checkpoint.memory.sizeLimit is 0.00 GiB")
     (tmp_path / "file").write_text("")

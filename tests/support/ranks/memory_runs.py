@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
+import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import TinyRun, train_rank
@@ -31,15 +37,25 @@ def train(
     nodes: int = 1,
     interval: int = 2,
     stop_at: int | None = None,
+    killed_at: tuple[int, int] | None = None,
     **env: Any,
 ) -> MemoryRun:
-    """Trains; each node has a folder below `memory`. A run that is stopped saves nothing more."""
-    found = gloo_ranks(ranks).run(_rank, mapping, memory, nodes, interval, stop_at, env)
+    """Trains; each node has a folder below `memory`. A run that is stopped saves nothing more.
+
+    killed_at: (iteration, n): the last rank is killed as it publishes this checkpoint, in place of its n-th rename.
+    """
+    found = gloo_ranks(ranks).run(_rank, mapping, memory, nodes, interval, stop_at, killed_at, env)
     return MemoryRun(run=found[0][0], logged=tuple(lines for _, lines in found))
 
 
 def _rank(
-    mapping: dict[str, object], memory: Path, nodes: int, interval: int, stop_at: int | None, env: dict[str, Any]
+    mapping: dict[str, object],
+    memory: Path,
+    nodes: int,
+    interval: int,
+    stop_at: int | None,
+    killed_at: tuple[int, int] | None,
+    env: dict[str, Any],
 ) -> tuple[TinyRun, tuple[str, ...]]:
     import torch.distributed as dist
 
@@ -52,9 +68,30 @@ def _rank(
     level = logger.level
     logger.setLevel(logging.INFO)
     logger.addHandler(handler)
+    is_victim = killed_at is not None and dist.get_rank() == dist.get_world_size() - 1
     try:
         given = {"num_nodes": nodes, "node_rank": node, "save_on_termination": False, **place, **env}
-        return train_rank(mapping, "sft", stop_at, given), tuple(lines)
+        with _killed_at(*killed_at) if is_victim and killed_at else contextlib.nullcontext():
+            return train_rank(mapping, "sft", stop_at, given), tuple(lines)
     finally:
         logger.removeHandler(handler)
         logger.setLevel(level)
+
+
+@contextlib.contextmanager
+def _killed_at(iteration: int, number: int) -> Iterator[None]:
+    from megatron_trainer.checkpoint.node_memory import NodeMemory
+
+    publish, rename, renames = NodeMemory.publish, Path.rename, count(1)
+
+    def rename_or_die(path: Path, target: Path) -> Path:
+        if next(renames) == number:
+            os.kill(os.getpid(), signal.SIGKILL)
+        return rename(path, target)
+
+    def publish_and_die(place: NodeMemory, published: int) -> None:
+        with patch.object(Path, "rename", rename_or_die) if published == iteration else contextlib.nullcontext():
+            publish(place, published)
+
+    with patch.object(NodeMemory, "publish", publish_and_die):
+        yield

@@ -9,6 +9,7 @@ warning and never ends the run.
 from __future__ import annotations
 
 import logging
+import shutil
 from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
@@ -21,6 +22,7 @@ from megatron_trainer import clock
 from megatron_trainer.backend import Backend
 from megatron_trainer.checkpoint import shards
 from megatron_trainer.checkpoint.memory import Memory
+from megatron_trainer.checkpoint.nodes import PeerFailure
 from megatron_trainer.checkpoint.save import SavePolicy, captured
 from megatron_trainer.checkpoint.shards import INDEX_FILES, Shards, Staging, Written
 from megatron_trainer.engine import Engine
@@ -51,15 +53,19 @@ class MemorySaver:
         self._is_off = False
         self._has_told_of_delay = False
 
-    def save_if_due(self, state: TrainState, loss: float | None) -> None:
-        """Starts a memory checkpoint after every interval; left out while the one before is being written."""
+    def save_if_due(self, state: TrainState, loss: float | None) -> bool:
+        """Starts a memory checkpoint after every interval; left out while the one before is being written.
+
+        Whether one was started.
+        """
         if self._is_off or state.iteration % self._memory.interval:
-            return
+            return False
         if self._running is not None and not self._is_ready(state.iteration):
-            return
+            return False
         planned = self._captured(state)
         if planned is not None:
             self._running = self._background.submit(self._write, planned, state, loss)
+        return planned is not None
 
     def close(self, *, forget: bool) -> None:
         """Waits for the checkpoint that is being written. forget: the save folder has a newer one; frees the memory."""
@@ -117,8 +123,16 @@ class MemorySaver:
         """What the thread does. Collective over its own group.
 
         Raises:
-            PeerFailure: the same on all ranks.
+            PeerFailure: the same on all ranks; what was written has been removed.
         """
+        try:
+            self._write_parts(planned, state, loss)
+        except PeerFailure:
+            if self._memory.nodes.is_first_of_node:
+                shutil.rmtree(planned.folder, ignore_errors=True)
+            raise
+
+    def _write_parts(self, planned: Shards, state: TrainState, loss: float | None) -> None:
         nodes, place = self._memory.nodes, self._memory.place
         nodes.agreed(lambda: place.keep_only(self._kept) if nodes.is_first_of_node else None)
         parts = nodes.gathered(nodes.agreed(planned.write))

@@ -58,7 +58,8 @@ class Reporter:
         self._iteration = run.start_iteration
         self._pace = Pace(self._now())
         if self._sinks and self._carry_path and run.start_iteration:
-            carried = carry.load(self._carry_path, run.start_iteration)
+            places = (self._carry_path, _of_memory(self._carry_path))
+            carried = next(filter(None, (carry.load(path, run.start_iteration) for path in places)), {})
             self._windows = {interval: carried.get(interval, []) for interval in self._windows}
         self._emit(run)
         self.phase("training")
@@ -88,6 +89,11 @@ class Reporter:
         if phase == "saving" and self._sinks and self._carry_path:
             self._carry(self._carry_path)
         self._emit(PhaseRecord(phase=phase))
+
+    def remember(self) -> None:
+        """Call when a checkpoint in memory has been begun: a run may go on from it too."""
+        if self._sinks and self._carry_path and any(self._windows.values()):
+            self._carry(_of_memory(self._carry_path))
 
     def slow_rank(self, record: SlowRankRecord) -> None:
         """Call when a rank becomes slow, and when it no longer is."""
@@ -136,6 +142,11 @@ class Reporter:
                 sink.write(event)
             except OSError:
                 logger.exception("cannot write report sink=%s event=%s", type(sink).__name__, type(event).__name__)
+
+
+def _of_memory(carry_path: Path) -> Path:
+    """The same file for checkpoints in memory, which are more frequent and would displace the entries of the others."""
+    return carry_path.with_stem(f"{carry_path.stem}_memory")
 
 
 class Pace:

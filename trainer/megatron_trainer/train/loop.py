@@ -81,8 +81,8 @@ def _fit(run: Run, state: TrainState) -> TrainState:
             evaluated_at = state.iteration
         if run.saves.is_due(run, before, state):
             saved_at = _save(run, state, result)
-        if run.memory is not None and state.iteration < run.total_iterations:
-            run.memory.save_if_due(state, result.losses[run.task.losses[0]])
+        if state.iteration < run.total_iterations:
+            _save_in_memory(run, state, result)
     is_stopped = result is not None and result.stop_requested and state.iteration < run.total_iterations
     if saved_at != state.iteration and (run.saver.policy.on_termination or not is_stopped):
         _save(run, state, result)
@@ -209,6 +209,11 @@ def _save(run: Run, state: TrainState, result: StepResult | None) -> int:
             outputs.write_safetensors(run, state.iteration)
     run.reporter.phase("training")
     return state.iteration
+
+
+def _save_in_memory(run: Run, state: TrainState, result: StepResult) -> None:
+    if run.memory is not None and run.memory.save_if_due(state, result.losses[run.task.losses[0]]):
+        run.reporter.remember()
 
 
 def _tell(run: Run, saved: Saved | None) -> None:
