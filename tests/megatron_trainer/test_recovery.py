@@ -35,7 +35,7 @@ def ranks_of(folder):
     return found
 
 
-def kill_after_a_checkpoint(process, folder, chance):
+def kill_after_a_checkpoint(process, folder, chance, **_):
     """Kills a rank once there is a newer checkpoint than at the last kill; False when the job ended before."""
     restarts = status_of(folder).get("restarts", {})
     while status_of(folder).get("checkpoint", {}).get("latestIteration", 0) <= restarts.get("checkpointIteration", 0):
