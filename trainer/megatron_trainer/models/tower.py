@@ -34,8 +34,23 @@ def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module
     if args.vit_gradient_checkpointing:
         given = args.gradient_checkpointing_kwargs or {}
         enable: Any = tower.gradient_checkpointing_enable
-        enable(gradient_checkpointing_kwargs={"use_reentrant": False, **given})
+        keywords = {"use_reentrant": False, **given}
+        enable(gradient_checkpointing_kwargs=keywords)
+        if keywords["use_reentrant"]:
+            _let_gradients_into(tower)
     return tower
+
+
+def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
+    """Layers that are recomputed as reentrant graphs train only if their input requires a gradient, which that of the
+    first one does not if what comes before it is frozen, as under LoRA.
+    """
+
+    def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> None:
+        if torch.is_grad_enabled() and any(p.requires_grad for p in tower.blocks.parameters()):
+            output.requires_grad_(True)
+
+    tower.patch_embed.register_forward_hook(require_gradient)
 
 
 def _attention(spec: ModelSpec, backend: Backend) -> str:
