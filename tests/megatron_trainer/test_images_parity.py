@@ -44,13 +44,6 @@ def vision_of(directory: Path) -> Any:
     return read(json.loads((directory / "config.json").read_text())).vision
 
 
-def compared(name: str, layout: str, root: Path, **settings: Any) -> Any:
-    directory = tiny_model.make(name, root)
-    image_parity.make_reference(directory, vision_of(directory))
-    ranks, arguments = LAYOUTS[layout]
-    return gloo_ranks(ranks).run(image_parity.compare, directory, {**arguments, **settings})[0]
-
-
 def check(found: Any) -> None:
     assert found.changed == ()
     assert found.logits <= BOUND
@@ -58,22 +51,36 @@ def check(found: Any) -> None:
     assert found.gradients <= BOUND, found.worst
 
 
+def compared(name: str, layout: str, root: Path, adapter: Path | None = None, **settings: Any) -> Any:
+    """What the first rank found; the others have found nothing worse. adapter: of peft, in place of the model alone."""
+    directory = tiny_model.make(name, root)
+    reference = adapter or image_parity.make_reference(directory, vision_of(directory))
+    ranks, arguments = LAYOUTS[layout]
+    every = gloo_ranks(ranks).run(image_parity.compare, directory, {**arguments, **settings}, reference=reference)
+    for found in every:
+        check(found)
+    return every[0]
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout: str, model_root: Path):
     found = compared("qwen2_5_vl", layout, model_root)
-    check(found)
     assert 0 <= found.tower <= BOUND
     assert any(name.startswith("visual.blocks.0.") for name in found.trained)
 
 
 @pytest.mark.dist
 @pytest.mark.parametrize(
-    ("name", "layout"), [("qwen2_vl", "one rank"), *(("qwen3_vl", layout) for layout in LAYOUTS if layout != "dp2")]
+    ("name", "layout"),
+    [
+        *(("qwen2_vl", layout) for layout in ("one rank", "tp2 sp", "pp2")),
+        *(("qwen3_vl", layout) for layout in LAYOUTS),
+    ],
 )
 def test_every_family_with_images_equals_transformers(name: str, layout: str, model_root: Path):
     """Qwen3-VL adds states of its tower to the outputs of layers, which recomputation and pipelines must not mix up."""
-    check(compared(name, layout, model_root))
+    compared(name, layout, model_root)
 
 
 @pytest.mark.dist
@@ -81,22 +88,28 @@ def test_every_family_with_images_equals_transformers(name: str, layout: str, mo
 def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str, model_root: Path):
     settings, parts = FROZEN[frozen]
     found = compared("qwen2_5_vl", "one rank", model_root, **settings)
-    check(found)
     assert {part_of(name) for name in found.trained} == parts
 
 
+ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
+    **{frozen: ("qwen2_5_vl", "one rank", frozen, {}) for frozen in FROZEN},
+    **{layout: ("qwen2_5_vl", layout, "nothing", {}) for layout in ("tp2", "tp2 sp", "pp2", "cp2", "dp2 overlapped")},
+    "reentrant": ("qwen2_5_vl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
+    "deep features recomputed": ("qwen3_vl", "recomputed", "nothing", {}),
+}
+"""The model, the layout, what is frozen, and further arguments."""
+
+
 @pytest.mark.dist
-@pytest.mark.parametrize("frozen", FROZEN)
-def test_adapters_on_all_linears_are_those_of_peft(frozen: str, tmp_path: Path, model_root: Path):
+@pytest.mark.parametrize("case", ADAPTED)
+def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, model_root: Path):
     """Adapters of the tower are random, so that peft has to load them; they and their gradients are compared."""
+    name, layout, frozen, more = ADAPTED[case]
     settings, parts = FROZEN[frozen]
-    directory = tiny_model.make("qwen2_5_vl", model_root)
+    directory = tiny_model.make(name, model_root)
     (adapted,) = gloo_ranks(1).run(image_parity.write_adapter, directory, settings, tmp_path / "adapter")
     reference = image_parity.make_reference(directory, vision_of(directory), tmp_path / "adapter")
-    (found,) = gloo_ranks(1).run(
-        image_parity.compare, directory, {**settings, "train_type": "lora"}, reference=reference
-    )
-    check(found)
+    found = compared(name, layout, model_root, reference, **settings, **more, train_type="lora")
     assert {part_of(name) for name in adapted} == {part_of(name) for name in found.trained} == parts
     assert (found.tower >= 0) == bool(parts - {"llm"})
 
