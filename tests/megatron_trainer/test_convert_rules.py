@@ -103,7 +103,7 @@ def test_all_rows_padding_when_the_vocabulary_ends_before_the_last_rank():
 
 
 def test_rows_that_do_not_divide_are_refused_with_both_numbers():
-    with pytest.raises(ValueError, match="3 rows or columns do not divide over 2 ranks"):
+    with pytest.raises(ValueError, match="3 rows or columns are not divisible by 2 ranks"):
         shares("plain", [rows("1", "2", "3")], 2)
 
 

@@ -124,4 +124,4 @@ def test_a_checkpoint_of_other_data_is_warned_of(caplog):
     assert on_data(TrainState(), "a", total_iterations=9).data == "a"
     assert caplog.messages == []
     assert on_data(state, "b", total_iterations=9).data == "b"
-    assert "the data or its order is not that of the checkpoint: after its consumed_samples=8" in caplog.messages[0]
+    assert "the data or its order differs from the checkpoint's: after its consumed_samples=8" in caplog.messages[0]

@@ -149,7 +149,7 @@ def damaged(checkpoint, folder):
 @pytest.mark.parametrize(
     ("case", "code", "message"),
     [
-        ("no folder", ExitCode.MISSING_INPUT, "args.mcore_model: there is no such folder"),
+        ("no folder", ExitCode.MISSING_INPUT, "args.mcore_model: the folder does not exist"),
         ("a hugging face folder", ExitCode.CHECKPOINT_INCOMPATIBLE, "args.mcore_model: "),
         ("an empty folder", ExitCode.MISSING_INPUT, "has no checkpoint; name the folder with iter_NNNNNNN"),
         ("a damaged checkpoint", None, "complete checkpoint"),

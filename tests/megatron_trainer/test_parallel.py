@@ -54,7 +54,7 @@ def test_one_rank_keeps_the_row_as_it_is():
 def test_a_sequence_that_does_not_divide_is_refused():
     (told, _) = gloo_ranks(2).run(parallel_cases.local_part, list(range(6)), [6])
     assert told == (
-        "a sequence of 6 tokens does not divide into 2 * context_parallel_size = 4 chunks; the collator has to pad it"
+        "a sequence of 6 tokens is not divisible into 2 * context_parallel_size = 4 chunks; the collator has to pad it"
     )
 
 

@@ -107,7 +107,7 @@ def test_of_two_sources_the_one_that_transformers_reads_is_read_and_said(llama, 
     (folder / "model.safetensors.index.json").write_text(json.dumps(index))
     (warning,) = gloo_ranks(1).run(conversion.warnings_of_loading, folder, tmp_path / "full")[0]
     assert (
-        "reading model.safetensors as transformers does, and not model.safetensors.index.json, pytorch_model.bin"
+        "reading model.safetensors, as transformers does, and not model.safetensors.index.json, pytorch_model.bin"
         in (warning)
     )
     expected, found = loaded(folder, torch.float32), loaded(tmp_path / "full", torch.float32)
@@ -184,13 +184,13 @@ def test_a_last_block_may_be_short():
 
 
 UNREADABLE = {
-    "bits": ({"quant_method": "gptq", "bits": 4}, "'gptq' are not read"),
+    "bits": ({"quant_method": "gptq", "bits": 4}, "'gptq' are not supported"),
     "four bits": (published.compressed("group", num_bits=4, type="int"), "4 bits of type 'int'"),
     "eight integer bits": (published.compressed("channel", type="int"), "8 bits of type 'int'"),
     "packed": (published.compressed("channel") | {"format": "pack-quantized"}, "format is 'pack-quantized'"),
     "frozen": (published.compressed("channel") | {"quantization_status": "frozen"}, "is 'frozen'"),
-    "MXFP4": ({"quant_method": "mxfp4"}, "'mxfp4' are not read"),
-    "nothing": ({"bits": 4}, "None are not read"),
+    "MXFP4": ({"quant_method": "mxfp4"}, "'mxfp4' are not supported"),
+    "nothing": ({"bits": 4}, "None are not supported"),
 }
 
 

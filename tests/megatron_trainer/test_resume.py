@@ -328,7 +328,7 @@ def test_a_finished_run_of_another_model_is_no_success_without_a_step(full, tmp_
     assert "already has all steps of this run" in found.run.message
     same = full.go_on(tmp_path / "same", {"lr": 5e-4}, is_finished=True)
     assert (same.run.exit_code, same.run.message) == (0, "")
-    assert "all steps are made already, without effect now: lr was 0.001, is 0.0005" in same.warnings
+    assert "all steps are already done, so these have no effect: lr was 0.001, is 0.0005" in same.warnings
 
 
 def test_adapters_upon_a_loaded_base_go_on_upon_that_base(full, tmp_path_factory, tmp_path):
@@ -425,7 +425,7 @@ def test_every_argument_that_may_change_is_tried():
     untried = may - TRIED - OF_EXPERTS - OTHER_LAYOUTS - AS_OTHER_DATA - OF_PREFERENCE - OF_ANOTHER_BACKEND
     untried -= OF_MATRICES | OF_RETRIEVAL
     assert untried == {
-        "ckpt_format",  # has one value
+        "ckpt_format",  # of what is loaded; saved is one form
         "extra_megatron_kwargs",  # whatever Megatron does with it
         "max_position_embeddings",  # a bound on max_length
         "no_initialization",  # the weights come from the checkpoint
@@ -444,4 +444,16 @@ def test_every_argument_that_may_change_is_tried():
         "metric_for_best_model",
         "greater_is_better",
         "load_best_model_at_end",
+        "quant_bits",  # of an export, as the next
+        "quant_method",
+        "image_cache_gib",  # how much of what is computed again is kept
+        "image_root",  # where the images of the same rows are
+        "max_pixels",  # these three are in the identity of the data
+        "min_pixels",
+        "norm_bbox",
+        "vit_lr",  # as decoupled_lr; test_vision_effects.py sees what each of these four does
+        "aligner_lr",
+        "vit_gradient_checkpointing",
+        "gradient_checkpointing_kwargs",
+        "mtp_loss_scaling_factor",  # test_prediction_effects.py
     }

@@ -118,7 +118,7 @@ def test_a_folder_of_another_job_and_a_finished_one_with_other_data_are_no_succe
     changed = {**given, "dataset": [str(write_data(tmp_path / "other.jsonl", rows=9))]}
     finished = train(changed, job_uid="b", job_name="second", resume="Auto", attempt=1)
     assert finished.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
-    assert "has all 1 steps of this run already, on other data" in finished.message
+    assert "already has all 1 steps of this run, on different data" in finished.message
     assert train({**changed, "train_iters": 2}, job_uid="b", job_name="second", resume="Auto", attempt=2).exit_code == 0
 
 
