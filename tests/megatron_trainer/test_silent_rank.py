@@ -26,6 +26,26 @@ def test_a_rank_that_skips_a_collective_is_named(llama, tmp_path, away):
     assert retry_class(code) == "retry"
 
 
+@pytest.mark.slow
+@pytest.mark.dist
+def test_what_a_rank_is_late_by_does_not_add_up_over_an_evaluation(llama, tmp_path):
+    """Half a second in each of 24 global batches, 12 s in all, and a limit of 8 s."""
+    data = write_data(tmp_path / "train.jsonl", rows=48)
+    given = arguments(
+        llama,
+        data,
+        tmp_path / "run",
+        val_dataset=[str(data)],
+        train_iters=1,
+        global_batch_size=2,
+        eval_iters=24,
+        eval_interval=1,
+        ddp_timeout=8,
+    )
+    for run in gloo_ranks(2).run(silent_runs.slow_to_evaluate, given, 1, 0.5):
+        assert (run.exit_code, run.message) == (0, "")
+
+
 @pytest.mark.dist
 def test_a_rank_that_computes_slowly_is_named_in_the_progress_record(llama, tmp_path):
     """Its own time is counted, not that of the rank which waits for it."""

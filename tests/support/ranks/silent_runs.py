@@ -7,6 +7,8 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
+from tests.support.ranks.tiny_run import TinyRun
+
 AWAY_S = 25.0
 SLOWLY_S = 1.5
 
@@ -65,6 +67,24 @@ def slowed(mapping: dict[str, object], slow: int) -> list[tuple[float, ...]]:
     ):
         assert train_rank(mapping, "sft", None, {}).exit_code == 0
     return steps
+
+
+def slow_to_evaluate(mapping: dict[str, object], slow: int, wait_s: float) -> TinyRun:
+    """A run in which each global batch of an evaluation reaches one rank so much later."""
+    import torch.distributed as dist
+
+    from megatron_trainer.train.feed import EvaluationFeed
+    from tests.support.ranks.tiny_run import train_rank
+
+    on_time = EvaluationFeed.global_batches
+
+    def late(self: Any, *given: Any) -> Any:
+        for batches in on_time(self, *given):
+            time.sleep(wait_s if dist.get_rank() == slow else 0)
+            yield batches
+
+    with patch.object(EvaluationFeed, "global_batches", late):
+        return train_rank(mapping, "sft", None, {})
 
 
 def _words(value: object) -> list[str]:

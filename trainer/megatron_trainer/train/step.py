@@ -20,6 +20,10 @@ from megatron_trainer.pipeline import run_schedule
 from megatron_trainer.tasks import Task
 from megatron_trainer.train import router_losses
 
+MEET_EVERY = 8
+"""Global batches of an evaluation after which the ranks wait for each other. Copies of the model need nothing of each
+other before the end, and what one of them is late by adds up: to more than ddp_timeout in a long evaluation."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class StepResult:
@@ -111,10 +115,12 @@ def evaluate(engine: Engine, task: Task, rounds: Iterator[Sequence[MicroBatch]],
     all_metrics: list[Mapping[str, torch.Tensor]] = []
     all_batches: list[MicroBatch] = []
     with torch.no_grad():
-        for batches in rounds:
+        for number, batches in enumerate(rounds, start=1):
             prepared = task.prepare(batches)
             all_metrics.extend(run_schedule(engine.chunks, task.forward_step, prepared, is_training=False))
             all_batches.extend(batches)
+            if number % MEET_EVERY == 0:
+                parallel.is_true_everywhere(condition=True, backend=backend)
     for chunk in engine.chunks:
         chunk.train()
     sums = _reduce(task, all_metrics, all_batches, backend, stop_requested=False)
