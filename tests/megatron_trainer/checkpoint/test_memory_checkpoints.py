@@ -74,11 +74,11 @@ def test_steps_that_were_not_logged_yet_count_after_a_resume_from_memory(llama, 
 
 
 @pytest.mark.parametrize("rename", [1, 2, 3])
-@pytest.mark.parametrize(("ranks", "left"), [(1, {"node-0": [2]})])
+@pytest.mark.parametrize(("ranks", "left"), [(1, {"node-0": [2]}), (2, {"node-0": [2, 4], "node-1": [2]})])
 def test_a_rank_that_is_killed_while_it_publishes_leaves_a_whole_checkpoint(
     llama, data, tmp_path, undisturbed, rename, ranks, left
 ):
-    """The one before, where nothing else holds what it was about to publish."""
+    """Of two nodes the first has published, and holds the copies of what the second has not."""
     given, memory = arguments(llama, data, tmp_path / "run", **STEPS), tmp_path / "memory"
     with pytest.raises(RankError, match=f"rank {ranks - 1}.*exit code -9"):
         train(given, memory, ranks=ranks, nodes=ranks, killed_at=(4, rename))
