@@ -66,3 +66,21 @@ def test_killed_ranks_go_on_in_place_with_every_loss_of_the_undisturbed_run(tmp_
     assert status["restarts"]["attempt"] == 2
     assert status["restarts"]["podAttempt"] == 0, "both restarts kept the pod"
     assert {"ranksStartedTime", "processGroupTime", "loadedTime"} <= set(status["lastRestart"])
+
+
+def kill_a_rank(process, folder, chance, **_):
+    os.kill(chance.choice(ranks_of(folder)), signal.SIGKILL)
+    return True
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+@pytest.mark.timeout(900)
+def test_a_rank_killed_between_saves_goes_on_in_place_from_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(chaos_training, "kill_one", kill_a_rank)
+    said = chaos_training.compare(tmp_path, kills=1, seed=1, steps=60, way="in memory", kill_at=20)
+    assert "bit-identical" in said
+    assert "from memory at" in said
+    status = status_of(tmp_path / "disturbed")
+    assert status["restarts"]["attempt"] == 1
+    assert status["restarts"]["podAttempt"] == 0, "the pod and its launcher stayed"
