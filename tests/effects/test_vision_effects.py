@@ -60,7 +60,7 @@ def moved(run: Any, model: Path) -> set[str]:
         ({"freeze_aligner": False}, {"llm", "aligner"}),
         ({"freeze_llm": True, "freeze_aligner": False}, {"aligner"}),
     ],
-    ids=str,
+    ids=["language model", "tower", "aligner", "aligner alone"],
 )
 def test_only_what_is_not_frozen_moves(train, model, given, parts):
     assert moved(train(**given), model) == parts
