@@ -46,12 +46,7 @@ REFUSALS = [
     for name, argument in ARGUMENTS.items()
     if argument.status == "refused" and set(TRAINING) <= set(argument.applies_to)
 ]
-REFUSED_CHOICES = [
-    (name, choice)
-    for name, argument in ARGUMENTS.items()
-    for choice in argument.refused_choices
-    if set(TRAINING) <= set(argument.applies_to)
-]
+REFUSED_CHOICES = [(name, choice) for name, argument in ARGUMENTS.items() for choice in argument.refused_choices]
 CLAIM = {"claimName": "data"}
 
 

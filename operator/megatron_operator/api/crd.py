@@ -146,7 +146,7 @@ def _presence_rules() -> list[Schema]:
         for path in absent_at_will
         for value in [partial(_value_or_default, path, find_field(spec, path))]
     ]
-    return [*immutable, _rule(RESIZABLE, "numNodes may change only while spec.suspend is true or within elasticPolicy")]
+    return [*immutable, _rule(RESIZABLE, "numNodes changes only while spec.suspend is true or within elasticPolicy")]
 
 
 def _outermost(spec: Schema, wanted: Change) -> Iterator[tuple[str, Change]]:

@@ -23,6 +23,7 @@ GIVEN: dict[str, Any] = {
     "nprocPerNode": 2,
     "initializers": [{"name": "fetch", "storageUri": "hf://a/b", "targetPath": "/checkpoints/a"}],
     "checkpoint.pvc": {"claimName": "disk"},
+    "checkpoint.memory": {"sizeLimit": "1Gi"},
     "network.rdma": {"resource": "rdma/ib"},
     "network.ncclEnv": {"NCCL_DEBUG": "INFO"},
     "elasticPolicy": {"minNodes": 1, "maxNodes": 8},
