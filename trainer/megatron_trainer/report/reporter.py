@@ -91,7 +91,7 @@ class Reporter:
         self._emit(PhaseRecord(phase=phase))
 
     def remember(self) -> None:
-        """Call when a checkpoint in memory has been begun: a run may go on from it too."""
+        """Call when a checkpoint in memory has been begun: a run may continue from it too."""
         if self._sinks and self._carry_path and any(self._windows.values()):
             self._carry(_of_memory(self._carry_path))
 
