@@ -16,7 +16,7 @@ from megatron_trainjob.environment import DEFAULT_LAUNCHER_PATIENCE_S
 
 # Pods that wait longer than this for the end of a back-off only hold devices.
 LONGEST_DELAY_S = 30.0
-# A launcher ends this soon after the job: it is told so, or else loses its patience.
+# A launcher ends this soon after the job: it hears so, or else loses its patience.
 ENDS_WITHIN_S = 2 * DEFAULT_LAUNCHER_PATIENCE_S
 # An older report is no sign of life; and a launcher that reports less often would learn of a restart too late.
 FRESH_S = 15.0
