@@ -172,7 +172,6 @@ def _run(chunks: Any, spec: Any, *, packed: bool, expected: Any) -> tuple[float,
     """One forward and backward pass over both rows; the largest differences of scores and of the loss on this rank."""
     import torch
     from megatron.core import parallel_state
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from megatron_trainer import parallel
     from megatron_trainer.models.score import SequenceScores
@@ -205,18 +204,7 @@ def _run(chunks: Any, spec: Any, *, packed: bool, expected: Any) -> tuple[float,
 
         return output, loss
 
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    iterators = [iter(range(len(batches))) for _ in chunks]
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks),
-        num_microbatches=len(batches),
-        seq_length=parity.NUM_TOKENS,
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    parity.run_schedule(chunks, forward_step, len(batches), parity.NUM_TOKENS)
     torch.distributed.barrier()
     is_last = parallel_state.is_pipeline_last_stage()
     return max(found), abs(sum(losses) - expected["loss"]) if is_last else 0.0

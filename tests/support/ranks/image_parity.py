@@ -234,7 +234,6 @@ def _run(chunks: Any, args: Any, spec: Any, reference: Any) -> tuple[float, floa
     """One forward and backward pass over this rank's micro-batches; the largest differences of logits and loss here."""
     import torch
     from megatron.core import parallel_state, tensor_parallel
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from megatron_trainer import parallel
     from megatron_trainer.data.collate import RowShape, collate, row_multiple, sample_multiple
@@ -274,18 +273,7 @@ def _run(chunks: Any, args: Any, spec: Any, reference: Any) -> tuple[float, floa
 
         return output, loss
 
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    iterators = [iter(range(len(batches))) for _ in chunks]
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks),
-        num_microbatches=len(batches),
-        seq_length=128,
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    parity.run_schedule(chunks, forward_step, len(batches), 128)
     torch.distributed.barrier()
     if not shares:
         return max(found), 0.0

@@ -212,11 +212,28 @@ def micro_batch(row: Any, lengths: Sequence[int], *, packed: bool) -> Any:
     )
 
 
+def run_schedule(chunks: Any, forward_step: Any, num_micro_batches: int, seq_length: int) -> None:
+    """One forward and backward pass over numbered micro-batches, from zero gradients. Collective."""
+    from megatron.core.pipeline_parallel import get_forward_backward_func
+
+    for chunk in chunks:
+        chunk.zero_grad_buffer()
+    iterators = [iter(range(num_micro_batches)) for _ in chunks]
+    get_forward_backward_func()(
+        forward_step_func=forward_step,
+        data_iterator=iterators if len(chunks) > 1 else iterators[0],
+        model=list(chunks),
+        num_microbatches=num_micro_batches,
+        seq_length=seq_length,
+        micro_batch_size=1,
+        forward_only=False,
+    )
+
+
 def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: dict[str, Any]) -> tuple[float, float]:
     """One forward and backward pass over both rows; the largest difference of logits and that of the loss here."""
     import torch
     from megatron.core import parallel_state, tensor_parallel
-    from megatron.core.pipeline_parallel import get_forward_backward_func
 
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
@@ -246,18 +263,7 @@ def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: dict[str, Any])
 
         return output, loss
 
-    for chunk in chunks:
-        chunk.zero_grad_buffer()
-    iterators = [iter(range(len(batches))) for _ in chunks]
-    get_forward_backward_func()(
-        forward_step_func=forward_step,
-        data_iterator=iterators if len(chunks) > 1 else iterators[0],
-        model=list(chunks),
-        num_microbatches=len(batches),
-        seq_length=NUM_TOKENS,
-        micro_batch_size=1,
-        forward_only=False,
-    )
+    run_schedule(chunks, forward_step, len(batches), NUM_TOKENS)
     assert not parallel_state.is_pipeline_last_stage() or len(found) == len(batches) + 1
     torch.distributed.barrier()
     return max(found), _loss_difference(shares, reference["loss"])
