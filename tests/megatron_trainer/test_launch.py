@@ -141,8 +141,10 @@ def test_a_rank_that_does_not_end_when_asked_writes_where_it_is(start, tmp_path)
         "from megatron_trainer import stacks\n"
         "stacks.listen(None, rank)\n"
         "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
-        "def all_reduce():\n    time.sleep(1.5)\n"
-        f"open({str(tmp_path)!r} + f'/ready-{{rank}}', 'w').close()\n"
+        f"folder = Path({str(tmp_path)!r})\n"
+        "def all_reduce():\n"
+        "    while (folder / 'stderr').read_text().count(' in all_reduce') < 2:\n        time.sleep(0.05)\n"
+        "(folder / f'ready-{rank}').touch()\n"
         "all_reduce()\n"
     )
     process, _ = start(program)

@@ -51,12 +51,15 @@ def test_a_second_job_is_refused_while_the_first_lives(tmp_path, other_process, 
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("is_dead", ["for a minute", "ended", "gave it back"])
+@pytest.mark.parametrize("is_dead", ["for a minute", "ended", "a zombie", "gave it back"])
 def test_afterwards_it_is_refused_unless_it_adopts_what_is_there(tmp_path, other_process, is_dead):
     claimed(tmp_path, FIRST, pid=other_process.pid, age_s=61 if is_dead == "for a minute" else 0)
     if is_dead == "ended":
         other_process.kill()
         other_process.wait()
+    if is_dead == "a zombie":
+        other_process.kill()
+        os.waitid(os.P_PID, other_process.pid, os.WEXITED | os.WNOWAIT)
     if is_dead == "gave it back":
         (folder.workshop(tmp_path, FIRST) / LEASE).unlink()
     with pytest.raises(Occupied, match=r"the run of another job, first; .*spec.checkpoint.adopt: true"):
@@ -154,7 +157,7 @@ def test_mtj_run_refuses_the_folder_of_another_job_until_it_adopts_it(llama, tmp
     assert run("first", 1)[0] == 0
     code, output = run("second", 2)
     assert code != 0
-    assert "holds the run of another job, first" in output
+    assert "has the run of another job, first" in output
     assert run("third", 2, adopt=True)[0] == 0
     lines = map(json.loads, (tmp_path / "disk" / "run" / "logging.jsonl").read_text().splitlines())
     assert [line["iteration"] for line in lines if "lm loss" in line] == [1, 2]

@@ -67,4 +67,13 @@ def _is_gone(pid: int) -> bool:
         return True
     except OSError:
         return False
-    return False
+    return _is_zombie(pid)
+
+
+def _is_zombie(pid: int) -> bool:
+    """Whether the process has ended and only its exit code is still there: not every first process collects orphans."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except OSError:  # another system, or it was collected meanwhile
+        return False
+    return state == "Z"
