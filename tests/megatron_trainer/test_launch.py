@@ -1,5 +1,6 @@
 """The launcher's answer when ranks fail, are killed, or are asked to stop; the ranks are small real processes."""
 
+import importlib.util
 import json
 import os
 import signal
@@ -75,20 +76,48 @@ def test_a_rank_that_aborts_leaves_the_place_where_it_stood(start):
     assert record["host"]
 
 
-@pytest.mark.parametrize("given", [None, "100"])
-def test_torch_remembers_collectives_for_a_timeout_unless_the_user_says_otherwise(monkeypatch, tmp_path, given):
-    for name in (*environment.FLIGHT_RECORDER, environment.FLIGHT_RECORDER_FILE):
-        monkeypatch.delenv(name, raising=False)
-    if given:
-        monkeypatch.setenv("TORCH_NCCL_TRACE_BUFFER_SIZE", given)
+@pytest.fixture
+def no_recorder_settings(monkeypatch):
+    """The flight recorder is left to the trainer, and what it sets is taken back."""
+    for name in (*environment.FORMER_NAMES, *environment.FORMER_NAMES.values()):
+        monkeypatch.setenv(name, "")
+        monkeypatch.delenv(name)
+
+
+@pytest.mark.parametrize("name", [None, "TORCH_FR_BUFFER_SIZE", "TORCH_NCCL_TRACE_BUFFER_SIZE"])
+def test_torch_remembers_collectives_for_a_timeout_unless_the_user_says_otherwise(
+    monkeypatch, no_recorder_settings, name
+):
+    if name:
+        monkeypatch.setenv(name, "100")
     variables = environment.for_rank(environment.read({}), 0, 1)
-    assert variables["TORCH_NCCL_TRACE_BUFFER_SIZE"] == (given or "2000")
-    assert variables["TORCH_NCCL_DUMP_ON_TIMEOUT"] == "1"
-    monkeypatch.setenv(environment.FLIGHT_RECORDER_FILE, "")
-    monkeypatch.delenv(environment.FLIGHT_RECORDER_FILE)
+    assert variables["TORCH_FR_BUFFER_SIZE"] == ("100" if name else "2000")
+    assert variables["TORCH_FR_DUMP_ON_TIMEOUT"] == "1"
+
+
+@pytest.mark.parametrize("name", ["TORCH_FR_DUMP_ON_TIMEOUT", "TORCH_NCCL_DUMP_ON_TIMEOUT"])
+def test_what_torch_remembers_is_not_written_where_the_user_wants_none(monkeypatch, no_recorder_settings, name):
+    monkeypatch.setenv(name, "0")
+    assert environment.for_rank(environment.read({}), 0, 1)["TORCH_FR_DUMP_ON_TIMEOUT"] == "0"
+
+
+@pytest.mark.parametrize("name", [None, "TORCH_FR_DUMP_TEMP_FILE", "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"])
+def test_remembered_collectives_lie_in_the_save_folder_unless_the_user_names_another(
+    monkeypatch, no_recorder_settings, tmp_path, name
+):
+    if name:
+        monkeypatch.setenv(name, "/elsewhere/of_")
     environment.place_flight_recorder(tmp_path / "run")
-    assert os.environ[environment.FLIGHT_RECORDER_FILE] == str(tmp_path / "run" / "nccl_trace" / "rank_")
-    assert (tmp_path / "run" / "nccl_trace").is_dir()
+    ours = str(tmp_path / "run" / "nccl_trace" / "rank_")
+    assert os.environ["TORCH_FR_DUMP_TEMP_FILE"] == ("/elsewhere/of_" if name else ours)
+    assert (tmp_path / "run" / "nccl_trace").is_dir() == (not name)
+
+
+def test_torch_knows_the_variables_of_its_flight_recorder():
+    torch = importlib.util.find_spec("torch")
+    library = (Path(torch.origin).parent / "lib" / "libtorch_python.so").read_bytes()
+    library += (Path(torch.origin).parent / "lib" / "libtorch_cpu.so").read_bytes()
+    assert [name for name in environment.FORMER_NAMES if name.encode() not in library] == []
 
 
 def test_the_rank_that_explains_itself_gives_the_pod_its_code_and_message(start):

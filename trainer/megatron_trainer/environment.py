@@ -18,10 +18,16 @@ from megatron_trainjob.environment import RANK_STARTS, RESUMES, RankStart, Resum
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """Variables from which torch reads GPU memory settings; a value set by the user takes precedence."""
 
-FLIGHT_RECORDER = {"TORCH_NCCL_TRACE_BUFFER_SIZE": "2000", "TORCH_NCCL_DUMP_ON_TIMEOUT": "1"}
+FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_ON_TIMEOUT": "1"}
 """Torch remembers this many collectives of each rank, and writes them to a file when one times out (only NCCL)."""
-FLIGHT_RECORDER_FILE = "TORCH_NCCL_DEBUG_INFO_TEMP_FILE"
+FLIGHT_RECORDER_FILE = "TORCH_FR_DUMP_TEMP_FILE"
 """Its path, up to the number of the rank; in the save folder unless the user names another."""
+FORMER_NAMES = {
+    "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE",
+    "TORCH_FR_DUMP_ON_TIMEOUT": "TORCH_NCCL_DUMP_ON_TIMEOUT",
+    "TORCH_FR_DUMP_TEMP_FILE": "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+}
+"""Torch still reads these, but where both are set only the new one: a value of the user's is passed on under it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,7 +131,7 @@ def for_rank(
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
         # Rows differ in length, so blocks of equal size are rarely reused: expandable segments avoid fragmentation.
         **({} if _ALLOCATOR & os.environ.keys() else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
-        **{name: os.environ.get(name, value) for name, value in FLIGHT_RECORDER.items()},
+        **{name: _set_by_user(name) or value for name, value in FLIGHT_RECORDER.items()},
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes_per_node))),
     }
 
@@ -146,10 +152,17 @@ def _push_url(environment: Environment, attempt: int) -> dict[str, str]:
 def place_flight_recorder(save: Path) -> None:
     """Makes torch write the collectives of each rank to {save}/nccl_trace/rank_N when one times out."""
     folder = save / "nccl_trace"
-    if FLIGHT_RECORDER_FILE not in os.environ:
+    if named := _set_by_user(FLIGHT_RECORDER_FILE):
+        os.environ[FLIGHT_RECORDER_FILE] = named
+    else:
         with contextlib.suppress(OSError):  # a folder that cannot be written to is reported when it is claimed
             folder.mkdir(parents=True, exist_ok=True)
         os.environ[FLIGHT_RECORDER_FILE] = f"{folder}/rank_"
+
+
+def _set_by_user(name: str) -> str | None:
+    """What the user set for the flight recorder, under the present or the former name."""
+    return os.environ.get(name) or os.environ.get(FORMER_NAMES[name])
 
 
 def num_gpus() -> int:
