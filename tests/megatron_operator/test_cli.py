@@ -301,3 +301,32 @@ def test_neither_core_nor_command_line_needs_tensors_or_a_cluster_client(module)
 def _paths():
     root = Path(__file__).parent.parent.parent
     return {"PYTHONPATH": f"{root / 'operator'}:{root / 'trainer'}", "PATH": "/usr/bin:/bin"}
+
+
+def test_plan_fit_prints_settings_that_then_fit(here, capsys):
+    def planned(memory, *, code=0):
+        return said(capsys, "plan", "job.yaml", "--fit", "--gpu-memory", memory, code=code)
+
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"]["args"] |= {"max_length": 256, "packing": True, "micro_batch_size": 64, "global_batch_size": 128}
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    text = planned("2340Mi")
+    assert "does not fit" in text
+    lines = text.split("in spec.args:\n")[1]
+    manifest["spec"]["args"] |= yaml.safe_load(lines.split("warning")[0].split("Moments")[0])
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    text = planned("2340Mi")
+    assert "\nfits: " in text
+    assert "the manifest is the fastest that fits" in text
+    assert "nothing fits: the least is 2." in planned("1Gi", code=1)
+
+
+def test_plan_fit_says_what_it_needs_to_know(here, capsys):
+    assert "add --gpu-memory" in said(capsys, "plan", "job.yaml", "--fit", code=2)
+    (here / "model" / "config.json").rename(here / "elsewhere.json")
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    manifest["spec"]["args"]["model"] = "Qwen/Qwen2.5-7B"
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    assert "config.json cannot be read here" in said(
+        capsys, "plan", "job.yaml", "--fit", "--gpu-memory", "80Gi", code=2
+    )

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich.table import Table
 
+from megatron_operator.cli.fit import show_fit
 from megatron_operator.cli.load import Loaded, add_manifest, load
 from megatron_operator.cli.output import INVALID, OK, out, show_table, show_violations, show_warnings, table
 from megatron_operator.core import rank_layout
@@ -37,11 +38,16 @@ def register(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> N
     command.add_argument(
         "--gpu-memory", type=_size, help="memory of one GPU, for example 80Gi (default: from the node labels)"
     )
+    command.add_argument(
+        "--fit",
+        action="store_true",
+        help="search recomputation, micro-batch, moments and offloading for the fastest that fits",
+    )
     command.set_defaults(command=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
-    """0 with the tables, 2 with every problem."""
+    """0 with the tables, 2 with every problem; with --fit 1 if nothing fits."""
     loaded = load(arguments, local=False)
     if loaded.job is None:
         show_violations(arguments.file, loaded.violations)
@@ -50,8 +56,9 @@ def run(arguments: argparse.Namespace) -> int:
     show_sizes(loaded.job)
     show_ranks(loaded.job, loaded.hf_config, limit=None if arguments.all_ranks else MAX_RANKS)
     show_batches(loaded)
-    show_memory(loaded, arguments.gpu_memory or gpu_memory_bytes(loaded.job))
-    return OK
+    gpu_bytes = arguments.gpu_memory or gpu_memory_bytes(loaded.job)
+    show_memory(loaded, gpu_bytes)
+    return show_fit(loaded, gpu_bytes) if arguments.fit else OK
 
 
 def show_sizes(job: Job) -> None:
@@ -148,7 +155,7 @@ def _fits(peak: RankMemory, gpu_bytes: int) -> str:
         return f"[green]fits[/]: {need:.1f} of {have:.0f} GiB"
     return (
         f"[red]does not fit[/]: {need:.1f} of {have:.0f} GiB; split the model further (tensor_model_parallel_size, "
-        "pipeline_model_parallel_size), recompute (recompute_granularity full), or shorten max_length"
+        "pipeline_model_parallel_size), recompute (recompute_granularity full), or shorten max_length; --fit searches"
     )
 
 

@@ -9,7 +9,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.transformer import TransformerConfig
-from megatron.core.transformer.moe.moe_logging import get_moe_metrics_tracker
+from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
 
 _BALANCING = {"aux_loss": "load_balancing_loss", "seq_aux_loss": "seq_load_balancing_loss"}
 
@@ -24,7 +24,10 @@ def names(config: TransformerConfig) -> tuple[str, ...]:
 
 
 def take(config: TransformerConfig, num_micro_batches: int, device: torch.device) -> dict[str, float]:
-    """The step's losses: means over layers with experts, micro-batches and ranks. Empties the tracker. Collective."""
+    """The step's losses: means over layers with experts, micro-batches and ranks. Collective.
+
+    The tracker is made again at the next step: another model of this process may have more layers.
+    """
     wanted = names(config)
     if not wanted:
         return {}
@@ -33,7 +36,7 @@ def take(config: TransformerConfig, num_micro_batches: int, device: torch.device
     for index, name in enumerate(wanted):
         if name in tracker.metrics:
             totals[index] = tracker.metrics[name].values.double().sum() / _num_shares(name)
-    tracker.clear()
+    destroy_moe_metrics_tracker()
     dist.all_reduce(totals)
     means = totals / (_num_expert_layers(config) * num_micro_batches)
     return dict(zip(wanted, means.tolist(), strict=True))

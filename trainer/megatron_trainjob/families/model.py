@@ -201,12 +201,13 @@ class Model:
         output = self.hidden_size * self.vocab_size
         total = output
         for layer in self.all_layers:
-            total += self._attention_weights()
+            total += self.attention_weights
             total += self._expert_weights() if self.has_experts(layer) else 3 * self.hidden_size * self.ffn_hidden_size
             total += output + 2 * self.hidden_size * self.hidden_size if self.predicts_further(layer) else 0
         return total
 
-    def _attention_weights(self) -> int:
+    @property
+    def attention_weights(self) -> int:
         """Weights in the matrices of one layer's attention, without norms and biases."""
         hidden, heads = self.hidden_size, self.num_heads
         output = heads * self.v_head_size * hidden

@@ -61,12 +61,10 @@ def proposals(
     most_bytes = HEADROOM * min(now_bytes, available_bytes or now_bytes)
 
     def tried(settings: Settings) -> Proposal | None:
-        changed = replace(args, **settings)
-        given = accepted.given | settings.keys()
-        found = rules.check(changed, given, task=task, world_size=world_size, hf_config=hf_config, path="spec.args")
-        if not settings or errors(found):
+        if not settings or not is_accepted(accepted, settings, world_size, task=task, hf_config=hf_config):
             return None
-        return Proposal(settings=settings, total_bytes=estimate(changed, shape, world_size, task=task).peak.total)
+        total_bytes = estimate(replace(args, **settings), shape, world_size, task=task).peak.total
+        return Proposal(settings=settings, total_bytes=total_bytes)
 
     kinds = (_micro_batches(args), _recomputation(args), _moments(args), _lengths(args, shape))
     alone = [_first_that_fits(kind, tried, most_bytes) for kind in kinds]
@@ -74,6 +72,15 @@ def proposals(
         return found
     together = _first_that_fits(_combinations(kinds, tried), tried, most_bytes)
     return () if together is None else (together,)
+
+
+def is_accepted(
+    accepted: Accepted, settings: Settings, world_size: int, *, task: Task, hf_config: Mapping[str, Any] | None
+) -> bool:
+    """Whether no rule between arguments refuses the settings on top of what was accepted."""
+    changed, given = replace(accepted.args, **settings), accepted.given | settings.keys()
+    found = rules.check(changed, given, task=task, world_size=world_size, hf_config=hf_config, path="spec.args")
+    return not errors(found)
 
 
 def _first_that_fits(
