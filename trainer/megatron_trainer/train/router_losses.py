@@ -26,7 +26,7 @@ def names(config: TransformerConfig) -> tuple[str, ...]:
 def take(config: TransformerConfig, num_micro_batches: int, device: torch.device) -> dict[str, float]:
     """The step's losses: means over layers with experts, micro-batches and ranks. Collective.
 
-    The tracker is made again at the next step: another model of this process may have more layers.
+    The next step creates a new tracker: another model of this process may have more layers.
     """
     wanted = names(config)
     if not wanted:
