@@ -22,7 +22,8 @@ from megatron_trainjob.memory.adapter import adapter_parameters
 OVERHEAD_BYTES = 2 * 1024**3
 LOGITS_AT_ONCE = 2**27
 """Logits are computed for a chunk of tokens at a time: its elements on one rank, 512 MiB in float32."""
-STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 2}
+"""An element of the optimizer's state. TransformerEngine stores 8-bit ones twice, once transposed (seen on an H200)."""
 
 
 @dataclass(frozen=True, kw_only=True)
