@@ -20,11 +20,16 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, kw_only=True)
 class Row:
-    """One micro-batch on a rank: its tokens, the longest sequence in it, and bytes of an element."""
+    """One micro-batch on a rank: its tokens, the longest sequence in it, and bytes of an element.
+
+    `input_bytes` are those of an element that a linear keeps of its input for its weight's gradient: 1 where it
+    multiplies in FP8 and trains its weight, because TransformerEngine then keeps the 8-bit copy alone.
+    """
 
     tokens: int
     longest: int
     element_bytes: int
+    input_bytes: int
 
 
 def layer_input_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
@@ -40,7 +45,7 @@ def layer_bytes(args: TrainArgs, shape: Model, row: Row, *, has_experts: bool) -
     attention and the feed-forward part.
     """
     hidden = layer_input_bytes(args, shape, row)
-    norm_outputs = 0.0 if _recomputes(args, "layernorm") else 2 * hidden
+    norm_outputs = 0.0 if _recomputes(args, "layernorm") else 2 * hidden * row.input_bytes / row.element_bytes
     dropout_masks = 2 * hidden / row.element_bytes if args.hidden_dropout else 0.0
     feed_forward = _expert_bytes(args, shape, row) if has_experts else _dense_bytes(args, shape, row)
     return 2 * hidden + norm_outputs + dropout_masks + _attention_bytes(args, shape, row) + feed_forward
@@ -53,7 +58,8 @@ def _recomputes(args: TrainArgs, module: str) -> bool:
 def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Queries, keys, values and the attention output, T * (...) * e / tp, and the scores if the kernel stores them.
 
-    Latent attention also stores its compressed queries and keys, replicated on every tensor rank.
+    Latent attention also stores its compressed queries and keys, replicated on every tensor rank. Normalized queries
+    and keys are stored before the norm too, and the output once more in 8 bits for the linear that follows.
     """
     tensor = args.tensor_model_parallel_size
     queries = shape.num_heads * shape.qk_head_size
@@ -61,10 +67,12 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     keys_values = kv_heads * (shape.qk_head_size + shape.v_head_size)
     output = shape.num_heads * shape.v_head_size
     projected = 0 if _recomputes(args, "mla_up_proj") else queries + keys_values
-    elements = row.tokens * (projected + output) / tensor
+    normalized = queries + kv_heads * shape.qk_head_size if shape.qk_norm else 0
+    elements = row.tokens * (projected + normalized + output) / tensor
     latent = row.tokens * (shape.q_lora_rank + shape.kv_lora_rank + shape.qk_rope_size)
     split = elements + (latent if shape.kv_lora_rank else 0)
-    return split * row.element_bytes + _score_bytes(args, shape, row)
+    copied = row.tokens * output / tensor * row.input_bytes if row.input_bytes < row.element_bytes else 0
+    return split * row.element_bytes + copied + _score_bytes(args, shape, row)
 
 
 def _score_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
@@ -85,29 +93,30 @@ def _dense_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Gate and up projections and their product, 3 * T * f * e / tp."""
     if _recomputes(args, "mlp"):
         return 0.0
-    elements = 3 * shape.ffn_hidden_size / args.tensor_model_parallel_size
-    return row.tokens * elements * row.element_bytes
+    width = shape.ffn_hidden_size / args.tensor_model_parallel_size
+    return row.tokens * width * (2 * row.element_bytes + row.input_bytes)
 
 
 def _expert_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
-    """Routed tokens before and after the experts, 2 * T * k * h * e, and inside, 3 * T * k * w * e / etp.
+    """Routed tokens before the experts, T * k * h * e, and inside, 3 * T * k * w * e / etp.
 
-    Assumes that the router distributes tokens evenly over the expert ranks; k experts process each token. Router logits
-    and probabilities are float32, and shared experts count as a dense block.
+    Assumes that the router distributes tokens evenly over the expert ranks; k experts process each token, whose
+    outputs are stored nowhere because probabilities are applied inside. Router logits and probabilities are float32,
+    and shared experts count as a dense block.
     """
     if _recomputes(args, "moe"):
         return 0.0
     per_token = shape.experts_per_token
     if args.moe_expert_capacity_factor is not None:
         per_token = int(per_token * args.moe_expert_capacity_factor) or 1
-    inside = 3 * shape.expert_width / derive.expert_tensor_parallel_size(args)
-    if _recomputes(args, "moe_act"):
-        inside = inside * 2 / 3
+    width = shape.expert_width / derive.expert_tensor_parallel_size(args)
+    product = 0 if _recomputes(args, "moe_act") else row.input_bytes
+    inside = width * (2 * row.element_bytes + product) * _expert_token_share(args)
     tokens = row.tokens / (args.tensor_model_parallel_size if args.sequence_parallel else 1)
-    routed = tokens * per_token * (2 * shape.hidden_size + inside * _expert_token_share(args))
+    routed = tokens * per_token * (shape.hidden_size * row.input_bytes + inside)
     router = tokens * 2 * shape.num_experts * FLOAT32_BYTES
-    shared = 3 * shape.shared_expert_width / args.tensor_model_parallel_size
-    return (routed + row.tokens * shared) * row.element_bytes + router
+    shared = shape.shared_expert_width / args.tensor_model_parallel_size * (2 * row.element_bytes + row.input_bytes)
+    return routed + row.tokens * shared + router
 
 
 def _expert_token_share(args: TrainArgs) -> int:

@@ -99,6 +99,7 @@ def estimate(
         tokens=-(-tokens // args.context_parallel_size),
         longest=min(longest, tokens),
         element_bytes=_element_bytes(args, shape),
+        input_bytes=1 if args.fp8_format and args.train_type == "full" else _element_bytes(args, shape),
     )
     chunks = placement.chunks_of_stages(args, shape.num_layers)
     held = [[layer for chunk in of_stage for layer in chunk] for of_stage in chunks]
@@ -156,7 +157,7 @@ def _stage(
         stage=stage,
         parameters=round(weights),
         trainable=round(trained.total),
-        weights=round(weights * row.element_bytes),
+        weights=round(weights * row.element_bytes + _eight_bit_bytes(args, held)),
         gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
         optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
         activations=round(activations),
@@ -164,6 +165,14 @@ def _stage(
         overhead=OVERHEAD_BYTES,
         reference=round(reference * row.element_bytes),
     )
+
+
+def _eight_bit_bytes(args: TrainArgs, held: _Held) -> float:
+    """Weights of the linears in 8 bits, as they are and transposed, which FP8 keeps from one micro-batch to the next.
+
+    With fp8_param_gather they are instead of those in 16 bits, as many bytes.
+    """
+    return 2 * (held.total - held.edge) if args.fp8_format and not args.fp8_param_gather else 0.0
 
 
 def _tower_bytes(args: TrainArgs, shape: Model, vision: Vision, row: Row, world_size: int, task: Task) -> float:
