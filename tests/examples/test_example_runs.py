@@ -15,7 +15,11 @@ QUICK = ("lora-one-gpu", "full-two-nodes", "experts", "pretrain-stream", "dpo")
 RESUMED = "resume-another-layout"
 FAMILIES = {"quickstart": "llama"}
 """Of manifests that name a folder and no model."""
-NAMES = [name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES if name != RESUMED]
+ELSEWHERE = (RESUMED, "vision")
+"""Run by a test of their own: below, and test_vision.py with the example's own model and images."""
+NAMES = [
+    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES if name not in ELSEWHERE
+]
 
 
 @pytest.fixture(scope="module")
