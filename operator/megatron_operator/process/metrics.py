@@ -5,6 +5,7 @@ Counts what others report; decides nothing. One registry per process, passed as 
 
 from __future__ import annotations
 
+import itertools
 from collections import Counter as Tally
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
@@ -15,10 +16,14 @@ from prometheus_client.registry import Collector
 
 from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import Request
+from megatron_operator.core.timestamp import to_seconds
 
 Object = Mapping[str, Any]
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)
 SLOW_S = (0.5, 1, 2.5, 5, 10, 30, 60, 120, 300, 600, 1800, 3600, 7200)
+RESTART_S = (0.1, 0.25, 0.5, 1, 2.5, 5, 10, 20, 30, 60, 120, 300, 600)
+RESTART_PHASES = ("detected", "decided", "ranksStarted", "processGroup", "loaded", "firstStep")
+"""Times of status.lastRestart, in order; each phase but the first lasts from the one before it."""
 
 
 class Metrics:
@@ -31,6 +36,12 @@ class Metrics:
         self.restarts = self._counter("megatron_job_restarts", "Restarts of a job's whole gang.", "namespace", "reason")
         self.start_s = self._histogram(
             "megatron_job_start_seconds", "From a job's creation until all its pods run.", SLOW_S
+        )
+        self.restart_s = self._histogram(
+            "megatron_job_restart_phase_seconds",
+            "Phases of restarts that reached their first step, each named by its end; total has all.",
+            RESTART_S,
+            *("phase", "in_place"),
         )
         self.pods_created_s = self._histogram(
             "megatron_job_pods_created_seconds", "From a job's creation until its pods exist.", SLOW_S
@@ -93,9 +104,22 @@ class Metrics:
             self.restarts.labels(namespace, _reason(new, names.RESTARTING)).inc()
         if _is_true(new, names.RUNNING) and not _is_true(old, names.RUNNING) and not _restarts(new):
             self.start_s.observe(max(0.0, now - created_at))
+        self._on_last_restart(old.get("lastRestart") or {}, new.get("lastRestart") or {})
         for result in (names.SUCCEEDED, names.FAILED):
             if _is_true(new, result) and not _is_true(old, result):
                 self.finished.labels(namespace, result, _reason(new, result)).inc()
+
+    def _on_last_restart(self, old: Object, new: Object) -> None:
+        """Observes the phases once all of them are known."""
+        is_known = "firstStepTime" in old and old.get("attempt") == new.get("attempt")
+        if "firstStepTime" not in new or is_known:
+            return
+        in_place = str(bool(new.get("inPlace"))).lower()
+        reached = [(phase, to_seconds(new.get(f"{phase}Time"))) for phase in RESTART_PHASES]
+        times = [(phase, at) for phase, at in reached if at is not None]
+        for (_, since), (phase, at) in itertools.pairwise(times):
+            self.restart_s.labels(phase, in_place).observe(max(0.0, at - since))
+        self.restart_s.labels("total", in_place).observe(max(0.0, times[-1][1] - times[0][1]))
 
     def report_at_scrape(self, source: Callable[[], Iterator[GaugeMetricFamily]]) -> None:
         """Adds gauges that are computed at scrape time."""
