@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[2]
 ARGS = TrainArgs(model="m", dataset=("d",), train_iters=1, max_length=64)
 
 NOT_OF_THE_MATHS = {
-    *("_attn_implementation", "pad_token_id", "rope_parameters", "text_config", "vision_config"),
+    *("_attn_implementation", "pad_token_id", "rope_parameters", "text_config", "vision_config", "get_text_config"),
     # Balancing is the arguments' business.
     *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
     # Dropout of hidden states is the arguments' business.
@@ -46,7 +46,7 @@ READ_ELSEWHERE = {
 }
 """Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""
 
-ONLY_KEPT = {"qwen3_vl": {"layer_types"}}
+ONLY_KEPT = dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), {"layer_types"})
 """Keys that a family's code stores and does not use."""
 
 OF_THE_WHOLE = ("image_token_id", "video_token_id", "tie_word_embeddings")

@@ -30,6 +30,18 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
     "dp2": (2, {}),
     "dp2 overlapped": (2, {"overlap_grad_reduce": True}),
 }
+OF_EXPERTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "ep2": (2, {"expert_model_parallel_size": 2}),
+    "tp2 ep2": (
+        2,
+        {
+            "tensor_model_parallel_size": 2,
+            "sequence_parallel": True,
+            "expert_model_parallel_size": 2,
+            "expert_tensor_parallel_size": 1,
+        },
+    ),
+}
 
 
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -55,7 +67,7 @@ def compared(name: str, layout: str, root: Path, adapter: Path | None = None, **
     """What the first rank found; the others have found nothing worse. adapter: of peft, in place of the model alone."""
     directory = tiny_model.make(name, root)
     reference = adapter or image_parity.make_reference(directory, vision_of(directory))
-    ranks, arguments = LAYOUTS[layout]
+    ranks, arguments = {**LAYOUTS, **OF_EXPERTS}[layout]
     every = gloo_ranks(ranks).run(image_parity.compare, directory, {**arguments, **settings}, reference=reference)
     for found in every:
         check(found)
@@ -76,6 +88,7 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
     [
         *(("qwen2_vl", layout) for layout in ("one rank", "tp2 sp", "pp2")),
         *(("qwen3_vl", layout) for layout in LAYOUTS),
+        *(("qwen3_vl_moe", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
     ],
 )
 def test_every_family_with_images_equals_transformers(name: str, layout: str, model_root: Path):
@@ -96,6 +109,8 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     **{layout: ("qwen2_5_vl", layout, "nothing", {}) for layout in ("tp2", "tp2 sp", "pp2", "cp2", "dp2 overlapped")},
     "reentrant": ("qwen2_5_vl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "deep features recomputed": ("qwen3_vl", "recomputed", "nothing", {}),
+    "stacked experts": ("qwen3_vl_moe", "one rank", "nothing", {"target_modules": ["all-linear", "all-router"]}),
+    "stacked experts over ep2": ("qwen3_vl_moe", "ep2", "nothing", {}),
 }
 """The model, the layout, what is frozen, and further arguments."""
 
@@ -103,11 +118,13 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
 @pytest.mark.dist
 @pytest.mark.parametrize("case", ADAPTED)
 def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, model_root: Path):
-    """Adapters of the tower are random, so that peft has to load them; they and their gradients are compared."""
+    """Adapters of the tower and of experts are random, so that peft has to load them; they and their gradients are
+    compared.
+    """
     name, layout, frozen, more = ADAPTED[case]
     settings, parts = FROZEN[frozen]
     directory = tiny_model.make(name, model_root)
-    (adapted,) = gloo_ranks(1).run(image_parity.write_adapter, directory, settings, tmp_path / "adapter")
+    (adapted,) = gloo_ranks(1).run(image_parity.write_adapter, directory, {**settings, **more}, tmp_path / "adapter")
     reference = image_parity.make_reference(directory, vision_of(directory), tmp_path / "adapter")
     found = compared(name, layout, model_root, reference, **settings, **more, train_type="lora")
     assert {part_of(name) for name in adapted} == {part_of(name) for name in found.trained} == parts

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from megatron_trainjob import input_file, quantization
-from megatron_trainjob.families import shapes, tensors
+from megatron_trainjob.families import shapes, stacks, tensors
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.quantization import Quantization
@@ -82,6 +82,7 @@ def problems(
         return
     if stored and model is not None and model.vision:
         stored = {in_table(name): tensor for name, tensor in stored.items()}
+        stored = _unstacked(stored, model)
     if stored and tensors.is_decoder_alone(stored):
         stored = {f"{tensors.DECODER}{name}": tensor for name, tensor in stored.items()}
     if stored and model is not None and model.tied and not has_scores and tensors.is_output_alone(stored):
@@ -92,6 +93,15 @@ def problems(
         yield from tensors.difference(model, own, has_scores=has_scores)
     wanted = _rows_alone(config, stored or {}) if model is None else shapes.shapes(model, has_scores=has_scores)
     yield from shapes.summaries(_misfits(stored or {}, wanted, scales, is_tied=model is not None and model.tied))
+
+
+def _unstacked(stored: Mapping[str, Stored], model: Model) -> dict[str, Stored]:
+    """The tensors with the matrices of experts in place of their stacks; in torch files these are not known."""
+    found: dict[str, Stored] = {}
+    for name, tensor in stored.items():
+        slabs = stacks.slabs(name, tensor.shape or (), model.hidden_size) if stacks.is_stack(name) else {}
+        found |= {own: replace(tensor, shape=slab.shape) for own, slab in slabs.items()} or {name: tensor}
+    return found
 
 
 def _rows_alone(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, shapes.Shape]:

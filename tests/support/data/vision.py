@@ -18,7 +18,7 @@ TOKENS = (
     *("<|box_start|>", "<|box_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
-TEMPLATES = {"qwen2_5_vl": "qwen2_5_vl", "qwen2_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl"}
+TEMPLATES = {"qwen2_5_vl": "qwen2_5_vl", "qwen2_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"}
 """By model_type: the file among TRL's copies of the templates of published models."""
 
 
@@ -77,13 +77,13 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
         Qwen3VLVideoProcessor,
     )
 
-    kinds = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor, "qwen3_vl": Qwen3VLProcessor}
+    kinds = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor}
     own = AutoTokenizer.from_pretrained(folder)
     images = AutoImageProcessor.from_pretrained(folder, backend="pil")
-    videos = Qwen3VLVideoProcessor if kind == "qwen3_vl" else Qwen2VLVideoProcessor
+    videos = Qwen2VLVideoProcessor if kind in kinds else Qwen3VLVideoProcessor
     sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": dict(images.size)}
     colors = {"image_mean": images.image_mean, "image_std": images.image_std}
-    return kinds[kind](
+    return kinds.get(kind, Qwen3VLProcessor)(
         image_processor=images,
         tokenizer=own,
         video_processor=videos(**sizes, **colors, do_sample_frames=False),

@@ -97,6 +97,20 @@ _TOWER = {
     "temporal_patch_size": 2,
 }
 
+_QWEN3_VL = {
+    **_IMAGES,
+    "head_dim": 32,
+    "rope_parameters": {**_SECTIONS, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
+    "vision_config": {
+        **_TOWER,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 64,
+        "num_position_embeddings": 16,
+        "deepstack_visual_indexes": [0, 2],
+    },
+}
+
 # Name -> (model_type, settings beyond _DECODER).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -200,21 +214,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             },
         },
     ),
-    "qwen3_vl": (
-        "qwen3_vl",
-        {
-            **_IMAGES,
-            "head_dim": 32,
-            "rope_parameters": {**_SECTIONS, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
-            "vision_config": {
-                **_TOWER,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "out_hidden_size": 64,
-                "num_position_embeddings": 16,
-                "deepstack_visual_indexes": [0, 2],
-            },
-        },
+    "qwen3_vl": ("qwen3_vl", _QWEN3_VL),
+    "qwen3_vl_moe": (
+        "qwen3_vl_moe",
+        {**_QWEN3_VL, **_EXPERTS, "moe_intermediate_size": 48, "mlp_only_layers": [2]},
     ),
 }
 EXPERT_MODELS = frozenset(

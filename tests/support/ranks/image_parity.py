@@ -94,7 +94,7 @@ def write_adapter(directory: Path, settings: dict[str, Any], adapter: Path) -> f
 def make_reference(directory: Path, vision: Any, adapter: Path | None = None) -> Path:
     """The file with transformers' logits of each sample, the mean loss of the micro-batches, and its gradients.
 
-    adapter: loaded by peft; then the gradients are those of its matrices in the tower.
+    adapter: loaded by peft; then the gradients are those of its matrices in the tower and in stacked experts.
     """
     import torch
     from peft import PeftModel
@@ -129,13 +129,25 @@ def make_reference(directory: Path, vision: Any, adapter: Path | None = None) ->
 
 
 def _of_adapters(model: Any) -> dict[str, Any]:
-    """The gradients of the tower's adapters, by the names that they have in training here."""
+    """The gradients of the adapters of the tower and of experts, by the names that they have in training here."""
     found = {}
     for name, parameter in model.named_parameters():
+        if ".experts." in name and parameter.grad is not None:
+            found |= _of_experts(name, parameter.grad)
         if ".visual." in name and parameter.grad is not None:
             module, half = name[name.index(".visual.") + 1 :].removesuffix(".default.weight").rsplit(".lora_", 1)
             found[f"{module}.lora.{half}"] = parameter.grad
     return found
+
+
+def _of_experts(name: str, gradient: Any) -> dict[str, Any]:
+    """That of A [E x r, inputs] or B [outputs, r x E] of a stack, expert by expert. Four experts."""
+    layer = name.partition(".layers.")[2].partition(".")[0]
+    linear = "linear_fc1" if ".base_layer." in name else "linear_fc2"
+    half = "A" if ".lora_A." in name else "B"
+    by_expert = gradient.chunk(4) if half == "A" else gradient.unflatten(1, (-1, 4)).unbind(-1)
+    of_layer = f"decoder.layers.{layer}.mlp.experts.local_experts."
+    return {f"{of_layer}{expert}.{linear}.lora.{half}": each for expert, each in enumerate(by_expert)}
 
 
 def _theirs(model: Any, one: Any) -> Any:
@@ -183,7 +195,7 @@ def _built(directory: Path, settings: dict[str, Any], virtual_stages: int | None
     add_adapters(models, args)
     with torch.no_grad():
         for name, parameter in named_parameters(models):
-            if is_adapter(name) and name.endswith(".B") and name.startswith("visual."):
+            if is_adapter(name) and name.endswith(".B") and (name.startswith("visual.") or ".experts." in name):
                 drawn = torch.randn(parameter.shape, generator=generator_of(name, adapter_settings(args)))
                 parameter.copy_(0.1 * drawn)
     return models, spec, args

@@ -20,8 +20,9 @@ from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 
 from megatron_trainer import backend as backends
 from megatron_trainer import parallel
-from megatron_trainer.convert.adapter import load_adapter, save_adapter
+from megatron_trainer.convert.adapter import check_loadable, load_adapter, save_adapter
 from megatron_trainer.convert.load import load_weights
+from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.lora.merge import merged
 from megatron_trainer.lora.names import named_parameters, unwrapped
@@ -148,6 +149,23 @@ def make_adapter(directory: str, adapter: str, **given: Any) -> None:
     model = build(directory, **given)
     randomise(model)
     save_adapter(model.chunks, model.spec, model.args, Path(adapter))
+
+
+def refusal_of_its_form(directory: str, **given: Any) -> str:
+    """What is said of adapters that peft would not load, empty if it loads them."""
+    model = build(directory, **given)
+    try:
+        check_loadable(model.chunks, model.spec, model.args)
+    except InvalidInput as refused:
+        return str(refused.violations[0])
+    return ""
+
+
+def write_again(directory: str, adapter: str, folder: str, **given: Any) -> None:
+    """Loads the adapter and writes what it has become."""
+    model = build(directory, **given)
+    load_adapter(model.chunks, model.spec, model.args, Path(adapter))
+    save_adapter(model.chunks, model.spec, model.args, Path(folder))
 
 
 def use_adapter(directory: str, adapter: str, folder: str, **given: Any) -> dict[str, Any]:

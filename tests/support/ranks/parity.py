@@ -98,7 +98,20 @@ def in_table_names(directory: Path) -> dict[str, Any]:
 
     from megatron_trainjob.families.weights import in_table
 
-    return {in_table(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
+    stored = {in_table(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
+    return {name: tensor for key, whole in stored.items() for name, tensor in _one_by_one(key, whole)}
+
+
+def _one_by_one(name: str, whole: Any) -> Any:
+    """The matrices of each expert where the tensor has those of all, in the form of transformers' modules."""
+    owner, _, kind = name.rpartition(".")
+    if not owner.endswith(".experts"):
+        yield name, whole
+        return
+    for expert, matrix in enumerate(whole):
+        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
+        for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
+            yield f"{owner}.{expert}.{part}.weight", rows
 
 
 def compare(

@@ -11,7 +11,7 @@ from typing import Any
 
 from tests.support.arguments.scaled_runs import ScaledRun
 from tests.support.data import preference_data
-from tests.support.models import prediction_model, retrieval_truth, tiny_model
+from tests.support.models import prediction_model, retrieval_truth, seeing_model, tiny_model
 from tests.support.ranks import exporting, tiny_run
 
 ROWS = 48
@@ -37,6 +37,8 @@ class StandIns:
         folder = self.root / "models"
         if num_predicting:
             return prediction_model.make(name, folder, number=num_predicting)
+        if name in tiny_model.SEEING_MODELS:
+            return seeing_model.make(name, folder)
         return tiny_model.make(name, folder)
 
     def checkpoint(self, name: str) -> Path:
@@ -108,6 +110,8 @@ def _files(run: ScaledRun, stand_ins: StandIns) -> dict[str, Any]:
 
 def kind_of(run: ScaledRun) -> str:
     """The kind of rows that the run reads, of DATA."""
+    if run.model in tiny_model.SEEING_MODELS:
+        return "pairs of pictures" if run.task == "rlhf" else "pictures"
     if run.task == "rlhf":
         return "singles" if run.arguments.get("rlhf_type") == "kto" else "pairs"
     return {"pt": "texts"}.get(run.task) or str(run.arguments.get("task_type") or "conversations")
@@ -153,4 +157,6 @@ DATA: dict[str, Callable[[Path], object]] = {
     "embedding": _triplets,
     "reranker": _ranked,
     "generative_reranker": _ranked,
+    "pictures": lambda path: seeing_model.write_rows(path.with_suffix(""), path, rows=ROWS),
+    "pairs of pictures": lambda path: seeing_model.write_pairs(path.with_suffix(""), path, rows=ROWS),
 }

@@ -21,7 +21,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from megatron_trainer.convert import companions, peft_format, table
+from megatron_trainer.convert import companions, peft_format, stacked_adapter, table
 from megatron_trainer.convert.adapter_source import AdapterSource, open_adapter
 from megatron_trainer.convert.companions import Companions
 from megatron_trainer.convert.peft_format import HALVES
@@ -35,6 +35,7 @@ from megatron_trainer.lora.adapter import Pair, adapted_modules, adapter_of
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import FAMILIES
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
@@ -62,15 +63,31 @@ def check_loadable(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Tra
 
     Raises InvalidInput, before anything is trained.
     """
-    clash = peft_format.mistaken_for_experts(agree.union(m for one in _adapted(chunks, spec) for m in one.modules))
-    if not clash or args.merge_lora:
+    problem = _not_loadable(agree.union(m for one in _adapted(chunks, spec) for m in one.modules), spec)
+    whole = _whole_experts(agree.union(_modules_to_save(chunks, spec)), spec)
+    if args.merge_lora or not (problem or whole):
         return
-    argument = "target_modules" if args.target_regex is None else "target_regex"
-    message = (
-        f"peft mistakes the adapters of {clash} for those of routed experts and drops them; set merge_lora: true to "
-        "get the whole model, or omit either kind"
-    )
+    argument = "modules_to_save" if whole else "target_modules" if args.target_regex is None else "target_regex"
+    remedy = "name other modules" if whole else "omit either kind"
+    message = f"{whole or problem}; set merge_lora: true to get the whole model, or {remedy}"
     raise InvalidInput((Violation(path=f"spec.args.{argument}", value=getattr(args, argument), message=message),))
+
+
+def _whole_experts(saved: frozenset[str], spec: ModelSpec) -> str:
+    """What peft cannot store of experts that train in full, if they are stored in stacks."""
+    stacks = FAMILIES[spec.model.family].stacks_experts
+    kinds = sorted({peft_format.layer_of(name) for name in saved if stacks and ".experts." in name})
+    return f"peft cannot keep {', '.join(kinds)} beside adapters, parts of a tensor of all experts" if kinds else ""
+
+
+def _not_loadable(adapted: frozenset[str], spec: ModelSpec) -> str:
+    """What peft would make of these adapters, if it would not load all of them."""
+    if FAMILIES[spec.model.family].stacks_experts:
+        partly = stacked_adapter.partly_adapted(adapted, spec.model.num_experts)
+        kinds = ", ".join(sorted({peft_format.layer_of(name) for name in partly}))
+        return f"peft adapts all experts of a layer or none, and of {kinds} only some are adapted" if kinds else ""
+    clash = peft_format.mistaken_for_experts(adapted)
+    return f"peft mistakes the adapters of {clash} for those of routed experts and drops them" if clash else ""
 
 
 def save_adapter(
@@ -92,21 +109,12 @@ def save_adapter(
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
     """
     adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)
-    in_model = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
     every = agree.union(name.rsplit(".", 1)[0] for entry in table.entries(chunks, spec) for name in entry.names)
     saved = agree.union(_modules_to_save(chunks, spec))
-    if clash := peft_format.mistaken_for_experts(adapted):
-        logger.warning(
-            "peft mistakes the adapters of %s for those of routed experts and drops them; vLLM loads them", clash
-        )
+    if problem := _not_loadable(adapted, spec):
+        logger.warning("%s; vLLM loads them", problem)
     width = max(map(int, agree.union(str(one.pair.rank) for one in _adapted(chunks, spec))), default=args.lora_rank)
-    config = peft_format.config(
-        args,
-        rank=width,
-        base_model=str(spec.directory),
-        target_modules=peft_format.shortest_targets(frozenset(map(in_model, adapted)), frozenset(map(in_model, every))),
-        modules_to_save=map(in_model, saved),
-    )
+    config = _config(spec, args, width, adapted, every, saved)
     mine = {key: tensor.to("cpu", copy=True).contiguous() for key, tensor in _gathered(chunks, spec, adapted, width)}
 
     def write_part(aside: Path) -> None:
@@ -115,12 +123,47 @@ def save_adapter(
 
     def write_whole(aside: Path) -> None:
         if dist.get_rank() == 0:
-            _join_parts(aside, named=peft_format.below_decoder if args.task_type == "embedding" else in_model)
+            _join_parts(aside, partial(_as_stored, spec=spec, args=args))
             (aside / peft_format.CONFIG_FILE).write_text(json.dumps(config, indent=2) + "\n")
             if changed is not None:
                 companions.write_beside_adapter(aside, spec, changed)
 
     publish(Path(directory), [write_part, write_whole], keeps_others=keeps_others, door=door)
+
+
+def _config(
+    spec: ModelSpec,
+    args: TrainArgs,
+    width: int,
+    adapted: frozenset[str],
+    every: frozenset[str],
+    saved: frozenset[str],
+) -> dict[str, object]:
+    """The content of adapter_config.json. width: of the widest adapter. every: all modules with weights."""
+    in_model = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
+    stacks = FAMILIES[spec.model.family].stacks_experts
+    as_parameters = stacked_adapter.parameters(every) if stacks else {}
+    of_adapted = {name: parameter for name, parameter in as_parameters.items() if name in adapted}
+    modules, others = (frozenset(map(in_model, names - as_parameters.keys())) for names in (adapted, every))
+    parameters, further = (frozenset(map(in_model, names.values())) for names in (of_adapted, as_parameters))
+    return peft_format.config(
+        args,
+        rank=width,
+        base_model=str(spec.directory),
+        target_modules=peft_format.shortest_targets(modules, others),
+        target_parameters=stacked_adapter.target_parameters(parameters, further),
+        modules_to_save=map(in_model, saved),
+    )
+
+
+def _as_stored(tensors: Mapping[str, Tensor], *, spec: ModelSpec, args: TrainArgs) -> dict[str, Tensor]:
+    """The tensors by the names that peft has for them, with those of stacked experts in one."""
+    if FAMILIES[spec.model.family].stacks_experts:
+        tensors = stacked_adapter.stacked(tensors, spec.model.num_experts)
+    named = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
+    if args.task_type == "embedding":
+        named = partial(peft_format.below_decoder)
+    return {named(key): tensor for key, tensor in tensors.items()}
 
 
 @torch.no_grad()
@@ -289,14 +332,14 @@ def _shares(tensor: Tensor, share: Share, group: dist.ProcessGroup) -> list[Tens
     return parts if is_first else []
 
 
-def _join_parts(aside: Path, *, named: Callable[[str], str]) -> None:
+def _join_parts(aside: Path, as_stored: Callable[[Mapping[str, Tensor]], Mapping[str, Tensor]]) -> None:
     tensors: dict[str, Tensor] = {}
     parts = sorted(aside.glob("part-*.safetensors"))
     for part in parts:
         with safe_open(part, framework="pt") as file:
-            tensors.update({named(key): file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
+            tensors.update({key: file.get_tensor(key) for key in file.keys()})  # noqa: SIM118 - no mapping
     weights = aside / peft_format.WEIGHTS_FILE
-    save_file(tensors, weights, metadata={"format": "pt"})
+    save_file(dict(as_stored(tensors)), weights, metadata={"format": "pt"})
     weights.chmod(aside.stat().st_mode & 0o666)  # safetensors makes it readable by its owner only
     for part in parts:
         part.unlink()

@@ -11,8 +11,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_trainer.convert import peft_format
+from megatron_trainer.convert import peft_format, stacked_adapter
 from megatron_trainer.convert.source import StoredTensor
+from megatron_trainer.convert.stacked_adapter import Part
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
 from megatron_trainjob import input_file
@@ -123,7 +124,10 @@ def open_adapter(directory: Path) -> AdapterSource:
         raise InvalidInput((_violation(directory, message),), ExitCode.MISSING_INPUT)
     named = peft_format.with_decoder if config.get("task_type") == _OF_DECODER else _in_table
     names = {named(key): key for key in file.keys()}  # noqa: SIM118 - no mapping
-    return AdapterSource(directory=directory, config=config, file=_Renamed(file, names), keys=frozenset(names))
+    shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in names.items() if ".experts." in name}
+    parts = stacked_adapter.parts(shapes, config)
+    keys = {*names, *parts} - {part.key for part in parts.values()}
+    return AdapterSource(directory=directory, config=config, file=_Renamed(file, names, parts), keys=frozenset(keys))
 
 
 def _in_table(key: str) -> str:
@@ -134,18 +138,33 @@ def _in_table(key: str) -> str:
 
 @dataclass(frozen=True)
 class _Renamed:
-    """A file whose tensors are renamed to the names of a full model."""
+    """A file whose tensors are renamed to the names of a full model, and those of stacked experts split."""
 
     file: Any
     names: Mapping[str, str]
+    parts: Mapping[str, Part]
 
     def get_slice(self, key: str) -> Any:  # noqa: ANN401 - safetensors' slice has no type of its own
-        return self.file.get_slice(self.names[key])
+        return _Computed(self.get_tensor(key)) if key in self.parts else self.file.get_slice(self.names[key])
 
     def get_tensor(self, key: str) -> Tensor:
         """The whole tensor."""
-        found: Tensor = self.file.get_tensor(self.names[key])
-        return found
+        part = self.parts.get(key)
+        found: Tensor = self.file.get_tensor(self.names[part.key if part else key])
+        return part.of(found) if part else found
+
+
+@dataclass(frozen=True)
+class _Computed:
+    """A tensor in memory, with the interface of safetensors' slices."""
+
+    tensor: Tensor
+
+    def get_shape(self) -> list[int]:
+        return list(self.tensor.shape)
+
+    def __getitem__(self, index: Any) -> Tensor:  # noqa: ANN401 - a slice or a tuple of them
+        return self.tensor[index]
 
 
 def _is_of_adapter(key: str, stored: Any) -> bool:  # noqa: ANN401 - safetensors' slice has no type of its own

@@ -52,9 +52,19 @@ def full_key(name: str, adapted_modules: Iterable[str]) -> str:
 
 
 def config(
-    args: TrainArgs, *, rank: int, base_model: str, target_modules: Iterable[str], modules_to_save: Iterable[str]
+    args: TrainArgs,
+    *,
+    rank: int,
+    base_model: str,
+    target_modules: Iterable[str],
+    target_parameters: Iterable[str] = (),
+    modules_to_save: Iterable[str],
 ) -> dict[str, object]:
-    """The content of adapter_config.json. rank: of the widest adapter, with the scale for the run's own rank."""
+    """The content of adapter_config.json. rank: of the widest adapter, with the scale for the run's own rank.
+
+    target_parameters: adapted as parameters, with which peft loads no dropout, not even for inference.
+    """
+    as_parameters = sorted(target_parameters)
     if args.task_type == "embedding":
         target_modules, modules_to_save = (map(below_decoder, names) for names in (target_modules, modules_to_save))
     wider = rank / args.lora_rank
@@ -65,11 +75,12 @@ def config(
         "fan_in_fan_out": False,
         "inference_mode": True,
         "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": args.lora_dropout,
+        "lora_dropout": 0.0 if as_parameters else args.lora_dropout,
         "modules_to_save": sorted(modules_to_save) or None,
         "peft_type": "LORA",
         "r": rank,
         "target_modules": sorted(target_modules),
+        **({"target_parameters": as_parameters} if as_parameters else {}),
         "task_type": _peft_task(args),
         "use_rslora": args.use_rslora,
     }

@@ -25,6 +25,7 @@ from megatron_trainer.convert.publish import on_first_rank, publish
 from megatron_trainer.convert.rules import Sizes, Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
 from megatron_trainer.convert.source import open_checkpoint
+from megatron_trainer.convert.stacking import Stacking, stacked, stacked_pieces, stacking_of
 from megatron_trainer.convert.stream import (
     Piece,
     Read,
@@ -81,12 +82,13 @@ def save_model(
         TrainingError: OUTPUT_NOT_WRITABLE, on all ranks, when any rank could not write.
     """
     first = partial(_is_quantized, table.sizes(spec)) if in_fp8 else none
-    plan = _plan(chunks, spec, dtype, bytes_of(max_shard_size), first)
+    stacking = stacking_of(spec)
+    plan = _plan(chunks, spec, dtype, bytes_of(max_shard_size), first, stacking)
     written = replace(spec, config={**spec.config, **plan.config})
 
     def write(aside: Path) -> None:
         stream = quantize.quantized(tensors(chunks, spec, read=read, first=first), plan.quantized)
-        _write(aside, plan.files, _with_copied(stream, spec))
+        _write(aside, plan.files, _with_copied(stacked(stream, stacking), spec))
 
     def complete(aside: Path) -> None:
         _complete(aside, written, dtype or spec.dtype, plan.index, changed)
@@ -130,6 +132,7 @@ def _plan(
     dtype: torch.dtype | None,
     max_bytes: int,
     first: Callable[[Entry], bool],
+    stacking: Stacking | None,
 ) -> _Plan:
     sizes = table.sizes(spec)
     mine: list[Piece] = []
@@ -139,7 +142,8 @@ def _plan(
         if first(entry):
             quantized.update(entry.names)
             of_entry = [part for piece in of_entry for part in quantize.quantized_pieces(piece)]
-        mine += [replace(piece, name=_stored_name(piece.name, spec)) for piece in of_entry]
+        mine += of_entry
+    mine = [replace(piece, name=_stored_name(piece.name, spec)) for piece in stacked_pieces(mine, stacking)]
     mine += _copied_pieces(spec)
     groups = list(_grouped(mine, max_bytes))
     every: list[list[tuple[Piece, ...]]] = [groups] * dist.get_world_size()

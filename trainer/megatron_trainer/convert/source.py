@@ -21,7 +21,8 @@ from megatron_trainer.convert.rules import Source
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file, quantization, weight_files
 from megatron_trainjob.exit_codes import ExitCode
-from megatron_trainjob.families import tensors
+from megatron_trainjob.families import flat, stacks, tensors
+from megatron_trainjob.families.stacks import Slab
 from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.quantization import Quantization
 from megatron_trainjob.violation import Violation
@@ -49,9 +50,32 @@ class StoredTensor:
 
 
 @dataclass(frozen=True, kw_only=True)
+class StackedMatrix:
+    """A matrix of one expert in a stack; slicing it reads what was asked for."""
+
+    stack: Source
+    slab: Slab
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of the matrix."""
+        return self.slab.shape
+
+    def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:
+        """The rows, or rows and columns, of a slice."""
+        rows, columns = index if isinstance(index, tuple) else (index, slice(None))
+        first, last, _ = rows.indices(self.slab.rows)
+        rows = slice(self.slab.first + first, self.slab.first + last)
+        expert = slice(self.slab.expert, self.slab.expert + 1)
+        if self.slab.is_exchanged:
+            return self.stack[expert, columns, rows][0].t()
+        return self.stack[expert, rows, columns][0]
+
+
+@dataclass(frozen=True, kw_only=True)
 class Checkpoint:
     """files: tensor name -> file, without the scales of quantized ones. stored_names: of tensors stored under another
-    name. Files stay memory-mapped once opened.
+    name. slabs: the matrices of experts that are stored in stacks. Files stay memory-mapped once opened.
     """
 
     directory: Path
@@ -60,6 +84,7 @@ class Checkpoint:
     quantization: Quantization | None = None
     opened: dict[str, Any] = field(default_factory=dict)
     stored_names: Mapping[str, str] = field(default_factory=dict)
+    slabs: Mapping[str, Slab] = field(default_factory=dict)
 
     def with_name(self, name: str, stored: str) -> Checkpoint:
         """The same, with the tensor called `stored` as `name`."""
@@ -94,6 +119,8 @@ class Checkpoint:
         return quantization.grid_problem(name, shape, scales, self.quantization.block)
 
     def _stored(self, name: str, file: str) -> Source:
+        if (slab := self.slabs.get(name)) is not None:
+            return StackedMatrix(stack=self._stored(slab.stack, file), slab=slab)
         if file not in self.opened:
             self.opened[file] = _open(self.directory / file)
         opened = self.opened[file]
@@ -131,7 +158,7 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         files = {name: files[stored] for name, stored in stored_names.items()}
     stored_as = _quantization(directory)
     scales = {name for name in files if stored_as and stored_as.is_scale(name, files)}
-    return Checkpoint(
+    whole = Checkpoint(
         directory=directory,
         files={name: file for name, file in files.items() if name not in scales},
         scale_files={name: files[name] for name in scales},
@@ -139,6 +166,23 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         opened=opened,
         stored_names=stored_names,
     )
+    return _unstacked(whole)
+
+
+def _unstacked(whole: Checkpoint) -> Checkpoint:
+    """The same with the matrices of experts in place of their stacks."""
+    names = [name for name in whole.files if stacks.is_stack(name)]
+    if not names:
+        return whole
+    hidden_size = flat(input_file.read_json(whole.directory / _CONFIG_FILE)).get("hidden_size")
+    slabs: dict[str, Slab] = {}
+    files = dict(whole.files)
+    for name in names:
+        found = stacks.slabs(name, whole.tensor(name).shape, int(hidden_size or 0))
+        slabs |= found
+        if found:
+            files |= dict.fromkeys(found, files.pop(name))
+    return replace(whole, files=files, slabs=slabs)
 
 
 def _source(directory: Path) -> str:

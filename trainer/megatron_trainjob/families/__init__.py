@@ -17,7 +17,7 @@ from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.phi import PHI3
 from megatron_trainjob.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
-from megatron_trainjob.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL
+from megatron_trainjob.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 
 FAMILIES: dict[str, Family] = {
     family.model_type: family
@@ -45,6 +45,7 @@ FAMILIES: dict[str, Family] = {
         QWEN2_VL,
         QWEN2_5_VL,
         QWEN3_VL,
+        QWEN3_VL_MOE,
     )
 }
 """Keys are `model_type` of config.json."""

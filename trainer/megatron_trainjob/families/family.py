@@ -41,7 +41,7 @@ class Family:
     transformers uses another name. classifier: its class in transformers for sequence classification, "" if there is
     none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
     vision_keys: those of its vision_config, as keys. nested_names: tensors are stored below `model.language_model.` and
-    `model.visual.`.
+    `model.visual.`. stacks_experts: the experts of a layer are stored in one tensor each (stacks.py).
     """
 
     model_type: str
@@ -55,6 +55,7 @@ class Family:
     text_type: str = ""
     vision_keys: Mapping[str, Any] = field(default_factory=dict)
     nested_names: bool = False
+    stacks_experts: bool = False
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         """The file's content as this family reads it."""
@@ -69,7 +70,9 @@ class Family:
             return raw
         outer = {key: value for key, value in raw.items() if key != "text_config"}
         shared = {
-            key: outer.get(key) or text.get(key, outer.get(key)) for key in _SHARED if key in outer or key in text
+            key: text.get(key) if outer.get(key) is None else outer[key]
+            for key in _SHARED
+            if key in outer or key in text
         }
         return {**outer, **text, **shared, "model_type": self.model_type}
 

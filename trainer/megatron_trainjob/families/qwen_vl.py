@@ -1,6 +1,7 @@
 """Qwen2-VL, Qwen2.5-VL, Qwen3-VL: a vision tower before a decoder with rotary positions in time, row and column.
 
-Qwen3-VL also adds states of some layers of its tower to the outputs of the decoder's first layers.
+Qwen3-VL also adds states of some layers of its tower to the outputs of the decoder's first layers; it exists as a dense
+decoder and as a mixture of experts.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from typing import Any
 
 from megatron_trainjob.families.config import Config, Optional
 from megatron_trainjob.families.decoder import DECODER, decoder, rope_values
+from megatron_trainjob.families.experts import every_nth_layer, routed, softmax_router
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.model import Model, Rotary
 from megatron_trainjob.families.qwen import dense_window, refuse_dense_windows
@@ -104,8 +106,8 @@ def _with_tower(config: Config, vision: Vision) -> Model:
     return replace(model, rotary=rotated_in_sections(model.rotary))
 
 
-def _qwen3_vl(config: Config) -> Model:
-    vision, bias = config.vision, config["attention_bias"]
+def _qwen3_tower(config: Config) -> Vision:
+    vision = config.vision
     size, width, output = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
     deep = tuple(vision["deepstack_visual_indexes"])
     tensors = {**patches(vision, size), "patch_embed.proj.bias": (size,)}
@@ -118,7 +120,7 @@ def _qwen3_vl(config: Config) -> Model:
     for name, normed in mergers.items():
         tensors |= norm(f"{name}.norm", normed)
         tensors |= {**linear(f"{name}.linear_fc1", merged, merged), **linear(f"{name}.linear_fc2", merged, output)}
-    own = tower(
+    return tower(
         config,
         width=width,
         output_size=output,
@@ -128,8 +130,17 @@ def _qwen3_vl(config: Config) -> Model:
         deep_layers=deep,
         tensors=tensors,
     )
-    model = decoder(config, qk_norm=True, qkv_bias=bias, output_bias=bias, vision=own)
+
+
+def _qwen3_vl(config: Config, **experts: Any) -> Model:  # noqa: ANN401 - fields of Model
+    bias, vision = config["attention_bias"], _qwen3_tower(config)
+    model = decoder(config, qk_norm=True, qkv_bias=bias, output_bias=bias, vision=vision, **experts)
     return replace(model, rotary=rotated_in_sections(model.rotary))
+
+
+def _qwen3_vl_moe(config: Config) -> Model:
+    router, layers = softmax_router(normalized=True), every_nth_layer(config)
+    return _qwen3_vl(config, **routed(config, router, layers, num_experts="num_experts", width="moe_intermediate_size"))
 
 
 def _merger(size: int, merge: int, output: int, *, has_norm_bias: bool) -> Shapes:
@@ -197,36 +208,66 @@ QWEN2_5_VL = Family(
     refuse=refuse_dense_windows,
 )
 
+_QWEN3: Mapping[str, Any] = {
+    **DECODER,
+    **_TOKENS,
+    "vocab_size": 151936,
+    "max_position_embeddings": 128000,
+    "rope_theta": 500000.0,
+    "attention_dropout": 0.0,
+    "attention_bias": False,
+}
+_QWEN3_TOWER: Mapping[str, Any] = {
+    **_PATCHES,
+    "depth": 27,
+    "patch_size": 16,
+    "hidden_size": 1152,
+    "hidden_act": "gelu_pytorch_tanh",
+    "intermediate_size": 4304,
+    "out_hidden_size": 3584,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": (8, 16, 24),
+}
+
 QWEN3_VL = Family(
     model_type="qwen3_vl",
     title="Qwen3-VL (dense)",
     text_type="qwen3_vl_text",
     nested_names=True,
     keys={
-        **DECODER,
-        **_TOKENS,
-        "vocab_size": 151936,
+        **_QWEN3,
         "hidden_size": 4096,
         "intermediate_size": 22016,
         "num_hidden_layers": 32,
         "num_attention_heads": 32,
         "num_key_value_heads": Optional(32),
         "head_dim": 128,
-        "max_position_embeddings": 128000,
-        "rope_theta": 500000.0,
-        "attention_dropout": 0.0,
-        "attention_bias": False,
     },
-    vision_keys={
-        **_PATCHES,
-        "depth": 27,
-        "patch_size": 16,
-        "hidden_size": 1152,
-        "hidden_act": "gelu_pytorch_tanh",
-        "intermediate_size": 4304,
-        "out_hidden_size": 3584,
-        "num_position_embeddings": 2304,
-        "deepstack_visual_indexes": (8, 16, 24),
-    },
+    vision_keys=_QWEN3_TOWER,
     build=_qwen3_vl,
+)
+
+QWEN3_VL_MOE = Family(
+    model_type="qwen3_vl_moe",
+    title="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B",
+    text_type="qwen3_vl_moe_text",
+    nested_names=True,
+    stacks_experts=True,
+    keys={
+        **_QWEN3,
+        "hidden_size": 2048,
+        "intermediate_size": 5632,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 16,
+        "head_dim": Optional(),
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": Optional(),
+        "moe_intermediate_size": 1408,
+        "num_experts": 60,
+        "num_experts_per_tok": 4,
+    },
+    aliases={"num_local_experts": "num_experts"},
+    vision_keys=_QWEN3_TOWER,
+    build=_qwen3_vl_moe,
 )

@@ -148,6 +148,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen2_vl": (),
     "qwen2_5_vl": (),
     "qwen3_vl": (),
+    "qwen3_vl_moe": (*router(), *experts()),
 }
 """Keys are model_type: rows in addition to, or instead of, those of DECODER."""
 

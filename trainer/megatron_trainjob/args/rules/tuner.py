@@ -89,7 +89,7 @@ def adapters_have_a_form_that_peft_loads(facts: Facts) -> str:
     if args.train_type != "lora" or args.merge_lora or args.target_regex:
         return ""
     everywhere = {"all-linear", "linear_fc1", "linear_fc2"} & set(args.target_modules)
-    if not everywhere or not derive.num_experts(args, config):
+    if not everywhere or not derive.num_experts(args, config) or derive.stacks_experts(config):
         return ""
     others = "shared experts" if derive.shared_expert_size(args, config) else "dense layers"
     if others == "dense layers" and not derive.has_dense_layers(config):

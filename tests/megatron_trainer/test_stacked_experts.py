@@ -1,0 +1,132 @@
+"""Experts stacked in one tensor of a file: read in both forms, written in the form of the source, in every layout."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForImageTextToText
+
+from megatron_trainjob import weight_files
+from megatron_trainjob.families import read
+from tests.support.models import tiny_model
+from tests.support.ranks import conversion, lora_ranks
+from tests.support.ranks.pool import gloo_ranks
+
+STACKS = (".experts.gate_up_proj", ".experts.down_proj")
+LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
+    "one rank": (1, {}),
+    "ep2": (2, {"expert_model_parallel_size": 2}),
+    "tp2": (2, {"tensor_model_parallel_size": 2, "sequence_parallel": True}),
+    "pp2": (2, {"pipeline_model_parallel_size": 2}),
+}
+
+
+def published(source: Path, folder: Path) -> Path:
+    """The same model with rows and columns of experts exchanged, as its publisher stores them."""
+    shutil.copytree(source, folder)
+    stored = load_file(folder / "model.safetensors")
+    exchanged = {
+        name: tensor.transpose(1, 2).contiguous() if name.endswith(STACKS) else tensor
+        for name, tensor in stored.items()
+    }
+    save_file(exchanged, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("form", ["published", "of the modules"])
+def test_stacks_come_back_bit_by_bit_in_the_form_of_the_source(form, layout, model_root, tmp_path):
+    source = tiny_model.make("qwen3_vl_moe", model_root, dtype="bfloat16")
+    if form == "published":
+        source = published(source, tmp_path / "published")
+    ranks, settings = LAYOUTS[layout]
+    gloo_ranks(ranks).run(conversion.convert, source, tmp_path / "out", settings)
+    before = load_file(source / "model.safetensors")
+    files = sorted((tmp_path / "out").glob("*.safetensors"))
+    after = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    assert before.keys() == after.keys()
+    assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.dist
+def test_transformers_reads_the_same_model_from_an_export_of_the_published_form(model_root, tmp_path):
+    plain = tiny_model.make("qwen3_vl_moe", model_root)
+    gloo_ranks(2).run(
+        conversion.convert,
+        published(plain, tmp_path / "published"),
+        tmp_path / "out",
+        {"expert_model_parallel_size": 2},
+    )
+    one, other = (
+        AutoModelForImageTextToText.from_pretrained(each, dtype=torch.float32).state_dict()
+        for each in (plain, tmp_path / "out")
+    )
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize("form", ["published", "of the modules"])
+def test_the_check_before_a_run_knows_both_forms(form, model_root, tmp_path):
+    source = tiny_model.make("qwen3_vl_moe", model_root, dtype="bfloat16")
+    if form == "published":
+        source = published(source, tmp_path / "published")
+    config = json.loads((source / "config.json").read_text())
+    assert list(weight_files.problems(source, config, read(config))) == []
+
+
+def test_an_expert_that_is_missing_from_a_stack_is_named_before_a_run(model_root, tmp_path):
+    source = published(tiny_model.make("qwen3_vl_moe", model_root), tmp_path / "short")
+    stored = load_file(source / "model.safetensors")
+    name = "model.language_model.layers.1.mlp.experts.down_proj"
+    save_file({**stored, name: stored[name][:3].clone()}, source / "model.safetensors", metadata={"format": "pt"})
+    config = json.loads((source / "config.json").read_text())
+    assert list(weight_files.problems(source, config, read(config))) == [
+        "1 tensors that the model needs are missing: model.layers.1.mlp.experts.3.down_proj.weight"
+    ]
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize("targets", ["all-linear", "linear_fc1", "linear_fc2"])
+def test_an_adapter_of_stacked_experts_is_read_as_it_was_written(targets, model_root, tmp_path):
+    directory = tiny_model.make("qwen3_vl_moe", model_root)
+    given = {"target_modules": [targets], "lora_dropout": 0.1}
+    gloo_ranks(1).run(lora_ranks.make_adapter, str(directory), str(tmp_path / "adapter"), **given)
+    gloo_ranks(1).run(
+        lora_ranks.write_again, str(directory), str(tmp_path / "adapter"), str(tmp_path / "again"), **given
+    )
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("adapter", "again"))
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+    base = AutoModelForImageTextToText.from_pretrained(directory, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, str(tmp_path / "adapter"))
+    theirs = {name.replace(".default", ""): value for name, value in loaded.named_parameters() if ".lora_" in name}
+    assert theirs.keys() == one.keys()
+    assert [name for name in one if not torch.equal(one[name], theirs[name])] == []
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"target_regex": r".*local_experts\.[01]\.linear_fc2"},
+            "and of model.layers.*.mlp.experts.down_proj only some are adapted",
+        ),
+        ({"modules_to_save": ["linear_fc2"], "target_modules": ["linear_qkv"]}, "peft cannot keep model.layers.*.mlp"),
+    ],
+    ids=["some experts", "experts in full"],
+)
+def test_what_peft_cannot_hold_of_a_stack_is_refused_before_training(given, said, model_root):
+    directory = tiny_model.make("qwen3_vl_moe", model_root)
+    (refusal,) = gloo_ranks(1).run(lora_ranks.refusal_of_its_form, str(directory), **given)
+    assert said in refusal
+    assert "merge_lora: true" in refusal
+    assert gloo_ranks(1).run(lora_ranks.refusal_of_its_form, str(directory), **given, merge_lora=True) == [""]

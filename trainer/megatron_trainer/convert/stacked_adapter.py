@@ -1,0 +1,138 @@
+"""Adapters of experts that a model stores in stacks: peft adapts the stack as one parameter, here each expert has one.
+
+With rank r and E experts, peft's A of a stack is [E * r, inputs], expert after expert, and its B [outputs, r * E], the
+experts of each rank side by side. Gate and up share their A, as one linear has it here. peft nests what it puts around
+the parameters of one module: that of gate_up_proj is inside (`base_layer`) where down_proj has an adapter too.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from megatron_trainer.convert.peft_format import HALVES, Half
+from megatron_trainjob.families.stacks import PARTS, stack_of
+
+_INNER = "base_layer"
+_ROUTER = ".mlp.gate"
+
+
+def parameters(modules: Iterable[str]) -> dict[str, str]:
+    """Those of the modules for which peft adapts a parameter -> that parameter: experts and routers."""
+    found: dict[str, str] = {}
+    for module in modules:
+        place = stack_of(f"{module}.weight")
+        if place is not None:
+            found[module] = place[0]
+        elif module.endswith(_ROUTER):
+            found[module] = f"{module}.weight"
+    return found
+
+
+def target_parameters(adapted: frozenset[str], every: frozenset[str]) -> frozenset[str]:
+    """The shortest target_parameters that select exactly these parameters. every: of all layers."""
+    kind = {name: name[name.index(".mlp.") + 1 :] for name in every}
+    partly = {kind[name] for name in every - adapted}
+    return frozenset(name if kind[name] in partly else kind[name] for name in adapted)
+
+
+def partly_adapted(adapted: Iterable[str], num_experts: int) -> list[str]:
+    """The stacks of which only some matrices have adapters, which peft cannot express."""
+    matrices: dict[str, int] = {}
+    for module in adapted:
+        if (place := stack_of(f"{module}.weight")) is not None:
+            matrices[place[0]] = matrices.get(place[0], 0) + 1
+    return sorted(stack for stack, number in matrices.items() if number < num_experts * len(_parts(stack)))
+
+
+def stacked(tensors: Mapping[str, Tensor], num_experts: int) -> dict[str, Tensor]:
+    """The adapter's tensors with those of all experts of a layer in one, as peft names them.
+
+    tensors: by the keys of single experts, in the names of weight tables.
+    """
+    found = dict(tensors)
+    stacks = {place[0] for key in tensors if (place := _place(key)) is not None}
+    for stack in stacks:
+        owner = stack.rpartition(".")[0]
+        both = {f"{owner}.{kind}" for kind in PARTS} <= stacks
+        halves: dict[Half, list[list[Tensor]]] = {
+            half: [
+                [found.pop(f"{owner}.{expert}.{part}.lora_{half}.weight") for part in _parts(stack)]
+                for expert in range(num_experts)
+            ]
+            for half in HALVES
+        }
+        holder = owner if not both or stack.endswith("down_proj") else f"{owner}.{_INNER}"
+        found[f"{holder}.lora_A.weight"] = torch.cat([each[0] for each in halves["A"]])
+        by_expert = torch.stack([torch.cat(each) for each in halves["B"]], dim=-1)
+        found[f"{holder}.lora_B.weight"] = by_expert.flatten(1).contiguous()
+    return found
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A or B of one matrix of an expert within peft's tensor, whose key is given."""
+
+    key: str
+    half: Half
+    rank: int
+    expert: int
+    number: int
+    parts: int
+
+    def of(self, whole: Tensor) -> Tensor:
+        """The matrix's own part of peft's tensor."""
+        if self.half == "A":
+            return whole[self.expert * self.rank : (self.expert + 1) * self.rank]
+        of_expert = whole.reshape(len(whole), self.rank, -1)[..., self.expert]
+        rows = len(whole) // self.parts
+        return of_expert[self.number * rows : (self.number + 1) * rows].contiguous()
+
+
+def parts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Part]:
+    """By the keys of single experts, what peft's tensors of stacks hold. shapes: of all tensors by key, in the names of
+    weight tables. config: adapter_config.json.
+    """
+    rank = int(config.get("r") or 0)
+    targets = [str(name) for name in config.get("target_parameters") or ()]
+    found: dict[str, Part] = {}
+    for key, shape in shapes.items():
+        for kind in _kinds(key, shapes, targets) if rank else ():
+            owner = key.partition(".lora_")[0].removesuffix(f".{_INNER}")
+            half: Half = "A" if ".lora_A" in key else "B"
+            whole = shape[0 if half == "A" else 1]
+            found |= dict(_split(key, owner, kind, half, rank, whole // rank if whole % rank == 0 else 0))
+    return found
+
+
+def _split(key: str, owner: str, kind: str, half: Half, rank: int, num_experts: int) -> Iterator[tuple[str, Part]]:
+    for expert in range(num_experts):
+        for number, part in enumerate(PARTS[kind]):
+            place = Part(key=key, half=half, rank=rank, expert=expert, number=number, parts=len(PARTS[kind]))
+            yield f"{owner}.{expert}.{part}.lora_{half}.weight", place
+
+
+def _kinds(key: str, shapes: Mapping[str, tuple[int, ...]], targets: Iterable[str]) -> list[str]:
+    """The kind of stack to which peft's tensor belongs, in a list; empty for other tensors."""
+    owner, _, half = key.partition(".lora_")
+    if owner.endswith(f".experts.{_INNER}"):
+        return ["gate_up_proj"]
+    if not owner.endswith(".experts"):
+        return []
+    if f"{owner}.{_INNER}.lora_{half}" in shapes:
+        return ["down_proj"]
+    return [kind for kind in PARTS if any(name.endswith(kind) for name in targets)][:1]
+
+
+def _parts(stack: str) -> tuple[str, ...]:
+    return PARTS[stack.rpartition(".")[2]]
+
+
+def _place(key: str) -> tuple[str, int, int] | None:
+    """As stack_of, for the key of A or B of a single expert."""
+    module, found, _ = key.partition(".lora_")
+    return stack_of(f"{module}.weight") if found else None
