@@ -115,6 +115,47 @@ def test_virtual_stages_take_turns_and_learn_the_same(train, plain, data, given)
     assert run.column("eval_lm loss") == pytest.approx(expected.column("eval_lm loss"), abs=TOLERANCE)
 
 
+@effect("pipeline_model_parallel_layout")
+@pytest.mark.parametrize("text", ["Et|tttL", "Ett|t|t|L", "E|t*4L"])
+def test_a_layout_places_layers_and_learns_the_same(train, plain, text):
+    """One chunk or two a stage, layers unevenly split, and an end alone; the export is that of one rank."""
+    run = train(ranks=2, pipeline_model_parallel_size=2, pipeline_model_parallel_layout=text, to_hf=True)
+    assert layout(run)["pp"] == 2
+    assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
+    written, expected = run.weights(), plain.weights()
+    assert written.keys() == expected.keys()
+    assert all(written[name].allclose(expected[name], atol=2e-3) for name in expected)
+
+
+FIRST_STAGE = ["embedding", "decoder.layers.0"]
+LORA = {"train_type": "lora", "lora_dropout": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("text", "given"),
+    [
+        ("Ett|t|t|L", {}),
+        ("E|t*4L", LORA),
+        ("Et*4|L", {**LORA, "use_distributed_optimizer": False, "torch_dtype": "bfloat16"}),
+        ("E|t|tt|tL", {**LORA, "optimizer": "lion"}),
+        ("Et|tttL", {"freeze_parameters": FIRST_STAGE}),
+        ("Et|tttL", {"freeze_parameters": FIRST_STAGE, "use_distributed_optimizer": False}),
+        ("Et|tttL", {"freeze_parameters": FIRST_STAGE, "optimizer": "dist_muon"}),
+    ],
+    ids=str,
+)
+def test_a_run_goes_on_with_and_without_a_layout(train, text, given):
+    """Where a stage trains nothing too: adapters are in layers only, and freezing may take all of a stage."""
+    settings = {"train_iters": 4, **given}
+    placed = {"ranks": 2, "pipeline_model_parallel_size": 2, "pipeline_model_parallel_layout": text}
+    whole = train(**settings).column("lm loss")
+    for name, before, after in (("from", placed, {}), ("to", {}, placed)):
+        train(name=name, stop_at=2, **settings, **before)
+        resumed = train(name=name, resume="Required", attempt=1, **settings, **after)
+        assert resumed.exit_code == 0, resumed.message
+        assert resumed.column("lm loss") == pytest.approx(whole, abs=TOLERANCE)
+
+
 @pytest.mark.parametrize("train_type", ["full", "lora"])
 def test_a_run_goes_on_with_and_without_virtual_stages(train, train_type):
     settings = {"train_iters": 4, "train_type": train_type, "lora_dropout": 0.0}

@@ -10,6 +10,7 @@ from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
 from tests.effects.test_rate_effects import MATRIX
+from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 
 pytestmark = pytest.mark.dist
@@ -176,6 +177,54 @@ def test_layouts_train_alike_but_for_the_blockwise_mode(train):
     in_order = {**PLAIN, "dataloader_type": "single"}
     alone, spread = (train(optimizer="dist_muon", **in_order, **EXACT, ranks=ranks) for ranks in (1, 2))
     assert spread.column("lm loss") == pytest.approx(alone.column("lm loss"), abs=1e-3)
+
+
+OPTIMIZERS = {"muon": 1e-3, "dist_muon": 1e-3, "lion": 1e-2}
+"""Bounds of losses: Lion's signs of gradients near 0 may differ with the order of sums."""
+STAGES = {"pipeline_model_parallel_size": 2}
+LAYOUTS = {
+    "pp2": {"ranks": 2, **STAGES},
+    "pp2 vpp2": {"ranks": 2, **STAGES, "virtual_pipeline_model_parallel_size": 2},
+    "tp2 pp2": {"ranks": 4, **STAGES, "tensor_model_parallel_size": 2, "sequence_parallel": True},
+}
+
+
+@pytest.mark.parametrize(
+    "layout", [name if name == "pp2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+)
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_pipeline_stages_train_alike(train, optimizer, layout):
+    given = {**PLAIN, **EXACT, "optimizer": optimizer}
+    whole = {"muon_tp_mode": "duplicated"} if "tp2" in layout and "muon" in optimizer else {}
+    one, split = train(**given), train(**given, **LAYOUTS[layout], **whole)
+    assert (one.exit_code, split.exit_code) == (0, 0), (one.message, split.message)
+    assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=OPTIMIZERS[optimizer])
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_ranks_of_experts_train_alike(train, model_root, optimizer):
+    """Two ranks read the rows in another order unless it is fixed, and each has half of the experts."""
+    model = str(tiny_model.make("qwen3_moe", model_root))
+    given = {**PLAIN, **EXACT, "optimizer": optimizer, "model": model, "dataloader_type": "single"}
+    one = train(**given)
+    split = train(**given, ranks=2, expert_model_parallel_size=2)
+    assert (one.exit_code, split.exit_code) == (0, 0), (one.message, split.message)
+    assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=OPTIMIZERS[optimizer])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize(
+    ("name", "layout"), [("llama", STAGES), ("qwen3_moe", {"expert_model_parallel_size": 2})], ids=["pp2", "ep2"]
+)
+def test_a_split_run_goes_on_after_a_stop(train, model_root, optimizer, name, layout):
+    model = str(tiny_model.make(name, model_root))
+    given = {"optimizer": optimizer, "model": model, "train_iters": 5, "save_interval": 2, "ranks": 2, **layout}
+    whole = train(name="whole", **given)
+    assert whole.exit_code == 0, whole.message
+    assert train(name="stopped", stop_at=3, resume="Auto", **given).exit_code == ExitCode.PREEMPTED
+    resumed = train(name="stopped", resume="Auto", attempt=1, **given)
+    assert resumed.column("lm loss") == whole.column("lm loss")
 
 
 @pytest.mark.slow

@@ -38,9 +38,10 @@ def reference(directory: Path, *, packed: bool) -> Path:
     return path
 
 
-def check(name: str, text: str, root: Path) -> None:
+def check(name: str, text: str, root: Path, **settings: object) -> None:
     directory = prediction_model.make(name, root)
     layout = layouts.read(text)
+    layout["arguments"] |= settings
     ranks = gloo_ranks(layouts.num_ranks(layout["arguments"])).run(
         prediction_ranks.compare,
         directory,
@@ -61,6 +62,12 @@ def check(name: str, text: str, root: Path) -> None:
 @pytest.mark.parametrize("text", LAYOUTS)
 def test_losses_and_gradients_equal_the_formulas(text: str, model_root: Path):
     check("deepseek_v3", text, model_root)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("text", "placed"), [("pp2 packed", "Et|ttt,mmL"), ("pp2 vpp2", "Et|t|t|t,mmL")])
+def test_a_layout_places_the_layers(text: str, placed: str, model_root: Path):
+    check("deepseek_v3", text, model_root, pipeline_model_parallel_layout=placed)
 
 
 @pytest.mark.dist

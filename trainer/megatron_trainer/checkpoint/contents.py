@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence, Set
 from dataclasses import asdict
 from typing import Any, Literal
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.dist_checkpointing.dict_utils import nested_values
@@ -92,6 +93,21 @@ def model_names(index: Metadata) -> set[str]:
     return {name for name in tensors if not name.startswith(("optimizer.", "chained_"))}
 
 
+def with_empty_parts(loaded: Mapping[str, Any], wanted: Mapping[str, Any]) -> dict[str, Any]:
+    """The loaded state with the containers that are missing from it because this rank wants nothing in them.
+
+    A stage without trained parameters has such. Megatron loads only those that the first rank, whose plain values are
+    the checkpoint's, had too.
+    """
+    filled = dict(loaded)
+    for name, part in wanted.items():
+        if isinstance(part, dict) and isinstance(loaded.get(name), dict):
+            filled[name] = with_empty_parts(loaded[name], part)
+        elif name not in loaded and isinstance(part, dict | list) and not any(True for _ in nested_values(part)):
+            filled[name] = part
+    return filled
+
+
 def load_model_state(engine: Engine, loaded: Mapping[str, Any], *, strict: bool) -> None:
     """Copies loaded tensors into the chunks; strict requires every tensor of the model."""
     for index, model in enumerate(engine.models):
@@ -107,16 +123,25 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
         create_state(part)
     merged = models if len(engine.models) > 1 else models["model"]
     state: StateDict = engine.optimizer.sharded_state_dict(merged, is_loading=is_loading, metadata=metadata())
-    if is_split_over_ranks(engine) and not is_loading:
+    if is_loading:
+        return state
+    if is_split_over_ranks(engine):
         _leave_out_classes(state)
         _count_steps_alike(state)
+    else:
+        _tell_the_steps(state)
     return state
+
+
+def _inner(state: StateDict) -> list[StateDict]:
+    """The state of torch's own optimizer in every part, which Megatron nests where it has main parameters beside it."""
+    parts = [state] if state.keys() & {"optimizer", "param_groups"} else list(state.values())
+    return [part.get("optimizer", part) for part in parts]
 
 
 def _groups(state: StateDict) -> list[StateDict]:
     """The groups of parameters of every part of the optimizer."""
-    parts = [state] if "optimizer" in state else state.values()
-    return [group for part in parts for group in part["optimizer"]["param_groups"]]
+    return [group for part in _inner(state) for group in part["param_groups"]]
 
 
 def _leave_out_classes(state: StateDict) -> None:
@@ -137,6 +162,22 @@ def _count_steps_alike(state: StateDict) -> None:
     dist.all_gather_object(steps, max((group.get("step") or 0 for group in groups), default=0))
     for group in groups if max(steps) else ():
         group["step"] = max(steps)
+
+
+def _tell_the_steps(state: StateDict) -> None:
+    """Gives the first rank, whose plain values are saved, the step count of parts of which it has no parameter.
+
+    Collective.
+    """
+    parts = _inner(state)
+    # What is not a dict stands for nothing, and is neither saved nor loaded.
+    held = [part["state"] if isinstance(part["state"], dict) else {} for part in parts]
+    steps: list[list[torch.Tensor | None]] = [[]] * dist.get_world_size()
+    dist.all_gather_object(steps, [each.get("common_step") for each in held])
+    for part, own, found in zip(parts, held, zip(*steps, strict=True), strict=True):
+        known = [step for step in found if step is not None]
+        if known:
+            part["state"] = {**own, "common_step": max(known)}
 
 
 def is_split_over_ranks(engine: Engine) -> bool:

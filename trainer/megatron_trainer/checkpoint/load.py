@@ -221,7 +221,8 @@ def _some(names: Sequence[str]) -> str:
 def _read(wanted: contents.StateDict, checkpoint: Checkpoint) -> dict[str, Any]:
     """The requested values from the checkpoint; no code in its files is executed."""
     with unpickle.restricted():
-        return dict(dist_checkpointing.load(wanted, str(checkpoint.path)))
+        loaded = dist_checkpointing.load(wanted, str(checkpoint.path))
+    return contents.with_empty_parts(loaded, wanted)
 
 
 @contextlib.contextmanager

@@ -62,11 +62,7 @@ class Distributed:
             "Parts of each chunk of each stage as a text such as Et*3|(tt|)*2mL: E embedding, t layer, m layer of "
             "multi-token prediction, L output and loss, | between chunks, *n and (..)*n repeat."
         ),
-        status="refused",
-        reason=(
-            "it has not been run on several ranks yet; use decoder_first_pipeline_num_layers, "
-            "decoder_last_pipeline_num_layers or virtual_pipeline_model_parallel_size"
-        ),
+        status="works",
     )
     decoder_first_pipeline_num_layers: int | None = arg(
         None,
