@@ -13,6 +13,7 @@ from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.group import Grouping
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import EncodeSettings
+from megatron_trainer.data.reading.catalog import Catalog, looked_up, read_catalog
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
 from megatron_trainer.data.vision.values import VisionSettings
 from megatron_trainer.failure import InvalidInput
@@ -97,10 +98,11 @@ def data_settings(
     Raises InvalidInput with everything that is wrong with the dataset entries and the system prompt file.
     """
     violations: list[Violation] = []
+    catalog = read_catalog(args.custom_dataset_info, violations)
     multiple = sample_multiple(context_parallel=args.context_parallel_size)
     settings = DataSettings(
-        datasets=_specs("dataset", args.dataset, violations),
-        val_datasets=_specs("val_dataset", args.val_dataset, violations),
+        datasets=_specs("dataset", args.dataset, catalog, violations),
+        val_datasets=_specs("val_dataset", args.val_dataset, catalog, violations),
         encode=replace(
             _encode_settings(args, task, max_length // multiple * multiple, violations, label), vision=vision
         ),
@@ -185,11 +187,11 @@ def _chat_settings(args: TrainArgs) -> TemplateSettings:
     )
 
 
-def _specs(path: str, entries: tuple[str, ...] | list[str], violations: list[Violation]) -> tuple[DatasetSpec, ...]:
+def _specs(path: str, entries: Sequence[str], catalog: Catalog, violations: list[Violation]) -> tuple[DatasetSpec, ...]:
     specs = []
     for number, entry in enumerate(entries):
         try:
-            specs.append(parse_spec(entry))
+            specs.append(looked_up(parse_spec(entry), catalog))
         except ValueError as err:
             violations.append(Violation(path=f"{path}[{number}]", value=entry, message=str(err)))
     return tuple(specs)

@@ -201,6 +201,7 @@ def _no_place(name: str, value: object, family: Family) -> Violation:
 def contradictions(model: Model, args: TrainArgs) -> Iterator[Violation]:
     """Arguments that contradict the model."""
     facts: dict[str, object] = {
+        "position_embedding_type": "mrope" if model.vision and model.vision.sections else "rope",
         "swiglu": model.activation in SWIGLU,
         "disable_bias_linear": not model.mlp_bias,
         "add_qkv_bias": model.qkv_bias,
@@ -215,7 +216,8 @@ def contradictions(model: Model, args: TrainArgs) -> Iterator[Violation]:
         }
     for name, fact in facts.items():
         if getattr(args, name) not in (None, fact):
-            message = f"this model has {name}: {str(fact).lower()}; remove the argument"
+            shown = fact if isinstance(fact, str) else str(fact).lower()
+            message = f"this model has {name}: {shown}; remove the argument"
             yield _violation(name, getattr(args, name), message)
     yield from _other_layers(model, args)
 

@@ -24,7 +24,7 @@ from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
 DATA_SUFFIXES = frozenset({".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz"})
-DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset")
+DATA_ARGUMENTS = ("dataset", "val_dataset", "cached_dataset", "cached_val_dataset", "custom_dataset_info")
 FOLDER_ARGUMENTS = ("load", "adapter_load", "ref_load", "ref_adapter_load")
 
 
@@ -146,11 +146,13 @@ def _wrong_tokenizer(arguments: Object, mounted: Mapping[str, Path | None]) -> I
 
 
 def _missing_data(arguments: Object, mounted: Mapping[str, Path | None]) -> Iterator[Violation]:
+    # Names of custom_dataset_info may look like files; the trainer looks them up.
+    suffixes = frozenset() if arguments.get("custom_dataset_info") else DATA_SUFFIXES
     for name in DATA_ARGUMENTS:
         given = arguments.get(name)
         for entry in [given] if isinstance(given, str) else given or ():
             source = str(entry).partition("#")[0]
-            path = local_path(source, mounted) if _is_path(source) or Path(source).suffix in DATA_SUFFIXES else None
+            path = local_path(source, mounted) if _is_path(source) or Path(source).suffix in suffixes else None
             if path is not None and not path.exists():
                 message = f"{path} does not exist; correct the path, or bind the volume with --volume"
                 yield Violation(path=f"spec.args.{name}", value=entry, message=message)

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.encoding.encode import Encoder
 from megatron_trainer.data.reading import split
+from megatron_trainer.data.reading.rename import Renamed
 from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.source import HubAccess, Source, open_source
 from megatron_trainer.data.reading.spec import DatasetSpec
@@ -190,11 +191,13 @@ def open_all(path: str, specs: Sequence[DatasetSpec], access: HubAccess) -> list
 
     Raises InvalidInput with every entry that cannot be opened.
     """
-    sources, violations = [], []
+    sources: list[Source] = []
+    violations = []
     splits = split.VALIDATION if path == "val_dataset" else split.TRAINING
     for number, spec in enumerate(specs):
         try:
-            sources.append(open_source(spec, access, splits=splits))
+            source = open_source(spec, access, splits=splits)
+            sources.append(Renamed(whole=source, columns=dict(spec.columns)) if spec.columns else source)
         except (ValueError, OSError) as err:
             violations.append(Violation(path=f"{path}[{number}]", value=spec.text, message=str(err)))
     if violations:

@@ -122,19 +122,33 @@ def open_source(
     if spec.path is None:
         return _from_hub(spec, access or HubAccess())
     if spec.path.is_dir():
-        return _from_folder(spec.path, spec.subsets, splits)
+        wanted: list[Sequence[str]] = [(name,) for name in spec.splits] or [splits]
+        return _joined([_from_folder(spec.path, spec.subsets, each) for each in wanted])
     if kind_of(spec.path) is None:
         raise ValueError(f"cannot read files of this kind; use one of {', '.join(READERS)} (or .gz of it)")
+    if spec.subsets or spec.splits not in ((), split.TRAINING):
+        raise ValueError("is a file, which has neither subsets nor splits; name its folder, or leave them out")
     check(spec.path)
     return FileSource(files=(spec.path,))
 
 
-def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) -> Source:
+def _joined(parts: Sequence[FileSource | TableSource]) -> Source:
+    """The rows of several splits of a folder; with all of them named, nothing is to be said about the others."""
+    first = parts[0]
+    if len(parts) == 1:
+        return first
+    if isinstance(first, FileSource):
+        files = (file for part in parts if isinstance(part, FileSource) for file in part.files)
+        return FileSource(files=tuple(files))
+    tables = [part.table for part in parts if isinstance(part, TableSource)]
+    return TableSource(name=first.name, table=datasets.concatenate_datasets(tables))
+
+
+def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) -> FileSource | TableSource:
     if (folder / "dataset_info.json").exists() or (folder / "dataset_dict.json").exists():
         saved = datasets.load_from_disk(str(folder))
-        if not isinstance(saved, datasets.DatasetDict):
-            return TableSource(name=str(folder), table=saved)
-        table = split.choose(saved, wanted, str(folder))
+        splits = saved if isinstance(saved, datasets.DatasetDict) else {"train": saved}
+        table = split.choose(splits, wanted, str(folder))
         return TableSource(name=str(folder), table=table.content, note=table.note)
     files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
     for file in files.content:
@@ -148,13 +162,16 @@ def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:
     if spec.name.startswith((".", "/", "~")) or kind_of(Path(spec.name)) or spec.name.count("/") > 1:
         raise ValueError("no such file or folder")
     options = {
-        "split": "train",
         "token": access.token,
         "streaming": access.streams,
         "download_mode": "force_redownload" if access.redownloads else "reuse_dataset_if_exists",
     }
     try:
-        parts = [datasets.load_dataset(spec.name, subset, **options) for subset in spec.subsets or (None,)]
+        parts = [
+            datasets.load_dataset(spec.name, subset, split=name, **options)
+            for subset in spec.subsets or (None,)
+            for name in spec.splits or split.TRAINING
+        ]
     except (OSError, ValueError, ImportError) as err:
         reason = str(err).splitlines()[0] if str(err) else type(err).__name__
         raise ValueError(

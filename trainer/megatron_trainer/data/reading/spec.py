@@ -8,7 +8,10 @@ from pathlib import Path
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetSpec:
-    """One entry of `dataset` or `val_dataset`: a local path (when `path` is set) or a hub id; with subsets."""
+    """One entry of `dataset` or `val_dataset`: a local path (when `path` is set) or a hub id; with subsets.
+
+    splits: those to read, one after the other; () for the one that the argument reads. columns: old and new names.
+    """
 
     text: str
     name: str
@@ -16,6 +19,8 @@ class DatasetSpec:
     hub: str = "hf"
     subsets: tuple[str, ...] = ()
     num_rows: int | None = None
+    splits: tuple[str, ...] = ()
+    columns: tuple[tuple[str, str], ...] = ()
 
 
 def parse_spec(text: str) -> DatasetSpec:

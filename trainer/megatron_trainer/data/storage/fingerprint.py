@@ -14,6 +14,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.encoding.encode import Encoder
+from megatron_trainer.data.reading.rename import Renamed
 from megatron_trainer.data.reading.source import FileSource, Source
 from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.reading.unroll import Unrolled
@@ -62,7 +63,7 @@ def source_digest(source: Source, memory: Path) -> str:
     """The source's fingerprint; digests of files are cached in the folder `memory`, so that a large unchanged file is
     not read again.
     """
-    if isinstance(source, Unpaired | Unrolled):
+    if isinstance(source, Renamed | Unpaired | Unrolled):
         return f"{source_digest(source.whole, memory)} {source.manner}"
     if not isinstance(source, FileSource):
         return source.fingerprint()
@@ -72,7 +73,7 @@ def source_digest(source: Source, memory: Path) -> str:
 
 def file_identities(source: Source) -> list[object]:
     """Identifies files without reading them: name, size and time of modification."""
-    if isinstance(source, Unpaired | Unrolled):
+    if isinstance(source, Renamed | Unpaired | Unrolled):
         return [*file_identities(source.whole), source.manner]
     if not isinstance(source, FileSource):
         return [source.fingerprint()]

@@ -133,8 +133,10 @@ class BaseData:
     )
     custom_dataset_info: tuple[str, ...] = arg(
         (),
-        "dataset_info.json files that name further data sets.",
+        (
+            "JSON files that give data sets a name for dataset and val_dataset: a list of objects with dataset_path "
+            "(or hf_dataset_id), and dataset_name, subsets, split, columns."
+        ),
         applies_to=EVERY_TASK,
-        status="refused",
-        reason="name the files in dataset, and rename their columns with columns",
+        status="works",
     )

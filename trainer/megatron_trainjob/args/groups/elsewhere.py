@@ -214,7 +214,10 @@ class Elsewhere:
         "Write a folder for Ollama.",
         applies_to=("export",),
         status="refused",
-        reason="it is made from the Hugging Face folder that to_hf writes",
+        reason=(
+            "set to_hf, write a Modelfile with FROM and that folder, and run ollama create; the chat template of such "
+            "a file is a Go template, which cannot be made from the model's own"
+        ),
     )
     temperature: float | None = arg(
         None,
@@ -300,5 +303,8 @@ class Elsewhere:
         None,
         "How weights that a checkpoint lacks are initialized.",
         status="no effect",
-        reason="a checkpoint that lacks weights is refused",
+        reason=(
+            "a checkpoint that lacks weights is refused before training, and a new head of scores is initialized as "
+            "transformers does"
+        ),
     )

@@ -95,7 +95,9 @@ class Export:
         "Write safetensors.",
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices={False: "weights are written as safetensors only"},
+        refused_choices={
+            False: "weights are written as safetensors only, which everything reads that reads .bin files; remove it"
+        },
     )
     max_shard_size: str = arg(
         "5GB",

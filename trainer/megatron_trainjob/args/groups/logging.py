@@ -72,7 +72,11 @@ class Logging:
         (),
         "Further places to report to; TensorBoard files, logging.jsonl and report.html are always written.",
         status="works",
-        refused_choices={"swanlab": "its client is not in the trainer image; use wandb or the TensorBoard files"},
+        refused_choices={
+            "swanlab": (
+                "its client is not in the trainer image; use wandb, or give swanlab convert the TensorBoard files"
+            )
+        },
     )
     wandb_project: str = arg(
         "",

@@ -12,8 +12,8 @@ class Model:
     """The shape of the network; unset values come from the model's config.json.
 
     Values that determine the weights' shapes can differ from config.json only in a model that starts from random
-    weights (`no_initialization: false`). swiglu, disable_bias_linear, add_qkv_bias and qk_layernorm follow from the
-    family and must agree with it.
+    weights (`no_initialization: false`). position_embedding_type, swiglu, disable_bias_linear, add_qkv_bias
+    and qk_layernorm follow from the family and must agree with it.
     """
 
     num_layers: int | None = arg(
@@ -74,15 +74,14 @@ class Model:
     )
     position_embedding_type: Literal["learned_absolute", "rope", "mrope", "relative", "none"] | None = arg(
         None,
-        "Kind of position embedding.",
+        "Kind of position embedding; it must be the model's: mrope where it reads images, else rope.",
         fallback="rope",
         applies_to=EVERY_TASK,
         status="works",
         refused_choices={
-            "learned_absolute": "every supported family has rotary positions",
-            "mrope": "it is for multimodal models",
-            "relative": "no decoder-only model uses it",
-            "none": "every supported family has rotary positions",
+            "learned_absolute": "every supported family has rotary positions; remove it",
+            "relative": "no decoder-only model uses it; remove it",
+            "none": "every supported family has rotary positions; remove it",
         },
     )
     rotary_base: int | None = arg(
@@ -112,7 +111,7 @@ class Model:
         fallback="RMSNorm",
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices={"LayerNorm": "every supported family has RMSNorm"},
+        refused_choices={"LayerNorm": "every supported family has RMSNorm; remove it"},
     )
     norm_epsilon: float | None = arg(
         None,
