@@ -8,7 +8,9 @@ import json
 
 import pytest
 
+from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
+from tests.support.models import tiny_model
 
 pytestmark = pytest.mark.dist
 TOLERANCE = 2e-4
@@ -123,6 +125,30 @@ def test_a_layout_places_layers_and_learns_the_same(train, plain, text):
     assert layout(run)["pp"] == 2
     assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=TOLERANCE)
     written, expected = run.weights(), plain.weights()
+    assert written.keys() == expected.keys()
+    assert all(written[name].allclose(expected[name], atol=2e-3) for name in expected)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", ["full", "lora"])
+def test_chunks_take_turns_where_ranks_hold_experts_each(train, model_root, train_type):
+    """Two stages of two chunks, and in each stage two ranks with half of the experts; saved, resumed and exported."""
+    model = str(tiny_model.make("qwen3_moe", model_root))
+    given = {"model": model, "train_type": train_type, "lora_dropout": 0.0, "dataloader_type": "single", "to_hf": True}
+    given |= {"merge_lora": True} if train_type == "lora" else {}
+    split = {
+        "ranks": 4,
+        "pipeline_model_parallel_size": 2,
+        "virtual_pipeline_model_parallel_size": 2,
+        "expert_model_parallel_size": 2,
+    }
+    one = train(**given)
+    assert one.exit_code == 0, one.message
+    assert train(name="split", stop_at=2, resume="Auto", **given, **split).exit_code == ExitCode.PREEMPTED
+    run = train(name="split", resume="Auto", attempt=1, **given, **split)
+    assert run.exit_code == 0, run.message
+    assert run.column("lm loss") == pytest.approx(one.column("lm loss"), abs=TOLERANCE)
+    written, expected = run.weights(), one.weights()
     assert written.keys() == expected.keys()
     assert all(written[name].allclose(expected[name], atol=2e-3) for name in expected)
 

@@ -62,7 +62,12 @@ def test_value_is_read_in_the_type_of_its_argument(name, written, value):
         ("cp_comm_type", "ring", "must be one of p2p, all_gather, a2a, a2a+p2p"),
         ("recompute_modules", ["mlp", "all"], "must be one of core_attn, moe_act, layernorm, mla_up_proj, mlp, moe"),
         ("ckpt_format", "zarr", "cannot be zarr: Megatron-Core no longer reads or writes zarr; use torch_dist"),
-        ("safe_serialization", False, "cannot be false: weights are written as safetensors only"),
+        (
+            "safe_serialization",
+            False,
+            "cannot be false: weights are written as safetensors only, which everything reads that reads .bin files; "
+            "remove it",
+        ),
     ],
 )
 def test_error_for_a_wrong_value_names_what_was_expected(name, written, message):
