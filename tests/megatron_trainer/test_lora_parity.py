@@ -121,6 +121,19 @@ def test_adapters_of_experts_and_latent_attention_equal_transformers_with_merged
     check(reference, tmp_path, name, layout)
 
 
+@pytest.mark.parametrize("name", sorted(EXPERT_MODELS - tiny_model.SEEING_MODELS - {"kimi_k2"}))
+def test_peft_puts_every_adapter_beside_experts_where_it_belongs(reference, tmp_path, name):
+    """Experts, shared ones and dense layers at once, trained with dropout and scaled by the root of the rank."""
+    rooted = {"use_rslora": True, "lora_dropout": 0.05}
+    for given in ({}, rooted, *({"target_modules": (f"linear_fc{part}",)} for part in (1, 2))):
+        directory, adapter, logits, _ = reference(name, **given)
+        model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager")
+        plain = model(token_ids()).logits
+        adapted = PeftModel.from_pretrained(model, adapter)(token_ids()).logits
+        assert (plain - logits).abs().max().item() > 100 * TOLERANCE
+        assert (adapted - logits).abs().max().item() <= TOLERANCE
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["TP1", "TP2+SP", "PP2"])
 @pytest.mark.parametrize("name", OTHERS)

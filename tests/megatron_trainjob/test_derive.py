@@ -215,19 +215,3 @@ def test_reports_lie_beside_the_checkpoints():
     assert derive.tensorboard_directory(args(), "/out/") == "/out/runs"
     assert derive.tensorboard_directory(args(tensorboard_dir="/tb"), "/out") == "/tb"
     assert derive.wandb_directory(args(), "/out") == "/out/wandb"
-
-
-@pytest.mark.parametrize(
-    ("config", "has_dense"),
-    [
-        ({"model_type": "mixtral"}, False),
-        ({"model_type": "qwen3_moe"}, False),
-        ({"model_type": "qwen3_moe", "decoder_sparse_step": 2}, True),
-        ({"model_type": "deepseek_v3"}, True),
-        ({"model_type": "deepseek_v3", "first_k_dense_replace": 0}, False),
-        ({"model_type": "someone_elses"}, False),
-    ],
-    ids=["every layer", "every layer, by default", "every other layer", "absent keys", "none dense", "unknown family"],
-)
-def test_dense_layers_among_experts_are_those_that_the_family_reads(config, has_dense):
-    assert derive.has_dense_layers(config) is has_dense

@@ -1111,13 +1111,6 @@ CASES = [
         bad={"train_type": "lora", "target_modules": ()},
     ),
     Case(
-        rule="adapters_have_a_form_that_peft_loads",
-        good={"train_type": "lora", "target_modules": ("all-linear",)},
-        bad={"train_type": "lora", "target_modules": ("all-linear",)},
-        config=EXPERTS,
-        bad_config={**EXPERTS, "mlp_only_layers": [0]},
-    ),
-    Case(
         rule="a_model_written_after_lora_has_the_adapter_in_it",
         good={"to_hf": True, "merge_lora": True, "train_type": "lora"},
         bad={"to_hf": True, "train_type": "lora"},

@@ -5,6 +5,7 @@ this holds for what peft cannot load, too.
 """
 
 import json
+import math
 import shutil
 from pathlib import Path
 
@@ -22,7 +23,7 @@ FUSED = (("q_proj", "k_proj", "v_proj"), ("gate_proj", "up_proj"), ("w1", "w3"))
 def with_transformers(directory: Path, adapter: Path, folder: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """(logits, gradients by the adapter's keys). folder: scratch."""
     config = json.loads((adapter / "adapter_config.json").read_text())
-    scale = config["lora_alpha"] / config["r"]
+    scale = config["lora_alpha"] / (math.sqrt(config["r"]) if config["use_rslora"] else config["r"])
     halves = load_file(adapter / "adapter_model.safetensors")
     modules = sorted({key.rsplit(".lora_", 1)[0].removeprefix(PREFIX) for key in halves})
     a, b = ({m: halves[f"{PREFIX}{m}.lora_{half}.weight"] for m in modules} for half in "AB")

@@ -82,12 +82,11 @@ def _whole_experts(saved: frozenset[str], spec: ModelSpec) -> str:
 
 def _not_loadable(adapted: frozenset[str], spec: ModelSpec) -> str:
     """What peft would make of these adapters, if it would not load all of them."""
-    if FAMILIES[spec.model.family].stacks_experts:
-        partly = stacked_adapter.partly_adapted(adapted, spec.model.num_experts)
-        kinds = ", ".join(sorted({peft_format.layer_of(name) for name in partly}))
-        return f"peft adapts all experts of a layer or none, and of {kinds} only some are adapted" if kinds else ""
-    clash = peft_format.mistaken_for_experts(adapted)
-    return f"peft mistakes the adapters of {clash} for those of routed experts and drops them" if clash else ""
+    if not FAMILIES[spec.model.family].stacks_experts:
+        return ""
+    partly = stacked_adapter.partly_adapted(adapted, spec.model.num_experts)
+    kinds = ", ".join(sorted({peft_format.layer_of(name) for name in partly}))
+    return f"peft adapts all experts of a layer or none, and of {kinds} only some are adapted" if kinds else ""
 
 
 def save_adapter(
@@ -141,19 +140,16 @@ def _config(
 ) -> dict[str, object]:
     """The content of adapter_config.json. width: of the widest adapter. every: all modules with weights."""
     in_model = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
-    stacks = FAMILIES[spec.model.family].stacks_experts
-    as_parameters = stacked_adapter.parameters(every) if stacks else {}
+    make = partial(
+        peft_format.config, args, rank=width, base_model=str(spec.directory), modules_to_save=map(in_model, saved)
+    )
+    if not FAMILIES[spec.model.family].stacks_experts:
+        return make(frozenset(map(in_model, adapted)), frozenset(map(in_model, every)))
+    as_parameters = stacked_adapter.parameters(every)
     of_adapted = {name: parameter for name, parameter in as_parameters.items() if name in adapted}
     modules, others = (frozenset(map(in_model, names - as_parameters.keys())) for names in (adapted, every))
     parameters, further = (frozenset(map(in_model, names.values())) for names in (of_adapted, as_parameters))
-    return peft_format.config(
-        args,
-        rank=width,
-        base_model=str(spec.directory),
-        target_modules=peft_format.shortest_targets(modules, others),
-        target_parameters=stacked_adapter.target_parameters(parameters, further),
-        modules_to_save=map(in_model, saved),
-    )
+    return make(modules, others, target_parameters=stacked_adapter.target_parameters(parameters, further))
 
 
 def _as_stored(tensors: Mapping[str, Tensor], *, spec: ModelSpec, args: TrainArgs) -> dict[str, Tensor]:

@@ -20,6 +20,11 @@ DECODER = "model."
 DEFAULTS: Mapping[str, object] = {"peft_type": None, "r": 8, "lora_alpha": 8}
 """PEFT's defaults of missing keys in adapter_config.json; all others are off."""
 
+_DOWN = ("down_proj", "w2")
+"""Names of an expert's second linear."""
+_GATE_AND_UP = r".*\.gate_up_proj"
+"""The fused gate and up of experts, as a pattern of peft's."""
+
 Half = Literal["A", "B"]
 HALVES: tuple[Half, ...] = ("A", "B")
 
@@ -53,37 +58,92 @@ def full_key(name: str, adapted_modules: Iterable[str]) -> str:
 
 def config(
     args: TrainArgs,
+    adapted: frozenset[str],
+    every: frozenset[str],
     *,
     rank: int,
     base_model: str,
-    target_modules: Iterable[str],
-    target_parameters: Iterable[str] = (),
     modules_to_save: Iterable[str],
+    target_parameters: Iterable[str] = (),
 ) -> dict[str, object]:
     """The content of adapter_config.json. rank: of the widest adapter, with the scale for the run's own rank.
 
-    target_parameters: adapted as parameters, with which peft loads no dropout, not even for inference.
+    adapted, every: the names of the adapted modules, and of all modules with weights. target_parameters: adapted as
+    parameters of their own. peft refuses dropout beside fused experts, which only training applies, so it is left out.
     """
     as_parameters = sorted(target_parameters)
     if args.task_type == "embedding":
-        target_modules, modules_to_save = (map(below_decoder, names) for names in (target_modules, modules_to_save))
+        adapted, every, modules_to_save = (
+            frozenset(map(below_decoder, names)) for names in (adapted, every, modules_to_save)
+        )
     wider = rank / args.lora_rank
     alpha = args.lora_alpha * (math.sqrt(wider) if args.use_rslora else wider)
+    alpha = int(alpha) if alpha == int(alpha) else alpha
     return {
         "base_model_name_or_path": base_model,
         "bias": args.lora_bias,
         "fan_in_fan_out": False,
         "inference_mode": True,
-        "lora_alpha": int(alpha) if alpha == int(alpha) else alpha,
-        "lora_dropout": 0.0 if as_parameters else args.lora_dropout,
+        "lora_alpha": alpha,
+        "lora_dropout": 0.0 if as_parameters or any(map(_is_of_expert, adapted)) else args.lora_dropout,
         "modules_to_save": sorted(modules_to_save) or None,
         "peft_type": "LORA",
         "r": rank,
-        "target_modules": sorted(target_modules),
+        **_targets(adapted, every, rank, alpha, of_root=args.use_rslora),
         **({"target_parameters": as_parameters} if as_parameters else {}),
         "task_type": _peft_task(args),
         "use_rslora": args.use_rslora,
     }
+
+
+def _targets(
+    adapted: frozenset[str], every: frozenset[str], rank: int, alpha: float, *, of_root: bool
+) -> dict[str, object]:
+    """The keys that select the adapted modules, and the ranks of those that transformers fuses.
+
+    transformers 5 fuses experts, and peft converts every target module whose last part is that of an expert's linear to
+    the fused parameter, those of shared experts and dense layers too. Where a model has both, neither is a target
+    module: all are named as parameters, the fused gate and up with the rank that peft gives them. peft reads those as
+    the inner of two adapters, so the outer one (down) is named with them and, if absent from the file, stays zero.
+
+    of_root: the scale is alpha over the root of the rank, for which peft would double alpha too.
+    """
+    experts = frozenset(filter(_is_of_expert, adapted))
+    alike = {_last(name) for name in experts}
+    is_mistaken = any(_last(name) in alike and not _is_of_expert(name) for name in every)
+    has_down = bool(alike & set(_DOWN))
+    if not experts or not (is_mistaken or of_root or not has_down):
+        return {"target_modules": sorted(shortest_targets(adapted, every))}
+    fused = {f"{_fused(name)}.{part}" for name in experts for part in _parts(alike)}
+    beside = {name for name in adapted - experts if _last(name) in alike}
+    return {
+        "target_modules": sorted(shortest_targets(adapted - experts - beside, every)),
+        "target_parameters": sorted(fused | {f"{name}.weight" for name in beside}),
+        "rank_pattern": {_GATE_AND_UP: 2 * rank},
+        "alpha_pattern": {_GATE_AND_UP: _of_twice_the_rank(alpha, of_root=of_root)},
+    }
+
+
+def _of_twice_the_rank(alpha: float, *, of_root: bool) -> float:
+    return alpha * (math.sqrt(2) if of_root else 2)
+
+
+def _fused(name: str) -> str:
+    """The module of transformers into which the linear of an expert is fused."""
+    return name.rsplit(".", 2)[0].replace(".block_sparse_moe.", ".mlp.")
+
+
+def _parts(linears: set[str]) -> list[str]:
+    """The parameters of fused experts with adapters of these linears."""
+    return ["down_proj", *(["gate_up_proj"] if linears - set(_DOWN) else [])]
+
+
+def _is_of_expert(name: str) -> bool:
+    return ".experts." in name
+
+
+def _last(name: str) -> str:
+    return name.rsplit(".", 1)[-1]
 
 
 def _peft_task(args: TrainArgs) -> str:
@@ -103,22 +163,12 @@ def shortest_targets(adapted: frozenset[str], every: frozenset[str]) -> frozense
     return frozenset(name if last[name] in partly or last[name].isdigit() else last[name] for name in adapted)
 
 
-def mistaken_for_experts(adapted: frozenset[str]) -> str:
-    """The adapted modules that peft would not load, each named once; empty if it loads all.
-
-    transformers 5 fuses experts, and peft converts every target whose last part matches an expert's linear to the fused
-    one, including the linears of shared experts and dense layers.
-    """
-    experts = {name.rsplit(".", 1)[-1] for name in adapted if ".experts." in name}
-    others = (name for name in adapted if ".experts." not in name)
-    return ", ".join(sorted({layer_of(name) for name in others if name.rsplit(".", 1)[-1] in experts}))
-
-
 def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
     """Returns if an adapter with this adapter_config.json is equivalent to one of this run.
 
     Raises InvalidInput with everything that differs or that only PEFT supports.
     """
+    fused_alpha = _of_twice_the_rank(args.lora_alpha, of_root=args.use_rslora)
     expected = {
         "peft_type": ("LORA", None),
         "r": (args.lora_rank, "lora_rank"),
@@ -126,8 +176,8 @@ def check(found: Mapping[str, object], args: TrainArgs, directory: str) -> None:
         "use_rslora": (args.use_rslora, "use_rslora"),
         "use_dora": (False, None),
         "fan_in_fan_out": (False, None),
-        "rank_pattern": ({}, None),
-        "alpha_pattern": ({}, None),
+        "rank_pattern": ({_GATE_AND_UP: 2 * args.lora_rank} if found.get("rank_pattern") else {}, None),
+        "alpha_pattern": ({_GATE_AND_UP: fused_alpha} if found.get("alpha_pattern") else {}, None),
     }
     problems = []
     for key, (value, argument) in expected.items():

@@ -192,21 +192,6 @@ def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
     return model_value(args, hf_config, "moe_shared_expert_intermediate_size") or 0
 
 
-def stacks_experts(hf_config: Mapping[str, Any] | None) -> bool:
-    """Whether the experts of a layer are stored in one tensor, which peft adapts as a parameter of its own."""
-    family = families.FAMILIES.get(str((hf_config or {}).get("model_type")))
-    return family is not None and family.stacks_experts
-
-
-def has_dense_layers(hf_config: Mapping[str, Any]) -> bool:
-    """Whether a model with experts has dense layers, according to its family."""
-    try:
-        layers = families.read(hf_config).expert_layers
-    except ValueError:  # families/check.py says why
-        return False
-    return not all(layers)
-
-
 def expert_width(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
     """Feed-forward width of one expert, else that of a dense block; None if unknown."""
     own: int | None = model_value(args, hf_config, "moe_ffn_hidden_size")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 
-from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.rules.condition import changed, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
@@ -72,34 +71,6 @@ def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
     return "needs merge_lora: true in LoRA training; set that, or remove to_hf (the adapter is written anyway)"
 
 
-@rule(
-    "target_modules",
-    "target_regex",
-    "merge_lora",
-    "train_type",
-    "num_experts",
-    "moe_shared_expert_intermediate_size",
-    "moe_ffn_hidden_size",
-    tasks=TRAINING,
-    needs_model=True,
-)
-def adapters_have_a_form_that_peft_loads(facts: Facts) -> str:
-    """peft mistakes adapters of shared experts and dense layers for those of routed experts, and drops them."""
-    args, config = facts.args, facts.config
-    if args.train_type != "lora" or args.merge_lora or args.target_regex:
-        return ""
-    everywhere = {"all-linear", "linear_fc1", "linear_fc2"} & set(args.target_modules)
-    if not everywhere or not derive.num_experts(args, config) or derive.stacks_experts(config):
-        return ""
-    others = "shared experts" if derive.shared_expert_size(args, config) else "dense layers"
-    if others == "dense layers" and not derive.has_dense_layers(config):
-        return ""
-    return (
-        f"adapts the routed experts and the {others} of the model, whose adapters peft confuses and drops; "
-        "set merge_lora: true to get the whole model, or name linear_qkv and linear_proj (or a target_regex) instead"
-    )
-
-
 FULL = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full")
 LORA = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_lora")
 
@@ -125,7 +96,6 @@ RULES = (
     something_is_trained,
     modules_are_chosen_in_one_way,
     some_module_gets_an_adapter,
-    adapters_have_a_form_that_peft_loads,
     a_model_written_after_lora_has_the_adapter_in_it,
     idle_without("only_an_adapter_is_merged", is_("merge_lora", True), is_("train_type", "lora"), tasks=TRAINING),
     excludes(
