@@ -1,4 +1,4 @@
-"""A misspelt name where the admission policy is not installed: stored, and answered by the operator."""
+"""What no admission policy refuses, or none is there to refuse: stored, and answered by the operator."""
 
 from __future__ import annotations
 
@@ -38,3 +38,19 @@ def test_the_operator_fails_the_job_and_names_what_was_meant(unpoliced: None, qu
     assert "did you mean tensor_model_parallel_size?" in failed["message"]
     assert "did you mean numNodes?" in failed["message"]
     assert quiet_jobs.pods() == {}
+
+
+def test_checkpoints_that_would_hide_the_containers_own_folders_make_no_pod(quiet_jobs: JobClient, tmp_path: Path):
+    variables = {"MTJ_WATCH_NAMESPACES": quiet_jobs.namespace}
+    paths = ("/", "/usr", "/proc/self", "/etc/megatron", "/var/run/secrets")
+    jobs = {f"job-{number}": path for number, path in enumerate(paths)}
+    with operator_process.running(quiet_jobs.plane.kubeconfig, tmp_path, **variables):
+        for name, path in jobs.items():
+            quiet_jobs.submit(manifest(name, checkpoint={"mountPath": path}))
+        for name, path in jobs.items():
+            quiet_jobs.await_phase("Failed", name)
+            failed = quiet_jobs.condition("Failed", name)
+            assert failed["reason"] == "InvalidSpec"
+            assert "spec.checkpoint.mountPath: " in failed["message"]
+            assert f"(got '{path}')" in failed["message"]
+            assert quiet_jobs.pods(name) == {}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -11,11 +10,10 @@ import pytest
 from local_cluster import control_plane
 from local_cluster.control_plane import ControlPlane, Refused, free_port
 from tests.support.operator import operator_process
-from tests.support.operator.job_client import ARGS, JobClient, manifest, wait_until
+from tests.support.operator.job_client import JobClient, manifest, wait_until
+from tests.support.operator.webhook_client import CONFIGURATIONS, configuration, is_asked, wrong
 
 pytestmark = pytest.mark.cluster
-CONFIGURATIONS = "/apis/admissionregistration.k8s.io/v1/validatingwebhookconfigurations"
-WRONG_ARGS = {**ARGS, "tensor_model_parallel_size": 3}
 
 
 @pytest.fixture
@@ -38,47 +36,6 @@ def webhook(quiet_plane: ControlPlane, quiet_jobs: JobClient, tmp_path: Path) ->
     quiet_plane.delete(f"{CONFIGURATIONS}/jobs")
 
 
-def configuration(plane: ControlPlane, namespace: str, port: int) -> dict:
-    """As the chart has it, with an address in place of the service."""
-    authority = base64.b64encode((plane.folder / "ca.crt").read_bytes()).decode()
-    return {
-        "metadata": {"name": "jobs"},
-        "webhooks": [
-            {
-                "name": "validate.megatrontrain.dev",
-                "admissionReviewVersions": ["v1"],
-                "sideEffects": "None",
-                "failurePolicy": "Ignore",
-                "timeoutSeconds": 5,
-                "namespaceSelector": {"matchLabels": {"kubernetes.io/metadata.name": namespace}},
-                "rules": [
-                    {
-                        "apiGroups": ["megatrontrain.dev"],
-                        "apiVersions": ["*"],
-                        "resources": ["megatrontrainjobs"],
-                        "operations": ["CREATE", "UPDATE"],
-                    }
-                ],
-                "clientConfig": {"url": f"https://127.0.0.1:{port}/validate", "caBundle": authority},
-            }
-        ],
-    }
-
-
-def wrong(name: str = "wrong") -> dict:
-    """A manifest with two problems that CEL cannot see."""
-    return manifest(name, nprocPerNode="auto", args=WRONG_ARGS, env=[{"name": "RANK", "value": "1"}])
-
-
-def is_asked(jobs: JobClient) -> bool:
-    """Whether the API server already sends jobs to the webhook; a probe that passes is not stored."""
-    try:
-        jobs.plane.create(jobs.path("megatrontrainjobs"), wrong("probe"), dryRun="All")
-    except Refused:
-        return True
-    return False
-
-
 def test_every_problem_is_said_when_the_job_is_submitted(webhook: None, quiet_jobs: JobClient):
     with pytest.raises(Refused) as caught:
         quiet_jobs.submit(wrong())
@@ -86,6 +43,14 @@ def test_every_problem_is_said_when_the_job_is_submitted(webhook: None, quiet_jo
     assert "spec.env[0].name" in caught.value.message
     assert "spec.args.tensor_model_parallel_size" in caught.value.message
     assert quiet_jobs.job("wrong") is None
+
+
+def test_mounts_and_variables_that_cannot_work_are_refused_in_words(webhook: None, quiet_jobs: JobClient):
+    checkpoint = {"mountPath": "/etc/megatron/checkpoints"}
+    with pytest.raises(Refused) as caught:
+        quiet_jobs.submit(manifest(checkpoint=checkpoint, env=[{"name": "MTJ_RANK_START", "value": "thread"}]))
+    assert "spec.checkpoint.mountPath: is a folder of the container's system" in caught.value.message
+    assert "spec.env[0].value: MTJ_RANK_START must be fork or spawn" in caught.value.message
 
 
 def test_a_valid_job_passes_and_its_changes_are_judged_too(webhook: None, quiet_jobs: JobClient):

@@ -121,6 +121,29 @@ CASES = {
             "spec.network.ncclEnv.MASTER_ADDR": "set by the operator",
         },
     ),
+    "variables of the trainer with values that they cannot have": (
+        {
+            "env": [
+                {"name": "MTJ_RANK_START", "value": "thread"},
+                {"name": "MTJ_DEVICE", "value": "gpu"},
+                {"name": "MTJ_LAUNCHER_PATIENCE_SECONDS", "value": "1.5"},
+                {"name": "MTJ_TERMINATION_LOG", "value": "/tmp/log"},
+                {"name": "MTJ_RANK_START", "valueFrom": {"configMapKeyRef": {"name": "a", "key": "b"}}},
+            ],
+            "podTemplate": {
+                "spec": {
+                    "containers": [{"name": "trainer", "env": [{"name": "MTJ_RANK_START", "value": "forked"}]}],
+                }
+            },
+        },
+        {
+            "spec.env[0].value": "MTJ_RANK_START must be fork or spawn",
+            "spec.env[1].value": "MTJ_DEVICE must be cpu or cuda",
+            "spec.env[2].value": "MTJ_LAUNCHER_PATIENCE_SECONDS must be a whole number of seconds",
+            "spec.env[3].name": "set by the operator",
+            "spec.podTemplate.spec.containers[0].env[0].value": "must be fork or spawn",
+        },
+    ),
     "a variable that is an argument": (
         {"env": [{"name": "INFONCE_TEMPERATURE", "value": "0.02"}]},
         {"spec.env[0].name": "use spec.args.infonce_temperature"},
@@ -164,6 +187,73 @@ CASES = {
             "spec.volumes[2].name": "reserved for the operator",
             "spec.volumeMounts[0].mountPath": "mounted already",
         },
+    ),
+    "volumes that hide the container, or what is mounted in it": (
+        {
+            "checkpoint": {"mountPath": "//", "memory": {"sizeLimit": "1Gi"}},
+            "volumes": [{"name": "v", "emptyDir": {}}],
+            "volumeMounts": [
+                {"name": "v", "mountPath": path}
+                for path in (
+                    "/usr/",
+                    "/etc",
+                    "/data/../proc/self",
+                    "/dev",
+                    "/etc/megatron/args.yaml",
+                    "/var/run",
+                    "/run",
+                    "/usr/local/nvidia",
+                    "/dev/shm",
+                    "/etc/team.conf",
+                    "/var/log",
+                )
+            ],
+            "workerTemplate": {
+                "spec": {
+                    "containers": [
+                        {"name": "trainer", "volumeMounts": [{"name": "v", "mountPath": "/lib"}]},
+                        {"name": "proxy", "volumeMounts": [{"name": "v", "mountPath": "/lib"}]},
+                    ]
+                }
+            },
+        },
+        {
+            "spec.checkpoint.mountPath": "hides folders of the container itself; choose another path",
+            "spec.volumeMounts[0].mountPath": "hides folders",
+            "spec.volumeMounts[1].mountPath": "hides folders",
+            "spec.volumeMounts[2].mountPath": "hides folders",
+            "spec.volumeMounts[3].mountPath": "hides folders",
+            "spec.volumeMounts[4].mountPath": "overlaps /etc/megatron, which the operator mounts",
+            "spec.volumeMounts[5].mountPath": "overlaps /var/run/secrets/megatrontrain.dev",
+            "spec.volumeMounts[6].mountPath": "overlaps /run/mtj-memory",
+            "spec.workerTemplate.spec.containers[0].volumeMounts[0].mountPath": "hides folders",
+        },
+    ),
+    "checkpoints among the programs": (
+        {"checkpoint": {"mountPath": "/usr/share/checkpoints"}},
+        {"spec.checkpoint.mountPath": "is a folder of the container's system; choose another path"},
+    ),
+    "a template that mounts another volume over the checkpoints": (
+        {
+            "podTemplate": {
+                "spec": {
+                    "containers": [
+                        {"name": "trainer", "volumeMounts": [{"name": "scratch", "mountPath": "/checkpoints"}]}
+                    ]
+                }
+            },
+            "masterTemplate": {
+                "spec": {
+                    "containers": [
+                        {
+                            "name": "trainer",
+                            "volumeMounts": [{"name": "mtj-checkpoint", "mountPath": "/checkpoints", "subPath": "a"}],
+                        }
+                    ]
+                }
+            },
+        },
+        {"spec.podTemplate.spec.containers[0].volumeMounts[0].mountPath": "is mounted already; choose another path"},
     ),
     "an initializer that cannot run": (
         {"initializers": [{"name": "trainer", "storageUri": "s3://b/x", "targetPath": "/elsewhere"}]},
@@ -288,6 +378,15 @@ def test_every_problem_is_said_with_path_and_remedy(name, here, capsys):
     assert set(found) == set(expected)
     for path, part in expected.items():
         assert part in found[path]
+
+
+def test_a_variable_that_only_looks_like_the_trainers_is_a_warning_with_a_suggestion(here, capsys):
+    changes = {"env": [{"name": "MTJ_RANKS_START", "value": "spawn"}, {"name": "MTJ_RANK_START", "value": "spawn"}]}
+    assert main(["validate", write(here, changes), "--output", "json"]) == 0
+    said = json.loads(capsys.readouterr().out)["warnings"]
+    (warning,) = [each for each in said if each.startswith("spec.env")]
+    assert warning.startswith("spec.env[0].name: ")
+    assert "did you mean MTJ_RANK_START?" in warning
 
 
 @pytest.mark.parametrize("name", HEADERS)

@@ -205,7 +205,7 @@ def test_each_rank_knows_its_place_in_the_world():
     }
 
 
-@pytest.mark.parametrize(("name", "value"), [("NNODES", "two"), ("MTJ_RESUME", "Maybe")])
+@pytest.mark.parametrize(("name", "value"), [("NNODES", "two"), ("MTJ_RESUME", "Maybe"), ("MTJ_DEVICE", "gpu")])
 def test_a_wrong_variable_is_named(name, value):
     with pytest.raises(ValueError, match=f"{name}: must be .*{value}"):
         environment.read({name: value})

@@ -13,7 +13,7 @@ from pathlib import Path
 
 from megatron_trainjob import environment as names
 from megatron_trainjob import termination
-from megatron_trainjob.environment import RANK_STARTS, RESUMES, RankStart, Resume
+from megatron_trainjob.environment import DEVICES, RANK_STARTS, RESUMES, RankStart, Resume
 
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """Variables from which torch reads GPU memory settings; a value set by the user takes precedence."""
@@ -95,7 +95,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         termination_log=Path(env.get(names.TERMINATION_LOG, termination.LOG)),
         failure_file=Path(failure) if failure else None,
         stages_file=Path(stages) if stages else None,
-        device=env.get(names.DEVICE),
+        device=_chosen(names.DEVICE, env[names.DEVICE], DEVICES) if env.get(names.DEVICE) else None,
         rank_start=_chosen(names.RANK_START, env.get(names.RANK_START) or _rank_start(env), RANK_STARTS),
         launcher_patience_s=_number(env, names.LAUNCHER_PATIENCE_S, int(names.DEFAULT_LAUNCHER_PATIENCE_S)),
         variables=dict(env),

@@ -5,6 +5,7 @@ The operator writes these variables (core/desired/environment.py), the trainer r
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Final, Literal, get_args
 
 Resume = Literal["Auto", "Never", "Required"]
@@ -43,6 +44,8 @@ PROGRESS_FILE: Final = "MTJ_PROGRESS_FILE"
 TERMINATION_LOG: Final = "MTJ_TERMINATION_LOG"
 FAILURE_FILE: Final = "MTJ_FAILURE_FILE"
 DEVICE: Final = "MTJ_DEVICE"
+DEVICES: Final = ("cpu", "cuda")
+"""Values of MTJ_DEVICE; without one the trainer takes the GPUs if there are any."""
 
 # Destination of progress pushes, under the names that clients of Kubeflow Trainer read.
 PUSH_URL: Final = "KUBEFLOW_TRAINER_SERVER_URL"
@@ -87,6 +90,32 @@ RESERVED: Final = frozenset(
         MEMORY_FOLDER,
         MEMORY_INTERVAL,
         MEMORY_LIMIT,
+        PROGRESS_FILE,
+        TERMINATION_LOG,
+        FAILURE_FILE,
+        LAUNCHER_URL,
+        LAUNCHER_FOLDER,
+        STAGES_FILE,
+        LOCAL_WORLD_SIZE,
     }
 )
-"""Names that only the operator sets; a manifest that sets one of them is refused."""
+"""Names that only the operator or the launcher sets; a manifest that sets one of them is refused."""
+
+CHOICES: Final[Mapping[str, tuple[str, ...]]] = {RANK_START: RANK_STARTS, DEVICE: DEVICES}
+SETTABLE: Final = frozenset({*CHOICES, LAUNCHER_PATIENCE_S})
+"""Variables of this trainer that a manifest may set."""
+OURS: Final = RESERVED | SETTABLE
+
+
+def looks_ours(name: str) -> bool:
+    """Whether a variable is named as those of this trainer are."""
+    return name.startswith("MTJ_")
+
+
+def problem(name: str, text: str) -> str:
+    """What is wrong with this value of a variable, "" if nothing is or the variable is none of ours."""
+    if text and name in CHOICES and text not in CHOICES[name]:
+        return f"must be {' or '.join(CHOICES[name])}"
+    if name == LAUNCHER_PATIENCE_S and not (text.isascii() and text.isdecimal()):
+        return "must be a whole number of seconds"
+    return ""

@@ -11,11 +11,10 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.api.schema import pod_template, structural
 from megatron_operator.core.desired.quantity import amount
-from megatron_operator.core.desired.volumes import MEMORY_PATH
-from megatron_operator.manifest import accelerators
+from megatron_operator.manifest import accelerators, mounts, variables
+from megatron_operator.manifest.variables import SET_BY_OPERATOR, Variable
 from megatron_trainjob.args.names import find_alias
-from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
-from megatron_trainjob.environment import RESERVED
+from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -29,7 +28,6 @@ FIELDS_OF_SPEC = ("command", "args", "image", "resources")
 RESERVED_CONTAINER_FIELDS = ("restartPolicy", "restartPolicyRules", "terminationMessagePath")
 OWN_VOLUME_PREFIX = "mtj-"
 LEAST_MEMORY_BYTES = 2**20
-SET_BY_OPERATOR = "is set by the operator; remove it"
 
 
 def check(metadata: Object, spec: Object) -> Iterator[Violation]:
@@ -40,15 +38,16 @@ def check(metadata: Object, spec: Object) -> Iterator[Violation]:
 
 def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
     """Warnings: allowed but rarely intended."""
-    mounts = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
+    mounted = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
     save = str(arguments.get("save") or spec["checkpoint"]["mountPath"])
-    if not any(is_below(save, mount) for mount in mounts):
+    if not any(mounts.is_below(save, mount) for mount in mounted):
         yield _warning("spec.args.save", save, "is not below a mounted volume; in a cluster it is lost with the pod")
-    elif is_below(save, mounts[0]) and not spec["checkpoint"].get("pvc"):
+    elif mounts.is_below(save, mounted[0]) and not spec["checkpoint"].get("pvc"):
         yield _warning("spec.checkpoint", None, "has no pvc; in a cluster checkpoints are lost with the pod")
     limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
     yield from (_warning(*each) for each in accelerators.uncounted(spec))
     yield from _claims_for_one_node(spec)
+    yield from (_warning(*each) for each in variables.unknown(_variables(spec)))
     if spec["checkpoint"].get("memory") and spec["checkpoint"]["resume"] == "Never":
         message = "is never read with checkpoint.resume Never; use Auto, or remove it"
         yield _warning("spec.checkpoint.memory", None, message)
@@ -75,11 +74,6 @@ def _claims_for_one_node(spec: Object) -> Iterator[Violation]:
         yield _warning("spec.checkpoint.pvc.template.spec.accessModes", modes[0], message)
 
 
-def is_below(path: str, directory: str) -> bool:
-    """Whether the path is the directory or inside it."""
-    return path == directory or path.startswith(directory.rstrip("/") + "/")
-
-
 def _checkpoint_has_one_source(metadata: Object, spec: Object) -> Iterator[Violation]:
     claim = spec["checkpoint"].get("pvc") or {}
     if "claimName" in claim and "template" in claim:
@@ -95,18 +89,22 @@ def _save_stays_on_its_volume(metadata: Object, spec: Object) -> Iterator[Violat
 
 
 def _environment_is_ours(metadata: Object, spec: Object) -> Iterator[Violation]:
-    """A manifest must not set what the operator sets."""
-    entries = [(f"spec.env[{i}].name", entry.get("name")) for i, entry in enumerate(spec.get("env", ()))]
-    entries += [(f"spec.network.ncclEnv.{name}", name) for name in spec["network"].get("ncclEnv", {})]
+    """A manifest must not set what the operator sets, nor a variable of the trainer to what it cannot be."""
+    yield from filter(None, map(variables.problem, _variables(spec)))
+
+
+def _variables(spec: Object) -> list[Variable]:
+    """Every variable that the manifest gives the trainer."""
+    given = [(f"spec.env[{i}]", entry) for i, entry in enumerate(spec.get("env", ()))]
     for template in TEMPLATES:
         for path, container in _trainers(spec, template):
-            entries += [(f"{path}.env", entry.get("name")) for entry in container.get("env") or ()]
-    for path, name in entries:
-        if name in RESERVED:
-            yield Violation(path=path, value=name, message=SET_BY_OPERATOR)
-        if name in OF_VARIABLES:
-            message = f"is not a variable of this trainer, which would ignore it; use spec.args.{OF_VARIABLES[name]}"
-            yield Violation(path=path, value=name, message=message)
+            given += [(f"{path}.env[{i}]", _mapping(entry)) for i, entry in enumerate(container.get("env") or ())]
+    nccl = [(f"spec.network.ncclEnv.{name}", name, value) for name, value in spec["network"].get("ncclEnv", {}).items()]
+    named = [
+        Variable(name=str(entry.get("name")), value=entry.get("value"), name_path=f"{path}.name", path=f"{path}.value")
+        for path, entry in given
+    ]
+    return [*named, *(Variable(name=name, value=value, name_path=path, path=path) for path, name, value in nccl)]
 
 
 def _nccl_names(metadata: Object, spec: Object) -> Iterator[Violation]:
@@ -166,24 +164,14 @@ def _volumes_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
             yield Violation(path=f"spec.volumeMounts[{i}].name", value=mount["name"], message=message)
 
 
-def _mount_paths_differ(metadata: Object, spec: Object) -> Iterator[Violation]:
-    taken = [spec["checkpoint"]["mountPath"].rstrip("/")]
-    if spec["checkpoint"].get("memory"):
-        taken.append(MEMORY_PATH)
-    if taken[0] in taken[1:]:
-        message = "is where checkpoints in memory are mounted; choose another path"
-        yield Violation(path="spec.checkpoint.mountPath", value=taken[0], message=message)
-    for i, mount in enumerate(spec.get("volumeMounts", ())):
-        path = mount["mountPath"].rstrip("/")
-        if path in taken:
-            message = "is mounted already; choose another path"
-            yield Violation(path=f"spec.volumeMounts[{i}].mountPath", value=path, message=message)
-        taken.append(path)
+def _mounts_hide_nothing(metadata: Object, spec: Object) -> Iterator[Violation]:
+    trainers = (found for template in TEMPLATES for found in _trainers(spec, template))
+    yield from mounts.check(spec, trainers)
 
 
 def _initializers_can_run(metadata: Object, spec: Object) -> Iterator[Violation]:
     seen = {names.CONTAINER}
-    mounts = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
+    mounted = [spec["checkpoint"]["mountPath"], *(mount["mountPath"] for mount in spec.get("volumeMounts", ()))]
     for i, each in enumerate(spec.get("initializers", ())):
         path = f"spec.initializers[{i}]"
         if each["name"] in seen:
@@ -193,8 +181,8 @@ def _initializers_can_run(metadata: Object, spec: Object) -> Iterator[Violation]
         if not each.get("command") and not uri.startswith("hf://"):
             message = "without a command only hf:// sources can be fetched; set a command"
             yield Violation(path=f"{path}.storageUri", value=uri or None, message=message)
-        if not any(is_below(each["targetPath"], mount) for mount in mounts):
-            message = f"is not below a mounted volume ({', '.join(mounts)}); the download would be lost"
+        if not any(mounts.is_below(each["targetPath"], mount) for mount in mounted):
+            message = f"is not below a mounted volume ({', '.join(mounted)}); the download would be lost"
             yield Violation(path=f"{path}.targetPath", value=each["targetPath"], message=message)
 
 
@@ -302,7 +290,7 @@ RULES: tuple[Rule, ...] = (
     _template_fields_are_known,
     _templates_keep_off_our_fields,
     _volumes_are_known,
-    _mount_paths_differ,
+    _mounts_hide_nothing,
     _initializers_can_run,
     _scheduling_fits_the_gang,
     _topology_has_somebody_to_keep_it,

@@ -96,7 +96,7 @@ class Backend(Protocol):
 
 def select() -> Backend:
     """The backend of this machine: its GPUs if it has any, unless MTJ_DEVICE=cpu selects the CPU."""
-    if os.environ.get(DEVICE, "").lower() != "cpu" and torch.cuda.is_available():
+    if os.environ.get(DEVICE) != "cpu" and torch.cuda.is_available():
         return CudaBackend()
     return CpuBackend()
 

@@ -15,7 +15,7 @@ from megatron_operator.api.schema import structural
 from megatron_operator.api.spec import spec_schema
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
-from megatron_operator.manifest.rules import is_below
+from megatron_operator.manifest.mounts import is_below
 from megatron_trainjob import tokenizer_folder, weight_files
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
