@@ -111,3 +111,16 @@ def test_a_killed_server_ends_its_ranks_and_is_replaced(starter):
         assert time.monotonic() < deadline
         time.sleep(0.05)
     assert end_of(current().start(["sys.exit(3)"], {})) == 3
+
+
+@pytest.mark.parametrize("number", [signal.SIGSTOP, signal.SIGKILL])
+def test_a_server_that_no_longer_answers_is_ended_and_the_rank_spawned(starter, monkeypatch, caplog, number):
+    monkeypatch.setattr(ranks, "MAX_FORK_S", 0.5)
+    server = starter()()
+    before = server.start(["time.sleep(60)"], {})
+    os.kill(server._process.pid, number)
+    with caplog.at_level(logging.WARNING):
+        after = [server.start(["import sys; sys.exit(9)"], dict(os.environ)) for _ in range(2)]
+    assert "a rank is started with its own imports" in caplog.text
+    assert [end_of(rank) for rank in after] == [9, 9]
+    assert end_of(before) == -signal.SIGKILL

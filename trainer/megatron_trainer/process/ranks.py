@@ -27,6 +27,7 @@ RANK_COMMAND = [sys.executable, "-m", "megatron_trainer.process.rank"]
 SERVER_COMMAND = [sys.executable, "-m", "megatron_trainer.process.fork_server"]
 POLL_S = 0.05
 MAX_IMPORT_S = 600.0
+MAX_FORK_S = 30.0
 
 
 class Process(Protocol):
@@ -118,20 +119,35 @@ class ForkServer:
         return self.is_ready and self.refusal is None
 
     def start(self, argv: Sequence[str], variables: Mapping[str, str]) -> Process:
-        """Starts one rank. Raises OSError when the server is gone."""
+        """Starts one rank: spawned where the server is gone or hangs, which then ends with the ranks that it has."""
+        try:
+            return self._fork(argv, variables)
+        except OSError as err:
+            self._process.kill()
+            self._on_end()
+            logger.warning("a rank is started with its own imports: %s", err)
+            return Spawn().start(argv, variables)
+
+    def _fork(self, argv: Sequence[str], variables: Mapping[str, str]) -> Process:
         request = json.dumps({"argv": list(argv), "variables": dict(variables)}) + "\n"
-        self._connection.setblocking(True)
+        until = time.monotonic() + MAX_FORK_S
+        self._connection.settimeout(MAX_FORK_S)
         self._connection.sendall(request.encode())
         self._connection.setblocking(False)
         while not self._started:
-            if self.refusal is not None:
-                raise BrokenPipeError(self.refusal)
-            time.sleep(POLL_S / 10)
             self.listen()
+            if self.is_gone:
+                raise BrokenPipeError("the process that forks ranks has ended; see the log above")
+            if time.monotonic() > until:
+                raise TimeoutError(f"the process that forks ranks has not answered for {MAX_FORK_S:.0f} s")
+            if not self._started:
+                time.sleep(POLL_S / 10)
         return self._started.pop(0)
 
     def listen(self) -> None:
         """Takes in what the server has said since."""
+        if self.is_gone:
+            return
         try:
             while piece := self._connection.recv(65536):
                 *lines, self._received = (self._received + piece).split(b"\n")
