@@ -209,6 +209,35 @@ def test_a_newer_checkpoint_in_the_save_folder_goes_first(llama, data, tmp_path,
     assert again.run.column("lm loss") == undisturbed(1)
 
 
+@pytest.mark.parametrize("kept", [(), (2,)], ids=["all", "the newest"])
+def test_damaged_checkpoints_in_the_save_folder_hide_none_in_memory(llama, data, tmp_path, undisturbed, kept):
+    given = arguments(llama, data, tmp_path / "run", **{**STEPS, "save_interval": 5 - 3 * len(kept)})
+    train(given, tmp_path / "memory", stop_at=6, interval=3)
+    for found in checkpoints(tmp_path / "run"):
+        if found.iteration not in kept:
+            changed(next(found.path.glob("__0_*.distcp")))
+    assert generations(tmp_path / "memory") == {"node-0": [3]}
+    again = train({**given, "save_interval": 100}, tmp_path / "memory", resume="Required", attempt=1)
+    assert again.said("resuming from memory iteration=3")
+    assert again.run.column("lm loss") == undisturbed(1)
+
+
+def test_what_others_keep_beside_the_memory_of_runs_stays(llama, data, tmp_path):
+    node = tmp_path / "memory" / "node-0"
+    (node / ("0" * 32) / "iter_0000002").mkdir(parents=True)
+    for theirs in (node / "photos", node / ("1" * 32)):
+        theirs.mkdir()
+        (theirs / "cat.png").write_bytes(b"meow")
+    (node / "notes.txt").write_text("mine")
+    (node / ("2" * 32)).symlink_to(node / "photos")
+    given = arguments(llama, data, tmp_path / "run", **STEPS)
+    assert train(given, tmp_path / "memory", stop_at=3).run.exit_code == ExitCode.PREEMPTED
+    left = {each.name for each in node.iterdir()}
+    assert left >= {"photos", "1" * 32, "2" * 32, "notes.txt"}
+    assert "0" * 32 not in left, "what an earlier run has left gives its memory back"
+    assert (node / "photos" / "cat.png").read_bytes() == b"meow"
+
+
 def test_memory_that_is_too_small_or_not_there_is_a_warning(llama, data, tmp_path):
     given = arguments(llama, data, tmp_path / "run", **STEPS)
     small = train(given, tmp_path / "memory", memory_limit_bytes=2**20, stop_at=6)

@@ -116,8 +116,8 @@ class Found:
                     yield name, node, sorted({each for need in of_node for each in need.get(name, ())})
 
 
-def find(memory: Memory, layout: Mapping[str, int], *, oldest: int) -> Found | None:
-    """The newest memory checkpoint from iteration `oldest` on that the nodes hold completely. Collective.
+def find(memory: Memory, layout: Mapping[str, int]) -> Found | None:
+    """The newest memory checkpoint that the nodes hold completely. Collective.
 
     The ranks of a node read its files among them and compare the checksums; a damaged file counts as missing. One of
     another layout is not used.
@@ -130,9 +130,6 @@ def find(memory: Memory, layout: Mapping[str, int], *, oldest: int) -> Found | N
         return None
     held = nodes.gathered(own)[:: nodes.ranks_per_node]
     for iteration in sorted({each for on_node in held for each in on_node}, reverse=True):
-        if iteration < oldest:
-            logger.info("the memory checkpoint of iteration=%d is older than that of the save folder", iteration)
-            return None
         alike = _alike([on_node.get(iteration) for on_node in held])
         manifest = next(each.manifest for each in alike if each is not None)
         if manifest.world_size != dist.get_world_size() or dict(manifest.layout) != dict(layout):

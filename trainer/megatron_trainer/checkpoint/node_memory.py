@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -25,6 +26,7 @@ from megatron_trainjob.checkpoint_folder import MANIFEST, NAME, Manifest, iterat
 
 IDENTITY = "memory_checkpoints.json"
 LAUNCH = ".launch-"
+RUN_NAME = re.compile(r"[0-9a-f]{32}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,10 +46,13 @@ class NodeMemory:
     token: str
 
     def claim(self) -> None:
-        """Prepares the folder for this launch; removes what other runs and earlier launches have left in memory."""
+        """Prepares the folder for this launch; removes what other runs and earlier launches have left in memory.
+
+        Whatever else lies beside the runs stays.
+        """
         self._door.mkdir(parents=True, exist_ok=True)
         for other in self.run.parent.iterdir():
-            if other != self.run:
+            if other != self.run and _is_of_a_run(other):
                 shutil.rmtree(other, ignore_errors=True)
         for left in self.run.glob(f"{LAUNCH}*"):
             if left != self._launch:
@@ -101,6 +106,13 @@ class NodeMemory:
         with contextlib.suppress(FileNotFoundError):
             published.rename(removed)
         shutil.rmtree(removed, ignore_errors=True)
+
+
+def _is_of_a_run(path: Path) -> bool:
+    """Whether this folder is one that a run made: by its name, and because nothing but checkpoints is in it."""
+    if not RUN_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
+        return False
+    return all(NAME.fullmatch(each.name) or each.name.startswith(LAUNCH) for each in path.iterdir())
 
 
 def _generation(path: Path, manifest: Manifest) -> Generation:

@@ -54,14 +54,14 @@ def start_state(
         with_rng=not args.no_load_rng,
     )
     if env.resume != "Never":
-        remembered = None if memory is None else _newest_in_memory(memory, save, policy)
+        remembered, own = _newest(memory, save, policy)
         if remembered is not None:
             resume.check(remembered.checkpoint, record, total_iterations, with_optimizer=policy.with_optimizer)
             _load_base_of_adapters(args, engine, save)
             state = _resumed_from_memory(engine, remembered, backend, policy)
             if state is not None:
                 return state
-        own = checkpoint_load.find(save)
+            own = checkpoint_load.find(save)
         if own is not None:
             logger.info("resuming job=%s from=%s", env.job_name, own.path)
             resume.check(own, record, total_iterations, with_optimizer=policy.with_optimizer)
@@ -81,12 +81,36 @@ def start_state(
     return TrainState()
 
 
-def _newest_in_memory(memory: Memory, save: Path, policy: checkpoint_load.LoadPolicy) -> Found | None:
-    """The memory checkpoint to resume from, None if the save folder has a newer one. Collective."""
-    complete = (each.iteration for each in checkpoints(save) if each.manifest is not None)
-    on_disk = [next(complete, 0) if dist.get_rank() == 0 else None]
-    dist.broadcast_object_list(on_disk, src=0)
-    found = memory_load.find(memory, policy.layout, oldest=on_disk[0] or 0)
+def _newest(
+    memory: Memory | None, save: Path, policy: checkpoint_load.LoadPolicy
+) -> tuple[Found | None, Checkpoint | None]:
+    """The memory checkpoint to resume from, or else the one of the save folder. Collective.
+
+    The save folder is read only where its newest checkpoint looks newer, and damaged ones in it hide no memory.
+
+    Raises:
+        TrainingError: neither has an undamaged checkpoint, though the save folder has others.
+    """
+    found = None if memory is None else _in_memory(memory, policy)
+    if found is None:
+        return None, checkpoint_load.find(save)
+    iteration = found.manifest.iteration
+    if _newest_on_disk(save) <= iteration:
+        return found, None
+    try:
+        own = checkpoint_load.find(save)
+    except TrainingError as err:
+        logger.warning("resuming from memory: %s", err)
+        return found, None
+    if own is None or own.iteration <= iteration:
+        return found, None
+    logger.info("the memory checkpoint of iteration=%d is older than that of the save folder", iteration)
+    return None, own
+
+
+def _in_memory(memory: Memory, policy: checkpoint_load.LoadPolicy) -> Found | None:
+    """The newest memory checkpoint, with its index on every node. Collective."""
+    found = memory_load.find(memory, policy.layout)
     try:
         if found is not None:
             found.gather_index()
@@ -94,6 +118,14 @@ def _newest_in_memory(memory: Memory, save: Path, policy: checkpoint_load.LoadPo
         logger.warning("resuming from the save folder, not from memory: %s", err)
         return None
     return found
+
+
+def _newest_on_disk(save: Path) -> int:
+    """The iteration of the newest checkpoint that looks complete, 0 without one. Collective."""
+    complete = (each.iteration for each in checkpoints(save) if each.manifest is not None)
+    newest = [next(complete, 0) if dist.get_rank() == 0 else 0]
+    dist.broadcast_object_list(newest, src=0)
+    return newest[0]
 
 
 def _resumed_from_memory(
