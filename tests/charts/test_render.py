@@ -8,6 +8,7 @@ import subprocess
 import sys
 
 import pytest
+import yaml
 
 from local_cluster.control_plane_binaries import helm
 from megatron_trainjob import images
@@ -106,10 +107,28 @@ def test_the_webhook_comes_with_a_certificate_of_its_own_for_the_service_name():
     assert excluded == [NAMESPACE]
 
 
-def test_with_cert_manager_helm_makes_no_secret():
+def test_with_cert_manager_renewals_come_from_one_authority_that_pods_go_on_trusting():
     objects = render(webhook__enabled=True, webhook__certManager__enabled=True)
-    assert {"Certificate", "Issuer"} <= kinds(objects)
     assert "Secret" not in kinds(objects)
+    issuers = {each["metadata"]["name"]: each["spec"] for each in of_kind(objects, "Issuer")}
+    certificates = {each["spec"]["secretName"]: each["spec"] for each in of_kind(objects, "Certificate")}
+    served = certificates[f"{helm_chart.FULL_NAME}-webhook"]
+    authority = certificates[issuers[served["issuerRef"]["name"]]["ca"]["secretName"]]
+    assert authority["isCA"] is True
+    assert authority["privateKey"]["rotationPolicy"] == "Never"
+    assert int(authority["duration"].removesuffix("h")) >= 10 * 365 * 24
+    assert issuers[authority["issuerRef"]["name"]] == {"selfSigned": {}}
+    (configuration,) = of_kind(objects, "ValidatingWebhookConfiguration")
+    injected = configuration["metadata"]["annotations"]["cert-manager.io/inject-ca-from"]
+    assert injected == f"{NAMESPACE}/{helm_chart.FULL_NAME}-webhook"
+
+
+def test_an_issuer_of_the_clusters_is_used_as_it_is():
+    issuer = {"kind": "ClusterIssuer", "name": "company"}
+    objects = render(webhook__enabled=True, webhook__certManager__enabled=True, webhook__certManager__issuerRef=issuer)
+    (certificate,) = of_kind(objects, "Certificate")
+    assert certificate["spec"]["issuerRef"] == issuer
+    assert "Issuer" not in kinds(objects)
 
 
 def test_monitoring_and_network_policy_come_when_asked_for():
@@ -155,7 +174,11 @@ SWITCHES = {
     "metrics__dashboard__enabled": True,
     "networkPolicy__enabled": True,
     "podDisruptionBudget__enabled": False,
+    "podPolicy__enabled": True,
+    "leaderElection__enabled": False,
 }
+# What a switch cannot be without.
+NEEDED = {"leaderElection__enabled": {"replicas": 1}}
 
 
 def check_objects(objects):
@@ -188,6 +211,20 @@ def rows_of_pairs():
     return rows
 
 
+def switches_of(values, path=()):
+    """Names of the values that are true or false, but for the security of the operator's own pod."""
+    for name, value in values.items():
+        if isinstance(value, dict) and not name.endswith("ecurityContext"):
+            yield from switches_of(value, (*path, name))
+        elif isinstance(value, bool):
+            yield "__".join((*path, name))
+
+
+def test_no_switch_of_the_chart_is_left_out():
+    values = yaml.safe_load((helm_chart.CHART / "values.yaml").read_text())
+    assert set(switches_of(values)) <= set(SWITCHES)
+
+
 def test_the_rows_hold_every_pair_of_switches():
     rows = rows_of_pairs()
     for first, second in itertools.combinations(SWITCHES, 2):
@@ -196,7 +233,8 @@ def test_the_rows_hold_every_pair_of_switches():
 
 @pytest.mark.parametrize("row", rows_of_pairs(), ids=lambda row: f"{len(row)}-switches")
 def test_every_pair_of_switches_renders(row):
-    check_objects(render(**row))
+    needed = {name: value for switch in row for name, value in NEEDED.get(switch, {}).items()}
+    check_objects(render(**row, **needed))
 
 
 def test_one_registry_holds_for_both_images_and_names_can_be_replaced():
