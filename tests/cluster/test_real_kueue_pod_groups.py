@@ -48,7 +48,7 @@ def test_the_second_job_is_held_as_a_whole_until_the_first_is_over(jobs: JobClie
     assert is_placed(jobs, "first", real_kueue.FLAVOR)
     jobs.submit(queued("second"))
     waiting = await_waiting(jobs, "second")
-    assert waiting["message"] == "Queue team-a has not admitted the pods."
+    assert waiting["message"] == "Kueue queue team-a has not admitted the pods."
     assert jobs.await_phase("Queued", "second")["reason"] == "WaitingForQuota"
     await_condition(jobs, "second-a0", "QuotaReserved", "False")
     assert all(pod["spec"]["schedulingGates"][0]["name"] == GATE for pod in jobs.pods("second").values())

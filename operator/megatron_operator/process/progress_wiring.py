@@ -30,15 +30,20 @@ def for_pods(settings: Settings) -> ProgressPush | None:
     if settings.progress_port is None or settings.progress_certificates is None:
         return None
     authority = (settings.progress_certificates / "ca.crt").read_text()
-    return ProgressPush(url=f"https://{settings.progress_host}:{settings.progress_service_port}", authority=authority)
+    host = _in_url(settings.progress_host)
+    return ProgressPush(url=f"https://{host}:{settings.progress_service_port}", authority=authority)
 
 
 def identity(settings: Settings) -> str:
     """The identity under which this replica leads; followers read the address to forward pushes to from it."""
     if settings.progress_port is None:
         return settings.pod_name
-    host = f"[{settings.pod_ip}]" if ":" in settings.pod_ip else settings.pod_ip
-    return f"{settings.pod_name}{SEPARATOR}{host}:{settings.progress_port}"
+    return f"{settings.pod_name}{SEPARATOR}{_in_url(settings.pod_ip)}:{settings.progress_port}"
+
+
+def _in_url(host: str) -> str:
+    """The name or address as a URL has it: an IPv6 address in brackets."""
+    return f"[{host}]" if ":" in host else host
 
 
 def server(

@@ -22,16 +22,17 @@ READY_S = 150
 
 @dataclass(frozen=True, kw_only=True)
 class OperatorProcess:
-    """One running operator. Its log is at `log`; it answers health checks on `port`."""
+    """One running operator. Its log is at `log`; it answers health checks on `port` of `host`."""
 
     process: subprocess.Popen[bytes]
     port: int
     log: Path
+    host: str = "127.0.0.1"
 
     def read(self, path: str) -> str:
         """The answer of its health server, also of a failing check."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}{path}", timeout=5) as response:
+            with urllib.request.urlopen(f"http://{self.host}:{self.port}{path}", timeout=5) as response:
                 body: bytes = response.read()
         except urllib.error.HTTPError as error:
             body = error.read()
@@ -40,7 +41,7 @@ class OperatorProcess:
     def is_ready(self) -> bool:
         """Whether its readiness check passes."""
         try:
-            with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/readyz", timeout=5):
+            with urllib.request.urlopen(f"http://{self.host}:{self.port}/readyz", timeout=5):
                 return True
         except (urllib.error.URLError, OSError):
             return False
@@ -77,7 +78,8 @@ def start(kubeconfig: Path, folder: Path, **variables: str) -> OperatorProcess:
     with log.open("ab") as output:
         command = [sys.executable, "-m", "megatron_operator"]
         process = subprocess.Popen(command, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent)
-    return OperatorProcess(process=process, port=port, log=log)
+    host = "[::1]" if environment["MTJ_HTTP_ADDRESS"] == "::1" else "127.0.0.1"
+    return OperatorProcess(process=process, port=port, log=log, host=host)
 
 
 def wait_ready(operator: OperatorProcess) -> OperatorProcess:

@@ -22,11 +22,11 @@ TRAINING = {
 
 
 def push_settings(plane: ControlPlane, jobs: JobClient, folder: Path, **more: str) -> dict[str, str]:
-    """Settings of an operator that takes pushes in on loopback."""
+    """Settings of an operator that takes pushes in on loopback, of IPv4 unless more says otherwise."""
     certificates = folder / "certificates"
     if not certificates.exists():
         certificates.mkdir()
-        control_plane.certificate(plane.folder, "progress", "/CN=progress", names="subjectAltName=IP:127.0.0.1")
+        control_plane.certificate(plane.folder, "progress", "/CN=progress", names="subjectAltName=IP:127.0.0.1,IP:::1")
         for source, target in (("progress.crt", "tls.crt"), ("progress.key", "tls.key"), ("ca.crt", "ca.crt")):
             (certificates / target).write_bytes((plane.folder / source).read_bytes())
     port = str(free_port())
