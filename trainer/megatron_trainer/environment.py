@@ -18,16 +18,16 @@ from megatron_trainjob.environment import DEVICES, RANK_STARTS, RESUMES, RankSta
 _ALLOCATOR = {"PYTORCH_CUDA_ALLOC_CONF", "PYTORCH_ALLOC_CONF"}
 """Variables from which torch reads GPU memory settings; a value set by the user takes precedence."""
 
-FLIGHT_RECORDER = {"TORCH_FR_BUFFER_SIZE": "2000", "TORCH_FR_DUMP_ON_TIMEOUT": "1"}
-"""Torch remembers this many collectives of each rank, and writes them to a file when one times out (only NCCL)."""
+COLLECTIVES_REMEMBERED = "2000"
+"""Of each rank, by torch, which writes them to a file when one times out (only NCCL)."""
 FLIGHT_RECORDER_FILE = "TORCH_FR_DUMP_TEMP_FILE"
-"""Its path, up to the number of the rank; in the save folder unless the user names another."""
+"""Path of that file, up to the number of the rank; in the save folder unless the user names another."""
 FORMER_NAMES = {
     "TORCH_FR_BUFFER_SIZE": "TORCH_NCCL_TRACE_BUFFER_SIZE",
     "TORCH_FR_DUMP_ON_TIMEOUT": "TORCH_NCCL_DUMP_ON_TIMEOUT",
-    "TORCH_FR_DUMP_TEMP_FILE": "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
+    FLIGHT_RECORDER_FILE: "TORCH_NCCL_DEBUG_INFO_TEMP_FILE",
 }
-"""Torch still reads these, but where both are set only the new one: a value of the user's is passed on under it."""
+"""Torch reads these too, but where both are set only the new one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,7 +131,7 @@ def for_rank(
         "CUDA_DEVICE_MAX_CONNECTIONS": os.environ.get("CUDA_DEVICE_MAX_CONNECTIONS", "1"),
         # Rows differ in length, so blocks of equal size are rarely reused: expandable segments avoid fragmentation.
         **({} if _ALLOCATOR & os.environ.keys() else {"PYTORCH_CUDA_ALLOC_CONF": "expandable_segments:True"}),
-        **{name: _set_by_user(name) or value for name, value in FLIGHT_RECORDER.items()},
+        **_flight_recorder(),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", str(_threads(processes_per_node))),
     }
 
@@ -158,6 +158,16 @@ def place_flight_recorder(save: Path) -> None:
         with contextlib.suppress(OSError):  # a folder that cannot be written to is reported when it is claimed
             folder.mkdir(parents=True, exist_ok=True)
         os.environ[FLIGHT_RECORDER_FILE] = f"{folder}/rank_"
+
+
+def _flight_recorder() -> dict[str, str]:
+    """Torch dumps on a timeout unless told otherwise; torch 2.11 hears that only by the former name."""
+    dumps = "TORCH_FR_DUMP_ON_TIMEOUT"
+    said = _set_by_user(dumps)
+    return {
+        "TORCH_FR_BUFFER_SIZE": _set_by_user("TORCH_FR_BUFFER_SIZE") or COLLECTIVES_REMEMBERED,
+        **({dumps: said, FORMER_NAMES[dumps]: said} if said else {}),
+    }
 
 
 def _set_by_user(name: str) -> str | None:
