@@ -49,8 +49,7 @@ def prefer(tmp_path_factory, data):
     def run(model: str, text: str = "tp1", **given: Any) -> tiny_run.TinyRun:
         key = f"{model} {text} {given}"
         if key not in done:
-            chosen = {} if text == "dp2" else layouts.read(text)["arguments"]
-            ranks = 2 if text == "dp2" else layouts.num_ranks(chosen)
+            chosen, ranks = layouts.of_run(text)
             arguments = settings(**chosen, **given)
             made = tiny_model.make(model, root)
             arguments = tiny_run.arguments(made, data, root / f"run{len(done)}", **arguments)

@@ -139,11 +139,9 @@ def test_ten_steps_of_lora_equal_trls(data, scored, tmp_path):
 
 @pytest.mark.parametrize("text", ["tp2 sp", "pp2", "pp2 vpp2", "cp2", "dp2"])
 def test_every_layout_learns_the_same(data, scored, tmp_path, text):
-    chosen = {} if text == "dp2" else dict(layouts.read(text)["arguments"])
-    if "vpp2" in text:
-        chosen["virtual_pipeline_model_parallel_size"] = 2
+    chosen, ranks = layouts.of_run(text)
     expected = train(scored, data, tmp_path / "one")
-    found = train(scored, data, tmp_path / "two", ranks=2, **chosen)
+    found = train(scored, data, tmp_path / "two", ranks=ranks, **chosen)
     for name in ("loss", "rewards/margins", "rewards/chosen", "grad_norm"):
         assert found.column(name) == pytest.approx(expected.column(name), rel=2e-4, abs=2e-4), name
 

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from tests.support.models import tiny_model
+from tests.support.models import layouts, tiny_model
 from tests.support.ranks.tiny_run import TinyRun, arguments, train, write_data
 
 pytestmark = pytest.mark.dist
@@ -155,3 +155,28 @@ def test_float16_resumes_bit_identically_with_its_loss_scale(llama, data, tmp_pa
     assert run.column("loss_scale") == saved.whole.column("loss_scale")
     assert len(set(run.column("loss_scale"))) > 1, "the scale must change, or the comparison says little"
     assert run.column("lm loss") == saved.whole.column("lm loss")
+
+
+@SLOW
+@pytest.mark.parametrize(
+    ("name", "given", "in_turn"),
+    [
+        ("llama", {}, ("tp2 pp2 dp2", "pp2", "tp1", "tp4 sp dp2")),
+        ("llama", LORA, ("tp2 pp2 dp2", "pp2", "tp1", "tp4 sp dp2")),
+        ("qwen3_moe", {}, ("ep2 pp2 dp2", "ep2", "tp1", "etp2 ep2 dp2")),
+    ],
+    ids=["dense", "adapter", "experts"],
+)
+def test_eight_ranks_go_on_as_two_as_one_and_as_eight_others(model_root, data, tmp_path, name, given, in_turn):
+    """Two steps in each layout; the whole is the run of one rank that was left alone."""
+    model = tiny_model.make(name, model_root, **layouts.LARGE_MODELS[name])
+    given = {**given, "train_iters": 2 * len(in_turn), "global_batch_size": 8, "dataloader_type": "single"}
+    alone = train(arguments(model, data, tmp_path / "alone", **given))
+    for part, text in enumerate(in_turn, start=1):
+        layout, size = layouts.of_run(text)
+        stop_at = 2 * part if part < len(in_turn) else None
+        save = arguments(model, data, tmp_path / "run", **given, **layout)
+        run = train(save, ranks=size, stop_at=stop_at, resume="IfPresent", attempt=part)
+        assert len(run.column("lm loss")) == 2 * part, run.message
+    assert run.exit_code == 0, run.message
+    assert run.column("lm loss") == pytest.approx(alone.column("lm loss"), rel=2e-4)

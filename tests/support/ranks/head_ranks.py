@@ -46,7 +46,7 @@ class Runs:
     """runs(model, layout, **arguments): a finished run; the same is made once.
 
     write: the data of a run with these arguments, under the root. defaults: arguments of every run. layout: as in
-    layouts.py, or "dp2".
+    layouts.py.
     """
 
     root: Path
@@ -57,8 +57,7 @@ class Runs:
     def __call__(self, model: Path, layout: str = "tp1", **given: Any) -> tiny_run.TinyRun:
         key = f"{model} {layout} {given}"
         if key not in self.done:
-            chosen = {} if layout == "dp2" else layouts.read(layout)["arguments"]
-            ranks = 2 if layout == "dp2" else layouts.num_ranks(chosen)
+            chosen, ranks = layouts.of_run(layout)
             settings = {**self.defaults, **chosen, **given}
             save = self.root / f"run{len(self.done)}"
             run = tiny_run.train(tiny_run.arguments(model, self.write(settings), save, **settings), ranks=ranks)

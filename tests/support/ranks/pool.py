@@ -142,7 +142,7 @@ def gloo_ranks(size: int) -> GlooRanks:
 
 
 @cache
-def _forks() -> ForkServerContext:
+def forks() -> ForkServerContext:
     """Where workers are forked from; it has imported what they need."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["tests.support.ranks.imported"])
@@ -160,7 +160,7 @@ def _forks() -> ForkServerContext:
 
 def _start(log: Path) -> _Worker:
     ours, theirs = multiprocessing.Pipe()
-    process = _forks().Process(target=_serve, args=(theirs, log))
+    process = forks().Process(target=_serve, args=(theirs, log))
     process.start()
     theirs.close()
     return _Worker(process, ours, log)
@@ -209,7 +209,7 @@ def _report(workers: list[_Worker], failures: dict[int, str], late: list[int], t
 
 def _serve(connection: Connection, log: Path) -> None:
     """A worker's life: one task after the other until the pool hangs up."""
-    _write_to(log)
+    write_to(log)
     faulthandler.register(signal.SIGUSR1)
     from megatron_trainer import backend as backends
 
@@ -223,12 +223,12 @@ def _serve(connection: Connection, log: Path) -> None:
             break
         if task is None:
             break
-        connection.send_bytes(pickle.dumps(_answer(backend, *task)))
+        connection.send_bytes(pickle.dumps(answer(backend, *task)))
         freeze()  # alive after a run are modules
     os._exit(0)  # gloo's threads may hold up a normal exit after a failure
 
 
-def _write_to(log: Path) -> None:
+def write_to(log: Path) -> None:
     """Sends what this process prints to a file, and gives it nothing to read."""
     with log.open("wb") as output, open(os.devnull, "rb") as nothing:
         for number, file in ((0, nothing), (1, output), (2, output)):
@@ -247,7 +247,7 @@ def _keep_frozen() -> Callable[[], None]:
     return freeze
 
 
-def _answer(
+def answer(
     backend: Any,
     function: Callable[..., Any],
     args: Any,
@@ -257,6 +257,7 @@ def _answer(
     store: str,
     timeout_s: float,
 ) -> tuple[str, Any]:
+    """("result", what the function returned on this rank), or ("failure", its traceback); no model stays behind."""
     import torch.distributed as dist
 
     from megatron_trainer import parallel

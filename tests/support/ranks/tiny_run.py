@@ -134,7 +134,7 @@ def train_rank(mapping: dict[str, object], task: str, stop_at: int | None, env: 
         if isinstance(parsed, Refused):
             raise InvalidInput(parsed.violations)
         place = {"rank": dist.get_rank(), "world_size": dist.get_world_size(), "device": "cpu"}
-        run.train(parsed, task, Environment(**place, **env), _termination(stop_at))
+        run.train(parsed, task, Environment(**{**place, **env}), _termination(stop_at))
     except TrainingError as error:
         exit_code, message = int(error.exit_code), str(error)
     return read_run(Path(str(mapping["save"])), exit_code=exit_code, message=message)
