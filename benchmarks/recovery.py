@@ -1,10 +1,15 @@
 """How long training stalls when a process is killed, by phase: ranks again in the living pod, and a new gang.
 
     python benchmarks/recovery.py --folder DIR [--kills 5] [--ways "in place" "new gang" "new gang, spawned"]
-        [--device cpu] [--layers 2] [--hidden 64] [--ranks 2]
+        [--device cpu] [--layers 2] [--hidden 64] [--ranks 2] [--record FILE] [--minutes M]
+    python benchmarks/recovery.py --folder DIR --goodput 10 [--kill-every 60] [--device cpu]
 
 Trains a random Llama under `mtj run`, kills a rank (in place) or the launcher (new gang) with SIGKILL once a checkpoint
 has been written, waits for the first step of the next attempt, and prints a Markdown table of seconds since the kill.
+Ways whose ranks start alike take turns in one job. --record keeps what was measured, and the table is of all of it.
+
+--goodput trains two jobs side by side for so many minutes, one of them with a rank killed again and again: its steps
+as a share of the other's, and whether every loss is the same, bit by bit.
 """
 
 from __future__ import annotations
@@ -32,6 +37,7 @@ from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 
 PATIENCE_S = 900
+GOODPUT_MEMORY = {"memory": {"intervalIterations": 5, "sizeLimit": "1Gi"}}
 PHASES = ("detected", "decided", "ranksStarted", "processGroup", "loaded", "firstStep")
 WAYS = {
     "in place": ("rank", "fork"),
@@ -44,9 +50,9 @@ WAYS = {
 
 @dataclass(kw_only=True)
 class Job:
-    """One training and the times that its restarts took."""
+    """One training."""
 
-    way: str
+    start: str
     folder: Path
     process: subprocess.Popen[bytes] | None = None
 
@@ -59,11 +65,25 @@ class Job:
     def attempt(self) -> int:
         return self.status.get("restarts", {}).get("attempt", 0)
 
+    def losses(self) -> dict[int, float]:
+        """By iteration; of steps that were done again, the last."""
+        volume = self.folder / "state" / "recovery" / "volumes" / "checkpoints"
+        lines = [line for log in volume.rglob("logging.jsonl") for line in log.read_text().splitlines(keepends=True)]
+        rows = [json.loads(line) for line in lines if line.endswith("\n")]
+        return {row["iteration"]: row["lm loss"] for row in rows if "lm loss" in row}
 
-def manifest(model: Path, data: Path, way: str, ranks: int) -> dict:
-    given = tiny_run.arguments(model, data, Path("unused"), train_iters=1_000_000, save_interval=5, log_interval=1)
+    def end(self) -> None:
+        """Stops the training as a person would."""
+        self.process.send_signal(signal.SIGTERM)
+        self.process.wait(PATIENCE_S)
+
+
+def manifest(model: Path, data: Path, start: str, ranks: int, checkpoint: dict) -> dict:
+    batch = {"global_batch_size": max(4, ranks), "save_interval": 5, "train_iters": 1_000_000}
+    given = tiny_run.arguments(model, data, Path("unused"), **batch)
     arguments = {name: value for name, value in given.items() if name not in ("save", "add_version")}
-    _, start = WAYS[way]
+    if checkpoint:
+        arguments["save_interval"] = 1_000_000
     return {
         "apiVersion": "megatrontrain.dev/v1alpha1",
         "kind": "MegatronTrainJob",
@@ -73,17 +93,17 @@ def manifest(model: Path, data: Path, way: str, ranks: int) -> dict:
             "image": "none",
             "nprocPerNode": ranks,
             "args": {name: value for name, value in arguments.items() if value is not None},
-            "checkpoint": {"pvc": {"claimName": "checkpoints"}, "mountPath": "/checkpoints"},
+            "checkpoint": {"pvc": {"claimName": "checkpoints"}, "mountPath": "/checkpoints", **checkpoint},
             "env": [{"name": "MTJ_RANK_START", "value": start}],
             "failurePolicy": {"maxRestarts": 1000},
         },
     }
 
 
-def start(job: Job, model: Path, data: Path, options: argparse.Namespace) -> None:
+def started(job: Job, model: Path, data: Path, options: argparse.Namespace, checkpoint: dict | None = None) -> Job:
     job.folder.mkdir()
     file = job.folder / "job.yaml"
-    file.write_text(yaml.safe_dump(manifest(model, data, job.way, options.ranks)))
+    file.write_text(yaml.safe_dump(manifest(model, data, job.start, options.ranks, checkpoint or {})))
     code = "from megatron_operator.cli import main; raise SystemExit(main())"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PARTS)}
     if options.device:
@@ -91,6 +111,7 @@ def start(job: Job, model: Path, data: Path, options: argparse.Namespace) -> Non
     with (job.folder / "mtj.log").open("w") as log:
         command = [sys.executable, "-c", code, "run", str(file), "--state-dir", str(job.folder / "state")]
         job.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+    return job
 
 
 def wait(job: Job, is_true) -> None:
@@ -128,36 +149,100 @@ def launcher_of(job: Job) -> int:
     return record["identity"]["pid"]
 
 
-def recover(job: Job) -> dict[str, float]:
-    """Kills a process; seconds from then to each phase of the restart."""
+def recover(job: Job, way: str) -> dict[str, float]:
+    """Kills a process; seconds from then to each phase of the restart, and the steps that were done again."""
     before, saved = job.attempt, job.status.get("checkpoint", {}).get("latestIteration", 0)
     wait(job, lambda: job.status.get("checkpoint", {}).get("latestIteration", 0) > saved)
-    kills_rank = WAYS[job.way][0] == "rank"
+    kills_rank = WAYS[way][0] == "rank"
     victim = ranks_of(job)[-1] if kills_rank else launcher_of(job)
     killed_at = time.time()
     os.kill(victim, signal.SIGKILL)
+    reached = max(job.losses())
     wait(job, lambda: job.attempt == before + 1 and "firstStepTime" in job.status.get("lastRestart", {}))
     last = job.status["lastRestart"]
     assert last["inPlace"] == kills_rank, last
-    return {phase: to_seconds(last[f"{phase}Time"]) - killed_at for phase in PHASES}
+    lost = reached - job.status["restarts"]["checkpointIteration"]
+    return {phase: to_seconds(last[f"{phase}Time"]) - killed_at for phase in PHASES} | {"stepsLost": max(0, lost)}
 
 
-def table(measured: dict[str, list[dict[str, float]]]) -> str:
+def table(measured: list[dict]) -> str:
     """Medians by phase, and the range of the whole."""
-    lines = ["| way | n | " + " | ".join(PHASES) + " | first step, range |", "|" + "---|" * (len(PHASES) + 3)]
-    for way, found in measured.items():
-        medians = [f"{statistics.median(each[phase] for each in found):.2f}" for phase in PHASES]
-        whole = [each["firstStep"] for each in found]
-        lines.append(f"| {way} | {len(found)} | " + " | ".join(medians) + f" | {min(whole):.2f}-{max(whole):.2f} |")
+    heads = (*PHASES, "first step, range", "steps lost")
+    lines = ["| way | n | " + " | ".join(heads) + " |", "|" + "---|" * (len(heads) + 2)]
+    for way in WAYS:
+        found = [each for each in measured if each["way"] == way]
+        if found:
+            medians = [f"{statistics.median(each[phase] for each in found):.2f}" for phase in PHASES]
+            whole = [each["firstStep"] for each in found]
+            lost = f"{statistics.mean(each['stepsLost'] for each in found):.1f}"
+            cells = (way, str(len(found)), *medians, f"{min(whole):.2f}-{max(whole):.2f}", lost)
+            lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 
+def measure_ways(options: argparse.Namespace, folder: Path, model: Path, data: Path) -> None:
+    """A job for each way to start ranks; its ways take turns in it."""
+    until = time.monotonic() + 60 * options.minutes
+    for start in dict.fromkeys(WAYS[way][1] for way in options.ways):
+        ways = [way for way in options.ways if WAYS[way][1] == start]
+        job = started(Job(start=start, folder=folder / start), model, data, options)
+        try:
+            wait(job, lambda job=job: job.status.get("checkpoint"))
+            for way in ways * options.kills:
+                if time.monotonic() > until:
+                    break
+                found = {"way": way, **recover(job, way)}
+                print(json.dumps(found), flush=True)
+                with options.record.open("a") as record:
+                    record.write(json.dumps(found) + "\n")
+        finally:
+            job.end()
+    print(table([json.loads(line) for line in options.record.read_text().splitlines()]))
+
+
+def measure_goodput(options: argparse.Namespace, folder: Path, model: Path, data: Path) -> None:
+    """Two jobs at once, so that both see the same load; checkpoints in memory, none in the volume."""
+    alone, disturbed = (
+        started(Job(start="fork", folder=folder / name), model, data, options, GOODPUT_MEMORY)
+        for name in ("alone", "disturbed")
+    )
+    kills = 0
+    try:
+        for job in (alone, disturbed):
+            wait(job, job.losses)
+        first = {id(job): max(job.losses()) for job in (alone, disturbed)}
+        began = time.monotonic()
+        until = began + 60 * options.goodput
+        while (now := time.monotonic()) < until:
+            if now > began + options.kill_every * (kills + 0.5):
+                os.kill(ranks_of(disturbed)[-1], signal.SIGKILL)
+                kills += 1
+            time.sleep(0.05)
+        losses = alone.losses(), disturbed.losses()
+        restarts = disturbed.status["restarts"]
+    finally:
+        alone.end()
+        disturbed.end()
+    done = [max(found) - first[id(job)] for found, job in zip(losses, (alone, disturbed), strict=True)]
+    both = losses[0].keys() & losses[1].keys()
+    different = sorted(step for step in both if losses[0][step] != losses[1][step])
+    print(f"minutes {options.goodput:g}, kills {kills}, restarts {restarts['total']}, attempt {restarts['attempt']}")
+    print(f"steps {done[1]} of {done[0]}: goodput {done[1] / done[0]:.3f}")
+    print(f"losses compared {len(both)}, different {len(different)}{f', first {different[0]}' if different else ''}")
+    if different:
+        raise SystemExit("the disturbed training differs")
+
+
 def main() -> None:
-    """Measures every way in turn and prints the table."""
+    """Measures every way in turn and prints the table, or the goodput."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--folder", type=Path, required=True)
     parser.add_argument("--kills", type=int, default=5)
     parser.add_argument("--ways", nargs="+", choices=WAYS, default=["in place", "new gang", "new gang, spawned"])
+    parser.add_argument("--record", type=Path, help="a file of measurements that this go adds to")
+    parser.add_argument("--minutes", type=float, default=60.0, help="no kill later than this")
+    parser.add_argument("--goodput", type=float, metavar="MINUTES")
+    parser.add_argument("--kill-every", type=float, default=60.0, metavar="SECONDS")
     parser.add_argument("--device", choices=("cpu", "cuda"))
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--layers", type=int, default=2)
@@ -166,22 +251,12 @@ def main() -> None:
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training outlives this program
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
+        options.record = options.record or folder / "record.jsonl"
         sizes = {"num_hidden_layers": options.layers, "hidden_size": options.hidden}
         model = tiny_model.make("llama", folder, **sizes)
         data = tiny_run.write_data(folder / "train.jsonl")
-        measured: dict[str, list[dict[str, float]]] = {way: [] for way in options.ways}
-        for way in options.ways:  # one after the other: two at once would share the cores
-            job = Job(way=way, folder=folder / way.replace(" ", "-").replace(",", ""))
-            start(job, model, data, options)
-            try:
-                wait(job, lambda job=job: job.status.get("checkpoint"))
-                for _ in range(options.kills):
-                    measured[way].append(recover(job))
-                    print(way, {phase: round(seconds, 2) for phase, seconds in measured[way][-1].items()}, flush=True)
-            finally:
-                job.process.send_signal(signal.SIGTERM)
-                job.process.wait(PATIENCE_S)
-    print(table(measured))
+        measure = measure_ways if options.goodput is None else measure_goodput
+        measure(options, folder, model, data)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Shapes of models for speeds, with random weights: SmolLM2-1.7B's, Qwen's of 7 and 8 billion, experts, a tiny one."""
+"""Shapes of models for speeds, with random weights: SmolLM2-1.7B, Qwen of 7, 8 and 30 billion, experts, a tiny one."""
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -58,6 +58,19 @@ QWEN3_8B = {
     "num_key_value_heads": 8,
     "head_dim": 128,
     "vocab_size": 151936,
+}
+QWEN3_30B_A3B = {
+    **EXPERTS,
+    "intermediate_size": 6144,
+    "moe_intermediate_size": 768,
+    "num_experts": 128,
+    "num_experts_per_tok": 8,
+    "num_hidden_layers": 48,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 4,
+    "vocab_size": 151936,
+    "rope_theta": 1000000.0,
+    "tie_word_embeddings": False,
 }
 TINY = {
     **SHAPE,
