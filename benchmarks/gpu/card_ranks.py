@@ -52,7 +52,7 @@ class Cards:
     def train(
         self, cards: Sequence[int], arguments: Mapping[str, object], *, limit_s: float, stop_at: int | None = None
     ) -> TinyRun:
-        """A training with one rank on each of these cards; goes on from the save folder where it holds a checkpoint.
+        """A training with one rank on each of these cards; continues from the save folder if it has a checkpoint.
 
         Raises TrainingFailed.
         """
@@ -150,7 +150,7 @@ def train_rank(card: int, arguments: dict[str, object], stop_at: int | None, env
 
 
 def _forget_the_last_training() -> None:
-    """TransformerEngine chooses its attention anew, and the memory of the last training is free."""
+    """TransformerEngine chooses its attention again, and the memory of the last training is free."""
     import torch
 
     from tests.support.ranks.gpu_training import forget_attention_kernels

@@ -161,7 +161,7 @@ def place_flight_recorder(save: Path) -> None:
 
 
 def _flight_recorder() -> dict[str, str]:
-    """Torch dumps on a timeout unless told otherwise; torch 2.11 hears that only by the former name."""
+    """Torch dumps on a timeout unless a variable says otherwise; torch 2.11 hears that only by the former name."""
     dumps = "TORCH_FR_DUMP_ON_TIMEOUT"
     said = _set_by_user(dumps)
     return {
