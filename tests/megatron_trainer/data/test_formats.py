@@ -1,6 +1,7 @@
 """Every way to write a row becomes the same conversation, and what cannot be used says why."""
 
 import json
+import math
 
 import pytest
 
@@ -16,6 +17,7 @@ def turns(conversation):
     return [(message.role, message.content) for message in conversation.messages]
 
 
+NAN = math.nan
 ASKED = [("user", "2+2?"), ("assistant", "4")]
 SAME_CONVERSATION = {
     "messages": {"messages": [{"role": "user", "content": "2+2?"}, {"role": "assistant", "content": "4"}]},
@@ -52,6 +54,22 @@ SAME_CONVERSATION = {
     },
     "turns and a text": {"prompt": [{"role": "user", "content": "2+2?"}], "completion": "4"},
     "a list of one question": {"question": ["2+2?"], "answer": "4"},
+    "missing values of pandas": {
+        "instruction": "2+2?",
+        "input": NAN,
+        "output": "4",
+        "system": NAN,
+        "history": NAN,
+        "tools": NAN,
+        "reasoning": NAN,
+        "score": NAN,
+    },
+    "missing values of pandas in turns": {
+        "messages": [
+            {"role": "user", "content": "2+2?", "from": NAN, "value": NAN, "name": NAN},
+            {"role": "assistant", "content": "4", "tool_calls": NAN, "reasoning_content": NAN, "weight": NAN},
+        ]
+    },
     "nulls beside the names of another dialect": {
         "messages": [
             {"role": None, "content": None, "from": "human", "value": "2+2?"},
@@ -291,6 +309,13 @@ BAD = {
         {"messages": [_chat()[0], {"role": "assistant", "content": "4", "loss": "yes"}]},
         "loss of a message is neither true nor false",
     ),
+    "an endless weight": (
+        {"messages": [_chat()[0], {"role": "assistant", "content": "4", "weight": math.inf}]},
+        "weight of a message is neither true nor false nor a weight",
+    ),
+    "a number without end": ({"query": "2+2?", "response": math.inf}, "a field is not text"),
+    "a missing answer": ({"query": "2+2?", "response": NAN}, "no known columns"),
+    "a missing question": ({"messages": [{"role": "user", "content": NAN}, _chat()[1]]}, "a message has no content"),
     "several questions": ({"question": ["a?", "b?"], "answer": "!"}, "a column holds a list"),
     "a null question": ({"messages": [{"role": "user", "content": None}, _chat()[1]]}, "a message has no content"),
     "a null answer": (

@@ -45,6 +45,8 @@ def test_a_label_is_read_in_the_forms_that_it_comes_in(label, value, expected):
         (SINGLE, 3, "class 3 of 3"),
         (SINGLE, -1, "class -1 of 3"),
         (SINGLE, 0.5, "is not a class"),
+        (SINGLE, float("inf"), "is not a class"),
+        (SEVERAL, [float("nan")], "is not a class"),
         (SINGLE, True, "is not a class"),
         (SINGLE, [0, 1], "is not a class"),
         (SEVERAL, [0, 3], "class 3 of 3"),

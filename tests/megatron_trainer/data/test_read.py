@@ -3,6 +3,7 @@
 import gzip
 import json
 import random
+from pathlib import Path
 
 import datasets
 import pyarrow
@@ -24,7 +25,7 @@ ROWS = [{"query": f"{n}+1?", "response": str(n + 1)} for n in range(5)]
 
 def write(path, kind):
     match kind:
-        case "jsonl" | "jsonl.gz":
+        case "jsonl" | "ndjson" | "jsonl.gz":
             content = "".join(json.dumps(row) + "\n\n" for row in ROWS).encode()
         case "json" | "json.gz":
             content = json.dumps(ROWS, indent=1).encode()
@@ -46,7 +47,7 @@ def rows(path):
     return [dict(parse_row(record.payload)) for record in read(path)]
 
 
-@pytest.mark.parametrize("kind", ["jsonl", "jsonl.gz", "json", "json.gz", "csv", "tsv", "parquet"])
+@pytest.mark.parametrize("kind", ["jsonl", "ndjson", "jsonl.gz", "json", "json.gz", "csv", "tsv", "parquet"])
 def test_each_kind_of_file_gives_the_same_rows(tmp_path, kind):
     path = tmp_path / f"data.{kind}"
     write(path, kind)
@@ -150,6 +151,13 @@ def test_of_a_folder_given_as_val_dataset_the_validation_split_is_read(tmp_path,
     assert source.note == note
 
 
+def test_files_of_a_folder_that_nothing_reads_are_named(tmp_path):
+    write_splits(tmp_path, ["train-1.jsonl", "train-2.jsonl.zst", "b/train-3.ARROW", "picture.png", ".cache/x.zst"])
+    source = open_source(parse_spec(str(tmp_path)))
+    assert [Path(record.file).name for record in source.records()] == ["train-1.jsonl"]
+    assert source.note.startswith("did not read 2 of its files, whose kind is not supported (the first is b/train-3.A")
+
+
 README = """---
 configs:
 - config_name: small
@@ -190,6 +198,9 @@ def test_a_folder_without_a_training_split_is_refused_with_those_it_has(tmp_path
     [
         ("/no/such/file.jsonl", "no such file or folder"),
         ("missing.jsonl", "no such file or folder"),
+        ("/no/such/*.jsonl", "patterns are not expanded"),
+        ("s3://bucket/data.jsonl#500", "is a URL"),
+        ("https://example.org/data.jsonl", "is a URL"),
         ("ms::org/name", "ModelScope"),
         ("org/name", "neither a local path nor a dataset found on the Hub"),
     ],

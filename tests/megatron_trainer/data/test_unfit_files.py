@@ -1,5 +1,6 @@
 """Files that are no data files: refused or dropped with a reason, within bounded memory."""
 
+import codecs
 import gzip
 import json
 
@@ -38,6 +39,22 @@ def test_a_file_that_was_never_written_is_refused_at_once(tmp_path, size):
         file.truncate(size)
     with pytest.raises(ValueError, match="starts with zeros: it was never fully written"):
         open_source(parse_spec(str(path)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "said"),
+    [
+        ("rows.csv", "prompt,response\na,b\n".encode("utf-16"), "is UTF-16 text; convert it: iconv"),
+        ("rows.jsonl", codecs.BOM_UTF16_BE + '{"text": "a"}'.encode("utf-16-be"), "is UTF-16 text"),
+        ("rows.jsonl", gzip.compress(b'{"text": "a"}'), "compressed by gzip; add .gz to its name"),
+        ("rows.csv", b"PK\x03\x04...", "a zip archive or a spreadsheet"),
+        ("rows.json", b"PAR1....", "its name must end with .parquet"),
+    ],
+)
+def test_a_file_that_is_not_what_its_name_says_is_refused_with_what_it_is(tmp_path, name, content, said):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=said):
+        open_source(parse_spec(str(tmp_path / name)))
 
 
 def test_one_giant_text_in_every_row_of_a_small_table_is_no_giant(tmp_path, monkeypatch):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 
-from megatron_trainer.data.conversation.messages import THOUGHT_KEYS
+from megatron_trainer.data.conversation.messages import THOUGHT_KEYS, is_missing
 from megatron_trainer.data.conversation.unread import unread_keys
 from megatron_trainer.data.values import Message, RowError
 
@@ -138,7 +138,8 @@ def under_system(columns: Columns, system: str, turns: tuple[Message, ...]) -> t
 
 
 def named(row: Row, columns: Mapping[str, str]) -> Row:
-    """The row's fields under their canonical names: renamed by `columns`, known names in lower case, nulls left out.
+    """The row's fields under their canonical names: renamed by `columns`, known names in lower case. Missing values
+    are left out.
 
     Raises RowError when two columns get the same name.
     """
@@ -146,7 +147,7 @@ def named(row: Row, columns: Mapping[str, str]) -> Row:
     named: dict[str, object] = {}
     origin: dict[str, str] = {}
     for name, value in row.items():
-        if value is None or not isinstance(name, str):
+        if is_missing(value) or not isinstance(name, str):
             continue
         target = columns.get(name) or renaming.get(name.lower(), name)
         target = target.lower() if target.lower() in KNOWN else target

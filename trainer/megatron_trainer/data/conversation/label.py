@@ -43,7 +43,7 @@ class Label:
             value = value[0]
         if isinstance(value, str) and value in self.names:
             return self.names.index(value)
-        if isinstance(value, bool) or not isinstance(value, int | float) or value != int(value):
+        if isinstance(value, bool) or not isinstance(value, int | float) or not _is_whole(value):
             raise RowError(_WRONG, f"{value!r} is not a class; use a number from 0 to {self.count - 1}")
         if not 0 <= value < self.count:
             raise RowError(_WRONG, f"class {value} of {self.count} (num_labels); they count from 0")
@@ -72,3 +72,7 @@ class Label:
         if any(not isinstance(entry, int | float) or not math.isfinite(entry) for entry in values):
             raise RowError(_WRONG, f"{value!r} is not a number")
         return tuple(float(entry) for entry in values)
+
+
+def _is_whole(value: float) -> bool:
+    return math.isfinite(value) and value == int(value)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ast
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
@@ -96,7 +97,7 @@ def _tool(tool: object) -> Mapping[str, object]:
 
 
 def text_of(value: object, name: str) -> str:
-    """The value as text: a string, a number, or a list of text parts. None is the empty text.
+    """The value as text: a string, a finite number, or a list of text parts. None is the empty text.
 
     Raises RowError for anything else.
     """
@@ -105,12 +106,19 @@ def text_of(value: object, name: str) -> str:
     if isinstance(value, str):
         return value
     if isinstance(value, int | float) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise RowError("a field is not text", f"{name} is {value}")
         return str(value)
     if isinstance(value, Sequence):
         if len(value) > 1 and any(isinstance(part, str) for part in value):
             raise RowError("a column holds a list", f"{name} is {len(value)} texts; use one, or parts of type text")
         return "".join(_part_text(part, name) for part in value)
     raise RowError("a field is not text", f"{name} is of type {type(value).__name__}")
+
+
+def is_missing(value: object) -> bool:
+    """Whether there is no value: null, or NaN, as which pandas writes a missing one."""
+    return value is None or (isinstance(value, float) and math.isnan(value))
 
 
 def parse_json(value: object, name: str) -> object:
@@ -152,6 +160,7 @@ def _parse_turn(turn: object, number: int) -> Iterator[tuple[Message, bool]]:
     """The messages of a turn, each with whether it is a separate turn of calls."""
     if not isinstance(turn, Mapping):
         raise RowError("a message is not an object", f"message {number} is of type {type(turn).__name__}")
+    turn = {key: value for key, value in turn.items() if not is_missing(value)}
     role = first(turn, ROLE_KEYS)
     if role is None:
         yield from ((message, False) for message in _parse_pair(turn, number))
@@ -237,8 +246,8 @@ def plain_role(role: str) -> str:
 
 
 def first(turn: Mapping[str, object], keys: Sequence[str]) -> Any:  # noqa: ANN401 (any value of a row)
-    """The value of the first of these keys that is not null."""
-    return next((turn[key] for key in keys if turn.get(key) is not None), None)
+    """The value of the first of these keys that has one."""
+    return next((turn[key] for key in keys if not is_missing(turn.get(key))), None)
 
 
 def _names(turn: Mapping[str, object]) -> str:
@@ -252,7 +261,7 @@ def _loss(turn: Mapping[str, object], number: int) -> bool | float | None:
     """
     masks = {key: turn[key] for key in MASK_KEYS if turn.get(key) is not None}
     for key, mask in masks.items():
-        if not isinstance(mask, bool | int | float) or mask < 0:
+        if not isinstance(mask, bool | int | float) or not 0 <= mask < math.inf:
             raise RowError(f"{key} of a message is neither true nor false nor a weight", f"message {number}: {mask!r}")
     values = {float(mask) for mask in masks.values()}  # type: ignore[arg-type]  # numbers, as checked
     if len(values) > 1:

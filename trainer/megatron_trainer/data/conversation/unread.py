@@ -18,6 +18,7 @@ from megatron_trainer.data.conversation.messages import (
     ROLES,
     THOUGHT_KEYS,
     first,
+    is_missing,
     parse_json,
     plain_role,
     turns_in,
@@ -112,4 +113,4 @@ def _unread_of_calls(value: object) -> Iterator[str]:
 
 def _has(part: Mapping[str, object], key: str) -> bool:
     entry = part.get(key)
-    return entry is not None and entry not in ("", [], {})
+    return not is_missing(entry) and entry not in ("", [], {})

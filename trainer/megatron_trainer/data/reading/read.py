@@ -1,4 +1,4 @@
-"""Reading one file row by row: jsonl, json, csv, tsv, txt and parquet, each also as .gz (except parquet).
+"""Reading one file row by row: jsonl (or ndjson), json, csv, tsv, txt and parquet, each also as .gz (except parquet).
 
 A reader yields (line, payload); for an unreadable row the payload gives the reason, and reading continues.
 Memory stays bounded by one row, and a row by MAX_LINE_BYTES, whatever the file claims or grows to.
@@ -6,6 +6,7 @@ Memory stays bounded by one row, and a row by MAX_LINE_BYTES, whatever the file 
 
 from __future__ import annotations
 
+import codecs
 import csv
 import gzip
 import io
@@ -35,6 +36,16 @@ BATCH_BYTES = 256 * 2**20
 
 if TYPE_CHECKING:
     from _typeshed import WriteableBuffer
+
+_OTHER_CONTENT = (
+    (codecs.BOM_UTF16_LE, "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
+    (codecs.BOM_UTF16_BE, "UTF-16 text; convert it: iconv -f UTF-16 -t UTF-8"),
+    (b"\x1f\x8b", "compressed by gzip; add .gz to its name"),
+    (b"(\xb5/\xfd", "compressed by zstd; unpack it"),
+    (b"PK\x03\x04", "a zip archive or a spreadsheet; unpack it, or save it as CSV"),
+    (b"PAR1", "a parquet file; its name must end with .parquet"),
+)
+"""How files begin that have the name of a text file and are none."""
 
 Payload = bytes | Mapping[str, object] | RowError
 Rows = Iterator[tuple[int, Payload]]
@@ -69,6 +80,9 @@ def check(path: Path) -> None:
         beginning = stream.read(4096)
     if beginning and not beginning.strip(b"\0"):
         raise UnfitFile(f"{path} starts with zeros: it was never fully written; copy it again")
+    kind = next((kind for mark, kind in _OTHER_CONTENT if beginning.startswith(mark)), None)
+    if kind and path.suffix.lower() not in (".gz", ".parquet"):
+        raise UnfitFile(f"{path} is {kind}")
 
 
 def _open(path: Path) -> BinaryIO:
@@ -282,6 +296,7 @@ def _pruned(value: object) -> object:
 
 READERS: dict[str, Callable[[Path], Rows]] = {
     ".jsonl": _read_lines,
+    ".ndjson": _read_lines,
     ".json": _read_json,
     ".csv": _read_csv,
     ".tsv": _read_tsv,

@@ -153,14 +153,18 @@ def _from_folder(folder: Path, subsets: Sequence[str], wanted: Sequence[str]) ->
     files = split.choose(split.folder_splits(folder, subsets), wanted, str(folder))
     for file in files.content:
         check(file)
-    return FileSource(files=files.content, note=files.note)
+    return FileSource(files=files.content, note="; ".join(filter(None, (files.note, split.unread(folder)))))
 
 
 def _from_hub(spec: DatasetSpec, access: HubAccess) -> Source:
     if spec.hub == "ms":
         raise ValueError("datasets of the ModelScope hub are not supported; download it and use the local path")
+    if "://" in spec.text:
+        raise ValueError("is a URL, which is not read; download the data and give its local path")
     if spec.name.startswith((".", "/", "~")) or kind_of(Path(spec.name)) or spec.name.count("/") > 1:
-        raise ValueError("no such file or folder")
+        is_pattern = any(character in spec.name for character in "*?[")
+        hint = "; patterns are not expanded: name the folder, or each file" if is_pattern else ""
+        raise ValueError(f"no such file or folder{hint}")
     options = {
         "token": access.token,
         "streaming": access.streams,

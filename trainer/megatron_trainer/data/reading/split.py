@@ -6,7 +6,7 @@ name says otherwise.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -30,6 +30,15 @@ class Chosen[Content]:
     name: str
     content: Content
     note: str
+
+
+OTHER_DATA = frozenset(
+    {
+        *(".zst", ".bz2", ".xz", ".lz4", ".7z", ".zip", ".tar", ".tgz", ".gz"),
+        *(".arrow", ".feather", ".orc", ".avro", ".xlsx", ".xls", ".xml", ".pkl", ".h5", ".npy", ".npz", ".msgpack"),
+    }
+)
+"""Endings of files that may hold rows and that nothing here reads."""
 
 
 def choose[Content](splits: Mapping[str, Content], wanted: Sequence[str], place: str) -> Chosen[Content]:
@@ -70,6 +79,18 @@ def folder_splits(folder: Path, subsets: Sequence[str] = ()) -> dict[str, tuple[
     if not splits:
         raise ValueError("the files that README.md names are missing")
     return splits
+
+
+def unread(folder: Path) -> str:
+    """A note about data files of a kind that nothing reads, empty if there are none: what they hold is not trained."""
+    root = folder.resolve()
+    others = (path for path in root.rglob("*") if path.suffix.lower() in OTHER_DATA and not kind_of(path))
+    names = sorted(str(path.relative_to(root)) for path in _visible(folder, others))
+    if not names:
+        return ""
+    return (
+        f"did not read {len(names)} of its files, whose kind is not supported (the first is {names[0]}); convert them"
+    )
 
 
 def _configurations(folder: Path) -> dict[str, Mapping[str, Any]]:
@@ -123,13 +144,14 @@ def _or_all(folder: Path, splits: dict[str, tuple[Path, ...]]) -> dict[str, tupl
 
 def _data_files(folder: Path, files: Iterable[Path]) -> tuple[Path, ...]:
     root = folder.resolve()
-    kept = {
-        path
-        for path in files
-        if path.is_file()
-        and path.is_relative_to(root)
-        and kind_of(path)
-        and path.name not in FILES_TO_IGNORE
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    }
+    kept = {path for path in _visible(folder, files) if kind_of(path) and path.name not in FILES_TO_IGNORE}
     return tuple(folder / path.relative_to(root) for path in sorted(kept))
+
+
+def _visible(folder: Path, files: Iterable[Path]) -> Iterator[Path]:
+    """Files inside the folder that are not hidden."""
+    root = folder.resolve()
+    for path in files:
+        is_inside = path.is_relative_to(root) and path.is_file()
+        if is_inside and not any(part.startswith(".") for part in path.relative_to(root).parts):
+            yield path
