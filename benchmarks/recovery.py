@@ -32,7 +32,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PARTS = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 sys.path[:0] = PARTS
 
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 

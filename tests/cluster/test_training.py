@@ -147,7 +147,7 @@ def test_a_second_job_in_one_folder_is_refused_unless_it_adopts_what_the_first_l
     submit("second")
     status = jobs.await_phase("Failed", "second", PATIENCE_S)
     assert (status["lastFailure"]["exitCode"], status["restarts"]["total"]) == (73, 0)
-    assert "holds the run of another job, first" in status["lastFailure"]["message"]
+    assert "has the run of another job, first" in status["lastFailure"]["message"]
     assert "spec.checkpoint.adopt: true" in status["lastFailure"]["message"]
     submit("third", adopt=True)
     jobs.await_phase("Succeeded", "third", PATIENCE_S)

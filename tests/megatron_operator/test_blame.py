@@ -12,7 +12,7 @@ from megatron_operator.cluster.pod_ends import PodEnds
 from megatron_operator.core import kubelet_reasons, reconcile, termination
 from megatron_operator.core.decide import completion, failure, restart
 from megatron_operator.core.plan import Ref
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import (
     NOW,
     RUNNING_STATUS,

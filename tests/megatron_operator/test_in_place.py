@@ -10,8 +10,8 @@ from megatron_operator import clock
 from megatron_operator.api import names
 from megatron_operator.core import attempts, reconcile
 from megatron_operator.core.attempts import HeardReport
-from megatron_operator.core.timestamp import to_text
 from megatron_operator.process.controller import Controller, Jobs
+from megatron_operator.timestamp import to_text
 from megatron_trainjob import launcher
 from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.termination import TerminationRecord

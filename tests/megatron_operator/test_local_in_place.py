@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 from tests.megatron_operator.test_local_run import SHORT_GRACE, TESTS, Run, is_alive, wait
 
 LAUNCHER = TESTS / "support" / "operator" / "counting_launcher.py"

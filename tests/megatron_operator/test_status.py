@@ -5,7 +5,7 @@ from __future__ import annotations
 from megatron_operator.api import names
 from megatron_operator.core import status
 from megatron_operator.core.decide.decision import Continue
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import NOW, RUNNING_STATUS, beat, job, pod, seen
 
 LONG = {"total_iterations": 100_000}

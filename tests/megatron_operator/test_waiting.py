@@ -10,7 +10,7 @@ from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.pod_events import newest_warning
 from megatron_operator.core import reconcile
 from megatron_operator.core.observe import Gang, read_pod
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import NOW, RUNNING_STATUS, conditions, job, pod, restarts, seen
 
 DEADLINE = {"runPolicy": {"startupDeadlineSeconds": 300}}

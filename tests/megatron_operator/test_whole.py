@@ -10,7 +10,7 @@ from megatron_operator.api import names
 from megatron_operator.core import reconcile
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Plan
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import NOW, RUNNING_STATUS, conditions, job, kinds, pod, seen
 
 QUOTA = ("Forbidden", 'pods "x" is forbidden: exceeded quota: gpus, requested: pods=1, used: pods=6, limited: pods=6')

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import Any
 
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor, nn
 
 from megatron_trainer.data.values import MicroBatch
-from megatron_trainer.tasks.task import ForwardStep
+
+LossFunction = Callable[[Tensor], tuple[Any, ...]]
+ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunction]]
 
 
 def run_schedule(

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from megatron_operator.cli.output import FAILED, OK, error, escape, out, show_table, table
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 from megatron_trainjob.checkpoint_folder import NAME, Checkpoint, Manifest, checkpoints, damage, inspect
 
 UNITS = ("B", "KiB", "MiB", "GiB", "TiB")

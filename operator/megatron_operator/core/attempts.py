@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.launcher import MAX_INTERVAL_S, Directive, LauncherReport
 
 Object = Mapping[str, Any]

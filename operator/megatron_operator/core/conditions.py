@@ -14,7 +14,7 @@ from megatron_operator.core.decide import backoff, failure, waiting, whole
 from megatron_operator.core.decide.decision import Decision, Fail, Queue, Resize, Restart, Succeed, Suspend, Withdraw
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 
 Object = Mapping[str, Any]
 ORDER = (

@@ -16,7 +16,7 @@ from megatron_operator.core.decide.decision import Continue, Decision, Failure, 
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Event
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 Object = Mapping[str, Any]
 # A successor takes over within a lease duration, or once a lost node's pod is recreated on another node.

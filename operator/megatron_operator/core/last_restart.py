@@ -11,7 +11,7 @@ from typing import Any
 from megatron_operator.core.decide import in_place
 from megatron_operator.core.decide.decision import Decision, Restart
 from megatron_operator.core.observe import Seen
-from megatron_operator.core.timestamp import to_milliseconds_text
+from megatron_operator.timestamp import to_milliseconds_text
 
 Object = Mapping[str, Any]
 

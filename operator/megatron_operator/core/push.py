@@ -14,7 +14,7 @@ from typing import Any
 
 from megatron_operator.api import names
 from megatron_operator.core import attempts, progress_record
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 from megatron_trainjob import kubeflow_push as fields
 from megatron_trainjob.progress import Progress
 

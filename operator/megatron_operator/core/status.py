@@ -31,8 +31,8 @@ from megatron_operator.core.decide.decision import (
 from megatron_operator.core.job import Job
 from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
-from megatron_operator.core.timestamp import to_seconds, to_text
 from megatron_operator.guard import LogLimit
+from megatron_operator.timestamp import to_seconds, to_text
 from megatron_trainjob.args import derive
 from megatron_trainjob.progress import Progress
 

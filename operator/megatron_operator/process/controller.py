@@ -22,9 +22,9 @@ from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job, KueueMode, ProgressPush
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Plan
-from megatron_operator.core.timestamp import to_seconds
 from megatron_operator.process.metrics import Metrics
 from megatron_operator.process.work_queue import Key, RetryLater
+from megatron_operator.timestamp import to_seconds
 from megatron_trainjob import images
 from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.progress import Progress

@@ -16,7 +16,7 @@ from prometheus_client.registry import Collector
 
 from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import Request
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 Object = Mapping[str, Any]
 FAST_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10)

@@ -6,8 +6,8 @@ import re
 import datasets
 import pytest
 
+from megatron_trainer.data.load import open_all
 from megatron_trainer.data.reading.catalog import looked_up, read_catalog
-from megatron_trainer.data.reading.load import open_all
 from megatron_trainer.data.reading.row import parse_row
 from megatron_trainer.data.reading.source import HubAccess
 from megatron_trainer.data.reading.spec import parse_spec

@@ -9,7 +9,7 @@ from collections.abc import Callable
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 
 Object = dict[str, Any]
 JOB, UID = "tune", "uid-1"

@@ -21,9 +21,9 @@ from transformers import PreTrainedTokenizerBase
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
+from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.ordering.arrange import mix, repeat, shuffled, split_off
 from megatron_trainer.data.ordering.pack import fill, pack
-from megatron_trainer.data.reading.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.reading.row import as_json, parse_row
 from megatron_trainer.data.report import (
     DataReport,

@@ -17,8 +17,8 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.score import SequenceAnswers, SequenceScores, SequenceStates
 from megatron_trainer.models.sequence_sums import SequenceSums
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.pipeline import ForwardStep
 from megatron_trainer.tasks.forward import cross_entropy, forward
-from megatron_trainer.tasks.task import ForwardStep
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
 

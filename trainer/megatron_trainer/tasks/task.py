@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainer.pipeline import ForwardStep
 from megatron_trainjob.args.tree import TrainArgs
 
 Metrics = Mapping[str, Tensor]
 """By name: [2] float64, the local sum and count; their sums over all ranks give the mean."""
 
-LossFunction = Callable[[Tensor], tuple[Any, ...]]
-ForwardStep = Callable[[Iterator[MicroBatch], nn.Module], tuple[Tensor, LossFunction]]
 Prepare = Callable[[Sequence[MicroBatch]], Sequence[MicroBatch]]
 Finish = Callable[[Mapping[str, float]], Mapping[str, float]]
 

@@ -11,8 +11,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from megatron_operator.core.timestamp import to_seconds
 from megatron_operator.guard import shortened
+from megatron_operator.timestamp import to_seconds
 
 Schema = Mapping[str, Any]
 LARGEST_TEXT = 32768

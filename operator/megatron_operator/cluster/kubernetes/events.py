@@ -16,7 +16,7 @@ from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.resource import EVENT
 from megatron_operator.core.plan import Event
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 
 Object = Mapping[str, Any]
 MAX_REMEMBERED = 10_000

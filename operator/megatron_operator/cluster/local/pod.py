@@ -14,7 +14,7 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.cluster.local import process as local_process
 from megatron_operator.cluster.local.process import Identity
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 
 Object = Mapping[str, Any]
 MESSAGE_BYTES = 2048

@@ -17,7 +17,7 @@ import yaml
 from megatron_operator.api import names
 from megatron_operator.core import progress_record
 from megatron_operator.core.plan import Event
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 from megatron_trainjob import input_file
 from megatron_trainjob.progress import FILE as PROGRESS_FILE
 from megatron_trainjob.progress import Progress

@@ -6,7 +6,7 @@ from megatron_operator.api.values import FailurePolicy
 from megatron_operator.core.decide.decision import Counters
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 # A kubelet reports the end of a pod a few moments after its grace period.
 GRACE_MARGIN_S = 10.0

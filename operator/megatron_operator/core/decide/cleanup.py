@@ -11,7 +11,7 @@ from megatron_operator.api.spec import spec_schema
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Ref
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 Object = Mapping[str, Any]
 TtlPolicy = Literal["DeletePods", "DeleteJob"]

@@ -7,7 +7,7 @@ from megatron_operator.core.decide import waiting
 from megatron_operator.core.decide.decision import Fail, Failure
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 
 def decide(job: Job, seen: Seen, now: float) -> Fail | None:

@@ -9,7 +9,7 @@ from megatron_operator.core.decide import hang, in_place, restart
 from megatron_operator.core.decide.decision import Failure, Restart
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 # From the decision (or the end of its back-off) until every launcher must have started the ranks.
 START_S = 20.0

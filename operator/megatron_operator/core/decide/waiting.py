@@ -16,7 +16,7 @@ from megatron_operator.core.decide.decision import Continue, Decision, Queue, Wa
 from megatron_operator.core.job import Job
 from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
-from megatron_operator.core.timestamp import to_seconds, to_text
+from megatron_operator.timestamp import to_seconds, to_text
 
 Object = Mapping[str, Any]
 IMAGE_REASONS = frozenset(

@@ -11,7 +11,7 @@ from megatron_operator.core.decide import failure
 from megatron_operator.core.decide.decision import Withdraw
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
-from megatron_operator.core.timestamp import to_seconds
+from megatron_operator.timestamp import to_seconds
 
 PAUSE_S = (5.0, 60.0)
 

@@ -14,7 +14,7 @@ from megatron_operator.core.job import Job
 from megatron_operator.core.kueue.observe import PodSetPlace, Workload
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.plan import Patch
-from megatron_operator.core.timestamp import to_text
+from megatron_operator.timestamp import to_text
 
 Object = Mapping[str, Any]
 API_VERSION = "kueue.x-k8s.io/v1beta2"
