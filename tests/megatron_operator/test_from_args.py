@@ -1,5 +1,6 @@
 """mtj from-args: commands, scripts, configurations and manifests of other trainers become a valid MegatronTrainJob."""
 
+import json
 import shlex
 
 import pytest
@@ -379,3 +380,42 @@ def test_a_training_behind_an_unknown_program_is_reported(capsys, script):
     (told,) = [line for line in captured.err.splitlines() if "not translated" in line]
     assert "not translated: launch-it --gpus 8 megatron pt" in told
     assert "pass the training command by itself" in told
+
+
+UNTRAINED = {"model_type": "bert", "hidden_size": 64}
+
+
+@pytest.mark.parametrize(
+    ("model", "said"),
+    [
+        ("Qwen/Qwen3-8B", ""),
+        ("Qwen/Qwen3-VL-30B-A3B-Instruct", ""),
+        ("someone/a-model-of-ours", ""),
+        ("google/gemma-3n-E4B-it", "by its name it is of the family gemma3n, which is not trained here"),
+        ("{folder}", "config.json: model_type bert is not trained here; docs/families.md lists what is"),
+        ("someone/cached", "config.json: model_type bert is not trained here"),
+    ],
+)
+def test_a_model_that_is_not_trained_here_is_told_from_its_config_or_name(capsys, tmp_path, monkeypatch, model, said):
+    """In the manifest and on standard error; without a look into the network."""
+    monkeypatch.setenv("HF_HOME", str(tmp_path))
+    cached = tmp_path / "hub" / "models--someone--cached" / "snapshots" / "abc"
+    for folder in (cached, tmp_path / "model"):
+        folder.mkdir(parents=True)
+        (folder / "config.json").write_text(json.dumps(UNTRAINED))
+    model = model.format(folder=tmp_path / "model")
+    assert main(["from-args", f"megatron sft --model {model} --dataset a/b --train_iters 3"]) == 0
+    captured = capsys.readouterr()
+    for text in (captured.out, captured.err):
+        assert (said in text) if said else ("not trained here" not in text)
+
+
+def test_a_checkpoint_without_a_model_is_told_by_its_name(capsys):
+    assert "family internvl" in written(capsys, "megatron sft --load InternVL3_5-30B-A3B-mcore --dataset a/b")
+
+
+def test_names_of_custom_dataset_info_are_no_paths(capsys):
+    words = "--dataset support#5 ./b.jsonl --custom_dataset_info data/dataset_info.json"
+    args = spec_of(written(capsys, f"megatron sft --model a/b --train_iters 3 {words}"))["args"]
+    assert args["dataset"] == ["support#5", "/workdir/b.jsonl"]
+    assert args["custom_dataset_info"] == ["/workdir/data/dataset_info.json"]

@@ -21,6 +21,19 @@ CASES = {
         {"args": {"tensor_model_paralel_size": 2}},
         {"spec.args.tensor_model_paralel_size": "did you mean tensor_model_parallel_size?"},
     ),
+    "an argument of another task": (
+        {"args": {"rlhf_typ": "dpo"}},
+        {"spec.args.rlhf_typ": "rlhf_type, if that is meant, applies to rlhf only"},
+    ),
+    "a misspelled name of another trainer": ({"args": {"learning_rat": 1}}, {"spec.args.learning_rat": "mean lr?"}),
+    "a kind of rlhf as the task": (
+        {"task": "dpo", "args": {"beta": 0.2, "rlhf_typ": "dpo"}},
+        {"spec.task": "set task: rlhf and spec.args.rlhf_type: dpo", "spec.args.rlhf_typ": "did you mean rlhf_type?"},
+    ),
+    "a wrong task, whatever the arguments": (
+        {"task": "x", "args": {"beta": 0.2, "max_lenght": 7}},
+        {"spec.task": "must be one of pt, sft, rlhf", "spec.args.max_lenght": "did you mean max_length?"},
+    ),
     "wrong type": ({"args": {"train_iters": "many"}}, {"spec.args.train_iters": "whole number"}),
     "wrong type of a flag": ({"args": {"packing": "perhaps"}}, {"spec.args.packing": "true or false"}),
     "wrong choice": ({"args": {"lr_decay_style": "cosin"}}, {"spec.args.lr_decay_style": "cosine"}),

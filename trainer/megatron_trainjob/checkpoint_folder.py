@@ -23,6 +23,8 @@ MANIFEST = "manifest.json"
 OWNER = "owner.json"
 RECORD = "args.json"
 """All arguments with their effective values, in the folder of a run and in each checkpoint."""
+DATA_REPORT = "data_report.json"
+"""What was read of each data set and what was dropped, in the folder of a run."""
 BEST, LAST = POINTERS = ("best", "last")
 """Links to the best and the newest checkpoint beside them; files with the name where storage has no links."""
 NAME = re.compile(r"iter_(\d{7,})")

@@ -10,6 +10,7 @@ from typing import Any
 
 from megatron_operator import manifest
 from megatron_operator.api import names
+from megatron_operator.cli import dropped_rows
 from megatron_operator.cli import status as status_command
 from megatron_operator.cli.load import Loaded, add_manifest, bindings, load
 from megatron_operator.cli.output import (
@@ -134,6 +135,8 @@ def _show_result(job: Job, state: State, status: Object) -> None:
         lies["log"] = str(state.log(failed_pod))
     for name, path in lies.items():
         out.print(f"[dim]{escape(name)}:[/] {escape(_shown(path))}")
+    for dropped in dropped_rows.lines(progress):
+        out.print(f"[yellow]data:[/] {escape(dropped)}")
 
 
 def _shown(path: str) -> str:

@@ -12,6 +12,7 @@ from rich.console import Console
 from rich.progress import BarColumn, TextColumn
 from rich.progress import Progress as Bar
 
+from megatron_operator.cli import dropped_rows
 from megatron_operator.cli.output import escape
 from megatron_operator.cluster.local.run import Look
 from megatron_operator.core.job import Job
@@ -43,6 +44,7 @@ class Display:
         self._line = ""
         self._next_line_at = 0.0
         self._is_stopping = False
+        self._is_data_shown = False
 
     def __enter__(self) -> Self:
         self._bar.start()
@@ -64,6 +66,10 @@ class Display:
         if progress is None:
             self._bar.update(self._task, description=look.status.get("phase", "Pending"))
             return
+        if progress.phase != "starting" and not self._is_data_shown:
+            self._is_data_shown = True
+            for dropped in dropped_rows.lines(progress):
+                self._bar.console.print(f"[yellow]Data[/] {escape(dropped)}")
         total = progress.total_iterations or None
         description = f"{look.status.get('phase', 'Pending')} ({progress.phase})"
         line = facts(progress)

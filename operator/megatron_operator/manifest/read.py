@@ -5,6 +5,7 @@ Shape and defaults come from `schema`, arguments from the contract, the rest fro
 
 from __future__ import annotations
 
+import difflib
 import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
@@ -17,7 +18,7 @@ from megatron_operator.core.job import Job
 from megatron_operator.manifest import accelerators, rules
 from megatron_operator.manifest.build import build
 from megatron_trainjob import images
-from megatron_trainjob.args.field import TrainingTask
+from megatron_trainjob.args.field import TRAINING_TASKS, TrainingTask
 from megatron_trainjob.args.names import find_alias
 from megatron_trainjob.args.parse import Parsed, Refused
 from megatron_trainjob.args.parse import parse as parse_args
@@ -25,6 +26,7 @@ from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.violation import Violation, as_errors
 
 Object = Mapping[str, Any]
+KINDS_OF_RLHF = ARGUMENTS["rlhf_type"].choices or ()
 TOP_LEVEL = frozenset({"apiVersion", "kind", "metadata", "spec", "status"})
 
 
@@ -42,11 +44,12 @@ def parse(
     """
     if not isinstance(manifest, Mapping) or not isinstance(manifest.get("spec"), Mapping):
         return (Violation(path="spec", value=None, message="is required; see docs/fields.md and examples/"),)
-    given = {key: value for key, value in manifest["spec"].items() if key != "args"}
-    shape = tuple(_check_shape(given))
-    spec = structural.defaulted(_without_broken(given, shape), spec_schema())
+    given = manifest["spec"]
+    fields = {key: value for key, value in given.items() if key != "args"}
+    shape = tuple(_check_shape(fields))
+    spec = structural.defaulted(_without_broken(fields, shape), spec_schema())
     nproc = nproc_per_node(spec)
-    arguments = _read_arguments(manifest["spec"].get("args"), spec, spec["numNodes"] * nproc, hf_config)
+    arguments = _read_arguments(given.get("args"), given.get("task"), spec["numNodes"] * nproc, hf_config)
     violations = _unique(
         (
             *_check_header(manifest),
@@ -68,8 +71,13 @@ def _check_shape(spec: Object) -> Iterator[Violation]:
     for problem in structural.check(spec, with_args, "spec"):
         name = problem.path.removeprefix("spec.")
         is_argument = name in ARGUMENTS or find_alias(name, "sft") is not None
-        message = f"is an argument; move it to spec.args.{name}"
-        yield replace(problem, message=message) if is_argument and name not in schema["properties"] else problem
+        if name == "task" and problem.value in KINDS_OF_RLHF:
+            message = f"is a kind of rlhf; set task: rlhf and spec.args.rlhf_type: {problem.value}"
+        elif is_argument and name not in schema["properties"]:
+            message = f"is an argument; move it to spec.args.{name}"
+        else:
+            message = problem.message
+        yield replace(problem, message=message)
 
 
 def nproc_per_node(spec: Object) -> int:
@@ -102,13 +110,23 @@ def _check_header(manifest: Object) -> Iterable[Violation]:
         yield Violation(path="metadata.name", value=name, message=message)
 
 
-def _read_arguments(given: object, spec: Object, world_size: int, hf_config: Object | None) -> Parsed:
+def _read_arguments(given: object, task: object, world_size: int, hf_config: Object | None) -> Parsed:
     """The arguments, with all violations of their own and with the job's size and the model."""
     if given is not None and not isinstance(given, Mapping):
         wrong = Violation(path="spec.args", value=given, message="must be a mapping of argument names to values")
         return Refused(violations=(wrong,))
-    task = cast(TrainingTask, spec.get("task", "sft"))
-    return parse_args(given or {}, task=task, world_size=world_size, hf_config=hf_config)
+    read = [parse_args(given or {}, task=each, world_size=world_size, hf_config=hf_config) for each in _tasks(task)]
+    return min(read, key=lambda parsed: len(parsed.violations))
+
+
+def _tasks(written: object) -> tuple[TrainingTask, ...]:
+    """The task, or those that may be meant: another one would object to arguments that are right."""
+    if written in TRAINING_TASKS:
+        return (written,)
+    if written in KINDS_OF_RLHF:
+        return ("rlhf",)
+    near = difflib.get_close_matches(str(written).lower(), TRAINING_TASKS, n=1)
+    return (cast(TrainingTask, near[0]),) if near else TRAINING_TASKS
 
 
 def _unique(violations: Iterable[Violation]) -> tuple[Violation, ...]:

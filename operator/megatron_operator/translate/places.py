@@ -19,6 +19,8 @@ PATHS_OR_IDS = ("model", "dataset", "val_dataset", "mcore_model", "mcore_adapter
 FILES_OR_TEXT = ("system", "new_special_tokens", "custom_dataset_info", "template", "external_plugins")
 OUTPUTS = ("save", "tensorboard_dir", "wandb_save_dir")
 HUB_ID = re.compile(r"(?:(?:hf|ms|HF|MS)::)?[\w.-]+/[\w.-]+(?::[\w/,-]+)?(?:#\d+)?")
+BARE_NAME = re.compile(r"[\w-]+(?::[\w/,-]+)?(?:#\d+)?")
+DATASETS = ("dataset", "val_dataset")
 FILE_SUFFIXES = (".jsonl", ".json", ".csv", ".txt", ".parquet", ".gz", ".py", ".jinja")
 FOLDERS_OF_REPOSITORIES = ("examples/", "output/", "megatron_output/", "data/", "datasets/")
 
@@ -49,18 +51,24 @@ def placed(arguments: Iterable[Carried], places: Places) -> tuple[list[Carried],
     """(arguments with their paths in the pod, those that are left to the checkpoint volume)."""
     kept: list[Carried] = []
     left_out: list[tuple[str, object, str]] = []
+    arguments = tuple(arguments)
+    has_catalog = any(each.name == "custom_dataset_info" for each in arguments)
     for each in arguments:
         if each.name in OUTPUTS:
             left_out.append((each.name, each.value, "outputs go to the volume of spec.checkpoint"))
         else:
-            kept.append(_placed(each, places))
+            kept.append(_placed(each, places, has_catalog=has_catalog))
     return kept, left_out
 
 
-def _placed(carried: Carried, places: Places) -> Carried:
+def _placed(carried: Carried, places: Places, *, has_catalog: bool) -> Carried:
+    """has_catalog: a data set may be a name of custom_dataset_info."""
     kinds: Mapping[str, Callable[[str], bool]] = {
         **dict.fromkeys(PATHS, lambda _: True),
         **dict.fromkeys(PATHS_OR_IDS, is_path),
+        **(
+            dict.fromkeys(DATASETS, lambda text: is_path(text) and not BARE_NAME.fullmatch(text)) if has_catalog else {}
+        ),
         **dict.fromkeys(FILES_OR_TEXT, lambda text: text.endswith(FILE_SUFFIXES) and "\n" not in text),
     }
     is_one = kinds.get(carried.name)

@@ -12,10 +12,11 @@ from typing import Any
 import yaml
 
 from megatron_operator.api import names
+from megatron_operator.translate import family
 from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried, Translated, layout_ranks
 from megatron_operator.translate.launch import DEVICES, Launch
 from megatron_operator.translate.manifests import Pods
-from megatron_operator.translate.places import Places, is_path, placed
+from megatron_operator.translate.places import DATASETS, Places, is_path, placed
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
 
@@ -25,9 +26,6 @@ NUMBER = re.compile(r"[-+]?\d[\d_.]*(?:[eE][-+]?\d+)?")
 SECRET = re.compile(r"TOKEN|KEY|SECRET|PASSWORD")
 # Owners whose name on the Hugging Face Hub differs from ModelScope's.
 OWNERS = {"ZhipuAI": "zai-org", "LLM-Research": "meta-llama", "openai-cache": "openai"}
-TRAINED_WITH_IMAGES = re.compile(r"Qwen(2|2\.5|3)-VL(?!.*-A\d+B)")
-WITH_IMAGES = re.compile(r"(?<![A-Za-z])(VL|Omni|InternVL|Ovis|GLM-4\.[56]V|gemma-4)(?![a-z])")
-DATASETS = ("dataset", "val_dataset")
 TO_FILL_IN = "fill-in-"
 ARGUMENTS = "@arguments@"
 OF_THE_MACHINE = ("PATH", "LD_LIBRARY_PATH", "PYTHONPATH", "HOME", "PYTHONUNBUFFERED", "DEBIAN_FRONTEND")
@@ -60,13 +58,15 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
     spec = _spec(launch, pods, places, arguments)
     metadata = {"name": _job_name(pods.name or name)} | ({"namespace": pods.namespace} if pods.namespace else {})
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
-    notes = [*_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
+    untrained = _of_the_family(translated)
+    notes = [*untrained, *_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
     start = _without_secrets(launch.source)
     head = f"Written by mtj from-args from `{start}`, with the defaults of ms-swift {translated.version}.x."
     shown = {**manifest, "spec": {**spec, "args": ARGUMENTS}}
     body = yaml.dump(shown, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=110)
     body = body.replace(f"  args: '{ARGUMENTS}'\n", "  args:\n" + "".join(_argument_lines(arguments)))
     all_notes = (
+        *untrained,
         *_of_the_start(launch, spec["args"]),
         *(f"spec.args.{each.name}: {each.remark}" for each in arguments if is_open(each)),
     )
@@ -81,8 +81,16 @@ def export(launch: Launch, translated: Translated) -> Written:
         words += [f"--{each.name}", *(_as_word(value) for value in values)]
     remarks = [f"{each.name}: {each.remark}" for each in translated.arguments if each.remark]
     head = f"Written by mtj from-args from `{_without_secrets(launch.source)}`: run it where model and checkpoints are."
-    notes = [head, *remarks, *_left_out(translated.left_out)]
+    notes = [head, *_of_the_family(translated), *remarks, *_left_out(translated.left_out)]
     return Written(text=_comment(notes) + shlex.join(words) + "\n", manifest={}, notes=tuple(notes[1:]))
+
+
+def _of_the_family(translated: Translated) -> list[str]:
+    """What is known here against the model, by the name or path that the command has for it or for its checkpoint."""
+    named = {each.name: str(each.value) for each in translated.arguments}
+    argument = "model" if "model" in named else "load"
+    problem = family.problem(named.get(argument, ""))
+    return [f"spec.args.{argument}: {named[argument]}: {problem}."] if problem else []
 
 
 def is_open(argument: Carried) -> bool:
@@ -182,9 +190,6 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
     notes = [
         f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){''.join(f', {each}' for each in claims)}."
     ]
-    source = str(spec["args"].get("model") or spec["args"].get("load"))
-    if WITH_IMAGES.search(source) and not TRAINED_WITH_IMAGES.search(source):
-        notes.append(f"{source} takes images in a way that is not trained here; the trainer refuses it.")
     if not (pods.num_processes or launch.num_processes or pods.resources):
         notes.append("The number of GPUs was not given; this is the minimum for the layout.")
     return [*notes, *_of_the_start(launch, spec["args"]), *(f"Left out: {remark}." for remark in pods.remarks)]

@@ -6,12 +6,15 @@ import pickle
 import numpy as np
 import pytest
 
+from megatron_operator.cli import dropped_rows
 from megatron_trainer.data.ordering.interleave import interleave
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.checkpoint_folder import DATA_REPORT
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.progress import Progress
 from tests.support.models.text_models import SMOL, chatml_tokenizer
 
 
@@ -69,6 +72,17 @@ def test_items_are_the_rows_with_labels_and_channel(run, write, tokenizer):
     assert tokenizer.decode(sample.labels[sample.labels >= 0]) == "r7<|im_end|>"
     assert (sample.channel, sample.loss_scale) == ("m", None)
     assert sample.input_ids.dtype == sample.labels.dtype == np.int32
+
+
+def test_dropped_rows_are_told_as_lines_to_whoever_runs_the_job_here(run, write, tmp_path):
+    extra = ["{", '{"a": 1}', "{", json.dumps({"query": "x" * 999, "response": "y"})]
+    path, whole = write("a.jsonl", range(10), extra=extra), write("b.jsonl", range(3))
+    progress = Progress(phase="training", attempt=0, report_path=str(tmp_path / "report.html"))
+    assert dropped_rows.lines(progress) == []
+    (tmp_path / DATA_REPORT).write_text(json.dumps(run(dataset=[path, whole]).report.to_json()))
+    (line,) = dropped_rows.lines(progress)
+    assert line.startswith(f"{path}: 4 of 14 rows dropped: 2 x not JSON (first at {path}:11); 1 x ")
+    assert line.endswith("; 1 more reason in data_report.json")
 
 
 def test_the_report_accounts_for_every_row(run, write):

@@ -129,7 +129,7 @@ def optimizer_state(engine: Engine, models: StateDict, *, is_loading: bool) -> S
         _leave_out_classes(state)
         _count_steps_alike(state)
     else:
-        _tell_the_steps(state)
+        _share_step_counts(state)
     return state
 
 
@@ -164,7 +164,7 @@ def _count_steps_alike(state: StateDict) -> None:
         group["step"] = max(steps)
 
 
-def _tell_the_steps(state: StateDict) -> None:
+def _share_step_counts(state: StateDict) -> None:
     """Gives the first rank, whose plain values are saved, the step count of parts of which it has no parameter.
 
     Collective.

@@ -16,11 +16,10 @@ from megatron_trainer.checkpoint import load as checkpoint_load
 from megatron_trainer.convert import peft_format
 from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
 from megatron_trainer.convert.companions import stops_of
-from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainjob import input_file
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from megatron_trainjob.checkpoint_folder import RECORD, Checkpoint
+from megatron_trainjob.checkpoint_folder import DATA_REPORT, RECORD, Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 

@@ -13,9 +13,6 @@ from megatron_trainer.data.dataset import Items
 from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.storage.store import Dropped, Store
 
-DATA_REPORT = "data_report.json"
-"""File with the report in a run's folder."""
-
 
 @dataclass(frozen=True, kw_only=True)
 class DropReport:

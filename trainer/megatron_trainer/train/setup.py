@@ -31,7 +31,6 @@ from megatron_trainer.convert.initialize import initialize_tower, initialize_wei
 from megatron_trainer.convert.load import load_weights
 from megatron_trainer.data.collate import RowShape
 from megatron_trainer.data.prepare import Prepared
-from megatron_trainer.data.report import DATA_REPORT
 from megatron_trainer.engine import Engine
 from megatron_trainer.environment import Environment
 from megatron_trainer.failure import InvalidInput
@@ -59,7 +58,7 @@ from megatron_trainjob.args import derive, placement, rules
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.args.parse import Accepted
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.checkpoint_folder import RECORD
+from megatron_trainjob.checkpoint_folder import DATA_REPORT, RECORD
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)

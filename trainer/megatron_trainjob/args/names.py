@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
-from megatron_trainjob.args.field import TRAINING, Task
+from megatron_trainjob.args.field import TRAINING, Argument, Task
 from megatron_trainjob.args.tree import ARGUMENTS
 
 # Names of the same thing in other trainers, which edit distance would not find.
@@ -30,6 +30,8 @@ ELSEWHERE = {
     "ep": "expert_model_parallel_size",
 }
 
+CERTAIN = 0.8
+"""Similarity above which a misspelled name is taken for an argument of another task."""
 GENERATION = "which generates answers while it trains; this trainer generates nothing"
 PIXELS = "whose tower runs as its config.json and processor say; remove it"
 # Arguments of unsupported methods, with what such a method would need.
@@ -124,13 +126,21 @@ def find_alias(name: str, task: Task) -> Alias | None:
 
 def nearest(name: str, task: Task) -> str | None:
     """The known argument of this task that `name` most likely meant."""
-    simplified = name.lower().replace("-", "_").lstrip("_")
-    if simplified in ELSEWHERE:
-        return ELSEWHERE[simplified]
+    simplified = _simplified(name)
     known = [argument.name for argument in ARGUMENTS.values() if task in argument.applies_to]
     known += [alias for alias in ALIASES if find_alias(alias, task)]
-    matches = difflib.get_close_matches(simplified, known, n=1, cutoff=0.6)
-    return matches[0] if matches else None
+    matches = difflib.get_close_matches(simplified, [*known, *ELSEWHERE], n=1, cutoff=0.6)
+    return ELSEWHERE.get(matches[0], matches[0]) if matches else None
+
+
+def _simplified(name: str) -> str:
+    return name.lower().replace("-", "_").lstrip("_")
+
+
+def _of_another_task(name: str, task: Task) -> Argument | None:
+    """The argument that is misspelled here, if this task does not have it and no argument of its own is as near."""
+    matches = difflib.get_close_matches(_simplified(name), ARGUMENTS, n=1, cutoff=CERTAIN)
+    return ARGUMENTS[matches[0]] if matches and task not in ARGUMENTS[matches[0]].applies_to else None
 
 
 def explain_unknown(name: str, task: Task) -> str:
@@ -138,6 +148,8 @@ def explain_unknown(name: str, task: Task) -> str:
     for method, (names, reason) in OTHER_METHODS.items():
         if name in names or name.startswith(OTHER_PREFIXES.get(method, ("\0",))):
             return f"belongs to {method}, {reason}"
+    if other := _of_another_task(name, task):
+        return f"unknown argument; {other.name}, if that is meant, applies to {', '.join(other.applies_to)} only"
     suggestion = nearest(name, task)
     hint = f"did you mean {suggestion}?" if suggestion else "docs/arguments.md lists all of them"
     return f"unknown argument; {hint}"
