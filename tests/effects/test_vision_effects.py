@@ -6,6 +6,8 @@ from typing import Any
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForImageTextToText
 
 from megatron_trainer.lora.parts import part_of
 from megatron_trainjob.families.weights import in_table
@@ -111,6 +113,33 @@ def test_two_ranks_go_on_from_a_checkpoint_of_one_with_its_steps(train, tmp_path
         two = train(**settings, **layout, name=name, ranks=2, resume="Auto", attempt=1)
         for column in ("lm loss", "grad_norm"):
             assert two.column(column)[-2:] == pytest.approx(one.column(column)[-2:], rel=1e-3), (name, column)
+
+
+def test_adapters_beside_a_tower_in_full_are_saved_resumed_and_loaded(train, model):
+    """The adapter of the language model and the whole tower: as a folder for peft, and as a merged model."""
+    settings = {"train_type": "lora_llm", "train_iters": 4, "merge_lora": True, "vit_lr": 1e-3}
+    whole = train(name="whole", **settings)
+    train(name="broken", stop_at=2, **settings)
+    resumed = train(name="broken", resume="Auto", attempt=1, **settings).weights()
+    merged = whole.weights()
+    assert [name for name in merged if not torch.equal(merged[name], resumed[name])] == []
+    assert moved(whole, model) == {"llm", "vit", "aligner"}
+    base = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    loaded = PeftModel.from_pretrained(base, str(whole.folder / "adapter")).merge_and_unload().state_dict()
+    theirs = {in_table(name): tensor for name, tensor in loaded.items()}
+    ours = {in_table(name): tensor for name, tensor in merged.items()}
+    assert ours.keys() <= theirs.keys()
+    assert max(float((ours[name] - theirs[name]).abs().max()) for name in ours) <= 1e-6
+
+
+@pytest.mark.parametrize(
+    ("given", "warns"),
+    [({"target_modules": ["qkv"], "freeze_vit": False}, True), ({"target_modules": ["linear_qkv"]}, False)],
+    ids=["the tower alone", "the language model"],
+)
+def test_adapters_of_the_tower_alone_are_a_warning(model, given, warns):
+    (said,) = gloo_ranks(1).run(image_parity.warnings_of_adapters, model, {"train_type": "lora", **given})
+    assert any("the language model trains nothing" in each for each in said) == warns
 
 
 def test_packed_rows_of_pictures_are_trained(train):

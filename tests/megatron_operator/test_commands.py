@@ -10,7 +10,7 @@ IDS = [f"{command['version']}-{command['name']}-{index}" for index, command in e
 MISSING = {
     "generation while training": ("grpo", "gkd", "GRPO", "GKD"),
     "preference training and scores": ("spec.task: preference", "rlhf_type", "task_type", "num_labels", "rpo_alpha"),
-    "models with images": ("models with images", "lora_llm"),
+    "models with images": ("models with images",),
     "data": ("add_non_thinking_prefix",),
 }
 

@@ -101,7 +101,6 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
         ({"vllm_max_model_len": 9}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"rlhf_type": "grpo"}, "rlhf", "grpo belongs to a method which generates answers while it trains"),
         ({"vit_attn_impl": "eager"}, "sft", "belongs to models with images, whose tower runs as"),
-        ({"tuner_type": "lora_llm"}, "sft", "lora_llm trains the vision tower in full beside adapters, which"),
         ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon has a state that checkpoints do not include"),
     ],
     ids=str,

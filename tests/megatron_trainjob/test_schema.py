@@ -97,6 +97,6 @@ def test_checks_say_where_the_problem_is():
 def test_pair_rule_reads_other_names_too():
     expression = RULES["lora_rank_belongs_to_lora"].cel
     assert expression == (
-        "!(has(self.lora_rank) && self.lora_rank != 8) || (has(self.tuner_type) ? self.tuner_type == 'lora' :"
-        " (has(self.train_type) && self.train_type == 'lora'))"
+        "!(has(self.lora_rank) && self.lora_rank != 8) || (has(self.tuner_type) ?"
+        " self.tuner_type in ['lora', 'lora_llm'] : (has(self.train_type) && self.train_type in ['lora', 'lora_llm']))"
     )

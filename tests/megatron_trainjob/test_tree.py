@@ -18,6 +18,7 @@ BASIC = yaml.safe_load((REFERENCE / "base_arguments.yaml").read_text())["argumen
 
 # Where we differ from the reference, and why.
 FURTHER_CHOICES = {
+    "train_type": ("lora_llm",),
     "optimizer": ("muon", "dist_muon", "lion"),
     "lr_decay_style": ("WSD",),  # of 4.x
     "recompute_granularity": ("none",),  # 4.x value; without it nothing turns recomputation off

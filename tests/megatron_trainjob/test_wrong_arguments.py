@@ -44,7 +44,7 @@ WRONG = {
     "wrong choice": (
         {"train_type": "qlora"},
         "sft",
-        ["train_type: must be one of lora, full; did you mean lora? (got 'qlora')"],
+        ["train_type: must be one of lora, full, lora_llm; did you mean lora? (got 'qlora')"],
     ),
     "choice in wrong case": (
         {"optimizer": "Adam"},
@@ -155,8 +155,8 @@ WRONG = {
         {"train_type": "lora", "trainable_parameters": ["decoder"]},
         "sft",
         [
-            "trainable_parameters: cannot be combined with train_type: lora, because LoRA freezes the model and trains"
-            " its adapters; change one of the two (got ('decoder',))",
+            "trainable_parameters: cannot be combined with train_type: lora or lora_llm, because LoRA freezes the model"
+            " and trains its adapters; change one of the two (got ('decoder',))",
         ],
     ),
     "regular expression": (

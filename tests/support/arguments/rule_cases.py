@@ -1044,14 +1044,32 @@ CASES = [
         bad={"gradient_checkpointing_kwargs": {"use_reentrant": True}, "vit_gradient_checkpointing": False},
     ),
     Case(
-        rule="a_rate_of_the_tower_needs_it_trained",
-        good={"vit_lr": 1e-6, "freeze_vit": False},
-        bad={"vit_lr": 1e-6},
+        rule="a_rate_needs_its_part_trained",
+        good={"vit_lr": 1e-6, "freeze_vit": False, "aligner_lr": 1e-6, "freeze_aligner": False},
+        bad={"vit_lr": 1e-6, "aligner_lr": 1e-6, "freeze_aligner": False},
     ),
     Case(
-        rule="a_rate_of_the_aligner_needs_it_trained",
-        good={"aligner_lr": 1e-6, "freeze_aligner": False},
-        bad={"aligner_lr": 1e-6},
+        rule="a_rate_needs_its_part_trained",
+        good={"vit_lr": 1e-6, "train_type": "lora_llm"},
+        bad={"aligner_lr": 1e-6, "train_type": "lora"},
+    ),
+    Case(
+        rule="the_tower_trains_beside_adapters",
+        good={"train_type": "lora_llm", "freeze_vit": False},
+        bad={"train_type": "lora_llm", "freeze_vit": True},
+        given=("freeze_vit",),
+    ),
+    Case(
+        rule="adapters_beside_a_tower_need_one",
+        good={"train_type": "lora_llm"},
+        bad={"train_type": "lora_llm"},
+        config=_SEES_IMAGES,
+        bad_config=_TEXT_ALONE,
+    ),
+    Case(
+        rule="the_tower_trains_beside_adapters",
+        good={"train_type": "lora_llm"},
+        bad={"train_type": "lora_llm", "freeze_llm": True},
     ),
     Case(
         rule="freeze_vit_belongs_to_images",

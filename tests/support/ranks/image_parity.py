@@ -86,7 +86,7 @@ def write_adapter(directory: Path, settings: dict[str, Any], adapter: Path) -> f
     from megatron_trainer.lora.adapter import MODULE
     from megatron_trainer.lora.names import named_modules
 
-    models, spec, args = _built(directory, {**settings, "train_type": "lora"})
+    models, spec, args = _built(directory, {"train_type": "lora", **settings})
     save_adapter(models, spec, args, adapter)
     return agree.union(name for name, module in named_modules(models) if hasattr(module, MODULE))
 
@@ -134,6 +134,9 @@ def _of_adapters(model: Any) -> dict[str, Any]:
     for name, parameter in model.named_parameters():
         if ".experts." in name and parameter.grad is not None:
             found |= _of_experts(name, parameter.grad)
+        if ".modules_to_save." in name:  # the tower in full
+            found[f"visual.{name.partition('.modules_to_save.default.')[2]}"] = parameter.grad
+            continue
         if ".visual." in name and parameter.grad is not None:
             module, half = name[name.index(".visual.") + 1 :].removesuffix(".default.weight").rsplit(".lora_", 1)
             found[f"{module}.lora.{half}"] = parameter.grad
@@ -198,6 +201,9 @@ def _built(directory: Path, settings: dict[str, Any], virtual_stages: int | None
             if is_adapter(name) and name.endswith(".B") and (name.startswith("visual.") or ".experts." in name):
                 drawn = torch.randn(parameter.shape, generator=generator_of(name, adapter_settings(args)))
                 parameter.copy_(0.1 * drawn)
+            elif parameter.requires_grad and not is_adapter(name):  # as after training
+                drawn = torch.randn(parameter.shape, generator=generator_of(name, adapter_settings(args)))
+                parameter.add_(0.02 * drawn)
     return models, spec, args
 
 
@@ -213,6 +219,8 @@ def compare(
     models, spec, args = _built(directory, settings, virtual_stages)
     stored, exported = parity.in_table_names(directory), parity.gathered(models, spec)
     changed = [n for n in stored.keys() | exported.keys() if not parity._same(stored.get(n), exported.get(n))]
+    if args.train_type == "lora_llm":
+        changed = [name for name in changed if not name.startswith("visual.")]
     config = models[0].config
     of_ddp = DistributedDataParallelConfig(
         use_distributed_optimizer=False, grad_reduce_in_fp32=True, overlap_grad_reduce=args.overlap_grad_reduce
@@ -360,3 +368,22 @@ def refusal_of_lost_images(directory: Path) -> str:
     except ValueError as error:
         return str(error)
     return ""
+
+
+def warnings_of_adapters(directory: Path, settings: dict[str, Any]) -> list[str]:
+    """What is warned of while adapters are added."""
+    import logging
+
+    said: list[str] = []
+
+    class Kept(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            said.append(record.getMessage())
+
+    handler = Kept(level=logging.WARNING)
+    logging.getLogger("megatron_trainer").addHandler(handler)
+    try:
+        _built(directory, settings)
+    finally:
+        logging.getLogger("megatron_trainer").removeHandler(handler)
+    return said

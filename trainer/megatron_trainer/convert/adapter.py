@@ -34,8 +34,10 @@ from megatron_trainer.lora import agree
 from megatron_trainer.lora.adapter import Pair, adapted_modules, adapter_of
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.args.head import TOWER
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families.vision import is_tower
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
@@ -141,7 +143,11 @@ def _config(
     """The content of adapter_config.json. width: of the widest adapter. every: all modules with weights."""
     in_model = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
     make = partial(
-        peft_format.config, args, rank=width, base_model=str(spec.directory), modules_to_save=map(in_model, saved)
+        peft_format.config,
+        args,
+        rank=width,
+        base_model=str(spec.directory),
+        modules_to_save=map(in_model, _whole_tower(saved, every)),
     )
     if not FAMILIES[spec.model.family].stacks_experts:
         return make(frozenset(map(in_model, adapted)), frozenset(map(in_model, every)))
@@ -150,6 +156,14 @@ def _config(
     modules, others = (frozenset(map(in_model, names - as_parameters.keys())) for names in (adapted, every))
     parameters, further = (frozenset(map(in_model, names.values())) for names in (of_adapted, as_parameters))
     return make(modules, others, target_parameters=stacked_adapter.target_parameters(parameters, further))
+
+
+def _whole_tower(saved: frozenset[str], every: frozenset[str]) -> frozenset[str]:
+    """The modules trained in full, with the tower as one module if all of it is."""
+    of_tower = frozenset(filter(is_tower, every))
+    if not of_tower or not of_tower <= saved:
+        return saved
+    return frozenset({TOWER, *(saved - of_tower)})
 
 
 def _as_stored(tensors: Mapping[str, Tensor], *, spec: ModelSpec, args: TrainArgs) -> dict[str, Tensor]:

@@ -201,7 +201,8 @@ def write_checkpoint(args: TrainArgs, model: Loaded, backend: Backend, output: P
     folder.claim(output, owner)
     train_type: Literal["lora", "full"] = "lora" if is_adapter else "full"
     base = str(Path(args.mcore_model).absolute()) if is_adapter and args.mcore_model else None
-    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=base, train_type=train_type)
+    trained = model.args.train_type if is_adapter and model.args.train_type != "full" else train_type
+    whole = replace(model.args, model=str(model.spec.directory.absolute()), load=base, train_type=trained)
     record = json.dumps({"task": "export", "arguments": asdict(whole), "resolved": {}}, indent=1)
     policy = SavePolicy(
         save=output,

@@ -9,6 +9,7 @@ from typing import Literal
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args import head
+from megatron_trainjob.args.head import TOWER
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.weights import in_files
 from megatron_trainjob.violation import Violation
@@ -46,6 +47,8 @@ def with_decoder(key: str) -> str:
 
 def in_model(name: str, *, has_tower: bool) -> str:
     """The name of a tensor or module within transformers' object, where a model with images nests both its parts."""
+    if has_tower and name == TOWER:
+        return f"{DECODER}{TOWER}"
     prefix = PREFIX if name.startswith(PREFIX) else ""
     return prefix + in_files(name.removeprefix(prefix), nested=has_tower)
 

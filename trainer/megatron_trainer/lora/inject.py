@@ -25,12 +25,14 @@ from megatron_trainer.lora.grouped import GroupedAdapter
 from megatron_trainer.lora.layer import LinearAdapter
 from megatron_trainer.lora.merge import keep_original
 from megatron_trainer.lora.names import is_adapter, named_modules, named_parameters, unwrapped
-from megatron_trainer.lora.parts import is_frozen
+from megatron_trainer.lora.parts import gets_no_adapter, is_frozen, part_of
 from megatron_trainer.lora.placement import placement
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
 from megatron_trainer.lora.refuse import Wishes, refuse
 from megatron_trainjob.args import head
+from megatron_trainjob.args.head import TOWER
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.vision import is_tower
 
 logger = logging.getLogger(__name__)
 
@@ -63,9 +65,12 @@ def add_adapters(
     """
     modules = dict(named_modules(chunks))
     kinds = {name: kind for name, module in modules.items() if (kind := select.kind(name, module))}
-    chosen = select.targets(kinds, args.target_modules, args.target_regex, is_left_out=partial(is_frozen, args=args))
+    chosen = select.targets(
+        kinds, args.target_modules, args.target_regex, is_left_out=partial(gets_no_adapter, args=args)
+    )
     saved = select.saved_modules(modules, head.modules_to_save(args))
     refuse(chunks, args, Wishes(kinds=kinds, modules=modules, adapted=chosen, saved=saved))
+    _warn_of_a_language_model_without(agree.union(chosen.names | saved.names), modules, args)
     for _, parameter in named_parameters(chunks):
         parameter.requires_grad_(False)
     for name in sorted(chosen.names):
@@ -76,6 +81,20 @@ def add_adapters(
     _hold_routing_biases(chunks)
     logger.info("added adapters modules=%d rank=%d", len(chosen.names), args.lora_rank)
     return len(chosen.names)
+
+
+def _warn_of_a_language_model_without(trained: frozenset[str], modules: Mapping[str, object], args: TrainArgs) -> None:
+    """Warns if only the tower of a model with images trains, although the language model is not frozen."""
+    if args.freeze_llm or any(part_of(name) == "llm" for name in trained if name != TOWER):
+        return
+    if any(map(is_tower, modules)):
+        argument = "target_modules" if args.target_regex is None else "target_regex"
+        logger.warning(
+            "%s=%s matches modules of the vision tower only: the language model trains nothing; name its modules "
+            "(linear_qkv, linear_proj, linear_fc1, linear_fc2) or set freeze_llm",
+            argument,
+            args.target_regex or ",".join(args.target_modules),
+        )
 
 
 def _adapt(name: str, module: torch.nn.Module, numbers: Settings, config: TransformerConfig) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Literal
 
+from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.vision import is_aligner, is_tower
 
@@ -15,6 +16,11 @@ def part_of(name: str) -> Part:
     if not is_tower(name):
         return "llm"
     return "aligner" if is_aligner(name) else "vit"
+
+
+def gets_no_adapter(name: str, args: TrainArgs) -> bool:
+    """Whether all-linear leaves this module out: its part is frozen, or trains in full beside adapters."""
+    return is_frozen(name, args) or (is_tower(name) and TOWER in modules_to_save(args))
 
 
 def is_frozen(name: str, args: TrainArgs) -> bool:

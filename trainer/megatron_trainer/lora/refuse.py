@@ -90,9 +90,16 @@ def _wrong_for_tied_weights(wishes: Wishes) -> Iterator[Violation]:
 
 
 def _twice(wishes: Wishes) -> Iterator[Violation]:
-    for name in sorted(wishes.adapted.names & wishes.saved.names):
+    saved = wishes.saved.names
+    for name in sorted(name for name in wishes.adapted.names if name in saved or _owners(name) & saved):
         message = "would be adapted and trained in full at once; take it out of target_modules or modules_to_save"
         yield _violation("modules_to_save", name, message)
+
+
+def _owners(name: str) -> frozenset[str]:
+    """The modules that hold this one."""
+    parts = name.split(".")
+    return frozenset(".".join(parts[:number]) for number in range(1, len(parts)))
 
 
 def _biases(chunks: list[torch.nn.Module]) -> list[str]:

@@ -20,7 +20,7 @@ def flops_per_token(model: Model, args: TrainArgs) -> float:
     weights = model.weights_per_token
     if head.replaces_output(args):
         weights -= model.hidden_size * model.vocab_size
-    return weights * (4.0 if args.train_type == "lora" else 6.0)
+    return weights * (4.0 if args.train_type != "full" else 6.0)
 
 
 def flops_per_pair(model: Model) -> float:

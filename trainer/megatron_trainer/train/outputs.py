@@ -45,7 +45,7 @@ def write_outputs(run: Run, state: TrainState, *, is_done: bool) -> dict[str, st
         return outputs
     run.reporter.phase("exporting")
     models = list(run.engine.models)
-    is_lora = run.args.train_type == "lora"
+    is_lora = run.args.train_type != "full"
     if is_lora:
         outputs["adapter"] = _save_adapter(run, save / "adapter")
     if run.args.merge_lora if is_lora else run.args.to_hf:
@@ -64,7 +64,7 @@ def load_best(run: Run, last: int) -> None:
         logger.warning("no checkpoint in %s was evaluated: the last weights are exported, not the best", save)
     elif found[0].iteration != last:
         logger.info("exporting the weights of the best checkpoint, iteration=%d", found[0].iteration)
-        checkpoint_load.weights(run.engine, found[0], "trainable" if run.args.train_type == "lora" else "base")
+        checkpoint_load.weights(run.engine, found[0], "trainable" if run.args.train_type != "full" else "base")
 
 
 def write_safetensors(run: Run, iteration: int) -> None:
@@ -75,7 +75,7 @@ def write_safetensors(run: Run, iteration: int) -> None:
     """
     save = run.saver.policy.save
     folder = iteration_folder(save / SAFETENSORS, iteration)
-    is_lora = run.args.train_type == "lora"
+    is_lora = run.args.train_type != "full"
     if dist.get_rank() == 0:
         folder.parent.mkdir(exist_ok=True)
     if is_lora and not run.args.merge_lora:

@@ -207,7 +207,7 @@ def build_engine(args: TrainArgs, spec: ModelSpec, backend: Backend, *, keep_ori
         initialize_weights(models, spec, seed=args.seed)
     else:
         initialize_tower(models, spec, seed=args.seed)
-    if args.train_type == "lora":
+    if args.train_type != "full":
         directory = adapter_modules.start_of(None, args.adapter_load)
         parts = adapter_modules.parts(models, spec, directory)
         add_adapters(models, args, keep_originals=keep_originals, parts=parts)
@@ -323,7 +323,7 @@ def _save_policy(parts: _Parts, env: Environment, metric: str) -> SavePolicy:
     return SavePolicy(
         save=parts.save,
         layout=parallel.layout(),
-        train_type=args.train_type,
+        train_type="full" if args.train_type == "full" else "lora",
         with_optimizer=not args.no_save_optim,
         with_rng=not args.no_save_rng,
         owner=parts.owner,

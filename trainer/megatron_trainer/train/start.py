@@ -70,7 +70,7 @@ def start_state(
         if env.resume == "Required":
             raise TrainingError(ExitCode.NO_CHECKPOINT, f"resume is Required, but {save} has no complete checkpoint")
     for found, part in _given_checkpoints(args):
-        if args.finetune or (part == "base" and args.train_type == "lora"):
+        if args.finetune or (part == "base" and args.train_type != "full"):
             checkpoint_load.weights(engine, found, part)
         else:
             resume.check(found, record, total_iterations, with_optimizer=policy.with_optimizer)
@@ -155,7 +155,7 @@ def _load_base_of_adapters(args: TrainArgs, engine: Engine, save: Path) -> None:
 
     A run that loads from its own folder started from the model, which is loaded already.
     """
-    if args.train_type != "lora" or args.load is None or Path(args.load).resolve() == save.resolve():
+    if args.train_type == "full" or args.load is None or Path(args.load).resolve() == save.resolve():
         return
     base = _checkpoint_in(args, "load", args.load)
     if base is not None:

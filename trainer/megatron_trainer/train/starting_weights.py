@@ -38,7 +38,7 @@ def _identities(args: TrainArgs, task: Task, directory: Path, save: Path) -> dic
     # A run that loads from its own folder starts from the model; what it loads later is its own checkpoint.
     load = _identity(args.load) if args.load and Path(args.load).resolve() != save.resolve() else None
     base = load or _identity(model)
-    adapter = _identity(args.adapter_load) if args.train_type == "lora" else None
+    adapter = _identity(args.adapter_load) if args.train_type != "full" else None
     return {"base": base, "adapter": adapter, "reference": _reference(args, task, base)}
 
 

@@ -68,7 +68,7 @@ def learning_rate(args: TrainArgs) -> float:
     """Peak learning rate: the argument, else 1e-5 for full training and 1e-4 for LoRA."""
     if args.lr is not None:
         return args.lr
-    return 1e-4 if args.train_type == "lora" else 1e-5
+    return 1e-4 if args.train_type != "full" else 1e-5
 
 
 def is_matrix_optimizer(args: TrainArgs) -> bool:

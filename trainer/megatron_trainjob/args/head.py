@@ -7,6 +7,8 @@ from typing import Any, Literal
 
 from megatron_trainjob.args.tree import TrainArgs
 
+TOWER = "visual"
+"""The module of the vision tower with its aligner."""
 ProblemType = Literal["single_label_classification", "multi_label_classification", "regression"]
 
 
@@ -57,8 +59,9 @@ def problem_type(args: TrainArgs, config: Mapping[str, Any]) -> ProblemType:
 
 
 def modules_to_save(args: TrainArgs) -> tuple[str, ...]:
-    """The modules that train in full besides adapters: a head always does."""
+    """The modules that train in full besides adapters: a head always does, and a vision tower under lora_llm."""
+    tower = (TOWER,) if args.train_type == "lora_llm" and TOWER not in args.modules_to_save else ()
     if not has_scores(args):
-        return args.modules_to_save
+        return (*args.modules_to_save, *tower)
     others = (name for name in args.modules_to_save if name not in ("score", "output_layer"))
-    return (*others, "output_layer")
+    return (*others, *tower, "output_layer")

@@ -84,8 +84,6 @@ OTHER_METHODS: dict[str, tuple[frozenset[str], str]] = {
 OTHER_VALUES: dict[tuple[str, str], str] = {
     **{("rlhf_type", kind): f"{kind} belongs to a method {GENERATION}" for kind in ("grpo", "gkd", "ppo")},
     ("optimizer", "adaptive_muon"): "adaptive_muon has a state that checkpoints do not include; use muon",
-    ("train_type", "lora_llm"): "lora_llm trains the vision tower in full beside adapters, which is not done here; use "
-    "lora with freeze_vit: false for adapters there too",
 }
 OTHER_PREFIXES = {"GRPO": ("vllm_", "rollout_", "sglang_"), "models with images": ("video_", "fps_", "image_")}
 

@@ -120,7 +120,7 @@ def changes(before: Mapping[str, Any], after: Mapping[str, Any]) -> tuple[Change
 def _other_weights(before: Mapping[str, Any], after: Mapping[str, Any]) -> list[Change]:
     """Weights whose content differs from the start of the run. Moving or renaming their folder is no change."""
     arguments = after["arguments"]
-    is_lora = arguments.get("train_type") == "lora"
+    is_lora = arguments.get("train_type") in ("lora", "lora_llm")
     base = "load" if arguments.get("load") else "model"
     reference = "ref_adapter_load" if is_lora else "ref_load"
     kinds: dict[str, tuple[str, Verdict]] = {

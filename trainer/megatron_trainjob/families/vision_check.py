@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 from megatron_trainjob.args import derive, placement
+from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
@@ -64,7 +65,7 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
 
 def _trains(vision: Vision, args: TrainArgs) -> bool:
     """Whether a parameter of the tower trains: its part is not frozen, or it is chosen by name."""
-    if not (args.freeze_vit and args.freeze_aligner):
+    if not (args.freeze_vit and args.freeze_aligner) or TOWER in modules_to_save(args):
         return True
     names = [PREFIX + name for name in vision.tensors]
     prefixes = tuple(args.trainable_parameters)

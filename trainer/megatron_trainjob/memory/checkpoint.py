@@ -45,7 +45,7 @@ def of_nodes(
 
 def _rank_bytes(args: TrainArgs, stage: RankMemory, place: Place, num_copies: int) -> float:
     element = stage.weights / max(stage.parameters, 1)
-    saved = stage.trainable if args.train_type == "lora" else stage.parameters
+    saved = stage.trainable if args.train_type != "full" else stage.parameters
     weights = saved * element if place.is_first_copy else 0
     if args.no_save_optim:
         return weights

@@ -118,7 +118,7 @@ def _num_trainable(args: TrainArgs, shape: Model) -> int:
     of_tower = tower.trained_parameters(args, shape.vision) if shape.vision else 0
     if args.freeze_llm:
         return of_tower
-    if args.train_type == "lora":
+    if args.train_type != "full":
         return of_tower + sum(adapter_parameters(args, shape, layer).total for layer in shape.all_layers)
     return of_tower + shape.num_parameters - (shape.vision.num_parameters if shape.vision else 0)
 
@@ -144,14 +144,16 @@ def _stage(
     held = trained = _held(args, [shape.layer_parameters(layer) for layer in layers], _edge(args, shape, stage))
     if args.freeze_llm:
         trained = _Held(dense=0, expert=0, edge=0)
-    elif args.train_type == "lora":
+    elif args.train_type != "full":
         trained = _held(args, [adapter_parameters(args, shape, layer) for layer in layers], 0)
     activations = _activation_bytes(args, shape, row, stage, layers, world_size)
     if vision:
         trained = replace(trained, dense=trained.dense + tower.trained_parameters(args, vision))
         held = replace(held, dense=held.dense + vision.num_parameters)
         activations += _tower_bytes(args, shape, vision, row, world_size, task)
-    weights = held.total + (trained.total if args.train_type == "lora" else 0)
+    weights = held.total + (trained.total if args.train_type != "full" else 0)
+    if vision and tower.trains_in_full(args):
+        weights -= vision.num_parameters
     reference = held.total if derive.has_reference_model(args, task) else 0
     return RankMemory(
         stage=stage,

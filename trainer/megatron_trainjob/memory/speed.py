@@ -55,7 +55,7 @@ def step_seconds(args: TrainArgs, shape: Model, world_size: int, estimate: Memor
 
 def _micro_batch_seconds(args: TrainArgs, shape: Model, tokens: int, task: Task) -> float:
     forward = _forward(args, shape, tokens)
-    passes = 2 if args.train_type == "lora" else 3
+    passes = 2 if args.train_type != "full" else 3
     references = derive.has_reference_model(args, task) and not args.precompute_ref_log_probs
     flops = (passes + references) * (forward.layers + forward.output) + _recomputed(args, shape, forward)
     layers = len(shape.all_layers) / args.pipeline_model_parallel_size

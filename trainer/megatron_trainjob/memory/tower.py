@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner
 
@@ -13,6 +14,8 @@ def trained_parameters(args: TrainArgs, vision: Vision) -> int:
 
     An adapter of rank r on a linear [out, in] has r * (in + out). Only all-linear adapts the tower.
     """
+    if trains_in_full(args):
+        return vision.num_parameters
     total = 0
     for name, shape in vision.tensors.items():
         if args.freeze_aligner if is_aligner(PREFIX + name) else args.freeze_vit:
@@ -22,6 +25,11 @@ def trained_parameters(args: TrainArgs, vision: Vision) -> int:
         elif len(shape) == 2 and "embed" not in name and "all-linear" in args.target_modules:
             total += args.lora_rank * sum(shape)
     return total
+
+
+def trains_in_full(args: TrainArgs) -> bool:
+    """Whether tower and aligner train in full beside adapters."""
+    return args.train_type != "full" and TOWER in modules_to_save(args)
 
 
 def activation_bytes(args: TrainArgs, vision: Vision, *, samples: int, tokens: int, element_bytes: int) -> float:

@@ -167,7 +167,7 @@ def a_sequence_has_one_length(facts: Facts) -> str:
 def new_tokens_are_not_trained_by_adapters(facts: Facts) -> str:
     """An adapter cannot hold new rows of the embedding, which has to train in full besides it."""
     args = facts.args
-    if not args.new_special_tokens or args.train_type != "lora" or _is_saved(facts, "word_embeddings"):
+    if not args.new_special_tokens or args.train_type == "full" or _is_saved(facts, "word_embeddings"):
         return ""
     return "needs word_embeddings in modules_to_save, because an adapter has no room for the new rows; add it"
 
@@ -176,7 +176,7 @@ def new_tokens_are_not_trained_by_adapters(facts: Facts) -> str:
 def the_output_of_new_tokens_is_trained_too(facts: Facts) -> str:
     """An untied output layer has new rows too."""
     args = facts.args
-    if not args.new_special_tokens or args.train_type != "lora" or _is_saved(facts, "output_layer"):
+    if not args.new_special_tokens or args.train_type == "full" or _is_saved(facts, "output_layer"):
         return ""
     untied = args.untie_embeddings_and_output_weights
     tied = facts.config.get("tie_word_embeddings", True) if untied is None else not untied

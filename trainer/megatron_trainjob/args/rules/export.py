@@ -101,7 +101,7 @@ def fp8_has_eight_bits(facts: Facts) -> str:
 def what_is_uploaded_was_written(facts: Facts) -> str:
     """A model in Hugging Face form, or the adapter that a LoRA run always writes."""
     args = facts.args
-    is_written = args.to_hf or args.train_type == "lora"
+    is_written = args.to_hf or args.train_type != "full"
     return "" if is_written or not args.push_to_hub else "needs to_hf: true, which writes what is uploaded; set that"
 
 

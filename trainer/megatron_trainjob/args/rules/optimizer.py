@@ -76,7 +76,7 @@ def the_other_rate_has_something_to_train(facts: Facts) -> str:
     args = facts.args
     known = ("embedding", "word_embeddings") if head.replaces_output(args) else OF_THE_OTHER_RATE
     is_trained = any(name.rpartition(".")[2] in known for name in args.modules_to_save)
-    if args.decoupled_lr is None or args.train_type != "lora" or is_trained:
+    if args.decoupled_lr is None or args.train_type == "full" or is_trained:
         return ""
     return f"has no effect under LoRA without {' or '.join(known[1:])} in modules_to_save: nothing of its own trains"
 

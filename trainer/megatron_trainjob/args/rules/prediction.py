@@ -22,7 +22,7 @@ def predicting_layers_are_recomputed_one_by_one(facts: Facts) -> str:
 def adapters_of_predicting_layers_need_a_merged_model(facts: Facts) -> str:
     """transformers builds no such layers, so PEFT has nowhere to put their adapters."""
     args = facts.args
-    if args.mtp_num_layers is None or args.train_type != "lora" or args.merge_lora:
+    if args.mtp_num_layers is None or args.train_type == "full" or args.merge_lora:
         return ""
     return (
         "has no effect where PEFT loads the adapter, for transformers builds no such layers; set merge_lora: true to "

@@ -5,11 +5,12 @@ from __future__ import annotations
 import re
 
 from megatron_trainjob.args.field import TRAINING
-from megatron_trainjob.args.rules.condition import changed, is_, is_set
+from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 from megatron_trainjob.args.tree import ARGUMENTS
 
+ADAPTERS = one_of("train_type", "lora", "lora_llm")
 REGEXES = ("freeze_parameters_regex", "trainable_parameters_regex", "target_regex")
 
 
@@ -28,7 +29,7 @@ def _is_a_regular_expression(name: str) -> Rule:
 def a_share_is_frozen_only_without_a_pipeline(facts: Facts) -> str:
     """The share is counted from the bottom of the whole model, which a stage does not have; 0 and 1 need no count."""
     ratio = facts.args.freeze_parameters_ratio
-    if ratio in (0, 1) or facts.args.pipeline_model_parallel_size == 1 or facts.args.train_type == "lora":
+    if ratio in (0, 1) or facts.args.pipeline_model_parallel_size == 1 or facts.args.train_type != "full":
         return ""
     return "needs pipeline_model_parallel_size: 1 unless it is 0 or 1; freeze by name instead"
 
@@ -37,7 +38,7 @@ def a_share_is_frozen_only_without_a_pipeline(facts: Facts) -> str:
 def something_is_trained(facts: Facts) -> str:
     """Freezing everything leaves no parameter to train."""
     args = facts.args
-    if args.freeze_parameters_ratio < 1 or args.train_type == "lora":
+    if args.freeze_parameters_ratio < 1 or args.train_type != "full":
         return ""
     if args.trainable_parameters or args.trainable_parameters_regex:
         return ""
@@ -57,7 +58,7 @@ def modules_are_chosen_in_one_way(facts: Facts) -> str:
 def some_module_gets_an_adapter(facts: Facts) -> str:
     """LoRA without any module trains nothing."""
     args = facts.args
-    if args.train_type != "lora" or args.target_modules or args.target_regex:
+    if args.train_type == "full" or args.target_modules or args.target_regex:
         return ""
     return "is empty; name modules or use all-linear"
 
@@ -66,7 +67,7 @@ def some_module_gets_an_adapter(facts: Facts) -> str:
 def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
     """A LoRA run writes its adapter anyway; the model without it would be the original."""
     args = facts.args
-    if not args.to_hf or args.train_type != "lora" or args.merge_lora:
+    if not args.to_hf or args.train_type == "full" or args.merge_lora:
         return ""
     return "needs merge_lora: true in LoRA training; set that, or remove to_hf (the adapter is written anyway)"
 
@@ -79,7 +80,7 @@ RULES = (
         (idle_with if name.startswith("freeze") else excludes)(
             f"{name}_belongs_to_full_training",
             changed(name),
-            is_("train_type", "lora"),
+            ADAPTERS,
             because="LoRA freezes the model and trains its adapters",
             tasks=TRAINING,
         )
@@ -87,7 +88,7 @@ RULES = (
     ),
     *(
         (needs if name == "adapter_load" else idle_without)(
-            f"{name}_belongs_to_lora", changed(name), is_("train_type", "lora"), tasks=TRAINING
+            f"{name}_belongs_to_lora", changed(name), ADAPTERS, tasks=TRAINING
         )
         for name in LORA
     ),
@@ -97,12 +98,12 @@ RULES = (
     modules_are_chosen_in_one_way,
     some_module_gets_an_adapter,
     a_model_written_after_lora_has_the_adapter_in_it,
-    idle_without("only_an_adapter_is_merged", is_("merge_lora", True), is_("train_type", "lora"), tasks=TRAINING),
+    idle_without("only_an_adapter_is_merged", is_("merge_lora", True), ADAPTERS, tasks=TRAINING),
     excludes(
         "lora_needs_no_second_reference_model",
         is_set("ref_load"),
-        is_("train_type", "lora"),
+        ADAPTERS,
         because="LoRA compares with the model without its adapters; use ref_adapter_load for another one",
     ),
-    needs("a_reference_adapter_belongs_to_lora", is_set("ref_adapter_load"), is_("train_type", "lora")),
+    needs("a_reference_adapter_belongs_to_lora", is_set("ref_adapter_load"), ADAPTERS),
 )

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.rules.condition import above, is_, is_set
-from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without
+from megatron_trainjob.args.rules.pair import excludes, idle_without
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
-from megatron_trainjob.args.tree import ARGUMENTS
+from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from megatron_trainjob.families import FAMILIES
 
 CHECKPOINT_KEYWORDS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
@@ -42,12 +43,60 @@ def _idle_in_a_text_model(name: str) -> Rule:
 def a_part_is_trained(facts: Facts) -> str:
     """Freezing all three parts leaves nothing, unless parameters or modules are chosen by name."""
     args = facts.args
-    by_name = args.trainable_parameters or args.trainable_parameters_regex
-    if args.train_type == "lora":
+    by_name: object = args.trainable_parameters or args.trainable_parameters_regex
+    if args.train_type == "lora_llm":
+        return ""
+    if args.train_type != "full":
         by_name = args.target_regex or args.target_modules != ARGUMENTS["target_modules"].default
     if not (args.freeze_llm and args.freeze_vit and args.freeze_aligner) or by_name:
         return ""
     return "with freeze_vit and freeze_aligner, which are true unless set, leaves nothing to train; set one to false"
+
+
+@rule("train_type", needs_model=True)
+def adapters_beside_a_tower_need_one(facts: Facts) -> str:
+    """lora_llm trains the tower in full, which a text model does not have."""
+    if facts.args.train_type != "lora_llm" or _sees_images(facts):
+        return ""
+    return "a text model has no vision tower to train beside adapters; use lora"
+
+
+@rule("train_type", "freeze_llm", "freeze_vit", "freeze_aligner")
+def the_tower_trains_beside_adapters(facts: Facts) -> str:
+    """lora_llm says what trains; a part that is frozen as well contradicts it."""
+    args = facts.args
+    if args.train_type != "lora_llm":
+        return ""
+    parts = ("freeze_llm", "freeze_vit", "freeze_aligner")
+    frozen = [name for name in parts if getattr(args, name) and (name == "freeze_llm" or name in facts.given)]
+    return f"trains all three parts, which {' and '.join(frozen)}: true contradicts; remove it" if frozen else ""
+
+
+@rule(
+    *(
+        "vit_lr",
+        "aligner_lr",
+        "freeze_vit",
+        "freeze_aligner",
+        "train_type",
+        "modules_to_save",
+        "task_type",
+        "rlhf_type",
+    ),
+    severity="warning",
+)
+def a_rate_needs_its_part_trained(facts: Facts) -> str:
+    """A frozen part has no parameter to which its rate would apply."""
+    args = facts.args
+    if TOWER in modules_to_save(args):
+        return ""
+    parts = (("vit_lr", "freeze_vit"), ("aligner_lr", "freeze_aligner"))
+    idle = [f"{rate} has no effect with {frozen}: true" for rate, frozen in parts if _is_idle(args, rate, frozen)]
+    return "; ".join(idle)
+
+
+def _is_idle(args: TrainArgs, rate: str, frozen: str) -> bool:
+    return getattr(args, rate) is not None and bool(getattr(args, frozen))
 
 
 @rule("vit_lr", "aligner_lr", "min_lr")
@@ -88,8 +137,9 @@ RULES = (
     ),
     the_rates_of_the_parts_fall,
     keywords_of_recomputation_are_known,
-    idle_with("a_rate_of_the_tower_needs_it_trained", is_set("vit_lr"), is_("freeze_vit", True)),
-    idle_with("a_rate_of_the_aligner_needs_it_trained", is_set("aligner_lr"), is_("freeze_aligner", True)),
+    adapters_beside_a_tower_need_one,
+    the_tower_trains_beside_adapters,
+    a_rate_needs_its_part_trained,
     idle_without(
         "keywords_of_recomputation_need_it",
         is_set("gradient_checkpointing_kwargs"),
