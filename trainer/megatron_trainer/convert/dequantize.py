@@ -36,7 +36,7 @@ class Dequantized:
 
     @property
     def shape(self) -> Sequence[int]:
-        """Of the weight."""
+        """The shape of the weight."""
         return self.weight.shape
 
     def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:

@@ -65,7 +65,7 @@ class Loaded:
     stop_words: tuple[str, ...] = ()
 
     def num_bytes(self) -> int:
-        """Of all parameters."""
+        """The size of all parameters."""
         return sum(p.numel() * p.element_size() for chunk in self.chunks for p in chunk.parameters())
 
 

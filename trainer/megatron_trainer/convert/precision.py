@@ -38,7 +38,7 @@ Outputs = Mapping[str, Tensor]
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """mean: of the differences of logits. layer: of a layer's largest difference to its largest value."""
+    """The tolerance. mean: mean difference of logits. layer: a layer's largest difference over its largest value."""
 
     mean: float
     layer: float

@@ -65,7 +65,7 @@ class Blocks:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the shard. Raises ValueError for parts that differ in more than their rows."""
+        """The shape of the shard. Raises ValueError for parts that differ in more than their rows."""
         if len({part.shape[1:] for part in self.parts}) > 1:
             raise ValueError(f"rows of different shapes: {[list(part.shape) for part in self.parts]}")
         return (sum(part.shape[0] for part in self.parts), *self.parts[0].shape[1:])

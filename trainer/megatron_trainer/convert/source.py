@@ -58,7 +58,7 @@ class StackedMatrix:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of the matrix."""
+        """The shape of the matrix."""
         return self.slab.shape
 
     def __getitem__(self, index: slice | tuple[slice, slice]) -> Tensor:

@@ -36,7 +36,7 @@ class Stacking:
 
 
 def stacking_of(spec: ModelSpec) -> Stacking | None:
-    """That of the model, in the form of its source, else as published; None if its experts are stored one by one."""
+    """The stacking of the model: that of its source, else as published; None if its experts are stored one by one."""
     if not FAMILIES[spec.model.family].stacks_experts:
         return None
     forms = dict.fromkeys(PARTS, True)

@@ -29,7 +29,7 @@ class Piece:
 
 
 def none(_: Entry) -> bool:
-    """The entries that an export puts before all others, where it has no such."""
+    """The `first` of an export that puts no entries before the others."""
     return False
 
 

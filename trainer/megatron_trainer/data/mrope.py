@@ -1,6 +1,6 @@
-"""Multimodal rotary positions of one sample: three numbers a token, in time, by row and by column.
+"""Multimodal rotary positions of one sample: three numbers per token: time, row and column.
 
-Text counts all three together. The tokens of an image share its start in time and count its rows and columns, and text
+Text advances all three together. The tokens of an image share its start time and count its rows and columns; text
 continues after the longer side. An image of 2 x 3 merged patches between two tokens of text on either side:
 
     token    a b  i i i i i i  c d
@@ -32,8 +32,8 @@ def mrope_positions(
 ) -> NDArray[np.int64]:
     """The positions of a sample, int64 [3, tokens], as transformers' get_rope_index computes them.
 
-    token_ids: [tokens]. image_grids, video_grids: in the order in which they stand in the sample. seconds_per_grid: of
-    each video, the seconds between two steps of its grid in time; 1 if not given.
+    token_ids: [tokens]. image_grids, video_grids: in the order of the sample. seconds_per_grid: of each
+    video, the seconds per step of its time grid; 1 if omitted.
 
     Raises:
         ValueError: the tokens are not those of the grids.

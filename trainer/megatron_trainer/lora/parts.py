@@ -1,4 +1,4 @@
-"""The three parts of a model with images, and which of them freeze_llm, freeze_vit and freeze_aligner leave out."""
+"""The three parts of a model with images, and which of them freeze_llm, freeze_vit and freeze_aligner freeze."""
 
 from __future__ import annotations
 

@@ -75,7 +75,7 @@ def targets(
     """The modules that get an adapter. kinds: every adaptable module, with its kind.
 
     target_regex, when given, has to match a whole name and replaces target_modules, whose entries are keywords
-    or the last parts of names (`linear_qkv`, `self_attention.linear_proj`). is_left_out: modules that no keyword means.
+    or the last parts of names (`linear_qkv`, `self_attention.linear_proj`). is_left_out: modules that keywords skip.
     """
     if target_regex is not None:
         names = frozenset(name for name in kinds if re.fullmatch(target_regex, name))

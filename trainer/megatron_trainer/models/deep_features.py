@@ -1,8 +1,9 @@
 """States of a vision tower that are added to the outputs of the decoder's first layers (Qwen3-VL's deep features).
 
-A layer may run again in the backward pass, when other micro-batches have passed; it then finds the features of its own
-micro-batch by the storage of its rotary angles, which recomputation keeps. Gradients of features gather in leaves and
-go back to the tower once, when those of all layers are known: recomputed layers cannot all pass through one graph.
+A layer may run again in the backward pass, after the forward passes of other micro-batches; it then finds
+the features of its own micro-batch by the storage of its rotary angles, which recomputation keeps. Gradients of
+features accumulate in leaves and go back to the tower once, when those of all layers are known:
+recomputed layers cannot all pass through one graph.
 
 Shape suffixes: T tokens of this rank, B rows, H hidden.
 """

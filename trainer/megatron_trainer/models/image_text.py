@@ -1,4 +1,4 @@
-"""A language model that sees images: features of a vision tower stand where image tokens are.
+"""A language model that sees images: features of a vision tower replace the embeddings of image tokens.
 
 Shape suffixes: B rows, T tokens of this context rank, H hidden, F features (one for each image token of the whole row).
 """

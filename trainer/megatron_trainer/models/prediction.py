@@ -21,10 +21,10 @@ from megatron_trainer.data.values import IGNORED, MicroBatch
 
 
 class PredictionLayer(MultiTokenPredictionLayer):  # type: ignore[misc]  # megatron-core has no types
-    """A layer of the block; padding stays where it is.
+    """A multi-token-prediction layer that leaves the padding mask in place.
 
-    megatron-core moves the padding mask along with the tokens, although the mask is of the hidden states, and under
-    sequence parallelism by the bounds of whole sequences, although each rank has its part of the mask.
+    megatron-core moves the padding mask along with the tokens, although the mask belongs to the hidden states, and
+    under sequence parallelism by the bounds of whole sequences, although each rank has its part of the mask.
     """
 
     def _get_embeddings(self, *args: Any, padding_mask: Tensor | None = None, **settings: Any) -> tuple[Any, ...]:  # noqa: ANN401

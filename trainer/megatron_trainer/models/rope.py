@@ -57,8 +57,8 @@ class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-
 class SectionedRotaryEmbedding(torch.nn.Module):
     """Angles by time, row and column: each pair of channels of a head rotates by one of the three.
 
-    Takes the place of megatron-core's MultimodalRotaryEmbedding, which knows no interleaved sections and would slice
-    packed rows for context ranks, of which attention wants the whole.
+    Takes the place of megatron-core's MultimodalRotaryEmbedding, which does not support interleaved sections and would
+    slice packed rows for context ranks, although attention needs them whole.
     """
 
     inv_freq: torch.Tensor

@@ -40,8 +40,8 @@ class ModelSpec:
     model: the model that arguments and config.json describe. config: the content of config.json with the arguments
     applied, as an export writes it. hf_config: the same as a transformers object. vocab_size: real tokens.
     padded_vocab_size: rows of the embedding, a multiple of the tensor-parallel size. tied: input and output embedding
-    are one. dtype: of the parameters in training. head: the replacement of the output layer, None for the output layer
-    itself. is_nested: config.json has the keys of the text model in an object of their own.
+    share one weight. dtype: of the parameters in training. head: the replacement of the output layer, None for the
+    output layer itself. is_nested: config.json has the keys of the text model in an object of their own.
     """
 
     directory: Path

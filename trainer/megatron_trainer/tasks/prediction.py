@@ -40,7 +40,7 @@ class Further:
 
 
 def names(number: int) -> tuple[str, ...]:
-    """The names of the losses of so many layers."""
+    """The names of the losses of this number of layers."""
     return tuple(f"mtp_{distance} loss" for distance in range(1, number + 1))
 
 

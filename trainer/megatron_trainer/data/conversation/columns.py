@@ -127,7 +127,7 @@ def notes(columns: Columns) -> list[str]:
 
 
 def under_system(columns: Columns, system: str, turns: tuple[Message, ...]) -> tuple[Message, ...]:
-    """The turns after the system prompt of a column of its own; one among the turns displaces it, with a note."""
+    """The turns, preceded by the system prompt of its own column; a system turn overrides it, with a note."""
     if not system:
         return turns
     if turns[0].role != "system":

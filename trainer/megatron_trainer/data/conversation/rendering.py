@@ -37,7 +37,7 @@ class Loss:
 class Rendering:
     """A rendered conversation; turns are in order and do not overlap. lost: parts of the row that the text lacks.
 
-    notes: where the text is another than the template's own, worded the same for all rows of a kind.
+    notes: where the text differs from the template's own, worded the same for all rows of a kind.
     """
 
     text: str

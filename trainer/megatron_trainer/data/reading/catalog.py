@@ -1,4 +1,4 @@
-"""Reads custom_dataset_info: JSON files whose entries give data sets a name, their columns and their splits.
+"""Reads custom_dataset_info: JSON files whose entries name data sets, their columns and their splits.
 
 [{"dataset_name": "support", "dataset_path": "support/rows.jsonl", "columns": {"frage": "query"}},
  {"hf_dataset_id": "org/set", "subsets": ["small", "large"], "split": ["train", "validation"]}]
@@ -38,7 +38,7 @@ Report = Callable[[str, object, str], None]
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One data set of a file. path: absolute, or None for one of a hub, where `name` is its id.
+    """One data set of a file. path: absolute, or None for one from a hub, whose id is `name`.
 
     subsets, splits: () where the entry names none. columns: new names of its columns.
     """

@@ -73,7 +73,7 @@ class _Objects:
             return {}
 
     def row(self, value: object) -> dict[str, object] | RowError:
-        """The value if it is a row, or why it is none."""
+        """The value if it is a row, or the reason why it is not."""
         if self.refusal is not None:
             return self.refusal
         return value if isinstance(value, dict) else RowError("a row is not an object", type(value).__name__)

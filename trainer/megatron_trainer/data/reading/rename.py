@@ -20,7 +20,7 @@ class Renamed:
 
     @property
     def note(self) -> str:
-        """As of the source."""
+        """The source's note."""
         return self.whole.note
 
     def records(self) -> Iterator[Record]:
@@ -46,5 +46,5 @@ class Renamed:
         return f"renamed {json.dumps(dict(self.columns), sort_keys=True)}"
 
     def fingerprint(self) -> str:
-        """Of the source, and of this way of reading it."""
+        """A digest of the source and of this way of reading it."""
         return f"{self.whole.fingerprint()} {self.manner}"

@@ -47,7 +47,7 @@ def parse_row(payload: bytes | Mapping[str, object] | RowError) -> Mapping[str, 
 
 
 def as_json(value: object) -> str:
-    """A value of a row that JSON does not know: bytes as a data URI, anything else as its text."""
+    """A value that JSON cannot represent: bytes as a data URI, anything else as its text."""
     if isinstance(value, bytes | bytearray):
         return f"data:application/octet-stream;base64,{base64.b64encode(value).decode()}"
     return str(value)

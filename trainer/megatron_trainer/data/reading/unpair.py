@@ -26,7 +26,7 @@ class Unpaired:
 
     @property
     def note(self) -> str:
-        """As of the source."""
+        """The source's note."""
         return self.whole.note
 
     def records(self) -> Iterator[Record]:
@@ -41,7 +41,7 @@ class Unpaired:
         return f"unpaired {json.dumps(dict(self.columns), sort_keys=True)}"
 
     def fingerprint(self) -> str:
-        """Of the source, and of this way of reading it."""
+        """A digest of the source and of this way of reading it."""
         return f"{self.whole.fingerprint()} {self.manner}"
 
 

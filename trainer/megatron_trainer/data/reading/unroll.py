@@ -28,7 +28,7 @@ class Unrolled:
 
     @property
     def note(self) -> str:
-        """As of the source."""
+        """The source's note."""
         return self.whole.note
 
     def records(self) -> Iterator[Record]:
@@ -54,5 +54,5 @@ class Unrolled:
         return f"split turns{sees} {self.loss_scale} {json.dumps(asdict(self.recognition), sort_keys=True)}"
 
     def fingerprint(self) -> str:
-        """Of the source, and of this way of reading it."""
+        """A digest of the source and of this way of reading it."""
         return f"{self.whole.fingerprint()} {self.manner}"

@@ -1,4 +1,4 @@
-"""Folders that are built once and looked up by key, whichever process or node comes first.
+"""Folders that are built once and looked up by key, by whichever process or node comes first.
 
 The builder writes a temporary folder, syncs it to disk, and renames it, so that a folder exists completely or not at
 all. A list of its files with their sizes detects later damage by a crash of the machine or by others: such a folder is

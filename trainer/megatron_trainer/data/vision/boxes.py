@@ -1,7 +1,7 @@
 """Writes the objects of a row into its text: <ref-object> is the next name, <bbox> the next box.
 
 objects: {"ref": [...], "bbox": [[x1, y1, x2, y2], ...], "bbox_type": "real" (pixels of the stored image, the default)
-or "norm1" (shares of its sides), "image_id": the image of each box, from 0}. A point is a box of two numbers.
+or "norm1" (fractions of its sides), "image_id": the image of each box, from 0}. A point is a box of two numbers.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ def decode(content: bytes) -> tuple[Image.Image, str]:
     Sixteen bits become eight by scale: other readers cut off all but the darkest values. Transparency is left out, as
     transformers does.
 
-    Raises RowError for anything that is no whole image.
+    Raises RowError for anything that is not a complete image.
     """
     try:
         with warnings.catch_warnings():

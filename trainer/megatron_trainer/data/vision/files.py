@@ -1,6 +1,6 @@
 """Opens the files of images: paths, URLs, data URIs, base64 text and bytes, within limits of size and time.
 
-A row may name any image; what cannot be opened is a RowError, by which the row is dropped and counted.
+A row may name any image; if it cannot be opened, RowError drops and counts the row.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ _WEB.addheaders = [("User-Agent", "megatron-trainer"), ("Accept", "image/*,*/*;q
 
 
 def open_image(value: object, folders: Sequence[Path]) -> Source:
-    """The file of an image in any form in which rows have it.
+    """The file of an image, given in any form that rows use.
 
     folders: where relative paths are looked up, in order.
 
-    Raises RowError when there is none.
+    Raises RowError when it cannot be opened.
     """
     if isinstance(value, Mapping):
         return _of_object(value, folders)
@@ -63,7 +63,7 @@ def open_image(value: object, folders: Sequence[Path]) -> Source:
 
 
 def read(source: Source) -> bytes:
-    """The bytes of a file. Raises RowError when it is gone."""
+    """The bytes of a file. Raises RowError when it no longer exists."""
     if isinstance(source, bytes):
         return source
     try:
@@ -75,7 +75,7 @@ def read(source: Source) -> bytes:
 
 
 def fetched(url: str) -> bytes:
-    """What is behind a URL, tried again when the server or the connection fails. Raises RowError."""
+    """The content of a URL; retries when the server or the connection fails. Raises RowError."""
     for number in range(1, FETCH_TRIES + 1):
         try:
             return _fetch(url)

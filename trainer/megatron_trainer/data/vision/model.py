@@ -1,4 +1,4 @@
-"""How one model sees: its image processor, the tokens of images, and the user's settings of images."""
+"""The image input of one model: its image processor, its image tokens, and the user's image settings."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ class ImageRows:
     def shown(self, text: str, messages: Sequence[Message], media: Sequence[Medium]) -> tuple[Shifted, list[Medium]]:
         """The rendered text with the tokens of images in place of marks, and the images in the order of the text.
 
-        Raises RowError when the template left one out.
+        Raises RowError when the template omits one.
         """
         shifted = Shifted(text, self.settings)
         expected = [int(found[1]) for message in messages for found in MARK.finditer(message.content)]
@@ -92,7 +92,7 @@ def image_rows_of(
     tokenizer: PreTrainedTokenizerBase,
     cache: Path | None,
 ) -> ImageRows | None:
-    """How the model in this folder sees with these arguments; None for a text model.
+    """The image input of the model in this folder under these arguments; None for a text model.
 
     config: of the model. cache: folder of the tokenized data.
 

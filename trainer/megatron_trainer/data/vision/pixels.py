@@ -56,7 +56,7 @@ class ImageReader:
         self._used_bytes, self._written = -1, 0
 
     def measure(self, source: Source) -> tuple[Medium, str]:
-        """The image with its sizes, decoded whole to see that it can be, and a note for the user.
+        """The image with its sizes, fully decoded to prove that it can be, and a note for the user.
 
         Raises RowError when it cannot be trained on.
         """
@@ -70,7 +70,7 @@ class ImageReader:
     def pixels(self, media: Sequence[Medium]) -> Pixels | None:
         """The pixels of images, None for none.
 
-        Raises TrainingError if one has changed since it was measured, or is gone.
+        Raises TrainingError if one has changed since it was measured, or no longer exists.
         """
         try:
             return joined([self._pixels(medium) for medium in media])

@@ -1,7 +1,7 @@
 """Finds the images and videos of a row: in columns of their own, and among the parts of its messages.
 
-Each one that a message holds as a part is replaced by a mark in the text, so that the rest of the row is read as text.
-A mark is written with noncharacters of Unicode, which no text may hold; it survives templates as a word does.
+Each one among the parts of a message is replaced by a mark in the text, so that the rest of the row is read as text.
+A mark is written with noncharacters of Unicode, which no text may contain; templates treat it like a word.
 """
 
 from __future__ import annotations

@@ -57,7 +57,7 @@ class VisionTokens:
     def expanded(self, ids: Ids, weights: Weights, media: Sequence[Medium]) -> tuple[Ids, Weights]:
         """The tokens with one for each merged patch, without loss.
 
-        Raises RowError if the text itself holds a token of images.
+        Raises RowError if the text itself contains an image token.
         """
         is_image = (ids == self.image) | ((ids == self.video) & (self.video >= 0))
         expected = [self.video if medium.is_video else self.image for medium in media]
