@@ -30,7 +30,7 @@ def test_a_job_gets_its_objects_runs_and_succeeds_with_its_master(jobs: JobClien
     status = jobs.await_phase("Succeeded")
     assert status["completionTime"]
     assert status["observedGeneration"] == 1
-    jobs.await_events("GangCreated", "JobRunning", "JobSucceeded")
+    jobs.await_events("JobRunning", "JobSucceeded")
 
 
 def test_one_failed_pod_restarts_the_whole_gang_under_new_names(jobs: JobClient):

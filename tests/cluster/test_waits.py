@@ -131,10 +131,11 @@ def test_two_gangs_that_share_a_quota_never_block_each_other_by_halves(
         )
         assert "exceeded quota: six, requested: pods=1, used: pods=6, limited: pods=6" in stalled["message"]
         wait_until(lambda: quiet_jobs.pods(waits), lambda pods: not pods, "its pods to be taken back")
-        assert "GangCreated" not in quiet_jobs.events(waits)
+        assert not {"GangCreated", "JobRunning"} & set(quiet_jobs.events(waits))
         for pod in quiet_jobs.pods(runs):
             quiet_jobs.end_pod(pod, 0)
         quiet_jobs.await_phase("Succeeded", runs)
         quiet_jobs.await_phase("Running", waits)
+        events = wait_until(lambda: quiet_jobs.events(waits), lambda found: "JobRunning" in found, "JobRunning")
+        assert events["JobRunning"]["message"] == "All 4 pods of attempt 0 are running."
     assert quiet_jobs.status(waits)["restarts"] == {"total": 0, "counted": 0, "attempt": 0, "uncountedInARow": 0}
-    assert quiet_jobs.events(waits)["GangCreated"]["message"] == "4 pods of attempt 0."

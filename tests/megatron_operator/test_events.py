@@ -90,7 +90,7 @@ def test_a_restart_emits_its_event_even_if_the_new_gang_already_runs():
     plan = reconcile.plan(job(), seen(pod(0), pod(1), progress=beat(age_s=9999)), NOW)
     gang = Seen(pods=(pod(0, attempt=1), pod(1, attempt=1)), status=plan.status)
     running = reconcile.plan(job(), gang, NOW + 5)
-    assert [event.reason for event in running.events] == ["GangCreated", "JobRunning"]
+    assert [event.reason for event in running.events] == ["JobRunning"]
     assert names_of(plan.events) <= names_of(events.recent(running.status, NOW + 6))
 
 

@@ -92,7 +92,7 @@ def test_the_first_status_of_a_whole_gang_waits_a_moment_for_its_pods_to_run():
     assert (waits.status, waits.events, waits.requeue_s) == (None, (), 2.0)
     running = replace(made, pods=tuple(replace(each, phase="Running", ready=True) for each in made.pods))
     said = reconcile.plan(job(), running, NOW + 1)
-    assert (said.status["phase"], [event.reason for event in said.events]) == ("Running", ["GangCreated", "JobRunning"])
+    assert (said.status["phase"], [event.reason for event in said.events]) == ("Running", ["JobRunning"])
     late = reconcile.plan(job(), made, NOW + 3)
     assert (late.status["phase"], late.events) == ("Starting", (GANG_CREATED,))
     assert reconcile.plan(job(), made, NOW - 3600).status  # its clock is not the server's
@@ -255,7 +255,7 @@ def test_a_restarted_gang_that_runs_ends_the_restart():
     }
     assert plan.status["phase"] == "Running"
     assert "nextRetryTime" not in plan.status["restarts"]
-    assert [event.reason for event in plan.events] == ["GangCreated", "JobRunning"]
+    assert [event.reason for event in plan.events] == ["JobRunning"]
 
 
 def test_a_disruption_is_answered_without_waiting():

@@ -9,8 +9,10 @@ from pathlib import Path
 import pytest
 import yaml
 
-from megatron_operator import generate
+from megatron_operator import clock, generate
 from megatron_operator.process import progress_wiring, settings
+from megatron_operator.process.controller import Jobs
+from tests.support.operator.job_values import raw
 
 IN_A_POD = {"KUBERNETES_SERVICE_HOST": "10.0.0.1"}
 
@@ -74,3 +76,24 @@ def test_default_values_of_the_chart_are_the_defaults_of_the_settings():
     values = yaml.safe_load((base.parents[1] / "megatron-train-operator" / "values.yaml").read_text())
     ports = (values["webhook"]["port"], values["progressPush"]["port"])
     assert ports == (own.webhook_port, own.progress_service_port)  # of parts that are off by default
+
+
+def test_a_renewed_authority_reaches_the_pods_that_are_made_from_then_on(tmp_path, monkeypatch):
+    moment = [1000.0]
+    monkeypatch.setattr(clock, "now", lambda: moment[0])
+    (tmp_path / "ca.crt").write_text("first")
+    given = settings.Settings(progress_port=10443, progress_host="fd00::1", progress_certificates=tmp_path)
+    jobs = Jobs(progress_push=progress_wiring.for_pods(given))
+    jobs.put(raw(resourceVersion="1"))
+
+    def authority():
+        return jobs.parse(("team", "tune")).progress_push.authority
+
+    assert jobs.parse(("team", "tune")).progress_push.url == "https://[fd00::1]:10443"
+    (tmp_path / "ca.crt").write_text("second")
+    assert authority() == "first"
+    moment[0] += 61
+    assert authority() == "second"
+    (tmp_path / "ca.crt").unlink()
+    moment[0] += 61
+    assert authority() == "second", "a file that is just being replaced changes nothing"

@@ -70,7 +70,7 @@ def test_a_later_refusal_waits_longer_and_a_whole_gang_ends_the_state():
     plan = reconcile.plan(job(), whole, NOW + 90)
     assert ("waiting" in plan.status, "Stalled" in conditions(plan.status)) == (False, False)
     assert "nextRetryTime" not in plan.status["restarts"]
-    assert [event.reason for event in plan.events] == ["GangCreated", "JobRunning"]
+    assert [event.reason for event in plan.events] == ["JobRunning"]
 
 
 def test_an_operator_that_came_later_takes_the_half_back_too():

@@ -21,16 +21,22 @@ from megatron_operator.timestamp import to_seconds
 Object = Mapping[str, Any]
 # A successor takes over within a lease duration, or once a lost node's pod is recreated on another node.
 RECENT_S = 900.0
+JOB_RUNNING = "JobRunning"
 
 
 def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, creates_pods: bool) -> tuple[Event, ...]:
-    """The events to emit for this decision, which leads to this status."""
+    """The events to emit for this decision, which leads to this status.
+
+    A gang that runs when it is first seen whole has JobRunning alone, which gives the same number and attempt.
+    """
+    changes = of_changes(status, seen.status)
     is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
-    made = (_gang_created(seen),) if is_made else ()
+    runs = any(event.reason == JOB_RUNNING for event in changes)
+    made = (_gang_created(seen),) if is_made and not runs else ()
     queued = _queued(seen, decision) if isinstance(decision, Queue) else ()
     is_accepted = isinstance(decision, Continue) and not (seen.status or seen.current or creates_pods)
     accepted = (_normal("JobAccepted", "The manifest is valid; the pods are waiting."),) if is_accepted else ()
-    return (*made, *of_changes(status, seen.status), *queued, *accepted, *of_stall(seen, status), *_relabeled(seen))
+    return (*made, *changes, *queued, *accepted, *of_stall(seen, status), *_relabeled(seen))
 
 
 def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
@@ -131,7 +137,7 @@ def _running(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         attempt = attempts.of_pods(status)
         message = f"All {status.get('replicas', 0)} pods of attempt {attempt} are running."
-        yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
+        yield _at(condition), _normal(JOB_RUNNING, message, f"attempt {attempt}, {_since(condition)}")
 
 
 def _succeeded(condition: Object, status: Object) -> Emitted:

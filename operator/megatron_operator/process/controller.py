@@ -46,7 +46,7 @@ class Jobs:
     def __init__(
         self,
         trainer_image: str = images.TRAINER,
-        progress_push: ProgressPush | None = None,
+        progress_push: Callable[[], ProgressPush | None] = lambda: None,
         kueue_mode: KueueMode = "PodGroup",
     ) -> None:
         self._trainer_image = trainer_image
@@ -90,12 +90,14 @@ class Jobs:
         """The parsed job, or the problems of its manifest; reparsed only when it changed."""
         raw = self._raw[key]
         metadata = raw["metadata"]
-        version = (metadata["uid"], metadata.get("generation"), metadata.get("labels"), metadata.get("annotations"))
+        pushes = self._progress_push()
+        texts = metadata.get("labels"), metadata.get("annotations")
+        version = (metadata["uid"], metadata.get("generation"), *texts, pushes)
         known = self._parsed.get(key)
         if known is None or known[0] != version:
             parsed = _parsed(raw, self._trainer_image)
             if isinstance(parsed, Job):
-                parsed = replace(parsed, progress_push=self._progress_push, kueue_mode=self._kueue_mode)
+                parsed = replace(parsed, progress_push=pushes, kueue_mode=self._kueue_mode)
             known = self._parsed[key] = (version, parsed)
         return known[1]
 

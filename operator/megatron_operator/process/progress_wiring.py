@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import logging
 from collections.abc import Awaitable, Callable, Iterator
 
 from prometheus_client.core import GaugeMetricFamily
@@ -22,16 +24,33 @@ from megatron_trainjob.launcher import Directive, LauncherReport
 from megatron_trainjob.progress import Progress
 
 LEADER_AGE_S = 5.0
+RENEW_S = 60.0
 SEPARATOR = "_"
+logger = logging.getLogger(__name__)
 
 
-def for_pods(settings: Settings) -> ProgressPush | None:
-    """The progress endpoint that pods are given; None when pushing is off. Raises OSError without the certificate."""
+def for_pods(settings: Settings) -> Callable[[], ProgressPush | None]:
+    """The progress endpoint that pods are given, None when pushing is off; asked for each job that is read.
+
+    A renewed authority is read within a minute, for pods made from then on. Raises OSError without the certificate.
+    """
     if settings.progress_port is None or settings.progress_certificates is None:
-        return None
-    authority = (settings.progress_certificates / "ca.crt").read_text()
-    host = _in_url(settings.progress_host)
-    return ProgressPush(url=f"https://{host}:{settings.progress_service_port}", authority=authority)
+        return lambda: None
+    file = settings.progress_certificates / "ca.crt"
+    url = f"https://{_in_url(settings.progress_host)}:{settings.progress_service_port}"
+    known, read_at = ProgressPush(url=url, authority=file.read_text()), clock.now()
+
+    def current() -> ProgressPush:
+        nonlocal known, read_at
+        if clock.now() - read_at >= RENEW_S:
+            read_at = clock.now()
+            with contextlib.suppress(OSError):  # just being replaced
+                if (authority := file.read_text()) and authority != known.authority:
+                    known = ProgressPush(url=url, authority=authority)
+                    logger.info("authority of the progress server reloaded file=%s", file)
+        return known
+
+    return current
 
 
 def identity(settings: Settings) -> str:
