@@ -722,6 +722,11 @@ CASES = [
         bad={"moe_aux_loss_coeff": 0.1, "moe_router_load_balancing_type": "sinkhorn"},
     ),
     Case(
+        rule="a_balancing_loss_needs_a_weight",
+        good={"moe_router_load_balancing_type": "seq_aux_loss", "moe_aux_loss_coeff": 0.1},
+        bad={"moe_router_load_balancing_type": "aux_loss"},
+    ),
+    Case(
         rule="a_drop_policy_needs_limited_experts",
         good={"moe_token_drop_policy": "position", "moe_expert_capacity_factor": 1.0},
         bad={"moe_token_drop_policy": "position"},
@@ -958,6 +963,29 @@ CASES = [
         bad={"recompute_modules": ("mla_up_proj",)},
         config=LATENT,
         bad_config=DENSE,
+    ),
+    *(
+        Case(
+            rule="recomputed_blocks_exist",
+            good={"recompute_modules": good},
+            bad={"recompute_modules": bad},
+            config=good_config,
+            bad_config=bad_config,
+        )
+        for good, bad, good_config, bad_config in (
+            (("moe",), ("moe",), EXPERTS, DENSE),
+            (("mlp",), ("mlp",), DENSE, EXPERTS),
+            (("mlp",), ("mlp",), {**EXPERTS, "mlp_only_layers": [0]}, EXPERTS),
+        )
+    ),
+    *(
+        Case(
+            rule="tools_are_rendered_by_the_models_own_template",
+            good={"agent_template": "llama3"},
+            bad=bad,
+            config=DENSE,
+        )
+        for bad in ({"agent_template": "glm4_5"}, {"agent_template": "llama3", "template": "own.jinja"})
     ),
     Case(
         rule="delayed_fp8_scaling_recomputes_no_outputs",

@@ -187,6 +187,16 @@ def num_experts(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
     return model_value(args, hf_config, "num_experts") or 0
 
 
+def has_dense_layers(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
+    """Whether some layers may have no experts."""
+    if args.moe_layer_freq is not None:
+        return True
+    try:
+        return not all(families.read(hf_config).expert_layers)
+    except ValueError:  # families/check.py says why
+        return True
+
+
 def shared_expert_size(args: TrainArgs, hf_config: Mapping[str, Any]) -> int:
     """Feed-forward width of all shared experts together, 0 without any."""
     return model_value(args, hf_config, "moe_shared_expert_intermediate_size") or 0

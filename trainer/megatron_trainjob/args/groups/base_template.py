@@ -98,8 +98,8 @@ class BaseTemplate:
     ) = arg(
         None,
         (
-            "How tools and calls are rendered where the chat template cannot: hermes writes them as text "
-            "into system prompt, answers and questions; unset: such rows are dropped."
+            "How tools and calls are rendered: hermes writes them as text where the chat template cannot; unset: such "
+            "rows are dropped. llama3, mistral and glm4* must be the model's own format."
         ),
         featured=True,
         applies_to=EVERY_TASK,
@@ -107,8 +107,7 @@ class BaseTemplate:
         refused_choices=dict.fromkeys(
             (
                 *("react_en", "react_zh", "qwen_en", "qwen_zh", "qwen_en_parallel", "qwen_zh_parallel"),
-                *("hunyuan_hermes", "toolbench", "glm4", "glm4_0414", "glm4_5", "llama3", "llama4", "react_grpo"),
-                "mistral",
+                *("hunyuan_hermes", "toolbench", "llama4", "react_grpo"),
             ),
             "remove it, and the model's chat template renders tools in its own way; hermes is for templates "
             "without tool support",

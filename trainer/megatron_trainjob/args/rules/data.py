@@ -110,6 +110,29 @@ def stored_data_is_sampled(facts: Facts) -> str:
     return "external needs streaming: true; set that, or use cyclic or single"
 
 
+FORMATS_OF_TOOLS = {
+    "llama3": ("llama",),
+    "mistral": ("mistral", "mixtral"),
+    "glm4": ("glm",),
+    "glm4_0414": ("glm4",),
+    "glm4_5": ("glm4_moe",),
+}
+"""Values of agent_template that name what the chat template of models of these types renders itself."""
+
+
+@rule("agent_template", "template", needs_model=True)
+def tools_are_rendered_by_the_models_own_template(facts: Facts) -> str:
+    """The format of a family is that of its models' own chat templates."""
+    args, kind = facts.args, str(facts.config.get("model_type"))
+    if args.agent_template not in FORMATS_OF_TOOLS:
+        return ""
+    if args.template is not None:
+        return "names a format of tools, which the template decides; remove it, or leave template unset"
+    if kind in FORMATS_OF_TOOLS[args.agent_template]:
+        return ""
+    return f"is not the format of a model of type {kind}, whose chat template renders tools in its own way; remove it"
+
+
 @rule("template", "use_chat_template")
 def a_template_is_built_in_or_a_file(facts: Facts) -> str:
     """A name of BUILT_IN_TEMPLATES, or a file of one of the known kinds."""
@@ -215,6 +238,7 @@ def a_length_to_reach_needs_rotary_scaling(facts: Facts) -> str:
 
 
 RULES = (
+    tools_are_rendered_by_the_models_own_template,
     needs(
         "a_revision_belongs_to_a_hub",
         is_set("model_revision"),

@@ -236,6 +236,11 @@ RULES = (
         because="these compute no balancing loss",
     ),
     idle_without(
+        "a_balancing_loss_needs_a_weight",
+        one_of("moe_router_load_balancing_type", "aux_loss", "seq_aux_loss"),
+        above("moe_aux_loss_coeff", 0),
+    ),
+    idle_without(
         "a_drop_policy_needs_limited_experts",
         changed("moe_token_drop_policy"),
         is_set("moe_expert_capacity_factor"),

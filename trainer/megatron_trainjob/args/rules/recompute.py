@@ -18,6 +18,23 @@ def recomputing_the_latent_projection_needs_latent_attention(facts: Facts) -> st
     return "has mla_up_proj, which has no effect, because the model has no multi-head latent attention"
 
 
+@rule(
+    "recompute_modules", "recompute_granularity", "num_experts", "moe_layer_freq", needs_model=True, severity="warning"
+)
+def recomputed_blocks_exist(facts: Facts) -> str:
+    """moe and moe_act are parts of layers with experts, mlp is one of the others."""
+    args, config = facts.args, facts.config
+    if args.recompute_granularity != "selective":
+        return ""
+    has_experts = derive.num_experts(args, config) > 0
+    idle = [name for name in ("moe", "moe_act") if name in args.recompute_modules and not has_experts]
+    if idle:
+        return f"has {' and '.join(idle)}, which has no effect, because the model has no experts"
+    if "mlp" in args.recompute_modules and has_experts and not derive.has_dense_layers(args, config):
+        return "has mlp, which has no effect, because every layer of the model has experts; moe recomputes those"
+    return ""
+
+
 @rule("recompute_modules", "fp8_format", "fp8_recipe", "recompute_granularity")
 def delayed_fp8_scaling_recomputes_no_outputs(facts: Facts) -> str:
     """moe_act and layernorm discard outputs whose scaling history delayed FP8 would need."""
@@ -92,6 +109,7 @@ RULES = (
         is_("moe_grouped_gemm", True),
     ),
     recomputing_the_latent_projection_needs_latent_attention,
+    recomputed_blocks_exist,
     delayed_fp8_scaling_recomputes_no_outputs,
     recomputed_layers_fit_into_each_stage,
 )
