@@ -88,14 +88,20 @@ def test_layers_of_the_tower_run_again_in_the_backward_pass(model):
 
 
 @pytest.mark.parametrize("settings", [FREE, {**FREE, "train_type": "lora"}], ids=["full", "lora"])
-def test_a_resumed_run_ends_with_the_weights_of_an_unbroken_one(train, settings):
-    """The tower's parameters and the state of the optimizer for them are in the checkpoint."""
+def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(train, settings):
+    """It goes on with the images that come next; the tower's parameters and the state of the optimizer for them are in
+    the checkpoint.
+    """
     settings = {**settings, "train_iters": 4, "merge_lora": "train_type" in settings}
-    whole = train(**settings).weights()
+    whole = train(**settings)
     train(name="broken", stop_at=2, **settings)
-    resumed = train(name="broken", resume="Auto", attempt=1, **settings).weights()
-    assert whole.keys() == resumed.keys()
-    assert all(torch.equal(whole[name], resumed[name]) for name in whole)
+    resumed = train(name="broken", resume="Auto", attempt=1, **settings)
+    for column in ("lm loss", "grad_norm"):
+        assert len(set(whole.column(column))) == 4
+        assert resumed.column(column)[-2:] == whole.column(column)[-2:], column
+    before, after = whole.weights(), resumed.weights()
+    assert before.keys() == after.keys()
+    assert all(torch.equal(before[name], after[name]) for name in before)
 
 
 @pytest.mark.slow

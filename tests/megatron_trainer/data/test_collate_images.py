@@ -1,12 +1,19 @@
 """Micro-batches with images: pixels in the order of the row, positions of each sample from 0."""
 
+from types import SimpleNamespace
+
 import numpy as np
 import pytest
 import torch
 
 from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.values import Pair, Sample
-from megatron_trainer.data.vision.values import Pixels
+from megatron_trainer.data.vision.pixels import ImageReader
+from megatron_trainer.data.vision.values import Medium, Pixels
+from megatron_trainer.failure import TrainingError
+from megatron_trainer.train import read_data
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import read
 
 
 def pixels(first, *grids):
@@ -68,3 +75,21 @@ def test_pairs_hold_the_pixels_of_all_chosen_sequences_then_of_all_rejected():
 def test_text_alone_has_neither_pixels_nor_positions_of_three_kinds():
     batch = collate([TEXT], RowShape(pad_id=0))
     assert (batch.pixel_values, batch.grid_thw, batch.mrope_position_ids_3BT) == (None, None, None)
+
+
+@pytest.mark.parametrize("is_first", [True, False])
+def test_only_the_first_pipeline_stage_reads_pixels(is_first, monkeypatch):
+    monkeypatch.setattr(read_data.parallel_state, "is_pipeline_first_stage", lambda **_: is_first)
+    vision = read({"model_type": "qwen2_5_vl"}).vision
+    spec, tokenizer = SimpleNamespace(model=SimpleNamespace(vision=vision)), SimpleNamespace(pad_token_id=0)
+    gone = ImageReader(SimpleNamespace(patch_size=14, resample=3))
+    shape = read_data._shape(TrainArgs(max_length=8), "sft", spec, tokenizer, SimpleNamespace(reader=gone))
+    ids = np.array([1, vision.image_token, 2], np.int32)
+    seen = Sample(input_ids=ids, labels=ids, media=(Medium(sources=("/gone.png",), size=(28, 28), grid=(1, 2, 2)),))
+    if is_first:
+        with pytest.raises(TrainingError, match="/gone.png"):
+            collate([seen], shape)
+        return
+    batch = collate([seen], shape)
+    assert batch.pixel_values is None
+    assert batch.mrope_position_ids_3BT[:, 0].tolist() == [[0, 1, 2]] * 3

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch.distributed as dist
+from megatron.core import parallel_state
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.collate import RowShape
@@ -65,7 +66,8 @@ def _shape(
     pad_id = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
     shape = row_shape(args, pad_id=pad_id)
     if images is not None:
-        shape = replace(shape, vision=spec.model.vision, images=images.reader)
+        reads = bool(parallel_state.is_pipeline_first_stage(ignore_virtual=True))
+        shape = replace(shape, vision=spec.model.vision, images=images.reader, reads_pixels=reads)
     if derive.estimates_divergence(args, task):
         shape = replace(shape, mismatched_length=max_length(args, spec))
     return shape
