@@ -71,6 +71,24 @@ def test_tensors_that_the_model_lacks_are_named_before_anything_starts(here, cap
     assert "1 tensors belong to no part of the model; is config.json of another model?: extra" in text
 
 
+@pytest.mark.parametrize(
+    ("model", "file", "said"),
+    [
+        ("./other", "adapter_config.json", "holds an adapter: pass it as adapter_load"),
+        ("./other", "args.json", "holds a run's checkpoints: pass it as load"),
+        ("./other/model.safetensors", "model.safetensors", "is a file; pass the folder that holds it: other"),
+    ],
+)
+def test_a_model_that_is_something_else_is_named_as_what_it_is(here, capsys, model, file, said):
+    (here / "other").mkdir()
+    (here / "other" / file).write_text("{}")
+    job = yaml.safe_load((here / "job.yaml").read_text())
+    job["spec"]["args"]["model"] = model
+    (here / "job.yaml").write_text(yaml.safe_dump(job))
+    assert main(["validate", "job.yaml"]) == 2
+    assert said in " ".join("".join(capsys.readouterr()).split())
+
+
 def test_problems_are_printed_with_path_value_and_remedy(here, capsys):
     (here / "job.yaml").write_text(yaml.safe_dump(raw({"numNodes": 0, "args": {"modell": "x"}})))
     text = said(capsys, "validate", "job.yaml", code=2)

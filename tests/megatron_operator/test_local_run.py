@@ -231,6 +231,29 @@ def test_a_second_interruption_does_not_wait(run):
     assert not is_alive(pid)
 
 
+def test_a_state_that_cannot_be_written_ends_every_process_after_it_has_saved(run):
+    process = run.write("--pause-at", 7, "--once").start()
+    run.wait_for_pause()
+    pid = run.process_of("tune-a0-master-0")
+    (run.state / "status.yaml").rename(run.state / "earlier.yaml")
+    (run.state / "status.yaml").mkdir()
+    process.send_signal(signal.SIGTERM)  # whatever is written next
+    code, output = run.finish(process)
+    assert code == 1
+    assert "cannot write the job's state to .mtj/tune" in output
+    assert "Traceback" not in output
+    assert not is_alive(pid)
+    assert run.steps() == 7
+
+
+@pytest.mark.parametrize("place", ["a-file", "a-file/below"])
+def test_a_state_folder_that_cannot_be_made_is_said(run, capsys, place):
+    run.write()
+    (run.folder / "a-file").write_text("")
+    assert main(["run", "job.yaml", "--state-dir", place]) == 1
+    assert f"cannot write the job's state to {place}/tune" in "".join(capsys.readouterr()).replace("\n", "")
+
+
 def test_two_runs_of_one_job_do_not_fight(run):
     process = run.write("--pause-at", 3).start()
     run.wait_for_pause()

@@ -60,6 +60,11 @@ def run(arguments: argparse.Namespace) -> int:
     except Busy as busy:
         error.print(f"[red]{escape(str(busy))}[/]; see mtj status {loaded.job.name}")
         return FAILED
+    except OSError as problem:
+        place, reason = escape(str(state.directory)), escape(str(problem))
+        remedy = "make room there, or name another folder with --state-dir"
+        error.print(f"[red]cannot write the job's state to {place}: {reason}[/]; {remedy}. None of its processes runs.")
+        return FAILED
 
 
 def _run_locked(arguments: argparse.Namespace, loaded: Loaded, state: State) -> int:

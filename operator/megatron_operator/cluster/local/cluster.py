@@ -101,6 +101,11 @@ class LocalCluster:
             if pod.grace_ends is None:
                 pod.delete(now)
 
+    def have_ended(self, now: float) -> bool:
+        """Whether no process is left; kills those whose grace period is over."""
+        self._poll(now)
+        return not self.has_pods
+
     def kill(self, now: float) -> None:
         """Kills every pod."""
         for pod in self._pods.values():

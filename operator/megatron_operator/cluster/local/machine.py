@@ -114,12 +114,24 @@ def _missing_model(arguments: Object, mounted: Mapping[str, Path | None]) -> Ite
     folder = local_path(model, mounted)
     if folder is None:
         return
-    if not folder.is_dir():
+    if folder.is_file():
+        message = f"is a file; pass the folder that holds it: {Path(model).parent}"
+        yield Violation(path="spec.args.model", value=model, message=message)
+    elif not folder.is_dir():
         message = f"folder {folder} does not exist; correct the path, or bind the volume with --volume"
         yield Violation(path="spec.args.model", value=model, message=message)
     elif not (folder / "config.json").is_file():
-        message = f"{folder} has no config.json; pass the folder of a Hugging Face model"
+        message = f"{folder} has no config.json; pass the folder of a Hugging Face model{_what_it_is(folder)}"
         yield Violation(path="spec.args.model", value=model, message=message)
+
+
+def _what_it_is(folder: Path) -> str:
+    """A remark about a folder that this project, or peft, has written."""
+    if (folder / "adapter_config.json").is_file():
+        return ". It holds an adapter: pass it as adapter_load, and its base model as model"
+    if (folder / "args.json").is_file():
+        return ". It holds a run's checkpoints: pass it as load, and the model that it started from as model"
+    return ""
 
 
 def _wrong_weights(

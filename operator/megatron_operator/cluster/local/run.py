@@ -61,14 +61,19 @@ class Result:
 def run(job: Job, state: State, machine: Machine, show: Callable[[Look], None]) -> Result:
     """Runs the job to its end. The caller holds the state's lock. A failed job is resumed.
 
-    An interrupted job is suspended: its pods save and end, and the next run resumes it.
+    An interrupted job is suspended: its pods save and end, and the next run resumes it. Raises OSError when the state
+    cannot be written; no process is left then.
     """
     status = state.read_status()
     if _is_failed(status):
         state.write_status(reopened(status))
     cluster = LocalCluster(state, machine, clock.now())
     with _signals() as interruption:
-        result = _loop(job, state, cluster, interruption, show)
+        try:
+            result = _loop(job, state, cluster, interruption, show)
+        except BaseException:  # a full disk, a closed pipe: no process is left without a supervisor
+            _end_processes(cluster, interruption)
+            raise
     cluster.free_memory(job)
     return result
 
@@ -94,6 +99,16 @@ def _loop(
         ending = _ending(wanted, replace(seen, status=status), cluster, interruption)
         if ending and not plan.delete:
             return Result(ending=ending, status=status, signal=interruption.number)
+        time.sleep(LOOK_INTERVAL_S)
+
+
+def _end_processes(cluster: LocalCluster, interruption: Interruption) -> None:
+    """Terminates all pods and waits until they have saved, at most for their grace period or until another signal."""
+    cluster.stop(clock.now())
+    signals = interruption.count
+    while not cluster.have_ended(clock.now()):
+        if interruption.count > signals:
+            cluster.kill(clock.now())
         time.sleep(LOOK_INTERVAL_S)
 
 
