@@ -251,6 +251,7 @@ def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: dict[str, Any])
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
     from megatron_trainer.models.logits import mask_padded_columns
+    from megatron_trainer.tasks.forward import images_of
 
     ids = tokens(spec.vocab_size).to(backends.select().device)
     batches = [micro_batch(row, n, packed=packed) for row, n in zip(ids, rows(packed), strict=True)]
@@ -265,6 +266,7 @@ def run_rows(chunks: Any, spec: Any, *, packed: bool, reference: dict[str, Any])
             local.position_ids_BT,
             None,
             packed_seq_params=parallel.packed_sequence_parameters(batches[number]),
+            **images_of(model, batches[number], local),
         )
 
         def loss(logits: Any) -> Any:

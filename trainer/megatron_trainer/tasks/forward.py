@@ -53,12 +53,12 @@ def forward(model: nn.Module, whole: MicroBatch, batch: MicroBatch, *, output_pr
         packed_seq_params=parallel.packed_sequence_parameters(whole),
         padding_mask=_padding_for_routers(model, batch.padding_BT),
         output_processor=output_processor,
-        **_images(model, whole, batch),
+        **images_of(model, whole, batch),
     )
 
 
-def _images(model: nn.Module, whole: MicroBatch, batch: MicroBatch) -> dict[str, ImageInputs]:
-    """The further argument of a model that sees images."""
+def images_of(model: nn.Module, whole: MicroBatch, batch: MicroBatch) -> dict[str, ImageInputs]:
+    """The further argument of a model with a vision tower; for text alone too, because it has the positions."""
     own = unwrapped(model)
     return {"images": image_inputs(whole, batch, own.vision)} if isinstance(own, ImageTextModel) else {}
 
