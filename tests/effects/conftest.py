@@ -2,8 +2,21 @@
 
 import pytest
 
+from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 from tests.support.ranks.tiny_run import TinyRun
+
+
+@pytest.fixture(scope="session")
+def llama(model_root):
+    """A tiny random Llama with two layers: runs here are many, and few of them need more (four_layers)."""
+    return tiny_model.make("llama", model_root, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="session")
+def four_layers(model_root):
+    """The same with four layers, for stages of a pipeline."""
+    return tiny_model.make("llama", model_root)
 
 
 @pytest.fixture(scope="session")

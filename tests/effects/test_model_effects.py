@@ -60,7 +60,7 @@ OTHERWISE: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def llama_models(llama) -> dict[str, Built]:
+def llama_models(four_layers) -> dict[str, Built]:
     """Under one argument each, by its name: "random" and "stored" have none, "otherwise NAME" another value."""
     variants = {
         "random": FROM_RANDOM,
@@ -72,7 +72,7 @@ def llama_models(llama) -> dict[str, Built]:
         "heads of their own": {"group_query_attention": True, "num_query_groups": 4, **FROM_RANDOM},
         "shared heads": {"group_query_attention": True},
     }
-    return build_all(llama, variants)
+    return build_all(four_layers, variants)
 
 
 def build_all(directory: Path, variants: dict[str, dict[str, Any]]) -> dict[str, Built]:

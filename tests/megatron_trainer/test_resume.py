@@ -50,6 +50,12 @@ def base(llama, folder, **given) -> Base:
 
 
 @pytest.fixture(scope="module")
+def llama(model_root):
+    """A tiny Llama of two layers: no case here needs more."""
+    return tiny_model.make("llama", model_root, num_hidden_layers=2)
+
+
+@pytest.fixture(scope="module")
 def full(llama, tmp_path_factory):
     return base(llama, tmp_path_factory.mktemp("full"))
 
@@ -273,7 +279,7 @@ def test_a_run_of_another_task_or_of_another_model_does_not_go_on(full, model_ro
     assert found.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
     assert "spec.task" in found.run.message
     assert "was saved with 'sft'" in found.run.message
-    wide = tiny_model.make("llama", model_root, intermediate_size=192)
+    wide = tiny_model.make("llama", model_root, num_hidden_layers=2, intermediate_size=192)
     found = full.go_on(tmp_path / "model", {"model": str(wide)})
     assert found.run.exit_code == ExitCode.CHECKPOINT_INCOMPATIBLE
     assert "intermediate_size (config.json)" in found.run.message
@@ -293,7 +299,7 @@ def test_adapters_go_on_with_other_rates_and_dropout(lora, tmp_path):
 @pytest.fixture(scope="module")
 def other_weights(model_root):
     """A model of the same config, names, shapes and sizes."""
-    return {"model": str(tiny_model.make("llama", model_root, seed=2))}
+    return {"model": str(tiny_model.make("llama", model_root, num_hidden_layers=2, seed=2))}
 
 
 def test_adapters_do_not_go_on_upon_the_weights_of_another_model(lora, tmp_path, other_weights):

@@ -7,6 +7,10 @@ import gc
 
 gc.disable()
 
+from megatron_trainer import backend  # noqa: E402
+
+backend.select().install()  # before megatron-core is imported: it would compile its small fusions otherwise, for 10 s
+
 import datasets  # noqa: E402, F401
 import transformers.modeling_utils  # noqa: E402, F401
 
