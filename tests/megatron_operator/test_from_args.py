@@ -419,3 +419,8 @@ def test_names_of_custom_dataset_info_are_no_paths(capsys):
     args = spec_of(written(capsys, f"megatron sft --model a/b --train_iters 3 {words}"))["args"]
     assert args["dataset"] == ["support#5", "/workdir/b.jsonl"]
     assert args["custom_dataset_info"] == ["/workdir/data/dataset_info.json"]
+
+
+def test_a_refused_argument_stays_with_the_reason_beside_it(capsys):
+    text = written(capsys, "megatron sft --model a/b --dataset c/d --train_iters 2 --custom_register_path x.py")
+    assert "custom_register_path: [x.py]  # NOT CARRIED OVER: is refused: a manifest runs no code" in text

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from megatron_operator.translate.shell.words import is_evaluated
+from megatron_trainjob.args.availability import objection
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
@@ -120,6 +121,8 @@ def _carried(name: str, value: object, task: Task) -> Carried:
         return Carried(name=argument.name, value=read, remark=f"{NOT_CARRIED}: {SHELL_ALONE}")
     if alias and alias.inverted:
         read = not read
+    if argument.status == "refused" and (message := objection(argument, read_value(argument, read), task)):
+        return Carried(name=argument.name, value=read, remark=f"{NOT_CARRIED}: {message}")
     remark = f"was {name}" if alias else ""
     return Carried(name=argument.name, value=read, remark=remark)
 

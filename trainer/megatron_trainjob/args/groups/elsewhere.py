@@ -299,6 +299,13 @@ class Elsewhere:
         status="no effect",
         reason="load_args reads the arguments of the checkpoint",
     )
+    hub_strategy: Literal["end", "every_save", "checkpoint", "all_checkpoints"] | None = arg(
+        None,
+        "When push_to_hub uploads.",
+        status="no effect",
+        fulfilled=("end",),
+        reason="push_to_hub uploads the result once, at the end; checkpoints stay on the volume",
+    )
     init_strategy: str | None = arg(
         None,
         "How weights that a checkpoint lacks are initialized.",
