@@ -38,6 +38,8 @@ from tests.support.ranks import tiny_run
 
 PATIENCE_S = 900
 GOODPUT_MEMORY = {"memory": {"intervalIterations": 5, "sizeLimit": "1Gi"}}
+SAVES_BESIDE_MEMORY = 100
+"""Steps between checkpoints in the volume, where others are in memory."""
 PHASES = ("detected", "decided", "ranksStarted", "processGroup", "loaded", "firstStep")
 WAYS = {
     "in place": ("rank", "fork"),
@@ -83,7 +85,7 @@ def manifest(model: Path, data: Path, start: str, ranks: int, checkpoint: dict) 
     given = tiny_run.arguments(model, data, Path("unused"), **batch)
     arguments = {name: value for name, value in given.items() if name not in ("save", "add_version")}
     if checkpoint:
-        arguments["save_interval"] = 1_000_000
+        arguments["save_interval"] = SAVES_BESIDE_MEMORY
     return {
         "apiVersion": "megatrontrain.dev/v1alpha1",
         "kind": "MegatronTrainJob",
@@ -201,12 +203,12 @@ def measure_ways(options: argparse.Namespace, folder: Path, model: Path, data: P
 
 
 def measure_goodput(options: argparse.Namespace, folder: Path, model: Path, data: Path) -> None:
-    """Two jobs at once, so that both see the same load; checkpoints in memory, none in the volume."""
+    """Two jobs at once, so that both see the same load; checkpoints in memory between those in the volume."""
     alone, disturbed = (
         started(Job(start="fork", folder=folder / name), model, data, options, GOODPUT_MEMORY)
         for name in ("alone", "disturbed")
     )
-    kills = 0
+    kills, first = 0, {}
     try:
         for job in (alone, disturbed):
             wait(job, job.losses)
@@ -214,23 +216,29 @@ def measure_goodput(options: argparse.Namespace, folder: Path, model: Path, data
         began = time.monotonic()
         until = began + 60 * options.goodput
         while (now := time.monotonic()) < until:
-            if now > began + options.kill_every * (kills + 0.5):
-                os.kill(ranks_of(disturbed)[-1], signal.SIGKILL)
+            if now > began + options.kill_every * (kills + 0.5) and (victims := ranks_of(disturbed)):
+                os.kill(victims[-1], signal.SIGKILL)
                 kills += 1
             time.sleep(0.05)
-        losses = alone.losses(), disturbed.losses()
-        restarts = disturbed.status["restarts"]
-    finally:
+    finally:  # also where it was cut off
+        if first:
+            print(f"minutes {(time.monotonic() - began) / 60:.1f}, kills {kills}", flush=True)
+            tell_goodput(alone, disturbed, first)
         alone.end()
         disturbed.end()
+
+
+def tell_goodput(alone: Job, disturbed: Job, first: dict[int, int]) -> None:
+    """Prints the steps since the first ones of both, and whether their losses are the same. Exits with 1 if not."""
+    losses, restarts = (alone.losses(), disturbed.losses()), disturbed.status["restarts"]
     done = [max(found) - first[id(job)] for found, job in zip(losses, (alone, disturbed), strict=True)]
     both = losses[0].keys() & losses[1].keys()
     different = sorted(step for step in both if losses[0][step] != losses[1][step])
-    print(f"minutes {options.goodput:g}, kills {kills}, restarts {restarts['total']}, attempt {restarts['attempt']}")
+    print(f"restarts {restarts['total']}, of pods {restarts.get('podAttempt', restarts['attempt'])}")
     print(f"steps {done[1]} of {done[0]}: goodput {done[1] / done[0]:.3f}")
-    print(f"losses compared {len(both)}, different {len(different)}{f', first {different[0]}' if different else ''}")
+    print(f"losses compared {len(both)}, different {len(different)}", flush=True)
     if different:
-        raise SystemExit("the disturbed training differs")
+        raise SystemExit(f"the disturbed training differs first at step {different[0]}")
 
 
 def main() -> None:

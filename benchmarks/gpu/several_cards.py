@@ -359,7 +359,9 @@ def main() -> None:
     if not given.cpu:
         run_speeds(go, given.data, given.tokenizer)
     print(go.table)
-    bad = [row for rows in go.rows.values() for row in rows if any(cell == "NO" or "FAILED" in cell for cell in row)]
+    bad = [
+        row for rows in go.rows.values() for row in rows if any(cell in ("NO", "?") or "FAILED" in cell for cell in row)
+    ]
     raise SystemExit(1 if bad else 0)
 
 

@@ -8,23 +8,20 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
-from local_cluster.control_plane import ControlPlane, end_with_parent
+from local_cluster.control_plane import ControlPlane
 from tests.support.operator import fake_kubelet, operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import JobClient, manifest, wait_until
+from tests.support.operator.launched_pods import launched
 from tests.support.operator.progress_client import TRAINING, pod_token, push, push_settings, variables
 
 pytestmark = pytest.mark.cluster
-LAUNCHER = Path(__file__).parents[1] / "support" / "operator" / "counting_launcher.py"
 PODS = ("job-a0-master-0", "job-a0-worker-0")
 AT_ONCE = {"backoffSeconds": {"initial": 0, "max": 1}}
 
@@ -34,58 +31,6 @@ def kubelet(quiet_plane: ControlPlane, quiet_jobs: JobClient) -> Iterator[FakeKu
     """Makes pods of this test's namespace run."""
     with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)) as player:
         yield player
-
-
-@dataclass(frozen=True, kw_only=True)
-class LaunchedPod:
-    """The process that a pod's container would be, and its log."""
-
-    process: subprocess.Popen[bytes]
-    log: Path
-
-    @property
-    def rank(self) -> int:
-        """Its only rank."""
-        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children")
-        return int(wait_until(lambda: children.read_text().split(), bool, "a rank")[0])
-
-    def await_line(self, text: str) -> None:
-        """Until the log has this text."""
-        wait_until(lambda: self.log.read_text(), lambda found: text in found, text)
-
-
-@contextlib.contextmanager
-def launched(jobs: JobClient, folder: Path, *options: str, patience_s: int = 60) -> Iterator[list[LaunchedPod]]:
-    """The launchers of both pods, started as their containers say."""
-    pods = []
-    try:
-        for pod in PODS:
-            token = folder / f"{pod}.token"
-            token.write_text(pod_token(jobs, pod))
-            environment = {
-                **os.environ,
-                **variables(jobs, pod),
-                "MTJ_RANK_START": "spawn",
-                "MTJ_PROGRESS_FILE": str(folder / f"{pod}.progress"),
-                "MTJ_TERMINATION_LOG": str(folder / f"{pod}.termination"),
-                "MTJ_LAUNCHER_PATIENCE_SECONDS": str(patience_s),
-                "KUBEFLOW_TRAINER_SERVER_TOKEN": str(token),
-                "KUBEFLOW_TRAINER_SERVER_CA_CERT": str(jobs.plane.folder / "ca.crt"),
-            }
-            command = [sys.executable, str(LAUNCHER), str(folder / "shared"), *options]
-            log = folder / f"{pod}.log"
-            with log.open("wb") as output:
-                process = subprocess.Popen(
-                    command, env=environment, stdout=output, stderr=output, preexec_fn=end_with_parent
-                )
-            pods.append(LaunchedPod(process=process, log=log))
-        for pod in pods:
-            pod.await_line("attempt 0 node")
-        yield pods
-    finally:
-        for pod in pods:
-            pod.process.kill()
-            pod.process.wait()
 
 
 def test_a_killed_rank_starts_again_in_its_pod_with_one_status_write(
@@ -98,7 +43,7 @@ def test_a_killed_rank_starts_again_in_its_pod_with_one_status_write(
         uids = {name: pod["metadata"]["uid"] for name, pod in quiet_jobs.pods().items()}
         url = variables(quiet_jobs, PODS[0])["KUBEFLOW_TRAINER_SERVER_URL"]
         token = pod_token(quiet_jobs, PODS[0])
-        with launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05") as pods:
+        with launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05") as pods:
             assert push(quiet_jobs, url, token, {"progress": {**TRAINING, "checkpoint_iteration": 25}}) == 200
             wait_until(lambda: quiet_jobs.status().get("checkpoint"), bool, "status.checkpoint")
             time.sleep(1.5)  # what the status had to say of the start is written
@@ -152,7 +97,7 @@ def test_an_operator_that_is_killed_during_a_restart_loses_nothing(
         operator = stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
         quiet_jobs.submit(manifest(failurePolicy=slow))
         quiet_jobs.await_phase("Running")
-        pods = stack.enter_context(launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05"))
+        pods = stack.enter_context(launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05"))
         time.sleep(2)
         os.kill(pods[0].rank, signal.SIGKILL)
         wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")
@@ -178,7 +123,7 @@ def test_a_launcher_that_does_not_come_back_gets_a_new_gang(
     with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
         quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
         quiet_jobs.await_phase("Running")
-        with launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05") as pods:
+        with launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05") as pods:
             time.sleep(2)
             pods[0].process.send_signal(signal.SIGSTOP)  # as on a node that froze
             os.kill(pods[1].rank, signal.SIGKILL)
@@ -199,7 +144,7 @@ def test_a_launcher_without_an_operator_ends_with_the_code_of_its_rank(
         quiet_jobs.submit(manifest())
         quiet_jobs.await_phase("Running")
         options = ("--steps", "100000", "--step-s", "0.05")
-        pods = stack.enter_context(launched(quiet_jobs, tmp_path, *options, patience_s=3))
+        pods = stack.enter_context(launched(quiet_jobs, tmp_path, PODS, *options, patience_s=3))
         time.sleep(2)
         operator.kill()
         os.kill(pods[0].rank, signal.SIGKILL)
@@ -214,7 +159,7 @@ def test_a_suspension_during_a_restart_ends_the_launchers(
     with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
         quiet_jobs.submit(manifest(failurePolicy={"backoffSeconds": {"initial": 25}}))
         quiet_jobs.await_phase("Running")
-        with launched(quiet_jobs, tmp_path, "--steps", "100000", "--step-s", "0.05") as pods:
+        with launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05") as pods:
             time.sleep(2)
             os.kill(pods[0].rank, signal.SIGKILL)
             wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")

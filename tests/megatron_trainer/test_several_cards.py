@@ -79,6 +79,6 @@ def test_a_case_that_fails_is_a_row_with_its_reason_and_the_next_one_runs(progra
     failed, right = go.rows["curves"]
     assert failed[0].endswith("pp8")
     assert "FAILED" in failed[1]
-    assert "pipeline" in failed[1]
+    assert "divisible" in failed[1]
     assert "yes" in right
     assert failed[1] in go.table.read_text()
