@@ -103,6 +103,25 @@ def test_a_peer_that_was_lost_waits_for_its_cause():
     assert 0 < plan.requeue_s <= 3
 
 
+BEFORE = {"pod": WORKER, "reason": "signal 9", "iteration": 20, "attempt": 0, "time": to_text(NOW - 11)}
+IN_MEMORY = {"checkpoint": {"pvc": {"claimName": "c"}, "memory": {"intervalIterations": 5, "sizeLimit": "1Gi"}}}
+
+
+@pytest.mark.parametrize(
+    ("spec", "iteration", "is_at_once"),
+    [(IN_MEMORY, 25, True), (IN_MEMORY, 24, False), ({}, 25, False)],
+    ids=["a newer checkpoint in memory", "none since", "no memory"],
+)
+def test_a_checkpoint_in_memory_is_progress_too(spec, iteration, is_at_once):
+    """The failure before was at step 20, and nothing has been saved to the volume since."""
+    status = restarted(checkpointIteration=10) | {"lastFailure": BEFORE}
+    launchers = {"master": heard(attempt=1), "worker": heard("failed", KILLED, attempt=1)}
+    progress = beat(iteration, attempt=1, checkpoint_iteration=10)
+    restarts = reconcile.plan(job(spec), gang(**launchers, status=status, progress=progress), NOW).status["restarts"]
+    assert restarts["counted"] == (1 if is_at_once else 2)
+    assert ("nextRetryTime" in restarts) == (not is_at_once)
+
+
 OTHERWISE = {
     "switched off": (gang(), {"failurePolicy": {"inPlaceRestart": False}}),
     "a silent launcher": (gang(HeardReport(report=heard().report, at=NOW - 200)), {}),

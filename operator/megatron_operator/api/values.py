@@ -309,7 +309,8 @@ class FailurePolicy:
         "maxRestarts", integer("Restarts after failures; disruptions are not counted.", le=1000, default=3)
     )
     reset_after_progress: bool = declared(
-        "resetAfterProgress", boolean("Resets the count once a newer checkpoint has been written.", default=True)
+        "resetAfterProgress",
+        boolean("Resets the count once a newer checkpoint has been written, to the volume or to memory.", default=True),
     )
     backoff_initial_s: int = declared(
         "backoffSeconds.initial", integer("Seconds before the first restart.", le=86400, default=10)

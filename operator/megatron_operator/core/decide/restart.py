@@ -117,7 +117,7 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict, now: float)
             f"({job.failure_policy.max_restarts}) is used up."
         )
         return Fail(reason=names.MAX_RESTARTS_EXCEEDED, message=message, failure=failure)
-    pause_s = 0.0 if has_progressed(seen) else delay_s(job.failure_policy, counters, verdict.kind)
+    pause_s = 0.0 if has_progressed(job, seen) else delay_s(job.failure_policy, counters, verdict.kind)
     return Restart(
         reason=verdict.reason,
         failure=failure,
@@ -130,7 +130,7 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict, now: float)
 def count(job: Job, seen: Seen, kind: Kind) -> Counters:
     """Counters after one more restart; a checkpoint written since the last one resets the count."""
     before = read_counters(seen)
-    if has_progressed(seen) and job.failure_policy.reset_after_progress:
+    if has_progressed(job, seen) and job.failure_policy.reset_after_progress:
         before = replace(before, counted=0, in_a_row=0)
     is_race = kind == "admission" and before.in_a_row < MAX_IN_A_ROW
     is_counted = kind == "failed" or (kind == "admission" and not is_race)
@@ -142,9 +142,19 @@ def count(job: Job, seen: Seen, kind: Kind) -> Counters:
     )
 
 
-def has_progressed(seen: Seen) -> bool:
+def has_progressed(job: Job, seen: Seen) -> bool:
     """Whether a checkpoint was written since the last restart: resuming from it at once is not a crash loop."""
-    return (latest_checkpoint(seen) or 0) > (read_counters(seen).checkpoint_iteration or 0)
+    is_saved = (latest_checkpoint(seen) or 0) > (read_counters(seen).checkpoint_iteration or 0)
+    return is_saved or _has_newer_in_memory(job, seen)
+
+
+def _has_newer_in_memory(job: Job, seen: Seen) -> bool:
+    """Whether this attempt has trained past the last failure by as many steps as lie between checkpoints in memory."""
+    last = seen.status.get("lastFailure")
+    reached = last.get("iteration") if last else 0
+    if job.checkpoint.memory is None or seen.beat is None or reached is None:
+        return False
+    return seen.beat.iteration >= reached + job.checkpoint.memory.interval
 
 
 def latest_checkpoint(seen: Seen) -> int | None:
