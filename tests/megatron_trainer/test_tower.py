@@ -5,11 +5,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModelForImageTextToText
 
 from megatron_trainer import backend
 from megatron_trainer.models.spec import read_model
 from megatron_trainer.models.tower import build_tower
+from megatron_trainer.report.flops import flops_per_patch
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import read
 from tests.support.models.tiny_model import MODELS, SEEING_MODELS, config_of
 
 
@@ -27,3 +31,19 @@ def test_reentrant_recomputation_trains_layers_behind_frozen_patches(tmp_path: P
     pixels = torch.randn(24, spec.model.vision.patch_values)
     tower(pixels, grid_thw=torch.tensor([[1, 4, 6]])).pooler_output.sum().backward()
     assert all(parameter.grad is not None for parameter in tower.blocks[0].parameters())
+
+
+@pytest.mark.parametrize("name", sorted(SEEING_MODELS))
+def test_flops_of_a_patch_are_those_that_torch_counts(name):
+    """Forward alone where tower and aligner are frozen, three times that where they train."""
+    tower = AutoModelForImageTextToText.from_config(config_of(name), attn_implementation="eager").model.visual
+    model = read(config_of(name).to_dict())
+    patches = torch.randn(24, model.vision.patch_values)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        tower(patches, grid_thw=torch.tensor([[1, 4, 6]]))
+    counted = sum(number for kind, number in counter.get_flop_counts()["Global"].items() if "bmm" not in str(kind))
+    assert flops_per_patch(model, TrainArgs()) * 24 == pytest.approx(counted)
+    free = TrainArgs(freeze_vit=False, freeze_aligner=False)
+    assert flops_per_patch(model, free) * 24 == pytest.approx(3 * counted)
+    assert flops_per_patch(model, TrainArgs(train_type="lora_llm")) * 24 == pytest.approx(3 * counted)
+    assert flops_per_patch(read({"model_type": "llama"}), free) == 0.0

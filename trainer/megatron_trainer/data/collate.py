@@ -254,6 +254,7 @@ def _micro_batch(
         num_samples=len(samples),
         num_tokens=sum(sample.length for sample in samples),
         channels=tuple(sample.channel for sample in samples),
+        num_patches=sum(math.prod(medium.grid) for sample in samples for medium in sample.media),
         **_vision(rows, samples),
     )
 

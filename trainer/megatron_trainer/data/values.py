@@ -194,6 +194,7 @@ class MicroBatch:
     pixel_values, grid_thw: float32 [patches, numbers of a patch] and int64 [images, 3], the images of all samples in
     the order of the row (vision/values.py); pixel_values_videos, video_grid_thw: its videos. None without any.
     mrope_position_ids_3BT: int64, positions by time, height and width; None where all three are position_ids_BT.
+    num_patches: of all images and videos, also where their pixels are not read.
     """
 
     tokens_BT: Tensor
@@ -219,6 +220,7 @@ class MicroBatch:
     pixel_values_videos: Tensor | None = None
     video_grid_thw: Tensor | None = None
     mrope_position_ids_3BT: Tensor | None = None
+    num_patches: int = 0
 
     @property
     def padding_BT(self) -> Tensor:

@@ -7,9 +7,12 @@ the samples' lengths and are counted apart, per pair of query and key.
 
 from __future__ import annotations
 
+from math import prod
+
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner
 
 
 def flops_per_token(model: Model, args: TrainArgs) -> float:
@@ -21,6 +24,32 @@ def flops_per_token(model: Model, args: TrainArgs) -> float:
     if head.replaces_output(args):
         weights -= model.hidden_size * model.vocab_size
     return weights * (4.0 if args.train_type != "full" else 6.0)
+
+
+def flops_per_patch(model: Model, args: TrainArgs) -> float:
+    """FLOPs of one patch of an image in the vision tower and the aligner, forward and, as far as they train, backward;
+    without the scores of the tower's attention. 0 for a text model.
+
+    The aligner sees merge_size x merge_size patches at once. A part that does not train runs forward only.
+    """
+    vision = model.vision
+    if vision is None:
+        return 0.0
+    of_aligner, of_tower = (_matrices(vision, of_aligner=each) for each in (True, False))
+    whole = args.train_type == "full"
+    in_full = whole or head.TOWER in head.modules_to_save(args)
+    frozen = (args.freeze_aligner, args.freeze_vit) if whole or not in_full else (False, False)
+    passes = [2.0 if each else 6.0 if in_full else 4.0 for each in frozen]
+    return passes[0] * of_aligner / vision.merge_size**2 + passes[1] * of_tower
+
+
+def _matrices(vision: Vision, *, of_aligner: bool) -> int:
+    """Weights of the matrices of the aligner or of the rest; a table of positions is looked up, not multiplied."""
+    return sum(
+        prod(shape)
+        for name, shape in vision.tensors.items()
+        if len(shape) > 1 and not name.startswith("pos_embed") and is_aligner(PREFIX + name) == of_aligner
+    )
 
 
 def flops_per_pair(model: Model) -> float:

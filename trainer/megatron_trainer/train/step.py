@@ -31,7 +31,7 @@ class StepResult:
 
     num_tokens: real ones, without padding.
     channel_losses: sum and count over the global batch of each channel that it has.
-    num_pairs: pairs of tokens of which one attends to the other, for counting FLOPs.
+    num_pairs: pairs of tokens of which one attends to the other, num_patches: of images and videos; for counting FLOPs.
     own_seconds: of each rank's forward and backward passes, up to where it first waits for the others' gradients.
     """
 
@@ -43,6 +43,7 @@ class StepResult:
     stop_requested: bool
     num_tokens: int
     num_pairs: int
+    num_patches: int
     seconds: float
     own_seconds: tuple[float, ...]
     timers_s: Mapping[str, float]
@@ -75,6 +76,7 @@ def train_step(
         stop_requested=sums.stop_requested,
         num_tokens=sums.num_tokens,
         num_pairs=sums.num_pairs,
+        num_patches=sums.num_patches,
         seconds=ended - started,
         own_seconds=sums.own_seconds,
         timers_s={"forward-backward": computed - started, "optimizer": ended - computed},
@@ -135,6 +137,7 @@ class _Sums:
     losses: dict[str, float]
     num_tokens: int
     num_pairs: int
+    num_patches: int
     stop_requested: bool
     own_seconds: tuple[float, ...]
 
@@ -153,7 +156,7 @@ def _reduce(
     Of ranks with the same values one contributes; context-parallel ranks hold different tokens. own_s: of this rank.
     """
     names = task.losses
-    num_sums, num_ranks = 2 * len(names) + 3, dist.get_world_size()
+    num_sums, num_ranks = 2 * len(names) + 4, dist.get_world_size()
     everything = torch.zeros(num_sums + num_ranks, dtype=torch.float64, device=backend.device)
     totals = everything[:num_sums]
     everything[num_sums + dist.get_rank()] = own_s
@@ -161,6 +164,7 @@ def _reduce(
         for index, name in enumerate(names):
             totals[2 * index : 2 * index + 2] = sum(m[name].double() for m in metrics if name in m)
         if parallel_state.get_context_parallel_rank() == 0:
+            totals[-4] = sum(batch.num_patches for batch in batches)
             totals[-3] = sum(batch.num_tokens for batch in batches)
             totals[-2] = sum(num_pairs(batch) for batch in batches)
     totals[-1] = float(stop_requested)
@@ -173,6 +177,7 @@ def _reduce(
         losses=dict(means),
         num_tokens=int(values[-3]),
         num_pairs=int(values[-2]),
+        num_patches=int(values[-4]),
         stop_requested=values[-1] > 0,
         own_seconds=own_seconds,
     )
