@@ -89,6 +89,14 @@ def test_a_model_that_is_something_else_is_named_as_what_it_is(here, capsys, mod
     assert said in " ".join("".join(capsys.readouterr()).split())
 
 
+@pytest.mark.parametrize("command", ["validate", "plan"])
+def test_an_unsupported_quantization_is_refused_with_the_remedy(here, capsys, command):
+    config = {**TINY, "quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (here / "model" / "config.json").write_text(json.dumps(config))
+    text = said(capsys, command, "job.yaml", code=2)
+    assert "config.json:quantization_config: weights quantized by 'gptq' are not supported" in text
+
+
 def test_problems_are_printed_with_path_value_and_remedy(here, capsys):
     (here / "job.yaml").write_text(yaml.safe_dump(raw({"numNodes": 0, "args": {"modell": "x"}})))
     text = said(capsys, "validate", "job.yaml", code=2)

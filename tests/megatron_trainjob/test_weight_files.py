@@ -24,6 +24,34 @@ def test_error_for_a_folder_without_weights_lists_accepted_files(tmp_path):
     assert found.startswith("has no weights (model.safetensors, model.safetensors.index.json, pytorch_model.bin")
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("model-00001-of-00002.safetensors", "model-00001-of-00002.safetensors has no index beside it"),
+        ("model-Q4_K_M.gguf", "model-Q4_K_M.gguf is in a format that is not read"),
+        ("model-00001-of-00002.gguf", "is in a format that is not read"),
+    ],
+)
+def test_what_lies_in_a_folder_in_place_of_weights_decides_the_remedy(tmp_path, name, said):
+    (tmp_path / name).write_text("")
+    (found,) = problems(tmp_path)
+    assert said in found
+
+
+def test_a_link_to_weights_that_were_not_copied_is_named(tmp_path):
+    (tmp_path / "model.safetensors").symlink_to("../../blobs/5c1f")
+    (found,) = problems(tmp_path)
+    assert "model.safetensors is a link to ../../blobs/5c1f, which is missing; copy the folder with cp -L" in found
+
+
+@pytest.mark.parametrize(
+    "section", [{"quant_method": "gptq", "bits": 4}, {"quant_method": "bitsandbytes"}, {"bits": 4}, "4bit"]
+)
+def test_weights_in_an_unsupported_quantization_are_left_to_the_check_of_config_json(tmp_path, section):
+    write_header(tmp_path, {"model.layers.0.self_attn.q_proj.qweight": (8, 64)})
+    assert list(weight_files.problems(tmp_path, {**CONFIG, "quantization_config": section})) == []
+
+
 @pytest.mark.parametrize("content", ["{", "[]", "{}"], ids=["broken", "a list", "without a map"])
 def test_an_index_that_cannot_be_read_is_named(tmp_path, content):
     (tmp_path / INDEX).write_text(content)

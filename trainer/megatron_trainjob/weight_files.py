@@ -29,11 +29,25 @@ class Unusable(ValueError):
     """A folder or file from which weights cannot be read; the message gives the reason and the remedy."""
 
 
+def _remedy(directory: Path) -> str:
+    """What to do about a folder without weights, from what lies there instead."""
+    link = next((directory / name for name in SOURCES if (directory / name).is_symlink()), None)
+    if link is not None:
+        return f"{link.name} is a link to {link.readlink()}, which is missing; copy the folder with cp -L"
+    lying = sorted(path.name for path in directory.glob("*") if path.suffix in (".safetensors", ".bin", ".gguf"))
+    shard = next((name for name in lying if "-of-" in name and not name.endswith(".gguf")), None)
+    if shard:
+        return f"{shard} has no index beside it; download the index too"
+    if lying and lying[-1].endswith(".gguf"):
+        return f"{lying[-1]} is in a format that is not read; download the model's safetensors"
+    return "save the model with save_pretrained to get them"
+
+
 def sources(directory: Path) -> list[str]:
     """The files or indexes that hold weights; the first is read. Raises Unusable if there is none."""
     found = [name for name in SOURCES if (directory / name).is_file()]
     if not found:
-        raise Unusable(f"has no weights ({', '.join(SOURCES)}); save the model with save_pretrained to get them")
+        raise Unusable(f"has no weights ({', '.join(SOURCES)}); {_remedy(directory)}")
     return found
 
 
@@ -79,6 +93,8 @@ def problems(
         stored = _stored(directory, sources(directory)[0])
     except Unusable as unusable:
         yield str(unusable)
+        return
+    if quantization.problem(config):  # families/check.py says so; nothing is known about its tensors
         return
     if stored and model is not None and model.vision:
         stored = {in_table(name): tensor for name, tensor in stored.items()}

@@ -155,7 +155,8 @@ CASES = [
     *(
         Case(rule=f"{name}_is_no_variable_of_a_shell", good={name: good}, bad={name: bad})
         for names, good, bad in (
-            (("model", "load", "adapter_load"), "a$.b", "$HOME/m"),
+            (("model", "load", "adapter_load", "ref_load", "ref_adapter_load"), "a$.b", "$HOME/m"),
+            (("save", "tensorboard_dir"), "a$.b", "${OUT}/m"),
             (("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"), ("a",), ("a", "${D}/x.jsonl")),
         )
         for name in names

@@ -13,7 +13,10 @@ from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 
 NO_MODEL = "is missing; set it to a Hub id or a folder with config.json and tokenizer"
 NO_DATA = "is missing; set it, or cached_dataset, to the data to train on"
-SOURCES = ("model", "load", "adapter_load", "dataset", "val_dataset", "cached_dataset", "cached_val_dataset")
+PLACES = (
+    *("model", "load", "adapter_load", "ref_load", "ref_adapter_load", "save", "tensorboard_dir"),
+    *("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"),
+)
 SHELL_VARIABLE = re.compile(r"\$(?:\{?[A-Za-z_0-9@*]|\()|`")
 ROPE_SCALINGS = ("linear", "dynamic", "yarn")
 
@@ -53,7 +56,7 @@ def training_data_is_given(facts: Facts) -> str:
 
 
 def _no_variable_of_a_shell(name: str) -> Rule:
-    """A manifest is no script: `$DATA/train.jsonl` would be looked for under that very name."""
+    """A manifest is no script: `$DATA` would be a folder of that very name."""
 
     def broken(facts: Facts) -> str:
         values = _listed(getattr(facts.args, name))
@@ -251,7 +254,7 @@ RULES = (
     the_model_is_given,
     training_data_is_given,
     a_template_is_built_in_or_a_file,
-    *map(_no_variable_of_a_shell, SOURCES),
+    *map(_no_variable_of_a_shell, PLACES),
     each_data_set_has_a_probability,
     the_probabilities_of_data_sets_sum_to_one,
     a_stream_has_one_worker,
