@@ -148,6 +148,23 @@ def test_columns_renames_before_the_format_is_recognized(prepared, write):
         prepared(dataset=[path])
 
 
+@effect("custom_dataset_info")
+def test_custom_dataset_info_names_data_sets_for_training_and_validation(prepared, write):
+    """With columns of their own, in the same run as data sets that no file names; the cache tells them apart."""
+    write("odd.jsonl", [{"text1": "q", "text2": "r"}])
+    columns = {"text1": "query", "text2": "response"}
+    (entry, turned) = (
+        {"dataset_name": name, "dataset_path": "odd.jsonl", "columns": each}
+        for name, each in (("odd", columns), ("turned", dict(zip(columns, reversed(columns.values()), strict=True))))
+    )
+    named = write("dataset_info.json", [[entry, turned]])
+    plain = write("plain.jsonl", [{"query": "a", "response": "b"}])
+    run = prepared(dataset=["odd", plain], val_dataset=["turned"], custom_dataset_info=[named], dataset_shuffle=False)
+    assert (answers(run.train), answers(run.validation)) == (["r", "b"], ["q"])
+    with pytest.raises(InvalidInput, match="neither a local path nor"):
+        prepared(dataset=["odd"])
+
+
 @effect("strict")
 def test_strict_stops_at_a_row_that_is_dropped_otherwise(prepared, write, rows):
     path = write("bad.jsonl", [*rows, {"odd": 1}])

@@ -126,11 +126,17 @@ def test_every_problem_names_file_entry_and_field(file, entry, said):
     assert re.search(said, found), found
 
 
-def test_two_entries_of_one_name_are_refused_unless_equal(file):
+def test_a_name_of_two_different_entries_is_refused_where_it_is_used(file):
     same = {"dataset_name": "x", "dataset_path": "rows.jsonl"}
-    assert problems(file(same, same)) == []
-    (found,) = problems(file(same, {"dataset_name": "x", "dataset_path": "splits"}))
-    assert "names two different data sets" in found
+    assert len(rows("x", file(same, same))) == 2
+    path = file(same, {"dataset_name": "x", "dataset_path": "splits"}, {**same, "dataset_name": "y", "tags": ["z"]})
+    assert len(rows("y", path)) == 2
+    with pytest.raises(ValueError, match="has 2 data sets of that name or place; use a dataset_name of one"):
+        rows("x", path)
+    other = file(same, {**same, "dataset_name": "y", "columns": {"Frage": "query"}})
+    assert "query" in rows("y", other)[0]
+    with pytest.raises(ValueError, match="of that name or place"):
+        rows("rows.jsonl", other)
 
 
 @pytest.mark.parametrize("content", ["{", "{}", "[" * 100_000], ids=["cut", "an object", "deep"])

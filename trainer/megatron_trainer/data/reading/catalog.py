@@ -51,29 +51,33 @@ class Entry:
     columns: Mapping[str, str]
 
 
-Catalog = Mapping[str, Entry]
+Catalog = Mapping[str, Sequence[Entry]]
+"""The different entries of each name: only one may be meant where the name is used."""
 
 
 def read_catalog(files: Sequence[str], violations: list[Violation]) -> Catalog:
     """The entries of all files by each of their names; what is wrong with them is added to the violations."""
-    found: dict[str, Entry] = {}
+    found: dict[str, list[Entry]] = {}
     for number, file in enumerate(files):
         report = _reporter(f"{ARGUMENT}[{number}]", violations)
         for position, raw in _entries(Path(file), report):
             for name, entry in _named(raw, Path(file).resolve().parent, _within(report, f"[{position}]")):
-                if found.setdefault(name, entry) != entry:
-                    report(f"[{position}]", name, "names two different data sets; give each another dataset_name")
+                same = found.setdefault(name, [])
+                same += [] if entry in same else [entry]
     return found
 
 
 def looked_up(spec: DatasetSpec, catalog: Catalog) -> DatasetSpec:
     """The entry of `dataset` as the catalog describes it, or unchanged where the catalog does not have it.
 
-    Raises ValueError where it must choose one of several subsets.
+    Raises ValueError where it must choose one of several subsets, or of several entries.
     """
-    entry = catalog.get(spec.name) or (catalog.get(str(spec.path.resolve())) if spec.path else None)
-    if entry is None:
+    entries = catalog.get(spec.name) or (catalog.get(str(spec.path.resolve())) if spec.path else None)
+    if not entries:
         return spec
+    if len(entries) > 1:
+        raise ValueError(f"{ARGUMENT} has {len(entries)} data sets of that name or place; use a dataset_name of one")
+    entry = entries[0]
     subsets = _subsets(spec, entry)
     return replace(
         spec,
