@@ -272,6 +272,19 @@ def test_preference_pairs(row):
     assert [(m.role, m.content) for m in conversation.rejected] == [("user", "2+2?"), ("assistant", "5")]
 
 
+@pytest.mark.parametrize(("answer", "is_told"), [("4", False), ("four", True)])
+def test_turns_beside_a_pair_are_no_half_of_it(answer, is_told):
+    """UltraFeedback has the chosen turns again in messages; TRL reads chosen and rejected only."""
+    asked = {"role": "user", "content": "2+2?"}
+    chosen, rejected, beside = ([asked, {"role": "assistant", "content": text}] for text in ("4", "5", answer))
+    row = {"prompt": "2+2?", "messages": beside, "chosen": chosen, "rejected": rejected}
+    pair = recognize(row, PREFERENCE)
+    assert turns(pair) == ASKED
+    assert [(message.role, message.content) for message in pair.rejected] == [*ASKED[:1], ("assistant", "5")]
+    assert pair.notes == (("the turns of chosen and rejected are used, not those of messages",) if is_told else ())
+    assert turns(recognize(row, PLAIN)) == [*ASKED[:1], ("assistant", answer)]
+
+
 def test_the_rejected_answer_replaces_everything_after_the_last_question():
     row = {"system": "S", "messages": [*_chat(), *_chat()], "rejected_response": "5"}
     rejected = recognize(row, PREFERENCE).rejected

@@ -85,7 +85,7 @@ def recognize(row: Row, settings: Recognition, *, number: int = 0) -> Conversati
         return _scored(columns, settings, settings.label)
     if settings.grouping is not None:
         return _group(columns, settings, settings.grouping, number)
-    messages = _messages(columns, settings.seed + number)
+    messages = _messages(columns, settings.seed + number, of_pairs=settings.needs_rejected or settings.needs_label)
     rejected = _rejected(columns, messages) if settings.needs_rejected else None
     target: tuple[float, ...] = ()
     if settings.needs_label:
@@ -186,9 +186,13 @@ def _filled(messages: tuple[Message, ...], placeholders: Mapping[str, str]) -> t
     return messages
 
 
-def _messages(row: Columns, choice: int) -> tuple[Message, ...]:
+def _messages(row: Columns, choice: int, *, of_pairs: bool) -> tuple[Message, ...]:
     system = text_of(_pick(row, SYSTEM, "system"), "system")
     listed = _pick(row, MESSAGES, "messages")
+    if of_pairs and listed is not None and all(isinstance(row.get(name), list) for name in ("chosen", "rejected")):
+        if listed != row["chosen"]:
+            row.tell("the turns of chosen and rejected are used, not those of messages")
+        listed = None
     if listed is not None:
         messages = parse_messages(listed)
     elif isinstance(row.get("chosen"), list):
@@ -315,8 +319,7 @@ def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
     elif isinstance(row[name], list):
         rejected = _with_prompt(row, name)
     else:
-        answer = Message(role="assistant", content=text_of(row[name], name))
-        rejected = (answer,)
+        rejected = (Message(role="assistant", content=text_of(row[name], name)),)
     if not any(message.role == "user" and message.content.strip() for message in rejected):
         rejected = _after_question(chosen, tuple(message for message in rejected if message.role != "system"))
     if chosen[0].role == "system" and rejected[0].role != "system":
