@@ -389,15 +389,16 @@ OF_EXPERTS = {name for name, argument in ARGUMENTS.items() if argument.group == 
 OTHER_LAYOUTS = {
     name
     for name in ARGUMENTS
-    if name.endswith(("parallel_size", "parallel", "pipeline_num_layers", "virtual_pipeline_stage"))
+    if name.endswith(("parallel_size", "parallel", "pipeline_num_layers", "virtual_pipeline_stage", "parallel_layout"))
 }
-"""tests/megatron_trainer/checkpoint/test_layouts.py goes on with each."""
+"""tests/megatron_trainer/checkpoint/test_layouts.py and tests/effects/test_layout_effects.py go on with each."""
 AS_OTHER_DATA = {"cached_dataset", "columns", "interleave_prob", "stopping_strategy", "strict", "template"} | {
     "val_dataset_shuffle",
     "padding_side",
     "max_model_len",
     "mlp_padding_free",
     "download_mode",
+    "custom_dataset_info",
     "model_author",
     "model_name",
     "cached_val_dataset",
