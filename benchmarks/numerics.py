@@ -77,6 +77,8 @@ def table(title: str, names: list[str], texts: tuple[str, ...], folder: Path) ->
 def cell(name: str, text: str, folder: Path) -> str:
     """Logits and gradients of one case; in bold where they, the export or the copies on other ranks are not right."""
     chosen = layouts.read(text)
+    if layouts.is_refused(name, chosen):
+        return "refused"
     directory = tiny_model.make(name, folder)
     parity.make_reference(directory, packed=chosen["packed"])
     found = gloo_ranks(layouts.num_ranks(chosen["arguments"])).run(

@@ -42,7 +42,13 @@ NOT_OF_THE_MATHS = {
 READ_ELSEWHERE = {
     *("initializer_range", "rope_theta", "partial_rotary_factor", "tie_word_embeddings"),
     *("num_nextn_predict_layers", "num_mtp_layers"),
-    *("use_sliding_window", "max_window_layers", "no_rope_layer_interval", "original_max_position_embeddings"),
+    *(
+        "full_attention_interval",
+        "use_sliding_window",
+        "max_window_layers",
+        "no_rope_layer_interval",
+        "original_max_position_embeddings",
+    ),
 }
 """Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""
 
@@ -52,7 +58,13 @@ ONLY_KEPT = dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), {"layer_types"})
 OF_THE_WHOLE = ("image_token_id", "video_token_id", "tie_word_embeddings")
 """Keys that belong to no text model inside."""
 
-OWN_DEFAULTS = {"rope_theta", "partial_rotary_factor", "head_dim", "num_nextn_predict_layers"}
+OWN_DEFAULTS = {
+    "full_attention_interval",
+    "rope_theta",
+    "partial_rotary_factor",
+    "head_dim",
+    "num_nextn_predict_layers",
+}
 """Keys whose default transformers derives from others, or from what it knows under another name."""
 
 

@@ -12,6 +12,8 @@ from typing import Any
 
 import pytest
 
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import check as families_check
 from tests.support.models import layouts, tiny_model
 from tests.support.ranks import parity
 from tests.support.ranks.pool import gloo_ranks
@@ -20,9 +22,19 @@ BOUND = 1e-4
 LOSS_BOUND = 1e-5
 
 
+def refused(name: str, layout: dict[str, Any]) -> None:
+    """Raises what validation says of the layout."""
+    found = families_check.check(tiny_model.raw_config(name), TrainArgs(model="m", **layout))
+    raise ValueError("; ".join(map(str, found.violations)))
+
+
 def check(name: str, text: str, model_root: Path, **settings: Any) -> None:
-    directory = tiny_model.make(name, model_root, **settings)
     chosen = layouts.read(text)
+    if layouts.is_refused(name, chosen):
+        with pytest.raises(ValueError, match="linear attention passes a state"):
+            refused(name, chosen["arguments"])
+        return
+    directory = tiny_model.make(name, model_root, **settings)
     parity.make_reference(directory, packed=chosen["packed"])
     ranks = gloo_ranks(layouts.num_ranks(chosen["arguments"])).run(
         parity.compare,
@@ -71,10 +83,17 @@ def test_families_of_experts_equal_transformers_in_every_layout(name: str, text:
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("name", "text"),
-    [("qwen2_odd", "tp2 sp"), ("qwen3_moe", "ep2"), ("deepseek_v3", "tp2 sp etp1"), ("glm4", "tp2 sp packed")],
+    [
+        ("qwen2_odd", "tp2 sp"),
+        ("qwen3_moe", "ep2"),
+        ("deepseek_v3", "tp2 sp etp1"),
+        ("qwen3_next", "tp2 sp etp1"),
+        ("qwen3_next", "packed"),
+        ("glm4", "tp2 sp packed"),
+    ],
 )
 def test_what_is_special_about_a_family_survives_being_split(name: str, text: str, model_root: Path):
-    """Padded and tied vocabulary, spread experts, latent attention, norms after the blocks."""
+    """Padded and tied vocabulary, spread experts, latent attention, states, norms after the blocks."""
     check(name, text, model_root)
 
 

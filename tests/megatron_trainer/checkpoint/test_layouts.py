@@ -107,6 +107,8 @@ def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llam
     ("name", "saved_in", "loaded_in"),
     [
         ("deepseek_v3", TP2_SP, ONE_RANK),
+        ("qwen3_next", TP2_SP, ONE_RANK),
+        ("qwen3_next", ONE_RANK, PP2),
         ("qwen3_moe", EP2, EP2),
         ("qwen3_moe", EP2, DP2),
         ("qwen3_moe", EP2, ONE_RANK),
@@ -115,6 +117,8 @@ def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llam
     ],
     ids=[
         "latent attention",
+        "linear attention of two ranks to one",
+        "linear attention in stages",
         "experts where they were",
         "spread experts to all of them on each rank",
         "spread experts to one rank",

@@ -53,11 +53,16 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_company(llama, data, alone,
 
 
 @pytest.mark.dist
-def test_a_sliding_window_holds_in_padded_rows_too(model_root, data):
-    """The window of 7 tokens is shorter than every conversation: ignored, it changes all losses."""
-    model = tiny_model.make("mistral_window", model_root)
-    alone, right, left = (
-        gloo_ranks(1).run(sample_losses.losses, model, data, {}, way=way)[0] for way in ("alone", "right", "left")
+@pytest.mark.parametrize("name", ["mistral_window", "qwen3_next"])
+def test_a_window_and_a_state_hold_in_every_kind_of_row(name, model_root, data):
+    """The window of 7 tokens is shorter than every conversation: ignored, it changes all losses. So does a state that
+    is passed on from one sample, or from padding, to the next.
+    """
+    model = tiny_model.make(name, model_root)
+    alone, packed, right, left = (
+        gloo_ranks(1).run(sample_losses.losses, model, data, {}, way=way)[0]
+        for way in ("alone", "packed", "right", "left")
     )
+    assert packed == pytest.approx(alone, rel=0, abs=TOLERANCE)
     assert right == pytest.approx(alone, rel=0, abs=TOLERANCE)
     assert left == pytest.approx(alone, rel=0, abs=TOLERANCE)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+from tests.support.models import tiny_model
+
 BASIC = ("tp1", "packed", "tp2", "tp2 sp", "pp2", "cp2", "cp2 packed")
 DENSE = (
     "packed",
@@ -69,6 +71,11 @@ def read(text: str) -> Layout:
             name = word.rstrip("0123456789")
             found["arguments"][_SIZES[name]] = int(word[len(name) :])
     return found
+
+
+def is_refused(name: str, layout: Layout) -> bool:
+    """Whether this model is not trained in such a layout: a state is not passed over context-parallel ranks."""
+    return name in tiny_model.LINEAR_MODELS and layout["arguments"].get(_SIZES["cp"], 1) > 1
 
 
 def num_ranks(arguments: dict[str, Any]) -> int:

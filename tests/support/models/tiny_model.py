@@ -128,6 +128,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     ),
     "qwen2_moe": ("qwen2_moe", {**_EXPERTS, "shared_expert_intermediate_size": 96}),
     "qwen3_moe": ("qwen3_moe", {**_EXPERTS, "head_dim": 32}),
+    "qwen3_next": (
+        "qwen3_next",
+        {
+            **_EXPERTS,
+            "head_dim": 32,
+            "attention_bias": True,
+            "partial_rotary_factor": 0.25,
+            "shared_expert_intermediate_size": 96,
+            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+            "linear_num_key_heads": 2,
+            "linear_num_value_heads": 4,
+            "linear_key_head_dim": 16,
+            "linear_value_head_dim": 24,
+        },
+    ),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
     "deepseek_v2": ("deepseek_v2", {**_DEEPSEEK, "topk_method": "greedy", "norm_topk_prob": False}),
     "deepseek_v2_lite": (
@@ -224,6 +239,9 @@ EXPERT_MODELS = frozenset(
     name for name, (kind, _) in MODELS.items() if read({"model_type": kind, "n_routed_experts": 8}).num_experts
 )
 
+LINEAR_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if "linear_num_key_heads" in FAMILIES[kind].keys)
+"""Those that context-parallel ranks cannot share."""
+
 SEEING_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if FAMILIES[kind].text_type)
 """Those with a vision tower."""
 
@@ -299,7 +317,7 @@ def _write(name: str, directory: Path, *, dtype: str, seed: int, settings: dict[
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = auto_class(MODELS[name][0]).from_config(config, dtype=torch.float32)
-        _randomise(model)
+        _randomise(model, norm=0.0 if read(raw_config(name)).zero_centered_norms else 1.0)
     model.to(getattr(torch, dtype)).save_pretrained(directory)
     _rename_family(directory, MODELS[name][0])
     tokenizer().save_pretrained(directory)
@@ -321,14 +339,17 @@ def _rename_family(directory: Path, kind: str) -> None:
     path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind}, indent=2))
 
 
-def _randomise(model: Any) -> None:
-    """Weights that make every part matter: norms away from one, biases away from zero, experts apart."""
+def _randomise(model: Any, *, norm: float) -> None:
+    """Weights that make every part matter: norms away from one, biases away from zero, experts apart.
+
+    norm: the weight of a norm that changes no size.
+    """
     import torch
 
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             spread = 0.1 if parameter.ndim > 1 else 0.3
-            centre = 1.0 if "norm" in name and parameter.ndim == 1 else 0.0
+            centre = (1.0 if "linear_attn" in name else norm) if "norm" in name and parameter.ndim == 1 else 0.0
             parameter.copy_(torch.randn_like(parameter) * spread + centre)
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):

@@ -17,10 +17,13 @@ from megatron_trainer.convert import table
 from megatron_trainer.convert.rules import RULES
 from megatron_trainer.convert.stream import Piece, pieces
 from megatron_trainer.convert.table import Entry
+from megatron_trainer.models.linear_attention import FASTEST_DECAY
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.vision import is_tower
 
-_INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight")
+_INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight", "self_attention.out_proj.weight")
+_DECAY, _DECAY_BIAS, _GATED_NORM = "linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight"
 
 
 @torch.no_grad()
@@ -49,13 +52,16 @@ def initialize_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
     std = spec.model.init_std
     if entry.name.endswith(_INTO_THE_RESIDUAL):
         std /= math.sqrt(2 * spec.model.num_layers)
-    sources = [_drawn(piece, std, seed) for piece in pieces(entry, sizes)]
+    sources = [_drawn(piece, std, seed, spec.model) for piece in pieces(entry, sizes)]
     RULES[entry.rule].blocks(sources, entry.share, sizes).copy_to(entry.parameter)
 
 
-def _drawn(piece: Piece, std: float, seed: int) -> Tensor:
-    if len(piece.shape) == 1:
-        return torch.ones(piece.shape) if piece.name.endswith(".weight") else torch.zeros(piece.shape)
+def _drawn(piece: Piece, std: float, seed: int, model: Model) -> Tensor:
+    if len(piece.shape) == 1 and not piece.name.endswith(_DECAY):
+        is_one = piece.name.endswith(_GATED_NORM if model.zero_centered_norms else ".weight")
+        return torch.full(piece.shape, float(is_one or piece.name.endswith(_DECAY_BIAS)))
     digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+    if piece.name.endswith(_DECAY):
+        return torch.empty(piece.shape).uniform_(*FASTEST_DECAY, generator=generator).log_()
     return torch.empty(piece.shape).normal_(0.0, std, generator=generator)

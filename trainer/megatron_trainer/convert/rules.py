@@ -6,6 +6,9 @@ Shapes: a weight is [rows, columns], a bias [rows]; r is the rank among n ranks 
     rule         sources        whole parameter, rows                          shard of rank r
     plain        w              as it is                                       r-th of n along the split dimension
     qkv          q, k, v        by key-value head: [q.. k v | q.. k v | ..]    r-th of n
+    gated_qkv    q with a gate by head, k, v
+                                by key-value head: [q.. gates.. k v | ..]      r-th of n
+    channels     q over k over v  by key head of linear attention: [q k v.. | ..]  r-th of n
     fused_qkv    q over k over v  the same                                     r-th of n
     gated        gate, up       [gate; up]                                     [r-th of gate; r-th of up]
     fused_gated  gate over up   the same                                       [r-th of gate; r-th of up]
@@ -35,12 +38,16 @@ class Source(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
-    """Sizes of the model that rules need. queries_per_group: query heads that share one key-value head."""
+    """Sizes of the model that rules need. queries_per_group: query heads that share one key-value head. channels: rows
+    of queries, keys and values of linear attention, which are ordered by its key heads.
+    """
 
     groups: int
     queries_per_group: int
     vocab_size: int
     padded_vocab_size: int
+    channels: tuple[int, ...] = ()
+    key_heads: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -149,6 +156,40 @@ def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tup
     return tuple(part.flatten(0, 1) for part in split)
 
 
+def _blocks_gated_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
+    query, key, value = sources
+    gates_last = _GatesLast(source=query, groups=sizes.groups, queries_per_group=sizes.queries_per_group)
+    return _blocks_qkv([gates_last, key, value], share, sizes)
+
+
+def _unshard_gated_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    whole, number = _whole(shards, dim), sizes.queries_per_group
+    by_group = whole.reshape(sizes.groups, -1, *whole.shape[1:])
+    head = by_group.shape[1] // (2 * number + 2)
+    query, key, value = torch.split(by_group, [2 * number * head, head, head], dim=1)
+    by_head = torch.unflatten(query, 1, (2, number, head)).transpose(1, 2)
+    return by_head.flatten(0, 3), key.flatten(0, 1), value.flatten(0, 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _GatesLast:
+    """Rows of queries, each head followed by its gate, with the gates of a group behind its queries."""
+
+    source: Source
+    groups: int
+    queries_per_group: int
+
+    @property
+    def shape(self) -> Sequence[int]:
+        return self.source.shape
+
+    def __getitem__(self, index: slice) -> Tensor:
+        rows = self.source[index]
+        groups = self.groups * rows.shape[0] // self.source.shape[0]
+        heads = rows.reshape(groups, self.queries_per_group, 2, -1, *rows.shape[1:])
+        return heads.transpose(1, 2).flatten(0, 3)
+
+
 @dataclass(frozen=True, kw_only=True)
 class _Rows:
     """The rows `first` to `first + length` of a source, as a separate source."""
@@ -177,6 +218,20 @@ def _blocks_fused_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> 
 
 def _unshard_fused_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
     return (torch.cat(_unshard_qkv(shards, dim, sizes)),)
+
+
+def _blocks_channels(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
+    (source,) = sources
+    firsts = (sum(sizes.channels[:number]) for number in range(len(sizes.channels)))
+    parts = [_Rows(source=source, first=first, length=n) for first, n in zip(firsts, sizes.channels, strict=True)]
+    return Blocks(parts=_rows(parts, share), groups=sizes.key_heads // (share.size if share.dim is not None else 1))
+
+
+def _unshard_channels(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    whole = _whole(shards, dim)
+    by_head = whole.reshape(sizes.key_heads, -1, *whole.shape[1:])
+    parts = torch.split(by_head, [rows // sizes.key_heads for rows in sizes.channels], dim=1)
+    return (torch.cat([part.flatten(0, 1) for part in parts]),)
 
 
 def _blocks_gated(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
@@ -221,6 +276,8 @@ def _unshard_vocabulary(shards: Sequence[Tensor], dim: int | None, sizes: Sizes)
 RULES: dict[str, Conversion] = {
     "plain": Conversion(blocks=_blocks_plain, unshard=_unshard_plain),
     "qkv": Conversion(blocks=_blocks_qkv, unshard=_unshard_qkv),
+    "gated_qkv": Conversion(blocks=_blocks_gated_qkv, unshard=_unshard_gated_qkv),
+    "channels": Conversion(blocks=_blocks_channels, unshard=_unshard_channels),
     "fused_qkv": Conversion(blocks=_blocks_fused_qkv, unshard=_unshard_fused_qkv),
     "gated": Conversion(blocks=_blocks_gated, unshard=_unshard_gated),
     "fused_gated": Conversion(blocks=_blocks_fused_gated, unshard=_unshard_fused_gated),

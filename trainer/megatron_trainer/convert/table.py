@@ -75,11 +75,14 @@ class Entry:
 
 def sizes(spec: ModelSpec) -> Sizes:
     """The sizes of the model that the rules need."""
+    linear = spec.model.linear
     return Sizes(
         groups=spec.model.num_kv_heads,
         queries_per_group=spec.model.num_heads // spec.model.num_kv_heads,
         vocab_size=spec.vocab_size,
         padded_vocab_size=spec.padded_vocab_size,
+        channels=(linear.key_width, linear.key_width, linear.value_width) if linear else (),
+        key_heads=linear.key_heads if linear else 1,
     )
 
 

@@ -236,6 +236,17 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="models.linear_attention",
+        why="The gated delta net needs a GPU and a kernel package, and knows no packed rows without it.",
+        until="GatedDeltaNet builds on a CPU and its path without kernels takes packed rows",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.ssm.gated_delta_net.common:_GDNBase.__init__": "70f2d1689c9b",
+            "megatron.core.ssm.gated_delta_net.gdn:GatedDeltaNet.forward": "af42b6c984ae",
+            "megatron.core.transformer.module:MegatronModule.__init__": "5b8b5da5b979",
+        },
+    ),
+    Change(
         ours="models.engine_attention",
         why="TransformerEngine's causal attention ignores the mask, so left padding would be attended to.",
         until="TEDotProductAttention passes the mask on for left padding",

@@ -10,6 +10,7 @@ from megatron.core.models.gpt.gpt_layer_specs import (
     get_gpt_layer_local_submodules,
     get_gpt_layer_with_transformer_engine_submodules,
 )
+from megatron.core.tensor_parallel import ColumnParallelLinear, RowParallelLinear
 from megatron.core.transformer import TransformerConfig, TransformerLayer, multi_latent_attention
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_token_prediction import MultiTokenPredictionBlockSubmodules, get_mtp_layer_spec
@@ -21,6 +22,7 @@ from megatron.core.transformer.transformer_layer import (
 )
 
 from megatron_trainer.models.layers import AttentionOnPlainQueries, PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
+from megatron_trainer.models.linear_attention import GatedDeltaNet, Linears
 from megatron_trainer.models.local_attention import CoreAttention
 from megatron_trainer.models.prediction import PredictionLayer
 from megatron_trainer.models.spec import ModelSpec
@@ -43,8 +45,19 @@ def block_spec(
     """
     first = get_transformer_layer_offset(config, vp_stage=virtual_stage)
     number = get_num_layers_to_build(config, vp_stage=virtual_stage)
-    flags = _layers_with_experts(config)[first : first + number]
-    layers = [_module(spec, config, implementation, layer, flag, left_padded=left_padded) for flag in flags]
+    flags = _layers_with_experts(config)
+    layers = [
+        _module(
+            spec,
+            config,
+            implementation,
+            layer,
+            flags[index],
+            is_linear=spec.model.is_linear(index),
+            left_padded=left_padded,
+        )
+        for index in range(first, first + number)
+    ]
     return TransformerBlockSubmodules(layer_specs=layers, layer_norm=_final_norm(implementation))
 
 
@@ -74,8 +87,11 @@ def _module(
     has_experts: bool,  # noqa: FBT001 - a value, not an option
     *,
     left_padded: bool,
+    is_linear: bool = False,
 ) -> ModuleSpec:
     part = _layer(spec, config, implementation, has_experts=has_experts)
+    if is_linear:
+        return ModuleSpec(module=layer, submodules=_with_linear_attention(part, spec, implementation))
     if left_padded and implementation == "transformer_engine":
         part = _with_left_padded_attention(part)
     return ModuleSpec(module=layer, submodules=part)
@@ -129,6 +145,21 @@ def _with_local_parts(layer: TransformerLayerSubmodules) -> TransformerLayerSubm
         pre_mlp_layernorm=RMSNorm,
         self_attention=replace(layer.self_attention, submodules=replace(attention, **parts)),
     )
+
+
+def _with_linear_attention(
+    layer: TransformerLayerSubmodules, spec: ModelSpec, implementation: Implementation
+) -> TransformerLayerSubmodules:
+    """A gated delta net in place of attention. Its norm is a module of its own: two projections follow it."""
+    linears = Linears(column=ColumnParallelLinear, row=RowParallelLinear)
+    if implementation == "transformer_engine":
+        from megatron.core.extensions.transformer_engine import TEColumnParallelLinear, TERowParallelLinear
+
+        linears = Linears(column=TEColumnParallelLinear, row=TERowParallelLinear)
+    names = {key: name for key, name in layer.sharded_state_dict_keys_map.items() if key != "input_layernorm."}
+    delta_net = ModuleSpec(module=GatedDeltaNet, params={"sizes": spec.model.linear}, submodules=linears)
+    norm = _final_norm(implementation)
+    return replace(layer, self_attention=delta_net, input_layernorm=norm, sharded_state_dict_keys_map=names)
 
 
 def _with_left_padded_attention(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:

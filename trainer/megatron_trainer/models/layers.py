@@ -19,19 +19,24 @@ class RMSNorm(torch.nn.Module):
     """Root-mean-square norm as the Hugging Face models compute it: in float32, cast back, then scaled.
 
     megatron-core's wrapper of torch's norm refuses sequence parallelism. The mark on the weight has
-    finalize_model_grads sum its gradient over the ranks that hold parts of the sequence.
+    finalize_model_grads sum its gradient over the ranks that hold parts of the sequence. A zero-centered one scales by
+    one plus its weight, in float32.
     """
 
     def __init__(self, config: TransformerConfig, hidden_size: int, eps: float = 1e-5, **_: object) -> None:
         super().__init__()
         self.eps = eps
-        self.weight = torch.nn.Parameter(torch.ones(hidden_size, dtype=config.params_dtype))
+        self.is_zero_centered = config.layernorm_zero_centered_gamma
+        start = 0.0 if self.is_zero_centered else 1.0
+        self.weight = torch.nn.Parameter(torch.full((hidden_size,), start, dtype=config.params_dtype))
         sum_over_sequence(self.weight, is_summed=config.sequence_parallel)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalized over the last dimension, in the type of x."""
         x32 = x.float()
         normed = x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)
+        if self.is_zero_centered:
+            return ((1.0 + self.weight.float()) * normed).to(x.dtype)
         return self.weight * normed.to(x.dtype)
 
 

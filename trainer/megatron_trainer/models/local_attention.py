@@ -70,7 +70,7 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
             query, key, value = (t.unsqueeze(1) if t.ndim == 3 else t for t in (query, key, value))
             attention_mask = None
         size = self.group.size()
-        sequence_bounds = bounds(_starts(packed_seq_params), query.size(0) * size)
+        sequence_bounds = bounds(starts(packed_seq_params), query.size(0) * size)
         if size > 1:
             mixed_TBND = self._context_parallel(query, key, value, sequence_bounds)
         else:
@@ -142,7 +142,8 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         )
 
 
-def _starts(packed_seq_params: PackedSeqParams | None) -> Tensor | None:
+def starts(packed_seq_params: PackedSeqParams | None) -> Tensor | None:
+    """Where the sequences of a packed row start and end, None for rows of one sequence."""
     if packed_seq_params is None:
         return None
     padded: Tensor | None = packed_seq_params.cu_seqlens_q_padded

@@ -79,6 +79,10 @@ def _decoder(model: Model) -> dict[str, Any]:
         "add_bias_linear": False,
         "add_qkv_bias": model.qkv_bias,
         "qk_layernorm": model.qk_norm,
+        "attention_output_gate": model.output_gate,
+        "layernorm_zero_centered_gamma": model.zero_centered_norms,
+        # Checkpoints of layers that differ in their tensors number them one by one.
+        "hetereogenous_dist_checkpoint": model.linear is not None,
         "rotary_interleaved": model.rotary.interleaved,
         "attention_dropout": model.attention_dropout,
         "init_method_std": model.init_std,

@@ -23,7 +23,7 @@ def flops_per_token(model: Model, args: TrainArgs) -> float:
     weights = model.weights_per_token
     if head.replaces_output(args):
         weights -= model.hidden_size * model.vocab_size
-    return weights * (4.0 if args.train_type != "full" else 6.0)
+    return weights * (4.0 if args.train_type != "full" else 6.0) + 6.0 * model.state_products
 
 
 def flops_per_patch(model: Model, args: TrainArgs) -> float:
@@ -53,8 +53,8 @@ def _matrices(vision: Vision, *, of_aligner: bool) -> int:
 
 
 def flops_per_pair(model: Model) -> float:
-    """FLOPs of one (query, key) pair over all layers and heads, forward and backward: scores, then their values.
+    """FLOPs of one (query, key) pair over the heads of all attention, forward and backward: scores, then their values.
 
     A causal sample of n tokens has n * (n + 1) / 2 pairs. Step FLOPs = tokens * flops_per_token + pairs * this.
     """
-    return 3 * 2.0 * len(model.all_layers) * model.num_heads * (model.qk_head_size + model.v_head_size)
+    return 3 * 2.0 * model.num_attention_layers * model.num_heads * (model.qk_head_size + model.v_head_size)

@@ -17,6 +17,7 @@ from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.phi import PHI3
 from megatron_trainjob.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
+from megatron_trainjob.families.qwen_next import QWEN3_NEXT
 from megatron_trainjob.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 
 FAMILIES: dict[str, Family] = {
@@ -28,6 +29,7 @@ FAMILIES: dict[str, Family] = {
         QWEN3,
         QWEN2_MOE,
         QWEN3_MOE,
+        QWEN3_NEXT,
         MIXTRAL,
         DEEPSEEK_V2,
         DEEPSEEK_V3,

@@ -245,6 +245,7 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
     """Layouts and lengths that this model does not support in training."""
     yield from _longest(model, args)
     yield from _sequence_parallel(model, args)
+    yield from _linear_attention(model, args)
     yield from _tensor_ranks(model, args)
     yield from _expert_ranks(model, args)
     if model.vision:
@@ -278,12 +279,32 @@ def _sequence_parallel(model: Model, args: TrainArgs) -> Iterator[Violation]:
     """Experts cannot train without it; latent attention trains but doubles the gradient of its query norm."""
     if args.tensor_model_parallel_size == 1 or args.sequence_parallel:
         return
-    kinds = (("a mixture of experts", bool(model.num_experts)), ("latent attention", model.has_latent_attention))
+    kinds = (
+        ("a mixture of experts", bool(model.num_experts)),
+        ("latent attention", model.has_latent_attention),
+        ("linear attention", model.linear is not None),
+    )
     for reason, holds in kinds:
         if holds:
             message = f"{reason} with tensor_model_parallel_size > 1 needs sequence parallelism; set it to true"
             yield Violation(path="spec.args.sequence_parallel", value=False, message=message)
             return
+
+
+def _linear_attention(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    """Layouts in which the state of a gated delta net would not be that of the whole sequence."""
+    if model.linear is None:
+        return
+    size, heads = args.tensor_model_parallel_size, model.linear.key_heads
+    if args.context_parallel_size > 1:
+        message = (
+            "linear attention passes a state from token to token, which is not done across context-parallel ranks; "
+            "set it to 1, and use tensor_model_parallel_size or recompute_granularity: full for long sequences"
+        )
+        yield Violation(path="spec.args.context_parallel_size", value=args.context_parallel_size, message=message)
+    if heads % size:
+        message = f"{heads} key heads of linear attention are not divisible by {size} ranks; use a divisor of {heads}"
+        yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
 
 
 def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:

@@ -44,7 +44,8 @@ _SIZES = frozenset(
         "kv_lora_rank",
         "q_lora_rank",
         "decoder_sparse_step",
-        "no_rope_layer_interval",
+        *("no_rope_layer_interval", "full_attention_interval", "linear_conv_kernel_dim"),
+        *("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("depth", "embed_dim", "num_heads", "in_channels", "patch_size", "temporal_patch_size", "mlp_ratio"),
         *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
     }

@@ -43,7 +43,8 @@ def _row(family: Family) -> str:
 
 def _attention(family: Family) -> str:
     keys = family.keys
-    parts = ["latent, low-rank" if "kv_lora_rank" in keys else "grouped queries"]
+    parts = ["gated delta nets" if "linear_num_key_heads" in keys else ""]
+    parts += ["latent, low-rank" if "kv_lora_rank" in keys else "grouped queries"]
     parts += ["sliding window" if "sliding_window" in keys else ""]
     parts += ["layers without positions" if "no_rope_layers" in keys else ""]
     parts += ["part of each head rotated" if "partial_rotary_factor" in keys and "kv_lora_rank" not in keys else ""]

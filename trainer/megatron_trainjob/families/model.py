@@ -63,6 +63,41 @@ class Router:
 
 
 @dataclass(frozen=True, kw_only=True)
+class LinearAttention:
+    """Gated delta nets, which have a state of fixed size in place of keys and values. layers: which have one.
+
+    key_size, value_size: width of one head. kernel: tokens that the convolution before the state sees.
+    """
+
+    layers: tuple[bool, ...]
+    key_heads: int
+    value_heads: int
+    key_size: int
+    value_size: int
+    kernel: int
+
+    @property
+    def key_width(self) -> int:
+        """Width of the queries, and of the keys, of all heads."""
+        return self.key_heads * self.key_size
+
+    @property
+    def value_width(self) -> int:
+        """Width of the values of all heads, and of their gate."""
+        return self.value_heads * self.value_size
+
+    @property
+    def channels(self) -> int:
+        """Queries, keys and values, which the convolution mixes over tokens."""
+        return 2 * self.key_width + self.value_width
+
+    @property
+    def state_products(self) -> int:
+        """Multiplications of a token with the states of all heads: read for the correction, written, read."""
+        return 3 * self.value_heads * self.key_size * self.value_size
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One decoder. Widths are elements, counts are per layer.
 
@@ -72,7 +107,9 @@ class Model:
     the last `window` tokens. `post_norms`: a norm after attention and one after the MLP, each before the residual is
     added. `residual_dropout`: of what attention and MLP add to it. `prediction_layers`: multi-token-prediction layers
     that checkpoints carry after the last one, of which the first `trained_predictions` are part of the trained model.
-    `vision`: the tower of a model that reads images, else None.
+    `vision`: the tower of a model that reads images, else None. `linear`: gated delta nets in
+    place of attention. `output_gate`: the output of each attention head is multiplied with a gate.
+    `zero_centered_norms`: norms scale by one plus their weight.
     """
 
     family: str
@@ -114,6 +151,9 @@ class Model:
     prediction_layers: int = 0
     trained_predictions: int = 0
     vision: Vision | None = None
+    linear: LinearAttention | None = None
+    output_gate: bool = False
+    zero_centered_norms: bool = False
 
     @property
     def has_latent_attention(self) -> bool:
@@ -133,16 +173,30 @@ class Model:
         """Whether the layer has experts; one that predicts further on is like the last layer of the decoder."""
         return self.expert_layers[min(layer, self.num_layers - 1)]
 
+    def is_linear(self, layer: int) -> bool:
+        """Whether the layer has a gated delta net in place of attention; one that predicts further on has attention."""
+        return self.linear is not None and layer < self.num_layers and self.linear.layers[layer]
+
+    @property
+    def num_attention_layers(self) -> int:
+        """Layers with attention."""
+        return sum(not self.is_linear(layer) for layer in self.all_layers)
+
+    @property
+    def state_products(self) -> int:
+        """Multiplications of a token with the states of all gated delta nets."""
+        return self.linear.state_products * sum(self.linear.layers) if self.linear else 0
+
     def layer_parameters(self, layer: int) -> LayerParameters:
         """The parameters of the layer with this index, norms and router included."""
-        found = self._block_parameters(has_experts=self.has_experts(layer))
+        mixing = self._linear_parameters() if self.is_linear(layer) else self._attention_parameters()
+        found = self._block_parameters(*mixing, has_experts=self.has_experts(layer))
         if not self.predicts_further(layer):
             return found
         projection = 2 * self.hidden_size * self.hidden_size
         return replace(found, tensor=found.tensor + projection, whole=found.whole + 3 * self.hidden_size)
 
-    def _block_parameters(self, *, has_experts: bool) -> LayerParameters:
-        attention_tensor, attention_whole = self._attention_parameters()
+    def _block_parameters(self, attention_tensor: int, attention_whole: int, *, has_experts: bool) -> LayerParameters:
         norms = (4 if self.post_norms else 2) * self.hidden_size
         if not has_experts:
             dense = 3 * self.hidden_size * self.ffn_hidden_size
@@ -168,7 +222,7 @@ class Model:
         output = heads * self.v_head_size * hidden
         output_bias = hidden if self.output_bias else 0
         if not self.has_latent_attention:
-            rows = heads * self.qk_head_size + self.num_kv_heads * (self.qk_head_size + self.v_head_size)
+            rows = self.query_rows + self.num_kv_heads * (self.qk_head_size + self.v_head_size)
             norms = 2 * self.qk_head_size if self.qk_norm else 0
             return hidden * rows + (rows if self.qkv_bias else 0) + output, norms + output_bias
         query_rows = heads * self.qk_head_size
@@ -178,6 +232,17 @@ class Model:
             return hidden * query_rows + up + output, down + output_bias
         query_down = hidden * self.q_lora_rank + self.q_lora_rank
         return self.q_lora_rank * query_rows + up + output, down + query_down + output_bias
+
+    def _linear_parameters(self) -> tuple[int, int]:
+        """The same of one gated delta net."""
+        assert self.linear is not None  # ensured by is_linear
+        own = 2 * self.linear.value_heads  # decay and its bias
+        return self._linear_weights() + own, self.linear.value_size
+
+    @property
+    def query_rows(self) -> int:
+        """Outputs of the query projection, with the gates of the heads where they have one."""
+        return self.num_heads * self.qk_head_size * (2 if self.output_gate else 1)
 
     @property
     def embedding_parameters(self) -> int:
@@ -199,25 +264,37 @@ class Model:
         A layer that predicts further on has a projection, and is followed by the output layer once more.
         """
         output = self.hidden_size * self.vocab_size
-        total = output
+        total = output + self.mixing_weights
         for layer in self.all_layers:
-            total += self.attention_weights
             total += self._expert_weights() if self.has_experts(layer) else 3 * self.hidden_size * self.ffn_hidden_size
             total += output + 2 * self.hidden_size * self.hidden_size if self.predicts_further(layer) else 0
         return total
 
     @property
-    def attention_weights(self) -> int:
+    def mixing_weights(self) -> int:
+        """Weights in the attention of all layers, or in what stands in its place."""
+        number = self.num_attention_layers
+        others = len(self.all_layers) - number
+        return number * self._attention_weights() + (others * self._linear_weights() if others else 0)
+
+    def _attention_weights(self) -> int:
         """Weights in the matrices of one layer's attention, without norms and biases."""
         hidden, heads = self.hidden_size, self.num_heads
         output = heads * self.v_head_size * hidden
         query = heads * self.qk_head_size
         if not self.has_latent_attention:
-            return hidden * (query + self.num_kv_heads * (self.qk_head_size + self.v_head_size)) + output
+            return hidden * (self.query_rows + self.num_kv_heads * (self.qk_head_size + self.v_head_size)) + output
         rank, rope = self.q_lora_rank, self.qk_rope_size
         queries = hidden * rank + rank * query if rank else hidden * query
         up = self.kv_lora_rank * heads * (self.qk_head_size - rope + self.v_head_size)
         return queries + hidden * (self.kv_lora_rank + rope) + up + output
+
+    def _linear_weights(self) -> int:
+        """Weights in the projections and the convolution of one gated delta net."""
+        sizes = self.linear
+        assert sizes is not None  # ensured by is_linear
+        projections = 2 * (sizes.key_width + sizes.value_width + sizes.value_heads) + sizes.value_width
+        return self.hidden_size * projections + sizes.channels * sizes.kernel
 
     def _expert_weights(self) -> int:
         width = self.experts_per_token * self.expert_width + self.shared_expert_width

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 
-from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.model import LinearAttention, Model
 from megatron_trainjob.families.tensors import EMBEDDING, OUTPUT, described, located
 from megatron_trainjob.families.vision import PREFIX, is_tower
 from megatron_trainjob.families.weight import Weight
@@ -71,9 +71,11 @@ def _row(row: Weight, model: Model) -> Sequence[Shape]:
 def _attention(part: str, row: Weight, model: Model) -> Sequence[Shape]:
     hidden, heads, size = model.hidden_size, model.num_heads, model.qk_head_size
     if part.startswith("linear_qkv."):
-        rows = [heads * size, model.num_kv_heads * size, model.num_kv_heads * model.v_head_size]
+        rows = [model.query_rows, model.num_kv_heads * size, model.num_kv_heads * model.v_head_size]
         rows = [sum(rows)] if row.rule == "fused_qkv" else rows
         return [(number,) if part.endswith("bias") else (number, hidden) for number in rows]
+    if model.linear and part in (own := _linear(model.linear, hidden)):
+        return [own[part]]
     rope, rank = model.qk_rope_size, model.kv_lora_rank
     return [
         {
@@ -89,6 +91,20 @@ def _attention(part: str, row: Weight, model: Model) -> Sequence[Shape]:
             "kv_layernorm.weight": (rank,),
         }[part]
     ]
+
+
+def _linear(sizes: LinearAttention, hidden: int) -> dict[str, Shape]:
+    """The shapes of a gated delta net's tensors."""
+    heads, width = sizes.value_heads, sizes.value_width
+    return {
+        "in_proj_qkvz.weight": (2 * (sizes.key_width + width), hidden),
+        "in_proj_ba.weight": (2 * heads, hidden),
+        "conv_weight": (sizes.channels, 1, sizes.kernel),
+        "A_log": (heads,),
+        "dt_bias": (heads,),
+        "norm.weight": (sizes.value_size,),
+        "out_proj.weight": (hidden, width),
+    }
 
 
 def _feed_forward(part: str, row: Weight, model: Model) -> Sequence[Shape]:

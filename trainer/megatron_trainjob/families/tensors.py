@@ -13,6 +13,7 @@ from megatron_trainjob.families.weights import (
     EXPERT,
     IGNORED,
     LAYER,
+    LINEAR_ATTENTION,
     PREDICTION,
     SCORES,
     copies,
@@ -92,17 +93,20 @@ def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str
     for layer in model.all_layers:
         if row in PREDICTION and not model.predicts_further(layer):
             continue
-        if _is_in(part, model, has_experts=model.has_experts(layer)):
+        if _is_in(part, model, layer):
             for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
                 yield tuple(name.format(layer=layer, expert=expert) for name in row.names)
 
 
-def _is_in(part: str, model: Model, *, has_experts: bool) -> bool:
+def _is_in(part: str, model: Model, layer: int) -> bool:
     """Whether a layer has this part: its parameter's name below the layer."""
     if part.startswith("self_attention."):
-        return _is_in_attention(part.removeprefix(ATTENTION.removeprefix(LAYER)), model)
+        of_linear = any(row.parameter == LAYER + part for row in LINEAR_ATTENTION)
+        is_linear = model.is_linear(layer)
+        own = part.removeprefix(ATTENTION.removeprefix(LAYER))
+        return is_linear if of_linear else not is_linear and _is_in_attention(own, model)
     if part.startswith("mlp."):
-        return _is_in_mlp(part.removeprefix("mlp."), model, has_experts=has_experts)
+        return _is_in_mlp(part.removeprefix("mlp."), model, has_experts=model.has_experts(layer))
     return model.post_norms if "_bda." in part else True
 
 

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.vision import PREFIX
-from megatron_trainjob.families.weight import Weight, plain
+from megatron_trainjob.families.weight import Rule, Weight, plain
 
 LAYER = "decoder.layers.{layer}."
 HF_LAYER = "model.layers.{layer}."
@@ -36,9 +36,9 @@ def gated_mlp(
     )
 
 
-def _query_key_value(kind: str) -> Weight:
+def _query_key_value(kind: str, rule: Rule = "qkv") -> Weight:
     names = tuple(f"{HF_ATTENTION}{part}_proj.{kind}" for part in "qkv")
-    return Weight(parameter=f"{ATTENTION}linear_qkv.{kind}", rule="qkv", names=names)
+    return Weight(parameter=f"{ATTENTION}linear_qkv.{kind}", rule=rule, names=names)
 
 
 DECODER: tuple[Weight, ...] = (
@@ -93,6 +93,16 @@ def shared_experts(name: str) -> tuple[Weight, ...]:
     return gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}mlp.{name}.")
 
 
+HF_LINEAR = HF_LAYER + "linear_attn."
+LINEAR_ATTENTION: tuple[Weight, ...] = (
+    *(
+        plain(f"{ATTENTION}{name}", f"{HF_LINEAR}{name}")
+        for name in ("in_proj_qkvz.weight", "in_proj_ba.weight", "A_log", "dt_bias", "norm.weight", "out_proj.weight")
+    ),
+    Weight(parameter=ATTENTION + "conv_weight", rule="channels", names=(HF_LINEAR + "conv1d.weight",)),
+)
+"""A gated delta net, which stands where other layers have their attention."""
+
 PREDICTION: tuple[Weight, ...] = (
     plain(LAYER + "enorm.weight", HF_LAYER + "enorm.weight"),
     plain(LAYER + "hnorm.weight", HF_LAYER + "hnorm.weight"),
@@ -117,6 +127,7 @@ _QWEN2_MOE = (
     *shared_experts("shared_expert"),
     plain(LAYER + "mlp.shared_experts.gate_weight", HF_LAYER + "mlp.shared_expert_gate.weight"),
 )
+_GATED_ATTENTION = tuple(_query_key_value(kind, "gated_qkv") for kind in ("weight", "bias"))
 _MIXTRAL_BLOCK = "block_sparse_moe."
 _MIXTRAL = (*router(_MIXTRAL_BLOCK), *experts(_MIXTRAL_BLOCK, gate="w1", up="w3", down="w2"))
 _ROUTED_AND_SHARED = (*router(), *experts(), *shared_experts("shared_experts"))
@@ -135,6 +146,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen3": (),
     "qwen2_moe": _QWEN2_MOE,
     "qwen3_moe": (*router(), *experts()),
+    "qwen3_next": (*_QWEN2_MOE, *_GATED_ATTENTION, *LINEAR_ATTENTION),
     "mixtral": _MIXTRAL,
     "deepseek_v2": _LATENT_AND_EXPERTS,
     "deepseek_v3": _LATENT_PREDICTED,
@@ -155,6 +167,9 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
 IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
 
+
+_BESIDE_DECODER: Mapping[str, tuple[str, ...]] = {"qwen3_next": (r"mtp\..*",)}
+"""Patterns of the names of multi-token-prediction layers that lie beside the decoder."""
 
 _NESTED = (("model.language_model.", "model."), ("model.visual.", PREFIX))
 """Beginnings of names in files, and those in weight tables: a vision tower is stored in one of two ways."""
@@ -182,7 +197,8 @@ def untrained_predictions(model: Model) -> tuple[str, ...]:
     These are not trained: loading skips them, and an export copies them from the source.
     """
     numbers = range(len(model.all_layers), model.num_layers + model.prediction_layers)
-    return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
+    beside = _BESIDE_DECODER.get(model.family, ())
+    return beside + tuple(rf"model\.layers\.{number}\..*" for number in numbers)
 
 
 def copies(model: Model) -> Mapping[str, tuple[str, ...]]:

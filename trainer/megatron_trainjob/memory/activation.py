@@ -13,9 +13,11 @@ from dataclasses import dataclass
 
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.model import LinearAttention, Model
 
 FLOAT32_BYTES = 4
+DELTA_CHUNK = 64
+"""Tokens that a gated delta net computes at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,7 +40,7 @@ def layer_input_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     return row.tokens * shape.hidden_size * row.element_bytes / split
 
 
-def layer_bytes(args: TrainArgs, shape: Model, row: Row, *, has_experts: bool) -> float:
+def layer_bytes(args: TrainArgs, shape: Model, row: Row, layer: int) -> float:
     """Everything that a layer stores with selective recomputation, or without recomputation.
 
     Its input and the input of the second norm (2 * T * h * e), the outputs of both norms (2 * T * h * e), the
@@ -47,8 +49,15 @@ def layer_bytes(args: TrainArgs, shape: Model, row: Row, *, has_experts: bool) -
     hidden = layer_input_bytes(args, shape, row)
     norm_outputs = 0.0 if _recomputes(args, "layernorm") else 2 * hidden * row.input_bytes / row.element_bytes
     dropout_masks = 2 * hidden / row.element_bytes if args.hidden_dropout else 0.0
-    feed_forward = _expert_bytes(args, shape, row) if has_experts else _dense_bytes(args, shape, row)
-    return 2 * hidden + norm_outputs + dropout_masks + _attention_bytes(args, shape, row) + feed_forward
+    feed_forward = _expert_bytes(args, shape, row) if shape.has_experts(layer) else _dense_bytes(args, shape, row)
+    mixing = _linear_bytes(args, shape.linear, row) if shape.linear and shape.is_linear(layer) else None
+    return (
+        2 * hidden
+        + norm_outputs
+        + dropout_masks
+        + feed_forward
+        + (_attention_bytes(args, shape, row) if mixing is None else mixing)
+    )
 
 
 def _recomputes(args: TrainArgs, module: str) -> bool:
@@ -73,6 +82,19 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     split = elements + (latent if shape.kv_lora_rank else 0)
     copied = row.tokens * output / tensor * row.input_bytes if row.input_bytes < row.element_bytes else 0
     return split * row.element_bytes + copied + _score_bytes(args, shape, row)
+
+
+def _linear_bytes(args: TrainArgs, sizes: LinearAttention, row: Row) -> float:
+    """A gated delta net, T * (...) / tp: channels before and after the convolution, its activation, gate and output in
+    e bytes; in float32 queries and keys of every value head (normalized, decayed, times strength), values, corrections
+    and outputs, two systems of a chunk's tokens, and a state per chunk.
+    """
+    narrow = 3 * sizes.channels + 4 * sizes.value_width
+    keys = sizes.value_heads * sizes.key_size
+    wide = 8 * keys + 5 * sizes.value_width + sizes.value_heads * 4 * DELTA_CHUNK
+    states = sizes.value_heads * sizes.key_size * sizes.value_size / DELTA_CHUNK
+    per_token = narrow * row.element_bytes + (wide + states) * FLOAT32_BYTES
+    return row.tokens * per_token / args.tensor_model_parallel_size
 
 
 def _score_bytes(args: TrainArgs, shape: Model, row: Row) -> float:

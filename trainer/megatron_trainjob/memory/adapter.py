@@ -15,7 +15,7 @@ def adapter_parameters(args: TrainArgs, shape: Model, layer: int) -> LayerParame
 
     target_regex may choose any subset; it is counted as all linear layers, an upper bound.
     """
-    dense = _attention_matrices(shape)
+    dense = _linear_matrices(shape) if shape.is_linear(layer) else _attention_matrices(shape)
     if shape.predicts_further(layer):
         dense["eh_proj"] = (2 * shape.hidden_size, shape.hidden_size)
     experts: dict[str, tuple[int, int]] = {}
@@ -47,7 +47,7 @@ def _attention_matrices(shape: Model) -> dict[str, tuple[int, int]]:
     hidden, heads = shape.hidden_size, shape.num_heads
     output = (heads * shape.v_head_size, hidden)
     if shape.kv_lora_rank == 0:
-        rows = heads * shape.qk_head_size + shape.num_kv_heads * (shape.qk_head_size + shape.v_head_size)
+        rows = shape.query_rows + shape.num_kv_heads * (shape.qk_head_size + shape.v_head_size)
         return {"linear_qkv": (hidden, rows), "linear_proj": output}
     queries = heads * shape.qk_head_size
     up = heads * (shape.qk_head_size - shape.qk_rope_size + shape.v_head_size)
@@ -62,6 +62,16 @@ def _attention_matrices(shape: Model) -> dict[str, tuple[int, int]]:
         "linear_q_down_proj": (hidden, shape.q_lora_rank),
         "linear_q_up_proj": (shape.q_lora_rank, queries),
         **matrices,
+    }
+
+
+def _linear_matrices(shape: Model) -> dict[str, tuple[int, int]]:
+    hidden, sizes = shape.hidden_size, shape.linear
+    assert sizes is not None  # ensured by is_linear
+    return {
+        "in_proj_qkvz": (hidden, 2 * (sizes.key_width + sizes.value_width)),
+        "in_proj_ba": (hidden, 2 * sizes.value_heads),
+        "out_proj": (sizes.value_width, hidden),
     }
 
 

@@ -249,7 +249,7 @@ def _activation_bytes(
     args: TrainArgs, shape: Model, row: Row, stage: int, layers: Sequence[int], world_size: int
 ) -> float:
     """Activations of all micro-batches that the stage holds at once, and the temporary memory of recomputation."""
-    whole = [layer_bytes(args, shape, row, has_experts=shape.has_experts(layer)) for layer in layers]
+    whole = [layer_bytes(args, shape, row, layer) for layer in layers]
     kept, for_a_moment = _kept_and_recomputed(args, whole, layer_input_bytes(args, shape, row))
     micro_batches = max(derive.num_micro_batches(args, world_size), 1)
     held = _held_micro_batches(args, shape, stage, micro_batches)

@@ -68,9 +68,9 @@ def _forward(args: TrainArgs, shape: Model, tokens: int) -> _Forward:
     ranks = args.tensor_model_parallel_size * args.pipeline_model_parallel_size
     output = 0 if head.replaces_output(args) else shape.hidden_size * shape.vocab_size
     layers = shape.weights_per_token - shape.hidden_size * shape.vocab_size
-    attention = shape.attention_weights * len(shape.all_layers)
+    attention = shape.mixing_weights
     longest = derive.longest_sample(args, shape.max_position_embeddings) or 0
-    pair = 2 * len(shape.all_layers) * shape.num_heads * (shape.qk_head_size + shape.v_head_size)
+    pair = 2 * shape.num_attention_layers * shape.num_heads * (shape.qk_head_size + shape.v_head_size)
     return _Forward(
         attention=2 * tokens * attention / ranks,
         scores=tokens * longest / 2 * pair / ranks,
