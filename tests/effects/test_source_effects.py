@@ -57,7 +57,7 @@ def test_new_special_tokens_are_trained_beside_an_adapter(train, llama):
 
 @effect("use_hf", "model_revision")
 def test_use_hf_takes_the_model_from_the_hub_at_its_revision(llama, data, model_root, tmp_path):
-    main, second = (tiny_model.make("llama", model_root, seed=seed) for seed in (1, 2))
+    main, second = (tiny_model.make("llama", model_root, seed=seed, num_hidden_layers=2) for seed in (1, 2))
     cache = lay_out_hub(tmp_path / "hub", main=main, second=second)
 
     def loss(name: str, model: str, **given: object) -> float:
