@@ -16,4 +16,5 @@ pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 def test_five_hundred_faults_leave_every_job_in_its_right_end(quiet_plane: ControlPlane, tmp_path: Path):
     injected = chaos.run(quiet_plane, tmp_path, seed=1, num_faults=500)
     assert sum(injected.values()) >= 500
-    assert {"operator killed", "pod deleted", "API server restarted", "watch-silent", "lost-answer"} <= set(injected)
+    kinds = {"operator killed", "pod deleted", "API server restarted", "watch-silent", "lost-answer"}
+    assert kinds | {"rank killed"} <= set(injected)

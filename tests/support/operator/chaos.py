@@ -1,7 +1,8 @@
 """Hurts the operator at random, from a seed, until enough faults were injected; then every job must come out right.
 
 `python -m tests.support.operator.chaos --seed 7 --faults 500` replays a run. Faults: what fault_proxy.py does to
-requests and watches, kill -9 of the operator, pods deleted by hand, pods that fail, a restart of the API server.
+requests and watches, kill -9 of the operator (also while ranks restart in their pods), pods deleted by hand, ranks and
+containers that fail, launchers that freeze, answers to launchers that are lost, a restart of the API server.
 """
 
 from __future__ import annotations
@@ -35,6 +36,7 @@ from tests.support.operator.fake_kubelet import (
     FakeKubelet,
     Life,
 )
+from tests.support.operator.fake_launchers import FakeLaunchers, Fate, Run
 from tests.support.operator.fault_proxy import FaultProxy
 from tests.support.operator.job_client import (
     JobClient,
@@ -44,6 +46,7 @@ from tests.support.operator.job_client import (
     wait_until,
 )
 from tests.support.operator.operator_process import OperatorProcess
+from tests.support.operator.progress_client import push_settings
 
 Object = Mapping[str, Any]
 FAULT_RATE = 0.25
@@ -51,6 +54,8 @@ FAILING_CODES = (1, 134, 137, 139)
 POLICY = {"maxRestarts": 100, "backoffSeconds": {"initial": 0, "max": 1}}
 MAX_JOBS = 60
 CALM_S = 300.0
+RESTART_S = 3.0
+LOST_ANSWERS = 0.05
 
 
 @dataclass(kw_only=True)
@@ -62,6 +67,8 @@ class Chaos:
     proxy: FaultProxy
     folder: Path
     draw: random.Random
+    launchers: FakeLaunchers
+    push: Mapping[str, str]
     done: Counter[str] = field(default_factory=Counter)
     expected: dict[str, str] = field(default_factory=dict)
     operator: OperatorProcess | None = None
@@ -87,25 +94,32 @@ def operator_token(plane: ControlPlane) -> Path:
     return write_kubeconfig(plane, name="kubeconfig-all", token=answer["status"]["token"])
 
 
-def life_of(seed: int, pod: Object) -> Life:
-    """How this pod lives: the same in every run with this seed. From the third attempt on nothing fails by itself."""
+def life_of(seed: int, pod: Object, launchers: FakeLaunchers) -> Life:
+    """How this pod lives: some containers of the first attempts die, launcher and all; the others do as ranks do."""
     name = pod["metadata"]["name"]
     draw = random.Random(f"{seed}/{name}")
     attempt = int(pod["metadata"]["labels"]["megatrontrain.dev/restart-attempt"])
-    if name.startswith("bad-") and name.endswith("master-0"):
-        return Life(after_s=draw.uniform(0.2, 1.0), exit_code=65)
-    if name.startswith("bad-"):
-        return Life(stop_s=draw.uniform(0, 0.5))
-    if attempt < 2 and draw.random() < 0.3:
+    if name.startswith("good-") and attempt < 2 and draw.random() < 0.15:
         return Life(after_s=draw.uniform(0.1, 2.0), exit_code=draw.choice(FAILING_CODES))
-    return Life(after_s=draw.uniform(2.0, 4.0), stop_s=draw.uniform(0, 0.5))
+    return Life(container=launchers.run, stop_s=draw.uniform(0, 0.5))
+
+
+def fate_of(seed: int, run: Run) -> Fate:
+    """How the ranks of an attempt end: the same in every run with this seed. From the third on none fails by itself."""
+    name, attempt = run
+    draw = random.Random(f"{seed}/{name}/{attempt}")
+    if name.startswith("bad-"):
+        return Fate(after_s=draw.uniform(0.2, 1.0), exit_code=65)
+    if attempt < 2 and draw.random() < 0.5:
+        return Fate(after_s=draw.uniform(0.1, 2.0), exit_code=draw.choice(FAILING_CODES))
+    return Fate(after_s=draw.uniform(2.0, 4.0))
 
 
 def start_operator(chaos: Chaos) -> None:
     """Starts an operator behind the proxy; it may take long to be ready there."""
     variables = {
+        **chaos.push,
         "MTJ_API_SERVER": chaos.proxy.url,
-        "MTJ_WATCH_NAMESPACES": chaos.jobs.namespace,
         "MTJ_WATCH_SILENCE_S": "4",
         "MTJ_REQUEST_TIMEOUT_S": "5",
         "MTJ_COMPARE_S": "5",
@@ -135,6 +149,48 @@ def kill_operator(chaos: Chaos) -> None:
     chaos.done["operator killed"] += 1
 
 
+def kill_rank(chaos: Chaos, *, freezes: bool = False) -> Run | None:
+    """kill -9 of a rank of a job that is to succeed; its attempt. freezes: another pod's launcher stops, as on a node
+    that hangs.
+    """
+    least_nodes = 2 if freezes else 1
+    running = [(run, ranks) for run, ranks in chaos.launchers.running() if run[0].startswith("good-")]
+    choices = sorted((each for each in running if each[1].num_nodes >= least_nodes), key=lambda each: each[0])
+    if not choices:
+        return None
+    run, ranks = chaos.draw.choice(choices)
+    node_rank = chaos.draw.randrange(ranks.num_nodes)
+    if freezes:
+        is_master = {name: "-master-" in name for name in ranks.started}
+        chaos.launchers.frozen.add(next(name for name in is_master if is_master[name] != (node_rank == 0)))
+        chaos.done["launcher frozen"] += 1
+    ranks.fate = Fate(after_s=0.0, exit_code=137, node_rank=node_rank)
+    chaos.done["rank killed"] += 1
+    return run
+
+
+def freeze_launcher(chaos: Chaos) -> None:
+    """A rank dies and a launcher does not come back."""
+    kill_rank(chaos, freezes=True)
+
+
+def kill_operator_in_restart(chaos: Chaos) -> None:
+    """kill -9 of the operator when it has written the restart of ranks down that are to start again in their pods."""
+    run = kill_rank(chaos)
+    if run is None:
+        return
+    job, attempt = run
+    until = time.monotonic() + RESTART_S
+    while time.monotonic() < until:
+        restarts = chaos.jobs.status(job).get("restarts", {})
+        if restarts.get("attempt", 0) > attempt:
+            if "podAttempt" in restarts:
+                chaos.done["operator killed in a restart in place"] += 1
+            kill_operator(chaos)
+            return
+        time.sleep(0.02)
+
+
 def delete_pod(chaos: Chaos) -> None:
     """Somebody deletes a pod of a job that is to succeed."""
     pods = [pod["metadata"]["name"] for pod in chaos.plane.get(chaos.jobs.path("pods"))["items"]]
@@ -151,7 +207,14 @@ def restart_server(chaos: Chaos) -> None:
     chaos.done["API server restarted"] += 1
 
 
-ACTIONS = ((submit, 6), (delete_pod, 4), (kill_operator, 1))
+ACTIONS = (
+    (submit, 6),
+    (delete_pod, 3),
+    (kill_rank, 4),
+    (freeze_launcher, 1),
+    (kill_operator, 1),
+    (kill_operator_in_restart, 1),
+)
 
 
 def hurt(chaos: Chaos, num_faults: int) -> None:
@@ -191,10 +254,24 @@ def settle(chaos: Chaos) -> None:
 def run(plane: ControlPlane, folder: Path, seed: int, num_faults: int) -> Counter[str]:
     """The faults that were injected, by kind; raises AssertionError when anything came out wrong."""
     jobs = JobClient(plane=plane, namespace=new_namespace(plane, f"chaos-{seed}"))
-    kubelet = FakeKubelet(kubeconfig=plane.kubeconfig, namespace=jobs.namespace, life=lambda pod: life_of(seed, pod))
+    loses = random.Random(f"{seed}/answers")
+    launchers = FakeLaunchers(
+        jobs=jobs, fate=lambda run: fate_of(seed, run), is_lost=lambda: loses.random() < LOST_ANSWERS
+    )
+    kubelet = FakeKubelet(
+        kubeconfig=plane.kubeconfig, namespace=jobs.namespace, life=lambda pod: life_of(seed, pod, launchers)
+    )
     proxy = FaultProxy(server=plane.server, ca_file=plane.folder / "ca.crt", seed=seed)
     with fake_kubelet.playing(kubelet), fault_proxy.running(proxy):
-        chaos = Chaos(plane=plane, jobs=jobs, proxy=proxy, folder=folder, draw=random.Random(seed))
+        chaos = Chaos(
+            plane=plane,
+            jobs=jobs,
+            proxy=proxy,
+            folder=folder,
+            draw=random.Random(seed),
+            launchers=launchers,
+            push=push_settings(plane, jobs, folder),
+        )
         proxy.choose = fault_proxy.sometimes(FAULT_RATE)
         start_operator(chaos)
         try:
@@ -206,9 +283,15 @@ def run(plane: ControlPlane, folder: Path, seed: int, num_faults: int) -> Counte
         finally:
             if chaos.operator:
                 chaos.operator.kill()
-    if kubelet.overlaps:
-        raise AssertionError(f"pods of two attempts ran at once: {kubelet.overlaps[:5]}")
+    found = {
+        "pods of two attempts ran at once": kubelet.overlaps,
+        "launchers were told what they must not be": launchers.problems,
+    }
+    if any(found.values()):
+        raise AssertionError("; ".join(f"{what}: {places[:5]}" for what, places in found.items() if places))
     plane.delete(f"/api/v1/namespaces/{jobs.namespace}")
+    again = launchers.in_place.total()
+    print(f"{again} times ranks started again in their pods; reports by answer", dict(launchers.answers))
     return proxy.injected + chaos.done
 
 

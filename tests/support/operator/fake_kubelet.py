@@ -26,13 +26,21 @@ RETRY_S = 0.2
 logger = logging.getLogger(__name__)
 
 
+Container = Callable[[Client, Object], Awaitable[int]]
+"""What runs in a pod; its result is the exit code. Cancelled when the pod has had its time to stop."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Life:
-    """How and where a pod lives. after_s None: it runs until somebody ends it. stop_s: what it takes after SIGTERM."""
+    """How and where a pod lives. after_s None: it runs until somebody ends it. stop_s: what it takes after SIGTERM.
+
+    container: runs in it, in place of after_s and exit_code.
+    """
 
     runs: bool = True
     after_s: float | None = None
     exit_code: int = 0
+    container: Container | None = None
     message: str = ""
     stop_s: float = 0.0
     node: str = NODE_NAME
@@ -52,6 +60,7 @@ class FakeKubelet:
     placing: Literal["self", "scheduler", "none"] = "self"
     max_parallel: int = 16
     overlaps: list[str] = field(default_factory=list)
+    _containers: dict[str, asyncio.Task[int]] = field(default_factory=dict)
     _seen: dict[str, str] = field(default_factory=dict)
     _alive: dict[tuple[str, str], dict[str, str]] = field(default_factory=dict)
 
@@ -119,12 +128,21 @@ class FakeKubelet:
             return
         self._note_start(pod)
         await self._insist("starting", pod, lambda: patch_status(client, pod, running(pod)))
-        if life.after_s is not None:
-            await asyncio.sleep(life.after_s)
-            status = ended(pod, life.exit_code, message=life.message)
+        exit_code = await self._exit_code(client, pod, life)
+        if exit_code is not None:
+            status = ended(pod, exit_code, message=life.message)
             await self._insist("starting", pod, lambda: patch_status(client, pod, status))
             if self._is_at("starting", pod):
                 self._note_end(pod)
+
+    async def _exit_code(self, client: Client, pod: Object, life: Life) -> int | None:
+        """How the container ends by itself, None when it does not."""
+        if life.container is None:
+            await asyncio.sleep(life.after_s or 0.0)
+            return None if life.after_s is None else life.exit_code
+        work = self._containers[pod["metadata"]["uid"]] = asyncio.ensure_future(life.container(client, pod))
+        await asyncio.wait([work])
+        return None if work.cancelled() else work.result()
 
     def _note_start(self, pod: Object) -> None:
         """Remembers as an overlap that a pod starts while one of another attempt of its job still runs."""
@@ -154,6 +172,8 @@ class FakeKubelet:
         metadata = pod["metadata"]
         if stop_s := self.life(pod).stop_s:
             await asyncio.sleep(stop_s)
+        if container := self._containers.get(metadata["uid"]):
+            container.cancel()
         if _is_held_back(pod):
             await self._insist("ending", pod, lambda: patch_status(client, pod, ended(pod, TERMINATED)))
         namespace, name, uid = (metadata[key] for key in ("namespace", "name", "uid"))
@@ -281,6 +301,10 @@ def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKub
     def work() -> None:
         with contextlib.suppress(asyncio.CancelledError):
             loop.run_until_complete(task)
+        if left := asyncio.all_tasks(loop):
+            for each in left:
+                each.cancel()
+            loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
 
     thread = threading.Thread(target=work, daemon=True)
     thread.start()
