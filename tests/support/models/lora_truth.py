@@ -13,6 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
+from tests.support.models import tiny_model
 from tests.support.ranks.lora_ranks import token_ids
 
 PREFIX = "base_model.model."
@@ -63,7 +64,9 @@ def by_shared_a(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 
 def _run(directory: Path, folder: Path) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
     """Gradients come out under the names that checkpoints use: transformers itself undoes its fusing of experts."""
-    model = AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32, attn_implementation="eager").train()
+    config = tiny_model.transformers_config(directory)
+    given = {"config": config, "dtype": torch.float32, "attn_implementation": "eager"}
+    model = AutoModelForCausalLM.from_pretrained(directory, **given).train()
     ids = token_ids()
     logits = model(ids).logits
     torch.nn.functional.cross_entropy(logits.flatten(0, 1), ids.roll(-1, 1).flatten()).backward()
