@@ -212,6 +212,9 @@ def _recomputation(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[s
     is_fused = implementation(args, backend) == "transformer_engine" and args.attention_backend in _FUSED_ATTENTION
     needless = {"core_attn"} if is_fused else set()
     needless |= set() if spec.model.has_latent_attention else {"mla_up_proj"}
+    has_experts = set(map(spec.model.has_experts, spec.model.all_layers))
+    needless |= set() if True in has_experts else {"moe", "moe_act"}
+    needless |= set() if False in has_experts else {"mlp"}
     modules = [module for module in args.recompute_modules if module not in needless]
     if granularity == "none" or (granularity == "selective" and not modules):
         return {"recompute_granularity": None}
