@@ -13,8 +13,11 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
+from megatron_trainer.convert import stacked_adapter, stacking
+from megatron_trainer.models.spec import read_model
 from megatron_trainjob import weight_files
-from megatron_trainjob.families import read
+from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import read, stacks
 from tests.support.models import tiny_model
 from tests.support.ranks import conversion, lora_ranks
 from tests.support.ranks.pool import gloo_ranks
@@ -130,3 +133,52 @@ def test_what_peft_cannot_hold_of_a_stack_is_refused_before_training(given, said
     assert said in refusal
     assert "merge_lora: true" in refusal
     assert gloo_ranks(1).run(lora_ranks.refusal_of_its_form, str(directory), **given, merge_lora=True) == [""]
+
+
+@pytest.mark.dist
+def test_adapters_of_some_experts_are_written_beside_a_merged_model(model_root, tmp_path):
+    directory = str(tiny_model.make("qwen3_vl_moe", model_root))
+    given = {"target_regex": r".*local_experts\.[01]\.linear_fc2", "merge_lora": True}
+    gloo_ranks(1).run(lora_ranks.make_adapter, directory, str(tmp_path / "one"), **given)
+    gloo_ranks(1).run(lora_ranks.write_again, directory, str(tmp_path / "one"), str(tmp_path / "other"), **given)
+    one, other = (load_file(tmp_path / name / "adapter_model.safetensors") for name in ("one", "other"))
+    assert {name.split(".experts.")[1] for name in one} == {
+        f"{expert}.down_proj.lora_{half}.weight" for expert in (0, 1) for half in "AB"
+    }
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.parametrize(
+    ("width", "exchanged"),
+    [
+        (48, {"gate_up_proj": True, "down_proj": True}),
+        (32, {"gate_up_proj": False, "down_proj": True}),
+        (64, {"gate_up_proj": True, "down_proj": False}),
+    ],
+)
+def test_a_model_without_files_is_stacked_in_a_form_that_transformers_recognizes(
+    width, exchanged, model_root, tmp_path
+):
+    source = tiny_model.make("qwen3_vl_moe", model_root)
+    config = json.loads((source / "config.json").read_text())
+    config["text_config"]["moe_intermediate_size"] = width
+    assert config["text_config"]["hidden_size"] == 64
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    spec = read_model(str(tmp_path), TrainArgs())
+    assert stacking.stacking_of(spec).is_exchanged == exchanged
+
+
+@pytest.mark.parametrize("shape", [(10**9, 0, 64), (10**9, 64, 32), (0, 0, 0)])
+def test_a_stack_of_impossible_size_is_not_taken_apart(shape):
+    assert stacks.slabs("model.layers.0.mlp.experts.gate_up_proj", shape, 64) == {}
+
+
+@pytest.mark.parametrize(
+    ("shape", "rank"),
+    [((10**9, 0), 4), ((8,), 4), ((8, 64), "four"), ((8, 64), -1), ((8, 64), None)],
+)
+def test_an_adapter_that_is_none_of_stacked_experts_has_no_parts(shape, rank):
+    key = "base_model.model.model.layers.0.mlp.experts.lora_A.weight"
+    config = {"r": rank, "target_parameters": ["mlp.experts.down_proj"]}
+    assert stacked_adapter.parts({key: shape}, config) == {}

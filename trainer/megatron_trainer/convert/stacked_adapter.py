@@ -52,10 +52,13 @@ def partly_adapted(adapted: Iterable[str], num_experts: int) -> list[str]:
 def stacked(tensors: Mapping[str, Tensor], num_experts: int) -> dict[str, Tensor]:
     """The adapter's tensors with those of all experts of a layer in one, as peft names them.
 
-    tensors: by the keys of single experts, in the names of weight tables.
+    Where only some matrices of a stack have adapters, these stay apart. tensors: by the keys of single experts, in the
+    names of weight tables.
     """
     found = dict(tensors)
+    adapted = {key.partition(".lora_")[0] for key in tensors if ".lora_" in key}
     stacks = {place[0] for key in tensors if (place := _place(key)) is not None}
+    stacks -= set(partly_adapted(adapted, num_experts))
     for stack in stacks:
         owner = stack.rpartition(".")[0]
         both = {f"{owner}.{kind}" for kind in PARTS} <= stacks
@@ -97,11 +100,13 @@ def parts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> d
     """By the keys of single experts, what peft's tensors of stacks hold. shapes: of all tensors by key, in the names of
     weight tables. config: adapter_config.json.
     """
-    rank = int(config.get("r") or 0)
-    targets = [str(name) for name in config.get("target_parameters") or ()]
+    rank, named = config.get("r"), config.get("target_parameters")
+    if not isinstance(rank, int) or rank < 1:  # refused where the configuration is checked
+        return {}
+    targets = [str(name) for name in named] if isinstance(named, list) else []
     found: dict[str, Part] = {}
     for key, shape in shapes.items():
-        for kind in _kinds(key, shapes, targets) if rank else ():
+        for kind in _kinds(key, shapes, targets) if len(shape) == 2 and 0 not in shape else ():
             owner = key.partition(".lora_")[0].removesuffix(f".{_INNER}")
             half: Half = "A" if ".lora_A" in key else "B"
             whole = shape[0 if half == "A" else 1]

@@ -36,10 +36,14 @@ class Stacking:
 
 
 def stacking_of(spec: ModelSpec) -> Stacking | None:
-    """The stacking of the model: that of its source, else as published; None if its experts are stored one by one."""
+    """The stacking of the model: that of its source, else as published; None if its experts are stored one by one.
+
+    Matrices that would look the same either way are written as transformers reads them, unexchanged.
+    """
     if not FAMILIES[spec.model.family].stacks_experts:
         return None
-    forms = dict.fromkeys(PARTS, True)
+    hidden, width = spec.model.hidden_size, spec.model.expert_width
+    forms = {"gate_up_proj": hidden != 2 * width, "down_proj": hidden != width}
     try:
         stored = open_checkpoint(spec.directory).slabs
     except InvalidInput:  # a model that was trained from scratch

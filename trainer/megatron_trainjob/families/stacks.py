@@ -15,6 +15,8 @@ PARTS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj")
 
 _EXPERTS = ".mlp.experts"
 _WEIGHT = ".weight"
+_MOST_EXPERTS = 2**14
+"""Of a layer, far more than any model has: the header of a damaged file may claim any number."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,7 +34,7 @@ class Slab:
 
     @property
     def shape(self) -> tuple[int, int]:
-        """Of the matrix."""
+        """The shape of the matrix."""
         return self.rows, self.columns
 
 
@@ -64,7 +66,7 @@ def is_exchanged(name: str, shape: Sequence[int], hidden_size: int) -> bool:
 def slabs(name: str, shape: Sequence[int], hidden_size: int) -> dict[str, Slab]:
     """The matrices in a stack by the names that weight tables have for them; none if its shape is wrong."""
     parts = PARTS[name.rpartition(".")[2]]
-    if len(shape) != 3:
+    if len(shape) != 3 or 0 in shape or shape[0] > _MOST_EXPERTS:
         return {}
     exchanged = is_exchanged(name, shape, hidden_size)
     experts, rows, columns = (shape[0], shape[2], shape[1]) if exchanged else shape
