@@ -16,6 +16,13 @@ from megatron_operator.cli import main
 from megatron_operator.process.controller import Jobs
 from tests.support.operator.job_values import raw, write_model_header, write_tokenizer
 
+
+def trainer_with(**paths):
+    """The trainer's container in a template that mounts each volume at its path."""
+    mounts = [{"name": volume, "mountPath": path} for volume, path in paths.items()]
+    return {"name": "trainer", "volumeMounts": mounts}
+
+
 CASES = {
     "unknown argument": (
         {"args": {"tensor_model_paralel_size": 2}},
@@ -204,22 +211,25 @@ CASES = {
     "volumes that hide the container, or what is mounted in it": (
         {
             "checkpoint": {"mountPath": "//", "memory": {"sizeLimit": "1Gi"}},
-            "volumes": [{"name": "v", "emptyDir": {}}],
+            "volumes": [{"name": "v", "emptyDir": {}}, {"name": "keys", "secret": {"secretName": "keys"}}],
             "volumeMounts": [
-                {"name": "v", "mountPath": path}
-                for path in (
-                    "/usr/",
-                    "/etc",
-                    "/data/../proc/self",
-                    "/dev",
-                    "/etc/megatron/args.yaml",
-                    "/var/run",
-                    "/run",
-                    "/usr/local/nvidia",
-                    "/dev/shm",
-                    "/etc/team.conf",
-                    "/var/log",
-                )
+                {"name": "v", "mountPath": "/var"},
+                {"name": "keys", "mountPath": "/var/run"},
+                {"name": "v", "mountPath": "/run", "readOnly": True},
+                *(
+                    {"name": "v", "mountPath": path}
+                    for path in (
+                        "/usr/",
+                        "/etc",
+                        "/data/../proc/self",
+                        "/dev",
+                        "/etc/megatron/args.yaml",
+                        "/usr/local/nvidia",
+                        "/dev/shm",
+                        "/etc/team.conf",
+                        "/var/log",
+                    )
+                ),
             ],
             "workerTemplate": {
                 "spec": {
@@ -232,13 +242,13 @@ CASES = {
         },
         {
             "spec.checkpoint.mountPath": "hides folders of the container itself; choose another path",
-            "spec.volumeMounts[0].mountPath": "hides folders",
-            "spec.volumeMounts[1].mountPath": "hides folders",
-            "spec.volumeMounts[2].mountPath": "hides folders",
+            "spec.volumeMounts[1].mountPath": "overlaps /var/run/secrets/megatrontrain.dev",
+            "spec.volumeMounts[2].mountPath": "overlaps /run/mtj-memory",
             "spec.volumeMounts[3].mountPath": "hides folders",
-            "spec.volumeMounts[4].mountPath": "overlaps /etc/megatron, which the operator mounts",
-            "spec.volumeMounts[5].mountPath": "overlaps /var/run/secrets/megatrontrain.dev",
-            "spec.volumeMounts[6].mountPath": "overlaps /run/mtj-memory",
+            "spec.volumeMounts[4].mountPath": "hides folders",
+            "spec.volumeMounts[5].mountPath": "hides folders",
+            "spec.volumeMounts[6].mountPath": "hides folders",
+            "spec.volumeMounts[7].mountPath": "overlaps /etc/megatron, which the operator mounts",
             "spec.workerTemplate.spec.containers[0].volumeMounts[0].mountPath": "hides folders",
         },
     ),
@@ -267,6 +277,20 @@ CASES = {
             },
         },
         {"spec.podTemplate.spec.containers[0].volumeMounts[0].mountPath": "is mounted already; choose another path"},
+    ),
+    "a path mounted twice in a container; each role may have its own volume, and replace one of the spec": (
+        {
+            "volumes": [{"name": name, "emptyDir": {}} for name in ("all", "first", "rest")],
+            "volumeMounts": [{"name": "all", "mountPath": "/cache"}],
+            "masterTemplate": {"spec": {"containers": [trainer_with(first="/scratch", rest="/cache/")]}},
+            "workerTemplate": {
+                "spec": {"containers": [trainer_with(rest="/scratch", first="/cache", all="/scratch")]},
+            },
+        },
+        {
+            "spec.masterTemplate.spec.containers[0].volumeMounts[1].mountPath": "is mounted already",
+            "spec.workerTemplate.spec.containers[0].volumeMounts[2].mountPath": "is mounted already",
+        },
     ),
     "an initializer that cannot run": (
         {"initializers": [{"name": "trainer", "storageUri": "s3://b/x", "targetPath": "/elsewhere"}]},

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import posixpath
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,6 +17,8 @@ SYSTEM = ("/bin", "/boot", "/dev", "/etc", "/lib", "/lib32", "/lib64", "/libx32"
 PROGRAMS = ("/usr/bin", "/usr/lib", "/usr/lib64", "/usr/local", "/usr/local/bin", "/usr/local/lib", "/usr/sbin")
 # The container runtime lets nothing be mounted below these.
 KERNEL = ("/proc",)
+READ_ONLY = frozenset({"configMap", "downwardAPI", "image", "projected", "secret"})
+"""Kinds of volumes that are read-only, whatever their mount says."""
 CHECKPOINT = "spec.checkpoint.mountPath"
 
 
@@ -24,13 +26,13 @@ CHECKPOINT = "spec.checkpoint.mountPath"
 class Mount:
     """One mount of the trainer: the field that asks for it, what is given there, and its volume.
 
-    overrides: it stands in a pod template, where it may change a mount of the same volume.
+    is_read_only: nothing can be mounted below it, because no folder for that can be made.
     """
 
     field: str
     given: str
     volume: str
-    overrides: bool = False
+    is_read_only: bool = False
 
     @property
     def path(self) -> str:
@@ -43,31 +45,50 @@ def is_below(path: str, directory: str) -> bool:
     return path == directory or path.startswith(directory.rstrip("/") + "/")
 
 
-def check(spec: Object, of_templates: Iterator[tuple[str, Object]]) -> Iterator[Violation]:
-    """Every mount that is in the way. of_templates: (path, container) of the trainer in the pod templates."""
-    taken: dict[str, str] = {}
-    for mount in (*_of_spec(spec), *_of_templates(of_templates)):
-        problem = _problem(mount, spec, taken)
-        if problem:
-            yield Violation(path=mount.field, value=mount.given, message=f"{problem}; choose another path")
-        taken.setdefault(mount.path, mount.volume)
+def check(spec: Object, of_templates: Iterator[tuple[str, Object]], volumes: Iterable[Object]) -> Iterator[Violation]:
+    """Every mount that is in the way.
 
-
-def _of_spec(spec: Object) -> Iterator[Mount]:
-    yield Mount(field=CHECKPOINT, given=spec["checkpoint"]["mountPath"], volume=CHECKPOINT_VOLUME)
-    for i, mount in enumerate(spec.get("volumeMounts", ())):
-        yield Mount(field=f"spec.volumeMounts[{i}].mountPath", given=mount["mountPath"], volume=mount["name"])
-
-
-def _of_templates(of_templates: Iterator[tuple[str, Object]]) -> Iterator[Mount]:
+    of_templates: (path, container) of the trainer in the pod templates. A mount there replaces that of the spec at the
+    same path, and each role may have its own. volumes: of the spec and of the templates.
+    """
+    read_only = frozenset(str(each.get("name")) for each in volumes if READ_ONLY & each.keys())
+    everywhere: dict[str, Mount] = {}
+    for mount in _of_spec(spec, read_only):
+        yield from _violation(mount, _problem(mount, spec) or _twice(mount, everywhere))
+        everywhere.setdefault(mount.path, mount)
     for path, container in of_templates:
-        for i, mount in enumerate(container.get("volumeMounts") or ()):
-            if isinstance(mount, Mapping) and isinstance(mount.get("mountPath"), str):
-                field = f"{path}.volumeMounts[{i}].mountPath"
-                yield Mount(field=field, given=mount["mountPath"], volume=str(mount.get("name")), overrides=True)
+        here: dict[str, Mount] = {}
+        for mount in _of_container(path, container, read_only):
+            replaced = everywhere.get(mount.path)
+            problem = _problem(mount, spec) or _twice(mount, here)
+            yield from _violation(mount, problem or (_beside(mount, replaced) if replaced else ""))
+            here.setdefault(mount.path, mount)
 
 
-def _problem(mount: Mount, spec: Object, taken: Mapping[str, str]) -> str:
+def _violation(mount: Mount, problem: str) -> Iterator[Violation]:
+    if problem:
+        yield Violation(path=mount.field, value=mount.given, message=f"{problem}; choose another path")
+
+
+def _of_spec(spec: Object, read_only: Set[str]) -> Iterator[Mount]:
+    yield Mount(field=CHECKPOINT, given=spec["checkpoint"]["mountPath"], volume=CHECKPOINT_VOLUME)
+    yield from _of_container("spec", spec, read_only)
+
+
+def _of_container(path: str, container: Object, read_only: Set[str]) -> Iterator[Mount]:
+    for i, mount in enumerate(container.get("volumeMounts") or ()):
+        if isinstance(mount, Mapping) and isinstance(mount.get("mountPath"), str):
+            name = str(mount.get("name"))
+            yield Mount(
+                field=f"{path}.volumeMounts[{i}].mountPath",
+                given=mount["mountPath"],
+                volume=name,
+                is_read_only=name in read_only or bool(mount.get("readOnly")),
+            )
+
+
+def _problem(mount: Mount, spec: Object) -> str:
+    """What the mount hides of the container or of the operator's mounts."""
     ours = [ARGS_DIRECTORY, TOKEN_DIRECTORY, *([MEMORY_PATH] if spec["checkpoint"].get("memory") else [])]
     if mount.path == "/" or mount.path in (*SYSTEM, *PROGRAMS) or any(is_below(mount.path, each) for each in KERNEL):
         return "hides folders of the container itself"
@@ -75,9 +96,21 @@ def _problem(mount: Mount, spec: Object, taken: Mapping[str, str]) -> str:
         return "is a folder of the container's system"
     if mount.path == MEMORY_PATH and mount.field == CHECKPOINT and MEMORY_PATH in ours:
         return "is where checkpoints in memory are mounted"
-    if mount.path in taken and not (mount.overrides and mount.volume == taken[mount.path]):
-        return "is mounted already"
-    overlapped = [each for each in ours if is_below(mount.path, each) or is_below(each, mount.path)]
-    if mount.path in overlapped:
+    if mount.path in ours:
         return "is mounted already by the operator"
-    return f"overlaps {overlapped[0]}, which the operator mounts" if overlapped else ""
+    below = next((each for each in ours if is_below(mount.path, each)), None)
+    above = next((each for each in ours if mount.is_read_only and is_below(each, mount.path)), None)
+    overlapped = below or above
+    return f"overlaps {overlapped}, which the operator mounts" if overlapped else ""
+
+
+def _twice(mount: Mount, taken: Mapping[str, Mount]) -> str:
+    return "is mounted already" if mount.path in taken else ""
+
+
+def _beside(mount: Mount, replaced: Mount) -> str:
+    """What is wrong with a template's mount at a path of the spec: checkpoints stay on their own volume."""
+    if mount.volume == replaced.volume:
+        return ""
+    is_replaced = mount.given == replaced.given and replaced.field != CHECKPOINT
+    return "" if is_replaced else "is mounted already"

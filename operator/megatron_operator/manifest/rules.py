@@ -147,10 +147,7 @@ def _own_labels(path: str, metadata: Object) -> Iterator[Violation]:
 
 def _volumes_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
     """Each mount refers to an existing volume, which is unique and not one of ours."""
-    volumes = [volume.get("name") for volume in spec.get("volumes", ())]
-    for template in TEMPLATES:
-        pod = _mapping(_mapping(spec.get(template)).get("spec"))
-        volumes += [_mapping(volume).get("name") for volume in pod.get("volumes") or ()]
+    volumes = [volume.get("name") for volume in _volumes(spec)]
     for i, volume in enumerate(spec.get("volumes", ())):
         if volumes[:i].count(volume["name"]):
             yield Violation(path=f"spec.volumes[{i}].name", value=volume["name"], message="is used twice; rename one")
@@ -166,7 +163,7 @@ def _volumes_are_known(metadata: Object, spec: Object) -> Iterator[Violation]:
 
 def _mounts_hide_nothing(metadata: Object, spec: Object) -> Iterator[Violation]:
     trainers = (found for template in TEMPLATES for found in _trainers(spec, template))
-    yield from mounts.check(spec, trainers)
+    yield from mounts.check(spec, trainers, _volumes(spec))
 
 
 def _initializers_can_run(metadata: Object, spec: Object) -> Iterator[Violation]:
@@ -305,6 +302,14 @@ RULES: tuple[Rule, ...] = (
 
 def _mapping(value: object) -> Object:
     return value if isinstance(value, Mapping) else {}
+
+
+def _volumes(spec: Object) -> Iterator[Object]:
+    """The volumes of the spec, then those of the templates."""
+    yield from spec.get("volumes", ())
+    for template in TEMPLATES:
+        pod = _mapping(_mapping(spec.get(template)).get("spec"))
+        yield from map(_mapping, pod.get("volumes") or ())
 
 
 def _trainers(spec: Object, template: str) -> Iterator[tuple[str, Object]]:
