@@ -126,7 +126,7 @@ def test_a_size_that_no_layout_fits_stalls_an_elastic_job_and_never_ends_it():
     assert conditions(plan.status)["Running"] == ("True", "AllPodsRunning")
     assert [event.reason for event in plan.events] == ["InvalidSpec"]
     assert reconcile.reject(resized, violations, replace(running, status=plan.status), NOW + 9) == Plan()
-    rigid = raw({"numNodes": 3})
+    rigid = raw({"numNodes": 3}, generation=2)
     assert reconcile.reject(rigid, violations, running, NOW).status["phase"] == "Failed"
     lost = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=3, message="")
     waits = HeardReport(report=LauncherReport(attempt=0, state="failed", failure=lost), at=NOW)

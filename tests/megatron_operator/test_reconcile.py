@@ -187,14 +187,30 @@ def test_an_invalid_manifest_fails_the_job_once_with_every_problem():
         Violation(path="spec.numNodes", value=0, message="must be at least 1"),
         Violation(path="spec.image", value=3, message="must be text"),
     )
-    plan = reconcile.reject(raw(), violations, seen(pod(0), pod(1)), NOW)
+    plan = reconcile.reject(raw(generation=2), violations, seen(pod(0), pod(1)), NOW)
     said = "spec.numNodes: must be at least 1 (got 0); spec.image: must be text (got 3)"
     assert conditions(plan.status)["Failed"] == ("True", "InvalidSpec")
     assert conditions(plan.status)["Stalled"] == ("True", "JobFailed")
     assert (plan.status["phase"], plan.status["completionTime"]) == ("Failed", "2027-01-15T08:00:00Z")
     assert (plan.create, plan.delete, plan.requeue_s) == ((), (ref(0), ref(1)), None)
     assert [(event.type, event.reason, event.message) for event in plan.events] == [("Warning", "InvalidSpec", said)]
-    assert reconcile.reject(raw(), violations, seen(status=plan.status), NOW) == Plan()
+    assert reconcile.reject(raw(generation=2), violations, seen(status=plan.status), NOW) == Plan()
+
+
+def test_a_gang_that_an_older_operator_started_trains_to_its_end_under_a_manifest_refused_since():
+    violations = (Violation(path="spec.env[0].name", value="MTJ_NEW", message="is set by the operator; remove it"),)
+    running = seen(pod(0), pod(1), status={**RUNNING_STATUS, "replicas": 2})
+    plan = reconcile.reject(raw(), violations, running, NOW)
+    assert (plan.delete, plan.status["phase"]) == ((), "Running")
+    assert conditions(plan.status)["Stalled"] == ("True", "InvalidSpec")
+    assert reconcile.reject(raw(), violations, replace(running, status=plan.status), NOW + 9) == Plan()
+    over = seen(pod(0, phase="Succeeded"), pod(1, phase="Succeeded"), status=plan.status)
+    done = reconcile.reject(raw(), violations, over, NOW)
+    assert (done.status["phase"], conditions(done.status)["Complete"][0]) == ("Succeeded", "True")
+    assert "Stalled" not in conditions(done.status)
+    assert [event.reason for event in done.events] == ["JobSucceeded"]
+    lost = seen(failed(0), pod(1, phase="Succeeded"), status=plan.status)
+    assert reconcile.reject(raw(), violations, lost, NOW).status["reason"] == "InvalidSpec"
 
 
 def test_a_restart_writes_the_next_attempt_before_it_deletes_the_gang():

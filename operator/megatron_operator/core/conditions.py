@@ -66,8 +66,7 @@ def _warned(job: Job) -> Claims:
 def _of_decision(job: Job, seen: Seen, decision: Decision, now: float) -> Claims:
     match decision:
         case Succeed():
-            done = _yes(decision.reason, decision.message)
-            return {**_ended(seen), names.SUCCEEDED: done, names.COMPLETE: done}
+            return succeeded(seen, decision)
         case Fail():
             return failed(seen, decision.reason, decision.message)
         case Suspend():
@@ -89,6 +88,12 @@ def _of_decision(job: Job, seen: Seen, decision: Decision, now: float) -> Claims
 def _why(decision: Restart) -> str:
     cause = decision.failure
     return f"Attempt {cause.attempt} ended: {cause.reason} in {cause.place}. {cause.message}".strip()[:1024]
+
+
+def succeeded(seen: Seen, decision: Succeed) -> Claims:
+    """The conditions of a job that has succeeded."""
+    done = _yes(decision.reason, decision.message)
+    return {**_ended(seen), names.SUCCEEDED: done, names.COMPLETE: done}
 
 
 def failed(seen: Seen, reason: str, message: str) -> Claims:

@@ -100,17 +100,30 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
         return _after_a_rejection(manifest, seen, now)
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
-    if "elasticPolicy" in (manifest.get("spec") or {}) and _is_any_running(seen):
-        # `kubectl scale` bypasses the admission policy: an invalid number must not end a training gang.
+    # `kubectl scale` bypasses the admission policy, and an older operator may have accepted what this one refuses:
+    # neither must end a training gang.
+    was_accepted = seen.status.get("observedGeneration") == generation
+    if ("elasticPolicy" in (manifest.get("spec") or {}) or was_accepted) and _is_any_running(seen):
         held = status.held(seen, generation, names.INVALID_SPEC, message, now)
         event = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
         return Plan() if held == seen.status else Plan(status=held, events=(event,))
-    rejected = status.rejected(seen, generation, names.INVALID_SPEC, message, now)
+    if was_accepted and _all_succeeded(seen):
+        done = Succeed(reason=names.ALL_SUCCEEDED, message=f"All {len(seen.current)} pods succeeded.")
+        claims = conditions.succeeded(seen, done)
+    else:
+        claims = conditions.failed(seen, names.INVALID_SPEC, message)
+    ended = status.ended(seen, generation, claims, now)
     return Plan(
-        status=rejected,
+        status=ended,
         delete=_refs(pod for pod in seen.pods if not pod.is_finished),
-        events=events.of_changes(rejected, seen.status),
+        events=events.of_changes(ended, seen.status),
     )
+
+
+def _all_succeeded(seen: Seen) -> bool:
+    """Whether the whole gang, as the status counts it, has trained to its end."""
+    done = [pod for pod in seen.current if pod.phase == "Succeeded"]
+    return bool(done) and len(done) == seen.status.get("replicas")
 
 
 def _is_any_running(seen: Seen) -> bool:

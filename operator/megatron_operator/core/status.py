@@ -83,15 +83,15 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
     return fitting({key: value for key, value in status.items() if value is not None})
 
 
-def rejected(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
-    """The status of a job whose manifest is invalid; earlier facts are kept."""
-    claims = conditions.failed(seen, reason, message)
+def ended(seen: Seen, generation: int, claims: conditions.Claims, now: float) -> Object:
+    """The status of a job that ends although its manifest is invalid here; earlier facts are kept."""
+    phase = conditions.phase(claims, has_pods=False)
     return fitting(
         {
             **seen.status,
             "observedGeneration": generation,
-            "phase": names.FAILED,
-            "reason": reason,
+            "phase": phase,
+            "reason": conditions.reason(claims, phase),
             "conditions": conditions.stamped(claims, seen, generation, now),
             "completionTime": to_text(now),
             "lastUpdatedTime": to_text(now),
@@ -109,7 +109,7 @@ def fitting(status: Object) -> Object:
 
 
 def held(seen: Seen, generation: int, reason: str, message: str, now: float) -> Object:
-    """The status of a job that continues unchanged because its changed manifest is invalid."""
+    """The status of a job that continues unchanged although its manifest is invalid."""
     others = [each for each in seen.status.get("conditions", ()) if each["type"] != names.STALLED]
     (stalled,) = conditions.stamped(
         {names.STALLED: conditions.Claim(is_true=True, reason=reason, message=message)}, seen, generation, now
