@@ -110,6 +110,17 @@ def test_steps_on_pairs_with_images_are_those_of_transformers(layout, model, row
     assert abs(run.column("rewards/chosen")[-1]) > 1e-3, "a policy that does not move proves nothing"
 
 
+def test_a_tower_that_trains_beside_adapters_is_compared_with_the_one_of_load(model, rows, tmp_path):
+    """Before the first step policy and reference are the same, so that no answer has a reward."""
+    given = {"max_length": 512, "train_iters": 1, "beta": BETA}
+    free = {"freeze_vit": False, "freeze_aligner": False, "lr": 1e-2}
+    train(model, rows, tmp_path / "before", **given, **free)
+    run = train(
+        model, rows, tmp_path / "run", train_type="lora_llm", load=str(tmp_path / "before"), finetune=True, **given
+    )
+    assert run.column("rewards/chosen") == pytest.approx([0.0], abs=1e-5)
+
+
 def test_pre_training_on_texts_with_images_has_the_loss_of_transformers(model, tmp_path):
     """The loss of the first step is the mean over all tokens but those of images and the first."""
     import torch

@@ -28,6 +28,7 @@ from megatron_trainer.lora.names import is_adapter, named_parameters
 from megatron_trainer.models.build import build_model
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.tasks.reference import Reference, swapped
+from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.checkpoint_folder import Checkpoint
 from megatron_trainjob.exit_codes import ExitCode
@@ -118,7 +119,7 @@ def _missing(name: str, path: str) -> TrainingError:
 
 def _renew_originals(args: TrainArgs, engine: Engine) -> None:
     """Copies the weights that train in full again where `load` replaces the base that they were copied from."""
-    if not args.load or not (args.modules_to_save or args.lora_bias == "all"):
+    if not args.load or not (head.modules_to_save(args) or args.lora_bias == "all"):
         return
     found = checkpoint_load.find(Path(args.load), recognizes_others=args.auto_detect_ckpt_format)
     if found is None:
