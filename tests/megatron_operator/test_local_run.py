@@ -246,6 +246,20 @@ def test_a_state_that_cannot_be_written_ends_every_process_after_it_has_saved(ru
     assert run.steps() == 7
 
 
+def test_no_process_outlives_a_state_of_which_nothing_can_be_written(run):
+    grace = {"spec": {"terminationGracePeriodSeconds": 2}}
+    process = run.write("--pause-at", 7, "--once", nodes=2, podTemplate=grace).start()
+    run.wait_for_pause(2)
+    pids = [run.process_of(pod) for pod in ("tune-a0-master-0", "tune-a0-worker-0")]
+    os.kill(pids[1], signal.SIGSTOP)  # it outlives its master, until it is killed
+    for path in (run.state / "status.yaml", *(run.state / "pods").glob("*/process.json")):
+        path.rename(path.with_suffix(".earlier"))
+        path.mkdir()
+    process.send_signal(signal.SIGTERM)
+    code, output = run.finish(process)
+    assert (code, [pid for pid in pids if is_alive(pid)]) == (1, []), output
+
+
 @pytest.mark.parametrize("place", ["a-file", "a-file/below"])
 def test_a_state_folder_that_cannot_be_made_is_said(run, capsys, place):
     run.write()

@@ -61,7 +61,7 @@ class LocalCluster:
 
     def see(self, job: Job, now: float) -> Seen:
         """The observed state."""
-        self._poll(now)
+        self.poll(now)
         attempt = attempts.of_pods(self._status)
         # Writes are cheap here. Without the time of the last write nothing is throttled to a later one, which would
         # never happen after the pods have ended: so their last progress is shown, such as the save of an interrupted
@@ -101,10 +101,12 @@ class LocalCluster:
             if pod.grace_ends is None:
                 pod.delete(now)
 
-    def have_ended(self, now: float) -> bool:
-        """Whether no process is left; kills those whose grace period is over."""
-        self._poll(now)
-        return not self.has_pods
+    def poll(self, now: float) -> None:
+        """Takes in which processes have ended; kills those whose grace period is over."""
+        for name, pod in list(self._pods.items()):
+            pod.poll(now)
+            if pod.is_finished and pod.grace_ends is not None:
+                del self._pods[name]
 
     def kill(self, now: float) -> None:
         """Kills every pod."""
@@ -142,12 +144,6 @@ class LocalCluster:
             return seen
         group = Gang(name=names.group_name(job.name, seen.pod_attempt), phase="Running")
         return Seen(**{**vars(seen), "gang": group})
-
-    def _poll(self, now: float) -> None:
-        for name, pod in list(self._pods.items()):
-            pod.poll(now)
-            if pod.is_finished and pod.grace_ends is not None:
-                del self._pods[name]
 
     def _start(self, job: Job, raw: Object, now: float) -> None:
         name = raw["metadata"]["name"]

@@ -7,6 +7,7 @@ import logging
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -87,7 +88,8 @@ class LocalPod:
         """Updates the state: a step that ended, a grace period that is over."""
         if self.is_finished:
             return
-        local_process.bound_log(self.log)
+        with suppress(OSError):  # a full disk must not keep processes from being seen to end
+            local_process.bound_log(self.log)
         if self.grace_ends is not None and now >= self.grace_ends:
             self._kill()
         ended = self._exit_code()
