@@ -347,6 +347,16 @@ def test_plan_fit_prints_settings_that_then_fit(here, capsys):
     assert "nothing fits: the least is 2." in planned("1Gi", code=1)
 
 
+def test_plan_fit_prints_lists_with_their_brackets(here, capsys):
+    """For rich, [layernorm, mlp] looks like markup."""
+    manifest = yaml.safe_load((here / "job.yaml").read_text())
+    recomputed = {"recompute_granularity": "selective", "recompute_modules": ["layernorm", "mlp"]}
+    manifest["spec"]["args"] |= {"max_length": 256, "packing": True, **recomputed}
+    (here / "job.yaml").write_text(yaml.safe_dump(manifest))
+    text = said(capsys, "plan", "job.yaml", "--fit", "--gpu-memory", "80Gi")
+    assert "\n  recompute_modules: [core_attn]\n" in text
+
+
 def test_plan_fit_says_what_it_needs_to_know(here, capsys):
     assert "add --gpu-memory" in said(capsys, "plan", "job.yaml", "--fit", code=2)
     (here / "model" / "config.json").rename(here / "elsewhere.json")

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import yaml
 
 from megatron_operator.cli.load import Loaded
-from megatron_operator.cli.output import FAILED, INVALID, OK, error, out, show_table, table
+from megatron_operator.cli.output import FAILED, INVALID, OK, error, escape, out, show_table, table
 from megatron_trainjob.args.parse import Accepted
 from megatron_trainjob.families.check import check
 from megatron_trainjob.memory.fitting import HEADROOM
@@ -87,6 +87,6 @@ def _written(settings: Mapping[str, object]) -> str:
 
 
 def _line(name: str, value: object) -> str:
-    """The setting as a line of YAML."""
+    """The setting as a line of YAML, whose brackets rich must not take for markup."""
     plain = list(value) if isinstance(value, tuple) else value
-    return f"{name}: {yaml.safe_dump(plain, default_flow_style=True).split(chr(10))[0]}"
+    return escape(f"{name}: {yaml.safe_dump(plain, default_flow_style=True).split(chr(10))[0]}")

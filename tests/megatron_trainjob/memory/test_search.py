@@ -100,3 +100,26 @@ def test_a_manifest_that_is_already_the_fastest_stays_and_one_that_is_too_large_
     nothing = search().run(20 * GIB)
     assert nothing.fastest is None
     assert nothing.smallest.total_bytes > HEADROOM * 20 * GIB
+
+
+@pytest.mark.parametrize(
+    ("given", "is_free"),
+    [
+        ({}, True),
+        ({"calculate_per_token_loss": False}, False),
+        ({"task_type": "embedding"}, False),
+        ({"task_type": "embedding", "infonce_use_batch": False}, True),
+        ({"task_type": "embedding", "loss_type": "online_contrastive"}, False),
+        ({"task_type": "embedding", "loss_type": "contrastive"}, True),
+        ({"rlhf_type": "dpo"}, True),
+        ({"rlhf_type": "dpo", "loss_type": "aot_pair"}, False),
+        ({"rlhf_type": "kto"}, False),
+        ({"rlhf_type": "kto", "loss_type": "apo_zero_unpaired"}, True),
+    ],
+)
+def test_the_micro_batch_stays_where_the_loss_depends_on_it(given, is_free):
+    task = "rlhf" if "rlhf_type" in given else "sft"
+    parsed = parse({**GIVEN, "micro_batch_size": 4, "global_batch_size": 64, **given}, task=task, world_size=8)
+    assert isinstance(parsed, Accepted), parsed
+    found = Search(accepted=parsed, shape=SEVEN_BILLION, world_size=8, task=task).run(10_000 * GIB)
+    assert ("micro_batch_size" in found.unlimited.settings) == is_free
