@@ -50,6 +50,10 @@ REFUSED = {
     ),
     "no list of rotated layers": (model("smollm3", no_rope_layers=[]), "must say 1 or 0 for each of the 3 layers"),
     "an empty quantization": (model("glm4", quantization_config={}), "weights quantized by None are not supported"),
+    "windows of no size in a mixture": (
+        model("qwen2_moe", use_sliding_window=True, sliding_window=None),
+        "must be a number of tokens, because use_sliding_window is true",
+    ),
     "a null number of heads": (model("qwen2_moe", num_key_value_heads=None), "must be a whole number above 0"),
     "a null width of heads": (model("qwen3_moe", head_dim=None), "must be a whole number above 0"),
     "an odd width of heads": (model("qwen3", head_dim=11), "need an even number of channels per head, not 11"),

@@ -53,3 +53,9 @@ def test_changes_are_combined_if_no_single_one_suffices_and_may_not_exist():
     (together,) = found(60)
     assert {"micro_batch_size", "recompute_granularity"} <= together.settings.keys()
     assert found(5) == ()
+
+
+def test_a_micro_batch_on_which_the_loss_depends_is_not_proposed():
+    names = [name for proposal in found(150, calculate_per_token_loss=False) for name in proposal.settings]
+    assert names
+    assert "micro_batch_size" not in names

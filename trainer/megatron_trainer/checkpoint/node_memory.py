@@ -112,7 +112,10 @@ def _is_of_a_run(path: Path) -> bool:
     """Whether this folder is one that a run made: by its name, and because nothing but checkpoints is in it."""
     if not RUN_NAME.fullmatch(path.name) or path.is_symlink() or not path.is_dir():
         return False
-    return all(NAME.fullmatch(each.name) or each.name.startswith(LAUNCH) for each in path.iterdir())
+    try:
+        return all(NAME.fullmatch(each.name) or each.name.startswith(LAUNCH) for each in path.iterdir())
+    except OSError:  # another user's, or removed meanwhile
+        return False
 
 
 def _generation(path: Path, manifest: Manifest) -> Generation:

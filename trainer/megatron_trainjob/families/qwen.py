@@ -16,7 +16,7 @@ from megatron_trainjob.families.decoder import (
     window_everywhere,
 )
 from megatron_trainjob.families.experts import every_nth_layer, routed, softmax_router
-from megatron_trainjob.families.family import Family
+from megatron_trainjob.families.family import Family, refused
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 
@@ -31,16 +31,26 @@ def dense_window(config: Config) -> dict[str, Any]:
 
 def _window_of_mixture(config: Config) -> dict[str, Any]:
     """In Qwen2's mixtures it applies to every other layer up to max_window_layers."""
+    return window_by_layer(config, _kinds_in_mixture(config), used=config["use_sliding_window"])
+
+
+def _kinds_in_mixture(config: Config) -> list[str]:
     used, last = config["use_sliding_window"], config["max_window_layers"]
-    kinds = [
-        SLIDING if used and layer % 2 == 0 and layer < last else FULL for layer in range(config["num_hidden_layers"])
-    ]
-    return window_by_layer(config, kinds, used=used)
+    layers = range(config["num_hidden_layers"])
+    return [SLIDING if used and layer % 2 == 0 and layer < last else FULL for layer in layers]
 
 
 def refuse_dense_windows(config: Config) -> Iterator[Violation]:
     """Refuses windows that contradict the layers, where windows are used."""
     return refuse_windows(config, used=config["use_sliding_window"])
+
+
+def _refuse_windows_of_mixture(config: Config) -> Iterator[Violation]:
+    """Refuses also windows of unknown size, which a dense model takes for none and a mixture does not."""
+    yield from refuse_dense_windows(config)
+    if not config["layer_types"] and config["sliding_window"] is None and SLIDING in _kinds_in_mixture(config):
+        message = "must be a number of tokens, because use_sliding_window is true; set that to false for no window"
+        yield refused("sliding_window", None, message)
 
 
 def _qwen3(config: Config) -> Model:
@@ -134,7 +144,7 @@ QWEN2_MOE = Family(
         "qkv_bias": True,
     },
     build=_qwen2_moe,
-    refuse=refuse_dense_windows,
+    refuse=_refuse_windows_of_mixture,
 )
 
 QWEN3_MOE = Family(

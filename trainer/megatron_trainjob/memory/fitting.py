@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any
 
-from megatron_trainjob.args import derive, rules
+from megatron_trainjob.args import derive, head, rules
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Accepted
 from megatron_trainjob.args.tree import TrainArgs
@@ -20,6 +20,8 @@ from megatron_trainjob.violation import errors
 HEADROOM = 0.9
 """Share of the memory that a proposal may use: the rest is for fragmentation and the error of the estimate."""
 SHORTEST_TOKENS = 256
+SORTED_LOSSES = frozenset({"aot", "aot_unpaired", "aot_pair"})
+"""Losses of pairs that sort what a micro-batch holds."""
 
 Settings = Mapping[str, Any]
 
@@ -66,7 +68,8 @@ def proposals(
         total_bytes = estimate(replace(args, **settings), shape, world_size, task=task).peak.total
         return Proposal(settings=settings, total_bytes=total_bytes)
 
-    kinds = (_micro_batches(args), _recomputation(args), _moments(args), _lengths(args, shape))
+    same = () if depends_on_micro_batches(args, task) else _micro_batches(args)
+    kinds = (same, _recomputation(args), _moments(args), _lengths(args, shape))
     alone = [_first_that_fits(kind, tried, most_bytes) for kind in kinds]
     if found := tuple(proposal for proposal in alone if proposal is not None):
         return found
@@ -81,6 +84,17 @@ def is_accepted(
     changed, given = replace(accepted.args, **settings), accepted.given | settings.keys()
     found = rules.check(changed, given, task=task, world_size=world_size, hf_config=hf_config, path="spec.args")
     return not errors(found)
+
+
+def depends_on_micro_batches(args: TrainArgs, task: Task) -> bool:
+    """Whether another micro-batch changes the loss: its rows are negatives, sorted, or averaged by themselves."""
+    if task == "rlhf":
+        types = derive.preference_losses(args)[0] if args.rlhf_type == "dpo" else ()
+        return derive.estimates_divergence(args, task) or bool(SORTED_LOSSES & set(types))
+    if args.task_type == "embedding":
+        loss = head.group_loss(args)
+        return loss == "online_contrastive" or (loss == "infonce" and args.infonce_use_batch)
+    return not args.calculate_per_token_loss
 
 
 def _first_that_fits(

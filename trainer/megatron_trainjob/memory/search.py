@@ -12,20 +12,18 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
-from megatron_trainjob.args import derive, head, placement
+from megatron_trainjob.args import derive, placement
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Accepted
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.memory.estimate import estimate
-from megatron_trainjob.memory.fitting import HEADROOM, Settings, is_accepted
+from megatron_trainjob.memory.fitting import HEADROOM, Settings, depends_on_micro_batches, is_accepted
 from megatron_trainjob.memory.speed import step_seconds
 
 OFFLOADED_FRACTIONS = (0.5, 1.0)
 STEPS_OF_RECOMPUTATION = 8
 """In how many steps the recomputed share of a stage's layers is tried."""
-SORTED_LOSSES = frozenset({"aot", "aot_unpaired", "aot_pair"})
-"""Losses of pairs that sort what a micro-batch holds."""
 _NO_METHOD: Settings = {"recompute_method": None, "recompute_num_layers": None}
 
 
@@ -89,7 +87,7 @@ class Search:
     def _candidates(self) -> tuple[Candidate, ...]:
         args = self.accepted.args
         kinds = (
-            ({},) if _depends_on_micro_batches(args, self.task) else _micro_batches(args, self.world_size),
+            ({},) if depends_on_micro_batches(args, self.task) else _micro_batches(args, self.world_size),
             _recomputations(args, self.shape),
             _moments(args),
             _offloads(args),
@@ -120,17 +118,6 @@ def _micro_batches(args: TrainArgs, world_size: int) -> tuple[Settings, ...]:
     of_a_rank = args.global_batch_size // derive.data_parallel_size(args, world_size)
     sizes = [size for size in range(1, of_a_rank + 1) if of_a_rank % size == 0]
     return tuple({"micro_batch_size": size} for size in sizes) or ({},)
-
-
-def _depends_on_micro_batches(args: TrainArgs, task: Task) -> bool:
-    """Whether another micro-batch changes the loss: its rows are negatives, sorted, or averaged by themselves."""
-    if task == "rlhf":
-        types = derive.preference_losses(args)[0] if args.rlhf_type == "dpo" else ()
-        return derive.estimates_divergence(args, task) or bool(SORTED_LOSSES & set(types))
-    if args.task_type == "embedding":
-        loss = head.group_loss(args)
-        return loss == "online_contrastive" or (loss == "infonce" and args.infonce_use_batch)
-    return not args.calculate_per_token_loss
 
 
 def _recomputations(args: TrainArgs, shape: Model) -> tuple[Settings, ...]:
