@@ -167,6 +167,7 @@ def test_chunks_take_turns_where_ranks_hold_experts_each(train, model_root, trai
 
 FIRST_STAGE = ["embedding", "decoder.layers.0"]
 LORA = {"train_type": "lora", "lora_dropout": 0.0}
+MERGED = {**LORA, "merge_lora": True}
 
 
 @pytest.mark.parametrize(
@@ -192,6 +193,43 @@ def test_a_run_goes_on_with_and_without_a_layout(train, text, given):
         resumed = train(name=name, resume="Required", attempt=1, **settings, **after)
         assert resumed.exit_code == 0, resumed.message
         assert resumed.column("lm loss") == pytest.approx(whole, abs=TOLERANCE)
+
+
+@pytest.mark.parametrize("given", [{"pipeline_model_parallel_size": 2}, {"tensor_model_parallel_size": 2}], ids=str)
+def test_tied_embeddings_learn_the_same_over_two_ranks(train, model_root, given):
+    """The output layer of a last stage holds a copy of the embedding, whose gradients are summed over both."""
+    model = str(tiny_model.make("llama_tied", model_root))
+    one, run = train(model=model), train(model=model, ranks=2, **given)
+    assert run.column("lm loss") == pytest.approx(one.column("lm loss"), abs=TOLERANCE)
+    assert run.column("grad_norm") == pytest.approx(one.column("grad_norm"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("text", "given", "copies"),
+    [
+        ("E|t*4L", {**MERGED, "overlap_grad_reduce": True, "overlap_param_gather": True}, 2),
+        (
+            "E|t|tt|tL",
+            {**MERGED, "recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1},
+            1,
+        ),
+        ("E|tt|tt|L", {"recompute_modules": ["mlp", "layernorm"]}, 1),
+        ("E|t*4L", {"tie_word_embeddings": True}, 1),
+    ],
+    ids=["overlapped", "recomputed", "modules recomputed", "tied"],
+)
+def test_chunks_take_turns_where_an_end_is_alone(train, model_root, text, given, copies):
+    """Beside as many copies of the model on a rank each: an end alone has no layer, and may train nothing."""
+    given = dict(given)
+    if given.pop("tie_word_embeddings", False):
+        given["model"] = str(tiny_model.make("llama", model_root, tie_word_embeddings=True))
+    one = train(ranks=copies, **given)
+    run = train(
+        ranks=2 * copies, pipeline_model_parallel_size=2, pipeline_model_parallel_layout=text, to_hf=True, **given
+    )
+    assert (one.exit_code, run.exit_code) == (0, 0), (one.message, run.message)
+    assert run.column("lm loss") == pytest.approx(one.column("lm loss"), abs=TOLERANCE)
 
 
 @pytest.mark.parametrize("train_type", ["full", "lora"])

@@ -48,7 +48,8 @@ class LinearCrossEntropy:
         hidden_states: [T, B, H], under sequence parallelism this rank's part of T.
         """
         candidates = [*output_layer.parameters(), *([] if output_weight is None else [output_weight])]
-        trained = [parameter for parameter in candidates if parameter.requires_grad]
+        # Each once: on the last stage of a pipeline a tied weight is the output layer's own.
+        trained = [parameter for parameter in dict.fromkeys(candidates) if parameter.requires_grad]
         loss_sum, objectives_L = _Function.apply(self, output_layer, output_weight, hidden_states, *trained)
         return loss_sum, objectives_L.view(self.labels_BT.t().shape).t()
 
