@@ -27,6 +27,7 @@ from tests.support.operator.job_client import wait_until
 FOLDER_NAME = "mtj-node"  # by it the leftovers of a killed node are known
 LOCK = Path("/run/lock/mtj-node")
 BRIDGE, GATEWAY, SECOND_ADDRESS = "mtj0", "10.213.0.1", "10.213.0.2"
+BRIDGE_ADDRESS = "02:6d:74:6a:00:01"  # locally administered
 NETWORK, FIRST_POD = "10.213.0.0/24", "10.213.0.10"
 NODE_GRACE_S = 30  # after its last heartbeat a node is not ready
 
@@ -75,6 +76,8 @@ def container_pid(plane: ControlPlane, namespace: str, pod: str) -> int:
 
 def _prepare(folder: Path) -> ControlPlane:
     run("ip", "link", "add", BRIDGE, "type", "bridge")
+    # Else it takes the lowest of its ports, and pods lose their gateway when one with a lower address comes or goes.
+    run("ip", "link", "set", BRIDGE, "address", BRIDGE_ADDRESS)
     for address in (GATEWAY, SECOND_ADDRESS):
         run("ip", "address", "add", f"{address}/24", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
