@@ -10,6 +10,7 @@ import pytest
 
 from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
+from tests.support.data import preference_data
 from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 
@@ -201,6 +202,17 @@ def test_tied_embeddings_learn_the_same_over_two_ranks(train, model_root, given)
     model = str(tiny_model.make("llama_tied", model_root))
     one, run = train(model=model), train(model=model, ranks=2, **given)
     assert run.column("lm loss") == pytest.approx(one.column("lm loss"), abs=TOLERANCE)
+    assert run.column("grad_norm") == pytest.approx(one.column("grad_norm"), rel=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["dpo", "kto", "rm"])
+def test_tied_embeddings_learn_preferences_the_same_over_two_stages(train, model_root, tmp_path, kind):
+    model = str(tiny_model.make("llama_tied", model_root))
+    given = {"model": model, "dataset": [str(preference_data.write(tmp_path / "pairs.jsonl"))], "rlhf_type": kind}
+    one = train(task="rlhf", micro_batch_size=2, **given)
+    run = train(task="rlhf", micro_batch_size=2, ranks=2, pipeline_model_parallel_size=2, **given)
+    assert (one.exit_code, run.exit_code) == (0, 0), (one.message, run.message)
     assert run.column("grad_norm") == pytest.approx(one.column("grad_norm"), rel=1e-4)
 
 

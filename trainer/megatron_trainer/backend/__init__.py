@@ -12,9 +12,11 @@ import torch
 
 from megatron_trainer.backend.cpu import CpuBackend
 from megatron_trainer.backend.cuda import CudaBackend
+from megatron_trainer.failure import TrainingError
 from megatron_trainjob.environment import DEVICE
+from megatron_trainjob.exit_codes import ExitCode
 
-__all__ = ["Backend", "CpuBackend", "CudaBackend", "fork_loses_gpu", "select"]
+__all__ = ["Backend", "CpuBackend", "CudaBackend", "fork_loses_gpu", "refuse_missing_gpu", "select"]
 
 
 class Stopwatch(Protocol):
@@ -99,6 +101,13 @@ def select() -> Backend:
     if os.environ.get(DEVICE) != "cpu" and torch.cuda.is_available():
         return CudaBackend()
     return CpuBackend()
+
+
+def refuse_missing_gpu(selected: Backend) -> None:
+    """Raises TrainingError where MTJ_DEVICE asks for GPUs and torch has none; a retry may find a node that has."""
+    if os.environ.get(DEVICE) == "cuda" and selected.num_devices() is None:
+        remedy = "correct the driver or the GPUs that are asked for, or remove it"
+        raise TrainingError(ExitCode.ERROR, f"{DEVICE} is cuda, but torch finds no GPU here; {remedy}")
 
 
 def fork_loses_gpu(backend: Backend) -> bool:

@@ -73,6 +73,7 @@ def _convert(parsed: Accepted) -> int:
     args = parsed.args
     _quiet(logging.getLevelName((args.logging_level or "WARNING").upper()))
     backend = backends.select()
+    backends.refuse_missing_gpu(backend)
     backend.install()
     backend.bind(0)
     if backend.num_devices() is None and (violations := status.without_gpu(args, task="export")):

@@ -69,6 +69,7 @@ MEGATRON_CONFIG = "megatron_config.json"
 def start_process(env: Environment, args: TrainArgs) -> Backend:
     """The backend of this rank, with its device bound and the process group started. Collective."""
     backend = backends.select()
+    backends.refuse_missing_gpu(backend)
     backend.install()
     backend.bind(env.local_rank)
     backend.set_deterministic(args.deterministic_mode)
