@@ -20,8 +20,8 @@ import yaml
 from card_cases import Speed
 
 from megatron_trainjob import memory
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.parse import Accepted, parse
-from megatron_trainjob.families.check import check
 from megatron_trainjob.memory.fitting import HEADROOM
 from tests.support.models import tiny_model
 

@@ -8,11 +8,11 @@ import json
 import datasets
 import pytest
 
+from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.collate import collate
 from megatron_trainer.data.command import write_cached
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.settings import row_shape
-from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.storage.lazy import LazyStore
 from megatron_trainer.data.streaming.items import StreamSampler, micro_batches_of
 from megatron_trainer.failure import InvalidInput

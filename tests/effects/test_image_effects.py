@@ -7,7 +7,7 @@ import pytest
 from transformers import AutoTokenizer
 
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args import rules
 from megatron_trainjob.args.tree import TrainArgs

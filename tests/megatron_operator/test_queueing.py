@@ -6,8 +6,8 @@ from dataclasses import replace
 
 from megatron_operator.api import names
 from megatron_operator.core import reconcile
-from megatron_operator.core.kueue import workload
-from megatron_operator.core.kueue.observe import KueueSeen, PodSetPlace, Workload, place, read_workload
+from megatron_operator.core.desired import workload
+from megatron_operator.core.observe_kueue import KueueSeen, PodSetPlace, Workload, place, read_workload
 from tests.support.operator.job_values import NOW, job, kinds, pod, seen
 
 QUEUE = {names.KUEUE_QUEUE: "team-a"}

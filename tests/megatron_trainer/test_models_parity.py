@@ -12,8 +12,8 @@ from typing import Any
 
 import pytest
 
+from megatron_trainjob.args.model import check as model_check
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import check as families_check
 from tests.support.models import layouts, tiny_model
 from tests.support.ranks import parity
 from tests.support.ranks.pool import gloo_ranks
@@ -24,7 +24,7 @@ LOSS_BOUND = 1e-5
 
 def refused(name: str, layout: dict[str, Any]) -> None:
     """Raises what validation says of the layout."""
-    found = families_check.check(tiny_model.raw_config(name), TrainArgs(model="m", **layout))
+    found = model_check.check(tiny_model.raw_config(name), TrainArgs(model="m", **layout))
     raise ValueError("; ".join(map(str, found.violations)))
 
 

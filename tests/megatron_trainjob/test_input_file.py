@@ -7,8 +7,8 @@ import pytest
 
 from megatron_trainjob import checkpoint_folder, input_file, progress, tokenizer_folder, weight_files
 from megatron_trainjob.args import yaml_file
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.check import check
 from megatron_trainjob.input_file import UnfitFile
 from tests.support.data.no_files import NO_FILES, lay
 from tests.support.models.model_configs import PUBLISHED

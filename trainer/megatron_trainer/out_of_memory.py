@@ -11,8 +11,8 @@ from torch.distributed.checkpoint.api import CheckpointException
 from megatron_trainer import model_source
 from megatron_trainjob import input_file, memory
 from megatron_trainjob.args.field import TrainingTask
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.parse import Accepted
-from megatron_trainjob.families.check import check
 from megatron_trainjob.memory import fitting
 from megatron_trainjob.tokenizer_folder import CONFIG_FILE
 

@@ -1,7 +1,7 @@
 """Model-parallel groups: this rank's coordinates, sums over groups, and its part of a sequence.
 
 Creates and destroys megatron-core's groups, independently of models; invalid layouts have been refused by the argument
-rules and by families/check.py.
+rules and by args/model/check.py.
 """
 
 from __future__ import annotations

@@ -94,7 +94,7 @@ def problems(
     except Unusable as unusable:
         yield str(unusable)
         return
-    if quantization.problem(config):  # families/check.py says so; nothing is known about its tensors
+    if quantization.problem(config):  # args/model/check.py says so; nothing is known about its tensors
         return
     if stored and model is not None and model.vision:
         stored = {in_table(name): tensor for name, tensor in stored.items()}

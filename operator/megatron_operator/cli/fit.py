@@ -8,8 +8,8 @@ import yaml
 
 from megatron_operator.cli.load import Loaded
 from megatron_operator.cli.output import FAILED, INVALID, OK, error, escape, out, show_table, table
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.parse import Accepted
-from megatron_trainjob.families.check import check
 from megatron_trainjob.memory.fitting import HEADROOM
 from megatron_trainjob.memory.search import Candidate, Found, Search
 

@@ -19,7 +19,7 @@ from megatron_operator.core.job import Job
 from megatron_operator.core.rank_layout import Rank
 from megatron_trainjob import memory
 from megatron_trainjob.args import derive
-from megatron_trainjob.families.check import check
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.memory import MemoryEstimate, RankMemory
 from megatron_trainjob.memory.checkpoint import Place, of_nodes
 

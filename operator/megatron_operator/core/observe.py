@@ -9,7 +9,7 @@ from typing import Any, Literal, get_args
 
 from megatron_operator.api import names
 from megatron_operator.core import attempts, termination
-from megatron_operator.core.kueue.observe import KueueSeen
+from megatron_operator.core.observe_kueue import KueueSeen
 from megatron_operator.guard import Guard, Unreadable, shortened, whole_number
 from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.progress import Progress

@@ -7,7 +7,7 @@ from dataclasses import replace
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core import conditions, events, status
+from megatron_operator.core import conditions, events, status, workload_changes
 from megatron_operator.core.decide import (
     backoff,
     cleanup,
@@ -24,6 +24,7 @@ from megatron_operator.core.decide import (
     waiting,
     whole,
 )
+from megatron_operator.core.decide import kueue as kueue_decide
 from megatron_operator.core.decide.decision import (
     Continue,
     Decision,
@@ -39,8 +40,6 @@ from megatron_operator.core.decide.decision import (
 )
 from megatron_operator.core.desired import build, gang
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import changes as kueue_changes
-from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Event, Patch, Plan, Ref
 from megatron_trainjob.violation import Violation
@@ -132,7 +131,7 @@ def _is_any_running(seen: Seen) -> bool:
 
 
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
-    changes, queued = _changes(job, seen, decision, now), kueue_changes.changes(job, seen, decision, now)
+    changes, queued = _changes(job, seen, decision, now), workload_changes.changes(job, seen, decision, now)
     plan = Plan(
         delete=(*changes.delete, *_groups(job, seen.stale_groups), *queued.delete),
         patch=(*_relabeled(job, seen), *changes.patch, *queued.patch),
@@ -163,7 +162,7 @@ def _reported(job: Job, seen: Seen, decision: Decision, now: float, plan: Plan) 
 def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     """A finished job is only cleaned up; its status stays but for the observed generation."""
     if cleanup.is_over(job, seen, now):
-        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *kueue_changes.leftovers(seen))
+        leftovers = (*cleanup.leftovers(job, seen), *_groups(job, _all_groups(seen)), *workload_changes.leftovers(seen))
         return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
     is_stale = seen.status.get("observedGeneration") != job.generation
     seen = in_place.after_the_end(seen, now)
@@ -171,7 +170,7 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
     return Plan(
         status={**seen.status, "observedGeneration": job.generation} if is_stale else None,
         delete=_refs(cleanup.pods_to_delete(job, seen)),
-        patch=kueue_changes.after_the_end(job, seen, now),
+        patch=workload_changes.after_the_end(job, seen, now),
         requeue_s=min((at - now for at in moments), default=None),
     )
 

@@ -15,6 +15,7 @@ from megatron_operator.api import names
 from megatron_operator.api.schema import fit
 from megatron_operator.api.schema.status import status as status_schema
 from megatron_operator.core import conditions, last_restart
+from megatron_operator.core.decide import kueue as kueue_decide
 from megatron_operator.core.decide import restart, suspend, waiting
 from megatron_operator.core.decide.decision import (
     Counters,
@@ -29,7 +30,6 @@ from megatron_operator.core.decide.decision import (
     Withdraw,
 )
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.guard import LogLimit
 from megatron_operator.timestamp import to_seconds, to_text

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from megatron_trainjob import input_file
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.check import check
 from megatron_trainjob.violation import Violation
 
 CONFIG = "config.json"

@@ -6,9 +6,9 @@ import signal
 
 import pytest
 
+from megatron_trainer.data import bounded
 from megatron_trainer.data.conversation.chat_template import ChatTemplate
 from megatron_trainer.data.conversation.template import choose_template
-from megatron_trainer.data.reading import bounded
 from megatron_trainer.data.values import Message, RowError
 from megatron_trainer.failure import InvalidInput
 from tests.support.models import tiny_model

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 
 from megatron_trainer.convert import command as export
+from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import Encoded
 from megatron_trainer.data.prepare import prepare
-from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.storage.chunk import to_chunk
 from megatron_trainer.data.storage.store import Store, StoreWriter
 from megatron_trainer.failure import InvalidInput

@@ -8,9 +8,9 @@ import pytest
 
 from megatron_trainer.data.load import open_all
 from megatron_trainer.data.reading.catalog import looked_up, read_catalog
-from megatron_trainer.data.reading.row import parse_row
 from megatron_trainer.data.reading.source import HubAccess
 from megatron_trainer.data.reading.spec import parse_spec
+from megatron_trainer.data.row import parse_row
 from megatron_trainer.data.settings import data_settings
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs

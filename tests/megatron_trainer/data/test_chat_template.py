@@ -10,7 +10,7 @@ from transformers import AutoTokenizer, ByT5Tokenizer, PreTrainedTokenizerFast
 from megatron_trainer.data.conversation.chat_template import ChatTemplate
 from megatron_trainer.data.conversation.messages import parse_messages
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import RowError
 from tests.support.models.text_models import INST, LLAMA3, SENTENCES, SMOL, THINKING, chatml_tokenizer, llama_tokenizer
 from tests.support.ranks import real_model

@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from megatron_trainer.data.collate import RowShape, collate
-from megatron_trainer.data.values import Pair, Sample
+from megatron_trainer.data.values import Medium, Pair, Pixels, Sample
 from megatron_trainer.data.vision.pixels import ImageReader
-from megatron_trainer.data.vision.values import Medium, Pixels
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.train import read_data
 from megatron_trainjob.args.tree import TrainArgs

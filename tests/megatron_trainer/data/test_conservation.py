@@ -8,7 +8,7 @@ import pytest
 
 from megatron_trainer.data.conversation.chat_template import TemplateSettings
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Rejection
 from megatron_trainer.failure import InvalidInput
 from tests.support.models.text_models import LLAMA3, SMOL, THINKING, chatml_tokenizer, llama_tokenizer

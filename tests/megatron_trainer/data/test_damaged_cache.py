@@ -12,10 +12,10 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
+from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.reading.read import read_file
 from megatron_trainer.data.storage.cache import LENGTHS
-from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.streaming import journal
 from megatron_trainer.data.streaming.journal import START, Note
 from megatron_trainer.failure import InvalidInput

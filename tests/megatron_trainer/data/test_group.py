@@ -10,7 +10,7 @@ from megatron_trainer.data.collate import RowShape, collate, split
 from megatron_trainer.data.conversation.formats import Recognition, recognize, with_system
 from megatron_trainer.data.conversation.group import INSTRUCTION, Grouping
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings, to_item
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import RowError
 from tests.support.models import tiny_model
 

@@ -15,12 +15,12 @@ import pytest
 from PIL import Image
 from transformers import AutoTokenizer
 
+from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.loader import micro_batches
 from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.data.prepare import prepare
 from megatron_trainer.data.show import lines
-from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.streaming.items import StreamSampler
 from megatron_trainer.data.values import Sample
 from megatron_trainer.data.vision.model import image_rows_of

@@ -15,7 +15,7 @@ from transformers import AutoTokenizer
 
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision

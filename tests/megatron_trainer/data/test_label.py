@@ -7,7 +7,7 @@ import pytest
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Rejection, RowError
 from tests.support.models import tiny_model
 

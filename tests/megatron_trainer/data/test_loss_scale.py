@@ -4,7 +4,7 @@ import pytest
 
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
 from megatron_trainer.data.encoding.loss_scale import STRATEGIES
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainjob.args.tree import ARGUMENTS
 from tests.support.models.text_models import THINKING, chatml_tokenizer
 

@@ -12,9 +12,9 @@ import pytest
 
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.source import open_source
 from megatron_trainer.data.reading.spec import parse_spec
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Rejection
 from tests.support.data.odd_rows import OddRows, traced, wrong
 from tests.support.data.template_matrix import MODELS

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from megatron_operator.cli import dropped_rows
+from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.ordering.interleave import interleave
 from megatron_trainer.data.prepare import prepare
-from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.checkpoint_folder import DATA_REPORT

@@ -13,10 +13,10 @@ import pytest
 from megatron_trainer.data.conversation.formats import Recognition, recognize
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
 from megatron_trainer.data.reading.read import read_file
-from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import open_source
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
 from megatron_trainer.data.reading.split import VALIDATION
+from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.values import Rejection, RowError
 from tests.support.models.text_models import chatml_tokenizer
 

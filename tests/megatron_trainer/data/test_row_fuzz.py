@@ -11,7 +11,7 @@ import pytest
 
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.encoding.encode import LEFT_OUT, Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Rejection
 from tests.support.data.row_fuzz import Fuzz
 from tests.support.data.template_matrix import MODELS, stop_words, trained_runs

@@ -7,11 +7,11 @@ from itertools import islice
 
 import pytest
 
+from megatron_trainer.data.cached import open_cached, write_store
 from megatron_trainer.data.encoding.encode import Encoder, EncodeSettings
 from megatron_trainer.data.encoding.turn_rows import NOTE
 from megatron_trainer.data.prepare import prepare
-from megatron_trainer.data.reading.row import Record
-from megatron_trainer.data.storage.cached import open_cached, write_store
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.streaming.items import StreamSampler, micro_batches_of
 from megatron_trainer.data.values import Rejection
 from megatron_trainjob.args.tree import TrainArgs

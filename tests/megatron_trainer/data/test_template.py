@@ -8,7 +8,7 @@ from megatron_trainer.data.conversation.declared_template import BUILT_IN, Decla
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.template import choose_template
 from megatron_trainer.data.encoding.encode import TOO_LONG, Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Message, Rejection, RowError
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES

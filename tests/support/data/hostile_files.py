@@ -271,7 +271,7 @@ def read_checkpoint(folder: Path) -> None:
 
 def read_rows(path: Path) -> None:
     from megatron_trainer.data.reading.read import read_file
-    from megatron_trainer.data.reading.row import parse_row
+    from megatron_trainer.data.row import parse_row
     from megatron_trainer.data.values import RowError
 
     for _, payload in read_file(path):

@@ -18,7 +18,7 @@ from pathlib import Path
 from transformers import PreTrainedTokenizerBase, PreTrainedTokenizerFast
 
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, EncodeSettings
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Rejection
 from tests.support.models.text_models import trained_tokenizer
 

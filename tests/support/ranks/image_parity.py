@@ -70,7 +70,7 @@ def sample(number: int, vision: Any) -> Any:
 def _pixels(grids: Any, random: Any, vision: Any) -> Any:
     import numpy as np
 
-    from megatron_trainer.data.vision.values import Pixels
+    from megatron_trainer.data.values import Pixels
 
     if not grids:
         return None

@@ -107,8 +107,8 @@ def _unmade(odd: OddModel, directory: Path, reason: str) -> Verdict:
 def _validated(directory: Path) -> Iterator[str]:
     """What `mtj validate` says of the folder."""
     from megatron_trainjob import weight_files
+    from megatron_trainjob.args.model.check import check
     from megatron_trainjob.args.tree import TrainArgs
-    from megatron_trainjob.families.check import check
 
     raw = json.loads((directory / "config.json").read_text())
     checked = check(raw, TrainArgs(model=str(directory), torch_dtype="float32"))

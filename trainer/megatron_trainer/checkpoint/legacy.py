@@ -21,9 +21,8 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from megatron_trainer import parallel
-from megatron_trainer.convert import table
 from megatron_trainer.failure import TrainingError
-from megatron_trainer.lora.names import is_adapter
+from megatron_trainer.lora.names import canonical, is_adapter, named_weights
 from megatron_trainjob.exit_codes import ExitCode
 
 logger = logging.getLogger(__name__)
@@ -155,17 +154,17 @@ def _check_is_no_program(file: Path) -> None:
 def _weights(stored: Mapping[str, Any]) -> Iterator[tuple[str, Tensor]]:
     for name, value in stored.items():
         if isinstance(value, Tensor) and not name.endswith(_SKIPPED):
-            yield table.canonical(name), value
+            yield canonical(name), value
 
 
 @torch.no_grad()
 def _copy(model: nn.Module, stored: dict[str, Tensor]) -> list[str]:
     """Fills the model's weights from the stored ones; names what is missing, left over or of another shape."""
     problems = []
-    for name, own in table.weights(model):
+    for name, own in named_weights(model):
         if is_adapter(name):
             continue
-        found = stored.pop(table.canonical(name), None)
+        found = stored.pop(canonical(name), None)
         if found is None:
             problems.append(f"{name} is missing")
         elif found.shape != own.shape:

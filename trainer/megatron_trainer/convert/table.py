@@ -13,26 +13,22 @@ from megatron.core.models.gpt import GPTModel
 from torch import Tensor
 
 from megatron_trainer.convert.rules import Share, Sizes
-from megatron_trainer.lora.names import TIED_OUTPUT, WORD_EMBEDDINGS, is_adapter, unwrapped, whole_model_name
+from megatron_trainer.lora.names import (
+    TIED_OUTPUT,
+    WORD_EMBEDDINGS,
+    canonical,
+    named_weights,
+    unwrapped,
+    whole_model_name,
+)
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families.vision import is_tower
 from megatron_trainjob.families.weight import Rule
 from megatron_trainjob.families.weights import copies, table
 
-# TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
-# use the names of megatron-core's local layers; these convert the names.
-_LOCAL_NAMES = (
-    (re.compile(r"\.self_attention\.linear_qkv\.layer_norm_weight$"), ".input_layernorm.weight"),
-    (re.compile(r"\.mlp\.linear_fc1\.layer_norm_weight$"), ".pre_mlp_layernorm.weight"),
-    (re.compile(r"\.linear_q_up_proj\.layer_norm_weight$"), ".q_layernorm.weight"),
-    (re.compile(r"\.linear_kv_up_proj\.layer_norm_weight$"), ".kv_layernorm.weight"),
-    (re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$"), r".experts.local_experts.\3.\1.\2"),
-)
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
-_BUFFERS = ("expert_bias",)
-"""Buffers that are weights of the checkpoint; named_parameters does not include them."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +90,7 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
     """
     rows, further = table(spec.model.family, has_scores=spec.head is not None), copies(spec.model)
     for chunk in map(unwrapped, chunks):
-        for local_name, parameter in weights(chunk):
+        for local_name, parameter in named_weights(chunk):
             name = whole_model_name(chunk, canonical(local_name))
             if is_tower(name):
                 yield _of_tower(parameter, name)
@@ -123,19 +119,6 @@ def _is_copy(chunk: GPTModel, local_name: str, spec: ModelSpec) -> bool:
 def _of_tower(parameter: Tensor, name: str) -> Entry:
     """A parameter of the vision tower: transformers' own module has the checkpoint's names."""
     return Entry(parameter=parameter, name=name, rule="plain", names=(name,), is_expert=False, is_copy=False)
-
-
-def weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """The parameters of a chunk by its own names, without adapters, and the buffers that are weights."""
-    yield from ((name, p) for name, p in chunk.named_parameters() if not is_adapter(name))
-    yield from ((name, b) for name, b in chunk.named_buffers() if name.endswith(_BUFFERS))
-
-
-def canonical(name: str) -> str:
-    """The name of this parameter in the local implementation."""
-    for pattern, replacement in _LOCAL_NAMES:
-        name = pattern.sub(replacement, name)
-    return name
 
 
 def _pattern(name: str) -> str:

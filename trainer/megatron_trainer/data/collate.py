@@ -20,9 +20,8 @@ from numpy.typing import NDArray
 
 from megatron_trainer.data.mismatch import mismatched
 from megatron_trainer.data.mrope import mrope_positions
-from megatron_trainer.data.values import IGNORED, Item, MicroBatch, Pair, Sample
+from megatron_trainer.data.values import IGNORED, Item, MicroBatch, Pair, Pixels, Sample, joined_pixels
 from megatron_trainer.data.vision.pixels import ImageReader
-from megatron_trainer.data.vision.values import Pixels, joined
 from megatron_trainjob.families.vision import Vision
 
 
@@ -261,8 +260,8 @@ def _micro_batch(
 
 def _vision(rows: list[_Row], samples: list[Sample]) -> dict[str, Any]:
     """The fields of a micro-batch with the images of its samples and their positions; none for text alone."""
-    images = joined([sample.images for sample in samples if sample.images is not None])
-    videos = joined([sample.videos for sample in samples if sample.videos is not None])
+    images = joined_pixels([sample.images for sample in samples if sample.images is not None])
+    videos = joined_pixels([sample.videos for sample in samples if sample.videos is not None])
     found = _tensors(images, "pixel_values", "grid_thw") | _tensors(videos, "pixel_values_videos", "video_grid_thw")
     if any(sample.position_ids_3T is not None for sample in samples):
         found["mrope_position_ids_3BT"] = torch.from_numpy(np.stack([row.places for row in rows], axis=1))

@@ -20,12 +20,12 @@ from pathlib import Path
 from transformers import AutoConfig
 
 from megatron_trainer import model_source
+from megatron_trainer.data.cached import write_store
 from megatron_trainer.data.dataset import Items, PackedRows
 from megatron_trainer.data.prepare import Prepared, prepare
 from megatron_trainer.data.report import DataReport, Histogram
 from megatron_trainer.data.settings import label_of
 from megatron_trainer.data.show import lines, sequences_of
-from megatron_trainer.data.storage.cached import write_store
 from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainer.failure import InvalidInput, TrainingError
 from megatron_trainer.report.facts import data_facts

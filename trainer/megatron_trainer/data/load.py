@@ -17,11 +17,11 @@ from transformers import PreTrainedTokenizerBase
 from megatron_trainer.data.encoding.encode import Encoder
 from megatron_trainer.data.reading import split
 from megatron_trainer.data.reading.rename import Renamed
-from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.source import HubAccess, Source, open_source
 from megatron_trainer.data.reading.spec import DatasetSpec
 from megatron_trainer.data.reading.unpair import Unpaired
 from megatron_trainer.data.reading.unroll import Unrolled
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.settings import DataSettings
 from megatron_trainer.data.storage.cache import opened
 from megatron_trainer.data.storage.fingerprint import (

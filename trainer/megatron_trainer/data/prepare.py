@@ -18,13 +18,13 @@ import numpy as np
 from numpy.typing import NDArray
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.cached import open_cached, open_validation
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.dataset import Dataset, Items, PackedRows, concatenate, identity, items_of
 from megatron_trainer.data.load import Loaded, Loader, Progress, with_numbers
 from megatron_trainer.data.ordering.arrange import mix, repeat, shuffled, split_off
 from megatron_trainer.data.ordering.pack import fill, pack
-from megatron_trainer.data.reading.row import as_json, parse_row
 from megatron_trainer.data.report import (
     DataReport,
     PackingReport,
@@ -34,9 +34,9 @@ from megatron_trainer.data.report import (
     loud_notes,
     source_report,
 )
+from megatron_trainer.data.row import as_json, parse_row
 from megatron_trainer.data.settings import DataSettings, data_settings
 from megatron_trainer.data.show import examples, thumbnails
-from megatron_trainer.data.storage.cached import open_cached, open_validation
 from megatron_trainer.data.storage.store import Store
 from megatron_trainer.data.streaming.items import Stream
 from megatron_trainer.data.vision.model import ImageRows

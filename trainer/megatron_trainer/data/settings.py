@@ -15,7 +15,7 @@ from megatron_trainer.data.conversation.label import Label
 from megatron_trainer.data.encoding.encode import EncodeSettings
 from megatron_trainer.data.reading.catalog import Catalog, looked_up, read_catalog
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
-from megatron_trainer.data.vision.values import VisionSettings
+from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
 from megatron_trainjob.args import head

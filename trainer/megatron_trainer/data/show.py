@@ -12,10 +12,9 @@ import numpy as np
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.collate import split
-from megatron_trainer.data.values import Item, RowError, Sample
+from megatron_trainer.data.values import Item, Medium, RowError, Sample
 from megatron_trainer.data.vision.pixels import ImageReader
 from megatron_trainer.data.vision.tokens import VisionTokens
-from megatron_trainer.data.vision.values import Medium
 from megatron_trainjob.args.head import GroupKind
 
 MOST_CHARACTERS = 1_000

@@ -1,6 +1,7 @@
 """The values of the data pipeline, from a row of a file to a micro-batch. No I/O, and no torch at run time.
 
-Shape suffixes: B rows of a micro-batch, T tokens of a row.
+Shape suffixes: B rows of a micro-batch, T tokens of a row; P patches of all images, D numbers of a patch (channels x
+temporal x patch x patch), N images.
 """
 
 from __future__ import annotations
@@ -12,8 +13,6 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
-
-from megatron_trainer.data.vision.values import Medium, Pixels
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -86,6 +85,46 @@ class Message:
             return ()
         calls = self.extra.get("tool_calls", ())
         return calls if isinstance(calls, list | tuple) else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels:
+    """Images (or videos) in the order in which the token ids name them, exactly as transformers' processor makes them.
+
+    values_PD: float32, the patches of all images, one image after the other. grid_N3: int64, patches of each image
+    along (time, height, width); their product is its number of patches.
+    """
+
+    values_PD: NDArray[np.float32]
+    grid_N3: NDArray[np.int64]
+
+
+def joined_pixels(parts: Sequence[Pixels]) -> Pixels | None:
+    """The images of all parts in order, None if there are none."""
+    if not parts:
+        return None
+    return Pixels(
+        values_PD=np.concatenate([part.values_PD for part in parts]),
+        grid_N3=np.concatenate([part.grid_N3 for part in parts]),
+    )
+
+
+MediumFile = str | bytes
+"""The file of an image: its absolute path, or its bytes as they were in the row or behind a URL."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Medium:
+    """An image or a video of a sequence, in the order of their tokens.
+
+    sources: the file of the image, or those of a video's frames. size: (height, width) in pixels, as stored. grid:
+    patches along (time, height, width) once it is resized for the model.
+    """
+
+    sources: tuple[MediumFile, ...]
+    size: tuple[int, int]
+    grid: tuple[int, int, int]
+    is_video: bool = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -192,7 +231,7 @@ class MicroBatch:
     mismatched: the prompts of the samples with the answers of other samples, see mismatch.py.
     divergence: estimate of KL(policy, reference) for this micro-batch, nats, a scalar.
     pixel_values, grid_thw: float32 [patches, numbers of a patch] and int64 [images, 3], the images of all samples in
-    the order of the row (vision/values.py); pixel_values_videos, video_grid_thw: its videos. None without any.
+    the order of the row (Pixels); pixel_values_videos, video_grid_thw: its videos. None without any.
     mrope_position_ids_3BT: int64, positions by time, height and width; None where all three are position_ids_BT.
     num_patches: of all images and videos, also where their pixels are not read.
     """

@@ -12,12 +12,24 @@ from collections.abc import Iterator, Sequence
 import torch
 from megatron.core import parallel_state
 from megatron.core.models.gpt import GPTModel
+from torch import Tensor
 
 _LAYER = re.compile(r"^(decoder\.layers)\.(\d+)(?=\.|$)")
 _FURTHER = re.compile(r"^mtp\.layers\.(\d+)(\.mtp_model_layer(?=\.|$))?(?=\.|$)")
 _EXPERT = re.compile(r"(\.local_experts)\.(\d+)(?=\.|$)")
 TIED_OUTPUT = "output_layer.weight"
 WORD_EMBEDDINGS = "embedding.word_embeddings.weight"
+# TransformerEngine fuses each norm into the linear after it and keeps experts in one module. The weight tables
+# use the names of megatron-core's local layers; these convert the names.
+_LOCAL_NAMES = (
+    (re.compile(r"\.self_attention\.linear_qkv\.layer_norm_weight$"), ".input_layernorm.weight"),
+    (re.compile(r"\.mlp\.linear_fc1\.layer_norm_weight$"), ".pre_mlp_layernorm.weight"),
+    (re.compile(r"\.linear_q_up_proj\.layer_norm_weight$"), ".q_layernorm.weight"),
+    (re.compile(r"\.linear_kv_up_proj\.layer_norm_weight$"), ".kv_layernorm.weight"),
+    (re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$"), r".experts.local_experts.\3.\1.\2"),
+)
+_BUFFERS = ("expert_bias",)
+"""Buffers that are weights of the checkpoint; named_parameters does not include them."""
 
 
 def unwrapped(chunk: torch.nn.Module) -> GPTModel:
@@ -61,6 +73,19 @@ def named_parameters(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, t
     for chunk in map(unwrapped, chunks):
         for name, parameter in chunk.named_parameters():
             yield whole_model_name(chunk, name), parameter
+
+
+def named_weights(chunk: torch.nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """The parameters of a chunk by its own names, without adapters, and the buffers that are weights."""
+    yield from ((name, p) for name, p in chunk.named_parameters() if not is_adapter(name))
+    yield from ((name, b) for name, b in chunk.named_buffers() if name.endswith(_BUFFERS))
+
+
+def canonical(name: str) -> str:
+    """The name of this parameter in the local implementation."""
+    for pattern, replacement in _LOCAL_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
 
 
 def named_modules(chunks: Sequence[torch.nn.Module]) -> Iterator[tuple[str, torch.nn.Module]]:

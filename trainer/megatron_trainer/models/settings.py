@@ -19,8 +19,8 @@ from megatron_trainer.models.extra import configuration
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainer.parallel import expert_tensor_parallel_size
 from megatron_trainjob.args import derive
+from megatron_trainjob.args.model.apply import SWIGLU
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.arguments import SWIGLU
 from megatron_trainjob.families.model import Model
 
 _FUSED_ATTENTION = ("flash", "fused", "auto")

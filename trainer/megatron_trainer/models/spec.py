@@ -20,10 +20,10 @@ from megatron_trainer.models import rope
 from megatron_trainer.models.score import Head
 from megatron_trainjob import input_file
 from megatron_trainjob.args import derive, head
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.check import check
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.violation import Violation
 

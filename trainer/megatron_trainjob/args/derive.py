@@ -172,7 +172,7 @@ def model_value(args: TrainArgs, hf_config: Mapping[str, Any], name: str) -> Any
         return given
     try:
         found = _OF_MODEL[name](families.read(hf_config))
-    except ValueError:  # families/check.py says why
+    except ValueError:  # args/model/check.py says why
         found = None
     return ARGUMENTS[name].fallback if found is None else found
 
@@ -193,7 +193,7 @@ def has_dense_layers(args: TrainArgs, hf_config: Mapping[str, Any]) -> bool:
         return True
     try:
         return not all(families.read(hf_config).expert_layers)
-    except ValueError:  # families/check.py says why
+    except ValueError:  # args/model/check.py says why
         return True
 
 

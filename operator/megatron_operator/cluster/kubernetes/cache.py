@@ -30,8 +30,8 @@ from megatron_operator.cluster.pod_ends import PodEnds, Successes
 from megatron_operator.core import attempts
 from megatron_operator.core.decide import failure
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue.observe import KueueSeen, read_workload
 from megatron_operator.core.observe import Gang, Pod, Seen, is_owned, read_gang, read_pod
+from megatron_operator.core.observe_kueue import KueueSeen, read_workload
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]

@@ -10,9 +10,9 @@ from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.discovery import wait_until_served
 from megatron_operator.cluster.kubernetes.informer import Informer
 from megatron_operator.cluster.kubernetes.resource import PRIORITY_CLASSES, RESOURCE_FLAVOR, WORKLOAD, Resource
+from megatron_operator.core.desired import workload
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import workload
-from megatron_operator.core.kueue.observe import KueueSeen, PodSetPlace, Workload, place
+from megatron_operator.core.observe_kueue import KueueSeen, PodSetPlace, Workload, place
 
 Object = Mapping[str, Any]
 CACHED_S = 60.0

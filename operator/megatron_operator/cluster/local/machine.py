@@ -18,8 +18,8 @@ from megatron_operator.cluster.local.paths import Folders, NoSuchVolume
 from megatron_operator.manifest.mounts import is_below
 from megatron_trainjob import tokenizer_folder, weight_files
 from megatron_trainjob.args import head
+from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.check import check
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]

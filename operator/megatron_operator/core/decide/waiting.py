@@ -12,9 +12,9 @@ from typing import Any
 
 from megatron_operator.api import names
 from megatron_operator.core.decide import failure, whole
+from megatron_operator.core.decide import kueue as kueue_decide
 from megatron_operator.core.decide.decision import Continue, Decision, Queue, Wait, Withdraw
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import decide as kueue_decide
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds, to_text
 

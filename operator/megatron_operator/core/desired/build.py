@@ -6,13 +6,12 @@ from collections.abc import Mapping
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core.desired import gang, labels
+from megatron_operator.core.desired import gang, labels, workload
 from megatron_operator.core.desired.config_map import config_map
 from megatron_operator.core.desired.pods import pod, pods
 from megatron_operator.core.desired.service import service
 from megatron_operator.core.desired.volumes import claim
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import workload
 from megatron_operator.core.observe import Seen
 
 Object = Mapping[str, Any]

@@ -14,13 +14,13 @@ from dataclasses import dataclass, field
 import jinja2
 from transformers import PreTrainedTokenizerBase
 
+from megatron_trainer.data.bounded import TooMuch, bounded
 from megatron_trainer.data.conversation.conserve import lost, prints_python
 from megatron_trainer.data.conversation.form import Form, Habits, Turns, forms_for, joined, turns_of
+from megatron_trainer.data.conversation.locate import Locator, Marks, common_prefix, stand_in
 from megatron_trainer.data.conversation.rendering import Rendering, Tools, Turn
 from megatron_trainer.data.conversation.stop import Stops, added_tokens, any_of, declared_stops
 from megatron_trainer.data.conversation.thought import Bodies, Thoughts
-from megatron_trainer.data.reading.bounded import TooMuch, bounded
-from megatron_trainer.data.reading.locate import Locator, Marks, common_prefix, stand_in
 from megatron_trainer.data.values import Message, RowError
 
 THOUGHT_KEYS = ("reasoning_content", "reasoning", "thinking", "thought")

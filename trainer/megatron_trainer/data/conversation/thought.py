@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from megatron_trainer.data.conversation.conserve import split_thought
-from megatron_trainer.data.reading.locate import Marks
+from megatron_trainer.data.conversation.locate import Marks
 from megatron_trainer.data.values import Message
 
 KEPT = "the chat template removes the thoughts of earlier turns; they are kept (preserve_thinking)"

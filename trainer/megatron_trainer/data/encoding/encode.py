@@ -21,11 +21,11 @@ from megatron_trainer.data.encoding.loss_scale import STRATEGIES
 from megatron_trainer.data.encoding.loss_span import Span, spans, trained_messages
 from megatron_trainer.data.encoding.tokens import Tokens, tokenization
 from megatron_trainer.data.encoding.turn_rows import with_one_answer
-from megatron_trainer.data.reading.row import Record, parse_row
-from megatron_trainer.data.values import IGNORED, Conversation, Message, Pair, Rejection, RowError, Sample
+from megatron_trainer.data.row import Record, parse_row
+from megatron_trainer.data.values import IGNORED, Conversation, Medium, Message, Pair, Rejection, RowError, Sample
 from megatron_trainer.data.vision.model import ImageRows
 from megatron_trainer.data.vision.rows import lifted
-from megatron_trainer.data.vision.values import Medium, VisionSettings
+from megatron_trainer.data.vision.settings import VisionSettings
 
 logger = logging.getLogger(__name__)
 

@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import BinaryIO
 
-from megatron_trainer.data.reading.row import object_of
+from megatron_trainer.data.row import object_of
 from megatron_trainer.data.values import RowError
 from megatron_trainjob.input_file import MAX_PARTS, parse_json
 

@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any, BinaryIO, TextIO
 import pyarrow  # type: ignore[import-untyped]
 import pyarrow.parquet  # type: ignore[import-untyped]
 
+from megatron_trainer.data.bounded import bounded_memory
 from megatron_trainer.data.reading import json_rows, table_size
-from megatron_trainer.data.reading.bounded import bounded_memory
 from megatron_trainer.data.values import RowError
 from megatron_trainjob import input_file
 from megatron_trainjob.input_file import UnfitFile

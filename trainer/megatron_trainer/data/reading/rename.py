@@ -6,8 +6,8 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 
-from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import Source
+from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.values import RowError
 
 

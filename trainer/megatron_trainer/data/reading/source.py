@@ -12,8 +12,8 @@ import datasets
 
 from megatron_trainer.data.reading import split
 from megatron_trainer.data.reading.read import READERS, check, kind_of, read_file, without_nulls
-from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.spec import DatasetSpec
+from megatron_trainer.data.row import Record
 
 
 class Source(Protocol):

@@ -9,8 +9,8 @@ from itertools import batched
 
 from megatron_trainer.data.conversation.columns import Row, named
 from megatron_trainer.data.conversation.formats import is_paired
-from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import Source
+from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.values import RowError
 
 ROWS_AT_ONCE = 1000

@@ -8,8 +8,8 @@ from dataclasses import asdict, dataclass, replace
 
 from megatron_trainer.data.conversation.formats import Recognition, recognize
 from megatron_trainer.data.encoding.turn_rows import num_rows
-from megatron_trainer.data.reading.row import Record, parse_row
 from megatron_trainer.data.reading.source import Source
+from megatron_trainer.data.row import Record, parse_row
 from megatron_trainer.data.values import RowError
 from megatron_trainer.data.vision.rows import lifted
 

@@ -10,8 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_trainer.data.encoding.encode import Encoded
-from megatron_trainer.data.values import Rejection
-from megatron_trainer.data.vision.values import Medium
+from megatron_trainer.data.values import Medium, Rejection
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, log_notes, to_item
-from megatron_trainer.data.reading.row import Record, as_json
+from megatron_trainer.data.row import Record, as_json
 from megatron_trainer.data.storage import array_file
 from megatron_trainer.data.storage.tokenize import refuse_first_bad
 from megatron_trainer.data.values import Pair, RowError, Sample

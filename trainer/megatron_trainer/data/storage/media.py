@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from megatron_trainer.data.storage import array_file
-from megatron_trainer.data.vision.values import Medium, Source
+from megatron_trainer.data.values import Medium, MediumFile
 from megatron_trainjob import input_file
 
 TABLE, PARTS, CONTENT = "media.npy", "source_parts.npy", "media.bin"
@@ -51,7 +51,7 @@ class MediaWriter:
         np.save(self._directory / TABLE, np.array(self._rows, dtype=np.int64))
         np.save(self._directory / PARTS, np.array(self._parts, dtype=np.int64))
 
-    def _part(self, source: Source) -> tuple[int, int, int]:
+    def _part(self, source: MediumFile) -> tuple[int, int, int]:
         is_path = isinstance(source, str)
         content = source.encode() if isinstance(source, str) else source
         key = hashlib.sha256(content).digest(), is_path
@@ -114,6 +114,6 @@ class MediaTable:
         sources = tuple(self._source(*part) for part in self._parts[first:last].tolist())
         return Medium(sources=sources, size=(height, width), grid=(time, rows, columns), is_video=bool(is_video))
 
-    def _source(self, is_path: int, start: int, end: int) -> Source:
+    def _source(self, is_path: int, start: int, end: int) -> MediumFile:
         content = self._content[start:end].tobytes()
         return content.decode() if is_path else content

@@ -7,7 +7,7 @@ from itertools import batched
 from pathlib import Path
 
 from megatron_trainer.data.encoding.encode import TOO_LONG, Encoder
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.storage.chunk import Chunk, to_chunk
 from megatron_trainer.data.storage.store import StoreWriter
 from megatron_trainer.data.storage.worker import encode_in_processes

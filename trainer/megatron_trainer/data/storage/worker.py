@@ -18,7 +18,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import BinaryIO
 
 from megatron_trainer.data.encoding.encode import Encoder
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.storage.chunk import Chunk, to_chunk
 
 CHUNKS_AHEAD = 3

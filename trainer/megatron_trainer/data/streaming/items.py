@@ -26,7 +26,7 @@ import numpy as np
 from megatron_trainer.data.collate import round_up, split
 from megatron_trainer.data.encoding.encode import Encoded, Encoder, log_notes, to_item
 from megatron_trainer.data.ordering.sample import Segment
-from megatron_trainer.data.reading.row import Record
+from megatron_trainer.data.row import Record
 from megatron_trainer.data.storage.tokenize import refuse_first_bad
 from megatron_trainer.data.streaming import journal
 from megatron_trainer.data.streaming.journal import Note

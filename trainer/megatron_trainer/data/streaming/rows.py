@@ -9,8 +9,8 @@ from typing import Literal
 
 import numpy as np
 
-from megatron_trainer.data.reading.row import Record
 from megatron_trainer.data.reading.source import Source
+from megatron_trainer.data.row import Record
 
 
 @dataclass(frozen=True, kw_only=True)

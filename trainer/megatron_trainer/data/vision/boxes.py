@@ -11,8 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Literal
 
-from megatron_trainer.data.values import Message, RowError
-from megatron_trainer.data.vision.values import Medium
+from megatron_trainer.data.values import Medium, Message, RowError
 
 REF, BOX = "<ref-object>", "<bbox>"
 MISMATCH = "objects and their places do not match"

@@ -16,8 +16,7 @@ import urllib.request
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from megatron_trainer.data.values import RowError
-from megatron_trainer.data.vision.values import Source
+from megatron_trainer.data.values import MediumFile, RowError
 from megatron_trainjob import input_file
 
 MAX_BYTES = 64 * 2**20
@@ -36,7 +35,7 @@ _WEB = urllib.request.build_opener()
 _WEB.addheaders = [("User-Agent", "megatron-trainer"), ("Accept", "image/*,*/*;q=0.5")]
 
 
-def open_image(value: object, folders: Sequence[Path]) -> Source:
+def open_image(value: object, folders: Sequence[Path]) -> MediumFile:
     """The file of an image, given in any form that rows use.
 
     folders: where relative paths are looked up, in order.
@@ -62,7 +61,7 @@ def open_image(value: object, folders: Sequence[Path]) -> Source:
     return _of_text(text, folders)
 
 
-def read(source: Source) -> bytes:
+def read(source: MediumFile) -> bytes:
     """The bytes of a file. Raises RowError when it no longer exists."""
     if isinstance(source, bytes):
         return source
@@ -107,7 +106,7 @@ def _fetch(url: str) -> bytes:
     return b"".join(parts)
 
 
-def _of_object(value: Mapping[str, object], folders: Sequence[Path]) -> Source:
+def _of_object(value: Mapping[str, object], folders: Sequence[Path]) -> MediumFile:
     found = next((value[key] for key in _KEYS if value.get(key) not in (None, "", b"")), None)
     if found is None:
         raise RowError(NO_IMAGE, f"an object with {', '.join(map(str, value)) or 'nothing'}")
@@ -124,7 +123,7 @@ def _of_data_uri(text: str) -> bytes:
         raise RowError(NO_IMAGE, f"a data URI that is not base64: {err}") from err
 
 
-def _of_text(text: str, folders: Sequence[Path]) -> Source:
+def _of_text(text: str, folders: Sequence[Path]) -> MediumFile:
     """A path; text that is no path of a file but all base64 is the file itself."""
     try:
         return _found(text, folders)

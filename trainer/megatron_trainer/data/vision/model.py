@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 
-from megatron_trainer.data.values import Conversation, Message, RowError
+from megatron_trainer.data.values import Conversation, Medium, Message, RowError
 from megatron_trainer.data.vision import boxes, files
 from megatron_trainer.data.vision.boxes import Boxes
 from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
 from megatron_trainer.data.vision.places import placed
 from megatron_trainer.data.vision.rows import MARK, Found, Media
+from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.data.vision.tokens import Shifted, VisionTokens
-from megatron_trainer.data.vision.values import Medium, VisionSettings
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation

@@ -20,10 +20,9 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from megatron_trainer.data.values import RowError
+from megatron_trainer.data.values import Medium, MediumFile, Pixels, RowError, joined_pixels
 from megatron_trainer.data.vision import files
 from megatron_trainer.data.vision.decode import decode
-from megatron_trainer.data.vision.values import Medium, Pixels, Source, joined
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -55,7 +54,7 @@ class ImageReader:
         self._grids: dict[tuple[int, int], tuple[int, int, int]] = {}
         self._used_bytes, self._written = -1, 0
 
-    def measure(self, source: Source) -> tuple[Medium, str]:
+    def measure(self, source: MediumFile) -> tuple[Medium, str]:
         """The image with its sizes, fully decoded to prove that it can be, and a note for the user.
 
         Raises RowError when it cannot be trained on.
@@ -73,7 +72,7 @@ class ImageReader:
         Raises TrainingError if one has changed since it was measured, or no longer exists.
         """
         try:
-            return joined([self._pixels(medium) for medium in media])
+            return joined_pixels([self._pixels(medium) for medium in media])
         except RowError as err:
             message = f"an image was there when its row was tokenized, and is not now: {err}"
             raise TrainingError(ExitCode.BAD_DATA, message) from err
@@ -121,7 +120,7 @@ class ImageReader:
             self._grids[size] = time, rows, columns
         return self._grids[size]
 
-    def _key(self, source: Source, medium: Medium) -> str:
+    def _key(self, source: MediumFile, medium: Medium) -> str:
         """Of the file's content (of a path: its name, size and time) and the size of the result."""
         if isinstance(source, bytes):
             content = hashlib.sha256(source).hexdigest()
@@ -177,7 +176,7 @@ class ImageReader:
         return self._used_bytes + num_bytes <= self._cache.budget_bytes
 
 
-def _shown(source: Source) -> str:
+def _shown(source: MediumFile) -> str:
     return source if isinstance(source, str) else f"an image of {len(source)} bytes"
 
 

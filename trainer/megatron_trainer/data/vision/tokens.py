@@ -12,10 +12,10 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from megatron_trainer.data.values import RowError
+from megatron_trainer.data.values import Medium, RowError
 from megatron_trainer.data.vision.places import MISMATCH
 from megatron_trainer.data.vision.rows import MARK
-from megatron_trainer.data.vision.values import Medium, VisionSettings
+from megatron_trainer.data.vision.settings import VisionSettings
 
 Ids = NDArray[np.int32]
 Weights = NDArray[np.float32]

@@ -8,6 +8,7 @@ from typing import Any
 
 from megatron_trainjob import families
 from megatron_trainjob.args.field import Task
+from megatron_trainjob.args.model import check as model_check
 from megatron_trainjob.args.rules import (
     batch,
     data,
@@ -30,7 +31,6 @@ from megatron_trainjob.args.rules import (
 )
 from megatron_trainjob.args.rules.rule import Facts, Rule
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import check as families_check
 from megatron_trainjob.violation import Violation, errors
 
 TOPICS = (
@@ -91,7 +91,7 @@ def _about_the_model(facts: Facts, path: str, blamed: set[str]) -> Iterator[Viol
     """Problems of the model itself under these arguments, except those that a rule has already reported."""
     if facts.hf_config is None:
         return
-    for violation in families_check.check(facts.hf_config, facts.args).violations:
+    for violation in model_check.check(facts.hf_config, facts.args).violations:
         where = violation.path.replace("spec.args", path, 1)
         if where not in blamed:
             yield replace(violation, path=where)

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from megatron_trainjob.args.model.check import RESIDUAL_DROPOUT
 from megatron_trainjob.args.rules.rule import Facts, rule
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.check import RESIDUAL_DROPOUT
 
 _ARGUMENTS = {"attention_dropout": "attention_dropout", **dict.fromkeys(RESIDUAL_DROPOUT, "hidden_dropout")}
 

@@ -11,8 +11,8 @@ from megatron_operator.api import names
 from megatron_operator.core.desired import labels
 from megatron_operator.core.desired.pods import pod
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue.observe import PodSetPlace, Workload
 from megatron_operator.core.observe import Seen
+from megatron_operator.core.observe_kueue import PodSetPlace, Workload
 from megatron_operator.core.plan import Patch
 from megatron_operator.timestamp import to_text
 

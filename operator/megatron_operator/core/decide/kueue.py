@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from megatron_operator.api import names
 from megatron_operator.core.decide.decision import Queue
+from megatron_operator.core.desired import workload
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import workload
-from megatron_operator.core.kueue.observe import Workload
 from megatron_operator.core.observe import Seen
+from megatron_operator.core.observe_kueue import Workload
 
 LACKING_INTERVAL_S = 60.0
 

@@ -10,8 +10,8 @@ import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from megatron_trainjob.args.model import prediction
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from megatron_trainjob.families import prediction
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.expression import moe_layers

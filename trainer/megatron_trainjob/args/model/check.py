@@ -11,9 +11,10 @@ from typing import Any
 
 from megatron_trainjob import quantization
 from megatron_trainjob.args import derive, head
+from megatron_trainjob.args.model import prediction, tower
+from megatron_trainjob.args.model.apply import apply, contradictions
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import FAMILIES, prediction, vision_check
-from megatron_trainjob.families.arguments import apply, contradictions
+from megatron_trainjob.families import FAMILIES
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.family import Family, refused
@@ -171,7 +172,7 @@ def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violatio
     yield from _experts(model, config)
     yield from _rotary(model, config, family)
     if model.vision:
-        yield from vision_check.of_tower(model, model.vision, config)
+        yield from tower.of_tower(model, model.vision, config)
 
 
 def _heads(model: Model, config: Config) -> Iterator[Violation]:
@@ -249,7 +250,7 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
     yield from _tensor_ranks(model, args)
     yield from _expert_ranks(model, args)
     if model.vision:
-        yield from vision_check.of_arguments(model, model.vision, args)
+        yield from tower.of_arguments(model, model.vision, args)
 
 
 def _of_head(family: Family, args: TrainArgs) -> Iterator[Violation]:

@@ -6,10 +6,10 @@ from collections.abc import Iterable
 
 from megatron_operator.api import names
 from megatron_operator.core.decide.decision import Continue, Decision, Fail, Queue, Succeed, Suspend
+from megatron_operator.core.desired import workload
 from megatron_operator.core.job import Job
-from megatron_operator.core.kueue import workload
-from megatron_operator.core.kueue.observe import Workload
 from megatron_operator.core.observe import Seen
+from megatron_operator.core.observe_kueue import Workload
 from megatron_operator.core.plan import Patch, Plan, Ref
 
 

@@ -1,0 +1,27 @@
+"""How the images of a model become tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Literal
+
+
+@dataclass(frozen=True, kw_only=True)
+class VisionSettings:
+    """Everything besides the files that determines the tokens of images.
+
+    processor: the settings of the model's image processor. image_token, video_token: texts that the tokenizer turns
+    into the one token that stands for a patch of them. start_token, end_token: texts around them, "" for none.
+    boxes: whether coordinates are in thousandths of the image or in pixels of the resized one. root: folder of relative
+    paths; None is that of the data file. video: as processor, None if videos are not read.
+    """
+
+    processor: Mapping[str, object]
+    image_token: str
+    start_token: str = ""
+    end_token: str = ""
+    video_token: str = ""
+    video: Mapping[str, object] | None = None
+    boxes: Literal["norm1000", "none"] = "norm1000"
+    root: str | None = None
