@@ -4,19 +4,17 @@ Pairs come tokenized and in order. A step's seconds go from the end of the one b
 """
 
 import json
-import resource
 import sys
-import time
 from pathlib import Path
 
 import torch
 import trl
+from clock import Clock
 from datasets import Dataset
 from peft import LoraConfig
 from torch.utils.data import SequentialSampler
-from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-GIB = 2**30
 LINEARS = ["q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"]
 
 
@@ -28,44 +26,6 @@ class InOrder(trl.DPOTrainer):
 
     def _get_train_sampler(self, dataset=None):
         return SequentialSampler(self.train_dataset)
-
-
-class Clock(TrainerCallback):
-    """Seconds and tokens of each step, beside what TRL logs of it."""
-
-    def __init__(self, path: Path, tokens: list[int], *, on_card: bool) -> None:
-        self.path, self.tokens, self.on_card = path, tokens, on_card
-        self.lines: list[dict] = []
-        self.started = self.seconds = 0.0
-
-    def now(self) -> float:
-        if self.on_card:
-            torch.cuda.synchronize()
-        return time.monotonic()
-
-    def on_step_begin(self, args, state, control, **_):
-        self.started = self.started or self.now()
-
-    def on_step_end(self, args, state, control, **_):
-        ended = self.now()
-        self.seconds, self.started = ended - self.started, ended
-
-    def on_log(self, args, state, control, logs=None, **_):
-        if "rewards/margins" in (logs or {}):
-            own = {
-                "tokens": self.tokens[state.global_step - 1],
-                "elapsed_time_per_iteration": self.seconds,
-                "memory(GiB)": self.peak() / GIB,
-            }
-            self.lines.append({**logs, **own})
-
-    def on_train_end(self, args, state, control, **_):
-        self.path.write_text("".join(json.dumps(line) + "\n" for line in self.lines))
-
-    def peak(self) -> int:
-        if self.on_card:
-            return torch.cuda.max_memory_allocated()
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def main(given: dict) -> None:
@@ -99,7 +59,7 @@ def main(given: dict) -> None:
         dataloader_num_workers=2 if on_card else 0,
         remove_unused_columns=False,
     )
-    clock = Clock(folder / "logging.jsonl", tokens_of_steps(rows, given), on_card=on_card)
+    clock = Clock(folder / "logging.jsonl", tokens_of_steps(rows, given), key="rewards/margins", on_card=on_card)
     trainer = InOrder(
         model=AutoModelForCausalLM.from_pretrained(given["model"], dtype=torch.bfloat16 if half else torch.float32),
         args=config,

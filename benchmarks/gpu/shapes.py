@@ -1,4 +1,4 @@
-"""Shapes of models for speeds, with random weights: SmolLM2-1.7B, Qwen of 7, 8 and 30 billion, experts, a tiny one."""
+"""Shapes of models for speeds, with random weights: SmolLM2-1.7B, Qwen of 3 to 30 billion, experts, tiny ones."""
 
 SHAPE = {
     "architectures": ["LlamaForCausalLM"],
@@ -80,4 +80,51 @@ TINY = {
     "num_attention_heads": 4,
     "num_key_value_heads": 4,
     "torch_dtype": "float32",
+}
+QWEN2_5_VL_3B = {
+    "model_type": "qwen2_5_vl",
+    "text_config": {
+        "hidden_size": 2048,
+        "intermediate_size": 11008,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 2,
+        "vocab_size": 151936,
+        "max_position_embeddings": 128000,
+        "rms_norm_eps": 1e-6,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [16, 24, 24]},
+        "tie_word_embeddings": True,
+    },
+    "vision_config": {
+        "depth": 32,
+        "hidden_size": 1280,
+        "intermediate_size": 3420,
+        "num_heads": 16,
+        "out_hidden_size": 2048,
+        "window_size": 112,
+        "fullatt_block_indexes": [7, 15, 23, 31],
+    },
+    "tie_word_embeddings": True,
+}
+TINY_VL = {
+    **QWEN2_5_VL_3B,
+    "text_config": {
+        **QWEN2_5_VL_3B["text_config"],
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "vocab_size": 320,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1000000.0, "mrope_section": [2, 3, 3]},
+    },
+    "vision_config": {
+        **QWEN2_5_VL_3B["vision_config"],
+        "depth": 2,
+        "hidden_size": 64,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "out_hidden_size": 64,
+        "fullatt_block_indexes": [1],
+    },
 }
