@@ -25,7 +25,17 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 import pytorchjob_operator
-from operator_scale import PODS_PER_JOB, SUBMITTERS, Bench, count, cpu_s, each, example_objects, job_body
+from operator_scale import (
+    PODS_PER_JOB,
+    SUBMITTERS,
+    Bench,
+    bare_objects,
+    count,
+    cpu_s,
+    each,
+    example_objects,
+    job_body,
+)
 
 from local_cluster.control_plane import ControlPlane
 from megatron_operator.cluster.kubernetes.client import Client
@@ -110,14 +120,10 @@ def pytorchjob(num_jobs: int, pod_spec: Body) -> Outcome:
 
 
 def bare_client(num_jobs: int, objects: Sequence[tuple[Resource, Body]]) -> Outcome:
-    """A client that creates the objects of our jobs, without jobs or an operator."""
+    """A client that creates the objects of our jobs as they are, owner and labels included, without an operator."""
     with fresh() as (plane, _):
         namespace = new_namespace(plane, "bench")
-        bodies = [
-            (resource, {**body, "metadata": {"name": f"{index}-{body['metadata']['name']}"}})
-            for index in range(num_jobs)
-            for resource, body in objects
-        ]
+        bodies = bare_objects(plane, namespace, list(objects), num_jobs)
         started = time.monotonic()
         create(plane, namespace, bodies, parallel=32)
         return Outcome(pods_per_second=num_jobs * PODS_PER_JOB / (time.monotonic() - started))

@@ -30,7 +30,7 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 from local_cluster.control_plane import ControlPlane
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
-from megatron_operator.cluster.kubernetes.resource import CONFIG_MAP, JOB, POD, SERVICE
+from megatron_operator.cluster.kubernetes.resource import CONFIG_MAP, JOB, POD, SERVICE, Resource
 from tests.support.operator import operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet, Life, ended
 from tests.support.operator.job_client import API, ARGS, JobClient, manifest, new_namespace, serving
@@ -176,11 +176,7 @@ def raw_rate(bench: Bench, example: list[tuple], *, run: bool) -> float:
     namespace, num_jobs = new_namespace(bench.plane, "raw"), min(FEW_JOBS, bench.num_jobs)
     kubelet = start_kubelet(bench, namespace) if run else None
     time.sleep(SETTLING_S)
-    bodies = [
-        (resource, {**body, "metadata": {"name": f"{index}-{body['metadata']['name']}"}})
-        for index in range(num_jobs)
-        for resource, body in example
-    ]
+    bodies = bare_objects(bench.plane, namespace, example, num_jobs)
 
     async def create_all() -> float:
         async with Client(from_kubeconfig(bench.plane.kubeconfig)) as client:
@@ -199,20 +195,40 @@ def raw_rate(bench: Bench, example: list[tuple], *, run: bool) -> float:
 def example_objects(bench: Bench, namespace: str) -> list[tuple]:
     """The objects of one job as the operator made them, to be made again by a bare client."""
     label = "?labelSelector=megatrontrain.dev/job-name=job-0"
-    found = []
-    for resource in (CONFIG_MAP, SERVICE, POD):
-        for raw in bench.plane.get(resource.path(namespace) + label)["items"]:
-            spec = {
-                key: value
-                for key, value in raw.get("spec", {}).items()
-                if key not in ("nodeName", "clusterIP", "clusterIPs")
-            }
-            name = raw["metadata"]["name"]
-            body = {"metadata": {"name": f"x{name}"}, **({"spec": spec} if spec else {"data": raw.get("data")})}
-            if resource is SERVICE:
-                body["spec"]["clusterIP"] = "None"
-            found.append((resource, body))
-    return found
+    return [
+        (resource, _as_made(resource, raw))
+        for resource in (CONFIG_MAP, SERVICE, POD)
+        for raw in bench.plane.get(resource.path(namespace) + label)["items"]
+    ]
+
+
+def _as_made(resource: Resource, raw: dict) -> dict:
+    """The object without what the server added; labels, annotations and the owner cost the server time, too."""
+    kept = {key: raw["metadata"][key] for key in ("labels", "annotations", "ownerReferences") if key in raw["metadata"]}
+    body = {"metadata": {"name": f"x{raw['metadata']['name']}", **kept}}
+    if resource is CONFIG_MAP:
+        return {**body, "data": raw["data"]}
+    of_server = ("nodeName", "clusterIP", "clusterIPs")
+    spec = {key: value for key, value in raw["spec"].items() if key not in of_server}
+    return {**body, "spec": {**spec, **({"clusterIP": "None"} if resource is SERVICE else {})}}
+
+
+def bare_objects(plane: ControlPlane, namespace: str, example: list[tuple], num_jobs: int) -> list[tuple]:
+    """The objects of so many jobs for a bare client, all owned by one job that no operator reconciles."""
+    asyncio.run(_create(plane, namespace, job_body(0)))
+    uid = plane.get(f"{JOB.path(namespace)}/job-0")["metadata"]["uid"]
+    return [(resource, _named(body, index, uid)) for index in range(num_jobs) for resource, body in example]
+
+
+async def _create(plane: ControlPlane, namespace: str, body: dict) -> None:
+    async with Client(from_kubeconfig(plane.kubeconfig)) as client:
+        await client.create(JOB, namespace, body)
+
+
+def _named(body: dict, index: int, owner_uid: str) -> dict:
+    metadata = body["metadata"]
+    owners = [{**owner, "name": "job-0", "uid": owner_uid} for owner in metadata["ownerReferences"]]
+    return {**body, "metadata": {**metadata, "name": f"{index}-{metadata['name']}", "ownerReferences": owners}}
 
 
 def creation(bench: Bench, namespace: str, operator: OperatorProcess) -> None:
