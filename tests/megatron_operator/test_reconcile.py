@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 
+from megatron_operator import timestamp
 from megatron_operator.api import names
 from megatron_operator.core import reconcile
 from megatron_operator.core.observe import Seen
@@ -17,6 +18,7 @@ from tests.support.operator.job_values import (
     NOW,
     RUNNING_STATUS,
     START,
+    beat,
     condition,
     conditions,
     failed,
@@ -211,6 +213,35 @@ def test_a_gang_that_an_older_operator_started_trains_to_its_end_under_a_manifes
     assert [event.reason for event in done.events] == ["JobSucceeded"]
     lost = seen(failed(0), pod(1, phase="Succeeded"), status=plan.status)
     assert reconcile.reject(raw(), violations, lost, NOW).status["reason"] == "InvalidSpec"
+
+
+@pytest.mark.parametrize(
+    ("limits", "observed", "reason", "after_s"),
+    [
+        ({"failurePolicy": {"hangTimeoutSeconds": 60}}, {"progress": beat(age_s=0)}, "Hung", 60),
+        ({"failurePolicy": {"hangTimeoutSeconds": "a minute"}}, {"progress": beat(age_s=0)}, "Hung", 1800),
+        ({}, {"progress": beat(age_s=0)}, "Hung", 1800),
+        ({"runPolicy": {"activeDeadlineSeconds": 50}}, {}, "DeadlineExceeded", 50),
+    ],
+)
+def test_silence_and_the_deadline_end_a_gang_whose_manifest_is_refused(limits, observed, reason, after_s):
+    violations = (Violation(path="spec.env[0].name", value="MTJ_NEW", message="is set by the operator; remove it"),)
+    started = {**RUNNING_STATUS, "replicas": 2, "startTime": timestamp.to_text(NOW)}
+    running = seen(pod(0), pod(1), status=started, **observed)
+    early = reconcile.reject(raw(limits), violations, running, NOW + 1)
+    assert (early.delete, early.status["phase"], early.requeue_s) == ((), "Running", after_s - 1)
+    over = reconcile.reject(raw(limits), violations, running, NOW + after_s)
+    assert (over.status["phase"], over.status["reason"]) == ("Failed", reason)
+    assert over.delete == (ref(0), ref(1))
+    (claim,) = [each for each in over.status["conditions"] if each["type"] == "Failed"]
+    assert "spec.env[0].name" in claim["message"]
+
+
+def test_a_failed_pod_ends_the_gang_whose_manifest_is_refused_though_others_wait_for_it():
+    violations = (Violation(path="spec.image", value=3, message="must be text"),)
+    half = seen(failed(0), pod(1), status={**RUNNING_STATUS, "replicas": 2})
+    plan = reconcile.reject(raw(), violations, half, NOW)
+    assert (plan.status["phase"], plan.delete) == ("Failed", (ref(1),))
 
 
 def test_a_restart_writes_the_next_attempt_before_it_deletes_the_gang():

@@ -13,6 +13,7 @@ from functools import cache
 from typing import Any, get_args
 
 from megatron_operator.api import names
+from megatron_operator.api.schema import structural
 from megatron_operator.api.schema.declared import declared, record_of
 from megatron_operator.api.schema.parts import (
     Pattern,
@@ -238,6 +239,16 @@ class Spec:
 def spec_schema() -> Schema:
     """Schema of spec without args. A field marked "x-defaulted" is created for the defaults of its fields."""
     return record_of(Spec, "What to train, with what, and where.", required=("task",))
+
+
+def readable(manifest: Mapping[str, Any], part: str) -> Mapping[str, Any] | None:
+    """One part of the spec of a manifest that is invalid elsewhere, with defaults; None where it cannot be read."""
+    given = (manifest.get("spec") or {}).get(part)
+    schema = spec_schema()["properties"][part]
+    if given is None or list(structural.check(given, schema, f"spec.{part}")):
+        return None
+    whole: Mapping[str, Any] = structural.defaulted(given, schema)
+    return whole
 
 
 def find_field(schema: Schema, path: str) -> Schema:

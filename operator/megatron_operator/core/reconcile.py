@@ -16,6 +16,7 @@ from megatron_operator.core.decide import (
     elastic,
     failure,
     hang,
+    held,
     in_place,
     invalid,
     late_ranks,
@@ -99,18 +100,12 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
         return _after_a_rejection(manifest, seen, now)
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
-    # `kubectl scale` bypasses the admission policy, and an older operator may have accepted what this one refuses:
-    # neither must end a training gang.
-    was_accepted = seen.status.get("observedGeneration") == generation
-    if ("elasticPolicy" in (manifest.get("spec") or {}) or was_accepted) and _is_any_running(seen):
-        held = status.held(seen, generation, names.INVALID_SPEC, message, now)
-        event = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
-        return Plan() if held == seen.status else Plan(status=held, events=(event,))
-    if was_accepted and _all_succeeded(seen):
-        done = Succeed(reason=names.ALL_SUCCEEDED, message=f"All {len(seen.current)} pods succeeded.")
-        claims = conditions.succeeded(seen, done)
-    else:
-        claims = conditions.failed(seen, names.INVALID_SPEC, message)
+    overdue = None
+    if held.trains(manifest, seen):
+        overdue = held.decide(manifest, seen, now)
+        if overdue is None:
+            return _held(manifest, seen, message, now)
+    claims = _claims_of_rejection(generation, seen, overdue, message)
     ended = status.ended(seen, generation, claims, now)
     return Plan(
         status=ended,
@@ -119,15 +114,29 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
     )
 
 
+def _held(manifest: Object, seen: Seen, message: str, now: float) -> Plan:
+    """A gang that trains on: the problem is shown, and its limits hold."""
+    shown = status.held(seen, manifest["metadata"].get("generation", 0), names.INVALID_SPEC, message, now)
+    event = Event(type="Warning", reason=names.INVALID_SPEC, message=message[:1024])
+    ends = held.wake_at(manifest, seen)
+    requeue_s = None if ends is None else max(ends - now, 0.0)
+    is_new = shown != seen.status
+    return Plan(status=shown if is_new else None, events=(event,) if is_new else (), requeue_s=requeue_s)
+
+
+def _claims_of_rejection(generation: int, seen: Seen, overdue: Fail | None, message: str) -> conditions.Claims:
+    if overdue is not None:
+        return conditions.failed(seen, overdue.reason, f"{overdue.message} {message}"[:4096])
+    if seen.status.get("observedGeneration") == generation and _all_succeeded(seen):
+        done = Succeed(reason=names.ALL_SUCCEEDED, message=f"All {len(seen.current)} pods succeeded.")
+        return conditions.succeeded(seen, done)
+    return conditions.failed(seen, names.INVALID_SPEC, message)
+
+
 def _all_succeeded(seen: Seen) -> bool:
     """Whether the whole gang, as the status counts it, has trained to its end."""
     done = [pod for pod in seen.current if pod.phase == "Succeeded"]
     return bool(done) and len(done) == seen.status.get("replicas")
-
-
-def _is_any_running(seen: Seen) -> bool:
-    """Whether ranks of this attempt may still run: a launcher that waits for a restart runs none."""
-    return any(not pod.is_finished for pod in in_place.with_failures(seen).current)
 
 
 def _carry_out(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:

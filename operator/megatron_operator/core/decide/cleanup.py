@@ -6,8 +6,7 @@ from collections.abc import Mapping
 from typing import Any, Literal
 
 from megatron_operator.api import names
-from megatron_operator.api.schema import structural
-from megatron_operator.api.spec import spec_schema
+from megatron_operator.api.spec import readable
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Ref
@@ -37,12 +36,8 @@ def ends(seen: Seen, ttl_s: int | None) -> float | None:
 
 def readable_ttl(manifest: Object) -> tuple[int | None, TtlPolicy]:
     """Time to live and its policy of a manifest that is invalid elsewhere; None where it cannot be read."""
-    given = (manifest.get("spec") or {}).get("runPolicy")
-    schema = spec_schema()["properties"]["runPolicy"]
-    if given is None or list(structural.check(given, schema, "spec.runPolicy")):
-        return None, "DeletePods"
-    whole = structural.defaulted(given, schema)
-    return whole.get("ttlSecondsAfterFinished"), whole["ttlPolicy"]
+    policy = readable(manifest, "runPolicy")
+    return (None, "DeletePods") if policy is None else (policy.get("ttlSecondsAfterFinished"), policy["ttlPolicy"])
 
 
 def is_over(job: Job, seen: Seen, now: float) -> bool:

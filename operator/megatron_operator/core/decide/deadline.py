@@ -14,12 +14,16 @@ def decide(job: Job, seen: Seen, now: float) -> Fail | None:
     """Fail when the job as a whole, its wait for nodes, or the start of one pod took too long."""
     ends = active_ends(job, seen)
     if ends is not None and now >= ends:
-        seconds = job.run_policy.active_deadline_s
-        return Fail(
-            reason=names.DEADLINE_EXCEEDED,
-            message=f"The job ran longer than runPolicy.activeDeadlineSeconds ({seconds} s).",
-        )
+        return exceeded(job.run_policy.active_deadline_s)
     return _no_place(job, seen, now) or _no_start(job, seen, now)
+
+
+def exceeded(seconds: int | None) -> Fail:
+    """The end of a job that ran for too long."""
+    return Fail(
+        reason=names.DEADLINE_EXCEEDED,
+        message=f"The job ran longer than runPolicy.activeDeadlineSeconds ({seconds} s).",
+    )
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
@@ -30,8 +34,12 @@ def wake_at(job: Job, seen: Seen, now: float) -> float | None:
 
 def active_ends(job: Job, seen: Seen) -> float | None:
     """When the job's active deadline expires; it starts over when a suspended job resumes."""
+    return ends_at(seen, job.run_policy.active_deadline_s)
+
+
+def ends_at(seen: Seen, seconds: int | None) -> float | None:
+    """The same for a deadline of so many seconds."""
     started = to_seconds(seen.status.get("startTime"))
-    seconds = job.run_policy.active_deadline_s
     return None if started is None or seconds is None else started + seconds
 
 

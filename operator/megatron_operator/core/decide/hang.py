@@ -17,11 +17,10 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
     ends = wake_at(job, seen, now)
     if ends is None or now < ends or seen.beat is None:
         return None
-    seconds = job.failure_policy.hang_timeout_s
     failure = Failure(
         reason=names.HUNG,
         pod=names.pod_name(job.name, seen.pod_attempt, 0),
-        message=f"No heartbeat for {seconds} s (hangTimeoutSeconds) in phase {seen.beat.phase}.",
+        message=message(job.failure_policy.hang_timeout_s, seen.beat.phase),
         iteration=seen.beat.iteration,
         attempt=seen.attempt,
         time=now,
@@ -32,18 +31,28 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | None:
     return restart.answer(job, seen, failure, verdict, now)
 
 
+def message(seconds: int, phase: str) -> str:
+    """What a silence of so many seconds is reported as."""
+    return f"No heartbeat for {seconds} s (hangTimeoutSeconds) in phase {phase}."
+
+
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
     """When the current heartbeat becomes too old.
 
     None without one: a heartbeat that never arrived only proves that heartbeats cannot be delivered. Those that were
     sent while no operator listened were lost, so that silence counts from when this one began to.
     """
-    beat, seconds = seen.beat, job.failure_policy.hang_timeout_s
-    if beat is None or not seconds or beat.phase not in BEATING_PHASES or not _all_run(job, seen):
+    return silent_until(seen, job.failure_policy.hang_timeout_s, job.num_nodes)
+
+
+def silent_until(seen: Seen, seconds: int, num_pods: int) -> float | None:
+    """The same for a gang of so many pods and a timeout of so many seconds; 0 seconds: never."""
+    beat = seen.beat
+    if beat is None or not seconds or beat.phase not in BEATING_PHASES or not _all_run(seen, num_pods):
         return None
     return max(beat.updated_at, seen.listens_since) + seconds
 
 
-def _all_run(job: Job, seen: Seen) -> bool:
+def _all_run(seen: Seen, num_pods: int) -> bool:
     running = [pod for pod in seen.current if pod.phase == "Running"]
-    return len(running) == job.num_nodes
+    return len(running) == num_pods
