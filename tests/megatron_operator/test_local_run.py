@@ -200,7 +200,7 @@ def test_a_failed_job_is_taken_up_again_from_its_checkpoint(run):
     assert "Failed" not in [each["type"] for each in run.status["conditions"]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["ctrl-c", "term"])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "term", "hang-up"])
 def test_an_interruption_saves_and_the_next_run_goes_on(run, number):
     process = run.write("--pause-at", 7, "--once", nodes=2).start()
     run.wait_for_pause(nodes=2)
@@ -229,6 +229,25 @@ def test_a_second_interruption_does_not_wait(run):
     code, _ = run.finish(process)
     assert code == 130
     assert not is_alive(pid)
+
+
+def test_a_hang_up_is_no_second_interruption_and_none_at_all_under_nohup(run):
+    process = run.write("--pause-at", 7, "--once").start()
+    run.wait_for_pause()
+    for number in (signal.SIGHUP, signal.SIGHUP):
+        process.send_signal(number)
+        time.sleep(0.05)
+    code, _ = run.finish(process)
+    assert (code, run.steps(), run.status["phase"]) == (128 + signal.SIGHUP, 7, "Suspended")
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # a child inherits it
+    try:
+        process = run.write().start()
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    wait(lambda: run.status["phase"] != "Suspended")
+    process.send_signal(signal.SIGHUP)
+    code, _ = run.finish(process)
+    assert (code, run.steps()) == (0, 20)
 
 
 def test_a_state_that_cannot_be_written_ends_every_process_after_it_has_saved(run):

@@ -2,13 +2,14 @@
 
 import copy
 import os
+import shutil
 import subprocess
 
 import pytest
 
 from megatron_trainer.data.reading.source import FileSource
 from megatron_trainer.data.storage.cache import LENGTHS, built_once
-from megatron_trainer.data.storage.fingerprint import source_digest, tokenizer_digest
+from megatron_trainer.data.storage.fingerprint import DATA, code_digest, source_digest, tokenizer_digest
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.models import tiny_model
@@ -99,3 +100,12 @@ def test_a_read_only_volume_serves_what_it_has_and_says_what_it_cannot_take(read
         with pytest.raises(TrainingError, match="Read-only file system") as refused:
             built_once(missing, build)
         assert refused.value.exit_code == ExitCode.OUTPUT_NOT_WRITABLE
+
+
+def test_tokens_of_another_version_of_the_code_are_not_used(tmp_path):
+    copy = shutil.copytree(DATA, tmp_path / "data")
+    assert code_digest(copy) == code_digest()
+    for number, (path, matters) in enumerate({"storage/store.py": False, "encoding/encode.py": True}.items()):
+        changed = shutil.copytree(DATA, tmp_path / str(number))
+        (changed / path).write_text((changed / path).read_text() + "\n")
+        assert (code_digest(changed) != code_digest()) == matters

@@ -25,6 +25,7 @@ from megatron_trainer.data.row import Record
 from megatron_trainer.data.settings import DataSettings
 from megatron_trainer.data.storage.cache import opened
 from megatron_trainer.data.storage.fingerprint import (
+    code_digest,
     file_identities,
     source_digest,
     store_key,
@@ -175,7 +176,7 @@ class Loader:
         return Loaded(spec=spec, source=source, store=store, is_new=is_new)
 
     def _rows(self, spec: DatasetSpec, source: Source) -> Loaded:
-        folder = self._cache / f"rows-{text_key(f'{self._digest(source)} {self._choice(spec)}')}"
+        folder = self._cache / f"rows-{text_key(f'{code_digest()} {self._digest(source)} {self._choice(spec)}')}"
         is_new = self._renews or not folder.exists()
         store = opened(
             folder,

@@ -22,7 +22,7 @@ from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
 LOOK_INTERVAL_S = 0.2
-SIGNALS = (signal.SIGINT, signal.SIGTERM)
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 Ending = Literal["succeeded", "failed", "suspended", "interrupted"]
 
@@ -39,13 +39,15 @@ class Look:
 
 @dataclass(kw_only=True)
 class Interruption:
-    """Received signals. The first stops the job, the next one kills it."""
+    """Received signals. The first stops the job, the next one kills it; a second SIGHUP only repeats the first."""
 
     count: int = 0
     number: int = 0
 
     def take(self, number: int, frame: FrameType | None) -> None:
-        """Records one more."""
+        """Records one more; a closed terminal's shell and its kernel may each send a SIGHUP."""
+        if number == signal.SIGHUP and self.count:
+            return
         self.count, self.number = self.count + 1, number
 
 
@@ -131,7 +133,8 @@ def _is_failed(status: Object) -> bool:
 @contextmanager
 def _signals() -> Iterator[Interruption]:
     interruption = Interruption()
-    before = {number: signal.signal(number, interruption.take) for number in SIGNALS}
+    kept = {signal.SIGHUP} if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN else set()  # under nohup
+    before = {number: signal.signal(number, interruption.take) for number in SIGNALS if number not in kept}
     try:
         yield interruption
     finally:

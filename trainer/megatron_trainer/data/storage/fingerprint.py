@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import importlib.metadata
 import json
 import os
 import uuid
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 
 from transformers import PreTrainedTokenizerBase
@@ -21,6 +23,9 @@ from megatron_trainer.data.reading.unroll import Unrolled
 from megatron_trainer.data.storage.store import VERSION
 from megatron_trainjob import input_file
 
+DATA = Path(__file__).parents[1]
+ROOMS = ("conversation", "encoding", "reading", "vision")
+"""Rooms of data/ whose code decides which tokens a row becomes."""
 DIGEST_CHARACTERS = 64
 SETTLED_NS = 2_000_000_000
 """A file modified this shortly before its digest was taken may change again without a new timestamp."""
@@ -31,6 +36,14 @@ def text_key(text: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
+@cache
+def code_digest(data: Path = DATA) -> str:
+    """A digest of the code that turns rows into tokens, so that none cached by another version of it is trained on."""
+    files = [data / "row.py", *(file for room in ROOMS for file in sorted((data / room).glob("*.py")))]
+    versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
+    return text_key("".join([*versions, *(file.read_text() for file in files)]))
+
+
 def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choice: str) -> str:
     """The key of the tokenized rows of one dataset. choice: which of its rows were selected, empty for all."""
     settings = asdict(encoder.settings)
@@ -38,6 +51,7 @@ def store_key(source_digest: str, tokenizer_digest: str, encoder: Encoder, choic
         del settings["vision"]  # the keys of text are those of trainers that knew no images
     parts = {
         "version": VERSION,
+        "code": code_digest(),
         "source": source_digest,
         "tokenizer": tokenizer_digest,
         "template": encoder.template.name,
