@@ -6,6 +6,7 @@ Their ranks are a small program; a fake kubelet says that the pods run, which no
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import time
@@ -148,7 +149,8 @@ def test_a_launcher_without_an_operator_ends_with_the_code_of_its_rank(
         time.sleep(2)
         operator.kill()
         os.kill(pods[0].rank, signal.SIGKILL)
-        assert pods[0].process.wait(60) == 137
+        assert pods[0].process.wait(60) == 137 + 64, "the code by which the kubelet does not start it again"
+        assert json.loads((tmp_path / f"{PODS[0]}.termination").read_text())["exitCode"] == 137
         assert pods[1].process.poll() is None, "ranks that are well train on without an operator"
 
 
@@ -167,4 +169,116 @@ def test_a_suspension_during_a_restart_ends_the_launchers(
             quiet_jobs.await_phase("Suspended")
             assert quiet_jobs.status()["restarts"]["attempt"] == 2
             assert "podAttempt" not in quiet_jobs.status()["restarts"]
-            assert pods[0].process.wait(60) == 137, "it hears that its pod is to end before the kubelet says so"
+            assert pods[0].process.wait(60) == 137 + 64, "it hears that its pod is to end before the kubelet says so"
+
+
+def test_a_killed_container_joins_the_next_attempt_once(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    """The kubelet says that it ended and runs again; the test is that kubelet, the launchers are real."""
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+        quiet_jobs.await_phase("Running")
+        uids = {name: pod["metadata"]["uid"] for name, pod in quiet_jobs.pods().items()}
+        (trainer,) = quiet_jobs.pods()[PODS[1]]["spec"]["containers"]
+        assert (trainer["restartPolicy"], trainer["restartPolicyRules"][0]["action"]) == ("Never", "Restart")
+        with launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05") as pods:
+            time.sleep(2)
+            pods[1].process.kill()
+            pods[1].process.wait()
+            quiet_jobs.end_container(PODS[1], 137, reason="OOMKilled")
+            status = wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")
+            last = status["lastFailure"]
+            assert (last["pod"], last["exitCode"], last["reason"]) == (PODS[1], 137, "OOMKilled")
+            pods[0].await_line("attempt 1 node 0")
+            pods[1] = pods[1].started_again()
+            quiet_jobs.restart_container(PODS[1])
+            pods[1].await_line("attempt 1 node 1")
+            wait_until(lambda: quiet_jobs.status()["lastRestart"], lambda it: "ranksStartedTime" in it, "ranks", 30)
+            time.sleep(3)
+            status = quiet_jobs.status()
+            assert status["restarts"] | {"nextRetryTime": ""} == {
+                "total": 1,
+                "counted": 1,
+                "attempt": 1,
+                "podAttempt": 0,
+                "uncountedInARow": 0,
+                "nextRetryTime": "",
+            }
+            assert status["lastRestart"]["inPlace"]
+            assert {name: pod["metadata"]["uid"] for name, pod in quiet_jobs.pods().items()} == uids
+            assert pods[1].log.read_text().count("attempt 0 node 1"), "of the first container alone"
+            assert pods[1].log.read_text().count("attempt 0 node 1") == 1
+
+
+def test_a_container_whose_end_no_one_saw_is_told_by_its_next_launcher(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    """The operator is away meanwhile, and a second end before a step makes a new gang."""
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+        quiet_jobs.await_phase("Running")
+        pods = stack.enter_context(launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05"))
+        time.sleep(2)
+        operator.kill()
+        pods[0].process.kill()
+        pods[0].process.wait()
+        quiet_jobs.end_container(PODS[0], 139)
+        pods[0] = pods[0].started_again()
+        quiet_jobs.restart_container(PODS[0])
+        time.sleep(2)
+        stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        for pod in pods:
+            pod.await_line("attempt 1 node")
+        status = quiet_jobs.status()
+        assert (status["restarts"]["total"], status["restarts"]["podAttempt"]) == (1, 0)
+        assert (status["lastFailure"]["exitCode"], status["lastFailure"]["pod"]) == (139, PODS[0])
+
+
+def test_a_container_that_starts_again_without_an_operator_ends_its_pod(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+    with contextlib.ExitStack() as stack:
+        operator = stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+        quiet_jobs.await_phase("Running")
+        options = ("--steps", "100000", "--step-s", "0.05")
+        pods = stack.enter_context(launched(quiet_jobs, tmp_path, PODS, *options, patience_s=3))
+        time.sleep(2)
+        operator.kill()
+        pods[0].process.kill()
+        pods[0].process.wait()
+        pods[0] = pods[0].started_again()
+        assert pods[0].process.wait(60) == 137 + 64
+        assert pods[0].log.read_text().count("attempt 0 node 0") == 1, "nothing trains twice"
+        quiet_jobs.end_pod(PODS[0], 137 + 64, message=(tmp_path / f"{PODS[0]}.termination").read_text())
+        stack.enter_context(operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings))
+        status = wait_until(quiet_jobs.status, lambda s: s["restarts"]["attempt"] == 1, "attempt 1")
+        assert status["lastFailure"]["exitCode"] == 137
+        assert "podAttempt" not in status["restarts"]
+
+
+NO_RULES = "--feature-gates=ContainerRestartRules=false,RestartAllContainersOnContainerExits=false"
+
+
+def test_a_server_that_drops_the_rule_leaves_pods_that_end_as_before(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    quiet_plane.stop_process("apiserver")
+    quiet_plane.start_apiserver(NO_RULES)
+    try:
+        settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
+        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+            quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+            quiet_jobs.await_phase("Running")
+            (trainer,) = quiet_jobs.pods()[PODS[1]]["spec"]["containers"]
+            assert not {"restartPolicy", "restartPolicyRules"} & trainer.keys()
+            quiet_jobs.end_pod(PODS[1], 137)
+            quiet_jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    finally:
+        quiet_plane.stop_process("apiserver")
+        quiet_plane.start_apiserver()

@@ -2,16 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import yaml
 
 from megatron_operator.api import names
+from megatron_operator.cluster.kubernetes import discovery
 from megatron_operator.core.desired import command, gang
 from megatron_operator.core.desired.config_map import args_hash, config_map
 from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.pods import pod, pods
 from megatron_operator.core.desired.quantity import amount, multiplied, total
 from megatron_operator.core.desired.volumes import claim
+from megatron_operator.core.job import ProgressPush
+from megatron_trainjob import exit_codes
+from megatron_trainjob.exit_codes import ExitCode
 from tests.support.operator.job_values import ARGS, job
 
 
@@ -277,3 +283,56 @@ def test_quantities_are_exact():
     assert (amount("64Gi"), amount("500m") * 2, amount("1e3"), amount("8")) == (64 * 2**30, 1, 1000, 8)
     assert (total("64Gi", "0.5Gi"), total("1G", "1Gi"), total("8", "500m")) == ("64.5Gi", "2073741824", "9")
     assert (multiplied("64Gi", 4), multiplied("1.5", 2), multiplied("500m", 3)) == ("256Gi", "3.0", "1500m")
+
+
+PUSHES = {"progress_push": ProgressPush(url="https://operator:8443", authority="CA"), "has_container_restarts": True}
+
+
+def test_a_container_that_a_signal_ends_starts_again_where_the_cluster_knows_how():
+    made = pod(replace(job(), **PUSHES), 0, 1)
+    container = trainer(made)
+    (rule,) = container["restartPolicyRules"]
+    assert (container["restartPolicy"], rule["action"], rule["exitCodes"]["operator"]) == ("Never", "Restart", "In")
+    assert {134, 137, 139} <= set(rule["exitCodes"]["values"])
+    codes = {0, *ExitCode, *(exit_codes.ends_for_good(code) for code in rule["exitCodes"]["values"])}
+    assert not codes & set(rule["exitCodes"]["values"]), "what a launcher returns on purpose"
+    told = {each["name"]: each["value"] for each in container["env"]}
+    assert {"name": "mtj-launcher", "mountPath": "/run/mtj-launcher"} in container["volumeMounts"]
+    assert told["MTJ_ATTEMPT_FILE"] == "/run/mtj-launcher/attempt"
+
+
+@pytest.mark.parametrize(
+    ("spec", "known"),
+    [
+        ({}, {**PUSHES, "has_container_restarts": False}),
+        ({}, {**PUSHES, "progress_push": None}),
+        ({"command": ["torchrun"]}, PUSHES),
+        ({"failurePolicy": {"inPlaceRestart": False}}, PUSHES),
+    ],
+    ids=["an older cluster", "no reports", "another program", "switched off"],
+)
+def test_elsewhere_a_container_ends_with_its_pod(spec, known):
+    made = pod(replace(job(spec), **known), 0, 1)
+    assert not {"restartPolicy", "restartPolicyRules"} & trainer(made).keys()
+    assert "mtj-launcher" not in {volume["name"] for volume in made["spec"]["volumes"]}
+    assert "MTJ_ATTEMPT_FILE" not in {each["name"] for each in trainer(made)["env"]}
+
+
+@pytest.mark.parametrize("code", [0, 1, 65, 79, 134, 137, 139, 143, 255])
+def test_the_code_of_a_rank_is_found_in_that_of_its_launcher(code):
+    assert exit_codes.of_rank(exit_codes.ends_for_good(code)) == code
+
+
+@pytest.mark.parametrize(
+    ("major", "minor", "knows"),
+    [
+        ("1", "34", False),
+        ("1", "34+", False),
+        ("1", "35", True),
+        ("1", "35+", True),
+        ("1", "40", True),
+        ("", "", False),
+    ],
+)
+def test_servers_before_1_35_are_not_given_rules_that_they_refuse(major, minor, knows):
+    assert (discovery.version({"major": major, "minor": minor}) >= discovery.CONTAINER_RESTARTS) == knows

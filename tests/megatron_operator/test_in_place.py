@@ -10,6 +10,7 @@ from megatron_operator import clock
 from megatron_operator.api import names
 from megatron_operator.core import attempts, reconcile
 from megatron_operator.core.attempts import HeardReport
+from megatron_operator.core.pod_end import ContainerEnd
 from megatron_operator.process.controller import Controller, Jobs
 from megatron_operator.timestamp import to_text
 from megatron_trainjob import launcher
@@ -166,6 +167,88 @@ def test_a_user_rule_and_a_used_up_limit_hold_in_place():
         after = reconcile.plan(job(spec), ended, NOW + 1)
         assert (after.delete, after.requeue_s) == ((), 119.0)
         assert {each.name for each in reconcile.plan(job(spec), ended, NOW + 120).delete} == {WORKER}, "it hangs"
+
+
+OUT_OF_MEMORY = ContainerEnd(exit_code=137, reason="OOMKilled", finished_at=NOW - 1)
+DOWN = {"ready": False, "is_down": True, "last_end": OUT_OF_MEMORY}
+ENDED = replace(KILLED, reason=launcher.CONTAINER_ENDED)
+
+
+def with_container(worker=None, report=None, **fields):
+    """The gang, whose worker's container has ended (`fields` of its pod), and its last report."""
+    return replace(gang(worker=report or heard(), **(worker or {})), pods=(pod(0), pod(1, **{**DOWN, **fields})))
+
+
+def test_a_container_that_starts_again_restarts_the_ranks_in_place():
+    plan = reconcile.plan(job(), with_container(), NOW)
+    assert (plan.delete, plan.create) == ((), ())
+    assert (plan.status["restarts"]["attempt"], plan.status["restarts"]["podAttempt"]) == (1, 0)
+    last = plan.status["lastFailure"]
+    assert (last["pod"], last["exitCode"], last["reason"], last.get("rank")) == (
+        WORKER,
+        137,
+        "OOMKilled",
+        None,
+    )
+    waits = with_container({"master": heard(attempt=1), "status": plan.status})
+    assert reconcile.plan(job(), waits, NOW + 1).status is None, "its end was counted, though the pod still shows it"
+    joins = with_container({"master": heard(attempt=1), "status": plan.status}, heard("failed", ENDED), is_down=False)
+    assert (reconcile.plan(job(), joins, NOW + 2).status or plan.status)["restarts"]["attempt"] == 1
+
+
+def test_a_launcher_that_speaks_for_the_container_before_names_its_end():
+    joins = with_container(report=heard("failed", ENDED), is_down=False, num_container_restarts=1)
+    plan = reconcile.plan(job(), joins, NOW)
+    assert (plan.delete, plan.status["restarts"]["podAttempt"]) == ((), 0)
+    assert plan.status["lastFailure"]["reason"] == "OOMKilled"
+
+
+NO_MORE = {
+    "the kubelet makes it wait": with_container(num_container_restarts=2),
+    "its node is lost": with_container({"lost_nodes": frozenset({"node-1"})}),
+    "its pod goes": with_container(deleting=True),
+    "never heard, and ending again and again": with_container(
+        {"launchers": {MASTER: heard()}}, num_container_restarts=1
+    ),
+}
+
+
+@pytest.mark.parametrize("observed", NO_MORE.values(), ids=NO_MORE)
+def test_a_container_that_cannot_join_makes_a_new_gang(observed):
+    plan = reconcile.plan(job(), observed, NOW)
+    assert plan.delete
+    assert "podAttempt" not in plan.status["restarts"]
+
+
+def test_a_container_that_was_never_heard_starts_again_by_itself():
+    plan = reconcile.plan(job(), with_container({"launchers": {MASTER: heard()}}), NOW)
+    assert (plan.delete, (plan.status or RUNNING_STATUS)["restarts"]["attempt"]) == ((), 0)
+
+
+def test_a_container_that_starts_again_has_time_for_its_imports():
+    awaited = {"master": heard(attempt=1), "status": restarted()}
+    down = with_container(awaited)
+    assert reconcile.plan(job(), down, NOW + 29).delete == ()
+    plan = reconcile.plan(job(), down, NOW + 30)
+    assert plan.delete, "forty seconds after the decision"
+    assert plan.status["lastFailure"]["reason"] == names.NOT_STARTED_IN_PLACE
+    imports = replace(heard("starting", attempt=1), at=NOW + 40)
+    known = {**awaited, "launchers": {MASTER: heard(attempt=1), WORKER: imports}}
+    importing = with_container(known, is_down=False, num_container_restarts=1)
+    assert reconcile.plan(job(), importing, NOW + 50).delete == ()
+    assert reconcile.plan(job(), importing, NOW + 56).delete, "it has fallen silent"
+
+
+def test_a_job_that_fails_leaves_such_a_pod_to_end_by_itself():
+    """Its launcher hears so as soon as it runs again, and exits with a code after which it is not started."""
+    limit = job({"failurePolicy": {"maxRestarts": 0}})
+    plan = reconcile.plan(limit, with_container(), NOW)
+    assert conditions(plan.status)["Failed"] == ("True", names.MAX_RESTARTS_EXCEEDED)
+    assert {each.name for each in plan.delete} == {MASTER}
+    told = attempts.directive(plan.status, replace(PLACE, role="worker"), heard("failed", ENDED).report, NOW, 1.0)
+    assert told.ends
+    late = with_container({"status": plan.status})
+    assert WORKER in {each.name for each in reconcile.plan(limit, late, NOW + 121).delete}
 
 
 def test_a_hung_gang_restarts_in_place():

@@ -248,3 +248,44 @@ def test_a_pod_is_of_the_job_that_owns_it_whatever_its_labels_say(labels):
     plan = reconcile.plan(job(), Seen(pods=(pod,), status={"restarts": {"attempt": 3}}), NOW)
     assert [patch.body["metadata"] for patch in plan.patch] == [{"uid": "u", "labels": LABELS}]
     assert "PodRelabeled" in [event.reason for event in plan.events]
+
+
+RULES = [{"action": "Restart", "exitCodes": {"operator": "In", "values": [137]}}]
+RESTARTABLE = {"containers": [{"name": "trainer", "restartPolicy": "Never", "restartPolicyRules": RULES}]}
+
+
+def restartable(phase, code, *, last=None, waits=None, **spec):
+    states = {"terminated": {"exitCode": code, "reason": "OOMKilled"}} if code is not None else {"running": {}}
+    last_state = {} if last is None else {"lastState": {"terminated": {"exitCode": last, "reason": "Error"}}}
+    state = {"waiting": {"reason": waits}} if waits else states
+    status = {"name": "trainer", "state": state, "restartCount": 1 if last else 0, **last_state}
+    return read_pod(raw_pod({"phase": phase, "containerStatuses": [status]}, spec={**RESTARTABLE, **spec}))
+
+
+def test_a_container_that_is_about_to_start_again_has_not_failed_its_pod():
+    down = restartable("Running", 137)
+    assert (down.phase, down.is_down, down.exit_code, down.num_container_restarts) == ("Running", True, None, 0)
+    assert (down.last_end.exit_code, down.last_end.reason) == (137, "OOMKilled")
+    backs_off = restartable("Running", None, last=137, waits="CrashLoopBackOff")
+    assert (backs_off.phase, backs_off.is_down, backs_off.num_container_restarts) == ("Running", True, 1)
+    again = restartable("Running", None, last=139)
+    assert (again.phase, again.is_down, again.exit_code, again.last_end.exit_code) == ("Running", False, None, 139)
+
+
+@pytest.mark.parametrize(
+    ("phase", "code", "spec"),
+    [("Running", 65, {}), ("Failed", 137, {}), ("Running", 137, {"containers": [{"name": "trainer"}]})],
+    ids=["another code", "a kubelet without such rules", "a server that dropped the rules"],
+)
+def test_a_container_that_does_not_start_again_has_failed_its_pod(phase, code, spec):
+    pod = restartable(phase, code, **spec)
+    assert (pod.phase, pod.is_down, pod.exit_code) == ("Failed", False, code)
+
+
+def test_a_launcher_that_ended_for_good_is_read_as_its_rank():
+    record = json.dumps({"exitCode": 137, "reason": "signal 9", "rank": 1})
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=record)]}))
+    assert (pod.exit_code, pod.is_recorded, pod.rank) == (137, True, 1)
+    own = json.dumps({"exitCode": 201, "reason": "exit code 201"})
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=own)]}))
+    assert (pod.exit_code, pod.is_recorded) == (201, True)

@@ -196,6 +196,22 @@ def test_ranks_die_with_a_killed_launcher(start, tmp_path):
         wait_for(lambda pid=pid: not is_running(pid))
 
 
+def test_a_container_that_starts_again_trains_nothing_by_itself(start, tmp_path, monkeypatch):
+    """Without an operator to ask it ends, with a code after which the kubelet does not start it once more."""
+    monkeypatch.setenv("MTJ_ATTEMPT_FILE", str(tmp_path / "attempt"))
+    program = (
+        f"open({str(tmp_path / 'started')!r}, 'a').write('x')\nif rank == 3: os.kill(os.getpid(), 9)\ntime.sleep(30)"
+    )
+    process, log = start(program)
+    assert process.wait(60) == 201, "a rank was killed"
+    assert json.loads(log.read_text())["exitCode"] == 137
+    assert (tmp_path / "attempt").read_text() == "0"
+    process, log = start(program)
+    assert process.wait(60) == 201
+    assert json.loads(log.read_text())["reason"] == "CONTAINER_ENDED"
+    assert (tmp_path / "started").read_text() == "xx", "two ranks, once"
+
+
 def test_each_rank_knows_its_place_in_the_world():
     env = environment.read({"NNODES": "4", "NODE_RANK": "2", "MASTER_ADDR": "job-a0-master-0.job"})
     variables = environment.for_rank(env, 1, 8)

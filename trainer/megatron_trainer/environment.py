@@ -61,6 +61,7 @@ class Environment:
     device: str | None = None
     rank_start: RankStart = "fork"
     launcher_patience_s: float = names.DEFAULT_LAUNCHER_PATIENCE_S
+    attempt_file: Path | None = None
     variables: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -72,7 +73,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
     """
     env = os.environ if variables is None else variables
     progress, failure, stages = (env.get(n) for n in (names.PROGRESS_FILE, names.FAILURE_FILE, names.STAGES_FILE))
-    memory = env.get(names.MEMORY_FOLDER)
+    memory, noted = env.get(names.MEMORY_FOLDER), env.get(names.ATTEMPT_FILE)
     return Environment(
         num_nodes=_number(env, names.NUM_NODES, 1),
         node_rank=_number(env, names.NODE_RANK, 0),
@@ -98,6 +99,7 @@ def read(variables: Mapping[str, str] | None = None) -> Environment:
         device=_chosen(names.DEVICE, env[names.DEVICE], DEVICES) if env.get(names.DEVICE) else None,
         rank_start=_chosen(names.RANK_START, env.get(names.RANK_START) or _rank_start(env), RANK_STARTS),
         launcher_patience_s=_number(env, names.LAUNCHER_PATIENCE_S, int(names.DEFAULT_LAUNCHER_PATIENCE_S)),
+        attempt_file=Path(noted) if noted else None,
         variables=dict(env),
     )
 

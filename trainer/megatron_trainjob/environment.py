@@ -61,6 +61,10 @@ LAUNCHER_PATIENCE_S: Final = "MTJ_LAUNCHER_PATIENCE_SECONDS"
 """How long a launcher whose ranks have failed waits to hear from the operator before it exits with their code."""
 DEFAULT_LAUNCHER_PATIENCE_S: Final = 60.0
 
+ATTEMPT_FILE: Final = "MTJ_ATTEMPT_FILE"
+"""A file that outlives the container, where the launcher notes the attempt of its ranks. Where it is named, Kubernetes
+starts a container again that a fatal signal has ended (exit_codes.RESTARTED)."""
+
 # How the launcher starts its ranks: forked from a process that has imported everything, or each on its own.
 RANK_START: Final = "MTJ_RANK_START"
 RankStart = Literal["fork", "spawn"]
@@ -95,6 +99,7 @@ RESERVED: Final = frozenset(
         FAILURE_FILE,
         LAUNCHER_URL,
         LAUNCHER_FOLDER,
+        ATTEMPT_FILE,
         STAGES_FILE,
         LOCAL_WORLD_SIZE,
     }

@@ -5,10 +5,26 @@ Codes 64 to 78 (the range of BSD sysexits) and 2 mean that a retry with the same
 
 from __future__ import annotations
 
+import signal
 from enum import IntEnum
-from typing import Literal
+from typing import Final, Literal
 
 Retry = Literal["done", "never", "retry", "resume"]
+
+_FATAL: Final = (
+    signal.SIGILL,
+    signal.SIGTRAP,
+    signal.SIGABRT,
+    signal.SIGBUS,
+    signal.SIGFPE,
+    signal.SIGKILL,
+    signal.SIGSEGV,
+)
+RESTARTED: Final = tuple(128 + each for each in _FATAL)
+"""Exit codes of a container that a fatal signal has ended, out of memory among them: Kubernetes can start it again."""
+
+_ON_PURPOSE: Final = 64
+"""Added to those codes by a launcher that ends by itself because a rank did so: it is not started again."""
 
 
 class ExitCode(IntEnum):
@@ -39,6 +55,16 @@ def retry_class(exit_code: int) -> Retry:
     if exit_code == ExitCode.PREEMPTED:
         return "resume"
     return "retry"
+
+
+def ends_for_good(exit_code: int) -> int:
+    """The code with which a launcher ends that is not to be started again: 201 for a rank that SIGKILL (137) ended."""
+    return exit_code + _ON_PURPOSE if exit_code in RESTARTED else exit_code
+
+
+def of_rank(exit_code: int) -> int:
+    """The code of the rank for which a launcher has ended with this code."""
+    return exit_code - _ON_PURPOSE if exit_code - _ON_PURPOSE in RESTARTED else exit_code
 
 
 def describe(exit_code: int) -> str:

@@ -21,6 +21,9 @@ Stage = Literal["processGroup", "loaded", "firstStep"]
 STAGES: Final[tuple[Stage, ...]] = get_args(Stage)
 """What ranks pass on their way to the first step: group formed, weights and state loaded, one step done."""
 
+CONTAINER_ENDED: Final = "CONTAINER_ENDED"
+"""Reason of the failure that a launcher reports whose container was started again: its ranks ended with the former."""
+
 REPORT_FILE: Final = "launcher-report.json"
 DIRECTIVE_FILE: Final = "launcher-directive.json"
 """Their files in the folder of a pod on one machine, where no server answers."""

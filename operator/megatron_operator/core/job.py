@@ -30,7 +30,8 @@ class ProgressPush:
 class Job(Spec):
     """One MegatronTrainJob: its spec and its identity.
 
-    given_args: the manifest's own arguments under their canonical names, extraArgs among them.
+    given_args: the manifest's own arguments under their canonical names, extraArgs among them. has_container_restarts:
+    whether the cluster knows rules by which a container starts again in its pod.
     """
 
     name: str
@@ -43,12 +44,19 @@ class Job(Spec):
     given_args: Mapping[str, object]
     warnings: tuple[Violation, ...]
     progress_push: ProgressPush | None = None
+    has_container_restarts: bool = False
     kueue_mode: KueueMode = "PodGroup"
 
     @property
     def world_size(self) -> int:
         """Number of ranks: nodes times processes per node."""
         return self.num_nodes * self.nproc_per_node
+
+    @property
+    def restarts_containers(self) -> bool:
+        """Whether a container that a fatal signal has ended starts again: only our launcher then waits for its word."""
+        in_place = self.failure_policy.in_place_restart and self.progress_push is not None
+        return self.has_container_restarts and in_place and not self.command
 
     @property
     def kueue_queue(self) -> str | None:

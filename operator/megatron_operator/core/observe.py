@@ -5,22 +5,24 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
-from typing import Any, Literal, get_args
+from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core import attempts, termination
+from megatron_operator.core import attempts, pod_end
 from megatron_operator.core.observe_kueue import KueueSeen
-from megatron_operator.guard import Guard, Unreadable, shortened, whole_number
+from megatron_operator.core.pod_end import (
+    MAX_MESSAGE_CHARACTERS,
+    MAX_REASON_CHARACTERS,
+    ContainerEnd,
+    ContainerKind,
+    PodPhase,
+)
+from megatron_operator.guard import Guard, Unreadable, shortened
 from megatron_operator.timestamp import to_seconds
 from megatron_trainjob.progress import Progress
 
 Object = Mapping[str, Any]
-PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
-ContainerKind = Literal["Trainer", "InitContainer", "Sidecar"]
 MAX_DIGITS = 10
-MAX_REASON_CHARACTERS = 253
-MAX_EXIT_CODE = 2**31 - 1
-MAX_MESSAGE_CHARACTERS = 1024
 NO_COUNT = Guard()
 
 
@@ -30,6 +32,8 @@ class Pod:
 
     phase: the trainer's once it runs or has ended, whatever other containers do. num_nodes: of the gang it is part of.
     is_outlived: its trainer has ended, other containers hold its resources. is_kept: its launcher will start new ranks.
+    is_down: the kubelet is about to start the trainer's container again, as it has num_container_restarts times.
+    last_end: how the former container ended.
     is_recorded: whether a termination record of the trainer's launcher confirms the exit code.
     is_mislabeled: whether a label by which watches and services select it was removed or changed.
     gate: the name of a scheduling gate, preferably Kueue's. in_queue: whether Kueue manages the pod, gated or ungated.
@@ -47,6 +51,9 @@ class Pod:
     phase: PodPhase = "Pending"
     is_outlived: bool = False
     is_kept: bool = False
+    is_down: bool = False
+    num_container_restarts: int = 0
+    last_end: ContainerEnd | None = None
     ready: bool = False
     deleting: bool = False
     is_mislabeled: bool = False
@@ -250,7 +257,7 @@ def read_pod(raw: Object) -> Pod:
         initializing=_initializing(spec, status),
         node=shortened(spec.get("nodeName"), MAX_REASON_CHARACTERS),
         disruption=_disruption(conditions),
-        **_ending(spec, status),
+        **pod_end.read(spec, status),
     )
 
 
@@ -267,11 +274,6 @@ def _num_nodes(metadata: Object) -> int | None:
 
 def _by_rank(pod: Pod) -> tuple[int, bool, int]:
     return (pod.attempt, pod.role != names.MASTER, pod.index)
-
-
-def _pod_phase(status: Object) -> PodPhase:
-    phase: PodPhase = status.get("phase", "Pending")
-    return phase if phase in get_args(PodPhase) else "Unknown"
 
 
 def _is_true(conditions: Mapping[str, Object], type_: str) -> bool:
@@ -303,7 +305,7 @@ def _containers(status: Object) -> tuple[Object, ...]:
 
 def _waiting(spec: Object, status: Object) -> tuple[str | None, str]:
     """Why a container has not started: the first that reports a reason, or that crash-loops before the trainer."""
-    native = _native_sidecars(spec)
+    native = pod_end.native_sidecars(spec)
     for container in _containers(status):
         waiting = (container.get("state") or {}).get("waiting") or {}
         if waiting.get("reason") not in (None, "PodInitializing", "ContainerCreating"):
@@ -321,79 +323,9 @@ def _waiting(spec: Object, status: Object) -> tuple[str | None, str]:
 
 def _initializing(spec: Object, status: Object) -> str:
     """The running init container that the others wait for; "" without one."""
-    native = _native_sidecars(spec)
+    native = pod_end.native_sidecars(spec)
     for container in status.get("initContainerStatuses") or ():
         is_running = (container.get("state") or {}).get("running") is not None
         if is_running and not (container["name"] in native and container.get("started")):
             return str(container["name"])
     return ""
-
-
-def _native_sidecars(spec: Object) -> frozenset[str]:
-    """Native sidecars: init containers that are always restarted and run alongside the trainer."""
-    initial = spec.get("initContainers") or ()
-    return frozenset(each["name"] for each in initial if each.get("restartPolicy") == "Always")
-
-
-def _ending(spec: Object, status: Object) -> dict[str, Any]:
-    """Phase, and for the container that ended the pod: name, kind, exit code, what the trainer recorded, and time.
-
-    A reason of the pod itself (Evicted, NodeShutdown ...) takes precedence over the container's.
-    """
-    container, kind = _deciding(spec, status)
-    terminated = (container.get("state") or {}).get("terminated") or {}
-    record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
-    phase = _pod_phase(status)
-    exit_code = whole_number(terminated.get("exitCode"), largest=MAX_EXIT_CODE)
-    message = record.message or terminated.get("message") or status.get("message")
-    return {
-        "phase": _phase(phase, container) if kind == "Trainer" else phase,
-        "is_outlived": exit_code is not None and phase in ("Pending", "Running"),
-        "container": shortened(container.get("name"), MAX_REASON_CHARACTERS) or names.CONTAINER,
-        "container_kind": kind,
-        "exit_code": exit_code,
-        "is_recorded": exit_code is not None and record.exit_code == exit_code,
-        "rank": record.rank,
-        "reason": shortened(status.get("reason"), MAX_REASON_CHARACTERS) or _container_reason(terminated, record),
-        "message": shortened(message, MAX_MESSAGE_CHARACTERS),
-        "iteration": record.iteration,
-        "host": record.host or "",
-        "stack": record.stack or "",
-        "finished_at": to_seconds(terminated.get("finishedAt")),
-    }
-
-
-def _phase(phase: PodPhase, trainer: Object) -> PodPhase:
-    """The trainer's phase; the pod's own is Pending while the trainer runs but a sidecar does not."""
-    state = trainer.get("state") or {}
-    if ended := state.get("terminated"):
-        return "Failed" if ended.get("exitCode") else "Succeeded"
-    return "Running" if phase == "Pending" and state.get("running") is not None else phase
-
-
-def _deciding(spec: Object, status: Object) -> tuple[Object, ContainerKind]:
-    """The container that ended the pod: the trainer once it has ended, else the one whose failure failed the pod.
-
-    A native sidecar (an init container that is always restarted) never fails its pod.
-    """
-    containers = {each["name"]: each for each in status.get("containerStatuses") or ()}
-    trainer = containers.pop(names.CONTAINER, {})
-    if status.get("phase") != "Failed" or (trainer.get("state") or {}).get("terminated"):
-        return trainer, "Trainer"
-    native = _native_sidecars(spec)
-    initial = (each for each in status.get("initContainerStatuses") or () if each["name"] not in native)
-    if failed := next(filter(_has_failed, initial), None):
-        return failed, "InitContainer"
-    failed = next(filter(_has_failed, containers.values()), None)
-    return (failed, "Sidecar") if failed else (trainer, "Trainer")
-
-
-def _has_failed(container: Object) -> bool:
-    terminated = (container.get("state") or {}).get("terminated") or {}
-    return bool(terminated.get("exitCode"))
-
-
-def _container_reason(terminated: Object, record: termination.Record) -> str:
-    """The kubelet's own reason where it says more than "Error", else the trainer's."""
-    reason = shortened(terminated.get("reason"), MAX_REASON_CHARACTERS)
-    return record.reason or reason if reason in ("", "Error", "Completed") else reason

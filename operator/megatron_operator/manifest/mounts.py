@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from megatron_operator.core.desired.command import ARGS_DIRECTORY
-from megatron_operator.core.desired.volumes import CHECKPOINT_VOLUME, MEMORY_PATH, TOKEN_DIRECTORY
+from megatron_operator.core.desired.volumes import CHECKPOINT_VOLUME, LAUNCHER_PATH, MEMORY_PATH, TOKEN_DIRECTORY
 from megatron_trainjob.violation import Violation
 
 Object = Mapping[str, Any]
@@ -89,7 +89,8 @@ def _of_container(path: str, container: Object, read_only: Set[str]) -> Iterator
 
 def _problem(mount: Mount, spec: Object) -> str:
     """What the mount hides of the container or of the operator's mounts."""
-    ours = [ARGS_DIRECTORY, TOKEN_DIRECTORY, *([MEMORY_PATH] if spec["checkpoint"].get("memory") else [])]
+    of_memory = [MEMORY_PATH] if spec["checkpoint"].get("memory") else []
+    ours = [ARGS_DIRECTORY, TOKEN_DIRECTORY, *of_memory, LAUNCHER_PATH]
     if mount.path == "/" or mount.path in (*SYSTEM, *PROGRAMS) or any(is_below(mount.path, each) for each in KERNEL):
         return "hides folders of the container itself"
     if mount.field == CHECKPOINT and any(is_below(mount.path, each) for each in SYSTEM):

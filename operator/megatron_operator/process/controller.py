@@ -52,6 +52,7 @@ class Jobs:
         self._trainer_image = trainer_image
         self._progress_push = progress_push
         self._kueue_mode = kueue_mode
+        self.has_container_restarts = False
         self._raw: dict[Key, Object] = {}
         self._parsed: dict[Key, tuple[object, Parsed]] = {}
 
@@ -92,12 +93,17 @@ class Jobs:
         metadata = raw["metadata"]
         pushes = self._progress_push()
         texts = metadata.get("labels"), metadata.get("annotations")
-        version = (metadata["uid"], metadata.get("generation"), *texts, pushes)
+        version = (metadata["uid"], metadata.get("generation"), *texts, pushes, self.has_container_restarts)
         known = self._parsed.get(key)
         if known is None or known[0] != version:
             parsed = _parsed(raw, self._trainer_image)
             if isinstance(parsed, Job):
-                parsed = replace(parsed, progress_push=pushes, kueue_mode=self._kueue_mode)
+                parsed = replace(
+                    parsed,
+                    progress_push=pushes,
+                    kueue_mode=self._kueue_mode,
+                    has_container_restarts=self.has_container_restarts,
+                )
             known = self._parsed[key] = (version, parsed)
         return known[1]
 

@@ -17,6 +17,7 @@ from typing import Any
 from prometheus_client.core import GaugeMetricFamily
 
 from megatron_operator.cluster.kubernetes import connection as kubernetes_connection
+from megatron_operator.cluster.kubernetes import discovery
 from megatron_operator.cluster.kubernetes.cache import Cache, Extent
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.connection import Connection
@@ -178,6 +179,7 @@ def _exit_code(task: asyncio.Task[None]) -> int:
 async def _work(operator: Operator) -> None:
     """Acquires leadership (if election is on), then reconciles forever."""
     await operator.cache.synced()
+    operator.jobs.has_container_restarts = await discovery.restarts_containers(operator.client)
     workers = operator.queue.run(operator.settings.num_workers, operator.controller.reconcile)
     if not operator.settings.leader_election:
         operator.metrics.leader.set(1)

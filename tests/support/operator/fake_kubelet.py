@@ -232,19 +232,48 @@ def running(pod: Object) -> Object:
 
 def ended(pod: Object, exit_code: int, *, message: str = "", reason: str = "") -> Object:
     """Status of a pod whose containers have ended with this exit code and termination message."""
-    now = _now()
-    terminated = {
-        "exitCode": exit_code,
-        "reason": reason or ("Completed" if exit_code == 0 else "Error"),
-        "startedAt": now,
-        "finishedAt": now,
-        "message": message,
-    }
+    terminated = _terminated(exit_code, reason or ("Completed" if exit_code == 0 else "Error"), message)
     return {
         "phase": "Failed" if exit_code else "Succeeded",
-        "conditions": _conditions("False", now),
+        "conditions": _conditions("False", _now()),
         "containerStatuses": [_container(each, {"terminated": terminated}) for each in _containers(pod)],
     }
+
+
+def restarting(pod: Object, exit_code: int, *, reason: str = "Error") -> Object:
+    """Status of a pod whose trainer has ended and is about to start again, by the rules of its container."""
+    return {
+        "phase": "Running",
+        "conditions": _conditions("False", _now()),
+        "containerStatuses": [
+            _container(each, {"terminated": _terminated(exit_code, reason)}, restarts=_restarts(pod))
+            for each in _containers(pod)
+        ],
+    }
+
+
+def running_again(pod: Object) -> Object:
+    """Status of such a pod once its trainer runs again."""
+    last = pod["status"]["containerStatuses"][0]["state"]
+    status = running(pod)
+    again = [{**each, "restartCount": _restarts(pod) + 1, "lastState": last} for each in status["containerStatuses"]]
+    return {**status, "containerStatuses": again}
+
+
+def restarts_after(pod: Object, exit_code: int) -> bool:
+    """Whether a rule of the pod's trainer says that it starts again after this code."""
+    rules = _containers(pod)[0].get("restartPolicyRules") or ()
+    return any(exit_code in rule["exitCodes"]["values"] for rule in rules)
+
+
+def _restarts(pod: Object) -> int:
+    known = pod["status"].get("containerStatuses") or [{}]
+    return int(known[0].get("restartCount", 0))
+
+
+def _terminated(exit_code: int, reason: str, message: str = "") -> Object:
+    now = _now()
+    return {"exitCode": exit_code, "reason": reason, "startedAt": now, "finishedAt": now, "message": message}
 
 
 def _containers(pod: Object) -> list[Object]:
@@ -252,7 +281,7 @@ def _containers(pod: Object) -> list[Object]:
     return containers
 
 
-def _container(container: Object, state: Object) -> Object:
+def _container(container: Object, state: Object, restarts: int = 0) -> Object:
     is_up = "running" in state
     return {
         "name": container["name"],
@@ -260,7 +289,7 @@ def _container(container: Object, state: Object) -> Object:
         "imageID": "",
         "ready": is_up,
         "started": is_up,
-        "restartCount": 0,
+        "restartCount": restarts,
         "state": state,
     }
 

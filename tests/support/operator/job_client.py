@@ -129,6 +129,18 @@ class JobClient:
         status = fake_kubelet.ended(raw, exit_code, message=message, reason=reason)
         self.plane.merge(self.path("pods", pod) + "/status", {"status": status})
 
+    def end_container(self, pod: str, exit_code: int, *, reason: str = "Error") -> None:
+        """Ends the pod's container, which its kubelet is about to start again."""
+        self._set_status(pod, lambda raw: fake_kubelet.restarting(raw, exit_code, reason=reason))
+
+    def restart_container(self, pod: str) -> None:
+        """Its kubelet has started such a container again."""
+        self._set_status(pod, fake_kubelet.running_again)
+
+    def _set_status(self, pod: str, status: Callable[[Object], Object]) -> None:
+        raw = self.plane.get(self.path("pods", pod))
+        self.plane.merge(self.path("pods", pod) + "/status", {"status": status(raw)})
+
 
 def serving(folder: Path) -> Iterator[ControlPlane]:
     """A control plane with the CRD installed, for as long as somebody uses it."""

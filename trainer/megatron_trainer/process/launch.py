@@ -19,12 +19,13 @@ from types import FrameType
 
 from megatron_trainer import environment
 from megatron_trainer.environment import Environment
-from megatron_trainer.process import operator_line, ranks
+from megatron_trainer.process import container, operator_line, ranks
 from megatron_trainer.process.operator_line import OperatorLine
 from megatron_trainer.process.ranks import Process, Starter
 from megatron_trainjob import launcher, termination
 from megatron_trainjob.environment import FAILURE_FILE, STAGES_FILE
-from megatron_trainjob.exit_codes import ExitCode, describe
+from megatron_trainjob.exit_codes import ExitCode, describe, ends_for_good
+from megatron_trainjob.launcher import LauncherReport
 from megatron_trainjob.termination import TerminationRecord
 
 logger = logging.getLogger(__name__)
@@ -49,7 +50,8 @@ class Rank:
 class Node:
     """This node and its ranks of the present attempt. starter: asked before each attempt how to start ranks.
 
-    is_stopping: the pod is asked to end, so that no ranks start again. stacks_due: when the ranks that still run write
+    before: of the former container, where this one was started again. is_stopping: the pod is asked to end, so that no
+    ranks start again. stacks_due: when the ranks that still run write
     their stacks, by the monotonic clock.
     """
 
@@ -59,6 +61,7 @@ class Node:
     folder: Path
     starter: Callable[[], Starter]
     line: OperatorLine
+    before: LauncherReport | None = None
     ranks: list[Rank] = field(default_factory=list)
     is_stopping: bool = False
     stacks_due: float = float("inf")
@@ -104,7 +107,7 @@ def main(argv: Sequence[str]) -> int:
         logger.error("rank %d failed: %s: %s", record.rank, record.reason, record.message)
     with contextlib.suppress(OSError):  # outside a pod there is no termination log to write to
         env.termination_log.write_text(record.to_json())
-    return record.exit_code
+    return record.exit_code if env.attempt_file is None else ends_for_good(record.exit_code)
 
 
 def num_processes(env: Environment) -> int:
@@ -124,9 +127,10 @@ def _node(argv: Sequence[str], env: Environment, count: int) -> Iterator[Node]:
     """The node with all that outlives an attempt: folder, line to the operator, the process that forks ranks."""
     with tempfile.TemporaryDirectory(prefix="mtj-") as name, contextlib.ExitStack() as stack:
         folder = Path(name)
-        line = stack.enter_context(operator_line.connected(env, stages_file(folder)))
+        before = container.before(env, count)
+        line = stack.enter_context(operator_line.connected(env, stages_file(folder), before))
         shared = environment.for_rank(env, 0, count)
-        node = Node(argv=argv, env=env, count=count, folder=folder, starter=ranks.Spawn, line=line)
+        node = Node(argv=argv, env=env, count=count, folder=folder, starter=ranks.Spawn, line=line, before=before)
         node.starter = stack.enter_context(ranks.starting(env.rank_start, argv, shared, lambda: node.is_stopping))
         yield node
 
@@ -134,7 +138,13 @@ def _node(argv: Sequence[str], env: Environment, count: int) -> Iterator[Node]:
 def _run(node: Node) -> TerminationRecord | None:
     """Runs one attempt after the other; how the last one failed, None when it ended well."""
     attempt = node.env.attempt
+    if node.before is not None and node.before.failure is not None:
+        following = _wait_for_directive(node, node.before.attempt, node.before.failure)
+        if following is None:
+            return node.before.failure
+        attempt = following
     while True:
+        container.note(node.env, attempt)
         record = _run_attempt(node, attempt)
         following = node.directed(attempt)
         if following is None and record is not None:

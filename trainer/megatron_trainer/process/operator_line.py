@@ -111,12 +111,22 @@ class Server:
 
 
 class OperatorLine:
-    """Reports the present state again and again. directive: the last one heard, None before the first."""
+    """Reports the present state again and again. directive: the last one heard, None before the first.
 
-    def __init__(self, channel: Channel | None, stages_file: Path) -> None:
+    state: the first to report. patience_s: how long nothing may be heard at first.
+    """
+
+    def __init__(
+        self,
+        channel: Channel | None,
+        stages_file: Path,
+        state: LauncherReport,
+        patience_s: float = FIRST_ANSWER_S,
+    ) -> None:
         self._channel = channel
         self._stages_file = stages_file
-        self._state = LauncherReport(attempt=0, state="starting")
+        self._state = state
+        self._patience_s = patience_s
         self._since = self._started = self._opened = time.monotonic()
         self._heard_at: float | None = None
         self._changed = threading.Event()
@@ -136,7 +146,7 @@ class OperatorLine:
         now = time.monotonic()
         if self._heard_at is not None:
             return now - self._heard_at
-        return 0.0 if now < self._opened + FIRST_ANSWER_S else float("inf")
+        return 0.0 if now < self._opened + self._patience_s else float("inf")
 
     def tell(self, attempt: int, state: launcher.RanksState, failure: TerminationRecord | None = None) -> None:
         """Reports this from now on, and at once."""
@@ -180,9 +190,14 @@ class OperatorLine:
 
 
 @contextlib.contextmanager
-def connected(env: Environment, stages_file: Path) -> Iterator[OperatorLine]:
-    """The line that the environment names, kept up by a thread."""
-    line = OperatorLine(_channel(env.variables), stages_file)
+def connected(env: Environment, stages_file: Path, before: LauncherReport | None) -> Iterator[OperatorLine]:
+    """The line that the environment names, kept up by a thread.
+
+    before: what a container that was started again has to report; its operator does answer, if not at every moment.
+    """
+    state = before or LauncherReport(attempt=env.attempt, state="starting")
+    patience_s = FIRST_ANSWER_S if before is None else env.launcher_patience_s
+    line = OperatorLine(_channel(env.variables), stages_file, state, patience_s)
     threading.Thread(target=line.run, name="operator", daemon=True).start()
     try:
         yield line

@@ -1,14 +1,16 @@
-"""Checks whether the cluster serves an API of another component, and waits for it."""
+"""Checks what the cluster can do: whether it serves an API of another component, and waits for it; its version."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
-from megatron_operator.cluster.kubernetes.resource import Resource
+from megatron_operator.cluster.kubernetes.resource import VERSION, Resource
 
+CONTAINER_RESTARTS = (1, 35)
 ABSENT_INTERVAL_S = 60.0
 UNKNOWN_INTERVAL_S = 2.0
 logger = logging.getLogger(__name__)
@@ -25,6 +27,26 @@ async def wait_until_served(
         if served is False:
             on_absent()
         await asyncio.sleep(UNKNOWN_INTERVAL_S if served is None else ABSENT_INTERVAL_S)
+
+
+async def restarts_containers(client: Client) -> bool:
+    """Whether the server knows rules by which a container starts again (Kubernetes 1.35); asked until it answers.
+
+    An older one refuses pods with such rules. One on which they are switched off drops them from a pod.
+    """
+    while True:
+        try:
+            answer = await client.request("get", VERSION, "/version")
+            return version(answer) >= CONTAINER_RESTARTS
+        except ApiError as error:
+            logger.warning("version of the server unknown error=%s", error)
+        await asyncio.sleep(UNKNOWN_INTERVAL_S)
+
+
+def version(answer: Mapping[str, Any]) -> tuple[int, ...]:
+    """Major and minor version; some distributions put a plus sign behind the minor one."""
+    numbers = [str(answer.get(part, "")).rstrip("+") for part in ("major", "minor")]
+    return tuple(int(each) if each.isdecimal() else 0 for each in numbers)
 
 
 async def _is_served(client: Client, resource: Resource) -> bool | None:

@@ -32,6 +32,7 @@ class Resource:
         return "/".join([self.root, *scope, self.plural, *filter(None, (name, subresource))])
 
 
+VERSION = Resource(group="", version="v1", kind="Version", plural="version")
 POD = Resource(group="", version="v1", kind="Pod", plural="pods")
 SERVICE = Resource(group="", version="v1", kind="Service", plural="services")
 CONFIG_MAP = Resource(group="", version="v1", kind="ConfigMap", plural="configmaps")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from megatron_operator.api import names
-from megatron_operator.core.observe import ContainerKind
+from megatron_operator.core.pod_end import ContainerKind
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,7 +1,8 @@
 """Restart in place: the ranks start again in their living pods. What it takes, and how far it is.
 
-A launcher whose ranks have failed lives on and reports it; its pod then counts as failed in every policy, and stays
-where the answer is a restart that this way can carry out. Pods, addresses, volumes and devices are kept.
+A launcher whose ranks have failed lives on and reports it, or the kubelet starts its container again; its pod then
+counts as failed in every policy, and stays where the answer is a restart that this way can carry out. Pods, addresses,
+volumes and devices are kept.
 """
 
 from __future__ import annotations
@@ -12,6 +13,8 @@ from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
+from megatron_operator.core.pod_end import ContainerEnd
+from megatron_trainjob import launcher
 from megatron_trainjob.environment import DEFAULT_LAUNCHER_PATIENCE_S
 
 # Pods that wait longer than this for the end of a back-off only hold devices.
@@ -20,6 +23,8 @@ LONGEST_DELAY_S = 30.0
 ENDS_WITHIN_S = 2 * DEFAULT_LAUNCHER_PATIENCE_S
 # An older report is no sign of life; and a launcher that reports less often would learn of a restart too late.
 FRESH_S = 15.0
+# The kubelet starts a container again at once, then after 10 s, 20 s and so on.
+MOST_CONTAINER_RESTARTS = 1
 
 
 def with_failures(seen: Seen) -> Seen:
@@ -72,15 +77,31 @@ def of_attempt(seen: Seen, pod: Pod) -> HeardReport | None:
 
 
 def _with_failure(pod: Pod, seen: Seen) -> Pod:
-    heard = of_attempt(seen, pod)
-    is_held = pod.attempt == seen.pod_attempt and pod.phase == "Running" and not pod.deleting
-    if heard is None or heard.report.failure is None or not is_held:
+    if pod.attempt != seen.pod_attempt or pod.phase != "Running" or pod.deleting:
         return pod
+    heard = of_attempt(seen, pod)
+    end = _end_of_down(pod, seen) if pod.is_down else _reported_end(pod, heard)
+    return pod if end is None else replace(pod, **vars(end), phase="Failed", is_kept=heard is not None)
+
+
+def _end_of_down(pod: Pod, seen: Seen) -> ContainerEnd | None:
+    """How this attempt's ranks ended with their container; None where that was decided about already.
+
+    After a decision the container has yet to start again: its launcher then speaks of the attempt before. One that was
+    never heard, and ends again and again, does not do so in silence.
+    """
+    is_loop = pod.num_container_restarts > 0 and seen.attempt == seen.pod_attempt
+    return pod.last_end if of_attempt(seen, pod) is not None or is_loop else None
+
+
+def _reported_end(pod: Pod, heard: HeardReport | None) -> ContainerEnd | None:
+    """How ranks of this attempt ended that the launcher outlived, or of which it found only the attempt."""
+    if heard is None or heard.report.failure is None:
+        return None
     record = heard.report.failure
-    return replace(
-        pod,
-        phase="Failed",
-        is_kept=True,
+    if record.reason == launcher.CONTAINER_ENDED and pod.last_end is not None:
+        return pod.last_end
+    return ContainerEnd(
         exit_code=record.exit_code,
         is_recorded=True,
         rank=record.rank,
@@ -95,11 +116,14 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
 
 def _has_stepped(seen: Seen) -> bool:
     """Whether rank 0 of this attempt has done a step. Its iteration does not tell: it starts from any checkpoint."""
-    master = of_attempt(seen, seen.current[0])
-    return master is not None and "firstStep" in master.report.stages_s
+    master, last = of_attempt(seen, seen.current[0]), seen.status.get("lastRestart") or {}
+    is_noted = last.get("attempt") == seen.attempt and "firstStepTime" in last
+    return is_noted or (master is not None and "firstStep" in master.report.stages_s)
 
 
 def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
     heard = of_attempt(seen, pod)
     is_alive = (pod.phase == "Running" or pod.is_kept) and not pod.deleting and pod.disruption is None
-    return is_alive and heard is not None and now - heard.at < FRESH_S and pod.node not in seen.lost_nodes
+    if heard is None or not is_alive or pod.node in seen.lost_nodes:
+        return False
+    return pod.num_container_restarts <= MOST_CONTAINER_RESTARTS if pod.is_down else now - heard.at < FRESH_S

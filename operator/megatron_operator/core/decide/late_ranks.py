@@ -8,24 +8,26 @@ from megatron_operator.api import names
 from megatron_operator.core.decide import hang, in_place, restart
 from megatron_operator.core.decide.decision import Failure, Restart
 from megatron_operator.core.job import Job
-from megatron_operator.core.observe import Seen
+from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds
 
-# From the decision (or the end of its back-off) until every launcher must have started the ranks.
+# From the decision (or the end of its back-off) until every launcher must have started the ranks, or a container that
+# is started again must have its launcher heard, which then has time for its imports.
 START_S = 20.0
+CONTAINER_START_S = 40.0
+IMPORT_S = 300.0
 
 
 def decide(job: Job, seen: Seen, now: float) -> Restart | None:
     """A new gang with an attempt of its own; the failure before was counted, and this adds none to it."""
-    ends = wake_at(job, seen, now)
-    if ends is None or now < ends:
+    late = [pod for pod in _awaited(seen) if now >= _due(pod, seen, now)]
+    if not late:
         return None
-    late = in_place.late(seen)[0]
     failure = Failure(
         reason=names.NOT_STARTED_IN_PLACE,
-        message=f"Its launcher has not started the ranks of attempt {seen.attempt} within {START_S:.0f} s.",
-        pod=late.name,
-        node=late.node,
+        message=f"Its launcher has not started the ranks of attempt {seen.attempt} in time.",
+        pod=late[0].name,
+        node=late[0].node,
         attempt=seen.attempt,
         time=now,
     )
@@ -39,16 +41,30 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | None:
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When the ranks of a restart in place must have been started everywhere; None when they are, or without one.
+    """When the ranks of a restart in place must have been started everywhere; None when they are, or without one."""
+    awaited = _awaited(seen)
+    silent = [heard.at + in_place.FRESH_S for pod in awaited if (heard := in_place.of_attempt(seen, pod))]
+    moments = [*(_due(pod, seen, now) for pod in awaited), *silent]
+    return min((at for at in moments if at > now), default=None)
+
+
+def _awaited(seen: Seen) -> list[Pod]:
+    """Pods in which the ranks of a restart in place have not been started.
 
     Ranks that were once started stay so, however silent launchers become: their line to the operator may be cut while
-    they train. An operator that has just begun first gives the launchers time to be heard.
+    they train.
     """
-    if seen.attempt == seen.pod_attempt or _have_started(seen) or not in_place.late(seen):
-        return None
+    return [] if seen.attempt == seen.pod_attempt or _have_started(seen) else in_place.late(seen)
+
+
+def _due(pod: Pod, seen: Seen, now: float) -> float:
+    """When the ranks of this pod must have been started. An operator that has just begun first listens for a while."""
     decided = to_seconds(seen.status.get("lastRestartTime")) or 0.0
     may_start = to_seconds(seen.status.get("restarts", {}).get("nextRetryTime")) or decided
-    return max(decided, may_start, seen.listens_since) + START_S
+    heard = in_place.of_attempt(seen, pod)
+    imports = heard is not None and now - heard.at < in_place.FRESH_S
+    comes_back = CONTAINER_START_S if pod.is_down or pod.num_container_restarts else START_S
+    return max(decided, may_start, seen.listens_since) + (IMPORT_S if imports else comes_back)
 
 
 def _have_started(seen: Seen) -> bool:

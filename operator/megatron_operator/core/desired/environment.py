@@ -9,7 +9,7 @@ from megatron_operator.core import push
 from megatron_operator.core.desired.command import ARGS_DIRECTORY
 from megatron_operator.core.desired.config_map import AUTHORITY_FILE
 from megatron_operator.core.desired.quantity import amount
-from megatron_operator.core.desired.volumes import MEMORY_PATH, TOKEN_DIRECTORY, TOKEN_FILE
+from megatron_operator.core.desired.volumes import ATTEMPT_FILE, LAUNCHER_PATH, MEMORY_PATH, TOKEN_DIRECTORY, TOKEN_FILE
 from megatron_operator.core.job import Job
 from megatron_trainjob import environment as variables
 
@@ -24,6 +24,7 @@ def environment(job: Job, attempt: int, node_rank: int) -> list[dict[str, Any]]:
         **_identity(job, attempt),
         **_memory(job),
         **_progress_push(job, node_rank),
+        **({variables.ATTEMPT_FILE: f"{LAUNCHER_PATH}/{ATTEMPT_FILE}"} if job.restarts_containers else {}),
         **job.network.nccl_env,
     }
     ours = [{"name": name, "value": value} for name, value in values.items()]

@@ -14,6 +14,7 @@ from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.service import PORT_NAME
 from megatron_operator.core.desired.volumes import mounts, volumes
 from megatron_operator.core.job import Job
+from megatron_trainjob.exit_codes import RESTARTED
 
 # Between SIGTERM and the trainer's own deadline, a step has to finish and a process group to end.
 GRACE_MARGIN_S = 15
@@ -85,6 +86,9 @@ def _trainer(job: Job, attempt: int, node_rank: int) -> dict[str, Any]:
     if node_rank == 0:
         port = {"name": PORT_NAME, "containerPort": job.network.master_port, "protocol": "TCP"}
         container["ports"] = [port]
+    if job.restarts_containers:
+        on_signal = {"action": "Restart", "exitCodes": {"operator": "In", "values": list(RESTARTED)}}
+        container |= {"restartPolicy": "Never", "restartPolicyRules": [on_signal]}
     if job.image_pull_policy:
         container["imagePullPolicy"] = job.image_pull_policy
     if job.env_from:

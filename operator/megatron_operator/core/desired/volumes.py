@@ -16,6 +16,9 @@ SHARED_MEMORY_VOLUME = "mtj-shm"
 SHARED_MEMORY_PATH = "/dev/shm"
 MEMORY_VOLUME = "mtj-memory"
 MEMORY_PATH = "/run/mtj-memory"
+LAUNCHER_VOLUME = "mtj-launcher"
+LAUNCHER_PATH = "/run/mtj-launcher"
+ATTEMPT_FILE = "attempt"
 TOKEN_VOLUME = "mtj-progress-token"
 TOKEN_DIRECTORY = "/var/run/secrets/megatrontrain.dev"
 TOKEN_FILE = "token"
@@ -33,6 +36,8 @@ def volumes(job: Job, attempt: int) -> list[dict[str, Any]]:
     if job.checkpoint.memory is not None:
         limited = {"medium": "Memory", "sizeLimit": str(job.checkpoint.memory.size_limit)}
         ours.append({"name": MEMORY_VOLUME, "emptyDir": limited})
+    if job.restarts_containers:  # on disk: it outlives the container, and the node's reboot
+        ours.append({"name": LAUNCHER_VOLUME, "emptyDir": {"sizeLimit": "1Mi"}})
     if job.progress_push:
         ours.append({"name": TOKEN_VOLUME, "projected": {"sources": [{"serviceAccountToken": _token(job)}]}})
     return [*ours, *(dict(volume) for volume in job.volumes)]
@@ -48,6 +53,8 @@ def mounts(job: Job) -> list[dict[str, Any]]:
         ours.append({"name": SHARED_MEMORY_VOLUME, "mountPath": SHARED_MEMORY_PATH})
     if job.checkpoint.memory is not None:
         ours.append({"name": MEMORY_VOLUME, "mountPath": MEMORY_PATH})
+    if job.restarts_containers:
+        ours.append({"name": LAUNCHER_VOLUME, "mountPath": LAUNCHER_PATH})
     if job.progress_push:
         ours.append({"name": TOKEN_VOLUME, "mountPath": TOKEN_DIRECTORY, "readOnly": True})
     return [*ours, *(dict(mount) for mount in job.volume_mounts)]

@@ -1,0 +1,40 @@
+"""A container that Kubernetes starts again in its living pod: what its launcher knows of the one before.
+
+The environment names the attempt for which the pod was made, even if later ones have run in it. So each launcher notes
+the attempt of its ranks in a file that outlives the container; one that finds such a file starts no ranks by itself.
+"""
+
+from __future__ import annotations
+
+import signal
+
+from megatron_trainer.environment import Environment
+from megatron_trainjob.launcher import CONTAINER_ENDED, LauncherReport
+from megatron_trainjob.termination import TerminationRecord
+
+KILLED = 128 + signal.SIGKILL
+
+
+def note(env: Environment, attempt: int) -> None:
+    """Notes that ranks of this attempt are about to start. Raises OSError: without the note they could run twice."""
+    if env.attempt_file is not None:
+        aside = env.attempt_file.with_suffix(".tmp")
+        aside.write_text(str(attempt))
+        aside.replace(env.attempt_file)
+
+
+def before(env: Environment, num_ranks: int) -> LauncherReport | None:
+    """What to report of the ranks that ended with the former container, None in a pod's first.
+
+    How that container ended is known to the kubelet alone.
+    """
+    if env.attempt_file is None or not env.attempt_file.exists():
+        return None
+    record = TerminationRecord(
+        exit_code=KILLED,
+        reason=CONTAINER_ENDED,
+        rank=env.node_rank * num_ranks,
+        iteration=None,
+        message="the container ended, its launcher and ranks with it, and was started again",
+    )
+    return LauncherReport(attempt=int(env.attempt_file.read_text()), state="failed", failure=record)
