@@ -17,4 +17,4 @@ def test_five_hundred_faults_leave_every_job_in_its_right_end(quiet_plane: Contr
     injected = chaos.run(quiet_plane, tmp_path, seed=1, num_faults=500)
     assert sum(injected.values()) >= 500
     kinds = {"operator killed", "pod deleted", "API server restarted", "watch-silent", "lost-answer"}
-    assert kinds | {"rank killed"} <= set(injected)
+    assert kinds | {"rank killed", "container killed"} <= set(injected)

@@ -2,7 +2,8 @@
 
 `python -m tests.support.operator.chaos --seed 7 --faults 500` replays a run. Faults: what fault_proxy.py does to
 requests and watches, kill -9 of the operator (also while ranks restart in their pods), pods deleted by hand, ranks and
-containers that fail, launchers that freeze, answers to launchers that are lost, a restart of the API server.
+containers that fail or are killed, launchers that freeze, answers to launchers that are lost, a new start of the API
+server.
 """
 
 from __future__ import annotations
@@ -191,6 +192,15 @@ def kill_operator_in_restart(chaos: Chaos) -> None:
         time.sleep(0.02)
 
 
+def kill_container(chaos: Chaos) -> None:
+    """A signal ends the whole container of a pod of a job that is to succeed; its kubelet starts it again."""
+    running = [ranks for run, ranks in chaos.launchers.running() if run[0].startswith("good-")]
+    if running:
+        name = chaos.draw.choice(sorted(name for ranks in running for name in ranks.started))
+        chaos.launchers.killed[name] = chaos.draw.choice((134, 137, 139))
+        chaos.done["container killed"] += 1
+
+
 def delete_pod(chaos: Chaos) -> None:
     """Somebody deletes a pod of a job that is to succeed."""
     pods = [pod["metadata"]["name"] for pod in chaos.plane.get(chaos.jobs.path("pods"))["items"]]
@@ -211,6 +221,7 @@ ACTIONS = (
     (submit, 6),
     (delete_pod, 3),
     (kill_rank, 4),
+    (kill_container, 3),
     (freeze_launcher, 1),
     (kill_operator, 1),
     (kill_operator_in_restart, 1),
@@ -291,7 +302,9 @@ def run(plane: ControlPlane, folder: Path, seed: int, num_faults: int) -> Counte
         raise AssertionError("; ".join(f"{what}: {places[:5]}" for what, places in found.items() if places))
     plane.delete(f"/api/v1/namespaces/{jobs.namespace}")
     again = launchers.in_place.total()
-    print(f"{again} times ranks started again in their pods; reports by answer", dict(launchers.answers))
+    joined = launchers.joined.total()
+    print(f"{again} times ranks started again in their pods, {joined} of them in a container that did")
+    print("reports by answer", dict(launchers.answers))
     return proxy.injected + chaos.done
 
 

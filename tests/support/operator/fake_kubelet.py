@@ -22,6 +22,7 @@ from megatron_operator.cluster.kubernetes.resource import NODE, POD
 Object = Mapping[str, Any]
 NODE_NAME = "fake-node"
 TERMINATED = 128 + 15  # by SIGTERM
+RESTART_S = (0.3, 2.0)  # before a container starts again, the first time and later; a kubelet waits longer
 RETRY_S = 0.2
 logger = logging.getLogger(__name__)
 
@@ -129,11 +130,25 @@ class FakeKubelet:
         self._note_start(pod)
         await self._insist("starting", pod, lambda: patch_status(client, pod, running(pod)))
         exit_code = await self._exit_code(client, pod, life)
+        restarts = 0
+        while exit_code is not None and restarts_after(pod, exit_code) and self._is_at("starting", pod):
+            pod = await self._restart(client, pod, exit_code, RESTART_S[min(restarts, 1)])
+            exit_code = await self._exit_code(client, pod, life) if self._is_at("starting", pod) else None
+            restarts += 1
         if exit_code is not None:
             status = ended(pod, exit_code, message=life.message)
             await self._insist("starting", pod, lambda: patch_status(client, pod, status))
             if self._is_at("starting", pod):
                 self._note_end(pod)
+
+    async def _restart(self, client: Client, pod: Object, exit_code: int, after_s: float) -> Object:
+        """Starts the trainer's container again after a pause; the pod with its new status."""
+        down = restarting(pod, exit_code)
+        await self._insist("starting", pod, lambda: patch_status(client, pod, down))
+        await asyncio.sleep(after_s)
+        again = running_again({**pod, "status": down})
+        await self._insist("starting", pod, lambda: patch_status(client, pod, again))
+        return {**pod, "status": again}
 
     async def _exit_code(self, client: Client, pod: Object, life: Life) -> int | None:
         """How the container ends by itself, None when it does not."""

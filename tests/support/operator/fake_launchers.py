@@ -20,7 +20,8 @@ import aiohttp
 from local_cluster.control_plane import Refused
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_trainjob import launcher
-from megatron_trainjob.exit_codes import describe
+from megatron_trainjob.environment import ATTEMPT_FILE
+from megatron_trainjob.exit_codes import describe, ends_for_good
 from megatron_trainjob.launcher import Directive, LauncherReport, RanksState
 from megatron_trainjob.termination import TerminationRecord
 from tests.support.operator.job_client import JobClient
@@ -88,8 +89,10 @@ class Ranks:
 class FakeLaunchers:
     """The launchers of all pods of one namespace.
 
-    fate: of the ranks of an attempt. frozen: pods whose launcher says nothing more. is_lost: whether an answer is lost
-    on its way. in_place: how often ranks have started again in a pod, by job. problems: words of the operator that it
+    fate: of the ranks of an attempt. frozen: pods whose launcher says nothing more. killed: exit codes with which the
+    containers of pods end, launcher and all. noted: by uid of the pod, the attempt in the file that outlives containers.
+    is_lost: whether an answer is lost on its way. in_place, joined: how often ranks have started again in a pod, and of
+    those times in another container of it, by job. problems: words of the operator that it
     must not say. answers: reports by how they were answered.
     """
 
@@ -97,7 +100,10 @@ class FakeLaunchers:
     fate: Callable[[Run], Fate]
     is_lost: Callable[[], bool] = lambda: False
     frozen: set[str] = field(default_factory=set)
+    killed: dict[str, int] = field(default_factory=dict)
+    noted: dict[str, int] = field(default_factory=dict)
     in_place: Counter[str] = field(default_factory=Counter)
+    joined: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
     answers: Counter[str] = field(default_factory=Counter)
     runs: dict[Run, Ranks] = field(default_factory=dict)
@@ -111,7 +117,7 @@ class FakeLaunchers:
         ) as session:
             running = _Launcher(launchers=self, session=session, pod=pod)
             try:
-                return await running.run()
+                return running.exit_code(await running.run())
             except asyncio.CancelledError:
                 running.ranks.broken_at = min(running.ranks.broken_at, time.monotonic())
                 raise
@@ -148,13 +154,35 @@ class _Launcher:
         self.variables = {each["name"]: each.get("value", "") for each in self.pod["spec"]["containers"][0]["env"]}
         self.job = self.variables["MTJ_JOB_NAME"]
         self.node_rank, self.num_nodes = int(self.variables["NODE_RANK"]), int(self.variables["NNODES"])
-        self._start(int(self.variables["MTJ_RESTART_ATTEMPT"]))
+        self.uid: str = self.pod["metadata"]["uid"]
+        self.starts_again = ATTEMPT_FILE in self.variables
+        if self.uid in self.launchers.noted:
+            self._wait_as_failed(self.launchers.noted[self.uid])
+        else:
+            self._start(int(self.variables["MTJ_RESTART_ATTEMPT"]))
+
+    def exit_code(self, code: int) -> int:
+        """The container's, where its launcher ends with this code of its ranks; another where it is killed."""
+        if (killed := self.launchers.killed.pop(self.name, None)) is not None:
+            return killed
+        return ends_for_good(code) if self.starts_again else code
+
+    def _wait_as_failed(self, attempt: int) -> None:
+        """The ranks of the container before have ended with it."""
+        self.attempt, self.state, self.since, self.ticks = attempt, "failed", time.monotonic(), 0
+        self.ranks = Ranks(fate=Fate(after_s=0.0), num_nodes=self.num_nodes, is_over=True, living=1)
+        self.failure = TerminationRecord(
+            exit_code=137, reason=launcher.CONTAINER_ENDED, rank=self.node_rank, iteration=None, message="drawn"
+        )
 
     async def run(self) -> int:
         """Until the ranks are done, or the pod is to end with the code of a rank."""
         heard_at = due = time.monotonic()
         while True:
             await asyncio.sleep(POLL_S)
+            if self.name in self.launchers.killed:
+                self.ranks.broken_at = min(self.ranks.broken_at, time.monotonic())
+                return 0
             if self.name in self.launchers.frozen:
                 continue
             ended = self._look_at_ranks()
@@ -175,6 +203,8 @@ class _Launcher:
             self.ranks.living -= 1
         self.ranks = self.launchers.of((self.job, attempt), self.num_nodes)
         self.ranks.start(self.name)
+        if self.starts_again:
+            self.launchers.noted[self.uid] = attempt
 
     def _look_at_ranks(self) -> int | None:
         """The exit code of ranks that have ended since the last look."""
@@ -192,6 +222,7 @@ class _Launcher:
         if directive.attempt > self.attempt:
             await self._check(directive.attempt)
             self.launchers.in_place[self.job] += 1
+            self.launchers.joined[self.job] += bool(self.failure and self.failure.reason == launcher.CONTAINER_ENDED)
             self._start(directive.attempt)
             return False
         if directive.attempt < self.attempt:
