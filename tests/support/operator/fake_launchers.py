@@ -90,7 +90,7 @@ class FakeLaunchers:
     """The launchers of all pods of one namespace.
 
     fate: of the ranks of an attempt. frozen: pods whose launcher says nothing more. killed: exit codes with which the
-    containers of pods end, launcher and all. noted: by uid of the pod, the attempt in the file that outlives containers.
+    containers of pods end, launcher and all. noted: by uid of the pod, the attempt that its launcher has noted.
     is_lost: whether an answer is lost on its way. in_place, joined: how often ranks have started again in a pod, and of
     those times in another container of it, by job. problems: words of the operator that it
     must not say. answers: reports by how they were answered.
