@@ -103,3 +103,30 @@ def test_a_gang_of_a_scheduler_that_the_operator_may_not_use_is_said_to_be_missi
     stalled = wait_until(lambda: jobs.condition("Stalled"), bool, "condition Stalled")
     assert stalled["reason"] == "GangSchedulerMissing"
     assert jobs.pods() == {}
+
+
+def test_a_node_on_which_a_job_failed_gets_none_of_its_pods_until_that_is_over(jobs: JobClient):
+    """Each pod fills a node, so that the gang waits while one of the two is excluded."""
+    add_nodes(jobs.plane, "good", "bad")
+    policy = {"nodeExclusion": {"afterFailures": 1}, "backoffSeconds": {"initial": 0}}
+    jobs.submit(manifest(**{**GANG, "numNodes": 2, "failurePolicy": policy}))
+    jobs.await_phase("Running")
+    nodes = {pod["spec"]["nodeName"]: name for name, pod in jobs.pods().items()}
+    assert set(nodes) == {"good", "bad"}
+    jobs.end_pod(nodes["bad"], 134)
+    jobs.await_pods("job-a1-master-0", "job-a1-worker-0")
+    jobs.await_events("NodeExcluded")
+    (failed,) = jobs.status()["failedNodes"]
+    assert (failed["name"], failed["failures"], "excludedTime" in failed) == ("bad", 1, True)
+    wait_until(lambda: jobs.condition("Admitted").get("reason"), lambda r: r == "GangUnschedulable", "the gang to wait")
+    add_nodes(jobs.plane, "third")
+    jobs.await_phase("Running")
+    assert {pod["spec"]["nodeName"] for pod in jobs.pods().values()} == {"good", "third"}
+    jobs.end_pod("job-a1-worker-0", 134)
+    jobs.await_pods("job-a2-master-0", "job-a2-worker-0")
+    wait_until(lambda: jobs.condition("Admitted").get("reason"), lambda r: r == "GangUnschedulable", "the gang to wait")
+    jobs.patch("job", failurePolicy={**policy, "nodeExclusion": None})
+    jobs.await_pods("job-a3-master-0", "job-a3-worker-0")
+    jobs.await_events("NodesUsedAgain")
+    jobs.await_phase("Running")
+    assert "failedNodes" not in jobs.status()

@@ -266,13 +266,15 @@ NO_RULES = "--feature-gates=ContainerRestartRules=false,RestartAllContainersOnCo
 
 
 def test_a_server_that_drops_the_rule_leaves_pods_that_end_as_before(
-    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, tmp_path: Path
 ):
     quiet_plane.stop_process("apiserver")
     quiet_plane.start_apiserver(NO_RULES)
+    kubelet = FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)
     try:
         settings = push_settings(quiet_plane, quiet_jobs, tmp_path)
-        with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings):
+        running = operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings)
+        with fake_kubelet.playing(kubelet), running:
             quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
             quiet_jobs.await_phase("Running")
             (trainer,) = quiet_jobs.pods()[PODS[1]]["spec"]["containers"]

@@ -42,6 +42,7 @@ def test_a_job_adds_to_the_spec_only_what_the_spec_does_not_declare():
     assert own == {
         *("name", "namespace", "uid", "generation", "labels", "annotations"),
         *("args", "given_args", "warnings", "progress_push", "kueue_mode"),
+        "has_container_restarts",
     }
 
 
@@ -54,6 +55,7 @@ def test_an_empty_object_becomes_the_defaults():
         backoff_max_s=600,
         rules=(),
         hang_timeout_s=1800,
+        node_exclusion=None,
         in_place_restart=True,
     )
 

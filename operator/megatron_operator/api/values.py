@@ -302,6 +302,30 @@ class Rule:
 
 
 @dataclass(frozen=True, kw_only=True)
+class NodeExclusion:
+    """When the pods of later attempts are kept away from a node, and for how long."""
+
+    after_failures: int = declared(
+        "afterFailures",
+        integer(
+            "Failures on a node after which it is excluded: those that count toward maxRestarts, except OOMKilled, and "
+            "the loss of the node.",
+            ge=1,
+            le=100,
+            default=2,
+        ),
+    )
+    max_nodes: int = declared(
+        "maxNodes",
+        integer("Most nodes excluded at a time; of more, those that failed last.", ge=1, le=16, default=4),
+    )
+    forget_after_s: int = declared(
+        "forgetAfterSeconds",
+        integer("Seconds after its last failure until a node is used again.", ge=60, le=31_536_000, default=86_400),
+    )
+
+
+@dataclass(frozen=True, kw_only=True)
 class FailurePolicy:
     """How often and how soon a failed gang is restarted."""
 
@@ -335,6 +359,15 @@ class FailurePolicy:
             "Seconds without a heartbeat after which the gang is restarted; 0 disables this.",
             default=DEFAULT_HANG_TIMEOUT_S,
         ),
+    )
+    node_exclusion: NodeExclusion | None = declared(
+        "nodeExclusion",
+        record_of(
+            NodeExclusion,
+            "Keeps the pods of later attempts away from nodes on which the job failed repeatedly, by required node "
+            "affinity; {} turns it on. status.failedNodes lists the nodes.",
+        ),
+        of=NodeExclusion,
     )
     in_place_restart: bool = declared(
         "inPlaceRestart",

@@ -78,7 +78,7 @@ def _of_decision(job: Job, seen: Seen, decision: Decision, now: float) -> Claims
         case Restart():
             return _again(seen, decision.reason, _why(decision))
         case Resize():
-            return _again(seen, names.RESIZED, decision.message)
+            return _again(seen, decision.reason, decision.message)
         case Withdraw():
             return {**_active(job, seen, now), names.STALLED: _yes(decision.reason, decision.message)}
         case _:

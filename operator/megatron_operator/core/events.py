@@ -22,6 +22,9 @@ Object = Mapping[str, Any]
 # A successor takes over within a lease duration, or once a lost node's pod is recreated on another node.
 RECENT_S = 900.0
 JOB_RUNNING = "JobRunning"
+NODE_EXCLUDED = "NodeExcluded"
+# Events of new pods that no failure made necessary, by the reason of condition Restarting.
+RENEWALS = {names.RESIZED: "JobResized", names.NODES_USED_AGAIN: names.NODES_USED_AGAIN}
 
 
 def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, creates_pods: bool) -> tuple[Event, ...]:
@@ -59,11 +62,17 @@ def of_stall(seen: Seen, status: Object) -> tuple[Event, ...]:
 
 
 def _of_conditions(status: Object) -> Iterator[tuple[float, Event]]:
-    """(time of transition, event) for each condition that has an event."""
+    """(time of transition, event) for each condition, and each node that is excluded, that has an event."""
     by_type = {each["type"]: each for each in status.get("conditions", ())}
     for type_, emitter in EMITTERS.items():
         if type_ in by_type:
             yield from emitter(by_type[type_], status)
+    for node in status.get("failedNodes") or ():
+        if since := node.get("excludedTime"):
+            message = (
+                f"Pods of later attempts are kept away from node {node['name']}: {node['failures']} failures there."
+            )
+            yield to_seconds(since) or 0.0, _warning(NODE_EXCLUDED, message, f"{node['name']} {since}")
 
 
 Emitted = Iterator[tuple[float, Event]]
@@ -75,8 +84,8 @@ def _restarting(condition: Object, status: Object) -> Emitted:
     restarts, last = status.get("restarts", {}), status.get("lastFailure") or {}
     attempt = restarts.get("attempt", 0)
     began, of = _restarted_at(condition, status), f"attempt {attempt}"
-    if is_true and condition["reason"] == names.RESIZED:
-        yield began, _normal("JobResized", condition["message"], of)
+    if is_true and (event := RENEWALS.get(condition["reason"])):
+        yield began, _normal(event, condition["message"], of)
         return
     is_cause = last.get("attempt") == attempt - 1
     if not (is_true or is_cause):

@@ -31,6 +31,7 @@ class Pod:
     """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
 
     phase: the trainer's once it runs or has ended, whatever other containers do. num_nodes: of the gang it is part of.
+    kept_from: nodes that its affinity excludes because the job failed there.
     is_outlived: its trainer has ended, other containers hold its resources. is_kept: its launcher will start new ranks.
     is_down: the kubelet is about to start the trainer's container again, as it has num_container_restarts times.
     last_end: how the former container ended.
@@ -48,6 +49,7 @@ class Pod:
     role: str = names.MASTER
     index: int = 0
     num_nodes: int | None = None
+    kept_from: frozenset[str] = frozenset()
     phase: PodPhase = "Pending"
     is_outlived: bool = False
     is_kept: bool = False
@@ -242,6 +244,7 @@ def read_pod(raw: Object) -> Pod:
         role=place.role,
         index=place.index,
         num_nodes=_num_nodes(metadata),
+        kept_from=_kept_from(metadata),
         ready=_is_true(conditions, "Ready"),
         deleting=metadata.get("deletionTimestamp") is not None,
         is_mislabeled=any(labels.get(key) != value for key, value in names.place_labels(of_job, place).items()),
@@ -270,6 +273,11 @@ def _gate(spec: Object) -> str:
 def _num_nodes(metadata: Object) -> int | None:
     text = (metadata.get("annotations") or {}).get(names.ANNOTATION_NUM_NODES)
     return int(text) if isinstance(text, str) and text.isdecimal() and len(text) < MAX_DIGITS else None
+
+
+def _kept_from(metadata: Object) -> frozenset[str]:
+    text = (metadata.get("annotations") or {}).get(names.ANNOTATION_KEPT_FROM)
+    return frozenset(filter(None, text.split(","))) if isinstance(text, str) else frozenset()
 
 
 def _by_rank(pod: Pod) -> tuple[int, bool, int]:

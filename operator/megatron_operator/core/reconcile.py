@@ -20,6 +20,7 @@ from megatron_operator.core.decide import (
     in_place,
     invalid,
     late_ranks,
+    node_exclusion,
     restart,
     suspend,
     waiting,
@@ -58,6 +59,7 @@ POLICIES: tuple[Policy, ...] = (
     deadline.decide,
     kueue_decide.decide,
     elastic.decide,
+    node_exclusion.decide,
     invalid.decide,
     whole.decide,
     restart.decide,
@@ -71,6 +73,7 @@ WAKE_UPS = (
     backoff.wake_at,
     late_ranks.wake_at,
     hang.wake_at,
+    node_exclusion.wake_at,
     kueue_decide.wake_at,
     waiting.wake_at,
 )
@@ -261,7 +264,9 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
         return Plan(delete=replayed)
     if seen.predecessors or not backoff.may_start(seen, now):
         return Plan(delete=replayed)
-    return Plan(delete=replayed, patch=_service_patch(job, seen), create=build.missing(job, seen))
+    failed = node_exclusion.read(job, seen.status, now)
+    away = node_exclusion.excluded(job.failure_policy.node_exclusion, failed)
+    return Plan(delete=replayed, patch=_service_patch(job, seen), create=build.missing(job, seen, away))
 
 
 def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:

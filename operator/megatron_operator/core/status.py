@@ -16,7 +16,7 @@ from megatron_operator.api.schema import fit
 from megatron_operator.api.schema.status import status as status_schema
 from megatron_operator.core import conditions, last_restart
 from megatron_operator.core.decide import kueue as kueue_decide
-from megatron_operator.core.decide import restart, suspend, waiting
+from megatron_operator.core.decide import node_exclusion, restart, suspend, waiting
 from megatron_operator.core.decide.decision import (
     Counters,
     Decision,
@@ -71,6 +71,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "replicas": len(pods),
         "replicaStatuses": replica_statuses(job, pods),
         "lastFailure": _last_failure(seen, decision),
+        "failedNodes": _failed_nodes(job, seen, decision, now),
         "waiting": waiting.describe(job, seen, decision, now),
         "progress": _progress(seen),
         "checkpoint": _checkpoint(seen),
@@ -267,6 +268,11 @@ def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
 def _last_failure(seen: Seen, decision: Decision) -> Object | None:
     failure = decision.failure if isinstance(decision, Restart | Fail) else None
     return seen.status.get("lastFailure") if failure is None else describe_failure(failure)
+
+
+def _failed_nodes(job: Job, seen: Seen, decision: Decision, now: float) -> list[Object] | None:
+    nodes = decision.failed_nodes if isinstance(decision, Restart) else node_exclusion.read(job, seen.status, now)
+    return node_exclusion.describe(job.failure_policy.node_exclusion, nodes)
 
 
 def describe_failure(failure: Failure) -> Object:

@@ -46,6 +46,9 @@ def warnings(spec: Object, arguments: Object) -> Iterator[Violation]:
         yield _warning("spec.checkpoint", None, "has no pvc; in a cluster checkpoints are lost with the pod")
     limits = (spec.get("resourcesPerNode") or {}).get("limits") or {}
     yield from (_warning(*each) for each in accelerators.uncounted(spec))
+    if spec["failurePolicy"].get("nodeExclusion") is not None and spec["scheduling"].get("topology"):
+        message = "is not known to whoever assigns scheduling.topology; pods sent to an excluded node wait"
+        yield _warning("spec.failurePolicy.nodeExclusion", None, message)
     yield from _claims_for_one_node(spec)
     yield from (_warning(*each) for each in variables.unknown(_variables(spec)))
     if spec["checkpoint"].get("memory") and spec["checkpoint"]["resume"] == "Never":

@@ -31,6 +31,19 @@ def status() -> Schema:
                 "Pods by role.", {"master": _replicas("The master."), "worker": _replicas("The workers.")}
             ),
             "lastFailure": _last_failure(),
+            "failedNodes": array(
+                "Nodes on which the job failed, the latest first; with failurePolicy.nodeExclusion.",
+                record(
+                    "A node.",
+                    {
+                        "name": text("Its name.", max_length=253),
+                        "failures": _count("Failures there, counted or because the node was lost."),
+                        "lastFailureTime": _time("When the last was."),
+                        "excludedTime": _time("Since when pods of later attempts are kept away from it."),
+                    },
+                ),
+                max_items=32,
+            ),
             "waiting": record(
                 "Since when the job has been waiting to start, by the operator's clock.",
                 {

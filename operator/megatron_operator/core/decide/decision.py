@@ -43,6 +43,16 @@ class Failure:
 
 
 @dataclass(frozen=True, kw_only=True)
+class FailedNode:
+    """A node on which the job failed: how often, when last, since when it is excluded (seconds since the epoch)."""
+
+    name: str
+    failures: int = 0
+    failed_at: float = 0.0
+    excluded_at: float | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class Counters:
     """status.restarts without the attempt: everything that a restart has to carry over.
 
@@ -95,16 +105,17 @@ class Withdraw:
 
 @dataclass(frozen=True, kw_only=True)
 class Resize:
-    """Stop the pods, which save, and continue with a different number of them; not counted as a restart."""
+    """Stop the pods, which save, and continue with others: more or fewer, or elsewhere; not counted as a restart."""
 
     message: str
+    reason: str = names.RESIZED
 
 
 @dataclass(frozen=True, kw_only=True)
 class Restart:
     """Persist the next attempt, delete the whole gang, start again after `delay_s`.
 
-    in_place: the pods stay, and their launchers start the ranks of the next attempt.
+    in_place: the pods stay, and their launchers start the ranks of the next attempt. failed_nodes: for the status.
     """
 
     reason: str
@@ -112,6 +123,7 @@ class Restart:
     counters: Counters
     delay_s: float
     in_place: bool = False
+    failed_nodes: tuple[FailedNode, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

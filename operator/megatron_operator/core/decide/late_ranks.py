@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from megatron_operator.api import names
-from megatron_operator.core.decide import hang, in_place, restart
+from megatron_operator.core.decide import hang, in_place, node_exclusion, restart
 from megatron_operator.core.decide.decision import Failure, Restart
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
@@ -37,6 +37,7 @@ def decide(job: Job, seen: Seen, now: float) -> Restart | None:
         failure=failure,
         counters=replace(counters, total=counters.total + 1),
         delay_s=0.0,
+        failed_nodes=node_exclusion.after(job, seen.status, failure, "failed", failure.reason, now),
     )
 
 

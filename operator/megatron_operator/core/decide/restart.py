@@ -12,7 +12,7 @@ from megatron_operator.api import names
 from megatron_operator.api.values import Rule
 from megatron_operator.core import kubelet_reasons
 from megatron_operator.core.decide import failure as failures
-from megatron_operator.core.decide import in_place, program
+from megatron_operator.core.decide import in_place, node_exclusion, program
 from megatron_operator.core.decide.backoff import delay_s
 from megatron_operator.core.decide.decision import Counters, Fail, Failure, Restart, Undecided
 from megatron_operator.core.job import Job
@@ -117,13 +117,17 @@ def answer(job: Job, seen: Seen, failure: Failure, verdict: Verdict, now: float)
             f"({job.failure_policy.max_restarts}) is used up."
         )
         return Fail(reason=names.MAX_RESTARTS_EXCEEDED, message=message, failure=failure)
+    nodes = node_exclusion.after(job, seen.status, failure, verdict.kind, verdict.reason, now)
+    away = node_exclusion.excluded(job.failure_policy.node_exclusion, nodes)
+    stays = not any(pod.node in away for pod in seen.current)
     pause_s = 0.0 if has_progressed(job, seen) else delay_s(job.failure_policy, counters, verdict.kind)
     return Restart(
         reason=verdict.reason,
         failure=failure,
         counters=counters,
         delay_s=pause_s,
-        in_place=in_place.is_possible(job, seen, pause_s, now),
+        in_place=stays and in_place.is_possible(job, seen, pause_s, now),
+        failed_nodes=nodes,
     )
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from megatron_operator.api import names
-from megatron_operator.core.desired import gang, labels, workload
+from megatron_operator.core.desired import gang, labels, placement, workload
 from megatron_operator.core.desired.config_map import config_map
 from megatron_operator.core.desired.pods import pod, pods
 from megatron_operator.core.desired.service import service
@@ -29,9 +29,10 @@ def everything(job: Job, attempt: int) -> tuple[Object, ...]:
     )
 
 
-def missing(job: Job, seen: Seen) -> tuple[Object, ...]:
-    """The objects to create now; existing ones are not built."""
-    return (*_missing_claim(job, seen), *_missing_parts(job, seen), *_missing_pods(job, seen))
+def missing(job: Job, seen: Seen, away: Sequence[str] = ()) -> tuple[Object, ...]:
+    """The objects to create now; existing ones are not built. away: nodes on which no pod must run."""
+    pods = (placement.away_from(each, away) for each in _missing_pods(job, seen))
+    return (*_missing_claim(job, seen), *_missing_parts(job, seen), *pods)
 
 
 def _missing_claim(job: Job, seen: Seen) -> tuple[Object, ...]:
