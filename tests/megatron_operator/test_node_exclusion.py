@@ -113,8 +113,8 @@ def waiting_gang(status):
     [(ON, failed_before("node-1", failures=2, age_s=DAY_S)), ({}, failed_before("node-1", failures=2))],
     ids=["forgotten", "field removed"],
 )
-def test_pods_that_wait_because_of_an_exclusion_that_is_over_are_made_anew(spec, status):
-    """Their affinity cannot change, and they would wait for ever."""
+def test_pods_that_wait_because_of_an_exclusion_that_is_over_are_recreated(spec, status):
+    """Their affinity cannot change, and they would wait indefinitely."""
     plan = reconcile.plan(job(spec), waiting_gang(status), NOW)
     assert len(plan.delete) == 2
     assert (plan.status["restarts"]["attempt"], plan.status["restarts"]["counted"]) == (1, 0)
