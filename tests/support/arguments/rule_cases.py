@@ -324,6 +324,16 @@ CASES = [
         bad={"interleave_prob": (0.1, 0.2)},
     ),
     Case(
+        rule="an_id_of_the_hub_is_fetched_on_request",
+        good={"model": "Qwen/Qwen3-8B", "use_hf": True},
+        bad={"model": "Qwen/Qwen3-8B"},
+    ),
+    Case(
+        rule="an_id_of_the_hub_is_fetched_on_request",
+        good={"model": "./models/tiny"},
+        bad={"model": "models/tiny"},
+    ),
+    Case(
         rule="a_stream_has_one_worker",
         good={"streaming": True, "num_workers": 1},
         bad={"streaming": True, "num_workers": 4},

@@ -18,6 +18,7 @@ PLACES = (
     *("dataset", "val_dataset", "cached_dataset", "cached_val_dataset"),
 )
 SHELL_VARIABLE = re.compile(r"\$(?:\{?[A-Za-z_0-9@*]|\()|`")
+HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 ROPE_SCALINGS = ("linear", "dynamic", "yarn")
 
 
@@ -33,6 +34,17 @@ def the_model_is_given(facts: Facts) -> str:
     if facts.args.model or facts.args.load or facts.args.adapter_load:
         return ""
     return NO_MODEL
+
+
+@rule("model", "use_hf", severity="warning")
+def an_id_of_the_hub_is_fetched_on_request(facts: Facts) -> str:
+    """What looks like one is a folder without use_hf, which a container rarely has in its working directory."""
+    model = facts.args.model
+    if facts.args.use_hf or not HUB_ID.fullmatch(model or ""):
+        return ""
+    return (
+        f"is read as a folder of the working directory; set use_hf: true for the Hub's, or write ./{model} for a folder"
+    )
 
 
 @rule(
@@ -252,6 +264,7 @@ RULES = (
     new_tokens_are_not_trained_by_adapters,
     the_output_of_new_tokens_is_trained_too,
     the_model_is_given,
+    an_id_of_the_hub_is_fetched_on_request,
     training_data_is_given,
     a_template_is_built_in_or_a_file,
     *map(_no_variable_of_a_shell, PLACES),
