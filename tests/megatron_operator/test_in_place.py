@@ -81,9 +81,12 @@ def test_a_failed_rank_restarts_in_place_with_one_write():
 
 
 def test_host_and_stack_of_the_failed_rank_are_shown():
-    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)")
-    last = reconcile.plan(job(), gang(worker=heard("failed", placed)), NOW).status["lastFailure"]
-    assert (last["host"], last["stack"]) == ("machine-1", "step (train/loop.py:7)")
+    bus = "GPU 3: Xid 79 (the GPU has fallen off the bus)"
+    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)", gpu_error=bus)
+    plan = reconcile.plan(job(), gang(worker=heard("failed", placed)), NOW)
+    last = plan.status["lastFailure"]
+    assert (last["host"], last["stack"], last["gpuError"]) == ("machine-1", "step (train/loop.py:7)", bus)
+    assert f"signal 9. {bus}." in next(each.message for each in plan.events if each.reason == "PodFailed")
 
 
 @pytest.mark.parametrize("reason", ["Evicted", "OutOfcpu", "OOMKilled"])
@@ -345,7 +348,7 @@ def test_directives_that_a_launcher_receives(status, report, directive):
 
 
 def test_reports_and_directives_survive_the_wire():
-    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)")
+    placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)", gpu_error="GPU 0: Xid 48")
     for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}).report):
         assert launcher.read_report(report.to_fields()) == report
     directive = Directive(attempt=3, ends=True, interval_s=2.0)

@@ -289,3 +289,10 @@ def test_a_launcher_that_ended_for_good_is_read_as_its_rank():
     own = json.dumps({"exitCode": 201, "reason": "exit code 201"})
     pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=own)]}))
     assert (pod.exit_code, pod.is_recorded) == (201, True)
+
+
+def test_what_the_driver_said_of_the_gpus_is_in_the_trainers_record():
+    record = json.dumps({"exitCode": 134, "reason": "signal 6", "gpuError": "GPU 3: Xid 94" + "!" * 1000})
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 134, message=record)]}))
+    assert pod.gpu_error.startswith("GPU 3: Xid 94!")
+    assert len(pod.gpu_error) == 512

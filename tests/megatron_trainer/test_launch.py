@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from megatron_trainer import environment
+from megatron_trainer import environment, gpu_errors
 from megatron_trainer.process import launch
 from megatron_trainjob import termination
 from megatron_trainjob.exit_codes import ExitCode
@@ -210,6 +210,11 @@ def test_a_container_that_starts_again_trains_nothing_by_itself(start, tmp_path,
     assert process.wait(60) == 201
     assert json.loads(log.read_text())["reason"] == "CONTAINER_ENDED"
     assert (tmp_path / "started").read_text() == "xx", "two ranks, once"
+
+
+def test_without_gpus_nothing_is_known_of_their_errors():
+    with gpu_errors.listening(has_gpus=False) as since:
+        assert since(0.0) == ""
 
 
 def test_each_rank_knows_its_place_in_the_world():

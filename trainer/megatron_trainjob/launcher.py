@@ -125,6 +125,7 @@ def _failure(given: object) -> TerminationRecord:
         message=_text(given, termination.MESSAGE, termination.MAX_MESSAGE_CHARACTERS),
         host=_text(given, termination.HOST, termination.MAX_HOST_CHARACTERS),
         stack=_text(given, termination.STACK, termination.MAX_STACK_CHARACTERS),
+        gpu_error=_text(given, termination.GPU_ERROR, termination.MAX_GPU_ERROR_CHARACTERS),
     )
 
 

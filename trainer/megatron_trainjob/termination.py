@@ -27,9 +27,11 @@ ITERATION: Final = "iteration"
 MESSAGE: Final = "message"
 HOST: Final = "host"
 STACK: Final = "stack"
+GPU_ERROR: Final = "gpuError"
 
 MAX_HOST_CHARACTERS: Final = 253
 MAX_STACK_CHARACTERS: Final = 512
+MAX_GPU_ERROR_CHARACTERS: Final = 512
 
 _SIGNALS: Final = {
     "Aborted": 6,
@@ -48,7 +50,8 @@ class TerminationRecord:
     """The first failing rank, its exit code, and the reason. reason: as from exit_codes.describe.
 
     iteration: None if unknown; the operator then uses that of the last progress record. host: as its system names it.
-    stack: where the rank stood, the innermost functions first; "" if unknown.
+    stack: where the rank stood, the innermost functions first; "" if unknown. gpu_error: what the driver said of the
+    node's GPUs during the attempt.
     """
 
     exit_code: int
@@ -58,6 +61,7 @@ class TerminationRecord:
     message: str
     host: str = ""
     stack: str = ""
+    gpu_error: str = ""
 
     def to_json(self) -> str:
         """The termination message, at most 4 KB as Kubernetes requires."""
@@ -73,6 +77,7 @@ class TerminationRecord:
             MESSAGE: shown.message(self.message)[:MAX_MESSAGE_CHARACTERS],
             HOST: self.host[:MAX_HOST_CHARACTERS],
             STACK: shown.message(self.stack)[:MAX_STACK_CHARACTERS],
+            GPU_ERROR: shown.message(self.gpu_error)[:MAX_GPU_ERROR_CHARACTERS],
         }
         return {name: value for name, value in fields.items() if value != ""}
 

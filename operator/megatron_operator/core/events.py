@@ -116,7 +116,8 @@ def _cause(last: Object) -> str:
     )
     code = f" with exit code {last['exitCode']}" if "exitCode" in last else ""
     stack = f"Its stack: {last['stack']}." if "stack" in last else ""
-    parts = (f"{failed.place.capitalize()} ended{code}: {failed.reason}.", last.get("message", ""), stack)
+    gpu = f"{last['gpuError']}." if "gpuError" in last else ""
+    parts = (f"{failed.place.capitalize()} ended{code}: {failed.reason}.", gpu, last.get("message", ""), stack)
     return " ".join(filter(None, parts))
 
 

@@ -82,6 +82,7 @@ class Pod:
     iteration: int | None = None
     host: str = ""
     stack: str = ""
+    gpu_error: str = ""
     finished_at: float | None = None
     disruption: str | None = None
 

@@ -32,6 +32,7 @@ class ContainerEnd:
     iteration: int | None = None
     host: str = ""
     stack: str = ""
+    gpu_error: str = ""
     finished_at: float | None = None
 
 
@@ -93,6 +94,7 @@ def _end_of(terminated: Object, status: Object, kind: ContainerKind) -> Containe
         iteration=record.iteration,
         host=record.host or "",
         stack=record.stack or "",
+        gpu_error=record.gpu_error or "",
         finished_at=to_seconds(terminated.get("finishedAt")),
     )
 

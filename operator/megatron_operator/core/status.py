@@ -289,6 +289,7 @@ def describe_failure(failure: Failure) -> Object:
         "iteration": failure.iteration,
         "host": failure.host or None,
         "stack": failure.stack or None,
+        "gpuError": failure.gpu_error or None,
         "attempt": failure.attempt,
         "time": to_text(failure.time),
     }

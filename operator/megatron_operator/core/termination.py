@@ -30,6 +30,7 @@ class Record:
     iteration: int | None = None
     host: str | None = None
     stack: str | None = None
+    gpu_error: str | None = None
 
 
 def read(text: object) -> Record:
@@ -52,6 +53,7 @@ def read(text: object) -> Record:
         iteration=_whole(found.get(termination.ITERATION)),
         host=shortened(found.get(termination.HOST), termination.MAX_HOST_CHARACTERS) or None,
         stack=shortened(found.get(termination.STACK), termination.MAX_STACK_CHARACTERS) or None,
+        gpu_error=shortened(found.get(termination.GPU_ERROR), termination.MAX_GPU_ERROR_CHARACTERS) or None,
     )
 
 

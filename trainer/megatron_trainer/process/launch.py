@@ -13,11 +13,11 @@ import signal
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import FrameType
 
-from megatron_trainer import environment
+from megatron_trainer import environment, gpu_errors
 from megatron_trainer.environment import Environment
 from megatron_trainer.process import container, operator_line, ranks
 from megatron_trainer.process.operator_line import OperatorLine
@@ -50,8 +50,8 @@ class Rank:
 class Node:
     """This node and its ranks of the present attempt. starter: asked before each attempt how to start ranks.
 
-    before: of the former container, where this one was started again. is_stopping: the pod is asked to end, so that no
-    ranks start again. stacks_due: when the ranks that still run write
+    before: of the former container, where this one was started again. gpu_errors: what was reported since a moment.
+    is_stopping: the pod is asked to end, so that no ranks start again. stacks_due: when the ranks that still run write
     their stacks, by the monotonic clock.
     """
 
@@ -62,6 +62,7 @@ class Node:
     starter: Callable[[], Starter]
     line: OperatorLine
     before: LauncherReport | None = None
+    gpu_errors: gpu_errors.Since = lambda moment: ""
     ranks: list[Rank] = field(default_factory=list)
     is_stopping: bool = False
     stacks_due: float = float("inf")
@@ -131,6 +132,8 @@ def _node(argv: Sequence[str], env: Environment, count: int) -> Iterator[Node]:
         line = stack.enter_context(operator_line.connected(env, stages_file(folder), before))
         shared = environment.for_rank(env, 0, count)
         node = Node(argv=argv, env=env, count=count, folder=folder, starter=ranks.Spawn, line=line, before=before)
+        has_gpus = env.device != "cpu" and environment.num_gpus() > 0
+        node.gpu_errors = stack.enter_context(gpu_errors.listening(has_gpus=has_gpus))
         node.starter = stack.enter_context(ranks.starting(env.rank_start, argv, shared, lambda: node.is_stopping))
         yield node
 
@@ -158,6 +161,7 @@ def _run(node: Node) -> TerminationRecord | None:
 def _run_attempt(node: Node, attempt: int) -> TerminationRecord | None:
     """Starts the ranks and waits for their end, which a directive brings about too; how they failed, if they did."""
     node.line.tell(attempt, "starting")
+    began = time.monotonic()
     starter = node.starter()
     node.stages_file.unlink(missing_ok=True)
     node.ranks = []
@@ -171,7 +175,7 @@ def _run_attempt(node: Node, attempt: int) -> TerminationRecord | None:
     failed = _wait(node, attempt)
     if failed is None and node.is_stopping and len(node.ranks) < node.count:
         return _stopped(node)
-    return None if failed is None else _record(failed, node.env, node.count)
+    return None if failed is None else replace(_record(failed, node.env, node.count), gpu_error=node.gpu_errors(began))
 
 
 def _start(node: Node, starter: Starter, local_rank: int, attempt: int) -> Rank:

@@ -159,6 +159,7 @@ def _last_failure() -> Schema:
             "iteration": _count("Iteration at which it happened."),
             "host": text("Host name of the failed rank's container.", max_length=253),
             "stack": text("Where the failed rank stood in the program, innermost function first.", max_length=512),
+            "gpuError": text("What the driver reported of the node's GPUs during the attempt (Xid).", max_length=512),
             "attempt": _count("The attempt that ended."),
             "time": _time("When."),
         },

@@ -29,6 +29,7 @@ class Failure:
     iteration: int | None = None
     host: str = ""
     stack: str = ""
+    gpu_error: str = ""
     attempt: int = 0
     time: float = 0.0
 

@@ -132,6 +132,7 @@ def _of_pod(job: Job, pod: Pod, seen: Seen, now: float) -> Failure:
         message=pod.message,
         host=pod.host,
         stack=pod.stack,
+        gpu_error=pod.gpu_error,
         iteration=pod.iteration if pod.iteration is not None else (beat.iteration if beat else None),
         attempt=seen.attempt,
         time=pod.finished_at if pod.finished_at is not None else now,

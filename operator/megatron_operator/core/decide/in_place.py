@@ -110,6 +110,7 @@ def _reported_end(pod: Pod, heard: HeardReport | None) -> ContainerEnd | None:
         iteration=record.iteration,
         host=record.host,
         stack=record.stack,
+        gpu_error=record.gpu_error,
         finished_at=heard.since,
     )
 
