@@ -19,8 +19,9 @@ from megatron_trainer.models.settings import ACTIVATIONS
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
 from megatron_trainjob import memory, violation
 from megatron_trainjob.args import rules
+from megatron_trainjob.args.model import check
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import FAMILIES, check, document, read
+from megatron_trainjob.families import FAMILIES, document, read
 from megatron_trainjob.families.config import Optional
 from megatron_trainjob.families.weights import TABLES
 from tests.support.models import odd_models, tiny_model
