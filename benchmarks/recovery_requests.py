@@ -24,9 +24,9 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parents[1]
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
-from megatron_operator.core.timestamp import to_seconds
 from operator_scale import writes
 
+from megatron_operator.timestamp import to_seconds
 from tests.support.operator import fake_kubelet, operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import JobClient, manifest, new_namespace, serving, wait_until

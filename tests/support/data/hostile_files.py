@@ -347,8 +347,9 @@ def _import_everything() -> None:
     from megatron_trainer import model_source  # noqa: F401 - imported once, before the forks
     from megatron_trainer.checkpoint import foreign  # noqa: F401
     from megatron_trainer.convert import source  # noqa: F401
+    from megatron_trainer.data import bounded
     from megatron_trainer.data.conversation import template  # noqa: F401
-    from megatron_trainer.data.reading import bounded, read  # noqa: F401
+    from megatron_trainer.data.reading import read  # noqa: F401
     from megatron_trainer.models import spec  # noqa: F401
     from tests.support.models import tiny_model
 
