@@ -88,7 +88,9 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
     [
         *(("qwen2_vl", layout) for layout in ("one rank", "tp2 sp", "pp2")),
         *(("qwen3_vl", layout) for layout in LAYOUTS),
-        *(("qwen3_vl_moe", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
+        *(("qwen3_vl_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
+        *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
+        *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
     ],
 )
 def test_every_family_with_images_equals_transformers(name: str, layout: str, model_root: Path):
@@ -111,9 +113,11 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     "deep features recomputed": ("qwen3_vl", "recomputed", "nothing", {}),
     "stacked experts": ("qwen3_vl_moe", "one rank", "nothing", {"target_modules": ["all-linear", "all-router"]}),
     "stacked experts over ep2": ("qwen3_vl_moe", "ep2", "nothing", {}),
+    **{f"delta nets, {layout}": ("qwen3_5", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2")},
+    **{f"delta nets and experts, {layout}": ("qwen3_5_moe", layout, "nothing", {}) for layout in ("one rank", "ep2")},
     **{
         f"beside a tower in full, {name}, {layout}": (name, layout, "nothing", {"train_type": "lora_llm"})
-        for name, layout in (("qwen2_5_vl", "one rank"), ("qwen2_5_vl", "tp2 sp"), ("qwen3_vl", "one rank"))
+        for name, layout in (("qwen2_5_vl", "one rank"), ("qwen2_5_vl", "tp2 sp"), ("qwen3_vl", "one rank"), ("qwen3_5_moe", "ep2"))
     },
 }
 """The model, the layout, what is frozen, and further arguments."""

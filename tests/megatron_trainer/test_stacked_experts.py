@@ -43,6 +43,30 @@ def published(source: Path, folder: Path) -> Path:
     return folder
 
 
+def of_the_modules(source: Path, folder: Path) -> Path:
+    """The same model with the tensors that transformers' modules have."""
+    shutil.copytree(source, folder)
+    whole = AutoModelForImageTextToText.from_pretrained(source, dtype=torch.bfloat16).state_dict()
+    save_file(whole, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+def with_prediction(source: Path, folder: Path) -> Path:
+    """The same model with a layer that predicts a token further on, of the names that Qwen3.5 has for its parts."""
+    shutil.copytree(source, folder)
+    stored = load_file(folder / "model.safetensors")
+    layer = "model.language_model.layers.1."
+    shapes = {
+        **{f"mtp.layers.0.{name.removeprefix(layer)}": each.shape for name, each in stored.items() if layer in name},
+        **dict.fromkeys(("mtp.norm.weight", "mtp.pre_fc_norm_hidden.weight"), (64,)),
+        "mtp.fc.weight": (64, 128),
+    }
+    draw = torch.Generator().manual_seed(5)
+    further = {name: torch.randn(shape, generator=draw).bfloat16() for name, shape in shapes.items()}
+    save_file({**stored, **further}, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("layout", LAYOUTS)
 @pytest.mark.parametrize("form", ["published", "of the modules"])
@@ -52,11 +76,37 @@ def test_stacks_come_back_bit_by_bit_in_the_form_of_the_source(form, layout, mod
         source = published(source, tmp_path / "published")
     ranks, settings = LAYOUTS[layout]
     gloo_ranks(ranks).run(conversion.convert, source, tmp_path / "out", settings)
+    assert_same_tensors(source, tmp_path / "out")
+
+
+def assert_same_tensors(source: Path, out: Path) -> None:
     before = load_file(source / "model.safetensors")
-    files = sorted((tmp_path / "out").glob("*.safetensors"))
-    after = {name: tensor for file in files for name, tensor in load_file(file).items()}
+    after = {name: tensor for file in sorted(out.glob("*.safetensors")) for name, tensor in load_file(file).items()}
     assert before.keys() == after.keys()
     assert [name for name in before if not torch.equal(before[name], after[name])] == []
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(
+    ("name", "form", "layout"),
+    [
+        ("qwen3_5", "as saved", "tp2"),
+        ("qwen3_5_moe", "as saved", "ep2"),
+        ("qwen3_5_moe", "of the modules", "one rank"),
+        ("qwen3_5_moe", "of the modules", "ep2"),
+    ],
+)
+def test_layers_of_prediction_that_are_not_trained_come_back(name, form, layout, model_root, tmp_path):
+    """Qwen3.5's experts are published in stacks; transformers saves them one by one. An export has them as the source."""
+    source = tiny_model.make(name, model_root, dtype="bfloat16")
+    if form == "of the modules":
+        source = of_the_modules(source, tmp_path / "stacked")
+    source = with_prediction(source, tmp_path / "source")
+    config = json.loads((source / "config.json").read_text())
+    assert list(weight_files.problems(source, config, read(config))) == []
+    ranks, settings = LAYOUTS[layout]
+    gloo_ranks(ranks).run(conversion.convert, source, tmp_path / "out", settings)
+    assert_same_tensors(source, tmp_path / "out")
 
 
 @pytest.mark.dist

@@ -20,7 +20,7 @@ from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
 
-KINDS = ("qwen2_5_vl", "qwen3_vl")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
 

@@ -26,6 +26,7 @@ FAMILIES = {
     "qwen2_vl": {},
     "qwen2_5_vl": {"tokens_per_second": 4},
     "qwen3_vl": {"separates_frames": True},
+    "qwen3_5": {"separates_frames": True},
 }
 
 

@@ -46,6 +46,8 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Qwen1\.5-MoE", "qwen2_moe"),
     (r"Qwen3-(Coder-)?(30B|235B|480B)", "qwen3_moe"),
     (r"Qwen3-Next", "qwen3_next"),
+    (r"Qwen3\.[56]-\d+B-A", "qwen3_5_moe"),
+    (r"Qwen3\.[56]", "qwen3_5"),
     (r"Qwen3-(Embedding|Reranker|\d)", "qwen3"),
     (r"Qwen2(\.5)?-\d", "qwen2"),
     (r"GLM-4\.[5-7](?!V)", "glm4_moe"),

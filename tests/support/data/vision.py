@@ -18,7 +18,11 @@ TOKENS = (
     *("<|box_start|>", "<|box_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
-TEMPLATES = {"qwen2_5_vl": "qwen2_5_vl", "qwen2_vl": "qwen2_5_vl", "qwen3_vl": "qwen3_vl", "qwen3_vl_moe": "qwen3_vl"}
+TEMPLATES = {
+    **dict.fromkeys(("qwen2_5_vl", "qwen2_vl"), "qwen2_5_vl"),
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "qwen3_vl"),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), "qwen3_5_nothink"),
+}
 """By model_type: the file among TRL's copies of the templates of published models."""
 
 

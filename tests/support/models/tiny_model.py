@@ -97,18 +97,40 @@ _TOWER = {
     "temporal_patch_size": 2,
 }
 
+_SEEING = {
+    **_TOWER,
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "out_hidden_size": 64,
+    "num_position_embeddings": 16,
+    "deepstack_visual_indexes": [0, 2],
+}
 _QWEN3_VL = {
     **_IMAGES,
     "head_dim": 32,
     "rope_parameters": {**_SECTIONS, "mrope_section": [6, 5, 5], "mrope_interleaved": True},
-    "vision_config": {
-        **_TOWER,
-        "hidden_size": 32,
-        "intermediate_size": 48,
-        "out_hidden_size": 64,
-        "num_position_embeddings": 16,
-        "deepstack_visual_indexes": [0, 2],
+    "vision_config": _SEEING,
+}
+
+_LINEAR = {
+    "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
+}
+_QWEN3_5 = {
+    **_QWEN3_VL,
+    **_LINEAR,
+    "attention_bias": True,
+    "partial_rotary_factor": 0.5,
+    "rope_parameters": {
+        **_SECTIONS,
+        "partial_rotary_factor": 0.5,
+        "mrope_section": [3, 3, 2],
+        "mrope_interleaved": True,
     },
+    "vision_config": {key: value for key, value in _SEEING.items() if key != "deepstack_visual_indexes"},
 }
 
 # Name -> (model_type, settings beyond _DECODER).
@@ -136,11 +158,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "attention_bias": True,
             "partial_rotary_factor": 0.25,
             "shared_expert_intermediate_size": 96,
-            "layer_types": ["linear_attention", "full_attention", "linear_attention", "linear_attention"],
-            "linear_num_key_heads": 2,
-            "linear_num_value_heads": 4,
-            "linear_key_head_dim": 16,
-            "linear_value_head_dim": 24,
+            **_LINEAR,
         },
     ),
     "mixtral": ("mixtral", {"num_local_experts": 4, "num_experts_per_tok": 2}),
@@ -233,6 +251,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_vl_moe": (
         "qwen3_vl_moe",
         {**_QWEN3_VL, **_EXPERTS, "moe_intermediate_size": 48, "mlp_only_layers": [2]},
+    ),
+    "qwen3_5": ("qwen3_5", _QWEN3_5),
+    "qwen3_5_moe": (
+        "qwen3_5_moe",
+        {
+            **_QWEN3_5,
+            "num_experts": 4,
+            "num_experts_per_tok": 2,
+            "moe_intermediate_size": 48,
+            "shared_expert_intermediate_size": 40,
+        },
     ),
 }
 EXPERT_MODELS = frozenset(

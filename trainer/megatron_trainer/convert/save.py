@@ -24,7 +24,7 @@ from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainer.convert.publish import on_first_rank, publish
 from megatron_trainer.convert.rules import Sizes, Source
 from megatron_trainer.convert.safetensors_file import SafetensorsFile, num_bytes
-from megatron_trainer.convert.source import open_checkpoint
+from megatron_trainer.convert.source import StackedMatrix, open_checkpoint
 from megatron_trainer.convert.stacking import Stacking, stacked, stacked_pieces, stacking_of
 from megatron_trainer.convert.stream import (
     Piece,
@@ -214,22 +214,24 @@ def _next_file(aside: Path, waiting: list[_File], current: SafetensorsFile | Non
     return SafetensorsFile(aside / file.name, file.pieces)
 
 
-def _copied_names(spec: ModelSpec) -> list[str]:
+def _copied(spec: ModelSpec) -> Mapping[str, Source]:
     """Tensors of the source that the model does not use but the export copies; the first rank writes them."""
     patterns = untrained_predictions(spec.model)
     if dist.get_rank() != 0 or not patterns:
-        return []
-    files = open_checkpoint(spec.directory).files
-    return sorted(name for name in files if any(re.fullmatch(pattern, name) for pattern in patterns))
+        return {}
+    checkpoint = open_checkpoint(spec.directory)
+    names = sorted(name for name in checkpoint.files if any(re.fullmatch(pattern, name) for pattern in patterns))
+    return dict(_as_stored(name, checkpoint.tensor(name)) for name in names)
+
+
+def _as_stored(name: str, tensor: Source) -> tuple[str, Source]:
+    """The tensor, or for a matrix of an expert the stack that it is stored in."""
+    return (tensor.slab.stack, tensor.stack) if isinstance(tensor, StackedMatrix) else (name, tensor)
 
 
 def _copied_pieces(spec: ModelSpec) -> list[Piece]:
-    names = _copied_names(spec)
-    if not names:
-        return []
-    checkpoint = open_checkpoint(spec.directory)
-    stored = [(name, checkpoint.tensor(name)) for name in names]
-    return [Piece(name=name, shape=tuple(t.shape), dtype=_type_of(t, spec.dtype)) for name, t in stored]
+    copied = _copied(spec).items()
+    return [Piece(name=name, shape=tuple(t.shape), dtype=_type_of(t, spec.dtype)) for name, t in copied]
 
 
 def _type_of(tensor: Source, computed: torch.dtype) -> torch.dtype:
@@ -239,10 +241,7 @@ def _type_of(tensor: Source, computed: torch.dtype) -> torch.dtype:
 
 def _with_copied(stream: Iterator[tuple[str, Tensor]], spec: ModelSpec) -> Iterator[tuple[str, Tensor]]:
     yield from ((_stored_name(name, spec), tensor) for name, tensor in stream)
-    names = _copied_names(spec)
-    if names:
-        checkpoint = open_checkpoint(spec.directory)
-        yield from ((name, checkpoint.tensor(name)[:]) for name in names)
+    yield from ((name, tensor[:]) for name, tensor in _copied(spec).items())
 
 
 def _complete(

@@ -19,6 +19,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families import FAMILIES
 from megatron_trainjob.families.stacks import PARTS, stack_of
+from megatron_trainjob.families.tensors import DECODER
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +37,7 @@ class Stacking:
 
 
 def stacking_of(spec: ModelSpec) -> Stacking | None:
-    """The stacking of the model: that of its source, else as published; None if its experts are stored one by one.
+    """The stacking of the model: that of its source, else as published; None where experts are stored one by one.
 
     Matrices that would look the same either way are written as transformers reads them, unexchanged.
     """
@@ -45,10 +46,12 @@ def stacking_of(spec: ModelSpec) -> Stacking | None:
     hidden, width = spec.model.hidden_size, spec.model.expert_width
     forms = {"gate_up_proj": hidden != 2 * width, "down_proj": hidden != width}
     try:
-        stored = open_checkpoint(spec.directory).slabs
+        source = open_checkpoint(spec.directory)
     except InvalidInput:  # a model that was trained from scratch
-        stored = {}
-    forms |= {slab.stack.rpartition(".")[2]: slab.is_exchanged for slab in stored.values()}
+        return Stacking(num_experts=spec.model.num_experts, is_exchanged=forms)
+    if any(stack_of(name) and name not in source.slabs for name in source.files if name.startswith(DECODER)):
+        return None
+    forms |= {slab.stack.rpartition(".")[2]: slab.is_exchanged for slab in source.slabs.values()}
     return Stacking(num_experts=spec.model.num_experts, is_exchanged=forms)
 
 

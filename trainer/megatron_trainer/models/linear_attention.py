@@ -1,4 +1,4 @@
-"""Gated delta nets: the layers of Qwen3-Next that have a state of fixed size in place of keys and values.
+"""Gated delta nets: the layers of Qwen3-Next and Qwen3.5 that have a state of fixed size in place of keys and values.
 
 megatron-core's own needs a GPU and a kernel package, and its path without one knows no packed rows. This one is plain
 torch on every device. A sequence never sees the state or the convolution of another one in its row.
@@ -57,8 +57,8 @@ class GatedDeltaNet(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         share = self.group.size()
         self.key_heads, self.value_heads = sizes.key_heads // share, sizes.value_heads // share
         self.values = self.value_heads * sizes.value_size
-        self.in_proj_qkvz = self._column(submodules, 2 * (sizes.key_width + sizes.value_width))
-        self.in_proj_ba = self._column(submodules, 2 * sizes.value_heads)
+        for name, rows in sizes.projections.items():
+            setattr(self, name, self._column(submodules, rows))
         self.conv_weight = self._parameter(sizes.channels // share, 1, sizes.kernel)
         self.A_log = self._parameter(self.value_heads)
         self.dt_bias = self._parameter(self.value_heads)
@@ -128,19 +128,25 @@ class GatedDeltaNet(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         return found
 
     def _projected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values by key head [T, B, D], output gate [T, B, N, V], strength and log decay [T, B, N].
+        """Queries, keys and values by key head [T, B, D], output gate [T, B, N, V], strength and log decay [T, B, N]."""
+        project = self._separately if self.sizes.separate else self._by_key_head
+        mixed, gate, strength, speed = project(hidden)
+        return mixed, self._by_value_head(gate), strength.sigmoid(), self._log_decay(speed)
 
-        The rows of both projections are ordered by key head, each with the value heads that share it.
-        """
+    def _separately(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        names = ("in_proj_qkv", "in_proj_z", "in_proj_b", "in_proj_a")
+        return tuple(getattr(self, name)(hidden)[0] for name in names)
+
+    def _by_key_head(self, hidden: Tensor) -> tuple[Tensor, ...]:
+        """The rows of both projections are ordered by key head, each with the value heads that share it."""
         by_head = torch.unflatten(self.in_proj_qkvz(hidden)[0], -1, (self.key_heads, -1))
         width = self.values // self.key_heads
         mixed, gate = torch.split(by_head, [by_head.shape[-1] - width, width], dim=-1)
         strength, speed = torch.unflatten(self.in_proj_ba(hidden)[0], -1, (self.key_heads, -1)).chunk(2, dim=-1)
-        log_decay = self._log_decay(speed.flatten(-2))
-        return mixed.flatten(-2), self._by_value_head(gate), strength.flatten(-2).sigmoid(), log_decay
+        return mixed.flatten(-2), gate.flatten(-2), strength.flatten(-2), speed.flatten(-2)
 
     def _by_value_head(self, x: Tensor) -> Tensor:
-        return torch.unflatten(x.flatten(2), -1, (self.value_heads, self.sizes.value_size))
+        return torch.unflatten(x, -1, (self.value_heads, self.sizes.value_size))
 
     def _log_decay(self, speed_TBN: Tensor) -> Tensor:
         step = torch.nn.functional.softplus(speed_TBN.float() + self.dt_bias.float())
@@ -153,7 +159,7 @@ class GatedDeltaNet(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         size, shared = self.sizes.key_size, self.value_heads // self.key_heads
         query, key, value = torch.split(by_head, [size, size, by_head.shape[-1] - 2 * size], dim=-1)
         query, key = (part.repeat_interleave(shared, dim=2) for part in (query, key))
-        return gated_delta_rule(query, key, self._by_value_head(value), decay_BLN, strength_BLN)
+        return gated_delta_rule(query, key, self._by_value_head(value.flatten(-2)), decay_BLN, strength_BLN)
 
     def _convolved(self, mixed_BLD: Tensor) -> Tensor:
         """Each channel with itself at the tokens before, which are zero before the sequence."""

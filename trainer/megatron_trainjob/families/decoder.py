@@ -42,7 +42,7 @@ def decoder(config: Config, **differences: Any) -> Model:  # noqa: ANN401 - fiel
         "num_kv_heads": config.get("num_key_value_heads") or heads,
         "qk_head_size": size,
         "v_head_size": size,
-        "ffn_hidden_size": config["intermediate_size"],
+        "ffn_hidden_size": config.get("intermediate_size") or 0,
         "max_position_embeddings": config["max_position_embeddings"],
         "tied": config["tie_word_embeddings"],
         "activation": config["hidden_act"],

@@ -66,7 +66,8 @@ class Router:
 class LinearAttention:
     """Gated delta nets, which have a state of fixed size in place of keys and values. layers: which have one.
 
-    key_size, value_size: width of one head. kernel: tokens that the convolution before the state sees.
+    key_size, value_size: width of one head. kernel: tokens that the convolution before the state sees. separate: what
+    is projected has a matrix each for queries with keys and values, gate, strength and decay, not two for all.
     """
 
     layers: tuple[bool, ...]
@@ -75,6 +76,7 @@ class LinearAttention:
     key_size: int
     value_size: int
     kernel: int
+    separate: bool = False
 
     @property
     def key_width(self) -> int:
@@ -90,6 +92,14 @@ class LinearAttention:
     def channels(self) -> int:
         """Queries, keys and values, which the convolution mixes over tokens."""
         return 2 * self.key_width + self.value_width
+
+    @property
+    def projections(self) -> Mapping[str, int]:
+        """The projections into the layer, by the names of their modules -> their rows."""
+        if not self.separate:
+            return {"in_proj_qkvz": self.channels + self.value_width, "in_proj_ba": 2 * self.value_heads}
+        heads = dict.fromkeys(("in_proj_b", "in_proj_a"), self.value_heads)
+        return {"in_proj_qkv": self.channels, "in_proj_z": self.value_width, **heads}
 
     @property
     def state_products(self) -> int:
@@ -293,8 +303,8 @@ class Model:
         """Weights in the projections and the convolution of one gated delta net."""
         sizes = self.linear
         assert sizes is not None  # ensured by is_linear
-        projections = 2 * (sizes.key_width + sizes.value_width + sizes.value_heads) + sizes.value_width
-        return self.hidden_size * projections + sizes.channels * sizes.kernel
+        rows = sum(sizes.projections.values()) + sizes.value_width
+        return self.hidden_size * rows + sizes.channels * sizes.kernel
 
     def _expert_weights(self) -> int:
         width = self.experts_per_token * self.expert_width + self.shared_expert_width

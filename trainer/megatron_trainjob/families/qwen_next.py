@@ -22,8 +22,8 @@ def _kinds(config: Config) -> list[str]:
     return list(config["layer_types"] or default)
 
 
-def linear_attention(config: Config) -> dict[str, Any]:
-    """The gated delta nets; {} where every layer has attention."""
+def linear_attention(config: Config, *, separate: bool = False) -> dict[str, Any]:
+    """The gated delta nets; {} where every layer has attention. separate: as in LinearAttention."""
     layers = tuple(kind == LINEAR for kind in _kinds(config))
     if not any(layers):
         return {}
@@ -34,6 +34,7 @@ def linear_attention(config: Config) -> dict[str, Any]:
         key_size=config["linear_key_head_dim"],
         value_size=config["linear_value_head_dim"],
         kernel=config["linear_conv_kernel_dim"],
+        separate=separate,
     )
     return {"linear": sizes}
 
@@ -49,23 +50,29 @@ def refuse_linear_attention(config: Config) -> Iterator[Violation]:
         yield refused("linear_num_value_heads", values, message)
 
 
-def _qwen3_next(config: Config) -> Model:
+def gated_attention(config: Config) -> dict[str, Any]:
+    """The attention between the delta nets, and norms around one plus their weight."""
     bias = config["attention_bias"]
-    router = softmax_router(normalized=config["norm_topk_prob"])
-    layers = every_nth_layer(config)
+    return {
+        "qk_norm": True,
+        "qkv_bias": bias,
+        "output_bias": bias,
+        "output_gate": True,
+        "zero_centered_norms": True,
+    }
+
+
+def routed_beside_shared(config: Config, layers: tuple[bool, ...], *, normalized: bool) -> dict[str, Any]:
+    """Routed experts and one that every token passes, with a gate; {} when every layer is dense."""
+    router = softmax_router(normalized=normalized)
     experts = routed(config, router, layers, num_experts="num_experts", width="moe_intermediate_size")
     shared = {"shared_expert_width": config["shared_expert_intermediate_size"], "shared_expert_gate": True}
-    return decoder(
-        config,
-        qk_norm=True,
-        qkv_bias=bias,
-        output_bias=bias,
-        output_gate=True,
-        zero_centered_norms=True,
-        **linear_attention(config),
-        **experts,
-        **(shared if experts else {}),
-    )
+    return {**experts, **shared} if experts else {}
+
+
+def _qwen3_next(config: Config) -> Model:
+    experts = routed_beside_shared(config, every_nth_layer(config), normalized=config["norm_topk_prob"])
+    return decoder(config, **gated_attention(config), **linear_attention(config), **experts)
 
 
 QWEN3_NEXT = Family(

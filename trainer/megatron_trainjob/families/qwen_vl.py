@@ -106,10 +106,11 @@ def _with_tower(config: Config, vision: Vision) -> Model:
     return replace(model, rotary=rotated_in_sections(model.rotary))
 
 
-def _qwen3_tower(config: Config) -> Vision:
+def qwen3_tower(config: Config, default: tuple[int, ...] = (24, 20, 20)) -> Vision:
+    """The tower of Qwen3-VL and its successors. default: sections of a head whose rotary part does not say."""
     vision = config.vision
     size, width, output = vision["hidden_size"], vision["intermediate_size"], vision["out_hidden_size"]
-    deep = tuple(vision["deepstack_visual_indexes"])
+    deep = tuple(vision.get("deepstack_visual_indexes") or ())
     tensors = {**patches(vision, size), "patch_embed.proj.bias": (size,)}
     tensors["pos_embed.weight"] = (vision["num_position_embeddings"], size)
     for block in (f"blocks.{number}." for number in range(vision["depth"])):
@@ -124,7 +125,7 @@ def _qwen3_tower(config: Config) -> Vision:
         config,
         width=width,
         output_size=output,
-        sections=sections(config, (24, 20, 20)),
+        sections=sections(config, default),
         interleaves_sections=True,
         separates_frames=True,
         deep_layers=deep,
@@ -133,7 +134,7 @@ def _qwen3_tower(config: Config) -> Vision:
 
 
 def _qwen3_vl(config: Config, **experts: Any) -> Model:  # noqa: ANN401 - fields of Model
-    bias, vision = config["attention_bias"], _qwen3_tower(config)
+    bias, vision = config["attention_bias"], qwen3_tower(config)
     model = decoder(config, qk_norm=True, qkv_bias=bias, output_bias=bias, vision=vision, **experts)
     return replace(model, rotary=rotated_in_sections(model.rotary))
 
@@ -217,7 +218,7 @@ _QWEN3: Mapping[str, Any] = {
     "attention_dropout": 0.0,
     "attention_bias": False,
 }
-_QWEN3_TOWER: Mapping[str, Any] = {
+QWEN3_TOWER: Mapping[str, Any] = {
     **_PATCHES,
     "depth": 27,
     "patch_size": 16,
@@ -226,8 +227,9 @@ _QWEN3_TOWER: Mapping[str, Any] = {
     "intermediate_size": 4304,
     "out_hidden_size": 3584,
     "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": (8, 16, 24),
 }
+"""The keys of vision_config of Qwen3-VL and its successors."""
+_DEEP_TOWER: Mapping[str, Any] = {**QWEN3_TOWER, "deepstack_visual_indexes": (8, 16, 24)}
 
 QWEN3_VL = Family(
     model_type="qwen3_vl",
@@ -243,7 +245,7 @@ QWEN3_VL = Family(
         "num_key_value_heads": Optional(32),
         "head_dim": 128,
     },
-    vision_keys=_QWEN3_TOWER,
+    vision_keys=_DEEP_TOWER,
     build=_qwen3_vl,
 )
 
@@ -268,6 +270,6 @@ QWEN3_VL_MOE = Family(
         "num_experts_per_tok": 4,
     },
     aliases={"num_local_experts": "num_experts"},
-    vision_keys=_QWEN3_TOWER,
+    vision_keys=_DEEP_TOWER,
     build=_qwen3_vl_moe,
 )

@@ -97,8 +97,7 @@ def _linear(sizes: LinearAttention, hidden: int) -> dict[str, Shape]:
     """The shapes of a gated delta net's tensors."""
     heads, width = sizes.value_heads, sizes.value_width
     return {
-        "in_proj_qkvz.weight": (2 * (sizes.key_width + width), hidden),
-        "in_proj_ba.weight": (2 * heads, hidden),
+        **{f"{name}.weight": (rows, hidden) for name, rows in sizes.projections.items()},
         "conv_weight": (sizes.channels, 1, sizes.kernel),
         "A_log": (heads,),
         "dt_bias": (heads,),

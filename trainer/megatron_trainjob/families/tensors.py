@@ -16,6 +16,7 @@ from megatron_trainjob.families.weights import (
     LINEAR_ATTENTION,
     PREDICTION,
     SCORES,
+    SEPARATE_LINEAR_ATTENTION,
     copies,
     table,
     untrained_predictions,
@@ -101,7 +102,8 @@ def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str
 def _is_in(part: str, model: Model, layer: int) -> bool:
     """Whether a layer has this part: its parameter's name below the layer."""
     if part.startswith("self_attention."):
-        of_linear = any(row.parameter == LAYER + part for row in LINEAR_ATTENTION)
+        rows = (*LINEAR_ATTENTION, *SEPARATE_LINEAR_ATTENTION)
+        of_linear = any(row.parameter == LAYER + part for row in rows)
         is_linear = model.is_linear(layer)
         own = part.removeprefix(ATTENTION.removeprefix(LAYER))
         return is_linear if of_linear else not is_linear and _is_in_attention(own, model)

@@ -94,14 +94,24 @@ def shared_experts(name: str) -> tuple[Weight, ...]:
 
 
 HF_LINEAR = HF_LAYER + "linear_attn."
-LINEAR_ATTENTION: tuple[Weight, ...] = (
-    *(
-        plain(f"{ATTENTION}{name}", f"{HF_LINEAR}{name}")
-        for name in ("in_proj_qkvz.weight", "in_proj_ba.weight", "A_log", "dt_bias", "norm.weight", "out_proj.weight")
-    ),
-    Weight(parameter=ATTENTION + "conv_weight", rule="channels", names=(HF_LINEAR + "conv1d.weight",)),
-)
+
+
+def _linear_attention(*names: str) -> tuple[Weight, ...]:
+    """The tensors of a gated delta net with the same layout on both sides; its convolution."""
+    own = ("A_log", "dt_bias", "norm.weight", "out_proj.weight")
+    return (
+        *(plain(f"{ATTENTION}{name}", f"{HF_LINEAR}{name}") for name in (*names, *own)),
+        Weight(parameter=ATTENTION + "conv_weight", rule="channels", names=(HF_LINEAR + "conv1d.weight",)),
+    )
+
+
+LINEAR_ATTENTION = _linear_attention("in_proj_qkvz.weight", "in_proj_ba.weight")
 """A gated delta net, which stands where other layers have their attention."""
+SEPARATE_LINEAR_ATTENTION = (
+    *_linear_attention("in_proj_z.weight", "in_proj_b.weight", "in_proj_a.weight"),
+    Weight(parameter=ATTENTION + "in_proj_qkv.weight", rule="channels", names=(HF_LINEAR + "in_proj_qkv.weight",)),
+)
+"""One whose projections are not joined by key head."""
 
 PREDICTION: tuple[Weight, ...] = (
     plain(LAYER + "enorm.weight", HF_LAYER + "enorm.weight"),
@@ -161,6 +171,8 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen2_5_vl": (),
     "qwen3_vl": (),
     "qwen3_vl_moe": (*router(), *experts()),
+    "qwen3_5": (*_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION),
+    "qwen3_5_moe": (*_QWEN2_MOE, *_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION),
 }
 """Keys are model_type: rows in addition to, or instead of, those of DECODER."""
 
@@ -168,7 +180,7 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
 
 
-_BESIDE_DECODER: Mapping[str, tuple[str, ...]] = {"qwen3_next": (r"mtp\..*",)}
+_BESIDE_DECODER: Mapping[str, tuple[str, ...]] = dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), (r"mtp\..*",))
 """Patterns of the names of multi-token-prediction layers that lie beside the decoder."""
 
 _NESTED = (("model.language_model.", "model."), ("model.visual.", PREFIX))

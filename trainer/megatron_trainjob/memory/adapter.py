@@ -69,8 +69,7 @@ def _linear_matrices(shape: Model) -> dict[str, tuple[int, int]]:
     hidden, sizes = shape.hidden_size, shape.linear
     assert sizes is not None  # ensured by is_linear
     return {
-        "in_proj_qkvz": (hidden, 2 * (sizes.key_width + sizes.value_width)),
-        "in_proj_ba": (hidden, 2 * sizes.value_heads),
+        **{name: (hidden, rows) for name, rows in sizes.projections.items()},
         "out_proj": (sizes.value_width, hidden),
     }
 

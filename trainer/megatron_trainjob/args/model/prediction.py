@@ -15,7 +15,7 @@ from megatron_trainjob.violation import Violation
 NUMBER = "num_nextn_predict_layers"
 """The key of config.json with the number of layers, in published models of every family that has them."""
 
-_NOT_TRAINED = ("qwen3_next",)
+_NOT_TRAINED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
 """Families whose multi-token-prediction layers an export copies from the source, untrained."""
 
 

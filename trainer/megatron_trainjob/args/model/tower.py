@@ -26,7 +26,7 @@ def of_tower(model: Model, vision: Vision, config: Config) -> Iterator[Violation
         key = "hidden_size" if "embed_dim" in config.vision_keys else "out_hidden_size"
         message = f"the decoder's hidden size is {model.hidden_size}; correct either"
         yield refused(f"vision_config.{key}", vision.output_size, message)
-    pairs = model.qk_head_size // 2
+    pairs = int(model.qk_head_size * model.rotary.share) // 2
     if not vision.sections or min(vision.sections) < 0 or sum(vision.sections) != pairs:
         given = rope_values(config.raw).get("mrope_section")
         yield refused("rope_parameters.mrope_section", given, f"must be three counts that sum up to {pairs}")

@@ -1,0 +1,93 @@
+"""Qwen3.5: the layers of Qwen3-Next, dense or with experts, behind the vision tower of Qwen3-VL."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+from megatron_trainjob.families.config import Config, Optional
+from megatron_trainjob.families.decoder import DECODER, decoder
+from megatron_trainjob.families.family import Family
+from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.qwen_next import (
+    gated_attention,
+    linear_attention,
+    refuse_linear_attention,
+    routed_beside_shared,
+)
+from megatron_trainjob.families.qwen_vl import QWEN3_TOWER, qwen3_tower, rotated_in_sections
+
+_SECTIONS = (11, 11, 10)
+"""Of a head whose rotary part does not say."""
+
+
+def _qwen3_5(config: Config, **experts: Any) -> Model:  # noqa: ANN401 - fields of Model
+    layers = {**gated_attention(config), **linear_attention(config, separate=True)}
+    model = decoder(config, **layers, **experts, vision=qwen3_tower(config, _SECTIONS))
+    return replace(model, rotary=rotated_in_sections(model.rotary))
+
+
+def _qwen3_5_moe(config: Config) -> Model:
+    every_layer = (True,) * config["num_hidden_layers"]
+    experts = routed_beside_shared(config, every_layer, normalized=True)
+    return _qwen3_5(config, ffn_hidden_size=config["moe_intermediate_size"], **experts)
+
+
+_DECODER: Mapping[str, Any] = {
+    **DECODER,
+    "image_token_id": 248056,
+    "video_token_id": 248057,
+    "vocab_size": 248320,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "partial_rotary_factor": 0.25,
+    "attention_bias": False,
+    "layer_types": Optional(),
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+}
+
+QWEN3_5 = Family(
+    model_type="qwen3_5",
+    title="Qwen3.5 (dense), Qwen3.6 (dense)",
+    text_type="qwen3_5_text",
+    nested_names=True,
+    keys={
+        **_DECODER,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 32,
+        "num_key_value_heads": 4,
+    },
+    vision_keys=QWEN3_TOWER,
+    build=_qwen3_5,
+    refuse=refuse_linear_attention,
+)
+
+QWEN3_5_MOE = Family(
+    model_type="qwen3_5_moe",
+    title="Qwen3.5-35B-A3B, Qwen3.5-397B-A17B",
+    text_type="qwen3_5_moe_text",
+    nested_names=True,
+    stacks_experts=True,
+    keys={
+        **_DECODER,
+        "hidden_size": 2048,
+        "num_hidden_layers": 40,
+        "num_key_value_heads": 2,
+        "moe_intermediate_size": 512,
+        "shared_expert_intermediate_size": 512,
+        "num_experts": 256,
+        "num_experts_per_tok": 8,
+    },
+    aliases={"num_local_experts": "num_experts"},
+    vision_keys=QWEN3_TOWER,
+    build=_qwen3_5_moe,
+    refuse=refuse_linear_attention,
+)
