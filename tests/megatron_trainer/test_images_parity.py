@@ -117,7 +117,12 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     **{f"delta nets and experts, {layout}": ("qwen3_5_moe", layout, "nothing", {}) for layout in ("one rank", "ep2")},
     **{
         f"beside a tower in full, {name}, {layout}": (name, layout, "nothing", {"train_type": "lora_llm"})
-        for name, layout in (("qwen2_5_vl", "one rank"), ("qwen2_5_vl", "tp2 sp"), ("qwen3_vl", "one rank"), ("qwen3_5_moe", "ep2"))
+        for name, layout in (
+            ("qwen2_5_vl", "one rank"),
+            ("qwen2_5_vl", "tp2 sp"),
+            ("qwen3_vl", "one rank"),
+            ("qwen3_5_moe", "ep2"),
+        )
     },
 }
 """The model, the layout, what is frozen, and further arguments."""

@@ -97,7 +97,7 @@ def assert_same_tensors(source: Path, out: Path) -> None:
     ],
 )
 def test_layers_of_prediction_that_are_not_trained_come_back(name, form, layout, model_root, tmp_path):
-    """Qwen3.5's experts are published in stacks; transformers saves them one by one. An export has them as the source."""
+    """Experts of Qwen3.5 are published in stacks, transformers saves them one by one; an export is like the source."""
     source = tiny_model.make(name, model_root, dtype="bfloat16")
     if form == "of the modules":
         source = of_the_modules(source, tmp_path / "stacked")

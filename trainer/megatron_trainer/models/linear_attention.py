@@ -128,7 +128,7 @@ class GatedDeltaNet(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         return found
 
     def _projected(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Queries, keys and values by key head [T, B, D], output gate [T, B, N, V], strength and log decay [T, B, N]."""
+        """Queries, keys, values by key head [T, B, D]; output gate [T, B, N, V]; strength and log decay [T, B, N]."""
         project = self._separately if self.sizes.separate else self._by_key_head
         mixed, gate, strength, speed = project(hidden)
         return mixed, self._by_value_head(gate), strength.sigmoid(), self._log_decay(speed)
