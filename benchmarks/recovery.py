@@ -1,12 +1,13 @@
 """How long training stalls when a process is killed, by phase: ranks again in the living pod, and a new gang.
 
-    python benchmarks/recovery.py --folder DIR [--kills 5] [--ways "in place" "new gang" "new gang, spawned"]
+    python benchmarks/recovery.py --folder DIR [--kills 5] [--ways "in place" "new gang" "new gang, spawned" "hung"]
         [--device cpu] [--layers 2] [--hidden 64] [--ranks 2] [--record FILE] [--minutes M]
     python benchmarks/recovery.py --folder DIR --goodput 10 [--kill-every 60] [--device cpu]
 
-Trains a random Llama under `mtj run`, kills a rank (in place) or the launcher (new gang) with SIGKILL once a checkpoint
-has been written, waits for the first step of the next attempt, and prints a Markdown table of seconds since the kill.
-Ways whose ranks start alike take turns in one job. --record keeps what was measured, and the table is of all of it.
+Trains a random Llama under `mtj run`, kills a rank (in place) or the launcher (new gang) with SIGKILL, or stops a rank
+with SIGSTOP (hung: found after hangTimeoutSeconds, ten here), once a checkpoint has been written, waits for the first
+step of the next attempt, and prints a Markdown table of seconds since the kill. Ways whose ranks start alike take turns
+in one job. --record keeps what was measured, and the table is of all of it.
 
 --goodput trains two jobs side by side for so many minutes, one of them with a rank killed again and again: its steps
 as a share of the other's, and whether every loss is the same, bit by bit.
@@ -46,8 +47,10 @@ WAYS = {
     "in place, spawned": ("rank", "spawn"),
     "new gang": ("launcher", "fork"),
     "new gang, spawned": ("launcher", "spawn"),
+    "hung": ("rank", "fork"),
 }
-"""Name of a way -> (what is killed, MTJ_RANK_START)."""
+"""Name of a way -> (what is killed or stopped, MTJ_RANK_START)."""
+HANG_TIMEOUT_S = 10
 
 
 @dataclass(kw_only=True)
@@ -80,7 +83,8 @@ class Job:
         self.process.wait(PATIENCE_S)
 
 
-def manifest(model: Path, data: Path, start: str, ranks: int, checkpoint: dict) -> dict:
+def manifest(model: Path, data: Path, start: str, options: argparse.Namespace, checkpoint: dict) -> dict:
+    ranks, hangs = options.ranks, options.goodput is None and "hung" in options.ways
     batch = {"global_batch_size": max(4, ranks), "save_interval": 5, "train_iters": 1_000_000}
     given = tiny_run.arguments(model, data, Path("unused"), **batch)
     arguments = {name: value for name, value in given.items() if name not in ("save", "add_version")}
@@ -97,7 +101,7 @@ def manifest(model: Path, data: Path, start: str, ranks: int, checkpoint: dict) 
             "args": {name: value for name, value in arguments.items() if value is not None},
             "checkpoint": {"pvc": {"claimName": "checkpoints"}, "mountPath": "/checkpoints", **checkpoint},
             "env": [{"name": "MTJ_RANK_START", "value": start}],
-            "failurePolicy": {"maxRestarts": 1000},
+            "failurePolicy": {"maxRestarts": 1000, **({"hangTimeoutSeconds": HANG_TIMEOUT_S} if hangs else {})},
         },
     }
 
@@ -105,7 +109,7 @@ def manifest(model: Path, data: Path, start: str, ranks: int, checkpoint: dict) 
 def started(job: Job, model: Path, data: Path, options: argparse.Namespace, checkpoint: dict | None = None) -> Job:
     job.folder.mkdir()
     file = job.folder / "job.yaml"
-    file.write_text(yaml.safe_dump(manifest(model, data, job.start, options.ranks, checkpoint or {})))
+    file.write_text(yaml.safe_dump(manifest(model, data, job.start, options, checkpoint or {})))
     code = "from megatron_operator.cli import main; raise SystemExit(main())"
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PARTS)}
     if options.device:
@@ -158,7 +162,7 @@ def recover(job: Job, way: str) -> dict[str, float]:
     kills_rank = WAYS[way][0] == "rank"
     victim = ranks_of(job)[-1] if kills_rank else launcher_of(job)
     killed_at = time.time()
-    os.kill(victim, signal.SIGKILL)
+    os.kill(victim, signal.SIGSTOP if way == "hung" else signal.SIGKILL)
     reached = max(job.losses())
     wait(job, lambda: job.attempt == before + 1 and "firstStepTime" in job.status.get("lastRestart", {}))
     last = job.status["lastRestart"]

@@ -1,9 +1,12 @@
 """What a restart costs the API server, and how long the operator takes for it: in place, and as a new gang.
 
-    python benchmarks/recovery_requests.py [--kills 10] [--nodes 2]
+    python benchmarks/recovery_requests.py [--kills 10] [--nodes 2] [--ways "in place" "container" "new gang" "deleted"]
+
+in place: a rank is killed. container: its launcher, which the kubelet starts again. new gang: its launcher, where the
+pod ends with it. deleted: its pod.
 
 A real kube-apiserver with the real operator; a stand-in for the kubelet says that the pods run, and real launchers with
-a small counting program as their ranks report for them. Both ways take turns in one job. Starting containers, imports,
+a small counting program as their ranks report for them. The ways take turns in one job. Starting containers, imports,
 process groups and checkpoints are not part of it: recovery.py measures those.
 """
 
@@ -37,6 +40,11 @@ from tests.support.operator.progress_client import TRAINING, pod_token, push, pu
 PHASES = ("detected", "decided", "ranksStarted", "firstStep")
 QUIET_S = 2.5  # until what the status has to say of a restart is written
 POLICY = {"maxRestarts": 1000}
+KUBELET_S = 1.0
+"""What a kubelet takes to notice that a container has ended, and again until it has started it again: a guess."""
+WAYS = ("in place", "container", "new gang", "deleted")
+STAYS = ("in place", "container")
+"""Those after which the pods are the same."""
 
 
 @dataclass(kw_only=True)
@@ -110,10 +118,24 @@ class Gangs:
         killed_at = time.time()
         if way == "in place":
             os.kill(self.pods[-1].rank, signal.SIGKILL)
+            return killed_at
+        self.pods[-1].process.kill()
+        self.pods[-1].process.wait()
+        if way == "container":
+            self.restart_container()
+        elif way == "deleted":
+            self.jobs.plane.delete(self.jobs.path("pods", self.names[-1]))
         else:
-            self.pods[-1].process.kill()
             self.jobs.end_pod(self.names[-1], 137)
         return killed_at
+
+    def restart_container(self) -> None:
+        """What the kubelet does about the last pod's container."""
+        time.sleep(KUBELET_S)
+        self.jobs.end_container(self.names[-1], 137)
+        time.sleep(KUBELET_S)
+        self.pods[-1] = self.pods[-1].started_again()
+        self.jobs.restart_container(self.names[-1])
 
 
 def restart(gangs: Gangs, operator: OperatorProcess, way: str) -> Measurement:
@@ -123,10 +145,10 @@ def restart(gangs: Gangs, operator: OperatorProcess, way: str) -> Measurement:
     attempt, before = gangs.restarts.get("attempt", 0), changes(operator)
     killed_at = gangs.kill(way)
     wait_until(lambda: gangs.restarts.get("attempt", 0), lambda found: found == attempt + 1, "the next attempt")
-    if way == "new gang":
+    if way not in STAYS:
         gangs.start()
     done = wait_until(lambda: gangs.jobs.status()["lastRestart"], lambda last: "firstStepTime" in last, "a step")
-    assert done["inPlace"] == (way == "in place"), done
+    assert done["inPlace"] == (way in STAYS), done
     time.sleep(QUIET_S)
     seconds = {phase: to_seconds(done[f"{phase}Time"]) - killed_at for phase in PHASES}
     return Measurement(way=way, seconds=seconds, requests=changes(operator) - before)
@@ -146,10 +168,11 @@ def table(measured: list[Measurement]) -> str:
 
 
 def main() -> None:
-    """Measures both ways in turn and prints the table."""
+    """Measures the ways in turn and prints the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--kills", type=int, default=10)
     parser.add_argument("--nodes", type=int, default=2)
+    parser.add_argument("--ways", nargs="+", choices=WAYS, default=WAYS)
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # what was measured is told, and nothing runs on
     with contextlib.ExitStack() as stack:
@@ -165,7 +188,7 @@ def main() -> None:
         stack.callback(gangs.stack.close)
         measured: list[Measurement] = []
         try:
-            for way in ("in place", "new gang") * options.kills:
+            for way in tuple(options.ways) * options.kills:
                 measured.append(restart(gangs, operator, way))
                 print(measured[-1], flush=True)
         finally:
