@@ -130,3 +130,28 @@ def test_a_node_on_which_a_job_failed_gets_none_of_its_pods_until_that_is_over(j
     jobs.await_events("NodesUsedAgain")
     jobs.await_phase("Running")
     assert "failedNodes" not in jobs.status()
+
+
+def test_a_gang_that_lost_a_node_takes_the_one_that_a_spare_held(jobs: JobClient):
+    """Another job waits for a node all the time, and gets none."""
+    add_nodes(jobs.plane, "one", "two", "three")
+    scheduling = {"gang": "Native", "spares": 1}
+    at_once = {"backoffSeconds": {"initial": 0}}
+    jobs.submit(manifest(**{**GANG, "numNodes": 2, "scheduling": scheduling, "failurePolicy": at_once}))
+    jobs.await_phase("Running")
+    wait_until(lambda: jobs.status().get("spares"), lambda found: found == {"desired": 1, "running": 1}, "the spare")
+    jobs.submit(manifest("other", **{**GANG, "numNodes": 1}))
+    pods = {name: pod["spec"]["nodeName"] for name, pod in jobs.pods().items()}
+    assert len(set(pods.values())) == 3
+    jobs.plane.merge(f"/api/v1/nodes/{pods['job-a0-worker-0']}", {"spec": {"unschedulable": True}})
+    jobs.end_pod("job-a0-worker-0", 134)
+    wait_until(lambda: jobs.status()["restarts"]["attempt"], lambda attempt: attempt == 1, "the next attempt")
+    jobs.await_phase("Running")
+    again = {name: pod["spec"].get("nodeName") for name, pod in jobs.pods().items() if "-a1-" in name}
+    left = {pods["job-a0-master-0"], pods["job-a0-spare-0"]}
+    assert {again[f"job-a1-{role}-0"] for role in ("master", "worker")} == left
+    wait_until(lambda: set(jobs.pods()), lambda names: "job-a1-spare-0" in names, "the next spare")
+    assert placed(jobs, "other") == 0
+    assert jobs.status()["restarts"]["total"] == 1
+    jobs.patch("job", suspend=True)
+    wait_until(jobs.pods, lambda found: not found, "no pod of the suspended job")

@@ -8,7 +8,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Final, Literal
+from typing import Final, Literal, get_args
 
 GROUP: Final = "megatrontrain.dev"
 VERSION: Final = "v1alpha1"
@@ -27,7 +27,8 @@ FIELD_MANAGER: Final = "megatron-train-operator"
 CONTAINER: Final = "trainer"
 MASTER: Final = "master"
 WORKER: Final = "worker"
-Role = Literal["master", "worker"]
+SPARE: Final = "spare"
+Role = Literal["master", "worker", "spare"]
 
 LABEL_JOB_NAME: Final = f"{GROUP}/job-name"
 LABEL_REPLICA_TYPE: Final = f"{GROUP}/replica-type"
@@ -61,6 +62,7 @@ KUEUE_TOPOLOGY_GATE: Final = "kueue.x-k8s.io/topology"
 NEVER_COPIED: Final = (f"{GROUP}/", "app.kubernetes.io/", KUEUE_PREFIX, "kubectl.kubernetes.io/")
 
 VOLCANO_GROUP_NAME: Final = "scheduling.k8s.io/group-name"
+VOLCANO_QUEUE: Final = "scheduling.volcano.sh/queue-name"
 VOLCANO_TASK: Final = "volcano.sh/task-spec"
 COSCHEDULING_GROUP: Final = "scheduling.x-k8s.io/pod-group"
 
@@ -131,7 +133,9 @@ PRIORITY_CLASS_MISSING: Final = "PriorityClassMissing"
 
 MAX_JOB_NAME_LENGTH: Final = 45  # pod names are derived from it
 JOB_NAME_PATTERN: Final = "^[a-z]([-a-z0-9]*[a-z0-9])?$"  # a Service has it
-POD_SUFFIX: Final = re.compile(r"-a(?P<attempt>0|[1-9][0-9]{0,8})-(?:master-0|worker-(?P<index>0|[1-9][0-9]{0,8}))")
+POD_SUFFIX: Final = re.compile(
+    r"-a(?P<attempt>0|[1-9][0-9]{0,8})-(?P<role>master|worker|spare)-(?P<index>0|[1-9][0-9]{0,8})"
+)
 
 
 @lru_cache(maxsize=64)
@@ -147,6 +151,11 @@ def pod_name(job_name: str, attempt: int, node_rank: int) -> str:
     return f"{job_name}-a{attempt}-{WORKER}-{node_rank - 1}"
 
 
+def spare_name(job_name: str, attempt: int, index: int) -> str:
+    """Name of the pod that holds a node for the gang of this attempt."""
+    return f"{job_name}-a{attempt}-{SPARE}-{index}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Place:
     """A pod's position in a job, as its name encodes it."""
@@ -159,11 +168,10 @@ class Place:
 def place_of(name: str, job_name: str) -> Place | None:
     """The position of the pod with this name, None if no pod of this job has such a name."""
     match = POD_SUFFIX.fullmatch(name.removeprefix(job_name))
-    if not name.startswith(job_name) or match is None:
+    if not name.startswith(job_name) or match is None or (match["role"] == MASTER and match["index"] != "0"):
         return None
-    index = match["index"]
-    role: Role = "master" if index is None else "worker"
-    return Place(attempt=int(match["attempt"]), role=role, index=int(index or 0))
+    role: Role = next(each for each in get_args(Role) if each == match["role"])
+    return Place(attempt=int(match["attempt"]), role=role, index=int(match["index"]))
 
 
 def place_labels(job_name: str, place: Place) -> dict[str, str]:

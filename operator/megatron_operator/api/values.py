@@ -239,6 +239,15 @@ class Scheduling:
     )
     priority_class_name: str | None = declared("priorityClassName", text("Priority class of the pods and the group."))
     scheduler_name: str | None = declared("schedulerName", text("Scheduler of the pods."))
+    spares: int = declared(
+        "spares",
+        integer(
+            "Pods without ranks that hold a node each once the gang has its own, so that the gang finds room again "
+            "after it has lost nodes. They have the resources of a worker and count toward quotas.",
+            le=64,
+            default=0,
+        ),
+    )
     schedule_timeout_s: int | None = declared(
         "scheduleTimeoutSeconds", integer("How long Coscheduling waits for the whole gang, in seconds.", ge=1)
     )

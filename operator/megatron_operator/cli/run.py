@@ -175,6 +175,8 @@ def _containers(job: Job) -> Iterator[str]:
 def _scheduling(job: Job) -> Iterator[str]:
     if job.scheduling.gang != "None" or job.kueue_queue:
         yield "queues and gang scheduling have no effect here; all pods start at once"
+    if job.scheduling.spares:
+        yield "scheduling.spares has no effect here; one machine has no node to spare"
     if job.run_policy.ttl_s is not None:
         yield "ttlSecondsAfterFinished has no effect here; the state folder stays"
 

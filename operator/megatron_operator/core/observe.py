@@ -106,14 +106,16 @@ class Gang:
 class Seen:
     """The observed state of one job's children. `status` is the stored status of the job, {} at first.
 
-    service_selector: None if there is no service. problem: (reason, message) of the last rejected change, shown as
-    condition Stalled until a change succeeds. predecessors: pods of a deleted job of the same name that may still run
-    and write. lost_nodes: names of nodes that are deleted or not ready. stale_groups: PodGroups of earlier attempts,
-    which would hold quota for nothing. launchers: last report by pod name; listens_since: when these began to arrive.
+    spares: pods without ranks, of any attempt; `pods` has none of them. service_selector: None if there is no service.
+    problem: (reason, message) of the last rejected change, shown as condition Stalled until a change succeeds.
+    predecessors: pods of a deleted job of the same name that may still run and write. lost_nodes: names of nodes that
+    are deleted or not ready. stale_groups: PodGroups of earlier attempts, which would hold quota for nothing.
+    launchers: last report by pod name; listens_since: when these began to arrive.
     """
 
     status: Object = field(default_factory=dict)
     pods: tuple[Pod, ...] = ()
+    spares: tuple[Pod, ...] = ()
     service_selector: Mapping[str, str] | None = None
     config_maps: frozenset[str] = frozenset()
     claims: frozenset[str] = frozenset()
@@ -179,11 +181,12 @@ def observe(
 ) -> Seen:
     """The observed state of one job. Pods and services are raw objects; those of another owner are ignored."""
     owned = [pod for pod in pods if is_owned(pod, job_uid)]
-    ours = sorted(guard.read_all("pods", read_pod, owned), key=_by_rank)
+    gang_pods, spares = split(sorted(guard.read_all("pods", read_pod, owned), key=_by_rank))
     selectors = [raw["spec"].get("selector") or {} for raw in services if is_owned(raw, job_uid)]
     return Seen(
         status=status or {},
-        pods=tuple(ours),
+        pods=gang_pods,
+        spares=spares,
         service_selector=selectors[0] if selectors else None,
         config_maps=frozenset(config_maps),
         claims=frozenset(claims),
@@ -193,6 +196,12 @@ def observe(
         lost_nodes=frozenset(lost_nodes),
         problem=problem,
     )
+
+
+def split(pods: Iterable[Pod]) -> tuple[tuple[Pod, ...], tuple[Pod, ...]]:
+    """The pods of gangs, and the spares."""
+    pods = tuple(pods)
+    return tuple(pod for pod in pods if pod.role != names.SPARE), tuple(pod for pod in pods if pod.role == names.SPARE)
 
 
 def is_owned(raw: Object, job_uid: str) -> bool:

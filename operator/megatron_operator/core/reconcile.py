@@ -22,6 +22,7 @@ from megatron_operator.core.decide import (
     late_ranks,
     node_exclusion,
     restart,
+    spares,
     suspend,
     waiting,
     whole,
@@ -112,7 +113,7 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
     ended = status.ended(seen, generation, claims, now)
     return Plan(
         status=ended,
-        delete=_refs(pod for pod in seen.pods if not pod.is_finished),
+        delete=_refs(pod for pod in (*seen.pods, *seen.spares) if not pod.is_finished),
         events=events.of_changes(ended, seen.status),
     )
 
@@ -253,8 +254,10 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     match decision:
         case Restart(in_place=True):
             return Plan(delete=_refs(seen.stale))
-        case Restart() | Resize() | Suspend() | Queue() | Withdraw():
+        case Restart() | Resize():
             return Plan(delete=_refs(seen.pods))
+        case Suspend() | Queue() | Withdraw():
+            return Plan(delete=_refs((*seen.pods, *seen.spares)))
         case Succeed() | Fail():
             return Plan(delete=_refs(cleanup.pods_to_delete(job, seen)))
         case Wait():
@@ -266,7 +269,11 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
         return Plan(delete=replayed)
     failed = node_exclusion.read(job, seen.status, now)
     away = node_exclusion.excluded(job.failure_policy.node_exclusion, failed)
-    return Plan(delete=replayed, patch=_service_patch(job, seen), create=build.missing(job, seen, away))
+    return Plan(
+        delete=(*replayed, *_refs(spares.to_delete(job, seen))),
+        patch=_service_patch(job, seen),
+        create=(*build.missing(job, seen, away), *build.spares(job, seen, spares.to_create(job, seen), away)),
+    )
 
 
 def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
@@ -280,7 +287,7 @@ def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
 
 def _relabeled(job: Job, seen: Seen) -> tuple[Patch, ...]:
     """Restores removed labels: no watch delivers a pod without them, and it would train unobserved."""
-    places = [(pod, names.place_of(pod.name, job.name)) for pod in seen.pods if pod.is_mislabeled]
+    places = [(pod, names.place_of(pod.name, job.name)) for pod in (*seen.pods, *seen.spares) if pod.is_mislabeled]
     return tuple(
         Patch(
             api_version="v1",

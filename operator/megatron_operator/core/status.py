@@ -47,7 +47,7 @@ QUIET_INTERVAL_S = 60.0
 SETTLING_S = 5.0
 QUIET = {"progress": None, "replicas": None, "replicaStatuses": None}
 SOFT_FIELDS = (
-    *("phase", "reason", "replicas", "replicaStatuses", "progress", "checkpoint", "gang"),
+    *("phase", "reason", "replicas", "replicaStatuses", "spares", "progress", "checkpoint", "gang"),
     *("lastRestart", "lastUpdatedTime"),
 )
 
@@ -70,6 +70,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "restarts": _restarts(seen, decision, now),
         "replicas": len(pods),
         "replicaStatuses": replica_statuses(job, pods),
+        "spares": _spares(job, seen),
         "lastFailure": _last_failure(seen, decision),
         "failedNodes": _failed_nodes(job, seen, decision, now),
         "waiting": waiting.describe(job, seen, decision, now),
@@ -268,6 +269,13 @@ def _next_retry(seen: Seen, decision: Decision, now: float) -> Object:
 def _last_failure(seen: Seen, decision: Decision) -> Object | None:
     failure = decision.failure if isinstance(decision, Restart | Fail) else None
     return seen.status.get("lastFailure") if failure is None else describe_failure(failure)
+
+
+def _spares(job: Job, seen: Seen) -> Object | None:
+    if not job.scheduling.spares:
+        return None
+    running = [pod for pod in seen.spares if pod.phase == "Running" and not pod.deleting]
+    return {"desired": job.scheduling.spares, "running": len(running)}
 
 
 def _failed_nodes(job: Job, seen: Seen, decision: Decision, now: float) -> list[Object] | None:

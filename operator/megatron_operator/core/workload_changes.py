@@ -50,7 +50,7 @@ def _told(seen: Seen, found: Workload, decision: Decision, now: float) -> Patch 
             succeeded = isinstance(decision, Succeed)
             return workload.finished_patch(found, succeeded=succeeded, message=decision.message, now=now)
         case Queue():
-            return None if seen.pods else workload.release_patch(found, now)
+            return None if seen.pods or seen.spares else workload.release_patch(found, now)
         case Continue():
             is_ready = bool(seen.current) and all(pod.ready for pod in seen.current)
             return workload.ready_patch(found, is_ready=is_ready, now=now)

@@ -30,6 +30,10 @@ def status() -> Schema:
             "replicaStatuses": record(
                 "Pods by role.", {"master": _replicas("The master."), "worker": _replicas("The workers.")}
             ),
+            "spares": record(
+                "Pods that hold a node for the gang; with scheduling.spares.",
+                {"desired": _count("As many as the spec says."), "running": _count("Those that run.")},
+            ),
             "lastFailure": _last_failure(),
             "failedNodes": array(
                 "Nodes on which the job failed, the latest first; with failurePolicy.nodeExclusion.",

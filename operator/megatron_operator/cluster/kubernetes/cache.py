@@ -30,7 +30,7 @@ from megatron_operator.cluster.pod_ends import PodEnds, Successes
 from megatron_operator.core import attempts
 from megatron_operator.core.decide import failure
 from megatron_operator.core.job import Job
-from megatron_operator.core.observe import Gang, Pod, Seen, is_owned, read_gang, read_pod
+from megatron_operator.core.observe import Gang, Pod, Seen, is_owned, read_gang, read_pod, split
 from megatron_operator.core.observe_kueue import KueueSeen, read_workload
 from megatron_trainjob.progress import Progress
 
@@ -115,12 +115,13 @@ class Cache:
         """The observed state of this job's children. parsed: the job as a value, None for an invalid manifest."""
         metadata = job["metadata"]
         key, uid = (metadata["namespace"], metadata["name"]), metadata["uid"]
-        pods = await self._see_pods(job, parsed, now)
+        pods, spares = split(await self._see_pods(job, parsed, now))
         selectors = self._services.of(key, uid)
         gang, stale_groups = self._see_groups(key, uid, parsed.scheduling.gang if parsed else "None", job)
         return Seen(
             status=job.get("status") or {},
             pods=pods,
+            spares=spares,
             service_selector=selectors.get(names.service_name(metadata["name"])),
             config_maps=frozenset(self._config_maps.of(key, uid)),
             claims=frozenset(name for namespace, name in self._claims if namespace == key[0]),
@@ -151,7 +152,8 @@ class Cache:
             informers[resource].put(raw)
 
     def _see_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
-        return tuple(sorted(pod.name for pod in self._pods.of_others(key, uid).values() if not pod.is_finished))
+        gangs, _ = split(self._pods.of_others(key, uid).values())
+        return tuple(sorted(pod.name for pod in gangs if not pod.is_finished))
 
     async def _see_pods(self, job: Object, parsed: Job | None, now: float) -> tuple[Pod, ...]:
         metadata = job["metadata"]
@@ -167,7 +169,7 @@ class Cache:
 
         Pod names are derived from job and attempt, so the missing pods can be fetched by name. Raises ApiError.
         """
-        known = Seen(status=job.get("status") or {}, pods=tuple(there.values()))
+        known = Seen(status=job.get("status") or {}, pods=split(there.values())[0])
         if parsed is None or not failure.was_complete(known):
             return []
         metadata, missing = job["metadata"], failure.missing(parsed, known)

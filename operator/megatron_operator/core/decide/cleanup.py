@@ -20,7 +20,7 @@ def pods_to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
     """Pods that cleanPodPolicy does not keep, and pods of earlier attempts that still run."""
     policy = job.run_policy.clean_pod_policy
     deletable = {"None": (), "Running": _running(seen.current), "All": seen.current}[policy]
-    return tuple(pod for pod in (*_running(seen.stale), *deletable) if not pod.deleting)
+    return tuple(pod for pod in (*_running(seen.stale), *deletable, *seen.spares) if not pod.deleting)
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
@@ -55,7 +55,7 @@ def leftovers_of(name: str, uid: str, policy: TtlPolicy, seen: Seen) -> tuple[Re
     """The same for a job whose manifest cannot be parsed."""
     if policy == "DeleteJob":
         return (Ref(api_version=names.API_VERSION, kind=names.KIND, name=name, uid=uid),)
-    pods = tuple(pod_ref(pod) for pod in seen.pods if not pod.deleting)
+    pods = tuple(pod_ref(pod) for pod in (*seen.pods, *seen.spares) if not pod.deleting)
     maps = tuple(Ref(api_version="v1", kind="ConfigMap", name=each) for each in sorted(seen.config_maps))
     service = Ref(api_version="v1", kind="Service", name=names.service_name(name))
     return (*pods, *maps, *((service,) if seen.service_selector is not None else ()))

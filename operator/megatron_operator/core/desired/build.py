@@ -10,6 +10,7 @@ from megatron_operator.core.desired import gang, labels, placement, workload
 from megatron_operator.core.desired.config_map import config_map
 from megatron_operator.core.desired.pods import pod, pods
 from megatron_operator.core.desired.service import service
+from megatron_operator.core.desired.spares import spare
 from megatron_operator.core.desired.volumes import claim
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
@@ -26,6 +27,7 @@ def everything(job: Job, attempt: int) -> tuple[Object, ...]:
         service(job, attempt),
         *([group] if group else ()),
         *pods(job, attempt),
+        *(spare(job, attempt, index) for index in range(job.scheduling.spares)),
     )
 
 
@@ -33,6 +35,14 @@ def missing(job: Job, seen: Seen, away: Sequence[str] = ()) -> tuple[Object, ...
     """The objects to create now; existing ones are not built. away: nodes on which no pod must run."""
     pods = (placement.away_from(each, away) for each in _missing_pods(job, seen))
     return (*_missing_claim(job, seen), *_missing_parts(job, seen), *pods)
+
+
+def spares(job: Job, seen: Seen, indexes: Sequence[int], away: Sequence[str] = ()) -> tuple[Object, ...]:
+    """The spare pods with these indexes, with the placement that the admitting queue assigned."""
+    admitted = workload.current(job, seen) if job.has_workload else None
+    bodies = (spare(job, seen.pod_attempt, index) for index in indexes)
+    placed = (workload.placed(each, names.SPARE, seen, admitted.name) if admitted else each for each in bodies)
+    return tuple(placement.away_from(each, away) for each in placed)
 
 
 def _missing_claim(job: Job, seen: Seen) -> tuple[Object, ...]:

@@ -64,6 +64,24 @@ def pod_labels(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
     return labels
 
 
+def spare_labels(job: Job, attempt: int, index: int) -> dict[str, str]:
+    """Labels of a spare pod. In a queue it is a pod of its own: the gang's group is complete without it."""
+    place = names.Place(attempt=attempt, role="spare", index=index)
+    queue = {key: job.labels[key] for key in (names.KUEUE_QUEUE, names.KUEUE_PRIORITY) if key in job.labels}
+    return {
+        **_copied(job.labels, job.copy_to_pods.labels),
+        **names.place_labels(job.name, place),
+        **(queue if job.has_pod_group else {}),
+    }
+
+
+def spare_annotations(job: Job) -> dict[str, str]:
+    """Annotations of a spare pod."""
+    is_queued = job.scheduling.gang == "Volcano" and job.scheduling.queue is not None
+    queue = {names.VOLCANO_QUEUE: str(job.scheduling.queue)} if is_queued else {}
+    return {**_copied(job.annotations, job.copy_to_pods.annotations), **queue}
+
+
 def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> dict[str, str]:
     """Annotations of one pod."""
     annotations = {

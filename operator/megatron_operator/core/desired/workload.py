@@ -10,6 +10,7 @@ from typing import Any
 from megatron_operator.api import names
 from megatron_operator.core.desired import labels
 from megatron_operator.core.desired.pods import pod
+from megatron_operator.core.desired.spares import spare
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
 from megatron_operator.core.observe_kueue import PodSetPlace, Workload
@@ -32,7 +33,7 @@ def workload(job: Job, priority: int) -> dict[str, Any]:
         "queueName": job.kueue_queue,
         "active": True,
         "priority": priority,
-        "podSets": [_pod_set(job, rank, count) for rank, count in ((0, 1), (1, job.num_nodes - 1)) if count],
+        "podSets": _pod_sets(job),
     }
     if class_ref := priority_class(job):
         spec["priorityClassRef"] = class_ref
@@ -42,7 +43,8 @@ def workload(job: Job, priority: int) -> dict[str, Any]:
 
 def workload_name(job: Job) -> str:
     """Name of the Workload for the current job."""
-    asked = [job.kueue_queue, priority_class(job), [_pod_set(job, rank, 1) for rank in (0, 1)], job.num_nodes]
+    asked: list[object] = [job.kueue_queue, priority_class(job), [_pod_set(job, rank, 1) for rank in (0, 1)]]
+    asked += [job.num_nodes, *([job.scheduling.spares] if job.scheduling.spares else [])]
     digest = hashlib.sha256(json.dumps([job.uid, asked], sort_keys=True, default=list).encode()).hexdigest()
     return f"{job.name}-{digest[:8]}"
 
@@ -132,6 +134,17 @@ def _patch(found: Workload, news: Mapping[str, tuple[bool, str, str]], now: floa
     ]
     body = {"metadata": {"resourceVersion": found.version}, "status": {"conditions": [*kept, *added], **more}}
     return Patch(api_version=API_VERSION, kind=KIND, name=found.name, body=body, subresource="status")
+
+
+def _pod_sets(job: Job) -> list[dict[str, Any]]:
+    """Of each role that has pods; the quota of spares is reserved with that of the gang."""
+    of_gang = [_pod_set(job, rank, count) for rank, count in ((0, 1), (1, job.num_nodes - 1)) if count]
+    if not job.scheduling.spares:
+        return of_gang
+    body = spare(job, FIRST_ATTEMPT, 0)
+    metadata = {"labels": body["metadata"]["labels"], "annotations": body["metadata"]["annotations"]}
+    template = {"metadata": metadata, "spec": body["spec"]}
+    return [*of_gang, {"name": names.SPARE, "count": job.scheduling.spares, "template": template}]
 
 
 def _pod_set(job: Job, rank: int, count: int) -> dict[str, Any]:

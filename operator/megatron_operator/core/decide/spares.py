@@ -1,0 +1,29 @@
+"""Spare pods (scheduling.spares): each holds a node without ranks, so that a gang that lost one of its own finds room.
+
+They are created once the whole gang has its nodes, and deleted when a later gang is: its pods then take their nodes.
+Meanwhile they stay, so that no one else does. A gang never waits for a spare, and no failure of one counts.
+"""
+
+from __future__ import annotations
+
+from megatron_operator.api import names
+from megatron_operator.core.job import Job
+from megatron_operator.core.observe import Pod, Seen
+
+
+def to_create(job: Job, seen: Seen) -> tuple[int, ...]:
+    """Indexes of the spares that are missing, none while a pod of the gang has no node."""
+    if len(seen.current) < job.num_nodes or not all(pod.node for pod in seen.current):
+        return ()
+    there = {pod.name for pod in seen.spares}
+    wanted = range(job.scheduling.spares)
+    return tuple(index for index in wanted if names.spare_name(job.name, seen.pod_attempt, index) not in there)
+
+
+def to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
+    """Spares of earlier gangs, once the next is created, and those that have ended, to be created again."""
+    return tuple(
+        pod
+        for pod in seen.spares
+        if pod.attempt != seen.pod_attempt or pod.is_finished or pod.index >= job.scheduling.spares
+    )
