@@ -23,8 +23,9 @@ KILLED = TerminationRecord(exit_code=137, reason="signal 9", rank=1, iteration=N
 LOST_PEER = TerminationRecord(exit_code=1, reason="ERROR", rank=0, iteration=12, message="connection reset")
 
 
-def heard(state="running", failure=None, *, attempt=0, age_s=1.0, stages=None):
-    report = LauncherReport(attempt=attempt, state=state, failure=failure, age_s=age_s, stages_s=stages or {})
+def heard(state="running", failure=None, *, attempt=0, age_s=1.0, stages=None, container=0):
+    known = {"attempt": attempt, "state": state, "failure": failure, "age_s": age_s, "container": container}
+    report = LauncherReport(**known, stages_s=stages or {})
     return HeardReport(report=report, at=NOW)
 
 
@@ -206,6 +207,25 @@ def test_a_launcher_that_speaks_for_the_container_before_names_its_end():
     assert plan.status["lastFailure"]["reason"] == "OOMKilled"
 
 
+def test_a_launcher_is_heard_before_its_kubelet_says_that_the_container_runs_again():
+    """Its ranks of the next attempt run, while the pod still shows how the container before ended."""
+    status = {**restarted(), "lastRestart": {**restarted()["lastRestart"], "ranksStartedTime": to_text(NOW)}}
+    runs = with_container({"master": heard(attempt=1), "status": status}, heard(attempt=1, container=1))
+    plan = reconcile.plan(job(), runs, NOW)
+    assert (plan.delete, (plan.status or status)["restarts"]["attempt"]) == ((), 1)
+    again = with_container(
+        {"master": heard(attempt=1, stages={"firstStep": 1.0}), "status": status},
+        heard(attempt=1, container=1),
+        num_container_restarts=1,
+    )
+    assert reconcile.plan(job(), again, NOW).status["restarts"]["attempt"] == 2, "it has ended too"
+    fails = with_container(
+        {"master": heard(attempt=1, stages={"firstStep": 1.0}), "status": status},
+        heard("failed", KILLED, attempt=1, container=1),
+    )
+    assert reconcile.plan(job(), fails, NOW).status["lastFailure"]["message"] == "killed", "a rank of the new one"
+
+
 NO_MORE = {
     "the kubelet makes it wait": with_container(num_container_restarts=2),
     "its node is lost": with_container({"lost_nodes": frozenset({"node-1"})}),
@@ -349,7 +369,7 @@ def test_directives_that_a_launcher_receives(status, report, directive):
 
 def test_reports_and_directives_survive_the_wire():
     placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)", gpu_error="GPU 0: Xid 48")
-    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}).report):
+    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}, container=2).report):
         assert launcher.read_report(report.to_fields()) == report
     directive = Directive(attempt=3, ends=True, interval_s=2.0)
     assert launcher.read_directive(directive.to_fields()) == directive

@@ -206,10 +206,26 @@ def test_a_container_that_starts_again_trains_nothing_by_itself(start, tmp_path,
     assert process.wait(60) == 201, "a rank was killed"
     assert json.loads(log.read_text())["exitCode"] == 137
     assert (tmp_path / "attempt").read_text() == "0"
+    trained = (tmp_path / "started").read_text()
     process, log = start(program)
     assert process.wait(60) == 201
     assert json.loads(log.read_text())["reason"] == "CONTAINER_ENDED"
-    assert (tmp_path / "started").read_text() == "xx", "two ranks, once"
+    assert (tmp_path / "started").read_text() == trained
+    assert (tmp_path / "attempt.containers").read_text() == "2"
+
+
+def test_a_container_that_starts_again_where_no_operator_ever_answered_does_not_wait_for_one(
+    start, tmp_path, monkeypatch
+):
+    """As behind a network policy: its patience, a thousand seconds here, is for an operator that comes back."""
+    monkeypatch.setenv("MTJ_ATTEMPT_FILE", str(tmp_path / "attempt"))
+    monkeypatch.setenv("MTJ_LAUNCHER_URL", "http://127.0.0.1:9/launcher")
+    monkeypatch.setenv("MTJ_LAUNCHER_PATIENCE_SECONDS", "1000")
+    (tmp_path / "attempt").write_text("4")
+    process, log = start("open(os.environ['MTJ_TERMINATION_LOG'] + '.trained', 'w')")
+    assert process.wait(100) == 201
+    assert json.loads(log.read_text())["reason"] == "CONTAINER_ENDED"
+    assert not Path(f"{log}.trained").exists()
 
 
 def test_without_gpus_nothing_is_known_of_their_errors():

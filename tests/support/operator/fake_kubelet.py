@@ -21,6 +21,7 @@ from megatron_operator.cluster.kubernetes.resource import NODE, POD
 
 Object = Mapping[str, Any]
 NODE_NAME = "fake-node"
+LAG_S = 0.7  # after which a kubelet says that a container runs again
 TERMINATED = 128 + 15  # by SIGTERM
 RESTART_S = (0.3, 2.0)  # before a container starts again, the first time and later; a kubelet waits longer
 RETRY_S = 0.2
@@ -132,8 +133,10 @@ class FakeKubelet:
         exit_code = await self._exit_code(client, pod, life)
         restarts = 0
         while exit_code is not None and restarts_after(pod, exit_code) and self._is_at("starting", pod):
-            pod = await self._restart(client, pod, exit_code, RESTART_S[min(restarts, 1)])
+            pod = await self._take_down(client, pod, exit_code, RESTART_S[min(restarts, 1)])
+            reported = asyncio.ensure_future(self._report_late(client, pod))
             exit_code = await self._exit_code(client, pod, life) if self._is_at("starting", pod) else None
+            await reported
             restarts += 1
         if exit_code is not None:
             status = ended(pod, exit_code, message=life.message)
@@ -141,14 +144,17 @@ class FakeKubelet:
             if self._is_at("starting", pod):
                 self._note_end(pod)
 
-    async def _restart(self, client: Client, pod: Object, exit_code: int, after_s: float) -> Object:
-        """Starts the trainer's container again after a pause; the pod with its new status."""
+    async def _take_down(self, client: Client, pod: Object, exit_code: int, pause_s: float) -> Object:
+        """Reports that the trainer's container has ended, and pauses; the pod with the status that it has then."""
         down = restarting(pod, exit_code)
         await self._insist("starting", pod, lambda: patch_status(client, pod, down))
-        await asyncio.sleep(after_s)
-        again = running_again({**pod, "status": down})
-        await self._insist("starting", pod, lambda: patch_status(client, pod, again))
-        return {**pod, "status": again}
+        await asyncio.sleep(pause_s)
+        return {**pod, "status": running_again({**pod, "status": down})}
+
+    async def _report_late(self, client: Client, pod: Object) -> None:
+        """Reports that it runs again a while after it does, as kubelets do."""
+        await asyncio.sleep(LAG_S)
+        await self._insist("starting", pod, lambda: patch_status(client, pod, pod["status"]))
 
     async def _exit_code(self, client: Client, pod: Object, life: Life) -> int | None:
         """How the container ends by itself, None when it does not."""

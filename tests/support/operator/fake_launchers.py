@@ -90,7 +90,8 @@ class FakeLaunchers:
     """The launchers of all pods of one namespace.
 
     fate: of the ranks of an attempt. frozen: pods whose launcher says nothing more. killed: exit codes with which the
-    containers of pods end, launcher and all. noted: by uid of the pod, the attempt that its launcher has noted.
+    containers of pods end, launcher and all. noted, containers: by uid of the
+    pod, the attempt that its launcher has noted, and how many launchers it had.
     is_lost: whether an answer is lost on its way. in_place, joined: how often ranks have started again in a pod, and of
     those times in another container of it, by job. problems: words of the operator that it
     must not say. answers: reports by how they were answered.
@@ -102,6 +103,7 @@ class FakeLaunchers:
     frozen: set[str] = field(default_factory=set)
     killed: dict[str, int] = field(default_factory=dict)
     noted: dict[str, int] = field(default_factory=dict)
+    containers: Counter[str] = field(default_factory=Counter)
     in_place: Counter[str] = field(default_factory=Counter)
     joined: Counter[str] = field(default_factory=Counter)
     problems: list[str] = field(default_factory=list)
@@ -156,6 +158,8 @@ class _Launcher:
         self.node_rank, self.num_nodes = int(self.variables["NODE_RANK"]), int(self.variables["NNODES"])
         self.uid: str = self.pod["metadata"]["uid"]
         self.starts_again = ATTEMPT_FILE in self.variables
+        self.container = self.launchers.containers[self.uid]
+        self.launchers.containers[self.uid] += self.starts_again
         if self.uid in self.launchers.noted:
             self._wait_as_failed(self.launchers.noted[self.uid])
         else:
@@ -262,6 +266,7 @@ class _Launcher:
             age_s=time.monotonic() - self.since,
             failure=self.failure,
             stages_s={"firstStep": 0.1} if has_stepped else {},
+            container=self.container,
         )
 
     async def _post(self, url: str, body: object) -> tuple[int, Any]:

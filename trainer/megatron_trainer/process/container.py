@@ -6,7 +6,9 @@ the attempt of its ranks in a file that outlives the container; one that finds s
 
 from __future__ import annotations
 
+import contextlib
 import signal
+from pathlib import Path
 
 from megatron_trainer.environment import Environment
 from megatron_trainjob.launcher import CONTAINER_ENDED, LauncherReport
@@ -21,6 +23,32 @@ def note(env: Environment, attempt: int) -> None:
         aside = env.attempt_file.with_suffix(".tmp")
         aside.write_text(str(attempt))
         aside.replace(env.attempt_file)
+
+
+def count(env: Environment) -> int:
+    """How many containers of this pod have run a launcher before; this one is counted from now on."""
+    if env.attempt_file is None:
+        return 0
+    file = env.attempt_file.with_suffix(".containers")
+    ended = int(file.read_text()) if file.exists() else 0
+    file.write_text(str(ended + 1))
+    return ended
+
+
+def note_answer(env: Environment) -> None:
+    """Notes that the operator has answered a launcher of this pod."""
+    if env.attempt_file is not None:
+        with contextlib.suppress(OSError):
+            _answered(env.attempt_file).touch()
+
+
+def was_answered(env: Environment) -> bool:
+    """Whether the operator has ever answered a launcher of this pod: one that is away then comes back."""
+    return env.attempt_file is not None and _answered(env.attempt_file).exists()
+
+
+def _answered(attempt_file: Path) -> Path:
+    return attempt_file.with_suffix(".answered")
 
 
 def before(env: Environment, num_ranks: int) -> LauncherReport | None:

@@ -12,13 +12,16 @@ import logging
 import ssl
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
 from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 from megatron_trainer.environment import Environment
+from megatron_trainer.process import container
 from megatron_trainjob import environment as names
 from megatron_trainjob import launcher
 from megatron_trainjob.launcher import Directive, LauncherReport, Stage
@@ -113,7 +116,7 @@ class Server:
 class OperatorLine:
     """Reports the present state again and again. directive: the last one heard, None before the first.
 
-    state: the first to report. patience_s: how long nothing may be heard at first.
+    state: the first to report. patience_s: how long nothing may be heard at first. on_answer: called at the first one.
     """
 
     def __init__(
@@ -121,12 +124,15 @@ class OperatorLine:
         channel: Channel | None,
         stages_file: Path,
         state: LauncherReport,
-        patience_s: float = FIRST_ANSWER_S,
+        patience_s: float,
+        on_answer: Callable[[], None],
     ) -> None:
         self._channel = channel
         self._stages_file = stages_file
         self._state = state
         self._patience_s = patience_s
+        self._on_answer = on_answer
+        self._container = state.container
         self._since = self._started = self._opened = time.monotonic()
         self._heard_at: float | None = None
         self._changed = threading.Event()
@@ -163,6 +169,8 @@ class OperatorLine:
             pause_s = RETRY_S
             try:
                 self.directive = directive = self._channel.exchange(report)
+                if self._heard_at is None:
+                    self._on_answer()
                 self._heard_at = time.monotonic()
                 pause_s = directive.interval_s
                 problem = ""
@@ -186,6 +194,7 @@ class OperatorLine:
             age_s=time.monotonic() - since,
             failure=state.failure,
             stages_s=stages,
+            container=self._container,
         )
 
 
@@ -193,11 +202,14 @@ class OperatorLine:
 def connected(env: Environment, stages_file: Path, before: LauncherReport | None) -> Iterator[OperatorLine]:
     """The line that the environment names, kept up by a thread.
 
-    before: what a container that was started again has to report; its operator does answer, if not at every moment.
+    before: what a container that was started again has to report. Where the operator has answered the one before, it
+    does answer, if not at every moment.
     """
-    state = before or LauncherReport(attempt=env.attempt, state="starting")
-    patience_s = FIRST_ANSWER_S if before is None else env.launcher_patience_s
-    line = OperatorLine(_channel(env.variables), stages_file, state, patience_s)
+    first = before or LauncherReport(attempt=env.attempt, state="starting")
+    state = replace(first, container=container.count(env))
+    patience_s = env.launcher_patience_s if container.was_answered(env) else FIRST_ANSWER_S
+    answered = partial(container.note_answer, env)
+    line = OperatorLine(_channel(env.variables), stages_file, state, patience_s, answered)
     threading.Thread(target=line.run, name="operator", daemon=True).start()
     try:
         yield line

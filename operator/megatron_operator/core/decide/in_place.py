@@ -80,8 +80,14 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
     if pod.attempt != seen.pod_attempt or pod.phase != "Running" or pod.deleting:
         return pod
     heard = of_attempt(seen, pod)
-    end = _end_of_down(pod, seen) if pod.is_down else _reported_end(pod, heard)
+    end = _end_of_down(pod, seen) if _is_down(pod, seen) else _reported_end(pod, heard)
     return pod if end is None else replace(pod, **vars(end), phase="Failed", is_kept=heard is not None)
+
+
+def _is_down(pod: Pod, seen: Seen) -> bool:
+    """Whether the trainer's container has ended and is not known to run again: launchers are heard before kubelets."""
+    heard = seen.launchers.get(pod.name)
+    return pod.is_down and (heard is None or heard.report.container <= pod.num_container_restarts)
 
 
 def _end_of_down(pod: Pod, seen: Seen) -> ContainerEnd | None:
@@ -127,4 +133,6 @@ def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
     is_alive = (pod.phase == "Running" or pod.is_kept) and not pod.deleting and pod.disruption is None
     if heard is None or not is_alive or pod.node in seen.lost_nodes:
         return False
-    return pod.num_container_restarts <= MOST_CONTAINER_RESTARTS if pod.is_down else now - heard.at < FRESH_S
+    if _is_down(pod, seen):
+        return pod.num_container_restarts <= MOST_CONTAINER_RESTARTS
+    return now - heard.at < FRESH_S
