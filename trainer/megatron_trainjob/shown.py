@@ -32,9 +32,12 @@ def clean(text: str, *, keeps_lines: bool = False) -> str:
 
     keeps_lines: keeps line ends and tabs, for multi-line text.
     """
-    if text.isprintable():
-        return text
     kept = "\n\t" + _JOINERS if keeps_lines else _JOINERS
+    parts = text.split("\n") if keeps_lines else [text]
+    return "\n".join(part if part.isprintable() else _with_escapes(part, kept) for part in parts)
+
+
+def _with_escapes(text: str, kept: str) -> str:
     return "".join(each if each in kept or not _acts(each) else _escaped(each) for each in text)
 
 

@@ -15,3 +15,6 @@ import datasets  # noqa: E402, F401
 import transformers.modeling_utils  # noqa: E402, F401
 
 import megatron_trainer.process.run  # noqa: E402, F401
+from megatron_trainer.report import html_report  # noqa: E402
+
+html_report.page_template()

@@ -7,10 +7,11 @@ import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import cache
 from itertools import pairwise, zip_longest
 from pathlib import Path
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined, Template
 from markupsafe import Markup
 
 from megatron_trainer.report import duration, facts
@@ -92,15 +93,8 @@ class HtmlReport:
 
 def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, phase: str, now: float) -> str:
     """The whole page, with all text escaped. rows: those of logging.jsonl. now: seconds since the epoch."""
-    environment = Environment(
-        loader=PackageLoader("megatron_trainer.report", "."),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
     answers: Iterable[Answer] = finish.answers if finish else ()
-    page = environment.get_template("report.html.j2").render(
+    page = page_template().render(
         run=run,
         phase=phase,
         is_live=phase not in ("finished", "stopped", "failed"),
@@ -113,6 +107,19 @@ def render(run: RunInfo, rows: Sequence[Row], *, finish: FinishRecord | None, ph
         answers=tuple(answers),
     )
     return shown.message(page)
+
+
+@cache
+def page_template() -> Template:
+    """The page's template, compiled once a process."""
+    environment = Environment(
+        loader=PackageLoader("megatron_trainer.report", "."),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    return environment.get_template("report.html.j2")
 
 
 def figures(rows: Sequence[Row]) -> list[Figure]:
