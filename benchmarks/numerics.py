@@ -1,17 +1,20 @@
 """Measures every family in every layout against transformers and writes docs/numerics.md.
 
-    python benchmarks/numerics.py
+    python benchmarks/numerics.py [MODEL ...]
 
-The same cases as tests/megatron_trainer/test_models_parity.py, which hold each difference to 1e-4.
+With models, their columns alone are measured; the others stay as the page has them. The same cases as
+tests/megatron_trainer/test_models_parity.py, which hold each difference to 1e-4.
 """
 
 from __future__ import annotations
 
 import datetime
+import functools
 import platform
 import re
 import sys
 import tempfile
+from collections.abc import Callable, Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -41,35 +44,64 @@ etp are the parallel sizes, sp sequence parallelism, vpp virtual stages; packed 
 
 BOUND = 1e-4
 """What every cell is held to, as in the tests."""
+PAGE = ROOT / "docs" / "numerics.md"
+DATE = "measured"
+"""The row of each table that says when a column was measured."""
 
 
 def main() -> int:
-    """Runs all cases and writes the page; 1 when a case is out of bounds, which is named in the page too."""
+    """Runs the cases and writes the page; 1 when a case is out of bounds, which is named in the page too."""
     dense = sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS)
-    with tempfile.TemporaryDirectory() as folder:
-        parts = [
-            table("Dense families", dense, ("tp1", *layouts.DENSE), Path(folder)),
-            table("Families of experts", sorted(tiny_model.EXPERT_MODELS), ("tp1", *layouts.EXPERTS), Path(folder)),
-        ]
+    experts = sorted(tiny_model.EXPERT_MODELS)
+    asked = sys.argv[1:] or [*dense, *experts]
+    if unknown := set(asked) - {*dense, *experts}:
+        sys.exit(f"no tiny model is called {', '.join(sorted(unknown))}; known are {', '.join([*dense, *experts])}")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "transformers"))
-    today = datetime.datetime.now(datetime.UTC).date()
+    known = {} if sys.argv[1:] == [] else known_cells(packages)
+    with tempfile.TemporaryDirectory() as folder:
+        measure = functools.partial(measured, asked=asked, known=known, folder=Path(folder))
+        parts = [
+            table("Dense families", dense, ("tp1", *layouts.DENSE), measure),
+            table("Families of experts", experts, ("tp1", *layouts.EXPERTS), measure),
+        ]
     cells = [cell for part in parts for line in part.splitlines() for cell in line.split(" | ")]
     broken = sum("**" in cell for cell in cells)
     largest = max(float(number) for cell in cells for number in re.findall(r"\d\.\de-\d\d", cell))
     facts = (
-        f"Measured {today} on {platform.machine()} with {packages}. Largest difference of all: {largest:.1e}; "
+        f"Measured on {platform.machine()} with {packages}. Largest difference of all: {largest:.1e}; "
         f"{broken} cases beyond {BOUND:.0e}.\n\n"
     )
-    (ROOT / "docs" / "numerics.md").write_text(HEAD + facts + "\n".join(parts))
+    PAGE.write_text(HEAD + facts + "\n".join(parts))
     return int(broken > 0)
 
 
-def table(title: str, names: list[str], texts: tuple[str, ...], folder: Path) -> str:
+def known_cells(packages: str) -> dict[tuple[str, str], str]:
+    """(model, layout) -> cell of the page as it is. Ends the program where that was measured with other packages."""
+    text = PAGE.read_text()
+    if packages not in text:
+        sys.exit(f"the page was measured with other packages than {packages}: measure all models")
+    cells, names = {}, []
+    for line in text.splitlines():
+        first, *others = [cell.strip() for cell in line.strip("| ").split("|")]
+        if first == "layout":
+            names = others
+        elif line.startswith("| "):
+            cells |= {(name, first): cell for name, cell in zip(names, others, strict=True)}
+    return cells
+
+
+def measured(name: str, text: str, *, asked: list[str], known: Mapping[tuple[str, str], str], folder: Path) -> str:
+    """A cell: of this go, of the page, or that it is of neither."""
+    if name not in asked:
+        return known.get((name, text), "not measured")
+    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}" if text == DATE else cell(name, text, folder)
+
+
+def table(title: str, names: list[str], texts: tuple[str, ...], measure: Callable[[str, str], str]) -> str:
     """A Markdown table: one row a layout, one column a model."""
     lines = [f"## {title}", "", f"| layout | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for text in texts:
-        cells = [cell(name, text, folder) for name in names]
-        lines.append(f"| {text} | {' | '.join(cells)} |")
+    for text in (*texts, DATE):
+        lines.append(f"| {text} | {' | '.join(measure(name, text) for name in names)} |")
         print(lines[-1], flush=True)
     return "\n".join(lines) + "\n"
 
