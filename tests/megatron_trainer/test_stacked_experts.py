@@ -221,7 +221,7 @@ def test_a_model_without_files_is_stacked_in_a_form_that_transformers_recognizes
 
 @pytest.mark.parametrize("shape", [(10**9, 0, 64), (10**9, 64, 32), (0, 0, 0)])
 def test_a_stack_of_impossible_size_is_not_taken_apart(shape):
-    assert stacks.slabs("model.layers.0.mlp.experts.gate_up_proj", shape, 64) == {}
+    assert stacks.slabs("model.layers.0.mlp.experts.gate_up_proj", shape, 64, stacks.StackForm()) == {}
 
 
 @pytest.mark.parametrize(
@@ -231,4 +231,4 @@ def test_a_stack_of_impossible_size_is_not_taken_apart(shape):
 def test_an_adapter_that_is_none_of_stacked_experts_has_no_parts(shape, rank):
     key = "base_model.model.model.layers.0.mlp.experts.lora_A.weight"
     config = {"r": rank, "target_parameters": ["mlp.experts.down_proj"]}
-    assert stacked_adapter.parts({key: shape}, config) == {}
+    assert stacked_adapter.parts({key: shape}, config, stacks.StackForm()) == {}

@@ -1,4 +1,4 @@
-"""How the weights of a published model are stored: in full, or in FP8 with scales. Pure, from config.json alone.
+"""How the weights of a published model are stored: in full, in FP8 or in MXFP4. Pure, from config.json alone.
 
 Which formats are supported, and the names of their scales; convert/dequantize.py multiplies.
 """
@@ -11,7 +11,10 @@ from typing import Any
 
 CONFIG_KEYS = ("quantization_config", "compression_config")
 """Keys of config.json with the storage format of weights; an export in 16 or 32 bits has neither."""
-_SCALES = {"fp8": ".weight_scale_inv", "compressed-tensors": ".weight_scale"}
+_SCALES = {"fp8": ".weight_scale_inv", "compressed-tensors": ".weight_scale", "mxfp4": "_scales"}
+_BLOCKS = "_blocks"
+BLOCK_SIZE = 32
+"""Numbers of four bits that share a scale in MXFP4, whose blocks hold two in a byte."""
 _BESIDE_WEIGHTS = (
     ".activation_scale",
     ".input_scale",
@@ -23,7 +26,10 @@ _BESIDE_WEIGHTS = (
 )
 """Scales of activations and of the cache, which FP8 inference uses and training in other types does not."""
 _DENSE_FORMATS = ("float-quantized", "naive-quantized")
-_READABLE = "FP8 with block, channel or tensor scales (quant_method fp8, or compressed-tensors float-quantized)"
+_READABLE = (
+    "FP8 with block, channel or tensor scales (quant_method fp8, or compressed-tensors float-quantized), and MXFP4 of "
+    "experts (quant_method mxfp4)"
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,6 +39,24 @@ class Quantization:
     method: str
     block: tuple[int, int] | None = None
 
+    @property
+    def has_blocks(self) -> bool:
+        """Whether four-bit numbers are stored in blocks of their own, beside tensors in full."""
+        return self.method == "mxfp4"
+
+    def in_full(self, name: str) -> str:
+        """The name that a tensor of blocks has when it is stored in full."""
+        return name.removesuffix(_BLOCKS) if self.has_blocks else name
+
+    def problem_of_blocks(self, names: Collection[str]) -> str:
+        """The problem with blocks that have no scales; empty if there is none."""
+        lost = sorted(
+            scale
+            for name in names
+            if (scale := self.scale_name(self.in_full(name))) not in names and self.in_full(name) != name
+        )
+        return f"{lost[0]} is missing, without which its blocks cannot be read; download it again" if lost else ""
+
     def scale_name(self, weight: str) -> str:
         """The tensor that holds the scales of the tensor called `weight`."""
         return weight.removesuffix(".weight") + _SCALES[self.method]
@@ -40,6 +64,8 @@ class Quantization:
     def is_scale(self, name: str, names: Collection[str]) -> bool:
         """Whether a tensor only serves to read another one, or to compute in FP8."""
         suffix = _SCALES[self.method]
+        if self.has_blocks:
+            return name.endswith(suffix) and name.removesuffix(suffix) in names
         if name.endswith(suffix):
             return name.removesuffix(suffix) + ".weight" in names
         return name.endswith(_BESIDE_WEIGHTS)
@@ -75,6 +101,8 @@ def _problem(found: Mapping[str, Any]) -> str | None:
             isinstance(block, list) and len(block) == 2 and all(isinstance(size, int) and size > 0 for size in block)
         )
         return None if block is None or is_grid else f"weight_block_size {block!r} is not a pair of sizes; {_REMEDY}"
+    if method == "mxfp4":
+        return None
     if method == "compressed-tensors":
         reasons = sorted(set(_unreadable_groups(found)))
         return f"{'; '.join(reasons)}; {_REMEDY}" if reasons else None
@@ -123,8 +151,13 @@ def grid_problem(weight: str, shape: Sequence[int], scales: Sequence[int], given
 
 
 def in_full(config: Mapping[str, Any]) -> dict[str, Any]:
-    """The config.json of the same model stored in 16 or 32 bits."""
-    return {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    """The config.json of the same model stored in 16 or 32 bits; MXFP4 without another type stands for bfloat16."""
+    kept = {key: value for key, value in config.items() if key not in CONFIG_KEYS}
+    is_typed = bool(config.get("dtype") or config.get("torch_dtype"))
+    is_mxfp4 = any(
+        isinstance(found := config.get(key), Mapping) and found.get("quant_method") == "mxfp4" for key in CONFIG_KEYS
+    )
+    return {**kept, "torch_dtype": "bfloat16"} if is_mxfp4 and not is_typed else kept
 
 
 def _section(config: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from megatron_trainjob import input_file, quantization
-from megatron_trainjob.families import shapes, stacks, tensors
+from megatron_trainjob.families import FAMILIES, shapes, stacks, tensors
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.weights import in_table
-from megatron_trainjob.quantization import Quantization
+from megatron_trainjob.quantization import BLOCK_SIZE, Quantization
 
 INDEX_FILE = "model.safetensors.index.json"
 SINGLE_FILE = "model.safetensors"
@@ -96,14 +96,17 @@ def problems(
         return
     if quantization.problem(config):  # args/model/check.py says so; nothing is known about its tensors
         return
-    if stored and model is not None and model.vision:
+    scales = quantization.of(config)
+    if stored and scales and (problem := scales.problem_of_blocks(stored)):
+        yield problem
+        return
+    if stored and model is not None and (model.vision or FAMILIES[model.family].stacks_experts):
         stored = {in_table(name): tensor for name, tensor in stored.items()}
-        stored = _unstacked(stored, model)
+        stored = _unstacked(stored, model, scales)
     if stored and tensors.is_decoder_alone(stored):
         stored = {f"{tensors.DECODER}{name}": tensor for name, tensor in stored.items()}
     if stored and model is not None and model.tied and not has_scores and tensors.is_output_alone(stored):
         stored[tensors.EMBEDDING] = stored.pop(tensors.OUTPUT)
-    scales = quantization.of(config)
     if model is not None and stored is not None:
         own = {name for name in stored if not (scales and scales.is_scale(name, stored))}
         yield from tensors.difference(model, own, has_scores=has_scores)
@@ -111,13 +114,27 @@ def problems(
     yield from shapes.summaries(_misfits(stored or {}, wanted, scales, is_tied=model is not None and model.tied))
 
 
-def _unstacked(stored: Mapping[str, Stored], model: Model) -> dict[str, Stored]:
+def _unstacked(stored: Mapping[str, Stored], model: Model, scales: Quantization | None) -> dict[str, Stored]:
     """The tensors with the matrices of experts in place of their stacks; in torch files these are not known."""
     found: dict[str, Stored] = {}
     for name, tensor in stored.items():
-        slabs = stacks.slabs(name, tensor.shape or (), model.hidden_size) if stacks.is_stack(name) else {}
-        found |= {own: replace(tensor, shape=slab.shape) for own, slab in slabs.items()} or {name: tensor}
+        if scales and scales.has_blocks and scales.is_scale(name, {scales.in_full(each) for each in stored}):
+            continue
+        own = scales.in_full(name) if scales else name
+        found |= _matrices(own, tensor if own == name else _in_full(tensor), model, is_block=own != name)
     return found
+
+
+def _matrices(name: str, tensor: Stored, model: Model, *, is_block: bool) -> dict[str, Stored]:
+    form = FAMILIES[model.family].stack_form.of(is_block=is_block)
+    slabs = stacks.slabs(name, tensor.shape or (), model.hidden_size, form) if stacks.is_stack(name) else {}
+    return {own: replace(tensor, shape=slab.shape) for own, slab in slabs.items()} or {name: tensor}
+
+
+def _in_full(blocks: Stored) -> Stored:
+    """The tensor with the shape that it has in full."""
+    shape = blocks.shape
+    return replace(blocks, shape=(*shape[:2], shape[2] * BLOCK_SIZE)) if shape and len(shape) == 4 else blocks
 
 
 def _rows_alone(config: Mapping[str, Any], stored: Mapping[str, Stored]) -> dict[str, shapes.Shape]:

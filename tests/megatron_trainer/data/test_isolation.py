@@ -53,7 +53,7 @@ def test_the_loss_of_a_sample_does_not_depend_on_its_company(llama, data, alone,
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["mistral_window", "qwen3_next"])
+@pytest.mark.parametrize("name", ["mistral_window", "qwen3_next", "gpt_oss"])
 def test_a_window_and_a_state_hold_in_every_kind_of_row(name, model_root, data):
     """The window of 7 tokens is shorter than every conversation: ignored, it changes all losses. So does a state that
     is passed on from one sample, or from padding, to the next.

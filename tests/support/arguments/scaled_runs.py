@@ -53,12 +53,14 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"GLM-4\.[5-7](?!V)", "glm4_moe"),
     (r"Moonlight|DeepSeek-(V3|R1)", "deepseek_v3"),
     (r"Llama-[23]|SmolLM2", "llama"),
+    (r"gpt-oss", "gpt_oss"),
 )
 # Of models with images the text decoder, which shows that the other arguments run.
 DECODERS: tuple[tuple[str, str], ...] = (
     (r"Qwen2\.5-(VL|Omni)", "qwen2"),
     (r"Qwen3-(VL|Omni)-\d+B-A|InternVL3_5-30B-A3B", "qwen3_moe"),
     (r"Qwen3-VL", "qwen3"),
+    (r"InternVL3_5-GPT-OSS", "gpt_oss"),
     (r"GLM-4\.[56]V", "glm4_moe"),
 )
 

@@ -109,6 +109,14 @@ BASES: Mapping[str, Mapping[str, Any]] = {
     "phi3": {"pad_token_id": 0},
     "internlm3": {**_HEADS},
     "smollm3": {"pad_token_id": 0},
+    "gpt_oss": {
+        **_HEADS,
+        "num_local_experts": 6,
+        "num_experts_per_tok": 2,
+        "sliding_window": 9,
+        "swiglu_limit": 0.3,
+        "rope_scaling": {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 32},
+    },
 }
 """What each family's config.json has beyond or instead of the plain one."""
 
@@ -268,6 +276,16 @@ OWN: Mapping[str, Sequence[Knob]] = {
         _one("full_attention_interval", 1, 3, ABSENT),
         ({"layer_types": ["linear_attention"] * 3}, {"layer_types": ["full_attention", "linear_attention"] * 2}),
         _one("attention_bias", True, False),
+    ),
+    "gpt_oss": (
+        _one("sliding_window", 5, 1, None, ABSENT),
+        _one("layer_types", ["full_attention"] * 3, ["sliding_attention", "full_attention", "full_attention"], None),
+        _one("num_experts_per_tok", 1, 3, 6),
+        ({"num_local_experts": ABSENT, "num_experts": 4}, {"num_local_experts": 3}, {"num_local_experts": 2}),
+        _one("swiglu_alpha", 1.0, 2.5, ABSENT),
+        _one("swiglu_limit", 0.1, 5.0, 7, ABSENT),
+        ({"rope_scaling": ABSENT}, {"rope_scaling": None}, {"rope_scaling": ABSENT, "rope_parameters": {}}),
+        _one("attention_bias", True, False, ABSENT),
     ),
     "mixtral": (
         _one("sliding_window", 5, 64, None),

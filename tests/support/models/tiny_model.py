@@ -201,6 +201,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 7, "tie_word_embeddings": True},
     ),
+    "gpt_oss": (
+        "gpt_oss",
+        {
+            "head_dim": 32,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 2,
+            "sliding_window": 7,
+            "swiglu_limit": 0.7,
+            "rope_parameters": {**_YARN, "original_max_position_embeddings": 32, "truncate": False},
+        },
+    ),
     "glm4_moe_lite": (
         "glm4_moe_lite",
         {
@@ -270,6 +281,9 @@ EXPERT_MODELS = frozenset(
 
 LINEAR_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if "linear_num_key_heads" in FAMILIES[kind].keys)
 """Those that context-parallel ranks cannot share."""
+
+SINK_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if read({"model_type": kind}).sinks)
+"""Those with sinks in attention and biases in experts."""
 
 SEEING_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if FAMILIES[kind].text_type)
 """Those with a vision tower."""

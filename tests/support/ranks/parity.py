@@ -99,19 +99,28 @@ def in_table_names(directory: Path) -> dict[str, Any]:
     from megatron_trainjob.families.weights import in_table
 
     stored = {in_table(name): tensor for name, tensor in load_file(directory / "model.safetensors").items()}
-    return {name: tensor for key, whole in stored.items() for name, tensor in _one_by_one(key, whole)}
+    is_gpt_oss = any(name.endswith(".sinks") for name in stored)
+    return {
+        name: tensor for key, whole in stored.items() for name, tensor in _one_by_one(key, whole, is_gpt_oss=is_gpt_oss)
+    }
 
 
-def _one_by_one(name: str, whole: Any) -> Any:
-    """The matrices of each expert where the tensor has those of all, in the form of transformers' modules."""
+def _one_by_one(name: str, whole: Any, *, is_gpt_oss: bool) -> Any:
+    """The matrices of each expert where the tensor has those of all, in the form of transformers' modules.
+
+    gpt-oss, which alone has biases of experts, stores columns first and gate and up in turn.
+    """
     owner, _, kind = name.rpartition(".")
     if not owner.endswith(".experts"):
         yield name, whole
         return
+    parts = ("gate_proj", "up_proj") if kind.startswith("gate_up_proj") else ("down_proj",)
+    end = "bias" if kind.endswith("_bias") else "weight"
     for expert, matrix in enumerate(whole):
-        parts = ("gate_proj", "up_proj") if kind == "gate_up_proj" else ("down_proj",)
-        for part, rows in zip(parts, matrix.chunk(len(parts)), strict=True):
-            yield f"{owner}.{expert}.{part}.weight", rows
+        rows = matrix.t() if is_gpt_oss and end == "weight" else matrix
+        split = [rows[n :: len(parts)] for n in range(len(parts))] if is_gpt_oss else rows.chunk(len(parts))
+        for part, each in zip(parts, split, strict=True):
+            yield f"{owner}.{expert}.{part}.{end}", each.contiguous()
 
 
 def compare(

@@ -169,7 +169,7 @@ def _whole_tower(saved: frozenset[str], every: frozenset[str]) -> frozenset[str]
 def _as_stored(tensors: Mapping[str, Tensor], *, spec: ModelSpec, args: TrainArgs) -> dict[str, Tensor]:
     """The tensors by the names that peft has for them, with those of stacked experts in one."""
     if FAMILIES[spec.model.family].stacks_experts:
-        tensors = stacked_adapter.stacked(tensors, spec.model.num_experts)
+        tensors = stacked_adapter.stacked(tensors, spec.model.num_experts, FAMILIES[spec.model.family].stack_form)
     named = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
     if args.task_type == "embedding":
         named = partial(peft_format.below_decoder)
@@ -186,7 +186,7 @@ def load_adapter(chunks: Sequence[torch.nn.Module], spec: ModelSpec, args: Train
         InvalidInput: there is no adapter (MISSING_INPUT), or its kind, rank, scale or modules differ (BAD_ARGUMENTS).
         The same on all ranks.
     """
-    source = open_adapter(Path(directory))
+    source = open_adapter(Path(directory), FAMILIES[spec.model.family].stack_form)
     peft_format.check(source.config, args, str(directory))
     sizes = table.sizes(spec)
     adapted = agree.union(module for one in _adapted(chunks, spec) for module in one.modules)

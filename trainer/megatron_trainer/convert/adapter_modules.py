@@ -13,6 +13,7 @@ from megatron_trainer.convert import peft_format, table
 from megatron_trainer.convert.adapter_source import holds_adapter, open_adapter
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import FAMILIES
 
 _HALF = re.compile(r"\.lora_(?:embedding_)?[AB](?:\.weight)?$")
 _EXPERT = re.compile(r"\.local_experts\.\d+")
@@ -34,7 +35,7 @@ def parts(chunks: Sequence[torch.nn.Module], spec: ModelSpec, directory: Path | 
     """
     if directory is None:
         return {}
-    source = open_adapter(directory)
+    source = open_adapter(directory, FAMILIES[spec.model.family].stack_form)
     found: dict[str, int] = {}
     for entry in table.entries(chunks, spec):
         keys = [peft_format.half_key(name.removesuffix(".weight"), "A", is_embedding=False) for name in entry.names]
@@ -50,7 +51,10 @@ def with_modules(args: TrainArgs, chunks: Sequence[torch.nn.Module], spec: Model
 
     chunks: the built model, to which the names refer.
     """
-    keys = [key.removeprefix(peft_format.PREFIX) for key in open_adapter(directory).keys]
+    keys = [
+        key.removeprefix(peft_format.PREFIX)
+        for key in open_adapter(directory, FAMILIES[spec.model.family].stack_form).keys
+    ]
     adapted = {_HALF.sub("", key) for key in keys if _HALF.search(key)}
     whole = {key.replace(".base_layer.", ".") for key in keys if not _HALF.search(key)}
     targets, saved = set(), set()

@@ -18,6 +18,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
 from megatron_trainjob import input_file
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families.stacks import STACK_FORM, StackForm
 from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.violation import Violation
 
@@ -104,8 +105,8 @@ def holds_adapter(directory: Path) -> bool:
     return (directory / peft_format.CONFIG_FILE).is_file()
 
 
-def open_adapter(directory: Path) -> AdapterSource:
-    """The adapter in a directory.
+def open_adapter(directory: Path, form: StackForm = STACK_FORM) -> AdapterSource:
+    """The adapter in a directory. form: of the stacks of experts in the model's files.
 
     Raises InvalidInput (MISSING_INPUT) if it is missing or cannot be read.
     """
@@ -125,7 +126,7 @@ def open_adapter(directory: Path) -> AdapterSource:
     named = peft_format.with_decoder if config.get("task_type") == _OF_DECODER else _in_table
     names = {named(key): key for key in file.keys()}  # noqa: SIM118 - no mapping
     shapes = {name: tuple(file.get_slice(key).get_shape()) for name, key in names.items() if ".experts." in name}
-    parts = stacked_adapter.parts(shapes, config)
+    parts = stacked_adapter.parts(shapes, config, form)
     keys = {*names, *parts} - {part.key for part in parts.values()}
     return AdapterSource(directory=directory, config=config, file=_Renamed(file, names, parts), keys=frozenset(keys))
 

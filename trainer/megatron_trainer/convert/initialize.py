@@ -23,6 +23,7 @@ from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.vision import is_tower
 
 _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight", "self_attention.out_proj.weight")
+_SINKS = "self_attn.sinks"
 _DECAY, _DECAY_BIAS, _GATED_NORM = "linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight"
 
 
@@ -57,7 +58,7 @@ def initialize_weight(entry: Entry, spec: ModelSpec, *, seed: int) -> None:
 
 
 def _drawn(piece: Piece, std: float, seed: int, model: Model) -> Tensor:
-    if len(piece.shape) == 1 and not piece.name.endswith(_DECAY):
+    if len(piece.shape) == 1 and not piece.name.endswith((_DECAY, _SINKS)):
         is_one = piece.name.endswith(_GATED_NORM if model.zero_centered_norms else ".weight")
         return torch.full(piece.shape, float(is_one or piece.name.endswith(_DECAY_BIAS)))
     digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()

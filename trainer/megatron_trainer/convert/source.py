@@ -16,12 +16,12 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from megatron_trainer.convert.dequantize import FP8_TYPES, Dequantized
+from megatron_trainer.convert.dequantize import FP8_TYPES, Dequantized, DequantizedBlocks
 from megatron_trainer.convert.rules import Source
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file, quantization, weight_files
 from megatron_trainjob.exit_codes import ExitCode
-from megatron_trainjob.families import flat, stacks, tensors
+from megatron_trainjob.families import FAMILIES, flat, stacks, tensors
 from megatron_trainjob.families.stacks import Slab
 from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.quantization import Quantization
@@ -65,11 +65,15 @@ class StackedMatrix:
         """The rows, or rows and columns, of a slice."""
         rows, columns = index if isinstance(index, tuple) else (index, slice(None))
         first, last, _ = rows.indices(self.slab.rows)
-        rows = slice(self.slab.first + first, self.slab.first + last)
+        step = self.slab.step
+        # Of interleaved rows the range is read; files are not sliced in steps.
+        between = slice(self.slab.first + step * first, self.slab.first + step * (last - 1) + 1 if last > first else 0)
         expert = slice(self.slab.expert, self.slab.expert + 1)
+        if self.slab.columns is None:
+            return self.stack[expert, between][0, ::step]
         if self.slab.is_exchanged:
-            return self.stack[expert, columns, rows][0].t()
-        return self.stack[expert, rows, columns][0]
+            return self.stack[expert, columns, between][0, :, ::step].t()
+        return self.stack[expert, between, columns][0, ::step]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,7 +99,14 @@ class Checkpoint:
 
     def tensor(self, name: str) -> Source:
         """The tensor called `name`, dequantized if it is stored with scales. Raises KeyError if there is none."""
-        stored = self._stored(name, self.files[name])
+        if (slab := self.slabs.get(name)) is not None:
+            return StackedMatrix(stack=self._in_full(slab.stack, self.files[name]), slab=slab)
+        return self._in_full(name, self.files[name])
+
+    def _in_full(self, name: str, file: str) -> Source:
+        stored = self._stored(name, file)
+        if (scales := self._scales_of_blocks(name)) is not None:
+            return DequantizedBlocks(blocks=stored, scales=scales)
         if not (stored_type := _type_of(stored)).is_floating_point:
             message = f"{name} is stored as {stored_type}, which is invalid for a weight; download the model again"
             raise _unusable(self.directory, message)
@@ -118,9 +129,18 @@ class Checkpoint:
         shape, scales = self.tensor(name).shape, self._stored(scale, self.scale_files[scale]).shape
         return quantization.grid_problem(name, shape, scales, self.quantization.block)
 
+    def is_block(self, name: str) -> bool:
+        """Whether a tensor is stored in blocks of four-bit numbers."""
+        return self._scales_of_blocks(name) is not None
+
+    def _scales_of_blocks(self, name: str) -> Source | None:
+        """Those of a tensor that is stored in blocks of four-bit numbers, None for any other."""
+        if self.quantization is None or not self.quantization.has_blocks:
+            return None
+        scale = self.quantization.scale_name(name)
+        return self._stored(scale, self.scale_files[scale]) if scale in self.scale_files else None
+
     def _stored(self, name: str, file: str) -> Source:
-        if (slab := self.slabs.get(name)) is not None:
-            return StackedMatrix(stack=self._stored(slab.stack, file), slab=slab)
         if file not in self.opened:
             self.opened[file] = _open(self.directory / file)
         opened = self.opened[file]
@@ -157,6 +177,12 @@ def open_checkpoint(directory: Path) -> Checkpoint:
         stored_names = {f"{tensors.DECODER}{name}": name for name in files}
         files = {name: files[stored] for name, stored in stored_names.items()}
     stored_as = _quantization(directory)
+    if stored_as and (problem := stored_as.problem_of_blocks(files)):
+        raise _unusable(directory, problem)
+    for name in [name for name in files if stored_as and stored_as.in_full(name) != name]:
+        own = stored_as.in_full(name) if stored_as else name
+        stored_names[own] = stored_names.pop(name, name)
+        files[own] = files.pop(name)
     scales = {name for name in files if stored_as and stored_as.is_scale(name, files)}
     whole = Checkpoint(
         directory=directory,
@@ -174,11 +200,14 @@ def _unstacked(whole: Checkpoint) -> Checkpoint:
     names = [name for name in whole.files if stacks.is_stack(name)]
     if not names:
         return whole
-    hidden_size = flat(input_file.read_json(whole.directory / _CONFIG_FILE)).get("hidden_size")
+    config = flat(input_file.read_json(whole.directory / _CONFIG_FILE))
+    hidden_size, form = config.get("hidden_size"), FAMILIES[str(config["model_type"])].stack_form
     slabs: dict[str, Slab] = {}
     files = dict(whole.files)
     for name in names:
-        found = stacks.slabs(name, whole.tensor(name).shape, int(hidden_size or 0))
+        found = stacks.slabs(
+            name, whole.tensor(name).shape, int(hidden_size or 0), form.of(is_block=whole.is_block(name))
+        )
         slabs |= found
         if found:
             files |= dict.fromkeys(found, files.pop(name))

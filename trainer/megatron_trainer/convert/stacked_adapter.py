@@ -7,18 +7,19 @@ the parameters of one module: that of gate_up_proj is inside (`base_layer`) wher
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from megatron_trainer.convert.peft_format import HALVES, Half
-from megatron_trainjob.families.stacks import PARTS, stack_of
+from megatron_trainjob.families.stacks import PARTS, StackForm, parts_of, stack_of
 
 _INNER = "base_layer"
-_ROUTER = ".mlp.gate"
+_ROUTERS = (".mlp.gate", ".mlp.router")
 
 
 def parameters(modules: Iterable[str]) -> dict[str, str]:
@@ -28,7 +29,7 @@ def parameters(modules: Iterable[str]) -> dict[str, str]:
         place = stack_of(f"{module}.weight")
         if place is not None:
             found[module] = place[0]
-        elif module.endswith(_ROUTER):
+        elif module.endswith(_ROUTERS):
             found[module] = f"{module}.weight"
     return found
 
@@ -46,14 +47,14 @@ def partly_adapted(adapted: Iterable[str], num_experts: int) -> list[str]:
     for module in adapted:
         if (place := stack_of(f"{module}.weight")) is not None:
             matrices[place[0]] = matrices.get(place[0], 0) + 1
-    return sorted(stack for stack, number in matrices.items() if number < num_experts * len(_parts(stack)))
+    return sorted(stack for stack, number in matrices.items() if number < num_experts * len(parts_of(stack)))
 
 
-def stacked(tensors: Mapping[str, Tensor], num_experts: int) -> dict[str, Tensor]:
+def stacked(tensors: Mapping[str, Tensor], num_experts: int, form: StackForm) -> dict[str, Tensor]:
     """The adapter's tensors with those of all experts of a layer in one, as peft names them.
 
     Where only some matrices of a stack have adapters, these stay apart. tensors: by the keys of single experts, in the
-    names of weight tables.
+    names of weight tables. form: that of the model's stacks.
     """
     found = dict(tensors)
     adapted = {key.partition(".lora_")[0] for key in tensors if ".lora_" in key}
@@ -64,21 +65,26 @@ def stacked(tensors: Mapping[str, Tensor], num_experts: int) -> dict[str, Tensor
         both = {f"{owner}.{kind}" for kind in PARTS} <= stacks
         halves: dict[Half, list[list[Tensor]]] = {
             half: [
-                [found.pop(f"{owner}.{expert}.{part}.lora_{half}.weight") for part in _parts(stack)]
+                [found.pop(f"{owner}.{expert}.{part}.lora_{half}.weight") for part in parts_of(stack)]
                 for expert in range(num_experts)
             ]
             for half in HALVES
         }
         holder = owner if not both or stack.endswith("down_proj") else f"{owner}.{_INNER}"
         found[f"{holder}.lora_A.weight"] = torch.cat([each[0] for each in halves["A"]])
-        by_expert = torch.stack([torch.cat(each) for each in halves["B"]], dim=-1)
+        by_expert = torch.stack([_joined(each, interleaves=form.interleaves) for each in halves["B"]], dim=-1)
         found[f"{holder}.lora_B.weight"] = by_expert.flatten(1).contiguous()
     return found
 
 
+def _joined(matrices: list[Tensor], *, interleaves: bool) -> Tensor:
+    """The rows of an expert's part of a stack: matrix over matrix, or in turn."""
+    return torch.stack(matrices, dim=1).flatten(0, 1) if interleaves else torch.cat(matrices)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A or B of one matrix of an expert within peft's tensor, whose key is given."""
+    """A or B of one matrix of an expert within peft's tensor, whose key is given. interleaves: as in StackForm."""
 
     key: str
     half: Half
@@ -86,19 +92,22 @@ class Part:
     expert: int
     number: int
     parts: int
+    interleaves: bool
 
     def of(self, whole: Tensor) -> Tensor:
         """The matrix's own part of peft's tensor."""
         if self.half == "A":
             return whole[self.expert * self.rank : (self.expert + 1) * self.rank]
         of_expert = whole.reshape(len(whole), self.rank, -1)[..., self.expert]
+        if self.interleaves:
+            return of_expert[self.number :: self.parts].contiguous()
         rows = len(whole) // self.parts
         return of_expert[self.number * rows : (self.number + 1) * rows].contiguous()
 
 
-def parts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> dict[str, Part]:
+def parts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], form: StackForm) -> dict[str, Part]:
     """By the keys of single experts, what peft's tensors of stacks hold. shapes: of all tensors by key, in the names of
-    weight tables. config: adapter_config.json.
+    weight tables. config: adapter_config.json. form: that of the model's stacks.
     """
     rank, named = config.get("r"), config.get("target_parameters")
     if not isinstance(rank, int) or rank < 1:  # refused where the configuration is checked
@@ -110,14 +119,17 @@ def parts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any]) -> d
             owner = key.partition(".lora_")[0].removesuffix(f".{_INNER}")
             half: Half = "A" if ".lora_A" in key else "B"
             whole = shape[0 if half == "A" else 1]
-            found |= dict(_split(key, owner, kind, half, rank, whole // rank if whole % rank == 0 else 0))
+            make = partial(Part, key=key, half=half, rank=rank, parts=len(PARTS[kind]), interleaves=form.interleaves)
+            found |= dict(_split(make, owner, kind, half, whole // rank if whole % rank == 0 else 0))
     return found
 
 
-def _split(key: str, owner: str, kind: str, half: Half, rank: int, num_experts: int) -> Iterator[tuple[str, Part]]:
+def _split(
+    make: Callable[..., Part], owner: str, kind: str, half: Half, num_experts: int
+) -> Iterator[tuple[str, Part]]:
     for expert in range(num_experts):
         for number, part in enumerate(PARTS[kind]):
-            place = Part(key=key, half=half, rank=rank, expert=expert, number=number, parts=len(PARTS[kind]))
+            place = make(expert=expert, number=number)
             yield f"{owner}.{expert}.{part}.lora_{half}.weight", place
 
 
@@ -131,10 +143,6 @@ def _kinds(key: str, shapes: Mapping[str, tuple[int, ...]], targets: Iterable[st
     if f"{owner}.{_INNER}.lora_{half}" in shapes:
         return ["down_proj"]
     return [kind for kind in PARTS if any(name.endswith(kind) for name in targets)][:1]
-
-
-def _parts(stack: str) -> tuple[str, ...]:
-    return PARTS[stack.rpartition(".")[2]]
 
 
 def _place(key: str) -> tuple[str, int, int] | None:

@@ -18,22 +18,35 @@ from megatron_trainer.convert.stream import Piece
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.stacks import PARTS, stack_of
+from megatron_trainjob.families.stacks import PARTS, parts_of, stack_of
 from megatron_trainjob.families.tensors import DECODER
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stacking:
-    """How this model's experts are written. is_exchanged: by kind of stack, whether rows and columns are exchanged."""
+    """How this model's experts are written. is_exchanged: by kind of stack, whether rows and columns are exchanged.
+
+    interleaves: as in StackForm.
+    """
 
     num_experts: int
     is_exchanged: Mapping[str, bool]
+    interleaves: bool = False
 
-    def shape(self, name: str, rows: int, columns: int) -> tuple[int, int, int]:
-        """The shape of a stack of matrices of this size."""
-        kind = name.rpartition(".")[2]
-        whole = rows * len(PARTS[kind])
-        return (self.num_experts, columns, whole) if self.is_exchanged[kind] else (self.num_experts, whole, columns)
+    def exchanges(self, name: str) -> bool:
+        """Whether the stack of this name has rows and columns exchanged; one of biases has no columns."""
+        return self.is_exchanged.get(name.rpartition(".")[2], False)
+
+    def shape(self, name: str, rows: int, *columns: int) -> tuple[int, ...]:
+        """The shape of a stack of matrices, or biases, of this size."""
+        whole = rows * len(parts_of(name))
+        return (self.num_experts, *columns, whole) if self.exchanges(name) else (self.num_experts, whole, *columns)
+
+    def rows_of(self, number: int, rows: int, name: str) -> slice:
+        """The rows of an expert's part of the stack that belong to its matrix of this number."""
+        return (
+            slice(number, None, len(parts_of(name))) if self.interleaves else slice(number * rows, (number + 1) * rows)
+        )
 
 
 def stacking_of(spec: ModelSpec) -> Stacking | None:
@@ -43,7 +56,10 @@ def stacking_of(spec: ModelSpec) -> Stacking | None:
     """
     if not FAMILIES[spec.model.family].stacks_experts:
         return None
-    hidden, width = spec.model.hidden_size, spec.model.expert_width
+    form, hidden, width = FAMILIES[spec.model.family].stack_form, spec.model.hidden_size, spec.model.expert_width
+    if form.is_exchanged is not None:
+        always = dict.fromkeys(PARTS, form.is_exchanged)
+        return Stacking(num_experts=spec.model.num_experts, is_exchanged=always, interleaves=form.interleaves)
     forms = {"gate_up_proj": hidden != 2 * width, "down_proj": hidden != width}
     try:
         source = open_checkpoint(spec.directory)
@@ -98,21 +114,19 @@ class _Filling:
 
     def put(self, matrices: list[Tensor], expert: int, number: int, name: str, stacking: Stacking) -> None:
         """Takes one matrix of every expert-parallel rank; `expert` is the one of the first."""
-        rows, columns = matrices[0].shape
         if self.stack is None:
-            self.stack = torch.empty(stacking.shape(name, rows, columns), dtype=matrices[0].dtype)
-        span = slice(number * rows, (number + 1) * rows)
+            self.stack = torch.empty(stacking.shape(name, *matrices[0].shape), dtype=matrices[0].dtype)
+        span = stacking.rows_of(number, len(matrices[0]), name)
         step = stacking.num_experts // len(matrices)
-        is_exchanged = stacking.is_exchanged[name.rpartition(".")[2]]
         for rank, matrix in enumerate(matrices):
             of_expert = self.stack[expert + rank * step]
-            (of_expert.t() if is_exchanged else of_expert)[span].copy_(matrix)
+            (of_expert.t() if stacking.exchanges(name) else of_expert)[span].copy_(matrix)
 
 
 def _num_local(stack: str, stacking: Stacking) -> int:
     """The matrices of a stack on each rank."""
     experts = stacking.num_experts // parallel_state.get_expert_model_parallel_world_size()
-    return int(experts * len(PARTS[stack.rpartition(".")[2]]))
+    return int(experts * len(parts_of(stack)))
 
 
 def _is_first() -> bool:

@@ -21,7 +21,14 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
-from megatron_trainer.models.layers import AttentionOnPlainQueries, PostNormAdd, ReplicatedLinear, RMSNorm, with_bias
+from megatron_trainer.models.layers import (
+    AttentionOnPlainQueries,
+    OwnOutputLinear,
+    PostNormAdd,
+    ReplicatedLinear,
+    RMSNorm,
+    with_bias,
+)
 from megatron_trainer.models.linear_attention import GatedDeltaNet, Linears
 from megatron_trainer.models.local_attention import CoreAttention
 from megatron_trainer.models.prediction import PredictionLayer
@@ -169,14 +176,25 @@ def _with_left_padded_attention(layer: TransformerLayerSubmodules) -> Transforme
     return replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
 
 
+def _with_biased_experts(mlp: partial[Any]) -> partial[Any]:
+    """Experts whose second linear returns a tensor of its own."""
+    parts = mlp.keywords["submodules"]
+    linears = replace(parts.experts.keywords["submodules"], linear_fc2=OwnOutputLinear)
+    return partial(mlp.func, submodules=replace(parts, experts=partial(parts.experts.func, submodules=linears)))
+
+
 def _with_family_parts(
     layer: TransformerLayerSubmodules, spec: ModelSpec, config: TransformerConfig, *, has_experts: bool
 ) -> TransformerLayerSubmodules:
     """Biases and norms that only some families have."""
-    if spec.model.output_bias:
-        attention = layer.self_attention.submodules
-        attention = replace(attention, linear_proj=with_bias(attention.linear_proj))
-        layer = replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
+    attention = layer.self_attention.submodules
+    if spec.model.output_bias or config.add_bias_linear:
+        attention = replace(attention, linear_proj=with_bias(attention.linear_proj, has_bias=spec.model.output_bias))
+    if config.add_bias_linear:
+        attention = replace(attention, linear_qkv=with_bias(attention.linear_qkv, has_bias=spec.model.qkv_bias))
+    layer = replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
+    if spec.model.expert_bias and has_experts and config.transformer_impl == "local":
+        layer = replace(layer, mlp=_with_biased_experts(layer.mlp))
     if spec.model.mlp_bias and not has_experts:
         mlp = layer.mlp.keywords["submodules"]
         mlp = replace(mlp, linear_fc1=with_bias(mlp.linear_fc1), linear_fc2=with_bias(mlp.linear_fc2))

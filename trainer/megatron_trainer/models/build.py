@@ -14,6 +14,7 @@ from megatron.core.transformer.multi_token_prediction import MultiTokenPredictio
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 
 from megatron_trainer.backend import Backend
+from megatron_trainer.megatron.marks import split_over_heads, sum_over_sequence
 from megatron_trainer.megatron.patches import router
 from megatron_trainer.models import rope
 from megatron_trainer.models.block import block_spec, prediction_spec
@@ -50,7 +51,25 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     chunks = [_chunk(spec, config, block, stage, args, backend, further) for stage, block in blocks.items()]
     if args.hidden_dropout is None and hasattr(chunks[0], "embedding"):
         chunks[0].embedding.embedding_dropout.p = 0.0  # in config.json it applies to the outputs of attention and MLP
+    for chunk in chunks:
+        _mark(chunk, spec)
     return [chunk.to(backend.device) for chunk in chunks]
+
+
+def _mark(model: GPTModel, spec: ModelSpec) -> None:
+    """Corrects how megatron-core shares the parameters that only some families have.
+
+    Sinks belong to the heads of a rank. Biases of experts are reduced with their experts; the mark of a row-parallel
+    linear would sum them over ranks that hold other experts.
+    """
+    for layer in _layers(model):
+        if spec.model.sinks:
+            sinks = layer.self_attention.core_attention.softmax_offset
+            sinks.data = sinks.data.to(spec.dtype)
+            split_over_heads(sinks)
+        for name, parameter in layer.mlp.named_parameters() if spec.model.expert_bias else ():
+            if ".experts." in f".{name}" and "bias" in name:
+                sum_over_sequence(parameter, is_summed=False)
 
 
 def _chunk(

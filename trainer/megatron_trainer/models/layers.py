@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from megatron.core.fusions.fused_bias_dropout import get_bias_dropout_add
+from megatron.core.tensor_parallel import RowParallelLinear
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.identity_op import IdentityOp
 from megatron.core.transformer.multi_latent_attention import MLASelfAttention, MLASelfAttentionSubmodules
@@ -69,6 +70,18 @@ class ReplicatedLinear(torch.nn.Module):
         return torch.nn.functional.linear(x, self.weight), None
 
 
+class OwnOutputLinear(RowParallelLinear):  # type: ignore[misc]  # megatron-core has no types
+    """A linear whose output shares memory with nothing: megatron-core's experts add their bias to it in place.
+
+    Where the linear is not sharded, its output is a view of another, and torch refuses to differentiate that.
+    """
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(output, bias), as of the linear."""
+        output, bias = super().forward(x)
+        return output.clone(), bias
+
+
 class AttentionOnPlainQueries(MLASelfAttention):  # type: ignore[misc]  # megatron-core has no types
     """Latent attention that compresses keys and values but not queries, as DeepSeek-V2-Lite.
 
@@ -107,10 +120,10 @@ class PostNormAdd(torch.nn.Module):
         return norm_and_add
 
 
-def with_bias(linear: Callable[..., torch.nn.Module]) -> Callable[..., torch.nn.Module]:
-    """The same builder, but the linear has a bias whatever the configuration says for all linears."""
+def with_bias(linear: Callable[..., torch.nn.Module], *, has_bias: bool = True) -> Callable[..., torch.nn.Module]:
+    """The same builder, but the linear has a bias, or none, whatever the configuration says for all linears."""
 
     def build(*args: Any, **settings: Any) -> torch.nn.Module:  # noqa: ANN401
-        return linear(*args, **{**settings, "bias": True})
+        return linear(*args, **{**settings, "bias": has_bias})
 
     return build

@@ -10,6 +10,9 @@ heads, D head.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import torch
 from megatron.core import parallel_state
 from megatron.core.packed_seq_params import PackedSeqParams
@@ -19,7 +22,11 @@ from megatron.core.tensor_parallel.mappings import gather_from_sequence_parallel
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.enums import AttnMaskType
 from megatron.core.transformer.module import MegatronModule
-from megatron.core.transformer.utils import is_layer_window_attention
+from megatron.core.transformer.utils import (
+    ensure_metadata_has_dp_cp_group,
+    is_layer_window_attention,
+    make_sharded_tensors_for_checkpoint,
+)
 from torch import Tensor
 
 from megatron_trainer.parallel import bounds, context_positions
@@ -44,9 +51,16 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         super().__init__(config=config)
         self.scale = softmax_scale if softmax_scale is not None else (k_channels or config.kv_channels) ** -0.5
         self.dropout = config.attention_dropout if attention_dropout is None else attention_dropout
+        self.tensor_group = pg_collection.tp if pg_collection else parallel_state.get_tensor_model_parallel_group()
         self.group = pg_collection.cp if pg_collection else parallel_state.get_context_parallel_group()
         windowed = is_layer_window_attention(config.window_size, config.window_attn_skip_freq, layer_number)
         self.window = config.window_size[0] + 1 if windowed else None
+        self.softmax_offset: torch.nn.Parameter | None = None
+        if config.softmax_type == "learnable":
+            heads = config.num_attention_heads // config.tensor_model_parallel_size
+            self.softmax_offset = torch.nn.Parameter(torch.empty(heads, dtype=config.params_dtype))
+            if config.perform_initialization:
+                config.init_method(self.softmax_offset)
 
     def forward(
         self,
@@ -137,9 +151,36 @@ class CoreAttention(MegatronModule):  # type: ignore[misc]  # megatron-core has 
         return mixed.permute(2, 0, 1, 3)
 
     def _sdpa(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+        if self.softmax_offset is not None:
+            return self._with_sinks(q, k, v, visible, dropout)
         return torch.nn.functional.scaled_dot_product_attention(
             q, k, v, attn_mask=visible, is_causal=visible is None, dropout_p=dropout, scale=self.scale
         )
+
+    def _with_sinks(self, q: Tensor, k: Tensor, v: Tensor, visible: Tensor | None, dropout: float) -> Tensor:
+        """The same where each head has one more score in its softmax, which has no value: torch's has none."""
+        assert self.softmax_offset is not None  # its caller has looked
+        if visible is None:
+            positions = torch.arange(q.size(2), device=q.device)
+            visible = self._causal(positions, positions)
+        scores_BNTS = (q @ k.transpose(-1, -2) * self.scale).masked_fill(~visible, float("-inf"))
+        sinks = self.softmax_offset.view(1, -1, 1, 1).expand(*scores_BNTS.shape[:3], 1)
+        shares = torch.cat([scores_BNTS, sinks], dim=-1).float().softmax(dim=-1)[..., :-1].to(v.dtype)
+        return torch.nn.functional.dropout(shares, dropout) @ v
+
+    def sharded_state_dict(
+        self, prefix: str = "", sharded_offsets: Sequence[Any] = (), metadata: dict[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """For checkpoints of any layout: tensor-parallel ranks have the sinks of their heads."""
+        own = {} if self.softmax_offset is None else {"softmax_offset": self.softmax_offset}
+        groups = {
+            "tp_group": self.tensor_group,
+            "dp_cp_group": ensure_metadata_has_dp_cp_group(metadata)["dp_cp_group"],
+        }
+        found: dict[str, Any] = make_sharded_tensors_for_checkpoint(
+            own, prefix, dict.fromkeys(own, 0), sharded_offsets, **groups
+        )
+        return found
 
 
 def starts(packed_seq_params: PackedSeqParams | None) -> Tensor | None:

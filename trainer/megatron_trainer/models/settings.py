@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 import torch
+from megatron.core.activations import quick_gelu
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
@@ -25,6 +26,9 @@ from megatron_trainjob.families.model import Model
 
 _FUSED_ATTENTION = ("flash", "fused", "auto")
 """Values of attention_backend whose kernels never materialize the whole matrix of scores."""
+
+QUICK_GELU_SLOPE = 1.702
+"""With it, the gate of a clamped unit is megatron-core's quick_gelu, which has a fused kernel."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -75,14 +79,16 @@ def _decoder(model: Model) -> dict[str, Any]:
         "layernorm_epsilon": model.norm_epsilon,
         "normalization": "RMSNorm",
         "gated_linear_unit": True,
-        "activation_func": ACTIVATIONS[model.activation],
-        "add_bias_linear": False,
+        **_gate(model),
+        # Of experts and routers; attention has its own, whatever this says (block.py).
+        "add_bias_linear": model.expert_bias,
         "add_qkv_bias": model.qkv_bias,
         "qk_layernorm": model.qk_norm,
         "attention_output_gate": model.output_gate,
         "layernorm_zero_centered_gamma": model.zero_centered_norms,
         # Checkpoints of layers that differ in their tensors number them one by one.
         "hetereogenous_dist_checkpoint": model.linear is not None,
+        "softmax_type": "learnable" if model.sinks else "vanilla",
         "rotary_interleaved": model.rotary.interleaved,
         "attention_dropout": model.attention_dropout,
         "init_method_std": model.init_std,
@@ -91,6 +97,19 @@ def _decoder(model: Model) -> dict[str, Any]:
         **_differences_between_layers(model),
         **({} if model.has_latent_attention else {"kv_channels": model.qk_head_size}),
     }
+
+
+def _gate(model: Model) -> dict[str, Any]:
+    """The activation of the gated MLPs and experts."""
+    gate = model.clamped_gate
+    if gate is None:
+        return {"activation_func": ACTIVATIONS[model.activation]}
+    sigmoid = quick_gelu if gate.slope == QUICK_GELU_SLOPE else partial(_sigmoid_gate, slope=gate.slope)
+    return {"activation_func": sigmoid, "activation_func_clamp_value": gate.limit, "glu_linear_offset": 1.0}
+
+
+def _sigmoid_gate(x: Tensor, *, slope: float) -> Tensor:
+    return x * torch.sigmoid(slope * x)
 
 
 def _differences_between_layers(model: Model) -> dict[str, Any]:
@@ -236,10 +255,14 @@ def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
 def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
     """Fused kernels that are available, enabled, and compute the same."""
     here = backend.fused_kernels()
-    is_swiglu = spec.model.activation in SWIGLU
+    gate = spec.model.clamped_gate
+    is_fusible = spec.model.activation in SWIGLU and (gate is None or gate.slope == QUICK_GELU_SLOPE)
     wanted = {
-        "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_swiglu,
-        "bias_dropout_fusion": "bias_dropout" in here and not args.no_bias_dropout_fusion,
+        "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_fusible,
+        # Grouped experts with biases refuse to be built with it.
+        "bias_dropout_fusion": "bias_dropout" in here
+        and not args.no_bias_dropout_fusion
+        and not spec.model.expert_bias,
         "apply_rope_fusion": "rope" in here and not args.no_rope_fusion and _rotates_plainly(spec),
     }
     # Our attention and TransformerEngine's do not use the fused softmax. Sums of weight gradients are fused

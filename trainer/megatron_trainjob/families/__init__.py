@@ -12,6 +12,7 @@ from megatron_trainjob.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K
 from megatron_trainjob.families.dots import DOTS1
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
+from megatron_trainjob.families.gpt_oss import GPT_OSS
 from megatron_trainjob.families.llama import ERNIE4_5, INTERNLM3, LLAMA, MISTRAL, SEED_OSS, SMOLLM3
 from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
@@ -45,6 +46,7 @@ FAMILIES: dict[str, Family] = {
         PHI3,
         INTERNLM3,
         SMOLLM3,
+        GPT_OSS,
         QWEN2_VL,
         QWEN2_5_VL,
         QWEN3_VL,

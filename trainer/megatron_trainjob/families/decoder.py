@@ -45,7 +45,7 @@ def decoder(config: Config, **differences: Any) -> Model:  # noqa: ANN401 - fiel
         "ffn_hidden_size": config.get("intermediate_size") or 0,
         "max_position_embeddings": config["max_position_embeddings"],
         "tied": config["tie_word_embeddings"],
-        "activation": config["hidden_act"],
+        "activation": config.get("hidden_act") or "silu",
         "norm_epsilon": config["rms_norm_eps"],
         "init_std": config["initializer_range"],
         "attention_dropout": float(config.get("attention_dropout") or 0.0),

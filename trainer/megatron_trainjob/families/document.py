@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families import FAMILIES, read
 from megatron_trainjob.families.family import Family
 
 _HEAD = """# Model families
@@ -45,6 +45,7 @@ def _attention(family: Family) -> str:
     keys = family.keys
     parts = ["gated delta nets" if "linear_num_key_heads" in keys else ""]
     parts += ["latent, low-rank" if "kv_lora_rank" in keys else "grouped queries"]
+    parts += ["sinks" if read({"model_type": family.model_type}).sinks else ""]
     parts += ["sliding window" if "sliding_window" in keys else ""]
     parts += ["layers without positions" if "no_rope_layers" in keys else ""]
     parts += ["part of each head rotated" if "partial_rotary_factor" in keys and "kv_lora_rank" not in keys else ""]

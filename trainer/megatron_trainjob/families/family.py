@@ -12,6 +12,7 @@ from typing import Any
 
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.model import Model
+from megatron_trainjob.families.stacks import STACK_FORM, StackForm
 from megatron_trainjob.violation import Violation
 
 _SHARED = ("tie_word_embeddings", "dtype", "torch_dtype")
@@ -41,7 +42,8 @@ class Family:
     transformers uses another name. classifier: its class in transformers for sequence classification, "" if there is
     none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
     vision_keys: those of its vision_config, as keys. nested_names: tensors are stored below `model.language_model.` and
-    `model.visual.`. stacks_experts: the experts of a layer are stored in one tensor each (stacks.py).
+    `model.visual.`. stacks_experts: the experts of a layer are stored in one tensor each, in the form `stack_form`
+    (stacks.py). default_scaling: rotary scaling of a file that names none.
     """
 
     model_type: str
@@ -56,6 +58,8 @@ class Family:
     vision_keys: Mapping[str, Any] = field(default_factory=dict)
     nested_names: bool = False
     stacks_experts: bool = False
+    stack_form: StackForm = STACK_FORM
+    default_scaling: Mapping[str, Any] = field(default_factory=dict)
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         """The file's content as this family reads it."""
@@ -65,6 +69,8 @@ class Family:
         """The file's content with the keys of the text model at the top, where the earlier files of the lineage have
         them.
         """
+        if self.default_scaling and not raw.get("rope_scaling") and raw.get("rope_parameters") is None:
+            raw = {**raw, "rope_scaling": dict(self.default_scaling)}
         text = raw.get("text_config")
         if not self.text_type or not isinstance(text, Mapping):
             return raw

@@ -108,6 +108,14 @@ class LinearAttention:
 
 
 @dataclass(frozen=True, kw_only=True)
+class ClampedGate:
+    """A gated unit of bounded size: g * sigmoid(slope * g) * (u + 1), with gate g at most `limit` and u within it."""
+
+    slope: float
+    limit: float
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One decoder. Widths are elements, counts are per layer.
 
@@ -119,7 +127,9 @@ class Model:
     that checkpoints carry after the last one, of which the first `trained_predictions` are part of the trained model.
     `vision`: the tower of a model that reads images, else None. `linear`: gated delta nets in
     place of attention. `output_gate`: the output of each attention head is multiplied with a gate.
-    `zero_centered_norms`: norms scale by one plus their weight.
+    `zero_centered_norms`: norms scale by one plus their weight. `sinks`: each attention head has a learned score that
+    takes part in its softmax and carries no value. `expert_bias`: the linears of experts and the router have biases.
+    `clamped_gate`: in place of the plain product of gate and up.
     """
 
     family: str
@@ -164,6 +174,9 @@ class Model:
     linear: LinearAttention | None = None
     output_gate: bool = False
     zero_centered_norms: bool = False
+    sinks: bool = False
+    expert_bias: bool = False
+    clamped_gate: ClampedGate | None = None
 
     @property
     def has_latent_attention(self) -> bool:
@@ -219,10 +232,11 @@ class Model:
             )
         shared = 3 * self.hidden_size * self.shared_expert_width
         gate = self.hidden_size if self.shared_expert_gate else 0
-        router = self.hidden_size * self.num_experts
+        router = self.hidden_size * self.num_experts + (self.num_experts if self.expert_bias else 0)
+        biases = 2 * self.expert_width + self.hidden_size if self.expert_bias else 0
         return LayerParameters(
             tensor=attention_tensor + shared,
-            expert=self.num_experts * 3 * self.hidden_size * self.expert_width,
+            expert=self.num_experts * (3 * self.hidden_size * self.expert_width + biases),
             whole=attention_whole + norms + router + gate,
         )
 
@@ -234,7 +248,8 @@ class Model:
         if not self.has_latent_attention:
             rows = self.query_rows + self.num_kv_heads * (self.qk_head_size + self.v_head_size)
             norms = 2 * self.qk_head_size if self.qk_norm else 0
-            return hidden * rows + (rows if self.qkv_bias else 0) + output, norms + output_bias
+            own = (rows if self.qkv_bias else 0) + (heads if self.sinks else 0)
+            return hidden * rows + own + output, norms + output_bias
         query_rows = heads * self.qk_head_size
         down = hidden * (self.kv_lora_rank + self.qk_rope_size) + self.kv_lora_rank
         up = self.kv_lora_rank * heads * (self.qk_head_size - self.qk_rope_size + self.v_head_size)

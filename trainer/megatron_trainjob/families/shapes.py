@@ -81,6 +81,7 @@ def _attention(part: str, row: Weight, model: Model) -> Sequence[Shape]:
         {
             "linear_proj.weight": (hidden, heads * model.v_head_size),
             "linear_proj.bias": (hidden,),
+            "core_attention.softmax_offset": (heads,),
             "q_layernorm.weight": (model.q_lora_rank if model.has_latent_attention else size,),
             "k_layernorm.weight": (size,),
             "linear_q_proj.weight": (heads * size, hidden),
@@ -110,6 +111,7 @@ def _feed_forward(part: str, row: Weight, model: Model) -> Sequence[Shape]:
     hidden = model.hidden_size
     special: dict[str, Shape] = {
         "router.weight": (model.num_experts, hidden),
+        "router.bias": (model.num_experts,),
         "router.expert_bias": (model.num_experts,),
         "shared_experts.gate_weight": (1, hidden),
     }

@@ -118,6 +118,7 @@ def _is_in_attention(part: str, model: Model) -> bool:
         "linear_qkv.weight": not latent,
         "linear_qkv.bias": not latent and model.qkv_bias,
         "linear_proj.bias": model.output_bias,
+        "core_attention.softmax_offset": model.sinks,
         "linear_q_proj.weight": latent and not factored,
         "linear_q_down_proj.weight": latent and factored,
         "linear_q_up_proj.weight": latent and factored,
@@ -130,7 +131,7 @@ def _is_in_attention(part: str, model: Model) -> bool:
 
 
 def _is_in_mlp(part: str, model: Model, *, has_experts: bool) -> bool:
-    if part.endswith(".bias") and not model.mlp_bias:
+    if part.endswith(".bias") and not (model.expert_bias if has_experts else model.mlp_bias):
         return False
     if part.startswith("router."):
         has_bias = model.router is not None and model.router.has_bias

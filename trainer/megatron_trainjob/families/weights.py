@@ -59,6 +59,8 @@ DECODER: tuple[Weight, ...] = (
 SCORES = plain("output_layer.weight", "score.weight")
 """The row of the head of models for sequence classification."""
 
+SINKS = plain(ATTENTION + "core_attention.softmax_offset", HF_ATTENTION + "sinks")
+
 LATENT_ATTENTION: tuple[Weight, ...] = (
     plain(ATTENTION + "linear_q_proj.weight", HF_ATTENTION + "q_proj.weight"),
     plain(ATTENTION + "linear_q_down_proj.weight", HF_ATTENTION + "q_a_proj.weight"),
@@ -125,6 +127,10 @@ The projection sees the normalized embedding of a later token first and the norm
 weights do (the report on DeepSeek-V3 writes them in the other order).
 """
 
+_BIASED_ROUTER = tuple(
+    plain(f"{LAYER}mlp.router.{kind}", f"{HF_LAYER}mlp.router.{kind}") for kind in ("weight", "bias")
+)
+
 _FUSED_QKV = Weight(
     parameter=ATTENTION + "linear_qkv.weight", rule="fused_qkv", names=(HF_ATTENTION + "qkv_proj.weight",)
 )
@@ -167,6 +173,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
+    "gpt_oss": (SINKS, *_BIASED_ROUTER, *experts()),
     "qwen2_vl": (),
     "qwen2_5_vl": (),
     "qwen3_vl": (),

@@ -203,7 +203,7 @@ def contradictions(model: Model, args: TrainArgs) -> Iterator[Violation]:
     facts: dict[str, object] = {
         "position_embedding_type": "mrope" if model.vision and model.vision.sections else "rope",
         "swiglu": model.activation in SWIGLU,
-        "disable_bias_linear": not model.mlp_bias,
+        "disable_bias_linear": not (model.mlp_bias or model.expert_bias),
         "add_qkv_bias": model.qkv_bias,
         "qk_layernorm": model.qk_norm,
         "multi_latent_attention": model.has_latent_attention,

@@ -247,6 +247,7 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
     yield from _longest(model, args)
     yield from _sequence_parallel(model, args)
     yield from _linear_attention(model, args)
+    yield from _sinks_and_biases(model, args)
     yield from _tensor_ranks(model, args)
     yield from _expert_ranks(model, args)
     if model.vision:
@@ -306,6 +307,27 @@ def _linear_attention(model: Model, args: TrainArgs) -> Iterator[Violation]:
     if heads % size:
         message = f"{heads} key heads of linear attention are not divisible by {size} ranks; use a divisor of {heads}"
         yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
+
+
+def _sinks_and_biases(model: Model, args: TrainArgs) -> Iterator[Violation]:
+    """Layouts in which attention sinks or biases of experts would be lost or counted more than once."""
+    if model.sinks and args.context_parallel_size > 1:
+        message = (
+            "the kernels that pass keys and values around context-parallel ranks know no attention sinks; set it to 1, "
+            "and use tensor_model_parallel_size or recompute_granularity: full for long sequences"
+        )
+        yield Violation(path="spec.args.context_parallel_size", value=args.context_parallel_size, message=message)
+    if not model.expert_bias:
+        return
+    size = derive.expert_tensor_parallel_size(args)
+    if size > 1:
+        message = (
+            "experts with biases are not split over tensor-parallel ranks; set it to 1, and spread experts instead"
+        )
+        yield Violation(path="spec.args.expert_tensor_parallel_size", value=size, message=message)
+    if args.lora_bias == "all" and args.train_type != "full":
+        message = "peft keeps no biases of experts that are stored in one tensor; set it to none"
+        yield Violation(path="spec.args.lora_bias", value="all", message=message)
 
 
 def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
