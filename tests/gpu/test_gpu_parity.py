@@ -19,8 +19,8 @@ pytestmark = pytest.mark.gpu
 
 BOUND = 1e-4
 BOUND_BF16 = {"logits": 0.15, "gradients": 0.08}
-PACKED = ("llama", "qwen2", "glm4", "qwen3_moe", "deepseek_v3")
-EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3")
+PACKED = ("llama", "qwen2", "glm4", "qwen3_moe", "deepseek_v3", "gpt_oss")
+EXPERTS = ("qwen3_moe", "qwen2_moe", "mixtral", "deepseek_v3", "gpt_oss")
 FULL = {"recompute_granularity": "full", "recompute_num_layers": 1, "recompute_method": "uniform"}
 RECOMPUTED: dict[str, dict[str, Any]] = {
     "full": FULL,

@@ -7,7 +7,6 @@ from functools import partial
 from typing import Any
 
 import torch
-from megatron.core.activations import quick_gelu
 from megatron.core.transformer import MLATransformerConfig, TransformerConfig
 from megatron.core.transformer.enums import AttnBackend
 from torch import Tensor
@@ -26,9 +25,6 @@ from megatron_trainjob.families.model import Model
 
 _FUSED_ATTENTION = ("flash", "fused", "auto")
 """Values of attention_backend whose kernels never materialize the whole matrix of scores."""
-
-QUICK_GELU_SLOPE = 1.702
-"""With it, the gate of a clamped unit is megatron-core's quick_gelu, which has a fused kernel."""
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "silu": torch.nn.functional.silu,
@@ -104,7 +100,7 @@ def _gate(model: Model) -> dict[str, Any]:
     gate = model.clamped_gate
     if gate is None:
         return {"activation_func": ACTIVATIONS[model.activation]}
-    sigmoid = quick_gelu if gate.slope == QUICK_GELU_SLOPE else partial(_sigmoid_gate, slope=gate.slope)
+    sigmoid = partial(_sigmoid_gate, slope=gate.slope)
     return {"activation_func": sigmoid, "activation_func_clamp_value": gate.limit, "glu_linear_offset": 1.0}
 
 
@@ -214,7 +210,7 @@ def _computation(model: Model, args: TrainArgs, backend: Backend) -> dict[str, A
     return {
         "hidden_dropout": model.residual_dropout if args.hidden_dropout is None else args.hidden_dropout,
         "transformer_impl": implementation(args, backend),
-        "attention_backend": _attention(args, backend),
+        "attention_backend": _attention(model, args, backend),
         "perform_initialization": not args.no_initialization and not initializes_on_host(args, backend),
         "use_cpu_initialization": initializes_on_host(args, backend),
         "deterministic_mode": args.deterministic_mode,
@@ -245,9 +241,12 @@ def _recomputation(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[s
     }
 
 
-def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
-    """The requested attention kernels; without flash-attn, flash (the default) means TransformerEngine's choice."""
-    if args.attention_backend == "flash" and "flash_attention" not in backend.fused_kernels():
+def _attention(model: Model, args: TrainArgs, backend: Backend) -> AttnBackend:
+    """The requested attention kernels; flash (the default) means TransformerEngine's choice without flash-attn, and for
+    attention with sinks, which flash-attn does not have.
+    """
+    has_flash = "flash_attention" in backend.fused_kernels() and not model.sinks
+    if args.attention_backend == "flash" and not has_flash:
         return AttnBackend.auto
     return AttnBackend[args.attention_backend]
 
@@ -255,8 +254,8 @@ def _attention(args: TrainArgs, backend: Backend) -> AttnBackend:
 def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bool]:
     """Fused kernels that are available, enabled, and compute the same."""
     here = backend.fused_kernels()
-    gate = spec.model.clamped_gate
-    is_fusible = spec.model.activation in SWIGLU and (gate is None or gate.slope == QUICK_GELU_SLOPE)
+    # megatron-core's fused clamped gate clamps before it adds the bias of experts that are not grouped.
+    is_fusible = spec.model.activation in SWIGLU and spec.model.clamped_gate is None
     wanted = {
         "bias_activation_fusion": "bias_swiglu" in here and not args.no_bias_swiglu_fusion and is_fusible,
         # Grouped experts with biases refuse to be built with it.
