@@ -15,8 +15,9 @@ from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from megatron_trainer.convert.dequantize import DequantizedBlocks
 from megatron_trainjob import weight_files
+from megatron_trainjob.args.model import check
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import check, read
+from megatron_trainjob.families import read
 from tests.support.models import tiny_model
 from tests.support.ranks import conversion
 from tests.support.ranks.pool import gloo_ranks
