@@ -2,7 +2,7 @@
 
 Weight tables name each expert's matrices; a stack is where they are in files. It has one of two forms: [experts, rows,
 columns] of each matrix, or with rows and columns exchanged. Where a family has both, as in transformers' modules and as
-published, the shape tells them apart. Biases of experts are stacks of rows alone.
+published, the shape distinguishes them. Biases of experts are stacks of rows alone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _MOST_EXPERTS = 2**14
 
 @dataclass(frozen=True, kw_only=True)
 class StackForm:
-    """How a family stores its stacks. is_exchanged: whether rows and columns are exchanged, None: told by the shape.
+    """How a family stores its stacks. is_exchanged: whether rows and columns are exchanged, None: as the shape shows.
 
     interleaves: rows of gate and up alternate, where they otherwise lie one over the other.
     """
