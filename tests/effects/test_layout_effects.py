@@ -104,6 +104,14 @@ def test_recomputation_is_set_as_asked_and_changes_no_number(train, plain, given
     assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-6)
 
 
+@pytest.mark.parametrize("family", ["llama_bias", "ernie4_5"])
+def test_a_recomputed_block_with_a_bias_learns_the_same(train, model_root, family):
+    given = {"model": str(tiny_model.make(family, model_root)), "train_iters": 2}
+    kept, recomputed = train(**given), train(**given, recompute_modules=["mlp", "layernorm"])
+    assert recomputed.column("lm loss") == pytest.approx(kept.column("lm loss"), abs=1e-6)
+    assert recomputed.column("grad_norm") == pytest.approx(kept.column("grad_norm"), rel=1e-5)
+
+
 def test_random_weights_are_the_same_in_every_layout(train):
     """Each tensor is drawn from the seed and its name, not in the order in which a rank builds its layers."""
     one = train(no_initialization=False, train_iters=2).column("lm loss")

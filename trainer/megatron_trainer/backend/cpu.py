@@ -49,12 +49,13 @@ class CpuBackend:
         cpu_redirect.install()
         cpu_collectives.install()
         # These import megatron-core, which imports several names from torch.cuda.
-        from megatron_trainer.megatron.patches import adam_step, on_cpu, optimizer_shards, quiet
+        from megatron_trainer.megatron.patches import adam_step, on_cpu, optimizer_shards, quiet, recomputed_bias
 
         quiet.install()
         on_cpu.install()
         adam_step.install()
         optimizer_shards.install()
+        recomputed_bias.install()
         _installed = True
 
     def bind(self, local_rank: int) -> None:

@@ -61,11 +61,12 @@ class CudaBackend:
 
     def install(self) -> None:
         """Applies only the patches that are needed on a GPU too."""
-        from megatron_trainer.megatron.patches import adam_step, optimizer_shards, quiet
+        from megatron_trainer.megatron.patches import adam_step, optimizer_shards, quiet, recomputed_bias
 
         quiet.install()
         adam_step.install()
         optimizer_shards.install()
+        recomputed_bias.install()
 
     def bind(self, local_rank: int) -> None:
         """Selects the GPU with this index."""

@@ -117,6 +117,17 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="megatron.patches.recomputed_bias",
+        why="A feed-forward block with a bias, recomputed alone, returns that parameter; its backward pass never ends.",
+        until="CheckpointFunction returns no parameter as it is, or MLP adds its bias when it is recomputed",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.transformer.mlp:MLP.forward": "9ac56e9ef8c7",
+            f"{_RANDOM}:CheckpointFunction": "1ff4e363bb98",
+            "megatron.core.transformer.transformer_layer:TransformerLayer._forward_mlp": "80e4d958f8da",
+        },
+    ),
+    Change(
         ours="megatron.patches.router",
         why="Balancing losses of padded rows come out too strong by the size of the group.",
         until="get_tokens_per_expert_and_token_count returns the rank's own count of tokens",
