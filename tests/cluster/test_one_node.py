@@ -249,14 +249,20 @@ def run_readme(folder: Path, plane: ControlPlane) -> Path:
     return folder / "report.html"
 
 
-def test_a_container_killed_brings_the_gang_back_from_its_checkpoint_to_the_same_loss(
+def test_a_container_killed_starts_again_in_its_pod_from_the_checkpoint_to_the_same_loss(
     claims: Claims, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
 ):
     start(jobs, claims, "killed", inputs)
     assert await_checkpoint(claims, "killed") > 0
+    before = {name: pod["metadata"]["uid"] for name, pod in jobs.pods("killed").items()}
     claims.kill("killed-a0-worker-0")
     status = jobs.await_phase("Succeeded", "killed", PATIENCE_S)
     assert (status["restarts"]["total"], status["restarts"]["counted"]) == (1, 1)
+    assert (status["restarts"].get("podAttempt"), status["lastRestart"]["inPlace"]) == (0, True)
+    pods = jobs.pods("killed")
+    assert {name: pod["metadata"]["uid"] for name, pod in pods.items()} == before
+    restarts = {name: pod["status"]["containerStatuses"][0]["restartCount"] for name, pod in pods.items()}
+    assert restarts == {"killed-a0-master-0": 0, "killed-a0-worker-0": 1}
     # Which pod's end is reported first is the kubelet's affair: the killed one's, or its peer's that lost it.
     assert status["lastFailure"]["exitCode"] in (137, ExitCode.ERROR)
     assert losses(claims, "killed")[-1] == undisturbed[-1]
