@@ -207,6 +207,16 @@ def test_a_launcher_that_speaks_for_the_container_before_names_its_end():
     assert plan.status["lastFailure"]["reason"] == "OOMKilled"
 
 
+def test_a_job_that_fails_ends_a_container_that_would_start_again_and_again_unheard():
+    limit = job({"failurePolicy": {"maxRestarts": 0}})
+    loops = with_container({"launchers": {MASTER: heard()}}, num_container_restarts=1)
+    plan = reconcile.plan(limit, loops, NOW)
+    assert conditions(plan.status)["Failed"] == ("True", names.MAX_RESTARTS_EXCEEDED)
+    assert {each.name for each in plan.delete} == {MASTER, WORKER}
+    left = replace(loops, status=plan.status)
+    assert WORKER in {each.name for each in reconcile.plan(limit, left, NOW + 1).delete}
+
+
 def test_a_launcher_is_heard_before_its_kubelet_says_that_the_container_runs_again():
     """Its ranks of the next attempt run, while the pod still shows how the container before ended."""
     status = {**restarted(), "lastRestart": {**restarted()["lastRestart"], "ranksStartedTime": to_text(NOW)}}

@@ -80,8 +80,13 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
     if pod.attempt != seen.pod_attempt or pod.phase != "Running" or pod.deleting:
         return pod
     heard = of_attempt(seen, pod)
-    end = _end_of_down(pod, seen) if _is_down(pod, seen) else _reported_end(pod, heard)
-    return pod if end is None else replace(pod, **vars(end), phase="Failed", is_kept=heard is not None)
+    is_down = _is_down(pod, seen)
+    end = _end_of_down(pod, seen) if is_down else _reported_end(pod, heard)
+    if end is None:
+        return pod
+    is_kept = heard is not None
+    # One that no one hears would be started again for as long as its pod exists.
+    return replace(pod, **vars(end), phase="Failed", is_kept=is_kept, is_outlived=is_down and not is_kept)
 
 
 def _is_down(pod: Pod, seen: Seen) -> bool:
