@@ -41,12 +41,19 @@ def data(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def train(llama, data, tmp_path):
-    """train(**arguments) on a tiny Llama, each run in a folder of its own; resume= and count_kernels= too."""
+    """train(**arguments) on a tiny Llama, each run in a folder of its own; model=, resume= and count_kernels= too."""
     count = iter(range(100))
 
-    def run(*, resume: str = "Never", folder: Path | None = None, count_kernels: bool = False, **given: object):
+    def run(
+        *,
+        model: Path = llama,
+        resume: str = "Never",
+        folder: Path | None = None,
+        count_kernels: bool = False,
+        **given: object,
+    ):
         choose_attention_anew()
-        places = {"model": llama, "data": data, "save": folder or tmp_path / f"run{next(count)}"}
+        places = {"model": model, "data": data, "save": folder or tmp_path / f"run{next(count)}"}
         return gpu_training.train(given, **places, resume=resume, count_kernels=count_kernels)
 
     return run

@@ -122,6 +122,8 @@ PRECISION = {
     "gradients-bf16": {"main_grads_dtype": "bf16"},
     "parameters-fp16": {"main_params_dtype": "fp16"},
 }
+MAIN_PARAMETERS = {"fp16": {"torch.float16"}, "blockwise": set()}
+"""Not kept as the 16 bits that a weight lacks; megatron-core holds those of blockwise FP8 itself."""
 STORED = {"fp32": "torch.float32", "bf16": "torch.bfloat16", "fp16": "torch.float16", "fp8": "torch.uint8"}
 
 
@@ -139,8 +141,9 @@ def test_the_precision_aware_optimizer_holds_its_state_in_the_types_asked_for(tr
         assert stored == {STORED[given.get(f"{name}_dtype", "fp32")]}
     gradients = {str(p.main_grad.dtype) for p in run.engine.models[0].parameters()}
     assert gradients == {STORED[given.get("main_grads_dtype", "fp32")]}
-    if "main_params_dtype" in given:
-        assert {str(state["master_param"].dtype) for state in states} == {STORED[given["main_params_dtype"]]}
+    main = {str(state["master_param"].dtype) for state in states if "master_param" in state}
+    if given.get("torch_dtype") != "float32":
+        assert main == MAIN_PARAMETERS.get(given.get("main_params_dtype", given.get("fp8_recipe")), {"torch.int16"})
     train(**settings, train_iters=2, lr_decay_iters=4, folder=tmp_path / "resumed")
     resumed = train(**settings, folder=tmp_path / "resumed", resume="Auto")
     assert resumed.losses[-2:] == pytest.approx(run.losses[-2:], abs=5e-3)

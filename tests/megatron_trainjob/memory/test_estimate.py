@@ -274,10 +274,22 @@ def test_estimate_is_near_the_measured_peak(name):
     assert (peak.total - peak.overhead) / GIB == pytest.approx(measured_gib, rel=near)
 
 
+def test_a_precision_aware_optimizer_keeps_what_a_bfloat16_weight_lacks_instead_of_float32_main_parameters():
+    """Of 2536 parameters: 2 bytes of remainder, and 8 of moments, or 2 of those in 8 bits."""
+    aware = {"use_precision_aware_optimizer": True}
+    eight = {"exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8"}
+    assert tiny(**aware).peak.optimizer == 2536 * (2 + 8)
+    assert tiny(**aware, **eight).peak.optimizer == 2536 * (2 + 2)
+    assert tiny(**aware, fp8_format="hybrid").peak.optimizer == 2536 * (2 + 8)
+    whole = ({"torch_dtype": "float16"}, {"fp8_format": "e4m3", "fp8_recipe": "blockwise"})
+    assert {tiny(**aware, **each).peak.optimizer for each in whole} == {2536 * (4 + 8)}
+    assert tiny(**aware, torch_dtype="float32").peak.optimizer == 2536 * 8
+
+
 def test_fp8_keeps_weights_twice_in_eight_bits_and_inputs_of_trained_linears_once():
     plain, eight = tiny(), tiny(fp8_format="hybrid")
     assert eight.peak.weights - plain.peak.weights == 2 * (2536 - 2 * 80 - 8)
     assert plain.peak.activations - eight.peak.activations == 4 * 16 * (2 * 8 + 16 - 8)
-    assert tiny(fp8_format="hybrid", fp8_param_gather=True).peak.weights == plain.peak.weights
+    assert tiny(fp8_format="hybrid", fp8_param_gather=True) == eight, "it has no effect"
     adapters = [tiny(train_type="lora", fp8_format=each).peak.activations for each in (None, "hybrid")]
     assert adapters[0] == adapters[1]

@@ -30,7 +30,12 @@ _PEAK_FLOPS: tuple[tuple[str, dict[torch.dtype, float]], ...] = (
 )
 
 
-_BLACKWELL = (10, 0)
+_HOPPER, _BLACKWELL = (9, 0), (10, 0)
+
+GROUPED_GEMM = "NVTE_USE_CUTLASS_GROUPED_GEMM"
+"""Makes TransformerEngine start the products of all experts at once. It asks cuBLAS for each expert's otherwise, which
+keeps the host busy for longer than the card; its kernel is for Hopper only.
+"""
 
 # One workspace for cuBLAS, and a fixed order of summation in NCCL.
 _REPRODUCIBLE = {"CUBLAS_WORKSPACE_CONFIG": ":4096:8", "NCCL_ALGO": "Ring"}
@@ -61,16 +66,25 @@ class CudaBackend:
 
     def install(self) -> None:
         """Applies only the patches that are needed on a GPU too."""
-        from megatron_trainer.megatron.patches import adam_step, optimizer_shards, quiet, recomputed_bias
+        from megatron_trainer.megatron.patches import (
+            adam_step,
+            fused_adam,
+            optimizer_shards,
+            quiet,
+            recomputed_bias,
+        )
 
         quiet.install()
         adam_step.install()
+        fused_adam.install()
         optimizer_shards.install()
         recomputed_bias.install()
 
     def bind(self, local_rank: int) -> None:
-        """Selects the GPU with this index."""
+        """Selects the GPU with this index, and kernels that suit it; a user's variable takes precedence."""
         torch.cuda.set_device(local_rank)
+        if torch.cuda.get_device_capability() == _HOPPER:
+            os.environ.setdefault(GROUPED_GEMM, "1")
 
     def set_deterministic(self, enabled: bool) -> None:  # noqa: FBT001 - a switch
         """torch raises for operations that it cannot run reproducibly; its libraries read environment variables."""

@@ -128,6 +128,18 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="megatron.patches.fused_adam",
+        why="Saving and loading ask for float32 copies of the whole optimizer state, and remainders are no weights.",
+        until="state_dict and load_state_dict leave the tensors alone, and param is the float32 main parameter",
+        backends="GPU",
+        rests_on={
+            f"{_DISTRIBUTED_OPTIMIZER}.load_state_dict": "5c2af1e56e0b",
+            f"{_DISTRIBUTED_OPTIMIZER}.state_dict": "8881ca2f5638",
+            f"{_DISTRIBUTED_OPTIMIZER}._get_main_param_and_optimizer_states": "0e8c885599cd",
+            f"{_DISTRIBUTED_OPTIMIZER}._set_main_param_and_optimizer_states": "abb463384d3f",
+        },
+    ),
+    Change(
         ours="megatron.patches.router",
         why="Balancing losses of padded rows come out too strong by the size of the group.",
         until="get_tokens_per_expert_and_token_count returns the rank's own count of tokens",

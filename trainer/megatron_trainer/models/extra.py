@@ -14,6 +14,11 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.violation import Violation
 
 _KNOWN = frozenset(field.name for kind in (MLATransformerConfig, OptimizerConfig) for field in dataclasses.fields(kind))
+_CUDA_GRAPHS = ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph")
+_NO_CUDA_GRAPHS = (
+    "a CUDA graph repeats kernels for one shape, and rows here differ in length or, packed, in their samples, for "
+    "which Megatron-Core's graphs have no place; remove it: packed rows and larger micro-batches keep a GPU busy"
+)
 _WORDS = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
 """Plain types; fields that take fractions may have integers as defaults, too."""
 
@@ -50,6 +55,8 @@ def _problems(own: Mapping[str, Any], fields: Mapping[str, Any], extra: Mapping[
         elif name in fields:
             message = "is decided by the model and the other arguments; set the argument that stands for it"
             yield Violation(path=path, value=value, message=message)
+        elif name in _CUDA_GRAPHS and name in own and value != own[name]:
+            yield Violation(path=path, value=value, message=_NO_CUDA_GRAPHS)
         elif name in own and (wanted := _wrong_type(own[name], value)):
             yield Violation(path=path, value=value, message=f"must be {wanted}, like its default {own[name]!r}")
 

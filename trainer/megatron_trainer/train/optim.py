@@ -104,8 +104,7 @@ def optimizer_config(args: TrainArgs, params_dtype: torch.dtype, peak: float) ->
         "overlap_param_gather": args.overlap_param_gather and derive.spreads_elements(args),
         "use_precision_aware_optimizer": args.use_precision_aware_optimizer,
         "main_grads_dtype": DTYPES[args.main_grads_dtype],
-        # Full float32 values: a checkpoint that fits every layout cannot hold the remainders of 16-bit parameters.
-        "store_param_remainders": False,
+        "store_param_remainders": derive.keeps_remainders(args) and params_dtype == torch.bfloat16,
         "main_params_dtype": DTYPES[args.main_params_dtype],
         "exp_avg_dtype": DTYPES[args.exp_avg_dtype],
         "exp_avg_sq_dtype": DTYPES[args.exp_avg_sq_dtype],

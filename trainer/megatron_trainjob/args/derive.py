@@ -156,6 +156,17 @@ def fp16_bf16(args: TrainArgs, hf_config: Mapping[str, Any]) -> tuple[bool, bool
     return dtype == "float16", dtype == "bfloat16"
 
 
+def keeps_remainders(args: TrainArgs) -> bool:
+    """Whether a float32 main parameter of a bfloat16 weight is kept as the 16 bits that the weight lacks.
+
+    TransformerEngine's Adam does; but megatron-core holds main parameters itself for FP8 that is scaled without a
+    history, and offloaded ones are whole.
+    """
+    is_fused = args.use_precision_aware_optimizer and not args.optimizer_cpu_offload
+    is_held_by_megatron = args.fp8_format is not None and args.fp8_recipe != "delayed"
+    return is_fused and args.main_params_dtype == "fp32" and not is_held_by_megatron
+
+
 def weight_dtype(args: TrainArgs, hf_config: Mapping[str, Any]) -> str:
     """Type in which the model's weights are loaded: torch_dtype, else that of config.json, else float32.
 

@@ -22,8 +22,9 @@ from megatron_trainjob.memory.adapter import adapter_parameters
 OVERHEAD_BYTES = 2 * 1024**3
 LOGITS_AT_ONCE = 2**27
 """Logits are computed for a chunk of tokens at a time: its elements on one rank, 512 MiB in float32."""
-STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 2}
-"""An element of the optimizer's state. TransformerEngine stores 8-bit ones twice, once transposed (seen on an H200)."""
+STATE_BYTES = {"fp32": 4, "fp16": 2, "bf16": 2, "fp8": 1}
+"""An element of the optimizer's state."""
+REMAINDER_BYTES = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -161,7 +162,7 @@ def _stage(
         trainable=round(trained.total),
         weights=round(weights * row.element_bytes + _eight_bit_bytes(args, held)),
         gradients=round(trained.total * STATE_BYTES[args.main_grads_dtype]),
-        optimizer=round(_optimizer_bytes(args, trained, world_size, row.element_bytes)),
+        optimizer=round(_optimizer_bytes(args, trained, world_size, _main_bytes(args, shape))),
         activations=round(activations),
         logits=round(_logit_bytes(args, shape, row, task)) if last and not head.replaces_output(args) else 0,
         overhead=OVERHEAD_BYTES,
@@ -170,11 +171,8 @@ def _stage(
 
 
 def _eight_bit_bytes(args: TrainArgs, held: _Held) -> float:
-    """Weights of the linears in 8 bits, as they are and transposed, which FP8 keeps from one micro-batch to the next.
-
-    With fp8_param_gather they are instead of those in 16 bits, as many bytes.
-    """
-    return 2 * (held.total - held.edge) if args.fp8_format and not args.fp8_param_gather else 0.0
+    """Weights of the linears in 8 bits, as they are and transposed, which FP8 keeps between micro-batches."""
+    return 2 * (held.total - held.edge) if args.fp8_format else 0.0
 
 
 def _tower_bytes(args: TrainArgs, shape: Model, vision: Vision, row: Row, world_size: int, task: Task) -> float:
@@ -213,12 +211,19 @@ def _held(args: TrainArgs, layers: list[LayerParameters], edge: float) -> _Held:
     )
 
 
-def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, element_bytes: int) -> float:
-    """Main parameters (unless training is in float32) and moments, sharded over data-parallel ranks if args say so.
+def _main_bytes(args: TrainArgs, shape: Model) -> int:
+    """A main parameter beside a 16-bit weight; none in float32. Beside a bfloat16 one it may be a remainder."""
+    is_fp16, is_bf16 = derive.fp16_bf16(args, {"torch_dtype": shape.dtype})
+    if is_bf16 and derive.keeps_remainders(args):
+        return REMAINDER_BYTES
+    return STATE_BYTES[args.main_params_dtype] if is_fp16 or is_bf16 else 0
+
+
+def _optimizer_bytes(args: TrainArgs, trained: _Held, world_size: int, main: int) -> float:
+    """Main parameters of `main` bytes and moments, sharded over data-parallel ranks if args say so.
 
     It is sharded over data and context ranks together, for expert parameters over the replicas of the experts.
     """
-    main = STATE_BYTES[args.main_params_dtype] if element_bytes == 2 else 0
     moments, more_at_edge = _moment_bytes(args)
     dense, expert, edge = trained.dense, trained.expert, trained.edge
     if args.use_distributed_optimizer or derive.spreads_whole_tensors(args):

@@ -20,6 +20,8 @@ from megatron.core.dist_checkpointing.dict_utils import nested_values
 from megatron.core.dist_checkpointing.mapping import ShardedTensor, ShardedTensorFactory
 from megatron.core.dist_checkpointing.utils import extract_sharded_tensors_and_factories
 
+from megatron_trainer.megatron.patches import fused_adam
+
 
 @dataclass(frozen=True, kw_only=True)
 class Box:
@@ -55,11 +57,15 @@ def install() -> None:
 
 
 def _sharded_state(
-    optimizer: Any, model_state: Mapping[str, Any], *_: object
+    optimizer: Any,
+    model_state: Mapping[str, Any],
+    is_loading: bool = False,
+    *_: object,  # noqa: FBT001, FBT002 - as Megatron calls it
 ) -> dict[int, dict[str, dict[int, ShardedTensor]]]:
     """Main parameter and moments of each parameter that this rank holds a part of, each in pieces.
 
-    The pieces are views of the optimizer's own tensors, also when loading.
+    The pieces are views of the optimizer's own tensors, also when loading; of copies in float32 where TransformerEngine
+    holds fewer bits.
     """
     found, _ = extract_sharded_tensors_and_factories(model_state)
     shardings = {sharding.data: sharding for sharding in nested_values(found)}
@@ -68,7 +74,7 @@ def _sharded_state(
         sharding = shardings[parameter]
         replica = (*sharding.replica_id[:2], optimizer.distributed_optimizer_instance_id)
         wholes = _wholes(sharding)
-        tensors = optimizer._get_main_param_and_optimizer_states(parameter)
+        tensors = _states(optimizer, parameter, is_loading=is_loading)
         state[index] = {
             name: dict(enumerate(_pieces(wholes, tensors[name], held.start, f"optimizer.state.{name}.", replica)))
             for name in ("param", *optimizer.optimizer_state_keys)
@@ -84,10 +90,20 @@ def _load_state(optimizer: Any, state: Mapping[int, Mapping[str, Mapping[int, to
             name: torch.cat([pieces[number].reshape(-1) for number in sorted(pieces)])
             for name, pieces in state[index].items()
         }
-        optimizer._set_main_param_and_optimizer_states(parameter, tensors)
+        if fused_adam.is_fused(optimizer):
+            fused_adam.set_states(optimizer, parameter, tensors)
+        else:
+            optimizer._set_main_param_and_optimizer_states(parameter, tensors)
     # The offloading optimizer passes the state on to its parts on GPU and host.
     if hasattr(optimizer.optimizer, "_sync_hdo_state_to_sub_optimizers"):
         optimizer.optimizer._sync_hdo_state_to_sub_optimizers()
+
+
+def _states(optimizer: Any, parameter: torch.nn.Parameter, *, is_loading: bool) -> dict[str, torch.Tensor]:
+    if fused_adam.is_fused(optimizer):
+        return fused_adam.states(optimizer, parameter, is_loading=is_loading)
+    tensors: dict[str, torch.Tensor] = optimizer._get_main_param_and_optimizer_states(parameter)
+    return tensors
 
 
 def _held(optimizer: Any) -> Iterator[tuple[torch.nn.Parameter, Any]]:

@@ -190,7 +190,10 @@ class Training:
     )
     main_params_dtype: Literal["fp32", "fp16"] = arg(
         "fp32",
-        "Type of the main parameters under the precision-aware optimizer.",
+        (
+            "Type of the main parameters under the precision-aware optimizer. A float32 one of a bfloat16 weight takes "
+            "2 bytes: the 16 bits that the weight lacks (not with fp8_recipe tensorwise or blockwise)."
+        ),
         status="works on GPU only",
     )
     exp_avg_dtype: Literal["fp32", "fp16", "bf16", "fp8"] = arg(

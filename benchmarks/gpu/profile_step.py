@@ -1,0 +1,98 @@
+"""Where the time of a training step goes on one GPU: kernels, how long the card waits, and what the host does.
+
+    python3 benchmarks/gpu/profile_step.py CASE.yaml DIR [--steps 2] [--top 25]
+
+CASE.yaml: arguments, such as make_inputs.py writes. Profiles whole steps after the warm-up, from one optimizer step to
+another, and prints milliseconds a step.
+"""
+
+import argparse
+import collections
+import re
+import sys
+from pathlib import Path
+
+import yaml
+
+from megatron_trainer.environment import become, for_rank, read
+from megatron_trainjob.args.parse import Refused, parse
+
+WARM_UP_STEPS = 7
+
+
+def main() -> None:
+    options = argparse.ArgumentParser()
+    options.add_argument("case", type=Path)
+    options.add_argument("folder", type=Path)
+    options.add_argument("--steps", type=int, default=2)
+    options.add_argument("--top", type=int, default=25)
+    options.add_argument("--host", action="store_true", help="also what the host does; slows it down")
+    given = options.parse_args()
+    profile = profiled(given)
+    print_kernels(profile, given.steps, given.top)
+    if given.host:
+        print_host(profile, given.steps, given.top)
+
+
+def profiled(given: argparse.Namespace):
+    """The profile of a run whose steps end, for it, with the optimizer's; it starts as a rank does."""
+    become(for_rank(read(), 0, 1))  # torch reads these variables when it is imported
+    import torch
+
+    from megatron_trainer import backend as backends
+
+    backends.select().install()
+    from megatron_trainer.termination import Termination
+    from megatron_trainer.train import setup
+    from megatron_trainer.train.loop import fit
+
+    settings = {"save": str(given.folder), "train_iters": WARM_UP_STEPS + given.steps + 2, "save_interval": 1000}
+    parsed = parse({**yaml.safe_load(given.case.read_text()), **settings}, task="sft")
+    if isinstance(parsed, Refused):
+        sys.exit("\n".join(map(str, parsed.violations)))
+    backend = setup.start_process(read(), parsed.args)
+    run, state = setup.build(parsed, "sft", read(), backend, Termination())
+    activities = [torch.profiler.ProfilerActivity.CUDA]
+    activities += [torch.profiler.ProfilerActivity.CPU] * given.host
+    schedule = torch.profiler.schedule(wait=WARM_UP_STEPS - 1, warmup=1, active=given.steps, repeat=1)
+    step = run.engine.optimizer.step
+    with torch.profiler.profile(activities=activities, schedule=schedule) as profile:
+
+        def marked_step():
+            result = step()
+            profile.step()
+            return result
+
+        run.engine.optimizer.step = marked_step
+        fit(run, state)
+    return profile
+
+
+def print_kernels(profile, steps: int, top: int) -> None:
+    kernels = [event for event in profile.events() if str(event.device_type) == "DeviceType.CUDA"]
+    if not kernels:
+        sys.exit("no kernels were recorded")
+    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
+    busy, until = 0.0, spans[0][0]
+    for start, end in spans:
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    whole = until - spans[0][0]
+    print(f"step {whole / steps / 1e3:.1f} ms, busy {busy / steps / 1e3:.1f}, kernels {len(kernels) / steps:.0f}")
+    total, count = collections.Counter(), collections.Counter()
+    for event in kernels:
+        name = re.sub(r"\s+", " ", event.name)[:150]
+        total[name] += event.time_range.end - event.time_range.start
+        count[name] += 1
+    for name, microseconds in total.most_common(top):
+        print(f"{microseconds / steps / 1e3:9.2f} ms {count[name] / steps:7.0f} x  {name}")
+
+
+def print_host(profile, steps: int, top: int) -> None:
+    print("host, self time")
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    for event in events[:top]:
+        print(f"{event.self_cpu_time_total / steps / 1e3:9.2f} ms {event.count / steps:7.0f} x  {event.key[:120]}")
+
+
+main()
