@@ -59,8 +59,8 @@ def install() -> None:
 def _sharded_state(
     optimizer: Any,
     model_state: Mapping[str, Any],
-    is_loading: bool = False,
-    *_: object,  # noqa: FBT001, FBT002 - as Megatron calls it
+    is_loading: bool = False,  # noqa: FBT001 - as Megatron passes it
+    *_: object,
 ) -> dict[int, dict[str, dict[int, ShardedTensor]]]:
     """Main parameter and moments of each parameter that this rank holds a part of, each in pieces.
 
