@@ -2,6 +2,7 @@
 
     python benchmarks/recovery.py --folder DIR [--kills 5] [--ways "in place" "new gang" "new gang, spawned" "hung"]
         [--device cpu] [--layers 2] [--hidden 64] [--ranks 2] [--record FILE] [--minutes M]
+        [--model DIR] [--data FILE] [--arguments '{"train_type": "lora"}']
     python benchmarks/recovery.py --folder DIR --goodput 10 [--kill-every 60] [--device cpu]
 
 Trains a random Llama under `mtj run`, kills a rank (in place) or the launcher (new gang) with SIGKILL, or stops a rank
@@ -85,7 +86,7 @@ class Job:
 
 def manifest(model: Path, data: Path, start: str, options: argparse.Namespace, checkpoint: dict) -> dict:
     ranks, hangs = options.ranks, options.goodput is None and "hung" in options.ways
-    batch = {"global_batch_size": max(4, ranks), "save_interval": 5, "train_iters": 1_000_000}
+    batch = {"global_batch_size": max(4, ranks), "save_interval": 5, "train_iters": 1_000_000, **options.arguments}
     given = tiny_run.arguments(model, data, Path("unused"), **batch)
     arguments = {name: value for name, value in given.items() if name not in ("save", "add_version")}
     if checkpoint:
@@ -111,7 +112,7 @@ def started(job: Job, model: Path, data: Path, options: argparse.Namespace, chec
     file = job.folder / "job.yaml"
     file.write_text(yaml.safe_dump(manifest(model, data, job.start, options, checkpoint or {})))
     code = "from megatron_operator.cli import main; raise SystemExit(main())"
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join(PARTS)}
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": os.pathsep.join([*PARTS, *sys.path])}
     if options.device:
         environment["MTJ_DEVICE"] = options.device
     with (job.folder / "mtj.log").open("w") as log:
@@ -259,14 +260,17 @@ def main() -> None:
     parser.add_argument("--ranks", type=int, default=2)
     parser.add_argument("--layers", type=int, default=2)
     parser.add_argument("--hidden", type=int, default=64)
+    parser.add_argument("--model", type=Path, help="a folder instead of the random Llama")
+    parser.add_argument("--data", type=Path)
+    parser.add_argument("--arguments", type=json.loads, default={}, help="of the trainer, as JSON")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # so that no training outlives this program
     with tempfile.TemporaryDirectory(dir=options.folder) as name:
         folder = Path(name)
         options.record = options.record or folder / "record.jsonl"
         sizes = {"num_hidden_layers": options.layers, "hidden_size": options.hidden}
-        model = tiny_model.make("llama", folder, **sizes)
-        data = tiny_run.write_data(folder / "train.jsonl")
+        model = options.model or tiny_model.make("llama", folder, **sizes)
+        data = options.data or tiny_run.write_data(folder / "train.jsonl")
         measure = measure_ways if options.goodput is None else measure_goodput
         measure(options, folder, model, data)
 

@@ -1,6 +1,6 @@
 """Experts whose products TransformerEngine starts all at once on Hopper, beside those that cuBLAS computes one by one.
 
-Both in bfloat16, whose rounding moves logits and gradients as in test_gpu_parity.py: the one is held to be as near to the
+Both in bfloat16, whose rounding moves logits and gradients as in test_gpu_parity.py: the one has to be as near to the
 float32 truth of transformers as the other. Widths are multiples of 128; for others the products are left to cuBLAS.
 """
 
