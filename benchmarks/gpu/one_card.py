@@ -2,8 +2,8 @@
 
     python3 benchmarks/gpu/one_card.py OUT DATA.jsonl TOKENIZER_DIR CASE ...
 
-DATA is packed as it is; where megatron-core alone is measured too, rows are all of full length. Prints a row of a table for
-each case. Instead of the paths, --list prints the names of all cases.
+DATA is packed as it is; where megatron-core alone is measured too, rows are all of full length. Prints a row of a table
+for each case. Instead of the paths, --list prints the names of all cases.
 """
 
 from __future__ import annotations
