@@ -57,6 +57,7 @@ def cases() -> list[Speed]:
         case("full-7b-fp8", QWEN2_5_7B, *seven, FP8),
         case("experts", EXPERTS, small, batches(8, 1)),
         case("experts-cublas", EXPERTS, small, batches(8, 1), environment={"NVTE_USE_CUTLASS_GROUPED_GEMM": "0"}),
+        case("experts-16", EXPERTS, small, batches(16, 1)),
         case("experts-rows", EXPERTS, small, batches(4, 2), raw=("4", "2", "--two-byte-moments")),
         case("experts-30b-slice", QWEN3_30B_A3B, small, batches(4, 2), depth="as fits"),
     ]

@@ -63,3 +63,24 @@ def test_adapters_on_a_gpu_use_the_fused_products(train):
     run = train(torch_dtype="bfloat16", train_type="lora", lora_dropout=0.1, count_kernels=True)
     for name in ("_pack", "_down", "_of_a", "_up"):
         assert any(kernel == name or kernel.startswith(f"{name}_") for kernel in run.kernels), sorted(run.kernels)
+
+
+def test_the_gradient_of_swiglu_is_that_of_autograd():
+    import torch
+
+    from tests.support.models import swiglu_gradient
+
+    for num_rows, width in (*swiglu_gradient.CASES, (70000, 18944)):
+        assert swiglu_gradient.error(num_rows, width, "cuda", torch.bfloat16) <= 1e-2
+
+
+def test_a_frozen_weight_has_no_transposed_gradient_in_eight_bits(train):
+    """A linear with a norm in front of it; others have none already."""
+    adapted = train(torch_dtype="bfloat16", train_type="lora", lora_dropout=0.0, fp8_format="hybrid")
+    full = train(torch_dtype="bfloat16", fp8_format="hybrid")
+    transposed = []
+    for run in (adapted, full):
+        gated = run.engine.models[0].decoder.layers[0].mlp.linear_fc1
+        transposed.append({quantizer.columnwise_usage for quantizer in gated.quantizers["scaling_bwd"]})
+    assert transposed[0] == {False}
+    assert True in transposed[1]

@@ -12,16 +12,45 @@ BF16 = {"torch_dtype": "bfloat16", "recompute_granularity": "none", "save_interv
 AWARE = {"use_precision_aware_optimizer": True}
 EIGHT_BITS = {**AWARE, "exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8"}
 HALF_RUN = {"train_iters": 2, "lr_decay_iters": 4}
+HELD = {
+    "plain": ({}, 0.0),
+    "aware": (AWARE, 0.0),
+    "float32": ({**AWARE, "torch_dtype": "float32"}, 0.0),
+    "bf16": ({**AWARE, "exp_avg_dtype": "bf16", "exp_avg_sq_dtype": "bf16", "main_grads_dtype": "bf16"}, 0.0),
+    "fp16": ({**AWARE, "exp_avg_dtype": "fp16", "exp_avg_sq_dtype": "fp16", "main_params_dtype": "fp16"}, 2**-10),
+    "fp8": (EIGHT_BITS, 2**-3),
+    "blockwise": ({**AWARE, "exp_avg_dtype": "bf16", "fp8_format": "e4m3", "fp8_recipe": "blockwise"}, 0.0),
+}
+"""Settings -> by how much a number may move that is scaled and rounded once more, relative to it."""
 
 
-def main_parameters(run: Any) -> list[Any]:
+def states(run: Any) -> list[dict[str, Any]]:
+    """Main parameter and moments of every parameter, as a checkpoint has them."""
     from megatron_trainer.megatron.patches import fused_adam, optimizer_shards
 
     part = run.engine.optimizer.chained_optimizers[0]
-    return [
-        fused_adam.states(part, parameter, is_loading=False)["param"].detach().cpu()
-        for parameter, _ in optimizer_shards._held(part)
-    ]
+    found = [fused_adam.states(part, each, is_loading=False) for each, _ in optimizer_shards._held(part)]
+    return [{name: value.detach().float().cpu() for name, value in each.items()} for each in found]
+
+
+def main_parameters(run: Any) -> list[Any]:
+    return [state["param"] for state in states(run)]
+
+
+@pytest.mark.parametrize(("given", "moved"), HELD.values(), ids=HELD.keys())
+def test_a_resumed_optimizer_has_the_state_that_was_saved(train, tmp_path, given, moved):
+    """No step follows, so that nothing hides a moment that was not loaded."""
+    settings = {**BF16, **given, **HALF_RUN}
+    saved, resumed = (train(**settings, folder=tmp_path / "run", resume=how) for how in ("Never", "Auto"))
+    pairs = list(zip(states(saved), states(resumed), strict=True))
+    assert {name for state, _ in pairs for name in state} == {"param", "exp_avg", "exp_avg_sq"}
+    for one, other in pairs:
+        for name, value in one.items():
+            assert value.any(), name
+            smallest = moved * value.abs().max() * 2**-8  # below that, 8 bits have no more bits
+            assert ((other[name] - value).abs() <= moved * value.abs() + smallest).all(), name
+    counts = [[group["step"] for group in run.optimizer().param_groups] for run in (saved, resumed)]
+    assert counts[0] == counts[1]
 
 
 @pytest.mark.parametrize(("first", "second"), [(AWARE, AWARE), (AWARE, {}), ({}, AWARE)], ids=["both", "from", "to"])
@@ -48,8 +77,11 @@ def test_a_run_goes_on_in_float32_as_if_it_had_always_been(train, tmp_path):
 
 
 def test_eight_bit_moments_are_held_once(train):
-    states = train(**BF16, **EIGHT_BITS).optimizer().state.values()
-    moments = [state[name] for state in states for name in ("exp_avg", "exp_avg_sq")]
+    moments = [
+        state[name]
+        for state in train(**BF16, **EIGHT_BITS).optimizer().state.values()
+        for name in ("exp_avg", "exp_avg_sq")
+    ]
     assert moments
     assert all(moment._transpose is None and moment._data.element_size() == 1 for moment in moments)
 
@@ -64,12 +96,12 @@ def test_a_step_in_pieces_changes_no_number(train, monkeypatch):
     assert all(a.equal(b) for a, b in zip(main_parameters(pieces), main_parameters(whole), strict=True))
 
 
-def test_saving_copies_the_state_to_host_memory_alone(train, tmp_path):
+def test_saving_copies_the_state_to_host_memory_alone(train):
     """Tensors with fewer bits than a checkpoint has; the state in float32 stays where it is."""
     from megatron_trainer.megatron.patches import fused_adam, optimizer_shards
 
     part = train(**BF16, **EIGHT_BITS).engine.optimizer.chained_optimizers[0]
     found = [fused_adam.states(part, each, is_loading=False) for each, _ in optimizer_shards._held(part)]
-    assert {tensor.device.type for states in found for tensor in states.values()} == {"cpu"}
-    assert {str(tensor.dtype) for states in found for tensor in states.values()} == {"torch.float32"}
+    assert {tensor.device.type for state in found for tensor in state.values()} == {"cpu"}
+    assert {str(tensor.dtype) for state in found for tensor in state.values()} == {"torch.float32"}
     assert part.optimizer.state, "the state is in its place again"

@@ -77,6 +77,10 @@ class CudaBackend:
         quiet.install()
         adam_step.install()
         fused_adam.install()
+        if importlib.util.find_spec("triton"):
+            from megatron_trainer.megatron.patches import swiglu
+
+            swiglu.install()
         optimizer_shards.install()
         recomputed_bias.install()
 

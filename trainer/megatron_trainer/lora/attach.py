@@ -23,6 +23,8 @@ Output = torch.Tensor | tuple[Any, ...]
 """Result of a linear: y, or (y, bias), optionally with the output of the fused norm."""
 
 _RETURNS_NORM = "return_layernorm_output"
+_QUANTIZERS = "_get_quantizers"
+"""Of TransformerEngine's linears; the last is the one of the output's gradient."""
 _RETURNS_BIAS = ("te_return_bias", "return_bias")
 _BIAS_STAYS_OUT = "skip_bias_add"
 
@@ -67,6 +69,8 @@ def _add_bias_outside(linear: torch.nn.Module) -> None:
 @functools.cache
 def _adapted_class(base: type, method: str) -> type:
     members: dict[str, object] = {method: _with_adapter(getattr(base, method))}
+    if hasattr(base, _QUANTIZERS):
+        members[_QUANTIZERS] = _with_gradients_quantized_once(getattr(base, _QUANTIZERS))
     base_state = getattr(base, "sharded_state_dict", None)
     if base_state is not None:
         members["sharded_state_dict"] = _with_adapter_state(base_state)
@@ -103,6 +107,27 @@ def _with_adapter(base_forward: Forward) -> Forward:
         return (y, *result[1:]) if isinstance(result, tuple) else y
 
     return forward
+
+
+def _with_gradients_quantized_once(base_quantizers: Forward) -> Forward:
+    """TransformerEngine's linear with a norm also quantizes its output's gradient transposed, for the gradient of its
+    weight, even if that is frozen; with a bias its kernel does both in one.
+    """
+
+    @functools.wraps(base_quantizers)
+    def quantizers(self: torch.nn.Module, *args: object, **kwargs: object) -> Sequence[Any]:
+        found: Sequence[Any] = base_quantizers(self, *args, **kwargs)
+        is_plain = getattr(self, _RETURNS_NORM, False) and not getattr(self, "use_bias", True)
+        if is_plain and found[-1] is not None and not self.get_parameter("weight").requires_grad:
+            found[-1].set_usage = functools.partial(_use_rows_only, found[-1])
+        return found
+
+    return quantizers
+
+
+def _use_rows_only(quantizer: Any, *, rowwise: bool | None = None, columnwise: bool | None = None) -> None:  # noqa: ANN401
+    del columnwise
+    type(quantizer).set_usage(quantizer, rowwise=rowwise, columnwise=False)
 
 
 def _with_adapter_state(base_state: Forward) -> Forward:

@@ -87,14 +87,19 @@ class _AddUp(Function):
         ctx.save_for_backward(low, b)
         result = y.detach()
         rows_NO, low_NR = result.view(-1, result.shape[-1]), low.reshape(-1, low.shape[-1]).contiguous()
-        kernels.up(low_NR, b.t().contiguous(), onto=rows_NO, in_place=True)
+        kernels.up(low_NR, b.t(), onto=rows_NO, in_place=True)
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, of_y: Tensor) -> tuple[Tensor | None, ...]:
+        from megatron_trainer.lora import kernels
+
         low, b = ctx.saved_tensors
-        rows_NO = of_y.reshape(-1, of_y.shape[-1])
+        rows_NO, low_NR = of_y.reshape(-1, of_y.shape[-1]), low.reshape(-1, low.shape[-1])
+        if all(ctx.needs_input_grad[1:]) and b.shape[1] <= kernels.MAX_RANK_OF_UP:
+            of_low, of_b = kernels.gradients_of_up(rows_NO.contiguous(), low_NR.contiguous(), b.contiguous())
+            return of_y, of_low.to(low.dtype).view(low.shape), of_b.to(b.dtype)
         of_low = (rows_NO @ b).view(low.shape) if ctx.needs_input_grad[1] else None
-        of_b = rows_NO.t() @ low.reshape(-1, low.shape[-1]) if ctx.needs_input_grad[2] else None
+        of_b = rows_NO.t() @ low_NR if ctx.needs_input_grad[2] else None
         return of_y, of_low, of_b

@@ -3,6 +3,7 @@
     down           low = c (x * m) A^T
     gradient_of_a  c low'^T (x * m)
     up             others + m * c (low A)
+    gradients_of_up    y' A^T and y'^T low, for y = low A
 
 Shapes: x [N, I] and A [R, I] in 16 bits, low [N, R] and its gradient low' alike, sums in float32. m: one bit per
 element, packed by 8 along I, uint8 [N, ceil(I / 8)]; None keeps every element.
@@ -25,6 +26,9 @@ _BLOCK_BYTES = 1024
 _BLOCK_N, _BLOCK_I = 32, 256
 _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A = 64, 128, 16
 _BLOCK_N_UP, _BLOCK_I_UP = 32, 128
+_BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP = 64, 256, 16
+MAX_RANK_OF_UP = 32
+"""Of `gradients_of_up`, which holds a block of A and of its gradient in registers."""
 
 
 def kept_fraction(dropout: float) -> float:
@@ -71,15 +75,31 @@ def up(
     low: Tensor, a: Tensor, *, onto: Tensor | None, factor: float = 1.0, mask: Tensor | None = None,
     in_place: bool = False,
 ) -> Tensor:  # fmt: skip
-    """[N, I]: m * factor (low A), added to `onto` [N, I], in place or in new memory."""
+    """[N, I]: m * factor (low A), added to `onto` [N, I], in place or in new memory. A may be a transposed view."""
     (num_rows, rank), width = low.shape, a.shape[1]
     result = onto if in_place and onto is not None else a.new_empty(num_rows, width)
     _up[(triton.cdiv(num_rows, _BLOCK_N_UP), triton.cdiv(width, _BLOCK_I_UP))](
-        low, mask, a, onto, result, num_rows, width, rank, factor,
+        low, mask, a, onto, result, num_rows, width, rank, *a.stride(), factor,
         HAS_MASK=mask is not None, HAS_OTHERS=onto is not None, R=_padded(rank), BLOCK_N=_BLOCK_N_UP,
         BLOCK_I=_BLOCK_I_UP,
     )  # fmt: skip
     return result
+
+
+def gradients_of_up(of_y: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tensor]:
+    """(of_low [N, R], of_b [O, R]), float32, for y = low B^T [N, O], in one pass over its gradient.
+
+    Parts are summed in a fixed order. R is at most MAX_RANK_OF_UP.
+    """
+    (num_rows, width), rank = of_y.shape, low.shape[1]
+    num_blocks = triton.cdiv(width, _BLOCK_I_OF_UP)
+    low_parts = torch.empty(num_blocks, num_rows, rank, dtype=torch.float32, device=of_y.device)
+    b_parts = torch.empty(_PARTS_OF_UP, width, rank, dtype=torch.float32, device=of_y.device)
+    _of_up[(num_blocks, _PARTS_OF_UP)](
+        of_y, low, b, low_parts, b_parts, num_rows, width, rank,
+        R=_padded(rank), BLOCK_N=_BLOCK_N_OF_UP, BLOCK_I=_BLOCK_I_OF_UP, PARTS=_PARTS_OF_UP,
+    )  # fmt: skip
+    return low_parts.sum(0), b_parts.sum(0)
 
 
 def _padded(rank: int) -> int:
@@ -132,9 +152,9 @@ def _is_kept(mask_ptr, rows, first, num_rows, width, BLOCK_N: tl.constexpr, BLOC
 
 
 @triton.jit
-def _load_a(a_ptr, ranks, columns, rank, width):
+def _load_a(a_ptr, ranks, columns, rank, width, by_rank, by_column):
     inside = (ranks[:, None] < rank) & (columns[None, :] < width)
-    return tl.load(a_ptr + ranks[:, None] * width + columns[None, :], mask=inside, other=0.0)
+    return tl.load(a_ptr + ranks[:, None] * by_rank + columns[None, :] * by_column, mask=inside, other=0.0)
 
 
 @triton.jit
@@ -154,7 +174,7 @@ def _down(
     for first in range(0, width, BLOCK_I):
         columns = first + tl.arange(0, BLOCK_I)
         x = _load_kept(x_ptr, mask_ptr, rows, first, num_rows, width, HAS_MASK, BLOCK_N, BLOCK_I)
-        total = tl.dot(x, tl.trans(_load_a(a_ptr, ranks, columns, rank, width)), total)
+        total = tl.dot(x, tl.trans(_load_a(a_ptr, ranks, columns, rank, width, width, 1)), total)
     inside = (rows[:, None] < num_rows) & (ranks[None, :] < rank)
     low = (total * factor).to(low_ptr.dtype.element_ty)
     tl.store(low_ptr + rows[:, None] * rank + ranks[None, :], low, mask=inside)
@@ -181,7 +201,7 @@ def _of_a(
 
 @triton.jit
 def _up(
-    low_ptr, mask_ptr, a_ptr, others_ptr, result_ptr, num_rows, width, rank, factor,
+    low_ptr, mask_ptr, a_ptr, others_ptr, result_ptr, num_rows, width, rank, by_rank, by_column, factor,
     HAS_MASK: tl.constexpr, HAS_OTHERS: tl.constexpr, R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr,
 ):  # fmt: skip
     rows = tl.program_id(0).to(tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
@@ -190,10 +210,30 @@ def _up(
     ranks = tl.arange(0, R)
     inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
     low = _load_low(low_ptr, rows, ranks, num_rows, rank)
-    result = tl.dot(low, _load_a(a_ptr, ranks, columns, rank, width)) * factor
+    result = tl.dot(low, _load_a(a_ptr, ranks, columns, rank, width, by_rank, by_column)) * factor
     if HAS_MASK:
         result = tl.where(_is_kept(mask_ptr, rows, first, num_rows, width, BLOCK_N, BLOCK_I), result, 0.0)
     place = rows[:, None] * width + columns[None, :]
     if HAS_OTHERS:
         result += tl.load(others_ptr + place, mask=inside, other=0.0).to(tl.float32)
     tl.store(result_ptr + place, result.to(result_ptr.dtype.element_ty), mask=inside)
+
+
+@triton.jit
+def _of_up(
+    of_y_ptr, low_ptr, b_ptr, low_parts_ptr, b_parts_ptr, num_rows, width, rank,
+    R: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_I: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    block_of_columns, part = tl.program_id(0), tl.program_id(1)
+    columns, ranks = block_of_columns * BLOCK_I + tl.arange(0, BLOCK_I), tl.arange(0, R)
+    inside_b = (columns[:, None] < width) & (ranks[None, :] < rank)
+    b = tl.load(b_ptr + columns[:, None] * rank + ranks[None, :], mask=inside_b, other=0.0)
+    of_b = tl.zeros([BLOCK_I, R], dtype=tl.float32)
+    for block in range(part, tl.cdiv(num_rows, BLOCK_N), PARTS):
+        rows = tl.cast(block, tl.int64) * BLOCK_N + tl.arange(0, BLOCK_N)
+        inside = (rows[:, None] < num_rows) & (columns[None, :] < width)
+        of_y = tl.load(of_y_ptr + rows[:, None] * width + columns[None, :], mask=inside, other=0.0)
+        of_b = tl.dot(tl.trans(of_y), _load_low(low_ptr, rows, ranks, num_rows, rank), of_b)
+        place = (tl.cast(block_of_columns, tl.int64) * num_rows + rows[:, None]) * rank + ranks[None, :]
+        tl.store(low_parts_ptr + place, tl.dot(of_y, b), mask=(rows[:, None] < num_rows) & (ranks[None, :] < rank))
+    tl.store(b_parts_ptr + (part * width + columns[:, None]) * rank + ranks[None, :], of_b, mask=inside_b)

@@ -140,6 +140,13 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="megatron.patches.swiglu",
+        why="What torch.compile makes of SwiGLU's backward pass reaches half of the memory's bandwidth.",
+        until="the compiled kernel computes each half once",
+        backends="GPU",
+        rests_on={"megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.backward": "096a40a28fc7"},
+    ),
+    Change(
         ours="megatron.patches.router",
         why="Balancing losses of padded rows come out too strong by the size of the group.",
         until="get_tokens_per_expert_and_token_count returns the rank's own count of tokens",

@@ -20,6 +20,8 @@ from megatron_trainer.megatron.patches import remainders
 
 MAIN = "master_param"
 """TransformerEngine's name for the main parameter in its state."""
+_TENSORS = "param_state"
+"""Name of the tensors in the distributed optimizer's state."""
 CONVERTED_AT_ONCE = 2**28
 """Elements whose moments one step converts to float32 together: 1 GiB each."""
 
@@ -90,16 +92,21 @@ def _float32(inner: Any, held: Tensor, name: str, *, is_loading: bool) -> Tensor
 
 
 def _leave_state_aside(optimizer_class: Any) -> None:
-    """Both methods need the groups alone: the tensors are saved and loaded by `optimizer_shards`."""
+    """Both methods need the groups alone; `optimizer_shards` saves the tensors, and loads them after the groups."""
     state_dict, load_state_dict = optimizer_class.state_dict, optimizer_class.load_state_dict
 
     def state_dict_of_groups(self: Any) -> Any:
         with _without_state(self):
             return state_dict(self)
 
-    def load_groups(self: Any, loaded: dict[str, Any]) -> Any:
+    def load_groups(self: Any, loaded: dict[str, Any]) -> None:
+        if not is_fused(self):
+            load_state_dict(self, loaded)
+            return
         with _without_state(self):
-            return load_state_dict(self, loaded)
+            load_state_dict(self, {name: value for name, value in loaded.items() if name != _TENSORS})
+        if _TENSORS in loaded:
+            self.load_parameter_state_from_fully_reshardable(loaded[_TENSORS])
 
     optimizer_class.state_dict = state_dict_of_groups
     optimizer_class.load_state_dict = load_groups
