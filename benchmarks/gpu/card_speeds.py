@@ -182,8 +182,9 @@ def measure_raw(case: Speed, model: Path, log: Path) -> float:
 def _running(
     command: list[str], log: Path, environment: Mapping[str, str], num_cards: int
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A program on the first cards, with a session of its own; all of it is killed at the end."""
-    cards = ",".join(map(str, range(num_cards)))
+    """A program on the first cards that are visible, with a session of its own; all of it is killed at the end."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")
+    cards = ",".join(visible[:num_cards] if visible != [""] else map(str, range(num_cards)))
     variables = {**os.environ, "CUDA_VISIBLE_DEVICES": cards, **environment}
     with log.open("wb") as output:
         process = subprocess.Popen(command, env=variables, stdout=output, stderr=output, start_new_session=True)
