@@ -6,7 +6,9 @@ tower's gradients are equal without communication. It is never split.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import deepcopy
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -62,18 +64,14 @@ def _attention(spec: ModelSpec, backend: Backend) -> str:
 def _keep_wide(tower: nn.Module) -> None:
     """Keeps rotary frequencies in float32, as transformers does: buffers are converted with the parameters."""
     for module in tower.modules():
-        for name in list(module._non_persistent_buffers_set):
-            values = getattr(module, name)
-            delattr(module, name)
-            setattr(module, name, _Constant(values))
+        if module._non_persistent_buffers_set:
+            module._apply = partial(_moved, module)  # type: ignore[method-assign]
 
 
-class _Constant:
-    """A tensor that no conversion of its module changes; the tower moves it to the device of its input."""
-
-    def __init__(self, values: Tensor) -> None:
-        self.values = values
-
-    def to(self, *args: Any, **kwargs: Any) -> Tensor:  # noqa: ANN401 - torch's signature
-        """The tensor, moved or converted."""
-        return self.values.to(*args, **kwargs)
+def _moved(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001 - torch's
+    """Applies a change of device or type to a module, but only the device to the buffers that no checkpoint has."""
+    wide = {name: getattr(module, name) for name in module._non_persistent_buffers_set}
+    type(module)._apply(module, change, recurse)
+    for name, values in wide.items():
+        setattr(module, name, values.to(getattr(module, name).device))
+    return module
