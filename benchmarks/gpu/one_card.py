@@ -18,12 +18,14 @@ from card_cases import ALL_RECOMPUTED, FP8, LORA, TWO_BYTE_MOMENTS, Speed, batch
 from shapes import EXPERTS, QWEN2_5_7B, QWEN3_30B_A3B, SHAPE
 
 ONE_BYTE_MOMENTS = {**TWO_BYTE_MOMENTS, "exp_avg_dtype": "fp8", "exp_avg_sq_dtype": "fp8"}
+FOUR_LAYERS = {**ALL_RECOMPUTED, "recompute_method": "block", "recompute_num_layers": 4}
 RECIPES = {
     "": FP8,
     "-tensorwise": {**FP8, "fp8_recipe": "tensorwise"},
     "-blockwise": {"fp8_format": "e4m3", "fp8_recipe": "blockwise"},
     "-ends-in-bf16": {
         **FP8,
+        "fp8_recipe": "tensorwise",
         "extra_megatron_kwargs": {
             "first_last_layers_bf16": True,
             "num_layers_at_start_in_bf16": 1,
@@ -52,6 +54,7 @@ def cases() -> list[Speed]:
         *(case(f"lora-7b-fp8{name}", QWEN2_5_7B, LORA, batches(2, 4), recipe) for name, recipe in RECIPES.items()),
         case("full-7b", QWEN2_5_7B, *seven),
         case("full-7b-two-rows", QWEN2_5_7B, *seven, batches(2, 8)),
+        case("full-7b-four-layers", QWEN2_5_7B, *seven, FOUR_LAYERS),
         case("full-7b-norms", QWEN2_5_7B, *seven, {"recompute_modules": ["layernorm"]}),
         case("full-7b-recomputed", QWEN2_5_7B, *seven, ALL_RECOMPUTED, batches(4, 4)),
         case("full-7b-fp8", QWEN2_5_7B, *seven, FP8),

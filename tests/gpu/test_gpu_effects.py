@@ -98,6 +98,15 @@ def test_fp8_multiplies_in_8_bits_by_the_recipe_that_was_asked_for(train, given,
         assert used.amax_compute_algo == given.get("fp8_amax_compute_algo", "max")
 
 
+def test_first_and_last_layers_stay_in_bfloat16_on_request(train):
+    """Not with delayed scaling, for which Megatron-Core refuses it."""
+    ends = {"first_last_layers_bf16": True, "num_layers_at_start_in_bf16": 1, "num_layers_at_end_in_bf16": 1}
+    run = train(**BF16, fp8_format="hybrid", fp8_recipe="tensorwise", extra_megatron_kwargs=ends)
+    layers = run.engine.models[0].decoder.layers
+    assert [layer.mlp.linear_fc1.fp8 for layer in layers] == [False, True, True, False]
+    assert run.losses == pytest.approx(train(**BF16).losses, abs=0.1)
+
+
 def test_fp8_goes_on_after_a_restart(train, tmp_path):
     given = {**BF16, "fp8_format": "hybrid", "save_interval": 2}
     whole = train(**given)

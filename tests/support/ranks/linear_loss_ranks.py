@@ -10,7 +10,9 @@ SCALE = 0.25
 """Gradient of the sum that comes back, as a loss scale or a division would give it."""
 
 
-def differences(*, at_once: int, sequence_parallel: bool = False, objective: str = "plain") -> dict[str, float]:
+def differences(
+    *, at_once: int, sequence_parallel: bool = False, objective: str = "plain", width: int = HIDDEN
+) -> dict[str, float]:
     """Largest difference of sum, objectives and gradients from torch's cross entropy of the whole logits."""
     import torch
     import torch.distributed as dist
@@ -23,7 +25,7 @@ def differences(*, at_once: int, sequence_parallel: bool = False, objective: str
 
     size, rank = dist.get_world_size(), dist.get_rank()
     parallel.initialize(TrainArgs(tensor_model_parallel_size=size, sequence_parallel=sequence_parallel))
-    hidden, weight, labels, weights = _inputs()
+    hidden, weight, labels, weights = _inputs(width)
     own = hidden.chunk(size)[rank] if sequence_parallel else hidden
     own = own.clone().requires_grad_()
     layer = _output_layer(weight.chunk(size)[rank], sequence_parallel=sequence_parallel)
@@ -52,12 +54,12 @@ def differences(*, at_once: int, sequence_parallel: bool = False, objective: str
     return {name: float(difference.detach().abs().max()) for name, difference in found.items()}
 
 
-def _inputs() -> tuple[Any, Any, Any, Any]:
+def _inputs(width: int) -> tuple[Any, Any, Any, Any]:
     import torch
 
     draw = torch.Generator().manual_seed(5)
-    hidden = torch.randn(TOKENS, ROWS, HIDDEN, generator=draw)
-    weight = torch.randn(PADDED, HIDDEN, generator=draw)
+    hidden = torch.randn(TOKENS, ROWS, width, generator=draw)
+    weight = torch.randn(PADDED, width, generator=draw)
     labels = torch.randint(0, VOCABULARY, (ROWS, TOKENS), generator=draw)
     labels[:, ::5] = -100
     weights = torch.rand(ROWS, TOKENS, generator=draw) * (labels >= 0)

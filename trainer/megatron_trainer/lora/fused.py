@@ -98,8 +98,8 @@ class _AddUp(Function):
         low, b = ctx.saved_tensors
         rows_NO, low_NR = of_y.reshape(-1, of_y.shape[-1]), low.reshape(-1, low.shape[-1])
         if all(ctx.needs_input_grad[1:]) and b.shape[1] <= kernels.MAX_RANK_OF_UP:
-            of_low, of_b = kernels.gradients_of_up(rows_NO.contiguous(), low_NR.contiguous(), b.contiguous())
-            return of_y, of_low.to(low.dtype).view(low.shape), of_b.to(b.dtype)
+            sums_NR, sums_OR = kernels.gradients_of_up(rows_NO.contiguous(), low_NR.contiguous(), b.contiguous())
+            return of_y, sums_NR.to(low.dtype).view(low.shape), sums_OR.to(b.dtype)
         of_low = (rows_NO @ b).view(low.shape) if ctx.needs_input_grad[1] else None
         of_b = rows_NO.t() @ low_NR if ctx.needs_input_grad[2] else None
         return of_y, of_low, of_b

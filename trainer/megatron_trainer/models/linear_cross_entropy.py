@@ -22,6 +22,7 @@ from torch.autograd.function import once_differentiable
 from megatron_trainer.losses import token
 from megatron_trainer.models.logits import mask_padded_columns
 from megatron_trainer.models.spec import ModelSpec
+from megatron_trainjob.memory.activation import FLOAT32_BYTES
 from megatron_trainjob.memory.estimate import LOGITS_AT_ONCE
 
 
@@ -88,18 +89,28 @@ class _Function(torch.autograd.Function):
         wanted = _Gradients(hidden_TBH, trained) if any(ctx.needs_input_grad) else None
         loss_sum = hidden_TBH.new_zeros((), dtype=torch.float32)
         objectives_L = hidden_TBH.new_empty(len(flat_LH) * num_parts, dtype=torch.float32)
-        for own, labels_N, weights_N, places in losses.chunks(flat_LH, num_parts):
+        chunks = list(losses.chunks(flat_LH, num_parts))
+        is_late = wanted is not None and num_parts == 1 and len(chunks) > 1
+        late = _late(output_layer, output_weight, trained, flat_LH) if is_late else None
+        weight = output_weight if late is None else late.weight_VH
+        for own, labels_N, weights_N, places in chunks:
             with torch.set_grad_enabled(wanted is not None):
                 hidden_N1H = flat_LH[own][:, None].detach().requires_grad_(wanted is not None)
-                logits_N1V, _ = output_layer(hidden_N1H, weight=output_weight)
+                logits_N1V, _ = output_layer(hidden_N1H, weight=weight)
                 masked_N1V = mask_padded_columns(logits_N1V, losses.spec)
                 objective_N = losses.objective(losses.cross_entropy(masked_N1V, labels_N[:, None])[:, 0])
                 chunk_sum = token.weighted_sum(objective_N, weights_N)
-            if wanted is not None:
+            if late is not None and wanted is not None:
+                of_hidden_N1H, of_logits_N1V = torch.autograd.grad(chunk_sum, [hidden_N1H, logits_N1V])
+                late.of_logits_LV[own] = of_logits_N1V[:, 0]
+                wanted.add(own, [of_hidden_N1H])
+            elif wanted is not None:
                 wanted.add(own, torch.autograd.grad(chunk_sum, [hidden_N1H, *trained]))
             loss_sum += chunk_sum.detach()
             for place, part in zip(places, objective_N.detach().chunk(num_parts), strict=True):
                 objectives_L[place] = part
+        if late is not None and wanted is not None:
+            wanted.add_parameters([late.of_logits_LV.t() @ flat_LH])
         ctx.gradients = wanted
         ctx.mark_non_differentiable(objectives_L)
         return loss_sum, objectives_L
@@ -110,6 +121,28 @@ class _Function(torch.autograd.Function):
         gradients = ctx.gradients.scaled(of_sum)
         ctx.gradients = None
         return None, None, None, *gradients
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Late:
+    """The gradient of all logits, from which that of the output layer's weight follows in one product at the end.
+
+    weight_VH: the same weight without a gradient, for which the chunks compute none.
+    """
+
+    weight_VH: Tensor
+    of_logits_LV: Tensor
+
+
+def _late(
+    output_layer: nn.Module, output_weight: Tensor | None, trained: Sequence[Tensor], hidden_LH: Tensor
+) -> _Late | None:
+    """None where more than the weight trains, or where the chunks' sum, which is in float32, takes less memory."""
+    weight = getattr(output_layer, "weight", None) if output_weight is None else output_weight
+    is_smaller = len(hidden_LH) * hidden_LH.element_size() <= hidden_LH.shape[1] * FLOAT32_BYTES
+    if not isinstance(weight, Tensor) or [id(each) for each in trained] != [id(weight)] or not is_smaller:
+        return None
+    return _Late(weight_VH=weight.detach(), of_logits_LV=hidden_LH.new_empty(len(hidden_LH), len(weight)))
 
 
 class _Gradients:
@@ -124,10 +157,14 @@ class _Gradients:
         """Adds the gradients of one chunk: of its hidden states [N, 1, H], then of the parameters."""
         of_hidden_N1H, *of_parameters = gradients
         self._hidden_TBH.flatten(0, 1)[own] = of_hidden_N1H[:, 0]
+        self.add_parameters(of_parameters)
+
+    def add_parameters(self, of_parameters: Sequence[Tensor]) -> None:
+        """Adds gradients of the parameters."""
         if self._sums:
             self._sums = [total.float().add_(part) for total, part in zip(self._sums, of_parameters, strict=True)]
         else:
-            self._sums = of_parameters
+            self._sums = list(of_parameters)
 
     def scaled(self, factor: Tensor) -> list[Tensor]:
         """Gradients of hidden states and parameters, for this gradient of the sum. Scales in place."""

@@ -71,7 +71,7 @@ def _keep_wide(tower: nn.Module) -> None:
 def _moved(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool = True) -> nn.Module:  # noqa: FBT001 - torch's
     """Applies a change of device or type to a module, but only the device to the buffers that no checkpoint has."""
     wide = {name: getattr(module, name) for name in module._non_persistent_buffers_set}
-    type(module)._apply(module, change, recurse)
+    type(module)._apply(module, change, recurse)  # type: ignore[no-untyped-call]
     for name, values in wide.items():
         setattr(module, name, values.to(getattr(module, name).device))
     return module

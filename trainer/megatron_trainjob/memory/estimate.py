@@ -290,12 +290,12 @@ def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float
 def _logit_bytes(args: TrainArgs, shape: Model, row: Row, task: Task) -> float:
     """Logits of a chunk and their gradient in the training type and the float32 softmax, N * V / tp * (2 e + 4).
 
-    Between several chunks the output layer's gradient is summed in float32; preference training does that in the
-    backward pass.
+    Between several chunks the output layer's gradient is summed in float32, or the gradient of all logits is kept,
+    whichever is less; preference training does that in the backward pass.
     """
     columns = shape.vocab_size / args.tensor_model_parallel_size
     whole = row.tokens * columns
     sums = 0.0
     if whole > LOGITS_AT_ONCE and task != "rlhf" and args.train_type == "full":
-        sums = columns * shape.hidden_size * FLOAT32_BYTES
+        sums = columns * min(shape.hidden_size * FLOAT32_BYTES, row.tokens * row.element_bytes)
     return min(whole, LOGITS_AT_ONCE) * (2 * row.element_bytes + FLOAT32_BYTES) + sums
