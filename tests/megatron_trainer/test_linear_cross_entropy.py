@@ -11,9 +11,9 @@ TOLERANCE = 1e-5
 
 @pytest.mark.parametrize("objective", ["plain", "dft"])
 @pytest.mark.parametrize("at_once", [1, 7, 1000], ids=["one-token", "ragged-chunks", "one-chunk"])
-@pytest.mark.parametrize("width", [8, 64], ids=["weight-chunk-by-chunk", "weight-at-the-end"])
+@pytest.mark.parametrize("width", [8, 24], ids=["weight-chunk-by-chunk", "weight-at-the-end"])
 def test_one_rank_computes_losses_and_gradients_as_torch_does(at_once, objective, width):
-    """24 tokens: the gradient of all logits takes less than the weight's sum where that has 64 columns."""
+    """24 tokens: the gradient of all logits takes less than the weight's sum where that has 24 columns."""
     [found] = gloo_ranks(1).run(linear_loss_ranks.differences, at_once=at_once, objective=objective, width=width)
     assert max(found.values()) < TOLERANCE, found
 
@@ -21,7 +21,7 @@ def test_one_rank_computes_losses_and_gradients_as_torch_does(at_once, objective
 @pytest.mark.dist
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole-sequence", "sequence-parallel"])
 def test_a_split_vocabulary_gives_the_same_in_every_chunk(sequence_parallel):
-    for at_once, width in ((5, 8), (5, 64), (1000, 8)):
+    for at_once, width in ((5, 8), (5, 24), (1000, 8)):
         for found in gloo_ranks(2).run(
             linear_loss_ranks.differences, at_once=at_once, sequence_parallel=sequence_parallel, width=width
         ):

@@ -74,13 +74,13 @@ def _output_layer(weight: Any, *, sequence_parallel: bool) -> Any:
 
     config = TransformerConfig(
         num_layers=1,
-        hidden_size=HIDDEN,
+        hidden_size=weight.shape[1],
         num_attention_heads=2,
         sequence_parallel=sequence_parallel,
         tensor_model_parallel_size=parallel_state.get_tensor_model_parallel_world_size(),
     )
     layer = ColumnParallelLinear(
-        HIDDEN, PADDED, config=config, init_method=torch.nn.init.zeros_, bias=False, skip_bias_add=False
+        weight.shape[1], PADDED, config=config, init_method=torch.nn.init.zeros_, bias=False, skip_bias_add=False
     )
     layer.weight.data.copy_(weight)
     return layer
