@@ -94,7 +94,8 @@ def test_what_has_no_effect_on_one_machine_is_said():
         "env": [{"name": "KEY", "valueFrom": {"secretKeyRef": {"name": "s", "key": "k"}}}, {"name": "A", "value": "1"}],
         "envFrom": [{"secretRef": {"name": "s"}}],
         "podTemplate": {"spec": {"containers": [{"name": "trainer"}, {"name": "proxy"}]}},
-        "scheduling": {"gang": "Native"},
+        "scheduling": {"gang": "Native", "spares": 1},
+        "failurePolicy": {"nodeExclusion": {}},
         "runPolicy": {"ttlSecondsAfterFinished": 5},
     }
     assert ignored_here(job(spec)) == (
@@ -102,6 +103,8 @@ def test_what_has_no_effect_on_one_machine_is_said():
         "envFrom is not read here; the variables of this shell are used",
         "container proxy is not started here",
         "queues and gang scheduling have no effect here; all pods start at once",
+        "scheduling.spares has no effect here; one machine has no node to spare",
+        "failurePolicy.nodeExclusion has no effect here; there is no other node",
         "ttlSecondsAfterFinished has no effect here; the state folder stays",
     )
     assert ignored_here(job()) == ()

@@ -177,6 +177,8 @@ def _scheduling(job: Job) -> Iterator[str]:
         yield "queues and gang scheduling have no effect here; all pods start at once"
     if job.scheduling.spares:
         yield "scheduling.spares has no effect here; one machine has no node to spare"
+    if job.failure_policy.node_exclusion is not None:
+        yield "failurePolicy.nodeExclusion has no effect here; there is no other node"
     if job.run_policy.ttl_s is not None:
         yield "ttlSecondsAfterFinished has no effect here; the state folder stays"
 
