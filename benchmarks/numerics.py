@@ -9,12 +9,11 @@ tests/megatron_trainer/test_models_parity.py, which hold each difference to 1e-4
 from __future__ import annotations
 
 import datetime
-import functools
 import platform
 import re
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from importlib.metadata import version
 from pathlib import Path
 
@@ -47,62 +46,63 @@ BOUND = 1e-4
 PAGE = ROOT / "docs" / "numerics.md"
 DATE = "measured"
 """The row of each table that says when a column was measured."""
+DENSE = dict.fromkeys(sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS), ("tp1", *layouts.DENSE))
+EXPERTS = dict.fromkeys(sorted(tiny_model.EXPERT_MODELS), ("tp1", *layouts.EXPERTS))
+"""Model -> its layouts, the rows of its column."""
+Cells = dict[tuple[str, str], str]
+"""(model, layout) -> what the page says."""
 
 
 def main() -> int:
-    """Runs the cases and writes the page; 1 when a case is out of bounds, which is named in the page too."""
-    dense = sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS)
-    experts = sorted(tiny_model.EXPERT_MODELS)
-    asked = sys.argv[1:] or [*dense, *experts]
-    if unknown := set(asked) - {*dense, *experts}:
-        sys.exit(f"no tiny model is called {', '.join(sorted(unknown))}; known are {', '.join([*dense, *experts])}")
+    """Measures the models one after the other and writes the page after each; 1 when a case is out of bounds."""
+    asked = sys.argv[1:] or [*DENSE, *EXPERTS]
+    if unknown := set(asked) - {*DENSE, *EXPERTS}:
+        sys.exit(f"no tiny model is called {', '.join(sorted(unknown))}; known are {', '.join([*DENSE, *EXPERTS])}")
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "megatron-core", "transformers"))
-    known = {} if sys.argv[1:] == [] else known_cells(packages)
+    cells = known_cells(packages) if sys.argv[1:] else {}
     with tempfile.TemporaryDirectory() as folder:
-        measure = functools.partial(measured, asked=asked, known=known, folder=Path(folder))
-        parts = [
-            table("Dense families", dense, ("tp1", *layouts.DENSE), measure),
-            table("Families of experts", experts, ("tp1", *layouts.EXPERTS), measure),
-        ]
-    cells = [cell for part in parts for line in part.splitlines() for cell in line.split(" | ")]
-    broken = sum("**" in cell for cell in cells)
-    largest = max(float(number) for cell in cells for number in re.findall(r"\d\.\de-\d\d", cell))
+        for name in asked:
+            of_model = {text: cell(name, text, Path(folder)) for text in (DENSE.get(name) or EXPERTS[name])}
+            cells |= {(name, text): found for text, found in of_model.items()}
+            cells[name, DATE] = f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}"
+            print(name, of_model, flush=True)
+            PAGE.write_text(page(cells, packages))
+    return int("**" in "".join(cells.values()))
+
+
+def page(cells: Cells, packages: str) -> str:
+    """The whole page; a cell that was never measured says so."""
+    largest = max(float(number) for found in cells.values() for number in re.findall(r"\d\.\de-\d\d", found))
+    broken = sum("**" in found for found in cells.values())
     facts = (
         f"Measured on {platform.machine()} with {packages}. Largest difference of all: {largest:.1e}; "
         f"{broken} cases beyond {BOUND:.0e}.\n\n"
     )
-    PAGE.write_text(HEAD + facts + "\n".join(parts))
-    return int(broken > 0)
+    parts = (table("Dense families", DENSE, cells), table("Families of experts", EXPERTS, cells))
+    return HEAD + facts + "\n".join(parts)
 
 
-def known_cells(packages: str) -> dict[tuple[str, str], str]:
-    """(model, layout) -> cell of the page as it is. Ends the program where that was measured with other packages."""
+def known_cells(packages: str) -> Cells:
+    """The cells of the page as it is. Ends the program where they were measured with other packages."""
     text = PAGE.read_text()
     if packages not in text:
         sys.exit(f"the page was measured with other packages than {packages}: measure all models")
-    cells, names = {}, []
+    cells: Cells = {}
+    names: list[str] = []
     for line in text.splitlines():
         first, *others = [cell.strip() for cell in line.strip("| ").split("|")]
         if first == "layout":
             names = others
         elif line.startswith("| "):
-            cells |= {(name, first): cell for name, cell in zip(names, others, strict=True)}
+            cells |= {(name, first): found for name, found in zip(names, others, strict=True)}
     return cells
 
 
-def measured(name: str, text: str, *, asked: list[str], known: Mapping[tuple[str, str], str], folder: Path) -> str:
-    """A cell: of this go, of the page, or that it is of neither."""
-    if name not in asked:
-        return known.get((name, text), "not measured")
-    return f"{datetime.datetime.now(datetime.UTC):%Y-%m-%d}" if text == DATE else cell(name, text, folder)
-
-
-def table(title: str, names: list[str], texts: tuple[str, ...], measure: Callable[[str, str], str]) -> str:
+def table(title: str, models: Mapping[str, tuple[str, ...]], cells: Cells) -> str:
     """A Markdown table: one row a layout, one column a model."""
-    lines = [f"## {title}", "", f"| layout | {' | '.join(names)} |", "|---" * (len(names) + 1) + "|"]
-    for text in (*texts, DATE):
-        lines.append(f"| {text} | {' | '.join(measure(name, text) for name in names)} |")
-        print(lines[-1], flush=True)
+    lines = [f"## {title}", "", f"| layout | {' | '.join(models)} |", "|---" * (len(models) + 1) + "|"]
+    for text in (*next(iter(models.values())), DATE):
+        lines.append(f"| {text} | {' | '.join(cells.get((name, text), 'not measured') for name in models)} |")
     return "\n".join(lines) + "\n"
 
 
