@@ -19,6 +19,7 @@ ROOT = Path(__file__).parent.parent
 sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 from local_cluster import (
+    helm_chart,
     images,
     one_node,
     one_node_jobs,
@@ -26,14 +27,12 @@ from local_cluster import (
 from local_cluster.control_plane import ControlPlane
 from local_cluster.node_machine import Unavailable
 from local_cluster.one_node_jobs import Claims
+from local_cluster.wait import wait_until
+from megatron_operator.api import names
 from megatron_trainjob.args import yaml_file
-from tests.support.operator import helm_chart
-from tests.support.operator.job_client import (
-    JobClient,
-    wait_until,
-)
 
 NAMESPACE = "default"
+JOBS = f"/apis/{names.API_VERSION}/namespaces/{NAMESPACE}/{names.PLURAL}"
 CLAIM = "quickstart-data"
 PATIENCE_S = 1800.0
 ENDS = ("Succeeded", "Failed")
@@ -61,14 +60,13 @@ def train(plane: ControlPlane, data: Path, folder: Path) -> None:
     one_node_jobs.provide_environment(claims)
     spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": one_node_jobs.SIZE}}
     plane.create(claims_path(), {"metadata": {"name": CLAIM}, "spec": spec})
-    jobs = JobClient(plane=plane, namespace=NAMESPACE)
     say("kubectl apply: examples/quickstart/trainjob.yaml, in two pods of one process each")
-    jobs.submit(in_two_pods())
+    plane.create(JOBS, in_two_pods())
     watches = [
         watch(plane, "get", "mtj", "--watch"),
         watch(plane, "get", "events", "--watch", "--field-selector", "involvedObject.kind=MegatronTrainJob"),
     ]
-    ended = wait_until(lambda: jobs.status("quickstart").get("phase"), ENDS.__contains__, "its end", PATIENCE_S)
+    ended = wait_until(lambda: phase(plane), ENDS.__contains__, "its end", PATIENCE_S)
     for each in watches:
         each.terminate()
     say(f"{ended}; the log of its first pod ends with:")
@@ -83,6 +81,12 @@ def in_two_pods() -> dict[str, Any]:
     resources = {"requests": {"cpu": "500m", "memory": "2Gi"}, "limits": {"memory": "8Gi"}}
     job["spec"] |= {"numNodes": 2, "nprocPerNode": 1, "resourcesPerNode": resources}
     return one_node_jobs.on_the_node(job)
+
+
+def phase(plane: ControlPlane) -> str | None:
+    """Where the job stands, None before its first status."""
+    status = (plane.get(f"{JOBS}/quickstart") or {}).get("status") or {}
+    return status.get("phase")
 
 
 def claims_path() -> str:

@@ -19,7 +19,7 @@ import yaml
 from local_cluster import node_binaries
 from local_cluster.control_plane import ControlPlane
 from local_cluster.node_machine import CNI_FOLDER
-from tests.support.operator.job_client import wait_until
+from local_cluster.wait import wait_until
 
 PAUSE_IMAGE = "localhost/pause:1"
 NAMESPACE = ("-n", "k8s.io")  # where containerd keeps what the kubelet asked for

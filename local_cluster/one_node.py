@@ -22,7 +22,7 @@ from local_cluster import control_plane, kube_node, node_binaries, node_machine
 from local_cluster.control_plane import ControlPlane, Refused
 from local_cluster.kube_node import PAUSE_IMAGE, KubeNode, run
 from local_cluster.node_machine import Unavailable
-from tests.support.operator.job_client import wait_until
+from local_cluster.wait import wait_until
 
 FOLDER_NAME = "mtj-node"  # by it the leftovers of a killed node are known
 LOCK = Path("/run/lock/mtj-node")

@@ -17,12 +17,13 @@ from typing import Any
 
 from local_cluster.control_plane import ControlPlane, Refused, free_port
 from megatron_operator.api import names
-from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
+from megatron_operator.cluster.kubernetes.resource import NODE as NODE_KIND
 from megatron_operator.cluster.local import paths as local_paths
 from megatron_operator.cluster.local.paths import Folders
 from megatron_operator.cluster.local.pod import LocalPod, Step
-from tests.support.operator.fake_kubelet import make_node
+from megatron_operator.timestamp import to_text
 
 Object = Mapping[str, Any]
 STRATEGIC_PATCH = "application/strategic-merge-patch+json"
@@ -170,3 +171,15 @@ async def _join(plane: ControlPlane) -> None:
     """Makes the node: the garbage collector of pods ends those of a node that is not there."""
     async with Client(from_kubeconfig(plane.kubeconfig)) as client:
         await make_node(client, NODE)
+
+
+async def make_node(client: Client, name: str, *, capacity: Object | None = None) -> None:
+    """Makes a Ready node with this capacity."""
+    resources = {"cpu": "64", "memory": "512Gi", "pods": "10000", **(capacity or {})}
+    with contextlib.suppress(ApiError):
+        await client.create(NODE_KIND, None, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
+    untainted = {"spec": {"taints": None}}  # of not-ready, which no controller takes off here
+    await client.patch(NODE_KIND, None, name, untainted)
+    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": to_text(time.time())}
+    status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
+    await client.patch(NODE_KIND, None, name, {"status": status}, subresource="status")

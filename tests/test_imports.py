@@ -57,6 +57,11 @@ def test_every_name_that_is_imported_exists():
     assert [message for file in files for message in broken(file)] == []
 
 
+def test_what_users_start_imports_nothing_of_the_tests():
+    text = {file.name: file.read_text() for file in (ROOT / "local_cluster").glob("*.py")}
+    assert [name for name, content in text.items() if "from tests" in content or "import tests" in content] == []
+
+
 def test_a_name_that_is_gone_is_found(tmp_path, monkeypatch):
     monkeypatch.setattr(f"{__name__}.ROOT", tmp_path)
     file = tmp_path / "stale.py"

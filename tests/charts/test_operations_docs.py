@@ -8,9 +8,9 @@ from pathlib import Path
 
 from prometheus_client.parser import text_string_to_metric_families
 
+from local_cluster import helm_chart
 from megatron_operator.api import names
 from megatron_operator.process.metrics import Metrics
-from tests.support.operator import helm_chart
 
 ROOT = Path(__file__).parent.parent.parent
 DASHBOARD = helm_chart.CHART / "files" / "dashboard.json"

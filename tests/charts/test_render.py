@@ -10,10 +10,10 @@ import sys
 import pytest
 import yaml
 
+from local_cluster import helm_chart
 from local_cluster.control_plane_binaries import helm
+from local_cluster.helm_chart import NAMESPACE, of_kind, render
 from megatron_trainjob import images
-from tests.support.operator import helm_chart
-from tests.support.operator.helm_chart import NAMESPACE, of_kind, render
 
 pytestmark = pytest.mark.cluster
 

@@ -8,13 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from local_cluster import control_plane
+from local_cluster import control_plane, helm_chart
 from local_cluster.control_plane import ControlPlane, Refused
+from local_cluster.helm_chart import NAMESPACE
 from tests.support.kueue import kueue_stand_in as kueue
-from tests.support.operator import fake_kubelet, helm_chart, operator_process, progress_client
+from tests.support.operator import fake_kubelet, operator_process, progress_client
 from tests.support.operator import pod_group_stand_in as gangs
 from tests.support.operator.fake_kubelet import FakeKubelet, Life
-from tests.support.operator.helm_chart import NAMESPACE
 from tests.support.operator.job_client import JobClient, manifest, wait_until
 from tests.support.operator.operator_rights import USER, granted, of_operator, refused, used
 

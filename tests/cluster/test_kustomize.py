@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from local_cluster import control_plane
+from local_cluster import control_plane, helm_chart
 from local_cluster.control_plane import ControlPlane
-from tests.support.operator import fake_kubelet, helm_chart, operator_process
+from tests.support.operator import fake_kubelet, operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import ROOT, JobClient, manifest, new_namespace
 

@@ -15,16 +15,15 @@ from pathlib import Path
 
 import pytest
 
-from local_cluster import images, one_node, one_node_jobs
+from local_cluster import helm_chart, images, one_node, one_node_jobs
 from local_cluster.control_plane import ControlPlane
+from local_cluster.helm_chart import CHART, RELEASE
 from local_cluster.images import TRAINER_IMAGE, VALUES
 from local_cluster.kube_node import PAUSE_IMAGE
 from local_cluster.node_machine import Unavailable
 from local_cluster.one_node_jobs import Claims
 from megatron_trainjob.exit_codes import ExitCode
 from tests.support.models import tiny_model
-from tests.support.operator import helm_chart
-from tests.support.operator.helm_chart import CHART, RELEASE
 from tests.support.operator.job_client import JobClient, new_namespace, wait_until
 from tests.support.operator.training_jobs import (
     PATIENCE_S,

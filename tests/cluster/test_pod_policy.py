@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 
 from local_cluster.control_plane import ControlPlane, Refused
-from tests.support.operator.helm_chart import FULL_NAME, of_kind, render
+from local_cluster.helm_chart import FULL_NAME, of_kind, render
 from tests.support.operator.job_client import POLICIES, JobClient, manifest, wait_until
 from tests.support.operator.operator_process import OperatorProcess
 

@@ -15,9 +15,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
+from local_cluster.pod_agent import make_node
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
-from megatron_operator.cluster.kubernetes.resource import NODE, POD
+from megatron_operator.cluster.kubernetes.resource import POD
 
 Object = Mapping[str, Any]
 NODE_NAME = "fake-node"
@@ -324,17 +325,6 @@ def _now() -> str:
     return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
-async def make_node(client: Client, name: str = NODE_NAME, *, capacity: Object | None = None) -> None:
-    """Makes a Ready node with this capacity."""
-    resources = {"cpu": "64", "memory": "512Gi", "pods": "10000", **(capacity or {})}
-    with contextlib.suppress(ApiError):
-        await client.create(NODE, None, {"apiVersion": "v1", "kind": "Node", "metadata": {"name": name}})
-    await client.patch(NODE, None, name, {"spec": {"taints": None}})  # not-ready, which no controller takes off here
-    ready = {"type": "Ready", "status": "True", "reason": "KubeletReady", "lastHeartbeatTime": _now()}
-    status = {"capacity": resources, "allocatable": resources, "conditions": [ready]}
-    await client.patch(NODE, None, name, {"status": status}, subresource="status")
-
-
 @contextlib.contextmanager
 def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKubelet]:
     """Runs the kubelet in a thread of its own for as long as the block lasts."""
@@ -343,7 +333,7 @@ def playing(kubelet: FakeKubelet, *, with_node: bool = True) -> Iterator[FakeKub
     async def play() -> None:
         if with_node:
             async with Client(from_kubeconfig(kubelet.kubeconfig)) as client:
-                await make_node(client)
+                await make_node(client, NODE_NAME)
         await kubelet.run()
 
     task = loop.create_task(play())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import re
-import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,6 +13,7 @@ import yaml
 
 from local_cluster import control_plane
 from local_cluster.control_plane import ControlPlane, Refused
+from local_cluster.wait import PATIENCE_S, wait_until
 from tests.support.operator import fake_kubelet
 
 Object = Mapping[str, Any]
@@ -25,7 +25,6 @@ POLICIES = {
 }
 API = "/apis/megatrontrain.dev/v1alpha1"
 ARGS = {"model": "/models/tiny", "dataset": ["/data/train.jsonl"], "train_iters": 10}
-PATIENCE_S = 120.0
 
 
 def manifest(name: str = "job", **spec: object) -> dict[str, Any]:
@@ -37,20 +36,6 @@ def manifest(name: str = "job", **spec: object) -> dict[str, Any]:
         "metadata": {"name": name},
         "spec": {**defaults, **spec},
     }
-
-
-def wait_until[Value](
-    read: Callable[[], Value], wanted: Callable[[Value], bool], what: str, patience_s: float = PATIENCE_S
-) -> Value:
-    """The first value read that is as wanted; fails with the last one when none came in time."""
-    deadline = time.monotonic() + patience_s
-    while True:
-        value = read()
-        if wanted(value):
-            return value
-        if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience_s:.0f} s for {what}; last seen: {value}")
-        time.sleep(0.1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
+from local_cluster import helm_chart
 from local_cluster.control_plane import ControlPlane
-from tests.support.operator import helm_chart
 
 Object = Mapping[str, Any]
 USER = f"system:serviceaccount:{helm_chart.NAMESPACE}:{helm_chart.FULL_NAME}"

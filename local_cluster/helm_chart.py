@@ -15,7 +15,7 @@ from local_cluster.control_plane import ControlPlane
 from local_cluster.control_plane_binaries import KUBERNETES_VERSION, helm
 
 Object = Mapping[str, Any]
-CHART = Path(__file__).parents[3] / "charts" / "megatron-train-operator"
+CHART = Path(__file__).parents[1] / "charts" / "megatron-train-operator"
 RELEASE = "mtj"
 NAMESPACE = "mtj-system"
 FULL_NAME = "mtj-megatron-train-operator"
