@@ -7,9 +7,13 @@ import pytest
 
 from tests.support.ranks import gpu_training, tiny_run
 
-# Read once, when CUDA's libraries start: float32 products stay float32 (TransformerEngine asks for TF32), and the same
-# product gives the same bits each time.
-ENVIRONMENT = {"NVIDIA_TF32_OVERRIDE": "0", "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+# Read once, when CUDA's libraries start: float32 products stay float32 (TransformerEngine asks for TF32), the same
+# product gives the same bits each time, and kernels start in one order over all streams, as the launcher has it.
+ENVIRONMENT = {
+    "NVIDIA_TF32_OVERRIDE": "0",
+    "CUBLAS_WORKSPACE_CONFIG": ":4096:8",
+    "CUDA_DEVICE_MAX_CONNECTIONS": "1",
+}
 ATTENTION_CHOICE = ("NVTE_FLASH_ATTN", "NVTE_FUSED_ATTN", "NVTE_UNFUSED_ATTN")
 
 

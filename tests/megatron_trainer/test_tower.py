@@ -34,6 +34,24 @@ def test_reentrant_recomputation_trains_layers_behind_frozen_patches(tmp_path: P
 
 
 @pytest.mark.parametrize("name", sorted(SEEING_MODELS))
+def test_frequencies_stay_float32_tensors_beside_weights_in_bfloat16(tmp_path: Path, name: str):
+    """transformers calls them as tensors, in some versions .float() and in others .to(device=...)."""
+    (tmp_path / "config.json").write_text(
+        json.dumps({**config_of(name).to_dict(), "model_type": MODELS[name][0]}, default=str)
+    )
+    args = TrainArgs(torch_dtype="bfloat16")
+    tower = build_tower(read_model(tmp_path, args), args, backend.select())
+    before = {key: values.clone() for key, values in tower.named_buffers()}
+    tower.bfloat16()
+    assert {parameter.dtype for parameter in tower.parameters()} == {torch.bfloat16}
+    frequencies = {key: values for key, values in tower.named_buffers() if key.endswith("inv_freq")}
+    assert frequencies
+    for key, values in frequencies.items():
+        assert values.dtype == torch.float32
+        assert values.equal(before[key])
+
+
+@pytest.mark.parametrize("name", sorted(SEEING_MODELS))
 def test_flops_of_a_patch_are_those_that_torch_counts(name):
     """Forward alone where tower and aligner are frozen, three times that where they train."""
     tower = AutoModelForImageTextToText.from_config(config_of(name), attn_implementation="eager").model.visual

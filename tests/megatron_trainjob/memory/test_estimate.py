@@ -291,6 +291,18 @@ def test_a_precision_aware_optimizer_keeps_what_a_bfloat16_weight_lacks_instead_
     assert tiny(**aware, torch_dtype="float32").peak.optimizer == 2536 * 8
 
 
+def test_recomputed_norms_save_memory_only_where_they_are_modules_of_their_own():
+    """Two outputs of 16 tokens x 8 x 2 bytes in each of 4 layers; TransformerEngine's are part of dense linears."""
+
+    def saved(**given):
+        without, with_norms = ("core_attn",), ("core_attn", "layernorm")
+        sizes = [tiny(**given, recompute_modules=each).peak.activations for each in (without, with_norms)]
+        return sizes[0] - sizes[1]
+
+    assert saved() == 0
+    assert saved(transformer_impl="local") == 4 * 2 * 16 * 8 * 2
+
+
 def test_fp8_keeps_weights_twice_in_eight_bits_and_inputs_of_trained_linears_once():
     plain, eight = tiny(), tiny(fp8_format="hybrid")
     assert eight.peak.weights - plain.peak.weights == 2 * (2536 - 2 * 80 - 8)

@@ -47,7 +47,7 @@ def layer_bytes(args: TrainArgs, shape: Model, row: Row, layer: int) -> float:
     attention and the feed-forward part.
     """
     hidden = layer_input_bytes(args, shape, row)
-    norm_outputs = 0.0 if _recomputes(args, "layernorm") else 2 * hidden * row.input_bytes / row.element_bytes
+    norm_outputs = _kept_norms(args, shape, layer) * hidden * row.input_bytes / row.element_bytes
     dropout_masks = 2 * hidden / row.element_bytes if args.hidden_dropout else 0.0
     feed_forward = _expert_bytes(args, shape, row) if shape.has_experts(layer) else _dense_bytes(args, shape, row)
     mixing = _linear_bytes(args, shape.linear, row) if shape.linear and shape.is_linear(layer) else None
@@ -58,6 +58,17 @@ def layer_bytes(args: TrainArgs, shape: Model, row: Row, layer: int) -> float:
         + feed_forward
         + (_attention_bytes(args, shape, row) if mixing is None else mixing)
     )
+
+
+def _kept_norms(args: TrainArgs, shape: Model, layer: int) -> int:
+    """Outputs of a layer's two norms that are stored. A norm in one module with TransformerEngine's linear is never
+    recomputed: before attention unless that is latent, and before a dense feed-forward part.
+    """
+    if not _recomputes(args, "layernorm"):
+        return 2
+    if args.transformer_impl == "local":
+        return 0
+    return (not shape.kv_lora_rank) + (not shape.has_experts(layer))
 
 
 def _recomputes(args: TrainArgs, module: str) -> bool:
