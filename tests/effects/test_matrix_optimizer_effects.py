@@ -212,6 +212,21 @@ def test_ranks_of_experts_train_alike(train, model_root, optimizer):
     assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=OPTIMIZERS[optimizer])
 
 
+@pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name in ("lion", "muon")])
+def test_whole_experts_beside_split_matrices_train_alike_and_go_on(train, model_root, optimizer):
+    """Only the experts have two data-parallel ranks here."""
+    model = str(tiny_model.make("mixtral", model_root))
+    given = {**PLAIN, **EXACT, "optimizer": optimizer, "model": model, "dataloader_type": "single"}
+    whole = {"muon_tp_mode": "duplicated"} if optimizer == "muon" else {}
+    layout = {"tensor_model_parallel_size": 2, "sequence_parallel": True, "expert_tensor_parallel_size": 1, **whole}
+    one = train(**given).column("lm loss")
+    split = train(name="split", **given, **layout, ranks=2, stop_at=2, resume="Auto")
+    assert split.exit_code == ExitCode.PREEMPTED, split.message
+    resumed = train(name="split", **given, **layout, ranks=2, resume="Required", attempt=1)
+    assert resumed.exit_code == 0, resumed.message
+    assert resumed.column("lm loss") == pytest.approx(one, abs=OPTIMIZERS[optimizer])
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize(

@@ -106,6 +106,15 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
+        ours="megatron.patches.whole_tensors",
+        why="Experts that alone have data-parallel ranks are not distributed, and a save of all their copies hangs.",
+        until="shard_params returns early only where neither dense parameters nor experts have such ranks",
+        backends="CPU and GPU",
+        rests_on={
+            "megatron.core.optimizer.layer_wise_optimizer:LayerWiseDistributedOptimizer.shard_params": "69bcfd6c538f"
+        },
+    ),
+    Change(
         ours="megatron.patches.optimizer_shards",
         why="A checkpoint for every layout gathers the whole optimizer state in the host memory of every rank.",
         until="megatron-core saves the shards as the ranks hold them (docs/decisions/0008)",

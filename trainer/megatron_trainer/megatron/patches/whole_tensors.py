@@ -31,3 +31,19 @@ def install() -> None:
                 self.float16_groups = none
 
     layer_wise_optimizer.Float16OptimizerWithFloat16Params = TakesFloat32
+    layer_wise_optimizer.LayerWiseDistributedOptimizer.shard_params = _shard_params
+
+
+def _shard_params(self: Any, optimizers: Any, full_param_layouts: Any = None) -> None:
+    """Distributes the parameters wherever dense ones or experts have data-parallel ranks.
+
+    megatron-core leaves experts whole on each rank where only these have such ranks (tensor parallel, whole experts),
+    and then saves them from each.
+    """
+    sizes = (self.dp_cp.size(), self.expt_dp.size())
+    if max(sizes) == 1:
+        self.dp_cp_params_list = self.expt_dp_params_list = None
+    elif full_param_layouts is not None:
+        self._shard_params_from_layout(optimizers, full_param_layouts, *sizes)
+    else:
+        self._shard_params_ping_pong(optimizers, *sizes)
