@@ -360,12 +360,17 @@ def packed_sequence_parameters(batch: MicroBatch) -> PackedSeqParams | None:
 
 
 def layout() -> dict[str, int]:
-    """Sizes of the parallel axes of this run, under the names that checkpoints and reports use."""
+    """Sizes of the parallel axes of this run, under the names that checkpoints and reports use.
+
+    That of tensor-parallel ranks of experts is there where it differs from tp.
+    """
     here = coordinates()
+    expert_tensor_size = parallel_state.get_expert_tensor_parallel_world_size()
     return {
         "tp": here.tensor_size,
         "pp": here.pipeline_size,
         "cp": here.context_size,
         "dp": here.data_size,
         "ep": here.expert_size,
+        **({"etp": expert_tensor_size} if expert_tensor_size != here.tensor_size else {}),
     }

@@ -10,7 +10,7 @@ import shutil
 
 import pytest
 
-from tests.support.models import layouts, tiny_model
+from tests.support.models import layouts, seeing_model, tiny_model
 from tests.support.ranks.tiny_run import TinyRun, arguments, train, write_data
 
 pytestmark = pytest.mark.dist
@@ -19,6 +19,7 @@ SAVED_AT, STEPS = 2, 22
 TOLERANCE = 1e-3
 TP2 = {"tensor_model_parallel_size": 2}
 TP2_SP = {**TP2, "sequence_parallel": True}
+TP2_ETP1 = {**TP2_SP, "expert_tensor_parallel_size": 1}
 PP2 = {"pipeline_model_parallel_size": 2}
 UNEVEN = {**PP2, "decoder_first_pipeline_num_layers": 1}
 EP2 = {"expert_model_parallel_size": 2}
@@ -109,6 +110,10 @@ def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llam
         ("deepseek_v3", TP2_SP, ONE_RANK),
         ("qwen3_next", TP2_SP, ONE_RANK),
         ("qwen3_next", ONE_RANK, PP2),
+        ("qwen3_next", TP2_ETP1, ONE_RANK),
+        ("qwen3_5_moe", TP2_SP, PP2),
+        ("qwen3_moe", TP2_ETP1, ONE_RANK),
+        ("qwen3_moe", TP2_SP, TP2_ETP1),
         ("qwen3_moe", EP2, EP2),
         ("qwen3_moe", EP2, DP2),
         ("qwen3_moe", EP2, ONE_RANK),
@@ -119,6 +124,10 @@ def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llam
         "latent attention",
         "linear attention of two ranks to one",
         "linear attention in stages",
+        "whole experts of two ranks to one",
+        "linear attention of two ranks to stages",
+        "whole experts of two ranks to one, without linear attention",
+        "sharded experts to whole ones",
         "experts where they were",
         "spread experts to all of them on each rank",
         "spread experts to one rank",
@@ -127,7 +136,8 @@ def test_an_adapter_saved_with_tensor_parallelism_goes_on_in_another_layout(llam
     ],
 )
 def test_experts_and_latent_attention_go_on_in_another_layout(model_root, data, tmp_path, name, saved_in, loaded_in):
-    Saved(tiny_model.make(name, model_root), data, tmp_path, saved_in).check(loaded_in)
+    made = seeing_model if name in tiny_model.SEEING_MODELS else tiny_model
+    Saved(made.make(name, model_root), data, tmp_path, saved_in).check(loaded_in)
 
 
 @SLOW

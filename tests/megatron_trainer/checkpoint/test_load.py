@@ -34,6 +34,18 @@ def test_spread_experts_of_an_optimizer_that_is_not_split_are_refused_with_both_
     assert _moves_experts(path, manifest, policy(wanted, with_optimizer=False), is_split=False)
 
 
+def test_experts_that_only_tensor_ranks_spread_are_refused_with_both_sizes(tmp_path):
+    manifest = inspect(checkpoint_files.write(tmp_path, 1)).manifest
+    assert manifest is not None
+    manifest = replace(manifest, layout={"tp": 2, "ep": 1, "etp": 1})
+    path = Path("iter_0000001")
+    said = "expert_model_parallel_size 1 and expert_tensor_parallel_size 1; .* with expert_model_parallel_size 1:"
+    with pytest.raises(TrainingError, match=said):
+        _moves_experts(path, manifest, policy(1), is_split=False)
+    assert _moves_experts(path, manifest, policy(1), is_split=True)
+    assert not _moves_experts(path, manifest, policy(2), is_split=False)
+
+
 @pytest.mark.parametrize("before", [None, "0", "1"])
 def test_transformer_engine_may_unpickle_during_a_resume_alone(monkeypatch, before):
     monkeypatch.delenv(pickled_scaling.VARIABLE, raising=False)

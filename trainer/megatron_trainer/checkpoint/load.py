@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -104,7 +104,8 @@ def resume(
     """
     manifest = _manifest(checkpoint)
     is_split = contents.is_split_over_ranks(engine)
-    moves_experts = _moves_experts(checkpoint.path, manifest, policy, is_split=is_split)
+    has_experts = engine.config.num_moe_experts is not None
+    moves_experts = has_experts and _moves_experts(checkpoint.path, manifest, policy, is_split=is_split)
     is_lora = manifest.train_type == "lora"
     wanted = contents.model_state(engine, "trainable" if is_lora else "whole")
     models = dict(wanted)
@@ -171,22 +172,33 @@ def _manifest(checkpoint: Checkpoint) -> Manifest:
 
 
 def _moves_experts(path: Path, manifest: Manifest, policy: LoadPolicy, *, is_split: bool) -> bool:
-    """Whether experts are distributed over ranks in the checkpoint but not here, or vice versa.
+    """Whether experts are distributed otherwise than the rest in the checkpoint but not here, or vice versa.
 
     Raises:
         TrainingError: Megatron's non-distributed optimizer numbers its parameters, and the numbers differ in this case.
     """
-    saved, wanted = manifest.layout["ep"], policy.layout["ep"]
-    if (saved == 1) == (wanted == 1):
+    saved, wanted = manifest.layout, policy.layout
+    if _spreads_experts(saved) == _spreads_experts(wanted):
         return False
     if policy.with_optimizer and manifest.has_optimizer and not is_split:
         message = (
-            f"{path} was saved with expert_model_parallel_size {saved}; without use_distributed_optimizer its "
-            f"optimizer state cannot be read with {wanted}: keep {saved}, or continue without that state "
+            f"{path} was saved with {_expert_sizes(saved)}; without use_distributed_optimizer its optimizer state "
+            f"cannot be read with {_expert_sizes(wanted)}: keep the former, or continue without that state "
             "(no_load_optim true)"
         )
         raise TrainingError(ExitCode.CHECKPOINT_INCOMPATIBLE, message)
     return True
+
+
+def _spreads_experts(layout: Mapping[str, int]) -> bool:
+    """Whether Megatron gives experts an optimizer of their own: they have other data-parallel ranks than the rest."""
+    return layout["ep"] > 1 or "etp" in layout
+
+
+def _expert_sizes(layout: Mapping[str, int]) -> str:
+    """The sizes of a layout that decide this, as arguments."""
+    tensor = f" and expert_tensor_parallel_size {layout['etp']}" if "etp" in layout else ""
+    return f"expert_model_parallel_size {layout['ep']}{tensor}"
 
 
 def _check_names(models: contents.StateDict, checkpoint: Checkpoint, *, refuses_more: bool) -> None:
