@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import yaml
 
-from tests.support.arguments.scaled_runs import MAX_RANKS, ScaledRun, scaled, tiny_model_of
+from tests.support.arguments.scaled_runs import MAX_RANKS, ScaledRun, scaled, tiny_models_of
 from tests.support.ranks import stand_in_runs
 from tests.support.ranks.stand_in_runs import StandIns
 
@@ -30,7 +30,7 @@ def stand_ins(tmp_path_factory) -> StandIns:
 def scaled_example(name: str) -> ScaledRun:
     """The run of the example's manifest on its family's tiny model."""
     spec = yaml.safe_load(EXAMPLES[name].read_text())["spec"]
-    model = FAMILIES.get(name) or tiny_model_of(spec["args"]["model"])[0]
+    model = FAMILIES.get(name) or next(iter(tiny_models_of(spec["args"]["model"])))
     gpus = (spec["resourcesPerNode"].get("limits") or {}).get("nvidia.com/gpu", 1)
     num_ranks = int(spec.get("nprocPerNode") or gpus) * spec.get("numNodes", 1)
     return scaled(spec["task"], spec["args"], num_ranks=num_ranks, model=model)

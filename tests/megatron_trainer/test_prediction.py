@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,8 +12,9 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.models.prediction import further_targets
 from megatron_trainer.models.spec import read_model
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families import read
 from tests.support.models import layouts, prediction_model, tiny_model
-from tests.support.ranks import prediction_ranks
+from tests.support.ranks import image_prediction, prediction_ranks
 from tests.support.ranks.parity import micro_batch
 from tests.support.ranks.pool import gloo_ranks
 
@@ -38,8 +40,8 @@ def reference(directory: Path, *, packed: bool) -> Path:
     return path
 
 
-def check(name: str, text: str, root: Path, **settings: object) -> None:
-    directory = prediction_model.make(name, root)
+def check(name: str, text: str, root: Path, *, number: int = 2, **settings: object) -> None:
+    directory = prediction_model.make(name, root, number=number)
     layout = layouts.read(text)
     layout["arguments"] |= settings
     ranks = gloo_ranks(layouts.num_ranks(layout["arguments"])).run(
@@ -53,7 +55,7 @@ def check(name: str, text: str, root: Path, **settings: object) -> None:
     for found in ranks:
         assert found.changed == ()
         assert found.missing == ()
-        assert list(found.logged) == ["lm loss", "mtp_1 loss", "mtp_2 loss"]
+        assert list(found.logged) == ["lm loss", "mtp_1 loss", "mtp_2 loss"][: 1 + number]
         assert found.losses <= BOUND
         assert found.gradients <= BOUND, found.worst
 
@@ -76,15 +78,38 @@ def test_another_family_does_the_same(text: str, model_root: Path):
     check("glm4_moe", text, model_root)
 
 
+@pytest.mark.dist
+@pytest.mark.parametrize("text", ["tp1", "packed", "tp2 sp etp1", "pp2 packed", "ep2 packed"])
+def test_the_layer_beside_qwen3_nexts_decoder_does_the_same(text: str, model_root: Path):
+    check("qwen3_next", text, model_root, number=1)
+
+
+@pytest.mark.dist
+@pytest.mark.parametrize(("name", "text"), [("qwen3_5", "tp1"), ("qwen3_5", "tp2 sp"), ("qwen3_5_moe", "ep2")])
+def test_the_layer_of_qwen3_5_is_that_of_qwen3_next_and_sees_images(name: str, text: str, model_root: Path):
+    directory = prediction_model.make_seeing(name, model_root)
+    vision = read(json.loads((directory / "config.json").read_text())).vision
+    layout = layouts.read(text)["arguments"]
+    ranks = gloo_ranks(layouts.num_ranks(layout))
+    for found in ranks.run(image_prediction.compare, directory, image_prediction.truth(directory, vision), layout):
+        assert found.changed == ()
+        assert found.missing == ()
+        assert list(found.logged) == ["lm loss", "mtp_1 loss"]
+        assert found.losses <= BOUND
+        assert found.gradients <= BOUND, found.worst
+
+
 @pytest.mark.parametrize(
     ("name", "number", "said"),
     [
         ("llama", 1, "a model of type llama has no multi-token-prediction layers"),
         ("deepseek_v3", 3, "the model has 2 multi-token-prediction layers"),
+        ("qwen3_next", 2, "the model has 1 multi-token-prediction layers"),
     ],
 )
 def test_layers_that_a_model_lacks_are_refused(name: str, number: int, said: str, model_root: Path):
-    directory = tiny_model.make(name, model_root) if name == "llama" else prediction_model.make(name, model_root)
+    make = prediction_model.make if name == "deepseek_v3" else tiny_model.make
+    directory = make(name, model_root)
     with pytest.raises(InvalidInput, match=said):
         read_model(directory, TrainArgs(model=str(directory), mtp_num_layers=number))
 

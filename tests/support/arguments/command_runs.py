@@ -19,7 +19,7 @@ import yaml
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.parse import Refused, parse
 from tests.support.arguments.command_table import COMMANDS, GENERATES, Outcome, outcome
-from tests.support.arguments.scaled_runs import MAX_RANKS, SIZES, ScaledRun, scaled, tiny_model_of
+from tests.support.arguments.scaled_runs import MAX_RANKS, SIZES, ScaledRun, scaled, tiny_models_of
 from tests.support.models import tiny_model
 
 ROOT = Path(__file__).parents[3]
@@ -33,8 +33,9 @@ Written on {date} by `python -m tests.support.arguments.command_runs --write {da
 translated by `mtj from-args` and checked by `mtj validate`. *Run* gives the ranks on which it then trained three steps
 on the CPU backend (`tests/effects/test_commands_run.py`): with a tiny model of the family and a few rows in place of
 the real ones, each parallel size at most 2, at most {ranks} ranks together, and without the arguments that need a GPU
-(FP8, offloading, kernels). *Text decoder*: the model takes images; what ran is a text model of its decoder's family,
-which shows that the other arguments run.
+(FP8, offloading, kernels). Models with images ran with their vision tower on rows with pictures. *Text decoder*: the
+model takes images, and is not trained with them here or not for this task; what ran is a text model of its decoder's
+family, which shows that the other arguments run.
 
 """
 
@@ -130,16 +131,19 @@ def _command_run(command: dict[str, Any]) -> CommandRun:
     spec = yaml.safe_load(found.text)["spec"]
     given = spec["args"]
     name = str(given.get("model") or given.get("load"))
-    model, is_decoder = tiny_model_of(name)
-    if not model:
+    models = tiny_models_of(name)
+    if not models:
         reason = f"no: the family of {name.rpartition('/')[2]} is not [supported](families.md)"
         return CommandRun(outcome=found, reason=reason)
     num_ranks = int(spec["resourcesPerNode"]["limits"]["nvidia.com/gpu"]) * spec["numNodes"]
-    run = scaled(cast(Task, command["command"]), given, num_ranks=num_ranks, model=model)
-    problem = _problem(run)
-    if problem:
+    task = cast(Task, command["command"])
+    runs = {model: scaled(task, given, num_ranks=num_ranks, model=model) for model in models}
+    problems = {model: _problem(run) for model, run in runs.items()}
+    model = next((model for model, problem in problems.items() if not problem), None)
+    if model is None:
+        problem = next(iter(problems.values()))
         return CommandRun(outcome=found, reason=f"no: {problem.removeprefix('spec.args.').split('; ')[0]}")
-    return CommandRun(outcome=found, run=run, is_decoder=is_decoder)
+    return CommandRun(outcome=found, run=runs[model], is_decoder=models[model])
 
 
 def _problem(run: ScaledRun) -> str:

@@ -43,6 +43,10 @@ NUMBERS = frozenset(
 )
 # Names of models -> the tiny model of the family, first match first.
 FAMILIES: tuple[tuple[str, str], ...] = (
+    (r"Qwen2\.5-VL", "qwen2_5_vl"),
+    (r"Qwen2-VL", "qwen2_vl"),
+    (r"Qwen3-VL-\d+B-A", "qwen3_vl_moe"),
+    (r"Qwen3-VL", "qwen3_vl"),
     (r"Qwen1\.5-MoE", "qwen2_moe"),
     (r"Qwen3-(Coder-)?(30B|235B|480B)", "qwen3_moe"),
     (r"Qwen3-Next", "qwen3_next"),
@@ -55,7 +59,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Llama-[23]|SmolLM2", "llama"),
     (r"gpt-oss", "gpt_oss"),
 )
-# Of models with images the text decoder, which shows that the other arguments run.
+# The text decoder of models that are not trained here with images, or not for the task: the other arguments run.
 DECODERS: tuple[tuple[str, str], ...] = (
     (r"Qwen2\.5-(VL|Omni)", "qwen2"),
     (r"Qwen3-(VL|Omni)-\d+B-A|InternVL3_5-30B-A3B", "qwen3_moe"),
@@ -85,13 +89,13 @@ class ScaledRun:
         return repr((self.task, self.model, self.num_ranks, self.stand_ins, shape))
 
 
-def tiny_model_of(name: str) -> tuple[str, bool]:
-    """(the tiny model, whether it is only the decoder of one with images); "" for a family that is not trained here."""
-    for is_decoder, table in ((True, DECODERS), (False, FAMILIES)):
-        for pattern, model in table:
-            if re.search(pattern, name):
-                return model, is_decoder
-    return "", False
+def tiny_models_of(name: str) -> dict[str, bool]:
+    """The tiny models that stand in, the best first -> whether it is only the decoder of one with images."""
+    found: dict[str, bool] = {}
+    for is_decoder, table in ((False, FAMILIES), (True, DECODERS)):
+        model = next((model for pattern, model in table if re.search(pattern, name)), None)
+        found |= {model: is_decoder} if model else {}
+    return found
 
 
 def scaled(task: Task, given: Mapping[str, Any], *, num_ranks: int, model: str) -> ScaledRun:

@@ -1,12 +1,15 @@
 """Tiny models whose checkpoints hold multi-token-prediction layers, and what such layers compute in plain torch.
 
-Published checkpoints number these layers after the last one; transformers reads none of them.
+Published checkpoints number these layers after the last one, or (Qwen3-Next) have the only one beside the decoder;
+transformers reads none of them.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +17,15 @@ from tests.support.models import tiny_model
 
 LAYERS = 4
 FACTOR = 0.3
+IN_ONE_LIST = "in one list"
+"""The folder of a model with its layers in one list, as transformers builds them."""
+BESIDE = {
+    "enorm": "mtp.pre_fc_norm_embedding",
+    "hnorm": "mtp.pre_fc_norm_hidden",
+    "eh_proj": "mtp.fc",
+    "shared_head.norm": "mtp.norm",
+}
+"""The parts of a layer beside the decoder."""
 
 
 def make(name: str, root: Path, *, number: int = 2) -> Path:
@@ -21,7 +33,10 @@ def make(name: str, root: Path, *, number: int = 2) -> Path:
     import torch
     from safetensors.torch import load_file, save_file
 
-    directory = tiny_model.make(name, root, num_hidden_layers=LAYERS + number)
+    settings: dict[str, Any] = {"num_hidden_layers": LAYERS + number}
+    if is_beside(name):
+        settings["layer_types"] = ["linear_attention", "full_attention"] * 2 + ["full_attention"]
+    directory = tiny_model.make(name, root, **settings)
     config = json.loads((directory / "config.json").read_text())
     if config["num_hidden_layers"] == LAYERS:
         return directory
@@ -29,17 +44,65 @@ def make(name: str, root: Path, *, number: int = 2) -> Path:
     stored = load_file(directory / "model.safetensors")
     hidden = config["hidden_size"]
     for layer in range(LAYERS, LAYERS + number):
-        place = f"model.layers.{layer}."
-        stored[f"{place}eh_proj.weight"] = torch.randn(hidden, 2 * hidden, generator=draw) / hidden**0.5
+        projection = torch.randn(hidden, 2 * hidden, generator=draw) / hidden**0.5
+        stored[f"{part_of(name, layer, 'eh_proj')}.weight"] = projection
         for norm in ("enorm", "hnorm", "shared_head.norm"):
-            stored[f"{place}{norm}.weight"] = 1 + 0.2 * torch.randn(hidden, generator=draw)
-        stored[f"{place}embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
-        stored[f"{place}shared_head.head.weight"] = stored["lm_head.weight"].clone()
+            usual = 0 if is_beside(name) else 1
+            stored[f"{part_of(name, layer, norm)}.weight"] = usual + 0.2 * torch.randn(hidden, generator=draw)
+        if not is_beside(name):
+            stored[f"model.layers.{layer}.embed_tokens.weight"] = stored["model.embed_tokens.weight"].clone()
+            stored[f"model.layers.{layer}.shared_head.head.weight"] = stored["lm_head.weight"].clone()
+    stored = {_in_files(name, each): tensor for each, tensor in stored.items()}
     save_file(stored, directory / "model.safetensors", metadata={"format": "pt"})
     config.pop("num_mtp_layers", None)
-    config |= {"num_hidden_layers": LAYERS, "num_nextn_predict_layers": number}
+    config["num_hidden_layers"] = LAYERS
+    if is_beside(name):
+        config["layer_types"] = config["layer_types"][:LAYERS]
+    else:
+        config["num_nextn_predict_layers"] = number
     (directory / "config.json").write_text(json.dumps(config))
     return directory
+
+
+def make_seeing(name: str, root: Path, **settings: Any) -> Path:
+    """The folder of a model with images and one further layer, stored beside the decoder. settings: of config.json."""
+    import torch
+    from safetensors.torch import load_file, save_file
+
+    kinds = ["linear_attention", "full_attention"] * 2 + ["full_attention"]
+    directory = tiny_model.make(name, root, num_hidden_layers=LAYERS + 1, layer_types=kinds, **settings)
+    config = json.loads((directory / "config.json").read_text())
+    if config["text_config"]["num_hidden_layers"] == LAYERS:
+        return directory
+    draw = torch.Generator().manual_seed(3)
+    stored = load_file(directory / "model.safetensors")
+    shutil.copytree(directory, directory / IN_ONE_LIST)
+    hidden = config["text_config"]["hidden_size"]
+    further = {"mtp.fc.weight": torch.randn(hidden, 2 * hidden, generator=draw) / hidden**0.5}
+    for part in ("enorm", "hnorm", "shared_head.norm"):
+        further[f"{BESIDE[part]}.weight"] = 0.2 * torch.randn(hidden, generator=draw)
+    within = f"model.language_model.layers.{LAYERS}."
+    renamed = {key.replace(within, "mtp.layers.0."): each for key, each in stored.items()}
+    save_file({**renamed, **further}, directory / "model.safetensors", metadata={"format": "pt"})
+    config["text_config"] |= {"num_hidden_layers": LAYERS, "layer_types": kinds[:LAYERS], "mtp_num_hidden_layers": 1}
+    (directory / "config.json").write_text(json.dumps(config))
+    return directory
+
+
+def is_beside(family: str) -> bool:
+    """Whether the layer lies beside the decoder; there is one then, and norms scale by one plus their weight."""
+    return family == "qwen3_next"
+
+
+def part_of(family: str, layer: int, part: str) -> str:
+    """The name of a part of a layer that other layers lack."""
+    return BESIDE[part] if is_beside(family) else f"model.layers.{layer}.{part}"
+
+
+def _in_files(family: str, name: str) -> str:
+    """The name in files of a tensor that transformers has in one list of layers."""
+    within = f"model.layers.{LAYERS}."
+    return name.replace(within, "mtp.layers.0.") if is_beside(family) else name
 
 
 def truth(
@@ -53,6 +116,7 @@ def truth(
     from safetensors.torch import load_file
 
     model, extra, number = _model(directory)
+    family = model.config.model_type
     loss, sums, counts = torch.zeros(()), torch.zeros(1 + number), torch.zeros(1 + number)
     total = sum(float((each != 0).sum()) for each in weights)
     for row, parts, weight in zip(rows, lengths, weights, strict=True):
@@ -73,7 +137,7 @@ def truth(
     model.save_pretrained(directory / "gradients")
     buffers = {name for name, _ in model.named_buffers()}
     gradients = load_file(directory / "gradients" / "model.safetensors")
-    gradients = {name: each for name, each in gradients.items() if name not in buffers}
+    gradients = {_in_files(family, name): each for name, each in gradients.items() if name not in buffers}
     return {
         "sums": sums,
         "counts": counts,
@@ -85,18 +149,27 @@ def truth(
 def _model(directory: Path) -> tuple[Any, dict[str, Any], int]:
     """transformers' model with all layers in one list, and the other tensors of the additional ones."""
     import torch
-    from safetensors.torch import load_file
+    from safetensors.torch import load_file, save_file
     from transformers import AutoModelForCausalLM
 
     config = tiny_model.transformers_config(directory)
-    number = json.loads((directory / "config.json").read_text())["num_nextn_predict_layers"]
+    family = config.model_type
+    number = json.loads((directory / "config.json").read_text()).get("num_nextn_predict_layers", 1)
     config.num_hidden_layers = LAYERS + number
+    if is_beside(family):
+        config.layer_types = [*config.layer_types, "full_attention"]
+    stored = load_file(directory / "model.safetensors")
+    if is_beside(family):
+        source, directory = directory, directory / IN_ONE_LIST
+        directory.mkdir(exist_ok=True)
+        shutil.copy(source / "generation_config.json", directory)
+        in_list = {name.replace("mtp.layers.0.", f"model.layers.{LAYERS}."): each for name, each in stored.items()}
+        save_file(in_list, directory / "model.safetensors", metadata={"format": "pt"})
     model = AutoModelForCausalLM.from_pretrained(
         directory, config=config, dtype=torch.float32, attn_implementation="eager"
     )
-    own = ("eh_proj.weight", "enorm.weight", "hnorm.weight", "shared_head.norm.weight")
-    stored = load_file(directory / "model.safetensors")
-    return model, {name: each.requires_grad_() for name, each in stored.items() if name.endswith(own)}, number
+    own = {f"{part_of(family, LAYERS + each, part)}.weight" for each in range(number) for part in BESIDE}
+    return model, {name: stored[name].requires_grad_() for name in own}, number
 
 
 def _losses(model: Any, extra: dict[str, Any], number: int, ids: Any, weight: Any) -> Any:
@@ -104,6 +177,8 @@ def _losses(model: Any, extra: dict[str, Any], number: int, ids: Any, weight: An
     import torch
 
     decoder, epsilon = model.model, model.config.rms_norm_eps
+    family = model.config.model_type
+    centered = 1.0 if is_beside(family) else 0.0
     length = len(ids)
     positions = torch.arange(length)[None]
     mask = torch.full((length, length), torch.finfo(torch.float32).min).triu(1)[None, None]
@@ -111,26 +186,27 @@ def _losses(model: Any, extra: dict[str, Any], number: int, ids: Any, weight: An
     angles = decoder.rotary_emb(hidden, positions)
 
     def through(layer: Any, states: Any) -> Any:
-        found = layer(states, attention_mask=mask, position_ids=positions, position_embeddings=angles)
+        seen = None if hasattr(layer, "linear_attn") else mask
+        found = layer(states, attention_mask=seen, position_ids=positions, position_embeddings=angles)
         return found[0] if isinstance(found, tuple) else found
 
     def norm(states: Any, scale: Any) -> Any:
-        return scale * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + epsilon)
+        return (centered + scale) * states * torch.rsqrt(states.square().mean(-1, keepdim=True) + epsilon)
 
     for layer in decoder.layers[:LAYERS]:
         hidden = through(layer, hidden)
     hidden = decoder.norm(hidden)
     found = [_cross_entropy(model.lm_head(hidden)[0], ids, weight, distance=0)]
     for distance in range(1, number + 1):
-        place = f"model.layers.{LAYERS + distance - 1}."
+        place = partial(part_of, family, LAYERS + distance - 1)
         later = torch.cat([ids[distance:], ids.new_zeros(min(distance, length))])
         both = [
-            norm(decoder.embed_tokens(later[None]), extra[f"{place}enorm.weight"]),
-            norm(hidden, extra[f"{place}hnorm.weight"]),
+            norm(decoder.embed_tokens(later[None]), extra[f"{place('enorm')}.weight"]),
+            norm(hidden, extra[f"{place('hnorm')}.weight"]),
         ]
-        states = torch.cat(both, -1) @ extra[f"{place}eh_proj.weight"].T
+        states = torch.cat(both, -1) @ extra[f"{place('eh_proj')}.weight"].T
         states = through(decoder.layers[LAYERS + distance - 1], states)
-        hidden = norm(states, extra[f"{place}shared_head.norm.weight"])
+        hidden = norm(states, extra[f"{place('shared_head.norm')}.weight"])
         found.append(_cross_entropy(model.lm_head(hidden)[0], ids, weight, distance=distance))
     return torch.stack(found)
 

@@ -8,15 +8,19 @@ from pathlib import Path
 from typing import Any
 
 from tests.support.data import vision
-from tests.support.models import tiny_model
+from tests.support.models import prediction_model, tiny_model
 
 
-def make(name: str, root: Path) -> Path:
-    """The folder of a model whose tokens for images are those of its tokenizer."""
+def make(name: str, root: Path, *, predicts_further: bool = False) -> Path:
+    """The folder of a model whose tokens for images are those of its tokenizer.
+
+    predicts_further: it has a layer for multi-token prediction.
+    """
     kind, _ = tiny_model.MODELS[name]
     own = vision.config(kind)
     ids = {key: value for key, value in own.items() if key.endswith("_token_id")}
-    directory = tiny_model.make(name, root, **ids)
+    make_model = prediction_model.make_seeing if predicts_further else tiny_model.make
+    directory = make_model(name, root, **ids)
     config = (directory / "config.json").read_text()
     vision.write(directory, kind)
     (directory / "config.json").write_text(config)

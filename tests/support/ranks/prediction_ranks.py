@@ -48,13 +48,11 @@ def compare(
     from megatron_trainer import backend as backends
     from megatron_trainer import parallel
     from megatron_trainer.models.spec import read_model
-    from megatron_trainer.pipeline import run_schedule
     from megatron_trainer.tasks import TASKS
     from megatron_trainer.train import setup
-    from megatron_trainer.train.step import _reduce
     from megatron_trainjob.args.tree import TrainArgs
     from tests.support.models.prediction_model import FACTOR
-    from tests.support.ranks.parity import gathered, micro_batch
+    from tests.support.ranks.parity import micro_batch
 
     expected = torch.load(reference)
     number = len(expected["sums"]) - 1
@@ -69,31 +67,47 @@ def compare(
     )
     parallel.initialize(args, virtual_stages=virtual)
     spec = read_model(directory, args)
-    backend = backends.select()
-    engine = setup.build_engine(args, spec, backend)
-    stored, exported = load_file(directory / "model.safetensors"), gathered(engine.models, spec)
-    changed = sorted(n for n in stored.keys() | exported.keys() if not _same(stored.get(n), exported.get(n)))
+    engine = setup.build_engine(args, spec, backends.select())
     ids, lengths, weights = rows(packed=packed, vocab_size=spec.vocab_size)
     batches = []
     for row, parts, weight in zip(ids, lengths, weights, strict=True):
         batch = micro_batch(row, parts, packed=packed)
         labels = batch.labels_BT.masked_fill(weight[None] == 0, -100)
         batches.append(replace(batch, loss_weight_BT=weight[None], labels_BT=labels))
-    task = TASKS["sft"](args, spec)
+    return differences(
+        TASKS["sft"](args, spec),
+        engine,
+        spec,
+        batches,
+        stored=load_file(directory / "model.safetensors"),
+        means=expected["sums"] / expected["counts"],
+        gradients=expected["gradients"],
+    )
+
+
+def differences(
+    task: Any, engine: Any, spec: Any, batches: Any, *, stored: dict[str, Any], means: Any, gradients: dict[str, Any]
+) -> Differences:
+    """One step of these micro-batches beside the means of its losses and all gradients. stored: the loaded weights."""
+    from megatron_trainer import backend as backends
+    from megatron_trainer.pipeline import run_schedule
+    from megatron_trainer.train.step import _reduce
+    from tests.support.ranks.parity import gathered
+
+    exported = gathered(engine.models, spec)
+    changed = sorted(n for n in stored.keys() | exported.keys() if not _same(stored.get(n), exported.get(n)))
     for chunk in engine.chunks:
         chunk.zero_grad_buffer()
     metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
-    logged = _reduce(task, metrics, batches, backend, stop_requested=False).losses
-    means = expected["sums"] / expected["counts"]
+    logged = _reduce(task, metrics, batches, backends.select(), stop_requested=False).losses
     ours = gathered(engine.models, spec, read=lambda parameter: getattr(parameter, "main_grad", None))
-    theirs = expected["gradients"]
-    errors = {name: _relative(ours[name], theirs[name]) for name in ours.keys() & theirs.keys()}
+    errors = {name: _relative(ours[name], gradients[name]) for name in ours.keys() & gradients.keys()}
     worst = max(errors, key=errors.__getitem__)
     return Differences(
         losses=max(abs(found - float(mean)) for found, mean in zip(logged.values(), means, strict=True)),
         gradients=errors[worst],
         worst=worst,
-        missing=tuple(sorted(theirs.keys() - ours.keys())),
+        missing=tuple(sorted(gradients.keys() - ours.keys())),
         changed=tuple(changed),
         logged=logged,
     )

@@ -35,10 +35,10 @@ class StandIns:
     def model(self, name: str, *, num_predicting: int = 0) -> Path:
         """The tiny model, with so many layers for multi-token prediction."""
         folder = self.root / "models"
+        if name in tiny_model.SEEING_MODELS:
+            return seeing_model.make(name, folder, predicts_further=num_predicting > 0)
         if num_predicting:
             return prediction_model.make(name, folder, number=num_predicting)
-        if name in tiny_model.SEEING_MODELS:
-            return seeing_model.make(name, folder)
         return tiny_model.make(name, folder)
 
     def checkpoint(self, name: str) -> Path:

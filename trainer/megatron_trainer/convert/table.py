@@ -25,7 +25,7 @@ from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families.vision import is_tower
 from megatron_trainjob.families.weight import Rule
-from megatron_trainjob.families.weights import copies, table
+from megatron_trainjob.families.weights import copies, names_of, table
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
@@ -99,8 +99,7 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
             row = rows.get(_pattern(name))
             if row is None:
                 raise KeyError(f"the weight table of {spec.model.family} has no row for {name}")
-            numbers = {"layer": layer and layer[1], "expert": expert and expert[1]}
-            names = tuple(template.format(**numbers) for template in row.names)
+            names = names_of(row, spec.model, layer=layer and layer[1], expert=expert and expert[1])
             yield Entry(
                 parameter=parameter,
                 name=name,

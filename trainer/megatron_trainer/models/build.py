@@ -94,13 +94,15 @@ def _chunk(
         "rotary_percent": rotary.share,
         "vp_stage": stage,
     }
+    predicted = further if is_last else None
     if spec.model.vision is None:
-        kind = PredictingModel if further and is_last else GPTModel
-        predicted = further if is_last else None
+        kind = PredictingModel if predicted else GPTModel
         model = kind(config, block, position_embedding_type="rope", mtp_block_spec=predicted, **settings)
     else:
         tower = build_tower(spec, args, backend) if settings["pre_process"] else None
-        model = ImageTextModel(config, block, vision=spec.model.vision, tower=tower, **settings)
+        model = ImageTextModel(
+            config, block, vision=spec.model.vision, tower=tower, mtp_block_spec=predicted, **settings
+        )
     if spec.head is not None and model.post_process:
         scores = spec.head.num_scores
         model.output_layer = ScoreLayer(config, scores) if scores else NoOutput(config)

@@ -5,18 +5,21 @@ Shape suffixes: B rows, T tokens of this context rank, H hidden, F features (one
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from megatron.core import parallel_state
-from megatron.core.models.gpt import GPTModel
+from megatron.core.packed_seq_params import PackedSeqParams
 from megatron.core.tensor_parallel.mappings import scatter_to_sequence_parallel_region
+from megatron.core.transformer.multi_token_prediction import roll_tensor
 from torch import Tensor, nn
 
 from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.deep_features import DeepFeatures
+from megatron_trainer.models.prediction import PredictingModel
 from megatron_trainjob.families.vision import Vision
 
 
@@ -65,7 +68,7 @@ def features_of_tokens(tokens_BT: Tensor, vision: Vision) -> Tensor:
     return torch.where(image_BT, number_BT, torch.where(video_BT, behind_BT, -1))
 
 
-class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no types
+class ImageTextModel(PredictingModel):
     """A GPTModel with a vision tower, `visual`, on its first stage. vision: the facts about the tower."""
 
     def __init__(self, *args: Any, vision: Vision, tower: nn.Module | None, **settings: Any) -> None:  # noqa: ANN401
@@ -94,7 +97,8 @@ class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no ty
         position_ids_3BT = position_ids.expand(3, -1, -1) if images is None else images.position_ids_3BT
         decoder_input = None
         if self.pre_process:
-            decoder_input = self._embedded(input_ids, position_ids, images)
+            decoder_input, features_FH = self._embedded(input_ids, position_ids, images)
+            self.later_embedding = self._later(images, features_FH, settings.get("packed_seq_params"))
             if padding_mask is not None and self.config.sequence_parallel:
                 size = parallel_state.get_tensor_model_parallel_world_size()
                 rank = parallel_state.get_tensor_model_parallel_rank()
@@ -108,16 +112,20 @@ class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no ty
                 padding_mask=padding_mask,
                 **settings,
             )
+        self.later_embedding = None
         return output
 
-    def _embedded(self, input_ids: Tensor, position_ids: Tensor, images: ImageInputs | None) -> Tensor:
-        """Hidden states [T, B, H], under sequence parallelism this rank's part of T."""
+    def _embedded(
+        self, input_ids: Tensor, position_ids: Tensor, images: ImageInputs | None
+    ) -> tuple[Tensor, Tensor | None]:
+        """Hidden states [T, B, H], under sequence parallelism this rank's part of T, and the features of images."""
         hidden_TBH: Tensor = self.embedding(input_ids=input_ids, position_ids=position_ids)
         found = self._features(images)
         _check_count(input_ids, images, found, self.vision)
         deep_TBH: list[Tensor] = []
+        features_FH: Tensor | None = None
         if found and (images is None or not _given(images)):
-            hidden_TBH = hidden_TBH + 0.0 * sum(features_FH.sum() for features_FH in found)
+            hidden_TBH = hidden_TBH + 0.0 * sum(each_FH.sum() for each_FH in found)
         elif found and images is not None:
             features_FH, *deep_FH = (each.to(hidden_TBH.dtype) for each in found)
             hidden_TBH = _replaced(hidden_TBH, features_FH, images)
@@ -127,7 +135,25 @@ class ImageTextModel(GPTModel):  # type: ignore[misc]  # megatron-core has no ty
                 scatter_to_sequence_parallel_region(each, group=self.pg_collection.tp)
                 for each in (hidden_TBH, *deep_TBH)
             )
-        return self.deep_features.attached(hidden_TBH, deep_TBH) if deep_TBH else hidden_TBH
+        return (self.deep_features.attached(hidden_TBH, deep_TBH) if deep_TBH else hidden_TBH), features_FH
+
+    def _later(
+        self, images: ImageInputs | None, features_FH: Tensor | None, packed: PackedSeqParams | None
+    ) -> Callable[..., Tensor]:
+        """The embedding that multi-token prediction calls with the tokens one place further each time."""
+        number_BT = None if images is None else images.feature_BT + 1  # what moves in from behind is 0: text
+
+        def embed(input_ids: Tensor, position_ids: Tensor) -> Tensor:
+            nonlocal number_BT
+            hidden_TBH: Tensor = self.embedding(input_ids=input_ids, position_ids=position_ids)
+            if features_FH is not None and images is not None and number_BT is not None:
+                number_BT, _ = roll_tensor(number_BT, packed_seq_params=packed)
+                hidden_TBH = _replaced(hidden_TBH, features_FH, replace(images, feature_BT=number_BT - 1))
+            if self.config.sequence_parallel:
+                hidden_TBH = scatter_to_sequence_parallel_region(hidden_TBH, group=self.pg_collection.tp)
+            return hidden_TBH
+
+        return embed
 
     def _features(self, images: ImageInputs | None) -> list[Tensor]:
         """The tower's output for all images, then all videos, and of the same form its deep features; none without

@@ -33,11 +33,13 @@ class PredictionLayer(MultiTokenPredictionLayer):  # type: ignore[misc]  # megat
 
 
 class PredictingModel(GPTModel):  # type: ignore[misc]  # megatron-core has no types
-    """A decoder whose last stage ends in multi-token-prediction layers; their losses are left to the output processor.
+    """A decoder whose last stage may end in multi-token-prediction layers. Their losses are the output processor's.
 
     megatron-core computes them inside the model, from the logits of all tokens at once and without a mask for padded
-    columns of the vocabulary.
+    columns of the vocabulary. later_embedding: of their tokens, where it is not the decoder's own.
     """
+
+    later_embedding: Callable[..., Tensor] | None = None
 
     def _postprocess(
         self,
@@ -46,12 +48,14 @@ class PredictingModel(GPTModel):  # type: ignore[misc]  # megatron-core has no t
         output_processor: Callable[..., Any] | None = None,
         **given: Any,  # noqa: ANN401 - megatron's signature
     ) -> Any:  # noqa: ANN401 - a tensor, or what the processor gives
-        if not self.post_process:
-            return hidden_states
+        if not self.mtp_process:
+            return super()._postprocess(hidden_states, output_processor=output_processor, **given)
         names = ("input_ids", "position_ids", "attention_mask", "padding_mask", "packed_seq_params")
         rotary = ("rotary_pos_emb", "rotary_pos_cos", "rotary_pos_sin", "sequence_len_offset")
         states_TBH = self.mtp(
-            hidden_states=hidden_states, embedding=self.embedding, **{name: given[name] for name in (*names, *rotary)}
+            hidden_states=hidden_states,
+            embedding=self.later_embedding or self.embedding,
+            **{name: given[name] for name in (*names, *rotary)},
         )
         last_TBH, *further = states_TBH.chunk(1 + self.config.mtp_num_layers)
         weight = self.shared_embedding_or_output_weight() if self.share_embeddings_and_output_weights else None

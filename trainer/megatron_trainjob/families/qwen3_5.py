@@ -13,7 +13,7 @@ from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.qwen_next import (
     gated_attention,
     linear_attention,
-    refuse_linear_attention,
+    refuse_qwen3_next,
     routed_beside_shared,
 )
 from megatron_trainjob.families.qwen_vl import QWEN3_TOWER, qwen3_tower, rotated_in_sections
@@ -24,7 +24,8 @@ _SECTIONS = (11, 11, 10)
 
 def _qwen3_5(config: Config, **experts: Any) -> Model:  # noqa: ANN401 - fields of Model
     layers = {**gated_attention(config), **linear_attention(config, separate=True)}
-    model = decoder(config, **layers, **experts, vision=qwen3_tower(config, _SECTIONS))
+    vision, number = qwen3_tower(config, _SECTIONS), config["num_nextn_predict_layers"]
+    model = decoder(config, **layers, **experts, vision=vision, prediction_layers=number)
     return replace(model, rotary=rotated_in_sections(model.rotary))
 
 
@@ -51,7 +52,9 @@ _DECODER: Mapping[str, Any] = {
     "linear_value_head_dim": 128,
     "linear_num_key_heads": 16,
     "linear_num_value_heads": 32,
+    "num_nextn_predict_layers": 1,
 }
+_ALIASES: Mapping[str, str] = {"mtp_num_hidden_layers": "num_nextn_predict_layers"}
 
 QWEN3_5 = Family(
     model_type="qwen3_5",
@@ -65,9 +68,10 @@ QWEN3_5 = Family(
         "num_hidden_layers": 32,
         "num_key_value_heads": 4,
     },
+    aliases=_ALIASES,
     vision_keys=QWEN3_TOWER,
     build=_qwen3_5,
-    refuse=refuse_linear_attention,
+    refuse=refuse_qwen3_next,
 )
 
 QWEN3_5_MOE = Family(
@@ -86,8 +90,8 @@ QWEN3_5_MOE = Family(
         "num_experts": 256,
         "num_experts_per_tok": 8,
     },
-    aliases={"num_local_experts": "num_experts"},
+    aliases={**_ALIASES, "num_local_experts": "num_experts"},
     vision_keys=QWEN3_TOWER,
     build=_qwen3_5_moe,
-    refuse=refuse_linear_attention,
+    refuse=refuse_qwen3_next,
 )

@@ -72,7 +72,17 @@ def routed_beside_shared(config: Config, layers: tuple[bool, ...], *, normalized
 
 def _qwen3_next(config: Config) -> Model:
     experts = routed_beside_shared(config, every_nth_layer(config), normalized=config["norm_topk_prob"])
-    return decoder(config, **gated_attention(config), **linear_attention(config), **experts)
+    layers = {**gated_attention(config), **linear_attention(config), **experts}
+    return decoder(config, **layers, prediction_layers=config["num_nextn_predict_layers"])
+
+
+def refuse_qwen3_next(config: Config) -> Iterator[Violation]:
+    """The same, and several multi-token-prediction layers."""
+    yield from refuse_linear_attention(config)
+    number = config["num_nextn_predict_layers"]
+    if number > 1:
+        message = "several multi-token-prediction layers, which share a projection, are not supported; set it to 1"
+        yield refused("num_nextn_predict_layers", number, message)
 
 
 QWEN3_NEXT = Family(
@@ -105,8 +115,9 @@ QWEN3_NEXT = Family(
         "num_experts": 512,
         "num_experts_per_tok": 10,
         "norm_topk_prob": True,
+        "num_nextn_predict_layers": 1,
     },
     aliases={"num_local_experts": "num_experts"},
     build=_qwen3_next,
-    refuse=refuse_linear_attention,
+    refuse=refuse_qwen3_next,
 )

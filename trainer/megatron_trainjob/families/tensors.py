@@ -18,6 +18,7 @@ from megatron_trainjob.families.weights import (
     SCORES,
     SEPARATE_LINEAR_ATTENTION,
     copies,
+    names_of,
     table,
     untrained_predictions,
 )
@@ -96,7 +97,7 @@ def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str
             continue
         if _is_in(part, model, layer):
             for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
-                yield tuple(name.format(layer=layer, expert=expert) for name in row.names)
+                yield names_of(row, model, layer=layer, expert=expert)
 
 
 def _is_in(part: str, model: Model, layer: int) -> bool:

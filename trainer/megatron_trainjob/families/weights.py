@@ -162,7 +162,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen3": (),
     "qwen2_moe": _QWEN2_MOE,
     "qwen3_moe": (*router(), *experts()),
-    "qwen3_next": (*_QWEN2_MOE, *_GATED_ATTENTION, *LINEAR_ATTENTION),
+    "qwen3_next": (*_QWEN2_MOE, *_GATED_ATTENTION, *LINEAR_ATTENTION, *PREDICTION),
     "mixtral": _MIXTRAL,
     "deepseek_v2": _LATENT_AND_EXPERTS,
     "deepseek_v3": _LATENT_PREDICTED,
@@ -178,8 +178,8 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen2_5_vl": (),
     "qwen3_vl": (),
     "qwen3_vl_moe": (*router(), *experts()),
-    "qwen3_5": (*_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION),
-    "qwen3_5_moe": (*_QWEN2_MOE, *_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION),
+    "qwen3_5": (*_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION, *PREDICTION),
+    "qwen3_5_moe": (*_QWEN2_MOE, *_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION, *PREDICTION),
 }
 """Keys are model_type: rows in addition to, or instead of, those of DECODER."""
 
@@ -187,8 +187,15 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
 
 
-_BESIDE_DECODER: Mapping[str, tuple[str, ...]] = dict.fromkeys(("qwen3_next", "qwen3_5", "qwen3_5_moe"), (r"mtp\..*",))
-"""Patterns of the names of multi-token-prediction layers that lie beside the decoder."""
+_BESIDE_DECODER = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+"""Families whose multi-token-prediction layer is stored beside the decoder, as `mtp.`, with names of its own."""
+_PREDICTION_BESIDE: Mapping[str, str] = {
+    "enorm.weight": "mtp.pre_fc_norm_embedding.weight",
+    "hnorm.weight": "mtp.pre_fc_norm_hidden.weight",
+    "eh_proj.weight": "mtp.fc.weight",
+    "shared_head.norm.weight": "mtp.norm.weight",
+}
+"""The parts of such a layer besides those of any other layer."""
 
 _NESTED = (("model.language_model.", "model."), ("model.visual.", PREFIX))
 """Beginnings of names in files, and those in weight tables: a vision tower is stored in one of two ways."""
@@ -215,9 +222,21 @@ def untrained_predictions(model: Model) -> tuple[str, ...]:
 
     These are not trained: loading skips them, and an export copies them from the source.
     """
+    if model.family in _BESIDE_DECODER:
+        return () if model.trained_predictions else (r"mtp\..*",)
     numbers = range(len(model.all_layers), model.num_layers + model.prediction_layers)
-    beside = _BESIDE_DECODER.get(model.family, ())
-    return beside + tuple(rf"model\.layers\.{number}\..*" for number in numbers)
+    return tuple(rf"model\.layers\.{number}\..*" for number in numbers)
+
+
+def names_of(row: Weight, model: Model, **numbers: int | str | None) -> tuple[str, ...]:
+    """The tensors of a row in one layer. numbers: those of layer and expert, of rows that have them."""
+    names = tuple(name.format(**numbers) for name in row.names)
+    layer = int(numbers.get("layer") or 0)
+    if model.family not in _BESIDE_DECODER or not model.predicts_further(layer):
+        return names
+    parts = [name.removeprefix(HF_LAYER.format(layer=layer)) for name in names]
+    within = f"mtp.layers.{layer - model.num_layers}."
+    return tuple(_PREDICTION_BESIDE.get(part, within + part) for part in parts)
 
 
 def copies(model: Model) -> Mapping[str, tuple[str, ...]]:
@@ -225,6 +244,8 @@ def copies(model: Model) -> Mapping[str, tuple[str, ...]]:
 
     Keys are the tensors that they are copies of.
     """
+    if model.family in _BESIDE_DECODER:
+        return {}
     layers = [HF_LAYER.format(layer=layer) for layer in model.all_layers[model.num_layers :]]
     output = "model.embed_tokens.weight" if model.tied else "lm_head.weight"
     found: dict[str, tuple[str, ...]] = {}

@@ -15,9 +15,6 @@ from megatron_trainjob.violation import Violation
 NUMBER = "num_nextn_predict_layers"
 """The key of config.json with the number of layers, in published models of every family that has them."""
 
-_NOT_TRAINED = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
-"""Families whose multi-token-prediction layers an export copies from the source, untrained."""
-
 
 def has_prediction(family: Family) -> bool:
     """Whether checkpoints of the family can have multi-token-prediction layers."""
@@ -39,8 +36,6 @@ def applied(model: Model, family: Family, args: TrainArgs) -> tuple[Model, list[
         message = f"these layers predict tokens, which task_type {args.task_type} does not train; remove it"
     elif not has_prediction(family):
         message = f"a model of type {family.model_type} has no multi-token-prediction layers; remove it"
-        if family.model_type in _NOT_TRAINED:
-            message = f"the multi-token-prediction layers of {family.model_type} are not trained here; remove it"
     elif number > model.prediction_layers:
         held = model.prediction_layers or "no"
         message = f"the model has {held} multi-token-prediction layers ({NUMBER} in config.json); train at most those"

@@ -40,10 +40,12 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
     if args.rope_scaling is not None:
         message = "rotary positions by time, row and column cannot be scaled; remove it"
         yield _violation("rope_scaling", args.rope_scaling, message)
-    if args.mtp_num_layers:
-        yield _violation(
-            "mtp_num_layers", args.mtp_num_layers, "a model with images predicts its next token only; remove it"
+    if model.trained_predictions and args.pipeline_model_parallel_size > 1:
+        message = (
+            "the layers see the features of images, which the first pipeline stage alone has; remove it, or set "
+            "pipeline_model_parallel_size to 1"
         )
+        yield _violation("mtp_num_layers", args.mtp_num_layers, message)
     if args.task_type not in ("causal_lm", None) or args.rlhf_type == "rm":
         name = "rlhf_type" if args.rlhf_type == "rm" else "task_type"
         message = "a model with images is trained as a language model only; remove it, or choose a text model"
