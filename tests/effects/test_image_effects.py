@@ -32,7 +32,8 @@ def seen(folder, row=ROW, *, kind="qwen2_5_vl", file="rows/data.jsonl", **args):
     config = {**json.loads((model / "config.json").read_text()), "model_type": kind}
     images = image_rows_of(TrainArgs(**args), model, config, AutoTokenizer.from_pretrained(model), folder / "cache")
     encoder = Encoder(vision.tokenizer(), EncodeSettings(vision=images.settings), images)
-    [encoded] = encoder.encode([Record(0, str(folder / file), 1, {**row, "objects": OBJECTS})])
+    objects = {"objects": OBJECTS} if "images" in row else {}
+    [encoded] = encoder.encode([Record(0, str(folder / file), 1, {**row, **objects})])
     text = vision.tokenizer().decode([i for i in encoded.input_ids[0] if i != images.tokens.image])
     return text, encoded.media[0], images.reader
 
@@ -48,6 +49,50 @@ def test_pixels_of_an_image_stay_within_their_limits(folder):
     height, width = size(min_pixels=4000)
     assert height * width >= 4000
     assert size(max_pixels=24 * 40, min_pixels=24 * 40) == (24, 40)
+
+
+@effect("model_kwargs")
+def test_settings_of_models_bound_images_frames_and_their_number(folder):
+    for number in range(9):
+        vision.save(folder / "rows" / "clip" / f"{number}.png", 40, 24, number)
+    clip = {"query": "<video>?", "response": "Yes.", "videos": [{"frames": "clip", "fps": 3}]}
+
+    def video(**given):
+        [medium] = seen(folder, clip, model_kwargs=given)[1]
+        return len(medium.sources), medium.grid[1] * 4, medium.grid[2] * 4
+
+    def image(**given):
+        [medium] = seen(folder, model_kwargs=given)[1]
+        return medium.grid[1] * 4, medium.grid[2] * 4
+
+    assert video() == (6, 24, 40)
+    assert video(fps=1) == (4, 24, 40), "at least four"
+    assert video(fps=1, fps_min_frames=2) == (2, 24, 40)
+    assert video(fps_max_frames="4") == (4, 24, 40)
+    assert video(VIDEO_MAX_PIXELS=400) == video(video_max_token_num=6) == (6, 8, 24)
+    assert video(max_pixels=400) == (6, 24, 40), "of images alone"
+    assert video(video_min_pixels=4000)[1:] == video(video_min_token_num=63)[1:] == image(min_pixels=4000)
+    assert image(max_pixels=400) == image(image_max_token_num=6) == (8, 24)
+    assert image(image_min_token_num=63) == image(min_pixels=63 * 64)
+
+
+@pytest.mark.parametrize(
+    ("given", "said"),
+    [
+        (
+            {"fps_max_frame": 3},
+            "fps_max_frame is not read; did you mean fps_max_frames?; other variables go into spec.env",
+        ),
+        ({"fps": -1}, "fps must be a positive number"),
+        ({"fps_max_frames": 2.5}, "fps_max_frames must be a positive whole number"),
+        ({"max_pixels": 9, "MAX_PIXELS": 9}, "max_pixels stands there twice"),
+        ({"max_pixels": 9, "image_max_token_num": 9}, "image_max_token_num and max_pixels limit the same; remove one"),
+        ({"fps_min_frames": 9, "fps_max_frames": 4}, "fps_min_frames is more than fps_max_frames"),
+    ],
+)
+def test_settings_that_nothing_reads_are_refused(given, said):
+    found = rules.check(TrainArgs(model_kwargs=given), frozenset({"model_kwargs"}), task="sft", path="")
+    assert [v.message for v in found if v.path.endswith("model_kwargs") and v.severity == "error"] == [said]
 
 
 @effect("norm_bbox")
@@ -96,10 +141,11 @@ def test_resized_images_are_kept_within_the_budget_and_are_the_same(folder):
 
 
 def test_text_models_say_that_they_have_no_images():
-    args = TrainArgs(max_pixels=100, min_pixels=10, norm_bbox="none", image_root="/x", image_cache_gib=1.0)
+    limits = {"max_pixels": 100, "min_pixels": 10, "model_kwargs": {"fps": 1}}
+    args = TrainArgs(**limits, norm_bbox="none", image_root="/x", image_cache_gib=1.0)
     found = rules.check(args, frozenset(), task="sft", hf_config={"model_type": "llama"}, path="")
     said = {violation.path.lstrip(".") for violation in found if "a text model has no images" in violation.message}
-    assert said == {"max_pixels", "min_pixels", "norm_bbox", "image_root", "image_cache_gib"}
+    assert said == {"max_pixels", "min_pixels", "model_kwargs", "norm_bbox", "image_root", "image_cache_gib"}
 
 
 def test_the_fewest_pixels_cannot_be_more_than_the_most():

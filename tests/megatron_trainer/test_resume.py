@@ -455,7 +455,8 @@ def test_every_argument_that_may_change_is_tried():
         "quant_method",
         "image_cache_gib",  # how much of what is computed again is kept
         "image_root",  # where the images of the same rows are
-        "max_pixels",  # these three are in the identity of the data
+        "max_pixels",  # these four are in the identity of the data
+        "model_kwargs",
         "min_pixels",
         "norm_bbox",
         "vit_lr",  # as decoupled_lr; test_vision_effects.py sees what each of these four does

@@ -100,6 +100,11 @@ def test_unknown_argument_without_a_near_one_points_to_the_list():
         ({"use_vllm": True}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"vllm_max_model_len": 9}, "rlhf", "belongs to GRPO, which generates answers while it trains"),
         ({"rlhf_type": "grpo"}, "rlhf", "grpo belongs to a method which generates answers while it trains"),
+        (
+            {"fps_max_frames": 12},
+            "sft",
+            "is a setting of images and videos; write it as model_kwargs: {fps_max",
+        ),
         ({"vit_attn_impl": "eager"}, "sft", "belongs to models with images, whose tower runs as"),
         ({"optimizer": "adaptive_muon"}, "sft", "adaptive_muon has a state that checkpoints do not include"),
     ],

@@ -101,6 +101,23 @@ CASES = [
         for name in ("max_pixels", "min_pixels", "norm_bbox", "image_root", "image_cache_gib")
     ),
     Case(
+        rule="model_kwargs_needs_vision",
+        good={"model_kwargs": {"fps": 1}},
+        bad={"model_kwargs": {"fps": 1}},
+        config={**DENSE, "vision_config": {}},
+        bad_config=DENSE,
+    ),
+    Case(
+        rule="settings_of_models_are_known",
+        good={"model_kwargs": {"FPS_MAX_FRAMES": "12"}},
+        bad={"model_kwargs": {"fps_most_frames": 12}},
+    ),
+    Case(
+        rule="pixels_are_given_once",
+        good={"model_kwargs": {"max_pixels": 4}, "max_pixels": 4},
+        bad={"model_kwargs": {"max_pixels": 5}, "max_pixels": 4},
+    ),
+    Case(
         rule="the_fewest_pixels_are_below_the_most",
         good={"min_pixels": 4, "max_pixels": 4},
         bad={"min_pixels": 5, "max_pixels": 4},

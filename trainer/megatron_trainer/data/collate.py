@@ -111,6 +111,7 @@ def _seen(sample: Sample, shape: RowShape) -> Sample:
         [medium.grid for medium in images],
         shape.vision,
         video_grids=[medium.grid for medium in videos],
+        seconds_per_grid=[medium.seconds_per_step for medium in videos],
     )
     if not shape.reads_pixels:
         return replace(sample, position_ids_3T=places)

@@ -64,30 +64,37 @@ def pieces_of(sample: Sample, tokenizer: PreTrainedTokenizerBase, vision: Vision
     weights = np.where(sample.labels >= 0, 1.0 if sample.loss_scale is None else sample.loss_scale, 0.0).tolist()
     images = _images(sample, vision)
     marked = zip(sample.input_ids.tolist(), weights, images, strict=True)
+    shown = [] if vision is None else [piece for medium in sample.media for piece in _image_pieces(medium, vision)]
     return [
         _piece([token for token, _, _ in group], float(weight), tokenizer)
         if image < 0 or vision is None
-        else _image_piece(sample.media[image], vision)
+        else shown[image]
         for (weight, image), group in groupby(marked, key=lambda entry: entry[1:])
     ]
 
 
 def _images(sample: Sample, vision: VisionTokens | None) -> list[int]:
-    """For each token the number of its image, -1 for text."""
+    """For each token the number of its image, or of the part of a video that stands alone, -1 for text."""
     numbers = np.full(sample.length, -1)
     if vision is not None and sample.media:
-        counts = [vision.num_tokens(medium) for medium in sample.media]
+        counts = [count for medium in sample.media for _, count in vision.blocks(medium)]
         is_image = np.isin(sample.input_ids, (vision.image, vision.video))
         numbers[is_image] = np.repeat(np.arange(len(counts)), counts)
     found: list[int] = numbers.tolist()
     return found
 
 
-def _image_piece(medium: Medium, vision: VisionTokens) -> Piece:
+def _image_pieces(medium: Medium, vision: VisionTokens) -> list[Piece]:
+    """One for an image; one for a video, or for each of its steps where they stand alone."""
     height, width = medium.size
-    what = f"video, {medium.grid[0]} x" if medium.is_video else "image"
-    text = f"[{what} {width} x {height}, {vision.num_tokens(medium)} tokens]"
-    return Piece(text=text, weight=0.0, tokens=(text,), num_tokens=vision.num_tokens(medium))
+    blocks, frames = vision.blocks(medium), len(medium.sources)
+    what = f"video of {frames} frames," if medium.is_video else "image"
+    pieces = []
+    for number, (_, count) in enumerate(blocks, start=1):
+        part = f" part {number} of {len(blocks)}," if len(blocks) > 1 else ""
+        text = f"[{what}{part} {width} x {height}, {count} tokens]"
+        pieces.append(Piece(text=text, weight=0.0, tokens=(text,), num_tokens=count))
+    return pieces
 
 
 def examples(

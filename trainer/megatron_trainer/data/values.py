@@ -118,13 +118,16 @@ class Medium:
     """An image or a video of a sequence, in the order of their tokens.
 
     sources: the file of the image, or those of a video's frames. size: (height, width) in pixels, as stored. grid:
-    patches along (time, height, width) once it is resized for the model.
+    patches along (time, height, width) once it is resized for the model. seconds_per_step: between two steps of a
+    video's grid in time. times: of these steps, in seconds, while its row becomes tokens; they are not stored.
     """
 
     sources: tuple[MediumFile, ...]
     size: tuple[int, int]
     grid: tuple[int, int, int]
     is_video: bool = False
+    seconds_per_step: float = 1.0
+    times: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

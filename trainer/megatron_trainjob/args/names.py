@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from dataclasses import dataclass
 
+from megatron_trainjob.args import pixels
 from megatron_trainjob.args.field import TRAINING, Argument, Task
 from megatron_trainjob.args.tree import ARGUMENTS
 
@@ -143,9 +144,11 @@ def _of_another_task(name: str, task: Task) -> Argument | None:
 
 def explain_unknown(name: str, task: Task) -> str:
     """The message about an unknown name: the method it belongs to, or the nearest known name."""
-    for method, (names, reason) in OTHER_METHODS.items():
+    for method, (names, reason) in OTHER_METHODS.items() if name not in pixels.NAMES else ():
         if name in names or name.startswith(OTHER_PREFIXES.get(method, ("\0",))):
             return f"belongs to {method}, {reason}"
+    if name in pixels.NAMES:
+        return f"is a setting of images and videos; write it as model_kwargs: {{{name}: ...}}"
     if other := _of_another_task(name, task):
         return f"unknown argument; {other.name}, if that is meant, applies to {', '.join(other.applies_to)} only"
     suggestion = nearest(name, task)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from math import prod
 
+from megatron_trainjob.args import pixels
 from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner
@@ -43,8 +44,9 @@ def activation_bytes(args: TrainArgs, vision: Vision, *, samples: int, tokens: i
     if trained_parameters(args, vision) == 0:
         return 0.0
     patches = tokens * vision.merge_size**2
-    if args.max_pixels and not args.packing:  # a packed row holds any number of images
-        patches = min(patches, samples * args.max_pixels // vision.patch_size**2)
+    most = pixels.in_pixels(args, vision.patch_size * vision.merge_size).get("max_pixels")
+    if most and not args.packing:  # a packed row holds any number of images
+        patches = min(patches, samples * most // vision.patch_size**2)
     layer = patches * (8 * vision.hidden_size + 3 * vision.width) * element_bytes
     if not args.vit_gradient_checkpointing:
         return float(vision.depth * layer)

@@ -19,8 +19,10 @@ from megatron_trainer.data.values import Medium, MediumFile
 from megatron_trainjob import input_file
 
 TABLE, PARTS, CONTENT = "media.npy", "source_parts.npy", "media.bin"
-_COLUMNS = 9
-"""Of media.npy: sequence, is_video, height, width, grid in time, rows and columns, first and last + 1 of its parts."""
+_COLUMNS, _LAST = 10, 8
+"""Of media.npy: sequence, is_video, height, width, grid in time, rows and columns, first and last + 1 of its parts, and
+the bits of seconds_per_step as a float64. _LAST: the column that counts the parts.
+"""
 
 
 class MediaWriter:
@@ -40,8 +42,9 @@ class MediaWriter:
             for medium in found:
                 first = len(self._parts)
                 self._parts += [self._part(source) for source in medium.sources]
-                sizes = (*medium.size, *medium.grid)
-                self._rows.append((first_sequence + number, int(medium.is_video), *sizes, first, len(self._parts)))
+                sizes, second = (*medium.size, *medium.grid), int(np.float64(medium.seconds_per_step).view(np.int64))
+                row = (first_sequence + number, int(medium.is_video), *sizes, first, len(self._parts), second)
+                self._rows.append(row)
 
     def close(self) -> None:
         """Write the tables."""
@@ -85,7 +88,7 @@ class MediaTable:
             and bool((np.diff(table[:, 0]) >= 0).all())
             and int(table[-1:, 0].max(initial=-1)) < num_sequences
             and int(table.min(initial=0)) >= 0
-            and int(table[:, -1].max(initial=0)) <= len(parts)
+            and int(table[:, _LAST].max(initial=0)) <= len(parts)
             and int(parts.min(initial=0)) >= 0
             and int(parts[:, 2].max(initial=0)) <= len(self._content)
         )
@@ -110,9 +113,15 @@ class MediaTable:
         return tuple(self._medium(row.tolist()) for row in self._table[first:last])
 
     def _medium(self, row: list[int]) -> Medium:
-        _, is_video, height, width, time, rows, columns, first, last = row
+        _, is_video, height, width, time, rows, columns, first, last, second = row
         sources = tuple(self._source(*part) for part in self._parts[first:last].tolist())
-        return Medium(sources=sources, size=(height, width), grid=(time, rows, columns), is_video=bool(is_video))
+        return Medium(
+            sources=sources,
+            size=(height, width),
+            grid=(time, rows, columns),
+            is_video=bool(is_video),
+            seconds_per_step=float(np.int64(second).view(np.float64)),
+        )
 
     def _source(self, is_path: int, start: int, end: int) -> MediumFile:
         content = self._content[start:end].tobytes()

@@ -3,21 +3,24 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from transformers import AutoImageProcessor, PreTrainedTokenizerBase
 
 from megatron_trainer.data.values import Conversation, Medium, Message, RowError
-from megatron_trainer.data.vision import boxes, files
+from megatron_trainer.data.vision import boxes, files, video
 from megatron_trainer.data.vision.boxes import Boxes
+from megatron_trainer.data.vision.frames import open_frames
 from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
 from megatron_trainer.data.vision.places import placed
 from megatron_trainer.data.vision.rows import MARK, Found, Media
 from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.data.vision.tokens import Shifted, VisionTokens
 from megatron_trainer.failure import InvalidInput
+from megatron_trainjob import input_file
+from megatron_trainjob.args import pixels
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.violation import Violation
 
@@ -48,7 +51,7 @@ class ImageRows:
         file: the row's; relative paths start in its folder. Raises RowError for an image that cannot be used.
         """
         folders = self._folders(file)
-        measured, notes = [], dict.fromkeys(conversation.notes)
+        measured, notes = [], dict.fromkeys((*conversation.notes, *media.notes))
         for found in media.all:
             medium, note = self._measured(found, folders)
             measured.append(medium)
@@ -67,7 +70,7 @@ class ImageRows:
 
         Raises RowError when the template omits one.
         """
-        shifted = Shifted(text, self.settings)
+        shifted = Shifted(text, self.settings, media)
         expected = [int(found[1]) for message in messages for found in MARK.finditer(message.content)]
         if sorted(shifted.numbers) != sorted(expected):
             raise RowError(LEFT_OUT, f"{len(expected)} in the row, {len(shifted.numbers)} in the text")
@@ -81,7 +84,7 @@ class ImageRows:
 
     def _measured(self, found: Found, folders: Sequence[Path]) -> tuple[Medium, str]:
         if found.is_video:
-            raise RowError("videos cannot be trained on")
+            return self.reader.measure_video(open_frames(found.value, folders))
         return self.reader.measure(files.open_image(found.value, folders))
 
 
@@ -101,12 +104,14 @@ def image_rows_of(
     if "vision_config" not in config or "image_token_id" not in config:
         return None
     processor = _processor(args, directory)
+    rules = _rules(args, directory, config)
     tokens = VisionTokens(
         image=config["image_token_id"],
         video=config.get("video_token_id", -1),
         start=config.get("vision_start_token_id", -1),
         end=config.get("vision_end_token_id", -1),
         merge=processor.merge_size,
+        separates_frames=rules is not None and rules.separates_frames,
     )
 
     def text(token: int) -> str:
@@ -118,14 +123,16 @@ def image_rows_of(
         video_token=text(tokens.video),
         start_token=text(tokens.start),
         end_token=text(tokens.end),
+        video=None if rules is None else asdict(rules),
         boxes=args.norm_bbox or _scale_of(config),
         root=args.image_root,
+        separates_frames=tokens.separates_frames,
     )
     budget = int(args.image_cache_gib * 2**30)
     kept = DiskCache(folder=cache / CACHE, budget_bytes=budget) if cache is not None and budget else None
     return ImageRows(
         settings=settings,
-        reader=ImageReader(processor, kept),
+        reader=ImageReader(processor, kept, rules),
         tokens=tokens,
         patch_size=processor.patch_size,
         marks=_marks(tokenizer),
@@ -141,14 +148,39 @@ def _processor(args: TrainArgs, directory: Path) -> Any:  # noqa: ANN401 - of tr
     try:
         processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
     except (OSError, ValueError, KeyError, ImportError) as err:
-        message = f"its image processor cannot be loaded: {err}"[:500]
-        violation = Violation(path="spec.args.model", value=str(directory), message=message)
-        raise InvalidInput((violation,), ExitCode.MISSING_INPUT) from err
-    size = dict(processor.size)
-    lowest = args.min_pixels if args.min_pixels is not None else size["shortest_edge"]
-    highest = args.max_pixels if args.max_pixels is not None else size["longest_edge"]
+        raise _unusable(directory, f"its image processor cannot be loaded: {err}") from err
+    given = pixels.in_pixels(args, processor.patch_size * processor.merge_size)
+    lowest = given.get("min_pixels", processor.size["shortest_edge"])
+    highest = given.get("max_pixels", processor.size["longest_edge"])
     processor.size = type(processor.size)(shortest_edge=min(lowest, highest), longest_edge=max(lowest, highest))
     return processor
+
+
+def _rules(args: TrainArgs, directory: Path, config: Mapping[str, Any]) -> video.FrameRules | None:
+    """Those of the model's video processor, read where transformers reads them, within the limits of the arguments."""
+    stored = _json(directory / "processor_config.json").get("video_processor")
+    for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
+        stored = stored or _json(directory / name)
+    rules = video.rules_of(str(config.get("model_type")), stored or {})
+    return None if rules is None else video.limited(rules, pixels.in_pixels(args, rules.patch_size * rules.merge_size))
+
+
+def _json(path: Path) -> dict[str, Any]:
+    """The object in a file that may be missing. Raises InvalidInput if it is no object."""
+    try:
+        found = input_file.read_json(path)
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as err:
+        raise _unusable(path, f"its settings of videos cannot be read: {err}") from err
+    if not isinstance(found, dict):
+        raise _unusable(path, "its settings of videos are no object")
+    return found
+
+
+def _unusable(path: Path, message: str) -> InvalidInput:
+    violation = Violation(path="spec.args.model", value=str(path), message=message[:500])
+    return InvalidInput((violation,), ExitCode.MISSING_INPUT)
 
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> boxes.Marks:

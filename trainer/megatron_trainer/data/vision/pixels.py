@@ -1,4 +1,4 @@
-"""Turns images into the pixels of the model, by the model's own processor of transformers, without torchvision.
+"""Turns images and videos into the pixels of the model, by its own processor of transformers, without torchvision.
 
 The sizes of images are measured when rows become tokens; pixels are made when a micro-batch needs them, in the
 processes that read ahead. Resized images are kept on disk as far as a budget allows.
@@ -21,8 +21,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from megatron_trainer.data.values import Medium, MediumFile, Pixels, RowError, joined_pixels
-from megatron_trainer.data.vision import files
+from megatron_trainer.data.vision import files, video
 from megatron_trainer.data.vision.decode import decode
+from megatron_trainer.data.vision.frames import Frames
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
 
@@ -30,6 +31,9 @@ logger = logging.getLogger(__name__)
 
 CHANGED = "an image is not the one that was tokenized"
 TOO_NARROW = "an image is too narrow for the model"
+ODD_FRAME = "the frames of a video have several sizes"
+MOST_FRAMES_SHOWN = 8
+"""Of a video, in a picture of it."""
 LOOK_AGAIN = 64
 """Files written between two looks at the size of the cache, which other processes fill as well."""
 
@@ -45,12 +49,19 @@ class DiskCache:
 class ImageReader:
     """Measures images and makes their pixels. Picklable; a copy in each process.
 
-    processor: an image processor of transformers in its form for PIL, with `patch_size` and `resample`.
+    processor: an image processor of transformers in its form for PIL, with `patch_size` and `resample`. rules: of
+    videos, None for a model that has none.
     """
 
-    def __init__(self, processor: Any, cache: DiskCache | None = None) -> None:  # noqa: ANN401 - of transformers
+    def __init__(
+        self,
+        processor: Any,  # noqa: ANN401 - of transformers
+        cache: DiskCache | None = None,
+        rules: video.FrameRules | None = None,
+    ) -> None:
         self._processor = processor
         self._cache = cache
+        self._rules = rules
         self._grids: dict[tuple[int, int], tuple[int, int, int]] = {}
         self._used_bytes, self._written = -1, 0
 
@@ -66,6 +77,37 @@ class ImageReader:
             self._keep(self._key(source, medium), self._resized(image, medium))
         return medium, note
 
+    def measure_video(self, frames: Frames) -> tuple[Medium, str]:
+        """As measure, of the frames that the model sees.
+
+        Raises RowError when one cannot be read, or they are not those of one video.
+        """
+        if self._rules is None:
+            raise RowError("videos are not read for this model", "leave such rows out")
+        total = len(frames.sources)
+        numbers = video.chosen_frames(total, frames.fps, self._rules)
+        sources = tuple(frames.sources[number] for number in numbers)
+        size = None
+        for source in sources:
+            image, _ = decode(files.read(source))
+            size = size or (image.height, image.width)
+            if (image.height, image.width) != size:
+                other = f"{_shown(source)} has {image.width} x {image.height} pixels"
+                raise RowError(ODD_FRAME, f"{other}, the first {size[1]} x {size[0]}")
+        assert size is not None
+        times = video.timestamps(numbers, frames.fps, self._rules)
+        sides = (side // self._rules.patch_size for side in video.frame_size(len(sources), *size, self._rules))
+        rows, columns = sides
+        medium = Medium(
+            sources=sources,
+            size=size,
+            grid=(len(times), rows, columns),
+            is_video=True,
+            seconds_per_step=video.seconds_per_step(numbers, total, frames.fps, self._rules),
+            times=times,
+        )
+        return medium, ""
+
     def pixels(self, media: Sequence[Medium]) -> Pixels | None:
         """The pixels of images, None for none.
 
@@ -78,13 +120,30 @@ class ImageReader:
             raise TrainingError(ExitCode.BAD_DATA, message) from err
 
     def thumbnail(self, medium: Medium, longest: int) -> Image.Image:
-        """A small RGB image. Raises RowError when it cannot be read."""
-        image, _ = decode(files.read(medium.sources[0]))
-        image.thumbnail((longest, longest))
-        return image
+        """A small RGB image; of a video, some of its frames in a row. Raises RowError when it cannot be read."""
+        shown = medium.sources[:: -(-len(medium.sources) // MOST_FRAMES_SHOWN)]
+        images = [decode(files.read(source))[0] for source in shown]
+        for image in images:
+            image.thumbnail((longest, longest))
+        strip = Image.new("RGB", (sum(image.width for image in images), max(image.height for image in images)))
+        left = 0
+        for image in images:
+            strip.paste(image, (left, 0))
+            left += image.width
+        return strip
 
     def _pixels(self, medium: Medium) -> Pixels:
-        [source] = medium.sources
+        frames = [self._frame(source, medium) for source in medium.sources]
+        if medium.is_video:
+            assert self._rules is not None
+            values = video.patches(np.stack(frames), self._rules)
+            return Pixels(values_PD=values, grid_N3=np.array([medium.grid], dtype=np.int64))
+        made = self._processor(images=frames, do_resize=False, input_data_format="channels_last", return_tensors="np")
+        values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
+        return Pixels(values_PD=values, grid_N3=np.asarray(made["image_grid_thw"], dtype=np.int64))
+
+    def _frame(self, source: MediumFile, medium: Medium) -> NDArray[np.uint8]:
+        """An image, or one of a video, resized: [height, width, 3]."""
         key = "" if self._cache is None else self._key(source, medium)
         resized = self._kept(key, medium)
         if resized is None:
@@ -95,16 +154,16 @@ class ImageReader:
                 raise RowError(CHANGED, detail)
             resized = self._resized(image, medium)
             self._keep(key, resized)
-        made = self._processor(
-            images=[resized], do_resize=False, input_data_format="channels_last", return_tensors="np"
-        )
-        values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
-        return Pixels(values_PD=values, grid_N3=np.asarray(made["image_grid_thw"], dtype=np.int64))
+        return resized
 
     def _resized(self, image: Image.Image, medium: Medium) -> NDArray[np.uint8]:
-        """[height, width, 3], as the processor resizes it."""
-        patch = self._processor.patch_size
+        """[height, width, 3], as the processor of images, or of videos, resizes it."""
         _, rows, columns = medium.grid
+        if medium.is_video:
+            assert self._rules is not None
+            patch = self._rules.patch_size
+            return video.resized(np.asarray(image), (rows * patch, columns * patch))
+        patch = self._processor.patch_size
         resized = image.resize((columns * patch, rows * patch), resample=self._processor.resample)
         return np.asarray(resized, dtype=np.uint8)
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from megatron_trainer.data.conversation.columns import MESSAGES, Row, named
 from megatron_trainer.data.conversation.messages import CONTENT_KEYS, parse_json
 from megatron_trainer.data.values import RowError
+from megatron_trainer.data.vision.frames import RATES
 
 IMAGE_TAG, VIDEO_TAG = "<image>", "<video>"
 MARK = re.compile("\ufdd0([0-9]*)([iv])\ufdd1")
@@ -23,6 +24,11 @@ _IMAGES, _VIDEOS, _REJECTED = ("images", "image"), ("videos", "video"), ("reject
 _IMAGE_PARTS = ("image", "image_url", "input_image")
 _VIDEO_PARTS = ("video", "video_url", "input_video")
 _KEYS = ("image_url", "image", "video_url", "video", "source", "url", "path", "bytes", "base64", "data", "frames")
+_SETTINGS = (
+    *("max_pixels", "min_pixels", "resized_height", "resized_width", "total_pixels", "nframes"),
+    *("max_frames", "min_frames", "video_start", "video_end"),
+)
+"""Keys of an image or a video for which other programs have a meaning."""
 _WITH_PARTS = frozenset({*MESSAGES, "prompt", "completion", "chosen", "rejected", "rejected_messages", "query"})
 
 
@@ -39,7 +45,8 @@ class Media:
     """What a row has besides text. A mark of n is all[n].
 
     images, videos: numbers of those in columns, which <image> and <video> name in order. rejected: of rejected_images,
-    None where the rejected answer has the same. objects: its boxes, see boxes.py.
+    None where the rejected answer has the same. objects: its boxes, see boxes.py. notes: settings of single images and
+    videos that are not read.
     """
 
     all: tuple[Found, ...] = ()
@@ -47,6 +54,7 @@ class Media:
     videos: tuple[int, ...] = ()
     rejected: tuple[int, ...] | None = None
     objects: Mapping[str, object] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
 
 def mark(number: int | None, *, is_video: bool) -> str:
@@ -76,8 +84,17 @@ def lifted(row: Row, columns: Mapping[str, str]) -> tuple[Row, Media | None]:
         videos=videos or (),
         rejected=rejected,
         objects=_objects(row.get(names.get("objects", ""))),
+        notes=tuple(dict.fromkeys(note for each in found for note in _unread(each))),
     )
     return rest, media
+
+
+def _unread(found: Found) -> Iterator[str]:
+    """The settings that a row gives to one image or video, and that change it in other programs."""
+    what = "video" if found.is_video else "image"
+    for key, value in found.value.items() if isinstance(found.value, Mapping) else ():
+        if value is not None and (key in _SETTINGS or (key in RATES and not found.is_video)):
+            yield f"nothing reads {key} of a single {what}; model_kwargs holds such settings for all"
 
 
 def _of_columns(
@@ -148,8 +165,10 @@ def _parts(parts: list[object], found: list[Found]) -> Iterator[object]:
             yield part
             continue
         assert isinstance(part, Mapping)
-        value = next((part[key] for key in _KEYS if part.get(key) not in (None, "", b"", [], {})), None)
         is_video = kind in _VIDEO_PARTS
+        source = next((key for key in _KEYS if part.get(key) not in (None, "", b"", [], {})), None)
+        settings = {key: part[key] for key in (*RATES, *_SETTINGS) if key in part}
+        value = None if source is None else {"source": part[source], **settings} if settings else part[source]
         if value is not None:
             found.append(Found(value=value, is_video=is_video))
         yield {"type": "text", "text": mark(None if value is None else len(found) - 1, is_video=is_video)}

@@ -14,7 +14,8 @@ class VisionSettings:
     processor: the settings of the model's image processor. image_token, video_token: texts that the tokenizer turns
     into the one token that stands for a patch of them. start_token, end_token: texts around them, "" for none.
     boxes: whether coordinates are in thousandths of the image or in pixels of the resized one. root: folder of relative
-    paths; None is that of the data file. video: as processor, None if videos are not read.
+    paths; None is that of the data file. video: the rules of its frames, None if videos are not read. separates_frames:
+    each step of a video has a time before it and the tokens around it.
     """
 
     processor: Mapping[str, object]
@@ -25,3 +26,4 @@ class VisionSettings:
     video: Mapping[str, object] | None = None
     boxes: Literal["norm1000", "none"] = "norm1000"
     root: str | None = None
+    separates_frames: bool = False

@@ -1,6 +1,6 @@
 """The tokens of images: each mark becomes the text of one, each image token as many as the image has merged patches.
 
-They carry no loss, and a sequence that is cut keeps whole images only.
+They carry no loss, and a sequence that is cut keeps whole images and videos only.
 """
 
 from __future__ import annotations
@@ -22,15 +22,17 @@ Weights = NDArray[np.float32]
 
 
 class Shifted:
-    """A text in which marks are replaced by other texts, and where its characters are now."""
+    """A text in which marks are replaced by other texts, and where its characters are now.
 
-    def __init__(self, text: str, settings: VisionSettings) -> None:
+    media: of the row, which marks name by number.
+    """
+
+    def __init__(self, text: str, settings: VisionSettings, media: Sequence[Medium]) -> None:
         pieces, self._edges, self._offsets = [], [0], [0]
         self.numbers: list[int] = []
         position = length = 0
         for found in MARK.finditer(text):
-            token = settings.video_token if found[2] == "v" else settings.image_token
-            shown = f"{settings.start_token}{token}{settings.end_token}"
+            shown = _shown(media[int(found[1])], settings)
             pieces += [text[position : found.start()], shown]
             length += found.start() - position + len(shown)
             position = found.end()
@@ -44,15 +46,28 @@ class Shifted:
         return character + self._offsets[bisect_right(self._edges, character) - 1]
 
 
+def _shown(medium: Medium, settings: VisionSettings) -> str:
+    """The text of an image or a video; where frames stand alone, each has its time before it and the tokens around."""
+    start, end = settings.start_token, settings.end_token
+    inside = settings.video_token if medium.is_video else settings.image_token
+    if medium.is_video and settings.separates_frames:
+        inside = "".join(f"<{time:.1f} seconds>{start}{inside}{end}" for time in medium.times)
+    return f"{start}{inside}{end}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class VisionTokens:
-    """Ids of the tokens of images; start, end: those around them, -1 for none. merge: sides of merged patches."""
+    """Ids of the tokens of images; start, end: those around them, -1 for none. merge: sides of merged patches.
+
+    separates_frames: each step of a video stands alone between texts.
+    """
 
     image: int
     video: int
     start: int
     end: int
     merge: int
+    separates_frames: bool = False
 
     def expanded(self, ids: Ids, weights: Weights, media: Sequence[Medium]) -> tuple[Ids, Weights]:
         """The tokens with one for each merged patch, without loss.
@@ -60,16 +75,23 @@ class VisionTokens:
         Raises RowError if the text itself contains an image token.
         """
         is_image = (ids == self.image) | ((ids == self.video) & (self.video >= 0))
-        expected = [self.video if medium.is_video else self.image for medium in media]
+        blocks = [block for medium in media for block in self.blocks(medium)]
+        expected = [token for token, _ in blocks]
         if ids[is_image].tolist() != expected:
-            raise RowError(MISMATCH, f"{int(is_image.sum())} tokens of images in the text, {len(media)} images")
+            raise RowError(MISMATCH, f"{int(is_image.sum())} tokens of images in the text, {len(expected)} expected")
         counts = np.ones(len(ids), np.int64)
-        counts[is_image] = [self.num_tokens(medium) for medium in media]
+        counts[is_image] = [count for _, count in blocks]
         weights = np.where(is_image, np.float32(0), weights)
         return np.repeat(ids, counts), np.repeat(weights, counts)
 
+    def blocks(self, medium: Medium) -> list[tuple[int, int]]:
+        """The token that stands for a medium and how often it follows itself, once for each part that stands alone."""
+        token = self.video if medium.is_video else self.image
+        parts = medium.grid[0] if medium.is_video and self.separates_frames else 1
+        return [(token, self.num_tokens(medium) // parts)] * parts
+
     def num_tokens(self, medium: Medium) -> int:
-        """Tokens of one image."""
+        """Tokens of one image or video."""
         time, rows, columns = medium.grid
         return time * rows * columns // self.merge**2
 
@@ -84,13 +106,26 @@ class VisionTokens:
         return slice(start, max(start, stop)), tuple(inside)
 
     def _spans(self, ids: Ids, media: Sequence[Medium]) -> list[tuple[int, int]]:
-        """The tokens [first, last) of each image with those around it."""
+        """The tokens [first, last) of each image or video with those around it."""
         spans, position = [], 0
         for medium in media:
-            token = self.video if medium.is_video else self.image
-            first = position + int(np.argmax(ids[position:] == token))
-            position = last = first + self.num_tokens(medium)
-            has_start = first > 0 and ids[first - 1] == self.start
-            has_end = last < len(ids) and ids[last] == self.end
-            spans.append((first - has_start, last + has_end))
+            firsts = []
+            for token, count in self.blocks(medium):
+                firsts.append(position + int(np.argmax(ids[position:] == token)))
+                position = firsts[-1] + count
+            first, last = self._around(ids, firsts[0], position)
+            if medium.is_video and self.separates_frames:
+                first, last = self._around(ids, self._before_time(ids, first), last)
+            spans.append((first, last))
         return spans
+
+    def _around(self, ids: Ids, first: int, last: int) -> tuple[int, int]:
+        """The tokens [first, last) with those around them."""
+        has_start = first > 0 and ids[first - 1] == self.start
+        has_end = last < len(ids) and ids[last] == self.end
+        return first - has_start, last + has_end
+
+    def _before_time(self, ids: Ids, first: int) -> int:
+        """The first token of the time that stands before a video's first step."""
+        starts = np.flatnonzero(ids[:first] == self.start)
+        return int(starts[-1]) + 1 if len(starts) else first

@@ -83,10 +83,13 @@ class BaseModel:
     )
     model_kwargs: Mapping[str, Any] | None = arg(
         None,
-        "Settings of single models, exported as environment variables in upper case.",
+        (
+            "Sizes of images and videos by the names of other programs' environment variables: "
+            "max_pixels, min_pixels, image_max_token_num, image_min_token_num; of frames video_max_pixels, "
+            "video_min_pixels, video_max_token_num, video_min_token_num; of videos fps, fps_min_frames, fps_max_frames."
+        ),
         applies_to=EVERY_TASK,
-        status="no effect",
-        reason="no supported model reads settings from its environment; set other variables in spec.env",
+        status="works",
     )
     use_hf: bool = arg(
         False,

@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import difflib
+from collections.abc import Iterator
+
+from megatron_trainjob.args import pixels
+from megatron_trainjob.args.field import EVERY_TASK
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 from megatron_trainjob.args.tree import ARGUMENTS
 
-IMAGE_ARGUMENTS = ("max_pixels", "min_pixels", "norm_bbox", "image_root", "image_cache_gib")
+IMAGE_ARGUMENTS = ("max_pixels", "min_pixels", "norm_bbox", "image_root", "image_cache_gib", "model_kwargs")
 
 
 def _idle(name: str) -> Rule:
@@ -28,6 +33,57 @@ def the_fewest_pixels_are_below_the_most(facts: Facts) -> str:
     return f"is more than max_pixels ({most}); lower it, or raise max_pixels"
 
 
+@rule("model_kwargs", tasks=EVERY_TASK)
+def settings_of_models_are_known(facts: Facts) -> str:
+    """A setting that nothing reads would vanish without a word."""
+    given = facts.args.model_kwargs or {}
+    lowered = [str(name).lower() for name in given]
+    return "; ".join(
+        [
+            *(_problem(name.lower(), value) for name, value in given.items() if _problem(name.lower(), value)),
+            *(f"{name} stands there twice" for name in dict.fromkeys(lowered) if lowered.count(name) > 1),
+        ]
+    )
+
+
+def _problem(name: str, value: object) -> str:
+    if name not in pixels.NAMES:
+        near = difflib.get_close_matches(name, pixels.NAMES, n=1)
+        hint = f"did you mean {near[0]}?" if near else f"known are {', '.join(pixels.NAMES)}"
+        return f"{name} is not read; {hint}; other variables go into spec.env"
+    if pixels.number_of(name, value) is None:
+        return f"{name} must be a positive {'number' if name == pixels.FPS else 'whole number'}"
+    return ""
+
+
+@rule("model_kwargs", "max_pixels", "min_pixels", tasks=EVERY_TASK)
+def pixels_are_given_once(facts: Facts) -> str:
+    """Two limits of the same thing would leave one without effect."""
+    return "; ".join(_contradictions(facts))
+
+
+def _contradictions(facts: Facts) -> Iterator[str]:
+    given = pixels.settings(facts.args)
+    for tokens, name in pixels.TOKENS.items():
+        if tokens in given and name in given:
+            yield f"{tokens} and {name} limit the same; remove one"
+    for name in ("max_pixels", "min_pixels"):
+        own, tokens = getattr(facts.args, name), next(k for k, of in pixels.OF_IMAGES.items() if of == name)
+        if own is not None and tokens in given:
+            yield f"{tokens} and the argument {name} limit the same; remove one"
+        if own is not None and given.get(name, own) != own:
+            yield f"{name} {given[name]:g} contradicts the argument {name}, which is {own}; remove one"
+    for least, most in (
+        ("min_pixels", "max_pixels"),
+        ("video_min_pixels", "video_max_pixels"),
+        ("fps_min_frames", "fps_max_frames"),
+        ("image_min_token_num", "image_max_token_num"),
+        ("video_min_token_num", "video_max_token_num"),
+    ):
+        if given.get(least, 0) > given.get(most, float("inf")):
+            yield f"{least} is more than {most}"
+
+
 @rule("chat_template_kwargs", needs_model=True)
 def images_are_not_numbered(facts: Facts) -> str:
     """Templates number images that they are given as parts of a turn; here a turn is text with places for images."""
@@ -37,4 +93,10 @@ def images_are_not_numbered(facts: Facts) -> str:
     return "add_vision_id would not number the images; remove it, or write the numbers in the rows"
 
 
-RULES = (*map(_idle, IMAGE_ARGUMENTS), the_fewest_pixels_are_below_the_most, images_are_not_numbered)
+RULES = (
+    *map(_idle, IMAGE_ARGUMENTS),
+    the_fewest_pixels_are_below_the_most,
+    settings_of_models_are_known,
+    pixels_are_given_once,
+    images_are_not_numbered,
+)

@@ -1,0 +1,63 @@
+"""The settings of images and videos in model_kwargs; other programs take them from environment variables."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+OF_IMAGES: Mapping[str, str] = {"image_max_token_num": "max_pixels", "image_min_token_num": "min_pixels"}
+OF_VIDEOS: Mapping[str, str] = {"video_max_token_num": "video_max_pixels", "video_min_token_num": "video_min_pixels"}
+TOKENS: Mapping[str, str] = {**OF_IMAGES, **OF_VIDEOS}
+"""Settings that count tokens of an image or of a frame -> the same in pixels."""
+FPS = "fps"
+NAMES = (
+    *("max_pixels", "min_pixels", "video_max_pixels", "video_min_pixels", *TOKENS),
+    *(FPS, "fps_min_frames", "fps_max_frames"),
+)
+
+
+class Given(Protocol):
+    """The arguments that are read here."""
+
+    @property
+    def model_kwargs(self) -> Mapping[str, Any] | None: ...
+
+    @property
+    def max_pixels(self) -> int | None: ...
+
+    @property
+    def min_pixels(self) -> int | None: ...
+
+
+def settings(args: Given) -> dict[str, float]:
+    """The numbers in model_kwargs by their names in lower case, without those that are invalid."""
+    lowered = {str(name).lower(): value for name, value in (args.model_kwargs or {}).items()}
+    found = {name: number_of(name, value) for name, value in lowered.items() if name in NAMES}
+    return {name: value for name, value in found.items() if value is not None}
+
+
+def number_of(name: str, value: object) -> float | None:
+    """A positive number, also written as text, whole unless it is a rate; None for anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except ValueError:
+        return None
+    if not 0 < number < 2**53:
+        return None
+    if name == FPS:
+        return number
+    return int(number) if number == int(number) else None
+
+
+def in_pixels(args: Given, token_side: int) -> dict[str, Any]:
+    """All settings with sizes in pixels; the arguments max_pixels and min_pixels are among them.
+
+    token_side: pixels along one side of a token.
+    """
+    found: dict[str, Any] = {}
+    for name, value in settings(args).items():
+        found[TOKENS.get(name, name)] = value * token_side**2 if name in TOKENS else value
+    own = {"max_pixels": args.max_pixels, "min_pixels": args.min_pixels}
+    return found | {name: value for name, value in own.items() if value is not None}
