@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from pathlib import Path
@@ -13,7 +14,7 @@ from peft import PeftModel
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForImageTextToText
 
-from megatron_trainer.convert import stacked_adapter, stacking
+from megatron_trainer.convert import adapter_source, stacked_adapter, stacking
 from megatron_trainer.models.spec import read_model
 from megatron_trainjob import weight_files
 from megatron_trainjob.args.tree import TrainArgs
@@ -232,3 +233,39 @@ def test_an_adapter_that_is_none_of_stacked_experts_has_no_parts(shape, rank):
     key = "base_model.model.model.layers.0.mlp.experts.lora_A.weight"
     config = {"r": rank, "target_parameters": ["mlp.experts.down_proj"]}
     assert stacked_adapter.parts({key: shape}, config, stacks.StackForm()) == {}
+
+
+class _Counted:
+    """A file that remembers which whole tensors were read."""
+
+    def __init__(self, file):
+        self.file, self.read = file, []
+
+    def get_tensor(self, key):
+        self.read.append(key)
+        return self.file.get_tensor(key)
+
+
+def test_each_stack_of_an_adapter_is_read_once(tmp_path):
+    """Reading it for every expert again would take experts x stacks reads of whole tensors."""
+    experts, rank = 8, 2
+    owner = "base_model.model.model.language_model.layers.{}.mlp.experts"
+    stored = {}
+    for layer in range(2):
+        for inner, inputs, outputs in ((".base_layer", 6, 10), ("", 5, 6)):
+            name = f"{owner.format(layer)}{inner}"
+            stored[f"{name}.lora_A.weight"] = torch.randn(experts * rank, inputs)
+            stored[f"{name}.lora_B.weight"] = torch.randn(outputs, rank * experts)
+    save_file(stored, tmp_path / "adapter_model.safetensors")
+    named = ["mlp.experts.gate_up_proj", "mlp.experts.down_proj"]
+    (tmp_path / "adapter_config.json").write_text(json.dumps({"r": rank, "target_parameters": named}))
+    source = adapter_source.open_adapter(tmp_path)
+    counted = _Counted(source.file.file)
+    keys = sorted(source.keys)
+    assert len(keys) == 2 * experts * 3 * 2, "A and B of gate, up and down of each expert"
+    source = dataclasses.replace(source, file=dataclasses.replace(source.file, file=counted))
+    for layer in ("0", "1"):
+        for expert in range(experts):
+            for key in (key for key in keys if f".layers.{layer}." in key and f".experts.{expert}." in key):
+                source.tensors([key])[0][:]
+    assert sorted(counted.read) == sorted(stored)

@@ -524,3 +524,21 @@ def test_a_displaced_system_prompt_of_a_scored_row_is_reported():
     row = {"messages": [{"role": "system", "content": "s"}, QUESTION], "system": "another", "label": 1}
     settings = Recognition(label=Label(problem="single_label_classification", count=2))
     assert "the system prompt among the messages is used" in recognize(row, settings).notes[0]
+
+
+def test_a_pair_with_different_questions_is_noted():
+    """As texts and pictures with different questions; answers to the same one are not noted."""
+    settings = Recognition(needs_rejected=True)
+    chosen = [{"role": "user", "content": "A?"}, {"role": "assistant", "content": "a"}]
+    other = [{"role": "user", "content": "B?"}, {"role": "assistant", "content": "b"}]
+    said = "chosen and rejected answer different questions"
+    assert said in recognize({"messages": chosen, "rejected_messages": other}, settings).notes
+    assert said in recognize({"chosen": chosen, "rejected": other}, settings).notes
+    same = [chosen[0], other[1]]
+    for row in (
+        {"messages": chosen, "rejected_messages": same},
+        {"messages": chosen, "rejected_response": "b"},
+        {"chosen": chosen, "rejected": same},
+        {"prompt": "A?", "chosen": "a", "rejected": "b"},
+    ):
+        assert said not in recognize(row, settings).notes, row

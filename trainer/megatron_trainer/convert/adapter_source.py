@@ -23,6 +23,8 @@ from megatron_trainjob.families.weights import in_table
 from megatron_trainjob.violation import Violation
 
 _SHOWN = 6
+_STACKS_OF_A_LAYER = 4
+"""A and B, of gate and up and of down."""
 _OF_DECODER = "FEATURE_EXTRACTION"
 """PEFT's task_type of embedding models, which consist of the decoder only."""
 
@@ -144,6 +146,7 @@ class _Renamed:
     file: Any
     names: Mapping[str, str]
     parts: Mapping[str, Part]
+    last: dict[str, Tensor] = field(default_factory=dict)
 
     def get_slice(self, key: str) -> Any:  # noqa: ANN401 - safetensors' slice has no type of its own
         return _Computed(self.get_tensor(key)) if key in self.parts else self.file.get_slice(self.names[key])
@@ -151,8 +154,18 @@ class _Renamed:
     def get_tensor(self, key: str) -> Tensor:
         """The whole tensor."""
         part = self.parts.get(key)
-        found: Tensor = self.file.get_tensor(self.names[part.key if part else key])
-        return part.of(found) if part else found
+        if part is None:
+            found: Tensor = self.file.get_tensor(self.names[key])
+            return found
+        return part.of(self._stack(part.key))
+
+    def _stack(self, key: str) -> Tensor:
+        """A tensor of stacked experts, kept while its experts are read one by one."""
+        if key not in self.last:
+            if len(self.last) == _STACKS_OF_A_LAYER:
+                self.last.clear()
+            self.last[key] = self.file.get_tensor(self.names[key])
+        return self.last[key]
 
 
 @dataclass(frozen=True)

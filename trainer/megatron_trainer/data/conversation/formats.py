@@ -1,8 +1,7 @@
 """Recognizes the format of a row from its columns and returns its conversation. Reads no files, renders nothing.
 
-Formats: messages/conversations | instruction+input+output (alpaca) | query/response/history | text; each with
-optional system, tools, channel, and a rejected answer for preference training. The tables in columns.py map columns to
-their meaning.
+Formats: messages/conversations | instruction+input+output (alpaca) | query/response/history | text; each with optional
+system, tools, channel, and a rejected answer. The tables in columns.py map columns to their meaning.
 """
 
 from __future__ import annotations
@@ -48,11 +47,11 @@ from megatron_trainer.data.values import Conversation, Message, RowError
 class Recognition:
     """The user's settings of columns, and what rows must contain: a rejected answer, a label, a question.
 
-    needs_margin: read the minimal margin of the chosen answer, 0 if a row has none.
-    needs_label: whether the answer is desirable; in a row of two answers a label that is false means the rejected one.
-    label: meaning of the column `label` in scored rows; such rows need no answer.
-    grouping: the purpose of rows of several texts, None for rows of one text or a pair.
-    model_name, model_author: replacements of {{NAME}} and {{AUTHOR}}, in Chinese and in English; None keeps them.
+    needs_margin: read the minimal margin of the chosen answer, 0 if none. needs_label: whether the answer is desirable;
+    in a row of two answers a label that is false means the rejected one.
+    label: meaning of the column `label` in scored rows, which need no answer. grouping: the purpose of rows of several
+    texts, None for others.
+    model_name, model_author: of {{NAME}} and {{AUTHOR}}, in Chinese and in English; None keeps them.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)
@@ -326,6 +325,8 @@ def _rejected(row: Columns, chosen: tuple[Message, ...]) -> tuple[Message, ...]:
         rejected = (chosen[0], *rejected)
     if rejected == chosen and not row.get("rejected_images"):  # equal words about two images differ
         raise RowError("the rejected answer equals the chosen one")
+    if [m.content for m in chosen if m.role == "user"] != [m.content for m in rejected if m.role == "user"]:
+        row.tell("chosen and rejected answer different questions")
     return _checked(rejected)
 
 
