@@ -239,7 +239,7 @@ def test_a_row_whose_video_cannot_be_used_is_dropped_with_the_reason(models, fol
 
 def test_a_file_is_refused_with_the_command_that_extracts_its_frames(models, folder):
     assert rejected(models, folder, ["film.mp4"]).detail == (
-        "film.mp4: extract frames (ffmpeg -i film.mp4 -vf fps=2 FOLDER/%06d.jpg) and give the folder"
+        "film.mp4: extract frames (ffmpeg -i film.mp4 -vf fps=2 FOLDER/%06d.jpg) and name the folder"
     )
 
 

@@ -50,8 +50,7 @@ class Recognition:
     needs_margin: read the minimal margin of the chosen answer, 0 if none. needs_label: whether the answer is desirable;
     in a row of two answers a label that is false means the rejected one.
     label: meaning of the column `label` in scored rows, which need no answer. grouping: the purpose of rows of several
-    texts, None for others.
-    model_name, model_author: of {{NAME}} and {{AUTHOR}}, in Chinese and in English; None keeps them.
+    texts, None for others. model_name, model_author: of {{NAME}} and {{AUTHOR}}, in Chinese and in English.
     """
 
     columns: Mapping[str, str] = field(default_factory=dict)

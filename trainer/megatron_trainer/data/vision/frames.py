@@ -116,5 +116,5 @@ def _in_order(path: Path) -> list[tuple[int, str]]:
 
 def _undecoded(text: str) -> RowError:
     name = text[:120]
-    command = f"extract frames (ffmpeg -i {name} -vf fps=2 FOLDER/%06d.jpg) and give the folder"
+    command = f"extract frames (ffmpeg -i {name} -vf fps=2 FOLDER/%06d.jpg) and name the folder"
     return RowError(FILE, f"{name}: {command}")

@@ -166,7 +166,7 @@ def _rules(args: TrainArgs, directory: Path, config: Mapping[str, Any]) -> video
 
 
 def _json(path: Path) -> dict[str, Any]:
-    """The object in a file that may be missing. Raises InvalidInput if it is no object."""
+    """The object in a file that may be missing. Raises InvalidInput if it holds anything else."""
     try:
         found = input_file.read_json(path)
     except FileNotFoundError:
@@ -174,7 +174,7 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as err:
         raise _unusable(path, f"its settings of videos cannot be read: {err}") from err
     if not isinstance(found, dict):
-        raise _unusable(path, "its settings of videos are no object")
+        raise _unusable(path, "its settings of videos are not an object")
     return found
 
 
