@@ -149,7 +149,7 @@ def test_columns_renames_before_the_format_is_recognized(prepared, write):
 
 
 @effect("custom_dataset_info")
-def test_custom_dataset_info_names_data_sets_for_training_and_validation(prepared, write):
+def test_custom_dataset_info_names_data_sets_for_training_and_validation(prepared, write, monkeypatch):
     """With columns of their own, in the same run as data sets that no file names; the cache tells them apart."""
     write("odd.jsonl", [{"text1": "q", "text2": "r"}])
     columns = {"text1": "query", "text2": "response"}
@@ -161,6 +161,7 @@ def test_custom_dataset_info_names_data_sets_for_training_and_validation(prepare
     plain = write("plain.jsonl", [{"query": "a", "response": "b"}])
     run = prepared(dataset=["odd", plain], val_dataset=["turned"], custom_dataset_info=[named], dataset_shuffle=False)
     assert (answers(run.train), answers(run.validation)) == (["r", "b"], ["q"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)  # or the Hub is asked for it, six times
     with pytest.raises(InvalidInput, match="neither a local path nor"):
         prepared(dataset=["odd"])
 

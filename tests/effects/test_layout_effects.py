@@ -174,6 +174,7 @@ def test_chunks_take_turns_where_ranks_hold_experts_each(train, model_root, trai
     assert all(written[name].allclose(expected[name], atol=2e-3) for name in expected)
 
 
+SLOW = pytest.mark.slow
 FIRST_STAGE = ["embedding", "decoder.layers.0"]
 LORA = {"train_type": "lora", "lora_dropout": 0.0}
 MERGED = {**LORA, "merge_lora": True}
@@ -183,12 +184,12 @@ MERGED = {**LORA, "merge_lora": True}
     ("text", "given"),
     [
         ("Ett|t|t|L", {}),
-        ("E|t*4L", LORA),
-        ("Et*4|L", {**LORA, "use_distributed_optimizer": False, "torch_dtype": "bfloat16"}),
+        pytest.param("E|t*4L", LORA, marks=SLOW),
+        pytest.param("Et*4|L", {**LORA, "use_distributed_optimizer": False, "torch_dtype": "bfloat16"}, marks=SLOW),
         ("E|t|tt|tL", {**LORA, "optimizer": "lion"}),
         ("Et|tttL", {"freeze_parameters": FIRST_STAGE}),
-        ("Et|tttL", {"freeze_parameters": FIRST_STAGE, "use_distributed_optimizer": False}),
-        ("Et|tttL", {"freeze_parameters": FIRST_STAGE, "optimizer": "dist_muon"}),
+        pytest.param("Et|tttL", {"freeze_parameters": FIRST_STAGE, "use_distributed_optimizer": False}, marks=SLOW),
+        pytest.param("Et|tttL", {"freeze_parameters": FIRST_STAGE, "optimizer": "dist_muon"}, marks=SLOW),
     ],
     ids=str,
 )
@@ -252,7 +253,7 @@ def test_chunks_take_turns_where_an_end_is_alone(train, model_root, text, given,
     assert run.column("lm loss") == pytest.approx(one.column("lm loss"), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("train_type", ["full", "lora"])
+@pytest.mark.parametrize("train_type", ["full", pytest.param("lora", marks=SLOW)])
 def test_a_run_goes_on_with_and_without_virtual_stages(train, train_type):
     settings = {"train_iters": 4, "train_type": train_type, "lora_dropout": 0.0}
     virtual = {"ranks": 2, "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}

@@ -174,7 +174,7 @@ def test_full_experts_drop_tokens_by_the_policy(train_on):
 @effect("expert_model_parallel_size", "expert_tensor_parallel_size", "moe_token_dispatcher_type")
 @pytest.mark.dist
 def test_experts_spread_over_ranks_learn_the_same(train_on):
-    balanced = {"moe_aux_loss_coeff": 0.01, "moe_z_loss_coeff": 0.01}
+    balanced = {"moe_aux_loss_coeff": 0.01, "moe_z_loss_coeff": 0.01, "train_iters": 2}
     alone = train_on("qwen3_moe", **balanced)
     replicated = train_on("qwen3_moe", ranks=2, **balanced)
     spread = train_on("qwen3_moe", ranks=2, expert_model_parallel_size=2, **balanced)

@@ -79,8 +79,10 @@ def test_a_stopped_and_resumed_run_is_bit_identical(llama, data, tmp_path, ranks
 @pytest.mark.parametrize(
     "given",
     [
-        {"train_type": "lora", "lora_dropout": 0.3, "lr": 1e-2, "merge_lora": True},
-        {"torch_dtype": "bfloat16"},
+        pytest.param(
+            {"train_type": "lora", "lora_dropout": 0.3, "lr": 1e-2, "merge_lora": True}, marks=pytest.mark.slow
+        ),
+        pytest.param({"torch_dtype": "bfloat16"}, marks=pytest.mark.slow),
         {"train_type": "lora", "lora_dropout": 0.3, "lr": 1e-2, "merge_lora": True, "torch_dtype": "bfloat16"},
     ],
     ids=["LoRA with dropout", "bfloat16", "LoRA with dropout in bfloat16"],

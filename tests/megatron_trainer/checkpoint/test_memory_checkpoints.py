@@ -73,8 +73,14 @@ def test_steps_that_were_not_logged_yet_count_after_a_resume_from_memory(llama, 
     assert again.run.column("lm loss") == undisturbed(1, log_interval=5)
 
 
-@pytest.mark.parametrize("rename", [1, 2, 3])
-@pytest.mark.parametrize(("ranks", "left"), [(1, {"node-0": [2]}), (2, {"node-0": [2, 4], "node-1": [2]})])
+@pytest.mark.parametrize(
+    ("ranks", "left", "rename"),
+    [
+        *[(1, {"node-0": [2]}, rename) for rename in (1, 2, 3)],
+        (2, {"node-0": [2, 4], "node-1": [2]}, 2),
+        *[pytest.param(2, {"node-0": [2, 4], "node-1": [2]}, rename, marks=pytest.mark.slow) for rename in (1, 3)],
+    ],
+)
 def test_a_rank_that_is_killed_while_it_publishes_leaves_a_whole_checkpoint(
     llama, data, tmp_path, undisturbed, rename, ranks, left
 ):

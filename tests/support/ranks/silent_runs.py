@@ -9,12 +9,12 @@ from unittest.mock import patch
 
 from tests.support.ranks.tiny_run import TinyRun
 
-AWAY_S = 25.0
+MOST_S = 120.0
 SLOWLY_S = 1.5
 
 
 def skip(mapping: dict[str, object], away: int, records: Path) -> tuple[int, Any]:
-    """(exit code, termination record) of a run, in the second step of which the rank `away` does something else."""
+    """(exit code, termination record) of a run of two ranks: in its second step `away` waits for the other's record."""
     import torch.distributed as dist
 
     from megatron_trainer import environment
@@ -31,7 +31,7 @@ def skip(mapping: dict[str, object], away: int, records: Path) -> tuple[int, Any
         nonlocal steps
         steps += 1
         if steps == 2 and rank == away:
-            time.sleep(AWAY_S)
+            _wait_for(records / f"rank-{1 - away}.json")
             raise ValueError("was elsewhere")
         return step.train_step(*args, **kwargs)
 
@@ -39,6 +39,12 @@ def skip(mapping: dict[str, object], away: int, records: Path) -> tuple[int, Any
     flags = [part for name, value in mapping.items() for part in (f"--{name}", *_words(value))]
     with patch("megatron_trainer.train.loop.train_step", train_step), patch.object(environment, "read", lambda: env):
         return run.main(["sft", *flags]), termination.read(record)
+
+
+def _wait_for(record: Path) -> None:
+    deadline = time.monotonic() + MOST_S
+    while not record.exists() and time.monotonic() < deadline:
+        time.sleep(0.1)
 
 
 def slowed(mapping: dict[str, object], slow: int) -> list[tuple[float, ...]]:
