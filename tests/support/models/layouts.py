@@ -75,10 +75,12 @@ def read(text: str) -> Layout:
 
 def is_refused(name: str, layout: Layout) -> bool:
     """Whether this model is not trained in such a layout: neither a state nor attention with sinks is passed over
-    context-parallel ranks, and experts with biases are whole.
+    context-parallel ranks, tensor ranks share the sequences of a state, and experts with biases are whole.
     """
     sizes = {key: layout["arguments"].get(name, 1) for key, name in _SIZES.items()}
     if name in tiny_model.SINK_MODELS and layout["arguments"].get(_SIZES["etp"], sizes["tp"]) > 1:
+        return True
+    if name in tiny_model.LINEAR_MODELS and sizes["tp"] > 1 and not layout["arguments"].get("sequence_parallel"):
         return True
     return name in tiny_model.LINEAR_MODELS | tiny_model.SINK_MODELS and sizes["cp"] > 1
 
