@@ -26,7 +26,7 @@ ROUNDING = 1e-5
 MERGED = {"qwen3_next": TOLERANCE}
 """Keys of delta nets are normalized, which magnifies the rounding of small ones."""
 
-STACKED = {"gpt_oss"}
+STACKED = {"gpt_oss", "llama4_text"}
 """Experts in one tensor, whose adapters peft computes itself."""
 
 DENSE = ["llama", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen2_odd", "qwen3", "glm4"]
@@ -123,6 +123,8 @@ def test_adapters_equal_pefts_in_every_layout(reference, tmp_path, layout):
         ("mixtral", "TP1"),
         ("gpt_oss", "TP1"),
         ("gpt_oss", "TP2+EP2+SP"),
+        ("llama4_text", "TP1"),
+        ("llama4_text", "TP2+EP2+SP"),
         ("deepseek_v3", "TP1"),
         ("deepseek_v3", "TP2+EP2+SP"),
         ("deepseek_v3", "PP2"),

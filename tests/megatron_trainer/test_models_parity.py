@@ -92,6 +92,8 @@ def test_families_of_experts_equal_transformers_in_every_layout(name: str, text:
         ("glm4", "tp2 sp packed"),
         ("gpt_oss", "tp2 sp etp1"),
         ("gpt_oss", "packed"),
+        ("llama4_text", "tp2 sp etp1"),
+        ("llama4_text", "ep2"),
     ],
 )
 def test_what_is_special_about_a_family_survives_being_split(name: str, text: str, model_root: Path):

@@ -351,6 +351,11 @@ CASES = [
         bad={"model": "models/tiny"},
     ),
     Case(
+        rule="the_family_of_a_name_is_trained",
+        good={"model": "google/gemma-2-9b-it"},
+        bad={"model": "google/gemma-4-26B-A4B-it"},
+    ),
+    Case(
         rule="a_stream_has_one_worker",
         good={"streaming": True, "num_workers": 1},
         bad={"streaming": True, "num_workers": 4},

@@ -58,6 +58,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Moonlight|DeepSeek-(V3|R1)", "deepseek_v3"),
     (r"Llama-[23]|SmolLM2", "llama"),
     (r"gpt-oss", "gpt_oss"),
+    (r"Llama-4", "llama4_text"),
 )
 # The text decoder of models that are not trained here with images, or not for the task: the other arguments run.
 DECODERS: tuple[tuple[str, str], ...] = (

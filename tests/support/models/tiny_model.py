@@ -201,6 +201,20 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "smollm3",
         {"no_rope_layer_interval": 3, "use_sliding_window": True, "sliding_window": 7, "tie_word_embeddings": True},
     ),
+    "llama4_text": (
+        "llama4_text",
+        {
+            "head_dim": 16,
+            "intermediate_size": 48,
+            "intermediate_size_mlp": 96,
+            "num_local_experts": 4,
+            "num_experts_per_tok": 1,
+            "interleave_moe_layer_step": 2,
+            "no_rope_layer_interval": 3,
+            "attention_chunk_size": 512,
+            "floor_scale": 600,
+        },
+    ),
     "gpt_oss": (
         "gpt_oss",
         {

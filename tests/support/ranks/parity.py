@@ -108,7 +108,7 @@ def in_table_names(directory: Path) -> dict[str, Any]:
 def _one_by_one(name: str, whole: Any, *, is_gpt_oss: bool) -> Any:
     """The matrices of each expert where the tensor has those of all, in the form of transformers' modules.
 
-    gpt-oss, which alone has biases of experts, stores columns first and gate and up in turn.
+    gpt-oss, which alone has sinks, and Llama-4 store columns first, and gpt-oss gate and up in turn.
     """
     owner, _, kind = name.rpartition(".")
     if not owner.endswith(".experts"):
@@ -117,7 +117,8 @@ def _one_by_one(name: str, whole: Any, *, is_gpt_oss: bool) -> Any:
     parts = ("gate_proj", "up_proj") if kind.startswith("gate_up_proj") else ("down_proj",)
     end = "bias" if kind.endswith("_bias") else "weight"
     for expert, matrix in enumerate(whole):
-        rows = matrix.t() if is_gpt_oss and end == "weight" else matrix
+        is_exchanged = end == "weight" and (is_gpt_oss or ".feed_forward." in name)
+        rows = matrix.t() if is_exchanged else matrix
         split = [rows[n :: len(parts)] for n in range(len(parts))] if is_gpt_oss else rows.chunk(len(parts))
         for part, each in zip(parts, split, strict=True):
             yield f"{owner}.{expert}.{part}.{end}", each.contiguous()

@@ -19,7 +19,8 @@ from megatron_trainer.convert.peft_format import HALVES, Half
 from megatron_trainjob.families.stacks import PARTS, StackForm, parts_of, stack_of
 
 _INNER = "base_layer"
-_ROUTERS = (".mlp.gate", ".mlp.router")
+_BLOCKS = (".mlp.", ".feed_forward.")
+_ROUTERS = (".mlp.gate", ".mlp.router", ".feed_forward.router")
 
 
 def parameters(modules: Iterable[str]) -> dict[str, str]:
@@ -36,7 +37,7 @@ def parameters(modules: Iterable[str]) -> dict[str, str]:
 
 def target_parameters(adapted: frozenset[str], every: frozenset[str]) -> frozenset[str]:
     """The shortest target_parameters that select exactly these parameters. every: of all layers."""
-    kind = {name: name[name.index(".mlp.") + 1 :] for name in every}
+    kind = {name: name[max(name.find(block) for block in _BLOCKS) + 1 :] for name in every}
     partly = {kind[name] for name in every - adapted}
     return frozenset(name if kind[name] in partly else kind[name] for name in adapted)
 
@@ -63,6 +64,7 @@ def stacked(tensors: Mapping[str, Tensor], num_experts: int, form: StackForm) ->
     for stack in stacks:
         owner = stack.rpartition(".")[0]
         both = {f"{owner}.{kind}" for kind in PARTS} <= stacks
+        holder = owner if not both or stack.endswith("down_proj") else f"{owner}.{_INNER}"
         halves: dict[Half, list[list[Tensor]]] = {
             half: [
                 [found.pop(f"{owner}.{expert}.{part}.lora_{half}.weight") for part in parts_of(stack)]
@@ -70,10 +72,12 @@ def stacked(tensors: Mapping[str, Tensor], num_experts: int, form: StackForm) ->
             ]
             for half in HALVES
         }
-        holder = owner if not both or stack.endswith("down_proj") else f"{owner}.{_INNER}"
-        found[f"{holder}.lora_A.weight"] = torch.cat([each[0] for each in halves["A"]])
-        by_expert = torch.stack([_joined(each, interleaves=form.interleaves) for each in halves["B"]], dim=-1)
-        found[f"{holder}.lora_B.weight"] = by_expert.flatten(1).contiguous()
+        first = [each[0] for each in halves["A"]]
+        second = [_joined(each, interleaves=form.interleaves) for each in halves["B"]]
+        if form.exchanges_adapters:
+            first, second = [each.t() for each in second], [each.t() for each in first]
+        found[f"{holder}.lora_A.weight"] = torch.cat(first).contiguous()
+        found[f"{holder}.lora_B.weight"] = torch.stack(second, dim=-1).flatten(1).contiguous()
     return found
 
 
@@ -84,10 +88,14 @@ def _joined(matrices: list[Tensor], *, interleaves: bool) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A or B of one matrix of an expert within peft's tensor, whose key is given. interleaves: as in StackForm."""
+    """A or B of one matrix of an expert within peft's tensor, whose key is given.
+
+    stored: which half peft takes it for. interleaves: as in StackForm.
+    """
 
     key: str
     half: Half
+    stored: Half
     rank: int
     expert: int
     number: int
@@ -96,12 +104,17 @@ class Part:
 
     def of(self, whole: Tensor) -> Tensor:
         """The matrix's own part of peft's tensor."""
+        if self.stored == "A":
+            of_expert = whole[self.expert * self.rank : (self.expert + 1) * self.rank]
+        else:
+            of_expert = whole.reshape(len(whole), self.rank, -1)[..., self.expert]
+        if self.stored != self.half:
+            of_expert = of_expert.t()
         if self.half == "A":
-            return whole[self.expert * self.rank : (self.expert + 1) * self.rank]
-        of_expert = whole.reshape(len(whole), self.rank, -1)[..., self.expert]
+            return of_expert.contiguous()
         if self.interleaves:
             return of_expert[self.number :: self.parts].contiguous()
-        rows = len(whole) // self.parts
+        rows = len(of_expert) // self.parts
         return of_expert[self.number * rows : (self.number + 1) * rows].contiguous()
 
 
@@ -117,9 +130,11 @@ def parts(shapes: Mapping[str, tuple[int, ...]], config: Mapping[str, Any], form
     for key, shape in shapes.items():
         for kind in _kinds(key, shapes, targets) if len(shape) == 2 and 0 not in shape else ():
             owner = key.partition(".lora_")[0].removesuffix(f".{_INNER}")
-            half: Half = "A" if ".lora_A" in key else "B"
-            whole = shape[0 if half == "A" else 1]
-            make = partial(Part, key=key, half=half, rank=rank, parts=len(PARTS[kind]), interleaves=form.interleaves)
+            stored: Half = "A" if ".lora_A" in key else "B"
+            half = HALVES[HALVES.index(stored) - 1] if form.exchanges_adapters else stored
+            whole = shape[0 if stored == "A" else 1]
+            make = partial(Part, key=key, half=half, stored=stored, rank=rank, parts=len(PARTS[kind]))
+            make = partial(make, interleaves=form.interleaves)
             found |= dict(_split(make, owner, kind, half, whole // rank if whole % rank == 0 else 0))
     return found
 

@@ -27,6 +27,7 @@ from megatron_trainer.models.layers import (
     PostNormAdd,
     ReplicatedLinear,
     RMSNorm,
+    UnitNorm,
     with_bias,
 )
 from megatron_trainer.models.linear_attention import GatedDeltaNet, Linears
@@ -61,6 +62,7 @@ def block_spec(
             layer,
             flags[index],
             is_linear=spec.model.is_linear(index),
+            is_rotated=spec.model.is_rotated(index),
             left_padded=left_padded,
         )
         for index in range(first, first + number)
@@ -95,13 +97,23 @@ def _module(
     *,
     left_padded: bool,
     is_linear: bool = False,
+    is_rotated: bool = True,
 ) -> ModuleSpec:
     part = _layer(spec, config, implementation, has_experts=has_experts)
+    if spec.model.unit_qk_norm:
+        part = _with_unit_norms(part, is_rotated=is_rotated)
     if is_linear:
         return ModuleSpec(module=layer, submodules=_with_linear_attention(part, spec, implementation))
     if left_padded and implementation == "transformer_engine":
         part = _with_left_padded_attention(part)
     return ModuleSpec(module=layer, submodules=part)
+
+
+def _with_unit_norms(layer: TransformerLayerSubmodules, *, is_rotated: bool) -> TransformerLayerSubmodules:
+    """Norms without a weight on queries and keys, only where these are rotated; a rotation keeps the norm."""
+    norm = UnitNorm if is_rotated else IdentityOp
+    attention = replace(layer.self_attention.submodules, q_layernorm=norm, k_layernorm=norm)
+    return replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
 
 
 def _layers_with_experts(config: TransformerConfig) -> list[bool]:

@@ -41,6 +41,19 @@ class RMSNorm(torch.nn.Module):
         return self.weight * normed.to(x.dtype)
 
 
+class UnitNorm(torch.nn.Module):
+    """A root-mean-square norm without a weight, in float32."""
+
+    def __init__(self, hidden_size: int, eps: float, **_: object) -> None:
+        super().__init__()
+        self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalized over the last dimension, in the type of x."""
+        x32 = x.float()
+        return (x32 * torch.rsqrt(x32.square().mean(-1, keepdim=True) + self.eps)).to(x.dtype)
+
+
 class ReplicatedLinear(torch.nn.Module):
     """A linear that every tensor-parallel rank holds whole and applies to its part of the sequence.
 

@@ -80,6 +80,7 @@ def _decoder(model: Model) -> dict[str, Any]:
         "add_bias_linear": model.expert_bias,
         "add_qkv_bias": model.qkv_bias,
         "qk_layernorm": model.qk_norm,
+        "qk_l2_norm": model.unit_qk_norm,
         "attention_output_gate": model.output_gate,
         "layernorm_zero_centered_gamma": model.zero_centered_norms,
         # Checkpoints of layers that differ in their tensors number them one by one.
@@ -158,6 +159,7 @@ def _routing(model: Model) -> dict[str, Any]:
         "moe_layer_freq": [int(flag) for flag in model.expert_layers],
         "moe_shared_expert_intermediate_size": model.shared_expert_width or None,
         "moe_shared_expert_gate": model.shared_expert_gate,
+        "moe_apply_probs_on_input": model.scales_expert_inputs,
         "moe_router_score_function": router.score,
         # For a single expert megatron-core requires this setting, although the family's routing replaces its own.
         "moe_router_pre_softmax": router.score == "sigmoid" or not router.normalized or model.experts_per_token == 1,

@@ -14,6 +14,7 @@ from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
 from megatron_trainjob.families.gpt_oss import GPT_OSS
 from megatron_trainjob.families.llama import ERNIE4_5, INTERNLM3, LLAMA, MISTRAL, SEED_OSS, SMOLLM3
+from megatron_trainjob.families.llama4 import LLAMA4_TEXT
 from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.phi import PHI3
@@ -47,6 +48,7 @@ FAMILIES: dict[str, Family] = {
         INTERNLM3,
         SMOLLM3,
         GPT_OSS,
+        LLAMA4_TEXT,
         QWEN2_VL,
         QWEN2_5_VL,
         QWEN3_VL,

@@ -18,6 +18,9 @@ SWITCH, TEXT, WHOLES, TEXTS = "true or false", "a text", "a list of whole number
 
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("rms_norm_eps", "initializer_range", "routed_scaling_factor"), DECIMAL),
+    "attn_scale": POINT,
+    **dict.fromkeys(("attn_temperature_tuning",), SWITCH),
+    **dict.fromkeys(("moe_layers",), WHOLES),
     **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), DECIMAL),
     **dict.fromkeys(("attention_dropout", "resid_pdrop", "residual_dropout"), NUMBER),
     "router_jitter_noise": POINT,

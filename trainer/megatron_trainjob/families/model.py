@@ -129,7 +129,9 @@ class Model:
     place of attention. `output_gate`: the output of each attention head is multiplied with a gate.
     `zero_centered_norms`: norms scale by one plus their weight. `sinks`: each attention head has a learned score that
     takes part in its softmax and carries no value. `expert_bias`: the linears of experts and the router have biases.
-    `clamped_gate`: in place of the plain product of gate and up.
+    `clamped_gate`: in place of the plain product of gate and up. `unit_qk_norm`: queries and keys of rotated layers
+    have a norm without a weight. `scales_expert_inputs`: the router scales what goes into an expert, not what comes
+    out. `plain_length`: tokens up to which attention is the ordinary one, 0 for any number.
     """
 
     family: str
@@ -177,6 +179,9 @@ class Model:
     sinks: bool = False
     expert_bias: bool = False
     clamped_gate: ClampedGate | None = None
+    unit_qk_norm: bool = False
+    scales_expert_inputs: bool = False
+    plain_length: int = 0
 
     @property
     def has_latent_attention(self) -> bool:
@@ -199,6 +204,10 @@ class Model:
     def is_linear(self, layer: int) -> bool:
         """Whether the layer has a gated delta net in place of attention; one that predicts further on has attention."""
         return self.linear is not None and layer < self.num_layers and self.linear.layers[layer]
+
+    def is_rotated(self, layer: int) -> bool:
+        """Whether the layer has rotary positions."""
+        return not self.rotary.layers or self.rotary.layers[min(layer, self.num_layers - 1)]
 
     @property
     def num_attention_layers(self) -> int:

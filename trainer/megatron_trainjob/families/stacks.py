@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 PARTS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Last parts of the names of stacks -> those of the matrices that they hold, one over the other."""
 
-_EXPERTS = ".mlp.experts"
+_EXPERTS = (".mlp.experts", ".feed_forward.experts")
 _KINDS: Mapping[str, str] = {".weight": "", ".bias": "_bias"}
 """Ends of the names of matrices and biases -> those of their stacks."""
 _MOST_EXPERTS = 2**14
@@ -24,11 +24,13 @@ _MOST_EXPERTS = 2**14
 class StackForm:
     """How a family stores its stacks. is_exchanged: whether rows and columns are exchanged, None: as the shape shows.
 
-    interleaves: rows of gate and up alternate, where they otherwise lie one over the other.
+    interleaves: rows of gate and up alternate, where they otherwise lie one over the other. exchanges_adapters: peft
+    takes the inputs of these matrices for their outputs, so that its A and B are the other way around.
     """
 
     is_exchanged: bool | None = None
     interleaves: bool = False
+    exchanges_adapters: bool = False
 
     def of(self, *, is_block: bool) -> StackForm:
         """The form of a stack; blocks of four-bit numbers lie along the columns, which are never exchanged."""
@@ -62,15 +64,16 @@ class Slab:
 
 def stack_of(name: str) -> tuple[str, int, int] | None:
     """(the stack, the expert, the position within its part) of a matrix of an expert; None for another tensor."""
-    before, found, after = name.partition(f"{_EXPERTS}.")
+    owner = next((each for each in _EXPERTS if f"{each}." in name), "")
+    before, found, after = name.partition(f"{owner}.")
     expert, _, last = after.partition(".")
     part, dot, end = last.rpartition(".")
     suffix = _KINDS.get(dot + end)
-    if not found or not expert.isdigit() or suffix is None:
+    if not owner or not found or not expert.isdigit() or suffix is None:
         return None
     for kind, parts in PARTS.items():
         if part in parts:
-            return f"{before}{_EXPERTS}.{kind}{suffix}", int(expert), parts.index(part)
+            return f"{before}{owner}.{kind}{suffix}", int(expert), parts.index(part)
     return None
 
 

@@ -127,6 +127,14 @@ The projection sees the normalized embedding of a later token first and the norm
 weights do (the report on DeepSeek-V3 writes them in the other order).
 """
 
+_LLAMA4_BLOCK = "feed_forward."
+_LLAMA4 = (
+    *gated_mlp(LAYER + "mlp.", HF_LAYER + _LLAMA4_BLOCK),
+    plain(LAYER + "mlp.router.weight", f"{HF_LAYER}{_LLAMA4_BLOCK}router.weight"),
+    *experts(_LLAMA4_BLOCK),
+    *gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}{_LLAMA4_BLOCK}shared_expert."),
+)
+
 _BIASED_ROUTER = tuple(
     plain(f"{LAYER}mlp.router.{kind}", f"{HF_LAYER}mlp.router.{kind}") for kind in ("weight", "bias")
 )
@@ -173,6 +181,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
+    "llama4_text": _LLAMA4,
     "gpt_oss": (SINKS, *_BIASED_ROUTER, *experts()),
     "qwen2_vl": (),
     "qwen2_5_vl": (),

@@ -37,7 +37,7 @@ class Model:
         "Width of the feed-forward block; unset everywhere: 4 * hidden_size.",
         ge=1,
         applies_to=EVERY_TASK,
-        hf_config_keys=("intermediate_size",),
+        hf_config_keys=("intermediate_size_mlp", "intermediate_size"),
         status="works",
     )
     num_attention_heads: int | None = arg(

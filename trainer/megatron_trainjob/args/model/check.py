@@ -14,7 +14,7 @@ from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.model import prediction, tower
 from megatron_trainjob.args.model.apply import apply, contradictions
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families import FAMILIES, untrained
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.family import Family, refused
@@ -100,11 +100,12 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
 
 
 def _unknown(raw: Mapping[str, Any]) -> Violation:
-    message = (
+    kind = raw.get("model_type")
+    message = untrained.REASONS.get(str(kind)) or (
         f"this model family is not known; known are {', '.join(sorted(FAMILIES))}. "
         "A family is added as a record (docs/adding-a-family.md)"
     )
-    return refused("model_type", raw.get("model_type"), message)
+    return refused("model_type", kind, message)
 
 
 def _unread_weights(raw: Mapping[str, Any]) -> Iterator[Violation]:
@@ -273,6 +274,12 @@ def _longest(model: Model, args: TrainArgs) -> Iterator[Violation]:
         message = (
             f"{rotary.kind} rotary embedding changes its frequencies beyond {rotary.original_length} tokens, which "
             f"training cannot do row by row; set max_length to at most {rotary.original_length}"
+        )
+        yield Violation(path="spec.args.max_length", value=longest, message=message)
+    if 0 < model.plain_length < longest:
+        message = (
+            f"beyond {model.plain_length} tokens this model attends in chunks or at another temperature, which is not "
+            f"done here; set max_length to at most {model.plain_length}"
         )
         yield Violation(path="spec.args.max_length", value=longest, message=message)
 

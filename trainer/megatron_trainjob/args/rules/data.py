@@ -10,6 +10,7 @@ from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES, TEMP
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
 from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
+from megatron_trainjob.families import untrained
 
 NO_MODEL = "is missing; set it to a Hub id or a folder with config.json and tokenizer"
 NO_DATA = "is missing; set it, or cached_dataset, to the data to train on"
@@ -45,6 +46,13 @@ def an_id_of_the_hub_is_fetched_on_request(facts: Facts) -> str:
     return (
         f"is read as a folder of the working directory; set use_hf: true for the Hub's, or write ./{model} for a folder"
     )
+
+
+@rule("model", severity="warning")
+def the_family_of_a_name_is_trained(facts: Facts) -> str:
+    """Where only the name is known; the family of a folder is checked by its config.json."""
+    reason = untrained.by_name(facts.args.model or "") if facts.hf_config is None else ""
+    return f"by its name this model cannot be trained: {reason}" if reason else ""
 
 
 @rule(
@@ -265,6 +273,7 @@ RULES = (
     the_output_of_new_tokens_is_trained_too,
     the_model_is_given,
     an_id_of_the_hub_is_fetched_on_request,
+    the_family_of_a_name_is_trained,
     training_data_is_given,
     a_template_is_built_in_or_a_file,
     *map(_no_variable_of_a_shell, PLACES),
