@@ -38,6 +38,7 @@ VALUES: dict[str, Any] = {
     "max_position_embeddings": 64,
     "position_embedding_type": "rope",
     "rotary_base": 500,
+    "rotary_interleaved": False,
     "normalization": "RMSNorm",
     "norm_epsilon": 0.1,
     "swiglu": True,
@@ -50,6 +51,7 @@ VALUES: dict[str, Any] = {
     "rope_scaling": {"rope_type": "linear", "factor": 4.0},
 }
 OTHERWISE: dict[str, Any] = {
+    "rotary_interleaved": True,
     "swiglu": False,
     "disable_bias_linear": False,
     "add_qkv_bias": True,
@@ -174,7 +176,8 @@ def test_padded_vocab_size_is_the_height_of_the_embedding_and_changes_no_number(
     assert built.losses == pytest.approx(llama_models["stored"].losses, abs=1e-6)
 
 
-@effect("position_embedding_type", "normalization", "swiglu", "disable_bias_linear", "add_qkv_bias", "qk_layernorm")
+@effect("position_embedding_type", "rotary_interleaved", "normalization", "swiglu")
+@effect("disable_bias_linear", "add_qkv_bias", "qk_layernorm")
 @pytest.mark.parametrize("name", OTHERWISE)
 def test_what_the_family_fixes_is_accepted_when_it_agrees_and_refused_when_not(llama_models, name):
     assert llama_models[name].losses == llama_models["stored"].losses

@@ -49,7 +49,7 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
             "lr_decay_style": "wsd",
             "fp16": True,
             "bf16": True,
-            "rotary_interleaved": True,
+            "sequence_parallel_size": 2,
             "beta": 0.2,
         },
         task="sft",
@@ -65,9 +65,9 @@ def test_all_problems_are_reported_at_once_with_path_value_and_remedy():
             message="must be one of cosine, linear, constant, WSD; did you mean WSD?",
         ),
         Violation(
-            path="spec.args.rotary_interleaved",
-            value=True,
-            message="is refused: the model's family and config.json determine it",
+            path="spec.args.sequence_parallel_size",
+            value=2,
+            message="is refused: it always equals context_parallel_size; set that",
         ),
         Violation(
             path="spec.args.beta",

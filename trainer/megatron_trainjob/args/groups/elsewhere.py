@@ -74,11 +74,11 @@ class Elsewhere:
         status="no effect",
         reason="recompute_modules decides; add moe to it",
     )
-    rotary_interleaved: bool = arg(
-        False,
-        "Rotate adjacent elements.",
-        status="refused",
-        reason=OF_THE_FAMILY,
+    rotary_interleaved: bool | None = arg(
+        None,
+        "Rotate neighboring channels of a head together, not those of both halves; it must be as in the model.",
+        applies_to=EVERY_TASK,
+        status="works",
     )
     use_shared_expert_gate: bool = arg(
         False,

@@ -202,6 +202,7 @@ def contradictions(model: Model, args: TrainArgs) -> Iterator[Violation]:
     """Arguments that contradict the model."""
     facts: dict[str, object] = {
         "position_embedding_type": "mrope" if model.vision and model.vision.sections else "rope",
+        "rotary_interleaved": model.rotary.interleaved,
         "swiglu": model.activation in SWIGLU,
         "disable_bias_linear": not (model.mlp_bias or model.expert_bias),
         "add_qkv_bias": model.qkv_bias,
