@@ -137,6 +137,7 @@ def test_blocks_without_scales_are_refused_before_and_while_loading(model_root, 
             "experts with biases are not split",
         ),
         ({"train_type": "lora", "lora_bias": "all"}, "lora_bias", "peft keeps no biases of experts"),
+        ({"quant_method": "fp8", "to_hf": True}, "quant_method", "are not written in FP8"),
     ],
 )
 def test_what_would_be_lost_or_counted_twice_is_refused(given, path, said):

@@ -249,6 +249,9 @@ def _of_arguments(model: Model, args: TrainArgs) -> Iterator[Violation]:
     yield from _sequence_parallel(model, args)
     yield from _linear_attention(model, args)
     yield from _sinks_and_biases(model, args)
+    if FAMILIES[model.family].stacks_experts and args.quant_method is not None and model.vision is None:
+        message = "experts that are stored in one tensor a layer are not written in FP8; remove it, and quant_bits"
+        yield Violation(path="spec.args.quant_method", value=args.quant_method, message=message)
     yield from _tensor_ranks(model, args)
     yield from _expert_ranks(model, args)
     if model.vision:
