@@ -19,6 +19,7 @@ from megatron_trainjob.args.model import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read
 from tests.support.models import tiny_model
+from tests.support.models.published_weights import pickled
 from tests.support.ranks import conversion
 from tests.support.ranks.pool import gloo_ranks
 
@@ -112,6 +113,13 @@ def test_the_check_before_a_run_knows_experts_in_full_and_in_four_bits(model_roo
     for folder in (source, published(source, tmp_path / "mxfp4")):
         config = json.loads((folder / "config.json").read_text())
         assert list(weight_files.problems(folder, config, read(config))) == []
+
+
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_check_before_a_run_knows_experts_in_torch_files(shards, model_root, tmp_path):
+    folder = pickled(tiny_model.make("gpt_oss", model_root), tmp_path / "bin", shards=shards)
+    config = json.loads((folder / "config.json").read_text())
+    assert list(weight_files.problems(folder, config, read(config))) == []
 
 
 @pytest.mark.dist

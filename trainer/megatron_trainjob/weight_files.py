@@ -115,7 +115,7 @@ def problems(
 
 
 def _unstacked(stored: Mapping[str, Stored], model: Model, scales: Quantization | None) -> dict[str, Stored]:
-    """The tensors with the matrices of experts in place of their stacks; in torch files these are not known."""
+    """The tensors with the matrices of experts in place of their stacks; those of torch files have no known shape."""
     found: dict[str, Stored] = {}
     for name, tensor in stored.items():
         if scales and scales.has_blocks and scales.is_scale(name, {scales.in_full(each) for each in stored}):
@@ -126,6 +126,8 @@ def _unstacked(stored: Mapping[str, Stored], model: Model, scales: Quantization 
 
 
 def _matrices(name: str, tensor: Stored, model: Model, *, is_block: bool) -> dict[str, Stored]:
+    if stacks.is_stack(name) and tensor.shape is None:
+        return dict.fromkeys(stacks.names(name, model.num_experts), tensor)
     form = FAMILIES[model.family].stack_form.of(is_block=is_block)
     slabs = stacks.slabs(name, tensor.shape or (), model.hidden_size, form) if stacks.is_stack(name) else {}
     return {own: replace(tensor, shape=slab.shape) for own, slab in slabs.items()} or {name: tensor}

@@ -109,6 +109,13 @@ def slabs(name: str, shape: Sequence[int], hidden_size: int, form: StackForm) ->
     return dict(_named(name, shape[0], size, exchanged=exchanged, interleaves=form.interleaves))
 
 
+def names(stack: str, experts: int) -> list[str]:
+    """The names of the matrices in a stack of so many experts."""
+    owner = stack.rpartition(".")[0]
+    end = ".bias" if stack.endswith(_KINDS[".bias"]) else ".weight"
+    return [f"{owner}.{expert}.{part}{end}" for expert in range(experts) for part in parts_of(stack)]
+
+
 def _named(
     name: str, experts: int, size: Sequence[int], *, exchanged: bool, interleaves: bool
 ) -> Iterator[tuple[str, Slab]]:
