@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 FP8_MAX = torch.finfo(torch.float8_e4m3fn).max
-_LINEAR = re.compile(r"layers\.\d+\.(self_attn|mlp)\..*_proj.*\.weight$")
+_LINEAR = re.compile(r"layers\.\d+\.(self_attn|mlp|feed_forward)\..*_proj.*\.weight$")
 
 
 def by_blocks(weight: torch.Tensor, block: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -48,7 +48,7 @@ def compressed(strategy: str, **changes: Any) -> dict[str, Any]:
         "format": "float-quantized",
         "quantization_status": "compressed",
         "config_groups": {"group_0": group},
-        "ignore": ["lm_head"],
+        "ignore": ["lm_head", "re:.*router$"],
     }
 
 
