@@ -19,7 +19,7 @@ CASES = ((3, 1000), (70, 129), (1, 1024), (5, 2049))
 
 def error(num_rows: int, width: int, device: str, dtype: torch.dtype) -> float:
     torch.manual_seed(5)
-    both = (4 * torch.randn(num_rows, 2 * width)).to(device, dtype)
+    both = (4 * torch.randn(2 * width, num_rows)).to(device, dtype).t()  # in another order in memory
     of_output = torch.randn(num_rows, width).to(device, dtype)
     found = swiglu.gradient(of_output, both).float()
     wide = both.float().requires_grad_()

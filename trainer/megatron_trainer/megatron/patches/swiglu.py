@@ -41,8 +41,8 @@ def fits(both: Tensor) -> bool:
 
 
 def gradient(of_output: Tensor, both: Tensor) -> Tensor:
-    """[N, 2 F]: the gradient of both halves. of_output: [N, F]; both: [N, 2 F], contiguous; sums in float32."""
-    of_output = of_output.contiguous()
+    """[N, 2 F]: the gradient of both halves, computed in float32. of_output: [N, F]; both: [N, 2 F]."""
+    of_output, both = of_output.contiguous(), both.contiguous()
     num_rows, width = of_output.shape
     result = torch.empty_like(both)
     grid = (num_rows, triton.cdiv(width, _BLOCK))
