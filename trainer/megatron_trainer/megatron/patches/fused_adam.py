@@ -10,6 +10,7 @@ of all parameters at once; and 8-bit moments were held twice, the second time tr
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -26,6 +27,7 @@ CONVERTED_AT_ONCE = 2**28
 """Elements whose moments one step converts to float32 together: 1 GiB each."""
 
 
+@functools.cache  # once, however often a backend is installed
 def install() -> None:
     """Wraps methods of DistributedOptimizer and of TransformerEngine's Adam, where that is installed."""
     from megatron.core.optimizer import distrib_optimizer

@@ -8,6 +8,7 @@ compiled kernel does element by element, computing both halves for each.
 # mypy: disallow-untyped-defs=False, disallow-incomplete-defs=False, disallow-untyped-decorators=False
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ _BLOCK = 1024
 _TYPES = (torch.bfloat16, torch.float16)
 
 
+@functools.cache  # once, however often a backend is installed
 def install() -> None:
     """Replaces the backward pass of the function without a bias; it also serves adapters and frozen weights."""
     from megatron.core.fusions.fused_bias_swiglu import SwiGLUFunction
