@@ -173,6 +173,19 @@ def test_settings_of_the_environment_become_arguments(capsys):
     assert "env" not in spec
 
 
+def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
+    """The command's own model_kwargs is used where both have a setting."""
+    variables = "MAX_PIXELS=1003520 FPS_MAX_FRAMES=12 VIDEO_MAX_PIXELS=50176"
+    given = f"{RUN} --train_iters 3 --global_batch_size 96"
+    text = written(capsys, f"{variables} megatron sft {given}")
+    sizes = {"max_pixels": 1003520, "fps_max_frames": 12, "video_max_pixels": 50176}
+    assert spec_of(text)["args"]["model_kwargs"] == sizes
+    assert "env" not in spec_of(text)
+    assert "MAX_PIXELS" not in text
+    text = written(capsys, f"{variables} megatron sft {given} --model_kwargs '{{\"max_pixels\": 401408}}'")
+    assert spec_of(text)["args"]["model_kwargs"] == {**sizes, "max_pixels": 401408}
+
+
 def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(capsys):
     text = written(
         capsys, f"megatron rlhf {RUN} --rlhf_type grpo --use_vllm true --train_iters 3 --global_batch_size 96 --lrr 3"

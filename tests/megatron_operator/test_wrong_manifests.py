@@ -168,6 +168,10 @@ CASES = {
         {"env": [{"name": "INFONCE_TEMPERATURE", "value": "0.02"}]},
         {"spec.env[0].name": "use spec.args.infonce_temperature"},
     ),
+    "a variable that is a setting of images": (
+        {"env": [{"name": "MAX_PIXELS", "value": "1003520"}]},
+        {"spec.env[0].name": "use spec.args.model_kwargs: {max_pixels: ...}"},
+    ),
     "a variable that is not NCCL's": ({"network": {"ncclEnv": {"FOO": "1"}}}, {"spec.network.ncclEnv.FOO": "spec.env"}),
     "a template that takes over": (
         {

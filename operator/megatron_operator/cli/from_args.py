@@ -18,7 +18,7 @@ from typing import Any, cast
 from megatron_operator.api import names
 from megatron_operator.cli.output import INVALID, OK, show_violations
 from megatron_operator.translate import launch, launchers, manifests, write
-from megatron_operator.translate.arguments import VERSIONS, Version, of_variables, translate
+from megatron_operator.translate.arguments import VERSIONS, Version, of_variables, translate, with_variables
 from megatron_operator.translate.launch import Launch
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.shell import statements
@@ -140,7 +140,7 @@ def translated(
     processes = source.pods.num_processes or found.num_processes
     nodes = source.pods.num_nodes or found.num_nodes or 1
     world_size = processes * nodes if processes else None
-    written = {**of_variables(found.environment, found.task), **values}
+    written = with_variables(values, of_variables(found.environment, found.task))
     carried = translate(written, found.task, version=version, world_size=world_size)
     if is_cut:
         carried = replace(carried, left_out=(*carried.left_out, ("$@", OF_THE_CALL, OF_THE_CALL_WHY)))

@@ -7,6 +7,7 @@ next to it, so that validation fails there.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,7 @@ from megatron_trainjob.args.availability import objection
 from megatron_trainjob.args.field import Argument, Task
 from megatron_trainjob.args.names import explain_unknown, explain_value, find_alias
 from megatron_trainjob.args.parse import parse
+from megatron_trainjob.args.pixels import VARIABLES, number_of
 from megatron_trainjob.args.tree import ARGUMENTS, OF_VARIABLES
 from megatron_trainjob.args.value import WrongValue, read_value
 
@@ -82,11 +84,28 @@ def translate(
 def of_variables(environment: Mapping[str, str], task: Task) -> dict[str, object]:
     """The arguments that ms-swift takes from the environment."""
     found = {OF_VARIABLES[name]: value for name, value in environment.items() if name in OF_VARIABLES}
-    return {
+    arguments: dict[str, object] = {
         name: value.lower() in ("1", "true", "t", "yes", "y", "on") if ARGUMENTS[name].type == "bool" else value
         for name, value in found.items()
         if task in ARGUMENTS[name].applies_to
     }
+    sizes = {VARIABLES[name]: value for name, value in environment.items() if name in VARIABLES}
+    read = {name: value if (number := number_of(name, value)) is None else number for name, value in sizes.items()}
+    return arguments | ({"model_kwargs": read} if read else {})
+
+
+def with_variables(values: Mapping[str, object], variables: Mapping[str, object]) -> dict[str, object]:
+    """The arguments of a command and of its environment; where both have a setting, the command's is used."""
+    written, given = {**variables, **values}, values.get("model_kwargs")
+    if "model_kwargs" in variables and given is not None:
+        with suppress(WrongValue):  # translate says so
+            own = read_value(ARGUMENTS["model_kwargs"], given)
+            written["model_kwargs"] = {**_mapping(variables["model_kwargs"]), **_mapping(own)}
+    return written
+
+
+def _mapping(value: object) -> Mapping[str, object]:
+    return value if isinstance(value, Mapping) else {}
 
 
 def told_version(

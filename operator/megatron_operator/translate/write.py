@@ -17,6 +17,7 @@ from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried,
 from megatron_operator.translate.launch import DEVICES, Launch
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
+from megatron_trainjob.args.pixels import VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.environment import NUM_NODES, PROCESSES_PER_NODE, RESERVED
 
@@ -205,7 +206,7 @@ def _of_the_start(launch: Launch, values: Iterable[str]) -> list[str]:
 
 def _is_known(name: str) -> bool:
     """Whether the variable has become something else here, or belongs to a machine."""
-    carried = name.startswith((*CARRIED_VARIABLES, *NETWORK_VARIABLES)) or name in OF_VARIABLES
+    carried = name.startswith((*CARRIED_VARIABLES, *NETWORK_VARIABLES)) or name in {*OF_VARIABLES, *VARIABLES}
     return carried or name in RESERVED or name in OF_THE_MACHINE or name in (*DEVICES, NUM_NODES, PROCESSES_PER_NODE)
 
 

@@ -16,6 +16,10 @@ NAMES = (
 )
 
 
+VARIABLES: Mapping[str, str] = {name.upper(): name for name in NAMES}
+"""Environment variables of other programs -> the settings, which this trainer does not read from there."""
+
+
 class Given(Protocol):
     """The arguments that are read here."""
 
