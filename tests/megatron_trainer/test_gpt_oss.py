@@ -108,6 +108,14 @@ def test_a_file_in_four_bits_that_names_no_type_is_trained_in_bfloat16(model_roo
     assert found.config["torch_dtype"] == "bfloat16"
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen3_moe", "llama4_text"])
+def test_four_bits_of_another_family_are_refused(name):
+    raw = {**tiny_model.raw_config(name), "quantization_config": MXFP4}
+    (violation,) = check.check(raw, TrainArgs(model="m")).violations
+    assert violation.path == "config.json:quantization_config"
+    assert "read for gpt_oss only" in violation.message
+
+
 def test_the_check_before_a_run_knows_experts_in_full_and_in_four_bits(model_root, tmp_path):
     source = tiny_model.make("gpt_oss", model_root, dtype="bfloat16")
     for folder in (source, published(source, tmp_path / "mxfp4")):

@@ -43,7 +43,8 @@ class Family:
     none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
     vision_keys: those of its vision_config, as keys. nested_names: tensors are stored below `model.language_model.` and
     `model.visual.`. stacks_experts: the experts of a layer are stored in one tensor each, in the form `stack_form`
-    (stacks.py). default_scaling: rotary scaling of a file that names none.
+    (stacks.py). default_scaling: rotary scaling of a file that names none. has_mxfp4: the stacks are published
+    in MXFP4 too.
     """
 
     model_type: str
@@ -60,6 +61,7 @@ class Family:
     stacks_experts: bool = False
     stack_form: StackForm = STACK_FORM
     default_scaling: Mapping[str, Any] = field(default_factory=dict)
+    has_mxfp4: bool = False
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         """The file's content as this family reads it."""

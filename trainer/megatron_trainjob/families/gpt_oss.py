@@ -65,6 +65,7 @@ GPT_OSS = Family(
     stacks_experts=True,
     stack_form=StackForm(is_exchanged=True, interleaves=True),
     default_scaling=_SCALING,
+    has_mxfp4=True,
     keys={
         **{key: value for key, value in DECODER.items() if key != "hidden_act"},
         "vocab_size": 201088,

@@ -113,6 +113,10 @@ def _unread_weights(raw: Mapping[str, Any]) -> Iterator[Violation]:
     if problem := quantization.problem(raw):
         key = next(key for key in quantization.CONFIG_KEYS if raw.get(key) is not None)
         yield refused(key, raw[key], problem)
+    elif (found := quantization.of(raw)) and found.has_blocks and not FAMILIES[str(raw["model_type"])].has_mxfp4:
+        known = ", ".join(family.model_type for family in FAMILIES.values() if family.has_mxfp4)
+        message = f"weights in MXFP4 are read for {known} only; convert the model to bfloat16 (save_pretrained)"
+        yield refused("quantization_config", raw.get("quantization_config"), message)
 
 
 def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]:
