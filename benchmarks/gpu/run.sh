@@ -17,7 +17,7 @@ nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv,noheader
 if [[ $stages == *" tests "* ]]; then
   # Interrupted at the limit, pytest still says what failed so far and writes the measured differences.
   timeout -s INT -k 20 300 python3 -m pytest -v -m gpu -p no:cacheprovider --junitxml="$out/tests.xml" --tb=short \
-    tests/gpu/test_gpu_{parity,padding,lora,export,save,effects}.py > "$out/tests.log" 2>&1
+    tests/gpu > "$out/tests.log" 2>&1
   echo "tests exit $?"
   grep -E "^(FAILED|ERROR) |^E   |= .*(passed|failed|interrupted)" "$out/tests.log" | cut -c1-240
   python3 benchmarks/gpu/compare.py --tests "$out/tests.xml"
