@@ -54,3 +54,13 @@ def test_freezing_rules_add_up_and_training_rules_have_the_last_word():
 def test_everything_frozen_but_what_is_named_trains():
     args = TrainArgs(freeze_parameters_ratio=1.0, trainable_parameters=("output_layer", "decoder.layers.10"))
     assert frozen_names(SIZES, args) == {EMBEDDING, FIRST, SECOND}
+
+
+def test_a_ratio_takes_the_experts_of_a_layer_together():
+    """Two experts of 10 + 10 elements: neither one of them alone nor their first weights alone."""
+    experts = {
+        f"decoder.layers.0.mlp.experts.local_experts.{n}.linear_fc{m}.weight": 10 for n in (0, 1) for m in (1, 2)
+    }
+    sizes = {"embedding.word_embeddings.weight": 20, **experts, "output_layer.weight": 40}
+    assert frozen_names(sizes, TrainArgs(freeze_parameters_ratio=0.59)) == {"embedding.word_embeddings.weight"}
+    assert frozen_names(sizes, TrainArgs(freeze_parameters_ratio=0.6)) == set(sizes) - {"output_layer.weight"}

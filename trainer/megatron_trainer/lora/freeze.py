@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import groupby
 
 import torch
 from megatron.core import parallel_state
@@ -22,6 +23,10 @@ from megatron_trainer.lora.placement import is_expert
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.violation import Violation
+
+_EXPERTS = ".local_experts."
+_NUMBER = re.compile(r"(?<=\.local_experts)\.\d+(?=\.)")
+_CHOOSING = ("freeze_parameters_regex", "freeze_parameters", "trainable_parameters_regex", "trainable_parameters")
 
 
 def freeze(chunks: list[torch.nn.Module], args: TrainArgs) -> int:
@@ -39,6 +44,7 @@ def freeze(chunks: list[torch.nn.Module], args: TrainArgs) -> int:
         message = "nothing is left to train; add trainable_parameters or freeze less"
         value = args.freeze_parameters_ratio
         raise InvalidInput((_violation("freeze_parameters_ratio", value, message),))
+    _refuse_divided_experts(names, frozen, args)
     for name, parameter in parameters:
         parameter.requires_grad_(name not in frozen)
     train_biases_of_frozen_weights(chunks)
@@ -55,16 +61,21 @@ def frozen_names(sizes: Mapping[str, int], args: TrainArgs) -> frozenset[str]:
 
 
 def _from_the_bottom(sizes: Mapping[str, int], ratio: float) -> set[str]:
-    """The first parameters, as many as fit completely into `ratio` of all elements."""
+    """The first parameters, as many as fit completely into `ratio` of all elements; the experts of a layer are one."""
     limit = int(sum(sizes.values()) * ratio)
     total = 0
-    frozen = set()
-    for name, size in sizes.items():
-        total += size
+    frozen: set[str] = set()
+    for _, group in groupby(sizes, _with_its_experts):
+        names = list(group)
+        total += sum(sizes[name] for name in names)
         if total > limit:
             break
-        frozen.add(name)
+        frozen.update(names)
     return frozen
+
+
+def _with_its_experts(name: str) -> str:
+    return name.partition(_EXPERTS)[0] if _EXPERTS in name else name
 
 
 def _chosen(names: Iterable[str], prefixes: Sequence[str], regex: str | None) -> set[str]:
@@ -74,15 +85,36 @@ def _chosen(names: Iterable[str], prefixes: Sequence[str], regex: str | None) ->
 
 
 def _whole_size(name: str, parameter: torch.nn.Parameter) -> int:
-    """Elements over all tensor-parallel ranks, so that a ratio freezes the same share in every layout."""
+    """Elements over all ranks that share it, so that a ratio freezes the same parameters in every layout.
+
+    An expert counts for those that other ranks hold in its place.
+    """
+    num_places = parallel_state.get_expert_model_parallel_world_size() if _EXPERTS in name else 1
     if not getattr(parameter, "tensor_model_parallel", False):
-        return parameter.numel()
+        return parameter.numel() * num_places
     num_shares: int = (
         parallel_state.get_expert_tensor_parallel_world_size()
         if is_expert(name)
         else parallel_state.get_tensor_model_parallel_world_size()
     )
-    return parameter.numel() * num_shares
+    return parameter.numel() * num_shares * num_places
+
+
+def _refuse_divided_experts(names: Sequence[str], frozen: frozenset[str], args: TrainArgs) -> None:
+    """A checkpoint of several ranks stacks the same weight of all experts of a layer, so that no part of it may lack
+    its optimizer state.
+    """
+    if torch.distributed.get_world_size() == 1:
+        return
+    still = agree.union(_NUMBER.sub("", name) for name in frozen if _EXPERTS in name)
+    trained = agree.union(_NUMBER.sub("", name) for name in names if _EXPERTS in name and name not in frozen)
+    if divided := sorted(still & trained):
+        argument = next((each for each in _CHOOSING if getattr(args, each)), _CHOOSING[0])
+        message = (
+            f"freezes {divided[0]} of some experts and trains that of others, which only one rank can save; "
+            "choose all experts of a layer or none"
+        )
+        raise InvalidInput((_violation(argument, getattr(args, argument), message),))
 
 
 def _refuse_unmatched(names: list[str], args: TrainArgs) -> None:
