@@ -240,6 +240,7 @@ NO_MORE = {
     "the kubelet makes it wait": with_container(num_container_restarts=2),
     "its node is lost": with_container({"lost_nodes": frozenset({"node-1"})}),
     "its pod goes": with_container(deleting=True),
+    "its launcher is of an earlier release": with_container(report=heard(container=None)),
     "never heard, and ending again and again": with_container(
         {"launchers": {MASTER: heard()}}, num_container_restarts=1
     ),
@@ -379,7 +380,7 @@ def test_directives_that_a_launcher_receives(status, report, directive):
 
 def test_reports_and_directives_survive_the_wire():
     placed = replace(KILLED, host="machine-1", stack="step (train/loop.py:7)", gpu_error="GPU 0: Xid 48")
-    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}, container=2).report):
+    for report in (heard().report, heard("failed", placed, stages={"loaded": 1.5}, container=None).report):
         assert launcher.read_report(report.to_fields()) == report
     directive = Directive(attempt=3, ends=True, interval_s=2.0)
     assert launcher.read_directive(directive.to_fields()) == directive

@@ -41,7 +41,8 @@ class LauncherReport:
 
     attempt: of these ranks. age_s: since they are in this state. failure: of the rank that failed first.
     stages_s: seconds from the start of the ranks to each stage that rank 0 has passed. container: how many containers
-    of the pod have ended before this launcher's; the status of the pod may lag behind its reports.
+    of the pod have ended before this launcher's; the status of the pod may lag behind its reports. None: it is of a
+    release that does not know that containers start again.
     """
 
     attempt: int
@@ -49,7 +50,7 @@ class LauncherReport:
     age_s: float = 0.0
     failure: TerminationRecord | None = None
     stages_s: Mapping[Stage, float] = field(default_factory=dict)
-    container: int = 0
+    container: int | None = None
 
     def to_fields(self) -> dict[str, Any]:
         """The report as JSON fields."""
@@ -59,7 +60,7 @@ class LauncherReport:
             "state": self.state,
             "ageSeconds": round(self.age_s, 3),
             "stageSeconds": {name: round(seconds, 3) for name, seconds in self.stages_s.items()},
-            "container": self.container,
+            **({} if self.container is None else {"container": self.container}),
             **failure,
         }
 
@@ -102,7 +103,7 @@ def read_report(body: object) -> LauncherReport:
         age_s=_seconds("ageSeconds", body.get("ageSeconds", 0.0)),
         failure=None if failure is None else _failure(failure),
         stages_s=_stages(body.get("stageSeconds") or {}),
-        container=_whole("container", body.get("container", 0)),
+        container=_whole("container", body["container"]) if "container" in body else None,
     )
 
 

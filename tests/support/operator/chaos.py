@@ -221,7 +221,7 @@ ACTIONS = (
     (submit, 6),
     (delete_pod, 3),
     (kill_rank, 4),
-    (kill_container, 3),
+    (kill_container, 6),
     (freeze_launcher, 1),
     (kill_operator, 1),
     (kill_operator_in_restart, 1),

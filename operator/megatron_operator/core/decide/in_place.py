@@ -92,7 +92,8 @@ def _with_failure(pod: Pod, seen: Seen) -> Pod:
 def _is_down(pod: Pod, seen: Seen) -> bool:
     """Whether the trainer's container has ended and is not known to run again: launchers are heard before kubelets."""
     heard = seen.launchers.get(pod.name)
-    return pod.is_down and (heard is None or heard.report.container <= pod.num_container_restarts)
+    number = 0 if heard is None else heard.report.container or 0
+    return pod.is_down and number <= pod.num_container_restarts
 
 
 def _end_of_down(pod: Pod, seen: Seen) -> ContainerEnd | None:
@@ -139,5 +140,6 @@ def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
     if heard is None or not is_alive or pod.node in seen.lost_nodes:
         return False
     if _is_down(pod, seen):
-        return pod.num_container_restarts <= MOST_CONTAINER_RESTARTS
+        knows = heard.report.container is not None  # a launcher of an earlier release would not wait to be told
+        return knows and pod.num_container_restarts <= MOST_CONTAINER_RESTARTS
     return now - heard.at < FRESH_S
