@@ -104,3 +104,28 @@ def test_logs_come_from_the_newest_master_and_end_with_the_job(
         assert run(jobs, "logs", "tune", "-f") == 0
         assert "tune-a1-master-0" in capsys.readouterr().out
     assert run(jobs, "logs", "other") == 1
+
+
+def test_following_goes_on_in_a_container_that_starts_again(
+    plane: ControlPlane, jobs: JobClient, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    jobs.submit(manifest("tune"))
+    jobs.await_phase("Running", "tune")
+    said: list[str] = []
+
+    def lines() -> int:
+        said.append(capsys.readouterr().out)
+        return "".join(said).count("containerLogs of tune-a0-master-0")
+
+    with answering_node(plane, tmp_path):
+        follows = threading.Thread(target=run, args=(jobs, "logs", "tune", "-f"), daemon=True)
+        follows.start()
+        wait_until(lines, lambda count: count == 1, "the log of the first container")
+        status = jobs.pods("tune")["tune-a0-master-0"]["status"]
+        again = [{**each, "restartCount": 1} for each in status["containerStatuses"]]
+        plane.merge(jobs.path("pods", "tune-a0-master-0") + "/status", {"status": {"containerStatuses": again}})
+        wait_until(lines, lambda count: count == 2, "the log of the second container")
+        for pod in jobs.pods("tune"):
+            jobs.end_pod(pod, 0)
+        follows.join(60)
+        assert not follows.is_alive()

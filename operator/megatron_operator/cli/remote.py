@@ -49,25 +49,28 @@ class Jobs:
         page = await self.client.list_page(EVENT, self.namespace, {"fieldSelector": selector}, metadata_only=False)
         return sorted(page["items"] or (), key=lambda event: event.get("lastTimestamp") or "")
 
-    async def newest_pod(self, name: str, part: str) -> str | None:
-        """Name of the job's newest pod whose name contains this and whose trainer has started; None without one."""
+    async def newest_container(self, name: str, part: str) -> tuple[str, int] | None:
+        """The newest pod of the job whose name contains this and whose trainer has started, and its container's number.
+
+        None without one. A container that is started again in its pod has a log of its own.
+        """
         selector = {"labelSelector": f"{names.LABEL_JOB_NAME}={name}"}
         page = await self.client.list_page(POD, self.namespace, selector, metadata_only=False)
         begun = [pod for pod in page["items"] or () if part in pod["metadata"]["name"] and _has_begun(pod)]
         newest = max(begun, key=lambda pod: _attempt(name, pod), default=None)
-        return None if newest is None else str(newest["metadata"]["name"])
+        return None if newest is None else (str(newest["metadata"]["name"]), _container_number(newest))
 
     async def write_log(self, name: str, part: str, write: Callable[[bytes], None], *, follow: bool) -> bool:
-        """Writes the log of the newest such pod, followed until the job ends; whether there was one."""
-        shown: str | None = None
+        """Writes the log of the newest such container, followed until the job ends; whether there was one."""
+        shown: tuple[str, int] | None = None
         while True:
             job = await self.get(name)
-            pod = await self.newest_pod(name, part)
-            if pod is not None and pod != shown:
+            newest = await self.newest_container(name, part)
+            if newest is not None and newest != shown:
                 parameters = {"container": names.CONTAINER, "follow": str(follow).lower()}
-                async for chunk in self.client.read_text(POD, self.namespace, pod, "log", parameters):
+                async for chunk in self.client.read_text(POD, self.namespace, newest[0], "log", parameters):
                     write(chunk)
-                shown = pod
+                shown = newest
             elif not follow or (job.get("status") or {}).get("phase") in ENDED:
                 return shown is not None
             if follow:
@@ -96,9 +99,18 @@ def ask[Answer](
 
 def _has_begun(pod: Object) -> bool:
     """Whether its trainer runs or has run: a waiting container has no log."""
+    state = _trainer(pod).get("state") or {}
+    return "running" in state or "terminated" in state
+
+
+def _container_number(pod: Object) -> int:
+    return int(_trainer(pod).get("restartCount") or 0)
+
+
+def _trainer(pod: Object) -> Object:
+    """The status of the trainer's container, {} before it has one."""
     statuses = (pod.get("status") or {}).get("containerStatuses") or ()
-    states = [each.get("state") or {} for each in statuses if each.get("name") == names.CONTAINER]
-    return any("running" in state or "terminated" in state for state in states)
+    return next((each for each in statuses if each.get("name") == names.CONTAINER), {})
 
 
 def _attempt(job: str, pod: Object) -> int:
