@@ -140,6 +140,6 @@ def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
     if heard is None or not is_alive or pod.node in seen.lost_nodes:
         return False
     if _is_down(pod, seen):
-        knows = heard.report.container is not None  # a launcher of an earlier release would not wait to be told
+        knows = heard.report.container is not None  # a launcher of an earlier release would not wait for a word
         return knows and pod.num_container_restarts <= MOST_CONTAINER_RESTARTS
     return now - heard.at < FRESH_S
