@@ -18,6 +18,13 @@ def test_one_rank_computes_losses_and_gradients_as_torch_does(at_once, objective
     assert max(found.values()) < TOLERANCE, found
 
 
+@pytest.mark.parametrize("width", [8, 24], ids=["weight-chunk-by-chunk", "weight-at-the-end"])
+def test_hidden_states_that_lie_row_by_row_get_their_gradients(width):
+    """As those of padded rows with images did."""
+    [found] = gloo_ranks(1).run(linear_loss_ranks.differences, at_once=7, width=width, lies_row_by_row=True)
+    assert max(found.values()) < TOLERANCE, found
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole-sequence", "sequence-parallel"])
 def test_a_split_vocabulary_gives_the_same_in_every_chunk(sequence_parallel):

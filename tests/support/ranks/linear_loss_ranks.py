@@ -11,9 +11,17 @@ SCALE = 0.25
 
 
 def differences(
-    *, at_once: int, sequence_parallel: bool = False, objective: str = "plain", width: int = HIDDEN
+    *,
+    at_once: int,
+    sequence_parallel: bool = False,
+    objective: str = "plain",
+    width: int = HIDDEN,
+    lies_row_by_row: bool = False,
 ) -> dict[str, float]:
-    """Largest difference of sum, objectives and gradients from torch's cross entropy of the whole logits."""
+    """Largest difference of sum, objectives and gradients from torch's cross entropy of the whole logits.
+
+    lies_row_by_row: whether the hidden states [T, B, H] are stored as [B, T, H].
+    """
     import torch
     import torch.distributed as dist
     from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
@@ -27,7 +35,7 @@ def differences(
     parallel.initialize(TrainArgs(tensor_model_parallel_size=size, sequence_parallel=sequence_parallel))
     hidden, weight, labels, weights = _inputs(width)
     own = hidden.chunk(size)[rank] if sequence_parallel else hidden
-    own = own.clone().requires_grad_()
+    own = (own.transpose(0, 1).contiguous().transpose(0, 1) if lies_row_by_row else own.clone()).requires_grad_()
     layer = _output_layer(weight.chunk(size)[rank], sequence_parallel=sequence_parallel)
     function = {"plain": torch.Tensor.float, "dft": token.dynamic_fine_tuning}[objective]
     linear_cross_entropy.LOGITS_AT_ONCE = at_once * PADDED // size * (size if sequence_parallel else 1)

@@ -203,5 +203,4 @@ def _replaced(hidden_TBH: Tensor, features_FH: Tensor, images: ImageInputs) -> T
     """The hidden states with those of image tokens replaced by features."""
     feature_TB = images.feature_BT.t().contiguous()  # routers need the states of several rows in this order
     taken_TBH = features_FH[feature_TB.clamp(min=0)]
-    # Contiguous: of several rows the taken features lie row by row, and layers behind read gradients as tokens lie.
-    return torch.where((feature_TB >= 0)[..., None], taken_TBH, hidden_TBH).contiguous()
+    return torch.where((feature_TB >= 0)[..., None], taken_TBH, hidden_TBH)

@@ -149,7 +149,7 @@ class _Gradients:
     """Sums of the chunks' gradients. Those of parameters are in float32, since each chunk adds to all elements."""
 
     def __init__(self, hidden_TBH: Tensor, trained: Sequence[Tensor]) -> None:
-        self._hidden_TBH = torch.empty_like(hidden_TBH)
+        self._hidden_TBH = torch.empty_like(hidden_TBH, memory_format=torch.contiguous_format)  # add() writes views
         self._types = [parameter.dtype for parameter in trained]
         self._sums: list[Tensor] = []
 
