@@ -58,7 +58,7 @@ _ALIASES: Mapping[str, str] = {"mtp_num_hidden_layers": "num_nextn_predict_layer
 
 QWEN3_5 = Family(
     model_type="qwen3_5",
-    title="Qwen3.5 (dense), Qwen3.6 (dense)",
+    title="Qwen3.5 (dense)",
     text_type="qwen3_5_text",
     nested_names=True,
     keys={
