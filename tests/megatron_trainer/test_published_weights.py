@@ -189,7 +189,6 @@ UNREADABLE = {
     "eight integer bits": (published.compressed("channel", type="int"), "8 bits of type 'int'"),
     "packed": (published.compressed("channel") | {"format": "pack-quantized"}, "format is 'pack-quantized'"),
     "frozen": (published.compressed("channel") | {"quantization_status": "frozen"}, "is 'frozen'"),
-    "MXFP4": ({"quant_method": "mxfp4"}, "'mxfp4' are not supported"),
     "nothing": ({"bits": 4}, "None are not supported"),
 }
 
