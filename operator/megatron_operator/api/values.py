@@ -317,8 +317,8 @@ class NodeExclusion:
     after_failures: int = declared(
         "afterFailures",
         integer(
-            "Failures on a node after which it is excluded: those that count toward maxRestarts, except OOMKilled, and "
-            "the loss of the node.",
+            "Failures on a node after which it is excluded: those that count toward maxRestarts, except OOMKilled; "
+            "NotStartedInPlace; and the loss of the node.",
             ge=1,
             le=100,
             default=2,
