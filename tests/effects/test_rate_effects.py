@@ -6,6 +6,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
 
 pytestmark = pytest.mark.dist
@@ -111,6 +112,20 @@ def test_adam_settings_change_the_update(train, start, name, value):
         assert moved(changed, start) < 0.5 * moved(default, start)
     else:
         assert 1e-3 < moved(changed, default) / moved(default, start) < 1.0
+
+
+@pytest.mark.parametrize(
+    "given", [{}, {"sgd_momentum": 0.0}, {"torch_dtype": "bfloat16", "sgd_momentum": 0.5}], ids=["momentum", "none", "16 bit"]
+)
+    "given", [{}, {"sgd_momentum": 0.0}, {"torch_dtype": "bfloat16", "sgd_momentum": 0.5}], ids=str
+)
+def test_sgd_goes_on_bit_by_bit_after_a_stop(train, given):
+    given = {"optimizer": "sgd", "use_distributed_optimizer": False, "lr": 0.1, **given}
+    whole = train(**given).column("lm loss")
+    assert train(name="stopped", stop_at=2, resume="Auto", **given).exit_code == ExitCode.PREEMPTED
+    resumed = train(name="stopped", resume="Required", attempt=1, **given)
+    assert resumed.exit_code == 0, resumed.message
+    assert resumed.column("lm loss") == whole
 
 
 @effect("sgd_momentum", "optimizer")

@@ -60,6 +60,9 @@ def create_state(optimizer: Any) -> None:
     inner = optimizer.optimizer
     if isinstance(inner, torch.optim.Adam | torch.optim.AdamW):
         create_adam_state(inner)
+    elif type(inner).__name__.endswith("SGD"):  # torch's, Apex's or TransformerEngine's
+        optimizer.init_state_fn = _create_momentum  # megatron-core has none for it, and calls that
+        _create_momentum(inner)
     elif inner is None or inner.state:
         return
     elif hasattr(inner, "sub_optimizers"):
@@ -70,6 +73,13 @@ def create_state(optimizer: Any) -> None:
             inner.initialize_state(parameter, inner.store_param_remainders)
     elif optimizer.init_state_fn is not None:
         optimizer.init_state_fn(inner, optimizer.config)
+
+
+def _create_momentum(optimizer: torch.optim.Optimizer, _: object = None) -> None:
+    """A first step with a momentum of zeros is that of torch, which starts with the gradient."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"] if group["momentum"] else ():
+            optimizer.state[parameter].setdefault("momentum_buffer", torch.zeros_like(parameter))
 
 
 def _create_offloaded_state(hybrid: Any) -> None:
