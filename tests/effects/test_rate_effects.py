@@ -115,9 +115,9 @@ def test_adam_settings_change_the_update(train, start, name, value):
 
 
 @pytest.mark.parametrize(
-    "given", [{}, {"sgd_momentum": 0.0}, {"torch_dtype": "bfloat16", "sgd_momentum": 0.5}], ids=["momentum", "none", "16 bit"]
-)
-    "given", [{}, {"sgd_momentum": 0.0}, {"torch_dtype": "bfloat16", "sgd_momentum": 0.5}], ids=str
+    "given",
+    [{}, {"sgd_momentum": 0.0}, {"torch_dtype": "bfloat16", "sgd_momentum": 0.5}],
+    ids=["momentum", "none", "16 bit"],
 )
 def test_sgd_goes_on_bit_by_bit_after_a_stop(train, given):
     given = {"optimizer": "sgd", "use_distributed_optimizer": False, "lr": 0.1, **given}
