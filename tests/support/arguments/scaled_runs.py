@@ -58,7 +58,6 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Moonlight|DeepSeek-(V3|R1)", "deepseek_v3"),
     (r"Llama-[23]|SmolLM2", "llama"),
     (r"gpt-oss", "gpt_oss"),
-    (r"Llama-4", "llama4_text"),
 )
 # The text decoder of models that are not trained here with images, or not for the task: the other arguments run.
 DECODERS: tuple[tuple[str, str], ...] = (
@@ -66,6 +65,7 @@ DECODERS: tuple[tuple[str, str], ...] = (
     (r"Qwen3-(VL|Omni)-\d+B-A|InternVL3_5-30B-A3B", "qwen3_moe"),
     (r"Qwen3-VL", "qwen3"),
     (r"InternVL3_5-GPT-OSS", "gpt_oss"),
+    (r"Llama-4", "llama4_text"),
     (r"GLM-4\.[56]V", "glm4_moe"),
 )
 
