@@ -20,7 +20,7 @@ from tests.support.kueue.kueue_jobs import (
     queued,
     workloads,
 )
-from tests.support.operator.job_client import JobClient, new_namespace
+from tests.support.operator.job_client import JobClient, new_namespace, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 GATE = "kueue.x-k8s.io/admission"
@@ -143,3 +143,17 @@ def test_a_gang_of_many_nodes_is_one_group(jobs: JobClient):
     jobs.await_phase("Running")
     pod_sets = workloads(jobs, "job")["job-a0"]["spec"]["podSets"]
     assert sorted(each["count"] for each in pod_sets) == [1, 23]
+
+
+def test_a_spare_waits_for_quota_by_itself_and_keeps_no_gang_waiting(jobs: JobClient):
+    """The queue has room for the gang alone."""
+    jobs.submit(queued("job", scheduling={"spares": 1}))
+    jobs.await_phase("Running")
+    spare = wait_until(lambda: jobs.pods().get("job-a0-spare-0"), bool, "the spare")
+    assert GATE in {gate["name"] for gate in spare["spec"]["schedulingGates"]}
+    jobs.end_pod("job-a0-worker-0", 137)
+    wait_until(lambda: "job-a1-worker-0" in jobs.pods(), bool, "the next gang")
+    jobs.await_phase("Running")
+    wait_until(lambda: "job-a1-spare-0" in jobs.pods(), bool, "the next spare")
+    end(jobs, "job", attempt=1)
+    wait_until(lambda: "job-a1-spare-0" in jobs.pods(), lambda found: not found, "no spare of a finished job")

@@ -10,6 +10,7 @@ from local_cluster.control_plane import ControlPlane
 from tests.support.kueue import kueue_racks, real_kueue
 from tests.support.kueue.kueue_jobs import (
     GPUS_PER_JOB,
+    GPUS_PER_NODE,
     await_condition,
     await_waiting,
     end,
@@ -20,7 +21,7 @@ from tests.support.kueue.kueue_jobs import (
     the_workload,
     workloads,
 )
-from tests.support.operator.job_client import JobClient, new_namespace
+from tests.support.operator.job_client import JobClient, new_namespace, wait_until
 
 pytestmark = [pytest.mark.cluster, pytest.mark.slow]
 
@@ -160,3 +161,17 @@ def test_the_whole_gang_gets_one_rack_and_keeps_it(jobs: JobClient):
     jobs.submit(queued("anywhere", kueue_racks.QUEUE))
     jobs.await_phase("Running", "anywhere")
     assert kueue_racks.hosts(jobs, "anywhere") == {"a-0", "c-0"}
+
+
+def test_the_quota_of_spares_is_reserved_with_that_of_the_gang(jobs: JobClient):
+    real_kueue.add_queue(jobs.plane, jobs.namespace, "wide", num_gpus=GPUS_PER_JOB + GPUS_PER_NODE)
+    jobs.submit(queued("job", "wide", scheduling={"spares": 1}))
+    jobs.await_phase("Running")
+    assert wait_until(lambda: jobs.status().get("spares"), lambda it: it["running"] == 1, "the spare")["desired"] == 1
+    sets = {each["name"]: each["count"] for each in the_workload(jobs, "job")["spec"]["podSets"]}
+    assert sets == {"master": 1, "worker": 1, "spare": 1}
+    jobs.submit(queued("narrow", scheduling={"spares": 1}))
+    await_waiting(jobs, "narrow", saying="insufficient")
+    assert jobs.pods("narrow") == {}
+    jobs.patch("job", suspend=True)
+    wait_until(jobs.pods, lambda found: not found, "no pod of the suspended job")
