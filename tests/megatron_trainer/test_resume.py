@@ -437,6 +437,7 @@ def test_every_argument_that_may_change_is_tried():
         "max_position_embeddings",  # a bound on max_length
         "no_initialization",  # the weights come from the checkpoint
         "padded_vocab_size",  # follows the layout
+        "rotary_interleaved",  # the model's own value or a refusal
         "seq_length",  # a plan of Megatron's; rows have their own lengths
         "sgd_momentum",  # as the settings of Adam
         "lr_wsd_decay_iters",  # as lr_decay_iters
