@@ -84,9 +84,8 @@ class BaseModel:
     model_kwargs: Mapping[str, Any] | None = arg(
         None,
         (
-            "Sizes of images and videos by the names of other programs' environment variables: "
-            "max_pixels, min_pixels, image_max_token_num, image_min_token_num; of frames video_max_pixels, "
-            "video_min_pixels, video_max_token_num, video_min_token_num; of videos fps, fps_min_frames, fps_max_frames."
+            "Sizes of images and videos by the names of environment variables: max_pixels, min_pixels, "
+            "image_max_token_num, image_min_token_num, the same with video_, fps, fps_min_frames, fps_max_frames."
         ),
         applies_to=EVERY_TASK,
         status="works",

@@ -60,8 +60,7 @@ class Training:
         ("core_attn",),
         (
             "Sub-modules to recompute under selective recomputation. core_attn costs nothing with a fused attention "
-            "kernel, which stores no scores: nothing is recomputed there. layernorm recomputes no norm that is one "
-            "module with TransformerEngine's linear: those of dense layers, but before experts and latent attention."
+            "kernel. layernorm leaves norms alone that are one module with TransformerEngine's linear."
         ),
         status="works",
     )
