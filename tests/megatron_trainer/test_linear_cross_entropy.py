@@ -25,6 +25,11 @@ def test_hidden_states_that_lie_row_by_row_get_their_gradients(width):
     assert max(found.values()) < TOLERANCE, found
 
 
+def test_in_float16_the_sum_over_all_tokens_stays_in_range():
+    [error] = gloo_ranks(1).run(linear_loss_ranks.error_in_float16, at_once=7)
+    assert error < 2**-9
+
+
 @pytest.mark.dist
 @pytest.mark.parametrize("sequence_parallel", [False, True], ids=["whole-sequence", "sequence-parallel"])
 def test_a_split_vocabulary_gives_the_same_in_every_chunk(sequence_parallel):

@@ -62,6 +62,33 @@ def differences(
     return {name: float(difference.detach().abs().max()) for name, difference in found.items()}
 
 
+def error_in_float16(*, at_once: int) -> float:
+    """Relative error of the weight's gradient, which is in float16's range only after SCALE: all labels are alike."""
+    import torch
+    from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
+
+    from megatron_trainer import parallel
+    from megatron_trainer.models import linear_cross_entropy
+    from megatron_trainjob.args.tree import TrainArgs
+
+    parallel.initialize(TrainArgs())
+    hidden, weight, labels, weights = _inputs(24)
+    hidden, weight, labels, weights = torch.full_like(hidden, 4000), weight * 0, labels * 0, weights * 0 + 1
+    layer = _output_layer(weight, sequence_parallel=False).half()
+    linear_cross_entropy.LOGITS_AT_ONCE = at_once * PADDED
+    losses = linear_cross_entropy.LinearCrossEntropy(
+        spec=SimpleNamespace(vocab_size=VOCABULARY, padded_vocab_size=PADDED),
+        labels_BT=labels,
+        weights_BT=weights,
+        cross_entropy=vocab_parallel_cross_entropy,
+    )
+    total, _ = losses(hidden_states=hidden.half().requires_grad_(), output_layer=layer, output_weight=None)
+    (SCALE * total).backward()
+    expected = _reference(hidden, weight, labels, weights, torch.Tensor.float)["weight"]
+    assert expected.abs().max() / SCALE > torch.finfo(torch.float16).max
+    return float(((layer.weight.grad.float() - expected).abs().max() / expected.abs().max()).detach())
+
+
 def _inputs(width: int) -> tuple[Any, Any, Any, Any]:
     import torch
 

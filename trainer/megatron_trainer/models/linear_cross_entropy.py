@@ -137,7 +137,12 @@ class _Late:
 def _late(
     output_layer: nn.Module, output_weight: Tensor | None, trained: Sequence[Tensor], hidden_LH: Tensor
 ) -> _Late | None:
-    """None where more than the weight trains, or where the chunks' sum, which is in float32, takes less memory."""
+    """None where more than the weight trains, or where the chunks' sum, which is in float32, takes less memory.
+
+    Nor in float16, in which the sum over all tokens, not yet divided by their number, may exceed the largest number.
+    """
+    if hidden_LH.dtype == torch.float16:
+        return None
     weight = getattr(output_layer, "weight", None) if output_weight is None else output_weight
     is_smaller = len(hidden_LH) * hidden_LH.element_size() <= hidden_LH.shape[1] * FLOAT32_BYTES
     if not isinstance(weight, Tensor) or [id(each) for each in trained] != [id(weight)] or not is_smaller:

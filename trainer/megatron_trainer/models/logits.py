@@ -9,7 +9,7 @@ from torch import Tensor
 from megatron_trainer.models.spec import ModelSpec
 
 _NEVER = -1e9
-"""Far below any logit; not infinite, so that no difference of two such columns is undefined."""
+"""Far below any logit; not infinite, so that no difference of two such columns is undefined. In float16 its least."""
 
 
 def mask_padded_columns(logits: Tensor, spec: ModelSpec) -> Tensor:
@@ -24,7 +24,7 @@ def mask_padded_columns(logits: Tensor, spec: ModelSpec) -> Tensor:
         return logits
     padded = logits.new_zeros(width, dtype=torch.bool)
     padded[num_real:] = True
-    return logits.masked_fill(padded, _NEVER)
+    return logits.masked_fill(padded, max(_NEVER, torch.finfo(logits.dtype).min))
 
 
 def num_real_columns(logits: Tensor, spec: ModelSpec) -> int:
