@@ -215,6 +215,22 @@ def test_logits_are_made_for_few_tokens_at_once():
     assert tiny(config=config, tokens=2**14, train_type="lora").peak.logits == 2**27 * 8
 
 
+@pytest.mark.parametrize(
+    ("arguments", "ranks", "kept"),
+    [
+        ({}, 1, 14 * 2),
+        ({"torch_dtype": "float16"}, 1, 8 * 4),
+        ({"tensor_model_parallel_size": 2}, 2, 14 * 2),
+        ({"tensor_model_parallel_size": 2, "sequence_parallel": True}, 2, 8 * 4),
+    ],
+    ids=str,
+)
+def test_between_chunks_of_logits_the_smaller_of_two_gradients_is_kept(arguments, ranks, kept):
+    """A column: 14 gradients in 16 bits, where a rank has them all and they are in bfloat16, or 8 sums in float32."""
+    peak = tiny(ranks, config={**TINY, "vocab_size": 2**25}, tokens=14, **arguments).peak
+    assert peak.logits == 2**27 * 8 + 2**25 // ranks * kept
+
+
 def test_experts_are_spread_over_expert_ranks_and_their_state_over_expert_copies():
     """4 experts of 3 * 8 * 5 = 480, two per rank; 4 ranks hold 2 copies of each, and 4 copies of the rest."""
     config = {

@@ -290,12 +290,21 @@ def _kept_and_recomputed(args: TrainArgs, whole: list[float], layer_input: float
 def _logit_bytes(args: TrainArgs, shape: Model, row: Row, task: Task) -> float:
     """Logits of a chunk and their gradient in the training type and the float32 softmax, N * V / tp * (2 e + 4).
 
-    Between several chunks the output layer's gradient is summed in float32, or the gradient of all logits is kept,
-    whichever is less; preference training does that in the backward pass.
+    Between several chunks that of the output layer is kept too; preference training does that in the backward pass.
     """
     columns = shape.vocab_size / args.tensor_model_parallel_size
     whole = row.tokens * columns
     sums = 0.0
     if whole > LOGITS_AT_ONCE and task != "rlhf" and args.train_type == "full":
-        sums = columns * min(shape.hidden_size * FLOAT32_BYTES, row.tokens * row.element_bytes)
+        sums = columns * _kept_gradient_bytes(args, shape, row)
     return min(whole, LOGITS_AT_ONCE) * (2 * row.element_bytes + FLOAT32_BYTES) + sums
+
+
+def _kept_gradient_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
+    """For a column of the logits: its row of the output layer's gradient in float32, or the gradients of its logits,
+    whichever is less; never the latter in float16, nor where ranks hold parts of the sequence.
+    """
+    in_float32 = shape.hidden_size * FLOAT32_BYTES
+    is_float16, _ = derive.fp16_bf16(args, {"torch_dtype": shape.dtype})
+    is_split = args.sequence_parallel and args.tensor_model_parallel_size > 1
+    return in_float32 if is_float16 or is_split else min(in_float32, row.tokens * row.element_bytes)
