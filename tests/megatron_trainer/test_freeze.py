@@ -56,11 +56,14 @@ def test_everything_frozen_but_what_is_named_trains():
     assert frozen_names(SIZES, args) == {EMBEDDING, FIRST, SECOND}
 
 
-def test_a_ratio_takes_the_experts_of_a_layer_together():
+@pytest.mark.parametrize(
+    "name",
+    ["local_experts.{n}.linear_fc{m}.weight", "linear_fc{m}.weight{n}"],
+    ids=["modules of their own", "in one module"],
+)
+def test_a_ratio_takes_the_experts_of_a_layer_together(name):
     """Two experts of 10 + 10 elements: neither one of them alone nor their first weights alone."""
-    experts = {
-        f"decoder.layers.0.mlp.experts.local_experts.{n}.linear_fc{m}.weight": 10 for n in (0, 1) for m in (1, 2)
-    }
+    experts = {f"decoder.layers.0.mlp.experts.{name.format(n=n, m=m)}": 10 for n in (0, 1) for m in (1, 2)}
     sizes = {"embedding.word_embeddings.weight": 20, **experts, "output_layer.weight": 40}
     assert frozen_names(sizes, TrainArgs(freeze_parameters_ratio=0.59)) == {"embedding.word_embeddings.weight"}
     assert frozen_names(sizes, TrainArgs(freeze_parameters_ratio=0.6)) == set(sizes) - {"output_layer.weight"}

@@ -55,6 +55,21 @@ def test_several_ranks_freeze_all_experts_of_a_layer_or_none(root):
         assert "local_experts.linear_fc1.weight of some experts" in message
 
 
+@pytest.mark.parametrize("layout", ["TP1", "EP2"])
+@pytest.mark.parametrize("regex", [r"fc1\.weight0$", r"weight1$"])
+def test_experts_in_one_module_freeze_together_on_one_rank_too(root, layout, regex):
+    """TransformerEngine computes gradients of all of them or none, as the first says."""
+    directory = str(tiny_model.make("qwen3_moe", root))
+    given = {"freezing": True, "in_one_module": True}
+    for violations in ranks(lora_behavior.refusal, layout, directory, **given, freeze_parameters_regex=regex):
+        ((argument, message),) = violations
+        assert argument == "freeze_parameters_regex"
+        assert "weight of some experts" in message
+    for ratio in (0.3, 0.6):
+        for none in ranks(lora_behavior.refusal, layout, directory, **given, freeze_parameters_ratio=ratio):
+            assert none == []
+
+
 def test_a_bias_beside_a_frozen_weight_gets_its_gradient(root):
     """Megatron's linear with a frozen weight gives its bias none."""
     directory = str(tiny_model.make("llama_bias", root))

@@ -30,9 +30,25 @@ from megatron_trainer.models.spec import read_model
 from tests.support.ranks.lora_ranks import Model, arguments, build, randomise, run
 
 
-def refusal(directory: str, *, freezing: bool = False, **given: Any) -> list[tuple[str, str]]:
+def hold_experts_in_one_module(chunk: torch.nn.Module) -> None:
+    """Names the experts' weights as TransformerEngine's grouped linears do: linear_fc1.weight0, linear_fc1.weight1."""
+    for layer in chunk.decoder.layers:
+        grouped = torch.nn.Module()
+        for name in ("linear_fc1", "linear_fc2"):
+            linear = torch.nn.Module()
+            for number, expert in enumerate(layer.mlp.experts.local_experts):
+                linear.register_parameter(f"weight{number}", getattr(expert, name).weight)
+            grouped.add_module(name, linear)
+        layer.mlp.experts = grouped
+
+
+def refusal(
+    directory: str, *, freezing: bool = False, in_one_module: bool = False, **given: Any
+) -> list[tuple[str, str]]:
     """(argument, message) of each violation that adding adapters, or freezing, raises; nothing when it raises none."""
     model = build(directory, adapt=False, **given)
+    if in_one_module:
+        hold_experts_in_one_module(model.chunks[0])
     try:
         (freeze if freezing else add_adapters)(model.chunks, model.args)
     except InvalidInput as err:

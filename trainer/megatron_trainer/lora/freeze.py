@@ -17,7 +17,7 @@ from megatron.core import parallel_state
 from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora import agree
 from megatron_trainer.lora.attach import train_biases_of_frozen_weights
-from megatron_trainer.lora.names import named_parameters
+from megatron_trainer.lora.names import canonical, named_parameters
 from megatron_trainer.lora.parts import is_frozen
 from megatron_trainer.lora.placement import is_expert
 from megatron_trainer.lora.recompute import let_gradients_through_embeddings
@@ -75,7 +75,12 @@ def _from_the_bottom(sizes: Mapping[str, int], ratio: float) -> set[str]:
 
 
 def _with_its_experts(name: str) -> str:
-    return name.partition(_EXPERTS)[0] if _EXPERTS in name else name
+    return canonical(name).partition(_EXPERTS)[0] if _is_routed(name) else name
+
+
+def _is_routed(name: str) -> bool:
+    """Whether it is one expert of many, also where TransformerEngine keeps them in one module."""
+    return _EXPERTS in canonical(name)
 
 
 def _chosen(names: Iterable[str], prefixes: Sequence[str], regex: str | None) -> set[str]:
@@ -89,7 +94,7 @@ def _whole_size(name: str, parameter: torch.nn.Parameter) -> int:
 
     An expert counts for those that other ranks hold in its place.
     """
-    num_places = parallel_state.get_expert_model_parallel_world_size() if _EXPERTS in name else 1
+    num_places = parallel_state.get_expert_model_parallel_world_size() if _is_routed(name) else 1
     if not getattr(parameter, "tensor_model_parallel", False):
         return parameter.numel() * num_places
     num_shares: int = (
@@ -102,17 +107,19 @@ def _whole_size(name: str, parameter: torch.nn.Parameter) -> int:
 
 def _refuse_divided_experts(names: Sequence[str], frozen: frozenset[str], args: TrainArgs) -> None:
     """A checkpoint of several ranks stacks the same weight of all experts of a layer, so that no part of it may lack
-    its optimizer state.
+    its optimizer state; and where TransformerEngine keeps them in one module, all train or none, as the first does.
     """
-    if torch.distributed.get_world_size() == 1:
+    routed = [name for name in names if _is_routed(name)]
+    in_one_module = any(canonical(name) != name for name in routed)
+    if torch.distributed.get_world_size() == 1 and not in_one_module:
         return
-    still = agree.union(_NUMBER.sub("", name) for name in frozen if _EXPERTS in name)
-    trained = agree.union(_NUMBER.sub("", name) for name in names if _EXPERTS in name and name not in frozen)
+    still = agree.union(_NUMBER.sub("", canonical(name)) for name in routed if name in frozen)
+    trained = agree.union(_NUMBER.sub("", canonical(name)) for name in routed if name not in frozen)
     if divided := sorted(still & trained):
         argument = next((each for each in _CHOOSING if getattr(args, each)), _CHOOSING[0])
         message = (
-            f"freezes {divided[0]} of some experts and trains that of others, which only one rank can save; "
-            "choose all experts of a layer or none"
+            f"freezes {divided[0]} of some experts and trains that of others, which only one rank with experts in "
+            "modules of their own can do; choose all experts of a layer or none"
         )
         raise InvalidInput((_violation(argument, getattr(args, argument), message),))
 
