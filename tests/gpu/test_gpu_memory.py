@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -84,6 +85,13 @@ def test_eight_bit_moments_are_held_once(train):
     ]
     assert moments
     assert all(moment._transpose is None and moment._data.element_size() == 1 for moment in moments)
+
+
+def test_eight_bit_moments_without_a_gradient_stay_zero(train):
+    """Those of every A in the first step, where every B is zero."""
+    run = train(**BF16, **EIGHT_BITS, train_type="lora")
+    assert all(map(math.isfinite, run.losses))
+    assert all(value.isfinite().all() for state in states(run) for value in state.values())
 
 
 def test_a_step_in_pieces_changes_no_number(train, monkeypatch):

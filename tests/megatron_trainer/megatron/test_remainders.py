@@ -3,7 +3,8 @@
 import pytest
 import torch
 
-from megatron_trainer.megatron.patches.fused_adam import pieces
+from megatron_trainer.megatron.patches import fused_adam
+from megatron_trainer.megatron.patches.fused_adam import in_pieces, pieces
 from megatron_trainer.megatron.patches.remainders import rebuilt, split
 
 
@@ -54,9 +55,26 @@ def test_a_weight_without_remainder_is_itself():
 
 @pytest.mark.parametrize(
     ("sizes", "limit", "expected"),
-    [([], 4, [[]]), ([1, 2, 3], 3, [[1, 2], [3]]), ([9, 1, 1], 4, [[9], [1, 1]]), ([1, 9], 4, [[1], [9]])],
+    [([], 4, []), ([1, 2, 3], 3, [[1, 2], [3]]), ([9, 1, 1], 4, [[9], [1, 1]]), ([1, 9], 4, [[1], [9]])],
     ids=str,
 )
 def test_a_step_takes_parameters_in_pieces_in_their_order(sizes, limit, expected):
     found = pieces([torch.empty(size) for size in sizes], limit)
     assert [[tensor.numel() for tensor in piece] for piece in found] == expected
+
+
+def test_pieces_of_a_group_are_one_step_and_a_group_without_parameters_has_none(monkeypatch):
+    """Where a rank holds nothing but a part of the embedding, its group of norms is empty."""
+    monkeypatch.setattr(fused_adam, "CONVERTED_AT_ONCE", 2)
+    three = [torch.zeros(2) for _ in range(3)]
+    groups = [{"params": three, "lr": 0.5}, {"params": []}, {"params": three, "lr": 0.1, "step": 4}]
+    taken = []
+
+    def take(part):
+        part["step"] = part.get("step", 0) + 1
+        taken.append((part["lr"], part["step"], len(part["params"])))
+
+    in_pieces(groups, take)
+    assert taken == [(0.5, 1, 1)] * 3 + [(0.1, 5, 1)] * 3
+    assert [group.get("step") for group in groups] == [1, None, 5]
+    assert [len(group["params"]) for group in groups] == [3, 0, 3]

@@ -78,7 +78,7 @@ class Bench:
             return str(error)
 
     def _tensors(self) -> Iterator[Any]:
-        from megatron_trainer.megatron.patches.adam_step import create_adam_state
+        from megatron_trainer.megatron.patches.optimizer_state import create_adam_state
 
         torch_optimizer = self.engine.optimizer.chained_optimizers[0].optimizer
         create_adam_state(torch_optimizer)

@@ -49,11 +49,11 @@ class CpuBackend:
         cpu_redirect.install()
         cpu_collectives.install()
         # These import megatron-core, which imports several names from torch.cuda.
-        from megatron_trainer.megatron.patches import adam_step, on_cpu, optimizer_shards, quiet, recomputed_bias
+        from megatron_trainer.megatron.patches import on_cpu, optimizer_shards, optimizer_state, quiet, recomputed_bias
 
         quiet.install()
         on_cpu.install()
-        adam_step.install()
+        optimizer_state.install()
         optimizer_shards.install()
         recomputed_bias.install()
         _installed = True

@@ -67,15 +67,15 @@ class CudaBackend:
     def install(self) -> None:
         """Applies only the patches that are needed on a GPU too."""
         from megatron_trainer.megatron.patches import (
-            adam_step,
             fused_adam,
             optimizer_shards,
+            optimizer_state,
             quiet,
             recomputed_bias,
         )
 
         quiet.install()
-        adam_step.install()
+        optimizer_state.install()
         fused_adam.install()
         if importlib.util.find_spec("triton"):
             from megatron_trainer.megatron.patches import swiglu

@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.metadata import Metadata, TensorStorageMetadat
 from megatron_trainer.backend import Backend
 from megatron_trainer.engine import Engine
 from megatron_trainer.lora.names import is_adapter
-from megatron_trainer.megatron.patches.adam_step import create_state
+from megatron_trainer.megatron.patches.optimizer_state import create_state
 from megatron_trainer.state import TrainState
 
 StateDict = dict[str, Any]

@@ -75,7 +75,7 @@ CHANGES: tuple[Change, ...] = (
         rests_on={f"{_RANDOM}:_get_share_storage": "14fe8bafdf5a"},
     ),
     Change(
-        ours="megatron.patches.adam_step",
+        ours="megatron.patches.optimizer_state",
         why="Loading torch's Adam drops or aliases its step count, and a rank without parameters cannot save.",
         until="DistributedOptimizer restores torch.optim.Adam's step for each parameter",
         backends="without TransformerEngine",

@@ -3,7 +3,8 @@
 The state may be 8- or 16-bit numbers with a scale, and main parameters may be remainders of bfloat16 weights; a
 checkpoint has all of it in float32, so that any other run can read it. Three things took several times the state's own
 memory: to save or load anything, megatron-core asks for the whole state as float32 copies; a step converts the moments
-of all parameters at once; and 8-bit moments were held twice, the second time transposed.
+of all parameters at once; and 8-bit moments were held twice, the second time transposed. And where all 8-bit moments of
+a parameter were zero they became NaN, scaled by the inverse of the largest.
 """
 
 # ruff: noqa: ANN401 - optimizers of megatron-core and TransformerEngine, which have no types
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -36,6 +37,7 @@ def install() -> None:
         return
     _leave_state_aside(distrib_optimizer.DistributedOptimizer)
     _use_less_memory(distrib_optimizer.Adam)
+    _keep_zeros(distrib_optimizer.Adam)
 
 
 def is_fused(optimizer: Any) -> bool:
@@ -133,16 +135,16 @@ def _use_less_memory(adam: Any) -> None:
     step, initialize = adam.step, adam._initialize_state
 
     def step_in_pieces(self: Any, closure: Any = None, grad_scaler: Any = None) -> Any:
-        if not _converts(self):
+        if closure is not None or not _converts(self):
             return step(self, closure, grad_scaler)
+
+        def take(part: dict[str, Any]) -> None:
+            self.param_groups = [part]
+            step(self)
+
         groups = self.param_groups
         try:
-            for group in groups:
-                for piece in pieces(group["params"], CONVERTED_AT_ONCE):
-                    part = {**group, "params": piece}
-                    self.param_groups = [part]
-                    step(self)
-                group["step"] = part["step"]
+            in_pieces(groups, take)
         finally:
             self.param_groups = groups
         return None
@@ -158,19 +160,45 @@ def _use_less_memory(adam: Any) -> None:
     adam._initialize_state = initialize_once
 
 
+def _keep_zeros(adam: Any) -> None:
+    """All moments of a parameter are zero after a step without gradient: of an adapter's A beside a B of zeros, of an
+    expert without tokens.
+    """
+    apply_scale = adam._apply_scale
+
+    def apply_finite_scale(self: Any, name: str, unscaled: Tensor, scaled: Any, scale: Tensor) -> None:
+        apply_scale(self, name, unscaled, scaled, scale)
+        if hasattr(scaled, "_transpose"):
+            scaled._data.masked_fill_(scaled._quantizer.scale.isinf(), 0)
+
+    adam._apply_scale = apply_finite_scale
+
+
 def _converts(inner: Any) -> bool:
     """Whether a step converts moments or main parameters to float32 and back, outside of its kernel."""
     moments = {inner.exp_avg_dtype, inner.exp_avg_sq_dtype}
-    is_kernels_own = inner.fuse_unscale or moments == {torch.float32}
+    is_kernels_own = getattr(inner, "fuse_unscale", False) or moments == {torch.float32}
     return not is_kernels_own or (inner.master_weights and inner.master_weight_dtype != torch.float32)
 
 
+def in_pieces(groups: Sequence[dict[str, Any]], take: Callable[[dict[str, Any]], None]) -> None:
+    """Calls `take`, which counts the step of a group, with each group's parameters in pieces; they count as one step.
+
+    A group whose parameters are all on other ranks has no piece, and nothing counts its steps.
+    """
+    for group in groups:
+        parts = [{**group, "params": piece} for piece in pieces(group["params"], CONVERTED_AT_ONCE)]
+        for part in parts:
+            take(part)
+        group.update({"step": part["step"] for part in parts})
+
+
 def pieces(parameters: Sequence[Tensor], limit: int) -> list[list[Tensor]]:
-    """The parameters in their order, in lists of at most `limit` elements, or of one that is larger; at least one."""
-    found: list[list[Tensor]] = [[]]
+    """The parameters in their order, in lists of at most `limit` elements, or of one that is larger."""
+    found: list[list[Tensor]] = []
     size = 0
     for parameter in parameters:
-        if found[-1] and size + parameter.numel() > limit:
+        if not found or size + parameter.numel() > limit:
             found.append([])
             size = 0
         found[-1].append(parameter)

@@ -1,6 +1,6 @@
 """Corrections of megatron-core 0.19 for a machine without a GPU. Importing this imports megatron-core.
 
-Each function replaces one thing and gives the reason. For the optimizer, see adam_step.
+Each function replaces one thing and gives the reason. For the optimizer, see optimizer_state.
 """
 
 # ruff: noqa: ANN401 - values of torch and megatron-core that are passed on as they are

@@ -1,5 +1,5 @@
-"""Creates the optimizer state of the first step in advance, and corrects how megatron-core 0.19's distributed
-optimizer restores torch's Adam, which it uses without TE and Apex.
+"""The state of any optimizer before its first step, and the step of torch's Adam, which megatron-core 0.19's distributed
+optimizer restores wrongly; it uses that without TransformerEngine and Apex.
 
 Three faults in loading: states that Adam creates at its first step are missing; the state "step" is
 forgotten by the reshardable format; and all parameters get one shared "step" tensor, so that it grows by
@@ -70,7 +70,7 @@ def create_state(optimizer: Any) -> None:
     elif hasattr(inner, "initialize_state"):
         # TransformerEngine's. megatron-core's own function passes one argument too few.
         for parameter in _parameters(inner):
-            inner.initialize_state(parameter, inner.store_param_remainders)
+            inner.initialize_state(parameter, inner.store_param_remainders and parameter.dtype == torch.bfloat16)
     elif optimizer.init_state_fn is not None:
         optimizer.init_state_fn(inner, optimizer.config)
 
