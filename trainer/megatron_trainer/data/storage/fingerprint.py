@@ -39,7 +39,8 @@ def text_key(text: str) -> str:
 @cache
 def code_digest(data: Path = DATA) -> str:
     """A digest of the code that turns rows into tokens, so that none cached by another version of it is trained on."""
-    files = [data / "row.py", data / "values.py", *(file for room in ROOMS for file in sorted((data / room).glob("*.py")))]
+    rooms = [file for room in ROOMS for file in sorted((data / room).glob("*.py"))]
+    files = [data / "row.py", data / "values.py", *rooms]
     versions = [importlib.metadata.version(name) for name in ("transformers", "tokenizers", "jinja2")]
     return text_key("".join([*versions, *(file.read_text() for file in files)]))
 

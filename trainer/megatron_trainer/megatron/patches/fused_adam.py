@@ -190,7 +190,8 @@ def in_pieces(groups: Sequence[dict[str, Any]], take: Callable[[dict[str, Any]],
         parts = [{**group, "params": piece} for piece in pieces(group["params"], CONVERTED_AT_ONCE)]
         for part in parts:
             take(part)
-        group.update({"step": part["step"] for part in parts})
+        if parts:
+            group["step"] = parts[-1]["step"]
 
 
 def pieces(parameters: Sequence[Tensor], limit: int) -> list[list[Tensor]]:

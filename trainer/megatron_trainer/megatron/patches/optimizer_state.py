@@ -1,5 +1,5 @@
-"""The state of any optimizer before its first step, and the step of torch's Adam, which megatron-core 0.19's distributed
-optimizer restores wrongly; it uses that without TransformerEngine and Apex.
+"""The state of any optimizer before its first step, and the step count of torch's Adam, which megatron-core 0.19's
+distributed optimizer restores wrongly; it uses that without TransformerEngine and Apex.
 
 Three faults in loading: states that Adam creates at its first step are missing; the state "step" is
 forgotten by the reshardable format; and all parameters get one shared "step" tensor, so that it grows by
