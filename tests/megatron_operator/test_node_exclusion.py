@@ -90,7 +90,7 @@ def test_of_too_many_nodes_those_that_failed_last_are_excluded():
 
 
 def test_ranks_do_not_start_again_in_place_on_a_node_that_is_excluded():
-    heard = HeardReport(report=LauncherReport(attempt=0, state="running"), at=NOW)
+    heard = HeardReport(report=LauncherReport(attempt=0, state="running", container=0), at=NOW)
     launchers = {names.pod_name("tune", 0, rank): heard for rank in (0, 1)}
     down = pod(1, is_down=True, last_end=ContainerEnd(exit_code=139, finished_at=NOW - 1))
     first = seen(pod(0), down, launchers=launchers)
