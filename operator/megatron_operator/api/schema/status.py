@@ -35,29 +35,8 @@ def status() -> Schema:
                 {"desired": _count("As many as the spec says."), "running": _count("Those that run.")},
             ),
             "lastFailure": _last_failure(),
-            "failedNodes": array(
-                "Nodes on which the job failed, the latest first; with failurePolicy.nodeExclusion.",
-                record(
-                    "A node.",
-                    {
-                        "name": text("Its name.", max_length=253),
-                        "failures": _count("Failures there, counted or because the node was lost."),
-                        "lastFailureTime": _time("When the last was."),
-                        "excludedTime": _time("Since when pods of later attempts are kept away from it."),
-                    },
-                ),
-                max_items=32,
-            ),
-            "waiting": record(
-                "Since when the job has been waiting to start, by the operator's clock.",
-                {
-                    "schedulingSince": _time("For quota and nodes; only with runPolicy.schedulingTimeoutSeconds."),
-                    "refusedSince": _time("For all pods of the gang to be accepted; a partial gang is deleted."),
-                    "startupSince": _time("For a scheduled pod that cannot start."),
-                    "pod": text("That pod."),
-                    "cause": text("The kind of problem, such as Image or Volume.", max_length=1024),
-                },
-            ),
+            "failedNodes": _failed_nodes(),
+            "waiting": _waiting(),
             "progress": _progress(),
             "checkpoint": record(
                 "The newest checkpoint.",
@@ -109,6 +88,35 @@ def _conditions() -> Schema:
     )
     keys = {"x-kubernetes-list-type": "map", "x-kubernetes-list-map-keys": ["type"]}
     return {**array("Conditions of the job.", condition, max_items=32), **keys}
+
+
+def _failed_nodes() -> Schema:
+    return array(
+        "Nodes on which the job failed, the latest first; with failurePolicy.nodeExclusion.",
+        record(
+            "A node.",
+            {
+                "name": text("Its name.", max_length=253),
+                "failures": _count("Failures there, counted or because the node was lost."),
+                "lastFailureTime": _time("When the last was."),
+                "excludedTime": _time("Since when pods of later attempts are kept away from it."),
+            },
+        ),
+        max_items=32,
+    )
+
+
+def _waiting() -> Schema:
+    return record(
+        "Since when the job has been waiting to start, by the operator's clock.",
+        {
+            "schedulingSince": _time("For quota and nodes; only with runPolicy.schedulingTimeoutSeconds."),
+            "refusedSince": _time("For all pods of the gang to be accepted; a partial gang is deleted."),
+            "startupSince": _time("For a scheduled pod that cannot start."),
+            "pod": text("That pod."),
+            "cause": text("The kind of problem, such as Image or Volume.", max_length=1024),
+        },
+    )
 
 
 def _restarts() -> Schema:
