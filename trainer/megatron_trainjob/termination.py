@@ -18,6 +18,11 @@ from megatron_trainjob.exit_codes import describe
 LOG: Final = "/dev/termination-log"
 """The path that Kubernetes reads."""
 
+MAX_BYTES: Final = 4096
+"""Of a container's termination message, by Kubernetes."""
+ESCAPED_CHARACTERS: Final = 12
+"""Most characters that JSON writes for one, all of them ASCII."""
+
 MAX_MESSAGE_CHARACTERS: Final = 1024
 
 EXIT_CODE: Final = "exitCode"
@@ -64,8 +69,11 @@ class TerminationRecord:
     gpu_error: str = ""
 
     def to_json(self) -> str:
-        """The termination message, at most 4 KB as Kubernetes requires."""
-        return json.dumps(self.to_fields())
+        """The termination message. What the kubelet would cut off at the end is cut from the message inside."""
+        fields = self.to_fields()
+        while (excess := len(json.dumps(fields)) - MAX_BYTES) > 0 and fields.get(MESSAGE):
+            fields[MESSAGE] = fields[MESSAGE][: -(excess // ESCAPED_CHARACTERS + 1)]
+        return json.dumps(fields)
 
     def to_fields(self) -> dict[str, Any]:
         """The record as JSON fields in the operator's spelling."""
