@@ -5,6 +5,7 @@ Their ranks are a small program; a fake kubelet says that the pods run, which no
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import os
@@ -15,7 +16,11 @@ from pathlib import Path
 
 import pytest
 
+from local_cluster import helm_chart
 from local_cluster.control_plane import ControlPlane
+from megatron_operator.cluster.kubernetes import discovery
+from megatron_operator.cluster.kubernetes.client import Client
+from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
 from tests.support.operator import fake_kubelet, operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import JobClient, manifest, wait_until
@@ -284,3 +289,29 @@ def test_a_server_that_drops_the_rule_leaves_pods_that_end_as_before(
     finally:
         quiet_plane.stop_process("apiserver")
         quiet_plane.start_apiserver()
+
+
+OF_EVERYONE = ("system:discovery", "system:public-info-viewer")
+BINDINGS = "/apis/rbac.authorization.k8s.io/v1/clusterrolebindings"
+
+
+def test_an_operator_that_may_not_ask_for_the_version_works_without_the_rule(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient
+):
+    """As in clusters that take the roles of all accounts away from them."""
+    account = helm_chart.account_kubeconfig(quiet_plane, "default", quiet_jobs.namespace)
+
+    async def answer() -> bool:
+        async with Client(from_kubeconfig(account)) as client:
+            return await asyncio.wait_for(discovery.restarts_containers(client), 60)
+
+    assert asyncio.run(answer())
+    roles = [quiet_plane.get(f"{BINDINGS}/{name}") for name in OF_EVERYONE]
+    for name in OF_EVERYONE:
+        quiet_plane.delete(f"{BINDINGS}/{name}")
+    try:
+        wait_until(lambda: asyncio.run(answer()), lambda knows: not knows, "the server to refuse")
+    finally:
+        for role in roles:
+            given = {"name": role["metadata"]["name"], "labels": role["metadata"].get("labels") or {}}
+            quiet_plane.create(BINDINGS, {"metadata": given, **{part: role[part] for part in ("roleRef", "subjects")}})

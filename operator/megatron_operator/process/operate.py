@@ -179,8 +179,7 @@ def _exit_code(task: asyncio.Task[None]) -> int:
 async def _work(operator: Operator) -> None:
     """Acquires leadership (if election is on), then reconciles forever."""
     await operator.cache.synced()
-    operator.jobs.has_container_restarts = await discovery.restarts_containers(operator.client)
-    workers = operator.queue.run(operator.settings.num_workers, operator.controller.reconcile)
+    workers = _reconcile(operator)
     if not operator.settings.leader_election:
         operator.metrics.leader.set(1)
         return await workers
@@ -190,6 +189,12 @@ async def _work(operator: Operator) -> None:
         group.create_task(leader.stay_leader(operator.client, operator.candidate))
         group.create_task(workers)
     return None
+
+
+async def _reconcile(operator: Operator) -> None:
+    """What the cluster can do is asked by the leader, for a follower may wait through an upgrade of the cluster."""
+    operator.jobs.has_container_restarts = await discovery.restarts_containers(operator.client)
+    await operator.queue.run(operator.settings.num_workers, operator.controller.reconcile)
 
 
 async def _give_back_lease(operator: Operator) -> None:

@@ -13,6 +13,7 @@ from megatron_operator.cluster.kubernetes.resource import VERSION, Resource
 CONTAINER_RESTARTS = (1, 35)
 ABSENT_INTERVAL_S = 60.0
 UNKNOWN_INTERVAL_S = 2.0
+REFUSED = frozenset({401, 403, 404})  # where the role system:public-info-viewer was taken from service accounts
 logger = logging.getLogger(__name__)
 
 
@@ -32,7 +33,8 @@ async def wait_until_served(
 async def restarts_containers(client: Client) -> bool:
     """Whether the server knows rules by which a container starts again (Kubernetes 1.35); asked until it answers.
 
-    An older one refuses pods with such rules. One on which they are switched off drops them from a pod.
+    An older one refuses pods with such rules. One on which they are switched off drops them from a pod. One that does
+    not tell us its version is taken for an older one.
     """
     while True:
         try:
@@ -40,6 +42,8 @@ async def restarts_containers(client: Client) -> bool:
             return version(answer) >= CONTAINER_RESTARTS
         except ApiError as error:
             logger.warning("version of the server unknown error=%s", error)
+            if error.status in REFUSED:
+                return False
         await asyncio.sleep(UNKNOWN_INTERVAL_S)
 
 
