@@ -259,6 +259,28 @@ def test_a_container_that_was_never_heard_starts_again_by_itself():
     assert (plan.delete, (plan.status or RUNNING_STATUS)["restarts"]["attempt"]) == ((), 0)
 
 
+def test_a_container_that_does_not_start_again_and_is_never_heard_counts_as_ended():
+    """As where an older kubelet ignores the rule, and a sidecar keeps the pod running."""
+    silent = with_container({"launchers": {}, "listens_since": NOW - 30})
+    plan = reconcile.plan(job(), silent, NOW)
+    assert (plan.delete, plan.requeue_s) == ((), 59.0), "a minute after its end"
+    plan = reconcile.plan(job(), silent, NOW + 59)
+    assert {each.name for each in plan.delete} == {MASTER, WORKER}
+    assert (plan.status["lastFailure"]["reason"], plan.status["restarts"]["counted"]) == ("OOMKilled", 1)
+    listens = replace(silent, listens_since=NOW + 50)
+    assert reconcile.plan(job(), listens, NOW + 59).delete == (), "a new operator first listens"
+
+
+def test_a_launcher_of_an_earlier_release_that_trains_on_unasked_is_counted_and_ended():
+    """No one saw its container down; its ranks are not those that were decided about."""
+    trains = with_container(report=heard(container=None), is_down=False, num_container_restarts=1)
+    plan = reconcile.plan(job(), trains, NOW)
+    assert {each.name for each in plan.delete} == {MASTER, WORKER}
+    assert (plan.status["restarts"]["counted"], plan.status["lastFailure"]["reason"]) == (1, "OOMKilled")
+    limit = job({"failurePolicy": {"maxRestarts": 0}})
+    assert WORKER in {each.name for each in reconcile.plan(limit, trains, NOW).delete}, "it would not end by itself"
+
+
 def test_a_container_that_starts_again_has_time_for_its_imports():
     awaited = {"master": heard(attempt=1), "status": restarted()}
     down = with_container(awaited)

@@ -282,13 +282,37 @@ def test_a_container_that_does_not_start_again_has_failed_its_pod(phase, code, s
     assert (pod.phase, pod.is_down, pod.exit_code) == ("Failed", False, code)
 
 
+NOTES_ATTEMPTS = {"containers": [{"name": "trainer", "env": [{"name": "MTJ_ATTEMPT_FILE", "value": "/run/attempt"}]}]}
+
+
 def test_a_launcher_that_ended_for_good_is_read_as_its_rank():
     record = json.dumps({"exitCode": 137, "reason": "signal 9", "rank": 1})
-    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=record)]}))
+    status = {"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=record)]}
+    pod = read_pod(raw_pod(status, spec=NOTES_ATTEMPTS))
     assert (pod.exit_code, pod.is_recorded, pod.rank) == (137, True, 1)
     own = json.dumps({"exitCode": 201, "reason": "exit code 201"})
-    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=own)]}))
+    status = {"phase": "Failed", "containerStatuses": [ended("trainer", 201, message=own)]}
+    pod = read_pod(raw_pod(status, spec=NOTES_ATTEMPTS))
     assert (pod.exit_code, pod.is_recorded) == (201, True)
+
+
+def test_a_program_of_the_users_has_codes_of_its_own():
+    status = {"phase": "Failed", "containerStatuses": [ended("trainer", 201, message="the log")]}
+    of_others = {"containers": [{"name": "trainer", "command": ["sh"], "env": [{"name": "A", "value": "b"}]}]}
+    assert read_pod(raw_pod(status, spec=of_others)).exit_code == 201
+    assert read_pod(raw_pod(status, spec=NOTES_ATTEMPTS)).exit_code == 137, "a launcher without a record"
+
+
+def test_a_launcher_that_gave_up_waiting_is_read_as_the_container_before():
+    """Its own record says only that there was one; how that ended, the kubelet remembers."""
+    record = json.dumps({"exitCode": 137, "reason": "CONTAINER_ENDED", "rank": 0})
+    last = {"exitCode": 139, "reason": "OOMKilled", "finishedAt": "2027-01-15T08:00:00Z"}
+    trainer = {**ended("trainer", 201, reason="Error", message=record), "lastState": {"terminated": last}}
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [trainer]}, spec=NOTES_ATTEMPTS))
+    assert (pod.phase, pod.exit_code, pod.reason, pod.finished_at) == ("Failed", 139, "OOMKilled", 1_800_000_000.0)
+    trainer.pop("lastState")
+    pod = read_pod(raw_pod({"phase": "Failed", "containerStatuses": [trainer]}, spec=NOTES_ATTEMPTS))
+    assert (pod.exit_code, pod.reason) == (137, "CONTAINER_ENDED")
 
 
 def test_what_the_driver_said_of_the_gpus_is_in_the_trainers_record():

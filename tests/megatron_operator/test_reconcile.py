@@ -237,6 +237,21 @@ def test_silence_and_the_deadline_end_a_gang_whose_manifest_is_refused(limits, o
     assert "spec.env[0].name" in claim["message"]
 
 
+def test_what_outlived_the_end_of_a_refused_job_is_deleted_again():
+    """The status is written first; the deletions after it may fail, or their operator die."""
+    violations = (Violation(path="spec.image", value=3, message="must be text"),)
+    spare = replace(pod(0), name=names.spare_name("tune", 0, 0), uid="spare", role=names.SPARE)
+    counted = {**RUNNING_STATUS, "replicas": 2, "spares": {"desired": 1, "running": 1}}
+    half = replace(seen(failed(0), pod(1), status=counted), spares=(spare,))
+    ended = reconcile.reject(raw(), violations, half, NOW)
+    assert ended.status["spares"] == {"desired": 1, "running": 0}
+    left = replace(half, status=ended.status)
+    again = reconcile.reject(raw(), violations, left, NOW + 1)
+    assert (again.status, {each.name for each in again.delete}) == (None, {ref(1).name, spare.name})
+    policy = {"runPolicy": {"cleanPodPolicy": "None"}}
+    assert {each.name for each in reconcile.reject(raw(policy), violations, left, NOW + 1).delete} == {spare.name}
+
+
 def test_a_failed_pod_ends_the_gang_whose_manifest_is_refused_though_others_wait_for_it():
     violations = (Violation(path="spec.image", value=3, message="must be text"),)
     half = seen(failed(0), pod(1), status={**RUNNING_STATUS, "replicas": 2})

@@ -85,6 +85,20 @@ def test_whatever_becomes_of_a_spare_the_gang_trains_on(phase):
     assert (plan.status or RUNNING_STATUS)["restarts"]["attempt"] == 0
 
 
+def test_a_spare_that_ends_at_once_is_created_again_once_a_minute():
+    """As where the image has no shell, or its node refuses it."""
+    short = replace(seen(pod(0), pod(1)), spares=(held(0, phase="Failed", created_at=NOW - 10), held(1)))
+    plan = reconcile.plan(job(TWO), short, NOW)
+    assert (plan.delete, kinds(plan), plan.requeue_s) == ((), [], 50.0)
+    assert [each.name for each in reconcile.plan(job(TWO), short, NOW + 50).delete] == [NAMES[0]]
+
+
+def test_service_and_autoscaler_select_the_gang_alone():
+    selected = names.selector("tune", 0).items()
+    assert selected <= worker(job(TWO), 0, 1)["metadata"]["labels"].items()
+    assert not selected <= spare(job(TWO), 0, 0)["metadata"]["labels"].items()
+
+
 ENDS = {
     "suspended": ({"suspend": True}, (pod(0), pod(1))),
     "failed": ({"failurePolicy": {"maxRestarts": 0}}, (pod(0), failed(1, 134))),
@@ -97,6 +111,7 @@ def test_a_job_that_stops_keeps_no_node(spec, pods):
     ending = replace(seen(*pods), spares=(held(0), held(1)))
     plan = reconcile.plan(job({**TWO, **spec}), ending, NOW)
     assert set(NAMES) <= {each.name for each in plan.delete}
+    assert plan.status["spares"] == {"desired": 2, "running": 0}
     over = replace(ending, status=plan.status)
     assert set(NAMES) <= {each.name for each in reconcile.plan(job({**TWO, **spec}), over, NOW + 1).delete}
 

@@ -175,12 +175,15 @@ def place_of(name: str, job_name: str) -> Place | None:
 
 
 def place_labels(job_name: str, place: Place) -> dict[str, str]:
-    """Labels by which watches, services and people select the pod at this position."""
+    """Labels by which watches, services and people select the pod at this position.
+
+    A spare has none of an attempt: service and autoscaler select the pods of the gang by it.
+    """
     return {
         LABEL_JOB_NAME: job_name,
         LABEL_REPLICA_TYPE: place.role,
         LABEL_REPLICA_INDEX: str(place.index),
-        LABEL_RESTART_ATTEMPT: str(place.attempt),
+        **({} if place.role == SPARE else {LABEL_RESTART_ATTEMPT: str(place.attempt)}),
     }
 
 
@@ -205,7 +208,7 @@ def service_name(job_name: str) -> str:
 
 
 def selector(job_name: str, attempt: int) -> dict[str, str]:
-    """Labels that select exactly the pods of one attempt."""
+    """Labels that select exactly the pods of one attempt's gang."""
     return {LABEL_JOB_NAME: job_name, LABEL_RESTART_ATTEMPT: str(attempt)}
 
 

@@ -30,6 +30,7 @@ Gang = Literal["None", "Volcano", "Coscheduling", "Native"]
 RuleAction = Literal["FailJob", "Restart", "RestartIgnoreLimit"]
 TopologyMode = Literal["Required", "Preferred"]
 CleanPodPolicy = Literal["None", "Running", "All"]
+DEFAULT_CLEAN_POD_POLICY: CleanPodPolicy = "Running"
 TtlPolicy = Literal["DeletePods", "DeleteJob"]
 SuccessPolicy = Literal["Master", "All"]
 
@@ -262,7 +263,11 @@ class RunPolicy:
 
     clean_pod_policy: CleanPodPolicy = declared(
         "cleanPodPolicy",
-        choice("Which pods are deleted when the job has ended.", *get_args(CleanPodPolicy), default="Running"),
+        choice(
+            "Which pods are deleted when the job has ended.",
+            *get_args(CleanPodPolicy),
+            default=DEFAULT_CLEAN_POD_POLICY,
+        ),
     )
     ttl_s: int | None = declared(
         "ttlSecondsAfterFinished", integer("Seconds after the end until ttlPolicy is carried out. Default: never.")

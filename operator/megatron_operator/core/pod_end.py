@@ -10,7 +10,7 @@ from megatron_operator.api import names
 from megatron_operator.core import termination
 from megatron_operator.guard import shortened, whole_number
 from megatron_operator.timestamp import to_seconds
-from megatron_trainjob import exit_codes
+from megatron_trainjob import environment, exit_codes, launcher
 
 Object = Mapping[str, Any]
 PodPhase = Literal["Pending", "Running", "Succeeded", "Failed", "Unknown"]
@@ -40,7 +40,6 @@ def read(spec: Object, status: Object) -> dict[str, Any]:
     """Phase, and for the container that ended the pod: name, kind, exit code, what the trainer recorded, and time."""
     container, kind = _deciding(spec, status)
     phase = _pod_phase(status)
-    terminated = (container.get("state") or {}).get("terminated") or {}
     shown = {
         "container": shortened(container.get("name"), MAX_REASON_CHARACTERS) or names.CONTAINER,
         "container_kind": kind,
@@ -49,7 +48,7 @@ def read(spec: Object, status: Object) -> dict[str, Any]:
         shown |= _restarted(spec, container)
         if shown["is_down"]:
             return {**shown, "phase": phase}
-    end = _end_of(terminated, status, kind)
+    end = _last_end(spec, container, status, kind)
     return {
         **shown,
         **vars(end),
@@ -67,22 +66,37 @@ def _restarted(spec: Object, trainer: Object) -> dict[str, Any]:
     return {
         "is_down": is_down,
         "num_container_restarts": whole_number(trainer.get("restartCount"), smallest=0, largest=MAX_EXIT_CODE) or 0,
-        "last_end": _end_of(former, {}, "Trainer") if former else None,
+        "last_end": _end_of(spec, former, {}, "Trainer") if former else None,
     }
 
 
 def _restarts_after(spec: Object, terminated: Object) -> bool:
     """Whether a rule of the trainer's container says that the kubelet starts it again after this end."""
-    trainers = [each for each in spec.get("containers") or () if each["name"] == names.CONTAINER]
-    codes = [rule.get("exitCodes") or {} for each in trainers for rule in each.get("restartPolicyRules") or ()]
+    codes = [rule.get("exitCodes") or {} for rule in _trainer(spec).get("restartPolicyRules") or ()]
     return any(each.get("operator") == "In" and terminated.get("exitCode") in each["values"] for each in codes)
 
 
-def _end_of(terminated: Object, status: Object, kind: ContainerKind) -> ContainerEnd:
+def _has_attempt_file(spec: Object) -> bool:
+    """Whether the trainer is our launcher, which adds to a fatal code; to any other program 201 means what it likes."""
+    return any(each.get("name") == environment.ATTEMPT_FILE for each in _trainer(spec).get("env") or ())
+
+
+def _trainer(spec: Object) -> Object:
+    return next((each for each in spec.get("containers") or () if each["name"] == names.CONTAINER), {})
+
+
+def _last_end(spec: Object, container: Object, status: Object, kind: ContainerKind) -> ContainerEnd:
+    """How a container has ended for good; as the one before it, where its launcher knows only that there was one."""
+    end = _end_of(spec, (container.get("state") or {}).get("terminated") or {}, status, kind)
+    former = (container.get("lastState") or {}).get("terminated")
+    return _end_of(spec, former, status, kind) if former and end.reason == launcher.CONTAINER_ENDED else end
+
+
+def _end_of(spec: Object, terminated: Object, status: Object, kind: ContainerKind) -> ContainerEnd:
     """How a container ended. A reason of the pod itself (Evicted, NodeShutdown ...) takes precedence over its own."""
     record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
     exit_code = whole_number(terminated.get("exitCode"), largest=MAX_EXIT_CODE)
-    if kind == "Trainer" and exit_code is not None and record.exit_code != exit_code:
+    if kind == "Trainer" and exit_code is not None and record.exit_code != exit_code and _has_attempt_file(spec):
         exit_code = exit_codes.of_rank(exit_code)
     message = record.message or terminated.get("message") or status.get("message")
     return ContainerEnd(

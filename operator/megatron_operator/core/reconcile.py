@@ -74,7 +74,9 @@ WAKE_UPS = (
     backoff.wake_at,
     late_ranks.wake_at,
     hang.wake_at,
+    in_place.given_up_at,
     node_exclusion.wake_at,
+    spares.wake_at,
     kueue_decide.wake_at,
     waiting.wake_at,
 )
@@ -87,7 +89,7 @@ def plan(job: Job, seen: Seen, now: float) -> Plan:
     if completion.is_finished(seen):
         return _after_the_end(job, seen, now)
     living = completion.with_removed(job, seen)
-    seen = in_place.with_failures(living)
+    seen = in_place.with_failures(living, now)
     decision = next((found for policy in POLICIES if (found := policy(job, seen, now))), Continue())
     if isinstance(decision, Restart) and decision.in_place:
         return _carry_out(job, living, decision, now)
@@ -105,7 +107,7 @@ def reject(manifest: Object, violations: tuple[Violation, ...], seen: Seen, now:
     message = "; ".join(str(violation) for violation in violations)[:4096]
     generation = manifest["metadata"].get("generation", 0)
     overdue = None
-    if held.trains(manifest, seen):
+    if held.trains(manifest, seen, now):
         overdue = held.decide(manifest, seen, now)
         if overdue is None:
             return _held(manifest, seen, message, now)
@@ -189,11 +191,14 @@ def _after_the_end(job: Job, seen: Seen, now: float) -> Plan:
 
 
 def _after_a_rejection(manifest: Object, seen: Seen, now: float) -> Plan:
-    """The time to live also applies to an invalid job, if at least that part of it can be read."""
+    """Cleans up by what can be read of the manifest. The end was written before the deletions: pods may be left."""
     ttl_s, policy = cleanup.readable_ttl(manifest)
     ends = cleanup.ends(seen, ttl_s)
     if ends is None or now < ends:
-        return Plan(requeue_s=None if ends is None else ends - now)
+        seen = in_place.after_the_end(seen, now)
+        moments = [at for at in (ends, in_place.wake_at(seen)) if at is not None]
+        left = cleanup.readable_to_delete(manifest, seen)
+        return Plan(delete=_refs(left), requeue_s=min((at - now for at in moments), default=None))
     metadata = manifest["metadata"]
     leftovers = cleanup.leftovers_of(metadata["name"], metadata["uid"], policy, seen)
     return Plan(delete=leftovers, events=(CLEANED_UP,) if leftovers else ())
@@ -270,7 +275,7 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     failed = node_exclusion.read(job, seen.status, now)
     away = node_exclusion.excluded(job.failure_policy.node_exclusion, failed)
     return Plan(
-        delete=(*replayed, *_refs(spares.to_delete(job, seen))),
+        delete=(*replayed, *_refs(spares.to_delete(job, seen, now))),
         patch=_service_patch(job, seen),
         create=(*build.missing(job, seen, away), *build.spares(job, seen, spares.to_create(job, seen), away)),
     )

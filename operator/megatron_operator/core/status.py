@@ -70,7 +70,7 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
         "restarts": _restarts(seen, decision, now),
         "replicas": len(pods),
         "replicaStatuses": replica_statuses(job, pods),
-        "spares": _spares(job, seen),
+        "spares": _spares(job, seen, decision),
         "lastFailure": _last_failure(seen, decision),
         "failedNodes": _failed_nodes(job, seen, decision, now),
         "waiting": waiting.describe(job, seen, decision, now),
@@ -88,9 +88,11 @@ def compute(job: Job, seen: Seen, decision: Decision, now: float) -> Object:
 def ended(seen: Seen, generation: int, claims: conditions.Claims, now: float) -> Object:
     """The status of a job that ends although its manifest is invalid here; earlier facts are kept."""
     phase = conditions.phase(claims, has_pods=False)
+    spares = seen.status.get("spares")
     return fitting(
         {
             **seen.status,
+            **({"spares": {**spares, "running": 0}} if spares else {}),
             "observedGeneration": generation,
             "phase": phase,
             "reason": conditions.reason(claims, phase),
@@ -271,10 +273,12 @@ def _last_failure(seen: Seen, decision: Decision) -> Object | None:
     return seen.status.get("lastFailure") if failure is None else describe_failure(failure)
 
 
-def _spares(job: Job, seen: Seen) -> Object | None:
+def _spares(job: Job, seen: Seen, decision: Decision) -> Object | None:
+    """Those that hold a node; none where this decision deletes them."""
     if not job.scheduling.spares:
         return None
-    running = [pod for pod in seen.spares if pod.phase == "Running" and not pod.deleting]
+    are_kept = not isinstance(decision, Succeed | Fail | Suspend | Queue | Withdraw)
+    running = [pod for pod in seen.spares if are_kept and pod.phase == "Running" and not pod.deleting]
     return {"desired": job.scheduling.spares, "running": len(running)}
 
 

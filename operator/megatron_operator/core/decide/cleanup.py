@@ -7,6 +7,7 @@ from typing import Any, Literal
 
 from megatron_operator.api import names
 from megatron_operator.api.spec import readable
+from megatron_operator.api.values import DEFAULT_CLEAN_POD_POLICY, CleanPodPolicy
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Ref
@@ -17,8 +18,17 @@ TtlPolicy = Literal["DeletePods", "DeleteJob"]
 
 
 def pods_to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
-    """Pods that cleanPodPolicy does not keep, and pods of earlier attempts that still run."""
-    policy = job.run_policy.clean_pod_policy
+    """Pods that cleanPodPolicy does not keep, spares, and pods of earlier attempts that still run."""
+    return _deletable(job.run_policy.clean_pod_policy, seen)
+
+
+def readable_to_delete(manifest: Object, seen: Seen) -> tuple[Pod, ...]:
+    """The same for an invalid manifest, with the default policy where its own cannot be read."""
+    policy = readable(manifest, "runPolicy") or {}
+    return _deletable(policy.get("cleanPodPolicy", DEFAULT_CLEAN_POD_POLICY), seen)
+
+
+def _deletable(policy: CleanPodPolicy, seen: Seen) -> tuple[Pod, ...]:
     deletable = {"None": (), "Running": _running(seen.current), "All": seen.current}[policy]
     return tuple(pod for pod in (*_running(seen.stale), *deletable, *seen.spares) if not pod.deleting)
 

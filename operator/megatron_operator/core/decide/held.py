@@ -19,13 +19,13 @@ from megatron_operator.core.observe import Seen
 Object = Mapping[str, Any]
 
 
-def trains(manifest: Object, seen: Seen) -> bool:
+def trains(manifest: Object, seen: Seen, now: float) -> bool:
     """Whether a gang accepted before trains: ranks run, and none has failed. A launcher that waits runs none."""
     spec, metadata = manifest.get("spec") or {}, manifest["metadata"]
     was_accepted = seen.status.get("observedGeneration") == metadata.get("generation", 0)
     if not was_accepted and "elasticPolicy" not in spec:
         return False
-    pods = in_place.with_failures(seen).current
+    pods = in_place.with_failures(seen, now).current
     return any(not pod.is_finished for pod in pods) and all(pod.phase != "Failed" for pod in pods)
 
 

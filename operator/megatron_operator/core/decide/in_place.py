@@ -25,18 +25,26 @@ ENDS_WITHIN_S = 2 * DEFAULT_LAUNCHER_PATIENCE_S
 FRESH_S = 15.0
 # The kubelet starts a container again at once, then after 10 s, 20 s and so on.
 MOST_CONTAINER_RESTARTS = 1
+# One that has not started for so long, and whose launcher no one has heard, does not: an older kubelet knows no rule.
+STARTS_WITHIN_S = 60.0
 
 
-def with_failures(seen: Seen) -> Seen:
+def with_failures(seen: Seen, now: float) -> Seen:
     """The observation, with pods whose launcher reports failed ranks of this attempt shown as failed, and kept."""
-    pods = tuple(_with_failure(pod, seen) for pod in seen.pods)
+    pods = tuple(_with_failure(pod, seen, now) for pod in seen.pods)
     return replace(seen, pods=pods) if pods != seen.pods else seen
 
 
 def after_the_end(seen: Seen, now: float) -> Seen:
     """The same when the job has ended: such a pod is about to end by itself, and its log stays as any failed pod's."""
     ending = {name: heard for name, heard in seen.launchers.items() if now - heard.at < ENDS_WITHIN_S}
-    return with_failures(replace(seen, launchers=ending))
+    return with_failures(replace(seen, launchers=ending), now)
+
+
+def given_up_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When a container that should have started again, and was not heard, counts as ended; None without one."""
+    down = [pod for pod in seen.current if _is_down(pod, seen)]
+    return min((_start_is_due(pod, seen) for pod in down), default=None)
 
 
 def wake_at(seen: Seen) -> float | None:
@@ -76,17 +84,16 @@ def of_attempt(seen: Seen, pod: Pod) -> HeardReport | None:
     return heard if heard is not None and heard.report.attempt == seen.attempt else None
 
 
-def _with_failure(pod: Pod, seen: Seen) -> Pod:
+def _with_failure(pod: Pod, seen: Seen, now: float) -> Pod:
     if pod.attempt != seen.pod_attempt or pod.phase != "Running" or pod.deleting:
         return pod
     heard = of_attempt(seen, pod)
-    is_down = _is_down(pod, seen)
-    end = _end_of_down(pod, seen) if is_down else _reported_end(pod, heard)
+    end = _end_of_down(pod, seen, now) if _is_down(pod, seen) else _reported_end(pod, heard)
     if end is None:
         return pod
-    is_kept = heard is not None
-    # One that no one hears would be started again for as long as its pod exists.
-    return replace(pod, **vars(end), phase="Failed", is_kept=is_kept, is_outlived=is_down and not is_kept)
+    is_kept = heard is not None and not _starts_unasked(pod, heard)
+    # One that no one hears would be started again for as long as its pod exists, and one that does not ask trains.
+    return replace(pod, **vars(end), phase="Failed", is_kept=is_kept, is_outlived=not is_kept)
 
 
 def _is_down(pod: Pod, seen: Seen) -> bool:
@@ -96,20 +103,33 @@ def _is_down(pod: Pod, seen: Seen) -> bool:
     return pod.is_down and number <= pod.num_container_restarts
 
 
-def _end_of_down(pod: Pod, seen: Seen) -> ContainerEnd | None:
+def _starts_unasked(pod: Pod, heard: HeardReport) -> bool:
+    """Whether a launcher of an earlier release is, or will be, started again: it waits for no word, and trains."""
+    return heard.report.container is None and (pod.is_down or pod.num_container_restarts > 0)
+
+
+def _start_is_due(pod: Pod, seen: Seen) -> float:
+    ended = pod.last_end.finished_at if pod.last_end else None
+    return max(ended or 0.0, seen.listens_since) + STARTS_WITHIN_S
+
+
+def _end_of_down(pod: Pod, seen: Seen, now: float) -> ContainerEnd | None:
     """How this attempt's ranks ended with their container; None where that was decided about already.
 
     After a decision the container has yet to start again: its launcher then speaks of the attempt before. One that was
-    never heard, and ends again and again, does not do so in silence.
+    never heard, and ends again and again or never starts, does not do so in silence.
     """
-    is_loop = pod.num_container_restarts > 0 and seen.attempt == seen.pod_attempt
-    return pod.last_end if of_attempt(seen, pod) is not None or is_loop else None
+    is_loop = pod.num_container_restarts > 0 or now >= _start_is_due(pod, seen)
+    is_silent = is_loop and seen.attempt == seen.pod_attempt
+    return pod.last_end if of_attempt(seen, pod) is not None or is_silent else None
 
 
 def _reported_end(pod: Pod, heard: HeardReport | None) -> ContainerEnd | None:
     """How ranks of this attempt ended that the launcher outlived, or of which it found only the attempt."""
-    if heard is None or heard.report.failure is None:
+    if heard is None:
         return None
+    if heard.report.failure is None:
+        return pod.last_end if _starts_unasked(pod, heard) else None
     record = heard.report.failure
     if record.reason == launcher.CONTAINER_ENDED and pod.last_end is not None:
         return pod.last_end
@@ -139,7 +159,6 @@ def _can_start_ranks(pod: Pod, seen: Seen, now: float) -> bool:
     is_alive = (pod.phase == "Running" or pod.is_kept) and not pod.deleting and pod.disruption is None
     if heard is None or not is_alive or pod.node in seen.lost_nodes:
         return False
-    if _is_down(pod, seen):
-        knows = heard.report.container is not None  # a launcher of an earlier release would not wait for a word
-        return knows and pod.num_container_restarts <= MOST_CONTAINER_RESTARTS
-    return now - heard.at < FRESH_S
+    if _starts_unasked(pod, heard):
+        return False
+    return pod.num_container_restarts <= MOST_CONTAINER_RESTARTS if _is_down(pod, seen) else now - heard.at < FRESH_S

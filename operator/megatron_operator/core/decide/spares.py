@@ -10,6 +10,9 @@ from megatron_operator.api import names
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 
+# One that ends as soon as it starts, as where the image has no shell, is created so often and no more.
+LEAST_AGE_S = 60.0
+
 
 def to_create(job: Job, seen: Seen) -> tuple[int, ...]:
     """Indexes of the spares that are missing, none while a pod of the gang has no node."""
@@ -20,10 +23,19 @@ def to_create(job: Job, seen: Seen) -> tuple[int, ...]:
     return tuple(index for index in wanted if names.spare_name(job.name, seen.pod_attempt, index) not in there)
 
 
-def to_delete(job: Job, seen: Seen) -> tuple[Pod, ...]:
+def to_delete(job: Job, seen: Seen, now: float) -> tuple[Pod, ...]:
     """Spares of earlier gangs, once the next is created, and those that have ended, to be created again."""
     return tuple(
         pod
         for pod in seen.spares
-        if pod.attempt != seen.pod_attempt or pod.is_finished or pod.index >= job.scheduling.spares
+        if pod.attempt != seen.pod_attempt or pod.index >= job.scheduling.spares or _is_over(pod, now)
     )
+
+
+def wake_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When the first of those that have ended is created again; None without one."""
+    return min((pod.created_at + LEAST_AGE_S for pod in seen.spares if pod.is_finished), default=None)
+
+
+def _is_over(pod: Pod, now: float) -> bool:
+    return pod.is_finished and now >= pod.created_at + LEAST_AGE_S
