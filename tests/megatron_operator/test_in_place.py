@@ -158,6 +158,17 @@ def test_ranks_that_failed_twice_without_a_step_get_a_new_gang():
         assert (plan.delete, plan.status["restarts"]["attempt"], plan.status["restarts"]["podAttempt"]) == ((), 2, 0)
 
 
+def test_a_new_operator_hears_all_launchers_before_it_answers_the_first():
+    first = gang(launchers={WORKER: heard("failed", KILLED)}, listens_since=NOW - 1)
+    plan = reconcile.plan(job(), first, NOW)
+    assert (plan.status, plan.delete, plan.requeue_s) == (None, (), 2.0)
+    assert reconcile.plan(job(), first, NOW + 2).delete, "the master's launcher is silent"
+    both = gang(listens_since=NOW - 1)
+    assert reconcile.plan(job(), both, NOW).status["restarts"]["podAttempt"] == 0
+    gone = replace(first, pods=(failed(0, 137), pod(1)))
+    assert reconcile.plan(job(), gone, NOW).delete, "it will not be heard"
+
+
 def test_a_user_rule_and_a_used_up_limit_hold_in_place():
     rule = {"failurePolicy": {"rules": [{"action": "FailJob", "onExitCodes": [137]}]}}
     limit = {"failurePolicy": {"maxRestarts": 0}}

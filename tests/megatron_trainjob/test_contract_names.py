@@ -44,7 +44,9 @@ def test_operator_reads_the_record_that_the_launcher_leaves(iteration):
 @pytest.mark.parametrize("character", ["m", "\N{CJK UNIFIED IDEOGRAPH-9519}", '"'])
 def test_a_record_in_any_script_fits_where_the_kubelet_reads_it(character):
     longest = {"host": "h" * 253, "stack": character * 512, "gpu_error": "G" * 512}
-    written = TerminationRecord(exit_code=65, reason="BAD_DATA", rank=3, iteration=1, message=character * 1024, **longest)
+    written = TerminationRecord(
+        exit_code=65, reason="BAD_DATA", rank=3, iteration=1, message=character * 1024, **longest
+    )
     text = written.to_json()
     assert len(text.encode()) <= 4096
     read = of_operator.read(text)

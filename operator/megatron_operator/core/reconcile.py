@@ -75,6 +75,7 @@ WAKE_UPS = (
     late_ranks.wake_at,
     hang.wake_at,
     in_place.given_up_at,
+    in_place.listened_at,
     node_exclusion.wake_at,
     spares.wake_at,
     kueue_decide.wake_at,

@@ -79,7 +79,7 @@ class Wait:
 
 @dataclass(frozen=True, kw_only=True)
 class Undecided:
-    """A pod has failed and its cause may still become known: change and report nothing yet."""
+    """A pod has failed, and its cause or who lives may still become known: change and report nothing yet."""
 
 
 @dataclass(frozen=True, kw_only=True)

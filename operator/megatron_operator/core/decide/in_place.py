@@ -27,6 +27,8 @@ FRESH_S = 15.0
 MOST_CONTAINER_RESTARTS = 1
 # One that has not started for so long, and whose launcher no one has heard, does not: an older kubelet knows no rule.
 STARTS_WITHIN_S = 60.0
+# An operator that has just begun hears of a failure before it has heard all launchers, which report every second.
+LISTENS_S = 3.0
 
 
 def with_failures(seen: Seen, now: float) -> Seen:
@@ -63,6 +65,20 @@ def is_possible(job: Job, seen: Seen, delay_s: float, now: float) -> bool:
     if len(seen.current) != job.num_nodes or not all(_can_start_ranks(pod, seen, now) for pod in seen.current):
         return False
     return seen.attempt == seen.pod_attempt or _has_stepped(seen)
+
+
+def still_listens(job: Job, seen: Seen, now: float) -> bool:
+    """Whether a launcher reports failed ranks to an operator so new that others, which may live, are yet unheard."""
+    if not job.failure_policy.in_place_restart or now >= seen.listens_since + LISTENS_S:
+        return False
+    unheard = [pod for pod in seen.current if pod.name not in seen.launchers]
+    live = all(pod.phase == "Running" and not pod.deleting for pod in unheard)
+    return bool(unheard) and live and any(pod.is_kept for pod in seen.current)
+
+
+def listened_at(job: Job, seen: Seen, now: float) -> float | None:
+    """When a new operator has listened for long enough."""
+    return seen.listens_since + LISTENS_S if still_listens(job, seen, now) else None
 
 
 def started_at(seen: Seen) -> float | None:

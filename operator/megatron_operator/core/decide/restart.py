@@ -36,6 +36,8 @@ class Verdict:
 def decide(job: Job, seen: Seen, now: float) -> Restart | Fail | Undecided | None:
     """Restart the gang, or fail the job, when this attempt has failed."""
     failure = failures.find(job, seen, now)
+    if failure is not None and in_place.still_listens(job, seen, now):
+        return Undecided()
     if failure is not None:
         return answer(job, seen, failure, judge(job, seen, failure), now)
     return None if failures.wake_at(job, seen, now) is None else Undecided()
