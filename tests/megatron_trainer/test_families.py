@@ -62,7 +62,11 @@ OF_THE_TOWER = {
     "llama4_text": {
         *("image_token_id", "image_size", "num_channels", "patch_size", "pixel_shuffle_ratio", "projector_dropout"),
         *("projector_input_dim", "projector_output_dim", "output_attentions", "output_hidden_states", "return_dict"),
-    }
+    },
+    **dict.fromkeys(
+        ("qwen3_5_text", "qwen3_5_moe_text"),
+        {*FAMILIES["qwen3_5"].vision_keys, "image_token_id", "video_token_id"},
+    ),
 }
 """Keys that a file of modeling code reads for the vision tower that it holds too."""
 

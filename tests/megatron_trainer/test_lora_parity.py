@@ -23,10 +23,10 @@ TOLERANCE = 1e-4
 ROUNDING = 1e-5
 """Logits of a router differ by some 6e-6 between merged weights and adapters; experts this close may be exchanged."""
 
-MERGED = {"qwen3_next": TOLERANCE}
+MERGED = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), TOLERANCE)
 """Keys of delta nets are normalized, which magnifies the rounding of small ones."""
 
-STACKED = {"gpt_oss", "llama4_text"}
+STACKED = {"gpt_oss", "llama4_text", "qwen3_5_moe_text"}
 """Experts in one tensor, whose adapters peft computes itself."""
 
 DENSE = ["llama", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen2_odd", "qwen3", "glm4"]

@@ -85,6 +85,12 @@ def test_the_layer_beside_qwen3_nexts_decoder_does_the_same(text: str, model_roo
 
 
 @pytest.mark.dist
+@pytest.mark.parametrize(("name", "text"), [("qwen3_5_text", "packed"), ("qwen3_5_moe_text", "ep2")])
+def test_the_layer_of_a_text_decoder_of_qwen3_5_does_the_same(name: str, text: str, model_root: Path):
+    check(name, text, model_root, number=1)
+
+
+@pytest.mark.dist
 @pytest.mark.parametrize(("name", "text"), [("qwen3_5", "tp1"), ("qwen3_5", "tp2 sp"), ("qwen3_5_moe", "ep2")])
 def test_the_layer_of_qwen3_5_is_that_of_qwen3_next_and_sees_images(name: str, text: str, model_root: Path):
     directory = prediction_model.make_seeing(name, model_root)

@@ -77,6 +77,15 @@ _LATENT = {
     "qk_nope_head_dim": 12,
     "v_head_dim": 10,
 }
+_DELTA_NETS = {
+    **_HEADS,
+    "partial_rotary_factor": 0.5,
+    "full_attention_interval": 2,
+    "linear_num_key_heads": 2,
+    "linear_num_value_heads": 4,
+    "linear_key_head_dim": 8,
+    "linear_value_head_dim": 6,
+}
 BASES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {**_HEADS, "sliding_window": None},
@@ -84,17 +93,9 @@ BASES: Mapping[str, Mapping[str, Any]] = {
     "qwen3": {**_HEADS},
     "qwen2_moe": {**_QWEN_EXPERTS, "shared_expert_intermediate_size": 40},
     "qwen3_moe": {**_QWEN_EXPERTS, **_HEADS},
-    "qwen3_next": {
-        **_QWEN_EXPERTS,
-        **_HEADS,
-        "shared_expert_intermediate_size": 40,
-        "partial_rotary_factor": 0.5,
-        "full_attention_interval": 2,
-        "linear_num_key_heads": 2,
-        "linear_num_value_heads": 4,
-        "linear_key_head_dim": 8,
-        "linear_value_head_dim": 6,
-    },
+    "qwen3_next": {**_QWEN_EXPERTS, **_DELTA_NETS, "shared_expert_intermediate_size": 40},
+    "qwen3_5_text": {**_DELTA_NETS},
+    "qwen3_5_moe_text": {**_QWEN_EXPERTS, **_DELTA_NETS, "shared_expert_intermediate_size": 40},
     "mixtral": {"num_local_experts": 6, "num_experts_per_tok": 2},
     "deepseek_v2": {**_SIGMOID_EXPERTS, **_LATENT, "norm_topk_prob": False, "topk_method": "greedy"},
     "deepseek_v3": {**_SIGMOID_EXPERTS, **_LATENT, "num_nextn_predict_layers": 0},
@@ -270,21 +271,23 @@ _LATENT_SHAPE: Sequence[Knob] = (
     _one("rope_interleave", True, ABSENT, False),
 )
 _PARTIAL: Knob = _one("partial_rotary_factor", 0.25, 0.75, 1.0, ABSENT, 1)
+_DELTA_NET: Sequence[Knob] = (
+    _one("partial_rotary_factor", 0.25, 1.0, ABSENT),
+    _one("linear_num_value_heads", 2, 6),
+    _one("linear_conv_kernel_dim", 2, 3, ABSENT),
+    _one("full_attention_interval", 1, 3, ABSENT),
+    ({"layer_types": ["linear_attention"] * 3}, {"layer_types": ["full_attention", "linear_attention"] * 2}),
+    _one("attention_bias", True, False),
+)
 OWN: Mapping[str, Sequence[Knob]] = {
     "mistral": (_one("sliding_window", 5, 64, None, ABSENT, 1),),
     "qwen2": _QWEN_WINDOW,
     "qwen3": (*_QWEN_WINDOW, _one("head_dim", 8, 32)),
     "qwen2_moe": (*_QWEN_WINDOW, *_QWEN_ROUTER, _one("shared_expert_intermediate_size", 8), _one("qkv_bias", False)),
     "qwen3_moe": (*_QWEN_WINDOW, *_QWEN_ROUTER),
-    "qwen3_next": (
-        *_QWEN_ROUTER,
-        _one("partial_rotary_factor", 0.25, 1.0, ABSENT),
-        _one("linear_num_value_heads", 2, 6),
-        _one("linear_conv_kernel_dim", 2, 3, ABSENT),
-        _one("full_attention_interval", 1, 3, ABSENT),
-        ({"layer_types": ["linear_attention"] * 3}, {"layer_types": ["full_attention", "linear_attention"] * 2}),
-        _one("attention_bias", True, False),
-    ),
+    "qwen3_next": (*_QWEN_ROUTER, *_DELTA_NET),
+    "qwen3_5_text": _DELTA_NET,
+    "qwen3_5_moe_text": (*_DELTA_NET, _one("num_experts_per_tok", 1, 3, 6), _one("mtp_num_hidden_layers", 0, 1)),
     "llama4_text": (
         _one("num_experts_per_tok", 1, 2, ABSENT),
         _one("moe_layers", [0], [1, 2], [], None),

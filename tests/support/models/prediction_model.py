@@ -91,7 +91,7 @@ def make_seeing(name: str, root: Path, **settings: Any) -> Path:
 
 def is_beside(family: str) -> bool:
     """Whether the layer lies beside the decoder; there is one then, and norms scale by one plus their weight."""
-    return family == "qwen3_next"
+    return family in ("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text")
 
 
 def part_of(family: str, layer: int, part: str) -> str:

@@ -133,6 +133,14 @@ _QWEN3_5 = {
     "vision_config": {key: value for key, value in _SEEING.items() if key != "deepstack_visual_indexes"},
 }
 
+_QWEN3_5_TEXT = {key: value for key, value in _QWEN3_5.items() if key not in (*_IMAGES, "vision_config")}
+_QWEN3_5_EXPERTS = {
+    "num_experts": 4,
+    "num_experts_per_tok": 2,
+    "moe_intermediate_size": 48,
+    "shared_expert_intermediate_size": 40,
+}
+
 # Name -> (model_type, settings beyond _DECODER).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -277,17 +285,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_vl_moe",
         {**_QWEN3_VL, **_EXPERTS, "moe_intermediate_size": 48, "mlp_only_layers": [2]},
     ),
+    "qwen3_5_text": ("qwen3_5_text", _QWEN3_5_TEXT),
+    "qwen3_5_moe_text": ("qwen3_5_moe_text", {**_QWEN3_5_TEXT, **_QWEN3_5_EXPERTS}),
     "qwen3_5": ("qwen3_5", _QWEN3_5),
-    "qwen3_5_moe": (
-        "qwen3_5_moe",
-        {
-            **_QWEN3_5,
-            "num_experts": 4,
-            "num_experts_per_tok": 2,
-            "moe_intermediate_size": 48,
-            "shared_expert_intermediate_size": 40,
-        },
-    ),
+    "qwen3_5_moe": ("qwen3_5_moe", {**_QWEN3_5, **_QWEN3_5_EXPERTS}),
 }
 EXPERT_MODELS = frozenset(
     name for name, (kind, _) in MODELS.items() if read({"model_type": kind, "n_routed_experts": 8}).num_experts

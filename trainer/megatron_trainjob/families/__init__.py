@@ -19,7 +19,7 @@ from megatron_trainjob.families.mixtral import MIXTRAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.phi import PHI3
 from megatron_trainjob.families.qwen import QWEN2, QWEN2_MOE, QWEN3, QWEN3_MOE
-from megatron_trainjob.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE
+from megatron_trainjob.families.qwen3_5 import QWEN3_5, QWEN3_5_MOE, QWEN3_5_MOE_TEXT, QWEN3_5_TEXT
 from megatron_trainjob.families.qwen_next import QWEN3_NEXT
 from megatron_trainjob.families.qwen_vl import QWEN2_5_VL, QWEN2_VL, QWEN3_VL, QWEN3_VL_MOE
 
@@ -55,6 +55,8 @@ FAMILIES: dict[str, Family] = {
         QWEN3_VL_MOE,
         QWEN3_5,
         QWEN3_5_MOE,
+        QWEN3_5_TEXT,
+        QWEN3_5_MOE_TEXT,
     )
 }
 """Keys are `model_type` of config.json."""

@@ -1,4 +1,6 @@
-"""Qwen3.5: the layers of Qwen3-Next, dense or with experts, behind the vision tower of Qwen3-VL."""
+"""Qwen3.5: the layers of Qwen3-Next, dense or with experts, behind the vision tower of Qwen3-VL or, as transformers
+saves the text decoder by itself, without one.
+"""
 
 from __future__ import annotations
 
@@ -24,9 +26,10 @@ _SECTIONS = (11, 11, 10)
 
 def _qwen3_5(config: Config, **experts: Any) -> Model:  # noqa: ANN401 - fields of Model
     layers = {**gated_attention(config), **linear_attention(config, separate=True)}
-    vision, number = qwen3_tower(config, _SECTIONS), config["num_nextn_predict_layers"]
-    model = decoder(config, **layers, **experts, vision=vision, prediction_layers=number)
-    return replace(model, rotary=rotated_in_sections(model.rotary))
+    model = decoder(config, **layers, **experts, prediction_layers=config["num_nextn_predict_layers"])
+    if not config.vision_keys:
+        return model
+    return replace(model, vision=qwen3_tower(config, _SECTIONS), rotary=rotated_in_sections(model.rotary))
 
 
 def _qwen3_5_moe(config: Config) -> Model:
@@ -35,10 +38,9 @@ def _qwen3_5_moe(config: Config) -> Model:
     return _qwen3_5(config, ffn_hidden_size=config["moe_intermediate_size"], **experts)
 
 
+_IMAGES: Mapping[str, Any] = {"image_token_id": 248056, "video_token_id": 248057}
 _DECODER: Mapping[str, Any] = {
     **DECODER,
-    "image_token_id": 248056,
-    "video_token_id": 248057,
     "vocab_size": 248320,
     "num_attention_heads": 16,
     "head_dim": 256,
@@ -54,20 +56,32 @@ _DECODER: Mapping[str, Any] = {
     "linear_num_value_heads": 32,
     "num_nextn_predict_layers": 1,
 }
+_DENSE: Mapping[str, Any] = {
+    **_DECODER,
+    "hidden_size": 4096,
+    "intermediate_size": 12288,
+    "num_hidden_layers": 32,
+    "num_key_value_heads": 4,
+}
+_EXPERTS: Mapping[str, Any] = {
+    **_DECODER,
+    "hidden_size": 2048,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "moe_intermediate_size": 512,
+    "shared_expert_intermediate_size": 512,
+    "num_experts": 256,
+    "num_experts_per_tok": 8,
+}
 _ALIASES: Mapping[str, str] = {"mtp_num_hidden_layers": "num_nextn_predict_layers"}
+_ALIASES_OF_EXPERTS: Mapping[str, str] = {**_ALIASES, "num_local_experts": "num_experts"}
 
 QWEN3_5 = Family(
     model_type="qwen3_5",
     title="Qwen3.5 (dense)",
     text_type="qwen3_5_text",
     nested_names=True,
-    keys={
-        **_DECODER,
-        "hidden_size": 4096,
-        "intermediate_size": 12288,
-        "num_hidden_layers": 32,
-        "num_key_value_heads": 4,
-    },
+    keys={**_DENSE, **_IMAGES},
     aliases=_ALIASES,
     vision_keys=QWEN3_TOWER,
     build=_qwen3_5,
@@ -80,18 +94,29 @@ QWEN3_5_MOE = Family(
     text_type="qwen3_5_moe_text",
     nested_names=True,
     stacks_experts=True,
-    keys={
-        **_DECODER,
-        "hidden_size": 2048,
-        "num_hidden_layers": 40,
-        "num_key_value_heads": 2,
-        "moe_intermediate_size": 512,
-        "shared_expert_intermediate_size": 512,
-        "num_experts": 256,
-        "num_experts_per_tok": 8,
-    },
-    aliases={**_ALIASES, "num_local_experts": "num_experts"},
+    keys={**_EXPERTS, **_IMAGES},
+    aliases=_ALIASES_OF_EXPERTS,
     vision_keys=QWEN3_TOWER,
+    build=_qwen3_5_moe,
+    refuse=refuse_qwen3_next,
+)
+
+QWEN3_5_TEXT = Family(
+    model_type="qwen3_5_text",
+    classifier="Qwen3_5TextForSequenceClassification",
+    title="Qwen3.5 (text decoder, dense)",
+    keys=_DENSE,
+    aliases=_ALIASES,
+    build=_qwen3_5,
+    refuse=refuse_qwen3_next,
+)
+
+QWEN3_5_MOE_TEXT = Family(
+    model_type="qwen3_5_moe_text",
+    title="Qwen3.5 (text decoder, with experts)",
+    stacks_experts=True,
+    keys=_EXPERTS,
+    aliases=_ALIASES_OF_EXPERTS,
     build=_qwen3_5_moe,
     refuse=refuse_qwen3_next,
 )

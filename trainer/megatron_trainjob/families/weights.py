@@ -152,6 +152,7 @@ _QWEN2_MOE = (
     plain(LAYER + "mlp.shared_experts.gate_weight", HF_LAYER + "mlp.shared_expert_gate.weight"),
 )
 _GATED_ATTENTION = tuple(_query_key_value(kind, "gated_qkv") for kind in ("weight", "bias"))
+_QWEN3_5 = (*_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION, *PREDICTION)
 _MIXTRAL_BLOCK = "block_sparse_moe."
 _MIXTRAL = (*router(_MIXTRAL_BLOCK), *experts(_MIXTRAL_BLOCK, gate="w1", up="w3", down="w2"))
 _ROUTED_AND_SHARED = (*router(), *experts(), *shared_experts("shared_experts"))
@@ -187,8 +188,8 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "qwen2_5_vl": (),
     "qwen3_vl": (),
     "qwen3_vl_moe": (*router(), *experts()),
-    "qwen3_5": (*_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION, *PREDICTION),
-    "qwen3_5_moe": (*_QWEN2_MOE, *_GATED_ATTENTION, *SEPARATE_LINEAR_ATTENTION, *PREDICTION),
+    **dict.fromkeys(("qwen3_5", "qwen3_5_text"), _QWEN3_5),
+    **dict.fromkeys(("qwen3_5_moe", "qwen3_5_moe_text"), (*_QWEN2_MOE, *_QWEN3_5)),
 }
 """Keys are model_type: rows in addition to, or instead of, those of DECODER."""
 
@@ -196,7 +197,7 @@ IGNORED = (r".*rotary_emb\.inv_freq",)
 """Regular expressions of checkpoint names that no model uses."""
 
 
-_BESIDE_DECODER = ("qwen3_next", "qwen3_5", "qwen3_5_moe")
+_BESIDE_DECODER = ("qwen3_next", "qwen3_5", "qwen3_5_moe", "qwen3_5_text", "qwen3_5_moe_text")
 """Families whose multi-token-prediction layer is stored beside the decoder, as `mtp.`, with names of its own."""
 _PREDICTION_BESIDE: Mapping[str, str] = {
     "enorm.weight": "mtp.pre_fc_norm_embedding.weight",
