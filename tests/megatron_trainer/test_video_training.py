@@ -32,6 +32,7 @@ CASES = [
     *(("qwen2_5_vl", layout) for layout in ("one rank", "padded", "packed", "tp2 sp", "pp2", "cp2")),
     *(("qwen3_vl", layout) for layout in ("one rank", "packed", "tp2 sp", "pp2", "cp2")),
     *(("qwen3_vl_moe", layout) for layout in ("one rank", "pp2")),
+    *(("qwen3_5", layout) for layout in ("one rank", "packed", "tp2 sp", "pp2")),
 ]
 
 

@@ -18,7 +18,7 @@ from megatron_trainjob.args.tree import TrainArgs
 from tests.megatron_trainer.data.test_images import encode, encoder_of, text, turns
 from tests.support.data import vision
 
-KINDS = ("qwen2_5_vl", "qwen3_vl")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
 NUM_FRAMES = 7
 ROUNDING = 1e-6
 """Of normalizing: resized colors are the same bits."""
@@ -317,6 +317,26 @@ def test_settings_of_videos_come_from_the_files_that_transformers_reads(models, 
 
 def test_frames_stand_in_the_order_of_their_numbers(folder):
     assert [source[-10:] for source in open_frames("clip", [folder]).sources][-2:] == ["frame9.jpg", "rame10.jpg"]
+
+
+def test_a_frame_is_not_taken_from_the_cache_of_a_picture(models, folder, tmp_path):
+    """Videos are resized in another way than images, also where the same file is one of both of the same size."""
+    row = {
+        "query": "<image><video>What?",
+        "response": "Nothing.",
+        "images": ["clip/frame4.jpg"],
+        "videos": [["clip/frame4.jpg"] * 2],
+    }
+    kept = encoder_of(models["qwen2_5_vl"], args=TrainArgs(image_cache_gib=0.01), cache=tmp_path / "cache")
+    bare = encoder_of(models["qwen2_5_vl"])
+    both = []
+    for encoder, images in (kept, bare):
+        media = encode(encoder, row, folder).media[0]
+        assert media[0].size == media[1].size
+        assert media[0].grid == media[1].grid
+        both.append([images.reader.pixels([medium]).values_PD for medium in media])
+    assert all(np.array_equal(one, other) for one, other in zip(*both, strict=True))
+    assert list((tmp_path / "cache").rglob("*.rgb"))
 
 
 def test_a_changed_frame_stops_training(models, folder, tmp_path):

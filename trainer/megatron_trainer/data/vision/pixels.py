@@ -180,7 +180,10 @@ class ImageReader:
         return self._grids[size]
 
     def _key(self, source: MediumFile, medium: Medium) -> str:
-        """Of the file's content (of a path: its name, size and time) and the size of the result."""
+        """Of the file's content (of a path: its name, size and time) and the size of the result.
+
+        Videos are resized in another way than images, so that a picture may have a place of each kind.
+        """
         if isinstance(source, bytes):
             content = hashlib.sha256(source).hexdigest()
         else:
@@ -189,7 +192,8 @@ class ImageReader:
             except OSError as err:
                 raise RowError(files.NOT_FOUND, f"{source}: {err.strerror or err}") from err
             content = f"{source} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        made = f"{content} {medium.size} {medium.grid} {self._processor.patch_size} {self._processor.resample}"
+        sizes = f"{medium.size} {medium.grid} {self._processor.patch_size}"
+        made = f"{content} {sizes} {'video' if medium.is_video else self._processor.resample}"
         return hashlib.sha256(made.encode()).hexdigest()[:40]
 
     def _path(self, key: str) -> Path:

@@ -76,6 +76,8 @@ KINDS: Mapping[str, Literal["qwen2", "qwen3"]] = {
     "qwen2_5_vl": "qwen2",
     "qwen3_vl": "qwen3",
     "qwen3_vl_moe": "qwen3",
+    "qwen3_5": "qwen3",
+    "qwen3_5_moe": "qwen3",
 }
 """By model_type: the video processor of the models that videos are read for."""
 
