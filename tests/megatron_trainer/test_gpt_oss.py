@@ -14,10 +14,12 @@ from transformers import AutoModelForCausalLM
 from transformers.integrations.mxfp4 import convert_moe_packed_tensors
 
 from megatron_trainer.convert.dequantize import DequantizedBlocks
+from megatron_trainer.models import settings
 from megatron_trainjob import weight_files
 from megatron_trainjob.args.model import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read
+from megatron_trainjob.memory import activation
 from tests.support.models import tiny_model
 from tests.support.models.published_weights import pickled
 from tests.support.ranks import conversion
@@ -160,3 +162,24 @@ def test_what_would_be_lost_or_counted_twice_is_refused(given, path, said):
     (violation,) = check.check(tiny_model.raw_config("gpt_oss"), TrainArgs(model="m", **given)).violations
     assert violation.path == f"spec.args.{path}"
     assert said in violation.message
+
+
+def test_the_plan_counts_what_the_clamped_gate_stores():
+    """As megatron-core's experts compute it where nothing is fused: the tensors kept for the backward pass."""
+    gate = settings._gate(read(tiny_model.raw_config("gpt_oss")))
+    width, limit = 24, gate["activation_func_clamp_value"]
+    row = torch.randn(1, 2 * width, requires_grad=True) * 1.0
+    kept: dict[int, torch.Tensor] = {}
+
+    def keep(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        gates, values = row.chunk(2, dim=-1)
+        gates, values = gates.clamp(max=limit), values.clamp(min=-limit, max=limit)
+        product = gate["activation_func"](gates) * (values + gate["glu_linear_offset"])
+        probabilities = torch.rand(1, 1, requires_grad=True)
+        torch.nn.functional.linear(product * probabilities, torch.randn(8, width, requires_grad=True))
+    sizes = [tensor.untyped_storage().nbytes() // tensor.element_size() for tensor in kept.values()]
+    assert sum(size for size in sizes if size in (width, 2 * width)) == (2 + activation.CLAMPED_GATE + 1) * width

@@ -16,6 +16,10 @@ from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import LinearAttention, Model
 
 FLOAT32_BYTES = 4
+CLAMPED_GATE = 5
+"""Tensors as wide as an expert that a clamped gate stores besides those of a fused one: gate clamped, its sigmoid, the
+gate times that, the other factor, and the product before probabilities are applied.
+"""
 DELTA_CHUNK = 64
 """Tokens that a gated delta net computes at once."""
 
@@ -79,7 +83,8 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     """Queries, keys, values and the attention output, T * (...) * e / tp, and the scores if the kernel stores them.
 
     Latent attention also stores its compressed queries and keys, replicated on every tensor rank. Normalized queries
-    and keys are stored before the norm too, and the output once more in 8 bits for the linear that follows.
+    and keys are stored before the norm too, the output once more in 8 bits for the linear that follows, and a gated
+    output before the gate too, with the gate's sigmoid in float32.
     """
     tensor = args.tensor_model_parallel_size
     queries = shape.num_heads * shape.qk_head_size
@@ -87,12 +92,14 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     keys_values = kv_heads * (shape.qk_head_size + shape.v_head_size)
     output = shape.num_heads * shape.v_head_size
     projected = 0 if _recomputes(args, "mla_up_proj") else queries + keys_values
-    normalized = queries + kv_heads * shape.qk_head_size if shape.qk_norm else 0
+    has_norms = shape.qk_norm or shape.unit_qk_norm
+    normalized = queries + kv_heads * shape.qk_head_size if has_norms else 0
     elements = row.tokens * (projected + normalized + output) / tensor
     latent = row.tokens * (shape.q_lora_rank + shape.kv_lora_rank + shape.qk_rope_size)
     split = elements + (latent if shape.kv_lora_rank else 0)
     copied = row.tokens * output / tensor * row.input_bytes if row.input_bytes < row.element_bytes else 0
-    return split * row.element_bytes + copied + _score_bytes(args, shape, row)
+    gated = row.tokens * output / tensor * (row.element_bytes + FLOAT32_BYTES) if shape.output_gate else 0
+    return split * row.element_bytes + copied + gated + _score_bytes(args, shape, row)
 
 
 def _linear_bytes(args: TrainArgs, sizes: LinearAttention, row: Row) -> float:
@@ -144,7 +151,8 @@ def _expert_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
         per_token = int(per_token * args.moe_expert_capacity_factor) or 1
     width = shape.expert_width / derive.expert_tensor_parallel_size(args)
     product = 0 if _recomputes(args, "moe_act") else row.input_bytes
-    inside = width * (2 * row.element_bytes + product) * _expert_token_share(args)
+    clamped = CLAMPED_GATE * row.element_bytes if shape.clamped_gate and not _recomputes(args, "moe_act") else 0
+    inside = width * (2 * row.element_bytes + product + clamped) * _expert_token_share(args)
     tokens = row.tokens / (args.tensor_model_parallel_size if args.sequence_parallel else 1)
     routed = tokens * per_token * (shape.hidden_size * row.input_bytes + inside)
     router = tokens * 2 * shape.num_experts * FLOAT32_BYTES
