@@ -182,8 +182,9 @@ def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
     assert spec_of(text)["args"]["model_kwargs"] == sizes
     assert "env" not in spec_of(text)
     assert "MAX_PIXELS" not in text
-    text = written(capsys, f"{variables} megatron sft {given} --model_kwargs '{{\"max_pixels\": 401408}}'")
-    assert spec_of(text)["args"]["model_kwargs"] == {**sizes, "max_pixels": 401408}
+    for name in ("max_pixels", "MAX_PIXELS"):
+        text = written(capsys, f"{variables} megatron sft {given} --model_kwargs '{{\"{name}\": 401408}}'")
+        assert spec_of(text)["args"]["model_kwargs"] == {**sizes, "max_pixels": 401408}
 
 
 def test_what_would_change_the_training_stays_and_is_refused_with_its_reason(capsys):
@@ -405,6 +406,8 @@ UNTRAINED = {"model_type": "bert", "hidden_size": 64}
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", ""),
         ("someone/a-model-of-ours", ""),
         ("google/gemma-3n-E4B-it", "by its name it is of the family gemma3n, which is not trained here"),
+        ("meta-llama/Llama-4-Scout-17B-16E", "the vision tower of Llama-4 is not trained here, its text decoder is"),
+        ("google/gemma-4-31B-it", "by its name this model cannot be trained: Gemma-4 is not trained here"),
         ("{folder}", "config.json: model_type bert is not trained here; docs/families.md lists what is"),
         ("someone/cached", "config.json: model_type bert is not trained here"),
     ],

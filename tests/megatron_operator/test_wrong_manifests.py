@@ -172,6 +172,10 @@ CASES = {
         {"env": [{"name": "MAX_PIXELS", "value": "1003520"}]},
         {"spec.env[0].name": "use spec.args.model_kwargs: {max_pixels: ...}"},
     ),
+    "a variable of images that nothing reads": (
+        {"env": [{"name": "VIDEO_TOTAL_PIXELS", "value": "1003520"}]},
+        {"spec.env[0].name": "is read by nothing here; remove it"},
+    ),
     "a variable that is not NCCL's": ({"network": {"ncclEnv": {"FOO": "1"}}}, {"spec.network.ncclEnv.FOO": "spec.env"}),
     "a template that takes over": (
         {

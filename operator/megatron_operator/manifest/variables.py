@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from megatron_trainjob import environment
-from megatron_trainjob.args.pixels import VARIABLES
+from megatron_trainjob.args.pixels import NAMES, UNREAD, VARIABLES
 from megatron_trainjob.args.tree import OF_VARIABLES
 from megatron_trainjob.violation import Violation
 
@@ -32,6 +32,10 @@ def problem(variable: Variable) -> Violation | None:
     if name in OF_VARIABLES or name in VARIABLES:
         argument = OF_VARIABLES.get(name) or f"model_kwargs: {{{VARIABLES[name]}: ...}}"
         message = f"is not a variable of this trainer, which would ignore it; use spec.args.{argument}"
+        return Violation(path=variable.name_path, value=name, message=message)
+    if name in UNREAD:
+        known = ", ".join(NAMES)
+        message = f"is read by nothing here; remove it (the settings of images and videos in model_kwargs are {known})"
         return Violation(path=variable.name_path, value=name, message=message)
     wrong = "" if variable.value is None else environment.problem(name, str(variable.value))
     return Violation(path=variable.path, value=variable.value, message=f"{name} {wrong}") if wrong else None

@@ -100,7 +100,8 @@ def with_variables(values: Mapping[str, object], variables: Mapping[str, object]
     if "model_kwargs" in variables and given is not None:
         with suppress(WrongValue):  # translate says so
             own = read_value(ARGUMENTS["model_kwargs"], given)
-            written["model_kwargs"] = {**_mapping(variables["model_kwargs"]), **_mapping(own)}
+            lowered = {str(name).lower(): value for name, value in _mapping(own).items()}
+            written["model_kwargs"] = {**_mapping(variables["model_kwargs"]), **lowered}
     return written
 
 

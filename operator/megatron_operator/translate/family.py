@@ -15,7 +15,7 @@ from typing import Any
 from megatron_trainjob import input_file
 from megatron_trainjob.args.model.check import check
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import FAMILIES
+from megatron_trainjob.families import FAMILIES, untrained
 from megatron_trainjob.violation import Violation
 
 CONFIG = "config.json"
@@ -74,12 +74,14 @@ def problem(model: str) -> str:
     kind = next((kind for pattern, kind in TYPES_BY_NAME if re.search(pattern, name, re.IGNORECASE)), None)
     if kind is None or kind in FAMILIES:
         return ""
+    if reason := untrained.REASONS.get(kind):
+        return f"by its name this model cannot be trained: {reason}; {LISTED}"
     return f"by its name it is of the family {kind}, which is not trained here; {LISTED}"
 
 
 def _said(violation: Violation) -> str:
     name = violation.path.removeprefix(IN_CONFIG)
-    if name == "model_type":
+    if name == "model_type" and violation.value not in untrained.REASONS:
         return f"model_type {violation.value} is not trained here; {LISTED}"
     return f"{name}: {violation.message}"
 

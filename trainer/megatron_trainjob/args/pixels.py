@@ -15,7 +15,8 @@ NAMES = (
     *(FPS, "fps_min_frames", "fps_max_frames"),
 )
 
-
+UNREAD = ("VIDEO_TOTAL_PIXELS", "NFRAMES", "MAX_RATIO", "IMAGE_FACTOR", "FRAME_FACTOR", "SPATIAL_MERGE_SIZE")
+"""Environment variables of other programs for which there is no setting."""
 VARIABLES: Mapping[str, str] = {name.upper(): name for name in NAMES}
 """Environment variables of other programs -> the settings, which this trainer does not read from there."""
 
