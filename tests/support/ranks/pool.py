@@ -33,6 +33,7 @@ from typing import Any
 from unittest.mock import patch
 
 RUN_TIMEOUT_S = 300.0
+_NOT_JOINED = ("in join", "connectFullMesh")
 MAX_THREADS = 800
 """A worker with more is replaced: gloo groups of past runs keep threads that poll, and slow the whole machine."""
 _GRACE_S = 5.0
@@ -112,8 +113,20 @@ class GlooRanks:
         """What each rank returned, in rank order. `function` is one of a module: it is pickled by its name.
 
         Raises RankError when a rank raised (its traceback is in the message), died, or did not end in time (the
-        message says where each rank stood). A failed run ends the pool; the next run starts a new one.
+        message says where each rank stood). A failed run ends the pool; the next run starts a new one. Ranks that
+        did not find each other have begun nothing: gloo's connection may be reset on a busy machine, so they try once
+        more.
         """
+        try:
+            return self._run(function, args, kwargs, timeout_s)
+        except RankError as error:
+            if not all(text in str(error) for text in _NOT_JOINED):
+                raise
+        return self._run(function, args, kwargs, timeout_s)
+
+    def _run(
+        self, function: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any], timeout_s: float
+    ) -> list[Any]:
         pool = _the_pool()
         if any(worker.num_threads() > MAX_THREADS for worker in pool.workers):
             pool.stop()
