@@ -46,7 +46,7 @@ def test_a_file_that_was_never_written_is_refused_at_once(tmp_path, size):
     [
         ("rows.csv", "prompt,response\na,b\n".encode("utf-16"), "is UTF-16 text; convert it: iconv"),
         ("rows.jsonl", codecs.BOM_UTF16_BE + '{"text": "a"}'.encode("utf-16-be"), "is UTF-16 text"),
-        ("rows.jsonl", gzip.compress(b'{"text": "a"}'), "compressed by gzip; add .gz to its name"),
+        ("rows.jsonl", gzip.compress(b'{"text": "a"}', mtime=0), "compressed by gzip; add .gz to its name"),
         ("rows.csv", b"PK\x03\x04...", "a zip archive or a spreadsheet"),
         ("rows.json", b"PAR1....", "its name must end with .parquet"),
     ],
