@@ -19,20 +19,17 @@ than ten minutes: `--train full` and then `--train lora` halve them.
 import argparse
 import itertools
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import torch
 import yaml
+from beside_peer import call, print_table, rates, steps
 from shapes import SHAPE, TINY
 from transformers import AutoConfig, AutoModelForCausalLM
 
 HERE = Path(__file__).parent
 SHAPES = {"smollm2-1.7b": SHAPE, "tiny": TINY}
-WARM_UP_STEPS = 5
 CASES = {
     "trl fastest": {"checkpointing": False},
     "trl defaults": {"checkpointing": True},
@@ -52,7 +49,8 @@ def main() -> None:
     for rows in given.rows:
         pairs = write_pairs(given, rows)
         for kind in given.train:
-            print_table(given, model, pairs, kind)
+            runs = ((name, measure(given, model, pairs, kind, name)) for name in CASES)
+            print_table(f"{kind}, {pairs.stem} rows", "trl", ("first loss", "last margin"), runs)
 
 
 def options() -> argparse.Namespace:
@@ -177,73 +175,10 @@ def run_trl(given, model, pairs, kind, folder, case, log) -> int:
     return call([str(HERE / "preference_trl.py"), json.dumps(settings)], {}, log, given.timeout)
 
 
-def call(command: list[str], environment: dict[str, str], log, timeout: int) -> int:
-    inherited = {"PYTORCH_ALLOC_CONF": "expandable_segments:True", **os.environ}
-    try:
-        done = subprocess.run(
-            [sys.executable, *command],
-            env=inherited | environment,
-            stdout=log,
-            stderr=log,
-            timeout=timeout,
-            check=False,
-        )
-    except subprocess.TimeoutExpired:
-        return 124
-    return done.returncode
-
-
 def summary(log: Path) -> dict[str, float]:
-    """Tokens a second over the steps after the first ones, the tokens of such a step, peak memory, losses."""
-    lines = [
-        line for line in map(json.loads, log.read_text().splitlines()) if "tokens" in line and "rewards/margins" in line
-    ]
-    warm = lines[min(WARM_UP_STEPS, len(lines) - 1) :]
-    seconds, tokens = (sum(line[key] for line in warm) for key in ("elapsed_time_per_iteration", "tokens"))
-    return {
-        "tokens/s": tokens / seconds,
-        "step s": seconds / len(warm),
-        "tokens/step": tokens / len(warm),
-        "peak GiB": max(line["memory(GiB)"] for line in warm),
-        "first loss": lines[0]["loss"],
-        "last margin": lines[-1]["rewards/margins"],
-        "steps": len(warm),
-    }
-
-
-def print_table(given: argparse.Namespace, model: Path, pairs: Path, kind: str) -> None:
-    """Each run's row as soon as it has ended."""
-    columns = (
-        "",
-        "tokens/s",
-        "of trl's best",
-        "step s",
-        "tokens/step",
-        "peak GiB",
-        "first loss",
-        "last margin",
-        "steps",
-    )
-    print(f"\n{kind}, {pairs.stem} rows\n| {' | '.join(columns)} |\n{'|---' * len(columns)}|", flush=True)
-    best = 0.0
-    for name in CASES:
-        one = measure(given, model, pairs, kind, name)
-        if isinstance(one, str):
-            print(f"| {name} | {one} |{' |' * 7}", flush=True)
-            continue
-        if name.startswith("trl"):
-            best = max(best, one["tokens/s"])
-        values = (
-            f"{one['tokens/s']:,.0f}",
-            f"{one['tokens/s'] / best:.2f}" if best else "",
-            f"{one['step s']:.3f}",
-            f"{one['tokens/step']:,.0f}",
-            f"{one['peak GiB']:.1f}",
-            f"{one['first loss']:.4f}",
-            f"{one['last margin']:.4f}",
-            str(one["steps"]),
-        )
-        print(f"| {name} | {' | '.join(values)} |", flush=True)
+    """The rates, the first loss and the last margin."""
+    lines = steps(log, "rewards/margins")
+    return {**rates(lines), "first loss": lines[0]["loss"], "last margin": lines[-1]["rewards/margins"]}
 
 
 if __name__ == "__main__":

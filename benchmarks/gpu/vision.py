@@ -15,7 +15,7 @@ counts like one of text, padding does not count.
     transformers checkpointing  its Trainer, weights and optimizer in bfloat16, with gradient checkpointing
     transformers fastest        the same without
 
-The ratio is that to the better one of transformers' so far, which run first. Its attention is flash-attn where that is
+Rates are divided by the better one of transformers' so far, which run first. Its attention is flash-attn where that is
 installed, else sdpa; pixels are made in as many worker processes on both sides. Needs beside torch, transformers and
 peft: accelerate, pillow, megatron-core and, on a card, TransformerEngine.
 """
@@ -33,8 +33,8 @@ from pathlib import Path
 import numpy as np
 import torch
 import yaml
+from beside_peer import call, print_table, rates, steps
 from PIL import Image
-from preference import call
 from shapes import QWEN2_5_VL_3B, TINY_VL
 from transformers import AutoConfig, AutoModelForImageTextToText
 
@@ -46,7 +46,6 @@ SPECIAL = {
     "vision_start_token_id": "<|vision_start|>",
     "vision_end_token_id": "<|vision_end|>",
 }
-WARM_UP_STEPS = 5
 PIXELS_OF_A_TOKEN = 28 * 28
 CASES = {
     "transformers fastest": {"checkpointing": False},
@@ -59,7 +58,6 @@ TRAINED = {
     "frozen": {"train_type": "full", "lr": 1e-5},
     "lora": {"train_type": "lora", "lora_rank": 8, "lora_alpha": 16, "lora_dropout": 0.0, "lr": 1e-4},
 }
-COLUMNS = ("", "tokens/s", "ratio", "step s", "tokens/step", "peak GiB", "first loss", "last loss", "steps")
 
 
 def main() -> None:
@@ -71,7 +69,8 @@ def main() -> None:
     for rows in given.rows:
         data = write_rows(given, rows)
         for kind in given.train:
-            print_table(given, model, data, kind)
+            runs = ((name, measure(given, model, data, kind, name)) for name in given.cases)
+            print_table(f"{kind}, {data.stem} rows", "transformers", ("first loss", "last loss"), runs)
 
 
 def options() -> argparse.Namespace:
@@ -229,48 +228,14 @@ def run_transformers(given, model, data, kind, folder, case, log) -> int:
 
 
 def summary(log: Path) -> dict[str, float]:
-    """Tokens a second over the steps after the first ones, the tokens of such a step, peak memory, losses."""
-    lines = [line for line in map(json.loads, log.read_text().splitlines()) if "tokens" in line and "grad_norm" in line]
-    warm = lines[min(WARM_UP_STEPS, len(lines) - 1) :]
-    seconds, tokens = (sum(line[key] for line in warm) for key in ("elapsed_time_per_iteration", "tokens"))
-    return {
-        "tokens/s": tokens / seconds,
-        "step s": seconds / len(warm),
-        "tokens/step": tokens / len(warm),
-        "peak GiB": max(line["memory(GiB)"] for line in warm),
-        "first loss": loss_of(lines[0]),
-        "last loss": loss_of(lines[-1]),
-        "steps": len(warm),
-    }
+    """The rates, the first and the last loss."""
+    lines = steps(log, "grad_norm")
+    return {**rates(lines), "first loss": loss_of(lines[0]), "last loss": loss_of(lines[-1])}
 
 
 def loss_of(line: dict) -> float:
     """Of a step, as either names it."""
     return line["lm loss"] if "lm loss" in line else line["loss"]
-
-
-def print_table(given: argparse.Namespace, model: Path, data: Path, kind: str) -> None:
-    """Each run's row as soon as it has ended."""
-    print(f"\n{kind}, {data.stem} rows\n| {' | '.join(COLUMNS)} |\n{'|---' * len(COLUMNS)}|", flush=True)
-    best = 0.0
-    for name in given.cases:
-        one = measure(given, model, data, kind, name)
-        if isinstance(one, str):
-            print(f"| {name} | {one} |{' |' * 7}", flush=True)
-            continue
-        if name.startswith("transformers"):
-            best = max(best, one["tokens/s"])
-        values = (
-            f"{one['tokens/s']:,.0f}",
-            f"{one['tokens/s'] / best:.2f}" if best else "",
-            f"{one['step s']:.3f}",
-            f"{one['tokens/step']:,.0f}",
-            f"{one['peak GiB']:.1f}",
-            f"{one['first loss']:.4f}",
-            f"{one['last loss']:.4f}",
-            str(one["steps"]),
-        )
-        print(f"| {name} | {' | '.join(values)} |", flush=True)
 
 
 if __name__ == "__main__":
