@@ -213,8 +213,7 @@ def test_a_killed_container_joins_the_next_attempt_once(
             }
             assert status["lastRestart"]["inPlace"]
             assert {name: pod["metadata"]["uid"] for name, pod in quiet_jobs.pods().items()} == uids
-            assert pods[1].log.read_text().count("attempt 0 node 1"), "of the first container alone"
-            assert pods[1].log.read_text().count("attempt 0 node 1") == 1
+            assert pods[1].log.read_text().count("attempt 0 node 1") == 1, "of the first container alone"
 
 
 def test_a_container_whose_end_no_one_saw_is_told_by_its_next_launcher(

@@ -19,7 +19,6 @@ from megatron_operator.api.schema.parts import (
     choice,
     integer,
     quantity,
-    record,
     text,
     text_map,
 )
@@ -39,21 +38,6 @@ NAME = Pattern(
     r"^[a-z0-9]([-a-z0-9]*[a-z0-9])?$", "lower-case letters, digits and '-', with a letter or digit at both ends"
 )
 DEFAULT_HANG_TIMEOUT_S = 1800
-
-_CLAIM_TEMPLATE = record(
-    "A claim that the operator creates, named <job>-checkpoint.",
-    {
-        "metadata": record(
-            "Labels and annotations of the claim.",
-            {
-                "labels": text_map("Labels.", max_length=63),
-                "annotations": text_map("Annotations.", max_length=16384),
-            },
-        ),
-        "spec": pod_template.claim_spec(),
-    },
-    required=("spec",),
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,7 +59,7 @@ class Checkpoint:
     """Where checkpoints are written: a claim, else the pod's own disk, or the state directory of a local run."""
 
     claim_name: str | None = declared("pvc.claimName", text("Name of an existing claim."))
-    claim_template: Object | None = declared("pvc.template", _CLAIM_TEMPLATE)
+    claim_template: Object | None = declared("pvc.template", pod_template.claim_template())
     mount_path: str = declared("mountPath", text("Where the volume is mounted.", default="/checkpoints", pattern=PATH))
     sub_path: str = declared(
         "subPath", text("Directory of this job on the volume; $(job) stands for its name.", default="$(job)")

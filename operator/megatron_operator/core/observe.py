@@ -27,8 +27,8 @@ NO_COUNT = Guard()
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pod:
-    """One pod. `exit_code`, `rank`, `reason`, `message` and `iteration` are of `container`, the one that ended it.
+class Pod(ContainerEnd):
+    """One pod, and how `container`, the one that decides it, has ended.
 
     phase: the trainer's once it runs or has ended, whatever other containers do. num_nodes: of the gang it is part of.
     kept_from: nodes that its affinity excludes because the job failed there.
@@ -74,16 +74,6 @@ class Pod:
     node: str = ""
     container: str = names.CONTAINER
     container_kind: ContainerKind = "Trainer"
-    exit_code: int | None = None
-    is_recorded: bool = False
-    rank: int | None = None
-    reason: str = ""
-    message: str = ""
-    iteration: int | None = None
-    host: str = ""
-    stack: str = ""
-    gpu_error: str = ""
-    finished_at: float | None = None
     disruption: str | None = None
 
     @property

@@ -22,7 +22,7 @@ MAX_MESSAGE_CHARACTERS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class ContainerEnd:
-    """How a trainer's container, or its ranks, ended: fields of `Pod` without the container's name."""
+    """How a container, or the trainer's ranks, ended; all None or empty while none has."""
 
     exit_code: int | None = None
     is_recorded: bool = False

@@ -11,7 +11,7 @@ from functools import cache
 from importlib.resources import files
 from typing import Any
 
-from megatron_operator.api.schema.parts import Schema, array, described
+from megatron_operator.api.schema.parts import Schema, array, described, record, text_map
 
 
 @cache
@@ -37,7 +37,16 @@ def items(help: str, schema: Schema, *, max_items: int = 64) -> Schema:
     return array(help, schema["items"], max_items=max_items)
 
 
-def claim_spec() -> Schema:
-    """Schema of a PersistentVolumeClaim's spec."""
+def claim_template() -> Schema:
+    """Schema of a PersistentVolumeClaim that the operator creates."""
+    metadata = {
+        "labels": text_map("Labels.", max_length=63),
+        "annotations": text_map("Annotations.", max_length=16384),
+    }
+    fields = {"metadata": record("Labels and annotations of the claim.", metadata), "spec": _claim_spec()}
+    return record("A claim that the operator creates, named <job>-checkpoint.", fields, required=("spec",))
+
+
+def _claim_spec() -> Schema:
     template = spec_field("volumes")["items"]["properties"]["ephemeral"]["properties"]["volumeClaimTemplate"]
     return described(template["properties"]["spec"], "The claim's spec: accessModes, resources, storageClassName.")
