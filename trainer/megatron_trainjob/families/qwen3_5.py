@@ -8,11 +8,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
 
-from megatron_trainjob.families.config import Config, Optional
-from megatron_trainjob.families.decoder import DECODER, decoder
+from megatron_trainjob.families.config import Config
+from megatron_trainjob.families.decoder import decoder
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.qwen_next import (
+    HYBRID_DECODER,
     gated_attention,
     linear_attention,
     refuse_qwen3_next,
@@ -39,23 +40,7 @@ def _qwen3_5_moe(config: Config) -> Model:
 
 
 _IMAGES: Mapping[str, Any] = {"image_token_id": 248056, "video_token_id": 248057}
-_DECODER: Mapping[str, Any] = {
-    **DECODER,
-    "vocab_size": 248320,
-    "num_attention_heads": 16,
-    "head_dim": 256,
-    "max_position_embeddings": 32768,
-    "partial_rotary_factor": 0.25,
-    "attention_bias": False,
-    "layer_types": Optional(),
-    "full_attention_interval": 4,
-    "linear_conv_kernel_dim": 4,
-    "linear_key_head_dim": 128,
-    "linear_value_head_dim": 128,
-    "linear_num_key_heads": 16,
-    "linear_num_value_heads": 32,
-    "num_nextn_predict_layers": 1,
-}
+_DECODER: Mapping[str, Any] = {**HYBRID_DECODER, "vocab_size": 248320}
 _DENSE: Mapping[str, Any] = {
     **_DECODER,
     "hidden_size": 4096,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from megatron_trainjob.families.config import Config, Optional
@@ -85,29 +85,35 @@ def refuse_qwen3_next(config: Config) -> Iterator[Violation]:
         yield refused("num_nextn_predict_layers", number, message)
 
 
+HYBRID_DECODER: Mapping[str, Any] = {
+    **DECODER,
+    "num_attention_heads": 16,
+    "head_dim": 256,
+    "max_position_embeddings": 32768,
+    "partial_rotary_factor": 0.25,
+    "attention_bias": False,
+    "layer_types": Optional(),
+    "full_attention_interval": 4,
+    "linear_conv_kernel_dim": 4,
+    "linear_key_head_dim": 128,
+    "linear_value_head_dim": 128,
+    "linear_num_key_heads": 16,
+    "linear_num_value_heads": 32,
+    "num_nextn_predict_layers": 1,
+}
+"""Keys of decoders with linear and gated attention, with the defaults that Qwen3-Next and Qwen3.5 share."""
+
 QWEN3_NEXT = Family(
     model_type="qwen3_next",
     classifier="Qwen3NextForSequenceClassification",
     title="Qwen3-Next-80B-A3B, Qwen3-Coder-Next",
     keys={
-        **DECODER,
+        **HYBRID_DECODER,
         "vocab_size": 151936,
         "hidden_size": 2048,
         "intermediate_size": 5632,
         "num_hidden_layers": 48,
-        "num_attention_heads": 16,
         "num_key_value_heads": 2,
-        "head_dim": 256,
-        "max_position_embeddings": 32768,
-        "partial_rotary_factor": 0.25,
-        "attention_bias": False,
-        "layer_types": Optional(),
-        "full_attention_interval": 4,
-        "linear_conv_kernel_dim": 4,
-        "linear_key_head_dim": 128,
-        "linear_value_head_dim": 128,
-        "linear_num_key_heads": 16,
-        "linear_num_value_heads": 32,
         "decoder_sparse_step": 1,
         "mlp_only_layers": Optional(),
         "moe_intermediate_size": 512,
@@ -115,7 +121,6 @@ QWEN3_NEXT = Family(
         "num_experts": 512,
         "num_experts_per_tok": 10,
         "norm_topk_prob": True,
-        "num_nextn_predict_layers": 1,
     },
     aliases={"num_local_experts": "num_experts"},
     build=_qwen3_next,
