@@ -281,7 +281,7 @@ def test_the_longest_names_still_fit_a_hostname():
 
 def test_quantities_are_exact():
     assert (amount("64Gi"), amount("500m") * 2, amount("1e3"), amount("8")) == (64 * 2**30, 1, 1000, 8)
-    assert (total("64Gi", "0.5Gi"), total("1G", "1Gi"), total("8", "500m")) == ("64.5Gi", "2073741824", "9")
+    assert (total("64Gi", "0.5Gi"), total("1G", "1Gi"), total("8", "500m")) == ("64.5Gi", "2073741824", "8.5")
     assert (multiplied("64Gi", 4), multiplied("1.5", 2), multiplied("500m", 3)) == ("256Gi", "3.0", "1500m")
 
 

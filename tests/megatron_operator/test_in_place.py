@@ -292,6 +292,36 @@ def test_a_launcher_of_an_earlier_release_that_trains_on_unasked_is_counted_and_
     assert WORKER in {each.name for each in reconcile.plan(limit, trains, NOW).delete}, "it would not end by itself"
 
 
+def test_a_container_that_was_started_again_and_trains_unheard_is_counted_after_a_minute():
+    """As that of an image from before launchers reported: it would train on, its restarts neither told nor bounded."""
+    known = {"is_down": False, "num_container_restarts": 1, "has_attempt_file": True}
+    trains = with_container({"launchers": {MASTER: heard()}, "listens_since": NOW - 30}, **known)
+    plan = reconcile.plan(job(), trains, NOW)
+    assert (plan.delete, plan.requeue_s) == ((), 59.0), "a launcher of this release may still import"
+    plan = reconcile.plan(job(), trains, NOW + 59)
+    assert {each.name for each in plan.delete} == {MASTER, WORKER}
+    assert (plan.status["restarts"]["counted"], plan.status["lastFailure"]["reason"]) == (1, "OOMKilled")
+    assert {"PodFailed", "JobRestarting"} <= {event.reason for event in plan.events}
+
+
+RIGHTLY_UNHEARD = {
+    "no one waits for a word of another program": with_container(
+        {"launchers": {}, "listens_since": NOW - 99}, is_down=False, num_container_restarts=1
+    ),
+    "its restart was decided, and its line is cut": with_container(
+        {"launchers": {}, "listens_since": NOW - 99, "status": restarted(), "progress": beat(attempt=1)},
+        is_down=False,
+        num_container_restarts=1,
+        has_attempt_file=True,
+    ),
+}
+
+
+@pytest.mark.parametrize("observed", RIGHTLY_UNHEARD.values(), ids=RIGHTLY_UNHEARD)
+def test_a_container_that_may_run_unheard_stays(observed):
+    assert reconcile.plan(job(), observed, NOW + 99).delete == ()
+
+
 def test_a_container_that_starts_again_has_time_for_its_imports():
     awaited = {"master": heard(attempt=1), "status": restarted()}
     down = with_container(awaited)

@@ -122,7 +122,6 @@ def test_a_job_runs_to_its_end_and_says_where_everything_lies(run):
     code, output = run.write(nodes=2).finish()
     assert (code, run.steps(0), run.steps(1)) == (0, 20, 20)
     assert run.status["phase"] == "Succeeded"
-    assert "GangCreated" in output or "JobRunning" in output, "as fast as it starts"
     for said in ("JobSucceeded", "20 of 20 (100 %)", "adapter: .mtj/tune/volumes/disk"):
         assert said in output
     assert (run.state / "logs" / "tune-a0-worker-0.log").read_text() == "attempt 0 node 1 starts at 0\n"

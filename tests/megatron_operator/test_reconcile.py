@@ -29,7 +29,8 @@ from tests.support.operator.job_values import (
     seen,
 )
 
-GANG_CREATED = Event(type="Normal", reason="GangCreated", message="2 pods of attempt 0.")
+NO_PLACE = "Pod tune-a0-worker-0: 0/3 nodes are available"
+GANG_CREATED = Event(type="Normal", reason="GangCreated", message=f"2 pods of attempt 0. {NO_PLACE}", of="attempt 0")
 
 
 def ref(rank, attempt=0):
@@ -52,7 +53,7 @@ def test_a_new_job_gets_its_objects_first_and_its_status_with_the_next_look():
         config_maps=frozenset({"tune-a0-args"}),
     )
     following = reconcile.plan(job(), created, NOW)
-    assert (following.create, following.events) == ((), (GANG_CREATED,))
+    assert (following.create, following.events) == ((), ()), "JobRunning will have the same facts"
     assert following.status == {
         "observedGeneration": 1,
         "phase": "Starting",
@@ -96,7 +97,7 @@ def test_the_first_status_of_a_whole_gang_waits_a_moment_for_its_pods_to_run():
     said = reconcile.plan(job(), running, NOW + 1)
     assert (said.status["phase"], [event.reason for event in said.events]) == ("Running", ["JobRunning"])
     late = reconcile.plan(job(), made, NOW + 3)
-    assert (late.status["phase"], late.events) == ("Starting", (GANG_CREATED,))
+    assert (late.status["phase"], late.events) == ("Starting", ())
     assert reconcile.plan(job(), made, NOW - 3600).status  # its clock is not the server's
 
 
@@ -145,8 +146,34 @@ def test_a_half_created_gang_is_completed():
     plan = reconcile.plan(job(), half, NOW + 1)
     assert kinds(plan) == [("Pod", "tune-a0-worker-0")]
     assert plan.events == ()
-    whole = replace(half, pods=(*half.pods, pod(1, phase="Pending")), status=plan.status)
-    assert reconcile.plan(job(), whole, NOW + 2).events == (GANG_CREATED,)
+    waits = pod(1, phase="Pending", node="", unschedulable="0/3 nodes are available")
+    whole = replace(half, pods=(*half.pods, waits), status=plan.status)
+    following = reconcile.plan(job(), whole, NOW + 2)
+    assert following.events == (GANG_CREATED,)
+    assert reconcile.plan(job(), replace(whole, status=following.status), NOW + 3).events == (), "once"
+
+
+@pytest.mark.parametrize(
+    ("where", "told"),
+    [
+        ({"node": "", "scheduled_at": None}, "no scheduler has placed it or reported why"),
+        ({"node": "n1"}, "has not started on node n1 within 60 s; its image may still be pulled"),
+    ],
+)
+def test_a_gang_that_neither_starts_nor_says_why_is_told_of_after_a_minute(where, told):
+    pods = [pod(rank, phase="Pending", created_at=NOW, **where) for rank in (0, 1)]
+    first = reconcile.plan(job(), seen(*pods, status={}), NOW + 3)
+    assert (first.status["phase"], first.events) == ("Starting", ())
+    assert first.requeue_s <= 57.0
+    early = reconcile.plan(job(), seen(*pods, status=first.status), NOW + 59)
+    assert (early.status, early.events) == (None, ())
+    late = reconcile.plan(job(), seen(*pods, status=first.status), NOW + 60)
+    (ready,) = [each for each in late.status["conditions"] if each["type"] == "PodsReady"]
+    assert ready["message"] == f"Pod tune-a0-master-0: {told}"
+    assert [(event.reason, event.message) for event in late.events] == [
+        ("GangCreated", f"2 pods of attempt 0. {ready['message']}")
+    ]
+    assert reconcile.plan(job(), seen(*pods, status=late.status), NOW + 61).events == ()
 
 
 def test_a_running_job_of_which_nothing_is_new_needs_nothing():
@@ -174,7 +201,7 @@ def test_the_happy_path_writes_the_status_three_times():
         events += [event.reason for event in plan.events]
         stored = plan.status or stored
     assert (writes, stored["phase"]) == (3, "Succeeded")
-    assert events == ["GangCreated", "JobRunning", "JobSucceeded"]
+    assert events == ["JobRunning", "JobSucceeded"]
 
 
 def test_a_job_of_another_manager_is_left_entirely_alone():
@@ -437,9 +464,11 @@ def test_a_resumed_job_starts_with_its_whole_deadline():
     assert conditions(plan.status)["Suspended"] == ("False", "Resumed")
     assert kinds(plan) == [("Pod", "tune-a1-master-0"), ("Pod", "tune-a1-worker-0")]
     assert [event.reason for event in plan.events] == ["JobResumed"]
-    made = seen(*(pod(rank, attempt=1, phase="Pending") for rank in (0, 1)), status=plan.status)
+    waits = {"phase": "Pending", "node": "", "unschedulable": "0/3 nodes are available"}
+    made = seen(*(pod(rank, attempt=1, **waits) for rank in (0, 1)), status=plan.status)
     following = reconcile.plan(job(spec), made, NOW + 1001)
-    assert [event.message for event in following.events] == ["2 pods of attempt 1."]
+    told = "2 pods of attempt 1. Pod tune-a1-master-0: 0/3 nodes are available"
+    assert [event.message for event in following.events] == [told]
     assert reconcile.plan(job(spec), replace(made, status=following.status), NOW + 1002).events == ()
 
 

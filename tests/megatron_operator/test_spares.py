@@ -10,9 +10,11 @@ from megatron_operator.api import names
 from megatron_operator.core import reconcile
 from megatron_operator.core.desired import workload
 from megatron_operator.core.desired.pods import pod as worker
+from megatron_operator.core.desired.quantity import amount
 from megatron_operator.core.desired.spares import spare
 from megatron_operator.core.observe import observe
 from megatron_operator.core.status import fitting
+from megatron_operator.timestamp import to_text
 from tests.support.operator.job_values import (
     NOW,
     RUNNING_STATUS,
@@ -59,6 +61,44 @@ def test_a_spare_has_the_resources_and_place_of_a_worker_and_nothing_else():
     assert not {"env", "volumeMounts", "ports"} & container.keys()
     assert made["metadata"]["labels"][names.LABEL_REPLICA_TYPE] == "spare"
     assert names.place_of(made["metadata"]["name"], "tune") == names.Place(attempt=0, role="spare", index=1)
+
+
+PROXY = {"name": "proxy", "image": "x", "resources": {"requests": {"cpu": "500m", "memory": "1Gi"}}}
+SIDECAR = {
+    "name": "logs",
+    "image": "x",
+    "restartPolicy": "Always",
+    "resources": {"limits": {"memory": "512Mi"}, "claims": [{"name": "nic"}]},
+}
+CONVERT = {"name": "convert", "image": "x", "resources": {"requests": {"memory": "90Gi"}}}
+
+
+def test_a_spare_takes_what_all_containers_of_a_worker_take_of_a_node():
+    """The gang's pod would not fit into the room that one with the trainer's share alone leaves."""
+    own = {"limits": {"nvidia.com/gpu": "8", "cpu": "4"}, "requests": {"memory": "8Gi"}}
+    template = {"containers": [PROXY], "initContainers": [SIDECAR, CONVERT], "resourceClaims": [{"name": "nic"}]}
+    spec = {**TWO, "resourcesPerNode": own, "podTemplate": {"spec": template}}
+    made = spare(job(spec), 0, 0)["spec"]
+    (container,) = made["containers"]
+    assert {kind: container["resources"][kind] for kind in ("requests", "claims")} == {
+        "requests": {"nvidia.com/gpu": "8", "cpu": "4.5", "memory": f"{90 * 2**30 + 512 * 2**20}"},
+        "claims": [{"name": "nic"}],
+    }, "the sidecar runs beside the init container that needs most"
+    limits = container["resources"]["limits"]
+    assert (limits["nvidia.com/gpu"], limits["cpu"]) == ("8", "4.5")
+    assert amount(limits["memory"]) >= amount(container["resources"]["requests"]["memory"])
+
+
+def test_a_spare_that_waits_for_a_node_is_made_again_when_it_may_use_more():
+    policy = {"nodeExclusion": {"afterFailures": 1, "forgetAfterSeconds": 100}}
+    wanted = job({**TWO, "failurePolicy": {**TWO["failurePolicy"], **policy}})
+    record = [{"name": "bad", "failures": 1, "lastFailureTime": to_text(NOW), "excludedTime": to_text(NOW)}]
+    waits = held(0, phase="Pending", node="", kept_from=frozenset({"bad"}))
+    placed = held(1, kept_from=frozenset({"bad"}))
+    known = seen(pod(0), pod(1), status={**RUNNING_STATUS, "failedNodes": record})
+    known = replace(known, spares=(waits, placed))
+    assert reconcile.plan(wanted, known, NOW + 99).delete == ()
+    assert [each.name for each in reconcile.plan(wanted, known, NOW + 100).delete] == [NAMES[0]]
 
 
 def test_a_failed_gang_leaves_its_spares_until_the_next_is_created():

@@ -518,6 +518,14 @@ def test_what_is_no_quantity_is_refused_whatever_it_looks_like(text):
     assert "spec.resourcesPerNode.limits.memory" in [violation.path for violation in wrong]
 
 
+@pytest.mark.parametrize("kind", ["containers", "initContainers"])
+@pytest.mark.parametrize("template", ["podTemplate", "workerTemplate"])
+def test_what_is_no_quantity_is_refused_in_templates_too(template, kind):
+    container = {"name": "proxy", "image": "x", "resources": {"requests": {"cpu": "half"}}}
+    wrong = manifest.parse(raw({template: {"spec": {kind: [container]}}}), default_image="x")
+    assert [violation.path for violation in wrong] == [f"spec.{template}.spec.{kind}[0].resources.requests.cpu"]
+
+
 def test_a_manifest_that_crashes_its_reader_fails_the_new_job_and_no_other(monkeypatch):
     """A defect of the operator is shown on the job instead of in its log alone."""
 

@@ -223,11 +223,11 @@ def _pods_ready(job: Job, seen: Seen, now: float) -> Claim:
         return _no(names.PODS_CREATING, _still_ends(earlier[0]) if earlier else "")
     if all(pod.ready or pod.phase == "Succeeded" for pod in seen.current):
         return _yes(names.ALL_PODS_READY)
-    return _no(names.PODS_PENDING, _why_pending(job, seen))
+    return _no(names.PODS_PENDING, _why_pending(job, seen, now))
 
 
-def _why_pending(job: Job, seen: Seen) -> str:
-    """Why the first pod with a known reason is not ready: unscheduled, not starting, or fetching."""
+def _why_pending(job: Job, seen: Seen, now: float) -> str:
+    """Why the first pod with a known reason is not ready: unscheduled, not starting, or fetching, or slow."""
     for each in waiting.hindrances(job, seen):
         return f"Pod {each.pod.name}: {each.reason} {each.message}".strip()[:1024]
     for pod in seen.current:
@@ -238,7 +238,8 @@ def _why_pending(job: Job, seen: Seen) -> str:
         )
         if why:
             return f"Pod {pod.name}: {why}"[:1024]
-    return ""
+    slow = waiting.slow(seen, now)
+    return f"Pod {slow[0].name}: {waiting.why_slow(slow[0])}" if slow else ""
 
 
 def _ended(seen: Seen) -> Claims:

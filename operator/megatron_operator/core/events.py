@@ -11,7 +11,6 @@ from typing import Any
 
 from megatron_operator.api import names
 from megatron_operator.core import attempts
-from megatron_operator.core.decide import failure
 from megatron_operator.core.decide.decision import Continue, Decision, Failure, Queue
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Seen
@@ -21,25 +20,18 @@ from megatron_operator.timestamp import to_seconds
 Object = Mapping[str, Any]
 # A successor takes over within a lease duration, or once a lost node's pod is recreated on another node.
 RECENT_S = 900.0
-JOB_RUNNING = "JobRunning"
 NODE_EXCLUDED = "NodeExcluded"
 # Events of new pods that no failure made necessary, by the reason of condition Restarting.
 RENEWALS = {names.RESIZED: "JobResized", names.NODES_USED_AGAIN: names.NODES_USED_AGAIN}
 
 
 def of_decision(job: Job, seen: Seen, decision: Decision, status: Object, *, creates_pods: bool) -> tuple[Event, ...]:
-    """The events to emit for this decision, which leads to this status.
-
-    A gang that runs when it is first seen whole has JobRunning alone, which gives the same number and attempt.
-    """
-    changes = of_changes(status, seen.status)
-    is_made = not failure.missing(job, seen) and not failure.was_complete(seen)
-    runs = any(event.reason == JOB_RUNNING for event in changes)
-    made = (_gang_created(seen),) if is_made and not runs else ()
+    """The events to emit for this decision, which leads to this status."""
     queued = _queued(seen, decision) if isinstance(decision, Queue) else ()
     is_accepted = isinstance(decision, Continue) and not (seen.status or seen.current or creates_pods)
     accepted = (_normal("JobAccepted", "The manifest is valid; the pods are waiting."),) if is_accepted else ()
-    return (*made, *changes, *queued, *accepted, *of_stall(seen, status), *_relabeled(seen))
+    changes = of_changes(status, seen.status)
+    return (*changes, *queued, *accepted, *of_stall(seen, status), *_relabeled(seen))
 
 
 def of_changes(status: Object, before: Object) -> tuple[Event, ...]:
@@ -143,11 +135,21 @@ def _suspended(condition: Object, status: Object) -> Emitted:
         yield _at(condition), _normal("JobResumed", "The job resumes.", _since(condition))
 
 
+def _created(condition: Object, status: Object) -> Emitted:
+    """Emitted for pods that wait for something: of a gang that soon runs JobRunning has the facts, else JobStalled."""
+    others = (names.RUNNING, names.STALLED)
+    has_other = any(each["type"] in others and each["status"] == "True" for each in status["conditions"])
+    if condition["reason"] == names.PODS_PENDING and condition["message"] and not has_other:
+        attempt = attempts.of_pods(status)
+        made = f"{status.get('replicas', 0)} pods of attempt {attempt}. {condition['message']}"
+        yield _at(condition), _normal("GangCreated", made, f"attempt {attempt}")
+
+
 def _running(condition: Object, status: Object) -> Emitted:
     if condition["status"] == "True":
         attempt = attempts.of_pods(status)
         message = f"All {status.get('replicas', 0)} pods of attempt {attempt} are running."
-        yield _at(condition), _normal(JOB_RUNNING, message, f"attempt {attempt}, {_since(condition)}")
+        yield _at(condition), _normal("JobRunning", message, f"attempt {attempt}, {_since(condition)}")
 
 
 def _succeeded(condition: Object, status: Object) -> Emitted:
@@ -169,6 +171,7 @@ def _slow(condition: Object, status: Object) -> Emitted:
 EMITTERS: Mapping[str, Callable[[Object, Object], Emitted]] = {
     names.HAS_WARNINGS: _warned,
     names.SUSPENDED: _suspended,
+    names.PODS_READY: _created,
     names.RUNNING: _running,
     names.SLOW_RANK: _slow,
     names.RESTARTING: _restarting,
@@ -192,10 +195,6 @@ def _queued(seen: Seen, decision: Queue) -> tuple[Event, ...]:
         return (_warning("JobEvicted", decision.message),) if seen.current else ()
     is_new = admitted is None or admitted["status"] == "True"
     return (_normal("JobQueued", decision.message),) if is_new else ()
-
-
-def _gang_created(seen: Seen) -> Event:
-    return _normal("GangCreated", f"{len(seen.current)} pods of attempt {seen.pod_attempt}.")
 
 
 def _relabeled(seen: Seen) -> tuple[Event, ...]:

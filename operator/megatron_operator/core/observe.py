@@ -34,7 +34,7 @@ class Pod(ContainerEnd):
     kept_from: nodes that its affinity excludes because the job failed there.
     is_outlived: its trainer has ended, other containers hold its resources. is_kept: its launcher will start new ranks.
     is_down: the kubelet is about to start the trainer's container again, as it has num_container_restarts times.
-    last_end: how the former container ended.
+    last_end: how the former container ended. has_attempt_file: whether its launcher, once started again, has to ask.
     is_recorded: whether a termination record of the trainer's launcher confirms the exit code.
     is_mislabeled: whether a label by which watches and services select it was removed or changed.
     gate: the name of a scheduling gate, preferably Kueue's. in_queue: whether Kueue manages the pod, gated or ungated.
@@ -55,6 +55,7 @@ class Pod(ContainerEnd):
     is_kept: bool = False
     is_down: bool = False
     num_container_restarts: int = 0
+    has_attempt_file: bool = False
     last_end: ContainerEnd | None = None
     ready: bool = False
     deleting: bool = False

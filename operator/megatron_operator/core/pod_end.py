@@ -66,6 +66,7 @@ def _restarted(spec: Object, trainer: Object) -> dict[str, Any]:
     return {
         "is_down": is_down,
         "num_container_restarts": whole_number(trainer.get("restartCount"), smallest=0, largest=MAX_EXIT_CODE) or 0,
+        "has_attempt_file": _has_attempt_file(spec),
         "last_end": _end_of(spec, former, {}, "Trainer") if former else None,
     }
 

@@ -276,7 +276,7 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
     failed = node_exclusion.read(job, seen.status, now)
     away = node_exclusion.excluded(job.failure_policy.node_exclusion, failed)
     return Plan(
-        delete=(*replayed, *_refs(spares.to_delete(job, seen, now))),
+        delete=(*replayed, *_refs(spares.to_delete(job, seen, away, now))),
         patch=_service_patch(job, seen),
         create=(*build.missing(job, seen, away), *build.spares(job, seen, spares.to_create(job, seen), away)),
     )

@@ -259,13 +259,24 @@ def _rules_say_when(metadata: Object, spec: Object) -> Iterator[Violation]:
 
 
 def _quantities_are_numbers(metadata: Object, spec: Object) -> Iterator[Violation]:
-    for kind in ("limits", "requests"):
-        for name, value in ((spec.get("resourcesPerNode") or {}).get(kind) or {}).items():
-            try:
-                amount(str(value))
-            except ValueError as problem:
-                path = f"spec.resourcesPerNode.{kind}.{name}"
-                yield Violation(path=path, value=value, message=str(problem))
+    for path, resources in _resources(spec):
+        for kind in ("limits", "requests"):
+            for name, value in _mapping(resources.get(kind)).items():
+                try:
+                    amount(str(value))
+                except ValueError as problem:
+                    yield Violation(path=f"{path}.{kind}.{name}", value=value, message=str(problem))
+
+
+def _resources(spec: Object) -> Iterator[tuple[str, Object]]:
+    """(path, resources) of the trainer and of each container of a template."""
+    yield "spec.resourcesPerNode", _mapping(spec.get("resourcesPerNode"))
+    for template in TEMPLATES:
+        pod = _mapping(_mapping(spec.get(template)).get("spec"))
+        for kind in ("initContainers", "containers"):
+            for i, container in enumerate(pod.get(kind) or ()):
+                path = f"spec.{template}.spec.{kind}[{i}].resources"
+                yield path, _mapping(_mapping(container).get("resources"))
 
 
 def _memory_holds_a_checkpoint(metadata: Object, spec: Object) -> Iterator[Violation]:

@@ -37,6 +37,7 @@ HEAVY_METADATA = ("managedFields",)
 REFUSALS = frozenset({400, 403, 422})
 # After this long, any other error (5xx from the server or a webhook, no response) no longer counts as transient.
 LASTING_S = 20.0
+COUNT_S = 1.0
 logger = logging.getLogger(__name__)
 
 
@@ -125,6 +126,7 @@ class Controller:
         self._failing_since: dict[Key, float] = {}
         self._progress: dict[Key, tuple[str, Progress]] = {}
         self._launchers: dict[Key, tuple[str, Mapping[str, HeardReport]]] = {}
+        self._counts: tuple[float, Mapping[bool, int]] = (float("-inf"), {})
         self._listens_since: float | None = None
 
     def uid_of(self, key: Key) -> str | None:
@@ -161,11 +163,20 @@ class Controller:
             return None
         now = clock.now()
         of_job = attempts.num_reporting(self._launchers[key][1].values(), now)
-        of_all = (each for _, heard in self._launchers.values() for each in heard.values())
         waits = report.state == "failed"
-        alike = (each for each in of_all if (each.report.state == "failed") == waits)
-        interval_s = attempts.interval_s(report, of_job, attempts.num_reporting(alike, now))
+        interval_s = attempts.interval_s(report, of_job, max(of_job, self._num_alike(waits=waits, now=now)))
         return attempts.directive(job.get("status") or {}, place, report, now, interval_s)
+
+    def _num_alike(self, *, waits: bool, now: float) -> int:
+        """How many launchers wait for a decision, or do not; counted anew once a second, for there may be thousands."""
+        counted_at, counts = self._counts
+        if not 0 <= now - counted_at < COUNT_S:
+            of_all = [each for _, heard in self._launchers.values() for each in heard.values()]
+            failed = [each for each in of_all if each.report.state == "failed"]
+            num_failed = attempts.num_reporting(failed, now)
+            counts = {True: num_failed, False: attempts.num_reporting(of_all, now) - num_failed}
+            self._counts = (now, counts)
+        return counts[waits]
 
     def progress(self) -> Mapping[Key, Progress]:
         """The latest report of every job that reports."""

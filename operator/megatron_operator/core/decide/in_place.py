@@ -45,8 +45,8 @@ def after_the_end(seen: Seen, now: float) -> Seen:
 
 def given_up_at(job: Job, seen: Seen, now: float) -> float | None:
     """When a container that should have started again, and was not heard, counts as ended; None without one."""
-    down = [pod for pod in seen.current if _is_down(pod, seen)]
-    return min((_start_is_due(pod, seen) for pod in down), default=None)
+    silent = [pod for pod in seen.current if _is_down(pod, seen) or _runs_unheard(pod, seen)]
+    return min((_start_is_due(pod, seen) for pod in silent), default=None)
 
 
 def wake_at(seen: Seen) -> float | None:
@@ -105,6 +105,8 @@ def _with_failure(pod: Pod, seen: Seen, now: float) -> Pod:
         return pod
     heard = of_attempt(seen, pod)
     end = _end_of_down(pod, seen, now) if _is_down(pod, seen) else _reported_end(pod, heard)
+    if end is None and _runs_unheard(pod, seen) and now >= _start_is_due(pod, seen):
+        end = pod.last_end
     if end is None:
         return pod
     is_kept = heard is not None and not _starts_unasked(pod, heard)
@@ -122,6 +124,16 @@ def _is_down(pod: Pod, seen: Seen) -> bool:
 def _starts_unasked(pod: Pod, heard: HeardReport) -> bool:
     """Whether a launcher of an earlier release is, or will be, started again: it waits for no word, and trains."""
     return heard.report.container is None and (pod.is_down or pod.num_container_restarts > 0)
+
+
+def _runs_unheard(pod: Pod, seen: Seen) -> bool:
+    """Whether a container that was started again runs without a word, though no one decided that it may.
+
+    A launcher of this release is heard, or ends when no one answers; one that does neither trains, as one from before
+    reports of launchers does.
+    """
+    is_silent = pod.name not in seen.launchers and seen.attempt == seen.pod_attempt
+    return pod.has_attempt_file and pod.num_container_restarts > 0 and not pod.is_down and is_silent
 
 
 def _start_is_due(pod: Pod, seen: Seen) -> float:

@@ -15,7 +15,7 @@ from megatron_operator.api import names
 from megatron_operator.api.values import NodeExclusion
 from megatron_operator.core.decide.decision import FailedNode, Failure, Resize
 from megatron_operator.core.job import Job
-from megatron_operator.core.observe import Seen
+from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.timestamp import to_seconds, to_text
 
 Object = Mapping[str, Any]
@@ -24,12 +24,16 @@ MAX_REMEMBERED = 32
 
 def decide(job: Job, seen: Seen, now: float) -> Resize | None:
     """New pods where one waits for a node because of an exclusion that is over: its affinity cannot change."""
-    waiting = [pod for pod in seen.current if pod.phase == "Pending" and not pod.node and not pod.deleting]
-    kept_from = {node for pod in waiting for node in pod.kept_from}
+    kept_from = {node for pod in seen.current if waits_for_a_node(pod) for node in pod.kept_from}
     usable = sorted(kept_from - {*excluded(job.failure_policy.node_exclusion, read(job, seen.status, now))})
     if not usable:
         return None
     return Resize(reason=names.NODES_USED_AGAIN, message=f"Pods wait for nodes, and may use {', '.join(usable)} again.")
+
+
+def waits_for_a_node(pod: Pod) -> bool:
+    """Whether the pod still has to be placed, by an affinity that cannot change."""
+    return pod.phase == "Pending" and not pod.node and not pod.deleting
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:

@@ -6,7 +6,10 @@ Meanwhile they stay, so that no one else does. A gang never waits for a spare, a
 
 from __future__ import annotations
 
+from collections.abc import Collection
+
 from megatron_operator.api import names
+from megatron_operator.core.decide import node_exclusion
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 
@@ -23,12 +26,18 @@ def to_create(job: Job, seen: Seen) -> tuple[int, ...]:
     return tuple(index for index in wanted if names.spare_name(job.name, seen.pod_attempt, index) not in there)
 
 
-def to_delete(job: Job, seen: Seen, now: float) -> tuple[Pod, ...]:
-    """Spares of earlier gangs, once the next is created, and those that have ended, to be created again."""
+def to_delete(job: Job, seen: Seen, away: Collection[str], now: float) -> tuple[Pod, ...]:
+    """Spares of earlier gangs, once the next is created, and those to be created again.
+
+    These have ended, or wait for a node and may use one that is no longer among those to keep away from.
+    """
     return tuple(
         pod
         for pod in seen.spares
-        if pod.attempt != seen.pod_attempt or pod.index >= job.scheduling.spares or _is_over(pod, now)
+        if pod.attempt != seen.pod_attempt
+        or pod.index >= job.scheduling.spares
+        or _is_over(pod, now)
+        or (node_exclusion.waits_for_a_node(pod) and pod.kept_from.difference(away))
     )
 
 

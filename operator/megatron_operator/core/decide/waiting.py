@@ -38,6 +38,8 @@ STUCK_REASONS = IMAGE_REASONS | {
 }
 VOLUME_REASONS = frozenset({"FailedMount", "FailedAttachVolume", "FailedMapVolume", "VolumeResizeFailed"})
 LOOK_INTERVAL_S = (3.0, 30.0)
+# A pod that is placed and has its image runs within seconds; a longer wait is reported, though no one says why.
+SLOW_S = 60.0
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,6 +108,19 @@ def why_unplaced(pod: Pod) -> str:
     return pod.unschedulable or "no scheduler has placed it or reported why"
 
 
+def slow(seen: Seen, now: float) -> list[Pod]:
+    """Pods that have not started for a minute since their creation, where that is known."""
+    pending = [pod for pod in seen.current if pod.phase == "Pending" and pod.created_at]
+    return [pod for pod in pending if now >= pod.created_at + SLOW_S]
+
+
+def why_slow(pod: Pod) -> str:
+    """What is known about a pod that has not started, and of which no one says why."""
+    if not pod.node:
+        return why_unplaced(pod)
+    return f"has not started on node {pod.node} within {SLOW_S:.0f} s; its image may still be pulled"
+
+
 def place_since(seen: Seen, now: float) -> float:
     """When the current wait for nodes began."""
     return to_seconds(_stored(seen).get("schedulingSince")) or now
@@ -128,11 +143,13 @@ def describe(job: Job, seen: Seen, decision: Decision, now: float) -> Object | N
 
 
 def wake_at(job: Job, seen: Seen, now: float) -> float | None:
-    """When to check scheduled pods again that neither start nor say why: no watch delivers their events."""
+    """When to check pods again that neither start nor say why: no watch delivers the events of scheduled ones."""
     first, last = LOOK_INTERVAL_S
-    silent = [pod for pod in seen.current if pod.phase == "Pending" and pod.node and pod.waiting not in STUCK_REASONS]
-    waits = [min(max(now - (pod.scheduled_at or now), first), last) for pod in silent]
-    return now + min(waits) if waits else None
+    pending = [pod for pod in seen.current if pod.phase == "Pending"]
+    silent = [pod for pod in pending if pod.node and pod.waiting not in STUCK_REASONS]
+    looks = [now + min(max(now - (pod.scheduled_at or now), first), last) for pod in silent]
+    slow_at = [pod.created_at + SLOW_S for pod in pending if not pod.node and pod.created_at + SLOW_S > now]
+    return min([*looks, *slow_at], default=None)
 
 
 def _cause(reason: str) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import re
 from decimal import Decimal
 
@@ -38,11 +37,11 @@ def multiplied(text: str, count: int) -> str:
 
 
 def total(first: str, second: str) -> str:
-    """The sum of two quantities, in their unit if they share it, else as a plain number, rounded up."""
+    """The sum of two quantities, in their unit if they share it, else as a plain number."""
     (number, suffix), (other, other_suffix) = _parts(first), _parts(second)
     if suffix == other_suffix and suffix in SUFFIXES:
         return f"{Decimal(number) + Decimal(other):f}{suffix}"
-    return f"{math.ceil(amount(first) + amount(second))}"
+    return f"{(amount(first) + amount(second)).normalize():f}"
 
 
 def _parts(text: str) -> tuple[str, str]:
