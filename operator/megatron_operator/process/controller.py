@@ -168,7 +168,7 @@ class Controller:
         return attempts.directive(job.get("status") or {}, place, report, now, interval_s)
 
     def _num_alike(self, *, waits: bool, now: float) -> int:
-        """How many launchers wait for a decision, or do not; counted anew once a second, for there may be thousands."""
+        """How many launchers wait for a decision, or do not; counted once a second, for there may be thousands."""
         counted_at, counts = self._counts
         if not 0 <= now - counted_at < COUNT_S:
             of_all = [each for _, heard in self._launchers.values() for each in heard.values()]
