@@ -6,8 +6,11 @@ dicts and are never modified.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Literal
 
 from megatron_operator.api import names
@@ -72,6 +75,20 @@ class Job(Spec):
     def has_workload(self) -> bool:
         """Whether it is queued in Kueue as a whole, by a Workload that the operator manages."""
         return self.kueue_queue is not None and self.kueue_mode == "External"
+
+    @cached_property
+    def trainer_args(self) -> Mapping[str, object]:
+        """The arguments as the trainer reads them.
+
+        Two defaults are added: `save` on the checkpoint volume, and no version folder below it,
+        because a restarted gang finds its checkpoint only under a path that stays the same.
+        """
+        return {"save": self.checkpoint.directory, "add_version": False, **self.given_args}
+
+    @cached_property
+    def args_hash(self) -> str:
+        """A short digest of them, to identify from a pod which ones it runs with."""
+        return hashlib.sha256(json.dumps(self.trainer_args, sort_keys=True).encode()).hexdigest()[:16]
 
     @property
     def save_directory(self) -> str:

@@ -82,11 +82,11 @@ def spare_annotations(job: Job) -> dict[str, str]:
     return {**_copied(job.annotations, job.copy_to_pods.annotations), **queue}
 
 
-def pod_annotations(job: Job, attempt: int, node_rank: int, args_hash: str) -> dict[str, str]:
+def pod_annotations(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
     """Annotations of one pod."""
     annotations = {
         **_copied(job.annotations, job.copy_to_pods.annotations),
-        names.ANNOTATION_ARGS_HASH: args_hash,
+        names.ANNOTATION_ARGS_HASH: job.args_hash,
         names.ANNOTATION_DEFAULT_CONTAINER: names.CONTAINER,
     }
     if job.elastic:

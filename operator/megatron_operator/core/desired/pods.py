@@ -8,7 +8,6 @@ from megatron_operator.api import names
 from megatron_operator.api.values import Initializer
 from megatron_operator.core.desired import gang, labels
 from megatron_operator.core.desired.command import command, initializer_command, marker
-from megatron_operator.core.desired.config_map import args_hash
 from megatron_operator.core.desired.environment import environment
 from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.service import PORT_NAME
@@ -31,7 +30,7 @@ def pod(job: Job, attempt: int, node_rank: int) -> dict[str, Any]:
     """The pod with this node rank, the user's templates laid over it."""
     name = names.pod_name(job.name, attempt, node_rank)
     metadata = labels.metadata(job, name, labels.pod_labels(job, attempt, node_rank))
-    annotations = labels.pod_annotations(job, attempt, node_rank, args_hash(job))
+    annotations = labels.pod_annotations(job, attempt, node_rank)
     generated = {
         "apiVersion": "v1",
         "kind": "Pod",

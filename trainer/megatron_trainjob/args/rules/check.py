@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from functools import cache
 from typing import Any
 
 from megatron_trainjob import families
@@ -80,8 +81,8 @@ def check(
             message=message,
             severity=rule.severity,
         )
-        for rule in RULES.values()
-        if _can_judge(rule, facts) and broken.isdisjoint(rule.about)
+        for rule in _applicable(task, knows_world_size=world_size is not None, knows_model=config is not None)
+        if broken.isdisjoint(rule.about)
         if (message := rule.broken(facts))
     )
     return (*found, *_about_the_model(facts, path, {problem.path for problem in errors(found)}))
@@ -97,9 +98,13 @@ def _about_the_model(facts: Facts, path: str, blamed: set[str]) -> Iterator[Viol
             yield replace(violation, path=where)
 
 
-def _can_judge(rule: Rule, facts: Facts) -> bool:
-    return (
-        facts.task in rule.tasks
-        and not (rule.needs_world_size and facts.world_size is None)
-        and not (rule.needs_model and facts.hf_config is None)
+@cache
+def _applicable(task: Task, *, knows_world_size: bool, knows_model: bool) -> tuple[Rule, ...]:
+    """The rules of this task whose facts are known."""
+    return tuple(
+        rule
+        for rule in RULES.values()
+        if task in rule.tasks
+        and (knows_world_size or not rule.needs_world_size)
+        and (knows_model or not rule.needs_model)
     )
