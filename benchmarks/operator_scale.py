@@ -205,7 +205,7 @@ def example_objects(bench: Bench, namespace: str) -> list[tuple]:
 def _as_made(resource: Resource, raw: dict) -> dict:
     """The object without what the server added; labels, annotations and the owner cost the server time, too."""
     kept = {key: raw["metadata"][key] for key in ("labels", "annotations", "ownerReferences") if key in raw["metadata"]}
-    body = {"metadata": {"name": f"x{raw['metadata']['name']}", **kept}}
+    body = {"metadata": {"name": raw["metadata"]["name"], **kept}}
     if resource is CONFIG_MAP:
         return {**body, "data": raw["data"]}
     of_server = ("nodeName", "clusterIP", "clusterIPs")
@@ -226,9 +226,10 @@ async def _create(plane: ControlPlane, namespace: str, body: dict) -> None:
 
 
 def _named(body: dict, index: int, owner_uid: str) -> dict:
-    metadata = body["metadata"]
-    owners = [{**owner, "name": "job-0", "uid": owner_uid} for owner in metadata["ownerReferences"]]
-    return {**body, "metadata": {**metadata, "name": f"{index}-{metadata['name']}", "ownerReferences": owners}}
+    """The object as one of the job with this index: a service that selects its eight pods, and no others."""
+    own = json.loads(json.dumps(body).replace("job-0", f"job-{index}"))
+    owners = [{**owner, "name": "job-0", "uid": owner_uid} for owner in body["metadata"]["ownerReferences"]]
+    return {**own, "metadata": {**own["metadata"], "ownerReferences": owners}}
 
 
 def creation(bench: Bench, namespace: str, operator: OperatorProcess) -> None:

@@ -9,7 +9,7 @@ import yaml
 
 from megatron_operator.api import names
 from megatron_operator.cluster.kubernetes import discovery
-from megatron_operator.core.desired import command, gang
+from megatron_operator.core.desired import command, gang, service
 from megatron_operator.core.desired.config_map import config_map
 from megatron_operator.core.desired.overlay import merged
 from megatron_operator.core.desired.pods import pod, pods
@@ -41,13 +41,29 @@ def test_every_pod_knows_its_place():
         "NPROC_PER_NODE": "2",
         "WORLD_SIZE": "6",
         "RANK": "2",
+        "PYTHONUNBUFFERED": "1",
+    }
+
+
+def test_a_program_of_the_users_own_knows_its_place_under_torchruns_names_and_the_addresses_of_all():
+    own = job({"numNodes": 3, "nprocPerNode": 2, "args": {**ARGS, "global_batch_size": 12}, "command": ["torchrun"]})
+    built = pod(own, 4, 2)
+    torchruns = {name: value for name, value in variables(built).items() if name.startswith("PET_")}
+    assert torchruns == {
         "PET_MASTER_ADDR": "tune-a4-master-0.tune",
         "PET_MASTER_PORT": "29500",
         "PET_NNODES": "3",
         "PET_NODE_RANK": "2",
         "PET_NPROC_PER_NODE": "2",
-        "PYTHONUNBUFFERED": "1",
     }
+    assert service.selector(own, 4).items() <= built["metadata"]["labels"].items()
+
+
+def test_the_service_has_the_address_of_the_master_of_this_attempt_alone():
+    """Each pod of a service costs writes of its addresses as it starts, which no rank asks for."""
+    selected = service.selector(job(), 4).items()
+    assert [selected <= each["metadata"]["labels"].items() for each in pods(job(), 4)] == [True, False]
+    assert not selected <= pod(job(), 3, 0)["metadata"]["labels"].items()
 
 
 def test_the_trainer_learns_who_it_is_and_how_to_resume():

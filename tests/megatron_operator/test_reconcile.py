@@ -49,7 +49,7 @@ def test_a_new_job_gets_its_objects_first_and_its_status_with_the_next_look():
     assert (plan.status, plan.delete, plan.patch, plan.events, plan.requeue_s) == (None, (), (), (), None)
     created = Seen(
         pods=(pod(0, phase="Pending"), pod(1, phase="Pending")),
-        service_selector=names.selector("tune", 0),
+        service_selector=names.master_selector("tune", 0),
         config_maps=frozenset({"tune-a0-args"}),
     )
     following = reconcile.plan(job(), created, NOW)
@@ -140,7 +140,7 @@ def test_what_keeps_a_new_gang_from_running_is_said_at_once(trouble):
 def test_a_half_created_gang_is_completed():
     half = Seen(
         pods=(pod(0, phase="Pending"),),
-        service_selector=names.selector("tune", 0),
+        service_selector=names.master_selector("tune", 0),
         config_maps=frozenset({"tune-a0-args"}),
     )
     plan = reconcile.plan(job(), half, NOW + 1)
@@ -326,10 +326,12 @@ def test_a_crash_after_the_write_ahead_is_made_good():
     gone = seen(pod(0, deleting=True, grace_ends=NOW + 5), status=status)
     waiting = reconcile.plan(job(), gone, NOW + 11)
     assert (waiting.delete, waiting.create) == ((), ())
-    started = reconcile.plan(job(), seen(status=status, service_selector=names.selector("tune", 0)), NOW + 11)
+    started = reconcile.plan(job(), seen(status=status, service_selector=names.master_selector("tune", 0)), NOW + 11)
     assert kinds(started) == [("Pod", "tune-a1-master-0"), ("Pod", "tune-a1-worker-0")]
     assert started.patch == (
-        Patch(api_version="v1", kind="Service", name="tune", body={"spec": {"selector": names.selector("tune", 1)}}),
+        Patch(
+            api_version="v1", kind="Service", name="tune", body={"spec": {"selector": names.master_selector("tune", 1)}}
+        ),
     )
 
 
@@ -513,7 +515,7 @@ def test_warnings_of_the_spec_are_a_condition_and_one_event():
     warned = job({"args": {**ARGS, "sequence_parallel": True}})
     created = Seen(
         pods=(pod(0), pod(1)),
-        service_selector=names.selector("tune", 0),
+        service_selector=names.master_selector("tune", 0),
         config_maps=frozenset({"tune-a0-args"}),
     )
     plan = reconcile.plan(warned, created, NOW)

@@ -8,7 +8,7 @@ import pytest
 
 from megatron_operator.api import names
 from megatron_operator.core import reconcile
-from megatron_operator.core.desired import workload
+from megatron_operator.core.desired import service, workload
 from megatron_operator.core.desired.pods import pod as worker
 from megatron_operator.core.desired.quantity import amount
 from megatron_operator.core.desired.spares import spare
@@ -135,6 +135,7 @@ def test_a_spare_that_ends_at_once_is_created_again_once_a_minute():
 
 def test_service_and_autoscaler_select_the_gang_alone():
     selected = names.selector("tune", 0).items()
+    assert selected <= service.selector(job(TWO), 0).items()
     assert selected <= worker(job(TWO), 0, 1)["metadata"]["labels"].items()
     assert not selected <= spare(job(TWO), 0, 0)["metadata"]["labels"].items()
 

@@ -20,7 +20,7 @@ def half(**fields):
     """One pod of two was let in."""
     known = {
         "pods": (pod(0),),
-        "service_selector": names.selector("tune", 0),
+        "service_selector": names.master_selector("tune", 0),
         "config_maps": frozenset({"tune-a0-args"}),
         "problem": QUOTA,
     }

@@ -212,6 +212,11 @@ def selector(job_name: str, attempt: int) -> dict[str, str]:
     return {LABEL_JOB_NAME: job_name, LABEL_RESTART_ATTEMPT: str(attempt)}
 
 
+def master_selector(job_name: str, attempt: int) -> dict[str, str]:
+    """Labels that select the master of one attempt alone."""
+    return {**selector(job_name, attempt), LABEL_REPLICA_TYPE: MASTER}
+
+
 def selector_text(job_name: str, attempt: int) -> str:
     """The same in kubectl's syntax, for status.selector."""
     return ",".join(f"{key}={value}" for key, value in selector(job_name, attempt).items())

@@ -41,7 +41,7 @@ from megatron_operator.core.decide.decision import (
     Wait,
     Withdraw,
 )
-from megatron_operator.core.desired import build, gang
+from megatron_operator.core.desired import build, gang, service
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Pod, Seen
 from megatron_operator.core.plan import Event, Patch, Plan, Ref
@@ -284,7 +284,7 @@ def _changes(job: Job, seen: Seen, decision: Decision, now: float) -> Plan:
 
 def _service_patch(job: Job, seen: Seen) -> tuple[Patch, ...]:
     """Points the service at this attempt, so that a stuck pod of an earlier one is never resolved."""
-    wanted = names.selector(job.name, seen.pod_attempt)
+    wanted = service.selector(job, seen.pod_attempt)
     if seen.service_selector is None or dict(seen.service_selector) == wanted:
         return ()
     body = {"spec": {"selector": wanted}}

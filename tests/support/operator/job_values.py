@@ -112,7 +112,7 @@ def seen(*pods: Pod, status: Mapping[str, Any] | None = None, **fields: Any) -> 
     known = {
         "status": stored,
         "pods": pods,
-        "service_selector": names.selector("tune", attempt),
+        "service_selector": names.master_selector("tune", attempt),
         "config_maps": frozenset({names.config_map_name("tune", attempt)}),
     }
     return Seen(**{**known, **fields})

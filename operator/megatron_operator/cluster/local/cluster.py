@@ -22,6 +22,7 @@ from megatron_operator.cluster.local.pod import LocalPod, Step
 from megatron_operator.cluster.local.state import State
 from megatron_operator.core import attempts
 from megatron_operator.core.attempts import HeardReport
+from megatron_operator.core.desired import service
 from megatron_operator.core.job import Job
 from megatron_operator.core.observe import Gang, Seen, observe
 from megatron_operator.core.plan import Plan
@@ -67,12 +68,12 @@ class LocalCluster:
         # never happen after the pods have ended: so their last progress is shown, such as the save of an interrupted
         # run.
         status = {key: value for key, value in self._status.items() if key != "lastUpdatedTime"}
-        service = {"metadata": {"ownerReferences": [{"uid": job.uid, "controller": True}]}}
+        owned = {"metadata": {"ownerReferences": [{"uid": job.uid, "controller": True}]}}
         seen = observe(
             job_uid=job.uid,
             status=status,
             pods=[pod.seen() for pod in self._pods.values()],
-            services=[{**service, "spec": {"selector": names.selector(job.name, attempt)}}],
+            services=[{**owned, "spec": {"selector": service.selector(job, attempt)}}],
             config_maps=self._config_maps,
             claims=[names.claim_name(job.name)],
             progress=self._state.read_progress(),

@@ -67,7 +67,8 @@ def _topology(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
         variables.NODE_RANK: str(node_rank),
         variables.PROCESSES_PER_NODE: str(job.nproc_per_node),
     }
-    torchrun = {variables.of_torchrun(name): value for name, value in rendezvous.items()}
+    # For a program of the user's own, such as torchrun: our launcher reads no other than the first.
+    torchrun = {variables.of_torchrun(name): value for name, value in rendezvous.items()} if job.command else {}
     return {**rendezvous, variables.WORLD_SIZE: str(job.world_size), variables.RANK: str(node_rank), **torchrun}
 
 

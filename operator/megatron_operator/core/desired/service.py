@@ -20,7 +20,16 @@ def service(job: Job, attempt: int) -> dict[str, Any]:
         "spec": {
             "clusterIP": "None",
             "publishNotReadyAddresses": True,
-            "selector": names.selector(job.name, attempt),
+            "selector": selector(job, attempt),
             "ports": [{"name": PORT_NAME, "port": job.network.master_port, "protocol": "TCP"}],
         },
     }
+
+
+def selector(job: Job, attempt: int) -> dict[str, str]:
+    """The labels of the pods that have an address in this attempt.
+
+    Our trainer asks for its master's alone, and each pod more has the addresses of a gang written once more as it
+    starts; a program of the user's own may ask for the workers'.
+    """
+    return names.selector(job.name, attempt) if job.command else names.master_selector(job.name, attempt)
