@@ -92,7 +92,13 @@ class Spec:
         items("Secrets in the same namespace for pulling the image.", spec_field("imagePullSecrets")),
     )
     command: tuple[str, ...] = declared(
-        "command", array("Replaces the trainer's command. Its pods have torchrun's variables (PET_...) as well, and an address each: NAME-aATTEMPT-worker-I.NAME.", text("", max_length=4096), max_items=256)
+        "command",
+        array(
+            "Replaces the trainer's command. Its pods have torchrun's variables (PET_...) as well, and an address each: "
+            "NAME-aATTEMPT-worker-I.NAME.",
+            text("", max_length=4096),
+            max_items=256,
+        ),
     )
     env: tuple[Object, ...] = declared(
         "env",
