@@ -94,8 +94,8 @@ class Spec:
     command: tuple[str, ...] = declared(
         "command",
         array(
-            "Replaces the trainer's command. Its pods have torchrun's variables (PET_...) as well, and an address each: "
-            "NAME-aATTEMPT-worker-I.NAME.",
+            "Replaces the trainer's command. Its pods have torchrun's variables (PET_...) as well, and an address "
+            "each: NAME-aATTEMPT-worker-I.NAME.",
             text("", max_length=4096),
             max_items=256,
         ),
