@@ -1,7 +1,10 @@
 """From dataset arguments to items: accounting, cache, sampling, splitting, mixing, shuffling, packing."""
 
 import json
+import os
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -131,6 +134,15 @@ def test_several_processes_give_what_one_gives(run, write):
     two = run(dataset=[path], dataset_num_proc=2, load_from_cache_file=False)
     assert [s.input_ids.tolist() for s in one.train] == [s.input_ids.tolist() for s in two.train]
     assert one.report.datasets == two.report.datasets
+
+
+def test_a_process_that_encodes_imports_no_torch():
+    """Eight seconds of imports otherwise, in each of dataset_num_proc processes."""
+    heavy = {"torch", "torchvision", "megatron.core"}
+    program = f"import megatron_trainer.data.storage.worker, sys; print(sys.modules.keys() & {heavy})"
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    found = subprocess.run([sys.executable, "-c", program], env=environment, capture_output=True, text=True, check=True)
+    assert found.stdout.strip() == "set()"
 
 
 def test_shuffling_is_decided_by_data_seed_alone(run, write, answers):

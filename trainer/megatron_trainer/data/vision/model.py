@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from transformers import AutoImageProcessor, PreTrainedTokenizerBase
+from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.values import Conversation, Medium, Message, RowError
 from megatron_trainer.data.vision import boxes, files, video
@@ -145,6 +145,8 @@ def _scale_of(config: Mapping[str, Any]) -> Literal["norm1000", "none"]:
 
 def _processor(args: TrainArgs, directory: Path) -> Any:  # noqa: ANN401 - of transformers
     """The model's image processor in its form without torchvision, within the pixels of the arguments."""
+    from transformers import AutoImageProcessor  # 8 s of imports, which processes that encode text go without
+
     try:
         processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
     except (OSError, ValueError, KeyError, ImportError) as err:

@@ -13,9 +13,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
-from torch.nn.functional import interpolate
 
 from megatron_trainer.data.values import RowError
 
@@ -199,6 +197,9 @@ def timestamps(numbers: Sequence[int], fps: float | None, rules: FrameRules) -> 
 
 def resized(frame_HWC: NDArray[np.uint8], size: tuple[int, int]) -> NDArray[np.uint8]:
     """The frame in another (height, width), bit by bit as torchvision makes it on a processor with AVX2."""
+    import torch  # not for processes that encode text
+    from torch.nn.functional import interpolate
+
     given = torch.from_numpy(np.array(frame_HWC)).permute(2, 0, 1)[None]
     made = interpolate(given, size=size, mode="bicubic", antialias=True)
     found: NDArray[np.uint8] = made[0].permute(1, 2, 0).contiguous().numpy()
