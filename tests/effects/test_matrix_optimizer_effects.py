@@ -10,6 +10,7 @@ from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
 from tests.effects.test_rate_effects import MATRIX
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 
@@ -196,9 +197,9 @@ LAYOUTS = {
 
 
 @pytest.mark.parametrize(
-    "layout", [name if name == "pp2" else pytest.param(name, marks=pytest.mark.slow) for name in LAYOUTS]
+    ("optimizer", "layout"),
+    mostly_slow([(name, layout) for name in OPTIMIZERS for layout in LAYOUTS], [("dist_muon", "pp2")]),
 )
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_pipeline_stages_train_alike(train, optimizer, layout):
     given = {**PLAIN, **EXACT, "optimizer": optimizer}
     whole = {"muon_tp_mode": "duplicated"} if "tp2" in layout and "muon" in optimizer else {}
@@ -207,7 +208,7 @@ def test_pipeline_stages_train_alike(train, optimizer, layout):
     assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=OPTIMIZERS[optimizer])
 
 
-@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+@pytest.mark.parametrize("optimizer", mostly_slow(OPTIMIZERS, ["dist_muon"]))
 def test_ranks_of_experts_train_alike(train, model_root, optimizer):
     """Two ranks read the rows in another order unless it is fixed, and each has half of the experts."""
     model = str(tiny_model.make("qwen3_moe", model_root))

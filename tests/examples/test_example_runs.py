@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from tests.support.arguments.scaled_runs import MAX_RANKS, ScaledRun, scaled, tiny_models_of
+from tests.support.matrix import mostly_slow
 from tests.support.ranks import stand_in_runs
 from tests.support.ranks.stand_in_runs import StandIns
 
@@ -17,9 +18,7 @@ FAMILIES = {"quickstart": "llama"}
 """Of manifests that name a folder and no model."""
 ELSEWHERE = (RESUMED, "vision")
 """Run by a test of their own: below, and test_vision.py with the example's own model and images."""
-NAMES = [
-    name if name in QUICK else pytest.param(name, marks=pytest.mark.slow) for name in EXAMPLES if name not in ELSEWHERE
-]
+NAMES = mostly_slow([name for name in EXAMPLES if name not in ELSEWHERE], QUICK)
 
 
 @pytest.fixture(scope="module")

@@ -13,6 +13,7 @@ import pytest
 
 from megatron_trainer.lora.parts import part_of
 from megatron_trainjob.families import read
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.ranks import image_parity
 from tests.support.ranks.pool import gloo_ranks
@@ -44,6 +45,12 @@ OF_EXPERTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+QUICK = [
+    *(("qwen3_vl", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
+    *(("qwen2_vl", "tp2 sp"), ("qwen3_vl_moe", "tp2 ep2"), ("qwen3_vl_moe", "pp2")),
+    *(("qwen3_5", "one rank"), ("qwen3_5", "pp2"), ("qwen3_5_moe", "ep2")),
+]
+"""Cases of `make test`; the others are slow."""
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
     "nothing": ({}, {"llm", "vit", "aligner"}),
     "llm": ({"freeze_llm": True}, {"vit", "aligner"}),
@@ -85,13 +92,16 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [
-        *(("qwen2_vl", layout) for layout in ("one rank", "tp2 sp", "pp2")),
-        *(("qwen3_vl", layout) for layout in LAYOUTS),
-        *(("qwen3_vl_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
-        *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
-        *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
-    ],
+    mostly_slow(
+        [
+            *(("qwen2_vl", layout) for layout in ("one rank", "tp2 sp", "pp2")),
+            *(("qwen3_vl", layout) for layout in LAYOUTS),
+            *(("qwen3_vl_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
+            *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
+            *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
+        ],
+        QUICK,
+    ),
 )
 def test_every_family_with_images_equals_transformers(name: str, layout: str, model_root: Path):
     """Qwen3-VL adds states of its tower to the outputs of layers, which recomputation and pipelines must not mix up."""
@@ -126,10 +136,13 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     },
 }
 """The model, the layout, what is frozen, and further arguments."""
+QUICK_ADAPTED = ("nothing", "vit", "tp2 sp", "pp2", "stacked experts over ep2", "delta nets, tp2 sp") + (
+    "beside a tower in full, qwen3_vl, one rank",
+)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("case", ADAPTED)
+@pytest.mark.parametrize("case", mostly_slow(ADAPTED, QUICK_ADAPTED))
 def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, model_root: Path):
     """Adapters of the tower and of experts are random, so that peft has to load them; they and their gradients are
     compared.

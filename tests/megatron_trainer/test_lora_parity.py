@@ -8,6 +8,7 @@ from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.models.lora_truth import by_shared_a, with_transformers
 from tests.support.models.tiny_model import EXPERT_MODELS
@@ -113,22 +114,30 @@ def test_adapters_equal_pefts_in_every_layout(reference, tmp_path, layout):
     check(reference, tmp_path, "llama", layout)
 
 
+QUICK_EXPERTS = [("qwen3_moe", "TP2+EP2+SP"), ("mixtral", "TP1"), ("gpt_oss", "TP2+EP2+SP")] + [
+    *(("llama4_text", "TP1"), ("deepseek_v3", "TP2+EP2+SP")),
+]
+
+
 @pytest.mark.parametrize(
     ("name", "layout"),
-    [
-        ("qwen3_moe", "TP1"),
-        ("qwen3_moe", "EP2"),
-        ("qwen3_moe", "TP2+EP2+SP"),
-        ("qwen2_moe", "TP1"),
-        ("mixtral", "TP1"),
-        ("gpt_oss", "TP1"),
-        ("gpt_oss", "TP2+EP2+SP"),
-        ("llama4_text", "TP1"),
-        ("llama4_text", "TP2+EP2+SP"),
-        ("deepseek_v3", "TP1"),
-        ("deepseek_v3", "TP2+EP2+SP"),
-        ("deepseek_v3", "PP2"),
-    ],
+    mostly_slow(
+        [
+            ("qwen3_moe", "TP1"),
+            ("qwen3_moe", "EP2"),
+            ("qwen3_moe", "TP2+EP2+SP"),
+            ("qwen2_moe", "TP1"),
+            ("mixtral", "TP1"),
+            ("gpt_oss", "TP1"),
+            ("gpt_oss", "TP2+EP2+SP"),
+            ("llama4_text", "TP1"),
+            ("llama4_text", "TP2+EP2+SP"),
+            ("deepseek_v3", "TP1"),
+            ("deepseek_v3", "TP2+EP2+SP"),
+            ("deepseek_v3", "PP2"),
+        ],
+        QUICK_EXPERTS,
+    ),
 )
 def test_adapters_of_experts_and_latent_attention_equal_transformers_with_merged_weights(
     reference, tmp_path, name, layout
@@ -136,7 +145,13 @@ def test_adapters_of_experts_and_latent_attention_equal_transformers_with_merged
     check(reference, tmp_path, name, layout)
 
 
-@pytest.mark.parametrize("name", sorted(EXPERT_MODELS - tiny_model.SEEING_MODELS - STACKED - {"kimi_k2"}))
+@pytest.mark.parametrize(
+    "name",
+    mostly_slow(
+        sorted(EXPERT_MODELS - tiny_model.SEEING_MODELS - STACKED - {"kimi_k2"}),
+        ("qwen2_moe", "deepseek_v3", "qwen3_next"),
+    ),
+)
 def test_peft_puts_every_adapter_beside_experts_where_it_belongs(reference, tmp_path, name):
     """Experts, shared ones and dense layers at once, trained with dropout and scaled by the root of the rank."""
     rooted = {"use_rslora": True, "lora_dropout": 0.05}
@@ -232,7 +247,9 @@ SELECTIONS = {
     "layout",
     ["TP1", pytest.param("TP2", marks=pytest.mark.slow), "TP2+SP", pytest.param("PP2", marks=pytest.mark.slow)],
 )
-@pytest.mark.parametrize("selection", SELECTIONS)
+@pytest.mark.parametrize(
+    "selection", mostly_slow(SELECTIONS, ("embedding-and-output", "saved-tied-embedding", "biases", "odd-vocabulary"))
+)
 def test_every_selection_equals_pefts_in_every_layout(reference, tmp_path, selection, layout):
     name, given = SELECTIONS[selection]
     check(reference, tmp_path, name, layout, **given)

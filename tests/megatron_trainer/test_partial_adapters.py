@@ -2,6 +2,7 @@
 
 import pytest
 
+from tests.support.matrix import mostly_slow
 from tests.support.ranks.tiny_run import arguments, train, write_data
 
 pytestmark = pytest.mark.dist
@@ -24,8 +25,11 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
 
 
-@pytest.mark.parametrize(("ranks", "given"), CHOICES.values(), ids=CHOICES.keys())
-def test_any_choice_of_layers_saves_resumes_in_another_layout_and_exports(llama, data, tmp_path, ranks, given):
+@pytest.mark.parametrize(
+    "choice", mostly_slow(CHOICES, ("a module of one layer in full", "half a tensor-parallel model"))
+)
+def test_any_choice_of_layers_saves_resumes_in_another_layout_and_exports(llama, data, tmp_path, choice):
+    ranks, given = CHOICES[choice]
     given = {"train_type": "lora", "lora_dropout": 0.0, "train_iters": 4, **given}
     whole = train(arguments(llama, data, tmp_path / "whole", **given), ranks=ranks)
     assert (whole.exit_code, whole.message) == (0, "")

@@ -11,6 +11,7 @@ from megatron_trainjob.args import resume
 from megatron_trainjob.args.tree import ARGUMENTS
 from megatron_trainjob.checkpoint_folder import inspect
 from megatron_trainjob.exit_codes import ExitCode, retry_class
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.ranks import resume_ranks
 from tests.support.ranks.pool import gloo_ranks
@@ -179,6 +180,18 @@ TAKE_EFFECT = [
 ]
 
 
+QUICK = (
+    "lr",
+    "lr_warmup_iters",
+    "train_iters",
+    "max_epochs",
+    "weight_decay",
+    "global_batch_size",
+    "save_total_limit",
+) + (*("val_dataset", "dataset", "packing", "streaming", "loss_scale", "torch_dtype", "async_save"),)
+"""Arguments whose changes `make test` tries; the others' are slow."""
+
+
 def name_of(changed):
     return ",".join(f"{name}={value}" for name, value in list(changed.items())[:4]) if isinstance(changed, dict) else ""
 
@@ -192,7 +205,11 @@ def assert_logged(found, changed):
         assert lines[0].endswith(f", is {expected}")
 
 
-@pytest.mark.parametrize(("changed", "takes_effect"), TAKE_EFFECT, ids=name_of)
+@pytest.mark.parametrize(
+    ("changed", "takes_effect"),
+    mostly_slow(TAKE_EFFECT, [case for case in TAKE_EFFECT if not case[0].keys().isdisjoint(QUICK)]),
+    ids=name_of,
+)
 def test_a_changed_argument_takes_effect_and_is_logged_with_the_step_from_which_it_holds(
     full, tmp_path, changed, takes_effect
 ):

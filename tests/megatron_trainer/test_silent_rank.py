@@ -5,13 +5,14 @@ import pytest
 from megatron_trainer import silent_rank
 from megatron_trainjob import progress
 from megatron_trainjob.exit_codes import ExitCode, retry_class
+from tests.support.matrix import mostly_slow
 from tests.support.ranks import silent_runs
 from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import arguments, write_data
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("away", [0, 1])
+@pytest.mark.parametrize("away", mostly_slow([0, 1], [1]))
 def test_a_rank_that_skips_a_collective_is_named(llama, tmp_path, away):
     data = write_data(tmp_path / "train.jsonl")
     given = arguments(llama, data, tmp_path / "run", ddp_timeout=10)

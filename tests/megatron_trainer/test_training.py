@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainer.train.schedule import Schedule, learning_rate
 from megatron_trainjob.exit_codes import ExitCode
+from tests.support.matrix import mostly_slow
 from tests.support.models.reference_rows import reference_rows
 from tests.support.ranks.pool import gloo_ranks
 from tests.support.ranks.tiny_run import arguments, train, train_on_late_data, write_data
@@ -61,7 +62,7 @@ def reference_losses(directory, data) -> list[float]:
 
 @pytest.mark.parametrize(
     ("ranks", "stop_at"),
-    [(1, 1), (1, 4), (1, 7), (2, 5)],
+    mostly_slow([(1, 1), (1, 4), (1, 7), (2, 5)], [(1, 7), (2, 5)]),
     ids=["after the first step", "at the end of an epoch", "inside an epoch", "two ranks inside an epoch"],
 )
 def test_a_stopped_and_resumed_run_is_bit_identical(llama, data, tmp_path, ranks, stop_at):

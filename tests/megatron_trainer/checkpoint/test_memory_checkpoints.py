@@ -6,6 +6,7 @@ import pytest
 
 from megatron_trainjob.checkpoint_folder import checkpoints
 from megatron_trainjob.exit_codes import ExitCode
+from tests.support.matrix import mostly_slow
 from tests.support.ranks.memory_runs import train
 from tests.support.ranks.pool import RankError
 from tests.support.ranks.tiny_run import arguments, write_data
@@ -53,8 +54,11 @@ def interrupted(llama, data, folder, **how):
     return given, folder / "memory"
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
-@pytest.mark.parametrize("given", [{}, LORA], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    ("ranks", "given"),
+    mostly_slow([(1, {}), (2, {}), (1, LORA), (2, LORA)], [(2, {}), (1, LORA)]),
+    ids=["full, 1", "full, 2", "lora, 1", "lora, 2"],
+)
 def test_a_run_that_was_cut_off_goes_on_from_memory_bit_by_bit(llama, data, tmp_path, undisturbed, ranks, given):
     arguments_of_run, memory = interrupted(llama, data, tmp_path, ranks=ranks, given=given)
     assert generations(memory) == {"node-0": [2, 4]}
@@ -76,7 +80,8 @@ def test_steps_that_were_not_logged_yet_count_after_a_resume_from_memory(llama, 
 @pytest.mark.parametrize(
     ("ranks", "left", "rename"),
     [
-        *[(1, {"node-0": [2]}, rename) for rename in (1, 2, 3)],
+        (1, {"node-0": [2]}, 2),
+        *[pytest.param(1, {"node-0": [2]}, rename, marks=pytest.mark.slow) for rename in (1, 3)],
         (2, {"node-0": [2, 4], "node-1": [2]}, 2),
         *[pytest.param(2, {"node-0": [2, 4], "node-1": [2]}, rename, marks=pytest.mark.slow) for rename in (1, 3)],
     ],
