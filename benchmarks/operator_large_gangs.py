@@ -45,12 +45,13 @@ def submit(bench: Bench, namespace: str, num_nodes: int) -> None:
 
 
 def note_state(bench: Bench, operator: OperatorProcess, moment: str) -> None:
-    """Memory of operator and API server, and the operator's processor time so far."""
+    """Memory of operator and control plane, and the operator's processor time so far."""
     process = operator.process.pid
     bench.note(f"operator_mib_{moment}", memory_mib(process))
     bench.note(f"operator_peak_mib_{moment}", memory_mib(process, "VmHWM"))
     bench.note(f"operator_cpu_s_{moment}", cpu_s(process))
-    bench.note(f"server_mib_{moment}", memory_mib(bench.plane.processes["apiserver"].pid))
+    for name, part in bench.plane.processes.items():
+        bench.note(f"{name}_mib_{moment}", memory_mib(part.pid))
 
 
 def measure(bench: Bench, num_nodes: int) -> None:

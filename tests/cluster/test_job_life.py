@@ -186,6 +186,26 @@ def test_a_checkpoint_claim_is_made_once_and_outlives_the_job(jobs: JobClient):
     jobs.await_phase("Running")
 
 
+def test_a_claim_that_went_with_its_job_or_was_deleted_is_made_for_the_next(jobs: JobClient):
+    """The operator runs on meanwhile: that it once made one of this name says nothing about the next job's."""
+    spec = {"accessModes": ["ReadWriteMany"], "resources": {"requests": {"storage": "1Gi"}}}
+    path = jobs.path("persistentvolumeclaims", "job-checkpoint")
+    for retains in (False, True):
+        known = None
+        for _ in range(2):
+            created = jobs.submit(manifest(checkpoint={"pvc": {"template": {"spec": spec}}, "retainOnDelete": retains}))
+            jobs.await_phase("Running")
+            claim = jobs.plane.get(path)["metadata"]
+            assert ("deletionTimestamp" in claim, claim["uid"] == known) == (False, False)
+            known, owners = claim["uid"], claim.get("ownerReferences", [])
+            assert [owner["uid"] for owner in owners] == ([] if retains else [created["metadata"]["uid"]])
+            jobs.delete()
+            wait_until(jobs.job, lambda job: job is None, "the job to be gone")
+            if retains:
+                jobs.plane.delete(path)
+                wait_until(lambda: jobs.plane.get(path), lambda left: left is None, "the claim to be gone")
+
+
 def test_another_managers_job_is_left_alone(jobs: JobClient, operator: OperatorProcess):
     jobs.submit(manifest(managedBy="kueue.x-k8s.io/multikueue"))
     jobs.submit(manifest("ours"))

@@ -500,8 +500,9 @@ def test_reports_are_few_however_many_launchers_there_are(state, of_job, in_all,
 )
 def test_launchers_report_as_often_as_there_are_others_alike(monkeypatch, others, age_s, state, interval_s):
     jobs, key = Jobs(), ("research", "tune")
-    metadata = {"namespace": "research", "name": "tune", "uid": "u", "resourceVersion": "1"}
-    jobs.put({"metadata": metadata, "status": RUNNING_STATUS})
+    for name in ("tune", *(f"other-{number}" for number in range(999))):
+        metadata = {"namespace": "research", "name": name, "uid": "u", "resourceVersion": "1"}
+        jobs.put({"metadata": metadata, "status": RUNNING_STATUS})
     controller = Controller(client=None, recorder=None, cache=None, jobs=jobs, metrics=None)
     monkeypatch.setattr(clock, "now", lambda: NOW - age_s)
     for number in range(999):

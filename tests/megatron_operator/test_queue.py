@@ -82,6 +82,35 @@ def test_urgent_keys_go_first_and_patient_ones_last_unless_one_has_waited_too_lo
         return runs
 
     monkeypatch.setattr("megatron_operator.process.work_queue.PATIENCE_S", patience_s)
+    monkeypatch.setattr("megatron_operator.process.work_queue.SHARE", {})
+    assert run(scenario()) == order
+
+
+@pytest.mark.parametrize(
+    ("longest_s", "order"),
+    [(60.0, ["u0", "u1", "p0", "u2", "u3", "p1"]), (0.0, ["p0", "p1", "u0", "u1", "u2", "u3"])],
+    ids=["in turn", "all have waited longest"],
+)
+def test_patient_keys_that_waited_too_long_together_hold_up_no_burst(monkeypatch, longest_s, order):
+    """One in three; without a share the first of a burst's jobs to be reported would stop the creation of the others."""
+
+    async def scenario():
+        runs = []
+
+        async def reconcile(key):
+            runs.append(key[1])
+
+        queue = WorkQueue()
+        for number in range(2):
+            queue.add(("team", f"p{number}"), "patient")
+        for number in range(4):
+            queue.add(("team", f"u{number}"), "urgent")
+        async with working(queue, reconcile, workers=1):
+            await settled(runs, 6)
+        return runs
+
+    for name, value in (("PATIENCE_S", {"patient": 0.0}), ("SHARE", {"patient": 3}), ("LONGEST_S", longest_s)):
+        monkeypatch.setattr(f"megatron_operator.process.work_queue.{name}", value)
     assert run(scenario()) == order
 
 

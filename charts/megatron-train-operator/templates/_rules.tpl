@@ -14,7 +14,7 @@
   verbs: [create, get, list, watch, patch, delete]  # patch: labels that somebody took off, the service's attempt
 - apiGroups: [""]
   resources: [persistentvolumeclaims]
-  verbs: [create]
+  verbs: [create, get]                # get: whether one that is there already goes with a deleted job
 - apiGroups: [""]
   resources: [events]
   verbs: [create, patch, list]        # list: why a pod does not start is in its events alone

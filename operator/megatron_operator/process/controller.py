@@ -16,7 +16,7 @@ from megatron_operator.cluster.kubernetes.apply import ForeignObject, InvalidObj
 from megatron_operator.cluster.kubernetes.cache import Cache
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.events import Recorder
-from megatron_operator.cluster.kubernetes.resource import JOB, Resource
+from megatron_operator.cluster.kubernetes.resource import CLAIM, JOB, Resource
 from megatron_operator.core import attempts, events, push, reconcile
 from megatron_operator.core.attempts import HeardReport
 from megatron_operator.core.job import Job, KueueMode, ProgressPush
@@ -149,6 +149,8 @@ class Controller:
 
     def take_report(self, key: Key, uid: str, pod: str, report: LauncherReport) -> bool:
         """Stores the report of a pod's launcher; returns whether the job should be reconciled now."""
+        if self.uid_of(key) != uid:
+            return False  # deleted while its token was reviewed
         reporter, heard = self._launchers.get(key, ("", {}))
         if reporter != uid:
             heard = {}
@@ -261,6 +263,8 @@ class Controller:
             if resource is JOB:
                 self._jobs.put(raw)
                 self._metrics.on_status(namespace, _created_at(job), old, raw.get("status") or {}, now)
+            elif resource is CLAIM:
+                self._cache.take_claim(job)
             else:
                 self._cache.take(resource, raw)
 
@@ -288,6 +292,7 @@ class Controller:
         self._problems.pop(key, None)
         self._progress.pop(key, None)
         self._launchers.pop(key, None)
+        self._cache.forget(key)
 
 
 def _parsed(raw: Object, trainer_image: str) -> Parsed:

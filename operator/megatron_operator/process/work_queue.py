@@ -1,7 +1,8 @@
 """The queue of keys to reconcile: each key once, never concurrently, failed ones again after a backoff.
 
-In a burst urgent keys go first and patient ones last, until one has waited its `PATIENCE_S`. Knows nothing about
-the meaning of a key or why it is due.
+In a burst urgent keys go first and patient ones last, until one has waited its `PATIENCE_S`; of those with a `SHARE`,
+only one in so many keys then goes first, until one has waited `LONGEST_S`. Knows nothing about the meaning of a key or
+why it is due.
 """
 
 from __future__ import annotations
@@ -17,6 +18,9 @@ Key = tuple[str, str]
 Reconcile = Callable[[Key], Awaitable[float | None]]
 Urgency = Literal["urgent", "normal", "patient"]
 PATIENCE_S: dict[Urgency, float] = {"normal": 5.0, "patient": 20.0}
+# All at once would stop what is urgent just where a slow machine makes a burst last longer than their patience.
+SHARE: dict[Urgency, int] = {"patient": 8}
+LONGEST_S = 60.0
 TOGETHER_S = 0.05
 ORDER: tuple[Urgency, ...] = ("urgent", "normal", "patient")
 logger = logging.getLogger(__name__)
@@ -58,6 +62,7 @@ class WorkQueue:
         self._available = asyncio.Semaphore(0)
         self._alarm: asyncio.TimerHandle | None = None
         self._soon: dict[Key, asyncio.TimerHandle] = {}
+        self._num_taken = 0
 
     def __len__(self) -> int:
         """Keys that wait for a worker."""
@@ -127,7 +132,8 @@ class WorkQueue:
 
     async def _take(self) -> Key:
         await self._available.acquire()
-        impatient = (self._waiting[each] for each, limit_s in PATIENCE_S.items() if self._has_waited(each, limit_s))
+        self._num_taken += 1
+        impatient = (self._waiting[each] for each in PATIENCE_S if self._is_impatient(each))
         waiting = next(impatient, None) or next(self._waiting[each] for each in ORDER if self._waiting[each])
         key = next(iter(waiting))
         del waiting[key]
@@ -136,8 +142,10 @@ class WorkQueue:
             late.cancel()
         return key
 
-    def _has_waited(self, urgency: Urgency, seconds: float) -> bool:
-        return bool(self._waiting[urgency]) and _age_s(self._waiting[urgency]) >= seconds
+    def _is_impatient(self, urgency: Urgency) -> bool:
+        """Whether a key of this urgency goes before more urgent ones now."""
+        age_s, its_turn = _age_s(self._waiting[urgency]), self._num_taken % SHARE.get(urgency, 1) == 0
+        return bool(self._waiting[urgency]) and age_s >= PATIENCE_S[urgency] and (its_turn or age_s >= LONGEST_S)
 
     def _finish(self, key: Key) -> None:
         self._running.discard(key)

@@ -134,13 +134,14 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
             raise InvalidObject(error.status, error.reason, error.message) from error
         if not error.already_exists:
             raise
-    if resource is CLAIM:  # a claim outlives its job on purpose: the next job with this name reuses it
-        on_written(resource, {**body, "metadata": {**body["metadata"], "namespace": namespace}})
-        return
     found = await client.get(resource, namespace, name)
     kind = body["kind"]
     if found and _is_of_predecessor(found, job):
         raise Predecessor(f"{kind} {name} of the deleted job with this name still exists")
+    if resource is CLAIM:  # a claim outlives its job on purpose: the next job with this name reuses it
+        if found is None or "deletionTimestamp" in found["metadata"]:
+            raise Predecessor(f"{kind} {name} is being deleted; the job waits, and creates another")
+        return on_written(resource, found)
     if found and not is_owned(found, job["metadata"]["uid"]):
         raise ForeignObject(f"{kind} {name} exists and does not belong to this job; delete it or rename the job")
     if found and not _is_labeled(found, job):

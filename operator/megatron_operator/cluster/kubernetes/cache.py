@@ -17,7 +17,6 @@ from megatron_operator.cluster.kubernetes.informer import Informer, Key, Listene
 from megatron_operator.cluster.kubernetes.kueue import KueueCache
 from megatron_operator.cluster.kubernetes.pod_events import PodEvents
 from megatron_operator.cluster.kubernetes.resource import (
-    CLAIM,
     CONFIG_MAP,
     NODE,
     POD,
@@ -67,7 +66,7 @@ class Cache:
         self._kueue = KueueCache(client, self._informer(WORKLOAD, read_workload)) if extent.kueue else None
         self._pod_events = PodEvents(client, listeners.guard)
         self._pod_ends = PodEnds()
-        self._claims: set[Key] = set()
+        self._claims: dict[Key, tuple[str, int]] = {}
         self._nodes: dict[str, tuple[float, bool]] = {}
 
     async def run(self, on_served: Callable[[], None]) -> None:
@@ -124,7 +123,7 @@ class Cache:
             spares=spares,
             service_selector=selectors.get(names.service_name(metadata["name"])),
             config_maps=frozenset(self._config_maps.of(key, uid)),
-            claims=frozenset(name for namespace, name in self._claims if namespace == key[0]),
+            claims=self._see_claims(job),
             gang=gang,
             stale_groups=stale_groups,
             predecessors=self._see_predecessors(key, uid),
@@ -136,9 +135,6 @@ class Cache:
 
     def take(self, resource: Resource, raw: Object) -> None:
         """Stores the server's response to our own write, before the watch delivers it."""
-        if resource is CLAIM:
-            self._claims.add((raw["metadata"]["namespace"], raw["metadata"]["name"]))
-            return
         if resource is WORKLOAD and self._kueue:
             self._kueue.take(raw)
             return
@@ -150,6 +146,20 @@ class Cache:
         }
         if resource in informers:
             informers[resource].put(raw)
+
+    def take_claim(self, job: Object) -> None:
+        """Notes that the claim of this attempt of the job exists. No watch delivers claims, so each attempt asks."""
+        metadata = job["metadata"]
+        self._claims[metadata["namespace"], metadata["name"]] = (metadata["uid"], _attempt(job))
+
+    def forget(self, key: Key) -> None:
+        """Forgets what is known of a deleted job and comes from no watch."""
+        self._claims.pop(key, None)
+
+    def _see_claims(self, job: Object) -> frozenset[str]:
+        metadata = job["metadata"]
+        known = self._claims.get((metadata["namespace"], metadata["name"]))
+        return frozenset({names.claim_name(metadata["name"])} if known == (metadata["uid"], _attempt(job)) else ())
 
     def _see_predecessors(self, key: Key, uid: str) -> tuple[str, ...]:
         gangs, _ = split(self._pods.of_others(key, uid).values())

@@ -36,6 +36,8 @@ JSON = "application/json"
 AS_METADATA = "application/json;as=PartialObjectMetadata;g=meta.k8s.io;v=v1"
 AS_METADATA_LIST = "application/json;as=PartialObjectMetadataList;g=meta.k8s.io;v=v1"
 USER_AGENT = "megatron-train-operator/0.1"
+UNCHECKED = {"fieldValidation": "Ignore"}
+"""Spares the server the search for fields that it does not know: it would only warn of them, in a header."""
 MAX_THROTTLED_TRIES = 6
 OF_WEBHOOK = "admission webhook "
 """How the server's message begins when a webhook rejects; it wraps the webhook's status, with code and causes."""
@@ -151,19 +153,19 @@ class Client:
 
     async def create(self, resource: Resource, namespace: str | None, body: Object) -> Object:
         """The object as the server created it."""
-        return await self.request("create", resource, resource.path(namespace), body=body)
+        return await self.request("create", resource, resource.path(namespace), body=body, parameters=UNCHECKED)
 
     async def update(self, resource: Resource, namespace: str | None, body: Object) -> Object:
         """The object as replaced; its resourceVersion is a precondition."""
         path = resource.path(namespace, body["metadata"]["name"])
-        return await self.request("update", resource, path, body=body)
+        return await self.request("update", resource, path, body=body, parameters=UNCHECKED)
 
     async def patch(
         self, resource: Resource, namespace: str | None, name: str, body: Object, *, subresource: str = ""
     ) -> Object:
         """The object after a merge patch. A resourceVersion in the body's metadata is a precondition."""
         path = resource.path(namespace, name, subresource)
-        return await self.request("patch", resource, path, body=body, content_type=MERGE_PATCH)
+        return await self.request("patch", resource, path, body=body, content_type=MERGE_PATCH, parameters=UNCHECKED)
 
     async def delete(
         self,
