@@ -15,7 +15,6 @@ from tests.support.operator.chaos import operator_token, phases
 from tests.support.operator.fake_kubelet import FakeKubelet, Life
 from tests.support.operator.fault_proxy import Call, FaultProxy
 from tests.support.operator.job_client import JobClient, manifest, wait_until
-from tests.support.operator.progress_client import TRAINING, pod_token, push, push_settings, variables
 
 pytestmark = pytest.mark.cluster
 FAST = {"backoffSeconds": {"initial": 0, "max": 1}}
@@ -138,28 +137,6 @@ def test_a_watch_without_events_is_noticed_and_restarted(
             quiet_jobs.submit(manifest())
             quiet_jobs.await_phase("Running")
             assert operator.metric("megatron_operator_watch_restarts_total") >= 1
-
-
-def test_what_is_known_of_a_job_goes_with_it_though_the_watch_missed_its_deletion(
-    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
-):
-    """The age of a heartbeat that no one sends any more would grow, and wake somebody at night."""
-
-    def deafen_jobs(call: Call, draw: random.Random) -> fault_proxy.Kind:
-        return "watch-silent" if call.is_watch and call.path.endswith("megatrontrainjobs") else "none"
-
-    proxy = FaultProxy(server=quiet_plane.server, ca_file=quiet_plane.folder / "ca.crt", choose=deafen_jobs)
-    quiet_jobs.submit(manifest())
-    settings = push_settings(quiet_plane, quiet_jobs, tmp_path, MTJ_COMPARE_S="1")
-    with fault_proxy.running(proxy):
-        settings |= {"MTJ_API_SERVER": proxy.url}
-        with operator_process.running(operator_token(quiet_plane), tmp_path, **settings) as operator:
-            quiet_jobs.await_phase("Running")
-            url = variables(quiet_jobs, "job-a0-master-0")["KUBEFLOW_TRAINER_SERVER_URL"]
-            assert push(quiet_jobs, url, pod_token(quiet_jobs, "job-a0-master-0"), {"progress": TRAINING}) == 200
-            assert "megatron_job_heartbeat_age_seconds{" in operator.read("/metrics")
-            quiet_jobs.delete()
-            wait_until(lambda: operator.read("/metrics"), lambda text: "heartbeat_age_seconds{" not in text, "no gauge")
 
 
 def test_a_restart_emits_its_event_although_its_deletions_are_refused_at_first(

@@ -92,7 +92,7 @@ def test_urgent_keys_go_first_and_patient_ones_last_unless_one_has_waited_too_lo
     ids=["in turn", "all have waited longest"],
 )
 def test_patient_keys_that_waited_too_long_together_hold_up_no_burst(monkeypatch, longest_s, order):
-    """One in three; without a share the first of a burst's jobs to be reported would stop the creation of the others."""
+    """One in three: the first jobs of a burst, once they are to be reported, would stop the creation of the others."""
 
     async def scenario():
         runs = []

@@ -224,7 +224,6 @@ async def _resync(operator: Operator) -> None:
             continue
         for key in before - set(existing):
             operator.jobs.drop(key)
-            operator.queue.add(key)  # what is known of it beside is forgotten, gauges among it
         was_behind, behind = behind, _behind(operator, existing)
         if late := set(was_behind.items()) & set(behind.items()):
             raise DeafWatch(f"jobs changed but the watch did not deliver it: {sorted(key for key, _ in late)[:5]}")

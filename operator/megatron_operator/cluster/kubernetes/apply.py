@@ -141,7 +141,8 @@ async def _create(client: Client, job: Object, body: Object, on_written: Callabl
     if resource is CLAIM:  # a claim outlives its job on purpose: the next job with this name reuses it
         if found is None or "deletionTimestamp" in found["metadata"]:
             raise Predecessor(f"{kind} {name} is being deleted; the job waits, and creates another")
-        return on_written(resource, found)
+        on_written(resource, found)
+        return
     if found and not is_owned(found, job["metadata"]["uid"]):
         raise ForeignObject(f"{kind} {name} exists and does not belong to this job; delete it or rename the job")
     if found and not _is_labeled(found, job):
