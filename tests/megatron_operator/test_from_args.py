@@ -405,6 +405,8 @@ UNTRAINED = {"model_type": "bert", "hidden_size": 64}
         ("Qwen/Qwen3-8B", ""),
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", ""),
         ("someone/a-model-of-ours", ""),
+        ("models/InternVL3-8B", "the same model for transformers has -hf behind its name"),
+        ("OpenGVLab/InternVL2_5-8B", "the same model for transformers has -hf behind its name"),
         ("google/gemma-3n-E4B-it", "by its name it is of the family gemma3n, which is not trained here"),
         ("meta-llama/Llama-4-Scout-17B-16E", "the vision tower of Llama-4 is not trained here, its text decoder is"),
         ("google/gemma-4-31B-it", "by its name this model cannot be trained: Gemma-4 is not trained here"),
@@ -427,7 +429,22 @@ def test_a_model_that_is_not_trained_here_is_told_from_its_config_or_name(capsys
 
 
 def test_a_checkpoint_without_a_model_is_told_by_its_name(capsys):
-    assert "family internvl" in written(capsys, "megatron sft --load InternVL3_5-30B-A3B-mcore --dataset a/b")
+    assert "family kimi_vl" in written(capsys, "megatron sft --load Kimi-VL-A3B-mcore --dataset a/b")
+    assert "not trained" not in written(capsys, "megatron sft --load InternVL3_5-30B-A3B-mcore --dataset a/b")
+
+
+@pytest.mark.parametrize(
+    ("model", "value"),
+    [
+        ("OpenGVLab/InternVL3-8B", "OpenGVLab/InternVL3-8B-hf"),
+        ("OpenGVLab/InternVL3_5-30B-A3B", "OpenGVLab/InternVL3_5-30B-A3B-HF"),
+        ("OpenGVLab/InternVL3_5-8B-HF", "OpenGVLab/InternVL3_5-8B-HF"),
+    ],
+)
+def test_a_model_with_code_of_its_own_becomes_the_same_one_for_transformers(capsys, model, value):
+    text = written(capsys, f"megatron sft --model {model} --dataset a/b --train_iters 3")
+    assert spec_of(text)["args"]["model"] == value
+    assert (f"was {model}; the same model for transformers" in text) == (model != value)
 
 
 def test_names_of_custom_dataset_info_are_no_paths(capsys):

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 from transformers.models.auto.configuration_auto import CONFIG_MAPPING
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING
 
 from megatron_trainer.models.settings import ACTIVATIONS
 from megatron_trainer.report.flops import flops_per_pair, flops_per_token
@@ -43,6 +43,7 @@ NOT_OF_THE_MATHS = {
 READ_ELSEWHERE = {
     *("initializer_range", "rope_theta", "partial_rotary_factor", "tie_word_embeddings"),
     *("num_nextn_predict_layers", "num_mtp_layers"),
+    *("vision_feature_layer", "vision_feature_select_strategy"),
     *(
         "full_attention_interval",
         "use_sliding_window",
@@ -55,7 +56,10 @@ READ_ELSEWHERE = {
 }
 """Keys that transformers reads in its base classes or in the configuration itself, and the layers of prediction."""
 
-ONLY_KEPT = dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), {"layer_types"})
+ONLY_KEPT = {
+    **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), {"layer_types"}),
+    **{name: {"chunk_size_feed_forward"} for name, family in FAMILIES.items() if family.stored_type},
+}
 """Keys that a family's code stores and does not use."""
 
 OF_THE_TOWER = {
@@ -70,7 +74,10 @@ OF_THE_TOWER = {
 }
 """Keys that a file of modeling code reads for the vision tower that it holds too."""
 
-OF_THE_WHOLE = ("image_token_id", "video_token_id", "tie_word_embeddings")
+OF_THE_WHOLE = (
+    *("image_token_id", "video_token_id", "tie_word_embeddings"),
+    *("downsample_ratio", "projector_hidden_act", "vision_feature_layer", "vision_feature_select_strategy"),
+)
 """Keys that belong to no text model inside."""
 
 OWN_DEFAULTS = {
@@ -88,12 +95,19 @@ def config_class(family: Any) -> Any:
     return CONFIG_MAPPING[family.text_type or family.transformers_type or family.model_type]
 
 
+def outer_class(family: Any) -> Any:
+    """Of the whole model around a text model."""
+    return CONFIG_MAPPING[family.stored_type or family.model_type]
+
+
 def keys_of_the_code(family: Any) -> set[str]:
     kind = config_class(family)
     module = kind.__module__.replace("configuration_", "modeling_")
     if not family.text_type:
         module = MODEL_FOR_CAUSAL_LM_MAPPING[kind].__module__
     source = inspect.getsource(import_module(module))
+    if family.stored_type:
+        source += inspect.getsource(import_module(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING[outer_class(family)].__module__))
     found = set(re.findall(r"config\.([a-z_0-9]+)", source))
     found |= set(re.findall(r'getattr\((?:self\.)?config, "([a-z_0-9]+)"', source))
     return {family.aliases.get(name, name) for name in found}
@@ -118,9 +132,10 @@ def test_absent_keys_mean_what_they_mean_to_transformers(name: str):
     }
     whole = {**kind().to_dict(), "model_type": name, "dtype": "float32"}
     if family.text_type:
-        outer = CONFIG_MAPPING[name]()
+        outer = outer_class(family)(**({"text_config": {"model_type": family.text_type}} if family.stored_type else {}))
         whole = {**outer.to_dict(), "dtype": "float32"}
-        assert {key: getattr(outer, key) for key in OF_THE_WHOLE} == {key: declared.pop(key) for key in OF_THE_WHOLE}
+        of_the_whole = {key: declared.pop(key) for key in OF_THE_WHOLE if key in declared}
+        assert {key: getattr(outer, key) for key in of_the_whole} == of_the_whole
         theirs = {key: getattr(outer.vision_config, key) for key in family.vision_keys}
         assert theirs == dict(family.vision_keys)
     theirs = {key: getattr(kind, key, getattr(kind, kind.attribute_map.get(key, key), None)) for key in declared}
@@ -155,7 +170,7 @@ def test_what_transformers_does_not_accept_is_refused_from_the_file_alone(name: 
 def accepted(family: Any, raw: dict[str, Any]) -> bool:
     try:
         if family.text_type:
-            raw, kind = family.nested(raw), CONFIG_MAPPING[family.model_type]
+            raw, kind = family.nested(raw), outer_class(family)
         else:
             kind = config_class(family)
         kind(**{key: deepcopy(value) for key, value in raw.items() if key != "model_type"})
@@ -179,7 +194,7 @@ def runs(family: Any, raw: dict[str, Any]) -> bool:
     """Whether transformers builds the model and computes logits, without values."""
     whole = family.nested(raw) if family.text_type else raw
     fields = {key: deepcopy(value) for key, value in whole.items() if key != "model_type"}
-    kind = CONFIG_MAPPING[family.model_type] if family.text_type else config_class(family)
+    kind = outer_class(family) if family.text_type else config_class(family)
     try:
         with torch.device("meta"):
             made = tiny_model.auto_class(family.model_type).from_config(kind(**fields))

@@ -49,6 +49,7 @@ QUICK = [
     *(("qwen3_vl", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
     *(("qwen2_vl", "tp2 sp"), ("qwen3_vl_moe", "tp2 ep2"), ("qwen3_vl_moe", "pp2")),
     *(("qwen3_5", "one rank"), ("qwen3_5", "pp2"), ("qwen3_5_moe", "ep2")),
+    *(("internvl", "tp2 sp"), ("internvl", "cp2"), ("internvl_qwen3_moe", "pp2")),
 ]
 """Cases of `make test`; the others are slow."""
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -99,6 +100,10 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
             *(("qwen3_vl_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
             *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
             *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
+            *(("internvl", layout) for layout in LAYOUTS),
+            *(("internvl_qwen3", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
+            *(("internvl_qwen3_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
+            *(("internvl_gpt_oss", layout) for layout in ("one rank", "pp2", "ep2")),
         ],
         QUICK,
     ),
@@ -121,6 +126,16 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     **{layout: ("qwen2_5_vl", layout, "nothing", {}) for layout in ("tp2", "tp2 sp", "pp2", "cp2", "dp2 overlapped")},
     "reentrant": ("qwen2_5_vl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "deep features recomputed": ("qwen3_vl", "recomputed", "nothing", {}),
+    **{
+        f"tiles, {layout}, {frozen}": ("internvl", layout, frozen, {})
+        for layout, frozen in (
+            *(("one rank", frozen) for frozen in FROZEN),
+            *((layout, "nothing") for layout in ("tp2 sp", "pp2", "cp2")),
+        )
+    },
+    "tiles, reentrant": ("internvl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
+    "tiles before experts": ("internvl_qwen3_moe", "one rank", "nothing", {}),
+    "tiles before stacked experts": ("internvl_gpt_oss", "one rank", "nothing", {}),
     "stacked experts": ("qwen3_vl_moe", "one rank", "nothing", {"target_modules": ["all-linear", "all-router"]}),
     "stacked experts over ep2": ("qwen3_vl_moe", "ep2", "nothing", {}),
     **{f"delta nets, {layout}": ("qwen3_5", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2")},
@@ -132,12 +147,14 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
             ("qwen2_5_vl", "tp2 sp"),
             ("qwen3_vl", "one rank"),
             ("qwen3_5_moe", "ep2"),
+            ("internvl", "one rank"),
+            ("internvl_qwen3", "tp2 sp"),
         )
     },
 }
 """The model, the layout, what is frozen, and further arguments."""
 QUICK_ADAPTED = ("nothing", "vit", "tp2 sp", "pp2", "stacked experts over ep2", "delta nets, tp2 sp") + (
-    "beside a tower in full, qwen3_vl, one rank",
+    *("beside a tower in full, qwen3_vl, one rank", "tiles, tp2 sp, nothing"),
 )
 
 
@@ -159,7 +176,7 @@ def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, mo
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl"])
+@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
 def test_a_tower_in_bfloat16_keeps_its_frequencies_in_float32(name: str, model_root: Path):
     (difference,) = gloo_ranks(1).run(image_parity.features_in_half, tiny_model.make(name, model_root))
     assert difference == 0.0

@@ -1,6 +1,7 @@
 """The vision tower as it is built for training, without ranks."""
 
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -10,34 +11,46 @@ from transformers import AutoModelForImageTextToText
 
 from megatron_trainer import backend
 from megatron_trainer.models.spec import read_model
-from megatron_trainer.models.tower import build_tower
+from megatron_trainer.models.tower import build_tower, features
 from megatron_trainer.report.flops import flops_per_patch
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families import read
+from megatron_trainjob.families import FAMILIES, read
 from tests.support.models.tiny_model import MODELS, SEEING_MODELS, config_of
+
+
+def stored_type(name):
+    kind = MODELS[name][0]
+    return FAMILIES[kind].stored_type or kind
 
 
 @pytest.mark.parametrize("name", sorted(SEEING_MODELS))
 def test_reentrant_recomputation_trains_layers_behind_frozen_patches(tmp_path: Path, name: str):
     """As under LoRA: the input of the first layer has no gradient by itself, and its weights would get none."""
     (tmp_path / "config.json").write_text(
-        json.dumps({**config_of(name).to_dict(), "model_type": MODELS[name][0]}, default=str)
+        json.dumps({**config_of(name).to_dict(), "model_type": stored_type(name)}, default=str)
     )
     args = TrainArgs(gradient_checkpointing_kwargs={"use_reentrant": True}, torch_dtype="float32")
     spec = read_model(tmp_path, args)
     tower = build_tower(spec, args, backend.select()).train()
     tower.requires_grad_(False)
-    tower.blocks[0].requires_grad_(True)
-    pixels = torch.randn(24, spec.model.vision.patch_values)
-    tower(pixels, grid_thw=torch.tensor([[1, 4, 6]])).pooler_output.sum().backward()
-    assert all(parameter.grad is not None for parameter in tower.blocks[0].parameters())
+    layers = tower.vision_tower.encoder.layer if spec.model.vision.tile else tower.blocks
+    layers[0].requires_grad_(True)
+    pixels, grid = picture(spec.model.vision)
+    features(tower, spec.model.vision, pixels, grid)[0].sum().backward()
+    assert all(parameter.grad is not None for parameter in layers[0].parameters())
 
 
-@pytest.mark.parametrize("name", sorted(SEEING_MODELS))
+def picture(vision):
+    """An image of the model: its patches and their grid."""
+    grid = (2, 4, 4) if vision.tile else (1, 4, 6)
+    return torch.randn(math.prod(grid), vision.patch_values), torch.tensor([grid])
+
+
+@pytest.mark.parametrize("name", sorted(name for name in SEEING_MODELS if "internvl" not in name))
 def test_frequencies_stay_float32_tensors_beside_weights_in_bfloat16(tmp_path: Path, name: str):
     """transformers calls them as tensors, in some versions .float() and in others .to(device=...)."""
     (tmp_path / "config.json").write_text(
-        json.dumps({**config_of(name).to_dict(), "model_type": MODELS[name][0]}, default=str)
+        json.dumps({**config_of(name).to_dict(), "model_type": stored_type(name)}, default=str)
     )
     args = TrainArgs(torch_dtype="bfloat16")
     tower = build_tower(read_model(tmp_path, args), args, backend.select())
@@ -54,14 +67,15 @@ def test_frequencies_stay_float32_tensors_beside_weights_in_bfloat16(tmp_path: P
 @pytest.mark.parametrize("name", sorted(SEEING_MODELS))
 def test_flops_of_a_patch_are_those_that_torch_counts(name):
     """Forward alone where tower and aligner are frozen, three times that where they train."""
-    tower = AutoModelForImageTextToText.from_config(config_of(name), attn_implementation="eager").model.visual
+    whole = AutoModelForImageTextToText.from_config(config_of(name), attn_implementation="eager").model
     model = read(config_of(name).to_dict())
-    patches = torch.randn(24, model.vision.patch_values)
+    patches, grid = picture(model.vision)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        tower(patches, grid_thw=torch.tensor([[1, 4, 6]]))
+        features(whole if model.vision.tile else whole.visual, model.vision, patches, grid)
     counted = sum(number for kind, number in counter.get_flop_counts()["Global"].items() if "bmm" not in str(kind))
-    assert flops_per_patch(model, TrainArgs()) * 24 == pytest.approx(counted)
+    count = len(patches)
+    assert flops_per_patch(model, TrainArgs()) * count == pytest.approx(counted)
     free = TrainArgs(freeze_vit=False, freeze_aligner=False)
-    assert flops_per_patch(model, free) * 24 == pytest.approx(3 * counted)
-    assert flops_per_patch(model, TrainArgs(train_type="lora_llm")) * 24 == pytest.approx(3 * counted)
+    assert flops_per_patch(model, free) * count == pytest.approx(3 * counted)
+    assert flops_per_patch(model, TrainArgs(train_type="lora_llm")) * count == pytest.approx(3 * counted)
     assert flops_per_patch(read({"model_type": "llama"}), free) == 0.0

@@ -35,7 +35,8 @@ TYPES_BY_NAME: tuple[tuple[str, str], ...] = (
     (r"Qwen3-VL", "qwen3_vl"),
     (r"Qwen2\.5-VL", "qwen2_5_vl"),
     (r"Qwen2-VL", "qwen2_vl"),
-    (r"InternVL", "internvl"),
+    (r"InternVL.*-(hf|mcore)$", "internvl"),
+    (r"InternVL", "internvl_chat"),
     (r"InternLM2", "internlm2"),
     (r"Ovis", "ovis"),
     (r"GLM-4\.\dV|GLM-4\.5-?V", "glm4v_moe"),
@@ -61,6 +62,17 @@ TYPES_BY_NAME: tuple[tuple[str, str], ...] = (
     (r"Hunyuan.*-A\d+B", "hunyuan_v1_moe"),
     (r"Hunyuan", "hunyuan_v1_dense"),
 )
+
+
+_ENDINGS = (("OpenGVLab/InternVL3-", "-hf"), ("OpenGVLab/InternVL3_5-", "-HF"))
+"""Repositories of models in their first form -> the ending of those that hold the same for transformers."""
+
+
+def ending_of_transformers(model: str) -> str:
+    """What stands behind the name of a repository that holds the same model for transformers; "" for any other."""
+    if model.lower().endswith("-hf"):
+        return ""
+    return next((ending for start, ending in _ENDINGS if model.startswith(start)), "")
 
 
 def problem(model: str) -> str:

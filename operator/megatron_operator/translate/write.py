@@ -59,7 +59,7 @@ def job(launch: Launch, translated: Translated, pods: Pods, *, name: str) -> Wri
     spec = _spec(launch, pods, places, arguments)
     metadata = {"name": _job_name(pods.name or name)} | ({"namespace": pods.namespace} if pods.namespace else {})
     manifest = {"apiVersion": names.API_VERSION, "kind": names.KIND, "metadata": metadata, "spec": spec}
-    untrained = _of_the_family(translated)
+    untrained = _of_the_family(arguments)
     notes = [*untrained, *_notes(launch, pods, spec), *_left_out([*translated.left_out, *outputs])]
     start = _without_secrets(launch.source)
     head = f"Written by mtj from-args from `{start}`, with the defaults of ms-swift {translated.version}.x."
@@ -82,13 +82,13 @@ def export(launch: Launch, translated: Translated) -> Written:
         words += [f"--{each.name}", *(_as_word(value) for value in values)]
     remarks = [f"{each.name}: {each.remark}" for each in translated.arguments if each.remark]
     head = f"Written by mtj from-args from `{_without_secrets(launch.source)}`: run it where model and checkpoints are."
-    notes = [head, *_of_the_family(translated), *remarks, *_left_out(translated.left_out)]
+    notes = [head, *_of_the_family(translated.arguments), *remarks, *_left_out(translated.left_out)]
     return Written(text=_comment(notes) + shlex.join(words) + "\n", manifest={}, notes=tuple(notes[1:]))
 
 
-def _of_the_family(translated: Translated) -> list[str]:
+def _of_the_family(arguments: Iterable[Carried]) -> list[str]:
     """What is known here against the model, by the name or path that the command has for it or for its checkpoint."""
-    named = {each.name: str(each.value) for each in translated.arguments}
+    named = {each.name: str(each.value) for each in arguments}
     argument = "model" if "model" in named else "load"
     problem = family.problem(named.get(argument, ""))
     return [f"spec.args.{argument}: {named[argument]}: {problem}."] if problem else []
@@ -169,6 +169,9 @@ def _hub_ids(arguments: Iterable[Carried]) -> list[Carried]:
         owner, _, rest = str(each.value).partition("/")
         if each.name == "model" and owner in OWNERS:
             each = Carried(name="model", value=f"{OWNERS[owner]}/{rest}", remark=f"was {each.value} on ModelScope")
+        elif each.name == "model" and (ending := family.ending_of_transformers(str(each.value))):
+            remark = f"was {each.value}; the same model for transformers"
+            each = Carried(name="model", value=f"{each.value}{ending}", remark=remark)
         elif each.name in DATASETS and isinstance(each.value, list) and not all(map(is_path, map(str, each.value))):
             each = Carried(name=each.name, value=each.value, remark="ids of the Hugging Face Hub, not of ModelScope")
         found.append(each)

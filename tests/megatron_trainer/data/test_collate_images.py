@@ -8,6 +8,7 @@ import torch
 
 from megatron_trainer.data.collate import RowShape, collate
 from megatron_trainer.data.values import Medium, Pair, Pixels, Sample
+from megatron_trainer.data.vision.form import PatchForm
 from megatron_trainer.data.vision.pixels import ImageReader
 from megatron_trainer.failure import TrainingError
 from megatron_trainer.train import read_data
@@ -81,7 +82,7 @@ def test_only_the_first_pipeline_stage_reads_pixels(is_first, monkeypatch):
     monkeypatch.setattr(read_data.parallel_state, "is_pipeline_first_stage", lambda **_: is_first)
     vision = read({"model_type": "qwen2_5_vl"}).vision
     spec, tokenizer = SimpleNamespace(model=SimpleNamespace(vision=vision)), SimpleNamespace(pad_token_id=0)
-    gone = ImageReader(SimpleNamespace(patch_size=14, resample=3))
+    gone = ImageReader(PatchForm(processor=SimpleNamespace(patch_size=14, resample=3)))
     shape = read_data._shape(TrainArgs(max_length=8), "sft", spec, tokenizer, SimpleNamespace(reader=gone))
     ids = np.array([1, vision.image_token, 2], np.int32)
     seen = Sample(input_ids=ids, labels=ids, media=(Medium(sources=("/gone.png",), size=(28, 28), grid=(1, 2, 2)),))

@@ -20,7 +20,7 @@ from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl")
 SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
 
@@ -69,6 +69,16 @@ def truth(model, kind, messages, folder, names):
     whole = vision.processor(model, kind)
     shown = whole.apply_chat_template(messages, tokenize=False)
     made = whole(text=[shown], images=[load_image(str(folder / name)) for name in names], return_tensors="np")
+    if vision.is_cut(kind):
+        counts = [
+            whole.image_processor.get_number_of_image_patches(*reversed(SIZES[name]), {"crop_to_patches": True})
+            for name in names
+        ]
+        return (
+            made["input_ids"][0].tolist(),
+            made["pixel_values"].reshape(-1, 48),
+            np.array([[n, 4, 4] for n in counts]),
+        )
     return made["input_ids"][0].tolist(), made["pixel_values"], made["image_grid_thw"]
 
 

@@ -1,4 +1,4 @@
-"""A tiny model folder that sees: tokenizer, template, image processor and config of the Qwen-VL families."""
+"""A tiny model folder that sees: tokenizer, template, image processor and config of the families with images."""
 
 from __future__ import annotations
 
@@ -18,12 +18,37 @@ TOKENS = (
     *("<|box_start|>", "<|box_end|>", "<|vision_start|>", "<|vision_end|>", "<|vision_pad|>"),
     *("<|image_pad|>", "<|video_pad|>"),
 )
+TILE_TOKENS = ("<img>", "</img>", "<IMG_CONTEXT>", "<video>", "<ref>", "</ref>", "<box>", "</box>")
+TILE_NAMES = {
+    "start_image_token": "<img>",
+    "end_image_token": "</img>",
+    "context_image_token": "<IMG_CONTEXT>",
+    "video_token": "<video>",
+}
+TILE_TEMPLATE = (
+    "{% for message in messages %}{{ '<|im_start|>' + message['role'] + '\n' }}"
+    "{% if message['content'] is string %}{{ message['content'] }}{% else %}{% for part in message['content'] %}"
+    "{% if part['type'] == 'image' %}{{ '<IMG_CONTEXT>\n' }}{% elif part['type'] == 'video' %}{{ '<video>\n' }}"
+    "{% else %}{{ part['text'] }}{% endif %}{% endfor %}{% endif %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)
+"""ChatML that writes images and videos as the published models of InternVL do."""
 TEMPLATES = {
     **dict.fromkeys(("qwen2_5_vl", "qwen2_vl"), "qwen2_5_vl"),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "qwen3_vl"),
     **dict.fromkeys(("qwen3_5", "qwen3_5_moe"), "qwen3_5_nothink"),
 }
 """By model_type: the file among TRL's copies of the templates of published models."""
+
+
+TILE_PROCESSOR = {
+    "image_processor_type": "GotOcr2ImageProcessor",
+    "size": {"height": 16, "width": 16},
+    "crop_to_patches": False,
+    "max_patches": 6,
+    "image_mean": [0.485, 0.456, 0.406],
+    "image_std": [0.229, 0.224, 0.225],
+}
 
 
 @cache
@@ -33,15 +58,28 @@ def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
     made = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
     made.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     made.decoder = decoders.ByteLevel()
-    whole = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>")
+    names = {"extra_special_tokens": TILE_NAMES} if is_cut(kind) else {}
+    whole = PreTrainedTokenizerFast(tokenizer_object=made, eos_token="<|im_end|>", pad_token="<|endoftext|>", **names)
+    if is_cut(kind):
+        whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *TILE_TOKENS]})
+        whole.chat_template = TILE_TEMPLATE
+        return whole
     whole.add_special_tokens({"additional_special_tokens": list(TOKENS)})
     whole.chat_template = files("trl").joinpath(f"chat_templates/{TEMPLATES[kind]}.jinja").read_text()
     return whole
 
 
+def is_cut(kind: str) -> bool:
+    """Whether models of this kind cut images into tiles."""
+    return kind.startswith("internvl")
+
+
 def config(kind: str = "qwen2_5_vl") -> dict[str, object]:
     """The keys of config.json that the data side reads."""
     ids = tokenizer(kind).get_vocab()
+    if is_cut(kind):
+        sizes = {"image_size": [16, 16], "patch_size": [4, 4]}
+        return {"model_type": kind, "vision_config": sizes, "image_token_id": ids["<IMG_CONTEXT>"]}
     return {
         "model_type": kind,
         "vision_config": {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -56,6 +94,9 @@ def write(folder: Path, kind: str = "qwen2_5_vl", *, least: int = 64, most: int 
     """Tokenizer, config.json and preprocessor_config.json: patches of 4 x 4 pixels, merged 2 x 2."""
     tokenizer(kind).save_pretrained(folder)
     (folder / "config.json").write_text(json.dumps(config(kind)))
+    if is_cut(kind):
+        (folder / "preprocessor_config.json").write_text(json.dumps(TILE_PROCESSOR))
+        return folder
     settings = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "size": {"shortest_edge": least, "longest_edge": most},
@@ -74,6 +115,8 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
     pytest.importorskip("torchvision")
     from transformers import (
         AutoImageProcessor,
+        InternVLProcessor,
+        InternVLVideoProcessor,
         Qwen2_5_VLProcessor,
         Qwen2VLProcessor,
         Qwen2VLVideoProcessor,
@@ -84,6 +127,15 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
     kinds = {"qwen2_5_vl": Qwen2_5_VLProcessor, "qwen2_vl": Qwen2VLProcessor}
     own = AutoTokenizer.from_pretrained(folder)
     images = AutoImageProcessor.from_pretrained(folder, backend="pil")
+    if is_cut(kind):
+        sizes = {key: TILE_PROCESSOR[key] for key in ("size", "image_mean", "image_std")}
+        return InternVLProcessor(
+            image_processor=images,
+            tokenizer=own,
+            video_processor=InternVLVideoProcessor(**sizes),
+            image_seq_length=4,
+            chat_template=own.chat_template,
+        )
     videos = Qwen2VLVideoProcessor if kind in kinds else Qwen3VLVideoProcessor
     sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": dict(images.size)}
     colors = {"image_mean": images.image_mean, "image_std": images.image_std}

@@ -79,6 +79,15 @@ _DEEPSEEK_YARN = {
     "mscale_all_dim": 1.0,
 }
 
+_GPT_OSS = {
+    "head_dim": 32,
+    "num_local_experts": 4,
+    "num_experts_per_tok": 2,
+    "sliding_window": 7,
+    "swiglu_limit": 0.7,
+    "rope_parameters": {**_YARN, "original_max_position_embeddings": 32, "truncate": False},
+}
+
 # A model with images has four tokens of its own behind those of the tokenizer.
 _IMAGES = {
     "vocab_size": VOCAB_SIZE + 4,
@@ -139,6 +148,30 @@ _QWEN3_5_EXPERTS = {
     "num_experts_per_tok": 2,
     "moe_intermediate_size": 48,
     "shared_expert_intermediate_size": 40,
+}
+
+_TILES = {
+    "vocab_size": VOCAB_SIZE + 4,
+    "image_token_id": VOCAB_SIZE,
+    "vision_config": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 48,
+        "image_size": [16, 16],
+        "patch_size": [4, 4],
+        "attention_bias": True,
+    },
+}
+_TILES_NORMED = {
+    **_TILES,
+    "vision_config": {
+        **_TILES["vision_config"],
+        "attention_bias": False,
+        "use_qk_norm": True,
+        "norm_type": "rms_norm",
+        "use_mean_pooling": False,
+    },
 }
 
 # Name -> (model_type, settings beyond _DECODER).
@@ -223,17 +256,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
             "floor_scale": 600,
         },
     ),
-    "gpt_oss": (
-        "gpt_oss",
-        {
-            "head_dim": 32,
-            "num_local_experts": 4,
-            "num_experts_per_tok": 2,
-            "sliding_window": 7,
-            "swiglu_limit": 0.7,
-            "rope_parameters": {**_YARN, "original_max_position_embeddings": 32, "truncate": False},
-        },
-    ),
+    "gpt_oss": ("gpt_oss", _GPT_OSS),
     "glm4_moe_lite": (
         "glm4_moe_lite",
         {
@@ -285,6 +308,10 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_vl_moe",
         {**_QWEN3_VL, **_EXPERTS, "moe_intermediate_size": 48, "mlp_only_layers": [2]},
     ),
+    "internvl": ("internvl", {**_TILES, "tie_word_embeddings": True}),
+    "internvl_qwen3": ("internvl_qwen3", {**_TILES_NORMED, "head_dim": 32}),
+    "internvl_qwen3_moe": ("internvl_qwen3_moe", {**_TILES, **_EXPERTS, "head_dim": 32}),
+    "internvl_gpt_oss": ("internvl_gpt_oss", {**_TILES_NORMED, **_GPT_OSS}),
     "qwen3_5_text": ("qwen3_5_text", _QWEN3_5_TEXT),
     "qwen3_5_moe_text": ("qwen3_5_moe_text", {**_QWEN3_5_TEXT, **_QWEN3_5_EXPERTS}),
     "qwen3_5": ("qwen3_5", _QWEN3_5),
@@ -394,7 +421,8 @@ def transformers_config(directory: Path) -> Any:
 def _rename_family(directory: Path, kind: str) -> None:
     """The model_type under which the model is published, where transformers has its code under another."""
     path = directory / "config.json"
-    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": kind}, indent=2))
+    stored = FAMILIES[kind].stored_type or kind
+    path.write_text(json.dumps({**json.loads(path.read_text()), "model_type": stored}, indent=2))
 
 
 def _randomise(model: Any, *, norm: float) -> None:

@@ -34,10 +34,9 @@ from megatron_trainer.lora import agree
 from megatron_trainer.lora.adapter import Pair, adapted_modules, adapter_of
 from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
-from megatron_trainjob.args.head import TOWER
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.vision import is_tower
+from megatron_trainjob.families.vision import Names, is_tower
 from megatron_trainjob.violation import Violation
 
 logger = logging.getLogger(__name__)
@@ -141,13 +140,13 @@ def _config(
     saved: frozenset[str],
 ) -> dict[str, object]:
     """The content of adapter_config.json. width: of the widest adapter. every: all modules with weights."""
-    in_model = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
+    in_model = partial(peft_format.in_model, names=_object_names(spec))
     make = partial(
         peft_format.config,
         args,
         rank=width,
         base_model=str(spec.directory),
-        modules_to_save=map(in_model, _whole_tower(saved, every)),
+        modules_to_save=map(in_model, _whole_tower(saved, every, spec)),
     )
     if not FAMILIES[spec.model.family].stacks_experts:
         return make(frozenset(map(in_model, adapted)), frozenset(map(in_model, every)))
@@ -158,19 +157,24 @@ def _config(
     return make(modules, others, target_parameters=stacked_adapter.target_parameters(parameters, further))
 
 
-def _whole_tower(saved: frozenset[str], every: frozenset[str]) -> frozenset[str]:
-    """The modules trained in full, with the tower as one module if all of it is."""
+def _object_names(spec: ModelSpec) -> Names:
+    """How transformers' object names the parts of a model with a tower; () for a text model."""
+    return FAMILIES[spec.model.family].object_names if spec.model.vision else ()
+
+
+def _whole_tower(saved: frozenset[str], every: frozenset[str], spec: ModelSpec) -> frozenset[str]:
+    """The modules trained in full, with the tower as the modules that make it up if all of it is."""
     of_tower = frozenset(filter(is_tower, every))
-    if not of_tower or not of_tower <= saved:
+    if spec.model.vision is None or not of_tower <= saved:
         return saved
-    return frozenset({TOWER, *(saved - of_tower)})
+    return frozenset({*spec.model.vision.modules, *(saved - of_tower)})
 
 
 def _as_stored(tensors: Mapping[str, Tensor], *, spec: ModelSpec, args: TrainArgs) -> dict[str, Tensor]:
     """The tensors by the names that peft has for them, with those of stacked experts in one."""
     if FAMILIES[spec.model.family].stacks_experts:
         tensors = stacked_adapter.stacked(tensors, spec.model.num_experts, FAMILIES[spec.model.family].stack_form)
-    named = partial(peft_format.in_model, has_tower=spec.model.vision is not None)
+    named = partial(peft_format.in_model, names=_object_names(spec))
     if args.task_type == "embedding":
         named = partial(peft_format.below_decoder)
     return {named(key): tensor for key, tensor in tensors.items()}

@@ -9,9 +9,9 @@ from typing import Literal
 
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob.args import head
-from megatron_trainjob.args.head import TOWER
 from megatron_trainjob.args.tree import TrainArgs
-from megatron_trainjob.families.weights import in_files
+from megatron_trainjob.families.vision import Names
+from megatron_trainjob.families.weights import outside
 from megatron_trainjob.violation import Violation
 
 CONFIG_FILE = "adapter_config.json"
@@ -45,12 +45,10 @@ def with_decoder(key: str) -> str:
     return key if key.startswith(f"{PREFIX}{DECODER}") else key.replace(PREFIX, f"{PREFIX}{DECODER}", 1)
 
 
-def in_model(name: str, *, has_tower: bool) -> str:
-    """The name of a tensor or module within transformers' object, where a model with images nests both its parts."""
-    if has_tower and name == TOWER:
-        return f"{DECODER}{TOWER}"
+def in_model(name: str, *, names: Names) -> str:
+    """The name of a tensor or module within transformers' object. names: of its parts, () for a text model."""
     prefix = PREFIX if name.startswith(PREFIX) else ""
-    return prefix + in_files(name.removeprefix(prefix), nested=has_tower)
+    return prefix + outside(f"{name.removeprefix(prefix)}.", names).removesuffix(".")
 
 
 def full_key(name: str, adapted_modules: Iterable[str]) -> str:

@@ -40,7 +40,7 @@ from megatron_trainer.convert.stream import (
 from megatron_trainer.convert.table import Entry
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families import FAMILIES
-from megatron_trainjob.families.weights import in_files, untrained_predictions
+from megatron_trainjob.families.weights import outside, untrained_predictions
 from megatron_trainjob.weight_files import INDEX_FILE, SINGLE_FILE
 
 _UNITS = {"": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
@@ -164,7 +164,7 @@ def _narrowed(piece: Piece, dtype: torch.dtype | None) -> Piece:
 
 
 def _stored_name(name: str, spec: ModelSpec) -> str:
-    return in_files(name, nested=FAMILIES[spec.model.family].nested_names)
+    return outside(name, FAMILIES[spec.model.family].file_names)
 
 
 def _grouped(all_pieces: Sequence[Piece], max_bytes: int) -> Iterator[tuple[Piece, ...]]:

@@ -98,12 +98,15 @@ def _rows(samples: list[Sample], shape: RowShape) -> MicroBatch:
 
 
 def _seen(sample: Sample, shape: RowShape) -> Sample:
-    """The sample with the pixels and the positions of its images.
+    """The sample with the pixels and the positions of its images; where positions count tokens, frames are images.
 
     Raises TrainingError if an image is gone or has changed.
     """
     if shape.vision is None or shape.images is None:
         raise ValueError("a sample has images, and the model has no vision tower")
+    read = shape.images.pixels
+    if not shape.vision.sections:
+        return replace(sample, images=read(sample.media)) if shape.reads_pixels else sample
     images = [medium for medium in sample.media if not medium.is_video]
     videos = [medium for medium in sample.media if medium.is_video]
     places = mrope_positions(
@@ -115,7 +118,6 @@ def _seen(sample: Sample, shape: RowShape) -> Sample:
     )
     if not shape.reads_pixels:
         return replace(sample, position_ids_3T=places)
-    read = shape.images.pixels
     return replace(sample, images=read(images), videos=read(videos), position_ids_3T=places)
 
 

@@ -124,10 +124,10 @@ def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
     """Sets the model's own frequencies before the first forward pass caches any."""
     inverse, factor = rope.frequencies(spec.model, spec.hf_config)
     inverse = inverse.to(model.rotary_pos_emb.inv_freq.device)
-    if spec.model.vision is None:
-        model.rotary_pos_emb.inv_freq = inverse
-    else:
+    if spec.model.vision and spec.model.vision.sections:
         model.rotary_pos_emb = rope.SectionedRotaryEmbedding(inverse, spec.model.vision)
+    else:
+        model.rotary_pos_emb.inv_freq = inverse
     for layer in _layers(model):
         layer.self_attention._yarn_concentration_factor = factor
 

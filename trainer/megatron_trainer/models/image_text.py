@@ -20,6 +20,7 @@ from megatron_trainer import parallel
 from megatron_trainer.data.values import MicroBatch
 from megatron_trainer.models.deep_features import DeepFeatures
 from megatron_trainer.models.prediction import PredictingModel
+from megatron_trainer.models.tower import features
 from megatron_trainjob.families.vision import Vision
 
 
@@ -30,7 +31,8 @@ class ImageInputs:
     pixel_values, grid_thw, pixel_values_videos, video_grid_thw: as in MicroBatch, None without any.
     feature_BT: int64, the index of the feature that replaces the token's embedding, images before videos; -1 for text.
     num_places: tokens of images and videos of the whole row.
-    position_ids_3BT: by time, row and column; of the whole row where rows are packed, else of this rank's tokens.
+    position_ids_3BT: by time, row and column; of the whole row where rows are packed, else of this rank's tokens. A
+    model whose positions count tokens does not read them.
     """
 
     pixel_values: Tensor | None
@@ -72,7 +74,8 @@ class ImageTextModel(PredictingModel):
     """A GPTModel with a vision tower, `visual`, on its first stage. vision: the facts about the tower."""
 
     def __init__(self, *args: Any, vision: Vision, tower: nn.Module | None, **settings: Any) -> None:  # noqa: ANN401
-        super().__init__(*args, scatter_embedding_sequence_parallel=False, position_embedding_type="mrope", **settings)
+        kind = "mrope" if vision.sections else "rope"
+        super().__init__(*args, scatter_embedding_sequence_parallel=False, position_embedding_type=kind, **settings)
         self.vision = vision
         if tower is not None:
             self.visual = tower
@@ -164,8 +167,7 @@ class ImageTextModel(PredictingModel):
         if not given and trains:
             given = [self._blank()]
         with torch.set_grad_enabled(trains):
-            outputs = [self.visual(pixels, grid_thw=grid) for pixels, grid in given]
-        parts = [[each.pooler_output, *(getattr(each, "deepstack_features", None) or ())] for each in outputs]
+            parts = [features(self.visual, self.vision, pixels, grid) for pixels, grid in given]
         return [torch.cat(each) for each in zip(*parts, strict=True)]
 
     def _blank(self) -> tuple[Tensor, Tensor]:
@@ -173,9 +175,9 @@ class ImageTextModel(PredictingModel):
         overlapped reductions of gradients need.
         """
         like = next(self.visual.parameters())
-        merge = self.vision.merge_size
-        pixels = torch.zeros(merge**2, self.vision.patch_values, dtype=like.dtype, device=like.device)
-        return pixels, torch.tensor([[1, merge, merge]], device=like.device)
+        side = self.vision.tile // self.vision.patch_size or self.vision.merge_size
+        pixels = torch.zeros(side**2, self.vision.patch_values, dtype=like.dtype, device=like.device)
+        return pixels, torch.tensor([[1, side, side]], device=like.device)
 
 
 def _check_count(tokens_BT: Tensor, images: ImageInputs | None, found: list[Tensor], vision: Vision) -> None:

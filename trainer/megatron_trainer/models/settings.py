@@ -90,7 +90,7 @@ def _decoder(model: Model) -> dict[str, Any]:
         "attention_dropout": model.attention_dropout,
         "init_method_std": model.init_std,
         "mtp_num_layers": model.trained_predictions or None,
-        **({"mrope_section": list(model.vision.sections)} if model.vision else {}),
+        **({"mrope_section": list(model.vision.sections)} if model.vision and model.vision.sections else {}),
         **_differences_between_layers(model),
         **({} if model.has_latent_attention else {"kv_channels": model.qk_head_size}),
     }
@@ -275,7 +275,7 @@ def _rotates_plainly(spec: ModelSpec) -> bool:
     """The fused RoPE of packed rows silently drops YaRN's factor and counts the tokens of every sequence from zero;
     latent attention has its own.
     """
-    if spec.model.has_latent_attention or spec.model.vision:
+    if spec.model.has_latent_attention or (spec.model.vision and spec.model.vision.sections):
         return False
     _, factor = rope.frequencies(spec.model, spec.hf_config)
     return factor == 1.0

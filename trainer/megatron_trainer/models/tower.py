@@ -1,4 +1,4 @@
-"""The vision tower of a model: transformers' own module, on the first pipeline stage, whole on every rank of it.
+"""The vision tower of a model: transformers' own modules, on the first pipeline stage, whole on every rank of it.
 
 Every tensor-parallel rank computes the same features from the same pixels and gets the whole gradient of them, so the
 tower's gradients are equal without communication. It is never split.
@@ -17,6 +17,7 @@ from transformers import AutoModelForImageTextToText
 
 from megatron_trainer.backend import Backend
 from megatron_trainjob.args.tree import TrainArgs
+from megatron_trainjob.families.vision import Vision
 
 if TYPE_CHECKING:
     from megatron_trainer.models.spec import ModelSpec
@@ -27,11 +28,14 @@ def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module
     whole = spec.whole_hf_config
     small = deepcopy(whole)
     small.text_config.num_hidden_layers = 1
+    tower: nn.Module
     with torch.device("meta"):
-        kind = type(AutoModelForImageTextToText.from_config(small).model.visual)
-    tower: nn.Module = kind._from_config(
-        whole.vision_config, dtype=spec.dtype, attn_implementation=_attention(spec, backend)
-    )
+        object_: Any = AutoModelForImageTextToText.from_config(small).model
+    attention = _attention(spec, backend)
+    if _is_cut(spec):
+        tower = _without_decoder(type(object_), small, spec.dtype, attention)
+    else:
+        tower = type(object_.visual)._from_config(whole.vision_config, dtype=spec.dtype, attn_implementation=attention)
     _keep_wide(tower)
     if args.vit_gradient_checkpointing:
         given = args.gradient_checkpointing_kwargs or {}
@@ -43,16 +47,44 @@ def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module
     return tower
 
 
+def features(tower: Any, vision: Vision, pixels_PD: Tensor, grid_N3: Tensor) -> list[Tensor]:  # noqa: ANN401
+    """What the decoder gets of images: embeddings of their tokens [F, H], and states of deep layers of the same form.
+
+    pixels_PD, grid_N3: as of MicroBatch; the patches of a tile are its values in order, so that all tiles are a view.
+    """
+    if vision.tile:
+        pixels_NCHW = pixels_PD.view(-1, vision.channels, vision.tile, vision.tile)
+        return [tower.get_image_features(pixels_NCHW, return_dict=True).pooler_output.flatten(0, 1)]
+    output = tower(pixels_PD, grid_thw=grid_N3)
+    return [output.pooler_output, *(getattr(output, "deepstack_features", None) or ())]
+
+
+def _is_cut(spec: ModelSpec) -> bool:
+    return spec.model.vision is not None and spec.model.vision.tile > 0
+
+
+def _without_decoder(kind: Any, small: Any, dtype: torch.dtype, attention: str) -> nn.Module:  # noqa: ANN401
+    """A model without its decoder: the tower, the aligner, and how transformers joins them."""
+    with torch.device("meta"):
+        tower: nn.Module = kind._from_config(
+            small, dtype=dtype, attn_implementation={"vision_config": attention, "text_config": "eager"}
+        )
+    del tower.language_model
+    return tower.to_empty(device="cpu")
+
+
 def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
     """Layers that are recomputed as reentrant graphs train only if their input requires a gradient, which that of the
     first one does not if what comes before it is frozen, as under LoRA.
     """
+    inner = getattr(tower, "vision_tower", None)
+    layers, first = (tower.blocks, tower.patch_embed) if inner is None else (inner.encoder.layer, inner.embeddings)
 
     def require_gradient(_module: nn.Module, _inputs: object, output: Tensor) -> None:
-        if torch.is_grad_enabled() and any(p.requires_grad for p in tower.blocks.parameters()):
+        if torch.is_grad_enabled() and any(p.requires_grad for p in layers.parameters()):
             output.requires_grad_(True)
 
-    tower.patch_embed.register_forward_hook(require_gradient)
+    first.register_forward_hook(require_gradient)
 
 
 def _attention(spec: ModelSpec, backend: Backend) -> str:

@@ -12,7 +12,7 @@ from math import prod
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner
+from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner, is_looked_up
 
 
 def flops_per_token(model: Model, args: TrainArgs) -> float:
@@ -43,12 +43,12 @@ def flops_per_patch(model: Model, args: TrainArgs) -> float:
     return passes[0] * of_aligner / vision.merge_size**2 + passes[1] * of_tower
 
 
-def _matrices(vision: Vision, *, of_aligner: bool) -> int:
-    """Weights of the matrices of the aligner or of the rest; a table of positions is looked up, not multiplied."""
+def _matrices(vision: Vision, *, of_aligner: bool) -> float:
+    """Multiplications of a patch with the matrices of the aligner or of the rest; kernels see patches alone."""
     return sum(
-        prod(shape)
+        prod(shape) * (1.0 if of_aligner or len(shape) > 2 else vision.states_per_patch)
         for name, shape in vision.tensors.items()
-        if len(shape) > 1 and not name.startswith("pos_embed") and is_aligner(PREFIX + name) == of_aligner
+        if len(shape) > 1 and not is_looked_up(name) and is_aligner(PREFIX + name) == of_aligner
     )
 
 

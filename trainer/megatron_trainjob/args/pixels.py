@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 OF_IMAGES: Mapping[str, str] = {"image_max_token_num": "max_pixels", "image_min_token_num": "min_pixels"}
@@ -10,15 +11,28 @@ OF_VIDEOS: Mapping[str, str] = {"video_max_token_num": "video_max_pixels", "vide
 TOKENS: Mapping[str, str] = {**OF_IMAGES, **OF_VIDEOS}
 """Settings that count tokens of an image or of a frame -> the same in pixels."""
 FPS = "fps"
+TILES: Mapping[str, str] = {"max_num": "max_pixels", "min_num": "min_pixels"}
+"""Settings that count the tiles of an image, of models that cut images into squares -> what bounds the same."""
 NAMES = (
-    *("max_pixels", "min_pixels", "video_max_pixels", "video_min_pixels", *TOKENS),
+    *("max_pixels", "min_pixels", "video_max_pixels", "video_min_pixels", *TOKENS, *TILES),
     *(FPS, "fps_min_frames", "fps_max_frames"),
 )
 
-UNREAD = ("VIDEO_TOTAL_PIXELS", "NFRAMES", "MAX_RATIO", "IMAGE_FACTOR", "FRAME_FACTOR", "SPATIAL_MERGE_SIZE")
+UNREAD = (
+    *("INPUT_SIZE", "VIDEO_MAX_NUM", "VIDEO_SEGMENTS", "VIDEO_TOTAL_PIXELS", "NFRAMES"),
+    *("MAX_RATIO", "IMAGE_FACTOR", "FRAME_FACTOR", "SPATIAL_MERGE_SIZE"),
+)
 """Environment variables of other programs for which there is no setting."""
 VARIABLES: Mapping[str, str] = {name.upper(): name for name in NAMES}
 """Environment variables of other programs -> the settings, which this trainer does not read from there."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tiles:
+    """How many tiles an image may have, the smaller one of the whole image not counted; None for the model's own."""
+
+    least: int | None
+    most: int | None
 
 
 class Given(Protocol):
@@ -66,3 +80,13 @@ def in_pixels(args: Given, token_side: int) -> dict[str, Any]:
         found[TOKENS.get(name, name)] = value * token_side**2 if name in TOKENS else value
     own = {"max_pixels": args.max_pixels, "min_pixels": args.min_pixels}
     return found | {name: value for name, value in own.items() if value is not None}
+
+
+def tiles(given: Mapping[str, Any], side: int) -> Tiles:
+    """The number of tiles that settings in pixels (`in_pixels`) allow. side: pixels along one side of a tile."""
+    least, most = given.get("min_num"), given.get("max_num")
+    if "max_pixels" in given:
+        most = max(1, int(given["max_pixels"]) // side**2)
+    if "min_pixels" in given:
+        least = max(1, -(-int(given["min_pixels"]) // side**2))
+    return Tiles(least=least, most=most)

@@ -13,6 +13,7 @@ from megatron_trainjob.families.dots import DOTS1
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
 from megatron_trainjob.families.gpt_oss import GPT_OSS
+from megatron_trainjob.families.internvl import INTERNVL, INTERNVL_GPT_OSS, INTERNVL_QWEN3, INTERNVL_QWEN3_MOE
 from megatron_trainjob.families.llama import ERNIE4_5, INTERNLM3, LLAMA, MISTRAL, SEED_OSS, SMOLLM3
 from megatron_trainjob.families.llama4 import LLAMA4_TEXT
 from megatron_trainjob.families.mixtral import MIXTRAL
@@ -57,14 +58,34 @@ FAMILIES: dict[str, Family] = {
         QWEN3_5_MOE,
         QWEN3_5_TEXT,
         QWEN3_5_MOE_TEXT,
+        INTERNVL,
+        INTERNVL_QWEN3,
+        INTERNVL_QWEN3_MOE,
+        INTERNVL_GPT_OSS,
     )
 }
-"""Keys are `model_type` of config.json."""
+"""Keys are `model_type` of config.json; of records that share one, a name for each."""
+
+_BY_TEXT = {(family.stored_type, family.text_type): family for family in FAMILIES.values() if family.stored_type}
+
+
+def of(raw: Mapping[str, Any]) -> Family | None:
+    """The family of a config.json, as stored or flat; None for one that is not known."""
+    kind, text = str(raw.get("model_type")), raw.get("text_config")
+    inner = text.get("model_type") if isinstance(text, Mapping) else None
+    if inner is not None and any(kind == stored for stored, _ in _BY_TEXT):
+        return _BY_TEXT.get((kind, str(inner)))
+    return FAMILIES.get(kind)
+
+
+def texts_of(stored_type: str) -> tuple[str, ...]:
+    """The text models that files of this model_type may have inside; () where the type says it alone."""
+    return tuple(text for stored, text in _BY_TEXT if stored == stored_type)
 
 
 def flat(raw: Mapping[str, Any]) -> Mapping[str, Any]:
     """The content of a config.json with the keys of a text model inside at the top; others are left as they are."""
-    family = FAMILIES.get(str(raw.get("model_type")))
+    family = of(raw)
     return family.flat(raw) if family else raw
 
 
@@ -73,7 +94,7 @@ def read(raw: Mapping[str, Any]) -> Model:
 
     Raises ValueError for an unknown family, or a value that its family cannot read.
     """
-    family = FAMILIES.get(str(raw.get("model_type")))
+    family = of(raw)
     if family is None:
         raise ValueError(f"model_type {raw.get('model_type')!r} is not one of {', '.join(FAMILIES)}")
     config = family.config(raw)

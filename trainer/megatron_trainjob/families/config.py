@@ -15,6 +15,8 @@ from megatron_trainjob.violation import Violation
 SIZE, WHOLE, NUMBER = "a whole number above 0", "a whole number", "a number"
 DECIMAL, POINT = "a number with a decimal point above 0", "a number with a decimal point"
 SWITCH, TEXT, WHOLES, TEXTS = "true or false", "a text", "a list of whole numbers", "a list of texts"
+SIDES = "a whole number above 0, or two of them"
+INTEGER = "a whole number, also below 0"
 
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("rms_norm_eps", "initializer_range", "routed_scaling_factor"), DECIMAL),
@@ -24,6 +26,12 @@ _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), DECIMAL),
     **dict.fromkeys(("attention_dropout", "resid_pdrop", "residual_dropout"), NUMBER),
     "router_jitter_noise": POINT,
+    **dict.fromkeys(("layer_norm_eps", "downsample_ratio"), DECIMAL),
+    **dict.fromkeys(("hidden_dropout_prob", "projection_dropout"), NUMBER),
+    "layer_scale_init_value": POINT,
+    **dict.fromkeys(("use_mask_token", "use_mean_pooling", "use_absolute_position_embeddings"), SWITCH),
+    **dict.fromkeys(("norm_type", "projector_hidden_act", "vision_feature_select_strategy"), TEXT),
+    "vision_feature_layer": INTEGER,
     **dict.fromkeys(("rope_theta", "partial_rotary_factor"), NUMBER),
     **dict.fromkeys(("attention_bias", "attention_out_bias", "mlp_bias", "qkv_bias", "use_bias"), SWITCH),
     **dict.fromkeys(("tie_word_embeddings", "use_sliding_window", "norm_topk_prob", "use_qk_norm"), SWITCH),
@@ -52,6 +60,7 @@ _SIZES = frozenset(
         *("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("depth", "embed_dim", "num_heads", "in_channels", "patch_size", "temporal_patch_size", "mlp_ratio"),
         *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
+        *("num_channels", "image_seq_length"),
     }
 )
 
@@ -68,6 +77,10 @@ _MOST: Mapping[str, int] = {
 _VISION = "vision_config"
 MOST = 2**31 - 1
 """No size of a model is larger: a config.json with more is damaged and would exhaust memory."""
+
+
+_SQUARES = ((448, 448), (14, 14))
+"""Defaults of keys that have one side of a square, or both."""
 
 
 @dataclass(frozen=True)
@@ -116,7 +129,7 @@ class Config:
             for value in self._given(key):
                 if value is None and (isinstance(default, Optional) or self._is_absent(key)):
                     continue
-                wanted = SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
+                wanted = SIDES if default in _SQUARES else SIZE if key in _SIZES else _TYPES.get(key, WHOLE)
                 most = _MOST.get(key, MOST)
                 if not _is(wanted, value, most):
                     bound = f" and at most {most}" if _is_whole(value) and value > most else ""
@@ -143,11 +156,16 @@ class Config:
 def _is(wanted: str, value: object, most: int = MOST) -> bool:
     if wanted in (SWITCH, TEXT):
         return isinstance(value, bool if wanted == SWITCH else str)
+    if wanted == SIDES and isinstance(value, list | tuple):
+        return len(value) == 2 and all(_is(SIZE, each, most) for each in value)
+    if wanted == INTEGER:
+        return _is_whole(value)
     if wanted in (WHOLES, TEXTS):
         entry = WHOLE if wanted == WHOLES else TEXT
         return isinstance(value, list | tuple) and all(_is(entry, each) for each in value)
     if _is_whole(value):
-        return wanted == NUMBER or (wanted not in (DECIMAL, POINT) and (1 if wanted == SIZE else 0) <= value <= most)
+        least = 1 if wanted in (SIZE, SIDES) else 0
+        return wanted == NUMBER or (wanted not in (DECIMAL, POINT) and least <= value <= most)
     if not isinstance(value, float) or not math.isfinite(value):
         return False
     return wanted in (NUMBER, POINT) or (wanted == DECIMAL and value > 0)

@@ -13,6 +13,7 @@ from typing import Any
 from megatron_trainjob.families.config import Config
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.stacks import STACK_FORM, StackForm
+from megatron_trainjob.families.vision import NESTED, Names
 from megatron_trainjob.violation import Violation
 
 _SHARED = ("tie_word_embeddings", "dtype", "torch_dtype")
@@ -21,6 +22,8 @@ _OUTER = frozenset(
     {
         *("architectures", "model_type", "transformers_version", "auto_map", "vision_config"),
         *("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
+        *("image_seq_length", "downsample_ratio", "projector_hidden_act"),
+        *("vision_feature_layer", "vision_feature_select_strategy"),
         *_SHARED,
     }
 )
@@ -41,10 +44,11 @@ class Family:
     variants that would be computed differently from transformers. transformers_type: the model_type of that code if
     transformers uses another name. classifier: its class in transformers for sequence classification, "" if there is
     none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
-    vision_keys: those of its vision_config, as keys. nested_names: tensors are stored below `model.language_model.` and
-    `model.visual.`. stacks_experts: the experts of a layer are stored in one tensor each, in the form `stack_form`
-    (stacks.py). default_scaling: rotary scaling of a file that names none. has_mxfp4: the stacks are published
-    in MXFP4 too.
+    stored_type: the model_type of files that several records share, which differ in text_type; "" for model_type.
+    vision_keys: those of its vision_config, as keys. file_names: how the tensors of its two parts are stored, () as in
+    weight tables. object_names: those within transformers' object. stacks_experts: the experts of a layer are stored in
+    one tensor each, in the form `stack_form` (stacks.py). default_scaling: rotary scaling of a file that names none.
+    has_mxfp4: the stacks are published in MXFP4 too.
     """
 
     model_type: str
@@ -56,8 +60,10 @@ class Family:
     transformers_type: str = ""
     classifier: str = ""
     text_type: str = ""
+    stored_type: str = ""
     vision_keys: Mapping[str, Any] = field(default_factory=dict)
-    nested_names: bool = False
+    file_names: Names = ()
+    object_names: Names = NESTED
     stacks_experts: bool = False
     stack_form: StackForm = STACK_FORM
     default_scaling: Mapping[str, Any] = field(default_factory=dict)
@@ -71,8 +77,12 @@ class Family:
         """The file's content with the keys of the text model at the top, where the earlier files of the lineage have
         them.
         """
+        raw = self._lifted(raw)
         if self.default_scaling and not raw.get("rope_scaling") and raw.get("rope_parameters") is None:
-            raw = {**raw, "rope_scaling": dict(self.default_scaling)}
+            return {**raw, "rope_scaling": dict(self.default_scaling)}
+        return raw
+
+    def _lifted(self, raw: Mapping[str, Any]) -> Mapping[str, Any]:
         text = raw.get("text_config")
         if not self.text_type or not isinstance(text, Mapping):
             return raw
@@ -89,6 +99,7 @@ class Family:
         text = {key: value for key, value in flat.items() if key not in _OUTER}
         kinds = {key: flat[key] for key in ("dtype", "torch_dtype") if key in flat}
         outer = {key: value for key, value in flat.items() if key in _OUTER}
+        outer |= {"model_type": self.stored_type} if self.stored_type and "model_type" in outer else {}
         return {**outer, "text_config": {**text, **kinds, "model_type": self.text_type}}
 
 

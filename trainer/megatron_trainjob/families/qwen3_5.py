@@ -20,6 +20,7 @@ from megatron_trainjob.families.qwen_next import (
     routed_beside_shared,
 )
 from megatron_trainjob.families.qwen_vl import QWEN3_TOWER, qwen3_tower, rotated_in_sections
+from megatron_trainjob.families.vision import NESTED
 
 _SECTIONS = (11, 11, 10)
 """Of a head whose rotary part does not say."""
@@ -65,7 +66,7 @@ QWEN3_5 = Family(
     model_type="qwen3_5",
     title="Qwen3.5 (dense)",
     text_type="qwen3_5_text",
-    nested_names=True,
+    file_names=NESTED,
     keys={**_DENSE, **_IMAGES},
     aliases=_ALIASES,
     vision_keys=QWEN3_TOWER,
@@ -77,7 +78,7 @@ QWEN3_5_MOE = Family(
     model_type="qwen3_5_moe",
     title="Qwen3.5-35B-A3B, Qwen3.5-397B-A17B",
     text_type="qwen3_5_moe_text",
-    nested_names=True,
+    file_names=NESTED,
     stacks_experts=True,
     keys={**_EXPERTS, **_IMAGES},
     aliases=_ALIASES_OF_EXPERTS,

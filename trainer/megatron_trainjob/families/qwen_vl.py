@@ -16,7 +16,7 @@ from megatron_trainjob.families.experts import every_nth_layer, routed, softmax_
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.model import Model, Rotary
 from megatron_trainjob.families.qwen import dense_window, refuse_dense_windows
-from megatron_trainjob.families.vision import Vision
+from megatron_trainjob.families.vision import NESTED, Vision
 
 Shapes = dict[str, tuple[int, ...]]
 
@@ -235,7 +235,7 @@ QWEN3_VL = Family(
     model_type="qwen3_vl",
     title="Qwen3-VL (dense)",
     text_type="qwen3_vl_text",
-    nested_names=True,
+    file_names=NESTED,
     keys={
         **_QWEN3,
         "hidden_size": 4096,
@@ -253,7 +253,7 @@ QWEN3_VL_MOE = Family(
     model_type="qwen3_vl_moe",
     title="Qwen3-VL-30B-A3B, Qwen3-VL-235B-A22B",
     text_type="qwen3_vl_moe_text",
-    nested_names=True,
+    file_names=NESTED,
     stacks_experts=True,
     keys={
         **_QWEN3,

@@ -15,13 +15,22 @@ _LLAMA4 = (
     "the vision tower of Llama-4 is not trained here, its text decoder is: save that with transformers' "
     "Llama4ForCausalLM.from_pretrained and save_pretrained, which makes a model of type llama4_text, and use it"
 )
+_INTERNVL = (
+    "this is InternVL in its first form, whose code lies beside its weights and is not run here; the same model for "
+    "transformers has -hf behind its name (OpenGVLab/InternVL3-8B-hf, OpenGVLab/InternVL3_5-8B-HF), use that"
+)
 REASONS: Mapping[str, str] = {
     "llama4": _LLAMA4,
+    "internvl_chat": _INTERNVL,
     **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _GEMMA4),
 }
 """Keys are model_type of config.json."""
 
-_NAMES: Mapping[str, str] = {r"gemma-?4": "gemma4", r"llama-?4-(scout|maverick)": "llama4"}
+_NAMES: Mapping[str, str] = {
+    r"gemma-?4": "gemma4",
+    r"llama-?4-(scout|maverick)": "llama4",
+    r"internvl(?!.*-(hf|mcore)$)": "internvl_chat",
+}
 """Patterns of names, in any case -> model_type."""
 
 

@@ -11,20 +11,43 @@ from math import prod
 
 PREFIX = "visual."
 """Prefixes of the tower's parameters and tensors."""
-ALIGNERS = ("visual.merger.", "visual.deepstack_merger_list.")
+ALIGNERS = ("visual.merger.", "visual.deepstack_merger_list.", "visual.multi_modal_projector.")
 """Prefixes of the parts that turn the tower's states into embeddings of the decoder: the aligner."""
+
+Names = tuple[tuple[str, str], ...]
+"""Beginnings of names elsewhere, and those in weight tables; the first that fits counts."""
+NESTED: Names = (("model.language_model.", "model."), ("model.visual.", PREFIX))
+"""Of transformers' objects, and of files that are written like them."""
+OF_PARTS: Names = (
+    ("model.language_model.", "model."),
+    ("model.vision_tower.", f"{PREFIX}vision_tower."),
+    ("model.multi_modal_projector.", f"{PREFIX}multi_modal_projector."),
+)
+"""Of objects that hold the tower and the aligner side by side."""
+BESIDE: Names = (
+    ("language_model.model.", "model."),
+    ("language_model.lm_head.", "lm_head."),
+    ("vision_tower.", f"{PREFIX}vision_tower."),
+    ("multi_modal_projector.", f"{PREFIX}multi_modal_projector."),
+)
+"""Of the files of such models."""
+_TABLES = ("pos_embed.weight", "position_embeddings", "cls_token")
+"""Ends of the names of tensors that are added to states, not multiplied with them."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Vision:
     """A vision tower. Sizes are those of the tower, output_size is the decoder's hidden size.
 
-    image_token, video_token: ids that stand for one merged patch of an image or a video. sections: channel pairs of a
-    head that rotate by time, by row and by column. interleaves_sections: they take turns channel by channel instead of
+    image_token, video_token: ids that stand for one merged patch of an image or a video; they may be the same. tile:
+    pixels along each side of the squares into which images are cut, 0 for images of any size. sections: channel pairs
+    of a head that rotate by time, by row and by column; () if positions count tokens, as in text.
+    interleaves_sections: they take turns channel by channel instead of
     following each other. tokens_per_second: distance of positions in time between two seconds of a video, 0 if every
     frame is one position. separates_frames: each frame of a video is an image of its own between texts. deep_layers:
-    layers of the tower whose states are added to the outputs of the decoder's first layers, one each. tensors: the
-    names of the tower's tensors without PREFIX -> their shapes.
+    layers of the tower whose states are added to the outputs of the decoder's first layers, one each. layer_scale:
+    initial factor on the outputs of its blocks, where it has one. modules: those that make up the tower, in weight
+    tables. tensors: the names of the tower's tensors without PREFIX -> their shapes.
     """
 
     depth: int
@@ -43,12 +66,25 @@ class Vision:
     tokens_per_second: int = 0
     separates_frames: bool = False
     deep_layers: tuple[int, ...] = ()
+    tile: int = 0
+    layer_scale: float = 1.0
+    modules: tuple[str, ...] = ("visual",)
     tensors: Mapping[str, tuple[int, ...]]
 
     @property
     def num_parameters(self) -> int:
         """All parameters of the tower and the aligner."""
         return sum(map(prod, self.tensors.values()))
+
+    @property
+    def patches_per_tile(self) -> int:
+        """Patches of one tile; 0 for images of any size."""
+        return (self.tile // self.patch_size) ** 2
+
+    @property
+    def states_per_patch(self) -> float:
+        """States in the layers of the tower for one patch: each tile has one more, in front of its patches."""
+        return 1 + 1 / self.patches_per_tile if self.tile else 1.0
 
     @property
     def patch_values(self) -> int:
@@ -68,3 +104,8 @@ def is_tower(name: str) -> bool:
 def is_aligner(name: str) -> bool:
     """Whether a parameter or module of the tower belongs to the aligner."""
     return f"{name}.".startswith(ALIGNERS)
+
+
+def is_looked_up(name: str) -> bool:
+    """Whether a tensor of the tower is added to states and multiplied with nothing."""
+    return name.endswith(_TABLES)

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.vision import PREFIX
+from megatron_trainjob.families.vision import BESIDE, NESTED, OF_PARTS, Names
 from megatron_trainjob.families.weight import Rule, Weight, plain
 
 LAYER = "decoder.layers.{layer}."
@@ -139,6 +139,8 @@ _BIASED_ROUTER = tuple(
     plain(f"{LAYER}mlp.router.{kind}", f"{HF_LAYER}mlp.router.{kind}") for kind in ("weight", "bias")
 )
 
+_GPT_OSS = (SINKS, *_BIASED_ROUTER, *experts())
+
 _FUSED_QKV = Weight(
     parameter=ATTENTION + "linear_qkv.weight", rule="fused_qkv", names=(HF_ATTENTION + "qkv_proj.weight",)
 )
@@ -183,11 +185,15 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
     "llama4_text": _LLAMA4,
-    "gpt_oss": (SINKS, *_BIASED_ROUTER, *experts()),
+    "gpt_oss": _GPT_OSS,
     "qwen2_vl": (),
     "qwen2_5_vl": (),
     "qwen3_vl": (),
     "qwen3_vl_moe": (*router(), *experts()),
+    "internvl": (),
+    "internvl_qwen3": (),
+    "internvl_qwen3_moe": (*router(), *experts()),
+    "internvl_gpt_oss": _GPT_OSS,
     **dict.fromkeys(("qwen3_5", "qwen3_5_text"), _QWEN3_5),
     **dict.fromkeys(("qwen3_5_moe", "qwen3_5_moe_text"), (*_QWEN2_MOE, *_QWEN3_5)),
 }
@@ -207,21 +213,18 @@ _PREDICTION_BESIDE: Mapping[str, str] = {
 }
 """The parts of such a layer besides those of any other layer."""
 
-_NESTED = (("model.language_model.", "model."), ("model.visual.", PREFIX))
-"""Beginnings of names in files, and those in weight tables: a vision tower is stored in one of two ways."""
-
 
 def in_table(name: str) -> str:
     """The name of a stored tensor in weight tables."""
-    for stored, own in _NESTED:
+    for stored, own in (*NESTED, *OF_PARTS, *BESIDE):
         if name.startswith(stored):
             return own + name.removeprefix(stored)
     return name
 
 
-def in_files(name: str, *, nested: bool) -> str:
-    """The name under which a tensor of a weight table is stored. nested: as in `Family.nested_names`."""
-    for stored, own in reversed(_NESTED) if nested else ():
+def outside(name: str, names: Names) -> str:
+    """The name that a tensor of a weight table has elsewhere: in files, or in transformers' object."""
+    for stored, own in names:
         if name.startswith(own):
             return stored + name.removeprefix(own)
     return name

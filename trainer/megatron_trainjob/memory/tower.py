@@ -44,10 +44,19 @@ def activation_bytes(args: TrainArgs, vision: Vision, *, samples: int, tokens: i
     if trained_parameters(args, vision) == 0:
         return 0.0
     patches = tokens * vision.merge_size**2
-    most = pixels.in_pixels(args, vision.patch_size * vision.merge_size).get("max_pixels")
+    most = _most_patches(args, vision)
     if most and not args.packing:  # a packed row holds any number of images
-        patches = min(patches, samples * most // vision.patch_size**2)
+        patches = min(patches, samples * most)
     layer = patches * (8 * vision.hidden_size + 3 * vision.width) * element_bytes
     if not args.vit_gradient_checkpointing:
         return float(vision.depth * layer)
     return float(vision.depth * patches * vision.hidden_size * element_bytes + layer)
+
+
+def _most_patches(args: TrainArgs, vision: Vision) -> int:
+    """Of one image; 0 where the arguments do not say. An image of several tiles has one more, the whole of it."""
+    given = pixels.in_pixels(args, vision.patch_size * vision.merge_size)
+    if not vision.tile:
+        return int(given.get("max_pixels", 0)) // vision.patch_size**2
+    most = pixels.tiles(given, vision.tile).most
+    return 0 if most is None else (most + (most > 1)) * vision.patches_per_tile

@@ -22,12 +22,14 @@ _THOUSAND = 1000
 
 @dataclass(frozen=True, kw_only=True)
 class Marks:
-    """The texts around a name and around a box, as the model writes them."""
+    """The texts around a name and around a box, as the model writes them, of a point and between two of them."""
 
     before_ref: str = ""
     after_ref: str = ""
     before_box: str = "["
     after_box: str = "]"
+    point: str = "({x},{y})"
+    between: str = ","
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,10 +87,10 @@ class Boxes:
         if self.scale == "none":
             sides = image.grid[2] * self.patch_size, image.grid[1] * self.patch_size
         points = [
-            f"({_scaled(x, width, sides[0])},{_scaled(y, height, sides[1])})"
+            self.marks.point.format(x=_scaled(x, width, sides[0]), y=_scaled(y, height, sides[1]))
             for x, y in zip(box[::2], box[1::2], strict=True)
         ]
-        return f"{self.marks.before_box}{','.join(points)}{self.marks.after_box}"
+        return f"{self.marks.before_box}{self.marks.between.join(points)}{self.marks.after_box}"
 
 
 def _scaled(value: object, from_side: int, to_side: int) -> int:

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+import jinja2
 from transformers import PreTrainedTokenizerBase
 
 from megatron_trainer.data.values import Conversation, Medium, Message, RowError
 from megatron_trainer.data.vision import boxes, files, video
 from megatron_trainer.data.vision.boxes import Boxes
+from megatron_trainer.data.vision.form import PatchForm, TileForm
 from megatron_trainer.data.vision.frames import open_frames
 from megatron_trainer.data.vision.pixels import DiskCache, ImageReader
 from megatron_trainer.data.vision.places import placed
@@ -19,9 +22,10 @@ from megatron_trainer.data.vision.rows import MARK, Found, Media
 from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.data.vision.tokens import Shifted, VisionTokens
 from megatron_trainer.failure import InvalidInput
-from megatron_trainjob import input_file
+from megatron_trainjob import families, input_file
 from megatron_trainjob.args import pixels
 from megatron_trainjob.exit_codes import ExitCode
+from megatron_trainjob.families.vision import Vision
 from megatron_trainjob.violation import Violation
 
 if TYPE_CHECKING:
@@ -32,6 +36,11 @@ CACHE = "images"
 """Folder of resized images, in that of the tokenized data."""
 ABSOLUTE_BOXES = frozenset({"qwen2_5_vl"})
 """Models that write coordinates in pixels of the resized image; the others in thousandths."""
+_AROUND = {"start": "<img>", "end": "</img>"}
+"""Tokens around a tile of a tokenizer that does not name them."""
+_PROBE = "behind-it"
+_LONGEST_BEHIND = 8
+_TAGS = ("<ref>", "</ref>", "<box>", "</box>")
 _BOX_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 
 
@@ -103,22 +112,29 @@ def image_rows_of(
     """
     if "vision_config" not in config or "image_token_id" not in config:
         return None
-    processor = _processor(args, directory)
-    rules = _rules(args, directory, config)
-    tokens = VisionTokens(
-        image=config["image_token_id"],
-        video=config.get("video_token_id", -1),
-        start=config.get("vision_start_token_id", -1),
-        end=config.get("vision_end_token_id", -1),
-        merge=processor.merge_size,
-        separates_frames=rules is not None and rules.separates_frames,
+    tower = _cutting_tower(directory, config)
+    form = _patches(args, directory) if tower is None else _tiles(args, directory, tower)
+    rules = _rules(args, directory, config, tower)
+    patch_size = form.processor.patch_size if tower is None else tower.patch_size
+    separates = rules is not None and rules.separates_frames
+    tokens = (
+        VisionTokens(
+            image=config["image_token_id"],
+            video=config.get("video_token_id", -1),
+            start=config.get("vision_start_token_id", -1),
+            end=config.get("vision_end_token_id", -1),
+            merge=form.processor.merge_size,
+            separates_frames=separates,
+        )
+        if tower is None
+        else _tokens_of_tiles(tokenizer, tower)
     )
 
     def text(token: int) -> str:
         return "" if token < 0 else str(tokenizer.convert_ids_to_tokens(token))
 
     settings = VisionSettings(
-        processor=processor.to_dict(),
+        processor=form.processor.to_dict(),
         image_token=text(tokens.image),
         video_token=text(tokens.video),
         start_token=text(tokens.start),
@@ -127,14 +143,16 @@ def image_rows_of(
         boxes=args.norm_bbox or _scale_of(config),
         root=args.image_root,
         separates_frames=tokens.separates_frames,
+        numbers_frames=tower is not None,
+        behind="" if tower is None else _behind(tokenizer, text(tokens.image)),
     )
     budget = int(args.image_cache_gib * 2**30)
     kept = DiskCache(folder=cache / CACHE, budget_bytes=budget) if cache is not None and budget else None
     return ImageRows(
         settings=settings,
-        reader=ImageReader(processor, kept, rules),
+        reader=ImageReader(form, kept, rules),
         tokens=tokens,
-        patch_size=processor.patch_size,
+        patch_size=patch_size,
         marks=_marks(tokenizer),
     )
 
@@ -143,26 +161,94 @@ def _scale_of(config: Mapping[str, Any]) -> Literal["norm1000", "none"]:
     return "none" if config.get("model_type") in ABSOLUTE_BOXES else "norm1000"
 
 
-def _processor(args: TrainArgs, directory: Path) -> Any:  # noqa: ANN401 - of transformers
-    """The model's image processor in its form without torchvision, within the pixels of the arguments."""
+def _processor(directory: Path) -> Any:  # noqa: ANN401 - of transformers
+    """The model's image processor in its form without torchvision."""
     from transformers import AutoImageProcessor  # 8 s of imports, which processes that encode text go without
 
     try:
-        processor = AutoImageProcessor.from_pretrained(directory, backend="pil")
+        return AutoImageProcessor.from_pretrained(directory, backend="pil")
     except (OSError, ValueError, KeyError, ImportError) as err:
         raise _unusable(directory, f"its image processor cannot be loaded: {err}") from err
+
+
+def _patches(args: TrainArgs, directory: Path) -> PatchForm:
+    """Images of any size, within the pixels of the arguments."""
+    processor = _processor(directory)
     given = pixels.in_pixels(args, processor.patch_size * processor.merge_size)
     lowest = given.get("min_pixels", processor.size["shortest_edge"])
     highest = given.get("max_pixels", processor.size["longest_edge"])
     processor.size = type(processor.size)(shortest_edge=min(lowest, highest), longest_edge=max(lowest, highest))
-    return processor
+    return PatchForm(processor=processor)
 
 
-def _rules(args: TrainArgs, directory: Path, config: Mapping[str, Any]) -> video.FrameRules | None:
-    """Those of the model's video processor, read where transformers reads them, within the limits of the arguments."""
+def _cutting_tower(directory: Path, config: Mapping[str, Any]) -> Vision | None:
+    """The tower of a model that cuts images into tiles, None for another."""
+    if "image_size" not in getattr(families.of(config), "vision_keys", ()):
+        return None
+    try:
+        return families.read(config).vision
+    except ValueError as err:
+        raise _unusable(directory, f"its config.json cannot be read: {err}") from err
+
+
+def _tiles(args: TrainArgs, directory: Path, tower: Vision) -> TileForm:
+    """Images in tiles, as many as the arguments allow."""
+    processor = _processor(directory)
+    side, tokens = tower.tile, tower.patches_per_tile // tower.merge_size**2
+    if (processor.size.height, processor.size.width) != (side, side):
+        made = f"{processor.size.height} x {processor.size.width}"
+        raise _unusable(directory, f"its image processor makes tiles of {made} pixels, its tower takes {side} x {side}")
+    stated = _json(directory / "processor_config.json").get("image_seq_length", tokens)
+    if stated != tokens:
+        message = (
+            f"its processor_config.json says {stated} tokens of a tile (image_seq_length), its tower makes {tokens}"
+        )
+        raise _unusable(directory, message)
+    wanted = pixels.tiles(pixels.in_pixels(args, side), side)
+    least, most = wanted.least or processor.min_patches, wanted.most or processor.max_patches
+    processor.min_patches, processor.max_patches = min(least, most), max(least, most)
+    return TileForm(processor=processor, side=side, patch_size=tower.patch_size)
+
+
+def _tokens_of_tiles(tokenizer: PreTrainedTokenizerBase, tower: Vision) -> VisionTokens:
+    """The tokens around a tile are those that the tokenizer names, as transformers' processor reads them."""
+    known = tokenizer.get_vocab()
+    start, end = (getattr(tokenizer, f"{name}_image_token", text) for name, text in _AROUND.items())
+    return VisionTokens(
+        image=tower.image_token,
+        video=tower.video_token,
+        start=known.get(start, -1),
+        end=known.get(end, -1),
+        merge=tower.merge_size,
+        separates_frames=True,
+    )
+
+
+def _behind(tokenizer: PreTrainedTokenizerBase, image: str) -> str:
+    """The text that the chat template writes between an image and the text behind it; "" if it knows no images."""
+    turn = {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": _PROBE}]}
+    try:
+        shown = str(tokenizer.apply_chat_template([turn], tokenize=False))
+    except (ValueError, TypeError, jinja2.TemplateError):  # none, or one for texts alone
+        return ""
+    between = re.search(f"{re.escape(image)}(.*?){_PROBE}", shown, re.DOTALL)
+    return between[1] if between and len(between[1]) <= _LONGEST_BEHIND else ""
+
+
+def _rules(
+    args: TrainArgs, directory: Path, config: Mapping[str, Any], tower: Vision | None
+) -> video.FrameRules | None:
+    """Those of the model's video processor, read where transformers reads them, within the limits of the arguments.
+
+    tower: of a model that cuts images into tiles.
+    """
     stored = _json(directory / "processor_config.json").get("video_processor")
     for name in ("video_preprocessor_config.json", "preprocessor_config.json"):
         stored = stored or _json(directory / name)
+    if tower is not None:
+        sizes = {"side": tower.tile, "patch_size": tower.patch_size, "merge_size": tower.merge_size}
+        of_tiles = video.rules_of_tiles(stored or {}, **sizes)
+        return video.limited(of_tiles, pixels.in_pixels(args, tower.patch_size * tower.merge_size))
     rules = video.rules_of(str(config.get("model_type")), stored or {})
     return None if rules is None else video.limited(rules, pixels.in_pixels(args, rules.patch_size * rules.merge_size))
 
@@ -187,7 +273,12 @@ def _unusable(path: Path, message: str) -> InvalidInput:
 
 def _marks(tokenizer: PreTrainedTokenizerBase) -> boxes.Marks:
     """Those of the tokenizer's own tokens for objects, if it has them."""
-    if not all(token in tokenizer.get_added_vocab() for token in _BOX_TOKENS):
+    known = tokenizer.get_added_vocab()
+    if all(token in known for token in _TAGS):
+        before_ref, after_ref, before_box, after_box = _TAGS
+        box = {"before_box": f"{before_box}[[", "after_box": f"]]{after_box}", "point": "{x}, {y}", "between": ", "}
+        return boxes.Marks(before_ref=before_ref, after_ref=after_ref, **box)
+    if not all(token in known for token in _BOX_TOKENS):
         return boxes.Marks()
     before_ref, after_ref, before_box, after_box = _BOX_TOKENS
     return boxes.Marks(before_ref=before_ref, after_ref=after_ref, before_box=before_box, after_box=after_box)

@@ -1,4 +1,4 @@
-"""Turns images and videos into the pixels of the model, by its own processor of transformers, without torchvision.
+"""Turns images and videos into the pixels of the model: measured, decoded, resized, kept on disk.
 
 The sizes of images are measured when rows become tokens; pixels are made when a micro-batch needs them, in the
 processes that read ahead. Resized images are kept on disk as far as a budget allows.
@@ -14,7 +14,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,6 +22,7 @@ from PIL import Image
 from megatron_trainer.data.values import Medium, MediumFile, Pixels, RowError, joined_pixels
 from megatron_trainer.data.vision import files, video
 from megatron_trainer.data.vision.decode import decode
+from megatron_trainer.data.vision.form import Form, Grid
 from megatron_trainer.data.vision.frames import Frames
 from megatron_trainer.failure import TrainingError
 from megatron_trainjob.exit_codes import ExitCode
@@ -30,7 +30,6 @@ from megatron_trainjob.exit_codes import ExitCode
 logger = logging.getLogger(__name__)
 
 CHANGED = "an image is not the one that was tokenized"
-TOO_NARROW = "an image is too narrow for the model"
 ODD_FRAME = "the frames of a video have several sizes"
 MOST_FRAMES_SHOWN = 8
 """Of a video, in a picture of it."""
@@ -49,20 +48,14 @@ class DiskCache:
 class ImageReader:
     """Measures images and makes their pixels. Picklable; a copy in each process.
 
-    processor: an image processor of transformers in its form for PIL, with `patch_size` and `resample`. rules: of
-    videos, None for a model that has none.
+    form: what the model makes of an image. rules: of videos, None for a model that has none.
     """
 
-    def __init__(
-        self,
-        processor: Any,  # noqa: ANN401 - of transformers
-        cache: DiskCache | None = None,
-        rules: video.FrameRules | None = None,
-    ) -> None:
-        self._processor = processor
+    def __init__(self, form: Form, cache: DiskCache | None = None, rules: video.FrameRules | None = None) -> None:
+        self._form = form
         self._cache = cache
         self._rules = rules
-        self._grids: dict[tuple[int, int], tuple[int, int, int]] = {}
+        self._grids: dict[tuple[int, int], Grid] = {}
         self._used_bytes, self._written = -1, 0
 
     def measure(self, source: MediumFile) -> tuple[Medium, str]:
@@ -138,9 +131,7 @@ class ImageReader:
             assert self._rules is not None
             values = video.patches(np.stack(frames), self._rules)
             return Pixels(values_PD=values, grid_N3=np.array([medium.grid], dtype=np.int64))
-        made = self._processor(images=frames, do_resize=False, input_data_format="channels_last", return_tensors="np")
-        values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
-        return Pixels(values_PD=values, grid_N3=np.asarray(made["image_grid_thw"], dtype=np.int64))
+        return self._form.pixels(frames, [medium.grid])
 
     def _frame(self, source: MediumFile, medium: Medium) -> NDArray[np.uint8]:
         """An image, or one of a video, resized: [height, width, 3]."""
@@ -158,25 +149,22 @@ class ImageReader:
 
     def _resized(self, image: Image.Image, medium: Medium) -> NDArray[np.uint8]:
         """[height, width, 3], as the processor of images, or of videos, resizes it."""
-        _, rows, columns = medium.grid
-        if medium.is_video:
-            assert self._rules is not None
-            patch = self._rules.patch_size
-            return video.resized(np.asarray(image), (rows * patch, columns * patch))
-        patch = self._processor.patch_size
-        resized = image.resize((columns * patch, rows * patch), resample=self._processor.resample)
-        return np.asarray(resized, dtype=np.uint8)
+        if not medium.is_video:
+            return self._form.resized(image, medium.grid)
+        height, width, _ = self._shape(medium)
+        return video.resized(np.asarray(image), (height, width))
 
-    def _grid(self, size: tuple[int, int]) -> tuple[int, int, int]:
+    def _shape(self, medium: Medium) -> tuple[int, int, int]:
+        """Of an image, or of one frame of a video, once it is resized."""
+        if not medium.is_video:
+            return self._form.shape(medium.grid)
+        assert self._rules is not None
+        return medium.grid[1] * self._rules.patch_size, medium.grid[2] * self._rules.patch_size, 3
+
+    def _grid(self, size: tuple[int, int]) -> Grid:
         """The grid of an image of this (height, width), asked of the processor once for each size."""
         if size not in self._grids:
-            blank = np.zeros((*size, 3), np.uint8)
-            try:
-                made = self._processor(images=[blank], input_data_format="channels_last", return_tensors="np")
-            except ValueError as err:
-                raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
-            time, rows, columns = made["image_grid_thw"][0].tolist()
-            self._grids[size] = time, rows, columns
+            self._grids[size] = self._form.grid(size)
         return self._grids[size]
 
     def _key(self, source: MediumFile, medium: Medium) -> str:
@@ -192,8 +180,7 @@ class ImageReader:
             except OSError as err:
                 raise RowError(files.NOT_FOUND, f"{source}: {err.strerror or err}") from err
             content = f"{source} {status.st_size} {status.st_mtime_ns} {status.st_ctime_ns}"
-        sizes = f"{medium.size} {medium.grid} {self._processor.patch_size}"
-        made = f"{content} {sizes} {'video' if medium.is_video else self._processor.resample}"
+        made = f"{content} {medium.size} {self._shape(medium)} {'video' if medium.is_video else self._form.key}"
         return hashlib.sha256(made.encode()).hexdigest()[:40]
 
     def _path(self, key: str) -> Path:
@@ -203,8 +190,7 @@ class ImageReader:
     def _kept(self, key: str, medium: Medium) -> NDArray[np.uint8] | None:
         if self._cache is None:
             return None
-        patch = self._processor.patch_size
-        shape = medium.grid[1] * patch, medium.grid[2] * patch, 3
+        shape = self._shape(medium)
         try:
             content = self._path(key).read_bytes()
         except OSError:

@@ -15,7 +15,8 @@ class VisionSettings:
     into the one token that stands for a patch of them. start_token, end_token: texts around them, "" for none.
     boxes: whether coordinates are in thousandths of the image or in pixels of the resized one. root: folder of relative
     paths; None is that of the data file. video: the rules of its frames, None if videos are not read. separates_frames:
-    each step of a video has a time before it and the tokens around it.
+    each step of a video has the tokens around it, and before it its time or, with numbers_frames, its number.
+    behind: text that the template writes behind an image or a video.
     """
 
     processor: Mapping[str, object]
@@ -27,3 +28,5 @@ class VisionSettings:
     boxes: Literal["norm1000", "none"] = "norm1000"
     root: str | None = None
     separates_frames: bool = False
+    numbers_frames: bool = False
+    behind: str = ""

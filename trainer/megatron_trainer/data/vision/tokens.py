@@ -47,12 +47,17 @@ class Shifted:
 
 
 def _shown(medium: Medium, settings: VisionSettings) -> str:
-    """The text of an image or a video; where frames stand alone, each has its time before it and the tokens around."""
+    """The text of an image or a video; where frames stand alone, each has the tokens around it, and its time or number
+    before it.
+    """
     start, end = settings.start_token, settings.end_token
+    if medium.is_video and settings.numbers_frames:
+        frames = range(1, medium.grid[0] + 1)
+        return "\n".join(f"Frame{each}: {start}{settings.video_token}{end}" for each in frames) + settings.behind
     inside = settings.video_token if medium.is_video else settings.image_token
     if medium.is_video and settings.separates_frames:
         inside = "".join(f"<{time:.1f} seconds>{start}{inside}{end}" for time in medium.times)
-    return f"{start}{inside}{end}"
+    return f"{start}{inside}{end}{settings.behind}"
 
 
 @dataclass(frozen=True, kw_only=True)

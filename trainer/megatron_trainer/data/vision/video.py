@@ -1,6 +1,6 @@
 """How a model sees a video: which frames, of what size, at what times, and their patches. No I/O.
 
-The numbers are those of transformers' video processors of Qwen2-VL and Qwen3-VL, which need torchvision.
+The numbers are those of transformers' video processors of Qwen2-VL, Qwen3-VL and InternVL, which need torchvision.
 
 Shape suffixes: F frames, H height, W width, C channels, P patches, D numbers of a patch.
 """
@@ -25,18 +25,23 @@ _WIDEST = 200
 """Most times that one side may be as long as the other, as transformers has it."""
 
 
+Kind = Literal["qwen2", "qwen3", "tiles"]
+
+
 @dataclass(frozen=True, kw_only=True)
 class FrameRules:
     """The settings of a model's video processor, within those of the user.
 
-    kind: qwen2 bounds the pixels of each frame, qwen3 those of all frames together, and writes the time before each
-    step. least, most: these bounds. frame_least, frame_most: the user's, of one frame; None for none. budget: of the
-    bound that a file asks for with cap_pixels_per_frame, in tokens; None for none. fps: frames of a second.
+    kind: qwen2 bounds the pixels of each frame; qwen3 those of all frames together, and writes the time before each
+    step; of tiles, each frame becomes a square of `tile` pixels a side, with its number before it. least, most: these
+    bounds. frame_least, frame_most: the user's, of one frame; None for none. budget: of the bound that a file asks for
+    with cap_pixels_per_frame, in tokens; None for none. fps: frames of a second; of tiles 0 for all that a row has.
     """
 
-    kind: Literal["qwen2", "qwen3"]
-    least: int
-    most: int
+    kind: Kind
+    least: int = 0
+    most: int = 0
+    tile: int = 0
     frame_least: int | None = None
     frame_most: int | None = None
     budget: int | None = None
@@ -51,8 +56,8 @@ class FrameRules:
 
     @property
     def separates_frames(self) -> bool:
-        """Whether each step stands alone between texts, with its time before it."""
-        return self.kind == "qwen3"
+        """Whether each step stands alone between texts, with its time or number before it."""
+        return self.kind != "qwen2"
 
 
 _QWEN2: Mapping[str, Any] = {
@@ -69,7 +74,10 @@ _QWEN3: Mapping[str, Any] = {
     "patch_size": 16,
     "max_video_tokens": 768,
 }
-KINDS: Mapping[str, Literal["qwen2", "qwen3"]] = {
+_TILES: Mapping[str, Any] = {"image_mean": _QWEN2["image_mean"], "image_std": _QWEN2["image_std"]}
+_MOST_TILES = 2**31
+"""Frames of a video in tiles, unless the user says otherwise: any number."""
+KINDS: Mapping[str, Kind] = {
     "qwen2_vl": "qwen2",
     "qwen2_5_vl": "qwen2",
     "qwen3_vl": "qwen3",
@@ -106,6 +114,26 @@ def rules_of(model_type: str, stored: Mapping[str, Any]) -> FrameRules | None:
     )
 
 
+def rules_of_tiles(stored: Mapping[str, Any], *, side: int, patch_size: int, merge_size: int) -> FrameRules:
+    """The rules of a model whose frames are tiles, `side` pixels along each side. stored: of its video processor.
+
+    It sees every frame that a row names, unless the user bounds their number or gives a rate.
+    """
+    given = {**_TILES, **{key: value for key, value in stored.items() if value is not None}}
+    return FrameRules(
+        kind="tiles",
+        tile=side,
+        fps=0.0,
+        min_frames=1,
+        max_frames=_MOST_TILES,
+        patch_size=patch_size,
+        temporal_patch_size=1,
+        merge_size=merge_size,
+        mean=tuple(given["image_mean"]),
+        std=tuple(given["image_std"]),
+    )
+
+
 def limited(rules: FrameRules, settings: Mapping[str, Any]) -> FrameRules:
     """The rules within the user's settings (pixels.in_pixels)."""
     names = {
@@ -123,8 +151,12 @@ def chosen_frames(total: int, fps: float | None, rules: FrameRules) -> list[int]
 
     Frames of an unknown rate are those of rules.fps: all are seen, up to max_frames.
     """
-    if fps is None and total <= rules.max_frames:
+    if (fps is None or rules.fps == 0) and total <= rules.max_frames:
         return list(range(total))
+    if rules.kind == "tiles":
+        wanted = int(total / fps * rules.fps) if fps and rules.fps else total
+        count = min(max(wanted, rules.min_frames, 1), rules.max_frames, total)
+        return [int(total / count / 2 + number * (total / count)) for number in range(count)]
     if rules.kind == "qwen3":
         wanted = int(total / (fps or rules.fps) * rules.fps)
         count = min(max(wanted, rules.min_frames), rules.max_frames, total)
@@ -143,6 +175,8 @@ def frame_size(num_frames: int, height: int, width: int, rules: FrameRules) -> t
 
     Raises RowError for a video that is too short or too narrow.
     """
+    if rules.tile:
+        return rules.tile, rules.tile
     factor, step = rules.patch_size * rules.merge_size, rules.temporal_patch_size
     frames, rounded = 1, 1
     if rules.kind == "qwen3":
@@ -184,11 +218,15 @@ def _bounds(num_frames: int, rules: FrameRules) -> tuple[int, int]:
 
 def seconds_per_step(numbers: Sequence[int], total: int, fps: float | None, rules: FrameRules) -> float:
     """Seconds between two steps of a video's grid in time."""
+    if rules.tile:  # positions do not tell
+        return 1.0
     return rules.temporal_patch_size / (len(numbers) / total * (fps or rules.fps))
 
 
 def timestamps(numbers: Sequence[int], fps: float | None, rules: FrameRules) -> tuple[float, ...]:
     """The time of each step of the grid, the middle of its first and last frame, in seconds."""
+    if rules.tile:
+        return tuple(map(float, numbers))
     step = rules.temporal_patch_size
     times = [number / (fps or rules.fps) for number in numbers]
     times += times[-1:] * (-len(times) % step)
@@ -213,6 +251,8 @@ def patches(frames_FHWC: NDArray[np.uint8], rules: FrameRules) -> NDArray[np.flo
     whole = np.concatenate([frames_FHWC, np.repeat(frames_FHWC[-1:], missing, axis=0)]).astype(np.float32)
     mean, std = (np.array(each, np.float32) * np.float32(255) for each in (rules.mean, rules.std))
     whole = (whole - mean) / std
+    if rules.tile:
+        return np.ascontiguousarray(whole.transpose(0, 3, 1, 2)).reshape(-1, 3 * patch * patch)
     steps, rows, columns = len(whole) // step, whole.shape[1] // patch, whole.shape[2] // patch
     cut = whole.reshape(steps, step, rows // merge, merge, patch, columns // merge, merge, patch, 3)
     ordered = cut.transpose(0, 2, 5, 3, 6, 8, 1, 4, 7)

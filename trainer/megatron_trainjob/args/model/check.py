@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from megatron_trainjob import quantization
+from megatron_trainjob import families, quantization
 from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.model import prediction, tower
 from megatron_trainjob.args.model.apply import apply, contradictions
@@ -77,7 +77,7 @@ class Checked:
 
 def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     """The model of a config.json with these arguments, and all problems that prevent training it."""
-    family = FAMILIES.get(str(raw.get("model_type")))
+    family = families.of(raw)
     if family is None:
         return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
     raw = family.flat(raw)
@@ -101,6 +101,10 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
 
 def _unknown(raw: Mapping[str, Any]) -> Violation:
     kind = raw.get("model_type")
+    if texts := families.texts_of(str(kind)):
+        inner = raw["text_config"].get("model_type")
+        message = f"this text model is not trained behind a vision tower of {kind}; those that are: {', '.join(texts)}"
+        return refused("text_config.model_type", inner, message)
     message = untrained.REASONS.get(str(kind)) or (
         f"this model family is not known; known are {', '.join(sorted(FAMILIES))}. "
         "A family is added as a record (docs/adding-a-family.md)"

@@ -19,14 +19,17 @@ from megatron_trainjob.violation import Violation
 def of_tower(model: Model, vision: Vision, config: Config) -> Iterator[Violation]:
     """Towers whose sizes do not fit each other or the decoder, and sections of heads that are none."""
     heads, size = vision.num_heads, vision.hidden_size
-    if size % (4 * heads):
-        message = f"{heads} heads of a tower of {size} channels must have a multiple of 4 channels each"
-        yield refused("vision_config.num_heads", heads, message)
+    if size % (heads if vision.tile else 4 * heads):
+        channels = "equally many" if vision.tile else "a multiple of 4"
+        message = f"{heads} heads of a tower of {size} channels must have {channels} channels each"
+        yield refused(f"vision_config.{'num_attention_heads' if vision.tile else 'num_heads'}", heads, message)
     if vision.output_size != model.hidden_size:
         key = "hidden_size" if "embed_dim" in config.vision_keys else "out_hidden_size"
         message = f"the decoder's hidden size is {model.hidden_size}; correct either"
         yield refused(f"vision_config.{key}", vision.output_size, message)
     pairs = int(model.qk_head_size * model.rotary.share) // 2
+    if vision.tile:  # positions are those of text
+        return
     if not vision.sections or min(vision.sections) < 0 or sum(vision.sections) != pairs:
         given = rope_values(config.raw).get("mrope_section")
         yield refused("rope_parameters.mrope_section", given, f"must be three counts that sum up to {pairs}")
@@ -37,7 +40,7 @@ def of_tower(model: Model, vision: Vision, config: Config) -> Iterator[Violation
 
 def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Violation]:
     """Arguments that a model with images does not support."""
-    if args.rope_scaling is not None:
+    if args.rope_scaling is not None and vision.sections:
         message = "rotary positions by time, row and column cannot be scaled; remove it"
         yield _violation("rope_scaling", args.rope_scaling, message)
     if model.trained_predictions and args.pipeline_model_parallel_size > 1:
@@ -53,6 +56,9 @@ def of_arguments(model: Model, vision: Vision, args: TrainArgs) -> Iterator[Viol
     if args.quant_method is not None:
         message = "a model with images is exported in 16 or 32 bits only; remove it"
         yield _violation("quant_method", args.quant_method, message)
+    if args.norm_bbox == "none" and vision.tile:
+        message = "an image is cut into tiles, so that no resized image has coordinates; use norm1000"
+        yield _violation("norm_bbox", "none", message)
     if args.rlhf_type == "kto":
         message = "joins prompts with answers of other rows, which their images do not follow; use dpo"
         yield _violation("rlhf_type", "kto", message)

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
+from megatron_trainjob import families
 from megatron_trainjob.args.model.check import RESIDUAL_DROPOUT
 from megatron_trainjob.args.rules.rule import Facts, rule
-from megatron_trainjob.families import FAMILIES
 
 _ARGUMENTS = {"attention_dropout": "attention_dropout", **dict.fromkeys(RESIDUAL_DROPOUT, "hidden_dropout")}
 
 
 def _stated(facts: Facts, *keys: str) -> dict[str, float]:
     """The keys that the model's family reads, with their values above 0."""
-    family = FAMILIES.get(str(facts.config.get("model_type")))
+    family = families.of(facts.config)
     config = family.config(facts.config) if family else None
     found = {key: config.get(key) for key in keys} if config else {}
     return {key: value for key, value in found.items() if isinstance(value, int | float) and value > 0}

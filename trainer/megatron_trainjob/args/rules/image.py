@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterator
 
+from megatron_trainjob import families
 from megatron_trainjob.args import pixels
 from megatron_trainjob.args.field import EVERY_TASK
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
@@ -73,15 +74,32 @@ def _contradictions(facts: Facts) -> Iterator[str]:
             yield f"{tokens} and the argument {name} limit the same; remove one"
         if own is not None and given.get(name, own) != own:
             yield f"{name} {given[name]:g} contradicts the argument {name}, which is {own}; remove one"
+    for number, name in pixels.TILES.items():
+        if number in given and (name in given or getattr(facts.args, name) is not None):
+            yield f"{number} and {name} limit the same; remove one"
     for least, most in (
         ("min_pixels", "max_pixels"),
         ("video_min_pixels", "video_max_pixels"),
         ("fps_min_frames", "fps_max_frames"),
         ("image_min_token_num", "image_max_token_num"),
         ("video_min_token_num", "video_max_token_num"),
+        ("min_num", "max_num"),
     ):
         if given.get(least, 0) > given.get(most, float("inf")):
             yield f"{least} is more than {most}"
+
+
+@rule("model_kwargs", needs_model=True, severity="warning")
+def settings_fit_the_kind_of_model(facts: Facts) -> str:
+    """Images of any size have tokens, images that are cut into tiles have tiles."""
+    family = families.of(facts.config)
+    if family is None or not family.text_type:
+        return ""
+    given, is_cut = pixels.settings(facts.args), "image_size" in family.vision_keys
+    idle = [*pixels.OF_VIDEOS, *pixels.OF_VIDEOS.values()] if is_cut else [*pixels.TILES]
+    unread = [name for name in dict.fromkeys(idle) if name in given]
+    why = "frames have the size of a tile" if is_cut else "images are not cut into tiles"
+    return f"{', '.join(unread)} has no effect with this model, whose {why}" if unread else ""
 
 
 @rule("chat_template_kwargs", needs_model=True)
@@ -98,5 +116,6 @@ RULES = (
     the_fewest_pixels_are_below_the_most,
     settings_of_models_are_known,
     pixels_are_given_once,
+    settings_fit_the_kind_of_model,
     images_are_not_numbered,
 )

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
+from megatron_trainjob import families
 from megatron_trainjob.args.head import TOWER, modules_to_save
 from megatron_trainjob.args.rules.condition import above, is_, is_set
 from megatron_trainjob.args.rules.pair import excludes, idle_without
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
-from megatron_trainjob.families import FAMILIES
 
 CHECKPOINT_KEYWORDS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop")
 """Of torch.utils.checkpoint, with plain values."""
 
 
 def _sees_images(facts: Facts) -> bool:
-    family = FAMILIES.get(str(facts.config.get("model_type")))
+    family = families.of(facts.config)
     return family is not None and bool(family.text_type)
 
 

@@ -1,0 +1,136 @@
+"""What a model's image processor makes of an image: its size for the model, and the pixels of that.
+
+Two forms: an image of any size in patches, and an image cut into square tiles of one size with a smaller one of the
+whole behind them. Both use transformers' own processor without torchvision.
+
+Shape suffixes: H height, W width, C channels, P patches, D numbers of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from megatron_trainer.data.values import Pixels, RowError
+
+TOO_NARROW = "an image is too narrow for the model"
+
+Grid = tuple[int, int, int]
+"""Patches along (time, height, width); of an image in tiles, its tiles and the patches along their sides."""
+
+
+class Form(Protocol):
+    """How one model takes images. Picklable."""
+
+    @property
+    def key(self) -> str:
+        """What besides the image and its grid determines the resized one."""
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """That of an image of this (height, width). Raises RowError for one that the model cannot take."""
+
+    def shape(self, grid: Grid) -> tuple[int, int, int]:
+        """Of the resized image: (height, width, 3)."""
+
+    def resized(self, image: Image.Image, grid: Grid) -> NDArray[np.uint8]:
+        """[H, W, 3]; tiles stand one below the other."""
+
+    def pixels(self, resized: Sequence[NDArray[np.uint8]], grids: Sequence[Grid]) -> Pixels:
+        """Those of resized images."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchForm:
+    """Images of any size. processor: with `patch_size` and `resample`."""
+
+    processor: Any
+
+    @property
+    def key(self) -> str:
+        """See Form."""
+        return f"{self.processor.patch_size} {self.processor.resample}"
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """See Form."""
+        blank = np.zeros((*size, 3), np.uint8)
+        try:
+            made = self.processor(images=[blank], input_data_format="channels_last", return_tensors="np")
+        except ValueError as err:
+            raise RowError(TOO_NARROW, f"{size[1]} x {size[0]} pixels: {err}") from err
+        time, rows, columns = made["image_grid_thw"][0].tolist()
+        return time, rows, columns
+
+    def shape(self, grid: Grid) -> tuple[int, int, int]:
+        """See Form."""
+        return grid[1] * self.processor.patch_size, grid[2] * self.processor.patch_size, 3
+
+    def resized(self, image: Image.Image, grid: Grid) -> NDArray[np.uint8]:
+        """See Form."""
+        height, width, _ = self.shape(grid)
+        return np.asarray(image.resize((width, height), resample=self.processor.resample), dtype=np.uint8)
+
+    def pixels(self, resized: Sequence[NDArray[np.uint8]], grids: Sequence[Grid]) -> Pixels:
+        """See Form."""
+        del grids  # the processor finds them
+        images = list(resized)
+        made = self.processor(images=images, do_resize=False, input_data_format="channels_last", return_tensors="np")
+        values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
+        return Pixels(values_PD=values, grid_N3=np.asarray(made["image_grid_thw"], dtype=np.int64))
+
+
+@dataclass(frozen=True, kw_only=True)
+class TileForm:
+    """Images in tiles. processor: with `min_patches`, `max_patches` (tiles) and `size`. side: pixels along one side of
+    a tile. patch_size: along one side of a patch.
+    """
+
+    processor: Any
+    side: int
+    patch_size: int
+
+    @property
+    def key(self) -> str:
+        """See Form."""
+        return f"tiles {self.side} {self.processor.min_patches} {self.processor.max_patches} {self.processor.resample}"
+
+    def grid(self, size: tuple[int, int]) -> Grid:
+        """See Form."""
+        tiles = self.processor.get_number_of_image_patches(*size, {"crop_to_patches": True})
+        along = self.side // self.patch_size
+        return int(tiles), along, along
+
+    def shape(self, grid: Grid) -> tuple[int, int, int]:
+        """See Form."""
+        return grid[0] * self.side, self.side, 3
+
+    def resized(self, image: Image.Image, grid: Grid) -> NDArray[np.uint8]:
+        """See Form."""
+        tiles = self.processor.crop_image_to_patches(
+            np.asarray(image).transpose(2, 0, 1),
+            self.processor.min_patches,
+            self.processor.max_patches,
+            patch_size=self.processor.size,
+            resample=self.processor.resample,
+        )
+        if len(tiles) != grid[0]:
+            raise ValueError(f"{len(tiles)} tiles instead of {grid[0]}")
+        return np.concatenate([np.asarray(tile, dtype=np.uint8).transpose(1, 2, 0) for tile in tiles])
+
+    def pixels(self, resized: Sequence[NDArray[np.uint8]], grids: Sequence[Grid]) -> Pixels:
+        """See Form."""
+        tiles = list(np.concatenate(resized).reshape(-1, self.side, self.side, 3))
+        made = self.processor(
+            images=tiles,
+            crop_to_patches=False,
+            do_resize=False,
+            input_data_format="channels_last",
+            return_tensors="np",
+        )
+        values = np.ascontiguousarray(made["pixel_values"], dtype=np.float32)
+        patches = values.reshape(-1, 3 * self.patch_size**2)
+        return Pixels(values_PD=patches, grid_N3=np.array(grids, dtype=np.int64))
