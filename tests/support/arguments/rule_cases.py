@@ -1069,6 +1069,18 @@ CASES = [
         bad_config=_TEXT_ALONE,
     ),
     Case(
+        rule="settings_fit_the_kind_of_model",
+        good={"model_kwargs": {"max_num": 6}},
+        bad={"model_kwargs": {"video_max_pixels": 4096}},
+        config={"model_type": "internvl", "vision_config": {}},
+    ),
+    Case(
+        rule="settings_fit_the_kind_of_model",
+        good={"model_kwargs": {"video_max_pixels": 4096}},
+        bad={"model_kwargs": {"max_num": 6}},
+        config={"model_type": "qwen2_5_vl", "vision_config": {}},
+    ),
+    Case(
         rule="images_are_not_numbered",
         good={"chat_template_kwargs": {"add_vision_id": False}},
         bad={"chat_template_kwargs": {"add_vision_id": True}},
