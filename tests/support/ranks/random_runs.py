@@ -112,7 +112,7 @@ def draw(number: int, data: Path) -> RandomRun:
     for some in SEVERAL:
         arguments |= some if random_.random() < 0.2 else {}
     is_packed = random_.random() < 0.4
-    arguments |= {"packing": True, "packing_length": 256} if is_packed else {"micro_batch_size": random_.choice((1, 2))}
+    arguments |= {"packing": True, "packing_length": 128} if is_packed else {"micro_batch_size": random_.choice((1, 2))}
     choices = [each for each in LAYOUTS if not (is_packed and "context_parallel_size" in each[1])]
     choices += LAYOUTS_OF_EXPERTS * 2 if has_experts else ()
     ranks, layout = random_.choice(choices)
