@@ -8,6 +8,7 @@ import tempfile
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -125,7 +126,13 @@ def _named(config: Mapping[str, Any], section: str, name: str | None, path: Path
 def _file(entry: Mapping[str, Any], name: str, config: Path) -> Path | None:
     """The named file, or a temporary one with the inline data (OpenSSL reads keys from files only)."""
     if data := entry.get(f"{name}-data"):
-        with tempfile.NamedTemporaryFile(prefix="mtj-", delete=False) as copy:
+        with tempfile.NamedTemporaryFile(dir=_inline_files().name, delete=False) as copy:
             copy.write(base64.b64decode(data))
         return Path(copy.name)
     return (config.parent / entry[name]).resolve() if entry.get(name) else None
+
+
+@cache
+def _inline_files() -> tempfile.TemporaryDirectory[str]:
+    """The folder of inline certificates and keys; it is removed when the process ends."""
+    return tempfile.TemporaryDirectory(prefix="mtj-")
