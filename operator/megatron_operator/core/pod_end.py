@@ -36,6 +36,9 @@ class ContainerEnd:
     finished_at: float | None = None
 
 
+NO_END = ContainerEnd()
+
+
 def read(spec: Object, status: Object) -> dict[str, Any]:
     """Phase, and for the container that ended the pod: name, kind, exit code, what the trainer recorded, and time."""
     container, kind = _deciding(spec, status)
@@ -95,6 +98,8 @@ def _last_end(spec: Object, container: Object, status: Object, kind: ContainerKi
 
 def _end_of(spec: Object, terminated: Object, status: Object, kind: ContainerKind) -> ContainerEnd:
     """How a container ended. A reason of the pod itself (Evicted, NodeShutdown ...) takes precedence over its own."""
+    if not (terminated or status.get("reason") or status.get("message")):
+        return NO_END
     record = termination.read(terminated.get("message")) if kind == "Trainer" else termination.Record()
     exit_code = whole_number(terminated.get("exitCode"), largest=MAX_EXIT_CODE)
     if kind == "Trainer" and exit_code is not None and record.exit_code != exit_code and _has_attempt_file(spec):
