@@ -107,6 +107,29 @@ def test_a_broken_foreign_webhook_is_reported_in_the_servers_words_until_it_work
     assert quiet_jobs.status()["restarts"]["total"] == 0
 
 
+def test_a_gang_trains_on_where_a_quota_has_no_room_for_its_spares(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
+):
+    """One of two is created; the other is once there is room."""
+    quota = quiet_jobs.path("resourcequotas", "three")
+    quiet_plane.create(
+        quiet_jobs.path("resourcequotas"), {"metadata": {"name": "three"}, "spec": {"hard": {"pods": "3"}}}
+    )
+    wait_until(lambda: quiet_plane.get(quota).get("status"), bool, "the quota to be counted")
+    with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)):
+        quiet_jobs.submit(manifest(numNodes=2, scheduling={"spares": 2}))
+        quiet_jobs.await_events("SpareRefused")
+        assert "exceeded quota: three" in quiet_jobs.events()["SpareRefused"]["message"]
+        status = quiet_jobs.await_phase("Running")
+        assert quiet_jobs.condition("Stalled") == {}
+        assert status["restarts"]["attempt"] == 0
+        quiet_plane.merge(quota, {"spec": {"hard": {"pods": "4"}}})
+        wait_until(lambda: quiet_plane.get(quota)["status"]["hard"]["pods"], lambda hard: hard == "4", "more room")
+        pod = quiet_jobs.path("pods", "job-a0-spare-0")
+        quiet_plane.merge(pod, {"metadata": {"annotations": {"test.example/seen": "1"}}})  # any change has it look
+        quiet_jobs.await_pods("job-a0-master-0", "job-a0-worker-0", "job-a0-spare-0", "job-a0-spare-1")
+
+
 def test_two_gangs_that_share_a_quota_never_block_each_other_by_halves(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
 ):

@@ -12,7 +12,7 @@ from typing import Any
 
 from megatron_operator import clock, manifest
 from megatron_operator.api import names
-from megatron_operator.cluster.kubernetes.apply import ForeignObject, InvalidObject, Predecessor, apply
+from megatron_operator.cluster.kubernetes.apply import REFUSALS, ForeignObject, InvalidObject, Predecessor, apply
 from megatron_operator.cluster.kubernetes.cache import Cache
 from megatron_operator.cluster.kubernetes.client import ApiError, Client
 from megatron_operator.cluster.kubernetes.events import Recorder
@@ -33,8 +33,6 @@ from megatron_trainjob.violation import Violation
 Object = Mapping[str, Any]
 Parsed = Job | tuple[Violation, ...]
 HEAVY_METADATA = ("managedFields",)
-# HTTP statuses that do not go away on retry: a quota, a policy, an object that the server rejects.
-REFUSALS = frozenset({400, 403, 422})
 # After this long, any other error (5xx from the server or a webhook, no response) no longer counts as transient.
 LASTING_S = 20.0
 COUNT_S = 1.0

@@ -28,6 +28,8 @@ from megatron_operator.core.observe import is_owned
 from megatron_operator.core.plan import Event, Patch, Plan, Ref
 
 Object = Mapping[str, Any]
+# HTTP statuses that do not go away on retry: a quota, a policy, an object that the server rejects.
+REFUSALS = frozenset({400, 403, 422})
 logger = logging.getLogger(__name__)
 
 
@@ -64,6 +66,7 @@ async def apply(
             await _show_refusal(recorder, job, written.refusal, now)
     try:
         await _change(client, job, plan, on_written)
+        await _create_spares(client, recorder, job, plan, now, on_written)
     except (ApiError, ForeignObject):
         # Events are emitted once the status is persisted: the next reconcile, which does the rest, sees no transition.
         if plan.status is not None:
@@ -88,7 +91,33 @@ async def _change(client: Client, job: Object, plan: Plan, on_written: Callable[
     await _all(_patch(client, namespace, patch, on_written) for patch in plan.patch)
     # A pod is rejected, or waits, without the objects it refers to: create those first.
     await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] != "Pod")
-    await _all(_create(client, job, body, on_written) for body in plan.create if body["kind"] == "Pod")
+    pods = (body for body in plan.create if body["kind"] == "Pod" and not _is_spare(body))
+    await _all(_create(client, job, body, on_written) for body in pods)
+
+
+async def _create_spares(
+    client: Client,
+    recorder: Recorder,
+    job: Object,
+    plan: Plan,
+    now: float,
+    on_written: Callable[[Resource, Object], None],
+) -> None:
+    """Creates spares. One that the server rejects (a quota) is reported and tried again later: the gang trains on."""
+    for body in filter(_is_spare, plan.create):
+        try:
+            await _create(client, job, body, on_written)
+        except ApiError as error:
+            if error.status not in REFUSALS:
+                raise
+            name = body["metadata"]["name"]
+            message = f"Spare pod {name} was not created. {error.message}"[:1024]
+            await recorder.post(job, Event(type="Warning", reason="SpareRefused", message=message, of=name), now)
+            return
+
+
+def _is_spare(body: Object) -> bool:
+    return bool((body["metadata"].get("labels") or {}).get(names.LABEL_REPLICA_TYPE) == names.SPARE)
 
 
 async def _tell(recorder: Recorder, job: Object, plan: Plan, now: float) -> None:
