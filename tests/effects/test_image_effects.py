@@ -49,6 +49,8 @@ def test_pixels_of_an_image_stay_within_their_limits(folder):
     height, width = size(min_pixels=4000)
     assert height * width >= 4000
     assert size(max_pixels=24 * 40, min_pixels=24 * 40) == (24, 40)
+    height, width = size(min_pixels=2 * 10**6)
+    assert height * width >= 2 * 10**6, "more than the model's own most"
 
 
 @effect("model_kwargs")

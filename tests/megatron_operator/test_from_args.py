@@ -405,6 +405,8 @@ UNTRAINED = {"model_type": "bert", "hidden_size": 64}
         ("Qwen/Qwen3-8B", ""),
         ("Qwen/Qwen3-VL-30B-A3B-Instruct", ""),
         ("someone/a-model-of-ours", ""),
+        ("zai-org/GLM-4.1V-9B-Thinking", ""),
+        ("zai-org/GLM-4.5V", "by its name it is of the family glm4v_moe, which is not trained here"),
         ("models/InternVL3-8B", "the same model for transformers has -hf behind its name"),
         ("OpenGVLab/InternVL2_5-8B", "the same model for transformers has -hf behind its name"),
         ("google/gemma-3n-E4B-it", "by its name it is of the family gemma3n, which is not trained here"),

@@ -49,6 +49,7 @@ QUICK = [
     *(("qwen3_vl", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
     *(("qwen2_vl", "tp2 sp"), ("qwen3_vl_moe", "tp2 ep2"), ("qwen3_vl_moe", "pp2")),
     *(("qwen3_5", "one rank"), ("qwen3_5", "pp2"), ("qwen3_5_moe", "ep2")),
+    *(("glm4v", "tp2 sp"), ("glm4v", "cp2")),
     *(("internvl", "tp2 sp"), ("internvl", "cp2"), ("internvl_qwen3_moe", "pp2")),
 ]
 """Cases of `make test`; the others are slow."""
@@ -100,6 +101,7 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
             *(("qwen3_vl_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "cp2", "ep2", "tp2 ep2")),
             *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
             *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
+            *(("glm4v", layout) for layout in LAYOUTS),
             *(("internvl", layout) for layout in LAYOUTS),
             *(("internvl_qwen3", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
             *(("internvl_qwen3_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
@@ -133,6 +135,7 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
             *((layout, "nothing") for layout in ("tp2 sp", "pp2", "cp2")),
         )
     },
+    **{f"glm4v, {layout}": ("glm4v", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "cp2")},
     "tiles, reentrant": ("internvl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "tiles before experts": ("internvl_qwen3_moe", "one rank", "nothing", {}),
     "tiles before stacked experts": ("internvl_gpt_oss", "one rank", "nothing", {}),

@@ -26,9 +26,14 @@ LAYOUTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+@pytest.fixture(scope="module", params=["qwen2_5_vl", "internvl"])
+def name(request) -> str:
+    return request.param
+
+
 @pytest.fixture(scope="module")
-def model(tmp_path_factory) -> Path:
-    return seeing_model.make("qwen2_5_vl", tmp_path_factory.mktemp("seeing"))
+def model(name: str, tmp_path_factory) -> Path:
+    return seeing_model.make(name, tmp_path_factory.mktemp("seeing"))
 
 
 @pytest.fixture(scope="module")
@@ -37,13 +42,13 @@ def rows(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def truth(model: Path, rows: Path) -> list[dict[str, float]]:
+def truth(name: str, model: Path, rows: Path) -> list[dict[str, float]]:
     """What each step should say: the whole model trains, tower and aligner too."""
     import torch
     from transformers import AutoModelForImageTextToText
 
     policy, reference = (AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32) for _ in range(2))
-    processor = vision.processor(model)
+    processor = vision.processor(model, name)
     pairs = [json.loads(line) for line in rows.read_text().splitlines()]
     optimizer = torch.optim.AdamW(policy.parameters(), lr=RATE, betas=(0.9, 0.999), weight_decay=0.0)
     lines = []
@@ -121,7 +126,7 @@ def test_a_tower_that_trains_beside_adapters_is_compared_with_the_one_of_load(mo
     assert run.column("rewards/chosen") == pytest.approx([0.0], abs=1e-5)
 
 
-def test_pre_training_on_texts_with_images_has_the_loss_of_transformers(model, tmp_path):
+def test_pre_training_on_texts_with_images_has_the_loss_of_transformers(name, model, tmp_path):
     """The loss of the first step is the mean over all tokens but those of images and the first."""
     import torch
     from PIL import Image
@@ -136,10 +141,12 @@ def test_pre_training_on_texts_with_images_has_the_loss_of_transformers(model, t
     given = tiny_run.arguments(model, tmp_path / "texts.jsonl", tmp_path / "run", max_length=512, train_iters=1)
     run = tiny_run.train(given, task="pt")
     assert run.exit_code == 0, run.message
-    theirs, processor = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32), vision.processor(model)
+    theirs = AutoModelForImageTextToText.from_pretrained(model, dtype=torch.float32)
+    processor = vision.processor(model, name)
+    place = "<IMG_CONTEXT>\n" if vision.is_cut(name) else "<|vision_start|><|image_pad|><|vision_end|>"
     total, count = 0.0, 0
     for text, file in zip(texts, files, strict=True):
-        marked = text.replace("<image>", "<|vision_start|><|image_pad|><|vision_end|>") + "<|im_end|>"
+        marked = text.replace("<image>", place) + "<|im_end|>"
         inputs = processor(text=[marked], images=[Image.open(file).convert("RGB")], return_tensors="pt")
         labels = inputs["input_ids"][0, 1:].clone()
         labels[labels == theirs.config.image_token_id] = -100

@@ -33,6 +33,8 @@ CASES = [
     *(("qwen3_vl", layout) for layout in ("one rank", "packed", "tp2 sp", "pp2", "cp2")),
     *(("qwen3_vl_moe", layout) for layout in ("one rank", "pp2")),
     *(("qwen3_5", layout) for layout in ("one rank", "packed", "tp2 sp", "pp2")),
+    *(("internvl", layout) for layout in LAYOUTS),
+    *(("internvl_gpt_oss", layout) for layout in ("one rank", "packed")),
 ]
 
 
@@ -125,7 +127,8 @@ def _inputs(processor: Any, row: dict[str, Any], root: Path) -> tuple[dict[str, 
         known = VideoMetadata(
             total_num_frames=len(frames), fps=FPS if is_rated else 2.0, frames_indices=list(range(len(frames)))
         )
-        sampling = {"do_sample_frames": is_rated, "fps": 2.0}
+        is_cut = processor.__class__.__name__.startswith("InternVL")  # sees all frames
+        sampling = {"do_sample_frames": is_rated and not is_cut, "fps": 2.0}
         given |= {"videos": [frames], "videos_kwargs": {"video_metadata": [known], **sampling}}
     prompt, whole = (
         processor(

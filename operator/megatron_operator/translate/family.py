@@ -35,12 +35,11 @@ TYPES_BY_NAME: tuple[tuple[str, str], ...] = (
     (r"Qwen3-VL", "qwen3_vl"),
     (r"Qwen2\.5-VL", "qwen2_5_vl"),
     (r"Qwen2-VL", "qwen2_vl"),
-    (r"InternVL.*-(hf|mcore)$", "internvl"),
-    (r"InternVL", "internvl_chat"),
+    (r"InternVL", "internvl"),
     (r"InternLM2", "internlm2"),
     (r"Ovis", "ovis"),
+    (r"GLM-4\.1V|GLM-4\.6V-Flash", "glm4v"),
     (r"GLM-4\.\dV|GLM-4\.5-?V", "glm4v_moe"),
-    (r"GLM-4\.1V", "glm4v"),
     (r"GLM-5", "glm_moe_dsa"),
     (r"Kimi-VL", "kimi_vl"),
     (r"Kimi-K2\.[5-9]", "kimi_k25"),
@@ -84,10 +83,10 @@ def problem(model: str) -> str:
         return f"the trainer refuses it: {path}: {'; '.join(map(_said, wrong))}" if wrong else ""
     name = model.rstrip("/").rpartition("/")[2]
     kind = next((kind for pattern, kind in TYPES_BY_NAME if re.search(pattern, name, re.IGNORECASE)), None)
+    if reason := untrained.by_name(name) or untrained.REASONS.get(str(kind)):
+        return f"by its name this model cannot be trained: {reason}; {LISTED}"
     if kind is None or kind in FAMILIES:
         return ""
-    if reason := untrained.REASONS.get(kind):
-        return f"by its name this model cannot be trained: {reason}; {LISTED}"
     return f"by its name it is of the family {kind}, which is not trained here; {LISTED}"
 
 

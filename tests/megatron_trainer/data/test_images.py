@@ -20,7 +20,7 @@ from megatron_trainer.data.vision.model import image_rows_of
 from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
 
-KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl")
+KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v")
 SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
 
@@ -257,6 +257,20 @@ def png(image):
     stream = io.BytesIO()
     image.save(stream, "PNG")
     return stream.getvalue()
+
+
+def test_glm_bounds_the_pixels_of_an_image_and_has_no_videos(models, folder):
+    """Its processor counts the two frames that an image becomes."""
+    row = {"query": "<image>?", "response": "Yes.", "images": ["a.png"]}
+    for bounds in ({"max_pixels": 400}, {"min_pixels": 4000}):
+        encoder, images = encoder_of(models["glm4v"], args=TrainArgs(**bounds))
+        [medium] = encode(encoder, row, folder).media[0]
+        pixels = medium.grid[1] * medium.grid[2] * 16
+        assert pixels <= bounds.get("max_pixels", pixels)
+        assert pixels >= bounds.get("min_pixels", 0), "also beyond the model's own most"
+        assert images.reader.pixels([medium]).values_PD.shape == (pixels // 16, 96)
+    films = {"query": "<video>?", "response": "Yes.", "videos": [["a.png", "a.png"]]}
+    assert encode(encoder, films, folder).reason == "videos are not read for this model"
 
 
 def rejected(models, folder, images, query="<image>?"):

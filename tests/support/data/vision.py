@@ -33,6 +33,18 @@ TILE_TEMPLATE = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 """ChatML that writes images and videos as the published models of InternVL do."""
+GLM_TOKENS = (
+    "<|begin_of_image|>",
+    "<|image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|video|>",
+    "<|end_of_video|>",
+)
+GLM_TEMPLATE = TILE_TEMPLATE.replace("<IMG_CONTEXT>\n", "".join(GLM_TOKENS[:3])).replace(
+    "<video>\n", "".join(GLM_TOKENS[3:])
+)
+"""The same as those of GLM-4.1V do."""
 TEMPLATES = {
     **dict.fromkeys(("qwen2_5_vl", "qwen2_vl"), "qwen2_5_vl"),
     **dict.fromkeys(("qwen3_vl", "qwen3_vl_moe"), "qwen3_vl"),
@@ -64,6 +76,10 @@ def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
         whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *TILE_TOKENS]})
         whole.chat_template = TILE_TEMPLATE
         return whole
+    if kind == "glm4v":
+        whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *GLM_TOKENS]})
+        whole.chat_template = GLM_TEMPLATE
+        return whole
     whole.add_special_tokens({"additional_special_tokens": list(TOKENS)})
     whole.chat_template = files("trl").joinpath(f"chat_templates/{TEMPLATES[kind]}.jinja").read_text()
     return whole
@@ -80,6 +96,10 @@ def config(kind: str = "qwen2_5_vl") -> dict[str, object]:
     if is_cut(kind):
         sizes = {"image_size": [16, 16], "patch_size": [4, 4]}
         return {"model_type": kind, "vision_config": sizes, "image_token_id": ids["<IMG_CONTEXT>"]}
+    if kind == "glm4v":
+        start, image, end, _, video, _ = (ids[token] for token in GLM_TOKENS)
+        around = {"image_start_token_id": start, "image_end_token_id": end}
+        return {"model_type": kind, "vision_config": {}, "image_token_id": image, "video_token_id": video, **around}
     return {
         "model_type": kind,
         "vision_config": {"patch_size": 4, "spatial_merge_size": 2, "temporal_patch_size": 2},
@@ -98,7 +118,7 @@ def write(folder: Path, kind: str = "qwen2_5_vl", *, least: int = 64, most: int 
         (folder / "preprocessor_config.json").write_text(json.dumps(TILE_PROCESSOR))
         return folder
     settings = {
-        "image_processor_type": "Qwen2VLImageProcessor",
+        "image_processor_type": "Glm4vImageProcessor" if kind == "glm4v" else "Qwen2VLImageProcessor",
         "size": {"shortest_edge": least, "longest_edge": most},
         "patch_size": 4,
         "temporal_patch_size": 2,
@@ -115,6 +135,8 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
     pytest.importorskip("torchvision")
     from transformers import (
         AutoImageProcessor,
+        Glm4vProcessor,
+        Glm4vVideoProcessor,
         InternVLProcessor,
         InternVLVideoProcessor,
         Qwen2_5_VLProcessor,
@@ -135,6 +157,11 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
             video_processor=InternVLVideoProcessor(**sizes),
             image_seq_length=4,
             chat_template=own.chat_template,
+        )
+    if kind == "glm4v":
+        film = Glm4vVideoProcessor(patch_size=4, temporal_patch_size=2, merge_size=2)
+        return Glm4vProcessor(
+            image_processor=images, tokenizer=own, video_processor=film, chat_template=own.chat_template
         )
     videos = Qwen2VLVideoProcessor if kind in kinds else Qwen3VLVideoProcessor
     sizes = {"patch_size": 4, "temporal_patch_size": 2, "merge_size": 2, "size": dict(images.size)}

@@ -308,6 +308,21 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_vl_moe",
         {**_QWEN3_VL, **_EXPERTS, "moe_intermediate_size": 48, "mlp_only_layers": [2]},
     ),
+    "glm4v": (
+        "glm4v",
+        {
+            **{key: value for key, value in _IMAGES.items() if "vision" not in key},
+            "rope_parameters": {**_SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [1, 2, 1]},
+            "vision_config": {
+                **_TOWER,
+                "hidden_size": 32,
+                "intermediate_size": 48,
+                "out_hidden_size": 64,
+                "image_size": 16,
+                "attention_bias": True,
+            },
+        },
+    ),
     "internvl": ("internvl", {**_TILES, "tie_word_embeddings": True}),
     "internvl_qwen3": ("internvl_qwen3", {**_TILES_NORMED, "head_dim": 32}),
     "internvl_qwen3_moe": ("internvl_qwen3_moe", {**_TILES, **_EXPERTS, "head_dim": 32}),

@@ -56,6 +56,8 @@ def sample(number: int, vision: Any) -> Any:
     from megatron_trainer.data.values import Sample, joined_pixels
 
     images, videos = (_TILES if vision.tile else _GRIDS)[number]
+    if vision.video_token < 0:  # no videos are read: images of their sizes
+        images, videos = (*images, *((1, *sides) for _, *sides in videos)), ()
     random = np.random.default_rng(number)
     ids = random.integers(0, VOCAB_SIZE, 9 + number).tolist()
     for kind, (t, h, w) in [(IMAGE, grid) for grid in images] + [(VIDEO, grid) for grid in videos]:

@@ -125,7 +125,9 @@ def _set_rotary(model: GPTModel, spec: ModelSpec) -> None:
     inverse, factor = rope.frequencies(spec.model, spec.hf_config)
     inverse = inverse.to(model.rotary_pos_emb.inv_freq.device)
     if spec.model.vision and spec.model.vision.sections:
-        model.rotary_pos_emb = rope.SectionedRotaryEmbedding(inverse, spec.model.vision)
+        model.rotary_pos_emb = rope.SectionedRotaryEmbedding(
+            inverse, spec.model.vision, interleaved=spec.model.rotary.interleaved
+        )
     else:
         model.rotary_pos_emb.inv_freq = inverse
     for layer in _layers(model):

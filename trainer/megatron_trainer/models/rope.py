@@ -63,8 +63,9 @@ class SectionedRotaryEmbedding(torch.nn.Module):
 
     inv_freq: torch.Tensor
 
-    def __init__(self, inverse: torch.Tensor, vision: Vision) -> None:
+    def __init__(self, inverse: torch.Tensor, vision: Vision, *, interleaved: bool = False) -> None:
         super().__init__()
+        self.interleaved = interleaved
         self.inv_freq = inverse
         self.axis = _axes(vision, len(inverse))
 
@@ -74,6 +75,8 @@ class SectionedRotaryEmbedding(torch.nn.Module):
         axis = self.axis.to(position_ids_3BT.device)
         angles_3BTP = position_ids_3BT.float()[..., None] * self.inv_freq.to(position_ids_3BT.device)
         angles_TB1P = angles_3BTP[axis, :, :, pairs].permute(2, 1, 0)[:, :, None]
+        if self.interleaved:  # neighboring channels are a pair
+            return angles_TB1P.repeat_interleave(2, dim=-1)
         return torch.cat((angles_TB1P, angles_TB1P), dim=-1)
 
 

@@ -12,7 +12,7 @@ from math import prod
 from megatron_trainjob.args import head
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.model import Model
-from megatron_trainjob.families.vision import PREFIX, Vision, is_aligner, is_looked_up
+from megatron_trainjob.families.vision import MERGING, PREFIX, Vision, is_aligner, is_looked_up
 
 
 def flops_per_token(model: Model, args: TrainArgs) -> float:
@@ -44,9 +44,13 @@ def flops_per_patch(model: Model, args: TrainArgs) -> float:
 
 
 def _matrices(vision: Vision, *, of_aligner: bool) -> float:
-    """Multiplications of a patch with the matrices of the aligner or of the rest; kernels see patches alone."""
+    """Multiplications of a patch with the matrices of the aligner or of the rest; kernels see patches alone, and that
+    which merges patches sees each once.
+    """
     return sum(
-        prod(shape) * (1.0 if of_aligner or len(shape) > 2 else vision.states_per_patch)
+        prod(shape)
+        * (1.0 if of_aligner or len(shape) > 2 else vision.states_per_patch)
+        / (vision.merge_size**2 if name.startswith(MERGING) else 1)
         for name, shape in vision.tensors.items()
         if len(shape) > 1 and not is_looked_up(name) and is_aligner(PREFIX + name) == of_aligner
     )

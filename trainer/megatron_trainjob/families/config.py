@@ -60,7 +60,7 @@ _SIZES = frozenset(
         *("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("depth", "embed_dim", "num_heads", "in_channels", "patch_size", "temporal_patch_size", "mlp_ratio"),
         *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
-        *("num_channels", "image_seq_length"),
+        *("num_channels", "image_seq_length", "image_size"),
     }
 )
 

@@ -22,6 +22,7 @@ _OUTER = frozenset(
     {
         *("architectures", "model_type", "transformers_version", "auto_map", "vision_config"),
         *("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id", "vision_token_id"),
+        *("image_start_token_id", "image_end_token_id", "video_start_token_id", "video_end_token_id"),
         *("image_seq_length", "downsample_ratio", "projector_hidden_act"),
         *("vision_feature_layer", "vision_feature_select_strategy"),
         *_SHARED,
@@ -46,9 +47,9 @@ class Family:
     none. text_type: the model_type of the text model inside a model with a vision tower, "" for a text model.
     stored_type: the model_type of files that several records share, which differ in text_type; "" for model_type.
     vision_keys: those of its vision_config, as keys. file_names: how the tensors of its two parts are stored, () as in
-    weight tables. object_names: those within transformers' object. stacks_experts: the experts of a layer are stored in
-    one tensor each, in the form `stack_form` (stacks.py). default_scaling: rotary scaling of a file that names none.
-    has_mxfp4: the stacks are published in MXFP4 too.
+    weight tables. object_names: those within transformers' object. cuts_images: into tiles of one size. stacks_experts:
+    the experts of a layer are stored in one tensor each, in the form `stack_form` (stacks.py). default_scaling: rotary
+    scaling of a file that names none. has_mxfp4: the stacks are published in MXFP4 too.
     """
 
     model_type: str
@@ -64,6 +65,7 @@ class Family:
     vision_keys: Mapping[str, Any] = field(default_factory=dict)
     file_names: Names = ()
     object_names: Names = NESTED
+    cuts_images: bool = False
     stacks_experts: bool = False
     stack_form: StackForm = STACK_FORM
     default_scaling: Mapping[str, Any] = field(default_factory=dict)

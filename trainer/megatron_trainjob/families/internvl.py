@@ -172,6 +172,7 @@ def _family(text: Family, model_type: str, title: str) -> Family:
         title=title,
         keys={**text.keys, **_OUTER},
         vision_keys=_VISION,
+        cuts_images=True,
         file_names=BESIDE,
         object_names=OF_PARTS,
         has_mxfp4=False,

@@ -95,7 +95,7 @@ def tower(config: Config, **own: Any) -> Vision:  # noqa: ANN401 - fields of Vis
         "temporal_patch_size": vision["temporal_patch_size"],
         "merge_size": vision["spatial_merge_size"],
         "image_token": config["image_token_id"],
-        "video_token": config["video_token_id"],
+        "video_token": config.get("video_token_id"),
         "sections": sections(config, _SECTIONS),
     }
     return Vision(**{**fields, **own})

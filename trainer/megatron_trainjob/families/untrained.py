@@ -29,7 +29,7 @@ REASONS: Mapping[str, str] = {
 _NAMES: Mapping[str, str] = {
     r"gemma-?4": "gemma4",
     r"llama-?4-(scout|maverick)": "llama4",
-    r"internvl(?!.*-(hf|mcore)$)": "internvl_chat",
+    r"internvl[\d_.]*-(gpt-oss-)?\d+b(-a\d+b)?(-instruct|-pretrained|-mpo|-preview)?$": "internvl_chat",
 }
 """Patterns of names, in any case -> model_type."""
 

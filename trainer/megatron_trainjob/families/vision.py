@@ -31,7 +31,9 @@ BESIDE: Names = (
     ("multi_modal_projector.", f"{PREFIX}multi_modal_projector."),
 )
 """Of the files of such models."""
-_TABLES = ("pos_embed.weight", "position_embeddings", "cls_token")
+MERGING = "downsample."
+"""Beginning of the names of a tower's kernel that makes one state of several patches."""
+_TABLES = ("pos_embed.weight", "position_embedding.weight", "position_embeddings", "cls_token")
 """Ends of the names of tensors that are added to states, not multiplied with them."""
 
 
@@ -39,7 +41,8 @@ _TABLES = ("pos_embed.weight", "position_embeddings", "cls_token")
 class Vision:
     """A vision tower. Sizes are those of the tower, output_size is the decoder's hidden size.
 
-    image_token, video_token: ids that stand for one merged patch of an image or a video; they may be the same. tile:
+    image_token, video_token: ids that stand for one merged patch of an image or a video; they may be the same, and
+    video_token is -1 where no videos are read. tile:
     pixels along each side of the squares into which images are cut, 0 for images of any size. sections: channel pairs
     of a head that rotate by time, by row and by column; () if positions count tokens, as in text.
     interleaves_sections: they take turns channel by channel instead of

@@ -179,7 +179,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "deepseek_v3": _LATENT_PREDICTED,
     "kimi_k2": _LATENT_PREDICTED,
     "glm": (_FUSED_GATE,),
-    "glm4": (_FUSED_GATE, *POST_NORMS),
+    **dict.fromkeys(("glm4", "glm4v"), (_FUSED_GATE, *POST_NORMS)),
     "glm4_moe": _PREDICTED,
     "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,

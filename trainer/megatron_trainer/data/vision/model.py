@@ -121,8 +121,8 @@ def image_rows_of(
         VisionTokens(
             image=config["image_token_id"],
             video=config.get("video_token_id", -1),
-            start=config.get("vision_start_token_id", -1),
-            end=config.get("vision_end_token_id", -1),
+            start=config.get("vision_start_token_id", config.get("image_start_token_id", -1)),
+            end=config.get("vision_end_token_id", config.get("image_end_token_id", -1)),
             merge=form.processor.merge_size,
             separates_frames=separates,
         )
@@ -172,18 +172,28 @@ def _processor(directory: Path) -> Any:  # noqa: ANN401 - of transformers
 
 
 def _patches(args: TrainArgs, directory: Path) -> PatchForm:
-    """Images of any size, within the pixels of the arguments."""
+    """Images of any size, within the pixels of the arguments. GLM-4V bounds those of the frames that one becomes."""
+    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
+
     processor = _processor(directory)
     given = pixels.in_pixels(args, processor.patch_size * processor.merge_size)
-    lowest = given.get("min_pixels", processor.size["shortest_edge"])
-    highest = given.get("max_pixels", processor.size["longest_edge"])
-    processor.size = type(processor.size)(shortest_edge=min(lowest, highest), longest_edge=max(lowest, highest))
+    frames = processor.temporal_patch_size if isinstance(processor, Glm4vImageProcessorPil) else 1
+    lowest = given["min_pixels"] * frames if "min_pixels" in given else processor.size["shortest_edge"]
+    highest = given["max_pixels"] * frames if "max_pixels" in given else processor.size["longest_edge"]
+    lowest, highest = _ordered(lowest, highest, keeps_lowest="min_pixels" in given)
+    processor.size = type(processor.size)(shortest_edge=lowest, longest_edge=highest)
     return PatchForm(processor=processor)
+
+
+def _ordered(lowest: int, highest: int, *, keeps_lowest: bool) -> tuple[int, int]:
+    """Both bounds, where the user's one may be beyond the model's other. keeps_lowest: that one is the lower bound."""
+    return (lowest, max(lowest, highest)) if keeps_lowest else (min(lowest, highest), highest)
 
 
 def _cutting_tower(directory: Path, config: Mapping[str, Any]) -> Vision | None:
     """The tower of a model that cuts images into tiles, None for another."""
-    if "image_size" not in getattr(families.of(config), "vision_keys", ()):
+    family = families.of(config)
+    if family is None or not family.cuts_images:
         return None
     try:
         return families.read(config).vision
@@ -206,7 +216,7 @@ def _tiles(args: TrainArgs, directory: Path, tower: Vision) -> TileForm:
         raise _unusable(directory, message)
     wanted = pixels.tiles(pixels.in_pixels(args, side), side)
     least, most = wanted.least or processor.min_patches, wanted.most or processor.max_patches
-    processor.min_patches, processor.max_patches = min(least, most), max(least, most)
+    processor.min_patches, processor.max_patches = _ordered(least, most, keeps_lowest=wanted.least is not None)
     return TileForm(processor=processor, side=side, patch_size=tower.patch_size)
 
 

@@ -95,7 +95,7 @@ def settings_fit_the_kind_of_model(facts: Facts) -> str:
     family = families.of(facts.config)
     if family is None or not family.text_type:
         return ""
-    given, is_cut = pixels.settings(facts.args), "image_size" in family.vision_keys
+    given, is_cut = pixels.settings(facts.args), family.cuts_images
     idle = [*pixels.OF_VIDEOS, *pixels.OF_VIDEOS.values()] if is_cut else [*pixels.TILES]
     unread = [name for name in dict.fromkeys(idle) if name in given]
     why = "frames have the size of a tile" if is_cut else "images are not cut into tiles"
