@@ -286,11 +286,18 @@ CHANGES: tuple[Change, ...] = (
         },
     ),
     Change(
-        ours="models.engine_attention",
+        ours="models.engine_layers",
         why="TransformerEngine's causal attention ignores the mask, so left padding would be attended to.",
         until="TEDotProductAttention passes the mask on for left padding",
         backends="GPU",
         rests_on={"megatron.core.extensions.transformer_engine:TEDotProductAttention": "90a07be0da03"},
+    ),
+    Change(
+        ours="models.engine_layers",
+        why="Experts add their bias in place to the second linear's output, a view that autograd refuses.",
+        until="MLP adds the bias of experts to a tensor of its own",
+        backends="CPU and GPU",
+        rests_on={"megatron.core.transformer.mlp:MLP.forward": "9ac56e9ef8c7"},
     ),
     Change(
         ours="checkpoint.shards",

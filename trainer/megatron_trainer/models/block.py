@@ -182,16 +182,21 @@ def _with_linear_attention(
 
 
 def _with_left_padded_attention(layer: TransformerLayerSubmodules) -> TransformerLayerSubmodules:
-    from megatron_trainer.models.engine_attention import LeftPaddedAttention
+    from megatron_trainer.models.engine_layers import LeftPaddedAttention
 
     attention = replace(layer.self_attention.submodules, core_attention=LeftPaddedAttention)
     return replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
 
 
-def _with_biased_experts(mlp: partial[Any]) -> partial[Any]:
+def _with_biased_experts(mlp: partial[Any], implementation: Implementation) -> partial[Any]:
     """Experts whose second linear returns a tensor of its own."""
+    linear: type = OwnOutputLinear
+    if implementation == "transformer_engine":
+        from megatron_trainer.models.engine_layers import OwnOutputEngineLinear
+
+        linear = OwnOutputEngineLinear
     parts = mlp.keywords["submodules"]
-    linears = replace(parts.experts.keywords["submodules"], linear_fc2=OwnOutputLinear)
+    linears = replace(parts.experts.keywords["submodules"], linear_fc2=linear)
     return partial(mlp.func, submodules=replace(parts, experts=partial(parts.experts.func, submodules=linears)))
 
 
@@ -205,8 +210,8 @@ def _with_family_parts(
     if config.add_bias_linear:
         attention = replace(attention, linear_qkv=with_bias(attention.linear_qkv, has_bias=spec.model.qkv_bias))
     layer = replace(layer, self_attention=replace(layer.self_attention, submodules=attention))
-    if spec.model.expert_bias and has_experts and config.transformer_impl == "local":
-        layer = replace(layer, mlp=_with_biased_experts(layer.mlp))
+    if spec.model.expert_bias and has_experts and not config.moe_grouped_gemm:
+        layer = replace(layer, mlp=_with_biased_experts(layer.mlp, config.transformer_impl))
     if spec.model.mlp_bias and not has_experts:
         mlp = layer.mlp.keywords["submodules"]
         mlp = replace(mlp, linear_fc1=with_bias(mlp.linear_fc1), linear_fc2=with_bias(mlp.linear_fc2))
