@@ -16,8 +16,9 @@ from megatron_trainjob.violation import Violation
 _KNOWN = frozenset(field.name for kind in (MLATransformerConfig, OptimizerConfig) for field in dataclasses.fields(kind))
 _CUDA_GRAPHS = ("cuda_graph_impl", "enable_cuda_graph", "external_cuda_graph")
 _NO_CUDA_GRAPHS = (
-    "a CUDA graph repeats kernels for one shape, and rows here differ in length or, packed, in their samples, for "
-    "which Megatron-Core's graphs have no place; remove it: packed rows and larger micro-batches keep a GPU busy"
+    "a CUDA graph repeats kernels for one shape: padded rows differ in length, and of packed ones Megatron-Core's "
+    "graphs take none (transformer_engine) or only those with as many samples and as long a longest one as at first "
+    "(local); remove it: packed rows and larger micro-batches keep a GPU busy"
 )
 _WORDS = {bool: "true or false", int: "a number", float: "a number", str: "a text"}
 """Plain types; fields that take fractions may have integers as defaults, too."""
