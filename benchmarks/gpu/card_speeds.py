@@ -141,7 +141,7 @@ def measure(case: Speed, model: Path, data: Path, folder: Path) -> Measured:
     }
     command = [sys.executable, "-m", "megatron_trainer", "sft", "--config", str(config)]
     log = folder / "run" / "logging.jsonl"
-    with _running(command, folder / "log", environment, case.num_cards) as process:
+    with running(command, folder / "log", environment, case.num_cards) as process:
         until = time.monotonic() + case.limit_s
         while process.poll() is None and time.monotonic() < until and _last_step(log) < STEPS:
             time.sleep(POLL_S)
@@ -166,7 +166,7 @@ def measure_raw(case: Speed, model: Path, log: Path) -> float:
     program = str(Path(__file__).with_name("raw_megatron_core.py"))
     sizes = ["--micro-batch-size", micro, "--num-micro-batches", in_a_row]
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(case.num_cards)]
-    with _running([*launch, program, str(model), *sizes, *options], log, {}, case.num_cards) as process:
+    with running([*launch, program, str(model), *sizes, *options], log, {}, case.num_cards) as process:
         try:
             process.wait(case.limit_s)
         except subprocess.TimeoutExpired:
@@ -179,7 +179,7 @@ def measure_raw(case: Speed, model: Path, log: Path) -> float:
 
 
 @contextlib.contextmanager
-def _running(
+def running(
     command: list[str], log: Path, environment: Mapping[str, str], num_cards: int
 ) -> Iterator[subprocess.Popen[bytes]]:
     """A program on the first cards that are visible, with a session of its own; all of it is killed at the end."""

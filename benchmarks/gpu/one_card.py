@@ -3,7 +3,8 @@
     python3 benchmarks/gpu/one_card.py OUT DATA.jsonl TOKENIZER_DIR CASE ...
 
 DATA is packed as it is; where megatron-core alone is measured too, rows are all of full length. Prints a row of a table
-for each case. Instead of the paths, --list prints the names of all cases.
+for each case. Instead of the paths, --list prints the names of all cases; --write before them writes the inputs of the
+cases and their arguments.yaml alone, for profile_step.py.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from pathlib import Path
 
 import card_speeds
 import torch
+import yaml
 from card_cases import ALL_RECOMPUTED, FP8, LORA, TWO_BYTE_MOMENTS, Speed, batches
 from shapes import EXPERTS, QWEN2_5_7B, QWEN3_30B_A3B, SHAPE
 
@@ -49,6 +51,7 @@ def cases() -> list[Speed]:
         case("full", SHAPE, batches(4, 2)),
         case("rows", SHAPE, batches(4, 2), raw=("4", "2")),
         *(case(f"full-fp8{name}", SHAPE, batches(4, 2), recipe) for name, recipe in RECIPES.items()),
+        case("rows-fp8", SHAPE, batches(4, 2), FP8, raw=("4", "2", "--fp8")),
         case("lora", SHAPE, LORA, batches(4, 2)),
         case("lora-7b", QWEN2_5_7B, LORA, batches(2, 4)),
         *(case(f"lora-7b-fp8{name}", QWEN2_5_7B, LORA, batches(2, 4), recipe) for name, recipe in RECIPES.items()),
@@ -87,7 +90,21 @@ def main(out: Path, data: Path, tokenizer: Path, names: list[str]) -> None:
         print(f"{name} | {numbers} | {raw:,.0f}", flush=True)
 
 
-if sys.argv[1:] == ["--list"]:
-    print("\n".join(each.name for each in cases()))
-else:
-    main(*(Path(part).absolute() for part in sys.argv[1:4]), sys.argv[4:])
+def write(out: Path, data: Path, tokenizer: Path, names: list[str]) -> None:
+    known = {each.name: each for each in cases()}
+    for name in names:
+        chosen, folder = card_speeds.fitted(known[name], torch.cuda.get_device_properties(0).total_memory), out / name
+        folder.mkdir(parents=True)
+        model, rows = card_speeds.write_inputs(chosen, folder, data, tokenizer)
+        arguments = card_speeds.arguments_of(chosen, model, data if chosen.raw is None else rows, folder / "run")
+        (folder / "arguments.yaml").write_text(yaml.safe_dump(arguments))
+
+
+if __name__ == "__main__":
+    given = sys.argv[1:]
+    if given == ["--list"]:
+        print("\n".join(each.name for each in cases()))
+    else:
+        run = write if given[0] == "--write" else main
+        paths = given[1:] if run is write else given
+        run(*(Path(part).absolute() for part in paths[:3]), paths[3:])

@@ -49,7 +49,7 @@ def main() -> None:
     for rows in given.rows:
         pairs = write_pairs(given, rows)
         for kind in given.train:
-            runs = ((name, measure(given, model, pairs, kind, name)) for name in CASES)
+            runs = ((name, measure(given, model, pairs, kind, name)) for name in given.cases)
             print_table(f"{kind}, {pairs.stem} rows", "trl", ("first loss", "last margin"), runs)
 
 
@@ -60,6 +60,7 @@ def options() -> argparse.Namespace:
     known.add_argument("tokenizer", type=Path)
     known.add_argument("--train", nargs="+", choices=("full", "lora"), default=["full", "lora"])
     known.add_argument("--rows", nargs="+", choices=("varied", "equal"), default=["varied", "equal"])
+    known.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     known.add_argument("--shape", choices=SHAPES, default="smollm2-1.7b")
     known.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     known.add_argument("--max-length", type=int, default=1024)

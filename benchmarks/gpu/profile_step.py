@@ -1,4 +1,4 @@
-"""Where the time of a training step goes on one GPU: kernels, how long the card waits, and what the host does.
+"""Where the time of a training step goes on one GPU: kernels, between which the card waits, and what the host does.
 
     python3 benchmarks/gpu/profile_step.py CASE.yaml DIR [--steps 2] [--top 25]
 
@@ -29,7 +29,7 @@ def main() -> None:
     options.add_argument("--host", action="store_true", help="also what the host does; slows it down")
     given = options.parse_args()
     profile = profiled(given)
-    print_kernels(profile, given.steps, given.top)
+    print_kernels(kernels_of(profile), given.steps, given.top)
     if given.host:
         print_host(profile, given.steps, given.top)
 
@@ -68,24 +68,39 @@ def profiled(given: argparse.Namespace):
     return profile
 
 
-def print_kernels(profile, steps: int, top: int) -> None:
-    kernels = [event for event in profile.events() if str(event.device_type) == "DeviceType.CUDA"]
-    if not kernels:
+def kernels_of(profile) -> list:
+    """What ran on the card, by its start."""
+    found = [event for event in profile.events() if str(event.device_type) == "DeviceType.CUDA"]
+    if not found:
         sys.exit("no kernels were recorded")
-    spans = sorted((event.time_range.start, event.time_range.end) for event in kernels)
-    busy, until = 0.0, spans[0][0]
-    for start, end in spans:
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    whole = until - spans[0][0]
+    return sorted(found, key=lambda event: event.time_range.start)
+
+
+def short(name: str) -> str:
+    return re.sub(r"\s+", " ", name)[:150]
+
+
+def print_kernels(kernels: list, steps: int, top: int) -> None:
+    waits = collections.defaultdict(list)
+    busy, last = 0.0, kernels[0]
+    for event in kernels:
+        start, end, until = event.time_range.start, event.time_range.end, last.time_range.end
+        busy += max(0.0, end - (start if event is last else max(start, until)))
+        if start > until:
+            waits[short(last.name)[:60], short(event.name)[:60]].append(start - until)
+        last = max(last, event, key=lambda one: one.time_range.end)
+    whole = last.time_range.end - kernels[0].time_range.start
     print(f"step {whole / steps / 1e3:.1f} ms, busy {busy / steps / 1e3:.1f}, kernels {len(kernels) / steps:.0f}")
     total, count = collections.Counter(), collections.Counter()
     for event in kernels:
-        name = re.sub(r"\s+", " ", event.name)[:150]
-        total[name] += event.time_range.end - event.time_range.start
-        count[name] += 1
+        total[short(event.name)] += event.time_range.end - event.time_range.start
+        count[short(event.name)] += 1
     for name, microseconds in total.most_common(top):
         print(f"{microseconds / steps / 1e3:9.2f} ms {count[name] / steps:7.0f} x  {name}")
+    print("the card waits")
+    for (before, after), found in sorted(waits.items(), key=lambda one: -sum(one[1]))[:top]:
+        longest = f"longest {max(found) / 1e3:.2f}"
+        print(f"{sum(found) / steps / 1e3:9.2f} ms {len(found) / steps:7.0f} x  {longest}  {before} -> {after}")
 
 
 def print_host(profile, steps: int, top: int) -> None:

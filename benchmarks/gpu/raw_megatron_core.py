@@ -41,6 +41,7 @@ def main() -> None:
     options.add_argument("--two-byte-moments", action="store_true", help="Adam's moments and gradients in bfloat16")
     options.add_argument("--recompute", action="store_true", help="every layer")
     given = options.parse_args()
+    os.environ.setdefault("NVTE_USE_CUTLASS_GROUPED_GEMM", "1")  # as the trainer has it on Hopper
     alone = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29511", "RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0"}
     for name, value in {**alone, "CUDA_DEVICE_MAX_CONNECTIONS": "1"}.items():
         os.environ.setdefault(name, value)
