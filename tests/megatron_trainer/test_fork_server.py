@@ -99,6 +99,17 @@ def test_ranks_are_spawned_where_processes_have_no_descriptors(starter, monkeypa
     assert "Function not implemented" in caplog.text
 
 
+def test_the_end_of_a_rank_is_seen_though_the_server_hangs(starter, monkeypatch):
+    monkeypatch.setattr(ranks, "MAX_WORD_S", 0.2)
+    server = starter()()
+    dies, lives = (server.start(["time.sleep(60)"], {}) for _ in range(2))
+    os.kill(server._process.pid, signal.SIGSTOP)
+    assert lives.poll() is None
+    dies.send_signal(signal.SIGKILL)
+    assert end_of(dies) == -signal.SIGKILL
+    assert lives.poll() == -signal.SIGKILL, "a server that hangs is ended, and the system ends its ranks"
+
+
 def test_a_killed_server_ends_its_ranks_and_is_replaced(starter):
     current = starter()
     server = current()

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -12,8 +13,8 @@ from pathlib import Path
 import pytest
 
 from megatron_trainer import environment, gpu_errors
-from megatron_trainer.process import launch
-from megatron_trainjob import termination
+from megatron_trainer.process import container, launch
+from megatron_trainjob import launcher, termination
 from megatron_trainjob.exit_codes import ExitCode
 from megatron_trainjob.termination import TerminationRecord
 
@@ -226,6 +227,51 @@ def test_a_container_that_starts_again_where_no_operator_ever_answered_does_not_
     assert process.wait(100) == 201
     assert json.loads(log.read_text())["reason"] == "CONTAINER_ENDED"
     assert not Path(f"{log}.trained").exists()
+
+
+def test_the_count_of_containers_survives_a_full_volume(tmp_path):
+    """A container may end in the midst of it too: the next launcher has to read a number."""
+    env = environment.read({"MTJ_ATTEMPT_FILE": str(tmp_path / "attempt")})
+    assert [container.count(env), container.count(env)] == [0, 1]
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    handler = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    try:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (0, before[1]))
+        with pytest.raises(OSError, match="File too large"):
+            container.count(env)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        signal.signal(signal.SIGXFSZ, handler)
+    assert container.count(env) == 2
+
+
+def test_a_launcher_asked_to_end_while_a_directive_ends_its_ranks_was_stopped_and_did_not_fail(
+    start, tmp_path, monkeypatch
+):
+    """The signal comes right between the directive and the ranks' end: when they are asked for their stacks."""
+    monkeypatch.setenv("MTJ_LAUNCHER_FOLDER", str(tmp_path))
+    process, log = start(
+        "signal.signal(signal.SIGTERM, signal.SIG_IGN)\n"
+        "signal.signal(signal.SIGUSR2, lambda *_: os.kill(os.getppid(), signal.SIGTERM))\n"
+        f"open(f'{tmp_path}/ready-{{rank}}', 'w')\ntime.sleep(60)"
+    )
+    until = time.monotonic() + 30
+    while process.poll() is None:
+        assert time.monotonic() < until
+        answer(tmp_path, attempt=1 if len(list(tmp_path.glob("ready-*"))) == 2 else 0)
+        time.sleep(0.02)
+    assert process.poll() == ExitCode.PREEMPTED
+    assert json.loads(log.read_text())["reason"] == "PREEMPTED"
+
+
+def answer(folder: Path, attempt: int) -> None:
+    """What an operator on this machine answers to the launcher's present report."""
+    report = folder / launcher.REPORT_FILE
+    if report.exists():
+        number = json.loads(report.read_text())["number"]
+        aside = folder / "directive.tmp"
+        aside.write_text(json.dumps({"attempt": attempt, "intervalSeconds": 0.1, "number": number}))
+        aside.replace(folder / launcher.DIRECTIVE_FILE)
 
 
 def test_without_gpus_nothing_is_known_of_their_errors():

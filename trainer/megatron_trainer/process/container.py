@@ -20,19 +20,27 @@ KILLED = 128 + signal.SIGKILL
 def note(env: Environment, attempt: int) -> None:
     """Notes that ranks of this attempt are about to start. Raises OSError: without the note they could run twice."""
     if env.attempt_file is not None:
-        aside = env.attempt_file.with_suffix(".tmp")
-        aside.write_text(str(attempt))
-        aside.replace(env.attempt_file)
+        _write(env.attempt_file, attempt)
 
 
 def count(env: Environment) -> int:
-    """How many containers of this pod have run a launcher before; this one is counted from now on."""
+    """How many containers of this pod have run a launcher before; this one is counted from now on.
+
+    Raises OSError: uncounted, the end of this container would be taken for that of the one before.
+    """
     if env.attempt_file is None:
         return 0
     file = env.attempt_file.with_suffix(".containers")
     ended = int(file.read_text()) if file.exists() else 0
-    file.write_text(str(ended + 1))
+    _write(file, ended + 1)
     return ended
+
+
+def _write(file: Path, number: int) -> None:
+    """Writes a number whole or not at all: a container may be killed at any moment, and the next one reads it."""
+    aside = file.with_name(f"{file.name}.tmp")
+    aside.write_text(str(number))
+    aside.replace(file)
 
 
 def note_answer(env: Environment) -> None:

@@ -51,7 +51,8 @@ class Node:
     """This node and its ranks of the present attempt. starter: asked before each attempt how to start ranks.
 
     before: of the former container, where this one was started again. gpu_errors: what was reported since a moment.
-    is_stopping: the pod is asked to end, so that no ranks start again. stacks_due: when the ranks that still run write
+    is_stopping: the pod is asked to end, so that no ranks start again. is_superseded: a directive has ended the ranks,
+    none of which had failed. stacks_due: when the ranks that still run write
     their stacks, by the monotonic clock.
     """
 
@@ -65,6 +66,7 @@ class Node:
     gpu_errors: gpu_errors.Since = lambda moment: ""
     ranks: list[Rank] = field(default_factory=list)
     is_stopping: bool = False
+    is_superseded: bool = False
     stacks_due: float = float("inf")
     terminated: set[int] = field(default_factory=set)
 
@@ -164,7 +166,7 @@ def _run_attempt(node: Node, attempt: int) -> TerminationRecord | None:
     began = time.monotonic()
     starter = node.starter()
     node.stages_file.unlink(missing_ok=True)
-    node.ranks = []
+    node.ranks, node.is_superseded = [], False
     for index in range(node.count):
         if node.is_stopping:
             break
@@ -173,7 +175,7 @@ def _run_attempt(node: Node, attempt: int) -> TerminationRecord | None:
             node.terminate()
     node.line.tell(attempt, "running")
     failed = _wait(node, attempt)
-    if failed is None and node.is_stopping and len(node.ranks) < node.count:
+    if node.is_stopping and (node.is_superseded or (failed is None and len(node.ranks) < node.count)):
         return _stopped(node)
     return None if failed is None else replace(_record(failed, node.env, node.count), gpu_error=node.gpu_errors(began))
 
@@ -189,7 +191,7 @@ def _start(node: Node, starter: Starter, local_rank: int, attempt: int) -> Rank:
 
 
 def _stopped(node: Node) -> TerminationRecord:
-    """The record of a node that was asked to end before its ranks had started."""
+    """The record of a node that was asked to end before its ranks had started, at first or again."""
     return TerminationRecord(
         exit_code=ExitCode.PREEMPTED,
         reason=ExitCode.PREEMPTED.name,
@@ -243,7 +245,9 @@ def _wait(node: Node, attempt: int) -> Rank | None:
             if failed is not None:
                 deadline = time.monotonic() + _linger_s(failed)
         # A rank that is asked to save would only wait for peers that are gone: files are whole without that.
-        if time.monotonic() > deadline or node.directed(attempt) is not None:
+        is_directed = node.directed(attempt) is not None
+        if time.monotonic() > deadline or is_directed:
+            node.is_superseded = node.is_superseded or (is_directed and failed is None)
             _kill(node, is_hang=failed is None)
         if time.monotonic() > node.stacks_due:
             node.ask_for_stacks()

@@ -10,6 +10,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import socket
 import subprocess
@@ -28,6 +29,7 @@ SERVER_COMMAND = [sys.executable, "-m", "megatron_trainer.process.fork_server"]
 POLL_S = 0.05
 MAX_IMPORT_S = 600.0
 MAX_FORK_S = 30.0
+MAX_WORD_S = 5.0  # from the end of a forked rank until its parent tells its code; a parent that hangs never does
 
 
 class Process(Protocol):
@@ -61,6 +63,7 @@ class Forked:
     def __init__(self, pid: int, server: ForkServer) -> None:
         self._server = server
         self._pidfd: int | None = None
+        self._silent_since: float | None = None
         self.returncode: int | None = None
         with contextlib.suppress(ProcessLookupError):  # it has ended already
             self._pidfd = os.pidfd_open(pid)
@@ -68,7 +71,15 @@ class Forked:
     def poll(self) -> int | None:
         """Its exit code, -n after signal n; None while it runs."""
         self._server.listen()
+        if self.returncode is None and self._has_ended():
+            self._silent_since = self._silent_since or time.monotonic()
+            if time.monotonic() > self._silent_since + MAX_WORD_S:
+                logger.warning("a rank has ended, and the process that forks ranks does not say how: it hangs")
+                self._server.give_up()
         return self.returncode
+
+    def _has_ended(self) -> bool:
+        return self._pidfd is not None and bool(select.select([self._pidfd], [], [], 0)[0])
 
     def send_signal(self, number: int) -> None:
         """Sends a signal by the process's descriptor: never to a later process with its number."""
@@ -123,8 +134,7 @@ class ForkServer:
         try:
             return self._fork(argv, variables)
         except OSError as err:
-            self._process.kill()
-            self._on_end()
+            self.give_up()
             logger.warning("a rank is started with its own imports: %s", err)
             return Spawn().start(argv, variables)
 
@@ -157,6 +167,11 @@ class ForkServer:
             return
         except ConnectionResetError:
             pass
+        self._on_end()
+
+    def give_up(self) -> None:
+        """Ends a server that hangs, and with it ranks that it still has: of none of them it would tell the end."""
+        self._process.kill()
         self._on_end()
 
     def close(self) -> None:
