@@ -98,8 +98,8 @@ def job(index: int, workers: int, pod_spec: Object) -> Object:
 
 
 @contextlib.contextmanager
-def running(plane: ControlPlane, folder: Path) -> Iterator[int]:
-    """Installs it on this control plane and runs it; yields its process number once it is ready."""
+def running(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[int]:
+    """Installs it on this control plane and runs it, with more flags; yields its process number once it is ready."""
     built, webhook_port, health_port = find_or_get(), free_port(), free_port()
     _install(plane, built / MANIFESTS, webhook_port)
     command = [
@@ -110,6 +110,7 @@ def running(plane: ControlPlane, folder: Path) -> Iterator[int]:
         f"--health-probe-bind-address=127.0.0.1:{health_port}",
         f"--webhook-server-port={webhook_port}",
         f"--controller-threads={THREADS}",
+        *flags,
     ]
     with (folder / f"{PROGRAM}.log").open("ab") as log:
         environment = {**os.environ, "MY_POD_NAMESPACE": NAMESPACE}

@@ -55,17 +55,20 @@ class KubeNode:
     def _programs(self) -> tuple[str, str]:
         return f"containerd-{self.name}", f"kubelet-{self.name}"
 
-    def start(self, dns: str) -> None:
-        """Starts both programs; returns once the node is ready. `dns`: address of the cluster's name server."""
+    def start(self, dns: str, kubelet: Mapping[str, object] = {}) -> None:
+        """Starts both programs; returns once the node is ready.
+
+        dns: address of the cluster's name server. kubelet: more of its settings.
+        """
         self.folder.mkdir()
         (self.folder / "containerd.toml").write_text(_containerd(self.folder, self.plane.folder / "cni"))
-        (self.folder / "kubelet.yaml").write_text(yaml.safe_dump(self._kubelet(dns)))
+        (self.folder / "kubelet.yaml").write_text(yaml.safe_dump({**self._kubelet(dns), **kubelet}))
         (self.folder / "resolv.conf").write_text("")
-        containerd, kubelet = self._programs
+        containerd, node_agent = self._programs
         self.plane.launch(containerd, "containerd", "--config", f"{self.name}/containerd.toml")
         wait_until(lambda: (self.folder / "containerd.sock").exists(), bool, "containerd")
         self.plane.launch(
-            kubelet,
+            node_agent,
             node_binaries.find_or_get() / "kubelet",
             f"--config={self.name}/kubelet.yaml",
             f"--kubeconfig={self.plane.kubeconfig}",

@@ -13,7 +13,7 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import yaml
@@ -33,8 +33,8 @@ NODE_GRACE_S = 30  # after its last heartbeat a node is not ready
 
 
 @contextlib.contextmanager
-def running(folder: Path) -> Iterator[ControlPlane]:
-    """A control plane with one ready node that has no image; all gone afterwards.
+def running(folder: Path, kubelet: Mapping[str, object] = {}) -> Iterator[ControlPlane]:
+    """A control plane with one ready node that has no image; all gone afterwards. kubelet: more of its settings.
 
     Raises Unavailable, with the ends of the node's logs, when this machine cannot be a node.
     """
@@ -45,7 +45,7 @@ def running(folder: Path) -> Iterator[ControlPlane]:
         plane = _prepare(folder / FOLDER_NAME)
         try:
             with explained(plane):
-                _start(plane)
+                _start(plane, kubelet)
             yield plane
         finally:
             _stop(plane)
@@ -84,7 +84,7 @@ def _prepare(folder: Path) -> ControlPlane:
     return control_plane.prepare(folder, address=GATEWAY)
 
 
-def _start(plane: ControlPlane) -> None:
+def _start(plane: ControlPlane, kubelet: Mapping[str, object]) -> None:
     programs = node_binaries.find_or_get()
     plane.start_etcd()
     plane.start_apiserver(
@@ -98,7 +98,7 @@ def _start(plane: ControlPlane) -> None:
     _write_settings(plane)
     plane.launch("coredns", programs / "coredns", "-conf", "Corefile")
     plane.launch("kube-proxy", programs / "kube-proxy", "--config=proxy.yaml")
-    first(plane).start(dns=GATEWAY)
+    first(plane).start(dns=GATEWAY, kubelet=kubelet)
 
 
 def first(plane: ControlPlane) -> KubeNode:
