@@ -70,7 +70,7 @@ def running(plane: ControlPlane, folder: Path) -> Iterator[Path]:
     wait_until(lambda: _is_served(plane), bool, "JobSet to be served")
     health, certificates = free_port(), folder / "jobset-certificates"
     certificates.mkdir()
-    for ending in ("crt", "key"):  # of a server that nobody calls, but which has to start
+    for ending in ("crt", "key"):  # of a server that no one calls, but which has to start
         shutil.copy(plane.folder / f"admin.{ending}", certificates / f"tls.{ending}")
     (folder / "jobset.yaml").write_text(yaml.safe_dump(_settings(health, certificates)))
     command = [built / PROGRAM, f"--kubeconfig={plane.kubeconfig}", f"--config={folder}/jobset.yaml"]
