@@ -135,22 +135,21 @@ def make_reference(directory: Path, vision: Any, adapter: Path | None = None) ->
     found = {
         "logits": {number: each.detach() for number, each in logits.items()},
         "loss": loss.detach(),
-        "gradients": _of_adapters(model, vision)
-        if adapter
-        else parity.stored_gradients(model, directory / "gradients-images"),
+        "gradients": _of_adapters(model) if adapter else parity.stored_gradients(model, directory / "gradients-images"),
     }
     torch.save(found, path)
     return path
 
 
-def _of_adapters(model: Any, vision: Any) -> dict[str, Any]:
+def _of_adapters(model: Any) -> dict[str, Any]:
     """The gradients of the adapters of the tower and of experts, by the names that they have in training here.
 
-    Behind tiles the decoder is that of a text family, whose own tests compare adapters of its forms of experts.
+    The tests of gpt-oss compare adapters of its form of stacks.
     """
     found = {}
+    has_plain_stacks = model.config.get_text_config().model_type != "gpt_oss"
     for name, parameter in model.named_parameters():
-        if ".experts." in name and parameter.grad is not None and not vision.tile:
+        if ".experts." in name and parameter.grad is not None and has_plain_stacks:
             found |= _of_experts(name, parameter.grad)
         own = in_table(name.removeprefix("base_model.model."))
         if ".modules_to_save." in own:  # the tower in full

@@ -183,5 +183,8 @@ def _family(text: Family, model_type: str, title: str) -> Family:
 
 INTERNVL = _family(QWEN2, "internvl", "InternVL3 (Qwen2.5 inside)")
 INTERNVL_QWEN3 = _family(QWEN3, "internvl_qwen3", "InternVL3.5 (Qwen3 inside)")
-INTERNVL_QWEN3_MOE = _family(QWEN3_MOE, "internvl_qwen3_moe", "InternVL3.5-30B-A3B, InternVL3.5-241B-A28B")
+# peft splits fused experts into single ones for a text model by itself alone: here it adapts whole stacks.
+INTERNVL_QWEN3_MOE = replace(
+    _family(QWEN3_MOE, "internvl_qwen3_moe", "InternVL3.5-30B-A3B, InternVL3.5-241B-A28B"), stacks_experts=True
+)
 INTERNVL_GPT_OSS = _family(GPT_OSS, "internvl_gpt_oss", "InternVL3.5-GPT-OSS-20B-A4B-Preview")
