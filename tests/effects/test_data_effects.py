@@ -265,6 +265,14 @@ def test_lazy_tokenize_gives_the_same_items_without_tokenizing_first(prepared):
     assert isinstance(lazy.train.stores[0], LazyStore)
 
 
+@pytest.mark.parametrize("other", [{"packing": True}, {"group_by_length": True}])
+def test_lazy_tokenize_gives_way_to_what_needs_the_length_of_every_sample(prepared, other):
+    done = []
+    lazy = prepared(lazy_tokenize=True, progress=lambda *_: done.append(1), **other)
+    assert len(done) == 1
+    assert len(lazy.train) == len(prepared(**other).train)
+
+
 @effect("cached_dataset")
 def test_cached_dataset_is_tokenized_data_of_an_earlier_time(prepared, tmp_path):
     made = prepared()
@@ -462,6 +470,24 @@ def test_agent_template_hermes_writes_tools_as_text_for_a_template_without_them(
     own = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "r"}]
     common["dataset"] = [write("none.jsonl", [{"messages": own}])]
     assert text(prepared(**common, agent_template="hermes").train[0]) == text(prepared(**common).train[0])
+
+
+@effect("agent_template")
+def test_agent_template_react_writes_calls_and_results_into_the_answer(prepared, write):
+    call = {"type": "function", "function": {"name": "look", "arguments": {"at": "sky"}}}
+    turns = [
+        {"role": "user", "content": "q"},
+        {"role": "assistant", "content": "Thought: Well.", "tool_calls": [call]},
+        {"role": "tool", "content": "blue"},
+        {"role": "assistant", "content": "Final Answer: r"},
+    ]
+    tools = [{"name": "look", "description": "Looks", "parameters": {}}]
+    path = write("calls.jsonl", [{"messages": turns, "tools": tools}])
+    [sample] = prepared(dataset=[path], max_length=2000, agent_template="react_en").train
+    called = 'Thought: Well.\nAction: look\nAction Input: {"at": "sky"}\nObservation:'
+    assert trained(sample) == f"{called}Final Answer: r"
+    assert f"assistant\n{called} blue\nFinal Answer: r<" in text(sample)
+    assert '"description": "Looks"' in text(sample).partition("user\n")[0]
 
 
 @effect("group_by_length")

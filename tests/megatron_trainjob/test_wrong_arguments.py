@@ -138,12 +138,12 @@ WRONG = {
             "recompute_granularity: needs recompute_num_layers; set that, or change recompute_granularity (got 'full')",
         ],
     ),
-    "packing of unknown lengths": (
-        {"packing": True, "lazy_tokenize": True},
+    "a stream grouped by length": (
+        {"group_by_length": True, "streaming": True},
         "sft",
         [
-            "packing: cannot be combined with lazy_tokenize: true, because packing needs the length of every sample"
-            " before training; change one of the two (got True)"
+            "group_by_length: cannot be combined with streaming: true, because grouping needs the length of every "
+            "sample before training; change one of the two (got True)"
         ],
     ),
     "endless stream": (
@@ -190,18 +190,17 @@ WRONG = {
         "sft",
         ["loss_type: is not part of task_type causal_lm in sft, which has one loss; remove it (got 'ipo')"],
     ),
-    "chat template in pre-training": (
-        {"use_chat_template": True},
+    "classification in pre-training": (
+        {"task_type": "seq_cls"},
         "pt",
-        ["use_chat_template: must be false for task pt; remove it (got True)"],
+        ["task_type: seq_cls is a kind of task sft; change the task (got 'seq_cls')"],
     ),
-    "label noise in a loss without": (
-        {"label_smoothing": 0.1, "loss_type": "hinge"},
+    "another divergence in a loss without": (
+        {"f_divergence_type": "js_divergence", "loss_type": "apo_zero"},
         "rlhf",
         [
-            "label_smoothing: cannot be combined with loss_type: hinge or ipo or bco_pair or sppo_hard or nca_pair or"
-            " discopop or apo_zero or apo_down or sft, because these losses have no label noise; change one of the two"
-            " (got 0.1)"
+            "f_divergence_type: needs loss_type: sigmoid or sigmoid_norm or robust or exo_pair or hinge or ipo or "
+            "discopop or sft; set that, or remove f_divergence_type (got 'js_divergence')"
         ],
     ),
     "secret in a manifest": (

@@ -445,7 +445,7 @@ CASES = [
     Case(
         rule="cached_data_is_tokenized_already",
         good={"cached_dataset": ("c",)},
-        bad={"cached_dataset": ("c",), "lazy_tokenize": True},
+        bad={"lazy_tokenize": True, "cached_dataset": ("c",)},
     ),
     Case(
         rule="packing_knows_all_lengths",
@@ -1018,7 +1018,15 @@ CASES = [
             bad=bad,
             config=DENSE,
         )
-        for bad in ({"agent_template": "glm4_5"}, {"agent_template": "llama3", "template": "own.jinja"})
+        for bad in (
+            {"agent_template": "glm4_5"},
+            {"agent_template": "llama4"},
+            {"agent_template": "llama3", "template": "own.jinja"},
+        )
+    ),
+    *(
+        Case(rule="the_words_about_tools_are_our_own", good={"agent_template": "hermes"}, bad={"agent_template": name})
+        for name in ("react_en", "toolbench", "qwen_zh_parallel")
     ),
     Case(
         rule="delayed_fp8_scaling_recomputes_no_outputs",
@@ -1299,7 +1307,6 @@ CASES = [
         rule="a_temperature_is_discopops",
         good={"discopop_tau": 0.1, "loss_type": "discopop"},
         bad={"discopop_tau": 0.1},
-        given=("discopop_tau",),
         task="rlhf",
     ),
     Case(
@@ -1324,7 +1331,7 @@ CASES = [
         for rule, other in (
             ("without_a_reference_none_is_asked", "reference_free"),
             ("a_stream_is_not_known_beforehand", "streaming"),
-            ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize"),
+            ("pairs_that_are_known_beforehand_are_not_lazy", "lazy_tokenize"),
         )
     ),
     Case(rule="channels_have_no_preference_loss", good={}, bad={"enable_channel_loss": True}, task="rlhf"),

@@ -12,13 +12,14 @@ from megatron_trainer.data.conversation.chat_template import TemplateSettings
 from megatron_trainer.data.conversation.formats import Recognition
 from megatron_trainer.data.conversation.group import Grouping
 from megatron_trainer.data.conversation.label import Label
+from megatron_trainer.data.conversation.tool_answers import MARKERS
 from megatron_trainer.data.encoding.encode import EncodeSettings
 from megatron_trainer.data.reading.catalog import Catalog, looked_up, read_catalog
 from megatron_trainer.data.reading.spec import DatasetSpec, parse_spec
 from megatron_trainer.data.vision.settings import VisionSettings
 from megatron_trainer.failure import InvalidInput
 from megatron_trainjob import input_file
-from megatron_trainjob.args import head
+from megatron_trainjob.args import derive, head
 from megatron_trainjob.args.field import TrainingTask
 from megatron_trainjob.violation import Violation
 
@@ -115,7 +116,7 @@ def data_settings(
         num_processes=args.dataset_num_proc,
         is_strict=args.strict,
         reads_cache=args.load_from_cache_file,
-        tokenizing="streaming" if args.streaming else "lazy" if args.lazy_tokenize else "before",
+        tokenizing="streaming" if args.streaming else "lazy" if derive.tokenizes_lazily(args, task) else "before",
         cached=tuple(Path(folder) for folder in args.cached_dataset),
         cached_validation=tuple(Path(folder) for folder in args.cached_val_dataset),
         window_rows=args.shuffle_buffer_size,
@@ -173,7 +174,7 @@ def _encode_settings(
         loss_scale="all" if task == "pt" else args.loss_scale,
         chat=_chat_settings(args),
         keeps_incomplete=args.keep_incomplete_rows,
-        agent_template="hermes" if args.agent_template == "hermes" else None,
+        agent_template=args.agent_template if args.agent_template in ("hermes", *MARKERS) else None,
     )
 
 

@@ -69,6 +69,7 @@ class Message:
     weight of its loss. thought: the assistant's thought, if the row has it in a separate field.
     alias: the role's name in the row, for templates that support it (developer, observation).
     extra: fields that templates read, such as tool_calls.
+    given: [start, end) of the parts of an assistant's content that it did not write, such as results of tools.
     """
 
     role: str
@@ -77,6 +78,7 @@ class Message:
     thought: str = ""
     alias: str = ""
     extra: Mapping[str, object] = field(default_factory=dict)
+    given: tuple[tuple[int, int], ...] = ()
 
     @property
     def calls(self) -> Sequence[Mapping[str, Any]]:

@@ -51,7 +51,7 @@ def engine_and_reference(
         backend=backend,
         mismatched_length=shape.mismatched_length,
     )
-    is_known_first = args.precompute_ref_log_probs and args.train_type == "full"
+    is_known_first = args.precompute_ref_log_probs and not args.reference_free and args.train_type == "full"
     if is_known_first:  # the reference model is freed before the policy is built
         data = know(data=data, open_reference=partial(frozen_model, args, spec, backend))
     # Micro-batches are weighted by pairs; Megatron weights by tokens, which pairs do not have.

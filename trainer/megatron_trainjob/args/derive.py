@@ -321,6 +321,13 @@ def preference_losses(args: TrainArgs) -> tuple[tuple[str, ...], tuple[float, ..
     return types, args.loss_weights or (1.0,) * len(types)
 
 
+def tokenizes_lazily(args: TrainArgs, task: Task) -> bool:
+    """Whether rows are tokenized when they are read; not where every sample has to be known before training."""
+    knows_samples = args.packing or args.group_by_length or bool(args.cached_dataset)
+    knows_reference = task == "rlhf" and args.precompute_ref_log_probs
+    return args.lazy_tokenize and not (knows_samples or knows_reference)
+
+
 def has_reference_model(args: TrainArgs, task: Task) -> bool:
     """Whether a second, frozen copy of the model is kept during training: for full preference training."""
     is_asked = not (args.reference_free or args.precompute_ref_log_probs)

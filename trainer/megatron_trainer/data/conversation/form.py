@@ -95,7 +95,9 @@ def turns_of(messages: Sequence[Message], form: Form, habits: Habits) -> Turns:
 
 
 def may_join(first: Message, second: Message) -> bool:
-    """Whether two consecutive messages may be one turn: same role, and both trained or neither."""
+    """Whether two consecutive messages may be one turn: same role, both trained or neither, and wholly so."""
+    if first.given or second.given:
+        return False
     return first.role == second.role and first.role in ("system", "user", "assistant") and first.loss == second.loss
 
 

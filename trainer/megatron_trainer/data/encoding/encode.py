@@ -17,6 +17,7 @@ from megatron_trainer.data.conversation.formats import Recognition, recognize, w
 from megatron_trainer.data.conversation.hermes import uses_tools, without_tools
 from megatron_trainer.data.conversation.rendering import Rendering
 from megatron_trainer.data.conversation.template import choose_template
+from megatron_trainer.data.conversation.tool_answers import MARKERS, with_tools_in_answers
 from megatron_trainer.data.encoding.loss_scale import STRATEGIES
 from megatron_trainer.data.encoding.loss_span import Span, spans, trained_messages
 from megatron_trainer.data.encoding.tokens import Tokens, tokenization
@@ -41,8 +42,9 @@ class EncodeSettings:
     """Everything besides the tokenizer that determines the tokens of a row.
 
     max_length: maximum tokens of a sequence. system: prompt for rows without one. keeps_incomplete: rows that the
-    template prints only partly are trained and counted instead of dropped. agent_template: format of tools and calls if
-    the template does not support them. vision: of a model that sees, None for text models.
+    template prints only partly are trained and counted instead of dropped. agent_template: format of tools and calls as
+    text; hermes only where the template does not support them, the others in every row with tools. vision: of a model
+    that sees, None for text models.
     """
 
     recognition: Recognition = field(default_factory=Recognition)
@@ -54,7 +56,7 @@ class EncodeSettings:
     loss_scale: str = "default"
     chat: TemplateSettings = field(default_factory=TemplateSettings)
     keeps_incomplete: bool = False
-    agent_template: Literal["hermes"] | None = None
+    agent_template: str | None = None
     vision: VisionSettings | None = None
 
 
@@ -193,6 +195,8 @@ class Encoder:
             if record.answer is not None:
                 conversation = with_one_answer(conversation, record.answer, self.settings.loss_scale)
             conversation = with_system(conversation, self.settings.system)
+            if self.settings.agent_template in MARKERS and uses_tools(conversation):
+                conversation = with_tools_in_answers(conversation, self.settings.agent_template)
             parts = self._render_all(conversation)
         except RowError as err:
             return Rejection(location=record.location, reason=err.reason, detail=err.detail[:300])

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from megatron_trainer.data.conversation.rendering import Rendering, Turn
 from megatron_trainer.data.encoding.loss_scale import STRATEGIES, Strategy
-from megatron_trainer.data.values import Message
+from megatron_trainer.data.values import Message, RowError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +44,11 @@ def spans(rendering: Rendering, messages: Sequence[Message], loss_scale: str) ->
         return _all_but(rendering, [turn for turn in rendering.turns if turn not in chosen])
     weights = {turn.message: float(messages[turn.message].loss or 1) for turn in chosen}
     if strategy.weighing is None:
-        return [Span(start=turn.start, end=turn.end, weight=weights[turn.message]) for turn in chosen]
+        return [
+            Span(start=start, end=end, weight=weights[turn.message])
+            for turn in chosen
+            for start, end in _own_parts(turn, rendering, messages[turn.message])
+        ]
     return [
         replace(span, weight=span.weight * weights[turn.message])
         for turn in chosen
@@ -55,12 +59,31 @@ def spans(rendering: Rendering, messages: Sequence[Message], loss_scale: str) ->
 def _weighed(turn: Turn, rendering: Rendering, messages: Sequence[Message], strategy: Strategy) -> Iterator[Span]:
     """The parts of one answer, and its closing text with weight 1."""
     assert strategy.weighing is not None
-    asked = (message.content for message in reversed(messages[: turn.message]) if message.role == "user")
-    for start, end, weight in strategy.weighing.parts(rendering.text[turn.start : turn.closing], next(asked, "")):
-        if start < end and weight > 0:
-            yield Span(start=turn.start + start, end=turn.start + end, weight=weight)
-    if turn.closing < turn.end:
-        yield Span(start=turn.closing, end=turn.end)
+    asked = next((message.content for message in reversed(messages[: turn.message]) if message.role == "user"), "")
+    for first, last in _own_parts(turn, rendering, messages[turn.message]):
+        for start, end, weight in strategy.weighing.parts(rendering.text[first : min(last, turn.closing)], asked):
+            if start < end and weight > 0:
+                yield Span(start=first + start, end=first + end, weight=weight)
+        if last == turn.end and turn.closing < turn.end:
+            yield Span(start=turn.closing, end=turn.end)
+
+
+def _own_parts(turn: Turn, rendering: Rendering, message: Message) -> Iterator[tuple[int, int]]:
+    """[start, end) of what the model writes itself: the turn without the parts that its message was given."""
+    if not message.given:
+        yield turn.start, turn.end
+        return
+    content = message.content.strip()
+    found = rendering.text.find(content, turn.start, turn.closing)
+    if found < 0:
+        raise RowError("the chat template changes an answer that holds results of tools")
+    start, place = turn.start, found - message.content.index(content)
+    for first, last in message.given:
+        if start < place + first:
+            yield start, place + first
+        start = turn.end if last == len(message.content) else place + last
+    if start < turn.end:
+        yield start, turn.end
 
 
 def _all_but(rendering: Rendering, left_out: list[Turn]) -> list[Span]:

@@ -98,20 +98,17 @@ class BaseTemplate:
     ) = arg(
         None,
         (
-            "How tools and calls are rendered: hermes writes them as text where the chat template cannot; unset: such "
-            "rows are dropped. llama3, mistral and glm4* must be the model's own format."
+            "How tools and calls are rendered; unset: by the chat template, and rows that it cannot render are "
+            "dropped. hermes: as text where it cannot. react_*, toolbench, qwen_*: always as text in the answer. "
+            "llama*, mistral and glm4* must be the model's own format."
         ),
         featured=True,
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices=dict.fromkeys(
-            (
-                *("react_en", "react_zh", "qwen_en", "qwen_zh", "qwen_en_parallel", "qwen_zh_parallel"),
-                *("hunyuan_hermes", "toolbench", "llama4", "react_grpo"),
-            ),
-            "remove it, and the model's chat template renders tools in its own way; hermes is for templates "
-            "without tool support",
-        ),
+        refused_choices={
+            "hunyuan_hermes": "the format of Hunyuan's chat templates, no family of which is supported; use hermes",
+            "react_grpo": "a format for GRPO, which is not a task here; use react_en",
+        },
     )
     norm_bbox: Literal["norm1000", "none"] | None = arg(
         None,

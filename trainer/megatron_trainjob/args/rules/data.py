@@ -135,6 +135,7 @@ def stored_data_is_sampled(facts: Facts) -> str:
 
 FORMATS_OF_TOOLS = {
     "llama3": ("llama",),
+    "llama4": ("llama4", "llama4_text"),
     "mistral": ("mistral", "mixtral"),
     "glm4": ("glm",),
     "glm4_0414": ("glm4",),
@@ -156,6 +157,14 @@ def tools_are_rendered_by_the_models_own_template(facts: Facts) -> str:
     return f"is not the format of a model of type {kind}, whose chat template renders tools in its own way; remove it"
 
 
+@rule("agent_template", severity="warning")
+def the_words_about_tools_are_our_own(facts: Facts) -> str:
+    """Markers of calls and results are those of the formats; the sentences that explain them to the model are not."""
+    if not str(facts.args.agent_template).startswith(("react_", "toolbench", "qwen_")):
+        return ""
+    return "explains tools to the model in words of its own, which `mtj data` shows; serve the model with the same"
+
+
 @rule("template", "use_chat_template")
 def a_template_is_built_in_or_a_file(facts: Facts) -> str:
     """A name of BUILT_IN_TEMPLATES, or a file of one of the known kinds."""
@@ -167,16 +176,16 @@ def a_template_is_built_in_or_a_file(facts: Facts) -> str:
     return f"no such template; leave it out to use the tokenizer's own, or {TEMPLATE_CHOICES}"
 
 
-@rule("use_chat_template", tasks=("pt",))
+@rule("use_chat_template", tasks=("pt",), severity="warning")
 def pre_training_uses_plain_text(facts: Facts) -> str:
     """Task pt has no conversation."""
-    return "must be false for task pt; remove it" if facts.args.use_chat_template else ""
+    return "has no effect: task pt trains plain text" if facts.args.use_chat_template else ""
 
 
-@rule("loss_scale", tasks=("pt",))
+@rule("loss_scale", tasks=("pt",), severity="warning")
 def pre_training_trains_every_token(facts: Facts) -> str:
     """Task pt has no answers to select."""
-    return "must be all for task pt; remove it" if facts.args.loss_scale != "all" else ""
+    return "has no effect: task pt trains every token" if facts.args.loss_scale != "all" else ""
 
 
 @rule("max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
@@ -262,7 +271,8 @@ def a_length_to_reach_needs_rotary_scaling(facts: Facts) -> str:
 
 RULES = (
     tools_are_rendered_by_the_models_own_template,
-    needs(
+    the_words_about_tools_are_our_own,
+    idle_without(
         "a_revision_belongs_to_a_hub",
         is_set("model_revision"),
         is_("use_hf", True),
@@ -298,11 +308,11 @@ RULES = (
     ),
     excludes("a_stream_has_no_cached_validation", is_("streaming", True), is_set("cached_val_dataset"), tasks=TRAINING),
     excludes("a_stream_is_not_cached", is_("streaming", True), is_set("cached_dataset"), tasks=TRAINING),
-    excludes("cached_data_is_tokenized_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
-    excludes(
+    idle_with("cached_data_is_tokenized_already", is_("lazy_tokenize", True), is_set("cached_dataset")),
+    idle_with(
         "packing_knows_all_lengths",
-        is_("packing", True),
         is_("lazy_tokenize", True),
+        is_("packing", True),
         because="packing needs the length of every sample before training",
     ),
     idle_with(
@@ -318,10 +328,10 @@ RULES = (
         is_("padding_free", True),
         because="its rows have no padding between samples",
     ),
-    excludes(
+    idle_with(
         "the_length_of_every_sample_is_known",
-        is_("group_by_length", True),
         is_("lazy_tokenize", True),
+        is_("group_by_length", True),
         because="grouping needs the length of every sample before training",
     ),
     excludes(

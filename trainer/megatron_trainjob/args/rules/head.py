@@ -33,10 +33,10 @@ RULES = (
     needs("scores_belong_to_a_classifier", is_set("num_labels"), CLASSIFIER),
     needs("a_problem_belongs_to_a_classifier", is_set("problem_type"), CLASSIFIER),
     *(
-        excludes(name, condition, CLASSIFIER, because="a classifier has one loss for a sequence", tasks=("sft",))
-        for name, condition in (
-            ("a_classifier_has_no_token_losses_to_reweight", is_("enable_dft_loss", True)),
-            ("a_classifier_has_no_losses_of_channels", is_("enable_channel_loss", True)),
+        rule_of(name, condition, CLASSIFIER, because="a classifier has one loss for a sequence", tasks=("sft",))
+        for name, rule_of, condition in (
+            ("a_classifier_has_no_token_losses_to_reweight", excludes, is_("enable_dft_loss", True)),
+            ("a_classifier_has_no_losses_of_channels", idle_with, is_("enable_channel_loss", True)),
         )
     ),
     *(

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
-from megatron_trainjob.args.rules.pair import excludes, needs
-from megatron_trainjob.args.rules.rule import Facts, rule
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
+from megatron_trainjob.args.rules.rule import Facts, Rule, rule
+from megatron_trainjob.args.tree import ARGUMENTS
 
 RLHF: tuple[Task, ...] = ("rlhf",)
 # Losses on the difference z of the chosen and the rejected log-ratio; the others treat them separately.
@@ -47,13 +50,13 @@ def each_of_several_losses_has_a_weight(facts: Facts) -> str:
     return f"are {len(weights)} for {len(types)} loss_types; use one for each" if 0 < len(weights) != len(types) else ""
 
 
-@rule("label_smoothing", "loss_types", tasks=RLHF)
+@rule("label_smoothing", "loss_types", tasks=RLHF, severity="warning")
 def label_smoothing_is_part_of_some_loss(facts: Facts) -> str:
     """Without a loss with label noise it would have no effect."""
     types = facts.args.loss_types
     if not facts.args.label_smoothing or not types or not set(types) <= set(WITHOUT_LABEL_NOISE):
         return ""
-    return f"is part of none of loss_types {', '.join(types)}; remove it or add a loss with label noise"
+    return f"has no effect, because none of loss_types {', '.join(types)} has label noise"
 
 
 @rule("f_divergence_type", "loss_types", tasks=RLHF)
@@ -74,13 +77,14 @@ def some_of_several_losses_always_have_a_reference(facts: Facts) -> str:
     return f"cannot be combined with {', '.join(bound)}, which always subtract the reference; remove one of the two"
 
 
-@rule("discopop_tau", "loss_type", "loss_types", tasks=RLHF)
+@rule("discopop_tau", "loss_type", "loss_types", tasks=RLHF, severity="warning")
 def a_temperature_is_discopops(facts: Facts) -> str:
     """No other loss has one."""
     args = facts.args
-    if "discopop_tau" not in facts.given or "discopop" in (args.loss_types or (args.loss_type,)):
+    is_default = args.discopop_tau == ARGUMENTS["discopop_tau"].default
+    if is_default or "discopop" in (args.loss_types or (args.loss_type,)):
         return ""
-    return "is part of discopop alone; remove it or choose that loss"
+    return "has no effect without loss_type: discopop"
 
 
 @rule("loss_type", "rlhf_type", tasks=RLHF)
@@ -89,7 +93,7 @@ def a_loss_belongs_to_its_algorithm(facts: Facts) -> str:
     args, name = facts.args, facts.args.loss_type
     if args.rlhf_type == "kto" and "loss_type" in facts.given and name not in OF_SINGLE_ANSWERS:
         return f"compares two answers, and kto judges each alone; use {' or '.join(OF_SINGLE_ANSWERS)}, or remove it"
-    if args.rlhf_type == "rm" and "loss_type" in facts.given:
+    if args.rlhf_type == "rm" and name != ARGUMENTS["loss_type"].default:
         return "is not part of rm, which has one loss; remove it"
     if args.rlhf_type == "dpo" and name in OF_SINGLE_ANSWERS:
         return "judges each answer alone; it needs rlhf_type: kto"
@@ -136,10 +140,18 @@ def preference_losses_have_no_token_weights(facts: Facts) -> str:
     return f"gives tokens weights, which preference losses do not have; use one of {', '.join(BINARY_LOSS_SCALES)}"
 
 
-@rule("enable_channel_loss", tasks=RLHF)
+@rule("enable_channel_loss", tasks=RLHF, severity="warning")
 def channels_have_no_preference_loss(facts: Facts) -> str:
     """The loss of a pair is not a sum over tokens."""
-    return "is not part of preference training; remove it" if facts.args.enable_channel_loss else ""
+    return "has no effect in preference training" if facts.args.enable_channel_loss else ""
+
+
+DETAILS = ("label_smoothing", "f_alpha_divergence_coef", "discopop_tau", *OF_THE_REFERENCE)
+"""Arguments without which the same loss is trained; others ask for another loss."""
+
+
+def _without(name: str) -> Callable[..., Rule]:
+    return idle_with if name in DETAILS else excludes
 
 
 RULES = (
@@ -147,14 +159,18 @@ RULES = (
     losses_of_single_answers_are_not_mixed,
     a_divergence_is_estimated_from_several_answers,
     *(
-        excludes(f"kto_has_no_{name}", changed(name), is_("rlhf_type", "kto"), because=WITHOUT_PAIRS, tasks=RLHF)
+        _without(name)(f"kto_has_no_{name}", changed(name), is_("rlhf_type", "kto"), because=WITHOUT_PAIRS, tasks=RLHF)
         for name in OF_PAIRS
     ),
     *(
-        excludes(f"rm_has_no_{name}", changed(name), is_("rlhf_type", "rm"), because=WITHOUT_REFERENCE, tasks=RLHF)
+        _without(name)(
+            f"rm_has_no_{name}", changed(name), is_("rlhf_type", "rm"), because=WITHOUT_REFERENCE, tasks=RLHF
+        )
         for name in (*OF_PAIRS, *OF_THE_REFERENCE)
     ),
-    needs("rewards_are_centered_in_rm", is_set("center_rewards_coefficient"), is_("rlhf_type", "rm"), tasks=RLHF),
+    idle_without(
+        "rewards_are_centered_in_rm", is_set("center_rewards_coefficient"), is_("rlhf_type", "rm"), tasks=RLHF
+    ),
     excludes(
         "kto_has_a_reference",
         is_("reference_free", True),
@@ -163,7 +179,7 @@ RULES = (
         tasks=RLHF,
     ),
     *(
-        needs(f"{name}_belongs_to_kto", changed(name), is_("rlhf_type", "kto"), tasks=RLHF)
+        idle_without(f"{name}_belongs_to_kto", changed(name), is_("rlhf_type", "kto"), tasks=RLHF)
         for name in ("desirable_weight", "undesirable_weight")
     ),
     excludes(
@@ -172,7 +188,7 @@ RULES = (
         changed("loss_type"),
         tasks=RLHF,
     ),
-    needs(
+    idle_without(
         "a_coefficient_belongs_to_the_alpha_divergence",
         changed("f_alpha_divergence_coef"),
         is_("f_divergence_type", "alpha_divergence"),
@@ -186,7 +202,7 @@ RULES = (
     preference_training_starts_from_a_trained_model,
     preference_losses_have_no_token_weights,
     channels_have_no_preference_loss,
-    excludes(
+    idle_with(
         "label_smoothing_is_part_of_the_loss",
         changed("label_smoothing"),
         one_of("loss_type", *WITHOUT_LABEL_NOISE),
@@ -207,23 +223,25 @@ RULES = (
         tasks=RLHF,
     ),
     *(
-        excludes(name, is_("precompute_ref_log_probs", True), is_(other, True), because=reason, tasks=RLHF)
-        for name, other, reason in (
-            ("without_a_reference_none_is_asked", "reference_free", "there is no reference model"),
-            ("a_stream_is_not_known_beforehand", "streaming", "the pairs of a stream are not known before training"),
-            ("lazy_pairs_are_not_known_beforehand", "lazy_tokenize", "its pairs are not tokenized before training"),
+        idle_with(name, condition, is_("reference_free", True), because="there is no reference model", tasks=RLHF)
+        for name, condition in (
+            ("without_a_reference_none_is_asked", is_("precompute_ref_log_probs", True)),
+            ("without_a_reference_none_is_loaded", is_set("ref_load")),
+            ("without_a_reference_no_adapter_of_it_is_loaded", is_set("ref_adapter_load")),
         )
     ),
     excludes(
-        "without_a_reference_none_is_loaded",
-        is_("reference_free", True),
-        is_set("ref_load"),
+        "a_stream_is_not_known_beforehand",
+        is_("precompute_ref_log_probs", True),
+        is_("streaming", True),
+        because="the pairs of a stream are not known before training",
         tasks=RLHF,
     ),
-    excludes(
-        "without_a_reference_no_adapter_of_it_is_loaded",
-        is_("reference_free", True),
-        is_set("ref_adapter_load"),
+    idle_with(
+        "pairs_that_are_known_beforehand_are_not_lazy",
+        is_("lazy_tokenize", True),
+        is_("precompute_ref_log_probs", True),
+        because="all pairs are tokenized before training",
         tasks=RLHF,
     ),
     dynamic_fine_tuning_is_no_preference_loss,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from megatron_trainjob.args import head
 from megatron_trainjob.args.field import Task
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
-from megatron_trainjob.args.rules.pair import excludes, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
 from megatron_trainjob.args.rules.rule import Facts, rule
+from megatron_trainjob.args.tree import ARGUMENTS
 
 SUPERVISED: tuple[Task, ...] = ("sft",)
 OF_EMBEDDINGS = ("infonce", "cosine_similarity", "contrastive", "online_contrastive")
@@ -37,6 +38,8 @@ def a_loss_of_texts_belongs_to_its_kind(facts: Facts) -> str:
     if "loss_type" not in facts.given:
         return ""
     kind, own = facts.args.task_type, LOSSES.get(facts.args.task_type, ())
+    if not own and facts.args.loss_type == ARGUMENTS["loss_type"].default:
+        return ""
     if not own:
         return f"is not part of task_type {kind or 'causal_lm'} in sft, which has one loss; remove it"
     return "" if facts.args.loss_type in own else f"is not a loss of task_type {kind}; use {', '.join(own)}"
@@ -50,27 +53,36 @@ def losses_of_texts_are_no_preference_losses(facts: Facts) -> str:
     return f"{', '.join(found)} is trained with task sft and task_type embedding or reranker" if found else ""
 
 
-@rule(*OF_INFONCE, "loss_type", "task_type", tasks=SUPERVISED)
+@rule(*OF_INFONCE, "loss_type", "task_type", tasks=SUPERVISED, severity="warning")
 def similarities_of_a_batch_are_infonces(facts: Facts) -> str:
     """The other losses compare one pair of texts."""
     args = facts.args
     if args.task_type == "embedding" and head.group_loss(args) == "infonce":
         return ""
-    given = [name for name in OF_INFONCE if name in facts.given]
-    return (
-        f"{', '.join(given)} need task_type: embedding with loss_type: infonce; set these or remove it" if given else ""
-    )
+    return _idle(facts, OF_INFONCE, "task_type: embedding with loss_type: infonce")
 
 
-@rule("listwise_reranker_temperature", "listwise_reranker_min_group_size", "loss_type", "task_type", tasks=SUPERVISED)
+@rule(
+    "listwise_reranker_temperature",
+    "listwise_reranker_min_group_size",
+    "loss_type",
+    "task_type",
+    tasks=SUPERVISED,
+    severity="warning",
+)
 def a_list_of_documents_is_listwise(facts: Facts) -> str:
     """Pointwise losses judge each document alone."""
     is_listwise = LOSSES.get(facts.args.task_type) == OF_RERANKERS and facts.args.loss_type == "listwise_reranker"
-    names = ("listwise_reranker_temperature", "listwise_reranker_min_group_size")
-    given = [name for name in names if name in facts.given]
-    if is_listwise or not given:
+    if is_listwise:
         return ""
-    return f"{', '.join(given)} need loss_type: listwise_reranker with a reranker; set that or remove it"
+    names = ("listwise_reranker_temperature", "listwise_reranker_min_group_size")
+    return _idle(facts, names, "loss_type: listwise_reranker with a reranker")
+
+
+def _idle(facts: Facts, names: tuple[str, ...], needed: str) -> str:
+    """The warning that those of the arguments which are not at their default have no effect, "" if none is."""
+    changed_ones = [name for name in names if getattr(facts.args, name) != ARGUMENTS[name].default]
+    return f"has no effect ({', '.join(changed_ones)}) without {needed}" if changed_ones else ""
 
 
 @rule("matryoshka_weights", "matryoshka_dims", tasks=SUPERVISED)
@@ -124,40 +136,40 @@ RULES = (
     yes_is_not_no,
     a_generative_reranker_asks_in_its_own_words,
     needs("embeddings_are_cut", is_set("matryoshka_dims"), EMBEDDING, tasks=SUPERVISED),
-    needs("weights_are_of_sizes", is_set("matryoshka_weights"), is_set("matryoshka_dims"), tasks=SUPERVISED),
+    idle_without("weights_are_of_sizes", is_set("matryoshka_weights"), is_set("matryoshka_dims"), tasks=SUPERVISED),
     *(
-        needs(name, changed(argument), RERANKER, tasks=SUPERVISED)
+        idle_without(name, changed(argument), RERANKER, tasks=SUPERVISED)
         for name, argument in (
             ("positives_are_drawn_for_a_reranker", "max_positive_samples"),
             ("negatives_are_drawn_for_a_reranker", "max_negative_samples"),
         )
     ),
     *(
-        needs(name, changed(argument), GENERATIVE, tasks=SUPERVISED)
+        idle_without(name, changed(argument), GENERATIVE, tasks=SUPERVISED)
         for name, argument in (
             ("yes_is_a_generative_rerankers", "generative_reranker_positive_token"),
             ("no_is_a_generative_rerankers", "generative_reranker_negative_token"),
         )
     ),
     *(
-        needs(name, changed(argument), is_("infonce_use_batch", True), tasks=SUPERVISED)
+        idle_without(name, changed(argument), is_("infonce_use_batch", True), tasks=SUPERVISED)
         for name, argument in (
             ("fake_negatives_are_of_a_batch", "infonce_mask_fake_negative"),
             ("queries_are_of_a_batch", "infonce_include_qq"),
             ("documents_are_of_a_batch", "infonce_include_dd"),
         )
     ),
-    needs(
+    idle_without(
         "a_margin_is_of_fake_negatives",
         changed("infonce_fake_neg_margin"),
         is_("infonce_mask_fake_negative", True),
         tasks=SUPERVISED,
     ),
     *(
-        excludes(name, condition, GROUPED, because="its loss is over whole texts", tasks=SUPERVISED)
-        for name, condition in (
-            ("texts_have_no_token_losses_to_reweight", is_("enable_dft_loss", True)),
-            ("texts_have_no_losses_of_channels", is_("enable_channel_loss", True)),
+        rule_of(name, condition, GROUPED, because="its loss is over whole texts", tasks=SUPERVISED)
+        for name, rule_of, condition in (
+            ("texts_have_no_token_losses_to_reweight", excludes, is_("enable_dft_loss", True)),
+            ("texts_have_no_losses_of_channels", idle_with, is_("enable_channel_loss", True)),
         )
     ),
     *(

@@ -63,13 +63,13 @@ def some_module_gets_an_adapter(facts: Facts) -> str:
     return "is empty; name modules or use all-linear"
 
 
-@rule("to_hf", "train_type", "merge_lora", tasks=TRAINING)
+@rule("to_hf", "train_type", "merge_lora", tasks=TRAINING, severity="warning")
 def a_model_written_after_lora_has_the_adapter_in_it(facts: Facts) -> str:
-    """A LoRA run writes its adapter anyway; the model without it would be the original."""
+    """A LoRA run writes its adapter in any case; the model without it would be the original."""
     args = facts.args
     if not args.to_hf or args.train_type == "full" or args.merge_lora:
         return ""
-    return "needs merge_lora: true in LoRA training; set that, or remove to_hf (the adapter is written anyway)"
+    return "has no effect without merge_lora: true: LoRA training writes its adapter in Hugging Face form, and no model"
 
 
 FULL = tuple(name for name, argument in ARGUMENTS.items() if argument.group == "tuner_full")
