@@ -130,6 +130,12 @@ CASES = [
         task="export",
     ),
     Case(
+        rule="bits_belong_to_a_quantization",
+        good={"quant_method": "fp8", "quant_bits": 8},
+        bad={"quant_bits": 8},
+        task="export",
+    ),
+    Case(
         rule="quantized_weights_are_a_hugging_face_model",
         good={"quant_method": "fp8", "to_hf": True},
         bad={"quant_method": "fp8", "to_mcore": True},
@@ -398,7 +404,7 @@ CASES = [
     Case(
         rule="samples_fit_into_the_model",
         good={"max_length": 4096, "rope_scaling": "yarn", "max_model_len": 4096},
-        bad={"max_length": 4096},
+        bad={"max_length": 4096, "max_model_len": 4096},
         config=DENSE,
     ),
     Case(
@@ -426,11 +432,6 @@ CASES = [
         rule="rotary_scaling_is_known_and_has_a_target",
         good={"rope_scaling": "yarn", "max_model_len": 8192},
         bad={"rope_scaling": "yarn"},
-    ),
-    Case(
-        rule="a_length_to_reach_needs_rotary_scaling",
-        good={"max_model_len": 8192, "rope_scaling": "linear"},
-        bad={"max_model_len": 8192},
     ),
     Case(
         rule="a_stream_is_not_tokenized_lazily",

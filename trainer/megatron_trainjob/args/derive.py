@@ -254,7 +254,8 @@ def max_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:
 
 def longest_sample(args: TrainArgs, positions: int | None) -> int | None:
     """The same for a model with this many positions."""
-    return args.max_length or args.seq_length or args.max_model_len or positions
+    reached = args.max_model_len if args.rope_scaling else None
+    return args.max_length or args.seq_length or reached or positions
 
 
 def packing_length(args: TrainArgs, hf_config: Mapping[str, Any]) -> int | None:

@@ -111,7 +111,12 @@ class Model:
         fallback="RMSNorm",
         applies_to=EVERY_TASK,
         status="works",
-        refused_choices={"LayerNorm": "every supported family has RMSNorm; remove it"},
+        refused_choices={
+            "LayerNorm": (
+                "every supported family has RMSNorm, and its Hugging Face form, which is read and written, has no "
+                "place for a LayerNorm's bias; remove it"
+            )
+        },
     )
     norm_epsilon: float | None = arg(
         None,

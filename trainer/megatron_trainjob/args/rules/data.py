@@ -188,7 +188,7 @@ def pre_training_trains_every_token(facts: Facts) -> str:
     return "has no effect: task pt trains every token" if facts.args.loss_scale != "all" else ""
 
 
-@rule("max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
+@rule("max_length", "rope_scaling", "max_position_embeddings", needs_model=True)
 def samples_fit_into_the_model(facts: Facts) -> str:
     """max_length <= max_position_embeddings unless rotary scaling extends it."""
     return _fits(facts, facts.args.max_length)
@@ -205,7 +205,7 @@ def packed_samples_fit_into_a_row(facts: Facts) -> str:
     return f"is less than max_length {args.max_length}, so some samples fit into no row; increase it"
 
 
-@rule("seq_length", "max_length", "rope_scaling", "max_model_len", "max_position_embeddings", needs_model=True)
+@rule("seq_length", "max_length", "rope_scaling", "max_position_embeddings", needs_model=True)
 def the_planned_sequence_fits_into_the_model(facts: Facts) -> str:
     """seq_length, where it stands for max_length, is within the model's positions."""
     return "" if facts.args.max_length else _fits(facts, facts.args.seq_length)
@@ -245,7 +245,7 @@ def _is_saved(facts: Facts, module: str) -> bool:
 def _fits(facts: Facts, length: int | None) -> str:
     args, config = facts.args, facts.config
     longest = derive.model_value(args, config, "max_position_embeddings")
-    if length is None or longest is None or args.rope_scaling or length <= max(longest, args.max_model_len or 0):
+    if length is None or longest is None or args.rope_scaling or length <= longest:
         return ""
     return f"exceeds the {longest} positions of the model; use {longest} or fewer, or set rope_scaling"
 
@@ -261,14 +261,6 @@ def rotary_scaling_is_known_and_has_a_target(facts: Facts) -> str:
     return "" if facts.args.max_model_len else "needs max_model_len, the length to reach; set it"
 
 
-@rule("max_model_len", "rope_scaling")
-def a_length_to_reach_needs_rotary_scaling(facts: Facts) -> str:
-    """By itself it would have no effect: the positions of the model stay the same."""
-    if facts.args.max_model_len is None or facts.args.rope_scaling is not None:
-        return ""
-    return "needs rope_scaling; set that, or remove max_model_len"
-
-
 RULES = (
     tools_are_rendered_by_the_models_own_template,
     the_words_about_tools_are_our_own,
@@ -278,7 +270,12 @@ RULES = (
         is_("use_hf", True),
         because="a folder has no revisions",
     ),
-    needs("a_context_length_is_reached_by_scaling", is_set("max_model_len"), is_set("rope_scaling")),
+    idle_without(
+        "a_context_length_is_reached_by_scaling",
+        is_set("max_model_len"),
+        is_set("rope_scaling"),
+        because="the positions of the model stay the same",
+    ),
     new_tokens_are_not_trained_by_adapters,
     the_output_of_new_tokens_is_trained_too,
     the_model_is_given,
@@ -299,7 +296,6 @@ RULES = (
     the_planned_sequence_fits_into_the_model,
     a_sequence_has_one_length,
     rotary_scaling_is_known_and_has_a_target,
-    a_length_to_reach_needs_rotary_scaling,
     idle_with(
         "a_stream_is_not_tokenized_lazily",
         is_("lazy_tokenize", True),

@@ -90,11 +90,11 @@ def an_export_is_one_process(facts: Facts) -> str:
 
 @rule("quant_bits", "quant_method", tasks=EXPORT)
 def fp8_has_eight_bits(facts: Facts) -> str:
-    """quant_bits belongs to quant_method, and is 8."""
+    """The one method that is written has eight bits."""
     args = facts.args
-    if args.quant_bits is None or (args.quant_bits == 8 and args.quant_method is not None):
+    if args.quant_method is None or args.quant_bits in (None, 8):
         return ""
-    return "must be 8, with quant_method: fp8; set both, or remove it"
+    return "must be 8 with quant_method: fp8; set that, or remove it"
 
 
 @rule("push_to_hub", "to_hf", "train_type")
@@ -166,6 +166,7 @@ RULES = (
         tasks=EXPORT,
     ),
     needs("an_upload_has_a_repository", is_("push_to_hub", True), is_set("hub_model_id")),
+    idle_without("bits_belong_to_a_quantization", is_set("quant_bits"), is_set("quant_method"), tasks=EXPORT),
     idle_without("a_repository_belongs_to_an_upload", is_set("hub_model_id"), is_("push_to_hub", True)),
     idle_without("a_private_repository_belongs_to_an_upload", is_("hub_private_repo", True), is_("push_to_hub", True)),
     idle_without("a_commit_message_belongs_to_an_upload", changed("commit_message"), is_("push_to_hub", True)),

@@ -37,10 +37,10 @@ WITHOUT_PAIRS = "it judges each answer alone"
 BINARY_LOSS_SCALES = ("default", "last_round", "all", "ignore_empty_think", "last_round_with_ignore_empty_think")
 
 
-@rule("enable_dft_loss", tasks=RLHF)
+@rule("enable_dft_loss", tasks=RLHF, severity="warning")
 def dynamic_fine_tuning_is_no_preference_loss(facts: Facts) -> str:
-    """It reweights the tokens of one answer; preference losses compare two."""
-    return "is not part of preference training; remove it" if facts.args.enable_dft_loss else ""
+    """It reweights the tokens of one answer; preference losses judge answers as a whole."""
+    return "has no effect in preference training" if facts.args.enable_dft_loss else ""
 
 
 @rule("loss_weights", "loss_types", tasks=RLHF)
