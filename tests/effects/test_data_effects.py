@@ -486,7 +486,7 @@ def test_agent_template_react_writes_calls_and_results_into_the_answer(prepared,
     [sample] = prepared(dataset=[path], max_length=2000, agent_template="react_en").train
     called = 'Thought: Well.\nAction: look\nAction Input: {"at": "sky"}\nObservation:'
     assert trained(sample) == f"{called}Final Answer: r"
-    assert f"assistant\n{called} blue\nFinal Answer: r<" in text(sample)
+    assert f"assistant\n{called}blue\nFinal Answer: r<" in text(sample)
     assert '"description": "Looks"' in text(sample).partition("user\n")[0]
 
 

@@ -24,8 +24,10 @@ from megatron_trainjob.args.tree import ARGUMENTS, TrainArgs
 from tests.support.arguments.rule_cases import CASES
 from tests.support.models.tiny_model import config_of
 
-WITH_EFFECT = ("adapters_of_predicting_layers_need_a_merged_model", "rows_split_off_are_evaluated")
-"""These warn of what a value does: layers that PEFT does not load, rows that are neither trained nor evaluated."""
+WITH_EFFECT = ("adapters_of_predicting_layers_need_a_merged_model", "rows_split_off_are_evaluated") + (
+    "the_words_about_tools_are_our_own",
+)
+"""These warn of what a value does: layers that PEFT does not load, rows without use, a system prompt of our own."""
 WARNED = [
     case
     for case in CASES

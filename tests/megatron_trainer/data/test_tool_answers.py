@@ -29,28 +29,28 @@ Action: look
 Action Input: {"at": "sky"}
 Action: look
 Action Input: {"at": "sky"}
-Observation: blue
-Observation: grey
+Observation:blue
+Observation:grey
 Thought: Once more.
 Action: look
 Action Input: {"at": "sky"}
-Observation: red
+Observation:red
 Final Answer: It changes."""
 TRAINED_REACT = TEXT_REACT
-for result in (" blue\nObservation: grey\n", " red\n"):
+for result in ("blue\nObservation:grey\n", "red\n"):
     TRAINED_REACT = TRAINED_REACT.replace(result, "|")
 TEXT_QWEN = """Thought: I look.
 ✿FUNCTION✿: look
 ✿ARGS✿: {"at": "sky"}
 ✿FUNCTION✿: look
 ✿ARGS✿: {"at": "sky"}
-✿RESULT✿: blue
-✿RESULT✿: grey
+✿RESULT✿:blue
+✿RESULT✿:grey
 Thought: Once more.
 ✿FUNCTION✿: look
 ✿ARGS✿: {"at": "sky"}
-✿RESULT✿: red
-✿RETURN✿: Final Answer: It changes."""
+✿RESULT✿:red
+Final Answer: It changes."""
 
 
 def encoded(turns, agent_template, **settings):
@@ -116,7 +116,7 @@ def test_the_rows_own_lines_are_continued():
             {"role": "tool", "content": "blue\n"},
             {"role": "assistant", "content": "Final Answer: Blue."},
         ]
-        answer = "Action: look\nAction Input: x\nObservation: blue\nFinal Answer: Blue."
+        answer = "Action: look\nAction Input: x\nObservation:blue\nFinal Answer: Blue."
         assert f"assistant\n{answer}<|im_end|>" in text(encoded(turns, "react_en"))
 
 

@@ -71,6 +71,7 @@ def _grouping(args: TrainArgs, task: TrainingTask) -> Grouping | None:
     if kind is None:
         return None
     loss = head.group_loss(args)
+    answers = (args.generative_reranker_positive_token, args.generative_reranker_negative_token)
     return Grouping(
         kind=kind,
         needs_label=kind == "embedding" and loss != "infonce",
@@ -79,7 +80,7 @@ def _grouping(args: TrainArgs, task: TrainingTask) -> Grouping | None:
         max_positives=args.max_positive_samples,
         max_negatives=args.max_negative_samples,
         min_documents=args.listwise_reranker_min_group_size if loss == "listwise_reranker" else 1,
-        answers=(args.generative_reranker_positive_token, args.generative_reranker_negative_token),
+        answers=answers if kind == "generative_reranker" else Grouping.answers,
         seed=args.data_seed,
     )
 

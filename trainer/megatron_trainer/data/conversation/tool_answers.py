@@ -20,16 +20,15 @@ from megatron_trainer.data.values import Arguments, Conversation, Message, RowEr
 
 @dataclass(frozen=True, kw_only=True)
 class Markers:
-    """What stands before the name of a tool, its arguments, its result, and the answer that follows a result."""
+    """What stands before the name of a tool, its arguments and its result."""
 
     name: str = "Action:"
     arguments: str = "Action Input:"
     result: str = "Observation:"
-    answer: str = ""
 
 
 _REACT = Markers()
-_QWEN = Markers(name="✿FUNCTION✿:", arguments="✿ARGS✿:", result="✿RESULT✿:", answer="✿RETURN✿:")
+_QWEN = Markers(name="✿FUNCTION✿:", arguments="✿ARGS✿:", result="✿RESULT✿:")
 
 MARKERS: Mapping[str, Markers] = {
     **dict.fromkeys(("react_en", "react_zh", "toolbench"), _REACT),
@@ -91,7 +90,7 @@ def _joined(group: Sequence[Message], markers: Markers) -> Message:
             raise RowError("a tool's result follows no answer")
         return group[0]
     if any(message.thought for message in group[1:]):
-        raise RowError("agent_template has no place for a thought after a tool's result")
+        raise RowError("agent_template does not support a thought after a tool's result")
     pieces = list(_pieces(group, markers))
     places = [0, *accumulate(len(text) for text, _ in pieces)]
     given = [
@@ -113,20 +112,17 @@ def _pieces(group: Sequence[Message], markers: Markers) -> Iterator[tuple[str, b
         has_result = place + 1 < len(group) and group[place + 1].role == "tool"
         if message.role == "tool":
             ends = "" if message.content.endswith("\n") or place + 1 == len(group) else "\n"
-            yield f" {message.content}{ends}{markers.result if has_result else ''}", False
+            yield f"{message.content}{ends}{markers.result if has_result else ''}", False
         else:
-            text = _written(message, markers, is_reply=place > 0)
+            text = _written(message, markers)
             asks = (has_result or message.calls) and not text.endswith(markers.result)
             yield (f"{_line(text)}{markers.result}" if asks else text), _trains(message)
 
 
-def _written(message: Message, markers: Markers, *, is_reply: bool) -> str:
+def _written(message: Message, markers: Markers) -> str:
     """The answer's text and its calls, a line each for the tool's name and its arguments."""
     lines = [f"{markers.name} {_name(call)}\n{markers.arguments} {_arguments(call)}" for call in message.calls]
-    text = message.content
-    if is_reply and text and markers.answer and not lines and not text.startswith(markers.answer):
-        text = f"{markers.answer} {text}"
-    return _line(text) + "\n".join(lines) if lines else text
+    return _line(message.content) + "\n".join(lines) if lines else message.content
 
 
 def _line(text: str) -> str:

@@ -98,9 +98,8 @@ class BaseTemplate:
     ) = arg(
         None,
         (
-            "How tools and calls are rendered; unset: by the chat template, and rows that it cannot render are "
-            "dropped. hermes: as text where it cannot. react_*, toolbench, qwen_*: always as text in the answer. "
-            "llama*, mistral and glm4* must be the model's own format."
+            "How tools and calls are rendered; unset: by the chat template. hermes: as text where it cannot. "
+            "react_*, toolbench, qwen_*: as text in the answer. The others must be the model's own format."
         ),
         featured=True,
         applies_to=EVERY_TASK,
