@@ -149,7 +149,7 @@ def test_a_system_prompt_stands_before_the_tools():
                 Message(role="tool", content="r"),
                 Message(role="assistant", content="b", thought="t"),
             ),
-            "no place for a thought",
+            "does not support a thought",
         ),
     ],
 )

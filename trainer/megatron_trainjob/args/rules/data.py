@@ -8,7 +8,7 @@ from megatron_trainjob.args import derive
 from megatron_trainjob.args.field import TRAINING
 from megatron_trainjob.args.groups.base_template import BUILT_IN_TEMPLATES, TEMPLATE_CHOICES, TEMPLATE_FILES
 from megatron_trainjob.args.rules.condition import changed, is_, is_set, one_of
-from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without, needs
+from megatron_trainjob.args.rules.pair import excludes, idle_with, idle_without
 from megatron_trainjob.args.rules.rule import Facts, Rule, rule
 from megatron_trainjob.families import untrained
 
