@@ -195,8 +195,9 @@ class Encoder:
             if record.answer is not None:
                 conversation = with_one_answer(conversation, record.answer, self.settings.loss_scale)
             conversation = with_system(conversation, self.settings.system)
-            if self.settings.agent_template in MARKERS and uses_tools(conversation):
-                conversation = with_tools_in_answers(conversation, self.settings.agent_template)
+            agent_template = self.settings.agent_template
+            if agent_template is not None and agent_template in MARKERS and uses_tools(conversation):
+                conversation = with_tools_in_answers(conversation, agent_template)
             parts = self._render_all(conversation)
         except RowError as err:
             return Rejection(location=record.location, reason=err.reason, detail=err.detail[:300])
