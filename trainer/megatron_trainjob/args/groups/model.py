@@ -113,8 +113,8 @@ class Model:
         status="works",
         refused_choices={
             "LayerNorm": (
-                "every supported family has RMSNorm, and its Hugging Face form, which is read and written, has no "
-                "place for a LayerNorm's bias; remove it"
+                "every supported family has RMSNorm, and its Hugging Face form, which is read and written, cannot "
+                "hold a LayerNorm's bias; remove it"
             )
         },
     )
