@@ -173,6 +173,14 @@ def test_settings_of_the_environment_become_arguments(capsys):
     assert "env" not in spec
 
 
+@pytest.mark.parametrize(
+    "given", ["CUDA_VISIBLE_DEVICES=$(seq -s, 0 7)", "NPROC_PER_NODE=gpu", "NNODES=$(wc -l < hosts)", "NNODES=$SIZE"]
+)
+def test_sizes_that_only_the_machine_knows_are_named(capsys, script, given):
+    text = written(capsys, script(f"export {given}\nmegatron sft {RUN} {LENGTH}\n"))
+    assert f"# Nodes and GPUs cannot be counted from {given}: set numNodes and resourcesPerNode." in text
+
+
 def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
     """The command's own model_kwargs is used where both have a setting."""
     variables = "MAX_PIXELS=1003520 FPS_MAX_FRAMES=12 VIDEO_MAX_PIXELS=50176"

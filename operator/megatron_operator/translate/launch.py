@@ -53,6 +53,12 @@ def find(commands: Iterable[Invocation], header: Sequence[str] = ()) -> list[Lau
     return found
 
 
+def unread_sizes(launch: Launch) -> list[str]:
+    """NAME=VALUE of the variables whose number of nodes or GPUs only their own machine knows, such as `$(seq 8)`."""
+    names = (NUM_NODES,) * (launch.num_nodes is None) + (PROCESSES_PER_NODE, *DEVICES) * (launch.num_processes is None)
+    return [f"{name}={launch.environment[name]}" for name in names if launch.environment.get(name)]
+
+
 def unread(commands: Iterable[Invocation]) -> list[str]:
     """The commands that name a training behind an unknown program, verbatim."""
     return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]

@@ -14,7 +14,7 @@ import yaml
 from megatron_operator.api import names
 from megatron_operator.translate import family
 from megatron_operator.translate.arguments import FILL_IN, NOT_CARRIED, Carried, Translated, layout_ranks
-from megatron_operator.translate.launch import DEVICES, Launch
+from megatron_operator.translate.launch import DEVICES, Launch, unread_sizes
 from megatron_operator.translate.manifests import Pods
 from megatron_operator.translate.places import DATASETS, Places, is_path, placed
 from megatron_trainjob.args.pixels import VARIABLES
@@ -194,7 +194,10 @@ def _notes(launch: Launch, pods: Pods, spec: Mapping[str, Any]) -> list[str]:
     notes = [
         f"Fill in the claims: checkpoints (claim {TO_FILL_IN}checkpoints){''.join(f', {each}' for each in claims)}."
     ]
-    if not (pods.num_processes or launch.num_processes or pods.resources):
+    unread = ", ".join(_without_secrets(each) for each in unread_sizes(launch))
+    if unread and not (pods.num_processes or pods.resources):
+        notes.append(f"Nodes and GPUs cannot be counted from {unread}: set numNodes and resourcesPerNode.")
+    elif not (pods.num_processes or launch.num_processes or pods.resources):
         notes.append("The number of GPUs was not given; this is the minimum for the layout.")
     return [*notes, *_of_the_start(launch, spec["args"]), *(f"Left out: {remark}." for remark in pods.remarks)]
 
