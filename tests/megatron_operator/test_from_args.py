@@ -181,6 +181,17 @@ def test_sizes_that_only_the_machine_knows_are_named(capsys, script, given):
     assert f"# Nodes and GPUs cannot be counted from {given}: set numNodes and resourcesPerNode." in text
 
 
+@pytest.mark.parametrize(
+    "end", ["\\\n# slower\n", "\\ \n", "# \\\n"], ids=["comment between", "blank", "commented out"]
+)
+def test_options_behind_the_end_of_a_command_are_named(capsys, script, end):
+    path = script(f"megatron sft {RUN} {LENGTH} {end}  --lr 3e-6 --seed 5\n")
+    assert main(["from-args", path]) == 0
+    shown = capsys.readouterr()
+    assert "lr" not in spec_of(shown.out)["args"]
+    assert "not translated: --lr 3e-6 --seed 5; the shell takes it for a program" in shown.err + shown.out
+
+
 def test_sizes_of_images_and_videos_in_the_environment_become_settings(capsys):
     """The command's own model_kwargs is used where both have a setting."""
     variables = "MAX_PIXELS=1003520 FPS_MAX_FRAMES=12 VIDEO_MAX_PIXELS=50176"

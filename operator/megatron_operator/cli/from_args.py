@@ -31,6 +31,7 @@ from megatron_trainjob.violation import Violation
 OF_THE_CALL = "the arguments of the script"
 OF_THE_CALL_WHY = "in a shell function those of its call: add their values to spec.args"
 OF_THE_QUEUE = "their counterparts are scheduling, runPolicy.activeDeadlineSeconds and podTemplate"
+STRAY = "the shell takes it for a program; a comment or a blank behind a backslash ended the command"
 NOT_TAKEN = "it is in a branch that the script's own values do not take"
 NO_PODS = Pods()
 NO_FILES: Mapping[str, str] = {}
@@ -120,6 +121,7 @@ def _of_script(
         remarks=(
             *script.remarks,
             *(f"not translated: {each}; {UNREAD}" for each in launch.unread(script.commands)),
+            *(f"not translated: {each}; {STRAY}" for each in launch.stray(script.commands)),
             *(f"not translated: {each}; {NOT_TAKEN}" for each in not_taken),
         ),
         header=tuple(option for option in script.header if not launchers.options_of(option.split()).keys() & {*used}),

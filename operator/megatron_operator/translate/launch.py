@@ -64,6 +64,11 @@ def unread(commands: Iterable[Invocation]) -> list[str]:
     return [" ".join(each.words) for each in commands if not any(_recognized(each)) and _names_training(each.words)]
 
 
+def stray(commands: Iterable[Invocation]) -> list[str]:
+    """The options that the shell takes for a program, verbatim: what continued a command had ended before."""
+    return [" ".join(each.words) for each in commands if re.match(r"--?[A-Za-z]", each.words[0])]
+
+
 def _is_same(one: Launch, other: Launch) -> bool:
     return (one.task, one.words, one.num_nodes) == (other.task, other.words, other.num_nodes)
 
