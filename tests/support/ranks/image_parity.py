@@ -365,7 +365,7 @@ def runs_of_a_layer(directory: Path, settings: dict[str, Any]) -> tuple[int, boo
     tower, vision = models[0].visual, spec.model.vision
     layers = tower.vision_tower.encoder.layer if vision.tile else tower.blocks
     runs = []
-    layers[0].mlp.register_forward_hook(lambda *_: runs.append(1))
+    layers[0].mlp.register_forward_pre_hook(lambda *_: runs.append(1))  # recomputation ends inside this part
     grid = (1, 4, 4) if vision.tile else (1, 4, 6)
     pixels = torch.randn(grid[1] * grid[2], vision.patch_values)
     tower.train()

@@ -30,7 +30,7 @@ def truth(directory: Path, vision: Any) -> Path:
     for number in SAMPLES:
         one = image_parity.sample(number, vision)
         labels = torch.from_numpy(one.labels.astype("int64"))
-        for distance, logits in enumerate(_logits(model, extra, one)):
+        for distance, logits in enumerate(_logits(model, extra, one, vision)):
             wanted = labels[1 + distance :]
             found = torch.nn.functional.cross_entropy(logits[: len(wanted)], wanted, reduction="sum")
             sums = sums + torch.stack([found * (index == distance) for index in range(2)])
@@ -57,7 +57,7 @@ def _whole(directory: Path) -> Any:
     return model
 
 
-def _logits(model: Any, extra: dict[str, Any], one: Any) -> tuple[Any, Any]:
+def _logits(model: Any, extra: dict[str, Any], one: Any, vision: Any) -> tuple[Any, Any]:
     """The logits [T, V] of the next token and of the one after it."""
     import torch
 
@@ -65,7 +65,7 @@ def _logits(model: Any, extra: dict[str, Any], one: Any) -> tuple[Any, Any]:
     decoder = model.model.language_model
     hook = decoder.register_forward_pre_hook(lambda _, __, given: seen.update(given), with_kwargs=True)
     kept = model.model.register_forward_hook(lambda _, __, output: seen.update(hidden=output.last_hidden_state))
-    logits = image_parity._theirs(model, one)
+    logits = image_parity._theirs(model, one, vision)
     hook.remove()
     kept.remove()
     embedded, hidden = seen["inputs_embeds"], seen["hidden"]
