@@ -52,8 +52,7 @@ class Node:
 
     before: of the former container, where this one was started again. gpu_errors: what was reported since a moment.
     is_stopping: the pod is asked to end, so that no ranks start again. is_superseded: a directive has ended the ranks,
-    none of which had failed. stacks_due: when the ranks that still run write
-    their stacks, by the monotonic clock.
+    none of which had failed. stacks_due: when the ranks that still run write their stacks, by the monotonic clock.
     """
 
     argv: Sequence[str]

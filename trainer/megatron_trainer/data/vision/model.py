@@ -41,6 +41,8 @@ _AROUND = {"start": "<img>", "end": "</img>"}
 _PROBE = "behind-it"
 _LONGEST_BEHIND = 8
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
+BOUNDS_OF_FRAMES = frozenset({"glm4v"})
+"""Models whose processor bounds the pixels of all frames that an image becomes; the others bound those of the image."""
 _BOX_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 
 
@@ -113,22 +115,14 @@ def image_rows_of(
     if "vision_config" not in config or "image_token_id" not in config:
         return None
     tower = _cutting_tower(directory, config)
-    form = _patches(args, directory) if tower is None else _tiles(args, directory, tower)
+    form = _patches(args, directory, config) if tower is None else _tiles(args, directory, tower)
     rules = _rules(args, directory, config, tower)
     patch_size = form.processor.patch_size if tower is None else tower.patch_size
-    separates = rules is not None and rules.separates_frames
-    tokens = (
-        VisionTokens(
-            image=config["image_token_id"],
-            video=config.get("video_token_id", -1),
-            start=config.get("vision_start_token_id", config.get("image_start_token_id", -1)),
-            end=config.get("vision_end_token_id", config.get("image_end_token_id", -1)),
-            merge=form.processor.merge_size,
-            separates_frames=separates,
-        )
-        if tower is None
-        else _tokens_of_tiles(tokenizer, tower)
-    )
+    if tower is None:
+        separates = rules is not None and rules.separates_frames
+        tokens = _tokens_of_patches(config, form.processor.merge_size, separates_frames=separates)
+    else:
+        tokens = _tokens_of_tiles(tokenizer, tower)
 
     def text(token: int) -> str:
         return "" if token < 0 else str(tokenizer.convert_ids_to_tokens(token))
@@ -171,13 +165,11 @@ def _processor(directory: Path) -> Any:  # noqa: ANN401 - of transformers
         raise _unusable(directory, f"its image processor cannot be loaded: {err}") from err
 
 
-def _patches(args: TrainArgs, directory: Path) -> PatchForm:
-    """Images of any size, within the pixels of the arguments. GLM-4V bounds those of the frames that one becomes."""
-    from transformers.models.glm4v.image_processing_pil_glm4v import Glm4vImageProcessorPil
-
+def _patches(args: TrainArgs, directory: Path, config: Mapping[str, Any]) -> PatchForm:
+    """Images of any size, within the pixels of the arguments."""
     processor = _processor(directory)
     given = pixels.in_pixels(args, processor.patch_size * processor.merge_size)
-    frames = processor.temporal_patch_size if isinstance(processor, Glm4vImageProcessorPil) else 1
+    frames = processor.temporal_patch_size if config.get("model_type") in BOUNDS_OF_FRAMES else 1
     lowest = given["min_pixels"] * frames if "min_pixels" in given else processor.size["shortest_edge"]
     highest = given["max_pixels"] * frames if "max_pixels" in given else processor.size["longest_edge"]
     lowest, highest = _ordered(lowest, highest, keeps_lowest="min_pixels" in given)
@@ -218,6 +210,18 @@ def _tiles(args: TrainArgs, directory: Path, tower: Vision) -> TileForm:
     least, most = wanted.least or processor.min_patches, wanted.most or processor.max_patches
     processor.min_patches, processor.max_patches = _ordered(least, most, keeps_lowest=wanted.least is not None)
     return TileForm(processor=processor, side=side, patch_size=tower.patch_size)
+
+
+def _tokens_of_patches(config: Mapping[str, Any], merge: int, *, separates_frames: bool) -> VisionTokens:
+    """The tokens that config.json names. merge: patches along each side of what becomes one token."""
+    return VisionTokens(
+        image=config["image_token_id"],
+        video=config.get("video_token_id", -1),
+        start=config.get("vision_start_token_id", config.get("image_start_token_id", -1)),
+        end=config.get("vision_end_token_id", config.get("image_end_token_id", -1)),
+        merge=merge,
+        separates_frames=separates_frames,
+    )
 
 
 def _tokens_of_tiles(tokenizer: PreTrainedTokenizerBase, tower: Vision) -> VisionTokens:
