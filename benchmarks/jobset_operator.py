@@ -10,8 +10,6 @@ import json
 import shutil
 import subprocess
 import sys
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -24,7 +22,7 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 from local_cluster import control_plane
 from local_cluster.control_plane import ControlPlane, end_with_parent, free_port
 from local_cluster.control_plane_binaries import Programs, cache_folder, get, go_toolchain, run_go
-from local_cluster.wait import wait_until
+from local_cluster.wait import is_ready, wait_until
 from tests.support.operator.job_client import CRDS
 
 VERSION = "v0.11.0"
@@ -77,7 +75,7 @@ def running(plane: ControlPlane, folder: Path) -> Iterator[Path]:
     with (folder / "jobset.log").open("ab") as log:
         process = subprocess.Popen(command, stdout=log, stderr=log, preexec_fn=end_with_parent)
     try:
-        wait_until(lambda: _is_ready(health), bool, "JobSet to be ready", patience_s=60)
+        wait_until(lambda: is_ready(health), bool, "JobSet to be ready", patience_s=60)
         yield built / AGENT
     finally:
         process.kill()
@@ -160,12 +158,4 @@ def _is_served(plane: ControlPlane) -> bool:
     try:
         return plane.get(f"{API}/jobsets") is not None
     except control_plane.Refused:
-        return False
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
         return False

@@ -13,8 +13,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -36,6 +34,7 @@ from local_cluster.control_plane_binaries import (
     go_toolchain,
     run_go,
 )
+from local_cluster.wait import is_ready
 from megatron_operator.cluster.kubernetes.resource import Resource
 from tests.support.operator.job_client import (
     CRDS,
@@ -117,7 +116,7 @@ def running(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[int]:
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent)
     try:
         _mount_certificates(plane)
-        wait_until(lambda: _is_ready(health_port), bool, "the training operator to be ready", patience_s=60)
+        wait_until(lambda: is_ready(health_port), bool, "the training operator to be ready", patience_s=60)
         yield process.pid
     finally:
         process.kill()
@@ -144,11 +143,3 @@ def _mount_certificates(plane: ControlPlane) -> None:
     CERTIFICATES.mkdir(parents=True, exist_ok=True)
     for name, value in data.items():
         (CERTIFICATES / name).write_bytes(base64.b64decode(value))
-
-
-def _is_ready(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/readyz", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False

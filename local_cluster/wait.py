@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import urllib.request
 from collections.abc import Callable
 
 PATIENCE_S = 120.0
@@ -20,3 +21,12 @@ def wait_until[Value](
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {patience_s:.0f} s for {what}; last seen: {value}")
         time.sleep(0.1)
+
+
+def is_ready(port: int, host: str = "127.0.0.1") -> bool:
+    """Whether the program with its health server there says that it is ready."""
+    try:
+        with urllib.request.urlopen(f"http://{host}:{port}/readyz", timeout=5):
+            return True
+    except OSError:  # URLError and HTTPError among them
+        return False

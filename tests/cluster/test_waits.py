@@ -107,15 +107,19 @@ def test_a_broken_foreign_webhook_is_reported_in_the_servers_words_until_it_work
     assert quiet_jobs.status()["restarts"]["total"] == 0
 
 
+def create_quota(plane: ControlPlane, jobs: JobClient, name: str, *, pods: int) -> str:
+    """The path of a new quota of the jobs' namespace that counts already."""
+    quota = jobs.path("resourcequotas", name)
+    plane.create(jobs.path("resourcequotas"), {"metadata": {"name": name}, "spec": {"hard": {"pods": str(pods)}}})
+    wait_until(lambda: plane.get(quota).get("status"), bool, "the quota to be counted")
+    return quota
+
+
 def test_a_gang_trains_on_where_a_quota_has_no_room_for_its_spares(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
 ):
     """One of two is created; the other is once there is room."""
-    quota = quiet_jobs.path("resourcequotas", "three")
-    quiet_plane.create(
-        quiet_jobs.path("resourcequotas"), {"metadata": {"name": "three"}, "spec": {"hard": {"pods": "3"}}}
-    )
-    wait_until(lambda: quiet_plane.get(quota).get("status"), bool, "the quota to be counted")
+    quota = create_quota(quiet_plane, quiet_jobs, "three", pods=3)
     with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)):
         quiet_jobs.submit(manifest(numNodes=2, scheduling={"spares": 2}))
         quiet_jobs.await_events("SpareRefused")
@@ -134,11 +138,7 @@ def test_two_gangs_that_share_a_quota_never_block_each_other_by_halves(
     quiet_plane: ControlPlane, quiet_jobs: JobClient, operator: OperatorProcess
 ):
     """Four pods each, six allowed: one runs whole, the other takes its pods back and runs once there is room."""
-    quota = quiet_jobs.path("resourcequotas", "six")
-    quiet_plane.create(
-        quiet_jobs.path("resourcequotas"), {"metadata": {"name": "six"}, "spec": {"hard": {"pods": "6"}}}
-    )
-    wait_until(lambda: quiet_plane.get(quota).get("status"), bool, "the quota to be counted")
+    create_quota(quiet_plane, quiet_jobs, "six", pods=6)
     with fake_kubelet.playing(FakeKubelet(kubeconfig=quiet_plane.kubeconfig, namespace=quiet_jobs.namespace)):
         for name in ("one", "two"):
             quiet_jobs.submit(manifest(name, numNodes=4))

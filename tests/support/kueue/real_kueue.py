@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import base64
 import time
-import urllib.error
-import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +17,7 @@ import yaml
 
 from local_cluster import kueue_binaries
 from local_cluster.control_plane import ControlPlane, Refused, free_port
+from local_cluster.wait import is_ready
 from tests.support.operator import fake_kubelet, job_client, operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import CRDS, wait_until
@@ -141,19 +140,10 @@ def wait_ready(plane: ControlPlane, ports: Ports) -> None:
     """Returns once the controller says that it is ready and its webhook answers; raises with its log otherwise."""
     deadline = time.monotonic() + READY_S
     while time.monotonic() < deadline and plane.processes["kueue"].poll() is None:
-        if is_ready(ports) and is_asked(plane):
+        if is_ready(ports.health) and is_asked(plane):
             return
         time.sleep(0.2)
     raise RuntimeError(f"Kueue did not become ready:\n{(plane.folder / 'kueue.log').read_text()[-4000:]}")
-
-
-def is_ready(ports: Ports) -> bool:
-    """Whether the controller's own check passes."""
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{ports.health}/readyz", timeout=5):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
 
 
 def is_asked(plane: ControlPlane) -> bool:

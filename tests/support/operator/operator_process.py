@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
+from local_cluster import wait
 from local_cluster.control_plane import end_with_parent, free_port
 
 REPOSITORY = Path(__file__).parents[3]
@@ -40,11 +41,7 @@ class OperatorProcess:
 
     def is_ready(self) -> bool:
         """Whether its readiness check passes."""
-        try:
-            with urllib.request.urlopen(f"http://{self.host}:{self.port}/readyz", timeout=5):
-                return True
-        except (urllib.error.URLError, OSError):
-            return False
+        return wait.is_ready(self.port, self.host)
 
     def metric(self, name: str) -> float:
         """The sum of a metric over its labels; 0 when nothing was counted."""
