@@ -126,7 +126,7 @@ def make_reference(directory: Path, vision: Any, adapter: Path | None = None) ->
         total, count = torch.zeros(()), 0
         for number in batch:
             one = sample(number, vision)
-            logits[number] = _theirs(model, one, vision)
+            logits[number] = logits_of_transformers(model, one, vision)
             labels = torch.from_numpy(one.labels.astype("int64"))[1:]
             total = total + torch.nn.functional.cross_entropy(logits[number][:-1], labels, reduction="sum")
             count += int((labels >= 0).sum())
@@ -170,7 +170,7 @@ def _of_experts(name: str, gradient: Any) -> dict[str, Any]:
     return {f"{of_layer}{expert}.{linear}.lora.{half}": each for expert, each in enumerate(by_expert)}
 
 
-def _theirs(model: Any, one: Any, vision: Any) -> Any:
+def logits_of_transformers(model: Any, one: Any, vision: Any) -> Any:
     """Logits [T, V] of one sample."""
     import torch
 

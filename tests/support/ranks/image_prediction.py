@@ -65,7 +65,7 @@ def _logits(model: Any, extra: dict[str, Any], one: Any, vision: Any) -> tuple[A
     decoder = model.model.language_model
     hook = decoder.register_forward_pre_hook(lambda _, __, given: seen.update(given), with_kwargs=True)
     kept = model.model.register_forward_hook(lambda _, __, output: seen.update(hidden=output.last_hidden_state))
-    logits = image_parity._theirs(model, one, vision)
+    logits = image_parity.logits_of_transformers(model, one, vision)
     hook.remove()
     kept.remove()
     embedded, hidden = seen["inputs_embeds"], seen["hidden"]
