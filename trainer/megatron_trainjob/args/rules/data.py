@@ -162,7 +162,7 @@ def the_words_about_tools_are_our_own(facts: Facts) -> str:
     """Markers of calls and results are those of the formats; the sentences that explain them to the model are not."""
     if not str(facts.args.agent_template).startswith(("react_", "toolbench", "qwen_")):
         return ""
-    return "explains tools to the model in words of its own, which `mtj data --show 5` prints; serve the model with the same"
+    return "explains tools to the model in words of its own (`mtj data --show 5`); serve the model with the same ones"
 
 
 @rule("template", "use_chat_template")
