@@ -39,15 +39,14 @@ def test_every_pod_knows_its_place():
         "NNODES": "3",
         "NODE_RANK": "2",
         "NPROC_PER_NODE": "2",
-        "WORLD_SIZE": "6",
-        "RANK": "2",
-        "PYTHONUNBUFFERED": "1",
     }
 
 
 def test_a_program_of_the_users_own_knows_its_place_under_torchruns_names_and_the_addresses_of_all():
     own = job({"numNodes": 3, "nprocPerNode": 2, "args": {**ARGS, "global_batch_size": 12}, "command": ["torchrun"]})
     built = pod(own, 4, 2)
+    read_by_programs = {name: variables(built)[name] for name in ("WORLD_SIZE", "RANK", "PYTHONUNBUFFERED")}
+    assert read_by_programs == {"WORLD_SIZE": "6", "RANK": "2", "PYTHONUNBUFFERED": "1"}
     torchruns = {name: value for name, value in variables(built).items() if name.startswith("PET_")}
     assert torchruns == {
         "PET_MASTER_ADDR": "tune-a4-master-0.tune",
@@ -76,6 +75,7 @@ def test_the_trainer_learns_who_it_is_and_how_to_resume():
         "MTJ_RESUME": "Required",
         "MTJ_SAVE_ON_TERM": "0",
     }
+    assert "MTJ_SAVE_ON_TERM" not in variables(pod(job(), 0, 0)), "the trainer saves unless told otherwise"
 
 
 def test_only_a_job_that_says_so_adopts_the_folder_of_another():

@@ -17,6 +17,7 @@ from megatron_trainjob import environment as variables
 def environment(job: Job, attempt: int, node_rank: int) -> list[dict[str, Any]]:
     """Environment of the pod with this node rank: ours, then NCCL's, then the user's.
 
+    The API server keeps each variable twice, as value and as managed field: what has its default is left out.
     RANK is the node's rank, as PyTorchJob has it; a launcher replaces it by the process's own rank.
     """
     values = {
@@ -67,9 +68,17 @@ def _topology(job: Job, attempt: int, node_rank: int) -> dict[str, str]:
         variables.NODE_RANK: str(node_rank),
         variables.PROCESSES_PER_NODE: str(job.nproc_per_node),
     }
-    # For a program of the user's own, such as torchrun: our launcher reads no other than the first.
-    torchrun = {variables.of_torchrun(name): value for name, value in rendezvous.items()} if job.command else {}
-    return {**rendezvous, variables.WORLD_SIZE: str(job.world_size), variables.RANK: str(node_rank), **torchrun}
+    return {**rendezvous, **(_for_own_program(job, node_rank, rendezvous) if job.command else {})}
+
+
+def _for_own_program(job: Job, node_rank: int, rendezvous: dict[str, str]) -> dict[str, str]:
+    """What a program of the user's own may read, such as torchrun; our launcher sets these for its ranks."""
+    return {
+        variables.WORLD_SIZE: str(job.world_size),
+        variables.RANK: str(node_rank),
+        "PYTHONUNBUFFERED": "1",
+        **{variables.of_torchrun(name): value for name, value in rendezvous.items()},
+    }
 
 
 def _identity(job: Job, attempt: int) -> dict[str, str]:
@@ -78,7 +87,6 @@ def _identity(job: Job, attempt: int) -> dict[str, str]:
         variables.JOB_UID: job.uid,
         variables.RESTART_ATTEMPT: str(attempt),
         variables.RESUME: job.checkpoint.resume,
-        variables.SAVE_ON_TERMINATION: "1" if job.checkpoint.save_on_termination else "0",
-        "PYTHONUNBUFFERED": "1",
+        **({} if job.checkpoint.save_on_termination else {variables.SAVE_ON_TERMINATION: "0"}),
         **({variables.ADOPT: "1"} if job.checkpoint.adopts else {}),
     }

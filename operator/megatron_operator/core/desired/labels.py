@@ -24,8 +24,6 @@ def common(job: Job) -> dict[str, str]:
     return {
         "app.kubernetes.io/name": "megatron-train",
         "app.kubernetes.io/instance": job.name,
-        "app.kubernetes.io/component": "trainer",
-        "app.kubernetes.io/part-of": job.name,
         "app.kubernetes.io/managed-by": names.FIELD_MANAGER,
         names.LABEL_JOB_NAME: job.name,
     }
