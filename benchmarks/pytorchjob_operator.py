@@ -115,7 +115,7 @@ def running(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[int]:
         environment = {**os.environ, "MY_POD_NAMESPACE": NAMESPACE}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent)
     try:
-        _mount_certificates(plane)
+        write_certificates(plane, NAMESPACE, SECRET, CERTIFICATES)
         wait_until(lambda: is_ready(health_port), bool, "the training operator to be ready", patience_s=60)
         yield process.pid
     finally:
@@ -136,10 +136,10 @@ def _install(plane: ControlPlane, manifests: Path, webhook_port: int) -> None:
     plane.create(kind, {**configuration, "metadata": {"name": WEBHOOKS}, "webhooks": [webhook]})
 
 
-def _mount_certificates(plane: ControlPlane) -> None:
-    """Writes the secret that the operator makes to where a kubelet would mount it."""
-    path = f"/api/v1/namespaces/{NAMESPACE}/secrets/{SECRET}"
+def write_certificates(plane: ControlPlane, namespace: str, secret: str, folder: Path) -> None:
+    """Writes the secret that an operator fills to where a kubelet would mount it."""
+    path = f"/api/v1/namespaces/{namespace}/secrets/{secret}"
     data = wait_until(lambda: plane.get(path).get("data") or {}, lambda data: "tls.crt" in data, "its certificate")
-    CERTIFICATES.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     for name, value in data.items():
-        (CERTIFICATES / name).write_bytes(base64.b64decode(value))
+        (folder / name).write_bytes(base64.b64decode(value))

@@ -11,7 +11,10 @@ step of the next attempt, and prints a Markdown table of seconds since the kill.
 in one job. --record keeps what was measured, and the table is of all of it.
 
 --goodput trains two jobs side by side for so many minutes, one of them with a rank killed again and again: its steps
-as a share of the other's, and whether every loss is the same, bit by bit.
+as a share of the other's, whether every loss is the same, bit by bit, how many steps were done again, and the phases of
+each restart. Each job keeps to processors of its own, half of this machine's: otherwise the undisturbed one would have
+more of them while the other's ranks start, and the share would be too small. One job after the other would take twice
+as long, and other work that comes and goes would meet one of them only.
 """
 
 from __future__ import annotations
@@ -19,13 +22,15 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import signal
 import statistics
 import subprocess
 import sys
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 import yaml
@@ -39,6 +44,8 @@ from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 
 PATIENCE_S = 900
+LOOK_S = 0.2
+RESUMED = re.compile(r"resuming from memory iteration=(?P<memory>\d+)|resuming job=\S+ from=\S*iter_(?P<volume>\d+)")
 GOODPUT_MEMORY = {"memory": {"intervalIterations": 5, "sizeLimit": "1Gi"}}
 SAVES_BESIDE_MEMORY = 100
 """Steps between checkpoints in the volume, where others are in memory."""
@@ -56,10 +63,11 @@ HANG_TIMEOUT_S = 10
 
 @dataclass(kw_only=True)
 class Job:
-    """One training."""
+    """One training. processors: that it is kept to, None for all."""
 
     start: str
     folder: Path
+    processors: frozenset[int] | None = None
     process: subprocess.Popen[bytes] | None = None
 
     @property
@@ -77,6 +85,12 @@ class Job:
         lines = [line for log in volume.rglob("logging.jsonl") for line in log.read_text().splitlines(keepends=True)]
         rows = [json.loads(line) for line in lines if line.endswith("\n")]
         return {row["iteration"]: row["lm loss"] for row in rows if "lm loss" in row}
+
+    def resumed(self) -> list[tuple[str, int]]:
+        """Where each restart has resumed from, and after which iteration."""
+        logs = sorted((self.folder / "state" / "recovery" / "logs").glob("*.log"))
+        found = [RESUMED.search(line) for log in logs for line in log.read_text(errors="replace").splitlines()]
+        return [(each.lastgroup, int(each[each.lastgroup])) for each in found if each and each.lastgroup]
 
     def end(self) -> None:
         """Stops the training as a person would."""
@@ -117,7 +131,10 @@ def started(job: Job, model: Path, data: Path, options: argparse.Namespace, chec
         environment["MTJ_DEVICE"] = options.device
     with (job.folder / "mtj.log").open("w") as log:
         command = [sys.executable, "-c", code, "run", str(file), "--state-dir", str(job.folder / "state")]
-        job.process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, start_new_session=True)
+        keep = partial(os.sched_setaffinity, 0, job.processors) if job.processors else None
+        job.process = subprocess.Popen(
+            command, env=environment, stdout=log, stderr=log, start_new_session=True, preexec_fn=keep
+        )
     return job
 
 
@@ -207,39 +224,78 @@ def measure_ways(options: argparse.Namespace, folder: Path, model: Path, data: P
     print(table([json.loads(line) for line in options.record.read_text().splitlines()]))
 
 
+def halves() -> list[frozenset[int]]:
+    """This machine's processors, in two equal shares."""
+    all_of_them = sorted(os.sched_getaffinity(0))
+    share = len(all_of_them) // 2
+    if not share:
+        raise SystemExit("--goodput needs two processors, one for each job")
+    return [frozenset(all_of_them[:share]), frozenset(all_of_them[share : 2 * share])]
+
+
+@dataclass(kw_only=True)
+class Kills:
+    """Ranks of one job that were killed. reached: the last step before each kill. told: the last restart shown."""
+
+    job: Job
+    reached: list[int] = field(default_factory=list)
+    told: int = 0
+
+    def one(self) -> None:
+        """Kills the job's last rank, if it has any now."""
+        if victims := ranks_of(self.job):
+            killed_at = time.time()
+            os.kill(victims[-1], signal.SIGKILL)
+            self.reached.append(max(self.job.losses()))
+            print(f"killed at {killed_at:.2f} after step {self.reached[-1]}", flush=True)
+
+    def tell(self) -> None:
+        """Prints the phases of a restart once all are known."""
+        last = self.job.status.get("lastRestart", {})
+        if last.get("attempt", 0) > self.told and "firstStepTime" in last:
+            self.told = last["attempt"]
+            began = to_seconds(last["detectedTime"])
+            phases = {phase: round(to_seconds(last[f"{phase}Time"]) - began, 2) for phase in PHASES}
+            print(json.dumps({"attempt": self.told, "inPlace": last["inPlace"], **phases}), flush=True)
+
+
 def measure_goodput(options: argparse.Namespace, folder: Path, model: Path, data: Path) -> None:
     """Two jobs at once, so that both see the same load; checkpoints in memory between those in the volume."""
     alone, disturbed = (
-        started(Job(start="fork", folder=folder / name), model, data, options, GOODPUT_MEMORY)
-        for name in ("alone", "disturbed")
+        started(Job(start="fork", folder=folder / name, processors=share), model, data, options, GOODPUT_MEMORY)
+        for name, share in zip(("alone", "disturbed"), halves(), strict=True)
     )
-    kills, first = 0, {}
+    kills, first = Kills(job=disturbed), {}
     try:
         for job in (alone, disturbed):
             wait(job, job.losses)
         first = {id(job): max(job.losses()) for job in (alone, disturbed)}
         began = time.monotonic()
-        until = began + 60 * options.goodput
-        while (now := time.monotonic()) < until:
-            if now > began + options.kill_every * (kills + 0.5) and (victims := ranks_of(disturbed)):
-                os.kill(victims[-1], signal.SIGKILL)
-                kills += 1
-            time.sleep(0.05)
+        while (now := time.monotonic()) < began + 60 * options.goodput:
+            if now > began + options.kill_every * (len(kills.reached) + 0.5):
+                kills.one()
+            kills.tell()
+            time.sleep(LOOK_S)
     finally:  # also where it was cut off
         if first:
-            print(f"minutes {(time.monotonic() - began) / 60:.1f}, kills {kills}", flush=True)
-            tell_goodput(alone, disturbed, first)
+            print(f"minutes {(time.monotonic() - began) / 60:.1f}, kills {len(kills.reached)}", flush=True)
+            tell_goodput(alone, kills, first)
         alone.end()
         disturbed.end()
 
 
-def tell_goodput(alone: Job, disturbed: Job, first: dict[int, int]) -> None:
+def tell_goodput(alone: Job, kills: Kills, first: dict[int, int]) -> None:
     """Prints the steps since the first ones of both, and whether their losses are the same. Exits with 1 if not."""
+    disturbed = kills.job
     losses, restarts = (alone.losses(), disturbed.losses()), disturbed.status["restarts"]
     done = [max(found) - first[id(job)] for found, job in zip(losses, (alone, disturbed), strict=True)]
     both = losses[0].keys() & losses[1].keys()
     different = sorted(step for step in both if losses[0][step] != losses[1][step])
+    resumed = disturbed.resumed()
+    again = [reached - step for reached, (_, step) in zip(kills.reached, resumed, strict=False)]
     print(f"restarts {restarts['total']}, of pods {restarts.get('podAttempt', restarts['attempt'])}")
+    in_memory = sum(place == "memory" for place, _ in resumed)
+    print(f"resumed from memory {in_memory} of {len(resumed)}, steps done again {again}")
     print(f"steps {done[1]} of {done[0]}: goodput {done[1] / done[0]:.3f}")
     print(f"losses compared {len(both)}, different {len(different)}", flush=True)
     if different:

@@ -1,4 +1,4 @@
-"""The jobs that recovery_on_node.py measures: this operator's, JobSet's and PyTorchJob's, of the same two pods.
+"""The jobs that recovery_on_node.py measures: this operator's and its peers', of the same two pods.
 
 Each is in a namespace of its own, with the same image, packages, model and arguments.
 """
@@ -17,6 +17,7 @@ from typing import Any
 
 import jobset_operator
 import pytorchjob_operator
+import trainjob_operator
 
 from local_cluster import images, one_node, one_node_jobs
 from local_cluster.control_plane import ControlPlane
@@ -29,6 +30,7 @@ from tests.support.ranks import tiny_run
 INPUTS, CHECKPOINTS, AGENT = "/inputs", "/checkpoints", "/agent"
 TRAINER = ["python", "-m", "megatron_trainer", "sft", "--config", f"{INPUTS}/args.yaml"]
 PORT = 29500
+SOON = {"spec": {"terminationGracePeriodSeconds": 5}}
 
 Object = Mapping[str, Any]
 
@@ -57,7 +59,7 @@ class Contender:
 
     def pids(self) -> list[int]:
         """First processes of the containers that run."""
-        tasks, found = one_node.first(self.plane).tasks(), []
+        tasks, found = one_node.tasks(self.plane), []
         for pod in self.pods.values():
             for each in pod["status"].get("containerStatuses", ()):
                 found.append(tasks.get(each.get("containerID", "").removeprefix("containerd://"), 0))
@@ -126,7 +128,7 @@ def write_inputs(folder: Path) -> None:
     (inputs / "args.yaml").write_text(text.replace(str(inputs), INPUTS))
 
 
-def ours(plane: ControlPlane, folder: Path, name: str = "ours", **policy: object) -> Contender:
+def ours(plane: ControlPlane, folder: Path, name: str = "ours", template: Object = SOON, **policy: object) -> Contender:
     """This operator's job; each kind of failure takes the rung that it finds."""
     claims = Claims(plane=plane, namespace=name, folder=folder / "volumes" / name)
     jobs = JobClient(plane=plane, namespace=name)
@@ -146,7 +148,7 @@ def ours(plane: ControlPlane, folder: Path, name: str = "ours", **policy: object
             args={key: value for key, value in given.items() if key not in ("save", "add_version")},
             checkpoint={"pvc": {"claimName": "saved"}, "mountPath": CHECKPOINTS},
             failurePolicy={"maxRestarts": 1000, **policy},
-            podTemplate={"spec": {"terminationGracePeriodSeconds": 5}},
+            podTemplate=template,
         )
         jobs.submit(one_node_jobs.on_the_node(body, read={INPUTS: "inputs"}))
 
@@ -184,11 +186,18 @@ def chosen(plane: ControlPlane, folder: Path, options: argparse.Namespace) -> It
             each["restartPolicy"] = "OnFailure"
         plane.create("/apis/kubeflow.org/v1/namespaces/pytorchjob/pytorchjobs", body)
 
+    def trainjob(spec: Object) -> None:
+        names = ("NODE_RANK", "NNODES", "MASTER_ADDR")
+        line = " ".join([*(f"{name}=$PET_{name}" for name in names), "exec", *TRAINER])
+        plane.create(f"{trainjob_operator.API}/clustertrainingruntimes", trainjob_operator.runtime(spec))
+        body = trainjob_operator.job(["sh", "-c", line])
+        plane.create(f"{trainjob_operator.API}/namespaces/trainjob/trainjobs", body)
+
+    creates = {"recreate": recreate, "inplace": in_place, "pytorchjob": pytorchjob, "trainjob": trainjob}
     for name in options.contenders:
         plane.create("/api/v1/namespaces", {"metadata": {"name": name}})
         if name == "ours":
             made = ours(plane, folder)
             yield Contender(**{**vars(made), "ways": tuple(options.ways)})
         else:
-            create = {"recreate": recreate, "inplace": in_place, "pytorchjob": pytorchjob}[name]
-            yield peer(plane, folder, name, create)
+            yield peer(plane, folder, name, creates[name])

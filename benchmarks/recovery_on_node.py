@@ -1,22 +1,26 @@
-"""Seconds from a killed process to the next step on a true node: this operator, JobSet and PyTorchJob, in turn.
+"""Seconds from a failure to the next step on a true node: this operator, JobSet, PyTorchJob and TrainJob, in turn.
 
     python benchmarks/recovery_on_node.py --folder DIR [--rounds 10] [--minutes 12] [--quiet FILE]
-        [--contenders ours recreate inplace pytorchjob] [--ways rank container oom deleted] [--hung 0]
-        [--pod-shares 8192]
+        [--contenders ours recreate inplace pytorchjob trainjob] [--ways rank container oom deleted]
+        [--hung 0] [--lost 0] [--pod-shares 8192] [--metrics FILE]
 
 One node (docs/one-node-cluster.md), each contender's job in a namespace of its own: two pods of one rank, the same
 image, model and arguments, a checkpoint every five steps. The ranks of those that are not measured are stopped, so that
 they take no processor. A way kills the worker's rank (rank), the first process of its container (container), has the
 kernel kill for want of memory in its cgroup (oom), or deletes its pod without grace (deleted); peers have their rank
 killed. Measured is the first row of logging.jsonl that a later attempt writes; writes are those of the API server in
-the namespace, by whom. --hung: so many ranks are stopped for good afterwards, in a job of their own with a
-hangTimeoutSeconds of ten.
+the namespace, by whom.
+
+Afterwards, in a job of their own each: --hung stops so many ranks for good, with a hangTimeoutSeconds of ten; --lost
+ends a node of three as a failure of its power does, has the job go on with the others, and brings it back for the next.
+--metrics keeps what the operator's /metrics says in the end.
 """
 
 from __future__ import annotations
 
 import argparse
 import contextlib
+import itertools
 import json
 import os
 import signal
@@ -36,11 +40,12 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 import jobset_operator
 import pytorchjob_operator
 import recovery_contenders
+import trainjob_operator
 from recovery_contenders import Contender, command_of
 
-from local_cluster import control_plane, helm_chart, images, one_node
+from local_cluster import control_plane, helm_chart, images, one_node, one_node_jobs
 from local_cluster.control_plane import ControlPlane
-from local_cluster.kube_node import descendants
+from local_cluster.kube_node import PAUSE_IMAGE, KubeNode, descendants
 from local_cluster.wait import wait_until
 from megatron_operator.timestamp import to_seconds
 
@@ -54,6 +59,7 @@ PHASES = ("detected", "decided", "ranksStarted", "processGroup", "loaded", "firs
 NO_BACKOFF = {"crashLoopBackOff": {"maxContainerRestartPeriod": "1s"}}
 """Of the kubelet, so that a peer whose containers start again and again does not wait for it."""
 POD_SHARES = Path("/sys/fs/cgroup/cpu/k8s.io/cpu.shares")
+METRICS = f"/api/v1/namespaces/{helm_chart.NAMESPACE}/services/{helm_chart.FULL_NAME}:metrics/proxy/metrics"
 WRITES = ("create", "update", "patch", "delete", "deletecollection")
 
 Object = Mapping[str, Any]
@@ -76,6 +82,8 @@ def parent_of(pid: int) -> int:
 
 def fault(contender: Contender, way: str) -> Callable[[], object]:
     """What does to the worker what the way says, at once when it is called."""
+    if way == "lost":
+        return node_to_lose(contender).lose
     name = sorted(contender.pods)[-1]
     first = one_node.container_pid(contender.plane, contender.name, name)
     if way in ("rank", "hung"):
@@ -87,6 +95,12 @@ def fault(contender: Contender, way: str) -> Callable[[], object]:
         return lambda: exhaust(first)
     path = f"/api/v1/namespaces/{contender.name}/pods/{name}"
     return lambda: contender.plane.delete(path, {"gracePeriodSeconds": 0})
+
+
+def node_to_lose(contender: Contender) -> KubeNode:
+    """One that has a pod of the job and nothing of the cluster."""
+    used = {pod["spec"]["nodeName"] for pod in contender.pods.values()}
+    return next(node for node in reversed(one_node.more(contender.plane)) if node.name in used)
 
 
 def exhaust(first: int) -> None:
@@ -197,8 +211,10 @@ def prepare(plane: ControlPlane, stack: contextlib.ExitStack, folder: Path, want
         (folder / "initializer.yaml").write_text(json.dumps(initializer))
         more = f"--pytorch-init-container-template-file={folder}/initializer.yaml"
         stack.enter_context(pytorchjob_operator.running(plane, folder, more))
-    if {"recreate", "inplace"} & set(wanted):
+    if {"recreate", "inplace", "trainjob"} & set(wanted):
         stack.enter_context(jobset_operator.running(plane, folder))
+    if "trainjob" in wanted:
+        stack.enter_context(trainjob_operator.running(plane, folder))
 
 
 def begin(contender: Contender) -> None:
@@ -215,25 +231,62 @@ def rounds(all_of_them: list[Contender], options: argparse.Namespace) -> Iterato
         for contender in all_of_them:
             contender.signal(signal.SIGCONT)
             for way in contender.ways:
-                if time.monotonic() > until:
-                    return
-                try:
-                    yield measure(contender, way)
-                except (TimeoutError, AssertionError) as err:
-                    yield {"contender": contender.name, "way": way, "problem": str(err)[:300]}
+                if time.monotonic() < until:
+                    yield tried(contender, way)
             contender.signal(signal.SIGSTOP)
+
+
+def tried(contender: Contender, way: str) -> dict[str, Any]:
+    """What was measured, or why nothing was."""
+    try:
+        return measure(contender, way)
+    except (TimeoutError, AssertionError) as err:
+        return {"contender": contender.name, "way": way, "problem": str(err)[:300]}
+
+
+def alone(made: Contender) -> Contender:
+    """A job of this operator that trains."""
+    made.plane.create("/api/v1/namespaces", {"metadata": {"name": made.name}})
+    made.start()
+    wait_until(lambda: trains(made), bool, made.name, PATIENCE_S)
+    return made
 
 
 def stopped_ranks(plane: ControlPlane, folder: Path, times: int) -> Iterator[dict[str, Any]]:
     """This operator's job again, with a rank stopped so many times."""
+    if times:
+        hung = alone(recovery_contenders.ours(plane, folder, "hung", hangTimeoutSeconds=HANG_TIMEOUT_S))
+        for _ in range(times):
+            yield tried(hung, "hung")
+        hung.signal(signal.SIGSTOP)
+
+
+def lost_nodes(plane: ControlPlane, folder: Path, times: int) -> Iterator[dict[str, Any]]:
+    """This operator's job again, with pods on different nodes, one of which is lost so many times."""
     if not times:
         return
-    plane.create("/api/v1/namespaces", {"metadata": {"name": "hung"}})
-    hung = recovery_contenders.ours(plane, folder, "hung", hangTimeoutSeconds=HANG_TIMEOUT_S)
-    hung.start()
-    wait_until(lambda: trains(hung), bool, "hung", PATIENCE_S)
+    for node in one_node.more(plane):
+        start_node(node)
+        for image in (PAUSE_IMAGE, images.TRAINER_IMAGE):
+            images.load(node, image)
+    lost = alone(recovery_contenders.ours(plane, folder, "lost", one_node_jobs.apart("job")))
     for _ in range(times):
-        yield measure(hung, "hung")
+        yield tried(lost, "lost")
+        for node in one_node.more(plane):
+            if not node.is_on():
+                start_node(node)
+
+
+def start_node(node: KubeNode) -> None:
+    """Starts a node, for the first time or again."""
+    node.start(dns=one_node.GATEWAY, kubelet=NO_BACKOFF)
+    wait_until(lambda: taints(node), lambda found: not found, f"no taints of {node.name}", PATIENCE_S)
+
+
+def taints(node: KubeNode) -> list[str]:
+    """What keeps pods away from a node that has just come back."""
+    raw = node.plane.get(f"/api/v1/nodes/{node.name}")
+    return [each["key"] for each in raw["spec"].get("taints", ())]
 
 
 def trains(contender: Contender) -> bool:
@@ -279,13 +332,15 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--minutes", type=float, default=12.0)
     parser.add_argument("--hung", type=int, default=0)
-    parser.add_argument("--contenders", nargs="+", default=["ours", "recreate", "inplace", "pytorchjob"])
+    parser.add_argument("--lost", type=int, default=0)
+    parser.add_argument("--contenders", nargs="+", default=["ours", "recreate", "inplace", "pytorchjob", "trainjob"])
     parser.add_argument("--ways", nargs="+", default=["rank", "container", "deleted"])
     parser.add_argument("--quiet", type=Path, help="a file that is there while it measures")
+    parser.add_argument("--metrics", type=Path, help="a file for the operator's metrics")
     parser.add_argument("--pod-shares", type=int, help="cpu.shares of all pods together; others have 1024 a process")
     options = parser.parse_args()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
-    watch_writes([*options.contenders, "hung"])
+    watch_writes([*options.contenders, "hung", "lost"])
     images.make_ready()
     measured: list[dict[str, Any]] = []
     with contextlib.ExitStack() as stack:
@@ -302,16 +357,19 @@ def main() -> None:
                 options.quiet.touch()
             if options.pod_shares:
                 POD_SHARES.write_text(str(options.pod_shares))
-            for found in rounds(everyone, options):
-                measured.append(found)
-                print(json.dumps(found), flush=True)
-            for found in stopped_ranks(plane, folder, options.hung):
+            for found in itertools.chain(
+                rounds(everyone, options),
+                stopped_ranks(plane, folder, options.hung),
+                lost_nodes(plane, folder, options.lost),
+            ):
                 measured.append(found)
                 print(json.dumps(found), flush=True)
         finally:
             if options.quiet:
                 options.quiet.unlink(missing_ok=True)
             print(table(measured), flush=True)
+            if options.metrics:
+                options.metrics.write_text(plane.get(METRICS))
             for each in everyone:
                 each.signal(signal.SIGCONT)
 

@@ -10,6 +10,7 @@ import os
 import re
 import signal
 import subprocess
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -58,9 +59,12 @@ class KubeNode:
     def start(self, dns: str, kubelet: Mapping[str, object] = {}) -> None:
         """Starts both programs; returns once the node is ready.
 
-        dns: address of the cluster's name server. kubelet: more of its settings.
+        dns: address of the cluster's name server. kubelet: more of its settings. A node that was lost comes back as a
+        machine does that has booted again: its images are there, and none of its containers runs.
         """
-        self.folder.mkdir()
+        self.folder.mkdir(exist_ok=True)
+        sweep(f"{self.folder}/")
+        (self.folder / "containerd.sock").unlink(missing_ok=True)
         (self.folder / "containerd.toml").write_text(_containerd(self.folder, self.plane.folder / "cni"))
         (self.folder / "kubelet.yaml").write_text(yaml.safe_dump({**self._kubelet(dns), **kubelet}))
         (self.folder / "resolv.conf").write_text("")
@@ -160,6 +164,27 @@ state = "{folder}/containerd-run"
     [plugins."io.containerd.grpc.v1.cri".containerd.runtimes.runc]
       runtime_type = "io.containerd.runc.v2"
 """
+
+
+def sweep(marker: str) -> None:
+    """Ends the containers, and removes the mounts, of nodes whose programs are gone; by a part of their paths."""
+    for pid in processes():
+        command = _command(pid)
+        if marker in command and "containerd-shim" in command:
+            for each in (pid, *descendants(pid)):
+                with contextlib.suppress(ProcessLookupError):
+                    os.kill(each, signal.SIGKILL)
+    time.sleep(0.1)
+    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
+    for mount in reversed([each for each in mounts if marker in each]):
+        subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
+    except OSError:
+        return ""
 
 
 def processes() -> list[int]:

@@ -9,10 +9,7 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import json
-import os
-import signal
 import subprocess
-import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
@@ -26,7 +23,7 @@ from local_cluster.wait import wait_until
 
 FOLDER_NAME = "mtj-node"  # by it the leftovers of a killed node are known
 LOCK = Path("/run/lock/mtj-node")
-BRIDGE, GATEWAY, SECOND_ADDRESS = "mtj0", "10.213.0.1", "10.213.0.2"
+BRIDGE, GATEWAY, MORE_ADDRESSES = "mtj0", "10.213.0.1", ("10.213.0.2", "10.213.0.3")
 BRIDGE_ADDRESS = "02:6d:74:6a:00:01"  # locally administered
 NETWORK, FIRST_POD = "10.213.0.0/24", "10.213.0.10"
 NODE_GRACE_S = 30  # after its last heartbeat a node is not ready
@@ -70,15 +67,19 @@ def end_of(log: Path) -> str:
 def container_pid(plane: ControlPlane, namespace: str, pod: str) -> int:
     """Process id, on this machine, of the first container of a pod."""
     raw = plane.get(f"/api/v1/namespaces/{namespace}/pods/{pod}")
-    (node,) = [each for each in (first(plane), second(plane)) if each.name == raw["spec"]["nodeName"]]
-    return node.tasks()[raw["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")]
+    return tasks(plane)[raw["status"]["containerStatuses"][0]["containerID"].removeprefix("containerd://")]
+
+
+def tasks(plane: ControlPlane) -> dict[str, int]:
+    """Process ids, on this machine, of the first processes of all nodes' containers, by container."""
+    return {name: pid for node in nodes(plane) if node.is_on() for name, pid in node.tasks().items()}
 
 
 def _prepare(folder: Path) -> ControlPlane:
     run("ip", "link", "add", BRIDGE, "type", "bridge")
     # Else it takes the lowest of its ports, and pods lose their gateway when one with a lower address comes or goes.
     run("ip", "link", "set", BRIDGE, "address", BRIDGE_ADDRESS)
-    for address in (GATEWAY, SECOND_ADDRESS):
+    for address in (GATEWAY, *MORE_ADDRESSES):
         run("ip", "address", "add", f"{address}/24", "dev", BRIDGE)
     run("ip", "link", "set", BRIDGE, "up")
     return control_plane.prepare(folder, address=GATEWAY)
@@ -106,9 +107,17 @@ def first(plane: ControlPlane) -> KubeNode:
     return KubeNode(plane=plane, name="node-1", address=GATEWAY)
 
 
-def second(plane: ControlPlane) -> KubeNode:
-    """A node to be lost; it runs nothing until it is started."""
-    return KubeNode(plane=plane, name="node-2", address=SECOND_ADDRESS)
+def more(plane: ControlPlane) -> list[KubeNode]:
+    """Nodes to be lost; they run nothing until they are started."""
+    return [
+        KubeNode(plane=plane, name=f"node-{number}", address=address)
+        for number, address in enumerate(MORE_ADDRESSES, start=2)
+    ]
+
+
+def nodes(plane: ControlPlane) -> list[KubeNode]:
+    """All of them, whether they run or not."""
+    return [first(plane), *more(plane)]
 
 
 def _write_settings(plane: ControlPlane) -> None:
@@ -163,7 +172,7 @@ def _stop(plane: ControlPlane) -> None:
         for pod in plane.get("/api/v1/pods")["items"]:
             path = f"/api/v1/namespaces/{pod['metadata']['namespace']}/pods/{pod['metadata']['name']}"
             plane.delete(path, {"gracePeriodSeconds": 0})
-        for node in filter(KubeNode.is_on, (first(plane), second(plane))):
+        for node in filter(KubeNode.is_on, nodes(plane)):
             wait_until(node.tasks, lambda left: not left, "no container", 20)
     plane.stop()
     subprocess.run([node_binaries.find_or_get() / "kube-proxy", "--cleanup"], capture_output=True, check=False)
@@ -171,21 +180,5 @@ def _stop(plane: ControlPlane) -> None:
 
 def clear() -> None:
     """Removes what an earlier node left on this machine: containers, mounts, the bridge. Its folder stays."""
-    marker = f"/{FOLDER_NAME}/"
-    for pid in kube_node.processes():
-        if marker in _command(pid) and "containerd-shim" in _command(pid):
-            for each in (pid, *kube_node.descendants(pid)):
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(each, signal.SIGKILL)
-    time.sleep(0.1)
-    mounts = [line.split()[4] for line in Path("/proc/self/mountinfo").read_text().splitlines()]
-    for mount in reversed([each for each in mounts if marker in each]):
-        subprocess.run(["umount", "--lazy", mount], capture_output=True, check=False)
+    kube_node.sweep(f"/{FOLDER_NAME}/")
     subprocess.run(["ip", "link", "delete", BRIDGE], capture_output=True, check=False)
-
-
-def _command(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_text().replace("\0", " ")
-    except OSError:
-        return ""

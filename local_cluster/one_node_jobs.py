@@ -105,3 +105,16 @@ def on_the_node(job: Object, *, read: Mapping[str, str] = {}) -> dict[str, Any]:
         "volumeMounts": [*spec.get("volumeMounts", ()), *mounts],
     }
     return {**job, "spec": {**spec, **more}}
+
+
+def apart(job: str) -> dict[str, Any]:
+    """A pod template: rather on another node than the job's other pods, and given up as soon as its node is."""
+    tolerations = [
+        {"key": f"node.kubernetes.io/{what}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
+        for what in ("unreachable", "not-ready")
+    ]
+    selector = {"matchLabels": {"megatrontrain.dev/job-name": job}}
+    term = {"topologyKey": "kubernetes.io/hostname", "labelSelector": selector}
+    preferred = [{"weight": 100, "podAffinityTerm": term}]
+    affinity = {"podAntiAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": preferred}}
+    return {"spec": {"terminationGracePeriodSeconds": 5, "tolerations": tolerations, "affinity": affinity}}

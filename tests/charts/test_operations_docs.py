@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 from pathlib import Path
 
@@ -11,9 +10,9 @@ from prometheus_client.parser import text_string_to_metric_families
 from local_cluster import helm_chart
 from megatron_operator.api import names
 from megatron_operator.process.metrics import Metrics
+from tests.support.operator import dashboard
 
 ROOT = Path(__file__).parent.parent.parent
-DASHBOARD = helm_chart.CHART / "files" / "dashboard.json"
 MONITORING = helm_chart.CHART / "templates" / "monitoring.yaml"
 RUNBOOK = (ROOT / "docs" / "runbook.md").read_text()
 # Made at scrape time from the jobs and the queue, not held by Metrics.
@@ -55,7 +54,7 @@ def measured() -> set[str]:
 
 
 def test_every_metric_of_dashboard_and_alerts_is_one_that_the_operator_has():
-    shown = [target["expr"] for panel in json.loads(DASHBOARD.read_text())["panels"] for target in panel["targets"]]
+    shown = [query.text for query in dashboard.queries()]
     assert named(" ".join(shown)) - measured() == set()
     assert named("\n".join(re.findall(r"expr: (.*)", MONITORING.read_text()))) - measured() == set()
 

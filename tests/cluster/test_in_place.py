@@ -21,7 +21,7 @@ from local_cluster.control_plane import ControlPlane
 from megatron_operator.cluster.kubernetes import discovery
 from megatron_operator.cluster.kubernetes.client import Client
 from megatron_operator.cluster.kubernetes.connection import from_kubeconfig
-from tests.support.operator import fake_kubelet, operator_process
+from tests.support.operator import dashboard, fake_kubelet, operator_process
 from tests.support.operator.fake_kubelet import FakeKubelet
 from tests.support.operator.job_client import JobClient, manifest, wait_until
 from tests.support.operator.launched_pods import launched
@@ -73,6 +73,26 @@ def test_a_killed_rank_starts_again_in_its_pod_with_one_status_write(
                 lambda: quiet_jobs.status()["lastRestart"], lambda found: "ranksStartedTime" in found, "ranks", 30
             )
             assert (last["attempt"], last["inPlace"]) == (1, True)
+
+
+def test_the_dashboard_shows_a_restart_from_what_the_operator_measures(
+    quiet_plane: ControlPlane, quiet_jobs: JobClient, kubelet: FakeKubelet, tmp_path: Path
+):
+    settings = {**push_settings(quiet_plane, quiet_jobs, tmp_path), "MTJ_PER_JOB_METRICS": "true"}
+    with operator_process.running(quiet_plane.kubeconfig, tmp_path, **settings) as operator:
+        quiet_jobs.submit(manifest(failurePolicy=AT_ONCE))
+        quiet_jobs.await_phase("Running")
+        url, token = variables(quiet_jobs, PODS[0])["KUBEFLOW_TRAINER_SERVER_URL"], pod_token(quiet_jobs, PODS[0])
+        with launched(quiet_jobs, tmp_path, PODS, "--steps", "100000", "--step-s", "0.05") as pods:
+            assert push(quiet_jobs, url, token, {"progress": TRAINING}) == 200
+            os.kill(pods[1].rank, signal.SIGKILL)
+            wait_until(quiet_jobs.status, lambda s: "firstStepTime" in s.get("lastRestart", {}), "a step", 60)
+        quiet_jobs.submit(manifest("other"))
+        quiet_jobs.await_phase("Running", "other")
+        quiet_jobs.end_pod("other-a0-master-0", 0)
+        quiet_jobs.await_phase("Succeeded", "other")
+        # Only a watch that breaks is counted as one.
+        assert set(dashboard.unanswered(operator.read("/metrics"))) == {"megatron_operator_watch_restarts_total"}
 
 
 def test_a_report_is_heard_from_the_jobs_own_pods_and_attempts_only(

@@ -52,29 +52,6 @@ BESIDE_OTHERS = {
     "exporter": (1, "sleep 2", {"containers": [{"name": "exporter", **FOREVER, "command": ["sh", "-c", "exit 64"]}]}),
     "waits": (1, "sleep 1", {"initContainers": [{"name": "wait-nfs", **FOREVER, "command": ["sh", "-c", "exit 2"]}]}),
 }
-# A pod that is rather on another node than its peers, and is given up as soon as its node is.
-APART = {
-    "spec": {
-        "terminationGracePeriodSeconds": 5,
-        "tolerations": [
-            {"key": f"node.kubernetes.io/{what}", "operator": "Exists", "effect": "NoExecute", "tolerationSeconds": 0}
-            for what in ("unreachable", "not-ready")
-        ],
-        "affinity": {
-            "podAntiAffinity": {
-                "preferredDuringSchedulingIgnoredDuringExecution": [
-                    {
-                        "weight": 100,
-                        "podAffinityTerm": {
-                            "topologyKey": "kubernetes.io/hostname",
-                            "labelSelector": {"matchLabels": {"megatrontrain.dev/job-name": "moved"}},
-                        },
-                    }
-                ]
-            }
-        },
-    }
-}
 
 
 @pytest.fixture(scope="module")
@@ -282,11 +259,11 @@ def test_an_evicted_pod_restarts_the_gang_uncounted_to_the_same_loss(
 def test_a_lost_node_brings_the_gang_back_on_the_other_uncounted_to_the_same_loss(
     claims: Claims, jobs: JobClient, inputs: dict[str, object], undisturbed: list[float]
 ):
-    lost = one_node.second(claims.plane)
+    lost, *_ = one_node.more(claims.plane)
     lost.start(dns=one_node.GATEWAY)
     for image in (PAUSE_IMAGE, TRAINER_IMAGE):
         images.load(lost, image)
-    start(jobs, claims, "moved", inputs, podTemplate=APART)
+    start(jobs, claims, "moved", inputs, podTemplate=one_node_jobs.apart("moved"))
     await_checkpoint(claims, "moved")
     pods = {pod["spec"]["nodeName"]: name for name, pod in jobs.pods("moved").items()}
     assert lost.name in pods
