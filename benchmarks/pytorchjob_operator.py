@@ -1,7 +1,8 @@
 """Builds and runs kubeflow/training-operator (PyTorchJob), to be measured beside this operator.
 
 It is tuned: eight threads, and 1,000 requests a second, for which it has no flag, so that one line of its main is
-changed before it is built. Its validating webhook is on; the kubelet and its certificate files are simulated.
+changed before it is built. Its validating webhook is on; the kubelet that mounts its certificate is simulated, in a
+file system of the program's own: other operators read theirs from the same folder. That needs root.
 """
 
 from __future__ import annotations
@@ -50,7 +51,7 @@ PYTORCHJOB = Resource(group="kubeflow.org", version="v1", kind="PyTorchJob", plu
 NAMESPACE = "kubeflow"
 SERVICE, SECRET = "training-operator", "training-operator-webhook-cert"
 WEBHOOKS = "validator.training-operator.kubeflow.org"
-CERTIFICATES = Path(tempfile.gettempdir()) / "k8s-webhook-server" / "serving-certs"  # the operator's own, fixed choice
+CERTIFICATES = Path(tempfile.gettempdir()) / "k8s-webhook-server" / "serving-certs"  # the operators' own, fixed choice
 
 Object = Mapping[str, Any]
 
@@ -101,7 +102,9 @@ def running(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[int]:
     """Installs it on this control plane and runs it, with more flags; yields its process number once it is ready."""
     built, webhook_port, health_port = find_or_get(), free_port(), free_port()
     _install(plane, built / MANIFESTS, webhook_port)
+    certificates = folder / f"{PROGRAM}-certificates"
     command = [
+        *with_certificates(certificates),
         built / PROGRAM,
         f"--kubeconfig={plane.kubeconfig}",
         "--enable-scheme=pytorchjob",
@@ -115,7 +118,7 @@ def running(plane: ControlPlane, folder: Path, *flags: str) -> Iterator[int]:
         environment = {**os.environ, "MY_POD_NAMESPACE": NAMESPACE}
         process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, preexec_fn=end_with_parent)
     try:
-        write_certificates(plane, NAMESPACE, SECRET, CERTIFICATES)
+        write_certificates(plane, NAMESPACE, SECRET, certificates)
         wait_until(lambda: is_ready(health_port), bool, "the training operator to be ready", patience_s=60)
         yield process.pid
     finally:
@@ -136,10 +139,16 @@ def _install(plane: ControlPlane, manifests: Path, webhook_port: int) -> None:
     plane.create(kind, {**configuration, "metadata": {"name": WEBHOOKS}, "webhooks": [webhook]})
 
 
+def with_certificates(folder: Path) -> list[Path | str]:
+    """The start of a command whose program finds this folder where it looks for its certificate, and no other does."""
+    for each in (folder, CERTIFICATES):
+        each.mkdir(parents=True, exist_ok=True)
+    return ["unshare", "--mount", "sh", "-c", 'mount --bind "$0" "$1" && shift && exec "$@"', folder, CERTIFICATES]
+
+
 def write_certificates(plane: ControlPlane, namespace: str, secret: str, folder: Path) -> None:
     """Writes the secret that an operator fills to where a kubelet would mount it."""
     path = f"/api/v1/namespaces/{namespace}/secrets/{secret}"
     data = wait_until(lambda: plane.get(path).get("data") or {}, lambda data: "tls.crt" in data, "its certificate")
-    folder.mkdir(parents=True, exist_ok=True)
     for name, value in data.items():
         (folder / name).write_bytes(base64.b64decode(value))

@@ -13,13 +13,15 @@ in one job. --record keeps what was measured, and the table is of all of it.
 --goodput trains two jobs side by side for so many minutes, one of them with a rank killed again and again: its steps
 as a share of the other's, whether every loss is the same, bit by bit, how many steps were done again, and the phases of
 each restart. Each job keeps to processors of its own, half of this machine's: otherwise the undisturbed one would have
-more of them while the other's ranks start, and the share would be too small. One job after the other would take twice
-as long, and other work that comes and goes would meet one of them only.
+more of them while the other's ranks start, and the share would be too small. Midway between two kills they exchange
+their halves, so that other work on one of them weighs on both jobs alike. One job after the other would take twice as
+long, and other work that comes and goes would meet one of them only.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import os
 import re
@@ -44,7 +46,7 @@ from tests.support.models import tiny_model
 from tests.support.ranks import tiny_run
 
 PATIENCE_S = 900
-LOOK_S = 0.2
+LOOK_S = 0.5
 RESUMED = re.compile(r"resuming from memory iteration=(?P<memory>\d+)|resuming job=\S+ from=\S*iter_(?P<volume>\d+)")
 GOODPUT_MEMORY = {"memory": {"intervalIterations": 5, "sizeLimit": "1Gi"}}
 SAVES_BESIDE_MEMORY = 100
@@ -233,6 +235,15 @@ def halves() -> list[frozenset[int]]:
     return [frozenset(all_of_them[:share]), frozenset(all_of_them[share : 2 * share])]
 
 
+def keep(job: Job, processors: frozenset[int]) -> None:
+    """Moves every thread of the job to these processors; its later processes start there."""
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if str(job.folder) in Path(f"/proc/{pid}/cmdline").read_bytes().decode(errors="replace"):
+                for thread in os.listdir(f"/proc/{pid}/task"):
+                    os.sched_setaffinity(int(thread), processors)
+
+
 @dataclass(kw_only=True)
 class Kills:
     """Ranks of one job that were killed. reached: the last step before each kill. told: the last restart shown."""
@@ -261,19 +272,25 @@ class Kills:
 
 def measure_goodput(options: argparse.Namespace, folder: Path, model: Path, data: Path) -> None:
     """Two jobs at once, so that both see the same load; checkpoints in memory between those in the volume."""
+    shares = halves()
     alone, disturbed = (
         started(Job(start="fork", folder=folder / name, processors=share), model, data, options, GOODPUT_MEMORY)
-        for name, share in zip(("alone", "disturbed"), halves(), strict=True)
+        for name, share in zip(("alone", "disturbed"), shares, strict=True)
     )
     kills, first = Kills(job=disturbed), {}
     try:
         for job in (alone, disturbed):
             wait(job, job.losses)
         first = {id(job): max(job.losses()) for job in (alone, disturbed)}
-        began = time.monotonic()
+        began, exchanges = time.monotonic(), 0
         while (now := time.monotonic()) < began + 60 * options.goodput:
             if now > began + options.kill_every * (len(kills.reached) + 0.5):
                 kills.one()
+            if now > began + options.kill_every * (exchanges + 1):
+                exchanges += 1
+                shares.reverse()
+                keep(alone, shares[0])
+                keep(disturbed, shares[1])
             kills.tell()
             time.sleep(LOOK_S)
     finally:  # also where it was cut off

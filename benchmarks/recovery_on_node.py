@@ -44,10 +44,11 @@ import trainjob_operator
 from recovery_contenders import Contender, command_of
 
 from local_cluster import control_plane, helm_chart, images, one_node, one_node_jobs
-from local_cluster.control_plane import ControlPlane
+from local_cluster.control_plane import ControlPlane, Refused
 from local_cluster.kube_node import PAUSE_IMAGE, KubeNode, descendants
 from local_cluster.wait import wait_until
 from megatron_operator.timestamp import to_seconds
+from tests.support.operator.job_client import JobClient
 
 PATIENCE_S = 240.0
 SETTLED_S = 0.25  # a step that was under way is over, and no way is as quick
@@ -217,11 +218,17 @@ def prepare(plane: ControlPlane, stack: contextlib.ExitStack, folder: Path, want
         stack.enter_context(trainjob_operator.running(plane, folder))
 
 
-def begin(contender: Contender) -> None:
-    """Starts a job and stops its ranks once it trains."""
-    contender.start()
-    wait_until(lambda: trains(contender), bool, contender.name, PATIENCE_S)
+def has_begun(contender: Contender) -> bool:
+    """Whether its job trains once it is started; stops its ranks until it is measured. The others go on without it."""
+    try:
+        contender.start()
+        wait_until(lambda: trains(contender), bool, contender.name, PATIENCE_S)
+    except (AssertionError, Refused) as err:
+        print(f"{contender.name} does not train: {str(err)[:500]}", flush=True)
+        return False
     contender.signal(signal.SIGSTOP)
+    print(f"{contender.name} trains", flush=True)
+    return True
 
 
 def rounds(all_of_them: list[Contender], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
@@ -258,7 +265,7 @@ def stopped_ranks(plane: ControlPlane, folder: Path, times: int) -> Iterator[dic
         hung = alone(recovery_contenders.ours(plane, folder, "hung", hangTimeoutSeconds=HANG_TIMEOUT_S))
         for _ in range(times):
             yield tried(hung, "hung")
-        hung.signal(signal.SIGSTOP)
+        JobClient(plane=plane, namespace=hung.name).delete("job")
 
 
 def lost_nodes(plane: ControlPlane, folder: Path, times: int) -> Iterator[dict[str, Any]]:
@@ -348,10 +355,7 @@ def main() -> None:
         folder.chmod(0o755)
         plane = stack.enter_context(one_node.running(folder, kubelet=NO_BACKOFF))
         prepare(plane, stack, folder, options.contenders)
-        everyone = list(recovery_contenders.chosen(plane, folder, options))
-        for each in everyone:
-            begin(each)
-            print(f"{each.name} trains", flush=True)
+        everyone = [each for each in recovery_contenders.chosen(plane, folder, options) if has_begun(each)]
         try:
             if options.quiet:
                 options.quiet.touch()

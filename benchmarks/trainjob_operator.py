@@ -1,7 +1,6 @@
 """Builds and runs Kubeflow Trainer v2 (TrainJob), to be measured beside this operator; it makes JobSets.
 
-Its validating webhook is on; the kubelet that mounts its certificate is simulated. Both it and the training operator
-read theirs from the same fixed folder, so that its program has a file system of its own there.
+Its validating webhook is on; the kubelet that mounts its certificate is simulated, as for pytorchjob_operator.py.
 """
 
 from __future__ import annotations
@@ -21,7 +20,6 @@ sys.path[:0] = [str(ROOT / part) for part in ("operator", "trainer", ".")]
 
 import jobset_operator
 import pytorchjob_operator
-from pytorchjob_operator import CERTIFICATES
 
 from local_cluster import control_plane
 from local_cluster.control_plane import ControlPlane, end_with_parent, free_port
@@ -37,7 +35,6 @@ NAMESPACE = "kubeflow-system"
 SERVICE, SECRET = "kubeflow-trainer-controller-manager", "kubeflow-trainer-webhook-cert"
 WEBHOOKS = "validator.trainer.kubeflow.org"
 RUNTIME = "trainer"
-OWN_CERTIFICATES = 'mount --bind "$0" "$1" && shift && exec "$@"'
 
 Object = Mapping[str, Any]
 
@@ -108,12 +105,10 @@ def job(command: list[str]) -> Object:
 def running(plane: ControlPlane, folder: Path) -> Iterator[None]:
     """Installs it on a control plane that has JobSet, and runs it until the end."""
     built, webhook_port, health_port = find_or_get(), free_port(), free_port()
-    certificates = folder / "trainer-certificates"
-    for each in (certificates, CERTIFICATES):
-        each.mkdir(parents=True, exist_ok=True)
+    certificates = folder / f"{PROGRAM}-certificates"
     _install(plane, built / MANIFESTS, webhook_port)
     command = [
-        *("unshare", "--mount", "sh", "-c", OWN_CERTIFICATES, certificates, CERTIFICATES),
+        *pytorchjob_operator.with_certificates(certificates),
         built / PROGRAM,
         f"--kubeconfig={plane.kubeconfig}",
         f"--health-probe-bind-address=127.0.0.1:{health_port}",

@@ -1,8 +1,11 @@
 """A real training under `mtj run` whose ranks are killed goes on in place, and ends as one that was left alone."""
 
+import json
 import os
 import random
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -84,3 +87,31 @@ def test_a_rank_killed_between_saves_goes_on_in_place_from_memory(tmp_path, monk
     status = status_of(tmp_path / "disturbed")
     assert status["restarts"]["attempt"] == 1
     assert status["restarts"]["podAttempt"] == 0, "the pod and its launcher stayed"
+
+
+IMPORTS = """
+import sys
+from megatron_trainer.process import fork_server
+fork_server._import_everything()
+from megatron_trainer.process import run
+before = set(sys.modules)
+code = run.main(sys.argv[1:])
+print("imported", code, *sorted({name.rpartition(".")[0] or name for name in set(sys.modules) - before}))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.dist
+def test_a_rank_that_was_forked_imports_little_more_until_it_has_trained(tmp_path):
+    """Each import that the fork server lacks is made by every rank of a node again, in every restart."""
+    model, data = tiny_model.make("llama", tmp_path), tiny_run.write_data(tmp_path / "train.jsonl")
+    given = tiny_run.arguments(model, data, tmp_path / "out", train_iters=2, save_interval=1)
+    config = tmp_path / "args.json"
+    config.write_text(json.dumps({name: value for name, value in given.items() if value is not None}, default=str))
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "MTJ_DEVICE": "cpu", "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", IMPORTS, "sft", "--config", str(config)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    (line,) = [each for each in done.stdout.splitlines() if each.startswith("imported ")]
+    code, *packages = line.split()[1:]
+    assert code == "0"
+    assert len(packages) < 12, packages

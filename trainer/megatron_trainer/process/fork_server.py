@@ -33,9 +33,17 @@ if TYPE_CHECKING:
 ALSO_IMPORTED = (
     "transformers.models.auto.modeling_auto",
     "transformers.models.auto.tokenization_auto",
+    "transformers.utils.type_validators",
     "megatron.core.models.gpt.gpt_layer_specs",
+    "megatron.core.models.mimo.model.base",
     "megatron.core.dist_checkpointing.strategies.torch",
+    "megatron.core.dist_checkpointing.strategies.cached_metadata_filesystem_reader",
+    "megatron.core.dist_checkpointing.strategies.fully_parallel",
+    "megatron.core.dist_checkpointing.strategies.state_dict_saver",
+    "megatron_trainer.report.sinks",
+    "torch._inductor.config",
 )
+"""What is imported only where it is used: by configurations of models, optimizers, checkpoints, deterministic torch."""
 HANDED_ON = (signal.SIGINT, signal.SIGTERM)
 """The launcher sends these to the ranks. Here they are held back, also from a rank until it can hear them."""
 TRIAL_S = 30.0
