@@ -109,6 +109,7 @@ def test_a_lora_checkpoint_holds_the_adapter_alone(train):
     assert all(".lora." in key for key in weights)
 
 
+@pytest.mark.slow
 def test_a_damaged_newest_checkpoint_is_passed_over(train):
     settings = {"train_iters": 4, "save_interval": 1}
     whole = train(**settings).column("lm loss")
@@ -175,7 +176,10 @@ def test_save_safetensors_writes_each_checkpoint_in_hugging_face_form(train):
 
 @pytest.mark.parametrize(
     ("given", "file"),
-    [({}, "adapter_model.safetensors"), ({"merge_lora": True}, "model.safetensors")],
+    [
+        pytest.param({}, "adapter_model.safetensors", marks=pytest.mark.slow),
+        ({"merge_lora": True}, "model.safetensors"),
+    ],
     ids=["adapter", "merged"],
 )
 def test_save_safetensors_of_a_lora_run(train, given, file):
@@ -218,7 +222,13 @@ def test_a_lora_run_takes_its_base_weights_from_load(train):
 
 
 @pytest.mark.parametrize(
-    "settings", [{}, {"tensor_model_parallel_size": 2}, {"pipeline_model_parallel_size": 2}], ids=["one", "tp2", "pp2"]
+    "settings",
+    [
+        pytest.param({}, marks=pytest.mark.slow),
+        {"tensor_model_parallel_size": 2},
+        pytest.param({"pipeline_model_parallel_size": 2}, marks=pytest.mark.slow),
+    ],
+    ids=["one", "tp2", "pp2"],
 )
 def test_ckpt_format_torch_is_read_in_its_layout_and_runs_nothing(train, plain, llama, tmp_path, settings):
     """A pickle per rank, with a class in it that would leave a folder; another layout is told which it is of."""
@@ -247,7 +257,10 @@ def test_ckpt_format_torch_dist_is_written_and_others_are_not(train):
 
 
 @effect("save_strategy")
-@pytest.mark.parametrize(("strategy", "saved"), [("epoch", [5, 9, 10]), ("no", [10]), ("steps", [4, 8, 10])])
+@pytest.mark.parametrize(
+    ("strategy", "saved"),
+    [("epoch", [5, 9, 10]), ("no", [10]), pytest.param("steps", [4, 8, 10], marks=pytest.mark.slow)],
+)
 def test_save_strategy_decides_when_checkpoints_are_written(train, strategy, saved):
     """18 rows: an epoch ends within steps of four with the fifth and, after 36 rows, with the ninth step."""
     run = train(save_strategy=strategy, save_interval=4, train_iters=10)
@@ -259,8 +272,8 @@ def test_save_strategy_decides_when_checkpoints_are_written(train, strategy, sav
     ("strategies", "evaluated"),
     [
         ({"eval_strategy": "epoch"}, [5, 9, 10]),
-        ({"save_strategy": "epoch"}, [5, 9, 10]),
-        ({"save_strategy": "epoch", "eval_interval": 4}, [4, 8, 10]),
+        pytest.param({"save_strategy": "epoch"}, [5, 9, 10], marks=pytest.mark.slow),
+        pytest.param({"save_strategy": "epoch", "eval_interval": 4}, [4, 8, 10], marks=pytest.mark.slow),
         ({"eval_strategy": "no"}, []),
     ],
     ids=["epoch", "as the checkpoints", "as its interval", "never"],
@@ -270,6 +283,7 @@ def test_eval_strategy_decides_when_the_validation_set_is_evaluated(train, data,
     assert [line["iteration"] for line in run.log if "eval_lm loss" in line] == evaluated
 
 
+@pytest.mark.slow
 def test_best_and_last_lead_to_checkpoints_that_are_kept(train, data):
     """With a rate that undoes what was learned, an early checkpoint stays the best."""
     settings = {"train_iters": 5, "save_interval": 1, "save_total_limit": 2, "lr": 0.3, "lr_decay_style": "constant"}
@@ -285,7 +299,7 @@ def test_best_and_last_lead_to_checkpoints_that_are_kept(train, data):
 
 
 @effect("load_best_model_at_end")
-@pytest.mark.parametrize("train_type", ["full", "lora"])
+@pytest.mark.parametrize("train_type", ["full", pytest.param("lora", marks=pytest.mark.slow)])
 def test_load_best_model_at_end_exports_the_best_weights(train, data, train_type):
     """The best is the one with the highest loss here, which is an early one."""
     settings = {"save_interval": 1, "lr": 1e-2, "greater_is_better": True, "train_type": train_type}
@@ -306,7 +320,7 @@ def test_load_best_model_at_end_exports_the_best_weights(train, data, train_type
 @effect("metric_for_best_model", "greater_is_better")
 @pytest.mark.parametrize(
     "given",
-    [{}, {"metric_for_best_model": "eval_lm_loss"}, {"greater_is_better": True}],
+    [pytest.param({}, marks=pytest.mark.slow), {"metric_for_best_model": "eval_lm_loss"}, {"greater_is_better": True}],
     ids=["loss", "named", "turned"],
 )
 def test_the_best_checkpoint_follows_the_metric_and_its_direction(train, data, given):

@@ -177,6 +177,7 @@ def adapter(trained, tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_a_precision_test_of_an_adapter_finds_where_it_departs(adapter, tmp_path):
     done = export(
         to_mcore=True, mcore_adapters=[str(adapter)], merge_lora=False, output_dir=tmp_path / "m", rotary_base=9,
@@ -186,6 +187,7 @@ def test_a_precision_test_of_an_adapter_finds_where_it_departs(adapter, tmp_path
     assert done.comparison[-2].startswith("layers: the first to diverge is layer 0")
 
 
+@pytest.mark.slow
 def test_a_peft_adapter_becomes_a_checkpoint_that_training_starts_from(adapter, trained, model, data, tmp_path):
     """A run of rate 0 from the checkpoint leaves the adapter as it was; converted back it is the same."""
     mcore = tmp_path / "mcore"
@@ -209,6 +211,7 @@ def test_a_megatron_adapter_is_not_converted_to_itself(trained, tmp_path):
     assert "is a Megatron-Core checkpoint already; set to_hf" in done.message
 
 
+@pytest.mark.slow
 def test_an_adapter_on_a_megatron_base_is_compared_on_that_base(mcore, adapter, tmp_path):
     done = export(
         to_hf=True, mcore_model=mcore, mcore_adapters=[str(adapter)], merge_lora=False, output_dir=tmp_path / "p",

@@ -104,7 +104,7 @@ def test_recomputation_is_set_as_asked_and_changes_no_number(train, plain, given
     assert run.column("lm loss") == pytest.approx(plain.column("lm loss"), abs=1e-6)
 
 
-@pytest.mark.parametrize("family", ["llama_bias", "ernie4_5"])
+@pytest.mark.parametrize("family", ["llama_bias", pytest.param("ernie4_5", marks=pytest.mark.slow)])
 def test_a_recomputed_block_with_a_bias_learns_the_same(train, model_root, family):
     given = {"model": str(tiny_model.make(family, model_root)), "train_iters": 2}
     kept, recomputed = train(**given), train(**given, recompute_modules=["mlp", "layernorm"])
@@ -112,6 +112,7 @@ def test_a_recomputed_block_with_a_bias_learns_the_same(train, model_root, famil
     assert recomputed.column("grad_norm") == pytest.approx(kept.column("grad_norm"), rel=1e-5)
 
 
+@pytest.mark.slow
 def test_random_weights_are_the_same_in_every_layout(train):
     """Each tensor is drawn from the seed and its name, not in the order in which a rank builds its layers."""
     one = train(no_initialization=False, train_iters=2).column("lm loss")
@@ -126,7 +127,10 @@ def test_random_weights_are_the_same_in_every_layout(train):
     [
         {"virtual_pipeline_model_parallel_size": 2},
         {"num_layers_per_virtual_pipeline_stage": 1},
-        {"virtual_pipeline_model_parallel_size": 2, "overlap_grad_reduce": True, "overlap_param_gather": True},
+        pytest.param(
+            {"virtual_pipeline_model_parallel_size": 2, "overlap_grad_reduce": True, "overlap_param_gather": True},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["chunks", "layers", "overlapped"],
 )
@@ -139,7 +143,10 @@ def test_virtual_stages_take_turns_and_learn_the_same(train, plain, data, given)
 
 
 @effect("pipeline_model_parallel_layout")
-@pytest.mark.parametrize("text", ["Et|tttL", "Ett|t|t|L", "E|t*4L"])
+@pytest.mark.parametrize(
+    "text",
+    [pytest.param("Et|tttL", marks=pytest.mark.slow), "Ett|t|t|L", pytest.param("E|t*4L", marks=pytest.mark.slow)],
+)
 def test_a_layout_places_layers_and_learns_the_same(train, plain, text):
     """One chunk or two a stage, layers unevenly split, and an end alone; the export is that of one rank."""
     run = train(ranks=2, pipeline_model_parallel_size=2, pipeline_model_parallel_layout=text, to_hf=True)
@@ -186,8 +193,8 @@ MERGED = {**LORA, "merge_lora": True}
         ("Ett|t|t|L", {}),
         pytest.param("E|t*4L", LORA, marks=SLOW),
         pytest.param("Et*4|L", {**LORA, "use_distributed_optimizer": False, "torch_dtype": "bfloat16"}, marks=SLOW),
-        ("E|t|tt|tL", {**LORA, "optimizer": "lion"}),
-        ("Et|tttL", {"freeze_parameters": FIRST_STAGE}),
+        pytest.param("E|t|tt|tL", {**LORA, "optimizer": "lion"}, marks=SLOW),
+        pytest.param("Et|tttL", {"freeze_parameters": FIRST_STAGE}, marks=SLOW),
         pytest.param("Et|tttL", {"freeze_parameters": FIRST_STAGE, "use_distributed_optimizer": False}, marks=SLOW),
         pytest.param("Et|tttL", {"freeze_parameters": FIRST_STAGE, "optimizer": "dist_muon"}, marks=SLOW),
     ],
@@ -205,7 +212,11 @@ def test_a_run_goes_on_with_and_without_a_layout(train, text, given):
         assert resumed.column("lm loss") == pytest.approx(whole, abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("given", [{"pipeline_model_parallel_size": 2}, {"tensor_model_parallel_size": 2}], ids=str)
+@pytest.mark.parametrize(
+    "given",
+    [{"pipeline_model_parallel_size": 2}, pytest.param({"tensor_model_parallel_size": 2}, marks=pytest.mark.slow)],
+    ids=str,
+)
 def test_tied_embeddings_learn_the_same_over_two_ranks(train, model_root, given):
     """The output layer of a last stage holds a copy of the embedding, whose gradients are summed over both."""
     model = str(tiny_model.make("llama_tied", model_root))
@@ -253,7 +264,8 @@ def test_chunks_take_turns_where_an_end_is_alone(train, model_root, text, given,
     assert run.column("lm loss") == pytest.approx(one.column("lm loss"), abs=TOLERANCE)
 
 
-@pytest.mark.parametrize("train_type", ["full", pytest.param("lora", marks=SLOW)])
+@pytest.mark.slow
+@pytest.mark.parametrize("train_type", ["full", "lora"])
 def test_a_run_goes_on_with_and_without_virtual_stages(train, train_type):
     settings = {"train_iters": 4, "train_type": train_type, "lora_dropout": 0.0}
     virtual = {"ranks": 2, "pipeline_model_parallel_size": 2, "virtual_pipeline_model_parallel_size": 2}

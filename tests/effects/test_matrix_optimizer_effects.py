@@ -10,7 +10,6 @@ from megatron_trainer.data.ordering.sample import Sampler
 from megatron_trainjob.exit_codes import ExitCode
 from tests.effects.registry import effect
 from tests.effects.test_rate_effects import MATRIX
-from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.models.reference_rows import reference_rows
 
@@ -196,9 +195,10 @@ LAYOUTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("optimizer", "layout"),
-    mostly_slow([(name, layout) for name in OPTIMIZERS for layout in LAYOUTS], [("dist_muon", "pp2")]),
+    [(name, layout) for name in OPTIMIZERS for layout in LAYOUTS],
 )
 def test_pipeline_stages_train_alike(train, optimizer, layout):
     given = {**PLAIN, **EXACT, "optimizer": optimizer}
@@ -208,7 +208,8 @@ def test_pipeline_stages_train_alike(train, optimizer, layout):
     assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=OPTIMIZERS[optimizer])
 
 
-@pytest.mark.parametrize("optimizer", mostly_slow(OPTIMIZERS, ["dist_muon"]))
+@pytest.mark.slow
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
 def test_ranks_of_experts_train_alike(train, model_root, optimizer):
     """Two ranks read the rows in another order unless it is fixed, and each has half of the experts."""
     model = str(tiny_model.make("qwen3_moe", model_root))
@@ -219,6 +220,7 @@ def test_ranks_of_experts_train_alike(train, model_root, optimizer):
     assert split.column("lm loss") == pytest.approx(one.column("lm loss"), abs=OPTIMIZERS[optimizer])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", [name for name in OPTIMIZERS if name in ("lion", "muon")])
 def test_whole_experts_beside_split_matrices_train_alike_and_go_on(train, model_root, optimizer):
     """Only the experts have two data-parallel ranks here."""

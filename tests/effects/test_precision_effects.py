@@ -40,6 +40,7 @@ def test_fp16_scales_the_loss_and_skips_steps_that_overflow(train):
     assert losses[-1] < losses[0] - 0.1
 
 
+@pytest.mark.slow
 @effect("fp16")
 def test_fp16_saves_a_state_before_its_first_step_that_fits(train):
     """With every step skipped so far there is no optimizer state; the resumed run goes on as the whole one."""

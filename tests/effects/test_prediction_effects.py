@@ -48,6 +48,7 @@ def test_a_run_trains_saves_resumes_and_exports_the_layers(name: str, model_root
     assert all(torch.equal(again[key], tensor) for key, tensor in written.items())
 
 
+@pytest.mark.slow
 def test_lora_trains_the_layers_into_a_merged_model(model_root: Path, tmp_path: Path):
     model = prediction_model.make("glm4_moe", model_root, number=1)
     data = tiny_run.write_data(tmp_path / "rows.jsonl")

@@ -59,7 +59,14 @@ def test_beta_scales_the_margin_and_so_the_first_gradient(prefer):
 @effect("loss_type")
 @pytest.mark.parametrize(
     ("name", "first"),
-    [("hinge", 1.0), ("ipo", 25.0), ("bco_pair", 2 * LN2), ("nca_pair", 2 * LN2), ("sppo_hard", 50.0), ("apo_zero", 1)],
+    [
+        pytest.param("hinge", 1.0, marks=pytest.mark.slow),
+        ("ipo", 25.0),
+        ("bco_pair", 2 * LN2),
+        pytest.param("nca_pair", 2 * LN2, marks=pytest.mark.slow),
+        pytest.param("sppo_hard", 50.0, marks=pytest.mark.slow),
+        ("apo_zero", 1),
+    ],
 )
 def test_loss_type_chooses_the_loss(prefer, name, first):
     """All log-ratios are 0: hinge 1, ipo (1 / 0.2)^2, sppo 2 * 5^2, each a value that sigmoid has not."""
@@ -95,6 +102,7 @@ def test_weights_scale_the_losses_of_good_and_of_bad_answers(prefer, tmp_path):
     assert good.column("rewards/chosen")[1] > plain.column("rewards/chosen")[1]
 
 
+@pytest.mark.slow
 def test_apo_zero_unpaired_estimates_no_divergence(prefer):
     plain, apo = prefer(**KTO), prefer(**KTO, loss_type="apo_zero_unpaired")
     assert apo.column("loss")[0] == plain.column("loss")[0]
@@ -172,7 +180,7 @@ def test_ref_adapter_load_is_another_reference(prefer):
 
 
 @effect("precompute_ref_log_probs")
-@pytest.mark.parametrize("tuner", [{}, LORA])
+@pytest.mark.parametrize("tuner", [pytest.param({}, marks=pytest.mark.slow), LORA])
 def test_what_the_reference_says_is_kept_on_disk(prefer, tuner, tmp_path):
     """The same numbers as with a reference that is asked each step; once from disk even without its weights."""
     common = {"lr": 1e-3, "val_dataset": (str(preference_data.write(tmp_path / "held.jsonl", 3)),), "eval_interval": 2}

@@ -78,7 +78,14 @@ def test_an_export_is_read_as_it_was_quantized(model_root: Path, tmp_path: Path)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(("name", "layout"), [("deepseek_v3", "tp1"), ("qwen3", "tp2"), ("qwen3_moe", "pp2")])
+@pytest.mark.parametrize(
+    ("name", "layout"),
+    [
+        ("deepseek_v3", "tp1"),
+        pytest.param("qwen3", "tp2", marks=pytest.mark.slow),
+        pytest.param("qwen3_moe", "pp2", marks=pytest.mark.slow),
+    ],
+)
 def test_every_layout_writes_the_same(name: str, layout: str, model_root: Path, tmp_path: Path):
     source = tiny_model.make(name, model_root)
     settings = layouts.read(layout)["arguments"]

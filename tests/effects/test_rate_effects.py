@@ -39,7 +39,9 @@ def test_an_unset_lr_depends_on_what_is_trained(train, train_type, expected):
 
 
 @effect("lr_decay_style")
-@pytest.mark.parametrize(("style", "third_step"), [("constant", 1.0), ("linear", 0.5), ("cosine", 0.5)])
+@pytest.mark.parametrize(
+    ("style", "third_step"), [("constant", 1.0), ("linear", 0.5), pytest.param("cosine", 0.5, marks=pytest.mark.slow)]
+)
 def test_lr_decay_style_shapes_the_decay(train, style, third_step):
     rates = train(lr_decay_style=style).column("learning_rate")
     quarter = {"constant": 1.0, "linear": 0.75, "cosine": (1 + math.cos(math.pi / 4)) / 2}[style]
@@ -116,7 +118,11 @@ def test_adam_settings_change_the_update(train, start, name, value):
 
 @pytest.mark.parametrize(
     "given",
-    [{}, {"sgd_momentum": 0.0}, {"torch_dtype": "bfloat16", "sgd_momentum": 0.5}],
+    [
+        {},
+        pytest.param({"sgd_momentum": 0.0}, marks=pytest.mark.slow),
+        pytest.param({"torch_dtype": "bfloat16", "sgd_momentum": 0.5}, marks=pytest.mark.slow),
+    ],
     ids=["momentum", "none", "16 bit"],
 )
 def test_sgd_goes_on_bit_by_bit_after_a_stop(train, given):
@@ -151,7 +157,9 @@ def test_an_unset_eval_interval_follows_save_interval(train, data):
 
 
 @effect("eval_iters")
-@pytest.mark.parametrize(("iterations", "samples"), [(2, [8]), (-1, [18]), (0, []), (9, [18])])
+@pytest.mark.parametrize(
+    ("iterations", "samples"), [(2, [8]), (-1, [18]), (0, []), pytest.param(9, [18], marks=pytest.mark.slow)]
+)
 def test_eval_iters_is_the_number_of_global_batches_of_a_round(train, data, iterations, samples):
     """-1 stands for all of the 18 rows, the last batch of 4 is short; no row is read twice."""
     run = train(val_dataset=[str(data)], eval_iters=iterations, train_iters=1)

@@ -33,6 +33,7 @@ def test_new_special_tokens_grow_tokenizer_and_embedding(train, tmp_path):
     assert model.config.vocab_size == model.get_input_embeddings().weight.shape[0] >= len(tokenizer)
 
 
+@pytest.mark.slow
 def test_new_special_tokens_are_trained_beside_an_adapter(train, llama):
     """PEFT's merge of the adapter folder is the merged export, new rows too; the tokenizer lies beside it."""
     from peft import PeftModel

@@ -37,6 +37,7 @@ def test_an_export_is_uploaded_in_one_commit(model_root: Path, tmp_path: Path):
     assert hub.files == written
 
 
+@pytest.mark.slow
 def test_an_adapter_is_uploaded_at_the_end_of_training(llama: Path, data: Path, tmp_path: Path):
     given = tiny_run.arguments(llama, data, tmp_path / "run", train_type="lora", train_iters=1, **UPLOAD)
     with fake_hub() as hub:
@@ -48,6 +49,7 @@ def test_an_adapter_is_uploaded_at_the_end_of_training(llama: Path, data: Path, 
     assert {"adapter_config.json", "adapter_model.safetensors"} <= hub.files.keys()
 
 
+@pytest.mark.slow
 def test_a_hub_that_cannot_be_reached_or_not_now_is_worth_a_restart(llama: Path, data: Path, tmp_path: Path):
     given = tiny_run.arguments(llama, data, tmp_path / "run", to_hf=True, train_iters=1, **UPLOAD)
     with fake_hub() as hub:
@@ -60,6 +62,7 @@ def test_a_hub_that_cannot_be_reached_or_not_now_is_worth_a_restart(llama: Path,
     assert not list((tmp_path / "run").glob("iter_*")), "nothing was trained"
 
 
+@pytest.mark.slow
 def test_a_failed_upload_keeps_the_export_and_is_made_up_for_by_a_restart(llama: Path, data: Path, tmp_path: Path):
     given = tiny_run.arguments(llama, data, tmp_path / "run", to_hf=True, train_iters=1, **UPLOAD)
     with fake_hub() as hub:

@@ -57,9 +57,9 @@ def moved(run: Any, model: Path) -> set[str]:
 @pytest.mark.parametrize(
     ("given", "parts"),
     [
-        ({}, {"llm"}),
+        pytest.param({}, {"llm"}, marks=pytest.mark.slow),
         ({"freeze_vit": False}, {"llm", "vit"}),
-        ({"freeze_aligner": False}, {"llm", "aligner"}),
+        pytest.param({"freeze_aligner": False}, {"llm", "aligner"}, marks=pytest.mark.slow),
         ({"freeze_llm": True, "freeze_aligner": False}, {"aligner"}),
     ],
     ids=["language model", "tower", "aligner", "aligner alone"],
@@ -87,7 +87,9 @@ def test_layers_of_the_tower_run_again_in_the_backward_pass(model):
     assert runs(gradient_checkpointing_kwargs={"use_reentrant": True}) == (2, True)
 
 
-@pytest.mark.parametrize("settings", [FREE, {**FREE, "train_type": "lora"}], ids=["full", "lora"])
+@pytest.mark.parametrize(
+    "settings", [FREE, pytest.param({**FREE, "train_type": "lora"}, marks=pytest.mark.slow)], ids=["full", "lora"]
+)
 def test_a_resumed_run_has_the_losses_and_weights_of_an_unbroken_one(train, settings):
     """It goes on with the images that come next; the tower's parameters and the state of the optimizer for them are in
     the checkpoint.
@@ -121,6 +123,7 @@ def test_two_ranks_go_on_from_a_checkpoint_of_one_with_its_steps(train, tmp_path
             assert two.column(column)[-2:] == pytest.approx(one.column(column)[-2:], rel=1e-3), (name, column)
 
 
+@pytest.mark.slow
 def test_adapters_beside_a_tower_in_full_are_saved_resumed_and_loaded(train, model):
     """The adapter of the language model and the whole tower: as a folder for peft, and as a merged model."""
     settings = {"train_type": "lora_llm", "train_iters": 4, "merge_lora": True, "vit_lr": 1e-3}
@@ -148,6 +151,7 @@ def test_adapters_of_the_tower_alone_are_a_warning(model, given, warns):
     assert any("the language model trains nothing" in each for each in said) == warns
 
 
+@pytest.mark.slow
 def test_packed_rows_of_pictures_are_trained(train):
     run = train(**FREE, packing=True, max_length=256)
     assert len(run.column("lm loss")) == 2

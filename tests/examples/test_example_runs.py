@@ -12,7 +12,7 @@ from tests.support.ranks.stand_in_runs import StandIns
 
 pytestmark = pytest.mark.dist
 EXAMPLES = {path.parent.name: path for path in sorted((Path(__file__).parents[2] / "examples").glob("*/trainjob.yaml"))}
-QUICK = ("lora-one-gpu", "full-two-nodes", "experts", "pretrain-stream", "dpo")
+QUICK = ("lora-one-gpu", "pretrain-stream", "dpo")
 RESUMED = "resume-another-layout"
 FAMILIES = {"quickstart": "llama"}
 """Of manifests that name a folder and no model."""

@@ -72,6 +72,7 @@ def test_a_killed_rank_starts_again_under_the_same_launchers(run):
     assert moments == sorted(moments)
 
 
+@pytest.mark.slow
 def test_a_stopped_rank_is_replaced_as_hung(run):
     policy = {"hangTimeoutSeconds": 2}
     process = run.write("--step-s", 0.2, "--steps", 40, failurePolicy=policy, podTemplate=SHORT_GRACE).start()
@@ -119,6 +120,7 @@ def test_a_launcher_that_hears_nothing_ends_with_the_code_of_its_rank(run):
     assert (record["exitCode"], record["reason"]) == (137, "signal 9")
 
 
+@pytest.mark.slow
 def test_a_suspension_while_ranks_wait_for_their_restart(run):
     process = run.write("--pause-at", 2, "--once", failurePolicy={"backoffSeconds": {"initial": 25}}).start()
     run.wait_for_pause()

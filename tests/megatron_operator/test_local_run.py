@@ -199,7 +199,15 @@ def test_a_failed_job_is_taken_up_again_from_its_checkpoint(run):
     assert "Failed" not in [each["type"] for each in run.status["conditions"]]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP], ids=["ctrl-c", "term", "hang-up"])
+@pytest.mark.parametrize(
+    "number",
+    [
+        pytest.param(signal.SIGINT, marks=pytest.mark.slow),
+        signal.SIGTERM,
+        pytest.param(signal.SIGHUP, marks=pytest.mark.slow),
+    ],
+    ids=["ctrl-c", "term", "hang-up"],
+)
 def test_an_interruption_saves_and_the_next_run_goes_on(run, number):
     process = run.write("--pause-at", 7, "--once", nodes=2).start()
     run.wait_for_pause(nodes=2)
@@ -230,6 +238,7 @@ def test_a_second_interruption_does_not_wait(run):
     assert not is_alive(pid)
 
 
+@pytest.mark.slow
 def test_a_hang_up_is_no_second_interruption_and_none_at_all_under_nohup(run):
     process = run.write("--pause-at", 7, "--once").start()
     run.wait_for_pause()
@@ -264,6 +273,7 @@ def test_a_state_that_cannot_be_written_ends_every_process_after_it_has_saved(ru
     assert run.steps() == 7
 
 
+@pytest.mark.slow
 def test_no_process_outlives_a_state_of_which_nothing_can_be_written(run):
     grace = {"spec": {"terminationGracePeriodSeconds": 2}}
     process = run.write("--pause-at", 7, "--once", nodes=2, podTemplate=grace).start()
@@ -310,6 +320,7 @@ def test_pods_that_outlive_a_killed_mtj_are_stopped_before_the_next_attempt(run)
     assert "starts at 7" in (run.state / "logs" / "tune-a1-master-0.log").read_text()
 
 
+@pytest.mark.slow
 def test_a_killed_mtj_whose_pods_have_ended_goes_on(run):
     process = run.write("--pause-at", 7, "--once").start()
     run.wait_for_pause()
@@ -427,7 +438,7 @@ def test_the_port_where_ranks_meet_is_held_while_they_start(run):
     assert code == 0, output
 
 
-@pytest.mark.parametrize("code", [0, 65])
+@pytest.mark.parametrize("code", [0, pytest.param(65, marks=pytest.mark.slow)])
 def test_memory_for_checkpoints_is_of_each_node_and_given_back_when_the_run_ends(run, code):
     words = 'cd /checkpoints; echo "$MTJ_MEMORY_CHECKPOINT_FOLDER" > $NODE_RANK; touch "$(cat $NODE_RANK)/x"'
     memory = {"intervalIterations": 5, "sizeLimit": "1Gi"}

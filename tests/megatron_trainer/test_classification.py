@@ -110,6 +110,7 @@ def test_rows_packed_and_padded_learn(root, classify, given):
         assert run.column("loss") == pytest.approx(classify(model).column("loss"), abs=ABSOLUTE)
 
 
+@pytest.mark.slow
 def test_experts_learn_as_in_transformers(root, classify):
     """A router is not continuous: a token that changes its expert changes a loss by some thousandths."""
     model = classifier(root, "qwen3_moe")

@@ -39,9 +39,9 @@ def assert_equal_weights(one: Path, other: Path) -> None:
 @pytest.mark.parametrize(
     ("name", "settings", "size"),
     [
-        ("llama", {}, 1),
+        pytest.param("llama", {}, 1, marks=pytest.mark.slow),
         ("llama_tied", TP2, 2),
-        ("qwen2_odd", PP2, 2),
+        pytest.param("qwen2_odd", PP2, 2, marks=pytest.mark.slow),
         ("qwen2_moe", {"expert_model_parallel_size": 2}, 2),
     ],
     ids=["llama", "tied", "padded", "experts"],
@@ -114,7 +114,7 @@ def changed(source: Path, folder: Path, change: Any) -> Path:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("settings", [PP2, TP2], ids=["pp2", "tp2"])
+@pytest.mark.parametrize("settings", [PP2, pytest.param(TP2, marks=pytest.mark.slow)], ids=["pp2", "tp2"])
 def test_tensors_that_do_not_fit_the_model_are_named_on_every_rank(settings: Any, llama: Path, tmp_path: Path):
     """One is missing in the second stage, one has another shape in the first, one belongs to nothing."""
 
@@ -182,7 +182,15 @@ def test_new_tokens_start_as_the_mean_of_the_known_ones(llama: Path):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["llama_bias", "glm4", "qwen2_moe", "deepseek_v3"])
+@pytest.mark.parametrize(
+    "name",
+    [
+        "llama_bias",
+        pytest.param("glm4", marks=pytest.mark.slow),
+        pytest.param("qwen2_moe", marks=pytest.mark.slow),
+        "deepseek_v3",
+    ],
+)
 def test_a_distributed_checkpoint_holds_every_weight_and_fits_other_layouts(
     name: str, model_root: Path, tmp_path: Path
 ):
@@ -202,7 +210,11 @@ def test_a_distributed_checkpoint_holds_every_weight_and_fits_other_layouts(
 @pytest.mark.dist
 @pytest.mark.parametrize(
     ("name", "settings"),
-    [("qwen2_odd", TP2), ("llama", PP2), ("qwen2_moe", EP2)],
+    [
+        pytest.param("qwen2_odd", TP2, marks=pytest.mark.slow),
+        pytest.param("llama", PP2, marks=pytest.mark.slow),
+        ("qwen2_moe", EP2),
+    ],
     ids=["tp2", "pp2", "ep2"],
 )
 def test_weights_drawn_from_nothing_are_the_same_in_every_layout(name: str, settings: Any, model_root: Path):

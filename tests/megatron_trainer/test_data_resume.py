@@ -54,7 +54,7 @@ def rows_read(run) -> list[list[str]]:
         pytest.param({**STREAM}, 1, 3, marks=pytest.mark.slow),
         pytest.param({**STREAM}, 2, 5, marks=pytest.mark.slow),
         ({**STREAM, **PACKED, "global_batch_size": 2}, 2, 4),
-        ({**PACKED, "global_batch_size": 2}, 2, 4),
+        pytest.param({**PACKED, "global_batch_size": 2}, 2, 4, marks=pytest.mark.slow),
         ({"lazy_tokenize": True}, 1, 5),
     ],
     ids=["streaming", "streaming on two ranks", "streaming and packing", "packing", "lazy"],
@@ -70,7 +70,7 @@ def test_an_interrupted_run_sees_the_samples_of_an_uninterrupted_one(llama, data
     assert len(set(map(tuple, rows_read(whole)))) > 3, "steps that read the same rows show nothing"
 
 
-@pytest.mark.parametrize("given", [{}, STREAM], ids=["prepared", "streaming"])
+@pytest.mark.parametrize("given", [{}, pytest.param(STREAM, marks=pytest.mark.slow)], ids=["prepared", "streaming"])
 def test_another_layout_reads_what_is_left_of_the_epoch(llama, data, tmp_path, given):
     """Two epochs of 16 rows in batches of 4: one rank, then two, then two with micro-batches of 2, then one again."""
     given = {"train_iters": 8, "enable_channel_loss": True, "save_interval": 1, **given}

@@ -21,7 +21,8 @@ from tests.support.ranks.source_ranks import lay_out_hub
 pytestmark = pytest.mark.dist
 
 ROUND_TRIPS = (
-    *("llama_tied", "qwen3_moe", "deepseek_v3"),
+    "deepseek_v3",
+    *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama_tied", "qwen3_moe")),
     *(pytest.param(name, marks=pytest.mark.slow) for name in ("llama_bias", "qwen2_odd", "glm4", "phi3")),
 )
 
@@ -63,10 +64,10 @@ def test_a_model_comes_back_bit_by_bit_and_passes_the_precision_test_both_ways(m
     ("name", "settings", "layout"),
     [
         ("qwen2_odd", {}, {"tensor_model_parallel_size": 2}),
-        ("llama", {"num_key_value_heads": 1}, {"tensor_model_parallel_size": 2}),
-        ("deepseek_v2", {}, {"pipeline_model_parallel_size": 2}),
+        pytest.param("llama", {"num_key_value_heads": 1}, {"tensor_model_parallel_size": 2}, marks=pytest.mark.slow),
+        pytest.param("deepseek_v2", {}, {"pipeline_model_parallel_size": 2}, marks=pytest.mark.slow),
         ("qwen3_moe", {}, {"expert_model_parallel_size": 2}),
-        ("llama", {}, {"context_parallel_size": 2}),
+        pytest.param("llama", {}, {"context_parallel_size": 2}, marks=pytest.mark.slow),
     ],
 )
 def test_what_a_run_left_in_any_layout_is_exported_as_the_run_itself_exports_it(
@@ -238,6 +239,7 @@ def test_the_program_converts_helps_and_ends_with_a_code(models, checkpoint, tmp
     same_weights(models("llama"), tmp_path / "hf")
 
 
+@pytest.mark.slow
 def test_parallel_sizes_change_nothing_for_one_process_reads_every_layout(checkpoint, tmp_path):
     sizes = {"tensor_model_parallel_size": 2, "pipeline_model_parallel_size": 2}
     split = export(to_hf=True, mcore_model=checkpoint, output_dir=tmp_path / "split", **sizes)

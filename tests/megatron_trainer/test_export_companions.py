@@ -46,7 +46,13 @@ def test_an_export_stops_where_trained_answers_end(base, tmp_path):
     assert AutoTokenizer.from_pretrained(tmp_path / "later").chat_template == tiny_model.CHAT_TEMPLATE
 
 
-@pytest.mark.parametrize("given", [{"train_type": "lora", "merge_lora": True}, {"new_special_tokens": ["<new>"]}])
+@pytest.mark.parametrize(
+    "given",
+    [
+        {"train_type": "lora", "merge_lora": True},
+        pytest.param({"new_special_tokens": ["<new>"]}, marks=pytest.mark.slow),
+    ],
+)
 def test_a_merged_adapter_and_a_grown_tokenizer_stop_there_too(base, tmp_path, given):
     data = write_data(tmp_path / "train.jsonl")
     run = train(arguments(base, data, tmp_path / "run", train_iters=1, to_hf=True, **given))
@@ -68,6 +74,7 @@ def test_an_adapter_alone_says_where_answers_end_and_keeps_it_when_merged_elsewh
     assert stops(tmp_path / "merged") == ([END, START], "<|im_end|>", None)
 
 
+@pytest.mark.slow
 def test_an_adapter_of_a_model_that_stops_there_already_has_no_tokenizer_of_its_own(llama, tmp_path):
     data = write_data(tmp_path / "train.jsonl")
     run = train(arguments(llama, data, tmp_path / "run", train_iters=1, train_type="lora", lora_rank=4))

@@ -55,7 +55,7 @@ def test_several_ranks_freeze_all_experts_of_a_layer_or_none(root):
         assert "local_experts.linear_fc1.weight of some experts" in message
 
 
-@pytest.mark.parametrize("layout", ["TP1", "EP2"])
+@pytest.mark.parametrize("layout", ["TP1", pytest.param("EP2", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("regex", [r"fc1\.weight0$", r"weight1$"])
 def test_experts_in_one_module_freeze_together_on_one_rank_too(root, layout, regex):
     """TransformerEngine computes gradients of all of them or none, as the first says."""

@@ -20,6 +20,7 @@ from megatron_trainjob.args.model import check
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read
 from megatron_trainjob.memory import activation
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.models.published_weights import pickled
 from tests.support.ranks import conversion
@@ -74,7 +75,7 @@ def test_blocks_are_dequantized_as_transformers_does_slice_by_slice(dtype):
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", mostly_slow(LAYOUTS, ["pp2"]))
 def test_an_export_has_the_tensors_of_the_source_bit_by_bit(layout, model_root, tmp_path):
     source = tiny_model.make("gpt_oss", model_root, dtype="bfloat16")
     ranks, settings = LAYOUTS[layout]
@@ -85,7 +86,7 @@ def test_an_export_has_the_tensors_of_the_source_bit_by_bit(layout, model_root, 
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", mostly_slow(LAYOUTS, ["ep2"]))
 def test_experts_in_four_bits_become_what_transformers_makes_of_them(layout, model_root, tmp_path):
     folder = published(tiny_model.make("gpt_oss", model_root, dtype="bfloat16"), tmp_path / "mxfp4")
     ranks, settings = LAYOUTS[layout]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.support.data import preference_data
+from tests.support.matrix import mostly_slow
 from tests.support.models import classification_truth, retrieval_truth, tiny_model
 from tests.support.ranks import tiny_run
 from tests.support.ranks.exporting import export
@@ -71,7 +72,7 @@ def test_a_checkpoint_gives_the_model_that_its_run_exported(trained, kind, tmp_p
         assert json.loads((tmp_path / "hf" / file).read_text()) == json.loads((run / "hf" / file).read_text()), file
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", mostly_slow(KINDS, ["classifier", "embedding"]))
 def test_an_adapter_gives_what_its_run_left(trained, kind, tmp_path):
     run = trained(kind, **LORA, merge_lora=True, to_hf=True)
     adapter = export(to_hf=True, mcore_adapters=[str(run)], output_dir=tmp_path / "adapter", merge_lora=False)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from tests.support.matrix import mostly_slow
 from tests.support.models import layouts, tiny_model
 from tests.support.ranks import head_ranks
 from tests.support.ranks.pool import gloo_ranks
@@ -41,12 +42,12 @@ def check(found: head_ranks.Differences) -> None:
     assert found.changed == ()
 
 
-@pytest.mark.parametrize("text", LAYOUTS)
+@pytest.mark.parametrize("text", mostly_slow(LAYOUTS, ("packed", "tp2 sp", "pp2 vpp2", "cp2 packed")))
 def test_scores_of_a_layout_are_transformers_own(root, text):
     check(differences(root, "llama", text))
 
 
-@pytest.mark.parametrize("text", ["packed", "tp2 sp"])
+@pytest.mark.parametrize("text", mostly_slow(["packed", "tp2 sp"], ["packed"]))
 @pytest.mark.parametrize("family", FAMILIES[1:])
 def test_scores_of_a_family_are_transformers_own(root, family, text):
     text = "tp2 sp etp1" if family == "qwen3_moe" and text == "tp2 sp" else text

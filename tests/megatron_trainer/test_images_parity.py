@@ -45,14 +45,13 @@ OF_EXPERTS: dict[str, tuple[int, dict[str, Any]]] = {
 }
 
 
+QUICK_LAYOUTS = ("one rank", "padded", "tp2 sp", "pp2", "cp2", "dp2 overlapped")
 QUICK = [
-    *(("qwen3_vl", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
-    *(("qwen2_vl", "tp2 sp"), ("qwen3_vl_moe", "tp2 ep2"), ("qwen3_vl_moe", "pp2")),
-    *(("qwen3_5", "one rank"), ("qwen3_5", "pp2"), ("qwen3_5_moe", "ep2")),
-    *(("glm4v", "tp2 sp"), ("glm4v", "cp2")),
-    *(("internvl", "tp2 sp"), ("internvl", "cp2"), ("internvl_qwen3_moe", "pp2")),
+    *(("qwen2_vl", "one rank"), ("qwen3_vl", "tp2 sp"), ("qwen3_vl", "pp2"), ("qwen3_vl_moe", "ep2")),
+    *(("qwen3_5", "pp2"), ("qwen3_5_moe", "one rank"), ("glm4v", "cp2"), ("internvl", "tp2 sp")),
+    *(("internvl_qwen3", "one rank"), ("internvl_qwen3_moe", "one rank"), ("internvl_gpt_oss", "one rank")),
 ]
-"""Cases of `make test`; the others are slow."""
+"""Cases of `make test`, one of each family and of each kind of layout; the others are slow."""
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
     "nothing": ({}, {"llm", "vit", "aligner"}),
     "llm": ({"freeze_llm": True}, {"vit", "aligner"}),
@@ -84,7 +83,7 @@ def compared(name: str, layout: str, root: Path, adapter: Path | None = None, **
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.parametrize("layout", mostly_slow(LAYOUTS, QUICK_LAYOUTS))
 def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout: str, model_root: Path):
     found = compared("qwen2_5_vl", layout, model_root)
     assert 0 <= found.tower <= BOUND
@@ -116,7 +115,9 @@ def test_every_family_with_images_equals_transformers(name: str, layout: str, mo
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("frozen", FROZEN)
+@pytest.mark.parametrize(
+    "frozen", mostly_slow([kind for kind in FROZEN if kind != "nothing"], ("llm", "vit and aligner"))
+)
 def test_what_is_frozen_gets_no_gradient_and_the_rest_the_same(frozen: str, model_root: Path):
     settings, parts = FROZEN[frozen]
     found = compared("qwen2_5_vl", "one rank", model_root, **settings)
@@ -156,8 +157,8 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
     },
 }
 """The model, the layout, what is frozen, and further arguments."""
-QUICK_ADAPTED = ("nothing", "vit", "tp2 sp", "pp2", "stacked experts over ep2", "delta nets, tp2 sp") + (
-    *("beside a tower in full, qwen3_vl, one rank", "tiles, tp2 sp, nothing"),
+QUICK_ADAPTED = ("vit", "tp2 sp", "stacked experts", "delta nets, one rank", "tiles, one rank, nothing") + (
+    *("glm4v, one rank", "beside a tower in full, qwen3_vl, one rank"),
 )
 
 
@@ -179,7 +180,9 @@ def test_adapters_on_all_linears_are_those_of_peft(case: str, tmp_path: Path, mo
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", ["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"])
+@pytest.mark.parametrize(
+    "name", mostly_slow(["qwen2_vl", "qwen2_5_vl", "qwen3_vl", "internvl"], ["qwen2_5_vl", "internvl"])
+)
 def test_a_tower_in_bfloat16_keeps_its_frequencies_in_float32(name: str, model_root: Path):
     (difference,) = gloo_ranks(1).run(image_parity.features_in_half, tiny_model.make(name, model_root))
     assert difference == 0.0

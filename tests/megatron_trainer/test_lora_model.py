@@ -63,7 +63,7 @@ def test_only_adapters_train(root):
     assert all(".lora." in name for name in result["trainable"])
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2", "TP2+SP"])
+@pytest.mark.parametrize("layout", ["TP1", pytest.param("TP2", marks=pytest.mark.slow), "TP2+SP"])
 def test_dropout_changes_training_and_not_evaluation(root, layout):
     for result in ranks(lora_behavior.dropout, layout, model(root, "llama"), lora_dropout=0.5):
         first, second = result["training"]
@@ -88,7 +88,7 @@ def test_merging_twice_and_undoing_what_was_not_kept_are_errors(root):
     ]
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2+SP"])
+@pytest.mark.parametrize("layout", [pytest.param("TP1", marks=pytest.mark.slow), "TP2+SP"])
 def test_recomputed_layers_get_the_same_gradients_above_frozen_embeddings(root, layout):
     directory = model(root, "llama")
     full = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
@@ -107,7 +107,10 @@ def test_recomputed_layers_get_the_same_gradients_above_frozen_embeddings(root, 
         pytest.param("llama", "TP2+SP", "TP1", {}, marks=pytest.mark.slow),
         ("llama", "TP2+SP", "PP2", {"modules_to_save": ("output_layer",)}),
         pytest.param("llama_tied", "PP2", "TP2", {"modules_to_save": ("word_embeddings",)}, marks=pytest.mark.slow),
-        ("llama_bias", "TP1", "TP2", {"lora_bias": "all", "target_modules": ("all-linear", "all-embedding")}),
+        pytest.param(
+            *("llama_bias", "TP1", "TP2", {"lora_bias": "all", "target_modules": ("all-linear", "all-embedding")}),
+            marks=pytest.mark.slow,
+        ),
         ("qwen3_moe", "EP2", "TP2+EP2+SP", {"target_modules": ("all-linear", "all-router")}),
         pytest.param("qwen3_moe", "TP1", "EP2", {}, marks=pytest.mark.slow),
         ("deepseek_v3", "TP2+EP2+SP", "PP2", {}),
@@ -211,7 +214,7 @@ def test_virtual_stages_hold_the_same_adapters(root, tmp_path):
     assert all(torch.equal(before[key], after[key]) for key in before)
 
 
-@pytest.mark.parametrize("layout", ["TP1", "TP2"])
+@pytest.mark.parametrize("layout", [pytest.param("TP1", marks=pytest.mark.slow), "TP2"])
 def test_merged_weights_read_one_at_a_time_equal_those_merged_in_place(root, tmp_path, layout):
     ranks(
         lora_behavior.merged_both_ways,

@@ -14,6 +14,7 @@ import pytest
 
 from megatron_trainjob.args.model import check as model_check
 from megatron_trainjob.args.tree import TrainArgs
+from tests.support.matrix import mostly_slow
 from tests.support.models import layouts, tiny_model
 from tests.support.ranks import parity
 from tests.support.ranks.pool import gloo_ranks
@@ -53,56 +54,47 @@ def check(name: str, text: str, model_root: Path, **settings: Any) -> None:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("text", layouts.BASIC)
+@pytest.mark.parametrize(
+    "text", mostly_slow([text for text in layouts.BASIC if text != "tp1"], ("packed", "tp2 sp", "pp2", "cp2 packed"))
+)
 def test_llama_equals_transformers_in_every_basic_layout(text: str, model_root: Path):
     check("llama", text, model_root)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("name", sorted(tiny_model.MODELS))
+@pytest.mark.parametrize(
+    "name", mostly_slow(sorted(tiny_model.MODELS), tiny_model.MODELS.keys() - tiny_model.SEEING_MODELS)
+)
 def test_every_family_equals_transformers_on_one_rank(name: str, model_root: Path):
+    """Those with images by their text here, and in `make test` by test_images_parity.py."""
     check(name, "tp1", model_root)
 
 
+DENSE = [(name, text) for name in sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS) for text in layouts.DENSE]
+EXPERTS = [(name, text) for name in sorted(tiny_model.EXPERT_MODELS) for text in layouts.EXPERTS]
+QUICK_DENSE = (("qwen2_odd", "tp2 sp"), ("glm4", "tp2 sp"))
+QUICK_EXPERTS = (("qwen3_moe", "ep2"), ("deepseek_v3", "tp2 sp etp1")) + (
+    *(("qwen3_next", "tp2 sp etp1"), ("gpt_oss", "tp2 sp etp1"), ("llama4_text", "ep2")),
+    *(("qwen3_next", "packed"), ("gpt_oss", "packed")),
+)
+"""What is special about a family survives being split: padded vocabulary, norms after the blocks, spread experts,
+latent attention, states, sinks."""
+
+
 @pytest.mark.dist
-@pytest.mark.slow
-@pytest.mark.parametrize("text", layouts.DENSE)
-@pytest.mark.parametrize("name", sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS))
+@pytest.mark.parametrize(("name", "text"), mostly_slow(DENSE, QUICK_DENSE))
 def test_dense_families_equal_transformers_in_every_layout(name: str, text: str, model_root: Path):
     check(name, text, model_root)
 
 
 @pytest.mark.dist
-@pytest.mark.slow
-@pytest.mark.parametrize("text", layouts.EXPERTS)
-@pytest.mark.parametrize("name", sorted(tiny_model.EXPERT_MODELS))
+@pytest.mark.parametrize(("name", "text"), mostly_slow(EXPERTS, QUICK_EXPERTS))
 def test_families_of_experts_equal_transformers_in_every_layout(name: str, text: str, model_root: Path):
     check(name, text, model_root)
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize(
-    ("name", "text"),
-    [
-        ("qwen2_odd", "tp2 sp"),
-        ("qwen3_moe", "ep2"),
-        ("deepseek_v3", "tp2 sp etp1"),
-        ("qwen3_next", "tp2 sp etp1"),
-        ("qwen3_next", "packed"),
-        ("glm4", "tp2 sp packed"),
-        ("gpt_oss", "tp2 sp etp1"),
-        ("gpt_oss", "packed"),
-        ("llama4_text", "tp2 sp etp1"),
-        ("llama4_text", "ep2"),
-    ],
-)
-def test_what_is_special_about_a_family_survives_being_split(name: str, text: str, model_root: Path):
-    """Padded and tied vocabulary, spread experts, latent attention, states, norms after the blocks."""
-    check(name, text, model_root)
-
-
-@pytest.mark.dist
-@pytest.mark.parametrize("text", ["cp2 packed", "tp2 sp etp1"])
+@pytest.mark.parametrize("text", mostly_slow(["cp2 packed", "tp2 sp etp1"], ["cp2 packed"]))
 def test_what_megatron_core_computes_otherwise_survives_being_split(text: str, model_root: Path):
     """Scaled frequencies and norms of latent attention, and groups of experts ranked by their two best of four."""
     rope = {"rope_type": "yarn", "rope_theta": 10000.0, "factor": 4.0, "original_max_position_embeddings": 64}
@@ -139,12 +131,12 @@ RECOMPUTED = {
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("settings", RECOMPUTED.values(), ids=RECOMPUTED.keys())
-def test_recomputed_activations_give_the_same_gradients(settings: dict[str, Any], model_root: Path):
+@pytest.mark.parametrize("name", mostly_slow(RECOMPUTED, ("full uniform", "moe", "mla_up_proj", "several")))
+def test_recomputed_activations_give_the_same_gradients(name: str, model_root: Path):
     """DeepSeek-V3 has every module that can be recomputed on this implementation."""
     directory = tiny_model.make("deepseek_v3", model_root)
     parity.make_reference(directory, packed=False)
-    arguments = {"recompute_granularity": "selective", **settings}
+    arguments = {"recompute_granularity": "selective", **RECOMPUTED[name]}
     (found,) = gloo_ranks(1).run(parity.compare, directory, arguments)
     assert found.logits <= BOUND
     assert found.gradients <= BOUND, found.worst

@@ -51,7 +51,12 @@ def with_adapter(model, folder):
 
 
 @pytest.mark.parametrize(
-    ("which", "rslora"), [("every linear", False), ("peft's own choice", True), ("queries alone", False)]
+    ("which", "rslora"),
+    [
+        pytest.param("every linear", False, marks=pytest.mark.slow),
+        ("peft's own choice", True),
+        ("queries alone", False),
+    ],
 )
 def test_a_run_starts_from_an_ordinary_adapter_and_writes_one_that_peft_loads(llama, tmp_path, which, rslora):
     expected = ordinary(llama, tmp_path / "peft", TARGETS[which], use_rslora=rslora)
@@ -68,7 +73,7 @@ def test_a_run_starts_from_an_ordinary_adapter_and_writes_one_that_peft_loads(ll
     assert torch.allclose(logits(merged), expected, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["llama", "qwen3"])
+@pytest.mark.parametrize("name", ["llama", pytest.param("qwen3", marks=pytest.mark.slow)])
 def test_an_ordinary_adapter_is_merged_as_peft_merges_it(name, model_root, tmp_path):
     model = tiny_model.make(name, model_root)
     ordinary(model, tmp_path / "peft", TARGETS["every linear"])
@@ -82,6 +87,7 @@ def test_an_ordinary_adapter_is_merged_as_peft_merges_it(name, model_root, tmp_p
     assert all(torch.allclose(ours[key], theirs[key], atol=1e-6) for key in theirs)
 
 
+@pytest.mark.slow
 def test_training_goes_on_from_its_checkpoint_with_the_same_widths(llama, tmp_path):
     ordinary(llama, tmp_path / "peft", TARGETS["every linear"])
     data = write_data(tmp_path / "train.jsonl")

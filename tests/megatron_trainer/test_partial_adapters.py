@@ -25,9 +25,7 @@ def data(tmp_path_factory):
     return write_data(tmp_path_factory.mktemp("data") / "train.jsonl")
 
 
-@pytest.mark.parametrize(
-    "choice", mostly_slow(CHOICES, ("a module of one layer in full", "half a tensor-parallel model"))
-)
+@pytest.mark.parametrize("choice", mostly_slow(CHOICES, ["half a tensor-parallel model"]))
 def test_any_choice_of_layers_saves_resumes_in_another_layout_and_exports(llama, data, tmp_path, choice):
     ranks, given = CHOICES[choice]
     given = {"train_type": "lora", "lora_dropout": 0.0, "train_iters": 4, **given}
@@ -42,6 +40,7 @@ def test_any_choice_of_layers_saves_resumes_in_another_layout_and_exports(llama,
     assert list(resumed.folder.glob("*/adapter_model.safetensors"))
 
 
+@pytest.mark.slow
 def test_full_training_of_some_layers_saves_and_resumes(llama, data, tmp_path):
     """The optimizer's state has the same holes."""
     given = {"train_iters": 4, "freeze_parameters": ["decoder.layers.0", "decoder.layers.2"]}

@@ -15,6 +15,7 @@ from transformers.integrations.finegrained_fp8 import Fp8Dequantize
 
 from megatron_trainer.convert.dequantize import Dequantized
 from megatron_trainjob import quantization
+from tests.support.matrix import mostly_slow
 from tests.support.models import published_weights as published
 from tests.support.models import tiny_model
 from tests.support.ranks import conversion
@@ -62,11 +63,15 @@ def loaded(folder: Path, dtype: torch.dtype) -> dict[str, torch.Tensor]:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
-@pytest.mark.parametrize(("name", "layout", "ranks", "config", "quantize"), STORED.values(), ids=STORED.keys())
-def test_fp8_weights_are_exactly_what_transformers_dequantizes_them_to(
-    name, layout, ranks, config, quantize, dtype, model_root, tmp_path
-):
+@pytest.mark.parametrize(
+    ("case", "dtype"),
+    mostly_slow(
+        [(case, dtype) for case in STORED for dtype in ("float32", "bfloat16")],
+        [(case, "bfloat16") for case in STORED if case not in ("blocks", "by channel, experts")],
+    ),
+)
+def test_fp8_weights_are_exactly_what_transformers_dequantizes_them_to(case, dtype, model_root, tmp_path):
+    name, layout, ranks, config, quantize = STORED[case]
     source = tiny_model.make(name, model_root, dtype=dtype)
     folder = published.quantized(source, tmp_path / "fp8", config, quantize)
     gloo_ranks(ranks).run(conversion.convert, folder, tmp_path / "full", {**layout, "torch_dtype": dtype})
@@ -78,7 +83,11 @@ def test_fp8_weights_are_exactly_what_transformers_dequantizes_them_to(
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("given", [{}, {"shards": 3}, {"legacy": True}], ids=["one file", "shards", "before torch 1.6"])
+@pytest.mark.parametrize(
+    "given",
+    [pytest.param({}, marks=pytest.mark.slow), {"shards": 3}, {"legacy": True}],
+    ids=["one file", "shards", "before torch 1.6"],
+)
 def test_files_of_torch_are_read_like_safetensors(given, llama, tmp_path):
     folder = published.pickled(llama, tmp_path / "bin", **given)
     gloo_ranks(1).run(conversion.convert, folder, tmp_path / "full", {})

@@ -180,15 +180,7 @@ TAKE_EFFECT = [
 ]
 
 
-QUICK = (
-    "lr",
-    "lr_warmup_iters",
-    "train_iters",
-    "max_epochs",
-    "weight_decay",
-    "global_batch_size",
-    "save_total_limit",
-) + (*("val_dataset", "dataset", "packing", "streaming", "loss_scale", "torch_dtype", "async_save"),)
+QUICK = ("lr", "train_iters", "weight_decay", "global_batch_size", "dataset", "loss_scale", "async_save")
 """Arguments whose changes `make test` tries; the others' are slow."""
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from tests.support.matrix import mostly_slow
 from tests.support.models import classification_truth, tiny_model
 from tests.support.models import retrieval_truth as truth
 from tests.support.ranks import group_ranks, head_ranks, tiny_run
@@ -123,7 +124,7 @@ def mean_of(loss_of: Any, score: Any) -> Any:
     return loss
 
 
-@pytest.mark.parametrize("loss_of", [pointwise, listwise])
+@pytest.mark.parametrize("loss_of", [pytest.param(pointwise, marks=pytest.mark.slow), listwise])
 def test_a_reranker_is_a_classifier_with_one_score(root, model, run, loss_of):
     base = head_ranks.make_classifier(model, num_labels=1)
     theirs, tokenizer = load("AutoModelForSequenceClassification", base)
@@ -138,7 +139,7 @@ def test_a_reranker_is_a_classifier_with_one_score(root, model, run, loss_of):
     assert ours == pytest.approx(after, abs=1e-3)
 
 
-@pytest.mark.parametrize("loss_of", [pointwise, listwise])
+@pytest.mark.parametrize("loss_of", [pointwise, pytest.param(listwise, marks=pytest.mark.slow)])
 def test_a_generative_reranker_answers_yes_or_no(model, run, loss_of):
     theirs, tokenizer = load("AutoModelForCausalLM", model)
     tokens = tuple(tokenizer(word, add_special_tokens=False)["input_ids"][0] for word in ANSWERS.values())
@@ -173,6 +174,7 @@ def test_an_adapter_of_an_embedding_model_loads_in_peft_and_goes_on(model, run):
     assert second.column("loss")[0] == pytest.approx(float(expected), abs=ABSOLUTE)
 
 
+@pytest.mark.slow
 def test_texts_without_a_template_are_what_sentence_transformers_embeds(model, run):
     found = run(**EMBEDDING, use_chat_template=False, to_hf=True)
     parts = json.loads((found.folder / "hf" / "modules.json").read_text())
@@ -206,10 +208,16 @@ def test_a_decoder_that_was_stored_by_itself_is_trained_on(root, model, run):
 @pytest.mark.parametrize(
     ("given", "rows"),
     [
-        ({**EMBEDDING, "loss_type": "cosine_similarity", "metric_for_best_model": "pearson_cosine"}, "all"),
+        pytest.param(
+            {**EMBEDDING, "loss_type": "cosine_similarity", "metric_for_best_model": "pearson_cosine"},
+            "all",
+            marks=pytest.mark.slow,
+        ),
         ({"task_type": "reranker", **WHOLE, "metric_for_best_model": "mrr"}, "all"),
         # Lists of positives alone rank nothing: no checkpoint is the best, and the run goes on.
-        ({"task_type": "reranker", **WHOLE, "metric_for_best_model": "mrr"}, "positives"),
+        pytest.param(
+            {"task_type": "reranker", **WHOLE, "metric_for_best_model": "mrr"}, "positives", marks=pytest.mark.slow
+        ),
     ],
     ids=["correlation", "rank", "nothing to rank"],
 )
@@ -236,7 +244,7 @@ UNEVEN: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("kind", UNEVEN)
+@pytest.mark.parametrize("kind", mostly_slow(UNEVEN, ("infonce", "online", "listwise")))
 def test_micro_batches_of_unequal_size_train_on_the_loss_that_is_logged(model, kind):
     """As packed rows are. Of infonce each rank takes only its own share of the gradient of all ranks' loss.
 

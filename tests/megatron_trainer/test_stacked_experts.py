@@ -19,6 +19,7 @@ from megatron_trainer.models.spec import read_model
 from megatron_trainjob import weight_files
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import read, stacks
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.ranks import conversion, lora_ranks
 from tests.support.ranks.pool import gloo_ranks
@@ -69,8 +70,13 @@ def with_prediction(source: Path, folder: Path) -> Path:
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("form", ["published", "of the modules"])
+@pytest.mark.parametrize(
+    ("form", "layout"),
+    mostly_slow(
+        [(form, layout) for form in ("published", "of the modules") for layout in LAYOUTS],
+        [("published", "ep2"), ("of the modules", "tp2")],
+    ),
+)
 def test_stacks_come_back_bit_by_bit_in_the_form_of_the_source(form, layout, model_root, tmp_path):
     source = tiny_model.make("qwen3_vl_moe", model_root, dtype="bfloat16")
     if form == "published":
@@ -148,7 +154,14 @@ def test_an_expert_that_is_missing_from_a_stack_is_named_before_a_run(model_root
 
 
 @pytest.mark.dist
-@pytest.mark.parametrize("targets", ["all-linear", "linear_fc1", "linear_fc2"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        "all-linear",
+        pytest.param("linear_fc1", marks=pytest.mark.slow),
+        pytest.param("linear_fc2", marks=pytest.mark.slow),
+    ],
+)
 def test_an_adapter_of_stacked_experts_is_read_as_it_was_written(targets, model_root, tmp_path):
     directory = tiny_model.make("qwen3_vl_moe", model_root)
     given = {"target_modules": [targets], "lora_dropout": 0.1}

@@ -25,6 +25,7 @@ from tests.support.checkpoint.forged_pickles import (
     without_file,
 )
 from tests.support.data import preference_data
+from tests.support.matrix import mostly_slow
 from tests.support.models import tiny_model
 from tests.support.ranks.exporting import export
 from tests.support.ranks.tiny_run import arguments, train, write_data
@@ -62,8 +63,16 @@ def test_an_honest_index_is_accepted(saved, tmp_path):
     assert index == pickle.loads(path.read_bytes())
 
 
-@pytest.mark.parametrize("forge", ["index", "common_state", "rng_state"])
-@pytest.mark.parametrize("entry", ["resume", "load", "finetune", "foreign", "adapter_load", "mcore_model"])
+ENTRIES = ("resume", "load", "finetune", "foreign", "adapter_load", "mcore_model")
+
+
+@pytest.mark.parametrize(
+    ("forge", "entry"),
+    mostly_slow(
+        [(forge, entry) for forge in ("index", "common_state", "rng_state") for entry in ENTRIES],
+        [*(("index", entry) for entry in ENTRIES), ("common_state", "resume"), ("rng_state", "resume")],
+    ),
+)
 def test_nothing_that_is_loaded_runs_code(saved, adapter, tmp_path, forge, entry):
     source = adapter if entry == "adapter_load" else saved
     marker, checkpoint = tmp_path / "it-was-run", copy(source, tmp_path / "run")
@@ -84,8 +93,16 @@ def test_nothing_that_is_loaded_runs_code(saved, adapter, tmp_path, forge, entry
         assert "run" in message
 
 
-@pytest.mark.parametrize("name", ["../iter_0000001/__0_0.distcp", "/dev/zero", "..", ""])
-@pytest.mark.parametrize("entry", ["resume", "load", "foreign", "mcore_model"])
+OUTSIDE = ("../iter_0000001/__0_0.distcp", "/dev/zero", "..", "")
+
+
+@pytest.mark.parametrize(
+    ("name", "entry"),
+    mostly_slow(
+        [(name, entry) for name in OUTSIDE for entry in ("resume", "load", "foreign", "mcore_model")],
+        [*((OUTSIDE[0], entry) for entry in ("foreign", "mcore_model")), *((name, "resume") for name in OUTSIDE)],
+    ),
+)
 def test_an_index_that_points_out_of_its_folder_is_refused(saved, tmp_path, name, entry):
     checkpoint = copy(saved, tmp_path / "run")
     with_place(checkpoint, name)

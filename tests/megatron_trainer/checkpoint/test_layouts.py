@@ -80,8 +80,8 @@ def dense(llama, data, tmp_path_factory):
 
 @pytest.mark.parametrize(
     "layout",
-    [ONE_RANK, UNEVEN, pytest.param(PP2, marks=SLOW), pytest.param(DP2, marks=SLOW)],
-    ids=["one rank", "uneven pp2", "pp2", "dp2"],
+    [UNEVEN, *(pytest.param(layout, marks=SLOW) for layout in (ONE_RANK, PP2, DP2))],
+    ids=["uneven pp2", "one rank", "pp2", "dp2"],
 )
 def test_a_run_saved_with_tensor_parallelism_goes_on_in_any_layout(dense, layout):
     dense.check(layout)
@@ -168,6 +168,7 @@ def test_float16_goes_on_in_another_layout_with_its_loss_scale(llama, data, tmp_
     saved.check(layout, at_once=2e-3, tolerance=2e-2)
 
 
+@pytest.mark.slow
 def test_float16_resumes_bit_identically_with_its_loss_scale(llama, data, tmp_path):
     saved = Saved(llama, data, tmp_path, DP2, torch_dtype="float16", train_iters=8)
     run = saved.resumed(DP2)

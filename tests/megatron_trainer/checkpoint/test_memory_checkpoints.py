@@ -56,7 +56,7 @@ def interrupted(llama, data, folder, **how):
 
 @pytest.mark.parametrize(
     ("ranks", "given"),
-    mostly_slow([(1, {}), (2, {}), (1, LORA), (2, LORA)], [(2, {}), (1, LORA)]),
+    mostly_slow([(1, {}), (2, {}), (1, LORA), (2, LORA)], [(1, LORA)]),
     ids=["full, 1", "full, 2", "lora, 1", "lora, 2"],
 )
 def test_a_run_that_was_cut_off_goes_on_from_memory_bit_by_bit(llama, data, tmp_path, undisturbed, ranks, given):
@@ -69,6 +69,7 @@ def test_a_run_that_was_cut_off_goes_on_from_memory_bit_by_bit(llama, data, tmp_
     assert generations(memory) == {"node-0": []}, "a run that has ended gives the memory back"
 
 
+@pytest.mark.slow
 def test_steps_that_were_not_logged_yet_count_after_a_resume_from_memory(llama, data, tmp_path, undisturbed):
     """Step 5 logs the mean of steps 2 to 5, although the run goes on after step 4."""
     given, memory = interrupted(llama, data, tmp_path, given={"log_interval": 5})
@@ -150,7 +151,15 @@ def again(tmp_path, undisturbed):
         shutil.copytree(kept, save)
 
 
-@pytest.mark.parametrize("harm", [truncated, changed, lambda path: path.unlink()], ids=["short", "bit", "gone"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(truncated, marks=pytest.mark.slow),
+        changed,
+        pytest.param(lambda path: path.unlink(), marks=pytest.mark.slow),
+    ],
+    ids=["short", "bit", "gone"],
+)
 def test_a_damaged_generation_gives_way_to_the_one_before(left_by_one, again, undisturbed, harm):
     found, _ = again(left_by_one, lambda memory: harm(own_file(memory, 0, 0)))
     assert found.said("passing over the memory checkpoint of iteration=4: no node holds __0_0.distcp")
@@ -193,7 +202,15 @@ def both_parts_of_the_first(memory):
     own_file(memory, 1, 1).unlink()
 
 
-@pytest.mark.parametrize("harm", [lost(0), lost(1), both_parts_of_the_first], ids=["first", "second", "parts of both"])
+@pytest.mark.parametrize(
+    "harm",
+    [
+        pytest.param(lost(0), marks=pytest.mark.slow),
+        lost(1),
+        pytest.param(both_parts_of_the_first, marks=pytest.mark.slow),
+    ],
+    ids=["first", "second", "parts of both"],
+)
 def test_what_a_node_has_lost_comes_from_its_neighbor(left_by_two_nodes, again, undisturbed, harm):
     found, memory = again(left_by_two_nodes, harm, ranks=2, nodes=2)
     assert (found.run.exit_code, found.run.message) == (0, "")
@@ -202,6 +219,7 @@ def test_what_a_node_has_lost_comes_from_its_neighbor(left_by_two_nodes, again, 
     assert generations(memory) == {"node-0": [], "node-1": []}
 
 
+@pytest.mark.slow
 def test_a_file_whose_copies_are_both_damaged_leads_to_the_generation_before(left_by_two_nodes, again):
     def both(memory):
         truncated(own_file(memory, 0, 0))
@@ -220,7 +238,7 @@ def test_a_newer_checkpoint_in_the_save_folder_goes_first(llama, data, tmp_path,
     assert again.run.column("lm loss") == undisturbed(1)
 
 
-@pytest.mark.parametrize("kept", [(), (2,)], ids=["all", "the newest"])
+@pytest.mark.parametrize("kept", [(), pytest.param((2,), marks=pytest.mark.slow)], ids=["all", "the newest"])
 def test_damaged_checkpoints_in_the_save_folder_hide_none_in_memory(llama, data, tmp_path, undisturbed, kept):
     given = arguments(llama, data, tmp_path / "run", **{**STEPS, "save_interval": 5 - 3 * len(kept)})
     train(given, tmp_path / "memory", stop_at=6, interval=3)

@@ -32,7 +32,7 @@ def order(run) -> list[str]:
     return [f"saved {row['iteration']}" if "checkpoint" in row else str(row["iteration"]) for row in run.log]
 
 
-@pytest.mark.parametrize("ranks", [1, 2])
+@pytest.mark.parametrize("ranks", [1, pytest.param(2, marks=pytest.mark.slow)])
 def test_training_goes_on_while_a_checkpoint_of_the_state_before_is_written(llama, data, tmp_path, ranks):
     """Nothing is written before step 5 has been made; what is written then is the state after step 3."""
     given = {"train_iters": 5, "save_interval": 3}
@@ -71,7 +71,7 @@ def test_a_run_that_must_not_save_when_asked_to_stop_does_not(llama, data, tmp_p
 
 
 @pytest.mark.parametrize("async_save", [False, True], ids=["training waits", "in the background"])
-@pytest.mark.parametrize("bad_rank", [0, 1])
+@pytest.mark.parametrize("bad_rank", [pytest.param(0, marks=pytest.mark.slow), 1])
 def test_a_rank_that_cannot_write_ends_all_with_a_clear_error(llama, data, tmp_path, async_save, bad_rank):
     given = arguments(llama, data, tmp_path / "run", save_interval=1, train_iters=1)
     train(given, ranks=2)

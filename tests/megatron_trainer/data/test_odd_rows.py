@@ -18,11 +18,11 @@ from megatron_trainer.data.row import Record
 from megatron_trainer.data.values import Rejection
 from tests.support.data.odd_rows import OddRows, traced, wrong
 from tests.support.data.template_matrix import MODELS
+from tests.support.matrix import mostly_slow
 
 MODELS_BY_NAME = {model.name.partition(": ")[2]: model for model in MODELS}
 SETTINGS = EncodeSettings(recognition=Recognition(needs_question=True))
 ROWS_EACH = 20
-NUM_ROWS = (ROWS_EACH, pytest.param(200, marks=pytest.mark.slow))
 
 
 def judged(name, rows, records):
@@ -39,8 +39,16 @@ def judged(name, rows, records):
     return faults, len(trained)
 
 
-@pytest.mark.parametrize("num_rows", NUM_ROWS)
-@pytest.mark.parametrize("seed", range(len(MODELS)))
+SEEDS = range(len(MODELS))
+
+
+@pytest.mark.parametrize(
+    ("seed", "num_rows"),
+    mostly_slow(
+        [(seed, num_rows) for seed in SEEDS for num_rows in (ROWS_EACH, 200)],
+        [(seed, ROWS_EACH) for seed in SEEDS if seed % 3 == 0],
+    ),
+)
 def test_every_word_of_an_odd_row_is_where_it_belongs_or_reported(seed, num_rows):
     name = list(MODELS_BY_NAME)[seed]
     maker = OddRows(seed)
