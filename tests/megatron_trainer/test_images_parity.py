@@ -50,6 +50,7 @@ QUICK = [
     *(("qwen2_vl", "one rank"), ("qwen3_vl", "tp2 sp"), ("qwen3_vl", "pp2"), ("qwen3_vl_moe", "ep2")),
     *(("qwen3_5", "pp2"), ("qwen3_5_moe", "one rank"), ("glm4v", "cp2"), ("internvl", "tp2 sp")),
     *(("internvl_qwen3", "one rank"), ("internvl_qwen3_moe", "one rank"), ("internvl_gpt_oss", "one rank")),
+    ("glm4v_moe", "one rank"),
 ]
 """Cases of `make test`, one of each family and of each kind of layout; the others are slow."""
 FROZEN: dict[str, tuple[dict[str, Any], set[str]]] = {
@@ -101,6 +102,7 @@ def test_images_and_videos_give_the_logits_and_gradients_of_transformers(layout:
             *(("qwen3_5", layout) for layout in LAYOUTS if layout not in ("tp2", "cp2", "cp2 padded")),
             *(("qwen3_5_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
             *(("glm4v", layout) for layout in LAYOUTS),
+            *(("glm4v_moe", layout) for layout in (*LAYOUTS, *OF_EXPERTS)),
             *(("internvl", layout) for layout in LAYOUTS),
             *(("internvl_qwen3", layout) for layout in ("one rank", "tp2 sp", "pp2", "cp2")),
             *(("internvl_qwen3_moe", layout) for layout in ("one rank", "padded", "tp2 sp", "pp2", "ep2", "tp2 ep2")),
@@ -137,6 +139,7 @@ ADAPTED: dict[str, tuple[str, str, str, dict[str, Any]]] = {
         )
     },
     **{f"glm4v, {layout}": ("glm4v", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "cp2")},
+    **{f"glm4v_moe, {layout}": ("glm4v_moe", layout, "nothing", {}) for layout in ("one rank", "tp2 sp", "pp2", "ep2")},
     "tiles, reentrant": ("internvl", "one rank", "nothing", {"gradient_checkpointing_kwargs": {"use_reentrant": True}}),
     "tiles before experts": ("internvl_qwen3_moe", "one rank", "nothing", {}),
     "tiles before stacked experts": ("internvl_gpt_oss", "one rank", "nothing", {}),

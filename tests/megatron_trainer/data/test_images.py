@@ -21,6 +21,7 @@ from megatron_trainjob.args.tree import TrainArgs
 from tests.support.data import vision
 
 KINDS = ("qwen2_5_vl", "qwen3_vl", "qwen3_5", "internvl", "glm4v")
+GLM = ("glm4v", "glm4v_moe")
 SIZES = {"a.png": (40, 24), "b.jpg": (33, 47), "c.png": (9, 90)}
 
 
@@ -37,7 +38,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
     root = tmp_path_factory.mktemp("models")
-    return {kind: vision.write(root / kind, kind) for kind in KINDS}
+    return {kind: vision.write(root / kind, kind) for kind in {*KINDS, *GLM}}
 
 
 def encoder_of(model, recognition=None, *, cache=None, args=None, **settings):
@@ -259,11 +260,12 @@ def png(image):
     return stream.getvalue()
 
 
-def test_glm_bounds_the_pixels_of_an_image_and_has_no_videos(models, folder):
+@pytest.mark.parametrize("kind", GLM)
+def test_glm_bounds_the_pixels_of_an_image_and_has_no_videos(kind, models, folder):
     """Its processor counts the two frames that an image becomes."""
     row = {"query": "<image>?", "response": "Yes.", "images": ["a.png"]}
     for bounds in ({"max_pixels": 400}, {"min_pixels": 4000}):
-        encoder, images = encoder_of(models["glm4v"], args=TrainArgs(**bounds))
+        encoder, images = encoder_of(models[kind], args=TrainArgs(**bounds))
         [medium] = encode(encoder, row, folder).media[0]
         pixels = medium.grid[1] * medium.grid[2] * 16
         assert pixels <= bounds.get("max_pixels", pixels)

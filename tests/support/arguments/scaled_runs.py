@@ -55,6 +55,7 @@ FAMILIES: tuple[tuple[str, str], ...] = (
     (r"Qwen3-(Embedding|Reranker|\d)", "qwen3"),
     (r"Qwen2(\.5)?-\d", "qwen2"),
     (r"GLM-4\.1V|GLM-4\.6V-Flash", "glm4v"),
+    (r"GLM-4\.[56]V", "glm4v_moe"),
     (r"InternVL3_5-GPT-OSS", "internvl_gpt_oss"),
     (r"InternVL3_5-\d+B-A", "internvl_qwen3_moe"),
     (r"InternVL3_5", "internvl_qwen3"),
@@ -72,7 +73,6 @@ DECODERS: tuple[tuple[str, str], ...] = (
     (r"GLM-4\.1V|GLM-4\.6V-Flash", "glm4v"),
     (r"InternVL3_5-GPT-OSS", "gpt_oss"),
     (r"Llama-4", "llama4_text"),
-    (r"GLM-4\.[56]V", "glm4_moe"),
 )
 
 

@@ -76,7 +76,7 @@ def tokenizer(kind: str = "qwen2_5_vl") -> PreTrainedTokenizerFast:
         whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *TILE_TOKENS]})
         whole.chat_template = TILE_TEMPLATE
         return whole
-    if kind == "glm4v":
+    if kind.startswith("glm4v"):
         whole.add_special_tokens({"additional_special_tokens": [*TOKENS[:3], *GLM_TOKENS]})
         whole.chat_template = GLM_TEMPLATE
         return whole
@@ -96,7 +96,7 @@ def config(kind: str = "qwen2_5_vl") -> dict[str, object]:
     if is_cut(kind):
         sizes = {"image_size": [16, 16], "patch_size": [4, 4]}
         return {"model_type": kind, "vision_config": sizes, "image_token_id": ids["<IMG_CONTEXT>"]}
-    if kind == "glm4v":
+    if kind.startswith("glm4v"):
         start, image, end, _, video, _ = (ids[token] for token in GLM_TOKENS)
         around = {"image_start_token_id": start, "image_end_token_id": end}
         return {"model_type": kind, "vision_config": {}, "image_token_id": image, "video_token_id": video, **around}
@@ -118,7 +118,7 @@ def write(folder: Path, kind: str = "qwen2_5_vl", *, least: int = 64, most: int 
         (folder / "preprocessor_config.json").write_text(json.dumps(TILE_PROCESSOR))
         return folder
     settings = {
-        "image_processor_type": "Glm4vImageProcessor" if kind == "glm4v" else "Qwen2VLImageProcessor",
+        "image_processor_type": "Glm4vImageProcessor" if kind.startswith("glm4v") else "Qwen2VLImageProcessor",
         "size": {"shortest_edge": least, "longest_edge": most},
         "patch_size": 4,
         "temporal_patch_size": 2,
@@ -158,7 +158,7 @@ def processor(folder: Path, kind: str = "qwen2_5_vl"):
             image_seq_length=4,
             chat_template=own.chat_template,
         )
-    if kind == "glm4v":
+    if kind.startswith("glm4v"):
         film = Glm4vVideoProcessor(patch_size=4, temporal_patch_size=2, merge_size=2)
         return Glm4vProcessor(
             image_processor=images, tokenizer=own, video_processor=film, chat_template=own.chat_template

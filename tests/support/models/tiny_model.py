@@ -174,6 +174,19 @@ _TILES_NORMED = {
     },
 }
 
+_GLM4V = {
+    **{key: value for key, value in _IMAGES.items() if "vision" not in key},
+    "rope_parameters": {**_SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [1, 2, 1]},
+    "vision_config": {
+        **_TOWER,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "out_hidden_size": 64,
+        "image_size": 16,
+        "attention_bias": True,
+    },
+}
+
 # Name -> (model_type, settings beyond _DECODER).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "llama": ("llama", {}),
@@ -308,19 +321,17 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         "qwen3_vl_moe",
         {**_QWEN3_VL, **_EXPERTS, "moe_intermediate_size": 48, "mlp_only_layers": [2]},
     ),
-    "glm4v": (
-        "glm4v",
+    "glm4v": ("glm4v", _GLM4V),
+    "glm4v_moe": (
+        "glm4v_moe",
         {
-            **{key: value for key, value in _IMAGES.items() if "vision" not in key},
-            "rope_parameters": {**_SECTIONS, "partial_rotary_factor": 0.5, "mrope_section": [1, 2, 1]},
-            "vision_config": {
-                **_TOWER,
-                "hidden_size": 32,
-                "intermediate_size": 48,
-                "out_hidden_size": 64,
-                "image_size": 16,
-                "attention_bias": True,
-            },
+            **_GLM4V,
+            **_SIGMOID,
+            "n_routed_experts": 4,
+            "n_group": 1,
+            "head_dim": 32,
+            "attention_bias": True,
+            "rope_parameters": {**_GLM4V["rope_parameters"], "mrope_section": [2, 3, 3]},
         },
     ),
     "internvl": ("internvl", {**_TILES, "tie_word_embeddings": True}),

@@ -12,7 +12,7 @@ from megatron_trainjob.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K
 from megatron_trainjob.families.dots import DOTS1
 from megatron_trainjob.families.family import Family
 from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
-from megatron_trainjob.families.glm4v import GLM4V
+from megatron_trainjob.families.glm4v import GLM4V, GLM4V_MOE
 from megatron_trainjob.families.gpt_oss import GPT_OSS
 from megatron_trainjob.families.internvl import INTERNVL, INTERNVL_GPT_OSS, INTERNVL_QWEN3, INTERNVL_QWEN3_MOE
 from megatron_trainjob.families.llama import ERNIE4_5, INTERNLM3, LLAMA, MISTRAL, SEED_OSS, SMOLLM3
@@ -64,6 +64,7 @@ FAMILIES: dict[str, Family] = {
         INTERNVL_QWEN3_MOE,
         INTERNVL_GPT_OSS,
         GLM4V,
+        GLM4V_MOE,
     )
 }
 """Keys are `model_type` of config.json; of records that share one, a name for each."""

@@ -1,4 +1,7 @@
-"""GLM-4.1V: the vision tower of its own before the dense decoder of GLM-4, rotated by time, row and column."""
+"""GLM-4.1V and GLM-4.5V: a vision tower of their own before a decoder that is rotated by time, row and column.
+
+The decoder of the first is GLM-4's dense one, that of the second GLM-4.5's mixture of experts.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,9 @@ from typing import Any
 
 from megatron_trainjob.families.config import Config, Optional
 from megatron_trainjob.families.decoder import DECODER, decoder, rotary
+from megatron_trainjob.families.experts import after_dense_layers, refuse_groups, shared_and_routed, sigmoid_router
 from megatron_trainjob.families.family import Family, refused
+from megatron_trainjob.families.glm import GLM4_MOE
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.qwen_vl import Shapes, norm, patches, rotated_in_sections, sections, tower
 from megatron_trainjob.families.vision import NESTED, Vision
@@ -53,6 +58,17 @@ def _glm4v(config: Config) -> Model:
     return replace(decoder(config, qkv_bias=True, post_norms=True, vision=_vision(config)), rotary=pairs)
 
 
+def _glm4v_moe(config: Config) -> Model:
+    model = decoder(
+        config,
+        qkv_bias=config["attention_bias"],
+        prediction_layers=config["num_nextn_predict_layers"],
+        vision=_vision(config),
+        **shared_and_routed(config, sigmoid_router(config), after_dense_layers(config)),
+    )
+    return replace(model, rotary=rotated_in_sections(model.rotary))
+
+
 def _refuse_glm4v(config: Config) -> Iterator[Violation]:
     vision = config.vision
     if vision["image_size"] < vision["patch_size"]:
@@ -60,6 +76,11 @@ def _refuse_glm4v(config: Config) -> Iterator[Violation]:
     if vision["attention_dropout"]:
         message = "a tower is trained without dropout; set it to 0"
         yield refused("vision_config.attention_dropout", vision["attention_dropout"], message)
+
+
+def _refuse_glm4v_moe(config: Config) -> Iterator[Violation]:
+    yield from _refuse_glm4v(config)
+    yield from refuse_groups(config)
 
 
 _KEYS: Mapping[str, Any] = {
@@ -76,6 +97,23 @@ _KEYS: Mapping[str, Any] = {
     "image_token_id": 151343,
     "video_token_id": 151344,
 }
+_TOWER: Mapping[str, Any] = {
+    "depth": 24,
+    "hidden_size": 1536,
+    "hidden_act": "silu",
+    "attention_bias": False,
+    "attention_dropout": 0.0,
+    "num_heads": 12,
+    "in_channels": 3,
+    "image_size": 336,
+    "patch_size": 14,
+    "rms_norm_eps": 1e-5,
+    "spatial_merge_size": 2,
+    "temporal_patch_size": 2,
+    "out_hidden_size": 4096,
+    "intermediate_size": 13696,
+    "initializer_range": 0.02,
+}
 
 GLM4V = Family(
     model_type="glm4v",
@@ -83,23 +121,27 @@ GLM4V = Family(
     text_type="glm4v_text",
     file_names=NESTED,
     keys=_KEYS,
-    vision_keys={
-        "depth": 24,
-        "hidden_size": 1536,
-        "hidden_act": "silu",
-        "attention_bias": False,
-        "attention_dropout": 0.0,
-        "num_heads": 12,
-        "in_channels": 3,
-        "image_size": 336,
-        "patch_size": 14,
-        "rms_norm_eps": 1e-5,
-        "spatial_merge_size": 2,
-        "temporal_patch_size": 2,
-        "out_hidden_size": 4096,
-        "intermediate_size": 13696,
-        "initializer_range": 0.02,
-    },
+    vision_keys=_TOWER,
     build=_glm4v,
     refuse=_refuse_glm4v,
+)
+
+GLM4V_MOE = Family(
+    model_type="glm4v_moe",
+    title="GLM-4.5V, GLM-4.6V",
+    text_type="glm4v_moe_text",
+    file_names=NESTED,
+    keys={
+        **{key: value for key, value in GLM4_MOE.keys.items() if key not in ("use_qk_norm", "num_mtp_layers")},
+        "vocab_size": 151424,
+        "max_position_embeddings": 65536,
+        "attention_bias": True,
+        "num_nextn_predict_layers": 0,
+        "image_token_id": 151363,
+        "video_token_id": 151364,
+    },
+    aliases={"num_local_experts": "n_routed_experts"},
+    vision_keys=_TOWER,
+    build=_glm4v_moe,
+    refuse=_refuse_glm4v_moe,
 )

@@ -180,7 +180,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "kimi_k2": _LATENT_PREDICTED,
     "glm": (_FUSED_GATE,),
     **dict.fromkeys(("glm4", "glm4v"), (_FUSED_GATE, *POST_NORMS)),
-    "glm4_moe": _PREDICTED,
+    **dict.fromkeys(("glm4_moe", "glm4v_moe"), _PREDICTED),
     "glm4_moe_lite": _LATENT_PREDICTED,
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),

@@ -41,7 +41,7 @@ _AROUND = {"start": "<img>", "end": "</img>"}
 _PROBE = "behind-it"
 _LONGEST_BEHIND = 8
 _TAGS = ("<ref>", "</ref>", "<box>", "</box>")
-BOUNDS_OF_FRAMES = frozenset({"glm4v"})
+BOUNDS_OF_FRAMES = frozenset({"glm4v", "glm4v_moe"})
 """Models whose processor bounds the pixels of all frames that an image becomes; the others bound those of the image."""
 _BOX_TOKENS = ("<|object_ref_start|>", "<|object_ref_end|>", "<|box_start|>", "<|box_end|>")
 
