@@ -431,7 +431,7 @@ UNTRAINED = {"model_type": "bert", "hidden_size": 64}
         ("OpenGVLab/InternVL2_5-8B", "the same model for transformers has -hf behind its name"),
         ("google/gemma-3n-E4B-it", "by its name it is of the family gemma3n, which is not trained here"),
         ("meta-llama/Llama-4-Scout-17B-16E", "the vision tower of Llama-4 is not trained here, its text decoder is"),
-        ("google/gemma-4-31B-it", "by its name this model cannot be trained: Gemma-4 is not trained here"),
+        ("google/gemma-4-31B-it", "the towers of Gemma-4 are not trained here, its text decoder is"),
         ("{folder}", "config.json: model_type bert is not trained here; docs/families.md lists what is"),
         ("someone/cached", "config.json: model_type bert is not trained here"),
     ],

@@ -34,6 +34,8 @@ NOT_OF_THE_MATHS = {
     *("_attn_implementation", "pad_token_id", "rope_parameters", "text_config", "vision_config", "get_text_config"),
     # Balancing is the arguments' business.
     *("output_router_logits", "router_aux_loss_coef", "router_jitter_noise"),
+    # Derived from keys that the records read.
+    *("per_layer_config", "kv_sharing_modes"),
     # Dropout of hidden states is the arguments' business.
     *("resid_pdrop", "residual_dropout"),
     # transformers sets it from qk_rope_head_dim.
@@ -46,7 +48,7 @@ READ_ELSEWHERE = {
     *("num_nextn_predict_layers", "num_mtp_layers"),
     *("vision_feature_layer", "vision_feature_select_strategy"),
     *(
-        "full_attention_interval",
+        *("full_attention_interval", "global_head_dim", "num_global_key_value_heads"),
         "use_sliding_window",
         "max_window_layers",
         "no_rope_layer_interval",
@@ -67,6 +69,17 @@ OF_THE_TOWER = {
     "llama4_text": {
         *("image_token_id", "image_size", "num_channels", "patch_size", "pixel_shuffle_ratio", "projector_dropout"),
         *("projector_input_dim", "projector_output_dim", "output_attentions", "output_hidden_states", "return_dict"),
+    },
+    "gemma4_text": {
+        *("audio_config", "audio_token_id", "image_token_id", "video_token_id", "patch_size", "hidden_act"),
+        *("attention_chunk_size", "attention_context_left", "attention_context_right", "attention_logit_cap"),
+        *("attention_invalid_logits_value", "conv_kernel_size", "gradient_clipping", "output_proj_dims"),
+        *("pooling_kernel_size", "position_embedding_size", "residual_weight", "standardize"),
+        *("subsampling_conv_channels", "use_clipped_linears", "vocab_size_per_layer_input"),
+    },
+    "gemma4_unified_text": {
+        *("audio_config", "audio_token_id", "image_token_id", "video_token_id"),
+        *("mm_embed_dim", "mm_posemb_size", "model_patch_size", "output_proj_dims"),
     },
     **dict.fromkeys(
         ("qwen3_5_text", "qwen3_5_moe_text"),
@@ -225,7 +238,7 @@ def test_every_family_is_complete(name: str):
     """A memory shape, FLOPs, rules that accept it, weights, a tiny model and a row in the docs."""
     sizes = {**tiny_model._DECODER, "n_routed_experts": 8, "num_experts_per_tok": 2, "n_shared_experts": 1}
     raw = {**sizes, "model_type": name, "num_key_value_heads": 4, "norm_topk_prob": True, "n_group": 1, "topk_group": 1}
-    raw |= tiny_model.MODELS[name][1] if FAMILIES[name].text_type or name == "llama4_text" else {}
+    raw |= tiny_model.MODELS[name][1] if FAMILIES[name].text_type or name.startswith(("llama4", "gemma4")) else {}
     model = read(raw)
     assert memory.estimate(ARGS, model, 1).num_parameters > 0
     assert flops_per_token(model, ARGS) > 0

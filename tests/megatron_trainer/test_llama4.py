@@ -81,8 +81,8 @@ def test_an_export_has_the_tensors_of_the_source_bit_by_bit(layout, model_root, 
     ("kind", "said"),
     [
         ("llama4", "Llama4ForCausalLM.from_pretrained and save_pretrained"),
-        ("gemma4", "heads of one width"),
-        ("gemma4_unified", "heads of one width"),
+        ("gemma4", "Gemma4ForCausalLM.from_pretrained and save_pretrained"),
+        ("gemma4_unified", "Gemma4UnifiedForCausalLM.from_pretrained and save_pretrained"),
     ],
 )
 def test_a_family_that_is_known_and_not_trained_is_refused_with_what_is_missing(kind, said):

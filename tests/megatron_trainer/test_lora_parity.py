@@ -27,7 +27,7 @@ ROUNDING = 1e-5
 MERGED = dict.fromkeys(("qwen3_next", "qwen3_5_text", "qwen3_5_moe_text"), TOLERANCE)
 """Keys of delta nets are normalized, which magnifies the rounding of small ones."""
 
-STACKED = {"gpt_oss", "llama4_text", "qwen3_5_moe_text"}
+STACKED = {"gpt_oss", "llama4_text", "qwen3_5_moe_text", "gemma4_text"}
 """Experts in one tensor, whose adapters peft computes itself."""
 
 DENSE = ["llama", "llama_tied", "llama_bias", "mistral", "qwen2", "qwen2_odd", "qwen3", "glm4"]
@@ -115,7 +115,7 @@ def test_adapters_equal_pefts_in_every_layout(reference, tmp_path, layout):
 
 
 QUICK_EXPERTS = [("qwen3_moe", "TP2+EP2+SP"), ("mixtral", "TP1"), ("gpt_oss", "TP1"), ("llama4_text", "TP1")] + [
-    ("deepseek_v3", "TP1"),
+    *(("deepseek_v3", "TP1"), ("gemma4_text", "TP1")),
 ]
 
 
@@ -132,6 +132,10 @@ QUICK_EXPERTS = [("qwen3_moe", "TP2+EP2+SP"), ("mixtral", "TP1"), ("gpt_oss", "T
             ("gpt_oss", "TP2+EP2+SP"),
             ("llama4_text", "TP1"),
             ("llama4_text", "TP2+EP2+SP"),
+            ("gemma4_text", "TP1"),
+            ("gemma4_text", "TP2+EP2+SP"),
+            ("gemma4_text", "PP2"),
+            ("gemma4_unified_text", "TP2+SP"),
             ("deepseek_v3", "TP1"),
             ("deepseek_v3", "TP2+EP2+SP"),
             ("deepseek_v3", "PP2"),

@@ -72,10 +72,10 @@ def test_every_family_equals_transformers_on_one_rank(name: str, model_root: Pat
 
 DENSE = [(name, text) for name in sorted(tiny_model.MODELS.keys() - tiny_model.EXPERT_MODELS) for text in layouts.DENSE]
 EXPERTS = [(name, text) for name in sorted(tiny_model.EXPERT_MODELS) for text in layouts.EXPERTS]
-QUICK_DENSE = (("qwen2_odd", "tp2 sp"), ("glm4", "tp2 sp"))
+QUICK_DENSE = (("qwen2_odd", "tp2 sp"), ("glm4", "tp2 sp"), ("gemma4_unified_text", "tp2 sp"))
 QUICK_EXPERTS = (("qwen3_moe", "ep2"), ("deepseek_v3", "tp2 sp etp1")) + (
     *(("qwen3_next", "tp2 sp etp1"), ("gpt_oss", "tp2 sp etp1"), ("llama4_text", "ep2")),
-    *(("qwen3_next", "packed"), ("gpt_oss", "packed")),
+    *(("qwen3_next", "packed"), ("gpt_oss", "packed"), ("gemma4_text", "tp2 sp ep2")),
 )
 """What is special about a family survives being split: padded vocabulary, norms after the blocks, spread experts,
 latent attention, states, sinks."""

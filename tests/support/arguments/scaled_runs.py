@@ -73,6 +73,8 @@ DECODERS: tuple[tuple[str, str], ...] = (
     (r"GLM-4\.1V|GLM-4\.6V-Flash", "glm4v"),
     (r"InternVL3_5-GPT-OSS", "gpt_oss"),
     (r"Llama-4", "llama4_text"),
+    (r"gemma-4-12B", "gemma4_unified_text"),
+    (r"gemma-4", "gemma4_text"),
 )
 
 

@@ -54,8 +54,8 @@ def by_shared_a(gradients: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
                 if f".{part}.lora_A" in name
                 for other in parts
             ]
-            if group and all(other in gradients for other in group):
-                gradient = sum(gradients[other] for other in group)
+            if group:  # without values where keys are values too
+                gradient = sum(gradients[other] for other in group if other in gradients)
         if name in TIED and all(other in gradients for other in TIED):
             gradient = sum(gradients[other] for other in TIED)
         shared[name] = gradient

@@ -86,6 +86,23 @@ _DELTA_NETS = {
     "linear_key_head_dim": 8,
     "linear_value_head_dim": 6,
 }
+_GEMMA4 = {
+    **_HEADS,
+    "pad_token_id": 0,
+    "global_head_dim": 24,
+    "num_global_key_value_heads": 1,
+    "attention_k_eq_v": True,
+    "sliding_window": 9,
+    "layer_types": ["sliding_attention", "full_attention", "full_attention"],
+    "final_logit_softcapping": 5.0,
+}
+_GEMMA4_EXPERTS = {
+    "hidden_size_per_layer_input": 0,
+    "enable_moe_block": True,
+    "num_experts": 6,
+    "top_k_experts": 2,
+    "moe_intermediate_size": 24,
+}
 BASES: Mapping[str, Mapping[str, Any]] = {
     "llama": {},
     "mistral": {**_HEADS, "sliding_window": None},
@@ -118,6 +135,8 @@ BASES: Mapping[str, Mapping[str, Any]] = {
         "num_experts_per_tok": 1,
         "attention_chunk_size": 4096,
     },
+    "gemma4_text": {**_GEMMA4, **_GEMMA4_EXPERTS},
+    "gemma4_unified_text": {**_GEMMA4},
     "gpt_oss": {
         **_HEADS,
         "num_local_experts": 6,
@@ -279,6 +298,32 @@ _DELTA_NET: Sequence[Knob] = (
     ({"layer_types": ["linear_attention"] * 3}, {"layer_types": ["full_attention", "linear_attention"] * 2}),
     _one("attention_bias", True, False),
 )
+_OF_GEMMA4 = (
+    _one("layer_types", ["full_attention"] * 3, ["sliding_attention"] * 3, None, ABSENT),
+    _one("sliding_window", 1, 5, 64, ABSENT),
+    _one("attention_k_eq_v", False, ABSENT),
+    _one("num_global_key_value_heads", 2, 4, None, ABSENT),
+    _one("global_head_dim", 8, 16),
+    _one("final_logit_softcapping", None, 0.5, 30.0, ABSENT),
+    _one("attention_bias", True),
+    _one("use_bidirectional_attention", None, "vision", ABSENT),
+    _one("num_kv_shared_layers", 0, ABSENT),
+    (
+        {"rope_parameters": {"sliding_attention": {"rope_type": "default", "rope_theta": 50.0}}},
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50.0},
+                "full_attention": {"rope_type": "proportional", "rope_theta": 90.0, "partial_rotary_factor": 0.5},
+            }
+        },
+        {
+            "rope_parameters": {
+                "sliding_attention": {"rope_type": "default", "rope_theta": 50},
+                "full_attention": {"rope_type": "default", "rope_theta": 90},
+            }
+        },
+    ),
+)
 OWN: Mapping[str, Sequence[Knob]] = {
     "mistral": (_one("sliding_window", 5, 64, None, ABSENT, 1),),
     "qwen2": _QWEN_WINDOW,
@@ -301,6 +346,7 @@ OWN: Mapping[str, Sequence[Knob]] = {
         _one("floor_scale", 4, 8192, ABSENT),
         _one("attn_scale", 0.5, 0, ABSENT),
     ),
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _OF_GEMMA4),
     "gpt_oss": (
         _one("sliding_window", 5, 1, None, ABSENT),
         _one("layer_types", ["full_attention"] * 3, ["sliding_attention", "full_attention", "full_attention"], None),

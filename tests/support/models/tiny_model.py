@@ -186,6 +186,18 @@ _GLM4V = {
         "attention_bias": True,
     },
 }
+_GEMMA4 = {
+    "num_key_value_heads": 4,
+    "head_dim": 16,
+    "global_head_dim": 32,
+    "num_global_key_value_heads": 2,
+    "attention_k_eq_v": True,
+    "sliding_window": 7,
+    "layer_types": ["sliding_attention", "full_attention"] * 2,
+    "final_logit_softcapping": 3.0,
+    "tie_word_embeddings": True,
+}
+_GEMMA4_EXPERTS = {"enable_moe_block": True, "num_experts": 4, "top_k_experts": 2, "moe_intermediate_size": 48}
 
 # Name -> (model_type, settings beyond _DECODER).
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -270,6 +282,18 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
         },
     ),
     "gpt_oss": ("gpt_oss", _GPT_OSS),
+    "gemma4_text": ("gemma4_text", {**_GEMMA4, **_GEMMA4_EXPERTS, "hidden_size_per_layer_input": 0}),
+    "gemma4_dense": (
+        "gemma4_text",
+        {
+            **_GEMMA4,
+            "hidden_size_per_layer_input": 0,
+            "attention_k_eq_v": False,
+            "attention_bias": True,
+            "tie_word_embeddings": False,
+        },
+    ),
+    "gemma4_unified_text": ("gemma4_unified_text", {**_GEMMA4, "num_global_key_value_heads": 1}),
     "glm4_moe_lite": (
         "glm4_moe_lite",
         {
@@ -344,7 +368,7 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
     "qwen3_5_moe": ("qwen3_5_moe", {**_QWEN3_5, **_QWEN3_5_EXPERTS}),
 }
 EXPERT_MODELS = frozenset(
-    name for name, (kind, _) in MODELS.items() if read({"model_type": kind, "n_routed_experts": 8}).num_experts
+    name for name, (kind, own) in MODELS.items() if read({**_DECODER, **own, "model_type": kind}).num_experts
 )
 
 LINEAR_MODELS = frozenset(name for name, (kind, _) in MODELS.items() if "linear_num_key_heads" in FAMILIES[kind].keys)
@@ -466,6 +490,8 @@ def _randomise(model: Any, *, norm: float) -> None:
         for name, buffer in model.named_buffers():
             if name.endswith("e_score_correction_bias"):
                 buffer.copy_(torch.randn_like(buffer) * 0.05)
+            elif name.endswith("layer_scalar"):
+                buffer.copy_(torch.rand_like(buffer) + 0.5)
 
 
 @cache

@@ -25,6 +25,7 @@ from megatron_trainjob.families.vision import is_tower
 _INTO_THE_RESIDUAL = ("linear_proj.weight", "linear_fc2.weight", "self_attention.out_proj.weight")
 _LAYER_SCALES = (".lambda_1", ".lambda_2")
 _SINKS = "self_attn.sinks"
+_SCALES = (".layer_scalar", ".router.scale", ".router.per_expert_scale")
 _DECAY, _DECAY_BIAS, _GATED_NORM = "linear_attn.A_log", "linear_attn.dt_bias", "linear_attn.norm.weight"
 
 
@@ -63,7 +64,7 @@ def _drawn(piece: Piece, std: float, seed: int, model: Model) -> Tensor:
         return torch.full(piece.shape, model.vision.layer_scale)
     if len(piece.shape) == 1 and not piece.name.endswith((_DECAY, _SINKS)):
         is_one = piece.name.endswith(_GATED_NORM if model.zero_centered_norms else ".weight")
-        return torch.full(piece.shape, float(is_one or piece.name.endswith(_DECAY_BIAS)))
+        return torch.full(piece.shape, float(is_one or piece.name.endswith((_DECAY_BIAS, *_SCALES))))
     digest = hashlib.sha256(f"{seed}/{piece.name}".encode()).digest()
     generator = torch.Generator().manual_seed(int.from_bytes(digest[:7]))
     if piece.name.endswith(_DECAY):

@@ -10,6 +10,7 @@ Shapes: a weight is [rows, columns], a bias [rows]; r is the rank among n ranks 
                                 by key-value head: [q.. gates.. k v | ..]      r-th of n
     channels     q over k over v  by key head of linear attention: [q k v.. | ..]  r-th of n
     fused_qkv    q over k over v  the same                                     r-th of n
+    qk           q, k           by key-value head of layers without values: [q.. k | ..]  r-th of n
     gated        gate, up       [gate; up]                                     [r-th of gate; r-th of up]
     fused_gated  gate over up   the same                                       [r-th of gate; r-th of up]
     vocabulary   w              w, zero rows up to the padded size             r-th of n
@@ -39,7 +40,8 @@ class Source(Protocol):
 @dataclass(frozen=True, kw_only=True)
 class Sizes:
     """Sizes of the model that rules need. queries_per_group: query heads that share one key-value head. channels: rows
-    of queries, keys and values of linear attention, which are ordered by its key heads.
+    of queries, keys and values of linear attention, which are ordered by its key heads. wide_groups, wide_queries: the
+    same as groups and queries_per_group in layers whose keys are their values.
     """
 
     groups: int
@@ -48,6 +50,8 @@ class Sizes:
     padded_vocab_size: int
     channels: tuple[int, ...] = ()
     key_heads: int = 1
+    wide_groups: int = 1
+    wide_queries: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,12 +138,16 @@ def _whole(shards: Sequence[Tensor], dim: int | None) -> Tensor:
 
 
 def _blocks_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
+    return _by_group(sources, share, sizes.groups)
+
+
+def _by_group(sources: Sequence[Source], share: Share, groups: int) -> Blocks:
     """Reads whole groups; where ranks share a group (more ranks than groups), it is read whole and cut."""
     size = share.size if share.dim is not None else 1
-    if sizes.groups % size:
-        whole = Blocks(parts=[source[:] for source in sources], groups=sizes.groups).whole()
+    if groups % size:
+        whole = Blocks(parts=[source[:] for source in sources], groups=groups).whole()
         return Blocks(parts=[whole.chunk(size)[share.rank]])
-    return Blocks(parts=_rows(sources, share), groups=sizes.groups // size)
+    return Blocks(parts=_rows(sources, share), groups=groups // size)
 
 
 def _rows(sources: Sequence[Source], share: Share) -> list[Tensor]:
@@ -154,6 +162,18 @@ def _unshard_qkv(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tup
     head = by_group.shape[1] // (sizes.queries_per_group + 2)
     split = torch.split(by_group, [sizes.queries_per_group * head, head, head], dim=1)
     return tuple(part.flatten(0, 1) for part in split)
+
+
+def _blocks_qk(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
+    return _by_group(sources, share, sizes.wide_groups)
+
+
+def _unshard_qk(shards: Sequence[Tensor], dim: int | None, sizes: Sizes) -> tuple[Tensor, ...]:
+    whole = _whole(shards, dim)
+    by_group = whole.reshape(sizes.wide_groups, -1, *whole.shape[1:])
+    head = by_group.shape[1] // (sizes.wide_queries + 1)
+    query, key = torch.split(by_group, [sizes.wide_queries * head, head], dim=1)
+    return query.flatten(0, 1), key.flatten(0, 1)
 
 
 def _blocks_gated_qkv(sources: Sequence[Source], share: Share, sizes: Sizes) -> Blocks:
@@ -276,6 +296,7 @@ def _unshard_vocabulary(shards: Sequence[Tensor], dim: int | None, sizes: Sizes)
 RULES: dict[str, Conversion] = {
     "plain": Conversion(blocks=_blocks_plain, unshard=_unshard_plain),
     "qkv": Conversion(blocks=_blocks_qkv, unshard=_unshard_qkv),
+    "qk": Conversion(blocks=_blocks_qk, unshard=_unshard_qk),
     "gated_qkv": Conversion(blocks=_blocks_gated_qkv, unshard=_unshard_gated_qkv),
     "channels": Conversion(blocks=_blocks_channels, unshard=_unshard_channels),
     "fused_qkv": Conversion(blocks=_blocks_fused_qkv, unshard=_unshard_fused_qkv),

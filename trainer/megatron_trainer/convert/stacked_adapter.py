@@ -19,7 +19,7 @@ from megatron_trainer.convert.peft_format import HALVES, Half
 from megatron_trainjob.families.stacks import PARTS, StackForm, parts_of, stack_of
 
 _INNER = "base_layer"
-_BLOCKS = (".mlp.", ".feed_forward.")
+_BLOCKS = (".mlp.", ".feed_forward.", ".experts.")
 _ROUTERS = (".mlp.gate", ".mlp.router", ".feed_forward.router")
 
 
@@ -37,7 +37,7 @@ def parameters(modules: Iterable[str]) -> dict[str, str]:
 
 def target_parameters(adapted: frozenset[str], every: frozenset[str]) -> frozenset[str]:
     """The shortest target_parameters that select exactly these parameters. every: of all layers."""
-    kind = {name: name[max(name.find(block) for block in _BLOCKS) + 1 :] for name in every}
+    kind = {name: name[next(name.find(block) for block in _BLOCKS if block in name) + 1 :] for name in every}
     partly = {kind[name] for name in every - adapted}
     return frozenset(name if kind[name] in partly else kind[name] for name in adapted)
 

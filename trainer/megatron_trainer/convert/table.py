@@ -25,7 +25,7 @@ from megatron_trainer.megatron.marks import split_dim
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.families.vision import is_tower
 from megatron_trainjob.families.weight import Rule
-from megatron_trainjob.families.weights import copies, names_of, table
+from megatron_trainjob.families.weights import at, copies, names_of, table
 
 _LAYER = re.compile(r"^decoder\.layers\.(\d+)\.")
 _EXPERT = re.compile(r"\.local_experts\.(\d+)\.")
@@ -72,6 +72,7 @@ class Entry:
 def sizes(spec: ModelSpec) -> Sizes:
     """The sizes of the model that the rules need."""
     linear = spec.model.linear
+    wide = spec.model.wide.num_kv_heads if spec.model.wide else 1
     return Sizes(
         groups=spec.model.num_kv_heads,
         queries_per_group=spec.model.num_heads // spec.model.num_kv_heads,
@@ -79,6 +80,8 @@ def sizes(spec: ModelSpec) -> Sizes:
         padded_vocab_size=spec.padded_vocab_size,
         channels=(linear.key_width, linear.key_width, linear.value_width) if linear else (),
         key_heads=linear.key_heads if linear else 1,
+        wide_groups=wide,
+        wide_queries=spec.model.num_heads // wide,
     )
 
 
@@ -99,6 +102,7 @@ def entries(chunks: Sequence[torch.nn.Module], spec: ModelSpec) -> Iterator[Entr
             row = rows.get(_pattern(name))
             if row is None:
                 raise KeyError(f"the weight table of {spec.model.family} has no row for {name}")
+            row = at(row, spec.model, int(layer[1])) if layer else row
             names = names_of(row, spec.model, layer=layer and layer[1], expert=expert and expert[1])
             yield Entry(
                 parameter=parameter,

@@ -28,7 +28,7 @@ _LOCAL_NAMES = (
     (re.compile(r"\.linear_kv_up_proj\.layer_norm_weight$"), ".kv_layernorm.weight"),
     (re.compile(r"\.experts\.(linear_fc[12])\.(weight|bias)(\d+)$"), r".experts.local_experts.\3.\1.\2"),
 )
-_BUFFERS = ("expert_bias",)
+_BUFFERS = ("expert_bias", "layer_scale")
 """Buffers that are weights of the checkpoint; named_parameters does not include them."""
 
 

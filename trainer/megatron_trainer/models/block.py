@@ -21,6 +21,8 @@ from megatron.core.transformer.transformer_layer import (
     get_transformer_layer_offset,
 )
 
+from megatron_trainer.models.experts_beside_dense import with_experts_beside_dense
+from megatron_trainer.models.layer_kinds import ScaledPostNormAdd, with_own_attention
 from megatron_trainer.models.layers import (
     AttentionOnPlainQueries,
     OwnOutputLinear,
@@ -64,6 +66,7 @@ def block_spec(
             is_linear=spec.model.is_linear(index),
             is_rotated=spec.model.is_rotated(index),
             left_padded=left_padded,
+            index=index,
         )
         for index in range(first, first + number)
     ]
@@ -98,8 +101,11 @@ def _module(
     left_padded: bool,
     is_linear: bool = False,
     is_rotated: bool = True,
+    index: int = 0,
 ) -> ModuleSpec:
     part = _layer(spec, config, implementation, has_experts=has_experts)
+    if spec.model.wide is not None:
+        part = with_own_attention(part, spec.model, index)
     if spec.model.unit_qk_norm:
         part = _with_unit_norms(part, is_rotated=is_rotated)
     if is_linear:
@@ -220,5 +226,8 @@ def _with_family_parts(
         layer = replace(layer, self_attention=replace(layer.self_attention, module=AttentionOnPlainQueries))
     if spec.model.post_norms:
         post_norm = ModuleSpec(module=PostNormAdd, params={"config": config})
-        layer = replace(layer, self_attn_bda=post_norm, mlp_bda=post_norm)
+        end = ModuleSpec(module=ScaledPostNormAdd, params={"config": config}) if spec.model.layer_scales else post_norm
+        layer = replace(layer, self_attn_bda=post_norm, mlp_bda=end)
+    if spec.model.experts_beside_dense and has_experts:
+        layer = with_experts_beside_dense(layer)
     return layer

@@ -16,7 +16,7 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron_trainer.backend import Backend
 from megatron_trainer.megatron.marks import split_over_heads, sum_over_sequence
 from megatron_trainer.megatron.patches import router
-from megatron_trainer.models import rope
+from megatron_trainer.models import logits, rope
 from megatron_trainer.models.block import block_spec, prediction_spec
 from megatron_trainer.models.image_text import ImageTextModel
 from megatron_trainer.models.padding import PaddingFreeFeedForwardLayer
@@ -103,6 +103,9 @@ def _chunk(
         model = ImageTextModel(
             config, block, vision=spec.model.vision, tower=tower, mtp_block_spec=predicted, **settings
         )
+    logits.scale_embeddings(model, spec.model.embedding_scale)
+    if spec.head is None and model.post_process:
+        logits.cap_logits(model, spec.model.logit_cap)
     if spec.head is not None and model.post_process:
         scores = spec.head.num_scores
         model.output_layer = ScoreLayer(config, scores) if scores else NoOutput(config)

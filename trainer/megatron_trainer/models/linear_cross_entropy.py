@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from megatron_trainer.losses import token
-from megatron_trainer.models.logits import mask_padded_columns
+from megatron_trainer.models.logits import is_capped, mask_padded_columns
 from megatron_trainer.models.spec import ModelSpec
 from megatron_trainjob.memory.activation import FLOAT32_BYTES
 from megatron_trainjob.memory.estimate import LOGITS_AT_ONCE
@@ -139,9 +139,10 @@ def _late(
 ) -> _Late | None:
     """None where more than the weight trains, or where the chunks' sum, which is in float32, takes less memory.
 
-    Nor in float16, in which the sum over all tokens, not yet divided by their number, may exceed the largest number.
+    Nor where logits are no product with the weight, nor in float16, in which the sum over all tokens, not yet divided
+    by their number, may exceed the largest number.
     """
-    if hidden_LH.dtype == torch.float16:
+    if hidden_LH.dtype == torch.float16 or is_capped(output_layer):
         return None
     weight = getattr(output_layer, "weight", None) if output_weight is None else output_weight
     is_smaller = len(hidden_LH) * hidden_LH.element_size() <= hidden_LH.shape[1] * FLOAT32_BYTES

@@ -6,6 +6,7 @@ megatron-core hard-codes Llama 3's constants and YaRN's, and lacks some types.
 from __future__ import annotations
 
 from copy import copy
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,6 +14,7 @@ from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEm
 from torch.distributed import ProcessGroup
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
 
+from megatron_trainjob.families.gemma4 import PROPORTIONAL
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.vision import Vision
 
@@ -22,7 +24,12 @@ def frequencies(model: Model, hf_config: Any) -> tuple[torch.Tensor, float]:  # 
 
     hf_config: the model's transformers configuration.
     """
+    if model.wide is not None:  # side by side: each layer takes its own
+        kinds = [frequencies(each, hf_config)[0] for each in (replace(model, wide=None), _wide(model))]
+        return torch.cat(kinds), 1.0
     kind = model.rotary.kind
+    if kind == PROPORTIONAL:
+        return _proportional(model), 1.0
     if kind == "default":
         return _unscaled(model), 1.0
     config = copy(hf_config)
@@ -37,6 +44,22 @@ def _unscaled(model: Model) -> torch.Tensor:
     rotated = int(head * model.rotary.share)
     exponents = torch.arange(0, rotated, 2, dtype=torch.float32, device="cpu") / rotated
     return torch.as_tensor(1.0 / model.rotary.base**exponents)
+
+
+def _wide(model: Model) -> Model:
+    """The model with the attention of its wide layers in all of them; as it is without such a layer."""
+    assert model.wide is not None  # its caller has looked
+    return model.at(model.wide.layers.index(True))
+
+
+def _proportional(model: Model) -> torch.Tensor:
+    """The frequencies of whole heads, of which only the first share is not zero."""
+    head, rotary = model.qk_head_size, model.rotary
+    rotated = int(rotary.share * head // 2)
+    exponents = torch.arange(0, 2 * rotated, 2, dtype=torch.float32, device="cpu") / head
+    inverse = torch.zeros(head // 2, device="cpu")
+    inverse[:rotated] = 1.0 / rotary.base**exponents
+    return inverse / rotary.parameters.get("factor", 1.0)
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-core has no types

@@ -84,7 +84,8 @@ def _decoder(model: Model) -> dict[str, Any]:
         "attention_output_gate": model.output_gate,
         "layernorm_zero_centered_gamma": model.zero_centered_norms,
         # Checkpoints of layers that differ in their tensors number them one by one.
-        "hetereogenous_dist_checkpoint": model.linear is not None,
+        "hetereogenous_dist_checkpoint": model.linear is not None or model.wide is not None,
+        "softmax_scale": model.attention_scale or None,
         "softmax_type": "learnable" if model.sinks else "vanilla",
         "rotary_interleaved": model.rotary.interleaved,
         "attention_dropout": model.attention_dropout,
@@ -286,7 +287,8 @@ def _experts(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, An
     # Dense models too: megatron-core checks the dispatcher where rows vary in length; its default fails there.
     if router is None:
         return {"moe_token_dispatcher_type": "alltoall"}
-    has_bias, has_shared = router.has_bias, bool(spec.model.shared_expert_width)
+    has_shared = bool(spec.model.shared_expert_width) and not spec.model.experts_beside_dense
+    has_bias = router.has_bias
     balancing = args.moe_router_load_balancing_type or router.balancing
     return {
         "moe_router_load_balancing_type": balancing,

@@ -61,4 +61,4 @@ def flops_per_pair(model: Model) -> float:
 
     A causal sample of n tokens has n * (n + 1) / 2 pairs. Step FLOPs = tokens * flops_per_token + pairs * this.
     """
-    return 3 * 2.0 * model.num_attention_layers * model.num_heads * (model.qk_head_size + model.v_head_size)
+    return 3 * 2.0 * model.head_widths

@@ -11,6 +11,7 @@ from typing import Any
 from megatron_trainjob.families.deepseek import DEEPSEEK_V2, DEEPSEEK_V3, KIMI_K2
 from megatron_trainjob.families.dots import DOTS1
 from megatron_trainjob.families.family import Family
+from megatron_trainjob.families.gemma4 import GEMMA4_TEXT, GEMMA4_UNIFIED_TEXT
 from megatron_trainjob.families.glm import GLM, GLM4, GLM4_MOE, GLM4_MOE_LITE
 from megatron_trainjob.families.glm4v import GLM4V, GLM4V_MOE
 from megatron_trainjob.families.gpt_oss import GPT_OSS
@@ -51,6 +52,8 @@ FAMILIES: dict[str, Family] = {
         SMOLLM3,
         GPT_OSS,
         LLAMA4_TEXT,
+        GEMMA4_TEXT,
+        GEMMA4_UNIFIED_TEXT,
         QWEN2_VL,
         QWEN2_5_VL,
         QWEN3_VL,

@@ -21,6 +21,9 @@ INTEGER = "a whole number, also below 0"
 _TYPES: Mapping[str, str] = {
     **dict.fromkeys(("rms_norm_eps", "initializer_range", "routed_scaling_factor"), DECIMAL),
     "attn_scale": POINT,
+    **dict.fromkeys(("hidden_activation", "use_bidirectional_attention"), TEXT),
+    **dict.fromkeys(("attention_k_eq_v", "use_double_wide_mlp", "enable_moe_block"), SWITCH),
+    "final_logit_softcapping": DECIMAL,
     **dict.fromkeys(("attn_temperature_tuning",), SWITCH),
     **dict.fromkeys(("moe_layers",), WHOLES),
     **dict.fromkeys(("swiglu_alpha", "swiglu_limit"), DECIMAL),
@@ -60,7 +63,7 @@ _SIZES = frozenset(
         *("linear_key_head_dim", "linear_value_head_dim", "linear_num_key_heads", "linear_num_value_heads"),
         *("depth", "embed_dim", "num_heads", "in_channels", "patch_size", "temporal_patch_size", "mlp_ratio"),
         *("spatial_merge_size", "out_hidden_size", "window_size", "num_position_embeddings"),
-        *("num_channels", "image_seq_length", "image_size"),
+        *("num_channels", "image_seq_length", "image_size", "global_head_dim", "num_global_key_value_heads"),
     }
 )
 

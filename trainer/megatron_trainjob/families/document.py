@@ -20,11 +20,11 @@ _KEYS = """
 Those that the family's own code in transformers reads. Any other key changes nothing. In brackets: what an absent key
 stands for, where that is not the size of a particular model.
 
-In every family `is_causal: false`, `per_layer_config`, `transformers_weights` and a text model inside are refused:
-they make another model of it. Of two names of a key (`num_local_experts` beside `num_experts`) and of `dtype` beside
-`torch_dtype` the one counts that transformers obeys. Dropout of `attention_dropout`, `resid_pdrop` and
-`residual_dropout` is trained with and said, unless `attention_dropout` or `hidden_dropout` is given;
-`router_jitter_noise` is not applied, and that is said.
+In every family `is_causal: false`, `per_layer_config` (but for what transformers writes of Gemma-4's kinds of layers),
+`transformers_weights` and a text model inside are refused: they make another model of it. Of two names of a key
+(`num_local_experts` beside `num_experts`) and of `dtype` beside `torch_dtype` the one counts that transformers obeys.
+Dropout of `attention_dropout`, `resid_pdrop` and `residual_dropout` is trained with and said, unless
+`attention_dropout` or `hidden_dropout` is given; `router_jitter_noise` is not applied, and that is said.
 
 """
 _SIZES = frozenset({"vocab_size", "hidden_size", "intermediate_size", "num_hidden_layers", "num_attention_heads"})
@@ -47,6 +47,7 @@ def _attention(family: Family) -> str:
     parts += ["latent, low-rank" if "kv_lora_rank" in keys else "grouped queries"]
     parts += ["sinks" if read({"model_type": family.model_type}).sinks else ""]
     parts += ["sliding window" if "sliding_window" in keys else ""]
+    parts += ["wider heads without a window, whose keys are values" if "attention_k_eq_v" in keys else ""]
     parts += ["layers without positions" if "no_rope_layers" in keys else ""]
     parts += ["part of each head rotated" if "partial_rotary_factor" in keys and "kv_lora_rank" not in keys else ""]
     return ", ".join(part for part in parts if part)
@@ -54,6 +55,8 @@ def _attention(family: Family) -> str:
 
 def _feed_forward(family: Family) -> str:
     keys = family.keys
+    if "top_k_experts" in keys:
+        return "dense, or experts, softmax router, beside a dense block"
     if "num_experts_per_tok" not in keys:
         return "dense"
     router = "sigmoid router with a bias" if "norm_topk_prob" in keys and "n_group" in keys else "softmax router"

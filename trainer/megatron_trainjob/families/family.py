@@ -49,7 +49,8 @@ class Family:
     vision_keys: those of its vision_config, as keys. file_names: how the tensors of its two parts are stored, () as in
     weight tables. object_names: those within transformers' object. cuts_images: into tiles of one size. stacks_experts:
     the experts of a layer are stored in one tensor each, in the form `stack_form` (stacks.py). default_scaling: rotary
-    scaling of a file that names none. has_mxfp4: the stacks are published in MXFP4 too.
+    scaling of a file that names none. has_mxfp4: the stacks are published in MXFP4 too. rotates_by_kind: rotary parts
+    are given for each kind of layer, whose sizes may differ (per_layer_config).
     """
 
     model_type: str
@@ -70,6 +71,7 @@ class Family:
     stack_form: StackForm = STACK_FORM
     default_scaling: Mapping[str, Any] = field(default_factory=dict)
     has_mxfp4: bool = False
+    rotates_by_kind: bool = False
 
     def config(self, raw: Mapping[str, Any]) -> Config:
         """The file's content as this family reads it."""

@@ -116,6 +116,20 @@ class ClampedGate:
 
 
 @dataclass(frozen=True, kw_only=True)
+class WideAttention:
+    """Attention of layers whose heads differ from those of the other layers. layers: which.
+
+    keys_as_values: values are the projected keys, before their norm and rotation.
+    """
+
+    layers: tuple[bool, ...]
+    head_size: int
+    num_kv_heads: int
+    rotary: Rotary
+    keys_as_values: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
 class Model:
     """One decoder. Widths are elements, counts are per layer.
 
@@ -131,7 +145,12 @@ class Model:
     takes part in its softmax and carries no value. `expert_bias`: the linears of experts and the router have biases.
     `clamped_gate`: in place of the plain product of gate and up. `unit_qk_norm`: queries and keys of rotated layers
     have a norm without a weight. `scales_expert_inputs`: the router scales what goes into an expert, not what comes
-    out. `plain_length`: tokens up to which attention is the ordinary one, 0 for any number.
+    out. `plain_length`: tokens up to which attention is the ordinary one, 0 for any number. `wide`: the layers with
+    other heads than those that the other fields describe (`at`). `value_norm`: values have a norm without a weight.
+    `attention_scale`: factor on the scores, 0 for one over the root of the head size. `embedding_scale`: factor on the
+    embeddings. `logit_cap`: bound that logits approach, 0 for none. `layer_scales`: the output of each layer has a
+    factor that is stored and not trained. `experts_beside_dense`: experts and a dense block in the same layer, with
+    norms of their own; `shared_expert_width` is that of the dense block.
     """
 
     family: str
@@ -182,6 +201,35 @@ class Model:
     unit_qk_norm: bool = False
     scales_expert_inputs: bool = False
     plain_length: int = 0
+    wide: WideAttention | None = None
+    keys_as_values: bool = False
+    value_norm: bool = False
+    attention_scale: float = 0.0
+    embedding_scale: float = 1.0
+    logit_cap: float = 0.0
+    layer_scales: bool = False
+    experts_beside_dense: bool = False
+
+    def is_wide(self, layer: int) -> bool:
+        """Whether the layer's heads are those of `wide`."""
+        return self.wide is not None and self.wide.layers[layer]
+
+    def at(self, layer: int) -> Model:
+        """The model with the attention of this layer in all of them."""
+        if self.wide is None:
+            return self
+        if not self.wide.layers[layer]:
+            return replace(self, wide=None)
+        size = self.wide.head_size
+        return replace(
+            self,
+            qk_head_size=size,
+            v_head_size=size,
+            num_kv_heads=self.wide.num_kv_heads,
+            rotary=self.wide.rotary,
+            keys_as_values=self.wide.keys_as_values,
+            wide=None,
+        )
 
     @property
     def has_latent_attention(self) -> bool:
@@ -221,7 +269,7 @@ class Model:
 
     def layer_parameters(self, layer: int) -> LayerParameters:
         """The parameters of the layer with this index, norms and router included."""
-        mixing = self._linear_parameters() if self.is_linear(layer) else self._attention_parameters()
+        mixing = self._linear_parameters() if self.is_linear(layer) else self.at(layer)._attention_parameters()
         found = self._block_parameters(*mixing, has_experts=self.has_experts(layer))
         if not self.predicts_further(layer):
             return found
@@ -229,7 +277,7 @@ class Model:
         return replace(found, tensor=found.tensor + projection, whole=found.whole + 3 * self.hidden_size)
 
     def _block_parameters(self, attention_tensor: int, attention_whole: int, *, has_experts: bool) -> LayerParameters:
-        norms = (4 if self.post_norms else 2) * self.hidden_size
+        norms = (4 if self.post_norms else 2) * self.hidden_size + (1 if self.layer_scales else 0)
         if not has_experts:
             dense = 3 * self.hidden_size * self.ffn_hidden_size
             bias = 2 * self.ffn_hidden_size if self.mlp_bias else 0
@@ -243,6 +291,9 @@ class Model:
         gate = self.hidden_size if self.shared_expert_gate else 0
         router = self.hidden_size * self.num_experts + (self.num_experts if self.expert_bias else 0)
         biases = 2 * self.expert_width + self.hidden_size if self.expert_bias else 0
+        if self.experts_beside_dense:
+            norms += 3 * self.hidden_size
+            router += self.hidden_size + self.num_experts
         return LayerParameters(
             tensor=attention_tensor + shared,
             expert=self.num_experts * (3 * self.hidden_size * self.expert_width + biases),
@@ -255,7 +306,7 @@ class Model:
         output = heads * self.v_head_size * hidden
         output_bias = hidden if self.output_bias else 0
         if not self.has_latent_attention:
-            rows = self.query_rows + self.num_kv_heads * (self.qk_head_size + self.v_head_size)
+            rows = self.query_rows + self.key_value_rows
             norms = 2 * self.qk_head_size if self.qk_norm else 0
             own = (rows if self.qkv_bias else 0) + (heads if self.sinks else 0)
             return hidden * rows + own + output, norms + output_bias
@@ -277,6 +328,11 @@ class Model:
     def query_rows(self) -> int:
         """Outputs of the query projection, with the gates of the heads where they have one."""
         return self.num_heads * self.qk_head_size * (2 if self.output_gate else 1)
+
+    @property
+    def key_value_rows(self) -> int:
+        """Outputs of the projections of keys and values."""
+        return self.num_kv_heads * (self.qk_head_size + (0 if self.keys_as_values else self.v_head_size))
 
     @property
     def embedding_parameters(self) -> int:
@@ -307,9 +363,18 @@ class Model:
     @property
     def mixing_weights(self) -> int:
         """Weights in the attention of all layers, or in what stands in its place."""
-        number = self.num_attention_layers
-        others = len(self.all_layers) - number
-        return number * self._attention_weights() + (others * self._linear_weights() if others else 0)
+        return sum(
+            self._linear_weights() if self.is_linear(layer) else self.at(layer)._attention_weights()
+            for layer in self.all_layers
+        )
+
+    @property
+    def head_widths(self) -> int:
+        """Multiplications of a (query, key) pair in all layers: with the key, then with the value."""
+        return sum(
+            self.num_heads * (each.qk_head_size + each.v_head_size)
+            for each in (self.at(layer) for layer in self.all_layers if not self.is_linear(layer))
+        )
 
     def _attention_weights(self) -> int:
         """Weights in the matrices of one layer's attention, without norms and biases."""
@@ -317,7 +382,7 @@ class Model:
         output = heads * self.v_head_size * hidden
         query = heads * self.qk_head_size
         if not self.has_latent_attention:
-            return hidden * (self.query_rows + self.num_kv_heads * (self.qk_head_size + self.v_head_size)) + output
+            return hidden * (self.query_rows + self.key_value_rows) + output
         rank, rope = self.q_lora_rank, self.qk_rope_size
         queries = hidden * rank + rank * query if rank else hidden * query
         up = self.kv_lora_rank * heads * (self.qk_head_size - rope + self.v_head_size)

@@ -23,6 +23,8 @@ OTHER_OUTPUT = (
 _NORMS = (
     *("input_layernorm.weight", "pre_mlp_layernorm.weight", "self_attn_bda.norm.weight", "mlp_bda.norm.weight"),
     *("enorm.weight", "hnorm.weight", "final_layernorm.weight"),
+    *("mlp.input_norm.weight", "mlp.output_norm.weight"),
+    *("mlp.shared_experts.input_norm.weight", "mlp.shared_experts.output_norm.weight", "mlp.router.scale"),
 )
 
 
@@ -30,9 +32,9 @@ def shapes(model: Model, *, has_scores: bool = False) -> dict[str, Shape]:
     """The shape of every tensor that a model is read from, except its head if it has_scores."""
     return {
         name: shape
-        for row, names in located(model, has_scores=has_scores)
+        for row, names, here in located(model, has_scores=has_scores)
         if row.names != SCORES.names
-        for name, shape in zip(names, _row(row, model), strict=True)
+        for name, shape in zip(names, _row(row, here), strict=True)
     }
 
 
@@ -59,6 +61,8 @@ def _row(row: Weight, model: Model) -> Sequence[Shape]:
         return [model.vision.tensors[row.parameter.removeprefix(PREFIX)]]
     if row.parameter in ("embedding.word_embeddings.weight", "output_layer.weight"):
         return [(model.vocab_size, model.hidden_size)]
+    if part == "mlp_bda.layer_scale":
+        return [(1,)]
     if part == "eh_proj.weight":
         return [(model.hidden_size, 2 * model.hidden_size)]
     if row.parameter == "decoder.final_layernorm.weight" or part in _NORMS:
@@ -72,7 +76,7 @@ def _attention(part: str, row: Weight, model: Model) -> Sequence[Shape]:
     hidden, heads, size = model.hidden_size, model.num_heads, model.qk_head_size
     if part.startswith("linear_qkv."):
         rows = [model.query_rows, model.num_kv_heads * size, model.num_kv_heads * model.v_head_size]
-        rows = [sum(rows)] if row.rule == "fused_qkv" else rows
+        rows = [sum(rows)] if row.rule == "fused_qkv" else rows[: len(row.names)]
         return [(number,) if part.endswith("bias") else (number, hidden) for number in rows]
     if model.linear and part in (own := _linear(model.linear, hidden)):
         return [own[part]]
@@ -112,6 +116,7 @@ def _feed_forward(part: str, row: Weight, model: Model) -> Sequence[Shape]:
     special: dict[str, Shape] = {
         "router.weight": (model.num_experts, hidden),
         "router.bias": (model.num_experts,),
+        "router.per_expert_scale": (model.num_experts,),
         "router.expert_bias": (model.num_experts,),
         "shared_experts.gate_weight": (1, hidden),
     }

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 PARTS: Mapping[str, tuple[str, ...]] = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 """Last parts of the names of stacks -> those of the matrices that they hold, one over the other."""
 
-_EXPERTS = (".mlp.experts", ".feed_forward.experts")
+_EXPERTS = (".mlp.experts", ".feed_forward.experts", ".experts")
 _KINDS: Mapping[str, str] = {".weight": "", ".bias": "_bias"}
 """Ends of the names of matrices and biases -> those of their stacks."""
 _MOST_EXPERTS = 2**14

@@ -17,6 +17,7 @@ from megatron_trainjob.families.weights import (
     PREDICTION,
     SCORES,
     SEPARATE_LINEAR_ATTENTION,
+    at,
     copies,
     names_of,
     table,
@@ -36,16 +37,25 @@ EMBEDDING, OUTPUT = "model.embed_tokens.weight", "lm_head.weight"
 
 def names(model: Model, *, has_scores: bool = False) -> frozenset[str]:
     """The tensors that every part of the model is read from. has_scores: as in `table`."""
-    return frozenset(name for _, each in located(model, has_scores=has_scores) for name in each)
+    return frozenset(name for _, each, _ in located(model, has_scores=has_scores) for name in each)
 
 
-def located(model: Model, *, has_scores: bool = False) -> Iterator[tuple[Weight, tuple[str, ...]]]:
-    """Each row of the table for each layer and expert that has it, with the names of its tensors in its order."""
+def located(model: Model, *, has_scores: bool = False) -> Iterator[tuple[Weight, tuple[str, ...], Model]]:
+    """Each row of the table for each layer and expert that has it, with the names of its tensors in its order, and the
+    model with the attention of that layer.
+    """
     for name in model.vision.tensors if model.vision else ():
-        yield plain(PREFIX + name, PREFIX + name), (PREFIX + name,)
+        yield plain(PREFIX + name, PREFIX + name), (PREFIX + name,), model
+    by_layer = [model.at(layer) for layer in model.all_layers]
     for row in table(model.family, has_scores=has_scores).values():
-        for names in _names(row, model, has_scores=has_scores):
-            yield row, names
+        if not row.parameter.startswith(LAYER):
+            is_absent = row.parameter == "output_layer.weight" and model.tied and not has_scores
+            yield from () if is_absent else ((row, row.names, model),)
+            continue
+        for layer, here in enumerate(by_layer):
+            own = at(row, model, layer)
+            for names in _names(own, model, layer):
+                yield own, names, here
 
 
 def difference(model: Model, stored: Collection[str], *, has_scores: bool = False) -> Iterator[str]:
@@ -86,18 +96,13 @@ def may_be_left(name: str, model: Model, *, ties: bool) -> bool:
     return is_copy or (ties and name == OUTPUT) or any(re.fullmatch(pattern, name) for pattern in patterns)
 
 
-def _names(row: Weight, model: Model, *, has_scores: bool) -> Iterator[tuple[str, ...]]:
-    if not row.parameter.startswith(LAYER):
-        is_absent = row.parameter == "output_layer.weight" and model.tied and not has_scores
-        yield from () if is_absent else (row.names,)
+def _names(row: Weight, model: Model, layer: int) -> Iterator[tuple[str, ...]]:
+    """The tensors of a row in one layer, expert by expert; none if the layer lacks it."""
+    if row in PREDICTION and not model.predicts_further(layer):
         return
-    part = row.parameter.removeprefix(LAYER)
-    for layer in model.all_layers:
-        if row in PREDICTION and not model.predicts_further(layer):
-            continue
-        if _is_in(part, model, layer):
-            for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
-                yield names_of(row, model, layer=layer, expert=expert)
+    if _is_in(row.parameter.removeprefix(LAYER), model, layer):
+        for expert in range(model.num_experts if row.parameter.startswith(EXPERT) else 1):
+            yield names_of(row, model, layer=layer, expert=expert)
 
 
 def _is_in(part: str, model: Model, layer: int) -> bool:
@@ -110,6 +115,10 @@ def _is_in(part: str, model: Model, layer: int) -> bool:
         return is_linear if of_linear else not is_linear and _is_in_attention(own, model)
     if part.startswith("mlp."):
         return _is_in_mlp(part.removeprefix("mlp."), model, has_experts=model.has_experts(layer))
+    if part == "mlp_bda.layer_scale":
+        return model.layer_scales
+    if part == "pre_mlp_layernorm.weight" and model.experts_beside_dense:
+        return not model.has_experts(layer)
     return model.post_norms if "_bda." in part else True
 
 
@@ -136,7 +145,10 @@ def _is_in_mlp(part: str, model: Model, *, has_experts: bool) -> bool:
         return False
     if part.startswith("router."):
         has_bias = model.router is not None and model.router.has_bias
-        return has_experts and (has_bias or not part.endswith("expert_bias"))
+        has_part = model.experts_beside_dense if part.endswith("scale") else True
+        return has_experts and has_part and (has_bias or not part.endswith("expert_bias"))
+    if part in ("input_norm.weight", "output_norm.weight"):
+        return has_experts
     if part.startswith("shared_experts."):
         is_there = has_experts and model.shared_expert_width > 0
         return is_there and (model.shared_expert_gate or not part.endswith("gate_weight"))

@@ -6,10 +6,8 @@ import re
 from collections.abc import Mapping
 
 _GEMMA4 = (
-    "Gemma-4 is not trained here: megatron-core builds all layers with heads of one width, and its layers of full "
-    "attention have wider heads than those with a window, another number of key-value heads and, in part, keys in "
-    "place of values; its norms of values, rotary positions by kind of layer and experts beside a dense block are "
-    "missing too"
+    "the towers of Gemma-4 are not trained here, its text decoder is: save that with transformers' "
+    "{decoder}.from_pretrained and save_pretrained, which makes a model of type {kind}, and use it"
 )
 _LLAMA4 = (
     "the vision tower of Llama-4 is not trained here, its text decoder is: save that with transformers' "
@@ -22,7 +20,8 @@ _INTERNVL = (
 REASONS: Mapping[str, str] = {
     "llama4": _LLAMA4,
     "internvl_chat": _INTERNVL,
-    **dict.fromkeys(("gemma4", "gemma4_text", "gemma4_unified", "gemma4_unified_text"), _GEMMA4),
+    "gemma4": _GEMMA4.format(decoder="Gemma4ForCausalLM", kind="gemma4_text"),
+    "gemma4_unified": _GEMMA4.format(decoder="Gemma4UnifiedForCausalLM", kind="gemma4_unified_text"),
 }
 """Keys are model_type of config.json."""
 

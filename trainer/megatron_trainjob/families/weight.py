@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-Rule = Literal["plain", "qkv", "gated_qkv", "fused_qkv", "channels", "gated", "fused_gated", "vocabulary"]
+Rule = Literal["plain", "qkv", "gated_qkv", "fused_qkv", "qk", "channels", "gated", "fused_gated", "vocabulary"]
 
 
 @dataclass(frozen=True, kw_only=True)

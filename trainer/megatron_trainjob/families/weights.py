@@ -6,6 +6,7 @@ The rest of a family is its record in megatron_trainjob/families/, which needs n
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 from megatron_trainjob.families.model import Model
 from megatron_trainjob.families.vision import BESIDE, NESTED, OF_PARTS, Names
@@ -135,6 +136,23 @@ _LLAMA4 = (
     *gated_mlp(LAYER + "mlp.shared_experts.", f"{HF_LAYER}{_LLAMA4_BLOCK}shared_expert."),
 )
 
+_GEMMA4_MLP = LAYER + "mlp."
+_GEMMA4 = (
+    plain(LAYER + "self_attn_bda.norm.weight", HF_LAYER + "post_attention_layernorm.weight"),
+    plain(LAYER + "pre_mlp_layernorm.weight", HF_LAYER + "pre_feedforward_layernorm.weight"),
+    plain(LAYER + "mlp_bda.norm.weight", HF_LAYER + "post_feedforward_layernorm.weight"),
+    plain(LAYER + "mlp_bda.layer_scale", HF_LAYER + "layer_scalar"),
+    plain(_GEMMA4_MLP + "router.weight", HF_LAYER + "router.proj.weight"),
+    plain(_GEMMA4_MLP + "router.scale", HF_LAYER + "router.scale"),
+    plain(_GEMMA4_MLP + "router.per_expert_scale", HF_LAYER + "router.per_expert_scale"),
+    plain(_GEMMA4_MLP + "input_norm.weight", HF_LAYER + "pre_feedforward_layernorm_2.weight"),
+    plain(_GEMMA4_MLP + "output_norm.weight", HF_LAYER + "post_feedforward_layernorm_2.weight"),
+    plain(_GEMMA4_MLP + "shared_experts.input_norm.weight", HF_LAYER + "pre_feedforward_layernorm.weight"),
+    plain(_GEMMA4_MLP + "shared_experts.output_norm.weight", HF_LAYER + "post_feedforward_layernorm_1.weight"),
+    *gated_mlp(_GEMMA4_MLP + "shared_experts.", HF_LAYER + "mlp."),
+    *experts(""),
+)
+
 _BIASED_ROUTER = tuple(
     plain(f"{LAYER}mlp.router.{kind}", f"{HF_LAYER}mlp.router.{kind}") for kind in ("weight", "bias")
 )
@@ -185,6 +203,7 @@ TABLES: Mapping[str, tuple[Weight, ...]] = {
     "dots1": _ROUTED_AND_SHARED,
     "phi3": (_FUSED_QKV, _FUSED_GATE),
     "llama4_text": _LLAMA4,
+    **dict.fromkeys(("gemma4_text", "gemma4_unified_text"), _GEMMA4),
     "gpt_oss": _GPT_OSS,
     "qwen2_vl": (),
     "qwen2_5_vl": (),
@@ -250,6 +269,13 @@ def names_of(row: Weight, model: Model, **numbers: int | str | None) -> tuple[st
     parts = [name.removeprefix(HF_LAYER.format(layer=layer)) for name in names]
     within = f"mtp.layers.{layer - model.num_layers}."
     return tuple(_PREDICTION_BESIDE.get(part, within + part) for part in parts)
+
+
+def at(row: Weight, model: Model, layer: int) -> Weight:
+    """The row as it is in this layer: where keys are values too, there is no projection of values."""
+    if row.rule == "qkv" and model.at(layer).keys_as_values:
+        return replace(row, rule="qk", names=row.names[:2])
+    return row
 
 
 def copies(model: Model) -> Mapping[str, tuple[str, ...]]:

@@ -60,7 +60,7 @@ def layer_bytes(args: TrainArgs, shape: Model, row: Row, layer: int) -> float:
         + norm_outputs
         + dropout_masks
         + feed_forward
-        + (_attention_bytes(args, shape, row) if mixing is None else mixing)
+        + (_attention_bytes(args, shape.at(layer), row) if mixing is None else mixing)
     )
 
 
@@ -94,6 +94,7 @@ def _attention_bytes(args: TrainArgs, shape: Model, row: Row) -> float:
     projected = 0 if _recomputes(args, "mla_up_proj") else queries + keys_values
     has_norms = shape.qk_norm or shape.unit_qk_norm
     normalized = queries + kv_heads * shape.qk_head_size if has_norms else 0
+    normalized += kv_heads * shape.v_head_size if shape.value_norm else 0
     elements = row.tokens * (projected + normalized + output) / tensor
     latent = row.tokens * (shape.q_lora_rank + shape.kv_lora_rank + shape.qk_rope_size)
     split = elements + (latent if shape.kv_lora_rank else 0)

@@ -15,7 +15,7 @@ def adapter_parameters(args: TrainArgs, shape: Model, layer: int) -> LayerParame
 
     target_regex may choose any subset; it is counted as all linear layers, an upper bound.
     """
-    dense = _linear_matrices(shape) if shape.is_linear(layer) else _attention_matrices(shape)
+    dense = _linear_matrices(shape) if shape.is_linear(layer) else _attention_matrices(shape.at(layer))
     if shape.predicts_further(layer):
         dense["eh_proj"] = (2 * shape.hidden_size, shape.hidden_size)
     experts: dict[str, tuple[int, int]] = {}
@@ -47,8 +47,8 @@ def _attention_matrices(shape: Model) -> dict[str, tuple[int, int]]:
     hidden, heads = shape.hidden_size, shape.num_heads
     output = (heads * shape.v_head_size, hidden)
     if shape.kv_lora_rank == 0:
-        rows = shape.query_rows + shape.num_kv_heads * (shape.qk_head_size + shape.v_head_size)
-        return {"linear_qkv": (hidden, rows), "linear_proj": output}
+        rows = shape.query_rows + shape.key_value_rows
+        return {"linear_qk" if shape.keys_as_values else "linear_qkv": (hidden, rows), "linear_proj": output}
     queries = heads * shape.qk_head_size
     up = heads * (shape.qk_head_size - shape.qk_rope_size + shape.v_head_size)
     matrices = {

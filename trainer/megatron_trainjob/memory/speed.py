@@ -70,7 +70,7 @@ def _forward(args: TrainArgs, shape: Model, tokens: int) -> _Forward:
     layers = shape.weights_per_token - shape.hidden_size * shape.vocab_size
     attention = shape.mixing_weights
     longest = derive.longest_sample(args, shape.max_position_embeddings) or 0
-    pair = 2 * shape.num_attention_layers * shape.num_heads * (shape.qk_head_size + shape.v_head_size)
+    pair = 2 * shape.head_widths
     return _Forward(
         attention=2 * tokens * attention / ranks,
         scores=tokens * longest / 2 * pair / ranks,

@@ -156,6 +156,13 @@ def _rotary(config: Config, family: Family, args: TrainArgs) -> tuple[dict[str, 
     given = {key: value for key, value in given.items() if value is not None}
     if args.rope_scaling is None and not given:
         return {}, []
+    if family.rotates_by_kind:
+        named = {
+            "rotary_base": args.rotary_base,
+            "rotary_percent": args.rotary_percent,
+            "rope_scaling": args.rope_scaling,
+        }
+        return {}, [_by_kind(name, value) for name, value in named.items() if value is not None]
     now = dict(rope_values(config.raw))
     outside = {key: now.pop(key) for key in _ROTARY if key in now}
     scaling: Mapping[str, Any] = now
@@ -169,6 +176,11 @@ def _rotary(config: Config, family: Family, args: TrainArgs) -> tuple[dict[str, 
     kind = scaling.get("rope_type") or scaling.get("type") or "default"
     rest = {key: value for key, value in scaling.items() if key not in (*_ROTARY, "type", "rope_type")}
     return {**outside, "rope_scaling": {"rope_type": kind, **rest}}, []
+
+
+def _by_kind(name: str, value: object) -> Violation:
+    message = "layers of this model rotate by their kind; set rope_parameters in its config.json instead"
+    return _violation(name, value, message)
 
 
 def _from_text(text: str, config: Config, args: TrainArgs) -> tuple[dict[str, Any], list[Violation]]:

@@ -15,7 +15,7 @@ from megatron_trainjob.args.model import prediction, tower
 from megatron_trainjob.args.model.apply import apply, contradictions
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families import FAMILIES, untrained
-from megatron_trainjob.families.config import Config
+from megatron_trainjob.families.config import MOST, Config
 from megatron_trainjob.families.decoder import rope_values
 from megatron_trainjob.families.family import Family, refused
 from megatron_trainjob.families.model import Model
@@ -81,15 +81,15 @@ def check(raw: Mapping[str, Any], args: TrainArgs) -> Checked:
     if family is None:
         return Checked(config=raw, model=None, violations=(_unknown(raw),), is_known=False)
     raw = family.flat(raw)
-    unread = (*_unread_weights(raw), *_stored_type(raw, args), *_of_any_family(raw))
+    unread = (*_unread_weights(raw), *_stored_type(raw, args), *_of_any_family(raw, family))
     raw = quantization.in_full(raw)
-    misread = (*unread, *family.config(raw).problems(), *_rotary_types(raw))
+    misread = (*unread, *family.config(raw).problems(), *_rotary_types(raw, family))
     if len(misread) > len(unread):
         return Checked(config=raw, model=None, violations=misread)
     changed, found = apply(raw, family, args)
     found += unread
     config = family.config(changed)
-    misread = (*config.problems(), *_rotary_types(changed))
+    misread = (*config.problems(), *_rotary_types(changed, family))
     if misread:
         return Checked(config=changed, model=None, violations=(*found, *misread))
     model, problems = prediction.applied(family.build(config), family, args)
@@ -137,34 +137,54 @@ def _stored_type(raw: Mapping[str, Any], args: TrainArgs) -> Iterator[Violation]
             yield refused(key, value, message)
 
 
-def _of_any_family(raw: Mapping[str, Any]) -> Iterator[Violation]:
+def _of_any_family(raw: Mapping[str, Any], family: Family) -> Iterator[Violation]:
     """Keys that transformers applies in every family and that change the model."""
     if "is_causal" in raw and not raw["is_causal"]:
         message = "lets every token attend to later ones, which next-token training does not support; remove it"
         yield refused("is_causal", raw["is_causal"], message)
     for key, reason in _ANOTHER_MODEL.items():
-        if raw.get(key) is not None:
+        if raw.get(key) is not None and not (family.rotates_by_kind and key == "per_layer_config"):
             yield refused(key, raw[key], f"{reason}; remove it where the model is trained without")
 
 
-def _rotary_types(raw: Mapping[str, Any]) -> Iterator[Violation]:
+def _rotary_types(raw: Mapping[str, Any], family: Family) -> Iterator[Violation]:
     """Values of the rotary part that are not numbers, or that differ between layers."""
     inner = raw.get("rope_scaling") or raw.get("rope_parameters") or {}
     if not isinstance(inner, Mapping):
         yield refused("rope_scaling", inner, "must be an object, or null")
+        return
+    if family.rotates_by_kind:
+        yield from _sizes_of_layers(raw)
+        for kind, own in inner.items():
+            if isinstance(own, Mapping):
+                yield from _rotary_numbers(own, f"rope_parameters.{kind}")
         return
     if any(isinstance(value, Mapping) for value in inner.values()):
         yield refused("rope_parameters", dict(inner), "rotary positions that differ by layer are not supported")
         return
     if "rope_theta" in raw and raw["rope_theta"] is None and "rope_theta" not in inner:
         yield refused("rope_theta", None, "must be a number; correct it in the model's config.json, or remove it")
-    for key, value in rope_values(raw).items():
+    yield from _rotary_numbers(rope_values(raw), "rope_scaling")
+
+
+def _sizes_of_layers(raw: Mapping[str, Any]) -> Iterator[Violation]:
+    """per_layer_config that is no table of sizes."""
+    given = raw.get("per_layer_config") or {}
+    layers = given.values() if isinstance(given, Mapping) else [given]
+    sizes = [size for layer in layers for size in (layer.values() if isinstance(layer, Mapping) else [layer])]
+    if not all(type(size) is int and 0 < size <= MOST for size in sizes):
+        message = "must be an object of layers, each an object of whole numbers above 0; correct it there"
+        yield refused("per_layer_config", given, message)
+
+
+def _rotary_numbers(given: Mapping[str, Any], place: str) -> Iterator[Violation]:
+    for key, value in given.items():
         is_number = isinstance(value, int | float) and not isinstance(value, bool) and abs(value) <= MOST_ROTARY
         if key in _NUMBERS and not is_number and not (value is None and key in _MAY_BE_NULL):
             message = f"must be a number of at most {MOST_ROTARY:g}; correct it in the model's config.json"
-            yield refused(f"rope_scaling.{key}", value, message)
+            yield refused(f"{place}.{key}", value, message)
         elif key in _POSITIVE and value <= 0:
-            yield refused(f"rope_scaling.{key}", value, "must be above 0; correct it in the model's config.json")
+            yield refused(f"{place}.{key}", value, "must be above 0; correct it in the model's config.json")
 
 
 def _of_model(model: Model, config: Config, family: Family) -> Iterator[Violation]:
@@ -208,7 +228,8 @@ def _experts(model: Model, config: Config) -> Iterator[Violation]:
         key = next(key for key in ("num_experts", "n_routed_experts", "num_local_experts") if key in config.keys)
         yield refused(key, model.num_experts, "must be at least 1, because some layers have experts")
     elif not 1 <= chosen <= model.num_experts:
-        yield refused("num_experts_per_tok", chosen, f"must be from 1 to the {model.num_experts} experts of the model")
+        key = next(key for key in ("num_experts_per_tok", "top_k_experts") if key in config.keys)
+        yield refused(key, chosen, f"must be from 1 to the {model.num_experts} experts of the model")
 
 
 def _rotary(model: Model, config: Config, family: Family) -> Iterator[Violation]:
@@ -349,11 +370,13 @@ def _sinks_and_biases(model: Model, args: TrainArgs) -> Iterator[Violation]:
 
 
 def _tensor_ranks(model: Model, args: TrainArgs) -> Iterator[Violation]:
-    size, heads, groups = args.tensor_model_parallel_size, model.num_heads, model.num_kv_heads
+    size, heads = args.tensor_model_parallel_size, model.num_heads
+    every = {model.num_kv_heads, model.wide.num_kv_heads if model.wide else model.num_kv_heads}
+    groups = next((each for each in every if each % size and size % each), 0)
     if heads % size:
         message = f"{heads} attention heads are not divisible by {size} ranks; use a divisor of {heads}"
         yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
-    elif groups % size and size % groups:
+    elif groups:
         message = f"{groups} key-value heads neither divide over {size} ranks nor the ranks over them"
         yield Violation(path="spec.args.tensor_model_parallel_size", value=size, message=message)
 
