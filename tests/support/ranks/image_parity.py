@@ -144,8 +144,8 @@ def make_reference(directory: Path, vision: Any, adapter: Path | None = None) ->
 def _of_adapters(model: Any) -> dict[str, Any]:
     """The gradients of the adapters of the tower and of experts, by the names that they have in training here.
 
-    The tests of gpt-oss compare adapters of its form of stacks. GLM-4.5V stores experts one by one, and peft joins their
-    adapters of gate and up.
+    The tests of gpt-oss compare adapters of its form of stacks. GLM-4.5V stores experts one by one, and peft joins
+    the adapters of gate and up.
     """
     found = {}
     has_plain_stacks = model.config.get_text_config().model_type not in ("gpt_oss", "glm4v_moe_text")
