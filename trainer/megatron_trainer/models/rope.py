@@ -59,7 +59,7 @@ def _proportional(model: Model) -> torch.Tensor:
     exponents = torch.arange(0, 2 * rotated, 2, dtype=torch.float32, device="cpu") / head
     inverse = torch.zeros(head // 2, device="cpu")
     inverse[:rotated] = 1.0 / rotary.base**exponents
-    return inverse / rotary.parameters.get("factor", 1.0)
+    return torch.as_tensor(inverse / rotary.parameters.get("factor", 1.0))
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-core has no types

@@ -164,7 +164,7 @@ def _refuse_sizes(config: Config) -> Iterator[Violation]:
 
 
 def _refuse_rotations(config: Config) -> Iterator[Violation]:
-    given = config.raw.get("rope_parameters")
+    given: Mapping[str, Any] = config.raw.get("rope_parameters") or {}
     if config.raw.get("rope_scaling"):
         message = "layers of this model rotate by their kind, which rope_parameters says; remove it"
         yield refused("rope_scaling", config.raw["rope_scaling"], message)
