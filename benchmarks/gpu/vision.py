@@ -11,7 +11,8 @@ counts like one of text, padding does not count.
 
     full, frozen, lora          all parts train; the language model alone (the defaults of this trainer); adapters on it
     ours                        the trainer's defaults
-    ours packed                 as many rows in one as fit, and nothing recomputed; the rows twice, for as many steps
+    ours packed                 as many rows in one as fit, recomputed in the tower alone, or not at all; the rows
+                                twice, for as many steps
     transformers checkpointing  its Trainer, weights and optimizer in bfloat16, with gradient checkpointing
     transformers fastest        the same without
 
@@ -51,7 +52,12 @@ CASES = {
     "transformers fastest": {"checkpointing": False},
     "transformers checkpointing": {"checkpointing": True},
     "ours": {},
-    "ours packed": {"packing": True, "recompute_granularity": "none", "vit_gradient_checkpointing": False},
+    "ours packed": {"packing": True, "recompute_granularity": "none"},
+    "ours packed, nothing recomputed": {
+        "packing": True,
+        "recompute_granularity": "none",
+        "vit_gradient_checkpointing": False,
+    },
 }
 TRAINED = {
     "full": {"train_type": "full", "freeze_vit": False, "freeze_aligner": False, "lr": 1e-5},

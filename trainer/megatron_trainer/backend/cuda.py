@@ -138,7 +138,6 @@ class CudaBackend:
         torch.cuda.set_rng_state(rng.restore(state))
 
 
-@functools.cache  # what is installed does not change, and every micro-batch calls this
 class EventStopwatch:
     """See Stopwatch: two events in the current stream."""
 
@@ -157,6 +156,7 @@ class EventStopwatch:
         return milliseconds / 1000
 
 
+@functools.cache  # what is installed does not change
 def _fused_kernels(layer_impl: str) -> frozenset[str]:
     found = {"bias_swiglu", "bias_dropout"}
     if layer_impl == "transformer_engine":

@@ -257,6 +257,7 @@ def _micro_batch(
         num_tokens=sum(sample.length for sample in samples),
         channels=tuple(sample.channel for sample in samples),
         num_patches=sum(math.prod(medium.grid) for sample in samples for medium in sample.media),
+        num_pairs=sum(int((row.positions + 1)[row.sequences >= 0].sum()) for row in rows),
         **_vision(rows, samples),
     )
 

@@ -24,10 +24,12 @@ def micro_batches(
     *,
     shape: RowShape,
     num_workers: int,
+    pins: bool = False,
 ) -> Iterator[MicroBatch]:
     """Yields this rank's micro-batches, starting at sampler.consumed_samples, until the sampler ends.
 
-    num_workers: processes that read ahead (0 reads in this one); a stream uses at most one.
+    num_workers: processes that read ahead (0 reads in this one); a stream uses at most one. pins: whether the
+    micro-batches are in pinned memory; with workers a thread receives them there, while this one starts kernels.
 
     Raises TrainingError if the data cannot be used, in whichever process it is read.
     """
@@ -41,7 +43,7 @@ def micro_batches(
         options = {"batch_sampler": sampler, "collate_fn": _as_it_is}
     # The loader draws a seed for its workers; from the global generator, a resumed run would draw once more than an
     # uninterrupted one and its dropout would differ from there on.
-    options["generator"] = torch.Generator()
+    options |= {"generator": torch.Generator(), "pin_memory": pins}
     if num_workers:
         # A forked worker shares the mapped data and starts at once; any other start method imports all of torch. It
         # never touches the device.

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -238,7 +238,8 @@ class MicroBatch:
     pixel_values, grid_thw: float32 [patches, numbers of a patch] and int64 [images, 3], the images of all samples in
     the order of the row (Pixels); pixel_values_videos, video_grid_thw: its videos. None without any.
     mrope_position_ids_3BT: int64, positions by time, height and width; None where all three are position_ids_BT.
-    num_patches: of all images and videos, also where their pixels are not read.
+    num_patches: of all images and videos, also where their pixels are not read. num_pairs: pairs of real tokens (query,
+    key) under the causal mask, a token at position p attends to p + 1 tokens.
     """
 
     tokens_BT: Tensor
@@ -265,6 +266,12 @@ class MicroBatch:
     video_grid_thw: Tensor | None = None
     mrope_position_ids_3BT: Tensor | None = None
     num_patches: int = 0
+    num_pairs: int = 0
+
+    def pin_memory(self) -> MicroBatch:
+        """The micro-batch in memory that a GPU reads by itself. torch's loader calls this, in a thread of its own."""
+        values = ((one.name, getattr(self, one.name)) for one in fields(self))
+        return replace(self, **{name: value.pin_memory() for name, value in values if hasattr(value, "pin_memory")})
 
     @property
     def padding_BT(self) -> Tensor:

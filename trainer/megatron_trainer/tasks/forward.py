@@ -12,7 +12,6 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
-from megatron.core.extensions.transformer_engine import te_parallel_cross_entropy
 from megatron.core.fusions.fused_cross_entropy import fused_vocab_parallel_cross_entropy
 from megatron.core.tensor_parallel import vocab_parallel_cross_entropy
 from megatron.core.utils import get_attr_wrapped_model, get_model_config
@@ -30,10 +29,14 @@ CrossEntropy = Callable[[Tensor, Tensor], Tensor]
 
 
 def _of_transformer_engine(logits_N1V: Tensor, labels_N1: Tensor, group: dist.ProcessGroup) -> Tensor:
-    """TransformerEngine's kernel, which needs a GPU and takes no float16."""
+    """TransformerEngine's kernel for a GPU, which takes no float16. The gradient takes the place of the logits."""
+    from transformer_engine.pytorch.cross_entropy import parallel_cross_entropy
+
     if logits_N1V.dtype == torch.float16:
         logits_N1V = logits_N1V.float()
-    losses: Tensor = te_parallel_cross_entropy(logits_N1V, labels_N1, group)
+    losses: Tensor = parallel_cross_entropy(
+        logits_N1V, labels_N1, dist_process_group=group, overwrite_input=logits_N1V.is_contiguous()
+    )
     return losses
 
 

@@ -60,7 +60,7 @@ class Feed:
         all ranks.
         """
         sampler = replace(self.sampler, consumed_samples=consumed_samples, history=history)
-        one_by_one = micro_batches(self.items, sampler, shape=self.shape, num_workers=self.num_workers)
+        one_by_one = _micro_batches(self, sampler, backend)
         while True:
             batches = [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]
             if not self._are_enough_everywhere(batches, backend):
@@ -91,9 +91,17 @@ class EvaluationFeed:
 
     def global_batches(self, backend: Backend) -> Iterator[list[MicroBatch]]:
         """Yields this rank's micro-batches of each global batch, equally many on every rank."""
-        one_by_one = micro_batches(self.items, self.order, shape=self.shape, num_workers=self.num_workers)
+        one_by_one = _micro_batches(self, self.order, backend)
         while batches := [on_device(batch, backend.device) for batch in islice(one_by_one, self.num_micro_batches)]:
             yield batches
+
+
+def _micro_batches(
+    feed: Feed | EvaluationFeed, order: Sampler | WholePass | StreamSampler, backend: Backend
+) -> Iterator[MicroBatch]:
+    """In memory from which copies to a GPU need not wait."""
+    is_gpu = backend.device.type == "cuda"
+    return micro_batches(feed.items, order, shape=feed.shape, num_workers=feed.num_workers, pins=is_gpu)
 
 
 def feeds(args: TrainArgs, data: Prepared, shape: RowShape) -> tuple[Feed, EvaluationFeed | None]:

@@ -5,8 +5,9 @@ During a step the routers accumulate their values, without coefficients, in mega
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
-import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.transformer import TransformerConfig
 from megatron.core.transformer.moe.moe_logging import destroy_moe_metrics_tracker, get_moe_metrics_tracker
@@ -23,23 +24,27 @@ def names(config: TransformerConfig) -> tuple[str, ...]:
     return tuple(name for name in (balancing, z_loss) if name)
 
 
-def take(config: TransformerConfig, num_micro_batches: int, device: torch.device) -> dict[str, float]:
-    """The step's losses: means over layers with experts, micro-batches and ranks. Collective.
+def take(config: TransformerConfig, device: torch.device) -> torch.Tensor:
+    """This rank's part of the step's losses, float64, one for each name; their sums over all ranks give the means.
 
     The next step creates a new tracker: another model of this process may have more layers.
     """
     wanted = names(config)
-    if not wanted:
-        return {}
-    tracker = get_moe_metrics_tracker()
     totals = torch.zeros(len(wanted), dtype=torch.float64, device=device)
+    tracker = get_moe_metrics_tracker() if wanted else None
     for index, name in enumerate(wanted):
-        if name in tracker.metrics:
+        if tracker is not None and name in tracker.metrics:
             totals[index] = tracker.metrics[name].values.double().sum() / _num_shares(name)
-    destroy_moe_metrics_tracker()
-    dist.all_reduce(totals)
-    means = totals / (_num_expert_layers(config) * num_micro_batches)
-    return dict(zip(wanted, means.tolist(), strict=True))
+    if wanted:
+        destroy_moe_metrics_tracker()
+    return totals
+
+
+def means(config: TransformerConfig, totals: Sequence[float], num_micro_batches: int) -> dict[str, float]:
+    """By name, over layers with experts, micro-batches and ranks. totals: of `take`, over all ranks."""
+    wanted = names(config)
+    count = _num_expert_layers(config) * num_micro_batches if wanted else 1
+    return {name: total / count for name, total in zip(wanted, totals, strict=True)}
 
 
 def _num_expert_layers(config: TransformerConfig) -> int:

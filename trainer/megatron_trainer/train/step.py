@@ -63,12 +63,21 @@ def train_step(
         metrics = run_schedule(engine.chunks, task.forward_step, batches, is_training=True)
     computed = time.monotonic()
     updated, gradient_norm, num_zeros = engine.optimizer.step()
-    sums = _reduce(task, metrics, batches, backend, stop_requested=stop_requested, own_s=own.seconds())
+    of_routers = router_losses.take(engine.config, backend.device)
+    sums = _reduce(
+        task,
+        metrics,
+        batches,
+        backend,
+        stop_requested=stop_requested,
+        own_s=own.seconds(),
+        further=of_routers,
+    )
     channel_losses = _channel_losses(task, metrics)
     backend.synchronize()
     ended = time.monotonic()
     return StepResult(
-        losses=sums.losses | router_losses.take(engine.config, len(batches), backend.device),
+        losses=sums.losses | router_losses.means(engine.config, sums.further, len(batches)),
         channel_losses=channel_losses,
         gradient_norm=None if gradient_norm is None else float(gradient_norm),
         num_zeros_in_gradient=None if num_zeros is None else float(num_zeros),
@@ -140,6 +149,7 @@ class _Sums:
     num_patches: int
     stop_requested: bool
     own_seconds: tuple[float, ...]
+    further: tuple[float, ...]
 
 
 def _reduce(
@@ -150,14 +160,17 @@ def _reduce(
     *,
     stop_requested: bool,
     own_s: float = 0.0,
+    further: torch.Tensor | None = None,
 ) -> _Sums:
-    """Sums over the ranks, in one collective.
+    """Sums over the ranks, in one collective and one copy to the host, for which alone a step waits after its update.
 
     Of ranks with the same values one contributes; context-parallel ranks hold different tokens. own_s: of this rank.
+    further: numbers of which every rank contributes its own, float64.
     """
     names = task.losses
     num_sums, num_ranks = 2 * len(names) + 4, dist.get_world_size()
-    everything = torch.zeros(num_sums + num_ranks, dtype=torch.float64, device=backend.device)
+    num_further = 0 if further is None else len(further)
+    everything = torch.zeros(num_sums + num_ranks + num_further, dtype=torch.float64, device=backend.device)
     totals = everything[:num_sums]
     everything[num_sums + dist.get_rank()] = own_s
     if _contributes():
@@ -166,11 +179,13 @@ def _reduce(
         if parallel_state.get_context_parallel_rank() == 0:
             totals[-4] = sum(batch.num_patches for batch in batches)
             totals[-3] = sum(batch.num_tokens for batch in batches)
-            totals[-2] = sum(num_pairs(batch) for batch in batches)
+            totals[-2] = sum(batch.num_pairs for batch in batches)
     totals[-1] = float(stop_requested)
+    if further is not None:
+        everything[num_sums + num_ranks :] = further
     dist.all_reduce(everything)
     found = everything.tolist()
-    values, own_seconds = found[:num_sums], tuple(found[num_sums:])
+    values, own_seconds = found[:num_sums], tuple(found[num_sums : num_sums + num_ranks])
     pairs = {name: (values[2 * index], values[2 * index + 1]) for index, name in enumerate(names)}
     means = task.finish({name: _ratio(*pair) for name, pair in pairs.items() if pair[1] or name == names[0]})
     return _Sums(
@@ -180,6 +195,7 @@ def _reduce(
         num_patches=int(values[-4]),
         stop_requested=values[-1] > 0,
         own_seconds=own_seconds,
+        further=tuple(found[num_sums + num_ranks :]),
     )
 
 
@@ -199,11 +215,6 @@ def _channel_losses(task: Task, metrics: Sequence[Mapping[str, torch.Tensor]]) -
             own[name] = own[name] + pair if name in own else pair
     pairs = torch.stack(list(own.values())).tolist() if own else []
     return parallel.sums_by_name({name: (total, count) for name, (total, count) in zip(own, pairs, strict=True)})
-
-
-def num_pairs(batch: MicroBatch) -> int:
-    """Pairs of real tokens (query, key) under the causal mask: a token at position p attends to p + 1 tokens."""
-    return int(((batch.position_ids_BT + 1) * ~batch.padding_BT).sum())
 
 
 def _ratio(total: float, count: float) -> float:
