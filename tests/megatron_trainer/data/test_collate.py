@@ -34,7 +34,21 @@ def test_padding_free_row():
     assert batch.cu_seqlens.tolist() == [0, 3, 5, 8]
     assert batch.cu_seqlens.dtype == torch.int32
     assert (batch.max_seqlen, batch.num_samples, batch.num_tokens, batch.channels) == (3, 2, 5, ("a", None))
+    assert batch.num_pairs == (1 + 2 + 3) + (1 + 2)
     assert batch.attention_mask is None
+
+
+def test_samples_of_one_length_are_rows_where_that_is_wanted_and_nothing_would_pad_them():
+    rows = RowShape(pad_id=0, whole_rows=True)
+    batch = collate([A, A], rows)
+    assert batch.tokens_BT.tolist() == [[11, 12, 13]] * 2
+    assert batch.position_ids_BT.tolist() == [[0, 1, 2]] * 2
+    assert batch.sequence_BT.tolist() == [[0] * 3, [1] * 3]
+    assert (batch.cu_seqlens, batch.attention_mask, batch.max_seqlen, batch.num_pairs) == (None, None, 3, 12)
+    assert collate([A, B], rows).cu_seqlens.tolist() == [0, 3, 5]
+    assert collate([A, A], RowShape(pad_id=0)).cu_seqlens.tolist() == [0, 3, 6]
+    assert collate([A, A], RowShape(pad_id=0, whole_rows=True, row_multiple=2)).cu_seqlens.tolist() == [0, 3, 6]
+    assert collate([A, A], RowShape(pad_id=0, whole_rows=True, row_length=6)).cu_seqlens.tolist() == [0, 3, 6]
 
 
 def test_a_full_row_has_no_padding_segment():

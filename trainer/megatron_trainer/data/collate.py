@@ -35,6 +35,7 @@ class RowShape:
     mismatched_length: micro-batches also hold their prompts with each other's answers (mismatch.py), truncated to this
     many tokens; None disables this.
     splits_groups: samples are groups, each sequence of which ends with a labeled token.
+    whole_rows: without padding, samples of one length become rows of their own, which are not packed.
     vision, images: the model's vision tower and what makes pixels for it, None for text models. reads_pixels: false on
     ranks that need the positions of images only.
     """
@@ -47,6 +48,7 @@ class RowShape:
     padding_side: Literal["left", "right"] = "right"
     mismatched_length: int | None = None
     splits_groups: bool = False
+    whole_rows: bool = False
     vision: Vision | None = None
     images: ImageReader | None = None
     reads_pixels: bool = True
@@ -94,7 +96,9 @@ def _rows(samples: list[Sample], shape: RowShape) -> MicroBatch:
     if not samples:
         return _padding_alone(shape)
     samples = [_seen(sample, shape) if sample.media else sample for sample in samples]
-    return _padding_free(samples, shape) if shape.padding_free else _padded(samples, shape)
+    if not shape.padding_free:
+        return _padded(samples, shape)
+    return _whole_rows(samples, shape) if _are_whole_rows(samples, shape) else _padding_free(samples, shape)
 
 
 def _seen(sample: Sample, shape: RowShape) -> Sample:
@@ -162,6 +166,21 @@ def _padding_free(samples: list[Sample], shape: RowShape) -> MicroBatch:
         starts.append(total)
     cu_seqlens = torch.tensor(starts, dtype=torch.int32)
     return _micro_batch([row], samples, cu_seqlens, int(cu_seqlens.diff().max()), None)
+
+
+def _are_whole_rows(samples: list[Sample], shape: RowShape) -> bool:
+    """Whether the samples, all of one length, are rows by themselves: without padding, in which nothing is packed."""
+    length = samples[0].length
+    is_wanted = shape.whole_rows and shape.row_length is None and length % shape.row_multiple == 0
+    return is_wanted and all(sample.length == length and not sample.media for sample in samples)
+
+
+def _whole_rows(samples: list[Sample], shape: RowShape) -> MicroBatch:
+    rows = []
+    for number, sample in enumerate(samples):
+        rows.append(_Row(sample.length, shape.pad_id))
+        rows[-1].put(0, sample, sample.length, number)
+    return _micro_batch(rows, samples, None, samples[0].length, None)
 
 
 def _padded(samples: list[Sample], shape: RowShape) -> MicroBatch:

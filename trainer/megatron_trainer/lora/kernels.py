@@ -18,6 +18,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from megatron_trainer.backend.triton_start import start
+
 _DROP_STEPS = 2**16
 _PHILOX_ROUNDS = 7  # passes the same randomness tests as ten rounds (Salmon et al. 2011)
 _SMALLEST_DOT = 16
@@ -43,9 +45,9 @@ def _dropped_steps(dropout: float) -> int:
 def packed_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     """A new random mask for x. seed: int64 [1] on x's device."""
     num_rows, width = x.shape
-    mask = torch.empty(num_rows, triton.cdiv(width, 8), dtype=torch.uint8, device=x.device)
-    grid = (triton.cdiv(mask.numel(), _BLOCK_BYTES),)
-    _pack[grid](seed, mask, mask.numel(), _dropped_steps(dropout), BLOCK=_BLOCK_BYTES, ROUNDS=_PHILOX_ROUNDS)
+    mask = torch.empty(num_rows, _blocks(width, 8), dtype=torch.uint8, device=x.device)
+    grid = (_blocks(mask.numel(), _BLOCK_BYTES),)
+    start(_pack, grid, seed, mask, mask.numel(), _dropped_steps(dropout), _BLOCK_BYTES, _PHILOX_ROUNDS)
     return mask
 
 
@@ -53,9 +55,9 @@ def down(x: Tensor, a: Tensor, mask: Tensor | None, factor: float) -> Tensor:
     """low [N, R] = factor (x * m) A^T."""
     (num_rows, width), rank = x.shape, a.shape[0]
     low = x.new_empty(num_rows, rank)
-    _down[(triton.cdiv(num_rows, _BLOCK_N),)](
-        x, mask, a, low, num_rows, width, rank, factor,
-        HAS_MASK=mask is not None, R=_padded(rank), BLOCK_N=_BLOCK_N, BLOCK_I=_BLOCK_I,
+    start(
+        _down, (_blocks(num_rows, _BLOCK_N),), x, mask, a, low, num_rows, width, rank, factor,
+        mask is not None, _padded(rank), _BLOCK_N, _BLOCK_I,
     )  # fmt: skip
     return low
 
@@ -64,9 +66,9 @@ def gradient_of_a(x: Tensor, of_low: Tensor, mask: Tensor | None, factor: float)
     """[R, I], float32: factor low'^T (x * m). Parts of the rows are summed in a fixed order."""
     (num_rows, width), rank = x.shape, of_low.shape[1]
     parts = torch.empty(_PARTS_OF_A, rank, width, dtype=torch.float32, device=x.device)
-    _of_a[(triton.cdiv(width, _BLOCK_I_OF_A), _PARTS_OF_A)](
-        x, mask, of_low, parts, num_rows, width, rank, factor,
-        HAS_MASK=mask is not None, R=_padded(rank), BLOCK_N=_BLOCK_N_OF_A, BLOCK_I=_BLOCK_I_OF_A, PARTS=_PARTS_OF_A,
+    start(
+        _of_a, (_blocks(width, _BLOCK_I_OF_A), _PARTS_OF_A), x, mask, of_low, parts, num_rows, width, rank, factor,
+        mask is not None, _padded(rank), _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A,
     )  # fmt: skip
     return parts.sum(0)
 
@@ -78,10 +80,10 @@ def up(
     """[N, I]: m * factor (low A), added to `onto` [N, I], in place or in new memory. A may be a transposed view."""
     (num_rows, rank), width = low.shape, a.shape[1]
     result = onto if in_place and onto is not None else a.new_empty(num_rows, width)
-    _up[(triton.cdiv(num_rows, _BLOCK_N_UP), triton.cdiv(width, _BLOCK_I_UP))](
-        low, mask, a, onto, result, num_rows, width, rank, *a.stride(), factor,
-        HAS_MASK=mask is not None, HAS_OTHERS=onto is not None, R=_padded(rank), BLOCK_N=_BLOCK_N_UP,
-        BLOCK_I=_BLOCK_I_UP,
+    grid = (_blocks(num_rows, _BLOCK_N_UP), _blocks(width, _BLOCK_I_UP))
+    start(
+        _up, grid, low, mask, a, onto, result, num_rows, width, rank, *a.stride(), factor,
+        mask is not None, onto is not None, _padded(rank), _BLOCK_N_UP, _BLOCK_I_UP,
     )  # fmt: skip
     return result
 
@@ -92,19 +94,23 @@ def gradients_of_up(of_y: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tenso
     Parts are summed in a fixed order. R is at most MAX_RANK_OF_UP.
     """
     (num_rows, width), rank = of_y.shape, low.shape[1]
-    num_blocks = triton.cdiv(width, _BLOCK_I_OF_UP)
+    num_blocks = _blocks(width, _BLOCK_I_OF_UP)
     low_parts = torch.empty(num_blocks, num_rows, rank, dtype=torch.float32, device=of_y.device)
     b_parts = torch.empty(_PARTS_OF_UP, width, rank, dtype=torch.float32, device=of_y.device)
-    _of_up[(num_blocks, _PARTS_OF_UP)](
-        of_y, low, b, low_parts, b_parts, num_rows, width, rank,
-        R=_padded(rank), BLOCK_N=_BLOCK_N_OF_UP, BLOCK_I=_BLOCK_I_OF_UP, PARTS=_PARTS_OF_UP,
+    start(
+        _of_up, (num_blocks, _PARTS_OF_UP), of_y, low, b, low_parts, b_parts, num_rows, width, rank,
+        _padded(rank), _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP,
     )  # fmt: skip
     return low_parts.sum(0), b_parts.sum(0)
 
 
 def _padded(rank: int) -> int:
-    power: int = triton.next_power_of_2(rank)
-    return max(_SMALLEST_DOT, power)
+    return max(_SMALLEST_DOT, 1 << (rank - 1).bit_length())
+
+
+def _blocks(size: int, block: int) -> int:
+    """As triton.cdiv, which takes several microseconds of the host."""
+    return -(-size // block)
 
 
 @triton.jit

@@ -150,10 +150,14 @@ CHANGES: tuple[Change, ...] = (
     ),
     Change(
         ours="megatron.patches.swiglu",
-        why="What torch.compile makes of SwiGLU's backward pass reaches half of the memory's bandwidth.",
-        until="the compiled kernel computes each half once",
+        why="What torch.compile makes of SwiGLU reaches half of the memory's bandwidth in the backward pass, and takes "
+        "the host long to start.",
+        until="the compiled kernel computes each half once, and starts as fast",
         backends="GPU",
-        rests_on={"megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.backward": "096a40a28fc7"},
+        rests_on={
+            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.forward": "0b76e746c9f0",
+            "megatron.core.fusions.fused_bias_swiglu:SwiGLUFunction.backward": "096a40a28fc7",
+        },
     ),
     Change(
         ours="megatron.patches.router",
@@ -210,6 +214,13 @@ CHANGES: tuple[Change, ...] = (
         until="the norm of uncompressed queries can be left out by the specification",
         backends="CPU and GPU",
         rests_on={f"{_LATENT_ATTENTION}._resolve_qk_norm_config": "0489efcd55b0"},
+    ),
+    Change(
+        ours="models.rope",
+        why="Rotating a packed row by angles of the whole row asks the card for the bounds of each sequence.",
+        until="_apply_rotary_pos_emb_thd takes such angles as they are where no ranks split the row",
+        backends="CPU and GPU",
+        rests_on={f"{_EMBEDDINGS}.rope_utils:_apply_rotary_pos_emb_thd": "c721f4540e95"},
     ),
     Change(
         ours="models.padding",

@@ -40,6 +40,7 @@ def build_model(spec: ModelSpec, args: TrainArgs, backend: Backend) -> list[GPTM
     kind = implementation(args, backend)
     if config.num_moe_experts:
         router.install(spec.model)
+    rope.install()
     has_padding = not (args.padding_free or args.packing)
     layer = PaddingFreeFeedForwardLayer if args.mlp_padding_free and has_padding else TransformerLayer
     left_padded = has_padding and args.padding_side == "left"

@@ -90,9 +90,9 @@ class _Function(torch.autograd.Function):
         loss_sum = hidden_TBH.new_zeros((), dtype=torch.float32)
         objectives_L = hidden_TBH.new_empty(len(flat_LH) * num_parts, dtype=torch.float32)
         chunks = list(losses.chunks(flat_LH, num_parts))
-        is_late = wanted is not None and num_parts == 1 and len(chunks) > 1
-        late = _late(output_layer, output_weight, trained, flat_LH) if is_late else None
-        weight = output_weight if late is None else late.weight_VH
+        is_alone = wanted is not None and num_parts == 1 and len(chunks) > 1
+        alone = _alone(output_layer, output_weight, trained, flat_LH) if is_alone else None
+        weight = output_weight if alone is None else alone.weight_VH
         for own, labels_N, weights_N, places in chunks:
             with torch.set_grad_enabled(wanted is not None):
                 hidden_N1H = flat_LH[own][:, None].detach().requires_grad_(wanted is not None)
@@ -100,17 +100,20 @@ class _Function(torch.autograd.Function):
                 masked_N1V = mask_padded_columns(logits_N1V, losses.spec)
                 objective_N = losses.objective(losses.cross_entropy(masked_N1V, labels_N[:, None])[:, 0])
                 chunk_sum = token.weighted_sum(objective_N, weights_N)
-            if late is not None and wanted is not None:
+            if alone is not None and wanted is not None:
                 of_hidden_N1H, of_logits_N1V = torch.autograd.grad(chunk_sum, [hidden_N1H, logits_N1V])
-                late.of_logits_LV[own] = of_logits_N1V[:, 0]
                 wanted.add(own, [of_hidden_N1H])
+                if alone.of_logits_LV is None:
+                    wanted.add_product(of_logits_N1V[:, 0], flat_LH[own])
+                else:
+                    alone.of_logits_LV[own] = of_logits_N1V[:, 0]
             elif wanted is not None:
                 wanted.add(own, torch.autograd.grad(chunk_sum, [hidden_N1H, *trained]))
             loss_sum += chunk_sum.detach()
             for place, part in zip(places, objective_N.detach().chunk(num_parts), strict=True):
                 objectives_L[place] = part
-        if late is not None and wanted is not None:
-            wanted.add_parameters([late.of_logits_LV.t() @ flat_LH])
+        if alone is not None and alone.of_logits_LV is not None and wanted is not None:
+            wanted.add_parameters([alone.of_logits_LV.t() @ flat_LH])
         ctx.gradients = wanted
         ctx.mark_non_differentiable(objectives_L)
         return loss_sum, objectives_L
@@ -124,20 +127,21 @@ class _Function(torch.autograd.Function):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Late:
-    """The gradient of all logits, from which that of the output layer's weight follows in one product at the end.
+class _Alone:
+    """The output layer's weight, if it alone trains: its gradient follows from that of the logits.
 
-    weight_VH: the same weight without a gradient, for which the chunks compute none.
+    weight_VH: the same weight without a gradient, for which the chunks compute none. of_logits_LV: the gradient of all
+    logits, for one product at the end; None where the sum of the chunks' products, in float32, takes less memory.
     """
 
     weight_VH: Tensor
-    of_logits_LV: Tensor
+    of_logits_LV: Tensor | None
 
 
-def _late(
+def _alone(
     output_layer: nn.Module, output_weight: Tensor | None, trained: Sequence[Tensor], hidden_LH: Tensor
-) -> _Late | None:
-    """None where more than the weight trains, or where the chunks' sum, which is in float32, takes less memory.
+) -> _Alone | None:
+    """None where more than the weight trains, or where there is no product of chunks that sums in float32.
 
     Nor where logits are no product with the weight, nor in float16, in which the sum over all tokens, not yet divided
     by their number, may exceed the largest number.
@@ -146,9 +150,12 @@ def _late(
         return None
     weight = getattr(output_layer, "weight", None) if output_weight is None else output_weight
     is_smaller = len(hidden_LH) * hidden_LH.element_size() <= hidden_LH.shape[1] * FLOAT32_BYTES
-    if not isinstance(weight, Tensor) or [id(each) for each in trained] != [id(weight)] or not is_smaller:
+    if not isinstance(weight, Tensor) or [id(each) for each in trained] != [id(weight)]:
         return None
-    return _Late(weight_VH=weight.detach(), of_logits_LV=hidden_LH.new_empty(len(hidden_LH), len(weight)))
+    if is_smaller:
+        return _Alone(weight_VH=weight.detach(), of_logits_LV=hidden_LH.new_empty(len(hidden_LH), len(weight)))
+    sums_in_product = hidden_LH.is_cuda and hidden_LH.dtype == torch.bfloat16
+    return _Alone(weight_VH=weight.detach(), of_logits_LV=None) if sums_in_product else None
 
 
 class _Gradients:
@@ -163,7 +170,16 @@ class _Gradients:
         """Adds the gradients of one chunk: of its hidden states [N, 1, H], then of the parameters."""
         of_hidden_N1H, *of_parameters = gradients
         self._hidden_TBH.flatten(0, 1)[own] = of_hidden_N1H[:, 0]
-        self.add_parameters(of_parameters)
+        if of_parameters:
+            self.add_parameters(of_parameters)
+
+    def add_product(self, of_logits_NV: Tensor, hidden_NH: Tensor) -> None:
+        """Adds the gradient of the output layer's weight, in one kernel with the product of 16-bit matrices."""
+        if not self._sums:
+            sizes = (of_logits_NV.shape[1], hidden_NH.shape[1])
+            self._sums = [torch.zeros(sizes, dtype=torch.float32, device=hidden_NH.device)]
+        (total,) = self._sums
+        torch.addmm(total, of_logits_NV.t(), hidden_NH, out_dtype=torch.float32, out=total)
 
     def add_parameters(self, of_parameters: Sequence[Tensor]) -> None:
         """Adds gradients of the parameters."""

@@ -5,11 +5,13 @@ megatron-core hard-codes Llama 3's constants and YaRN's, and lacks some types.
 
 from __future__ import annotations
 
+import functools
 from copy import copy
 from dataclasses import replace
 from typing import Any
 
 import torch
+from megatron.core.models.common.embeddings import rope_utils
 from megatron.core.models.common.embeddings.rotary_pos_embedding import RotaryEmbedding
 from torch.distributed import ProcessGroup
 from transformers.modeling_rope_utils import ROPE_INIT_FUNCTIONS
@@ -60,6 +62,32 @@ def _proportional(model: Model) -> torch.Tensor:
     inverse = torch.zeros(head // 2, device="cpu")
     inverse[:rotated] = 1.0 / rotary.base**exponents
     return torch.as_tensor(inverse / rotary.parameters.get("factor", 1.0))
+
+
+@functools.cache  # once, however many models are built
+def install() -> None:
+    """Rotates a packed row by the angles of all its tokens at once.
+
+    megatron-core does so sequence by sequence, and for each asks the card where it starts; the angles of two sequences
+    after one another are those of the row.
+    """
+    by_sequence = rope_utils._apply_rotary_pos_emb_thd
+
+    def rotated(
+        t: torch.Tensor,
+        cu_seqlens: torch.Tensor,
+        freqs: torch.Tensor,
+        *,
+        cp_group: ProcessGroup,
+        **settings: Any,  # noqa: ANN401 - megatron's signature
+    ) -> torch.Tensor:
+        if cp_group.size() > 1 or len(freqs) != len(t):
+            result: torch.Tensor = by_sequence(t, cu_seqlens, freqs, cp_group=cp_group, **settings)
+        else:
+            result = rope_utils._apply_rotary_pos_emb_bshd(t[:, None], freqs, **settings)[:, 0]
+        return result
+
+    rope_utils._apply_rotary_pos_emb_thd = rotated
 
 
 class ScaledRotaryEmbedding(RotaryEmbedding):  # type: ignore[misc]  # megatron-core has no types

@@ -41,6 +41,19 @@ def implementation(args: TrainArgs, backend: Backend) -> Implementation:
     return "local" if args.transformer_impl == "local" else backend.layer_impl
 
 
+def takes_whole_rows(spec: ModelSpec, args: TrainArgs, task: str, backend: Backend) -> bool:
+    """Whether samples of one length may be rows of a micro-batch, without bounds for attention, which is faster then.
+
+    Not where a row is more than its tokens: ranks split it, experts are balanced in it, later tokens are predicted.
+    """
+    model = spec.model
+    balancing = args.moe_router_load_balancing_type or (model.router.balancing if model.router else "")
+    is_plain = spec.head is None and model.linear is None and model.vision is None and not model.trained_predictions
+    is_alone = args.context_parallel_size == 1 and "seq_aux_loss" not in balancing
+    is_fused = implementation(args, backend) == "transformer_engine"
+    return task in ("pt", "sft") and is_plain and is_alone and is_fused
+
+
 def initializes_on_host(args: TrainArgs, backend: Backend) -> bool:
     """Whether convert/initialize.py initializes the weights, identically in every layout, instead of megatron-core."""
     return args.use_cpu_initialization or backend.device.type == "cpu"
@@ -211,7 +224,7 @@ def _precision(spec: ModelSpec, args: TrainArgs) -> dict[str, Any]:
 
 def _computation(model: Model, args: TrainArgs, backend: Backend) -> dict[str, Any]:
     return {
-        "hidden_dropout": model.residual_dropout if args.hidden_dropout is None else args.hidden_dropout,
+        "hidden_dropout": _hidden_dropout(model, args),
         "transformer_impl": implementation(args, backend),
         "attention_backend": _attention(model, args, backend),
         "perform_initialization": not args.no_initialization and not initializes_on_host(args, backend),
@@ -264,12 +277,22 @@ def _fusions(spec: ModelSpec, args: TrainArgs, backend: Backend) -> dict[str, bo
         # Grouped experts with biases refuse to be built with it.
         "bias_dropout_fusion": "bias_dropout" in here
         and not args.no_bias_dropout_fusion
-        and not spec.model.expert_bias,
+        and not spec.model.expert_bias
+        and _adds_more_than_residual(spec.model, args),
         "apply_rope_fusion": "rope" in here and not args.no_rope_fusion and _rotates_plainly(spec),
     }
     # Our attention and TransformerEngine's do not use the fused softmax. Sums of weight gradients are fused
     # layer by layer (optim.wrap): this setting covers megatron-core's own linears too, whose fusion needs Apex.
     return {**wanted, "masked_softmax_fusion": False, "gradient_accumulation_fusion": False}
+
+
+def _adds_more_than_residual(model: Model, args: TrainArgs) -> bool:
+    """Without bias and dropout one addition is left, which starts in a tenth of the compiled kernel's time."""
+    return _hidden_dropout(model, args) > 0 or model.output_bias or model.mlp_bias
+
+
+def _hidden_dropout(model: Model, args: TrainArgs) -> float:
+    return model.residual_dropout if args.hidden_dropout is None else args.hidden_dropout
 
 
 def _rotates_plainly(spec: ModelSpec) -> bool:

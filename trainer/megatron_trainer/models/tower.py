@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from transformers import AutoModelForImageTextToText
 
 from megatron_trainer.backend import Backend
+from megatron_trainer.models import joined_attention
 from megatron_trainjob.args.tree import TrainArgs
 from megatron_trainjob.families.vision import Vision
 
@@ -37,6 +38,8 @@ def build_tower(spec: ModelSpec, args: TrainArgs, backend: Backend) -> nn.Module
     else:
         tower = type(object_.visual)._from_config(whole.vision_config, dtype=spec.dtype, attn_implementation=attention)
     _keep_wide(tower)
+    if attention == "sdpa" and joined_attention.is_available(backend.device, spec.dtype):
+        joined_attention.join(tower)
     if args.vit_gradient_checkpointing:
         given = args.gradient_checkpointing_kwargs or {}
         enable: Any = tower.gradient_checkpointing_enable
@@ -88,7 +91,7 @@ def _let_gradients_into(tower: Any) -> None:  # noqa: ANN401 - differs by family
 
 
 def _attention(spec: ModelSpec, backend: Backend) -> str:
-    """Windows and images of any size in one call where flash-attn is there; else one call each."""
+    """Windows and images of any size in one call where flash-attn is there, or torch's kernel; else one call each."""
     is_half = spec.dtype in (torch.bfloat16, torch.float16)
     return "flash_attention_2" if is_half and "flash_attention" in backend.fused_kernels() else "sdpa"
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,7 +37,7 @@ from megatron_trainer.failure import InvalidInput
 from megatron_trainer.lora.freeze import freeze
 from megatron_trainer.lora.inject import add_adapters
 from megatron_trainer.models.build import build_model
-from megatron_trainer.models.settings import initializes_on_host
+from megatron_trainer.models.settings import initializes_on_host, takes_whole_rows
 from megatron_trainer.models.spec import ModelSpec, read_model, training_dtype
 from megatron_trainer.report import Reporter, RunInfo, open_reporter
 from megatron_trainer.report.flops import flops_per_pair, flops_per_patch, flops_per_token
@@ -128,6 +128,7 @@ def build(
     save = output_folder.choose(args)
     owner, heartbeat = output_folder.claim(save, env)
     data, shape = read_data(args, tokenizer, task, spec, save)
+    shape = replace(shape, whole_rows=takes_whole_rows(spec, args, task, backend))
     check_first_step(args, data, derive.data_parallel_size(args, dist.get_world_size()))
     engine, reference, data = engine_and_reference(
         args, spec, task, backend, data, shape, data_cache(args), build=build_engine
