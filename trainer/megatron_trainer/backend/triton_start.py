@@ -10,26 +10,29 @@ from typing import Any
 
 from torch import Tensor
 
-_ALIGNMENT = 16
-"""Triton compiles for pointers that are a multiple of it, or not."""
+_MULTIPLE = 16
+"""Triton compiles apart for pointers and whole numbers that are a multiple of it, and for the number 1."""
+_WIDE = 2**31
 
 _compiled: dict[tuple[object, ...], Any] = {}
 
 
-def start(kernel: Any, grid: tuple[int, ...], *args: object) -> None:  # noqa: ANN401 - what triton.jit makes
-    """As kernel[grid](*args), all arguments by place, constants too; what it is compiled for must not change."""
-    key = (id(kernel), *map(_kind, args))
+def start(kernel: Any, grid: tuple[int, ...], *args: object, constants: tuple[object, ...]) -> None:  # noqa: ANN401
+    """As kernel[grid](*args, *constants). kernel: what triton.jit makes, for good; constants: its last parameters."""
+    key = (id(kernel), constants, *map(_kind, args))
     known = _compiled.get(key)
     if known is not None:
-        known[(*grid, 1, 1)[:3]](*args)
+        known[(*grid, 1, 1)[:3]](*args, *constants)
         return
-    found = kernel[grid](*args)
+    found = kernel[grid](*args, *constants)
     if found is not None:  # the interpreter compiles nothing
         _compiled[key] = found
 
 
 def _kind(value: object) -> object:
-    """What a kernel is compiled for: types and alignment of tensors, the value of whole numbers, but of no others."""
+    """What of an argument a kernel is compiled for."""
     if isinstance(value, Tensor):
-        return value.dtype, value.device, value.data_ptr() % _ALIGNMENT == 0
-    return float if isinstance(value, float) else value
+        return value.dtype, value.device, value.data_ptr() % _MULTIPLE == 0
+    if isinstance(value, int):
+        return value == 1, value % _MULTIPLE == 0, value < _WIDE
+    return type(value)

@@ -47,7 +47,7 @@ def packed_mask(x: Tensor, dropout: float, seed: Tensor) -> Tensor:
     num_rows, width = x.shape
     mask = torch.empty(num_rows, _blocks(width, 8), dtype=torch.uint8, device=x.device)
     grid = (_blocks(mask.numel(), _BLOCK_BYTES),)
-    start(_pack, grid, seed, mask, mask.numel(), _dropped_steps(dropout), _BLOCK_BYTES, _PHILOX_ROUNDS)
+    start(_pack, grid, seed, mask, mask.numel(), _dropped_steps(dropout), constants=(_BLOCK_BYTES, _PHILOX_ROUNDS))
     return mask
 
 
@@ -57,7 +57,7 @@ def down(x: Tensor, a: Tensor, mask: Tensor | None, factor: float) -> Tensor:
     low = x.new_empty(num_rows, rank)
     start(
         _down, (_blocks(num_rows, _BLOCK_N),), x, mask, a, low, num_rows, width, rank, factor,
-        mask is not None, _padded(rank), _BLOCK_N, _BLOCK_I,
+        constants=(mask is not None, _padded(rank), _BLOCK_N, _BLOCK_I),
     )  # fmt: skip
     return low
 
@@ -68,7 +68,7 @@ def gradient_of_a(x: Tensor, of_low: Tensor, mask: Tensor | None, factor: float)
     parts = torch.empty(_PARTS_OF_A, rank, width, dtype=torch.float32, device=x.device)
     start(
         _of_a, (_blocks(width, _BLOCK_I_OF_A), _PARTS_OF_A), x, mask, of_low, parts, num_rows, width, rank, factor,
-        mask is not None, _padded(rank), _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A,
+        constants=(mask is not None, _padded(rank), _BLOCK_N_OF_A, _BLOCK_I_OF_A, _PARTS_OF_A),
     )  # fmt: skip
     return parts.sum(0)
 
@@ -83,7 +83,7 @@ def up(
     grid = (_blocks(num_rows, _BLOCK_N_UP), _blocks(width, _BLOCK_I_UP))
     start(
         _up, grid, low, mask, a, onto, result, num_rows, width, rank, *a.stride(), factor,
-        mask is not None, onto is not None, _padded(rank), _BLOCK_N_UP, _BLOCK_I_UP,
+        constants=(mask is not None, onto is not None, _padded(rank), _BLOCK_N_UP, _BLOCK_I_UP),
     )  # fmt: skip
     return result
 
@@ -99,7 +99,7 @@ def gradients_of_up(of_y: Tensor, low: Tensor, b: Tensor) -> tuple[Tensor, Tenso
     b_parts = torch.empty(_PARTS_OF_UP, width, rank, dtype=torch.float32, device=of_y.device)
     start(
         _of_up, (num_blocks, _PARTS_OF_UP), of_y, low, b, low_parts, b_parts, num_rows, width, rank,
-        _padded(rank), _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP,
+        constants=(_padded(rank), _BLOCK_N_OF_UP, _BLOCK_I_OF_UP, _PARTS_OF_UP),
     )  # fmt: skip
     return low_parts.sum(0), b_parts.sum(0)
 

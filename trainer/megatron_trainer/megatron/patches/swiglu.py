@@ -58,7 +58,7 @@ def product(both: Tensor) -> Tensor:
     both = both.contiguous()
     num_rows, width = both.shape[0], both.shape[1] // 2
     result = both.new_empty(num_rows, width)
-    start(_swiglu, (num_rows, -(-width // _BLOCK)), both, result, width, _BLOCK)
+    start(_swiglu, (num_rows, -(-width // _BLOCK)), both, result, width, constants=(_BLOCK,))
     return result
 
 
@@ -67,7 +67,7 @@ def gradient(of_output: Tensor, both: Tensor) -> Tensor:
     of_output, both = of_output.contiguous(), both.contiguous()
     num_rows, width = of_output.shape
     result = torch.empty_like(both)
-    start(_swiglu_gradient, (num_rows, -(-width // _BLOCK)), of_output, both, result, width, _BLOCK)
+    start(_swiglu_gradient, (num_rows, -(-width // _BLOCK)), of_output, both, result, width, constants=(_BLOCK,))
     return result
 
 
