@@ -57,7 +57,9 @@ def _joined(kind: type[nn.Module]) -> type[nn.Module]:
         projected: Tensor = self.proj(attended.reshape(len(hidden_states), -1))
         return projected
 
-    return type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    made: Any = type(kind.__name__, (kind,), {"forward": forward, "__module__": kind.__module__})
+    joined: type[nn.Module] = made
+    return joined
 
 
 def longest_of(bounds: Tensor) -> int:
