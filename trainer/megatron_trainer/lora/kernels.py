@@ -18,7 +18,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_trainer.backend.triton_start import start
+from megatron_trainer.triton_start import start
 
 _DROP_STEPS = 2**16
 _PHILOX_ROUNDS = 7  # passes the same randomness tests as ten rounds (Salmon et al. 2011)

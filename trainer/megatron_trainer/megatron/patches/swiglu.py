@@ -17,7 +17,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from megatron_trainer.backend.triton_start import start
+from megatron_trainer.triton_start import start
 
 _BLOCK = 1024
 _TYPES = (torch.bfloat16, torch.float16)
