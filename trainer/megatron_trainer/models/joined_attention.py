@@ -29,8 +29,9 @@ def is_available(device: torch.device, dtype: torch.dtype) -> bool:
 def join(tower: nn.Module) -> None:
     """Makes those of its attention modules that are known join their windows; the others stay as they are."""
     for module in tower.modules():
-        if type(module).__name__ in _CLASSES and hasattr(sys.modules[type(module).__module__], _ROTATION):
-            module.__class__ = _joined(type(module))
+        kind: Any = type(module)
+        if kind.__name__ in _CLASSES and hasattr(sys.modules[kind.__module__], _ROTATION):
+            module.__class__ = _joined(kind)
 
 
 _ROTATION = "apply_rotary_pos_emb_vision"
@@ -53,7 +54,7 @@ def _joined(kind: type[nn.Module]) -> type[nn.Module]:
         parts = self.qkv(hidden_states).reshape(len(hidden_states), 3, self.num_heads, -1).unbind(1)
         query, key = rotate(parts[0], parts[1], *position_embeddings)
         bounds, longest = cu_seqlens.int(), longest_of(cu_seqlens)
-        attended = varlen_attn(query, key, parts[2].contiguous(), bounds, bounds, longest, longest)
+        attended: Any = varlen_attn(query, key, parts[2].contiguous(), bounds, bounds, longest, longest)
         projected: Tensor = self.proj(attended.reshape(len(hidden_states), -1))
         return projected
 
